@@ -1,0 +1,272 @@
+//! The configuration file: raw TOML becomes typed configuration before a socket opens.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Default place of the file.
+pub const PATH: &str = "/etc/clawgress/clawgress.toml";
+
+/// Most interfaces a node may name: the bound of the kernel's interface table.
+const INTERFACES_MAX: usize = 256;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This node.
+    pub node: Node,
+    /// The kernel plane.
+    pub datapath: Datapath,
+    /// Interfaces, in `kernel` mode.
+    #[serde(default, rename = "interface", skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
+    /// The explicit proxy.
+    pub proxy: Proxy,
+    /// The L7 plane.
+    pub l7: L7,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its name in audit records.
+    pub name: String,
+    /// Where durable state is kept; 0700.
+    #[serde(default = "state_dir")]
+    pub state_dir: PathBuf,
+    /// Where the Unix sockets are.
+    #[serde(default = "run_dir")]
+    pub run_dir: PathBuf,
+}
+
+/// The kernel plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Datapath {
+    /// `kernel` or `none`; there is no default, so that less enforcement is always somebody's choice.
+    pub mode: DatapathMode,
+    /// Directory on a BPF file system in which programs, links and maps are pinned.
+    #[serde(default = "bpffs")]
+    pub bpffs: PathBuf,
+    /// Mount point of cgroup v2; found by itself if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Which kernel plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatapathMode {
+    /// XDP, TC and cgroup programs.
+    Kernel,
+    /// None: explicit proxy only.
+    None,
+}
+
+/// An interface and its role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// Name.
+    pub name: String,
+    /// Role.
+    pub role: Role,
+}
+
+/// What an interface is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Agents are behind it.
+    Agents,
+    /// The way out.
+    Uplink,
+    /// Administration.
+    Management,
+}
+
+impl Role {
+    /// As in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Agents => "agents",
+            Role::Uplink => "uplink",
+            Role::Management => "management",
+        }
+    }
+}
+
+/// The explicit proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    /// Addresses to listen on. All must have the same port.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// The L7 plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct L7 {
+    /// DNS servers, asked in order; the system's (`/etc/resolv.conf`) if empty.
+    #[serde(default)]
+    pub resolvers: Vec<SocketAddr>,
+    /// How long the last snapshot is served while control is away, seconds; then everything is denied.
+    #[serde(default = "snapshot_stale_s_max")]
+    pub snapshot_stale_s_max: u64,
+    /// Most connections at once; one more is closed at once, counted.
+    #[serde(default = "connections_max")]
+    pub connections_max: usize,
+    /// Worker threads; the number of cores if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
+
+/// Why a file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Unreadable.
+    #[error("cannot read `{path}`: {error}; name the file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Not what it should be.
+    #[error("{path}:{line}: {message}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1 (0 if it is the file as a whole).
+        line: usize,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+fn state_dir() -> PathBuf { PathBuf::from("/var/lib/clawgress") }
+fn run_dir() -> PathBuf { PathBuf::from("/run/clawgress") }
+fn bpffs() -> PathBuf { PathBuf::from("/sys/fs/bpf/clawgress") }
+fn snapshot_stale_s_max() -> u64 { 300 }
+fn connections_max() -> usize { 20_000 }
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// With file, line and remedy.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        Config::parse(&text, path)
+    }
+
+    /// Checks `text`, naming `path` in errors.
+    ///
+    /// # Errors
+    /// With file, line and remedy.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let invalid = |line: usize, message: String| ConfigError::Invalid { path: path.to_owned(), line, message };
+        let config: Config = toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or_default().matches('\n').count() + 1);
+            invalid(line, e.message().to_owned())
+        })?;
+        let line_of = |what: &str| text.lines().position(|l| l.contains(what)).map_or(0, |n| n + 1);
+        config.check().map_err(|(what, message)| invalid(line_of(what), message))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let name_ok = |n: &str| !n.is_empty() && n.len() <= 63 && n.bytes().all(|b| b.is_ascii_graphic());
+        if !name_ok(&self.node.name) {
+            return Err(("name", "the node's `name` must be 1 to 63 printable characters without spaces".into()));
+        }
+        let agents = self.interfaces.iter().filter(|i| i.role == Role::Agents).count();
+        if self.datapath.mode == DatapathMode::Kernel && agents == 0 {
+            return Err(("mode", "`mode = \"kernel\"` needs at least one [[interface]] with `role = \"agents\"`".into()));
+        }
+        if self.datapath.mode == DatapathMode::None && !self.interfaces.is_empty() {
+            return Err(("[[interface]]", "`mode = \"none\"` governs no interface: remove the [[interface]] tables".into()));
+        }
+        if self.interfaces.len() > INTERFACES_MAX {
+            return Err(("[[interface]]", format!("at most {INTERFACES_MAX} interfaces")));
+        }
+        for (n, interface) in self.interfaces.iter().enumerate() {
+            if interface.name.is_empty() || interface.name.len() > 15 {
+                return Err(("[[interface]]", format!("`{}` is not an interface name: 1 to 15 characters", interface.name)));
+            }
+            if self.interfaces.iter().take(n).any(|i| i.name == interface.name) {
+                return Err(("[[interface]]", format!("interface `{}` is named twice", interface.name)));
+            }
+        }
+        let mut ports = self.proxy.listen.iter().map(SocketAddr::port);
+        let first = ports.next();
+        if first.is_some_and(|p| p == 0) || ports.any(|p| Some(p) != first) {
+            return Err(("listen", "all addresses in `listen` must have the same port, and not 0".into()));
+        }
+        if first.is_none() && self.datapath.mode == DatapathMode::None {
+            return Err(("listen", "`mode = \"none\"` needs an address in `listen`: there would be no way in".into()));
+        }
+        if self.l7.connections_max == 0 {
+            return Err(("connections_max", "`connections_max` must be at least 1".into()));
+        }
+        Ok(())
+    }
+
+    /// Socket of the control role: snapshots and audit, for L7.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf { self.node.run_dir.join("control.sock") }
+
+    /// Socket of the control role for administrators.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf { self.node.run_dir.join("admin.sock") }
+
+    /// Socket of the keys role.
+    #[must_use]
+    pub fn keys_socket(&self) -> PathBuf { self.node.run_dir.join("keys.sock") }
+
+    /// Socket of the datapath role, for control.
+    #[must_use]
+    pub fn datapath_socket(&self) -> PathBuf { self.node.run_dir.join("datapath.sock") }
+
+    /// Socket over which the datapath role hands listeners to L7.
+    #[must_use]
+    pub fn handover_socket(&self) -> PathBuf { self.node.run_dir.join("handover.sock") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n";
+
+    #[track_caller]
+    fn check(text: &str, want: &str) {
+        let error = Config::parse(text, Path::new("c.toml")).expect_err("must be refused").to_string();
+        assert!(error.contains(want), "`{error}` should contain `{want}`");
+    }
+
+    #[test]
+    fn the_least_file_is_accepted() {
+        let config = Config::parse(GOOD, Path::new("c.toml")).expect("valid");
+        assert_eq!(config.l7.snapshot_stale_s_max, 300);
+        assert_eq!(config.admin_socket(), Path::new("/run/clawgress/admin.sock"));
+    }
+
+    #[test]
+    fn refusals_name_file_line_and_remedy() {
+        check(&GOOD.replace("gw", ""), "c.toml:2: the node's `name`");
+        check(&GOOD.replace("none", "off"), "c.toml:4:");
+        check(&GOOD.replace("none", "kernel"), "c.toml:4: `mode = \"kernel\"` needs");
+        check(&GOOD.replace("3128\"", "3128\", \"[::1]:3129\""), "c.toml:6: all addresses");
+        check(&GOOD.replace("[\"127.0.0.1:3128\"]", "[]"), "c.toml:6: `mode = \"none\"` needs an address");
+        check(&GOOD.replace("[l7]", "[l7]\nthreds = 3"), "c.toml:8: unknown field `threds`");
+        check(&format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"), "c.toml:8: `mode = \"none\"` governs");
+    }
+}

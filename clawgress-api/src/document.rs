@@ -1,0 +1,247 @@
+//! JSON documents inside the proto envelopes.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use clawgress_identity::{Agent, AgentId, ApiKeyRecord, Source};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{RecordKind, Verdict};
+
+/// Everything L7 needs at one generation; swapped whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot<P> {
+    /// Monotonic number, the same as the kernel plane's.
+    pub generation: u64,
+    /// The policy bundle (`clawgress_policy::PolicyBundle`); `None` before the first apply: deny.
+    pub policy: Option<P>,
+    /// Agents.
+    pub agents: Vec<Agent>,
+    /// API keys, as keyed hashes.
+    pub keys: Vec<ApiKeyRecord>,
+}
+
+/// Everything the kernel plane needs at one generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelGeneration<T> {
+    /// Monotonic number.
+    pub generation: u64,
+    /// Compiled policy (`clawgress_policy::kernel::KernelTables`); `None` before the first apply: deny.
+    pub tables: Option<T>,
+    /// Agents, with their sources.
+    pub agents: Vec<Agent>,
+}
+
+/// The datapath role's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// `kernel` or `none`.
+    pub mode: String,
+    /// Live generation, 0 before the first.
+    pub generation: u64,
+    /// Interfaces and how the programs are attached to them.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Live flows, and the bound.
+    pub flows: u64,
+    /// Most flows.
+    pub flows_max: u64,
+    /// Counters by name, summed over CPUs.
+    pub counters: BTreeMap<String, u64>,
+    /// What is not enforced in this mode, in words.
+    pub absent: Vec<String>,
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Name.
+    pub name: String,
+    /// `agents`, `uplink`, `management`.
+    pub role: String,
+    /// `native`, `generic` or `off`.
+    pub xdp: String,
+    /// `tcx`, `clsact` or `off`.
+    pub tc: String,
+}
+
+/// `agent create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewAgent {
+    /// Id.
+    pub id: AgentId,
+    /// Team.
+    #[serde(default)]
+    pub team: Option<String>,
+    /// Project.
+    #[serde(default)]
+    pub project: Option<String>,
+    /// Environment.
+    #[serde(default)]
+    pub environment: Option<String>,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Source bindings.
+    #[serde(default)]
+    pub sources: Vec<Source>,
+    /// Whether to issue an API key.
+    pub key: bool,
+}
+
+/// Answer to `agent create`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedAgent {
+    /// The agent.
+    pub agent: Agent,
+    /// The API key, shown this once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<String>,
+}
+
+/// `policy check` and `policy apply`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPolicy<P> {
+    /// The bundle.
+    pub bundle: P,
+    /// Why.
+    pub message: String,
+    /// Who.
+    pub author: String,
+}
+
+/// A policy revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRevision<P> {
+    /// Number, from 1.
+    pub number: u64,
+    /// The one before, 0 for none.
+    pub parent: u64,
+    /// When.
+    pub time: Timestamp,
+    /// Who.
+    pub author: String,
+    /// Why.
+    pub message: String,
+    /// SHA-256 of the bundle's JSON, hex.
+    pub hash: String,
+    /// The bundle, absent in listings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<P>,
+    /// The generation it went live in, if it is live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+}
+
+/// Answer to `policy check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCheck {
+    /// Policies in the set.
+    pub policies: u64,
+    /// Destination prefixes the kernel would hold.
+    pub prefixes: u64,
+    /// Verdict cells the kernel would hold.
+    pub cells: u64,
+}
+
+/// `audit search` and `audit tail`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditQuery {
+    /// Only this agent (`tenant/name` or `name`), or `anonymous`.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Only this verdict.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
+    /// Only this kind.
+    #[serde(default)]
+    pub kind: Option<RecordKind>,
+    /// Only this reason.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Only destinations whose host or address contains this.
+    #[serde(default)]
+    pub destination: Option<String>,
+    /// Not before.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
+    /// Before.
+    #[serde(default)]
+    pub until: Option<Timestamp>,
+    /// At most this many, the newest.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// Stay and send new records as they come.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// `run`: a governed local command.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSession {
+    /// Names the session, for `CloseRun`.
+    pub name: String,
+    /// The agent.
+    pub agent: AgentId,
+    /// The cgroup the command goes into; `None` if the datapath is `none`.
+    pub cgroup_path: Option<String>,
+    /// API key that counts only while the session lives.
+    pub api_key: String,
+    /// Address of the explicit proxy.
+    pub proxy: SocketAddr,
+    /// What is not enforced, in words.
+    pub absent: Vec<String>,
+}
+
+impl std::fmt::Debug for RunSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunSession").field("name", &self.name).field("agent", &self.agent).finish_non_exhaustive()
+    }
+}
+
+/// The node's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Node name.
+    pub node: String,
+    /// Version of the software.
+    pub version: String,
+    /// Live policy revision, 0 for none.
+    pub revision: u64,
+    /// Latest generation.
+    pub generation: u64,
+    /// Agents registered.
+    pub agents: u64,
+    /// The kernel plane; `None` if the datapath role can't be reached.
+    pub datapath: Option<DatapathStatus>,
+    /// L7 workers that are connected.
+    pub l7: Vec<L7Status>,
+    /// Addresses of the explicit proxy.
+    pub proxies: Vec<SocketAddr>,
+    /// The gateway's own addresses that agents' traffic may be routed to.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Records in the audit log.
+    pub audit_records: u64,
+    /// What is wrong or not enforced, in words; empty if all is well.
+    pub warnings: Vec<String>,
+}
+
+/// One L7 worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct L7Status {
+    /// Its name.
+    pub instance: String,
+    /// Process id.
+    pub pid: u32,
+    /// Generation it acknowledged.
+    pub generation: u64,
+    /// Why it refused the latest, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

@@ -1,0 +1,127 @@
+//! Handing open listeners (and the flow table) from the datapath role to L7 over a Unix socket.
+//!
+//! One message a connection: a JSON [`Handover`] with the descriptors as `SCM_RIGHTS` in the order it
+//! lists them. The connection then stays open; its end means the datapath role is gone, and L7 dials
+//! again to get the next set while it goes on with the old one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// Most descriptors in one message (the kernel's `SCM_MAX_FD` is 253).
+pub const DESCRIPTORS_MAX: usize = 64;
+/// Most bytes of the JSON part.
+const BYTES_MAX: usize = 16 * 1024;
+
+/// What is handed over. Descriptors: one a listener, in order, then the flow table if `flow_table`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    /// The listeners.
+    pub listeners: Vec<Listener>,
+    /// Whether the last descriptor is the flow table map.
+    pub flow_table: bool,
+}
+
+/// One listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// What arrives there.
+    pub kind: ListenerKind,
+    /// Where it is bound.
+    pub address: SocketAddr,
+}
+
+/// What arrives at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListenerKind {
+    /// Steered TCP; the local address of an accepted socket is the original destination.
+    Transparent,
+    /// The explicit proxy.
+    Proxy,
+}
+
+/// Sends `handover` and `descriptors`.
+///
+/// # Errors
+/// If the socket fails or the bounds don't hold.
+pub async fn send(stream: &UnixStream, handover: &Handover, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(handover)?;
+    if bytes.len() > BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many listeners to hand over"));
+    }
+    stream
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            let sent = sendmsg(stream.as_fd(), &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+            if sent == bytes.len() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero)) }
+        })
+        .await
+}
+
+/// Receives what [`send`] sent.
+///
+/// # Errors
+/// If the socket fails, or the message is not a whole handover with all its descriptors.
+pub async fn receive(stream: &UnixStream) -> io::Result<(Handover, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; BYTES_MAX];
+    let mut descriptors = Vec::new();
+    let n = stream
+        .async_io(Interest::READABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let received =
+                recvmsg(stream.as_fd(), &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    descriptors.extend(rights);
+                }
+            }
+            Ok(received.bytes)
+        })
+        .await?;
+    let handover: Handover = serde_json::from_slice(bytes.get(..n).unwrap_or_default())
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    if descriptors.len() != handover.listeners.len() + usize::from(handover.flow_table) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors are missing from the handover"));
+    }
+    Ok((handover, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn listeners_cross_the_socket_and_still_accept() {
+        let (a, b) = UnixStream::pair().expect("socketpair");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address = listener.local_addr().expect("address");
+        let sent =
+            Handover { listeners: vec![Listener { kind: ListenerKind::Proxy, address }], flow_table: false };
+        send(&a, &sent, &[listener.as_fd()]).await.expect("send");
+        drop(listener);
+        let (got, mut descriptors) = receive(&b).await.expect("receive");
+        assert_eq!(got, sent);
+        let listener = std::net::TcpListener::from(descriptors.remove(0));
+        let _client = std::net::TcpStream::connect(address).expect("connect");
+        listener.accept().expect("accept");
+        drop(a);
+        assert!(receive(&b).await.is_err(), "the end of the stream is an error, not an empty handover");
+    }
+}

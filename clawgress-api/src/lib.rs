@@ -1,0 +1,29 @@
+//! Where the processes meet: proto services, JSON documents, the audit record, the configuration
+//! file and the Unix sockets. Must never hold behaviour of one process alone.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+mod document;
+pub mod handover;
+mod record;
+pub mod socket;
+
+/// Generated messages, clients and servers.
+#[expect(
+    missing_debug_implementations,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    clippy::large_futures,
+    reason = "generated code"
+)]
+pub mod proto {
+    tonic::include_proto!("clawgress.v1");
+}
+
+pub use document::*;
+pub use record::*;
+
+/// Largest gRPC message, bytes: a snapshot of ten thousand agents and a million prefixes fits.
+pub const MESSAGE_BYTES_MAX: usize = 128 << 20;

@@ -1,0 +1,253 @@
+//! The audit record: the one shape in which every decision and outcome of both planes is kept.
+
+use std::net::IpAddr;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::{Agent, IdentityMethod, MacAddress};
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Version of the record's shape.
+pub const RECORD_VERSION: u32 = 1;
+
+/// What a record tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordKind {
+    /// Made before the first byte goes on.
+    Decision,
+    /// Made at the end; joined to its decision by `request`.
+    Outcome,
+    /// Records that could not be kept, counted in `count`.
+    Gap,
+    /// A change by an administrator or the system itself.
+    Change,
+}
+
+/// Which plane speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plane {
+    /// XDP, TC and cgroup programs.
+    Kernel,
+    /// The proxy.
+    L7,
+    /// The control role.
+    Control,
+}
+
+/// How the traffic came to the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ingress {
+    /// Through the default route.
+    Transparent,
+    /// Through the explicit proxy.
+    Proxy,
+    /// From a local workload's cgroup.
+    Local,
+}
+
+/// Allow or deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Permitted.
+    Allow,
+    /// Denied; `reason` says why.
+    Deny,
+}
+
+/// Who it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRef {
+    /// Tenant.
+    pub tenant: String,
+    /// Name within the tenant.
+    pub agent: String,
+    /// Team.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// Project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// Environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// How that was established.
+    pub method: IdentityMethod,
+}
+
+impl AgentRef {
+    /// The reference to `agent`, as established by `method`.
+    #[must_use]
+    pub fn new(agent: &Agent, method: IdentityMethod) -> Self {
+        AgentRef {
+            tenant: agent.id.tenant().to_owned(),
+            agent: agent.id.name().to_owned(),
+            team: agent.team.clone(),
+            project: agent.project.clone(),
+            environment: agent.environment.clone(),
+            method,
+        }
+    }
+}
+
+/// Where it came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRef {
+    /// Address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// Port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// MAC address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+}
+
+/// Where it was going.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// Canonical host name, or address literal, as the client asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Address the client dialled, or the one dialled for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// Port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// `tcp`, `udp`, `icmp`, or the protocol's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// HTTP method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// HTTP path, without the query (which may hold secrets).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// Tokens used, as the provider reported them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenUsage {
+    /// Model, if the response named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Tokens of the prompt.
+    pub input: u64,
+    /// Tokens of the completion.
+    pub output: u64,
+}
+
+/// One audit record. Fields that don't apply are absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// When.
+    pub time: Timestamp,
+    /// The node.
+    pub node: String,
+    /// What it tells.
+    pub kind: RecordKind,
+    /// Which plane.
+    pub plane: Plane,
+    /// Joins a decision and its outcome; unique per node.
+    pub request: String,
+    /// The generation that decided.
+    pub generation: u64,
+    /// How it came in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Ingress>,
+    /// Who; absent means anonymous.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentRef>,
+    /// From where.
+    #[serde(default)]
+    pub source: SourceRef,
+    /// To where.
+    #[serde(default)]
+    pub destination: Destination,
+    /// The action that determined the verdict: `connect`, `direct`, `tls`, `tunnel`, `http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// The verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Ids of the determining policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// Why it was denied, or how it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "reason_out", deserialize_with = "reason_in")]
+    pub reason: Option<DropReason>,
+    /// HTTP status the client got.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Tokens, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenUsage>,
+    /// Bytes from the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
+    /// Bytes to the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_received: Option<u64>,
+    /// Time the gateway took to decide and connect (decision), or the whole exchange (outcome), in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<u64>,
+    /// For a gap: how many records are missing. For a repeated kernel drop: how many packets it stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// For a change: what was changed. Never secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl AuditRecord {
+    /// A record with the fields every record has.
+    #[must_use]
+    pub fn new(time: Timestamp, node: &str, kind: RecordKind, plane: Plane, request: String, generation: u64) -> Self {
+        AuditRecord {
+            version: RECORD_VERSION,
+            time,
+            node: node.to_owned(),
+            kind,
+            plane,
+            request,
+            generation,
+            ingress: None,
+            agent: None,
+            source: SourceRef::default(),
+            destination: Destination::default(),
+            action: None,
+            verdict: None,
+            policies: Vec::new(),
+            reason: None,
+            status: None,
+            tokens: None,
+            bytes_sent: None,
+            bytes_received: None,
+            latency_us: None,
+            count: None,
+            detail: None,
+        }
+    }
+}
+
+#[expect(clippy::ref_option, reason = "the shape serde asks for")]
+fn reason_out<S: Serializer>(reason: &Option<DropReason>, s: S) -> Result<S::Ok, S::Error> {
+    reason.map(DropReason::name).serialize(s)
+}
+
+fn reason_in<'de, D: Deserializer<'de>>(d: D) -> Result<Option<DropReason>, D::Error> {
+    let Some(name) = Option::<String>::deserialize(d)? else { return Ok(None) };
+    DropReason::from_name(&name)
+        .map(Some)
+        .ok_or_else(|| serde::de::Error::custom(format!("unknown drop reason `{name}`")))
+}

@@ -1,0 +1,311 @@
+//! Keys and values of the maps. Addresses are 16 bytes: IPv6, or IPv4 mapped as `::ffff:a.b.c.d`
+//! (RFC 4291 2.5.5.2), in network byte order.
+
+use core::mem::size_of;
+
+/// An address as the maps hold it.
+pub type Address = [u8; 16];
+
+/// Agent class of a source that has no binding.
+pub const CLASS_UNAUTHENTICATED: u32 = 0;
+/// Destination class of an address that no policy names.
+pub const DESTINATION_OTHER: u32 = 0;
+
+/// The live generation and the table slot that holds it, packed so that one 8-byte read gives both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Monotonic number; 0 is "no policy yet", which denies.
+    pub number: u64,
+    /// Which half of the double-buffered tables is live: 0 or 1.
+    pub slot: u32,
+}
+
+impl Generation {
+    /// Packs into the map's value.
+    #[must_use]
+    #[inline(always)]
+    pub const fn pack(self) -> u64 { self.number << 1 | (self.slot & 1) as u64 }
+
+    /// Unpacks the map's value.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unpack(value: u64) -> Self { Generation { number: value >> 1, slot: (value & 1) as u32 } }
+}
+
+macro_rules! pod {
+    ($name:ident, $size:literal) => {
+        const _: () = assert!(size_of::<$name>() == $size, concat!(stringify!($name), " has implicit padding or grew"));
+        #[cfg(feature = "user")]
+        // SAFETY: `repr(C)`, no padding (the assertion above equals the sum of the fields), and every
+        // bit pattern is valid.
+        unsafe impl crate::user::Pod for $name {}
+    };
+}
+
+/// What an interface is to the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Interface {
+    /// [`interface_flag`] bits.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(Interface, 8);
+
+/// Bits of [`Interface::flags`].
+pub mod interface_flag {
+    /// Agents are behind it: everything is judged.
+    pub const AGENTS: u32 = 1;
+}
+
+/// LPM data of [`map::BINDINGS`](crate::map::BINDINGS), after the prefix length. Prefix length in bits: 64 + address prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct BindKey {
+    /// Table slot (host order; matched exactly).
+    pub slot: u32,
+    /// Interface the packet came in by (host order; matched exactly).
+    pub ifindex: u32,
+    /// Source address or prefix.
+    pub address: Address,
+}
+pod!(BindKey, 24);
+
+/// Who a source is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Bind {
+    /// The registry's index of the agent; 0 where the source only may present credentials.
+    pub agent: u32,
+    /// Agent class in this slot's tables; [`CLASS_UNAUTHENTICATED`] where `agent` is 0.
+    pub class: u32,
+    /// MAC address the source must have, if [`bind_flag::MAC`].
+    pub mac: [u8; 6],
+    /// [`bind_flag`] bits.
+    pub flags: u16,
+}
+pod!(Bind, 16);
+
+/// Bits of [`Bind::flags`].
+pub mod bind_flag {
+    /// The source MAC must equal [`Bind::mac`](super::Bind::mac).
+    pub const MAC: u16 = 1;
+    /// The agent is disabled or quarantined: nothing passes.
+    pub const DISABLED: u16 = 2;
+}
+
+/// Services at one of the gateway's own addresses. A port of 0 is no service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SelfAddress {
+    /// TCP port of the explicit proxy, network byte order.
+    pub proxy_port_be: u16,
+    /// UDP and TCP port of the DNS service, network byte order.
+    pub dns_port_be: u16,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(SelfAddress, 8);
+
+/// LPM data of [`map::DESTINATIONS`](crate::map::DESTINATIONS), after the prefix length. Prefix length in bits: 32 + address prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct DestinationKey {
+    /// Table slot (matched exactly).
+    pub slot: u32,
+    /// Destination address or prefix.
+    pub address: Address,
+}
+pod!(DestinationKey, 20);
+
+/// Key of [`map::VERDICTS`](crate::map::VERDICTS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct VerdictKey {
+    /// Agent class.
+    pub agent_class: u32,
+    /// Destination class.
+    pub destination_class: u32,
+    /// Port class; 0 for protocols without ports.
+    pub port_class: u16,
+    /// [`protocol`] number as the policy sees it.
+    pub protocol: u8,
+    /// Table slot.
+    pub slot: u8,
+}
+pod!(VerdictKey, 12);
+
+/// Protocol numbers in [`VerdictKey`] and [`FlowKey`]: IANA's, with ICMP for both families as 1.
+pub mod protocol {
+    /// ICMP and ICMPv6.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// What a class may do. A missing entry is a deny (`policy_denied`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Verdict {
+    /// [`action`] code.
+    pub action: u16,
+    /// [`DropReason`](crate::DropReason) code if the action is deny, else 0.
+    pub reason: u16,
+    /// Index of the determining policy ids in the generation's table, 0 for none.
+    pub policies: u32,
+}
+pod!(Verdict, 8);
+
+/// Codes of [`Verdict::action`] and [`Flow::action`].
+pub mod action {
+    /// Drop. The zero value denies.
+    pub const DENY: u16 = 0;
+    /// Steer to the L7 listener (TCP only).
+    pub const STEER: u16 = 1;
+    /// Mark for forwarding.
+    pub const DIRECT: u16 = 2;
+    /// To a service of the gateway itself.
+    pub const LOCAL: u16 = 3;
+}
+
+/// Key of [`map::FLOWS`](crate::map::FLOWS), from the agent's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The agent's address.
+    pub source: Address,
+    /// The address the agent dialled.
+    pub destination: Address,
+    /// The agent's port (ICMP: the echo identifier), network byte order.
+    pub source_port_be: u16,
+    /// The port the agent dialled (ICMP: 0), network byte order.
+    pub destination_port_be: u16,
+    /// The agents' interface; 0 for a local workload.
+    pub ifindex: u32,
+    /// [`protocol`] number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+pod!(FlowKey, 44);
+
+/// A live flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// Generation that judged it last.
+    pub generation: u64,
+    /// `CLOCK_MONOTONIC` at the first packet, ns.
+    pub created_ns: u64,
+    /// `CLOCK_MONOTONIC` at the last packet either way, ns.
+    pub last_ns: u64,
+    /// Packets from the agent.
+    pub tx_packets: u64,
+    /// Bytes from the agent (layer 3 and above).
+    pub tx_bytes: u64,
+    /// Packets to the agent.
+    pub rx_packets: u64,
+    /// Bytes to the agent.
+    pub rx_bytes: u64,
+    /// The registry's index of the agent.
+    pub agent: u32,
+    /// Index of the determining policy ids.
+    pub policies: u32,
+    /// [`action`] code.
+    pub action: u16,
+    /// [`flow_flag`] bits.
+    pub flags: u16,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(Flow, 72);
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flag {
+    /// The agent sent FIN.
+    pub const FIN_TX: u16 = 1;
+    /// The other side sent FIN.
+    pub const FIN_RX: u16 = 2;
+    /// Either side sent RST.
+    pub const RST: u16 = 4;
+}
+
+/// Key of [`map::CGROUPS`](crate::map::CGROUPS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct CgroupKey {
+    /// cgroup v2 id (the inode of its directory).
+    pub cgroup: u64,
+    /// Table slot.
+    pub slot: u32,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(CgroupKey, 16);
+
+/// Key of [`map::SEEN`](crate::map::SEEN).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SeenKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Destination port, network byte order.
+    pub destination_port_be: u16,
+    /// [`DropReason`](crate::DropReason) code.
+    pub reason: u16,
+    /// Interface.
+    pub ifindex: u32,
+}
+pod!(SeenKey, 40);
+
+/// What the kernel tells user space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC`, ns.
+    pub at_ns: u64,
+    /// Generation that decided.
+    pub generation: u64,
+    /// The flow, or as much of it as could be read.
+    pub flow: FlowKey,
+    /// The registry's index of the agent, 0 if anonymous.
+    pub agent: u32,
+    /// Index of the determining policy ids.
+    pub policies: u32,
+    /// Bytes of the packet (layer 3 and above).
+    pub bytes: u32,
+    /// [`event_kind`] code.
+    pub kind: u16,
+    /// [`DropReason`](crate::DropReason) code for a drop, else 0.
+    pub reason: u16,
+    /// [`action`] code.
+    pub action: u16,
+    /// [`hook`] code.
+    pub hook: u16,
+}
+pod!(Event, 80);
+
+/// Codes of [`Event::kind`].
+pub mod event_kind {
+    /// A new flow was permitted.
+    pub const FLOW: u16 = 1;
+    /// A packet or socket call was dropped (the first in a while for this key).
+    pub const DROP: u16 = 2;
+}
+
+/// Codes of [`Event::hook`].
+pub mod hook {
+    /// XDP on an agents' interface.
+    pub const XDP: u16 = 1;
+    /// TC ingress on an agents' interface.
+    pub const TC_INGRESS: u16 = 2;
+    /// TC egress on an agents' interface.
+    pub const TC_EGRESS: u16 = 3;
+    /// A cgroup socket hook.
+    pub const CGROUP: u16 = 4;
+}

@@ -1,0 +1,130 @@
+//! The ABI between the kernel programs and user space: map names, keys, values, marks, events and
+//! the one list of drop reasons.
+//!
+//! Two compilers must agree on every byte here, so each struct is `repr(C)` with explicit zeroed
+//! padding, and its size is asserted. This crate must never depend on the standard library (the
+//! `user` feature aside), and never hold behaviour that only one side needs.
+#![no_std]
+#![cfg_attr(not(feature = "user"), forbid(unsafe_code))]
+
+#[cfg(feature = "user")]
+extern crate std;
+
+mod layout;
+mod reason;
+#[cfg(feature = "user")]
+pub mod user;
+
+pub use layout::*;
+pub use reason::DropReason;
+
+/// Version of everything in this crate that both sides must agree on. A process that finds pinned
+/// maps of another version replaces maps and programs whole.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of maps; 15 bytes at most (`BPF_OBJ_NAME_LEN` less the NUL). A layout change is a new `_vN`.
+pub mod map {
+    /// `Array<u64>[1]`: the live [`Generation`](super::Generation), packed. Read once per packet.
+    pub const GENERATION: &str = "claw_gen_v1";
+    /// `Hash<u32 ifindex, Interface>`: interfaces the programs act on.
+    pub const INTERFACES: &str = "claw_iface_v1";
+    /// `LpmTrie<BindKey, Bind>`: source bindings, by slot, interface and address prefix.
+    pub const BINDINGS: &str = "claw_bind_v1";
+    /// `Hash<[u8; 16], SelfAddress>`: the gateway's own addresses and the services there.
+    pub const SELF: &str = "claw_self_v1";
+    /// `LpmTrie<DestinationKey, u32>`: destination prefix to destination class, by slot.
+    pub const DESTINATIONS: &str = "claw_dst_v1";
+    /// `Array<u16>[2 * 65536]`: port to port class; index is `slot << 16 | port`.
+    pub const PORTS: &str = "claw_port_v1";
+    /// `Hash<VerdictKey, Verdict>`: what each class may do.
+    pub const VERDICTS: &str = "claw_verd_v1";
+    /// `Hash<FlowKey, Flow>`: live flows. Bounded, not LRU: a full table denies.
+    pub const FLOWS: &str = "claw_flow_v1";
+    /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to.
+    pub const LISTENERS: &str = "claw_lstn_v1";
+    /// `RingBuf`: [`Event`](super::Event)s.
+    pub const EVENTS: &str = "claw_evnt_v1";
+    /// `PerCpuArray<u64>[COUNTERS]`: see [`counter`](super::counter).
+    pub const COUNTERS: &str = "claw_cnt_v1";
+    /// `LruHash<SeenKey, u64>`: when a drop was last reported, to bound events by destination.
+    pub const SEEN: &str = "claw_seen_v1";
+    /// `Hash<CgroupKey, Bind>`: local workloads by cgroup id.
+    pub const CGROUPS: &str = "claw_cgrp_v1";
+    /// `Array<u32>[1]`: [`ABI_VERSION`](super::ABI_VERSION) of whoever created the maps.
+    pub const META: &str = "claw_meta_v1";
+}
+
+/// Map capacities, each with the reason for its size.
+pub mod bound {
+    /// Source prefixes, both slots: ten thousand agents with three addresses each, twice.
+    pub const BINDINGS_MAX: u32 = 65_536;
+    /// Destination prefixes, both slots.
+    pub const DESTINATIONS_MAX: u32 = 262_144;
+    /// Non-default verdict cells, both slots.
+    pub const VERDICTS_MAX: u32 = 262_144;
+    /// Concurrent flows: more than ten times the promised 10,000 connections a node.
+    pub const FLOWS_MAX: u32 = 131_072;
+    /// Interfaces the programs act on.
+    pub const INTERFACES_MAX: u32 = 256;
+    /// The gateway's own addresses.
+    pub const SELF_MAX: u32 = 1_024;
+    /// Registered local workloads, both slots.
+    pub const CGROUPS_MAX: u32 = 8_192;
+    /// Event ring, bytes: about 8,000 events, a power of two as the kernel asks.
+    pub const EVENTS_BYTES: u32 = 1 << 20;
+    /// Distinct (source, destination, reason) drops remembered to thin out events.
+    pub const SEEN_MAX: u32 = 16_384;
+    /// A repeated drop is reported at most once in this time.
+    pub const SEEN_INTERVAL_NS: u64 = 1_000_000_000;
+}
+
+/// Slots of [`map::LISTENERS`]: one a family.
+pub mod listener {
+    /// TCP over IPv4.
+    pub const TCP4: u32 = 0;
+    /// TCP over IPv6.
+    pub const TCP6: u32 = 1;
+    /// Slots in the map; the rest is for scale-out and drain.
+    pub const SLOTS: u32 = 16;
+}
+
+/// The packet mark, set by TC and read by nftables and `ip rule`. The low half is zero.
+pub mod mark {
+    /// Bits that are ours.
+    pub const MASK: u32 = 0xFFFF_0000;
+    /// Assigned to a transparent listener: deliver locally.
+    pub const STEER: u32 = 0xC1A1_0000;
+    /// Permitted `direct`: forward and masquerade.
+    pub const DIRECT: u32 = 0xC1A2_0000;
+    /// Addressed to a service of the gateway (proxy, DNS), or ARP/ND.
+    pub const LOCAL: u32 = 0xC1A3_0000;
+    /// Rejected: nftables answers with an ICMP error or a reset.
+    pub const REJECT: u32 = 0xC1A4_0000;
+}
+
+/// Indices of [`map::COUNTERS`]. Below [`counter::XDP_PASSED`] the index is a `DropReason` code
+/// (drops by XDP and TC together).
+pub mod counter {
+    /// Packets XDP let go on to TC.
+    pub const XDP_PASSED: u32 = 128;
+    /// Packets XDP dropped.
+    pub const XDP_DROPPED: u32 = 129;
+    /// Packets TC steered to a listener.
+    pub const STEERED: u32 = 130;
+    /// Packets TC marked for forwarding.
+    pub const DIRECT: u32 = 131;
+    /// Packets to the gateway's own services.
+    pub const LOCAL: u32 = 132;
+    /// Packets TC dropped.
+    pub const TC_DROPPED: u32 = 133;
+    /// Packets towards agents that matched a flow.
+    pub const RETURNED: u32 = 134;
+    /// Events lost because the ring was full; user space turns the difference into gap records.
+    pub const EVENTS_LOST: u32 = 135;
+    /// Socket calls of local workloads permitted.
+    pub const CGROUP_ALLOWED: u32 = 136;
+    /// Socket calls of local workloads refused.
+    pub const CGROUP_DENIED: u32 = 137;
+    /// Length of the array.
+    pub const COUNTERS: u32 = 144;
+}

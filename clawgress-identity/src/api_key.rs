@@ -1,0 +1,104 @@
+//! API keys: `claw_<id>_<secret>`. The id finds the record; only a keyed hash (HMAC-SHA-256 under a
+//! key that the keys role holds) of the whole key is ever stored.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use crate::AgentId;
+
+/// Bytes of a key's keyed hash.
+pub const KEY_MAC_BYTES: usize = 32;
+/// Characters of a key's id (lowercase hex).
+const ID_CHARS: usize = 12;
+/// Characters of a key's secret (lowercase hex): 256 bits.
+const SECRET_CHARS: usize = 64;
+const PREFIX: &str = "claw_";
+
+/// A well-formed API key, borrowed. Its `Debug` never shows the secret.
+#[derive(Clone, Copy)]
+pub struct ApiKey<'a> {
+    text: &'a str,
+    id: &'a str,
+}
+
+/// Why a key was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ApiKeyError {
+    /// Not of the form `claw_<id>_<secret>`.
+    #[error("not a Clawgress API key")]
+    Syntax,
+}
+
+impl<'a> ApiKey<'a> {
+    /// Parses a key.
+    ///
+    /// # Errors
+    /// If it is not `claw_`, 12 hex digits, `_`, 64 hex digits.
+    pub fn parse(text: &'a str) -> Result<Self, ApiKeyError> {
+        let rest = text.strip_prefix(PREFIX).ok_or(ApiKeyError::Syntax)?;
+        let (id, secret) = rest.split_once('_').ok_or(ApiKeyError::Syntax)?;
+        let hex = |s: &str| s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if id.len() == ID_CHARS && secret.len() == SECRET_CHARS && hex(id) && hex(secret) {
+            Ok(ApiKey { text, id })
+        } else {
+            Err(ApiKeyError::Syntax)
+        }
+    }
+
+    /// Makes the text of a key from random bytes (6 for the id, 32 for the secret).
+    #[must_use]
+    pub fn compose(id: [u8; 6], secret: [u8; 32]) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::with_capacity(PREFIX.len() + ID_CHARS + 1 + SECRET_CHARS);
+        text.push_str(PREFIX);
+        for byte in id {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('_');
+        for byte in secret {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+
+    /// The public part, by which the record is found.
+    #[must_use]
+    pub fn id(&self) -> &'a str { self.id }
+
+    /// The whole key, to be hashed; never log it.
+    #[must_use]
+    pub fn expose(&self) -> &'a str { self.text }
+}
+
+impl fmt::Debug for ApiKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { write!(f, "ApiKey(claw_{}_…)", self.id) }
+}
+
+/// What is stored of a key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKeyRecord {
+    /// The key's public id.
+    pub id: String,
+    /// The agent it stands for.
+    pub agent: AgentId,
+    /// Keyed hash of the whole key.
+    pub mac: [u8; KEY_MAC_BYTES],
+    /// Unix seconds from which it no longer counts; `None`: no expiry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_s: Option<i64>,
+}
+
+impl ApiKeyRecord {
+    /// Whether `mac` is this key's, in constant time.
+    #[must_use]
+    pub fn matches(&self, mac: &[u8; KEY_MAC_BYTES]) -> bool { self.mac.ct_eq(mac).into() }
+}
+
+impl fmt::Debug for ApiKeyRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKeyRecord").field("id", &self.id).field("agent", &self.agent).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,96 @@
+//! What is asked of policy, and what it answers.
+
+use std::net::IpAddr;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::Agent;
+use serde::{Deserialize, Serialize};
+
+use crate::Host;
+
+/// Transport protocols policy can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP and ICMPv6.
+    Icmp,
+}
+
+/// What stays unread in a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelProtocol {
+    /// TLS that is not intercepted.
+    Tls,
+    /// Neither TLS nor HTTP.
+    Unknown,
+}
+
+/// URL scheme of an HTTP request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// In clear.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+/// One action on one resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation<'a> {
+    /// Reach an address (`connect`).
+    Connect { ip: IpAddr, port: u16, transport: Transport },
+    /// Be forwarded by the kernel, unseen by L7 (`direct`).
+    Direct { ip: IpAddr, port: u16, transport: Transport },
+    /// Start TLS to a host (`tls`).
+    Tls { host: &'a Host, port: u16, alpn: &'a [String] },
+    /// Let bytes pass unread (`tunnel`).
+    Tunnel { host: &'a Host, port: u16, protocol: TunnelProtocol },
+    /// Send an HTTP request (`http`). `path` is the bytes sent, without the query.
+    Http { host: &'a Host, port: u16, scheme: Scheme, method: &'a str, path: &'a str },
+}
+
+impl Operation<'_> {
+    /// The action's name in policy text.
+    #[must_use]
+    pub fn action(&self) -> &'static str {
+        match self {
+            Operation::Connect { .. } => "connect",
+            Operation::Direct { .. } => "direct",
+            Operation::Tls { .. } => "tls",
+            Operation::Tunnel { .. } => "tunnel",
+            Operation::Http { .. } => "http",
+        }
+    }
+}
+
+/// A question to policy.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Who asks.
+    pub agent: &'a Agent,
+    /// For what.
+    pub operation: Operation<'a>,
+}
+
+/// Policy's answer. `Err` holds a stable reason; there is no default that allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether it is allowed, else why not.
+    pub verdict: Result<(), DropReason>,
+    /// Ids of the determining policies, sorted.
+    pub policies: Vec<String>,
+    /// Evaluation errors, `policy id: message`, sorted; any of them denies.
+    pub errors: Vec<String>,
+}
+
+impl Decision {
+    /// Whether it is allowed.
+    #[must_use]
+    pub fn is_allow(&self) -> bool { self.verdict.is_ok() }
+}
