@@ -13,7 +13,9 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    fn now(&self) -> Timestamp { Timestamp::now() }
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
 }
 
 /// A clock that stands where it is set.
@@ -21,5 +23,7 @@ impl Clock for SystemClock {
 pub struct FixedClock(pub Timestamp);
 
 impl Clock for FixedClock {
-    fn now(&self) -> Timestamp { self.0 }
+    fn now(&self) -> Timestamp {
+        self.0
+    }
 }

@@ -151,11 +151,21 @@ pub enum ConfigError {
     },
 }
 
-fn state_dir() -> PathBuf { PathBuf::from("/var/lib/clawgress") }
-fn run_dir() -> PathBuf { PathBuf::from("/run/clawgress") }
-fn bpffs() -> PathBuf { PathBuf::from("/sys/fs/bpf/clawgress") }
-fn snapshot_stale_s_max() -> u64 { 300 }
-fn connections_max() -> usize { 20_000 }
+fn state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/clawgress")
+}
+fn run_dir() -> PathBuf {
+    PathBuf::from("/run/clawgress")
+}
+fn bpffs() -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/clawgress")
+}
+fn snapshot_stale_s_max() -> u64 {
+    300
+}
+fn connections_max() -> usize {
+    20_000
+}
 
 impl Config {
     /// Reads and checks a file.
@@ -163,7 +173,8 @@ impl Config {
     /// # Errors
     /// With file, line and remedy.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         Config::parse(&text, path)
     }
 
@@ -172,9 +183,11 @@ impl Config {
     /// # Errors
     /// With file, line and remedy.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        let invalid = |line: usize, message: String| ConfigError::Invalid { path: path.to_owned(), line, message };
+        let invalid =
+            |line: usize, message: String| ConfigError::Invalid { path: path.to_owned(), line, message };
         let config: Config = toml::from_str(text).map_err(|e| {
-            let line = e.span().map_or(0, |s| text.get(..s.start).unwrap_or_default().matches('\n').count() + 1);
+            let line =
+                e.span().map_or(0, |s| text.get(..s.start).unwrap_or_default().matches('\n').count() + 1);
             invalid(line, e.message().to_owned())
         })?;
         let line_of = |what: &str| text.lines().position(|l| l.contains(what)).map_or(0, |n| n + 1);
@@ -185,21 +198,33 @@ impl Config {
     fn check(&self) -> Result<(), (&'static str, String)> {
         let name_ok = |n: &str| !n.is_empty() && n.len() <= 63 && n.bytes().all(|b| b.is_ascii_graphic());
         if !name_ok(&self.node.name) {
-            return Err(("name", "the node's `name` must be 1 to 63 printable characters without spaces".into()));
+            return Err((
+                "name",
+                "the node's `name` must be 1 to 63 printable characters without spaces".into(),
+            ));
         }
         let agents = self.interfaces.iter().filter(|i| i.role == Role::Agents).count();
         if self.datapath.mode == DatapathMode::Kernel && agents == 0 {
-            return Err(("mode", "`mode = \"kernel\"` needs at least one [[interface]] with `role = \"agents\"`".into()));
+            return Err((
+                "mode",
+                "`mode = \"kernel\"` needs at least one [[interface]] with `role = \"agents\"`".into(),
+            ));
         }
         if self.datapath.mode == DatapathMode::None && !self.interfaces.is_empty() {
-            return Err(("[[interface]]", "`mode = \"none\"` governs no interface: remove the [[interface]] tables".into()));
+            return Err((
+                "[[interface]]",
+                "`mode = \"none\"` governs no interface: remove the [[interface]] tables".into(),
+            ));
         }
         if self.interfaces.len() > INTERFACES_MAX {
             return Err(("[[interface]]", format!("at most {INTERFACES_MAX} interfaces")));
         }
         for (n, interface) in self.interfaces.iter().enumerate() {
             if interface.name.is_empty() || interface.name.len() > 15 {
-                return Err(("[[interface]]", format!("`{}` is not an interface name: 1 to 15 characters", interface.name)));
+                return Err((
+                    "[[interface]]",
+                    format!("`{}` is not an interface name: 1 to 15 characters", interface.name),
+                ));
             }
             if self.interfaces.iter().take(n).any(|i| i.name == interface.name) {
                 return Err(("[[interface]]", format!("interface `{}` is named twice", interface.name)));
@@ -211,7 +236,10 @@ impl Config {
             return Err(("listen", "all addresses in `listen` must have the same port, and not 0".into()));
         }
         if first.is_none() && self.datapath.mode == DatapathMode::None {
-            return Err(("listen", "`mode = \"none\"` needs an address in `listen`: there would be no way in".into()));
+            return Err((
+                "listen",
+                "`mode = \"none\"` needs an address in `listen`: there would be no way in".into(),
+            ));
         }
         if self.l7.connections_max == 0 {
             return Err(("connections_max", "`connections_max` must be at least 1".into()));
@@ -221,30 +249,41 @@ impl Config {
 
     /// Socket of the control role: snapshots and audit, for L7.
     #[must_use]
-    pub fn control_socket(&self) -> PathBuf { self.node.run_dir.join("control.sock") }
+    pub fn control_socket(&self) -> PathBuf {
+        self.node.run_dir.join("control.sock")
+    }
 
     /// Socket of the control role for administrators.
     #[must_use]
-    pub fn admin_socket(&self) -> PathBuf { self.node.run_dir.join("admin.sock") }
+    pub fn admin_socket(&self) -> PathBuf {
+        self.node.run_dir.join("admin.sock")
+    }
 
     /// Socket of the keys role.
     #[must_use]
-    pub fn keys_socket(&self) -> PathBuf { self.node.run_dir.join("keys.sock") }
+    pub fn keys_socket(&self) -> PathBuf {
+        self.node.run_dir.join("keys.sock")
+    }
 
     /// Socket of the datapath role, for control.
     #[must_use]
-    pub fn datapath_socket(&self) -> PathBuf { self.node.run_dir.join("datapath.sock") }
+    pub fn datapath_socket(&self) -> PathBuf {
+        self.node.run_dir.join("datapath.sock")
+    }
 
     /// Socket over which the datapath role hands listeners to L7.
     #[must_use]
-    pub fn handover_socket(&self) -> PathBuf { self.node.run_dir.join("handover.sock") }
+    pub fn handover_socket(&self) -> PathBuf {
+        self.node.run_dir.join("handover.sock")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n";
+    const GOOD: &str =
+        "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n";
 
     #[track_caller]
     fn check(text: &str, want: &str) {
@@ -267,6 +306,9 @@ mod tests {
         check(&GOOD.replace("3128\"", "3128\", \"[::1]:3129\""), "c.toml:6: all addresses");
         check(&GOOD.replace("[\"127.0.0.1:3128\"]", "[]"), "c.toml:6: `mode = \"none\"` needs an address");
         check(&GOOD.replace("[l7]", "[l7]\nthreds = 3"), "c.toml:8: unknown field `threds`");
-        check(&format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"), "c.toml:8: `mode = \"none\"` governs");
+        check(
+            &format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"),
+            "c.toml:8: `mode = \"none\"` governs",
+        );
     }
 }

@@ -200,7 +200,10 @@ pub struct RunSession {
 
 impl std::fmt::Debug for RunSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RunSession").field("name", &self.name).field("agent", &self.agent).finish_non_exhaustive()
+        f.debug_struct("RunSession")
+            .field("name", &self.name)
+            .field("agent", &self.agent)
+            .finish_non_exhaustive()
     }
 }
 

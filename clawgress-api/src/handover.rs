@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -30,6 +30,8 @@ pub struct Handover {
     pub listeners: Vec<Listener>,
     /// Whether the last descriptor is the flow table map.
     pub flow_table: bool,
+    /// Indices of the agents' interfaces: the `ifindex` values that keys of the flow table carry.
+    pub interfaces: Vec<u32>,
 }
 
 /// One listener.
@@ -56,7 +58,11 @@ pub enum ListenerKind {
 ///
 /// # Errors
 /// If the socket fails or the bounds don't hold.
-pub async fn send(stream: &UnixStream, handover: &Handover, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub async fn send(
+    stream: &UnixStream,
+    handover: &Handover,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(handover)?;
     if bytes.len() > BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many listeners to hand over"));
@@ -85,8 +91,12 @@ pub async fn receive(stream: &UnixStream) -> io::Result<(Handover, Vec<OwnedFd>)
         .async_io(Interest::READABLE, || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let received =
-                recvmsg(stream.as_fd(), &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            let received = recvmsg(
+                stream.as_fd(),
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )?;
             for message in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(rights) = message {
                     descriptors.extend(rights);
@@ -112,8 +122,11 @@ mod tests {
         let (a, b) = UnixStream::pair().expect("socketpair");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let address = listener.local_addr().expect("address");
-        let sent =
-            Handover { listeners: vec![Listener { kind: ListenerKind::Proxy, address }], flow_table: false };
+        let sent = Handover {
+            listeners: vec![Listener { kind: ListenerKind::Proxy, address }],
+            flow_table: false,
+            interfaces: vec![],
+        };
         send(&a, &sent, &[listener.as_fd()]).await.expect("send");
         drop(listener);
         let (got, mut descriptors) = receive(&b).await.expect("receive");

@@ -11,11 +11,9 @@ pub mod socket;
 
 /// Generated messages, clients and servers.
 #[expect(
-    missing_debug_implementations,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    clippy::large_futures,
     reason = "generated code"
 )]
 pub mod proto {

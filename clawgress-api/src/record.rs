@@ -184,7 +184,12 @@ pub struct AuditRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<String>,
     /// Why it was denied, or how it failed.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "reason_out", deserialize_with = "reason_in")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "reason_out",
+        deserialize_with = "reason_in"
+    )]
     pub reason: Option<DropReason>,
     /// HTTP status the client got.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,7 +217,14 @@ pub struct AuditRecord {
 impl AuditRecord {
     /// A record with the fields every record has.
     #[must_use]
-    pub fn new(time: Timestamp, node: &str, kind: RecordKind, plane: Plane, request: String, generation: u64) -> Self {
+    pub fn new(
+        time: Timestamp,
+        node: &str,
+        kind: RecordKind,
+        plane: Plane,
+        request: String,
+        generation: u64,
+    ) -> Self {
         AuditRecord {
             version: RECORD_VERSION,
             time,

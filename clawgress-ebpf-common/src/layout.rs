@@ -24,17 +24,22 @@ impl Generation {
     /// Packs into the map's value.
     #[must_use]
     #[inline(always)]
-    pub const fn pack(self) -> u64 { self.number << 1 | (self.slot & 1) as u64 }
+    pub const fn pack(self) -> u64 {
+        self.number << 1 | (self.slot & 1) as u64
+    }
 
     /// Unpacks the map's value.
     #[must_use]
     #[inline(always)]
-    pub const fn unpack(value: u64) -> Self { Generation { number: value >> 1, slot: (value & 1) as u32 } }
+    pub const fn unpack(value: u64) -> Self {
+        Generation { number: value >> 1, slot: (value & 1) as u32 }
+    }
 }
 
 macro_rules! pod {
     ($name:ident, $size:literal) => {
-        const _: () = assert!(size_of::<$name>() == $size, concat!(stringify!($name), " has implicit padding or grew"));
+        const _: () =
+            assert!(size_of::<$name>() == $size, concat!(stringify!($name), " has implicit padding or grew"));
         #[cfg(feature = "user")]
         // SAFETY: `repr(C)`, no padding (the assertion above equals the sum of the fields), and every
         // bit pattern is valid.

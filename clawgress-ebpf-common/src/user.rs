@@ -29,7 +29,9 @@ pub fn address(ip: IpAddr) -> Address {
 
 /// The IP address of a map address: IPv4 if mapped.
 #[must_use]
-pub fn ip(address: Address) -> IpAddr { Ipv6Addr::from(address).to_canonical() }
+pub fn ip(address: Address) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
+}
 
 /// A hash map reached through a descriptor.
 #[derive(Debug)]
@@ -84,7 +86,12 @@ impl<K: Pod, V: Pod> HashMapFd<K, V> {
         // SAFETY: `attr` has the layout bpf(2) documents for map elements; key and value point to
         // memory of the sizes that `from_fd` compared with the map's, valid for the call.
         let rc = unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, core::ptr::from_ref(&attr), size_of::<ElementAttr>())
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_LOOKUP_ELEM,
+                core::ptr::from_ref(&attr),
+                size_of::<ElementAttr>(),
+            )
         };
         if rc == 0 {
             // SAFETY: the call succeeded, so the kernel filled the whole value; `V` is `Pod`.

@@ -26,7 +26,9 @@ pub struct AgentId {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AgentIdError {
     /// A part is empty, too long, or has other characters.
-    #[error("`{0}` is not an id: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`, starting with a letter or digit, optionally after `TENANT/`")]
+    #[error(
+        "`{0}` is not an id: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`, starting with a letter or digit, optionally after `TENANT/`"
+    )]
     Syntax(String),
 }
 
@@ -45,11 +47,15 @@ impl AgentId {
 
     /// The tenant.
     #[must_use]
-    pub fn tenant(&self) -> &str { &self.tenant }
+    pub fn tenant(&self) -> &str {
+        &self.tenant
+    }
 
     /// The name within the tenant.
     #[must_use]
-    pub fn name(&self) -> &str { &self.name }
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// Whether `part` may be a tenant, team, project, environment or agent name.
@@ -74,15 +80,21 @@ impl FromStr for AgentId {
 impl TryFrom<String> for AgentId {
     type Error = AgentIdError;
 
-    fn try_from(text: String) -> Result<Self, AgentIdError> { text.parse() }
+    fn try_from(text: String) -> Result<Self, AgentIdError> {
+        text.parse()
+    }
 }
 
 impl From<AgentId> for String {
-    fn from(id: AgentId) -> String { id.to_string() }
+    fn from(id: AgentId) -> String {
+        id.to_string()
+    }
 }
 
 impl fmt::Display for AgentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { write!(f, "{}/{}", self.tenant, self.name) }
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.name)
+    }
 }
 
 /// Whether an agent may do anything at all.

@@ -65,15 +65,21 @@ impl<'a> ApiKey<'a> {
 
     /// The public part, by which the record is found.
     #[must_use]
-    pub fn id(&self) -> &'a str { self.id }
+    pub fn id(&self) -> &'a str {
+        self.id
+    }
 
     /// The whole key, to be hashed; never log it.
     #[must_use]
-    pub fn expose(&self) -> &'a str { self.text }
+    pub fn expose(&self) -> &'a str {
+        self.text
+    }
 }
 
 impl fmt::Debug for ApiKey<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { write!(f, "ApiKey(claw_{}_…)", self.id) }
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKey(claw_{}_…)", self.id)
+    }
 }
 
 /// What is stored of a key.
@@ -94,11 +100,16 @@ pub struct ApiKeyRecord {
 impl ApiKeyRecord {
     /// Whether `mac` is this key's, in constant time.
     #[must_use]
-    pub fn matches(&self, mac: &[u8; KEY_MAC_BYTES]) -> bool { self.mac.ct_eq(mac).into() }
+    pub fn matches(&self, mac: &[u8; KEY_MAC_BYTES]) -> bool {
+        self.mac.ct_eq(mac).into()
+    }
 }
 
 impl fmt::Debug for ApiKeyRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKeyRecord").field("id", &self.id).field("agent", &self.agent).finish_non_exhaustive()
+        f.debug_struct("ApiKeyRecord")
+            .field("id", &self.id)
+            .field("agent", &self.agent)
+            .finish_non_exhaustive()
     }
 }

@@ -19,7 +19,9 @@ pub enum BindingError {
     #[error("`{0}` is not a MAC address: write six hex bytes such as `02:00:00:00:00:01`")]
     Mac(String),
     /// Not a source.
-    #[error("`{0}` is not a source: write `INTERFACE=ADDRESS[/PREFIX],MAC`, or `,any-mac` in place of the MAC where the subnet is routed")]
+    #[error(
+        "`{0}` is not a source: write `INTERFACE=ADDRESS[/PREFIX],MAC`, or `,any-mac` in place of the MAC where the subnet is routed"
+    )]
     Source(String),
 }
 
@@ -41,11 +43,15 @@ impl FromStr for MacAddress {
 impl TryFrom<String> for MacAddress {
     type Error = BindingError;
 
-    fn try_from(text: String) -> Result<Self, BindingError> { text.parse() }
+    fn try_from(text: String) -> Result<Self, BindingError> {
+        text.parse()
+    }
 }
 
 impl From<MacAddress> for String {
-    fn from(mac: MacAddress) -> String { mac.to_string() }
+    fn from(mac: MacAddress) -> String {
+        mac.to_string()
+    }
 }
 
 impl fmt::Display for MacAddress {
@@ -79,7 +85,11 @@ impl FromStr for Source {
             Err(_) => prefix.parse::<IpNet>().map_err(|_| error())?.trunc(),
         };
         let mac = if mac == "any-mac" { None } else { Some(mac.parse()?) };
-        if interface.is_empty() { Err(error()) } else { Ok(Source { interface: interface.to_owned(), prefix, mac }) }
+        if interface.is_empty() {
+            Err(error())
+        } else {
+            Ok(Source { interface: interface.to_owned(), prefix, mac })
+        }
     }
 }
 

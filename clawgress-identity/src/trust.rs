@@ -62,7 +62,10 @@ pub struct TrustSnapshot {
 impl TrustSnapshot {
     /// Builds the look-up tables.
     #[must_use]
-    pub fn new(agents: impl IntoIterator<Item = Agent>, keys: impl IntoIterator<Item = ApiKeyRecord>) -> Self {
+    pub fn new(
+        agents: impl IntoIterator<Item = Agent>,
+        keys: impl IntoIterator<Item = ApiKeyRecord>,
+    ) -> Self {
         let mut snapshot = TrustSnapshot::default();
         for agent in agents {
             let agent = Arc::new(agent);
@@ -75,7 +78,9 @@ impl TrustSnapshot {
 
     /// The agent with this id.
     #[must_use]
-    pub fn agent(&self, id: &AgentId) -> Option<&Arc<Agent>> { self.by_id.get(id) }
+    pub fn agent(&self, id: &AgentId) -> Option<&Arc<Agent>> {
+        self.by_id.get(id)
+    }
 
     /// The agent with this registry index, as the kernel plane reports it.
     ///

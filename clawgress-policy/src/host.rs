@@ -26,7 +26,9 @@ impl Host {
     ///
     /// # Errors
     /// If it is no valid name or address.
-    pub fn parse(text: &str) -> Result<Host, HostError> { Err(HostError::Syntax(text.to_owned())) }
+    pub fn parse(text: &str) -> Result<Host, HostError> {
+        Err(HostError::Syntax(text.to_owned()))
+    }
 }
 
 impl fmt::Display for Host {

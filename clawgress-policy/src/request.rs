@@ -92,5 +92,7 @@ pub struct Decision {
 impl Decision {
     /// Whether it is allowed.
     #[must_use]
-    pub fn is_allow(&self) -> bool { self.verdict.is_ok() }
+    pub fn is_allow(&self) -> bool {
+        self.verdict.is_ok()
+    }
 }

@@ -64,7 +64,9 @@ impl PolicySet {
     ///
     /// # Errors
     /// Everything that is wrong, each with its place.
-    pub fn parse(_bundle: &PolicyBundle) -> Result<PolicySet, PolicyErrors> { Ok(PolicySet {}) }
+    pub fn parse(_bundle: &PolicyBundle) -> Result<PolicySet, PolicyErrors> {
+        Ok(PolicySet {})
+    }
 
     /// Decides one request: default deny, forbid wins, any evaluation error denies.
     #[must_use]
