@@ -13,6 +13,9 @@ pub const PATH: &str = "/etc/clawgress/clawgress.toml";
 /// Most interfaces a node may name: the bound of the kernel's interface table.
 const INTERFACES_MAX: usize = 256;
 
+/// Least size of an audit segment, bytes: smaller ones would be mostly directory entries.
+const AUDIT_SEGMENT_BYTES_LEAST: u64 = 4096;
+
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +31,12 @@ pub struct Config {
     pub proxy: Proxy,
     /// The L7 plane.
     pub l7: L7,
+    /// Who may use which socket.
+    #[serde(default)]
+    pub access: Access,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: Audit,
 }
 
 /// This node.
@@ -36,7 +45,7 @@ pub struct Config {
 pub struct Node {
     /// Its name in audit records.
     pub name: String,
-    /// Where durable state is kept; 0700.
+    /// Where durable state is kept: a directory of mode 0700 for each role.
     #[serde(default = "state_dir")]
     pub state_dir: PathBuf,
     /// Where the Unix sockets are.
@@ -128,6 +137,52 @@ pub struct L7 {
     pub threads: Option<usize>,
 }
 
+/// Which users the processes run as: what the peer check of the Unix sockets goes by. A name given here
+/// must exist; the default names count where they exist. A role's own user and root always may.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Access {
+    /// User of the control role; [`Access::CONTROL_USER`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_user: Option<String>,
+    /// User of `clawgress-l7`; [`Access::L7_USER`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l7_user: Option<String>,
+    /// Group whose members may administer; [`Access::ADMIN_GROUP`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_group: Option<String>,
+    /// More users who may administer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub admin_users: Vec<String>,
+}
+
+impl Access {
+    /// Default user of the control role.
+    pub const CONTROL_USER: &'static str = "clawgress-control";
+    /// Default user of `clawgress-l7`.
+    pub const L7_USER: &'static str = "clawgress-l7";
+    /// Default group of administrators.
+    pub const ADMIN_GROUP: &'static str = "clawgress-admin";
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// A segment that has reached this size is closed and the next one begun, bytes.
+    #[serde(default = "segment_bytes_max")]
+    pub segment_bytes_max: u64,
+    /// Oldest segments are removed when all together are larger, bytes.
+    #[serde(default = "retention_bytes_max")]
+    pub retention_bytes_max: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit { segment_bytes_max: segment_bytes_max(), retention_bytes_max: retention_bytes_max() }
+    }
+}
+
 /// Why a file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -165,6 +220,15 @@ fn snapshot_stale_s_max() -> u64 {
 }
 fn connections_max() -> usize {
     20_000
+}
+
+/// 16 MiB: some thirty thousand records, read by a search in well under a second.
+fn segment_bytes_max() -> u64 {
+    16 << 20
+}
+/// 4 GiB: some eight million records, on the smallest disks a gateway has.
+fn retention_bytes_max() -> u64 {
+    4 << 30
 }
 
 impl Config {
@@ -239,6 +303,18 @@ impl Config {
             return Err((
                 "listen",
                 "`mode = \"none\"` needs an address in `listen`: there would be no way in".into(),
+            ));
+        }
+        if self.audit.segment_bytes_max < AUDIT_SEGMENT_BYTES_LEAST {
+            return Err((
+                "segment_bytes_max",
+                format!("`segment_bytes_max` must be at least {AUDIT_SEGMENT_BYTES_LEAST}"),
+            ));
+        }
+        if self.audit.retention_bytes_max < self.audit.segment_bytes_max.saturating_mul(2) {
+            return Err((
+                "retention_bytes_max",
+                "`retention_bytes_max` must be at least twice `segment_bytes_max`".into(),
             ));
         }
         if self.l7.connections_max == 0 {
