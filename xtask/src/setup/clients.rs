@@ -1,0 +1,38 @@
+//! The demo's Python clients in a virtual environment of their own, each file checked against the
+//! hash in `tests/clients/requirements.txt`.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use super::say;
+use crate::cache;
+use crate::shell;
+
+/// Installs them, unless the environment was made from this very list.
+pub fn install() -> anyhow::Result<()> {
+    let requirements = cache::repository().join("tests/clients/requirements.txt");
+    let wanted = fs::read_to_string(&requirements)
+        .with_context(|| format!("cannot read `{}`", requirements.display()))?;
+    let dir = cache::clients()?;
+    let (venv, stamp) = (dir.join("venv"), dir.join("installed.txt"));
+    let python = venv.join("bin/python");
+    let starts = || shell::succeeds(Command::new(&python).args(["-c", "import requests, openai"]));
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) && starts() {
+        say("python clients", "present (requests, openai)");
+        return Ok(());
+    }
+    say("python clients", "missing: installing requests and openai, pinned by hash");
+    fs::create_dir_all(&dir)?;
+    if venv.exists() {
+        fs::remove_dir_all(&venv).context("cannot replace the clients' environment")?;
+    }
+    shell::run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]);
+    shell::run(pip.arg(&requirements)).context("cannot install the demo's Python clients")?;
+    fs::write(&stamp, wanted)?;
+    say("python clients", "installed");
+    Ok(())
+}

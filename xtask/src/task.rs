@@ -1,0 +1,123 @@
+//! The tasks themselves: set up, then the right programs in the right order.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+
+use crate::cache;
+use crate::setup::{self, Scope};
+use crate::shell;
+
+/// The packages whose programs make a gateway.
+const PROGRAMS: &[&str] = &["clawgress-agent", "clawgress-l7", "clawgressctl"];
+/// The package of the lab and what runs in it.
+const LAB: &str = "clawgress-e2e";
+
+/// Builds every program.
+pub fn build(release: bool) -> anyhow::Result<()> {
+    setup::run(Scope::Build)?;
+    compile(release)?;
+    println!("\nbuild: the programs are in {}", directory(release).display());
+    Ok(())
+}
+
+/// Everything that must hold before a change is accepted. The closing line says that it does.
+pub fn test() -> anyhow::Result<()> {
+    let begun = Instant::now();
+    setup::run(Scope::Lab)?;
+    shell::run(shell::cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
+    // The kernel programs have no meaning on the host; the agent's build script builds them.
+    let workspace = ["--workspace", "--exclude", "clawgress-ebpf"];
+    let mut clippy = shell::cargo();
+    clippy.arg("clippy").args(workspace).args(["--locked", "--all-targets", "--", "-D", "warnings"]);
+    shell::run(&mut clippy)?;
+    // The end-to-end tests start these by path.
+    compile(false)?;
+    shell::run(shell::cargo().arg("test").args(workspace).arg("--locked"))?;
+    let minutes = begun.elapsed().as_secs().div_ceil(60);
+    println!("\nall checks passed: format, lints, unit, property and end-to-end tests ({minutes} min)");
+    Ok(())
+}
+
+/// The demo.
+pub fn demo(keep: bool) -> anyhow::Result<()> {
+    setup::run(Scope::All)?;
+    compile(false)?;
+    let mut command = Command::new(directory(false).join("clawgress-demo"));
+    command.env("CLAWGRESS_CLIENTS_DIR", cache::clients()?);
+    if keep {
+        command.arg("--keep");
+    }
+    shell::run_quietly(&mut command)
+}
+
+/// The gateway on this machine.
+pub fn up(transparent: Option<String>, dir: Option<PathBuf>, rest: Vec<String>) -> anyhow::Result<()> {
+    setup::run(Scope::Build)?;
+    compile(false)?;
+    let mut command = Command::new(directory(false).join("clawgress-up"));
+    if let Some(interface) = transparent {
+        command.arg("--transparent").arg(interface);
+    }
+    if let Some(dir) = dir {
+        command.arg("--dir").arg(dir);
+    }
+    shell::run_quietly(command.args(rest))
+}
+
+/// The lab by hand.
+pub fn lab(command: &[String]) -> anyhow::Result<()> {
+    setup::run(Scope::Lab)?;
+    compile(false)?;
+    shell::run_quietly(Command::new(directory(false).join("clawgress-lab")).args(command))
+}
+
+/// The measurements.
+pub fn bench(rest: &[String]) -> anyhow::Result<()> {
+    setup::run(Scope::Lab)?;
+    compile(true)?;
+    let mut example = shell::cargo();
+    example.args([
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "clawgress-l7",
+        "--example",
+        "bare_pingora",
+    ]);
+    shell::run(&mut example)?;
+    let mut command = Command::new(directory(true).join("clawgress-bench"));
+    shell::run_quietly(command.current_dir(cache::repository()).args(rest))
+}
+
+/// Fuzzes `target`, a crate of `tests/fuzz`.
+pub fn fuzz(target: &str, seconds: u64) -> anyhow::Result<()> {
+    let dir = cache::repository().join("tests/fuzz");
+    ensure!(dir.join("Cargo.toml").is_file(), "there is no `{}`", dir.join("Cargo.toml").display());
+    let known = dir.join("fuzz_targets").join(format!("{target}.rs"));
+    ensure!(known.is_file(), "there is no fuzz target `{target}`; see `{}`", dir.display());
+    let mut command = shell::cargo();
+    command.current_dir(&dir).args(["run", "--release", "--bin", target, "--"]);
+    shell::run(command.arg(format!("-max_total_time={seconds}")))
+}
+
+fn compile(release: bool) -> anyhow::Result<()> {
+    let mut command = shell::cargo();
+    command.args(["build", "--locked", "--bins"]);
+    for package in PROGRAMS.iter().chain([&LAB]) {
+        command.args(["--package", package]);
+    }
+    if release {
+        command.arg("--release");
+    }
+    shell::run(&mut command)
+}
+
+/// Where cargo puts programs.
+fn directory(release: bool) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    cache::repository().join(target).join(if release { "release" } else { "debug" })
+}
