@@ -1,1 +1,13 @@
-//! stub
+//! Pure protocol analyzers: bytes from outside to facts.
+//!
+//! Every parser here is incremental or takes a bounded slice, allocates no more than a named bound,
+//! and answers with a precise error instead of a guess. This crate must never do I/O, read a clock,
+//! start a task or change the bytes it is shown.
+#![forbid(unsafe_code)]
+
+pub mod client_hello;
+pub mod http1;
+pub mod proxy_authorization;
+pub mod proxy_request;
+pub mod sniff;
+pub mod usage;

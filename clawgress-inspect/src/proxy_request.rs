@@ -1,0 +1,191 @@
+//! Request targets and authorities: what a client asks a proxy for (RFC 9112 section 3.2).
+//!
+//! Splits text; whether the host is a valid name or address is for the one canonical host parser to
+//! say. Must never repair: userinfo, backslashes, fragments and blanks are refused, because a parser
+//! further on could read them differently.
+
+/// Longest host text looked at, bytes: a DNS name has 253, any spelling of an address fewer.
+const HOST_BYTES_MAX: usize = 512;
+/// Ports have at most this many digits; leading zeros beyond it are refused.
+const PORT_DIGITS_MAX: usize = 5;
+
+/// A request target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// `/path?query`, to a server.
+    Origin(&'a str),
+    /// `http://host[:port]/path?query`, to a proxy.
+    Absolute {
+        /// Host as written.
+        host: &'a str,
+        /// Port as written; absent means 80.
+        port: Option<u16>,
+        /// Path and query; empty means `/`.
+        path: &'a str,
+    },
+    /// `host:port`, with CONNECT.
+    Authority {
+        /// Host as written.
+        host: &'a str,
+        /// Port.
+        port: u16,
+    },
+    /// `*`, with OPTIONS.
+    Asterisk,
+}
+
+/// Why a target was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Bytes that no URI has (RFC 3986 section 2).
+    #[error("the request target has bytes that must be percent-encoded")]
+    Bytes,
+    /// A user name or password.
+    #[error("the request target carries credentials")]
+    UserInfo,
+    /// Another scheme.
+    #[error("only http:// targets can be proxied; use CONNECT for https://")]
+    Scheme,
+    /// No host, or an overlong one.
+    #[error("the request target has no valid host")]
+    Host,
+    /// Not 1 to 65535 in plain digits.
+    #[error("the request target has no valid port")]
+    Port,
+    /// The form does not fit the method.
+    #[error("the request target does not fit the method")]
+    Form,
+}
+
+/// Parses the target of a request with `method`.
+///
+/// # Errors
+/// If it is not exactly one of the four forms.
+pub fn parse<'a>(method: &str, target: &'a [u8]) -> Result<Target<'a>, TargetError> {
+    if !target.iter().all(|b| b.is_ascii_graphic() && !matches!(b, b'\\' | b'#' | b'"' | b'<' | b'>')) {
+        return Err(TargetError::Bytes);
+    }
+    let text = std::str::from_utf8(target).map_err(|_| TargetError::Bytes)?;
+    if method == "CONNECT" {
+        let (host, port) = authority(text)?;
+        return Ok(Target::Authority { host, port: port.ok_or(TargetError::Port)? });
+    }
+    if text.starts_with('/') {
+        return Ok(Target::Origin(text));
+    }
+    if text == "*" {
+        return if method == "OPTIONS" { Ok(Target::Asterisk) } else { Err(TargetError::Form) };
+    }
+    let (scheme, rest) = text.split_once("://").ok_or(TargetError::Form)?;
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(TargetError::Scheme);
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (host_port, path) = rest.split_at_checked(end).ok_or(TargetError::Form)?;
+    let (host, port) = authority(host_port)?;
+    Ok(Target::Absolute { host, port, path })
+}
+
+/// Parses `host[:port]`, as in CONNECT targets and `Host` (RFC 9110 section 7.2). A bracketed host
+/// keeps its brackets.
+///
+/// # Errors
+/// On userinfo, an empty or overlong host, or a port that is not 1 to 65535 in plain digits.
+pub fn authority(text: &str) -> Result<(&str, Option<u16>), TargetError> {
+    if text.contains('@') {
+        return Err(TargetError::UserInfo);
+    }
+    let (host, port) = if text.starts_with('[') {
+        let end = text.find(']').ok_or(TargetError::Host)?;
+        let (host, rest) = text.split_at_checked(end + 1).ok_or(TargetError::Host)?;
+        match rest.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if rest.is_empty() => (host, None),
+            None => return Err(TargetError::Host),
+        }
+    } else {
+        match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        }
+    };
+    let bad = |b: u8| !b.is_ascii_graphic() || matches!(b, b'/' | b'\\' | b'?' | b'#' | b',');
+    if host.is_empty() || host.len() > HOST_BYTES_MAX || host.bytes().any(bad) {
+        return Err(TargetError::Host);
+    }
+    Ok((host, port.map(port_number).transpose()?))
+}
+
+fn port_number(text: &str) -> Result<u16, TargetError> {
+    let digits = (1..=PORT_DIGITS_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let port = if digits { text.parse().ok() } else { None };
+    port.filter(|p| *p != 0).ok_or(TargetError::Port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(method: &str, target: &str, want: Result<Target<'_>, TargetError>) {
+        assert_eq!(parse(method, target.as_bytes()), want, "{method} {target}");
+    }
+
+    #[test]
+    fn connect_takes_host_and_port_and_nothing_else() {
+        let ok = |host, port| Ok(Target::Authority { host, port });
+        check("CONNECT", "api.test:443", ok("api.test", 443));
+        check("CONNECT", "API.test.:443", ok("API.test.", 443));
+        check("CONNECT", "[2001:db8::1]:443", ok("[2001:db8::1]", 443));
+        check("CONNECT", "[denied.test]:443", ok("[denied.test]", 443));
+        check("CONNECT", "2130706433:80", ok("2130706433", 80));
+        for (target, error) in [
+            ("api.test", TargetError::Port),
+            ("api.test:", TargetError::Port),
+            ("api.test:0", TargetError::Port),
+            ("api.test:+443", TargetError::Port),
+            ("api.test:65536", TargetError::Port),
+            ("api.test:000443", TargetError::Port),
+            ("api.test:0x1bb", TargetError::Port),
+            ("a:b:443", TargetError::Port),
+            ("::1:443", TargetError::Host),
+            (":443", TargetError::Host),
+            ("[::1:443", TargetError::Host),
+            ("[::1]443", TargetError::Host),
+            ("allowed@evil:443", TargetError::UserInfo),
+            ("a:b@evil:443", TargetError::UserInfo),
+            ("evil/allowed.test:443", TargetError::Host),
+            ("https://api.test:443", TargetError::Port),
+            ("evil\\allowed.test:443", TargetError::Bytes),
+            ("evil#allowed.test:443", TargetError::Bytes),
+            ("a b:443", TargetError::Bytes),
+            ("a\t:443", TargetError::Bytes),
+            ("b\u{fc}cher.test:443", TargetError::Bytes),
+            ("a,b:443", TargetError::Host),
+            ("", TargetError::Host),
+        ] {
+            check("CONNECT", target, Err(error));
+        }
+        check("CONNECT", &format!("{}:443", "a".repeat(513)), Err(TargetError::Host));
+    }
+
+    #[test]
+    fn the_other_forms() {
+        check("GET", "/a?b", Ok(Target::Origin("/a?b")));
+        check("GET", "//evil/a", Ok(Target::Origin("//evil/a")));
+        check("OPTIONS", "*", Ok(Target::Asterisk));
+        check("GET", "*", Err(TargetError::Form));
+        check("GET", "a.test:80", Err(TargetError::Form));
+        let absolute = |host, port, path| Ok(Target::Absolute { host, port, path });
+        check("GET", "http://a.test/p?q", absolute("a.test", None, "/p?q"));
+        check("GET", "HTTP://a.test:8080", absolute("a.test", Some(8080), ""));
+        check("GET", "http://a.test?q", absolute("a.test", None, "?q"));
+        check("GET", "http://[::1]:80/", absolute("[::1]", Some(80), "/"));
+        check("GET", "https://a.test/", Err(TargetError::Scheme));
+        check("GET", "http://allowed@evil/", Err(TargetError::UserInfo));
+        check("GET", "http:///x", Err(TargetError::Host));
+        check("GET", "http://a.test\\@evil/", Err(TargetError::Bytes));
+        check("GET", "http://a.test/#f", Err(TargetError::Bytes));
+        check("GET", "", Err(TargetError::Form));
+    }
+}
