@@ -1,14 +1,36 @@
 //! `connect` and `direct` policies compiled to kernel tables:
 //! agent class x destination class x protocol x port class.
+//!
+//! Meaning: at one generation, looking a packet up in the tables gives what `connect` and `direct`
+//! decisions give ([`expected`] says how they combine). Must never approximate: what has no exact
+//! compilation was refused when the set was parsed.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::address::canonical;
+use crate::request::{Decision, Operation, Request};
 use crate::{PolicyErrors, PolicySet, Transport};
+
+mod cells;
+pub(crate) mod plan;
+mod tabulate;
+#[cfg(test)]
+mod tests;
+
+/// Most destination prefixes: what one slot of the kernel's table holds.
+pub const PREFIXES_MAX: usize = 131_072;
+/// Most verdicts that are not the default: what one slot of the kernel's table holds.
+pub const VERDICTS_MAX: usize = 131_072;
+/// Most combinations of distinct agents and distinct destinations held while compiling: 16 MiB.
+pub const MATRIX_CELLS_MAX: usize = 1 << 22;
+/// Most decisions made while compiling: some seconds of one core.
+pub const EVALUATIONS_MAX: usize = 500_000;
 
 /// What the kernel does with a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,7 +68,8 @@ pub struct VerdictCell {
 pub struct KernelTables {
     /// Agent index to agent class (1 and up). Agents of one class have equal rows.
     pub agents: BTreeMap<u32, u32>,
-    /// Destination prefix to class; longest prefix wins; no match is class 0.
+    /// Destination prefix to class; longest prefix wins; no match is class 0. IPv4 prefixes lie in
+    /// `::ffff:0:0/96`, so that an IPv6 prefix that encloses it applies to IPv4 where no IPv4 prefix does.
     pub destinations: Vec<(IpNet, u32)>,
     /// First port of each range and its class, ascending, the first at port 0. Ranges reach to the next.
     pub ports: Vec<(u16, u16)>,
@@ -56,11 +79,94 @@ pub struct KernelTables {
     pub policies: Vec<Vec<String>>,
 }
 
+impl KernelTables {
+    /// What the tables say of a packet, and the determining policy ids: the naive reading of what the
+    /// kernel does, for tests and `explain`. `port` counts for TCP and UDP only.
+    #[must_use]
+    pub fn lookup(
+        &self,
+        agent_index: u32,
+        ip: IpAddr,
+        transport: Transport,
+        port: u16,
+    ) -> (KernelAction, &[String]) {
+        let Some(agent_class) = self.agents.get(&agent_index).copied() else {
+            return (KernelAction::Deny(DropReason::Anonymous.code()), &[]);
+        };
+        let destination_class = tabulate::destination_class(&self.destinations, canonical(ip));
+        let port_class = match transport {
+            Transport::Icmp => 0,
+            Transport::Tcp | Transport::Udp => {
+                self.ports.iter().rev().find(|(first, _)| *first <= port).map_or(0, |(_, class)| *class)
+            }
+        };
+        let cell = self.verdicts.iter().find(|cell| {
+            cell.agent_class == agent_class
+                && cell.destination_class == destination_class
+                && cell.transport == transport
+                && cell.port_class == port_class
+        });
+        match cell {
+            Some(cell) => {
+                let policies = self.policies.get(cell.policies as usize).map_or(&[][..], Vec::as_slice);
+                (cell.action, policies)
+            }
+            None => (KernelAction::Deny(DropReason::PolicyDenied.code()), &[]),
+        }
+    }
+}
+
 /// Compiles; what can't be compiled exactly is refused with its place, never approximated.
 ///
 /// # Errors
-/// The policies that have no exact compilation.
-pub fn compile(_set: &PolicySet, _agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
-    let _ = DropReason::PolicyDenied;
-    Ok(KernelTables::default())
+/// If the tables, or the work to make them, would exceed a bound. (Policies that have no exact
+/// compilation are refused by [`PolicySet::parse`] already.)
+pub fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
+    tabulate::tabulate(set.inner(), agents)
+}
+
+/// What the kernel must do with a packet, by two decisions: the meaning of the tables.
+#[must_use]
+pub fn expected(
+    set: &PolicySet,
+    agent: &Agent,
+    ip: IpAddr,
+    transport: Transport,
+    port: u16,
+) -> (KernelAction, Vec<String>) {
+    let decide = |operation| set.decide(&Request { agent, operation });
+    combine(transport, decide(Operation::Connect { ip, port, transport }), || {
+        decide(Operation::Direct { ip, port, transport })
+    })
+}
+
+/// `connect` must be permitted; then `direct` decides between forwarding and L7, which takes TCP only.
+fn combine(
+    transport: Transport,
+    connect: Decision,
+    direct: impl FnOnce() -> Decision,
+) -> (KernelAction, Vec<String>) {
+    if let Err(reason) = connect.verdict {
+        return (KernelAction::Deny(reason.code()), connect.policies);
+    }
+    let direct = direct();
+    let both = |direct: Decision| {
+        let mut policies = connect.policies.clone();
+        policies.extend(direct.policies);
+        policies.sort();
+        policies.dedup();
+        policies
+    };
+    match (direct.verdict, transport) {
+        (Ok(()), _) => (KernelAction::Direct, both(direct)),
+        // A guard of `direct` that fails might have been a forbid; steering does not depend on it, but
+        // it denies all the same, so that an error is never passed over.
+        (Err(DropReason::PolicyError), _) => {
+            (KernelAction::Deny(DropReason::PolicyError.code()), direct.policies)
+        }
+        (Err(_), Transport::Tcp) => (KernelAction::Steer, connect.policies),
+        (Err(_), Transport::Udp | Transport::Icmp) => {
+            (KernelAction::Deny(DropReason::InspectionRequired.code()), both(direct))
+        }
+    }
 }

@@ -4,11 +4,20 @@
 //! give the same verdict and the same policy ids.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod host;
 pub mod kernel;
+mod members;
 mod request;
 mod set;
+mod vocabulary;
 
+pub use address::{embedded_ipv4, is_reserved};
 pub use host::{Host, HostError};
+pub use members::{SET_MEMBERS_MAX, SET_NAME_BYTES_MAX, SETS_MAX};
 pub use request::{Decision, Operation, Request, Scheme, Transport, TunnelProtocol};
-pub use set::{NamedSets, PolicyBundle, PolicyErrors, PolicyProblem, PolicySet, SCHEMA_VERSION};
+pub use set::{
+    NESTING_MAX, NamedSets, OPERATORS_MAX, POLICIES_MAX, PROBLEMS_MAX, PolicyBundle, PolicyErrors,
+    PolicyProblem, PolicySet, SCHEMA_VERSION, TEXT_BYTES_MAX,
+};
+pub use vocabulary::SCHEMA;

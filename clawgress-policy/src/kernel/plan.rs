@@ -1,0 +1,480 @@
+//! What `connect` and `direct` policies depend on: the atoms of their conditions.
+//!
+//! A condition compiles exactly if each of its atoms depends on the agent alone, on the destination
+//! address alone (a set of prefixes), on the port alone (a set of ranges) or on the protocol. Between
+//! the boundaries of those sets nothing that a policy reads changes, so one decision speaks for a whole
+//! cell. Anything else is refused here with its place. Must never approximate, and never evaluate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cedar_policy_core::ast::{Expr, ExprKind, Literal, Var};
+use cedar_policy_core::parser::Loc;
+use clawgress_identity::Agent;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::PolicyProblem;
+use crate::host::quote;
+use crate::members::Members;
+use crate::set::syntax::{self, BinaryOp, EntityReference, Named, Policy, Scope, UnaryOp};
+use crate::set::{Source, applies};
+use crate::vocabulary::{ActionKind, qualified};
+
+/// A set of ports: inclusive ranges.
+pub(crate) type PortRanges = Vec<(u16, u16)>;
+
+/// The atoms of all conditions, each once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Atoms {
+    destination_ids: BTreeMap<Vec<IpNet>, u32>,
+    port_ids: BTreeMap<PortRanges, u32>,
+}
+
+impl Atoms {
+    /// Prefixes of each destination atom, with its id.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (&Vec<IpNet>, u32)> {
+        self.destination_ids.iter().map(|(prefixes, id)| (prefixes, *id))
+    }
+
+    /// Ranges of each port atom, with its id.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = (&PortRanges, u32)> {
+        self.port_ids.iter().map(|(ranges, id)| (ranges, *id))
+    }
+}
+
+/// What of an agent conditions read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    entities: BTreeSet<Named>,
+    labels: BTreeSet<String>,
+    attributes: BTreeSet<String>,
+    /// Something that the above does not describe.
+    whole: bool,
+}
+
+/// Values of [`Facts`] for one agent: agents with equal keys are decided alike.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct AgentKey {
+    entities: Vec<bool>,
+    labels: Vec<Option<String>>,
+    attributes: Vec<Option<String>>,
+    whole: Option<(String, BTreeMap<String, String>)>,
+}
+
+/// A policy that applies to `connect` or `direct`.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    /// Position in the set's text.
+    position: usize,
+    pub(crate) connect: bool,
+    pub(crate) direct: bool,
+    principal: Scope,
+    pub(crate) destinations: BTreeSet<u32>,
+    pub(crate) ports: BTreeSet<u32>,
+    pub(crate) cedar: Option<cedar_policy::Policy>,
+}
+
+/// The kernel plane's view of a policy set.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) atoms: Atoms,
+    pub(crate) rules: Vec<Rule>,
+    facts: Facts,
+}
+
+impl Plan {
+    /// Reads the conditions of `policies` (in the order of the text, each with its id).
+    ///
+    /// # Errors
+    /// Each part of a condition that has no exact compilation.
+    pub(crate) fn new<'a>(
+        policies: impl Iterator<Item = (&'a Policy, &'a str)>,
+        source: &Source<'_>,
+        members: &Members,
+    ) -> Result<Plan, Vec<PolicyProblem>> {
+        let mut plan = Plan::default();
+        let mut problems = Vec::new();
+        for (position, (policy, id)) in policies.enumerate() {
+            let mut rule = Rule {
+                position,
+                connect: applies(policy, ActionKind::Connect),
+                direct: applies(policy, ActionKind::Direct),
+                principal: policy.principal_constraint().as_inner().clone(),
+                destinations: BTreeSet::new(),
+                ports: BTreeSet::new(),
+                cedar: None,
+            };
+            for action in [ActionKind::Connect, ActionKind::Direct] {
+                if applies(policy, action) {
+                    let reader = Reader {
+                        action,
+                        rule: &mut rule,
+                        atoms: &mut plan.atoms,
+                        facts: &mut plan.facts,
+                        members,
+                    };
+                    problems.extend(
+                        reader.policy(policy).into_iter().map(|r| source.problem(Some(id), r.at, r.message)),
+                    );
+                }
+            }
+            if rule.connect || rule.direct {
+                plan.rules.push(rule);
+            }
+        }
+        if problems.is_empty() { Ok(plan) } else { Err(problems) }
+    }
+
+    /// The same plan with the policies as decisions run them, in the order of the text.
+    pub(crate) fn with_policies(mut self, policies: &[cedar_policy::Policy]) -> Plan {
+        for rule in &mut self.rules {
+            rule.cedar = policies.get(rule.position).cloned();
+        }
+        self
+    }
+
+    /// What decisions may read of this agent.
+    pub(crate) fn key(&self, agent: &Agent) -> AgentKey {
+        let groups = groups(agent);
+        let attribute = |name: &String| match name.as_str() {
+            "name" => Some(agent.id.name().to_owned()),
+            "tenant" => Some(agent.id.tenant().to_owned()),
+            "team" => agent.team.clone(),
+            "project" => agent.project.clone(),
+            "environment" => agent.environment.clone(),
+            _ => None,
+        };
+        AgentKey {
+            entities: self.facts.entities.iter().map(|e| groups.contains(e)).collect(),
+            labels: self.facts.labels.iter().map(|l| agent.labels.get(l).cloned()).collect(),
+            attributes: self.facts.attributes.iter().map(attribute).collect(),
+            whole: self.facts.whole.then(|| (agent.id.to_string(), agent.labels.clone())),
+        }
+    }
+
+    /// The rules whose principal scope this agent matches.
+    pub(crate) fn rules_for(&self, agent: &Agent) -> Vec<&Rule> {
+        let groups = groups(agent);
+        self.rules.iter().filter(|rule| in_scope(&rule.principal, agent, &groups)).collect()
+    }
+}
+
+/// The agent itself and all it is in.
+fn groups(agent: &Agent) -> BTreeSet<Named> {
+    let named = |kind: &str, id: String| Named { kind: kind.to_owned(), id };
+    let tenant = agent.id.tenant();
+    let mut groups =
+        BTreeSet::from([named("Agent", agent.id.to_string()), named("Tenant", tenant.to_owned())]);
+    for (kind, name) in
+        [("Team", &agent.team), ("Project", &agent.project), ("Environment", &agent.environment)]
+    {
+        groups.extend(name.iter().map(|name| named(kind, qualified(tenant, name))));
+    }
+    groups
+}
+
+fn in_scope(scope: &Scope, agent: &Agent, groups: &BTreeSet<Named>) -> bool {
+    let is_agent = |kind: &cedar_policy_core::ast::EntityType| kind.to_string() == "Agent";
+    match scope {
+        Scope::Any => true,
+        Scope::Is(kind) => is_agent(kind),
+        Scope::Eq(EntityReference::EUID(uid)) => {
+            Named::of(uid) == Named { kind: "Agent".to_owned(), id: agent.id.to_string() }
+        }
+        Scope::In(EntityReference::EUID(uid)) => groups.contains(&Named::of(uid)),
+        Scope::IsIn(kind, EntityReference::EUID(uid)) => is_agent(kind) && groups.contains(&Named::of(uid)),
+        // Templates are refused before; to count a rule that cannot match is exact, only slower.
+        _ => true,
+    }
+}
+
+/// Part of a condition that cannot be compiled.
+struct Refusal {
+    at: Option<usize>,
+    message: String,
+}
+
+/// What is known of a condition before any request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Truth {
+    Known(bool),
+    Open,
+}
+
+/// Reads one policy for one action.
+struct Reader<'a> {
+    action: ActionKind,
+    rule: &'a mut Rule,
+    atoms: &'a mut Atoms,
+    facts: &'a mut Facts,
+    members: &'a Members,
+}
+
+impl Reader<'_> {
+    fn policy(mut self, policy: &Policy) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        if let Some(uid) = syntax::scope_entity(policy.principal_constraint().as_inner()) {
+            self.facts.entities.insert(Named::of(uid));
+        }
+        if self.resource_scope(policy.resource_constraint().as_inner()) == Truth::Known(false) {
+            return refusals;
+        }
+        if let Some(condition) = policy.non_scope_constraints() {
+            self.truth(condition, &mut refusals);
+        }
+        refusals
+    }
+
+    fn resource_scope(&mut self, scope: &Scope) -> Truth {
+        if let Scope::Is(kind) | Scope::IsIn(kind, _) = scope
+            && kind.to_string() != "Network"
+        {
+            return Truth::Known(false);
+        }
+        match syntax::scope_entity(scope) {
+            Some(uid) => self.resource(&Named::of(uid)),
+            None => Truth::Open,
+        }
+    }
+
+    fn truth(&mut self, expr: &Expr, refusals: &mut Vec<Refusal>) -> Truth {
+        match expr.expr_kind() {
+            ExprKind::Lit(Literal::Bool(value)) => Truth::Known(*value),
+            ExprKind::And { left, right } => match self.truth(left, refusals) {
+                Truth::Known(false) => Truth::Known(false),
+                Truth::Known(true) => self.truth(right, refusals),
+                // Behind an open left side only "false" is known: it may also be an error.
+                Truth::Open => match self.truth(right, refusals) {
+                    Truth::Known(false) => Truth::Known(false),
+                    _ => Truth::Open,
+                },
+            },
+            ExprKind::Or { left, right } => match self.truth(left, refusals) {
+                Truth::Known(true) => Truth::Known(true),
+                Truth::Known(false) => self.truth(right, refusals),
+                Truth::Open => {
+                    self.truth(right, refusals);
+                    Truth::Open
+                }
+            },
+            ExprKind::UnaryApp { op: UnaryOp::Not, arg } => match self.truth(arg, refusals) {
+                Truth::Known(value) => Truth::Known(!value),
+                Truth::Open => Truth::Open,
+            },
+            ExprKind::If { test_expr, then_expr, else_expr } => match self.truth(test_expr, refusals) {
+                Truth::Known(true) => self.truth(then_expr, refusals),
+                Truth::Known(false) => self.truth(else_expr, refusals),
+                Truth::Open => {
+                    self.truth(then_expr, refusals);
+                    self.truth(else_expr, refusals);
+                    Truth::Open
+                }
+            },
+            _ if !syntax::reaches_beyond_principal(expr) => {
+                self.principal(expr);
+                Truth::Open
+            }
+            _ => self.atom(expr).unwrap_or_else(|| {
+                refusals.push(self.refusal(expr));
+                Truth::Open
+            }),
+        }
+    }
+
+    fn refusal(&self, expr: &Expr) -> Refusal {
+        let shown = expr.source_loc().and_then(Loc::snippet).map_or_else(|| expr.to_string(), str::to_owned);
+        Refusal {
+            at: syntax::offset(expr),
+            message: format!(
+                "`{}` cannot be compiled for the kernel exactly, which `{}` must be: there a condition may compare `resource`, `resource.ip` or `context.ip` with addresses, prefixes and network sets, `context.port` and `context.protocol` with literals, and use what depends on `principal` alone; rewrite it, or name other actions in the policy's scope",
+                quote(&shown.split_whitespace().collect::<Vec<_>>().join(" ")),
+                self.action.name()
+            ),
+        }
+    }
+
+    /// An atom that depends on the action, the resource or the context. `None`: not one that compiles.
+    fn atom(&mut self, expr: &Expr) -> Option<Truth> {
+        match expr.expr_kind() {
+            ExprKind::HasAttr { expr, attr } => match syntax::variable(expr)? {
+                Var::Context => Some(Truth::Known(matches!(attr.as_str(), "ip" | "port" | "protocol"))),
+                Var::Resource => Some(Truth::Known(attr == "ip")),
+                Var::Principal | Var::Action => None,
+            },
+            ExprKind::Is { expr, entity_type } if syntax::variable(expr) == Some(Var::Resource) => {
+                Some(Truth::Known(entity_type.to_string() == "Network"))
+            }
+            ExprKind::BinaryApp { op, arg1, arg2 } => match op {
+                BinaryOp::Eq => self.equal(arg1, arg2).or_else(|| self.equal(arg2, arg1)),
+                BinaryOp::In => self.member(arg1, arg2),
+                BinaryOp::Less => self.less(arg1, arg2, false),
+                BinaryOp::LessEq => self.less(arg1, arg2, true),
+                BinaryOp::Contains => self.contains(syntax::set(arg1)?, arg2),
+                _ => None,
+            },
+            ExprKind::ExtensionFunctionApp { fn_name, args } => {
+                let (subject, rest) = args.split_first()?;
+                if !syntax::is_ip_subject(subject) {
+                    return None;
+                }
+                let prefixes = match (fn_name.to_string().as_str(), rest) {
+                    ("isInRange", [range]) => vec![syntax::ip_literal(range)?],
+                    ("isIpv4", []) => vec![IpNet::V4(Ipv4Net::default())],
+                    ("isIpv6", []) => vec![IpNet::V6(Ipv6Net::default())],
+                    ("isLoopback", []) => prefixes(&["127.0.0.0/8", "::1/128"]),
+                    ("isMulticast", []) => prefixes(&["224.0.0.0/4", "ff00::/8"]),
+                    _ => return None,
+                };
+                Some(self.destination(prefixes))
+            }
+            _ => None,
+        }
+    }
+
+    fn equal(&mut self, subject: &Expr, literal: &Expr) -> Option<Truth> {
+        match syntax::variable(subject) {
+            Some(Var::Action) => {
+                let uid = syntax::entity(literal)?;
+                return Some(Truth::Known(uid.eid().as_ref() == self.action.name()));
+            }
+            Some(Var::Resource) => {
+                let named = Named::of(syntax::entity(literal)?);
+                return Some(if named.kind == "Network" {
+                    self.resource(&named)
+                } else {
+                    Truth::Known(false)
+                });
+            }
+            _ => {}
+        }
+        self.contains(std::slice::from_ref(literal), subject)
+    }
+
+    fn member(&mut self, subject: &Expr, group: &Expr) -> Option<Truth> {
+        let groups = syntax::entities(group)?;
+        match syntax::variable(subject)? {
+            Var::Action => Some(Truth::Known(groups.iter().any(|uid| self.action.is_in(uid.eid().as_ref())))),
+            Var::Resource => {
+                let mut truth = Truth::Known(false);
+                for uid in groups {
+                    if self.resource(&Named::of(uid)) == Truth::Open {
+                        truth = Truth::Open;
+                    }
+                }
+                Some(truth)
+            }
+            Var::Principal | Var::Context => None,
+        }
+    }
+
+    /// `[literals].contains(subject)`; equality is a set of one.
+    fn contains(&mut self, literals: &[Expr], subject: &Expr) -> Option<Truth> {
+        if syntax::is_context(subject, "protocol") {
+            // All three protocols are decided one by one, so any comparison with literals is exact.
+            return literals.iter().all(|l| syntax::string(l).is_some()).then_some(Truth::Open);
+        }
+        if syntax::is_context(subject, "port") {
+            let ports = literals.iter().map(syntax::long).collect::<Option<BTreeSet<i64>>>()?;
+            let ranges = ports.into_iter().filter_map(|n| u16::try_from(n).ok()).map(|n| (n, n));
+            return Some(self.port(ranges.collect()));
+        }
+        if syntax::is_ip_subject(subject) {
+            let prefixes = literals.iter().map(syntax::ip_literal).collect::<Option<Vec<_>>>()?;
+            return Some(self.destination(prefixes.into_iter().filter(|p| syntax::is_single(*p)).collect()));
+        }
+        if syntax::variable(subject) == Some(Var::Resource) {
+            let uids = literals.iter().map(syntax::entity).collect::<Option<Vec<_>>>()?;
+            let addresses = uids.into_iter().map(|u| Named::of(u)).filter(|n| n.kind == "Network");
+            let prefixes = addresses.filter_map(|n| syntax::literal_address(&n.id)).collect();
+            return Some(self.destination(prefixes));
+        }
+        None
+    }
+
+    fn less(&mut self, left: &Expr, right: &Expr, or_equal: bool) -> Option<Truth> {
+        let port = |n: i64| u16::try_from(n.clamp(0, 65_535)).ok();
+        let range = if syntax::is_context(left, "port") {
+            let bound = syntax::long(right)?;
+            let last = if or_equal { Some(bound) } else { bound.checked_sub(1) };
+            last.filter(|n| *n >= 0).and_then(port).map(|last| (0, last))
+        } else if syntax::is_context(right, "port") {
+            let bound = syntax::long(left)?;
+            let first = if or_equal { Some(bound) } else { bound.checked_add(1) };
+            first.filter(|n| *n <= 65_535).and_then(port).map(|first| (first, u16::MAX))
+        } else {
+            return None;
+        };
+        Some(self.port(range.into_iter().collect()))
+    }
+
+    /// `resource == E` or `resource in E`.
+    fn resource(&mut self, named: &Named) -> Truth {
+        match named.kind.as_str() {
+            "Network" => self.destination(syntax::literal_address(&named.id).into_iter().collect()),
+            "NetworkSet" => {
+                let prefixes = self.members.network_set(&named.id).into_iter().flatten().copied();
+                self.destination(prefixes.collect())
+            }
+            _ => Truth::Known(false),
+        }
+    }
+
+    fn destination(&mut self, mut prefixes: Vec<IpNet>) -> Truth {
+        prefixes.iter_mut().for_each(|p| *p = p.trunc());
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let next = u32::try_from(self.atoms.destination_ids.len()).unwrap_or(u32::MAX);
+        self.rule.destinations.insert(*self.atoms.destination_ids.entry(prefixes).or_insert(next));
+        Truth::Open
+    }
+
+    fn port(&mut self, ranges: PortRanges) -> Truth {
+        let next = u32::try_from(self.atoms.port_ids.len()).unwrap_or(u32::MAX);
+        self.rule.ports.insert(*self.atoms.port_ids.entry(ranges).or_insert(next));
+        Truth::Open
+    }
+
+    /// Notes what an expression over `principal` alone reads.
+    fn principal(&mut self, expr: &Expr) {
+        let is_principal = |e: &Expr| syntax::variable(e) == Some(Var::Principal);
+        match expr.expr_kind() {
+            ExprKind::BinaryApp { op: BinaryOp::Eq | BinaryOp::In, arg1, arg2 } if is_principal(arg1) => {
+                if let Some(uids) = syntax::entities(arg2) {
+                    return self.facts.entities.extend(uids.into_iter().map(|u| Named::of(u)));
+                }
+            }
+            ExprKind::BinaryApp { op: BinaryOp::Eq, arg1, arg2 } if is_principal(arg2) => {
+                if let Some(uid) = syntax::entity(arg1) {
+                    self.facts.entities.insert(Named::of(uid));
+                    return;
+                }
+            }
+            ExprKind::BinaryApp { op: BinaryOp::HasTag | BinaryOp::GetTag, arg1, arg2 }
+                if is_principal(arg1) =>
+            {
+                if let Some(label) = syntax::string(arg2) {
+                    self.facts.labels.insert(label.to_owned());
+                    return;
+                }
+            }
+            ExprKind::GetAttr { expr, attr } | ExprKind::HasAttr { expr, attr } => {
+                self.facts.attributes.insert(attr.to_string());
+                if is_principal(expr) {
+                    return;
+                }
+            }
+            ExprKind::Is { expr, .. } if is_principal(expr) => return,
+            ExprKind::Var(Var::Principal) | ExprKind::ExtHasAttr { .. } => self.facts.whole = true,
+            ExprKind::Lit(Literal::EntityUID(uid)) => {
+                self.facts.entities.insert(Named::of(uid));
+            }
+            _ => {}
+        }
+        for part in syntax::parts(expr) {
+            self.principal(part);
+        }
+    }
+}
+
+fn prefixes(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().filter_map(|t| t.parse().ok()).collect()
+}

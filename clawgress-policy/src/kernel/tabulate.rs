@@ -1,0 +1,402 @@
+//! Cells to tables: decides every distinct cell once, then gives agents, destinations and ports that
+//! are decided alike one class. Must decide by the real evaluator only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use clawgress_ebpf_common::{DropReason, bound};
+use clawgress_identity::Agent;
+
+use super::cells::{self, DestinationCell, PortCell, Prefix};
+use super::plan::Rule;
+use super::{
+    EVALUATIONS_MAX, KernelAction, KernelTables, MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell,
+};
+use crate::PolicyErrors;
+use crate::request::{Operation, Request, Transport};
+use crate::set::Inner;
+
+const _: () = assert!(VERDICTS_MAX * 2 <= bound::VERDICTS_MAX as usize, "two slots share the map");
+const _: () = assert!(PREFIXES_MAX * 2 <= bound::DESTINATIONS_MAX as usize, "two slots share the map");
+
+/// Values to dense numbers, in order of first appearance.
+#[derive(Debug)]
+struct Numbers<T: Ord> {
+    numbers: BTreeMap<T, u32>,
+}
+
+impl<T: Ord> Numbers<T> {
+    fn new() -> Self {
+        Numbers { numbers: BTreeMap::new() }
+    }
+
+    fn number(&mut self, value: T) -> u32 {
+        let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+        *self.numbers.entry(value).or_insert(next)
+    }
+
+    fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// The values by number.
+    fn into_values(self) -> Vec<T> {
+        let mut values: Vec<(u32, T)> = self.numbers.into_iter().map(|(v, n)| (n, v)).collect();
+        values.sort_by_key(|(n, _)| *n);
+        values.into_iter().map(|(_, v)| v).collect()
+    }
+}
+
+/// What a cell does, and why.
+type Value = (KernelAction, Vec<String>);
+
+/// Numbers of the values at one destination for one agent: ICMP, then TCP and UDP by port kind.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    icmp: u32,
+    tcp: Vec<u32>,
+    udp: Vec<u32>,
+}
+
+/// Port cells with the same true atoms are one kind.
+struct PortKinds {
+    /// Kind of each port cell.
+    of_cell: Vec<u32>,
+    /// First port of a cell of the kind, and its true atoms.
+    samples: Vec<(u16, Vec<u32>)>,
+}
+
+pub(super) fn tabulate(inner: &Inner, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
+    let plan = inner.plan();
+    let cells = cells::destinations(&plan.atoms);
+    check(cells.len(), PREFIXES_MAX, "destination prefixes", "aggregate prefixes in the named sets")?;
+    let ports = cells::ports(&plan.atoms);
+    let port_kinds = port_kinds(&ports);
+
+    // Destination cells with the same true atoms are one kind; cell 0 is the whole space.
+    let mut kinds = Numbers::new();
+    let mut kind_samples: Vec<(IpAddr, Vec<u32>)> = Vec::new();
+    let kind_of_cell: Vec<Option<u32>> = cells
+        .iter()
+        .map(|cell| {
+            let (ip, atoms) = cell.sample.as_ref()?;
+            let kind = kinds.number(atoms.clone());
+            if kind as usize == kind_samples.len() {
+                kind_samples.push((*ip, atoms.clone()));
+            }
+            Some(kind)
+        })
+        .collect();
+
+    let mut agent_keys = Numbers::new();
+    let mut key_samples: Vec<&Agent> = Vec::new();
+    let key_of_agent: Vec<(u32, u32)> = agents
+        .iter()
+        .map(|agent| {
+            let key = agent_keys.number(plan.key(agent));
+            if key as usize == key_samples.len() {
+                key_samples.push(agent);
+            }
+            (agent.index, key)
+        })
+        .collect();
+    check(
+        key_samples.len().saturating_mul(kind_samples.len()),
+        MATRIX_CELLS_MAX,
+        "combinations of agents and destinations",
+        "write policies for teams and named sets rather than single agents and addresses",
+    )?;
+
+    let mut judge = Judge { inner, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
+    // The default first, so that its number is 0.
+    judge.values.number(default_value());
+    let matrix: Vec<Vec<u32>> = key_samples
+        .iter()
+        .map(|agent| judge.agent(agent, &kind_samples, &port_kinds.samples))
+        .collect::<Result<_, _>>()?;
+    let values = judge.values.into_values();
+    let rows = judge.rows.into_values();
+    Classes {
+        cells: &cells,
+        kind_of_cell: &kind_of_cell,
+        ports: &ports,
+        port_kinds: &port_kinds,
+        values,
+        rows,
+    }
+    .tables(&matrix, &key_of_agent)
+}
+
+fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), PolicyErrors> {
+    if count <= bound {
+        return Ok(());
+    }
+    Err(PolicyErrors::one(format!(
+        "the kernel tables would need {count} {what} and may have {bound}: {remedy}"
+    )))
+}
+
+fn default_value() -> Value {
+    (KernelAction::Deny(DropReason::PolicyDenied.code()), Vec::new())
+}
+
+fn port_kinds(ports: &[PortCell]) -> PortKinds {
+    let mut kinds = Numbers::new();
+    let mut samples = Vec::new();
+    let of_cell = ports
+        .iter()
+        .map(|cell| {
+            let kind = kinds.number(cell.atoms.clone());
+            if kind as usize == samples.len() {
+                samples.push((cell.first, cell.atoms.clone()));
+            }
+            kind
+        })
+        .collect();
+    PortKinds { of_cell, samples }
+}
+
+/// Asks the evaluator.
+struct Judge<'a> {
+    inner: &'a Inner,
+    values: Numbers<Value>,
+    rows: Numbers<Row>,
+    evaluations: usize,
+}
+
+/// The policies that can match one agent.
+struct Slice {
+    connect: cedar_policy::PolicySet,
+    direct: cedar_policy::PolicySet,
+    destinations: BTreeSet<u32>,
+    ports: BTreeSet<u32>,
+}
+
+impl Slice {
+    fn new(rules: &[&Rule]) -> Result<Slice, PolicyErrors> {
+        let set = |applies: fn(&Rule) -> bool| {
+            let policies = rules.iter().filter(|r| applies(r)).filter_map(|r| r.cedar.clone());
+            cedar_policy::PolicySet::from_policies(policies).map_err(|e| PolicyErrors::one(e.to_string()))
+        };
+        Ok(Slice {
+            connect: set(|r| r.connect)?,
+            direct: set(|r| r.direct)?,
+            destinations: rules.iter().flat_map(|r| &r.destinations).copied().collect(),
+            ports: rules.iter().flat_map(|r| &r.ports).copied().collect(),
+        })
+    }
+}
+
+impl Judge<'_> {
+    /// Numbers of the rows of every destination kind, for this agent. Only the atoms of policies that
+    /// can match the agent tell destinations and ports apart.
+    fn agent(
+        &mut self,
+        agent: &Agent,
+        destinations: &[(IpAddr, Vec<u32>)],
+        ports: &[(u16, Vec<u32>)],
+    ) -> Result<Vec<u32>, PolicyErrors> {
+        let slice = Slice::new(&self.inner.plan().rules_for(agent))?;
+        let relevant = |atoms: &[u32], among: &BTreeSet<u32>| -> Vec<u32> {
+            atoms.iter().filter(|a| among.contains(a)).copied().collect()
+        };
+        let mut port_numbers = Numbers::new();
+        let mut port_samples = Vec::new();
+        let port_of: Vec<u32> = ports
+            .iter()
+            .map(|(first, atoms)| {
+                let number = port_numbers.number(relevant(atoms, &slice.ports));
+                if number as usize == port_samples.len() {
+                    port_samples.push(*first);
+                }
+                number
+            })
+            .collect();
+        let mut known: BTreeMap<Vec<u32>, u32> = BTreeMap::new();
+        let mut rows = Vec::with_capacity(destinations.len());
+        for (ip, atoms) in destinations {
+            let key = relevant(atoms, &slice.destinations);
+            let row = match known.get(&key) {
+                Some(row) => *row,
+                None => {
+                    let row = self.row(agent, &slice, *ip, &port_of, &port_samples)?;
+                    *known.entry(key).or_insert(row)
+                }
+            };
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    fn row(
+        &mut self,
+        agent: &Agent,
+        slice: &Slice,
+        ip: IpAddr,
+        port_of: &[u32],
+        port_samples: &[u16],
+    ) -> Result<u32, PolicyErrors> {
+        let icmp = self.value(agent, slice, ip, 0, Transport::Icmp)?;
+        let mut by_port = |transport| -> Result<Vec<u32>, PolicyErrors> {
+            let values = port_samples
+                .iter()
+                .map(|port| self.value(agent, slice, ip, *port, transport))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok(port_of.iter().filter_map(|n| values.get(*n as usize)).copied().collect())
+        };
+        let row = Row { icmp, tcp: by_port(Transport::Tcp)?, udp: by_port(Transport::Udp)? };
+        Ok(self.rows.number(row))
+    }
+
+    fn value(
+        &mut self,
+        agent: &Agent,
+        slice: &Slice,
+        ip: IpAddr,
+        port: u16,
+        transport: Transport,
+    ) -> Result<u32, PolicyErrors> {
+        self.evaluations += 1;
+        check(
+            self.evaluations,
+            EVALUATIONS_MAX,
+            "decisions to compile",
+            "write policies for teams and named sets rather than single agents, addresses and ports",
+        )?;
+        let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
+        let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
+        let connect = self.inner.decide_among(&slice.connect, &connect);
+        let value = super::combine(transport, connect, || self.inner.decide_among(&slice.direct, &direct));
+        Ok(self.values.number(value))
+    }
+}
+
+/// Gives equal agents, destinations and ports one class each.
+struct Classes<'a> {
+    cells: &'a [DestinationCell],
+    kind_of_cell: &'a [Option<u32>],
+    ports: &'a [PortCell],
+    port_kinds: &'a PortKinds,
+    values: Vec<Value>,
+    rows: Vec<Row>,
+}
+
+impl Classes<'_> {
+    fn tables(&self, matrix: &[Vec<u32>], keys: &[(u32, u32)]) -> Result<KernelTables, PolicyErrors> {
+        // Agents with equal rows; classes from 1, because 0 is the unauthenticated source.
+        let mut agent_numbers = Numbers::new();
+        let class_of_key: Vec<u32> =
+            matrix.iter().map(|rows| agent_numbers.number(rows.clone()) + 1).collect();
+        let agents = keys
+            .iter()
+            .filter_map(|(index, key)| Some((*index, *class_of_key.get(*key as usize)?)))
+            .collect();
+        let agent_rows = agent_numbers.into_values();
+
+        // Destinations with equal columns. Cell 0 is the whole space, so its class is 0; where nested
+        // prefixes leave nothing of it, the class goes to whatever comes first, and no address has it.
+        let mut columns = Numbers::new();
+        let column = |kind: u32| -> Vec<u32> {
+            agent_rows.iter().filter_map(|rows| rows.get(kind as usize)).copied().collect()
+        };
+        let class_of_cell: Vec<Option<u32>> =
+            self.kind_of_cell.iter().map(|kind| kind.map(|kind| columns.number(column(kind)))).collect();
+        let destinations = self.destinations(&class_of_cell);
+        let class_columns = columns.into_values();
+
+        let (ports, port_class_kinds) = self.port_classes()?;
+        let mut policies = Numbers::new();
+        policies.number(Vec::new());
+        let mut verdicts = Vec::new();
+        for (agent_class, number) in (1_u32..).zip(0..agent_rows.len()) {
+            for (destination_class, column) in (0_u32..).zip(&class_columns) {
+                let Some(row) = column.get(number).and_then(|row| self.rows.get(*row as usize)) else {
+                    continue;
+                };
+                for (transport, port_class, value) in cells_of(row, &port_class_kinds) {
+                    let Some((action, ids)) = self.values.get(value as usize).filter(|_| value != 0) else {
+                        continue;
+                    };
+                    let policies = policies.number(ids.clone());
+                    verdicts.push(VerdictCell {
+                        agent_class,
+                        destination_class,
+                        transport,
+                        port_class,
+                        action: *action,
+                        policies,
+                    });
+                }
+                check(
+                    verdicts.len(),
+                    VERDICTS_MAX,
+                    "verdicts",
+                    "use fewer distinct agents, destinations and port ranges",
+                )?;
+            }
+        }
+        Ok(KernelTables { agents, destinations, ports, verdicts, policies: policies.into_values() })
+    }
+
+    /// The prefixes whose class differs from what encloses them.
+    fn destinations(&self, class_of_cell: &[Option<u32>]) -> Vec<(ipnet::IpNet, u32)> {
+        let mut effective: Vec<u32> = Vec::with_capacity(self.cells.len());
+        let mut destinations = Vec::new();
+        for (cell, class) in self.cells.iter().zip(class_of_cell) {
+            let enclosing = cell.parent.and_then(|p| effective.get(p)).copied().unwrap_or(0);
+            let class = class.unwrap_or(enclosing);
+            if class != enclosing {
+                destinations.push((cell.prefix.net(), class));
+            }
+            effective.push(class);
+        }
+        destinations
+    }
+
+    /// Port ranges with their classes, and a port kind for each class.
+    fn port_classes(&self) -> Result<(Vec<(u16, u16)>, Vec<usize>), PolicyErrors> {
+        let mut classes = Numbers::new();
+        let mut kinds = Vec::new();
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for (cell, kind) in self.ports.iter().zip(&self.port_kinds.of_cell) {
+            let kind = *kind as usize;
+            let column: Vec<(Option<u32>, Option<u32>)> = self
+                .rows
+                .iter()
+                .map(|row| (row.tcp.get(kind).copied(), row.udp.get(kind).copied()))
+                .collect();
+            let class = classes.number(column);
+            if class as usize == kinds.len() {
+                kinds.push(kind);
+            }
+            let class = u16::try_from(class)
+                .map_err(|_| PolicyErrors::one("more than 65536 port classes: use fewer port ranges"))?;
+            if ranges.last().is_none_or(|(_, last)| *last != class) {
+                ranges.push((cell.first, class));
+            }
+        }
+        debug_assert_eq!(classes.len(), kinds.len());
+        Ok((ranges, kinds))
+    }
+}
+
+/// Every protocol and port class of a row, with the number of its value.
+fn cells_of<'a>(row: &'a Row, kinds: &'a [usize]) -> impl Iterator<Item = (Transport, u16, u32)> + 'a {
+    let by_port = move |transport, values: &'a [u32]| {
+        (0_u16..).zip(kinds).filter_map(move |(class, kind)| Some((transport, class, *values.get(*kind)?)))
+    };
+    std::iter::once((Transport::Icmp, 0, row.icmp))
+        .chain(by_port(Transport::Tcp, &row.tcp))
+        .chain(by_port(Transport::Udp, &row.udp))
+}
+
+/// The class of an address: the longest prefix that contains it.
+pub(super) fn destination_class(destinations: &[(ipnet::IpNet, u32)], ip: IpAddr) -> u32 {
+    let bits = cells::bits(ip);
+    destinations
+        .iter()
+        .map(|(net, class)| (Prefix::of(*net), *class))
+        .filter(|(prefix, _)| prefix.contains(bits))
+        .max_by_key(|(prefix, _)| prefix.length())
+        .map_or(0, |(_, class)| class)
+}

@@ -1,0 +1,1 @@
+//! Kernel tables equal the evaluator.

@@ -1,0 +1,261 @@
+//! Policy text to a validated set: bounds, syntax, annotations, literals, schema, and what the kernel
+//! plane can hold. Must never drop a policy or weaken one: everything is accepted, or nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr as _;
+
+use cedar_policy::ffi::DetailedError;
+use cedar_policy::{EntityId, EntityTypeName, EntityUid, PolicyId, ValidationMode, Validator};
+use cedar_policy_core::ast;
+use cedar_policy_core::parser::Loc;
+
+use super::review::review;
+use super::syntax::{ActionConstraint, Policy};
+use super::text::Source;
+use super::{Inner, PolicyBundle, PolicyErrors, PolicyProblem};
+use crate::host::quote;
+use crate::kernel::plan::Plan;
+use crate::members::{Members, PrefixIndex, SET_NAME_BYTES_MAX, name_is_valid};
+use crate::vocabulary::{ActionKind, ByAction, Vocabulary, qualify};
+
+/// Most policies in a set: a decision scans those of its action, about a microsecond each.
+pub const POLICIES_MAX: usize = 4_096;
+/// Most problems reported at once; a person fixes the first ones first.
+pub const PROBLEMS_MAX: usize = 100;
+
+/// Annotations that only inform people.
+const ANNOTATIONS_INFORMATIVE: [&str; 3] = ["description", "owner", "reference"];
+/// Annotations that will change what a policy does; until then a policy must not carry them.
+const ANNOTATIONS_FUTURE: [&str; 6] = ["effect", "mode", "limit", "for", "severity", "priority"];
+
+/// One policy on its way into the set.
+struct Draft {
+    cedar: cedar_policy::Policy,
+    start: usize,
+    id: Option<String>,
+}
+
+impl Draft {
+    fn ast(&self) -> &Policy {
+        self.cedar.as_ref()
+    }
+}
+
+pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
+    let vocabulary = Vocabulary::shared().map_err(PolicyErrors::one)?;
+    let source = Source::new(&bundle.text);
+    let report = |problems| errors(problems);
+    source.check_bounds().map_err(report)?;
+    let set_problem = |message| PolicyProblem { policy: None, line: None, column: None, message };
+    let members = Members::new(&bundle.sets).map_err(|m| errors(m.into_iter().map(set_problem).collect()))?;
+    let set =
+        cedar_policy::PolicySet::from_str(&bundle.text).map_err(|e| errors(syntax_problems(&e, &source)))?;
+
+    let mut problems = template_problems(&set, &source);
+    let drafts = drafts(&set, &source, &mut problems);
+    let mut named = PrefixIndex::default();
+    for draft in &drafts {
+        let review = review(draft.ast(), draft.id.as_deref(), &source, &members);
+        problems.extend(review.problems);
+        review.named.into_iter().for_each(|prefix| named.insert(prefix, 0));
+    }
+    validate(vocabulary, &drafts, &source, &mut problems);
+    if !problems.is_empty() {
+        // The kernel plan reads conditions as the schema types them, so it must not see others.
+        return Err(errors(problems));
+    }
+    let ids = drafts.iter().map(|d| d.id.as_deref().unwrap_or_default());
+    let plan = Plan::new(drafts.iter().map(Draft::ast).zip(ids), &source, &members).map_err(report)?;
+    let policies = drafts.iter().map(finish).collect::<Result<Vec<_>, _>>().map_err(|m| errors(vec![m]))?;
+    let by_action = ByAction::try_new(|action| {
+        let applicable = policies.iter().filter(|p| applies(p.as_ref(), action)).cloned();
+        cedar_policy::PolicySet::from_policies(applicable).map_err(|e| PolicyErrors::one(e.to_string()))
+    })?;
+    let plan = plan.with_policies(&policies);
+    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, named, plan })
+}
+
+/// Whether the policy's scope includes the action.
+pub(crate) fn applies(policy: &Policy, action: ActionKind) -> bool {
+    match policy.action_constraint() {
+        ActionConstraint::Any => true,
+        ActionConstraint::Eq(uid) => uid.eid().as_ref() == action.name(),
+        ActionConstraint::In(uids) => uids.iter().any(|uid| action.is_in(uid.eid().as_ref())),
+    }
+}
+
+fn errors(mut problems: Vec<PolicyProblem>) -> PolicyErrors {
+    problems.sort_by_key(|p| (p.line, p.column, p.message.clone()));
+    problems.dedup();
+    let more = problems.len().saturating_sub(PROBLEMS_MAX);
+    problems.truncate(PROBLEMS_MAX);
+    if more > 0 {
+        problems.push(PolicyProblem {
+            policy: None,
+            line: None,
+            column: None,
+            message: format!("and {more} more"),
+        });
+    }
+    PolicyErrors { problems }
+}
+
+fn syntax_problems(parse_errors: &cedar_policy::ParseErrors, source: &Source<'_>) -> Vec<PolicyProblem> {
+    parse_errors
+        .iter()
+        .map(|error| {
+            let detail = DetailedError::from(error);
+            let label = detail.source_locations.first();
+            let mut message = detail.message.clone();
+            for more in [label.and_then(|l| l.label.clone()), detail.help.clone()].into_iter().flatten() {
+                message.push_str(": ");
+                message.push_str(&more);
+            }
+            source.problem(None, label.map(|l| l.loc.start), message)
+        })
+        .collect()
+}
+
+fn template_problems(set: &cedar_policy::PolicySet, source: &Source<'_>) -> Vec<PolicyProblem> {
+    set.templates()
+        .map(|template| {
+            let ast: &ast::Template = template.as_ref();
+            source.problem(
+                template.annotation("id"),
+                ast.loc().map(Loc::start),
+                "templates (`?principal`, `?resource`) are not supported: write the entity, or use a group such as `Team` or a named set",
+            )
+        })
+        .collect()
+}
+
+/// The policies in the order of the text, their annotations checked.
+fn drafts(
+    set: &cedar_policy::PolicySet,
+    source: &Source<'_>,
+    problems: &mut Vec<PolicyProblem>,
+) -> Vec<Draft> {
+    let mut drafts: Vec<Draft> = set
+        .policies()
+        .map(|cedar| {
+            let ast: &Policy = cedar.as_ref();
+            Draft { start: ast.loc().map_or(0, Loc::start), cedar: cedar.clone(), id: None }
+        })
+        .collect();
+    drafts.sort_by_key(|d| d.start);
+    if drafts.len() > POLICIES_MAX {
+        problems.push(source.problem(
+            None,
+            None,
+            format!("{} policies, and there may be {POLICIES_MAX}: use groups and named sets", drafts.len()),
+        ));
+        drafts.truncate(POLICIES_MAX);
+    }
+    let mut seen = BTreeMap::new();
+    for draft in &mut drafts {
+        draft.id = annotations(&draft.cedar, draft.start, source, problems);
+        let Some(id) = &draft.id else { continue };
+        let (line, _) = source.place(draft.start);
+        if let Some(first) = seen.insert(id.clone(), line) {
+            let message =
+                format!("the id is already that of the policy at line {first}: give each policy its own");
+            problems.push(source.problem(Some(id), Some(draft.start), message));
+        }
+    }
+    drafts
+}
+
+/// Checks a policy's annotations; gives its id.
+fn annotations(
+    cedar: &cedar_policy::Policy,
+    start: usize,
+    source: &Source<'_>,
+    problems: &mut Vec<PolicyProblem>,
+) -> Option<String> {
+    let ast: &Policy = cedar.as_ref();
+    let id = cedar.annotation("id").filter(|id| name_is_valid(id)).map(str::to_owned);
+    for (key, annotation) in ast.annotations() {
+        let key = key.to_string();
+        let at = annotation.loc.as_ref().map_or(start, Loc::start);
+        let message = match key.as_str() {
+            "id" if id.is_none() => format!(
+                "`{}` cannot be an id: use 1 to {SET_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`, `/` or `:`",
+                quote(&annotation.val)
+            ),
+            "id" => continue,
+            known if ANNOTATIONS_INFORMATIVE.contains(&known) => continue,
+            future if ANNOTATIONS_FUTURE.contains(&future) => format!(
+                "`@{future}` is not available yet, and a rule must not silently do nothing: remove it, and write `permit` and `forbid` only"
+            ),
+            _ => format!(
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner` and `@reference`",
+                quote(&key)
+            ),
+        };
+        problems.push(source.problem(id.as_deref(), Some(at), message));
+    }
+    if cedar.annotation("id").is_none() {
+        let message = "the policy has no id: put `@id(\"a-name\")` before it";
+        problems.push(source.problem(None, Some(start), message));
+    }
+    id
+}
+
+/// Strict validation against the schema. Warnings count too: a policy that can never apply does nothing.
+fn validate(
+    vocabulary: &Vocabulary,
+    drafts: &[Draft],
+    source: &Source<'_>,
+    problems: &mut Vec<PolicyProblem>,
+) {
+    let by_internal: BTreeMap<String, &Draft> =
+        drafts.iter().map(|d| (d.cedar.id().to_string(), d)).collect();
+    let Ok(set) = cedar_policy::PolicySet::from_policies(drafts.iter().map(|d| d.cedar.clone())) else {
+        problems.push(source.problem(None, None, "the policies could not be put together"));
+        return;
+    };
+    let result = Validator::new(vocabulary.schema.clone()).validate(&set, ValidationMode::Strict);
+    let errors = result.validation_errors().map(|e| (e.policy_id(), DetailedError::from(e)));
+    let warnings = result.validation_warnings().map(|w| (w.policy_id(), DetailedError::from(w)));
+    for (internal, detail) in errors.chain(warnings) {
+        let draft = by_internal.get(&internal.to_string());
+        let label = detail.source_locations.first().map(|l| l.loc.start);
+        let mut message = without_policy(&detail.message, internal);
+        if let Some(help) = &detail.help {
+            message.push_str(": ");
+            message.push_str(help);
+        }
+        let id = draft.and_then(|d| d.id.as_deref());
+        problems.push(source.problem(id, label.or(draft.map(|d| d.start)), message));
+    }
+}
+
+/// The message less "for policy `policy0`, ": the problem says it elsewhere, with the real id.
+fn without_policy(message: &str, internal: &PolicyId) -> String {
+    let prefix = format!("for policy `{internal}`");
+    let rest = message.strip_prefix(&prefix).unwrap_or(message);
+    rest.trim_start_matches([',', ':', ' ']).to_owned()
+}
+
+/// The policy as decisions run it: named by its own id, principals with their tenant.
+fn finish(draft: &Draft) -> Result<cedar_policy::Policy, PolicyProblem> {
+    let failed = |e: &dyn std::fmt::Display| PolicyProblem {
+        policy: draft.id.clone(),
+        line: None,
+        column: None,
+        message: format!("could not be prepared: {e}"),
+    };
+    let mut renamed = BTreeMap::new();
+    for uid in draft.cedar.entity_literals().into_iter().collect::<BTreeSet<EntityUid>>() {
+        if let Some(id) = qualify(&uid.type_name().to_string(), uid.id().unescaped()) {
+            let kind: EntityTypeName = uid.type_name().clone();
+            renamed.insert(uid, EntityUid::from_type_name_and_id(kind, EntityId::new(id)));
+        }
+    }
+    let policy = if renamed.is_empty() {
+        draft.cedar.clone()
+    } else {
+        draft.cedar.sub_entity_literals(renamed).map_err(|e| failed(&e))?
+    };
+    Ok(policy.new_id(PolicyId::new(draft.id.as_deref().unwrap_or_default())))
+}

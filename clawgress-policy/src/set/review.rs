@@ -1,0 +1,340 @@
+//! What the schema cannot check: literals that can never match, names that are ambiguous, sets that do
+//! not exist. A rule that would silently do nothing is refused here. Must never accept a spelling that
+//! decisions would not compare equal.
+
+use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
+use clawgress_identity::AgentId;
+use ipnet::IpNet;
+
+use super::syntax::{self, BinaryOp, Policy, UnaryOp};
+use super::text::Source;
+use crate::host::quote;
+use crate::members::{Members, check_prefix};
+use crate::{Host, PolicyProblem};
+
+/// Values of `context.protocol`, over all actions.
+const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp", "tls", "unknown"];
+const SCHEMES: [&str; 2] = ["http", "https"];
+
+/// Whether a part of a condition being true makes a request more allowed, less, or it depends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sense {
+    Allows,
+    Denies,
+    Either,
+}
+
+impl Sense {
+    fn flipped(self) -> Sense {
+        match self {
+            Sense::Allows => Sense::Denies,
+            Sense::Denies => Sense::Allows,
+            Sense::Either => Sense::Either,
+        }
+    }
+}
+
+/// What one policy's review found.
+#[derive(Debug, Default)]
+pub(crate) struct Review {
+    pub(crate) problems: Vec<PolicyProblem>,
+    /// Prefixes by which the policy names addresses it allows.
+    pub(crate) named: Vec<IpNet>,
+}
+
+/// Reviews one policy.
+pub(crate) fn review(policy: &Policy, id: Option<&str>, source: &Source<'_>, members: &Members) -> Review {
+    let permits = policy.effect() == cedar_policy_core::ast::Effect::Permit;
+    let sense = if permits { Sense::Allows } else { Sense::Denies };
+    let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
+    let mut reviewer = Reviewer { id, source, members, start, review: Review::default() };
+    let principal = policy.principal_constraint();
+    let resource = policy.resource_constraint();
+    for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
+        .into_iter()
+        .flatten()
+    {
+        reviewer.entity(uid, None, sense);
+    }
+    if let Some(condition) = policy.non_scope_constraints() {
+        reviewer.walk(condition, sense);
+    }
+    reviewer.review
+}
+
+struct Reviewer<'a> {
+    id: Option<&'a str>,
+    source: &'a Source<'a>,
+    members: &'a Members,
+    start: Option<usize>,
+    review: Review,
+}
+
+impl Reviewer<'_> {
+    fn problem(&mut self, at: Option<usize>, message: String) {
+        self.review.problems.push(self.source.problem(self.id, at.or(self.start), message));
+    }
+
+    fn walk(&mut self, expr: &Expr, sense: Sense) {
+        let at = syntax::offset(expr);
+        let inner = match expr.expr_kind() {
+            ExprKind::UnaryApp { op: UnaryOp::Not, .. } => sense.flipped(),
+            ExprKind::BinaryApp { op: BinaryOp::Eq, arg1, arg2 }
+                if is_condition(arg1) || is_condition(arg2) =>
+            {
+                Sense::Either
+            }
+            _ => sense,
+        };
+        match expr.expr_kind() {
+            ExprKind::If { test_expr, then_expr, else_expr } => {
+                self.walk(test_expr, Sense::Either);
+                self.walk(then_expr, sense);
+                self.walk(else_expr, sense);
+                return;
+            }
+            ExprKind::BinaryApp { op, arg1, arg2 } => self.comparison(*op, arg1, arg2),
+            ExprKind::Like { expr, pattern } => self.pattern(expr, pattern, sense, at),
+            ExprKind::ExtensionFunctionApp { fn_name, args } if fn_name.to_string() == "ip" => {
+                self.ip(args, at, sense);
+            }
+            _ => {}
+        }
+        if let Some(uid) = syntax::entity(expr) {
+            self.entity(uid, at, sense);
+        }
+        for part in syntax::parts(expr) {
+            self.walk(part, inner);
+        }
+    }
+
+    fn names(&mut self, prefix: IpNet, sense: Sense) {
+        if sense != Sense::Denies && prefix.prefix_len() > 0 {
+            self.review.named.push(prefix);
+        }
+    }
+
+    /// An entity literal: known, canonical, and what it names.
+    fn entity(&mut self, uid: &EntityUID, at: Option<usize>, sense: Sense) {
+        let at = uid.loc().map(cedar_policy_core::parser::Loc::start).or(at);
+        let kind = uid.entity_type().to_string();
+        let id = uid.eid().as_ref();
+        match kind.as_str() {
+            "Agent" | "Team" | "Project" | "Environment" if id.parse::<AgentId>().is_err() => self.problem(
+                at,
+                format!(
+                    "`{kind}::\"{}\"` is not an id: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`, starting with a letter or digit, optionally after `TENANT/`",
+                    quote(id)
+                ),
+            ),
+            "Tenant" if AgentId::new(id, "x").is_err() => self.problem(
+                at,
+                format!("`Tenant::\"{}\"` is not a tenant: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`", quote(id)),
+            ),
+            "Network" => self.network(id, at, sense),
+            "Host" => self.host(id, at, sense),
+            "NetworkSet" => match self.members.network_set(id) {
+                Some(prefixes) => {
+                    for prefix in prefixes.clone() {
+                        self.names(prefix, sense);
+                    }
+                }
+                None => self.undefined("network", id, at),
+            },
+            "HostSet" => {
+                if self.members.host_set_exists(id) {
+                    for prefix in self.members.host_set_addresses(id).collect::<Vec<_>>() {
+                        self.names(prefix, sense);
+                    }
+                } else {
+                    self.undefined("host", id, at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn undefined(&mut self, what: &str, id: &str, at: Option<usize>) {
+        let id = quote(id);
+        self.problem(
+            at,
+            format!("there is no {what} set `{id}`: add it to the bundle's sets, or correct the name"),
+        );
+    }
+
+    fn network(&mut self, id: &str, at: Option<usize>, sense: Sense) {
+        let Ok(ip) = id.parse::<std::net::IpAddr>() else {
+            let id = quote(id);
+            return self.problem(
+                at,
+                format!(
+                    "`Network::\"{id}\"` is not an address: for a prefix write `resource.ip.isInRange(ip(\"{id}\"))` or use a `NetworkSet`"
+                ),
+            );
+        };
+        let canonical = crate::address::canonical(ip).to_string();
+        if canonical != id {
+            return self.problem(at, not_canonical("Network", id, &canonical));
+        }
+        self.names(IpNet::from(ip), sense);
+    }
+
+    fn host(&mut self, id: &str, at: Option<usize>, sense: Sense) {
+        if id.contains('*') {
+            let id = quote(id);
+            return self.problem(
+                at,
+                format!(
+                    "`Host::\"{id}\"` has a wildcard, and a host is one name: use a `HostSet` with `*.suffix`, or `resource.name like \"*.suffix\"`"
+                ),
+            );
+        }
+        match Host::parse(id) {
+            Err(e) => self.problem(at, e.to_string()),
+            Ok(host) if host.to_string() != id => {
+                self.problem(at, not_canonical("Host", id, &host.to_string()));
+            }
+            Ok(host) => {
+                if let Some(ip) = host.address() {
+                    self.names(IpNet::from(ip), sense);
+                }
+            }
+        }
+    }
+
+    /// An `ip("…")` literal. Text that is no address at all is the validator's to report.
+    fn ip(&mut self, args: &[Expr], at: Option<usize>, sense: Sense) {
+        let Some(prefix) = args.first().and_then(syntax::string).and_then(syntax::parse_ip) else { return };
+        match check_prefix(prefix) {
+            Ok(()) => self.names(prefix, sense),
+            Err(why) => self.problem(at, why),
+        }
+    }
+
+    /// Comparisons with a literal that can never be equal.
+    fn comparison(&mut self, op: BinaryOp, left: &Expr, right: &Expr) {
+        match op {
+            BinaryOp::Eq => {
+                self.equal(left, right);
+                self.equal(right, left);
+            }
+            BinaryOp::Contains => {
+                for element in syntax::set(left).unwrap_or_default() {
+                    self.equal(right, element);
+                }
+            }
+            BinaryOp::Less | BinaryOp::LessEq => {
+                for (subject, literal) in [(left, right), (right, left)] {
+                    self.port(subject, literal);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn equal(&mut self, subject: &Expr, literal: &Expr) {
+        let at = syntax::offset(literal);
+        self.port(subject, literal);
+        if syntax::is_ip_subject(subject)
+            && let Some(prefix) = syntax::ip_literal(literal)
+            && !syntax::is_single(prefix)
+        {
+            self.problem(at, format!("an address never equals the prefix `{prefix}`: use `isInRange`"));
+        }
+        let (Some((variable, attribute)), Some(text)) = (syntax::attribute(subject), syntax::string(literal))
+        else {
+            return;
+        };
+        match (variable, attribute) {
+            (Var::Context, "protocol") => self.one_of("context.protocol", &PROTOCOLS, text, at),
+            (Var::Context, "scheme") => self.one_of("context.scheme", &SCHEMES, text, at),
+            (Var::Context, "method") if text.bytes().any(|b| b.is_ascii_lowercase()) => self.problem(
+                at,
+                format!(
+                    "methods are compared as sent, in upper case: write `{}`",
+                    quote(&text.to_ascii_uppercase())
+                ),
+            ),
+            (Var::Context, "path") if !text.starts_with('/') && text != "*" => {
+                self.problem(at, format!("a path starts with `/`: `{}` never matches", quote(text)));
+            }
+            (Var::Resource, "name") => match Host::parse(text) {
+                Err(e) => self.problem(at, e.to_string()),
+                Ok(host) if host.to_string() != text => {
+                    self.problem(at, not_canonical("resource.name", text, &host.to_string()));
+                }
+                Ok(_) => {}
+            },
+            _ => {}
+        }
+    }
+
+    fn one_of(&mut self, what: &str, known: &[&str], text: &str, at: Option<usize>) {
+        if !known.contains(&text) {
+            let known = known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+            self.problem(at, format!("`{what}` is never `{}`: it is one of {known}", quote(text)));
+        }
+    }
+
+    fn port(&mut self, subject: &Expr, literal: &Expr) {
+        if syntax::is_context(subject, "port")
+            && let Some(number) = syntax::long(literal)
+            && u16::try_from(number).is_err()
+        {
+            let at = syntax::offset(literal);
+            self.problem(at, format!("`{number}` is not a port: ports are 0 to 65535"));
+        }
+    }
+
+    /// `resource.name like "…"`: a glob must not let `*allowed.test` allow `notallowed.test`.
+    fn pattern(&mut self, subject: &Expr, pattern: &Pattern, sense: Sense, at: Option<usize>) {
+        if !matches!(syntax::attribute(subject), Some((Var::Resource, "name"))) {
+            return;
+        }
+        let elements = pattern.get_elems();
+        if elements.iter().any(|e| matches!(e, PatternElem::Char(c) if c.is_uppercase() || !c.is_ascii())) {
+            return self.problem(
+                at,
+                "host names are compared in lower case and as A-labels (`xn--…`): this pattern never matches"
+                    .to_owned(),
+            );
+        }
+        let is_suffix = match elements {
+            [PatternElem::Wildcard, PatternElem::Char('.'), rest @ ..] => {
+                !rest.is_empty() && rest.iter().all(|e| matches!(e, PatternElem::Char(_)))
+            }
+            _ => elements.iter().all(|e| matches!(e, PatternElem::Char(_))),
+        };
+        if sense != Sense::Denies && !is_suffix {
+            self.problem(
+                at,
+                "this pattern can match names in other domains (`*allowed.test` matches `notallowed.test`, `allowed.*` matches `allowed.evil`): where it allows, write `\"*.suffix\"`, or use a `HostSet`".to_owned(),
+            );
+        }
+    }
+}
+
+fn not_canonical(what: &str, text: &str, canonical: &str) -> String {
+    format!("{what} `{}` is not in canonical form and never matches: write `{canonical}`", quote(text))
+}
+
+/// Whether an expression is a condition in its own right, so that comparing it may invert it.
+fn is_condition(expr: &Expr) -> bool {
+    use cedar_policy_core::ast::Literal;
+    match expr.expr_kind() {
+        ExprKind::Lit(Literal::Bool(_))
+        | ExprKind::If { .. }
+        | ExprKind::And { .. }
+        | ExprKind::Or { .. }
+        | ExprKind::UnaryApp { op: UnaryOp::Not, .. }
+        | ExprKind::HasAttr { .. }
+        | ExprKind::ExtHasAttr { .. }
+        | ExprKind::Like { .. }
+        | ExprKind::Is { .. } => true,
+        ExprKind::BinaryApp { op, .. } => {
+            !matches!(op, BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul | BinaryOp::GetTag)
+        }
+        ExprKind::ExtensionFunctionApp { fn_name, .. } => fn_name.to_string() != "ip",
+        _ => false,
+    }
+}

@@ -1,0 +1,141 @@
+//! Policy text as bytes: places in it, and the bounds it must keep before it reaches the parser. The
+//! parser and everything after it recurse over expressions, so that text which nests without bound
+//! would exhaust the stack; here it is refused in one flat pass.
+
+use crate::set::PolicyProblem;
+
+/// Longest policy text, bytes: several thousand policies, and well below the gRPC message bound.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Deepest nesting of brackets in a policy. Each level costs the recursive parser some KiB of stack.
+pub const NESTING_MAX: usize = 24;
+/// Most operators in one policy: `a && b && c` is a tree as deep as it is long. Longer conditions are
+/// lists, which sets express without depth.
+pub const OPERATORS_MAX: usize = 256;
+
+/// Policy text with its lines.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    text: &'a str,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        Source { text }
+    }
+
+    /// Line and column, from 1, of a byte offset.
+    pub(crate) fn place(&self, offset: usize) -> (u32, u32) {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
+    }
+
+    /// A problem at a byte offset.
+    pub(crate) fn problem(
+        &self,
+        policy: Option<&str>,
+        offset: Option<usize>,
+        message: impl Into<String>,
+    ) -> PolicyProblem {
+        let place = offset.map(|o| self.place(o));
+        PolicyProblem {
+            policy: policy.map(str::to_owned),
+            line: place.map(|p| p.0),
+            column: place.map(|p| p.1),
+            message: message.into(),
+        }
+    }
+
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// The first bound that is broken in each policy.
+    pub(crate) fn check_bounds(&self) -> Result<(), Vec<PolicyProblem>> {
+        if self.text.len() > TEXT_BYTES_MAX {
+            let message = format!(
+                "the policy text has {} bytes and may have {TEXT_BYTES_MAX}: move lists into named sets",
+                self.text.len()
+            );
+            return Err(vec![self.problem(None, None, message)]);
+        }
+        let mut problems = Vec::new();
+        let mut depth = 0_usize;
+        let mut operators = 0_usize;
+        let mut reported = false;
+        for (offset, token) in Tokens::new(self.text) {
+            match token {
+                b'(' | b'[' | b'{' => depth += 1,
+                b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+                b';' => (depth, operators, reported) = (0, 0, false),
+                _ => operators += 1,
+            }
+            if reported || (depth <= NESTING_MAX && operators <= OPERATORS_MAX) {
+                continue;
+            }
+            reported = true;
+            let message = if depth > NESTING_MAX {
+                format!("brackets nest deeper than {NESTING_MAX}: split the policy")
+            } else {
+                format!(
+                    "more than {OPERATORS_MAX} operators in one policy: use a set literal such as `[80, 443].contains(context.port)`, a named set, or several policies"
+                )
+            };
+            problems.push(self.problem(None, Some(offset), message));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+}
+
+/// Brackets, operators and `;` outside strings and comments, each with its offset. `&&` and its like
+/// count once for each character; that only makes the bound stricter.
+struct Tokens<'a> {
+    bytes: std::iter::Peekable<std::iter::Enumerate<std::str::Bytes<'a>>>,
+    /// The last byte was part of a word.
+    in_word: bool,
+}
+
+impl<'a> Tokens<'a> {
+    fn new(text: &'a str) -> Self {
+        Tokens { bytes: text.bytes().enumerate().peekable(), in_word: false }
+    }
+
+    fn skip_string(&mut self) {
+        while let Some((_, byte)) = self.bytes.next() {
+            match byte {
+                b'\\' => drop(self.bytes.next()),
+                b'"' => return,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Iterator for Tokens<'_> {
+    type Item = (usize, u8);
+
+    fn next(&mut self) -> Option<(usize, u8)> {
+        while let Some((offset, byte)) = self.bytes.next() {
+            let was_word = std::mem::replace(&mut self.in_word, byte.is_ascii_alphanumeric() || byte == b'_');
+            match byte {
+                b'"' => self.skip_string(),
+                b'/' if self.bytes.peek().is_some_and(|(_, b)| *b == b'/') => {
+                    while self.bytes.next_if(|(_, b)| *b != b'\n').is_some() {}
+                }
+                b'(' | b')' | b'[' | b']' | b'{' | b'}' | b';' => return Some((offset, byte)),
+                b'&' | b'|' if self.bytes.next_if(|(_, b)| *b == byte).is_some() => {
+                    return Some((offset, byte));
+                }
+                b'&' | b'|' | b'!' | b'-' | b'+' | b'*' | b'.' | b'<' | b'>' | b'=' => {
+                    return Some((offset, byte));
+                }
+                // `if` opens a branch.
+                b'i' if !was_word && self.bytes.peek().is_some_and(|(_, b)| *b == b'f') => {
+                    return Some((offset, byte));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
