@@ -1,0 +1,47 @@
+//! The systemd units keep their hardening: each one's exposure, as systemd itself rates it, stays below 3.0.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Exposure in tenths that `systemd-analyze security` must not exceed: "below 3.0".
+const EXPOSURE_TENTHS_MAX: u32 = 29;
+
+fn units() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
+    let mut units: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .expect("the directory systemd/")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "service"))
+        .collect();
+    units.sort();
+    units
+}
+
+#[test]
+fn every_role_has_a_unit_that_is_rated_below_three() {
+    let units = units();
+    let names: Vec<_> = units.iter().filter_map(|u| u.file_stem()?.to_str()).collect();
+    assert_eq!(names, ["clawgress-control", "clawgress-datapath", "clawgress-keys", "clawgress-l7"]);
+    for unit in units {
+        let output = Command::new("systemd-analyze")
+            .args(["security", "--offline=true", "--no-pager"])
+            .arg(format!("--threshold={EXPOSURE_TENTHS_MAX}"))
+            .arg(&unit)
+            .output()
+            .expect("systemd-analyze; install the package `systemd`");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let verdict = text.lines().rfind(|l| l.contains("Overall exposure")).unwrap_or("no rating");
+        assert!(output.status.success(), "{}: {verdict}", unit.display());
+    }
+}
+
+#[test]
+fn no_role_but_datapath_has_a_capability() {
+    for unit in units() {
+        let text = std::fs::read_to_string(&unit).expect("a unit");
+        let bounding: Vec<_> = text.lines().filter_map(|l| l.strip_prefix("CapabilityBoundingSet=")).collect();
+        let want = if unit.ends_with("clawgress-datapath.service") { "CAP_BPF CAP_NET_ADMIN CAP_PERFMON" } else { "" };
+        assert_eq!(bounding, [want], "{}", unit.display());
+        assert!(text.contains("\nNoNewPrivileges=yes\n"), "{}", unit.display());
+    }
+}
