@@ -232,9 +232,9 @@ fn validate(
 
 /// The message less "for policy `policy0`, ": the problem says it elsewhere, with the real id.
 fn without_policy(message: &str, internal: &PolicyId) -> String {
-    let prefix = format!("for policy `{internal}`");
-    let rest = message.strip_prefix(&prefix).unwrap_or(message);
-    rest.trim_start_matches([',', ':', ' ']).to_owned()
+    [", ", ": ", " "]
+        .iter()
+        .fold(message.to_owned(), |m, after| m.replace(&format!("for policy `{internal}`{after}"), ""))
 }
 
 /// The policy as decisions run it: named by its own id, principals with their tenant.

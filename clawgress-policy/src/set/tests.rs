@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{Host, Transport};
-use clawgress_identity::{AgentId, AgentState};
+use clawgress_identity::{Agent, AgentId, AgentState};
 
 fn agent(id: &str) -> Agent {
     Agent {
