@@ -1,16 +1,169 @@
-//! The control role: entry point.
+//! The control role: state, policy, audit and administration. It has no capability and touches no packet.
+//!
+//! A change is drafted, compiled and committed here ([`govern`]), then pushed to the datapath ([`kernel`])
+//! and to every L7 worker ([`snapshots`]); their records come back into the one log ([`audit`]).
 
+mod admin;
+pub mod audit;
+pub mod govern;
+pub mod kernel;
+mod keyring;
+pub mod model;
+mod runs;
+mod sink;
+pub mod snapshots;
+mod status;
+pub mod store;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use clawgress_api::clock::{Clock, SystemClock};
 use clawgress_api::config::Config;
+use clawgress_api::proto::admin_server::AdminServer;
+use clawgress_api::proto::audit_sink_server::AuditSinkServer;
+use clawgress_api::proto::snapshots_server::SnapshotsServer;
+use clawgress_api::socket;
+use parking_lot::Mutex;
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use self::audit::{AuditLog, Bounds};
+use self::govern::Governor;
+use self::kernel::Link;
+use self::keyring::Keyring;
+use self::runs::Runs;
+use self::snapshots::Workers;
+use self::store::{RedbStore, StateStore};
+use crate::notify;
+use crate::peer::{Access, Socket};
+use crate::serve::{Either, SOCKET_MODE, grpc, open_run_dir};
+
+/// Largest administrative request: a policy with its named sets, as JSON in an envelope.
+const ADMIN_BYTES_MAX: usize = store::VALUE_BYTES_MAX + (1 << 20);
+/// Largest batch of audit records from L7.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+
+/// The role's parts, as its services share them.
+#[derive(Debug)]
+struct Control {
+    governor: Arc<Governor>,
+    audit: AuditLog,
+    runs: Runs,
+    workers: Arc<Workers>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+}
 
 /// Runs the role until `stop`.
 ///
 /// # Errors
-/// If it can't serve.
-pub async fn run(_config: Arc<Config>, stop: CancellationToken) -> Result<()> {
-    stop.cancelled().await;
-    Ok(())
+/// If its state can't be opened, or its sockets can't be served.
+pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
+    state_dir(&config.node.state_dir)?;
+    let path = config.node.state_dir.join("control").join("state.redb");
+    let opened = tokio::task::spawn_blocking({
+        let path = path.clone();
+        move || RedbStore::open(&path)
+    });
+    let store = opened.await?.with_context(|| format!("cannot open the state store `{}`", path.display()))?;
+    serve(config, Arc::new(store), Arc::new(SystemClock), stop).await
+}
+
+/// Runs the role over any store.
+///
+/// # Errors
+/// If the audit log can't be opened, or the sockets can't be served.
+pub async fn serve(
+    config: Arc<Config>,
+    store: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) -> Result<()> {
+    // Whatever ends this role ends all its tasks.
+    let stop = stop.child_token();
+    let _end = stop.clone().drop_guard();
+    let directory = config.node.state_dir.join("audit");
+    let bounds = Bounds {
+        segment_bytes_max: config.audit.segment_bytes_max,
+        retention_bytes_max: config.audit.retention_bytes_max,
+    };
+    let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(&clock)).await;
+    let audit = audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))?;
+    let governor = Arc::new(Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone()).await?);
+    let link = Arc::new(Link::new(socket::channel(&config.datapath_socket())?));
+    let runs = Runs {
+        governor: Arc::clone(&governor),
+        link: Arc::clone(&link),
+        keyring: Keyring::new(socket::channel(&config.keys_socket())?, store),
+        clock: Arc::clone(&clock),
+        held: Mutex::default(),
+        ended: Notify::new(),
+    };
+    runs.close_orphans().await?;
+    let workers = Arc::new(Workers::default());
+    let control = Arc::new(Control { governor, audit, runs, workers, clock, stop: stop.clone() });
+    let (control_socket, admin_socket) = open_sockets(&config)?;
+    let tasks = [
+        tokio::spawn(follow(Arc::clone(&control))),
+        tokio::spawn(push(Arc::clone(&control), link)),
+        tokio::spawn(sweep(Arc::clone(&control))),
+    ];
+    notify::ready("control");
+    let end = tokio::try_join!(
+        grpc(control_socket, Access::new(&config, Socket::Control)?, planes(&control), stop.clone()),
+        grpc(admin_socket, Access::new(&config, Socket::Admin)?, administration(&control), stop.clone()),
+    );
+    stop.cancel();
+    for task in tasks {
+        let _ = task.await;
+    }
+    end.map(drop)
+}
+
+fn open_sockets(config: &Config) -> Result<(UnixListener, UnixListener)> {
+    open_run_dir(config)?;
+    let open = |path: &Path| {
+        socket::bind(path, SOCKET_MODE).with_context(|| format!("cannot listen on `{}`", path.display()))
+    };
+    Ok((open(&config.control_socket())?, open(&config.admin_socket())?))
+}
+
+/// The directory above those of the roles: everybody's of them may pass through.
+fn state_dir(path: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o711).create(path);
+    made.with_context(|| format!("cannot create `{}`", path.display()))
+}
+
+async fn follow(control: Arc<Control>) {
+    control.governor.follow(control.stop.clone()).await;
+}
+
+async fn push(control: Arc<Control>, link: Arc<Link>) {
+    link.run(Arc::clone(&control.governor), control.audit.clone(), control.stop.clone()).await;
+}
+
+async fn sweep(control: Arc<Control>) {
+    control.runs.sweep(control.stop.clone()).await;
+}
+
+fn planes(control: &Control) -> Either<SnapshotsServer<snapshots::Service>, AuditSinkServer<sink::Service>> {
+    let snapshots = snapshots::Service {
+        governor: Arc::clone(&control.governor),
+        workers: Arc::clone(&control.workers),
+        stop: control.stop.clone(),
+    };
+    let sink = sink::Service { audit: control.audit.clone(), stop: control.stop.clone() };
+    Either(
+        SnapshotsServer::new(snapshots),
+        AuditSinkServer::new(sink).max_decoding_message_size(BATCH_BYTES_MAX),
+    )
+}
+
+fn administration(control: &Arc<Control>) -> AdminServer<admin::Service> {
+    AdminServer::new(admin::Service(Arc::clone(control))).max_decoding_message_size(ADMIN_BYTES_MAX)
 }

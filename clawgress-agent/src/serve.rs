@@ -2,10 +2,13 @@
 //! for a peer that stays.
 
 use std::convert::Infallible;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use clawgress_api::config::Config;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -22,6 +25,19 @@ pub const SOCKET_MODE: u32 = 0o666;
 const STREAMS_MAX: u32 = 64;
 /// How long connections may take to end after `stop`.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Makes the directory of the sockets: everybody may pass through, only its owner may list or change it.
+///
+/// # Errors
+/// If it can't be made.
+pub fn open_run_dir(config: &Config) -> Result<()> {
+    let path = &config.node.run_dir;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .with_context(|| format!("cannot create `{}`", path.display()))
+}
 
 /// A gRPC service that [`grpc`] can serve.
 pub trait Grpc:

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use clawgress_identity::{Agent, AgentId, ApiKeyRecord, Source};
+use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, Source};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,16 @@ pub struct CreatedAgent {
     /// The API key, shown this once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
+}
+
+/// `agent enable`, `agent disable` and `agent quarantine`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentStateChange {
+    /// The agent.
+    pub id: AgentId,
+    /// Its new state.
+    pub state: AgentState,
 }
 
 /// `policy check` and `policy apply`.

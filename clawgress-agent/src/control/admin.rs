@@ -1,0 +1,364 @@
+//! Administration: what `clawgressctl` calls. Each change is recorded with who made it, by the
+//! credentials of the socket, and goes through even if the caller hangs up half-way.
+
+use std::sync::Arc;
+
+use clawgress_api::proto::admin_server::Admin;
+use clawgress_api::proto::{Document, Documents, Empty, Name, RevisionNumber};
+use clawgress_api::{
+    AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, PolicyCheck,
+    PolicyRevision, RecordKind,
+};
+use clawgress_identity::{Agent, AgentId, AgentState};
+use clawgress_policy::PolicyBundle;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Control;
+use super::audit::{AuditError, Filter, Kept};
+use super::model::{self, Refusal};
+use super::store::StoreError;
+use crate::peer::Peer;
+
+/// Records on their way to one reader of the audit log.
+const READER_RECORDS_MAX: usize = 256;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(super) struct Service(pub Arc<Control>);
+
+type Answer = Result<Response<Document>, Status>;
+
+#[tonic::async_trait]
+impl Admin for Service {
+    type SearchAuditStream = ReceiverStream<Result<Document, Status>>;
+    type HoldRunStream = ReceiverStream<Result<Empty, Status>>;
+
+    async fn status(&self, _: Request<Empty>) -> Answer {
+        document(&self.0.status().await)
+    }
+
+    async fn create_agent(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let new: NewAgent = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        document(&detached(async move { control.create_agent(new, &by).await }).await?)
+    }
+
+    async fn list_agents(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        documents(self.0.governor.live().model.agents.values())
+    }
+
+    async fn show_agent(&self, request: Request<Name>) -> Answer {
+        let id = agent_id(&request.into_inner())?;
+        document(self.0.governor.live().model.agent(&id).map_err(status)?)
+    }
+
+    async fn delete_agent(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        let by = caller(&request);
+        let id = agent_id(&request.into_inner())?;
+        let control = Arc::clone(&self.0);
+        detached(async move {
+            let detail = |before: &Agent| format!("agent deleted by {by}: was {}", json(before));
+            control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
+            control.runs.ended.notify_one();
+            Ok(Response::new(Empty {}))
+        })
+        .await
+    }
+
+    async fn set_agent_state(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let AgentStateChange { id, state } = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        let agent = detached(async move {
+            let detail = |before: &Agent| {
+                let (from, to) = (json(&before.state), json(&state));
+                format!("agent `{}` set from {from} to {to} by {by}", before.id)
+            };
+            let (before, _) = control.governor.change(detail, |draft| draft.set_state(&id, state)).await?;
+            Ok(Agent { state, ..before })
+        });
+        document(&agent.await?)
+    }
+
+    async fn apply_policy(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let new: NewPolicy<PolicyBundle> = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        document(&detached(async move { control.apply_policy(new, &by).await }).await?)
+    }
+
+    async fn check_policy(&self, request: Request<Document>) -> Answer {
+        let new: NewPolicy<PolicyBundle> = parsed(request)?;
+        let size = self.0.governor.check(new.bundle).await.map_err(status)?;
+        document(&PolicyCheck { policies: size.policies, prefixes: size.prefixes, cells: size.cells })
+    }
+
+    async fn show_policy(&self, request: Request<RevisionNumber>) -> Answer {
+        let control = &self.0;
+        let live = control.governor.live();
+        let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
+        let number = match request.into_inner().number {
+            0 => live_number,
+            number => number,
+        };
+        let found = model::revision(control.governor.store.as_ref(), number, None).await;
+        let missing = || match number {
+            0 => Refusal::Missing("no policy has been applied yet; see `clawgressctl policy apply`".into()),
+            _ => {
+                Refusal::Missing(format!("there is no revision {number}; see `clawgressctl policy history`"))
+            }
+        };
+        let mut revision = found.map_err(|e| status(e.into()))?.ok_or_else(|| status(missing()))?;
+        revision.generation = (number == live_number).then_some(live.model.generation);
+        document(&revision)
+    }
+
+    async fn policy_history(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        let live = self.0.governor.live();
+        let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
+        let mut history =
+            model::history(self.0.governor.store.as_ref()).await.map_err(|e| status(e.into()))?;
+        for revision in &mut history {
+            revision.generation = (revision.number == live_number).then_some(live.model.generation);
+        }
+        documents(&history)
+    }
+
+    async fn search_audit(
+        &self,
+        request: Request<Document>,
+    ) -> Result<Response<Self::SearchAuditStream>, Status> {
+        let query: AuditQuery = parsed(request)?;
+        let filter = Filter::new(&query).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let (sender, receiver) = mpsc::channel(READER_RECORDS_MAX);
+        tokio::spawn(read_audit(Arc::clone(&self.0), filter, query.follow, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn open_run(&self, request: Request<Name>) -> Answer {
+        let by = caller(&request);
+        let id = agent_id(&request.into_inner())?;
+        let control = Arc::clone(&self.0);
+        document(&detached(async move { control.runs.open(&id, &by).await }).await?)
+    }
+
+    async fn hold_run(&self, request: Request<Name>) -> Result<Response<Self::HoldRunStream>, Status> {
+        let name = request.into_inner().name;
+        let control = Arc::clone(&self.0);
+        if control.governor.live().model.runs.get(&name).is_none_or(|r| r.closed) {
+            return Err(Status::not_found(format!("there is no run `{name}`")));
+        }
+        if !control.runs.held.lock().insert(name.clone()) {
+            return Err(Status::already_exists(format!("run `{name}` is held by somebody else")));
+        }
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = sender.closed() => {}
+                () = control.stop.cancelled() => {}
+            }
+            control.runs.held.lock().remove(&name);
+            match control.runs.close(&name, "its holder is gone").await {
+                // It was closed properly.
+                Ok(()) | Err(Refusal::Missing(_)) => {}
+                Err(error) => tracing::error!(%error, run = name, "cannot close a run"),
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn close_run(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        let by = caller(&request);
+        let name = request.into_inner().name;
+        let control = Arc::clone(&self.0);
+        detached(async move {
+            control.runs.close(&name, &format!("by {by}")).await.map(|()| Response::new(Empty {}))
+        })
+        .await
+    }
+}
+
+// === impl Control ===
+
+impl Control {
+    async fn create_agent(&self, new: NewAgent, by: &str) -> Result<CreatedAgent, Refusal> {
+        let key = if new.key { Some(self.runs.keyring.make().await?) } else { None };
+        let agent = Agent {
+            id: new.id,
+            index: 0,
+            team: new.team,
+            project: new.project,
+            environment: new.environment,
+            labels: new.labels,
+            state: AgentState::Active,
+            sources: new.sources,
+        };
+        let detail = |after: &Agent| format!("agent created by {by}: is {}", json(after));
+        let (agent, _) = self
+            .governor
+            .change(detail, |draft| {
+                let agent = draft.create_agent(agent.clone(), &self.governor.config)?;
+                if let Some(key) = &key {
+                    draft.put_key(&key.id, &agent.id, key.mac, None)?;
+                }
+                Ok(agent)
+            })
+            .await?;
+        Ok(CreatedAgent { agent, api_key: key.map(|k| k.text) })
+    }
+
+    async fn apply_policy(
+        &self,
+        new: NewPolicy<PolicyBundle>,
+        by: &str,
+    ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
+        let bundle = serde_json::to_vec(&new.bundle).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bundle);
+        let hash: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let revision = PolicyRevision {
+            number: 0,
+            parent: 0,
+            time: self.clock.now(),
+            author: if new.author.is_empty() { by.to_owned() } else { new.author },
+            message: new.message,
+            hash,
+            bundle: Some(new.bundle),
+            generation: None,
+        };
+        let detail = |after: &PolicyRevision<PolicyBundle>| {
+            let PolicyRevision { number, parent, hash, message, .. } = after;
+            format!("policy revision {number} ({hash}) applied by {by} after revision {parent}: {message}")
+        };
+        let (mut revision, generation) =
+            self.governor.change(detail, |draft| draft.apply_policy(revision.clone())).await?;
+        revision.bundle = None;
+        revision.generation = Some(generation.model.generation);
+        Ok(revision)
+    }
+}
+
+/// Runs to its end even if the caller is gone: a change is never left between its commit and its record.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(done) => done.map_err(status),
+        Err(error) => Err(Status::internal(format!("the change broke off: {error}"))),
+    }
+}
+
+async fn read_audit(
+    control: Arc<Control>,
+    filter: Filter,
+    follow: bool,
+    sender: mpsc::Sender<Result<Document, Status>>,
+) {
+    let (news, start) = control.audit.follow();
+    let found = match control.audit.search(filter.clone(), start).await {
+        Ok(found) => found,
+        Err(error) => {
+            let _ = sender.send(Err(Status::unavailable(error.to_string()))).await;
+            return;
+        }
+    };
+    for kept in found {
+        if sender.send(line(&kept.record)).await.is_err() {
+            return;
+        }
+    }
+    if follow {
+        follow_audit(&control, &filter, (news, start), &sender).await;
+    }
+}
+
+/// Sends records as they become durable, from number `start` on; what the reader was too slow for is counted.
+async fn follow_audit(
+    control: &Control,
+    filter: &Filter,
+    (mut news, start): (broadcast::Receiver<Kept>, u64),
+    sender: &mpsc::Sender<Result<Document, Status>>,
+) {
+    loop {
+        let next = tokio::select! {
+            () = control.stop.cancelled() => return,
+            () = sender.closed() => return,
+            next = news.recv() => next,
+        };
+        let sent = match next {
+            Ok(kept) if kept.sequence < start || !filter.matches(&kept.record) => continue,
+            Ok(kept) => sender.send(line(&kept.record)).await,
+            Err(RecvError::Lagged(missed)) => {
+                let mut gap = control.audit.record(RecordKind::Gap, control.governor.live().model.generation);
+                gap.count = Some(missed);
+                gap.detail = Some("this reader was too slow; the records are in the log".into());
+                sender.send(line(&gap)).await
+            }
+            Err(RecvError::Closed) => return,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+fn line(record: &AuditRecord) -> Result<Document, Status> {
+    let json = serde_json::to_vec(record).map_err(|e| Status::internal(e.to_string()))?;
+    Ok(Document { json })
+}
+
+/// Who calls, by the credentials of the socket.
+fn caller<T>(request: &Request<T>) -> String {
+    request.extensions().get::<Peer>().map_or_else(|| "unknown".into(), Peer::user)
+}
+
+fn parsed<T: DeserializeOwned>(request: Request<Document>) -> Result<T, Status> {
+    serde_json::from_slice(&request.into_inner().json)
+        .map_err(|e| Status::invalid_argument(format!("the request is not understood: {e}")))
+}
+
+fn agent_id(name: &Name) -> Result<AgentId, Status> {
+    name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
+}
+
+fn document(value: &impl Serialize) -> Answer {
+    let json = serde_json::to_vec(value).map_err(|e| Status::internal(e.to_string()))?;
+    Ok(Response::new(Document { json }))
+}
+
+fn documents<T: Serialize>(values: impl IntoIterator<Item = T>) -> Result<Response<Documents>, Status> {
+    let json = values.into_iter().map(|v| serde_json::to_vec(&v)).collect::<Result<_, _>>();
+    Ok(Response::new(Documents { json: json.map_err(|e| Status::internal(e.to_string()))? }))
+}
+
+/// A value in a sentence of the audit log.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// A refusal as the status that says the same; the problems of a policy go with it as JSON.
+fn status(refusal: Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::Missing(_) => Status::not_found(text),
+        Refusal::Exists(_) => Status::already_exists(text),
+        Refusal::Invalid(_) | Refusal::Store(StoreError::Invalid(_)) => Status::invalid_argument(text),
+        Refusal::Unsupported(_) => Status::failed_precondition(text),
+        Refusal::Full(_) => Status::resource_exhausted(text),
+        Refusal::Policy(errors) => {
+            let problems = serde_json::to_vec(&errors.problems).unwrap_or_default();
+            Status::with_details(tonic::Code::InvalidArgument, text, problems.into())
+        }
+        Refusal::Unavailable(_) => Status::unavailable(text),
+        Refusal::Store(_) => Status::internal(text),
+        Refusal::Audit(AuditError::Closed) => {
+            Status::unavailable("the change was made, but control is stopping")
+        }
+        Refusal::Audit(_) => Status::internal(format!("the change was made, but not recorded: {text}")),
+    }
+}

@@ -1,0 +1,291 @@
+//! The audit log: every record of both planes, durable before it is acknowledged.
+//!
+//! Appends from all sides are gathered and written with one fsync (group commit). While the disk refuses,
+//! nothing is acknowledged: L7's bounded queue then fills, and it denies. This module must never
+//! acknowledge what could be lost, nor rewrite what it has acknowledged.
+
+mod search;
+mod segments;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clawgress_api::clock::Clock;
+use clawgress_api::{AuditRecord, Plane, RecordKind};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+
+pub use self::search::{Filter, FilterError};
+pub use self::segments::Bounds;
+use self::segments::{Segments, Torn};
+
+/// Longest time an append waits for company before it is written and synced.
+const GROUP_COMMIT_TIME_MAX: Duration = Duration::from_millis(50);
+/// Bytes at which a group is written without waiting longer.
+const GROUP_COMMIT_BYTES_MAX: usize = 1 << 20;
+/// Appends waiting to be written; the next one waits for its place, and its sender with it.
+const QUEUE_MAX: usize = 256;
+/// Most records in one append.
+pub const APPEND_RECORDS_MAX: usize = 4096;
+/// Largest record, bytes: paths and host names are bounded far below it.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Records a follower may be behind before it gets a gap instead of them.
+const FOLLOW_MAX: usize = 4096;
+/// Searches at once: each reads the disk as fast as it can.
+const SEARCHES_MAX: usize = 2;
+
+/// Why records were not kept.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AuditError {
+    /// The disk.
+    #[error("the audit log can't be written: {0}")]
+    Disk(String),
+    /// Not records.
+    #[error("not an audit record: {0}")]
+    Record(String),
+    /// Too many.
+    #[error("an append has at most {APPEND_RECORDS_MAX} records of {RECORD_BYTES_MAX} bytes")]
+    TooLarge,
+    /// The role is stopping.
+    #[error("the audit log is closed")]
+    Closed,
+}
+
+/// A record that has become durable, with its number in the log.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Number, from 0.
+    pub sequence: u64,
+    /// The record.
+    pub record: Arc<AuditRecord>,
+}
+
+/// A handle on the log. The last one that is dropped ends it, after everything queued is written.
+#[derive(Clone, Debug)]
+pub struct AuditLog {
+    queue: mpsc::Sender<Append>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    node: String,
+    clock: Arc<dyn Clock>,
+    /// Number of the next record: all before it are durable.
+    next: AtomicU64,
+    failure: Mutex<Option<String>>,
+    kept: broadcast::Sender<Kept>,
+    searches: Semaphore,
+}
+
+/// Waits for an append to become durable.
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Result<(), AuditError>>);
+
+#[derive(Debug)]
+struct Append {
+    lines: Vec<Vec<u8>>,
+    records: Vec<Arc<AuditRecord>>,
+    done: oneshot::Sender<Result<(), AuditError>>,
+}
+
+// === impl AuditLog ===
+
+impl AuditLog {
+    /// Opens the log in `directory`, repairing a torn tail.
+    ///
+    /// # Errors
+    /// If the directory or its segments can't be read or written.
+    pub async fn open(
+        directory: PathBuf,
+        bounds: Bounds,
+        node: String,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<Self> {
+        let place = directory.clone();
+        let opened = tokio::task::spawn_blocking(move || Segments::open(&place, bounds)).await;
+        let (segments, torn) = opened.map_err(std::io::Error::other)??;
+        let (queue, appends) = mpsc::channel(QUEUE_MAX);
+        let shared = Arc::new(Shared {
+            directory,
+            node,
+            clock,
+            next: AtomicU64::new(segments.next()),
+            failure: Mutex::new(None),
+            kept: broadcast::Sender::new(FOLLOW_MAX),
+            searches: Semaphore::new(SEARCHES_MAX),
+        });
+        tokio::spawn(write(segments, appends, Arc::clone(&shared)));
+        let log = AuditLog { queue, shared };
+        if let Some(Torn { records, bytes }) = torn {
+            let mut gap = log.record(RecordKind::Gap, 0);
+            gap.count = Some(records);
+            gap.detail = Some(format!(
+                "the end of the log was torn: {bytes} bytes that were never acknowledged were cut off"
+            ));
+            log.append(vec![gap]).await.map_err(std::io::Error::other)?;
+        }
+        Ok(log)
+    }
+
+    /// A record of this role itself.
+    #[must_use]
+    pub fn record(&self, kind: RecordKind, generation: u64) -> AuditRecord {
+        let shared = &self.shared;
+        let time = shared.clock.now();
+        let request = format!("control-{}-{}", time.as_microsecond(), shared.next.load(Ordering::Acquire));
+        AuditRecord::new(time, &shared.node, kind, Plane::Control, request, generation)
+    }
+
+    /// Appends; when it returns `Ok`, the records survive a power cut.
+    ///
+    /// # Errors
+    /// If they could not be made durable.
+    pub async fn append(&self, records: Vec<AuditRecord>) -> Result<(), AuditError> {
+        let lines = records.iter().map(serde_json::to_vec).collect::<Result<Vec<_>, _>>();
+        let lines = lines.map_err(|e| AuditError::Record(e.to_string()))?;
+        self.queue(lines, records).await?.durable().await
+    }
+
+    /// Queues records as other processes sent them (one JSON document each), in order; the order of
+    /// calls is the order in the log.
+    ///
+    /// # Errors
+    /// If they are too many, too large, or not records; then none is kept.
+    pub async fn queue_documents(&self, documents: Vec<Vec<u8>>) -> Result<Pending, AuditError> {
+        let mut lines = Vec::with_capacity(documents.len());
+        let mut records = Vec::with_capacity(documents.len());
+        for document in documents {
+            let record: AuditRecord =
+                serde_json::from_slice(&document).map_err(|e| AuditError::Record(e.to_string()))?;
+            // A line break is the one thing that is legal JSON and would break the segment.
+            let line = if document.contains(&b'\n') {
+                serde_json::to_vec(&record).map_err(|e| AuditError::Record(e.to_string()))?
+            } else {
+                document
+            };
+            lines.push(line);
+            records.push(record);
+        }
+        self.queue(lines, records).await
+    }
+
+    async fn queue(&self, lines: Vec<Vec<u8>>, records: Vec<AuditRecord>) -> Result<Pending, AuditError> {
+        if lines.len() > APPEND_RECORDS_MAX || lines.iter().any(|l| l.len() > RECORD_BYTES_MAX) {
+            return Err(AuditError::TooLarge);
+        }
+        let (done, pending) = oneshot::channel();
+        let append = Append { lines, records: records.into_iter().map(Arc::new).collect(), done };
+        self.queue.send(append).await.map_err(|_| AuditError::Closed)?;
+        Ok(Pending(pending))
+    }
+
+    /// Records that are durable, ever.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.shared.next.load(Ordering::Acquire)
+    }
+
+    /// Why the log doesn't take records at the moment, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure.lock().clone()
+    }
+
+    /// The newest records that match, oldest first, among those with numbers below `before`.
+    ///
+    /// # Errors
+    /// If the segments can't be read.
+    pub async fn search(&self, filter: Filter, before: u64) -> Result<Vec<Kept>, AuditError> {
+        let shared = Arc::clone(&self.shared);
+        let Ok(_place) = self.shared.searches.acquire().await else { return Err(AuditError::Closed) };
+        let found = tokio::task::spawn_blocking(move || search::newest(&shared.directory, &filter, before));
+        let found = found.await.map_err(|e| AuditError::Disk(e.to_string()))?;
+        found.map_err(|e| AuditError::Disk(e.to_string()))
+    }
+
+    /// Records as they become durable, and the number of the first one that this receiver will see: what
+    /// is before it can be searched.
+    #[must_use]
+    pub fn follow(&self) -> (broadcast::Receiver<Kept>, u64) {
+        let receiver = self.shared.kept.subscribe();
+        // Records that become durable between these two lines are on both sides: their numbers tell.
+        (receiver, self.records())
+    }
+}
+
+impl Pending {
+    /// Waits until the records survive a power cut.
+    ///
+    /// # Errors
+    /// If they could not be made durable.
+    pub async fn durable(self) -> Result<(), AuditError> {
+        self.0.await.unwrap_or(Err(AuditError::Closed))
+    }
+}
+
+/// The only writer: gathers, writes, syncs, then tells.
+async fn write(segments: Segments, mut appends: mpsc::Receiver<Append>, shared: Arc<Shared>) {
+    let mut segments = Some(segments);
+    while let Some(first) = appends.recv().await {
+        let mut group = gather(first, &mut appends).await;
+        let lines: Vec<Vec<u8>> = group.iter_mut().flat_map(|a| std::mem::take(&mut a.lines)).collect();
+        let Some(mut writer) = segments.take() else { return };
+        let written = tokio::task::spawn_blocking(move || {
+            let result = writer.append(&lines);
+            (writer, result)
+        });
+        // A panic in there would leave the segment in an unknown state: the log stays closed.
+        let Ok((writer, result)) = written.await else { return };
+        let next = writer.next();
+        segments = Some(writer);
+        let result = result.map_err(|e| AuditError::Disk(e.to_string()));
+        if let Err(error) = &result {
+            tracing::error!(%error, "nothing is acknowledged until the disk takes records again");
+        }
+        *shared.failure.lock() = result.as_ref().err().map(ToString::to_string);
+        if result.is_ok() {
+            let records: u64 = group.iter().map(|a| a.records.len() as u64).sum();
+            // First the number, then the news: whoever subscribes in between finds them by search.
+            shared.next.store(next, Ordering::Release);
+            tell(&group, next - records, &shared);
+        }
+        for append in group {
+            let _ = append.done.send(result.clone());
+        }
+    }
+}
+
+async fn gather(first: Append, appends: &mut mpsc::Receiver<Append>) -> Vec<Append> {
+    let until = Instant::now() + GROUP_COMMIT_TIME_MAX;
+    let size = |append: &Append| append.lines.iter().map(Vec::len).sum::<usize>();
+    let mut bytes = size(&first);
+    let mut group = vec![first];
+    while bytes < GROUP_COMMIT_BYTES_MAX {
+        match tokio::time::timeout_at(until, appends.recv()).await {
+            Ok(Some(append)) => {
+                bytes += size(&append);
+                group.push(append);
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    group
+}
+
+fn tell(group: &[Append], first: u64, shared: &Shared) {
+    if shared.kept.receiver_count() == 0 {
+        return;
+    }
+    let records = group.iter().flat_map(|a| &a.records);
+    for (sequence, record) in (first..).zip(records) {
+        let _ = shared.kept.send(Kept { sequence, record: Arc::clone(record) });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! The way to the datapath role: pushes each generation until it is applied, again when the role comes
+//! back, and takes in the records of the kernel plane. Never decides anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clawgress_api::proto::datapath_client::DatapathClient;
+use clawgress_api::proto::{AuditBatch, Empty, KernelGeneration, OpenWorkloadRequest, Workload};
+use clawgress_api::{DatapathStatus, MESSAGE_BYTES_MAX, RecordKind};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::audit::{AuditError, AuditLog};
+use super::govern::{Generation, Governor};
+use super::model::{Refusal, RunWorkload};
+
+/// First and longest pause before the datapath is tried again: soon enough after a restart, and no spin.
+const PAUSE_LEAST: Duration = Duration::from_millis(100);
+/// See [`PAUSE_LEAST`].
+const PAUSE_MOST: Duration = Duration::from_secs(5);
+/// Longest wait for a generation to be applied: a full table of a quarter million entries takes under a second.
+const APPLY_TIME_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for any other answer.
+const CALL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Pause before a batch that the audit log didn't take is tried again.
+const AUDIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The way to the datapath role.
+#[derive(Debug)]
+pub struct Link {
+    client: DatapathClient<Channel>,
+    state: Mutex<State>,
+}
+
+/// How it stands between control and datapath.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The generation it last applied.
+    pub applied: u64,
+    /// Why it is away, or what it refused.
+    pub trouble: Option<String>,
+}
+
+// === impl Link ===
+
+impl Link {
+    /// A way over `channel`.
+    #[must_use]
+    pub fn new(channel: Channel) -> Self {
+        let client = DatapathClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let trouble = Some("it has not been reached yet".into());
+        Link { client, state: Mutex::new(State { applied: 0, trouble }) }
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.lock().clone()
+    }
+
+    /// The role's own account.
+    ///
+    /// # Errors
+    /// If it can't be reached.
+    pub async fn status(&self) -> Result<DatapathStatus> {
+        let mut client = self.client.clone();
+        let answer =
+            tokio::time::timeout(CALL_TIME_MAX, client.status(Empty {})).await.context("no answer")?;
+        Ok(serde_json::from_slice(&answer.map_err(told)?.into_inner().document)?)
+    }
+
+    /// Makes and registers a cgroup.
+    ///
+    /// # Errors
+    /// If the role is away or refuses.
+    pub async fn open_workload(&self, agent: u32, name: &str) -> Result<RunWorkload, Refusal> {
+        let mut client = self.client.clone();
+        let call = client.open_workload(OpenWorkloadRequest { agent, name: name.to_owned() });
+        match tokio::time::timeout(CALL_TIME_MAX, call).await {
+            Ok(Ok(answer)) => {
+                let Workload { cgroup, path } = answer.into_inner();
+                Ok(RunWorkload { cgroup, path })
+            }
+            Ok(Err(status)) => Err(Refusal::Unavailable(format!(
+                "the datapath role made no cgroup for the command: {}",
+                status.message()
+            ))),
+            Err(_) => Err(Refusal::Unavailable("the datapath role doesn't answer".into())),
+        }
+    }
+
+    /// Removes a cgroup; one that isn't there is removed.
+    ///
+    /// # Errors
+    /// If the role is away or refuses.
+    pub async fn close_workload(&self, workload: RunWorkload) -> Result<()> {
+        let mut client = self.client.clone();
+        let RunWorkload { cgroup, path } = workload;
+        match tokio::time::timeout(CALL_TIME_MAX, client.close_workload(Workload { cgroup, path })).await? {
+            Err(status) if status.code() != Code::NotFound => Err(told(status)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the datapath at the live generation and takes in its records, until `stop`.
+    pub async fn run(&self, governor: Arc<Governor>, audit: AuditLog, stop: CancellationToken) {
+        let mut pause = PAUSE_LEAST;
+        loop {
+            let end = tokio::select! {
+                () = stop.cancelled() => return,
+                end = self.session(&governor, &audit) => end,
+            };
+            let trouble = match end {
+                Ok(()) => "it has closed the stream of its records".to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            tracing::warn!(trouble, "the datapath role is away; trying again");
+            let before =
+                std::mem::replace(&mut *self.state.lock(), State { applied: 0, trouble: Some(trouble) });
+            if before.applied != 0 {
+                pause = PAUSE_LEAST;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(PAUSE_MOST);
+        }
+    }
+
+    /// From the first answer of the role until it is gone.
+    async fn session(&self, governor: &Governor, audit: &AuditLog) -> Result<()> {
+        let status = self.status().await?;
+        if status.generation > governor.live().model.generation {
+            governor.overtake(status.generation).await?;
+        }
+        let mut client = self.client.clone();
+        let events = client.events(Empty {}).await.map_err(told)?.into_inner();
+        // Either one's end is the session's.
+        tokio::select! {
+            end = take_in(events, audit, governor) => end,
+            end = self.push(governor.watch()) => end,
+        }
+    }
+
+    async fn push(&self, mut live: watch::Receiver<Arc<Generation>>) -> Result<()> {
+        let mut pause = PAUSE_LEAST;
+        loop {
+            let generation = Arc::clone(&live.borrow_and_update());
+            match self.apply(&generation).await {
+                Ok(applied) => {
+                    *self.state.lock() = State { applied, trouble: None };
+                    live.changed().await?;
+                    pause = PAUSE_LEAST;
+                }
+                Err(status) if matches!(status.code(), Code::Unavailable | Code::PermissionDenied) => {
+                    bail!(told(status));
+                }
+                Err(status) => {
+                    let number = generation.model.generation;
+                    let trouble = format!("it refused generation {number}: {}", status.message());
+                    tracing::error!(trouble, "the kernel plane stays at the former generation");
+                    self.state.lock().trouble = Some(trouble);
+                    tokio::select! {
+                        changed = live.changed() => changed?,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(PAUSE_MOST);
+                }
+            }
+        }
+    }
+
+    async fn apply(&self, generation: &Generation) -> Result<u64, Status> {
+        let number = generation.model.generation;
+        // Nothing has ever been stored: the datapath denies without being told.
+        if number == 0 {
+            return Ok(0);
+        }
+        let mut client = self.client.clone();
+        let document = generation.kernel.clone();
+        let call = client.apply(KernelGeneration { generation: number, document });
+        match tokio::time::timeout(APPLY_TIME_MAX, call).await {
+            Ok(answer) => answer.map(|_| number),
+            Err(_) => Err(Status::deadline_exceeded("no answer")),
+        }
+    }
+}
+
+/// A status as an error for people.
+#[expect(clippy::needless_pass_by_value, reason = "the shape `map_err` asks for")]
+fn told(status: Status) -> anyhow::Error {
+    anyhow::anyhow!("{}", status.message())
+}
+
+async fn take_in(mut events: Streaming<AuditBatch>, audit: &AuditLog, governor: &Governor) -> Result<()> {
+    while let Some(batch) = events.message().await.map_err(told)? {
+        let count = batch.records.len() as u64;
+        loop {
+            // The next batch is read when this one is durable: the datapath's bounded queue holds the rest.
+            let kept = match audit.queue_documents(batch.records.clone()).await {
+                Ok(pending) => pending.durable().await,
+                Err(error) => Err(error),
+            };
+            match kept {
+                Ok(()) => break,
+                Err(AuditError::Disk(_)) => tokio::time::sleep(AUDIT_PAUSE).await,
+                Err(AuditError::Closed) => bail!(AuditError::Closed),
+                Err(error) => {
+                    tracing::error!(%error, count, "records of the datapath are not understood");
+                    let mut gap = audit.record(RecordKind::Gap, governor.live().model.generation);
+                    gap.count = Some(count);
+                    gap.detail = Some(format!("records of the datapath were not kept: {error}"));
+                    audit.append(vec![gap]).await?;
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}

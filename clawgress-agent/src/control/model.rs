@@ -1,0 +1,470 @@
+//! What is governed: agents, keys, runs and the live policy, as the store holds them. A [`Draft`] is a
+//! change in the making; nothing here is visible to anybody before it is committed.
+
+use std::collections::BTreeMap;
+
+use clawgress_api::PolicyRevision;
+use clawgress_api::config::{Config, DatapathMode, Role};
+use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, KEY_MAC_BYTES, Source};
+use clawgress_policy::{PolicyBundle, PolicyErrors};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::audit::AuditError;
+use super::store::{Entry, Revision, StateStore, StoreError, Write};
+
+/// Agents on one node: the number the project promises, with the kernel tables sized for it.
+pub const AGENTS_MAX: usize = 10_000;
+/// Live runs of local commands: each has a cgroup and a key.
+pub const RUNS_MAX: usize = 256;
+/// Source bindings of one agent.
+const SOURCES_MAX: usize = 64;
+/// Labels of one agent.
+const LABELS_MAX: usize = 64;
+/// Longest label, team, project or environment, message or author, bytes.
+const TEXT_BYTES_MAX: usize = 1024;
+/// Policy revisions kept with their text.
+const REVISIONS_MAX: u64 = 10_000;
+
+pub(super) const GENERATION: &str = "generation";
+pub(super) const CANARY: &str = "canary";
+const NEXT_INDEX: &str = "next-index";
+const LIVE_POLICY: &str = "policy-live";
+const AGENT: &str = "agent/";
+const KEY: &str = "key/";
+const RUN: &str = "run/";
+const REVISION: &str = "revision/";
+const BUNDLE: &str = "bundle/";
+
+/// A run of a local command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Its name.
+    pub name: String,
+    /// Whose.
+    pub agent: AgentId,
+    /// The key that lives with it.
+    pub key: String,
+    /// When it was opened.
+    pub opened: Timestamp,
+    /// Its cgroup, in `kernel` mode.
+    pub workload: Option<RunWorkload>,
+    /// Whether it has ended, and only its cgroup is still to be removed.
+    pub closed: bool,
+}
+
+/// The cgroup of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunWorkload {
+    /// Its id.
+    pub cgroup: u64,
+    /// Its directory.
+    pub path: String,
+}
+
+/// Everything that is governed, at one generation.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// The generation, from 1; 0 before the first change.
+    pub generation: u64,
+    /// The store's revision that wrote the generation; `None` before the first change.
+    pub stored: Option<Revision>,
+    /// Agents.
+    pub agents: BTreeMap<AgentId, Agent>,
+    /// API keys by id.
+    pub keys: BTreeMap<String, ApiKeyRecord>,
+    /// Runs by name.
+    pub runs: BTreeMap<String, Run>,
+    /// The live policy, with its bundle.
+    pub policy: Option<PolicyRevision<PolicyBundle>>,
+    /// Number of the next agent; never one that was used before.
+    pub next_index: u32,
+}
+
+/// Why a change was refused; nothing was altered.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No such thing.
+    #[error("{0}")]
+    Missing(String),
+    /// There is one already.
+    #[error("{0}")]
+    Exists(String),
+    /// Not acceptable.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not possible as the node is set up.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A bound is reached.
+    #[error("{0}")]
+    Full(String),
+    /// The policy has problems.
+    #[error(transparent)]
+    Policy(#[from] PolicyErrors),
+    /// Another role is away.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+}
+
+/// A change in the making: the model as it would be, and the writes that make it so.
+#[derive(Debug)]
+pub struct Draft {
+    pub(super) model: Model,
+    pub(super) writes: BTreeMap<String, Option<Vec<u8>>>,
+    /// Whether a plane would decide anything differently: then it needs a new generation.
+    pub(super) governs: bool,
+}
+
+// === impl Model ===
+
+impl Model {
+    /// Reads the model at one revision of the store.
+    ///
+    /// # Errors
+    /// If the store fails, or holds what this version doesn't understand.
+    pub async fn load(store: &dyn StateStore) -> Result<Model, StoreError> {
+        let generation = store.read(GENERATION, None).await?;
+        let at = Some(generation.revision);
+        let next_index = store.read(NEXT_INDEX, at).await?.entries.first().map(parse).transpose()?;
+        let live: Option<u64> = store.read(LIVE_POLICY, at).await?.entries.first().map(parse).transpose()?;
+        let policy = match live {
+            Some(number) => revision(store, number, at).await?,
+            None => None,
+        };
+        Ok(Model {
+            generation: generation.entries.first().map(parse).transpose()?.unwrap_or(0),
+            stored: generation.entries.first().map(|e| e.modified),
+            agents: all(store, AGENT, at, |a: &Agent| a.id.clone()).await?,
+            keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
+            runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
+            policy,
+            next_index: next_index.unwrap_or(1),
+        })
+    }
+
+    /// The agent, or a refusal that says what to do.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn agent(&self, id: &AgentId) -> Result<&Agent, Refusal> {
+        self.agents.get(id).ok_or_else(|| {
+            Refusal::Missing(format!("there is no agent `{id}`; see `clawgressctl agent list`"))
+        })
+    }
+
+    /// Whether one more run of this agent may be opened.
+    ///
+    /// # Errors
+    /// If there are too many, or the agent may not run anything.
+    pub fn may_run(&self, agent: &AgentId) -> Result<(), Refusal> {
+        if self.runs.len() >= RUNS_MAX {
+            return Err(Refusal::Full(format!("a node has at most {RUNS_MAX} runs at once")));
+        }
+        match self.agent(agent)?.state {
+            AgentState::Active => Ok(()),
+            AgentState::Quarantined | AgentState::Disabled => {
+                Err(Refusal::Unsupported(format!("agent `{agent}` is disabled; enable it first")))
+            }
+        }
+    }
+}
+
+/// One revision with its bundle.
+///
+/// # Errors
+/// If the store fails.
+pub async fn revision(
+    store: &dyn StateStore,
+    number: u64,
+    at: Option<Revision>,
+) -> Result<Option<PolicyRevision<PolicyBundle>>, StoreError> {
+    let read = store.read(&numbered(REVISION, number), at).await?;
+    let Some(entry) = read.entries.first() else { return Ok(None) };
+    let mut revision: PolicyRevision<PolicyBundle> = parse(entry)?;
+    let bundle = store.read(&numbered(BUNDLE, number), Some(read.revision)).await?;
+    revision.bundle = bundle.entries.first().map(parse).transpose()?;
+    Ok(Some(revision))
+}
+
+/// All revisions without their bundles, newest first.
+///
+/// # Errors
+/// If the store fails.
+pub async fn history(store: &dyn StateStore) -> Result<Vec<PolicyRevision<PolicyBundle>>, StoreError> {
+    store.scan(REVISION, None).await?.entries.iter().rev().map(parse).collect()
+}
+
+async fn all<K: Ord, T: DeserializeOwned>(
+    store: &dyn StateStore,
+    prefix: &str,
+    at: Option<Revision>,
+    key: impl Fn(&T) -> K,
+) -> Result<BTreeMap<K, T>, StoreError> {
+    let entries = store.scan(prefix, at).await?.entries;
+    entries.iter().map(|e| parse(e).map(|value| (key(&value), value))).collect()
+}
+
+fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
+    serde_json::from_slice(&entry.value)
+        .map_err(|e| StoreError::Invalid(format!("the stored `{}` is not understood: {e}", entry.key)))
+}
+
+fn numbered(prefix: &str, number: u64) -> String {
+    format!("{prefix}{number:020}")
+}
+
+// === impl Draft ===
+
+impl Draft {
+    pub(super) fn new(model: Model) -> Self {
+        Draft { model, writes: BTreeMap::new(), governs: false }
+    }
+
+    /// The model as it would be.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Registers an agent under a number that was never used before.
+    ///
+    /// # Errors
+    /// If it exists, a source is taken or can't be enforced here, or a bound is reached.
+    pub fn create_agent(&mut self, mut agent: Agent, config: &Config) -> Result<Agent, Refusal> {
+        if self.model.agents.contains_key(&agent.id) {
+            return Err(Refusal::Exists(format!("there is an agent `{}` already", agent.id)));
+        }
+        if self.model.agents.len() >= AGENTS_MAX {
+            return Err(Refusal::Full(format!("a node has at most {AGENTS_MAX} agents")));
+        }
+        check_fields(&agent)?;
+        self.check_sources(&agent, config)?;
+        agent.index = self.model.next_index;
+        let next = agent.index.checked_add(1);
+        self.model.next_index = next.ok_or_else(|| Refusal::Full("all agent numbers are used".into()))?;
+        let next_index = self.model.next_index;
+        self.put(NEXT_INDEX, &next_index)?;
+        self.put_agent(agent.clone())?;
+        Ok(agent)
+    }
+
+    /// Changes an agent's state. Returns it as it was.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn set_state(&mut self, id: &AgentId, state: AgentState) -> Result<Agent, Refusal> {
+        let before = self.model.agent(id)?.clone();
+        if before.state != state {
+            self.put_agent(Agent { state, ..before.clone() })?;
+        }
+        Ok(before)
+    }
+
+    /// Removes an agent with its keys, and ends its runs. Returns it as it was.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn delete_agent(&mut self, id: &AgentId) -> Result<Agent, Refusal> {
+        let agent = self.model.agent(id)?.clone();
+        self.model.agents.remove(id);
+        self.delete(format!("{AGENT}{id}"));
+        let keys: Vec<String> =
+            self.model.keys.values().filter(|k| k.agent == *id).map(|k| k.id.clone()).collect();
+        for key in keys {
+            self.delete_key(&key);
+        }
+        let runs: Vec<String> =
+            self.model.runs.values().filter(|r| r.agent == *id).map(|r| r.name.clone()).collect();
+        for run in runs {
+            self.close_run(&run)?;
+        }
+        self.governs = true;
+        Ok(agent)
+    }
+
+    /// Adds an API key of an agent.
+    ///
+    /// # Errors
+    /// If its id is taken.
+    pub fn put_key(
+        &mut self,
+        id: &str,
+        agent: &AgentId,
+        mac: [u8; KEY_MAC_BYTES],
+        expires_at_s: Option<i64>,
+    ) -> Result<(), Refusal> {
+        if self.model.keys.contains_key(id) {
+            return Err(Refusal::Exists("the key's id is taken; try again".into()));
+        }
+        let key = ApiKeyRecord { id: id.to_owned(), agent: agent.clone(), mac, expires_at_s };
+        self.put(&format!("{KEY}{id}"), &key)?;
+        self.model.keys.insert(key.id.clone(), key);
+        self.governs = true;
+        Ok(())
+    }
+
+    fn delete_key(&mut self, id: &str) {
+        self.model.keys.remove(id);
+        self.delete(format!("{KEY}{id}"));
+        self.governs = true;
+    }
+
+    /// Opens a run of an agent that is active; its key must be there.
+    ///
+    /// # Errors
+    /// If there are too many, or the agent may not run anything.
+    pub fn open_run(&mut self, run: Run) -> Result<(), Refusal> {
+        self.model.may_run(&run.agent)?;
+        self.put_run(run)
+    }
+
+    /// Ends a run: its key counts no more. What is left of it is its cgroup, if it has one.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn close_run(&mut self, name: &str) -> Result<(), Refusal> {
+        let run = self.model.runs.get(name).cloned();
+        let run = run.ok_or_else(|| Refusal::Missing(format!("there is no run `{name}`")))?;
+        if self.model.keys.contains_key(&run.key) {
+            self.delete_key(&run.key);
+        }
+        if run.workload.is_some() { self.put_run(Run { closed: true, ..run }) } else { self.forget_run(name) }
+    }
+
+    /// Removes what is left of a run whose cgroup is gone.
+    ///
+    /// # Errors
+    /// Never; the signature of its kind.
+    pub fn forget_run(&mut self, name: &str) -> Result<(), Refusal> {
+        self.model.runs.remove(name);
+        self.delete(format!("{RUN}{name}"));
+        Ok(())
+    }
+
+    /// Makes a policy live as the next revision.
+    ///
+    /// # Errors
+    /// If author or message are too long.
+    pub fn apply_policy(
+        &mut self,
+        mut revision: PolicyRevision<PolicyBundle>,
+    ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
+        check_text("message", &revision.message)?;
+        check_text("author", &revision.author)?;
+        let parent = self.model.policy.as_ref().map_or(0, |p| p.number);
+        revision.number = parent + 1;
+        revision.parent = parent;
+        let bundle = revision.bundle.take();
+        self.put(&numbered(REVISION, revision.number), &revision)?;
+        self.put(&numbered(BUNDLE, revision.number), &bundle)?;
+        self.put(LIVE_POLICY, &revision.number)?;
+        if let Some(old) = revision.number.checked_sub(REVISIONS_MAX) {
+            self.delete(numbered(REVISION, old));
+            self.delete(numbered(BUNDLE, old));
+        }
+        revision.bundle = bundle;
+        self.model.policy = Some(revision.clone());
+        self.governs = true;
+        Ok(revision)
+    }
+
+    /// The change as writes, for a transaction.
+    pub(super) fn into_writes(self) -> (Model, Vec<Write>) {
+        let writes = self.writes.into_iter().map(|(key, value)| match value {
+            Some(value) => Write::Put(key, value),
+            None => Write::Delete(key),
+        });
+        let writes = writes.collect();
+        (self.model, writes)
+    }
+
+    pub(super) fn put(&mut self, key: &str, value: &impl Serialize) -> Result<(), Refusal> {
+        let value = serde_json::to_vec(value).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        self.writes.insert(key.to_owned(), Some(value));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: String) {
+        self.writes.insert(key, None);
+    }
+
+    fn put_agent(&mut self, agent: Agent) -> Result<(), Refusal> {
+        self.put(&format!("{AGENT}{}", agent.id), &agent)?;
+        self.model.agents.insert(agent.id.clone(), agent);
+        self.governs = true;
+        Ok(())
+    }
+
+    fn put_run(&mut self, run: Run) -> Result<(), Refusal> {
+        self.put(&format!("{RUN}{}", run.name), &run)?;
+        self.model.runs.insert(run.name.clone(), run);
+        Ok(())
+    }
+
+    fn check_sources(&self, agent: &Agent, config: &Config) -> Result<(), Refusal> {
+        if agent.sources.len() > SOURCES_MAX {
+            return Err(Refusal::Full(format!("an agent has at most {SOURCES_MAX} sources")));
+        }
+        if config.datapath.mode == DatapathMode::None && !agent.sources.is_empty() {
+            return Err(Refusal::Unsupported(
+                "this node's datapath is `none`: nothing would enforce a source; leave --source out, or set `mode = \"kernel\"`".into(),
+            ));
+        }
+        for (n, source) in agent.sources.iter().enumerate() {
+            if !config.interfaces.iter().any(|i| i.name == source.interface && i.role == Role::Agents) {
+                let name = &source.interface;
+                return Err(Refusal::Invalid(format!(
+                    "`{name}` is not an agents' interface; add it to the configuration as [[interface]] with `role = \"agents\"`"
+                )));
+            }
+            let same = |other: &&Source| other.interface == source.interface && other.prefix == source.prefix;
+            let mut taken = self.model.agents.values().filter(|a| a.sources.iter().any(|s| same(&s)));
+            if let Some(other) = taken.next() {
+                return Err(Refusal::Exists(format!("source `{source}` is bound to agent `{}`", other.id)));
+            }
+            if agent.sources.iter().take(n).any(|s| same(&s)) {
+                return Err(Refusal::Invalid(format!("source `{source}` is given twice")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_fields(agent: &Agent) -> Result<(), Refusal> {
+    for (what, part) in
+        [("team", &agent.team), ("project", &agent.project), ("environment", &agent.environment)]
+    {
+        // A part obeys the rules of an id: policy names it with the tenant before it.
+        if let Some(part) = part {
+            AgentId::new(agent.id.tenant(), part).map_err(|e| Refusal::Invalid(format!("{what} {e}")))?;
+        }
+    }
+    if agent.labels.len() > LABELS_MAX {
+        return Err(Refusal::Full(format!("an agent has at most {LABELS_MAX} labels")));
+    }
+    for (key, value) in &agent.labels {
+        check_text("label", key)?;
+        check_text("label", value)?;
+    }
+    Ok(())
+}
+
+fn check_text(what: &str, text: &str) -> Result<(), Refusal> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(Refusal::Invalid(format!("a {what} has at most {TEXT_BYTES_MAX} bytes")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Refusal::Invalid(format!("a {what} has no control characters")));
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Snapshots to L7: each worker gets the live generation and every later one, and says which it runs.
+//! A worker that is slow gets the newest only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clawgress_api::L7Status;
+use clawgress_api::proto::snapshots_server::Snapshots;
+use clawgress_api::proto::{Applied, Hello, Snapshot, WatchRequest, watch_request::Kind};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::govern::Governor;
+
+/// Workers at once: one for each core of a large machine.
+const WORKERS_MAX: usize = 64;
+/// Longest wait for a worker's hello.
+const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+/// Longest name or message of a worker that is kept, bytes.
+const TEXT_BYTES_MAX: usize = 512;
+
+/// The L7 workers that are connected.
+#[derive(Debug, Default)]
+pub struct Workers {
+    connected: Mutex<BTreeMap<u64, L7Status>>,
+    next: AtomicU64,
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(super) struct Service {
+    pub governor: Arc<Governor>,
+    pub workers: Arc<Workers>,
+    pub stop: CancellationToken,
+}
+
+/// A worker's place in [`Workers`], given up when dropped.
+struct Place {
+    workers: Arc<Workers>,
+    number: u64,
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    type WatchStream = ReceiverStream<Result<Snapshot, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut requests = request.into_inner();
+        let hello = match tokio::time::timeout(HELLO_TIME_MAX, requests.message()).await {
+            Ok(Ok(Some(WatchRequest { kind: Some(Kind::Hello(hello)) }))) => hello,
+            Ok(Err(status)) => return Err(status),
+            Ok(Ok(_)) => return Err(Status::invalid_argument("a worker says hello first")),
+            Err(_) => return Err(Status::deadline_exceeded("a worker says hello first")),
+        };
+        let place = Workers::admit(&self.workers, hello)?;
+        // One waits in the channel, one is being sent: a slow worker never has a backlog.
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(self.clone().serve(place, requests, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+// === impl Service ===
+
+impl Service {
+    async fn serve(
+        self,
+        place: Place,
+        mut requests: Streaming<WatchRequest>,
+        sender: mpsc::Sender<Result<Snapshot, Status>>,
+    ) {
+        let mut live = self.governor.watch();
+        live.mark_changed();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sender.closed() => return,
+                request = requests.message() => match request {
+                    Ok(Some(WatchRequest { kind: Some(Kind::Applied(applied)) })) => place.acknowledge(applied),
+                    Ok(Some(_)) => {
+                        let _ = sender.try_send(Err(Status::invalid_argument("only acknowledgements now")));
+                        return;
+                    }
+                    Ok(None) | Err(_) => return,
+                },
+                // First a place in the channel, then the newest generation: what is skipped was never sent,
+                // and a change is marked as seen only when it is.
+                changed = async {
+                    let permit = sender.reserve().await.ok()?;
+                    live.changed().await.ok()?;
+                    Some(permit)
+                } => {
+                    let Some(permit) = changed else { return };
+                    let generation = Arc::clone(&live.borrow_and_update());
+                    let document = generation.snapshot.clone();
+                    permit.send(Ok(Snapshot { generation: generation.model.generation, document }));
+                }
+            }
+        }
+    }
+}
+
+// === impl Workers ===
+
+impl Workers {
+    /// The workers, in the order in which they came.
+    #[must_use]
+    pub fn list(&self) -> Vec<L7Status> {
+        self.connected.lock().values().cloned().collect()
+    }
+
+    fn admit(workers: &Arc<Workers>, hello: Hello) -> Result<Place, Status> {
+        let mut connected = workers.connected.lock();
+        if connected.len() >= WORKERS_MAX {
+            return Err(Status::resource_exhausted(format!("at most {WORKERS_MAX} workers")));
+        }
+        let number = workers.next.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            instance = hello.instance,
+            pid = hello.pid,
+            version = hello.version,
+            "an L7 worker came"
+        );
+        let instance = bounded(hello.instance);
+        connected.insert(number, L7Status { instance, pid: hello.pid, generation: 0, error: None });
+        Ok(Place { workers: Arc::clone(workers), number })
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn acknowledge(&self, applied: Applied) {
+        let mut connected = self.workers.connected.lock();
+        let Some(worker) = connected.get_mut(&self.number) else { return };
+        if applied.error.is_empty() {
+            worker.generation = applied.generation;
+            worker.error = None;
+        } else {
+            let error = bounded(applied.error);
+            tracing::error!(generation = applied.generation, error, "an L7 worker refused a generation");
+            worker.error = Some(format!("generation {}: {error}", applied.generation));
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(worker) = self.workers.connected.lock().remove(&self.number) {
+            tracing::info!(instance = worker.instance, "an L7 worker went");
+        }
+    }
+}
+
+/// Text of another process, for people: of bounded length, without control characters.
+fn bounded(text: String) -> String {
+    let mut end = TEXT_BYTES_MAX.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
+}

@@ -1,0 +1,105 @@
+//! The node's state, with what is wrong in words.
+
+use std::net::IpAddr;
+
+use clawgress_api::config::{DatapathMode, Role};
+use clawgress_api::{DatapathStatus, L7Status, Status};
+use nix::ifaddrs::getifaddrs;
+
+use super::Control;
+use super::govern::Generation;
+
+// === impl Control ===
+
+impl Control {
+    /// The node's state.
+    pub(super) async fn status(&self) -> Status {
+        let live = self.governor.live();
+        let (datapath, keys) = tokio::join!(self.runs.link.status(), self.runs.keyring.trouble());
+        let l7 = self.workers.list();
+        let mut warnings = Vec::new();
+        warnings.extend(policy_warning(&live));
+        warnings.extend(self.audit.failure().map(|f| format!("{f}: nothing is acknowledged, so L7 denies")));
+        warnings.extend(keys);
+        match &datapath {
+            Ok(status) => self.datapath_warnings(status, &live, &mut warnings),
+            Err(error) => warnings.push(format!(
+                "the datapath role can't be reached ({error:#}): the kernel plane stays as it last was, and new policy does not reach it; start `clawgress-agent datapath`"
+            )),
+        }
+        l7_warnings(&l7, live.model.generation, &mut warnings);
+        Status {
+            node: self.governor.config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: live.model.policy.as_ref().map_or(0, |p| p.number),
+            generation: live.model.generation,
+            agents: live.model.agents.len() as u64,
+            datapath: datapath.ok(),
+            l7,
+            proxies: self.governor.config.proxy.listen.clone(),
+            addresses: self.addresses(),
+            audit_records: self.audit.records(),
+            warnings,
+        }
+    }
+
+    fn datapath_warnings(&self, status: &DatapathStatus, live: &Generation, warnings: &mut Vec<String>) {
+        let latest = live.model.generation;
+        if status.generation != latest {
+            let why = self.runs.link.state().trouble.map(|t| format!(" ({t})")).unwrap_or_default();
+            warnings
+                .push(format!("the kernel plane is at generation {}, not {latest}{why}", status.generation));
+        }
+        warnings.extend(status.absent.iter().map(|what| format!("not enforced: {what}")));
+    }
+
+    /// Addresses of the agents' interfaces: what agents' traffic may be routed to.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let config = &self.governor.config;
+        if config.datapath.mode == DatapathMode::None {
+            return Vec::new();
+        }
+        let ours = |name: &str| config.interfaces.iter().any(|i| i.role == Role::Agents && i.name == name);
+        let Ok(all) = getifaddrs() else { return Vec::new() };
+        let addresses = all.filter(|i| ours(&i.interface_name)).filter_map(|i| {
+            let address = i.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        });
+        addresses.collect()
+    }
+}
+
+fn policy_warning(live: &Generation) -> Option<String> {
+    match (&live.model.policy, &live.broken) {
+        (Some(policy), Some(broken)) => Some(format!(
+            "revision {} is not in force, everything is denied: {broken}; apply a policy that this version accepts",
+            policy.number
+        )),
+        (None, _) => {
+            Some("no policy has been applied: everything is denied; see `clawgressctl policy apply`".into())
+        }
+        (Some(_), None) => None,
+    }
+}
+
+fn l7_warnings(l7: &[L7Status], latest: u64, warnings: &mut Vec<String>) {
+    if l7.is_empty() {
+        warnings.push(
+            "no L7 worker is connected: nothing passes but what the kernel forwards; start `clawgress-l7`"
+                .into(),
+        );
+    }
+    for worker in l7 {
+        let L7Status { instance, generation, error, .. } = worker;
+        match error {
+            Some(error) => {
+                warnings.push(format!("L7 worker `{instance}` stays at generation {generation}: {error}"))
+            }
+            None if *generation != latest => {
+                warnings.push(format!("L7 worker `{instance}` is at generation {generation}, not {latest}"));
+            }
+            None => {}
+        }
+    }
+}
