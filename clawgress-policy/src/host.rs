@@ -132,7 +132,11 @@ fn is_name_byte(b: u8) -> bool {
 
 /// A user's spelling, safe for a message: escaped, and shortened.
 pub(crate) fn quote(text: &str) -> String {
-    let mut quoted: String = text.chars().take(QUOTE_CHARS_MAX).flat_map(char::escape_debug).collect();
+    let mut quoted = String::new();
+    for c in text.chars().take(QUOTE_CHARS_MAX) {
+        // Quotation marks are harmless between backticks, and policy text is full of them.
+        if matches!(c, '"' | '\'') { quoted.push(c) } else { quoted.extend(c.escape_debug()) }
+    }
     if text.chars().nth(QUOTE_CHARS_MAX).is_some() {
         quoted.push('…');
     }

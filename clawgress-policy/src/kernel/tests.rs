@@ -138,7 +138,7 @@ fn port_atom(r: &mut Random) -> String {
 
 fn condition(r: &mut Random, depth: usize) -> String {
     if depth > 0 {
-        let mut sub = |r: &mut Random| condition(r, depth - 1);
+        let sub = |r: &mut Random| condition(r, depth - 1);
         match r.below(8) {
             0 | 1 => return format!("({} && {})", sub(r), sub(r)),
             2 | 3 => return format!("({} || {})", sub(r), sub(r)),

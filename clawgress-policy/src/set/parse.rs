@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr as _;
 
 use cedar_policy::ffi::DetailedError;
-use cedar_policy::{EntityId, EntityTypeName, EntityUid, PolicyId, ValidationMode, Validator};
+use cedar_policy::{
+    EntityId, EntityTypeName, EntityUid, PolicyId, ValidationMode, ValidationWarning, Validator,
+};
 use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
 
@@ -215,18 +217,28 @@ fn validate(
         return;
     };
     let result = Validator::new(vocabulary.schema.clone()).validate(&set, ValidationMode::Strict);
-    let errors = result.validation_errors().map(|e| (e.policy_id(), DetailedError::from(e)));
-    let warnings = result.validation_warnings().map(|w| (w.policy_id(), DetailedError::from(w)));
-    for (internal, detail) in errors.chain(warnings) {
+    let mut report = |internal: &PolicyId, detail: &DetailedError| {
         let draft = by_internal.get(&internal.to_string());
         let label = detail.source_locations.first().map(|l| l.loc.start);
-        let mut message = without_policy(&detail.message, internal);
-        if let Some(help) = &detail.help {
-            message.push_str(": ");
-            message.push_str(help);
-        }
+        let help = detail.help.iter().flat_map(|help| [": ", help.as_str()]);
+        let message: String = std::iter::once(detail.message.as_str()).chain(help).collect();
         let id = draft.and_then(|d| d.id.as_deref());
-        problems.push(source.problem(id, label.or(draft.map(|d| d.start)), message));
+        let at = label.or(draft.map(|d| d.start));
+        problems.push(source.problem(id, at, without_policy(&message, internal)));
+    };
+    let mut reported = BTreeSet::new();
+    for error in result.validation_errors() {
+        reported.insert(error.policy_id().to_string());
+        report(error.policy_id(), &DetailedError::from(error));
+    }
+    // Two passes: that a policy is impossible follows from any of the other warnings, and says less.
+    let is_impossible = |w: &ValidationWarning| matches!(w, ValidationWarning::ImpossiblePolicy(_));
+    for impossible in [false, true] {
+        for warning in result.validation_warnings().filter(|w| is_impossible(w) == impossible) {
+            if reported.insert(warning.policy_id().to_string()) {
+                report(warning.policy_id(), &DetailedError::from(warning));
+            }
+        }
     }
 }
 

@@ -6,9 +6,10 @@ use crate::set::PolicyProblem;
 
 /// Longest policy text, bytes: several thousand policies, and well below the gRPC message bound.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
-/// Deepest nesting of brackets in a policy. Each level costs the recursive parser some KiB of stack.
-pub const NESTING_MAX: usize = 24;
-/// Most operators in one policy: `a && b && c` is a tree as deep as it is long. Longer conditions are
+/// Deepest nesting of brackets in a policy. Each level costs the recursive parser about 60 KiB of stack
+/// in an unoptimized build, and a worker thread has 2 MiB.
+pub const NESTING_MAX: usize = 16;
+/// Most operators and brackets in one policy: `a && b && c` is a tree as deep as it is long. Longer conditions are
 /// lists, which sets express without depth.
 pub const OPERATORS_MAX: usize = 256;
 
@@ -65,7 +66,8 @@ impl<'a> Source<'a> {
         let mut reported = false;
         for (offset, token) in Tokens::new(self.text) {
             match token {
-                b'(' | b'[' | b'{' => depth += 1,
+                // `a["b"]["c"]` is as deep as it is long too.
+                b'(' | b'[' | b'{' => (depth, operators) = (depth + 1, operators + 1),
                 b')' | b']' | b'}' => depth = depth.saturating_sub(1),
                 b';' => (depth, operators, reported) = (0, 0, false),
                 _ => operators += 1,
@@ -78,7 +80,7 @@ impl<'a> Source<'a> {
                 format!("brackets nest deeper than {NESTING_MAX}: split the policy")
             } else {
                 format!(
-                    "more than {OPERATORS_MAX} operators in one policy: use a set literal such as `[80, 443].contains(context.port)`, a named set, or several policies"
+                    "more than {OPERATORS_MAX} operators and brackets in one policy: use a set literal such as `[80, 443].contains(context.port)`, a named set, or several policies"
                 )
             };
             problems.push(self.problem(None, Some(offset), message));
@@ -87,8 +89,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Brackets, operators and `;` outside strings and comments, each with its offset. `&&` and its like
-/// count once for each character; that only makes the bound stricter.
+/// Brackets, operators and `;` outside strings and comments, each with its offset.
 struct Tokens<'a> {
     bytes: std::iter::Peekable<std::iter::Enumerate<std::str::Bytes<'a>>>,
     /// The last byte was part of a word.
@@ -123,12 +124,12 @@ impl Iterator for Tokens<'_> {
                     while self.bytes.next_if(|(_, b)| *b != b'\n').is_some() {}
                 }
                 b'(' | b')' | b'[' | b']' | b'{' | b'}' | b';' => return Some((offset, byte)),
-                b'&' | b'|' if self.bytes.next_if(|(_, b)| *b == byte).is_some() => {
+                b'&' | b'|' | b'=' | b'!' | b'<' | b'>' => {
+                    // The second byte of `&&`, `||`, `==`, `!=`, `<=` and `>=`.
+                    self.bytes.next_if(|(_, b)| *b == b'=' || (*b == byte && byte != b'!'));
                     return Some((offset, byte));
                 }
-                b'&' | b'|' | b'!' | b'-' | b'+' | b'*' | b'.' | b'<' | b'>' | b'=' => {
-                    return Some((offset, byte));
-                }
+                b'-' | b'+' | b'*' | b'.' => return Some((offset, byte)),
                 // `if` opens a branch.
                 b'i' if !was_word && self.bytes.peek().is_some_and(|(_, b)| *b == b'f') => {
                     return Some((offset, byte));
