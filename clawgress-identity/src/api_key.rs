@@ -113,3 +113,83 @@ impl fmt::Debug for ApiKeyRecord {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        let text = ApiKey::compose([0, 1, 2, 0xfd, 0xfe, 0xff], [0xa5; 32]);
+        let key = ApiKey::parse(&text).unwrap();
+        assert_eq!(key.id(), "000102fdfeff");
+        assert_eq!(key.expose(), text);
+        for wrong in [
+            "",
+            "claw_",
+            "claw__",
+            &text[1..],
+            &text[..text.len() - 1],
+            &format!("{text}0"),
+            &format!("{text} "),
+            &format!(" {text}"),
+            &text.to_uppercase(),
+            &text.replace("a5a5", "A5a5"),
+            &text.replacen('_', "-", 1),
+            &text.replace("000102fdfeff", "000102fdfef"),
+            &text.replace("000102fdfeff", "000102fdfe_f"),
+            &text.replace("a5a5", "a5é"),
+        ] {
+            assert_eq!(ApiKey::parse(wrong).err(), Some(ApiKeyError::Syntax), "`{wrong}`");
+        }
+    }
+
+    #[test]
+    fn debug_and_messages_never_show_the_secret() {
+        let text = ApiKey::compose([7; 6], [0xc3; 32]);
+        let key = ApiKey::parse(&text).unwrap();
+        let record = ApiKeyRecord {
+            id: key.id().to_owned(),
+            agent: "web".parse().unwrap(),
+            mac: [0xc3; KEY_MAC_BYTES],
+            expires_at_s: Some(9),
+        };
+        for shown in [format!("{key:?}"), format!("{key:#?}"), format!("{record:?}"), format!("{record:#?}")]
+        {
+            assert!(shown.contains("070707070707"), "{shown}");
+            assert!(!shown.contains("c3c3") && !shown.contains("195, 195"), "{shown}");
+        }
+        assert!(!ApiKeyError::Syntax.to_string().contains("c3"));
+    }
+
+    #[test]
+    fn a_hash_matches_only_whole() {
+        let record = ApiKeyRecord {
+            id: String::new(),
+            agent: "web".parse().unwrap(),
+            mac: [9; KEY_MAC_BYTES],
+            expires_at_s: None,
+        };
+        assert!(record.matches(&[9; KEY_MAC_BYTES]));
+        for at in 0..KEY_MAC_BYTES {
+            let mut mac = [9; KEY_MAC_BYTES];
+            mac[at] ^= 1;
+            assert!(!record.matches(&mac), "byte {at}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn compose_then_parse_is_identity(id: [u8; 6], secret: [u8; 32]) {
+            let text = ApiKey::compose(id, secret);
+            let key = ApiKey::parse(&text).unwrap();
+            assert_eq!(key.expose(), text);
+            assert!(text.starts_with(&format!("claw_{}_", key.id())));
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(text in "(claw_)?\\PC{0,90}") {
+            let _ = ApiKey::parse(&text);
+        }
+    }
+}

@@ -7,9 +7,10 @@
 mod agent;
 mod api_key;
 mod binding;
+mod quote;
 mod trust;
 
-pub use agent::{Agent, AgentId, AgentIdError, AgentState, DEFAULT_TENANT};
+pub use agent::{Agent, AgentId, AgentIdError, AgentState, DEFAULT_TENANT, name_is_valid};
 pub use api_key::{ApiKey, ApiKeyError, ApiKeyRecord, KEY_MAC_BYTES};
 pub use binding::{BindingError, MacAddress, Source};
 pub use trust::{Identity, IdentityError, IdentityMethod, TrustSnapshot};

@@ -69,7 +69,10 @@ impl TrustSnapshot {
         let mut snapshot = TrustSnapshot::default();
         for agent in agents {
             let agent = Arc::new(agent);
-            snapshot.by_index.insert(agent.index, Arc::clone(&agent));
+            // Index 0 is "no agent" in the kernel's tables, so it must find nobody.
+            if agent.index != 0 {
+                snapshot.by_index.insert(agent.index, Arc::clone(&agent));
+            }
             snapshot.by_id.insert(agent.id.clone(), agent);
         }
         snapshot.keys = keys.into_iter().map(|k| (k.id.clone(), k)).collect();
@@ -122,5 +125,129 @@ fn active(agent: Option<&Arc<Agent>>, method: IdentityMethod) -> Result<Identity
     match agent.state {
         AgentState::Active => Ok(Identity { agent: Arc::clone(agent), method }),
         AgentState::Quarantined | AgentState::Disabled => Err(IdentityError::Disabled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; KEY_MAC_BYTES] = [5; KEY_MAC_BYTES];
+    const EXPIRES_AT_S: i64 = 1_000;
+
+    fn agent(id: &str, index: u32, state: AgentState) -> Agent {
+        Agent {
+            id: id.parse().unwrap(),
+            index,
+            team: None,
+            project: None,
+            environment: None,
+            labels: BTreeMap::new(),
+            state,
+            sources: Vec::new(),
+        }
+    }
+
+    fn key_text(number: u8) -> String {
+        ApiKey::compose([number; 6], [number; 32])
+    }
+
+    fn record(number: u8, agent: &str) -> ApiKeyRecord {
+        let text = key_text(number);
+        let id = ApiKey::parse(&text).unwrap().id().to_owned();
+        ApiKeyRecord { id, agent: agent.parse().unwrap(), mac: MAC, expires_at_s: Some(EXPIRES_AT_S) }
+    }
+
+    fn snapshot() -> TrustSnapshot {
+        TrustSnapshot::new(
+            [
+                agent("web", 1, AgentState::Active),
+                agent("other", 2, AgentState::Active),
+                agent("held", 3, AgentState::Quarantined),
+                agent("off", 4, AgentState::Disabled),
+                agent("zero", 0, AgentState::Active),
+            ],
+            [record(1, "web"), record(3, "held"), record(4, "off"), record(6, "gone")],
+        )
+    }
+
+    /// Presents key `number` as `user` from a source bound to `bound`.
+    fn present(
+        number: u8,
+        mac: u8,
+        user: &str,
+        bound: Option<&str>,
+        now_s: i64,
+    ) -> Result<String, IdentityError> {
+        let text = key_text(number);
+        let bound: Option<AgentId> = bound.map(|b| b.parse().unwrap());
+        snapshot()
+            .by_api_key(
+                ApiKey::parse(&text).unwrap(),
+                &[mac; KEY_MAC_BYTES],
+                &user.parse().unwrap(),
+                bound.as_ref(),
+                now_s,
+            )
+            .map(|identity| {
+                assert_eq!(identity.method, IdentityMethod::ApiKey);
+                identity.agent.id.to_string()
+            })
+    }
+
+    #[test]
+    fn every_way_a_key_succeeds_and_fails() {
+        use IdentityError::*;
+        for (number, mac, user, bound, now_s, expected) in [
+            (1, 5, "web", None, 0, Ok("default/web")),
+            (1, 5, "default/web", Some("web"), 0, Ok("default/web")),
+            (1, 5, "web", None, EXPIRES_AT_S - 1, Ok("default/web")),
+            (1, 5, "web", None, EXPIRES_AT_S, Err(Expired)),
+            (1, 5, "web", None, i64::MAX, Err(Expired)),
+            (1, 5, "web", None, i64::MIN, Ok("default/web")),
+            (1, 6, "web", None, 0, Err(UnknownKey)),
+            // A wrong secret says nothing of expiry or owner.
+            (1, 6, "other", None, EXPIRES_AT_S, Err(UnknownKey)),
+            (2, 5, "web", None, 0, Err(UnknownKey)),
+            (1, 5, "other", None, 0, Err(OtherAgent)),
+            (1, 5, "acme/web", None, 0, Err(OtherAgent)),
+            (1, 5, "web", Some("other"), 0, Err(Conflict)),
+            (1, 5, "web", Some("acme/web"), 0, Err(Conflict)),
+            (3, 5, "held", None, 0, Err(Disabled)),
+            (4, 5, "off", None, 0, Err(Disabled)),
+            (6, 5, "gone", None, 0, Err(UnknownAgent)),
+        ] {
+            let expected = expected.map(str::to_owned);
+            assert_eq!(
+                present(number, mac, user, bound, now_s),
+                expected,
+                "{number} {mac} {user} {bound:?} {now_s}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_without_expiry_never_expires() {
+        let mut key = record(1, "web");
+        key.expires_at_s = None;
+        let trust = TrustSnapshot::new([agent("web", 1, AgentState::Active)], [key]);
+        let text = key_text(1);
+        let parsed = ApiKey::parse(&text).unwrap();
+        assert!(trust.by_api_key(parsed, &MAC, &"web".parse().unwrap(), None, i64::MAX).is_ok());
+    }
+
+    #[test]
+    fn sources_by_index() {
+        let trust = snapshot();
+        let by = |index| trust.by_source(index, IdentityMethod::Source).map(|i| i.agent.id.to_string());
+        assert_eq!(by(1), Ok("default/web".to_owned()));
+        assert_eq!(by(3), Err(IdentityError::Disabled));
+        assert_eq!(by(4), Err(IdentityError::Disabled));
+        assert_eq!(by(99), Err(IdentityError::UnknownAgent));
+        assert_eq!(by(0), Err(IdentityError::UnknownAgent), "index 0 is nobody, whoever claims it");
+        assert_eq!(
+            TrustSnapshot::default().by_source(1, IdentityMethod::Cgroup),
+            Err(IdentityError::UnknownAgent)
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! decisions would not compare equal.
 
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
-use clawgress_identity::AgentId;
+use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
 use ipnet::IpNet;
 
 use super::syntax::{self, BinaryOp, Policy, UnaryOp};
@@ -120,14 +120,17 @@ impl Reviewer<'_> {
         let kind = uid.entity_type().to_string();
         let id = uid.eid().as_ref();
         match kind.as_str() {
-            "Agent" | "Team" | "Project" | "Environment" if id.parse::<AgentId>().is_err() => self.problem(
+            "Agent" if matches!(id.parse::<AgentId>(), Err(AgentIdError::Reserved(_))) => {
+                self.problem(at, format!("`Agent::\"{id}\"` is reserved: no agent has this name"));
+            }
+            "Agent" | "Team" | "Project" | "Environment" if !is_qualified_name(id) => self.problem(
                 at,
                 format!(
                     "`{kind}::\"{}\"` is not an id: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`, starting with a letter or digit, optionally after `TENANT/`",
                     quote(id)
                 ),
             ),
-            "Tenant" if AgentId::new(id, "x").is_err() => self.problem(
+            "Tenant" if !name_is_valid(id) => self.problem(
                 at,
                 format!("`Tenant::\"{}\"` is not a tenant: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`", quote(id)),
             ),
@@ -311,6 +314,14 @@ impl Reviewer<'_> {
                 "this pattern can match names in other domains (`*allowed.test` matches `notallowed.test`, `allowed.*` matches `allowed.evil`): where it allows, write `\"*.suffix\"`, or use a `HostSet`".to_owned(),
             );
         }
+    }
+}
+
+/// `name` or `tenant/name`.
+fn is_qualified_name(id: &str) -> bool {
+    match id.split_once('/') {
+        Some((tenant, name)) => name_is_valid(tenant) && name_is_valid(name),
+        None => name_is_valid(id),
     }
 }
 
