@@ -1,1 +1,108 @@
-fn main() {}
+//! The command line: parses, calls the agent over its admin socket, prints. One module a verb; it holds no
+//! behaviour of the gateway itself.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod audit;
+mod client;
+mod completion;
+mod failure;
+mod output;
+mod policy;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use self::client::Client;
+use self::failure::Failure;
+use self::output::Output;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused or failed; the message says why and what to do
+  2  wrong usage
+  3  the agent can't be reached
+  4  this user may not administer
+  `run` passes on the command's own code, or 128 and the signal's number.";
+
+/// Administers the Clawgress agent on this machine.
+#[derive(Parser)]
+#[command(name = "clawgressctl", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    /// Socket of the agent's control role.
+    #[arg(
+        long,
+        global = true,
+        env = "CLAWGRESS_SOCKET",
+        default_value = "/run/clawgress/admin.sock",
+        value_name = "PATH"
+    )]
+    socket: PathBuf,
+    /// How to print.
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Shows the node's state, and what is wrong or not enforced.
+    Status,
+    /// Agents: who may use the gateway.
+    #[command(subcommand)]
+    Agent(agent::Verb),
+    /// Policy: what they may do.
+    #[command(subcommand)]
+    Policy(policy::Verb),
+    /// The audit log: what they did.
+    #[command(subcommand)]
+    Audit(audit::Verb),
+    /// Runs a command as an agent, governed by its cgroup and the local proxy.
+    Run(run::Arguments),
+    /// Prints the completion script of a shell.
+    Completion(completion::Arguments),
+    /// Goes into a cgroup, gives up privileges and becomes the command.
+    #[command(hide = true)]
+    RunChild(run::child::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::complain(&failure.to_string());
+            failure.code()
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<ExitCode, Failure> {
+    let Cli { socket, output, verb } = cli;
+    // These two need no agent, and the second no runtime: its threads would not survive.
+    match verb {
+        Verb::Completion(arguments) => return completion::print(&arguments).map(|()| ExitCode::SUCCESS),
+        Verb::RunChild(arguments) => return Err(run::child::become_command(&arguments)),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::Refused(format!("cannot start: {e}")))?;
+    runtime.block_on(async {
+        let client = Client::new(socket);
+        match verb {
+            Verb::Status => status::show(&client, output).await?,
+            Verb::Agent(verb) => agent::run(&client, output, verb).await?,
+            Verb::Policy(verb) => policy::run(&client, output, verb).await?,
+            Verb::Audit(verb) => audit::run(&client, output, verb).await?,
+            Verb::Run(arguments) => return run::run(&client, arguments).await,
+            Verb::Completion(_) | Verb::RunChild(_) => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

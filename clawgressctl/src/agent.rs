@@ -1,0 +1,197 @@
+//! `agent`: the registry.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use clawgress_api::proto::{Empty, Name};
+use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, Status};
+use clawgress_identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, Source};
+
+use crate::client::{Client, request};
+use crate::failure::Failure;
+use crate::output::{self, Output, or_dash};
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Registers an agent, and prints its API key this once.
+    Create(Create),
+    /// Lists the agents.
+    List,
+    /// Shows an agent.
+    Show(Named),
+    /// Removes an agent with its keys, and ends its runs.
+    Delete(Named),
+    /// Lets nothing of an agent pass until it is enabled again.
+    Disable(Named),
+    /// Lets policy decide again about an agent that was disabled.
+    Enable(Named),
+}
+
+#[derive(Args)]
+pub struct Named {
+    /// The agent: `NAME` or `TENANT/NAME`.
+    name: AgentId,
+}
+
+#[derive(Args)]
+pub struct Create {
+    /// Its id: `NAME` or `TENANT/NAME`.
+    name: AgentId,
+    /// Its team.
+    #[arg(long)]
+    team: Option<String>,
+    /// Its project.
+    #[arg(long)]
+    project: Option<String>,
+    /// Its environment, such as `prod`.
+    #[arg(long)]
+    environment: Option<String>,
+    /// A label; may be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Where its traffic comes from, such as `eth1=10.64.0.2,02:00:00:00:00:02`; may be repeated.
+    #[arg(long = "source", value_name = "INTERFACE=ADDRESS[/PREFIX],MAC|any-mac")]
+    sources: Vec<Source>,
+    /// Issue no API key: the agent is known by its sources alone.
+    #[arg(long)]
+    no_key: bool,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| format!("`{text}` is not a label: write KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Does what was asked.
+pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Create(create) => self::create(client, output, create).await,
+        Verb::List => list(client, output).await,
+        Verb::Show(Named { name }) => {
+            let mut admin = client.connect().await?;
+            let agent: Agent = client.document(admin.show_agent(Name { name: name.to_string() }).await)?;
+            show(output, &agent)
+        }
+        Verb::Delete(Named { name }) => {
+            let mut admin = client.connect().await?;
+            client.answer(admin.delete_agent(Name { name: name.to_string() }).await)?;
+            match output {
+                Output::Table => output::line(&format!("agent `{name}` is deleted; its keys count no more")),
+                Output::Json => output::json(&serde_json::json!({ "deleted": name })),
+            }
+        }
+        Verb::Disable(Named { name }) => set_state(client, output, name, AgentState::Disabled).await,
+        Verb::Enable(Named { name }) => set_state(client, output, name, AgentState::Active).await,
+    }
+}
+
+async fn set_state(client: &Client, output: Output, id: AgentId, state: AgentState) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let change = request(&AgentStateChange { id, state })?;
+    let agent: Agent = client.document(admin.set_agent_state(change).await)?;
+    show(output, &agent)
+}
+
+async fn create(client: &Client, output: Output, create: Create) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let labels: BTreeMap<String, String> = create.labels.into_iter().collect();
+    let new = NewAgent {
+        id: create.name,
+        team: create.team,
+        project: create.project,
+        environment: create.environment,
+        labels,
+        sources: create.sources,
+        key: !create.no_key,
+    };
+    let created: CreatedAgent = client.document(admin.create_agent(request(&new)?).await)?;
+    if output == Output::Json {
+        return output::json(&created);
+    }
+    let agent = &created.agent;
+    output::line(&format!("agent `{}` is created", agent.id))?;
+    let Some(key) = &created.api_key else { return Ok(()) };
+    output::line(&format!("\nAPI key, shown this once:\n  {key}"))?;
+    // The proxy's addresses come from the status; without them the key is still good.
+    let status: Option<Status> = client.document(admin.status(Empty {}).await).ok();
+    let proxies = status.map(|s| s.proxies).unwrap_or_default();
+    for (n, proxy) in proxies.iter().enumerate() {
+        if n == 0 {
+            output::line("\nproxy:")?;
+        }
+        let url = proxy_url(&agent.id, key, &proxy.to_string());
+        let remark = if proxy.ip().is_unspecified() { "    (put the gateway's address in)" } else { "" };
+        output::line(&format!("  export HTTPS_PROXY={url} HTTP_PROXY={url}{remark}"))?;
+    }
+    Ok(())
+}
+
+/// The URL of the explicit proxy with the agent's credential. The tenant `default` needn't be written.
+pub fn proxy_url(id: &AgentId, key: &str, address: &str) -> String {
+    if id.tenant() == DEFAULT_TENANT {
+        format!("http://{}:{key}@{address}", id.name())
+    } else {
+        // A slash in the user part is written as %2F (RFC 3986, section 3.2.1).
+        format!("http://{}%2F{}:{key}@{address}", id.tenant(), id.name())
+    }
+}
+
+async fn list(client: &Client, output: Output) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let agents: Vec<Agent> = client.documents(admin.list_agents(Empty {}).await)?;
+    if output == Output::Json {
+        return output::json(&agents);
+    }
+    if agents.is_empty() {
+        return output::line("there are no agents; create one with `clawgressctl agent create NAME`");
+    }
+    let rows: Vec<Vec<String>> = agents
+        .iter()
+        .map(|a| {
+            vec![
+                a.id.to_string(),
+                state(a.state).to_owned(),
+                or_dash(a.team.as_ref()),
+                or_dash(a.project.as_ref()),
+                or_dash(a.environment.as_ref()),
+                sources(a),
+            ]
+        })
+        .collect();
+    output::table(&["AGENT", "STATE", "TEAM", "PROJECT", "ENVIRONMENT", "SOURCES"], &rows)
+}
+
+fn show(output: Output, agent: &Agent) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(agent);
+    }
+    let labels: Vec<String> = agent.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
+    for (what, value) in [
+        ("agent", agent.id.to_string()),
+        ("number", agent.index.to_string()),
+        ("state", state(agent.state).to_owned()),
+        ("team", or_dash(agent.team.as_ref())),
+        ("project", or_dash(agent.project.as_ref())),
+        ("environment", or_dash(agent.environment.as_ref())),
+        ("labels", labels),
+        ("sources", sources(agent)),
+    ] {
+        output::line(&format!("{what:<12} {}", output::clean(&value)))?;
+    }
+    Ok(())
+}
+
+fn state(state: AgentState) -> &'static str {
+    match state {
+        AgentState::Active => "active",
+        AgentState::Quarantined => "quarantined",
+        AgentState::Disabled => "disabled",
+    }
+}
+
+fn sources(agent: &Agent) -> String {
+    let sources: Vec<String> = agent.sources.iter().map(ToString::to_string).collect();
+    if sources.is_empty() { "-".to_owned() } else { sources.join(" ") }
+}

@@ -1,0 +1,170 @@
+//! `run`: one command as an agent. Its cgroup is governed by the kernel plane, and the proxy variables
+//! lead it to the local proxy; the key in them counts only while this process lives.
+
+pub mod child;
+
+use std::env;
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
+
+use clap::Args;
+use clawgress_api::RunSession;
+use clawgress_api::proto::Name;
+use clawgress_api::proto::admin_client::AdminClient;
+use clawgress_identity::AgentId;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid, User};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Channel;
+
+use crate::agent::proxy_url;
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output;
+
+/// Variables that lead to the proxy; programs differ in which spelling they read.
+const PROXY_VARIABLES: [&str; 6] =
+    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+/// Variables that name the trusted certificates: OpenSSL, Python, Node, curl.
+const CA_VARIABLES: [&str; 4] =
+    ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
+/// Where distributions keep the system's certificates.
+const CA_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Who a command is when root runs it and names nobody: root could leave its cgroup.
+const NOBODY: &str = "nobody";
+
+#[derive(Args)]
+#[command(after_help = "\
+The command sees the system's certificates: the gateway does not intercept TLS yet, so there is no
+certificate of its own to trust. Variables that are set already stay as they are.")]
+pub struct Arguments {
+    /// The agent: `NAME` or `TENANT/NAME`.
+    #[arg(long)]
+    agent: AgentId,
+    /// Where the node has no kernel plane, run the command all the same, led to the proxy by variables alone.
+    #[arg(long)]
+    proxy_only: bool,
+    /// User the command runs as, if root runs this; else who called sudo, else `nobody`.
+    #[arg(long)]
+    user: Option<String>,
+    /// The command and its arguments.
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// Runs the command; its exit code is this one's.
+pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Failure> {
+    let mut admin = client.connect().await?;
+    let answer = admin.open_run(Name { name: arguments.agent.to_string() }).await;
+    let session: RunSession = client.document(answer)?;
+    let name = Name { name: session.name.clone() };
+    let ended = governed(client, &mut admin, &arguments, &session).await;
+    let closed = client.answer(admin.close_run(name).await);
+    let status = ended?;
+    if let Err(failure) = closed {
+        // The command is over and its key dies with our hold on the run: nothing is left open.
+        output::complain(&format!("the run was not closed properly: {failure}"));
+    }
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+async fn governed(
+    client: &Client,
+    admin: &mut AdminClient<Channel>,
+    arguments: &Arguments,
+    session: &RunSession,
+) -> Result<ExitStatus, Failure> {
+    if session.cgroup_path.is_none() {
+        if !arguments.proxy_only {
+            return Err(Failure::Refused(format!(
+                "nothing would hold the command: {}; give --proxy-only to run it all the same",
+                session.absent.join("; ")
+            )));
+        }
+        for absent in &session.absent {
+            output::note(&format!("not enforced: {}", output::clean(absent)));
+        }
+    }
+    let mut hold = client.answer(admin.hold_run(Name { name: session.name.clone() }).await)?;
+    let mut child = spawn(arguments, session)?;
+    let mut held = true;
+    let signals = |kind| signal(kind).map_err(|e| Failure::Refused(format!("cannot handle signals: {e}")));
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+    let mut hangup = signals(SignalKind::hangup())?;
+    // From a terminal, Ctrl-C reaches the command by itself: sent on as well, it would count twice.
+    let from_terminal = std::io::stdin().is_terminal();
+    loop {
+        tokio::select! {
+            status = child.wait() => {
+                return status.map_err(|e| Failure::Refused(format!("cannot wait for the command: {e}")));
+            }
+            _ = interrupt.recv() => if !from_terminal { pass_on(&child, Signal::SIGINT) },
+            _ = terminate.recv() => pass_on(&child, Signal::SIGTERM),
+            _ = hangup.recv() => pass_on(&child, Signal::SIGHUP),
+            _ = hold.message(), if held => {
+                held = false;
+                output::complain("the agent has ended this run: the command's key counts no more");
+            }
+        }
+    }
+}
+
+fn pass_on(child: &Child, signal: Signal) {
+    // The child was not waited for yet, so its id is still its own.
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        let _ = kill(Pid::from_raw(id), signal);
+    }
+}
+
+fn spawn(arguments: &Arguments, session: &RunSession) -> Result<Child, Failure> {
+    let own = env::current_exe().map_err(|e| Failure::Refused(format!("cannot find this program: {e}")))?;
+    let mut command = Command::new(own);
+    command.arg("run-child");
+    if let Some(path) = &session.cgroup_path {
+        command.arg("--cgroup").arg(path);
+        if Uid::effective().is_root() {
+            let user = user(arguments.user.as_deref())?;
+            output::note(&format!("the command runs as `{}`; choose with --user", user.name));
+            command.arg("--user").arg(&user.name);
+            command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
+        }
+    }
+    command.arg("--").args(&arguments.command);
+    let proxy = proxy_url(&session.agent, &session.api_key, &session.proxy.to_string());
+    for variable in PROXY_VARIABLES {
+        command.env(variable, &proxy);
+    }
+    for variable in ["NO_PROXY", "no_proxy"] {
+        command.env(variable, "");
+    }
+    if let Some(bundle) = CA_BUNDLES.iter().find(|path| Path::new(path).exists()) {
+        for variable in CA_VARIABLES {
+            if env::var_os(variable).is_none() {
+                command.env(variable, bundle);
+            }
+        }
+    }
+    command.spawn().map_err(|e| Failure::Refused(format!("cannot start the command: {e}")))
+}
+
+/// The user a command of root's runs as.
+fn user(named: Option<&str>) -> Result<User, Failure> {
+    let caller = env::var("SUDO_USER").ok();
+    let name = named.or(caller.as_deref()).unwrap_or(NOBODY);
+    match User::from_name(name) {
+        Ok(Some(user)) => Ok(user),
+        Ok(None) => Err(Failure::Refused(format!("there is no user `{name}`; choose one with --user"))),
+        Err(error) => Err(Failure::Refused(format!("cannot look up user `{name}`: {error}"))),
+    }
+}

@@ -1,0 +1,121 @@
+//! What a governed command does before it is that command: goes into its cgroup, gives up every privilege
+//! and every descriptor it was not meant to have, then becomes the command. No step may be skipped when
+//! it fails.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use nix::unistd::{Uid, User, close, initgroups, setgid, setuid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+use crate::failure::Failure;
+
+/// Highest number the kernel may have for a capability: the sets are 64 bits wide.
+const CAPABILITIES_MAX: u32 = 64;
+/// First descriptor that is not standard input, output or error.
+const FIRST_OTHER: i32 = 3;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Directory of the cgroup.
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+    /// User to become.
+    #[arg(long)]
+    user: Option<String>,
+    /// The command and its arguments.
+    #[arg(trailing_var_arg = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Becomes the command; returns only if it can't.
+pub fn become_command(arguments: &Arguments) -> Failure {
+    let Some((program, rest)) = arguments.command.split_first() else {
+        return Failure::Refused("no command was given".into());
+    };
+    if let Err(failure) = confine(arguments) {
+        return failure;
+    }
+    let error = Command::new(program).args(rest).exec();
+    Failure::Refused(format!("cannot run `{}`: {error}", program.display()))
+}
+
+fn confine(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(path) = &arguments.cgroup {
+        enter(path)?;
+    }
+    let failed = |what: &'static str| move |e: String| Failure::Refused(format!("cannot {what}: {e}"));
+    if arguments.cgroup.is_some() && Uid::effective().is_root() {
+        drop_bounding_set().map_err(|e| failed("give up capabilities")(e.to_string()))?;
+        if let Some(name) = &arguments.user {
+            assume(name)?;
+        }
+        // For a user who is root all the same: without these, root is a name.
+        clear_ambient_capability_set().map_err(|e| failed("give up capabilities")(e.to_string()))?;
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, none).map_err(|e| failed("give up capabilities")(e.to_string()))?;
+    }
+    set_no_new_privs(true).map_err(|e| failed("set no_new_privs")(e.to_string()))?;
+    close_others().map_err(|e| failed("close descriptors")(e.to_string()))
+}
+
+/// A process that writes 0 moves itself (cgroups(7)).
+fn enter(cgroup: &Path) -> Result<(), Failure> {
+    let file = cgroup.join("cgroup.procs");
+    fs::write(&file, "0").map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => Failure::Denied(format!(
+            "you may not move a command into `{}`; use sudo (the command itself runs as you)",
+            cgroup.display()
+        )),
+        _ => Failure::Refused(format!("cannot enter `{}`: {e}", cgroup.display())),
+    })
+}
+
+fn drop_bounding_set() -> rustix::io::Result<()> {
+    for number in 0..CAPABILITIES_MAX {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        // The first number that the kernel doesn't know ends its list.
+        match capability_is_in_bounding_set(capability) {
+            Err(_) => break,
+            Ok(false) => {}
+            Ok(true) => remove_capability_from_bounding_set(capability)?,
+        }
+    }
+    Ok(())
+}
+
+fn assume(name: &str) -> Result<(), Failure> {
+    let failed = |e: String| Failure::Refused(format!("cannot become user `{name}`: {e}"));
+    let user = User::from_name(name).map_err(|e| failed(e.to_string()))?;
+    let user = user.ok_or_else(|| failed("it does not exist".into()))?;
+    let text = CString::new(name).map_err(|e| failed(e.to_string()))?;
+    initgroups(&text, user.gid)
+        .and_then(|()| setgid(user.gid))
+        .and_then(|()| setuid(user.uid))
+        .map_err(|e| failed(e.to_string()))
+}
+
+/// An open socket from outside the cgroup would be a way around its programs.
+fn close_others() -> std::io::Result<()> {
+    let mut others = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|n| n.parse::<i32>().ok());
+        others.extend(number.filter(|n| *n >= FIRST_OTHER));
+    }
+    for descriptor in others {
+        // The directory's own descriptor is in its listing, and closed by now.
+        let _ = close(descriptor);
+    }
+    Ok(())
+}

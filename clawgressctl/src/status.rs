@@ -1,0 +1,54 @@
+//! `status`: the node's state.
+
+use clawgress_api::Status;
+use clawgress_api::proto::Empty;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+/// Shows it.
+pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let status: Status = client.document(admin.status(Empty {}).await)?;
+    if output == Output::Json {
+        return output::json(&status);
+    }
+    let list = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join(", ") };
+    let datapath = status.datapath.as_ref().map_or_else(
+        || "not reached".to_owned(),
+        |d| format!("{}, generation {}, {} of {} flows", d.mode, d.generation, d.flows, d.flows_max),
+    );
+    let revision =
+        if status.revision == 0 { "none".to_owned() } else { format!("revision {}", status.revision) };
+    let l7 = status.l7.iter().map(|w| format!("{} (pid {}, generation {})", w.instance, w.pid, w.generation));
+    let mut rows = vec![
+        ("node", format!("{} (clawgress {})", status.node, status.version)),
+        ("policy", revision),
+        ("generation", status.generation.to_string()),
+        ("agents", status.agents.to_string()),
+        ("kernel plane", datapath),
+        ("L7 workers", list(l7.collect())),
+        ("proxy", list(status.proxies.iter().map(ToString::to_string).collect())),
+        ("audit records", status.audit_records.to_string()),
+    ];
+    if !status.addresses.is_empty() {
+        rows.push(("gateway addresses", list(status.addresses.iter().map(ToString::to_string).collect())));
+    }
+    for interface in status.datapath.iter().flat_map(|d| &d.interfaces) {
+        let text =
+            format!("{}: {}, xdp {}, tc {}", interface.name, interface.role, interface.xdp, interface.tc);
+        rows.push(("interface", text));
+    }
+    for (what, value) in rows {
+        output::line(&format!("{what:<18} {}", output::clean(&value)))?;
+    }
+    if status.warnings.is_empty() {
+        return output::line("\nall is well");
+    }
+    output::line("")?;
+    for warning in &status.warnings {
+        output::line(&format!("warning: {}", output::clean(warning)))?;
+    }
+    Ok(())
+}
