@@ -95,8 +95,9 @@ pub struct Head<'a> {
     pub fields: Vec<Field<'a>>,
     /// How the body is delimited.
     pub body: Body,
-    /// The one `Host`.
-    pub host: &'a [u8],
+    /// The one `Host`. Only a CONNECT may come without: its target says it all, and clients in use
+    /// leave it out.
+    pub host: Option<&'a [u8]>,
 }
 
 /// Length of the head at the start of `bytes`, with its empty line; `None` if it is not whole.
@@ -142,7 +143,8 @@ pub fn parse(head: &[u8]) -> Result<Head<'_>, HttpError> {
     let body = framing(&fields, minor)?;
     let mut hosts = fields.iter().filter(|f| f.name.eq_ignore_ascii_case("host"));
     let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.value,
+        (Some(host), None) => Some(host.value),
+        (None, _) if method == "CONNECT" => None,
         _ => return Err(HttpError::HostCount),
     };
     Ok(Head { method, target, minor, fields, body, host })
@@ -166,7 +168,20 @@ fn token_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric()
         || matches!(
             b,
-            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
         )
 }
 
@@ -263,13 +278,17 @@ pub enum Step {
 /// Where in a request the next byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Head { scanned: usize },
+    Head {
+        scanned: usize,
+    },
     Length(u64),
     ChunkSize,
     /// Data, and then the CRLF that ends it.
     Chunk(u64),
     ChunkEnd,
-    Trailer { dropped: usize },
+    Trailer {
+        dropped: usize,
+    },
 }
 
 /// Follows the requests on one connection.

@@ -129,9 +129,7 @@ impl Extractor {
         match self.line {
             Line::Field(n) => {
                 self.line = match DATA.get(n) {
-                    Some(b) if *b == byte && n + 1 == DATA.len() => {
-                        Line::Space
-                    }
+                    Some(b) if *b == byte && n + 1 == DATA.len() => Line::Space,
                     Some(b) if *b == byte => Line::Field(n + 1),
                     _ => Line::Other,
                 }

@@ -19,8 +19,10 @@ fn sni(name: &str) -> Vec<u8> {
 }
 
 fn alpn_of(names: &[&str]) -> Vec<u8> {
-    let list: Vec<u8> =
-        names.iter().flat_map(|n| [vec![u8::try_from(n.len()).expect("short")], n.as_bytes().to_vec()].concat()).collect();
+    let list: Vec<u8> = names
+        .iter()
+        .flat_map(|n| [vec![u8::try_from(n.len()).expect("short")], n.as_bytes().to_vec()].concat())
+        .collect();
     extension(16, &vector16(&list))
 }
 
@@ -85,8 +87,7 @@ fn ambiguity_is_an_error() {
 
 #[test]
 fn alpn_and_ech_are_read() {
-    let extensions =
-        [sni("a.test"), alpn_of(&["h2", "http/1.1", "\n\n"]), extension(EXTENSION_ECH, b"\0")];
+    let extensions = [sni("a.test"), alpn_of(&["h2", "http/1.1", "\n\n"]), extension(EXTENSION_ECH, b"\0")];
     let hello = read(&records(&message(&extensions), 100)).expect("valid").expect("whole");
     assert_eq!(hello.alpn, ["h2", "http/1.1", "\\n\\n"]);
     assert!(hello.encrypted);

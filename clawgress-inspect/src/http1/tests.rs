@@ -78,7 +78,17 @@ fn ambiguous_heads_are_refused() {
     }
     refused("GET / HTTP/1.1\r\nX: y\r\n\r\n", HttpError::HostCount);
     refused("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", HttpError::TransferEncoding);
-    for line in ["GET /", "GET / HTTP/2.0", "GET  / HTTP/1.1", "GET / HTTP/1.1 ", "GET /a b HTTP/1.1", " GET / HTTP/1.1", "G(T / HTTP/1.1", "GET / http/1.1", "GET /\u{fc} HTTP/1.1"] {
+    for line in [
+        "GET /",
+        "GET / HTTP/2.0",
+        "GET  / HTTP/1.1",
+        "GET / HTTP/1.1 ",
+        "GET /a b HTTP/1.1",
+        " GET / HTTP/1.1",
+        "G(T / HTTP/1.1",
+        "GET / http/1.1",
+        "GET /\u{fc} HTTP/1.1",
+    ] {
         refused(&format!("{line}\r\nHost: a.test\r\n\r\n"), HttpError::RequestLine);
     }
     refused("\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n", HttpError::RequestLine);
@@ -124,7 +134,10 @@ fn requests_are_told_apart_and_trailers_dropped() {
 
 #[test]
 fn heads_are_bounded() {
-    refused(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(HEAD_BYTES_MAX)), HttpError::HeadTooLarge);
+    refused(
+        &format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(HEAD_BYTES_MAX)),
+        HttpError::HeadTooLarge,
+    );
     let many: String = (0..FIELDS_MAX).map(|n| format!("X{n}: y\r\n")).collect();
     refused(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"), HttpError::FieldsTooMany);
 }

@@ -111,9 +111,7 @@ impl Scanner {
             }
             (Expect::Key | Expect::KeyOrEnd, b'"') => self.start(Expect::InKey),
             (Expect::Colon, b':') => self.expect = Expect::Value,
-            (Expect::Comma, b',') => {
-                self.expect = if self.in_object() { Expect::Key } else { Expect::Value }
-            }
+            (Expect::Comma, b',') => self.expect = if self.in_object() { Expect::Key } else { Expect::Value },
             (Expect::Comma | Expect::KeyOrEnd, b'}') if self.in_object() => self.close(),
             (Expect::Comma | Expect::ValueOrEnd, b']') if !self.in_object() => self.close(),
             _ => self.expect = Expect::Broken,
@@ -178,7 +176,11 @@ impl Scanner {
             (Escape::Start, b'u') => Escape::Unicode(4),
             (Escape::Start, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Escape::None,
             (Escape::Unicode(n), b) if b.is_ascii_hexdigit() => {
-                if n == 1 { Escape::None } else { Escape::Unicode(n - 1) }
+                if n == 1 {
+                    Escape::None
+                } else {
+                    Escape::Unicode(n - 1)
+                }
             }
             (Escape::Start | Escape::Unicode(_), _) | (Escape::None, 0..=0x1f) => {
                 self.expect = Expect::Broken;
@@ -215,7 +217,8 @@ impl Scanner {
             self.expect = Expect::Colon;
             return;
         }
-        let named = matches!((self.depth, self.keys), (1, [Key::Model, ..]) | (2, [Key::Wrapper, Key::Model, _]));
+        let named =
+            matches!((self.depth, self.keys), (1, [Key::Model, ..]) | (2, [Key::Wrapper, Key::Model, _]));
         if let Some(model) = text.filter(|m| named && self.in_object() && !m.is_empty()) {
             self.facts.model = Some(model.to_owned());
         }

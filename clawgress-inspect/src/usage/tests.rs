@@ -72,7 +72,11 @@ fn what_is_not_certain_is_unknown() {
     ] {
         assert_eq!(read(Format::Json, body), None, "{body}");
     }
-    let deep = format!("{{\"a\":{}{},\"usage\":{{\"prompt_tokens\":1,\"completion_tokens\":2}}}}", "[".repeat(64), "]".repeat(64));
+    let deep = format!(
+        "{{\"a\":{}{},\"usage\":{{\"prompt_tokens\":1,\"completion_tokens\":2}}}}",
+        "[".repeat(64),
+        "]".repeat(64)
+    );
     assert_eq!(read(Format::Json, &deep), None, "deeper than is followed");
     let unfinished = "data: {\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n";
     assert_eq!(read(Format::EventStream, unfinished), None, "an event without its empty line");

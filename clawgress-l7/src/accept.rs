@@ -1,0 +1,159 @@
+//! The accept loop: bounded in all, bounded for each source.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clawgress_api::handover::ListenerKind;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{Connection, Flows};
+use crate::limit;
+use crate::serve::Serving;
+
+/// Pause after an accept failed for want of descriptors or memory: some connection may end meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
+/// One log line for this many closed connections.
+const OVERLOADED_LOG: u64 = 1000;
+
+/// What accepting takes.
+#[derive(Debug)]
+pub struct Accepting {
+    /// How connections are served.
+    pub serving: Serving,
+    /// All connections.
+    pub connections: Arc<Semaphore>,
+    /// Connections by source.
+    pub sources: Arc<Sources>,
+}
+
+/// How many connections each source has.
+#[derive(Debug)]
+pub struct Sources {
+    /// As many entries as there are connections at most.
+    counts: Mutex<HashMap<IpAddr, usize>>,
+    each_max: usize,
+    refused: AtomicU64,
+}
+
+/// One connection of a source.
+#[derive(Debug)]
+pub struct Share {
+    sources: Arc<Sources>,
+    source: IpAddr,
+}
+
+// === impl Sources ===
+
+impl Sources {
+    /// For `connections_max` connections in all.
+    #[must_use]
+    pub fn new(connections_max: usize) -> Arc<Self> {
+        let each_max = (connections_max / limit::SOURCE_SHARE).max(1);
+        Arc::new(Sources { counts: Mutex::default(), each_max, refused: AtomicU64::new(0) })
+    }
+
+    /// One more connection of `source`, if it may have one.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
+        // The proxy of a laptop has one source for all its agents.
+        if !source.is_loopback() {
+            let mut counts = self.counts.lock();
+            let count = counts.entry(source).or_default();
+            if *count >= self.each_max {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Share { sources: Arc::clone(self), source })
+    }
+
+    fn refuse(&self, what: &str) {
+        let n = self.refused.fetch_add(1, Ordering::Relaxed);
+        if n.is_multiple_of(OVERLOADED_LOG) {
+            tracing::warn!(
+                closed = n + 1,
+                "overloaded: {what} has reached its bound; new connections are closed"
+            );
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.sources.counts.lock();
+        if let Some(count) = counts.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.source);
+            }
+        }
+    }
+}
+
+// === impl Accepting ===
+
+impl Accepting {
+    /// Accepts from `listener` until `stop`.
+    pub async fn accept(
+        self: Arc<Self>,
+        kind: ListenerKind,
+        listener: TcpListener,
+        flows: Arc<Flows>,
+        stop: CancellationToken,
+    ) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(kind, stream, peer, &flows),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection can't be accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, kind: ListenerKind, stream: TcpStream, peer: std::net::SocketAddr, flows: &Flows) {
+        let Ok(local) = stream.local_addr() else { return };
+        let Some(share) = self.sources.take(peer.ip().to_canonical()) else {
+            return self.sources.refuse("a source");
+        };
+        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+            return self.sources.refuse("`connections_max`");
+        };
+        let connection = Connection::new(kind, peer, local, flows);
+        let serving = self.serving.clone();
+        tokio::spawn(async move {
+            serving.connection(connection, stream).await;
+            drop((share, permit));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_has_its_share_and_no_more() {
+        let sources = Sources::new(8);
+        let (a, b) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let first = sources.take(a).expect("one");
+        let _second = sources.take(a).expect("two");
+        assert!(sources.take(a).is_none());
+        let other = sources.take(b).expect("others are not locked out");
+        drop(first);
+        let _third = sources.take(a).expect("freed");
+        drop(other);
+        assert_eq!(sources.counts.lock().len(), 1, "nothing is kept of sources without connections");
+    }
+}

@@ -1,0 +1,143 @@
+//! What is known of a connection before it says anything: addresses, how it came, and which agent the
+//! kernel plane bound its source to.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clawgress_api::Ingress;
+use clawgress_api::SourceRef;
+use clawgress_api::handover::ListenerKind;
+use clawgress_ebpf_common::user::{FlowTable, address};
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, protocol};
+use clawgress_identity::IdentityMethod;
+use nix::net::if_::if_indextoname;
+
+/// `ifindex` in the flow records of local workloads.
+const LOCAL_WORKLOAD: u32 = 0;
+
+/// An agent that the kernel plane found at a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The registry's index.
+    pub index: u32,
+    /// Source or cgroup.
+    pub method: IdentityMethod,
+}
+
+/// An accepted connection.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// The client.
+    pub peer: SocketAddr,
+    /// Where it is connected to: the original destination, if it was steered here.
+    pub local: SocketAddr,
+    /// How it came.
+    pub ingress: Ingress,
+    /// The bound agent, or why that can't be known.
+    pub bound: Result<Option<Bound>, DropReason>,
+    /// The client's interface.
+    pub interface: Option<String>,
+}
+
+/// The flow table as it was handed over.
+#[derive(Debug, Default)]
+pub struct Flows {
+    /// `None` without a kernel plane.
+    pub table: Option<FlowTable>,
+    /// Indices of the agents' interfaces.
+    pub interfaces: Vec<u32>,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// The facts about a connection accepted from a listener of `kind`.
+    #[must_use]
+    pub fn new(kind: ListenerKind, peer: SocketAddr, local: SocketAddr, flows: &Flows) -> Self {
+        let (peer, local) = (canonical(peer), canonical(local));
+        let found = flows.find(peer, local);
+        let flow = found.as_ref().ok().and_then(Option::as_ref);
+        let workload = flow.is_some_and(|(ifindex, _)| *ifindex == LOCAL_WORKLOAD);
+        let ingress = match kind {
+            ListenerKind::Transparent => Ingress::Transparent,
+            ListenerKind::Proxy if workload => Ingress::Local,
+            ListenerKind::Proxy => Ingress::Proxy,
+        };
+        let interface = flow
+            .filter(|(ifindex, _)| *ifindex != LOCAL_WORKLOAD)
+            .and_then(|(ifindex, _)| if_indextoname(*ifindex).ok()?.into_string().ok());
+        let method = if workload { IdentityMethod::Cgroup } else { IdentityMethod::Source };
+        let bound = match found {
+            Ok(Some((_, flow))) => Ok((flow.agent != 0).then_some(Bound { index: flow.agent, method })),
+            // A steered connection has a record, or it was never permitted.
+            Ok(None) if kind == ListenerKind::Transparent => Err(DropReason::FlowRecordMissing),
+            Ok(None) => Ok(None),
+            Err(error) => {
+                tracing::error!(%error, "the flow table can't be read");
+                Err(DropReason::IdentityUnavailable)
+            }
+        };
+        Connection { peer, local, ingress, bound, interface }
+    }
+
+    /// Whether the client knows that it speaks to a proxy.
+    #[must_use]
+    pub fn is_explicit(&self) -> bool {
+        self.ingress != Ingress::Transparent
+    }
+
+    /// The source, as records hold it.
+    #[must_use]
+    pub fn source(&self) -> SourceRef {
+        SourceRef {
+            ip: Some(self.peer.ip()),
+            port: Some(self.peer.port()),
+            interface: self.interface.clone(),
+            mac: None,
+        }
+    }
+}
+
+// === impl Flows ===
+
+impl Flows {
+    fn find(&self, peer: SocketAddr, local: SocketAddr) -> std::io::Result<Option<(u32, Flow)>> {
+        let Some(table) = &self.table else { return Ok(None) };
+        for ifindex in self.interfaces.iter().copied().chain([LOCAL_WORKLOAD]) {
+            let key = FlowKey {
+                source: address(peer.ip()),
+                destination: address(local.ip()),
+                source_port_be: peer.port().to_be(),
+                destination_port_be: local.port().to_be(),
+                ifindex,
+                protocol: protocol::TCP,
+                pad: [0; 3],
+            };
+            if let Some(flow) = table.lookup(&key)? {
+                return Ok(Some((ifindex, flow)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_record_a_steered_connection_is_nobody_s() {
+        let a = |s: &str| s.parse::<SocketAddr>().expect("address");
+        let of =
+            |kind| Connection::new(kind, a("[::ffff:192.0.2.1]:1000"), a("192.0.2.2:443"), &Flows::default());
+        let transparent = of(ListenerKind::Transparent);
+        assert_eq!(transparent.bound, Err(DropReason::FlowRecordMissing));
+        assert_eq!(transparent.peer, a("192.0.2.1:1000"));
+        let proxy = of(ListenerKind::Proxy);
+        assert_eq!((proxy.bound, proxy.ingress), (Ok(None), Ingress::Proxy));
+    }
+}

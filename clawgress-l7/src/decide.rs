@@ -1,0 +1,154 @@
+//! Questions to policy, in the order the traffic raises them.
+//!
+//! Pure but for logging. Must never turn an error or a missing policy into an allow.
+
+use std::net::IpAddr;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::Agent;
+use clawgress_policy::{Host, Operation, Request, Transport, TunnelProtocol, is_reserved};
+
+use crate::own::Own;
+use crate::snapshot::Plan;
+
+/// ALPN lists a client may turn out to offer. A CONNECT is judged before its hello is seen: it is
+/// refused only if no likely hello could be permitted. The hello itself is judged as it is.
+const ALPN_GUESSES: [&[&str]; 4] = [&[], &["h2", "http/1.1"], &["http/1.1"], &["h2"]];
+
+/// An answer of policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// The action that determined it.
+    pub action: &'static str,
+    /// Allow, or why not.
+    pub verdict: Result<(), DropReason>,
+    /// Determining policies.
+    pub policies: Vec<String>,
+}
+
+/// Addresses that may be dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// At least one, in the resolver's order.
+    pub addresses: Vec<IpAddr>,
+    /// Determining policies.
+    pub policies: Vec<String>,
+}
+
+// === impl Ruling ===
+
+impl Ruling {
+    /// A denial that no policy made.
+    #[must_use]
+    pub fn deny(action: &'static str, reason: DropReason) -> Self {
+        Ruling { action, verdict: Err(reason), policies: Vec::new() }
+    }
+
+    /// This ruling with the policies of another that it rests on.
+    #[must_use]
+    pub fn with(mut self, policies: &[String]) -> Self {
+        self.policies.extend_from_slice(policies);
+        self.policies.sort();
+        self.policies.dedup();
+        self
+    }
+}
+
+fn ask(plan: &Plan, agent: &Agent, operation: Operation<'_>) -> Ruling {
+    let action = operation.action();
+    let Some(policy) = &plan.policy else { return Ruling::deny(action, DropReason::PolicyMissing) };
+    let decision = policy.decide(&Request { agent, operation });
+    for error in &decision.errors {
+        tracing::warn!(%error, action, agent = %agent.id, "a policy could not be evaluated, and that denies");
+    }
+    Ruling { action, verdict: decision.verdict, policies: decision.policies }
+}
+
+/// `http`.
+#[must_use]
+pub fn http(plan: &Plan, agent: &Agent, operation: Operation<'_>) -> Ruling {
+    ask(plan, agent, operation)
+}
+
+/// `tls`, then `tunnel`, because the bytes stay unread.
+#[must_use]
+pub fn tls(plan: &Plan, agent: &Agent, host: &Host, port: u16, alpn: &[String]) -> Ruling {
+    let tls = ask(plan, agent, Operation::Tls { host, port, alpn });
+    if tls.verdict.is_err() {
+        return tls;
+    }
+    let tunnel = ask(plan, agent, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    let verdict = tunnel.verdict.map_err(|reason| match reason {
+        // TLS is wanted, but read: and it can't be, without interception.
+        DropReason::PolicyDenied | DropReason::PolicyForbidden => DropReason::InspectionRequired,
+        other => other,
+    });
+    Ruling { verdict, ..tunnel }.with(if verdict.is_ok() { &tls.policies } else { &[] })
+}
+
+/// Whether a hello to `host` could be permitted; the ruling for none otherwise.
+#[must_use]
+pub fn tls_possible(plan: &Plan, agent: &Agent, host: &Host, port: u16) -> Ruling {
+    let mut first = None;
+    for guess in ALPN_GUESSES {
+        let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
+        let ruling = tls(plan, agent, host, port, &alpn);
+        if ruling.verdict.is_ok() {
+            return ruling;
+        }
+        first.get_or_insert(ruling);
+    }
+    first.unwrap_or_else(|| Ruling::deny("tls", DropReason::PolicyDenied))
+}
+
+/// `tunnel` for bytes that are neither TLS nor HTTP.
+#[must_use]
+pub fn unknown(plan: &Plan, agent: &Agent, host: &Host, port: u16) -> Ruling {
+    let ruling = ask(plan, agent, Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown });
+    let verdict = ruling.verdict.map_err(|reason| match reason {
+        DropReason::PolicyDenied => DropReason::ProtocolUnknown,
+        other => other,
+    });
+    Ruling { verdict, ..ruling }
+}
+
+/// `connect`, on every address: those that are permitted.
+///
+/// # Errors
+/// The ruling on the first address, if none is.
+pub fn connect(
+    plan: &Plan,
+    agent: &Agent,
+    own: &Own,
+    addresses: &[IpAddr],
+    port: u16,
+) -> Result<Judged, (Ruling, Option<IpAddr>)> {
+    let mut judged = Judged { addresses: Vec::new(), policies: Vec::new() };
+    let mut first = None;
+    for ip in addresses {
+        let ruling = connect_one(plan, agent, own, *ip, port);
+        if ruling.verdict.is_ok() {
+            judged.addresses.push(*ip);
+            judged.policies.extend(ruling.policies);
+        } else {
+            first.get_or_insert((ruling, Some(*ip)));
+        }
+    }
+    if judged.addresses.is_empty() {
+        return Err(first.unwrap_or_else(|| (Ruling::deny("connect", DropReason::ResolveFailed), None)));
+    }
+    judged.policies.sort();
+    judged.policies.dedup();
+    Ok(judged)
+}
+
+fn connect_one(plan: &Plan, agent: &Agent, own: &Own, ip: IpAddr, port: u16) -> Ruling {
+    if own.listens(ip, port) {
+        return Ruling::deny("connect", DropReason::GatewayAddress);
+    }
+    let named = plan.policy.as_ref().is_some_and(|p| p.names_address(ip));
+    if (is_reserved(ip) || own.has(ip)) && !named {
+        return Ruling::deny("connect", DropReason::AddressReserved);
+    }
+    ask(plan, agent, Operation::Connect { ip, port, transport: Transport::Tcp })
+}

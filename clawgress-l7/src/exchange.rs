@@ -1,0 +1,184 @@
+//! One governed exchange (a request or a tunnel) and its two audit records.
+//!
+//! INVARIANT: whatever was decided has exactly one decision record and one outcome record, also when
+//! its task is cancelled.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use clawgress_api::{AgentRef, AuditRecord, RecordKind, TokenUsage, Verdict};
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::Identity;
+use clawgress_policy::Host;
+
+use crate::audit::{Audit, Room};
+use crate::connection::Connection;
+use crate::decide::Ruling;
+use crate::gateway::Gateway;
+
+/// An exchange.
+#[derive(Debug)]
+pub struct Exchange {
+    audit: Audit,
+    record: AuditRecord,
+    began: Instant,
+    /// Time spent waiting for the client, which is not the gateway's.
+    waited: Duration,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Open,
+    Decided(Option<Room>),
+    Ended,
+}
+
+/// How it went.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// HTTP status the client got.
+    pub status: Option<u16>,
+    /// Bytes from the agent.
+    pub sent: u64,
+    /// Bytes to the agent.
+    pub received: u64,
+    /// How it failed after it was allowed.
+    pub reason: Option<DropReason>,
+    /// Tokens, when known.
+    pub tokens: Option<TokenUsage>,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    /// An exchange that began now.
+    #[must_use]
+    pub fn new(gateway: &Gateway, connection: &Connection) -> Self {
+        let mut record = gateway.audit.record(gateway.snapshots.generation());
+        record.ingress = Some(connection.ingress);
+        record.source = connection.source();
+        record.destination.protocol = Some("tcp".to_owned());
+        if !connection.is_explicit() {
+            record.destination.ip = Some(connection.local.ip());
+            record.destination.port = Some(connection.local.port());
+        }
+        Exchange {
+            audit: gateway.audit.clone(),
+            record,
+            began: Instant::now(),
+            waited: Duration::ZERO,
+            stage: Stage::Open,
+        }
+    }
+
+    /// The request's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.record.request
+    }
+
+    /// Notes who it is, under which generation.
+    pub fn agent(&mut self, identity: &Identity, generation: u64) {
+        self.record.agent = Some(AgentRef::new(&identity.agent, identity.method));
+        self.record.generation = generation;
+    }
+
+    /// Notes where it goes.
+    pub fn host(&mut self, host: &Host, port: u16) {
+        self.record.destination.host = Some(host.to_string());
+        self.record.destination.port = Some(port);
+        if let Host::Address(ip) = host {
+            self.record.destination.ip = Some(*ip);
+        }
+    }
+
+    /// Notes the address that is dialled, or was refused.
+    pub fn address(&mut self, ip: IpAddr) {
+        self.record.destination.ip = Some(ip);
+    }
+
+    /// Notes the HTTP request.
+    pub fn request(&mut self, method: &str, path: &str) {
+        self.record.destination.method = Some(method.to_owned());
+        self.record.destination.path = Some(path.to_owned());
+    }
+
+    /// Takes time spent waiting for the client out of the latency.
+    pub fn waited(&mut self, time: Duration) {
+        self.waited += time;
+    }
+
+    /// Whether it was decided.
+    #[must_use]
+    pub fn is_decided(&self) -> bool {
+        !matches!(self.stage, Stage::Open)
+    }
+
+    /// Records that it is allowed. Only after this may a byte go on.
+    ///
+    /// # Errors
+    /// [`DropReason::AuditUnavailable`] if the record can't be queued; it is then recorded as denied,
+    /// or counted in a gap.
+    pub fn allow(&mut self, ruling: &Ruling) -> Result<(), DropReason> {
+        self.decide(ruling);
+        match self.audit.put_and_reserve(self.record.clone()) {
+            Some(room) => {
+                self.stage = Stage::Decided(Some(room));
+                Ok(())
+            }
+            None => {
+                self.stage = Stage::Open;
+                self.deny(Ruling::deny(ruling.action, DropReason::AuditUnavailable));
+                Err(DropReason::AuditUnavailable)
+            }
+        }
+    }
+
+    /// Records that it is denied. Does nothing if it was decided before.
+    pub fn deny(&mut self, ruling: Ruling) {
+        if self.is_decided() {
+            return;
+        }
+        self.decide(&ruling);
+        let room = self.audit.put_and_reserve(self.record.clone());
+        if room.is_none() {
+            self.audit.lose(2);
+        }
+        self.stage = Stage::Decided(room);
+    }
+
+    fn decide(&mut self, ruling: &Ruling) {
+        let latency = self.began.elapsed().saturating_sub(self.waited);
+        self.record.time = self.audit.now();
+        self.record.action = Some(ruling.action.to_owned());
+        self.record.policies.clone_from(&ruling.policies);
+        self.record.reason = ruling.verdict.err();
+        self.record.verdict = Some(if ruling.verdict.is_ok() { Verdict::Allow } else { Verdict::Deny });
+        self.record.latency_us = u64::try_from(latency.as_micros()).ok();
+    }
+
+    /// Records the outcome. Does nothing if nothing was decided, or it ended before.
+    pub fn end(&mut self, end: End) {
+        let Stage::Decided(room) = std::mem::replace(&mut self.stage, Stage::Ended) else { return };
+        let mut record = self.record.clone();
+        record.kind = RecordKind::Outcome;
+        record.time = self.audit.now();
+        record.status = end.status;
+        record.bytes_sent = Some(end.sent);
+        record.bytes_received = Some(end.received);
+        record.reason = end.reason.or(record.reason);
+        record.tokens = end.tokens;
+        record.latency_us = u64::try_from(self.began.elapsed().as_micros()).ok();
+        // Without room the decision was lost too, and both are counted.
+        if let Some(room) = room {
+            room.put(record);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.end(End::default());
+    }
+}

@@ -1,0 +1,110 @@
+//! Listeners from the datapath role: asked for, accepted from, and replaced when it hands over others.
+
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clawgress_api::handover::{self, Handover};
+use clawgress_ebpf_common::user::FlowTable;
+use tokio::io::Interest;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::Accepting;
+use crate::connection::Flows;
+use crate::limit;
+
+/// Accepts from whatever listeners the role at `path` hands over, until `stop`. While it is away, the
+/// last ones stay open.
+pub async fn follow(path: PathBuf, accepting: Arc<Accepting>, stop: CancellationToken) {
+    let mut loops = JoinSet::new();
+    let mut current = stop.child_token();
+    let mut pause = limit::REDIAL_FIRST;
+    loop {
+        let handed_over = tokio::select! {
+            handed_over = ask(&path) => handed_over,
+            () = stop.cancelled() => break,
+        };
+        match handed_over {
+            Ok((stream, set)) => {
+                let former = std::mem::replace(&mut current, stop.child_token());
+                start(&accepting, set, &current, &mut loops);
+                retire(former, &mut loops);
+                pause = limit::REDIAL_FIRST;
+                tokio::select! {
+                    () = ended(&stream) => tracing::warn!("the datapath role is gone; its listeners stay open"),
+                    () = stop.cancelled() => break,
+                }
+            }
+            Err(error) => tracing::warn!(%error, path = %path.display(), "no listeners handed over yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => break,
+        }
+        pause = (pause * 2).min(limit::REDIAL_MAX);
+    }
+    loops.shutdown().await;
+}
+
+/// A handover, opened.
+struct Set {
+    listeners: Vec<(handover::Listener, TcpListener)>,
+    flows: Flows,
+}
+
+async fn ask(path: &Path) -> io::Result<(UnixStream, Set)> {
+    let stream = UnixStream::connect(path).await?;
+    let (handover, descriptors) = handover::receive(&stream).await?;
+    let Handover { listeners, flow_table, interfaces } = handover;
+    let mut descriptors = descriptors.into_iter();
+    let mut opened = Vec::new();
+    for (listener, descriptor) in listeners.into_iter().zip(descriptors.by_ref()) {
+        let socket = StdListener::from(descriptor);
+        socket.set_nonblocking(true)?;
+        opened.push((listener, TcpListener::from_std(socket)?));
+    }
+    let table = match descriptors.next() {
+        Some(descriptor) if flow_table => Some(FlowTable::from_fd(descriptor)?),
+        _ => None,
+    };
+    Ok((stream, Set { listeners: opened, flows: Flows { table, interfaces } }))
+}
+
+fn start(accepting: &Arc<Accepting>, set: Set, stop: &CancellationToken, loops: &mut JoinSet<()>) {
+    let flows = Arc::new(set.flows);
+    let own = &accepting.serving.gateway.own;
+    own.refresh();
+    own.set_listeners(set.listeners.iter().map(|(l, _)| l.address));
+    for (listener, socket) in set.listeners {
+        tracing::info!(kind = ?listener.kind, address = %listener.address, "accepting");
+        let accepting = Arc::clone(accepting);
+        loops.spawn(accepting.accept(listener.kind, socket, Arc::clone(&flows), stop.clone()));
+    }
+}
+
+/// Stops the former loops a little later, so that what waits in their queues is still served.
+fn retire(former: CancellationToken, loops: &mut JoinSet<()>) {
+    while loops.try_join_next().is_some() {}
+    loops.spawn(async move {
+        tokio::time::sleep(limit::HANDOVER_OVERLAP).await;
+        former.cancel();
+    });
+}
+
+/// Ends with the connection: nothing more is ever said on it.
+async fn ended(stream: &UnixStream) {
+    loop {
+        if stream.ready(Interest::READABLE).await.is_err() {
+            return;
+        }
+        match stream.try_read(&mut [0; 64]) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Who a connection or request is from: the source's agent, or whoever a credential proves.
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError};
+use clawgress_inspect::proxy_authorization;
+
+use crate::connection::Connection;
+use crate::gateway::Gateway;
+use crate::snapshot::Plan;
+
+/// An established identity, and what it rests on.
+#[derive(Clone, Debug)]
+pub struct Who {
+    /// The identity.
+    pub identity: Identity,
+    /// Id of the key that proved it.
+    key: Option<String>,
+}
+
+// === impl Who ===
+
+impl Who {
+    /// The same identity under another plan.
+    ///
+    /// # Errors
+    /// If the agent or its key is gone, or the agent is disabled.
+    pub fn under(&self, plan: &Plan) -> Result<Who, DropReason> {
+        if self.key.as_ref().is_some_and(|k| !plan.key_ids.contains(k)) {
+            return Err(DropReason::CredentialInvalid);
+        }
+        let identity =
+            plan.trust.by_source(self.identity.agent.index, self.identity.method).map_err(reason)?;
+        Ok(Who { identity, key: self.key.clone() })
+    }
+}
+
+/// The agent the source is bound to, if it is bound.
+///
+/// # Errors
+/// If that can't be known, or the agent is gone or disabled.
+pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
+    let Some(bound) = connection.bound? else { return Ok(None) };
+    let identity = plan.trust.by_source(bound.index, bound.method).map_err(reason)?;
+    Ok(Some(Who { identity, key: None }))
+}
+
+/// Who it is, given the values of `Proxy-Authorization` in an explicit proxy's request.
+///
+/// # Errors
+/// The reason why it is nobody.
+pub async fn identify(
+    gateway: &Gateway,
+    plan: &Plan,
+    connection: &Connection,
+    credential: Option<&[u8]>,
+) -> Result<Who, DropReason> {
+    let bound = bound(plan, connection)?;
+    match (credential.filter(|_| connection.is_explicit()), bound) {
+        (None, Some(who)) => Ok(who),
+        (None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing),
+        (None, None) => Err(DropReason::Anonymous),
+        (Some(value), bound) => by_key(gateway, plan, value, bound.as_ref()).await,
+    }
+}
+
+async fn by_key(
+    gateway: &Gateway,
+    plan: &Plan,
+    value: &[u8],
+    bound: Option<&Who>,
+) -> Result<Who, DropReason> {
+    let invalid = |_| DropReason::CredentialInvalid;
+    let credential = proxy_authorization::parse(value).map_err(|_| DropReason::CredentialInvalid)?;
+    let user: AgentId = credential.user.parse().map_err(|_| DropReason::CredentialInvalid)?;
+    let key = ApiKey::parse(&credential.secret).map_err(invalid)?;
+    if !plan.key_ids.contains(key.id()) {
+        return Err(DropReason::CredentialInvalid);
+    }
+    let mac = gateway.keys.mac(key).await?;
+    let bound = bound.map(|w| &w.identity.agent.id);
+    let now_s = gateway.audit.now().as_second();
+    let identity = plan.trust.by_api_key(key, &mac, &user, bound, now_s).map_err(reason)?;
+    gateway.keys.remember(key, mac);
+    Ok(Who { identity, key: Some(key.id().to_owned()) })
+}
+
+fn reason(error: IdentityError) -> DropReason {
+    match error {
+        IdentityError::UnknownKey | IdentityError::Expired | IdentityError::OtherAgent => {
+            DropReason::CredentialInvalid
+        }
+        IdentityError::UnknownAgent => DropReason::Anonymous,
+        IdentityError::Disabled => DropReason::AgentDisabled,
+        IdentityError::Conflict => DropReason::IdentityConflict,
+    }
+}

@@ -1,0 +1,30 @@
+//! The L7 plane: one accept loop over listeners handed in, identity, decisions, tunnels and plain HTTP.
+//!
+//! It reads hostile bytes all day, so it holds no capability, no durable state, no CA key and no secret
+//! that outlives the request it came with. It must never dial an address that was not judged, and never
+//! forward a byte before its decision is on its way to the audit log.
+#![forbid(unsafe_code)]
+
+mod accept;
+mod audit;
+mod connect;
+mod connection;
+mod decide;
+mod dial;
+mod exchange;
+mod gateway;
+mod handover;
+mod identify;
+mod keys;
+mod limit;
+mod opaque;
+mod own;
+mod page;
+mod peek;
+mod plain_http;
+mod resolve;
+mod serve;
+mod snapshot;
+mod tunnel;
+
+pub use serve::run;

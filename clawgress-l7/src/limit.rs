@@ -1,0 +1,83 @@
+//! Bounds of the proxy, each with the reason for its size.
+
+use std::time::Duration;
+
+/// From accept to a whole TLS hello, CONNECT head or first request head: slow links make it in one
+/// second; a client that takes ten is stuck or hostile.
+pub const PEEK: Duration = Duration::from_secs(10);
+/// How long a client that may speak an unknown protocol is waited for before the server is given the
+/// first word (SSH, SMTP and databases greet first).
+pub const SERVER_FIRST: Duration = Duration::from_millis(300);
+/// From the first byte of a later request on a kept connection to the end of its head.
+pub const HEAD: Duration = Duration::from_secs(10);
+/// Idle time of a kept client connection between requests.
+pub const KEEPALIVE_S: u64 = 60;
+/// Between two reads of a request body.
+pub const BODY_READ: Duration = Duration::from_secs(60);
+/// For a client to take more of a response: a stalled reader holds memory.
+pub const CLIENT_WRITE: Duration = Duration::from_secs(60);
+/// For what is left of a body after a request was denied early, so that the client sees the answer.
+pub const DRAIN_BODY: Duration = Duration::from_secs(3);
+/// For a client to read a last word before its connection is dropped.
+pub const LINGER: Duration = Duration::from_millis(500);
+/// Bytes read and thrown away while lingering.
+pub const LINGER_BYTES: usize = 256 * 1024;
+
+/// For one resolution, retries included.
+pub const RESOLVE: Duration = Duration::from_secs(5);
+/// Addresses of one name that are judged: more than any public name answers with.
+pub const ADDRESSES_MAX: usize = 16;
+/// Addresses of one name that are dialled: a dead first choice must not cost a minute.
+pub const DIALS_MAX: usize = 4;
+/// For one connection attempt.
+pub const DIAL: Duration = Duration::from_secs(5);
+/// Head start of one attempt over the next (RFC 8305 section 5, recommended value).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+/// For an upstream to send the next bytes of a response: models think for minutes.
+pub const UPSTREAM_READ: Duration = Duration::from_secs(600);
+/// For an upstream to take more of a request.
+pub const UPSTREAM_WRITE: Duration = Duration::from_secs(60);
+/// Idle time of a pooled upstream connection: below the 60 s at which common servers close.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
+/// Pooled upstream connections, all agents together.
+pub const UPSTREAM_POOL: usize = 512;
+
+/// Idle time of a tunnel: what load balancers grant WebSockets at most. Dead peers are found earlier,
+/// by TCP keep-alive.
+pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+/// Idle time of a tunnel of which one side has ended.
+pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(300);
+/// First probe of a silent connection, and the time between probes.
+pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// One source may hold this part of all connections, so that it can't lock the others out.
+pub const SOURCE_SHARE: usize = 4;
+/// From SIGTERM to the end of what still runs: below systemd's 90 s, long enough for most answers.
+pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// For one question to the keys role.
+pub const KEYS_CALL: Duration = Duration::from_secs(2);
+/// Questions to the keys role at once.
+pub const KEYS_CALLS_MAX: usize = 64;
+/// Verified keys remembered: the agents of a large node.
+pub const KEYS_CACHE_MAX: usize = 4096;
+/// How long a verified key is remembered, so that a replaced secret of the keys role is noticed.
+pub const KEYS_CACHE: Duration = Duration::from_secs(300);
+
+/// Audit records waiting for control beyond those reserved by open connections: a few seconds of load.
+pub const AUDIT_BACKLOG: usize = 16 * 1024;
+/// Records in one batch.
+pub const AUDIT_BATCH: usize = 256;
+/// Batches sent and not yet acknowledged.
+pub const AUDIT_UNACKED_MAX: usize = 32;
+/// For records still queued when the process ends.
+pub const AUDIT_FLUSH: Duration = Duration::from_secs(5);
+
+/// First and longest pause before a local role is dialled again.
+pub const REDIAL_FIRST: Duration = Duration::from_millis(100);
+/// See [`REDIAL_FIRST`].
+pub const REDIAL_MAX: Duration = Duration::from_secs(2);
+/// How long replaced listeners are still accepted from, so that what is in their queues is served.
+pub const HANDOVER_OVERLAP: Duration = Duration::from_secs(1);
+/// How often the machine's own addresses are read again.
+pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);

@@ -1,0 +1,82 @@
+//! The machine's own addresses, which agents reach only where a policy names them, and the gateway's
+//! own listeners, which they never reach through the gateway: that would be a loop.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
+use arc_swap::ArcSwap;
+use nix::ifaddrs::getifaddrs;
+
+use crate::limit;
+
+/// What is ours.
+#[derive(Debug, Default)]
+pub struct Own {
+    addresses: ArcSwap<HashSet<IpAddr>>,
+    ports: ArcSwap<HashSet<u16>>,
+}
+
+// === impl Own ===
+
+impl Own {
+    /// Whether `ip` is an address of this machine.
+    #[must_use]
+    pub fn has(&self, ip: IpAddr) -> bool {
+        ip.is_loopback() || ip.is_unspecified() || self.addresses.load().contains(&ip)
+    }
+
+    /// Whether a connection to `ip` and `port` would come back to one of the gateway's listeners.
+    #[must_use]
+    pub fn listens(&self, ip: IpAddr, port: u16) -> bool {
+        self.has(ip) && self.ports.load().contains(&port)
+    }
+
+    /// Takes note of the gateway's listeners.
+    pub fn set_listeners(&self, listeners: impl Iterator<Item = SocketAddr>) {
+        self.ports.store(listeners.map(|a| a.port()).collect::<HashSet<_>>().into());
+    }
+
+    /// Reads the machine's addresses. On error the former ones stay.
+    pub fn refresh(&self) {
+        match getifaddrs() {
+            Ok(interfaces) => {
+                let ip = |a: nix::sys::socket::SockaddrStorage| {
+                    let v4 = a.as_sockaddr_in().map(|s| IpAddr::from(s.ip()));
+                    v4.or_else(|| a.as_sockaddr_in6().map(|s| IpAddr::from(s.ip()).to_canonical()))
+                };
+                let found: HashSet<IpAddr> = interfaces.filter_map(|i| i.address.and_then(ip)).collect();
+                if **self.addresses.load() != found {
+                    self.addresses.store(found.into());
+                }
+            }
+            Err(error) => tracing::error!(%error, "the machine's addresses can't be read"),
+        }
+    }
+
+    /// Keeps them fresh for ever.
+    pub async fn follow(&self) {
+        loop {
+            self.refresh();
+            tokio::time::sleep(limit::OWN_ADDRESSES).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_addresses_and_listeners_are_known() {
+        let own = Own::default();
+        own.refresh();
+        own.set_listeners([SocketAddr::from(([0, 0, 0, 0], 3128))].into_iter());
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        assert!(own.has(loopback));
+        assert!(own.has(IpAddr::from([127, 9, 9, 9])), "the whole loopback network is this machine");
+        assert!(own.has(IpAddr::from([0, 0, 0, 0])), "connecting to 0.0.0.0 reaches this machine");
+        assert!(own.listens(loopback, 3128));
+        assert!(!own.listens(loopback, 3129));
+        assert!(!own.has(IpAddr::from([192, 0, 2, 1])));
+    }
+}

@@ -1,0 +1,120 @@
+//! What a denied client is told: the reason's name, the request's id, and what to do.
+//!
+//! Must never echo anything the client sent: neither credentials nor host names end up in a page.
+
+use clawgress_ebpf_common::DropReason;
+
+/// Challenge of a 407 (RFC 9110 section 11.7.1).
+pub const CHALLENGE: &str = "Basic realm=\"clawgress\", charset=\"UTF-8\"";
+/// Response field with the reason's name.
+pub const REASON_FIELD: &str = "x-clawgress-reason";
+/// Response field with the request's id.
+pub const REQUEST_FIELD: &str = "x-clawgress-request";
+
+/// HTTP status for a reason.
+#[must_use]
+pub fn status(reason: DropReason) -> u16 {
+    match reason {
+        DropReason::CredentialMissing | DropReason::CredentialInvalid => 407,
+        DropReason::HttpMalformed | DropReason::HostInvalid => 400,
+        DropReason::Timeout => 408,
+        DropReason::UpgradeUnsupported => 501,
+        DropReason::ResolveFailed | DropReason::UpstreamFailed => 502,
+        DropReason::SnapshotMissing
+        | DropReason::PolicyMissing
+        | DropReason::AuditUnavailable
+        | DropReason::IdentityUnavailable
+        | DropReason::Overloaded
+        | DropReason::Draining => 503,
+        _ => 403,
+    }
+}
+
+/// What the reader of the page can do about it.
+fn remedy(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::CredentialMissing => {
+            "send Proxy-Authorization: Basic with the agent's name and its API key, for instance by a proxy URL of the form http://AGENT:KEY@HOST:PORT"
+        }
+        DropReason::CredentialInvalid => "check the agent's name and its API key",
+        DropReason::PolicyDenied | DropReason::PolicyForbidden => {
+            "ask whoever keeps the policy; name the request id"
+        }
+        DropReason::InspectionRequired => {
+            "the policy wants to read this traffic, and does not permit it as a tunnel; ask whoever keeps the policy"
+        }
+        DropReason::HttpMalformed => "send one well-formed request with one Host and one length",
+        DropReason::HostInvalid | DropReason::ResolveFailed => "check the destination's name",
+        DropReason::AddressReserved => {
+            "the destination is private or reserved; a policy must name its address"
+        }
+        DropReason::UpgradeUnsupported => "use HTTP/1.1 without Upgrade, or TLS",
+        DropReason::UpstreamFailed => "the destination can't be reached now; try again later",
+        DropReason::SnapshotMissing
+        | DropReason::PolicyMissing
+        | DropReason::AuditUnavailable
+        | DropReason::IdentityUnavailable
+        | DropReason::Overloaded
+        | DropReason::Draining => "try again soon; if it lasts, ask whoever runs the gateway",
+        _ => "ask whoever runs the gateway; name the request id",
+    }
+}
+
+/// The body: JSON in the shape that model providers' clients show as an error.
+#[must_use]
+pub fn body(reason: DropReason, request: &str) -> String {
+    serde_json::json!({ "error": {
+        "type": "clawgress_denied",
+        "code": reason.name(),
+        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason)),
+        "request": request,
+    }})
+    .to_string()
+        + "\n"
+}
+
+/// A whole HTTP/1.1 response after which the connection closes.
+#[must_use]
+pub fn response(reason: DropReason, request: &str) -> String {
+    let (status, body) = (status(reason), body(reason, request));
+    let phrase =
+        http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or_default();
+    let challenge =
+        if status == 407 { format!("Proxy-Authenticate: {CHALLENGE}\r\n") } else { String::new() };
+    format!(
+        "HTTP/1.1 {status} {phrase}\r\n{challenge}Content-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{REASON_FIELD}: {}\r\n{REQUEST_FIELD}: {request}\r\nConnection: close\r\n\r\n{body}",
+        body.len(),
+        reason.name(),
+    )
+}
+
+/// A fatal TLS alert in clear (RFC 8446 section 6), so that the client reports more than a lost
+/// connection.
+#[must_use]
+pub fn alert(reason: DropReason) -> [u8; 7] {
+    let description = match reason {
+        DropReason::SniMissing | DropReason::SniMismatch => 112,
+        DropReason::TlsMalformed => 50,
+        DropReason::UpstreamFailed | DropReason::ResolveFailed => 80,
+        _ => 49,
+    };
+    [21, 3, 3, 0, 2, 2, description]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_page_and_a_denying_status() {
+        for reason in DropReason::ALL {
+            assert!(status(*reason) >= 400, "{reason}");
+            let page = response(*reason, "r-1");
+            let (head, body) = page.split_once("\r\n\r\n").expect("head");
+            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
+            assert_eq!(head.contains("Proxy-Authenticate"), status(*reason) == 407);
+            let json: serde_json::Value = serde_json::from_str(body).expect("json");
+            assert_eq!(json["error"]["code"], reason.name());
+        }
+    }
+}

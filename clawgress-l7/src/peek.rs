@@ -1,0 +1,113 @@
+//! Reading a connection's first bytes: bounded, against a deadline, and kept for whoever gets them.
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::client_hello::{ClientHello, Reassembler};
+use clawgress_inspect::http1;
+use clawgress_inspect::sniff::{Protocol, sniff};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::limit;
+
+/// Bytes read at once: a hello or head fits as a rule.
+const READ_BYTES: usize = 4096;
+
+/// Reads more into `held`; 0 at the end.
+async fn more(stream: &mut TcpStream, held: &mut Vec<u8>, deadline: Instant) -> Result<usize, DropReason> {
+    held.reserve(READ_BYTES);
+    match timeout_at(deadline, stream.read_buf(held)).await {
+        Ok(Ok(n)) => Ok(n),
+        Ok(Err(_)) => Ok(0),
+        Err(_) => Err(DropReason::Timeout),
+    }
+}
+
+/// The protocol of the first bytes; `None` if the client left without any.
+///
+/// # Errors
+/// [`DropReason::Timeout`].
+pub async fn protocol(
+    stream: &mut TcpStream,
+    held: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<Option<Protocol>, DropReason> {
+    loop {
+        if let Some(protocol) = sniff(held) {
+            return Ok(Some(protocol));
+        }
+        if more(stream, held, deadline).await? == 0 {
+            return Ok((!held.is_empty()).then_some(Protocol::Unknown));
+        }
+    }
+}
+
+/// The ClientHello that `held` starts with.
+///
+/// # Errors
+/// [`DropReason::TlsMalformed`] or [`DropReason::Timeout`].
+pub async fn hello(
+    stream: &mut TcpStream,
+    held: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<ClientHello, DropReason> {
+    let mut reassembler = Reassembler::default();
+    let mut seen = 0;
+    loop {
+        match reassembler.push(held.get(seen..).unwrap_or_default()) {
+            Ok(Some(hello)) => return Ok(hello),
+            Ok(None) => seen = held.len(),
+            Err(error) => {
+                tracing::debug!(%error, "refused hello");
+                return Err(DropReason::TlsMalformed);
+            }
+        }
+        if more(stream, held, deadline).await? == 0 {
+            return Err(DropReason::TlsMalformed);
+        }
+    }
+}
+
+/// Length of the request head that `held` starts with.
+///
+/// # Errors
+/// [`DropReason::HttpMalformed`] or [`DropReason::Timeout`].
+pub async fn head(
+    stream: &mut TcpStream,
+    held: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<usize, DropReason> {
+    let mut scanned = 0;
+    loop {
+        match http1::head_length(held, scanned) {
+            Ok(Some(n)) => return Ok(n),
+            Ok(None) => scanned = held.len(),
+            Err(error) => {
+                tracing::debug!(%error, "refused head");
+                return Err(DropReason::HttpMalformed);
+            }
+        }
+        if more(stream, held, deadline).await? == 0 {
+            return Err(DropReason::HttpMalformed);
+        }
+    }
+}
+
+/// Says a last word and closes, so that the word is not lost to a reset: what the client still sends
+/// is read and thrown away, for a short time and a bounded amount.
+pub async fn say_and_close(mut stream: TcpStream, word: &[u8]) {
+    let closing = async {
+        stream.write_all(word).await?;
+        stream.shutdown().await?;
+        let (mut sink, mut thrown) = ([0; READ_BYTES], 0);
+        while thrown < limit::LINGER_BYTES {
+            match stream.read(&mut sink).await? {
+                0 => break,
+                n => thrown += n,
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    // A client that does not read its last word has lost it.
+    let _ = timeout(limit::LINGER, closing).await;
+}

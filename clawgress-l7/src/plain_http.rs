@@ -1,0 +1,365 @@
+//! Plain HTTP: each request judged on method, canonical host and path, then proxied by Pingora.
+//!
+//! Pingora never sees a byte that the [`Gate`] has not framed and rewritten. Must never send a request
+//! whose decision was not recorded first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use clawgress_api::TokenUsage;
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::usage::{Extractor, Format};
+use clawgress_policy::{Operation, Scheme};
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
+
+use crate::decide::{self, Ruling};
+use crate::exchange::{End, Exchange};
+use crate::gateway::Gateway;
+use crate::identify::{self, Who};
+use crate::snapshot::Plan;
+use crate::{dial, limit, page};
+
+mod admit;
+mod front;
+mod gate;
+
+pub use admit::{Admitted, Place};
+pub use front::Front;
+pub use gate::Gate;
+
+/// Pingora's proxy with our application.
+pub type Proxy = HttpProxy<App>;
+
+/// The application: the decisions of plain HTTP.
+#[derive(Debug)]
+pub struct App {
+    gateway: Arc<Gateway>,
+}
+
+/// What is known of one request.
+#[derive(Debug, Default)]
+pub struct Context {
+    front: Option<Arc<Front>>,
+    exchange: Option<Exchange>,
+    granted: Option<Granted>,
+    /// Which of the granted addresses is dialled.
+    attempt: usize,
+    usage: Option<Extractor>,
+    /// Why it failed.
+    reason: Option<DropReason>,
+}
+
+/// A request that may be sent.
+#[derive(Debug)]
+struct Granted {
+    admitted: Admitted,
+    who: Who,
+    /// The generation it was last judged under.
+    generation: u64,
+    addresses: Vec<std::net::IpAddr>,
+    ruling: Ruling,
+}
+
+/// The proxy, for a runtime of `threads` threads.
+#[must_use]
+pub fn proxy(gateway: &Arc<Gateway>, threads: Option<usize>) -> Arc<Proxy> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let conf = ServerConf {
+        threads: threads.unwrap_or_else(cores).max(1),
+        upstream_keepalive_pool_size: limit::UPSTREAM_POOL,
+        // One try an address, and one more for a pooled connection that died.
+        max_retries: limit::DIALS_MAX + 1,
+        ..ServerConf::default()
+    };
+    Arc::new(http_proxy(&Arc::new(conf), App { gateway: Arc::clone(gateway) }))
+}
+
+// === impl App ===
+
+impl App {
+    /// Judges a request in every respect.
+    async fn judge(&self, front: &Front, exchange: &mut Exchange) -> Result<Granted, Ruling> {
+        let gateway = &self.gateway;
+        let deny = |reason| Ruling::deny("http", reason);
+        let admitted = front.take().map_err(deny)?;
+        exchange.host(&admitted.host, admitted.port);
+        exchange.request(&admitted.method, &admitted.path);
+        let plan = gateway.snapshots.current().map_err(deny)?;
+        let who = match &front.place {
+            Place::Tunnel { who, .. } => who.under(&plan).map_err(deny)?,
+            Place::Explicit | Place::Transparent { .. } => {
+                if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
+                    exchange.agent(&bound.identity, plan.generation);
+                }
+                let credential = admitted.credential.as_ref().map(|c| c.as_slice());
+                identify::identify(gateway, &plan, &front.connection, credential).await.map_err(deny)?
+            }
+        };
+        exchange.agent(&who.identity, plan.generation);
+        if admitted.upgrade {
+            return Err(deny(DropReason::UpgradeUnsupported));
+        }
+        let ruling = decide::http(&plan, &who.identity.agent, operation(&admitted));
+        if ruling.verdict.is_err() {
+            return Err(ruling);
+        }
+        let addresses = gateway.resolver.addresses(&admitted.host).await;
+        let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
+        match decide::connect(&plan, &who.identity.agent, &gateway.own, &addresses, admitted.port) {
+            Ok(judged) => Ok(Granted {
+                ruling: ruling.with(&judged.policies),
+                addresses: dial::order(&judged.addresses, false),
+                generation: plan.generation,
+                who,
+                admitted,
+            }),
+            Err((ruling, ip)) => {
+                ip.into_iter().for_each(|ip| exchange.address(ip));
+                Err(ruling)
+            }
+        }
+    }
+
+    /// Whether a response that streams may go on, if the plan has changed.
+    fn still_allowed(&self, context: &mut Context) -> Result<(), DropReason> {
+        let Some(granted) = &mut context.granted else { return Ok(()) };
+        let plan: Arc<Plan> = self.gateway.snapshots.current()?;
+        if plan.generation == granted.generation {
+            return Ok(());
+        }
+        let who = granted.who.under(&plan)?;
+        let agent = &who.identity.agent;
+        decide::http(&plan, agent, operation(&granted.admitted)).verdict?;
+        if let Some(ip) = granted.addresses.get(context.attempt) {
+            let port = granted.admitted.port;
+            decide::connect(&plan, agent, &self.gateway.own, &[*ip], port)
+                .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
+        }
+        granted.generation = plan.generation;
+        Ok(())
+    }
+}
+
+fn operation(admitted: &Admitted) -> Operation<'_> {
+    Operation::Http {
+        host: &admitted.host,
+        port: admitted.port,
+        scheme: Scheme::Http,
+        method: &admitted.method,
+        path: &admitted.path,
+    }
+}
+
+/// Says why, as a response. The connection lives on if `reusable`.
+async fn respond(session: &mut Session, reason: DropReason, request: &str, reusable: bool) -> Result<()> {
+    let (status, body) = (page::status(reason), page::body(reason, request));
+    let mut header = ResponseHeader::build(status, Some(8))?;
+    header.insert_header("content-type", "application/json")?;
+    header.insert_header("content-length", body.len().to_string())?;
+    header.insert_header("cache-control", "no-store")?;
+    header.insert_header(page::REASON_FIELD, reason.name())?;
+    header.insert_header(page::REQUEST_FIELD, request)?;
+    if status == 407 {
+        header.insert_header("proxy-authenticate", page::CHALLENGE)?;
+    }
+    if reusable {
+        // The rest of the body is read and thrown away, for a short time.
+        session.set_close_on_response_before_downstream_finish(false);
+    } else {
+        session.set_keepalive(None);
+    }
+    session.write_response_header(Box::new(header), false).await?;
+    session.write_response_body(Some(Bytes::from(body)), true).await
+}
+
+/// Whether the connection is sound after a denial for `reason`.
+fn reusable(reason: DropReason) -> bool {
+    !matches!(reason, DropReason::HttpMalformed | DropReason::Timeout | DropReason::UpgradeUnsupported)
+}
+
+#[async_trait]
+impl ProxyHttp for App {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::default()
+    }
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        let Some(front) = Front::of(session) else {
+            return Error::e_explain(ErrorType::InternalError, "a session without its connection");
+        };
+        let keepalive = session.get_keepalive().map(|_| limit::KEEPALIVE_S);
+        session.set_keepalive(keepalive);
+        session.set_read_timeout(Some(limit::BODY_READ));
+        session.set_write_timeout(Some(limit::CLIENT_WRITE));
+        session.set_total_drain_timeout(Some(limit::DRAIN_BODY));
+        let exchange = Exchange::new(&self.gateway, &front.connection);
+        let (front, exchange) = (context.front.insert(front), context.exchange.insert(exchange));
+        let awaits_continue = front.awaits_continue();
+        match self.judge(front, exchange).await {
+            Ok(granted) => {
+                if awaits_continue {
+                    session.write_continue_response().await?;
+                }
+                context.granted = Some(granted);
+                Ok(false)
+            }
+            Err(ruling) => {
+                let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
+                context.reason = Some(reason);
+                exchange.deny(ruling);
+                // A client that was told no instead of 100 may send its body or not.
+                let reusable = reusable(reason) && !awaits_continue;
+                respond(session, reason, exchange.id(), reusable).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        let granted = context.granted.as_ref();
+        let dialled = granted.and_then(|g| Some((g, g.addresses.get(context.attempt)?)));
+        let Some((granted, ip)) = dialled else {
+            return Error::e_explain(ErrorType::InternalError, "no address was granted");
+        };
+        let mut peer = HttpPeer::new((*ip, granted.admitted.port), false, String::new());
+        // Agents never share a connection: what one did to it must not reach another.
+        peer.group_key = u64::from(granted.who.identity.agent.index);
+        let options = &mut peer.options;
+        options.connection_timeout = Some(limit::DIAL);
+        options.total_connection_timeout = Some(limit::DIAL);
+        options.read_timeout = Some(limit::UPSTREAM_READ);
+        options.write_timeout = Some(limit::UPSTREAM_WRITE);
+        options.idle_timeout = Some(limit::UPSTREAM_IDLE);
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        Ok(Box::new(peer))
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        context.attempt += 1;
+        let more = context.granted.as_ref().is_some_and(|g| context.attempt < g.addresses.len());
+        error.set_retry(more);
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&pingora_core::protocols::Digest>,
+        context: &mut Context,
+    ) -> Result<()> {
+        // INVARIANT: the decision is queued before the first byte goes on.
+        let (Some(exchange), Some(granted)) = (&mut context.exchange, &context.granted) else {
+            return Error::e_explain(ErrorType::InternalError, "a request that nobody granted");
+        };
+        if exchange.is_decided() {
+            return Ok(());
+        }
+        if let Some(ip) = granted.addresses.get(context.attempt) {
+            exchange.address(*ip);
+        }
+        if let Err(reason) = exchange.allow(&granted.ruling) {
+            context.reason = Some(reason);
+            return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "not recorded"));
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        // An origin must not be able to ask for the credential of this hop.
+        for name in ["proxy-authenticate", "proxy-authentication-info", "proxy-connection", "alt-svc"] {
+            response.remove_header(name);
+        }
+        let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
+        let coded = text("content-encoding").is_some_and(|c| !c.eq_ignore_ascii_case("identity"));
+        if !coded && !response.status.is_informational() {
+            context.usage = text("content-type").and_then(Format::of).map(Extractor::new);
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        context: &mut Context,
+    ) -> Result<Option<Duration>> {
+        if let Err(reason) = self.still_allowed(context) {
+            context.reason = Some(reason);
+            return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
+        }
+        if let (Some(usage), Some(bytes)) = (&mut context.usage, body) {
+            usage.push(bytes);
+        }
+        Ok(None)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        context: &mut Context,
+    ) -> FailToProxy {
+        let violation = context.front.as_ref().and_then(|f| f.violation());
+        let gone = matches!(
+            error.etype(),
+            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed
+        );
+        let reason = context.reason.or(violation).or(match error.esource() {
+            ErrorSource::Downstream if *error.etype() == ErrorType::ReadTimedout => Some(DropReason::Timeout),
+            // The client left: nobody is there to be told, and nothing failed.
+            ErrorSource::Downstream if gone => None,
+            ErrorSource::Downstream => Some(DropReason::HttpMalformed),
+            _ => Some(DropReason::UpstreamFailed),
+        });
+        context.reason = reason;
+        let mut error_code = 0;
+        if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
+        {
+            error_code = page::status(reason);
+            let _ = respond(session, reason, exchange.id(), false).await;
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
+        let Some(front) = &context.front else { return };
+        let (sent, received) = front.finish();
+        let Some(exchange) = &mut context.exchange else { return };
+        if let (false, Some(granted)) = (exchange.is_decided(), &context.granted) {
+            // It was allowed, but no upstream could be reached.
+            let _ = exchange.allow(&granted.ruling);
+        }
+        let usage = context.usage.take().and_then(Extractor::finish);
+        let tokens = usage.map(|u| TokenUsage { model: u.model, input: u.input, output: u.output });
+        let status = session.response_written().map(|r| r.status.as_u16());
+        exchange.end(End { status, sent, received, reason: context.reason, tokens });
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _context: &Context, _error: &Error) -> bool {
+        // The audit record tells it, without the client's bytes.
+        true
+    }
+}

@@ -1,0 +1,308 @@
+//! A request head, judged by its form and rewritten: what Pingora and the upstream get is exactly what
+//! policy is asked about.
+//!
+//! Pure. Must never pass on a field that says who the client is, or that belongs to this hop.
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::http1::{Body, Head};
+use clawgress_inspect::proxy_request::{self, Target};
+use clawgress_policy::Host;
+use zeroize::Zeroizing;
+
+use crate::identify::Who;
+
+/// Port of `http://` (RFC 9110 section 4.2.1).
+const PORT: u16 = 80;
+
+/// What a connection's requests are taken for.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Requests to a proxy: absolute-form.
+    Explicit,
+    /// Requests to a server whose port the client dialled.
+    Transparent {
+        /// The port.
+        port: u16,
+    },
+    /// Requests inside a CONNECT.
+    Tunnel {
+        /// Its host.
+        host: Host,
+        /// Its port.
+        port: u16,
+        /// Who opened it.
+        who: Who,
+    },
+}
+
+/// A request of good form.
+#[derive(Debug)]
+pub struct Admitted {
+    /// Method.
+    pub method: String,
+    /// Canonical host.
+    pub host: Host,
+    /// Port.
+    pub port: u16,
+    /// Path as sent on, without the query.
+    pub path: String,
+    /// `Proxy-Authorization`, wiped when dropped.
+    pub credential: Option<Zeroizing<Vec<u8>>>,
+    /// Whether it asks for another protocol.
+    pub upgrade: bool,
+    /// Whether the client waits for a 100.
+    pub awaits_continue: bool,
+}
+
+/// Fields of this hop (RFC 9110 section 7.6.1), and what only makes sense with them.
+const HOP_FIELDS: [&str; 9] = [
+    "connection",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "te",
+    "trailer",
+    "upgrade",
+    "max-forwards",
+];
+
+/// Fields by which servers are told who the client is, where it comes from, or what it "really" asked
+/// for. Compared with `_` taken for `-`, as CGI does.
+const IDENTITY_FIELDS: [&str; 18] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "remote-addr",
+    "remote-user",
+    "true-client-ip",
+    "x-client-cert",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-url",
+    "x-real-ip",
+    "x-remote-user",
+    "x-rewrite-url",
+    "x-http-method",
+];
+
+/// Beginnings of such names.
+const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", "x-authenticated-"];
+
+/// Fields whose variants with `_` a CGI server would take for the real ones.
+const FRAMING_FIELDS: [&str; 2] = ["content-length", "transfer-encoding"];
+
+/// Judges `head` by its form; returns the request and the head to send on.
+///
+/// # Errors
+/// [`DropReason::HttpMalformed`], [`DropReason::HostInvalid`] or [`DropReason::CredentialInvalid`].
+pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), DropReason> {
+    let (host, port, target) = destination(head, place)?;
+    let mut values = head.fields.iter().filter(|f| f.name.eq_ignore_ascii_case("proxy-authorization"));
+    let credential = values.next().map(|f| Zeroizing::new(f.value.to_vec()));
+    if values.next().is_some() {
+        return Err(DropReason::CredentialInvalid);
+    }
+    let has = |name: &str| head.fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
+    let admitted = Admitted {
+        method: head.method.to_owned(),
+        path: target.split('?').next().unwrap_or_default().to_owned(),
+        credential,
+        upgrade: has("upgrade") || has("http2-settings"),
+        awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
+        host,
+        port,
+    };
+    let rewritten = rewrite(head, &admitted, &target);
+    Ok((admitted, rewritten))
+}
+
+/// Where a request goes, and the target to send there.
+fn destination(head: &Head<'_>, place: &Place) -> Result<(Host, u16, String), DropReason> {
+    let malformed = |_| DropReason::HttpMalformed;
+    let field = std::str::from_utf8(head.host.unwrap_or_default()).map_err(|_| DropReason::HttpMalformed)?;
+    let (field_host, field_port) = proxy_request::authority(field).map_err(malformed)?;
+    let field_host = Host::parse(field_host).map_err(|_| DropReason::HostInvalid)?;
+    let target = proxy_request::parse(head.method, head.target).map_err(malformed)?;
+    let (host, port, target) = match (target, place) {
+        (Target::Absolute { host, port, path }, _) => {
+            let host = Host::parse(host).map_err(|_| DropReason::HostInvalid)?;
+            let port = port.unwrap_or(PORT);
+            // RFC 9112 section 3.2.2 lets a proxy ignore Host here; a client that sends two hosts is
+            // up to something.
+            if host != field_host || field_port.unwrap_or(PORT) != port {
+                return Err(DropReason::HttpMalformed);
+            }
+            let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+            (host, port, path)
+        }
+        (Target::Origin(path), Place::Transparent { port } | Place::Tunnel { port, .. }) => {
+            (field_host, field_port.unwrap_or(*port), path.to_owned())
+        }
+        // An origin-form request to a proxy asks for the proxy itself, which has no pages.
+        _ => return Err(DropReason::HttpMalformed),
+    };
+    let fits = match place {
+        Place::Explicit => true,
+        Place::Transparent { port: dialled } => port == *dialled,
+        Place::Tunnel { host: asked, port: dialled, .. } => host == *asked && port == *dialled,
+    };
+    if fits { Ok((host, port, target)) } else { Err(DropReason::HttpMalformed) }
+}
+
+fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    let mut line = |parts: &[&[u8]]| {
+        parts.iter().for_each(|p| out.extend_from_slice(p));
+        out.extend_from_slice(b"\r\n");
+    };
+    let version: &[u8] = if head.minor == 0 { b" HTTP/1.0" } else { b" HTTP/1.1" };
+    line(&[head.method.as_bytes(), b" ", target.as_bytes(), version]);
+    line(&[b"Host: ", authority(&admitted.host, admitted.port).as_bytes()]);
+    if closes(head) {
+        line(&[b"Connection: close"]);
+    }
+    let nominated = nominated(head);
+    for field in &head.fields {
+        let name = field.name.to_ascii_lowercase();
+        if passes(&name) && !nominated.contains(&name) {
+            line(&[field.name.as_bytes(), b": ", field.value]);
+        }
+    }
+    line(&[]);
+    out
+}
+
+/// Names that `Connection` and `Proxy-Connection` take out of the message.
+fn nominated(head: &Head<'_>) -> Vec<String> {
+    let fields = head.fields.iter().filter(|f| f.name.eq_ignore_ascii_case("connection"));
+    let names = fields.flat_map(|f| f.value.split(|b| *b == b','));
+    names.filter_map(|n| std::str::from_utf8(n.trim_ascii()).ok()).map(str::to_ascii_lowercase).collect()
+}
+
+fn closes(head: &Head<'_>) -> bool {
+    let of_hop =
+        |name: &str| name.eq_ignore_ascii_case("connection") || name.eq_ignore_ascii_case("proxy-connection");
+    let close = |v: &[u8]| v.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"close"));
+    head.fields.iter().any(|f| of_hop(f.name) && close(f.value))
+}
+
+/// Whether a field, by its name in lowercase, may go on.
+fn passes(name: &str) -> bool {
+    let cgi = name.replace('_', "-");
+    let posing = name != cgi && (FRAMING_FIELDS.contains(&&*cgi) || HOP_FIELDS.contains(&&*cgi));
+    !posing
+        && !HOP_FIELDS.contains(&name)
+        && !IDENTITY_FIELDS.contains(&&*cgi)
+        && !IDENTITY_PREFIXES.iter().any(|p| cgi.starts_with(p))
+}
+
+fn authority(host: &Host, port: u16) -> String {
+    let host = match host {
+        Host::Address(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
+        other => other.to_string(),
+    };
+    if port == PORT { host } else { format!("{host}:{port}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use clawgress_inspect::http1;
+
+    use super::*;
+
+    fn run(raw: &str, place: &Place) -> Result<(Admitted, String), DropReason> {
+        let raw = raw.replace('\n', "\r\n") + "\r\n\r\n";
+        let head = http1::parse(raw.as_bytes()).map_err(|_| DropReason::HttpMalformed)?;
+        admit(&head, place).map(|(a, out)| (a, String::from_utf8(out).expect("text").replace("\r\n", "\n")))
+    }
+
+    #[track_caller]
+    fn check(raw: &str, place: &Place, want: &str) {
+        assert_eq!(run(raw, place).map(|(_, out)| out).as_deref(), Ok(want), "{raw}");
+    }
+
+    #[track_caller]
+    fn refused(raw: &str, place: &Place, want: DropReason) {
+        assert_eq!(run(raw, place).map(|(_, out)| out), Err(want), "{raw}");
+    }
+
+    const STEERED: Place = Place::Transparent { port: 80 };
+
+    #[test]
+    fn what_is_sent_on_is_canonical() {
+        check(
+            "GET http://A.test./p?q HTTP/1.1\nHost: a.TEST",
+            &Place::Explicit,
+            "GET /p?q HTTP/1.1\nHost: a.test\n\n",
+        );
+        check(
+            "GET http://a.test:8080 HTTP/1.1\nhost: a.test:8080",
+            &Place::Explicit,
+            "GET / HTTP/1.1\nHost: a.test:8080\n\n",
+        );
+        check(
+            "GET http://a.test?q HTTP/1.0\nHost: a.test:80",
+            &Place::Explicit,
+            "GET /?q HTTP/1.0\nHost: a.test\n\n",
+        );
+        check("GET /p HTTP/1.1\nHost: 2130706433", &STEERED, "GET /p HTTP/1.1\nHost: 127.0.0.1\n\n");
+        check(
+            "GET http://[::ffff:10.0.0.1]/ HTTP/1.1\nHost: 10.0.0.1",
+            &Place::Explicit,
+            "GET / HTTP/1.1\nHost: 10.0.0.1\n\n",
+        );
+        check(
+            "POST /p HTTP/1.1\nHost: a.test\nContent-Length: 3\nX-Own: 1",
+            &STEERED,
+            "POST /p HTTP/1.1\nHost: a.test\nContent-Length: 3\nX-Own: 1\n\n",
+        );
+    }
+
+    #[test]
+    fn fields_of_this_hop_and_of_identity_stay_here() {
+        let raw = "GET /p HTTP/1.1\nHost: a.test\nProxy-Authorization: Basic x\nProxy-Connection: close\nConnection: x-mine, keep-alive\nX-Mine: 1\nKeep-Alive: 5\nTE: trailers\n\
+            X-Forwarded-For: 1.2.3.4\nX_Forwarded_For: 1.2.3.4\nForwarded: for=x\nX-Real-IP: x\nx-clawgress-agent: root\nX_Clawgress_Agent: root\nContent_Length: 5\n\
+            Transfer_Encoding: chunked\nTrue-Client-IP: x\nRemote_User: root\nAuthorization: Bearer kept";
+        check(
+            raw,
+            &STEERED,
+            "GET /p HTTP/1.1\nHost: a.test\nConnection: close\nAuthorization: Bearer kept\n\n",
+        );
+    }
+
+    #[test]
+    fn two_hosts_are_never_reconciled() {
+        for raw in [
+            "GET http://a.test/ HTTP/1.1\nHost: b.test",
+            "GET http://a.test:81/ HTTP/1.1\nHost: a.test",
+            "GET /p HTTP/1.1\nHost: a.test",
+            "GET / HTTP/1.1\nHost: a.test\nHost: b.test",
+            "GET http://a.test/ HTTP/1.1",
+            "GET http://u@a.test/ HTTP/1.1\nHost: a.test",
+            "GET https://a.test/ HTTP/1.1\nHost: a.test",
+            "OPTIONS * HTTP/1.1\nHost: a.test",
+            "CONNECT a.test:443 HTTP/1.1\nHost: a.test:443",
+        ] {
+            refused(raw, &Place::Explicit, DropReason::HttpMalformed);
+        }
+        refused("GET / HTTP/1.1\nHost: a.test:8080", &STEERED, DropReason::HttpMalformed);
+        refused("GET / HTTP/1.1\nHost:", &STEERED, DropReason::HttpMalformed);
+        refused("GET / HTTP/1.1\nHost: a_b..test", &STEERED, DropReason::HostInvalid);
+    }
+
+    #[test]
+    fn facts_are_taken_from_the_head() {
+        let raw = "POST /a%2f..?x HTTP/1.1\nHost: a.test\nExpect: 100-continue\nContent-Length: 1\nUpgrade: h2c\nProxy-Authorization: Basic abc";
+        let (admitted, _) = run(raw, &STEERED).expect("admitted");
+        assert_eq!((admitted.method.as_str(), admitted.path.as_str()), ("POST", "/a%2f.."));
+        assert!(admitted.upgrade && admitted.awaits_continue);
+        assert_eq!(admitted.credential.map(|c| c.to_vec()), Some(b"Basic abc".to_vec()));
+        let twice = "GET / HTTP/1.1\nHost: a\nProxy-Authorization: Basic a\nProxy-Authorization: Basic b";
+        refused(twice, &STEERED, DropReason::CredentialInvalid);
+    }
+}

@@ -1,0 +1,109 @@
+//! What the gate and the application of one connection tell each other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use clawgress_ebpf_common::DropReason;
+use parking_lot::Mutex;
+use pingora_proxy::Session;
+
+use crate::connection::Connection;
+
+use super::{Admitted, Place};
+
+/// One connection's side of the client.
+#[derive(Debug)]
+pub struct Front {
+    /// The connection.
+    pub connection: Connection,
+    /// What its requests are taken for.
+    pub place: Place,
+    arrived: Mutex<Option<Result<Admitted, DropReason>>>,
+    violation: Mutex<Option<DropReason>>,
+    /// Requests whose head went on, and requests that were answered.
+    begun: AtomicU64,
+    answered: AtomicU64,
+    /// Bytes of the request at hand, and of its response.
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+// === impl Front ===
+
+impl Front {
+    /// The front of a connection.
+    #[must_use]
+    pub fn new(connection: Connection, place: Place) -> Self {
+        Front {
+            connection,
+            place,
+            arrived: Mutex::default(),
+            violation: Mutex::default(),
+            begun: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        }
+    }
+
+    /// The front of a session.
+    #[must_use]
+    pub fn of(session: &Session) -> Option<Arc<Front>> {
+        let digest = session.digest()?.proxy_digest.as_ref()?;
+        digest.user_data.as_ref()?.downcast_ref::<Arc<Front>>().cloned()
+    }
+
+    /// The request whose head arrived last.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    pub fn take(&self) -> Result<Admitted, DropReason> {
+        self.arrived.lock().take().unwrap_or(Err(DropReason::HttpMalformed))
+    }
+
+    /// Whether the client waits for a 100 before it sends its body.
+    #[must_use]
+    pub fn awaits_continue(&self) -> bool {
+        matches!(&*self.arrived.lock(), Some(Ok(admitted)) if admitted.awaits_continue)
+    }
+
+    /// What was wrong with a body.
+    #[must_use]
+    pub fn violation(&self) -> Option<DropReason> {
+        *self.violation.lock()
+    }
+
+    /// Notes that a request was answered; returns its bytes and its response's.
+    pub fn finish(&self) -> (u64, u64) {
+        self.answered.store(self.begun.load(Ordering::Acquire), Ordering::Release);
+        (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_busy(&self) -> bool {
+        self.begun.load(Ordering::Acquire) > self.answered.load(Ordering::Acquire)
+    }
+
+    /// Notes a request.
+    pub(super) fn begin(&self, request: Result<Admitted, DropReason>, head_bytes: usize) {
+        *self.arrived.lock() = Some(request);
+        self.read.store(head_bytes as u64, Ordering::Relaxed);
+        self.written.store(0, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes what is wrong with a body.
+    pub(super) fn violate(&self, reason: DropReason) {
+        *self.violation.lock() = Some(reason);
+    }
+
+    /// Counts bytes of a body.
+    pub(super) fn count_read(&self, n: usize) {
+        self.read.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of a response.
+    pub(super) fn count_written(&self, n: usize) {
+        self.written.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}

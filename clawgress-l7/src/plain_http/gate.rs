@@ -1,0 +1,293 @@
+//! The stream Pingora reads: strictly framed, one request at a time, each head judged by its form and
+//! rewritten before Pingora sees it.
+//!
+//! A head that is refused is replaced by a harmless one, so that the application answers it in its one
+//! place; nothing that follows is ever read as a request.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use bytes::{Buf as _, BytesMut};
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::http1::{self, Framer, Step};
+use pingora_core::protocols::l4::stream::Stream as L4Stream;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::admit::admit;
+use super::front::Front;
+use crate::limit;
+
+/// What stands for a head that was refused.
+const SUBSTITUTE: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: close\r\n\r\n";
+/// Bytes read at once.
+const READ_BYTES: usize = 16 * 1024;
+/// Bytes held at most: a head, and what comes with its end.
+const HELD_BYTES_MAX: usize = http1::HEAD_BYTES_MAX + READ_BYTES;
+
+/// The stream.
+pub struct Gate {
+    inner: L4Stream,
+    front: Arc<Front>,
+    framer: Framer,
+    /// Read, not yet judged.
+    held: BytesMut,
+    /// Judged bytes at the front of `held`, or a rewritten head.
+    ready: Ready,
+    deadline: Pin<Box<Sleep>>,
+    /// Whether the deadline of a head that has begun runs.
+    timed: bool,
+    closed: bool,
+}
+
+/// Bytes that may go on.
+enum Ready {
+    /// This many of the bytes held.
+    Held(usize),
+    /// A head.
+    Head(BytesMut),
+}
+
+// === impl Gate ===
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").field("front", &self.front).finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    /// A gate before `stream`, of which `held` was read; the first head must be whole by `deadline`.
+    #[must_use]
+    pub fn new(front: Arc<Front>, stream: TcpStream, held: &[u8], deadline: Instant) -> Self {
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        let mut inner = L4Stream::from(stream);
+        inner.set_socket_digest(digest);
+        Gate {
+            inner,
+            front,
+            framer: Framer::default(),
+            held: BytesMut::from(held),
+            ready: Ready::Held(0),
+            deadline: Box::pin(tokio::time::sleep_until(deadline)),
+            timed: true,
+            closed: false,
+        }
+    }
+
+    /// Gives out what is ready. `false` if nothing is.
+    fn give(&mut self, out: &mut ReadBuf<'_>) -> bool {
+        let (source, left) = match &mut self.ready {
+            Ready::Held(0) => return false,
+            Ready::Held(n) => (&mut self.held, Some(n)),
+            Ready::Head(head) => (head, None),
+        };
+        let n = left.as_deref().copied().unwrap_or(source.len()).min(out.remaining());
+        out.put_slice(source.get(..n).unwrap_or_default());
+        source.advance(n);
+        match left {
+            Some(left) => {
+                *left -= n;
+                self.front.count_read(n);
+            }
+            None if source.is_empty() => self.ready = Ready::Held(0),
+            None => {}
+        }
+        n > 0
+    }
+
+    /// Judges bytes held. `Ok(false)` if more are needed.
+    fn step(&mut self) -> io::Result<bool> {
+        if self.closed || self.framer.is_at_head() && (self.front.is_busy() || self.held.is_empty()) {
+            return Ok(false);
+        }
+        match self.framer.advance(&self.held) {
+            Ok(Step::More) => return Ok(false),
+            Ok(Step::Head(n)) => self.head(n),
+            Ok(Step::Pass(n) | Step::End(n)) => self.ready = Ready::Held(n),
+            Ok(Step::Drop(n)) => {
+                self.held.advance(n);
+                self.front.count_read(n);
+            }
+            Err(error) if self.framer.is_at_head() => {
+                tracing::debug!(%error, "refused head");
+                self.refuse(DropReason::HttpMalformed, self.held.len());
+            }
+            Err(error) => {
+                tracing::debug!(%error, "refused body");
+                self.closed = true;
+                self.front.violate(DropReason::HttpMalformed);
+                return Err(io::Error::new(ErrorKind::InvalidData, error));
+            }
+        }
+        Ok(true)
+    }
+
+    fn head(&mut self, n: usize) {
+        self.timed = false;
+        let head = self.held.split_to(n);
+        let judged = http1::parse(&head).map_err(|error| {
+            tracing::debug!(%error, "refused head");
+            DropReason::HttpMalformed
+        });
+        match judged.and_then(|parsed| Ok((parsed.body, admit(&parsed, &self.front.place)?))) {
+            Ok((body, (admitted, rewritten))) => {
+                self.framer.body(body);
+                self.ready = Ready::Head(BytesMut::from(&*rewritten));
+                self.front.begin(Ok(admitted), n);
+            }
+            Err(reason) => self.refuse(reason, n),
+        }
+    }
+
+    /// Has the application answer that the head is refused. Nothing is read as a request after that.
+    fn refuse(&mut self, reason: DropReason, head_bytes: usize) {
+        self.closed = true;
+        self.timed = false;
+        self.held.clear();
+        self.ready = Ready::Head(BytesMut::from(SUBSTITUTE));
+        self.front.begin(Err(reason), head_bytes);
+    }
+
+    /// Whether the head that has begun took too long.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
+        let begun = self.framer.is_at_head() && !self.held.is_empty() && !self.front.is_busy();
+        if !begun {
+            return false;
+        }
+        if !std::mem::replace(&mut self.timed, true) {
+            self.deadline.as_mut().reset(Instant::now() + limit::HEAD);
+        }
+        self.deadline.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl AsyncRead for Gate {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if out.remaining() == 0 || this.give(out) {
+                return Poll::Ready(Ok(()));
+            }
+            if this.step()? {
+                continue;
+            }
+            if this.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if this.poll_deadline(cx) {
+                this.refuse(DropReason::Timeout, this.held.len());
+                continue;
+            }
+            if this.held.len() >= HELD_BYTES_MAX {
+                // Requests that wait for their turn. Whoever has answered the one at hand asks again.
+                return Poll::Pending;
+            }
+            let mut buffer = [0; READ_BYTES];
+            let mut read = ReadBuf::new(&mut buffer);
+            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                this.closed = true;
+                return Poll::Ready(Ok(()));
+            }
+            this.held.extend_from_slice(read.filled());
+        }
+    }
+}
+
+impl AsyncWrite for Gate {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
+        self.front.count_written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, slices))?;
+        self.front.count_written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Shutdown for Gate {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut self.inner).await;
+        // What the client still sends would become a reset, and the answer could be lost to it.
+        let inner = &mut self.inner;
+        let linger = async {
+            let (mut sink, mut thrown) = (vec![0; READ_BYTES], 0);
+            while thrown < limit::LINGER_BYTES {
+                match inner.read(&mut sink).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => thrown += n,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit::LINGER, linger).await;
+    }
+}
+
+impl UniqueID for Gate {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for Gate {}
+
+impl Peek for Gate {}
+
+impl GetTimingDigest for Gate {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for Gate {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        // This is how a session finds its connection.
+        let response = pingora_http::ResponseHeader::build(200, Some(0)).ok()?;
+        Some(Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(Arc::clone(&self.front))))))
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for Gate {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, _digest: SocketDigest) {}
+}

@@ -1,0 +1,93 @@
+//! Names to addresses, by our own resolver: what the client looked up is never trusted.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_policy::Host;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use tokio::time::timeout;
+
+use crate::limit;
+
+/// Answers kept; each is a few hundred bytes.
+const CACHE_NAMES: u64 = 8192;
+/// Questions to one server before the next is asked.
+const ATTEMPTS: usize = 2;
+
+/// The resolver.
+#[derive(Clone)]
+pub struct Resolver(TokioResolver);
+
+// === impl Resolver ===
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+impl Resolver {
+    /// Asks `servers`, in order; the system's if there are none.
+    ///
+    /// # Errors
+    /// If the system's configuration can't be read.
+    pub fn new(servers: &[SocketAddr]) -> anyhow::Result<Self> {
+        let mut builder = if servers.is_empty() {
+            TokioResolver::builder_tokio().map_err(|e| {
+                anyhow::anyhow!("cannot read `/etc/resolv.conf`: {e}; name DNS servers in [l7] `resolvers`")
+            })?
+        } else {
+            let server = |address: &SocketAddr| {
+                let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+                for connection in &mut connections {
+                    connection.port = address.port();
+                }
+                NameServerConfig::new(address.ip(), true, connections)
+            };
+            let config = ResolverConfig::from_parts(None, vec![], servers.iter().map(server).collect());
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        };
+        let options = builder.options_mut();
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.cache_size = CACHE_NAMES;
+        options.attempts = ATTEMPTS;
+        options.timeout = limit::RESOLVE / 2;
+        if !servers.is_empty() {
+            // Who names servers wants their answers, not this machine's hosts file.
+            options.use_hosts_file = ResolveHosts::Never;
+        }
+        let resolver = builder.build().map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
+        Ok(Resolver(resolver))
+    }
+
+    /// The addresses of `host`, at most [`limit::ADDRESSES_MAX`], at least one.
+    ///
+    /// # Errors
+    /// [`DropReason::ResolveFailed`].
+    pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, DropReason> {
+        let name = match host {
+            Host::Address(ip) => return Ok(vec![*ip]),
+            // The final dot keeps search domains out.
+            Host::Name(name) => format!("{name}."),
+        };
+        let answer = match timeout(limit::RESOLVE, self.0.lookup_ip(name)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                tracing::debug!(%host, %error, "not resolved");
+                return Err(DropReason::ResolveFailed);
+            }
+            Err(_) => return Err(DropReason::ResolveFailed),
+        };
+        let mut addresses = Vec::new();
+        for ip in answer.iter().map(|ip| ip.to_canonical()).take(limit::ADDRESSES_MAX) {
+            if !addresses.contains(&ip) {
+                addresses.push(ip);
+            }
+        }
+        if addresses.is_empty() { Err(DropReason::ResolveFailed) } else { Ok(addresses) }
+    }
+}

@@ -1,0 +1,178 @@
+//! The process: starts the parts, serves each connection by what it turns out to be, drains and stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clawgress_api::clock::SystemClock;
+use clawgress_api::config::Config;
+use clawgress_api::socket;
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::sniff::Protocol;
+use pingora_core::apps::{HttpServerApp, ServerApp};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::{Accepting, Sources};
+use crate::connection::Connection;
+use crate::decide::Ruling;
+use crate::exchange::Exchange;
+use crate::gateway::Gateway;
+use crate::keys::Keys;
+use crate::own::Own;
+use crate::plain_http::{self, Front, Gate, Place, Proxy};
+use crate::resolve::Resolver;
+use crate::snapshot::Snapshots;
+use crate::tunnel::Pipes;
+use crate::{audit, connect, handover, limit, opaque, peek};
+
+/// For tasks to write their outcomes after they were cut.
+const CUT: Duration = Duration::from_secs(1);
+
+/// What serving a connection takes.
+#[derive(Clone)]
+pub struct Serving {
+    /// Shared parts.
+    pub gateway: Arc<Gateway>,
+    proxy: Arc<Proxy>,
+    stopping: watch::Receiver<bool>,
+}
+
+// === impl Serving ===
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").field("gateway", &self.gateway).finish_non_exhaustive()
+    }
+}
+
+impl Serving {
+    /// Serves one connection to its end.
+    pub async fn connection(&self, connection: Connection, mut stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let gateway = &self.gateway;
+        let mut held = Vec::new();
+        let deadline = Instant::now() + limit::PEEK;
+        let silent = !connection.is_explicit() && opaque::unknown_permitted(gateway, &connection);
+        let patience = if silent { Instant::now() + limit::SERVER_FIRST } else { deadline };
+        let protocol = match peek::protocol(&mut stream, &mut held, patience).await {
+            // Nothing was asked, so nothing is decided.
+            Ok(None) => return,
+            Ok(Some(protocol)) => Ok(protocol),
+            Err(_) if silent && held.is_empty() => Ok(Protocol::Unknown),
+            Err(_) if silent => peek::protocol(&mut stream, &mut held, deadline)
+                .await
+                .and_then(|p| p.ok_or(DropReason::ProtocolUnknown)),
+            Err(reason) => Err(reason),
+        };
+        match protocol {
+            Ok(Protocol::Http1) if connection.is_explicit() && held.starts_with(b"CONNECT ") => {
+                Box::pin(connect::serve(self, connection, stream, held, deadline)).await;
+            }
+            Ok(Protocol::Http1) => {
+                let place = if connection.is_explicit() {
+                    Place::Explicit
+                } else {
+                    Place::Transparent { port: connection.local.port() }
+                };
+                let front = Front::new(connection, place);
+                self.plain_http(front, stream, &held, deadline).await;
+            }
+            Ok(Protocol::Tls) if !connection.is_explicit() => {
+                opaque::transparent_tls(gateway, &connection, stream, held, deadline).await;
+            }
+            Ok(Protocol::Unknown) if !connection.is_explicit() => {
+                opaque::transparent_unknown(gateway, &connection, stream, held).await;
+            }
+            Ok(Protocol::Http2) => self.deny(&connection, DropReason::UpgradeUnsupported),
+            Ok(Protocol::Tls | Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
+            Err(reason) => self.deny(&connection, reason),
+        }
+    }
+
+    fn deny(&self, connection: &Connection, reason: DropReason) {
+        let mut exchange = Exchange::new(&self.gateway, connection);
+        if let Ok(plan) = self.gateway.snapshots.current()
+            && let Ok(Some(who)) = crate::identify::bound(&plan, connection)
+        {
+            exchange.agent(&who.identity, plan.generation);
+        }
+        opaque::deny_silently(exchange, Ruling::deny("tunnel", reason));
+    }
+
+    /// Serves plain HTTP on `stream`, of which `held` was read.
+    pub async fn plain_http(&self, front: Front, stream: TcpStream, held: &[u8], deadline: Instant) {
+        let gate = Gate::new(Arc::new(front), stream, held, deadline);
+        let cut = self.gateway.cut.cancelled();
+        // Boxed: Pingora's future is some ten KiB, and every idle tunnel would hold as much.
+        let serve = Box::pin(self.proxy.process_new(Box::new(gate), &self.stopping));
+        tokio::select! {
+            _ = serve => {}
+            () = cut => {}
+        }
+    }
+}
+
+/// Serves until `stop` ends, then drains.
+///
+/// # Errors
+/// If a part can't be started.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // Before any connector of Pingora's is made: it would install another provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut random = [0; 6];
+    getrandom::fill(&mut random).context("the system has no randomness")?;
+    let instance = random.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let clock = Arc::new(SystemClock);
+    let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+    let (audit, carrier) = audit::queue(&config.node.name, clock, connections_max, &instance);
+    let control = socket::channel(&config.control_socket())?;
+    let gateway = Arc::new(Gateway {
+        snapshots: Arc::new(Snapshots::new(Duration::from_secs(config.l7.snapshot_stale_s_max))),
+        keys: Keys::new(socket::channel(&config.keys_socket())?).context("the system has no randomness")?,
+        resolver: Resolver::new(&config.l7.resolvers)?,
+        own: Arc::new(Own::default()),
+        audit: audit.clone(),
+        pipes: Arc::new(Pipes::default()),
+        cut: CancellationToken::new(),
+    });
+    gateway.own.refresh();
+    let (stopping_sender, stopping) = watch::channel(false);
+    let proxy = plain_http::proxy(&gateway, config.l7.threads);
+    let serving = Serving { gateway: Arc::clone(&gateway), proxy: Arc::clone(&proxy), stopping };
+
+    let mut background = JoinSet::new();
+    let (snapshots, own) = (Arc::clone(&gateway.snapshots), Arc::clone(&gateway.own));
+    let follow_control = control.clone();
+    background.spawn(async move { snapshots.follow(follow_control, instance).await });
+    background.spawn(async move { own.follow().await });
+    background.spawn(carrier.run(control));
+    let connections = Arc::new(Semaphore::new(connections_max));
+    let accepting = Arc::new(Accepting {
+        serving,
+        connections: Arc::clone(&connections),
+        sources: Sources::new(connections_max),
+    });
+    let handed_over = CancellationToken::new();
+    let listening = tokio::spawn(handover::follow(config.handover_socket(), accepting, handed_over.clone()));
+
+    stop.await;
+    tracing::info!("draining: no new connections; open ones have {} s", limit::DRAIN.as_secs());
+    handed_over.cancel();
+    let _ = listening.await;
+    stopping_sender.send_replace(true);
+    proxy.http_cleanup().await;
+    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+    if tokio::time::timeout(limit::DRAIN, connections.acquire_many(all)).await.is_err() {
+        gateway.cut.cancel();
+        let _ = tokio::time::timeout(CUT, connections.acquire_many(all)).await;
+    }
+    if !audit.flush(limit::AUDIT_FLUSH).await {
+        tracing::error!("audit records are left that control did not take");
+    }
+    background.shutdown().await;
+    Ok(())
+}

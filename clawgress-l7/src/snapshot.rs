@@ -1,0 +1,232 @@
+//! The snapshot L7 decides by: followed from control, swapped whole, acknowledged by generation.
+//!
+//! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
+//! time, there is no plan, and without a plan everything is denied.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use clawgress_api::proto::snapshots_client::SnapshotsClient;
+use clawgress_api::proto::{Applied, Hello, WatchRequest, watch_request};
+use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::TrustSnapshot;
+use clawgress_policy::{PolicyBundle, PolicySet};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use crate::limit;
+
+/// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
+const REQUESTS_MAX: usize = 4;
+/// [`Snapshots::lost_ms`] while control confirms the snapshot.
+const CONFIRMED: u64 = u64::MAX;
+
+/// One generation, ready to decide by.
+#[derive(Debug)]
+pub struct Plan {
+    /// Its number.
+    pub generation: u64,
+    /// `None` before the first policy: deny.
+    pub policy: Option<PolicySet>,
+    /// Who is who.
+    pub trust: TrustSnapshot,
+    /// Ids of the keys that exist, so that others cost no question to the keys role.
+    pub key_ids: HashSet<String>,
+}
+
+/// The live plan.
+#[derive(Debug)]
+pub struct Snapshots {
+    plan: ArcSwapOption<Plan>,
+    changed: watch::Sender<u64>,
+    started: Instant,
+    /// Milliseconds after `started` since when nobody confirms the plan.
+    lost_ms: AtomicU64,
+    stale_after: Duration,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    fn new(document: &[u8]) -> Result<Plan, String> {
+        let snapshot: Snapshot<PolicyBundle> =
+            serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
+        let policy = snapshot.policy.as_ref().map(PolicySet::parse).transpose().map_err(|e| e.to_string())?;
+        let key_ids = snapshot.keys.iter().map(|k| k.id.clone()).collect();
+        let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys);
+        Ok(Plan { generation: snapshot.generation, policy, trust, key_ids })
+    }
+}
+
+// === impl Snapshots ===
+
+impl Snapshots {
+    /// With no plan yet.
+    #[must_use]
+    pub fn new(stale_after: Duration) -> Self {
+        Snapshots {
+            plan: ArcSwapOption::empty(),
+            changed: watch::channel(0).0,
+            started: Instant::now(),
+            lost_ms: AtomicU64::new(0),
+            stale_after,
+        }
+    }
+
+    /// The plan to decide by.
+    ///
+    /// # Errors
+    /// [`DropReason::SnapshotMissing`] if there is none, or none that counts any more.
+    pub fn current(&self) -> Result<Arc<Plan>, DropReason> {
+        let lost = self.lost_ms.load(Ordering::Acquire);
+        if lost != CONFIRMED
+            && self.started.elapsed().saturating_sub(Duration::from_millis(lost)) > self.stale_after
+        {
+            return Err(DropReason::SnapshotMissing);
+        }
+        self.plan.load_full().ok_or(DropReason::SnapshotMissing)
+    }
+
+    /// The generation of the last plan, 0 for none, for records of denials.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.plan.load().as_ref().map_or(0, |p| p.generation)
+    }
+
+    /// Tells when the plan changed, or began to age.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// When the plan stops counting, if nobody confirms it until then.
+    #[must_use]
+    pub fn stale_in(&self) -> Option<Duration> {
+        let lost = self.lost_ms.load(Ordering::Acquire);
+        (lost != CONFIRMED)
+            .then(|| (Duration::from_millis(lost) + self.stale_after).saturating_sub(self.started.elapsed()))
+    }
+
+    fn lose(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(CONFIRMED - 1);
+        // Only the first loss counts: a control that comes and goes without a snapshot confirms nothing.
+        if self.lost_ms.compare_exchange(CONFIRMED, now, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    async fn apply(&self, envelope: proto::Snapshot) -> Applied {
+        let generation = envelope.generation;
+        // Parsing a large policy takes long enough to hold up other tasks.
+        let parsed = tokio::task::spawn_blocking(move || Plan::new(&envelope.document)).await;
+        let error = match parsed {
+            Ok(Ok(plan)) if plan.generation == generation => {
+                let former = self.generation();
+                if generation < former {
+                    tracing::warn!(generation, former, "control went back to an older generation");
+                }
+                self.plan.store(Some(Arc::new(plan)));
+                self.lost_ms.store(CONFIRMED, Ordering::Release);
+                self.tell();
+                tracing::info!(generation, "snapshot applied");
+                return Applied { generation, error: String::new() };
+            }
+            Ok(Ok(_)) => "the snapshot's generation is not its envelope's".to_owned(),
+            Ok(Err(error)) => error,
+            Err(_) => "the snapshot could not be parsed".to_owned(),
+        };
+        // What control wants is not what runs: the former generation counts for the grace time only.
+        self.lose();
+        tracing::error!(generation, %error, "snapshot refused; the former generation stays live until it is stale");
+        Applied { generation, error }
+    }
+
+    /// Follows control for ever.
+    pub async fn follow(&self, channel: Channel, instance: String) {
+        let mut pause = limit::REDIAL_FIRST;
+        loop {
+            match self.follow_once(channel.clone(), &instance).await {
+                Ok(true) => pause = limit::REDIAL_FIRST,
+                Ok(false) => {}
+                Err(status) => {
+                    tracing::warn!(%status, "control is away; the last snapshot is served until it is stale")
+                }
+            }
+            self.lose();
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(limit::REDIAL_MAX);
+        }
+    }
+
+    /// Follows one stream to its end; returns whether a snapshot came.
+    async fn follow_once(&self, channel: Channel, instance: &str) -> Result<bool, tonic::Status> {
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        let hello = Hello {
+            instance: instance.to_owned(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let say = |kind| WatchRequest { kind: Some(kind) };
+        let gone = |_| tonic::Status::unavailable("the stream ended");
+        requests.send(say(watch_request::Kind::Hello(hello))).await.map_err(gone)?;
+        let mut client = SnapshotsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut snapshots = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut any = false;
+        while let Some(envelope) = snapshots.message().await? {
+            let applied = self.apply(envelope).await;
+            any |= applied.error.is_empty();
+            requests.send(say(watch_request::Kind::Applied(applied))).await.map_err(gone)?;
+        }
+        Ok(any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(generation: u64, document: &str) -> proto::Snapshot {
+        proto::Snapshot { generation, document: document.as_bytes().to_vec() }
+    }
+
+    const EMPTY: &str = r#"{"generation":7,"policy":null,"agents":[],"keys":[]}"#;
+
+    #[tokio::test]
+    async fn there_is_a_plan_only_while_it_counts() {
+        let snapshots = Snapshots::new(Duration::from_millis(50));
+        assert_eq!(snapshots.current().err(), Some(DropReason::SnapshotMissing));
+        assert_eq!(snapshots.apply(envelope(7, EMPTY)).await.error, "");
+        assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        assert!(snapshots.current().is_ok(), "confirmed plans don't age");
+        snapshots.lose();
+        assert!(snapshots.current().is_ok());
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        assert_eq!(snapshots.current().err(), Some(DropReason::SnapshotMissing));
+    }
+
+    #[tokio::test]
+    async fn a_bad_snapshot_changes_nothing_and_starts_the_clock() {
+        let snapshots = Snapshots::new(Duration::from_secs(60));
+        snapshots.apply(envelope(7, EMPTY)).await;
+        for bad in [
+            "",
+            "{}",
+            r#"{"generation":9,"policy":null,"agents":[],"keys":[]}"#,
+            r#"{"generation":8,"policy":{"text":"permit("},"agents":[],"keys":[]}"#,
+        ] {
+            assert_ne!(snapshots.apply(envelope(8, bad)).await.error, "", "{bad}");
+            assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
+        }
+        assert!(snapshots.stale_in().is_some());
+    }
+}

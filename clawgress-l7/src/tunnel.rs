@@ -1,0 +1,195 @@
+//! Bytes in both directions, unread: splice(2) through pipes that are held only while data moves, and
+//! a copy where that is not possible.
+//!
+//! Each direction ends on its own (half-close); an error in one ends both. Must never lose a byte that
+//! was read: a pipe that still holds data is never put back.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clawgress_ebpf_common::DropReason;
+use rustix::pipe::{SpliceFlags, splice};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::TcpStream;
+
+use crate::limit;
+
+mod pipes;
+
+pub use pipes::Pipes;
+
+/// Bytes moved by one call: what a pipe holds by default.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Buffer of the copy that replaces splice(2).
+const COPY_BYTES: usize = 16 * 1024;
+
+/// Bytes so far, and when the last ones moved.
+#[derive(Debug)]
+pub struct Meter {
+    began: Instant,
+    /// From the client.
+    sent: AtomicU64,
+    /// To the client.
+    received: AtomicU64,
+    last_ms: AtomicU64,
+    half_closed: AtomicBool,
+}
+
+// === impl Meter ===
+
+impl Meter {
+    fn new() -> Self {
+        Meter {
+            began: Instant::now(),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            last_ms: AtomicU64::new(0),
+            half_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes from the client, bytes to the client.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed))
+    }
+
+    fn moved(&self, count: &AtomicU64, n: usize) {
+        count.fetch_add(n as u64, Ordering::Relaxed);
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// Ends when nothing has moved for too long.
+    async fn idle(&self) {
+        loop {
+            let half = self.half_closed.load(Ordering::Relaxed);
+            let allowed = if half { limit::TUNNEL_HALF_CLOSED } else { limit::TUNNEL_IDLE };
+            let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+            let left = (last + allowed).saturating_sub(self.began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            // A half-close shortens the time while this sleeps, so look again at least that often.
+            tokio::time::sleep(left.min(limit::TUNNEL_HALF_CLOSED)).await;
+        }
+    }
+}
+
+/// Carries `first` (bytes of the client that were read already) and then everything, until both sides
+/// have ended, one fails, nothing moves for too long, or `cut` says why to stop. Returns the bytes
+/// sent and received, and why it was stopped, if it was.
+pub async fn run(
+    client: TcpStream,
+    mut upstream: TcpStream,
+    first: &[u8],
+    pipes: &Arc<Pipes>,
+    cut: impl Future<Output = DropReason>,
+) -> (u64, u64, Option<DropReason>) {
+    let meter = Meter::new();
+    for stream in [&client, &upstream] {
+        let _ = stream.set_nodelay(true);
+        // Finds peers that are gone without a word; a socket that can't do it still has the idle time.
+        let keepalive =
+            TcpKeepalive::new().with_time(limit::TCP_KEEPALIVE).with_interval(limit::TCP_KEEPALIVE);
+        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    }
+    let carry = async {
+        upstream.write_all(first).await?;
+        meter.moved(&meter.sent, first.len());
+        tokio::try_join!(
+            pump(&client, &upstream, &meter, &meter.sent, pipes),
+            pump(&upstream, &client, &meter, &meter.received, pipes),
+        )
+    };
+    let stopped = tokio::select! {
+        // An error is how many protocols end: the bytes tell what came across.
+        _ = carry => None,
+        () = meter.idle() => Some(DropReason::Timeout),
+        reason = cut => Some(reason),
+    };
+    let (sent, received) = meter.bytes();
+    (sent, received, stopped)
+}
+
+/// Carries one direction to its end and passes the end on.
+async fn pump(
+    from: &TcpStream,
+    to: &TcpStream,
+    meter: &Meter,
+    count: &AtomicU64,
+    pipes: &Arc<Pipes>,
+) -> io::Result<()> {
+    loop {
+        from.readable().await?;
+        let moved = match pipes.take() {
+            Some(mut pipe) => {
+                let read = from.try_io(Interest::READABLE, || {
+                    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+                    Ok(splice(from, None, pipe.writer(), None, CHUNK_BYTES, flags)?)
+                });
+                match read {
+                    Ok(n) => {
+                        pipe.holds(n);
+                        empty(&mut pipe, to, meter, count).await?;
+                        Ok(n)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            None => copy(from, to, meter, count).await,
+        };
+        match moved {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    meter.half_closed.store(true, Ordering::Relaxed);
+    rustix::net::shutdown(to, rustix::net::Shutdown::Write)?;
+    Ok(())
+}
+
+/// Writes out everything a pipe holds.
+async fn empty(pipe: &mut pipes::Pipe, to: &TcpStream, meter: &Meter, count: &AtomicU64) -> io::Result<()> {
+    while pipe.held() > 0 {
+        let held = pipe.held();
+        let written = to
+            .async_io(Interest::WRITABLE, || {
+                Ok(splice(pipe.reader(), None, to, None, held, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?)
+            })
+            .await?;
+        if written == 0 {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        pipe.gave(written);
+        meter.moved(count, written);
+    }
+    Ok(())
+}
+
+/// One read and its writes, through memory.
+async fn copy(from: &TcpStream, to: &TcpStream, meter: &Meter, count: &AtomicU64) -> io::Result<usize> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let n = from.try_read(&mut buffer)?;
+    let mut rest = buffer.get(..n).unwrap_or_default();
+    while !rest.is_empty() {
+        to.writable().await?;
+        match to.try_write(rest) {
+            Ok(written) => {
+                rest = rest.get(written..).unwrap_or_default();
+                meter.moved(count, written);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(n)
+}
+
+#[cfg(test)]
+mod tests;
