@@ -1,0 +1,395 @@
+//! The gateway under test: the real processes, each with the user and the privileges it has on a
+//! node, driven through `clawgressctl` as an administrator does.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clawgress_api::{AuditQuery, AuditRecord, CreatedAgent, Status};
+use nix::sys::signal::Signal;
+use nix::unistd::User;
+
+use super::exec::{Daemon, Output, finish};
+use super::{Host, Lab, RUN_TIME_MAX, program};
+use crate::plan::{DNS, GATEWAY, KNOWN, PROXY_PORT};
+
+/// Time for all processes to be up and to agree on a generation, on a busy machine.
+const READY_MAX: Duration = Duration::from_secs(60);
+/// Where the BPF file system belongs.
+const BPFFS: &str = "/sys/fs/bpf";
+/// What the datapath role needs of root's powers.
+const DATAPATH_CAPABILITIES: &str = "-all,+bpf,+net_admin,+perfmon";
+
+/// A process of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// `clawgress-agent keys`.
+    Keys,
+    /// `clawgress-agent datapath`.
+    Datapath,
+    /// `clawgress-agent control`.
+    Control,
+    /// `clawgress-l7`.
+    L7,
+}
+
+impl Role {
+    /// Every one, in the order they are started.
+    pub const ALL: [Role; 4] = [Role::Keys, Role::Datapath, Role::Control, Role::L7];
+
+    /// As in log files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Keys => "keys",
+            Role::Datapath => "datapath",
+            Role::Control => "control",
+            Role::L7 => "l7",
+        }
+    }
+
+    /// A user every Debian has, so that each role has another one. The datapath stays root, with
+    /// fewer capabilities.
+    fn user(self) -> Option<&'static str> {
+        match self {
+            Role::Keys => Some("bin"),
+            Role::Control => Some("daemon"),
+            Role::L7 => Some("nobody"),
+            Role::Datapath => None,
+        }
+    }
+}
+
+/// How the gateway is set up.
+#[derive(Clone, Debug, Default)]
+pub struct GatewayOptions {
+    /// Seconds L7 serves its last snapshot while control is away; the product's default if absent.
+    pub snapshot_stale_s_max: Option<u64>,
+    /// Most connections at once; the product's default if absent.
+    pub connections_max: Option<usize>,
+    /// Where programs are taken from; beside the running one if absent.
+    pub programs: Option<PathBuf>,
+}
+
+/// A lab with a running gateway. Dropping it stops the gateway, then takes the lab away.
+#[derive(Debug)]
+pub struct Gateway {
+    daemons: BTreeMap<Role, Daemon>,
+    options: GatewayOptions,
+    /// The lab it stands in.
+    pub lab: Lab,
+}
+
+impl Gateway {
+    /// Starts every role in `lab` and waits until they serve.
+    ///
+    /// # Errors
+    /// If one of them doesn't start, with the end of its log.
+    pub fn start(lab: Lab, options: GatewayOptions) -> anyhow::Result<Gateway> {
+        mount_bpffs()?;
+        let mut gateway = Gateway { daemons: BTreeMap::new(), options, lab };
+        gateway.prepare()?;
+        for role in Role::ALL {
+            gateway.launch(role)?;
+        }
+        gateway.ready()?;
+        Ok(gateway)
+    }
+
+    /// The gateway of a kept lab. Its processes belong to nobody; it can be asked, not restarted.
+    #[must_use]
+    pub fn attach(lab: Lab) -> Gateway {
+        Gateway { daemons: BTreeMap::new(), options: GatewayOptions::default(), lab }
+    }
+
+    /// Path of the configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.lab.dir().join("clawgress.toml")
+    }
+
+    /// Directory of the pinned programs and maps.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        Path::new(BPFFS).join(format!("clawgress-{}", self.lab.name()))
+    }
+
+    /// URL of the explicit proxy with a credential.
+    #[must_use]
+    pub fn proxy(&self, agent: &str, key: &str) -> String {
+        format!("http://{agent}:{key}@{}:{PROXY_PORT}", GATEWAY.v4)
+    }
+
+    /// The source binding of the known host, IPv4 and IPv6.
+    #[must_use]
+    pub fn known_sources() -> [String; 2] {
+        [format!("agents0={},{}", KNOWN.v4, KNOWN.mac), format!("agents0={},{}", KNOWN.v6, KNOWN.mac)]
+    }
+
+    /// Starts a role that is not running.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn launch(&mut self, role: Role) -> anyhow::Result<()> {
+        let program = match role {
+            Role::L7 => self.program("clawgress-l7")?,
+            _ => self.program("clawgress-agent")?,
+        };
+        let mut argv = privileges(role, self.lab.is_kept());
+        argv.push(program.to_string_lossy().into_owned());
+        if role != Role::L7 {
+            argv.push(role.name().to_owned());
+        }
+        argv.extend(["--config".to_owned(), self.config().to_string_lossy().into_owned()]);
+        let daemon = self.lab.spawn(Host::Gateway, role.name(), &argv)?;
+        self.daemons.insert(role, daemon);
+        Ok(())
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// If the role is not running.
+    pub fn kill(&mut self, role: Role) -> anyhow::Result<()> {
+        self.daemon(role)?.kill()?;
+        self.daemons.remove(&role);
+        Ok(())
+    }
+
+    /// Asks a role to end, and waits.
+    ///
+    /// # Errors
+    /// If it is not running or does not end in time.
+    pub fn stop(&mut self, role: Role, time: Duration) -> anyhow::Result<std::process::ExitStatus> {
+        let status = self.daemon(role)?.stop(time)?;
+        self.daemons.remove(&role);
+        Ok(status)
+    }
+
+    /// Process id of a running role.
+    ///
+    /// # Errors
+    /// If the role is not running.
+    pub fn pid(&mut self, role: Role) -> anyhow::Result<u32> {
+        self.daemon(role).map(|d| d.pid())
+    }
+
+    /// Sends a signal to a running role.
+    ///
+    /// # Errors
+    /// If the role is not running.
+    pub fn signal(&mut self, role: Role, signal: Signal) -> anyhow::Result<()> {
+        self.daemon(role)?.signal(signal)
+    }
+
+    /// Removes programs, maps and rules, as an administrator would: `datapath --detach`.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn detach(&self) -> anyhow::Result<()> {
+        let agent = self.program("clawgress-agent")?;
+        let config = self.config();
+        let argv = [agent.as_os_str(), "datapath".as_ref(), "--config".as_ref(), config.as_os_str()];
+        let argv: Vec<_> = argv.into_iter().chain(["--detach".as_ref()]).collect();
+        self.lab.run(Host::Gateway, &argv)?.check().map(drop)
+    }
+
+    /// Waits until every role serves and both planes run the latest generation.
+    ///
+    /// # Errors
+    /// If a process ends, or they don't agree in a minute.
+    pub fn ready(&mut self) -> anyhow::Result<()> {
+        let mut daemons = std::mem::take(&mut self.daemons);
+        let result = self.lab.wait("the gateway", READY_MAX, || {
+            for daemon in daemons.values_mut() {
+                daemon.running()?;
+            }
+            let status = self.status()?;
+            let kernel = status.datapath.as_ref().is_some_and(|d| d.generation == status.generation);
+            let l7 = status.l7.iter().any(|w| w.generation == status.generation && w.error.is_none());
+            ensure!(kernel && l7, "the planes don't agree yet: {status:?}");
+            Ok(true)
+        });
+        self.daemons = daemons;
+        result
+    }
+
+    /// Runs `clawgressctl` in the gateway's network, as root.
+    ///
+    /// # Errors
+    /// If it can't be started or hangs. Its own failure is in the output.
+    pub fn ctl(&self, args: &[&str]) -> anyhow::Result<Output> {
+        finish(&mut self.ctl_command(args)?, RUN_TIME_MAX)
+    }
+
+    /// `clawgressctl` with these arguments, for the gateway under test.
+    ///
+    /// # Errors
+    /// If it has not been built.
+    pub fn ctl_command(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let program = self.program("clawgressctl")?.to_string_lossy().into_owned();
+        let config = self.config().to_string_lossy().into_owned();
+        let argv: Vec<&str> =
+            [program.as_str(), "--config", &config].into_iter().chain(args.iter().copied()).collect();
+        Ok(self.lab.command(Host::Gateway, &argv))
+    }
+
+    /// The node's state.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        let output = self.ctl(&["status", "--output", "json"])?;
+        serde_json::from_str(&output.stdout).with_context(|| format!("not a status: {output:?}"))
+    }
+
+    /// Creates an agent with a key; gives the key.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn create_agent(&self, id: &str, team: &str, sources: &[String]) -> anyhow::Result<String> {
+        let mut args = vec!["agent", "create", id, "--team", team, "--output", "json"];
+        for source in sources {
+            args.extend(["--source", source]);
+        }
+        let output = self.ctl(&args)?.check()?;
+        let created: CreatedAgent = serde_json::from_str(&output.stdout)?;
+        created.api_key.context("no key was issued")
+    }
+
+    /// Applies policy text and named sets (TOML), and waits until both planes run it.
+    ///
+    /// # Errors
+    /// If it is refused or does not go live.
+    pub fn apply_policy(&mut self, text: &str, sets: &str) -> anyhow::Result<()> {
+        self.try_policy("apply", text, sets)?.check()?;
+        self.ready()
+    }
+
+    /// `policy check` or `policy apply`, whatever comes of it.
+    ///
+    /// # Errors
+    /// If the command can't be run.
+    pub fn try_policy(&self, verb: &str, text: &str, sets: &str) -> anyhow::Result<Output> {
+        let (policy, set_file) = (self.lab.dir().join("policy.cedar"), self.lab.dir().join("sets.toml"));
+        fs::write(&policy, text)?;
+        fs::write(&set_file, sets)?;
+        let (policy, set_file) = (policy.to_string_lossy(), set_file.to_string_lossy());
+        self.ctl(&["policy", verb, &policy, "--sets", &set_file])
+    }
+
+    /// Audit records, the oldest first.
+    ///
+    /// # Errors
+    /// If they can't be had.
+    pub fn audit(&self, query: &AuditQuery) -> anyhow::Result<Vec<AuditRecord>> {
+        let mut args =
+            vec!["audit".to_owned(), "search".to_owned(), "--output".to_owned(), "json".to_owned()];
+        let mut option = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                args.extend([format!("--{name}"), value]);
+            }
+        };
+        option("agent", query.agent.clone());
+        option("reason", query.reason.clone());
+        option("destination", query.destination.clone());
+        option("since", query.since.map(|t| t.to_string()));
+        option("limit", Some(query.limit.unwrap_or(10_000).to_string()));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = self.ctl(&args)?.check()?;
+        let lines = output.stdout.lines().filter(|l| !l.trim().is_empty());
+        lines.map(|l| serde_json::from_str(l).with_context(|| format!("not a record: {l}"))).collect()
+    }
+
+    fn daemon(&mut self, role: Role) -> anyhow::Result<&mut Daemon> {
+        self.daemons.get_mut(&role).with_context(|| format!("`{}` is not running", role.name()))
+    }
+
+    fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        match &self.options.programs {
+            Some(dir) => Ok(dir.join(name)),
+            None => program(name),
+        }
+    }
+
+    /// Directories as a node has them, and the configuration.
+    fn prepare(&self) -> anyhow::Result<()> {
+        let dir = self.lab.dir();
+        let (state, run) = (dir.join("state"), dir.join("run"));
+        own(&state, 0o711, None)?;
+        own(&state.join("control"), 0o700, Role::Control.user())?;
+        own(&state.join("audit"), 0o700, Role::Control.user())?;
+        own(&state.join("keys"), 0o700, Role::Keys.user())?;
+        // Sticky: a role may add its sockets and never replace another's.
+        own(&run, 0o1777, None)?;
+        let bpffs = self.bpffs();
+        self.lab.remember_pin(bpffs.clone())?;
+        own(&bpffs, 0o700, None)?;
+        let option =
+            |name: &str, value: Option<String>| value.map(|v| format!("{name} = {v}\n")).unwrap_or_default();
+        let text = format!(
+            "[node]\nname = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n\n\
+             [datapath]\nmode = \"kernel\"\nbpffs = \"{}\"\n\n\
+             [[interface]]\nname = \"agents0\"\nrole = \"agents\"\n\n\
+             [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
+             [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
+             [access]\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
+             [l7]\nresolvers = [\"{}:53\"]\n{}{}",
+            self.lab.name(),
+            state.display(),
+            run.display(),
+            bpffs.display(),
+            GATEWAY.v4,
+            GATEWAY.v6,
+            DNS.0,
+            option("snapshot_stale_s_max", self.options.snapshot_stale_s_max.map(|n| n.to_string())),
+            option("connections_max", self.options.connections_max.map(|n| n.to_string())),
+        );
+        fs::write(self.config(), text).context("cannot write the gateway's configuration")
+    }
+}
+
+/// The words before a program that take away what its role must not have.
+fn privileges(role: Role, kept: bool) -> Vec<String> {
+    let mut words = vec!["setpriv".to_owned(), "--no-new-privs".to_owned(), "--inh-caps=-all".to_owned()];
+    match role.user() {
+        Some(user) => {
+            let group = User::from_name(user).ok().flatten().map_or(65_534, |u| u.gid.as_raw());
+            words.extend(["--reuid".to_owned(), user.to_owned(), "--regid".to_owned(), group.to_string()]);
+            words.extend(["--clear-groups".to_owned(), "--bounding-set=-all".to_owned()]);
+        }
+        None => words.push(format!("--bounding-set={DATAPATH_CAPABILITIES}")),
+    }
+    if !kept {
+        // Changing the user clears what was asked for before.
+        words.extend(["--pdeathsig".to_owned(), "KILL".to_owned()]);
+    }
+    words
+}
+
+fn own(dir: &Path, mode: u32, user: Option<&str>) -> anyhow::Result<()> {
+    let make = || -> anyhow::Result<()> {
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(mode))?;
+        if let Some(user) = user {
+            let user = User::from_name(user)?.with_context(|| format!("there is no user `{user}`"))?;
+            chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+        Ok(())
+    };
+    make().with_context(|| format!("cannot prepare `{}`", dir.display()))
+}
+
+/// The BPF file system is not mounted at boot everywhere.
+fn mount_bpffs() -> anyhow::Result<()> {
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    let fits = |l: &str| l.split(' ').nth(1) == Some(BPFFS) && l.split(' ').nth(2) == Some("bpf");
+    if mounts.lines().any(fits) {
+        return Ok(());
+    }
+    finish(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]), RUN_TIME_MAX)?.check().map(drop)
+}

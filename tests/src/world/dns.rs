@@ -1,0 +1,72 @@
+//! An authoritative server for the lab's zone, over UDP and TCP (RFC 1035, RFC 7766).
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA};
+use hickory_proto::rr::{RData, Record, RecordType};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::control::State;
+use crate::plan;
+
+/// Short, so that a restarted resolver and a running one see the same.
+const TTL_S: u32 = 5;
+/// Largest query accepted, bytes.
+const QUERY_BYTES_MAX: usize = 4_096;
+
+pub(super) async fn serve_udp(socket: UdpSocket, state: Arc<State>) {
+    let mut buffer = vec![0; QUERY_BYTES_MAX];
+    loop {
+        let Ok((n, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok(reply) = answer(buffer.get(..n).unwrap_or_default(), &state) else { continue };
+        let _ = socket.send_to(&reply, peer).await;
+    }
+}
+
+pub(super) async fn serve_tcp(listener: TcpListener, state: Arc<State>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        tokio::spawn(converse(stream, Arc::clone(&state)));
+    }
+}
+
+async fn converse(mut stream: TcpStream, state: Arc<State>) -> anyhow::Result<()> {
+    loop {
+        let n = usize::from(stream.read_u16().await?);
+        ensure!(n <= QUERY_BYTES_MAX, "too large a query");
+        let mut query = vec![0; n];
+        stream.read_exact(&mut query).await?;
+        let reply = answer(&query, &state)?;
+        stream.write_u16(u16::try_from(reply.len())?).await?;
+        stream.write_all(&reply).await?;
+    }
+}
+
+fn answer(query: &[u8], state: &State) -> anyhow::Result<Vec<u8>> {
+    let query = Message::from_vec(query)?;
+    let question = query.queries.first().context("no question")?.clone();
+    State::count(&state.dns_queries, 1);
+    let mut reply = Message::new(query.metadata.id, MessageType::Response, OpCode::Query);
+    reply.metadata.authoritative = true;
+    reply.metadata.recursion_desired = query.metadata.recursion_desired;
+    let name = question.name.to_lowercase().to_ascii();
+    match plan::entry(name.trim_end_matches('.')) {
+        None => reply.metadata.response_code = ResponseCode::NXDomain,
+        Some(entry) => {
+            let data = match question.query_type {
+                RecordType::A => entry.v4.map(|a| RData::A(A(a))),
+                RecordType::AAAA => entry.v6.map(|a| RData::AAAA(AAAA(a))),
+                _ => None,
+            };
+            reply.add_answers(data.map(|d| Record::from_rdata(question.name.clone(), TTL_S, d)));
+        }
+    }
+    reply.add_query(question);
+    if query.edns.is_some() {
+        reply.edns.get_or_insert_default();
+    }
+    Ok(reply.to_vec()?)
+}
