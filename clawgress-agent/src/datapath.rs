@@ -1,31 +1,223 @@
-//! The datapath role: entry points.
+//! The datapath role: loads the kernel programs, prepares the network around them, opens the listeners
+//! and hands them to L7, applies generations, and tells control what the kernel saw.
+//!
+//! When this process ends, programs, maps and rules stay: traffic remains governed by the last
+//! generation. Only [`detach`] takes them away, and then traffic stops.
+
+pub mod attach;
+mod bench;
+pub mod bpf;
+pub mod events;
+pub mod flows;
+mod handover;
+mod listeners;
+pub mod names;
+pub mod network;
+pub mod object;
+mod plane;
+mod service;
+mod spool;
+pub mod tables;
+mod upkeep;
+mod workloads;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use anyhow::{Result, bail};
-use clawgress_api::config::Config;
+use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
+use clawgress_api::clock::SystemClock;
+use clawgress_api::config::{Config, DatapathMode};
+use clawgress_api::proto::datapath_server::DatapathServer;
+use clawgress_api::{MESSAGE_BYTES_MAX, socket};
+use clawgress_ebpf_common::map;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use self::attach::TcMode;
+use self::events::Counters;
+use self::flows::Flows;
+use self::handover::Offer;
+use self::names::Names;
+use self::network::{Firewall, Interfaces, Netlink, Routes};
+use self::plane::{KernelPlane, Plane};
+use self::service::Service;
+use self::spool::Spool;
+use self::tables::{Plan, Tables};
+use self::upkeep::Upkeep;
+use self::workloads::Workloads;
+use crate::peer::{Access, Socket};
+use crate::{notify, serve};
+
+pub use bench::bench_kernel;
 
 /// Runs the role until `stop`.
 ///
 /// # Errors
-/// Always: this build has no kernel plane.
-pub async fn run(_config: Arc<Config>, _stop: CancellationToken) -> Result<()> {
-    bail!("this build has no kernel plane")
+/// If the network can't be governed, with what to do; nothing is left open then.
+pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
+    serve::open_run_dir(&config)?;
+    let spool = Arc::new(Spool::new(&config.node.name, Arc::new(SystemClock)));
+    let mut tasks = JoinSet::new();
+    let (plane, offer) = match config.datapath.mode {
+        DatapathMode::None => {
+            let plane = Plane::None { generation: AtomicU64::new(0) };
+            (plane, Offer::proxies(listeners::proxies(&config)?))
+        }
+        DatapathMode::Kernel => {
+            let (plane, offer) = start(&config, &spool, &mut tasks, &stop).await?;
+            (Plane::Kernel(Box::new(plane)), offer)
+        }
+    };
+    let handover = socket::bind(&config.handover_socket(), serve::SOCKET_MODE)?;
+    let access = Access::new(&config, Socket::Handover)?;
+    tasks.spawn(handover::serve(handover, access, Arc::new(offer), stop.clone()));
+
+    let control = socket::bind(&config.datapath_socket(), serve::SOCKET_MODE)?;
+    let service = Service::new(Arc::new(plane), spool, stop.clone());
+    let service = DatapathServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    tasks.spawn(serve::grpc(control, Access::new(&config, Socket::Datapath)?, service, stop.clone()));
+
+    notify::ready("datapath");
+    let mut end = Ok(());
+    while let Some(task) = tasks.join_next().await {
+        let task = task.unwrap_or_else(|e| Err(anyhow!("a task of the datapath role panicked: {e}")));
+        stop.cancel();
+        end = end.and(task);
+    }
+    end
 }
 
-/// Removes programs, maps and rules.
-///
-/// # Errors
-/// Always: this build has no kernel plane.
-pub fn detach(_config: &Config) -> Result<()> {
-    bail!("this build has no kernel plane")
+/// Everything of the kernel mode, in an order that never lets traffic through unjudged: drop rules
+/// first, then programs, then what makes permitted traffic flow.
+async fn start(
+    config: &Config,
+    spool: &Arc<Spool>,
+    tasks: &mut JoinSet<Result<()>>,
+    stop: &CancellationToken,
+) -> Result<(KernelPlane, Offer)> {
+    plane::check_privilege(config)?;
+    let netlink = Netlink::open()?;
+    let interfaces = netlink.interfaces(config).await?;
+    let mut firewall = Firewall::new(&interfaces);
+    firewall.install()?;
+    let directory = &config.datapath.bpffs;
+    bpf::open_directory(directory)?;
+    let mut ebpf = tokio::task::block_in_place(|| object::load(Some(directory)))?;
+    let attached = attach::interfaces(&mut ebpf, directory, &interfaces.agents, TcMode::of_kernel())?;
+    let workloads = open_workloads(&mut ebpf, config);
+    let routes = Routes::open(netlink.clone()).await?;
+    routes.install().await?;
+    network::configure(&interfaces)?;
+
+    let names =
+        Names::new(&config.node.name, Arc::new(SystemClock), &interfaces.agents, &config.node.run_dir);
+    let names = Arc::new(names);
+    let offer = offer(&mut ebpf, config, &interfaces)?;
+    let plane = KernelPlane {
+        flows: Arc::new(Flows::new(object::take(&mut ebpf, map::FLOWS)?)),
+        counters: Arc::new(Counters::new(object::take(&mut ebpf, map::COUNTERS)?)),
+        names: Arc::clone(&names),
+        spool: Arc::clone(spool),
+        attached,
+        workloads,
+        live: Mutex::new(None),
+        skipped: Mutex::new(Vec::new()),
+        tables: tokio::sync::Mutex::new(Tables::take(&mut ebpf)?),
+        interfaces: interfaces.clone(),
+    };
+    resume(&plane).await?;
+
+    let ring = object::take(&mut ebpf, map::EVENTS)?;
+    tasks.spawn(events::read(
+        ring,
+        Arc::clone(&plane.counters),
+        Arc::clone(&names),
+        Arc::clone(spool),
+        stop.clone(),
+    ));
+    let sweep = flows::sweep(Arc::clone(&plane.flows), names, Arc::clone(spool), stop.clone());
+    tasks.spawn(async move {
+        sweep.await;
+        Ok(())
+    });
+    let own = object::take(&mut ebpf, map::SELF)?;
+    let mut upkeep = Upkeep::new(config, netlink, interfaces, firewall, routes, own, Arc::clone(spool));
+    upkeep.addresses().await?;
+    let stop = stop.clone();
+    tasks.spawn(upkeep.run(stop));
+    Ok((plane, offer))
 }
 
-/// Measures the kernel programs.
+/// The hooks for local workloads; a machine without cgroup v2 goes without them, and status says so.
+fn open_workloads(ebpf: &mut Ebpf, config: &Config) -> Result<Workloads, String> {
+    let opened = Workloads::open(config).and_then(|workloads| {
+        attach::cgroup(ebpf, &config.datapath.bpffs, workloads.parent())?;
+        Ok(workloads)
+    });
+    opened.map_err(|error| {
+        tracing::warn!("local workloads are not governed: {error:#}");
+        format!("{error:#}")
+    })
+}
+
+fn offer(ebpf: &mut Ebpf, config: &Config, interfaces: &Interfaces) -> Result<Offer> {
+    let mut open = listeners::transparent()?;
+    open.extend(listeners::proxies(config)?);
+    let flows = match ebpf.map(map::FLOWS).context("the object has no flow table")? {
+        aya::maps::Map::HashMap(data) => {
+            use std::os::fd::AsFd as _;
+            data.fd().as_fd().try_clone_to_owned()?
+        }
+        _ => return Err(anyhow!("the flow table is of another kind")),
+    };
+    let indices = interfaces.agents.values().copied().collect();
+    Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?))
+}
+
+/// Takes up what the former process left live.
+async fn resume(plane: &KernelPlane) -> Result<()> {
+    let live = plane.tables.lock().await.live()?;
+    if live.number == 0 {
+        return Ok(());
+    }
+    match plane.names.recall(live.number) {
+        Ok(Some(document)) => {
+            // Written again: an interface may have another index by now.
+            let plan = Plan::new(&document, &plane.interfaces.agents)?;
+            plane.tables.lock().await.apply(&plan).await?;
+            tracing::info!(generation = live.number, "the former generation stays live");
+            *plane.skipped.lock() = plan.skipped;
+            *plane.live.lock() = Some(document);
+        }
+        Ok(None) => tracing::warn!(generation = live.number, "a generation is live whose names are lost"),
+        Err(error) => tracing::warn!("{error:#}"),
+    }
+    Ok(())
+}
+
+/// Removes programs, links, maps, rules and routes. Traffic of agents stops and stays stopped: what
+/// remains is a table `inet clawgress` that forwards nothing from or to their interfaces, until
+/// somebody removes it (`nft delete table inet clawgress`).
 ///
 /// # Errors
-/// Always: this build has no kernel plane.
-pub fn bench_kernel() -> Result<serde_json::Value> {
-    bail!("this build has no kernel plane")
+/// If something could not be removed.
+pub fn detach(config: &Config) -> Result<()> {
+    if config.datapath.mode == DatapathMode::None {
+        return Ok(());
+    }
+    attach::detach_clsact(config.interfaces.iter().map(|i| i.name.as_str()));
+    bpf::remove_directory(&config.datapath.bpffs)?;
+    if let Ok(workloads) = Workloads::locate(config) {
+        workloads.remove_parent();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let routes = Routes::open(Netlink::open()?).await?;
+        routes.remove().await;
+        Ok::<_, anyhow::Error>(())
+    })?;
+    // Without programs there is no mark, so the table drops everything until this one takes its place.
+    Firewall::close(config)
 }

@@ -47,23 +47,6 @@ macro_rules! pod {
     };
 }
 
-/// What an interface is to the gateway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Interface {
-    /// [`interface_flag`] bits.
-    pub flags: u32,
-    /// Zero.
-    pub pad: u32,
-}
-pod!(Interface, 8);
-
-/// Bits of [`Interface::flags`].
-pub mod interface_flag {
-    /// Agents are behind it: everything is judged.
-    pub const AGENTS: u32 = 1;
-}
-
 /// LPM data of [`map::BINDINGS`](crate::map::BINDINGS), after the prefix length. Prefix length in bits: 64 + address prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -236,6 +219,8 @@ pub mod flow_flag {
     pub const FIN_RX: u16 = 2;
     /// Either side sent RST.
     pub const RST: u16 = 4;
+    /// An event told of its beginning, so its end is told too.
+    pub const REPORTED: u16 = 8;
 }
 
 /// Key of [`map::CGROUPS`](crate::map::CGROUPS).
@@ -267,6 +252,17 @@ pub struct SeenKey {
     pub ifindex: u32,
 }
 pod!(SeenKey, 40);
+
+/// Value of [`map::PACE`](crate::map::PACE).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Pace {
+    /// Start of the interval, `CLOCK_MONOTONIC`, ns.
+    pub since_ns: u64,
+    /// Drops reported in it.
+    pub events: u64,
+}
+pod!(Pace, 16);
 
 /// What the kernel tells user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,8 +26,6 @@ pub const ABI_VERSION: u32 = 1;
 pub mod map {
     /// `Array<u64>[1]`: the live [`Generation`](super::Generation), packed. Read once per packet.
     pub const GENERATION: &str = "claw_gen_v1";
-    /// `Hash<u32 ifindex, Interface>`: interfaces the programs act on.
-    pub const INTERFACES: &str = "claw_iface_v1";
     /// `LpmTrie<BindKey, Bind>`: source bindings, by slot, interface and address prefix.
     pub const BINDINGS: &str = "claw_bind_v1";
     /// `Hash<[u8; 16], SelfAddress>`: the gateway's own addresses and the services there.
@@ -48,6 +46,8 @@ pub mod map {
     pub const COUNTERS: &str = "claw_cnt_v1";
     /// `LruHash<SeenKey, u64>`: when a drop was last reported, to bound events by destination.
     pub const SEEN: &str = "claw_seen_v1";
+    /// `PerCpuArray<Pace>[1]`: how many drops this CPU reported lately.
+    pub const PACE: &str = "claw_pace_v1";
     /// `Hash<CgroupKey, Bind>`: local workloads by cgroup id.
     pub const CGROUPS: &str = "claw_cgrp_v1";
     /// `Array<u32>[1]`: [`ABI_VERSION`](super::ABI_VERSION) of whoever created the maps.
@@ -64,8 +64,6 @@ pub mod bound {
     pub const VERDICTS_MAX: u32 = 262_144;
     /// Concurrent flows: more than ten times the promised 10,000 connections a node.
     pub const FLOWS_MAX: u32 = 131_072;
-    /// Interfaces the programs act on.
-    pub const INTERFACES_MAX: u32 = 256;
     /// The gateway's own addresses.
     pub const SELF_MAX: u32 = 1_024;
     /// Registered local workloads, both slots.
@@ -76,6 +74,11 @@ pub mod bound {
     pub const SEEN_MAX: u32 = 16_384;
     /// A repeated drop is reported at most once in this time.
     pub const SEEN_INTERVAL_NS: u64 = 1_000_000_000;
+    /// Most drops reported by one CPU in [`DROP_EVENTS_INTERVAL_NS`]; what is beyond is counted as
+    /// lost. A scan of random destinations must not be able to fill the audit log.
+    pub const DROP_EVENTS_MAX: u64 = 512;
+    /// See [`DROP_EVENTS_MAX`].
+    pub const DROP_EVENTS_INTERVAL_NS: u64 = 1_000_000_000;
 }
 
 /// Slots of [`map::LISTENERS`]: one a family.
@@ -121,6 +124,8 @@ pub mod counter {
     pub const RETURNED: u32 = 134;
     /// Events lost because the ring was full; user space turns the difference into gap records.
     pub const EVENTS_LOST: u32 = 135;
+    /// What of [`EVENTS_LOST`] user space has told as gaps; written by user space alone.
+    pub const EVENTS_LOST_TOLD: u32 = 138;
     /// Socket calls of local workloads permitted.
     pub const CGROUP_ALLOWED: u32 = 136;
     /// Socket calls of local workloads refused.

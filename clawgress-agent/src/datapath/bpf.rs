@@ -1,0 +1,131 @@
+//! The few `bpf(2)` commands that aya does not offer, BPF file systems, and plain-old-data as map keys
+//! and values. Must never interpret what it carries.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use clawgress_ebpf_common::user;
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, statfs};
+
+/// `BPF_FS_MAGIC` (linux/magic.h).
+const BPF_FS: FsType = FsType(0xcafe_4a11);
+
+/// Commands of `bpf(2)` (linux/bpf.h).
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+
+/// A key or value of the ABI crate, as aya wants it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: `T: user::Pod` promises no padding and validity of every bit pattern, and the wrapper is
+// transparent.
+unsafe impl<T: user::Pod> aya::Pod for Plain<T> {}
+
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
+/// Opens a pinned object.
+///
+/// # Errors
+/// As `bpf(2)`; `NotFound` if nothing is pinned there.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    let attr = ObjectAttr { path: text.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = call(BPF_OBJ_GET, &attr)?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts `program` in the place of the link's present one, in one step.
+///
+/// # Errors
+/// As `bpf(2)`; `ENOLINK` if what the link was attached to is gone.
+pub fn replace(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
+    let attr = LinkUpdateAttr {
+        link_fd: link.as_fd().as_raw_fd().unsigned_abs(),
+        program_fd: program.as_fd().as_raw_fd().unsigned_abs(),
+        flags: 0,
+        old_program_fd: 0,
+    };
+    call(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+fn call<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` has the layout that bpf(2) documents for `command`, lives for the call, and its
+    // size is passed with it.
+    let rc =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), std::mem::size_of::<T>()) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
+}
+
+/// Makes `directory` on a BPF file system, mounting one at its parent if there is none.
+///
+/// # Errors
+/// With the command to run, if it can't.
+pub fn open_directory(directory: &Path) -> Result<()> {
+    let Some(parent) = directory.parent() else {
+        bail!("`{}` cannot hold pinned maps; set `bpffs` in [datapath]", directory.display());
+    };
+    let _ = fs::create_dir_all(parent);
+    if !is_bpf_file_system(parent) {
+        mount(Some("bpf"), parent, Some("bpf"), MsFlags::empty(), None::<&str>).with_context(|| {
+            format!("no BPF file system at `{0}`; as root: mount -t bpf bpf {0}", parent.display())
+        })?;
+    }
+    for path in [directory.to_owned(), directory.join("maps"), directory.join("links")] {
+        if let Err(error) = fs::create_dir(&path)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error).with_context(|| format!("cannot create `{}`", path.display()));
+        }
+    }
+    Ok(())
+}
+
+fn is_bpf_file_system(path: &Path) -> bool {
+    statfs(path).is_ok_and(|s| s.filesystem_type() == BPF_FS)
+}
+
+/// Removes every pin below `directory`, links first: what they hold is detached at once.
+///
+/// # Errors
+/// If a file can't be removed.
+pub fn remove_directory(directory: &Path) -> Result<()> {
+    for part in ["links", "maps"] {
+        let path = directory.join(part);
+        let Ok(entries) = fs::read_dir(&path) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+        }
+        fs::remove_dir(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove `{}`", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,138 @@
+//! Handing listeners and the flow table to L7. A listener takes steered connections only while some L7
+//! is there to accept them: without one, packets are dropped (`listener_missing`), not queued.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use anyhow::Result;
+use aya::maps::{MapData, SockMap};
+use clawgress_api::handover::{self, Handover, ListenerKind};
+use clawgress_ebpf_common::listener;
+use parking_lot::Mutex;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::listeners::Listener;
+use crate::peer::Access;
+
+/// L7 processes at once: one a core on a large machine, and their successors during an upgrade.
+const L7_MAX: usize = 64;
+
+/// What there is to hand over.
+#[derive(Debug)]
+pub struct Offer {
+    listeners: Vec<Listener>,
+    flows: Option<OwnedFd>,
+    interfaces: Vec<u32>,
+    slots: Option<Mutex<Slots>>,
+}
+
+/// The socket map, and how many L7 processes hold the listeners in it.
+struct Slots {
+    map: SockMap<MapData>,
+    holders: usize,
+}
+
+impl std::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slots").field("holders", &self.holders).finish_non_exhaustive()
+    }
+}
+
+impl Offer {
+    /// Listeners alone, for the mode without kernel plane.
+    #[must_use]
+    pub fn proxies(listeners: Vec<Listener>) -> Self {
+        Offer { listeners, flows: None, interfaces: Vec::new(), slots: None }
+    }
+
+    /// Everything: listeners, the flow table, the agents' interfaces, and the map that steers.
+    #[must_use]
+    pub fn kernel(
+        listeners: Vec<Listener>,
+        flows: OwnedFd,
+        interfaces: Vec<u32>,
+        map: SockMap<MapData>,
+    ) -> Self {
+        let slots = Some(Mutex::new(Slots { map, holders: 0 }));
+        Offer { listeners, flows: Some(flows), interfaces, slots }
+    }
+
+    fn document(&self) -> Handover {
+        Handover {
+            listeners: self.listeners.iter().map(Listener::document).collect(),
+            flow_table: self.flows.is_some(),
+            interfaces: self.interfaces.clone(),
+        }
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let flows = self.flows.iter().map(|f| f.as_fd());
+        self.listeners.iter().map(|l| l.as_fd()).chain(flows).collect()
+    }
+
+    /// One L7 more or less. The first takes the slots, the last gives them up.
+    fn hold(&self, is_new: bool) {
+        let Some(slots) = &self.slots else { return };
+        let mut slots = slots.lock();
+        let before = slots.holders;
+        slots.holders = if is_new { before + 1 } else { before.saturating_sub(1) };
+        for listener in self.listeners.iter().filter(|l| l.kind() == ListenerKind::Transparent) {
+            let slot = if listener.address().is_ipv4() { listener::TCP4 } else { listener::TCP6 };
+            let result = match (before, slots.holders) {
+                (0, 1) => slots.map.set(slot, listener.socket(), 0),
+                (1, 0) => slots.map.clear_index(&slot),
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
+                tracing::error!(%error, slot, "cannot change a listener slot");
+            }
+        }
+    }
+}
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// Never by a peer's doing; if the socket itself fails.
+pub async fn serve(
+    listener: UnixListener,
+    access: Access,
+    offer: Arc<Offer>,
+    stop: CancellationToken,
+) -> Result<()> {
+    let mut peers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(_) = peers.join_next(), if !peers.is_empty() => {}
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                match access.check(&stream) {
+                    Ok(peer) if peers.len() < L7_MAX => {
+                        tracing::info!(uid = peer.uid, pid = peer.pid, "l7 takes the listeners");
+                        peers.spawn(hand(stream, Arc::clone(&offer)));
+                    }
+                    Ok(_) => tracing::warn!("{L7_MAX} l7 processes are connected already"),
+                    Err(error) => tracing::warn!(%error, "refused a connection"),
+                }
+            }
+        }
+    }
+}
+
+/// Hands over, and holds the slots for as long as the peer stays.
+async fn hand(mut stream: UnixStream, offer: Arc<Offer>) {
+    let sent = handover::send(&stream, &offer.document(), &offer.descriptors()).await;
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot hand the listeners over");
+        return;
+    }
+    offer.hold(true);
+    // L7 says nothing; its end, or a word out of turn, ends the loan.
+    let _ = stream.read(&mut [0; 1]).await;
+    offer.hold(false);
+    tracing::info!("l7 gave the listeners back");
+}

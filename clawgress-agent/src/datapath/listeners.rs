@@ -1,0 +1,100 @@
+//! The sockets agents' connections arrive at. They are opened here, where the capability is, and used
+//! by L7, which has none. This process never accepts from them.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context as _, Result};
+use clawgress_api::config::Config;
+use clawgress_api::handover::{self, ListenerKind};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections the kernel completes before L7 accepts them: a burst of a tenth of the promised 10,000
+/// connections, four times over. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// One open listener.
+#[derive(Debug)]
+pub struct Listener {
+    kind: ListenerKind,
+    address: SocketAddr,
+    socket: Socket,
+}
+
+impl Listener {
+    /// What arrives here.
+    #[must_use]
+    pub fn kind(&self) -> ListenerKind {
+        self.kind
+    }
+
+    /// The address it is bound to.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// As L7 is told.
+    #[must_use]
+    pub fn document(&self) -> handover::Listener {
+        handover::Listener { kind: self.kind, address: self.address }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Opens the transparent listeners, one a family, on ports of the kernel's choice: nobody dials them,
+/// packets are assigned.
+///
+/// # Errors
+/// If IPv4's can't be opened. Without IPv6 on this machine there is none to steer.
+pub fn transparent() -> Result<Vec<Listener>> {
+    let v4 = open(ListenerKind::Transparent, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
+    let mut listeners = vec![v4];
+    match open(ListenerKind::Transparent, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))) {
+        Ok(v6) => listeners.push(v6),
+        Err(error) => tracing::warn!("no transparent listener for IPv6: {error:#}"),
+    }
+    Ok(listeners)
+}
+
+/// Opens the explicit proxy's listeners.
+///
+/// # Errors
+/// If one can't be opened.
+pub fn proxies(config: &Config) -> Result<Vec<Listener>> {
+    config.proxy.listen.iter().map(|&address| open(ListenerKind::Proxy, address)).collect()
+}
+
+fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // IPv4 has a listener of its own.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    match kind {
+        ListenerKind::Transparent if address.is_ipv6() => socket.set_ip_transparent_v6(true),
+        ListenerKind::Transparent => socket.set_ip_transparent_v4(true),
+        // L7 may still hold the listener of a datapath role that is gone.
+        ListenerKind::Proxy => socket.set_reuse_port(true),
+    }
+    .context("cannot open a listener; the transparent ones need CAP_NET_ADMIN")?;
+    socket.bind(&address.into()).with_context(|| {
+        format!("cannot listen on `{address}`; correct `listen` in [proxy], or stop what listens there")
+    })?;
+    socket.listen(BACKLOG)?;
+    let address = socket.local_addr()?.as_socket().context("a listener without an address")?;
+    Ok(Listener { kind, address, socket })
+}

@@ -1,0 +1,156 @@
+//! What the network stack must do around the programs: forwarding rules that need our mark, routes that
+//! deliver steered packets, sysctls, and the list of the gateway's own addresses. It is made idempotent
+//! and put back when somebody removes it.
+//!
+//! Must never open a way: everything here either drops, or accepts what carries our mark.
+
+mod firewall;
+mod routes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use clawgress_api::config::{Config, Role};
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
+
+pub use firewall::Firewall;
+pub use routes::Routes;
+
+/// A connection to rtnetlink in the network namespace of the thread that opened it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+/// The configured interfaces that exist: name to index, by role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Agents are behind them.
+    pub agents: BTreeMap<String, u32>,
+    /// The ways out.
+    pub uplinks: BTreeMap<String, u32>,
+    /// Administration.
+    pub management: BTreeMap<String, u32>,
+}
+
+impl Netlink {
+    /// Connects.
+    ///
+    /// # Errors
+    /// If there is no rtnetlink.
+    pub fn open() -> Result<Netlink> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open rtnetlink")?;
+        tokio::spawn(connection);
+        Ok(Netlink { handle })
+    }
+
+    /// Finds the interfaces that `config` names.
+    ///
+    /// # Errors
+    /// If one doesn't exist, or agents' one is not Ethernet.
+    pub async fn interfaces(&self, config: &Config) -> Result<Interfaces> {
+        let mut links = BTreeMap::new();
+        let mut stream = self.handle.link().get().execute();
+        while let Some(link) = stream.try_next().await.context("cannot list the interfaces")? {
+            for attribute in link.attributes {
+                if let LinkAttribute::IfName(name) = attribute {
+                    links.insert(name, (link.header.index, link.header.link_layer_type));
+                }
+            }
+        }
+        let mut interfaces = Interfaces::default();
+        for interface in &config.interfaces {
+            let Some(&(index, kind)) = links.get(&interface.name) else {
+                let known: Vec<_> = links.keys().map(String::as_str).collect();
+                bail!(
+                    "interface `{}` does not exist (there are: {}); correct [[interface]] in the configuration",
+                    interface.name,
+                    known.join(", ")
+                );
+            };
+            if interface.role == Role::Agents && kind != LinkLayerType::Ether {
+                bail!(
+                    "interface `{}` is not Ethernet, and agents are told apart by MAC address; put them behind one that is",
+                    interface.name
+                );
+            }
+            let role = match interface.role {
+                Role::Agents => &mut interfaces.agents,
+                Role::Uplink => &mut interfaces.uplinks,
+                Role::Management => &mut interfaces.management,
+            };
+            role.insert(interface.name.clone(), index);
+        }
+        Ok(interfaces)
+    }
+
+    /// Every address of this machine, loopback's included.
+    ///
+    /// # Errors
+    /// If rtnetlink fails.
+    pub async fn addresses(&self) -> Result<BTreeSet<IpAddr>> {
+        let mut addresses = BTreeSet::new();
+        let mut stream = self.handle.address().get().execute();
+        while let Some(message) = stream.try_next().await.context("cannot list the addresses")? {
+            // `Local` is ours; on a point-to-point link `Address` is the other end's.
+            let local = message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(ip) => Some(*ip),
+                _ => None,
+            });
+            let any = message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            });
+            addresses.extend(local.or(any));
+        }
+        Ok(addresses)
+    }
+}
+
+/// A setting below `/proc/sys/net` and the value it must have.
+fn settings(interfaces: &Interfaces) -> Vec<(String, &'static str)> {
+    let mut settings =
+        vec![("ipv4/ip_forward".to_owned(), "1"), ("ipv6/conf/all/forwarding".to_owned(), "1")];
+    for name in interfaces.agents.keys() {
+        // Agents must not be told another way, and must not tell us one.
+        settings.push((format!("ipv4/conf/{name}/send_redirects"), "0"));
+        settings.push((format!("ipv4/conf/{name}/accept_redirects"), "0"));
+        settings.push((format!("ipv6/conf/{name}/accept_redirects"), "0"));
+        settings.push((format!("ipv6/conf/{name}/accept_ra"), "0"));
+    }
+    settings
+}
+
+/// Sets what is not set, and tells what that was.
+///
+/// # Errors
+/// If a setting can't be written.
+pub fn configure(interfaces: &Interfaces) -> Result<Vec<String>> {
+    let root = Path::new("/proc/sys/net");
+    // Forwarding makes the kernel ignore router advertisements, and with them the way out.
+    for name in interfaces.uplinks.keys() {
+        let path = root.join(format!("ipv6/conf/{name}/accept_ra"));
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            fs::write(&path, "2").with_context(|| format!("cannot write `{}`", path.display()))?;
+        }
+    }
+    let mut changed = Vec::new();
+    for (name, wanted) in settings(interfaces) {
+        let path = root.join(&name);
+        match fs::read_to_string(&path) {
+            // Without IPv6 there is nothing to set.
+            Err(_) if name.starts_with("ipv6") => {}
+            Ok(value) if value.trim() == wanted => {}
+            _ => {
+                fs::write(&path, wanted).with_context(|| format!("cannot write `{}`", path.display()))?;
+                changed.push(format!("{name}={wanted}"));
+            }
+        }
+    }
+    Ok(changed)
+}

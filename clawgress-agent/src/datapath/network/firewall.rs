@@ -1,0 +1,171 @@
+//! The nftables table: forwarding only for packets that TC marked `direct`, input only for what each
+//! interface's role allows, masquerading outwards. Installed whole, in one transaction.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use clawgress_api::config::{Config, Role};
+use clawgress_ebpf_common::mark;
+
+use super::Interfaces;
+
+const TABLE: &str = "inet clawgress";
+
+/// The table this node must have.
+#[derive(Clone, Debug)]
+pub struct Firewall {
+    script: String,
+    /// What `nft` said of the table right after it was installed.
+    installed: Option<String>,
+}
+
+impl Firewall {
+    /// The table for these interfaces.
+    #[must_use]
+    pub fn new(interfaces: &Interfaces) -> Self {
+        Firewall { script: script(interfaces), installed: None }
+    }
+
+    /// Installs the table in place of whatever has its name.
+    ///
+    /// # Errors
+    /// If `nft` is missing or refuses.
+    pub fn install(&mut self) -> Result<()> {
+        feed(&format!("add table {TABLE}\ndelete table {TABLE}\n{}", self.script))?;
+        self.installed = Some(list()?);
+        Ok(())
+    }
+
+    /// Whether the table is what was installed.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.installed.is_some() && list().ok() == self.installed
+    }
+
+    /// Leaves a table that forwards nothing from or to agents, and touches nothing else.
+    ///
+    /// # Errors
+    /// If `nft` is missing or refuses.
+    pub fn close(config: &Config) -> Result<()> {
+        let agents = config.interfaces.iter().filter(|i| i.role == Role::Agents);
+        let agents = set("agents", agents.map(|i| i.name.as_str()));
+        feed(&format!(
+            "add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{agents}\tchain forward {{\n\t\t\
+             type filter hook forward priority filter; policy accept;\n\t\tiifname @agents drop\n\t\t\
+             oifname @agents drop\n\t}}\n}}\n"
+        ))
+    }
+}
+
+/// Everything agents send and everything forwarded is dropped, but for what carries a mark.
+fn script(interfaces: &Interfaces) -> String {
+    let mask = mark::MASK;
+    let (steer, direct, local) = (mark::STEER, mark::DIRECT, mark::LOCAL);
+    let mut text = format!("table {TABLE} {{\n");
+    for (name, members) in [
+        ("agents", &interfaces.agents),
+        ("uplinks", &interfaces.uplinks),
+        ("management", &interfaces.management),
+    ] {
+        text.push_str(&set(name, members.keys().map(String::as_str)));
+    }
+    let _ = write!(
+        text,
+        r#"
+	chain forward {{
+		type filter hook forward priority filter; policy drop;
+		iifname @agents oifname @uplinks meta mark and {mask:#x} == {direct:#x} ct mark set meta mark accept
+		iifname @uplinks oifname @agents ct mark and {mask:#x} == {direct:#x} ct state established,related accept
+	}}
+	chain input {{
+		type filter hook input priority filter; policy drop;
+		iif "lo" accept
+		iifname @agents jump from_agents
+		ct state established,related accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} ip6 hoplimit 255 accept
+		iifname @uplinks ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
+		iifname @management tcp dport 22 accept
+		iifname @management icmp type echo-request accept
+		iifname @management icmpv6 type echo-request accept
+	}}
+	chain from_agents {{
+		meta mark and {mask:#x} == {steer:#x} accept
+		meta mark and {mask:#x} == {local:#x} accept
+		drop
+	}}
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname @uplinks meta mark and {mask:#x} == {direct:#x} masquerade
+	}}
+}}
+"#
+    );
+    text
+}
+
+fn set<'a>(name: &str, members: impl Iterator<Item = &'a str>) -> String {
+    let quoted: Vec<_> = members.map(|m| format!("\"{m}\"")).collect();
+    let elements =
+        if quoted.is_empty() { String::new() } else { format!(" elements = {{ {} }};", quoted.join(", ")) };
+    format!("\tset {name} {{ type ifname;{elements} }}\n")
+}
+
+/// The table as `nft` prints it, without counters.
+fn list() -> Result<String> {
+    let output = nft().args(["-s", "list", "table"]).args(TABLE.split(' ')).output().context(MISSING)?;
+    if !output.status.success() {
+        bail!("table `{TABLE}` is not there");
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn feed(script: &str) -> Result<()> {
+    let mut child = nft()
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context(MISSING)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+const MISSING: &str = "cannot run `nft`; install nftables";
+
+fn nft() -> Command {
+    let mut command = Command::new("nft");
+    // Its words are compared.
+    command.env("LC_ALL", "C");
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_accepted_from_agents_without_a_mark() {
+        let interfaces = Interfaces {
+            agents: BTreeMap::from([("a0".to_owned(), 2)]),
+            uplinks: BTreeMap::from([("u0".to_owned(), 3)]),
+            management: BTreeMap::new(),
+        };
+        let text = script(&interfaces);
+        for line in text.lines().filter(|l| l.contains("iifname @agents") && l.contains("accept")) {
+            assert!(line.contains("meta mark"), "`{line}` accepts without a mark");
+        }
+        assert_eq!(text.matches("policy drop").count(), 2);
+        assert!(text.contains("set management { type ifname; }"));
+    }
+}

@@ -1,0 +1,103 @@
+//! The embedded kernel object: loading it, with maps pinned or not. A pinned map of another ABI version
+//! is never reused.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::maps::{Array, Map, MapData};
+use aya::programs::Program;
+use aya::{Ebpf, EbpfLoader};
+use clawgress_ebpf_common::{ABI_VERSION, map};
+use nix::sys::statfs::statfs;
+
+use super::bpf;
+
+/// The object as the build script left it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
+
+/// Every map of the object.
+pub const MAPS: [&str; 14] = [
+    map::GENERATION,
+    map::BINDINGS,
+    map::SELF,
+    map::DESTINATIONS,
+    map::PORTS,
+    map::VERDICTS,
+    map::FLOWS,
+    map::LISTENERS,
+    map::EVENTS,
+    map::COUNTERS,
+    map::SEEN,
+    map::PACE,
+    map::CGROUPS,
+    map::META,
+];
+
+/// Names of the programs.
+pub mod program {
+    /// XDP on agents' interfaces.
+    pub const XDP: &str = "claw_xdp";
+    /// TC ingress on agents' interfaces.
+    pub const TC_IN: &str = "claw_tc_in";
+    /// TC egress on agents' interfaces.
+    pub const TC_OUT: &str = "claw_tc_out";
+    /// cgroup socket address hooks.
+    pub const SOCK_ADDR: [&str; 4] = ["claw_connect4", "claw_connect6", "claw_sendmsg4", "claw_sendmsg6"];
+    /// cgroup socket creation hook.
+    pub const SOCK: &str = "claw_sock";
+}
+
+/// Loads maps and programs. With `directory`, maps are pinned below it, and those already there are
+/// reused; maps of another ABI version are removed first, with the programs that use them.
+///
+/// # Errors
+/// If the kernel refuses, with its verifier's words.
+pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    if let Some(directory) = directory {
+        if is_other_version(directory) {
+            tracing::warn!("pinned maps are of another version: replacing maps and programs whole");
+            bpf::remove_directory(directory)?;
+            bpf::open_directory(directory)?;
+        }
+        for name in MAPS {
+            loader.map_pin_path(name, directory.join("maps").join(name));
+        }
+    }
+    let mut ebpf =
+        loader.load(OBJECT).context("cannot create the kernel maps (is this root, Linux 6.1 or later?)")?;
+    for (name, program) in ebpf.programs_mut() {
+        match program {
+            Program::Xdp(p) => p.load(),
+            Program::SchedClassifier(p) => p.load(),
+            Program::CgroupSockAddr(p) => p.load(),
+            Program::CgroupSock(p) => p.load(),
+            _ => return Err(anyhow!("kernel program `{name}` is of a kind nobody loads")),
+        }
+        .with_context(|| format!("the kernel refused program `{name}`"))?;
+    }
+    let meta = ebpf.map_mut(map::META).context("the object has no version map")?;
+    Array::<_, u32>::try_from(meta)?.set(0, ABI_VERSION, 0)?;
+    Ok(ebpf)
+}
+
+/// Takes a map out of the object, checked for its type and sizes.
+///
+/// # Errors
+/// If it isn't there or has another layout.
+pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
+    let map = ebpf.take_map(name).with_context(|| format!("the object has no map `{name}`"))?;
+    T::try_from(map).with_context(|| format!("map `{name}` has another layout"))
+}
+
+/// Whether maps are pinned there, and not ours.
+fn is_other_version(directory: &Path) -> bool {
+    let path = directory.join("maps").join(map::META);
+    if statfs(&path).is_err() {
+        return false;
+    }
+    let version = MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .and_then(|meta| Array::<_, u32>::try_from(meta)?.get(&0, 0));
+    version.ok() != Some(ABI_VERSION)
+}

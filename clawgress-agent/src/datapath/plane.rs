@@ -1,0 +1,246 @@
+//! The kernel plane as control sees it, in either mode: apply a generation, open workloads, tell status.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clawgress_api::config::{Config, Role};
+use clawgress_api::{DatapathStatus, InterfaceStatus};
+use clawgress_ebpf_common::bound;
+use parking_lot::Mutex;
+
+use super::attach::Attached;
+use super::events::Counters;
+use super::flows::Flows;
+use super::names::{Document, Names};
+use super::network::Interfaces;
+use super::spool::Spool;
+use super::tables::{Plan, Tables};
+use super::workloads::Workloads;
+
+/// Either kernel plane. Two modes and no third: an enum says so better than a trait.
+#[derive(Debug)]
+pub enum Plane {
+    /// Programs in the kernel.
+    Kernel(Box<KernelPlane>),
+    /// Nothing: the explicit proxy alone.
+    None {
+        /// The number control applied last; this process runs nothing of it.
+        generation: AtomicU64,
+    },
+}
+
+/// Programs, maps and what is known of them.
+#[derive(Debug)]
+pub struct KernelPlane {
+    /// The policy tables; one apply at a time.
+    pub tables: tokio::sync::Mutex<Tables>,
+    /// The flow table.
+    pub flows: Arc<Flows>,
+    /// Counters.
+    pub counters: Arc<Counters>,
+    /// Names for audit.
+    pub names: Arc<Names>,
+    /// Records of changes.
+    pub spool: Arc<Spool>,
+    /// The configured interfaces.
+    pub interfaces: Interfaces,
+    /// How programs are attached.
+    pub attached: BTreeMap<String, Attached>,
+    /// Local workloads; `None` where there is no cgroup v2, with the reason.
+    pub workloads: Result<Workloads, String>,
+    /// The live document, if it is known.
+    pub live: Mutex<Option<Document>>,
+    /// Sources that could not be bound, in words.
+    pub skipped: Mutex<Vec<String>>,
+}
+
+impl Plane {
+    /// Applies a generation: all or nothing.
+    ///
+    /// # Errors
+    /// If it is refused; the former one stays live.
+    pub async fn apply(&self, document: Document) -> Result<()> {
+        match self {
+            Plane::Kernel(plane) => plane.apply(document).await,
+            Plane::None { generation } => {
+                generation.store(document.generation, Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+
+    /// The state, for people.
+    ///
+    /// # Errors
+    /// If a map can't be read.
+    pub fn status(&self) -> Result<DatapathStatus> {
+        match self {
+            Plane::Kernel(plane) => plane.status(),
+            Plane::None { generation } => Ok(DatapathStatus {
+                mode: "none".to_owned(),
+                generation: generation.load(Ordering::SeqCst),
+                interfaces: Vec::new(),
+                flows: 0,
+                flows_max: 0,
+                counters: BTreeMap::new(),
+                absent: absent_in_none(),
+            }),
+        }
+    }
+
+    /// Makes and registers a workload's cgroup; gives its path and id.
+    ///
+    /// # Errors
+    /// If it can't.
+    pub async fn open_workload(&self, agent: u32, name: &str) -> Result<(PathBuf, u64)> {
+        let Plane::Kernel(plane) = self else {
+            bail!("`mode = \"none\"` governs no local workload; set `mode = \"kernel\"` in [datapath]")
+        };
+        let workloads = plane.workloads.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+        let mut tables = plane.tables.lock().await;
+        let (path, id) = workloads.create(name)?;
+        if let Err(error) = tables.register(id, agent) {
+            workloads.remove(&path).await?;
+            return Err(error);
+        }
+        Ok((path, id))
+    }
+
+    /// Forgets a workload, kills what is left of it and removes its cgroup.
+    ///
+    /// # Errors
+    /// If it can't; it is forgotten all the same.
+    pub async fn close_workload(&self, path: &Path, cgroup: u64) -> Result<()> {
+        let Plane::Kernel(plane) = self else { return Ok(()) };
+        let workloads = plane.workloads.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+        plane.tables.lock().await.forget(cgroup)?;
+        workloads.remove(path).await
+    }
+}
+
+/// What the mode without kernel plane does not enforce.
+fn absent_in_none() -> Vec<String> {
+    [
+        "no kernel plane: traffic that does not use the proxy is not seen and not stopped",
+        "no identity by source address, MAC or cgroup: agents are known by their credentials alone",
+        "no transparent steering and no kernel forwarding: `direct` permits nothing here",
+        "no judgement of the proxy's own connections by the kernel",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+// === impl KernelPlane ===
+
+impl KernelPlane {
+    async fn apply(&self, document: Document) -> Result<()> {
+        let plan = Plan::new(&document, &self.interfaces.agents)?;
+        let mut tables = self.tables.lock().await;
+        let live = tables.live()?.number;
+        let known = self.live.lock().clone();
+        if let Some(known) = &known
+            && known.generation == document.generation
+        {
+            ensure!(
+                *known == document,
+                "generation {} is live with other contents; a change needs a new number",
+                document.generation
+            );
+            return Ok(());
+        }
+        let before = known.map_or(live, |k| k.generation);
+        if before >= document.generation {
+            // Numbers ran backwards (the state was lost, or the file that tells what is live): records
+            // of flows may carry this very number, so none may survive.
+            tracing::warn!(before, generation = document.generation, "generation numbers ran backwards");
+            tables.close()?;
+            self.flush()?;
+            let detail = format!(
+                "generation {} follows {before}: live flows were cut, to be judged anew",
+                document.generation
+            );
+            self.spool.change(detail);
+        }
+        tables.apply(&plan).await?;
+        self.names.learn(&document);
+        for skipped in &plan.skipped {
+            tracing::warn!("{skipped}");
+        }
+        *self.skipped.lock() = plan.skipped;
+        tracing::info!(generation = document.generation, "generation is live");
+        *self.live.lock() = Some(document);
+        Ok(())
+    }
+
+    /// Ends every flow.
+    fn flush(&self) -> Result<()> {
+        let ended = tokio::task::block_in_place(|| self.flows.remove(|_, _| true))?;
+        for record in ended.iter().filter_map(|(key, flow)| self.names.outcome(key, flow)) {
+            self.spool.push(record);
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Result<DatapathStatus> {
+        let generation = self.live.lock().as_ref().map_or(0, |d| d.generation);
+        let mut absent = self.skipped.lock().clone();
+        if let Err(why) = &self.workloads {
+            absent.push(format!("local workloads are not governed: {why}"));
+        }
+        absent.extend(
+            self.attached.iter().filter(|(_, a)| a.xdp == "generic").map(|(name, _)| {
+                format!("no native XDP on `{name}`: packets are dropped later, at more cost")
+            }),
+        );
+        absent.push("the proxy's own connections are judged by the proxy, not by the kernel".to_owned());
+        Ok(DatapathStatus {
+            mode: "kernel".to_owned(),
+            generation,
+            interfaces: self.interface_status(),
+            flows: self.flows.live(),
+            flows_max: u64::from(bound::FLOWS_MAX),
+            counters: self.counters.named().context("cannot read the counters")?,
+            absent,
+        })
+    }
+
+    fn interface_status(&self) -> Vec<InterfaceStatus> {
+        let roles = [
+            (Role::Agents, &self.interfaces.agents),
+            (Role::Uplink, &self.interfaces.uplinks),
+            (Role::Management, &self.interfaces.management),
+        ];
+        let mut interfaces = Vec::new();
+        for (role, members) in roles {
+            for name in members.keys() {
+                let attached = self.attached.get(name);
+                interfaces.push(InterfaceStatus {
+                    name: name.clone(),
+                    role: role.name().to_owned(),
+                    xdp: attached.map_or("off", |a| a.xdp).to_owned(),
+                    tc: attached.map_or("off", |a| a.tc).to_owned(),
+                });
+            }
+        }
+        interfaces
+    }
+}
+
+/// Whether this process may do what the kernel mode needs, in the order it will need it.
+///
+/// # Errors
+/// With the remedy.
+pub fn check_privilege(config: &Config) -> Result<()> {
+    ensure!(
+        cfg!(target_endian = "little"),
+        "the kernel programs are built for little-endian machines; use `mode = \"none\"`"
+    );
+    ensure!(
+        config.proxy.listen.len() < clawgress_api::handover::DESCRIPTORS_MAX - 3,
+        "too many addresses in `listen`"
+    );
+    Ok(())
+}

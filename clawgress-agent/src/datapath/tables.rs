@@ -1,0 +1,424 @@
+//! The policy tables: a generation is written aside into the free slot, goes live by one write, and the
+//! old slot is cleared when no packet can be reading it any more.
+//!
+//! Must never write into the live slot, but for workloads, which come and go between generations.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
+use clawgress_api::KernelGeneration;
+use clawgress_ebpf_common::{
+    Address, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DESTINATION_OTHER, DestinationKey, DropReason,
+    Generation, Verdict, VerdictKey, action, bind_flag, bound, map, protocol, user,
+};
+use clawgress_identity::AgentState;
+use clawgress_policy::Transport;
+use clawgress_policy::kernel::{KernelAction, KernelTables};
+use ipnet::IpNet;
+
+use super::bpf::Plain;
+use super::object::take;
+
+/// Bits before the address in keys of bindings and of destinations.
+const BIND_FIXED_BITS: u32 = 64;
+const DESTINATION_FIXED_BITS: u32 = 32;
+/// Bits of `::ffff:0:0`, before an IPv4 address.
+const MAPPED_BITS: u32 = 96;
+/// Ports there are.
+const PORTS: usize = 1 << 16;
+/// Longest a program run can still read the slot it read the generation for: runs take microseconds and
+/// are not preempted; this is four orders of magnitude more.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The tables of one generation, checked, in map form, for either slot.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The number that goes live; 0 (deny all) while there is no policy.
+    number: u64,
+    bindings: BTreeMap<(u32, u32, Address), Bind>,
+    destinations: BTreeMap<(u32, Address), u32>,
+    ports: Vec<u16>,
+    verdicts: Vec<(VerdictKey, Verdict)>,
+    classes: BTreeMap<u32, (u32, u16)>,
+    /// Sources that name no agents' interface of this node, in words.
+    pub skipped: Vec<String>,
+}
+
+/// Why a generation was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Number 0 means "no policy yet".
+    #[error("generation 0 cannot be applied")]
+    Number,
+    /// A table is larger than its map's half.
+    #[error("the generation has {count} {what}, and the kernel holds {max}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// Two agents claim one source.
+    #[error("agents {0} and {1} have the same source `{2}`; remove it from one of them")]
+    SameSource(u32, u32, String),
+    /// Port ranges that don't start at 0 or don't ascend.
+    #[error("the port ranges do not start at 0, or do not ascend")]
+    Ports,
+    /// A cell that can't be.
+    #[error("a verdict cell is not valid: {0}")]
+    Cell(&'static str),
+}
+
+/// The maps that hold generations.
+pub struct Tables {
+    generation: Array<MapData, u64>,
+    bindings: LpmTrie<MapData, Plain<BindKey>, Plain<Bind>>,
+    destinations: LpmTrie<MapData, Plain<DestinationKey>, u32>,
+    ports: Array<MapData, u16>,
+    verdicts: HashMap<MapData, Plain<VerdictKey>, Plain<Verdict>>,
+    cgroups: HashMap<MapData, Plain<CgroupKey>, Plain<Bind>>,
+    /// Ports as last written to each slot, so that a generation with the same ranges writes none.
+    written_ports: [Option<Vec<u16>>; 2],
+    /// Agent index to class and flags, in the live generation.
+    classes: BTreeMap<u32, (u32, u16)>,
+    committed: Option<Instant>,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// Checks `document` and lays it out. `interfaces` are the agents' interfaces, name to index.
+    ///
+    /// # Errors
+    /// If it is inconsistent or exceeds a map's half; nothing has been written then.
+    pub fn new(
+        document: &KernelGeneration<KernelTables>,
+        interfaces: &BTreeMap<String, u32>,
+    ) -> Result<Plan, PlanError> {
+        if document.generation == 0 {
+            return Err(PlanError::Number);
+        }
+        let none = KernelTables::default();
+        let tables = document.tables.as_ref().unwrap_or(&none);
+        let number = if document.tables.is_some() { document.generation } else { 0 };
+        let mut plan = Plan {
+            number,
+            bindings: BTreeMap::new(),
+            destinations: destinations(&tables.destinations),
+            ports: ports(&tables.ports)?,
+            verdicts: Vec::with_capacity(tables.verdicts.len()),
+            classes: BTreeMap::new(),
+            skipped: Vec::new(),
+        };
+        for agent in &document.agents {
+            let class = tables.agents.get(&agent.index).copied().unwrap_or(CLASS_UNAUTHENTICATED);
+            let flags = if agent.state == AgentState::Active { 0 } else { bind_flag::DISABLED };
+            plan.classes.insert(agent.index, (class, flags));
+            for source in &agent.sources {
+                let Some(&ifindex) = interfaces.get(&source.interface) else {
+                    plan.skipped
+                        .push(format!("agent `{}`: `{source}` names no agents' interface here", agent.id));
+                    continue;
+                };
+                let (bits, address) = prefix(&source.prefix);
+                let bind = Bind {
+                    agent: agent.index,
+                    class,
+                    mac: source.mac.map_or([0; 6], |m| m.0),
+                    flags: flags | if source.mac.is_some() { bind_flag::MAC } else { 0 },
+                };
+                if let Some(other) = plan.bindings.insert((ifindex, bits, address), bind)
+                    && other.agent != agent.index
+                {
+                    return Err(PlanError::SameSource(other.agent, agent.index, source.to_string()));
+                }
+            }
+        }
+        shield_mapped_bindings(&mut plan.bindings);
+        for cell in &tables.verdicts {
+            let key = VerdictKey {
+                agent_class: cell.agent_class,
+                destination_class: cell.destination_class,
+                port_class: cell.port_class,
+                protocol: protocol_of(cell.transport),
+                slot: 0,
+            };
+            plan.verdicts.push((key, verdict(cell.action, cell.transport, cell.policies)?));
+        }
+        plan.check()
+    }
+
+    fn check(self) -> Result<Plan, PlanError> {
+        let half = |max: u32| (max / 2) as usize;
+        for (what, count, max) in [
+            ("source prefixes", self.bindings.len(), half(bound::BINDINGS_MAX)),
+            ("destination prefixes", self.destinations.len(), half(bound::DESTINATIONS_MAX)),
+            ("verdict cells", self.verdicts.len(), half(bound::VERDICTS_MAX)),
+        ] {
+            if count > max {
+                return Err(PlanError::TooMany { what, count, max });
+            }
+        }
+        Ok(self)
+    }
+}
+
+fn verdict(kernel: KernelAction, transport: Transport, policies: u32) -> Result<Verdict, PlanError> {
+    let (action, reason) = match kernel {
+        KernelAction::Deny(code) if DropReason::from_code(code).is_some() => (action::DENY, code),
+        KernelAction::Deny(_) => return Err(PlanError::Cell("it denies without a known reason")),
+        KernelAction::Steer if transport == Transport::Tcp => (action::STEER, 0),
+        KernelAction::Steer => return Err(PlanError::Cell("only TCP can be steered")),
+        KernelAction::Direct => (action::DIRECT, 0),
+    };
+    Ok(Verdict { action, reason, policies })
+}
+
+/// Number of `transport` in keys.
+#[must_use]
+pub fn protocol_of(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => protocol::TCP,
+        Transport::Udp => protocol::UDP,
+        Transport::Icmp => protocol::ICMP,
+    }
+}
+
+/// Bits and address of a prefix in map form.
+fn prefix(net: &IpNet) -> (u32, Address) {
+    let net = net.trunc();
+    let bits = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { MAPPED_BITS } else { 0 };
+    (bits, user::address(net.addr()))
+}
+
+/// Whether an IPv6 prefix takes in `::ffff:0:0/96`, and with it every IPv4 address in map form.
+fn takes_in_mapped(bits: u32, address: Address) -> bool {
+    IpNet::new(IpAddr::from(address), u8::try_from(bits).unwrap_or(u8::MAX))
+        .is_ok_and(|net| bits < MAPPED_BITS && net.contains(&IpAddr::from(mapped_root())))
+}
+
+fn mapped_root() -> Address {
+    user::address(IpAddr::from([0, 0, 0, 0]))
+}
+
+/// Longest prefixes; where an IPv6 prefix is so short that it takes in the mapped addresses, IPv4 gets an
+/// entry of its own that says what no entry says.
+fn destinations(prefixes: &[(IpNet, u32)]) -> BTreeMap<(u32, Address), u32> {
+    let mut map = BTreeMap::new();
+    for (net, class) in prefixes {
+        map.insert(prefix(net), *class);
+    }
+    if map.keys().any(|&(bits, address)| takes_in_mapped(bits, address)) {
+        map.entry((MAPPED_BITS, mapped_root())).or_insert(DESTINATION_OTHER);
+    }
+    map
+}
+
+fn shield_mapped_bindings(bindings: &mut BTreeMap<(u32, u32, Address), Bind>) {
+    let wide: Vec<u32> = bindings
+        .keys()
+        .filter(|&&(_, bits, address)| takes_in_mapped(bits, address))
+        .map(|&(ifindex, _, _)| ifindex)
+        .collect();
+    for ifindex in wide {
+        bindings.entry((ifindex, MAPPED_BITS, mapped_root())).or_default();
+    }
+}
+
+/// Class of each port.
+fn ports(ranges: &[(u16, u16)]) -> Result<Vec<u16>, PlanError> {
+    let mut classes = vec![0; PORTS];
+    let mut before = None;
+    for &(first, class) in ranges {
+        if before.map_or(first != 0, |b| first <= b) {
+            return Err(PlanError::Ports);
+        }
+        before = Some(first);
+        if let Some(rest) = classes.get_mut(usize::from(first)..) {
+            rest.fill(class);
+        }
+    }
+    Ok(classes)
+}
+
+// === impl Tables ===
+
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tables").field("live", &self.live().ok()).finish_non_exhaustive()
+    }
+}
+
+impl Tables {
+    /// Takes the maps out of the object; what they hold stays live.
+    ///
+    /// # Errors
+    /// If a map is missing or of another layout.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Tables> {
+        Ok(Tables {
+            generation: take(ebpf, map::GENERATION)?,
+            bindings: take(ebpf, map::BINDINGS)?,
+            destinations: take(ebpf, map::DESTINATIONS)?,
+            ports: take(ebpf, map::PORTS)?,
+            verdicts: take(ebpf, map::VERDICTS)?,
+            cgroups: take(ebpf, map::CGROUPS)?,
+            written_ports: [None, None],
+            classes: BTreeMap::new(),
+            committed: None,
+        })
+    }
+
+    /// What is live.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn live(&self) -> Result<Generation> {
+        Ok(Generation::unpack(self.generation.get(&0, 0)?))
+    }
+
+    /// Stops everything but the gateway's services, until the next commit.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn close(&mut self) -> Result<()> {
+        let slot = self.live()?.slot;
+        Ok(self.generation.set(0, Generation { number: 0, slot }.pack(), 0)?)
+    }
+
+    /// Prepares `plan` in the free slot, with the workloads that are registered now, and commits it.
+    ///
+    /// # Errors
+    /// If a map can't be written; the former generation is live then.
+    pub async fn apply(&mut self, plan: &Plan) -> Result<()> {
+        if let Some(committed) = self.committed {
+            tokio::time::sleep_until((committed + GRACE).into()).await;
+        }
+        let slot = 1 - self.live()?.slot;
+        tokio::task::block_in_place(|| self.prepare(plan, slot)).context("cannot write the tables")?;
+        self.generation.set(0, Generation { number: plan.number, slot }.pack(), 0)?;
+        self.committed = Some(Instant::now());
+        self.classes.clone_from(&plan.classes);
+        tokio::time::sleep(GRACE).await;
+        if let Err(error) = tokio::task::block_in_place(|| self.clear(1 - slot)) {
+            // The next generation clears it before it writes.
+            tracing::warn!(%error, "cannot clear the former slot");
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, plan: &Plan, slot: u32) -> Result<(), MapError> {
+        let workloads: Vec<_> = self.workloads()?;
+        self.clear(slot)?;
+        for (&(ifindex, bits, address), bind) in &plan.bindings {
+            let key = Key::new(BIND_FIXED_BITS + bits, Plain(BindKey { slot, ifindex, address }));
+            self.bindings.insert(&key, Plain(*bind), 0)?;
+        }
+        for (&(bits, address), class) in &plan.destinations {
+            let key = Key::new(DESTINATION_FIXED_BITS + bits, Plain(DestinationKey { slot, address }));
+            self.destinations.insert(&key, class, 0)?;
+        }
+        for (key, verdict) in &plan.verdicts {
+            let key = VerdictKey { slot: u8::try_from(slot).unwrap_or(u8::MAX), ..*key };
+            self.verdicts.insert(Plain(key), Plain(*verdict), 0)?;
+        }
+        self.write_ports(&plan.ports, slot)?;
+        for (cgroup, agent) in workloads {
+            let bind = workload(&plan.classes, agent);
+            self.cgroups.insert(Plain(CgroupKey { cgroup, slot, pad: 0 }), Plain(bind), 0)?;
+        }
+        Ok(())
+    }
+
+    fn write_ports(&mut self, ports: &[u16], slot: u32) -> Result<(), MapError> {
+        let written = self.written_ports.get_mut(slot as usize).and_then(Option::take);
+        for (port, class) in (0u32..).zip(ports) {
+            if written.as_ref().and_then(|w| w.get(port as usize)) != Some(class) {
+                self.ports.set(slot << 16 | port, class, 0)?;
+            }
+        }
+        if let Some(written) = self.written_ports.get_mut(slot as usize) {
+            *written = Some(ports.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Removes every entry of `slot`. Ports stay: they mean nothing without verdicts.
+    fn clear(&mut self, slot: u32) -> Result<(), MapError> {
+        let keys: Vec<_> = self.bindings.keys().collect::<Result<_, _>>()?;
+        for key in keys.iter().filter(|k| k.data().0.slot == slot) {
+            gone(self.bindings.remove(key))?;
+        }
+        let keys: Vec<_> = self.destinations.keys().collect::<Result<_, _>>()?;
+        for key in keys.iter().filter(|k| k.data().0.slot == slot) {
+            gone(self.destinations.remove(key))?;
+        }
+        let keys: Vec<_> = self.verdicts.keys().collect::<Result<_, _>>()?;
+        for key in keys.iter().filter(|k| u32::from(k.0.slot) == slot) {
+            gone(self.verdicts.remove(key))?;
+        }
+        let keys: Vec<_> = self.cgroups.keys().collect::<Result<_, _>>()?;
+        for key in keys.iter().filter(|k| k.0.slot == slot) {
+            gone(self.cgroups.remove(key))?;
+        }
+        Ok(())
+    }
+
+    /// Workloads registered in the live slot: cgroup id and agent.
+    fn workloads(&self) -> Result<Vec<(u64, u32)>, MapError> {
+        let Generation { slot, .. } = Generation::unpack(self.generation.get(&0, 0)?);
+        let mut workloads = Vec::new();
+        for entry in self.cgroups.iter() {
+            let (key, bind) = entry?;
+            if key.0.slot == slot {
+                workloads.push((key.0.cgroup, bind.0.agent));
+            }
+        }
+        Ok(workloads)
+    }
+
+    /// Registers a workload's cgroup.
+    ///
+    /// # Errors
+    /// If there are as many as the map's half holds, or it can't be written.
+    pub fn register(&mut self, cgroup: u64, agent: u32) -> Result<()> {
+        let max = (bound::CGROUPS_MAX / 2) as usize;
+        anyhow::ensure!(self.workloads()?.len() < max, "{max} workloads are open already; close some");
+        let slot = self.live()?.slot;
+        let bind = workload(&self.classes, agent);
+        Ok(self.cgroups.insert(Plain(CgroupKey { cgroup, slot, pad: 0 }), Plain(bind), 0)?)
+    }
+
+    /// Forgets a workload: what still runs in it is anonymous.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn forget(&mut self, cgroup: u64) -> Result<()> {
+        for slot in 0..2 {
+            gone(self.cgroups.remove(&Plain(CgroupKey { cgroup, slot, pad: 0 })))?;
+        }
+        Ok(())
+    }
+}
+
+/// The binding of a local workload.
+fn workload(classes: &BTreeMap<u32, (u32, u16)>, agent: u32) -> Bind {
+    // An agent that is not in the generation may do nothing.
+    let (class, flags) = classes.get(&agent).copied().unwrap_or((CLASS_UNAUTHENTICATED, bind_flag::DISABLED));
+    Bind { agent, class, mac: [0; 6], flags }
+}
+
+/// A missing key is what was wanted.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

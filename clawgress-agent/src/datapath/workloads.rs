@@ -1,0 +1,117 @@
+//! Local workloads: a cgroup each, below one that carries the socket hooks. What runs in there reaches
+//! the gateway's services and what policy forwards, and nothing else.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clawgress_api::config::Config;
+
+/// Longest name of a workload, bytes.
+const NAME_BYTES_MAX: usize = 64;
+/// Attempts, and the pause between them, to remove a cgroup whose processes were just killed.
+const REMOVE_ATTEMPTS: usize = 50;
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// The cgroup all workloads of this node are in.
+#[derive(Clone, Debug)]
+pub struct Workloads {
+    parent: PathBuf,
+}
+
+impl Workloads {
+    /// Makes the parent cgroup. It is named after the pin directory, so that two gateways on one machine
+    /// don't govern each other's workloads.
+    ///
+    /// # Errors
+    /// If there is no cgroup v2, or it can't be written.
+    pub fn open(config: &Config) -> Result<Workloads> {
+        let workloads = Workloads::locate(config)?;
+        let parent = &workloads.parent;
+        fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+        Ok(workloads)
+    }
+
+    /// Where the parent cgroup is, or would be.
+    ///
+    /// # Errors
+    /// If there is no cgroup v2.
+    pub fn locate(config: &Config) -> Result<Workloads> {
+        let root = match &config.datapath.cgroup {
+            Some(root) => root.clone(),
+            None => mounted()?,
+        };
+        let instance = config.datapath.bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
+        Ok(Workloads { parent: root.join("clawgress").join(instance) })
+    }
+
+    /// The cgroup that carries the hooks.
+    #[must_use]
+    pub fn parent(&self) -> &Path {
+        &self.parent
+    }
+
+    /// Makes a workload's cgroup, and gives its path and id.
+    ///
+    /// # Errors
+    /// If the name is no name, is in use, or the cgroup can't be made.
+    pub fn create(&self, name: &str) -> Result<(PathBuf, u64)> {
+        let is_valid = !name.is_empty()
+            && name.len() <= NAME_BYTES_MAX
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        ensure!(
+            is_valid,
+            "`{name}` is not a workload name: 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, `-`, `_`"
+        );
+        let path = self.parent.join(name);
+        fs::create_dir(&path).with_context(|| format!("cannot create `{}`", path.display()))?;
+        let id = fs::metadata(&path)?.ino();
+        Ok((path, id))
+    }
+
+    /// Kills what is left in a workload's cgroup and removes it.
+    ///
+    /// # Errors
+    /// If `path` is not a workload's, or processes don't end.
+    pub async fn remove(&self, path: &Path) -> Result<()> {
+        ensure!(path.parent() == Some(&self.parent), "`{}` is not a workload's cgroup", path.display());
+        if let Err(error) = fs::write(path.join("cgroup.kill"), "1")
+            && error.kind() == io::ErrorKind::NotFound
+        {
+            return Ok(());
+        }
+        for _ in 0..REMOVE_ATTEMPTS {
+            match fs::remove_dir(path) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    tokio::time::sleep(REMOVE_PAUSE).await;
+                }
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot remove `{}`", path.display()));
+                }
+            }
+        }
+        bail!("processes in `{}` do not end", path.display())
+    }
+
+    /// Removes the parent, if no workload is left in it.
+    pub fn remove_parent(&self) {
+        // A workload that is left keeps it, and it does no harm.
+        let _ = fs::remove_dir(&self.parent);
+    }
+}
+
+/// The first cgroup v2 mount.
+fn mounted() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let found = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let path = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+    });
+    found.context("no cgroup v2 is mounted; mount one, or name it as `cgroup` in [datapath]")
+}

@@ -1,0 +1,172 @@
+//! Flow records: found, created within the table's bound, re-judged when the generation moved on.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use clawgress_ebpf_common::{
+    CLASS_UNAUTHENTICATED, DropReason, Flow, FlowKey, Generation, action, bind_flag, flow_flag, protocol,
+};
+
+use crate::event::now;
+use crate::judge::{self, Judgement};
+use crate::map::FLOWS;
+use crate::parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the agent.
+    Out,
+    /// To the agent.
+    Back,
+}
+
+/// `-EEXIST`: another CPU created the same flow first.
+const EEXIST: i32 = -17;
+
+/// The live record of `key`.
+#[inline(always)]
+pub fn find(key: &FlowKey) -> Option<*mut Flow> {
+    FLOWS.get_ptr_mut(key)
+}
+
+/// Whether `packet` may start a flow: any UDP or echo, but TCP only by SYN.
+#[inline(always)]
+pub fn is_start(packet: &Packet) -> bool {
+    packet.key.protocol != protocol::TCP
+        || packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
+}
+
+/// Records a permitted new flow.
+#[inline(always)]
+pub fn create(packet: &Packet, generation: u64, judged: &Judgement) -> Result<u64, Judgement> {
+    let at_ns = now();
+    let flow = Flow {
+        generation,
+        created_ns: at_ns,
+        last_ns: at_ns,
+        tx_packets: 1,
+        tx_bytes: packet.bytes as u64,
+        rx_packets: 0,
+        rx_bytes: 0,
+        agent: judged.agent,
+        policies: judged.policies,
+        action: judged.action,
+        flags: if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
+        pad: 0,
+    };
+    match FLOWS.insert(&packet.key, &flow, BPF_NOEXIST as u64) {
+        Ok(()) | Err(EEXIST) => Ok(at_ns),
+        Err(_) => Err(Judgement::deny(DropReason::FlowTableFull, judged.agent)),
+    }
+}
+
+/// Counts `packet` and notes how TCP ends.
+#[inline(always)]
+pub fn touch(flow: *mut Flow, packet: &Packet, way: Way) {
+    let bytes = packet.bytes as u64;
+    // SAFETY: `flow` comes from a lookup in this program run. The table is preallocated, so the memory
+    // stays a flow record; if it was deleted and reused meanwhile, counters of another flow are off by
+    // one packet, and no verdict reads them.
+    unsafe {
+        (*flow).last_ns = now();
+        let (packets, total) = match way {
+            Way::Out => (&raw mut (*flow).tx_packets, &raw mut (*flow).tx_bytes),
+            Way::Back => (&raw mut (*flow).rx_packets, &raw mut (*flow).rx_bytes),
+        };
+        add(packets, 1);
+        add(total, bytes);
+        if packet.key.protocol != protocol::TCP {
+            return;
+        }
+        // Two CPUs may lose one of two flags set at once; user space then waits the longer time-out.
+        let flags = (*flow).flags;
+        let mut next = flags;
+        if packet.tcp_flags & TCP_RST != 0 {
+            next |= flow_flag::RST;
+        } else if packet.tcp_flags & TCP_FIN != 0 {
+            next |= if way == Way::Out { flow_flag::FIN_TX } else { flow_flag::FIN_RX };
+        } else if way == Way::Out && is_start(packet) {
+            // The tuple is used again.
+            next &= flow_flag::REPORTED;
+        }
+        if next != flags {
+            (*flow).flags = next;
+        }
+    }
+}
+
+/// Adds atomically: packets of one flow may be on several CPUs.
+///
+/// # Safety
+/// `to` points to a counter in a map value.
+#[inline(always)]
+unsafe fn add(to: *mut u64, value: u64) {
+    // The target has no compare-and-swap in its oldest version, so `core` offers no atomic
+    // arithmetic; the instruction for this one has always been there.
+    // SAFETY: the caller's promise; the instruction reads and writes the 8 bytes at `to`.
+    unsafe { asm!("lock *(u64 *)({to} + 0) += {value}", to = in(reg) to, value = in(reg) value) }
+}
+
+/// The action of a known flow. A record of another generation is judged again and brought up to date;
+/// one that may not go on as it was stays, marked denied, until user space has told its end.
+#[inline(always)]
+pub fn confirm(
+    flow: *mut Flow,
+    key: &FlowKey,
+    generation: Generation,
+    is_start: bool,
+) -> Result<Judgement, Judgement> {
+    // SAFETY: as in `touch`; the fields are read once, into a copy.
+    let (number, agent, policies, code) = unsafe {
+        let number = (&raw const (*flow).generation).read_volatile();
+        (number, (*flow).agent, (*flow).policies, (*flow).action)
+    };
+    if number == generation.number && number != 0 && code != action::DENY {
+        return Ok(Judgement { action: code, reason: 0, policies, agent });
+    }
+    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
+    again(generation.pack(), key, &mut judged);
+    let is_same = judged.agent == agent && judged.action == code;
+    // A connection cannot move between L7 and the kernel, or to another agent, in its midst.
+    let is_allowed = judged.action != action::DENY && (is_same || is_start);
+    let next = if is_allowed { judged.action } else { action::DENY };
+    // SAFETY: as in `touch`. Whoever judges at this generation writes the same values; the generation
+    // is written last, so that a reader who sees it sees the rest.
+    unsafe {
+        if is_allowed {
+            (&raw mut (*flow).agent).write_volatile(judged.agent);
+            (&raw mut (*flow).policies).write_volatile(judged.policies);
+        }
+        (&raw mut (*flow).action).write_volatile(next);
+        (&raw mut (*flow).generation).write_volatile(generation.number);
+    }
+    if is_allowed {
+        Ok(judged)
+    } else if judged.action == action::DENY {
+        Err(judged)
+    } else {
+        Err(Judgement::deny(DropReason::FlowUnknown, agent))
+    }
+}
+
+/// The stateless judgement by the flow's own key, for either direction.
+// VERIFIER: a function of its own, so that both TC programs share its instructions.
+#[inline(never)]
+fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
+    let generation = Generation::unpack(generation);
+    *judged = if generation.number == 0 {
+        Judgement::deny(DropReason::PolicyMissing, 0)
+    } else {
+        match judge::binding(generation, key.ifindex, key.source) {
+            None => Judgement::deny(DropReason::Anonymous, 0),
+            Some(bind) if bind.flags & bind_flag::DISABLED != 0 => {
+                Judgement::deny(DropReason::AgentDisabled, bind.agent)
+            }
+            Some(bind) if bind.class == CLASS_UNAUTHENTICATED => {
+                Judgement::deny(DropReason::Anonymous, bind.agent)
+            }
+            Some(bind) => judge::verdict(generation, &bind, key),
+        }
+    };
+}

@@ -1,0 +1,78 @@
+//! Bytes of a frame, read either in place (constant offsets) or through a helper (offsets that
+//! depend on the packet). Must never read past what the driver gave.
+
+use core::ffi::c_void;
+use core::mem::size_of;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::programs::{TcContext, XdpContext};
+
+/// A received frame, starting with its Ethernet header.
+pub trait Frame {
+    /// Start and end of the bytes that can be read in place.
+    fn bounds(&self) -> (usize, usize);
+    /// Bytes of the whole frame.
+    fn length(&self) -> u32;
+    /// Copies `length` bytes at `offset`; 0 if they are there.
+    fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64;
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: `ctx` is the program's own context.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64 {
+        // SAFETY: `copy` passes a destination of `length` bytes.
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, length) }
+    }
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64 {
+        // SAFETY: `copy` passes a destination of `length` bytes.
+        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, to, length) }
+    }
+}
+
+/// The `T` at a constant `offset`, if the frame has it in place.
+// VERIFIER: the comparison and the read use the same sum, with nothing variable in it; an offset that
+// depends on the packet must go through `copy`.
+#[inline(always)]
+pub fn at<T: Copy>(frame: &impl Frame, offset: usize) -> Option<T> {
+    let (start, end) = frame.bounds();
+    if start + offset + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: the bytes are within the frame (checked above). BPF loads need no alignment on the
+    // machines we run on; the verifier refuses the program where they do.
+    Some(unsafe { *((start + offset) as *const T) })
+}
+
+/// The `T` at any `offset`. `T` must be plain bytes.
+#[inline(always)]
+pub fn copy<T: Copy + Default>(frame: &impl Frame, offset: u32) -> Option<T> {
+    let mut value = T::default();
+    let to = core::ptr::from_mut(&mut value).cast();
+    if frame.load(offset, to, size_of::<T>() as u32) == 0 { Some(value) } else { None }
+}

@@ -1,0 +1,178 @@
+//! Who a source is, and what it may reach: the part of a verdict that needs no flow. XDP, TC and the
+//! cgroup hooks share it, so that they cannot disagree.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use clawgress_ebpf_common::{
+    Address, Bind, BindKey, CLASS_UNAUTHENTICATED, DESTINATION_OTHER, DestinationKey, DropReason, FlowKey,
+    Generation, SelfAddress, VerdictKey, action, bind_flag, protocol,
+};
+
+use crate::map::{BINDINGS, DESTINATIONS, PORTS, SELF, VERDICTS};
+use crate::parse::{Kind, Packet};
+
+/// A verdict with all that a flow record or a report needs.
+#[derive(Clone, Copy)]
+pub struct Judgement {
+    /// `action` code.
+    pub action: u16,
+    /// `DropReason` code if it is deny.
+    pub reason: u16,
+    /// Index of the determining policy ids.
+    pub policies: u32,
+    /// The registry's index of the agent.
+    pub agent: u32,
+}
+
+impl Judgement {
+    /// Denied for `reason`.
+    #[inline(always)]
+    pub fn deny(reason: DropReason, agent: u32) -> Self {
+        Judgement { action: action::DENY, reason: reason.code(), policies: 0, agent }
+    }
+}
+
+/// Bits of slot and interface, which always match exactly, and of a whole address.
+const BIND_FIXED_BITS: u32 = 64;
+const DESTINATION_FIXED_BITS: u32 = 32;
+const ADDRESS_BITS: u32 = 128;
+
+/// An LPM key with the alignment of its fields. `aya_ebpf`'s is packed, and packed stores are byte
+/// stores on this target.
+#[repr(C)]
+struct Lookup<K> {
+    prefix_bits: u32,
+    key: K,
+}
+
+impl<K> Lookup<K> {
+    #[inline(always)]
+    fn key(&self) -> &Key<K> {
+        // SAFETY: `K` is one of our keys, of alignment 4 at most, so both types have the same size
+        // and fields at the same offsets; the packed one asks for less alignment.
+        unsafe { &*core::ptr::from_ref(self).cast::<Key<K>>() }
+    }
+}
+
+/// The binding of `address`, if there is one.
+#[inline(always)]
+pub fn binding(generation: Generation, ifindex: u32, address: Address) -> Option<Bind> {
+    let lookup = Lookup {
+        prefix_bits: BIND_FIXED_BITS + ADDRESS_BITS,
+        key: BindKey { slot: generation.slot, ifindex, address },
+    };
+    BINDINGS.get(lookup.key()).copied()
+}
+
+/// The class and agent of a source. Without a binding it is unauthenticated.
+#[inline(always)]
+pub fn source(generation: Generation, packet: &Packet) -> Result<Bind, Judgement> {
+    let Some(bind) = binding(generation, packet.key.ifindex, packet.key.source) else {
+        return Ok(Bind { agent: 0, class: CLASS_UNAUTHENTICATED, mac: [0; 6], flags: 0 });
+    };
+    if bind.flags & bind_flag::MAC != 0 && bind.mac != packet.mac {
+        // Not the agent: whoever it is, the record must not carry the agent's name.
+        return Err(Judgement::deny(DropReason::SourceSpoofed, 0));
+    }
+    if bind.flags & bind_flag::DISABLED != 0 {
+        return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
+    }
+    Ok(bind)
+}
+
+/// Whether a neighbour message may speak for the address it claims: not for the gateway's, and not
+/// for one that is bound to another MAC.
+#[inline(always)]
+pub fn neighbour(generation: Generation, packet: &Packet) -> Result<(), Judgement> {
+    // SAFETY: only presence is looked at.
+    let is_gateway = unsafe { SELF.get(&packet.key.source) }.is_some();
+    let is_other = match binding(generation, packet.key.ifindex, packet.key.source) {
+        Some(bind) => bind.flags & bind_flag::MAC != 0 && bind.mac != packet.mac,
+        None => false,
+    };
+    if is_gateway || is_other { Err(Judgement::deny(DropReason::SourceSpoofed, 0)) } else { Ok(()) }
+}
+
+/// The gateway's services at `address`, if that is its own.
+#[inline(always)]
+pub fn services(address: &Address) -> Option<SelfAddress> {
+    // SAFETY: entries are two ports and zeroes, written whole; a reader at the moment of an update
+    // sees the old or the new ports, and either is the gateway's choice.
+    unsafe { SELF.get(address) }.copied()
+}
+
+/// Whether the packet goes to a service there.
+#[inline(always)]
+pub fn is_service(services: &SelfAddress, key: &FlowKey) -> bool {
+    let port = key.destination_port_be;
+    if port == 0 {
+        return false;
+    }
+    let is_proxy = key.protocol == protocol::TCP && port == services.proxy_port_be;
+    let is_dns =
+        (key.protocol == protocol::TCP || key.protocol == protocol::UDP) && port == services.dns_port_be;
+    is_proxy || is_dns
+}
+
+/// What the tables say for `class` and the destination in `key`. Stateless.
+#[inline(always)]
+pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement {
+    let slot = generation.slot;
+    let lookup = Lookup {
+        prefix_bits: DESTINATION_FIXED_BITS + ADDRESS_BITS,
+        key: DestinationKey { slot, address: key.destination },
+    };
+    let destination_class = DESTINATIONS.get(lookup.key()).copied().unwrap_or(DESTINATION_OTHER);
+    let port_class = if key.protocol == protocol::ICMP {
+        0
+    } else {
+        let index = slot << 16 | u16::from_be(key.destination_port_be) as u32;
+        PORTS.get(index).copied().unwrap_or(0)
+    };
+    let cell = VerdictKey {
+        agent_class: bind.class,
+        destination_class,
+        port_class,
+        protocol: key.protocol,
+        slot: slot as u8,
+    };
+    // SAFETY: a slot's verdicts do not change while packets read it: user space writes the other one.
+    let Some(verdict) = (unsafe { VERDICTS.get(&cell) }) else {
+        return Judgement::deny(DropReason::PolicyDenied, bind.agent);
+    };
+    let judged = Judgement {
+        action: verdict.action,
+        reason: verdict.reason,
+        policies: verdict.policies,
+        agent: bind.agent,
+    };
+    match judged.action {
+        action::STEER if key.protocol == protocol::TCP => judged,
+        action::DIRECT => judged,
+        // Deny, and codes this program does not know.
+        action::DENY if judged.reason != 0 => judged,
+        _ => Judgement { action: action::DENY, reason: DropReason::PolicyDenied.code(), ..judged },
+    }
+}
+
+/// The stateless judgement of a packet from an agents' interface.
+#[inline(always)]
+pub fn packet(generation: Generation, packet: &Packet, kind: Kind) -> Result<(Bind, bool), Judgement> {
+    if kind != Kind::Flow || packet.is_reply {
+        return Err(Judgement::deny(DropReason::IcmpUnsupported, 0));
+    }
+    let bind = source(generation, packet)?;
+    if let Some(services) = services(&packet.key.destination) {
+        return if is_service(&services, &packet.key) {
+            Ok((bind, true))
+        } else {
+            Err(Judgement::deny(DropReason::GatewayAddress, bind.agent))
+        };
+    }
+    if generation.number == 0 {
+        return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
+    }
+    if bind.class == CLASS_UNAUTHENTICATED {
+        return Err(Judgement::deny(DropReason::Anonymous, bind.agent));
+    }
+    Ok((bind, false))
+}

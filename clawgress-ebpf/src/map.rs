@@ -1,0 +1,66 @@
+//! The maps, as `clawgress_ebpf_common::map` describes them, and the reads every program shares.
+//! Names are repeated as literals because the attribute takes no constants; user space finds each
+//! map by its constant at load, so a difference cannot go unnoticed.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
+use clawgress_ebpf_common::{
+    Address, Bind, BindKey, CgroupKey, DestinationKey, Flow, FlowKey, Generation, Pace, SeenKey, SelfAddress,
+    Verdict, VerdictKey, bound, counter, listener,
+};
+
+#[map(name = "claw_gen_v1")]
+pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
+#[map(name = "claw_bind_v1")]
+pub static BINDINGS: LpmTrie<BindKey, Bind> =
+    LpmTrie::with_max_entries(bound::BINDINGS_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_self_v1")]
+pub static SELF: HashMap<Address, SelfAddress> =
+    HashMap::with_max_entries(bound::SELF_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_dst_v1")]
+pub static DESTINATIONS: LpmTrie<DestinationKey, u32> =
+    LpmTrie::with_max_entries(bound::DESTINATIONS_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_port_v1")]
+pub static PORTS: Array<u16> = Array::with_max_entries(2 * 65_536, 0);
+// Not preallocated: few nodes come near the bound, and entries are written by user space only.
+#[map(name = "claw_verd_v1")]
+pub static VERDICTS: HashMap<VerdictKey, Verdict> =
+    HashMap::with_max_entries(bound::VERDICTS_MAX, BPF_F_NO_PREALLOC);
+// Preallocated: a flood must not be able to make the kernel allocate.
+#[map(name = "claw_flow_v1")]
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(bound::FLOWS_MAX, 0);
+#[map(name = "claw_lstn_v1")]
+pub static LISTENERS: SockMap = SockMap::with_max_entries(listener::SLOTS, 0);
+#[map(name = "claw_evnt_v1")]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(bound::EVENTS_BYTES, 0);
+#[map(name = "claw_cnt_v1")]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNTERS, 0);
+#[map(name = "claw_seen_v1")]
+pub static SEEN: LruHashMap<SeenKey, u64> = LruHashMap::with_max_entries(bound::SEEN_MAX, 0);
+#[map(name = "claw_pace_v1")]
+pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "claw_cgrp_v1")]
+pub static CGROUPS: HashMap<CgroupKey, Bind> =
+    HashMap::with_max_entries(bound::CGROUPS_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_meta_v1")]
+pub static META: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The live generation, read once a packet. Without one, number 0, which denies.
+#[inline(always)]
+pub fn generation() -> Generation {
+    match GENERATION.get_ptr(0) {
+        // SAFETY: array elements live as long as the map; volatile makes it one 8-byte read.
+        Some(value) => Generation::unpack(unsafe { value.read_volatile() }),
+        None => Generation { number: 0, slot: 0 },
+    }
+}
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(index: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the element belongs to this CPU, and programs are not preempted by themselves.
+        unsafe { *value += 1 }
+    }
+}

@@ -1,0 +1,308 @@
+//! The authoritative verdict on agents' interfaces: ingress judges, records and steers; egress lets
+//! only answers through. What leaves here without a mark, nftables drops.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_CURRENT_NETNS, TC_ACT_OK, TC_ACT_SHOT, bpf_sock, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use clawgress_ebpf_common::{
+    Address, DropReason, FlowKey, Generation, action, counter, hook, listener, mark, protocol,
+};
+
+use crate::event::{self, Place, unidentified};
+use crate::flow::{self, Way, confirm};
+use crate::frame::Frame as _;
+use crate::judge::{self, Judgement};
+use crate::map::{LISTENERS, count, generation};
+use crate::parse::{HEADERS_BYTES, Kind, Packet, parse};
+
+/// Socket state LISTEN (`BPF_TCP_LISTEN`).
+const TCP_LISTEN: u32 = 10;
+/// Bytes of a tuple, by family.
+const TUPLE_V4_BYTES: u32 = 12;
+const TUPLE_V6_BYTES: u32 = 36;
+
+/// TC ingress of an agents' interface.
+#[classifier]
+pub fn claw_tc_in(ctx: TcContext) -> i32 {
+    let generation = generation();
+    // SAFETY: the context is the program's own.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let mut packet = Packet::new(ifindex);
+    match ingress(&ctx, generation, &mut packet) {
+        Ok(mark) => {
+            let index = match mark {
+                mark::STEER => counter::STEERED,
+                mark::DIRECT => counter::DIRECT,
+                _ => counter::LOCAL,
+            };
+            count(index);
+            // SAFETY: the context is the program's own, and `mark` may be written at TC.
+            unsafe { (*ctx.skb.skb).mark = mark };
+            TC_ACT_OK
+        }
+        Err(judged) => refuse(hook::TC_INGRESS, generation, &packet, &judged),
+    }
+}
+
+/// TC egress of an agents' interface.
+#[classifier]
+pub fn claw_tc_out(ctx: TcContext) -> i32 {
+    let generation = generation();
+    // SAFETY: the context is the program's own.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let mut packet = Packet::new(ifindex);
+    match egress(&ctx, generation, &mut packet) {
+        Ok(()) => {
+            count(counter::RETURNED);
+            TC_ACT_OK
+        }
+        Err(judged) => refuse(hook::TC_EGRESS, generation, &packet, &judged),
+    }
+}
+
+#[inline(always)]
+fn refuse(hook: u16, generation: Generation, packet: &Packet, judged: &Judgement) -> i32 {
+    count(counter::TC_DROPPED);
+    let place = Place { hook, generation: generation.number };
+    event::refusal(&place, &packet.key, judged, packet.bytes);
+    TC_ACT_SHOT
+}
+
+/// Parses the frame: a `Kind` code, or a reason's code above [`REFUSED`].
+// VERIFIER: a function of its own, so that both programs share its instructions; such a function
+// returns a number, so the result is packed into one.
+#[inline(never)]
+fn read(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
+    let ctx = TcContext::new(skb);
+    match prepare(&ctx).and_then(|()| parse(&ctx, packet)) {
+        Ok(kind) => kind as u32,
+        Err(reason) => REFUSED | reason.code() as u32,
+    }
+}
+
+/// Set in what [`read`] returns for a refusal.
+const REFUSED: u32 = 1 << 16;
+
+/// What [`read`] packed.
+#[inline(always)]
+fn unpack(code: u32) -> Result<Kind, u16> {
+    if code & REFUSED != 0 {
+        return Err(code as u16);
+    }
+    if code == Kind::Neighbour as u32 {
+        Ok(Kind::Neighbour)
+    } else if code == Kind::Flow as u32 {
+        Ok(Kind::Flow)
+    } else {
+        Ok(Kind::Error)
+    }
+}
+
+/// Makes the headers contiguous and refuses VLAN tags that the driver took off the frame.
+#[inline(always)]
+fn prepare(ctx: &TcContext) -> Result<(), DropReason> {
+    let (start, end) = ctx.bounds();
+    if start + HEADERS_BYTES as usize > end {
+        let length = ctx.length();
+        let wanted = if length < HEADERS_BYTES { length } else { HEADERS_BYTES };
+        // A failure leaves the headers out of reach, and parsing then refuses them.
+        let _ = ctx.pull_data(wanted);
+    }
+    // SAFETY: the context is the program's own.
+    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+        return Err(DropReason::EthertypeUnsupported);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<u32, Judgement> {
+    let kind = match unpack(read(ctx.skb.skb, packet)) {
+        Ok(kind) => kind,
+        Err(reason) => return Err(unidentified(reason)),
+    };
+    if kind == Kind::Neighbour {
+        judge::neighbour(generation, packet)?;
+        return Ok(mark::LOCAL);
+    }
+    let (bind, is_local) = judge::packet(generation, packet, kind)?;
+    if is_local {
+        if packet.key.protocol == protocol::TCP && bind.agent != 0 {
+            local(packet, generation, bind.agent)?;
+        }
+        return Ok(mark::LOCAL);
+    }
+    let is_start = flow::is_start(packet);
+    let judged = match flow::find(&packet.key) {
+        Some(record) => {
+            let judged = confirm(record, &packet.key, generation, is_start)?;
+            flow::touch(record, packet, Way::Out);
+            judged
+        }
+        None => {
+            let judged = judge::verdict(generation, &bind, &packet.key);
+            if judged.action == action::DENY {
+                return Err(judged);
+            }
+            if !is_start {
+                return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
+            }
+            let at_ns = flow::create(packet, generation.number, &judged)?;
+            if judged.action == action::DIRECT {
+                let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
+                event::flow(&place, &packet.key, &judged, packet.bytes, at_ns);
+            }
+            judged
+        }
+    };
+    match judged.action {
+        action::DIRECT => Ok(mark::DIRECT),
+        action::STEER => steer(ctx, packet).map(|()| mark::STEER),
+        _ => Err(Judgement::deny(DropReason::PolicyDenied, bind.agent)),
+    }
+}
+
+/// The record by which L7 learns which agent a connection to the proxy comes from.
+#[inline(always)]
+fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judgement> {
+    let judged = Judgement { action: action::LOCAL, reason: 0, policies: 0, agent };
+    match flow::find(&packet.key) {
+        Some(record) => {
+            // SAFETY: as in `flow::touch`. The binding was read for this packet, so it is the truth
+            // about the source; the record follows it.
+            unsafe {
+                (&raw mut (*record).agent).write_volatile(agent);
+                (&raw mut (*record).action).write_volatile(action::LOCAL);
+                (&raw mut (*record).generation).write_volatile(generation.number);
+            }
+            flow::touch(record, packet, Way::Out);
+        }
+        None if flow::is_start(packet) => {
+            flow::create(packet, generation.number, &judged)?;
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// Gives the packet to the socket of its connection, or to the listener in the family's slot.
+#[inline(always)]
+fn steer(ctx: &TcContext, packet: &Packet) -> Result<(), Judgement> {
+    let missing = || Judgement::deny(DropReason::ListenerMissing, 0);
+    let mut tuple = tuple(packet);
+    let bytes = if packet.is_v6 { TUPLE_V6_BYTES } else { TUPLE_V4_BYTES };
+    // SAFETY: the tuple holds `bytes` of the family; the reference is released on every path below.
+    let mut socket =
+        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, bytes, BPF_F_CURRENT_NETNS as u64, 0) };
+    // A listener found by tuple is somebody listening on the destination's port: never that one.
+    // SAFETY: not null, so `state` may be read; the reference is given back once.
+    unsafe {
+        if !socket.is_null() && (*socket).state == TCP_LISTEN {
+            bpf_sk_release(socket.cast());
+            socket = core::ptr::null_mut();
+        }
+    }
+    if socket.is_null() {
+        let slot: u32 = if packet.is_v6 { listener::TCP6 } else { listener::TCP4 };
+        // SAFETY: a lookup in a socket map gives null or a referenced socket, released below.
+        socket = unsafe {
+            bpf_map_lookup_elem(
+                core::ptr::from_ref(&LISTENERS).cast_mut().cast(),
+                core::ptr::from_ref(&slot).cast(),
+            )
+            .cast::<bpf_sock>()
+        };
+        if socket.is_null() {
+            return Err(missing());
+        }
+    }
+    // SAFETY: `socket` is a referenced socket, released exactly once.
+    let assigned = unsafe {
+        let assigned = bpf_sk_assign(ctx.as_ptr(), socket.cast(), 0);
+        bpf_sk_release(socket.cast());
+        assigned
+    };
+    if assigned == 0 { Ok(()) } else { Err(missing()) }
+}
+
+#[inline(always)]
+fn tuple(packet: &Packet) -> bpf_sock_tuple {
+    let key = &packet.key;
+    if packet.is_v6 {
+        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: words(&key.source),
+            daddr: words(&key.destination),
+            sport: key.source_port_be,
+            dport: key.destination_port_be,
+        };
+        bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }
+    } else {
+        let [_, _, _, saddr] = words(&key.source);
+        let [_, _, _, daddr] = words(&key.destination);
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr,
+            daddr,
+            sport: key.source_port_be,
+            dport: key.destination_port_be,
+        };
+        bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }
+    }
+}
+
+#[inline(always)]
+fn words(address: &Address) -> [u32; 4] {
+    // SAFETY: 16 plain bytes either way.
+    unsafe { core::mem::transmute::<Address, [u32; 4]>(*address) }
+}
+
+/// Answers only: of a live flow, of the gateway itself, or neighbour messages.
+#[inline(always)]
+fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
+    let parsed = unpack(read(ctx.skb.skb, packet));
+    if let Ok(Kind::Neighbour) = parsed {
+        return Ok(());
+    }
+    if let Ok(kind) = parsed {
+        let key = if kind == Kind::Error { packet.key } else { reversed(&packet.key) };
+        if let Some(record) = flow::find(&key) {
+            // SAFETY: as in `flow::touch`.
+            let is_local = unsafe { (*record).action } == action::LOCAL;
+            if !is_local {
+                confirm(record, &key, generation, false)?;
+            }
+            flow::touch(record, packet, Way::Back);
+            return Ok(());
+        }
+    }
+    // The gateway's own: answers of its services, and errors it reports.
+    if is_own(&parsed, packet) {
+        return Ok(());
+    }
+    Err(unidentified(parsed.err().unwrap_or(DropReason::FlowUnknown.code())))
+}
+
+/// Whether the packet's source is the gateway.
+#[inline(always)]
+fn is_own(parsed: &Result<Kind, u16>, packet: &Packet) -> bool {
+    let source = if let Ok(Kind::Error) = parsed { &packet.outer } else { &packet.key.source };
+    judge::services(source).is_some()
+}
+
+#[inline(always)]
+fn reversed(key: &FlowKey) -> FlowKey {
+    FlowKey {
+        source: key.destination,
+        destination: key.source,
+        source_port_be: key.destination_port_be,
+        destination_port_be: key.source_port_be,
+        ifindex: key.ifindex,
+        protocol: key.protocol,
+        pad: [0; 3],
+    }
+}

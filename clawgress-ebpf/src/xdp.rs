@@ -1,0 +1,48 @@
+//! The early drop. It drops what the stateless tables deny, and lets go on to TC what they may
+//! permit; it never creates a flow and never permits anything by itself.
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use clawgress_ebpf_common::{Generation, action, counter, hook};
+
+use crate::event::{self, Place, unidentified};
+use crate::judge::{self, Judgement};
+use crate::map::{count, generation};
+use crate::parse::{Kind, Packet, parse};
+
+/// XDP on an agents' interface.
+#[xdp(frags)]
+pub fn claw_xdp(ctx: XdpContext) -> u32 {
+    let generation = generation();
+    let mut packet = Packet::new(ctx.ingress_ifindex() as u32);
+    match admit(&ctx, generation, &mut packet) {
+        Ok(()) => {
+            count(counter::XDP_PASSED);
+            xdp_action::XDP_PASS
+        }
+        Err(judged) => {
+            count(counter::XDP_DROPPED);
+            let place = Place { hook: hook::XDP, generation: generation.number };
+            event::refusal(&place, &packet.key, &judged, packet.bytes);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
+    let kind = match parse(ctx, packet) {
+        Ok(kind) => kind,
+        Err(reason) => return Err(unidentified(reason.code())),
+    };
+    if kind == Kind::Neighbour {
+        return judge::neighbour(generation, packet);
+    }
+    let (bind, is_local) = judge::packet(generation, packet, kind)?;
+    if is_local {
+        return Ok(());
+    }
+    let judged = judge::verdict(generation, &bind, &packet.key);
+    if judged.action == action::DENY { Err(judged) } else { Ok(()) }
+}
