@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cedar_policy::{Authorizer, Context, Entities, Entity, EntityUid, RestrictedExpression};
-use clawgress_ebpf_common::DropReason;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::address::canonical;
 use crate::kernel::plan::Plan;
 use crate::members::{Members, PrefixIndex};
-use crate::request::{Decision, Operation, Request, Scheme, Transport, TunnelProtocol};
-use crate::vocabulary::{ActionKind, ByAction, Vocabulary};
+use crate::request::{Decision, Request, Scheme, Transport, TunnelProtocol};
+use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 
+mod evaluate;
 mod parse;
 mod review;
 pub(crate) mod syntax;
@@ -109,6 +108,7 @@ pub(crate) struct Inner {
     /// The policies whose scope includes the action.
     by_action: ByAction<cedar_policy::PolicySet>,
     members: Members,
+    reads: Reads,
     /// Prefixes by which an allowing condition names addresses, longer than /0.
     named: PrefixIndex,
     plan: Plan,
@@ -156,140 +156,6 @@ impl PolicySet {
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
     }
-}
-
-// === impl Inner ===
-
-/// A request in Cedar's terms.
-struct Question {
-    resource: Entity,
-    context: Vec<(String, RestrictedExpression)>,
-}
-
-impl Inner {
-    pub(crate) fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// Decides on `policies` alone: all that apply to the action, or those of them that can match the
-    /// request's principal.
-    pub(crate) fn decide_among(&self, policies: &cedar_policy::PolicySet, request: &Request<'_>) -> Decision {
-        match self.evaluate(policies, request) {
-            Ok(decision) => decision,
-            Err(message) => Decision {
-                verdict: Err(DropReason::PolicyError),
-                policies: Vec::new(),
-                errors: vec![format!("request: {message}")],
-            },
-        }
-    }
-
-    fn evaluate(
-        &self,
-        policies: &cedar_policy::PolicySet,
-        request: &Request<'_>,
-    ) -> Result<Decision, String> {
-        if policies.is_empty() {
-            return Ok(Decision {
-                verdict: Err(DropReason::PolicyDenied),
-                policies: Vec::new(),
-                errors: Vec::new(),
-            });
-        }
-        let Question { resource, context } = self.question(&request.operation)?;
-        let principal: EntityUid = self.vocabulary.agent_uid(request.agent);
-        let action = self.vocabulary.action(ActionKind::of(&request.operation));
-        let cedar_request = cedar_policy::Request::new(
-            principal,
-            action.uid(),
-            resource.uid(),
-            Context::from_pairs(context).map_err(|e| e.to_string())?,
-            None,
-        )
-        .map_err(|e| e.to_string())?;
-        let mut entities = vec![action.clone(), resource];
-        self.vocabulary.push_agent(request.agent, &mut entities)?;
-        let entities = Entities::from_entities(entities, None).map_err(|e| e.to_string())?;
-        Ok(verdict(&Authorizer::new().is_authorized(&cedar_request, policies, &entities)))
-    }
-
-    fn question(&self, operation: &Operation<'_>) -> Result<Question, String> {
-        let string = |s: &str| RestrictedExpression::new_string(s.to_owned());
-        let long = |n: u16| RestrictedExpression::new_long(i64::from(n));
-        match operation {
-            Operation::Connect { ip, port, transport } | Operation::Direct { ip, port, transport } => {
-                let ip = canonical(*ip);
-                // ICMP has no ports; one value, so that both planes see the same.
-                let port = if *transport == Transport::Icmp { 0 } else { *port };
-                Ok(Question {
-                    resource: self.vocabulary.network(ip, self.members.sets_of_ip(ip).into_iter())?,
-                    context: vec![
-                        ("ip".to_owned(), RestrictedExpression::new_ip(ip.to_string())),
-                        ("port".to_owned(), long(port)),
-                        ("protocol".to_owned(), string(transport.name())),
-                    ],
-                })
-            }
-            Operation::Tls { host, port, alpn } => Ok(Question {
-                resource: self.host(host)?,
-                context: vec![
-                    ("port".to_owned(), long(*port)),
-                    ("alpn".to_owned(), RestrictedExpression::new_set(alpn.iter().map(|a| string(a)))),
-                ],
-            }),
-            Operation::Tunnel { host, port, protocol } => Ok(Question {
-                resource: self.host(host)?,
-                context: vec![
-                    ("port".to_owned(), long(*port)),
-                    ("protocol".to_owned(), string(protocol.name())),
-                ],
-            }),
-            Operation::Http { host, port, scheme, method, path } => Ok(Question {
-                resource: self.host(host)?,
-                context: vec![
-                    ("port".to_owned(), long(*port)),
-                    ("scheme".to_owned(), string(scheme.name())),
-                    ("method".to_owned(), string(method)),
-                    ("path".to_owned(), string(path)),
-                ],
-            }),
-        }
-    }
-
-    fn host(&self, host: &crate::Host) -> Result<Entity, String> {
-        if !host.is_canonical() {
-            // A forbid on the canonical spelling would be missed.
-            return Err("the host is not in canonical form".to_owned());
-        }
-        let text = host.to_string();
-        let sets = self.members.sets_of_host(host, &text);
-        self.vocabulary.host(text, sets.into_iter())
-    }
-}
-
-/// Cedar's answer in ours: an evaluation error denies even where Cedar would allow, because the policy
-/// that failed may have been a forbid.
-fn verdict(response: &cedar_policy::Response) -> Decision {
-    let diagnostics = response.diagnostics();
-    let mut errors = Vec::new();
-    let mut failed = BTreeSet::new();
-    for error in diagnostics.errors() {
-        let cedar_policy::AuthorizationError::PolicyEvaluationError(error) = error;
-        errors.push(format!("{}: {}", error.policy_id(), error.inner()));
-        failed.insert(error.policy_id().to_string());
-    }
-    errors.sort();
-    let reasons: BTreeSet<String> = diagnostics.reason().map(ToString::to_string).collect();
-    let (verdict, policies) = if !errors.is_empty() {
-        (Err(DropReason::PolicyError), failed)
-    } else if response.decision() == cedar_policy::Decision::Allow {
-        (Ok(()), reasons)
-    } else if reasons.is_empty() {
-        (Err(DropReason::PolicyDenied), reasons)
-    } else {
-        (Err(DropReason::PolicyForbidden), reasons)
-    };
-    Decision { verdict, policies: policies.into_iter().collect(), errors }
 }
 
 impl Transport {

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
-use cedar_policy::{Entities, Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression, Schema};
+use cedar_policy::Schema;
+use cedar_policy_core::ast::{Eid, Entity, EntityType, EntityUID, Name, PartialValue, RestrictedExpr, Value};
+use cedar_policy_core::evaluator::RestrictedEvaluator;
+use cedar_policy_core::extensions::Extensions;
 use clawgress_identity::{Agent, DEFAULT_TENANT};
 
 use crate::Operation;
@@ -95,19 +98,29 @@ impl<T> ByAction<T> {
     }
 }
 
+/// What of the entities any policy of a set reads; the rest need not be built for a decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reads {
+    /// Attributes or labels of the agent, or of what its attributes lead to.
+    pub(crate) agent: bool,
+    /// Attributes of the resource.
+    pub(crate) resource: bool,
+}
+
 /// Parsed once for the process.
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
     pub(crate) schema: Schema,
-    tenant: EntityTypeName,
-    team: EntityTypeName,
-    project: EntityTypeName,
-    environment: EntityTypeName,
-    agent: EntityTypeName,
-    network: EntityTypeName,
-    network_set: EntityTypeName,
-    host: EntityTypeName,
-    host_set: EntityTypeName,
+    tenant: EntityType,
+    team: EntityType,
+    project: EntityType,
+    environment: EntityType,
+    agent: EntityType,
+    network: EntityType,
+    network_set: EntityType,
+    host: EntityType,
+    host_set: EntityType,
+    ip: Name,
     actions: ByAction<Entity>,
 }
 
@@ -124,24 +137,26 @@ impl Vocabulary {
     fn load() -> Result<Vocabulary, String> {
         let broken = |what: &dyn std::fmt::Display| format!("the built-in schema is broken: {what}");
         let (schema, _warnings) = Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(&e))?;
-        let name = |text: &str| text.parse::<EntityTypeName>().map_err(|e| broken(&e));
-        let action_type = name("Action")?;
-        let entities: Entities = schema.action_entities().map_err(|e| broken(&e))?;
+        let kind = |text: &str| text.parse::<EntityType>().map_err(|e| broken(&e));
+        let action_type = kind("Action")?;
+        let entities = schema.action_entities().map_err(|e| broken(&e))?;
         let actions = ByAction::try_new(|action| {
-            let uid = EntityUid::from_type_name_and_id(action_type.clone(), EntityId::new(action.name()));
-            entities.get(&uid).cloned().ok_or_else(|| broken(&action.name()))
+            let uid = uid(&action_type, action.name());
+            let entity = entities.iter().map(AsRef::<Entity>::as_ref).find(|e| *e.uid() == uid);
+            entity.cloned().ok_or_else(|| broken(&action.name()))
         })?;
         Ok(Vocabulary {
             schema,
-            tenant: name("Tenant")?,
-            team: name("Team")?,
-            project: name("Project")?,
-            environment: name("Environment")?,
-            agent: name("Agent")?,
-            network: name("Network")?,
-            network_set: name("NetworkSet")?,
-            host: name("Host")?,
-            host_set: name("HostSet")?,
+            tenant: kind("Tenant")?,
+            team: kind("Team")?,
+            project: kind("Project")?,
+            environment: kind("Environment")?,
+            agent: kind("Agent")?,
+            network: kind("Network")?,
+            network_set: kind("NetworkSet")?,
+            host: kind("Host")?,
+            host_set: kind("HostSet")?,
+            ip: "ip".parse().map_err(|e| broken(&e))?,
             actions,
         })
     }
@@ -150,18 +165,16 @@ impl Vocabulary {
         self.actions.of(action)
     }
 
-    pub(crate) fn agent_uid(&self, agent: &Agent) -> EntityUid {
+    pub(crate) fn agent_uid(&self, agent: &Agent) -> EntityUID {
         uid(&self.agent, &agent.id.to_string())
     }
 
-    /// The agent and all it is in, to `entities`.
-    pub(crate) fn push_agent(&self, agent: &Agent, entities: &mut Vec<Entity>) -> Result<(), String> {
+    /// The agent and, if anything reads them, its attributes, labels and the groups it is in. Ancestors
+    /// are complete: each group's only ancestor is the tenant, which is the agent's too.
+    pub(crate) fn push_agent(&self, agent: &Agent, reads: Reads, entities: &mut Vec<Entity>) {
         let tenant = uid(&self.tenant, agent.id.tenant());
         let mut parents = HashSet::from([tenant.clone()]);
-        let mut attributes = vec![
-            ("name".to_owned(), RestrictedExpression::new_string(agent.id.name().to_owned())),
-            ("tenant".to_owned(), RestrictedExpression::new_entity_uid(tenant.clone())),
-        ];
+        let mut attributes = Vec::new();
         for (attribute, kind, name) in [
             ("team", &self.team, &agent.team),
             ("project", &self.project, &agent.project),
@@ -169,47 +182,76 @@ impl Vocabulary {
         ] {
             let Some(name) = name else { continue };
             let group = uid(kind, &qualified(agent.id.tenant(), name));
-            attributes.push((attribute.to_owned(), RestrictedExpression::new_entity_uid(group.clone())));
-            entities.push(Entity::new_no_attrs(group.clone(), HashSet::from([tenant.clone()])));
+            if reads.agent {
+                attributes.push((attribute, value(group.clone())));
+                entities.push(entity(group.clone(), Vec::new(), HashSet::from([tenant.clone()])));
+            }
             parents.insert(group);
         }
-        let tags = agent.labels.iter().map(|(k, v)| (k.clone(), RestrictedExpression::new_string(v.clone())));
+        if !reads.agent {
+            return entities.push(entity(self.agent_uid(agent), attributes, parents));
+        }
+        attributes.push(("name", value(agent.id.name())));
+        attributes.push(("tenant", value(tenant.clone())));
+        let tags = agent.labels.iter().map(|(k, v)| (k.as_str().into(), value(v.as_str())));
         entities.push(Entity::with_uid(tenant));
-        entities.push(
-            Entity::new_with_tags(self.agent_uid(agent), attributes, parents, tags)
-                .map_err(|e| e.to_string())?,
-        );
-        Ok(())
+        entities.push(Entity::new_with_attr_partial_value(
+            self.agent_uid(agent),
+            attributes.into_iter().map(|(k, v)| (k.into(), v)),
+            HashSet::new(),
+            parents,
+            tags,
+        ));
+    }
+
+    /// The address as a value.
+    ///
+    /// # Errors
+    /// Never for what the standard library prints; an error denies.
+    pub(crate) fn ip(&self, ip: IpAddr) -> Result<Value, String> {
+        let literal = RestrictedExpr::val(ip.to_string());
+        let call = RestrictedExpr::call_extension_fn(self.ip.clone(), [literal]);
+        let evaluator = RestrictedEvaluator::new(Extensions::all_available());
+        evaluator.interpret(call.as_borrowed()).map_err(|e| e.to_string())
     }
 
     /// The address as a resource, in these sets.
     pub(crate) fn network<'a>(
         &self,
         ip: IpAddr,
+        ip_value: &Value,
         sets: impl Iterator<Item = &'a str>,
-    ) -> Result<Entity, String> {
-        let text = ip.to_string();
-        let attributes = [("ip".to_owned(), RestrictedExpression::new_ip(&text))];
+        reads: Reads,
+    ) -> Entity {
+        let attributes = reads.resource.then(|| ("ip", PartialValue::Value(ip_value.clone())));
         let parents = sets.map(|s| uid(&self.network_set, s)).collect();
-        Entity::new(uid(&self.network, &text), attributes.into_iter().collect(), parents)
-            .map_err(|e| e.to_string())
+        entity(uid(&self.network, &ip.to_string()), attributes.into_iter().collect(), parents)
     }
 
     /// The host as a resource, in these sets.
-    pub(crate) fn host<'a>(
-        &self,
-        name: String,
-        sets: impl Iterator<Item = &'a str>,
-    ) -> Result<Entity, String> {
-        let uid_host = uid(&self.host, &name);
-        let attributes = [("name".to_owned(), RestrictedExpression::new_string(name))];
+    pub(crate) fn host<'a>(&self, name: &str, sets: impl Iterator<Item = &'a str>, reads: Reads) -> Entity {
+        let attributes = reads.resource.then(|| ("name", value(name)));
         let parents = sets.map(|s| uid(&self.host_set, s)).collect();
-        Entity::new(uid_host, attributes.into_iter().collect(), parents).map_err(|e| e.to_string())
+        entity(uid(&self.host, name), attributes.into_iter().collect(), parents)
     }
 }
 
-fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
-    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+fn uid(kind: &EntityType, id: &str) -> EntityUID {
+    EntityUID::from_components(kind.clone(), Eid::new(id), None)
+}
+
+fn value(literal: impl Into<Value>) -> PartialValue {
+    PartialValue::Value(literal.into())
+}
+
+/// An entity without tags.
+fn entity(
+    uid: EntityUID,
+    attributes: Vec<(&'static str, PartialValue)>,
+    parents: HashSet<EntityUID>,
+) -> Entity {
+    let attributes = attributes.into_iter().map(|(k, v)| (k.into(), v));
+    Entity::new_with_attr_partial_value(uid, attributes, HashSet::new(), parents, [])
 }
 
 /// `tenant/name`.
@@ -231,8 +273,9 @@ mod tests {
     fn the_schema_is_valid_and_agrees_with_the_actions() {
         let vocabulary = Vocabulary::shared().unwrap();
         for action in ActionKind::ALL {
-            let uid = vocabulary.action(action).uid();
-            assert_eq!(uid.to_string(), format!("Action::\"{}\"", action.name()));
+            let uid: cedar_policy::EntityUid = format!("Action::\"{}\"", action.name()).parse().unwrap();
+            assert_eq!(vocabulary.action(action).uid().to_string(), uid.to_string());
+            assert_eq!(vocabulary.action(action).ancestors().count(), 1);
             let ancestors: Vec<String> = vocabulary
                 .schema
                 .ancestors(&"Agent".parse().unwrap())

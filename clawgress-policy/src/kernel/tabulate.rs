@@ -156,6 +156,9 @@ fn port_kinds(ports: &[PortCell]) -> PortKinds {
     PortKinds { of_cell, samples }
 }
 
+/// Port ranges with their classes, and a port kind for each class.
+type PortClasses = (Vec<(u16, u16)>, Vec<usize>);
+
 /// Asks the evaluator.
 struct Judge<'a> {
     inner: &'a Inner,
@@ -353,8 +356,7 @@ impl Classes<'_> {
         destinations
     }
 
-    /// Port ranges with their classes, and a port kind for each class.
-    fn port_classes(&self) -> Result<(Vec<(u16, u16)>, Vec<usize>), PolicyErrors> {
+    fn port_classes(&self) -> Result<PortClasses, PolicyErrors> {
         let mut classes = Numbers::new();
         let mut kinds = Vec::new();
         let mut ranges: Vec<(u16, u16)> = Vec::new();

@@ -12,13 +12,13 @@ use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
 
 use super::review::review;
-use super::syntax::{ActionConstraint, Policy};
+use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
 use super::{Inner, PolicyBundle, PolicyErrors, PolicyProblem};
 use crate::host::quote;
 use crate::kernel::plan::Plan;
 use crate::members::{Members, PrefixIndex, SET_NAME_BYTES_MAX, name_is_valid};
-use crate::vocabulary::{ActionKind, ByAction, Vocabulary, qualify};
+use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary, qualify};
 
 /// Most policies in a set: a decision scans those of its action, about a microsecond each.
 pub const POLICIES_MAX: usize = 4_096;
@@ -74,7 +74,11 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
         cedar_policy::PolicySet::from_policies(applicable).map_err(|e| PolicyErrors::one(e.to_string()))
     })?;
     let plan = plan.with_policies(&policies);
-    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, named, plan })
+    let mut reads = Reads::default();
+    for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
+        syntax::reads(condition, &mut reads);
+    }
+    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, named, plan })
 }
 
 /// Whether the policy's scope includes the action.

@@ -9,7 +9,7 @@ pub(crate) use cedar_policy_core::ast::{
 };
 
 use crate::address::canonical;
-use crate::vocabulary::qualify;
+use crate::vocabulary::{Reads, qualify};
 use ipnet::IpNet;
 
 /// An entity named in text, its tenant filled in.
@@ -159,5 +159,28 @@ pub(crate) fn scope_entity(scope: &Scope) -> Option<&Arc<EntityUID>> {
         | Scope::In(EntityReference::EUID(uid))
         | Scope::IsIn(_, EntityReference::EUID(uid)) => Some(uid),
         _ => None,
+    }
+}
+
+/// What of the entities a condition reads: attributes and labels, and the ancestors of anything but the
+/// request's own entities.
+pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
+    let base = match expr.expr_kind() {
+        ExprKind::GetAttr { expr, .. }
+        | ExprKind::HasAttr { expr, .. }
+        | ExprKind::ExtHasAttr { expr, .. } => Some(expr),
+        ExprKind::BinaryApp { op: BinaryOp::GetTag | BinaryOp::HasTag, arg1, .. } => Some(arg1),
+        ExprKind::BinaryApp { op: BinaryOp::In, arg1, .. } if variable(arg1).is_none() => Some(arg1),
+        _ => None,
+    };
+    match base.map(|base| variable(base)) {
+        Some(Some(Var::Context)) | None => {}
+        Some(Some(Var::Resource)) => reads.resource = true,
+        // An expression of unknown kind may be either.
+        Some(Some(Var::Principal | Var::Action)) => reads.agent = true,
+        Some(None) => (reads.agent, reads.resource) = (true, true),
+    }
+    for part in parts(expr) {
+        self::reads(part, reads);
     }
 }

@@ -1,0 +1,147 @@
+//! A request put to Cedar's authorizer. Must never allow where any policy could not be evaluated: the
+//! one that failed may have been a forbid.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use cedar_policy_core::ast::{Context, Entity, Request as CedarRequest, RequestSchemaAllPass, Value};
+use cedar_policy_core::authorizer::{AuthorizationError, Authorizer, Decision as CedarDecision, Response};
+use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
+use cedar_policy_core::extensions::Extensions;
+use clawgress_ebpf_common::DropReason;
+
+use super::Inner;
+use crate::Host;
+use crate::address::canonical;
+use crate::kernel::plan::Plan;
+use crate::request::{Decision, Operation, Request, Transport};
+use crate::vocabulary::ActionKind;
+
+/// A request's resource and context in Cedar's terms.
+struct Question {
+    resource: Entity,
+    context: Context,
+}
+
+impl Inner {
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Decides on `policies` alone: all that apply to the action, or those of them that can match the
+    /// request's principal.
+    pub(crate) fn decide_among(&self, policies: &cedar_policy::PolicySet, request: &Request<'_>) -> Decision {
+        if policies.is_empty() {
+            return Decision {
+                verdict: Err(DropReason::PolicyDenied),
+                policies: Vec::new(),
+                errors: Vec::new(),
+            };
+        }
+        match self.evaluate(policies, request) {
+            Ok(decision) => decision,
+            Err(message) => Decision {
+                verdict: Err(DropReason::PolicyError),
+                policies: Vec::new(),
+                errors: vec![format!("request: {message}")],
+            },
+        }
+    }
+
+    fn evaluate(
+        &self,
+        policies: &cedar_policy::PolicySet,
+        request: &Request<'_>,
+    ) -> Result<Decision, String> {
+        let extensions = Extensions::all_available();
+        let Question { resource, context } = self.question(&request.operation)?;
+        let action = self.vocabulary.action(ActionKind::of(&request.operation));
+        let cedar_request = CedarRequest::new(
+            (self.vocabulary.agent_uid(request.agent), None),
+            (action.uid().clone(), None),
+            (resource.uid().clone(), None),
+            context,
+            None::<&RequestSchemaAllPass>,
+            extensions,
+        )
+        .map_err(|e| e.to_string())?;
+        let mut entities = vec![action.clone(), resource];
+        self.vocabulary.push_agent(request.agent, self.reads, &mut entities);
+        // The vocabulary gives every entity all its ancestors.
+        let entities = Entities::from_entities(
+            entities,
+            None::<&NoEntitiesSchema>,
+            TCComputation::AssumeAlreadyComputed,
+            extensions,
+        )
+        .map_err(|e| e.to_string())?;
+        Ok(verdict(Authorizer::new().is_authorized(cedar_request, policies.as_ref(), &entities)))
+    }
+
+    fn question(&self, operation: &Operation<'_>) -> Result<Question, String> {
+        let string = |s: &str| Value::from(s);
+        let port = |n: &u16| ("port", Value::from(i64::from(*n)));
+        let (resource, pairs) = match operation {
+            Operation::Connect { ip, port: number, transport }
+            | Operation::Direct { ip, port: number, transport } => {
+                let ip = canonical(*ip);
+                // ICMP has no ports; one value, so that both planes see the same.
+                let number = if *transport == Transport::Icmp { &0 } else { number };
+                let value = self.vocabulary.ip(ip)?;
+                let sets = self.members.sets_of_ip(ip);
+                let resource = self.vocabulary.network(ip, &value, sets.into_iter(), self.reads);
+                (resource, vec![("ip", value), port(number), ("protocol", string(transport.name()))])
+            }
+            Operation::Tls { host, port: number, alpn } => {
+                let alpn = Value::set(alpn.iter().map(|a| string(a)), None);
+                (self.host(host)?, vec![port(number), ("alpn", alpn)])
+            }
+            Operation::Tunnel { host, port: number, protocol } => {
+                (self.host(host)?, vec![port(number), ("protocol", string(protocol.name()))])
+            }
+            Operation::Http { host, port: number, scheme, method, path } => {
+                let pairs = vec![
+                    port(number),
+                    ("scheme", string(scheme.name())),
+                    ("method", string(method)),
+                    ("path", string(path)),
+                ];
+                (self.host(host)?, pairs)
+            }
+        };
+        let context = Context::Value(Arc::new(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect()));
+        Ok(Question { resource, context })
+    }
+
+    fn host(&self, host: &Host) -> Result<Entity, String> {
+        if !host.is_canonical() {
+            // A forbid on the canonical spelling would be missed.
+            return Err("the host is not in canonical form".to_owned());
+        }
+        let text = host.to_string();
+        let sets = self.members.sets_of_host(host, &text);
+        Ok(self.vocabulary.host(&text, sets.into_iter(), self.reads))
+    }
+}
+
+/// Cedar's answer in ours.
+fn verdict(response: Response) -> Decision {
+    let mut errors = Vec::new();
+    let mut failed = BTreeSet::new();
+    for AuthorizationError::PolicyEvaluationError { id, error } in &response.diagnostics.errors {
+        errors.push(format!("{id}: {error}"));
+        failed.insert(id.to_string());
+    }
+    errors.sort();
+    let reasons: BTreeSet<String> = response.diagnostics.reason.iter().map(ToString::to_string).collect();
+    let (verdict, policies) = if !errors.is_empty() {
+        (Err(DropReason::PolicyError), failed)
+    } else if response.decision == CedarDecision::Allow {
+        (Ok(()), reasons)
+    } else if reasons.is_empty() {
+        (Err(DropReason::PolicyDenied), reasons)
+    } else {
+        (Err(DropReason::PolicyForbidden), reasons)
+    };
+    Decision { verdict, policies: policies.into_iter().collect(), errors }
+}
