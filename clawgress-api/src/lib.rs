@@ -20,6 +20,8 @@ pub mod proto {
     tonic::include_proto!("clawgress.v1");
 }
 
+/// Ids, sources and agents, as the documents carry them.
+pub use clawgress_identity as identity;
 pub use document::*;
 pub use record::*;
 
