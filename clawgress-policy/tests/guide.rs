@@ -1,0 +1,111 @@
+//! The examples of the policy guide are valid, do what the guide says, and are refused where it says so.
+
+use std::collections::BTreeMap;
+
+use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::{
+    Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Transport, TunnelProtocol,
+    kernel,
+};
+
+const GUIDE: &str = include_str!("../../docs/policy.md");
+
+/// Fenced blocks of this language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    let found: Vec<_> =
+        GUIDE.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!found.is_empty(), "no `{language}` block in the guide");
+    found
+}
+
+fn sets() -> NamedSets {
+    toml::from_str(blocks("toml")[0]).unwrap()
+}
+
+fn guide() -> PolicySet {
+    let text = blocks("cedar").concat();
+    PolicySet::parse(&PolicyBundle { text, sets: sets() }).unwrap_or_else(|e| panic!("{:#?}", e.problems))
+}
+
+fn agent() -> Agent {
+    Agent {
+        id: "web".parse().unwrap(),
+        index: 7,
+        team: Some("research".to_owned()),
+        project: None,
+        environment: Some("prod".to_owned()),
+        labels: BTreeMap::new(),
+        state: AgentState::Active,
+        sources: Vec::new(),
+    }
+}
+
+#[test]
+fn every_example_is_valid_alone() {
+    for text in blocks("cedar") {
+        let bundle = PolicyBundle { text: text.to_owned(), sets: sets() };
+        assert!(PolicySet::parse(&bundle).is_ok_and(|s| !s.is_empty()), "{text}");
+    }
+}
+
+#[test]
+fn what_is_refused_says_so() {
+    for (text, shown) in blocks("cedar-refused").into_iter().zip(blocks("text")) {
+        let errors = PolicySet::parse(&PolicyBundle { text: text.to_owned(), sets: sets() }).unwrap_err();
+        let shown = shown.trim_end().trim_end_matches('…');
+        assert!(errors.problems[0].to_string().starts_with(shown), "{}\n{shown}", errors.problems[0]);
+    }
+}
+
+#[test]
+fn the_examples_do_what_the_guide_says() {
+    let (set, agent) = (guide(), agent());
+    let host = |name| Host::parse(name).unwrap();
+    fn allows(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> bool {
+        set.decide(&Request { agent, operation }).is_allow()
+    }
+    let tls = |name| allows(&set, &agent, Operation::Tls { host: &host(name), port: 443, alpn: &[] });
+    assert!(tls("api.example.com") && tls("x.storage.example.com"));
+    assert!(!tls("storage.example.com") && !tls("notapi.example.com"));
+    let tunnel = |protocol| {
+        allows(&set, &agent, Operation::Tunnel { host: &host("API.example.com."), port: 443, protocol })
+    };
+    assert!(tunnel(TunnelProtocol::Tls) && tunnel(TunnelProtocol::Unknown));
+    let http = |name, method, path| {
+        allows(
+            &set,
+            &agent,
+            Operation::Http { host: &host(name), port: 80, scheme: Scheme::Http, method, path },
+        )
+    };
+    assert!(http("packages.example.com", "GET", "/x") && http("0xc0.0.2.80", "HEAD", "/"));
+    assert!(!http("packages.example.com", "POST", "/x") && !http("packages.example.com", "GET", "/admin/x"));
+
+    let tables = kernel::compile(&set, std::slice::from_ref(&agent)).unwrap();
+    let kernel = |ip: &str, transport, port| {
+        let (action, policies) = tables.lookup(agent.index, ip.parse().unwrap(), transport, port);
+        (action, policies.join(" "))
+    };
+    use clawgress_ebpf_common::DropReason;
+    use kernel::KernelAction::{Deny, Direct, Steer};
+    let deny = |reason: DropReason, ids: &str| (Deny(reason.code()), ids.to_owned());
+    assert_eq!(kernel("8.8.8.8", Transport::Tcp, 443), (Steer, "research-web".to_owned()));
+    assert_eq!(kernel("8.8.8.8", Transport::Tcp, 22), deny(DropReason::PolicyDenied, ""));
+    assert_eq!(
+        kernel("8.8.8.8", Transport::Tcp, 25),
+        deny(DropReason::PolicyForbidden, "no-plain-text-mail")
+    );
+    assert_eq!(kernel("203.0.113.1", Transport::Tcp, 8080), (Steer, "offices".to_owned()));
+    assert_eq!(
+        kernel("203.0.113.200", Transport::Tcp, 8080),
+        deny(DropReason::PolicyForbidden, "not-the-printers")
+    );
+    assert_eq!(kernel("198.51.100.53", Transport::Udp, 53), (Direct, "dns".to_owned()));
+    assert_eq!(kernel("2001:db8:5::1", Transport::Tcp, 1024), (Steer, "offices".to_owned()));
+}
+
+#[test]
+fn the_schema_is_exported() {
+    assert!(SCHEMA.contains("action connect in [reach]"));
+}
