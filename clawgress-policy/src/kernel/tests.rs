@@ -307,3 +307,166 @@ fn tables_equal_decisions_on_random_sets() {
         assert!(seen.contains_key(&action), "seed {seed}: no packet met {action:?}: {seen:?}");
     }
 }
+
+fn set(text: &str) -> PolicySet {
+    PolicySet::parse(&PolicyBundle { text: text.to_owned(), sets: sets() })
+        .unwrap_or_else(|e| panic!("{text}\n{:#?}", e.problems))
+}
+
+fn compiled(text: &str) -> KernelTables {
+    compile(&set(text), &agents()).unwrap()
+}
+
+#[test]
+fn nothing_is_stored_for_nothing() {
+    let tables = compiled("");
+    assert_eq!(tables.destinations, []);
+    assert_eq!(tables.ports, [(0, 0)]);
+    assert_eq!(tables.verdicts, []);
+    assert_eq!(tables.policies, [Vec::<String>::new()]);
+    assert!(
+        tables.agents.values().all(|class| *class == 1),
+        "agents decided alike share a class: {:?}",
+        tables.agents
+    );
+    let deny = KernelAction::Deny(DropReason::PolicyDenied.code());
+    assert_eq!(tables.lookup(1, "192.0.2.1".parse().unwrap(), Transport::Tcp, 443), (deny, &[][..]));
+    let anonymous = KernelAction::Deny(DropReason::Anonymous.code());
+    for index in [0, 77] {
+        assert_eq!(
+            tables.lookup(index, "192.0.2.1".parse().unwrap(), Transport::Tcp, 443),
+            (anonymous, &[][..])
+        );
+    }
+}
+
+#[test]
+fn what_is_decided_alike_shares_a_class() {
+    let tables = compiled(
+        r#"@id("a") permit (principal in Team::"payments", action == Action::"connect", resource in NetworkSet::"nested")
+           when { [80, 443, 8080].contains(context.port) && context.protocol == "tcp" };
+           @id("b") permit (principal in Team::"payments", action == Action::"connect", resource)
+           when { context.ip.isInRange(ip("203.0.113.0/24")) && context.port == 80 && context.port == 81 };"#,
+    );
+    // 10.1.2.0/24 lies in 10.0.0.0/8 of the same set, and 203.0.113.0/24 never matches.
+    assert_eq!(tables.destinations, [("10.0.0.0/8".parse().unwrap(), 1)]);
+    assert_eq!(tables.ports, [(0, 0), (80, 1), (81, 0), (443, 1), (444, 0), (8080, 1), (8081, 0)]);
+    assert_eq!(tables.verdicts.len(), 1);
+    let class = |index: u32| tables.agents[&index];
+    assert_eq!(class(1), class(2));
+    assert_eq!([class(3), class(4), class(5)], [class(9); 3]);
+    assert_ne!(class(1), class(9));
+    assert!(tables.agents.values().all(|c| *c > 0), "class 0 is the unauthenticated source's");
+}
+
+#[test]
+fn an_ipv6_prefix_around_the_mapped_space_does_not_take_ipv4() {
+    let v6_only = r#"@id("a") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("PREFIX")) };"#;
+    let steer = |tables: &KernelTables, ip: &str| {
+        tables.lookup(1, ip.parse().unwrap(), Transport::Tcp, 1).0 == KernelAction::Steer
+    };
+    for (prefix, v6_named, v6_other) in [
+        ("::/0", "2001:db8::1", None),
+        ("::/80", "::9:1", Some("2001::1")),
+        ("::fffe:0:0/95", "::fffe:1:1", Some("::fffd:0:0")),
+    ] {
+        let tables = compiled(&v6_only.replace("PREFIX", prefix));
+        assert!(steer(&tables, v6_named), "{prefix}\n{tables:#?}");
+        assert!(!steer(&tables, "192.0.2.1") && !steer(&tables, "::ffff:192.0.2.1"), "{prefix}\n{tables:#?}");
+        assert!(v6_other.is_none_or(|ip| !steer(&tables, ip)), "{prefix}");
+    }
+    let tables = compiled(&v6_only.replace("PREFIX", "0.0.0.0/0"));
+    assert!(steer(&tables, "192.0.2.1") && steer(&tables, "::ffff:192.0.2.1") && !steer(&tables, "::1"));
+    // Both roots decided alike need no prefix at all.
+    let tables = compiled(r#"@id("a") permit (principal, action == Action::"connect", resource);"#);
+    assert_eq!(tables.destinations, []);
+}
+
+#[test]
+fn compiling_is_deterministic_and_survives_json() {
+    let mut r = Random(7);
+    for _ in 0..10 {
+        let (_, set) = policies(&mut r);
+        let tables = compile(&set, &agents()).unwrap();
+        let mut reversed = agents();
+        reversed.reverse();
+        assert_eq!(compile(&set, &agents()).unwrap(), tables);
+        let again = compile(&set, &reversed).unwrap();
+        for agent in agents() {
+            for prefix in PREFIXES {
+                let ip = prefix.parse::<IpNet>().unwrap().network();
+                let look = |t: &KernelTables| {
+                    let (action, ids) = t.lookup(agent.index, ip, Transport::Udp, 443);
+                    (action, ids.to_vec())
+                };
+                assert_eq!(look(&again), look(&tables));
+            }
+        }
+        let json = serde_json::to_string(&tables).unwrap();
+        assert_eq!(serde_json::from_str::<KernelTables>(&json).unwrap(), tables);
+    }
+}
+
+#[test]
+fn an_error_in_either_guard_denies() {
+    let tables = compiled(
+        r#"@id("ok") permit (principal, action in [Action::"connect", Action::"direct"], resource);
+           @id("bad") forbid (principal == Agent::"web", action == Action::"direct", resource)
+           when { 9223372036854775807 + 1 > 0 };"#,
+    );
+    let ip = "192.0.2.1".parse().unwrap();
+    let error = KernelAction::Deny(DropReason::PolicyError.code());
+    assert_eq!(tables.lookup(1, ip, Transport::Tcp, 1), (error, &["bad".to_owned()][..]));
+    assert_eq!(tables.lookup(2, ip, Transport::Tcp, 1).0, KernelAction::Direct);
+}
+
+/// A policy for each of many agents: work grows with what a policy can tell apart, not with the product.
+#[test]
+fn many_agents_with_a_destination_each() {
+    const AGENTS: u32 = 300;
+    const PORTS: u32 = 16;
+    let mut text = String::from(
+        "@id(\"base\") permit (principal, action == Action::\"connect\", resource in NetworkSet::\"nested\");\n",
+    );
+    for n in 0..AGENTS {
+        text.push_str(&format!(
+            "@id(\"p{n}\") permit (principal == Agent::\"a{n}\", action == Action::\"connect\", resource == Network::\"192.0.2.{}\") when {{ context.port == {} }};\n",
+            n % 256,
+            n % PORTS
+        ));
+    }
+    let set = set(&text);
+    let agents: Vec<Agent> = (0..AGENTS).map(|n| agent(n + 1, &format!("a{n}"), None, None, None)).collect();
+    let tables = compile(&set, &agents).unwrap();
+    for n in 0..AGENTS {
+        let look = |address: u32, port: u32| {
+            let ip = format!("192.0.2.{}", address % 256).parse().unwrap();
+            tables.lookup(n + 1, ip, Transport::Tcp, u16::try_from(port % PORTS).unwrap()).0
+        };
+        assert_eq!(look(n, n), KernelAction::Steer, "{n}");
+        assert_ne!(look(n, n + 1), KernelAction::Steer, "{n}");
+        assert_ne!(look(n + 1, n), KernelAction::Steer, "{n}");
+    }
+}
+
+#[test]
+fn what_would_not_fit_is_refused_with_its_number() {
+    // Every agent and every destination differ from every other.
+    let mut text = String::new();
+    for n in 0..600 {
+        text.push_str(&format!(
+            "@id(\"p{n}\") permit (principal, action == Action::\"connect\", resource == Network::\"10.9.{}.{}\") when {{ context.port == {n} && principal.name like \"*{n}\" }};\n",
+            n / 256,
+            n % 256
+        ));
+    }
+    let set = set(&text);
+    let agents: Vec<Agent> = (1..=9_000).map(|n| agent(n, &format!("a{n}"), None, None, None)).collect();
+    let errors = compile(&set, &agents).unwrap_err();
+    assert_eq!(errors.problems.len(), 1);
+    let message = &errors.problems[0].message;
+    assert!(
+        message.starts_with("the kernel tables would need 54") && message.contains("combinations"),
+        "{message}"
+    );
+}
