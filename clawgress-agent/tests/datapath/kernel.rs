@@ -1,0 +1,143 @@
+//! The object loaded without pins, its tables, and test runs of its programs.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use aya::maps::{HashMap, MapData};
+use aya::programs::Program;
+use aya::{Ebpf, TestRun as _, TestRunOptions};
+use clawgress_agent::datapath::bpf::Plain;
+use clawgress_agent::datapath::events::Counters;
+use clawgress_agent::datapath::object::{self, program};
+use clawgress_agent::datapath::tables::{Plan, Tables};
+use clawgress_api::KernelGeneration;
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, SelfAddress, mark, user};
+use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::kernel::KernelTables;
+
+/// `lo`: what a test run gives as the interface.
+pub const LOOPBACK: u32 = 1;
+pub const PROXY_PORT: u16 = 3128;
+
+const SHOT: u32 = 2;
+/// Size of `struct __sk_buff`, and where its mark is.
+const SKB_BYTES: usize = 192;
+const SKB_MARK: std::ops::Range<usize> = 8..12;
+
+/// What a program did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Did {
+    /// XDP passed it on.
+    Passed,
+    /// TC let it through with this mark.
+    Marked(u32),
+    /// Dropped.
+    Dropped(DropReason),
+}
+
+pub struct Kernel {
+    pub ebpf: Ebpf,
+    pub tables: Tables,
+    pub flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
+    own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
+    counters: Counters,
+}
+
+impl Kernel {
+    pub fn load() -> Kernel {
+        let mut ebpf = object::load(None).expect("these tests need root and a kernel with BPF");
+        Kernel {
+            tables: Tables::take(&mut ebpf).expect("tables"),
+            flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
+            own: object::take(&mut ebpf, clawgress_ebpf_common::map::SELF).expect("own addresses"),
+            counters: Counters::new(
+                object::take(&mut ebpf, clawgress_ebpf_common::map::COUNTERS).expect("counters"),
+            ),
+            ebpf,
+        }
+    }
+
+    /// Commits a generation whose agents' interface is the test run's.
+    pub async fn apply(&mut self, number: u64, tables: Option<KernelTables>, agents: Vec<Agent>) {
+        let document = KernelGeneration { generation: number, tables, agents };
+        let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
+        let plan = Plan::new(&document, &interfaces).expect("plan");
+        assert_eq!(plan.skipped, Vec::<String>::new());
+        self.tables.apply(&plan).await.expect("apply");
+    }
+
+    /// Makes `address` the gateway's own, with the proxy there.
+    pub fn own(&mut self, address: IpAddr) {
+        let services = SelfAddress { proxy_port_be: PROXY_PORT.to_be(), dns_port_be: 0, pad: 0 };
+        self.own.insert(user::address(address), Plain(services), 0).expect("own address");
+    }
+
+    pub fn xdp(&self, frame: &[u8]) -> Did {
+        self.run(program::XDP, frame)
+    }
+
+    pub fn ingress(&self, frame: &[u8]) -> Did {
+        self.run(program::TC_IN, frame)
+    }
+
+    pub fn egress(&self, frame: &[u8]) -> Did {
+        self.run(program::TC_OUT, frame)
+    }
+
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.get(&Plain(*key), 0).ok().map(|f| f.0)
+    }
+
+    fn run(&self, name: &str, frame: &[u8]) -> Did {
+        let before = self.counters.named().expect("counters");
+        let (mut out, mut skb) = (vec![0; frame.len() + 64], vec![0; SKB_BYTES]);
+        let mut options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let did = match self.ebpf.program(name).expect("program") {
+            Program::Xdp(p) => match p.test_run(options).expect("test run").return_value {
+                1 => None,
+                2 => Some(Did::Passed),
+                other => panic!("xdp returned {other}"),
+            },
+            Program::SchedClassifier(p) => {
+                options.ctx_out = Some(&mut skb);
+                match p.test_run(options).expect("test run").return_value {
+                    SHOT => None,
+                    0 => {
+                        let bytes = skb[SKB_MARK].try_into().expect("four bytes");
+                        Some(Did::Marked(u32::from_ne_bytes(bytes) & mark::MASK))
+                    }
+                    other => panic!("tc returned {other}"),
+                }
+            }
+            _ => panic!("`{name}` cannot be test-run"),
+        };
+        let after = self.counters.named().expect("counters");
+        let mut reasons: Vec<_> =
+            DropReason::ALL.iter().copied().filter(|r| after.get(r.name()) > before.get(r.name())).collect();
+        match did {
+            Some(did) => {
+                assert_eq!(reasons, [], "what passes counts no reason");
+                did
+            }
+            None => {
+                assert_eq!(reasons.len(), 1, "a drop counts one reason, not {reasons:?}");
+                Did::Dropped(reasons.remove(0))
+            }
+        }
+    }
+}
+
+/// An active agent with these sources.
+pub fn agent(index: u32, sources: &[&str]) -> Agent {
+    Agent {
+        id: format!("a{index}").parse().expect("id"),
+        index,
+        team: None,
+        project: None,
+        environment: None,
+        labels: BTreeMap::new(),
+        state: AgentState::Active,
+        sources: sources.iter().map(|s| s.parse().expect("source")).collect(),
+    }
+}

@@ -1,0 +1,445 @@
+//! Real sockets through the gateway: steering, forwarding, drops; what stays when the process dies, and
+//! what stops when the programs go.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use clawgress_agent::datapath::attach::{self, TcMode};
+use clawgress_agent::datapath::{bpf, object};
+use clawgress_api::handover::{self, Handover, ListenerKind};
+use clawgress_api::proto::Empty;
+use clawgress_api::{AuditRecord, RecordKind, Verdict};
+use clawgress_ebpf_common::user::{FlowTable, address};
+use clawgress_ebpf_common::{DropReason, FlowKey, action, protocol};
+use clawgress_policy::Transport;
+use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
+use nix::sys::signal::Signal;
+use socket2::{Domain, Socket, Type};
+use tokio::net::UnixStream;
+use tokio_stream::StreamExt as _;
+
+use crate::kernel::agent;
+use crate::lab::{AGENT_MAC, Lab, PROXY_PORT, Place, at};
+
+/// Port of the outside's servers.
+const PORT: u16 = 7000;
+/// How long a connection that must fail may try, and one that must work may take.
+const REFUSED: Duration = Duration::from_millis(700);
+const WORKS: Duration = Duration::from_secs(10);
+
+/// Addresses of one family: the agent, an unbound neighbour, the gateway, and the three outside.
+struct Family {
+    known: IpAddr,
+    unknown: IpAddr,
+    gateway: IpAddr,
+    uplink: IpAddr,
+    steered: IpAddr,
+    direct: IpAddr,
+    forbidden: IpAddr,
+}
+
+fn families() -> [Family; 2] {
+    [
+        Family {
+            known: at("10.77.0.2"),
+            unknown: at("10.77.0.66"),
+            gateway: at("10.77.0.1"),
+            uplink: at("10.78.0.1"),
+            steered: at("203.0.113.5"),
+            direct: at("198.51.100.5"),
+            forbidden: at("192.0.2.5"),
+        },
+        Family {
+            known: at("fd77::2"),
+            unknown: at("fd77::66"),
+            gateway: at("fd77::1"),
+            uplink: at("fd78::1"),
+            steered: at("2001:db8:2::5"),
+            direct: at("2001:db8:1::5"),
+            forbidden: at("2001:db8:3::5"),
+        },
+    ]
+}
+
+fn tables() -> KernelTables {
+    let cell = |destination_class, action, policies| VerdictCell {
+        agent_class: 1,
+        destination_class,
+        transport: Transport::Tcp,
+        port_class: 1,
+        action,
+        policies,
+    };
+    let net = |text: &str| text.parse().expect("prefix");
+    KernelTables {
+        agents: BTreeMap::from([(1, 1)]),
+        destinations: vec![
+            (net("198.51.100.0/24"), 1),
+            (net("2001:db8:1::/48"), 1),
+            (net("203.0.113.0/24"), 2),
+            (net("2001:db8:2::/48"), 2),
+        ],
+        ports: vec![(0, 0), (PORT, 1), (PORT + 1, 0)],
+        verdicts: vec![cell(1, KernelAction::Direct, 1), cell(2, KernelAction::Steer, 0)],
+        policies: vec![vec![], vec!["go-direct".to_owned()]],
+    }
+}
+
+fn agents() -> Vec<clawgress_identity::Agent> {
+    vec![agent(1, &[&format!("ga=10.77.0.2,{AGENT_MAC}"), &format!("ga=fd77::2,{AGENT_MAC}")])]
+}
+
+/// A server outside: echoes, and counts whom it saw.
+struct Server {
+    accepted: Arc<AtomicUsize>,
+    peers: Arc<parking_lot::Mutex<Vec<IpAddr>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(lab: &Lab, address: IpAddr) -> Server {
+        let listener = lab.inside(Place::Outside, || TcpListener::bind((address, PORT)).expect("bind"));
+        listener.set_nonblocking(true).expect("non-blocking");
+        let (accepted, peers, stop) =
+            <(Arc<AtomicUsize>, Arc<parking_lot::Mutex<Vec<IpAddr>>>, Arc<AtomicBool>)>::default();
+        let (count, seen, end) = (Arc::clone(&accepted), Arc::clone(&peers), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            while !end.load(Ordering::SeqCst) {
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        seen.lock().push(peer.ip());
+                        std::thread::spawn(move || echo(stream));
+                    }
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Server { accepted, peers, stop, thread: Some(thread) }
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn echo(mut stream: TcpStream) {
+    stream.set_nonblocking(false).expect("blocking");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("time-out");
+    let mut bytes = [0; 1024];
+    while let Ok(n @ 1..) = stream.read(&mut bytes) {
+        if stream.write_all(&bytes[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Connects from the agents' side.
+fn dial(lab: &Lab, source: IpAddr, to: (IpAddr, u16), patience: Duration) -> std::io::Result<TcpStream> {
+    lab.inside(Place::Agents, || {
+        let socket = Socket::new(Domain::for_address(SocketAddr::from(to)), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.connect_timeout(&SocketAddr::from(to).into(), patience)?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(WORKS))?;
+        Ok(stream)
+    })
+}
+
+#[track_caller]
+fn talk(stream: &mut TcpStream, word: &[u8]) {
+    stream.write_all(word).expect("write");
+    let mut back = vec![0; word.len()];
+    stream.read_exact(&mut back).expect("echo");
+    assert_eq!(back, word);
+}
+
+#[track_caller]
+fn refused(lab: &Lab, what: &str, source: IpAddr, to: IpAddr) {
+    let result = dial(lab, source, (to, PORT), REFUSED);
+    assert!(result.is_err(), "{what}: {source} reached {to}");
+}
+
+/// Takes the listeners, as L7 does. The stream is the loan.
+async fn take(lab: &Lab) -> (UnixStream, Handover, Vec<OwnedFd>) {
+    let stream = UnixStream::connect(lab.config.handover_socket()).await.expect("handover socket");
+    let (handover, descriptors) = handover::receive(&stream).await.expect("handover");
+    (stream, handover, descriptors)
+}
+
+/// One accepted connection of the listener of this kind and family: original destination and peer.
+fn accept(
+    handover: &Handover,
+    descriptors: &[OwnedFd],
+    kind: ListenerKind,
+    v4: bool,
+) -> (SocketAddr, SocketAddr) {
+    let n = handover
+        .listeners
+        .iter()
+        .position(|l| l.kind == kind && l.address.is_ipv4() == v4)
+        .expect("listener");
+    let listener = TcpListener::from(descriptors[n].try_clone().expect("clone"));
+    let until = Instant::now() + WORKS;
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => return (stream.local_addr().expect("address"), peer),
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Err(error) => panic!("nothing to accept: {error}"),
+        }
+    }
+}
+
+/// Audit records until `is_last`, at most for `patience`.
+async fn records(lab: &Lab, patience: Duration, is_last: impl Fn(&AuditRecord) -> bool) -> Vec<AuditRecord> {
+    let mut stream = lab.client().await.events(Empty {}).await.expect("events").into_inner();
+    let mut records = Vec::new();
+    let until = tokio::time::Instant::now() + patience;
+    while let Ok(Some(batch)) = tokio::time::timeout_at(until, stream.next()).await {
+        for bytes in batch.expect("batch").records {
+            records.push(serde_json::from_slice::<AuditRecord>(&bytes).expect("record"));
+        }
+        if records.iter().any(&is_last) {
+            return records;
+        }
+    }
+    panic!("the awaited record did not come; there were {records:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steered_forwarded_and_dropped() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    let [v4, _] = families();
+    refused(&lab, "before the first policy", v4.known, v4.direct);
+    let status = lab.apply(1, tables(), agents()).await;
+    assert_eq!((status.mode.as_str(), status.generation), ("kernel", 1));
+    refused(&lab, "steered, without l7", v4.known, v4.steered);
+
+    let (loan, handover, mut descriptors) = take(&lab).await;
+    assert_eq!(handover.interfaces.len(), 1);
+    let flows = FlowTable::from_fd(descriptors.pop().expect("flow table")).expect("layout");
+    for f in families() {
+        let servers: Vec<_> =
+            [f.direct, f.forbidden, f.steered].map(|a| Server::start(&lab, a)).into_iter().collect();
+        let is_v4 = f.known.is_ipv4();
+
+        let client = dial(&lab, f.known, (f.steered, PORT), WORKS).expect("steered");
+        let (original, peer) = accept(&handover, &descriptors, ListenerKind::Transparent, is_v4);
+        assert_eq!(original, SocketAddr::from((f.steered, PORT)));
+        assert_eq!(peer, client.local_addr().expect("address"));
+        let key = FlowKey {
+            source: address(peer.ip()),
+            destination: address(original.ip()),
+            source_port_be: peer.port().to_be(),
+            destination_port_be: original.port().to_be(),
+            ifindex: handover.interfaces[0],
+            protocol: protocol::TCP,
+            pad: [0; 3],
+        };
+        let flow = flows.lookup(&key).expect("lookup").expect("flow");
+        assert_eq!((flow.agent, flow.action), (1, action::STEER));
+
+        let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+        talk(&mut client, b"forwarded");
+        assert_eq!(*servers[0].peers.lock(), [f.uplink], "masqueraded");
+
+        refused(&lab, "denied", f.known, f.forbidden);
+        refused(&lab, "anonymous", f.unknown, f.direct);
+        refused(&lab, "anonymous", f.unknown, f.steered);
+        assert!(dial(&lab, f.known, (f.gateway, 22), REFUSED).is_err(), "the gateway itself");
+        assert!(dial(&lab, f.known, (f.uplink, 22), REFUSED).is_err(), "the gateway's other address");
+        dial(&lab, f.unknown, (f.gateway, PROXY_PORT), WORKS).expect("anyone may reach the proxy");
+        accept(&handover, &descriptors, ListenerKind::Proxy, is_v4);
+        assert_eq!((servers[0].accepted(), servers[1].accepted(), servers[2].accepted()), (1, 0, 0));
+    }
+
+    // The last l7 gone: steered connections are dropped, not queued for nobody.
+    drop((loan, descriptors));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    refused(&lab, "without l7 again", v4.known, v4.steered);
+    assert!(lab.status().await.counters.contains_key(DropReason::ListenerMissing.name()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarded_flow_has_a_decision_and_an_outcome() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let [f, _] = families();
+    let _server = Server::start(&lab, f.direct);
+    let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+    talk(&mut client, &[7; 500]);
+    drop(client);
+    refused(&lab, "denied", f.known, f.forbidden);
+
+    let records = records(&lab, Duration::from_secs(40), |r| r.kind == RecordKind::Outcome).await;
+    let of = |kind, verdict| records.iter().find(|r| r.kind == kind && r.verdict == verdict).expect("record");
+    let decision = of(RecordKind::Decision, Some(Verdict::Allow));
+    assert_eq!(decision.agent.as_ref().expect("agent").agent, "a1");
+    assert_eq!(decision.policies, ["go-direct"]);
+    assert_eq!(decision.destination.ip, Some(f.direct));
+    assert_eq!(decision.source.interface.as_deref(), Some("ga"));
+    let outcome = of(RecordKind::Outcome, None);
+    assert_eq!(outcome.request, decision.request, "they are joined");
+    assert!(outcome.bytes_sent > Some(500) && outcome.bytes_received > Some(500), "{outcome:?}");
+    let denied = records
+        .iter()
+        .find(|r| r.destination.ip == Some(f.forbidden) && r.verdict == Some(Verdict::Deny))
+        .expect("a denial");
+    assert_eq!(denied.reason, Some(DropReason::PolicyDenied));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_leaves_still_governs() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(7, tables(), agents()).await;
+    let [f, _] = families();
+    let (good, bad) = (Server::start(&lab, f.direct), Server::start(&lab, f.forbidden));
+    let mut long = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+    talk(&mut long, b"before");
+
+    lab.stop(Signal::SIGKILL);
+    talk(&mut long, b"meanwhile");
+    refused(&lab, "denied, without the process", f.known, f.forbidden);
+    refused(&lab, "anonymous, without the process", f.unknown, f.direct);
+    refused(&lab, "steered, without the process", f.known, f.steered);
+    let mut new = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("permitted by the pinned tables");
+    talk(&mut new, b"new");
+
+    lab.start().await;
+    talk(&mut long, b"after");
+    let status = lab.status().await;
+    assert_eq!(status.generation, 7, "the former generation stays live");
+    let mut again = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+    talk(&mut again, b"again");
+    refused(&lab, "denied, after the restart", f.known, f.forbidden);
+
+    // An orderly end leaves as much.
+    lab.stop(Signal::SIGTERM);
+    talk(&mut long, b"after the end");
+    refused(&lab, "denied, after the end", f.known, f.forbidden);
+
+    lab.detach();
+    refused(&lab, "without programs", f.known, f.direct);
+    refused(&lab, "without programs", f.known, f.forbidden);
+    long.write_all(b"lost").expect("the socket takes it");
+    long.set_read_timeout(Some(REFUSED)).expect("time-out");
+    assert!(long.read(&mut [0; 8]).is_err(), "a live connection stops too");
+    assert!(!lab.config.datapath.bpffs.exists(), "no pin is left");
+    lab.detach();
+    assert_eq!((good.accepted(), bad.accepted()), (3, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_programs_stop_traffic() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let [f, _] = families();
+    let _server = Server::start(&lab, f.direct);
+    let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+    talk(&mut client, b"x");
+    lab.stop(Signal::SIGKILL);
+    // By hand, as somebody would who wants to get round them; rules and forwarding stay.
+    std::fs::remove_dir_all(lab.config.datapath.bpffs.join("links")).expect("remove links");
+    // The kernel frees links a moment after their last reference is gone.
+    let until = Instant::now() + WORKS;
+    while dial(&lab, f.known, (f.direct, PORT), REFUSED).is_ok() {
+        assert!(Instant::now() < until, "programs without links still run");
+    }
+    refused(&lab, "without programs", f.known, f.direct);
+    refused(&lab, "without programs", f.unknown, f.forbidden);
+    client.write_all(b"lost").expect("the socket takes it");
+    client.set_read_timeout(Some(REFUSED)).expect("time-out");
+    assert!(client.read(&mut [0; 8]).is_err(), "a live connection stops too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_rules_come_back() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let [f, _] = families();
+    let (_good, bad) = (Server::start(&lab, f.direct), Server::start(&lab, f.forbidden));
+    lab.inside(Place::Gateway, || {
+        let flushed = Command::new("nft").args(["flush", "ruleset"]).status().expect("nft");
+        let deleted = Command::new("ip").args(["rule", "del", "priority", "100"]).status().expect("ip");
+        assert!(flushed.success() && deleted.success());
+    });
+    refused(&lab, "denied, without rules", f.known, f.forbidden);
+    let told = |r: &AuditRecord, what: &str| r.detail.as_ref().is_some_and(|d| d.contains(what));
+    let found = records(&lab, WORKS, |r| told(r, "rules or routes")).await;
+    assert!(found.iter().any(|r| told(r, "nftables table") && r.kind == RecordKind::Change));
+    let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+    talk(&mut client, b"repaired");
+    assert_eq!(bad.accepted(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_generations_change_nothing() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(5, tables(), agents()).await;
+    let mut client = lab.client().await;
+    let mut two = agents();
+    two.push(agent(2, &["ga=10.77.0.2,any-mac"]));
+    let document = clawgress_api::KernelGeneration { generation: 6, tables: Some(tables()), agents: two };
+    for (generation, document, want) in [
+        (6, serde_json::to_vec(&document).expect("document"), "same source"),
+        (6, b"{".to_vec(), "malformed"),
+        (7, serde_json::to_vec(&document).expect("document"), "differ in their generation"),
+    ] {
+        let envelope = clawgress_api::proto::KernelGeneration { generation, document };
+        let error = client.apply(envelope).await.expect_err("must be refused");
+        assert!(error.message().contains(want), "`{}` should contain `{want}`", error.message());
+        assert_eq!(lab.status().await.generation, 5);
+    }
+    let [f, _] = families();
+    let _server = Server::start(&lab, f.direct);
+    talk(&mut dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct"), b"still");
+}
+
+#[test]
+fn classifiers_hang_on_clsact_where_tcx_is_missing() {
+    let lab = Lab::new();
+    let directory = &lab.config.datapath.bpffs;
+    lab.inside(Place::Gateway, || {
+        bpf::open_directory(directory).expect("bpffs");
+        let index = nix::net::if_::if_nametoindex("ga").expect("index");
+        let interfaces = BTreeMap::from([("ga".to_owned(), index)]);
+        for _ in 0..2 {
+            // The second replaces the first's filter.
+            let mut ebpf = object::load(Some(directory)).expect("load");
+            let attached =
+                attach::interfaces(&mut ebpf, directory, &interfaces, TcMode::Clsact).expect("attach");
+            assert_eq!(attached["ga"].tc, "clsact");
+        }
+        let filters = || {
+            let shown =
+                Command::new("tc").args(["filter", "show", "dev", "ga", "ingress"]).output().expect("tc");
+            String::from_utf8_lossy(&shown.stdout).matches("direct-action").count()
+        };
+        assert_eq!(filters(), 1, "one filter, and it outlives its process");
+        attach::detach_clsact(["ga"].into_iter());
+        assert_eq!(filters(), 0);
+        bpf::remove_directory(directory).expect("remove pins");
+    });
+}

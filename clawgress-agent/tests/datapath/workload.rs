@@ -1,0 +1,202 @@
+//! Local workloads: real sockets of a process in a governed cgroup.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use clawgress_api::proto::{OpenWorkloadRequest, Workload};
+use clawgress_policy::Transport;
+use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
+
+use crate::kernel::agent;
+use crate::lab::{Lab, PROXY_PORT, Place, at};
+
+const PORT: u16 = 7000;
+
+fn tables() -> KernelTables {
+    let cell = |destination_class, transport, action| VerdictCell {
+        agent_class: 1,
+        destination_class,
+        transport,
+        port_class: 1,
+        action,
+        policies: 0,
+    };
+    let net = |text: &str| text.parse().expect("prefix");
+    KernelTables {
+        agents: std::collections::BTreeMap::from([(1, 1)]),
+        destinations: vec![
+            (net("198.51.100.0/24"), 1),
+            (net("2001:db8:1::/48"), 1),
+            (net("203.0.113.0/24"), 2),
+            (net("2001:db8:2::/48"), 2),
+        ],
+        ports: vec![(0, 0), (PORT, 1), (PORT + 1, 0)],
+        verdicts: vec![
+            cell(1, Transport::Tcp, KernelAction::Direct),
+            cell(1, Transport::Udp, KernelAction::Direct),
+            cell(2, Transport::Tcp, KernelAction::Steer),
+        ],
+        policies: vec![vec![]],
+    }
+}
+
+/// Runs a Python program in the workload's cgroup and the gateway's namespace; gives what it printed.
+fn run(lab: &Lab, cgroup: &str, program: &str) -> String {
+    // The shell enters the cgroup first, so that every socket is made in there.
+    let script = format!("echo $$ > {cgroup}/cgroup.procs && exec python3 -c \"$PROGRAM\"");
+    let child = Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{}", lab.ns(Place::Gateway)))
+        .args(["sh", "-c", &script])
+        .env("PROGRAM", program)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nsenter");
+    let output = child.wait_with_output().expect("wait");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
+/// What a `connect` gives: `ok`, or the error's name.
+fn connect(lab: &Lab, cgroup: &str, address: IpAddr, port: u16) -> String {
+    let family = if address.is_ipv4() { "AF_INET" } else { "AF_INET6" };
+    let program = format!(
+        "import socket,errno\ns=socket.socket(socket.{family});s.settimeout(5)\n\
+         try:\n s.connect(('{address}',{port}));print('ok')\nexcept OSError as e:\n print(errno.errorcode.get(e.errno,str(e)))"
+    );
+    run(lab, cgroup, &program)
+}
+
+/// What making a socket gives.
+fn open(lab: &Lab, cgroup: &str, arguments: &str) -> String {
+    let program = format!(
+        "import socket,errno\ntry:\n socket.socket({arguments});print('ok')\n\
+         except OSError as e:\n print(errno.errorcode.get(e.errno,str(e)))"
+    );
+    run(lab, cgroup, &program)
+}
+
+/// What an unconnected datagram gives.
+fn send(lab: &Lab, cgroup: &str, address: IpAddr) -> String {
+    let family = if address.is_ipv4() { "AF_INET" } else { "AF_INET6" };
+    let program = format!(
+        "import socket,errno\ns=socket.socket(socket.{family},socket.SOCK_DGRAM)\n\
+         try:\n s.sendto(b'x',('{address}',{PORT}));print('ok')\nexcept OSError as e:\n print(errno.errorcode.get(e.errno,str(e)))"
+    );
+    run(lab, cgroup, &program)
+}
+
+async fn open_workload(lab: &Lab, agent: u32, name: &str) -> Workload {
+    let request = OpenWorkloadRequest { agent, name: name.to_owned() };
+    lab.client().await.open_workload(request).await.expect("open").into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_reaches_the_proxy_and_what_is_direct() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[])]).await;
+    let workload = open_workload(&lab, 1, "job-1").await;
+    let cgroup = workload.path.as_str();
+    let listeners: Vec<_> = ["198.51.100.5", "2001:db8:1::5", "203.0.113.5", "192.0.2.5"]
+        .iter()
+        .map(|a| lab.inside(Place::Outside, || TcpListener::bind((at(a), PORT)).expect("bind")))
+        .collect();
+    let datagrams = lab.inside(Place::Outside, || UdpSocket::bind((at("198.51.100.5"), PORT)).expect("bind"));
+
+    for proxy in ["10.77.0.1", "fd77::1"] {
+        assert_eq!(connect(&lab, cgroup, at(proxy), PROXY_PORT), "ok", "the proxy");
+        assert_eq!(connect(&lab, cgroup, at(proxy), 22), "EPERM", "the gateway, another port");
+    }
+    assert_eq!(connect(&lab, cgroup, at("198.51.100.5"), PORT), "ok", "direct");
+    assert_eq!(connect(&lab, cgroup, at("2001:db8:1::5"), PORT), "ok", "direct, ipv6");
+    assert_eq!(connect(&lab, cgroup, at("203.0.113.5"), PORT), "EPERM", "only through the proxy");
+    assert_eq!(connect(&lab, cgroup, at("192.0.2.5"), PORT), "EPERM", "denied");
+    assert_eq!(connect(&lab, cgroup, at("127.0.0.1"), 80), "EPERM", "loopback is no way round");
+    assert_eq!(connect(&lab, cgroup, at("::ffff:192.0.2.5"), PORT), "EPERM", "a mapped address");
+    assert_eq!(send(&lab, cgroup, at("198.51.100.5")), "ok");
+    datagrams.set_read_timeout(Some(std::time::Duration::from_secs(5))).expect("time-out");
+    datagrams.recv(&mut [0; 8]).expect("the datagram");
+    assert_eq!(send(&lab, cgroup, at("192.0.2.5")), "EPERM");
+    assert_eq!(send(&lab, cgroup, at("2001:db8:3::5")), "EPERM");
+    // Anybody may ping here, but for the hook.
+    lab.inside(Place::Gateway, || {
+        fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").expect("ping_group_range");
+    });
+    for arguments in [
+        "socket.AF_INET,socket.SOCK_RAW,1",
+        "socket.AF_INET,socket.SOCK_DGRAM,1",
+        "socket.AF_INET6,socket.SOCK_RAW,58",
+        "socket.AF_INET,socket.SOCK_STREAM,262",
+    ] {
+        assert_eq!(open(&lab, cgroup, arguments), "EPERM", "{arguments}");
+    }
+    assert_eq!(open(&lab, cgroup, "socket.AF_UNIX"), "ok");
+    drop(listeners);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nearest_registered_cgroup_counts_and_none_is_anonymous() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[]), agent(2, &[])]).await;
+    let _listener =
+        lab.inside(Place::Outside, || TcpListener::bind((at("198.51.100.5"), PORT)).expect("bind"));
+    let direct = at("198.51.100.5");
+
+    let workload = open_workload(&lab, 1, "job").await;
+    let below = PathBuf::from(&workload.path).join("below");
+    fs::create_dir(&below).expect("nested cgroup");
+    let below = below.to_str().expect("path").to_owned();
+    assert_eq!(connect(&lab, &below, direct, PORT), "ok", "a nested cgroup is its ancestor's");
+
+    // Agent 2 has no class: it may do nothing.
+    let other = open_workload(&lab, 2, "other").await;
+    assert_eq!(connect(&lab, &other.path, direct, PORT), "EPERM");
+
+    // A new generation takes the workloads along; one that denies, denies them.
+    lab.apply(2, tables(), vec![agent(1, &[])]).await;
+    assert_eq!(connect(&lab, &workload.path, direct, PORT), "ok", "after another generation");
+    let nothing = KernelTables { verdicts: Vec::new(), ..tables() };
+    lab.apply(3, nothing, vec![agent(1, &[])]).await;
+    assert_eq!(connect(&lab, &workload.path, direct, PORT), "EPERM");
+    lab.apply(4, tables(), vec![agent(1, &[])]).await;
+
+    // The hooks outlive the process, and the next one replaces them.
+    lab.stop(nix::sys::signal::Signal::SIGKILL);
+    assert_eq!(connect(&lab, &workload.path, direct, PORT), "ok", "without the process");
+    assert_eq!(connect(&lab, &workload.path, at("192.0.2.5"), PORT), "EPERM", "without the process");
+    lab.start().await;
+    assert_eq!(connect(&lab, &workload.path, direct, PORT), "ok", "after the restart");
+
+    // A cgroup nobody registered, beside the workloads.
+    let parent = PathBuf::from(&workload.path).parent().expect("parent").to_owned();
+    let stray = parent.join("stray");
+    fs::create_dir(&stray).expect("cgroup");
+    assert_eq!(connect(&lab, stray.to_str().expect("path"), direct, PORT), "EPERM");
+    fs::remove_dir(&stray).expect("remove");
+
+    // What still runs in there when it is closed is killed.
+    fs::remove_dir(&below).expect("remove");
+    let mut sleeper = Command::new("sleep").arg("600").spawn().expect("sleep");
+    let mut procs = fs::OpenOptions::new()
+        .write(true)
+        .open(PathBuf::from(&workload.path).join("cgroup.procs"))
+        .expect("cgroup.procs");
+    procs.write_all(sleeper.id().to_string().as_bytes()).expect("move");
+    let mut client = lab.client().await;
+    client.close_workload(workload.clone()).await.expect("close");
+    assert!(!sleeper.wait().expect("wait").success());
+    assert!(!PathBuf::from(&workload.path).exists());
+    client.close_workload(other).await.expect("close");
+    let bad = Workload { cgroup: 1, path: "/sys/fs/cgroup".to_owned() };
+    client.close_workload(bad).await.expect_err("not a workload");
+    for name in ["", "../x", "a/b"] {
+        let request = OpenWorkloadRequest { agent: 1, name: name.to_owned() };
+        client.open_workload(request).await.expect_err("not a name");
+    }
+}
