@@ -2,6 +2,12 @@
 //! `unsafe` may stand, how long files get, and that documentation lists what the programs know.
 //!
 //! Reads the work tree and `cargo metadata`; must never build, run or change anything.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers outside `#[test]` functions fail the test too"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
