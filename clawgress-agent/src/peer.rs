@@ -3,6 +3,8 @@
 //!
 //! The process id is for logs only: it may have been reused by the time it is read.
 
+mod refusal;
+
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clawgress_api::config::{self, Config};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,13 +29,10 @@ const CONNECTIONS_MAX: usize = 256;
 const REFUSALS_MAX: usize = 16;
 /// How long a refused peer may take to read its refusal.
 const REFUSAL_TIME_MAX: Duration = Duration::from_secs(1);
-/// Bytes of a refused peer that are read and thrown away, so that it can read why.
-const REFUSAL_BYTES_MAX: u64 = 64 * 1024;
 /// Pause after a failed `accept` (no descriptors left), so that the loop doesn't spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// An HTTP/2 SETTINGS frame, then GOAWAY with INADEQUATE_SECURITY (RFC 9113, 6.5, 6.8, 7), which gRPC
-/// clients report as permission denied.
-const REFUSAL: [u8; 26] = [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xc];
+/// What a refused process is told; plain ASCII, as it goes into a header.
+const REFUSAL: &str = "this user may not use this socket; see [access] in the configuration";
 
 /// The sockets of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,14 +159,8 @@ pub fn incoming(
 }
 
 /// Tells a gRPC client that it is not allowed, instead of leaving it with a closed connection.
-async fn refuse(mut stream: UnixStream, _place: OwnedSemaphorePermit) {
-    let talk = async {
-        stream.write_all(&REFUSAL).await?;
-        stream.shutdown().await?;
-        // Closing with unread bytes would make the peer's next write fail before it has read the refusal.
-        tokio::io::copy(&mut (&mut stream).take(REFUSAL_BYTES_MAX), &mut tokio::io::sink()).await
-    };
-    let _ = tokio::time::timeout(REFUSAL_TIME_MAX, talk).await;
+async fn refuse(stream: UnixStream, _place: OwnedSemaphorePermit) {
+    let _ = tokio::time::timeout(REFUSAL_TIME_MAX, refusal::answer(stream, REFUSAL)).await;
 }
 
 // === impl Access ===
@@ -281,5 +274,81 @@ impl AsyncWrite for Admitted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clawgress_api::proto::MacApiKeyRequest;
+    use clawgress_api::proto::keys_client::KeysClient;
+    use clawgress_api::socket;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// A socket that nobody may use.
+    async fn closed() -> (tempfile::TempDir, std::path::PathBuf, CancellationToken) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("s.sock");
+        let listener = socket::bind(&path, 0o600).expect("bind");
+        let access = Access { socket: Socket::Keys, uids: BTreeSet::new(), group: None };
+        let stop = CancellationToken::new();
+        let mut accepted = incoming(listener, access, stop.clone());
+        tokio::spawn(async move {
+            let admitted = futures_util::StreamExt::next(&mut accepted).await;
+            assert!(admitted.is_none(), "nobody is let in");
+        });
+        (dir, path, stop)
+    }
+
+    #[tokio::test]
+    async fn a_grpc_client_is_told_that_it_may_not() {
+        let (_dir, path, stop) = closed().await;
+        for _ in 0..20 {
+            let mut client = KeysClient::new(socket::channel(&path).expect("channel"));
+            let refused = client.mac_api_key(MacApiKeyRequest { key: vec![1] }).await.expect_err("refused");
+            assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused:?}");
+            assert_eq!(refused.message(), REFUSAL);
+        }
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_refused_process_that_talks_nonsense_is_dropped_in_time() {
+        let (_dir, path, stop) = closed().await;
+        for bytes in [vec![], vec![0xff; 9], vec![0xff; 200_000]] {
+            let mut stream = UnixStream::connect(&path).await.expect("connect");
+            let _ = stream.write_all(&bytes).await;
+            let mut answer = Vec::new();
+            let read = tokio::time::timeout(REFUSAL_TIME_MAX * 5, stream.read_to_end(&mut answer));
+            let _ = read.await.expect("the connection ends");
+        }
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn the_own_user_is_let_in_and_a_name_that_does_not_exist_is_an_error() {
+        let text =
+            "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:1\"]\n[l7]\n";
+        let place = std::path::Path::new("c.toml");
+        let config = Config::parse(text, place).expect("valid");
+        let (a, _b) = UnixStream::pair().expect("pair");
+        for socket in [Socket::Keys, Socket::Control, Socket::Admin, Socket::Datapath, Socket::Handover] {
+            let peer = Access::new(&config, socket).expect("access").check(&a).expect("own user");
+            assert_eq!(peer.uid, Uid::effective().as_raw());
+        }
+        let named = format!("{text}[access]\nl7_user = \"no-such-user\"\nadmin_group = \"no-such-group\"\n");
+        let config = Config::parse(&named, place).expect("valid");
+        let error = |socket| Access::new(&config, socket).expect_err("no such name").to_string();
+        assert!(error(Socket::Control).contains("user `no-such-user`"));
+        assert!(error(Socket::Admin).contains("group `no-such-group`"));
+        Access::new(&config, Socket::Datapath).expect("needs neither");
+        // The L7 user is not among those who may administer or command the datapath.
+        let l7 = Config::parse(&format!("{text}[access]\nl7_user = \"nobody\"\n"), place).expect("valid");
+        let uids = |socket| Access::new(&l7, socket).expect("access").uids;
+        let nobody = User::from_name("nobody").expect("users").expect("nobody").uid.as_raw();
+        assert!(uids(Socket::Keys).contains(&nobody) && uids(Socket::Control).contains(&nobody));
+        assert!(uids(Socket::Handover).contains(&nobody));
+        assert!(!uids(Socket::Admin).contains(&nobody) && !uids(Socket::Datapath).contains(&nobody));
     }
 }

@@ -118,9 +118,12 @@ impl Link {
                 Ok(()) => "it has closed the stream of its records".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            tracing::warn!(trouble, "the datapath role is away; trying again");
-            let before =
-                std::mem::replace(&mut *self.state.lock(), State { applied: 0, trouble: Some(trouble) });
+            let now = State { applied: 0, trouble: Some(trouble) };
+            let before = std::mem::replace(&mut *self.state.lock(), now.clone());
+            // Said once, not at every attempt.
+            if before.trouble != now.trouble {
+                tracing::warn!(trouble = now.trouble, "the datapath role is away; trying again");
+            }
             if before.applied != 0 {
                 pause = PAUSE_LEAST;
             }

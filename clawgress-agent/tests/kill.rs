@@ -1,0 +1,137 @@
+//! kill -9 of the control process: what was acknowledged is there after the restart.
+
+#[path = "support/node.rs"]
+mod node;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clawgress_api::proto::{AuditBatch, Empty};
+use clawgress_api::{AuditQuery, AuditRecord, NewAgent, Plane, RecordKind, Status};
+use clawgress_identity::Agent;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use self::node::{Node, document, parse, until_there};
+
+/// A process that is killed by its id when dropped.
+struct Process(Child);
+
+impl Process {
+    fn start(node: &Node, role: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clawgress-agent"));
+        command.arg(role).arg("--config").arg(node.config_file()).env("CLAWGRESS_LOG", "warn");
+        Process(command.stdin(Stdio::null()).spawn().expect("start"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn new_agent(n: u64) -> NewAgent {
+    let id = format!("agent-{n}").parse().expect("id");
+    let labels = std::collections::BTreeMap::new();
+    NewAgent { id, team: None, project: None, environment: None, labels, sources: vec![], key: true }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_was_acknowledged_is_lost() {
+    let node = Arc::new(Node::new());
+    let _keys = Process::start(&node, "keys");
+    until_there(&node.config.keys_socket()).await;
+    let agents = Arc::new(AtomicU64::new(0));
+    let records = Arc::new(AtomicU64::new(0));
+    let mut generation = 0;
+    for round in 0..3 {
+        let control = Process::start(&node, "control");
+        until_there(&node.config.admin_socket()).await;
+        let writers = [
+            tokio::spawn(write_agents(Arc::clone(&node), Arc::clone(&agents))),
+            tokio::spawn(write_records(Arc::clone(&node), Arc::clone(&records), round)),
+        ];
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        drop(control); // SIGKILL, in the middle of both.
+        for writer in writers {
+            writer.await.expect("writer");
+        }
+        let control = Process::start(&node, "control");
+        until_there(&node.config.admin_socket()).await;
+        let status: Status = parse(&node.admin().status(Empty {}).await.expect("status").into_inner().json);
+        assert!(status.generation > generation, "{} after {generation}", status.generation);
+        generation = status.generation;
+        let listed = node.admin().list_agents(Empty {}).await.expect("agents").into_inner().json;
+        let listed: Vec<Agent> = listed.iter().map(|json| parse(json)).collect();
+        let acknowledged = agents.load(Ordering::SeqCst);
+        for n in 0..acknowledged {
+            let id = format!("default/agent-{n}");
+            assert!(listed.iter().any(|a| a.id.to_string() == id), "{id} was acknowledged");
+        }
+        let mut indices: Vec<u32> = listed.iter().map(|a| a.index).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        assert_eq!(indices.len(), listed.len(), "no number twice");
+        let query =
+            AuditQuery { kind: Some(RecordKind::Decision), limit: Some(50_000), ..AuditQuery::default() };
+        let mut stream = node.admin().search_audit(document(&query)).await.expect("search").into_inner();
+        let mut kept = std::collections::BTreeSet::new();
+        while let Some(document) = stream.message().await.expect("record") {
+            kept.insert(parse::<AuditRecord>(&document.json).request);
+        }
+        let acknowledged = records.load(Ordering::SeqCst);
+        assert!(acknowledged > 0, "the writer got somewhere");
+        for n in 0..acknowledged {
+            assert!(kept.contains(&format!("r-{n}")), "record {n} of {acknowledged} was acknowledged");
+        }
+        drop(control);
+    }
+    assert!(agents.load(Ordering::SeqCst) > 3, "the writer got somewhere");
+}
+
+/// Creates agents, one after the other, until control is gone.
+async fn write_agents(node: Arc<Node>, acknowledged: Arc<AtomicU64>) {
+    let mut admin = node.admin();
+    loop {
+        let n = acknowledged.load(Ordering::SeqCst);
+        match admin.create_agent(document(&new_agent(n))).await {
+            // It may have been committed just before the kill, without an answer.
+            Err(status) if status.code() == tonic::Code::AlreadyExists => {}
+            Err(_) => return,
+            Ok(_) => {}
+        }
+        acknowledged.store(n + 1, Ordering::SeqCst);
+    }
+}
+
+/// Appends records, many at a time, until control is gone.
+async fn write_records(node: Arc<Node>, acknowledged: Arc<AtomicU64>, round: u64) {
+    const BATCH: u64 = 5;
+    let (sender, receiver) = mpsc::channel(8);
+    let Ok(acks) = node.audit().append(ReceiverStream::new(receiver)).await else { return };
+    let mut acks = acks.into_inner();
+    let first = acknowledged.load(Ordering::SeqCst);
+    let feeder = tokio::spawn(async move {
+        for sequence in 0.. {
+            let numbers = first + sequence * BATCH..first + (sequence + 1) * BATCH;
+            let records = numbers.map(|n| {
+                let time = jiff::Timestamp::now();
+                let request = format!("r-{n}");
+                let record = AuditRecord::new(time, "test", RecordKind::Decision, Plane::L7, request, round);
+                serde_json::to_vec(&record).expect("json")
+            });
+            let batch = AuditBatch { sequence, records: records.collect() };
+            if sender.send(batch).await.is_err() {
+                return;
+            }
+        }
+    });
+    while let Ok(Some(ack)) = acks.message().await {
+        acknowledged.store(first + (ack.sequence + 1) * BATCH, Ordering::SeqCst);
+    }
+    feeder.abort();
+}

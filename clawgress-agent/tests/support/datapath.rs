@@ -1,0 +1,122 @@
+//! The datapath's side of its socket, without a kernel: it can refuse, vanish and lie about its
+//! generation, which the real one can't be made to do.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "each test takes what it needs of it")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use clawgress_agent::peer::{Access, Socket};
+use clawgress_agent::serve::{SOCKET_MODE, grpc};
+use clawgress_api::config::Config;
+use clawgress_api::proto::datapath_server::{Datapath, DatapathServer};
+use clawgress_api::proto::{
+    AuditBatch, DatapathStatus, Empty, KernelGeneration, OpenWorkloadRequest, Workload,
+};
+use clawgress_api::{AuditRecord, socket};
+use clawgress_policy::kernel::KernelTables;
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::node::Role;
+
+pub type Applied = clawgress_api::KernelGeneration<KernelTables>;
+
+#[derive(Default)]
+pub struct Script {
+    pub applied: Mutex<Vec<Applied>>,
+    pub refusal: Mutex<Option<String>>,
+    pub generation: AtomicU64,
+    pub workloads: Mutex<BTreeMap<u64, OpenWorkloadRequest>>,
+    /// Where workloads' cgroups are; made and removed by the test.
+    pub cgroup: Mutex<PathBuf>,
+    events: Mutex<Option<mpsc::Sender<Result<AuditBatch, Status>>>>,
+}
+
+struct Service(Arc<Script>);
+
+impl Script {
+    pub fn serve(self: &Arc<Self>, config: &Config) -> Role {
+        let listener = socket::bind(&config.datapath_socket(), SOCKET_MODE).expect("bind");
+        let access = Access::new(config, Socket::Datapath).expect("access");
+        let service = DatapathServer::new(Service(Arc::clone(self)));
+        let script = Arc::clone(self);
+        Role::start(|stop| async move {
+            let end = grpc(listener, access, service, stop).await;
+            script.events.lock().await.take();
+            end
+        })
+    }
+
+    pub async fn latest(&self) -> Option<Applied> {
+        self.applied.lock().await.last().cloned()
+    }
+
+    pub async fn tell(&self, records: &[AuditRecord]) {
+        let records = records.iter().map(|r| serde_json::to_vec(r).expect("json")).collect();
+        let events = self.events.lock().await;
+        let batch = AuditBatch { sequence: 1, records };
+        events.as_ref().expect("somebody listens").send(Ok(batch)).await.expect("sent");
+    }
+
+    fn status(&self) -> Result<Response<DatapathStatus>, Status> {
+        let status = clawgress_api::DatapathStatus {
+            mode: "kernel".into(),
+            generation: self.generation.load(Ordering::SeqCst),
+            interfaces: vec![],
+            flows: 0,
+            flows_max: 10,
+            counters: BTreeMap::new(),
+            absent: vec!["the weather".into()],
+        };
+        Ok(Response::new(DatapathStatus { document: serde_json::to_vec(&status).expect("json") }))
+    }
+}
+
+#[tonic::async_trait]
+impl Datapath for Service {
+    type EventsStream = ReceiverStream<Result<AuditBatch, Status>>;
+
+    async fn apply(&self, request: Request<KernelGeneration>) -> Result<Response<DatapathStatus>, Status> {
+        if let Some(refusal) = self.0.refusal.lock().await.as_ref() {
+            return Err(Status::invalid_argument(refusal));
+        }
+        let KernelGeneration { generation, document } = request.into_inner();
+        let applied: Applied = serde_json::from_slice(&document).expect("document");
+        assert_eq!(applied.generation, generation);
+        self.0.generation.store(generation, Ordering::SeqCst);
+        self.0.applied.lock().await.push(applied);
+        self.0.status()
+    }
+
+    async fn status(&self, _: Request<Empty>) -> Result<Response<DatapathStatus>, Status> {
+        self.0.status()
+    }
+
+    async fn events(&self, _: Request<Empty>) -> Result<Response<Self::EventsStream>, Status> {
+        let (sender, receiver) = mpsc::channel(4);
+        *self.0.events.lock().await = Some(sender);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn open_workload(
+        &self,
+        request: Request<OpenWorkloadRequest>,
+    ) -> Result<Response<Workload>, Status> {
+        let mut workloads = self.0.workloads.lock().await;
+        let cgroup = workloads.len() as u64 + 1;
+        workloads.insert(cgroup, request.into_inner());
+        let path = self.0.cgroup.lock().await.display().to_string();
+        Ok(Response::new(Workload { cgroup, path }))
+    }
+
+    async fn close_workload(&self, request: Request<Workload>) -> Result<Response<Empty>, Status> {
+        match self.0.workloads.lock().await.remove(&request.into_inner().cgroup) {
+            Some(_) => Ok(Response::new(Empty {})),
+            None => Err(Status::not_found("no such workload")),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The command line against the real control and keys roles: what it prints, and its exit codes.
+
+#[path = "../../clawgress-agent/tests/support/datapath.rs"]
+mod datapath;
+#[path = "../../clawgress-agent/tests/support/node.rs"]
+mod node;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+
+use clawgress_api::config::Config;
+use clawgress_api::{AuditRecord, CreatedAgent, PolicyRevision, Status};
+use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::PolicyBundle;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+
+use self::datapath::Script;
+use self::node::{Node, parse, until};
+
+const GOOD: &str = "@id(\"all\")\npermit (principal, action == Action::\"tls\", resource in HostSet::\"saas\");\n";
+const BAD: &str = "@id(\"all\")\npermit (principal,\n  action == Action::\"fly\", resource);\n";
+
+fn ctl(socket: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clawgressctl"));
+    command.arg("--socket").arg(socket).args(arguments).stdin(Stdio::null()).env_remove("CLAWGRESS_SOCKET");
+    command.kill_on_drop(true);
+    command
+}
+
+async fn run(config: &Config, arguments: &[&str]) -> Output {
+    ctl(&config.admin_socket(), arguments).output().await.expect("run")
+}
+
+#[track_caller]
+fn check(output: &Output, code: i32, stdout: &str, stderr: &str) {
+    let out = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "stdout: {out}\nstderr: {err}");
+    assert!(out.contains(stdout), "`{stdout}` should be in: {out}");
+    assert!(err.contains(stderr), "`{stderr}` should be in: {err}");
+}
+
+fn file(node: &Node, name: &str, text: &str) -> PathBuf {
+    let path = node.dir.path().join(name);
+    fs::write(&path, text).expect("write");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_and_status() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    check(&run(config, &["agent", "list"]).await, 0, "agent create NAME", "");
+    let created = run(config, &["agent", "create", "web", "--team", "red", "--label", "k=v"]).await;
+    check(&created, 0, "agent `default/web` is created", "");
+    let text = String::from_utf8_lossy(&created.stdout).into_owned();
+    let key = text.lines().find_map(|l| l.trim().strip_prefix("claw_")).expect("key").to_owned();
+    assert!(text.contains(&format!("export HTTPS_PROXY=http://web:claw_{key}@127.0.0.1:3128")), "{text}");
+    check(&run(config, &["agent", "create", "web"]).await, 1, "", "there is an agent `default/web` already");
+    check(&run(config, &["agent", "create", "We b"]).await, 2, "", "is not an id");
+    check(&run(config, &["agent", "create", "s", "--source", "eth0"]).await, 2, "", "is not a source");
+    let json = run(config, &["--output", "json", "agent", "create", "acme/bot"]).await;
+    let created: CreatedAgent = parse(&json.stdout);
+    assert_eq!((created.agent.id.to_string().as_str(), created.agent.index), ("acme/bot", 2));
+    let keyless = run(config, &["agent", "create", "k", "--no-key", "--output", "json"]).await;
+    assert_eq!(parse::<CreatedAgent>(&keyless.stdout).api_key, None);
+
+    check(&run(config, &["agent", "list"]).await, 0, "acme/bot", "");
+    let list = run(config, &["-o", "json", "agent", "list"]).await;
+    assert_eq!(parse::<Vec<Agent>>(&list.stdout).len(), 3);
+    check(&run(config, &["agent", "show", "web"]).await, 0, "k=v", "");
+    check(&run(config, &["agent", "show", "nobody"]).await, 1, "", "clawgressctl agent list");
+    let disabled = run(config, &["agent", "disable", "web", "-o", "json"]).await;
+    assert_eq!(parse::<Agent>(&disabled.stdout).state, AgentState::Disabled);
+    check(&run(config, &["agent", "enable", "web"]).await, 0, "active", "");
+    check(&run(config, &["agent", "delete", "web"]).await, 0, "is deleted", "");
+    check(&run(config, &["agent", "delete", "web"]).await, 1, "", "there is no agent `default/web`");
+
+    check(&run(config, &["status"]).await, 0, "warning: no policy has been applied", "");
+    let status: Status = parse(&run(config, &["status", "--output", "json"]).await.stdout);
+    assert_eq!((status.agents, status.node.as_str()), (2, "test"));
+    check(&run(config, &["completion", "bash"]).await, 0, "_clawgressctl()", "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policy() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let sets = file(&node, "sets.toml", "[hosts]\nsaas = [\"*.example.com\"]\n[networks]\nlan = [\"10.0.0.0/8\"]\n");
+    let bad_sets = file(&node, "bad.toml", "[hosts]\nsaas = [\"a\"]\n[nets]\n");
+    let (good, bad) = (file(&node, "good.cedar", GOOD), file(&node, "bad.cedar", BAD));
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
+    let (good, bad, sets, bad_sets) = (path(&good), path(&bad), path(&sets), path(&bad_sets));
+
+    // Without any agent.
+    let nowhere = Path::new("/nonexistent/admin.sock");
+    let offline = ctl(nowhere, &["policy", "check", &good, "--sets", &sets]).output().await.expect("run");
+    check(&offline, 0, "is valid: policies 1", "");
+    let offline = ctl(nowhere, &["policy", "check", &bad, "--sets", &sets]).output().await.expect("run");
+    check(&offline, 1, "", &format!("{bad}:3:"));
+    let unset = ctl(nowhere, &["policy", "check", &good]).output().await.expect("run");
+    check(&unset, 1, "", "saas");
+    let offline = ctl(nowhere, &["policy", "check", &good, "--sets", &bad_sets]).output().await.expect("run");
+    check(&offline, 1, "", &format!("{bad_sets}:3:"));
+    let missing = ctl(nowhere, &["policy", "check", "/nonexistent/p.cedar"]).output().await.expect("run");
+    check(&missing, 1, "", "cannot read `/nonexistent/p.cedar`");
+
+    check(&run(config, &["policy", "show"]).await, 1, "", "no policy has been applied yet");
+    check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
+    check(&run(config, &["policy", "apply", &good, "--sets", &sets]).await, 2, "", "--message");
+    check(&run(config, &["policy", "apply", &bad, "-m", "x"]).await, 1, "", &format!("{bad}:3:"));
+    check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
+    let applied = run(config, &["policy", "apply", &good, "--sets", &sets, "-m", "first"]).await;
+    check(&applied, 0, "revision 1 is live in generation 1", "");
+    check(&run(config, &["policy", "check", &good, "--sets", &sets, "--node"]).await, 0, "is valid", "");
+    check(&run(config, &["policy", "check", &bad, "--node"]).await, 1, "", &format!("{bad}:3:"));
+    let shown = run(config, &["policy", "show"]).await;
+    check(&shown, 0, GOOD.trim_end(), "live in generation 1");
+    let json: PolicyRevision<PolicyBundle> =
+        parse(&run(config, &["policy", "show", "1", "-o", "json"]).await.stdout);
+    assert_eq!(json.bundle.expect("bundle").sets.hosts.len(), 1);
+    check(&run(config, &["policy", "show", "9"]).await, 1, "", "there is no revision 9");
+    check(&run(config, &["policy", "history"]).await, 0, "first", "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    run(config, &["agent", "create", "a"]).await;
+    run(config, &["agent", "create", "b"]).await;
+    check(&run(config, &["audit", "search", "--kind", "change"]).await, 0, "agent created by root", "");
+    check(&run(config, &["audit", "search", "--verdict", "deny"]).await, 0, "no record matches", "");
+    check(&run(config, &["audit", "search", "--reason", "weather"]).await, 1, "", "is not a drop reason");
+    check(&run(config, &["audit", "search", "--since", "yesterday"]).await, 2, "", "nor an age such as `15m`");
+    check(&run(config, &["audit", "search", "--since", "2099-01-01T00:00Z"]).await, 0, "no record", "");
+    let json = run(config, &["audit", "search", "-o", "json", "-n", "1", "--since", "10m"]).await;
+    let record: AuditRecord = parse(&json.stdout);
+    assert!(record.detail.expect("detail").contains("default/b"));
+
+    let mut tail = ctl(&config.admin_socket(), &["audit", "tail", "-n", "1"]);
+    let mut tail = tail.stdout(Stdio::piped()).spawn().expect("tail");
+    let mut lines = BufReader::new(tail.stdout.take().expect("stdout")).lines();
+    assert!(lines.next_line().await.expect("line").expect("line").contains("default/b"));
+    run(config, &["agent", "create", "c"]).await;
+    assert!(lines.next_line().await.expect("line").expect("line").contains("default/c"));
+    tail.kill().await.expect("kill");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_reach_the_agent_or_may_not_is_told_which() {
+    let mut node = Node::new().start().await;
+    let config = Arc::clone(&node.config);
+    let nowhere = ctl(Path::new("/nonexistent/admin.sock"), &["status"]).output().await.expect("run");
+    check(&nowhere, 3, "", "start `clawgress-agent`");
+    check(&run(&config, &["fly"]).await, 2, "", "fly");
+
+    // Another user's process: not root, not this role's user, in no group.
+    fs::set_permissions(node.dir.path(), fs::Permissions::from_mode(0o711)).expect("chmod");
+    let copy = node.dir.path().join("ctl");
+    fs::copy(env!("CARGO_BIN_EXE_clawgressctl"), &copy).expect("copy");
+    assert!(nix::unistd::Uid::effective().is_root(), "this test needs root, to be somebody else");
+    for _ in 0..20 {
+        let mut command = Command::new(&copy);
+        command.arg("--socket").arg(config.admin_socket()).arg("status").uid(65_534).gid(65_534);
+        check(&command.output().await.expect("run"), 4, "", "you may not administer");
+    }
+    let admin = run(&config, &["status"]).await;
+    check(&admin, 0, "node", "");
+    node.stop_control().await;
+    check(&run(&config, &["status"]).await, 3, "", "is `clawgress-agent control` running?");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn run_leads_a_command_to_the_proxy_and_passes_its_end_on() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    run(config, &["agent", "create", "a"]).await;
+    let refused = run(config, &["run", "--agent", "a", "--", "true"]).await;
+    check(&refused, 1, "", "reaches the network ungoverned; give --proxy-only");
+    check(&run(config, &["run", "--agent", "b", "--proxy-only", "--", "true"]).await, 1, "", "no agent `default/b`");
+    let script = "echo $HTTPS_PROXY $http_proxy; echo no=[$NO_PROXY]; grep NoNewPrivs /proc/self/status; exit 7";
+    let ran = run(config, &["run", "--agent", "a", "--proxy-only", "--", "sh", "-c", script]).await;
+    check(&ran, 7, "http://a:claw_", "not enforced:");
+    let out = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(out.contains("@127.0.0.1:3128 http://a:claw_") && out.contains("no=[]"), "{out}");
+    assert!(out.contains("NoNewPrivs:\t1"), "{out}");
+    let missing = run(config, &["run", "--agent", "a", "--proxy-only", "--", "/nonexistent/x"]).await;
+    check(&missing, 1, "", "cannot run `/nonexistent/x`");
+
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut command = ctl(&config.admin_socket(), &["run", "--agent", "a", "--proxy-only", "--", "sh", "-c", script]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("run");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+    assert_eq!(lines.next_line().await.expect("line").as_deref(), Some("ready"));
+    signal(&child, nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(child.wait().await.expect("wait").code(), Some(9), "the signal reached the command");
+    let killed = run(config, &["run", "--agent", "a", "--proxy-only", "--", "sh", "-c", "kill -9 $$"]).await;
+    assert_eq!(killed.status.code(), Some(137));
+
+    let log = run(config, &["audit", "search", "-o", "json"]).await;
+    let log = String::from_utf8_lossy(&log.stdout).into_owned();
+    let count = |what: &str| log.matches(what).count();
+    assert_eq!(count("` of agent `default/a` opened by root"), count("` closed: "), "{log}");
+    assert_eq!(count("opened by root"), 5, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn run_confines_a_command_of_root_to_its_cgroup() {
+    assert!(nix::unistd::Uid::effective().is_root(), "this test needs root, to make a cgroup");
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    let cgroup = Cgroup::new();
+    let script = Arc::new(Script::default());
+    *script.cgroup.lock().await = cgroup.0.clone();
+    let role = script.serve(config);
+    run(config, &["agent", "create", "a"]).await;
+    // An open descriptor and a capability that the command must not inherit.
+    let text = "cat /proc/self/cgroup; grep -E 'Cap|NoNew|^Uid' /proc/self/status; ls /proc/self/fd; echo $HOME";
+    let mut command = Command::new("sh");
+    let own = env!("CARGO_BIN_EXE_clawgressctl");
+    let socket = config.admin_socket();
+    command.args(["-c", "exec 7</etc/passwd 9</etc/passwd; exec \"$@\"", "sh", own, "--socket"]).arg(socket);
+    command.args(["run", "--agent", "a", "--", "sh", "-c", text]).current_dir("/").env_remove("SUDO_USER");
+    let output = command.stdin(Stdio::null()).output().await.expect("run");
+    let name = cgroup.0.file_name().expect("name").to_str().expect("text").to_owned();
+    check(&output, 0, &name, "the command runs as `nobody`; choose with --user");
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    for want in ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Uid:\t65534\t65534"] {
+        assert!(out.contains(want), "`{want}` should be in: {out}");
+    }
+    let descriptors: Vec<u32> = out.lines().filter_map(|l| l.trim().parse().ok()).collect();
+    // The last one is `ls` looking at its own directory.
+    assert_eq!(descriptors, [0, 1, 2, 3], "{out}");
+    let mut command = ctl(&config.admin_socket(), &["run", "--agent", "a", "--user", "root", "--", "sh", "-c", text]);
+    let output = command.current_dir("/").output().await.expect("run");
+    check(&output, 0, "CapEff:\t0000000000000000", "the command runs as `root`");
+    until("the workloads to be closed", async || script.workloads.lock().await.is_empty()).await;
+    *script.cgroup.lock().await = PathBuf::from("/nonexistent/cgroup");
+    let lost = run(config, &["run", "--agent", "a", "--", "echo", "escaped"]).await;
+    check(&lost, 1, "", "cannot enter `/nonexistent/cgroup`");
+    assert!(lost.stdout.is_empty(), "a command that can't be confined doesn't run");
+    role.stop().await;
+}
+
+/// A cgroup of the test's own, removed when dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
+        let root = mounts.lines().find_map(|l| {
+            let mut fields = l.split(' ');
+            let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(place))
+        });
+        let path = root.expect("cgroup v2 is mounted").join(format!("claw-ctl-test-{}", std::process::id()));
+        fs::create_dir(&path).expect("cgroup");
+        Cgroup(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+fn signal(child: &tokio::process::Child, signal: nix::sys::signal::Signal) {
+    let id = i32::try_from(child.id().expect("running")).expect("id");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).expect("signal");
+}
