@@ -167,6 +167,12 @@ impl Carrier {
         }
     }
 
+    /// What is queued now.
+    #[cfg(test)]
+    pub fn drain_for_test(&mut self) -> Vec<AuditRecord> {
+        std::iter::from_fn(|| self.queue.try_recv().ok()).collect()
+    }
+
     /// Carries over one stream; what was not acknowledged on the last one goes first.
     async fn stream(&mut self, mut client: AuditSinkClient<Channel>) -> Result<(), tonic::Status> {
         let (batches, receiver) = mpsc::channel(limit::AUDIT_UNACKED_MAX + STREAM_MAX);

@@ -26,8 +26,9 @@ use crate::snapshot::Plan;
 use crate::{dial, limit, page, peek};
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
-/// The port at which plain HTTP is expected inside a tunnel.
+/// The ports at which plain HTTP, and only TLS, is expected inside a tunnel.
 const HTTP_PORT: u16 = 80;
+const TLS_PORT: u16 = 443;
 
 /// What a CONNECT asks for.
 struct Asked {
@@ -149,7 +150,7 @@ async fn prospect(
     let agent = &who.identity.agent;
     let tls = decide::tls_possible(&plan, agent, &asked.host, asked.port);
     let unknown = decide::unknown(&plan, agent, &asked.host, asked.port);
-    if tls.verdict.is_err() && unknown.verdict.is_err() && !http_possible(&plan, &who, asked) {
+    if tls.verdict.is_err() && unknown.verdict.is_err() && !http_possible(&plan, &who, asked, &tls) {
         return Err(tls);
     }
     let addresses = gateway.resolver.addresses(&asked.host).await;
@@ -166,11 +167,13 @@ async fn prospect(
 }
 
 /// Whether plain HTTP may follow: some clients tunnel it too. Its requests are judged one by one, so
-/// this only decides whether a refusal comes now or with the first request.
-fn http_possible(plan: &Plan, who: &Who, asked: &Asked) -> bool {
+/// this only decides whether a refusal comes now or with the first request. Where policy speaks of TLS
+/// (`inspection_required`), TLS is what is expected.
+fn http_possible(plan: &Plan, who: &Who, asked: &Asked, tls: &Ruling) -> bool {
     let (host, port) = (&asked.host, asked.port);
     let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
-    port == HTTP_PORT || decide::http(plan, &who.identity.agent, root).verdict.is_ok()
+    let tls_expected = port == TLS_PORT || tls.verdict == Err(DropReason::InspectionRequired);
+    port == HTTP_PORT || !tls_expected && decide::http(plan, &who.identity.agent, root).verdict.is_ok()
 }
 
 /// A tunnel whose client was told to begin.

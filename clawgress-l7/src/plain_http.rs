@@ -207,6 +207,8 @@ impl ProxyHttp for App {
             Ok(granted) => {
                 if awaits_continue {
                     session.write_continue_response().await?;
+                    // Pingora takes the 100 for an answer before the end of the body, and would close.
+                    session.set_keepalive(keepalive);
                 }
                 context.granted = Some(granted);
                 Ok(false)

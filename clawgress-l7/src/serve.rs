@@ -176,3 +176,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     background.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

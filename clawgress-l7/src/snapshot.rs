@@ -150,6 +150,13 @@ impl Snapshots {
         Applied { generation, error }
     }
 
+    /// Applies a snapshot as if control had sent it.
+    #[cfg(test)]
+    pub async fn apply_for_test(&self, envelope: proto::Snapshot) {
+        let applied = self.apply(envelope).await;
+        assert_eq!(applied.error, "");
+    }
+
     /// Follows control for ever.
     pub async fn follow(&self, channel: Channel, instance: String) {
         let mut pause = limit::REDIAL_FIRST;

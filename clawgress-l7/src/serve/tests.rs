@@ -1,0 +1,203 @@
+//! Steered connections, as the accept loop gets them from the kernel plane: over real sockets, with the
+//! facts that the flow table gives in the kernel's place.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clawgress_api::{AuditRecord, Ingress, RecordKind, Verdict};
+use clawgress_identity::IdentityMethod;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::connection::Bound;
+
+#[path = "../../tests/proxy/dns.rs"]
+mod dns;
+
+/// What the client dialled; nobody is there, so reaching it would show.
+const DIALLED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+const SNAPSHOT: &str = r#"{"generation":3,"agents":[
+    {"id":"default/web","index":1,"state":"active"},{"id":"default/off","index":2,"state":"disabled"}],"keys":[],
+    "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) }; @id(\"web\") permit (principal, action in [Action::\"http\", Action::\"tls\", Action::\"tunnel\"], resource) when { resource.name like \"*.allowed.test\" }; @id(\"tls\") permit (principal, action == Action::\"tls\", resource == Host::\"read.test\"); @id(\"raw\") permit (principal, action == Action::\"tunnel\", resource == Host::\"127.1.0.9\");"}}"#;
+
+struct Steered {
+    serving: Serving,
+    carrier: audit::Carrier,
+    _stopping: watch::Sender<bool>,
+    _dns: dns::Dns,
+}
+
+impl Steered {
+    async fn new() -> Steered {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let zone: &[(&str, &[&str])] = &[("api.allowed.test", &["127.1.0.1"]), ("read.test", &["127.1.0.1"])];
+        let dns = dns::Dns::start(zone).await;
+        let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
+        let nobody =
+            || socket::channel(std::path::Path::new("/nonexistent/clawgress.sock")).expect("channel");
+        let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60)));
+        let document = SNAPSHOT.as_bytes().to_vec();
+        snapshots.apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document }).await;
+        let gateway = Arc::new(Gateway {
+            snapshots,
+            keys: Keys::new(nobody()).expect("randomness"),
+            resolver: Resolver::new(&[dns.address]).expect("resolver"),
+            own: Arc::new(Own::default()),
+            audit,
+            pipes: Arc::new(Pipes::default()),
+            cut: CancellationToken::new(),
+        });
+        let (stopping_sender, stopping) = watch::channel(false);
+        let proxy = plain_http::proxy(&gateway, Some(1));
+        let serving = Serving { gateway, proxy, stopping };
+        Steered { serving, carrier, _stopping: stopping_sender, _dns: dns }
+    }
+
+    /// Sends `bytes` over a connection to `dialled` from the agent with this index; returns what came
+    /// back, and decision and outcome.
+    async fn say(
+        &mut self,
+        bound: Result<u32, DropReason>,
+        dialled: SocketAddr,
+        bytes: &[u8],
+    ) -> (Vec<u8>, Vec<AuditRecord>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut client, (server, peer)) = (client.expect("connect"), server.expect("accept"));
+        let method = IdentityMethod::Source;
+        let connection = Connection {
+            peer,
+            local: dialled,
+            ingress: Ingress::Transparent,
+            bound: bound.map(|index| Some(Bound { index, method })),
+            interface: Some("agents0".to_owned()),
+        };
+        let serving = self.serving.clone();
+        let task = tokio::spawn(async move { serving.connection(connection, server).await });
+        client.write_all(bytes).await.expect("send");
+        let mut got = vec![];
+        // A server that waits for more would wait for its deadline; closing our side is the end.
+        let answered = tokio::time::timeout(Duration::from_millis(700), client.read_to_end(&mut got)).await;
+        if answered.is_err() {
+            let _ = client.shutdown().await;
+            let _ = client.read_to_end(&mut got).await;
+        }
+        drop(client);
+        task.await.expect("served");
+        (got, self.carrier.drain_for_test())
+    }
+}
+
+fn dialled(port: u16) -> SocketAddr {
+    SocketAddr::new(DIALLED, port)
+}
+
+/// A ClientHello for `name`.
+fn hello(name: Option<&str>) -> Vec<u8> {
+    let list = name.map_or(vec![], |n| {
+        let n16 = |n: usize| u16::try_from(n).expect("short").to_be_bytes();
+        [&n16(0)[..], &n16(n.len() + 5), &n16(n.len() + 3), &[0], &n16(n.len()), n.as_bytes()].concat()
+    });
+    let mut body = [&[3, 3][..], &[9; 32], &[0, 0, 2, 0x13, 1, 1, 0]].concat();
+    body.extend(u16::try_from(list.len()).expect("short").to_be_bytes());
+    body.extend(list);
+    let n = u8::try_from(body.len()).expect("short");
+    [&[22, 3, 1, 0, n + 4, 1, 0, 0, n][..], &body].concat()
+}
+
+fn reason(records: &[AuditRecord]) -> Option<DropReason> {
+    assert_eq!(records.len(), 2, "a decision and an outcome: {records:#?}");
+    assert_eq!((records[0].kind, records[1].kind), (RecordKind::Decision, RecordKind::Outcome));
+    assert_eq!(records[0].request, records[1].request);
+    assert_eq!(records[0].verdict == Some(Verdict::Deny), records[0].reason.is_some());
+    assert_eq!(records[0].source.interface.as_deref(), Some("agents0"));
+    records[0].reason
+}
+
+#[tokio::test]
+async fn tls_is_judged_by_its_name_and_dialled_where_our_resolver_says() {
+    let mut steered = Steered::new().await;
+    let upstream = TcpListener::bind("127.1.0.1:0").await.expect("bind");
+    let port = upstream.local_addr().expect("address").port();
+    let echo = tokio::spawn(async move {
+        let (mut stream, _) = upstream.accept().await.expect("accept");
+        let mut got = vec![];
+        stream.read_to_end(&mut got).await.expect("read");
+        got
+    });
+    let bytes = hello(Some("API.allowed.test"));
+    let (got, records) = steered.say(Ok(1), dialled(port), &bytes).await;
+    assert!(got.is_empty());
+    assert_eq!(echo.await.expect("upstream"), bytes);
+    assert_eq!(reason(&records), None);
+    assert_eq!(records[0].policies, ["net", "web"]);
+    assert_eq!(records[0].generation, 3);
+    assert_eq!(records[0].destination.host.as_deref(), Some("api.allowed.test"));
+    assert_eq!(records[0].destination.ip, Some(IpAddr::from([127, 1, 0, 1])), "not what the client dialled");
+    assert_eq!(records[1].bytes_sent, Some(bytes.len() as u64));
+}
+
+#[tokio::test]
+async fn tls_is_denied_with_an_alert_and_a_reason() {
+    let mut steered = Steered::new().await;
+    for (bound, bytes, want, alert) in [
+        (Ok(1), hello(Some("denied.test")), DropReason::PolicyDenied, 49),
+        (Ok(1), hello(Some("read.test")), DropReason::InspectionRequired, 49),
+        (Ok(1), hello(None), DropReason::SniMissing, 112),
+        (Ok(1), hello(Some("10.0.0.1")), DropReason::TlsMalformed, 50),
+        (Ok(1), hello(Some("nowhere.allowed.test")), DropReason::ResolveFailed, 80),
+        (Ok(1), b"\x16\x03\x01\x00\x04\x02\x00\x00\x00".to_vec(), DropReason::TlsMalformed, 50),
+        (Ok(0), hello(Some("api.allowed.test")), DropReason::Anonymous, 49),
+        (Ok(2), hello(Some("api.allowed.test")), DropReason::AgentDisabled, 49),
+        (Ok(77), hello(Some("api.allowed.test")), DropReason::Anonymous, 49),
+        (
+            Err(DropReason::FlowRecordMissing),
+            hello(Some("api.allowed.test")),
+            DropReason::FlowRecordMissing,
+            49,
+        ),
+    ] {
+        let (got, records) = steered.say(bound, dialled(443), &bytes).await;
+        assert_eq!(got, [21, 3, 3, 0, 2, 2, alert], "{want}");
+        assert_eq!(reason(&records), Some(want));
+    }
+}
+
+#[tokio::test]
+async fn http_is_judged_and_other_protocols_need_a_permit_for_the_address() {
+    let mut steered = Steered::new().await;
+    let get =
+        |host: &str| format!("GET /p HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").into_bytes();
+    for (bound, bytes, want) in [
+        (Ok(1), get("denied.test"), DropReason::PolicyDenied),
+        (Ok(1), get("api.allowed.test:81"), DropReason::HttpMalformed),
+        (Ok(1), get("10.0.0.1"), DropReason::PolicyDenied),
+        (Err(DropReason::FlowRecordMissing), get("api.allowed.test"), DropReason::FlowRecordMissing),
+        (Ok(1), b"SSH-2.0-x\r\n".to_vec(), DropReason::ProtocolUnknown),
+        (Ok(1), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), DropReason::UpgradeUnsupported),
+    ] {
+        let (got, records) = steered.say(bound, dialled(80), &bytes).await;
+        assert_eq!(reason(&records), Some(want));
+        let page = String::from_utf8(got).expect("text");
+        let http = bytes.starts_with(b"GET");
+        assert_eq!(page.contains(&format!("x-clawgress-reason: {want}")), http, "{page}");
+        assert!(!page.contains("407") && !page.to_lowercase().contains("proxy-authenticate"));
+    }
+    let upstream = TcpListener::bind("127.1.0.9:0").await.expect("bind");
+    let address = upstream.local_addr().expect("address");
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = upstream.accept().await.expect("accept");
+        stream.write_all(b"220 hello\r\n").await.expect("greet");
+        let mut got = vec![];
+        stream.read_to_end(&mut got).await.expect("read");
+        got
+    });
+    // The client says nothing until the server has greeted it.
+    let (got, records) = steered.say(Ok(1), address, b"").await;
+    assert_eq!(got, b"220 hello\r\n");
+    assert_eq!(reason(&records), None);
+    assert_eq!(records[0].policies, ["net", "raw"]);
+    assert!(server.await.expect("server").is_empty());
+}

@@ -1,0 +1,79 @@
+//! A small authoritative DNS server over UDP, on loopback.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::UdpSocket;
+use tokio::task::AbortHandle;
+
+/// Answers from a table; names it does not hold don't exist.
+#[derive(Debug)]
+pub struct Dns {
+    pub address: SocketAddr,
+    task: AbortHandle,
+}
+
+impl Dns {
+    pub async fn start(zone: &[(&str, &[&str])]) -> Dns {
+        let parse = |ips: &[&str]| ips.iter().map(|ip| ip.parse().expect("address")).collect::<Vec<IpAddr>>();
+        let zone: HashMap<String, Vec<IpAddr>> =
+            zone.iter().map(|(n, ips)| ((*n).to_owned(), parse(ips))).collect();
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+        let address = socket.local_addr().expect("address");
+        let socket = Arc::new(socket);
+        let task = tokio::spawn(async move {
+            let mut query = [0; 512];
+            while let Ok((n, from)) = socket.recv_from(&mut query).await {
+                if let Some(answer) = answer(&query[..n], &zone) {
+                    let _ = socket.send_to(&answer, from).await;
+                }
+            }
+        });
+        Dns { address, task: task.abort_handle() }
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<Vec<u8>> {
+    let (mut at, mut labels) = (12, vec![]);
+    loop {
+        let n = usize::from(*query.get(at)?);
+        at += 1;
+        if n == 0 {
+            break;
+        }
+        labels.push(String::from_utf8_lossy(query.get(at..at + n)?).to_lowercase());
+        at += n;
+    }
+    let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
+    let question = query.get(12..at + 4)?;
+    let found = zone.get(&labels.join("."));
+    let answers: Vec<&IpAddr> = found
+        .into_iter()
+        .flatten()
+        .filter(|ip| matches!((kind, ip), (1, IpAddr::V4(_)) | (28, IpAddr::V6(_))))
+        .collect();
+    let mut out = query.get(..2)?.to_vec();
+    // Response, authoritative, recursion available; NXDOMAIN if the name is unknown.
+    out.extend([0x85, if found.is_some() { 0x80 } else { 0x83 }, 0, 1]);
+    out.extend(u16::try_from(answers.len()).ok()?.to_be_bytes());
+    out.extend([0, 0, 0, 0]);
+    out.extend(question);
+    for ip in answers {
+        out.extend([0xc0, 12]);
+        out.extend(kind.to_be_bytes());
+        // Class IN, TTL 0: whoever wants to rebind says so.
+        out.extend([0, 1, 0, 0, 0, 0]);
+        match ip {
+            IpAddr::V4(ip) => out.extend([&[0, 4][..], &ip.octets()].concat()),
+            IpAddr::V6(ip) => out.extend([&[0, 16][..], &ip.octets()].concat()),
+        }
+    }
+    Some(out)
+}

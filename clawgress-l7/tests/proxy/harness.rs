@@ -1,0 +1,464 @@
+//! The proxy as it runs, with real peers around it: the roles it talks to over Unix sockets, listeners
+//! handed over, a DNS server, upstreams. Everything is on loopback.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use clawgress_api::config::Config;
+use clawgress_api::handover::{self, Handover, Listener, ListenerKind};
+use clawgress_api::proto::audit_sink_server::{AuditSink, AuditSinkServer};
+use clawgress_api::proto::keys_server::{Keys, KeysServer};
+use clawgress_api::proto::snapshots_server::{Snapshots, SnapshotsServer};
+use clawgress_api::proto::{
+    AuditAck, AuditBatch, MacApiKeyRequest, MacApiKeyResponse, Snapshot as Envelope, WatchRequest,
+    watch_request,
+};
+use clawgress_api::{AuditRecord, RecordKind, Snapshot};
+use clawgress_identity::{Agent, AgentState, ApiKey, ApiKeyRecord};
+use clawgress_policy::PolicyBundle;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::client::{Answer, Client};
+use crate::dns::Dns;
+
+/// Longest wait for anything that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What most tests start from.
+pub const POLICY: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource)
+when { resource.name like "*.allowed.test" && !(context.path like "/denied*") && context.method != "DELETE" };
+@id("tls") permit (principal == Agent::"web", action == Action::"tls", resource) when { resource.name like "*.allowed.test" };
+@id("tunnel") permit (principal == Agent::"web", action == Action::"tunnel", resource)
+when { resource.name like "*.allowed.test" && resource.name != "read.allowed.test" && context.protocol == "tls" };
+@id("raw") permit (principal == Agent::"web", action == Action::"tunnel", resource == Host::"raw.allowed.test");
+"#;
+
+const ZONE: &[(&str, &[&str])] = &[
+    ("api.allowed.test", &["127.1.0.1"]),
+    ("read.allowed.test", &["127.1.0.1"]),
+    ("raw.allowed.test", &["127.1.0.1"]),
+    ("xn--bcher-kva.allowed.test", &["127.1.0.1"]),
+    ("denied.test", &["127.1.0.1"]),
+    ("loop.allowed.test", &["127.0.0.1"]),
+    ("meta.allowed.test", &["169.254.169.254"]),
+    ("ten.allowed.test", &["10.0.0.1"]),
+    ("mapped.allowed.test", &["::ffff:10.0.0.1"]),
+    ("nat64.allowed.test", &["64:ff9b::a00:1"]),
+    ("mixed.allowed.test", &["10.0.0.1", "169.254.169.254", "127.1.0.1"]),
+];
+
+/// Options of a gateway.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub policy: Option<&'static str>,
+    pub stale_s: u64,
+    pub connections_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { policy: Some(POLICY), stale_s: 300, connections_max: 500 }
+    }
+}
+
+/// A running gateway.
+pub struct Gateway {
+    pub proxy: SocketAddr,
+    pub key: String,
+    pub other_key: String,
+    control: Control,
+    keys: Option<Runtime>,
+    stop: Option<oneshot::Sender<()>>,
+    run: Option<JoinHandle<anyhow::Result<()>>>,
+    datapath: JoinHandle<()>,
+    directory: TempDir,
+    _dns: Dns,
+}
+
+/// The control role.
+#[derive(Clone)]
+pub struct Control {
+    snapshots: watch::Sender<Envelope>,
+    applied: watch::Sender<(u64, String)>,
+    records: Arc<Mutex<Vec<AuditRecord>>>,
+    /// Whether batches are acknowledged.
+    acknowledge: watch::Sender<bool>,
+    /// A runtime of its own, so that all its connections end with it, as a process's do.
+    server: Arc<Mutex<Option<Runtime>>>,
+    socket: PathBuf,
+}
+
+struct KeysRole(hmac::Key);
+
+fn mac(key: &hmac::Key, text: &str) -> [u8; 32] {
+    hmac::sign(key, text.as_bytes()).as_ref().try_into().expect("32 bytes")
+}
+
+#[tonic::async_trait]
+impl Keys for KeysRole {
+    async fn mac_api_key(
+        &self,
+        request: Request<MacApiKeyRequest>,
+    ) -> Result<Response<MacApiKeyResponse>, Status> {
+        let key = String::from_utf8(request.into_inner().key).map_err(|_| Status::invalid_argument("key"))?;
+        Ok(Response::new(MacApiKeyResponse { mac: mac(&self.0, &key).to_vec() }))
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Control {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Envelope, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (mut requests, applied) = (request.into_inner(), self.applied.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                if let Some(watch_request::Kind::Applied(a)) = request.kind {
+                    applied.send_replace((a.generation, a.error));
+                }
+            }
+        });
+        let stream = tokio_stream::wrappers::WatchStream::new(self.snapshots.subscribe());
+        Ok(Response::new(Box::pin(stream.map(Ok))))
+    }
+}
+
+#[tonic::async_trait]
+impl AuditSink for Control {
+    type AppendStream = ReceiverStream<Result<AuditAck, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<AuditBatch>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let (sender, receiver) = mpsc::channel(16);
+        let (mut batches, control) = (request.into_inner(), self.clone());
+        tokio::spawn(async move {
+            let mut acknowledge = control.acknowledge.subscribe();
+            while let Ok(Some(batch)) = batches.message().await {
+                if acknowledge.wait_for(|a| *a).await.is_err() {
+                    return;
+                }
+                let read = |r: &Vec<u8>| serde_json::from_slice::<AuditRecord>(r).expect("record");
+                control.records.lock().extend(batch.records.iter().map(read));
+                if sender.send(Ok(AuditAck { sequence: batch.sequence })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+impl Control {
+    fn start(&self) {
+        let _ = std::fs::remove_file(&self.socket);
+        let (runtime, control) = (process(), self.clone());
+        let listener = std::os::unix::net::UnixListener::bind(&self.socket).expect("bind");
+        runtime.spawn(async move {
+            listener.set_nonblocking(true).expect("nonblocking");
+            let listener = UnixListener::from_std(listener).expect("listener");
+            tonic::transport::Server::builder()
+                .add_service(SnapshotsServer::new(control.clone()))
+                .add_service(AuditSinkServer::new(control))
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .expect("serve");
+        });
+        *self.server.lock() = Some(runtime);
+    }
+}
+
+fn agent(name: &str, index: u32) -> Agent {
+    Agent {
+        id: name.parse().expect("id"),
+        index,
+        team: None,
+        project: None,
+        environment: None,
+        labels: BTreeMap::new(),
+        state: AgentState::Active,
+        sources: vec![],
+    }
+}
+
+impl Gateway {
+    pub async fn start(options: Options) -> Gateway {
+        let directory = tempfile::tempdir().expect("directory");
+        let dns = Dns::start(ZONE).await;
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, b"the node's secret");
+        let (key, other_key) = (ApiKey::compose([1; 6], [2; 32]), ApiKey::compose([3; 6], [4; 32]));
+        let record = |text: &str, agent: &str| ApiKeyRecord {
+            id: ApiKey::parse(text).expect("key").id().to_owned(),
+            agent: agent.parse().expect("id"),
+            mac: mac(&secret, text),
+            expires_at_s: None,
+        };
+        let first = Snapshot {
+            generation: 1,
+            policy: options
+                .policy
+                .map(|text| PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }),
+            agents: vec![agent("web", 1), agent("other", 2)],
+            keys: vec![record(&key, "web"), record(&other_key, "other")],
+        };
+        let control = Control {
+            snapshots: watch::channel(envelope(&first)).0,
+            applied: watch::channel((0, String::new())).0,
+            records: Arc::default(),
+            acknowledge: watch::channel(true).0,
+            server: Arc::default(),
+            socket: directory.path().join("control.sock"),
+        };
+        control.start();
+        let keys = Some(serve_keys(directory.path(), secret));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let proxy = listener.local_addr().expect("address");
+        let datapath = hand_over(directory.path(), listener);
+        let text = format!(
+            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n",
+            directory.path().display(),
+            dns.address,
+            options.stale_s,
+            options.connections_max
+        );
+        let config = Config::parse(&text, Path::new("test.toml")).expect("config");
+        let (stop, stopped) = oneshot::channel();
+        let run = tokio::spawn(clawgress_l7::run(config, async {
+            let _ = stopped.await;
+        }));
+        let gateway = Gateway {
+            proxy,
+            key,
+            other_key,
+            control,
+            keys,
+            datapath,
+            directory,
+            stop: Some(stop),
+            run: Some(run),
+            _dns: dns,
+        };
+        gateway.applied(1).await;
+        gateway
+    }
+
+    /// Waits until the proxy acknowledges a generation; returns its error.
+    pub async fn applied(&self, generation: u64) -> String {
+        let mut applied = self.control.applied.subscribe();
+        let wait = applied.wait_for(|(g, _)| *g == generation);
+        tokio::time::timeout(PATIENCE, wait).await.expect("in time").expect("open").1.clone()
+    }
+
+    /// Publishes the next generation, changed by `change`; returns the proxy's error.
+    pub async fn publish(&self, change: impl FnOnce(&mut Snapshot<PolicyBundle>)) -> String {
+        let mut snapshot: Snapshot<PolicyBundle> =
+            serde_json::from_slice(&self.control.snapshots.borrow().document).expect("snapshot");
+        change(&mut snapshot);
+        snapshot.generation += 1;
+        self.control.snapshots.send_replace(envelope(&snapshot));
+        self.applied(snapshot.generation).await
+    }
+
+    pub async fn publish_policy(&self, text: &str) -> String {
+        self.publish(|s| s.policy = Some(PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }))
+            .await
+    }
+
+    /// Ends the control role: its sockets close, as they do when its process dies.
+    pub fn kill_control(&self) {
+        if let Some(server) = self.control.server.lock().take() {
+            server.shutdown_background();
+        }
+    }
+
+    pub fn start_control(&self) {
+        self.control.start();
+    }
+
+    pub fn acknowledge(&self, yes: bool) {
+        self.control.acknowledge.send_replace(yes);
+    }
+
+    pub fn kill_keys(&mut self) {
+        if let Some(keys) = self.keys.take() {
+            keys.shutdown_background();
+        }
+        let _ = std::fs::remove_file(self.directory.path().join("keys.sock"));
+    }
+
+    /// Stops as SIGTERM does and waits for the end.
+    pub async fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(run) = self.run.take() {
+            tokio::time::timeout(Duration::from_secs(40), run)
+                .await
+                .expect("stops")
+                .expect("task")
+                .expect("run");
+        }
+    }
+
+    /// Tells it to stop and does not wait.
+    pub fn begin_stop(&mut self) {
+        let _ = self.stop.take().expect("running").send(());
+    }
+
+    pub fn authorization(&self, user: &str, key: &str) -> String {
+        format!("Proxy-Authorization: Basic {}\r\n", base64(&format!("{user}:{key}")))
+    }
+
+    /// The header of the agent `web`.
+    pub fn web(&self) -> String {
+        self.authorization("web", &self.key)
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.proxy).await
+    }
+
+    /// Sends CONNECT as `web`; returns the connection and the answer.
+    pub async fn connect(&self, target: &str) -> (Client, Answer) {
+        let mut client = self.client().await;
+        client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{}\r\n", self.web())).await;
+        let answer = client.answer_head().await;
+        (client, answer)
+    }
+
+    /// Sends `raw`, where `AUTH` stands for the credential of `web`, and returns the first answer.
+    pub async fn ask(&self, raw: &str) -> Answer {
+        let mut client = self.client().await;
+        client.send(raw.replace("AUTH\r\n", &self.web())).await;
+        client.answer().await
+    }
+
+    /// All records, once `n` outcomes are there.
+    pub async fn records(&self, n: usize) -> Vec<AuditRecord> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let records = self.control.records.lock().clone();
+            if records.iter().filter(|r| r.kind == RecordKind::Outcome).count() >= n {
+                return records;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "no {n} outcomes in {records:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Decision and outcome of the exchange number `n`, from 0, by the order of outcomes.
+    pub async fn exchange(&self, n: usize) -> (AuditRecord, AuditRecord) {
+        let records = self.records(n + 1).await;
+        let outcome = records.iter().filter(|r| r.kind == RecordKind::Outcome).nth(n).expect("outcome");
+        let decisions: Vec<_> = records
+            .iter()
+            .filter(|r| r.kind == RecordKind::Decision && r.request == outcome.request)
+            .collect();
+        assert_eq!(decisions.len(), 1, "one decision each");
+        (decisions[0].clone(), outcome.clone())
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(run) = &self.run {
+            run.abort();
+        }
+        self.kill_control();
+        self.kill_keys();
+        self.datapath.abort();
+    }
+}
+
+fn envelope(snapshot: &Snapshot<PolicyBundle>) -> Envelope {
+    Envelope { generation: snapshot.generation, document: serde_json::to_vec(snapshot).expect("json") }
+}
+
+fn serve_keys(directory: &Path, secret: hmac::Key) -> Runtime {
+    let runtime = process();
+    let listener = std::os::unix::net::UnixListener::bind(directory.join("keys.sock")).expect("bind");
+    runtime.spawn(async move {
+        listener.set_nonblocking(true).expect("nonblocking");
+        let listener = UnixListener::from_std(listener).expect("listener");
+        tonic::transport::Server::builder()
+            .add_service(KeysServer::new(KeysRole(secret)))
+            .serve_with_incoming(UnixListenerStream::new(listener))
+            .await
+            .expect("serve");
+    });
+    runtime
+}
+
+/// A runtime of its own: what runs there ends as a process does, with all its connections.
+fn process() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
+}
+
+/// The datapath role, as far as L7 sees it without a kernel plane.
+fn hand_over(directory: &Path, proxy: TcpListener) -> JoinHandle<()> {
+    let listener = UnixListener::bind(directory.join("handover.sock")).expect("bind");
+    tokio::spawn(async move {
+        let mut open = vec![];
+        while let Ok((stream, _)) = listener.accept().await {
+            let address = proxy.local_addr().expect("address");
+            let listeners = vec![Listener { kind: ListenerKind::Proxy, address }];
+            let set = Handover { listeners, flow_table: false, interfaces: vec![] };
+            handover::send(&stream, &set, &[proxy.as_fd()]).await.expect("send");
+            open.push(stream);
+        }
+    })
+}
+
+fn base64(text: &str) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in text.as_bytes().chunks(3) {
+        let bits = chunk.iter().fold(0_u32, |b, x| b << 8 | u32::from(*x)) << (8 * (3 - chunk.len()));
+        for n in 0..4 {
+            let value = (bits >> (18 - 6 * n) & 63) as usize;
+            out.push(if n <= chunk.len() { char::from(ALPHABET[value]) } else { '=' });
+        }
+    }
+    out
+}
+
+impl Gateway {
+    /// Records so far.
+    pub fn records_now(&self) -> usize {
+        self.control.records.lock().len()
+    }
+
+    /// Outcomes so far.
+    pub fn outcomes(&self) -> usize {
+        self.control.records.lock().iter().filter(|r| r.kind == RecordKind::Outcome).count()
+    }
+
+    /// Waits for `n` decisions.
+    pub async fn decisions(&self, n: usize) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.control.records.lock().iter().filter(|r| r.kind == RecordKind::Decision).count() < n {
+            assert!(tokio::time::Instant::now() < deadline, "no {n} decisions");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}

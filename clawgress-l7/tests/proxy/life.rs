@@ -1,0 +1,184 @@
+//! Generations, the loss of control, a full audit queue, overload, and the end.
+
+use std::time::{Duration, Instant};
+
+use clawgress_api::{RecordKind, Verdict};
+use clawgress_ebpf_common::DropReason;
+
+use crate::harness::{Gateway, Options, PATIENCE, POLICY};
+use crate::upstream::Upstream;
+
+fn get(host: &str) -> String {
+    format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\nAUTH\r\n\r\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_policy_everything_is_denied_until_there_is_one() {
+    let gateway = Gateway::start(Options { policy: None, ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    assert_eq!(gateway.ask(&get(&host)).await.reason(), "policy_missing");
+    assert_eq!(gateway.publish_policy(POLICY).await, "");
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200);
+    let bad = gateway.publish_policy("permit (principal, action == Action::\"fly\", resource);").await;
+    assert!(!bad.is_empty(), "a bad policy is refused");
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200, "and changes nothing");
+    gateway.publish(|s| s.policy = None).await;
+    assert_eq!(gateway.ask(&get(&host)).await.reason(), "policy_missing");
+    let generations: Vec<u64> = gateway
+        .records(4)
+        .await
+        .iter()
+        .filter(|r| r.kind == RecordKind::Decision)
+        .map(|r| r.generation)
+        .collect();
+    assert_eq!(generations, [1, 2, 2, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_snapshot_counts_for_a_while_after_control_is_gone() {
+    let gateway = Gateway::start(Options { stale_s: 2, ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    gateway.kill_control();
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200, "right after its death");
+    let begun = Instant::now();
+    let reason = loop {
+        let answer = gateway.ask(&get(&host)).await;
+        if answer.status != 200 {
+            break answer.reason().to_owned();
+        }
+        assert!(begun.elapsed() < PATIENCE, "it must end");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(reason, "snapshot_missing");
+    assert!(begun.elapsed() > Duration::from_secs(1), "not before its time");
+    gateway.start_control();
+    let begun = Instant::now();
+    while gateway.ask(&get(&host)).await.status != 200 {
+        assert!(begun.elapsed() < PATIENCE, "it recovers");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // What was decided meanwhile was kept and is delivered now, the denials too.
+    let records = gateway.records(3).await;
+    assert!(records.iter().any(|r| r.reason == Some(DropReason::SnapshotMissing)));
+    let mut requests: Vec<_> =
+        records.iter().filter(|r| r.kind == RecordKind::Decision).map(|r| r.request.clone()).collect();
+    requests.sort();
+    requests.dedup();
+    assert!(requests.len() >= 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_allowed_that_cannot_be_recorded() {
+    let gateway = Gateway::start(Options { connections_max: 8, ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    gateway.acknowledge(false);
+    let auth = gateway.web();
+    // Denials fill the queue, as a flood would.
+    let denied = format!("GET http://{host}/denied HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
+    let allowed = format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
+    let mut client = gateway.client().await;
+    let mut refused = false;
+    for _ in 0..60 {
+        for _ in 0..500 {
+            client.send(&denied).await;
+            assert_eq!(client.answer().await.status, 403);
+        }
+        client.send(&allowed).await;
+        let answer = client.answer().await;
+        if answer.reason() == "audit_unavailable" {
+            refused = true;
+            break;
+        }
+        assert_eq!(answer.status, 200);
+        if answer.field("connection") == Some("close") {
+            client = gateway.client().await;
+        }
+    }
+    assert!(refused, "a full queue denies");
+    let reached = upstream.requests().len();
+    gateway.acknowledge(true);
+    let begun = Instant::now();
+    while gateway.ask(&get(&host)).await.status != 200 {
+        assert!(begun.elapsed() < PATIENCE, "it recovers");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let begun = Instant::now();
+    loop {
+        let records = gateway.records(1).await;
+        let allowed =
+            records.iter().filter(|r| r.kind == RecordKind::Decision && r.verdict == Some(Verdict::Allow));
+        let gaps: u64 = records.iter().filter(|r| r.kind == RecordKind::Gap).filter_map(|r| r.count).sum();
+        if allowed.count() == reached + 1 && gaps > 0 {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "every allowed request is recorded, and the gap is counted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_too_many_is_closed() {
+    let gateway = Gateway::start(Options { connections_max: 4, ..Options::default() }).await;
+    let mut open = vec![];
+    for _ in 0..4 {
+        let mut client = gateway.client().await;
+        client.send("GET ").await;
+        open.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(gateway.client().await.is_closed(Duration::from_secs(2)).await);
+    drop(open.pop());
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let begun = Instant::now();
+    while gateway.ask(&get(&host)).await.status != 200 {
+        assert!(begun.elapsed() < PATIENCE, "room again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_drains_what_runs_and_delivers_its_records() {
+    let mut gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let mut client = gateway.client().await;
+    client
+        .send(format!(
+            "POST http://{host}/sse HTTP/1.1\r\nHost: {host}\r\n{}Content-Length: 0\r\n\r\n",
+            gateway.web()
+        ))
+        .await;
+    client.until("\"usage\":null").await;
+    let mut idle = gateway.client().await;
+    idle.send(get(&host).replace("AUTH\r\n", &gateway.web())).await;
+    assert_eq!(idle.answer().await.status, 200);
+    gateway.begin_stop();
+    assert!(idle.is_closed(Duration::from_secs(5)).await, "idle connections end at once");
+    upstream.next_event();
+    client.until("prompt_tokens").await;
+    upstream.next_event();
+    client.until("0\r\n\r\n").await;
+    let begun = Instant::now();
+    gateway.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "nothing is waited for when nothing runs");
+    let records = gateway.records(2).await;
+    assert_eq!(records.iter().filter(|r| r.kind == RecordKind::Outcome).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_withdrawn_stops_counting() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let mut client = gateway.client().await;
+    let raw = get(&host).replace("AUTH\r\n", &gateway.web());
+    client.send(&raw).await;
+    assert_eq!(client.answer().await.status, 200);
+    gateway.publish(|s| s.keys.clear()).await;
+    client.send(&raw).await;
+    assert_eq!(client.answer().await.reason(), "credential_invalid", "on the same connection");
+}

@@ -1,0 +1,18 @@
+//! The proxy under test over real sockets: allowed and denied traffic, hostile bytes, loss of its peers.
+
+#[cfg(test)]
+mod client;
+#[cfg(test)]
+mod dns;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod life;
+#[cfg(test)]
+mod requests;
+#[cfg(test)]
+mod tunnels;
+#[cfg(test)]
+mod upstream;

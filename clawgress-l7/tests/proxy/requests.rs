@@ -1,0 +1,164 @@
+//! Plain HTTP through the explicit proxy: a decision for each request, bodies, streams, usage.
+
+use clawgress_api::{RecordKind, TokenUsage, Verdict};
+use clawgress_ebpf_common::DropReason;
+
+use crate::harness::{Gateway, Options};
+use crate::upstream::Upstream;
+
+async fn both() -> (Gateway, Upstream, String) {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    (gateway, upstream, host)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_of_a_connection_is_judged() {
+    let (gateway, upstream, host) = both().await;
+    let mut client = gateway.client().await;
+    let auth = gateway.web();
+    for (method, path, status) in [
+        ("GET", "/one?secret=1", 200),
+        ("GET", "/denied", 403),
+        ("DELETE", "/one", 403),
+        ("POST", "/two", 200),
+        ("GET", "/denied?x", 403),
+        ("GET", "/three", 200),
+    ] {
+        let length = if method == "POST" { "Content-Length: 2\r\n\r\nhi" } else { "\r\n" };
+        client.send(format!("{method} http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}{length}")).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        assert_eq!(answer.field("proxy-authenticate"), None, "no origin asks for our credential");
+    }
+    let seen: Vec<String> =
+        upstream.requests().iter().map(|r| r.split(" HTTP").next().unwrap().to_owned()).collect();
+    assert_eq!(seen, ["GET /one?secret=1", "POST /two", "GET /three"]);
+    assert_eq!(upstream.connections(), 1, "the upstream connection is kept");
+    let records = gateway.records(6).await;
+    assert!(!format!("{records:?}").contains("secret=1"), "no query in a record");
+    let verdicts: Vec<_> =
+        records.iter().filter(|r| r.kind == RecordKind::Decision).map(|r| r.verdict).collect();
+    let (a, d) = (Some(Verdict::Allow), Some(Verdict::Deny));
+    assert_eq!(verdicts, [a, d, d, a, d, a]);
+    let (decision, outcome) = gateway.exchange(3).await;
+    assert_eq!(decision.destination.method.as_deref(), Some("POST"));
+    assert_eq!(decision.destination.path.as_deref(), Some("/two"));
+    assert_eq!(decision.policies, ["http", "net"]);
+    assert!(decision.latency_us.is_some_and(|l| l > 0));
+    assert_eq!(outcome.status, Some(200));
+    assert!(outcome.bytes_sent > Some(50) && outcome.bytes_received > Some(20), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_upstream_gets_names_nobody_and_nothing_of_this_hop() {
+    let (gateway, upstream, host) = both().await;
+    let raw = format!(
+        "GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\nAUTH\r\nProxy-Connection: keep-alive\r\nX-Forwarded-For: 9.9.9.9\r\nX_Forwarded_For: 9.9.9.9\r\nForwarded: for=9.9.9.9\r\nX-Real-IP: 9.9.9.9\r\nX-Clawgress-Agent: root\r\nx_clawgress_agent: root\r\nConnection: x-drop\r\nX-Drop: 1\r\nTE: trailers\r\nAuthorization: Bearer provider\r\n\r\n"
+    );
+    assert_eq!(gateway.ask(&raw).await.status, 200);
+    let head = upstream.requests().remove(0);
+    let lower = head.to_lowercase();
+    assert!(head.starts_with("GET /x HTTP/1.1\r\n"), "origin-form: {head}");
+    assert!(lower.contains(&format!("host: {host}\r\n")) && lower.contains("authorization: bearer provider"));
+    for gone in ["proxy-", "forwarded", "9.9.9.9", "real-ip", "clawgress", "x-drop", "\r\nte:"] {
+        assert!(!lower.contains(gone), "{gone} in {head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_stream_in_every_framing() {
+    let (gateway, upstream, host) = both().await;
+    let auth = gateway.web();
+    let body: Vec<u8> = (0..300_000_u32).map(|n| u8::try_from(n % 251).expect("small")).collect();
+    let mut client = gateway.client().await;
+    client
+        .send(format!(
+            "POST http://{host}/echo HTTP/1.1\r\nHost: {host}\r\n{auth}Transfer-Encoding: chunked\r\n\r\n"
+        ))
+        .await;
+    for part in body.chunks(70_001) {
+        client.send(format!("{:X}\r\n", part.len())).await;
+        client.send(part).await;
+        client.send("\r\n").await;
+    }
+    client.send("0\r\nX-Trailer: dropped\r\n\r\n").await;
+    assert!(client.answer().await.body == body, "chunked");
+    client
+        .send(format!(
+            "PUT http://{host}/echo HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Length: {}\r\n\r\n",
+            body.len()
+        ))
+        .await;
+    client.send(&body).await;
+    assert!(client.answer().await.body == body, "with a length, on the same connection");
+    // The body is sent only after the 100.
+    let head = "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n";
+    client.send(format!("POST http://{host}/echo HTTP/1.1\r\nHost: {host}\r\n{auth}{head}")).await;
+    assert_eq!(client.answer_head().await.status, 100);
+    client.send("hello").await;
+    assert_eq!(client.answer().await.body, b"hello");
+    client.send(format!("POST http://{host}/denied HTTP/1.1\r\nHost: {host}\r\n{auth}{head}")).await;
+    assert_eq!(client.answer().await.status, 403, "no 100 for what is denied");
+    assert!(!String::from_utf8_lossy(&upstream.seen.bytes.lock()).contains("X-Trailer"));
+    let (_, outcome) = gateway.exchange(0).await;
+    assert!(outcome.bytes_sent > Some(300_000) && outcome.bytes_received > Some(300_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_pass_as_they_come_and_usage_is_recorded() {
+    let (gateway, upstream, host) = both().await;
+    let mut client = gateway.client().await;
+    let auth = gateway.web();
+    client
+        .send(format!("POST http://{host}/sse HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Length: 0\r\n\r\n"))
+        .await;
+    // The first event is here while the upstream has not sent the second.
+    client.until("\"usage\":null").await;
+    assert!(!String::from_utf8_lossy(&client.held).contains("prompt_tokens"));
+    upstream.next_event();
+    client.until("prompt_tokens").await;
+    assert!(!String::from_utf8_lossy(&client.held).contains("[DONE]"));
+    upstream.next_event();
+    client.until("[DONE]").await;
+    client.until("0\r\n\r\n").await;
+    client.held.clear();
+    client.send(format!("GET http://{host}/json HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n")).await;
+    assert_eq!(client.answer().await.status, 200);
+    for (n, model) in [(0, "gpt-5"), (1, "gpt-5-mini")] {
+        let (decision, outcome) = gateway.exchange(n).await;
+        let want = TokenUsage { model: Some(model.to_owned()), input: 11, output: 22 };
+        assert_eq!(outcome.tokens, Some(want));
+        assert_eq!(decision.tokens, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_cut_when_policy_no_longer_permits_it() {
+    let (gateway, upstream, host) = both().await;
+    let mut client = gateway.client().await;
+    let auth = gateway.web();
+    client
+        .send(format!("POST http://{host}/sse HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Length: 0\r\n\r\n"))
+        .await;
+    client.until("\"usage\":null").await;
+    gateway.publish_policy(r#"@id("none") forbid (principal, action, resource);"#).await;
+    upstream.next_event();
+    let rest = String::from_utf8(client.rest().await).expect("text");
+    assert!(!rest.contains("prompt_tokens"), "{rest}");
+    let (_, outcome) = gateway.exchange(0).await;
+    assert_eq!(outcome.reason, Some(DropReason::PolicyForbidden));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_never_share_an_upstream_connection() {
+    let (gateway, upstream, host) = both().await;
+    let policy = crate::harness::POLICY.replace("principal == Agent::\"web\"", "principal");
+    gateway.publish_policy(&policy).await;
+    for auth in [gateway.web(), gateway.authorization("other", &gateway.other_key), gateway.web()] {
+        let raw = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
+        assert_eq!(gateway.ask(&raw).await.status, 200);
+    }
+    assert_eq!(upstream.connections(), 2);
+}
