@@ -1,4 +1,5 @@
 //! The control role with real clients over real sockets.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 #[path = "support/datapath.rs"]
 mod datapath;

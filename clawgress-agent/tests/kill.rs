@@ -1,4 +1,5 @@
 //! kill -9 of the control process: what was acknowledged is there after the restart.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 #[path = "support/node.rs"]
 mod node;

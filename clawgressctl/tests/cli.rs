@@ -1,4 +1,5 @@
 //! The command line against the real control and keys roles: what it prints, and its exit codes.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 #[path = "../../clawgress-agent/tests/support/datapath.rs"]
 mod datapath;
@@ -21,7 +22,8 @@ use tokio::process::Command;
 use self::datapath::Script;
 use self::node::{Node, parse, until};
 
-const GOOD: &str = "@id(\"all\")\npermit (principal, action == Action::\"tls\", resource in HostSet::\"saas\");\n";
+const GOOD: &str =
+    "@id(\"all\")\npermit (principal, action == Action::\"tls\", resource in HostSet::\"saas\");\n";
 const BAD: &str = "@id(\"all\")\npermit (principal,\n  action == Action::\"fly\", resource);\n";
 
 fn ctl(socket: &Path, arguments: &[&str]) -> Command {
@@ -90,7 +92,8 @@ async fn agents_and_status() {
 async fn policy() {
     let node = Node::new().start().await;
     let config = &node.config;
-    let sets = file(&node, "sets.toml", "[hosts]\nsaas = [\"*.example.com\"]\n[networks]\nlan = [\"10.0.0.0/8\"]\n");
+    let sets =
+        file(&node, "sets.toml", "[hosts]\nsaas = [\"*.example.com\"]\n[networks]\nlan = [\"10.0.0.0/8\"]\n");
     let bad_sets = file(&node, "bad.toml", "[hosts]\nsaas = [\"a\"]\n[nets]\n");
     let (good, bad) = (file(&node, "good.cedar", GOOD), file(&node, "bad.cedar", BAD));
     let path = |path: &Path| path.to_str().expect("text").to_owned();
@@ -136,7 +139,12 @@ async fn audit() {
     check(&run(config, &["audit", "search", "--kind", "change"]).await, 0, "agent created by root", "");
     check(&run(config, &["audit", "search", "--verdict", "deny"]).await, 0, "no record matches", "");
     check(&run(config, &["audit", "search", "--reason", "weather"]).await, 1, "", "is not a drop reason");
-    check(&run(config, &["audit", "search", "--since", "yesterday"]).await, 2, "", "nor an age such as `15m`");
+    check(
+        &run(config, &["audit", "search", "--since", "yesterday"]).await,
+        2,
+        "",
+        "nor an age such as `15m`",
+    );
     check(&run(config, &["audit", "search", "--since", "2099-01-01T00:00Z"]).await, 0, "no record", "");
     let json = run(config, &["audit", "search", "-o", "json", "-n", "1", "--since", "10m"]).await;
     let record: AuditRecord = parse(&json.stdout);
@@ -182,8 +190,14 @@ async fn run_leads_a_command_to_the_proxy_and_passes_its_end_on() {
     run(config, &["agent", "create", "a"]).await;
     let refused = run(config, &["run", "--agent", "a", "--", "true"]).await;
     check(&refused, 1, "", "reaches the network ungoverned; give --proxy-only");
-    check(&run(config, &["run", "--agent", "b", "--proxy-only", "--", "true"]).await, 1, "", "no agent `default/b`");
-    let script = "echo $HTTPS_PROXY $http_proxy; echo no=[$NO_PROXY]; grep NoNewPrivs /proc/self/status; exit 7";
+    check(
+        &run(config, &["run", "--agent", "b", "--proxy-only", "--", "true"]).await,
+        1,
+        "",
+        "no agent `default/b`",
+    );
+    let script =
+        "echo $HTTPS_PROXY $http_proxy; echo no=[$NO_PROXY]; grep NoNewPrivs /proc/self/status; exit 7";
     let ran = run(config, &["run", "--agent", "a", "--proxy-only", "--", "sh", "-c", script]).await;
     check(&ran, 7, "http://a:claw_", "not enforced:");
     let out = String::from_utf8_lossy(&ran.stdout).into_owned();
@@ -193,7 +207,8 @@ async fn run_leads_a_command_to_the_proxy_and_passes_its_end_on() {
     check(&missing, 1, "", "cannot run `/nonexistent/x`");
 
     let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
-    let mut command = ctl(&config.admin_socket(), &["run", "--agent", "a", "--proxy-only", "--", "sh", "-c", script]);
+    let mut command =
+        ctl(&config.admin_socket(), &["run", "--agent", "a", "--proxy-only", "--", "sh", "-c", script]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("run");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
     assert_eq!(lines.next_line().await.expect("line").as_deref(), Some("ready"));
@@ -220,7 +235,8 @@ async fn run_confines_a_command_of_root_to_its_cgroup() {
     let role = script.serve(config);
     run(config, &["agent", "create", "a"]).await;
     // An open descriptor and a capability that the command must not inherit.
-    let text = "cat /proc/self/cgroup; grep -E 'Cap|NoNew|^Uid' /proc/self/status; ls /proc/self/fd; echo $HOME";
+    let text =
+        "cat /proc/self/cgroup; grep -E 'Cap|NoNew|^Uid' /proc/self/status; ls /proc/self/fd; echo $HOME";
     let mut command = Command::new("sh");
     let own = env!("CARGO_BIN_EXE_clawgressctl");
     let socket = config.admin_socket();
@@ -230,13 +246,16 @@ async fn run_confines_a_command_of_root_to_its_cgroup() {
     let name = cgroup.0.file_name().expect("name").to_str().expect("text").to_owned();
     check(&output, 0, &name, "the command runs as `nobody`; choose with --user");
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    for want in ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Uid:\t65534\t65534"] {
+    for want in
+        ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Uid:\t65534\t65534"]
+    {
         assert!(out.contains(want), "`{want}` should be in: {out}");
     }
     let descriptors: Vec<u32> = out.lines().filter_map(|l| l.trim().parse().ok()).collect();
     // The last one is `ls` looking at its own directory.
     assert_eq!(descriptors, [0, 1, 2, 3], "{out}");
-    let mut command = ctl(&config.admin_socket(), &["run", "--agent", "a", "--user", "root", "--", "sh", "-c", text]);
+    let mut command =
+        ctl(&config.admin_socket(), &["run", "--agent", "a", "--user", "root", "--", "sh", "-c", text]);
     let output = command.current_dir("/").output().await.expect("run");
     check(&output, 0, "CapEff:\t0000000000000000", "the command runs as `root`");
     until("the workloads to be closed", async || script.workloads.lock().await.is_empty()).await;
