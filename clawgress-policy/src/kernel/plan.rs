@@ -26,6 +26,8 @@ pub(crate) type PortRanges = Vec<(u16, u16)>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Atoms {
     destination_ids: BTreeMap<Vec<IpNet>, u32>,
+    /// The atom of each network set, so that a large set is not sorted for every policy that names it.
+    network_set_ids: BTreeMap<String, u32>,
     port_ids: BTreeMap<PortRanges, u32>,
 }
 
@@ -411,20 +413,32 @@ impl Reader<'_> {
         match named.kind.as_str() {
             "Network" => self.destination(syntax::literal_address(&named.id).into_iter().collect()),
             "NetworkSet" => {
+                if let Some(atom) = self.atoms.network_set_ids.get(&named.id) {
+                    self.rule.destinations.insert(*atom);
+                    return Truth::Open;
+                }
                 let prefixes = self.members.network_set(&named.id).into_iter().flatten().copied();
-                self.destination(prefixes.collect())
+                let atom = self.destination_atom(prefixes.collect());
+                self.atoms.network_set_ids.insert(named.id.clone(), atom);
+                Truth::Open
             }
             _ => Truth::Known(false),
         }
     }
 
-    fn destination(&mut self, mut prefixes: Vec<IpNet>) -> Truth {
+    fn destination(&mut self, prefixes: Vec<IpNet>) -> Truth {
+        self.destination_atom(prefixes);
+        Truth::Open
+    }
+
+    fn destination_atom(&mut self, mut prefixes: Vec<IpNet>) -> u32 {
         prefixes.iter_mut().for_each(|p| *p = p.trunc());
         prefixes.sort_unstable();
         prefixes.dedup();
         let next = u32::try_from(self.atoms.destination_ids.len()).unwrap_or(u32::MAX);
-        self.rule.destinations.insert(*self.atoms.destination_ids.entry(prefixes).or_insert(next));
-        Truth::Open
+        let atom = *self.atoms.destination_ids.entry(prefixes).or_insert(next);
+        self.rule.destinations.insert(atom);
+        atom
     }
 
     fn port(&mut self, ranges: PortRanges) -> Truth {

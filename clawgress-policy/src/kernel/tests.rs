@@ -470,3 +470,42 @@ fn what_would_not_fit_is_refused_with_its_number() {
         "{message}"
     );
 }
+
+/// What is known when compiling is skipped as the evaluator skips it, and hides nothing else.
+#[test]
+fn parts_that_are_known_hide_no_others() {
+    let agents = agents();
+    for condition in [
+        r#"(action == Action::"direct" && context.port == 1) || context.port == 443"#,
+        r#"(action == Action::"connect" && context.port == 1) || context.port == 443"#,
+        r#"!(action == Action::"direct" && context.port == 1) && context.port == 443"#,
+        r#"(context.port == 1 && resource is Host) || context.port == 443"#,
+        r#"if context has path then context.port == 1 else context.port == 443"#,
+        r#"if !(context has path) || context.port == 80 then context.port == 443 else context.port == 1"#,
+        r#"(action in [Action::"opaque"] || context.port == 1) && (context has ip && context.port < 81)"#,
+        r#"!(resource is Network) || (resource has ip && !(resource has name) && context.port == 80)"#,
+        r#"(if resource is Host then context.port == 1 else action == Action::"direct") || context.port == 443"#,
+        r#"((false && context.port == 1) || context.port == 80) && (true || context.port == 2)"#,
+        r#"(context.port == 80 || true) && (context.port == 443 || !(context.port == 80 && true))"#,
+    ] {
+        for effect in ["permit", "forbid"] {
+            let set = set(&format!(
+                r#"@id("base") permit (principal, action, resource) when {{ resource is Network }};
+                   @id("a") {effect} (principal, action in [Action::"connect", Action::"direct"], resource) when {{ {condition} }};"#
+            ));
+            let tables = compile(&set, &agents).unwrap();
+            for port in [0, 1, 2, 3, 79, 80, 81, 442, 443, 444, 65_535] {
+                for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
+                    let ip = "192.0.2.1".parse().unwrap();
+                    let (action, policies) = tables.lookup(1, ip, transport, port);
+                    let wanted = oracle(&set, &agents[0], ip, transport, port);
+                    assert_eq!(
+                        (action, policies.to_vec()),
+                        wanted,
+                        "{effect} {condition}: {transport:?} {port}"
+                    );
+                }
+            }
+        }
+    }
+}

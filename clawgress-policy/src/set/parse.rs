@@ -11,13 +11,13 @@ use cedar_policy::{
 use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
 
-use super::review::review;
+use super::review::{Named, review};
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
 use super::{Inner, PolicyBundle, PolicyErrors, PolicyProblem};
 use crate::host::quote;
 use crate::kernel::plan::Plan;
-use crate::members::{Members, PrefixIndex, SET_NAME_BYTES_MAX, name_is_valid};
+use crate::members::{Members, SET_NAME_BYTES_MAX, name_is_valid};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary, qualify};
 
 /// Most policies in a set: a decision scans those of its action, about a microsecond each.
@@ -55,11 +55,9 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
 
     let mut problems = template_problems(&set, &source);
     let drafts = drafts(&set, &source, &mut problems);
-    let mut named = PrefixIndex::default();
+    let mut named = Named::default();
     for draft in &drafts {
-        let review = review(draft.ast(), draft.id.as_deref(), &source, &members);
-        problems.extend(review.problems);
-        review.named.into_iter().for_each(|prefix| named.insert(prefix, 0));
+        problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members, &mut named));
     }
     validate(vocabulary, &drafts, &source, &mut problems);
     if !problems.is_empty() {
@@ -78,6 +76,7 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
     for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
         syntax::reads(condition, &mut reads);
     }
+    let named = named.index(&members);
     Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, named, plan })
 }
 
@@ -161,8 +160,8 @@ fn drafts(
     for draft in &mut drafts {
         draft.id = annotations(&draft.cedar, draft.start, source, problems);
         let Some(id) = &draft.id else { continue };
-        let (line, _) = source.place(draft.start);
-        if let Some(first) = seen.insert(id.clone(), line) {
+        if let Some(first) = seen.insert(id.clone(), draft.start) {
+            let (first, _) = source.place(first);
             let message =
                 format!("the id is already that of the policy at line {first}: give each policy its own");
             problems.push(source.problem(Some(id), Some(draft.start), message));

@@ -2,6 +2,8 @@
 //! not exist. A rule that would silently do nothing is refused here. Must never accept a spelling that
 //! decisions would not compare equal.
 
+use std::collections::BTreeSet;
+
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
 use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
 use ipnet::IpNet;
@@ -9,7 +11,7 @@ use ipnet::IpNet;
 use super::syntax::{self, BinaryOp, Policy, UnaryOp};
 use super::text::Source;
 use crate::host::quote;
-use crate::members::{Members, check_prefix};
+use crate::members::{Members, PrefixIndex, check_prefix};
 use crate::{Host, PolicyProblem};
 
 /// Values of `context.protocol`, over all actions.
@@ -34,20 +36,41 @@ impl Sense {
     }
 }
 
-/// What one policy's review found.
+/// By what allowing conditions name addresses.
 #[derive(Debug, Default)]
-pub(crate) struct Review {
-    pub(crate) problems: Vec<PolicyProblem>,
-    /// Prefixes by which the policy names addresses it allows.
-    pub(crate) named: Vec<IpNet>,
+pub(crate) struct Named {
+    prefixes: BTreeSet<IpNet>,
+    network_sets: BTreeSet<String>,
+    host_sets: BTreeSet<String>,
 }
 
-/// Reviews one policy.
-pub(crate) fn review(policy: &Policy, id: Option<&str>, source: &Source<'_>, members: &Members) -> Review {
+impl Named {
+    /// All of it as prefixes. A prefix of length 0 names nothing.
+    pub(crate) fn index(self, members: &Members) -> PrefixIndex {
+        let networks = self.network_sets.iter().filter_map(|s| members.network_set(s)).flatten().copied();
+        let hosts = self.host_sets.iter().flat_map(|s| members.host_set_addresses(s));
+        let mut index = PrefixIndex::default();
+        for prefix in self.prefixes.iter().copied().chain(networks).chain(hosts) {
+            if prefix.prefix_len() > 0 {
+                index.insert(prefix, 0);
+            }
+        }
+        index
+    }
+}
+
+/// Reviews one policy: its problems, and what it names.
+pub(crate) fn review(
+    policy: &Policy,
+    id: Option<&str>,
+    source: &Source<'_>,
+    members: &Members,
+    named: &mut Named,
+) -> Vec<PolicyProblem> {
     let permits = policy.effect() == cedar_policy_core::ast::Effect::Permit;
     let sense = if permits { Sense::Allows } else { Sense::Denies };
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
-    let mut reviewer = Reviewer { id, source, members, start, review: Review::default() };
+    let mut reviewer = Reviewer { id, source, members, start, named, problems: Vec::new() };
     let principal = policy.principal_constraint();
     let resource = policy.resource_constraint();
     for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
@@ -59,7 +82,7 @@ pub(crate) fn review(policy: &Policy, id: Option<&str>, source: &Source<'_>, mem
     if let Some(condition) = policy.non_scope_constraints() {
         reviewer.walk(condition, sense);
     }
-    reviewer.review
+    reviewer.problems
 }
 
 struct Reviewer<'a> {
@@ -67,12 +90,13 @@ struct Reviewer<'a> {
     source: &'a Source<'a>,
     members: &'a Members,
     start: Option<usize>,
-    review: Review,
+    named: &'a mut Named,
+    problems: Vec<PolicyProblem>,
 }
 
 impl Reviewer<'_> {
     fn problem(&mut self, at: Option<usize>, message: String) {
-        self.review.problems.push(self.source.problem(self.id, at.or(self.start), message));
+        self.problems.push(self.source.problem(self.id, at.or(self.start), message));
     }
 
     fn walk(&mut self, expr: &Expr, sense: Sense) {
@@ -109,8 +133,8 @@ impl Reviewer<'_> {
     }
 
     fn names(&mut self, prefix: IpNet, sense: Sense) {
-        if sense != Sense::Denies && prefix.prefix_len() > 0 {
-            self.review.named.push(prefix);
+        if sense != Sense::Denies {
+            self.named.prefixes.insert(prefix);
         }
     }
 
@@ -136,23 +160,10 @@ impl Reviewer<'_> {
             ),
             "Network" => self.network(id, at, sense),
             "Host" => self.host(id, at, sense),
-            "NetworkSet" => match self.members.network_set(id) {
-                Some(prefixes) => {
-                    for prefix in prefixes.clone() {
-                        self.names(prefix, sense);
-                    }
-                }
-                None => self.undefined("network", id, at),
-            },
-            "HostSet" => {
-                if self.members.host_set_exists(id) {
-                    for prefix in self.members.host_set_addresses(id).collect::<Vec<_>>() {
-                        self.names(prefix, sense);
-                    }
-                } else {
-                    self.undefined("host", id, at);
-                }
-            }
+            "NetworkSet" if self.members.network_set(id).is_none() => self.undefined("network", id, at),
+            "HostSet" if !self.members.host_set_exists(id) => self.undefined("host", id, at),
+            "NetworkSet" if sense != Sense::Denies => drop(self.named.network_sets.insert(id.to_owned())),
+            "HostSet" if sense != Sense::Denies => drop(self.named.host_sets.insert(id.to_owned())),
             _ => {}
         }
     }

@@ -546,3 +546,19 @@ fn decision_cost() {
         println!("{count} policies: {:?} a decision", started.elapsed() / 2_000);
     }
 }
+
+/// The largest bundle there may be is taken in seconds, not hours, and looked up fast.
+#[test]
+fn the_bounds_are_usable() {
+    let prefixes: BTreeSet<IpNet> = (0..20_000_u32)
+        .map(|n| IpNet::new(std::net::Ipv4Addr::from_bits(0x0b00_0000 + n * 512).into(), 24).unwrap())
+        .collect();
+    let text: String = (0..1_000)
+        .map(|n| format!("@id(\"p{n}\") permit (principal, action == Action::\"connect\", resource in NetworkSet::\"big\") when {{ context.port == {} }};\n", n % 16))
+        .collect();
+    let sets = NamedSets { networks: BTreeMap::from([("big".to_owned(), prefixes)]), ..NamedSets::default() };
+    let s = PolicySet::parse(&PolicyBundle { text, sets }).unwrap();
+    assert!(s.names_address("11.0.0.1".parse().unwrap()) && !s.names_address("11.0.1.1".parse().unwrap()));
+    let tables = crate::kernel::compile(&s, &[agent("web")]).unwrap();
+    assert_eq!(tables.destinations.len(), 20_000);
+}

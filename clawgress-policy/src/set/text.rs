@@ -17,18 +17,21 @@ pub const OPERATORS_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     text: &'a str,
+    /// Offset of each line's first byte, ascending from 0.
+    line_starts: Vec<usize>,
 }
 
 impl<'a> Source<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
-        Source { text }
+        let breaks = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        Source { text, line_starts: std::iter::once(0).chain(breaks).collect() }
     }
 
     /// Line and column, from 1, of a byte offset.
     pub(crate) fn place(&self, offset: usize) -> (u32, u32) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        let line = self.line_starts.partition_point(|start| *start <= offset);
+        let start = line.checked_sub(1).and_then(|l| self.line_starts.get(l)).copied().unwrap_or(0);
+        let column = self.text.get(start..offset).unwrap_or_default().chars().count() + 1;
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
     }
 
