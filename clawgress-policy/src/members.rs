@@ -43,11 +43,11 @@ impl PrefixIndex {
         }
     }
 
-    /// Values of every prefix that contains `ip`, each once, ascending.
-    pub(crate) fn containing(&self, ip: IpAddr) -> BTreeSet<u32> {
+    /// Values of every prefix of at least `shortest` bits that contains `ip`, each once, ascending.
+    pub(crate) fn containing(&self, ip: IpAddr, shortest: u8) -> BTreeSet<u32> {
         let lengths = if ip.is_ipv4() { &self.lengths_v4 } else { &self.lengths_v6 };
         lengths
-            .iter()
+            .range(shortest..)
             .filter_map(|length| IpNet::new(ip, *length).ok())
             .filter_map(|prefix| self.by_prefix.get(&prefix.trunc()))
             .flatten()
@@ -66,7 +66,6 @@ pub(crate) struct Members {
     network_sets: Vec<String>,
     prefixes: PrefixIndex,
     networks: BTreeMap<String, BTreeSet<IpNet>>,
-    host_addresses: BTreeMap<String, BTreeSet<IpNet>>,
 }
 
 impl Members {
@@ -112,11 +111,7 @@ impl Members {
                 None => (&mut self.exact, member.as_str()),
             };
             match check_host(text, member.starts_with("*.")) {
-                Ok(address) => {
-                    map.entry(text.to_owned()).or_default().push(number);
-                    let addresses = self.host_addresses.entry(name.to_owned()).or_default();
-                    addresses.extend(address.map(IpNet::from));
-                }
+                Ok(()) => map.entry(text.to_owned()).or_default().push(number),
                 Err(why) => problems.push(format!("host set `{name}`: {why}")),
             }
         }
@@ -148,11 +143,6 @@ impl Members {
         self.networks.get(name)
     }
 
-    /// The addresses among the members of a host set.
-    pub(crate) fn host_set_addresses(&self, name: &str) -> impl Iterator<Item = IpNet> + '_ {
-        self.host_addresses.get(name).into_iter().flatten().copied()
-    }
-
     /// Names of the host sets that `host` (canonical) is in.
     pub(crate) fn sets_of_host(&self, host: &Host, text: &str) -> BTreeSet<&str> {
         let mut numbers: BTreeSet<u32> = self.exact.get(text).into_iter().flatten().copied().collect();
@@ -163,15 +153,15 @@ impl Members {
         numbers.into_iter().filter_map(|n| self.host_sets.get(n as usize)).map(String::as_str).collect()
     }
 
-    /// Names of the network sets that `ip` (canonical) is in.
-    pub(crate) fn sets_of_ip(&self, ip: IpAddr) -> BTreeSet<&str> {
-        let numbers = self.prefixes.containing(ip);
+    /// Names of the network sets that `ip` (canonical) is in, by a prefix of at least `shortest` bits.
+    pub(crate) fn sets_of_ip(&self, ip: IpAddr, shortest: u8) -> BTreeSet<&str> {
+        let numbers = self.prefixes.containing(ip, shortest);
         numbers.into_iter().filter_map(|n| self.network_sets.get(n as usize)).map(String::as_str).collect()
     }
 }
 
-/// Checks one member of a host set (without `*.`); gives its address if it is one.
-fn check_host(text: &str, below: bool) -> Result<Option<IpAddr>, String> {
+/// Checks one member of a host set (without `*.`).
+fn check_host(text: &str, below: bool) -> Result<(), String> {
     if text.contains('*') {
         return Err(format!(
             "`{}` has a `*` inside: only a leading `*.` is a wildcard, for every name below",
@@ -188,7 +178,7 @@ fn check_host(text: &str, below: bool) -> Result<Option<IpAddr>, String> {
         _ if canonical != text => {
             Err(format!("`{prefix}{}` is not in canonical form: write `{prefix}{canonical}`", quote(text)))
         }
-        address => Ok(address),
+        _ => Ok(()),
     }
 }
 

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use clawgress_identity::Agent;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::address::canonical;
-use crate::kernel::plan::Plan;
-use crate::members::{Members, PrefixIndex};
+use crate::kernel::plan::{Plan, groups, in_scope};
+use crate::members::Members;
 use crate::request::{Decision, Request, Scheme, Transport, TunnelProtocol};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 
@@ -21,6 +22,9 @@ pub(crate) mod syntax;
 #[cfg(test)]
 mod tests;
 mod text;
+
+use review::Named;
+use syntax::Scope;
 
 pub(crate) use parse::applies;
 pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
@@ -109,8 +113,8 @@ pub(crate) struct Inner {
     by_action: ByAction<cedar_policy::PolicySet>,
     members: Members,
     reads: Reads,
-    /// Prefixes by which an allowing condition names addresses, longer than /0.
-    named: PrefixIndex,
+    /// What each policy names, with its principal scope; only policies that name something.
+    named: Vec<(Scope, Named)>,
     plan: Plan,
 }
 
@@ -138,7 +142,17 @@ impl PolicySet {
     /// dialled unless it is named.
     #[must_use]
     pub fn names_address(&self, ip: IpAddr) -> bool {
-        !self.inner.named.containing(canonical(ip)).is_empty()
+        let ip = canonical(ip);
+        self.inner.named.iter().any(|(_, named)| named.has(ip, &self.inner.members))
+    }
+
+    /// As [`names_address`](Self::names_address), by the policies alone whose principal scope includes
+    /// this agent: what is named for one team opens nothing to another.
+    #[must_use]
+    pub fn names_address_for(&self, agent: &Agent, ip: IpAddr) -> bool {
+        let (ip, groups) = (canonical(ip), groups(agent));
+        let mut named = self.inner.named.iter().filter(|(scope, _)| in_scope(scope, agent, &groups));
+        named.any(|(_, named)| named.has(ip, &self.inner.members))
     }
 
     /// How many policies there are.

@@ -131,7 +131,7 @@ pub(crate) fn destinations(atoms: &Atoms) -> Vec<DestinationCell> {
     for (number, sample) in samples {
         let ip = address(sample);
         if let Some(cell) = cells.get_mut(number) {
-            cell.sample = Some((ip, index.containing(ip).into_iter().collect()));
+            cell.sample = Some((ip, index.containing(ip, 0).into_iter().collect()));
         }
     }
     cells

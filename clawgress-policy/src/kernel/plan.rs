@@ -161,7 +161,7 @@ impl Plan {
 }
 
 /// The agent itself and all it is in.
-fn groups(agent: &Agent) -> BTreeSet<Named> {
+pub(crate) fn groups(agent: &Agent) -> BTreeSet<Named> {
     let named = |kind: &str, id: String| Named { kind: kind.to_owned(), id };
     let tenant = agent.id.tenant();
     let mut groups =
@@ -174,7 +174,8 @@ fn groups(agent: &Agent) -> BTreeSet<Named> {
     groups
 }
 
-fn in_scope(scope: &Scope, agent: &Agent, groups: &BTreeSet<Named>) -> bool {
+/// Whether a principal scope includes an agent with these groups.
+pub(crate) fn in_scope(scope: &Scope, agent: &Agent, groups: &BTreeSet<Named>) -> bool {
     let is_agent = |kind: &cedar_policy_core::ast::EntityType| kind.to_string() == "Agent";
     match scope {
         Scope::Any => true,

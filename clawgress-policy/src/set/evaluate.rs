@@ -88,7 +88,7 @@ impl Inner {
                 // ICMP has no ports; one value, so that both planes see the same.
                 let number = if *transport == Transport::Icmp { &0 } else { number };
                 let value = self.vocabulary.ip(ip)?;
-                let sets = self.members.sets_of_ip(ip);
+                let sets = self.members.sets_of_ip(ip, 0);
                 let resource = self.vocabulary.network(ip, &value, sets.into_iter(), self.reads);
                 (resource, vec![("ip", value), port(number), ("protocol", string(transport.name()))])
             }

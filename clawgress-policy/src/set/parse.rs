@@ -11,7 +11,7 @@ use cedar_policy::{
 use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
 
-use super::review::{Named, review};
+use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
 use super::{Inner, PolicyBundle, PolicyErrors, PolicyProblem};
@@ -55,9 +55,13 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
 
     let mut problems = template_problems(&set, &source);
     let drafts = drafts(&set, &source, &mut problems);
-    let mut named = Named::default();
+    let mut named = Vec::new();
     for draft in &drafts {
-        problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members, &mut named));
+        let (found, names) = review(draft.ast(), draft.id.as_deref(), &source, &members);
+        problems.extend(found);
+        if !names.is_empty() {
+            named.push((draft.ast().principal_constraint().as_inner().clone(), names));
+        }
     }
     validate(vocabulary, &drafts, &source, &mut problems);
     if !problems.is_empty() {
@@ -76,7 +80,6 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
     for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
         syntax::reads(condition, &mut reads);
     }
-    let named = named.index(&members);
     Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, named, plan })
 }
 

@@ -3,6 +3,7 @@
 //! decisions would not compare equal.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
 use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
@@ -11,7 +12,7 @@ use ipnet::IpNet;
 use super::syntax::{self, BinaryOp, Policy, UnaryOp};
 use super::text::Source;
 use crate::host::quote;
-use crate::members::{Members, PrefixIndex, check_prefix};
+use crate::members::{Members, check_prefix};
 use crate::{Host, PolicyProblem};
 
 /// Values of `context.protocol`, over all actions.
@@ -36,7 +37,7 @@ impl Sense {
     }
 }
 
-/// By what allowing conditions name addresses.
+/// By what the allowing conditions of one policy name addresses. A prefix of length 0 names nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Named {
     prefixes: BTreeSet<IpNet>,
@@ -45,17 +46,16 @@ pub(crate) struct Named {
 }
 
 impl Named {
-    /// All of it as prefixes. A prefix of length 0 names nothing.
-    pub(crate) fn index(self, members: &Members) -> PrefixIndex {
-        let networks = self.network_sets.iter().filter_map(|s| members.network_set(s)).flatten().copied();
-        let hosts = self.host_sets.iter().flat_map(|s| members.host_set_addresses(s));
-        let mut index = PrefixIndex::default();
-        for prefix in self.prefixes.iter().copied().chain(networks).chain(hosts) {
-            if prefix.prefix_len() > 0 {
-                index.insert(prefix, 0);
-            }
-        }
-        index
+    pub(crate) fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.network_sets.is_empty() && self.host_sets.is_empty()
+    }
+
+    /// Whether the address (canonical) is named.
+    pub(crate) fn has(&self, ip: IpAddr, members: &Members) -> bool {
+        let host = Host::Address(ip);
+        self.prefixes.iter().any(|p| p.prefix_len() > 0 && p.contains(&ip))
+            || members.sets_of_ip(ip, 1).into_iter().any(|s| self.network_sets.contains(s))
+            || members.sets_of_host(&host, &host.to_string()).into_iter().any(|s| self.host_sets.contains(s))
     }
 }
 
@@ -65,12 +65,11 @@ pub(crate) fn review(
     id: Option<&str>,
     source: &Source<'_>,
     members: &Members,
-    named: &mut Named,
-) -> Vec<PolicyProblem> {
+) -> (Vec<PolicyProblem>, Named) {
     let permits = policy.effect() == cedar_policy_core::ast::Effect::Permit;
     let sense = if permits { Sense::Allows } else { Sense::Denies };
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
-    let mut reviewer = Reviewer { id, source, members, start, named, problems: Vec::new() };
+    let mut reviewer = Reviewer { id, source, members, start, named: Named::default(), problems: Vec::new() };
     let principal = policy.principal_constraint();
     let resource = policy.resource_constraint();
     for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
@@ -82,7 +81,7 @@ pub(crate) fn review(
     if let Some(condition) = policy.non_scope_constraints() {
         reviewer.walk(condition, sense);
     }
-    reviewer.problems
+    (reviewer.problems, reviewer.named)
 }
 
 struct Reviewer<'a> {
@@ -90,7 +89,7 @@ struct Reviewer<'a> {
     source: &'a Source<'a>,
     members: &'a Members,
     start: Option<usize>,
-    named: &'a mut Named,
+    named: Named,
     problems: Vec<PolicyProblem>,
 }
 

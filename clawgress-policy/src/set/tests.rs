@@ -3,7 +3,7 @@
 use super::*;
 use crate::{Host, Operation, Transport};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Agent, AgentId, AgentState};
+use clawgress_identity::{AgentId, AgentState};
 
 fn agent(id: &str) -> Agent {
     Agent {
@@ -203,6 +203,35 @@ fn addresses_that_are_named() {
     ] {
         assert_eq!(s.names_address(ip.parse().unwrap()), named, "{ip}");
     }
+}
+
+#[test]
+fn an_address_is_named_for_the_agents_of_the_policy() {
+    let s = set(r#"
+        @id("all") permit (principal, action == Action::"connect", resource);
+        @id("a") permit (principal in Team::"payments", action == Action::"connect", resource in NetworkSet::"inner");
+        @id("b") permit (principal == Agent::"acme/web", action == Action::"connect", resource)
+        when { context.ip.isInRange(ip("10.1.0.0/16")) };
+    "#);
+    for (id, ip, named) in [
+        ("web", "10.9.0.1", true),
+        ("web", "10.1.0.1", false),
+        ("acme/web", "10.9.0.1", false),
+        ("acme/web", "10.1.0.1", true),
+        ("acme/other", "10.1.0.1", false),
+    ] {
+        assert_eq!(s.names_address_for(&agent(id), ip.parse().unwrap()), named, "{id} {ip}");
+        assert!(s.names_address(ip.parse().unwrap()));
+    }
+    let sets = NamedSets {
+        networks: BTreeMap::from([("any".to_owned(), BTreeSet::from(["0.0.0.0/0".parse().unwrap()]))]),
+        ..NamedSets::default()
+    };
+    let text = r#"@id("a") permit (principal, action == Action::"connect", resource in NetworkSet::"any");"#
+        .to_owned();
+    let s = PolicySet::parse(&PolicyBundle { text, sets }).unwrap();
+    assert!(connect(&s, &agent("web"), "10.0.0.1", 1).is_allow());
+    assert!(!s.names_address("10.0.0.1".parse().unwrap()), "everything names nothing");
 }
 
 /// Each text and its one problem, as `line:column: policy: message` up to the given length.
