@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-pub use exec::{Daemon, Output};
-pub use gateway::{Gateway, GatewayOptions, Role};
+pub use exec::{Daemon, Output, finish};
+pub use gateway::{Gateway, GatewayOptions, Role, privileges};
 pub use record::kept;
 
 use crate::plan;

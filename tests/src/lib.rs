@@ -6,6 +6,8 @@
 //! the product, or depend on a crate of the gateway's processes: it starts them as a user would.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod lab;
 pub mod plan;
+pub mod scenario;
 pub mod world;

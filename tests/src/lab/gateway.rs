@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use clawgress_api::{AuditQuery, AuditRecord, CreatedAgent, Status};
+use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use nix::unistd::User;
 
 use super::exec::{Daemon, Output, finish};
 use super::{Host, Lab, RUN_TIME_MAX, program};
+use crate::admin::Admin;
 use crate::plan::{DNS, GATEWAY, KNOWN, PROXY_PORT};
 
 /// Time for all processes to be up and to agree on a generation, on a busy machine.
@@ -208,57 +208,30 @@ impl Gateway {
             for daemon in daemons.values_mut() {
                 daemon.running()?;
             }
-            let status = self.status()?;
-            let kernel = status.datapath.as_ref().is_some_and(|d| d.generation == status.generation);
-            let l7 = status.l7.iter().any(|w| w.generation == status.generation && w.error.is_none());
-            ensure!(kernel && l7, "the planes don't agree yet: {status:?}");
+            self.admin()?.agreed()?;
             Ok(true)
         });
         self.daemons = daemons;
         result
     }
 
-    /// Runs `clawgressctl` in the gateway's network, as root.
+    /// The gateway as its administrator sees it.
+    ///
+    /// # Errors
+    /// If `clawgressctl` has not been built.
+    pub fn admin(&self) -> anyhow::Result<Admin> {
+        Ok(Admin { program: self.program("clawgressctl")?, socket: self.lab.dir().join("run/admin.sock") })
+    }
+
+    /// Runs `clawgressctl` in the gateway's network, where `run` must be.
     ///
     /// # Errors
     /// If it can't be started or hangs. Its own failure is in the output.
     pub fn ctl(&self, args: &[&str]) -> anyhow::Result<Output> {
-        finish(&mut self.ctl_command(args)?, RUN_TIME_MAX)
-    }
-
-    /// `clawgressctl` with these arguments, for the gateway under test.
-    ///
-    /// # Errors
-    /// If it has not been built.
-    pub fn ctl_command(&self, args: &[&str]) -> anyhow::Result<Command> {
-        let program = self.program("clawgressctl")?.to_string_lossy().into_owned();
-        let config = self.config().to_string_lossy().into_owned();
-        let argv: Vec<&str> =
-            [program.as_str(), "--config", &config].into_iter().chain(args.iter().copied()).collect();
-        Ok(self.lab.command(Host::Gateway, &argv))
-    }
-
-    /// The node's state.
-    ///
-    /// # Errors
-    /// If it can't be asked.
-    pub fn status(&self) -> anyhow::Result<Status> {
-        let output = self.ctl(&["status", "--output", "json"])?;
-        serde_json::from_str(&output.stdout).with_context(|| format!("not a status: {output:?}"))
-    }
-
-    /// Creates an agent with a key; gives the key.
-    ///
-    /// # Errors
-    /// If it is refused.
-    pub fn create_agent(&self, id: &str, team: &str, sources: &[String]) -> anyhow::Result<String> {
-        let mut args = vec!["agent", "create", id, "--team", team, "--output", "json"];
-        for source in sources {
-            args.extend(["--source", source]);
-        }
-        let output = self.ctl(&args)?.check()?;
-        let created: CreatedAgent = serde_json::from_str(&output.stdout)?;
-        created.api_key.context("no key was issued")
+        let command = self.admin()?.command(args);
+        let mut argv = vec![command.get_program().to_owned()];
+        argv.extend(command.get_args().map(ToOwned::to_owned));
+        self.lab.run(Host::Gateway, &argv)
     }
 
     /// Applies policy text and named sets (TOML), and waits until both planes run it.
@@ -266,43 +239,8 @@ impl Gateway {
     /// # Errors
     /// If it is refused or does not go live.
     pub fn apply_policy(&mut self, text: &str, sets: &str) -> anyhow::Result<()> {
-        self.try_policy("apply", text, sets)?.check()?;
+        self.admin()?.apply_text(self.lab.dir(), text, sets)?.check()?;
         self.ready()
-    }
-
-    /// `policy check` or `policy apply`, whatever comes of it.
-    ///
-    /// # Errors
-    /// If the command can't be run.
-    pub fn try_policy(&self, verb: &str, text: &str, sets: &str) -> anyhow::Result<Output> {
-        let (policy, set_file) = (self.lab.dir().join("policy.cedar"), self.lab.dir().join("sets.toml"));
-        fs::write(&policy, text)?;
-        fs::write(&set_file, sets)?;
-        let (policy, set_file) = (policy.to_string_lossy(), set_file.to_string_lossy());
-        self.ctl(&["policy", verb, &policy, "--sets", &set_file])
-    }
-
-    /// Audit records, the oldest first.
-    ///
-    /// # Errors
-    /// If they can't be had.
-    pub fn audit(&self, query: &AuditQuery) -> anyhow::Result<Vec<AuditRecord>> {
-        let mut args =
-            vec!["audit".to_owned(), "search".to_owned(), "--output".to_owned(), "json".to_owned()];
-        let mut option = |name: &str, value: Option<String>| {
-            if let Some(value) = value {
-                args.extend([format!("--{name}"), value]);
-            }
-        };
-        option("agent", query.agent.clone());
-        option("reason", query.reason.clone());
-        option("destination", query.destination.clone());
-        option("since", query.since.map(|t| t.to_string()));
-        option("limit", Some(query.limit.unwrap_or(10_000).to_string()));
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let output = self.ctl(&args)?.check()?;
-        let lines = output.stdout.lines().filter(|l| !l.trim().is_empty());
-        lines.map(|l| serde_json::from_str(l).with_context(|| format!("not a record: {l}"))).collect()
     }
 
     fn daemon(&mut self, role: Role) -> anyhow::Result<&mut Daemon> {
@@ -353,8 +291,10 @@ impl Gateway {
     }
 }
 
-/// The words before a program that take away what its role must not have.
-fn privileges(role: Role, kept: bool) -> Vec<String> {
+/// The words before a program that take away what its role must not have; unless `kept`, it also
+/// ends with whoever starts it.
+#[must_use]
+pub fn privileges(role: Role, kept: bool) -> Vec<String> {
     let mut words = vec!["setpriv".to_owned(), "--no-new-privs".to_owned(), "--inh-caps=-all".to_owned()];
     match role.user() {
         Some(user) => {

@@ -1,0 +1,183 @@
+//! Bad input changes nothing; local commands are governed; sockets know their users.
+
+use std::process::Command;
+use std::time::Duration;
+
+use clawgress_api::{Ingress, Plane};
+use clawgress_e2e::lab::{GatewayOptions, Host, Role, finish as run, program};
+use clawgress_e2e::plan::API;
+use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS};
+
+use crate::support::{admin, agent, codes, curl, denied, finish, record, site, to_host};
+
+#[test]
+fn a_bad_policy_is_refused_with_its_place_and_changes_nothing() {
+    let site = site();
+    let before = admin(&site).status().unwrap();
+    let bad = [
+        (POLICY.replace("Action::\"http\"", "Action::\"htpt\""), "policy.cedar:"),
+        (POLICY.replace("context.port == 53", "context.prot == 53"), "policy.cedar:"),
+        (POLICY.replace("HostSet::\"saas\"", "HostSet::\"sass\""), "sass"),
+        (format!("{POLICY}\npermit ("), "policy.cedar:"),
+        (format!("{POLICY}\n@id(\"dns\")\nforbid (principal, action, resource);"), "dns"),
+    ];
+    for (text, said) in bad {
+        let output = admin(&site).apply_text(site.gateway.lab.dir(), &text, SETS).unwrap();
+        assert_eq!(output.code, Some(1), "{output:?}");
+        assert!(output.stderr.contains(said), "it should name `{said}`: {output:?}");
+    }
+    let sets = SETS.replace("203.0.113.0/24", "203.0.113.0/240");
+    let output = admin(&site).apply_text(site.gateway.lab.dir(), POLICY, &sets).unwrap();
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("sets.toml:"), "{output:?}");
+    let after = admin(&site).status().unwrap();
+    assert_eq!((after.revision, after.generation), (before.revision, before.generation));
+    finish(site);
+}
+
+#[test]
+fn a_policy_that_takes_a_permit_away_ends_it_in_both_planes() {
+    let mut site = site();
+    let get = |site: &_| codes(&curl(site, Host::Known, &["http://api.allowed.test/x"])).0;
+    assert_eq!(get(&site), 200);
+    site.gateway
+        .apply_policy(
+            &POLICY.replace("saas-http", "x").replace(
+                "Action::\"http\", resource in HostSet::\"saas\"",
+                "Action::\"http\", resource == Host::\"other.test\"",
+            ),
+            SETS,
+        )
+        .unwrap();
+    assert_eq!(get(&site), 403);
+    site.gateway.apply_policy("", "").unwrap();
+    let output = curl(
+        &site,
+        Host::Known,
+        &["--resolve", "api.allowed.test:80:203.0.113.10", "http://api.allowed.test/x"],
+    );
+    assert!(!output.ok(), "nothing is permitted now: {output:?}");
+    record(&site, "in the kernel", |r| r.plane == Plane::Kernel && denied(r, "policy_denied"));
+    site.gateway.apply_policy(POLICY, SETS).unwrap();
+    assert_eq!(get(&site), 200);
+    finish(site);
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_its_place() {
+    let site = site();
+    let text = std::fs::read_to_string(site.gateway.config()).unwrap();
+    let path = site.gateway.lab.dir().join("bad.toml");
+    let cases = [
+        (text.replace("mode = \"kernel\"", "mode = \"kernal\""), "bad.toml:"),
+        (text.replace("[l7]", "[l7]\nthraeds = 2"), "bad.toml:"),
+        (text.replace("[[interface]]", "[[interfaces]]"), "bad.toml:"),
+        (String::from("["), "bad.toml:1"),
+    ];
+    for (text, said) in cases {
+        std::fs::write(&path, text).unwrap();
+        for (name, role) in [
+            ("clawgress-agent", Some("datapath")),
+            ("clawgress-agent", Some("control")),
+            ("clawgress-l7", None),
+        ] {
+            let mut command = Command::new(program(name).unwrap());
+            command.args(role).arg("--config").arg(&path);
+            let output = run(&mut command, Duration::from_secs(10)).unwrap();
+            assert_ne!(output.code, Some(0), "{output:?}");
+            assert!(output.stderr.contains(said), "it should name `{said}`: {output:?}");
+        }
+    }
+    finish(site);
+}
+
+#[test]
+fn a_local_command_is_governed_by_its_cgroup() {
+    let site = site();
+    let ca = site.gateway.lab.ca();
+    let ca = ca.to_str().unwrap();
+    let governed = |args: &[&str]| {
+        let all: Vec<&str> = ["run", "--agent", ASSISTANT, "--"].iter().chain(args).copied().collect();
+        site.gateway.ctl(&all).unwrap()
+    };
+    let curl = ["curl", "-sS", "--max-time", "5", "--cacert", ca];
+    let with =
+        |more: &[&'static str]| -> Vec<&str> { curl.iter().copied().chain(more.iter().copied()).collect() };
+    let output = governed(&with(&["https://api.allowed.test/run"]));
+    assert!(output.ok() && output.stdout.contains("clawgress lab"), "{output:?}");
+    let output = governed(&with(&["https://secret.denied.test/"]));
+    assert!(!output.ok(), "{output:?}");
+    // Past the proxy: the socket hooks refuse the connection, whatever the variables say.
+    for url in ["https://203.0.113.10/", "http://198.51.100.66/", "http://[2001:db8:113::10]/"] {
+        let output = governed(&with(&["-k", "-g", "--noproxy", "*", url]));
+        assert!(!output.ok(), "{url}: {output:?}");
+    }
+    let script = "import socket; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('198.51.100.66', 53))";
+    assert!(!governed(&["python3", "-c", script]).ok());
+    let code = governed(&["sh", "-c", "exit 7"]).code;
+    assert_eq!(code, Some(7), "the command's exit code is passed on");
+    record(&site, "the proxied call", |r| to_host(r, API) && agent(r) == Some(ASSISTANT));
+    record(&site, "the refused socket", |r| {
+        r.plane == Plane::Kernel && r.ingress == Some(Ingress::Local) && agent(r) == Some(ASSISTANT)
+    });
+    finish(site);
+}
+
+#[test]
+fn l7_may_use_neither_the_admin_nor_the_datapath_socket() {
+    let site = site();
+    let run_dir = site.gateway.lab.dir().join("run");
+    let ctl = program("clawgressctl").unwrap();
+    for name in ["admin.sock", "datapath.sock"] {
+        let socket = run_dir.join(name);
+        let argv = [
+            "setpriv",
+            "--reuid",
+            "nobody",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--bounding-set=-all",
+            "--",
+            ctl.to_str().unwrap(),
+            "--socket",
+            socket.to_str().unwrap(),
+            "agent",
+            "list",
+        ];
+        let output = site.gateway.lab.run(Host::Gateway, &argv).unwrap();
+        assert!(!output.ok(), "{name}: {output:?}");
+        assert!(output.code == Some(4) || name != "admin.sock", "{output:?}");
+    }
+    finish(site);
+}
+
+#[test]
+fn l7_holds_no_capability_and_another_user() {
+    let mut site = site();
+    let pid = site.gateway.pid(Role::L7).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert!(!field("Uid:").split_whitespace().any(|uid| uid == "0"));
+    assert_eq!(field("NoNewPrivs:"), "1");
+    finish(site);
+}
+
+#[test]
+fn more_connections_than_configured_are_closed_and_the_rest_lives() {
+    let site =
+        crate::support::site_with(GatewayOptions { connections_max: Some(40), ..GatewayOptions::default() });
+    let flood = site.gateway.lab.within(Host::Anon, || {
+        let to = std::net::SocketAddr::from(([10, 70, 0, 1], 3128));
+        let open = |_| std::net::TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok();
+        (0..200).filter_map(open).collect::<Vec<_>>()
+    });
+    // The anonymous host's share is full; the known host's is not.
+    let output = curl(&site, Host::Known, &["https://api.allowed.test/"]);
+    assert_eq!(codes(&output).0, 200, "{output:?}");
+    drop(flood);
+    finish(site);
+}

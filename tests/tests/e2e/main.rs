@@ -1,0 +1,18 @@
+//! End to end: real clients, the real processes, real packets. Every test has a lab of its own, and
+//! ends with FORBIDDEN having received nothing.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test and its helpers fail by panicking"
+)]
+
+mod support;
+
+mod administration;
+mod audit;
+mod faults;
+mod kernel;
+mod llm;
+mod proxy;
+mod transparent;
