@@ -99,8 +99,12 @@ impl Toolchain {
         path.push(":");
         path.push(env::var_os("PATH").unwrap_or_default());
         let architecture = variable("CARGO_CFG_TARGET_ARCH")?;
-        // No BTF: nothing here is relocated by it, and it would be the larger half of the object.
-        let flags = format!("--cfg=bpf_target_arch=\"{}\"", architecture.display());
+        // No BTF: nothing here is relocated by it, and it would be the larger half of the object. Copies
+        // of known size become words; the linker's default would make them calls that go byte by byte.
+        let flags = format!(
+            "--cfg=bpf_target_arch=\"{}\"\u{1f}-Clink-arg=--disable-expand-memcpy-in-order",
+            architecture.display()
+        );
         let mut command = Command::new(variable("CARGO")?);
         for name in OUTER_VARIABLES {
             command.env_remove(name);

@@ -1,5 +1,12 @@
 //! Tests of the kernel plane on the running kernel: verdicts by test run, properties against a naive
 //! evaluator, and real sockets between network namespaces. They need root, and fail without it.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "test code, in functions that the lint does not know for such"
+)]
 
 #[path = "datapath/frames.rs"]
 mod frames;

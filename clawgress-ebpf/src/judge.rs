@@ -8,7 +8,7 @@ use clawgress_ebpf_common::{
 };
 
 use crate::map::{BINDINGS, DESTINATIONS, PORTS, SELF, VERDICTS};
-use crate::parse::{Kind, Packet};
+use crate::parse::{Kind, Packet, mac};
 
 /// A verdict with all that a flow record or a report needs.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ pub fn source(generation: Generation, packet: &Packet) -> Result<Bind, Judgement
     let Some(bind) = binding(generation, packet.key.ifindex, packet.key.source) else {
         return Ok(Bind { agent: 0, class: CLASS_UNAUTHENTICATED, mac: [0; 6], flags: 0 });
     };
-    if bind.flags & bind_flag::MAC != 0 && bind.mac != packet.mac {
+    if bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac {
         // Not the agent: whoever it is, the record must not carry the agent's name.
         return Err(Judgement::deny(DropReason::SourceSpoofed, 0));
     }
@@ -86,7 +86,7 @@ pub fn neighbour(generation: Generation, packet: &Packet) -> Result<(), Judgemen
     // SAFETY: only presence is looked at.
     let is_gateway = unsafe { SELF.get(&packet.key.source) }.is_some();
     let is_other = match binding(generation, packet.key.ifindex, packet.key.source) {
-        Some(bind) => bind.flags & bind_flag::MAC != 0 && bind.mac != packet.mac,
+        Some(bind) => bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac,
         None => false,
     };
     if is_gateway || is_other { Err(Judgement::deny(DropReason::SourceSpoofed, 0)) } else { Ok(()) }

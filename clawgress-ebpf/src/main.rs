@@ -4,6 +4,13 @@
 //! Must never let through what it does not understand, and never keep state that user space cannot
 //! see: maps are the only memory.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "a key passed by value is copied on the stack"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod cgroup;

@@ -50,13 +50,17 @@ pub enum Kind {
     Error,
 }
 
+/// A MAC address as it is copied: bytes one by one would be a loop.
+pub type Mac = [u16; 3];
+
 /// A parsed frame. Fields keep what was read before a refusal, so that the report has it.
 #[derive(Clone, Copy)]
+#[repr(C, align(8))]
 pub struct Packet {
     /// Addresses and ports as they are in the packet.
     pub key: FlowKey,
     /// Source MAC address.
-    pub mac: [u8; 6],
+    pub mac: Mac,
     /// TCP flags, else 0.
     pub tcp_flags: u8,
     /// Whether it is IPv6.
@@ -72,8 +76,8 @@ pub struct Packet {
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Ethernet {
-    destination: [u8; 6],
-    source: [u8; 6],
+    destination: Mac,
+    source: Mac,
     ethertype_be: u16,
 }
 
@@ -121,9 +125,9 @@ struct Arp {
     protocol_be: u16,
     lengths_be: u16,
     operation_be: u16,
-    sender_mac: [u8; 6],
+    sender_mac: Mac,
     sender: [u8; 4],
-    target_mac: [u8; 6],
+    target_mac: Mac,
     target: [u8; 4],
 }
 
@@ -149,7 +153,7 @@ impl Packet {
                 protocol: 0,
                 pad: [0; 3],
             },
-            mac: [0; 6],
+            mac: [0; 3],
             tcp_flags: 0,
             is_v6: false,
             bytes: 0,
@@ -163,6 +167,13 @@ impl Packet {
 #[inline(always)]
 pub fn mapped(address: [u8; 4]) -> Address {
     bytes([0, 0, 0xFFFFu32.to_be(), u32::from_ne_bytes(address)])
+}
+
+/// A MAC address from its bytes.
+#[inline(always)]
+pub fn mac(bytes: [u8; 6]) -> Mac {
+    let [a, b, c, d, e, f] = bytes;
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
 }
 
 /// Reads a frame into `packet`.
@@ -301,7 +312,7 @@ fn discovery(frame: &impl Frame, packet: &mut Packet, kind: u16, length: u32) ->
         return Err(DropReason::IcmpUnsupported);
     }
     let fixed = if kind == 133 { SOLICITATION } else { NEIGHBOUR };
-    if length < fixed || length > fixed + OPTIONS_MAX * 8 || (length - fixed) % 8 != 0 {
+    if length < fixed || length > fixed + OPTIONS_MAX * 8 || !(length - fixed).is_multiple_of(8) {
         return Err(DropReason::Malformed);
     }
     for n in 0..OPTIONS_MAX {
@@ -316,7 +327,7 @@ fn discovery(frame: &impl Frame, packet: &mut Packet, kind: u16, length: u32) ->
         if units != 1 {
             return Err(DropReason::Malformed);
         }
-        if (code == 1 || code == 2) && [a, b, c, d, e, f] != packet.mac {
+        if (code == 1 || code == 2) && mac([a, b, c, d, e, f]) != packet.mac {
             return Err(DropReason::SourceSpoofed);
         }
     }

@@ -422,3 +422,61 @@ fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clawgress_policy::kernel::VerdictCell;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(tables: KernelTables, want: &PlanError) {
+        let document = KernelGeneration { generation: 1, tables: Some(tables), agents: Vec::new() };
+        let error = Plan::new(&document, &BTreeMap::new()).expect_err("must be refused");
+        assert_eq!(error, *want);
+    }
+
+    fn cell(transport: Transport, action: KernelAction) -> KernelTables {
+        let cell = VerdictCell {
+            agent_class: 1,
+            destination_class: 0,
+            transport,
+            port_class: 0,
+            action,
+            policies: 0,
+        };
+        KernelTables { verdicts: vec![cell], ..KernelTables::default() }
+    }
+
+    #[test]
+    fn inconsistent_generations_are_refused() {
+        let ports = |ports| KernelTables { ports, ..KernelTables::default() };
+        check(ports(vec![(1, 0)]), &PlanError::Ports);
+        check(ports(vec![(0, 0), (5, 1), (5, 2)]), &PlanError::Ports);
+        check(ports(vec![(0, 0), (9, 1), (5, 2)]), &PlanError::Ports);
+        check(cell(Transport::Udp, KernelAction::Steer), &PlanError::Cell("only TCP can be steered"));
+        check(
+            cell(Transport::Tcp, KernelAction::Deny(0)),
+            &PlanError::Cell("it denies without a known reason"),
+        );
+        let max = (bound::DESTINATIONS_MAX / 2) as usize;
+        let destinations: Vec<_> = (0..=u32::try_from(max).expect("bound"))
+            .map(|n| (IpNet::from(IpAddr::from(n.to_be_bytes())), 1))
+            .collect();
+        let count = destinations.len();
+        check(
+            KernelTables { destinations, ..KernelTables::default() },
+            &PlanError::TooMany { what: "destination prefixes", count, max },
+        );
+        let document = KernelGeneration::<KernelTables> { generation: 0, tables: None, agents: Vec::new() };
+        assert_eq!(Plan::new(&document, &BTreeMap::new()).expect_err("refused"), PlanError::Number);
+    }
+
+    #[test]
+    fn port_ranges_reach_to_the_next() {
+        let classes = ports(&[(0, 3), (80, 1), (81, 0), (65_535, 2)]).expect("valid");
+        for (port, class) in [(0, 3), (79, 3), (80, 1), (81, 0), (65_534, 0), (65_535, 2)] {
+            assert_eq!(classes.get(port), Some(&class), "port {port}");
+        }
+    }
+}

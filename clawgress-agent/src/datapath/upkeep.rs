@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use aya::maps::{HashMap, MapData};
-use clawgress_api::config::Config;
+use clawgress_api::config::{Config, Role};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, user};
 use tokio_util::sync::CancellationToken;
 
@@ -46,7 +46,10 @@ impl Upkeep {
         own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
         spool: Arc<Spool>,
     ) -> Self {
-        Upkeep { config: config.clone(), netlink, interfaces, firewall, routes, own, written: None, spool }
+        // An uplink may come and go; agents' interfaces carry the programs.
+        let mut config = config.clone();
+        config.interfaces.retain(|i| i.role == Role::Agents);
+        Upkeep { config, netlink, interfaces, firewall, routes, own, written: None, spool }
     }
 
     /// Writes the gateway's own addresses, and the services there, into the map.
@@ -89,9 +92,8 @@ impl Upkeep {
                 () = stop.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
-            let found = self.netlink.interfaces(&self.config).await?;
-            if found != self.interfaces {
-                bail!("an interface was replaced; the datapath role has to start again");
+            if self.netlink.interfaces(&self.config).await?.agents != self.interfaces.agents {
+                bail!("an agents' interface was replaced; the datapath role has to start again");
             }
             if let Err(error) = self.repair().await {
                 tracing::error!("cannot repair the network around the programs: {error:#}");

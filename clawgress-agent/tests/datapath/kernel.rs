@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, Map, MapData, MapInfo};
 use aya::programs::Program;
 use aya::{Ebpf, TestRun as _, TestRunOptions};
 use clawgress_agent::datapath::bpf::Plain;
@@ -41,12 +41,15 @@ pub struct Kernel {
     pub flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
     own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
     counters: Counters,
+    infos: BTreeMap<String, MapInfo>,
 }
 
 impl Kernel {
     pub fn load() -> Kernel {
         let mut ebpf = object::load(None).expect("these tests need root and a kernel with BPF");
+        let infos = ebpf.maps().map(|(name, map)| (name.to_owned(), info(map))).collect();
         Kernel {
+            infos,
             tables: Tables::take(&mut ebpf).expect("tables"),
             flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
             own: object::take(&mut ebpf, clawgress_ebpf_common::map::SELF).expect("own addresses"),
@@ -55,6 +58,11 @@ impl Kernel {
             ),
             ebpf,
         }
+    }
+
+    /// What the kernel says of a map.
+    pub fn info(&self, name: &str) -> &MapInfo {
+        &self.infos[name]
     }
 
     /// Commits a generation whose agents' interface is the test run's.
@@ -126,6 +134,20 @@ impl Kernel {
             }
         }
     }
+}
+
+fn info(map: &Map) -> MapInfo {
+    let data = match map {
+        Map::Array(d)
+        | Map::HashMap(d)
+        | Map::LpmTrie(d)
+        | Map::LruHashMap(d)
+        | Map::PerCpuArray(d)
+        | Map::RingBuf(d)
+        | Map::SockMap(d) => d,
+        other => panic!("an unknown kind of map: {other:?}"),
+    };
+    data.info().expect("map info")
 }
 
 /// An active agent with these sources.

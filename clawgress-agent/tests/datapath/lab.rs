@@ -2,13 +2,13 @@
 //! plays control and L7. Everything is torn down when the lab is dropped.
 
 use std::fs::{self, File};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use clawgress_api::config::Config;
+use clawgress_api::config::{Config, DatapathMode};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{Empty, KernelGeneration as Envelope};
 use clawgress_api::{DatapathStatus, KernelGeneration, socket};
@@ -63,6 +63,20 @@ impl Lab {
         lab
     }
 
+    /// No namespaces: a role in the mode without kernel plane, listening at `proxy`.
+    pub fn without_kernel(proxy: SocketAddr) -> Lab {
+        let name = format!("cn{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::SeqCst));
+        let directory = tempfile::tempdir().expect("directory");
+        let text = format!(
+            "[node]\nname = \"gw\"\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
+             [datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n[l7]\n",
+            directory.path().display()
+        );
+        let file = directory.path().join("c.toml");
+        fs::write(&file, &text).expect("config");
+        Lab { name, directory, process: None, config: Config::parse(&text, &file).expect("config") }
+    }
+
     fn build(&self) {
         let (a, g, o) = (self.ns(Place::Agents), self.ns(Place::Gateway), self.ns(Place::Outside));
         for ns in [&a, &g, &o] {
@@ -114,13 +128,16 @@ impl Lab {
         })
     }
 
-    fn role(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.ns(Place::Gateway)))
-            .args([BINARY, "datapath", "--config"])
-            .arg(self.directory.path().join("c.toml"))
-            .args(arguments);
+    /// The role as a command, in the gateway's namespace if there is one.
+    pub fn role(&self, arguments: &[&str]) -> Command {
+        let mut command = if self.config.datapath.mode == DatapathMode::Kernel {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net=/run/netns/{}", self.ns(Place::Gateway))).arg(BINARY);
+            command
+        } else {
+            Command::new(BINARY)
+        };
+        command.args(["datapath", "--config"]).arg(self.directory.path().join("c.toml")).args(arguments);
         command
     }
 
@@ -190,6 +207,9 @@ impl Drop for Lab {
         }
         if std::thread::panicking() {
             eprintln!("--- log of the role ---\n{}", self.log_text());
+        }
+        if self.config.datapath.mode == DatapathMode::None {
+            return;
         }
         for place in [Place::Agents, Place::Gateway, Place::Outside] {
             let _ = Command::new("ip").args(["netns", "del", &self.ns(place)]).status();

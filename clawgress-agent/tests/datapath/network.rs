@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use clawgress_agent::datapath::attach::{self, TcMode};
 use clawgress_agent::datapath::{bpf, object};
 use clawgress_api::handover::{self, Handover, ListenerKind};
-use clawgress_api::proto::Empty;
+use clawgress_api::proto::{Empty, OpenWorkloadRequest};
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
 use clawgress_ebpf_common::user::{FlowTable, address};
 use clawgress_ebpf_common::{DropReason, FlowKey, action, protocol};
@@ -442,4 +442,40 @@ fn classifiers_hang_on_clsact_where_tcx_is_missing() {
         assert_eq!(filters(), 0);
         bpf::remove_directory(directory).expect("remove pins");
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_kernel_plane_the_proxy_alone_is_handed_over() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+    let mut lab = Lab::without_kernel(free);
+    lab.start().await;
+    let status = lab.status().await;
+    assert_eq!((status.mode.as_str(), status.interfaces.len()), ("none", 0));
+    assert!(status.absent.iter().any(|a| a.contains("no kernel plane")), "{:?}", status.absent);
+    let (_loan, handover, descriptors) = take(&lab).await;
+    assert_eq!((handover.listeners.len(), handover.flow_table, descriptors.len()), (1, false, 1));
+    let _client = TcpStream::connect(free).expect("connect");
+    accept(&handover, &descriptors, ListenerKind::Proxy, true);
+    let request = OpenWorkloadRequest { agent: 1, name: "x".to_owned() };
+    let error = lab.client().await.open_workload(request).await.expect_err("no workloads here");
+    assert!(error.message().contains("mode = \"kernel\""), "{}", error.message());
+
+    // The next process binds beside the listener that l7 still holds.
+    lab.stop(Signal::SIGKILL);
+    lab.start().await;
+    take(&lab).await;
+}
+
+#[test]
+fn a_missing_interface_is_one_clear_error() {
+    let lab = Lab::new();
+    crate::lab::ip(&format!("-n {} link del gu", lab.ns(Place::Gateway)));
+    let output = lab.role(&[]).output().expect("nsenter");
+    let error = String::from_utf8_lossy(&output.stderr);
+    let last = error.lines().last().expect("a message");
+    assert!(
+        !output.status.success() && last.contains("interface `gu` does not exist (there are: ga, lo)"),
+        "{error}"
+    );
+    assert!(!lab.config.datapath.bpffs.exists(), "nothing was left behind");
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clawgress_agent::datapath::bpf::Plain;
-use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, bound, mark, protocol, user};
+use clawgress_ebpf_common::{
+    Bind, BindKey, CgroupKey, DestinationKey, DropReason, Flow, FlowKey, Pace, SeenKey, SelfAddress, Verdict,
+    VerdictKey, action, bound, counter, listener, map, mark, protocol, user,
+};
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
@@ -135,6 +138,33 @@ fn check(kernel: &Kernel, what: &str, frame: &[u8], want: Did) {
     };
     assert_eq!(kernel.xdp(frame), early, "xdp: {what}");
     assert_eq!(kernel.ingress(frame), want, "tc: {what}");
+}
+
+/// Two compilers laid these out; here they meet.
+#[test]
+fn maps_have_the_layout_of_the_abi() {
+    let kernel = Kernel::load();
+    let size = |n: usize| u32::try_from(n).expect("size");
+    let lpm = |n: usize| size(n + 4);
+    for (name, key, value, entries) in [
+        (map::GENERATION, 4, 8, 1),
+        (map::BINDINGS, lpm(size_of::<BindKey>()), size(size_of::<Bind>()), bound::BINDINGS_MAX),
+        (map::SELF, 16, size(size_of::<SelfAddress>()), bound::SELF_MAX),
+        (map::DESTINATIONS, lpm(size_of::<DestinationKey>()), 4, bound::DESTINATIONS_MAX),
+        (map::PORTS, 4, 2, 2 * 65_536),
+        (map::VERDICTS, size(size_of::<VerdictKey>()), size(size_of::<Verdict>()), bound::VERDICTS_MAX),
+        (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<Flow>()), bound::FLOWS_MAX),
+        (map::LISTENERS, 4, 4, listener::SLOTS),
+        (map::EVENTS, 0, 0, bound::EVENTS_BYTES),
+        (map::COUNTERS, 4, 8, counter::COUNTERS),
+        (map::SEEN, size(size_of::<SeenKey>()), 8, bound::SEEN_MAX),
+        (map::PACE, 4, size(size_of::<Pace>()), 1),
+        (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
+        (map::META, 4, 4, 1),
+    ] {
+        let info = kernel.info(name);
+        assert_eq!((info.key_size(), info.value_size(), info.max_entries()), (key, value, entries), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
