@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use clawgress_api::proto::{Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision};
+use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, Status};
 use clawgress_policy::{NamedSets, PolicyBundle, PolicyProblem, PolicySet, kernel};
-use tonic::Status;
+use tonic::{Response, Status as CallStatus};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
@@ -83,7 +83,13 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
                 return output::json(&revision);
             }
             let generation = output::or_dash(revision.generation);
-            output::line(&format!("revision {} is live in generation {generation}", revision.number))
+            output::line(&format!("revision {} is live in generation {generation}", revision.number))?;
+            // A plane that doesn't run it is news to whoever thinks it is in force.
+            let status: Status = client.document(admin.status(Empty {}).await)?;
+            for warning in status.warnings.iter().filter(|w| w.contains("generation")) {
+                output::note(&format!("warning: {}", output::clean(warning)));
+            }
+            Ok(())
         }
         Verb::Show { revision } => show(client, output, revision.unwrap_or(0)).await,
         Verb::History => history(client, output).await,
@@ -170,8 +176,12 @@ impl Files {
     }
 
     /// A status that carries problems of the policy becomes one line each.
-    fn explained<T>(&self, answer: Result<T, Status>) -> Result<Result<T, Status>, Failure> {
-        let problems = |status: &Status| serde_json::from_slice::<Vec<PolicyProblem>>(status.details()).ok();
+    fn explained<T>(
+        &self,
+        answer: Result<Response<T>, CallStatus>,
+    ) -> Result<Result<Response<T>, CallStatus>, Failure> {
+        let problems =
+            |status: &CallStatus| serde_json::from_slice::<Vec<PolicyProblem>>(status.details()).ok();
         match answer.as_ref().err().and_then(problems) {
             Some(problems) if !problems.is_empty() => {
                 Err(Failure::Policy { file: self.file.clone(), problems })

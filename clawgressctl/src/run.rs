@@ -12,14 +12,13 @@ use std::process::{ExitCode, ExitStatus};
 
 use clap::Args;
 use clawgress_api::RunSession;
-use clawgress_api::proto::Name;
-use clawgress_api::proto::admin_client::AdminClient;
+use clawgress_api::proto::{Empty, Name};
 use clawgress_identity::AgentId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::Channel;
+use tonic::Streaming;
 
 use crate::agent::proxy_url;
 use crate::client::Client;
@@ -67,8 +66,11 @@ pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Fail
     let answer = admin.open_run(Name { name: arguments.agent.to_string() }).await;
     let session: RunSession = client.document(answer)?;
     let name = Name { name: session.name.clone() };
-    let ended = governed(client, &mut admin, &arguments, &session).await;
+    // Held until it is closed: the agent closes by itself what nobody holds.
+    let mut hold = client.answer(admin.hold_run(name.clone()).await)?;
+    let ended = governed(&mut hold, &arguments, &session).await;
     let closed = client.answer(admin.close_run(name).await);
+    drop(hold);
     let status = ended?;
     if let Err(failure) = closed {
         // The command is over and its key dies with our hold on the run: nothing is left open.
@@ -79,8 +81,7 @@ pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Fail
 }
 
 async fn governed(
-    client: &Client,
-    admin: &mut AdminClient<Channel>,
+    hold: &mut Streaming<Empty>,
     arguments: &Arguments,
     session: &RunSession,
 ) -> Result<ExitStatus, Failure> {
@@ -95,7 +96,6 @@ async fn governed(
             output::note(&format!("not enforced: {}", output::clean(absent)));
         }
     }
-    let mut hold = client.answer(admin.hold_run(Name { name: session.name.clone() }).await)?;
     let mut child = spawn(arguments, session)?;
     let mut held = true;
     let signals = |kind| signal(kind).map_err(|e| Failure::Refused(format!("cannot handle signals: {e}")));

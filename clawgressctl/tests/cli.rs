@@ -203,6 +203,7 @@ async fn run_leads_a_command_to_the_proxy_and_passes_its_end_on() {
     let out = String::from_utf8_lossy(&ran.stdout).into_owned();
     assert!(out.contains("@127.0.0.1:3128 http://a:claw_") && out.contains("no=[]"), "{out}");
     assert!(out.contains("NoNewPrivs:\t1"), "{out}");
+    assert!(!String::from_utf8_lossy(&ran.stderr).contains("not closed properly"));
     let missing = run(config, &["run", "--agent", "a", "--proxy-only", "--", "/nonexistent/x"]).await;
     check(&missing, 1, "", "cannot run `/nonexistent/x`");
 

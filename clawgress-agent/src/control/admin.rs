@@ -2,6 +2,7 @@
 //! credentials of the socket, and goes through even if the caller hangs up half-way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clawgress_api::proto::admin_server::Admin;
 use clawgress_api::proto::{Document, Documents, Empty, Name, RevisionNumber};
@@ -24,6 +25,9 @@ use super::model::{self, Refusal};
 use super::store::StoreError;
 use crate::peer::Peer;
 
+/// Longest wait of an answer for the planes to run what it reports: what comes after it then finds it in
+/// force. The change itself waits for nobody.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Records on their way to one reader of the audit log.
 const READER_RECORDS_MAX: usize = 256;
 
@@ -66,6 +70,7 @@ impl Admin for Service {
             let detail = |before: &Agent| format!("agent deleted by {by}: was {}", json(before));
             control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
             control.runs.ended.notify_one();
+            control.settled().await;
             Ok(Response::new(Empty {}))
         })
         .await
@@ -81,6 +86,7 @@ impl Admin for Service {
                 format!("agent `{}` set from {from} to {to} by {by}", before.id)
             };
             let (before, _) = control.governor.change(detail, |draft| draft.set_state(&id, state)).await?;
+            control.settled().await;
             Ok(Agent { state, ..before })
         });
         document(&agent.await?)
@@ -145,7 +151,14 @@ impl Admin for Service {
         let by = caller(&request);
         let id = agent_id(&request.into_inner())?;
         let control = Arc::clone(&self.0);
-        document(&detached(async move { control.runs.open(&id, &by).await }).await?)
+        document(
+            &detached(async move {
+                let session = control.runs.open(&id, &by).await?;
+                control.settled().await;
+                Ok(session)
+            })
+            .await?,
+        )
     }
 
     async fn hold_run(&self, request: Request<Name>) -> Result<Response<Self::HoldRunStream>, Status> {
@@ -187,6 +200,14 @@ impl Admin for Service {
 // === impl Control ===
 
 impl Control {
+    /// Waits until the planes that are there run the live generation, or have refused, or are too slow.
+    async fn settled(&self) {
+        let generation = self.governor.live().model.generation;
+        let planes =
+            async { tokio::join!(self.runs.link.settled(generation), self.workers.settled(generation)) };
+        let _ = tokio::time::timeout(SETTLE_TIME_MAX, planes).await;
+    }
+
     async fn create_agent(&self, new: NewAgent, by: &str) -> Result<CreatedAgent, Refusal> {
         let key = if new.key { Some(self.runs.keyring.make().await?) } else { None };
         let agent = Agent {
@@ -210,6 +231,7 @@ impl Control {
                 Ok(agent)
             })
             .await?;
+        self.settled().await;
         Ok(CreatedAgent { agent, api_key: key.map(|k| k.text) })
     }
 
@@ -237,6 +259,7 @@ impl Control {
         };
         let (mut revision, generation) =
             self.governor.change(detail, |draft| draft.apply_policy(revision.clone())).await?;
+        self.settled().await;
         revision.bundle = None;
         revision.generation = Some(generation.model.generation);
         Ok(revision)

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, bail};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{AuditBatch, Empty, KernelGeneration, OpenWorkloadRequest, Workload};
 use clawgress_api::{DatapathStatus, MESSAGE_BYTES_MAX, RecordKind};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -33,7 +32,7 @@ const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Link {
     client: DatapathClient<Channel>,
-    state: Mutex<State>,
+    state: watch::Sender<State>,
 }
 
 /// How it stands between control and datapath.
@@ -53,13 +52,19 @@ impl Link {
     pub fn new(channel: Channel) -> Self {
         let client = DatapathClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let trouble = Some("it has not been reached yet".into());
-        Link { client, state: Mutex::new(State { applied: 0, trouble }) }
+        Link { client, state: watch::Sender::new(State { applied: 0, trouble }) }
     }
 
     /// How it stands.
     #[must_use]
     pub fn state(&self) -> State {
-        self.state.lock().clone()
+        self.state.borrow().clone()
+    }
+
+    /// Waits until the role runs `generation`, unless it is away or has refused.
+    pub async fn settled(&self, generation: u64) {
+        let settled = |state: &State| state.applied >= generation || state.trouble.is_some();
+        let _ = self.state.subscribe().wait_for(settled).await;
     }
 
     /// The role's own account.
@@ -119,7 +124,7 @@ impl Link {
                 Err(error) => format!("{error:#}"),
             };
             let now = State { applied: 0, trouble: Some(trouble) };
-            let before = std::mem::replace(&mut *self.state.lock(), now.clone());
+            let before = self.state.send_replace(now.clone());
             // Said once, not at every attempt.
             if before.trouble != now.trouble {
                 tracing::warn!(trouble = now.trouble, "the datapath role is away; trying again");
@@ -156,7 +161,7 @@ impl Link {
             let generation = Arc::clone(&live.borrow_and_update());
             match self.apply(&generation).await {
                 Ok(applied) => {
-                    *self.state.lock() = State { applied, trouble: None };
+                    self.state.send_replace(State { applied, trouble: None });
                     live.changed().await?;
                     pause = PAUSE_LEAST;
                 }
@@ -167,7 +172,7 @@ impl Link {
                     let number = generation.model.generation;
                     let trouble = format!("it refused generation {number}: {}", status.message());
                     tracing::error!(trouble, "the kernel plane stays at the former generation");
-                    self.state.lock().trouble = Some(trouble);
+                    self.state.send_modify(|state| state.trouble = Some(trouble));
                     tokio::select! {
                         changed = live.changed() => changed?,
                         () = tokio::time::sleep(pause) => {}

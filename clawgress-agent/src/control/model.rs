@@ -328,13 +328,17 @@ impl Draft {
         self.put_run(run)
     }
 
-    /// Ends a run: its key counts no more. What is left of it is its cgroup, if it has one.
+    /// Ends a run: its key counts no more. What is left of it is its cgroup, if it has one. One that has
+    /// ended stays as it is.
     ///
     /// # Errors
     /// If there is none.
     pub fn close_run(&mut self, name: &str) -> Result<(), Refusal> {
         let run = self.model.runs.get(name).cloned();
         let run = run.ok_or_else(|| Refusal::Missing(format!("there is no run `{name}`")))?;
+        if run.closed {
+            return Ok(());
+        }
         if self.model.keys.contains_key(&run.key) {
             self.delete_key(&run.key);
         }

@@ -9,8 +9,7 @@ use std::time::Duration;
 use clawgress_api::L7Status;
 use clawgress_api::proto::snapshots_server::Snapshots;
 use clawgress_api::proto::{Applied, Hello, Snapshot, WatchRequest, watch_request::Kind};
-use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,7 +26,7 @@ const TEXT_BYTES_MAX: usize = 512;
 /// The L7 workers that are connected.
 #[derive(Debug, Default)]
 pub struct Workers {
-    connected: Mutex<BTreeMap<u64, L7Status>>,
+    connected: watch::Sender<BTreeMap<u64, L7Status>>,
     next: AtomicU64,
 }
 
@@ -114,14 +113,16 @@ impl Workers {
     /// The workers, in the order in which they came.
     #[must_use]
     pub fn list(&self) -> Vec<L7Status> {
-        self.connected.lock().values().cloned().collect()
+        self.connected.borrow().values().cloned().collect()
+    }
+
+    /// Waits until every worker runs `generation` or has refused one.
+    pub async fn settled(&self, generation: u64) {
+        let settled = |w: &L7Status| w.generation >= generation || w.error.is_some();
+        let _ = self.connected.subscribe().wait_for(|workers| workers.values().all(settled)).await;
     }
 
     fn admit(workers: &Arc<Workers>, hello: Hello) -> Result<Place, Status> {
-        let mut connected = workers.connected.lock();
-        if connected.len() >= WORKERS_MAX {
-            return Err(Status::resource_exhausted(format!("at most {WORKERS_MAX} workers")));
-        }
         let number = workers.next.fetch_add(1, Ordering::Relaxed);
         tracing::info!(
             instance = hello.instance,
@@ -130,7 +131,17 @@ impl Workers {
             "an L7 worker came"
         );
         let instance = bounded(hello.instance);
-        connected.insert(number, L7Status { instance, pid: hello.pid, generation: 0, error: None });
+        let worker = L7Status { instance, pid: hello.pid, generation: 0, error: None };
+        let admitted = workers.connected.send_if_modified(|connected| {
+            let room = connected.len() < WORKERS_MAX;
+            if room {
+                connected.insert(number, worker);
+            }
+            room
+        });
+        if !admitted {
+            return Err(Status::resource_exhausted(format!("at most {WORKERS_MAX} workers")));
+        }
         Ok(Place { workers: Arc::clone(workers), number })
     }
 }
@@ -139,24 +150,30 @@ impl Workers {
 
 impl Place {
     fn acknowledge(&self, applied: Applied) {
-        let mut connected = self.workers.connected.lock();
-        let Some(worker) = connected.get_mut(&self.number) else { return };
-        if applied.error.is_empty() {
-            worker.generation = applied.generation;
-            worker.error = None;
-        } else {
-            let error = bounded(applied.error);
-            tracing::error!(generation = applied.generation, error, "an L7 worker refused a generation");
-            worker.error = Some(format!("generation {}: {error}", applied.generation));
+        let Applied { generation, error } = applied;
+        let error = bounded(error);
+        if !error.is_empty() {
+            tracing::error!(generation, error, "an L7 worker refused a generation");
         }
+        self.workers.connected.send_modify(|connected| {
+            let Some(worker) = connected.get_mut(&self.number) else { return };
+            if error.is_empty() {
+                worker.generation = generation;
+                worker.error = None;
+            } else {
+                worker.error = Some(format!("generation {generation}: {error}"));
+            }
+        });
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(worker) = self.workers.connected.lock().remove(&self.number) {
-            tracing::info!(instance = worker.instance, "an L7 worker went");
-        }
+        self.workers.connected.send_modify(|connected| {
+            if let Some(worker) = connected.remove(&self.number) {
+                tracing::info!(instance = worker.instance, "an L7 worker went");
+            }
+        });
     }
 }
 

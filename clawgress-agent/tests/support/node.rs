@@ -112,32 +112,60 @@ impl Node {
         AuditSinkClient::new(socket::channel(&self.config.control_socket()).expect("channel"))
     }
 
+    /// A worker that acknowledges what it gets.
     pub async fn worker(&self, name: &str) -> Worker {
+        let Silent { requests, mut snapshots } = self.silent_worker(name).await;
+        let (sender, received) = mpsc::channel(256);
+        tokio::spawn(async move {
+            while let Ok(Some(snapshot)) = snapshots.message().await {
+                let applied = applied(snapshot.generation, "");
+                if sender.send(snapshot).await.is_err() || requests.send(applied).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Worker { received }
+    }
+
+    /// A worker that says nothing but its name.
+    pub async fn silent_worker(&self, name: &str) -> Silent {
         let channel = socket::channel(&self.config.control_socket()).expect("channel");
         let mut client = SnapshotsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (requests, receiver) = mpsc::channel(4);
         let hello = Hello { instance: name.into(), pid: 1, version: "test".into() };
         requests.send(WatchRequest { kind: Some(Kind::Hello(hello)) }).await.expect("hello");
         let snapshots = client.watch(ReceiverStream::new(receiver)).await.expect("watch").into_inner();
-        Worker { requests, snapshots }
+        Silent { requests, snapshots }
     }
+}
+
+/// An acknowledgement.
+pub fn applied(generation: u64, error: &str) -> WatchRequest {
+    WatchRequest { kind: Some(Kind::Applied(Applied { generation, error: error.into() })) }
 }
 
 /// An L7 worker, as far as control sees one.
 pub struct Worker {
-    pub requests: mpsc::Sender<WatchRequest>,
-    pub snapshots: Streaming<Snapshot>,
+    pub received: mpsc::Receiver<Snapshot>,
 }
 
 impl Worker {
     pub async fn next(&mut self) -> Snapshot {
+        let next = tokio::time::timeout(PATIENCE, self.received.recv()).await.expect("in time");
+        next.expect("the stream goes on")
+    }
+}
+
+/// An L7 worker that speaks when it is told to.
+pub struct Silent {
+    pub requests: mpsc::Sender<WatchRequest>,
+    pub snapshots: Streaming<Snapshot>,
+}
+
+impl Silent {
+    pub async fn next(&mut self) -> Snapshot {
         let next = tokio::time::timeout(PATIENCE, self.snapshots.message()).await.expect("in time");
         next.expect("snapshot").expect("the stream goes on")
-    }
-
-    pub async fn acknowledge(&self, generation: u64, error: &str) {
-        let applied = Applied { generation, error: error.into() };
-        self.requests.send(WatchRequest { kind: Some(Kind::Applied(applied)) }).await.expect("acknowledge");
     }
 }
 

@@ -1,4 +1,5 @@
-//! kill -9 of the control process: what was acknowledged is there after the restart.
+//! The roles as the processes they are: ready when they say so, gone when told to, and kill -9 of control
+//! loses nothing that was acknowledged.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 #[path = "support/node.rs"]
@@ -39,6 +40,55 @@ fn new_agent(n: u64) -> NewAgent {
     let id = format!("agent-{n}").parse().expect("id");
     let labels = std::collections::BTreeMap::new();
     NewAgent { id, team: None, project: None, environment: None, labels, sources: vec![], key: true }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_roles_in_one_process_are_ready_together_and_end_together() {
+    let node = Node::new();
+    let notify = tokio::net::UnixDatagram::bind(node.dir.path().join("notify")).expect("bind");
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clawgress-agent"));
+        command.arg("all").arg("--config").arg(node.config_file()).env("CLAWGRESS_LOG", "warn");
+        command
+            .env("NOTIFY_SOCKET", node.dir.path().join("notify"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        Process(command.spawn().expect("start"))
+    };
+    let mut first = start();
+    assert_eq!(told(&notify).await, "READY=1");
+    let status: Status = parse(&node.admin().status(Empty {}).await.expect("status").into_inner().json);
+    assert_eq!(status.datapath.map(|d| d.mode).as_deref(), Some("none"), "all three answer when it is ready");
+
+    let second = tokio::task::spawn_blocking({
+        let mut second = start();
+        move || {
+            let status = second.0.wait().expect("wait");
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut second.0.stderr.take().expect("stderr"), &mut text)
+                .expect("text");
+            (status, text)
+        }
+    });
+    let (end, text) = tokio::time::timeout(node::PATIENCE, second).await.expect("it ends").expect("no panic");
+    assert_eq!(end.code(), Some(1));
+    let last = text.lines().last().expect("a message");
+    assert!(last.starts_with("clawgress-agent: the ") && last.contains("role failed: "), "{text}");
+    while told(&notify).await != "STOPPING=1" {}
+    node.admin().status(Empty {}).await.expect("the first one is not disturbed");
+
+    let id = nix::unistd::Pid::from_raw(i32::try_from(first.0.id()).expect("id"));
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("signal");
+    let end = tokio::task::spawn_blocking(move || first.0.wait().expect("wait"));
+    let end = tokio::time::timeout(node::PATIENCE, end).await.expect("it ends").expect("no panic");
+    assert!(end.success(), "{end}");
+    assert_eq!(told(&notify).await, "STOPPING=1");
+}
+
+async fn told(notify: &tokio::net::UnixDatagram) -> String {
+    let mut bytes = [0; 64];
+    let n = tokio::time::timeout(node::PATIENCE, notify.recv(&mut bytes)).await.expect("told in time");
+    String::from_utf8_lossy(bytes.split_at(n.expect("datagram")).0).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
