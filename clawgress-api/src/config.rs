@@ -386,5 +386,15 @@ mod tests {
             &format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"),
             "c.toml:8: `mode = \"none\"` governs",
         );
+        let with = |table: &str| format!("{GOOD}{table}\n");
+        check(&with("[access]\nl7 = \"x\""), "c.toml:9: unknown field `l7`");
+        check(
+            &with("[audit]\nsegment_bytes_max = 10"),
+            "c.toml:9: `segment_bytes_max` must be at least 4096",
+        );
+        check(
+            &with("[audit]\nretention_bytes_max = 10"),
+            "c.toml:9: `retention_bytes_max` must be at least twice",
+        );
     }
 }

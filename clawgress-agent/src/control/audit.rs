@@ -7,6 +7,7 @@
 mod search;
 mod segments;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use clawgress_api::clock::Clock;
 use clawgress_api::{AuditRecord, Plane, RecordKind};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::Instant;
@@ -75,6 +77,9 @@ struct Shared {
     directory: PathBuf,
     node: String,
     clock: Arc<dyn Clock>,
+    started: Timestamp,
+    /// Records this role has made itself.
+    made: AtomicU64,
     /// Number of the next record: all before it are durable.
     next: AtomicU64,
     failure: Mutex<Option<String>>,
@@ -113,14 +118,17 @@ impl AuditLog {
         let shared = Arc::new(Shared {
             directory,
             node,
+            started: clock.now(),
             clock,
+            made: AtomicU64::new(0),
             next: AtomicU64::new(segments.next()),
             failure: Mutex::new(None),
             kept: broadcast::Sender::new(FOLLOW_MAX),
             searches: Semaphore::new(SEARCHES_MAX),
         });
-        tokio::spawn(write(segments, appends, Arc::clone(&shared)));
         let log = AuditLog { queue, shared };
+        // The writer holds the queue weakly: it ends when nobody else has it.
+        tokio::spawn(write(segments, appends, log.queue.downgrade(), Arc::clone(&log.shared)));
         if let Some(Torn { records, bytes }) = torn {
             let mut gap = log.record(RecordKind::Gap, 0);
             gap.count = Some(records);
@@ -137,7 +145,9 @@ impl AuditLog {
     pub fn record(&self, kind: RecordKind, generation: u64) -> AuditRecord {
         let shared = &self.shared;
         let time = shared.clock.now();
-        let request = format!("control-{}-{}", time.as_microsecond(), shared.next.load(Ordering::Acquire));
+        // The start tells lives of this process apart, the number its records.
+        let number = shared.made.fetch_add(1, Ordering::Relaxed);
+        let request = format!("control-{}-{number}", shared.started.as_microsecond());
         AuditRecord::new(time, &shared.node, kind, Plane::Control, request, generation)
     }
 
@@ -229,7 +239,12 @@ impl Pending {
 }
 
 /// The only writer: gathers, writes, syncs, then tells.
-async fn write(segments: Segments, mut appends: mpsc::Receiver<Append>, shared: Arc<Shared>) {
+async fn write(
+    segments: Segments,
+    mut appends: mpsc::Receiver<Append>,
+    queue: mpsc::WeakSender<Append>,
+    shared: Arc<Shared>,
+) {
     let mut segments = Some(segments);
     while let Some(first) = appends.recv().await {
         let mut group = gather(first, &mut appends).await;
@@ -240,8 +255,9 @@ async fn write(segments: Segments, mut appends: mpsc::Receiver<Append>, shared: 
             (writer, result)
         });
         // A panic in there would leave the segment in an unknown state: the log stays closed.
-        let Ok((writer, result)) = written.await else { return };
+        let Ok((mut writer, result)) = written.await else { return };
         let next = writer.next();
+        let removed = writer.take_removed();
         segments = Some(writer);
         let result = result.map_err(|e| AuditError::Disk(e.to_string()));
         if let Err(error) = &result {
@@ -257,7 +273,27 @@ async fn write(segments: Segments, mut appends: mpsc::Receiver<Append>, shared: 
         for append in group {
             let _ = append.done.send(result.clone());
         }
+        if let (Some(queue), Some(removed)) = (queue.upgrade(), removed) {
+            report_removal(AuditLog { queue, shared: Arc::clone(&shared) }, removed);
+        }
     }
+}
+
+/// What retention has removed is told by the log itself.
+fn report_removal(log: AuditLog, removed: Range<u64>) {
+    let mut change = log.record(RecordKind::Change, 0);
+    change.count = Some(removed.end - removed.start);
+    change.detail = Some(format!(
+        "audit records {} to {} removed: the log has reached its retention bound",
+        removed.start,
+        removed.end - 1
+    ));
+    // Not here: the writer must not wait for itself.
+    tokio::spawn(async move {
+        if let Err(error) = log.append(vec![change]).await {
+            tracing::error!(%error, "the removal of old records is not in the log");
+        }
+    });
 }
 
 async fn gather(first: Append, appends: &mut mpsc::Receiver<Append>) -> Vec<Append> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use clawgress_api::config::Config;
-use clawgress_api::{KernelGeneration, RecordKind, Snapshot};
+use clawgress_api::{KernelGeneration, MESSAGE_BYTES_MAX, RecordKind, Snapshot};
 use clawgress_ebpf_common::bound;
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::{self, KernelTables};
@@ -19,6 +19,9 @@ use super::store::{Condition, StateStore, StoreError, Transaction};
 
 /// Times a change is tried again when another node's change comes first; more is a fault, not a race.
 const CONFLICTS_MAX: usize = 5;
+
+/// Largest document of a generation: what a plane accepts, less its envelope.
+const DOCUMENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
 
 /// One generation, as both planes get it.
 #[derive(Debug)]
@@ -269,6 +272,9 @@ async fn render(model: Model) -> Result<Generation, Refusal> {
             keys: model.keys.values().cloned().collect(),
         };
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
+        if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {
+            return Err(Refusal::Full(format!("a generation has at most {DOCUMENT_BYTES_MAX} bytes")));
+        }
         Ok(Generation { model, snapshot, kernel: kernel_json, broken: None })
     })
     .await

@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,8 @@ pub(super) struct Segments {
     bytes: u64,
     /// A write or sync failed: what is behind `bytes` is unknown and must go before anything is written.
     suspect: bool,
+    /// Records that retention has removed, and nobody has asked about yet.
+    removed: Option<Range<u64>>,
 }
 
 /// A segment's file.
@@ -95,6 +98,7 @@ impl Segments {
             next: first + records,
             bytes: whole,
             suspect: false,
+            removed: None,
         };
         Ok((segments, torn))
     }
@@ -102,6 +106,11 @@ impl Segments {
     /// Number of the next record.
     pub(super) fn next(&self) -> u64 {
         self.next
+    }
+
+    /// Records that retention has removed since the last call.
+    pub(super) fn take_removed(&mut self) -> Option<Range<u64>> {
+        self.removed.take()
     }
 
     /// Appends whole lines; durable on return. On error none of them counts.
@@ -155,6 +164,8 @@ impl Segments {
             fs::remove_file(path(&self.directory, first))?;
             self.closed.remove(0);
             total -= bytes;
+            let end = self.closed.first().map_or(self.first, |(first, _)| *first);
+            self.removed = Some(self.removed.as_ref().map_or(first, |r| r.start)..end);
             tracing::info!(first, bytes, "removed the oldest audit segment: the retention bound is reached");
         }
         Ok(())

@@ -77,6 +77,18 @@ async fn segments_rotate_are_named_by_their_first_record_and_stay_within_the_bou
     for n in 0..40 {
         log.append(vec![record(&log, &format!("h{n}.example"), Verdict::Allow); 10]).await.expect("append");
     }
+    // The log tells of its removals a moment after them.
+    let mut told = Vec::new();
+    for _ in 0..200 {
+        let query = AuditQuery { kind: Some(RecordKind::Change), ..AuditQuery::default() };
+        told = log.search(Filter::new(&query).expect("filter"), log.records()).await.expect("search");
+        if !told.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let detail = told.first().and_then(|k| k.record.detail.clone()).expect("a record of the removal");
+    assert!(detail.contains("removed: the log has reached its retention bound"), "{detail}");
     let total: u64 = files(dir.path()).iter().map(|f| fs::metadata(f).expect("metadata").len()).sum();
     assert!(total <= SMALL.retention_bytes_max + 2 * SMALL.segment_bytes_max, "{total}");
     let mut next = None;
@@ -86,9 +98,10 @@ async fn segments_rotate_are_named_by_their_first_record_and_stay_within_the_bou
         assert_eq!(fs::metadata(&file).expect("metadata").permissions().mode() & 0o777, 0o600);
         next = Some(number + fs::read_to_string(file).expect("read").lines().count() as u64);
     }
-    assert_eq!(next, Some(400));
+    assert!(next >= Some(400), "{next:?}");
     assert!(segments::list(dir.path()).expect("list").first() > Some(&0), "the oldest are gone");
-    let newest = hosts(&log, AuditQuery { limit: Some(3), ..AuditQuery::default() }).await;
+    let decisions = AuditQuery { kind: Some(RecordKind::Decision), limit: Some(3), ..AuditQuery::default() };
+    let newest = hosts(&log, decisions).await;
     assert_eq!(newest, ["h39.example"; 3]);
 }
 
@@ -137,6 +150,10 @@ async fn a_disk_that_refuses_stops_acknowledgement_until_it_works_again() {
     segments.break_with(fs::OpenOptions::new().read(true).write(true).open("/dev/full").expect("full"));
     assert!(segments.append(std::slice::from_ref(&line)).is_err());
     assert_eq!(segments.next(), 1, "a refused record has no number");
+    // `/dev/null` takes every write and refuses to sync (EINVAL): written is not durable.
+    segments.break_with(fs::OpenOptions::new().read(true).write(true).open("/dev/null").expect("null"));
+    assert!(segments.append(std::slice::from_ref(&line)).is_err());
+    assert_eq!(segments.next(), 1);
     let file = files(dir.path()).pop().expect("segment");
     // Half of the refused line reached the file.
     fs::OpenOptions::new().append(true).open(&file).expect("open").write_all(&line[..20]).expect("write");
