@@ -67,6 +67,13 @@ pub fn parse(value: &[u8]) -> Result<Credential, CredentialError> {
     Ok(Credential { user: user.to_owned(), secret: Zeroizing::new(secret.to_owned()) })
 }
 
+/// The header value that [`parse`] reads as `user` and `secret`.
+#[must_use]
+pub fn encode(user: &str, secret: &str) -> String {
+    let text = Zeroizing::new(format!("{user}:{secret}"));
+    format!("Basic {}", BASE64.encode(text.as_bytes()))
+}
+
 // === impl Credential ===
 
 impl fmt::Debug for Credential {
@@ -107,6 +114,12 @@ mod tests {
         check("Basic YQBiOmM=", Err(CredentialError::Form));
         check("Basic YToKYg==", Err(CredentialError::Form));
         check(&format!("Basic {}", "A".repeat(1100)), Err(CredentialError::TooLong));
+    }
+
+    #[test]
+    fn what_is_encoded_is_parsed() {
+        let credential = parse(encode("acme/web", "k:e:y").as_bytes()).expect("valid");
+        assert_eq!((credential.user.as_str(), credential.secret.as_str()), ("acme/web", "k:e:y"));
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Established<'_> {
                 let Asked { host, port, .. } = self.asked;
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
-                self.serving.plain_http(front, stream, &held, Instant::now() + limit::PEEK).await;
+                self.serving.plain_http(front, stream, held, Instant::now() + limit::PEEK).await;
             }
             Protocol::Http2 | Protocol::Unknown => {
                 self.exchange.waited(since.elapsed());

@@ -160,25 +160,31 @@ impl Exchange {
 
     /// Records the outcome. Does nothing if nothing was decided, or it ended before.
     pub fn end(&mut self, end: End) {
+        self.finish(|record| {
+            record.status = end.status;
+            record.bytes_sent = Some(end.sent);
+            record.bytes_received = Some(end.received);
+            record.reason = end.reason.or(record.reason);
+            record.tokens = end.tokens;
+        });
+    }
+
+    fn finish(&mut self, fill: impl FnOnce(&mut AuditRecord)) {
         let Stage::Decided(room) = std::mem::replace(&mut self.stage, Stage::Ended) else { return };
+        // Without room the decision was lost too, and both are counted.
+        let Some(room) = room else { return };
         let mut record = self.record.clone();
         record.kind = RecordKind::Outcome;
         record.time = self.audit.now();
-        record.status = end.status;
-        record.bytes_sent = Some(end.sent);
-        record.bytes_received = Some(end.received);
-        record.reason = end.reason.or(record.reason);
-        record.tokens = end.tokens;
         record.latency_us = u64::try_from(self.began.elapsed().as_micros()).ok();
-        // Without room the decision was lost too, and both are counted.
-        if let Some(room) = room {
-            room.put(record);
-        }
+        fill(&mut record);
+        room.put(record);
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.end(End::default());
+        // Its task was cancelled, which happens at the end of draining; the bytes are not known here.
+        self.finish(|record| record.reason = record.reason.or(Some(DropReason::Draining)));
     }
 }

@@ -289,10 +289,13 @@ impl ProxyHttp for App {
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
-        // An origin must not be able to ask for the credential of this hop.
+        // An origin must not be able to ask for the credential of this hop, to speak in the gateway's
+        // name, or to send the client round it (RFC 7838).
         for name in ["proxy-authenticate", "proxy-authentication-info", "proxy-connection", "alt-svc"] {
             response.remove_header(name);
         }
+        response.remove_header(page::REASON_FIELD);
+        response.remove_header(page::REQUEST_FIELD);
         let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
         let coded = text("content-encoding").is_some_and(|c| !c.eq_ignore_ascii_case("identity"));
         if !coded && !response.status.is_informational() {

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroize as _;
 
 use crate::accept::{Accepting, Sources};
 use crate::connection::Connection;
@@ -79,7 +80,7 @@ impl Serving {
                     Place::Transparent { port: connection.local.port() }
                 };
                 let front = Front::new(connection, place);
-                self.plain_http(front, stream, &held, deadline).await;
+                self.plain_http(front, stream, held, deadline).await;
             }
             Ok(Protocol::Tls) if !connection.is_explicit() => {
                 opaque::transparent_tls(gateway, &connection, stream, held, deadline).await;
@@ -104,8 +105,10 @@ impl Serving {
     }
 
     /// Serves plain HTTP on `stream`, of which `held` was read.
-    pub async fn plain_http(&self, front: Front, stream: TcpStream, held: &[u8], deadline: Instant) {
-        let gate = Gate::new(Arc::new(front), stream, held, deadline);
+    pub async fn plain_http(&self, front: Front, stream: TcpStream, mut held: Vec<u8>, deadline: Instant) {
+        let gate = Gate::new(Arc::new(front), stream, &held, deadline);
+        held.zeroize();
+        drop(held);
         let cut = self.gateway.cut.cancelled();
         // Boxed: Pingora's future is some ten KiB, and every idle tunnel would hold as much.
         let serve = Box::pin(self.proxy.process_new(Box::new(gate), &self.stopping));

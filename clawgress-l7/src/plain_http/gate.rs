@@ -5,6 +5,7 @@
 //! place; nothing that follows is ever read as a request.
 
 use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+use zeroize::Zeroize as _;
 
 use super::admit::admit;
 use super::front::Front;
@@ -135,7 +137,7 @@ impl Gate {
 
     fn head(&mut self, n: usize) {
         self.timed = false;
-        let head = self.held.split_to(n);
+        let mut head = self.held.split_to(n);
         let judged = http1::parse(&head).map_err(|error| {
             tracing::debug!(%error, "refused head");
             DropReason::HttpMalformed
@@ -148,6 +150,8 @@ impl Gate {
             }
             Err(reason) => self.refuse(reason, n),
         }
+        // It may hold a credential; what goes on does not.
+        head.zeroize();
     }
 
     /// Has the application answer that the head is refused. Nothing is read as a request after that.
@@ -197,8 +201,8 @@ impl AsyncRead for Gate {
                 // Requests that wait for their turn. Whoever has answered the one at hand asks again.
                 return Poll::Pending;
             }
-            let mut buffer = [0; READ_BYTES];
-            let mut read = ReadBuf::new(&mut buffer);
+            let mut buffer = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
+            let mut read = ReadBuf::uninit(&mut buffer);
             ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
             if read.filled().is_empty() {
                 this.closed = true;

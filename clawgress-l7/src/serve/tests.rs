@@ -2,6 +2,7 @@
 //! facts that the flow table gives in the kernel's place.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use clawgress_api::{AuditRecord, Ingress, RecordKind, Verdict};
 use clawgress_identity::IdentityMethod;
@@ -22,6 +23,7 @@ const SNAPSHOT: &str = r#"{"generation":3,"agents":[
     "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) }; @id(\"web\") permit (principal, action in [Action::\"http\", Action::\"tls\", Action::\"tunnel\"], resource) when { resource.name like \"*.allowed.test\" }; @id(\"tls\") permit (principal, action == Action::\"tls\", resource == Host::\"read.test\"); @id(\"raw\") permit (principal, action == Action::\"tunnel\", resource == Host::\"127.1.0.9\");"}}"#;
 
 struct Steered {
+    ingress: Ingress,
     serving: Serving,
     carrier: audit::Carrier,
     _stopping: watch::Sender<bool>,
@@ -30,18 +32,21 @@ struct Steered {
 
 impl Steered {
     async fn new() -> Steered {
+        let nowhere = Path::new("/nonexistent/clawgress.sock");
+        Steered::with(nowhere, SNAPSHOT).await
+    }
+
+    async fn with(keys: &Path, snapshot: &str) -> Steered {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let zone: &[(&str, &[&str])] = &[("api.allowed.test", &["127.1.0.1"]), ("read.test", &["127.1.0.1"])];
         let dns = dns::Dns::start(zone).await;
         let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
-        let nobody =
-            || socket::channel(std::path::Path::new("/nonexistent/clawgress.sock")).expect("channel");
         let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60)));
-        let document = SNAPSHOT.as_bytes().to_vec();
+        let document = snapshot.as_bytes().to_vec();
         snapshots.apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document }).await;
         let gateway = Arc::new(Gateway {
             snapshots,
-            keys: Keys::new(nobody()).expect("randomness"),
+            keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
             resolver: Resolver::new(&[dns.address]).expect("resolver"),
             own: Arc::new(Own::default()),
             audit,
@@ -51,7 +56,7 @@ impl Steered {
         let (stopping_sender, stopping) = watch::channel(false);
         let proxy = plain_http::proxy(&gateway, Some(1));
         let serving = Serving { gateway, proxy, stopping };
-        Steered { serving, carrier, _stopping: stopping_sender, _dns: dns }
+        Steered { ingress: Ingress::Transparent, serving, carrier, _stopping: stopping_sender, _dns: dns }
     }
 
     /// Sends `bytes` over a connection to `dialled` from the agent with this index; returns what came
@@ -70,7 +75,7 @@ impl Steered {
         let connection = Connection {
             peer,
             local: dialled,
-            ingress: Ingress::Transparent,
+            ingress: self.ingress,
             bound: bound.map(|index| Some(Bound { index, method })),
             interface: Some("agents0".to_owned()),
         };
@@ -200,4 +205,72 @@ async fn http_is_judged_and_other_protocols_need_a_permit_for_the_address() {
     assert_eq!(reason(&records), None);
     assert_eq!(records[0].policies, ["net", "raw"]);
     assert!(server.await.expect("server").is_empty());
+}
+
+/// The keys role, with one secret for all.
+struct KeysRole;
+
+#[tonic::async_trait]
+impl clawgress_api::proto::keys_server::Keys for KeysRole {
+    async fn mac_api_key(
+        &self,
+        request: tonic::Request<clawgress_api::proto::MacApiKeyRequest>,
+    ) -> Result<tonic::Response<clawgress_api::proto::MacApiKeyResponse>, tonic::Status> {
+        let mac = mac(&request.into_inner().key).to_vec();
+        Ok(tonic::Response::new(clawgress_api::proto::MacApiKeyResponse { mac }))
+    }
+}
+
+fn mac(key: &[u8]) -> Vec<u8> {
+    use aws_lc_rs::hmac;
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"secret"), key).as_ref().to_vec()
+}
+
+#[tokio::test]
+async fn a_bound_source_needs_no_credential_and_may_present_no_other() {
+    use clawgress_identity::ApiKey;
+    let directory = tempfile::tempdir().expect("directory");
+    let socket = directory.path().join("keys.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).expect("bind");
+    let keys = tokio::spawn(async move {
+        tonic::transport::Server::builder()
+            .add_service(clawgress_api::proto::keys_server::KeysServer::new(KeysRole))
+            .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener))
+            .await
+    });
+    let (own, other) = (ApiKey::compose([1; 6], [1; 32]), ApiKey::compose([2; 6], [2; 32]));
+    let mut snapshot: serde_json::Value = serde_json::from_str(SNAPSHOT).expect("json");
+    snapshot["agents"][1]["state"] = "active".into();
+    let record = |key: &str, agent: &str| {
+        let id = ApiKey::parse(key).expect("key").id().to_owned();
+        serde_json::json!({ "id": id, "agent": agent, "mac": mac(key.as_bytes()) })
+    };
+    snapshot["keys"] = vec![record(&own, "default/web"), record(&other, "default/off")].into();
+    let mut steered = Steered::with(&socket, &snapshot.to_string()).await;
+    steered.ingress = Ingress::Proxy;
+    let ask = |user: &str, key: &str| {
+        use clawgress_inspect::proxy_authorization::encode;
+        let credential = if key.is_empty() {
+            String::new()
+        } else {
+            format!("Proxy-Authorization: {}\r\n", encode(user, key))
+        };
+        format!(
+            "GET http://denied.test/ HTTP/1.1\r\nHost: denied.test\r\n{credential}Connection: close\r\n\r\n"
+        )
+        .into_bytes()
+    };
+    // `policy_denied` shows that somebody was recognised.
+    for (bytes, want) in [
+        (ask("", ""), DropReason::PolicyDenied),
+        (ask("web", &own), DropReason::PolicyDenied),
+        (ask("off", &other), DropReason::IdentityConflict),
+        (ask("web", &other), DropReason::CredentialInvalid),
+    ] {
+        let (_, records) = steered.say(Ok(1), dialled(3128), &bytes).await;
+        assert_eq!(reason(&records), Some(want));
+        let agent = records[0].agent.as_ref().expect("the bound agent is named");
+        assert_eq!(agent.agent, "web");
+    }
+    keys.abort();
 }

@@ -326,7 +326,7 @@ impl Gateway {
     }
 
     pub fn authorization(&self, user: &str, key: &str) -> String {
-        format!("Proxy-Authorization: Basic {}\r\n", base64(&format!("{user}:{key}")))
+        format!("Proxy-Authorization: {}\r\n", clawgress_inspect::proxy_authorization::encode(user, key))
     }
 
     /// The header of the agent `web`.
@@ -427,19 +427,6 @@ fn hand_over(directory: &Path, proxy: TcpListener) -> JoinHandle<()> {
             open.push(stream);
         }
     })
-}
-
-fn base64(text: &str) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in text.as_bytes().chunks(3) {
-        let bits = chunk.iter().fold(0_u32, |b, x| b << 8 | u32::from(*x)) << (8 * (3 - chunk.len()));
-        for n in 0..4 {
-            let value = (bits >> (18 - 6 * n) & 63) as usize;
-            out.push(if n <= chunk.len() { char::from(ALPHABET[value]) } else { '=' });
-        }
-    }
-    out
 }
 
 impl Gateway {
