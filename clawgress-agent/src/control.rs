@@ -39,9 +39,9 @@ use self::keyring::Keyring;
 use self::runs::Runs;
 use self::snapshots::Workers;
 use self::store::{RedbStore, StateStore};
-use crate::notify;
 use crate::peer::{Access, Socket};
 use crate::serve::{Either, SOCKET_MODE, grpc, open_run_dir};
+use clawgress_api::notify;
 
 /// Largest administrative request: a policy with its named sets, as JSON in an envelope.
 const ADMIN_BYTES_MAX: usize = store::VALUE_BYTES_MAX + (1 << 20);

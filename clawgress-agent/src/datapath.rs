@@ -48,7 +48,9 @@ use self::tables::{Plan, Tables};
 use self::upkeep::Upkeep;
 use self::workloads::Workloads;
 use crate::peer::{Access, Socket};
-use crate::{notify, serve};
+use clawgress_api::notify;
+
+use crate::serve;
 
 pub use bench::bench_kernel;
 

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
-use crate::notify;
 use crate::peer::{Access, Socket};
 use crate::serve::{SOCKET_MODE, grpc, open_run_dir};
+use clawgress_api::notify;
 
 /// Longest key that is hashed, bytes: twice a well-formed one's, so that nobody makes this role hash megabytes.
 const KEY_BYTES_MAX: usize = 192;

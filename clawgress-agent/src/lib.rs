@@ -7,7 +7,6 @@ pub mod control;
 #[expect(unsafe_code, reason = "the kernel's ABI: every block has its safety comment")]
 pub mod datapath;
 pub mod keys;
-pub mod notify;
 pub mod peer;
 pub mod serve;
 pub mod shutdown;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use clawgress_agent::{control, datapath, keys, notify, shutdown};
+use clawgress_agent::{control, datapath, keys, shutdown};
 use clawgress_api::config::{self, Config};
+use clawgress_api::notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;

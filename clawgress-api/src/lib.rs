@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 mod document;
 pub mod handover;
+pub mod notify;
 mod record;
 pub mod socket;
 

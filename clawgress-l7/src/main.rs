@@ -41,6 +41,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     // Before any other thread exists: it holds for this thread and those it starts.
     rustix::thread::set_no_new_privs(true).context("cannot set no_new_privs")?;
     let config = Config::load(&arguments.config)?;
+    clawgress_api::notify::expect(1);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.l7.threads {
         runtime.worker_threads(threads.max(1));

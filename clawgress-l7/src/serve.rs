@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clawgress_api::clock::SystemClock;
 use clawgress_api::config::Config;
-use clawgress_api::socket;
+use clawgress_api::{notify, socket};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::sniff::Protocol;
 use pingora_core::apps::{HttpServerApp, ServerApp};
@@ -162,7 +162,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let handed_over = CancellationToken::new();
     let listening = tokio::spawn(handover::follow(config.handover_socket(), accepting, handed_over.clone()));
 
+    // From here on it waits for its peers, which may come in any order.
+    notify::ready("l7");
     stop.await;
+    notify::stopping();
     tracing::info!("draining: no new connections; open ones have {} s", limit::DRAIN.as_secs());
     handed_over.cancel();
     let _ = listening.await;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
+use clawgress_api::identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, Source};
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, Status};
-use clawgress_identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, Source};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;

@@ -12,8 +12,8 @@ use std::process::{ExitCode, ExitStatus};
 
 use clap::Args;
 use clawgress_api::RunSession;
+use clawgress_api::identity::AgentId;
 use clawgress_api::proto::{Empty, Name};
-use clawgress_identity::AgentId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 use tokio::process::{Child, Command};

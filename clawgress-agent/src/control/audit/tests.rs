@@ -1,3 +1,5 @@
+//! Tests of the audit log: durability, torn tails, rotation, search.
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
