@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use clawgress_api::config::{self, Config};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -38,9 +39,8 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
-    // Before any other thread exists: it holds for this thread and those it starts.
-    rustix::thread::set_no_new_privs(true).context("cannot set no_new_privs")?;
     let config = Config::load(&arguments.config)?;
+    give_up_privileges()?;
     clawgress_api::notify::expect(1);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = config.l7.threads {
@@ -60,4 +60,17 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     });
     runtime.shutdown_background();
     result
+}
+
+/// Gives up every capability, and the way to any: whoever started this, even root, what it reads from
+/// strangers is read without privileges. Must come before any other thread exists: it holds for this
+/// thread and those it starts.
+fn give_up_privileges() -> anyhow::Result<()> {
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_no_new_privs(true).context("cannot set no_new_privs")?;
+    rustix::thread::set_capabilities(None, none).context("cannot give up capabilities")
 }
