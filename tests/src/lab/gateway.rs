@@ -54,7 +54,8 @@ impl Role {
 
     /// A user every Debian has, so that each role has another one. The datapath stays root, with
     /// fewer capabilities.
-    fn user(self) -> Option<&'static str> {
+    #[must_use]
+    pub fn user(self) -> Option<&'static str> {
         match self {
             Role::Keys => Some("bin"),
             Role::Control => Some("daemon"),
@@ -324,8 +325,11 @@ fn own(dir: &Path, mode: u32, user: Option<&str>) -> anyhow::Result<()> {
     make().with_context(|| format!("cannot prepare `{}`", dir.display()))
 }
 
-/// The BPF file system is not mounted at boot everywhere.
-fn mount_bpffs() -> anyhow::Result<()> {
+/// Mounts the BPF file system where it isn't: not every machine does at boot.
+///
+/// # Errors
+/// If it can't be mounted.
+pub fn mount_bpffs() -> anyhow::Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     let fits = |l: &str| l.split(' ').nth(1) == Some(BPFFS) && l.split(' ').nth(2) == Some("bpf");
     if mounts.lines().any(fits) {

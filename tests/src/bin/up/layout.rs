@@ -1,0 +1,266 @@
+//! Files: the configuration is written anew at each start, what a user edits is written once.
+
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use clawgress_e2e::admin::Admin;
+use clawgress_e2e::lab::{RUN_TIME_MAX, Role, finish, program};
+use nix::unistd::User;
+
+/// The first agent, and its team.
+pub const AGENT: &str = "me";
+/// The team the starter policy permits something.
+pub const TEAM: &str = "default";
+
+/// Port of the proxy with `--transparent`.
+const PROXY_PORT: u16 = 3128;
+/// Where root keeps everything: a place that roles without privileges can reach, unlike a home.
+const ROOT_DIR: &str = "/var/lib/clawgress-up";
+/// Where root's sockets are, so that `clawgressctl` finds them by itself.
+const ROOT_RUN: &str = "/run/clawgress";
+/// The processes' programs.
+const PROGRAMS: &[&str] = &["clawgress-agent", "clawgress-l7", "clawgressctl"];
+
+const POLICY: &str = r#"// Who may reach what. Default is deny. Hosts and networks are named in sets.toml.
+
+// Web ports anywhere public; names are judged below, on every connection.
+@id("web-ports")
+permit (principal in Team::"default", action == Action::"connect", resource)
+when { context.protocol == "tcp" && [80, 443].contains(context.port) };
+
+// The allow list: TLS stays unread, clear HTTP is read.
+@id("allowed-hosts")
+permit (
+  principal in Team::"default",
+  action in [Action::"tls", Action::"tunnel", Action::"http"],
+  resource in HostSet::"allowed"
+);
+
+// DNS of agents behind a --transparent interface goes straight to these servers.
+@id("dns")
+permit (principal in Team::"default", action in [Action::"connect", Action::"direct"], resource in NetworkSet::"dns")
+when { context.port == 53 && ["udp", "tcp"].contains(context.protocol) };
+"#;
+
+const SETS: &str = r#"[hosts]
+# Names, or "*.suffix" for every name below it.
+allowed = ["api.openai.com", "api.anthropic.com", "example.com"]
+
+[networks]
+# Prefixes of DNS servers, such as "192.0.2.53/32".
+dns = []
+"#;
+
+/// Where everything is.
+#[derive(Debug)]
+pub struct Layout {
+    dir: PathBuf,
+    run: PathBuf,
+    programs: PathBuf,
+    /// Each role is a process and a user of its own.
+    pub apart: bool,
+    /// The agents' interface.
+    pub transparent: Option<String>,
+}
+
+impl Layout {
+    /// Makes directories and files.
+    ///
+    /// # Errors
+    /// With the remedy.
+    pub fn prepare(
+        dir: Option<PathBuf>,
+        transparent: Option<&str>,
+        listen: SocketAddr,
+    ) -> anyhow::Result<Layout> {
+        let root = nix::unistd::geteuid().is_root();
+        ensure!(root || transparent.is_none(), "`--transparent` loads kernel programs: run it as root");
+        let dir = match dir {
+            Some(dir) => std::path::absolute(dir)?,
+            None if root => PathBuf::from(ROOT_DIR),
+            None => data_home()?.join("clawgress"),
+        };
+        let run = if root { PathBuf::from(ROOT_RUN) } else { dir.join("run") };
+        let own = program("clawgress-agent")?.parent().map(Path::to_owned).context("no directory")?;
+        let programs = if root { dir.join("bin") } else { own.clone() };
+        let layout = Layout { dir, run, programs, apart: root, transparent: transparent.map(str::to_owned) };
+        layout.directories()?;
+        if root {
+            // A build below somebody's home is out of reach for users without privileges.
+            for name in PROGRAMS {
+                let staged = layout.programs.join(format!("{name}.new"));
+                fs::copy(own.join(name), &staged).with_context(|| format!("cannot copy `{name}`"))?;
+                fs::rename(staged, layout.programs.join(name))?;
+            }
+        }
+        fs::write(layout.config(), layout.configuration(listen)?)
+            .context("cannot write the configuration")?;
+        write_once(&layout.policy(), POLICY)?;
+        write_once(&layout.sets(), SETS)?;
+        Ok(layout)
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("clawgress.toml")
+    }
+
+    /// The policy, for the user to edit.
+    pub fn policy(&self) -> PathBuf {
+        self.dir.join("policy.cedar")
+    }
+
+    /// The named sets, for the user to edit.
+    pub fn sets(&self) -> PathBuf {
+        self.dir.join("sets.toml")
+    }
+
+    /// What the processes say.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    /// A program.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// The gateway as its administrator sees it.
+    pub fn admin(&self) -> Admin {
+        Admin { program: self.program("clawgressctl"), socket: self.run.join("admin.sock") }
+    }
+
+    /// The first agent's key, if this made it. The gateway itself keeps but a hash.
+    ///
+    /// # Errors
+    /// If the file is there and can't be read.
+    pub fn kept_key(&self) -> anyhow::Result<Option<String>> {
+        match fs::read_to_string(self.key()) {
+            Ok(key) => Ok(Some(key.trim().to_owned())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read `{}`", self.key().display())),
+        }
+    }
+
+    /// Keeps the first agent's key where only this user can read it.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn keep_key(&self, key: &str) -> anyhow::Result<()> {
+        let mut file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(self.key())?;
+        writeln!(file, "{key}").context("cannot keep the agent's key")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.dir.join(format!("{AGENT}.key"))
+    }
+
+    fn directories(&self) -> anyhow::Result<()> {
+        let state = self.dir.join("state");
+        directory(&self.dir, if self.apart { 0o755 } else { 0o700 }, None)?;
+        directory(&self.logs(), 0o700, None)?;
+        directory(&state, 0o711, None)?;
+        let user = |role: Role| if self.apart { role.user() } else { None };
+        directory(&state.join("control"), 0o700, user(Role::Control))?;
+        directory(&state.join("audit"), 0o700, user(Role::Control))?;
+        directory(&state.join("keys"), 0o700, user(Role::Keys))?;
+        // Sticky: a role may add its sockets and never replace another's.
+        directory(&self.run, if self.apart { 0o1777 } else { 0o700 }, None)?;
+        if self.apart {
+            directory(&self.programs, 0o755, None)?;
+        }
+        Ok(())
+    }
+
+    fn configuration(&self, listen: SocketAddr) -> anyhow::Result<String> {
+        let (mode, interfaces, listen) = match &self.transparent {
+            None => ("none", String::new(), vec![listen]),
+            Some(agents) => {
+                let uplink = uplink()?;
+                if uplink == *agents {
+                    bail!("`{agents}` is also the way out; agents need an interface of their own");
+                }
+                let listen =
+                    addresses(agents)?.into_iter().map(|ip| SocketAddr::new(ip, PROXY_PORT)).collect();
+                let table =
+                    |name: &str, role| format!("[[interface]]\nname = \"{name}\"\nrole = \"{role}\"\n\n");
+                ("kernel", table(agents, "agents") + &table(&uplink, "uplink"), listen)
+            }
+        };
+        let access = if self.apart {
+            let user = |role: Role| role.user().unwrap_or("root");
+            format!(
+                "[access]\ncontrol_user = \"{}\"\nl7_user = \"{}\"\n\n",
+                user(Role::Control),
+                user(Role::L7)
+            )
+        } else {
+            String::new()
+        };
+        Ok(format!(
+            "# Written by `cargo xtask up` at each start.\n[node]\nname = \"up\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n\n\
+             [datapath]\nmode = \"{mode}\"\n\n{interfaces}[proxy]\nlisten = {:?}\n\n{access}[l7]\n",
+            self.dir.join("state").display(),
+            self.run.display(),
+            listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ))
+    }
+}
+
+fn data_home() -> anyhow::Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = || set("HOME").map(|h| h.join(".local/share"));
+    set("XDG_DATA_HOME").or_else(home).context("neither `XDG_DATA_HOME` nor `HOME` is set; use --dir")
+}
+
+fn directory(dir: &Path, mode: u32, user: Option<&str>) -> anyhow::Result<()> {
+    let make = || -> anyhow::Result<()> {
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(mode))?;
+        if let Some(user) = user {
+            let user = User::from_name(user)?.with_context(|| format!("there is no user `{user}`"))?;
+            chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+        Ok(())
+    };
+    make().with_context(|| format!("cannot prepare `{}`", dir.display()))
+}
+
+fn write_once(path: &Path, text: &str) -> anyhow::Result<()> {
+    match fs::OpenOptions::new().create_new(true).write(true).open(path) {
+        Ok(mut file) => Ok(file.write_all(text.as_bytes())?),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot write `{}`", path.display())),
+    }
+}
+
+fn ip(args: &[&str]) -> anyhow::Result<serde_json::Value> {
+    let output = finish(Command::new("ip").arg("-j").args(args), RUN_TIME_MAX)?.check()?;
+    serde_json::from_str(&output.stdout).context("`ip -j` printed something else than JSON")
+}
+
+/// The interface of the default route.
+fn uplink() -> anyhow::Result<String> {
+    for family in ["-4", "-6"] {
+        let routes = ip(&[family, "route", "show", "default"])?;
+        if let Some(name) = routes.pointer("/0/dev").and_then(serde_json::Value::as_str) {
+            return Ok(name.to_owned());
+        }
+    }
+    bail!("this machine has no default route: there is no way out to govern")
+}
+
+/// An interface's addresses that agents can reach.
+fn addresses(interface: &str) -> anyhow::Result<Vec<IpAddr>> {
+    let links = ip(&["address", "show", "dev", interface])?;
+    let infos = links.pointer("/0/addr_info").and_then(serde_json::Value::as_array);
+    let global = infos.into_iter().flatten().filter(|a| a.get("scope").is_some_and(|s| s == "global"));
+    let found: Vec<IpAddr> = global.filter_map(|a| a.get("local")?.as_str()?.parse().ok()).collect();
+    ensure!(!found.is_empty(), "`{interface}` has no address; give it one, in the agents' subnet");
+    Ok(found)
+}
