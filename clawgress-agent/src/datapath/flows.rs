@@ -109,7 +109,8 @@ fn is_missing(error: &MapError) -> bool {
 /// Whether a flow has been silent for longer than its state allows.
 #[must_use]
 pub fn is_over(key: &FlowKey, flow: &Flow, now_ns: u64) -> bool {
-    let is_answered = flow.rx_packets > 0;
+    // For TCP the agent's next segment completes the handshake: a SYN alone is answered by the listener.
+    let is_answered = flow.rx_packets > 0 && (key.protocol != protocol::TCP || flow.tx_packets > 1);
     let has = |flag| flow.flags & flag == flag;
     let allowed = if flow.action == action::DENY {
         silence::DENIED
@@ -166,15 +167,18 @@ mod tests {
             protocol,
             pad: [0; 3],
         };
-        let flow = Flow { last_ns: 1, rx_packets, flags, action, ..Flow::default() };
+        let tx_packets = 1 + rx_packets / 2;
+        let flow = Flow { last_ns: 1, tx_packets, rx_packets, flags, action, ..Flow::default() };
         assert_eq!(is_over(&key, &flow, 1 + silent_s * 1_000_000_000), want, "{protocol} {flags} {silent_s}");
     }
 
     #[test]
     fn silence_is_judged_by_protocol_and_state() {
         let both = flow_flag::FIN_TX | flow_flag::FIN_RX;
-        check(protocol::TCP, 1, 0, action::STEER, 7200, false);
-        check(protocol::TCP, 1, 0, action::STEER, 7500, true);
+        check(protocol::TCP, 2, 0, action::STEER, 7200, false);
+        check(protocol::TCP, 2, 0, action::STEER, 7500, true);
+        // A SYN that was answered, and no more.
+        check(protocol::TCP, 1, 0, action::STEER, 61, true);
         check(protocol::TCP, 0, 0, action::STEER, 61, true);
         check(protocol::TCP, 1, flow_flag::FIN_TX, action::STEER, 61, false);
         check(protocol::TCP, 1, both, action::STEER, 9, false);

@@ -13,8 +13,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::{
-    Address, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DESTINATION_OTHER, DestinationKey, DropReason,
-    Generation, Verdict, VerdictKey, action, bind_flag, bound, map, protocol, user,
+    Address, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DestinationKey, DropReason, Generation,
+    Verdict, VerdictKey, action, bind_flag, bound, map, protocol, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -111,7 +111,7 @@ impl Plan {
         let mut plan = Plan {
             number,
             bindings: BTreeMap::new(),
-            destinations: destinations(&tables.destinations),
+            destinations: tables.destinations.iter().map(|(net, class)| (prefix(net), *class)).collect(),
             ports: ports(&tables.ports)?,
             verdicts: Vec::with_capacity(tables.verdicts.len()),
             classes: BTreeMap::new(),
@@ -208,19 +208,9 @@ fn mapped_root() -> Address {
     user::address(IpAddr::from([0, 0, 0, 0]))
 }
 
-/// Longest prefixes; where an IPv6 prefix is so short that it takes in the mapped addresses, IPv4 gets an
-/// entry of its own that says what no entry says.
-fn destinations(prefixes: &[(IpNet, u32)]) -> BTreeMap<(u32, Address), u32> {
-    let mut map = BTreeMap::new();
-    for (net, class) in prefixes {
-        map.insert(prefix(net), *class);
-    }
-    if map.keys().any(|&(bits, address)| takes_in_mapped(bits, address)) {
-        map.entry((MAPPED_BITS, mapped_root())).or_insert(DESTINATION_OTHER);
-    }
-    map
-}
-
+/// A source that is bound by an IPv6 prefix so short that it takes in the mapped addresses is an IPv6
+/// source: IPv4 gets an entry that says what no entry says. (Destinations are compiled with that
+/// enclosure in mind, and are written as they come.)
 fn shield_mapped_bindings(bindings: &mut BTreeMap<(u32, u32, Address), Bind>) {
     let wide: Vec<u32> = bindings
         .keys()

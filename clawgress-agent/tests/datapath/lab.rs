@@ -218,7 +218,12 @@ impl Drop for Lab {
         let _ = nix::mount::umount2(&self.directory.path().join("bpf"), nix::mount::MntFlags::MNT_DETACH);
         let cgroups = self.config.datapath.bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
         for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-            let _ = fs::remove_dir(format!("{root}/clawgress/{cgroups}"));
+            let parent = PathBuf::from(format!("{root}/clawgress/{cgroups}"));
+            // Workloads the test left open; nothing runs in them any more.
+            for workload in fs::read_dir(&parent).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(workload.path());
+            }
+            let _ = fs::remove_dir(parent);
         }
     }
 }

@@ -277,6 +277,35 @@ async fn steered_forwarded_and_dropped() {
     assert!(lab.status().await.counters.contains_key(DropReason::ListenerMissing.name()));
 }
 
+/// Segments larger than any frame (TSO, GRO) must be read like others.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_transfers_pass() {
+    const BYTES: usize = 16 << 20;
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    for f in families() {
+        let _server = Server::start(&lab, f.direct);
+        let mut reader = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+        let mut writer = reader.try_clone().expect("clone");
+        let sender = std::thread::spawn(move || {
+            for n in 0..BYTES >> 16 {
+                writer.write_all(&[u8::try_from(n % 251).expect("byte"); 1 << 16]).expect("write");
+            }
+        });
+        let mut block = vec![0; 1 << 16];
+        for n in 0..BYTES >> 16 {
+            reader.read_exact(&mut block).expect("read");
+            assert!(block.iter().all(|b| usize::from(*b) == n % 251), "block {n} is damaged");
+        }
+        sender.join().expect("sender");
+    }
+    let counters = lab.status().await.counters;
+    for reason in [DropReason::Malformed, DropReason::Fragment, DropReason::FlowUnknown] {
+        assert_eq!(counters.get(reason.name()), None, "{counters:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarded_flow_has_a_decision_and_an_outcome() {
     let mut lab = Lab::new();

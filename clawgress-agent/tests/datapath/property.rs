@@ -8,7 +8,7 @@ use clawgress_agent::datapath::bpf::Plain;
 use clawgress_ebpf_common::{DropReason, FlowKey, mark};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::frames::{SYN, icmp, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, agent};
@@ -118,6 +118,14 @@ impl Random {
     }
 }
 
+/// The prefix in the space of IPv6 and mapped IPv4 addresses, in which the tables are defined.
+fn mapped(net: IpNet) -> Ipv6Net {
+    match net {
+        IpNet::V4(net) => Ipv6Net::new(net.addr().to_ipv6_mapped(), 96 + net.prefix_len()).expect("net"),
+        IpNet::V6(net) => net,
+    }
+}
+
 /// What the tables say, read naively.
 fn expected(tables: &KernelTables, agent: u32, ip: IpAddr, transport: Transport, port: u16) -> KernelAction {
     let Some(&class) = tables.agents.get(&agent) else {
@@ -126,7 +134,8 @@ fn expected(tables: &KernelTables, agent: u32, ip: IpAddr, transport: Transport,
     let destination = tables
         .destinations
         .iter()
-        .filter(|(net, _)| net.contains(&ip))
+        .map(|(net, class)| (mapped(*net), class))
+        .filter(|(net, _)| net.contains(&mapped(IpNet::from(ip)).addr()))
         .max_by_key(|(net, _)| net.prefix_len())
         .map_or(0, |(_, class)| *class);
     let port = if transport == Transport::Icmp {
@@ -154,8 +163,8 @@ fn source(agent: u32, v4: bool) -> IpAddr {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_kernel_says_what_the_tables_say() {
+/// The seed of this run, printed for the next.
+fn seed() -> u64 {
     let seed = match std::env::var("CLAWGRESS_TEST_SEED") {
         Ok(seed) => seed.parse().expect("a number"),
         Err(_) => {
@@ -164,6 +173,12 @@ async fn the_kernel_says_what_the_tables_say() {
         }
     };
     println!("CLAWGRESS_TEST_SEED={seed}");
+    seed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_says_what_the_tables_say() {
+    let seed = seed();
     let mut random = Random(seed);
     let mut kernel = Kernel::load();
     // One more than have a class.
@@ -191,7 +206,9 @@ async fn the_kernel_says_what_the_tables_say() {
                 _ => (Transport::Icmp, 58, icmp(128, 0, from)),
             };
             let frame = ip(MAC, source(agent, v4), destination, protocol, &payload);
-            let (early, want) = match expected(&tables, agent, destination, transport, port) {
+            let says = expected(&tables, agent, destination, transport, port);
+            assert_eq!(tables.lookup(agent, destination, transport, port).0, says, "seed {seed}");
+            let (early, want) = match says {
                 KernelAction::Deny(code) => {
                     denied += 1;
                     let dropped = Did::Dropped(DropReason::from_code(code).expect("reason"));
@@ -220,4 +237,66 @@ async fn the_kernel_says_what_the_tables_say() {
         }
     }
     assert!(allowed > 500 && denied > 500, "the random tables say too little: {allowed} and {denied}");
+}
+
+/// Whatever bytes an agent sends: what TC lets through, XDP did not drop, and it is a frame of the agent
+/// to where the tables let it go.
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_frames_are_never_taken_for_others() {
+    const FRAMES: usize = 10_000;
+    let seed = seed();
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load();
+    let cell = VerdictCell {
+        agent_class: 1,
+        destination_class: 1,
+        transport: Transport::Udp,
+        port_class: 0,
+        action: KernelAction::Direct,
+        policies: 0,
+    };
+    let net = |text: &str| text.parse().expect("prefix");
+    let tables = KernelTables {
+        agents: BTreeMap::from([(1, 1)]),
+        destinations: vec![(net("198.51.100.0/24"), 1), (net("2001:db8:1::/48"), 1)],
+        ports: vec![(0, 0)],
+        verdicts: vec![cell],
+        policies: vec![vec![]],
+    };
+    let bound = agent(1, &["lo=10.9.0.2,02:00:00:00:00:01", "lo=fd00::2,02:00:00:00:00:01"]);
+    kernel.apply(1, Some(tables), vec![bound]).await;
+    let address = |text: &str| text.parse::<IpAddr>().expect("address");
+    let payload = udp(40_000, 443, b"some payload");
+    let good = [
+        ip(MAC, address("10.9.0.2"), address("198.51.100.7"), 17, &payload),
+        ip(MAC, address("fd00::2"), address("2001:db8:1::7"), 17, &payload),
+    ];
+    let mut passed = 0;
+    for n in 0..FRAMES {
+        let mut frame = good[n % 2].clone();
+        for _ in 0..1 + random.below(3) {
+            let at = usize::try_from(random.below(frame.len() as u64)).expect("index");
+            frame[at] = u8::try_from(random.below(256)).expect("byte");
+        }
+        if random.below(8) == 0 {
+            // Not below the IP header: of that the kernel makes no socket buffer.
+            frame.truncate(frame.len() - usize::try_from(random.below(16)).expect("length"));
+        }
+        let (early, did) = (kernel.xdp(&frame), kernel.ingress(&frame));
+        let what = || format!("seed {seed}, frame {n}: {frame:02x?}");
+        match did {
+            Did::Dropped(_) => {}
+            Did::Marked(mark::DIRECT) => {
+                passed += 1;
+                assert_eq!(early, Did::Passed, "{}", what());
+                assert_eq!(frame[6..12], MAC, "{}", what());
+                let (source, destination) =
+                    if frame[14] >> 4 == 4 { (26..30, 30..33) } else { (22..38, 38..44) };
+                assert_eq!(frame[source.clone()], good[n % 2][source], "{}", what());
+                assert_eq!(frame[destination.clone()], good[n % 2][destination], "{}", what());
+            }
+            other => panic!("{other:?}: {}", what()),
+        }
+    }
+    assert!(passed > FRAMES / 10, "only {passed} of {FRAMES} passed: the damage is too thorough to tell");
 }
