@@ -28,6 +28,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use clawgress_api::clock::SystemClock;
 use clawgress_api::config::{Config, DatapathMode};
+use clawgress_api::notify;
 use clawgress_api::proto::datapath_server::DatapathServer;
 use clawgress_api::{MESSAGE_BYTES_MAX, socket};
 use clawgress_ebpf_common::map;
@@ -48,7 +49,6 @@ use self::tables::{Plan, Tables};
 use self::upkeep::Upkeep;
 use self::workloads::Workloads;
 use crate::peer::{Access, Socket};
-use clawgress_api::notify;
 
 use crate::serve;
 
@@ -167,13 +167,9 @@ fn open_workloads(ebpf: &mut Ebpf, config: &Config) -> Result<Workloads, String>
 fn offer(ebpf: &mut Ebpf, config: &Config, interfaces: &Interfaces) -> Result<Offer> {
     let mut open = listeners::transparent()?;
     open.extend(listeners::proxies(config)?);
-    let flows = match ebpf.map(map::FLOWS).context("the object has no flow table")? {
-        aya::maps::Map::HashMap(data) => {
-            use std::os::fd::AsFd as _;
-            data.fd().as_fd().try_clone_to_owned()?
-        }
-        _ => return Err(anyhow!("the flow table is of another kind")),
-    };
+    let flows = object::pin(&config.datapath.bpffs, map::FLOWS);
+    let flows = bpf::open_read_only(&flows)
+        .with_context(|| format!("cannot open the flow table `{}`", flows.display()))?;
     let indices = interfaces.agents.values().copied().collect();
     Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?))
 }

@@ -20,6 +20,8 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 /// Commands of `bpf(2)` (linux/bpf.h).
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+/// Flag of `BPF_OBJ_GET`: system calls through the descriptor may read only.
+const BPF_F_RDONLY: u32 = 1 << 3;
 
 /// A key or value of the ABI crate, as aya wants it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,8 +52,20 @@ struct LinkUpdateAttr {
 /// # Errors
 /// As `bpf(2)`; `NotFound` if nothing is pinned there.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    object(path, 0)
+}
+
+/// Opens a pinned map for a process that may look entries up and never change them.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
+    object(path, BPF_F_RDONLY)
+}
+
+fn object(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectAttr { path: text.as_ptr() as u64, fd: 0, flags: 0 };
+    let attr = ObjectAttr { path: text.as_ptr() as u64, fd: 0, flags };
     let fd = call(BPF_OBJ_GET, &attr)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.

@@ -1,7 +1,7 @@
 //! The embedded kernel object: loading it, with maps pinned or not. A pinned map of another ABI version
 //! is never reused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, Map, MapData};
@@ -61,7 +61,7 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
             bpf::open_directory(directory)?;
         }
         for name in MAPS {
-            loader.map_pin_path(name, directory.join("maps").join(name));
+            loader.map_pin_path(name, pin(directory, name));
         }
     }
     let mut ebpf =
@@ -81,6 +81,12 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
+/// Where the map `name` is pinned.
+#[must_use]
+pub fn pin(directory: &Path, name: &str) -> PathBuf {
+    directory.join("maps").join(name)
+}
+
 /// Takes a map out of the object, checked for its type and sizes.
 ///
 /// # Errors
@@ -92,7 +98,7 @@ pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name:
 
 /// Whether maps are pinned there, and not ours.
 fn is_other_version(directory: &Path) -> bool {
-    let path = directory.join("maps").join(map::META);
+    let path = pin(directory, map::META);
     if statfs(&path).is_err() {
         return false;
     }

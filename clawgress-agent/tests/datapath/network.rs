@@ -234,7 +234,10 @@ async fn steered_forwarded_and_dropped() {
 
     let (loan, handover, mut descriptors) = take(&lab).await;
     assert_eq!(handover.interfaces.len(), 1);
-    let flows = FlowTable::from_fd(descriptors.pop().expect("flow table")).expect("layout");
+    let flows = descriptors.pop().expect("flow table");
+    let mode = nix::fcntl::fcntl(&flows, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
+    assert_eq!(mode & nix::libc::O_ACCMODE, nix::libc::O_RDONLY, "L7 may look flows up and change none");
+    let flows = FlowTable::from_fd(flows).expect("layout");
     for f in families() {
         let servers: Vec<_> =
             [f.direct, f.forbidden, f.steered].map(|a| Server::start(&lab, a)).into_iter().collect();
