@@ -116,3 +116,44 @@ pub fn addresses(name: &str) -> Vec<IpAddr> {
     let v4 = entry.and_then(|e| e.v4).map(IpAddr::V4);
     v4.into_iter().chain(entry.and_then(|e| e.v6).map(IpAddr::V6)).collect()
 }
+
+/// RFC 4648 section 4, for `Proxy-Authorization: Basic`.
+#[must_use]
+pub fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().fold(0_usize, |n, b| n << 8 | usize::from(*b)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let letter = ALPHABET.get((bits >> (18 - 6 * place)) & 63).filter(|_| place <= chunk.len());
+            text.push(char::from(*letter.unwrap_or(&b'=')));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_of_the_rfc() {
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn the_zone_is_consistent_with_the_networks() {
+        for name in [SECRET, INSPECT, BLOCKED] {
+            for ip in addresses(name) {
+                assert!(
+                    ip.to_string().starts_with("198.51.100.") || ip.to_string().starts_with("2001:db8:51:")
+                );
+            }
+        }
+        assert!(entry("unknown.test").is_none());
+    }
+}

@@ -128,9 +128,6 @@ fn explain(layout: &Layout, status: &Status, key: Option<&str>) {
     for warning in &status.warnings {
         println!("  warning: {warning}");
     }
-    for absent in status.datapath.iter().flat_map(|d| &d.absent) {
-        println!("  not enforced: {absent}");
-    }
     let address =
         status.proxies.first().map_or_else(|| "the proxy's address".to_owned(), ToString::to_string);
     match key {

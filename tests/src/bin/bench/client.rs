@@ -1,0 +1,205 @@
+//! The measuring client: blocking sockets in a thread of its own, nothing between it and the clock.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clawgress_e2e::plan::API;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+/// For one sample.
+const TIME_MAX: Duration = Duration::from_secs(10);
+/// Size of a response's body, bytes: a small JSON answer.
+const BODY_BYTES: usize = 1024;
+/// Largest head of a response, bytes.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// From connect to the end of the TLS handshake.
+    Handshake,
+    /// A request on a connection that is kept.
+    Request,
+    /// From connect to the end of the first response.
+    FirstRequest,
+}
+
+/// By which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The same hosts and links, plain routing in the middle.
+    Direct,
+    /// A bare Pingora in the middle.
+    Bare,
+    /// Clawgress, by the route.
+    Transparent,
+    /// Clawgress, as explicit proxy with a key.
+    Explicit,
+}
+
+/// Where to connect, and what to say there.
+#[derive(Clone, Debug)]
+pub struct Target {
+    address: SocketAddr,
+    /// `Proxy-Authorization`, for an explicit proxy.
+    credential: Option<String>,
+}
+
+impl Probe {
+    /// Every one.
+    pub const ALL: [Probe; 3] = [Probe::Handshake, Probe::FirstRequest, Probe::Request];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Probe::Handshake => "TLS passthrough: connect and handshake",
+            Probe::FirstRequest => "plain HTTP: connect and first request",
+            Probe::Request => "plain HTTP: request on a kept connection",
+        }
+    }
+}
+
+impl Way {
+    /// Every one.
+    pub const ALL: [Way; 4] = [Way::Direct, Way::Bare, Way::Transparent, Way::Explicit];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Direct => "direct (routed)",
+            Way::Bare => "bare Pingora",
+            Way::Transparent => "Clawgress, transparent",
+            Way::Explicit => "Clawgress, explicit proxy",
+        }
+    }
+}
+
+impl Target {
+    /// Connects to the server, or to what passes for it.
+    pub fn plain(address: SocketAddr) -> Target {
+        Target { address, credential: None }
+    }
+
+    /// Asks an explicit proxy.
+    pub fn through(address: SocketAddr, credential: String) -> Target {
+        Target { address, credential: Some(credential) }
+    }
+
+    fn connect(&self) -> anyhow::Result<TcpStream> {
+        let stream = TcpStream::connect_timeout(&self.address, TIME_MAX)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIME_MAX))?;
+        Ok(stream)
+    }
+
+    fn request(&self) -> String {
+        match &self.credential {
+            None => format!("GET /bytes/{BODY_BYTES} HTTP/1.1\r\nHost: {API}\r\n\r\n"),
+            Some(credential) => format!(
+                "GET http://{API}/bytes/{BODY_BYTES} HTTP/1.1\r\nHost: {API}\r\nProxy-Authorization: Basic {credential}\r\n\r\n"
+            ),
+        }
+    }
+}
+
+/// Takes `samples` samples.
+///
+/// # Errors
+/// If any one fails: a refused connection is no fast one.
+pub fn run(probe: Probe, target: &Target, ca: &Path, samples: usize) -> anyhow::Result<Vec<Duration>> {
+    match probe {
+        Probe::Handshake => {
+            let config = tls(ca)?;
+            (0..samples).map(|_| handshake(target, &config)).collect()
+        }
+        Probe::FirstRequest => (0..samples)
+            .map(|_| {
+                let begun = Instant::now();
+                let mut stream = target.connect()?;
+                exchange(&mut stream, &target.request())?;
+                Ok(begun.elapsed())
+            })
+            .collect(),
+        Probe::Request => {
+            let (mut stream, request) = (target.connect()?, target.request());
+            exchange(&mut stream, &request)?;
+            (0..samples)
+                .map(|_| {
+                    let begun = Instant::now();
+                    exchange(&mut stream, &request)?;
+                    Ok(begun.elapsed())
+                })
+                .collect()
+        }
+    }
+}
+
+fn tls(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).context("cannot read the CA's certificate")?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    // Every handshake is a whole one.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+fn handshake(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<Duration> {
+    let name = ServerName::try_from(API)?;
+    let begun = Instant::now();
+    let mut stream = target.connect()?;
+    if let Some(credential) = &target.credential {
+        let connect = format!(
+            "CONNECT {API}:443 HTTP/1.1\r\nHost: {API}:443\r\nProxy-Authorization: Basic {credential}\r\n\r\n"
+        );
+        stream.write_all(connect.as_bytes())?;
+        let (head, _) = head(&mut stream)?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "CONNECT was answered with {head}");
+    }
+    let mut connection = ClientConnection::new(Arc::clone(config), name)?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    Ok(begun.elapsed())
+}
+
+fn exchange(stream: &mut TcpStream, request: &str) -> anyhow::Result<()> {
+    stream.write_all(request.as_bytes())?;
+    let (head, mut body) = head(stream)?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "the answer is {head}");
+    let mut buffer = [0; 4096];
+    while body < BODY_BYTES {
+        let n = stream.read(&mut buffer)?;
+        ensure!(n > 0, "the answer ends early");
+        body += n;
+    }
+    ensure!(body == BODY_BYTES, "the answer has {body} bytes");
+    Ok(())
+}
+
+/// The head of a response, and how many bytes of its body came along.
+fn head(stream: &mut TcpStream) -> anyhow::Result<(String, usize)> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let n = stream.read(&mut buffer)?;
+        ensure!(n > 0 && bytes.len() < HEAD_BYTES_MAX, "the answer is no HTTP response");
+        bytes.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned();
+            return Ok((head, bytes.len() - end - 4));
+        }
+    }
+}
+
+/// Credentials of RFC 7617.
+pub fn basic(user: &str, key: &str) -> String {
+    clawgress_e2e::plan::base64(format!("{user}:{key}").as_bytes())
+}
