@@ -13,8 +13,8 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use clawgress_api::config::Config;
+use clawgress_api::identity::{Agent, AgentState};
 use clawgress_api::{AuditRecord, CreatedAgent, PolicyRevision, Status};
-use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::PolicyBundle;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
