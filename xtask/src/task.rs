@@ -1,5 +1,6 @@
 //! The tasks themselves: set up, then the right programs in the right order.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
@@ -93,15 +94,42 @@ pub fn bench(rest: &[String]) -> anyhow::Result<()> {
     shell::run_quietly(command.current_dir(cache::repository()).args(rest))
 }
 
-/// Fuzzes `target`, a crate of `tests/fuzz`.
+/// What instruments the targets with stable Rust: see `tests/fuzz/README.md`.
+const FUZZ_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1";
+/// Longest input, bytes: what the parsers' own bounds leave interesting.
+const FUZZ_BYTES_MAX: u32 = 4096;
+
+/// Fuzzes one parser; fails at a crash, whose input is then under `tests/fuzz/artifacts`.
 pub fn fuzz(target: &str, seconds: u64) -> anyhow::Result<()> {
+    setup::run(Scope::Build)?;
     let dir = cache::repository().join("tests/fuzz");
-    ensure!(dir.join("Cargo.toml").is_file(), "there is no `{}`", dir.join("Cargo.toml").display());
-    let known = dir.join("fuzz_targets").join(format!("{target}.rs"));
-    ensure!(known.is_file(), "there is no fuzz target `{target}`; see `{}`", dir.display());
-    let mut command = shell::cargo();
-    command.current_dir(&dir).args(["run", "--release", "--bin", target, "--"]);
-    shell::run(command.arg(format!("-max_total_time={seconds}")))
+    let known = fs::read_dir(dir.join("seeds")).context("there are no fuzz targets")?;
+    let mut known: Vec<String> =
+        known.filter_map(Result::ok).map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    known.sort();
+    ensure!(
+        known.iter().any(|k| k == target),
+        "there is no target `{target}`; name one of {}",
+        known.join(", ")
+    );
+    let version = shell::output(Command::new("rustc").current_dir(&dir).arg("-vV"))?;
+    let host = version.lines().find_map(|l| l.strip_prefix("host: ")).context("rustc names no host")?;
+    let mut build = shell::cargo();
+    build.current_dir(&dir).args(["build", "--release", "--locked", "--target", host, "--bin", target]);
+    shell::run(build.env("RUSTFLAGS", FUZZ_FLAGS))?;
+    let (corpus, artifacts) = (format!("corpus/{target}"), format!("artifacts/{target}/"));
+    for made in [&corpus, &artifacts] {
+        fs::create_dir_all(dir.join(made)).with_context(|| format!("cannot create `{made}`"))?;
+    }
+    let mut run = Command::new(dir.join("target").join(host).join("release").join(target));
+    run.current_dir(&dir)
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-max_len={FUZZ_BYTES_MAX}"))
+        .arg(format!("-artifact_prefix={artifacts}"))
+        .args([corpus, format!("seeds/{target}")]);
+    shell::run(&mut run)
 }
 
 fn compile(release: bool) -> anyhow::Result<()> {

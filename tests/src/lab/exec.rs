@@ -243,7 +243,15 @@ impl Daemon {
     /// # Errors
     /// If it does not end in `time`.
     pub fn stop(&mut self, time: Duration) -> anyhow::Result<ExitStatus> {
-        self.signal(Signal::SIGTERM)?;
+        self.stop_by(Signal::SIGTERM, time)
+    }
+
+    /// As [`Daemon::stop`], by another signal.
+    ///
+    /// # Errors
+    /// If it does not end in `time`.
+    pub fn stop_by(&mut self, signal: Signal, time: Duration) -> anyhow::Result<ExitStatus> {
+        self.signal(signal)?;
         let status = wait(&mut self.child, time)?;
         status.with_context(|| format!("`{}` does not end within {time:?}:\n{}", self.name, tail(&self.log)))
     }

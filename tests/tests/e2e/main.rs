@@ -16,3 +16,4 @@ mod kernel;
 mod llm;
 mod proxy;
 mod transparent;
+mod up;
