@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-#[path = "../../tests/fuzz/src/lib.rs"]
+use clawgress_policy::Host;
+
+#[path = "../../tests/fuzz/src/targets.rs"]
 #[cfg(test)]
 mod fuzz;
 

@@ -430,11 +430,6 @@ fn hand_over(directory: &Path, proxy: TcpListener) -> JoinHandle<()> {
 }
 
 impl Gateway {
-    /// Records so far.
-    pub fn records_now(&self) -> usize {
-        self.control.records.lock().len()
-    }
-
     /// Outcomes so far.
     pub fn outcomes(&self) -> usize {
         self.control.records.lock().iter().filter(|r| r.kind == RecordKind::Outcome).count()

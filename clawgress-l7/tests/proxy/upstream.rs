@@ -19,6 +19,8 @@ pub struct Seen {
     pub bytes: Mutex<Vec<u8>>,
     /// Heads of requests.
     pub requests: Mutex<Vec<String>>,
+    /// The client's port of each request: which connection it came over.
+    pub ports: Mutex<Vec<u16>>,
     /// A streamed response takes one permit for each event after the first.
     pub events: Option<Semaphore>,
 }
@@ -142,6 +144,7 @@ async fn http(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
         let head = String::from_utf8_lossy(&held[..end]).into_owned();
         held.drain(..end);
         seen.requests.lock().push(head.clone());
+        seen.ports.lock().push(stream.peer_addr()?.port());
         let body = body(&mut stream, &mut held, seen, &head.to_lowercase()).await?;
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
         match path.split('?').next().unwrap_or_default() {

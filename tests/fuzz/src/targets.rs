@@ -1,0 +1,160 @@
+//! What each fuzz target checks. A target takes any bytes and panics if a parser does what it must
+//! never do: panic, read the same bytes differently when they come in other pieces, or give out
+//! something it would itself refuse.
+//!
+//! The functions need no fuzzer, so that seeds and former crashes are replayed as ordinary tests too.
+#![allow(clippy::panic, clippy::indexing_slicing, clippy::expect_used, reason = "a panic is a finding")]
+
+use clawgress_inspect::client_hello::{ClientHello, HelloError, Reassembler};
+use clawgress_inspect::http1::{self, Framer, HttpError, Step};
+use clawgress_inspect::proxy_request::{self, Target};
+use clawgress_inspect::usage::{Extractor, Format};
+use clawgress_inspect::{proxy_authorization, sniff};
+
+use super::Host;
+
+/// A target takes any bytes.
+pub type Check = fn(&[u8]);
+
+/// Every target by name.
+pub const TARGETS: &[(&str, Check)] = &[
+    ("client_hello", client_hello),
+    ("connect_target", connect_target),
+    ("host", host),
+    ("http1", http1),
+    ("proxy_authorization", proxy_authorization),
+    ("sniff", sniff),
+    ("usage", usage),
+];
+
+/// The first byte says how the rest is cut into pieces.
+fn pieces(data: &[u8]) -> (&[u8], Vec<&[u8]>) {
+    let Some((step, rest)) = data.split_first() else { return (&[], vec![]) };
+    (rest, rest.chunks(usize::from(*step).max(1)).collect())
+}
+
+/// The same hello, whole or in pieces.
+pub fn client_hello(data: &[u8]) {
+    fn read(pieces: &[&[u8]]) -> Result<Option<ClientHello>, HelloError> {
+        let mut reassembler = Reassembler::default();
+        for piece in pieces {
+            if let Some(hello) = reassembler.push(piece)? {
+                return Ok(Some(hello));
+            }
+        }
+        Ok(None)
+    }
+    let (whole, pieces) = pieces(data);
+    let hello = read(&[whole]);
+    assert_eq!(hello, read(&pieces));
+    if let Ok(Some(ClientHello { server_name: Some(name), .. })) = hello {
+        assert!(!name.is_empty() && name.len() <= 253 && name.is_ascii());
+        // What passes for a name is a name to the canonical parser too, or refused: never an address.
+        assert!(!matches!(Host::parse(&name), Ok(Host::Address(_))), "{name}");
+    }
+}
+
+/// A target that is accepted says the same when written again.
+pub fn connect_target(data: &[u8]) {
+    if let Ok(Target::Authority { host, port }) = proxy_request::parse("CONNECT", data) {
+        assert_eq!(proxy_request::authority(&format!("{host}:{port}")), Ok((host, Some(port))));
+        if let Ok(host) = Host::parse(host) {
+            assert_eq!(Host::parse(&host.to_string()), Ok(host));
+        }
+    }
+    for method in ["GET", "OPTIONS"] {
+        if let Ok(Target::Absolute { host, path, .. }) = proxy_request::parse(method, data) {
+            assert!(!host.is_empty() && !host.contains(['@', '/', '\\', '?', '#']));
+            assert!(path.is_empty() || path.starts_with(['/', '?']));
+        }
+    }
+}
+
+/// A credential has both parts and no control characters.
+pub fn proxy_authorization(data: &[u8]) {
+    if let Ok(credential) = proxy_authorization::parse(data) {
+        assert!(!credential.user.is_empty() && !credential.secret.is_empty());
+        assert!(!credential.user.contains(':') && !credential.user.chars().any(char::is_control));
+        assert!(!credential.secret.chars().any(char::is_control));
+    }
+}
+
+/// An answer never changes when more bytes come, and there is one before long.
+pub fn sniff(data: &[u8]) {
+    let mut answer = None;
+    for n in 0..=data.len().min(64) {
+        let now = sniff::sniff(&data[..n]);
+        assert!(answer.is_none() || now == answer);
+        assert!(now.is_some() || n <= 24);
+        answer = now;
+    }
+}
+
+/// The same usage, whole or in pieces.
+pub fn usage(data: &[u8]) {
+    let (whole, pieces) = pieces(data);
+    for format in [Format::Json, Format::EventStream] {
+        let read = |pieces: &[&[u8]]| {
+            let mut extractor = Extractor::new(format);
+            pieces.iter().for_each(|p| extractor.push(p));
+            extractor.finish()
+        };
+        let found = read(&[whole]);
+        assert_eq!(found, read(&pieces));
+        assert!(found.and_then(|u| u.model).is_none_or(|m| !m.is_empty() && m.len() <= 128));
+    }
+}
+
+/// A canonical host is its own canonical form.
+pub fn host(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(host) = Host::parse(text) {
+        let canonical = host.to_string();
+        assert_eq!(Host::parse(&canonical), Ok(host.clone()), "{text}");
+        if let Host::Name(name) = host {
+            assert!(name.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase()), "{name}");
+            assert!(!name.ends_with('.') && name.len() <= 253);
+        }
+    }
+}
+
+/// The same requests, whole or in pieces; what goes on of a request is a request that goes on as it is.
+pub fn http1(data: &[u8]) {
+    let (whole, pieces) = pieces(data);
+    let requests = frame(&[whole]);
+    assert_eq!(requests, frame(&pieces));
+    for request in requests.into_iter().flatten() {
+        assert_eq!(frame(&[&request]), Ok(vec![request]));
+    }
+}
+
+fn frame(pieces: &[&[u8]]) -> Result<Vec<Vec<u8>>, HttpError> {
+    let (mut framer, mut held, mut now, mut done) = (Framer::default(), vec![], vec![], vec![]);
+    for piece in pieces {
+        held.extend_from_slice(piece);
+        loop {
+            let (n, pass, end) = match framer.advance(&held)? {
+                Step::More => break,
+                Step::Head(n) => {
+                    let body = http1::parse(&held[..n])?.body;
+                    (n, true, framer.body(body))
+                }
+                Step::Pass(n) => (n, true, false),
+                Step::Drop(n) => (n, false, false),
+                Step::End(n) => (n, true, true),
+            };
+            assert!(n > 0 && n <= held.len());
+            let bytes = held.drain(..n);
+            if pass {
+                now.extend(bytes);
+            } else {
+                drop(bytes);
+            }
+            if end {
+                done.push(std::mem::take(&mut now));
+            }
+        }
+        assert!(held.len() <= http1::HEAD_BYTES_MAX, "more is held than is promised");
+    }
+    Ok(done)
+}
