@@ -142,10 +142,12 @@ fn permit(generation: Generation, key: &FlowKey) -> Result<Judgement, Judgement>
     if key.protocol == 0 {
         return Err(Judgement::deny(DropReason::ProtocolUnsupported, bind.agent));
     }
-    if let Some(services) = judge::services(&key.destination)
-        && judge::is_service(&services, key)
-    {
-        return Ok(Judgement { action: action::LOCAL, reason: 0, policies: 0, agent: bind.agent });
+    if let Some(services) = judge::services(&key.destination) {
+        return if judge::is_service(&services, key) {
+            Ok(Judgement { action: action::LOCAL, reason: 0, policies: 0, agent: bind.agent })
+        } else {
+            Err(Judgement::deny(DropReason::GatewayAddress, bind.agent))
+        };
     }
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));

@@ -28,6 +28,8 @@ fn tables() -> KernelTables {
     KernelTables {
         agents: std::collections::BTreeMap::from([(1, 1)]),
         destinations: vec![
+            (net("10.77.0.0/24"), 1),
+            (net("fd77::/64"), 1),
             (net("198.51.100.0/24"), 1),
             (net("2001:db8:1::/48"), 1),
             (net("203.0.113.0/24"), 2),
@@ -111,6 +113,7 @@ async fn a_workload_reaches_the_proxy_and_what_is_direct() {
     for proxy in ["10.77.0.1", "fd77::1"] {
         assert_eq!(connect(&lab, cgroup, at(proxy), PROXY_PORT), "ok", "the proxy");
         assert_eq!(connect(&lab, cgroup, at(proxy), 22), "EPERM", "the gateway, another port");
+        assert_eq!(connect(&lab, cgroup, at(proxy), PORT), "EPERM", "the gateway, where policy says direct");
     }
     assert_eq!(connect(&lab, cgroup, at("198.51.100.5"), PORT), "ok", "direct");
     assert_eq!(connect(&lab, cgroup, at("2001:db8:1::5"), PORT), "ok", "direct, ipv6");
