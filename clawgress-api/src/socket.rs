@@ -13,6 +13,10 @@ use tower::service_fn;
 
 /// Time after which a connection attempt to a local role has failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a role is asked whether it still lives, and how long its answer may take. A process that
+/// hangs or is stopped keeps its sockets open: without this, whoever waits for it would never know.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A lazy channel to the role that listens at `path`: it connects at the first call and reconnects by itself.
 ///
@@ -21,7 +25,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn channel(path: &Path) -> Result<Channel, Error> {
     let path: PathBuf = path.to_owned();
     // The URI is required by HTTP/2 and names nobody: the connector below dials the socket.
-    let endpoint = Endpoint::from_static("http://clawgress.invalid").connect_timeout(CONNECT_TIMEOUT);
+    let endpoint = Endpoint::from_static("http://clawgress.invalid")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(ALIVE_INTERVAL)
+        .keep_alive_timeout(ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
