@@ -102,6 +102,7 @@ impl Connection {
 impl Flows {
     fn find(&self, peer: SocketAddr, local: SocketAddr) -> std::io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
+        let mut found = None;
         for ifindex in self.interfaces.iter().copied().chain([LOCAL_WORKLOAD]) {
             let key = FlowKey {
                 source: address(peer.ip()),
@@ -112,11 +113,13 @@ impl Flows {
                 protocol: protocol::TCP,
                 pad: [0; 3],
             };
-            if let Some(flow) = table.lookup(&key)? {
-                return Ok(Some((ifindex, flow)));
+            let Some(flow) = table.lookup(&key)? else { continue };
+            // Interfaces whose subnets overlap: which of two sources this is can't be told by tuple.
+            if found.replace((ifindex, flow)).is_some() {
+                return Err(std::io::Error::other("two interfaces have a record of this connection"));
             }
         }
-        Ok(None)
+        Ok(found)
     }
 }
 
