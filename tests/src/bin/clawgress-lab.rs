@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a command line speaks to a person")]
 
 use std::os::unix::process::CommandExt as _;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -51,8 +52,18 @@ enum Command {
     List,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().command {
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("lab: failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Up { name, routed } => up(&name, routed),
         Command::Down { name } => {
             Lab::attach(&name)?.destroy()?;

@@ -267,6 +267,11 @@ impl Gateway {
         own(&run, 0o1777, None)?;
         let bpffs = self.bpffs();
         self.lab.remember_pin(bpffs.clone())?;
+        if let Some(cgroups) = cgroup_mount() {
+            // Where the datapath keeps the workloads of this node.
+            let instance = bpffs.to_string_lossy().trim_start_matches('/').replace('/', "-");
+            self.lab.remember_pin(cgroups.join("clawgress").join(instance))?;
+        }
         own(&bpffs, 0o700, None)?;
         let option =
             |name: &str, value: Option<String>| value.map(|v| format!("{name} = {v}\n")).unwrap_or_default();
@@ -323,6 +328,13 @@ fn own(dir: &Path, mode: u32, user: Option<&str>) -> anyhow::Result<()> {
         Ok(())
     };
     make().with_context(|| format!("cannot prepare `{}`", dir.display()))
+}
+
+/// Where cgroup v2 is mounted.
+fn cgroup_mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
+    fields.filter(|f| f.get(2) == Some(&"cgroup2")).find_map(|f| f.get(1).map(PathBuf::from))
 }
 
 /// Mounts the BPF file system where it isn't: not every machine does at boot.

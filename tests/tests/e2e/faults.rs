@@ -1,5 +1,6 @@
 //! Processes die, programs vanish: in no state does a denied or anonymous flow get through.
 
+use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use clawgress_e2e::lab::{Forbidden, GatewayOptions, Host, Role};
@@ -131,4 +132,48 @@ fn detaching_stops_traffic() {
     nothing_forbidden_passes(&site, "detached");
     assert!(!curl_within(&site, Host::Known, 2, &["http://203.0.113.10/"]).ok());
     untouched(&site);
+}
+
+#[test]
+fn a_draining_proxy_finishes_what_it_began_and_begins_nothing() {
+    let mut site = site();
+    let llm = clawgress_e2e::plan::addresses(clawgress_e2e::plan::LLM)[0];
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let client = site.gateway.lab.within(Host::Known, move || {
+        // Connected from within the host; read by a thread that outlives this closure.
+        let mut stream = std::net::TcpStream::connect((llm, 80)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        std::thread::spawn(move || {
+            let body = r#"{"stream":true}"#;
+            let request = format!(
+                "POST /v1/chat/completions HTTP/1.1\r\nHost: llm.allowed.test\r\nX-Lab-Hold: drain\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(request.as_bytes()).unwrap();
+            let (mut text, mut buffer) = (String::new(), [0; 4096]);
+            loop {
+                let n = stream.read(&mut buffer).unwrap();
+                if n == 0 {
+                    return text;
+                }
+                text.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+                if text.contains("Egress") {
+                    let _ = sender.try_send(());
+                }
+            }
+        })
+    });
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+    site.gateway.signal(Role::L7, nix::sys::signal::Signal::SIGTERM).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let late = curl_within(&site, Host::Known, 2, &["http://api.allowed.test/late"]);
+    assert_ne!(codes(&late).0, 200, "a draining proxy begins nothing: {late:?}");
+    site.gateway.lab.release("drain").unwrap();
+    let text = client.unwrap().join().unwrap();
+    assert!(text.contains("[DONE]"), "the stream was cut: {text}");
+    // Its end, and its records, come by themselves.
+    site.gateway.stop(Role::L7, Duration::from_secs(30)).unwrap();
+    site.gateway.launch(Role::L7).unwrap();
+    record(&site, "the outcome", |r| r.kind == clawgress_api::RecordKind::Outcome && r.status == Some(200));
+    finish(site);
 }
