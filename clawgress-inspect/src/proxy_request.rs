@@ -55,6 +55,11 @@ pub enum TargetError {
     /// The form does not fit the method.
     #[error("the request target does not fit the method")]
     Form,
+    /// The path has another spelling that servers take for the same.
+    #[error(
+        "the path must be written in its plain form: no dot or empty segments, no needless percent-encoding"
+    )]
+    Path,
 }
 
 /// Parses the target of a request with `method`.
@@ -66,6 +71,10 @@ pub fn parse<'a>(method: &str, target: &'a [u8]) -> Result<Target<'a>, TargetErr
         return Err(TargetError::Bytes);
     }
     let text = std::str::from_utf8(target).map_err(|_| TargetError::Bytes)?;
+    // A path with a backtick is one that URI parsers further on refuse.
+    if text.split('?').next().is_some_and(|t| t.contains('`')) {
+        return Err(TargetError::Bytes);
+    }
     if method == "CONNECT" {
         let (host, port) = authority(text)?;
         return Ok(Target::Authority { host, port: port.ok_or(TargetError::Port)? });
@@ -84,6 +93,39 @@ pub fn parse<'a>(method: &str, target: &'a [u8]) -> Result<Target<'a>, TargetErr
     let (host_port, path) = rest.split_at_checked(end).ok_or(TargetError::Form)?;
     let (host, port) = authority(host_port)?;
     Ok(Target::Absolute { host, port, path })
+}
+
+/// Whether a path has only this spelling: policy is asked about its bytes, and servers act on what they
+/// make of them (RFC 3986 sections 6.2.2.2 and 6.2.2.3).
+///
+/// # Errors
+/// [`TargetError::Path`] on dot segments, also encoded or with parameters; on empty segments but the
+/// last; on encoded unreserved characters, slashes and backslashes; on a `%` that encodes nothing.
+pub fn plain_path(path: &str) -> Result<(), TargetError> {
+    let Some(path) = path.strip_prefix('/') else { return Err(TargetError::Path) };
+    let mut segments = path.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let name = segment.split(';').next().unwrap_or_default();
+        if segment.is_empty() && segments.peek().is_some()
+            || matches!(name, "." | "..")
+            || !segment.bytes().enumerate().all(|(n, b)| b != b'%' || encoded(segment, n).is_some_and(needed))
+            || segment.contains('\\')
+        {
+            return Err(TargetError::Path);
+        }
+    }
+    Ok(())
+}
+
+/// The byte that the percent sign at `at` encodes.
+fn encoded(text: &str, at: usize) -> Option<u8> {
+    let digits = text.get(at + 1..at + 3).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+/// Whether a byte must be encoded to mean itself in a path.
+fn needed(b: u8) -> bool {
+    !b.is_ascii_alphanumeric() && !matches!(b, b'-' | b'.' | b'_' | b'~' | b'/' | b'\\')
 }
 
 /// Parses `host[:port]`, as in CONNECT targets and `Host` (RFC 9110 section 7.2). A bracketed host
@@ -187,5 +229,61 @@ mod tests {
         check("GET", "http://a.test\\@evil/", Err(TargetError::Bytes));
         check("GET", "http://a.test/#f", Err(TargetError::Bytes));
         check("GET", "", Err(TargetError::Form));
+        check("GET", "/a`b", Err(TargetError::Bytes));
+        check("GET", "http://a.test/`", Err(TargetError::Bytes));
+        check("GET", "/a?`", Ok(Target::Origin("/a?`")));
+    }
+
+    #[test]
+    fn a_path_has_one_spelling() {
+        for path in [
+            "/",
+            "/a",
+            "/a/",
+            "/a/b.c",
+            "/...",
+            "/.well-known/x",
+            "/a..b",
+            "/a;p=1/b",
+            "/%20",
+            "/%C3%BC",
+            "/a%3Ab",
+            "/%25",
+            "/a%252e",
+        ] {
+            assert_eq!(plain_path(path), Ok(()), "{path}");
+        }
+        for path in [
+            "",
+            "a",
+            "//",
+            "//a",
+            "/a//b",
+            "/a//",
+            "/.",
+            "/./a",
+            "/..",
+            "/x/../a",
+            "/a/.",
+            "/a/..;p/b",
+            "/.;p",
+            "/%2e/a",
+            "/%2E%2e/a",
+            "/.%2e/a",
+            "/%2e;p/a",
+            "/%64enied",
+            "/%7Ea",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/a%",
+            "/%+1",
+        ] {
+            assert_eq!(plain_path(path), Err(TargetError::Path), "{path}");
+        }
     }
 }

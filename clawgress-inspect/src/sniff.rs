@@ -1,18 +1,24 @@
 //! Which protocol a client speaks, from the first bytes it sends.
 //!
 //! The answer only selects the parser that judges the bytes for good; it must never be taken for a
-//! proof that they are well-formed.
+//! proof that they are well-formed. What some HTTP server would still read as a request must never be
+//! called unknown: unknown bytes may be carried unread.
 
-/// Longest HTTP method looked for, bytes: the longest registered one (`BASELINE-CONTROL`,
-/// `UPDATEREDIRECTREF`) has 17.
-const METHOD_BYTES_MAX: usize = 24;
+/// Blanks and line ends skipped before the first word. Servers skip at least one empty line (RFC 9112
+/// section 2.2); no line protocol begins with as many.
+const LEADING_BYTES_MAX: usize = 64;
+/// Longest first line looked at: line protocols end theirs below 1000 bytes (RFC 5321 section
+/// 4.5.3.1.6). What is longer is left to the strict HTTP parser, which has bounds of its own.
+const LINE_BYTES_MAX: usize = 1024;
+/// Most bytes an answer ever takes.
+pub const BYTES_MAX: usize = LEADING_BYTES_MAX + LINE_BYTES_MAX;
 
 /// What the first bytes look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// A TLS handshake record (RFC 8446 section 5.1).
     Tls,
-    /// An HTTP/1 request line (RFC 9112 section 3).
+    /// An HTTP/1 request line (RFC 9112 section 3), or what a lenient server would take for one.
     Http1,
     /// The HTTP/2 connection preface in clear (RFC 9113 section 3.4).
     Http2,
@@ -20,27 +26,55 @@ pub enum Protocol {
     Unknown,
 }
 
-/// Classifies; `None` means that more bytes are needed. At most [`METHOD_BYTES_MAX`] + 1 bytes are
-/// ever needed.
+/// Classifies; `None` means that more bytes are needed. At most [`BYTES_MAX`] bytes are ever needed.
 #[must_use]
 pub fn sniff(bytes: &[u8]) -> Option<Protocol> {
     match bytes {
         [] | [0x16] => return None,
         // Record version 3.x: every TLS client, and SSL 3.0, which the ClientHello parser leaves to policy.
         [0x16, 3, ..] => return Some(Protocol::Tls),
+        _ if bytes.starts_with(b"PRI ") => return Some(Protocol::Http2),
         _ => {}
     }
-    for (n, byte) in bytes.iter().enumerate() {
+    let leading = bytes.iter().take_while(|b| blank(**b) || matches!(b, b'\r' | b'\n')).count();
+    let line = bytes.get(leading..).unwrap_or_default();
+    if leading > LEADING_BYTES_MAX {
+        return Some(Protocol::Http1);
+    }
+    request_line(line)
+}
+
+/// Whether a line is a request line: `GET` and anything (that is all of HTTP/0.9), or any method with
+/// a version further on. Mail, file transfer and news begin with words in capitals too.
+fn request_line(line: &[u8]) -> Option<Protocol> {
+    let mut word = true;
+    for (n, byte) in line.iter().enumerate().take(LINE_BYTES_MAX) {
+        let rest = line.get(n + 1..).unwrap_or_default();
         match byte {
-            b' ' if n == 0 => return Some(Protocol::Unknown),
-            b' ' if bytes.starts_with(b"PRI ") => return Some(Protocol::Http2),
-            b' ' => return Some(Protocol::Http1),
-            // Methods are case-sensitive (RFC 9110 section 9.1) and the registered ones are of these.
-            b'A'..=b'Z' | b'-' if n < METHOD_BYTES_MAX => {}
-            _ => return Some(Protocol::Unknown),
+            b if blank(*b) => {
+                let version = rest.get(..5).is_some_and(|v| v.eq_ignore_ascii_case(b"HTTP/"));
+                if version || word && line.starts_with(b"GET") && n == 3 {
+                    return Some(Protocol::Http1);
+                }
+                word = false;
+            }
+            b'\r' if !word => {}
+            b if word && !token(*b) || b.is_ascii_control() => return Some(Protocol::Unknown),
+            _ => {}
         }
     }
-    None
+    (line.len() >= LINE_BYTES_MAX).then_some(Protocol::Http1)
+}
+
+/// What lenient servers split a request line at: RFC 9112 section 3 names these but for the last four,
+/// which are white space to Unicode.
+fn blank(b: u8) -> bool {
+    matches!(b, b' ' | b'\t' | 0x0b | 0x0c | 0x1c..=0x1f)
+}
+
+/// A byte of a method (RFC 9110 section 5.6.2).
+fn token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
 #[cfg(test)]
@@ -58,17 +92,36 @@ mod tests {
             (b"G", None),
             (b"GET", None),
             (b"GET ", Some(Protocol::Http1)),
+            (b"GET\t", Some(Protocol::Http1)),
+            (b"GETS ", None),
+            (b"POST /", None),
+            (b"POST / HTTP", None),
+            (b"POST / HTTP/", Some(Protocol::Http1)),
             (b"CONNECT a:1 HTTP/1.1", Some(Protocol::Http1)),
-            (b"M-SEARCH *", Some(Protocol::Http1)),
+            (b"CONNECT a:1 HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"M-SEARCH * HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"x\x1c/\x1chttp/1.1\r\n", Some(Protocol::Http1)),
+            (b"get / HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"PRI * HTTP/2.0\r\n", Some(Protocol::Http2)),
             (b"PRI", None),
-            (b"get /", Some(Protocol::Unknown)),
-            (b" GET /", Some(Protocol::Unknown)),
-            (b"SSH-2.0-x", Some(Protocol::Unknown)),
-            (b"\r\nGET / ", Some(Protocol::Unknown)),
-            (b"\x00", Some(Protocol::Unknown)),
-            (&[b'A'; 24], None),
-            (&[b'A'; 25], Some(Protocol::Unknown)),
+            (b"SSH-2.0-x\r\n", Some(Protocol::Unknown)),
+            (b"SSH-2.0-x Debian\r\n", Some(Protocol::Unknown)),
+            (b"EHLO mail.test\r\n", Some(Protocol::Unknown)),
+            (b"QUIT\r\n", Some(Protocol::Unknown)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Protocol::Unknown)),
+            (b"003egit-upload-pack /p\0host=h\0", Some(Protocol::Unknown)),
+            (b" \0\0\x01", Some(Protocol::Unknown)),
+            (b"\0", Some(Protocol::Unknown)),
+            (b"AMQP\0\0\x09\x01", Some(Protocol::Unknown)),
+            (b"\r\n", None),
+            (b"\r\nGET ", Some(Protocol::Http1)),
+            (b"\n \r\n\r\nPOST / HTTP/1.0\r\n", Some(Protocol::Http1)),
+            (b"\r\nEHLO x\r\n", Some(Protocol::Unknown)),
+            (b"\r\n\x16\x03\x01", Some(Protocol::Unknown)),
+            (&[b'\n'; LEADING_BYTES_MAX], None),
+            (&[b'\n'; LEADING_BYTES_MAX + 1], Some(Protocol::Http1)),
+            (&[b'A'; LINE_BYTES_MAX - 1], None),
+            (&[b'A'; LINE_BYTES_MAX], Some(Protocol::Http1)),
         ] {
             assert_eq!(sniff(bytes), want, "{:?}", bytes.escape_ascii().to_string());
         }
