@@ -1,8 +1,8 @@
 //! `connect` and `direct` policies compiled to kernel tables:
 //! agent class x destination class x protocol x port class.
 //!
-//! Meaning: at one generation, looking a packet up in the tables gives what `connect` and `direct`
-//! decisions give ([`expected`] says how they combine). Must never approximate: what has no exact
+//! Meaning: at one generation, looking a packet up in the tables gives what [`PolicySet::reach`] and the
+//! `direct` decision give ([`expected`] says how they combine). Must never approximate: what has no exact
 //! compilation was refused when the set was parsed.
 
 use std::collections::BTreeMap;
@@ -50,7 +50,8 @@ pub enum KernelAction {
 pub struct VerdictCell {
     /// Agent class, from 1.
     pub agent_class: u32,
-    /// Destination class; 0 is every address that no policy names.
+    /// Destination class; 0 is every address that neither policy nor the guard of reserved addresses
+    /// tells apart.
     pub destination_class: u32,
     /// Protocol.
     pub transport: Transport,
@@ -125,7 +126,8 @@ pub fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, Policy
     tabulate::tabulate(set.inner(), agents)
 }
 
-/// What the kernel must do with a packet, by two decisions: the meaning of the tables.
+/// What the kernel must do with a packet, by [`PolicySet::reach`] and the `direct` decision: the meaning
+/// of the tables.
 #[must_use]
 pub fn expected(
     set: &PolicySet,
@@ -134,24 +136,23 @@ pub fn expected(
     transport: Transport,
     port: u16,
 ) -> (KernelAction, Vec<String>) {
-    let decide = |operation| set.decide(&Request { agent, operation });
-    combine(transport, decide(Operation::Connect { ip, port, transport }), || {
-        decide(Operation::Direct { ip, port, transport })
+    combine(transport, set.reach(agent, ip, port, transport), || {
+        set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } })
     })
 }
 
-/// `connect` must be permitted; then `direct` decides between forwarding and L7, which takes TCP only.
+/// The address must be in reach; then `direct` decides between forwarding and L7, which takes TCP only.
 fn combine(
     transport: Transport,
-    connect: Decision,
+    reach: Decision,
     direct: impl FnOnce() -> Decision,
 ) -> (KernelAction, Vec<String>) {
-    if let Err(reason) = connect.verdict {
-        return (KernelAction::Deny(reason.code()), connect.policies);
+    if let Err(reason) = reach.verdict {
+        return (KernelAction::Deny(reason.code()), reach.policies);
     }
     let direct = direct();
     let both = |direct: Decision| {
-        let mut policies = connect.policies.clone();
+        let mut policies = reach.policies.clone();
         policies.extend(direct.policies);
         policies.sort();
         policies.dedup();
@@ -164,7 +165,7 @@ fn combine(
         (Err(DropReason::PolicyError), _) => {
             (KernelAction::Deny(DropReason::PolicyError.code()), direct.policies)
         }
-        (Err(_), Transport::Tcp) => (KernelAction::Steer, connect.policies),
+        (Err(_), Transport::Tcp) => (KernelAction::Steer, reach.policies),
         (Err(_), Transport::Udp | Transport::Icmp) => {
             (KernelAction::Deny(DropReason::InspectionRequired.code()), both(direct))
         }

@@ -43,6 +43,10 @@ impl PrefixIndex {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_prefix.is_empty()
+    }
+
     /// Values of every prefix of at least `shortest` bits that contains `ip`, each once, ascending.
     pub(crate) fn containing(&self, ip: IpAddr, shortest: u8) -> BTreeSet<u32> {
         let lengths = if ip.is_ipv4() { &self.lengths_v4 } else { &self.lengths_v6 };

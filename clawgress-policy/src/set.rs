@@ -17,6 +17,7 @@ use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 
 mod evaluate;
 mod parse;
+mod reach;
 mod review;
 pub(crate) mod syntax;
 #[cfg(test)]
@@ -28,6 +29,8 @@ use syntax::Scope;
 
 pub(crate) use parse::applies;
 pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
+pub(crate) use reach::{Name, Names};
+pub(crate) use review::Sense;
 pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
@@ -128,6 +131,9 @@ impl PolicySet {
     }
 
     /// Decides one request: default deny, forbid wins, any evaluation error denies.
+    ///
+    /// A `connect` decision says nothing of reserved addresses: whether an address may be reached is
+    /// for [`reach`](Self::reach) to say.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
@@ -138,8 +144,7 @@ impl PolicySet {
     /// in a named set that such a condition refers to. A prefix of length 0 names nothing, nor does a
     /// prefix that only takes away (in a `forbid`, or behind `unless` in a `permit`).
     ///
-    /// An address that is reserved (see [`is_reserved`](crate::address::is_reserved)) must not be
-    /// dialled unless it is named.
+    /// Deprecated: ask [`reach`](Self::reach), which asks whether the very policy that permits names.
     #[must_use]
     pub fn names_address(&self, ip: IpAddr) -> bool {
         let ip = canonical(ip);
@@ -148,6 +153,8 @@ impl PolicySet {
 
     /// As [`names_address`](Self::names_address), by the policies alone whose principal scope includes
     /// this agent: what is named for one team opens nothing to another.
+    ///
+    /// Deprecated: ask [`reach`](Self::reach), which asks whether the very policy that permits names.
     #[must_use]
     pub fn names_address_for(&self, agent: &Agent, ip: IpAddr) -> bool {
         let (ip, groups) = (canonical(ip), groups(agent));

@@ -1,5 +1,5 @@
-//! The address space and the port space, cut at every boundary a policy names, with one representative
-//! for each cell.
+//! The address space and the port space, cut at every boundary a policy names (and the address space at
+//! those of reserved prefixes), with one representative for each cell.
 //!
 //! Addresses are 128 bits, IPv4 mapped into `::ffff:0:0/96`, as the kernel's longest-prefix table holds
 //! them: a cell is a prefix less the prefixes nested in it. Must never give a representative that
@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::plan::Atoms;
-use crate::address::canonical;
+use crate::address::{canonical, reserved};
 use crate::members::PrefixIndex;
 
 /// Bits before an IPv4 address in its mapped form.
@@ -92,6 +92,7 @@ pub(crate) struct DestinationCell {
 /// Every destination cell, an enclosing one before what is nested in it; the first is the whole space.
 pub(crate) fn destinations(atoms: &Atoms) -> Vec<DestinationCell> {
     let mut prefixes = vec![Prefix::ALL, Prefix::IPV4];
+    prefixes.extend(reserved().map(Prefix::of));
     let mut index = PrefixIndex::default();
     for (nets, atom) in atoms.destinations() {
         for net in nets {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cedar_policy_core::ast::{Expr, ExprKind, Literal, Var};
+use cedar_policy_core::ast::{Effect, Expr, ExprKind, Literal, Var};
 use cedar_policy_core::parser::Loc;
 use clawgress_identity::Agent;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -16,7 +16,7 @@ use crate::PolicyProblem;
 use crate::host::quote;
 use crate::members::Members;
 use crate::set::syntax::{self, BinaryOp, EntityReference, Named, Policy, Scope, UnaryOp};
-use crate::set::{Source, applies};
+use crate::set::{Name, Names, Sense, Source, applies};
 use crate::vocabulary::{ActionKind, qualified};
 
 /// A set of ports: inclusive ranges.
@@ -26,8 +26,9 @@ pub(crate) type PortRanges = Vec<(u16, u16)>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Atoms {
     destination_ids: BTreeMap<Vec<IpNet>, u32>,
-    /// The atom of each network set, so that a large set is not sorted for every policy that names it.
-    network_set_ids: BTreeMap<String, u32>,
+    /// The atoms of each network set, so that a large set is not sorted for every policy that names it:
+    /// all its prefixes, and those that name addresses.
+    network_set_ids: BTreeMap<String, [u32; 2]>,
     port_ids: BTreeMap<PortRanges, u32>,
 }
 
@@ -81,6 +82,8 @@ pub(crate) struct Plan {
     pub(crate) atoms: Atoms,
     pub(crate) rules: Vec<Rule>,
     facts: Facts,
+    /// By what each permit of `connect` names addresses; only those that do.
+    names: BTreeMap<String, Names>,
 }
 
 impl Plan {
@@ -107,16 +110,22 @@ impl Plan {
             };
             for action in [ActionKind::Connect, ActionKind::Direct] {
                 if applies(policy, action) {
-                    let reader = Reader {
+                    let mut reader = Reader {
                         action,
                         rule: &mut rule,
                         atoms: &mut plan.atoms,
                         facts: &mut plan.facts,
                         members,
+                        sense: Sense::of(policy),
+                        names: Vec::new(),
                     };
-                    problems.extend(
-                        reader.policy(policy).into_iter().map(|r| source.problem(Some(id), r.at, r.message)),
-                    );
+                    let refusals = reader.policy(policy);
+                    let names: Names = reader.names.into_iter().collect();
+                    if action == ActionKind::Connect && policy.effect() == Effect::Permit && !names.is_empty()
+                    {
+                        plan.names.insert(id.to_owned(), names);
+                    }
+                    problems.extend(refusals.into_iter().map(|r| source.problem(Some(id), r.at, r.message)));
                 }
             }
             if rule.connect || rule.direct {
@@ -132,6 +141,11 @@ impl Plan {
             rule.cedar = policies.get(rule.position).cloned();
         }
         self
+    }
+
+    /// By what a permit of `connect` names addresses, if it does.
+    pub(crate) fn names_of(&self, policy: &str) -> Option<&Names> {
+        self.names.get(policy)
     }
 
     /// What decisions may read of this agent.
@@ -210,10 +224,14 @@ struct Reader<'a> {
     atoms: &'a mut Atoms,
     facts: &'a mut Facts,
     members: &'a Members,
+    /// Of the part that is being read.
+    sense: Sense,
+    /// By what the parts read so far name addresses, where they allow.
+    names: Vec<Name>,
 }
 
 impl Reader<'_> {
-    fn policy(mut self, policy: &Policy) -> Vec<Refusal> {
+    fn policy(&mut self, policy: &Policy) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         if let Some(uid) = syntax::scope_entity(policy.principal_constraint().as_inner()) {
             self.facts.entities.insert(Named::of(uid));
@@ -259,19 +277,15 @@ impl Reader<'_> {
                     Truth::Open
                 }
             },
-            ExprKind::UnaryApp { op: UnaryOp::Not, arg } => match self.truth(arg, refusals) {
-                Truth::Known(value) => Truth::Known(!value),
-                Truth::Open => Truth::Open,
-            },
-            ExprKind::If { test_expr, then_expr, else_expr } => match self.truth(test_expr, refusals) {
-                Truth::Known(true) => self.truth(then_expr, refusals),
-                Truth::Known(false) => self.truth(else_expr, refusals),
-                Truth::Open => {
-                    self.truth(then_expr, refusals);
-                    self.truth(else_expr, refusals);
-                    Truth::Open
+            ExprKind::UnaryApp { op: UnaryOp::Not, arg } => {
+                match self.within(self.sense.flipped(), |this| this.truth(arg, refusals)) {
+                    Truth::Known(value) => Truth::Known(!value),
+                    Truth::Open => Truth::Open,
                 }
-            },
+            }
+            ExprKind::If { test_expr, then_expr, else_expr } => {
+                self.choice([test_expr, then_expr, else_expr], refusals)
+            }
             _ if !syntax::reaches_beyond_principal(expr) => {
                 self.principal(expr);
                 Truth::Open
@@ -280,6 +294,37 @@ impl Reader<'_> {
                 refusals.push(self.refusal(expr));
                 Truth::Open
             }),
+        }
+    }
+
+    /// Reads a part in a sense of its own.
+    fn within<T>(&mut self, sense: Sense, read: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = std::mem::replace(&mut self.sense, sense);
+        let result = read(self);
+        self.sense = outer;
+        result
+    }
+
+    fn choice(&mut self, [test, then, other]: [&Expr; 3], refusals: &mut Vec<Refusal>) -> Truth {
+        let before = self.names.len();
+        match self.within(Sense::Either, |this| this.truth(test, refusals)) {
+            Truth::Known(true) => self.truth(then, refusals),
+            Truth::Known(false) => self.truth(other, refusals),
+            Truth::Open => {
+                let tested = self.names.len();
+                let then = self.truth(then, refusals);
+                // `if X then false else …` is `!X && …`: X takes away, and must not count as named.
+                let takes_away = match self.sense {
+                    Sense::Allows => then == Truth::Known(false),
+                    Sense::Denies => then == Truth::Known(true),
+                    Sense::Either => false,
+                };
+                if takes_away {
+                    self.names.drain(before..tested);
+                }
+                self.truth(other, refusals);
+                Truth::Open
+            }
         }
     }
 
@@ -414,20 +459,33 @@ impl Reader<'_> {
         match named.kind.as_str() {
             "Network" => self.destination(syntax::literal_address(&named.id).into_iter().collect()),
             "NetworkSet" => {
-                if let Some(atom) = self.atoms.network_set_ids.get(&named.id) {
-                    self.rule.destinations.insert(*atom);
+                self.name(Name::Set(named.id.clone()));
+                if let Some(atoms) = self.atoms.network_set_ids.get(&named.id) {
+                    self.rule.destinations.extend(atoms);
                     return Truth::Open;
                 }
                 let prefixes = self.members.network_set(&named.id).into_iter().flatten().copied();
-                let atom = self.destination_atom(prefixes.collect());
-                self.atoms.network_set_ids.insert(named.id.clone(), atom);
+                let all: Vec<IpNet> = prefixes.collect();
+                let naming: Vec<IpNet> = all.iter().filter(|p| p.prefix_len() > 0).copied().collect();
+                let atoms = [self.destination_atom(all), self.destination_atom(naming)];
+                self.atoms.network_set_ids.insert(named.id.clone(), atoms);
                 Truth::Open
             }
             _ => Truth::Known(false),
         }
     }
 
+    /// Notes by what a part names addresses, if it allows.
+    fn name(&mut self, name: Name) {
+        if self.sense != Sense::Denies {
+            self.names.push(name);
+        }
+    }
+
     fn destination(&mut self, prefixes: Vec<IpNet>) -> Truth {
+        for prefix in &prefixes {
+            self.name(Name::Prefix(*prefix));
+        }
         self.destination_atom(prefixes);
         Truth::Open
     }

@@ -1,6 +1,7 @@
 //! Cells to tables: decides every distinct cell once, then gives agents, destinations and ports that
 //! are decided alike one class. Must decide by the real evaluator only.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -13,7 +14,8 @@ use super::{
     EVALUATIONS_MAX, KernelAction, KernelTables, MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell,
 };
 use crate::PolicyErrors;
-use crate::request::{Operation, Request, Transport};
+use crate::address::is_reserved;
+use crate::request::{Decision, Operation, Request, Transport};
 use crate::set::Inner;
 
 const _: () = assert!(VERDICTS_MAX * 2 <= bound::VERDICTS_MAX as usize, "two slots share the map");
@@ -58,6 +60,21 @@ struct Row {
     udp: Vec<u32>,
 }
 
+/// One address of a kind.
+struct Destination {
+    ip: IpAddr,
+    is_reserved: bool,
+    /// The atoms that are true there.
+    atoms: Vec<u32>,
+}
+
+/// What one pair of decisions comes to at an address that need not be named, and at one that must be.
+#[derive(Clone, Copy)]
+struct Guarded<T> {
+    open: T,
+    reserved: T,
+}
+
 /// Port cells with the same true atoms are one kind.
 struct PortKinds {
     /// Kind of each port cell.
@@ -73,16 +90,17 @@ pub(super) fn tabulate(inner: &Inner, agents: &[Agent]) -> Result<KernelTables, 
     let ports = cells::ports(&plan.atoms);
     let port_kinds = port_kinds(&ports);
 
-    // Destination cells with the same true atoms are one kind; cell 0 is the whole space.
+    // Destination cells with the same true atoms, reserved or not, are one kind; cell 0 is the whole space.
     let mut kinds = Numbers::new();
-    let mut kind_samples: Vec<(IpAddr, Vec<u32>)> = Vec::new();
+    let mut kind_samples: Vec<Destination> = Vec::new();
     let kind_of_cell: Vec<Option<u32>> = cells
         .iter()
         .map(|cell| {
             let (ip, atoms) = cell.sample.as_ref()?;
-            let kind = kinds.number(atoms.clone());
+            let sample = Destination { ip: *ip, is_reserved: is_reserved(*ip), atoms: atoms.clone() };
+            let kind = kinds.number((sample.is_reserved, atoms.clone()));
             if kind as usize == kind_samples.len() {
-                kind_samples.push((*ip, atoms.clone()));
+                kind_samples.push(sample);
             }
             Some(kind)
         })
@@ -196,7 +214,7 @@ impl Judge<'_> {
     fn agent(
         &mut self,
         agent: &Agent,
-        destinations: &[(IpAddr, Vec<u32>)],
+        destinations: &[Destination],
         ports: &[(u16, Vec<u32>)],
     ) -> Result<Vec<u32>, PolicyErrors> {
         let slice = Slice::new(&self.inner.plan().rules_for(agent))?;
@@ -215,9 +233,9 @@ impl Judge<'_> {
                 number
             })
             .collect();
-        let mut known: BTreeMap<Vec<u32>, u32> = BTreeMap::new();
+        let mut known: BTreeMap<Vec<u32>, Guarded<u32>> = BTreeMap::new();
         let mut rows = Vec::with_capacity(destinations.len());
-        for (ip, atoms) in destinations {
+        for Destination { ip, is_reserved, atoms } in destinations {
             let key = relevant(atoms, &slice.destinations);
             let row = match known.get(&key) {
                 Some(row) => *row,
@@ -226,7 +244,7 @@ impl Judge<'_> {
                     *known.entry(key).or_insert(row)
                 }
             };
-            rows.push(row);
+            rows.push(if *is_reserved { row.reserved } else { row.open });
         }
         Ok(rows)
     }
@@ -238,17 +256,22 @@ impl Judge<'_> {
         ip: IpAddr,
         port_of: &[u32],
         port_samples: &[u16],
-    ) -> Result<u32, PolicyErrors> {
+    ) -> Result<Guarded<u32>, PolicyErrors> {
         let icmp = self.value(agent, slice, ip, 0, Transport::Icmp)?;
-        let mut by_port = |transport| -> Result<Vec<u32>, PolicyErrors> {
-            let values = port_samples
+        let mut by_port = |transport| {
+            port_samples
                 .iter()
                 .map(|port| self.value(agent, slice, ip, *port, transport))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(port_of.iter().filter_map(|n| values.get(*n as usize)).copied().collect())
+                .collect::<Result<Vec<_>, _>>()
         };
-        let row = Row { icmp, tcp: by_port(Transport::Tcp)?, udp: by_port(Transport::Udp)? };
-        Ok(self.rows.number(row))
+        let (tcp, udp) = (by_port(Transport::Tcp)?, by_port(Transport::Udp)?);
+        let mut row = |of: fn(&Guarded<u32>) -> u32| {
+            let spread = |values: &[Guarded<u32>]| -> Vec<u32> {
+                port_of.iter().filter_map(|n| values.get(*n as usize)).map(of).collect()
+            };
+            self.rows.number(Row { icmp: of(&icmp), tcp: spread(&tcp), udp: spread(&udp) })
+        };
+        Ok(Guarded { open: row(|v| v.open), reserved: row(|v| v.reserved) })
     }
 
     fn value(
@@ -258,7 +281,7 @@ impl Judge<'_> {
         ip: IpAddr,
         port: u16,
         transport: Transport,
-    ) -> Result<u32, PolicyErrors> {
+    ) -> Result<Guarded<u32>, PolicyErrors> {
         self.evaluations += 1;
         check(
             self.evaluations,
@@ -269,8 +292,10 @@ impl Judge<'_> {
         let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
         let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
         let connect = self.inner.decide_among(&slice.connect, &connect);
-        let value = super::combine(transport, connect, || self.inner.decide_among(&slice.direct, &direct));
-        Ok(self.values.number(value))
+        let direct = LazyCell::new(|| self.inner.decide_among(&slice.direct, &direct));
+        let value = |reach: Decision| super::combine(transport, reach, || (*direct).clone());
+        let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
+        Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
     }
 }
 

@@ -1,247 +1,24 @@
 //! Kernel tables equal the evaluator: on hand-made cases, and on random sets, agents and packets.
 
-use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
-use clawgress_identity::{AgentId, AgentState};
-
 use super::*;
+use crate::address::is_reserved;
+use crate::request::Request;
 use crate::{NamedSets, PolicyBundle};
+
+mod random;
+
+use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, policies, sets};
 
 /// Packets compared in one run, over all random sets.
 const PACKETS: usize = 20_000;
 const PACKETS_PER_SET: usize = 100;
 
-/// `SplitMix64`: small, seedable, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
-
-    fn pick<T: Clone>(&mut self, list: &[T]) -> T {
-        list[self.below(list.len())].clone()
-    }
-}
-
-const PREFIXES: [&str; 24] = [
-    "0.0.0.0/0",
-    "10.0.0.0/8",
-    "10.1.0.0/16",
-    "10.1.2.0/24",
-    "10.1.2.128/25",
-    "10.1.2.200/32",
-    "10.255.255.255/32",
-    "203.0.113.0/24",
-    "203.0.113.0/25",
-    "203.0.113.128/25",
-    "127.0.0.0/8",
-    "255.255.255.255/32",
-    "0.0.0.0/1",
-    "128.0.0.0/1",
-    "::/0",
-    "::/1",
-    "8000::/1",
-    "::/64",
-    "::fffe:0:0/95",
-    "2001:db8::/32",
-    "2001:db8:1::/48",
-    "2001:db8:1::7/128",
-    "::1/128",
-    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128",
-];
-const ADDRESSES: [&str; 6] = ["10.1.2.200", "10.1.2.3", "203.0.113.5", "2001:db8:1::7", "::1", "2001:db8::9"];
-const PORTS: [u16; 9] = [0, 1, 22, 80, 443, 444, 8080, 65_534, 65_535];
-const SETS: [&str; 4] = ["nested", "halves", "mixed", "none"];
-
-fn sets() -> NamedSets {
-    let set = |list: &[&str]| list.iter().map(|p| p.parse().unwrap()).collect::<BTreeSet<IpNet>>();
-    NamedSets {
-        networks: BTreeMap::from([
-            ("nested".to_owned(), set(&["10.0.0.0/8", "10.1.2.0/24"])),
-            ("halves".to_owned(), set(&["203.0.113.0/25", "203.0.113.128/25"])),
-            ("mixed".to_owned(), set(&["10.1.0.0/16", "2001:db8::/32", "::/96"])),
-            ("none".to_owned(), set(&[])),
-        ]),
-        ..NamedSets::default()
-    }
-}
-
-fn agent(index: u32, id: &str, team: Option<&str>, environment: Option<&str>, role: Option<&str>) -> Agent {
-    Agent {
-        id: id.parse::<AgentId>().unwrap(),
-        index,
-        team: team.map(str::to_owned),
-        project: None,
-        environment: environment.map(str::to_owned),
-        labels: role.map(|r| ("role".to_owned(), r.to_owned())).into_iter().collect(),
-        state: AgentState::Active,
-        sources: Vec::new(),
-    }
-}
-
-fn agents() -> Vec<Agent> {
-    vec![
-        agent(1, "web", Some("payments"), Some("prod"), Some("crawler")),
-        agent(2, "web-2", Some("payments"), None, None),
-        agent(3, "batch", None, Some("prod"), Some("batch")),
-        agent(4, "acme/web", Some("payments"), Some("prod"), Some("crawler")),
-        agent(5, "acme/other", Some("search"), None, None),
-        agent(9, "lone", None, None, None),
-    ]
-}
-
-fn principal_atom(r: &mut Random) -> String {
-    match r.below(9) {
-        0 => "principal == Agent::\"web\"".to_owned(),
-        1 => "principal in Team::\"payments\"".to_owned(),
-        2 => "principal in [Team::\"acme/search\", Team::\"payments\"]".to_owned(),
-        3 => "principal in Tenant::\"acme\"".to_owned(),
-        4 => "(principal.hasTag(\"role\") && principal.getTag(\"role\") == \"crawler\")".to_owned(),
-        5 => "(principal has team && principal.team == Team::\"payments\")".to_owned(),
-        6 => "principal.name like \"web*\"".to_owned(),
-        7 => "[Agent::\"lone\", Agent::\"acme/web\"].contains(principal)".to_owned(),
-        _ => "(principal.name == \"batch\" && 9223372036854775807 + 1 > 0)".to_owned(),
-    }
-}
-
-fn network_atom(r: &mut Random) -> String {
-    let subject = r.pick(&["context.ip", "resource.ip"]);
-    match r.below(12) {
-        0..=4 => format!("{subject}.isInRange(ip(\"{}\"))", r.pick(&PREFIXES)),
-        5 => format!("{subject} == ip(\"{}\")", r.pick(&ADDRESSES)),
-        6 => format!("resource == Network::\"{}\"", r.pick(&ADDRESSES)),
-        7 | 8 => format!("resource in NetworkSet::\"{}\"", r.pick(&SETS)),
-        9 => format!("{subject}.{}()", r.pick(&["isIpv4", "isIpv6", "isLoopback", "isMulticast"])),
-        10 => format!("[ip(\"{}\"), ip(\"{}\")].contains({subject})", r.pick(&ADDRESSES), r.pick(&ADDRESSES)),
-        _ => format!("{subject} != ip(\"{}\")", r.pick(&ADDRESSES)),
-    }
-}
-
-fn port_atom(r: &mut Random) -> String {
-    let port = r.pick(&PORTS);
-    match r.below(8) {
-        0..=4 => format!("context.port {} {port}", r.pick(&["==", "!=", "<", "<=", ">", ">="])),
-        5 => format!("{port} {} context.port", r.pick(&["==", "<", "<=", ">", ">="])),
-        _ => format!("[{port}, {}, {}].contains(context.port)", r.pick(&PORTS), r.pick(&PORTS)),
-    }
-}
-
-fn condition(r: &mut Random, depth: usize) -> String {
-    if depth > 0 {
-        let sub = |r: &mut Random| condition(r, depth - 1);
-        match r.below(8) {
-            0 | 1 => return format!("({} && {})", sub(r), sub(r)),
-            2 | 3 => return format!("({} || {})", sub(r), sub(r)),
-            4 => return format!("!({})", sub(r)),
-            5 => return format!("(if {} then {} else {})", sub(r), sub(r), sub(r)),
-            _ => {}
-        }
-    }
-    match r.below(12) {
-        0..=4 => network_atom(r),
-        5..=7 => port_atom(r),
-        8 => format!("context.protocol {} \"{}\"", r.pick(&["==", "!="]), r.pick(&["tcp", "udp", "icmp"])),
-        9 => "[\"tcp\", \"icmp\"].contains(context.protocol)".to_owned(),
-        10 => r
-            .pick(&["action == Action::\"connect\"", "action in Action::\"opaque\"", "context has ip"])
-            .to_owned(),
-        _ => principal_atom(r),
-    }
-}
-
-fn policy(r: &mut Random, number: usize) -> String {
-    let effect = if r.below(3) == 0 { "forbid" } else { "permit" };
-    let principal = r.pick(&[
-        "principal",
-        "principal",
-        "principal == Agent::\"web\"",
-        "principal in Team::\"payments\"",
-        "principal in Environment::\"prod\"",
-        "principal in Tenant::\"default\"",
-        "principal is Agent in Team::\"acme/payments\"",
-        "principal is Agent",
-    ]);
-    let (action, guarded) = r.pick(&[
-        ("action == Action::\"connect\"", false),
-        ("action == Action::\"connect\"", false),
-        ("action == Action::\"direct\"", false),
-        ("action in [Action::\"connect\", Action::\"direct\"]", false),
-        ("action in Action::\"reach\"", true),
-        ("action in [Action::\"opaque\", Action::\"http\"]", true),
-        ("action", true),
-    ]);
-    let resource = match r.below(8) {
-        0 => format!("resource in NetworkSet::\"{}\"", r.pick(&SETS)),
-        1 => format!("resource == Network::\"{}\"", r.pick(&ADDRESSES)),
-        2 => "resource is Network".to_owned(),
-        3 => format!("resource is Network in NetworkSet::\"{}\"", r.pick(&SETS)),
-        _ => "resource".to_owned(),
-    };
-    let mut text = format!("@id(\"p{number}\") {effect} ({principal}, {action}, {resource})");
-    for _ in 0..r.below(3) {
-        let depth = r.below(4);
-        let mut condition = condition(r, depth);
-        if guarded {
-            condition = match r.below(3) {
-                0 => format!("resource is Network && ({condition})"),
-                1 => format!("!(resource is Network) || ({condition})"),
-                _ => format!("if resource is Network then ({condition}) else false"),
-            };
-        }
-        text.push_str(&format!(" {} {{ {condition} }}", r.pick(&["when", "when", "unless"])));
-    }
-    text.push_str(";\n");
-    text
-}
-
-/// A random set. Policies that can never apply are refused by validation, so they are left out.
-fn policies(r: &mut Random) -> (String, PolicySet) {
-    let mut text = String::new();
-    for number in 0..=r.below(7) {
-        let policy = policy(r, number);
-        match PolicySet::parse(&PolicyBundle { text: policy.clone(), sets: sets() }) {
-            Ok(_) => text.push_str(&policy),
-            Err(e) => assert!(
-                e.problems
-                    .iter()
-                    .all(|p| p.message.contains("impossible") || p.message.contains("applicable action")),
-                "{policy}\n{:#?}",
-                e.problems
-            ),
-        }
-    }
-    let set = PolicySet::parse(&PolicyBundle { text: text.clone(), sets: sets() }).unwrap();
-    (text, set)
-}
-
-fn address(r: &mut Random) -> IpAddr {
-    let near = |ip: IpAddr, r: &mut Random| match ip {
-        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits().wrapping_add([0, 1, u32::MAX][r.below(3)])).into()),
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits().wrapping_add([0, 1, u128::MAX][r.below(3)])).into()),
-    };
-    match r.below(8) {
-        0 => IpAddr::V4(u32::try_from(r.next() >> 32).unwrap().into()),
-        1 => IpAddr::V6((u128::from(r.next()) << 64 | u128::from(r.next())).into()),
-        2 => IpAddr::V6("10.1.2.7".parse::<std::net::Ipv4Addr>().unwrap().to_ipv6_mapped()),
-        3 => r.pick(&ADDRESSES).parse().unwrap(),
-        4 => near(r.pick(&PREFIXES).parse::<IpNet>().unwrap().broadcast(), r),
-        _ => near(r.pick(&PREFIXES).parse::<IpNet>().unwrap().network(), r),
-    }
-}
-
-/// The meaning of the two decisions, written down a second time.
+/// The meaning of the two decisions and of the guard, written down a second time.
 fn oracle(
     set: &PolicySet,
+    names_of: &NamesOf,
     agent: &Agent,
     ip: IpAddr,
     transport: Transport,
@@ -252,8 +29,11 @@ fn oracle(
     let mut both: Vec<String> = connect.policies.iter().chain(&direct.policies).cloned().collect();
     both.sort();
     both.dedup();
+    let names = |id: &String| names_of.get(id).into_iter().flatten().any(|p| p.contains(&ip.to_canonical()));
     if let Err(reason) = connect.verdict {
         (KernelAction::Deny(reason.code()), connect.policies)
+    } else if is_reserved(ip) && !connect.policies.iter().any(names) {
+        (KernelAction::Deny(DropReason::AddressReserved.code()), connect.policies)
     } else if direct.is_allow() {
         (KernelAction::Direct, both)
     } else if direct.verdict == Err(DropReason::PolicyError) {
@@ -276,7 +56,7 @@ fn tables_equal_decisions_on_random_sets() {
     let agents = agents();
     let mut seen = BTreeMap::new();
     for _ in 0..PACKETS / PACKETS_PER_SET {
-        let (text, set) = policies(&mut r);
+        let (text, names_of, set) = policies(&mut r);
         let tables =
             compile(&set, &agents).unwrap_or_else(|e| panic!("seed {seed}\n{text}\n{:#?}", e.problems));
         for _ in 0..PACKETS_PER_SET {
@@ -285,27 +65,33 @@ fn tables_equal_decisions_on_random_sets() {
             let transport = r.pick(&[Transport::Tcp, Transport::Udp, Transport::Icmp]);
             let port = r.pick(&PORTS).wrapping_add([0, 1, u16::MAX][r.below(3)]);
             let (action, policies) = tables.lookup(agent.index, ip, transport, port);
-            let wanted = oracle(&set, &agent, ip, transport, port);
+            let wanted = oracle(&set, &names_of, &agent, ip, transport, port);
             assert_eq!(
                 (action, policies.to_vec()),
                 wanted,
-                "seed {seed}: {} to {ip} {transport:?} {port}\n{text}\n{tables:#?}",
+                "seed {seed}: {} to {ip} {transport:?} {port}\n{text}\n{names_of:?}\n{tables:#?}",
                 agent.id
             );
-            *seen.entry(action).or_insert(0) += 1;
+            assert_eq!(expected(&set, &agent, ip, transport, port), wanted, "seed {seed}: {ip}\n{text}");
+            *seen.entry((is_reserved(ip), action)).or_insert(0) += 1;
         }
     }
     println!("{seen:?}");
-    for action in [
-        KernelAction::Steer,
-        KernelAction::Direct,
-        KernelAction::Deny(DropReason::PolicyDenied.code()),
-        KernelAction::Deny(DropReason::PolicyForbidden.code()),
-        KernelAction::Deny(DropReason::PolicyError.code()),
-        KernelAction::Deny(DropReason::InspectionRequired.code()),
+    let deny = |reason: DropReason| KernelAction::Deny(reason.code());
+    for met in [
+        (false, KernelAction::Steer),
+        (false, KernelAction::Direct),
+        (true, KernelAction::Steer),
+        (true, KernelAction::Direct),
+        (true, deny(DropReason::AddressReserved)),
+        (false, deny(DropReason::PolicyDenied)),
+        (false, deny(DropReason::PolicyForbidden)),
+        (false, deny(DropReason::PolicyError)),
+        (false, deny(DropReason::InspectionRequired)),
     ] {
-        assert!(seen.contains_key(&action), "seed {seed}: no packet met {action:?}: {seen:?}");
+        assert!(seen.contains_key(&met), "seed {seed}: no packet met {met:?}: {seen:?}");
     }
+    assert!(!seen.contains_key(&(false, deny(DropReason::AddressReserved))), "seed {seed}: {seen:?}");
 }
 
 fn set(text: &str) -> PolicySet {
@@ -377,16 +163,23 @@ fn an_ipv6_prefix_around_the_mapped_space_does_not_take_ipv4() {
     }
     let tables = compiled(&v6_only.replace("PREFIX", "0.0.0.0/0"));
     assert!(steer(&tables, "192.0.2.1") && steer(&tables, "::ffff:192.0.2.1") && !steer(&tables, "::1"));
-    // Both roots decided alike need no prefix at all.
+    // Both roots decided alike need no prefix but the reserved ones, which share a class.
     let tables = compiled(r#"@id("a") permit (principal, action == Action::"connect", resource);"#);
-    assert_eq!(tables.destinations, []);
+    let wanted: Vec<(IpNet, u32)> = {
+        let mut prefixes: Vec<IpNet> = crate::address::reserved().collect();
+        // IPv4 lies in a prefix of its own within `::/32`, which is reserved.
+        prefixes.push("0.0.0.0/0".parse().unwrap());
+        prefixes.sort_by_key(|p| cells::Prefix::of(*p));
+        prefixes.into_iter().map(|p| (p, u32::from(p.prefix_len() > 0))).collect()
+    };
+    assert_eq!(tables.destinations, wanted);
 }
 
 #[test]
 fn compiling_is_deterministic_and_survives_json() {
     let mut r = Random(7);
     for _ in 0..10 {
-        let (_, set) = policies(&mut r);
+        let (_, _, set) = policies(&mut r);
         let tables = compile(&set, &agents()).unwrap();
         let mut reversed = agents();
         reversed.reverse();
@@ -498,7 +291,7 @@ fn parts_that_are_known_hide_no_others() {
                 for transport in [Transport::Tcp, Transport::Udp, Transport::Icmp] {
                     let ip = "192.0.2.1".parse().unwrap();
                     let (action, policies) = tables.lookup(1, ip, transport, port);
-                    let wanted = oracle(&set, &agents[0], ip, transport, port);
+                    let wanted = oracle(&set, &NamesOf::new(), &agents[0], ip, transport, port);
                     assert_eq!(
                         (action, policies.to_vec()),
                         wanted,
@@ -508,4 +301,77 @@ fn parts_that_are_known_hide_no_others() {
             }
         }
     }
+}
+
+/// What the guard of reserved addresses opens, and what it does not.
+#[test]
+fn reserved_addresses_must_be_named_by_what_permits_them() {
+    let sets =
+        NamedSets { hosts: BTreeMap::from([("boxes".to_owned(), ["10.8.0.1".to_owned()].into())]), ..sets() };
+    let text = r#"
+        @id("all") permit (principal, action in [Action::"connect", Action::"direct"], resource);
+        @id("https") permit (principal, action == Action::"connect", resource)
+        when { context.ip.isInRange(ip("10.1.0.0/16")) && context.port == 443 };
+        @id("dns") permit (principal, action == Action::"direct", resource)
+        when { context.ip.isInRange(ip("10.2.0.0/16")) && context.port == 53 };
+        @id("team") permit (principal in Team::"payments", action == Action::"connect", resource == Network::"10.3.0.1");
+        @id("not") permit (principal, action == Action::"connect", resource)
+        unless { context.ip.isInRange(ip("10.4.0.0/16")) && context.port == 25 };
+        @id("no") forbid (principal, action == Action::"connect", resource)
+        when { context.ip.isInRange(ip("10.5.0.0/16")) && context.port == 25 };
+        @id("if") permit (principal, action == Action::"connect", resource)
+        when { (if context.ip.isInRange(ip("10.6.0.0/16")) then false else true) || context.port == 443 };
+        @id("guarded") permit (principal, action, resource)
+        when { (action == Action::"direct" && context.ip.isInRange(ip("10.7.0.0/16"))) || resource is Network };
+        @id("host") permit (principal, action in [Action::"connect", Action::"tls"], resource)
+        when { resource is Network || resource in HostSet::"boxes" || resource == Host::"10.8.0.2" };
+        @id("wide") permit (principal, action == Action::"connect", resource in NetworkSet::"wide")
+        when { context.port == 80 };
+        @id("loopback") permit (principal, action == Action::"connect", resource)
+        when { context.ip.isLoopback() && context.port == 80 };
+    "#;
+    let set = PolicySet::parse(&PolicyBundle { text: text.to_owned(), sets }).unwrap();
+    let agents = agents();
+    let tables = compile(&set, &agents).unwrap();
+    let reserved = KernelAction::Deny(DropReason::AddressReserved.code());
+    for (index, to, port, wanted) in [
+        (1, "8.8.8.8", 80, KernelAction::Direct),
+        (1, "2001:db8::1", 80, KernelAction::Direct),
+        (1, "169.254.169.254", 80, reserved),
+        (1, "::ffff:169.254.169.254", 80, reserved),
+        (1, "127.0.0.1", 443, reserved),
+        (1, "127.0.0.1", 80, KernelAction::Direct),
+        (1, "::1", 80, KernelAction::Direct),
+        (1, "fd00:ec2::254", 80, reserved),
+        (1, "64:ff9b::a9fe:a9fe", 81, reserved),
+        (1, "64:ff9b::a9fe:a9fe", 80, KernelAction::Direct),
+        (1, "2002:7f00:1::", 80, reserved),
+        (1, "10.1.0.1", 443, KernelAction::Direct),
+        (1, "10.1.0.1", 444, reserved),
+        (1, "10.2.0.1", 53, reserved),
+        (1, "10.3.0.1", 22, KernelAction::Direct),
+        (9, "10.3.0.1", 22, reserved),
+        (1, "10.4.0.1", 22, reserved),
+        (1, "10.5.0.1", 22, reserved),
+        (1, "10.5.0.1", 25, KernelAction::Deny(DropReason::PolicyForbidden.code())),
+        (1, "10.6.0.1", 443, reserved),
+        (1, "10.7.0.1", 53, reserved),
+        (1, "10.8.0.1", 443, reserved),
+        (1, "10.8.0.2", 443, reserved),
+        (1, "10.1.2.3", 80, KernelAction::Direct),
+        (1, "10.1.3.3", 80, reserved),
+    ] {
+        let ip = to.parse().unwrap();
+        let agent = agents.iter().find(|a| a.index == index).unwrap();
+        let (action, ids) = tables.lookup(index, ip, Transport::Tcp, port);
+        assert_eq!(action, wanted, "{index} to {to} {port}: {ids:?}");
+        let reach = set.reach(agent, ip, port, Transport::Tcp);
+        assert_eq!(reach.is_allow(), wanted == KernelAction::Direct, "{index} to {to} {port}: {reach:?}");
+        assert!(ids.contains(&"all".to_owned()) || reach.verdict == Err(DropReason::PolicyForbidden));
+    }
+    // What must be named because it is the gateway's own.
+    let guarded =
+        |to: &str, port| set.reach_guarded(&agents[0], to.parse().unwrap(), port, Transport::Tcp).verdict;
+    assert_eq!(guarded("8.8.8.8", 443), Err(DropReason::AddressReserved));
+    assert_eq!(guarded("10.1.0.1", 443), Ok(()));
 }

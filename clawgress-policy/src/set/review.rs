@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
+use cedar_policy_core::ast::{Effect, EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
 use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
 use ipnet::IpNet;
 
@@ -20,15 +20,23 @@ const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp", "tls", "unknown"];
 const SCHEMES: [&str; 2] = ["http", "https"];
 
 /// Whether a part of a condition being true makes a request more allowed, less, or it depends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sense {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sense {
     Allows,
     Denies,
     Either,
 }
 
 impl Sense {
-    fn flipped(self) -> Sense {
+    /// The sense of what policies of this effect ask.
+    pub(crate) fn of(policy: &Policy) -> Sense {
+        match policy.effect() {
+            Effect::Permit => Sense::Allows,
+            Effect::Forbid => Sense::Denies,
+        }
+    }
+
+    pub(crate) fn flipped(self) -> Sense {
         match self {
             Sense::Allows => Sense::Denies,
             Sense::Denies => Sense::Allows,
@@ -66,8 +74,7 @@ pub(crate) fn review(
     source: &Source<'_>,
     members: &Members,
 ) -> (Vec<PolicyProblem>, Named) {
-    let permits = policy.effect() == cedar_policy_core::ast::Effect::Permit;
-    let sense = if permits { Sense::Allows } else { Sense::Denies };
+    let sense = Sense::of(policy);
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
     let mut reviewer = Reviewer { id, source, members, start, named: Named::default(), problems: Vec::new() };
     let principal = policy.principal_constraint();

@@ -1,0 +1,386 @@
+//! Random agents, sets, policies and packets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use clawgress_identity::{Agent, AgentId, AgentState};
+use ipnet::IpNet;
+
+use crate::address::reserved;
+use crate::{NamedSets, PolicyBundle, PolicySet};
+
+/// `SplitMix64`: small, seedable, and the same on every machine.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n as u64).unwrap()
+    }
+
+    pub(super) fn pick<T: Clone>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len())].clone()
+    }
+}
+
+pub(super) const PREFIXES: [&str; 30] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.2.0/24",
+    "10.1.2.128/25",
+    "10.1.2.200/32",
+    "10.255.255.255/32",
+    "203.0.113.0/24",
+    "203.0.113.0/25",
+    "203.0.113.128/25",
+    "127.0.0.0/8",
+    "255.255.255.255/32",
+    "169.254.0.0/16",
+    "169.254.169.254/32",
+    "192.168.0.0/16",
+    "64:ff9b::/96",
+    "fe80::/9",
+    "fd00:ec2::/32",
+    "0.0.0.0/1",
+    "128.0.0.0/1",
+    "::/0",
+    "::/1",
+    "8000::/1",
+    "::/64",
+    "::fffe:0:0/95",
+    "2001:db8::/32",
+    "2001:db8:1::/48",
+    "2001:db8:1::7/128",
+    "::1/128",
+    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128",
+];
+const ADDRESSES: [&str; 7] =
+    ["10.1.2.200", "10.1.2.3", "203.0.113.5", "169.254.169.254", "2001:db8:1::7", "::1", "2001:db8::9"];
+pub(super) const PORTS: [u16; 9] = [0, 1, 22, 80, 443, 444, 8080, 65_534, 65_535];
+const SETS: [(&str, &[&str]); 4] = [
+    ("nested", &["10.0.0.0/8", "10.1.2.0/24"]),
+    ("halves", &["203.0.113.0/25", "203.0.113.128/25"]),
+    ("mixed", &["10.1.0.0/16", "2001:db8::/32", "::/96"]),
+    // Everything, and so nothing that is named but the rest.
+    ("wide", &["0.0.0.0/0", "::/0", "10.1.2.0/24", "64:ff9b::/96"]),
+];
+
+pub(super) fn sets() -> NamedSets {
+    let set = |list: &[&str]| list.iter().map(|p| p.parse().unwrap()).collect::<BTreeSet<IpNet>>();
+    NamedSets {
+        networks: SETS.iter().map(|(name, list)| ((*name).to_owned(), set(list))).collect(),
+        ..NamedSets::default()
+    }
+}
+
+pub(super) fn agent(
+    index: u32,
+    id: &str,
+    team: Option<&str>,
+    environment: Option<&str>,
+    role: Option<&str>,
+) -> Agent {
+    Agent {
+        id: id.parse::<AgentId>().unwrap(),
+        index,
+        team: team.map(str::to_owned),
+        project: None,
+        environment: environment.map(str::to_owned),
+        labels: role.map(|r| ("role".to_owned(), r.to_owned())).into_iter().collect(),
+        state: AgentState::Active,
+        sources: Vec::new(),
+    }
+}
+
+pub(super) fn agents() -> Vec<Agent> {
+    vec![
+        agent(1, "web", Some("payments"), Some("prod"), Some("crawler")),
+        agent(2, "web-2", Some("payments"), None, None),
+        agent(3, "batch", None, Some("prod"), Some("batch")),
+        agent(4, "acme/web", Some("payments"), Some("prod"), Some("crawler")),
+        agent(5, "acme/other", Some("search"), None, None),
+        agent(9, "lone", None, None, None),
+    ]
+}
+
+/// What a generated condition says, and by what it names addresses for `connect`, by the sense it is
+/// used in: written down here a second time, from the text's making rather than from its parsing.
+struct Condition {
+    text: String,
+    /// Its value for `connect`, if that is known before any request.
+    known: Option<bool>,
+    allows: Vec<IpNet>,
+    denies: Vec<IpNet>,
+    either: Vec<IpNet>,
+}
+
+impl Condition {
+    fn plain(text: impl Into<String>) -> Self {
+        Condition { text: text.into(), known: None, allows: vec![], denies: vec![], either: vec![] }
+    }
+
+    fn known(text: &str, value: bool) -> Self {
+        Condition { known: Some(value), ..Condition::plain(text) }
+    }
+
+    fn naming(text: String, prefixes: &[&str]) -> Self {
+        let names: Vec<IpNet> = prefixes.iter().map(|p| prefix(p)).collect();
+        Condition { allows: names.clone(), either: names, ..Condition::plain(text) }
+    }
+
+    fn not(self, text: String) -> Self {
+        let known = self.known.map(|value| !value);
+        Condition { text, known, allows: self.denies, denies: self.allows, either: self.either }
+    }
+
+    /// `&&` if a false left side ends it, `||` if a true one does.
+    fn join(self, other: Condition, ends: bool) -> Self {
+        let text = format!("({} {} {})", self.text, if ends { "||" } else { "&&" }, other.text);
+        match self.known {
+            Some(value) if value == ends => Condition { text, ..self },
+            Some(_) => Condition { text, ..other },
+            None => {
+                // Behind an open left side of `||`, or an open `&&` that is not false, nothing is known.
+                let known = other.known.filter(|value| !ends && !value);
+                let both = |a: Vec<IpNet>, b: Vec<IpNet>| [a, b].concat();
+                Condition {
+                    text,
+                    known,
+                    allows: both(self.allows, other.allows),
+                    denies: both(self.denies, other.denies),
+                    either: both(self.either, other.either),
+                }
+            }
+        }
+    }
+
+    fn choice(test: Condition, then: Condition, other: Condition) -> Self {
+        let text = format!("(if {} then {} else {})", test.text, then.text, other.text);
+        match test.known {
+            Some(true) => Condition { text, ..then },
+            Some(false) => Condition { text, ..other },
+            None => {
+                let unless = |taken: Option<bool>, value| {
+                    if taken == Some(value) { Vec::new() } else { test.either.clone() }
+                };
+                Condition {
+                    allows: [unless(then.known, false), then.allows, other.allows].concat(),
+                    denies: [unless(then.known, true), then.denies, other.denies].concat(),
+                    either: [test.either, then.either, other.either].concat(),
+                    ..Condition::plain(text)
+                }
+            }
+        }
+    }
+}
+
+/// An address or a prefix.
+fn prefix(text: &str) -> IpNet {
+    text.parse().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into())
+}
+
+fn principal_atom(r: &mut Random) -> String {
+    match r.below(9) {
+        0 => "principal == Agent::\"web\"".to_owned(),
+        1 => "principal in Team::\"payments\"".to_owned(),
+        2 => "principal in [Team::\"acme/search\", Team::\"payments\"]".to_owned(),
+        3 => "principal in Tenant::\"acme\"".to_owned(),
+        4 => "(principal.hasTag(\"role\") && principal.getTag(\"role\") == \"crawler\")".to_owned(),
+        5 => "(principal has team && principal.team == Team::\"payments\")".to_owned(),
+        6 => "principal.name like \"web*\"".to_owned(),
+        7 => "[Agent::\"lone\", Agent::\"acme/web\"].contains(principal)".to_owned(),
+        _ => "(principal.name == \"batch\" && 9223372036854775807 + 1 > 0)".to_owned(),
+    }
+}
+
+fn network_atom(r: &mut Random) -> Condition {
+    let subject = r.pick(&["context.ip", "resource.ip"]);
+    let (one, two) = (r.pick(&ADDRESSES), r.pick(&ADDRESSES));
+    match r.below(12) {
+        0..=4 => {
+            let range = r.pick(&PREFIXES);
+            Condition::naming(format!("{subject}.isInRange(ip(\"{range}\"))"), &[range])
+        }
+        5 => Condition::naming(format!("{subject} == ip(\"{one}\")"), &[one]),
+        6 => Condition::naming(format!("resource == Network::\"{one}\""), &[one]),
+        7 | 8 => {
+            let (name, members) = r.pick(&SETS);
+            Condition::naming(format!("resource in NetworkSet::\"{name}\""), members)
+        }
+        9 => {
+            let (name, range) = r.pick(&[
+                ("isIpv4", &["0.0.0.0/0"][..]),
+                ("isIpv6", &["::/0"]),
+                ("isLoopback", &["127.0.0.0/8", "::1/128"]),
+                ("isMulticast", &["224.0.0.0/4", "ff00::/8"]),
+            ]);
+            Condition::naming(format!("{subject}.{name}()"), range)
+        }
+        10 => Condition::naming(format!("[ip(\"{one}\"), ip(\"{two}\")].contains({subject})"), &[one, two]),
+        _ => Condition::naming(String::new(), &[one]).not(format!("{subject} != ip(\"{one}\")")),
+    }
+}
+
+fn port_atom(r: &mut Random) -> String {
+    let port = r.pick(&PORTS);
+    match r.below(8) {
+        0..=4 => format!("context.port {} {port}", r.pick(&["==", "!=", "<", "<=", ">", ">="])),
+        5 => format!("{port} {} context.port", r.pick(&["==", "<", "<=", ">", ">="])),
+        _ => format!("[{port}, {}, {}].contains(context.port)", r.pick(&PORTS), r.pick(&PORTS)),
+    }
+}
+
+fn condition(r: &mut Random, depth: usize) -> Condition {
+    if depth > 0 {
+        let sub = |r: &mut Random| condition(r, depth - 1);
+        match r.below(8) {
+            0 | 1 => return sub(r).join(sub(r), false),
+            2 | 3 => return sub(r).join(sub(r), true),
+            4 => {
+                let inner = sub(r);
+                let text = format!("!({})", inner.text);
+                return inner.not(text);
+            }
+            5 => return Condition::choice(sub(r), sub(r), sub(r)),
+            _ => {}
+        }
+    }
+    match r.below(12) {
+        0..=4 => network_atom(r),
+        5..=7 => Condition::plain(port_atom(r)),
+        8 => Condition::plain(format!(
+            "context.protocol {} \"{}\"",
+            r.pick(&["==", "!="]),
+            r.pick(&["tcp", "udp", "icmp"])
+        )),
+        9 => Condition::plain("[\"tcp\", \"icmp\"].contains(context.protocol)"),
+        10 => {
+            let (text, value) = r.pick(&[
+                ("action == Action::\"connect\"", true),
+                ("action in Action::\"opaque\"", false),
+                ("context has ip", true),
+                ("true", true),
+                ("false", false),
+            ]);
+            Condition::known(text, value)
+        }
+        _ => Condition::plain(principal_atom(r)),
+    }
+}
+
+/// A policy's text, and by what it names addresses for `connect`.
+fn policy(r: &mut Random, number: usize) -> (String, Vec<IpNet>) {
+    let effect = if r.below(3) == 0 { "forbid" } else { "permit" };
+    let principal = r.pick(&[
+        "principal",
+        "principal",
+        "principal == Agent::\"web\"",
+        "principal in Team::\"payments\"",
+        "principal in Environment::\"prod\"",
+        "principal in Tenant::\"default\"",
+        "principal is Agent in Team::\"acme/payments\"",
+        "principal is Agent",
+    ]);
+    let (action, guarded) = r.pick(&[
+        ("action == Action::\"connect\"", false),
+        ("action == Action::\"connect\"", false),
+        ("action == Action::\"direct\"", false),
+        ("action in [Action::\"connect\", Action::\"direct\"]", false),
+        ("action in Action::\"reach\"", true),
+        ("action in [Action::\"opaque\", Action::\"http\"]", true),
+        ("action", true),
+    ]);
+    let (set, members) = r.pick(&SETS);
+    let one = r.pick(&ADDRESSES);
+    let (resource, mut names) = match r.below(8) {
+        0 => (format!("resource in NetworkSet::\"{set}\""), members.iter().map(|p| prefix(p)).collect()),
+        1 => (format!("resource == Network::\"{one}\""), vec![prefix(one)]),
+        2 => ("resource is Network".to_owned(), vec![]),
+        3 => (
+            format!("resource is Network in NetworkSet::\"{set}\""),
+            members.iter().map(|p| prefix(p)).collect(),
+        ),
+        _ => ("resource".to_owned(), vec![]),
+    };
+    let mut text = format!("@id(\"p{number}\") {effect} ({principal}, {action}, {resource})");
+    let mut whole: Option<Condition> = None;
+    for _ in 0..r.below(3) {
+        let depth = r.below(4);
+        let mut clause = condition(r, depth);
+        if guarded {
+            clause = match r.below(3) {
+                0 => Condition::known("resource is Network", true).join(clause, false),
+                1 => Condition::known("!(resource is Network)", false).join(clause, true),
+                _ => Condition::choice(
+                    Condition::known("resource is Network", true),
+                    clause,
+                    Condition::known("false", false),
+                ),
+            };
+        }
+        let word = r.pick(&["when", "when", "unless"]);
+        text.push_str(&format!(" {word} {{ {} }}", clause.text));
+        if word == "unless" {
+            clause = clause.not(String::new());
+        }
+        whole = Some(match whole {
+            Some(before) => before.join(clause, false),
+            None => clause,
+        });
+    }
+    text.push_str(";\n");
+    names.extend(whole.into_iter().flat_map(|c| c.allows));
+    names.retain(|p| p.prefix_len() > 0);
+    (text, names)
+}
+
+/// By what each policy of a set names addresses.
+pub(super) type NamesOf = BTreeMap<String, Vec<IpNet>>;
+
+/// A random set. Policies that can never apply are refused by validation, so they are left out.
+pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
+    let (mut text, mut names_of) = (String::new(), NamesOf::new());
+    for number in 0..=r.below(7) {
+        let (policy, names) = policy(r, number);
+        match PolicySet::parse(&PolicyBundle { text: policy.clone(), sets: sets() }) {
+            Ok(_) => {
+                text.push_str(&policy);
+                names_of.insert(format!("p{number}"), names);
+            }
+            Err(e) => assert!(
+                e.problems
+                    .iter()
+                    .all(|p| p.message.contains("impossible") || p.message.contains("applicable action")),
+                "{policy}\n{:#?}",
+                e.problems
+            ),
+        }
+    }
+    let set = PolicySet::parse(&PolicyBundle { text: text.clone(), sets: sets() }).unwrap();
+    (text, names_of, set)
+}
+
+pub(super) fn address(r: &mut Random) -> IpAddr {
+    let near = |ip: IpAddr, r: &mut Random| match ip {
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits().wrapping_add([0, 1, u32::MAX][r.below(3)])).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits().wrapping_add([0, 1, u128::MAX][r.below(3)])).into()),
+    };
+    match r.below(10) {
+        8 => near(r.pick(&reserved().collect::<Vec<_>>()).network(), r),
+        9 => near(r.pick(&reserved().collect::<Vec<_>>()).broadcast(), r),
+        0 => IpAddr::V4(u32::try_from(r.next() >> 32).unwrap().into()),
+        1 => IpAddr::V6((u128::from(r.next()) << 64 | u128::from(r.next())).into()),
+        2 => IpAddr::V6("10.1.2.7".parse::<std::net::Ipv4Addr>().unwrap().to_ipv6_mapped()),
+        3 => r.pick(&ADDRESSES).parse().unwrap(),
+        4 => near(r.pick(&PREFIXES).parse::<IpNet>().unwrap().broadcast(), r),
+        _ => near(r.pick(&PREFIXES).parse::<IpNet>().unwrap().network(), r),
+    }
+}

@@ -1,0 +1,97 @@
+//! `connect` and the guard of reserved addresses, as both planes apply them: a permit for everywhere
+//! opens no reserved address; a permit that names the address does. Must never be written down a second
+//! time: the kernel tables and L7 both ask here.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::Agent;
+use ipnet::IpNet;
+
+use super::{Inner, PolicySet};
+use crate::address::{canonical, is_reserved};
+use crate::members::{Members, PrefixIndex};
+use crate::request::{Decision, Operation, Request, Transport};
+
+/// By what one permit names addresses. A prefix of length 0 is everything, and names nothing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    prefixes: PrefixIndex,
+    sets: BTreeSet<String>,
+}
+
+/// One way to name addresses.
+#[derive(Clone, Debug)]
+pub(crate) enum Name {
+    Prefix(IpNet),
+    Set(String),
+}
+
+impl Names {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.sets.is_empty()
+    }
+
+    /// Whether the address (canonical) is named.
+    fn has(&self, ip: IpAddr, members: &Members) -> bool {
+        !self.prefixes.containing(ip, 1).is_empty()
+            || (!self.sets.is_empty()
+                && members.sets_of_ip(ip, 1).into_iter().any(|set| self.sets.contains(set)))
+    }
+}
+
+impl FromIterator<Name> for Names {
+    fn from_iter<I: IntoIterator<Item = Name>>(names: I) -> Names {
+        let mut this = Names::default();
+        for name in names {
+            match name {
+                Name::Prefix(prefix) if prefix.prefix_len() == 0 => {}
+                Name::Prefix(prefix) => this.prefixes.insert(prefix, 0),
+                Name::Set(set) => drop(this.sets.insert(set)),
+            }
+        }
+        this
+    }
+}
+
+impl PolicySet {
+    /// Whether an agent may reach an address: the `connect` decision, and the guard of reserved
+    /// addresses. What both planes enforce.
+    ///
+    /// A [reserved](is_reserved) address that `connect` permits is denied with
+    /// [`DropReason::AddressReserved`] unless one of the permits that determined this very decision
+    /// names it: by an address or prefix in its scope or its condition, or by a network set there. A
+    /// prefix of length 0 names nothing, nor does one that takes away (behind `unless` or `!`). The
+    /// policies of such a denial are the permits, none of which names it.
+    #[must_use]
+    pub fn reach(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
+        let decision = self.connect(agent, ip, port, transport);
+        if is_reserved(ip) { self.inner.guard(decision, ip) } else { decision }
+    }
+
+    /// As [`reach`](Self::reach), for an address to guard whether it is reserved or not: one of the
+    /// gateway's own, which may lie in public space.
+    #[must_use]
+    pub fn reach_guarded(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
+        self.inner.guard(self.connect(agent, ip, port, transport), ip)
+    }
+
+    fn connect(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
+        self.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } })
+    }
+}
+
+impl Inner {
+    /// What becomes of a `connect` decision on an address that must be named.
+    pub(crate) fn guard(&self, decision: Decision, ip: IpAddr) -> Decision {
+        let ip = canonical(ip);
+        let names = |policy: &String| {
+            self.plan.names_of(policy).is_some_and(|names: &Names| names.has(ip, &self.members))
+        };
+        if !decision.is_allow() || decision.policies.iter().any(names) {
+            return decision;
+        }
+        Decision { verdict: Err(DropReason::AddressReserved), ..decision }
+    }
+}
