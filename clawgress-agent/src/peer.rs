@@ -1,8 +1,10 @@
 //! Who is at the other end of a Unix socket: the one place where a process is let in, by the
 //! credentials the kernel vouches for (SO_PEERCRED), never by anything the peer says.
 //!
-//! The process id is for logs only: it may have been reused by the time it is read.
+//! A process that the gateway governs is never let in, whoever its user is ([`governed`]).
+//! The process id in a [`Peer`] is for logs only: it may have been reused by the time it is read.
 
+mod governed;
 mod refusal;
 
 use std::collections::BTreeSet;
@@ -23,6 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use self::governed::Workloads;
+
 /// Connections at once on one socket: some administrators and L7 workers; more is somebody's mistake.
 const CONNECTIONS_MAX: usize = 256;
 /// Refusals being told at once; beyond it the connection is just closed.
@@ -33,6 +37,8 @@ const REFUSAL_TIME_MAX: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a refused process is told; plain ASCII, as it goes into a header.
 const REFUSAL: &str = "this user may not use this socket; see [access] in the configuration";
+/// What a governed process is told.
+const REFUSAL_GOVERNED: &str = "a command that runs as an agent may not use this socket";
 
 /// The sockets of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +75,7 @@ pub struct Access {
     socket: Socket,
     uids: BTreeSet<u32>,
     group: Option<Gid>,
+    workloads: Workloads,
 }
 
 /// A process that was let in.
@@ -99,6 +106,30 @@ pub enum PeerError {
         pid: Option<i32>,
         /// Which socket.
         socket: &'static str,
+    },
+    /// A command that runs as an agent.
+    #[error("user {uid} (process {pid:?}) runs as an agent and may not use the {socket} socket")]
+    Governed {
+        /// Its user.
+        uid: u32,
+        /// Its process id.
+        pid: Option<i32>,
+        /// Which socket.
+        socket: &'static str,
+    },
+    /// Nobody can say whether it runs as an agent.
+    #[error(
+        "cannot tell whether user {uid} (process {pid:?}) at the {socket} socket runs as an agent: {error}"
+    )]
+    Unclear {
+        /// Its user.
+        uid: u32,
+        /// Its process id.
+        pid: Option<i32>,
+        /// Which socket.
+        socket: &'static str,
+        /// Why not.
+        error: io::Error,
     },
 }
 
@@ -141,7 +172,7 @@ pub fn incoming(
                 Err(error) => {
                     tracing::warn!(%error, "refused a connection");
                     if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
-                        tokio::spawn(refuse(stream, place));
+                        tokio::spawn(refuse(stream, error.told(), place));
                     }
                     continue;
                 }
@@ -159,8 +190,8 @@ pub fn incoming(
 }
 
 /// Tells a gRPC client that it is not allowed, instead of leaving it with a closed connection.
-async fn refuse(stream: UnixStream, _place: OwnedSemaphorePermit) {
-    let _ = tokio::time::timeout(REFUSAL_TIME_MAX, refusal::answer(stream, REFUSAL)).await;
+async fn refuse(stream: UnixStream, told: &'static str, _place: OwnedSemaphorePermit) {
+    let _ = tokio::time::timeout(REFUSAL_TIME_MAX, refusal::answer(stream, told)).await;
 }
 
 // === impl Access ===
@@ -187,20 +218,37 @@ impl Access {
                 group = admin_group(access)?;
             }
         }
-        Ok(Access { socket, uids, group })
+        let workloads = Workloads::new(config).context("cannot find the cgroups of governed commands")?;
+        Ok(Access { socket, uids, group, workloads })
     }
 
     /// Whether the process at the other end of `stream` may use this socket.
     ///
     /// # Errors
-    /// If it may not.
+    /// If it may not, or nobody can tell.
     pub fn check(&self, stream: &UnixStream) -> Result<Peer, PeerError> {
         let credentials = stream.peer_cred()?;
         let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
-        if self.uids.contains(&peer.uid) || self.group.is_some_and(|g| is_member(&peer, g)) {
-            return Ok(peer);
+        let Peer { uid, pid, .. } = peer;
+        let socket = self.socket.name();
+        if !self.uids.contains(&uid) && !self.group.is_some_and(|g| is_member(&peer, g)) {
+            return Err(PeerError::Refused { uid, pid, socket });
         }
-        Err(PeerError::Refused { uid: peer.uid, pid: peer.pid, socket: self.socket.name() })
+        match self.workloads.hold(stream, pid) {
+            Ok(false) => Ok(peer),
+            Ok(true) => Err(PeerError::Governed { uid, pid, socket }),
+            Err(error) => Err(PeerError::Unclear { uid, pid, socket, error }),
+        }
+    }
+}
+
+impl PeerError {
+    /// What the peer itself is told.
+    fn told(&self) -> &'static str {
+        match self {
+            PeerError::Unknown(_) | PeerError::Refused { .. } => REFUSAL,
+            PeerError::Governed { .. } | PeerError::Unclear { .. } => REFUSAL_GOVERNED,
+        }
     }
 }
 
@@ -286,12 +334,19 @@ mod tests {
 
     use super::*;
 
+    fn config(access: &str) -> Config {
+        let text =
+            "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:1\"]\n[l7]\n";
+        Config::parse(&format!("{text}{access}"), std::path::Path::new("c.toml")).expect("valid")
+    }
+
     /// A socket that nobody may use.
     async fn closed() -> (tempfile::TempDir, std::path::PathBuf, CancellationToken) {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("s.sock");
         let listener = socket::bind(&path, 0o600).expect("bind");
-        let access = Access { socket: Socket::Keys, uids: BTreeSet::new(), group: None };
+        let workloads = Workloads::new(&config("")).expect("cgroups");
+        let access = Access { socket: Socket::Keys, uids: BTreeSet::new(), group: None, workloads };
         let stop = CancellationToken::new();
         let mut accepted = incoming(listener, access, stop.clone());
         tokio::spawn(async move {
@@ -328,23 +383,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_own_user_is_let_in_and_a_name_that_does_not_exist_is_an_error() {
-        let text =
-            "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:1\"]\n[l7]\n";
-        let place = std::path::Path::new("c.toml");
-        let config = Config::parse(text, place).expect("valid");
+        let configured = config;
+        let config = configured("");
         let (a, _b) = UnixStream::pair().expect("pair");
         for socket in [Socket::Keys, Socket::Control, Socket::Admin, Socket::Datapath, Socket::Handover] {
             let peer = Access::new(&config, socket).expect("access").check(&a).expect("own user");
             assert_eq!(peer.uid, Uid::effective().as_raw());
         }
-        let named = format!("{text}[access]\nl7_user = \"no-such-user\"\nadmin_group = \"no-such-group\"\n");
-        let config = Config::parse(&named, place).expect("valid");
+        let config = configured("[access]\nl7_user = \"no-such-user\"\nadmin_group = \"no-such-group\"\n");
         let error = |socket| Access::new(&config, socket).expect_err("no such name").to_string();
         assert!(error(Socket::Control).contains("user `no-such-user`"));
         assert!(error(Socket::Admin).contains("group `no-such-group`"));
         Access::new(&config, Socket::Datapath).expect("needs neither");
         // The L7 user is not among those who may administer or command the datapath.
-        let l7 = Config::parse(&format!("{text}[access]\nl7_user = \"nobody\"\n"), place).expect("valid");
+        let l7 = configured("[access]\nl7_user = \"nobody\"\n");
         let uids = |socket| Access::new(&l7, socket).expect("access").uids;
         let nobody = User::from_name("nobody").expect("users").expect("nobody").uid.as_raw();
         assert!(uids(Socket::Keys).contains(&nobody) && uids(Socket::Control).contains(&nobody));

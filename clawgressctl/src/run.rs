@@ -2,6 +2,7 @@
 //! lead it to the local proxy; the key in them counts only while this process lives.
 
 pub mod child;
+mod sockets;
 
 use std::env;
 use std::ffi::OsString;
@@ -38,7 +39,7 @@ const CA_BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-/// Who a command is when root runs it and names nobody: root could leave its cgroup.
+/// Who a command is when root runs it, did not get there by sudo, and names no user.
 const NOBODY: &str = "nobody";
 
 #[derive(Args)]
@@ -52,7 +53,8 @@ pub struct Arguments {
     /// Where the node has no kernel plane, run the command all the same, led to the proxy by variables alone.
     #[arg(long)]
     proxy_only: bool,
-    /// User the command runs as, if root runs this; else who called sudo, else `nobody`.
+    /// User the command runs as, never root; else who called sudo, else `nobody`. It gets that user's
+    /// primary group and no other.
     #[arg(long)]
     user: Option<String>,
     /// The command and its arguments.
@@ -133,12 +135,13 @@ fn spawn(arguments: &Arguments, session: &RunSession) -> Result<Child, Failure> 
     command.arg("run-child");
     if let Some(path) = &session.cgroup_path {
         command.arg("--cgroup").arg(path);
-        if Uid::effective().is_root() {
-            let user = user(arguments.user.as_deref())?;
-            output::note(&format!("the command runs as `{}`; choose with --user", user.name));
-            command.arg("--user").arg(&user.name);
-            command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
+        if !Uid::effective().is_root() {
+            return Err(child::sudo_needed(Path::new(path)));
         }
+        let user = user(arguments.user.as_deref())?;
+        output::note(&format!("the command runs as `{}`; choose with --user", user.name));
+        command.arg("--user").arg(&user.name);
+        command.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
     }
     command.arg("--").args(&arguments.command);
     let proxy = proxy_url(&session.agent, &session.api_key, &session.proxy.to_string());
@@ -158,10 +161,22 @@ fn spawn(arguments: &Arguments, session: &RunSession) -> Result<Child, Failure> 
     command.spawn().map_err(|e| Failure::Refused(format!("cannot start the command: {e}")))
 }
 
-/// The user a command of root's runs as.
+/// The user a command of root's runs as: never root, which owns its cgroup's files and could walk out.
 fn user(named: Option<&str>) -> Result<User, Failure> {
-    let caller = env::var("SUDO_USER").ok();
-    let name = named.or(caller.as_deref()).unwrap_or(NOBODY);
+    if let Some(name) = named {
+        let user = find(name)?;
+        return if user.uid.is_root() { Err(child::root_refused(name)) } else { Ok(user) };
+    }
+    if let Ok(name) = env::var("SUDO_USER") {
+        let caller = find(&name)?;
+        if !caller.uid.is_root() {
+            return Ok(caller);
+        }
+    }
+    find(NOBODY)
+}
+
+fn find(name: &str) -> Result<User, Failure> {
     match User::from_name(name) {
         Ok(Some(user)) => Ok(user),
         Ok(None) => Err(Failure::Refused(format!("there is no user `{name}`; choose one with --user"))),

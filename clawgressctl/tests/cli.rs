@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use clawgress_api::config::Config;
 use clawgress_api::identity::{Agent, AgentState};
@@ -236,8 +237,7 @@ async fn run_confines_a_command_of_root_to_its_cgroup() {
     let role = script.serve(config);
     run(config, &["agent", "create", "a"]).await;
     // An open descriptor and a capability that the command must not inherit.
-    let text =
-        "cat /proc/self/cgroup; grep -E 'Cap|NoNew|^Uid' /proc/self/status; ls /proc/self/fd; echo $HOME";
+    let text = "cat /proc/self/cgroup; grep -E 'Cap|NoNew|^Uid|^Gid|^Groups' /proc/self/status; ls /proc/self/fd; echo $HOME";
     let mut command = Command::new("sh");
     let own = env!("CARGO_BIN_EXE_clawgressctl");
     let socket = config.admin_socket();
@@ -255,10 +255,8 @@ async fn run_confines_a_command_of_root_to_its_cgroup() {
     let descriptors: Vec<u32> = out.lines().filter_map(|l| l.trim().parse().ok()).collect();
     // The last one is `ls` looking at its own directory.
     assert_eq!(descriptors, [0, 1, 2, 3], "{out}");
-    let mut command =
-        ctl(&config.admin_socket(), &["run", "--agent", "a", "--user", "root", "--", "sh", "-c", text]);
-    let output = command.current_dir("/").output().await.expect("run");
-    check(&output, 0, "CapEff:\t0000000000000000", "the command runs as `root`");
+    assert!(out.lines().any(|l| l.trim_end() == "Groups:"), "no group but its own: {out}");
+    assert!(out.contains("Gid:\t65534\t65534\t65534\t65534"), "{out}");
     until("the workloads to be closed", async || script.workloads.lock().await.is_empty()).await;
     *script.cgroup.lock().await = PathBuf::from("/nonexistent/cgroup");
     let lost = run(config, &["run", "--agent", "a", "--", "echo", "escaped"]).await;
@@ -267,7 +265,91 @@ async fn run_confines_a_command_of_root_to_its_cgroup() {
     role.stop().await;
 }
 
-/// A cgroup of the test's own, removed when dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn run_never_makes_a_command_root_whatever_it_is_told() {
+    assert!(nix::unistd::Uid::effective().is_root(), "this test needs root, to make a cgroup");
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    let cgroup = Cgroup::new();
+    let script = Arc::new(Script::default());
+    *script.cgroup.lock().await = cgroup.0.clone();
+    let role = script.serve(config);
+    run(config, &["agent", "create", "a"]).await;
+    let as_root = run(config, &["run", "--agent", "a", "--user", "root", "--", "echo", "escaped"]).await;
+    check(&as_root, 1, "", "the command would run as `root`");
+    assert!(as_root.stdout.is_empty());
+    // Who became root by `su`, and then used sudo, is as little a choice.
+    let mut command = ctl(&config.admin_socket(), &["run", "--agent", "a", "--", "id", "-u"]);
+    let output = command.current_dir("/").env("SUDO_USER", "root").output().await.expect("run");
+    check(&output, 0, "65534", "the command runs as `nobody`");
+    let mut command = ctl(&config.admin_socket(), &["run", "--agent", "a", "--", "id", "-u"]);
+    let output = command.current_dir("/").env("SUDO_USER", "daemon").output().await.expect("run");
+    check(&output, 0, "1\n", "the command runs as `daemon`");
+    // The child checks for itself.
+    let path = cgroup.0.to_str().expect("text");
+    for user in [&["--user", "root"][..], &[]] {
+        let child = [&["run-child", "--cgroup", path], user, &["--", "echo", "escaped"]].concat();
+        let refused = ctl(&config.admin_socket(), &child).output().await.expect("run");
+        assert!(matches!(refused.status.code(), Some(1 | 4)), "{refused:?}");
+        assert!(refused.stdout.is_empty(), "{refused:?}");
+    }
+    role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_governed_command_has_no_socket_that_its_hooks_do_not_see() {
+    let cgroup = Cgroup::new();
+    let path = cgroup.0.to_str().expect("text").to_owned();
+    let child = |code: &str| {
+        let arguments = ["run-child", "--cgroup", &path, "--user", "nobody", "--", "python3", "-c", code];
+        ctl(Path::new("/nonexistent"), &arguments)
+    };
+    let code = "import socket, errno, ctypes
+for family in (1, 2, 10): socket.socket(family, socket.SOCK_STREAM).close()
+socket.socket(16, socket.SOCK_RAW).close()
+for family in (17, 38, 40, 44):
+    try: socket.socket(family, socket.SOCK_RAW)
+    except OSError as e: assert e.errno == errno.EPERM, (family, e)
+    else: raise SystemExit(f'family {family} is open')
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.syscall(425, 8, None) == -1 and ctypes.get_errno() == errno.EPERM
+print('confined')";
+    let output = child(code).current_dir("/").output().await.expect("run");
+    check(&output, 0, "confined", "");
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let stream = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    let mut command = child("print('escaped')");
+    let inherited = command.stdin(Stdio::from(std::os::fd::OwnedFd::from(stream))).current_dir("/");
+    check(&inherited.output().await.expect("run"), 1, "", "standard input is a network socket");
+    let (local, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
+    let mut command = child("print('local')");
+    let inherited = command.stdin(Stdio::from(std::os::fd::OwnedFd::from(local))).current_dir("/");
+    check(&inherited.output().await.expect("run"), 0, "local", "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_governed_command_never_administers() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let cgroup = Cgroup::new();
+    let own = env!("CARGO_BIN_EXE_clawgressctl");
+    // Root itself, so that nothing but the cgroup speaks against it.
+    let script = "echo 0 >\"$1/cgroup.procs\" && shift && exec \"$@\"";
+    let status = |cgroup: &Path| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(cgroup).arg(own).arg("--socket").arg(config.admin_socket());
+        command.arg("status").stdin(Stdio::null()).kill_on_drop(true);
+        command
+    };
+    for _ in 0..5 {
+        check(&status(&cgroup.0).output().await.expect("run"), 4, "", "you may not administer");
+    }
+    let root = cgroup.0.ancestors().nth(2).expect("root");
+    check(&status(root).output().await.expect("run"), 0, "node", "");
+}
+
+/// A cgroup of the test's own where those of workloads are, removed when dropped.
 struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -278,8 +360,11 @@ impl Cgroup {
             let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
             (kind == "cgroup2").then(|| PathBuf::from(place))
         });
-        let path = root.expect("cgroup v2 is mounted").join(format!("claw-ctl-test-{}", std::process::id()));
-        fs::create_dir(&path).expect("cgroup");
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ctl-test-{}-{number}", std::process::id());
+        let path = root.expect("cgroup v2 is mounted").join("clawgress").join(name);
+        fs::create_dir_all(&path).expect("cgroup");
         Cgroup(path)
     }
 }

@@ -2,19 +2,20 @@
 //! and every descriptor it was not meant to have, then becomes the command. No step may be skipped when
 //! it fails.
 
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use nix::unistd::{Uid, User, close, initgroups, setgid, setuid};
+use nix::unistd::{Uid, User, close, getresuid, setgid, setgroups, setuid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
+use super::sockets;
 use crate::failure::Failure;
 
 /// Highest number the kernel may have for a capability: the sets are 64 bits wide.
@@ -48,16 +49,16 @@ pub fn become_command(arguments: &Arguments) -> Failure {
 }
 
 fn confine(arguments: &Arguments) -> Result<(), Failure> {
-    if let Some(path) = &arguments.cgroup {
-        enter(path)?;
-    }
     let failed = |what: &'static str| move |e: String| Failure::Refused(format!("cannot {what}: {e}"));
-    if arguments.cgroup.is_some() && Uid::effective().is_root() {
+    if let Some(path) = &arguments.cgroup {
+        sockets::refuse_inherited()?;
+        // Whoever may enter without being root may leave in the same way.
+        let user = arguments.user.as_deref().filter(|_| Uid::effective().is_root());
+        let user = user.ok_or_else(|| sudo_needed(path))?;
+        enter(path)?;
         drop_bounding_set().map_err(|e| failed("give up capabilities")(e.to_string()))?;
-        if let Some(name) = &arguments.user {
-            assume(name)?;
-        }
-        // For a user who is root all the same: without these, root is a name.
+        assume(user)?;
+        // Gone with root's user id already, unless the kernel's securebits say otherwise.
         clear_ambient_capability_set().map_err(|e| failed("give up capabilities")(e.to_string()))?;
         let none = CapabilitySets {
             effective: CapabilitySet::empty(),
@@ -67,17 +68,33 @@ fn confine(arguments: &Arguments) -> Result<(), Failure> {
         set_capabilities(None, none).map_err(|e| failed("give up capabilities")(e.to_string()))?;
     }
     set_no_new_privs(true).map_err(|e| failed("set no_new_privs")(e.to_string()))?;
-    close_others().map_err(|e| failed("close descriptors")(e.to_string()))
+    close_others().map_err(|e| failed("close descriptors")(e.to_string()))?;
+    if arguments.cgroup.is_some() {
+        sockets::restrict().map_err(|e| failed("restrict sockets")(e))?;
+    }
+    Ok(())
+}
+
+/// Moving into a cgroup takes root.
+pub fn sudo_needed(cgroup: &Path) -> Failure {
+    Failure::Denied(format!(
+        "you may not move a command into `{}`; use sudo (the command itself runs as you)",
+        cgroup.display()
+    ))
+}
+
+/// Root owns the cgroup's files and the pinned programs: even without a capability it could walk out.
+pub fn root_refused(name: &str) -> Failure {
+    Failure::Refused(format!(
+        "the command would run as `{name}`, which is root and could leave its cgroup; name another user with --user"
+    ))
 }
 
 /// A process that writes 0 moves itself (cgroups(7)).
 fn enter(cgroup: &Path) -> Result<(), Failure> {
     let file = cgroup.join("cgroup.procs");
     fs::write(&file, "0").map_err(|e| match e.kind() {
-        std::io::ErrorKind::PermissionDenied => Failure::Denied(format!(
-            "you may not move a command into `{}`; use sudo (the command itself runs as you)",
-            cgroup.display()
-        )),
+        std::io::ErrorKind::PermissionDenied => sudo_needed(cgroup),
         _ => Failure::Refused(format!("cannot enter `{}`: {e}", cgroup.display())),
     })
 }
@@ -95,15 +112,23 @@ fn drop_bounding_set() -> rustix::io::Result<()> {
     Ok(())
 }
 
+/// Becomes `name` with its primary group alone: a supplementary one could be the administrators'.
 fn assume(name: &str) -> Result<(), Failure> {
     let failed = |e: String| Failure::Refused(format!("cannot become user `{name}`: {e}"));
     let user = User::from_name(name).map_err(|e| failed(e.to_string()))?;
     let user = user.ok_or_else(|| failed("it does not exist".into()))?;
-    let text = CString::new(name).map_err(|e| failed(e.to_string()))?;
-    initgroups(&text, user.gid)
+    if user.uid.is_root() {
+        return Err(root_refused(name));
+    }
+    setgroups(&[])
         .and_then(|()| setgid(user.gid))
         .and_then(|()| setuid(user.uid))
-        .map_err(|e| failed(e.to_string()))
+        .map_err(|e| failed(e.to_string()))?;
+    let now = getresuid().map_err(|e| failed(e.to_string()))?;
+    if [now.real, now.effective, now.saved].iter().any(|uid| uid.is_root()) {
+        return Err(root_refused(name));
+    }
+    Ok(())
 }
 
 /// An open socket from outside the cgroup would be a way around its programs.
