@@ -48,6 +48,14 @@ pub struct Share {
     source: IpAddr,
 }
 
+/// What counts as one source.
+fn source(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::from((u128::from(ip) & !u128::from(u64::MAX)).to_be_bytes()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 // === impl Sources ===
 
 impl Sources {
@@ -58,11 +66,12 @@ impl Sources {
         Arc::new(Sources { counts: Mutex::default(), each_max, refused: AtomicU64::new(0) })
     }
 
-    /// One more connection of `source`, if it may have one.
+    /// One more connection of `peer`'s source, if it may have one.
     #[must_use]
-    pub fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
+    pub fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Share> {
+        let source = source(peer);
         // The proxy of a laptop has one source for all its agents.
-        if !source.is_loopback() {
+        if !peer.to_canonical().is_loopback() {
             let mut counts = self.counts.lock();
             let count = counts.entry(source).or_default();
             if *count >= self.each_max {
@@ -124,7 +133,7 @@ impl Accepting {
 
     fn admit(&self, kind: ListenerKind, stream: TcpStream, peer: std::net::SocketAddr, flows: &Flows) {
         let Ok(local) = stream.local_addr() else { return };
-        let Some(share) = self.sources.take(peer.ip().to_canonical()) else {
+        let Some(share) = self.sources.take(peer.ip()) else {
             return self.sources.refuse("a source");
         };
         let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
@@ -155,5 +164,21 @@ mod tests {
         let _third = sources.take(a).expect("freed");
         drop(other);
         assert_eq!(sources.counts.lock().len(), 1, "nothing is kept of sources without connections");
+    }
+
+    #[test]
+    fn an_ipv6_source_is_its_network() {
+        let sources = Sources::new(8);
+        let ip = |s: &str| s.parse::<IpAddr>().expect("address");
+        let _first = sources.take(ip("2001:db8::1")).expect("one");
+        let _second = sources.take(ip("2001:db8::ffff:2")).expect("two");
+        assert!(sources.take(ip("2001:db8::3")).is_none(), "another address of the same host");
+        let _other = sources.take(ip("2001:db8:0:1::1")).expect("another network");
+        let mapped: Vec<_> = ["::ffff:192.0.2.1", "::ffff:192.0.2.2", "192.0.2.1"].map(ip).to_vec();
+        let shares: Vec<_> = mapped.iter().map(|ip| sources.take(*ip)).collect();
+        assert!(shares.iter().all(Option::is_some), "mapped addresses are IPv4");
+        assert!(sources.take(ip("::ffff:192.0.2.1")).is_none());
+        let local: Vec<_> = (0..9).map(|_| sources.take(ip("::1"))).collect();
+        assert!(local.iter().all(Option::is_some));
     }
 }

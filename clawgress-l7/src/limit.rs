@@ -50,7 +50,8 @@ pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(300);
 /// First probe of a silent connection, and the time between probes.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// One source may hold this part of all connections, so that it can't lock the others out.
+/// One source may hold this part of all connections, so that it can't lock the others out. A source is
+/// an IPv4 address or an IPv6 network of 64 bits, of which a host has all addresses (RFC 7421).
 pub const SOURCE_SHARE: usize = 4;
 /// From SIGTERM to the end of what still runs: below systemd's 90 s, long enough for most answers.
 pub const DRAIN: Duration = Duration::from_secs(25);
@@ -59,6 +60,11 @@ pub const DRAIN: Duration = Duration::from_secs(25);
 pub const KEYS_CALL: Duration = Duration::from_secs(2);
 /// Questions to the keys role at once.
 pub const KEYS_CALLS_MAX: usize = 64;
+/// How often the clock is asked whether a key has expired at the latest: it may be set meanwhile.
+pub const EXPIRY_LOOK: Duration = Duration::from_secs(60);
+/// Requests of nobody, on one connection, before it is closed: each leaves audit records. Clients that
+/// are asked for a credential have it at the second.
+pub const STRANGER_REQUESTS_MAX: u32 = 4;
 /// Verified keys remembered: the agents of a large node.
 pub const KEYS_CACHE_MAX: usize = 4096;
 /// How long a verified key is remembered, so that a replaced secret of the keys role is noticed.
