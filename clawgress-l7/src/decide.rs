@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
-use clawgress_policy::{Host, Operation, Request, Transport, TunnelProtocol, is_reserved};
+use clawgress_policy::{Decision, Host, Operation, Request, Transport, TunnelProtocol};
 
 use crate::own::Own;
 use crate::snapshot::Plan;
@@ -57,7 +57,10 @@ impl Ruling {
 fn ask(plan: &Plan, agent: &Agent, operation: Operation<'_>) -> Ruling {
     let action = operation.action();
     let Some(policy) = &plan.policy else { return Ruling::deny(action, DropReason::PolicyMissing) };
-    let decision = policy.decide(&Request { agent, operation });
+    ruling(action, agent, policy.decide(&Request { agent, operation }))
+}
+
+fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
     for error in &decision.errors {
         tracing::warn!(%error, action, agent = %agent.id, "a policy could not be evaluated, and that denies");
     }
@@ -143,12 +146,10 @@ pub fn connect(
 }
 
 fn connect_one(plan: &Plan, agent: &Agent, own: &Own, ip: IpAddr, port: u16) -> Ruling {
-    if own.listens(ip, port) {
+    // What is named for its network is not named for this machine, whose services trust their own host.
+    if own.is(ip) || own.listens(ip, port) {
         return Ruling::deny("connect", DropReason::GatewayAddress);
     }
-    let named = plan.policy.as_ref().is_some_and(|p| p.names_address(ip));
-    if (is_reserved(ip) || own.has(ip)) && !named {
-        return Ruling::deny("connect", DropReason::AddressReserved);
-    }
-    ask(plan, agent, Operation::Connect { ip, port, transport: Transport::Tcp })
+    let Some(policy) = &plan.policy else { return Ruling::deny("connect", DropReason::PolicyMissing) };
+    ruling("connect", agent, policy.reach(agent, ip, port, Transport::Tcp))
 }

@@ -1,5 +1,6 @@
-//! The machine's own addresses, which agents reach only where a policy names them, and the gateway's
-//! own listeners, which they never reach through the gateway: that would be a loop.
+//! The machine's own addresses, which agents never reach through the gateway, and the gateway's own
+//! listeners: that would be a loop. Loopback is open where a policy names it: a model's server on the
+//! same machine is found there.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -19,16 +20,17 @@ pub struct Own {
 // === impl Own ===
 
 impl Own {
-    /// Whether `ip` is an address of this machine.
+    /// Whether `ip` is an address of this machine, and no loopback address.
     #[must_use]
-    pub fn has(&self, ip: IpAddr) -> bool {
-        ip.is_loopback() || ip.is_unspecified() || self.addresses.load().contains(&ip)
+    pub fn is(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        !ip.is_loopback() && (ip.is_unspecified() || self.addresses.load().contains(&ip))
     }
 
     /// Whether a connection to `ip` and `port` would come back to one of the gateway's listeners.
     #[must_use]
     pub fn listens(&self, ip: IpAddr, port: u16) -> bool {
-        self.has(ip) && self.ports.load().contains(&port)
+        (ip.to_canonical().is_loopback() || self.is(ip)) && self.ports.load().contains(&port)
     }
 
     /// Takes note of the gateway's listeners.
@@ -72,11 +74,20 @@ mod tests {
         own.refresh();
         own.set_listeners([SocketAddr::from(([0, 0, 0, 0], 3128))].into_iter());
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        assert!(own.has(loopback));
-        assert!(own.has(IpAddr::from([127, 9, 9, 9])), "the whole loopback network is this machine");
-        assert!(own.has(IpAddr::from([0, 0, 0, 0])), "connecting to 0.0.0.0 reaches this machine");
+        assert!(!own.is(loopback), "policy may name it");
+        assert!(own.is(IpAddr::from([0, 0, 0, 0])), "connecting to 0.0.0.0 reaches this machine");
         assert!(own.listens(loopback, 3128));
+        assert!(
+            own.listens(IpAddr::from([127, 9, 9, 9]), 3128),
+            "the whole loopback network is this machine"
+        );
         assert!(!own.listens(loopback, 3129));
-        assert!(!own.has(IpAddr::from([192, 0, 2, 1])));
+        assert!(!own.is(IpAddr::from([192, 0, 2, 1])));
+        let addresses = [IpAddr::from([192, 0, 2, 1]), loopback];
+        own.addresses.store(HashSet::from(addresses).into());
+        assert!(own.is(IpAddr::from([192, 0, 2, 1])));
+        assert!(own.is("::ffff:192.0.2.1".parse().expect("address")), "however it is written");
+        assert!(own.listens(IpAddr::from([192, 0, 2, 1]), 3128));
+        assert!(!own.is(loopback));
     }
 }
