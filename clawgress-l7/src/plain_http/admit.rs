@@ -123,7 +123,7 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
     let has = |name: &str| head.fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
     let admitted = Admitted {
         method: head.method.to_owned(),
-        path: target.split('?').next().unwrap_or_default().to_owned(),
+        path: path_of(&target).to_owned(),
         credential,
         upgrade: has("upgrade") || has("http2-settings"),
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
@@ -164,7 +164,12 @@ fn destination(head: &Head<'_>, place: &Place) -> Result<(Host, u16, String), Dr
         Place::Transparent { port: dialled } => port == *dialled,
         Place::Tunnel { host: asked, port: dialled, .. } => host == *asked && port == *dialled,
     };
+    proxy_request::plain_path(path_of(&target)).map_err(malformed)?;
     if fits { Ok((host, port, target)) } else { Err(DropReason::HttpMalformed) }
+}
+
+fn path_of(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
 }
 
 fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str) -> Vec<u8> {
@@ -225,6 +230,7 @@ fn authority(host: &Host, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use clawgress_inspect::http1;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -309,12 +315,69 @@ mod tests {
     }
 
     #[test]
+    fn a_path_with_another_spelling_is_refused() {
+        for path in [
+            "/./denied",
+            "/x/../denied",
+            "/%64enied",
+            "//denied",
+            "/x/%2e%2E/denied",
+            "/x/..;p/denied",
+            "/x%2fdenied",
+            "/x%5Cdenied",
+            "/x\\denied",
+            "/denied`",
+        ] {
+            refused(&format!("GET {path}?q HTTP/1.1\nHost: a.test"), &STEERED, DropReason::HttpMalformed);
+            let raw = format!("GET http://a.test{path} HTTP/1.1\nHost: a.test");
+            refused(&raw, &Place::Explicit, DropReason::HttpMalformed);
+        }
+        let raw = "GET /a/?x=/../%64//` HTTP/1.1\nHost: a.test";
+        check(raw, &STEERED, &format!("{raw}\n\n"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// What is sent on says to every other parser what policy is asked about.
+        #[test]
+        fn what_is_sent_on_is_what_is_judged(
+            method in "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,24}",
+            explicit: bool,
+            host in "(a\\.test|A\\.Test\\.|127\\.1|\\[::1\\]|b_c)",
+            port in "(:80|:8080|)",
+            path in "(/[!-~]{0,12}|(/[a-z.%0-9;]{0,4}){0,4})",
+            query in "(\\?[!-~]{0,12}|)",
+            field in "([!#$%&'*+.^_`|~0-9A-Za-z-]{1,12}: [ -~]{0,12}\n|)",
+        ) {
+            let target = if explicit { format!("http://{host}{port}{path}{query}") } else { format!("{path}{query}") };
+            let place = if explicit { Place::Explicit } else { STEERED };
+            let raw = format!("{method} {target} HTTP/1.1\n{field}Host: {host}{port}");
+            let Ok((admitted, out)) = run(&raw, &place) else { return Ok(()) };
+            let out = out.replace('\n', "\r\n");
+            let head = http1::parse(out.as_bytes()).expect("sound");
+            prop_assert_eq!(head.method, &admitted.method);
+            let again = Place::Transparent { port: admitted.port };
+            let (second, same) = admit(&head, &again).expect("admitted again");
+            prop_assert_eq!(&String::from_utf8(same).expect("text"), &out);
+            prop_assert_eq!((&second.host, second.port, &second.path), (&admitted.host, admitted.port, &admitted.path));
+            let uri: http::Uri = std::str::from_utf8(head.target).expect("text").parse().expect("a URI");
+            prop_assert_eq!(uri.path(), &admitted.path);
+            http::Method::from_bytes(admitted.method.as_bytes()).expect("a method");
+            for field in &head.fields {
+                http::HeaderName::from_bytes(field.name.as_bytes()).expect("a name");
+                http::HeaderValue::from_bytes(field.value).expect("a value");
+            }
+        }
+    }
+
+    #[test]
     fn facts_are_taken_from_the_head() {
-        let raw = "POST /a%2f..?x HTTP/1.1\nHost: a.test\nExpect: 100-continue\nContent-Length: 1\nUpgrade: h2c\nProxy-Authorization: Basic abc";
+        let raw = "POST /a%20..?x HTTP/1.1\nHost: a.test\nExpect: 100-continue\nContent-Length: 1\nUpgrade: h2c\nProxy-Authorization: Basic abc";
         let (admitted, _) = run(raw, &STEERED).expect("admitted");
         let [a, b, c] = [b'a', b'b', b'c'];
         assert!(!format!("{admitted:?}").contains(&format!("{a}, {b}, {c}")), "no credential in a log");
-        assert_eq!((admitted.method.as_str(), admitted.path.as_str()), ("POST", "/a%2f.."));
+        assert_eq!((admitted.method.as_str(), admitted.path.as_str()), ("POST", "/a%20.."));
         assert!(admitted.upgrade && admitted.awaits_continue);
         assert_eq!(admitted.credential.map(|c| c.to_vec()), Some(b"Basic abc".to_vec()));
         let twice = "GET / HTTP/1.1\nHost: a\nProxy-Authorization: Basic a\nProxy-Authorization: Basic b";

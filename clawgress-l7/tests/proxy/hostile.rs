@@ -66,6 +66,13 @@ async fn smuggled_requests_never_reach_the_upstream() {
         format!("GET https://{host}/ HTTP/1.1\r\nHost: {host}\r\nAUTH\r\n\r\n{smuggled}"),
         format!("{get}Expect: 200-ok\r\n\r\n{smuggled}"),
         format!("{get}Connection: host\r\n\r\n{smuggled}"),
+        format!("\r\n{get}\r\n{smuggled}"),
+        get.replace("/x ", "/./denied ") + "\r\n" + &smuggled,
+        get.replace("/x ", "/x/../denied ") + "\r\n" + &smuggled,
+        get.replace("/x ", "/%64enied ") + "\r\n" + &smuggled,
+        get.replace("/x ", "//denied ") + "\r\n" + &smuggled,
+        get.replace("/x ", "/`") + "\r\n" + &smuggled,
+        get.replace("/x ", "/x` ") + "\r\n" + &smuggled,
     ] {
         let answer = gateway.ask(&raw).await;
         assert_eq!((answer.status, answer.reason()), (400, "http_malformed"), "{raw:?}");
