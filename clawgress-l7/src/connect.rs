@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::connection::Connection;
-use crate::decide::{self, Ruling};
+use crate::decide::{self, Judged, Ruling};
 use crate::exchange::{End, Exchange};
 use crate::identify::{self, Who};
 use crate::opaque::{self, Content, Subject};
@@ -44,8 +44,9 @@ struct Prospect {
     tls: Ruling,
     /// Ruling on an unknown protocol.
     unknown: Ruling,
-    addresses: Vec<std::net::IpAddr>,
-    connect_policies: Vec<String>,
+    /// Where it may be dialled. `None` as long as no more than HTTP is permitted, whose requests are
+    /// judged one by one: a name that policy does not permit must not be asked of any DNS server.
+    reached: Option<Judged>,
 }
 
 /// Serves a CONNECT, of which `held` was read.
@@ -76,26 +77,16 @@ pub async fn serve(
         Ok(prospect) => prospect,
         Err(ruling) => return refuse(exchange, stream, ruling).await,
     };
-    // TLS is what follows as a rule: dial now, so that an unreachable upstream is a proper 502.
-    let upstream = if prospect.tls.verdict.is_ok() {
-        match dial::dial(&prospect.addresses, asked.port).await {
-            Ok(upstream) => Some(upstream),
-            Err(reason) => {
-                let _ = exchange.allow(&prospect.tls.clone().with(&prospect.connect_policies));
-                let status = Some(page::status(reason));
-                exchange.end(End { status, reason: Some(reason), ..End::default() });
-                let word = page::response(reason, exchange.id());
-                return peek::say_and_close(stream, word.as_bytes()).await;
-            }
-        }
-    } else {
-        None
-    };
     let asked_at = std::time::Instant::now();
-    if stream.write_all(ESTABLISHED).await.is_err() {
-        return;
+    let mut established = Established { serving, connection, exchange, asked, prospect, upstream: None };
+    if let Err(reason) = established.dial_early().await {
+        established.record_dial(Some(reason));
+        let word = page::response(reason, established.exchange.id());
+        return peek::say_and_close(stream, word.as_bytes()).await;
     }
-    let established = Established { serving, connection, exchange, asked, prospect, upstream };
+    if stream.write_all(ESTABLISHED).await.is_err() {
+        return established.record_dial(None);
+    }
     established.first_bytes(stream, held, asked_at).await;
 }
 
@@ -150,20 +141,32 @@ async fn prospect(
     let agent = &who.identity.agent;
     let tls = decide::tls_possible(&plan, agent, &asked.host, asked.port);
     let unknown = decide::unknown(&plan, agent, &asked.host, asked.port);
-    if tls.verdict.is_err() && unknown.verdict.is_err() && !http_possible(&plan, &who, asked, &tls) {
-        return Err(tls);
+    if tls.verdict.is_err() && unknown.verdict.is_err() {
+        if !http_possible(&plan, &who, asked, &tls) {
+            return Err(tls);
+        }
+        return Ok(Prospect { who, tls, unknown, reached: None });
     }
+    let reached = Some(reach(serving, &plan, &who, asked, exchange).await?);
+    Ok(Prospect { who, tls, unknown, reached })
+}
+
+/// Resolves what is permitted, and judges its addresses.
+async fn reach(
+    serving: &Serving,
+    plan: &Plan,
+    who: &Who,
+    asked: &Asked,
+    exchange: &mut Exchange,
+) -> Result<Judged, Ruling> {
+    let gateway = &serving.gateway;
     let addresses = gateway.resolver.addresses(&asked.host).await;
     let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
-    match decide::connect(&plan, agent, &gateway.own, &addresses, asked.port) {
-        Ok(judged) => {
-            Ok(Prospect { tls, unknown, addresses: judged.addresses, connect_policies: judged.policies, who })
-        }
-        Err((ruling, ip)) => {
-            ip.into_iter().for_each(|ip| exchange.address(ip));
-            Err(ruling)
-        }
-    }
+    let judged = decide::connect(plan, &who.identity.agent, &gateway.own, &addresses, asked.port);
+    judged.map_err(|(ruling, ip)| {
+        ip.into_iter().for_each(|ip| exchange.address(ip));
+        ruling
+    })
 }
 
 /// Whether plain HTTP may follow: some clients tunnel it too. Its requests are judged one by one, so
@@ -183,102 +186,123 @@ struct Established<'a> {
     exchange: Exchange,
     asked: Asked,
     prospect: Prospect,
-    upstream: Option<TcpStream>,
+    upstream: Option<(TcpStream, std::net::IpAddr)>,
 }
 
 // === impl Established ===
 
 impl Established<'_> {
+    /// TLS is what follows as a rule: where it may, the upstream is dialled before the 200, so that one
+    /// that can't be reached is a proper 502.
+    async fn dial_early(&mut self) -> Result<(), DropReason> {
+        let Some(judged) = self.prospect.reached.as_ref().filter(|_| self.prospect.tls.verdict.is_ok())
+        else {
+            return Ok(());
+        };
+        let (upstream, ip) = dial::dial(&judged.addresses, self.asked.port).await?;
+        self.exchange.address(ip);
+        self.upstream = Some((upstream, ip));
+        Ok(())
+    }
+
     async fn first_bytes(mut self, mut stream: TcpStream, mut held: Vec<u8>, since: std::time::Instant) {
         let unknown = self.prospect.unknown.verdict.is_ok();
-        let patience = if unknown { limit::SERVER_FIRST } else { limit::PEEK };
-        let protocol = peek::protocol(&mut stream, &mut held, Instant::now() + patience).await;
-        let protocol = match protocol {
-            Ok(Some(protocol)) => protocol,
-            // A client that waits for the server to begin.
-            Err(DropReason::Timeout) if unknown && held.is_empty() => Protocol::Unknown,
-            Ok(None) => return self.unused(),
-            Err(reason) => return opaque::deny_silently(self.exchange, Ruling::deny("tunnel", reason)),
-        };
+        let deadline = Instant::now() + limit::PEEK;
+        let patience = if unknown { Instant::now() + limit::SERVER_FIRST } else { deadline };
+        let mut protocol = peek::protocol(&mut stream, &mut held, patience).await;
+        if protocol == Err(DropReason::Timeout) && unknown {
+            protocol = if held.is_empty() {
+                // A client that waits for the server to begin.
+                Ok(Some(Protocol::Unknown))
+            } else {
+                peek::protocol(&mut stream, &mut held, deadline).await
+            };
+        }
+        let deny = |reason| Ruling::deny("tunnel", reason);
         match protocol {
-            Protocol::Tls => {
-                let deadline = Instant::now() + limit::PEEK;
+            Ok(Some(Protocol::Tls)) => {
                 let hello = peek::hello(&mut stream, &mut held, deadline).await;
                 self.exchange.waited(since.elapsed());
                 let alpn = hello.and_then(|hello| {
-                    self.check_name(hello.server_name.as_deref())?;
+                    opaque::check_name(&self.asked.host, hello.server_name.as_deref())?;
                     Ok(hello.alpn)
                 });
                 match alpn {
                     Ok(alpn) => self.carry(Content::Tls(alpn), stream, held).await,
-                    Err(reason) => opaque::refuse(self.exchange, stream, Ruling::deny("tls", reason)).await,
+                    Err(reason) => {
+                        opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason)).await;
+                    }
                 }
             }
-            Protocol::Http1 => {
+            Ok(Some(Protocol::Http1)) => {
+                self.record_dial(None);
                 let Asked { host, port, .. } = self.asked;
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
-                self.serving.plain_http(front, stream, held, Instant::now() + limit::PEEK).await;
+                drop(self.upstream);
+                self.serving.plain_http(front, stream, held, deadline).await;
             }
-            Protocol::Http2 | Protocol::Unknown => {
+            Ok(Some(Protocol::Unknown)) => {
                 self.exchange.waited(since.elapsed());
                 self.carry(Content::Unknown, stream, held).await;
             }
+            Ok(Some(Protocol::Http2)) => {
+                opaque::deny_silently(self.exchange, deny(DropReason::UpgradeUnsupported));
+            }
+            Ok(None) => self.record_dial(None),
+            Err(reason) => opaque::deny_silently(self.exchange, deny(reason)),
         }
     }
 
-    /// The client left without a byte; if the upstream was dialled, that happened and is recorded.
-    fn unused(mut self) {
-        if self.upstream.is_some() {
-            let _ = self.exchange.allow(&self.prospect.tls.with(&self.prospect.connect_policies));
-            self.exchange.end(End { status: Some(200), ..End::default() });
+    /// Records that the upstream was dialled, or could not be, and that nothing was carried.
+    fn record_dial(&mut self, failed: Option<DropReason>) {
+        if self.upstream.is_none() && failed.is_none() {
+            return;
         }
-    }
-
-    /// The server name must be the name that was asked for; for an address there must be none.
-    fn check_name(&self, name: Option<&str>) -> Result<(), DropReason> {
-        match (&self.asked.host, name) {
-            (Host::Name(_), None) => Err(DropReason::SniMissing),
-            (Host::Address(_), None) => Ok(()),
-            (host @ Host::Name(_), Some(name)) if Host::parse(name).ok().as_ref() == Some(host) => Ok(()),
-            _ => Err(DropReason::SniMismatch),
-        }
+        let policies = self.prospect.reached.as_ref().map_or(&[][..], |judged| &judged.policies);
+        let _ = self.exchange.allow(&self.prospect.tls.clone().with(policies));
+        let status = Some(failed.map_or(200, page::status));
+        self.exchange.end(End { status, reason: failed, ..End::default() });
     }
 
     /// Judges what is really there, and carries it.
     async fn carry(mut self, content: Content, stream: TcpStream, held: Vec<u8>) {
         let gateway: &Arc<_> = &self.serving.gateway;
-        let Asked { host, port, .. } = self.asked;
-        let mut subject = Subject { who: self.prospect.who, host, port, content, ip: None };
-        let refuse = async |exchange, stream, ruling| match subject.content {
-            Content::Tls(_) => opaque::refuse(exchange, stream, ruling).await,
-            Content::Unknown => opaque::deny_silently(exchange, ruling),
+        let Asked { host, port, .. } = &self.asked;
+        let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
+        let mut subject = Subject { who, host, port, content, steered: false, ip: None };
+        let plan = gateway.snapshots.current().map_err(|reason| Ruling::deny("tunnel", reason));
+        let judged = plan.and_then(|plan| {
+            let ruling = subject.judge(gateway, &plan);
+            if ruling.verdict.is_ok() { Ok((plan, ruling)) } else { Err(ruling) }
+        });
+        let (plan, ruling) = match judged {
+            Ok(judged) => judged,
+            Err(ruling) => return opaque::refuse(&subject.content, self.exchange, stream, ruling).await,
         };
-        let plan = match gateway.snapshots.current() {
-            Ok(plan) => plan,
-            Err(reason) => return refuse(self.exchange, stream, Ruling::deny("tunnel", reason)).await,
-        };
-        let ruling = subject.judge(gateway, &plan);
-        if ruling.verdict.is_err() {
-            return refuse(self.exchange, stream, ruling).await;
-        }
-        let upstream = match self.upstream {
-            Some(upstream) => Ok(upstream),
-            None => dial::dial(&self.prospect.addresses, port).await,
-        };
-        let upstream = match upstream {
-            Ok(upstream) => upstream,
-            Err(reason) => {
-                let _ = self.exchange.allow(&ruling);
-                return self.exchange.end(End { reason: Some(reason), ..End::default() });
+        let upstream = match (self.upstream, self.prospect.reached) {
+            (Some(upstream), _) => Ok(upstream),
+            (None, Some(judged)) => dial::dial(&judged.addresses, port).await,
+            (None, None) => {
+                let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange).await;
+                match reached {
+                    Ok(judged) => dial::dial(&judged.addresses, port).await,
+                    Err(ruling) => {
+                        return opaque::refuse(&subject.content, self.exchange, stream, ruling).await;
+                    }
+                }
             }
         };
-        subject.ip = upstream.peer_addr().ok().map(|a| a.ip().to_canonical());
-        // The policy may have changed while the client was waited for: `connect` counts as of now.
-        let ruling = subject.judge(gateway, &plan);
-        if ruling.verdict.is_err() {
-            return opaque::deny_silently(self.exchange, ruling);
+        drop(plan);
+        match upstream {
+            Ok((upstream, ip)) => {
+                subject.ip = Some(ip);
+                opaque::carry(gateway, self.exchange, subject, stream, upstream, held, Some(200)).await;
+            }
+            Err(reason) => {
+                let _ = self.exchange.allow(&ruling);
+                self.exchange.end(End { reason: Some(reason), ..End::default() });
+            }
         }
-        opaque::carry(gateway, self.exchange, subject, &ruling, stream, upstream, &held, Some(200)).await;
     }
 }

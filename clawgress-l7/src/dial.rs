@@ -26,11 +26,11 @@ pub fn order(addresses: &[IpAddr], v6_first: bool) -> Vec<IpAddr> {
     ordered
 }
 
-/// Dials judged `addresses`. The first connection wins.
+/// Dials judged `addresses`. The first connection wins, and is returned with its address.
 ///
 /// # Errors
 /// [`DropReason::UpstreamFailed`] if none was made.
-pub async fn dial(addresses: &[IpAddr], port: u16) -> Result<TcpStream, DropReason> {
+pub async fn dial(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), DropReason> {
     let mut waiting = order(addresses, true).into_iter();
     let mut dialling = FuturesUnordered::new();
     loop {
@@ -44,15 +44,15 @@ pub async fn dial(addresses: &[IpAddr], port: u16) -> Result<TcpStream, DropReas
             finished = dialling.next() => finished.flatten(),
             () = tokio::time::sleep(limit::DIAL_STAGGER), if more => None,
         };
-        if let Some(stream) = finished {
-            return Ok(stream);
+        if let Some(connected) = finished {
+            return Ok(connected);
         }
     }
 }
 
-async fn attempt(address: SocketAddr) -> Option<TcpStream> {
+async fn attempt(address: SocketAddr) -> Option<(TcpStream, IpAddr)> {
     match timeout(limit::DIAL, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => Some(stream),
+        Ok(Ok(stream)) => Some((stream, address.ip())),
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "not connected");
             None
@@ -82,8 +82,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.expect("bind");
         let port = listener.local_addr().expect("address").port();
         let addresses = [IpAddr::from([127, 0, 0, 3]), IpAddr::from([127, 0, 0, 2])];
-        let stream = dial(&addresses, port).await.expect("connected");
-        assert_eq!(stream.peer_addr().expect("peer").ip(), addresses[1]);
+        let (stream, ip) = dial(&addresses, port).await.expect("connected");
+        assert_eq!((stream.peer_addr().expect("peer").ip(), ip), (addresses[1], addresses[1]));
         drop(listener);
         assert_eq!(dial(&addresses, port).await.err(), Some(DropReason::UpstreamFailed));
     }

@@ -1,11 +1,15 @@
 //! What all connections share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use clawgress_ebpf_common::DropReason;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::keys::Keys;
+use crate::limit;
 use crate::own::Own;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
@@ -28,4 +32,44 @@ pub struct Gateway {
     pub pipes: Arc<Pipes>,
     /// Cancelled when the time to drain is over: whatever still runs ends.
     pub cut: CancellationToken,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Unix time, seconds.
+    #[must_use]
+    pub fn now_s(&self) -> i64 {
+        self.audit.now().as_second()
+    }
+
+    /// Waits until what is allowed must be judged again: the plan changed (told by `changes`, which is
+    /// subscribed before the last judgement), it may be stale, or what expires at `expires_at_s` (Unix
+    /// seconds) may have expired.
+    ///
+    /// # Errors
+    /// [`DropReason::Draining`] or [`DropReason::SnapshotMissing`] if it must end, whatever is judged.
+    pub async fn until_judged_again(
+        &self,
+        changes: &mut watch::Receiver<u64>,
+        expires_at_s: Option<i64>,
+    ) -> Result<(), DropReason> {
+        // The plan counts up to its last instant; look right after it.
+        let stale_in = self.snapshots.stale_in().map(|left| left + Duration::from_millis(1));
+        let expires_in = expires_at_s.map(|t| {
+            let left_s = u64::try_from(t.saturating_sub(self.now_s())).unwrap_or(0);
+            Duration::from_secs(left_s).min(limit::EXPIRY_LOOK)
+        });
+        let aged = async {
+            match stale_in.into_iter().chain(expires_in).min() {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => changed.map_err(|_| DropReason::SnapshotMissing),
+            () = aged => Ok(()),
+            () = self.cut.cancelled() => Err(DropReason::Draining),
+        }
+    }
 }

@@ -20,17 +20,26 @@ pub struct Who {
 // === impl Who ===
 
 impl Who {
-    /// The same identity under another plan.
+    /// The same identity under another plan, at a Unix time in seconds.
     ///
     /// # Errors
-    /// If the agent or its key is gone, or the agent is disabled.
-    pub fn under(&self, plan: &Plan) -> Result<Who, DropReason> {
-        if self.key.as_ref().is_some_and(|k| !plan.key_ids.contains(k)) {
-            return Err(DropReason::CredentialInvalid);
+    /// If the agent or its key is gone, the key has expired, or the agent is disabled.
+    pub fn under(&self, plan: &Plan, now_s: i64) -> Result<Who, DropReason> {
+        if let Some(key) = &self.key {
+            let expires_at_s = plan.keys.get(key).ok_or(DropReason::CredentialInvalid)?;
+            if expires_at_s.is_some_and(|t| now_s >= t) {
+                return Err(DropReason::CredentialInvalid);
+            }
         }
         let identity =
             plan.trust.by_source(self.identity.agent.index, self.identity.method).map_err(reason)?;
         Ok(Who { identity, key: self.key.clone() })
+    }
+
+    /// When what it rests on expires, in Unix seconds, as `plan` has it.
+    #[must_use]
+    pub fn expires_at_s(&self, plan: &Plan) -> Option<i64> {
+        *plan.keys.get(self.key.as_ref()?)?
     }
 }
 
@@ -73,13 +82,12 @@ async fn by_key(
     let credential = proxy_authorization::parse(value).map_err(|_| DropReason::CredentialInvalid)?;
     let user: AgentId = credential.user.parse().map_err(|_| DropReason::CredentialInvalid)?;
     let key = ApiKey::parse(&credential.secret).map_err(invalid)?;
-    if !plan.key_ids.contains(key.id()) {
+    if !plan.keys.contains_key(key.id()) {
         return Err(DropReason::CredentialInvalid);
     }
     let mac = gateway.keys.mac(key).await?;
     let bound = bound.map(|w| &w.identity.agent.id);
-    let now_s = gateway.audit.now().as_second();
-    let identity = plan.trust.by_api_key(key, &mac, &user, bound, now_s).map_err(reason)?;
+    let identity = plan.trust.by_api_key(key, &mac, &user, bound, gateway.now_s()).map_err(reason)?;
     gateway.keys.remember(key, mac);
     Ok(Who { identity, key: Some(key.id().to_owned()) })
 }

@@ -1,23 +1,27 @@
 //! Traffic that stays unread: TLS that is not intercepted, and protocols nobody here can read. Decides,
 //! dials and carries; judges again while it carries.
+//!
+//! INVARIANT: of a client nothing goes on before its first bytes were classified and judged, also when
+//! its server speaks first.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
+use clawgress_inspect::sniff::Protocol;
 use clawgress_policy::Host;
+use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::connection::Connection;
 use crate::decide::{self, Ruling};
-use crate::dial;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::snapshot::Plan;
-use crate::{page, peek, tunnel};
+use crate::{dial, limit, page, peek, tunnel};
 
 /// What stays unread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct Subject {
     pub port: u16,
     /// What.
     pub content: Content,
+    /// Whether the client dialled an address, and names a host at most in its hello.
+    pub steered: bool,
     /// The address dialled, once it is.
     pub ip: Option<IpAddr>,
 }
@@ -49,7 +55,7 @@ impl Subject {
     /// The ruling under `plan`, with `connect` if the address is known.
     #[must_use]
     pub fn judge(&self, gateway: &Gateway, plan: &Plan) -> Ruling {
-        let who = match self.who.under(plan) {
+        let who = match self.who.under(plan, gateway.now_s()) {
             Ok(who) => who,
             Err(reason) => return Ruling::deny("tunnel", reason),
         };
@@ -65,40 +71,107 @@ impl Subject {
         }
     }
 
-    /// Ends when this may go on no longer, and says why.
-    async fn forbidden(&self, gateway: &Gateway) -> DropReason {
-        let mut changed = gateway.snapshots.subscribe();
+    /// Ends when this may go on no longer, and says why; `found` takes its place once it is there.
+    async fn forbidden(&self, gateway: &Gateway, found: &OnceLock<Subject>) -> DropReason {
+        let mut changes = gateway.snapshots.subscribe();
         loop {
-            match gateway.snapshots.current() {
+            let expires_at_s = match gateway.snapshots.current() {
                 Ok(plan) => {
-                    if let Err(reason) = self.judge(gateway, &plan).verdict {
+                    if let Err(reason) = found.get().unwrap_or(self).judge(gateway, &plan).verdict {
                         return reason;
                     }
+                    self.who.expires_at_s(&plan)
                 }
                 Err(reason) => return reason,
-            }
-            let stale = async {
-                match gateway.snapshots.stale_in() {
-                    // The plan counts up to its last instant; look right after it.
-                    Some(left) => tokio::time::sleep(left + std::time::Duration::from_millis(1)).await,
-                    None => std::future::pending().await,
-                }
             };
-            tokio::select! {
-                changed = changed.changed() => if changed.is_err() { return DropReason::SnapshotMissing },
-                () = stale => {}
-                () = gateway.cut.cancelled() => return DropReason::Draining,
+            if let Err(reason) = gateway.until_judged_again(&mut changes, expires_at_s).await {
+                return reason;
             }
         }
+    }
+
+    /// The first bytes of a client that was silent when this was allowed as an unknown protocol. They
+    /// may be TLS after all: then `found` is what is carried, if it is allowed too.
+    async fn late_first(
+        &self,
+        gateway: &Gateway,
+        reader: &mut (impl AsyncRead + Unpin),
+        found: &OnceLock<Subject>,
+    ) -> Result<Vec<u8>, DropReason> {
+        let mut held = Vec::new();
+        match peek::late_protocol(reader, &mut held).await? {
+            None | Some(Protocol::Unknown) => {}
+            // Its requests would go unread.
+            Some(Protocol::Http1) => return Err(DropReason::ProtocolUnknown),
+            Some(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported),
+            Some(Protocol::Tls) => {
+                let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;
+                let _ = found.set(self.late_tls(gateway, hello).await?);
+            }
+        }
+        Ok(held)
+    }
+
+    /// What this is, now that it proves to be TLS.
+    async fn late_tls(&self, gateway: &Gateway, hello: ClientHello) -> Result<Subject, DropReason> {
+        let host = if self.steered {
+            Host::parse(&hello.server_name.ok_or(DropReason::SniMissing)?)
+                .map_err(|_| DropReason::HostInvalid)?
+        } else {
+            check_name(&self.host, hello.server_name.as_deref())?;
+            self.host.clone()
+        };
+        let subject = Subject { host, content: Content::Tls(hello.alpn), ..self.clone() };
+        let judge = || subject.judge(gateway, &*gateway.snapshots.current()?).verdict;
+        judge()?;
+        if self.steered {
+            // The connection is made already, to where the client wanted: that must be where we would
+            // have gone.
+            let addresses = gateway.resolver.addresses(&subject.host).await?;
+            if self.ip.is_none_or(|ip| !addresses.contains(&ip)) {
+                return Err(DropReason::SniMismatch);
+            }
+            judge()?;
+        }
+        Ok(subject)
+    }
+}
+
+/// Whether a server name is the host that was asked for; for an address there must be none.
+///
+/// # Errors
+/// [`DropReason::SniMissing`] or [`DropReason::SniMismatch`].
+pub fn check_name(asked: &Host, name: Option<&str>) -> Result<(), DropReason> {
+    match (asked, name) {
+        (Host::Name(_), None) => Err(DropReason::SniMissing),
+        (Host::Address(_), None) => Ok(()),
+        (Host::Name(_), Some(name)) if Host::parse(name).ok().as_ref() == Some(asked) => Ok(()),
+        _ => Err(DropReason::SniMismatch),
+    }
+}
+
+/// Denies a client in terms of what it speaks: an alert for TLS; in a protocol nobody knows, nothing can
+/// be said.
+pub async fn refuse(content: &Content, exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+    match content {
+        Content::Tls(_) => refuse_tls(exchange, stream, ruling).await,
+        Content::Unknown => deny_silently(exchange, ruling),
     }
 }
 
 /// Denies TLS in the client's own terms.
-pub async fn refuse(mut exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+pub async fn refuse_tls(mut exchange: Exchange, stream: TcpStream, ruling: Ruling) {
     let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
     exchange.deny(ruling);
     exchange.end(End { reason: Some(reason), ..End::default() });
     peek::say_and_close(stream, &page::alert(reason)).await;
+}
+
+/// Denies a client in whose protocol nothing can be said.
+pub fn deny_silently(mut exchange: Exchange, ruling: Ruling) {
+    let reason = ruling.verdict.err();
+    exchange.deny(ruling);
+    exchange.end(End { reason, ..End::default() });
 }
 
 /// A steered TLS connection, of which `held` was read.
@@ -113,7 +186,7 @@ pub async fn transparent_tls(
     let mut exchange = Exchange::new(gateway, connection);
     match tls_subject(gateway, connection, hello, &mut exchange) {
         Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
-        Err(ruling) => refuse(exchange, stream, ruling).await,
+        Err(ruling) => refuse_tls(exchange, stream, ruling).await,
     }
 }
 
@@ -131,7 +204,7 @@ fn tls_subject(
     let host = Host::parse(&name).map_err(|_| deny(DropReason::HostInvalid))?;
     let port = connection.local.port();
     exchange.host(&host, port);
-    Ok((Subject { who, host, port, content: Content::Tls(hello.alpn), ip: None }, plan))
+    Ok((Subject { who, host, port, content: Content::Tls(hello.alpn), steered: true, ip: None }, plan))
 }
 
 fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Result<Who, DropReason> {
@@ -149,7 +222,8 @@ pub fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bool {
     decide::unknown(&plan, &who.identity.agent, &host, connection.local.port()).verdict.is_ok()
 }
 
-/// A steered connection of an unknown protocol, or one that waits for the server to begin.
+/// A steered connection of an unknown protocol, or one that waits for the server to begin (`held` is
+/// then empty).
 pub async fn transparent_unknown(
     gateway: &Arc<Gateway>,
     connection: &Connection,
@@ -163,19 +237,12 @@ pub async fn transparent_unknown(
     exchange.host(&host, port);
     let subject = gateway.snapshots.current().map_err(deny).and_then(|plan| {
         let who = bound(&plan, connection, &mut exchange).map_err(deny)?;
-        Ok((Subject { who, host, port, content: Content::Unknown, ip: None }, plan))
+        Ok((Subject { who, host, port, content: Content::Unknown, steered: true, ip: None }, plan))
     });
     match subject {
         Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
         Err(ruling) => deny_silently(exchange, ruling),
     }
-}
-
-/// Denies a client in whose protocol nothing can be said.
-pub fn deny_silently(mut exchange: Exchange, ruling: Ruling) {
-    let reason = ruling.verdict.err();
-    exchange.deny(ruling);
-    exchange.end(End { reason, ..End::default() });
 }
 
 /// Judges, resolves, judges every address, dials, carries.
@@ -204,13 +271,12 @@ async fn establish(
     .await;
     let (ruling, addresses) = match reached {
         Ok(reached) => reached,
-        Err(ruling) if subject.content == Content::Unknown => return deny_silently(exchange, ruling),
-        Err(ruling) => return refuse(exchange, stream, ruling).await,
+        Err(ruling) => return refuse(&subject.content, exchange, stream, ruling).await,
     };
     match dial::dial(&addresses, subject.port).await {
-        Ok(upstream) => {
-            subject.ip = upstream.peer_addr().ok().map(|a| a.ip().to_canonical());
-            carry(gateway, exchange, subject, &ruling, stream, upstream, &held, None).await;
+        Ok((upstream, ip)) => {
+            subject.ip = Some(ip);
+            carry(gateway, exchange, subject, stream, upstream, held, None).await;
         }
         Err(reason) => {
             let _ = exchange.allow(&ruling);
@@ -222,24 +288,44 @@ async fn establish(
     }
 }
 
-/// Records the decision, then carries bytes until the end.
-#[expect(clippy::too_many_arguments, reason = "these are one tunnel's parts, used once")]
+/// Judges what is really there at the address that was dialled, records the decision, then carries
+/// bytes until the end: `held` first, which is empty if the client waits for the server to begin.
 pub async fn carry(
     gateway: &Arc<Gateway>,
     mut exchange: Exchange,
     subject: Subject,
-    ruling: &Ruling,
-    client: TcpStream,
+    mut client: TcpStream,
     upstream: TcpStream,
-    first: &[u8],
+    held: Vec<u8>,
     status: Option<u16>,
 ) {
     subject.ip.into_iter().for_each(|ip| exchange.address(ip));
-    if let Err(reason) = exchange.allow(ruling) {
+    // Dialling took time: policy counts as of now.
+    let ruling = match gateway.snapshots.current() {
+        Ok(plan) => {
+            exchange.agent(&subject.who.identity, plan.generation);
+            subject.judge(gateway, &plan)
+        }
+        Err(reason) => Ruling::deny("tunnel", reason),
+    };
+    if ruling.verdict.is_err() {
+        return refuse(&subject.content, exchange, client, ruling).await;
+    }
+    if let Err(reason) = exchange.allow(&ruling) {
         exchange.end(End { status, reason: Some(reason), ..End::default() });
         return;
     }
-    let cut = subject.forbidden(gateway);
-    let (sent, received, reason) = tunnel::run(client, upstream, first, &gateway.pipes, cut).await;
+    let found = OnceLock::new();
+    let (mut reader, writer) = client.split();
+    let first = async {
+        if held.is_empty() { subject.late_first(gateway, &mut reader, &found).await } else { Ok(held) }
+    };
+    let cut = subject.forbidden(gateway, &found);
+    let carried = tunnel::run(writer.as_ref(), &upstream, first, &gateway.pipes, cut).await;
+    let (sent, received, reason) = carried;
+    if let Some(found) = found.get() {
+        exchange.host(&found.host, found.port);
+        subject.ip.into_iter().for_each(|ip| exchange.address(ip));
+    }
     exchange.end(End { status, sent, received, reason, tokens: None });
 }

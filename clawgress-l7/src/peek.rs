@@ -4,7 +4,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::{ClientHello, Reassembler};
 use clawgress_inspect::http1;
 use clawgress_inspect::sniff::{Protocol, sniff};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -14,7 +14,11 @@ use crate::limit;
 const READ_BYTES: usize = 4096;
 
 /// Reads more into `held`; 0 at the end.
-async fn more(stream: &mut TcpStream, held: &mut Vec<u8>, deadline: Instant) -> Result<usize, DropReason> {
+async fn more(
+    stream: &mut (impl AsyncRead + Unpin),
+    held: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<usize, DropReason> {
     held.reserve(READ_BYTES);
     match timeout_at(deadline, stream.read_buf(held)).await {
         Ok(Ok(n)) => Ok(n),
@@ -28,7 +32,7 @@ async fn more(stream: &mut TcpStream, held: &mut Vec<u8>, deadline: Instant) -> 
 /// # Errors
 /// [`DropReason::Timeout`].
 pub async fn protocol(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     held: &mut Vec<u8>,
     deadline: Instant,
 ) -> Result<Option<Protocol>, DropReason> {
@@ -47,7 +51,7 @@ pub async fn protocol(
 /// # Errors
 /// [`DropReason::TlsMalformed`] or [`DropReason::Timeout`].
 pub async fn hello(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     held: &mut Vec<u8>,
     deadline: Instant,
 ) -> Result<ClientHello, DropReason> {
@@ -66,6 +70,21 @@ pub async fn hello(
             return Err(DropReason::TlsMalformed);
         }
     }
+}
+
+/// The protocol of a client that was found silent, whenever it speaks: its deadline counts from its first
+/// byte. `None` if it ends without any.
+///
+/// # Errors
+/// [`DropReason::Timeout`].
+pub async fn late_protocol(
+    stream: &mut (impl AsyncRead + Unpin),
+    held: &mut Vec<u8>,
+) -> Result<Option<Protocol>, DropReason> {
+    if !matches!(stream.read_buf(held).await, Ok(1..)) {
+        return Ok(None);
+    }
+    protocol(stream, held, Instant::now() + limit::PEEK).await
 }
 
 /// Length of the request head that `held` starts with.

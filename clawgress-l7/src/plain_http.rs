@@ -11,7 +11,6 @@ use bytes::Bytes;
 use clawgress_api::TokenUsage;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::usage::{Extractor, Format};
-use clawgress_policy::{Operation, Scheme};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -21,17 +20,21 @@ use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use crate::decide::{self, Ruling};
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
-use crate::identify::{self, Who};
-use crate::snapshot::Plan;
+use crate::identify;
 use crate::{dial, limit, page};
 
 mod admit;
 mod front;
 mod gate;
+mod granted;
 
+#[cfg(test)]
+pub use admit::admit;
 pub use admit::{Admitted, Place};
 pub use front::Front;
 pub use gate::Gate;
+pub use granted::Granted;
+use granted::operation;
 
 /// Pingora's proxy with our application.
 pub type Proxy = HttpProxy<App>;
@@ -47,23 +50,40 @@ pub struct App {
 pub struct Context {
     front: Option<Arc<Front>>,
     exchange: Option<Exchange>,
-    granted: Option<Granted>,
-    /// Which of the granted addresses is dialled.
-    attempt: usize,
+    granted: Option<Arc<Granted>>,
     usage: Option<Extractor>,
+    /// Status of the upstream's answer.
+    status: Option<u16>,
     /// Why it failed.
     reason: Option<DropReason>,
 }
 
-/// A request that may be sent.
-#[derive(Debug)]
-struct Granted {
-    admitted: Admitted,
-    who: Who,
-    /// The generation it was last judged under.
-    generation: u64,
-    addresses: Vec<std::net::IpAddr>,
-    ruling: Ruling,
+// === impl Context ===
+
+impl Context {
+    /// Writes the records that are still missing, once.
+    fn conclude(&mut self, status: Option<u16>) {
+        let (Some(front), Some(mut exchange)) = (&self.front, self.exchange.take()) else { return };
+        let (sent, received) = front.finish();
+        let reason = self.reason.or(front.was_cut());
+        if !exchange.is_decided() {
+            match &self.granted {
+                // It was allowed, but no upstream could be reached.
+                Some(granted) => drop(exchange.allow(granted.ruling())),
+                None => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
+            }
+        }
+        let usage = self.usage.take().and_then(Extractor::finish);
+        let tokens = usage.map(|u| TokenUsage { model: u.model, input: u.input, output: u.output });
+        exchange.end(End { status, sent, received, reason, tokens });
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Pingora was cut off in the middle.
+        self.conclude(self.status);
+    }
 }
 
 /// The proxy, for a runtime of `threads` threads.
@@ -87,17 +107,18 @@ impl App {
     async fn judge(&self, front: &Front, exchange: &mut Exchange) -> Result<Granted, Ruling> {
         let gateway = &self.gateway;
         let deny = |reason| Ruling::deny("http", reason);
-        let admitted = front.take().map_err(deny)?;
+        let mut admitted = front.take().map_err(deny)?;
         exchange.host(&admitted.host, admitted.port);
         exchange.request(&admitted.method, &admitted.path);
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = match &front.place {
-            Place::Tunnel { who, .. } => who.under(&plan).map_err(deny)?,
+            Place::Tunnel { who, .. } => who.under(&plan, gateway.now_s()).map_err(deny)?,
             Place::Explicit | Place::Transparent { .. } => {
                 if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
                     exchange.agent(&bound.identity, plan.generation);
                 }
-                let credential = admitted.credential.as_ref().map(|c| c.as_slice());
+                let credential = admitted.credential.take();
+                let credential = credential.as_ref().map(|c| c.as_slice());
                 identify::identify(gateway, &plan, &front.connection, credential).await.map_err(deny)?
             }
         };
@@ -112,13 +133,11 @@ impl App {
         let addresses = gateway.resolver.addresses(&admitted.host).await;
         let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
         match decide::connect(&plan, &who.identity.agent, &gateway.own, &addresses, admitted.port) {
-            Ok(judged) => Ok(Granted {
-                ruling: ruling.with(&judged.policies),
-                addresses: dial::order(&judged.addresses, false),
-                generation: plan.generation,
-                who,
-                admitted,
-            }),
+            Ok(judged) => {
+                let addresses = dial::order(&judged.addresses, false);
+                let ruling = ruling.with(&judged.policies);
+                Ok(Granted::new(admitted, who, addresses, ruling, plan.generation))
+            }
             Err((ruling, ip)) => {
                 ip.into_iter().for_each(|ip| exchange.address(ip));
                 Err(ruling)
@@ -126,33 +145,13 @@ impl App {
         }
     }
 
-    /// Whether a response that streams may go on, if the plan has changed.
-    fn still_allowed(&self, context: &mut Context) -> Result<(), DropReason> {
-        let Some(granted) = &mut context.granted else { return Ok(()) };
-        let plan: Arc<Plan> = self.gateway.snapshots.current()?;
-        if plan.generation == granted.generation {
-            return Ok(());
-        }
-        let who = granted.who.under(&plan)?;
-        let agent = &who.identity.agent;
-        decide::http(&plan, agent, operation(&granted.admitted)).verdict?;
-        if let Some(ip) = granted.addresses.get(context.attempt) {
-            let port = granted.admitted.port;
-            decide::connect(&plan, agent, &self.gateway.own, &[*ip], port)
-                .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
-        }
-        granted.generation = plan.generation;
-        Ok(())
-    }
-}
-
-fn operation(admitted: &Admitted) -> Operation<'_> {
-    Operation::Http {
-        host: &admitted.host,
-        port: admitted.port,
-        scheme: Scheme::Http,
-        method: &admitted.method,
-        path: &admitted.path,
+    /// Whether what streams may go on, in either direction.
+    fn still_allowed(&self, context: &mut Context) -> Result<()> {
+        let Some(granted) = &context.granted else { return Ok(()) };
+        granted.judge_again(&self.gateway).map(drop).map_err(|reason| {
+            context.reason = Some(reason);
+            Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed")
+        })
     }
 }
 
@@ -183,6 +182,18 @@ fn reusable(reason: DropReason) -> bool {
     !matches!(reason, DropReason::HttpMalformed | DropReason::Timeout | DropReason::UpgradeUnsupported)
 }
 
+/// Whether a denial for `reason` says that the client is nobody.
+fn is_stranger(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::CredentialMissing
+            | DropReason::CredentialInvalid
+            | DropReason::IdentityConflict
+            | DropReason::Anonymous
+            | DropReason::AgentDisabled
+    )
+}
+
 #[async_trait]
 impl ProxyHttp for App {
     type CTX = Context;
@@ -210,6 +221,8 @@ impl ProxyHttp for App {
                     // Pingora takes the 100 for an answer before the end of the body, and would close.
                     session.set_keepalive(keepalive);
                 }
+                let granted = Arc::new(granted);
+                front.serve(Arc::clone(&granted));
                 context.granted = Some(granted);
                 Ok(false)
             }
@@ -218,7 +231,8 @@ impl ProxyHttp for App {
                 context.reason = Some(reason);
                 exchange.deny(ruling);
                 // A client that was told no instead of 100 may send its body or not.
-                let reusable = reusable(reason) && !awaits_continue;
+                let reusable =
+                    reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
                 respond(session, reason, exchange.id(), reusable).await?;
                 Ok(true)
             }
@@ -227,13 +241,12 @@ impl ProxyHttp for App {
 
     async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let granted = context.granted.as_ref();
-        let dialled = granted.and_then(|g| Some((g, g.addresses.get(context.attempt)?)));
-        let Some((granted, ip)) = dialled else {
+        let Some((granted, dialled)) = granted.and_then(|g| Some((g, g.dialled()?))) else {
             return Error::e_explain(ErrorType::InternalError, "no address was granted");
         };
-        let mut peer = HttpPeer::new((*ip, granted.admitted.port), false, String::new());
+        let mut peer = HttpPeer::new(dialled, false, String::new());
         // Agents never share a connection: what one did to it must not reach another.
-        peer.group_key = u64::from(granted.who.identity.agent.index);
+        peer.group_key = u64::from(granted.who().identity.agent.index);
         let options = &mut peer.options;
         options.connection_timeout = Some(limit::DIAL);
         options.total_connection_timeout = Some(limit::DIAL);
@@ -251,9 +264,7 @@ impl ProxyHttp for App {
         context: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        context.attempt += 1;
-        let more = context.granted.as_ref().is_some_and(|g| context.attempt < g.addresses.len());
-        error.set_retry(more);
+        error.set_retry(context.granted.as_ref().is_some_and(|granted| granted.try_next()));
         error
     }
 
@@ -270,17 +281,26 @@ impl ProxyHttp for App {
         let (Some(exchange), Some(granted)) = (&mut context.exchange, &context.granted) else {
             return Error::e_explain(ErrorType::InternalError, "a request that nobody granted");
         };
+        // Of a retry too, which may go to another address.
+        granted.dialled().into_iter().for_each(|(ip, _)| exchange.address(ip));
         if exchange.is_decided() {
             return Ok(());
         }
-        if let Some(ip) = granted.addresses.get(context.attempt) {
-            exchange.address(*ip);
-        }
-        if let Err(reason) = exchange.allow(&granted.ruling) {
+        if let Err(reason) = exchange.allow(granted.ruling()) {
             context.reason = Some(reason);
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "not recorded"));
         }
         Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        context: &mut Context,
+    ) -> Result<()> {
+        self.still_allowed(context)
     }
 
     async fn response_filter(
@@ -297,6 +317,7 @@ impl ProxyHttp for App {
         response.remove_header(page::REASON_FIELD);
         response.remove_header(page::REQUEST_FIELD);
         let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
+        context.status = Some(response.status.as_u16());
         let coded = text("content-encoding").is_some_and(|c| !c.eq_ignore_ascii_case("identity"));
         if !coded && !response.status.is_informational() {
             context.usage = text("content-type").and_then(Format::of).map(Extractor::new);
@@ -311,10 +332,7 @@ impl ProxyHttp for App {
         _end: bool,
         context: &mut Context,
     ) -> Result<Option<Duration>> {
-        if let Err(reason) = self.still_allowed(context) {
-            context.reason = Some(reason);
-            return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
-        }
+        self.still_allowed(context)?;
         if let (Some(usage), Some(bytes)) = (&mut context.usage, body) {
             usage.push(bytes);
         }
@@ -350,17 +368,7 @@ impl ProxyHttp for App {
     }
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
-        let Some(front) = &context.front else { return };
-        let (sent, received) = front.finish();
-        let Some(exchange) = &mut context.exchange else { return };
-        if let (false, Some(granted)) = (exchange.is_decided(), &context.granted) {
-            // It was allowed, but no upstream could be reached.
-            let _ = exchange.allow(&granted.ruling);
-        }
-        let usage = context.usage.take().and_then(Extractor::finish);
-        let tokens = usage.map(|u| TokenUsage { model: u.model, input: u.input, output: u.output });
-        let status = session.response_written().map(|r| r.status.as_u16());
-        exchange.end(End { status, sent, received, reason: context.reason, tokens });
+        context.conclude(session.response_written().map(|r| r.status.as_u16()));
     }
 
     fn suppress_error_log(&self, _session: &Session, _context: &Context, _error: &Error) -> bool {

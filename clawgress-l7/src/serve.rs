@@ -96,25 +96,46 @@ impl Serving {
 
     fn deny(&self, connection: &Connection, reason: DropReason) {
         let mut exchange = Exchange::new(&self.gateway, connection);
-        if let Ok(plan) = self.gateway.snapshots.current()
-            && let Ok(Some(who)) = crate::identify::bound(&plan, connection)
-        {
-            exchange.agent(&who.identity, plan.generation);
-        }
+        self.note_bound(connection, &mut exchange);
         opaque::deny_silently(exchange, Ruling::deny("tunnel", reason));
     }
 
     /// Serves plain HTTP on `stream`, of which `held` was read.
     pub async fn plain_http(&self, front: Front, stream: TcpStream, mut held: Vec<u8>, deadline: Instant) {
-        let gate = Gate::new(Arc::new(front), stream, &held, deadline);
+        let front = Arc::new(front);
+        let gate = Gate::new(Arc::clone(&front), stream, &held, deadline);
         held.zeroize();
         drop(held);
-        let cut = self.gateway.cut.cancelled();
         // Boxed: Pingora's future is some ten KiB, and every idle tunnel would hold as much.
-        let serve = Box::pin(self.proxy.process_new(Box::new(gate), &self.stopping));
+        let mut serve = Box::pin(self.proxy.process_new(Box::new(gate), &self.stopping));
         tokio::select! {
-            _ = serve => {}
-            () = cut => {}
+            _ = &mut serve => {}
+            reason = front.forbidden(&self.gateway) => front.cut(reason),
+        }
+        // What it was at records why it ends.
+        drop(serve);
+        self.record_untaken(&front);
+    }
+
+    /// Records a request that never came to be judged: Pingora may refuse what the gate let through.
+    fn record_untaken(&self, front: &Front) {
+        let Some(request) = front.untaken() else { return };
+        let mut exchange = Exchange::new(&self.gateway, &front.connection);
+        self.note_bound(&front.connection, &mut exchange);
+        if let Ok(admitted) = &request {
+            exchange.host(&admitted.host, admitted.port);
+            exchange.request(&admitted.method, &admitted.path);
+        }
+        let reason = front.was_cut().or(request.err()).unwrap_or(DropReason::HttpMalformed);
+        opaque::deny_silently(exchange, Ruling::deny("http", reason));
+    }
+
+    /// Notes the agent that the kernel plane found at the source.
+    fn note_bound(&self, connection: &Connection, exchange: &mut Exchange) {
+        if let Ok(plan) = self.gateway.snapshots.current()
+            && let Ok(Some(who)) = crate::identify::bound(&plan, connection)
+        {
+            exchange.agent(&who.identity, plan.generation);
         }
     }
 }

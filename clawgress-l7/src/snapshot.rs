@@ -3,7 +3,7 @@
 //! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
 //! time, there is no plan, and without a plan everything is denied.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -35,8 +35,9 @@ pub struct Plan {
     pub policy: Option<PolicySet>,
     /// Who is who.
     pub trust: TrustSnapshot,
-    /// Ids of the keys that exist, so that others cost no question to the keys role.
-    pub key_ids: HashSet<String>,
+    /// Ids of the keys that exist, so that others cost no question to the keys role, and when they
+    /// expire, in Unix seconds.
+    pub keys: HashMap<String, Option<i64>>,
 }
 
 /// The live plan.
@@ -57,9 +58,9 @@ impl Plan {
         let snapshot: Snapshot<PolicyBundle> =
             serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
         let policy = snapshot.policy.as_ref().map(PolicySet::parse).transpose().map_err(|e| e.to_string())?;
-        let key_ids = snapshot.keys.iter().map(|k| k.id.clone()).collect();
+        let keys = snapshot.keys.iter().map(|k| (k.id.clone(), k.expires_at_s)).collect();
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys);
-        Ok(Plan { generation: snapshot.generation, policy, trust, key_ids })
+        Ok(Plan { generation: snapshot.generation, policy, trust, keys })
     }
 }
 

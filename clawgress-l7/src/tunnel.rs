@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use clawgress_ebpf_common::DropReason;
 use rustix::pipe::{SpliceFlags, splice};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::limit;
@@ -79,40 +79,59 @@ impl Meter {
     }
 }
 
-/// Carries `first` (bytes of the client that were read already) and then everything, until both sides
-/// have ended, one fails, nothing moves for too long, or `cut` says why to stop. Returns the bytes
-/// sent and received, and why it was stopped, if it was.
+/// Carries what `first` ends with (bytes of the client that were read already) and then everything,
+/// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
+/// stop. Until `first` has ended, nothing goes on from the client; what the upstream says goes on at
+/// once. Returns the bytes sent and received, and why it was stopped, if it was.
 pub async fn run(
-    client: TcpStream,
-    mut upstream: TcpStream,
-    first: &[u8],
+    client: &TcpStream,
+    upstream: &TcpStream,
+    first: impl Future<Output = Result<Vec<u8>, DropReason>>,
     pipes: &Arc<Pipes>,
     cut: impl Future<Output = DropReason>,
 ) -> (u64, u64, Option<DropReason>) {
     let meter = Meter::new();
-    for stream in [&client, &upstream] {
+    for stream in [client, upstream] {
         let _ = stream.set_nodelay(true);
         // Finds peers that are gone without a word; a socket that can't do it still has the idle time.
         let keepalive =
             TcpKeepalive::new().with_time(limit::TCP_KEEPALIVE).with_interval(limit::TCP_KEEPALIVE);
         let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
-    let carry = async {
-        upstream.write_all(first).await?;
-        meter.moved(&meter.sent, first.len());
-        tokio::try_join!(
-            pump(&client, &upstream, &meter, &meter.sent, pipes),
-            pump(&upstream, &client, &meter, &meter.received, pipes),
-        )
+    let sending = async {
+        let first = first.await.map_err(Stop::For)?;
+        write(upstream, &first, &meter, &meter.sent).await?;
+        // It is small, but tunnels are many and long.
+        drop(first);
+        pump(client, upstream, &meter, &meter.sent, pipes).await?;
+        Ok::<(), Stop>(())
     };
+    let receiving = async { Ok(pump(upstream, client, &meter, &meter.received, pipes).await?) };
     let stopped = tokio::select! {
-        // An error is how many protocols end: the bytes tell what came across.
-        _ = carry => None,
+        carried = async { tokio::try_join!(sending, receiving) } => match carried {
+            Err(Stop::For(reason)) => Some(reason),
+            // An error is how many protocols end: the bytes tell what came across.
+            Ok(_) | Err(Stop::Io) => None,
+        },
         () = meter.idle() => Some(DropReason::Timeout),
         reason = cut => Some(reason),
     };
     let (sent, received) = meter.bytes();
     (sent, received, stopped)
+}
+
+/// Why carrying ended early.
+enum Stop {
+    /// The client's first bytes must not go on.
+    For(DropReason),
+    /// A side failed.
+    Io,
+}
+
+impl From<io::Error> for Stop {
+    fn from(_: io::Error) -> Self {
+        Stop::Io
+    }
 }
 
 /// Carries one direction to its end and passes the end on.
@@ -176,7 +195,13 @@ async fn empty(pipe: &mut pipes::Pipe, to: &TcpStream, meter: &Meter, count: &At
 async fn copy(from: &TcpStream, to: &TcpStream, meter: &Meter, count: &AtomicU64) -> io::Result<usize> {
     let mut buffer = vec![0; COPY_BYTES];
     let n = from.try_read(&mut buffer)?;
-    let mut rest = buffer.get(..n).unwrap_or_default();
+    write(to, buffer.get(..n).unwrap_or_default(), meter, count).await?;
+    Ok(n)
+}
+
+/// Writes all of `bytes`.
+async fn write(to: &TcpStream, bytes: &[u8], meter: &Meter, count: &AtomicU64) -> io::Result<()> {
+    let mut rest = bytes;
     while !rest.is_empty() {
         to.writable().await?;
         match to.try_write(rest) {
@@ -188,7 +213,7 @@ async fn copy(from: &TcpStream, to: &TcpStream, meter: &Meter, count: &AtomicU64
             Err(error) => return Err(error),
         }
     }
-    Ok(n)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! What the gate and the application of one connection tell each other.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clawgress_ebpf_common::DropReason;
 use parking_lot::Mutex;
 use pingora_proxy::Session;
+use tokio::sync::Notify;
 
 use crate::connection::Connection;
+use crate::gateway::Gateway;
+use crate::limit;
 
-use super::{Admitted, Place};
+use super::{Admitted, Granted, Place};
 
 /// One connection's side of the client.
 #[derive(Debug)]
@@ -20,6 +23,12 @@ pub struct Front {
     pub place: Place,
     arrived: Mutex<Option<Result<Admitted, DropReason>>>,
     violation: Mutex<Option<DropReason>>,
+    /// The request that is being served, from its grant to its end.
+    live: Mutex<Option<Arc<Granted>>>,
+    granted: Notify,
+    cut: OnceLock<DropReason>,
+    /// Requests of nobody.
+    strangers: AtomicU32,
     /// Requests whose head went on, and requests that were answered.
     begun: AtomicU64,
     answered: AtomicU64,
@@ -39,6 +48,10 @@ impl Front {
             place,
             arrived: Mutex::default(),
             violation: Mutex::default(),
+            live: Mutex::default(),
+            granted: Notify::new(),
+            cut: OnceLock::new(),
+            strangers: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -61,6 +74,63 @@ impl Front {
         self.arrived.lock().take().unwrap_or(Err(DropReason::HttpMalformed))
     }
 
+    /// The request whose head arrived and that nobody took: Pingora answered it by itself, or was cut off
+    /// before.
+    #[must_use]
+    pub fn untaken(&self) -> Option<Result<Admitted, DropReason>> {
+        self.arrived.lock().take()
+    }
+
+    /// Notes that a request is served from now on.
+    pub fn serve(&self, granted: Arc<Granted>) {
+        *self.live.lock() = Some(granted);
+        self.granted.notify_one();
+    }
+
+    /// Ends when the request at hand may be served no longer, and says why; between requests, only when
+    /// everything ends.
+    pub async fn forbidden(&self, gateway: &Gateway) -> DropReason {
+        let mut changes = gateway.snapshots.subscribe();
+        loop {
+            let judged = self.live.lock().as_ref().map(|granted| granted.judge_again(gateway));
+            let expires_at_s = match judged {
+                Some(Ok(expires_at_s)) => Some(expires_at_s),
+                Some(Err(reason)) => return reason,
+                None => None,
+            };
+            let again = async {
+                match expires_at_s {
+                    Some(expires_at_s) => gateway.until_judged_again(&mut changes, expires_at_s).await,
+                    None => {
+                        gateway.cut.cancelled().await;
+                        Err(DropReason::Draining)
+                    }
+                }
+            };
+            tokio::select! {
+                () = self.granted.notified() => {}
+                again = again => if let Err(reason) = again { return reason },
+            }
+        }
+    }
+
+    /// Notes why the connection is cut.
+    pub fn cut(&self, reason: DropReason) {
+        let _ = self.cut.set(reason);
+    }
+
+    /// Why the connection was cut.
+    #[must_use]
+    pub fn was_cut(&self) -> Option<DropReason> {
+        self.cut.get().copied()
+    }
+
+    /// Notes a request of nobody; whether more of them are answered on this connection.
+    #[must_use]
+    pub fn stranger(&self) -> bool {
+        self.strangers.fetch_add(1, Ordering::Relaxed) + 1 < limit::STRANGER_REQUESTS_MAX
+    }
+
     /// Whether the client waits for a 100 before it sends its body.
     #[must_use]
     pub fn awaits_continue(&self) -> bool {
@@ -75,6 +145,7 @@ impl Front {
 
     /// Notes that a request was answered; returns its bytes and its response's.
     pub fn finish(&self) -> (u64, u64) {
+        *self.live.lock() = None;
         self.answered.store(self.begun.load(Ordering::Acquire), Ordering::Release);
         (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
     }
@@ -85,7 +156,7 @@ impl Front {
     }
 
     /// Notes a request.
-    pub(super) fn begin(&self, request: Result<Admitted, DropReason>, head_bytes: usize) {
+    pub(crate) fn begin(&self, request: Result<Admitted, DropReason>, head_bytes: usize) {
         *self.arrived.lock() = Some(request);
         self.read.store(head_bytes as u64, Ordering::Relaxed);
         self.written.store(0, Ordering::Relaxed);

@@ -27,7 +27,7 @@ struct Steered {
     serving: Serving,
     carrier: audit::Carrier,
     _stopping: watch::Sender<bool>,
-    _dns: dns::Dns,
+    dns: dns::Dns,
 }
 
 impl Steered {
@@ -38,7 +38,11 @@ impl Steered {
 
     async fn with(keys: &Path, snapshot: &str) -> Steered {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let zone: &[(&str, &[&str])] = &[("api.allowed.test", &["127.1.0.1"]), ("read.test", &["127.1.0.1"])];
+        let zone: &[(&str, &[&str])] = &[
+            ("api.allowed.test", &["127.1.0.1"]),
+            ("read.test", &["127.1.0.1"]),
+            ("raw.allowed.test", &["127.1.0.9"]),
+        ];
         let dns = dns::Dns::start(zone).await;
         let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
         let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60)));
@@ -56,7 +60,12 @@ impl Steered {
         let (stopping_sender, stopping) = watch::channel(false);
         let proxy = plain_http::proxy(&gateway, Some(1));
         let serving = Serving { gateway, proxy, stopping };
-        Steered { ingress: Ingress::Transparent, serving, carrier, _stopping: stopping_sender, _dns: dns }
+        Steered { ingress: Ingress::Transparent, serving, carrier, _stopping: stopping_sender, dns }
+    }
+
+    /// As [`say`](Self::say), but only after the server has greeted.
+    async fn say_late(&mut self, dialled: SocketAddr, bytes: &[u8]) -> (Vec<u8>, Vec<AuditRecord>) {
+        self.converse(Ok(1), dialled, bytes, true).await
     }
 
     /// Sends `bytes` over a connection to `dialled` from the agent with this index; returns what came
@@ -66,6 +75,16 @@ impl Steered {
         bound: Result<u32, DropReason>,
         dialled: SocketAddr,
         bytes: &[u8],
+    ) -> (Vec<u8>, Vec<AuditRecord>) {
+        self.converse(bound, dialled, bytes, false).await
+    }
+
+    async fn converse(
+        &mut self,
+        bound: Result<u32, DropReason>,
+        dialled: SocketAddr,
+        bytes: &[u8],
+        late: bool,
     ) -> (Vec<u8>, Vec<AuditRecord>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
@@ -81,8 +100,11 @@ impl Steered {
         };
         let serving = self.serving.clone();
         let task = tokio::spawn(async move { serving.connection(connection, server).await });
-        client.write_all(bytes).await.expect("send");
         let mut got = vec![];
+        if late {
+            client.read_buf(&mut got).await.expect("a greeting");
+        }
+        client.write_all(bytes).await.expect("send");
         // A server that waits for more would wait for its deadline; closing our side is the end.
         let answered = tokio::time::timeout(Duration::from_millis(700), client.read_to_end(&mut got)).await;
         if answered.is_err() {
@@ -205,6 +227,72 @@ async fn http_is_judged_and_other_protocols_need_a_permit_for_the_address() {
     assert_eq!(reason(&records), None);
     assert_eq!(records[0].policies, ["net", "raw"]);
     assert!(server.await.expect("server").is_empty());
+}
+
+#[tokio::test]
+async fn a_steered_client_that_waits_for_its_server_is_still_read() {
+    let mut steered = Steered::new().await;
+    let upstream = TcpListener::bind("127.1.0.9:0").await.expect("bind");
+    let address = upstream.local_addr().expect("address");
+    let (sender, mut seen) = tokio::sync::mpsc::channel(8);
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = upstream.accept().await {
+            stream.write_all(b"220 hello\r\n").await.expect("greet");
+            let mut got = vec![];
+            let _ = stream.read_to_end(&mut got).await;
+            sender.send(got).await.expect("seen");
+        }
+    });
+    for (bytes, want) in [
+        (hello(Some("denied.test")), Some(DropReason::PolicyDenied)),
+        (hello(Some("read.test")), Some(DropReason::InspectionRequired)),
+        (hello(None), Some(DropReason::SniMissing)),
+        // Permitted, but it is elsewhere: this server was dialled as an address.
+        (hello(Some("api.allowed.test")), Some(DropReason::SniMismatch)),
+        (hello(Some("nowhere.allowed.test")), Some(DropReason::ResolveFailed)),
+        (b"GET / HTTP/1.1\r\nHost: denied.test\r\n\r\n".to_vec(), Some(DropReason::ProtocolUnknown)),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Some(DropReason::UpgradeUnsupported)),
+        (hello(Some("raw.allowed.test")), None),
+        (b"EHLO mail.test\r\n".to_vec(), None),
+    ] {
+        let (got, records) = steered.say_late(address, &bytes).await;
+        assert_eq!(got, b"220 hello\r\n");
+        assert_eq!(reason(&records), None, "a server that speaks first is permitted");
+        assert_eq!(records[1].reason, want);
+        assert_eq!(records[1].destination.ip, Some(address.ip()));
+        let carried = seen.recv().await.expect("a connection");
+        assert_eq!(carried, if want.is_none() { bytes } else { vec![] }, "{want:?}");
+    }
+    assert_eq!(steered.dns.asked("denied.test"), 0, "what is denied is not resolved");
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_request_that_was_never_judged_is_recorded() {
+    let mut steered = Steered::new().await;
+    let method = IdentityMethod::Source;
+    let connection = Connection {
+        peer: dialled(1000),
+        local: dialled(80),
+        ingress: Ingress::Transparent,
+        bound: Ok(Some(Bound { index: 1, method })),
+        interface: Some("agents0".to_owned()),
+    };
+    let front = Front::new(connection, Place::Transparent { port: 80 });
+    steered.serving.record_untaken(&front);
+    assert!(steered.carrier.drain_for_test().is_empty(), "there was no request");
+    front.begin(Err(DropReason::HostInvalid), 10);
+    steered.serving.record_untaken(&front);
+    assert_eq!(reason(&steered.carrier.drain_for_test()), Some(DropReason::HostInvalid));
+    let head =
+        clawgress_inspect::http1::parse(b"GET /p HTTP/1.1\r\nHost: api.allowed.test\r\n\r\n").expect("head");
+    let (admitted, _) = plain_http::admit(&head, &front.place).expect("admitted");
+    front.begin(Ok(admitted), 10);
+    steered.serving.record_untaken(&front);
+    let records = steered.carrier.drain_for_test();
+    assert_eq!(reason(&records), Some(DropReason::HttpMalformed));
+    assert_eq!(records[0].destination.path.as_deref(), Some("/p"));
+    assert_eq!(records[0].agent.as_ref().map(|a| a.agent.as_str()), Some("web"));
 }
 
 /// The keys role, with one secret for all.

@@ -29,7 +29,8 @@ async fn carry(
     let (head, tail) = up.split_at(first.min(up.len()));
     let (head, tail) = (head.to_vec(), tail.to_vec());
     let tunnel = tokio::spawn(async move {
-        run(inner_client, inner_upstream, &head, &pipes, std::future::pending()).await
+        let first = std::future::ready(Ok(head));
+        run(&inner_client, &inner_upstream, first, &pipes, std::future::pending()).await
     });
     let client = async {
         let (mut reader, mut writer) = client.split();
@@ -79,10 +80,10 @@ async fn a_half_closed_client_still_gets_its_answer() {
     let (mut client, inner_client) = pair().await;
     let (inner_upstream, mut server) = pair().await;
     let pipes = Arc::new(Pipes::default());
-    let tunnel =
-        tokio::spawn(
-            async move { run(inner_client, inner_upstream, b"", &pipes, std::future::pending()).await },
-        );
+    let tunnel = tokio::spawn(async move {
+        let first = std::future::ready(Ok(vec![]));
+        run(&inner_client, &inner_upstream, first, &pipes, std::future::pending()).await
+    });
     client.write_all(b"question").await.expect("send");
     client.shutdown().await.expect("shutdown");
     let mut got = Vec::new();
@@ -103,7 +104,8 @@ async fn a_cut_ends_both_sides() {
     let pipes = Arc::new(Pipes::default());
     let (cut, cutting) = tokio::sync::oneshot::channel();
     let tunnel = tokio::spawn(async move {
-        run(inner_client, inner_upstream, b"hi", &pipes, async { cutting.await.expect("reason") }).await
+        let first = std::future::ready(Ok(b"hi".to_vec()));
+        run(&inner_client, &inner_upstream, first, &pipes, async { cutting.await.expect("reason") }).await
     });
     let mut two = [0; 2];
     server.read_exact(&mut two).await.expect("first bytes");
@@ -111,6 +113,26 @@ async fn a_cut_ends_both_sides() {
     assert_eq!(tunnel.await.expect("tunnel"), (2, 0, Some(DropReason::PolicyDenied)));
     assert_eq!(client.read(&mut two).await.expect("end"), 0);
     assert_eq!(server.read(&mut two).await.expect("end"), 0);
+}
+
+#[tokio::test]
+async fn nothing_of_a_client_goes_on_before_its_first_bytes_are_judged() {
+    let (mut client, inner_client) = pair().await;
+    let (inner_upstream, mut server) = pair().await;
+    let (refuse, refused) = tokio::sync::oneshot::channel::<DropReason>();
+    let tunnel = tokio::spawn(async move {
+        let first = async { Err(refused.await.expect("reason")) };
+        run(&inner_client, &inner_upstream, first, &Arc::default(), std::future::pending()).await
+    });
+    client.write_all(b"unread").await.expect("send");
+    server.write_all(b"220 hello").await.expect("greet");
+    let mut greeting = [0; 9];
+    client.read_exact(&mut greeting).await.expect("the upstream may speak");
+    refuse.send(DropReason::SniMismatch).expect("refuse");
+    assert_eq!(tunnel.await.expect("tunnel"), (0, 9, Some(DropReason::SniMismatch)));
+    let mut got = vec![];
+    let _ = server.read_to_end(&mut got).await;
+    assert!(got.is_empty());
 }
 
 #[tokio::test]

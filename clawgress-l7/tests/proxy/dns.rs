@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
@@ -11,6 +12,7 @@ use tokio::task::AbortHandle;
 #[derive(Debug)]
 pub struct Dns {
     pub address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
     task: AbortHandle,
 }
 
@@ -21,16 +23,23 @@ impl Dns {
             zone.iter().map(|(n, ips)| ((*n).to_owned(), parse(ips))).collect();
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
         let address = socket.local_addr().expect("address");
-        let socket = Arc::new(socket);
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let log = Arc::clone(&asked);
         let task = tokio::spawn(async move {
             let mut query = [0; 512];
             while let Ok((n, from)) = socket.recv_from(&mut query).await {
-                if let Some(answer) = answer(&query[..n], &zone) {
+                if let Some((name, answer)) = answer(&query[..n], &zone) {
+                    log.lock().push(name);
                     let _ = socket.send_to(&answer, from).await;
                 }
             }
         });
-        Dns { address, task: task.abort_handle() }
+        Dns { address, asked, task: task.abort_handle() }
+    }
+
+    /// How often a name was asked for.
+    pub fn asked(&self, name: &str) -> usize {
+        self.asked.lock().iter().filter(|n| *n == name).count()
     }
 }
 
@@ -40,7 +49,7 @@ impl Drop for Dns {
     }
 }
 
-fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<Vec<u8>> {
+fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<(String, Vec<u8>)> {
     let (mut at, mut labels) = (12, vec![]);
     loop {
         let n = usize::from(*query.get(at)?);
@@ -53,7 +62,8 @@ fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<Vec<u8>> 
     }
     let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
     let question = query.get(12..at + 4)?;
-    let found = zone.get(&labels.join("."));
+    let name = labels.join(".");
+    let found = zone.get(&name);
     let answers: Vec<&IpAddr> = found
         .into_iter()
         .flatten()
@@ -75,5 +85,5 @@ fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<Vec<u8>> 
             IpAddr::V6(ip) => out.extend([&[0, 16][..], &ip.octets()].concat()),
         }
     }
-    Some(out)
+    Some((name, out))
 }

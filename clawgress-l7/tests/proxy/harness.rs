@@ -69,11 +69,13 @@ pub struct Options {
     pub policy: Option<&'static str>,
     pub stale_s: u64,
     pub connections_max: usize,
+    /// Whether control is reached through something that can hang.
+    pub relayed: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { policy: Some(POLICY), stale_s: 300, connections_max: 500 }
+        Options { policy: Some(POLICY), stale_s: 300, connections_max: 500, relayed: false }
     }
 }
 
@@ -88,7 +90,7 @@ pub struct Gateway {
     run: Option<JoinHandle<anyhow::Result<()>>>,
     datapath: JoinHandle<()>,
     directory: TempDir,
-    _dns: Dns,
+    pub dns: Dns,
 }
 
 /// The control role.
@@ -102,6 +104,8 @@ pub struct Control {
     /// A runtime of its own, so that all its connections end with it, as a process's do.
     server: Arc<Mutex<Option<Runtime>>>,
     socket: PathBuf,
+    /// Whether a relay before it passes bytes on.
+    passing: watch::Sender<bool>,
 }
 
 struct KeysRole(hmac::Key);
@@ -227,9 +231,13 @@ impl Gateway {
             records: Arc::default(),
             acknowledge: watch::channel(true).0,
             server: Arc::default(),
-            socket: directory.path().join("control.sock"),
+            socket: directory.path().join(if options.relayed { "behind.sock" } else { "control.sock" }),
+            passing: watch::channel(true).0,
         };
         control.start();
+        if options.relayed {
+            relay(directory.path(), &control);
+        }
         let keys = Some(serve_keys(directory.path(), secret));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let proxy = listener.local_addr().expect("address");
@@ -256,7 +264,7 @@ impl Gateway {
             directory,
             stop: Some(stop),
             run: Some(run),
-            _dns: dns,
+            dns,
         };
         gateway.applied(1).await;
         gateway
@@ -289,6 +297,12 @@ impl Gateway {
         if let Some(server) = self.control.server.lock().take() {
             server.shutdown_background();
         }
+    }
+
+    /// Has the control role hang, as a stopped process does: connections stay open and are even accepted,
+    /// and nothing answers. Only if it is relayed.
+    pub fn hang_control(&self) {
+        self.control.passing.send_replace(false);
     }
 
     pub fn start_control(&self) {
@@ -407,6 +421,31 @@ fn serve_keys(directory: &Path, secret: hmac::Key) -> Runtime {
             .expect("serve");
     });
     runtime
+}
+
+/// Passes bytes between L7 and control, both ways, as long as control does not hang.
+fn relay(directory: &Path, control: &Control) {
+    let listener = UnixListener::bind(directory.join("control.sock")).expect("bind");
+    let (behind, passing) = (control.socket.clone(), control.passing.subscribe());
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = tokio::net::UnixStream::connect(&behind).await.expect("control");
+            let (near, far) = (near.into_split(), far.into_split());
+            for (mut from, mut to) in [(near.0, far.1), (far.0, near.1)] {
+                let mut passing = passing.clone();
+                tokio::spawn(async move {
+                    let mut buffer = vec![0; 4096];
+                    while let Ok(n @ 1..) = tokio::io::AsyncReadExt::read(&mut from, &mut buffer).await {
+                        if passing.wait_for(|p| *p).await.is_err()
+                            || tokio::io::AsyncWriteExt::write_all(&mut to, &buffer[..n]).await.is_err()
+                        {
+                            break;
+                        }
+                    }
+                });
+            }
+        }
+    });
 }
 
 /// A runtime of its own: what runs there ends as a process does, with all its connections.

@@ -182,3 +182,61 @@ async fn a_key_that_is_withdrawn_stops_counting() {
     client.send(&raw).await;
     assert_eq!(client.answer().await.reason(), "credential_invalid", "on the same connection");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_key_opened_ends_when_it_expires() {
+    let gateway = Gateway::start(Options::default()).await;
+    let (upstream, sink) = (Upstream::http("127.1.0.1").await, Upstream::sink("127.1.0.1").await);
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let silent = format!("api.allowed.test:{}", sink.address.port());
+    let expires_at_s = jiff::Timestamp::now().as_second() + 4;
+    gateway.publish(|s| s.keys.iter_mut().for_each(|k| k.expires_at_s = Some(expires_at_s))).await;
+    // HTTP in a tunnel, a tunnel whose server speaks first, and a request that waits.
+    let (mut kept, _) = gateway.connect(&host).await;
+    let inside = format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    kept.send(&inside).await;
+    assert_eq!(kept.answer().await.status, 200);
+    let greeting = Upstream::server_first("127.1.0.1").await;
+    let (mut tunnel, _) = gateway.connect(&format!("raw.allowed.test:{}", greeting.address.port())).await;
+    tunnel.until("220 hello\r\n").await;
+    tunnel.held.clear();
+    let mut waiting = gateway.client().await;
+    waiting.send(get(&silent).replace("AUTH\r\n", &gateway.web())).await;
+    gateway.decisions(4).await;
+    assert!(jiff::Timestamp::now().as_second() < expires_at_s, "all of it began in time");
+    for client in [&mut tunnel, &mut waiting] {
+        assert!(client.is_closed(Duration::from_secs(8)).await);
+        assert!(jiff::Timestamp::now().as_second() >= expires_at_s, "not before its time");
+    }
+    kept.send(&inside).await;
+    assert_eq!(kept.answer().await.reason(), "credential_invalid");
+    let records = gateway.records(5).await;
+    let ended = records.iter().filter(|r| r.kind == RecordKind::Outcome);
+    let ended = ended.filter(|r| r.reason == Some(DropReason::CredentialInvalid));
+    assert_eq!(ended.count(), 3, "{records:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_that_hangs_confirms_nothing() {
+    let gateway = Gateway::start(Options { stale_s: 1, relayed: true, ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let greeting = Upstream::server_first("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let (mut tunnel, _) = gateway.connect(&format!("raw.allowed.test:{}", greeting.address.port())).await;
+    tunnel.until("220 hello\r\n").await;
+    // Longer than a ping takes: whoever answers is not given up.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200);
+    gateway.hang_control();
+    let begun = Instant::now();
+    let reason = loop {
+        let answer = gateway.ask(&get(&host)).await;
+        if answer.status != 200 {
+            break answer.reason().to_owned();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(25), "it must be noticed");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(reason, "snapshot_missing");
+    assert!(tunnel.is_closed(Duration::from_secs(2)).await, "what runs ends too");
+}

@@ -153,6 +153,69 @@ async fn a_stream_is_cut_when_policy_no_longer_permits_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_stops_when_its_agent_is_revoked() {
+    let (gateway, upstream, host) = both().await;
+    let mut client = gateway.client().await;
+    let head = format!(
+        "POST http://{host}/echo HTTP/1.1\r\nHost: {host}\r\n{}Content-Length: 1000\r\n\r\n",
+        gateway.web()
+    );
+    client.send(head + "before").await;
+    let seen = |text: &str| String::from_utf8_lossy(&upstream.seen.bytes.lock()).contains(text);
+    let begun = std::time::Instant::now();
+    while !seen("before") {
+        assert!(begun.elapsed() < crate::harness::PATIENCE, "the body streams");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    gateway.publish(|s| s.agents[0].state = clawgress_identity::AgentState::Quarantined).await;
+    client.send("after").await;
+    client.rest().await;
+    assert!(!seen("after"));
+    let (decision, outcome) = gateway.exchange(0).await;
+    assert_eq!(decision.verdict, Some(Verdict::Allow));
+    assert_eq!(outcome.reason, Some(DropReason::AgentDisabled));
+    assert!(outcome.bytes_sent > Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_waits_for_a_silent_upstream_is_cut_too() {
+    let gateway = Gateway::start(Options::default()).await;
+    let sink = Upstream::sink("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", sink.address.port());
+    let mut client = gateway.client().await;
+    client.send(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web())).await;
+    gateway.decisions(1).await;
+    gateway.publish(|_| {}).await;
+    assert!(!client.is_closed(std::time::Duration::from_millis(300)).await, "nothing changed for it");
+    gateway.publish_policy(r#"@id("none") forbid (principal, action, resource);"#).await;
+    assert!(client.is_closed(std::time::Duration::from_secs(5)).await);
+    assert_eq!(gateway.exchange(0).await.1.reason, Some(DropReason::PolicyForbidden));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_fills_the_audit_log_over_one_connection() {
+    let (gateway, _upstream, host) = both().await;
+    let mut client = gateway.client().await;
+    let raw = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    client.send(raw.repeat(20)).await;
+    for n in 1..=4 {
+        let answer = client.answer().await;
+        assert_eq!(answer.reason(), "credential_missing", "{n}");
+        assert_eq!(answer.field("connection") == Some("close"), n == 4, "{n}: {answer:?}");
+    }
+    assert!(client.rest().await.is_empty());
+    gateway.records(4).await;
+    assert_eq!(gateway.outcomes(), 4);
+    // Who is known may be denied as often as it likes.
+    let mut client = gateway.client().await;
+    for _ in 0..20 {
+        let web = gateway.web();
+        client.send(format!("GET http://{host}/denied HTTP/1.1\r\nHost: {host}\r\n{web}\r\n")).await;
+        assert_eq!(client.answer().await.reason(), "policy_denied");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_never_share_an_upstream_connection() {
     let (gateway, upstream, host) = both().await;
     let policy = crate::harness::POLICY.replace("principal == Agent::\"web\"", "principal");

@@ -26,6 +26,9 @@ fn connector(upstream: &Upstream) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
+/// What an HTTP/2 client begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// The bytes of a ClientHello for `name`.
 fn hello(name: &str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -146,8 +149,6 @@ async fn reserved_addresses_are_refused_however_they_are_written() {
         "172.16.0.1",
         "100.64.0.1",
         "100.100.100.200",
-        "0.0.0.0",
-        "0",
         "2130706433",
         "0x7f.1",
         "0177.0.0.1",
@@ -173,9 +174,13 @@ async fn reserved_addresses_are_refused_however_they_are_written() {
         let raw = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nAUTH\r\n\r\n");
         assert_eq!(gateway.ask(&raw).await.reason(), "address_reserved", "{host} by HTTP");
     }
-    // The gateway's own listener, whatever policy says.
+    // The gateway's own listener and machine, whatever policy says.
     let own = gateway.proxy;
-    gateway.publish_policy(&everything.replace("127.1.0.0/16", "127.0.0.0/8")).await;
+    gateway.publish_policy(&everything.replace("127.1.0.0/16", "0.0.0.0/1")).await;
+    for host in ["0.0.0.0", "0"] {
+        let (_, answer) = gateway.connect(&format!("{host}:443")).await;
+        refused(403, "gateway_address", &answer);
+    }
     let (_, answer) = gateway.connect(&own.to_string()).await;
     refused(403, "gateway_address", &answer);
     // One good address among bad ones is dialled, and nothing else.
@@ -240,15 +245,26 @@ async fn what_follows_the_200_must_be_what_was_judged() {
         assert_eq!(client.rest().await, [21, 3, 3, 0, 2, 2, alert], "{reason}: an alert, then the end");
         let (decision, outcome) = gateway.exchange(n).await;
         assert_eq!((decision.verdict, decision.reason), (Some(Verdict::Deny), Some(reason)));
+        assert_eq!(decision.destination.ip, Some(sink.address.ip()), "it was dialled, and that is recorded");
         assert_eq!(outcome.bytes_sent, Some(0));
     }
-    for bytes in [&b"SSH-2.0-OpenSSH_9.9\r\n"[..], b"\0\0\0\0", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+    for (bytes, reason) in [
+        (&b"SSH-2.0-OpenSSH_9.9\r\n"[..], DropReason::ProtocolUnknown),
+        (b"\0\0\0\0", DropReason::ProtocolUnknown),
+        (PREFACE, DropReason::UpgradeUnsupported),
+    ] {
         let n = gateway.outcomes();
         let (mut client, _) = gateway.connect(&target).await;
         client.send(bytes).await;
         assert!(client.rest().await.is_empty());
-        assert_eq!(gateway.exchange(n).await.0.reason, Some(DropReason::ProtocolUnknown));
+        assert_eq!(gateway.exchange(n).await.0.reason, Some(reason));
     }
+    // Whoever leaves without a byte had an upstream dialled, too.
+    let n = gateway.outcomes();
+    drop(gateway.connect(&target).await);
+    let (decision, outcome) = gateway.exchange(n).await;
+    assert_eq!((decision.verdict, outcome.bytes_sent), (Some(Verdict::Allow), Some(0)));
+    assert_eq!(decision.destination.ip, Some(sink.address.ip()));
     assert!(sink.seen.bytes.lock().is_empty(), "nothing was forwarded");
 }
 
@@ -284,8 +300,118 @@ async fn http_inside_a_tunnel_is_read() {
         .await;
     assert_eq!(client.answer().await.reason(), "http_malformed", "another host than the tunnel's");
     assert_eq!(upstream.requests().len(), 1);
-    let (decision, _) = gateway.exchange(0).await;
+    let (decision, outcome) = gateway.exchange(0).await;
+    assert_eq!(decision.action.as_deref(), Some("tunnel"), "the upstream was dialled for TLS");
+    assert_eq!((decision.destination.ip, outcome.bytes_sent), (Some(upstream.address.ip()), Some(0)));
+    let (decision, _) = gateway.exchange(1).await;
     assert_eq!(decision.action.as_deref(), Some("http"));
+}
+
+/// Permits what is in clear and unread, where policy says nothing of protocols.
+const ANY_PROTOCOL: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("any") permit (principal == Agent::"web", action in [Action::"tls", Action::"tunnel"], resource == Host::"api.allowed.test");
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_does_not_turn_the_checks_off() {
+    let gateway = Gateway::start(Options { policy: Some(ANY_PROTOCOL), ..Options::default() }).await;
+    let sink = Upstream::sink("127.1.0.1").await;
+    let target = format!("api.allowed.test:{}", sink.address.port());
+    let get = format!("GET / HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    for (bytes, reason) in [
+        (hello("denied.test"), DropReason::SniMismatch),
+        (hello("127.1.0.1"), DropReason::SniMissing),
+        (b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00".to_vec(), DropReason::TlsMalformed),
+        (get.clone().into_bytes(), DropReason::ProtocolUnknown),
+        (format!("\r\n{get}").into_bytes(), DropReason::ProtocolUnknown),
+        (PREFACE.to_vec(), DropReason::UpgradeUnsupported),
+    ] {
+        let n = gateway.outcomes();
+        let (mut client, answer) = gateway.connect(&target).await;
+        assert_eq!(answer.status, 200);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        // In pieces, too: what is not classified yet is held.
+        for piece in bytes.chunks(7) {
+            client.send(piece).await;
+        }
+        assert!(client.rest().await.is_empty());
+        let (decision, outcome) = gateway.exchange(n).await;
+        assert_eq!(decision.verdict, Some(Verdict::Allow), "as an unknown protocol, while it was silent");
+        assert_eq!((outcome.reason, outcome.bytes_sent), (Some(reason), Some(0)));
+    }
+    assert!(sink.seen.bytes.lock().is_empty(), "nothing was forwarded");
+    // What policy permits still passes, however late.
+    for bytes in [hello("api.allowed.test"), b"EHLO mail.test\r\n".to_vec()] {
+        let n = gateway.outcomes();
+        let (mut client, _) = gateway.connect(&target).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        client.send(&bytes).await;
+        client.stream.shutdown().await.expect("shutdown");
+        let (_, outcome) = gateway.exchange(n).await;
+        assert_eq!((outcome.reason, outcome.bytes_sent), (None, Some(bytes.len() as u64)));
+        assert_eq!(std::mem::take(&mut *sink.seen.bytes.lock()), bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_tls_is_judged_as_tls_while_it_is_carried() {
+    let gateway = Gateway::start(Options { policy: Some(ANY_PROTOCOL), ..Options::default() }).await;
+    let sink = Upstream::sink("127.1.0.1").await;
+    let (mut client, _) = gateway.connect(&format!("api.allowed.test:{}", sink.address.port())).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let hello = hello("api.allowed.test");
+    client.send(&hello).await;
+    let begun = std::time::Instant::now();
+    while sink.seen.bytes.lock().len() < hello.len() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it is carried");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Unknown protocols are still permitted; TLS is not.
+    gateway.publish_policy(&ANY_PROTOCOL.replace(r#"Action::"tls", "#, "")).await;
+    assert!(client.is_closed(Duration::from_secs(5)).await);
+    assert_eq!(gateway.exchange(0).await.1.reason, Some(DropReason::PolicyDenied));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_policy_does_not_permit_is_never_resolved() {
+    let gateway = Gateway::start(Options::default()).await;
+    let name = "c2VjcmV0.exfiltrated.test";
+    for port in [80, 443, 8080] {
+        let (mut client, answer) = gateway.connect(&format!("{name}:{port}")).await;
+        if answer.status == 200 {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n")).await;
+            assert_eq!(client.answer().await.reason(), "policy_denied", "its requests are judged");
+            // And TLS instead of requests.
+            let (mut client, _) = gateway.connect(&format!("{name}:{port}")).await;
+            client.send(hello(name)).await;
+            client.rest().await;
+        }
+        let raw = format!("GET http://{name}:{port}/ HTTP/1.1\r\nHost: {name}:{port}\r\nAUTH\r\n\r\n");
+        assert_eq!(gateway.ask(&raw).await.reason(), "policy_denied");
+    }
+    assert_eq!(gateway.dns.asked(name), 0, "the name is a message");
+    let (mut client, answer) = gateway.connect("api.allowed.test:80").await;
+    assert_eq!(answer.status, 502, "permitted, resolved, and nobody listens there");
+    client.rest().await;
+    assert!(gateway.dns.asked("api.allowed.test") > 0, "the test can see questions");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_named_for_one_agent_is_not_named_for_another() {
+    let policy = r#"
+        @id("everywhere") permit (principal, action == Action::"connect", resource);
+        @id("named") permit (principal == Agent::"other", action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+        @id("rest") permit (principal, action in [Action::"tls", Action::"tunnel", Action::"http"], resource);
+    "#;
+    let gateway = Gateway::start(Options { policy: Some(policy), ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let raw = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nAUTH\r\n\r\n");
+    assert_eq!(gateway.ask(&raw).await.reason(), "address_reserved");
+    refused(403, "address_reserved", &gateway.connect(&host).await.1);
+    let other = gateway.authorization("other", &gateway.other_key);
+    assert_eq!(gateway.ask(&raw.replace("AUTH\r\n", &other)).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,98 @@
+//! A request that may be sent: judged in every respect, and judged again while it is served.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_policy::{Operation, Scheme};
+
+use crate::decide::{self, Ruling};
+use crate::gateway::Gateway;
+use crate::identify::Who;
+
+use super::Admitted;
+
+/// The request. Its parts never change; where it goes and under which generation, does.
+#[derive(Debug)]
+pub struct Granted {
+    admitted: Admitted,
+    who: Who,
+    addresses: Vec<IpAddr>,
+    ruling: Ruling,
+    /// Which of the addresses is dialled.
+    attempt: AtomicUsize,
+    /// The generation it was last judged under.
+    generation: AtomicU64,
+}
+
+// === impl Granted ===
+
+impl Granted {
+    /// A request of `who` to judged `addresses`, granted by `ruling` under `generation`.
+    #[must_use]
+    pub fn new(
+        admitted: Admitted,
+        who: Who,
+        addresses: Vec<IpAddr>,
+        ruling: Ruling,
+        generation: u64,
+    ) -> Self {
+        let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
+        Granted { admitted, who, addresses, ruling, attempt, generation }
+    }
+
+    /// Who asked.
+    #[must_use]
+    pub fn who(&self) -> &Who {
+        &self.who
+    }
+
+    /// What granted it.
+    #[must_use]
+    pub fn ruling(&self) -> &Ruling {
+        &self.ruling
+    }
+
+    /// The address that is dialled, or was, and the port.
+    #[must_use]
+    pub fn dialled(&self) -> Option<(IpAddr, u16)> {
+        let ip = self.addresses.get(self.attempt.load(Ordering::Relaxed))?;
+        Some((*ip, self.admitted.port))
+    }
+
+    /// Goes on to the next address; whether there is one.
+    pub fn try_next(&self) -> bool {
+        self.attempt.fetch_add(1, Ordering::Relaxed) + 1 < self.addresses.len()
+    }
+
+    /// Judges again, as of now; returns when what it rests on expires, in Unix seconds.
+    ///
+    /// # Errors
+    /// Why it may be served no longer.
+    pub fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, DropReason> {
+        let plan = gateway.snapshots.current()?;
+        let who = self.who.under(&plan, gateway.now_s())?;
+        if plan.generation != self.generation.load(Ordering::Relaxed) {
+            let agent = &who.identity.agent;
+            decide::http(&plan, agent, operation(&self.admitted)).verdict?;
+            if let Some((ip, port)) = self.dialled() {
+                decide::connect(&plan, agent, &gateway.own, &[ip], port)
+                    .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
+            }
+            self.generation.store(plan.generation, Ordering::Relaxed);
+        }
+        Ok(who.expires_at_s(&plan))
+    }
+}
+
+/// What policy is asked about.
+#[must_use]
+pub fn operation(admitted: &Admitted) -> Operation<'_> {
+    Operation::Http {
+        host: &admitted.host,
+        port: admitted.port,
+        scheme: Scheme::Http,
+        method: &admitted.method,
+        path: &admitted.path,
+    }
+}
