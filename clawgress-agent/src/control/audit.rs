@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 pub use self::search::{Filter, FilterError};
 pub use self::segments::Bounds;
-use self::segments::{Segments, Torn};
+use self::segments::{Damage, Segments};
 
 /// Longest time an append waits for company before it is written and synced.
 const GROUP_COMMIT_TIME_MAX: Duration = Duration::from_millis(50);
@@ -101,7 +101,8 @@ struct Append {
 // === impl AuditLog ===
 
 impl AuditLog {
-    /// Opens the log in `directory`, repairing a torn tail.
+    /// Opens the log in `directory`. A torn tail is set aside, and lines that this version can't read stay;
+    /// both are told as gaps.
     ///
     /// # Errors
     /// If the directory or its segments can't be read or written.
@@ -113,7 +114,7 @@ impl AuditLog {
     ) -> std::io::Result<Self> {
         let place = directory.clone();
         let opened = tokio::task::spawn_blocking(move || Segments::open(&place, bounds)).await;
-        let (segments, torn) = opened.map_err(std::io::Error::other)??;
+        let (segments, damage) = opened.map_err(std::io::Error::other)??;
         let (queue, appends) = mpsc::channel(QUEUE_MAX);
         let shared = Arc::new(Shared {
             directory,
@@ -129,15 +130,29 @@ impl AuditLog {
         let log = AuditLog { queue, shared };
         // The writer holds the queue weakly: it ends when nobody else has it.
         tokio::spawn(write(segments, appends, log.queue.downgrade(), Arc::clone(&log.shared)));
-        if let Some(Torn { records, bytes }) = torn {
-            let mut gap = log.record(RecordKind::Gap, 0);
-            gap.count = Some(records);
-            gap.detail = Some(format!(
-                "the end of the log was torn: {bytes} bytes that were never acknowledged were cut off"
-            ));
-            log.append(vec![gap]).await.map_err(std::io::Error::other)?;
+        let gaps = log.gaps(&damage);
+        if !gaps.is_empty() {
+            log.append(gaps).await.map_err(std::io::Error::other)?;
         }
         Ok(log)
+    }
+
+    fn gaps(&self, damage: &Damage) -> Vec<AuditRecord> {
+        let gap = |count, detail| {
+            let mut gap = self.record(RecordKind::Gap, 0);
+            gap.count = Some(count);
+            gap.detail = Some(detail);
+            gap
+        };
+        let torn = damage.torn.iter().map(|torn| {
+            let (bytes, kept) = (torn.bytes, torn.kept.display());
+            // Without its end it was never acknowledged; and it is one at most, each ends with a line break.
+            gap(1, format!("the end of the log was torn: {bytes} bytes that were never acknowledged are in `{kept}` now"))
+        });
+        let unreadable = Some(damage.unreadable).filter(|n| *n > 0).map(|n| {
+            gap(n, format!("{n} records could not be read: they are damaged or of a later version, and stay in the log"))
+        });
+        torn.chain(unreadable).collect()
     }
 
     /// A record of this role itself.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::AgentId;
 use jiff::Timestamp;
 
-use super::{Kept, RECORD_BYTES_MAX, segments};
+use super::segments::Line;
+use super::{Kept, segments};
 
 /// Most records in one answer, so that a search stays within memory.
 pub const SEARCH_RECORDS_MAX: u64 = 50_000;
@@ -153,11 +154,13 @@ fn segment(
     let mut matches = VecDeque::new();
     let mut line = Vec::new();
     for sequence in first..before {
-        line.clear();
-        (&mut reader).take(RECORD_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)?;
-        let Some((b'\n', text)) = line.split_last() else { break };
-        let Ok(record) = serde_json::from_slice::<AuditRecord>(text) else {
-            tracing::error!(sequence, "an audit record is damaged on disk");
+        let (kind, _) = segments::read_line(&mut reader, &mut line)?;
+        if kind == Line::End {
+            break;
+        }
+        // Counted as a gap when the log was opened.
+        let Ok(record) = serde_json::from_slice::<AuditRecord>(&line) else {
+            tracing::debug!(sequence, "a line of the audit log is no record to this version");
             continue;
         };
         if filter.matches(&record) {

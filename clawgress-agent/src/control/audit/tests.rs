@@ -107,24 +107,85 @@ async fn segments_rotate_are_named_by_their_first_record_and_stay_within_the_bou
     assert_eq!(newest, ["h39.example"; 3]);
 }
 
+fn append_bytes(file: &Path, bytes: &[u8]) {
+    fs::OpenOptions::new().append(true).open(file).expect("open").write_all(bytes).expect("write");
+}
+
 #[tokio::test]
-async fn a_torn_tail_is_cut_off_and_leaves_a_gap() {
-    for tail in [&b"{\"version\":1,\"ti"[..], b"\0\0\0\0", b"{}\nrubbish\n\n"] {
-        let dir = tempfile::tempdir().expect("directory");
-        let log = open(dir.path(), SMALL).await;
+async fn a_torn_tail_is_set_aside_and_leaves_a_gap() {
+    let roomy = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 22 };
+    let mut torn = Vec::new();
+    let dir = tempfile::tempdir().expect("directory");
+    for (n, tail) in
+        [&b"{\"version\":1,\"ti"[..], b"\0\0\0\0", &[b'x'; RECORD_BYTES_MAX * 2]].iter().enumerate()
+    {
+        let log = open(dir.path(), roomy).await;
         log.append(vec![record(&log, "a.example", Verdict::Allow)]).await.expect("append");
         close(log).await;
         let file = files(dir.path()).pop().expect("segment");
-        fs::OpenOptions::new().append(true).open(&file).expect("open").write_all(tail).expect("write");
-        let log = open(dir.path(), SMALL).await;
-        assert_eq!(log.records(), 2, "what was acknowledged, and the gap");
+        append_bytes(&file, tail);
+        let log = open(dir.path(), roomy).await;
+        let records = 2 * n as u64 + 2;
+        assert_eq!(log.records(), records, "what was acknowledged, and the gap");
         let everything = Filter::new(&AuditQuery::default()).expect("filter");
-        let all = log.search(everything, 2).await.expect("search");
-        assert_eq!(all[0].record.destination.host.as_deref(), Some("a.example"));
-        assert_eq!(all[1].record.kind, RecordKind::Gap);
-        assert!(all[1].record.count >= Some(1));
+        let all = log.search(everything, records).await.expect("search");
+        let [.., kept, gap] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!(kept.record.destination.host.as_deref(), Some("a.example"));
+        assert_eq!((gap.record.kind, gap.record.count), (RecordKind::Gap, Some(1)));
         assert!(fs::read_to_string(&file).expect("text").lines().all(|l| l.starts_with("{\"version\"")));
+        torn.extend([tail, &b"\n"[..]].concat());
+        assert!(fs::read(file.with_extension("torn")).expect("set aside") == torn, "every one is kept");
+        close(log).await;
     }
+}
+
+#[tokio::test]
+async fn whole_lines_that_cannot_be_read_stay_and_are_counted_once() {
+    let dir = tempfile::tempdir().expect("directory");
+    let roomy = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 22 };
+    let log = open(dir.path(), roomy).await;
+    let good = record(&log, "a.example", Verdict::Allow);
+    log.append(vec![good.clone()]).await.expect("append");
+    let json = serde_json::to_string(&good).expect("json");
+    let later = json.replace("\"kind\":\"decision\"", "\"kind\":\"prophecy\"");
+    assert_ne!(json, later);
+    close(log).await;
+    let file = files(dir.path()).pop().expect("segment");
+    let long = "x".repeat(RECORD_BYTES_MAX + 1);
+    append_bytes(
+        &file,
+        format!("rubbish\n{later}\n{long}\n{}\n{{\"torn", json.replace("a.ex", "b.ex")).as_bytes(),
+    );
+    let before = fs::read_to_string(&file).expect("text");
+    for _ in 0..3 {
+        let log = open(dir.path(), roomy).await;
+        // Five lines, two gaps.
+        assert_eq!(log.records(), 7, "numbers go on behind what can't be read");
+        let everything = Filter::new(&AuditQuery::default()).expect("filter");
+        let all = log.search(everything, 7).await.expect("search");
+        assert_eq!(all.iter().map(|k| k.sequence).collect::<Vec<_>>(), [0, 4, 5, 6]);
+        assert_eq!(all[1].record.destination.host.as_deref(), Some("b.example"));
+        assert_eq!(all[2].record.count, Some(1), "torn");
+        assert_eq!(all[3].record.count, Some(3));
+        assert!(all[3].record.detail.as_ref().is_some_and(|d| d.contains("3 records could not be read")));
+        close(log).await;
+        assert_eq!(fs::read_to_string(&file).expect("text"), before.strip_suffix("{\"torn").expect("tail"));
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_was_begun_and_never_used_repeats_no_number() {
+    let dir = tempfile::tempdir().expect("directory");
+    let log = open(dir.path(), SMALL).await;
+    log.append(vec![record(&log, "a.example", Verdict::Allow); 5]).await.expect("append");
+    close(log).await;
+    // Left by a rotation that failed after three records; two more went into the old one.
+    fs::write(segments::path(dir.path(), 3), "").expect("write");
+    let log = open(dir.path(), SMALL).await;
+    assert_eq!(log.records(), 5);
+    log.append(vec![record(&log, "b.example", Verdict::Allow)]).await.expect("append");
+    assert_eq!(hosts(&log, AuditQuery::default()).await.len(), 6);
+    assert_eq!(segments::list(dir.path()).expect("list"), [0]);
 }
 
 #[tokio::test]
