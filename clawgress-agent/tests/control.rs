@@ -273,9 +273,16 @@ async fn the_datapath_gets_the_live_generation_whenever_it_is_there() {
         2,
     );
     record.destination.host = Some("kernel.example".into());
-    script.tell(&[record.clone()]).await;
+    script.tell(1, &[record.clone()]).await;
     let query = AuditQuery { destination: Some("kernel.example".into()), ..AuditQuery::default() };
     until("the record", async || records(&node, query.clone()).await == [record.clone()]).await;
+    until("its acknowledgement", async || *script.acknowledged.lock().await == [1]).await;
+    // One that comes again is acknowledged again, and kept once.
+    script.tell(1, &[record.clone()]).await;
+    let other = AuditRecord { request: "k-2".into(), ..record.clone() };
+    script.tell(2, &[other.clone()]).await;
+    until("acknowledgements", async || *script.acknowledged.lock().await == [1, 1, 2]).await;
+    assert_eq!(records(&node, query).await, [record, other]);
 
     // It goes away and comes back with nothing.
     role.stop().await;

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clawgress_api::proto::datapath_client::DatapathClient;
-use clawgress_api::proto::{AuditBatch, Empty, KernelGeneration, OpenWorkloadRequest, Workload};
+use clawgress_api::proto::{AuditAck, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload};
 use clawgress_api::{DatapathStatus, MESSAGE_BYTES_MAX, RecordKind};
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -25,6 +27,8 @@ const PAUSE_MOST: Duration = Duration::from_secs(5);
 const APPLY_TIME_MAX: Duration = Duration::from_secs(30);
 /// Longest wait for any other answer.
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Acknowledgements on their way to the datapath; the next batch waits for them.
+const ACKS_MAX: usize = 8;
 /// Pause before a batch that the audit log didn't take is tried again.
 const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -33,6 +37,8 @@ const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 pub struct Link {
     client: DatapathClient<Channel>,
     state: watch::Sender<State>,
+    /// Life of the datapath and number of the last batch that is durable here.
+    taken: Mutex<(String, u64)>,
 }
 
 /// How it stands between control and datapath.
@@ -52,7 +58,7 @@ impl Link {
     pub fn new(channel: Channel) -> Self {
         let client = DatapathClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let trouble = Some("it has not been reached yet".into());
-        Link { client, state: watch::Sender::new(State { applied: 0, trouble }) }
+        Link { client, state: watch::Sender::new(State { applied: 0, trouble }), taken: Mutex::default() }
     }
 
     /// How it stands.
@@ -147,12 +153,37 @@ impl Link {
             governor.overtake(status.generation).await?;
         }
         let mut client = self.client.clone();
-        let events = client.events(Empty {}).await.map_err(told)?.into_inner();
+        let (acks, receiver) = mpsc::channel(ACKS_MAX);
+        let events = client.events(ReceiverStream::new(receiver)).await.map_err(told)?.into_inner();
         // Either one's end is the session's.
         tokio::select! {
-            end = take_in(events, audit, governor) => end,
+            end = self.take_in(events, acks, audit, governor) => end,
             end = self.push(governor.watch()) => end,
         }
+    }
+
+    /// Keeps the kernel plane's records, and acknowledges each batch when it is durable. One whose
+    /// acknowledgement got lost comes again; within a life of this process it is known by its number.
+    async fn take_in(
+        &self,
+        mut events: Streaming<KernelBatch>,
+        acks: mpsc::Sender<AuditAck>,
+        audit: &AuditLog,
+        governor: &Governor,
+    ) -> Result<()> {
+        while let Some(batch) = events.message().await.map_err(told)? {
+            let KernelBatch { instance, sequence, records } = batch;
+            let is_known = {
+                let taken = self.taken.lock();
+                taken.0 == instance && sequence <= taken.1
+            };
+            if !is_known {
+                keep(records, audit, governor).await?;
+                *self.taken.lock() = (instance, sequence);
+            }
+            acks.send(AuditAck { sequence }).await.context("it takes no acknowledgements")?;
+        }
+        Ok(())
     }
 
     async fn push(&self, mut live: watch::Receiver<Arc<Generation>>) -> Result<()> {
@@ -205,29 +236,26 @@ fn told(status: Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
 }
 
-async fn take_in(mut events: Streaming<AuditBatch>, audit: &AuditLog, governor: &Governor) -> Result<()> {
-    while let Some(batch) = events.message().await.map_err(told)? {
-        let count = batch.records.len() as u64;
-        loop {
-            // The next batch is read when this one is durable: the datapath's bounded queue holds the rest.
-            let kept = match audit.queue_documents(batch.records.clone()).await {
-                Ok(pending) => pending.durable().await,
-                Err(error) => Err(error),
-            };
-            match kept {
-                Ok(()) => break,
-                Err(AuditError::Disk(_)) => tokio::time::sleep(AUDIT_PAUSE).await,
-                Err(AuditError::Closed) => bail!(AuditError::Closed),
-                Err(error) => {
-                    tracing::error!(%error, count, "records of the datapath are not understood");
-                    let mut gap = audit.record(RecordKind::Gap, governor.live().model.generation);
-                    gap.count = Some(count);
-                    gap.detail = Some(format!("records of the datapath were not kept: {error}"));
-                    audit.append(vec![gap]).await?;
-                    break;
-                }
+/// Makes records of the datapath durable, or a gap in their place if they are none.
+async fn keep(records: Vec<Vec<u8>>, audit: &AuditLog, governor: &Governor) -> Result<()> {
+    let count = records.len() as u64;
+    loop {
+        let kept = match audit.queue_documents(records.clone()).await {
+            Ok(pending) => pending.durable().await,
+            Err(error) => Err(error),
+        };
+        match kept {
+            Ok(()) => return Ok(()),
+            // The datapath's bounded queue holds what comes meanwhile.
+            Err(AuditError::Disk(_)) => tokio::time::sleep(AUDIT_PAUSE).await,
+            Err(AuditError::Closed) => bail!(AuditError::Closed),
+            Err(error) => {
+                tracing::error!(%error, count, "records of the datapath are not understood");
+                let mut gap = audit.record(RecordKind::Gap, governor.live().model.generation);
+                gap.count = Some(count);
+                gap.detail = Some(format!("records of the datapath were not kept: {error}"));
+                return Ok(audit.append(vec![gap]).await?);
             }
         }
     }
-    Ok(())
 }

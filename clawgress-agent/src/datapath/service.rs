@@ -3,39 +3,40 @@
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use clawgress_api::proto::datapath_server::Datapath;
 use clawgress_api::proto::{
-    AuditBatch, DatapathStatus, Empty, KernelGeneration, OpenWorkloadRequest, Workload,
+    AuditAck, DatapathStatus, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::names::Document;
 use super::plane::Plane;
-use super::spool::Spool;
+use super::spool::{Reader, Spool};
 
-/// Batches on their way to control: one being sent, one being made.
-const BATCHES_MAX: usize = 2;
+/// Batches on their way to control that are not in the connection's window yet.
+const BATCHES_MAX: usize = 1;
+/// How long a stop waits for control to acknowledge the last records; less than the server's own patience.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// The service.
 #[derive(Clone, Debug)]
 pub struct Service {
     plane: Arc<Plane>,
     spool: Arc<Spool>,
-    sequence: Arc<AtomicU64>,
     stop: CancellationToken,
 }
 
 impl Service {
-    /// A service in front of `plane`, whose event streams end at `stop`.
+    /// A service in front of `plane`, whose event streams end at `stop`, or as soon as they are dry.
     #[must_use]
     pub fn new(plane: Arc<Plane>, spool: Arc<Spool>, stop: CancellationToken) -> Self {
-        Service { plane, spool, sequence: Arc::default(), stop }
+        Service { plane, spool, stop }
     }
 
     fn status(&self) -> Result<Response<DatapathStatus>, Status> {
@@ -51,7 +52,7 @@ fn internal(error: &anyhow::Error) -> Status {
 
 #[tonic::async_trait]
 impl Datapath for Service {
-    type EventsStream = Pin<Box<dyn Stream<Item = Result<AuditBatch, Status>> + Send>>;
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<KernelBatch, Status>> + Send>>;
 
     async fn apply(&self, request: Request<KernelGeneration>) -> Result<Response<DatapathStatus>, Status> {
         let message = request.into_inner();
@@ -74,31 +75,13 @@ impl Datapath for Service {
         self.status()
     }
 
-    async fn events(&self, _: Request<Empty>) -> Result<Response<Self::EventsStream>, Status> {
+    async fn events(
+        &self,
+        request: Request<Streaming<AuditAck>>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
         let (sender, receiver) = mpsc::channel(BATCHES_MAX);
-        let (spool, sequence, stop) =
-            (Arc::clone(&self.spool), Arc::clone(&self.sequence), self.stop.clone());
-        tokio::spawn(async move {
-            loop {
-                let batch = tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = sender.closed() => return,
-                    batch = spool.take() => batch,
-                };
-                let mut records = Vec::with_capacity(batch.len());
-                for record in &batch {
-                    match serde_json::to_vec(record) {
-                        Ok(bytes) => records.push(bytes),
-                        Err(_) => spool.lose(1),
-                    }
-                }
-                let sequence = sequence.fetch_add(1, Ordering::Relaxed) + 1;
-                if sender.send(Ok(AuditBatch { sequence, records })).await.is_err() {
-                    spool.put_back(batch);
-                    return;
-                }
-            }
-        });
+        let (reader, spool) = (self.spool.read(), Arc::clone(&self.spool));
+        tokio::spawn(deliver(request.into_inner(), reader, spool, sender, self.stop.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -121,3 +104,44 @@ impl Datapath for Service {
         Ok(Response::new(Empty {}))
     }
 }
+
+/// Sends batches and takes their acknowledgements, until either side goes, another stream begins, or all is
+/// delivered after `stop`.
+async fn deliver(
+    mut acks: Streaming<AuditAck>,
+    reader: Reader,
+    spool: Arc<Spool>,
+    sender: mpsc::Sender<Result<KernelBatch, Status>>,
+    stop: CancellationToken,
+) {
+    let patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_TIME_MAX).await;
+    };
+    tokio::pin!(patience);
+    while !(stop.is_cancelled() && spool.is_empty()) {
+        let next = async {
+            let place = sender.reserve().await.ok()?;
+            Some((place, reader.next().await?))
+        };
+        tokio::select! {
+            () = &mut patience => {
+                tracing::warn!("control has not acknowledged the last records in time: they are lost");
+                return;
+            }
+            () = stop.cancelled(), if !stop.is_cancelled() => {}
+            () = sender.closed() => return,
+            ack = acks.message() => match ack {
+                Ok(Some(ack)) => reader.acknowledge(ack.sequence),
+                Ok(None) | Err(_) => return,
+            },
+            next = next => match next {
+                Some((place, batch)) => place.send(Ok(batch)),
+                None => return,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

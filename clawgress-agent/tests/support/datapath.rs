@@ -13,13 +13,13 @@ use clawgress_agent::serve::{SOCKET_MODE, grpc};
 use clawgress_api::config::Config;
 use clawgress_api::proto::datapath_server::{Datapath, DatapathServer};
 use clawgress_api::proto::{
-    AuditBatch, DatapathStatus, Empty, KernelGeneration, OpenWorkloadRequest, Workload,
+    AuditAck, DatapathStatus, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload,
 };
 use clawgress_api::{AuditRecord, socket};
 use clawgress_policy::kernel::KernelTables;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::node::Role;
 
@@ -33,7 +33,9 @@ pub struct Script {
     pub workloads: Mutex<BTreeMap<u64, OpenWorkloadRequest>>,
     /// Where workloads' cgroups are; made and removed by the test.
     pub cgroup: Mutex<PathBuf>,
-    events: Mutex<Option<mpsc::Sender<Result<AuditBatch, Status>>>>,
+    events: Mutex<Option<mpsc::Sender<Result<KernelBatch, Status>>>>,
+    /// Numbers of the batches that control has acknowledged.
+    pub acknowledged: Mutex<Vec<u64>>,
 }
 
 struct Service(Arc<Script>);
@@ -55,10 +57,11 @@ impl Script {
         self.applied.lock().await.last().cloned()
     }
 
-    pub async fn tell(&self, records: &[AuditRecord]) {
+    /// Sends batch `sequence` of the first life.
+    pub async fn tell(&self, sequence: u64, records: &[AuditRecord]) {
         let records = records.iter().map(|r| serde_json::to_vec(r).expect("json")).collect();
         let events = self.events.lock().await;
-        let batch = AuditBatch { sequence: 1, records };
+        let batch = KernelBatch { instance: "first".into(), sequence, records };
         events.as_ref().expect("somebody listens").send(Ok(batch)).await.expect("sent");
     }
 
@@ -78,7 +81,7 @@ impl Script {
 
 #[tonic::async_trait]
 impl Datapath for Service {
-    type EventsStream = ReceiverStream<Result<AuditBatch, Status>>;
+    type EventsStream = ReceiverStream<Result<KernelBatch, Status>>;
 
     async fn apply(&self, request: Request<KernelGeneration>) -> Result<Response<DatapathStatus>, Status> {
         if let Some(refusal) = self.0.refusal.lock().await.as_ref() {
@@ -96,9 +99,18 @@ impl Datapath for Service {
         self.0.status()
     }
 
-    async fn events(&self, _: Request<Empty>) -> Result<Response<Self::EventsStream>, Status> {
+    async fn events(
+        &self,
+        request: Request<Streaming<AuditAck>>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
         let (sender, receiver) = mpsc::channel(4);
         *self.0.events.lock().await = Some(sender);
+        let (script, mut acks) = (Arc::clone(&self.0), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(ack)) = acks.message().await {
+                script.acknowledged.lock().await.push(ack.sequence);
+            }
+        });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
