@@ -26,11 +26,12 @@ use clawgress_api::config::Config;
 use clawgress_api::proto::admin_server::AdminServer;
 use clawgress_api::proto::audit_sink_server::AuditSinkServer;
 use clawgress_api::proto::snapshots_server::SnapshotsServer;
-use clawgress_api::socket;
+use clawgress_api::socket::{self, Server, Servers};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use self::audit::{AuditLog, Bounds};
 use self::govern::Governor;
@@ -95,11 +96,14 @@ pub async fn serve(
     let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(&clock)).await;
     let audit = audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))?;
     let governor = Arc::new(Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone()).await?);
-    let link = Arc::new(Link::new(socket::channel(&config.datapath_socket())?));
+    let to = |path: &Path, server| -> Result<Channel> {
+        Ok(socket::channel_to(path, Servers::new(&config.access, server)?))
+    };
+    let link = Arc::new(Link::new(to(&config.datapath_socket(), Server::Datapath)?));
     let runs = Runs {
         governor: Arc::clone(&governor),
         link: Arc::clone(&link),
-        keyring: Keyring::new(socket::channel(&config.keys_socket())?, store),
+        keyring: Keyring::new(to(&config.keys_socket(), Server::Keys)?, store),
         clock: Arc::clone(&clock),
         held: Mutex::default(),
         ended: Notify::new(),

@@ -137,11 +137,17 @@ pub struct L7 {
     pub threads: Option<usize>,
 }
 
-/// Which users the processes run as: what the peer check of the Unix sockets goes by. A name given here
+/// Which users the processes run as: what the checks at both ends of the Unix sockets go by. A name given here
 /// must exist; the default names count where they exist. A role's own user and root always may.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Access {
+    /// User of the keys role; [`Access::KEYS_USER`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_user: Option<String>,
+    /// User of the datapath role; [`Access::DATAPATH_USER`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datapath_user: Option<String>,
     /// User of the control role; [`Access::CONTROL_USER`] if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_user: Option<String>,
@@ -157,6 +163,10 @@ pub struct Access {
 }
 
 impl Access {
+    /// Default user of the keys role.
+    pub const KEYS_USER: &'static str = "clawgress-keys";
+    /// Default user of the datapath role.
+    pub const DATAPATH_USER: &'static str = "clawgress-datapath";
     /// Default user of the control role.
     pub const CONTROL_USER: &'static str = "clawgress-control";
     /// Default user of `clawgress-l7`.

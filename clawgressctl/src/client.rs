@@ -1,11 +1,13 @@
 //! Calls to the admin socket, with failures that say what to do.
 
+use std::env;
 use std::path::{Path, PathBuf};
 
 use clawgress_api::MESSAGE_BYTES_MAX;
+use clawgress_api::config::{self, Access, Config};
 use clawgress_api::proto::admin_client::AdminClient;
 use clawgress_api::proto::{Document, Documents};
-use clawgress_api::socket;
+use clawgress_api::socket::{self, Server, Servers};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -28,9 +30,12 @@ impl Client {
 
     /// Connects; a failure here names its cause better than one in the middle of a call.
     pub async fn connect(&self) -> Result<AdminClient<Channel>, Failure> {
+        let servers = Servers::new(&access(), Server::Control);
+        let servers = servers.map_err(|e| Failure::Refused(e.to_string()))?;
         let probe = UnixStream::connect(&self.socket).await;
-        probe.map_err(|e| Failure::connect(&self.socket, &e))?;
-        let channel = socket::channel(&self.socket).map_err(|e| Failure::Unreachable(e.to_string()))?;
+        let probe = probe.map_err(|e| Failure::connect(&self.socket, &e))?;
+        servers.check(&probe, &self.socket).map_err(|e| Failure::Refused(e.to_string()))?;
+        let channel = socket::channel_to(&self.socket, servers);
         Ok(AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
@@ -58,6 +63,12 @@ impl Client {
     ) -> Result<Vec<T>, Failure> {
         self.answer(answer)?.json.iter().map(|json| parse(json)).collect()
     }
+}
+
+/// Who runs the agent: by its configuration if that can be read, else by default.
+fn access() -> Access {
+    let path = env::var_os("CLAWGRESS_CONFIG").map_or_else(|| PathBuf::from(config::PATH), PathBuf::from);
+    Config::load(&path).map(|config| config.access).unwrap_or_default()
 }
 
 /// A request's document.

@@ -281,7 +281,7 @@ impl Gateway {
              [[interface]]\nname = \"agents0\"\nrole = \"agents\"\n\n\
              [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
              [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
-             [access]\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
+             [access]\nkeys_user = \"bin\"\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
              [l7]\nresolvers = [\"{}:53\"]\n{}{}",
             self.lab.name(),
             state.display(),

@@ -195,7 +195,8 @@ impl Layout {
         let access = if self.apart {
             let user = |role: Role| role.user().unwrap_or("root");
             format!(
-                "[access]\ncontrol_user = \"{}\"\nl7_user = \"{}\"\n\n",
+                "[access]\nkeys_user = \"{}\"\ncontrol_user = \"{}\"\nl7_user = \"{}\"\n\n",
+                user(Role::Keys),
                 user(Role::Control),
                 user(Role::L7)
             )
