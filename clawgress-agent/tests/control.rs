@@ -8,9 +8,12 @@ mod node;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clawgress_agent::control;
+use clawgress_agent::control::store::{Commit, MemoryStore, Read, StateStore, StoreError, Transaction};
+use clawgress_api::clock::SystemClock;
 use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_api::proto::{AuditBatch, Empty, MacApiKeyRequest, Name, RevisionNumber, WatchRequest};
 use clawgress_api::{
@@ -19,8 +22,10 @@ use clawgress_api::{
 };
 use clawgress_identity::{Agent, AgentState, ApiKey, Identity, IdentityError, TrustSnapshot};
 use clawgress_policy::{PolicyBundle, PolicyProblem};
+use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use self::datapath::Script;
@@ -436,4 +441,73 @@ async fn a_role_ends_in_time_whoever_stays_connected() {
     let _acks = node.audit().append(ReceiverStream::new(receiver)).await.expect("append");
     tokio::time::timeout(PATIENCE / 2, node.stop_control()).await.expect("in time");
     node.stop_keys().await;
+}
+
+/// A store that commits, and may never come back from it.
+#[derive(Debug)]
+struct Fatal {
+    store: MemoryStore,
+    is_fatal: AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl StateStore for Fatal {
+    async fn read(&self, key: &str, at: Option<u64>) -> Result<Read, StoreError> {
+        self.store.read(key, at).await
+    }
+
+    async fn scan(&self, prefix: &str, at: Option<u64>) -> Result<Read, StoreError> {
+        self.store.scan(prefix, at).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
+        let revision = self.store.commit(transaction).await;
+        if self.is_fatal.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        revision
+    }
+
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: u64,
+    ) -> Result<BoxStream<'static, Result<Commit, StoreError>>, StoreError> {
+        self.store.watch(prefix, from).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_was_committed_is_recorded_whatever_comes_between() {
+    let node = Node::new();
+    let store = MemoryStore::default();
+    let fatal = Arc::new(Fatal { store: store.clone(), is_fatal: AtomicBool::new(false) });
+    let keyless = |name: &str| document(&NewAgent { key: false, ..agent(name) });
+    // A runtime of its own, so that all of the role ends at once, as it does by SIGKILL.
+    let life = tokio::runtime::Runtime::new().expect("runtime");
+    let (config, its_store) = (Arc::clone(&node.config), Arc::clone(&fatal));
+    life.spawn(control::serve(config, its_store, Arc::new(SystemClock), CancellationToken::new()));
+    node::until_there(&node.config.admin_socket()).await;
+    node.admin().create_agent(keyless("a")).await.expect("created");
+    fatal.is_fatal.store(true, Ordering::SeqCst);
+    let mut admin = node.admin();
+    let call = tokio::spawn(async move { admin.create_agent(keyless("b")).await });
+    let stored = async || store.scan("agent/", None).await.expect("scan").entries.len();
+    until("the commit", async || stored().await == 2).await;
+    life.shutdown_background();
+    call.await.expect("no panic").expect_err("nobody answers");
+
+    for _ in 0..2 {
+        let (config, store) = (Arc::clone(&node.config), Arc::new(store.clone()));
+        let role = node::Role::start(|stop| control::serve(config, store, Arc::new(SystemClock), stop));
+        until("control", async || node.admin().status(Empty {}).await.is_ok()).await;
+        assert_eq!(status(&node).await.agents, 2, "the change is live");
+        let log = changes(&node).await;
+        for name in ["`default/a`", "`default/b`"] {
+            let records = log.iter().filter(|d| d.contains(name) || d.contains(name.trim_matches('`')));
+            assert_eq!(records.count(), 1, "{name} in {log:?}");
+        }
+        role.stop().await;
+    }
+    assert!(store.scan("pending/", None).await.expect("scan").entries.is_empty());
 }

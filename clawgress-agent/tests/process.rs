@@ -128,12 +128,18 @@ async fn nothing_that_was_acknowledged_is_lost() {
         indices.dedup();
         assert_eq!(indices.len(), listed.len(), "no number twice");
         let query =
-            AuditQuery { kind: Some(RecordKind::Decision), limit: Some(50_000), ..AuditQuery::default() };
-        let mut stream = node.admin().search_audit(document(&query)).await.expect("search").into_inner();
-        let mut kept = std::collections::BTreeSet::new();
-        while let Some(document) = stream.message().await.expect("record") {
-            kept.insert(parse::<AuditRecord>(&document.json).request);
+            AuditQuery { kind: Some(RecordKind::Change), limit: Some(50_000), ..AuditQuery::default() };
+        let changes = search(&node, &query).await;
+        for agent in &listed {
+            // As the agent is told in JSON: a number that one record alone has.
+            let index = format!("\"index\":{},", agent.index);
+            let is_told = |r: &AuditRecord| r.detail.as_ref().is_some_and(|d| d.contains(&index));
+            assert!(changes.iter().any(is_told), "no record of how `{}` came to be", agent.id);
         }
+        let query =
+            AuditQuery { kind: Some(RecordKind::Decision), limit: Some(50_000), ..AuditQuery::default() };
+        let kept: std::collections::BTreeSet<String> =
+            search(&node, &query).await.into_iter().map(|r| r.request).collect();
         let acknowledged = records.load(Ordering::SeqCst);
         assert!(acknowledged > 0, "the writer got somewhere");
         for n in 0..acknowledged {
@@ -142,6 +148,15 @@ async fn nothing_that_was_acknowledged_is_lost() {
         drop(control);
     }
     assert!(agents.load(Ordering::SeqCst) > 3, "the writer got somewhere");
+}
+
+async fn search(node: &Node, query: &AuditQuery) -> Vec<AuditRecord> {
+    let mut stream = node.admin().search_audit(document(query)).await.expect("search").into_inner();
+    let mut found = Vec::new();
+    while let Some(document) = stream.message().await.expect("record") {
+        found.push(parse(&document.json));
+    }
+    found
 }
 
 /// Creates agents, one after the other, until control is gone.

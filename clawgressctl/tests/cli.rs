@@ -185,6 +185,33 @@ async fn who_cannot_reach_the_agent_or_may_not_is_told_which() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_another_user_serves_is_not_spoken_to() {
+    let dir = tempfile::tempdir().expect("directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let path = dir.path().join("admin.sock");
+    let place = path.clone();
+    // Credentials are a thread's own to the kernel.
+    let squatter = std::thread::spawn(move || {
+        let nobody = rustix::thread::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody)
+            .expect("this test needs root, to be somebody else");
+        std::os::unix::net::UnixListener::bind(place).expect("bind")
+    });
+    let listener = squatter.join().expect("no panic");
+    let mut status = ctl(&path, &["status"]);
+    check(&status.output().await.expect("run"), 1, "", "user 65534 listens on");
+    // The configuration may say that this is the control role's user.
+    let text = "[node]\nname = \"n\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:1\"]\n[l7]\n[access]\ncontrol_user = \"nobody\"\n";
+    let config = dir.path().join("c.toml");
+    fs::write(&config, text).expect("write");
+    let mut child = ctl(&path, &["status"]).env("CLAWGRESS_CONFIG", &config).spawn().expect("run");
+    let talks = tokio::task::spawn_blocking(move || listener.accept().map(|_| listener.accept()));
+    let talks = tokio::time::timeout(node::PATIENCE, talks).await.expect("in time").expect("no panic");
+    talks.expect("probed").expect("spoken to");
+    child.kill().await.expect("kill");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn run_leads_a_command_to_the_proxy_and_passes_its_end_on() {
     let node = Node::new().start().await;
     let config = &node.config;

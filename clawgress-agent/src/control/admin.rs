@@ -380,8 +380,10 @@ fn status(refusal: Refusal) -> Status {
         Refusal::Unavailable(_) => Status::unavailable(text),
         Refusal::Store(_) => Status::internal(text),
         Refusal::Audit(AuditError::Closed) => {
-            Status::unavailable("the change was made, but control is stopping")
+            Status::unavailable("the change was made, but control is stopping; the next start will record it")
         }
-        Refusal::Audit(_) => Status::internal(format!("the change was made, but not recorded: {text}")),
+        Refusal::Audit(_) => Status::internal(format!(
+            "the change was made, but will be recorded only at the next start: {text}"
+        )),
     }
 }

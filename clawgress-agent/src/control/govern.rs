@@ -1,10 +1,12 @@
 //! Changes: each is checked and compiled whole, committed in one transaction under the next generation's
 //! number, then published to both planes. A change that fails anywhere before its commit alters nothing.
+//! Its audit record is committed with it and taken out of the store when it is in the log: whatever ends
+//! this process in between, the next start puts it there. Twice is possible, missing is not.
 
 use std::sync::Arc;
 
 use clawgress_api::config::Config;
-use clawgress_api::{KernelGeneration, MESSAGE_BYTES_MAX, RecordKind, Snapshot};
+use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, RecordKind, Snapshot};
 use clawgress_ebpf_common::bound;
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::{self, KernelTables};
@@ -14,11 +16,14 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditLog;
-use super::model::{Draft, GENERATION, Model, Refusal};
-use super::store::{Condition, StateStore, StoreError, Transaction};
+use super::model::{Draft, GENERATION, Model, Refusal, parse};
+use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
 /// Times a change is tried again when another node's change comes first; more is a fault, not a race.
 const CONFLICTS_MAX: usize = 5;
+
+/// Keys of the records of changes that are not known to be in the audit log yet.
+const PENDING: &str = "pending/";
 
 /// Largest document of a generation: what a plane accepts, less its envelope.
 const DOCUMENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
@@ -61,17 +66,30 @@ pub struct Governor {
 // === impl Governor ===
 
 impl Governor {
-    /// Loads what the store holds.
+    /// Loads what the store holds, and records the changes of this node that were committed and not recorded.
     ///
     /// # Errors
-    /// If the store fails or isn't understood.
+    /// If the store fails or isn't understood, or the audit log can't be written.
     pub async fn open(
         config: Arc<Config>,
         store: Arc<dyn StateStore>,
         audit: AuditLog,
-    ) -> Result<Self, StoreError> {
-        let live = load(store.as_ref()).await?;
-        Ok(Governor { config, store, audit, live: watch::Sender::new(Arc::new(live)), turn: Mutex::new(()) })
+    ) -> Result<Self, Refusal> {
+        let live = watch::Sender::new(Arc::new(load(store.as_ref()).await?));
+        let governor = Governor { config, store, audit, live, turn: Mutex::new(()) };
+        let pending = governor.store.scan(&governor.pending(""), None).await?;
+        let pending = pending.entries.iter().map(parse).collect::<Result<Vec<AuditRecord>, _>>();
+        let mut pending = pending?;
+        pending.sort_by_key(|record| record.time);
+        // A name may begin with another's.
+        for record in pending.into_iter().filter(|r| r.node == governor.config.node.name) {
+            tracing::warn!(
+                change = record.detail,
+                "a change was committed and not recorded: recording it now"
+            );
+            governor.record(record).await?;
+        }
+        Ok(governor)
     }
 
     /// The live generation.
@@ -108,11 +126,11 @@ impl Governor {
             if draft.writes.is_empty() {
                 return Ok((done, before));
             }
-            match self.commit(draft, &before).await {
-                Ok(generation) => {
+            match self.commit(draft, &before, detail(&done)).await {
+                Ok((generation, record)) => {
                     let generation = Arc::new(generation);
                     self.live.send_replace(Arc::clone(&generation));
-                    self.record(generation.model.generation, detail(&done)).await?;
+                    self.record(record).await?;
                     return Ok((done, generation));
                 }
                 Err(Refusal::Store(StoreError::Conflict(_))) => {
@@ -124,7 +142,12 @@ impl Governor {
         Err(Refusal::Unavailable("too many changes at once; try again".into()))
     }
 
-    async fn commit(&self, mut draft: Draft, before: &Generation) -> Result<Generation, Refusal> {
+    async fn commit(
+        &self,
+        mut draft: Draft,
+        before: &Generation,
+        detail: String,
+    ) -> Result<(Generation, AuditRecord), Refusal> {
         let stored = draft.model.stored;
         if draft.governs {
             draft.model.generation += 1;
@@ -132,6 +155,9 @@ impl Governor {
         let number = draft.model.generation;
         // Written even if it stays the same: it is what concurrent changes are compared by.
         draft.put(GENERATION, &number)?;
+        let mut record = self.audit.record(RecordKind::Change, number);
+        record.detail = Some(detail);
+        draft.put(&self.pending(&record.request), &record)?;
         let governs = draft.governs;
         let (model, writes) = draft.into_writes();
         let mut generation = if governs {
@@ -150,18 +176,24 @@ impl Governor {
         };
         let transaction = Transaction { conditions: vec![condition], writes };
         generation.model.stored = Some(self.store.commit(transaction).await?);
-        Ok(generation)
+        Ok((generation, record))
     }
 
-    /// Writes a change to the audit log; durable on return.
-    ///
-    /// # Errors
-    /// If it could not be made durable.
-    pub async fn record(&self, generation: u64, detail: String) -> Result<(), Refusal> {
-        tracing::info!(generation, change = detail, "changed");
-        let mut record = self.audit.record(RecordKind::Change, generation);
-        record.detail = Some(detail);
-        Ok(self.audit.append(vec![record]).await?)
+    /// Writes the record of a committed change to the audit log, where it is durable on return, and takes it
+    /// out of the store.
+    async fn record(&self, record: AuditRecord) -> Result<(), Refusal> {
+        tracing::info!(generation = record.generation, change = record.detail, "changed");
+        let key = self.pending(&record.request);
+        self.audit.append(vec![record]).await?;
+        let recorded = Transaction { conditions: vec![], writes: vec![Write::Delete(key)] };
+        if let Err(error) = self.store.commit(recorded).await {
+            tracing::warn!(%error, "the next start will record this change again");
+        }
+        Ok(())
+    }
+
+    fn pending(&self, request: &str) -> String {
+        format!("{PENDING}{}/{request}", self.config.node.name)
     }
 
     /// Takes a generation number above `number`: the datapath has one that this store doesn't know of.

@@ -214,7 +214,7 @@ async fn all<K: Ord, T: DeserializeOwned>(
     entries.iter().map(|e| parse(e).map(|value| (key(&value), value))).collect()
 }
 
-fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
+pub(super) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError> {
     serde_json::from_slice(&entry.value)
         .map_err(|e| StoreError::Invalid(format!("the stored `{}` is not understood: {e}", entry.key)))
 }
