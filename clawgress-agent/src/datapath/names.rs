@@ -2,11 +2,14 @@
 //! spoken of. Also turns kernel events and flows into audit records.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use clawgress_api::MESSAGE_BYTES_MAX;
 use clawgress_api::clock::Clock;
 use clawgress_api::{
     AgentRef, AuditRecord, Destination, Ingress, KernelGeneration, Plane, RecordKind, SourceRef,
@@ -17,10 +20,16 @@ use clawgress_ebpf_common::{DropReason, Event, Flow, FlowKey, event_kind, flow_f
 use clawgress_identity::{Agent, IdentityMethod};
 use clawgress_policy::kernel::KernelTables;
 use nix::libc;
-use parking_lot::RwLock;
+use nix::unistd::geteuid;
+use parking_lot::{Mutex, RwLock};
 
 /// Generations remembered: the live one, and one that flows or queued events still name.
 const GENERATIONS_MAX: usize = 2;
+
+/// The directory of the kept document below `run_dir`, where every role may make files: its own, so that
+/// none but this one can put a document there.
+const DIRECTORY: &str = "datapath";
+const FILE: &str = "generation.json";
 
 /// The document as control sent it.
 pub type Document = KernelGeneration<KernelTables>;
@@ -32,8 +41,11 @@ pub struct Names {
     clock: Arc<dyn Clock>,
     interfaces: BTreeMap<u32, String>,
     /// Where the live document is kept for the next process.
+    directory: PathBuf,
     file: PathBuf,
     generations: RwLock<BTreeMap<u64, Generation>>,
+    /// Why the document can't be kept or was not taken up, in words.
+    trouble: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -55,8 +67,10 @@ impl Names {
             node: node.to_owned(),
             clock,
             interfaces: interfaces.iter().map(|(name, index)| (*index, name.clone())).collect(),
-            file: run_dir.join("datapath-generation.json"),
+            directory: run_dir.join(DIRECTORY),
+            file: run_dir.join(DIRECTORY).join(FILE),
             generations: RwLock::default(),
+            trouble: Mutex::default(),
         }
     }
 
@@ -64,23 +78,49 @@ impl Names {
     /// generation when this one ends.
     pub fn learn(&self, document: &Document) {
         self.insert(document);
-        if let Err(error) = self.save(document) {
-            tracing::warn!("cannot keep the generation's names for the next start: {error:#}");
+        let kept = self.save(document).err();
+        let trouble =
+            kept.map(|error| format!("the live generation is not kept for the next start: {error:#}"));
+        if let Some(trouble) = &trouble {
+            tracing::error!("{trouble}");
         }
+        *self.trouble.lock() = trouble;
+    }
+
+    /// What hinders keeping the document, if something does.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
     }
 
     /// The document the former process left, if it is of generation `live`.
     ///
     /// # Errors
-    /// If there is a file and it can't be read.
+    /// If there is a file that can't be read or is not this role's own; status tells so too.
     pub fn recall(&self, live: u64) -> Result<Option<Document>> {
-        let Ok(bytes) = fs::read(&self.file) else { return Ok(None) };
-        let document: Document = serde_json::from_slice(&bytes)
-            .with_context(|| format!("`{}` is damaged; remove it", self.file.display()))?;
-        if document.generation != live {
-            return Ok(None);
-        }
+        let recalled = self.read().inspect_err(|error| {
+            *self.trouble.lock() = Some(format!("the kept generation was not taken up: {error:#}"));
+        })?;
+        let Some(document) = recalled.filter(|d| d.generation == live) else { return Ok(None) };
         self.insert(&document);
+        Ok(Some(document))
+    }
+
+    fn read(&self) -> Result<Option<Document>> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.file) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot open `{}`", self.file.display()));
+            }
+        };
+        self.check_directory()?;
+        check_own(&file, &self.file)?;
+        let mut bytes = Vec::new();
+        file.take(MESSAGE_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+        let document = serde_json::from_slice(&bytes)
+            .with_context(|| format!("`{}` is damaged; remove it", self.file.display()))?;
         Ok(Some(document))
     }
 
@@ -97,13 +137,30 @@ impl Names {
     }
 
     fn save(&self, document: &Document) -> Result<()> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
+        if let Err(error) = DirBuilder::new().mode(0o700).create(&self.directory)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error).with_context(|| format!("cannot create `{}`", self.directory.display()));
+        }
+        self.check_directory()?;
         let new = self.file.with_extension("new");
         let _ = fs::remove_file(&new);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(document)?)?;
-        Ok(fs::rename(&new, &self.file)?)
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            file.write_all(&serde_json::to_vec(document)?)?;
+            fs::rename(&new, &self.file)
+        };
+        write().with_context(|| format!("cannot write `{}`", self.file.display()))
+    }
+
+    /// Checks the directory itself, not what a link leads to.
+    fn check_directory(&self) -> Result<()> {
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(&self.directory);
+        let opened = opened.with_context(|| {
+            format!("cannot open the directory `{}`; remove what is there", self.directory.display())
+        })?;
+        check_own(&opened, &self.directory)
     }
 
     /// The audit record of a kernel event.
@@ -180,6 +237,19 @@ impl Names {
     }
 }
 
+/// That this user owns `file`, and nobody else may read or write it.
+fn check_own(file: &File, path: &Path) -> Result<()> {
+    let metadata = file.metadata()?;
+    let (uid, mode) = (geteuid().as_raw(), metadata.permissions().mode() & 0o7777);
+    ensure!(
+        metadata.uid() == uid && mode & 0o077 == 0 && (metadata.is_file() || metadata.is_dir()),
+        "`{}` is not this role's own (user {}, mode {mode:o}); remove it",
+        path.display(),
+        metadata.uid()
+    );
+    Ok(())
+}
+
 /// Joins a flow's decision and outcome: the kernel's time stamp and the tuple name it on this node.
 fn request(key: &FlowKey, at_ns: u64) -> String {
     // FNV-1a, over the fields; the time alone could be the same on two CPUs.
@@ -211,4 +281,74 @@ pub fn monotonic_ns() -> u64 {
         return 0;
     }
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use clawgress_api::clock::SystemClock;
+
+    use super::*;
+
+    fn names(run_dir: &Path) -> Names {
+        Names::new("n", Arc::new(SystemClock), &BTreeMap::new(), run_dir)
+    }
+
+    fn document(generation: u64) -> Document {
+        KernelGeneration { generation, tables: None, agents: Vec::new() }
+    }
+
+    #[test]
+    fn the_document_is_recalled_by_its_own_generation() {
+        let run_dir = tempfile::tempdir().expect("directory");
+        let first = names(run_dir.path());
+        assert_eq!(first.recall(7).expect("nothing yet"), None);
+        first.learn(&document(7));
+        first.learn(&document(8));
+        assert_eq!(first.trouble(), None);
+        let next = names(run_dir.path());
+        assert_eq!(next.recall(8).expect("kept"), Some(document(8)));
+        assert_eq!(next.recall(7).expect("kept"), None);
+    }
+
+    /// Every role may write to the directory above.
+    #[test]
+    fn what_another_user_put_there_is_neither_believed_nor_passed_over() {
+        type Squat = fn(&Path);
+        let squats: [(&str, Squat); 6] = [
+            ("another user's directory", |directory| chown(directory, Some(1), Some(1)).expect("chown")),
+            ("a directory others may write", |directory| {
+                fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).expect("chmod");
+            }),
+            ("a link to another directory", |directory| {
+                let moved = directory.with_extension("moved");
+                fs::rename(directory, &moved).expect("rename");
+                symlink(moved, directory).expect("link");
+            }),
+            ("another user's file", |directory| {
+                chown(directory.join(FILE), Some(1), Some(1)).expect("chown");
+            }),
+            ("a file others may write", |directory| {
+                fs::set_permissions(directory.join(FILE), fs::Permissions::from_mode(0o666)).expect("chmod");
+            }),
+            ("a link to another file", |directory| {
+                fs::rename(directory.join(FILE), directory.join("moved")).expect("rename");
+                symlink("moved", directory.join(FILE)).expect("link");
+            }),
+        ];
+        for (what, squat) in squats {
+            let run_dir = tempfile::tempdir().expect("directory");
+            names(run_dir.path()).learn(&document(7));
+            squat(&run_dir.path().join(DIRECTORY));
+            let next = names(run_dir.path());
+            next.recall(7).expect_err(what);
+            assert!(next.trouble().is_some(), "{what}: status must tell");
+            next.learn(&document(8));
+            // In a directory of its own it replaces whatever file there is.
+            let is_replaced = what.contains("file");
+            assert_eq!(next.trouble().is_none(), is_replaced, "{what}: {:?}", next.trouble());
+            assert_eq!(names(run_dir.path()).recall(8).is_ok_and(|d| d.is_some()), is_replaced, "{what}");
+        }
+    }
 }
