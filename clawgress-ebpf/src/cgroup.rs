@@ -149,6 +149,10 @@ fn permit(generation: Generation, key: &FlowKey) -> Result<Judgement, Judgement>
             Err(Judgement::deny(DropReason::GatewayAddress, bind.agent))
         };
     }
+    // The map lists addresses one by one; these lead to this machine all the same.
+    if is_this_host(&key.destination) {
+        return Err(Judgement::deny(DropReason::GatewayAddress, bind.agent));
+    }
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
     }
@@ -160,6 +164,16 @@ fn permit(generation: Generation, key: &FlowKey) -> Result<Judgement, Judgement>
             Err(Judgement { action: action::DENY, reason: DropReason::InspectionRequired.code(), ..judged })
         }
         _ => Err(judged),
+    }
+}
+
+/// Loopback (127.0.0.0/8, `::1`: RFC 6890) and "this host" (0.0.0.0/8, `::`), which Linux takes for it.
+#[inline(always)]
+fn is_this_host(address: &Address) -> bool {
+    match *address {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last] => last <= 1,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, first, _, _, _] => first == 0 || first == 127,
+        _ => false,
     }
 }
 
