@@ -15,16 +15,18 @@ pub mod names;
 pub mod network;
 pub mod object;
 mod plane;
+mod programs;
 mod service;
 mod spool;
 pub mod tables;
 mod upkeep;
 mod workloads;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use clawgress_api::clock::SystemClock;
 use clawgress_api::config::{Config, DatapathMode};
@@ -36,17 +38,17 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::attach::TcMode;
 use self::events::Counters;
 use self::flows::Flows;
 use self::handover::Offer;
 use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes};
 use self::plane::{KernelPlane, Plane};
+use self::programs::Programs;
 use self::service::Service;
 use self::spool::Spool;
 use self::tables::{Plan, Tables};
-use self::upkeep::Upkeep;
+use self::upkeep::{Keep, Upkeep};
 use self::workloads::Workloads;
 use crate::peer::{Access, Socket};
 
@@ -99,16 +101,16 @@ async fn start(
     tasks: &mut JoinSet<Result<()>>,
     stop: &CancellationToken,
 ) -> Result<(KernelPlane, Offer)> {
+    // Before anything that may fail: a node that can't be governed forwards nothing either.
+    Firewall::close_if_missing(config)?;
     plane::check_privilege(config)?;
     let netlink = Netlink::open()?;
     let interfaces = netlink.interfaces(config).await?;
     let mut firewall = Firewall::new(&interfaces);
     firewall.install()?;
-    let directory = &config.datapath.bpffs;
-    bpf::open_directory(directory)?;
-    let mut ebpf = tokio::task::block_in_place(|| object::load(Some(directory)))?;
-    let attached = attach::interfaces(&mut ebpf, directory, &interfaces.agents, TcMode::of_kernel())?;
-    let workloads = open_workloads(&mut ebpf, config);
+    let mut programs = tokio::task::block_in_place(|| Programs::load(config, &interfaces.agents))?;
+    let attached = programs.attach()?;
+    let workloads = open_workloads(&mut programs, config);
     let routes = Routes::open(netlink.clone()).await?;
     routes.install().await?;
     network::configure(&interfaces)?;
@@ -116,22 +118,26 @@ async fn start(
     let names =
         Names::new(&config.node.name, Arc::new(SystemClock), &interfaces.agents, &config.node.run_dir);
     let names = Arc::new(names);
-    let offer = offer(&mut ebpf, config, &interfaces)?;
+    let ebpf = programs.ebpf();
+    let offer = offer(ebpf, config, &interfaces)?;
+    let troubles = Arc::<Mutex<Vec<String>>>::default();
     let plane = KernelPlane {
-        flows: Arc::new(Flows::new(object::take(&mut ebpf, map::FLOWS)?)),
-        counters: Arc::new(Counters::new(object::take(&mut ebpf, map::COUNTERS)?)),
+        flows: Arc::new(Flows::new(object::take(ebpf, map::FLOWS)?)),
+        counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),
         attached,
         workloads,
         live: Mutex::new(None),
         skipped: Mutex::new(Vec::new()),
-        tables: tokio::sync::Mutex::new(Tables::take(&mut ebpf)?),
+        tables: tokio::sync::Mutex::new(Tables::take(ebpf)?),
         interfaces: interfaces.clone(),
+        bpffs: config.datapath.bpffs.clone(),
+        troubles: Arc::clone(&troubles),
     };
     resume(&plane).await?;
 
-    let ring = object::take(&mut ebpf, map::EVENTS)?;
+    let ring = object::take(ebpf, map::EVENTS)?;
     tasks.spawn(events::read(
         ring,
         Arc::clone(&plane.counters),
@@ -144,8 +150,9 @@ async fn start(
         sweep.await;
         Ok(())
     });
-    let own = object::take(&mut ebpf, map::SELF)?;
-    let mut upkeep = Upkeep::new(config, netlink, interfaces, firewall, routes, own, Arc::clone(spool));
+    let own = object::take(ebpf, map::SELF)?;
+    let keep = Keep { netlink, interfaces, programs, firewall, routes, own, troubles };
+    let mut upkeep = Upkeep::new(config, keep, Arc::clone(spool));
     upkeep.addresses().await?;
     let stop = stop.clone();
     tasks.spawn(upkeep.run(stop));
@@ -153,12 +160,8 @@ async fn start(
 }
 
 /// The hooks for local workloads; a machine without cgroup v2 goes without them, and status says so.
-fn open_workloads(ebpf: &mut Ebpf, config: &Config) -> Result<Workloads, String> {
-    let opened = Workloads::open(config).and_then(|workloads| {
-        attach::cgroup(ebpf, &config.datapath.bpffs, workloads.parent())?;
-        Ok(workloads)
-    });
-    opened.map_err(|error| {
+fn open_workloads(programs: &mut Programs, config: &Config) -> Result<Workloads, String> {
+    programs.attach_workloads(config).map_err(|error| {
         tracing::warn!("local workloads are not governed: {error:#}");
         format!("{error:#}")
     })
@@ -195,21 +198,42 @@ async fn resume(plane: &KernelPlane) -> Result<()> {
     Ok(())
 }
 
-/// Removes programs, links, maps, rules and routes. Traffic of agents stops and stays stopped: what
-/// remains is a table `inet clawgress` that forwards nothing from or to their interfaces, until
-/// somebody removes it (`nft delete table inet clawgress`).
+/// Installs the table that shuts agents out, unless this node has its own already. Needs neither programs
+/// nor interfaces, so it can be done before the network is there.
 ///
 /// # Errors
-/// If something could not be removed.
+/// If it could not be installed.
+pub fn close(config: &Config) -> Result<()> {
+    match config.datapath.mode {
+        DatapathMode::None => Ok(()),
+        DatapathMode::Kernel => Firewall::close_if_missing(config),
+    }
+}
+
+/// Removes programs, links, maps, rules and routes. Local commands are ended first. Traffic of agents stops
+/// and stays stopped: what remains is a table `inet clawgress` that takes nothing from their interfaces and
+/// forwards nothing to them, until somebody removes it (`nft delete table inet clawgress`).
+///
+/// # Errors
+/// If the role still runs, or something could not be removed.
 pub fn detach(config: &Config) -> Result<()> {
     if config.datapath.mode == DatapathMode::None {
         return Ok(());
     }
-    attach::detach_clsact(config.interfaces.iter().map(|i| i.name.as_str()));
-    bpf::remove_directory(&config.datapath.bpffs)?;
+    for socket in [config.datapath_socket(), config.handover_socket()] {
+        ensure!(
+            UnixStream::connect(&socket).is_err(),
+            "the datapath role runs (`{}` answers); stop it first: systemctl stop clawgress-datapath",
+            socket.display()
+        );
+    }
+    Firewall::close_if_missing(config)?;
     if let Ok(workloads) = Workloads::locate(config) {
+        workloads.stop()?;
         workloads.remove_parent();
     }
+    attach::detach_clsact(config.interfaces.iter().map(|i| i.name.as_str()));
+    bpf::remove_directory(&config.datapath.bpffs)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let routes = Routes::open(Netlink::open()?).await?;

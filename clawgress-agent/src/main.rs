@@ -40,6 +40,9 @@ enum Role {
         /// Remove programs, pinned maps and firewall rules, then exit. Traffic through this node stops.
         #[arg(long)]
         detach: bool,
+        /// Shut agents' interfaces by a firewall table, unless there is one already, then exit. For the boot, before the network is up.
+        #[arg(long, conflicts_with = "detach")]
+        close: bool,
     },
     /// State, policy, audit and administration; needs no capability.
     Control {
@@ -90,8 +93,9 @@ fn main() -> ExitCode {
 
 fn start(role: Role) -> Result<()> {
     match role {
-        Role::Datapath { file, detach: true } => datapath::detach(&Config::load(&file.config)?),
-        Role::Datapath { file, detach: false } => run(&file, &["datapath"]),
+        Role::Datapath { file, detach: true, .. } => datapath::detach(&Config::load(&file.config)?),
+        Role::Datapath { file, close: true, .. } => datapath::close(&Config::load(&file.config)?),
+        Role::Datapath { file, .. } => run(&file, &["datapath"]),
         Role::Control { file } => run(&file, &["control"]),
         Role::Keys { file } => run(&file, &["keys"]),
         Role::All { file } => run(&file, &["keys", "datapath", "control"]),

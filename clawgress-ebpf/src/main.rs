@@ -1,5 +1,5 @@
-//! The kernel programs. XDP drops early, TC decides, cgroup hooks govern local workloads; all read
-//! the same tables through one generation index.
+//! The kernel programs. XDP drops early, TC decides, socket lookup keeps to what TC decided, cgroup
+//! hooks govern local workloads; all read the same tables through one generation index.
 //!
 //! Must never let through what it does not understand, and never keep state that user space cannot
 //! see: maps are the only memory.
@@ -22,6 +22,8 @@ mod flow;
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod judge;
+#[cfg(target_arch = "bpf")]
+mod lookup;
 #[cfg(target_arch = "bpf")]
 mod map;
 #[cfg(target_arch = "bpf")]

@@ -2,7 +2,8 @@
 //! Names are repeated as literals because the attribute takes no constants; user space finds each
 //! map by its constant at load, so a difference cannot go unnoticed.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::{
@@ -62,5 +63,19 @@ pub fn count(index: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: the element belongs to this CPU, and programs are not preempted by themselves.
         unsafe { *value += 1 }
+    }
+}
+
+/// The listener in the family's slot: a referenced socket, which the caller has to release, or null.
+#[inline(always)]
+pub fn listener(is_v6: bool) -> *mut bpf_sock {
+    let slot: u32 = if is_v6 { listener::TCP6 } else { listener::TCP4 };
+    // SAFETY: a lookup in a socket map gives null or a referenced socket.
+    unsafe {
+        bpf_map_lookup_elem(
+            core::ptr::from_ref(&LISTENERS).cast_mut().cast(),
+            core::ptr::from_ref(&slot).cast(),
+        )
+        .cast()
     }
 }

@@ -460,7 +460,7 @@ fn quoted<const FIXED: usize>(frame: &impl Frame, packet: &mut Packet) -> Result
 
 /// An address read as words.
 #[inline(always)]
-fn bytes(words: [u32; 4]) -> Address {
+pub fn bytes(words: [u32; 4]) -> Address {
     // SAFETY: 16 plain bytes either way.
     unsafe { core::mem::transmute::<[u32; 4], Address>(words) }
 }

@@ -3,25 +3,25 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_CURRENT_NETNS, TC_ACT_OK, TC_ACT_SHOT, bpf_sock, bpf_sock_tuple,
-    bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    __sk_buff, BPF_F_CURRENT_NETNS, TC_ACT_OK, TC_ACT_SHOT, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use clawgress_ebpf_common::{
-    Address, DropReason, FlowKey, Generation, action, counter, hook, listener, mark, protocol,
+    Address, DropReason, FlowKey, Generation, action, counter, hook, mark, protocol,
 };
 
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, confirm};
 use crate::frame::Frame as _;
 use crate::judge::{self, Judgement};
-use crate::map::{LISTENERS, count, generation};
+use crate::map::{count, generation, listener};
 use crate::parse::{HEADERS_BYTES, Kind, Packet, parse};
 
-/// Socket state LISTEN (`BPF_TCP_LISTEN`).
+/// Socket states (`BPF_TCP_TIME_WAIT`, `BPF_TCP_LISTEN`).
+const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 /// Bytes of a tuple, by family.
 const TUPLE_V4_BYTES: u32 = 12;
@@ -163,7 +163,7 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     };
     match judged.action {
         action::DIRECT => Ok(mark::DIRECT),
-        action::STEER => steer(ctx, packet).map(|()| mark::STEER),
+        action::STEER => steer(ctx, packet, is_start).map(|()| mark::STEER),
         _ => Err(Judgement::deny(DropReason::PolicyDenied, bind.agent)),
     }
 }
@@ -193,31 +193,36 @@ fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judg
 
 /// Gives the packet to the socket of its connection, or to the listener in the family's slot.
 #[inline(always)]
-fn steer(ctx: &TcContext, packet: &Packet) -> Result<(), Judgement> {
+fn steer(ctx: &TcContext, packet: &Packet, is_start: bool) -> Result<(), Judgement> {
     let missing = || Judgement::deny(DropReason::ListenerMissing, 0);
     let mut tuple = tuple(packet);
     let bytes = if packet.is_v6 { TUPLE_V6_BYTES } else { TUPLE_V4_BYTES };
     // SAFETY: the tuple holds `bytes` of the family; the reference is released on every path below.
     let mut socket =
         unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, bytes, BPF_F_CURRENT_NETNS as u64, 0) };
-    // A listener found by tuple is somebody listening on the destination's port: never that one.
-    // SAFETY: not null, so `state` may be read; the reference is given back once.
-    unsafe {
-        if !socket.is_null() && (*socket).state == TCP_LISTEN {
-            bpf_sk_release(socket.cast());
-            socket = core::ptr::null_mut();
+    // SAFETY: a socket that is not null has a state to read.
+    let state = if socket.is_null() { 0 } else { unsafe { (*socket).state } };
+    if state == TCP_LISTEN {
+        // Found by its port alone, it is somebody listening there: never that one.
+        // SAFETY: the state is one of a socket, so there is one; its reference is given back once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        socket = core::ptr::null_mut();
+    }
+    if state == TCP_TIME_WAIT && is_start {
+        // Only this socket can make way for its successor: beside it, the listener's half-open one would
+        // be a duplicate. The kernel then looks the successor's listener up, and is told by `claw_lookup`
+        // that it is the slot's. Without one the packet ends here, as any other.
+        let listener = listener(packet.is_v6);
+        if listener.is_null() {
+            // SAFETY: as above.
+            unsafe { bpf_sk_release(socket.cast()) };
+            return Err(missing());
         }
+        // SAFETY: a referenced socket, released once.
+        unsafe { bpf_sk_release(listener.cast()) };
     }
     if socket.is_null() {
-        let slot: u32 = if packet.is_v6 { listener::TCP6 } else { listener::TCP4 };
-        // SAFETY: a lookup in a socket map gives null or a referenced socket, released below.
-        socket = unsafe {
-            bpf_map_lookup_elem(
-                core::ptr::from_ref(&LISTENERS).cast_mut().cast(),
-                core::ptr::from_ref(&slot).cast(),
-            )
-            .cast::<bpf_sock>()
-        };
+        socket = listener(packet.is_v6);
         if socket.is_null() {
             return Err(missing());
         }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -13,8 +14,8 @@ use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-    Xdp, XdpMode,
+    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, SkLookup,
+    TcAttachType, Xdp, XdpMode,
 };
 use aya::util::KernelVersion;
 use nix::errno::Errno;
@@ -27,6 +28,8 @@ const TCX_SINCE: (u8, u8) = (6, 6);
 /// Where our filter stands on a clsact qdisc: first.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+/// The network namespace of the thread that asks.
+const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// How TC programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,15 @@ pub struct Attached {
     pub xdp: &'static str,
     /// `tcx` or `clsact`.
     pub tc: &'static str,
+}
+
+/// A link that is not where it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The program and its place, in words.
+    pub what: String,
+    /// Where its link is, or would be, pinned.
+    pins: Vec<PathBuf>,
 }
 
 impl TcMode {
@@ -90,6 +102,104 @@ pub fn detach_clsact(interfaces: impl Iterator<Item = impl AsRef<str>>) {
         let _ = tc::qdisc_detach_program(interface.as_ref(), TcAttachType::Ingress, program::TC_IN);
         let _ = tc::qdisc_detach_program(interface.as_ref(), TcAttachType::Egress, program::TC_OUT);
     }
+}
+
+/// Attaches the listener lookup to this network namespace.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn lookup(ebpf: &mut Ebpf, directory: &Path) -> Result<()> {
+    let pin = directory.join("links").join(program::LOOKUP);
+    let program: &mut SkLookup = find(ebpf, program::LOOKUP)?;
+    if !is_replaced(&pin, program.fd()?)? {
+        let namespace = File::open(NAMESPACE).with_context(|| format!("cannot open `{NAMESPACE}`"))?;
+        let id = program.attach(namespace).context("cannot attach to listener lookup")?;
+        pin_link(program.take_link(id)?.into(), &pin)?;
+    }
+    Ok(())
+}
+
+/// The links of interfaces and namespace that are not pinned, or hang on nothing or something else.
+/// Filters on clsact have none; [`renew_clsact`] looks after them.
+///
+/// # Errors
+/// If the namespace can't be told.
+pub fn missing(directory: &Path, interfaces: &BTreeMap<String, u32>, mode: TcMode) -> Result<Vec<Missing>> {
+    let links = directory.join("links");
+    let mut missing = Vec::new();
+    let namespace = fs::metadata(NAMESPACE).with_context(|| format!("cannot read `{NAMESPACE}`"))?.ino();
+    look(&mut missing, program::LOOKUP.to_owned(), vec![links.join(program::LOOKUP)], namespace);
+    for (name, &index) in interfaces {
+        let target = u64::from(index);
+        if mode == TcMode::Tcx {
+            for (which, pin) in [(program::TC_IN, "tcin"), (program::TC_OUT, "tcout")] {
+                let pins = vec![links.join(format!("{pin}-{index}"))];
+                look(&mut missing, format!("{which} on `{name}`"), pins, target);
+            }
+        }
+        let pins = ["native", "generic"].map(|kind| links.join(format!("xdp-{kind}-{index}"))).to_vec();
+        look(&mut missing, format!("{} on `{name}`", program::XDP), pins, target);
+    }
+    Ok(missing)
+}
+
+/// The socket hooks that don't hold `cgroup`.
+///
+/// # Errors
+/// If the cgroup can't be looked at.
+pub fn missing_hooks(directory: &Path, cgroup: &Path) -> Result<Vec<Missing>> {
+    let links = directory.join("links");
+    let target = match fs::metadata(cgroup) {
+        Ok(metadata) => metadata.ino(),
+        // Removed by somebody, and the links hang on nothing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => u64::MAX,
+        Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", cgroup.display())),
+    };
+    let mut missing = Vec::new();
+    for name in program::SOCK_ADDR.into_iter().chain([program::SOCK]) {
+        look(&mut missing, format!("{name} on local workloads"), vec![links.join(name)], target);
+    }
+    Ok(missing)
+}
+
+fn look(missing: &mut Vec<Missing>, what: String, pins: Vec<PathBuf>, target: u64) {
+    if !pins.iter().any(|pin| bpf::link_target(pin).is_ok_and(|found| found == target)) {
+        missing.push(Missing { what, pins });
+    }
+}
+
+/// Removes the pins of links that are where they don't belong, so that others can take their place.
+///
+/// # Errors
+/// If one can't be removed.
+pub fn forget(missing: &[Missing]) -> Result<()> {
+    for pin in missing.iter().flat_map(|m| &m.pins) {
+        match fs::remove_file(pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove `{}`", pin.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Puts the filters on clsact in their place once more, and tells which were not there.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn renew_clsact(ebpf: &mut Ebpf, interfaces: &BTreeMap<String, u32>) -> Result<Vec<String>> {
+    let mut added = Vec::new();
+    for name in interfaces.keys() {
+        for (which, way) in [(program::TC_IN, TcAttachType::Ingress), (program::TC_OUT, TcAttachType::Egress)]
+        {
+            let program: &mut SchedClassifier = find(ebpf, which)?;
+            if clsact(program, name, way).with_context(|| format!("cannot attach `{which}` to `{name}`"))? {
+                added.push(format!("{which} on `{name}` was detached, and was attached again"));
+            }
+        }
+    }
+    Ok(added)
 }
 
 /// Attaches the socket hooks to a cgroup and all below it.
@@ -160,7 +270,7 @@ fn classifier(
     let program: &mut SchedClassifier = find(ebpf, which)?;
     let context = || format!("cannot attach `{which}` to `{name}`");
     if mode == TcMode::Clsact {
-        return clsact(program, name, way).with_context(context);
+        return clsact(program, name, way).map(drop).with_context(context);
     }
     if is_replaced(&pin, program.fd()?)? {
         return Ok(());
@@ -171,26 +281,22 @@ fn classifier(
     pin_link(program.take_link(id)?.try_into()?, &pin)
 }
 
-/// A filter at a fixed place, so that the next process replaces it.
-fn clsact(program: &mut SchedClassifier, name: &str, way: TcAttachType) -> Result<()> {
+/// A filter at a fixed place, so that the next process replaces it. Whether there was none.
+fn clsact(program: &mut SchedClassifier, name: &str, way: TcAttachType) -> Result<bool> {
     // It exists already, most often.
     let _ = tc::qdisc_add_clsact(name);
     let old = SchedClassifierLink::attached(name, way, CLSACT_PRIORITY, CLSACT_HANDLE, None)?;
-    let id = match program.attach_to_link(old) {
-        Ok(id) => id,
-        Err(_) => program.attach_with_options(
-            name,
-            way,
-            TcAttachOptions::Netlink(NlOptions {
-                priority: CLSACT_PRIORITY,
-                handle: CLSACT_HANDLE,
-                ..NlOptions::default()
-            }),
-        )?,
+    let (id, is_new) = match program.attach_to_link(old) {
+        Ok(id) => (id, false),
+        Err(_) => {
+            let options =
+                NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, ..NlOptions::default() };
+            (program.attach_with_options(name, way, TcAttachOptions::Netlink(options))?, true)
+        }
     };
     // Dropping the link would remove the filter, and it has to outlive this process.
     std::mem::forget(program.take_link(id)?);
-    Ok(())
+    Ok(is_new)
 }
 
 /// Whether a link is pinned there and now runs `program`. A link whose interface or cgroup is gone is

@@ -63,6 +63,21 @@ pub fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
     object(path, BPF_F_RDONLY)
 }
 
+/// What the link pinned at `path` is attached to: the index of an interface, the inode of a network
+/// namespace, the id of a cgroup; 0 if that is gone.
+///
+/// # Errors
+/// If no link is pinned there.
+pub fn link_target(path: &Path) -> io::Result<u64> {
+    let link = open(path)?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))?;
+    info.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| matches!(*name, "ifindex" | "netns_ino" | "cgroup_id"))
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .ok_or_else(|| io::Error::other("not a link that is attached to anything"))
+}
+
 fn object(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_bytes())?;
     let attr = ObjectAttr { path: text.as_ptr() as u64, fd: 0, flags };

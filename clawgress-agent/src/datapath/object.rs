@@ -3,14 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
 use clawgress_ebpf_common::{ABI_VERSION, map};
 use nix::sys::statfs::statfs;
-
-use super::bpf;
 
 /// The object as the build script left it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
@@ -41,6 +39,8 @@ pub mod program {
     pub const TC_IN: &str = "claw_tc_in";
     /// TC egress on agents' interfaces.
     pub const TC_OUT: &str = "claw_tc_out";
+    /// Listener lookup of the network namespace.
+    pub const LOOKUP: &str = "claw_lookup";
     /// cgroup socket address hooks.
     pub const SOCK_ADDR: [&str; 4] = ["claw_connect4", "claw_connect6", "claw_sendmsg4", "claw_sendmsg6"];
     /// cgroup socket creation hook.
@@ -48,18 +48,14 @@ pub mod program {
 }
 
 /// Loads maps and programs. With `directory`, maps are pinned below it, and those already there are
-/// reused; maps of another ABI version are removed first, with the programs that use them.
+/// reused.
 ///
 /// # Errors
-/// If the kernel refuses, with its verifier's words.
+/// If the kernel refuses, with its verifier's words, or maps of another version are pinned there.
 pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     if let Some(directory) = directory {
-        if is_other_version(directory) {
-            tracing::warn!("pinned maps are of another version: replacing maps and programs whole");
-            bpf::remove_directory(directory)?;
-            bpf::open_directory(directory)?;
-        }
+        ensure!(!is_other_version(directory), "the maps pinned at `{}` are not ours", directory.display());
         for name in MAPS {
             loader.map_pin_path(name, pin(directory, name));
         }
@@ -70,6 +66,7 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
         match program {
             Program::Xdp(p) => p.load(),
             Program::SchedClassifier(p) => p.load(),
+            Program::SkLookup(p) => p.load(),
             Program::CgroupSockAddr(p) => p.load(),
             Program::CgroupSock(p) => p.load(),
             _ => return Err(anyhow!("kernel program `{name}` is of a kind nobody loads")),
@@ -96,8 +93,9 @@ pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name:
     T::try_from(map).with_context(|| format!("map `{name}` has another layout"))
 }
 
-/// Whether maps are pinned there, and not ours.
-fn is_other_version(directory: &Path) -> bool {
+/// Whether maps are pinned there, and not of this version.
+#[must_use]
+pub fn is_other_version(directory: &Path) -> bool {
     let path = pin(directory, map::META);
     if statfs(&path).is_err() {
         return false;

@@ -16,6 +16,7 @@ use super::events::Counters;
 use super::flows::Flows;
 use super::names::{Document, Names};
 use super::network::Interfaces;
+use super::programs;
 use super::spool::Spool;
 use super::tables::{Plan, Tables};
 use super::workloads::Workloads;
@@ -55,6 +56,10 @@ pub struct KernelPlane {
     pub live: Mutex<Option<Document>>,
     /// Sources that could not be bound, in words.
     pub skipped: Mutex<Vec<String>>,
+    /// Where programs and maps are pinned.
+    pub bpffs: PathBuf,
+    /// What upkeep could not repair, in words.
+    pub troubles: Arc<Mutex<Vec<String>>>,
 }
 
 impl Plane {
@@ -100,6 +105,7 @@ impl Plane {
             bail!("`mode = \"none\"` governs no local workload; set `mode = \"kernel\"` in [datapath]")
         };
         let workloads = plane.workloads.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+        programs::check_hooks(&plane.bpffs, workloads.parent())?;
         let mut tables = plane.tables.lock().await;
         let (path, id) = workloads.create(name)?;
         if let Err(error) = tables.register(id, agent) {
@@ -186,7 +192,9 @@ impl KernelPlane {
 
     fn status(&self) -> Result<DatapathStatus> {
         let generation = self.live.lock().as_ref().map_or(0, |d| d.generation);
-        let mut absent = self.skipped.lock().clone();
+        let mut absent = self.troubles.lock().clone();
+        absent.extend(self.skipped.lock().iter().cloned());
+        absent.extend(self.names.trouble());
         if let Err(why) = &self.workloads {
             absent.push(format!("local workloads are not governed: {why}"));
         }

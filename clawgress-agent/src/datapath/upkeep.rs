@@ -1,5 +1,5 @@
-//! Keeps the surroundings as they must be: the gateway's own addresses in the map, and rules, routes
-//! and settings put back when somebody removed them. Whatever it repairs, it tells in an audit record.
+//! Keeps the surroundings as they must be: the gateway's own addresses in the map, and programs, rules,
+//! routes and settings put back when somebody removed them. Whatever it repairs, it tells in an audit record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,10 +10,12 @@ use anyhow::{Result, bail};
 use aya::maps::{HashMap, MapData};
 use clawgress_api::config::{Config, Role};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, user};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::bpf::Plain;
 use super::network::{self, Firewall, Interfaces, Netlink, Routes};
+use super::programs::Programs;
 use super::spool::Spool;
 
 /// How often it looks: the longest time a removed rule stays removed. Without the rules nothing is
@@ -21,15 +23,30 @@ use super::spool::Spool;
 /// in which TC still judges every packet.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// What the start installed.
+#[derive(Debug)]
+pub struct Keep {
+    /// rtnetlink in the gateway's namespace.
+    pub netlink: Netlink,
+    /// The configured interfaces.
+    pub interfaces: Interfaces,
+    /// The attached programs.
+    pub programs: Programs,
+    /// The nftables table.
+    pub firewall: Firewall,
+    /// Rules and routes of steered packets.
+    pub routes: Routes,
+    /// The map of the gateway's own addresses.
+    pub own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
+    /// What could not be repaired, in words, for status.
+    pub troubles: Arc<Mutex<Vec<String>>>,
+}
+
 /// What is kept.
 #[derive(Debug)]
 pub struct Upkeep {
     config: Config,
-    netlink: Netlink,
-    interfaces: Interfaces,
-    firewall: Firewall,
-    routes: Routes,
-    own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
+    keep: Keep,
     written: Option<BTreeMap<Address, SelfAddress>>,
     spool: Arc<Spool>,
 }
@@ -37,19 +54,11 @@ pub struct Upkeep {
 impl Upkeep {
     /// Takes over what the start installed.
     #[must_use]
-    pub fn new(
-        config: &Config,
-        netlink: Netlink,
-        interfaces: Interfaces,
-        firewall: Firewall,
-        routes: Routes,
-        own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
-        spool: Arc<Spool>,
-    ) -> Self {
+    pub fn new(config: &Config, keep: Keep, spool: Arc<Spool>) -> Self {
         // An uplink may come and go; agents' interfaces carry the programs.
         let mut config = config.clone();
         config.interfaces.retain(|i| i.role == Role::Agents);
-        Upkeep { config, netlink, interfaces, firewall, routes, own, written: None, spool }
+        Upkeep { config, keep, written: None, spool }
     }
 
     /// Writes the gateway's own addresses, and the services there, into the map.
@@ -57,7 +66,7 @@ impl Upkeep {
     /// # Errors
     /// If they can't be listed or written.
     pub async fn addresses(&mut self) -> Result<()> {
-        let wanted = services(&self.netlink.addresses().await?, &self.config.proxy.listen);
+        let wanted = services(&self.keep.netlink.addresses().await?, &self.config.proxy.listen);
         if wanted.len() > bound::SELF_MAX as usize {
             bail!(
                 "this machine has {} addresses, and the kernel plane holds {}",
@@ -69,11 +78,11 @@ impl Upkeep {
             return Ok(());
         }
         for (address, services) in &wanted {
-            self.own.insert(address, Plain(*services), 0)?;
+            self.keep.own.insert(address, Plain(*services), 0)?;
         }
-        let present: Vec<_> = self.own.keys().collect::<Result<_, _>>()?;
+        let present: Vec<_> = self.keep.own.keys().collect::<Result<_, _>>()?;
         for address in present.iter().filter(|a| !wanted.contains_key(*a)) {
-            self.own.remove(address)?;
+            self.keep.own.remove(address)?;
         }
         self.written = Some(wanted);
         Ok(())
@@ -92,25 +101,35 @@ impl Upkeep {
                 () = stop.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
-            if self.netlink.interfaces(&self.config).await?.agents != self.interfaces.agents {
+            if self.keep.netlink.interfaces(&self.config).await?.agents != self.keep.interfaces.agents {
                 bail!("an agents' interface was replaced; the datapath role has to start again");
             }
-            if let Err(error) = self.repair().await {
-                tracing::error!("cannot repair the network around the programs: {error:#}");
+            let mut troubles = Vec::new();
+            let repaired = tokio::task::block_in_place(|| self.keep.programs.repair());
+            match repaired {
+                Ok(repaired) => repaired.iter().for_each(|what| self.tell(what)),
+                Err(error) => troubles.push(format!("programs are not attached as they must be: {error:#}")),
             }
+            if let Err(error) = self.repair().await {
+                troubles.push(format!("the network around the programs is not as it must be: {error:#}"));
+            }
+            for trouble in &troubles {
+                tracing::error!("{trouble}");
+            }
+            *self.keep.troubles.lock() = troubles;
         }
     }
 
     async fn repair(&mut self) -> Result<()> {
         self.addresses().await?;
-        if !tokio::task::block_in_place(|| self.firewall.is_intact()) {
-            tokio::task::block_in_place(|| self.firewall.install())?;
+        if !tokio::task::block_in_place(|| self.keep.firewall.is_intact()) {
+            tokio::task::block_in_place(|| self.keep.firewall.install())?;
             self.tell("the nftables table was changed or missing, and was installed again");
         }
-        if self.routes.install().await? > 0 {
+        if self.keep.routes.install().await? > 0 {
             self.tell("rules or routes of steered packets were missing, and were added again");
         }
-        for changed in network::configure(&self.interfaces)? {
+        for changed in network::configure(&self.keep.interfaces)? {
             self.tell(&format!("a setting was changed, and was set back: {changed}"));
         }
         Ok(())

@@ -15,6 +15,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// Attempts, and the pause between them, to remove a cgroup whose processes were just killed.
 const REMOVE_ATTEMPTS: usize = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+/// Levels of cgroups a workload may have made below its own: as many as the hooks look up.
+const DEPTH_MAX: usize = 16;
 
 /// The cgroup all workloads of this node are in.
 #[derive(Clone, Debug)]
@@ -30,9 +32,16 @@ impl Workloads {
     /// If there is no cgroup v2, or it can't be written.
     pub fn open(config: &Config) -> Result<Workloads> {
         let workloads = Workloads::locate(config)?;
-        let parent = &workloads.parent;
-        fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+        workloads.make()?;
         Ok(workloads)
+    }
+
+    /// Makes the parent cgroup, if it is not there.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn make(&self) -> Result<()> {
+        fs::create_dir_all(&self.parent).with_context(|| format!("cannot create `{}`", self.parent.display()))
     }
 
     /// Where the parent cgroup is, or would be.
@@ -98,11 +107,45 @@ impl Workloads {
         bail!("processes in `{}` do not end", path.display())
     }
 
+    /// Kills every workload and removes their cgroups, so that nothing enters one. It has to be done
+    /// before the hooks go: without them a workload reaches whatever this machine does.
+    ///
+    /// # Errors
+    /// If processes don't end.
+    pub fn stop(&self) -> Result<()> {
+        for _ in 0..REMOVE_ATTEMPTS {
+            if let Err(error) = fs::write(self.parent.join("cgroup.kill"), "1") {
+                return if error.kind() == io::ErrorKind::NotFound {
+                    Ok(())
+                } else {
+                    Err(error).with_context(|| format!("cannot kill what is in `{}`", self.parent.display()))
+                };
+            }
+            let events = fs::read_to_string(self.parent.join("cgroup.events")).unwrap_or_default();
+            if events.lines().any(|line| line == "populated 0") && remove_below(&self.parent, DEPTH_MAX) {
+                return Ok(());
+            }
+            std::thread::sleep(REMOVE_PAUSE);
+        }
+        bail!("processes in `{}` do not end; the hooks that govern them stay", self.parent.display())
+    }
+
     /// Removes the parent, if no workload is left in it.
     pub fn remove_parent(&self) {
         // A workload that is left keeps it, and it does no harm.
         let _ = fs::remove_dir(&self.parent);
     }
+}
+
+/// Removes the cgroups below `path`; whether none is left.
+fn remove_below(path: &Path, depth: usize) -> bool {
+    let Ok(entries) = fs::read_dir(path) else { return true };
+    let mut is_empty = true;
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        let below = entry.path();
+        is_empty &= depth > 0 && remove_below(&below, depth - 1) && fs::remove_dir(&below).is_ok();
+    }
+    is_empty
 }
 
 /// The first cgroup v2 mount.

@@ -137,7 +137,7 @@ impl Lab {
         } else {
             Command::new(BINARY)
         };
-        command.args(["datapath", "--config"]).arg(self.directory.path().join("c.toml")).args(arguments);
+        command.args(["datapath", "--config"]).arg(self.file()).args(arguments);
         command
     }
 
@@ -170,6 +170,17 @@ impl Lab {
     pub fn detach(&self) {
         let output = self.role(&["--detach"]).output().expect("nsenter");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// `datapath --close`.
+    pub fn close(&self) {
+        let output = self.role(&["--close"]).output().expect("nsenter");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> PathBuf {
+        self.directory.path().join("c.toml")
     }
 
     fn log(&self) -> PathBuf {

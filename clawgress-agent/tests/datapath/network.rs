@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use clawgress_agent::datapath::attach::{self, TcMode};
 use clawgress_agent::datapath::{bpf, object};
 use clawgress_api::handover::{self, Handover, ListenerKind};
-use clawgress_api::proto::{Empty, OpenWorkloadRequest};
+use clawgress_api::proto::OpenWorkloadRequest;
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
 use clawgress_ebpf_common::user::{FlowTable, address};
 use clawgress_ebpf_common::{DropReason, FlowKey, action, protocol};
@@ -152,9 +152,19 @@ fn echo(mut stream: TcpStream) {
 
 /// Connects from the agents' side.
 fn dial(lab: &Lab, source: IpAddr, to: (IpAddr, u16), patience: Duration) -> std::io::Result<TcpStream> {
+    dial_from(lab, SocketAddr::from((source, 0)), to, patience)
+}
+
+fn dial_from(
+    lab: &Lab,
+    source: SocketAddr,
+    to: (IpAddr, u16),
+    patience: Duration,
+) -> std::io::Result<TcpStream> {
     lab.inside(Place::Agents, || {
         let socket = Socket::new(Domain::for_address(SocketAddr::from(to)), Type::STREAM, None)?;
-        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&source.into())?;
         socket.connect_timeout(&SocketAddr::from(to).into(), patience)?;
         let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(WORKS))?;
@@ -190,6 +200,11 @@ fn accept(
     kind: ListenerKind,
     v4: bool,
 ) -> (SocketAddr, SocketAddr) {
+    let stream = accept_stream(handover, descriptors, kind, v4);
+    (stream.local_addr().expect("address"), stream.peer_addr().expect("address"))
+}
+
+fn accept_stream(handover: &Handover, descriptors: &[OwnedFd], kind: ListenerKind, v4: bool) -> TcpStream {
     let n = handover
         .listeners
         .iter()
@@ -199,7 +214,7 @@ fn accept(
     let until = Instant::now() + WORKS;
     loop {
         match listener.accept() {
-            Ok((stream, peer)) => return (stream.local_addr().expect("address"), peer),
+            Ok((stream, _)) => return stream,
             Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
             Err(error) => panic!("nothing to accept: {error}"),
         }
@@ -208,11 +223,15 @@ fn accept(
 
 /// Audit records until `is_last`, at most for `patience`.
 async fn records(lab: &Lab, patience: Duration, is_last: impl Fn(&AuditRecord) -> bool) -> Vec<AuditRecord> {
-    let mut stream = lab.client().await.events(Empty {}).await.expect("events").into_inner();
+    let (acks, receiver) = tokio::sync::mpsc::channel(8);
+    let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut stream = lab.client().await.events(receiver).await.expect("events").into_inner();
     let mut records = Vec::new();
     let until = tokio::time::Instant::now() + patience;
     while let Ok(Some(batch)) = tokio::time::timeout_at(until, stream.next()).await {
-        for bytes in batch.expect("batch").records {
+        let batch = batch.expect("batch");
+        let _ = acks.send(clawgress_api::proto::AuditAck { sequence: batch.sequence }).await;
+        for bytes in batch.records {
             records.push(serde_json::from_slice::<AuditRecord>(&bytes).expect("record"));
         }
         if records.iter().any(&is_last) {
@@ -278,6 +297,77 @@ async fn steered_forwarded_and_dropped() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     refused(&lab, "without l7 again", v4.known, v4.steered);
     assert!(lab.status().await.counters.contains_key(DropReason::ListenerMissing.name()));
+}
+
+/// A connection from a port whose last one is still in TIME_WAIT here: the kernel then looks for a listener
+/// by the destination's port, and must not find whoever listens there on the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tuple_in_time_wait_never_leads_to_somebody_elses_listener() {
+    const SOURCE_PORT: u16 = 40_123;
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let decoys: Vec<_> = ["0.0.0.0", "::"]
+        .map(|any| lab.inside(Place::Gateway, || decoy(SocketAddr::from((at(any), PORT)))))
+        .into_iter()
+        .collect();
+    let (loan, handover, descriptors) = take(&lab).await;
+    for f in families() {
+        let is_v4 = f.known.is_ipv4();
+        let from = SocketAddr::from((f.known, SOURCE_PORT));
+        for n in 0..3 {
+            let mut client =
+                dial_from(&lab, from, (f.steered, PORT), WORKS).unwrap_or_else(|e| panic!("{from} {n}: {e}"));
+            let mut server = accept_stream(&handover, &descriptors, ListenerKind::Transparent, is_v4);
+            assert_eq!(server.local_addr().expect("address"), SocketAddr::from((f.steered, PORT)));
+            assert_eq!(server.peer_addr().expect("address"), from);
+            server.write_all(b"mine").expect("write");
+            // Whoever closes first keeps the tuple.
+            drop(server);
+            let mut word = Vec::new();
+            client.read_to_end(&mut word).expect("read");
+            assert_eq!(word, b"mine", "{from} {n}");
+            drop(client);
+            let until = Instant::now() + WORKS;
+            while time_waits(&lab, SOURCE_PORT) == 0 {
+                assert!(Instant::now() < until, "{from}: no socket in TIME_WAIT, so nothing is tested");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+
+    // Nor without l7, when there is no listener to make way for.
+    drop((loan, descriptors));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for f in families() {
+        let from = SocketAddr::from((f.known, SOURCE_PORT));
+        assert!(dial_from(&lab, from, (f.steered, PORT), REFUSED).is_err(), "{from}, without l7");
+    }
+    for decoy in &decoys {
+        decoy.set_nonblocking(true).expect("non-blocking");
+        assert!(decoy.accept().is_err(), "{decoy:?} accepted what was steered");
+    }
+    // They would have accepted: the gateway itself reaches them.
+    lab.inside(Place::Gateway, || TcpStream::connect(("127.0.0.1", PORT)).expect("the decoy"));
+    decoys[0].accept().expect("the decoy listens");
+}
+
+fn decoy(address: SocketAddr) -> TcpListener {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("socket");
+    if address.is_ipv6() {
+        socket.set_only_v6(true).expect("only v6");
+    }
+    socket.bind(&address.into()).expect("bind");
+    socket.listen(8).expect("listen");
+    socket.into()
+}
+
+/// Sockets of the gateway in TIME_WAIT whose peer has this port.
+fn time_waits(lab: &Lab, port: u16) -> usize {
+    let shown = lab.inside(Place::Gateway, || {
+        Command::new("ss").args(["-Htan", "state", "time-wait", "dport", "=", &format!(":{port}")]).output()
+    });
+    String::from_utf8_lossy(&shown.expect("ss").stdout).lines().count()
 }
 
 /// Segments larger than any frame (TSO, GRO) must be read like others.
@@ -426,6 +516,38 @@ async fn removed_rules_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn removed_programs_come_back() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let [f, _] = families();
+    let (_good, bad) = (Server::start(&lab, f.direct), Server::start(&lab, f.forbidden));
+    let links = lab.config.datapath.bpffs.join("links");
+    let pins = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(&links).expect("links").map(|e| e.expect("e").file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = pins();
+    std::fs::remove_dir_all(&links).expect("remove links");
+    let told = |r: &AuditRecord, what: &str| {
+        r.kind == RecordKind::Change && r.detail.as_ref().is_some_and(|d| d.contains(what))
+    };
+    let found = records(&lab, WORKS, |r| told(r, "claw_sock on local workloads")).await;
+    for what in
+        ["claw_tc_in on `ga`", "claw_tc_out on `ga`", "claw_xdp on `ga`", "claw_lookup", "claw_connect4"]
+    {
+        assert!(found.iter().any(|r| told(r, what)), "{what}: {found:#?}");
+    }
+    assert_eq!(pins(), before);
+    let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+    talk(&mut client, b"repaired");
+    refused(&lab, "denied, after the repair", f.known, f.forbidden);
+    assert_eq!(bad.accepted(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refused_generations_change_nothing() {
     let mut lab = Lab::new();
     lab.start().await;
@@ -470,6 +592,16 @@ fn classifiers_hang_on_clsact_where_tcx_is_missing() {
             String::from_utf8_lossy(&shown.stdout).matches("direct-action").count()
         };
         assert_eq!(filters(), 1, "one filter, and it outlives its process");
+        let mut ebpf = object::load(Some(directory)).expect("load");
+        let renewed = attach::renew_clsact(&mut ebpf, &interfaces).expect("renew");
+        assert_eq!(renewed, Vec::<String>::new(), "nothing was missing");
+        let deleted =
+            Command::new("tc").args(["filter", "del", "dev", "ga", "ingress"]).status().expect("tc");
+        assert!(deleted.success() && filters() == 0);
+        let renewed = attach::renew_clsact(&mut ebpf, &interfaces).expect("renew");
+        assert!(renewed.len() == 1 && renewed[0].contains("claw_tc_in on `ga`"), "{renewed:?}");
+        assert_eq!(filters(), 1, "attached again");
+        drop(ebpf);
         attach::detach_clsact(["ga"].into_iter());
         assert_eq!(filters(), 0);
         bpf::remove_directory(directory).expect("remove pins");
@@ -499,15 +631,61 @@ async fn without_a_kernel_plane_the_proxy_alone_is_handed_over() {
 }
 
 #[test]
-fn a_missing_interface_is_one_clear_error() {
+fn a_missing_interface_is_one_clear_error_and_opens_nothing() {
     let lab = Lab::new();
-    crate::lab::ip(&format!("-n {} link del gu", lab.ns(Place::Gateway)));
-    let output = lab.role(&[]).output().expect("nsenter");
-    let error = String::from_utf8_lossy(&output.stderr);
-    let last = error.lines().last().expect("a message");
-    assert!(
-        !output.status.success() && last.contains("interface `gu` does not exist (there are: ga, lo)"),
-        "{error}"
-    );
-    assert!(!lab.config.datapath.bpffs.exists(), "nothing was left behind");
+    forwarding_without_us(&lab);
+    let _server = Server::start(&lab, at("198.51.100.5"));
+    let (known, outside) = (at("10.77.0.2"), at("198.51.100.5"));
+    talk(&mut dial(&lab, known, (outside, PORT), WORKS).expect("an open router"), b"open");
+    // An uplink of another name: traffic still has a way out.
+    let renamed = std::fs::read_to_string(lab.file()).expect("config").replace("\"gu\"", "\"gone\"");
+    std::fs::write(lab.file(), renamed).expect("config");
+    for _ in 0..2 {
+        let output = lab.role(&[]).output().expect("nsenter");
+        let error = String::from_utf8_lossy(&output.stderr);
+        let last = error.lines().last().expect("a message");
+        assert!(
+            !output.status.success()
+                && last.contains("interface `gone` does not exist (there are: ga, gu, lo)"),
+            "{error}"
+        );
+        assert!(!lab.config.datapath.bpffs.exists(), "nothing was left behind");
+        refused(&lab, "a node that could not start", known, outside);
+        assert!(dial(&lab, known, (at("10.77.0.1"), 22), REFUSED).is_err(), "the gateway itself");
+    }
+}
+
+/// As a router that has not heard of us.
+fn forwarding_without_us(lab: &Lab) {
+    lab.inside(Place::Gateway, || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding"));
+    crate::lab::ip(&format!("-n {} route add 10.77.0.0/24 via 10.78.0.1", lab.ns(Place::Outside)));
+}
+
+/// At boot, before interfaces are there; and beside a role that runs, where it changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_shuts_agents_out_and_leaves_a_live_table_alone() {
+    let mut lab = Lab::new();
+    forwarding_without_us(&lab);
+    let (known, outside) = (at("10.77.0.2"), at("198.51.100.5"));
+    let _server = Server::start(&lab, outside);
+    let _own = lab.inside(Place::Gateway, || TcpListener::bind(("10.77.0.1", 22)).expect("bind"));
+    dial(&lab, known, (at("10.77.0.1"), 22), WORKS).expect("an open gateway");
+    lab.close();
+    refused(&lab, "closed", known, outside);
+    assert!(dial(&lab, known, (at("10.77.0.1"), 22), REFUSED).is_err(), "closed, the gateway itself");
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let mut live = dial(&lab, known, (outside, PORT), WORKS).expect("direct");
+    lab.close();
+    talk(&mut live, b"still");
+    talk(&mut dial(&lab, known, (outside, PORT), WORKS).expect("direct"), b"still");
+
+    let refusal = lab.role(&["--detach"]).output().expect("nsenter");
+    let error = String::from_utf8_lossy(&refusal.stderr);
+    assert!(!refusal.status.success() && error.contains("stop it first"), "{error}");
+    talk(&mut live, b"undisturbed");
+    lab.stop(Signal::SIGTERM);
+    lab.detach();
+    refused(&lab, "detached", known, outside);
+    assert!(dial(&lab, known, (at("10.77.0.1"), 22), REFUSED).is_err(), "detached, the gateway itself");
 }

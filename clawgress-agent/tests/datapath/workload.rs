@@ -6,6 +6,8 @@ use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use aya::maps::{Array, Map, MapData};
+use clawgress_agent::datapath::object;
 use clawgress_api::proto::{OpenWorkloadRequest, Workload};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
@@ -32,6 +34,10 @@ fn tables() -> KernelTables {
             (net("fd77::/64"), 1),
             (net("198.51.100.0/24"), 1),
             (net("2001:db8:1::/48"), 1),
+            // Whoever writes such a policy gets no more by it.
+            (net("127.0.0.0/8"), 1),
+            (net("0.0.0.0/8"), 1),
+            (net("::/127"), 1),
             (net("203.0.113.0/24"), 2),
             (net("2001:db8:2::/48"), 2),
         ],
@@ -201,5 +207,116 @@ async fn the_nearest_registered_cgroup_counts_and_none_is_anonymous() {
     for name in ["", "../x", "a/b"] {
         let request = OpenWorkloadRequest { agent: 1, name: name.to_owned() };
         client.open_workload(request).await.expect_err("not a name");
+    }
+}
+
+/// The map of the gateway's own addresses lists them one by one; there are more that lead to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_does_not_reach_the_gateway_by_its_loopback() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[])]).await;
+    let workload = open_workload(&lab, 1, "job").await;
+    // Of both families.
+    let _streams = lab.inside(Place::Gateway, || TcpListener::bind((at("::"), PORT)).expect("bind"));
+    let _datagrams = lab.inside(Place::Gateway, || UdpSocket::bind((at("::"), PORT)).expect("bind"));
+    let addresses =
+        ["127.0.0.1", "127.8.9.10", "0.0.0.0", "::1", "::", "::ffff:127.8.9.10", "::ffff:0.0.0.0"];
+    let before = lab.status().await.counters.get("gateway_address").copied().unwrap_or(0);
+    for address in addresses {
+        let reached =
+            lab.inside(Place::Gateway, || std::net::TcpStream::connect((at(address), PORT)).is_ok());
+        assert!(reached, "{address} leads to this machine, for who may");
+        assert_eq!(connect(&lab, &workload.path, at(address), PORT), "EPERM", "{address}");
+        assert_eq!(send(&lab, &workload.path, at(address)), "EPERM", "{address}, a datagram");
+    }
+    let after = lab.status().await.counters["gateway_address"];
+    assert_eq!(after - before, 2 * addresses.len() as u64, "each for that reason");
+}
+
+/// Something that runs in the cgroup until it is killed.
+fn sleeper(cgroup: &str) -> std::process::Child {
+    let child = Command::new("sleep").arg("600").spawn().expect("sleep");
+    fs::write(PathBuf::from(cgroup).join("cgroup.procs"), child.id().to_string()).expect("move");
+    child
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_runs_on_when_the_hooks_go() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[])]).await;
+    let links = lab.config.datapath.bpffs.join("links");
+
+    // Taken away under a live role: ended, hooks put back, and later ones are governed.
+    let workload = open_workload(&lab, 1, "one").await;
+    let mut one = sleeper(&workload.path);
+    let removed = std::time::Instant::now();
+    fs::remove_file(links.join("claw_connect4")).expect("remove");
+    let request = OpenWorkloadRequest { agent: 1, name: "two".to_owned() };
+    match lab.client().await.open_workload(request.clone()).await {
+        Err(error) => assert!(error.message().contains("claw_connect4"), "{}", error.message()),
+        Ok(_) => assert!(removed.elapsed().as_secs() >= 1, "opened without its hooks"),
+    }
+    assert!(!ended(&mut one).success(), "killed");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !links.join("claw_connect4").exists() {
+        assert!(std::time::Instant::now() < until, "the hook does not come back");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let workload = open_workload(&lab, 1, "three").await;
+    assert_eq!(connect(&lab, &workload.path, at("192.0.2.5"), PORT), "EPERM", "governed again");
+
+    // The parent removed and made again is another cgroup, which the hooks don't hold.
+    let parent = PathBuf::from(&workload.path).parent().expect("parent").to_owned();
+    lab.client().await.close_workload(workload).await.expect("close");
+    fs::remove_dir(&parent).expect("remove");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let workload = loop {
+        match lab.client().await.open_workload(request.clone()).await {
+            Ok(workload) => break workload.into_inner(),
+            Err(error) => assert!(std::time::Instant::now() < until, "{}", error.message()),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!(connect(&lab, &workload.path, at("192.0.2.5"), PORT), "EPERM", "governed");
+
+    // Maps of another version are replaced with their programs.
+    let workload = open_workload(&lab, 1, "four").await;
+    let nested = PathBuf::from(&workload.path).join("nested");
+    fs::create_dir(&nested).expect("nested cgroup");
+    let mut four = sleeper(nested.to_str().expect("path"));
+    lab.stop(nix::sys::signal::Signal::SIGKILL);
+    assert!(four.try_wait().expect("wait").is_none(), "it runs on while the hooks stay");
+    let pin = object::pin(&lab.config.datapath.bpffs, clawgress_ebpf_common::map::META);
+    let meta = Map::Array(MapData::from_pin(pin).expect("pin"));
+    Array::<_, u32>::try_from(meta).expect("array").set(0, u32::MAX, 0).expect("another version");
+    lab.start().await;
+    assert!(!ended(&mut four).success(), "killed");
+    lab.apply(1, tables(), vec![agent(1, &[])]).await;
+
+    // And when everything is taken away for good.
+    let workload = open_workload(&lab, 1, "five").await;
+    let mut five = sleeper(&workload.path);
+    lab.stop(nix::sys::signal::Signal::SIGTERM);
+    assert!(five.try_wait().expect("wait").is_none(), "it runs on while the hooks stay");
+    lab.detach();
+    assert!(!ended(&mut five).success(), "killed");
+    assert!(!PathBuf::from(&workload.path).exists(), "and nothing can enter its cgroup");
+}
+
+/// Waits for the end of what somebody else kills.
+fn ended(child: &mut std::process::Child) -> std::process::ExitStatus {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status;
+        }
+        if std::time::Instant::now() > until {
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+            panic!("it still ran");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }

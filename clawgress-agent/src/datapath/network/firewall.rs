@@ -44,19 +44,49 @@ impl Firewall {
         self.installed.is_some() && list().ok() == self.installed
     }
 
-    /// Leaves a table that forwards nothing from or to agents, and touches nothing else.
+    /// Leaves a table that takes nothing from agents and forwards nothing to them, and touches nothing
+    /// else.
     ///
     /// # Errors
     /// If `nft` is missing or refuses.
     pub fn close(config: &Config) -> Result<()> {
-        let agents = config.interfaces.iter().filter(|i| i.role == Role::Agents);
-        let agents = set("agents", agents.map(|i| i.name.as_str()));
-        feed(&format!(
-            "add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{agents}\tchain forward {{\n\t\t\
-             type filter hook forward priority filter; policy accept;\n\t\tiifname @agents drop\n\t\t\
-             oifname @agents drop\n\t}}\n}}\n"
-        ))
+        feed(&format!("add table {TABLE}\ndelete table {TABLE}\n{}", closed(config)))
     }
+
+    /// The table of [`Firewall::close`], where there is none yet: what a node has before its programs run.
+    ///
+    /// # Errors
+    /// If `nft` is missing or refuses.
+    pub fn close_if_missing(config: &Config) -> Result<()> {
+        if list().is_ok() {
+            return Ok(());
+        }
+        // `create`, so that a table somebody installs meanwhile is not replaced.
+        match feed(&format!("create table {TABLE}\n{}", closed(config))) {
+            Err(_) if list().is_ok() => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// The closed table. Interfaces are matched by name, so they need not be there.
+fn closed(config: &Config) -> String {
+    let agents = config.interfaces.iter().filter(|i| i.role == Role::Agents);
+    let agents = set("agents", agents.map(|i| i.name.as_str()));
+    format!(
+        r#"table {TABLE} {{
+{agents}	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname @agents drop
+		oifname @agents drop
+	}}
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname @agents drop
+	}}
+}}
+"#
+    )
 }
 
 /// Everything agents send and everything forwarded is dropped, but for what carries a mark.
