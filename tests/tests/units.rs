@@ -22,7 +22,10 @@ fn units() -> Vec<PathBuf> {
 fn every_role_has_a_unit_that_is_rated_below_three() {
     let units = units();
     let names: Vec<_> = units.iter().filter_map(|u| u.file_stem()?.to_str()).collect();
-    assert_eq!(names, ["clawgress-control", "clawgress-datapath", "clawgress-keys", "clawgress-l7"]);
+    assert_eq!(
+        names,
+        ["clawgress-closed", "clawgress-control", "clawgress-datapath", "clawgress-keys", "clawgress-l7"]
+    );
     for unit in units {
         let output = Command::new("systemd-analyze")
             .args(["security", "--offline=true", "--no-pager"])
@@ -37,17 +40,31 @@ fn every_role_has_a_unit_that_is_rated_below_three() {
 }
 
 #[test]
-fn no_role_but_datapath_has_a_capability() {
+fn no_role_but_datapath_has_a_capability_and_the_boot_lock_has_one() {
     for unit in units() {
         let text = std::fs::read_to_string(&unit).expect("a unit");
         let bounding: Vec<_> =
             text.lines().filter_map(|l| l.strip_prefix("CapabilityBoundingSet=")).collect();
-        let want = if unit.ends_with("clawgress-datapath.service") {
-            "CAP_BPF CAP_NET_ADMIN CAP_PERFMON"
-        } else {
-            ""
+        let want = match unit.file_stem().and_then(|name| name.to_str()) {
+            Some("clawgress-datapath") => "CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
+            Some("clawgress-closed") => "CAP_NET_ADMIN",
+            _ => "",
         };
         assert_eq!(bounding, [want], "{}", unit.display());
         assert!(text.contains("\nNoNewPrivileges=yes\n"), "{}", unit.display());
     }
+}
+
+#[test]
+fn agents_are_shut_out_before_the_network_is_there() {
+    let unit = |name| units().into_iter().find(|u| u.ends_with(name)).expect("a unit");
+    let closed = std::fs::read_to_string(unit("clawgress-closed.service")).expect("a unit");
+    for line in ["DefaultDependencies=no", "Type=oneshot", "RemainAfterExit=yes"] {
+        assert!(closed.lines().any(|l| l == line), "`{line}` is missing");
+    }
+    assert!(closed.lines().any(|l| l.starts_with("Before=network-pre.target")));
+    assert!(closed.lines().any(|l| l.starts_with("WantedBy=sysinit.target")));
+    assert!(!closed.contains("ExecStop") && !closed.contains("PartOf"), "nothing opens it again");
+    let datapath = std::fs::read_to_string(unit("clawgress-datapath.service")).expect("a unit");
+    assert!(datapath.lines().any(|l| l.starts_with("After=clawgress-closed.service")));
 }
