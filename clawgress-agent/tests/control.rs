@@ -285,7 +285,7 @@ async fn the_datapath_gets_the_live_generation_whenever_it_is_there() {
     // One that comes again is acknowledged again, and kept once.
     script.tell(1, &[record.clone()]).await;
     let other = AuditRecord { request: "k-2".into(), ..record.clone() };
-    script.tell(2, &[other.clone()]).await;
+    script.tell(2, std::slice::from_ref(&other)).await;
     until("acknowledgements", async || *script.acknowledged.lock().await == [1, 1, 2]).await;
     assert_eq!(records(&node, query).await, [record, other]);
 
