@@ -105,7 +105,9 @@ pub fn plain_path(path: &str) -> Result<(), TargetError> {
     let Some(path) = path.strip_prefix('/') else { return Err(TargetError::Path) };
     let mut segments = path.split('/').peekable();
     while let Some(segment) = segments.next() {
-        let name = segment.split(';').next().unwrap_or_default();
+        // Some servers decode before they take parameters off, some after.
+        let name =
+            [";", "%3b", "%3B"].iter().fold(segment, |name, mark| name.split(*mark).next().unwrap_or(name));
         if segment.is_empty() && segments.peek().is_some()
             || matches!(name, "." | "..")
             || !segment.bytes().enumerate().all(|(n, b)| b != b'%' || encoded(segment, n).is_some_and(needed))
@@ -267,6 +269,8 @@ mod tests {
             "/a/.",
             "/a/..;p/b",
             "/.;p",
+            "/..%3Bp/a",
+            "/.%3b",
             "/%2e/a",
             "/%2E%2e/a",
             "/.%2e/a",

@@ -68,6 +68,38 @@ pub fn connect_target(data: &[u8]) {
             assert!(path.is_empty() || path.starts_with(['/', '?']));
         }
     }
+    if let Ok(text) = std::str::from_utf8(data)
+        && proxy_request::plain_path(text).is_ok()
+    {
+        // Whoever decodes it finds the same segments, and none that leads elsewhere.
+        let decoded = decode(data);
+        let segments: Vec<&[u8]> = decoded[1..].split(|b| *b == b'/').collect();
+        assert_eq!(segments.len(), text[1..].split('/').count());
+        for (n, segment) in segments.iter().enumerate() {
+            let name = segment.split(|b| *b == b';').next().unwrap_or_default();
+            assert!(!matches!(name, b"." | b".."), "{text}");
+            assert!(!segment.contains(&b'\\') && (!segment.is_empty() || n + 1 == segments.len()), "{text}");
+        }
+    }
+}
+
+/// Every percent-encoding decoded, as a careless server does.
+fn decode(text: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (vec![], text);
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..2).and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|d| u8::from_str_radix(d, 16).ok()).filter(|_| *first == b'%') {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
 }
 
 /// A credential has both parts and no control characters.
