@@ -284,7 +284,8 @@ impl Established<'_> {
             (Some(upstream), _) => Ok(upstream),
             (None, Some(judged)) => dial::dial(&judged.addresses, port).await,
             (None, None) => {
-                let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange).await;
+                let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange);
+                let reached = Box::pin(reached).await;
                 match reached {
                     Ok(judged) => dial::dial(&judged.addresses, port).await,
                     Err(ruling) => {

@@ -317,8 +317,13 @@ pub async fn carry(
     }
     let found = OnceLock::new();
     let (mut reader, writer) = client.split();
+    // Boxed: few clients wait, and every tunnel would hold as much.
     let first = async {
-        if held.is_empty() { subject.late_first(gateway, &mut reader, &found).await } else { Ok(held) }
+        if held.is_empty() {
+            Box::pin(subject.late_first(gateway, &mut reader, &found)).await
+        } else {
+            Ok(held)
+        }
     };
     let cut = subject.forbidden(gateway, &found);
     let carried = tunnel::run(writer.as_ref(), &upstream, first, &gateway.pipes, cut).await;
