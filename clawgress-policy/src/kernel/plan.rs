@@ -258,6 +258,16 @@ impl Reader<'_> {
     }
 
     fn truth(&mut self, expr: &Expr, refusals: &mut Vec<Refusal>) -> Truth {
+        let before = self.names.len();
+        let truth = self.read(expr, refusals);
+        if truth != Truth::Open {
+            // `X && false` permits nothing, so it names nothing.
+            self.names.truncate(before);
+        }
+        truth
+    }
+
+    fn read(&mut self, expr: &Expr, refusals: &mut Vec<Refusal>) -> Truth {
         match expr.expr_kind() {
             ExprKind::Lit(Literal::Bool(value)) => Truth::Known(*value),
             ExprKind::And { left, right } => match self.truth(left, refusals) {

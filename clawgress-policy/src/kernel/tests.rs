@@ -325,6 +325,8 @@ fn reserved_addresses_must_be_named_by_what_permits_them() {
         when { (action == Action::"direct" && context.ip.isInRange(ip("10.7.0.0/16"))) || resource is Network };
         @id("host") permit (principal, action in [Action::"connect", Action::"tls"], resource)
         when { resource is Network || resource in HostSet::"boxes" || resource == Host::"10.8.0.2" };
+        @id("never") permit (principal, action == Action::"connect", resource)
+        when { (context.ip.isInRange(ip("10.9.0.0/16")) && false) || context.port == 443 };
         @id("wide") permit (principal, action == Action::"connect", resource in NetworkSet::"wide")
         when { context.port == 80 };
         @id("loopback") permit (principal, action == Action::"connect", resource)
@@ -358,6 +360,7 @@ fn reserved_addresses_must_be_named_by_what_permits_them() {
         (1, "10.7.0.1", 53, reserved),
         (1, "10.8.0.1", 443, reserved),
         (1, "10.8.0.2", 443, reserved),
+        (1, "10.9.0.1", 443, reserved),
         (1, "10.1.2.3", 80, KernelAction::Direct),
         (1, "10.1.3.3", 80, reserved),
     ] {

@@ -150,6 +150,9 @@ impl Condition {
             None => {
                 // Behind an open left side of `||`, or an open `&&` that is not false, nothing is known.
                 let known = other.known.filter(|value| !ends && !value);
+                if known.is_some() {
+                    return Condition { known, ..Condition::plain(text) };
+                }
                 let both = |a: Vec<IpNet>, b: Vec<IpNet>| [a, b].concat();
                 Condition {
                     text,
