@@ -64,6 +64,7 @@ impl PrefixIndex {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Members {
     host_sets: Vec<String>,
+    host_set_sizes: BTreeMap<String, usize>,
     exact: BTreeMap<String, Vec<u32>>,
     /// By suffix, without the `*.`.
     below: BTreeMap<String, Vec<u32>>,
@@ -109,6 +110,7 @@ impl Members {
 
     fn add_hosts(&mut self, number: u32, name: &str, hosts: &BTreeSet<String>, problems: &mut Vec<String>) {
         self.host_sets.push(name.to_owned());
+        self.host_set_sizes.insert(name.to_owned(), hosts.len());
         for member in hosts {
             let (map, text) = match member.strip_prefix("*.") {
                 Some(suffix) => (&mut self.below, suffix),
@@ -138,8 +140,9 @@ impl Members {
         self.networks.insert(name.to_owned(), prefixes.clone());
     }
 
-    pub(crate) fn host_set_exists(&self, name: &str) -> bool {
-        self.host_sets.iter().any(|s| s == name)
+    /// How many members a host set has, if it exists.
+    pub(crate) fn host_set_size(&self, name: &str) -> Option<usize> {
+        self.host_set_sizes.get(name).copied()
     }
 
     /// The prefixes of a network set.

@@ -17,7 +17,9 @@ use crate::{Host, PolicyProblem};
 
 /// Values of `context.protocol`, over all actions.
 const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp", "tls", "unknown"];
-const SCHEMES: [&str; 2] = ["http", "https"];
+/// The one value of `context.scheme` until TLS is intercepted.
+const SCHEME: &str = "http";
+const SCHEME_FUTURE: &str = "https";
 
 /// Whether a part of a condition being true makes a request more allowed, less, or it depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,20 +168,31 @@ impl Reviewer<'_> {
             ),
             "Network" => self.network(id, at, sense),
             "Host" => self.host(id, at, sense),
-            "NetworkSet" if self.members.network_set(id).is_none() => self.undefined("network", id, at),
-            "HostSet" if !self.members.host_set_exists(id) => self.undefined("host", id, at),
+            "NetworkSet" | "HostSet" if self.is_void(&kind, id, at) => {}
             "NetworkSet" if sense != Sense::Denies => drop(self.named.network_sets.insert(id.to_owned())),
             "HostSet" if sense != Sense::Denies => drop(self.named.host_sets.insert(id.to_owned())),
             _ => {}
         }
     }
 
-    fn undefined(&mut self, what: &str, id: &str, at: Option<usize>) {
-        let id = quote(id);
-        self.problem(
-            at,
-            format!("there is no {what} set `{id}`: add it to the bundle's sets, or correct the name"),
-        );
+    /// Whether a set does not exist or is empty, so that naming it says nothing.
+    fn is_void(&mut self, kind: &str, id: &str, at: Option<usize>) -> bool {
+        let (what, size) = match kind {
+            "NetworkSet" => ("network", self.members.network_set(id).map(BTreeSet::len)),
+            _ => ("host", self.members.host_set_size(id)),
+        };
+        let shown = quote(id);
+        let message = match size {
+            None => {
+                format!("there is no {what} set `{shown}`: add it to the bundle's sets, or correct the name")
+            }
+            Some(0) => format!(
+                "the {what} set `{shown}` has no members, so it never matches: add one, or remove what names it from the policy"
+            ),
+            Some(_) => return false,
+        };
+        self.problem(at, message);
+        true
     }
 
     fn network(&mut self, id: &str, at: Option<usize>, sense: Sense) {
@@ -267,7 +280,10 @@ impl Reviewer<'_> {
         };
         match (variable, attribute) {
             (Var::Context, "protocol") => self.one_of("context.protocol", &PROTOCOLS, text, at),
-            (Var::Context, "scheme") => self.one_of("context.scheme", &SCHEMES, text, at),
+            (Var::Context, "scheme") if text == SCHEME_FUTURE => self.scheme_future(at),
+            (Var::Context, "scheme") if text != SCHEME => {
+                self.problem(at, format!("`context.scheme` is never `{}`: it is `{SCHEME}`", quote(text)))
+            }
             (Var::Context, "method") if text.bytes().any(|b| b.is_ascii_lowercase()) => self.problem(
                 at,
                 format!(
@@ -296,6 +312,15 @@ impl Reviewer<'_> {
         }
     }
 
+    fn scheme_future(&mut self, at: Option<usize>) {
+        self.problem(
+            at,
+            format!(
+                "`{SCHEME_FUTURE}` is not available yet, and a rule must not silently do nothing: requests inside TLS are not read, so none is judged; remove it, and govern TLS by `tls` and `tunnel`"
+            ),
+        );
+    }
+
     fn port(&mut self, subject: &Expr, literal: &Expr) {
         if syntax::is_context(subject, "port")
             && let Some(number) = syntax::long(literal)
@@ -308,8 +333,16 @@ impl Reviewer<'_> {
 
     /// `resource.name like "…"`: a glob must not let `*allowed.test` allow `notallowed.test`.
     fn pattern(&mut self, subject: &Expr, pattern: &Pattern, sense: Sense, at: Option<usize>) {
-        if !matches!(syntax::attribute(subject), Some((Var::Resource, "name"))) {
-            return;
+        match syntax::attribute(subject) {
+            Some((Var::Resource, "name")) => {}
+            Some((Var::Context, "scheme")) if pattern.wildcard_match(SCHEME) => return,
+            Some((Var::Context, "scheme")) if pattern.wildcard_match(SCHEME_FUTURE) => {
+                return self.scheme_future(at);
+            }
+            Some((Var::Context, "scheme")) => {
+                return self.problem(at, format!("`context.scheme` is never like this: it is `{SCHEME}`"));
+            }
+            _ => return,
         }
         let elements = pattern.get_elems();
         if elements.iter().any(|e| matches!(e, PatternElem::Char(c) if c.is_uppercase() || !c.is_ascii())) {
