@@ -19,6 +19,8 @@ mod lab;
 mod network;
 #[path = "datapath/property.rs"]
 mod property;
+#[path = "datapath/removal.rs"]
+mod removal;
 #[path = "datapath/verdicts.rs"]
 mod verdicts;
 #[path = "datapath/workload.rs"]
