@@ -2,15 +2,12 @@
 //! in full, and never allow what could not be evaluated.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use clawgress_identity::Agent;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::address::canonical;
-use crate::kernel::plan::{Plan, groups, in_scope};
+use crate::kernel::plan::Plan;
 use crate::members::Members;
 use crate::request::{Decision, Request, Scheme, Transport, TunnelProtocol};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
@@ -23,9 +20,6 @@ pub(crate) mod syntax;
 #[cfg(test)]
 mod tests;
 mod text;
-
-use review::Named;
-use syntax::Scope;
 
 pub(crate) use parse::applies;
 pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
@@ -116,8 +110,6 @@ pub(crate) struct Inner {
     by_action: ByAction<cedar_policy::PolicySet>,
     members: Members,
     reads: Reads,
-    /// What each policy names, with its principal scope; only policies that name something.
-    named: Vec<(Scope, Named)>,
     plan: Plan,
 }
 
@@ -138,28 +130,6 @@ impl PolicySet {
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
         self.inner.decide_among(self.inner.by_action.of(action), request)
-    }
-
-    /// Whether a condition that allows names this address: by a prefix or address in policy text, or
-    /// in a named set that such a condition refers to. A prefix of length 0 names nothing, nor does a
-    /// prefix that only takes away (in a `forbid`, or behind `unless` in a `permit`).
-    ///
-    /// Deprecated: ask [`reach`](Self::reach), which asks whether the very policy that permits names.
-    #[must_use]
-    pub fn names_address(&self, ip: IpAddr) -> bool {
-        let ip = canonical(ip);
-        self.inner.named.iter().any(|(_, named)| named.has(ip, &self.inner.members))
-    }
-
-    /// As [`names_address`](Self::names_address), by the policies alone whose principal scope includes
-    /// this agent: what is named for one team opens nothing to another.
-    ///
-    /// Deprecated: ask [`reach`](Self::reach), which asks whether the very policy that permits names.
-    #[must_use]
-    pub fn names_address_for(&self, agent: &Agent, ip: IpAddr) -> bool {
-        let (ip, groups) = (canonical(ip), groups(agent));
-        let mut named = self.inner.named.iter().filter(|(scope, _)| in_scope(scope, agent, &groups));
-        named.any(|(_, named)| named.has(ip, &self.inner.members))
     }
 
     /// How many policies there are.

@@ -55,13 +55,8 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
 
     let mut problems = template_problems(&set, &source);
     let drafts = drafts(&set, &source, &mut problems);
-    let mut named = Vec::new();
     for draft in &drafts {
-        let (found, names) = review(draft.ast(), draft.id.as_deref(), &source, &members);
-        problems.extend(found);
-        if !names.is_empty() {
-            named.push((draft.ast().principal_constraint().as_inner().clone(), names));
-        }
+        problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members));
     }
     validate(vocabulary, &drafts, &source, &mut problems);
     if !problems.is_empty() {
@@ -80,7 +75,7 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
     for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
         syntax::reads(condition, &mut reads);
     }
-    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, named, plan })
+    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, plan })
 }
 
 /// Whether the policy's scope includes the action.

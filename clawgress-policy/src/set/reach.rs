@@ -66,19 +66,8 @@ impl PolicySet {
     /// policies of such a denial are the permits, none of which names it.
     #[must_use]
     pub fn reach(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
-        let decision = self.connect(agent, ip, port, transport);
+        let decision = self.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
         if is_reserved(ip) { self.inner.guard(decision, ip) } else { decision }
-    }
-
-    /// As [`reach`](Self::reach), for an address to guard whether it is reserved or not: one of the
-    /// gateway's own, which may lie in public space.
-    #[must_use]
-    pub fn reach_guarded(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
-        self.inner.guard(self.connect(agent, ip, port, transport), ip)
-    }
-
-    fn connect(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
-        self.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } })
     }
 }
 

@@ -3,11 +3,9 @@
 //! decisions would not compare equal.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use cedar_policy_core::ast::{Effect, EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
 use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
-use ipnet::IpNet;
 
 use super::syntax::{self, BinaryOp, Policy, UnaryOp};
 use super::text::Source;
@@ -47,50 +45,28 @@ impl Sense {
     }
 }
 
-/// By what the allowing conditions of one policy name addresses. A prefix of length 0 names nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Named {
-    prefixes: BTreeSet<IpNet>,
-    network_sets: BTreeSet<String>,
-    host_sets: BTreeSet<String>,
-}
-
-impl Named {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.prefixes.is_empty() && self.network_sets.is_empty() && self.host_sets.is_empty()
-    }
-
-    /// Whether the address (canonical) is named.
-    pub(crate) fn has(&self, ip: IpAddr, members: &Members) -> bool {
-        let host = Host::Address(ip);
-        self.prefixes.iter().any(|p| p.prefix_len() > 0 && p.contains(&ip))
-            || members.sets_of_ip(ip, 1).into_iter().any(|s| self.network_sets.contains(s))
-            || members.sets_of_host(&host, &host.to_string()).into_iter().any(|s| self.host_sets.contains(s))
-    }
-}
-
-/// Reviews one policy: its problems, and what it names.
+/// Reviews one policy: its problems.
 pub(crate) fn review(
     policy: &Policy,
     id: Option<&str>,
     source: &Source<'_>,
     members: &Members,
-) -> (Vec<PolicyProblem>, Named) {
+) -> Vec<PolicyProblem> {
     let sense = Sense::of(policy);
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
-    let mut reviewer = Reviewer { id, source, members, start, named: Named::default(), problems: Vec::new() };
+    let mut reviewer = Reviewer { id, source, members, start, problems: Vec::new() };
     let principal = policy.principal_constraint();
     let resource = policy.resource_constraint();
     for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
         .into_iter()
         .flatten()
     {
-        reviewer.entity(uid, None, sense);
+        reviewer.entity(uid, None);
     }
     if let Some(condition) = policy.non_scope_constraints() {
         reviewer.walk(condition, sense);
     }
-    (reviewer.problems, reviewer.named)
+    reviewer.problems
 }
 
 struct Reviewer<'a> {
@@ -98,7 +74,6 @@ struct Reviewer<'a> {
     source: &'a Source<'a>,
     members: &'a Members,
     start: Option<usize>,
-    named: Named,
     problems: Vec<PolicyProblem>,
 }
 
@@ -128,26 +103,20 @@ impl Reviewer<'_> {
             ExprKind::BinaryApp { op, arg1, arg2 } => self.comparison(*op, arg1, arg2),
             ExprKind::Like { expr, pattern } => self.pattern(expr, pattern, sense, at),
             ExprKind::ExtensionFunctionApp { fn_name, args } if fn_name.to_string() == "ip" => {
-                self.ip(args, at, sense);
+                self.ip(args, at);
             }
             _ => {}
         }
         if let Some(uid) = syntax::entity(expr) {
-            self.entity(uid, at, sense);
+            self.entity(uid, at);
         }
         for part in syntax::parts(expr) {
             self.walk(part, inner);
         }
     }
 
-    fn names(&mut self, prefix: IpNet, sense: Sense) {
-        if sense != Sense::Denies {
-            self.named.prefixes.insert(prefix);
-        }
-    }
-
-    /// An entity literal: known, canonical, and what it names.
-    fn entity(&mut self, uid: &EntityUID, at: Option<usize>, sense: Sense) {
+    /// An entity literal: known and canonical.
+    fn entity(&mut self, uid: &EntityUID, at: Option<usize>) {
         let at = uid.loc().map(cedar_policy_core::parser::Loc::start).or(at);
         let kind = uid.entity_type().to_string();
         let id = uid.eid().as_ref();
@@ -166,17 +135,15 @@ impl Reviewer<'_> {
                 at,
                 format!("`Tenant::\"{}\"` is not a tenant: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`", quote(id)),
             ),
-            "Network" => self.network(id, at, sense),
-            "Host" => self.host(id, at, sense),
-            "NetworkSet" | "HostSet" if self.is_void(&kind, id, at) => {}
-            "NetworkSet" if sense != Sense::Denies => drop(self.named.network_sets.insert(id.to_owned())),
-            "HostSet" if sense != Sense::Denies => drop(self.named.host_sets.insert(id.to_owned())),
+            "Network" => self.network(id, at),
+            "Host" => self.host(id, at),
+            "NetworkSet" | "HostSet" => self.set(&kind, id, at),
             _ => {}
         }
     }
 
-    /// Whether a set does not exist or is empty, so that naming it says nothing.
-    fn is_void(&mut self, kind: &str, id: &str, at: Option<usize>) -> bool {
+    /// A set that does not exist or is empty matches nothing.
+    fn set(&mut self, kind: &str, id: &str, at: Option<usize>) {
         let (what, size) = match kind {
             "NetworkSet" => ("network", self.members.network_set(id).map(BTreeSet::len)),
             _ => ("host", self.members.host_set_size(id)),
@@ -189,13 +156,12 @@ impl Reviewer<'_> {
             Some(0) => format!(
                 "the {what} set `{shown}` has no members, so it never matches: add one, or remove what names it from the policy"
             ),
-            Some(_) => return false,
+            Some(_) => return,
         };
         self.problem(at, message);
-        true
     }
 
-    fn network(&mut self, id: &str, at: Option<usize>, sense: Sense) {
+    fn network(&mut self, id: &str, at: Option<usize>) {
         let Ok(ip) = id.parse::<std::net::IpAddr>() else {
             let id = quote(id);
             return self.problem(
@@ -207,12 +173,11 @@ impl Reviewer<'_> {
         };
         let canonical = crate::address::canonical(ip).to_string();
         if canonical != id {
-            return self.problem(at, not_canonical("Network", id, &canonical));
+            self.problem(at, not_canonical("Network", id, &canonical));
         }
-        self.names(IpNet::from(ip), sense);
     }
 
-    fn host(&mut self, id: &str, at: Option<usize>, sense: Sense) {
+    fn host(&mut self, id: &str, at: Option<usize>) {
         if id.contains('*') {
             let id = quote(id);
             return self.problem(
@@ -227,20 +192,15 @@ impl Reviewer<'_> {
             Ok(host) if host.to_string() != id => {
                 self.problem(at, not_canonical("Host", id, &host.to_string()));
             }
-            Ok(host) => {
-                if let Some(ip) = host.address() {
-                    self.names(IpNet::from(ip), sense);
-                }
-            }
+            Ok(_) => {}
         }
     }
 
     /// An `ip("…")` literal. Text that is no address at all is the validator's to report.
-    fn ip(&mut self, args: &[Expr], at: Option<usize>, sense: Sense) {
+    fn ip(&mut self, args: &[Expr], at: Option<usize>) {
         let Some(prefix) = args.first().and_then(syntax::string).and_then(syntax::parse_ip) else { return };
-        match check_prefix(prefix) {
-            Ok(()) => self.names(prefix, sense),
-            Err(why) => self.problem(at, why),
+        if let Err(why) = check_prefix(prefix) {
+            self.problem(at, why);
         }
     }
 
