@@ -77,7 +77,7 @@ fn the_examples_do_what_the_guide_says() {
     let tunnel = |protocol| {
         allows(&set, &agent, Operation::Tunnel { host: &host("API.example.com."), port: 443, protocol })
     };
-    assert!(tunnel(TunnelProtocol::Tls) && tunnel(TunnelProtocol::Unknown));
+    assert!(tunnel(TunnelProtocol::Tls) && !tunnel(TunnelProtocol::Unknown));
     let http = |name, method, path| {
         allows(
             &set,
@@ -87,6 +87,8 @@ fn the_examples_do_what_the_guide_says() {
     };
     assert!(http("packages.example.com", "GET", "/x") && http("0xc0.0.2.80", "HEAD", "/"));
     assert!(!http("packages.example.com", "POST", "/x") && !http("packages.example.com", "GET", "/admin/x"));
+    let put = |path| http("packages.example.com", "PUT", path);
+    assert!(put("/index") && put("/index/a") && !put("/indexes") && !put("/index;a"));
 
     let tables = kernel::compile(&set, std::slice::from_ref(&agent)).unwrap();
     let kernel = |ip: &str, transport, port| {
@@ -109,6 +111,20 @@ fn the_examples_do_what_the_guide_says() {
     );
     assert_eq!(kernel("198.51.100.53", Transport::Udp, 53), (Direct, "dns".to_owned()));
     assert_eq!(kernel("2001:db8:5::1", Transport::Tcp, 1024), (Steer, "offices".to_owned()));
+    assert_eq!(kernel("198.51.100.53", Transport::Icmp, 0), deny(DropReason::PolicyDenied, ""));
+    let reserved = |ids| deny(DropReason::AddressReserved, ids);
+    assert_eq!(kernel("169.254.169.254", Transport::Tcp, 80), reserved("research-web"));
+}
+
+#[test]
+fn reserved_addresses_are_named_as_the_guide_says() {
+    let (set, ops) = (guide(), Agent { team: Some("ops".to_owned()), ..agent() });
+    let reach = |ip: &str, port| set.reach(&ops, ip.parse().unwrap(), port, Transport::Tcp);
+    assert!(reach("8.8.8.8", 80).is_allow() && reach("10.1.0.7", 443).is_allow());
+    let denied = reach("10.1.0.7", 80);
+    assert_eq!(denied.verdict, Err(clawgress_ebpf_common::DropReason::AddressReserved));
+    assert_eq!(denied.policies, ["web-anywhere"]);
+    assert!(!reach("10.2.0.7", 443).is_allow());
 }
 
 #[test]
