@@ -97,8 +97,8 @@ drop_reasons! {
     HostInvalid = 41, "host_invalid", l7;
     /// The destination name could not be resolved.
     ResolveFailed = 42, "resolve_failed", l7;
-    /// The name resolves to an address that is private, reserved or the gateway's own, which no policy names.
-    AddressReserved = 43, "address_reserved", l7;
+    /// The address is private or reserved, and no policy that permits it names it.
+    AddressReserved = 43, "address_reserved", both;
     /// The upstream refused the connection, or did not answer in time.
     UpstreamFailed = 44, "upstream_failed", l7;
     /// The client was too slow.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clawgress_api::handover::{self, Handover};
+use clawgress_api::socket::Servers;
 use clawgress_ebpf_common::user::FlowTable;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, UnixStream};
@@ -16,15 +17,15 @@ use crate::accept::Accepting;
 use crate::connection::Flows;
 use crate::limit;
 
-/// Accepts from whatever listeners the role at `path` hands over, until `stop`. While it is away, the
-/// last ones stay open.
-pub async fn follow(path: PathBuf, accepting: Arc<Accepting>, stop: CancellationToken) {
+/// Accepts from whatever listeners the role at `path` hands over, if it is one of `servers`, until `stop`.
+/// While it is away, the last ones stay open.
+pub async fn follow(path: PathBuf, servers: Servers, accepting: Arc<Accepting>, stop: CancellationToken) {
     let mut loops = JoinSet::new();
     let mut current = stop.child_token();
     let mut pause = limit::REDIAL_FIRST;
     loop {
         let handed_over = tokio::select! {
-            handed_over = ask(&path) => handed_over,
+            handed_over = ask(&path, &servers) => handed_over,
             () = stop.cancelled() => break,
         };
         match handed_over {
@@ -55,8 +56,8 @@ struct Set {
     flows: Flows,
 }
 
-async fn ask(path: &Path) -> io::Result<(UnixStream, Set)> {
-    let stream = UnixStream::connect(path).await?;
+async fn ask(path: &Path, servers: &Servers) -> io::Result<(UnixStream, Set)> {
+    let stream = servers.connect(path).await?;
     let (handover, descriptors) = handover::receive(&stream).await?;
     let Handover { listeners, flow_table, interfaces } = handover;
     let mut descriptors = descriptors.into_iter();

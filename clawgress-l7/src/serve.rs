@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clawgress_api::clock::SystemClock;
 use clawgress_api::config::Config;
-use clawgress_api::{notify, socket};
+use clawgress_api::notify;
+use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::sniff::Protocol;
 use pingora_core::apps::{HttpServerApp, ServerApp};
@@ -153,10 +154,13 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let clock = Arc::new(SystemClock);
     let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
     let (audit, carrier) = audit::queue(&config.node.name, clock, connections_max, &instance);
-    let control = socket::channel(&config.control_socket())?;
+    let servers = |server| Servers::new(&config.access, server);
+    let control = socket::channel_to(&config.control_socket(), servers(Server::Control)?);
+    let keys = socket::channel_to(&config.keys_socket(), servers(Server::Keys)?);
+    let datapath = servers(Server::Datapath)?;
     let gateway = Arc::new(Gateway {
         snapshots: Arc::new(Snapshots::new(Duration::from_secs(config.l7.snapshot_stale_s_max))),
-        keys: Keys::new(socket::channel(&config.keys_socket())?).context("the system has no randomness")?,
+        keys: Keys::new(keys).context("the system has no randomness")?,
         resolver: Resolver::new(&config.l7.resolvers)?,
         own: Arc::new(Own::default()),
         audit: audit.clone(),
@@ -181,7 +185,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         sources: Sources::new(connections_max),
     });
     let handed_over = CancellationToken::new();
-    let listening = tokio::spawn(handover::follow(config.handover_socket(), accepting, handed_over.clone()));
+    let listening =
+        tokio::spawn(handover::follow(config.handover_socket(), datapath, accepting, handed_over.clone()));
 
     // From here on it waits for its peers, which may come in any order.
     notify::ready("l7");
