@@ -34,6 +34,7 @@ const PROGRAMS: &[Program] = &[
     program("curl", "curl", Scope::Lab, "is a client"),
     program("openssl", "openssl", Scope::Lab, "is a client"),
     program("python3", "python3", Scope::Lab, "is a client"),
+    program("systemd-analyze", "systemd", Scope::Lab, "rates the units' hardening"),
     program("node", "nodejs", Scope::All, "is a client"),
 ];
 
