@@ -33,18 +33,20 @@ const POLICY: &str = r#"// Who may reach what. Default is deny. Hosts and networ
 permit (principal in Team::"default", action == Action::"connect", resource)
 when { context.protocol == "tcp" && [80, 443].contains(context.port) };
 
-// The allow list: TLS stays unread, clear HTTP is read.
+// The allow list: clear HTTP is read.
 @id("allowed-hosts")
-permit (
-  principal in Team::"default",
-  action in [Action::"tls", Action::"tunnel", Action::"http"],
-  resource in HostSet::"allowed"
-);
+permit (principal in Team::"default", action in [Action::"tls", Action::"http"], resource in HostSet::"allowed");
 
-// DNS of agents behind a --transparent interface goes straight to these servers.
-@id("dns")
-permit (principal in Team::"default", action in [Action::"connect", Action::"direct"], resource in NetworkSet::"dns")
-when { context.port == 53 && ["udp", "tcp"].contains(context.protocol) };
+// Its TLS stays unread.
+@id("allowed-unread")
+permit (principal in Team::"default", action == Action::"tunnel", resource in HostSet::"allowed")
+when { context.protocol == "tls" };
+
+// DNS of agents behind a --transparent interface goes straight to the servers in the set `dns`: name
+// them in sets.toml, then enable this.
+// @id("dns")
+// permit (principal in Team::"default", action in [Action::"connect", Action::"direct"], resource in NetworkSet::"dns")
+// when { context.port == 53 && ["udp", "tcp"].contains(context.protocol) };
 "#;
 
 const SETS: &str = r#"[hosts]
@@ -52,8 +54,8 @@ const SETS: &str = r#"[hosts]
 allowed = ["api.openai.com", "api.anthropic.com", "example.com"]
 
 [networks]
-# Prefixes of DNS servers, such as "192.0.2.53/32".
-dns = []
+# Prefixes of DNS servers.
+# dns = ["192.0.2.53/32"]
 "#;
 
 /// Where everything is.
