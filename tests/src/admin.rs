@@ -20,6 +20,8 @@ pub struct Admin {
     pub program: PathBuf,
     /// The control role's socket for administrators.
     pub socket: PathBuf,
+    /// The gateway's configuration.
+    pub config: PathBuf,
 }
 
 impl Admin {
@@ -28,6 +30,8 @@ impl Admin {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--socket").arg(&self.socket).args(args);
+        // It tells which user may answer there.
+        command.env("CLAWGRESS_CONFIG", &self.config);
         command
     }
 

@@ -100,6 +100,7 @@ fn explain(site: &Site) {
     if let Ok(admin) = site.gateway.admin() {
         println!("\nadminister it:");
         println!("  export CLAWGRESS_SOCKET={}", admin.socket.display());
+        println!("  export CLAWGRESS_CONFIG={}", admin.config.display());
         println!("  {0} status\n  {0} audit tail\n  {0} policy show", admin.program.display());
         println!("  # edit {0}/policy.cedar, then", lab.dir().display());
         println!(

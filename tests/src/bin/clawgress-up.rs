@@ -123,7 +123,8 @@ fn first_agent(layout: &Layout) -> anyhow::Result<Option<String>> {
 
 fn explain(layout: &Layout, status: &Status, key: Option<&str>) {
     let admin = layout.admin();
-    let ctl = format!("{} --socket {}", admin.program.display(), admin.socket.display());
+    let (config, socket) = (admin.config.display(), admin.socket.display());
+    let ctl = format!("CLAWGRESS_CONFIG={config} {} --socket {socket}", admin.program.display());
     println!("\nclawgress is up; generation {}, policy revision {}", status.generation, status.revision);
     for warning in &status.warnings {
         println!("  warning: {warning}");

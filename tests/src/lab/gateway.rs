@@ -221,7 +221,12 @@ impl Gateway {
     /// # Errors
     /// If `clawgressctl` has not been built.
     pub fn admin(&self) -> anyhow::Result<Admin> {
-        Ok(Admin { program: self.program("clawgressctl")?, socket: self.lab.dir().join("run/admin.sock") })
+        let socket = self.lab.dir().join("run/admin.sock");
+        Ok(Admin {
+            program: self.program("clawgressctl")?,
+            socket,
+            config: self.lab.dir().join("clawgress.toml"),
+        })
     }
 
     /// Runs `clawgressctl` in the gateway's network, where `run` must be.

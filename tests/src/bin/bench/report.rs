@@ -167,7 +167,7 @@ fn machine() -> anyhow::Result<String> {
     let memory_kb: u64 =
         field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0);
     Ok(format!(
-        "Machine: {} × {}, {} GiB, Linux {}; {}; commit {}; {}; load before the run {}.",
+        "Machine: {} × {}, {} GiB, Linux {}; {}; commit {}; {}; load average at the end {}.",
         std::thread::available_parallelism()?,
         field(&read("/proc/cpuinfo"), "model name"),
         memory_kb / (1024 * 1024) + 1,

@@ -134,7 +134,8 @@ impl Layout {
 
     /// The gateway as its administrator sees it.
     pub fn admin(&self) -> Admin {
-        Admin { program: self.program("clawgressctl"), socket: self.run.join("admin.sock") }
+        let socket = self.run.join("admin.sock");
+        Admin { program: self.program("clawgressctl"), socket, config: self.config() }
     }
 
     /// The first agent's key, if this made it. The gateway itself keeps but a hash.
