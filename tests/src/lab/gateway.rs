@@ -2,6 +2,7 @@
 //! node, driven through `clawgressctl` as an administrator does.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -235,7 +236,12 @@ impl Gateway {
     /// If it can't be started or hangs. Its own failure is in the output.
     pub fn ctl(&self, args: &[&str]) -> anyhow::Result<Output> {
         let command = self.admin()?.command(args);
-        let mut argv = vec![command.get_program().to_owned()];
+        let mut argv = vec!["env".into()];
+        for (name, value) in command.get_envs() {
+            let assignment = [name, value.unwrap_or_default()].join(OsStr::new("="));
+            argv.push(assignment);
+        }
+        argv.push(command.get_program().to_owned());
         argv.extend(command.get_args().map(ToOwned::to_owned));
         self.lab.run(Host::Gateway, &argv)
     }

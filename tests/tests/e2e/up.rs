@@ -118,6 +118,7 @@ fn with_an_interface_it_governs_what_is_behind_it() {
     assert!(!anonymous.ok(), "no agent is bound yet: {anonymous:?}");
     let target = daemon.pid().to_string();
     let ctl = dir.join("bin/clawgressctl");
+    let config = format!("CLAWGRESS_CONFIG={}", dir.join("clawgress.toml").display());
     let source = format!("agents0={},{}", KNOWN.v4, KNOWN.mac);
     let create = [
         "nsenter",
@@ -125,6 +126,8 @@ fn with_an_interface_it_governs_what_is_behind_it() {
         &target,
         "--mount",
         "--",
+        "env",
+        &config,
         ctl.to_str().unwrap(),
         "agent",
         "create",
