@@ -1,2 +1,3 @@
+//! Fuzz target `sniff`; what it asserts stands in `targets.rs`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::sniff(data));
