@@ -42,7 +42,7 @@ use self::events::Counters;
 use self::flows::Flows;
 use self::handover::Offer;
 use self::names::Names;
-use self::network::{Firewall, Interfaces, Netlink, Routes};
+use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
 use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
 use self::service::Service;
@@ -67,16 +67,16 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     let (plane, offer) = match config.datapath.mode {
         DatapathMode::None => {
             let plane = Plane::None { generation: AtomicU64::new(0) };
-            (plane, Offer::proxies(listeners::proxies(&config)?))
+            (plane, Arc::new(Offer::proxies(listeners::proxies(&config)?)))
         }
         DatapathMode::Kernel => {
             let (plane, offer) = start(&config, &spool, &mut tasks, &stop).await?;
-            (Plane::Kernel(Box::new(plane)), offer)
+            (Plane::Kernel(plane), offer)
         }
     };
     let handover = socket::bind(&config.handover_socket(), serve::SOCKET_MODE)?;
     let access = Access::new(&config, Socket::Handover)?;
-    tasks.spawn(handover::serve(handover, access, Arc::new(offer), stop.clone()));
+    tasks.spawn(handover::serve(handover, access, offer, stop.clone()));
 
     let control = socket::bind(&config.datapath_socket(), serve::SOCKET_MODE)?;
     let service = Service::new(Arc::new(plane), spool, stop.clone());
@@ -100,13 +100,18 @@ async fn start(
     spool: &Arc<Spool>,
     tasks: &mut JoinSet<Result<()>>,
     stop: &CancellationToken,
-) -> Result<(KernelPlane, Offer)> {
+) -> Result<(Arc<KernelPlane>, Arc<Offer>)> {
     // Before anything that may fail: a node that can't be governed forwards nothing either.
     Firewall::close_if_missing(config)?;
     plane::check_privilege(config)?;
     let netlink = Netlink::open()?;
+    // Before the first look, so that nothing that comes after it is missed.
+    let watch = Watch::open()?;
     let interfaces = netlink.interfaces(config).await?;
-    let mut firewall = Firewall::new(&interfaces);
+    for absent in &interfaces.absent {
+        tracing::warn!("{}", absent.why);
+    }
+    let mut firewall = Firewall::new(config);
     firewall.install()?;
     let mut programs = tokio::task::block_in_place(|| Programs::load(config, &interfaces.agents))?;
     let attached = programs.attach()?;
@@ -119,22 +124,22 @@ async fn start(
         Names::new(&config.node.name, Arc::new(SystemClock), &interfaces.agents, &config.node.run_dir);
     let names = Arc::new(names);
     let ebpf = programs.ebpf();
-    let offer = offer(ebpf, config, &interfaces)?;
+    let offer = Arc::new(offer(ebpf, config, &interfaces)?);
     let troubles = Arc::<Mutex<Vec<String>>>::default();
-    let plane = KernelPlane {
+    let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(object::take(ebpf, map::FLOWS)?)),
         counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),
-        attached,
+        attached: Mutex::new(attached),
         workloads,
         live: Mutex::new(None),
         skipped: Mutex::new(Vec::new()),
         tables: tokio::sync::Mutex::new(Tables::take(ebpf)?),
-        interfaces: interfaces.clone(),
+        interfaces: Mutex::new(interfaces.clone()),
         bpffs: config.datapath.bpffs.clone(),
         troubles: Arc::clone(&troubles),
-    };
+    });
     resume(&plane).await?;
 
     let ring = object::take(ebpf, map::EVENTS)?;
@@ -151,8 +156,19 @@ async fn start(
         Ok(())
     });
     let own = object::take(ebpf, map::SELF)?;
-    let keep = Keep { netlink, interfaces, programs, firewall, routes, own, troubles };
-    let mut upkeep = Upkeep::new(config, keep, Arc::clone(spool));
+    let (plane_kept, offer_kept) = (Arc::clone(&plane), Arc::clone(&offer));
+    let keep = Keep {
+        netlink,
+        watch,
+        interfaces,
+        programs,
+        firewall,
+        routes,
+        own,
+        plane: plane_kept,
+        offer: offer_kept,
+    };
+    let mut upkeep = Upkeep::new(config, keep);
     upkeep.addresses().await?;
     let stop = stop.clone();
     tasks.spawn(upkeep.run(stop));
@@ -186,8 +202,9 @@ async fn resume(plane: &KernelPlane) -> Result<()> {
     match plane.names.recall(live.number) {
         Ok(Some(document)) => {
             // Written again: an interface may have another index by now.
-            let plan = Plan::new(&document, &plane.interfaces.agents)?;
-            plane.tables.lock().await.apply(&plan).await?;
+            let mut tables = plane.tables.lock().await;
+            let plan = Plan::new(&document, &plane.interfaces.lock().agents)?;
+            tables.apply(&plan).await?;
             tracing::info!(generation = live.number, "the former generation stays live");
             *plane.skipped.lock() = plan.skipped;
             *plane.live.lock() = Some(document);
@@ -195,6 +212,18 @@ async fn resume(plane: &KernelPlane) -> Result<()> {
         Ok(None) => tracing::warn!(generation = live.number, "a generation is live whose names are lost"),
         Err(error) => tracing::warn!("{error:#}"),
     }
+    Ok(())
+}
+
+/// Compares the configured interfaces with those of this machine.
+///
+/// # Errors
+/// With every interface that can't be used as it is now, and what to do.
+pub fn check(config: &Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let interfaces = runtime.block_on(async { Netlink::open()?.interfaces(config).await })?;
+    let why: Vec<_> = interfaces.absent.iter().map(|a| a.why.as_str()).collect();
+    ensure!(why.is_empty(), "{}", why.join("\n"));
     Ok(())
 }
 

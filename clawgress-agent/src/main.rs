@@ -43,6 +43,9 @@ enum Role {
         /// Shut agents' interfaces by a firewall table, unless there is one already, then exit. For the boot, before the network is up.
         #[arg(long, conflicts_with = "detach")]
         close: bool,
+        /// Compare the configuration with the interfaces of this machine, then exit.
+        #[arg(long, conflicts_with_all = ["detach", "close"])]
+        check: bool,
     },
     /// State, policy, audit and administration; needs no capability.
     Control {
@@ -95,6 +98,7 @@ fn start(role: Role) -> Result<()> {
     match role {
         Role::Datapath { file, detach: true, .. } => datapath::detach(&Config::load(&file.config)?),
         Role::Datapath { file, close: true, .. } => datapath::close(&Config::load(&file.config)?),
+        Role::Datapath { file, check: true, .. } => datapath::check(&Config::load(&file.config)?),
         Role::Datapath { file, .. } => run(&file, &["datapath"]),
         Role::Control { file } => run(&file, &["control"]),
         Role::Keys { file } => run(&file, &["keys"]),

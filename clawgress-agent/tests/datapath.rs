@@ -11,6 +11,8 @@
 
 #[path = "datapath/frames.rs"]
 mod frames;
+#[path = "datapath/interfaces.rs"]
+mod interfaces;
 #[path = "datapath/kernel.rs"]
 mod kernel;
 #[path = "datapath/lab.rs"]
@@ -21,6 +23,8 @@ mod network;
 mod property;
 #[path = "datapath/removal.rs"]
 mod removal;
+#[path = "datapath/upgrade.rs"]
+mod upgrade;
 #[path = "datapath/verdicts.rs"]
 mod verdicts;
 #[path = "datapath/workload.rs"]

@@ -88,7 +88,7 @@ pub struct Interface {
 }
 
 /// What an interface is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Agents are behind it.
@@ -294,10 +294,14 @@ impl Config {
             return Err(("[[interface]]", format!("at most {INTERFACES_MAX} interfaces")));
         }
         for (n, interface) in self.interfaces.iter().enumerate() {
-            if interface.name.is_empty() || interface.name.len() > 15 {
+            if !is_interface_name(&interface.name) {
                 return Err((
                     "[[interface]]",
-                    format!("`{}` is not an interface name: 1 to 15 characters", interface.name),
+                    format!(
+                        "no interface can be called `{}`: a name is 1 to 15 of a-z, A-Z, 0-9, `.`, `_`, `-`, `@`, \
+                         and none of `.`, `..`, `all`, `default`",
+                        interface.name
+                    ),
                 ));
             }
             if self.interfaces.iter().take(n).any(|i| i.name == interface.name) {
@@ -364,6 +368,15 @@ impl Config {
     }
 }
 
+/// Whether an interface could ever have this name. The kernel permits a few characters more, which no
+/// nftables set can hold.
+fn is_interface_name(name: &str) -> bool {
+    let is_known = |b: u8| b.is_ascii_alphanumeric() || b"._-@".contains(&b);
+    // The last two are directories beside those of interfaces in /proc/sys/net.
+    let is_taken = [".", "..", "all", "default"].contains(&name);
+    !name.is_empty() && name.len() <= 15 && name.bytes().all(is_known) && !is_taken
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,6 +409,13 @@ mod tests {
             &format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"),
             "c.toml:8: `mode = \"none\"` governs",
         );
+        let kernel = GOOD.replace("none", "kernel");
+        for name in ["", "sixteen-letters.", "a b", "a/b", "a:b", "a*", "a\\\"b", "..", "all", "default"] {
+            check(
+                &format!("{kernel}[[interface]]\nname = \"{name}\"\nrole = \"agents\"\n"),
+                "c.toml:8: no interface can be called",
+            );
+        }
         let with = |table: &str| format!("{GOOD}{table}\n");
         check(&with("[access]\nl7 = \"x\""), "c.toml:9: unknown field `l7`");
         check(

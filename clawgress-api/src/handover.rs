@@ -1,8 +1,9 @@
 //! Handing open listeners (and the flow table) from the datapath role to L7 over a Unix socket.
 //!
-//! One message a connection: a JSON [`Handover`] with the descriptors as `SCM_RIGHTS` in the order it
-//! lists them. The connection then stays open; its end means the datapath role is gone, and L7 dials
-//! again to get the next set while it goes on with the old one.
+//! A message is a JSON [`Handover`] with the descriptors as `SCM_RIGHTS` in the order it lists them. The
+//! connection then stays open, and another message with the same listeners follows when the agents' interfaces
+//! have changed. (Every message carries descriptors, and the kernel never joins two that do.) Its end means
+//! the datapath role is gone, and L7 dials again to get the next set while it goes on with the old one.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use arc_swap::ArcSwap;
 use clawgress_api::Ingress;
 use clawgress_api::SourceRef;
 use clawgress_api::handover::ListenerKind;
@@ -43,8 +44,8 @@ pub struct Connection {
 pub struct Flows {
     /// `None` without a kernel plane.
     pub table: Option<FlowTable>,
-    /// Indices of the agents' interfaces.
-    pub interfaces: Vec<u32>,
+    /// Indices of the agents' interfaces, which come and go.
+    pub interfaces: ArcSwap<Vec<u32>>,
 }
 
 // === impl Connection ===
@@ -103,7 +104,7 @@ impl Flows {
     fn find(&self, peer: SocketAddr, local: SocketAddr) -> std::io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
         let mut found = None;
-        for ifindex in self.interfaces.iter().copied().chain([LOCAL_WORKLOAD]) {
+        for ifindex in self.interfaces.load().iter().copied().chain([LOCAL_WORKLOAD]) {
             let key = FlowKey {
                 source: address(peer.ip()),
                 destination: address(local.ip()),

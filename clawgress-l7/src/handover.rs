@@ -5,10 +5,10 @@ use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use clawgress_api::handover::{self, Handover};
 use clawgress_api::socket::Servers;
 use clawgress_ebpf_common::user::FlowTable;
-use tokio::io::Interest;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,11 +31,11 @@ pub async fn follow(path: PathBuf, servers: Servers, accepting: Arc<Accepting>, 
         match handed_over {
             Ok((stream, set)) => {
                 let former = std::mem::replace(&mut current, stop.child_token());
-                start(&accepting, set, &current, &mut loops);
+                let flows = start(&accepting, set, &current, &mut loops);
                 retire(former, &mut loops);
                 pause = limit::REDIAL_FIRST;
                 tokio::select! {
-                    () = ended(&stream) => tracing::warn!("the datapath role is gone; its listeners stay open"),
+                    () = ended(&stream, &flows) => tracing::warn!("the datapath role is gone; its listeners stay open"),
                     () = stop.cancelled() => break,
                 }
             }
@@ -71,10 +71,16 @@ async fn ask(path: &Path, servers: &Servers) -> io::Result<(UnixStream, Set)> {
         Some(descriptor) if flow_table => Some(FlowTable::from_fd(descriptor)?),
         _ => None,
     };
-    Ok((stream, Set { listeners: opened, flows: Flows { table, interfaces } }))
+    let flows = Flows { table, interfaces: ArcSwap::from_pointee(interfaces) };
+    Ok((stream, Set { listeners: opened, flows }))
 }
 
-fn start(accepting: &Arc<Accepting>, set: Set, stop: &CancellationToken, loops: &mut JoinSet<()>) {
+fn start(
+    accepting: &Arc<Accepting>,
+    set: Set,
+    stop: &CancellationToken,
+    loops: &mut JoinSet<()>,
+) -> Arc<Flows> {
     let flows = Arc::new(set.flows);
     let own = &accepting.serving.gateway.own;
     own.refresh();
@@ -84,6 +90,7 @@ fn start(accepting: &Arc<Accepting>, set: Set, stop: &CancellationToken, loops: 
         let accepting = Arc::clone(accepting);
         loops.spawn(accepting.accept(listener.kind, socket, Arc::clone(&flows), stop.clone()));
     }
+    flows
 }
 
 /// Stops the former loops a little later, so that what waits in their queues is still served.
@@ -95,17 +102,11 @@ fn retire(former: CancellationToken, loops: &mut JoinSet<()>) {
     });
 }
 
-/// Ends with the connection: nothing more is ever said on it.
-async fn ended(stream: &UnixStream) {
-    loop {
-        if stream.ready(Interest::READABLE).await.is_err() {
-            return;
-        }
-        match stream.try_read(&mut [0; 64]) {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
-        }
+/// Takes what the role says of its interfaces, and ends with the connection.
+async fn ended(stream: &UnixStream, flows: &Flows) {
+    // The listeners that come along are those it has.
+    while let Ok((handover, _)) = handover::receive(stream).await {
+        tracing::info!(interfaces = ?handover.interfaces, "the agents' interfaces have changed");
+        flows.interfaces.store(handover.interfaces.into());
     }
 }

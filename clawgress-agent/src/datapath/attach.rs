@@ -74,7 +74,7 @@ impl TcMode {
 /// all others.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses one; the others are attached all the same.
 pub fn interfaces(
     ebpf: &mut Ebpf,
     directory: &Path,
@@ -83,16 +83,23 @@ pub fn interfaces(
 ) -> Result<BTreeMap<String, Attached>> {
     let links = directory.join("links");
     let mut attached = BTreeMap::new();
+    let mut failure = Ok(());
     for (name, &index) in interfaces {
-        // TC first: from then on nothing passes unjudged, with or without XDP.
-        classifier(ebpf, &links, name, index, mode, TcAttachType::Ingress)?;
-        classifier(ebpf, &links, name, index, mode, TcAttachType::Egress)?;
-        let xdp = xdp(ebpf, &links, name, index)?;
-        let tc = if mode == TcMode::Tcx { "tcx" } else { "clsact" };
-        attached.insert(name.clone(), Attached { xdp, tc });
+        match interface(ebpf, &links, name, index, mode) {
+            Ok(how) => drop(attached.insert(name.clone(), how)),
+            Err(error) => failure = failure.and(Err(error)),
+        }
     }
     remove_stale(&links, interfaces)?;
-    Ok(attached)
+    failure.map(|()| attached)
+}
+
+fn interface(ebpf: &mut Ebpf, links: &Path, name: &str, index: u32, mode: TcMode) -> Result<Attached> {
+    // TC first: from then on nothing passes unjudged, with or without XDP.
+    classifier(ebpf, links, name, index, mode, TcAttachType::Ingress)?;
+    classifier(ebpf, links, name, index, mode, TcAttachType::Egress)?;
+    let xdp = xdp(ebpf, links, name, index)?;
+    Ok(Attached { xdp, tc: if mode == TcMode::Tcx { "tcx" } else { "clsact" } })
 }
 
 /// Removes clsact filters, which no pin holds.

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use aya::maps::{MapData, SockMap};
@@ -11,6 +12,7 @@ use clawgress_ebpf_common::listener;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,13 +21,16 @@ use crate::peer::Access;
 
 /// L7 processes at once: one a core on a large machine, and their successors during an upgrade.
 const L7_MAX: usize = 64;
+/// For a handover to be taken. It waits only for a peer that has let many of them lie.
+const SEND_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What there is to hand over.
 #[derive(Debug)]
 pub struct Offer {
     listeners: Vec<Listener>,
     flows: Option<OwnedFd>,
-    interfaces: Vec<u32>,
+    /// Indices of the agents' interfaces; L7 is told when they change.
+    interfaces: watch::Sender<Vec<u32>>,
     slots: Option<Mutex<Slots>>,
 }
 
@@ -45,7 +50,7 @@ impl Offer {
     /// Listeners alone, for the mode without kernel plane.
     #[must_use]
     pub fn proxies(listeners: Vec<Listener>) -> Self {
-        Offer { listeners, flows: None, interfaces: Vec::new(), slots: None }
+        Offer { listeners, flows: None, interfaces: watch::Sender::default(), slots: None }
     }
 
     /// Everything: listeners, the flow table, the agents' interfaces, and the map that steers.
@@ -57,14 +62,23 @@ impl Offer {
         map: SockMap<MapData>,
     ) -> Self {
         let slots = Some(Mutex::new(Slots { map, holders: 0 }));
-        Offer { listeners, flows: Some(flows), interfaces, slots }
+        Offer { listeners, flows: Some(flows), interfaces: watch::Sender::new(interfaces), slots }
     }
 
-    fn document(&self) -> Handover {
+    /// The agents' interfaces have these indices now: whoever holds the listeners is told.
+    pub fn follow(&self, interfaces: Vec<u32>) {
+        self.interfaces.send_if_modified(|known| {
+            let is_new = *known != interfaces;
+            *known = interfaces;
+            is_new
+        });
+    }
+
+    fn document(&self, interfaces: &[u32]) -> Handover {
         Handover {
             listeners: self.listeners.iter().map(Listener::document).collect(),
             flow_table: self.flows.is_some(),
-            interfaces: self.interfaces.clone(),
+            interfaces: interfaces.to_vec(),
         }
     }
 
@@ -125,14 +139,36 @@ pub async fn serve(
 
 /// Hands over, and holds the slots for as long as the peer stays.
 async fn hand(mut stream: UnixStream, offer: Arc<Offer>) {
-    let sent = handover::send(&stream, &offer.document(), &offer.descriptors()).await;
-    if let Err(error) = sent {
-        tracing::warn!(%error, "cannot hand the listeners over");
+    let mut interfaces = offer.interfaces.subscribe();
+    if !send(&stream, &offer, &mut interfaces).await {
         return;
     }
     offer.hold(true);
-    // L7 says nothing; its end, or a word out of turn, ends the loan.
-    let _ = stream.read(&mut [0; 1]).await;
+    let mut word = [0; 1];
+    loop {
+        tokio::select! {
+            // L7 says nothing; its end, or a word out of turn, ends the loan.
+            _ = stream.read(&mut word) => break,
+            Ok(()) = interfaces.changed() => {}
+        }
+        if !send(&stream, &offer, &mut interfaces).await {
+            break;
+        }
+    }
     offer.hold(false);
     tracing::info!("l7 gave the listeners back");
+}
+
+/// Hands over what there is now; whether it could be. A peer that doesn't take it in time is none.
+async fn send(stream: &UnixStream, offer: &Offer, interfaces: &mut watch::Receiver<Vec<u32>>) -> bool {
+    let document = offer.document(&interfaces.borrow_and_update());
+    let descriptors = offer.descriptors();
+    let sent = tokio::time::timeout(SEND_TIME_MAX, handover::send(stream, &document, &descriptors)).await;
+    match sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "cannot hand the listeners over");
+            false
+        }
+    }
 }

@@ -39,7 +39,7 @@ pub type Document = KernelGeneration<KernelTables>;
 pub struct Names {
     node: String,
     clock: Arc<dyn Clock>,
-    interfaces: BTreeMap<u32, String>,
+    interfaces: RwLock<BTreeMap<u32, String>>,
     /// Where the live document is kept for the next process.
     directory: PathBuf,
     file: PathBuf,
@@ -66,12 +66,17 @@ impl Names {
         Names {
             node: node.to_owned(),
             clock,
-            interfaces: interfaces.iter().map(|(name, index)| (*index, name.clone())).collect(),
+            interfaces: RwLock::new(by_index(interfaces)),
             directory: run_dir.join(DIRECTORY),
             file: run_dir.join(DIRECTORY).join(FILE),
             generations: RwLock::default(),
             trouble: Mutex::default(),
         }
+    }
+
+    /// The agents' interfaces are these now (name to index).
+    pub fn follow(&self, interfaces: &BTreeMap<String, u32>) {
+        *self.interfaces.write() = by_index(interfaces);
     }
 
     /// Learns the names of `document`, and keeps it for the next process: the kernel goes on with the
@@ -212,7 +217,7 @@ impl Names {
         record.source = SourceRef {
             ip: is_known(&key.source).then(|| ip(key.source)),
             port: port(key.source_port_be),
-            interface: self.interfaces.get(&key.ifindex).cloned(),
+            interface: self.interfaces.read().get(&key.ifindex).cloned(),
             mac: None,
         };
         record.destination = Destination {
@@ -235,6 +240,10 @@ impl Names {
             record.policies = generation.policies.get(policies as usize).cloned().unwrap_or_default();
         }
     }
+}
+
+fn by_index(interfaces: &BTreeMap<String, u32>) -> BTreeMap<u32, String> {
+    interfaces.iter().map(|(name, index)| (*index, name.clone())).collect()
 }
 
 /// That this user owns `file`, and nobody else may read or write it.

@@ -6,13 +6,14 @@
 
 mod firewall;
 mod routes;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clawgress_api::config::{Config, Role};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::AddressAttribute;
@@ -20,6 +21,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 
 pub use firewall::Firewall;
 pub use routes::Routes;
+pub use watch::{Changes, Watch};
 
 /// A connection to rtnetlink in the network namespace of the thread that opened it.
 #[derive(Clone, Debug)]
@@ -36,6 +38,20 @@ pub struct Interfaces {
     pub uplinks: BTreeMap<String, u32>,
     /// Administration.
     pub management: BTreeMap<String, u32>,
+    /// Those that can't be used now.
+    pub absent: Vec<Absent>,
+}
+
+/// A configured interface that can't be used now. It is governed as soon as it can; until then the
+/// nftables table, which knows it by name, lets nothing of it through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// Why it can't be used, and what to do.
+    pub why: String,
 }
 
 impl Netlink {
@@ -49,10 +65,10 @@ impl Netlink {
         Ok(Netlink { handle })
     }
 
-    /// Finds the interfaces that `config` names.
+    /// Finds the interfaces that `config` names, and why others of them can't be used.
     ///
     /// # Errors
-    /// If one doesn't exist, or agents' one is not Ethernet.
+    /// If rtnetlink fails.
     pub async fn interfaces(&self, config: &Config) -> Result<Interfaces> {
         let mut links = BTreeMap::new();
         let mut stream = self.handle.link().get().execute();
@@ -63,30 +79,7 @@ impl Netlink {
                 }
             }
         }
-        let mut interfaces = Interfaces::default();
-        for interface in &config.interfaces {
-            let Some(&(index, kind)) = links.get(&interface.name) else {
-                let known: Vec<_> = links.keys().map(String::as_str).collect();
-                bail!(
-                    "interface `{}` does not exist (there are: {}); correct [[interface]] in the configuration",
-                    interface.name,
-                    known.join(", ")
-                );
-            };
-            if interface.role == Role::Agents && kind != LinkLayerType::Ether {
-                bail!(
-                    "interface `{}` is not Ethernet, and agents are told apart by MAC address; put them behind one that is",
-                    interface.name
-                );
-            }
-            let role = match interface.role {
-                Role::Agents => &mut interfaces.agents,
-                Role::Uplink => &mut interfaces.uplinks,
-                Role::Management => &mut interfaces.management,
-            };
-            role.insert(interface.name.clone(), index);
-        }
-        Ok(interfaces)
+        Ok(Interfaces::sort(config, &links))
     }
 
     /// Every address of this machine, loopback's included.
@@ -109,6 +102,53 @@ impl Netlink {
             addresses.extend(local.or(any));
         }
         Ok(addresses)
+    }
+}
+
+// === impl Interfaces ===
+
+impl Interfaces {
+    /// `config`'s interfaces among `links` (name to index and kind).
+    fn sort(config: &Config, links: &BTreeMap<String, (u32, LinkLayerType)>) -> Interfaces {
+        let mut interfaces = Interfaces::default();
+        for interface in &config.interfaces {
+            let name = interface.name.clone();
+            let (members, role) = match interface.role {
+                Role::Agents => (&mut interfaces.agents, Role::Agents),
+                Role::Uplink => (&mut interfaces.uplinks, Role::Uplink),
+                Role::Management => (&mut interfaces.management, Role::Management),
+            };
+            let why = match links.get(&interface.name) {
+                None => {
+                    let known: Vec<_> = links.keys().map(String::as_str).collect();
+                    format!(
+                        "interface `{name}` does not exist (there are: {}); it is taken up when it appears, \
+                         or correct [[interface]] in the configuration",
+                        known.join(", ")
+                    )
+                }
+                Some((_, kind)) if role == Role::Agents && *kind != LinkLayerType::Ether => format!(
+                    "interface `{name}` is not Ethernet, and agents are told apart by MAC address; put them \
+                     behind one that is"
+                ),
+                Some((index, _)) => {
+                    members.insert(name, *index);
+                    continue;
+                }
+            };
+            interfaces.absent.push(Absent { name, role, why });
+        }
+        interfaces
+    }
+
+    /// Every interface that is there: role, name and index.
+    pub fn present(&self) -> impl Iterator<Item = (Role, &str, u32)> {
+        let roles = [
+            (Role::Agents, &self.agents),
+            (Role::Uplink, &self.uplinks),
+            (Role::Management, &self.management),
+        ];
+        roles.into_iter().flat_map(|(role, members)| members.iter().map(move |(n, i)| (role, n.as_str(), *i)))
     }
 }
 
@@ -143,8 +183,8 @@ pub fn configure(interfaces: &Interfaces) -> Result<Vec<String>> {
     for (name, wanted) in settings(interfaces) {
         let path = root.join(&name);
         match fs::read_to_string(&path) {
-            // Without IPv6 there is nothing to set.
-            Err(_) if name.starts_with("ipv6") => {}
+            // Without IPv6 there is nothing to set, nor on an interface that has just gone.
+            Err(_) if name.starts_with("ipv6") || !path.parent().is_some_and(Path::exists) => {}
             Ok(value) if value.trim() == wanted => {}
             _ => {
                 fs::write(&path, wanted).with_context(|| format!("cannot write `{}`", path.display()))?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::{Config, Role};
 use clawgress_api::{DatapathStatus, InterfaceStatus};
-use clawgress_ebpf_common::bound;
+use clawgress_ebpf_common::{FlowKey, bound};
 use parking_lot::Mutex;
 
 use super::attach::Attached;
@@ -21,11 +21,14 @@ use super::spool::Spool;
 use super::tables::{Plan, Tables};
 use super::workloads::Workloads;
 
+/// `ifindex` in flow records of local workloads.
+const LOCAL_WORKLOAD: u32 = 0;
+
 /// Either kernel plane. Two modes and no third: an enum says so better than a trait.
 #[derive(Debug)]
 pub enum Plane {
     /// Programs in the kernel.
-    Kernel(Box<KernelPlane>),
+    Kernel(Arc<KernelPlane>),
     /// Nothing: the explicit proxy alone.
     None {
         /// The number control applied last; this process runs nothing of it.
@@ -46,10 +49,10 @@ pub struct KernelPlane {
     pub names: Arc<Names>,
     /// Records of changes.
     pub spool: Arc<Spool>,
-    /// The configured interfaces.
-    pub interfaces: Interfaces,
+    /// The configured interfaces, as they are now.
+    pub interfaces: Mutex<Interfaces>,
     /// How programs are attached.
-    pub attached: BTreeMap<String, Attached>,
+    pub attached: Mutex<BTreeMap<String, Attached>>,
     /// Local workloads; `None` where there is no cgroup v2, with the reason.
     pub workloads: Result<Workloads, String>,
     /// The live document, if it is known.
@@ -143,8 +146,9 @@ fn absent_in_none() -> Vec<String> {
 
 impl KernelPlane {
     async fn apply(&self, document: Document) -> Result<()> {
-        let plan = Plan::new(&document, &self.interfaces.agents)?;
+        // From here on, the interfaces stay as they are: see `follow`.
         let mut tables = self.tables.lock().await;
+        let plan = Plan::new(&document, &self.interfaces.lock().agents)?;
         let live = tables.live()?.number;
         let known = self.live.lock().clone();
         if let Some(known) = &known
@@ -181,9 +185,33 @@ impl KernelPlane {
         Ok(())
     }
 
+    /// Takes note of the interfaces there are now: the live generation's bindings are written anew, for the
+    /// indices that agents' interfaces have now, and flows of those that went are ended. Programs come to an
+    /// interface after its bindings, and bindings go before the index can be another's.
+    ///
+    /// # Errors
+    /// If the tables can't be written; asked again, it does the same again.
+    pub async fn follow(&self, interfaces: &Interfaces) -> Result<()> {
+        let mut tables = self.tables.lock().await;
+        *self.interfaces.lock() = interfaces.clone();
+        self.names.follow(&interfaces.agents);
+        let live = self.live.lock().clone();
+        if let Some(document) = live {
+            let plan = Plan::new(&document, &interfaces.agents)?;
+            tables.apply(&plan).await?;
+            *self.skipped.lock() = plan.skipped;
+        }
+        let indices: Vec<u32> = interfaces.agents.values().copied().collect();
+        self.end(|key| key.ifindex != LOCAL_WORKLOAD && !indices.contains(&key.ifindex))
+    }
+
     /// Ends every flow.
     fn flush(&self) -> Result<()> {
-        let ended = tokio::task::block_in_place(|| self.flows.remove(|_, _| true))?;
+        self.end(|_| true)
+    }
+
+    fn end(&self, is_over: impl Fn(&FlowKey) -> bool) -> Result<()> {
+        let ended = tokio::task::block_in_place(|| self.flows.remove(|key, _| is_over(key)))?;
         for record in ended.iter().filter_map(|(key, flow)| self.names.outcome(key, flow)) {
             self.spool.push(record);
         }
@@ -193,13 +221,14 @@ impl KernelPlane {
     fn status(&self) -> Result<DatapathStatus> {
         let generation = self.live.lock().as_ref().map_or(0, |d| d.generation);
         let mut absent = self.troubles.lock().clone();
+        absent.extend(self.interfaces.lock().absent.iter().map(|a| a.why.clone()));
         absent.extend(self.skipped.lock().iter().cloned());
         absent.extend(self.names.trouble());
         if let Err(why) = &self.workloads {
             absent.push(format!("local workloads are not governed: {why}"));
         }
         absent.extend(
-            self.attached.iter().filter(|(_, a)| a.xdp == "generic").map(|(name, _)| {
+            self.attached.lock().iter().filter(|(_, a)| a.xdp == "generic").map(|(name, _)| {
                 format!("no native XDP on `{name}`: packets are dropped later, at more cost")
             }),
         );
@@ -216,24 +245,16 @@ impl KernelPlane {
     }
 
     fn interface_status(&self) -> Vec<InterfaceStatus> {
-        let roles = [
-            (Role::Agents, &self.interfaces.agents),
-            (Role::Uplink, &self.interfaces.uplinks),
-            (Role::Management, &self.interfaces.management),
-        ];
-        let mut interfaces = Vec::new();
-        for (role, members) in roles {
-            for name in members.keys() {
-                let attached = self.attached.get(name);
-                interfaces.push(InterfaceStatus {
-                    name: name.clone(),
-                    role: role.name().to_owned(),
-                    xdp: attached.map_or("off", |a| a.xdp).to_owned(),
-                    tc: attached.map_or("off", |a| a.tc).to_owned(),
-                });
-            }
-        }
-        interfaces
+        let (interfaces, attached) = (self.interfaces.lock(), self.attached.lock());
+        let present = interfaces.present().map(|(role, name, _)| (role, name, attached.get(name)));
+        let absent = interfaces.absent.iter().map(|a| (a.role, a.name.as_str(), None));
+        let status = |(role, name, attached): (Role, &str, Option<&Attached>)| InterfaceStatus {
+            name: name.to_owned(),
+            role: role.name().to_owned(),
+            xdp: attached.map_or("off", |a| a.xdp).to_owned(),
+            tc: attached.map_or("off", |a| a.tc).to_owned(),
+        };
+        present.chain(absent).map(status).collect()
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use aya::Ebpf;
 use clawgress_api::config::Config;
+use nix::net::if_::if_indextoname;
 
 use super::attach::{self, Attached, TcMode};
 use super::bpf;
@@ -59,6 +60,22 @@ impl Programs {
     pub fn attach(&mut self) -> Result<BTreeMap<String, Attached>> {
         // First the answer to whose listener it is, then what makes the kernel ask.
         attach::lookup(&mut self.ebpf, &self.directory)?;
+        attach::interfaces(&mut self.ebpf, &self.directory, &self.agents, self.mode)
+    }
+
+    /// Attaches to agents' interfaces that appeared, and detaches from those that are no longer theirs.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn follow(&mut self, agents: &BTreeMap<String, u32>) -> Result<BTreeMap<String, Attached>> {
+        let left = self.agents.values().filter(|i| !agents.values().any(|now| now == *i));
+        if self.mode == TcMode::Clsact {
+            // No pin holds these; an interface that was renamed has them still.
+            let names = left.filter_map(|&i| if_indextoname(i).ok()?.into_string().ok());
+            attach::detach_clsact(names.collect::<Vec<_>>().iter());
+        }
+        self.agents = agents.clone();
+        bpf::open_directory(&self.directory)?;
         attach::interfaces(&mut self.ebpf, &self.directory, &self.agents, self.mode)
     }
 

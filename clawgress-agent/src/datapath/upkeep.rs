@@ -1,34 +1,47 @@
-//! Keeps the surroundings as they must be: the gateway's own addresses in the map, and programs, rules,
-//! routes and settings put back when somebody removed them. Whatever it repairs, it tells in an audit record.
+//! Keeps the surroundings as they must be: agents' interfaces governed as they come and go, the gateway's own
+//! addresses in the map, and programs, rules, routes and settings put back when somebody removed them. It looks
+//! when the kernel announces a change, and now and then all the same. What it does, it tells in an audit record.
+//!
+//! Must never open an interface before its sources are bound: until then nothing of it has a mark.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::{HashMap, MapData};
 use clawgress_api::config::{Config, Role};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, user};
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::bpf::Plain;
-use super::network::{self, Firewall, Interfaces, Netlink, Routes};
+use super::handover::Offer;
+use super::network::{self, Changes, Firewall, Interfaces, Netlink, Routes, Watch};
+use super::plane::KernelPlane;
 use super::programs::Programs;
-use super::spool::Spool;
 
-/// How often it looks: the longest time a removed rule stays removed. Without the rules nothing is
-/// forwarded or delivered, so the time is one of outage, not of exposure; without the table it is one
-/// in which TC still judges every packet.
+/// How often it looks at what nobody announces: programs taken off their hooks, and most settings.
+/// Without programs nothing is forwarded or delivered, so this is a time of outage, not of exposure, but
+/// for local commands, which are ended then.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Every so many times it looks at everything: the announcements should have told, and this is for what
+/// they left out.
+const WHOLE_EVERY: u32 = 15;
+/// The same repair, made again within this time, is counted and told later: who fights with another program
+/// over a rule needs one record a while, not a thousand.
+const TOLD_INTERVAL: Duration = Duration::from_secs(60);
+/// Different repairs remembered as told: more than there are things to repair on a node of a few interfaces.
+const TOLD_MAX: usize = 256;
 
 /// What the start installed.
 #[derive(Debug)]
 pub struct Keep {
     /// rtnetlink in the gateway's namespace.
     pub netlink: Netlink,
-    /// The configured interfaces.
+    /// What the kernel announces there.
+    pub watch: Watch,
+    /// The configured interfaces, as they were found.
     pub interfaces: Interfaces,
     /// The attached programs.
     pub programs: Programs,
@@ -38,8 +51,20 @@ pub struct Keep {
     pub routes: Routes,
     /// The map of the gateway's own addresses.
     pub own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
-    /// What could not be repaired, in words, for status.
-    pub troubles: Arc<Mutex<Vec<String>>>,
+    /// Tables, flows and names.
+    pub plane: Arc<KernelPlane>,
+    /// What L7 was told.
+    pub offer: Arc<Offer>,
+}
+
+/// What is looked at by itself, and may be in trouble by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Interfaces,
+    Programs,
+    Network,
+    Settings,
+    Firewall,
 }
 
 /// What is kept.
@@ -48,17 +73,20 @@ pub struct Upkeep {
     config: Config,
     keep: Keep,
     written: Option<BTreeMap<Address, SelfAddress>>,
-    spool: Arc<Spool>,
+    troubles: BTreeMap<Part, String>,
+    told: Told,
 }
+
+/// Repairs told lately, and how often each was made since.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<String, (Instant, u32)>);
 
 impl Upkeep {
     /// Takes over what the start installed.
     #[must_use]
-    pub fn new(config: &Config, keep: Keep, spool: Arc<Spool>) -> Self {
-        // An uplink may come and go; agents' interfaces carry the programs.
-        let mut config = config.clone();
-        config.interfaces.retain(|i| i.role == Role::Agents);
-        Upkeep { config, keep, written: None, spool }
+    pub fn new(config: &Config, keep: Keep) -> Self {
+        let (troubles, told) = (BTreeMap::new(), Told(BTreeMap::new()));
+        Upkeep { config: config.clone(), keep, written: None, troubles, told }
     }
 
     /// Writes the gateway's own addresses, and the services there, into the map.
@@ -91,53 +119,154 @@ impl Upkeep {
     /// Looks and repairs until `stop`.
     ///
     /// # Errors
-    /// If an agents' interface was replaced: its programs and bindings went with it, and a fresh start
-    /// sets them up again.
+    /// If the kernel's announcements can't be read.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                _ = ticks.tick() => {}
+        for n in (0..WHOLE_EVERY).cycle() {
+            let changes = tokio::select! {
+                () = stop.cancelled() => break,
+                changes = self.keep.watch.changed() => changes.context("cannot read rtnetlink")?,
+                _ = ticks.tick() => match n {
+                    0 => Changes::ALL,
+                    _ => Changes { network: false, firewall: !self.keep.watch.hears_firewall() },
+                },
+            };
+            self.look(changes).await;
+        }
+        Ok(())
+    }
+
+    /// Looks at what changed, at what is never announced, and at what was in trouble the last time.
+    async fn look(&mut self, changes: Changes) {
+        let is_due = |part, troubles: &BTreeMap<Part, String>| match part {
+            Part::Network => changes.network || troubles.contains_key(&part),
+            Part::Firewall => changes.firewall || troubles.contains_key(&part),
+            // The first is cheap, and the others go by it.
+            Part::Interfaces | Part::Programs | Part::Settings => true,
+        };
+        // Interfaces first: the rest is about those that are there.
+        for part in [Part::Interfaces, Part::Programs, Part::Network, Part::Settings, Part::Firewall] {
+            if !is_due(part, &self.troubles) {
+                continue;
             }
-            if self.keep.netlink.interfaces(&self.config).await?.agents != self.keep.interfaces.agents {
-                bail!("an agents' interface was replaced; the datapath role has to start again");
-            }
-            let mut troubles = Vec::new();
-            let repaired = tokio::task::block_in_place(|| self.keep.programs.repair());
-            match repaired {
-                Ok(repaired) => repaired.iter().for_each(|what| self.tell(what)),
-                Err(error) => troubles.push(format!("programs are not attached as they must be: {error:#}")),
-            }
-            if let Err(error) = self.repair().await {
-                troubles.push(format!("the network around the programs is not as it must be: {error:#}"));
-            }
-            for trouble in &troubles {
-                tracing::error!("{trouble}");
-            }
-            *self.keep.troubles.lock() = troubles;
+            let (end, what) = match part {
+                Part::Interfaces => (self.interfaces().await, "an agents' interface is not governed"),
+                Part::Programs => (self.programs(), "programs are not attached as they must be"),
+                Part::Network => (self.network().await, "routes or addresses are not as they must be"),
+                Part::Settings => (self.settings(), "a setting is not as it must be"),
+                Part::Firewall => (self.firewall(), "the nftables table is not as it must be"),
+            };
+            let trouble = end.err().map(|error| format!("{what}: {error:#}"));
+            self.settle(part, trouble);
         }
     }
 
-    async fn repair(&mut self) -> Result<()> {
-        self.addresses().await?;
-        if !tokio::task::block_in_place(|| self.keep.firewall.is_intact()) {
-            tokio::task::block_in_place(|| self.keep.firewall.install())?;
-            self.tell("the nftables table was changed or missing, and was installed again");
+    /// Notes how a part is now; a trouble is told when it begins.
+    fn settle(&mut self, part: Part, trouble: Option<String>) {
+        let before = self.troubles.remove(&part);
+        if let Some(trouble) = trouble {
+            if before.as_ref() != Some(&trouble) {
+                tracing::error!("{trouble}");
+                self.keep.plane.spool.change(format!("datapath: {trouble}"));
+            }
+            self.troubles.insert(part, trouble);
         }
+        *self.keep.plane.troubles.lock() = self.troubles.values().cloned().collect();
+    }
+
+    /// Takes up interfaces that appeared and lets go of those that vanished.
+    async fn interfaces(&mut self) -> Result<()> {
+        let now = self.keep.netlink.interfaces(&self.config).await?;
+        let before = &self.keep.interfaces;
+        if *before == now {
+            return Ok(());
+        }
+        let (was, is): (BTreeSet<_>, BTreeSet<_>) = (before.present().collect(), now.present().collect());
+        let gone: Vec<_> = was.difference(&is).map(|i| difference(i, "vanished", "")).collect();
+        let new = ": its programs are attached and its sources bound";
+        let new: Vec<_> = is.difference(&was).map(|i| difference(i, "appeared", new)).collect();
+        // On an error it begins again with what is noted here.
+        if before.agents == now.agents {
+            *self.keep.plane.interfaces.lock() = now.clone();
+        } else {
+            self.keep.plane.follow(&now).await?;
+            // L7 is to know the interface before a connection comes from it.
+            self.keep.offer.follow(now.agents.values().copied().collect());
+            let programs = &mut self.keep.programs;
+            let attached = tokio::task::block_in_place(|| programs.follow(&now.agents))?;
+            *self.keep.plane.attached.lock() = attached;
+        }
+        for absent in now.absent.iter().filter(|a| !before.absent.iter().any(|b| b.name == a.name)) {
+            tracing::warn!("{}", absent.why);
+        }
+        self.keep.interfaces = now;
+        gone.iter().chain(&new).for_each(|what| self.tell(what));
+        Ok(())
+    }
+
+    fn programs(&mut self) -> Result<()> {
+        let repaired = tokio::task::block_in_place(|| self.keep.programs.repair())?;
+        repaired.iter().for_each(|what| self.tell(what));
+        Ok(())
+    }
+
+    async fn network(&mut self) -> Result<()> {
+        self.addresses().await?;
         if self.keep.routes.install().await? > 0 {
             self.tell("rules or routes of steered packets were missing, and were added again");
         }
+        Ok(())
+    }
+
+    fn settings(&mut self) -> Result<()> {
         for changed in network::configure(&self.keep.interfaces)? {
             self.tell(&format!("a setting was changed, and was set back: {changed}"));
         }
         Ok(())
     }
 
-    fn tell(&self, detail: &str) {
-        tracing::warn!("{detail}");
-        self.spool.change(format!("datapath: {detail}"));
+    fn firewall(&mut self) -> Result<()> {
+        if !tokio::task::block_in_place(|| self.keep.firewall.is_intact()) {
+            tokio::task::block_in_place(|| self.keep.firewall.install())?;
+            self.tell("the nftables table was changed or missing, and was installed again");
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, detail: &str) {
+        if let Some(detail) = self.told.news(detail, Instant::now()) {
+            tracing::warn!("{detail}");
+            self.keep.plane.spool.change(format!("datapath: {detail}"));
+        }
+    }
+}
+
+/// What became of an interface, in words.
+fn difference((role, name, index): &(Role, &str, u32), what: &str, more: &str) -> String {
+    let more = if *role == Role::Agents { more } else { "" };
+    format!("{} interface `{name}` (index {index}) {what}{more}", role.name())
+}
+
+// === impl Told ===
+
+impl Told {
+    /// What to tell of `detail`, if it is time to.
+    fn news(&mut self, detail: &str, now: Instant) -> Option<String> {
+        if let Some((at, more)) = self.0.get_mut(detail) {
+            if now.duration_since(*at) < TOLD_INTERVAL {
+                *more = more.saturating_add(1);
+                return None;
+            }
+            let text = if *more == 0 { detail.to_owned() } else { format!("{detail} ({more} times before)") };
+            (*at, *more) = (now, 0);
+            return Some(text);
+        }
+        if self.0.len() >= TOLD_MAX {
+            self.0.clear();
+        }
+        self.0.insert(detail.to_owned(), (now, 0));
+        Some(detail.to_owned())
     }
 }
 
@@ -154,6 +283,23 @@ fn services(addresses: &BTreeSet<IpAddr>, listen: &[SocketAddr]) -> BTreeMap<Add
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fight_over_a_rule_is_told_now_and_then() {
+        let (mut told, start) = (Told::default(), Instant::now());
+        assert_eq!(told.news("x", start).as_deref(), Some("x"));
+        assert_eq!(told.news("y", start).as_deref(), Some("y"));
+        for s in 1..60 {
+            assert_eq!(told.news("x", start + Duration::from_secs(s)), None);
+        }
+        let later = start + TOLD_INTERVAL;
+        assert_eq!(told.news("x", later).as_deref(), Some("x (59 times before)"));
+        assert_eq!(told.news("y", later).as_deref(), Some("y"));
+        for n in 0..2 * TOLD_MAX {
+            told.news(&n.to_string(), later);
+            assert!(told.0.len() <= TOLD_MAX);
+        }
+    }
 
     #[test]
     fn the_proxy_is_where_it_listens_and_nowhere_else() {

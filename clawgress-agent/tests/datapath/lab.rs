@@ -46,13 +46,19 @@ pub struct Lab {
 impl Lab {
     /// Namespaces, links and addresses; nothing runs yet.
     pub fn new() -> Lab {
+        Lab::with("", "")
+    }
+
+    /// The same, with more in the configuration: of the agents' interface, and at the end.
+    pub fn with(agents: &str, more: &str) -> Lab {
         let name = format!("cd{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::SeqCst));
         let directory = tempfile::tempdir().expect("directory");
         let text = format!(
             "[node]\nname = \"gw\"\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
              [datapath]\nmode = \"kernel\"\nbpffs = \"{0}/bpf/claw\"\n\
              [proxy]\nlisten = [\"10.77.0.1:{PROXY_PORT}\", \"[fd77::1]:{PROXY_PORT}\"]\n[l7]\n\
-             [[interface]]\nname = \"ga\"\nrole = \"agents\"\n[[interface]]\nname = \"gu\"\nrole = \"uplink\"\n",
+             [[interface]]\nname = \"ga\"\nrole = \"agents\"\n{agents}\
+             [[interface]]\nname = \"gu\"\nrole = \"uplink\"\n{more}",
             directory.path().display()
         );
         let file = directory.path().join("c.toml");

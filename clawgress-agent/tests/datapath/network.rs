@@ -184,7 +184,7 @@ pub fn refused(lab: &Lab, what: &str, source: IpAddr, to: IpAddr) {
 }
 
 /// Takes the listeners, as L7 does. The stream is the loan.
-async fn take(lab: &Lab) -> (UnixStream, Handover, Vec<OwnedFd>) {
+pub async fn take(lab: &Lab) -> (UnixStream, Handover, Vec<OwnedFd>) {
     let stream = UnixStream::connect(lab.config.handover_socket()).await.expect("handover socket");
     let (handover, descriptors) = handover::receive(&stream).await.expect("handover");
     (stream, handover, descriptors)
@@ -201,7 +201,12 @@ fn accept(
     (stream.local_addr().expect("address"), stream.peer_addr().expect("address"))
 }
 
-fn accept_stream(handover: &Handover, descriptors: &[OwnedFd], kind: ListenerKind, v4: bool) -> TcpStream {
+pub fn accept_stream(
+    handover: &Handover,
+    descriptors: &[OwnedFd],
+    kind: ListenerKind,
+    v4: bool,
+) -> TcpStream {
     let n = handover
         .listeners
         .iter()

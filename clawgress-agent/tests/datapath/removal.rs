@@ -171,33 +171,8 @@ fn classifiers_hang_on_clsact_where_tcx_is_missing() {
     });
 }
 
-#[test]
-fn a_missing_interface_is_one_clear_error_and_opens_nothing() {
-    let lab = Lab::new();
-    forwarding_without_us(&lab);
-    let _server = Server::start(&lab, at("198.51.100.5"));
-    let (known, outside) = (at("10.77.0.2"), at("198.51.100.5"));
-    talk(&mut dial(&lab, known, (outside, PORT), WORKS).expect("an open router"), b"open");
-    // An uplink of another name: traffic still has a way out.
-    let renamed = std::fs::read_to_string(lab.file()).expect("config").replace("\"gu\"", "\"gone\"");
-    std::fs::write(lab.file(), renamed).expect("config");
-    for _ in 0..2 {
-        let output = lab.role(&[]).output().expect("nsenter");
-        let error = String::from_utf8_lossy(&output.stderr);
-        let last = error.lines().last().expect("a message");
-        assert!(
-            !output.status.success()
-                && last.contains("interface `gone` does not exist (there are: ga, gu, lo)"),
-            "{error}"
-        );
-        assert!(!lab.config.datapath.bpffs.exists(), "nothing was left behind");
-        refused(&lab, "a node that could not start", known, outside);
-        assert!(dial(&lab, known, (at("10.77.0.1"), 22), REFUSED).is_err(), "the gateway itself");
-    }
-}
-
 /// As a router that has not heard of us.
-fn forwarding_without_us(lab: &Lab) {
+pub fn forwarding_without_us(lab: &Lab) {
     lab.inside(Place::Gateway, || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding"));
     crate::lab::ip(&format!("-n {} route add 10.77.0.0/24 via 10.78.0.1", lab.ns(Place::Outside)));
 }

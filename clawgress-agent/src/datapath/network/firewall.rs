@@ -1,5 +1,6 @@
 //! The nftables table: forwarding only for packets that TC marked `direct`, input only for what each
-//! interface's role allows, masquerading outwards. Installed whole, in one transaction.
+//! interface's role allows, masquerading outwards. Installed whole, in one transaction, so that no packet
+//! sees a part of it. Interfaces are matched by name: it holds for one that is not there yet.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -9,9 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use clawgress_api::config::{Config, Role};
 use clawgress_ebpf_common::mark;
 
-use super::Interfaces;
-
+/// The table's name, and its family before it.
+pub(super) const NAME: &str = "clawgress";
 const TABLE: &str = "inet clawgress";
+/// What the table is made of.
+const CHAINS: [&str; 4] = ["forward", "input", "from_agents", "postrouting"];
+const SETS: [(&str, Role); 3] =
+    [("agents", Role::Agents), ("uplinks", Role::Uplink), ("management", Role::Management)];
 
 /// The table this node must have.
 #[derive(Clone, Debug)]
@@ -22,19 +27,24 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// The table for these interfaces.
+    /// The table for the configured interfaces.
     #[must_use]
-    pub fn new(interfaces: &Interfaces) -> Self {
-        Firewall { script: script(interfaces), installed: None }
+    pub fn new(config: &Config) -> Self {
+        Firewall { script: script(config), installed: None }
     }
 
-    /// Installs the table in place of whatever has its name.
+    /// Installs the table in place of whatever has its name. Where a former process left one, its rules
+    /// are exchanged and its chains stay, so that at no moment a chain is there without its rules.
     ///
     /// # Errors
     /// If `nft` is missing or refuses.
     pub fn install(&mut self) -> Result<()> {
-        feed(&format!("add table {TABLE}\ndelete table {TABLE}\n{}", self.script))?;
-        self.installed = Some(list()?);
+        let mut listing = feed(&format!("{}{}", renewal(), self.script)).and_then(|()| list()).ok();
+        if listing.as_deref().is_none_or(has_more) {
+            feed(&format!("add table {TABLE}\ndelete table {TABLE}\n{}", self.script))?;
+            listing = Some(list()?);
+        }
+        self.installed = listing;
         Ok(())
     }
 
@@ -90,16 +100,13 @@ fn closed(config: &Config) -> String {
 }
 
 /// Everything agents send and everything forwarded is dropped, but for what carries a mark.
-fn script(interfaces: &Interfaces) -> String {
+fn script(config: &Config) -> String {
     let mask = mark::MASK;
     let (steer, direct, local) = (mark::STEER, mark::DIRECT, mark::LOCAL);
     let mut text = format!("table {TABLE} {{\n");
-    for (name, members) in [
-        ("agents", &interfaces.agents),
-        ("uplinks", &interfaces.uplinks),
-        ("management", &interfaces.management),
-    ] {
-        text.push_str(&set(name, members.keys().map(String::as_str)));
+    for (name, role) in SETS {
+        let members = config.interfaces.iter().filter(|i| i.role == role);
+        text.push_str(&set(name, members.map(|i| i.name.as_str())));
     }
     let _ = write!(
         text,
@@ -133,6 +140,26 @@ fn script(interfaces: &Interfaces) -> String {
 "#
     );
     text
+}
+
+/// What empties a table that is there, to be filled again in the same transaction.
+fn renewal() -> String {
+    let mut text = format!("add table {TABLE}\nflush table {TABLE}\n");
+    for (name, _) in SETS {
+        let _ = write!(text, "add set {TABLE} {name} {{ type ifname; }}\nflush set {TABLE} {name}\n");
+    }
+    text
+}
+
+/// Whether a listing has chains, sets or the like that are not ours.
+fn has_more(listing: &str) -> bool {
+    // Ours are printed one level deep; rules stand deeper.
+    let headers = listing.lines().filter_map(|l| l.strip_prefix('\t')).filter(|l| !l.starts_with('\t'));
+    headers.filter_map(|l| l.strip_suffix(" {")).any(|header| match header.split_once(' ') {
+        Some(("chain", name)) => !CHAINS.contains(&name),
+        Some(("set", name)) => !SETS.iter().any(|(set, _)| *set == name),
+        _ => true,
+    })
 }
 
 fn set<'a>(name: &str, members: impl Iterator<Item = &'a str>) -> String {
@@ -180,22 +207,34 @@ fn nft() -> Command {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::path::Path;
 
     use super::*;
 
     #[test]
     fn nothing_is_accepted_from_agents_without_a_mark() {
-        let interfaces = Interfaces {
-            agents: BTreeMap::from([("a0".to_owned(), 2)]),
-            uplinks: BTreeMap::from([("u0".to_owned(), 3)]),
-            management: BTreeMap::new(),
-        };
-        let text = script(&interfaces);
+        let text = "[node]\nname = \"gw\"\n[datapath]\nmode = \"kernel\"\n[proxy]\nlisten = []\n[l7]\n\
+                    [[interface]]\nname = \"a0\"\nrole = \"agents\"\n\
+                    [[interface]]\nname = \"u0\"\nrole = \"uplink\"\n";
+        let text = script(&Config::parse(text, Path::new("c.toml")).expect("valid"));
         for line in text.lines().filter(|l| l.contains("iifname @agents") && l.contains("accept")) {
             assert!(line.contains("meta mark"), "`{line}` accepts without a mark");
         }
         assert_eq!(text.matches("policy drop").count(), 2);
+        assert!(text.contains("set agents { type ifname; elements = { \"a0\" }; }"));
         assert!(text.contains("set management { type ifname; }"));
+        for chain in CHAINS {
+            assert!(text.contains(&format!("chain {chain} {{")));
+        }
+    }
+
+    #[test]
+    fn what_somebody_added_to_the_table_is_seen() {
+        let ours = "table inet clawgress {\n\tset agents {\n\t\ttype ifname\n\t\telements = { \"a0\" }\n\t}\n\n\
+                    \tchain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
+        assert!(!has_more(ours));
+        for other in ["chain open {", "set more {", "map agents {", "counter seen {"] {
+            assert!(has_more(&ours.replace("set agents {", other)), "{other}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 use super::Netlink;
 
 /// Routing table of steered packets, and the place of its rule: before the main table, after `local`.
-const TABLE: u8 = 100;
+pub(super) const TABLE: u8 = 100;
 const PRIORITY: u32 = 100;
 
 /// The rules and routes of both families.
