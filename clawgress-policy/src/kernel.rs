@@ -1,7 +1,7 @@
 //! `connect` and `direct` policies compiled to kernel tables:
 //! agent class x destination class x protocol x port class.
 //!
-//! Meaning: at one generation, looking a packet up in the tables gives what [`PolicySet::reach`] and the
+//! Meaning: at one generation and one moment, looking a packet up in the tables gives what [`PolicySet::reach`] and the
 //! `direct` decision give ([`expected`] says how they combine). Must never approximate: what has no exact
 //! compilation was refused when the set was parsed.
 
@@ -117,13 +117,14 @@ impl KernelTables {
     }
 }
 
-/// Compiles; what can't be compiled exactly is refused with its place, never approximated.
+/// Compiles for the moment the set is [at](PolicySet::at); what can't be compiled exactly is refused with
+/// its place, never approximated.
 ///
 /// # Errors
 /// If the tables, or the work to make them, would exceed a bound. (Policies that have no exact
 /// compilation are refused by [`PolicySet::parse`] already.)
 pub fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
-    tabulate::tabulate(set.inner(), agents)
+    tabulate::tabulate(set.inner(), set.moment(), agents)
 }
 
 /// What the kernel must do with a packet, by [`PolicySet::reach`] and the `direct` decision: the meaning

@@ -5,19 +5,24 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod geo;
 pub mod host;
 pub mod kernel;
 mod members;
+mod prefix;
 mod request;
 mod set;
+mod time;
 mod vocabulary;
 
 pub use address::{embedded_ipv4, is_reserved};
+pub use geo::{GEO_PREFIXES_MAX, Geo, GeoNames};
 pub use host::{Host, HostError};
 pub use members::{SET_MEMBERS_MAX, SET_NAME_BYTES_MAX, SETS_MAX};
 pub use request::{Decision, Operation, Request, Scheme, Transport, TunnelProtocol};
 pub use set::{
-    NESTING_MAX, NamedSets, OPERATORS_MAX, POLICIES_MAX, PROBLEMS_MAX, PolicyBundle, PolicyErrors,
-    PolicyProblem, PolicySet, SCHEMA_VERSION, TEXT_BYTES_MAX,
+    NESTING_MAX, NamedSets, OPERATORS_MAX, Outline, POLICIES_MAX, PROBLEMS_MAX, PolicyBundle, PolicyErrors,
+    PolicyInForce, PolicyInForceRef, PolicyProblem, PolicySet, SCHEMA_VERSION, Surroundings, TEXT_BYTES_MAX,
 };
+pub use time::{ZONE_OFFSETS_MAX, Zone};
 pub use vocabulary::SCHEMA;

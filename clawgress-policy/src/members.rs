@@ -1,18 +1,21 @@
-//! Named sets, checked and indexed: which sets a host or an address is in. Must never match a name
-//! in the middle of a label.
+//! Named sets and geo data, checked and indexed: which of them a host or an address is in. Must never
+//! match a name in the middle of a label.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::geo::{GEO_PREFIXES_MAX, Geo, asn_id};
 use crate::host::quote;
+use crate::prefix::{Prefix, PrefixIndex};
 use crate::{Host, NamedSets};
 
 /// Most sets in a bundle; each is at most one parent of a resource in a decision.
 pub const SETS_MAX: usize = 1_024;
-/// Most members of all sets together: what the kernel's destination table holds in one slot.
-pub const SET_MEMBERS_MAX: usize = 131_072;
+/// Most members of all sets together: a million prefixes, and room for what is cut out of them.
+pub const SET_MEMBERS_MAX: usize = 1_200_000;
 /// Longest name of a set, bytes.
 pub const SET_NAME_BYTES_MAX: usize = 100;
 
@@ -22,45 +25,21 @@ pub(crate) fn name_is_valid(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/' | b':'))
 }
 
-/// Prefixes to values, by longest-first or all matches.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PrefixIndex {
-    by_prefix: BTreeMap<IpNet, Vec<u32>>,
-    lengths_v4: BTreeSet<u8>,
-    lengths_v6: BTreeSet<u8>,
+/// What addresses can be in.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Class {
+    /// `NetworkSet`.
+    Set(String),
+    /// `Asn`, by its id.
+    Asn(String),
+    /// `Country`.
+    Country(String),
 }
 
-impl PrefixIndex {
-    pub(crate) fn insert(&mut self, prefix: IpNet, value: u32) {
-        let lengths = match prefix {
-            IpNet::V4(_) => &mut self.lengths_v4,
-            IpNet::V6(_) => &mut self.lengths_v6,
-        };
-        lengths.insert(prefix.prefix_len());
-        let values = self.by_prefix.entry(prefix.trunc()).or_default();
-        if !values.contains(&value) {
-            values.push(value);
-        }
-    }
+/// Prefixes of one class: ascending, each once.
+pub(crate) type Prefixes = Arc<[IpNet]>;
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_prefix.is_empty()
-    }
-
-    /// Values of every prefix of at least `shortest` bits that contains `ip`, each once, ascending.
-    pub(crate) fn containing(&self, ip: IpAddr, shortest: u8) -> BTreeSet<u32> {
-        let lengths = if ip.is_ipv4() { &self.lengths_v4 } else { &self.lengths_v6 };
-        lengths
-            .range(shortest..)
-            .filter_map(|length| IpNet::new(ip, *length).ok())
-            .filter_map(|prefix| self.by_prefix.get(&prefix.trunc()))
-            .flatten()
-            .copied()
-            .collect()
-    }
-}
-
-/// Named sets, ready for look-ups.
+/// Named sets and geo data, ready for look-ups.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Members {
     host_sets: Vec<String>,
@@ -68,9 +47,34 @@ pub(crate) struct Members {
     exact: BTreeMap<String, Vec<u32>>,
     /// By suffix, without the `*.`.
     below: BTreeMap<String, Vec<u32>>,
-    network_sets: Vec<String>,
+    /// Classes by number, as the index has them.
+    classes: Vec<Class>,
     prefixes: PrefixIndex,
-    networks: BTreeMap<String, BTreeSet<IpNet>>,
+    networks: BTreeMap<Class, Prefixes>,
+    pub(crate) geo: GeoState,
+}
+
+/// What is known of ASNs and countries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GeoState {
+    /// There are data on ASNs.
+    pub(crate) asns: bool,
+    /// There are data on countries.
+    pub(crate) countries: bool,
+    /// Names are taken for known without data, to check text alone. Nothing may be decided so.
+    pub(crate) is_assumed: bool,
+}
+
+impl Class {
+    /// The class that an entity of this type and id is.
+    pub(crate) fn of(kind: &str, id: &str) -> Option<Class> {
+        match kind {
+            "NetworkSet" => Some(Class::Set(id.to_owned())),
+            "Asn" => Some(Class::Asn(id.to_owned())),
+            "Country" => Some(Class::Country(id.to_owned())),
+            _ => None,
+        }
+    }
 }
 
 impl Members {
@@ -78,7 +82,7 @@ impl Members {
     ///
     /// # Errors
     /// Every wrong member, as messages.
-    pub(crate) fn new(sets: &NamedSets) -> Result<Members, Vec<String>> {
+    pub(crate) fn new(sets: &NamedSets, geo: &Geo) -> Result<Members, Vec<String>> {
         let mut problems = Vec::new();
         let members = sets.hosts.values().map(BTreeSet::len).sum::<usize>()
             + sets.networks.values().map(BTreeSet::len).sum::<usize>();
@@ -96,16 +100,28 @@ impl Members {
                 quote(name)
             ));
         }
+        if geo.len() > GEO_PREFIXES_MAX {
+            problems.push(format!(
+                "the ASNs and countries that the policy names have more than {GEO_PREFIXES_MAX} prefixes: name fewer"
+            ));
+        }
         let mut this = Members::default();
         if problems.is_empty() {
             for (number, (name, hosts)) in (0_u32..).zip(&sets.hosts) {
                 this.add_hosts(number, name, hosts, &mut problems);
             }
-            for (number, (name, prefixes)) in (0_u32..).zip(&sets.networks) {
-                this.add_networks(number, name, prefixes, &mut problems);
+            for (name, prefixes) in &sets.networks {
+                this.add_networks(name, prefixes, &mut problems);
             }
+            this.add_geo(geo, &mut problems);
+            this.index();
         }
         if problems.is_empty() { Ok(this) } else { Err(problems) }
+    }
+
+    /// Takes every ASN and country for known, with no addresses: to check text where there are no data.
+    pub(crate) fn assume_geo(&mut self) {
+        self.geo.is_assumed = true;
     }
 
     fn add_hosts(&mut self, number: u32, name: &str, hosts: &BTreeSet<String>, problems: &mut Vec<String>) {
@@ -123,21 +139,32 @@ impl Members {
         }
     }
 
-    fn add_networks(
-        &mut self,
-        number: u32,
-        name: &str,
-        prefixes: &BTreeSet<IpNet>,
-        problems: &mut Vec<String>,
-    ) {
-        self.network_sets.push(name.to_owned());
-        for prefix in prefixes {
-            match check_prefix(*prefix) {
-                Ok(()) => self.prefixes.insert(*prefix, number),
-                Err(why) => problems.push(format!("network set `{name}`: {why}")),
-            }
+    fn add_networks(&mut self, name: &str, prefixes: &BTreeSet<IpNet>, problems: &mut Vec<String>) {
+        let wrong = prefixes.iter().filter_map(|prefix| check_prefix(*prefix).err());
+        problems.extend(wrong.map(|why| format!("network set `{name}`: {why}")));
+        self.networks.insert(Class::Set(name.to_owned()), prefixes.iter().copied().collect());
+    }
+
+    fn add_geo(&mut self, geo: &Geo, problems: &mut Vec<String>) {
+        self.geo =
+            GeoState { asns: geo.asns.is_some(), countries: geo.countries.is_some(), is_assumed: false };
+        let asns = geo.asns.iter().flatten().map(|(number, p)| (Class::Asn(asn_id(*number)), p));
+        let countries = geo.countries.iter().flatten().map(|(code, p)| (Class::Country(code.clone()), p));
+        for (class, prefixes) in asns.chain(countries).filter(|(_, prefixes)| !prefixes.is_empty()) {
+            let wrong = prefixes.iter().filter_map(|prefix| check_prefix(*prefix).err());
+            problems.extend(wrong.map(|why| format!("the geo data: {why}")));
+            let mut prefixes = prefixes.clone();
+            prefixes.sort_unstable();
+            prefixes.dedup();
+            self.networks.insert(class, prefixes.into());
         }
-        self.networks.insert(name.to_owned(), prefixes.clone());
+    }
+
+    fn index(&mut self) {
+        self.classes = self.networks.keys().cloned().collect();
+        let numbered = (0_u32..).zip(self.networks.values());
+        let pairs = numbered.flat_map(|(n, prefixes)| prefixes.iter().map(move |p| (Prefix::of(*p), n)));
+        self.prefixes = PrefixIndex::new(pairs.collect(), &[]);
     }
 
     /// How many members a host set has, if it exists.
@@ -145,9 +172,9 @@ impl Members {
         self.host_set_sizes.get(name).copied()
     }
 
-    /// The prefixes of a network set.
-    pub(crate) fn network_set(&self, name: &str) -> Option<&BTreeSet<IpNet>> {
-        self.networks.get(name)
+    /// The prefixes of a class, if it exists.
+    pub(crate) fn class(&self, class: &Class) -> Option<&Prefixes> {
+        self.networks.get(class)
     }
 
     /// Names of the host sets that `host` (canonical) is in.
@@ -160,10 +187,10 @@ impl Members {
         numbers.into_iter().filter_map(|n| self.host_sets.get(n as usize)).map(String::as_str).collect()
     }
 
-    /// Names of the network sets that `ip` (canonical) is in, by a prefix of at least `shortest` bits.
-    pub(crate) fn sets_of_ip(&self, ip: IpAddr, shortest: u8) -> BTreeSet<&str> {
+    /// The classes that `ip` (canonical) is in, by a prefix of at least `shortest` bits.
+    pub(crate) fn classes_of(&self, ip: IpAddr, shortest: u8) -> impl Iterator<Item = &Class> {
         let numbers = self.prefixes.containing(ip, shortest);
-        numbers.into_iter().filter_map(|n| self.network_sets.get(n as usize)).map(String::as_str).collect()
+        numbers.into_iter().filter_map(|n| self.classes.get(n as usize))
     }
 }
 

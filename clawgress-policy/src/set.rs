@@ -10,15 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::plan::Plan;
 use crate::members::Members;
 use crate::request::{Decision, Request, Scheme, Transport, TunnelProtocol};
+use crate::time::{Moment, Schedule, Zone};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
+use crate::{Geo, time};
 
 mod evaluate;
 mod parse;
+mod ranges;
 mod reach;
 mod review;
 pub(crate) mod syntax;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text;
 
 pub(crate) use parse::applies;
@@ -29,7 +32,7 @@ pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +55,63 @@ pub struct PolicyBundle {
     /// Named sets.
     #[serde(default)]
     pub sets: NamedSets,
+}
+
+/// What decisions rest on besides a bundle: with it, and the time, they are determined.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Surroundings {
+    /// The geo data in force.
+    #[serde(default)]
+    pub geo: Geo,
+    /// The zone of the wall clock.
+    #[serde(default)]
+    pub zone: Zone,
+}
+
+/// A bundle with its surroundings: what is handed to who decides by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyInForce {
+    /// See [`PolicyBundle`].
+    pub text: String,
+    /// See [`PolicyBundle`].
+    #[serde(default)]
+    pub sets: NamedSets,
+    /// See [`Surroundings`].
+    #[serde(default)]
+    pub surroundings: Surroundings,
+}
+
+/// A [`PolicyInForce`] to be written: a million prefixes are not copied for it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PolicyInForceRef<'a> {
+    /// See [`PolicyBundle`].
+    pub text: &'a str,
+    /// See [`PolicyBundle`].
+    pub sets: &'a NamedSets,
+    /// See [`Surroundings`].
+    #[serde(skip_serializing_if = "is_plain")]
+    pub surroundings: &'a Surroundings,
+}
+
+/// No geo data and UTC: what [`Surroundings`] are if nothing is said.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde asks for")]
+fn is_plain(surroundings: &&Surroundings) -> bool {
+    **surroundings == Surroundings::default()
+}
+
+/// What text alone comes to: see [`PolicySet::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Policies.
+    pub policies: usize,
+    /// Destination prefixes in the kernel, for no agents and no geo data.
+    pub prefixes: usize,
+    /// Verdict cells in the kernel, for no agents and no geo data.
+    pub cells: usize,
+    /// Whether an ASN or a country is named, of which nothing was checked but the form.
+    pub names_geo: bool,
 }
 
 /// One thing wrong with policy text.
@@ -100,6 +160,8 @@ impl PolicyErrors {
 #[derive(Clone, Debug)]
 pub struct PolicySet {
     inner: Arc<Inner>,
+    /// What it decides for, if it asks for the time; without one, conditions on time are errors, and deny.
+    moment: Option<Moment>,
 }
 
 #[derive(Debug)]
@@ -111,6 +173,8 @@ pub(crate) struct Inner {
     members: Members,
     reads: Reads,
     plan: Plan,
+    schedule: Schedule,
+    zone: Zone,
 }
 
 impl PolicySet {
@@ -119,7 +183,59 @@ impl PolicySet {
     /// # Errors
     /// Everything that is wrong, each with its place; at most [`PROBLEMS_MAX`] of them.
     pub fn parse(bundle: &PolicyBundle) -> Result<PolicySet, PolicyErrors> {
-        Ok(PolicySet { inner: Arc::new(parse::parse(bundle)?) })
+        PolicySet::parse_in(&bundle.text, &bundle.sets, &Surroundings::default())
+    }
+
+    /// Parses and validates with the geo data and the zone in force.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); and each ASN and country that the geo data don't have.
+    pub fn parse_in(
+        text: &str,
+        sets: &NamedSets,
+        surroundings: &Surroundings,
+    ) -> Result<PolicySet, PolicyErrors> {
+        let members = parse::members(sets, &surroundings.geo)?;
+        let inner = parse::parse(text, members, surroundings.zone.clone())?;
+        Ok(PolicySet { inner: Arc::new(inner), moment: None })
+    }
+
+    /// Checks text and sets where there are no geo data and no agents.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); ASNs and countries are taken for known.
+    pub fn check(bundle: &PolicyBundle) -> Result<Outline, PolicyErrors> {
+        let mut members = parse::members(&bundle.sets, &Geo::default())?;
+        members.assume_geo();
+        let inner = parse::parse(&bundle.text, members, Zone::default())?;
+        let set = PolicySet { inner: Arc::new(inner), moment: None }.at(0);
+        let tables = crate::kernel::compile(&set, &[])?;
+        Ok(Outline {
+            policies: set.len(),
+            prefixes: tables.destinations.len(),
+            cells: tables.verdicts.len(),
+            names_geo: !crate::GeoNames::of(&bundle.text).is_empty(),
+        })
+    }
+
+    /// The set as it decides at `now_ms` (Unix, milliseconds).
+    #[must_use]
+    pub fn at(&self, now_ms: i64) -> PolicySet {
+        let moment = || Moment::new(time::minute_of(now_ms), &self.inner.zone).ok();
+        PolicySet { inner: Arc::clone(&self.inner), moment: self.asks_time().then(moment).flatten() }
+    }
+
+    /// Whether any policy asks for the time.
+    #[must_use]
+    pub fn asks_time(&self) -> bool {
+        self.inner.reads.time
+    }
+
+    /// When, after `now_ms`, a condition on time first answers otherwise than at `now_ms` (Unix,
+    /// milliseconds; always a whole minute). `None` if none does, as far as can be told.
+    #[must_use]
+    pub fn next_turn_ms(&self, now_ms: i64) -> Option<i64> {
+        self.inner.schedule.next(time::minute_of(now_ms), &self.inner.zone).map(time::start_ms)
     }
 
     /// Decides one request: default deny, forbid wins, any evaluation error denies.
@@ -129,7 +245,7 @@ impl PolicySet {
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
-        self.inner.decide_among(self.inner.by_action.of(action), request)
+        self.inner.decide_among(self.inner.by_action.of(action), request, self.moment.as_ref())
     }
 
     /// How many policies there are.
@@ -146,6 +262,10 @@ impl PolicySet {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
+    }
+
+    pub(crate) fn moment(&self) -> Option<&Moment> {
+        self.moment.as_ref()
     }
 }
 

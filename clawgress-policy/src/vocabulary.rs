@@ -12,6 +12,7 @@ use cedar_policy_core::extensions::Extensions;
 use clawgress_identity::{Agent, DEFAULT_TENANT};
 
 use crate::Operation;
+use crate::members::Class;
 
 /// The Cedar schema that policy text is validated against, for editors and people.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
@@ -105,6 +106,18 @@ pub(crate) struct Reads {
     pub(crate) agent: bool,
     /// Attributes of the resource.
     pub(crate) resource: bool,
+    /// The time, on either clock.
+    pub(crate) time: bool,
+}
+
+/// Cedar's functions on time.
+#[derive(Debug)]
+pub(crate) struct TimeNames {
+    pub(crate) datetime: Name,
+    pub(crate) duration: Name,
+    pub(crate) offset: Name,
+    pub(crate) duration_since: Name,
+    pub(crate) to_milliseconds: Name,
 }
 
 /// Parsed once for the process.
@@ -118,9 +131,12 @@ pub(crate) struct Vocabulary {
     agent: EntityType,
     network: EntityType,
     network_set: EntityType,
+    asn: EntityType,
+    country: EntityType,
     host: EntityType,
     host_set: EntityType,
     ip: Name,
+    pub(crate) time: TimeNames,
     actions: ByAction<Entity>,
 }
 
@@ -138,6 +154,7 @@ impl Vocabulary {
         let broken = |what: &dyn std::fmt::Display| format!("the built-in schema is broken: {what}");
         let (schema, _warnings) = Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(&e))?;
         let kind = |text: &str| text.parse::<EntityType>().map_err(|e| broken(&e));
+        let name = |text: &str| text.parse::<Name>().map_err(|e| broken(&e));
         let action_type = kind("Action")?;
         let entities = schema.action_entities().map_err(|e| broken(&e))?;
         let actions = ByAction::try_new(|action| {
@@ -154,9 +171,18 @@ impl Vocabulary {
             agent: kind("Agent")?,
             network: kind("Network")?,
             network_set: kind("NetworkSet")?,
+            asn: kind("Asn")?,
+            country: kind("Country")?,
             host: kind("Host")?,
             host_set: kind("HostSet")?,
-            ip: "ip".parse().map_err(|e| broken(&e))?,
+            ip: name("ip")?,
+            time: TimeNames {
+                datetime: name("datetime")?,
+                duration: name("duration")?,
+                offset: name("offset")?,
+                duration_since: name("durationSince")?,
+                to_milliseconds: name("toMilliseconds")?,
+            },
             actions,
         })
     }
@@ -215,16 +241,21 @@ impl Vocabulary {
         evaluator.interpret(call.as_borrowed()).map_err(|e| e.to_string())
     }
 
-    /// The address as a resource, in these sets.
+    /// The address as a resource, in these classes.
     pub(crate) fn network<'a>(
         &self,
         ip: IpAddr,
         ip_value: &Value,
-        sets: impl Iterator<Item = &'a str>,
+        classes: impl Iterator<Item = &'a Class>,
         reads: Reads,
     ) -> Entity {
         let attributes = reads.resource.then(|| ("ip", PartialValue::Value(ip_value.clone())));
-        let parents = sets.map(|s| uid(&self.network_set, s)).collect();
+        let parents = classes.map(|class| match class {
+            Class::Set(name) => uid(&self.network_set, name),
+            Class::Asn(id) => uid(&self.asn, id),
+            Class::Country(code) => uid(&self.country, code),
+        });
+        let parents = parents.collect();
         entity(uid(&self.network, &ip.to_string()), attributes.into_iter().collect(), parents)
     }
 

@@ -1,154 +1,141 @@
 //! The address space and the port space, cut at every boundary a policy names (and the address space at
-//! those of reserved prefixes), with one representative for each cell.
+//! those of reserved prefixes), with one representative for each kind of cell.
 //!
-//! Addresses are 128 bits, IPv4 mapped into `::ffff:0:0/96`, as the kernel's longest-prefix table holds
-//! them: a cell is a prefix less the prefixes nested in it. Must never give a representative that
-//! belongs to another cell.
+//! A cell is a prefix less the prefixes nested in it. Must never give a representative that belongs to
+//! another cell.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use super::plan::Atoms;
-use crate::address::{canonical, reserved};
-use crate::members::PrefixIndex;
+use crate::address::reserved;
+use crate::prefix::{Prefix, PrefixIndex, address};
 
-/// Bits before an IPv4 address in its mapped form.
-const MAPPED_BITS: u8 = 96;
-const MAPPED_BASE: u128 = 0xffff_0000_0000;
-
-/// A prefix of the 128-bit space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Prefix {
-    // Field order: sorting puts an enclosing prefix before what is nested in it.
-    first: u128,
-    length: u8,
-}
-
-impl Prefix {
-    pub(crate) const ALL: Prefix = Prefix { first: 0, length: 0 };
-    pub(crate) const IPV4: Prefix = Prefix { first: MAPPED_BASE, length: MAPPED_BITS };
-
-    pub(crate) fn of(net: IpNet) -> Prefix {
-        let net = net.trunc();
-        match net {
-            IpNet::V4(v4) => Prefix {
-                first: MAPPED_BASE | u128::from(v4.addr().to_bits()),
-                length: MAPPED_BITS + v4.prefix_len(),
-            },
-            IpNet::V6(v6) => Prefix { first: v6.addr().to_bits(), length: v6.prefix_len() },
-        }
-    }
-
-    /// The prefix as it is written: IPv4 within the mapped space.
-    pub(crate) fn net(self) -> IpNet {
-        let v4 = u32::try_from(self.first & 0xffff_ffff).ok().zip(self.length.checked_sub(MAPPED_BITS));
-        if self.first & !0xffff_ffff == MAPPED_BASE
-            && let Some((bits, length)) = v4
-            && let Ok(net) = Ipv4Net::new(Ipv4Addr::from_bits(bits), length)
-        {
-            return IpNet::V4(net);
-        }
-        IpNet::V6(Ipv6Net::new(Ipv6Addr::from_bits(self.first), self.length).unwrap_or_default())
-    }
-
-    pub(crate) fn last(self) -> u128 {
-        self.first | u128::MAX.checked_shr(u32::from(self.length)).unwrap_or(0)
-    }
-
-    pub(crate) fn length(self) -> u8 {
-        self.length
-    }
-
-    pub(crate) fn contains(self, bits: u128) -> bool {
-        self.first <= bits && bits <= self.last()
-    }
-}
-
-/// The address of 128 bits.
-fn address(bits: u128) -> IpAddr {
-    canonical(IpAddr::V6(Ipv6Addr::from_bits(bits)))
-}
-
-/// The 128 bits of an address.
-pub(crate) fn bits(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(v4) => MAPPED_BASE | u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
-}
+/// Stands among a cell's atoms for "reserved".
+const RESERVED: u32 = u32::MAX;
 
 /// A prefix less what is nested in it.
-#[derive(Clone, Debug)]
-pub(crate) struct DestinationCell {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cell {
     pub(crate) prefix: Prefix,
     /// The cell that encloses it; `None` for the whole space.
-    pub(crate) parent: Option<usize>,
-    /// An address in it, and the atoms that are true there; `None` if nested prefixes leave none.
-    pub(crate) sample: Option<(IpAddr, Vec<u32>)>,
+    pub(crate) parent: Option<u32>,
+    /// Its kind; `None` if nested prefixes leave no address.
+    pub(crate) kind: Option<u32>,
 }
 
-/// Every destination cell, an enclosing one before what is nested in it; the first is the whole space.
-pub(crate) fn destinations(atoms: &Atoms) -> Vec<DestinationCell> {
-    let mut prefixes = vec![Prefix::ALL, Prefix::IPV4];
-    prefixes.extend(reserved().map(Prefix::of));
-    let mut index = PrefixIndex::default();
+/// Cells in which the same atoms are true, reserved or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Kind {
+    /// An address in the first of them.
+    pub(crate) ip: IpAddr,
+    pub(crate) is_reserved: bool,
+    /// The atoms that are true there, ascending.
+    pub(crate) atoms: Vec<u32>,
+}
+
+/// The address space in cells.
+#[derive(Debug)]
+pub(crate) struct Destinations {
+    /// An enclosing cell comes before what is nested in it; the first is the whole space.
+    pub(crate) cells: Vec<Cell>,
+    /// By number, in order of the first cell of each.
+    pub(crate) kinds: Vec<Kind>,
+}
+
+/// Every destination cell.
+pub(crate) fn destinations(atoms: &Atoms) -> Destinations {
+    let mut pairs: Vec<(Prefix, u32)> = reserved().map(|net| (Prefix::of(net), RESERVED)).collect();
     for (nets, atom) in atoms.destinations() {
-        for net in nets {
-            prefixes.push(Prefix::of(*net));
-            index.insert(*net, atom);
-        }
+        pairs.extend(nets.iter().map(|net| (Prefix::of(*net), atom)));
     }
-    prefixes.sort_unstable();
-    prefixes.dedup();
-
-    let mut cells: Vec<DestinationCell> = Vec::with_capacity(prefixes.len());
-    // First address of each open prefix that nothing nested has covered yet; `None` once it is full.
-    let mut open: Vec<(usize, Option<u128>)> = Vec::new();
-    let mut samples: BTreeMap<usize, u128> = BTreeMap::new();
-    for prefix in prefixes {
-        while let Some(&(top, cursor)) = open.last()
-            && !cells.get(top).is_some_and(|c| c.prefix.contains(prefix.first))
-        {
-            close(&cells, top, cursor, &mut samples);
-            open.pop();
-        }
-        if let Some((top, cursor)) = open.last_mut() {
-            if let Some(at) = *cursor
-                && at < prefix.first
-            {
-                samples.entry(*top).or_insert(at);
-            }
-            *cursor = prefix.last().checked_add(1);
-        }
-        let parent = open.last().map(|(top, _)| *top);
-        open.push((cells.len(), Some(prefix.first)));
-        cells.push(DestinationCell { prefix, parent, sample: None });
-    }
-    while let Some((top, cursor)) = open.pop() {
-        close(&cells, top, cursor, &mut samples);
-    }
-    for (number, sample) in samples {
-        let ip = address(sample);
-        if let Some(cell) = cells.get_mut(number) {
-            cell.sample = Some((ip, index.containing(ip, 0).into_iter().collect()));
-        }
-    }
-    cells
+    let index = PrefixIndex::new(pairs, &[Prefix::ALL, Prefix::IPV4]);
+    let samples = samples(&index);
+    let mut truths = Truths::default();
+    let mut truth_of: Vec<u32> = Vec::with_capacity(index.nodes().len());
+    let mut kind_of_truth: HashMap<u32, u32> = HashMap::new();
+    let mut kinds: Vec<Kind> = Vec::new();
+    let cells = index.nodes().zip(samples).map(|(node, sample)| {
+        // What holds around IPv4's place among IPv6 addresses says nothing of IPv4.
+        let enclosing = node.parent.filter(|_| node.prefix != Prefix::IPV4);
+        let outer = enclosing.and_then(|p| truth_of.get(p as usize)).copied();
+        let truth = truths.within(outer, node.list, &index);
+        truth_of.push(truth);
+        let kind = sample.map(|bits| {
+            *kind_of_truth.entry(truth).or_insert_with(|| {
+                let mut atoms = truths.atoms(truth).to_vec();
+                let is_reserved = atoms.pop_if(|atom| *atom == RESERVED).is_some();
+                kinds.push(Kind { ip: address(bits), is_reserved, atoms });
+                u32::try_from(kinds.len() - 1).unwrap_or(u32::MAX)
+            })
+        });
+        Cell { prefix: node.prefix, parent: node.parent, kind }
+    });
+    let cells = cells.collect();
+    Destinations { cells, kinds }
 }
 
-/// Takes the rest behind the last nested prefix as the sample, if there is one and none was found.
-fn close(
-    cells: &[DestinationCell],
-    number: usize,
-    cursor: Option<u128>,
-    samples: &mut BTreeMap<usize, u128>,
-) {
-    if let (Some(cell), Some(at)) = (cells.get(number), cursor)
-        && at <= cell.prefix.last()
-    {
-        samples.entry(number).or_insert(at);
+/// For each prefix an address in it and in none that is nested in it, if there is one.
+fn samples(index: &PrefixIndex) -> Vec<Option<u128>> {
+    let mut samples: Vec<Option<u128>> = vec![None; index.nodes().len()];
+    // First address of each open prefix that nothing nested has covered yet; `None` once it is full.
+    let mut open: Vec<(usize, Prefix, Option<u128>)> = Vec::new();
+    let mut close = |(number, prefix, cursor): (usize, Prefix, Option<u128>), before: Option<u128>| {
+        let end = before.map_or(prefix.last(), |first| first.saturating_sub(1));
+        if let (Some(at), Some(sample)) = (cursor, samples.get_mut(number))
+            && at <= end
+            && before != Some(0)
+        {
+            sample.get_or_insert(at);
+        }
+    };
+    for (number, node) in index.nodes().enumerate() {
+        let prefix = node.prefix;
+        while let Some(top) = open.pop_if(|(_, top, _)| !top.contains(prefix.first())) {
+            close(top, None);
+        }
+        if let Some(top) = open.last_mut() {
+            // The gap before what is nested is the enclosing prefix's own.
+            close(*top, Some(prefix.first()));
+            top.2 = prefix.last().checked_add(1);
+        }
+        open.push((number, prefix, Some(prefix.first())));
+    }
+    while let Some(top) = open.pop() {
+        close(top, None);
+    }
+    samples
+}
+
+/// Sets of atoms that are true somewhere, each once: a million cells share a few.
+#[derive(Debug, Default)]
+struct Truths {
+    known: HashMap<(Option<u32>, u32), u32>,
+    numbers: BTreeMap<Vec<u32>, u32>,
+    all: Vec<Vec<u32>>,
+}
+
+impl Truths {
+    /// What is true in a prefix with this list of its own, within one where `outer` is.
+    fn within(&mut self, outer: Option<u32>, list: u32, index: &PrefixIndex) -> u32 {
+        if let Some(number) = self.known.get(&(outer, list)) {
+            return *number;
+        }
+        let mut atoms = outer.map(|o| self.atoms(o).to_vec()).unwrap_or_default();
+        atoms.extend(index.list(list));
+        atoms.sort_unstable();
+        atoms.dedup();
+        let next = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        let number = *self.numbers.entry(atoms).or_insert_with_key(|atoms| {
+            self.all.push(atoms.clone());
+            next
+        });
+        self.known.insert((outer, list), number);
+        number
+    }
+
+    fn atoms(&self, number: u32) -> &[u32] {
+        self.all.get(number as usize).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -180,28 +167,4 @@ pub(crate) fn ports(atoms: &Atoms) -> Vec<PortCell> {
             PortCell { first, atoms }
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefixes_round_trip() {
-        for text in [
-            "0.0.0.0/0",
-            "10.0.0.0/8",
-            "192.0.2.1/32",
-            "::/0",
-            "2001:db8::/32",
-            "::1/128",
-            "::/96",
-            "::fffe:0:0/95",
-        ] {
-            let net: IpNet = text.parse().unwrap();
-            assert_eq!(Prefix::of(net).net(), net, "{text}");
-        }
-        assert_eq!(Prefix::of("10.1.2.3/8".parse().unwrap()).net().to_string(), "10.0.0.0/8");
-        assert_eq!(Prefix::ALL.last(), u128::MAX);
-    }
 }

@@ -6,6 +6,7 @@
 //! cell. Anything else is refused here with its place. Must never approximate, and never evaluate.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cedar_policy_core::ast::{Effect, Expr, ExprKind, Literal, Var};
 use cedar_policy_core::parser::Loc;
@@ -14,9 +15,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::PolicyProblem;
 use crate::host::quote;
-use crate::members::Members;
+use crate::members::{Class, Members, Prefixes};
 use crate::set::syntax::{self, BinaryOp, EntityReference, Named, Policy, Scope, UnaryOp};
 use crate::set::{Name, Names, Sense, Source, applies};
+use crate::time;
 use crate::vocabulary::{ActionKind, qualified};
 
 /// A set of ports: inclusive ranges.
@@ -25,16 +27,16 @@ pub(crate) type PortRanges = Vec<(u16, u16)>;
 /// The atoms of all conditions, each once.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Atoms {
-    destination_ids: BTreeMap<Vec<IpNet>, u32>,
-    /// The atoms of each network set, so that a large set is not sorted for every policy that names it:
-    /// all its prefixes, and those that name addresses.
-    network_set_ids: BTreeMap<String, [u32; 2]>,
+    destination_ids: BTreeMap<Prefixes, u32>,
+    /// The atoms of each network set, ASN and country, so that a large one is not compared for every
+    /// policy that names it: all its prefixes, and those that name addresses.
+    class_ids: BTreeMap<Class, [u32; 2]>,
     port_ids: BTreeMap<PortRanges, u32>,
 }
 
 impl Atoms {
     /// Prefixes of each destination atom, with its id.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = (&Vec<IpNet>, u32)> {
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (&Prefixes, u32)> {
         self.destination_ids.iter().map(|(prefixes, id)| (prefixes, *id))
     }
 
@@ -300,6 +302,8 @@ impl Reader<'_> {
                 self.principal(expr);
                 Truth::Open
             }
+            // The tables are those of one moment, so the time tells no cells apart.
+            _ if time::is_comparison(expr) => Truth::Open,
             _ => self.atom(expr).unwrap_or_else(|| {
                 refusals.push(self.refusal(expr));
                 Truth::Open
@@ -343,7 +347,7 @@ impl Reader<'_> {
         Refusal {
             at: syntax::offset(expr),
             message: format!(
-                "`{}` cannot be compiled for the kernel exactly, which `{}` must be: there a condition may compare `resource`, `resource.ip` or `context.ip` with addresses, prefixes and network sets, `context.port` and `context.protocol` with literals, and use what depends on `principal` alone; rewrite it, or name other actions in the policy's scope",
+                "`{}` cannot be compiled for the kernel exactly, which `{}` must be: there a condition may compare `resource`, `resource.ip` or `context.ip` with addresses, prefixes and network sets, `context.port`, `context.protocol` and the time with literals, and use what depends on `principal` alone; rewrite it, or name other actions in the policy's scope",
                 quote(&shown.split_whitespace().collect::<Vec<_>>().join(" ")),
                 self.action.name()
             ),
@@ -354,7 +358,10 @@ impl Reader<'_> {
     fn atom(&mut self, expr: &Expr) -> Option<Truth> {
         match expr.expr_kind() {
             ExprKind::HasAttr { expr, attr } => match syntax::variable(expr)? {
-                Var::Context => Some(Truth::Known(matches!(attr.as_str(), "ip" | "port" | "protocol"))),
+                Var::Context => {
+                    let is_there = matches!(attr.as_str(), "ip" | "port" | "protocol");
+                    Some(Truth::Known(is_there || time::Field::named(attr).is_some()))
+                }
                 Var::Resource => Some(Truth::Known(attr == "ip")),
                 Var::Principal | Var::Action => None,
             },
@@ -468,21 +475,32 @@ impl Reader<'_> {
     fn resource(&mut self, named: &Named) -> Truth {
         match named.kind.as_str() {
             "Network" => self.destination(syntax::literal_address(&named.id).into_iter().collect()),
-            "NetworkSet" => {
-                self.name(Name::Set(named.id.clone()));
-                if let Some(atoms) = self.atoms.network_set_ids.get(&named.id) {
-                    self.rule.destinations.extend(atoms);
-                    return Truth::Open;
+            kind => match Class::of(kind, &named.id) {
+                Some(class) => {
+                    self.class(class);
+                    Truth::Open
                 }
-                let prefixes = self.members.network_set(&named.id).into_iter().flatten().copied();
-                let all: Vec<IpNet> = prefixes.collect();
-                let naming: Vec<IpNet> = all.iter().filter(|p| p.prefix_len() > 0).copied().collect();
-                let atoms = [self.destination_atom(all), self.destination_atom(naming)];
-                self.atoms.network_set_ids.insert(named.id.clone(), atoms);
-                Truth::Open
-            }
-            _ => Truth::Known(false),
+                None => Truth::Known(false),
+            },
         }
+    }
+
+    fn class(&mut self, class: Class) {
+        // ASNs and countries name nothing: see `PolicySet::reach`.
+        if let Class::Set(name) = &class {
+            self.name(Name::Set(name.clone()));
+        }
+        if let Some(atoms) = self.atoms.class_ids.get(&class) {
+            return self.rule.destinations.extend(atoms);
+        }
+        let all = self.members.class(&class).cloned().unwrap_or_default();
+        let naming: Prefixes = if all.iter().all(|p| p.prefix_len() > 0) {
+            Arc::clone(&all)
+        } else {
+            all.iter().filter(|p| p.prefix_len() > 0).copied().collect()
+        };
+        let atoms = [self.destination_atom(all), self.destination_atom(naming)];
+        self.atoms.class_ids.insert(class, atoms);
     }
 
     /// Notes by what a part names addresses, if it allows.
@@ -492,18 +510,18 @@ impl Reader<'_> {
         }
     }
 
-    fn destination(&mut self, prefixes: Vec<IpNet>) -> Truth {
+    fn destination(&mut self, mut prefixes: Vec<IpNet>) -> Truth {
         for prefix in &prefixes {
             self.name(Name::Prefix(*prefix));
         }
-        self.destination_atom(prefixes);
-        Truth::Open
-    }
-
-    fn destination_atom(&mut self, mut prefixes: Vec<IpNet>) -> u32 {
         prefixes.iter_mut().for_each(|p| *p = p.trunc());
         prefixes.sort_unstable();
         prefixes.dedup();
+        self.destination_atom(prefixes.into());
+        Truth::Open
+    }
+
+    fn destination_atom(&mut self, prefixes: Prefixes) -> u32 {
         let next = u32::try_from(self.atoms.destination_ids.len()).unwrap_or(u32::MAX);
         let atom = *self.atoms.destination_ids.entry(prefixes).or_insert(next);
         self.rule.destinations.insert(atom);

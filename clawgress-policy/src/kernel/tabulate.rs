@@ -8,15 +8,16 @@ use std::net::IpAddr;
 use clawgress_ebpf_common::{DropReason, bound};
 use clawgress_identity::Agent;
 
-use super::cells::{self, DestinationCell, PortCell, Prefix};
+use super::cells::{self, Cell, Destinations, Kind, PortCell};
 use super::plan::Rule;
 use super::{
     EVALUATIONS_MAX, KernelAction, KernelTables, MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell,
 };
 use crate::PolicyErrors;
-use crate::address::is_reserved;
+use crate::prefix::{Prefix, bits};
 use crate::request::{Decision, Operation, Request, Transport};
 use crate::set::Inner;
+use crate::time::Moment;
 
 const _: () = assert!(VERDICTS_MAX * 2 <= bound::VERDICTS_MAX as usize, "two slots share the map");
 const _: () = assert!(PREFIXES_MAX * 2 <= bound::DESTINATIONS_MAX as usize, "two slots share the map");
@@ -60,14 +61,6 @@ struct Row {
     udp: Vec<u32>,
 }
 
-/// One address of a kind.
-struct Destination {
-    ip: IpAddr,
-    is_reserved: bool,
-    /// The atoms that are true there.
-    atoms: Vec<u32>,
-}
-
 /// What one pair of decisions comes to at an address that need not be named, and at one that must be.
 #[derive(Clone, Copy)]
 struct Guarded<T> {
@@ -83,28 +76,17 @@ struct PortKinds {
     samples: Vec<(u16, Vec<u32>)>,
 }
 
-pub(super) fn tabulate(inner: &Inner, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
+pub(super) fn tabulate(
+    inner: &Inner,
+    moment: Option<&Moment>,
+    agents: &[Agent],
+) -> Result<KernelTables, PolicyErrors> {
     let plan = inner.plan();
-    let cells = cells::destinations(&plan.atoms);
+    // Cells with the same true atoms, reserved or not, are one kind; cell 0 is the whole space.
+    let Destinations { cells, kinds } = cells::destinations(&plan.atoms);
     check(cells.len(), PREFIXES_MAX, "destination prefixes", "aggregate prefixes in the named sets")?;
     let ports = cells::ports(&plan.atoms);
     let port_kinds = port_kinds(&ports);
-
-    // Destination cells with the same true atoms, reserved or not, are one kind; cell 0 is the whole space.
-    let mut kinds = Numbers::new();
-    let mut kind_samples: Vec<Destination> = Vec::new();
-    let kind_of_cell: Vec<Option<u32>> = cells
-        .iter()
-        .map(|cell| {
-            let (ip, atoms) = cell.sample.as_ref()?;
-            let sample = Destination { ip: *ip, is_reserved: is_reserved(*ip), atoms: atoms.clone() };
-            let kind = kinds.number((sample.is_reserved, atoms.clone()));
-            if kind as usize == kind_samples.len() {
-                kind_samples.push(sample);
-            }
-            Some(kind)
-        })
-        .collect();
 
     let mut agent_keys = Numbers::new();
     let mut key_samples: Vec<&Agent> = Vec::new();
@@ -119,30 +101,24 @@ pub(super) fn tabulate(inner: &Inner, agents: &[Agent]) -> Result<KernelTables, 
         })
         .collect();
     check(
-        key_samples.len().saturating_mul(kind_samples.len()),
+        key_samples.len().saturating_mul(kinds.len()),
         MATRIX_CELLS_MAX,
         "combinations of agents and destinations",
         "write policies for teams and named sets rather than single agents and addresses",
     )?;
 
-    let mut judge = Judge { inner, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
+    let mut judge = Judge { inner, moment, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
     // The default first, so that its number is 0.
     judge.values.number(default_value());
     let matrix: Vec<Vec<u32>> = key_samples
         .iter()
-        .map(|agent| judge.agent(agent, &kind_samples, &port_kinds.samples))
+        .map(|agent| judge.agent(agent, &kinds, &port_kinds.samples))
         .collect::<Result<_, _>>()?;
     let values = judge.values.into_values();
     let rows = judge.rows.into_values();
-    Classes {
-        cells: &cells,
-        kind_of_cell: &kind_of_cell,
-        ports: &ports,
-        port_kinds: &port_kinds,
-        values,
-        rows,
-    }
-    .tables(&matrix, &key_of_agent)
+    let kinds = kinds.len();
+    Classes { cells: &cells, kinds, ports: &ports, port_kinds: &port_kinds, values, rows }
+        .tables(&matrix, &key_of_agent)
 }
 
 fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), PolicyErrors> {
@@ -180,6 +156,8 @@ type PortClasses = (Vec<(u16, u16)>, Vec<usize>);
 /// Asks the evaluator.
 struct Judge<'a> {
     inner: &'a Inner,
+    /// What the tables are for.
+    moment: Option<&'a Moment>,
     values: Numbers<Value>,
     rows: Numbers<Row>,
     evaluations: usize,
@@ -214,7 +192,7 @@ impl Judge<'_> {
     fn agent(
         &mut self,
         agent: &Agent,
-        destinations: &[Destination],
+        destinations: &[Kind],
         ports: &[(u16, Vec<u32>)],
     ) -> Result<Vec<u32>, PolicyErrors> {
         let slice = Slice::new(&self.inner.plan().rules_for(agent))?;
@@ -235,7 +213,7 @@ impl Judge<'_> {
             .collect();
         let mut known: BTreeMap<Vec<u32>, Guarded<u32>> = BTreeMap::new();
         let mut rows = Vec::with_capacity(destinations.len());
-        for Destination { ip, is_reserved, atoms } in destinations {
+        for Kind { ip, is_reserved, atoms } in destinations {
             let key = relevant(atoms, &slice.destinations);
             let row = match known.get(&key) {
                 Some(row) => *row,
@@ -291,8 +269,8 @@ impl Judge<'_> {
         )?;
         let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
         let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
-        let connect = self.inner.decide_among(&slice.connect, &connect);
-        let direct = LazyCell::new(|| self.inner.decide_among(&slice.direct, &direct));
+        let connect = self.inner.decide_among(&slice.connect, &connect, self.moment);
+        let direct = LazyCell::new(|| self.inner.decide_among(&slice.direct, &direct, self.moment));
         let value = |reach: Decision| super::combine(transport, reach, || (*direct).clone());
         let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
         Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
@@ -301,8 +279,9 @@ impl Judge<'_> {
 
 /// Gives equal agents, destinations and ports one class each.
 struct Classes<'a> {
-    cells: &'a [DestinationCell],
-    kind_of_cell: &'a [Option<u32>],
+    cells: &'a [Cell],
+    /// How many kinds of cells there are.
+    kinds: usize,
     ports: &'a [PortCell],
     port_kinds: &'a PortKinds,
     values: Vec<Value>,
@@ -327,9 +306,13 @@ impl Classes<'_> {
         let column = |kind: u32| -> Vec<u32> {
             agent_rows.iter().filter_map(|rows| rows.get(kind as usize)).copied().collect()
         };
-        let class_of_cell: Vec<Option<u32>> =
-            self.kind_of_cell.iter().map(|kind| kind.map(|kind| columns.number(column(kind)))).collect();
-        let destinations = self.destinations(&class_of_cell);
+        let mut class_of_kind: Vec<Option<u32>> = vec![None; self.kinds];
+        for kind in self.cells.iter().filter_map(|cell| cell.kind) {
+            if let Some(class) = class_of_kind.get_mut(kind as usize) {
+                class.get_or_insert_with(|| columns.number(column(kind)));
+            }
+        }
+        let destinations = self.destinations(&class_of_kind);
         let class_columns = columns.into_values();
 
         let (ports, port_class_kinds) = self.port_classes()?;
@@ -367,12 +350,13 @@ impl Classes<'_> {
     }
 
     /// The prefixes whose class differs from what encloses them.
-    fn destinations(&self, class_of_cell: &[Option<u32>]) -> Vec<(ipnet::IpNet, u32)> {
+    fn destinations(&self, class_of_kind: &[Option<u32>]) -> Vec<(ipnet::IpNet, u32)> {
         let mut effective: Vec<u32> = Vec::with_capacity(self.cells.len());
         let mut destinations = Vec::new();
-        for (cell, class) in self.cells.iter().zip(class_of_cell) {
-            let enclosing = cell.parent.and_then(|p| effective.get(p)).copied().unwrap_or(0);
-            let class = class.unwrap_or(enclosing);
+        for cell in self.cells {
+            let enclosing = cell.parent.and_then(|p| effective.get(p as usize)).copied().unwrap_or(0);
+            let own = cell.kind.and_then(|kind| class_of_kind.get(kind as usize)).copied().flatten();
+            let class = own.unwrap_or(enclosing);
             if class != enclosing {
                 destinations.push((cell.prefix.net(), class));
             }
@@ -419,7 +403,7 @@ fn cells_of<'a>(row: &'a Row, kinds: &'a [usize]) -> impl Iterator<Item = (Trans
 
 /// The class of an address: the longest prefix that contains it.
 pub(super) fn destination_class(destinations: &[(ipnet::IpNet, u32)], ip: IpAddr) -> u32 {
-    let bits = cells::bits(ip);
+    let bits = bits(ip);
     destinations
         .iter()
         .map(|(net, class)| (Prefix::of(*net), *class))

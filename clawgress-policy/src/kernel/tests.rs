@@ -9,7 +9,7 @@ use crate::{NamedSets, PolicyBundle};
 
 mod random;
 
-use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, policies, sets};
+use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, moment, policies, sets};
 
 /// Packets compared in one run, over all random sets.
 const PACKETS: usize = 20_000;
@@ -55,10 +55,14 @@ fn tables_equal_decisions_on_random_sets() {
     let mut r = Random(seed);
     let agents = agents();
     let mut seen = BTreeMap::new();
+    let mut windows = 0;
     for _ in 0..PACKETS / PACKETS_PER_SET {
         let (text, names_of, set) = policies(&mut r);
+        let now_ms = moment(&mut r);
+        let set = set.at(now_ms);
         let tables =
             compile(&set, &agents).unwrap_or_else(|e| panic!("seed {seed}\n{text}\n{:#?}", e.problems));
+        windows += usize::from(hold_until_they_turn(&set, now_ms, &tables, &mut r, &text));
         for _ in 0..PACKETS_PER_SET {
             let agent = r.pick(&agents);
             let ip = address(&mut r);
@@ -79,7 +83,8 @@ fn tables_equal_decisions_on_random_sets() {
             *seen.entry((is_reserved(ip), action)).or_insert(0) += 1;
         }
     }
-    println!("{seen:?}");
+    println!("{seen:?}, {windows} sets whose tables turn");
+    assert!(windows > 10, "seed {seed}: conditions on time were met");
     let deny = |reason: DropReason| KernelAction::Deny(reason.code());
     for met in [
         (false, KernelAction::Steer),
@@ -95,6 +100,28 @@ fn tables_equal_decisions_on_random_sets() {
         assert!(seen.contains_key(&met), "seed {seed}: no packet met {met:?}: {seen:?}");
     }
     assert!(!seen.contains_key(&(false, deny(DropReason::AddressReserved))), "seed {seed}: {seen:?}");
+}
+
+/// The tables of one moment are those of every moment until a condition on time turns. Whether one does.
+fn hold_until_they_turn(
+    set: &PolicySet,
+    now_ms: i64,
+    tables: &KernelTables,
+    r: &mut Random,
+    text: &str,
+) -> bool {
+    let turn = set.next_turn_ms(now_ms);
+    let end = turn.unwrap_or(now_ms + 8 * 86_400_000);
+    assert!(end > now_ms, "{text}");
+    // A sample of sets: compiling is what takes time.
+    if r.below(4) > 0 {
+        return turn.is_some();
+    }
+    let later = now_ms + i64::try_from(r.next() % u64::try_from(end - now_ms).unwrap()).unwrap();
+    let moment = r.pick(&[later, end - 1]);
+    let then = compile(&set.at(moment), &agents()).unwrap();
+    assert_eq!(then, *tables, "at {now_ms} and {moment}\n{text}");
+    turn.is_some()
 }
 
 fn set(text: &str) -> PolicySet {
@@ -172,7 +199,7 @@ fn an_ipv6_prefix_around_the_mapped_space_does_not_take_ipv4() {
         let mut prefixes: Vec<IpNet> = crate::address::reserved().collect();
         // IPv4 lies in a prefix of its own within `::/32`, which is reserved.
         prefixes.push("0.0.0.0/0".parse().unwrap());
-        prefixes.sort_by_key(|p| cells::Prefix::of(*p));
+        prefixes.sort_by_key(|p| crate::prefix::Prefix::of(*p));
         prefixes.into_iter().map(|p| (p, u32::from(p.prefix_len() > 0))).collect()
     };
     assert_eq!(tables.destinations, wanted);
@@ -183,6 +210,7 @@ fn compiling_is_deterministic_and_survives_json() {
     let mut r = Random(7);
     for _ in 0..10 {
         let (_, _, set) = policies(&mut r);
+        let set = set.at(moment(&mut r));
         let tables = compile(&set, &agents()).unwrap();
         let mut reversed = agents();
         reversed.reverse();
@@ -265,6 +293,39 @@ fn what_would_not_fit_is_refused_with_its_number() {
         message.starts_with("the kernel tables would need 54") && message.contains("combinations"),
         "{message}"
     );
+}
+
+/// A prefix for each of many destinations in a set and in the geo data: tables grow with the prefixes, work
+/// with what policies tell apart.
+#[test]
+fn many_prefixes() {
+    let nets = |first: u32, count: u32| -> Vec<IpNet> {
+        let net = |n| IpNet::new(std::net::Ipv4Addr::from_bits(first + n * 512).into(), 24).unwrap();
+        (0..count).map(net).collect()
+    };
+    let (listed, located) = (nets(0x0b00_0000, 60_000), nets(0x5000_0000, 60_000));
+    let sets = NamedSets {
+        networks: BTreeMap::from([("feed".to_owned(), listed.iter().copied().collect())]),
+        ..NamedSets::default()
+    };
+    let mut geo = crate::set::tests::geo(&[], &[]);
+    geo.countries = Some(BTreeMap::from([("DE".to_owned(), located)]));
+    let surroundings = crate::Surroundings { geo, ..crate::Surroundings::default() };
+    let text = r#"@id("a") permit (principal, action == Action::"connect", resource in Country::"DE");
+        @id("b") permit (principal, action == Action::"connect", resource in NetworkSet::"feed") when { context.port == 443 };"#;
+    let set = PolicySet::parse_in(text, &sets, &surroundings).unwrap();
+    let tables = compile(&set, &agents()).unwrap();
+    assert_eq!(tables.destinations.len(), 120_000);
+    // By country ICMP, and TCP and UDP on two classes of ports; TCP and UDP on one of them.
+    assert_eq!(tables.verdicts.len(), 7, "{:#?}", tables.verdicts);
+    for (ip, port, action) in [
+        ("80.0.0.1", 1, KernelAction::Steer),
+        ("80.0.1.1", 1, KernelAction::Deny(DropReason::PolicyDenied.code())),
+        ("11.0.2.1", 443, KernelAction::Steer),
+        ("11.0.2.1", 1, KernelAction::Deny(DropReason::PolicyDenied.code())),
+    ] {
+        assert_eq!(tables.lookup(1, ip.parse().unwrap(), Transport::Tcp, port).0, action, "{ip} {port}");
+    }
 }
 
 /// What is known when compiling is skipped as the evaluator skips it, and hides nothing else.

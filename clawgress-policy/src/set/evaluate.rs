@@ -15,6 +15,7 @@ use crate::Host;
 use crate::address::canonical;
 use crate::kernel::plan::Plan;
 use crate::request::{Decision, Operation, Request, Transport};
+use crate::time::Moment;
 use crate::vocabulary::ActionKind;
 
 /// A request's resource and context in Cedar's terms.
@@ -30,7 +31,14 @@ impl Inner {
 
     /// Decides on `policies` alone: all that apply to the action, or those of them that can match the
     /// request's principal.
-    pub(crate) fn decide_among(&self, policies: &cedar_policy::PolicySet, request: &Request<'_>) -> Decision {
+    ///
+    /// Without a moment, a set that asks for the time denies.
+    pub(crate) fn decide_among(
+        &self,
+        policies: &cedar_policy::PolicySet,
+        request: &Request<'_>,
+        moment: Option<&Moment>,
+    ) -> Decision {
         if policies.is_empty() {
             return Decision {
                 verdict: Err(DropReason::PolicyDenied),
@@ -38,7 +46,7 @@ impl Inner {
                 errors: Vec::new(),
             };
         }
-        match self.evaluate(policies, request) {
+        match self.evaluate(policies, request, moment) {
             Ok(decision) => decision,
             Err(message) => Decision {
                 verdict: Err(DropReason::PolicyError),
@@ -52,9 +60,10 @@ impl Inner {
         &self,
         policies: &cedar_policy::PolicySet,
         request: &Request<'_>,
+        moment: Option<&Moment>,
     ) -> Result<Decision, String> {
         let extensions = Extensions::all_available();
-        let Question { resource, context } = self.question(&request.operation)?;
+        let Question { resource, context } = self.question(&request.operation, moment)?;
         let action = self.vocabulary.action(ActionKind::of(&request.operation));
         let cedar_request = CedarRequest::new(
             (self.vocabulary.agent_uid(request.agent), None),
@@ -78,18 +87,18 @@ impl Inner {
         Ok(verdict(Authorizer::new().is_authorized(cedar_request, policies.as_ref(), &entities)))
     }
 
-    fn question(&self, operation: &Operation<'_>) -> Result<Question, String> {
+    fn question(&self, operation: &Operation<'_>, moment: Option<&Moment>) -> Result<Question, String> {
         let string = |s: &str| Value::from(s);
         let port = |n: &u16| ("port", Value::from(i64::from(*n)));
-        let (resource, pairs) = match operation {
+        let (resource, mut pairs) = match operation {
             Operation::Connect { ip, port: number, transport }
             | Operation::Direct { ip, port: number, transport } => {
                 let ip = canonical(*ip);
                 // ICMP has no ports; one value, so that both planes see the same.
                 let number = if *transport == Transport::Icmp { &0 } else { number };
                 let value = self.vocabulary.ip(ip)?;
-                let sets = self.members.sets_of_ip(ip, 0);
-                let resource = self.vocabulary.network(ip, &value, sets.into_iter(), self.reads);
+                let classes = self.members.classes_of(ip, 0);
+                let resource = self.vocabulary.network(ip, &value, classes, self.reads);
                 (resource, vec![("ip", value), port(number), ("protocol", string(transport.name()))])
             }
             Operation::Tls { host, port: number, alpn } => {
@@ -109,6 +118,10 @@ impl Inner {
                 (self.host(host)?, pairs)
             }
         };
+        if self.reads.time {
+            let moment = moment.ok_or("policy asks for the time, and none was given")?;
+            pairs.extend(moment.pairs());
+        }
         let context = Context::Value(Arc::new(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect()));
         Ok(Question { resource, context })
     }

@@ -14,10 +14,12 @@ use cedar_policy_core::parser::Loc;
 use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
-use super::{Inner, PolicyBundle, PolicyErrors, PolicyProblem};
+use super::{Inner, NamedSets, PolicyErrors, PolicyProblem, ranges};
+use crate::Geo;
 use crate::host::quote;
 use crate::kernel::plan::Plan;
 use crate::members::{Members, SET_NAME_BYTES_MAX, name_is_valid};
+use crate::time::{Schedule, Zone};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary, qualify};
 
 /// Most policies in a set: a decision scans those of its action, about a microsecond each.
@@ -43,26 +45,32 @@ impl Draft {
     }
 }
 
-pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
+/// Named sets and geo data, checked and indexed.
+pub(super) fn members(sets: &NamedSets, geo: &Geo) -> Result<Members, PolicyErrors> {
+    let problem = |message| PolicyProblem { policy: None, line: None, column: None, message };
+    Members::new(sets, geo).map_err(|messages| errors(messages.into_iter().map(problem).collect()))
+}
+
+pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, PolicyErrors> {
     let vocabulary = Vocabulary::shared().map_err(PolicyErrors::one)?;
-    let source = Source::new(&bundle.text);
+    let source = Source::new(text);
     let report = |problems| errors(problems);
     source.check_bounds().map_err(report)?;
-    let set_problem = |message| PolicyProblem { policy: None, line: None, column: None, message };
-    let members = Members::new(&bundle.sets).map_err(|m| errors(m.into_iter().map(set_problem).collect()))?;
-    let set =
-        cedar_policy::PolicySet::from_str(&bundle.text).map_err(|e| errors(syntax_problems(&e, &source)))?;
+    let set = cedar_policy::PolicySet::from_str(text).map_err(|e| errors(syntax_problems(&e, &source)))?;
 
     let mut problems = template_problems(&set, &source);
     let drafts = drafts(&set, &source, &mut problems);
     for draft in &drafts {
         problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members));
+        problems.extend(ranges::review(draft.ast(), draft.id.as_deref(), &source));
     }
     validate(vocabulary, &drafts, &source, &mut problems);
     if !problems.is_empty() {
         // The kernel plan reads conditions as the schema types them, so it must not see others.
         return Err(errors(problems));
     }
+    let schedule =
+        Schedule::new(drafts.iter().map(|d| (d.ast(), d.id.as_deref())), &source).map_err(report)?;
     let ids = drafts.iter().map(|d| d.id.as_deref().unwrap_or_default());
     let plan = Plan::new(drafts.iter().map(Draft::ast).zip(ids), &source, &members).map_err(report)?;
     let policies = drafts.iter().map(finish).collect::<Result<Vec<_>, _>>().map_err(|m| errors(vec![m]))?;
@@ -75,7 +83,7 @@ pub(super) fn parse(bundle: &PolicyBundle) -> Result<Inner, PolicyErrors> {
     for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
         syntax::reads(condition, &mut reads);
     }
-    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, plan })
+    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, plan, schedule, zone })
 }
 
 /// Whether the policy's scope includes the action.

@@ -11,7 +11,8 @@ use ipnet::IpNet;
 
 use super::{Inner, PolicySet};
 use crate::address::{canonical, is_reserved};
-use crate::members::{Members, PrefixIndex};
+use crate::members::{Class, Members};
+use crate::prefix::{Prefix, PrefixIndex};
 use crate::request::{Decision, Operation, Request, Transport};
 
 /// By what one permit names addresses. A prefix of length 0 is everything, and names nothing.
@@ -37,21 +38,24 @@ impl Names {
     fn has(&self, ip: IpAddr, members: &Members) -> bool {
         !self.prefixes.containing(ip, 1).is_empty()
             || (!self.sets.is_empty()
-                && members.sets_of_ip(ip, 1).into_iter().any(|set| self.sets.contains(set)))
+                && members
+                    .classes_of(ip, 1)
+                    .any(|class| matches!(class, Class::Set(set) if self.sets.contains(set))))
     }
 }
 
 impl FromIterator<Name> for Names {
     fn from_iter<I: IntoIterator<Item = Name>>(names: I) -> Names {
-        let mut this = Names::default();
+        let mut prefixes = Vec::new();
+        let mut sets = BTreeSet::new();
         for name in names {
             match name {
                 Name::Prefix(prefix) if prefix.prefix_len() == 0 => {}
-                Name::Prefix(prefix) => this.prefixes.insert(prefix, 0),
-                Name::Set(set) => drop(this.sets.insert(set)),
+                Name::Prefix(prefix) => prefixes.push((Prefix::of(prefix), 0)),
+                Name::Set(set) => drop(sets.insert(set)),
             }
         }
-        this
+        Names { prefixes: PrefixIndex::new(prefixes, &[]), sets }
     }
 }
 
@@ -62,8 +66,9 @@ impl PolicySet {
     /// A [reserved](is_reserved) address that `connect` permits is denied with
     /// [`DropReason::AddressReserved`] unless one of the permits that determined this very decision
     /// names it: by an address or prefix in its scope or its condition, or by a network set there. A
-    /// prefix of length 0 names nothing, nor does one that takes away (behind `unless` or `!`). The
-    /// policies of such a denial are the permits, none of which names it.
+    /// prefix of length 0 names nothing, nor does one that takes away (behind `unless` or `!`), nor an
+    /// ASN or a country: what others wrote into a data set opens nothing. The policies of such a denial
+    /// are the permits, none of which names it.
     #[must_use]
     pub fn reach(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         let decision = self.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });

@@ -2,15 +2,14 @@
 //! not exist. A rule that would silently do nothing is refused here. Must never accept a spelling that
 //! decisions would not compare equal.
 
-use std::collections::BTreeSet;
-
 use cedar_policy_core::ast::{Effect, EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
 use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
 
 use super::syntax::{self, BinaryOp, Policy, UnaryOp};
 use super::text::Source;
+use crate::geo::{asn, is_country};
 use crate::host::quote;
-use crate::members::{Members, check_prefix};
+use crate::members::{Class, Members, check_prefix};
 use crate::{Host, PolicyProblem};
 
 /// Values of `context.protocol`, over all actions.
@@ -138,6 +137,8 @@ impl Reviewer<'_> {
             "Network" => self.network(id, at),
             "Host" => self.host(id, at),
             "NetworkSet" | "HostSet" => self.set(&kind, id, at),
+            "Asn" => self.asn(id, at),
+            "Country" => self.country(id, at),
             _ => {}
         }
     }
@@ -145,7 +146,9 @@ impl Reviewer<'_> {
     /// A set that does not exist or is empty matches nothing.
     fn set(&mut self, kind: &str, id: &str, at: Option<usize>) {
         let (what, size) = match kind {
-            "NetworkSet" => ("network", self.members.network_set(id).map(BTreeSet::len)),
+            "NetworkSet" => {
+                ("network", self.members.class(&Class::Set(id.to_owned())).map(|prefixes| prefixes.len()))
+            }
             _ => ("host", self.members.host_set_size(id)),
         };
         let shown = quote(id);
@@ -157,6 +160,52 @@ impl Reviewer<'_> {
                 "the {what} set `{shown}` has no members, so it never matches: add one, or remove what names it from the policy"
             ),
             Some(_) => return,
+        };
+        self.problem(at, message);
+    }
+
+    fn asn(&mut self, id: &str, at: Option<usize>) {
+        if asn(id).is_none() {
+            let digits = id.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches('0');
+            let corrected = format!("AS{digits}");
+            let hint = match asn(&corrected) {
+                Some(_) => format!("write `Asn::\"{corrected}\"`"),
+                None => "write it as `Asn::\"AS16509\"`, from AS1 to AS4294967295".to_owned(),
+            };
+            return self.problem(at, format!("`Asn::\"{}\"` is not an autonomous system: {hint}", quote(id)));
+        }
+        let is_there = self.members.geo.asns;
+        self.geo_name(Class::Asn(id.to_owned()), ("ASN", "asn"), is_there, at);
+    }
+
+    fn country(&mut self, id: &str, at: Option<usize>) {
+        if !is_country(id) {
+            let upper = id.to_ascii_uppercase();
+            let hint = if is_country(&upper) {
+                format!("write `Country::\"{upper}\"`")
+            } else {
+                "write the two letters of ISO 3166-1, as in `Country::\"DE\"`".to_owned()
+            };
+            return self.problem(at, format!("`Country::\"{}\"` is not a country's code: {hint}", quote(id)));
+        }
+        let is_there = self.members.geo.countries;
+        self.geo_name(Class::Country(id.to_owned()), ("country", "country"), is_there, at);
+    }
+
+    /// An ASN or a country that the data don't have matches nothing.
+    fn geo_name(&mut self, class: Class, (what, key): (&str, &str), is_there: bool, at: Option<usize>) {
+        let (Class::Asn(id) | Class::Country(id) | Class::Set(id)) = &class;
+        if self.members.geo.is_assumed || self.members.class(&class).is_some() {
+            return;
+        }
+        let message = if is_there {
+            format!(
+                "the {what} data in force have no `{id}`, so it never matches: correct it, or bring newer data (`[geo] {key}` of the configuration)"
+            )
+        } else {
+            format!(
+                "`{id}` can't be looked up, because no {what} data are configured: set `[geo] {key} = \"/path/to/file.mmdb\"` in the configuration, or use a `NetworkSet`"
+            )
         };
         self.problem(at, message);
     }

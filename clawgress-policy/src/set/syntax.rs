@@ -173,6 +173,9 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         ExprKind::BinaryApp { op: BinaryOp::In, arg1, .. } if variable(arg1).is_none() => Some(arg1),
         _ => None,
     };
+    if crate::time::Field::of(expr).is_some() {
+        reads.time = true;
+    }
     match base.map(|base| variable(base)) {
         Some(Some(Var::Context)) | None => {}
         Some(Some(Var::Resource)) => reads.resource = true,

@@ -7,7 +7,7 @@ use clawgress_identity::{Agent, AgentId, AgentState};
 use ipnet::IpNet;
 
 use crate::address::reserved;
-use crate::{NamedSets, PolicyBundle, PolicySet};
+use crate::{NamedSets, PolicySet, Surroundings};
 
 /// `SplitMix64`: small, seedable, and the same on every machine.
 pub(super) struct Random(pub(super) u64);
@@ -72,6 +72,46 @@ const SETS: [(&str, &[&str]); 4] = [
     // Everything, and so nothing that is named but the rest.
     ("wide", &["0.0.0.0/0", "::/0", "10.1.2.0/24", "64:ff9b::/96"]),
 ];
+
+const GEO: [(&str, &[&str]); 5] = [
+    ("Asn::\"AS64500\"", &["10.1.2.0/25", "203.0.113.0/24", "2001:db8:1::/48"]),
+    ("Asn::\"AS4200000001\"", &["203.0.113.64/26", "64:ff9b::/96"]),
+    ("Country::\"DE\"", &["10.0.0.0/9", "203.0.113.128/25", "2001:db8::/33", "128.0.0.0/2"]),
+    ("Country::\"FR\"", &["203.0.113.5/32", "fd00:ec2::/33", "127.0.0.0/9"]),
+    ("Country::\"JP\"", &["::/0", "0.0.0.0/0"]),
+];
+const MOMENTS: [&str; 5] = [
+    "2026-03-29T01:00:00Z",
+    "2026-10-25T02:00:00+0200",
+    "2026-11-25T18:00:00Z",
+    "2026-11-26",
+    "2026-11-29T23:30:00.000Z",
+];
+/// The Unix seconds of [`MOMENTS`].
+const MOMENTS_S: [i64; 5] = [1_774_746_000, 1_792_886_400, 1_795_629_600, 1_795_651_200, 1_795_995_000];
+
+fn surroundings() -> Surroundings {
+    let mut geo = crate::set::tests::geo(&[], &[]);
+    for (entity, list) in GEO {
+        let id = entity.split('"').nth(1).unwrap();
+        let prefixes = list.iter().map(|p| p.parse().unwrap()).collect();
+        match id.strip_prefix("AS") {
+            Some(number) => drop(geo.asns.as_mut().unwrap().insert(number.parse().unwrap(), prefixes)),
+            None => drop(geo.countries.as_mut().unwrap().insert(id.to_owned(), prefixes)),
+        }
+    }
+    Surroundings { geo, zone: crate::time::tests::berlin() }
+}
+
+/// A moment, often at one that policies speak of or near it.
+pub(super) fn moment(r: &mut Random) -> i64 {
+    let near = [0, -1, 1, 59_999, 60_000, 3_600_000, -3_600_000];
+    let year = i64::try_from(r.next() % 31_536_000_000).unwrap();
+    match r.below(3) {
+        0 => 1_770_000_000_000 + year,
+        _ => r.pick(&MOMENTS_S) * 1_000 + r.pick(&near),
+    }
+}
 
 pub(super) fn sets() -> NamedSets {
     let set = |list: &[&str]| list.iter().map(|p| p.parse().unwrap()).collect::<BTreeSet<IpNet>>();
@@ -207,7 +247,15 @@ fn principal_atom(r: &mut Random) -> String {
 fn network_atom(r: &mut Random) -> Condition {
     let subject = r.pick(&["context.ip", "resource.ip"]);
     let (one, two) = (r.pick(&ADDRESSES), r.pick(&ADDRESSES));
-    match r.below(12) {
+    match r.below(15) {
+        // An ASN and a country name nothing.
+        12 => Condition::plain(format!("resource in {}", r.pick(&GEO).0)),
+        13 => Condition::plain(format!("resource in [{}, {}]", r.pick(&GEO[2..]).0, r.pick(&GEO[2..]).0)),
+        14 => {
+            let (name, members) = r.pick(&SETS);
+            let geo = r.pick(&GEO).0;
+            Condition::naming(format!("(resource in {geo} || resource in NetworkSet::\"{name}\")"), members)
+        }
         0..=4 => {
             let range = r.pick(&PREFIXES);
             Condition::naming(format!("{subject}.isInRange(ip(\"{range}\"))"), &[range])
@@ -241,6 +289,19 @@ fn port_atom(r: &mut Random) -> String {
     }
 }
 
+fn time_atom(r: &mut Random) -> String {
+    let (field, least, values) = r.pick(&[("hour", 0, 24), ("minute", 0, 60), ("weekday", 1, 7)]);
+    let value = |r: &mut Random| least + r.below(values);
+    let operator = r.pick(&["==", "!=", "<", "<=", ">", ">="]);
+    match r.below(5) {
+        0 => format!("context.time {operator} datetime(\"{}\")", r.pick(&MOMENTS)),
+        1 => format!("datetime(\"{}\") {operator} context.time", r.pick(&MOMENTS)),
+        2 => format!("[{}, {}].contains(context.{field})", value(r), value(r)),
+        3 => format!("{} {operator} context.{field}", value(r)),
+        _ => format!("context.{field} {operator} {}", value(r)),
+    }
+}
+
 fn condition(r: &mut Random, depth: usize) -> Condition {
     if depth > 0 {
         let sub = |r: &mut Random| condition(r, depth - 1);
@@ -256,7 +317,8 @@ fn condition(r: &mut Random, depth: usize) -> Condition {
             _ => {}
         }
     }
-    match r.below(12) {
+    match r.below(14) {
+        12 | 13 => Condition::plain(time_atom(r)),
         0..=4 => network_atom(r),
         5..=7 => Condition::plain(port_atom(r)),
         8 => Condition::plain(format!(
@@ -303,7 +365,8 @@ fn policy(r: &mut Random, number: usize) -> (String, Vec<IpNet>) {
     ]);
     let (set, members) = r.pick(&SETS);
     let one = r.pick(&ADDRESSES);
-    let (resource, mut names) = match r.below(8) {
+    let (resource, mut names) = match r.below(9) {
+        8 => (format!("resource in {}", r.pick(&GEO).0), vec![]),
         0 => (format!("resource in NetworkSet::\"{set}\""), members.iter().map(|p| prefix(p)).collect()),
         1 => (format!("resource == Network::\"{one}\""), vec![prefix(one)]),
         2 => ("resource is Network".to_owned(), vec![]),
@@ -353,21 +416,21 @@ pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
     let (mut text, mut names_of) = (String::new(), NamesOf::new());
     for number in 0..=r.below(7) {
         let (policy, names) = policy(r, number);
-        match PolicySet::parse(&PolicyBundle { text: policy.clone(), sets: sets() }) {
+        match PolicySet::parse_in(&policy, &sets(), &surroundings()) {
             Ok(_) => {
                 text.push_str(&policy);
                 names_of.insert(format!("p{number}"), names);
             }
             Err(e) => assert!(
-                e.problems
+                e.problems.iter().all(|p| ["impossible", "applicable action", "never matches"]
                     .iter()
-                    .all(|p| p.message.contains("impossible") || p.message.contains("applicable action")),
+                    .any(|why| p.message.contains(why))),
                 "{policy}\n{:#?}",
                 e.problems
             ),
         }
     }
-    let set = PolicySet::parse(&PolicyBundle { text: text.clone(), sets: sets() }).unwrap();
+    let set = PolicySet::parse_in(&text, &sets(), &surroundings()).unwrap();
     (text, names_of, set)
 }
 

@@ -102,7 +102,58 @@ const REFUSED: &[(&str, &str)] = &[
         r#"@id("a") permit (principal, action == Action::"connect", resource == Network::"::ffff:10.0.0.1");"#,
         "1:70: policy `a`: Network `::ffff:10.0.0.1` is not in canonical form",
     ),
+    (
+        r#"@id("a") permit (principal, action == Action::"connect", resource in Asn::"AS64500");"#,
+        "1:70: policy `a`: `AS64500` can't be looked up, because no ASN data are configured: set `[geo] asn = ",
+    ),
+    (
+        r#"@id("a") forbid (principal, action == Action::"direct", resource in Country::"DE");"#,
+        "1:69: policy `a`: `DE` can't be looked up, because no country data are configured: set `[geo] country = ",
+    ),
+    (
+        r#"@id("a") permit (principal, action == Action::"connect", resource in Asn::"16509");"#,
+        "1:70: policy `a`: `Asn::\"16509\"` is not an autonomous system: write `Asn::\"AS16509\"`",
+    ),
+    (
+        r#"@id("a") permit (principal, action == Action::"connect", resource in Asn::"ASX");"#,
+        "1:70: policy `a`: `Asn::\"ASX\"` is not an autonomous system: write it as",
+    ),
+    (
+        r#"@id("a") permit (principal, action == Action::"connect", resource in Asn::"AS4294967296");"#,
+        "1:70: policy `a`: `Asn::\"AS4294967296\"` is not an autonomous system: write it as",
+    ),
+    (
+        r#"@id("a") permit (principal, action == Action::"connect", resource in Country::"fr");"#,
+        "1:70: policy `a`: `Country::\"fr\"` is not a country's code: write `Country::\"FR\"`",
+    ),
+    (
+        r#"@id("a") permit (principal, action == Action::"connect", resource in Country::"France");"#,
+        "1:70: policy `a`: `Country::\"France\"` is not a country's code: write the two letters",
+    ),
 ];
+
+/// What the data don't have is refused with its place.
+#[test]
+fn refused_asns_and_countries() {
+    let text = r#"@id("a") permit (principal, action == Action::"connect", resource)
+        when { resource in Asn::"AS1" || resource in [Country::"FR", Country::"DE"] || resource in Asn::"AS2" };"#;
+    let geo = super::geo(&[(1, &["203.0.113.0/24"]), (2, &[])], &[("FR", &["203.0.113.0/24"])]);
+    let surroundings = Surroundings { geo, ..Surroundings::default() };
+    let errors = PolicySet::parse_in(text, &NamedSets::default(), &surroundings).unwrap_err();
+    let problems: Vec<String> = errors.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    let wanted = "2:70: policy `a`: the country data in force have no `DE`, so it never matches: correct it, or bring newer data (`[geo] country` of the configuration)";
+    assert_eq!(problems[0], wanted);
+    assert!(
+        problems[1].starts_with("2:100: policy `a`: the ASN data in force have no `AS2`"),
+        "{problems:#?}"
+    );
+
+    let wrong = super::geo(&[(1, &["10.0.0.1/8", "::ffff:a00:0/104"])], &[]);
+    let surroundings = Surroundings { geo: wrong, ..Surroundings::default() };
+    let errors = PolicySet::parse_in("", &NamedSets::default(), &surroundings).unwrap_err();
+    assert!(errors.problems.iter().all(|p| p.message.starts_with("the geo data: `")), "{errors:?}");
+}
 
 #[test]
 fn refused_text() {
@@ -128,6 +179,52 @@ const REFUSED_CONDITIONS: &[(&str, &str, &str)] = &[
     ("connect", r#"context.ip == ip("x")"#, "error during extension function argument validation"),
     ("connect", r#"context.port == 70000"#, "`70000` is not a port"),
     ("connect", r#"context.port > -1"#, "`-1` is not a port"),
+    (
+        "connect",
+        r#"context.port >= 443 && context.port <= 80"#,
+        "no port is at least 443 and at most 80, so this never matches: write `context.port >= 80 && context.port <= 443`",
+    ),
+    (
+        "direct",
+        r#"context.protocol == "tcp" && 90 < context.port && !(context.port > 80)"#,
+        "no port is at least 91",
+    ),
+    (
+        "http",
+        r#"context.port > 80 && (context.port < 70 || context.port < 60 && context.port > 61)"#,
+        "no port is at",
+    ),
+    ("tls", r#"!(context.port >= 443 && context.port < 443)"#, "no port is at least 443 and at most 442"),
+    (
+        "connect",
+        r#"context.hour >= 22 && context.hour < 6"#,
+        "no hour is at least 22 and at most 5, so this never matches: for what goes on past the last hour, write `context.hour >= 22 || context.hour <= 5`",
+    ),
+    (
+        "http",
+        r#"context.time > datetime("2027-01-01") && context.time < datetime("2026-01-01")"#,
+        "this time ends before it begins",
+    ),
+    ("connect", r#"context.hour == 24"#, "`24` is not an hour: it is 0 to 23"),
+    ("http", r#"context.minute < 60"#, "`60` is not a minute: it is 0 to 59"),
+    ("tls", r#"[0, 6].contains(context.weekday)"#, "`0` is not a weekday: 1 is Monday"),
+    (
+        "connect",
+        r#"context.time < datetime("2026-11-26T00:00:30Z")"#,
+        "`2026-11-26T00:00:30Z` is not a whole minute",
+    ),
+    (
+        "connect",
+        r#"context.time < datetime("2026-13-26")"#,
+        "error during extension function argument validation",
+    ),
+    ("connect", r#"context.hour + 1 < 9"#, "`context.hour` can only be compared with literals"),
+    ("http", r#"context.hour == context.port"#, "`context.hour` can only be compared with literals"),
+    (
+        "tls",
+        r#"context.time.toTime() < duration("9h")"#,
+        "`context.time` can only be compared with literals, so that it is known when the answer changes: write `context.time < datetime(\"2030-01-31T18:00:00Z\")`",
+    ),
     ("connect", r#"[80, 99999].contains(context.port)"#, "`99999` is not a port"),
     ("connect", r#"context.protocol == "TCP""#, "`context.protocol` is never `TCP`"),
     ("http", r#"context.method == "get""#, "methods are compared as sent, in upper case: write `GET`"),
