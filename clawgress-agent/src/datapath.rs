@@ -20,6 +20,7 @@ mod service;
 mod spool;
 pub mod tables;
 mod upkeep;
+mod verifier;
 mod workloads;
 
 use std::os::unix::net::UnixStream;
@@ -55,6 +56,7 @@ use crate::peer::{Access, Socket};
 use crate::serve;
 
 pub use bench::bench_kernel;
+pub use verifier::{Checked, CheckedProgram, check_programs};
 
 /// Runs the role until `stop`.
 ///

@@ -46,6 +46,9 @@ enum Role {
         /// Compare the configuration with the interfaces of this machine, then exit.
         #[arg(long, conflicts_with_all = ["detach", "close"])]
         check: bool,
+        /// Load every kernel program without attaching it, tell what the kernel's verifier made of each, then exit. Changes nothing; needs no configuration.
+        #[arg(long, conflicts_with_all = ["detach", "close", "check"])]
+        check_programs: bool,
     },
     /// State, policy, audit and administration; needs no capability.
     Control {
@@ -99,15 +102,19 @@ fn start(role: Role) -> Result<()> {
         Role::Datapath { file, detach: true, .. } => datapath::detach(&Config::load(&file.config)?),
         Role::Datapath { file, close: true, .. } => datapath::close(&Config::load(&file.config)?),
         Role::Datapath { file, check: true, .. } => datapath::check(&Config::load(&file.config)?),
+        Role::Datapath { check_programs: true, .. } => say(&datapath::check_programs()?),
         Role::Datapath { file, .. } => run(&file, &["datapath"]),
         Role::Control { file } => run(&file, &["control"]),
         Role::Keys { file } => run(&file, &["keys"]),
         Role::All { file } => run(&file, &["keys", "datapath", "control"]),
         Role::BenchKernel { output: Output::Json } => {
-            let report = serde_json::to_string(&datapath::bench_kernel()?)?;
-            writeln!(std::io::stdout().lock(), "{report}").context("cannot write the report")
+            say(&serde_json::to_string(&datapath::bench_kernel()?)?)
         }
     }
+}
+
+fn say(report: &impl std::fmt::Display) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{report}").context("cannot write the report")
 }
 
 /// Runs roles until a signal comes or one of them ends; the end of one is the end of all.

@@ -17,8 +17,12 @@ mod interfaces;
 mod kernel;
 #[path = "datapath/lab.rs"]
 mod lab;
+#[path = "datapath/machine.rs"]
+mod machine;
 #[path = "datapath/network.rs"]
 mod network;
+#[path = "datapath/older.rs"]
+mod older;
 #[path = "datapath/property.rs"]
 mod property;
 #[path = "datapath/removal.rs"]

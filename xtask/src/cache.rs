@@ -36,6 +36,20 @@ pub fn toolchain() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Names the directory of kernels in place of the one below the cache.
+pub const KERNELS_DIR: &str = "CLAWGRESS_KERNELS_DIR";
+
+/// Kernels for the tests' virtual machines, a directory each.
+///
+/// # Errors
+/// As [`root`].
+pub fn kernels() -> anyhow::Result<PathBuf> {
+    match std::env::var_os(KERNELS_DIR).filter(|v| !v.is_empty()) {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => Ok(root()?.join("kernels")),
+    }
+}
+
 /// The demo's Python clients.
 ///
 /// # Errors

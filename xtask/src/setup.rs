@@ -2,7 +2,9 @@
 //! changes nothing. Must never touch what it did not make, nor name a registry: packages come from
 //! where this machine already takes its packages from.
 
+mod apt;
 mod clients;
+mod kernels;
 mod linker;
 mod packages;
 mod rust_src;
@@ -43,6 +45,9 @@ pub fn run(scope: Scope) -> anyhow::Result<()> {
     let library = rust_src::install()?;
     say("rust-src", &format!("present ({})", library.display()));
     linker::install()?;
+    if scope >= Scope::Lab {
+        kernels::install()?;
+    }
     if scope == Scope::All {
         clients::install()?;
     }

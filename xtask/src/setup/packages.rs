@@ -35,6 +35,10 @@ const PROGRAMS: &[Program] = &[
     program("openssl", "openssl", Scope::Lab, "is a client"),
     program("python3", "python3", Scope::Lab, "is a client"),
     program("systemd-analyze", "systemd", Scope::Lab, "rates the units' hardening"),
+    program("xz", "xz-utils", Scope::Lab, "unpacks modules of the kernels under test"),
+    program("strip", "binutils", Scope::Lab, "makes what goes into a virtual machine small"),
+    program("busybox", "busybox-static", Scope::Lab, "is the first process of a virtual machine"),
+    program("qemu-system-x86_64", "qemu-system-x86", Scope::Lab, "runs older kernels, emulated"),
     program("node", "nodejs", Scope::All, "is a client"),
 ];
 

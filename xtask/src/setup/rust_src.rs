@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::apt::Apt;
 use super::say;
 use crate::cache;
 use crate::shell::{self, TOOLCHAIN};
@@ -17,7 +18,6 @@ const ARCHIVE: &str = "CLAWGRESS_RUST_SRC";
 const PACKAGE_VERSION: &str = "1.95.0+dfsg1-2~bpo13+1";
 const PACKAGE_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b";
 const SUITE: &str = "trixie-backports";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Finds the source or installs it; gives the `library` directory.
 ///
@@ -84,40 +84,10 @@ fn place(library: &Path, unpack: impl FnOnce(&Path) -> anyhow::Result<PathBuf>) 
     Ok(())
 }
 
-/// Debian's package through an apt configuration of our own: the machine's is neither read for
-/// suites nor changed.
+/// Debian's package of the source.
 fn from_debian(library: &Path) -> anyhow::Result<()> {
-    ensure!(shell::found("apt-get"), "there is no apt-get here");
-    ensure!(Path::new(KEYRING).is_file(), "there is no `{KEYRING}` to check signatures with");
-    let mirror = mirror().context("no Debian mirror in `/etc/apt`")?;
-    let apt = cache::toolchain()?.join("apt");
-    for dir in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt.join(dir))?;
-    }
-    let sources = apt.join("sources.list");
-    fs::write(&sources, format!("deb [signed-by={KEYRING}] {mirror} {SUITE} main\n"))?;
-    let configuration = apt.join("apt.conf");
-    let user = if nix::unistd::geteuid().is_root() { "APT::Sandbox::User \"root\";\n" } else { "" };
-    fs::write(
-        &configuration,
-        format!(
-            "Dir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"-\";\nDir::State::lists \"{}\";\nDir::Cache \"{}\";\n{user}",
-            sources.display(),
-            apt.join("lists").display(),
-            apt.join("cache").display(),
-        ),
-    )?;
-    let get = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        shell::run(command.env("APT_CONFIG", &configuration).current_dir(&apt).arg("-qq").args(args))
-    };
-    get(&["update"])?;
-    get(&["download", &format!("rust-src={PACKAGE_VERSION}")])?;
-    let package = fs::read_dir(&apt)?
-        .filter_map(Result::ok)
-        .map(|e| e.path())
-        .find(|p| p.extension().is_some_and(|e| e == "deb"))
-        .context("apt-get downloaded nothing")?;
+    let apt = Apt::open(cache::toolchain()?.join("apt"), SUITE)?;
+    let package = apt.download(&format!("rust-src={PACKAGE_VERSION}"))?;
     let sum = shell::output(Command::new("sha256sum").arg(&package))?;
     if !sum.starts_with(PACKAGE_SHA256) {
         fs::remove_file(&package)?;
@@ -127,26 +97,7 @@ fn from_debian(library: &Path) -> anyhow::Result<()> {
         shell::run(Command::new("dpkg").arg("-x").arg(&package).arg(staging))?;
         Ok(staging.join("usr/src").join(format!("rustc-{TOOLCHAIN}/library")))
     })?;
-    fs::remove_dir_all(&apt).context("cannot clear the private apt directory")
-}
-
-/// The first Debian mirror this machine takes packages from.
-fn mirror() -> Option<String> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let more = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().filter_map(Result::ok);
-    files.extend(
-        more.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sources" || e == "list")),
-    );
-    files.iter().filter_map(|f| fs::read_to_string(f).ok()).find_map(|text| mirror_in(&text))
-}
-
-fn mirror_in(text: &str) -> Option<String> {
-    let lines = text.lines().map(str::trim).filter(|l| l.starts_with("URIs:") || l.starts_with("deb "));
-    lines
-        .flat_map(str::split_whitespace)
-        .map(|word| word.trim_end_matches('/'))
-        .find(|word| word.contains("://") && word.ends_with("/debian"))
-        .map(str::to_owned)
+    apt.close()
 }
 
 fn from_archive(library: &Path) -> anyhow::Result<()> {
@@ -168,26 +119,6 @@ fn from_archive(library: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[track_caller]
-    fn check(text: &str, want: Option<&str>) {
-        assert_eq!(mirror_in(text).as_deref(), want);
-    }
-
-    #[test]
-    fn the_machines_own_mirror_is_found() {
-        check(
-            "Types: deb\nURIs: http://a.example/debian/\nSuites: trixie\n",
-            Some("http://a.example/debian"),
-        );
-        check(
-            "deb [arch=amd64] https://b.example/mirror/debian trixie main\n",
-            Some("https://b.example/mirror/debian"),
-        );
-        check("# deb http://a.example/debian trixie main\n", None);
-        check("URIs: http://a.example/debian-security\n", None);
-        check("deb http://a.example/ubuntu noble main\n", None);
-    }
 
     #[test]
     fn an_incomplete_source_is_never_put_in_place() {

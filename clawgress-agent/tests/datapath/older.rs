@@ -1,0 +1,64 @@
+//! The oldest supported kernel (6.1: programs on clsact) and a later one (6.12: tcx), in virtual machines:
+//! every program loads, judges by test run as here, and governs real connections.
+
+use std::path::Path;
+
+use crate::machine::{self, Step};
+
+const AGENT: &str = env!("CARGO_BIN_EXE_clawgress-agent");
+/// Tests of this program that are run again there, one of each kind: the layout of maps, verdicts by test
+/// run of each program, and the whole role with its rules and links between network namespaces.
+const TESTS: [&str; 7] = [
+    "verdicts::maps_have_the_layout_of_the_abi",
+    "verdicts::programs_verify_with_headroom",
+    "verdicts::every_reason_in_both_families",
+    "verdicts::frames_that_are_not_understood",
+    "verdicts::flows_count_both_ways_and_answers_need_one",
+    "verdicts::a_new_generation_judges_live_flows_again",
+    "network::steered_forwarded_and_dropped",
+];
+
+/// Names of the programs that a kernel took, as the agent prints them.
+fn checked(console: &str) -> Vec<&str> {
+    let table = console.lines().skip_while(|l| !l.starts_with("program ")).skip(1);
+    let rows = table.take_while(|l| !l.starts_with("Linux "));
+    rows.filter_map(|row| row.split_whitespace().next()).collect()
+}
+
+#[track_caller]
+fn check(series: &str, tc: &str) {
+    let own = std::env::current_exe().expect("the running program");
+    let path = |path: &Path| path.to_str().expect("a name in UTF-8").to_owned();
+    let mut tests = vec![path(&own), "--test-threads=1".to_owned(), "--exact".to_owned()];
+    tests.extend(TESTS.map(str::to_owned));
+    let steps = [
+        Step {
+            name: "check-programs",
+            words: [AGENT, "datapath", "--check-programs"].map(str::to_owned).to_vec(),
+        },
+        Step { name: "tests", words: tests },
+    ];
+    let console = machine::run(series, &[Path::new(AGENT), &own], &steps);
+    let mut here: Vec<String> = clawgress_agent::datapath::check_programs()
+        .expect("the running kernel takes every program")
+        .programs
+        .into_iter()
+        .map(|p| p.name)
+        .collect();
+    here.sort();
+    assert_eq!(checked(&console), here, "Linux {series} did not take every program:\n{console}");
+    assert!(console.contains(&format!("Linux {series}.")), "another kernel ran:\n{console}");
+    let want = format!("test result: ok. {} passed", TESTS.len());
+    assert!(console.contains(&want), "a test is not there any more:\n{console}");
+    println!("Linux {series} ({tc}):\n{console}");
+}
+
+#[test]
+fn linux_6_1_takes_every_program_and_judges_alike() {
+    check("6.1", "clsact");
+}
+
+#[test]
+fn linux_6_12_takes_every_program_and_judges_alike() {
+    check("6.12", "tcx");
+}
