@@ -17,6 +17,7 @@ pub mod object;
 mod plane;
 mod programs;
 mod service;
+mod shares;
 mod spool;
 pub mod tables;
 mod upkeep;
@@ -129,7 +130,7 @@ async fn start(
     let offer = Arc::new(offer(ebpf, config, &interfaces)?);
     let troubles = Arc::<Mutex<Vec<String>>>::default();
     let plane = Arc::new(KernelPlane {
-        flows: Arc::new(Flows::new(object::take(ebpf, map::FLOWS)?)),
+        flows: Arc::new(Flows::new(ebpf)?),
         counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),
@@ -152,7 +153,11 @@ async fn start(
         Arc::clone(spool),
         stop.clone(),
     ));
-    let sweep = flows::sweep(Arc::clone(&plane.flows), names, Arc::clone(spool), stop.clone());
+    let generation = {
+        let plane = Arc::clone(&plane);
+        move || plane.generation()
+    };
+    let sweep = flows::sweep(Arc::clone(&plane.flows), names, Arc::clone(spool), generation, stop.clone());
     tasks.spawn(async move {
         sweep.await;
         Ok(())

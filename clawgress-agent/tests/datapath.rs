@@ -9,6 +9,8 @@
     reason = "test code, in functions that the lint does not know for such"
 )]
 
+#[path = "datapath/flows.rs"]
+mod flows;
 #[path = "datapath/frames.rs"]
 mod frames;
 #[path = "datapath/interfaces.rs"]
@@ -25,6 +27,8 @@ mod network;
 mod older;
 #[path = "datapath/property.rs"]
 mod property;
+#[path = "datapath/refusals.rs"]
+mod refusals;
 #[path = "datapath/removal.rs"]
 mod removal;
 #[path = "datapath/upgrade.rs"]

@@ -38,6 +38,12 @@ pub mod map {
     pub const VERDICTS: &str = "claw_verd_v1";
     /// `Hash<FlowKey, Flow>`: live flows. Bounded, not LRU: a full table denies.
     pub const FLOWS: &str = "claw_flow_v1";
+    /// `Array<u64>[SHARES]`: live flows by agent index modulo its length, mapped into the datapath role. The
+    /// programs add, user space takes off.
+    pub const SHARES: &str = "claw_shar_v1";
+    /// `Array<Pace>[2 * SHARES]`: refusals answered lately; index is `side * SHARES + agent % SHARES`, where the
+    /// side is 0 for XDP, which lets a packet on to be answered, and 1 for TC, which has it answered.
+    pub const REJECTS: &str = "claw_rejt_v1";
     /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to.
     pub const LISTENERS: &str = "claw_lstn_v1";
     /// `RingBuf`: [`Event`](super::Event)s.
@@ -62,8 +68,18 @@ pub mod bound {
     pub const DESTINATIONS_MAX: u32 = 262_144;
     /// Non-default verdict cells, both slots.
     pub const VERDICTS_MAX: u32 = 262_144;
-    /// Concurrent flows: more than ten times the promised 10,000 connections a node.
-    pub const FLOWS_MAX: u32 = 131_072;
+    /// Concurrent flows: 100,000 with room for as many that have ended and are not swept yet. About 50 MiB.
+    pub const FLOWS_MAX: u32 = 262_144;
+    /// Concurrent flows of one agent: no seven of them can fill the table. Each CPU may be one flow over.
+    pub const FLOWS_PER_AGENT_MAX: u64 = FLOWS_MAX as u64 / 8;
+    /// Agents with a share of their own, a power of two: several times the promised 10,000. Indices are never
+    /// reused; two that are this far apart share.
+    pub const SHARES: u32 = 65_536;
+    /// Refusals of one agent that are answered (ICMP error, TCP reset) in [`REJECTS_INTERVAL_NS`]: enough for
+    /// every connection a person waits for, and nothing to a flood. Each CPU may be one over.
+    pub const REJECTS_MAX: u64 = 32;
+    /// See [`REJECTS_MAX`].
+    pub const REJECTS_INTERVAL_NS: u64 = 1_000_000_000;
     /// The gateway's own addresses.
     pub const SELF_MAX: u32 = 1_024;
     /// Registered local workloads, both slots.
@@ -80,6 +96,9 @@ pub mod bound {
     /// See [`DROP_EVENTS_MAX`].
     pub const DROP_EVENTS_INTERVAL_NS: u64 = 1_000_000_000;
 }
+
+/// Where `claw_confirm` finds the [`FlowKey`] in the frame of a test run, bytes: after an Ethernet header.
+pub const CONFIRM_KEY_OFFSET: usize = 16;
 
 /// Slots of [`map::LISTENERS`]: one a family.
 pub mod listener {
@@ -101,7 +120,7 @@ pub mod mark {
     pub const DIRECT: u32 = 0xC1A2_0000;
     /// Addressed to a service of the gateway (proxy, DNS), or ARP/ND.
     pub const LOCAL: u32 = 0xC1A3_0000;
-    /// Rejected: nftables answers with an ICMP error or a reset.
+    /// Refused, and nftables says so with an ICMP error or a reset: never forwarded, never delivered.
     pub const REJECT: u32 = 0xC1A4_0000;
 }
 
@@ -130,6 +149,8 @@ pub mod counter {
     pub const CGROUP_ALLOWED: u32 = 136;
     /// Socket calls of local workloads refused.
     pub const CGROUP_DENIED: u32 = 137;
+    /// Refused packets that TC handed to nftables to be answered; each counts its reason, too.
+    pub const REJECTED: u32 = 139;
     /// Length of the array.
     pub const COUNTERS: u32 = 144;
 }

@@ -74,6 +74,8 @@ drop_reasons! {
     AgentDisabled = 18, "agent_disabled", both;
     /// ICMP of this type is not accepted from agents.
     IcmpUnsupported = 19, "icmp_unsupported", kernel;
+    /// The agent has as many flows as one agent may have.
+    FlowShareFull = 24, "flow_share_full", kernel;
 
     /// A credential was presented, and it is not valid.
     CredentialInvalid = 32, "credential_invalid", l7;

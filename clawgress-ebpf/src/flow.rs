@@ -4,12 +4,13 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use clawgress_ebpf_common::{
-    CLASS_UNAUTHENTICATED, DropReason, Flow, FlowKey, Generation, action, bind_flag, flow_flag, protocol,
+    CLASS_UNAUTHENTICATED, DropReason, Flow, FlowKey, Generation, action, bind_flag, bound, flow_flag,
+    protocol,
 };
 
 use crate::event::now;
 use crate::judge::{self, Judgement};
-use crate::map::FLOWS;
+use crate::map::{FLOWS, SHARES};
 use crate::parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// Which way a packet goes.
@@ -55,10 +56,30 @@ pub fn create(packet: &Packet, generation: u64, judged: &Judgement) -> Result<u6
         flags: if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
         pad: 0,
     };
-    match FLOWS.insert(&packet.key, &flow, BPF_NOEXIST as u64) {
-        Ok(()) | Err(EEXIST) => Ok(at_ns),
-        Err(_) => Err(Judgement::deny(DropReason::FlowTableFull, judged.agent)),
+    let full = |reason| Err(Judgement::deny(reason, judged.agent));
+    let Some(share) = SHARES.get_ptr_mut(share_index(judged.agent)) else {
+        return full(DropReason::FlowShareFull);
+    };
+    // Signed: what user space took off too much for a moment is no full share.
+    // SAFETY: array elements live as long as the map; others only change the number.
+    if unsafe { share.read_volatile() } as i64 >= bound::FLOWS_PER_AGENT_MAX as i64 {
+        return full(DropReason::FlowShareFull);
     }
+    match FLOWS.insert(&packet.key, &flow, BPF_NOEXIST as u64) {
+        Ok(()) => {
+            // SAFETY: as above.
+            unsafe { add(share, 1) };
+            Ok(at_ns)
+        }
+        Err(EEXIST) => Ok(at_ns),
+        Err(_) => full(DropReason::FlowTableFull),
+    }
+}
+
+/// Where an agent's numbers are in the arrays that have one for each.
+#[inline(always)]
+pub fn share_index(agent: u32) -> u32 {
+    agent & (bound::SHARES - 1)
 }
 
 /// Counts `packet` and notes how TCP ends.
@@ -101,7 +122,7 @@ pub fn touch(flow: *mut Flow, packet: &Packet, way: Way) {
 /// # Safety
 /// `to` points to a counter in a map value.
 #[inline(always)]
-unsafe fn add(to: *mut u64, value: u64) {
+pub unsafe fn add(to: *mut u64, value: u64) {
     // The target has no compare-and-swap in its oldest version, so `core` offers no atomic
     // arithmetic; the instruction for this one has always been there.
     // SAFETY: the caller's promise; the instruction reads and writes the 8 bytes at `to`.

@@ -15,6 +15,8 @@
 #[cfg(target_arch = "bpf")]
 mod cgroup;
 #[cfg(target_arch = "bpf")]
+mod confirm;
+#[cfg(target_arch = "bpf")]
 mod event;
 #[cfg(target_arch = "bpf")]
 mod flow;
@@ -28,6 +30,8 @@ mod lookup;
 mod map;
 #[cfg(target_arch = "bpf")]
 mod parse;
+#[cfg(target_arch = "bpf")]
+mod reject;
 #[cfg(target_arch = "bpf")]
 mod tc;
 #[cfg(target_arch = "bpf")]

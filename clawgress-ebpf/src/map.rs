@@ -2,7 +2,7 @@
 //! Names are repeated as literals because the attribute takes no constants; user space finds each
 //! map by its constant at load, so a difference cannot go unnoticed.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sock};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
@@ -31,6 +31,10 @@ pub static VERDICTS: HashMap<VerdictKey, Verdict> =
 // Preallocated: a flood must not be able to make the kernel allocate.
 #[map(name = "claw_flow_v1")]
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(bound::FLOWS_MAX, 0);
+#[map(name = "claw_shar_v1")]
+pub static SHARES: Array<u64> = Array::with_max_entries(bound::SHARES, BPF_F_MMAPABLE);
+#[map(name = "claw_rejt_v1")]
+pub static REJECTS: Array<Pace> = Array::with_max_entries(2 * bound::SHARES, 0);
 #[map(name = "claw_lstn_v1")]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(listener::SLOTS, 0);
 #[map(name = "claw_evnt_v1")]

@@ -18,7 +18,8 @@ use crate::flow::{self, Way, confirm};
 use crate::frame::Frame as _;
 use crate::judge::{self, Judgement};
 use crate::map::{count, generation, listener};
-use crate::parse::{HEADERS_BYTES, Kind, Packet, parse};
+use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, parse};
+use crate::reject;
 
 /// Socket states (`BPF_TCP_TIME_WAIT`, `BPF_TCP_LISTEN`).
 const TCP_TIME_WAIT: u32 = 6;
@@ -44,6 +45,14 @@ pub fn claw_tc_in(ctx: TcContext) -> i32 {
             count(index);
             // SAFETY: the context is the program's own, and `mark` may be written at TC.
             unsafe { (*ctx.skb.skb).mark = mark };
+            TC_ACT_OK
+        }
+        Err(judged) if reject::is_due(reject::LATE, &judged) => {
+            count(counter::REJECTED);
+            let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
+            event::refusal(&place, &packet.key, &judged, packet.bytes);
+            // SAFETY: as above.
+            unsafe { (*ctx.skb.skb).mark = mark::REJECT };
             TC_ACT_OK
         }
         Err(judged) => refuse(hook::TC_INGRESS, generation, &packet, &judged),
@@ -278,10 +287,16 @@ fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resul
         if let Some(record) = flow::find(&key) {
             // SAFETY: as in `flow::touch`.
             let is_local = unsafe { (*record).action } == action::LOCAL;
-            if !is_local {
-                confirm(record, &key, generation, false)?;
+            let goes_on = if is_local { Ok(()) } else { confirm(record, &key, generation, false).map(drop) };
+            match goes_on {
+                Ok(()) => flow::touch(record, packet, Way::Back),
+                // A flow that ended in its midst: its agent is told.
+                Err(_) if is_answer(ctx, kind, packet) => {}
+                Err(judged) => return Err(judged),
             }
-            flow::touch(record, packet, Way::Back);
+            return Ok(());
+        }
+        if is_answer(ctx, kind, packet) {
             return Ok(());
         }
     }
@@ -290,6 +305,18 @@ fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resul
         return Ok(());
     }
     Err(unidentified(parsed.err().unwrap_or(DropReason::FlowUnknown.code())))
+}
+
+/// Whether this is how a refusal is answered: an ICMP error in the gateway's name, or a reset in the name of
+/// whom the agent dialled. This machine itself made it, or it would have come in by some interface.
+#[inline(always)]
+fn is_answer(ctx: &TcContext, kind: Kind, packet: &Packet) -> bool {
+    // SAFETY: the context is the program's own.
+    let is_ours = unsafe { (*ctx.skb.skb).ingress_ifindex } == 0;
+    let is_reset =
+        kind == Kind::Flow && packet.key.protocol == protocol::TCP && packet.tcp_flags & TCP_RST != 0;
+    let is_error = kind == Kind::Error && judge::services(&packet.outer).is_some();
+    is_ours && (is_reset || is_error)
 }
 
 /// Whether the packet's source is the gateway.

@@ -10,6 +10,7 @@ use crate::event::{self, Place, unidentified};
 use crate::judge::{self, Judgement};
 use crate::map::{count, generation};
 use crate::parse::{Kind, Packet, parse};
+use crate::reject;
 
 /// XDP on an agents' interface.
 #[xdp(frags)]
@@ -18,6 +19,11 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
     let mut packet = Packet::new(ctx.ingress_ifindex() as u32);
     match admit(&ctx, generation, &mut packet) {
         Ok(()) => {
+            count(counter::XDP_PASSED);
+            xdp_action::XDP_PASS
+        }
+        // TC has it answered: only there a packet can be marked.
+        Err(judged) if reject::is_due(reject::EARLY, &judged) => {
             count(counter::XDP_PASSED);
             xdp_action::XDP_PASS
         }

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -19,6 +19,8 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// Commands of `bpf(2)` (linux/bpf.h).
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 /// Flag of `BPF_OBJ_GET`: system calls through the descriptor may read only.
 const BPF_F_RDONLY: u32 = 1 << 3;
@@ -45,6 +47,45 @@ struct LinkUpdateAttr {
     program_fd: u32,
     flags: u32,
     old_program_fd: u32,
+}
+
+/// The bytes of a key or value.
+pub fn bytes<T: user::Pod>(value: &T) -> &[u8] {
+    // SAFETY: `Pod` promises that there is no padding.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct TestRunAttr {
+    program_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
 }
 
 /// Opens a pinned object.
@@ -99,6 +140,83 @@ pub fn replace(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
         old_program_fd: 0,
     };
     call(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// Runs `program` once on the frame `data`, without any network.
+///
+/// # Errors
+/// As `bpf(2)`.
+pub fn test_run(program: &impl AsFd, data: &[u8]) -> io::Result<u32> {
+    let mut attr = TestRunAttr {
+        program_fd: program.as_fd().as_raw_fd().unsigned_abs(),
+        data_size_in: u32::try_from(data.len()).map_err(io::Error::other)?,
+        data_in: data.as_ptr() as u64,
+        repeat: 1,
+        ..TestRunAttr::default()
+    };
+    call_mut(BPF_PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.retval)
+}
+
+/// Reads a hash map in batches. What is there for the whole walk is seen once, whatever else comes and goes.
+#[derive(Debug)]
+pub struct Walk<'a, K, V> {
+    map: BorrowedFd<'a>,
+    /// Where the kernel goes on; `None` at the beginning.
+    position: Option<u32>,
+    is_over: bool,
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+/// Entries read by one call: 1 MiB or so, and far more than any bucket of a hash map holds.
+const BATCH_ENTRIES: usize = 8192;
+
+impl<'a, K: user::Pod, V: user::Pod> Walk<'a, K, V> {
+    /// A walk through `map`, which must be a hash map of `K` and `V`.
+    pub fn new(map: BorrowedFd<'a>) -> Self {
+        // SAFETY: `Pod` promises validity of every bit pattern.
+        let (key, value) = unsafe { (std::mem::zeroed::<K>(), std::mem::zeroed::<V>()) };
+        let (keys, values) = (vec![key; BATCH_ENTRIES], vec![value; BATCH_ENTRIES]);
+        Walk { map, position: None, is_over: false, keys, values }
+    }
+
+    /// The next entries; `None` after the last.
+    ///
+    /// # Errors
+    /// As `bpf(2)`.
+    pub fn advance(&mut self) -> io::Result<Option<impl Iterator<Item = (&K, &V)>>> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let mut after = 0_u32;
+        let mut attr = BatchAttr {
+            in_batch: self.position.as_ref().map_or(0, |p| std::ptr::from_ref(p) as u64),
+            out_batch: &raw mut after as u64,
+            keys: self.keys.as_mut_ptr() as u64,
+            values: self.values.as_mut_ptr() as u64,
+            count: u32::try_from(BATCH_ENTRIES).map_err(io::Error::other)?,
+            map_fd: self.map.as_raw_fd().unsigned_abs(),
+            element_flags: 0,
+            flags: 0,
+        };
+        match call_mut(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(()) => self.position = Some(after),
+            // The last ones.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.is_over = true,
+            Err(error) => return Err(error),
+        }
+        let count = attr.count as usize;
+        Ok(Some(self.keys.iter().zip(&self.values).take(count)))
+    }
+}
+
+fn call_mut<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
+    // SAFETY: as in `call`; the kernel may write to `attr`, and to what its pointers point to, which the caller
+    // made large enough and holds for the call.
+    let rc =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), std::mem::size_of::<T>()) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn call<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {

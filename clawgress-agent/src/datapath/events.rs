@@ -71,6 +71,7 @@ impl Counters {
             ("tc_local", counter::LOCAL),
             ("tc_dropped", counter::TC_DROPPED),
             ("tc_returned", counter::RETURNED),
+            ("tc_rejected", counter::REJECTED),
             ("events_lost", counter::EVENTS_LOST),
             ("cgroup_allowed", counter::CGROUP_ALLOWED),
             ("cgroup_denied", counter::CGROUP_DENIED),

@@ -4,6 +4,7 @@
 //!
 //! Must never open a way: everything here either drops, or accepts what carries our mark.
 
+mod conntrack;
 mod firewall;
 mod routes;
 mod watch;
@@ -19,6 +20,7 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 
+pub use conntrack::Conntrack;
 pub use firewall::Firewall;
 pub use routes::Routes;
 pub use watch::{Changes, Watch};

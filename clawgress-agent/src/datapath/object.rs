@@ -1,6 +1,7 @@
 //! The embedded kernel object: loading it, with maps pinned or not. A pinned map of another ABI version
 //! is never reused.
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -14,7 +15,7 @@ use nix::sys::statfs::statfs;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
 
 /// Every map of the object.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     map::GENERATION,
     map::BINDINGS,
     map::SELF,
@@ -22,6 +23,8 @@ pub const MAPS: [&str; 14] = [
     map::PORTS,
     map::VERDICTS,
     map::FLOWS,
+    map::SHARES,
+    map::REJECTS,
     map::LISTENERS,
     map::EVENTS,
     map::COUNTERS,
@@ -39,6 +42,8 @@ pub mod program {
     pub const TC_IN: &str = "claw_tc_in";
     /// TC egress on agents' interfaces.
     pub const TC_OUT: &str = "claw_tc_out";
+    /// Test-run, never attached: judges a live flow again.
+    pub const CONFIRM: &str = "claw_confirm";
     /// Listener lookup of the network namespace.
     pub const LOOKUP: &str = "claw_lookup";
     /// cgroup socket address hooks.
@@ -91,6 +96,28 @@ pub fn pin(directory: &Path, name: &str) -> PathBuf {
 pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
     let map = ebpf.take_map(name).with_context(|| format!("the object has no map `{name}`"))?;
     T::try_from(map).with_context(|| format!("map `{name}` has another layout"))
+}
+
+/// Another descriptor of a hash map or array that is still in the object.
+///
+/// # Errors
+/// If it isn't there, is of another kind, or there are no more descriptors.
+pub fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
+    match ebpf.map(name) {
+        Some(Map::Array(data) | Map::HashMap(data)) => Ok(data.fd().as_fd().try_clone_to_owned()?),
+        _ => Err(anyhow!("the object has no map `{name}`, or one of another kind")),
+    }
+}
+
+/// Another descriptor of a program.
+///
+/// # Errors
+/// If it isn't there or not loaded, or there are no more descriptors.
+pub fn program_descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
+    match ebpf.program(name) {
+        Some(Program::SchedClassifier(p)) => Ok(p.fd()?.as_fd().try_clone_to_owned()?),
+        _ => Err(anyhow!("the object has no program `{name}`, or one of another kind")),
+    }
 }
 
 /// Whether maps are pinned there, and not of this version.

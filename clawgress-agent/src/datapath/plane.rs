@@ -205,13 +205,18 @@ impl KernelPlane {
         self.end(|key| key.ifindex != LOCAL_WORKLOAD && !indices.contains(&key.ifindex))
     }
 
+    /// The live generation, 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.live.lock().as_ref().map_or(0, |document| document.generation)
+    }
+
     /// Ends every flow.
     fn flush(&self) -> Result<()> {
         self.end(|_| true)
     }
 
     fn end(&self, is_over: impl Fn(&FlowKey) -> bool) -> Result<()> {
-        let ended = tokio::task::block_in_place(|| self.flows.remove(|key, _| is_over(key)))?;
+        let ended = tokio::task::block_in_place(|| self.flows.remove(|key, _, _| is_over(key)))?;
         for record in ended.iter().filter_map(|(key, flow)| self.names.outcome(key, flow)) {
             self.spool.push(record);
         }

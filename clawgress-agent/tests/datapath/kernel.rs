@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use aya::maps::{HashMap, Map, MapData, MapInfo};
-use aya::programs::Program;
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
+use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, TestRun as _, TestRunOptions};
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::events::Counters;
+use clawgress_agent::datapath::flows::Flows;
 use clawgress_agent::datapath::object::{self, program};
 use clawgress_agent::datapath::tables::{Plan, Tables};
 use clawgress_api::KernelGeneration;
-use clawgress_ebpf_common::{DropReason, Flow, FlowKey, SelfAddress, mark, user};
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, Pace, SelfAddress, bound, mark, user};
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::kernel::KernelTables;
 
@@ -33,13 +34,18 @@ pub enum Did {
     Marked(u32),
     /// Dropped.
     Dropped(DropReason),
+    /// TC let it through to be answered, and to go no further.
+    Rejected(DropReason),
 }
 
 pub struct Kernel {
     pub ebpf: Ebpf,
     pub tables: Tables,
     pub flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
+    /// The same table as the role sweeps it.
+    pub swept: Flows,
     own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
+    rejects: Array<MapData, Plain<Pace>>,
     counters: Counters,
     infos: BTreeMap<String, MapInfo>,
 }
@@ -48,15 +54,30 @@ impl Kernel {
     pub fn load() -> Kernel {
         let mut ebpf = object::load(None).expect("these tests need root and a kernel with BPF");
         let infos = ebpf.maps().map(|(name, map)| (name.to_owned(), info(map))).collect();
-        Kernel {
+        let mut kernel = Kernel {
             infos,
+            rejects: object::take(&mut ebpf, clawgress_ebpf_common::map::REJECTS).expect("rejects"),
             tables: Tables::take(&mut ebpf).expect("tables"),
+            swept: Flows::new(&ebpf).expect("flow table"),
             flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
             own: object::take(&mut ebpf, clawgress_ebpf_common::map::SELF).expect("own addresses"),
             counters: Counters::new(
                 object::take(&mut ebpf, clawgress_ebpf_common::map::COUNTERS).expect("counters"),
             ),
             ebpf,
+        };
+        // Most tests are about what is dropped, and where.
+        (1..16).for_each(|agent| kernel.answer(agent, false));
+        kernel
+    }
+
+    /// Whether refusals of this agent are answered: as many as any agent's, or none.
+    pub fn answer(&mut self, agent: u32, is_answered: bool) {
+        let events = if is_answered { 0 } else { bound::REJECTS_MAX };
+        // An interval that began in the future does not end meanwhile.
+        let pace = Pace { since_ns: u64::MAX >> 2, events };
+        for side in [0, bound::SHARES] {
+            self.rejects.set(side + agent, Plain(pace), 0).expect("pace");
         }
     }
 
@@ -92,6 +113,16 @@ impl Kernel {
         self.run(program::TC_OUT, frame)
     }
 
+    /// TC ingress for many packets, whatever becomes of each.
+    pub fn flood(&self, frames: impl Iterator<Item = Vec<u8>>) {
+        let program: &SchedClassifier =
+            self.ebpf.program(program::TC_IN).expect("program").try_into().expect("a classifier");
+        for frame in frames {
+            let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+            program.test_run(options).expect("test run");
+        }
+    }
+
     pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.get(&Plain(*key), 0).ok().map(|f| f.0)
     }
@@ -125,6 +156,10 @@ impl Kernel {
             DropReason::ALL.iter().copied().filter(|r| after.get(r.name()) > before.get(r.name())).collect();
         match did {
             Some(did) => {
+                if did == Did::Marked(mark::REJECT) {
+                    assert_eq!(reasons.len(), 1, "a refusal counts one reason, not {reasons:?}");
+                    return Did::Rejected(reasons.remove(0));
+                }
                 assert_eq!(reasons, [], "what passes counts no reason");
                 did
             }

@@ -15,28 +15,28 @@ use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 use crate::frames::{ACK, FIN, RST, SYN, arp, ethernet, icmp, ip, neighbour, tcp, udp, with_hops};
 use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, agent};
 
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Addresses of one family.
 #[derive(Clone, Copy)]
-struct Family {
-    agent: IpAddr,
-    disabled: IpAddr,
-    stranger: IpAddr,
-    gateway: IpAddr,
-    direct: IpAddr,
-    steered: IpAddr,
-    forbidden: IpAddr,
-    broken: IpAddr,
-    unnamed: IpAddr,
-    icmp: u8,
-    echo: u8,
-    reply: u8,
-    unreachable: u8,
+pub struct Family {
+    pub agent: IpAddr,
+    pub disabled: IpAddr,
+    pub stranger: IpAddr,
+    pub gateway: IpAddr,
+    pub direct: IpAddr,
+    pub steered: IpAddr,
+    pub forbidden: IpAddr,
+    pub broken: IpAddr,
+    pub unnamed: IpAddr,
+    pub icmp: u8,
+    pub echo: u8,
+    pub reply: u8,
+    pub unreachable: u8,
 }
 
-fn families() -> [Family; 2] {
+pub fn families() -> [Family; 2] {
     let a = |text: &str| text.parse::<IpAddr>().expect("address");
     [
         Family {
@@ -74,7 +74,7 @@ fn families() -> [Family; 2] {
 
 /// Port 443 of any protocol and all ICMP to `direct` goes direct, TCP 443 to `steered` to L7;
 /// `forbidden` and `broken` have cells that deny.
-fn tables() -> KernelTables {
+pub fn tables() -> KernelTables {
     let cell = |destination_class, transport, port_class, action| VerdictCell {
         agent_class: 1,
         destination_class,
@@ -109,13 +109,13 @@ fn tables() -> KernelTables {
     }
 }
 
-fn agents() -> Vec<clawgress_identity::Agent> {
+pub fn agents() -> Vec<clawgress_identity::Agent> {
     let mut disabled = agent(2, &["lo=10.9.0.3,02:00:00:00:00:01", "lo=fd00::3,02:00:00:00:00:01"]);
     disabled.state = AgentState::Quarantined;
     vec![agent(1, &["lo=10.9.0.2,02:00:00:00:00:01", "lo=fd00::2,02:00:00:00:00:01"]), disabled]
 }
 
-async fn ready() -> Kernel {
+pub async fn ready() -> Kernel {
     let mut kernel = Kernel::load();
     for family in families() {
         kernel.own(family.gateway);
@@ -126,7 +126,13 @@ async fn ready() -> Kernel {
 
 /// Whether a reason needs a flow or a socket, which XDP does not look at.
 fn is_stateful(reason: DropReason) -> bool {
-    matches!(reason, DropReason::FlowUnknown | DropReason::FlowTableFull | DropReason::ListenerMissing)
+    matches!(
+        reason,
+        DropReason::FlowUnknown
+            | DropReason::FlowTableFull
+            | DropReason::FlowShareFull
+            | DropReason::ListenerMissing
+    )
 }
 
 /// Runs `frame` through XDP and TC: both must do what `want` says, XDP as far as it can know.
@@ -154,6 +160,8 @@ fn maps_have_the_layout_of_the_abi() {
         (map::PORTS, 4, 2, 2 * 65_536),
         (map::VERDICTS, size(size_of::<VerdictKey>()), size(size_of::<Verdict>()), bound::VERDICTS_MAX),
         (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<Flow>()), bound::FLOWS_MAX),
+        (map::SHARES, 4, 8, bound::SHARES),
+        (map::REJECTS, 4, size(size_of::<Pace>()), 2 * bound::SHARES),
         (map::LISTENERS, 4, 4, listener::SLOTS),
         (map::EVENTS, 0, 0, bound::EVENTS_BYTES),
         (map::COUNTERS, 4, 8, counter::COUNTERS),
@@ -333,7 +341,7 @@ async fn before_the_first_policy_only_the_proxy_is_reached() {
     }
 }
 
-fn key(family: &Family, destination: IpAddr, port: u16, number: u8) -> FlowKey {
+pub fn key(family: &Family, destination: IpAddr, port: u16, number: u8) -> FlowKey {
     FlowKey {
         source: user::address(family.agent),
         destination: user::address(destination),

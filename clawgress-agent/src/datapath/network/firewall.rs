@@ -14,9 +14,12 @@ use clawgress_ebpf_common::mark;
 pub(super) const NAME: &str = "clawgress";
 const TABLE: &str = "inet clawgress";
 /// What the table is made of.
-const CHAINS: [&str; 4] = ["forward", "input", "from_agents", "postrouting"];
+const CHAINS: [&str; 6] = ["refused", "answer", "forward", "input", "from_agents", "postrouting"];
 const SETS: [(&str, Role); 3] =
     [("agents", Role::Agents), ("uplinks", Role::Uplink), ("management", Role::Management)];
+
+/// Refusals of all agents that are answered in a second; what is beyond is dropped. TC bounds each agent's.
+const ANSWERS_MAX: u32 = 2000;
 
 /// The table this node must have.
 #[derive(Clone, Debug)]
@@ -102,7 +105,7 @@ fn closed(config: &Config) -> String {
 /// Everything agents send and everything forwarded is dropped, but for what carries a mark.
 fn script(config: &Config) -> String {
     let mask = mark::MASK;
-    let (steer, direct, local) = (mark::STEER, mark::DIRECT, mark::LOCAL);
+    let (steer, direct, local, reject) = (mark::STEER, mark::DIRECT, mark::LOCAL, mark::REJECT);
     let mut text = format!("table {TABLE} {{\n");
     for (name, role) in SETS {
         let members = config.interfaces.iter().filter(|i| i.role == role);
@@ -111,6 +114,15 @@ fn script(config: &Config) -> String {
     let _ = write!(
         text,
         r#"
+	chain refused {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname @agents meta mark and {mask:#x} == {reject:#x} jump answer
+	}}
+	chain answer {{
+		limit rate over {ANSWERS_MAX}/second burst {ANSWERS_MAX} packets drop
+		meta l4proto tcp reject with tcp reset
+		reject with icmpx admin-prohibited
+	}}
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		iifname @agents oifname @uplinks meta mark and {mask:#x} == {direct:#x} ct mark set meta mark accept
@@ -226,6 +238,11 @@ mod tests {
         for chain in CHAINS {
             assert!(text.contains(&format!("chain {chain} {{")));
         }
+        // What is refused never gets as far as routing.
+        let (before, after) = text.split_once("chain answer").expect("chain");
+        assert!(before.contains("hook prerouting") && before.contains(&format!("{:#x} jump", mark::REJECT)));
+        let answer = after.split_once('}').expect("end").0.trim();
+        assert!(answer.ends_with("reject with icmpx admin-prohibited"), "{answer}");
     }
 
     #[test]
