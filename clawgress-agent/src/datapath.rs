@@ -7,10 +7,12 @@
 pub mod attach;
 mod bench;
 pub mod bpf;
+mod drops;
 pub mod events;
 pub mod flows;
 mod handover;
 mod listeners;
+mod live;
 pub mod names;
 pub mod network;
 pub mod object;
@@ -131,6 +133,7 @@ async fn start(
     let troubles = Arc::<Mutex<Vec<String>>>::default();
     let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(ebpf)?),
+        drops: Arc::default(),
         counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),
@@ -151,6 +154,7 @@ async fn start(
         Arc::clone(&plane.counters),
         Arc::clone(&names),
         Arc::clone(spool),
+        Arc::clone(&plane.drops),
         stop.clone(),
     ));
     let generation = {

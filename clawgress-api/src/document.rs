@@ -7,7 +7,7 @@ use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, Source};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{RecordKind, Verdict};
+use crate::{Destination, RecordKind, SourceRef, Verdict};
 
 /// Everything L7 needs at one generation; swapped whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +189,82 @@ pub struct AuditQuery {
     /// Stay and send new records as they come.
     #[serde(default)]
     pub follow: bool,
+}
+
+/// `flows` and `drops`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LiveQuery {
+    /// Only this agent (`tenant/name` or `name`), or `anonymous`.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// At most this many, the latest.
+    #[serde(default)]
+    pub limit: Option<u64>,
+}
+
+/// Answer to `flows`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveFlows {
+    /// Live flows that match, whether listed or not.
+    pub total: u64,
+    /// Those with the latest packets first.
+    pub flows: Vec<LiveFlow>,
+}
+
+/// A flow that the kernel plane keeps a record of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveFlow {
+    /// Names it; the `request` of its audit records, if it has any.
+    pub request: String,
+    /// Whose it is; absent if nobody's that is known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// From where.
+    pub source: SourceRef,
+    /// To where, as dialled.
+    pub destination: Destination,
+    /// `direct`, `steer`, `local`, or `deny` for one that may not go on.
+    pub action: String,
+    /// Ids of the determining policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// Generation that judged it last.
+    pub generation: u64,
+    /// Since its first packet, ms.
+    pub age_ms: u64,
+    /// Since its last packet, ms.
+    pub idle_ms: u64,
+    /// Packets from the agent.
+    pub packets_sent: u64,
+    /// Bytes from the agent.
+    pub bytes_sent: u64,
+    /// Packets to the agent.
+    pub packets_received: u64,
+    /// Bytes to the agent.
+    pub bytes_received: u64,
+}
+
+/// What the kernel plane dropped lately, for one agent, destination and reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentDrop {
+    /// Who; absent means nobody known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// From where, as the packet said.
+    pub source: SourceRef,
+    /// To where.
+    pub destination: Destination,
+    /// Name of the drop reason.
+    pub reason: String,
+    /// `xdp`, `tc_ingress`, `tc_egress` or `cgroup`.
+    pub hook: String,
+    /// Packets or socket calls that were reported; what was dropped unreported only counts by reason.
+    pub count: u64,
+    /// The first.
+    pub first: Timestamp,
+    /// The latest.
+    pub last: Timestamp,
 }
 
 /// `run`: a governed local command.

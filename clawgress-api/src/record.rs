@@ -203,6 +203,12 @@ pub struct AuditRecord {
     /// Bytes to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_received: Option<u64>,
+    /// Packets from the agent, where the kernel counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_sent: Option<u64>,
+    /// Packets to the agent, where the kernel counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_received: Option<u64>,
     /// Time the gateway took to decide and connect (decision), or the whole exchange (outcome), in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_us: Option<u64>,
@@ -245,6 +251,8 @@ impl AuditRecord {
             tokens: None,
             bytes_sent: None,
             bytes_received: None,
+            packets_sent: None,
+            packets_received: None,
             latency_us: None,
             count: None,
             detail: None,

@@ -7,6 +7,8 @@ mod audit;
 mod client;
 mod completion;
 mod failure;
+mod live;
+mod metrics;
 mod output;
 mod policy;
 mod run;
@@ -63,6 +65,12 @@ enum Verb {
     /// The audit log: what they did.
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Live flows: who talks to whom, by which policy, and how much.
+    Flows(live::Arguments),
+    /// What the kernel plane dropped lately, and why.
+    Drops(live::Arguments),
+    /// Prints counters as OpenMetrics text.
+    Metrics,
     /// Runs a command as an agent, governed by its cgroup and the local proxy.
     Run(run::Arguments),
     /// Prints the completion script of a shell.
@@ -100,6 +108,9 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Agent(verb) => agent::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,
+            Verb::Flows(arguments) => live::flows(&client, output, arguments).await?,
+            Verb::Drops(arguments) => live::drops(&client, output, arguments).await?,
+            Verb::Metrics => metrics::print(&client).await?,
             Verb::Run(arguments) => return run::run(&client, arguments).await,
             Verb::Completion(_) | Verb::RunChild(_) => {}
         }

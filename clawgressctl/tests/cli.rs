@@ -15,7 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use clawgress_api::config::Config;
 use clawgress_api::identity::{Agent, AgentState};
-use clawgress_api::{AuditRecord, CreatedAgent, PolicyRevision, Status};
+use clawgress_api::{
+    AuditRecord, CreatedAgent, Destination, LiveFlow, LiveFlows, LiveQuery, PolicyRevision, RecentDrop,
+    SourceRef, Status,
+};
 use clawgress_policy::PolicyBundle;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -410,4 +413,91 @@ impl Drop for Cgroup {
 fn signal(child: &tokio::process::Child, signal: nix::sys::signal::Signal) {
     let id = i32::try_from(child.id().expect("running")).expect("id");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).expect("signal");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_drops_and_metrics() {
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    check(&run(config, &["flows"]).await, 1, "", "the datapath role");
+    check(&run(config, &["drops"]).await, 1, "", "the datapath role");
+    let script = Arc::new(Script::default());
+    let role = script.serve(config);
+    until("the datapath to be reached", async || run(config, &["flows"]).await.status.success()).await;
+    check(&run(config, &["flows"]).await, 0, "no flow is live", "");
+    check(&run(config, &["drops"]).await, 0, "nothing was dropped lately", "");
+
+    let source = SourceRef {
+        ip: Some("10.0.0.2".parse().expect("address")),
+        port: Some(40_000),
+        interface: Some("eth1".to_owned()),
+        mac: None,
+    };
+    let destination = Destination {
+        ip: Some("2001:db8::1".parse().expect("address")),
+        port: Some(443),
+        protocol: Some("tcp".to_owned()),
+        ..Destination::default()
+    };
+    let flow = LiveFlow {
+        request: "k1-1".to_owned(),
+        agent: Some("acme/web".parse().expect("id")),
+        source: source.clone(),
+        destination: destination.clone(),
+        action: "direct".to_owned(),
+        policies: vec!["go".to_owned()],
+        generation: 3,
+        age_ms: 61_000,
+        idle_ms: 10,
+        packets_sent: 5,
+        bytes_sent: 500,
+        packets_received: 4,
+        bytes_received: 4000,
+    };
+    let seen = "2026-11-22T14:00:00Z".parse().expect("time");
+    let drop = RecentDrop {
+        agent: None,
+        source,
+        destination,
+        // What agents can name must not reach the terminal as it is.
+        reason: "policy_denied\u{1b}[2J".to_owned(),
+        hook: "xdp".to_owned(),
+        count: 42,
+        first: seen,
+        last: seen,
+    };
+    script.live_flows.lock().await.push(flow.clone());
+    script.recent_drops.lock().await.push(drop.clone());
+
+    let shown = run(config, &["flows", "--agent", "acme/web", "-n", "7"]).await;
+    check(&shown, 0, "acme/web", "");
+    check(&shown, 0, "[2001:db8::1]:443", "");
+    check(&shown, 0, "1 min 1 s", "");
+    check(&shown, 0, "500/4000", "");
+    let query = LiveQuery { agent: Some("acme/web".to_owned()), limit: Some(7) };
+    assert_eq!(script.asked.lock().await.last(), Some(&query));
+    let listed: LiveFlows = parse(&run(config, &["flows", "-o", "json"]).await.stdout);
+    assert_eq!(listed, LiveFlows { total: 1, flows: vec![flow.clone()] });
+    let shown = run(config, &["drops"]).await;
+    check(&shown, 0, "42", "");
+    check(&shown, 0, "policy_denied\\u{1b}[2J", "");
+    let listed: Vec<RecentDrop> = parse(&run(config, &["drops", "-o", "json"]).await.stdout);
+    assert_eq!(listed, std::slice::from_ref(&drop));
+
+    let mut following = ctl(&config.admin_socket(), &["drops", "--follow", "-o", "json"]);
+    let mut following = following.stdout(Stdio::piped()).spawn().expect("spawn");
+    let mut lines = BufReader::new(following.stdout.take().expect("stdout")).lines();
+    let first = lines.next_line().await.expect("read").expect("line");
+    assert_eq!(parse::<RecentDrop>(first.as_bytes()), drop);
+    let more = RecentDrop { count: 43, ..drop };
+    *script.recent_drops.lock().await = vec![more.clone()];
+    let next = lines.next_line().await.expect("read").expect("line");
+    assert_eq!(parse::<RecentDrop>(next.as_bytes()), more);
+    following.kill().await.expect("kill");
+
+    let metrics = run(config, &["metrics"]).await;
+    check(&metrics, 0, "clawgress_flows_max 10\n", "");
+    assert!(metrics.stdout.ends_with(b"# EOF\n"), "{metrics:?}");
+    role.stop().await;
+    check(&run(config, &["flows"]).await, 1, "", "the datapath role");
 }

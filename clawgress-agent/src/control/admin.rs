@@ -147,6 +147,14 @@ impl Admin for Service {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    async fn flows(&self, request: Request<Document>) -> Answer {
+        self.0.runs.link.flows(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
+        self.0.runs.link.drops(request.into_inner()).await.map(Response::new)
+    }
+
     async fn open_run(&self, request: Request<Name>) -> Answer {
         let by = caller(&request);
         let id = agent_id(&request.into_inner())?;

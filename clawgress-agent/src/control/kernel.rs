@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clawgress_api::proto::datapath_client::DatapathClient;
-use clawgress_api::proto::{AuditAck, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload};
+use clawgress_api::proto::{
+    AuditAck, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload,
+};
 use clawgress_api::{DatapathStatus, MESSAGE_BYTES_MAX, RecordKind};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::error::Elapsed;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 use super::audit::{AuditError, AuditLog};
 use super::govern::{Generation, Governor};
@@ -115,6 +118,24 @@ impl Link {
             Err(status) if status.code() != Code::NotFound => Err(told(status)),
             _ => Ok(()),
         }
+    }
+
+    /// Live flows, as the role knows them.
+    ///
+    /// # Errors
+    /// If it can't be reached, or doesn't understand the query.
+    pub async fn flows(&self, query: Document) -> Result<Document, Status> {
+        let mut client = self.client.clone();
+        answered(tokio::time::timeout(CALL_TIME_MAX, client.flows(query)).await)
+    }
+
+    /// What was dropped lately, as the role knows it.
+    ///
+    /// # Errors
+    /// As [`Link::flows`].
+    pub async fn drops(&self, query: Document) -> Result<Documents, Status> {
+        let mut client = self.client.clone();
+        answered(tokio::time::timeout(CALL_TIME_MAX, client.drops(query)).await)
     }
 
     /// Keeps the datapath at the live generation and takes in its records, until `stop`.
@@ -227,6 +248,18 @@ impl Link {
             Ok(answer) => answer.map(|_| number),
             Err(_) => Err(Status::deadline_exceeded("no answer")),
         }
+    }
+}
+
+/// An answer that is passed on. That the role is away is not the caller's failure to reach control.
+fn answered<T>(answer: Result<Result<Response<T>, Status>, Elapsed>) -> Result<T, Status> {
+    match answer {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) if status.code() == Code::InvalidArgument => Err(status),
+        Ok(Err(status)) => {
+            Err(Status::failed_precondition(format!("the datapath role can't tell: {}", status.message())))
+        }
+        Err(_) => Err(Status::failed_precondition("the datapath role doesn't answer")),
     }
 }
 

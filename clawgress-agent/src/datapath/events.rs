@@ -13,6 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
+use super::drops::Drops;
 use super::names::Names;
 use super::spool::Spool;
 
@@ -103,6 +104,7 @@ pub async fn read(
     counters: Arc<Counters>,
     names: Arc<Names>,
     spool: Arc<Spool>,
+    drops: Arc<Drops>,
     stop: CancellationToken,
 ) -> Result<()> {
     // SAFETY: the ring's descriptor stays the same, and open, for as long as the ring lives, and the
@@ -119,7 +121,7 @@ pub async fn read(
             },
             ready = ring.readable_mut() => {
                 let mut ready = ready?;
-                if !drain(ready.get_inner_mut(), &names, &spool) {
+                if !drain(ready.get_inner_mut(), &names, &spool, &drops) {
                     ready.clear_ready();
                 }
             }
@@ -129,11 +131,14 @@ pub async fn read(
 }
 
 /// Reads a bounded number of events; whether there may be more.
-fn drain(ring: &mut RingBuf<MapData>, names: &Names, spool: &Spool) -> bool {
+fn drain(ring: &mut RingBuf<MapData>, names: &Names, spool: &Spool, drops: &Drops) -> bool {
     for _ in 0..EVENTS_PER_TURN {
         let Some(item) = ring.next() else { return false };
         match event(&item) {
-            Some(event) => spool.push(names.decision(&event)),
+            Some(event) => {
+                drops.note(&event);
+                spool.push(names.decision(&event));
+            }
             // Another size would be another ABI, and that is checked at load.
             None => spool.lose(1),
         }

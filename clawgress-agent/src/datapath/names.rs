@@ -17,7 +17,7 @@ use clawgress_api::{
 };
 use clawgress_ebpf_common::user::ip;
 use clawgress_ebpf_common::{DropReason, Event, Flow, FlowKey, event_kind, flow_flag, hook, protocol};
-use clawgress_identity::{Agent, IdentityMethod};
+use clawgress_identity::{Agent, AgentId, IdentityMethod};
 use clawgress_policy::kernel::KernelTables;
 use nix::libc;
 use nix::unistd::geteuid;
@@ -201,32 +201,69 @@ impl Names {
         record.action = Some("direct".to_owned());
         record.bytes_sent = Some(flow.tx_bytes);
         record.bytes_received = Some(flow.rx_bytes);
+        record.packets_sent = Some(flow.tx_packets);
+        record.packets_received = Some(flow.rx_packets);
         record.latency_us = Some(flow.last_ns.saturating_sub(flow.created_ns) / 1_000);
         Some(record)
     }
 
     fn record(&self, kind: RecordKind, key: &FlowKey, at_ns: u64, generation: u64) -> AuditRecord {
+        let (time, request) = (self.time(at_ns), request(key, at_ns));
+        let mut record = AuditRecord::new(time, &self.node, kind, Plane::Kernel, request, generation);
+        (record.source, record.destination) = self.ends(key);
+        record
+    }
+
+    /// The time of day of a kernel time stamp.
+    #[must_use]
+    pub fn time(&self, at_ns: u64) -> jiff::Timestamp {
         let age = monotonic_ns().saturating_sub(at_ns);
         let age = jiff::SignedDuration::from_nanos(i64::try_from(age).unwrap_or(i64::MAX));
         let now = self.clock.now();
-        let time = now.checked_sub(age).unwrap_or(now);
-        let mut record =
-            AuditRecord::new(time, &self.node, kind, Plane::Kernel, request(key, at_ns), generation);
+        now.checked_sub(age).unwrap_or(now)
+    }
+
+    /// Both ends of a flow, as far as they are known.
+    #[must_use]
+    pub fn ends(&self, key: &FlowKey) -> (SourceRef, Destination) {
         let is_known = |address: &[u8; 16]| *address != [0; 16];
         let port = |be: u16| Some(u16::from_be(be)).filter(|p| *p != 0 && key.protocol != protocol::ICMP);
-        record.source = SourceRef {
+        let source = SourceRef {
             ip: is_known(&key.source).then(|| ip(key.source)),
             port: port(key.source_port_be),
             interface: self.interfaces.read().get(&key.ifindex).cloned(),
             mac: None,
         };
-        record.destination = Destination {
+        let destination = Destination {
             ip: is_known(&key.destination).then(|| ip(key.destination)),
             port: port(key.destination_port_be),
             protocol: protocol_name(key.protocol),
             ..Destination::default()
         };
-        record
+        (source, destination)
+    }
+
+    /// The agent of this index.
+    #[must_use]
+    pub fn agent(&self, index: u32) -> Option<AgentId> {
+        let generations = self.generations.read();
+        generations.values().rev().find_map(|g| g.agents.get(&index)).map(|agent| agent.id.clone())
+    }
+
+    /// The index of an agent.
+    #[must_use]
+    pub fn index(&self, id: &AgentId) -> Option<u32> {
+        let generations = self.generations.read();
+        let of = |g: &Generation| g.agents.values().find(|agent| agent.id == *id).map(|agent| agent.index);
+        generations.values().rev().find_map(of)
+    }
+
+    /// The policy ids of an index at a generation, if those are still known.
+    #[must_use]
+    pub fn policies(&self, generation: u64, index: u32) -> Vec<String> {
+        let generations = self.generations.read();
+        let ids = generations.get(&generation).and_then(|g| g.policies.get(index as usize));
+        ids.cloned().unwrap_or_default()
     }
 
     fn identify(&self, record: &mut AuditRecord, agent: u32, policies: u32, method: IdentityMethod) {
@@ -260,7 +297,7 @@ fn check_own(file: &File, path: &Path) -> Result<()> {
 }
 
 /// Joins a flow's decision and outcome: the kernel's time stamp and the tuple name it on this node.
-fn request(key: &FlowKey, at_ns: u64) -> String {
+pub fn request(key: &FlowKey, at_ns: u64) -> String {
     // FNV-1a, over the fields; the time alone could be the same on two CPUs.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let ports = [key.source_port_be.to_ne_bytes(), key.destination_port_be.to_ne_bytes()].concat();

@@ -12,6 +12,7 @@ use clawgress_ebpf_common::{FlowKey, bound};
 use parking_lot::Mutex;
 
 use super::attach::Attached;
+use super::drops::Drops;
 use super::events::Counters;
 use super::flows::Flows;
 use super::names::{Document, Names};
@@ -43,6 +44,8 @@ pub struct KernelPlane {
     pub tables: tokio::sync::Mutex<Tables>,
     /// The flow table.
     pub flows: Arc<Flows>,
+    /// What was dropped lately.
+    pub drops: Arc<Drops>,
     /// Counters.
     pub counters: Arc<Counters>,
     /// Names for audit.

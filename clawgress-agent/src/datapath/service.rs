@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clawgress_api::LiveQuery;
 use clawgress_api::proto::datapath_server::Datapath;
 use clawgress_api::proto::{
-    AuditAck, DatapathStatus, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload,
+    AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
+    Workload,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -15,7 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::names::Document;
+use super::live;
+use super::names;
 use super::plane::Plane;
 use super::spool::{Reader, Spool};
 
@@ -56,7 +59,7 @@ impl Datapath for Service {
 
     async fn apply(&self, request: Request<KernelGeneration>) -> Result<Response<DatapathStatus>, Status> {
         let message = request.into_inner();
-        let document: Document = serde_json::from_slice(&message.document)
+        let document: names::Document = serde_json::from_slice(&message.document)
             .map_err(|e| Status::invalid_argument(format!("the generation's document is malformed: {e}")))?;
         if document.generation != message.generation {
             return Err(Status::invalid_argument("the envelope and the document differ in their generation"));
@@ -103,6 +106,23 @@ impl Datapath for Service {
             .map_err(|e| Status::failed_precondition(format!("{e:#}")))?;
         Ok(Response::new(Empty {}))
     }
+
+    async fn flows(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
+        let flows = live::flows(&self.plane, &query(request)?)?;
+        let json = serde_json::to_vec(&flows).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(Document { json }))
+    }
+
+    async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
+        let drops = live::drops(&self.plane, &query(request)?)?;
+        let json = drops.iter().map(serde_json::to_vec).collect::<Result<_, _>>();
+        Ok(Response::new(Documents { json: json.map_err(|e| Status::internal(e.to_string()))? }))
+    }
+}
+
+fn query(request: Request<Document>) -> Result<LiveQuery, Status> {
+    serde_json::from_slice(&request.into_inner().json)
+        .map_err(|e| Status::invalid_argument(format!("the query is not understood: {e}")))
 }
 
 /// Sends batches and takes their acknowledgements, until either side goes, another stream begins, or all is

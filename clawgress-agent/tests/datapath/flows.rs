@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use clawgress_agent::datapath::bpf::Plain;
-use clawgress_api::RecordKind;
+use clawgress_api::{LiveQuery, RecordKind};
 use clawgress_ebpf_common::{DropReason, Flow, action, bound, mark, protocol};
 use clawgress_policy::kernel::KernelTables;
 
@@ -161,4 +161,46 @@ async fn an_idle_connection_ends_with_its_permit() {
         std::thread::sleep(Duration::from_millis(200));
     }
     assert_eq!(lab.status().await.flows, 0);
+}
+
+/// What `clawgressctl flows` and `clawgressctl drops` are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn live_flows_and_recent_drops_are_listed() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, network::tables(), network::agents()).await;
+    for f in network::families() {
+        let _server = Server::start(&lab, f.direct);
+        let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
+        talk(&mut client, &[7; 500]);
+        dial(&lab, f.known, (f.forbidden, PORT), WORKS).expect_err("denied");
+        let port = client.local_addr().expect("address").port();
+        let listed = lab.flows(&LiveQuery { agent: Some("a1".to_owned()), limit: None }).await;
+        let listed = listed.expect("flows");
+        let flow = listed.flows.iter().find(|flow| flow.source.port == Some(port)).expect("the flow");
+        assert_eq!(flow.agent.as_ref().expect("agent").name(), "a1");
+        assert_eq!((flow.source.ip, flow.source.interface.as_deref()), (Some(f.known), Some("ga")));
+        assert_eq!((flow.destination.ip, flow.destination.port), (Some(f.direct), Some(PORT)));
+        assert_eq!(
+            (flow.action.as_str(), flow.policies.as_slice()),
+            ("direct", &["go-direct".to_owned()][..])
+        );
+        assert!(flow.bytes_sent > 500 && flow.bytes_received > 500 && flow.packets_sent > 2, "{flow:?}");
+        assert!(flow.idle_ms <= flow.age_ms, "{flow:?}");
+
+        let drops = lab.drops(&LiveQuery::default()).await.expect("drops");
+        let denied = drops.iter().find(|drop| drop.destination.ip == Some(f.forbidden)).expect("a drop");
+        assert_eq!(denied.reason, DropReason::PolicyDenied.name());
+        assert_eq!((denied.destination.port, denied.source.port), (Some(PORT), None));
+        assert!(denied.count >= 1 && denied.first <= denied.last, "{denied:?}");
+    }
+    let one = lab.flows(&LiveQuery { agent: None, limit: Some(1) }).await.expect("flows");
+    assert_eq!((one.flows.len(), one.total), (1, 2));
+    let anonymous = LiveQuery { agent: Some("anonymous".to_owned()), limit: None };
+    assert_eq!(lab.flows(&anonymous).await.expect("flows").total, 0);
+    for (agent, want) in [("a9", "there is no agent"), ("A 9", "anonymous")] {
+        let error =
+            lab.flows(&LiveQuery { agent: Some(agent.to_owned()), limit: None }).await.expect_err(agent);
+        assert!(error.message().contains(want), "{}", error.message());
+    }
 }

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use clawgress_api::config::{Config, DatapathMode};
 use clawgress_api::proto::datapath_client::DatapathClient;
-use clawgress_api::proto::{Empty, KernelGeneration as Envelope};
-use clawgress_api::{DatapathStatus, KernelGeneration, socket};
+use clawgress_api::proto::{Document, Empty, KernelGeneration as Envelope};
+use clawgress_api::{DatapathStatus, KernelGeneration, LiveFlows, LiveQuery, RecentDrop, socket};
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::KernelTables;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tonic::Status;
 use tonic::transport::Channel;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_clawgress-agent");
@@ -208,6 +209,21 @@ impl Lab {
         let document = serde_json::to_vec(&document).expect("document");
         let answer = self.client().await.apply(Envelope { generation, document }).await.expect("apply");
         serde_json::from_slice(&answer.into_inner().document).expect("status")
+    }
+
+    /// Live flows.
+    pub async fn flows(&self, query: &LiveQuery) -> Result<LiveFlows, Status> {
+        let json = serde_json::to_vec(query).expect("query");
+        let answer = self.client().await.flows(Document { json }).await?;
+        Ok(serde_json::from_slice(&answer.into_inner().json).expect("flows"))
+    }
+
+    /// Recent drops.
+    pub async fn drops(&self, query: &LiveQuery) -> Result<Vec<RecentDrop>, Status> {
+        let json = serde_json::to_vec(query).expect("query");
+        let answer = self.client().await.drops(Document { json }).await?;
+        let parse = |json: &Vec<u8>| serde_json::from_slice(json).expect("drop");
+        Ok(answer.into_inner().json.iter().map(parse).collect())
     }
 
     pub async fn status(&self) -> DatapathStatus {

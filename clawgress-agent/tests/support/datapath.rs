@@ -13,9 +13,10 @@ use clawgress_agent::serve::{SOCKET_MODE, grpc};
 use clawgress_api::config::Config;
 use clawgress_api::proto::datapath_server::{Datapath, DatapathServer};
 use clawgress_api::proto::{
-    AuditAck, DatapathStatus, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload,
+    AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
+    Workload,
 };
-use clawgress_api::{AuditRecord, socket};
+use clawgress_api::{AuditRecord, LiveFlow, LiveFlows, LiveQuery, RecentDrop, socket};
 use clawgress_policy::kernel::KernelTables;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,6 +34,10 @@ pub struct Script {
     pub workloads: Mutex<BTreeMap<u64, OpenWorkloadRequest>>,
     /// Where workloads' cgroups are; made and removed by the test.
     pub cgroup: Mutex<PathBuf>,
+    /// What is listed, and what was asked for.
+    pub live_flows: Mutex<Vec<LiveFlow>>,
+    pub recent_drops: Mutex<Vec<RecentDrop>>,
+    pub asked: Mutex<Vec<LiveQuery>>,
     events: Mutex<Option<mpsc::Sender<Result<KernelBatch, Status>>>>,
     /// Numbers of the batches that control has acknowledged.
     pub acknowledged: Mutex<Vec<u64>>,
@@ -131,4 +136,23 @@ impl Datapath for Service {
             None => Err(Status::not_found("no such workload")),
         }
     }
+
+    async fn flows(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
+        self.0.asked.lock().await.push(query(request));
+        let listed = self.0.live_flows.lock().await.clone();
+        let total = listed.len() as u64;
+        let flows = LiveFlows { total, flows: listed };
+        Ok(Response::new(Document { json: serde_json::to_vec(&flows).expect("json") }))
+    }
+
+    async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
+        self.0.asked.lock().await.push(query(request));
+        let drops = self.0.recent_drops.lock().await;
+        let json = drops.iter().map(|d| serde_json::to_vec(d).expect("json")).collect();
+        Ok(Response::new(Documents { json }))
+    }
+}
+
+fn query(request: Request<Document>) -> LiveQuery {
+    serde_json::from_slice(&request.into_inner().json).expect("query")
 }

@@ -1,0 +1,152 @@
+//! What is going on, as documents for people: live flows and recent drops. Reads only.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use clawgress_api::{LiveFlow, LiveFlows, LiveQuery, RecentDrop};
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, hook};
+use clawgress_identity::AgentId;
+use tonic::Status;
+
+use super::drops::{Row, Tally};
+use super::names::{Names, monotonic_ns, request};
+use super::plane::{KernelPlane, Plane};
+
+/// Rows of an answer if nobody says how many, and at most: some megabytes.
+const ROWS_DEFAULT: u64 = 1000;
+/// See [`ROWS_DEFAULT`].
+const ROWS_MAX: u64 = 10_000;
+
+/// A query, understood.
+struct Wanted {
+    /// The agent's index; 0 for nobody known.
+    agent: Option<u32>,
+    limit: usize,
+}
+
+/// The live flows asked for.
+///
+/// # Errors
+/// If the query isn't understood, or there is no kernel plane.
+pub fn flows(plane: &Plane, query: &LiveQuery) -> Result<LiveFlows, Status> {
+    let plane = kernel(plane)?;
+    let wanted = Wanted::new(query, &plane.names)?;
+    let mut total = 0;
+    // The latest, within the bound: the heap's top is the one idle for longest.
+    let mut latest = BinaryHeap::new();
+    let mut records = std::collections::HashMap::new();
+    let walked = tokio::task::block_in_place(|| {
+        plane.flows.each(|key, flow| {
+            if wanted.agent.is_some_and(|agent| agent != flow.agent) {
+                return;
+            }
+            total += 1;
+            latest.push(Reverse((flow.last_ns, total)));
+            records.insert(total, (*key, *flow));
+            if latest.len() > wanted.limit
+                && let Some(Reverse((_, oldest))) = latest.pop()
+            {
+                records.remove(&oldest);
+            }
+        })
+    });
+    walked.map_err(|e| Status::internal(format!("cannot read the flow table: {e:#}")))?;
+    let mut records: Vec<_> = records.into_values().collect();
+    records.sort_unstable_by_key(|(_, flow)| Reverse(flow.last_ns));
+    let now_ns = monotonic_ns();
+    let flows = records.iter().map(|(key, flow)| live(key, flow, &plane.names, now_ns)).collect();
+    Ok(LiveFlows { total, flows })
+}
+
+/// The recent drops asked for, the latest first.
+///
+/// # Errors
+/// As [`flows`].
+pub fn drops(plane: &Plane, query: &LiveQuery) -> Result<Vec<RecentDrop>, Status> {
+    let plane = kernel(plane)?;
+    let wanted = Wanted::new(query, &plane.names)?;
+    let rows = plane.drops.latest(wanted.limit, |row| wanted.agent.is_none_or(|agent| agent == row.agent));
+    Ok(rows.iter().map(|(row, tally)| recent(row, tally, &plane.names)).collect())
+}
+
+fn kernel(plane: &Plane) -> Result<&KernelPlane, Status> {
+    match plane {
+        Plane::Kernel(plane) => Ok(plane),
+        Plane::None { .. } => Err(Status::failed_precondition(
+            "`mode = \"none\"` has no kernel plane, which is what sees flows and drops; see `clawgressctl audit`",
+        )),
+    }
+}
+
+fn live(key: &FlowKey, flow: &Flow, names: &Names, now_ns: u64) -> LiveFlow {
+    let (source, destination) = names.ends(key);
+    let since_ms = |at_ns: u64| now_ns.saturating_sub(at_ns) / 1_000_000;
+    let action = match flow.action {
+        action::DIRECT => "direct",
+        action::STEER => "steer",
+        action::LOCAL => "local",
+        _ => "deny",
+    };
+    LiveFlow {
+        request: request(key, flow.created_ns),
+        agent: names.agent(flow.agent),
+        source,
+        destination,
+        action: action.to_owned(),
+        policies: names.policies(flow.generation, flow.policies),
+        generation: flow.generation,
+        age_ms: since_ms(flow.created_ns),
+        idle_ms: since_ms(flow.last_ns),
+        packets_sent: flow.tx_packets,
+        bytes_sent: flow.tx_bytes,
+        packets_received: flow.rx_packets,
+        bytes_received: flow.rx_bytes,
+    }
+}
+
+fn recent(row: &Row, tally: &Tally, names: &Names) -> RecentDrop {
+    let (source, destination) = names.ends(&row.flow);
+    let hook = match tally.hook {
+        hook::XDP => "xdp",
+        hook::TC_INGRESS => "tc_ingress",
+        hook::TC_EGRESS => "tc_egress",
+        _ => "cgroup",
+    };
+    let reason = DropReason::from_code(row.reason).unwrap_or(DropReason::Malformed);
+    let first = names.time(tally.first_ns);
+    let lasting = i64::try_from(tally.last_ns.saturating_sub(tally.first_ns)).unwrap_or(i64::MAX);
+    let last = first.checked_add(jiff::SignedDuration::from_nanos(lasting)).unwrap_or(first);
+    RecentDrop {
+        agent: names.agent(row.agent),
+        source,
+        destination,
+        reason: reason.name().to_owned(),
+        hook: hook.to_owned(),
+        count: tally.count,
+        first,
+        last,
+    }
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn new(query: &LiveQuery, names: &Names) -> Result<Wanted, Status> {
+        let agent = match query.agent.as_deref() {
+            None => None,
+            Some("anonymous") => Some(0),
+            Some(name) => {
+                let id: AgentId =
+                    name.parse().map_err(|e| Status::invalid_argument(format!("{e}; or use `anonymous`")))?;
+                let index = names.index(&id).ok_or_else(|| {
+                    Status::invalid_argument(format!(
+                        "there is no agent `{id}`; see `clawgressctl agent list`"
+                    ))
+                })?;
+                Some(index)
+            }
+        };
+        let limit = query.limit.unwrap_or(ROWS_DEFAULT).clamp(1, ROWS_MAX);
+        Ok(Wanted { agent, limit: usize::try_from(limit).unwrap_or(usize::MAX) })
+    }
+}
