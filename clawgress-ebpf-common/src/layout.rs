@@ -130,8 +130,35 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     /// TCP.
     pub const TCP: u8 = 6;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPIP: u8 = 4;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 in IP (RFC 4213, RFC 2473).
+    pub const SIT: u8 = 41;
+    /// GRE (RFC 2784).
+    pub const GRE: u8 = 47;
+    /// ESP (RFC 4303).
+    pub const ESP: u8 = 50;
+    /// AH (RFC 4302).
+    pub const AH: u8 = 51;
+    /// SCTP (RFC 9260).
+    pub const SCTP: u8 = 132;
+
+    /// Whether verdicts tell its ports apart.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_ports(number: u8) -> bool {
+        matches!(number, TCP | UDP)
+    }
+
+    /// Whether it is dropped unless a policy that permits it names it: tunnels, and what the proxy can
+    /// never read.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_named_only(number: u8) -> bool {
+        matches!(number, IPIP | SIT | GRE | ESP | AH | SCTP)
+    }
 }
 
 /// What a class may do. A missing entry is a deny (`policy_denied`).
@@ -235,6 +262,14 @@ pub struct CgroupKey {
     pub pad: u32,
 }
 pod!(CgroupKey, 16);
+
+/// Word of [`map::QUARANTINE`](crate::map::QUARANTINE) and bit in it for an agent; an index beyond
+/// [`bound::AGENT_INDICES_MAX`](crate::bound::AGENT_INDICES_MAX) has a word that is not there.
+#[must_use]
+#[inline(always)]
+pub const fn quarantine_place(agent: u32) -> (u32, u64) {
+    (agent / 64, 1 << (agent % 64))
+}
 
 /// Key of [`map::SEEN`](crate::map::SEEN).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -56,6 +56,9 @@ pub mod map {
     pub const PACE: &str = "claw_pace_v1";
     /// `Hash<CgroupKey, Bind>`: local workloads by cgroup id.
     pub const CGROUPS: &str = "claw_cgrp_v1";
+    /// `Array<u64>[QUARANTINE_WORDS]`: one bit for each agent, by its index in the registry; see
+    /// [`quarantine_place`](super::quarantine_place). Outside generations: set, it counts for the next packet.
+    pub const QUARANTINE: &str = "claw_quar_v1";
     /// `Array<u32>[1]`: [`ABI_VERSION`](super::ABI_VERSION) of whoever created the maps.
     pub const META: &str = "claw_meta_v1";
 }
@@ -82,6 +85,11 @@ pub mod bound {
     pub const REJECTS_INTERVAL_NS: u64 = 1_000_000_000;
     /// The gateway's own addresses.
     pub const SELF_MAX: u32 = 1_024;
+    /// Agent indices, which are never used again: a hundred times the agents a node has at once, in 128 KiB
+    /// of quarantine bits.
+    pub const AGENT_INDICES_MAX: u32 = 1 << 20;
+    /// Words of quarantine bits.
+    pub const QUARANTINE_WORDS: u32 = AGENT_INDICES_MAX / 64;
     /// Registered local workloads, both slots.
     pub const CGROUPS_MAX: u32 = 8_192;
     /// Event ring, bytes: about 8,000 events, a power of two as the kernel asks.

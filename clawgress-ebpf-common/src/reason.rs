@@ -46,7 +46,7 @@ drop_reasons! {
     Fragment = 4, "fragment", kernel;
     /// The IPv6 extension headers are unknown, too many or malformed.
     Ipv6Extension = 5, "ipv6_extension", kernel;
-    /// The transport protocol is not one the policy can name.
+    /// No policy that permits this names the transport protocol, or policy cannot name it.
     ProtocolUnsupported = 6, "protocol_unsupported", kernel;
     /// The source address or MAC does not match the binding of this interface.
     SourceSpoofed = 7, "source_spoofed", kernel;
@@ -70,12 +70,34 @@ drop_reasons! {
     FlowUnknown = 16, "flow_unknown", kernel;
     /// No listener is in the slot the flow is steered to.
     ListenerMissing = 17, "listener_missing", kernel;
-    /// The agent is disabled or quarantined.
+    /// The agent is disabled.
     AgentDisabled = 18, "agent_disabled", both;
     /// ICMP of this type is not accepted from agents.
     IcmpUnsupported = 19, "icmp_unsupported", kernel;
+    /// The agent is quarantined: nothing of it passes until it is released.
+    AgentQuarantined = 20, "agent_quarantined", both;
+    /// The frame belongs to a VLAN, or has more than two tags: each VLAN of agents is an interface of its own.
+    VlanUnsupported = 21, "vlan_unsupported", kernel;
+    /// The source address is one no host sends from: unspecified, loopback, multicast or broadcast.
+    SourceMartian = 22, "source_martian", kernel;
+    /// Source and destination are the same address.
+    Land = 23, "land", kernel;
     /// The agent has as many flows as one agent may have.
     FlowShareFull = 24, "flow_share_full", kernel;
+    /// The TCP flags are a combination no connection has.
+    TcpFlags = 25, "tcp_flags", kernel;
+    /// IPv6 routing headers are not accepted from agents.
+    Ipv6Routing = 26, "ipv6_routing", kernel;
+    /// The ARP or neighbour discovery message is malformed or of an unknown kind.
+    NeighbourMalformed = 27, "neighbour_malformed", kernel;
+    /// Agents neither announce routers nor redirect.
+    RouterMessage = 28, "router_message", kernel;
+    /// Multicast membership reports end at the gateway.
+    MulticastListener = 29, "multicast_listener", kernel;
+    /// The echo carries more bytes than `ping` sends unasked.
+    IcmpPayload = 30, "icmp_payload", kernel;
+    /// The source MAC is one no host sends from: a group address, or zero.
+    SourceMacGroup = 31, "source_mac_group", kernel;
 
     /// A credential was presented, and it is not valid.
     CredentialInvalid = 32, "credential_invalid", l7;

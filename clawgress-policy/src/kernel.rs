@@ -1,8 +1,8 @@
 //! `connect` and `direct` policies compiled to kernel tables:
 //! agent class x destination class x protocol x port class.
 //!
-//! Meaning: at one generation and one moment, looking a packet up in the tables gives what [`PolicySet::reach`] and the
-//! `direct` decision give ([`expected`] says how they combine). Must never approximate: what has no exact
+//! Meaning: at one generation and one moment, looking a packet up in the tables gives what [`PolicySet::reach`] and
+//! [`PolicySet::forward`] give ([`expected`] says how they combine). Must never approximate: what has no exact
 //! compilation was refused when the set was parsed.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::address::canonical;
-use crate::request::{Decision, Operation, Request};
+use crate::request::Decision;
 use crate::{PolicyErrors, PolicySet, Transport};
 
 mod cells;
@@ -44,7 +44,7 @@ pub enum KernelAction {
     Direct,
 }
 
-/// One cell that differs from the default (deny, `policy_denied`).
+/// One cell that differs from the default: deny, for [`default_reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VerdictCell {
@@ -55,7 +55,7 @@ pub struct VerdictCell {
     pub destination_class: u32,
     /// Protocol.
     pub transport: Transport,
-    /// Port class; 0 for ICMP.
+    /// Port class; 0 where there are no ports.
     pub port_class: u16,
     /// What happens.
     pub action: KernelAction,
@@ -95,11 +95,10 @@ impl KernelTables {
             return (KernelAction::Deny(DropReason::Anonymous.code()), &[]);
         };
         let destination_class = tabulate::destination_class(&self.destinations, canonical(ip));
-        let port_class = match transport {
-            Transport::Icmp => 0,
-            Transport::Tcp | Transport::Udp => {
-                self.ports.iter().rev().find(|(first, _)| *first <= port).map_or(0, |(_, class)| *class)
-            }
+        let port_class = if transport.has_ports() {
+            self.ports.iter().rev().find(|(first, _)| *first <= port).map_or(0, |(_, class)| *class)
+        } else {
+            0
         };
         let cell = self.verdicts.iter().find(|cell| {
             cell.agent_class == agent_class
@@ -112,9 +111,15 @@ impl KernelTables {
                 let policies = self.policies.get(cell.policies as usize).map_or(&[][..], Vec::as_slice);
                 (cell.action, policies)
             }
-            None => (KernelAction::Deny(DropReason::PolicyDenied.code()), &[]),
+            None => (KernelAction::Deny(default_reason(transport).code()), &[]),
         }
     }
+}
+
+/// Why a packet that no cell speaks of is denied.
+#[must_use]
+pub fn default_reason(transport: Transport) -> DropReason {
+    if transport.is_named_only() { DropReason::ProtocolUnsupported } else { DropReason::PolicyDenied }
 }
 
 /// Compiles for the moment the set is [at](PolicySet::at); what can't be compiled exactly is refused with
@@ -127,7 +132,7 @@ pub fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, Policy
     tabulate::tabulate(set.inner(), set.moment(), agents)
 }
 
-/// What the kernel must do with a packet, by [`PolicySet::reach`] and the `direct` decision: the meaning
+/// What the kernel must do with a packet, by [`PolicySet::reach`] and [`PolicySet::forward`]: the meaning
 /// of the tables.
 #[must_use]
 pub fn expected(
@@ -137,9 +142,7 @@ pub fn expected(
     transport: Transport,
     port: u16,
 ) -> (KernelAction, Vec<String>) {
-    combine(transport, set.reach(agent, ip, port, transport), || {
-        set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } })
-    })
+    combine(transport, set.reach(agent, ip, port, transport), || set.forward(agent, ip, port, transport))
 }
 
 /// The address must be in reach; then `direct` decides between forwarding and L7, which takes TCP only.
@@ -167,8 +170,6 @@ fn combine(
             (KernelAction::Deny(DropReason::PolicyError.code()), direct.policies)
         }
         (Err(_), Transport::Tcp) => (KernelAction::Steer, reach.policies),
-        (Err(_), Transport::Udp | Transport::Icmp) => {
-            (KernelAction::Deny(DropReason::InspectionRequired.code()), both(direct))
-        }
+        (Err(_), _) => (KernelAction::Deny(DropReason::InspectionRequired.code()), both(direct)),
     }
 }

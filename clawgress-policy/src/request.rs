@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use clawgress_ebpf_common::DropReason;
+use clawgress_ebpf_common::{DropReason, protocol};
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,68 @@ pub enum Transport {
     Udp,
     /// ICMP and ICMPv6.
     Icmp,
+    /// IPv4 in IP (protocol 4).
+    Ipip,
+    /// IPv6 in IP, such as 6in4 (protocol 41).
+    Sit,
+    /// GRE (protocol 47).
+    Gre,
+    /// ESP (protocol 50).
+    Esp,
+    /// AH (protocol 51).
+    Ah,
+    /// SCTP (protocol 132).
+    Sctp,
+}
+
+impl Transport {
+    /// Every one.
+    pub const ALL: [Transport; 9] = [
+        Transport::Tcp,
+        Transport::Udp,
+        Transport::Icmp,
+        Transport::Ipip,
+        Transport::Sit,
+        Transport::Gre,
+        Transport::Esp,
+        Transport::Ah,
+        Transport::Sctp,
+    ];
+
+    /// Whether policy tells its ports apart. Where it does not, `context.port` is 0.
+    #[must_use]
+    pub fn has_ports(self) -> bool {
+        protocol::has_ports(self.number())
+    }
+
+    /// Whether only a permit that names it opens it: tunnels, and what the proxy can never read. A permit
+    /// that asks for no protocol does not.
+    #[must_use]
+    pub fn is_named_only(self) -> bool {
+        protocol::is_named_only(self.number())
+    }
+
+    /// IANA's number, with ICMP for both families as 1: what the kernel's tables hold.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Transport::Tcp => protocol::TCP,
+            Transport::Udp => protocol::UDP,
+            Transport::Icmp => protocol::ICMP,
+            Transport::Ipip => protocol::IPIP,
+            Transport::Sit => protocol::SIT,
+            Transport::Gre => protocol::GRE,
+            Transport::Esp => protocol::ESP,
+            Transport::Ah => protocol::AH,
+            Transport::Sctp => protocol::SCTP,
+        }
+    }
+
+    /// The one with this name in policy text.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Transport> {
+        Transport::ALL.into_iter().find(|t| t.name() == name)
+    }
 }
 
 /// What stays unread in a tunnel.

@@ -277,6 +277,12 @@ impl Transport {
             Transport::Tcp => "tcp",
             Transport::Udp => "udp",
             Transport::Icmp => "icmp",
+            Transport::Ipip => "ipip",
+            Transport::Sit => "sit",
+            Transport::Gre => "gre",
+            Transport::Esp => "esp",
+            Transport::Ah => "ah",
+            Transport::Sctp => "sctp",
         }
     }
 }

@@ -105,6 +105,9 @@ fn the_examples_do_what_the_guide_says() {
         deny(DropReason::PolicyForbidden, "no-plain-text-mail")
     );
     assert_eq!(kernel("203.0.113.1", Transport::Tcp, 8080), (Steer, "offices".to_owned()));
+    assert_eq!(kernel("203.0.113.1", Transport::Gre, 0), (Direct, "site-vpn".to_owned()));
+    assert_eq!(kernel("8.8.8.8", Transport::Gre, 0), deny(DropReason::ProtocolUnsupported, ""));
+    assert_eq!(kernel("203.0.113.1", Transport::Sit, 0), deny(DropReason::ProtocolUnsupported, ""));
     assert_eq!(
         kernel("203.0.113.200", Transport::Tcp, 8080),
         deny(DropReason::PolicyForbidden, "not-the-printers")

@@ -18,6 +18,7 @@ use clawgress_api::{
 use clawgress_ebpf_common::user::ip;
 use clawgress_ebpf_common::{DropReason, Event, Flow, FlowKey, event_kind, flow_flag, hook, protocol};
 use clawgress_identity::{Agent, AgentId, IdentityMethod};
+use clawgress_policy::Transport;
 use clawgress_policy::kernel::KernelTables;
 use nix::libc;
 use nix::unistd::geteuid;
@@ -310,10 +311,10 @@ pub fn request(key: &FlowKey, at_ns: u64) -> String {
 fn protocol_name(number: u8) -> Option<String> {
     match number {
         0 => None,
-        protocol::TCP => Some("tcp".to_owned()),
-        protocol::UDP => Some("udp".to_owned()),
-        protocol::ICMP => Some("icmp".to_owned()),
-        other => Some(other.to_string()),
+        number => {
+            let known = Transport::ALL.into_iter().find(|t| t.number() == number);
+            Some(known.map_or_else(|| number.to_string(), |t| t.name().to_owned()))
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::{
     Address, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DestinationKey, DropReason, Generation,
-    Verdict, VerdictKey, action, bind_flag, bound, map, protocol, user,
+    Verdict, VerdictKey, action, bind_flag, bound, map, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -147,7 +147,7 @@ impl Plan {
                 agent_class: cell.agent_class,
                 destination_class: cell.destination_class,
                 port_class: cell.port_class,
-                protocol: protocol_of(cell.transport),
+                protocol: cell.transport.number(),
                 slot: 0,
             };
             plan.verdicts.push((key, verdict(cell.action, cell.transport, cell.policies)?));
@@ -179,16 +179,6 @@ fn verdict(kernel: KernelAction, transport: Transport, policies: u32) -> Result<
         KernelAction::Direct => (action::DIRECT, 0),
     };
     Ok(Verdict { action, reason, policies })
-}
-
-/// Number of `transport` in keys.
-#[must_use]
-pub fn protocol_of(transport: Transport) -> u8 {
-    match transport {
-        Transport::Tcp => protocol::TCP,
-        Transport::Udp => protocol::UDP,
-        Transport::Icmp => protocol::ICMP,
-    }
 }
 
 /// Bits and address of a prefix in map form.

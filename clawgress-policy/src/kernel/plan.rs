@@ -16,6 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::PolicyProblem;
 use crate::host::quote;
 use crate::members::{Class, Members, Prefixes};
+use crate::request::Transport;
 use crate::set::syntax::{self, BinaryOp, EntityReference, Named, Policy, Scope, UnaryOp};
 use crate::set::{Name, Names, Sense, Source, applies};
 use crate::time;
@@ -84,8 +85,12 @@ pub(crate) struct Plan {
     pub(crate) atoms: Atoms,
     pub(crate) rules: Vec<Rule>,
     facts: Facts,
-    /// By what each permit of `connect` names addresses; only those that do.
+    /// By what each permit of `connect` names addresses and transports; only those that do.
     names: BTreeMap<String, Names>,
+    /// The same of `direct`, where only transports count.
+    direct_names: BTreeMap<String, Names>,
+    /// What permits of `connect` name of the transports that must be named.
+    transports: BTreeSet<Transport>,
 }
 
 impl Plan {
@@ -123,9 +128,8 @@ impl Plan {
                     };
                     let refusals = reader.policy(policy);
                     let names: Names = reader.names.into_iter().collect();
-                    if action == ActionKind::Connect && policy.effect() == Effect::Permit && !names.is_empty()
-                    {
-                        plan.names.insert(id.to_owned(), names);
+                    if policy.effect() == Effect::Permit && !names.is_empty() {
+                        plan.note(action, id, names);
                     }
                     problems.extend(refusals.into_iter().map(|r| source.problem(Some(id), r.at, r.message)));
                 }
@@ -143,6 +147,31 @@ impl Plan {
             rule.cedar = policies.get(rule.position).cloned();
         }
         self
+    }
+
+    fn note(&mut self, action: ActionKind, id: &str, names: Names) {
+        if action == ActionKind::Connect {
+            self.transports.extend(&names.transports);
+            self.names.insert(id.to_owned(), names);
+        } else {
+            self.direct_names.insert(id.to_owned(), names);
+        }
+    }
+
+    /// The transports that must be named, and are by some permit.
+    pub(crate) fn transports(&self) -> impl Iterator<Item = Transport> + '_ {
+        self.transports.iter().copied()
+    }
+
+    /// Whether any policy can permit this transport.
+    pub(crate) fn may_carry(&self, transport: Transport) -> bool {
+        !transport.is_named_only() || self.transports.contains(&transport)
+    }
+
+    /// Whether a permit of this action names the transport.
+    pub(crate) fn names_transport(&self, action: ActionKind, policy: &str, transport: Transport) -> bool {
+        let names = if action == ActionKind::Connect { &self.names } else { &self.direct_names };
+        names.get(policy).is_some_and(|n| n.transports.contains(&transport))
     }
 
     /// By what a permit of `connect` names addresses, if it does.
@@ -228,7 +257,7 @@ struct Reader<'a> {
     members: &'a Members,
     /// Of the part that is being read.
     sense: Sense,
-    /// By what the parts read so far name addresses, where they allow.
+    /// By what the parts read so far name addresses and transports, where they allow.
     names: Vec<Name>,
 }
 
@@ -434,8 +463,12 @@ impl Reader<'_> {
     /// `[literals].contains(subject)`; equality is a set of one.
     fn contains(&mut self, literals: &[Expr], subject: &Expr) -> Option<Truth> {
         if syntax::is_context(subject, "protocol") {
-            // All three protocols are decided one by one, so any comparison with literals is exact.
-            return literals.iter().all(|l| syntax::string(l).is_some()).then_some(Truth::Open);
+            // Protocols are decided one by one, so any comparison with literals is exact.
+            let names = literals.iter().map(syntax::string).collect::<Option<Vec<_>>>()?;
+            for transport in names.into_iter().filter_map(Transport::from_name) {
+                self.name(Name::Transport(transport));
+            }
+            return Some(Truth::Open);
         }
         if syntax::is_context(subject, "port") {
             let ports = literals.iter().map(syntax::long).collect::<Option<BTreeSet<i64>>>()?;
@@ -503,7 +536,7 @@ impl Reader<'_> {
         self.atoms.class_ids.insert(class, atoms);
     }
 
-    /// Notes by what a part names addresses, if it allows.
+    /// Notes what a part names, if it allows.
     fn name(&mut self, name: Name) {
         if self.sense != Sense::Denies {
             self.names.push(name);

@@ -5,19 +5,21 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use clawgress_ebpf_common::{DropReason, bound};
+use clawgress_ebpf_common::bound;
 use clawgress_identity::Agent;
 
 use super::cells::{self, Cell, Destinations, Kind, PortCell};
 use super::plan::Rule;
 use super::{
     EVALUATIONS_MAX, KernelAction, KernelTables, MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell,
+    default_reason,
 };
 use crate::PolicyErrors;
 use crate::prefix::{Prefix, bits};
 use crate::request::{Decision, Operation, Request, Transport};
 use crate::set::Inner;
 use crate::time::Moment;
+use crate::vocabulary::ActionKind;
 
 const _: () = assert!(VERDICTS_MAX * 2 <= bound::VERDICTS_MAX as usize, "two slots share the map");
 const _: () = assert!(PREFIXES_MAX * 2 <= bound::DESTINATIONS_MAX as usize, "two slots share the map");
@@ -53,10 +55,11 @@ impl<T: Ord> Numbers<T> {
 /// What a cell does, and why.
 type Value = (KernelAction, Vec<String>);
 
-/// Numbers of the values at one destination for one agent: ICMP, then TCP and UDP by port kind.
+/// Numbers of the values at one destination for one agent: what has no ports, then TCP and UDP by port
+/// kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
-    icmp: u32,
+    portless: Vec<(Transport, u32)>,
     tcp: Vec<u32>,
     udp: Vec<u32>,
 }
@@ -108,8 +111,10 @@ pub(super) fn tabulate(
     )?;
 
     let mut judge = Judge { inner, moment, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
-    // The default first, so that its number is 0.
-    judge.values.number(default_value());
+    // The defaults first, so that their numbers are the lowest.
+    for transport in [Transport::Tcp, Transport::Gre] {
+        judge.values.number(default_value(transport));
+    }
     let matrix: Vec<Vec<u32>> = key_samples
         .iter()
         .map(|agent| judge.agent(agent, &kinds, &port_kinds.samples))
@@ -130,8 +135,9 @@ fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), Pol
     )))
 }
 
-fn default_value() -> Value {
-    (KernelAction::Deny(DropReason::PolicyDenied.code()), Vec::new())
+/// What the kernel does where there is no cell.
+fn default_value(transport: Transport) -> Value {
+    (KernelAction::Deny(default_reason(transport).code()), Vec::new())
 }
 
 fn port_kinds(ports: &[PortCell]) -> PortKinds {
@@ -235,7 +241,12 @@ impl Judge<'_> {
         port_of: &[u32],
         port_samples: &[u16],
     ) -> Result<Guarded<u32>, PolicyErrors> {
-        let icmp = self.value(agent, slice, ip, 0, Transport::Icmp)?;
+        let transports: Vec<Transport> =
+            std::iter::once(Transport::Icmp).chain(self.inner.plan().transports()).collect();
+        let portless = transports
+            .into_iter()
+            .map(|transport| Ok((transport, self.value(agent, slice, ip, 0, transport)?)))
+            .collect::<Result<Vec<_>, PolicyErrors>>()?;
         let mut by_port = |transport| {
             port_samples
                 .iter()
@@ -247,7 +258,8 @@ impl Judge<'_> {
             let spread = |values: &[Guarded<u32>]| -> Vec<u32> {
                 port_of.iter().filter_map(|n| values.get(*n as usize)).map(of).collect()
             };
-            self.rows.number(Row { icmp: of(&icmp), tcp: spread(&tcp), udp: spread(&udp) })
+            let portless = portless.iter().map(|(transport, value)| (*transport, of(value))).collect();
+            self.rows.number(Row { portless, tcp: spread(&tcp), udp: spread(&udp) })
         };
         Ok(Guarded { open: row(|v| v.open), reserved: row(|v| v.reserved) })
     }
@@ -270,7 +282,11 @@ impl Judge<'_> {
         let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
         let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
         let connect = self.inner.decide_among(&slice.connect, &connect, self.moment);
-        let direct = LazyCell::new(|| self.inner.decide_among(&slice.direct, &direct, self.moment));
+        let connect = self.inner.named(ActionKind::Connect, connect, transport);
+        let direct = LazyCell::new(|| {
+            let decision = self.inner.decide_among(&slice.direct, &direct, self.moment);
+            self.inner.named(ActionKind::Direct, decision, transport)
+        });
         let value = |reach: Decision| super::combine(transport, reach, || (*direct).clone());
         let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
         Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
@@ -325,9 +341,10 @@ impl Classes<'_> {
                     continue;
                 };
                 for (transport, port_class, value) in cells_of(row, &port_class_kinds) {
-                    let Some((action, ids)) = self.values.get(value as usize).filter(|_| value != 0) else {
+                    let Some((action, ids)) = self.values.get(value as usize) else { continue };
+                    if (*action, ids) == (default_value(transport).0, &Vec::new()) {
                         continue;
-                    };
+                    }
                     let policies = policies.number(ids.clone());
                     verdicts.push(VerdictCell {
                         agent_class,
@@ -396,7 +413,9 @@ fn cells_of<'a>(row: &'a Row, kinds: &'a [usize]) -> impl Iterator<Item = (Trans
     let by_port = move |transport, values: &'a [u32]| {
         (0_u16..).zip(kinds).filter_map(move |(class, kind)| Some((transport, class, *values.get(*kind)?)))
     };
-    std::iter::once((Transport::Icmp, 0, row.icmp))
+    row.portless
+        .iter()
+        .map(|(transport, value)| (*transport, 0, *value))
         .chain(by_port(Transport::Tcp, &row.tcp))
         .chain(by_port(Transport::Udp, &row.udp))
 }

@@ -4,12 +4,12 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use super::*;
 use crate::address::is_reserved;
-use crate::request::Request;
+use crate::request::{Operation, Request};
 use crate::{NamedSets, PolicyBundle};
 
 mod random;
 
-use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, moment, policies, sets};
+use random::{NamesOf, PORTS, PREFIXES, Random, Thing, address, agent, agents, moment, policies, sets};
 
 /// Packets compared in one run, over all random sets.
 const PACKETS: usize = 20_000;
@@ -24,12 +24,35 @@ fn oracle(
     transport: Transport,
     port: u16,
 ) -> (KernelAction, Vec<String>) {
+    let has = |id: &String, n: usize, thing: &dyn Fn(&Thing) -> bool| {
+        names_of.get(id).is_some_and(|names| names[n].iter().any(thing))
+    };
+    let is_asked_for = |thing: &Thing| *thing == Thing::Transport(transport);
+    let unsupported = (KernelAction::Deny(DropReason::ProtocolUnsupported.code()), Vec::new());
+    if transport.is_named_only() && !names_of.keys().any(|id| has(id, 0, &is_asked_for)) {
+        return unsupported;
+    }
     let connect = set.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
-    let direct = set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
+    let mut direct = set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
     let mut both: Vec<String> = connect.policies.iter().chain(&direct.policies).cloned().collect();
     both.sort();
     both.dedup();
-    let names = |id: &String| names_of.get(id).into_iter().flatten().any(|p| p.contains(&ip.to_canonical()));
+    let names = |id: &String| {
+        has(id, 0, &|thing| matches!(thing, Thing::Net(net) if net.contains(&ip.to_canonical())))
+    };
+    if transport.is_named_only() {
+        if connect.verdict == Err(DropReason::PolicyDenied)
+            || (connect.is_allow() && !connect.policies.iter().any(|id| has(id, 0, &is_asked_for)))
+        {
+            return unsupported;
+        }
+        if direct.verdict == Err(DropReason::PolicyDenied)
+            || (direct.is_allow() && !direct.policies.iter().any(|id| has(id, 1, &is_asked_for)))
+        {
+            both.clone_from(&connect.policies);
+            direct.verdict = Err(DropReason::ProtocolUnsupported);
+        }
+    }
     if let Err(reason) = connect.verdict {
         (KernelAction::Deny(reason.code()), connect.policies)
     } else if is_reserved(ip) && !connect.policies.iter().any(names) {
@@ -66,7 +89,7 @@ fn tables_equal_decisions_on_random_sets() {
         for _ in 0..PACKETS_PER_SET {
             let agent = r.pick(&agents);
             let ip = address(&mut r);
-            let transport = r.pick(&[Transport::Tcp, Transport::Udp, Transport::Icmp]);
+            let transport = r.pick(&Transport::ALL);
             let port = r.pick(&PORTS).wrapping_add([0, 1, u16::MAX][r.below(3)]);
             let (action, policies) = tables.lookup(agent.index, ip, transport, port);
             let wanted = oracle(&set, &names_of, &agent, ip, transport, port);
@@ -96,6 +119,7 @@ fn tables_equal_decisions_on_random_sets() {
         (false, deny(DropReason::PolicyForbidden)),
         (false, deny(DropReason::PolicyError)),
         (false, deny(DropReason::InspectionRequired)),
+        (false, deny(DropReason::ProtocolUnsupported)),
     ] {
         assert!(seen.contains_key(&met), "seed {seed}: no packet met {met:?}: {seen:?}");
     }
@@ -364,6 +388,73 @@ fn parts_that_are_known_hide_no_others() {
                 }
             }
         }
+    }
+}
+
+/// A permit that asks for no protocol opens no tunnel; nor does one that only excludes others.
+#[test]
+fn what_must_be_named_is_opened_by_what_names_it() {
+    let deny = |reason: DropReason| KernelAction::Deny(reason.code());
+    let unsupported = deny(DropReason::ProtocolUnsupported);
+    let broad =
+        r#"@id("broad") permit (principal, action in [Action::"connect", Action::"direct"], resource);"#;
+    let named = |action: &str, condition: &str| {
+        format!(
+            r#"{broad} @id("named") permit (principal, action in [{action}], resource) when {{ {condition} }};"#
+        )
+    };
+    let both = r#"Action::"connect", Action::"direct""#;
+    let gre = r#"context.protocol == "gre""#;
+    let some = r#"context.ip.isInRange(ip("203.0.113.0/24"))"#;
+    for (text, to, transport, wanted) in [
+        (broad.to_owned(), "192.0.2.1", Transport::Gre, unsupported),
+        (broad.to_owned(), "192.0.2.1", Transport::Udp, KernelAction::Direct),
+        (named(both, gre), "192.0.2.1", Transport::Gre, KernelAction::Direct),
+        (named(both, gre), "2001:db8::1", Transport::Gre, KernelAction::Direct),
+        (named(both, gre), "192.0.2.1", Transport::Sit, unsupported),
+        (named(both, gre), "10.0.0.1", Transport::Gre, deny(DropReason::AddressReserved)),
+        (named(both, &format!("{gre} && {some}")), "192.0.2.1", Transport::Gre, unsupported),
+        (named(both, &format!("{gre} && {some}")), "203.0.113.9", Transport::Gre, KernelAction::Direct),
+        (named(both, &format!("{gre} && context.port == 443")), "192.0.2.1", Transport::Gre, unsupported),
+        (
+            named(both, &format!("{gre} && context.port == 0")),
+            "192.0.2.1",
+            Transport::Gre,
+            KernelAction::Direct,
+        ),
+        (named(both, r#"context.protocol != "tcp""#), "192.0.2.1", Transport::Gre, unsupported),
+        (named(both, r#"!(context.protocol == "gre")"#), "192.0.2.1", Transport::Gre, unsupported),
+        (
+            named(r#"Action::"connect""#, gre),
+            "192.0.2.1",
+            Transport::Gre,
+            deny(DropReason::InspectionRequired),
+        ),
+        (named(r#"Action::"direct""#, gre), "192.0.2.1", Transport::Gre, unsupported),
+        (
+            named(both, gre)
+                + r#"@id("no") forbid (principal, action == Action::"connect", resource) when { context.protocol == "gre" };"#,
+            "192.0.2.1",
+            Transport::Gre,
+            deny(DropReason::PolicyForbidden),
+        ),
+        (
+            broad.to_owned()
+                + r#"@id("no") forbid (principal, action == Action::"connect", resource) when { context.protocol == "gre" };"#,
+            "192.0.2.1",
+            Transport::Gre,
+            unsupported,
+        ),
+    ] {
+        let (set, ip) = (set(&text), to.parse().unwrap());
+        let agent = &agents()[0];
+        assert_eq!(expected(&set, agent, ip, transport, 443).0, wanted, "{transport:?} to {to}: {text}");
+        let tables = compile(&set, &agents()).unwrap();
+        assert_eq!(
+            tables.lookup(1, ip, transport, 443).0,
+            wanted,
+            "{transport:?} to {to}: {text}\n{tables:#?}"
+        );
     }
 }
 

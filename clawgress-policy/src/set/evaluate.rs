@@ -14,7 +14,7 @@ use super::Inner;
 use crate::Host;
 use crate::address::canonical;
 use crate::kernel::plan::Plan;
-use crate::request::{Decision, Operation, Request, Transport};
+use crate::request::{Decision, Operation, Request};
 use crate::time::Moment;
 use crate::vocabulary::ActionKind;
 
@@ -94,8 +94,8 @@ impl Inner {
             Operation::Connect { ip, port: number, transport }
             | Operation::Direct { ip, port: number, transport } => {
                 let ip = canonical(*ip);
-                // ICMP has no ports; one value, so that both planes see the same.
-                let number = if *transport == Transport::Icmp { &0 } else { number };
+                // Where there are no ports, or none that count: one value, so that both planes see the same.
+                let number = if transport.has_ports() { number } else { &0 };
                 let value = self.vocabulary.ip(ip)?;
                 let classes = self.members.classes_of(ip, 0);
                 let resource = self.vocabulary.network(ip, &value, classes, self.reads);

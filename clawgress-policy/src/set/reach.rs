@@ -14,12 +14,15 @@ use crate::address::{canonical, is_reserved};
 use crate::members::{Class, Members};
 use crate::prefix::{Prefix, PrefixIndex};
 use crate::request::{Decision, Operation, Request, Transport};
+use crate::vocabulary::ActionKind;
 
-/// By what one permit names addresses. A prefix of length 0 is everything, and names nothing.
+/// By what one permit names addresses, and which transports it names of those that must be. A prefix of
+/// length 0 is everything, and names nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
     prefixes: PrefixIndex,
     sets: BTreeSet<String>,
+    pub(crate) transports: BTreeSet<Transport>,
 }
 
 /// One way to name addresses.
@@ -27,11 +30,12 @@ pub(crate) struct Names {
 pub(crate) enum Name {
     Prefix(IpNet),
     Set(String),
+    Transport(Transport),
 }
 
 impl Names {
     pub(crate) fn is_empty(&self) -> bool {
-        self.prefixes.is_empty() && self.sets.is_empty()
+        self.prefixes.is_empty() && self.sets.is_empty() && self.transports.is_empty()
     }
 
     /// Whether the address (canonical) is named.
@@ -47,15 +51,19 @@ impl Names {
 impl FromIterator<Name> for Names {
     fn from_iter<I: IntoIterator<Item = Name>>(names: I) -> Names {
         let mut prefixes = Vec::new();
-        let mut sets = BTreeSet::new();
+        let (mut sets, mut transports) = (BTreeSet::new(), BTreeSet::new());
         for name in names {
             match name {
                 Name::Prefix(prefix) if prefix.prefix_len() == 0 => {}
                 Name::Prefix(prefix) => prefixes.push((Prefix::of(prefix), 0)),
                 Name::Set(set) => drop(sets.insert(set)),
+                Name::Transport(transport) if transport.is_named_only() => {
+                    transports.insert(transport);
+                }
+                Name::Transport(_) => {}
             }
         }
-        Names { prefixes: PrefixIndex::new(prefixes, &[]), sets }
+        Names { prefixes: PrefixIndex::new(prefixes, &[]), sets, transports }
     }
 }
 
@@ -69,14 +77,47 @@ impl PolicySet {
     /// prefix of length 0 names nothing, nor does one that takes away (behind `unless` or `!`), nor an
     /// ASN or a country: what others wrote into a data set opens nothing. The policies of such a denial
     /// are the permits, none of which names it.
+    ///
+    /// A transport that [must be named](Transport::is_named_only) is denied with
+    /// [`DropReason::ProtocolUnsupported`] unless one of those permits names it, likewise.
     #[must_use]
     pub fn reach(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
+        if !self.inner.plan.may_carry(transport) {
+            return unnamed();
+        }
         let decision = self.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
+        let decision = self.inner.named(ActionKind::Connect, decision, transport);
         if is_reserved(ip) { self.inner.guard(decision, ip) } else { decision }
+    }
+
+    /// Whether what is in reach is forwarded by the kernel: the `direct` decision, with the same guard of
+    /// transports that must be named.
+    #[must_use]
+    pub fn forward(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
+        let decision = self.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
+        self.inner.named(ActionKind::Direct, decision, transport)
     }
 }
 
+/// The denial of a transport that no permit names.
+fn unnamed() -> Decision {
+    Decision { verdict: Err(DropReason::ProtocolUnsupported), policies: Vec::new(), errors: Vec::new() }
+}
+
 impl Inner {
+    /// What becomes of a decision on a transport, which perhaps must be named.
+    pub(crate) fn named(&self, action: ActionKind, decision: Decision, transport: Transport) -> Decision {
+        if !transport.is_named_only() {
+            return decision;
+        }
+        let names = |policy: &String| self.plan.names_transport(action, policy, transport);
+        match decision.verdict {
+            Ok(()) if decision.policies.iter().any(names) => decision,
+            Ok(()) | Err(DropReason::PolicyDenied) => unnamed(),
+            Err(_) => decision,
+        }
+    }
+
     /// What becomes of a `connect` decision on an address that must be named.
     pub(crate) fn guard(&self, decision: Decision, ip: IpAddr) -> Decision {
         let ip = canonical(ip);

@@ -10,10 +10,24 @@ use super::text::Source;
 use crate::geo::{asn, is_country};
 use crate::host::quote;
 use crate::members::{Class, Members, check_prefix};
-use crate::{Host, PolicyProblem};
+use crate::set::applies;
+use crate::vocabulary::ActionKind;
+use crate::{Host, PolicyProblem, Transport};
 
-/// Values of `context.protocol`, over all actions.
-const PROTOCOLS: [&str; 5] = ["tcp", "udp", "icmp", "tls", "unknown"];
+/// Values of `context.protocol` for `tunnel`.
+const TUNNEL_PROTOCOLS: [&str; 2] = ["tls", "unknown"];
+/// What people call a protocol, and its name here.
+const PROTOCOL_ALIASES: [(&str, &str); 9] = [
+    ("icmpv6", "icmp"),
+    ("6in4", "sit"),
+    ("6in6", "sit"),
+    ("ipv6", "sit"),
+    ("ipencap", "ipip"),
+    ("4in6", "ipip"),
+    ("ip-in-ip", "ipip"),
+    ("ipsec", "esp"),
+    ("ipsec-ah", "ah"),
+];
 /// The one value of `context.scheme` until TLS is intercepted.
 const SCHEME: &str = "http";
 const SCHEME_FUTURE: &str = "https";
@@ -53,7 +67,8 @@ pub(crate) fn review(
 ) -> Vec<PolicyProblem> {
     let sense = Sense::of(policy);
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
-    let mut reviewer = Reviewer { id, source, members, start, problems: Vec::new() };
+    let protocols = protocols(policy);
+    let mut reviewer = Reviewer { id, source, members, start, protocols, problems: Vec::new() };
     let principal = policy.principal_constraint();
     let resource = policy.resource_constraint();
     for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
@@ -73,7 +88,21 @@ struct Reviewer<'a> {
     source: &'a Source<'a>,
     members: &'a Members,
     start: Option<usize>,
+    /// Values of `context.protocol`, over all actions of the policy.
+    protocols: Vec<&'static str>,
     problems: Vec<PolicyProblem>,
+}
+
+/// Values of `context.protocol` in requests this policy is asked about.
+fn protocols(policy: &Policy) -> Vec<&'static str> {
+    let mut protocols = Vec::new();
+    if applies(policy, ActionKind::Connect) || applies(policy, ActionKind::Direct) {
+        protocols.extend(Transport::ALL.map(Transport::name));
+    }
+    if applies(policy, ActionKind::Tunnel) {
+        protocols.extend(TUNNEL_PROTOCOLS);
+    }
+    protocols
 }
 
 impl Reviewer<'_> {
@@ -288,7 +317,7 @@ impl Reviewer<'_> {
             return;
         };
         match (variable, attribute) {
-            (Var::Context, "protocol") => self.one_of("context.protocol", &PROTOCOLS, text, at),
+            (Var::Context, "protocol") => self.protocol(text, at),
             (Var::Context, "scheme") if text == SCHEME_FUTURE => self.scheme_future(at),
             (Var::Context, "scheme") if text != SCHEME => {
                 self.problem(at, format!("`context.scheme` is never `{}`: it is `{SCHEME}`", quote(text)))
@@ -314,11 +343,20 @@ impl Reviewer<'_> {
         }
     }
 
-    fn one_of(&mut self, what: &str, known: &[&str], text: &str, at: Option<usize>) {
-        if !known.contains(&text) {
-            let known = known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
-            self.problem(at, format!("`{what}` is never `{}`: it is one of {known}", quote(text)));
+    fn protocol(&mut self, text: &str, at: Option<usize>) {
+        if self.protocols.is_empty() || self.protocols.contains(&text) {
+            return;
         }
+        let lower = text.to_ascii_lowercase();
+        let meant =
+            PROTOCOL_ALIASES.iter().find(|(alias, _)| *alias == lower).map_or(lower.as_str(), |(_, n)| n);
+        let remedy = if self.protocols.contains(&meant) {
+            format!("write `{meant}`")
+        } else {
+            let known = self.protocols.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+            format!("it is one of {known}")
+        };
+        self.problem(at, format!("`context.protocol` is never `{}`: {remedy}", quote(text)));
     }
 
     fn scheme_future(&mut self, at: Option<usize>) {

@@ -7,7 +7,7 @@ use clawgress_identity::{Agent, AgentId, AgentState};
 use ipnet::IpNet;
 
 use crate::address::reserved;
-use crate::{NamedSets, PolicySet, Surroundings};
+use crate::{NamedSets, PolicySet, Surroundings, Transport};
 
 /// `SplitMix64`: small, seedable, and the same on every machine.
 pub(super) struct Random(pub(super) u64);
@@ -64,6 +64,7 @@ pub(super) const PREFIXES: [&str; 30] = [
 ];
 const ADDRESSES: [&str; 7] =
     ["10.1.2.200", "10.1.2.3", "203.0.113.5", "169.254.169.254", "2001:db8:1::7", "::1", "2001:db8::9"];
+const PROTOCOLS: [&str; 6] = ["tcp", "udp", "icmp", "gre", "sit", "sctp"];
 pub(super) const PORTS: [u16; 9] = [0, 1, 22, 80, 443, 444, 8080, 65_534, 65_535];
 const SETS: [(&str, &[&str]); 4] = [
     ("nested", &["10.0.0.0/8", "10.1.2.0/24"]),
@@ -151,15 +152,22 @@ pub(super) fn agents() -> Vec<Agent> {
     ]
 }
 
-/// What a generated condition says, and by what it names addresses for `connect`, by the sense it is
-/// used in: written down here a second time, from the text's making rather than from its parsing.
+/// What a policy names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Thing {
+    Net(IpNet),
+    Transport(Transport),
+}
+
+/// What a generated condition says, and what it names for one action, by the sense it is used in: written
+/// down here a second time, from the text's making rather than from its parsing.
 struct Condition {
     text: String,
-    /// Its value for `connect`, if that is known before any request.
+    /// Its value for the action, if that is known before any request.
     known: Option<bool>,
-    allows: Vec<IpNet>,
-    denies: Vec<IpNet>,
-    either: Vec<IpNet>,
+    allows: Vec<Thing>,
+    denies: Vec<Thing>,
+    either: Vec<Thing>,
 }
 
 impl Condition {
@@ -172,7 +180,13 @@ impl Condition {
     }
 
     fn naming(text: String, prefixes: &[&str]) -> Self {
-        let names: Vec<IpNet> = prefixes.iter().map(|p| prefix(p)).collect();
+        let names: Vec<Thing> = prefixes.iter().map(|p| Thing::Net(prefix(p))).collect();
+        Condition { allows: names.clone(), either: names, ..Condition::plain(text) }
+    }
+
+    fn asking(text: String, protocols: &[&str]) -> Self {
+        let names: Vec<Thing> =
+            protocols.iter().map(|p| Thing::Transport(Transport::from_name(p).unwrap())).collect();
         Condition { allows: names.clone(), either: names, ..Condition::plain(text) }
     }
 
@@ -193,7 +207,7 @@ impl Condition {
                 if known.is_some() {
                     return Condition { known, ..Condition::plain(text) };
                 }
-                let both = |a: Vec<IpNet>, b: Vec<IpNet>| [a, b].concat();
+                let both = |a: Vec<Thing>, b: Vec<Thing>| [a, b].concat();
                 Condition {
                     text,
                     known,
@@ -302,9 +316,18 @@ fn time_atom(r: &mut Random) -> String {
     }
 }
 
-fn condition(r: &mut Random, depth: usize) -> Condition {
+fn protocol_atom(r: &mut Random) -> Condition {
+    let (one, two) = (r.pick(&PROTOCOLS), r.pick(&PROTOCOLS));
+    match r.below(4) {
+        0 => Condition::asking(String::new(), &[one]).not(format!("context.protocol != \"{one}\"")),
+        1 => Condition::asking(format!("context.protocol == \"{one}\""), &[one]),
+        _ => Condition::asking(format!("[\"{one}\", \"{two}\"].contains(context.protocol)"), &[one, two]),
+    }
+}
+
+fn condition(r: &mut Random, depth: usize, action: Asked) -> Condition {
     if depth > 0 {
-        let sub = |r: &mut Random| condition(r, depth - 1);
+        let sub = |r: &mut Random| condition(r, depth - 1, action);
         match r.below(8) {
             0 | 1 => return sub(r).join(sub(r), false),
             2 | 3 => return sub(r).join(sub(r), true),
@@ -321,28 +344,30 @@ fn condition(r: &mut Random, depth: usize) -> Condition {
         12 | 13 => Condition::plain(time_atom(r)),
         0..=4 => network_atom(r),
         5..=7 => Condition::plain(port_atom(r)),
-        8 => Condition::plain(format!(
-            "context.protocol {} \"{}\"",
-            r.pick(&["==", "!="]),
-            r.pick(&["tcp", "udp", "icmp"])
-        )),
-        9 => Condition::plain("[\"tcp\", \"icmp\"].contains(context.protocol)"),
+        8 | 9 => protocol_atom(r),
         10 => {
-            let (text, value) = r.pick(&[
-                ("action == Action::\"connect\"", true),
-                ("action in Action::\"opaque\"", false),
-                ("context has ip", true),
-                ("true", true),
-                ("false", false),
+            let (text, connect, direct) = r.pick(&[
+                ("action == Action::\"connect\"", true, false),
+                ("action in Action::\"opaque\"", false, true),
+                ("context has ip", true, true),
+                ("true", true, true),
+                ("false", false, false),
             ]);
-            Condition::known(text, value)
+            Condition::known(text, if action == Asked::Connect { connect } else { direct })
         }
         _ => Condition::plain(principal_atom(r)),
     }
 }
 
-/// A policy's text, and by what it names addresses for `connect`.
-fn policy(r: &mut Random, number: usize) -> (String, Vec<IpNet>) {
+/// The action whose request is thought of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Connect,
+    Direct,
+}
+
+/// A policy's text, and what it names for an action where it permits that.
+fn policy(r: &mut Random, number: usize, asked: Asked) -> (String, Vec<Thing>) {
     let effect = if r.below(3) == 0 { "forbid" } else { "permit" };
     let principal = r.pick(&[
         "principal",
@@ -354,25 +379,29 @@ fn policy(r: &mut Random, number: usize) -> (String, Vec<IpNet>) {
         "principal is Agent in Team::\"acme/payments\"",
         "principal is Agent",
     ]);
-    let (action, guarded) = r.pick(&[
-        ("action == Action::\"connect\"", false),
-        ("action == Action::\"connect\"", false),
-        ("action == Action::\"direct\"", false),
-        ("action in [Action::\"connect\", Action::\"direct\"]", false),
-        ("action in Action::\"reach\"", true),
-        ("action in [Action::\"opaque\", Action::\"http\"]", true),
-        ("action", true),
+    let (action, guarded, connects, forwards) = r.pick(&[
+        ("action == Action::\"connect\"", false, true, false),
+        ("action == Action::\"connect\"", false, true, false),
+        ("action == Action::\"direct\"", false, false, true),
+        ("action in [Action::\"connect\", Action::\"direct\"]", false, true, true),
+        ("action in Action::\"reach\"", true, true, false),
+        ("action in [Action::\"opaque\", Action::\"http\"]", true, false, true),
+        ("action", true, true, true),
     ]);
+    let applies = if asked == Asked::Connect { connects } else { forwards };
     let (set, members) = r.pick(&SETS);
     let one = r.pick(&ADDRESSES);
     let (resource, mut names) = match r.below(9) {
         8 => (format!("resource in {}", r.pick(&GEO).0), vec![]),
-        0 => (format!("resource in NetworkSet::\"{set}\""), members.iter().map(|p| prefix(p)).collect()),
-        1 => (format!("resource == Network::\"{one}\""), vec![prefix(one)]),
+        0 => (
+            format!("resource in NetworkSet::\"{set}\""),
+            members.iter().map(|p| Thing::Net(prefix(p))).collect(),
+        ),
+        1 => (format!("resource == Network::\"{one}\""), vec![Thing::Net(prefix(one))]),
         2 => ("resource is Network".to_owned(), vec![]),
         3 => (
             format!("resource is Network in NetworkSet::\"{set}\""),
-            members.iter().map(|p| prefix(p)).collect(),
+            members.iter().map(|p| Thing::Net(prefix(p))).collect(),
         ),
         _ => ("resource".to_owned(), vec![]),
     };
@@ -380,7 +409,7 @@ fn policy(r: &mut Random, number: usize) -> (String, Vec<IpNet>) {
     let mut whole: Option<Condition> = None;
     for _ in 0..r.below(3) {
         let depth = r.below(4);
-        let mut clause = condition(r, depth);
+        let mut clause = condition(r, depth, asked);
         if guarded {
             clause = match r.below(3) {
                 0 => Condition::known("resource is Network", true).join(clause, false),
@@ -404,22 +433,27 @@ fn policy(r: &mut Random, number: usize) -> (String, Vec<IpNet>) {
     }
     text.push_str(";\n");
     names.extend(whole.into_iter().flat_map(|c| c.allows));
-    names.retain(|p| p.prefix_len() > 0);
+    names.retain(|thing| !matches!(thing, Thing::Net(net) if net.prefix_len() == 0));
+    if effect == "forbid" || !applies {
+        names.clear();
+    }
     (text, names)
 }
 
-/// By what each policy of a set names addresses.
-pub(super) type NamesOf = BTreeMap<String, Vec<IpNet>>;
+/// What each policy of a set names: for `connect`, for `direct`.
+pub(super) type NamesOf = BTreeMap<String, [Vec<Thing>; 2]>;
 
 /// A random set. Policies that can never apply are refused by validation, so they are left out.
 pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
     let (mut text, mut names_of) = (String::new(), NamesOf::new());
     for number in 0..=r.below(7) {
-        let (policy, names) = policy(r, number);
+        let mut again = Random(r.0);
+        let (policy, names) = self::policy(r, number, Asked::Connect);
+        let (_, direct_names) = self::policy(&mut again, number, Asked::Direct);
         match PolicySet::parse_in(&policy, &sets(), &surroundings()) {
             Ok(_) => {
                 text.push_str(&policy);
-                names_of.insert(format!("p{number}"), names);
+                names_of.insert(format!("p{number}"), [names, direct_names]);
             }
             Err(e) => assert!(
                 e.problems.iter().all(|p| ["impossible", "applicable action", "never matches"]
