@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Largest stripped object, bytes: a promise to appliances, and a hint when inlining runs away.
-const OBJECT_BYTES_MAX: u64 = 64 * 1024;
+const OBJECT_BYTES_MAX: u64 = 128 * 1024;
 
 /// The compiler release whose Debian source package the toolchain directory may hold.
 const RUST_RELEASE: &str = "1.95.0";

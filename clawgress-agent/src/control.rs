@@ -9,6 +9,7 @@ pub mod govern;
 pub mod kernel;
 mod keyring;
 pub mod model;
+pub mod quarantine;
 mod runs;
 mod sink;
 pub mod snapshots;
@@ -37,6 +38,7 @@ use self::audit::{AuditLog, Bounds};
 use self::govern::Governor;
 use self::kernel::Link;
 use self::keyring::Keyring;
+use self::quarantine::Quarantines;
 use self::runs::Runs;
 use self::snapshots::Workers;
 use self::store::{RedbStore, StateStore};
@@ -53,6 +55,7 @@ const BATCH_BYTES_MAX: usize = 16 << 20;
 #[derive(Debug)]
 struct Control {
     governor: Arc<Governor>,
+    quarantines: Arc<Quarantines>,
     audit: AuditLog,
     runs: Runs,
     workers: Arc<Workers>,
@@ -96,12 +99,15 @@ pub async fn serve(
     let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(&clock)).await;
     let audit = audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))?;
     let governor = Arc::new(Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone()).await?);
+    let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
+    let quarantines = Arc::new(quarantines);
     let to = |path: &Path, server| -> Result<Channel> {
         Ok(socket::channel_to(path, Servers::new(&config.access, server)?))
     };
     let link = Arc::new(Link::new(to(&config.datapath_socket(), Server::Datapath)?));
     let runs = Runs {
         governor: Arc::clone(&governor),
+        quarantines: Arc::clone(&quarantines),
         link: Arc::clone(&link),
         keyring: Keyring::new(to(&config.keys_socket(), Server::Keys)?, store),
         clock: Arc::clone(&clock),
@@ -110,12 +116,14 @@ pub async fn serve(
     };
     runs.close_orphans().await?;
     let workers = Arc::new(Workers::default());
-    let control = Arc::new(Control { governor, audit, runs, workers, clock, stop: stop.clone() });
+    let control =
+        Arc::new(Control { governor, quarantines, audit, runs, workers, clock, stop: stop.clone() });
     let (control_socket, admin_socket) = open_sockets(&config)?;
     let tasks = [
         tokio::spawn(follow(Arc::clone(&control))),
         tokio::spawn(push(Arc::clone(&control), link)),
         tokio::spawn(sweep(Arc::clone(&control))),
+        tokio::spawn(release(Arc::clone(&control))),
     ];
     notify::ready("control");
     let end = tokio::try_join!(
@@ -148,7 +156,12 @@ async fn follow(control: Arc<Control>) {
 }
 
 async fn push(control: Arc<Control>, link: Arc<Link>) {
-    link.run(Arc::clone(&control.governor), control.audit.clone(), control.stop.clone()).await;
+    let governed = (Arc::clone(&control.governor), Arc::clone(&control.quarantines));
+    link.run(governed, control.audit.clone(), control.stop.clone()).await;
+}
+
+async fn release(control: Arc<Control>) {
+    control.quarantines.run(control.stop.clone()).await;
 }
 
 async fn sweep(control: Arc<Control>) {
@@ -158,6 +171,7 @@ async fn sweep(control: Arc<Control>) {
 fn planes(control: &Control) -> Either<SnapshotsServer<snapshots::Service>, AuditSinkServer<sink::Service>> {
     let snapshots = snapshots::Service {
         governor: Arc::clone(&control.governor),
+        quarantines: Arc::clone(&control.quarantines),
         workers: Arc::clone(&control.workers),
         stop: control.stop.clone(),
     };

@@ -18,6 +18,7 @@ pub mod network;
 pub mod object;
 mod plane;
 mod programs;
+pub mod quarantine;
 mod service;
 mod shares;
 mod spool;
@@ -49,6 +50,7 @@ use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
 use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
+use self::quarantine::Quarantine;
 use self::service::Service;
 use self::spool::Spool;
 use self::tables::{Plan, Tables};
@@ -134,6 +136,7 @@ async fn start(
     let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(ebpf)?),
         drops: Arc::default(),
+        quarantine: Mutex::new(Quarantine::take(ebpf)?),
         counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),

@@ -13,6 +13,8 @@
 mod flows;
 #[path = "datapath/frames.rs"]
 mod frames;
+#[path = "datapath/headers.rs"]
+mod headers;
 #[path = "datapath/interfaces.rs"]
 mod interfaces;
 #[path = "datapath/kernel.rs"]
@@ -21,6 +23,8 @@ mod kernel;
 mod lab;
 #[path = "datapath/machine.rs"]
 mod machine;
+#[path = "datapath/model.rs"]
+mod model;
 #[path = "datapath/network.rs"]
 mod network;
 #[path = "datapath/older.rs"]

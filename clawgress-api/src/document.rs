@@ -112,6 +112,36 @@ pub struct AgentStateChange {
     pub state: AgentState,
 }
 
+/// `agent quarantine`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewQuarantine {
+    /// The agent.
+    pub id: AgentId,
+    /// Seconds until it ends by itself; `None`: when it is released.
+    pub seconds: Option<u64>,
+    /// Why, in words.
+    pub reason: Option<String>,
+}
+
+/// An agent that is quarantined: nothing of it passes in either plane, whatever policy says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantine {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its number in the registry.
+    pub index: u32,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it ends by itself.
+    pub until: Option<Timestamp>,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// Who did it.
+    pub by: String,
+}
+
 /// `policy check` and `policy apply`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -139,6 +139,9 @@ fn permit(generation: Generation, key: &FlowKey) -> Result<Judgement, Judgement>
     if bind.flags & bind_flag::DISABLED != 0 {
         return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
     }
+    if judge::is_quarantined(bind.agent) {
+        return Err(Judgement::deny(DropReason::AgentQuarantined, bind.agent));
+    }
     if key.protocol == 0 {
         return Err(Judgement::deny(DropReason::ProtocolUnsupported, bind.agent));
     }

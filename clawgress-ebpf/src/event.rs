@@ -2,7 +2,7 @@
 //! counter each; events are thinned by flow and by a rate, and what is left out is counted.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use clawgress_ebpf_common::{Event, FlowKey, SeenKey, action, bound, counter, event_kind};
+use clawgress_ebpf_common::{DropReason, Event, FlowKey, SeenKey, action, bound, counter, event_kind};
 
 use crate::judge::Judgement;
 use crate::map::{EVENTS, PACE, SEEN, count};
@@ -34,6 +34,10 @@ pub fn flow(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns:
 #[inline(never)]
 pub fn refusal(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32) {
     count(judged.reason as u32);
+    // Every host says it every few minutes.
+    if judged.reason == DropReason::MulticastListener.code() {
+        return;
+    }
     let at_ns = now();
     if is_news(key, judged.reason, at_ns) {
         if is_within_pace(at_ns) {

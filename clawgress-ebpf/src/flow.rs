@@ -143,6 +143,9 @@ pub fn confirm(
         let number = (&raw const (*flow).generation).read_volatile();
         (number, (*flow).agent, (*flow).policies, (*flow).action)
     };
+    if judge::is_quarantined(agent) {
+        return Err(Judgement::deny(DropReason::AgentQuarantined, agent));
+    }
     if number == generation.number && number != 0 && code != action::DENY {
         return Ok(Judgement { action: code, reason: 0, policies, agent });
     }

@@ -76,3 +76,10 @@ pub fn copy<T: Copy + Default>(frame: &impl Frame, offset: u32) -> Option<T> {
     let to = core::ptr::from_mut(&mut value).cast();
     if frame.load(offset, to, size_of::<T>() as u32) == 0 { Some(value) } else { None }
 }
+
+/// The `T` that is at the constant `offset` where nothing variable comes before it, and `shift` bytes
+/// later otherwise.
+#[inline(always)]
+pub fn read<T: Copy + Default>(frame: &impl Frame, offset: usize, shift: u32) -> Option<T> {
+    if shift == 0 { at(frame, offset) } else { copy(frame, offset as u32 + shift) }
+}

@@ -4,11 +4,11 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use clawgress_ebpf_common::{
     Address, Bind, BindKey, CLASS_UNAUTHENTICATED, DESTINATION_OTHER, DestinationKey, DropReason, FlowKey,
-    Generation, SelfAddress, VerdictKey, action, bind_flag, protocol,
+    Generation, SelfAddress, VerdictKey, action, bind_flag, protocol, quarantine_place,
 };
 
-use crate::map::{BINDINGS, DESTINATIONS, PORTS, SELF, VERDICTS};
-use crate::parse::{Kind, Packet, mac};
+use crate::map::{BINDINGS, DESTINATIONS, PORTS, QUARANTINE, SELF, VERDICTS};
+use crate::parse::{Packet, mac};
 
 /// A verdict with all that a flow record or a report needs.
 #[derive(Clone, Copy)]
@@ -66,7 +66,12 @@ pub fn binding(generation: Generation, ifindex: u32, address: Address) -> Option
 /// The class and agent of a source. Without a binding it is unauthenticated.
 #[inline(always)]
 pub fn source(generation: Generation, packet: &Packet) -> Result<Bind, Judgement> {
-    let Some(bind) = binding(generation, packet.key.ifindex, packet.key.source) else {
+    identified(generation, packet, packet.key.source)
+}
+
+#[inline(always)]
+fn identified(generation: Generation, packet: &Packet, address: Address) -> Result<Bind, Judgement> {
+    let Some(bind) = binding(generation, packet.key.ifindex, address) else {
         return Ok(Bind { agent: 0, class: CLASS_UNAUTHENTICATED, mac: [0; 6], flags: 0 });
     };
     if bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac {
@@ -76,7 +81,22 @@ pub fn source(generation: Generation, packet: &Packet) -> Result<Bind, Judgement
     if bind.flags & bind_flag::DISABLED != 0 {
         return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
     }
+    if is_quarantined(bind.agent) {
+        return Err(Judgement::deny(DropReason::AgentQuarantined, bind.agent));
+    }
     Ok(bind)
+}
+
+/// Whether nothing of this agent may pass, whatever its tables and flows say. An index nobody can have
+/// is quarantined.
+#[inline(always)]
+pub fn is_quarantined(agent: u32) -> bool {
+    let (word, bit) = quarantine_place(agent);
+    match QUARANTINE.get_ptr(word) {
+        // SAFETY: array elements live as long as the map; volatile makes it one 8-byte read.
+        Some(bits) => unsafe { bits.read_volatile() & bit != 0 },
+        None => true,
+    }
 }
 
 /// Whether a neighbour message may speak for the address it claims: not for the gateway's, and not
@@ -122,7 +142,7 @@ pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement 
         key: DestinationKey { slot, address: key.destination },
     };
     let destination_class = DESTINATIONS.get(lookup.key()).copied().unwrap_or(DESTINATION_OTHER);
-    let port_class = if key.protocol == protocol::ICMP {
+    let port_class = if !protocol::has_ports(key.protocol) {
         0
     } else {
         let index = slot << 16 | u16::from_be(key.destination_port_be) as u32;
@@ -137,7 +157,9 @@ pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement 
     };
     // SAFETY: a slot's verdicts do not change while packets read it: user space writes the other one.
     let Some(verdict) = (unsafe { VERDICTS.get(&cell) }) else {
-        return Judgement::deny(DropReason::PolicyDenied, bind.agent);
+        let is_named_only = protocol::is_named_only(key.protocol);
+        let reason = if is_named_only { DropReason::ProtocolUnsupported } else { DropReason::PolicyDenied };
+        return Judgement::deny(reason, bind.agent);
     };
     let judged = Judgement {
         action: verdict.action,
@@ -156,8 +178,8 @@ pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement 
 
 /// The stateless judgement of a packet from an agents' interface.
 #[inline(always)]
-pub fn packet(generation: Generation, packet: &Packet, kind: Kind) -> Result<(Bind, bool), Judgement> {
-    if kind != Kind::Flow || packet.is_reply {
+pub fn packet(generation: Generation, packet: &Packet) -> Result<(Bind, bool), Judgement> {
+    if packet.is_reply {
         return Err(Judgement::deny(DropReason::IcmpUnsupported, 0));
     }
     let bind = source(generation, packet)?;
@@ -175,4 +197,17 @@ pub fn packet(generation: Generation, packet: &Packet, kind: Kind) -> Result<(Bi
         return Err(Judgement::deny(DropReason::Anonymous, bind.agent));
     }
     Ok((bind, false))
+}
+
+/// The part of an ICMP error's judgement that needs no flow: what it quotes went to an agent, and it is
+/// that host that answers, or a router of the same agent.
+#[inline(always)]
+pub fn error(generation: Generation, packet: &Packet) -> Result<Bind, Judgement> {
+    let bind = identified(generation, packet, packet.key.destination)?;
+    if bind.agent == 0 {
+        return Err(Judgement::deny(DropReason::Anonymous, 0));
+    }
+    let is_own = packet.outer == packet.key.destination
+        || binding(generation, packet.key.ifindex, packet.outer).is_some_and(|b| b.agent == bind.agent);
+    if is_own { Ok(bind) } else { Err(Judgement::deny(DropReason::IcmpUnsupported, bind.agent)) }
 }

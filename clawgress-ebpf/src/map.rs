@@ -48,6 +48,8 @@ pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "claw_cgrp_v1")]
 pub static CGROUPS: HashMap<CgroupKey, Bind> =
     HashMap::with_max_entries(bound::CGROUPS_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_quar_v1")]
+pub static QUARANTINE: Array<u64> = Array::with_max_entries(bound::QUARANTINE_WORDS, 0);
 #[map(name = "claw_meta_v1")]
 pub static META: Array<u32> = Array::with_max_entries(1, 0);
 

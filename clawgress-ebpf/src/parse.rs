@@ -1,25 +1,37 @@
-//! Ethernet, ARP, IPv4, IPv6 and the transport headers, as far as a verdict needs them. What is not
-//! understood exactly is refused with its reason, never skipped.
+//! Ethernet, VLAN tags, ARP, IPv4, IPv6 and the transport headers, as far as a verdict needs them. What
+//! is not understood exactly is refused with its reason, never skipped.
 
 use clawgress_ebpf_common::{Address, DropReason, FlowKey, protocol};
 
-use crate::frame::{Frame, at, copy};
+use crate::frame::{Frame, at, copy, read};
+use crate::neighbour::{arp, discovery, is_discovery};
 
 /// EtherType values (IEEE 802), network byte order.
 const ETHERTYPE_IPV4_BE: u16 = 0x0800u16.to_be();
 const ETHERTYPE_IPV6_BE: u16 = 0x86DDu16.to_be();
 const ETHERTYPE_ARP_BE: u16 = 0x0806u16.to_be();
+const ETHERTYPE_VLAN_BE: u16 = 0x8100u16.to_be();
+const ETHERTYPE_QINQ_BE: u16 = 0x88A8u16.to_be();
+
+/// Most VLAN tags of a frame, those included that the driver took off: 802.1Q in 802.1ad.
+const TAGS_MAX: u32 = 2;
+/// Bytes of a tag, and the bits of its VLAN id (IEEE 802.1Q 9.6). Id 0 is a priority tag: the frame
+/// belongs to the port, as one without a tag.
+const TAG_BYTES: u32 = 4;
+const VID_MASK: u16 = 0x0FFF;
 
 /// Bytes of the Ethernet header: where layer 3 begins.
 pub const L3: usize = 14;
 const L4_V4: usize = L3 + 20;
-const L4_V6: usize = L3 + 40;
+/// Where the header behind IPv6's begins.
+pub const L4_V6: usize = L3 + 40;
 /// Bytes that make everything up to the fields read here contiguous: Ethernet, IPv6, TCP.
 pub const HEADERS_BYTES: u32 = 14 + 40 + 20;
 
 /// IP protocol numbers (IANA).
 const NEXT_HOP_BY_HOP: u8 = 0;
 const NEXT_ICMP: u8 = 1;
+const NEXT_IGMP: u8 = 2;
 const NEXT_TCP: u8 = 6;
 const NEXT_UDP: u8 = 17;
 const NEXT_ROUTING: u8 = 43;
@@ -31,6 +43,12 @@ const NEXT_DESTINATION: u8 = 60;
 /// header of ordinary size. Real agents send none.
 const EXTENSIONS_MAX: usize = 2;
 const EXTENSION_BYTES_MAX: u32 = 64;
+
+/// Most bytes an echo carries behind its header: `ping` sends 56 unasked on Linux, BSD and macOS, 32 on
+/// Windows. More is a tunnel's, or a flood's.
+const ECHO_BYTES_MAX: u32 = 64;
+/// Least bytes of the transports of [`protocol::is_named_only`]: a GRE header without options.
+const NAMED_ONLY_BYTES_MIN: u32 = 4;
 
 /// TCP flags (RFC 9293 3.1).
 pub const TCP_FIN: u8 = 0x01;
@@ -67,13 +85,15 @@ pub struct Packet {
     pub is_v6: bool,
     /// Bytes from layer 3 on.
     pub bytes: u32,
+    /// VLAN tags that the driver took off the frame.
+    pub tags: u32,
     /// Whether it is an ICMP echo reply.
     pub is_reply: bool,
     /// Source address of the packet itself, which `key` does not hold for [`Kind::Error`].
     pub outer: Address,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Ethernet {
     destination: Mac,
@@ -81,7 +101,7 @@ struct Ethernet {
     ethertype_be: u16,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Ipv4 {
     version_length: u8,
@@ -96,7 +116,7 @@ struct Ipv4 {
     destination: u32,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Ipv6 {
     version: u8,
@@ -118,23 +138,10 @@ struct Transport {
     d_be: u16,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Arp {
-    hardware_be: u16,
-    protocol_be: u16,
-    lengths_be: u16,
-    operation_be: u16,
-    sender_mac: Mac,
-    sender: [u8; 4],
-    target_mac: Mac,
-    target: [u8; 4],
-}
-
 /// Where the transport header is and how long the packet says it is.
 struct Layer4 {
-    offset: u32,
-    is_at_fixed_offset: bool,
+    /// Bytes of tags and extension headers: it is that much behind where it would be without them.
+    shift: u32,
     length: u32,
     next: u8,
 }
@@ -157,6 +164,7 @@ impl Packet {
             tcp_flags: 0,
             is_v6: false,
             bytes: 0,
+            tags: 0,
             is_reply: false,
             outer: [0; 16],
         }
@@ -181,43 +189,74 @@ pub fn mac(bytes: [u8; 6]) -> Mac {
 pub fn parse(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
     let Some(ethernet) = at::<Ethernet>(frame, 0) else { return Err(DropReason::Malformed) };
     packet.mac = ethernet.source;
-    packet.bytes = frame.length().wrapping_sub(L3 as u32);
-    match ethernet.ethertype_be {
-        ETHERTYPE_IPV4_BE => ipv4(frame, packet),
-        ETHERTYPE_IPV6_BE => ipv6(frame, packet),
-        ETHERTYPE_ARP_BE => arp(frame, packet),
+    let (ethertype_be, shift) = tags(frame, ethernet.ethertype_be, packet.tags)?;
+    packet.bytes = frame.length().wrapping_sub(L3 as u32 + shift);
+    if is_group(packet.mac) {
+        return Err(DropReason::SourceMacGroup);
+    }
+    match ethertype_be {
+        ETHERTYPE_IPV4_BE => ipv4(frame, packet, shift),
+        ETHERTYPE_IPV6_BE => ipv6(frame, packet, shift),
+        ETHERTYPE_ARP_BE => arp(frame, packet, shift),
         _ => Err(DropReason::EthertypeUnsupported),
     }
 }
 
-/// RFC 826, for IPv4 over Ethernet only; the sender's MAC must be the frame's.
+/// Whether no single host has it: a group address (IEEE 802 8.2), or zero.
 #[inline(always)]
-fn arp(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
-    let Some(arp) = at::<Arp>(frame, L3) else { return Err(DropReason::Malformed) };
-    let operation = u16::from_be(arp.operation_be);
-    let is_known = arp.hardware_be == 1u16.to_be()
-        && arp.protocol_be == ETHERTYPE_IPV4_BE
-        && arp.lengths_be == 0x0604u16.to_be()
-        && (operation == 1 || operation == 2);
-    if !is_known {
-        return Err(DropReason::Malformed);
-    }
-    packet.key.source = mapped(arp.sender);
-    packet.key.destination = mapped(arp.target);
-    if arp.sender_mac != packet.mac {
-        return Err(DropReason::SourceSpoofed);
-    }
-    Ok(Kind::Neighbour)
+fn is_group(mac: Mac) -> bool {
+    let [a, b, c] = mac;
+    a & 0x01u16.to_le() != 0 || (a == 0 && b == 0 && c == 0)
 }
 
 #[inline(always)]
-fn ipv4(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
-    let Some(ip) = at::<Ipv4>(frame, L3) else { return Err(DropReason::Malformed) };
+fn is_tag(ethertype_be: u16) -> bool {
+    ethertype_be == ETHERTYPE_VLAN_BE || ethertype_be == ETHERTYPE_QINQ_BE
+}
+
+/// Whether a tag names a VLAN. `tci` is in host byte order.
+#[inline(always)]
+pub fn names_vlan(tci: u16) -> bool {
+    tci & VID_MASK != 0
+}
+
+/// The EtherType behind the tags that are in the frame, and their bytes.
+#[inline(always)]
+fn tags(frame: &impl Frame, ethertype_be: u16, taken: u32) -> Result<(u16, u32), DropReason> {
+    if !is_tag(ethertype_be) {
+        return Ok((ethertype_be, 0));
+    }
+    for n in 0..TAGS_MAX {
+        if n + taken >= TAGS_MAX {
+            break;
+        }
+        let Some([tci_be, next_be]) = copy::<[u16; 2]>(frame, L3 as u32 + n * TAG_BYTES) else {
+            return Err(DropReason::Malformed);
+        };
+        if names_vlan(u16::from_be(tci_be)) {
+            break;
+        }
+        if !is_tag(next_be) {
+            return Ok((next_be, (n + 1) * TAG_BYTES));
+        }
+    }
+    Err(DropReason::VlanUnsupported)
+}
+
+#[inline(always)]
+fn ipv4(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, DropReason> {
+    let Some(ip) = read::<Ipv4>(frame, L3, shift) else { return Err(DropReason::Malformed) };
     packet.key.source = mapped(ip.source.to_ne_bytes());
     packet.key.destination = mapped(ip.destination.to_ne_bytes());
+    if ip.version_length < 0x45 || ip.version_length > 0x4F {
+        return Err(DropReason::Malformed);
+    }
+    // Reports carry the router alert option (RFC 3376 4), and are news of nothing.
+    if ip.protocol == NEXT_IGMP {
+        return Err(DropReason::MulticastListener);
+    }
     if ip.version_length != 0x45 {
-        let has_options = ip.version_length > 0x45 && ip.version_length <= 0x4F;
-        return Err(if has_options { DropReason::Ipv4Options } else { DropReason::Malformed });
+        return Err(DropReason::Ipv4Options);
     }
     // More-fragments or an offset (RFC 791 3.1); the reserved bit is not ours to judge, but no sane
     // stack sets it.
@@ -229,16 +268,28 @@ fn ipv4(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
     if fragment & 0x8000 != 0 || length < 20 || length > packet.bytes {
         return Err(DropReason::Malformed);
     }
+    if is_martian_v4(ip.source.to_ne_bytes()) {
+        return Err(DropReason::SourceMartian);
+    }
+    if ip.source == ip.destination {
+        return Err(DropReason::Land);
+    }
     packet.bytes = length;
     // ICMPv6 in IPv4 is nothing; give it a number that no protocol branch takes.
     let next = if ip.protocol == NEXT_ICMPV6 { u8::MAX } else { ip.protocol };
-    let layer = Layer4 { offset: L4_V4 as u32, is_at_fixed_offset: true, length: length - 20, next };
-    transport::<L4_V4>(frame, packet, &layer)
+    transport::<L4_V4>(frame, packet, &Layer4 { shift, length: length - 20, next })
+}
+
+/// "This network", loopback, multicast and limited broadcast (RFC 6890, RFC 1122 3.2.1.3).
+#[inline(always)]
+pub fn is_martian_v4(source: [u8; 4]) -> bool {
+    let [first, ..] = source;
+    first == 0 || first == 127 || (first >= 224 && first < 240) || source == [255; 4]
 }
 
 #[inline(always)]
-fn ipv6(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
-    let Some(ip) = at::<Ipv6>(frame, L3) else { return Err(DropReason::Malformed) };
+fn ipv6(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, DropReason> {
+    let Some(ip) = read::<Ipv6>(frame, L3, shift) else { return Err(DropReason::Malformed) };
     packet.is_v6 = true;
     packet.key.source = bytes(ip.source);
     packet.key.destination = bytes(ip.destination);
@@ -251,25 +302,59 @@ fn ipv6(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
         return Err(DropReason::Malformed);
     }
     packet.bytes = length + 40;
-    let mut layer = Layer4 { offset: L4_V6 as u32, is_at_fixed_offset: true, length, next: ip.next };
     if ip.next == NEXT_ICMPV6
-        && let Some(icmp) = at::<Transport>(frame, L4_V6)
+        && let Some(icmp) = read::<Transport>(frame, L4_V6, shift)
     {
-        let kind = u16::from_be(icmp.a_be) >> 8;
-        // RFC 4861 7.1: hop limit 255 and code 0 make it valid.
-        if (133..=136).contains(&kind) {
-            if ip.hops != 255 || icmp.a_be & 0xFFu16.to_be() != 0 {
-                return Err(DropReason::Malformed);
+        let [kind, code] = icmp.a_be.to_ne_bytes();
+        if is_discovery(kind) {
+            // RFC 4861 6.1, 7.1, 8.1: hop limit 255 and code 0 make it valid.
+            if ip.hops != 255 || code != 0 {
+                return Err(DropReason::NeighbourMalformed);
             }
-            return discovery(frame, packet, kind, length);
+            return discovery(frame, packet, kind, shift, length, is_unspecified(ip.source));
         }
     }
+    let mut layer = Layer4 { shift, length, next: ip.next };
     extensions(frame, &mut layer)?;
+    if layer.next == NEXT_ICMPV6 {
+        // Before the source: hosts report without an address too (RFC 3810 5.2.13).
+        let kind = read::<[u8; 2]>(frame, L4_V6, layer.shift);
+        if let Some([kind, _]) = kind
+            && is_listener(kind)
+        {
+            return Err(DropReason::MulticastListener);
+        }
+    }
+    if is_martian_v6(ip.source) {
+        return Err(DropReason::SourceMartian);
+    }
+    if ip.source == ip.destination {
+        return Err(DropReason::Land);
+    }
     // ICMP (for IPv4) in IPv6 is nothing.
     if layer.next == NEXT_ICMP {
         layer.next = u8::MAX;
     }
     transport::<L4_V6>(frame, packet, &layer)
+}
+
+/// Multicast listener queries, reports and the end of one (RFC 2710 3, RFC 3810 5.2).
+#[inline(always)]
+fn is_listener(kind: u8) -> bool {
+    (kind >= 130 && kind <= 132) || kind == 143
+}
+
+#[inline(always)]
+fn is_unspecified(words: [u32; 4]) -> bool {
+    words == [0; 4]
+}
+
+/// Unspecified, loopback and multicast (RFC 4291 2.5.2, 2.5.3, 2.7).
+#[inline(always)]
+pub fn is_martian_v6(words: [u32; 4]) -> bool {
+    let [a, b, c, d] = words;
+    let [first, ..] = a.to_ne_bytes();
+    first == 0xFF || (a == 0 && b == 0 && c == 0 && (d == 0 || d == 1u32.to_be()))
 }
 
 /// Walks hop-by-hop and destination options headers (RFC 8200 4).
@@ -280,105 +365,59 @@ fn extensions(frame: &impl Frame, layer: &mut Layer4) -> Result<(), DropReason> 
         if !is_known {
             break;
         }
-        let Some([next, length]) = copy::<[u8; 2]>(frame, layer.offset) else {
+        let Some([next, length]) = copy::<[u8; 2]>(frame, L4_V6 as u32 + layer.shift) else {
             return Err(DropReason::Malformed);
         };
         let bytes = (length as u32 + 1) * 8;
         if bytes > EXTENSION_BYTES_MAX || bytes > layer.length {
             return Err(DropReason::Ipv6Extension);
         }
-        layer.is_at_fixed_offset = false;
         layer.next = next;
-        layer.offset += bytes;
+        layer.shift += bytes;
         layer.length -= bytes;
     }
     match layer.next {
-        NEXT_HOP_BY_HOP | NEXT_DESTINATION | NEXT_ROUTING => Err(DropReason::Ipv6Extension),
+        NEXT_HOP_BY_HOP | NEXT_DESTINATION => Err(DropReason::Ipv6Extension),
+        NEXT_ROUTING => Err(DropReason::Ipv6Routing),
         NEXT_FRAGMENT => Err(DropReason::Fragment),
         _ => Ok(()),
     }
 }
 
-/// Neighbour discovery: router solicitation, neighbour solicitation and advertisement. An agent has no
-/// business advertising routes. Link-layer address options must name the frame's own source.
-#[inline(always)]
-fn discovery(frame: &impl Frame, packet: &mut Packet, kind: u16, length: u32) -> Result<Kind, DropReason> {
-    /// Bytes before the options of a router solicitation, and of a neighbour message.
-    const SOLICITATION: u32 = 8;
-    const NEIGHBOUR: u32 = 24;
-    /// Options of 8 bytes looked at: link-layer address, nonce (RFC 7527), one to spare.
-    const OPTIONS_MAX: u32 = 3;
-    if kind == 134 {
-        return Err(DropReason::IcmpUnsupported);
-    }
-    let fixed = if kind == 133 { SOLICITATION } else { NEIGHBOUR };
-    if length < fixed || length > fixed + OPTIONS_MAX * 8 || !(length - fixed).is_multiple_of(8) {
-        return Err(DropReason::Malformed);
-    }
-    for n in 0..OPTIONS_MAX {
-        let offset = fixed + n * 8;
-        if offset >= length {
-            break;
-        }
-        let Some(option) = copy::<[u8; 8]>(frame, L4_V6 as u32 + offset) else {
-            return Err(DropReason::Malformed);
-        };
-        let [code, units, a, b, c, d, e, f] = option;
-        if units != 1 {
-            return Err(DropReason::Malformed);
-        }
-        if (code == 1 || code == 2) && mac([a, b, c, d, e, f]) != packet.mac {
-            return Err(DropReason::SourceSpoofed);
-        }
-    }
-    // An advertisement claims its target.
-    if kind == 136 {
-        let Some(target) = at::<[u32; 4]>(frame, L4_V6 + 8) else { return Err(DropReason::Malformed) };
-        packet.key.source = bytes(target);
-    }
-    Ok(Kind::Neighbour)
-}
-
-/// TCP, UDP and ICMP echo. `FIXED` is the offset without extension headers.
+/// TCP, UDP, ICMP, and what passes only where policy names it. `FIXED` is the offset without tags and
+/// extension headers.
 #[inline(always)]
 fn transport<const FIXED: usize>(
     frame: &impl Frame,
     packet: &mut Packet,
     layer: &Layer4,
 ) -> Result<Kind, DropReason> {
-    let protocol = match layer.next {
-        NEXT_TCP => protocol::TCP,
-        NEXT_UDP => protocol::UDP,
-        NEXT_ICMP | NEXT_ICMPV6 => protocol::ICMP,
-        other => {
-            packet.key.protocol = other;
-            return Err(DropReason::ProtocolUnsupported);
-        }
-    };
-    packet.key.protocol = protocol;
+    let number = if layer.next == NEXT_ICMPV6 { protocol::ICMP } else { layer.next };
+    packet.key.protocol = number;
+    if protocol::is_named_only(number) {
+        let is_whole = layer.length >= NAMED_ONLY_BYTES_MIN;
+        return if is_whole { Ok(Kind::Flow) } else { Err(DropReason::Malformed) };
+    }
+    if number != protocol::TCP && number != protocol::UDP && number != protocol::ICMP {
+        return Err(DropReason::ProtocolUnsupported);
+    }
     if layer.length < 8 {
         return Err(DropReason::Malformed);
     }
-    let head = if layer.is_at_fixed_offset { at(frame, FIXED) } else { copy(frame, layer.offset) };
-    let Some(head) = head else { return Err(DropReason::Malformed) };
-    let head: Transport = head;
-    match protocol {
+    let Some(head) = read::<Transport>(frame, FIXED, layer.shift) else { return Err(DropReason::Malformed) };
+    match number {
         protocol::TCP => {
             packet.key.source_port_be = head.a_be;
             packet.key.destination_port_be = head.b_be;
-            let flags = if layer.is_at_fixed_offset {
-                at::<[u8; 2]>(frame, FIXED + 12)
-            } else {
-                copy::<[u8; 2]>(frame, layer.offset + 12)
+            let Some([offset, flags]) = read::<[u8; 2]>(frame, FIXED + 12, layer.shift) else {
+                return Err(DropReason::Malformed);
             };
-            let Some([offset, flags]) = flags else { return Err(DropReason::Malformed) };
             let header = (offset as u32 >> 4) * 4;
-            let is_absurd = flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0;
-            if header < 20 || header > layer.length || is_absurd {
+            if header < 20 || header > layer.length {
                 return Err(DropReason::Malformed);
             }
             packet.tcp_flags = flags;
-            Ok(Kind::Flow)
+            if is_absurd(flags) { Err(DropReason::TcpFlags) } else { Ok(Kind::Flow) }
         }
         protocol::UDP => {
             packet.key.source_port_be = head.a_be;
@@ -386,11 +425,18 @@ fn transport<const FIXED: usize>(
             let length = u16::from_be(head.c_be) as u32;
             if length < 8 || length > layer.length { Err(DropReason::Malformed) } else { Ok(Kind::Flow) }
         }
-        _ => {
-            let [kind, code] = head.a_be.to_ne_bytes();
-            icmp::<FIXED>(frame, packet, kind, code, head.c_be)
-        }
+        _ => icmp::<FIXED>(frame, packet, &head, layer),
     }
+}
+
+/// Flags no segment of RFC 9293 has: SYN, FIN and RST exclude each other, and everything but the first
+/// SYN and a bare RST acknowledges something ("null" and "Christmas tree" segments do not).
+#[inline(always)]
+fn is_absurd(flags: u8) -> bool {
+    let some = |bits: u8| flags & bits != 0;
+    (some(TCP_SYN) && some(TCP_FIN | TCP_RST))
+        || (some(TCP_FIN) && some(TCP_RST))
+        || !some(TCP_SYN | TCP_RST | TCP_ACK)
 }
 
 /// Echo, and the errors that quote a flow.
@@ -398,49 +444,71 @@ fn transport<const FIXED: usize>(
 fn icmp<const FIXED: usize>(
     frame: &impl Frame,
     packet: &mut Packet,
-    kind: u8,
-    code: u8,
-    id_be: u16,
+    head: &Transport,
+    layer: &Layer4,
 ) -> Result<Kind, DropReason> {
+    let [kind, code] = head.a_be.to_ne_bytes();
     let (echo, reply) = if packet.is_v6 { (128, 129) } else { (8, 0) };
     if (kind == echo || kind == reply) && code == 0 {
         // The identifier stands on the side of whoever asked.
         if kind == echo {
-            packet.key.source_port_be = id_be;
+            packet.key.source_port_be = head.c_be;
         } else {
             packet.is_reply = true;
-            packet.key.destination_port_be = id_be;
+            packet.key.destination_port_be = head.c_be;
         }
-        return Ok(Kind::Flow);
+        let is_ordinary = layer.length <= 8 + ECHO_BYTES_MAX;
+        return if is_ordinary { Ok(Kind::Flow) } else { Err(DropReason::IcmpPayload) };
     }
     let is_error = if packet.is_v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
-    if is_error { quoted::<FIXED>(frame, packet) } else { Err(DropReason::IcmpUnsupported) }
+    if is_error { quoted::<FIXED>(frame, packet, layer) } else { Err(DropReason::IcmpUnsupported) }
 }
 
-/// The flow quoted by an ICMP error (RFC 792, RFC 4443 3): IP header and 8 bytes.
+/// Bytes of an ICMP error's own header, and of the quoted transport header that is looked at.
+const ERROR_BYTES: u32 = 8;
+const QUOTED_BYTES: u32 = 8;
+
+/// The flow quoted by an ICMP error (RFC 792, RFC 4443 3): IP header and 8 bytes. An error goes to
+/// whoever sent what it quotes.
 #[inline(always)]
-fn quoted<const FIXED: usize>(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
+fn quoted<const FIXED: usize>(
+    frame: &impl Frame,
+    packet: &mut Packet,
+    layer: &Layer4,
+) -> Result<Kind, DropReason> {
     packet.outer = packet.key.source;
-    let inner = FIXED as u32 + 8;
+    let told = packet.key.destination;
+    let header = if packet.is_v6 { 40 } else { 20 };
+    // What stands behind the packet's own end is no part of it.
+    if layer.length < ERROR_BYTES + header + QUOTED_BYTES {
+        return Err(DropReason::IcmpUnsupported);
+    }
+    let inner = FIXED as u32 + layer.shift + ERROR_BYTES;
     let (next, ports) = if packet.is_v6 {
         let Some(ip) = copy::<[u32; 10]>(frame, inner) else { return Err(DropReason::IcmpUnsupported) };
-        let [_, second, a, b, c, d, e, f, g, h] = ip;
+        let [first, second, a, b, c, d, e, f, g, h] = ip;
+        let [version, ..] = first.to_ne_bytes();
+        if version >> 4 != 6 {
+            return Err(DropReason::IcmpUnsupported);
+        }
         packet.key.source = bytes([a, b, c, d]);
         packet.key.destination = bytes([e, f, g, h]);
         let [_, _, next, _] = second.to_ne_bytes();
-        (next, inner + 40)
+        (next, inner + header)
     } else {
-        let Some([head, _, third, source, destination]) = copy::<[u32; 5]>(frame, inner) else {
+        let Some([first, second, third, source, destination]) = copy::<[u32; 5]>(frame, inner) else {
             return Err(DropReason::IcmpUnsupported);
         };
-        let [version_length, ..] = head.to_ne_bytes();
-        if version_length != 0x45 {
+        let [version_length, ..] = first.to_ne_bytes();
+        let [_, _, high, low] = second.to_ne_bytes();
+        // Behind an offset there are no ports.
+        if version_length != 0x45 || u16::from_be_bytes([high, low]) & 0x1FFF != 0 {
             return Err(DropReason::IcmpUnsupported);
         }
         packet.key.source = mapped(source.to_ne_bytes());
         packet.key.destination = mapped(destination.to_ne_bytes());
         let [_, next, ..] = third.to_ne_bytes();
-        (next, inner + 20)
+        (next, inner + header)
     };
     let Some(head) = copy::<Transport>(frame, ports) else { return Err(DropReason::IcmpUnsupported) };
     match next {
@@ -453,9 +521,10 @@ fn quoted<const FIXED: usize>(frame: &impl Frame, packet: &mut Packet) -> Result
             packet.key.protocol = protocol::ICMP;
             packet.key.source_port_be = head.c_be;
         }
+        other if protocol::is_named_only(other) => packet.key.protocol = other,
         _ => return Err(DropReason::IcmpUnsupported),
     }
-    Ok(Kind::Error)
+    if packet.key.source == told { Ok(Kind::Error) } else { Err(DropReason::IcmpUnsupported) }
 }
 
 /// An address read as words.

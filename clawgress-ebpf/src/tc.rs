@@ -18,7 +18,7 @@ use crate::flow::{self, Way, confirm};
 use crate::frame::Frame as _;
 use crate::judge::{self, Judgement};
 use crate::map::{count, generation, listener};
-use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, parse};
+use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
 use crate::reject;
 
 /// Socket states (`BPF_TCP_TIME_WAIT`, `BPF_TCP_LISTEN`).
@@ -89,7 +89,7 @@ fn refuse(hook: u16, generation: Generation, packet: &Packet, judged: &Judgement
 #[inline(never)]
 fn read(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
     let ctx = TcContext::new(skb);
-    match prepare(&ctx).and_then(|()| parse(&ctx, packet)) {
+    match prepare(&ctx, packet).and_then(|()| parse(&ctx, packet)) {
         Ok(kind) => kind as u32,
         Err(reason) => REFUSED | reason.code() as u32,
     }
@@ -113,9 +113,10 @@ fn unpack(code: u32) -> Result<Kind, u16> {
     }
 }
 
-/// Makes the headers contiguous and refuses VLAN tags that the driver took off the frame.
+/// Makes the headers contiguous, and looks at a VLAN tag that was taken off the frame (by the driver, or
+/// by the kernel on the way here): what the tag says counts, not where it is kept.
 #[inline(always)]
-fn prepare(ctx: &TcContext) -> Result<(), DropReason> {
+fn prepare(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
     let (start, end) = ctx.bounds();
     if start + HEADERS_BYTES as usize > end {
         let length = ctx.length();
@@ -124,8 +125,12 @@ fn prepare(ctx: &TcContext) -> Result<(), DropReason> {
         let _ = ctx.pull_data(wanted);
     }
     // SAFETY: the context is the program's own.
-    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
-        return Err(DropReason::EthertypeUnsupported);
+    let (is_tagged, tci) = unsafe { ((*ctx.skb.skb).vlan_present != 0, (*ctx.skb.skb).vlan_tci as u16) };
+    if is_tagged {
+        if names_vlan(tci) {
+            return Err(DropReason::VlanUnsupported);
+        }
+        packet.tags = 1;
     }
     Ok(())
 }
@@ -140,7 +145,10 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         judge::neighbour(generation, packet)?;
         return Ok(mark::LOCAL);
     }
-    let (bind, is_local) = judge::packet(generation, packet, kind)?;
+    if kind == Kind::Error {
+        return error(packet, generation);
+    }
+    let (bind, is_local) = judge::packet(generation, packet)?;
     if is_local {
         if packet.key.protocol == protocol::TCP && bind.agent != 0 {
             local(packet, generation, bind.agent)?;
@@ -174,6 +182,28 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         action::DIRECT => Ok(mark::DIRECT),
         action::STEER => steer(ctx, packet, is_start).map(|()| mark::STEER),
         _ => Err(Judgement::deny(DropReason::PolicyDenied, bind.agent)),
+    }
+}
+
+/// An ICMP error about what came to the agent by a live flow; it goes where the flow goes.
+#[inline(always)]
+fn error(packet: &Packet, generation: Generation) -> Result<u32, Judgement> {
+    let bind = judge::error(generation, packet)?;
+    let key = reversed(&packet.key);
+    let unknown = || Judgement::deny(DropReason::FlowUnknown, bind.agent);
+    let Some(record) = flow::find(&key) else { return Err(unknown()) };
+    // SAFETY: as in `flow::touch`.
+    let (agent, code) = unsafe { ((*record).agent, (*record).action) };
+    if agent != bind.agent {
+        return Err(unknown());
+    }
+    let code = if code == action::LOCAL { code } else { confirm(record, &key, generation, false)?.action };
+    flow::touch(record, packet, Way::Out);
+    match code {
+        action::DIRECT => Ok(mark::DIRECT),
+        action::STEER => Ok(mark::STEER),
+        action::LOCAL => Ok(mark::LOCAL),
+        _ => Err(unknown()),
     }
 }
 
@@ -286,8 +316,14 @@ fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resul
         let key = if kind == Kind::Error { packet.key } else { reversed(&packet.key) };
         if let Some(record) = flow::find(&key) {
             // SAFETY: as in `flow::touch`.
-            let is_local = unsafe { (*record).action } == action::LOCAL;
-            let goes_on = if is_local { Ok(()) } else { confirm(record, &key, generation, false).map(drop) };
+            let (agent, code) = unsafe { ((*record).agent, (*record).action) };
+            let goes_on = if code != action::LOCAL {
+                confirm(record, &key, generation, false).map(drop)
+            } else if judge::is_quarantined(agent) {
+                Err(Judgement::deny(DropReason::AgentQuarantined, agent))
+            } else {
+                Ok(())
+            };
             match goes_on {
                 Ok(()) => flow::touch(record, packet, Way::Back),
                 // A flow that ended in its midst: its agent is told.

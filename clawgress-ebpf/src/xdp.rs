@@ -45,7 +45,10 @@ fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Resul
     if kind == Kind::Neighbour {
         return judge::neighbour(generation, packet);
     }
-    let (bind, is_local) = judge::packet(generation, packet, kind)?;
+    if kind == Kind::Error {
+        return judge::error(generation, packet).map(|_| ());
+    }
+    let (bind, is_local) = judge::packet(generation, packet)?;
     if is_local {
         return Ok(());
     }

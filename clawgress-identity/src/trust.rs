@@ -1,6 +1,6 @@
 //! The trust snapshot, and the decision who presents a credential.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -43,17 +43,27 @@ pub enum IdentityError {
     /// The agent is not in the registry.
     #[error("the agent does not exist")]
     UnknownAgent,
-    /// The agent is disabled or quarantined.
+    /// The agent is disabled.
     #[error("the agent is disabled")]
     Disabled,
+    /// The agent is quarantined.
+    #[error("the agent is quarantined")]
+    Quarantined,
     /// The source of the connection may not present this agent.
     #[error("this source may not present this agent")]
     Conflict,
 }
 
-/// Everything identity decisions need, at one generation.
+/// Everything identity decisions need: a generation, and who is quarantined, which is outside generations.
 #[derive(Clone, Debug, Default)]
 pub struct TrustSnapshot {
+    registry: Arc<Registry>,
+    quarantined: Arc<BTreeSet<u32>>,
+}
+
+/// Agents and keys of one generation.
+#[derive(Clone, Debug, Default)]
+struct Registry {
     by_id: BTreeMap<AgentId, Arc<Agent>>,
     by_index: BTreeMap<u32, Arc<Agent>>,
     keys: BTreeMap<String, ApiKeyRecord>,
@@ -66,31 +76,37 @@ impl TrustSnapshot {
         agents: impl IntoIterator<Item = Agent>,
         keys: impl IntoIterator<Item = ApiKeyRecord>,
     ) -> Self {
-        let mut snapshot = TrustSnapshot::default();
+        let mut registry = Registry::default();
         for agent in agents {
             let agent = Arc::new(agent);
             // Index 0 is "no agent" in the kernel's tables, so it must find nobody.
             if agent.index != 0 {
-                snapshot.by_index.insert(agent.index, Arc::clone(&agent));
+                registry.by_index.insert(agent.index, Arc::clone(&agent));
             }
-            snapshot.by_id.insert(agent.id.clone(), agent);
+            registry.by_id.insert(agent.id.clone(), agent);
         }
-        snapshot.keys = keys.into_iter().map(|k| (k.id.clone(), k)).collect();
-        snapshot
+        registry.keys = keys.into_iter().map(|k| (k.id.clone(), k)).collect();
+        TrustSnapshot { registry: Arc::new(registry), quarantined: Arc::default() }
+    }
+
+    /// The same generation with these agents quarantined, by their registry index. Cheap.
+    #[must_use]
+    pub fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Self {
+        TrustSnapshot { registry: Arc::clone(&self.registry), quarantined: Arc::clone(quarantined) }
     }
 
     /// The agent with this id.
     #[must_use]
     pub fn agent(&self, id: &AgentId) -> Option<&Arc<Agent>> {
-        self.by_id.get(id)
+        self.registry.by_id.get(id)
     }
 
     /// The agent with this registry index, as the kernel plane reports it.
     ///
     /// # Errors
-    /// [`IdentityError::UnknownAgent`] or [`IdentityError::Disabled`].
+    /// [`IdentityError::UnknownAgent`], [`IdentityError::Quarantined`] or [`IdentityError::Disabled`].
     pub fn by_source(&self, index: u32, method: IdentityMethod) -> Result<Identity, IdentityError> {
-        active(self.by_index.get(&index), method)
+        self.active(self.registry.by_index.get(&index), method)
     }
 
     /// The agent that `key` proves, given the keyed hash of the presented text, the user name it was
@@ -106,7 +122,8 @@ impl TrustSnapshot {
         bound: Option<&AgentId>,
         now_s: i64,
     ) -> Result<Identity, IdentityError> {
-        let record = self.keys.get(key.id()).filter(|r| r.matches(mac)).ok_or(IdentityError::UnknownKey)?;
+        let record =
+            self.registry.keys.get(key.id()).filter(|r| r.matches(mac)).ok_or(IdentityError::UnknownKey)?;
         if record.expires_at_s.is_some_and(|t| now_s >= t) {
             return Err(IdentityError::Expired);
         }
@@ -116,15 +133,19 @@ impl TrustSnapshot {
         if bound.is_some_and(|b| *b != record.agent) {
             return Err(IdentityError::Conflict);
         }
-        active(self.by_id.get(&record.agent), IdentityMethod::ApiKey)
+        self.active(self.registry.by_id.get(&record.agent), IdentityMethod::ApiKey)
     }
-}
 
-fn active(agent: Option<&Arc<Agent>>, method: IdentityMethod) -> Result<Identity, IdentityError> {
-    let agent = agent.ok_or(IdentityError::UnknownAgent)?;
-    match agent.state {
-        AgentState::Active => Ok(Identity { agent: Arc::clone(agent), method }),
-        AgentState::Quarantined | AgentState::Disabled => Err(IdentityError::Disabled),
+    fn active(&self, agent: Option<&Arc<Agent>>, method: IdentityMethod) -> Result<Identity, IdentityError> {
+        let agent = agent.ok_or(IdentityError::UnknownAgent)?;
+        if self.quarantined.contains(&agent.index) {
+            return Err(IdentityError::Quarantined);
+        }
+        match agent.state {
+            AgentState::Active => Ok(Identity { agent: Arc::clone(agent), method }),
+            AgentState::Quarantined => Err(IdentityError::Quarantined),
+            AgentState::Disabled => Err(IdentityError::Disabled),
+        }
     }
 }
 
@@ -213,7 +234,7 @@ mod tests {
             (1, 5, "acme/web", None, 0, Err(OtherAgent)),
             (1, 5, "web", Some("other"), 0, Err(Conflict)),
             (1, 5, "web", Some("acme/web"), 0, Err(Conflict)),
-            (3, 5, "held", None, 0, Err(Disabled)),
+            (3, 5, "held", None, 0, Err(Quarantined)),
             (4, 5, "off", None, 0, Err(Disabled)),
             (6, 5, "gone", None, 0, Err(UnknownAgent)),
         ] {
@@ -237,11 +258,28 @@ mod tests {
     }
 
     #[test]
+    fn the_quarantined_are_nobody_by_any_method() {
+        let quarantined = Arc::new(BTreeSet::from([1, 4]));
+        let trust = snapshot().with_quarantined(&quarantined);
+        let by = |trust: &TrustSnapshot, index| trust.by_source(index, IdentityMethod::Source).map(drop);
+        assert_eq!(by(&trust, 1), Err(IdentityError::Quarantined));
+        assert_eq!(by(&trust, 4), Err(IdentityError::Quarantined));
+        assert_eq!(by(&trust, 2), Ok(()));
+        let text = key_text(1);
+        let key = ApiKey::parse(&text).unwrap();
+        let present =
+            |trust: &TrustSnapshot| trust.by_api_key(key, &MAC, &"web".parse().unwrap(), None, 0).map(drop);
+        assert_eq!(present(&trust), Err(IdentityError::Quarantined));
+        let released = trust.with_quarantined(&Arc::default());
+        assert_eq!((by(&released, 1), present(&released)), (Ok(()), Ok(())));
+    }
+
+    #[test]
     fn sources_by_index() {
         let trust = snapshot();
         let by = |index| trust.by_source(index, IdentityMethod::Source).map(|i| i.agent.id.to_string());
         assert_eq!(by(1), Ok("default/web".to_owned()));
-        assert_eq!(by(3), Err(IdentityError::Disabled));
+        assert_eq!(by(3), Err(IdentityError::Quarantined));
         assert_eq!(by(4), Err(IdentityError::Disabled));
         assert_eq!(by(99), Err(IdentityError::UnknownAgent));
         assert_eq!(by(0), Err(IdentityError::UnknownAgent), "index 0 is nobody, whoever claims it");

@@ -99,6 +99,7 @@ fn reason(error: IdentityError) -> DropReason {
         }
         IdentityError::UnknownAgent => DropReason::Anonymous,
         IdentityError::Disabled => DropReason::AgentDisabled,
+        IdentityError::Quarantined => DropReason::AgentQuarantined,
         IdentityError::Conflict => DropReason::IdentityConflict,
     }
 }

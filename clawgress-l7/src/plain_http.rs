@@ -191,6 +191,7 @@ fn is_stranger(reason: DropReason) -> bool {
             | DropReason::IdentityConflict
             | DropReason::Anonymous
             | DropReason::AgentDisabled
+            | DropReason::AgentQuarantined
     )
 }
 

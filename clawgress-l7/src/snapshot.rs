@@ -3,7 +3,7 @@
 //! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
 //! time, there is no plan, and without a plan everything is denied.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::TrustSnapshot;
 use clawgress_policy::{PolicyBundle, PolicySet};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -32,18 +33,20 @@ pub struct Plan {
     /// Its number.
     pub generation: u64,
     /// `None` before the first policy: deny.
-    pub policy: Option<PolicySet>,
+    pub policy: Option<Arc<PolicySet>>,
     /// Who is who.
     pub trust: TrustSnapshot,
     /// Ids of the keys that exist, so that others cost no question to the keys role, and when they
     /// expire, in Unix seconds.
-    pub keys: HashMap<String, Option<i64>>,
+    pub keys: Arc<HashMap<String, Option<i64>>>,
 }
 
 /// The live plan.
 #[derive(Debug)]
 pub struct Snapshots {
     plan: ArcSwapOption<Plan>,
+    /// Who is quarantined, by registry index: outside generations.
+    quarantined: Mutex<Arc<BTreeSet<u32>>>,
     changed: watch::Sender<u64>,
     started: Instant,
     /// Milliseconds after `started` since when nobody confirms the plan.
@@ -60,7 +63,18 @@ impl Plan {
         let policy = snapshot.policy.as_ref().map(PolicySet::parse).transpose().map_err(|e| e.to_string())?;
         let keys = snapshot.keys.iter().map(|k| (k.id.clone(), k.expires_at_s)).collect();
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys);
-        Ok(Plan { generation: snapshot.generation, policy, trust, keys })
+        let policy = policy.map(Arc::new);
+        Ok(Plan { generation: snapshot.generation, policy, trust, keys: Arc::new(keys) })
+    }
+
+    /// The same generation with these agents quarantined.
+    fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Plan {
+        Plan {
+            generation: self.generation,
+            policy: self.policy.clone(),
+            trust: self.trust.with_quarantined(quarantined),
+            keys: Arc::clone(&self.keys),
+        }
     }
 }
 
@@ -72,6 +86,7 @@ impl Snapshots {
     pub fn new(stale_after: Duration) -> Self {
         Snapshots {
             plan: ArcSwapOption::empty(),
+            quarantined: Mutex::default(),
             changed: watch::channel(0).0,
             started: Instant::now(),
             lost_ms: AtomicU64::new(0),
@@ -125,8 +140,22 @@ impl Snapshots {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
+    /// Takes in who is quarantined: at once, and for whatever generation is live.
+    fn isolate(&self, quarantined: &[u32]) {
+        let quarantined = Arc::new(quarantined.iter().copied().collect::<BTreeSet<u32>>());
+        *self.quarantined.lock() = Arc::clone(&quarantined);
+        if let Some(plan) = self.plan.load_full() {
+            self.plan.store(Some(Arc::new(plan.with_quarantined(&quarantined))));
+            self.tell();
+        }
+    }
+
     async fn apply(&self, envelope: proto::Snapshot) -> Applied {
-        let generation = envelope.generation;
+        let (generation, quarantine) = (envelope.generation, envelope.quarantine);
+        self.isolate(&envelope.quarantined);
+        if envelope.document.is_empty() && generation == self.generation() && generation != 0 {
+            return Applied { generation, error: String::new(), quarantine };
+        }
         // Parsing a large policy takes long enough to hold up other tasks.
         let parsed = tokio::task::spawn_blocking(move || Plan::new(&envelope.document)).await;
         let error = match parsed {
@@ -135,11 +164,12 @@ impl Snapshots {
                 if generation < former {
                     tracing::warn!(generation, former, "control went back to an older generation");
                 }
-                self.plan.store(Some(Arc::new(plan)));
+                let quarantined = Arc::clone(&self.quarantined.lock());
+                self.plan.store(Some(Arc::new(plan.with_quarantined(&quarantined))));
                 self.lost_ms.store(CONFIRMED, Ordering::Release);
                 self.tell();
                 tracing::info!(generation, "snapshot applied");
-                return Applied { generation, error: String::new() };
+                return Applied { generation, error: String::new(), quarantine };
             }
             Ok(Ok(_)) => "the snapshot's generation is not its envelope's".to_owned(),
             Ok(Err(error)) => error,
@@ -148,7 +178,7 @@ impl Snapshots {
         // What control wants is not what runs: the former generation counts for the grace time only.
         self.lose();
         tracing::error!(generation, %error, "snapshot refused; the former generation stays live until it is stale");
-        Applied { generation, error }
+        Applied { generation, error, quarantine }
     }
 
     /// Applies a snapshot as if control had sent it.
@@ -203,7 +233,7 @@ mod tests {
     use super::*;
 
     fn envelope(generation: u64, document: &str) -> proto::Snapshot {
-        proto::Snapshot { generation, document: document.as_bytes().to_vec() }
+        proto::Snapshot { generation, document: document.as_bytes().to_vec(), ..proto::Snapshot::default() }
     }
 
     const EMPTY: &str = r#"{"generation":7,"policy":null,"agents":[],"keys":[]}"#;
@@ -220,6 +250,39 @@ mod tests {
         assert!(snapshots.current().is_ok());
         tokio::time::sleep(Duration::from_millis(80)).await;
         assert_eq!(snapshots.current().err(), Some(DropReason::SnapshotMissing));
+    }
+
+    #[tokio::test]
+    async fn quarantine_is_outside_generations() {
+        let document = |generation: u64| {
+            let agent = r#"{"id":"web","index":5,"state":"active"}"#;
+            format!(r#"{{"generation":{generation},"policy":null,"agents":[{agent}],"keys":[]}}"#)
+        };
+        let snapshots = Snapshots::new(Duration::from_secs(60));
+        let isolated = |generation, document: &str, quarantined: &[u32], quarantine| proto::Snapshot {
+            quarantined: quarantined.to_vec(),
+            quarantine,
+            ..envelope(generation, document)
+        };
+        let who = || {
+            let plan = snapshots.current().expect("a plan");
+            plan.trust.by_source(5, clawgress_identity::IdentityMethod::Source).map(|_| plan.generation)
+        };
+        let quarantined = Err(clawgress_identity::IdentityError::Quarantined);
+        assert_eq!(snapshots.apply(isolated(7, &document(7), &[5], 1)).await.quarantine, 1);
+        assert_eq!(who(), quarantined);
+        let mut changes = snapshots.subscribe();
+        changes.mark_unchanged();
+        assert_eq!(snapshots.apply(isolated(7, "", &[], 2)).await.quarantine, 2);
+        assert!(changes.has_changed().expect("alive"), "what lives is judged again");
+        assert_eq!(who(), Ok(7));
+        snapshots.apply(isolated(7, "", &[5, 6], 3)).await;
+        assert_eq!(who(), quarantined);
+        snapshots.apply(isolated(8, &document(8), &[5], 3)).await;
+        assert_eq!(who(), quarantined, "a generation releases nobody");
+        // A refused generation still tells who is quarantined.
+        assert_ne!(snapshots.apply(isolated(9, "{}", &[], 4)).await.error, "");
+        assert_eq!(who(), Ok(8));
     }
 
     #[tokio::test]

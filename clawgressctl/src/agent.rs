@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use clawgress_api::identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, Source};
 use clawgress_api::proto::{Empty, Name};
-use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, Status};
+use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, NewQuarantine, Quarantine, Status};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
@@ -25,6 +25,22 @@ pub enum Verb {
     Disable(Named),
     /// Lets policy decide again about an agent that was disabled.
     Enable(Named),
+    /// Stops everything of an agent at once, what is under way too, until it is released.
+    Quarantine(Isolate),
+    /// Releases an agent from quarantine: policy decides about it again.
+    Release(Named),
+}
+
+#[derive(Args)]
+pub struct Isolate {
+    /// The agent: `NAME` or `TENANT/NAME`.
+    name: AgentId,
+    /// How long, such as `90s`, `15m`, `2h` or `1d`; without it, until it is released.
+    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    seconds: Option<u64>,
+    /// Why; it goes into the audit log.
+    #[arg(long)]
+    reason: Option<String>,
 }
 
 #[derive(Args)]
@@ -71,7 +87,15 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         Verb::Show(Named { name }) => {
             let mut admin = client.connect().await?;
             let agent: Agent = client.document(admin.show_agent(Name { name: name.to_string() }).await)?;
-            show(output, &agent)
+            show(output, &agent)?;
+            if agent.state == AgentState::Quarantined && output == Output::Table {
+                let all: Vec<Quarantine> = client.documents(admin.list_quarantines(Empty {}).await)?;
+                for its in all.iter().filter(|q| q.index == agent.index) {
+                    output::line(&format!("{:<12} {}", "quarantined", terms(its)))?;
+                    output::line(&format!("{:<12} {} by {}", "since", its.since, output::clean(&its.by)))?;
+                }
+            }
+            Ok(())
         }
         Verb::Delete(Named { name }) => {
             let mut admin = client.connect().await?;
@@ -83,6 +107,44 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         }
         Verb::Disable(Named { name }) => set_state(client, output, name, AgentState::Disabled).await,
         Verb::Enable(Named { name }) => set_state(client, output, name, AgentState::Active).await,
+        Verb::Quarantine(Isolate { name, seconds, reason }) => {
+            let mut admin = client.connect().await?;
+            let new = request(&NewQuarantine { id: name, seconds, reason })?;
+            let quarantine: Quarantine = client.document(admin.quarantine_agent(new).await)?;
+            if output == Output::Json {
+                return output::json(&quarantine);
+            }
+            output::line(&format!("agent `{}` is quarantined {}", quarantine.agent, terms(&quarantine)))
+        }
+        Verb::Release(Named { name }) => {
+            let mut admin = client.connect().await?;
+            let agent: Agent = client.document(admin.release_agent(Name { name: name.to_string() }).await)?;
+            show(output, &agent)
+        }
+    }
+}
+
+/// A time of whole seconds, minutes, hours or days.
+fn seconds(text: &str) -> Result<u64, String> {
+    let error = || format!("`{text}` is not a time: write such as `90s`, `15m`, `2h` or `1d`");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..) {
+        Some("s") => 1,
+        Some("m") => 60,
+        Some("h") => 60 * 60,
+        Some("d") => 24 * 60 * 60,
+        _ => return Err(error()),
+    };
+    let number = digits.parse::<u64>().ok().filter(|n| *n > 0 && digits.bytes().all(|b| b.is_ascii_digit()));
+    number.and_then(|n| n.checked_mul(unit)).ok_or_else(error)
+}
+
+/// Until when, and why.
+fn terms(quarantine: &Quarantine) -> String {
+    let until = quarantine.until.map_or("until it is released".to_owned(), |until| format!("until {until}"));
+    match &quarantine.reason {
+        Some(reason) => format!("{until}: {}", output::clean(reason)),
+        None => until,
     }
 }
 
@@ -194,4 +256,22 @@ fn state(state: AgentState) -> &'static str {
 fn sources(agent: &Agent) -> String {
     let sources: Vec<String> = agent.sources.iter().map(ToString::to_string).collect();
     if sources.is_empty() { "-".to_owned() } else { sources.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (text, wanted) in [("1s", 1), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86_400)] {
+            assert_eq!(seconds(text), Ok(wanted));
+        }
+        for text in
+            ["", "15", "m", "0m", "-1m", "+1m", "1.5h", "1w", "15 m", "99999999999999999999d", "1mm", "é"]
+        {
+            let said = seconds(text).expect_err(text);
+            assert!(said.ends_with("write such as `90s`, `15m`, `2h` or `1d`"), "{said}");
+        }
+    }
 }

@@ -65,6 +65,15 @@ enum Task {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Compare the kernel programs with policy on random packets (as root); a failure prints its seed
+    FuzzDatapath {
+        /// For how long
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// The seed of a run to repeat
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Fuzz one parser
     Fuzz {
         /// The fuzz target
@@ -94,6 +103,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Up { transparent, dir, rest } => task::up(transparent, dir, rest),
         Task::Lab { command } => task::lab(&command),
         Task::Bench { rest } => task::bench(&rest),
+        Task::FuzzDatapath { minutes, seed } => task::fuzz_datapath(minutes, seed),
         Task::Fuzz { target, seconds } => task::fuzz(&target, seconds),
     }
 }

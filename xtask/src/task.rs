@@ -132,6 +132,19 @@ pub fn fuzz(target: &str, seconds: u64) -> anyhow::Result<()> {
     shell::run(&mut run)
 }
 
+/// The differential test of the kernel programs, for a time instead of a number of packets.
+pub fn fuzz_datapath(minutes: u64, seed: Option<u64>) -> anyhow::Result<()> {
+    setup::run(Scope::Build)?;
+    let mut command = shell::cargo();
+    command.args(["test", "--locked", "--package", "clawgress-agent", "--test", "datapath", "--"]);
+    command.args(["--exact", "property::the_kernel_says_what_policy_says", "--nocapture"]);
+    command.env("CLAWGRESS_FUZZ_MINUTES", minutes.to_string());
+    if let Some(seed) = seed {
+        command.env("CLAWGRESS_TEST_SEED", seed.to_string());
+    }
+    shell::run(&mut command)
+}
+
 fn compile(release: bool) -> anyhow::Result<()> {
     let mut command = shell::cargo();
     command.args(["build", "--locked", "--bins"]);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clawgress_api::proto::admin_server::Admin;
 use clawgress_api::proto::{Document, Documents, Empty, Name, RevisionNumber};
 use clawgress_api::{
-    AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, PolicyCheck,
+    AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, NewQuarantine, PolicyCheck,
     PolicyRevision, RecordKind,
 };
 use clawgress_identity::{Agent, AgentId, AgentState};
@@ -54,12 +54,14 @@ impl Admin for Service {
     }
 
     async fn list_agents(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
-        documents(self.0.governor.live().model.agents.values())
+        let quarantined = self.0.quarantines.live();
+        documents(self.0.governor.live().model.agents.values().map(|a| quarantined.shown(a)))
     }
 
     async fn show_agent(&self, request: Request<Name>) -> Answer {
         let id = agent_id(&request.into_inner())?;
-        document(self.0.governor.live().model.agent(&id).map_err(status)?)
+        let live = self.0.governor.live();
+        document(&self.0.quarantines.live().shown(live.model.agent(&id).map_err(status)?))
     }
 
     async fn delete_agent(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
@@ -69,6 +71,7 @@ impl Admin for Service {
         detached(async move {
             let detail = |before: &Agent| format!("agent deleted by {by}: was {}", json(before));
             control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
+            control.quarantines.forget(&id).await?;
             control.runs.ended.notify_one();
             control.settled().await;
             Ok(Response::new(Empty {}))
@@ -79,6 +82,9 @@ impl Admin for Service {
     async fn set_agent_state(&self, request: Request<Document>) -> Answer {
         let by = caller(&request);
         let AgentStateChange { id, state } = parsed(request)?;
+        if state == AgentState::Quarantined {
+            return Err(Status::invalid_argument("quarantine an agent with `clawgressctl agent quarantine`"));
+        }
         let control = Arc::clone(&self.0);
         let agent = detached(async move {
             let detail = |before: &Agent| {
@@ -87,9 +93,38 @@ impl Admin for Service {
             };
             let (before, _) = control.governor.change(detail, |draft| draft.set_state(&id, state)).await?;
             control.settled().await;
-            Ok(Agent { state, ..before })
+            Ok(control.quarantines.live().shown(&Agent { state, ..before }))
         });
         document(&agent.await?)
+    }
+
+    async fn quarantine_agent(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let new: NewQuarantine = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        let put = detached(async move {
+            let put = control.quarantines.put(new, &by).await;
+            control.isolated().await;
+            put
+        });
+        document(&put.await?)
+    }
+
+    async fn release_agent(&self, request: Request<Name>) -> Answer {
+        let by = caller(&request);
+        let id = agent_id(&request.into_inner())?;
+        let control = Arc::clone(&self.0);
+        let released = detached(async move {
+            control.quarantines.release(&id, &by).await?;
+            control.isolated().await;
+            let live = control.governor.live();
+            Ok(live.model.agent(&id)?.clone())
+        });
+        document(&released.await?)
+    }
+
+    async fn list_quarantines(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        documents(self.0.quarantines.live().entries())
     }
 
     async fn apply_policy(&self, request: Request<Document>) -> Answer {
@@ -213,6 +248,13 @@ impl Control {
         let generation = self.governor.live().model.generation;
         let planes =
             async { tokio::join!(self.runs.link.settled(generation), self.workers.settled(generation)) };
+        let _ = tokio::time::timeout(SETTLE_TIME_MAX, planes).await;
+    }
+
+    /// Waits until the planes that are there know who is quarantined, or are too slow.
+    async fn isolated(&self) {
+        let serial = self.quarantines.live().serial;
+        let planes = async { tokio::join!(self.runs.link.isolated(serial), self.workers.isolated(serial)) };
         let _ = tokio::time::timeout(SETTLE_TIME_MAX, planes).await;
     }
 

@@ -181,7 +181,7 @@ impl Governor {
 
     /// Writes the record of a committed change to the audit log, where it is durable on return, and takes it
     /// out of the store.
-    async fn record(&self, record: AuditRecord) -> Result<(), Refusal> {
+    pub(super) async fn record(&self, record: AuditRecord) -> Result<(), Refusal> {
         tracing::info!(generation = record.generation, change = record.detail, "changed");
         let key = self.pending(&record.request);
         self.audit.append(vec![record]).await?;
@@ -192,7 +192,7 @@ impl Governor {
         Ok(())
     }
 
-    fn pending(&self, request: &str) -> String {
+    pub(super) fn pending(&self, request: &str) -> String {
         format!("{PENDING}{}/{request}", self.config.node.name)
     }
 

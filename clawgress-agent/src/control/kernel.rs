@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{
-    AuditAck, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest, Workload,
+    AuditAck, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
+    Quarantined as QuarantinedMessage, Workload,
 };
 use clawgress_api::{DatapathStatus, MESSAGE_BYTES_MAX, RecordKind};
 use parking_lot::Mutex;
@@ -21,6 +22,7 @@ use tonic::{Code, Response, Status, Streaming};
 use super::audit::{AuditError, AuditLog};
 use super::govern::{Generation, Governor};
 use super::model::{Refusal, RunWorkload};
+use super::quarantine::{Quarantined, Quarantines};
 
 /// First and longest pause before the datapath is tried again: soon enough after a restart, and no spin.
 const PAUSE_LEAST: Duration = Duration::from_millis(100);
@@ -49,6 +51,8 @@ pub struct Link {
 pub struct State {
     /// The generation it last applied.
     pub applied: u64,
+    /// Number of the quarantine it has.
+    pub quarantine: Option<u64>,
     /// Why it is away, or what it refused.
     pub trouble: Option<String>,
 }
@@ -61,7 +65,11 @@ impl Link {
     pub fn new(channel: Channel) -> Self {
         let client = DatapathClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let trouble = Some("it has not been reached yet".into());
-        Link { client, state: watch::Sender::new(State { applied: 0, trouble }), taken: Mutex::default() }
+        Link {
+            client,
+            state: watch::Sender::new(State { trouble, ..State::default() }),
+            taken: Mutex::default(),
+        }
     }
 
     /// How it stands.
@@ -74,6 +82,12 @@ impl Link {
     pub async fn settled(&self, generation: u64) {
         let settled = |state: &State| state.applied >= generation || state.trouble.is_some();
         let _ = self.state.subscribe().wait_for(settled).await;
+    }
+
+    /// Waits until the role has the quarantine of this number, unless it is away.
+    pub async fn isolated(&self, serial: u64) {
+        let isolated = |state: &State| state.quarantine.map_or(state.trouble.is_some(), |q| q >= serial);
+        let _ = self.state.subscribe().wait_for(isolated).await;
     }
 
     /// The role's own account.
@@ -139,18 +153,23 @@ impl Link {
     }
 
     /// Keeps the datapath at the live generation and takes in its records, until `stop`.
-    pub async fn run(&self, governor: Arc<Governor>, audit: AuditLog, stop: CancellationToken) {
+    pub async fn run(
+        &self,
+        (governor, quarantines): (Arc<Governor>, Arc<Quarantines>),
+        audit: AuditLog,
+        stop: CancellationToken,
+    ) {
         let mut pause = PAUSE_LEAST;
         loop {
             let end = tokio::select! {
                 () = stop.cancelled() => return,
-                end = self.session(&governor, &audit) => end,
+                end = self.session(&governor, &quarantines, &audit) => end,
             };
             let trouble = match end {
                 Ok(()) => "it has closed the stream of its records".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            let now = State { applied: 0, trouble: Some(trouble) };
+            let now = State { trouble: Some(trouble), ..State::default() };
             let before = self.state.send_replace(now.clone());
             // Said once, not at every attempt.
             if before.trouble != now.trouble {
@@ -168,7 +187,7 @@ impl Link {
     }
 
     /// From the first answer of the role until it is gone.
-    async fn session(&self, governor: &Governor, audit: &AuditLog) -> Result<()> {
+    async fn session(&self, governor: &Governor, quarantines: &Quarantines, audit: &AuditLog) -> Result<()> {
         let status = self.status().await?;
         if status.generation > governor.live().model.generation {
             governor.overtake(status.generation).await?;
@@ -176,11 +195,32 @@ impl Link {
         let mut client = self.client.clone();
         let (acks, receiver) = mpsc::channel(ACKS_MAX);
         let events = client.events(ReceiverStream::new(receiver)).await.map_err(told)?.into_inner();
-        // Either one's end is the session's.
+        // Before the generation: it must not let anybody out.
+        let mut quarantined = quarantines.watch();
+        self.quarantine(&mut quarantined).await?;
+        // Any one's end is the session's.
         tokio::select! {
             end = self.take_in(events, acks, audit, governor) => end,
             end = self.push(governor.watch()) => end,
+            end = self.isolate(quarantined) => end,
         }
+    }
+
+    /// Pushes who is quarantined at every change, also while a generation is on its way.
+    async fn isolate(&self, mut quarantined: watch::Receiver<Arc<Quarantined>>) -> Result<()> {
+        loop {
+            quarantined.changed().await?;
+            self.quarantine(&mut quarantined).await?;
+        }
+    }
+
+    async fn quarantine(&self, quarantined: &mut watch::Receiver<Arc<Quarantined>>) -> Result<()> {
+        let now = Arc::clone(&quarantined.borrow_and_update());
+        let mut client = self.client.clone();
+        let call = client.quarantine(QuarantinedMessage { agents: now.indices().collect() });
+        tokio::time::timeout(CALL_TIME_MAX, call).await.context("no answer")?.map_err(told)?;
+        self.state.send_modify(|state| state.quarantine = Some(now.serial));
+        Ok(())
     }
 
     /// Keeps the kernel plane's records, and acknowledges each batch when it is durable. One whose
@@ -213,7 +253,10 @@ impl Link {
             let generation = Arc::clone(&live.borrow_and_update());
             match self.apply(&generation).await {
                 Ok(applied) => {
-                    self.state.send_replace(State { applied, trouble: None });
+                    self.state.send_modify(|state| {
+                        state.applied = applied;
+                        state.trouble = None;
+                    });
                     live.changed().await?;
                     pause = PAUSE_LEAST;
                 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use clawgress_api::PolicyRevision;
 use clawgress_api::config::{Config, DatapathMode, Role};
+use clawgress_ebpf_common::bound;
 use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, KEY_MAC_BYTES, Source};
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
@@ -172,6 +173,7 @@ impl Model {
         }
         match self.agent(agent)?.state {
             AgentState::Active => Ok(()),
+            // Stored states are active and disabled; quarantine is a list of its own.
             AgentState::Quarantined | AgentState::Disabled => {
                 Err(Refusal::Unsupported(format!("agent `{agent}` is disabled; enable it first")))
             }
@@ -250,7 +252,7 @@ impl Draft {
         check_fields(&agent)?;
         self.check_sources(&agent, config)?;
         agent.index = self.model.next_index;
-        let next = agent.index.checked_add(1);
+        let next = agent.index.checked_add(1).filter(|next| *next <= bound::AGENT_INDICES_MAX);
         self.model.next_index = next.ok_or_else(|| Refusal::Full("all agent numbers are used".into()))?;
         let next_index = self.model.next_index;
         self.put(NEXT_INDEX, &next_index)?;

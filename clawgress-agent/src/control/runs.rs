@@ -18,6 +18,7 @@ use super::govern::Governor;
 use super::kernel::Link;
 use super::keyring::Keyring;
 use super::model::{Refusal, Run};
+use super::quarantine::Quarantines;
 
 /// Longest life of a run; its key has this expiry, whatever else fails.
 const RUN_TIME_MAX: SignedDuration = SignedDuration::from_hours(24);
@@ -30,6 +31,7 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Runs {
     pub governor: Arc<Governor>,
+    pub quarantines: Arc<Quarantines>,
     pub link: Arc<Link>,
     pub keyring: Keyring,
     pub clock: Arc<dyn Clock>,
@@ -55,6 +57,9 @@ impl Runs {
         }
         let live = self.governor.live();
         live.model.may_run(agent)?;
+        if self.quarantines.live().of(live.model.agent(agent)?).is_some() {
+            return Err(Refusal::Unsupported(format!("agent `{agent}` is quarantined; release it first")));
+        }
         let index = live.model.agent(agent)?.index;
         let key = self.keyring.make().await?;
         let name = format!("run-{}-{}", agent.name(), key.id);

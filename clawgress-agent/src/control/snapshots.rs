@@ -14,7 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::govern::Governor;
+use super::govern::{Generation, Governor};
+use super::quarantine::{Quarantined, Quarantines};
 
 /// Workers at once: one for each core of a large machine.
 const WORKERS_MAX: usize = 64;
@@ -26,14 +27,23 @@ const TEXT_BYTES_MAX: usize = 512;
 /// The L7 workers that are connected.
 #[derive(Debug, Default)]
 pub struct Workers {
-    connected: watch::Sender<BTreeMap<u64, L7Status>>,
+    connected: watch::Sender<BTreeMap<u64, Worker>>,
     next: AtomicU64,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Worker {
+    status: L7Status,
+    /// Number of the quarantine it has.
+    quarantine: Option<u64>,
 }
 
 /// The service.
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub governor: Arc<Governor>,
+    pub quarantines: Arc<Quarantines>,
     pub workers: Arc<Workers>,
     pub stop: CancellationToken,
 }
@@ -76,7 +86,7 @@ impl Service {
         mut requests: Streaming<WatchRequest>,
         sender: mpsc::Sender<Result<Snapshot, Status>>,
     ) {
-        let mut live = self.governor.watch();
+        let (mut live, mut quarantined) = (self.governor.watch(), self.quarantines.watch());
         live.mark_changed();
         loop {
             tokio::select! {
@@ -94,16 +104,31 @@ impl Service {
                 // and a change is marked as seen only when it is.
                 changed = async {
                     let permit = sender.reserve().await.ok()?;
-                    live.changed().await.ok()?;
-                    Some(permit)
+                    tokio::select! {
+                        changed = live.changed() => changed.ok().map(|()| (permit, true)),
+                        changed = quarantined.changed() => {
+                            changed.ok()?;
+                            Some((permit, live.has_changed().unwrap_or(true)))
+                        }
+                    }
                 } => {
-                    let Some(permit) = changed else { return };
+                    let Some((permit, is_new)) = changed else { return };
                     let generation = Arc::clone(&live.borrow_and_update());
-                    let document = generation.snapshot.clone();
-                    permit.send(Ok(Snapshot { generation: generation.model.generation, document }));
+                    let isolated = Arc::clone(&quarantined.borrow_and_update());
+                    permit.send(Ok(snapshot(&generation, &isolated, is_new)));
                 }
             }
         }
+    }
+}
+
+/// What a worker is sent. Its generation goes along only if it has changed.
+fn snapshot(generation: &Generation, quarantined: &Quarantined, is_new: bool) -> Snapshot {
+    Snapshot {
+        generation: generation.model.generation,
+        document: if is_new { generation.snapshot.clone() } else { Vec::new() },
+        quarantined: quarantined.indices().collect(),
+        quarantine: quarantined.serial,
     }
 }
 
@@ -113,13 +138,21 @@ impl Workers {
     /// The workers, in the order in which they came.
     #[must_use]
     pub fn list(&self) -> Vec<L7Status> {
-        self.connected.borrow().values().cloned().collect()
+        self.connected.borrow().values().map(|w| w.status.clone()).collect()
     }
 
     /// Waits until every worker runs `generation` or has refused one.
     pub async fn settled(&self, generation: u64) {
-        let settled = |w: &L7Status| w.generation >= generation || w.error.is_some();
+        let settled = |w: &Worker| w.status.generation >= generation || w.status.error.is_some();
         let _ = self.connected.subscribe().wait_for(|workers| workers.values().all(settled)).await;
+    }
+
+    /// Waits until every worker has the quarantine of this number.
+    pub async fn isolated(&self, serial: u64) {
+        let isolated = |places: &BTreeMap<u64, Worker>| {
+            places.values().all(|w| w.quarantine.is_some_and(|q| q >= serial))
+        };
+        let _ = self.connected.subscribe().wait_for(isolated).await;
     }
 
     fn admit(workers: &Arc<Workers>, hello: Hello) -> Result<Place, Status> {
@@ -131,7 +164,8 @@ impl Workers {
             "an L7 worker came"
         );
         let instance = bounded(hello.instance);
-        let worker = L7Status { instance, pid: hello.pid, generation: 0, error: None };
+        let status = L7Status { instance, pid: hello.pid, generation: 0, error: None };
+        let worker = Worker { status, quarantine: None };
         let admitted = workers.connected.send_if_modified(|connected| {
             let room = connected.len() < WORKERS_MAX;
             if room {
@@ -150,18 +184,19 @@ impl Workers {
 
 impl Place {
     fn acknowledge(&self, applied: Applied) {
-        let Applied { generation, error } = applied;
+        let Applied { generation, error, quarantine } = applied;
         let error = bounded(error);
         if !error.is_empty() {
             tracing::error!(generation, error, "an L7 worker refused a generation");
         }
         self.workers.connected.send_modify(|connected| {
             let Some(worker) = connected.get_mut(&self.number) else { return };
+            worker.quarantine = Some(quarantine);
             if error.is_empty() {
-                worker.generation = generation;
-                worker.error = None;
+                worker.status.generation = generation;
+                worker.status.error = None;
             } else {
-                worker.error = Some(format!("generation {generation}: {error}"));
+                worker.status.error = Some(format!("generation {generation}: {error}"));
             }
         });
     }
@@ -171,7 +206,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.workers.connected.send_modify(|connected| {
             if let Some(worker) = connected.remove(&self.number) {
-                tracing::info!(instance = worker.instance, "an L7 worker went");
+                tracing::info!(instance = worker.status.instance, "an L7 worker went");
             }
         });
     }

@@ -230,6 +230,7 @@ pub fn is_over(key: &FlowKey, flow: &Flow, is_pressed: bool, now_ns: u64) -> boo
             _ if is_pressed && !is_answered => silence::PRESSED,
             protocol::TCP => silence::TCP_OPENING,
             protocol::UDP if is_answered => silence::UDP,
+            other if protocol::is_named_only(other) && is_answered => silence::UDP,
             protocol::UDP => silence::UDP_OPENING,
             _ => silence::ICMP,
         }

@@ -15,7 +15,7 @@ use nix::sys::statfs::statfs;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
 
 /// Every map of the object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 17] = [
     map::GENERATION,
     map::BINDINGS,
     map::SELF,
@@ -31,6 +31,7 @@ pub const MAPS: [&str; 16] = [
     map::SEEN,
     map::PACE,
     map::CGROUPS,
+    map::QUARANTINE,
     map::META,
 ];
 

@@ -1,6 +1,6 @@
 //! The kernel plane as control sees it, in either mode: apply a generation, open workloads, tell status.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,7 @@ use super::flows::Flows;
 use super::names::{Document, Names};
 use super::network::Interfaces;
 use super::programs;
+use super::quarantine::Quarantine;
 use super::spool::Spool;
 use super::tables::{Plan, Tables};
 use super::workloads::Workloads;
@@ -42,6 +43,8 @@ pub enum Plane {
 pub struct KernelPlane {
     /// The policy tables; one apply at a time.
     pub tables: tokio::sync::Mutex<Tables>,
+    /// Who is quarantined.
+    pub quarantine: Mutex<Quarantine>,
     /// The flow table.
     pub flows: Arc<Flows>,
     /// What was dropped lately.
@@ -99,6 +102,18 @@ impl Plane {
                 counters: BTreeMap::new(),
                 absent: absent_in_none(),
             }),
+        }
+    }
+
+    /// Makes exactly these agents the quarantined ones, for the next packet. Never waits for a generation
+    /// that is being applied.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn quarantine(&self, agents: &BTreeSet<u32>) -> Result<()> {
+        match self {
+            Plane::Kernel(plane) => plane.quarantine.lock().set(agents),
+            Plane::None { .. } => Ok(()),
         }
     }
 

@@ -9,7 +9,7 @@ use clawgress_api::LiveQuery;
 use clawgress_api::proto::datapath_server::Datapath;
 use clawgress_api::proto::{
     AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
-    Workload,
+    Quarantined, Workload,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -86,6 +86,12 @@ impl Datapath for Service {
         let (reader, spool) = (self.spool.read(), Arc::clone(&self.spool));
         tokio::spawn(deliver(request.into_inner(), reader, spool, sender, self.stop.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn quarantine(&self, request: Request<Quarantined>) -> Result<Response<Empty>, Status> {
+        let agents = request.into_inner().agents.into_iter().collect();
+        self.plane.quarantine(&agents).map_err(|e| Status::failed_precondition(format!("{e:#}")))?;
+        Ok(Response::new(Empty {}))
     }
 
     async fn open_workload(

@@ -68,6 +68,22 @@ pub fn icmp(kind: u8, code: u8, id: u16) -> Vec<u8> {
     vec![kind, code, 0, 0, a, b, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
+/// An echo of either family that carries `bytes` bytes.
+pub fn echo(kind: u8, id: u16, bytes: usize) -> Vec<u8> {
+    let mut message = icmp(kind, 0, id)[..8].to_vec();
+    message.resize(8 + bytes, 0);
+    message
+}
+
+/// `frame` with a VLAN tag put in front of what it carries.
+pub fn tagged(frame: &[u8], tpid: u16, tci: u16) -> Vec<u8> {
+    let mut tagged = frame[..12].to_vec();
+    tagged.extend(tpid.to_be_bytes());
+    tagged.extend(tci.to_be_bytes());
+    tagged.extend(&frame[12..]);
+    tagged
+}
+
 /// An ARP request or reply.
 pub fn arp(mac: [u8; 6], sender_mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     let mut body = vec![0, 1, 8, 0, 6, 4, 0, 1];

@@ -16,7 +16,7 @@ use crate::frames::{ACK, FIN, RST, SYN, arp, ethernet, icmp, ip, neighbour, tcp,
 use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, agent};
 
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// Addresses of one family.
 #[derive(Clone, Copy)]
@@ -137,7 +137,7 @@ fn is_stateful(reason: DropReason) -> bool {
 
 /// Runs `frame` through XDP and TC: both must do what `want` says, XDP as far as it can know.
 #[track_caller]
-fn check(kernel: &Kernel, what: &str, frame: &[u8], want: Did) {
+pub fn check(kernel: &Kernel, what: &str, frame: &[u8], want: Did) {
     let early = match want {
         Did::Dropped(reason) if !is_stateful(reason) => want,
         _ => Did::Passed,
@@ -168,6 +168,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::SEEN, size(size_of::<SeenKey>()), 8, bound::SEEN_MAX),
         (map::PACE, 4, size(size_of::<Pace>()), 1),
         (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
+        (map::QUARANTINE, 4, 8, bound::QUARANTINE_WORDS),
         (map::META, 4, 4, 1),
     ] {
         let info = kernel.info(name);
@@ -210,8 +211,8 @@ async fn every_reason_in_both_families() {
         let cut = &to(f.direct, &datagram, 17)[..20];
         assert_eq!(kernel.xdp(cut), Did::Dropped(R::Malformed), "truncated ip");
         drop("truncated tcp", &to(f.direct, &tcp(1, 443, SYN)[..12], 6), R::Malformed);
-        drop("syn and fin", &to(f.direct, &tcp(1, 443, SYN | FIN), 6), R::Malformed);
-        drop("syn and rst", &to(f.direct, &tcp(1, 443, SYN | RST), 6), R::Malformed);
+        drop("syn and fin", &to(f.direct, &tcp(1, 443, SYN | FIN), 6), R::TcpFlags);
+        drop("syn and rst", &to(f.direct, &tcp(1, 443, SYN | RST), 6), R::TcpFlags);
         drop("gre", &to(f.direct, &[0; 16], 47), R::ProtocolUnsupported);
         drop("sctp", &to(f.direct, &[0; 16], 132), R::ProtocolUnsupported);
         drop("ip in ip", &to(f.direct, &[0x45; 24], 4), R::ProtocolUnsupported);
@@ -261,8 +262,8 @@ async fn frames_that_are_not_understood() {
     drop("longer than the frame", &edit(16, &[0x40, 0]), R::Malformed);
     drop("shorter than its header", &edit(16, &[0, 19]), R::Malformed);
     drop("udp length", &edit(38, &[0, 7]), R::Malformed);
-    drop("vlan", &ethernet(MAC, 0x8100, &good[10..]), R::EthertypeUnsupported);
-    drop("qinq", &ethernet(MAC, 0x88A8, &good[10..]), R::EthertypeUnsupported);
+    drop("vlan", &ethernet(MAC, 0x8100, &good[10..]), R::VlanUnsupported);
+    drop("qinq", &ethernet(MAC, 0x88A8, &good[10..]), R::VlanUnsupported);
     drop("mpls", &ethernet(MAC, 0x8847, &good[14..]), R::EthertypeUnsupported);
     drop("icmpv6 in ipv4", &ip(MAC, v4.agent, v4.direct, 58, &icmp(128, 0, 1)), R::ProtocolUnsupported);
 
@@ -283,7 +284,7 @@ async fn frames_that_are_not_understood() {
     );
     drop("hop-by-hop not first", &to(60, &chained(0, 0, &chained(17, 0, &datagram))), R::Ipv6Extension);
     drop("a long header", &to(60, &chained(17, 8, &datagram)), R::Ipv6Extension);
-    drop("routing", &to(43, &chained(17, 0, &datagram)), R::Ipv6Extension);
+    drop("routing", &to(43, &chained(17, 0, &datagram)), R::Ipv6Routing);
     drop("fragment", &to(44, &chained(17, 0, &datagram)), R::Fragment);
     drop("fragment after options", &to(60, &chained(44, 0, &chained(17, 0, &datagram))), R::Fragment);
     drop("esp", &to(50, &[0; 16]), R::ProtocolUnsupported);
@@ -307,7 +308,7 @@ async fn neighbours_speak_for_themselves_alone() {
     drop("arp, inner mac", &arp(MAC, OTHER_MAC, agent4, gateway4), R::SourceSpoofed);
     drop("arp for another", &arp(OTHER_MAC, OTHER_MAC, agent4, gateway4), R::SourceSpoofed);
     drop("arp for the gateway", &arp(MAC, MAC, gateway4, agent4), R::SourceSpoofed);
-    drop("arp, short", &arp(MAC, MAC, agent4, gateway4)[..30], R::Malformed);
+    drop("arp, short", &arp(MAC, MAC, agent4, gateway4)[..30], R::NeighbourMalformed);
     pass("solicitation", &neighbour(MAC, v6.agent, all, 135, v6.gateway, MAC));
     pass("advertisement", &neighbour(MAC, v6.agent, all, 136, v6.agent, MAC));
     let option = neighbour(MAC, v6.agent, all, 136, v6.agent, OTHER_MAC);
@@ -317,10 +318,10 @@ async fn neighbours_speak_for_themselves_alone() {
     let gateway = neighbour(MAC, v6.agent, all, 136, v6.gateway, MAC);
     drop("advertisement for the gateway", &gateway, R::SourceSpoofed);
     let far = with_hops(neighbour(MAC, v6.agent, all, 135, v6.gateway, MAC), 64);
-    drop("from afar", &far, R::Malformed);
+    drop("from afar", &far, R::NeighbourMalformed);
     let router =
         with_hops(ip(MAC, v6.agent, all, 58, &[134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 255);
-    drop("router advertisement", &router, R::IcmpUnsupported);
+    drop("router advertisement", &router, R::RouterMessage);
 }
 
 #[tokio::test(flavor = "multi_thread")]

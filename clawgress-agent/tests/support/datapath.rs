@@ -14,7 +14,7 @@ use clawgress_api::config::Config;
 use clawgress_api::proto::datapath_server::{Datapath, DatapathServer};
 use clawgress_api::proto::{
     AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
-    Workload,
+    Quarantined, Workload,
 };
 use clawgress_api::{AuditRecord, LiveFlow, LiveFlows, LiveQuery, RecentDrop, socket};
 use clawgress_policy::kernel::KernelTables;
@@ -30,6 +30,8 @@ pub type Applied = clawgress_api::KernelGeneration<KernelTables>;
 pub struct Script {
     pub applied: Mutex<Vec<Applied>>,
     pub refusal: Mutex<Option<String>>,
+    /// What was told, in order: who is quarantined, and how many generations had been applied then.
+    pub quarantined: Mutex<Vec<(Vec<u32>, usize)>>,
     pub generation: AtomicU64,
     pub workloads: Mutex<BTreeMap<u64, OpenWorkloadRequest>>,
     /// Where workloads' cgroups are; made and removed by the test.
@@ -117,6 +119,12 @@ impl Datapath for Service {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn quarantine(&self, request: Request<Quarantined>) -> Result<Response<Empty>, Status> {
+        let applied = self.0.applied.lock().await.len();
+        self.0.quarantined.lock().await.push((request.into_inner().agents, applied));
+        Ok(Response::new(Empty {}))
     }
 
     async fn open_workload(

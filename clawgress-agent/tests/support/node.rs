@@ -118,7 +118,9 @@ impl Node {
         let (sender, received) = mpsc::channel(256);
         tokio::spawn(async move {
             while let Ok(Some(snapshot)) = snapshots.message().await {
-                let applied = applied(snapshot.generation, "");
+                let (generation, quarantine) = (snapshot.generation, snapshot.quarantine);
+                let applied = Applied { generation, error: String::new(), quarantine };
+                let applied = WatchRequest { kind: Some(Kind::Applied(applied)) };
                 if sender.send(snapshot).await.is_err() || requests.send(applied).await.is_err() {
                     return;
                 }
@@ -141,7 +143,7 @@ impl Node {
 
 /// An acknowledgement.
 pub fn applied(generation: u64, error: &str) -> WatchRequest {
-    WatchRequest { kind: Some(Kind::Applied(Applied { generation, error: error.into() })) }
+    WatchRequest { kind: Some(Kind::Applied(Applied { generation, error: error.into(), quarantine: 0 })) }
 }
 
 /// An L7 worker, as far as control sees one.

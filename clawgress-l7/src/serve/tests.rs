@@ -47,7 +47,9 @@ impl Steered {
         let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
         let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60)));
         let document = snapshot.as_bytes().to_vec();
-        snapshots.apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document }).await;
+        snapshots
+            .apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document, ..Default::default() })
+            .await;
         let gateway = Arc::new(Gateway {
             snapshots,
             keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),

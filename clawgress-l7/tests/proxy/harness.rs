@@ -287,6 +287,15 @@ impl Gateway {
         self.applied(snapshot.generation).await
     }
 
+    /// Quarantines these agents, under the generation that is live; nothing can be published after it.
+    pub fn quarantine(&self, agents: &[u32]) {
+        self.control.snapshots.send_modify(|envelope| {
+            envelope.document.clear();
+            envelope.quarantined = agents.to_vec();
+            envelope.quarantine += 1;
+        });
+    }
+
     pub async fn publish_policy(&self, text: &str) -> String {
         self.publish(|s| s.policy = Some(PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }))
             .await
@@ -405,7 +414,8 @@ impl Drop for Gateway {
 }
 
 fn envelope(snapshot: &Snapshot<PolicyBundle>) -> Envelope {
-    Envelope { generation: snapshot.generation, document: serde_json::to_vec(snapshot).expect("json") }
+    let document = serde_json::to_vec(snapshot).expect("json");
+    Envelope { generation: snapshot.generation, document, ..Envelope::default() }
 }
 
 fn serve_keys(directory: &Path, secret: hmac::Key) -> Runtime {

@@ -167,13 +167,14 @@ async fn a_body_stops_when_its_agent_is_revoked() {
         assert!(begun.elapsed() < crate::harness::PATIENCE, "the body streams");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    gateway.publish(|s| s.agents[0].state = clawgress_identity::AgentState::Quarantined).await;
-    client.send("after").await;
+    gateway.quarantine(&[1]);
+    // Cut at once, not at the next byte.
     client.rest().await;
+    client.send("after").await;
     assert!(!seen("after"));
     let (decision, outcome) = gateway.exchange(0).await;
     assert_eq!(decision.verdict, Some(Verdict::Allow));
-    assert_eq!(outcome.reason, Some(DropReason::AgentDisabled));
+    assert_eq!(outcome.reason, Some(DropReason::AgentQuarantined));
     assert!(outcome.bytes_sent > Some(0));
 }
 

@@ -429,12 +429,12 @@ async fn a_live_tunnel_ends_when_policy_no_longer_permits_it() {
     // A generation that changes nothing for them leaves them alone.
     gateway.publish(|_| {}).await;
     assert!(!open[0].is_closed(Duration::from_millis(200)).await);
-    gateway.publish(|s| s.agents[0].state = clawgress_identity::AgentState::Quarantined).await;
+    gateway.quarantine(&[1]);
     for client in &mut open {
         assert!(client.is_closed(Duration::from_secs(5)).await, "quarantine cuts a live tunnel");
     }
     let (_, outcome) = gateway.exchange(2).await;
-    assert_eq!(outcome.reason, Some(DropReason::AgentDisabled));
+    assert_eq!(outcome.reason, Some(DropReason::AgentQuarantined));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

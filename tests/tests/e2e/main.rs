@@ -15,5 +15,6 @@ mod faults;
 mod kernel;
 mod llm;
 mod proxy;
+mod quarantine;
 mod transparent;
 mod up;

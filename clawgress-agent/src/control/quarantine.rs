@@ -1,0 +1,265 @@
+//! Who is quarantined: stored and recorded like every change, but outside generations, so that it waits
+//! neither for a policy that is being compiled nor for tables that are being written. Both planes get
+//! the whole set at every change. Must never release anybody on its own but when the time given is over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clawgress_api::clock::Clock;
+use clawgress_api::{NewQuarantine, Quarantine, RecordKind};
+use clawgress_identity::{Agent, AgentId, AgentState};
+use futures_util::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::govern::Governor;
+use super::model::{Refusal, parse};
+use super::store::{Revision, StateStore, StoreError, Transaction, Write};
+
+/// Keys of quarantines, by agent.
+const QUARANTINE: &str = "quarantine/";
+/// Longest quarantine that ends by itself: what is meant longer has no end.
+const SECONDS_MAX: u64 = 366 * 24 * 60 * 60;
+/// Longest reason, bytes.
+const REASON_BYTES_MAX: usize = 1024;
+/// Longest sleep until an end is looked for again: the clock may have been set meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Pause before a store that failed is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Everybody who is quarantined.
+#[derive(Clone, Debug, Default)]
+pub struct Quarantined {
+    /// Number of the change that made it so; it only grows.
+    pub serial: u64,
+    /// The store's revision it was read at.
+    revision: Revision,
+    entries: BTreeMap<AgentId, Quarantine>,
+}
+
+/// The list, and the way to change it.
+#[derive(Debug)]
+pub struct Quarantines {
+    governor: Arc<Governor>,
+    clock: Arc<dyn Clock>,
+    live: watch::Sender<Arc<Quarantined>>,
+    /// Held while a change is made.
+    turn: Mutex<()>,
+}
+
+// === impl Quarantined ===
+
+impl Quarantined {
+    /// Numbers of the agents.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entries.values().map(|q| q.index)
+    }
+
+    /// All of them.
+    pub fn entries(&self) -> impl Iterator<Item = &Quarantine> {
+        self.entries.values()
+    }
+
+    /// The agent's, if it is quarantined. One of an agent of this name that is no more doesn't count.
+    #[must_use]
+    pub fn of(&self, agent: &Agent) -> Option<&Quarantine> {
+        self.entries.get(&agent.id).filter(|q| q.index == agent.index)
+    }
+
+    /// The agent as people see it.
+    #[must_use]
+    pub fn shown(&self, agent: &Agent) -> Agent {
+        let state = if self.of(agent).is_some() { AgentState::Quarantined } else { agent.state };
+        Agent { state, ..agent.clone() }
+    }
+}
+
+// === impl Quarantines ===
+
+impl Quarantines {
+    /// Loads what the store holds.
+    ///
+    /// # Errors
+    /// If the store fails or isn't understood.
+    pub async fn open(governor: Arc<Governor>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let live = watch::Sender::new(Arc::new(load(governor.store.as_ref(), 0).await?));
+        Ok(Quarantines { governor, clock, live, turn: Mutex::new(()) })
+    }
+
+    /// Who is quarantined now.
+    #[must_use]
+    pub fn live(&self) -> Arc<Quarantined> {
+        Arc::clone(&self.live.borrow())
+    }
+
+    /// Who is quarantined now, and after every change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<Quarantined>> {
+        self.live.subscribe()
+    }
+
+    /// Quarantines an agent, or changes until when and why. It counts in the planes at once.
+    ///
+    /// # Errors
+    /// If there is no such agent, the request is not acceptable, or the store fails; then nothing was
+    /// altered. Only [`Refusal::Audit`] can come after the commit.
+    pub async fn put(&self, new: NewQuarantine, by: &str) -> Result<Quarantine, Refusal> {
+        check(&new)?;
+        let live = self.governor.live();
+        let agent = live.model.agent(&new.id)?;
+        let since = self.clock.now();
+        let until = new.seconds.map(|s| SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX)));
+        let until = until.map(|duration| since.checked_add(duration)).transpose();
+        let entry = Quarantine {
+            agent: agent.id.clone(),
+            index: agent.index,
+            since,
+            until: until.map_err(|e| Refusal::Invalid(e.to_string()))?,
+            reason: new.reason,
+            by: by.to_owned(),
+        };
+        let _turn = self.turn.lock().await;
+        let before = words(self.live().of(agent));
+        let detail = format!("agent `{}` set from {before} to {} by {by}", agent.id, words(Some(&entry)));
+        let json = serde_json::to_vec(&entry).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        self.commit(Write::Put(key(&agent.id), json), detail).await?;
+        Ok(entry)
+    }
+
+    /// Releases an agent: policy decides about it again.
+    ///
+    /// # Errors
+    /// If it is not quarantined, or the store or the audit log fails.
+    pub async fn release(&self, id: &AgentId, by: &str) -> Result<(), Refusal> {
+        // What can't be recorded isn't done; to quarantine is, because it takes away.
+        if let Some(failure) = self.governor.audit.failure() {
+            return Err(Refusal::Unavailable(format!("nobody can be released now: {failure}")));
+        }
+        let _turn = self.turn.lock().await;
+        let Some(entry) = self.live().entries.get(id).cloned() else {
+            return Err(Refusal::Missing(format!("agent `{id}` is not quarantined")));
+        };
+        let detail = format!("agent `{id}` released by {by}: was {}", words(Some(&entry)));
+        self.commit(Write::Delete(key(id)), detail).await
+    }
+
+    /// Forgets the quarantine of an agent that is no more.
+    ///
+    /// # Errors
+    /// If the store or the audit log fails.
+    pub async fn forget(&self, id: &AgentId) -> Result<(), Refusal> {
+        match self.release(id, "its deletion").await {
+            Err(Refusal::Missing(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Writes, publishes, records: in this order, so that the planes wait for the store alone.
+    async fn commit(&self, write: Write, detail: String) -> Result<(), Refusal> {
+        let mut record =
+            self.governor.audit.record(RecordKind::Change, self.governor.live().model.generation);
+        record.detail = Some(detail);
+        let pending = serde_json::to_vec(&record).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let writes = vec![write, Write::Put(self.governor.pending(&record.request), pending)];
+        self.governor.store.commit(Transaction { conditions: vec![], writes }).await?;
+        self.reload().await?;
+        self.governor.record(record).await
+    }
+
+    async fn reload(&self) -> Result<(), StoreError> {
+        let read = load(self.governor.store.as_ref(), self.live().serial + 1).await?;
+        self.live.send_replace(Arc::new(read));
+        Ok(())
+    }
+
+    /// Releases whoever's time is over, and follows what other nodes do to the same store, until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.expire() => {}
+            () = self.follow() => {}
+        }
+    }
+
+    async fn expire(&self) {
+        let mut changes = self.watch();
+        loop {
+            let (now, live) = (self.clock.now(), Arc::clone(&changes.borrow_and_update()));
+            let over = |q: &&Quarantine| q.until.is_some_and(|until| until <= now);
+            if let Some(entry) = live.entries().find(over) {
+                if let Err(error) = self.release(&entry.agent, "the end of its time").await
+                    && !matches!(error, Refusal::Missing(_))
+                {
+                    tracing::error!(%error, agent = %entry.agent, "cannot release an agent whose time is over");
+                    tokio::time::sleep(RETRY).await;
+                }
+                continue;
+            }
+            let next = live.entries().filter_map(|q| q.until).min();
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(next.map_or(LOOK_AGAIN, |until| left(now, until))), if next.is_some() => {}
+            }
+        }
+    }
+
+    async fn follow(&self) {
+        loop {
+            let from = self.governor.store.read(QUARANTINE, None).await.map_or(0, |read| read.revision + 1);
+            if let Ok(mut commits) = self.governor.store.watch(QUARANTINE, from).await {
+                while let Some(Ok(commit)) = commits.next().await {
+                    let _turn = self.turn.lock().await;
+                    if commit.revision <= self.live().revision {
+                        continue;
+                    }
+                    if let Err(error) = self.reload().await {
+                        tracing::error!(%error, "cannot follow a change of who is quarantined");
+                    }
+                }
+            }
+            // The watch fell behind, or the store failed: whoever was missed is read now.
+            tokio::time::sleep(RETRY).await;
+            let _turn = self.turn.lock().await;
+            let _ = self.reload().await;
+        }
+    }
+}
+
+fn check(new: &NewQuarantine) -> Result<(), Refusal> {
+    if new.seconds.is_some_and(|s| s == 0 || s > SECONDS_MAX) {
+        return Err(Refusal::Invalid(format!(
+            "a quarantine that ends by itself lasts 1 to {SECONDS_MAX} seconds; leave the time out for one without an end"
+        )));
+    }
+    let reason = new.reason.as_deref().unwrap_or_default();
+    if reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
+        return Err(Refusal::Invalid(format!(
+            "a reason has at most {REASON_BYTES_MAX} bytes and no control characters"
+        )));
+    }
+    Ok(())
+}
+
+/// A state in a sentence of the audit log.
+fn words(entry: Option<&Quarantine>) -> String {
+    let Some(entry) = entry else { return "not quarantined".to_owned() };
+    let until = entry.until.map_or("released".to_owned(), |until| until.to_string());
+    let reason = entry.reason.as_deref().map(|r| format!(" ({r})")).unwrap_or_default();
+    format!("quarantined since {} until {until}{reason}", entry.since)
+}
+
+fn left(now: Timestamp, until: Timestamp) -> Duration {
+    Duration::try_from(until.duration_since(now)).unwrap_or_default().min(LOOK_AGAIN)
+}
+
+fn key(id: &AgentId) -> String {
+    format!("{QUARANTINE}{id}")
+}
+
+async fn load(store: &dyn StateStore, serial: u64) -> Result<Quarantined, StoreError> {
+    let read = store.scan(QUARANTINE, None).await?;
+    let entries = read.entries.iter().map(|e| parse(e).map(|q: Quarantine| (q.agent.clone(), q)));
+    Ok(Quarantined { serial, revision: read.revision, entries: entries.collect::<Result<_, _>>()? })
+}
