@@ -18,6 +18,7 @@ pub mod network;
 pub mod object;
 mod plane;
 mod programs;
+mod proxy;
 pub mod quarantine;
 mod service;
 mod shares;
@@ -50,6 +51,7 @@ use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
 use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
+use self::proxy::Proxy;
 use self::quarantine::Quarantine;
 use self::service::Service;
 use self::spool::Spool;
@@ -131,7 +133,8 @@ async fn start(
         Names::new(&config.node.name, Arc::new(SystemClock), &interfaces.agents, &config.node.run_dir);
     let names = Arc::new(names);
     let ebpf = programs.ebpf();
-    let offer = Arc::new(offer(ebpf, config, &interfaces)?);
+    let proxy = open_proxy(ebpf, config, spool, tasks, stop)?;
+    let offer = Arc::new(offer(ebpf, config, &interfaces, proxy.clone())?);
     let troubles = Arc::<Mutex<Vec<String>>>::default();
     let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(ebpf)?),
@@ -142,6 +145,7 @@ async fn start(
         spool: Arc::clone(spool),
         attached: Mutex::new(attached),
         workloads,
+        proxy,
         live: Mutex::new(None),
         skipped: Mutex::new(Vec::new()),
         tables: tokio::sync::Mutex::new(Tables::take(ebpf)?),
@@ -197,14 +201,38 @@ fn open_workloads(programs: &mut Programs, config: &Config) -> Result<Workloads,
     })
 }
 
-fn offer(ebpf: &mut Ebpf, config: &Config, interfaces: &Interfaces) -> Result<Offer> {
+/// The proxy's cgroup, if one is configured, kept as it must be until `stop`.
+fn open_proxy(
+    ebpf: &mut Ebpf,
+    config: &Config,
+    spool: &Arc<Spool>,
+    tasks: &mut JoinSet<Result<()>>,
+    stop: &CancellationToken,
+) -> Result<Option<Arc<Proxy>>> {
+    let proxy = tokio::task::block_in_place(|| Proxy::new(ebpf, config))?.map(Arc::new);
+    if let Some(proxy) = &proxy {
+        let kept = proxy::keep(Arc::clone(proxy), Arc::clone(spool), stop.clone());
+        tasks.spawn(async move {
+            kept.await;
+            Ok(())
+        });
+    }
+    Ok(proxy)
+}
+
+fn offer(
+    ebpf: &mut Ebpf,
+    config: &Config,
+    interfaces: &Interfaces,
+    proxy: Option<Arc<Proxy>>,
+) -> Result<Offer> {
     let mut open = listeners::transparent()?;
     open.extend(listeners::proxies(config)?);
     let flows = object::pin(&config.datapath.bpffs, map::FLOWS);
     let flows = bpf::open_read_only(&flows)
         .with_context(|| format!("cannot open the flow table `{}`", flows.display()))?;
     let indices = interfaces.agents.values().copied().collect();
-    Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?))
+    Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?, proxy))
 }
 
 /// Takes up what the former process left live.

@@ -9,6 +9,8 @@
     reason = "test code, in functions that the lint does not know for such"
 )]
 
+#[path = "datapath/dial.rs"]
+mod dial;
 #[path = "datapath/flows.rs"]
 mod flows;
 #[path = "datapath/frames.rs"]
@@ -21,6 +23,8 @@ mod interfaces;
 mod kernel;
 #[path = "datapath/lab.rs"]
 mod lab;
+#[path = "datapath/local.rs"]
+mod local;
 #[path = "datapath/machine.rs"]
 mod machine;
 #[path = "datapath/model.rs"]
@@ -31,6 +35,8 @@ mod network;
 mod older;
 #[path = "datapath/property.rs"]
 mod property;
+#[path = "datapath/puppet.rs"]
+mod puppet;
 #[path = "datapath/refusals.rs"]
 mod refusals;
 #[path = "datapath/removal.rs"]

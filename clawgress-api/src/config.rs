@@ -132,6 +132,11 @@ pub struct L7 {
     /// Most connections at once; one more is closed at once, counted.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
+    /// cgroup (v2) that `clawgress-l7` runs in, below the mount point unless the path is absolute: the kernel then
+    /// judges the proxy's own connections too, and L7 gets its listeners only in there. If absent, they are
+    /// judged by the proxy alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
     /// Worker threads; the number of cores if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -331,6 +336,17 @@ impl Config {
                 "`retention_bytes_max` must be at least twice `segment_bytes_max`".into(),
             ));
         }
+        if let Some(cgroup) = &self.l7.cgroup {
+            let is_path = |c: std::path::Component<'_>| {
+                matches!(c, std::path::Component::Normal(_) | std::path::Component::RootDir)
+            };
+            if self.datapath.mode == DatapathMode::None {
+                return Err(("cgroup", "`cgroup` in [l7] needs `mode = \"kernel\"`".into()));
+            }
+            if cgroup.components().count() == 0 || !cgroup.components().all(is_path) {
+                return Err(("cgroup", "`cgroup` in [l7] must be a path without `.` and `..`".into()));
+            }
+        }
         if self.l7.connections_max == 0 {
             return Err(("connections_max", "`connections_max` must be at least 1".into()));
         }
@@ -405,6 +421,7 @@ mod tests {
         check(&GOOD.replace("3128\"", "3128\", \"[::1]:3129\""), "c.toml:6: all addresses");
         check(&GOOD.replace("[\"127.0.0.1:3128\"]", "[]"), "c.toml:6: `mode = \"none\"` needs an address");
         check(&GOOD.replace("[l7]", "[l7]\nthreds = 3"), "c.toml:8: unknown field `threds`");
+        check(&format!("{GOOD}cgroup = \"l7\"\n"), "c.toml:8: `cgroup` in [l7] needs `mode = \"kernel\"`");
         check(
             &format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"),
             "c.toml:8: `mode = \"none\"` governs",

@@ -1,4 +1,5 @@
-//! Handing open listeners (and the flow table) from the datapath role to L7 over a Unix socket.
+//! Handing open listeners (and the kernel maps that L7 reads or writes) from the datapath role to L7 over a
+//! Unix socket.
 //!
 //! A message is a JSON [`Handover`] with the descriptors as `SCM_RIGHTS` in the order it lists them. The
 //! connection then stays open, and another message with the same listeners follows when the agents' interfaces
@@ -23,14 +24,18 @@ pub const DESCRIPTORS_MAX: usize = 64;
 /// Most bytes of the JSON part.
 const BYTES_MAX: usize = 16 * 1024;
 
-/// What is handed over. Descriptors: one a listener, in order, then the flow table if `flow_table`.
+/// What is handed over. Descriptors: one a listener, in order, then the flow table if `flow_table`, then the
+/// table of dials if `dials`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Handover {
     /// The listeners.
     pub listeners: Vec<Listener>,
-    /// Whether the last descriptor is the flow table map.
+    /// Whether the flow table map is among the descriptors.
     pub flow_table: bool,
+    /// Whether the map in which L7 registers its own sockets is among them. Where it is, an unregistered
+    /// socket reaches nothing.
+    pub dials: bool,
     /// Indices of the agents' interfaces: the `ifindex` values that keys of the flow table carry.
     pub interfaces: Vec<u32>,
 }
@@ -108,7 +113,8 @@ pub async fn receive(stream: &UnixStream) -> io::Result<(Handover, Vec<OwnedFd>)
         .await?;
     let handover: Handover = serde_json::from_slice(bytes.get(..n).unwrap_or_default())
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
-    if descriptors.len() != handover.listeners.len() + usize::from(handover.flow_table) {
+    let maps = usize::from(handover.flow_table) + usize::from(handover.dials);
+    if descriptors.len() != handover.listeners.len() + maps {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors are missing from the handover"));
     }
     Ok((handover, descriptors))
@@ -126,6 +132,7 @@ mod tests {
         let sent = Handover {
             listeners: vec![Listener { kind: ListenerKind::Proxy, address }],
             flow_table: false,
+            dials: false,
             interfaces: vec![],
         };
         send(&a, &sent, &[listener.as_fd()]).await.expect("send");

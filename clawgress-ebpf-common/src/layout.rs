@@ -11,6 +11,14 @@ pub const CLASS_UNAUTHENTICATED: u32 = 0;
 /// Destination class of an address that no policy names.
 pub const DESTINATION_OTHER: u32 = 0;
 
+/// `ifindex` in the flow records of local workloads, which come by no interface.
+pub const IFINDEX_LOCAL: u32 = 0;
+/// `ifindex` in the flow records of the proxy's own connections. No interface has it: Linux counts them in
+/// 31 bits.
+pub const IFINDEX_DIAL: u32 = u32::MAX;
+/// The loopback interface, in every network namespace (`LOOPBACK_IFINDEX`, Linux).
+pub const IFINDEX_LOOPBACK: u32 = 1;
+
 /// The live generation and the table slot that holds it, packed so that one 8-byte read gives both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation {
@@ -198,7 +206,7 @@ pub struct FlowKey {
     pub source_port_be: u16,
     /// The port the agent dialled (ICMP: 0), network byte order.
     pub destination_port_be: u16,
-    /// The agents' interface; 0 for a local workload.
+    /// The agents' interface; [`IFINDEX_LOCAL`] for a local workload, [`IFINDEX_DIAL`] for the proxy's own.
     pub ifindex: u32,
     /// [`protocol`] number.
     pub protocol: u8,
@@ -271,6 +279,41 @@ pub const fn quarantine_place(agent: u32) -> (u32, u64) {
     (agent / 64, 1 << (agent % 64))
 }
 
+/// Key of [`map::AGENTS`](crate::map::AGENTS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct AgentKey {
+    /// The registry's index.
+    pub agent: u32,
+    /// Table slot.
+    pub slot: u32,
+}
+pod!(AgentKey, 8);
+
+/// Value of [`map::DIALS`](crate::map::DIALS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Dial {
+    /// The registry's index of the agent that is dialled for.
+    pub agent: u32,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(Dial, 8);
+
+/// Key of [`map::RESOLVERS`](crate::map::RESOLVERS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ResolverKey {
+    /// Address of the server.
+    pub address: Address,
+    /// UDP and TCP port, network byte order.
+    pub port_be: u16,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+pod!(ResolverKey, 20);
+
 /// Key of [`map::SEEN`](crate::map::SEEN).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -342,6 +385,8 @@ pub mod hook {
     pub const TC_INGRESS: u16 = 2;
     /// TC egress on an agents' interface.
     pub const TC_EGRESS: u16 = 3;
-    /// A cgroup socket hook.
+    /// A cgroup hook of local workloads.
     pub const CGROUP: u16 = 4;
+    /// A cgroup hook of the proxy's own sockets.
+    pub const DIAL: u16 = 5;
 }

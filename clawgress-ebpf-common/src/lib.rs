@@ -59,6 +59,12 @@ pub mod map {
     /// `Array<u64>[QUARANTINE_WORDS]`: one bit for each agent, by its index in the registry; see
     /// [`quarantine_place`](super::quarantine_place). Outside generations: set, it counts for the next packet.
     pub const QUARANTINE: &str = "claw_quar_v1";
+    /// `Hash<AgentKey, Bind>`: class and state of each agent, by slot, for the proxy's own sockets.
+    pub const AGENTS: &str = "claw_agnt_v1";
+    /// `Hash<u64, Dial>`: for whom the proxy dials, by socket cookie, while it calls `connect`.
+    pub const DIALS: &str = "claw_dial_v1";
+    /// `Hash<ResolverKey, u32>`: DNS servers the proxy may ask for itself.
+    pub const RESOLVERS: &str = "claw_dns_v1";
     /// `Array<u32>[1]`: [`ABI_VERSION`](super::ABI_VERSION) of whoever created the maps.
     pub const META: &str = "claw_meta_v1";
 }
@@ -92,6 +98,13 @@ pub mod bound {
     pub const QUARANTINE_WORDS: u32 = AGENT_INDICES_MAX / 64;
     /// Registered local workloads, both slots.
     pub const CGROUPS_MAX: u32 = 8_192;
+    /// Agents, both slots: three times the promised ten thousand, twice.
+    pub const AGENTS_MAX: u32 = 65_536;
+    /// Sockets being connected at once: a call a thread, of all the L7 processes there may be. Not LRU: a
+    /// full table refuses.
+    pub const DIALS_MAX: u32 = 4_096;
+    /// DNS servers: resolvers ask three at most by default, and families double that.
+    pub const RESOLVERS_MAX: u32 = 64;
     /// Event ring, bytes: about 8,000 events, a power of two as the kernel asks.
     pub const EVENTS_BYTES: u32 = 1 << 20;
     /// Distinct (source, destination, reason) drops remembered to thin out events.
@@ -159,6 +172,14 @@ pub mod counter {
     pub const CGROUP_DENIED: u32 = 137;
     /// Refused packets that TC handed to nftables to be answered; each counts its reason, too.
     pub const REJECTED: u32 = 139;
+    /// Packets of local workloads dropped.
+    pub const LOCAL_DROPPED: u32 = 140;
+    /// Socket calls of the proxy permitted.
+    pub const DIAL_ALLOWED: u32 = 141;
+    /// Socket calls of the proxy refused.
+    pub const DIAL_DENIED: u32 = 142;
+    /// Packets of the proxy's own sockets dropped.
+    pub const DIAL_DROPPED: u32 = 143;
     /// Length of the array.
     pub const COUNTERS: u32 = 144;
 }

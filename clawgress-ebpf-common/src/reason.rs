@@ -139,6 +139,9 @@ drop_reasons! {
     UpgradeUnsupported = 50, "upgrade_unsupported", l7;
     /// The gateway is shutting down.
     Draining = 51, "draining", l7;
+
+    /// The proxy used a socket that it had not registered for an agent.
+    DialUnregistered = 60, "dial_unregistered", kernel;
 }
 
 impl core::fmt::Display for DropReason {

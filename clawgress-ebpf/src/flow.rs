@@ -138,19 +138,41 @@ pub fn confirm(
     generation: Generation,
     is_start: bool,
 ) -> Result<Judgement, Judgement> {
+    // SAFETY: as in `touch`.
+    let agent = unsafe { (*flow).agent };
+    if judge::is_quarantined(agent) {
+        return Err(Judgement::deny(DropReason::AgentQuarantined, agent));
+    }
+    if let Some(judged) = current(flow, generation) {
+        return Ok(judged);
+    }
+    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
+    again(generation.pack(), key, &mut judged);
+    settle(flow, generation, &judged, is_start)
+}
+
+/// The action of a flow that `generation` has judged already, and permitted.
+#[inline(always)]
+pub fn current(flow: *mut Flow, generation: Generation) -> Option<Judgement> {
     // SAFETY: as in `touch`; the fields are read once, into a copy.
     let (number, agent, policies, code) = unsafe {
         let number = (&raw const (*flow).generation).read_volatile();
         (number, (*flow).agent, (*flow).policies, (*flow).action)
     };
-    if judge::is_quarantined(agent) {
-        return Err(Judgement::deny(DropReason::AgentQuarantined, agent));
-    }
-    if number == generation.number && number != 0 && code != action::DENY {
-        return Ok(Judgement { action: code, reason: 0, policies, agent });
-    }
-    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
-    again(generation.pack(), key, &mut judged);
+    let is_live = number == generation.number && number != 0 && code != action::DENY;
+    if is_live { Some(Judgement { action: code, reason: 0, policies, agent }) } else { None }
+}
+
+/// Brings a record up to date with what `generation` says of it, `judged`.
+#[inline(always)]
+pub fn settle(
+    flow: *mut Flow,
+    generation: Generation,
+    judged: &Judgement,
+    is_start: bool,
+) -> Result<Judgement, Judgement> {
+    // SAFETY: as in `touch`.
+    let (agent, code) = unsafe { ((*flow).agent, (*flow).action) };
     let is_same = judged.agent == agent && judged.action == code;
     // A connection cannot move between L7 and the kernel, or to another agent, in its midst.
     let is_allowed = judged.action != action::DENY && (is_same || is_start);
@@ -166,11 +188,25 @@ pub fn confirm(
         (&raw mut (*flow).generation).write_volatile(generation.number);
     }
     if is_allowed {
-        Ok(judged)
+        Ok(*judged)
     } else if judged.action == action::DENY {
-        Err(judged)
+        Err(*judged)
     } else {
         Err(Judgement::deny(DropReason::FlowUnknown, agent))
+    }
+}
+
+/// The same flow seen from the other end.
+#[inline(always)]
+pub fn reversed(key: &FlowKey) -> FlowKey {
+    FlowKey {
+        source: key.destination,
+        destination: key.source,
+        source_port_be: key.destination_port_be,
+        destination_port_be: key.source_port_be,
+        ifindex: key.ifindex,
+        protocol: key.protocol,
+        pad: [0; 3],
     }
 }
 

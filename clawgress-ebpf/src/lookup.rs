@@ -3,14 +3,15 @@
 //! socket in TIME_WAIT (RFC 9293 3.10.7.4) or when a half-open connection has lost its listener. Without
 //! an answer from here it would be whoever of this machine listens on that port.
 //!
-//! Must never answer for anything but a recorded flow from an agents' interface.
+//! Must never answer for anything but a recorded flow: from an agents' interface, or of a local workload,
+//! whose packets come by loopback.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup};
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use clawgress_ebpf_common::{FlowKey, action, protocol};
+use clawgress_ebpf_common::{FlowKey, IFINDEX_LOCAL, IFINDEX_LOOPBACK, action, protocol};
 
 use crate::flow;
 use crate::map::listener;
@@ -82,7 +83,7 @@ fn key(asked: *mut bpf_sk_lookup, is_v6: bool) -> FlowKey {
         destination: of(local, local_v4),
         source_port_be,
         destination_port_be: (port as u16).to_be(),
-        ifindex,
+        ifindex: if ifindex == IFINDEX_LOOPBACK { IFINDEX_LOCAL } else { ifindex },
         protocol: protocol::TCP,
         pad: [0; 3],
     }

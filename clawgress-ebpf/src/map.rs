@@ -7,8 +7,8 @@ use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::{
-    Address, Bind, BindKey, CgroupKey, DestinationKey, Flow, FlowKey, Generation, Pace, SeenKey, SelfAddress,
-    Verdict, VerdictKey, bound, counter, listener,
+    Address, AgentKey, Bind, BindKey, CgroupKey, DestinationKey, Dial, Flow, FlowKey, Generation, Pace,
+    ResolverKey, SeenKey, SelfAddress, Verdict, VerdictKey, bound, counter, listener,
 };
 
 #[map(name = "claw_gen_v1")]
@@ -50,6 +50,13 @@ pub static CGROUPS: HashMap<CgroupKey, Bind> =
     HashMap::with_max_entries(bound::CGROUPS_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "claw_quar_v1")]
 pub static QUARANTINE: Array<u64> = Array::with_max_entries(bound::QUARANTINE_WORDS, 0);
+#[map(name = "claw_agnt_v1")]
+pub static AGENTS: HashMap<AgentKey, Bind> = HashMap::with_max_entries(bound::AGENTS_MAX, BPF_F_NO_PREALLOC);
+// Preallocated: registering must not wait for memory.
+#[map(name = "claw_dial_v1")]
+pub static DIALS: HashMap<u64, Dial> = HashMap::with_max_entries(bound::DIALS_MAX, 0);
+#[map(name = "claw_dns_v1")]
+pub static RESOLVERS: HashMap<ResolverKey, u32> = HashMap::with_max_entries(bound::RESOLVERS_MAX, 0);
 #[map(name = "claw_meta_v1")]
 pub static META: Array<u32> = Array::with_max_entries(1, 0);
 

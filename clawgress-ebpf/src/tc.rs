@@ -9,12 +9,10 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use clawgress_ebpf_common::{
-    Address, DropReason, FlowKey, Generation, action, counter, hook, mark, protocol,
-};
+use clawgress_ebpf_common::{Address, DropReason, Generation, action, counter, hook, mark, protocol};
 
 use crate::event::{self, Place, unidentified};
-use crate::flow::{self, Way, confirm};
+use crate::flow::{self, Way, confirm, reversed};
 use crate::frame::Frame as _;
 use crate::judge::{self, Judgement};
 use crate::map::{count, generation, listener};
@@ -360,17 +358,4 @@ fn is_answer(ctx: &TcContext, kind: Kind, packet: &Packet) -> bool {
 fn is_own(parsed: &Result<Kind, u16>, packet: &Packet) -> bool {
     let source = if let Ok(Kind::Error) = parsed { &packet.outer } else { &packet.key.source };
     judge::services(source).is_some()
-}
-
-#[inline(always)]
-fn reversed(key: &FlowKey) -> FlowKey {
-    FlowKey {
-        source: key.destination,
-        destination: key.source,
-        source_port_be: key.destination_port_be,
-        destination_port_be: key.source_port_be,
-        ifindex: key.ifindex,
-        protocol: key.protocol,
-        pad: [0; 3],
-    }
 }

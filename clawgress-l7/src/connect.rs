@@ -199,7 +199,8 @@ impl Established<'_> {
         else {
             return Ok(());
         };
-        let (upstream, ip) = dial::dial(&judged.addresses, self.asked.port).await?;
+        let (dials, agent) = (&self.serving.gateway.dials, self.prospect.who.identity.agent.index);
+        let (upstream, ip) = dial::dial(dials, agent, &judged.addresses, self.asked.port).await?;
         self.exchange.address(ip);
         self.upstream = Some((upstream, ip));
         Ok(())
@@ -280,14 +281,15 @@ impl Established<'_> {
             Ok(judged) => judged,
             Err(ruling) => return opaque::refuse(&subject.content, self.exchange, stream, ruling).await,
         };
+        let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
         let upstream = match (self.upstream, self.prospect.reached) {
             (Some(upstream), _) => Ok(upstream),
-            (None, Some(judged)) => dial::dial(&judged.addresses, port).await,
+            (None, Some(judged)) => dial::dial(dials, agent, &judged.addresses, port).await,
             (None, None) => {
                 let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange);
                 let reached = Box::pin(reached).await;
                 match reached {
-                    Ok(judged) => dial::dial(&judged.addresses, port).await,
+                    Ok(judged) => dial::dial(dials, agent, &judged.addresses, port).await,
                     Err(ruling) => {
                         return opaque::refuse(&subject.content, self.exchange, stream, ruling).await;
                     }

@@ -8,12 +8,9 @@ use clawgress_api::Ingress;
 use clawgress_api::SourceRef;
 use clawgress_api::handover::ListenerKind;
 use clawgress_ebpf_common::user::{FlowTable, address};
-use clawgress_ebpf_common::{DropReason, Flow, FlowKey, protocol};
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, IFINDEX_LOCAL, protocol};
 use clawgress_identity::IdentityMethod;
 use nix::net::if_::if_indextoname;
-
-/// `ifindex` in the flow records of local workloads.
-const LOCAL_WORKLOAD: u32 = 0;
 
 /// An agent that the kernel plane found at a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +30,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// How it came.
     pub ingress: Ingress,
+    /// Whether it was steered here: the client doesn't know that it speaks to a proxy.
+    pub is_steered: bool,
     /// The bound agent, or why that can't be known.
     pub bound: Result<Option<Bound>, DropReason>,
     /// The client's interface.
@@ -57,14 +56,14 @@ impl Connection {
         let (peer, local) = (canonical(peer), canonical(local));
         let found = flows.find(peer, local);
         let flow = found.as_ref().ok().and_then(Option::as_ref);
-        let workload = flow.is_some_and(|(ifindex, _)| *ifindex == LOCAL_WORKLOAD);
+        let workload = flow.is_some_and(|(ifindex, _)| *ifindex == IFINDEX_LOCAL);
         let ingress = match kind {
+            _ if workload => Ingress::Local,
             ListenerKind::Transparent => Ingress::Transparent,
-            ListenerKind::Proxy if workload => Ingress::Local,
             ListenerKind::Proxy => Ingress::Proxy,
         };
         let interface = flow
-            .filter(|(ifindex, _)| *ifindex != LOCAL_WORKLOAD)
+            .filter(|(ifindex, _)| *ifindex != IFINDEX_LOCAL)
             .and_then(|(ifindex, _)| if_indextoname(*ifindex).ok()?.into_string().ok());
         let method = if workload { IdentityMethod::Cgroup } else { IdentityMethod::Source };
         let bound = match found {
@@ -77,13 +76,14 @@ impl Connection {
                 Err(DropReason::IdentityUnavailable)
             }
         };
-        Connection { peer, local, ingress, bound, interface }
+        let is_steered = kind == ListenerKind::Transparent;
+        Connection { peer, local, ingress, is_steered, bound, interface }
     }
 
     /// Whether the client knows that it speaks to a proxy.
     #[must_use]
     pub fn is_explicit(&self) -> bool {
-        self.ingress != Ingress::Transparent
+        !self.is_steered
     }
 
     /// The source, as records hold it.
@@ -104,7 +104,7 @@ impl Flows {
     fn find(&self, peer: SocketAddr, local: SocketAddr) -> std::io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
         let mut found = None;
-        for ifindex in self.interfaces.load().iter().copied().chain([LOCAL_WORKLOAD]) {
+        for ifindex in self.interfaces.load().iter().copied().chain([IFINDEX_LOCAL]) {
             let key = FlowKey {
                 source: address(peer.ip()),
                 destination: address(local.ip()),

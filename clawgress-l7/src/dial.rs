@@ -1,15 +1,106 @@
 //! Connecting to judged addresses: alternating families, staggered, bounded (RFC 8305 without the DNS
 //! part).
+//!
+//! Every socket is made here, and registered with the kernel plane for the agent it is dialled for, where the
+//! datapath role asks for that: the kernel refuses any other. Must never dial but for an agent.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use clawgress_ebpf_common::DropReason;
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use clawgress_ebpf_common::user::DialTable;
+use clawgress_ebpf_common::{Dial, DropReason};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use nix::errno::Errno;
+use pingora_core::connectors::l4;
+use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
+use pingora_core::protocols::l4::stream::Stream;
+use pingora_error::{Error, ErrorType};
+use rustix::net::sockopt::socket_cookie;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::limit;
+
+/// The table in which sockets are registered, as the datapath role handed it over last; none where it
+/// wants none.
+#[derive(Debug, Default)]
+pub struct Dials(ArcSwapOption<DialTable>);
+
+/// Pingora's way to an upstream: a registered socket, for one agent.
+#[derive(Debug)]
+pub struct Connector {
+    /// Where it is registered.
+    pub dials: Arc<Dials>,
+    /// The registry's index of the agent.
+    pub agent: u32,
+}
+
+// === impl Dials ===
+
+impl Dials {
+    /// Registers in `table` from now on.
+    pub fn replace(&self, table: Option<DialTable>) {
+        self.0.store(table.map(Arc::new));
+    }
+
+    /// Connects to a judged address for an agent.
+    async fn connect(&self, agent: u32, address: SocketAddr) -> io::Result<TcpStream> {
+        let stream = TcpStream::from_std(self.begin(agent, address)?)?;
+        stream.writable().await?;
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(stream),
+        }
+    }
+
+    /// A socket that is being connected. The kernel judges, and sends the first packet, within the call, so
+    /// the registration is taken back right after it.
+    fn begin(&self, agent: u32, address: SocketAddr) -> io::Result<std::net::TcpStream> {
+        let socket =
+            Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let table = self.0.load_full();
+        let registered = match &table {
+            Some(table) => {
+                let cookie = socket_cookie(&socket)?;
+                table.insert(&cookie, &Dial { agent, pad: 0 })?;
+                Some((table, cookie))
+            }
+            None => None,
+        };
+        let begun = socket.connect(&address.into());
+        if let Some((table, cookie)) = registered
+            && let Err(error) = table.remove(&cookie)
+        {
+            // It counts for this socket alone, but takes a place.
+            tracing::error!(%error, "a dialled socket stays registered");
+        }
+        match begun {
+            Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
+            _ => Ok(socket.into()),
+        }
+    }
+}
+
+// === impl Connector ===
+
+#[async_trait]
+impl l4::Connect for Connector {
+    async fn connect(&self, address: &PeerAddress) -> pingora_error::Result<Stream> {
+        let PeerAddress::Inet(address) = address else {
+            return Error::e_explain(ErrorType::InternalError, "not an internet address");
+        };
+        match timeout(limit::DIAL, self.dials.connect(self.agent, *address)).await {
+            Ok(Ok(stream)) => Ok(stream.into()),
+            Ok(Err(error)) => Error::e_because(ErrorType::ConnectError, "not connected", error),
+            Err(_) => Error::e_explain(ErrorType::ConnectTimedout, "not connected in time"),
+        }
+    }
+}
 
 /// Addresses in the order they are dialled: families alternate, IPv6 first if `v6_first`.
 #[must_use]
@@ -26,16 +117,21 @@ pub fn order(addresses: &[IpAddr], v6_first: bool) -> Vec<IpAddr> {
     ordered
 }
 
-/// Dials judged `addresses`. The first connection wins, and is returned with its address.
+/// Dials judged `addresses` for an agent. The first connection wins, and is returned with its address.
 ///
 /// # Errors
 /// [`DropReason::UpstreamFailed`] if none was made.
-pub async fn dial(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr), DropReason> {
+pub async fn dial(
+    dials: &Dials,
+    agent: u32,
+    addresses: &[IpAddr],
+    port: u16,
+) -> Result<(TcpStream, IpAddr), DropReason> {
     let mut waiting = order(addresses, true).into_iter();
     let mut dialling = FuturesUnordered::new();
     loop {
         if let Some(ip) = waiting.next() {
-            dialling.push(attempt(SocketAddr::new(ip, port)));
+            dialling.push(attempt(dials, agent, SocketAddr::new(ip, port)));
         } else if dialling.is_empty() {
             return Err(DropReason::UpstreamFailed);
         }
@@ -50,10 +146,11 @@ pub async fn dial(addresses: &[IpAddr], port: u16) -> Result<(TcpStream, IpAddr)
     }
 }
 
-async fn attempt(address: SocketAddr) -> Option<(TcpStream, IpAddr)> {
-    match timeout(limit::DIAL, TcpStream::connect(address)).await {
+async fn attempt(dials: &Dials, agent: u32, address: SocketAddr) -> Option<(TcpStream, IpAddr)> {
+    match timeout(limit::DIAL, dials.connect(agent, address)).await {
         Ok(Ok(stream)) => Some((stream, address.ip())),
         Ok(Err(error)) => {
+            // Refused by the kernel plane: it has told why in a record of its own.
             tracing::debug!(%address, %error, "not connected");
             None
         }
@@ -82,9 +179,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.expect("bind");
         let port = listener.local_addr().expect("address").port();
         let addresses = [IpAddr::from([127, 0, 0, 3]), IpAddr::from([127, 0, 0, 2])];
-        let (stream, ip) = dial(&addresses, port).await.expect("connected");
+        let dials = Dials::default();
+        let (stream, ip) = dial(&dials, 1, &addresses, port).await.expect("connected");
         assert_eq!((stream.peer_addr().expect("peer").ip(), ip), (addresses[1], addresses[1]));
         drop(listener);
-        assert_eq!(dial(&addresses, port).await.err(), Some(DropReason::UpstreamFailed));
+        assert_eq!(dial(&dials, 1, &addresses, port).await.err(), Some(DropReason::UpstreamFailed));
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
+use crate::dial::Dials;
 use crate::keys::Keys;
 use crate::limit;
 use crate::own::Own;
@@ -24,6 +25,8 @@ pub struct Gateway {
     pub keys: Keys,
     /// DNS.
     pub resolver: Resolver,
+    /// Where sockets are registered before they are dialled.
+    pub dials: Arc<Dials>,
     /// What is ours.
     pub own: Arc<Own>,
     /// Where records go.

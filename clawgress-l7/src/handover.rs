@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use clawgress_api::handover::{self, Handover};
 use clawgress_api::socket::Servers;
-use clawgress_ebpf_common::user::FlowTable;
+use clawgress_ebpf_common::user::{DialTable, FlowTable};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -54,12 +54,13 @@ pub async fn follow(path: PathBuf, servers: Servers, accepting: Arc<Accepting>, 
 struct Set {
     listeners: Vec<(handover::Listener, TcpListener)>,
     flows: Flows,
+    dials: Option<DialTable>,
 }
 
 async fn ask(path: &Path, servers: &Servers) -> io::Result<(UnixStream, Set)> {
     let stream = servers.connect(path).await?;
     let (handover, descriptors) = handover::receive(&stream).await?;
-    let Handover { listeners, flow_table, interfaces } = handover;
+    let Handover { listeners, flow_table, dials, interfaces } = handover;
     let mut descriptors = descriptors.into_iter();
     let mut opened = Vec::new();
     for (listener, descriptor) in listeners.into_iter().zip(descriptors.by_ref()) {
@@ -67,12 +68,16 @@ async fn ask(path: &Path, servers: &Servers) -> io::Result<(UnixStream, Set)> {
         socket.set_nonblocking(true)?;
         opened.push((listener, TcpListener::from_std(socket)?));
     }
-    let table = match descriptors.next() {
-        Some(descriptor) if flow_table => Some(FlowTable::from_fd(descriptor)?),
-        _ => None,
+    let table = match flow_table.then(|| descriptors.next()).flatten() {
+        Some(descriptor) => Some(FlowTable::from_fd(descriptor)?),
+        None => None,
+    };
+    let dials = match dials.then(|| descriptors.next()).flatten() {
+        Some(descriptor) => Some(DialTable::from_fd(descriptor)?),
+        None => None,
     };
     let flows = Flows { table, interfaces: ArcSwap::from_pointee(interfaces) };
-    Ok((stream, Set { listeners: opened, flows }))
+    Ok((stream, Set { listeners: opened, flows, dials }))
 }
 
 fn start(
@@ -84,6 +89,7 @@ fn start(
     let flows = Arc::new(set.flows);
     let own = &accepting.serving.gateway.own;
     own.refresh();
+    accepting.serving.gateway.dials.replace(set.dials);
     own.set_listeners(set.listeners.iter().map(|(l, _)| l.address));
     for (listener, socket) in set.listeners {
         tracing::info!(kind = ?listener.kind, address = %listener.address, "accepting");

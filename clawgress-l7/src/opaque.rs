@@ -273,7 +273,8 @@ async fn establish(
         Ok(reached) => reached,
         Err(ruling) => return refuse(&subject.content, exchange, stream, ruling).await,
     };
-    match dial::dial(&addresses, subject.port).await {
+    let agent = subject.who.identity.agent.index;
+    match dial::dial(&gateway.dials, agent, &addresses, subject.port).await {
         Ok((upstream, ip)) => {
             subject.ip = Some(ip);
             carry(gateway, exchange, subject, stream, upstream, held, None).await;

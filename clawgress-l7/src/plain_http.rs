@@ -247,8 +247,11 @@ impl ProxyHttp for App {
         };
         let mut peer = HttpPeer::new(dialled, false, String::new());
         // Agents never share a connection: what one did to it must not reach another.
-        peer.group_key = u64::from(granted.who().identity.agent.index);
+        let agent = granted.who().identity.agent.index;
+        peer.group_key = u64::from(agent);
         let options = &mut peer.options;
+        let dials = Arc::clone(&self.gateway.dials);
+        options.custom_l4 = Some(Arc::new(dial::Connector { dials, agent }));
         options.connection_timeout = Some(limit::DIAL);
         options.total_connection_timeout = Some(limit::DIAL);
         options.read_timeout = Some(limit::UPSTREAM_READ);

@@ -21,6 +21,7 @@ use zeroize::Zeroize as _;
 use crate::accept::{Accepting, Sources};
 use crate::connection::Connection;
 use crate::decide::Ruling;
+use crate::dial::Dials;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::keys::Keys;
@@ -162,6 +163,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         snapshots: Arc::new(Snapshots::new(Duration::from_secs(config.l7.snapshot_stale_s_max))),
         keys: Keys::new(keys).context("the system has no randomness")?,
         resolver: Resolver::new(&config.l7.resolvers)?,
+        dials: Arc::new(Dials::default()),
         own: Arc::new(Own::default()),
         audit: audit.clone(),
         pipes: Arc::new(Pipes::default()),

@@ -14,8 +14,8 @@ use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, SkLookup,
-    TcAttachType, Xdp, XdpMode,
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, LinkOrder, ProgramError,
+    SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
 };
 use aya::util::KernelVersion;
 use nix::errno::Errno;
@@ -150,7 +150,7 @@ pub fn missing(directory: &Path, interfaces: &BTreeMap<String, u32>, mode: TcMod
     Ok(missing)
 }
 
-/// The socket hooks that don't hold `cgroup`.
+/// The hooks of local workloads that don't hold `cgroup`.
 ///
 /// # Errors
 /// If the cgroup can't be looked at.
@@ -163,7 +163,7 @@ pub fn missing_hooks(directory: &Path, cgroup: &Path) -> Result<Vec<Missing>> {
         Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", cgroup.display())),
     };
     let mut missing = Vec::new();
-    for name in program::SOCK_ADDR.into_iter().chain([program::SOCK]) {
+    for name in program::SKB.into_iter().chain(program::SOCK_ADDR).chain([program::SOCK]) {
         look(&mut missing, format!("{name} on local workloads"), vec![links.join(name)], target);
     }
     Ok(missing)
@@ -209,13 +209,23 @@ pub fn renew_clsact(ebpf: &mut Ebpf, interfaces: &BTreeMap<String, u32>) -> Resu
     Ok(added)
 }
 
-/// Attaches the socket hooks to a cgroup and all below it.
+/// Attaches the packet programs and socket hooks of local workloads to a cgroup and all below it.
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn cgroup(ebpf: &mut Ebpf, directory: &Path, cgroup: &Path) -> Result<()> {
     let links = directory.join("links");
     let file = File::open(cgroup).with_context(|| format!("cannot open cgroup `{}`", cgroup.display()))?;
+    for (name, way) in
+        program::SKB.into_iter().zip([CgroupSkbAttachType::Egress, CgroupSkbAttachType::Ingress])
+    {
+        let program: &mut CgroupSkb = find(ebpf, name)?;
+        let pin = links.join(name);
+        if !is_replaced(&pin, program.fd()?)? {
+            let id = program.attach(&file, way, CgroupAttachMode::Single)?;
+            pin_link(program.take_link(id)?.try_into()?, &pin)?;
+        }
+    }
     for name in program::SOCK_ADDR {
         let program: &mut CgroupSockAddr = find(ebpf, name)?;
         let pin = links.join(name);

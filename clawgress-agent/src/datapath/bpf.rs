@@ -18,12 +18,15 @@ use nix::sys::statfs::{FsType, statfs};
 const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// Commands of `bpf(2)` (linux/bpf.h).
+const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
-/// Flag of `BPF_OBJ_GET`: system calls through the descriptor may read only.
+/// Flags of `BPF_OBJ_GET`: system calls through the descriptor may read only, or write only.
 const BPF_F_RDONLY: u32 = 1 << 3;
+const BPF_F_WRONLY: u32 = 1 << 4;
 
 /// A key or value of the ABI crate, as aya wants it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,6 +41,14 @@ unsafe impl<T: user::Pod> aya::Pod for Plain<T> {}
 struct ObjectAttr {
     path: u64,
     fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    program_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
     flags: u32,
 }
 
@@ -104,6 +115,31 @@ pub fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
     object(path, BPF_F_RDONLY)
 }
 
+/// Opens a pinned map for a process that may change entries and never look them up.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_write_only(path: &Path) -> io::Result<OwnedFd> {
+    object(path, BPF_F_WRONLY)
+}
+
+/// Attaches `program` to `target` as the kernel's `attach_type` says, and pins the link at `pin`.
+///
+/// # Errors
+/// As `bpf(2)`.
+pub fn attach(program: &impl AsFd, target: &impl AsFd, attach_type: u32, pin: &Path) -> io::Result<()> {
+    let attr = LinkCreateAttr {
+        program_fd: program.as_fd().as_raw_fd().unsigned_abs(),
+        target_fd: target.as_fd().as_raw_fd().unsigned_abs(),
+        attach_type,
+        flags: 0,
+    };
+    let link = descriptor(call(BPF_LINK_CREATE, &attr)?)?;
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attr = ObjectAttr { path: path.as_ptr() as u64, fd: link.as_raw_fd().unsigned_abs(), flags: 0 };
+    call(BPF_OBJ_PIN, &attr).map(drop)
+}
+
 /// What the link pinned at `path` is attached to: the index of an interface, the inode of a network
 /// namespace, the id of a cgroup; 0 if that is gone.
 ///
@@ -122,8 +158,12 @@ pub fn link_target(path: &Path) -> io::Result<u64> {
 fn object(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_bytes())?;
     let attr = ObjectAttr { path: text.as_ptr() as u64, fd: 0, flags };
-    let fd = call(BPF_OBJ_GET, &attr)?;
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    descriptor(call(BPF_OBJ_GET, &attr)?)
+}
+
+/// The descriptor that a command just returned.
+fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(returned).map_err(io::Error::other)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -76,6 +76,10 @@ impl Counters {
             ("events_lost", counter::EVENTS_LOST),
             ("cgroup_allowed", counter::CGROUP_ALLOWED),
             ("cgroup_denied", counter::CGROUP_DENIED),
+            ("local_dropped", counter::LOCAL_DROPPED),
+            ("dial_allowed", counter::DIAL_ALLOWED),
+            ("dial_denied", counter::DIAL_DENIED),
+            ("dial_dropped", counter::DIAL_DROPPED),
         ] {
             add(name, index)?;
         }

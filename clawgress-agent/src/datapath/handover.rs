@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::Listener;
+use super::proxy::Proxy;
 use crate::peer::Access;
 
 /// L7 processes at once: one a core on a large machine, and their successors during an upgrade.
@@ -32,6 +33,7 @@ pub struct Offer {
     /// Indices of the agents' interfaces; L7 is told when they change.
     interfaces: watch::Sender<Vec<u32>>,
     slots: Option<Mutex<Slots>>,
+    proxy: Option<Arc<Proxy>>,
 }
 
 /// The socket map, and how many L7 processes hold the listeners in it.
@@ -50,19 +52,21 @@ impl Offer {
     /// Listeners alone, for the mode without kernel plane.
     #[must_use]
     pub fn proxies(listeners: Vec<Listener>) -> Self {
-        Offer { listeners, flows: None, interfaces: watch::Sender::default(), slots: None }
+        Offer { listeners, flows: None, interfaces: watch::Sender::default(), slots: None, proxy: None }
     }
 
-    /// Everything: listeners, the flow table, the agents' interfaces, and the map that steers.
+    /// Everything: listeners, the flow table, the agents' interfaces, the map that steers, and the proxy's
+    /// cgroup if it has one.
     #[must_use]
     pub fn kernel(
         listeners: Vec<Listener>,
         flows: OwnedFd,
         interfaces: Vec<u32>,
         map: SockMap<MapData>,
+        proxy: Option<Arc<Proxy>>,
     ) -> Self {
         let slots = Some(Mutex::new(Slots { map, holders: 0 }));
-        Offer { listeners, flows: Some(flows), interfaces: watch::Sender::new(interfaces), slots }
+        Offer { listeners, flows: Some(flows), interfaces: watch::Sender::new(interfaces), slots, proxy }
     }
 
     /// The agents' interfaces have these indices now: whoever holds the listeners is told.
@@ -78,13 +82,15 @@ impl Offer {
         Handover {
             listeners: self.listeners.iter().map(Listener::document).collect(),
             flow_table: self.flows.is_some(),
+            dials: self.proxy.is_some(),
             interfaces: interfaces.to_vec(),
         }
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let flows = self.flows.iter().map(|f| f.as_fd());
-        self.listeners.iter().map(|l| l.as_fd()).chain(flows).collect()
+        let dials = self.proxy.iter().map(|p| p.table().as_fd());
+        self.listeners.iter().map(|l| l.as_fd()).chain(flows).chain(dials).collect()
     }
 
     /// One L7 more or less. The first takes the slots, the last gives them up.
@@ -93,6 +99,11 @@ impl Offer {
         let mut slots = slots.lock();
         let before = slots.holders;
         slots.holders = if is_new { before + 1 } else { before.saturating_sub(1) };
+        if slots.holders == 0
+            && let Some(proxy) = &self.proxy
+        {
+            proxy.forget();
+        }
         for listener in self.listeners.iter().filter(|l| l.kind() == ListenerKind::Transparent) {
             let slot = if listener.address().is_ipv4() { listener::TCP4 } else { listener::TCP6 };
             let result = match (before, slots.holders) {
@@ -127,7 +138,7 @@ pub async fn serve(
                 match access.check(&stream) {
                     Ok(peer) if peers.len() < L7_MAX => {
                         tracing::info!(uid = peer.uid, pid = peer.pid, "l7 takes the listeners");
-                        peers.spawn(hand(stream, Arc::clone(&offer)));
+                        peers.spawn(hand(stream, peer.pid, Arc::clone(&offer)));
                     }
                     Ok(_) => tracing::warn!("{L7_MAX} l7 processes are connected already"),
                     Err(error) => tracing::warn!(%error, "refused a connection"),
@@ -138,7 +149,13 @@ pub async fn serve(
 }
 
 /// Hands over, and holds the slots for as long as the peer stays.
-async fn hand(mut stream: UnixStream, offer: Arc<Offer>) {
+async fn hand(mut stream: UnixStream, pid: Option<i32>, offer: Arc<Offer>) {
+    if let Some(proxy) = &offer.proxy
+        && let Err(error) = tokio::task::block_in_place(|| proxy.admit(pid))
+    {
+        tracing::error!("l7 gets no listeners: {error:#}");
+        return;
+    }
     let mut interfaces = offer.interfaces.subscribe();
     if !send(&stream, &offer, &mut interfaces).await {
         return;

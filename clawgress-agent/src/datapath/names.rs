@@ -16,7 +16,9 @@ use clawgress_api::{
     Verdict as Said,
 };
 use clawgress_ebpf_common::user::ip;
-use clawgress_ebpf_common::{DropReason, Event, Flow, FlowKey, event_kind, flow_flag, hook, protocol};
+use clawgress_ebpf_common::{
+    DropReason, Event, Flow, FlowKey, IFINDEX_LOCAL, event_kind, flow_flag, hook, protocol,
+};
 use clawgress_identity::{Agent, AgentId, IdentityMethod};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::KernelTables;
@@ -173,9 +175,9 @@ impl Names {
     #[must_use]
     pub fn decision(&self, event: &Event) -> AuditRecord {
         let mut record = self.record(RecordKind::Decision, &event.flow, event.at_ns, event.generation);
-        let is_local = event.hook == hook::CGROUP;
-        let method = if is_local { IdentityMethod::Cgroup } else { IdentityMethod::Source };
-        record.ingress = Some(if is_local { Ingress::Local } else { Ingress::Transparent });
+        let (ingress, method) = origin(event.hook == hook::CGROUP);
+        // What the proxy sends is nobody's way in, and whom it is for is the proxy's word.
+        record.ingress = (event.hook != hook::DIAL).then_some(ingress);
         self.identify(&mut record, event.agent, event.policies, method);
         if event.kind == event_kind::FLOW {
             record.verdict = Some(Said::Allow);
@@ -197,8 +199,9 @@ impl Names {
         }
         let mut record = self.record(RecordKind::Outcome, key, flow.created_ns, flow.generation);
         record.time = self.clock.now();
-        record.ingress = Some(Ingress::Transparent);
-        self.identify(&mut record, flow.agent, flow.policies, IdentityMethod::Source);
+        let (ingress, method) = origin(key.ifindex == IFINDEX_LOCAL);
+        record.ingress = Some(ingress);
+        self.identify(&mut record, flow.agent, flow.policies, method);
         record.action = Some("direct".to_owned());
         record.bytes_sent = Some(flow.tx_bytes);
         record.bytes_received = Some(flow.rx_bytes);
@@ -282,6 +285,15 @@ impl Names {
 
 fn by_index(interfaces: &BTreeMap<String, u32>) -> BTreeMap<u32, String> {
     interfaces.iter().map(|(name, index)| (*index, name.clone())).collect()
+}
+
+/// How a flow came, and by what its agent is known.
+fn origin(is_local: bool) -> (Ingress, IdentityMethod) {
+    if is_local {
+        (Ingress::Local, IdentityMethod::Cgroup)
+    } else {
+        (Ingress::Transparent, IdentityMethod::Source)
+    }
 }
 
 /// That this user owns `file`, and nobody else may read or write it.

@@ -15,7 +15,7 @@ use nix::sys::statfs::statfs;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
 
 /// Every map of the object.
-pub const MAPS: [&str; 17] = [
+pub const MAPS: [&str; 20] = [
     map::GENERATION,
     map::BINDINGS,
     map::SELF,
@@ -32,6 +32,9 @@ pub const MAPS: [&str; 17] = [
     map::PACE,
     map::CGROUPS,
     map::QUARANTINE,
+    map::AGENTS,
+    map::DIALS,
+    map::RESOLVERS,
     map::META,
 ];
 
@@ -51,6 +54,11 @@ pub mod program {
     pub const SOCK_ADDR: [&str; 4] = ["claw_connect4", "claw_connect6", "claw_sendmsg4", "claw_sendmsg6"];
     /// cgroup socket creation hook.
     pub const SOCK: &str = "claw_sock";
+    /// cgroup packet programs, out and in.
+    pub const SKB: [&str; 2] = ["claw_skb_out", "claw_skb_in"];
+    /// Socket hooks and packet programs of the proxy's own cgroup: connect, sendmsg, out and in.
+    pub const DIAL: [&str; 6] =
+        ["claw_dial4", "claw_dial6", "claw_ask4", "claw_ask6", "claw_dial_out", "claw_dial_in"];
 }
 
 /// Loads maps and programs. With `directory`, maps are pinned below it, and those already there are
@@ -75,6 +83,7 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
             Program::SkLookup(p) => p.load(),
             Program::CgroupSockAddr(p) => p.load(),
             Program::CgroupSock(p) => p.load(),
+            Program::CgroupSkb(p) => p.load(),
             _ => return Err(anyhow!("kernel program `{name}` is of a kind nobody loads")),
         }
         .with_context(|| format!("the kernel refused program `{name}`"))?;

@@ -18,6 +18,7 @@ use super::flows::Flows;
 use super::names::{Document, Names};
 use super::network::Interfaces;
 use super::programs;
+use super::proxy::Proxy;
 use super::quarantine::Quarantine;
 use super::spool::Spool;
 use super::tables::{Plan, Tables};
@@ -61,6 +62,8 @@ pub struct KernelPlane {
     pub attached: Mutex<BTreeMap<String, Attached>>,
     /// Local workloads; `None` where there is no cgroup v2, with the reason.
     pub workloads: Result<Workloads, String>,
+    /// The proxy's cgroup, if one is configured.
+    pub proxy: Option<Arc<Proxy>>,
     /// The live document, if it is known.
     pub live: Mutex<Option<Document>>,
     /// Sources that could not be bound, in words.
@@ -255,7 +258,13 @@ impl KernelPlane {
                 format!("no native XDP on `{name}`: packets are dropped later, at more cost")
             }),
         );
-        absent.push("the proxy's own connections are judged by the proxy, not by the kernel".to_owned());
+        absent.extend(match &self.proxy {
+            Some(proxy) => proxy.trouble(),
+            None => Some(
+                "the proxy's own connections are judged by the proxy, not by the kernel (no `cgroup` in [l7])"
+                    .to_owned(),
+            ),
+        });
         Ok(DatapathStatus {
             mode: "kernel".to_owned(),
             generation,

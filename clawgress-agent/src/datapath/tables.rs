@@ -13,8 +13,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::{
-    Address, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DestinationKey, DropReason, Generation,
-    Verdict, VerdictKey, action, bind_flag, bound, map, user,
+    Address, AgentKey, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DestinationKey, DropReason,
+    Generation, Verdict, VerdictKey, action, bind_flag, bound, map, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -84,6 +84,7 @@ pub struct Tables {
     ports: Array<MapData, u16>,
     verdicts: HashMap<MapData, Plain<VerdictKey>, Plain<Verdict>>,
     cgroups: HashMap<MapData, Plain<CgroupKey>, Plain<Bind>>,
+    agents: HashMap<MapData, Plain<AgentKey>, Plain<Bind>>,
     /// Ports as last written to each slot, so that a generation with the same ranges writes none.
     written_ports: [Option<Vec<u16>>; 2],
     /// Agent index to class and flags, in the live generation.
@@ -158,6 +159,7 @@ impl Plan {
     fn check(self) -> Result<Plan, PlanError> {
         let half = |max: u32| (max / 2) as usize;
         for (what, count, max) in [
+            ("agents", self.classes.len(), half(bound::AGENTS_MAX)),
             ("source prefixes", self.bindings.len(), half(bound::BINDINGS_MAX)),
             ("destination prefixes", self.destinations.len(), half(bound::DESTINATIONS_MAX)),
             ("verdict cells", self.verdicts.len(), half(bound::VERDICTS_MAX)),
@@ -249,6 +251,7 @@ impl Tables {
             ports: take(ebpf, map::PORTS)?,
             verdicts: take(ebpf, map::VERDICTS)?,
             cgroups: take(ebpf, map::CGROUPS)?,
+            agents: take(ebpf, map::AGENTS)?,
             written_ports: [None, None],
             classes: BTreeMap::new(),
             committed: None,
@@ -308,6 +311,10 @@ impl Tables {
             let key = VerdictKey { slot: u8::try_from(slot).unwrap_or(u8::MAX), ..*key };
             self.verdicts.insert(Plain(key), Plain(*verdict), 0)?;
         }
+        for &agent in plan.classes.keys() {
+            let bind = workload(&plan.classes, agent);
+            self.agents.insert(Plain(AgentKey { agent, slot }), Plain(bind), 0)?;
+        }
         self.write_ports(&plan.ports, slot)?;
         for (cgroup, agent) in workloads {
             let bind = workload(&plan.classes, agent);
@@ -342,6 +349,10 @@ impl Tables {
         let keys: Vec<_> = self.verdicts.keys().collect::<Result<_, _>>()?;
         for key in keys.iter().filter(|k| u32::from(k.0.slot) == slot) {
             gone(self.verdicts.remove(key))?;
+        }
+        let keys: Vec<_> = self.agents.keys().collect::<Result<_, _>>()?;
+        for key in keys.iter().filter(|k| k.0.slot == slot) {
+            gone(self.agents.remove(key))?;
         }
         let keys: Vec<_> = self.cgroups.keys().collect::<Result<_, _>>()?;
         for key in keys.iter().filter(|k| k.0.slot == slot) {
@@ -387,7 +398,7 @@ impl Tables {
     }
 }
 
-/// The binding of a local workload.
+/// The binding of an agent that is not known by an address: a local workload's, or one dialled for.
 fn workload(classes: &BTreeMap<u32, (u32, u16)>, agent: u32) -> Bind {
     // An agent that is not in the generation may do nothing.
     let (class, flags) = classes.get(&agent).copied().unwrap_or((CLASS_UNAUTHENTICATED, bind_flag::DISABLED));

@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::Config;
 
+/// Directory of all gateways' workloads, below the root of the tree.
+pub const DIRECTORY: &str = "clawgress";
 /// Longest name of a workload, bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Attempts, and the pause between them, to remove a cgroup whose processes were just killed.
@@ -49,12 +51,9 @@ impl Workloads {
     /// # Errors
     /// If there is no cgroup v2.
     pub fn locate(config: &Config) -> Result<Workloads> {
-        let root = match &config.datapath.cgroup {
-            Some(root) => root.clone(),
-            None => mounted()?,
-        };
+        let root = root(config)?;
         let instance = config.datapath.bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
-        Ok(Workloads { parent: root.join("clawgress").join(instance) })
+        Ok(Workloads { parent: root.join(DIRECTORY).join(instance) })
     }
 
     /// The cgroup that carries the hooks.
@@ -146,6 +145,17 @@ fn remove_below(path: &Path, depth: usize) -> bool {
         is_empty &= depth > 0 && remove_below(&below, depth - 1) && fs::remove_dir(&below).is_ok();
     }
     is_empty
+}
+
+/// Where the cgroup v2 tree is.
+///
+/// # Errors
+/// If none is mounted and none is named.
+pub fn root(config: &Config) -> Result<PathBuf> {
+    match &config.datapath.cgroup {
+        Some(root) => Ok(root.clone()),
+        None => mounted(),
+    }
 }
 
 /// The first cgroup v2 mount.

@@ -50,14 +50,23 @@ impl Lab {
         Lab::with("", "")
     }
 
+    /// The same, with these lines in `[l7]`.
+    pub fn with_l7(l7: &str) -> Lab {
+        Lab::make(l7, "", "")
+    }
+
     /// The same, with more in the configuration: of the agents' interface, and at the end.
     pub fn with(agents: &str, more: &str) -> Lab {
+        Lab::make("", agents, more)
+    }
+
+    fn make(l7: &str, agents: &str, more: &str) -> Lab {
         let name = format!("cd{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::SeqCst));
         let directory = tempfile::tempdir().expect("directory");
         let text = format!(
             "[node]\nname = \"gw\"\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
              [datapath]\nmode = \"kernel\"\nbpffs = \"{0}/bpf/claw\"\n\
-             [proxy]\nlisten = [\"10.77.0.1:{PROXY_PORT}\", \"[fd77::1]:{PROXY_PORT}\"]\n[l7]\n\
+             [proxy]\nlisten = [\"10.77.0.1:{PROXY_PORT}\", \"[fd77::1]:{PROXY_PORT}\"]\n[l7]\n{l7}\n\
              [[interface]]\nname = \"ga\"\nrole = \"agents\"\n{agents}\
              [[interface]]\nname = \"gu\"\nrole = \"uplink\"\n{more}",
             directory.path().display()

@@ -54,6 +54,7 @@ impl Steered {
             snapshots,
             keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
             resolver: Resolver::new(&[dns.address]).expect("resolver"),
+            dials: Arc::new(Dials::default()),
             own: Arc::new(Own::default()),
             audit,
             pipes: Arc::new(Pipes::default()),
@@ -97,6 +98,7 @@ impl Steered {
             peer,
             local: dialled,
             ingress: self.ingress,
+            is_steered: self.ingress == Ingress::Transparent,
             bound: bound.map(|index| Some(Bound { index, method })),
             interface: Some("agents0".to_owned()),
         };
@@ -277,6 +279,7 @@ async fn a_request_that_was_never_judged_is_recorded() {
         peer: dialled(1000),
         local: dialled(80),
         ingress: Ingress::Transparent,
+        is_steered: true,
         bound: Ok(Some(Bound { index: 1, method })),
         interface: Some("agents0".to_owned()),
     };

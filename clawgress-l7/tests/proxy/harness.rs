@@ -471,7 +471,7 @@ fn hand_over(directory: &Path, proxy: TcpListener) -> JoinHandle<()> {
         while let Ok((stream, _)) = listener.accept().await {
             let address = proxy.local_addr().expect("address");
             let listeners = vec![Listener { kind: ListenerKind::Proxy, address }];
-            let set = Handover { listeners, flow_table: false, interfaces: vec![] };
+            let set = Handover { listeners, flow_table: false, dials: false, interfaces: vec![] };
             handover::send(&stream, &set, &[proxy.as_fd()]).await.expect("send");
             open.push(stream);
         }

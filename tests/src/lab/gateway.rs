@@ -141,7 +141,11 @@ impl Gateway {
             Role::L7 => self.program("clawgress-l7")?,
             _ => self.program("clawgress-agent")?,
         };
-        let mut argv = privileges(role, self.lab.is_kept());
+        let mut argv = match (role, self.proxy_cgroup()) {
+            (Role::L7, Some(cgroup)) => enter(&cgroup)?,
+            _ => Vec::new(),
+        };
+        argv.extend(privileges(role, self.lab.is_kept()));
         argv.push(program.to_string_lossy().into_owned());
         if role != Role::L7 {
             argv.push(role.name().to_owned());
@@ -266,6 +270,11 @@ impl Gateway {
         }
     }
 
+    /// The cgroup L7 runs in, where there is cgroup v2.
+    fn proxy_cgroup(&self) -> Option<PathBuf> {
+        Some(cgroup_mount()?.join("clawgress-l7").join(self.lab.name()))
+    }
+
     /// Directories as a node has them, and the configuration.
     fn prepare(&self) -> anyhow::Result<()> {
         let dir = self.lab.dir();
@@ -284,6 +293,10 @@ impl Gateway {
             self.lab.remember_pin(cgroups.join("clawgress").join(instance))?;
         }
         own(&bpffs, 0o700, None)?;
+        let cgroup = self.proxy_cgroup();
+        if let Some(cgroup) = &cgroup {
+            self.lab.remember_pin(cgroup.clone())?;
+        }
         let option =
             |name: &str, value: Option<String>| value.map(|v| format!("{name} = {v}\n")).unwrap_or_default();
         let text = format!(
@@ -293,7 +306,7 @@ impl Gateway {
              [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
              [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
              [access]\nkeys_user = \"bin\"\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
-             [l7]\nresolvers = [\"{}:53\"]\n{}{}",
+             [l7]\nresolvers = [\"{}:53\"]\n{}{}{}",
             self.lab.name(),
             state.display(),
             run.display(),
@@ -303,9 +316,20 @@ impl Gateway {
             DNS.0,
             option("snapshot_stale_s_max", self.options.snapshot_stale_s_max.map(|n| n.to_string())),
             option("connections_max", self.options.connections_max.map(|n| n.to_string())),
+            option("cgroup", cgroup.map(|c| format!("\"{}\"", c.display()))),
         );
         fs::write(self.config(), text).context("cannot write the gateway's configuration")
     }
+}
+
+/// The words before a program that runs in `cgroup`, which is made. They take root.
+///
+/// # Errors
+/// If it can't be made.
+pub fn enter(cgroup: &Path) -> anyhow::Result<Vec<String>> {
+    fs::create_dir_all(cgroup).with_context(|| format!("cannot create `{}`", cgroup.display()))?;
+    let script = "echo $$ >\"$0/cgroup.procs\" && exec \"$@\"";
+    Ok(["sh", "-c", script].map(str::to_owned).into_iter().chain([cgroup.display().to_string()]).collect())
 }
 
 /// The words before a program that take away what its role must not have; unless `kept`, it also
@@ -342,7 +366,8 @@ fn own(dir: &Path, mode: u32, user: Option<&str>) -> anyhow::Result<()> {
 }
 
 /// Where cgroup v2 is mounted.
-fn cgroup_mount() -> Option<PathBuf> {
+#[must_use]
+pub fn cgroup_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
     fields.filter(|f| f.get(2) == Some(&"cgroup2")).find_map(|f| f.get(1).map(PathBuf::from))

@@ -107,16 +107,28 @@ fn a_local_command_is_governed_by_its_cgroup() {
     assert!(output.ok() && output.stdout.contains("clawgress lab"), "{output:?}");
     let output = governed(&with(&["https://secret.denied.test/"]));
     assert!(!output.ok(), "{output:?}");
-    // Past the proxy: the socket hooks refuse the connection, whatever the variables say.
+    // Past the proxy, whatever the variables say: what has to be read is led to L7 all the same, and the rest is
+    // refused by the socket hooks.
+    let past = |more: &[&'static str]| {
+        governed(&with(&[&["-g", "--noproxy", "*", "-w", "\n%{http_code} %{http_connect}"], more].concat()))
+    };
+    let output = past(&["--resolve", "api.allowed.test:443:203.0.113.10", "https://api.allowed.test/past"]);
+    assert!(output.ok() && output.stdout.contains("clawgress lab"), "{output:?}");
     for url in ["https://203.0.113.10/", "http://198.51.100.66/", "http://[2001:db8:113::10]/"] {
-        let output = governed(&with(&["-k", "-g", "--noproxy", "*", url]));
-        assert!(!output.ok(), "{url}: {output:?}");
+        let output = past(&["-k", url]);
+        assert!(!output.ok() || codes(&output).0 == 403, "{url}: {output:?}");
     }
     let script = "import socket; s=socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('198.51.100.66', 53))";
     assert!(!governed(&["python3", "-c", script]).ok());
     let code = governed(&["sh", "-c", "exit 7"]).code;
     assert_eq!(code, Some(7), "the command's exit code is passed on");
     record(&site, "the proxied call", |r| to_host(r, API) && agent(r) == Some(ASSISTANT));
+    record(&site, "the steered call", |r| {
+        r.plane == Plane::L7
+            && r.ingress == Some(Ingress::Local)
+            && to_host(r, API)
+            && agent(r) == Some(ASSISTANT)
+    });
     record(&site, "the refused socket", |r| {
         r.plane == Plane::Kernel && r.ingress == Some(Ingress::Local) && agent(r) == Some(ASSISTANT)
     });

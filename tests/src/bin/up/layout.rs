@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use clawgress_e2e::admin::Admin;
-use clawgress_e2e::lab::{RUN_TIME_MAX, Role, finish, program};
+use clawgress_e2e::lab::{RUN_TIME_MAX, Role, cgroup_mount, finish, program};
 use nix::unistd::User;
 
 /// The first agent, and its team.
@@ -159,6 +159,13 @@ impl Layout {
         writeln!(file, "{key}").context("cannot keep the agent's key")
     }
 
+    /// The cgroup L7 runs in, where the kernel plane judges its sockets.
+    #[must_use]
+    pub fn proxy_cgroup(&self) -> Option<PathBuf> {
+        let mount = self.transparent.as_ref().and(cgroup_mount())?;
+        self.apart.then(|| mount.join("clawgress-l7").join("up"))
+    }
+
     fn key(&self) -> PathBuf {
         self.dir.join(format!("{AGENT}.key"))
     }
@@ -206,9 +213,11 @@ impl Layout {
         } else {
             String::new()
         };
+        let cgroup =
+            self.proxy_cgroup().map(|c| format!("cgroup = \"{}\"\n", c.display())).unwrap_or_default();
         Ok(format!(
             "# Written by `cargo xtask up` at each start.\n[node]\nname = \"up\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n\n\
-             [datapath]\nmode = \"{mode}\"\n\n{interfaces}[proxy]\nlisten = {:?}\n\n{access}[l7]\n",
+             [datapath]\nmode = \"{mode}\"\n\n{interfaces}[proxy]\nlisten = {:?}\n\n{access}[l7]\n{cgroup}",
             self.dir.join("state").display(),
             self.run.display(),
             listen.iter().map(ToString::to_string).collect::<Vec<_>>(),

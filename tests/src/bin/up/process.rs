@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clawgress_e2e::lab::{Role, mount_bpffs, privileges};
+use clawgress_e2e::lab::{Role, enter, mount_bpffs, privileges};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -31,7 +31,12 @@ impl Processes {
         }
         if layout.apart {
             for role in Role::ALL {
-                processes.launch(layout, role.name(), &privileges(role, false))?;
+                let mut words = match (role, layout.proxy_cgroup()) {
+                    (Role::L7, Some(cgroup)) => enter(&cgroup)?,
+                    _ => Vec::new(),
+                };
+                words.extend(privileges(role, false));
+                processes.launch(layout, role.name(), &words)?;
             }
         } else {
             let words = ["setpriv", "--no-new-privs", "--pdeathsig", "KILL"].map(str::to_owned);
