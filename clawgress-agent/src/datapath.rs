@@ -13,6 +13,7 @@ pub mod flows;
 mod handover;
 mod listeners;
 mod live;
+mod modes;
 pub mod names;
 pub mod network;
 pub mod object;
@@ -47,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use self::events::Counters;
 use self::flows::Flows;
 use self::handover::Offer;
+use self::modes::Modes;
 use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
 use self::plane::{KernelPlane, Plane};
@@ -134,7 +136,9 @@ async fn start(
     let names = Arc::new(names);
     let ebpf = programs.ebpf();
     let proxy = open_proxy(ebpf, config, spool, tasks, stop)?;
-    let offer = Arc::new(offer(ebpf, config, &interfaces, proxy.clone())?);
+    let modes = Arc::new(Modes::new(config, object::take(ebpf, map::INTERFACES)?, Arc::clone(spool)));
+    modes.follow(&interfaces.agents)?;
+    let offer = Arc::new(offer(ebpf, config, &interfaces, proxy.clone(), Arc::clone(&modes))?);
     let troubles = Arc::<Mutex<Vec<String>>>::default();
     let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(ebpf)?),
@@ -151,6 +155,7 @@ async fn start(
         tables: tokio::sync::Mutex::new(Tables::take(ebpf)?),
         interfaces: Mutex::new(interfaces.clone()),
         bpffs: config.datapath.bpffs.clone(),
+        modes,
         troubles: Arc::clone(&troubles),
     });
     resume(&plane).await?;
@@ -225,6 +230,7 @@ fn offer(
     config: &Config,
     interfaces: &Interfaces,
     proxy: Option<Arc<Proxy>>,
+    modes: Arc<Modes>,
 ) -> Result<Offer> {
     let mut open = listeners::transparent()?;
     open.extend(listeners::proxies(config)?);
@@ -232,7 +238,7 @@ fn offer(
     let flows = bpf::open_read_only(&flows)
         .with_context(|| format!("cannot open the flow table `{}`", flows.display()))?;
     let indices = interfaces.agents.values().copied().collect();
-    Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?, proxy))
+    Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?, proxy, modes))
 }
 
 /// Takes up what the former process left live.

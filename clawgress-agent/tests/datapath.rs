@@ -11,6 +11,8 @@
 
 #[path = "datapath/dial.rs"]
 mod dial;
+#[path = "datapath/fail_open.rs"]
+mod fail_open;
 #[path = "datapath/flows.rs"]
 mod flows;
 #[path = "datapath/frames.rs"]

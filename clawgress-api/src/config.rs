@@ -85,6 +85,69 @@ pub struct Interface {
     pub name: String,
     /// Role.
     pub role: Role,
+    /// What makes it less safe.
+    #[serde(default, skip_serializing_if = "Danger::is_none")]
+    pub danger: Danger,
+}
+
+/// What weakens the safety of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Danger {
+    /// What agents' traffic is let through for, rather than dropped, when it fails. Nothing, if empty.
+    pub fail_open: Vec<FailOpen>,
+}
+
+impl Danger {
+    fn is_none(&self) -> bool {
+        self.fail_open.is_empty()
+    }
+}
+
+/// What may fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailOpen {
+    /// The agent daemon is gone. Refused: see [`FailOpen::refusal`].
+    Agent,
+    /// No L7 accepts steered connections: what policy permits to `connect` is forwarded, unread.
+    L7,
+    /// The flow table is full: what policy permits `direct` is forwarded without a record.
+    FlowTable,
+    /// The kernel's connection tracking is full. Refused: see [`FailOpen::refusal`].
+    Conntrack,
+    /// No policy has been loaded: everything of a known source is forwarded.
+    Revision,
+}
+
+impl FailOpen {
+    /// As in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            FailOpen::Agent => "agent",
+            FailOpen::L7 => "l7",
+            FailOpen::FlowTable => "flow_table",
+            FailOpen::Conntrack => "conntrack",
+            FailOpen::Revision => "revision",
+        }
+    }
+
+    /// Why an interface can't fail open for it, if it can't.
+    #[must_use]
+    pub fn refusal(self) -> Option<&'static str> {
+        match self {
+            FailOpen::Agent => Some(
+                "without the daemon the kernel goes on with the last policy, and without its programs nothing \
+                 could tell an agent from a stranger",
+            ),
+            FailOpen::Conntrack => Some(
+                "a packet that is not tracked leaves with the agent's own address, and its answer can't be told \
+                 from a stranger's; raise `net.netfilter.nf_conntrack_max`",
+            ),
+            FailOpen::L7 | FailOpen::FlowTable | FailOpen::Revision => None,
+        }
+    }
 }
 
 /// What an interface is for.
@@ -312,6 +375,7 @@ impl Config {
             if self.interfaces.iter().take(n).any(|i| i.name == interface.name) {
                 return Err(("[[interface]]", format!("interface `{}` is named twice", interface.name)));
             }
+            check_danger(interface)?;
         }
         let mut ports = self.proxy.listen.iter().map(SocketAddr::port);
         let first = ports.next();
@@ -353,6 +417,11 @@ impl Config {
         Ok(())
     }
 
+    /// The interfaces that agents are behind.
+    pub fn agents_interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces.iter().filter(|i| i.role == Role::Agents)
+    }
+
     /// Socket of the control role: snapshots and audit, for L7.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
@@ -382,6 +451,26 @@ impl Config {
     pub fn handover_socket(&self) -> PathBuf {
         self.node.run_dir.join("handover.sock")
     }
+}
+
+fn check_danger(interface: &Interface) -> Result<(), (&'static str, String)> {
+    let Interface { name, role, danger: Danger { fail_open } } = interface;
+    if *role != Role::Agents && !fail_open.is_empty() {
+        return Err((
+            "fail_open",
+            format!("interface `{name}` has no agents behind it: remove its `fail_open`"),
+        ));
+    }
+    for (n, cause) in fail_open.iter().enumerate() {
+        if let Some(why) = cause.refusal() {
+            let cause = cause.name();
+            return Err(("fail_open", format!("interface `{name}` can't fail open for `{cause}`: {why}")));
+        }
+        if fail_open.iter().take(n).any(|c| c == cause) {
+            return Err(("fail_open", format!("`{}` is named twice", cause.name())));
+        }
+    }
+    Ok(())
 }
 
 /// Whether an interface could ever have this name. The kernel permits a few characters more, which no
@@ -433,6 +522,27 @@ mod tests {
                 "c.toml:8: no interface can be called",
             );
         }
+        let danger = |role: &str, causes: &str| {
+            format!(
+                "{kernel}[[interface]]\nname = \"a\"\nrole = \"agents\"\n[[interface]]\nname = \"b\"\n\
+                 role = \"{role}\"\n[interface.danger]\nfail_open = [{causes}]\n"
+            )
+        };
+        check(&danger("uplink", "\"l7\""), "c.toml:15: interface `b` has no agents behind it");
+        check(
+            &danger("agents", "\"agent\""),
+            "c.toml:15: interface `b` can't fail open for `agent`: without",
+        );
+        check(
+            &danger("agents", "\"conntrack\""),
+            "c.toml:15: interface `b` can't fail open for `conntrack`: a",
+        );
+        check(&danger("agents", "\"l7\", \"l7\""), "c.toml:15: `l7` is named twice");
+        check(&danger("agents", "\"everything\""), "c.toml:15: unknown variant `everything`");
+        let good = danger("agents", "\"l7\", \"flow_table\", \"revision\"");
+        let good = Config::parse(&good, Path::new("c.toml")).expect("valid");
+        let open: Vec<_> = good.agents_interfaces().map(|i| i.danger.fail_open.len()).collect();
+        assert_eq!(open, [0, 3], "what is not said fails closed");
         let with = |table: &str| format!("{GOOD}{table}\n");
         check(&with("[access]\nl7 = \"x\""), "c.toml:9: unknown field `l7`");
         check(

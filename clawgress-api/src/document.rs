@@ -65,6 +65,12 @@ pub struct InterfaceStatus {
     pub xdp: String,
     /// `tcx`, `clsact` or `off`.
     pub tc: String,
+    /// Failures for which it is set to let traffic through; empty is the safe default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fail_open: Vec<String>,
+    /// Those of them that are there now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_open: Vec<String>,
 }
 
 /// `agent create`.

@@ -191,6 +191,14 @@ pub struct AuditRecord {
         deserialize_with = "reason_in"
     )]
     pub reason: Option<DropReason>,
+    /// What would have denied it, had its interface not been set to fail open.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "reason_out",
+        deserialize_with = "reason_in"
+    )]
+    pub failed_open: Option<DropReason>,
     /// HTTP status the client got.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
@@ -247,6 +255,7 @@ impl AuditRecord {
             verdict: None,
             policies: Vec::new(),
             reason: None,
+            failed_open: None,
             status: None,
             tokens: None,
             bytes_sent: None,

@@ -256,6 +256,14 @@ pub mod flow_flag {
     pub const RST: u16 = 4;
     /// An event told of its beginning, so its end is told too.
     pub const REPORTED: u16 = 8;
+    /// Let through by [`fail_open::L7`](crate::fail_open::L7), and only while no listener is there.
+    pub const OPEN_L7: u16 = 16;
+    /// Taken up in its midst by [`fail_open::FLOW_TABLE`](crate::fail_open::FLOW_TABLE).
+    pub const OPEN_FLOW_TABLE: u16 = 32;
+    /// Let through by [`fail_open::REVISION`](crate::fail_open::REVISION).
+    pub const OPEN_REVISION: u16 = 64;
+    /// Why it was let through, if it was.
+    pub const OPEN: u16 = OPEN_L7 | OPEN_FLOW_TABLE | OPEN_REVISION;
 }
 
 /// Key of [`map::CGROUPS`](crate::map::CGROUPS).
@@ -360,7 +368,8 @@ pub struct Event {
     pub bytes: u32,
     /// [`event_kind`] code.
     pub kind: u16,
-    /// [`DropReason`](crate::DropReason) code for a drop, else 0.
+    /// [`DropReason`](crate::DropReason) code for a drop. For a flow 0, or why it would have been dropped
+    /// if its interface did not fail open.
     pub reason: u16,
     /// [`action`] code.
     pub action: u16,

@@ -65,6 +65,9 @@ pub mod map {
     pub const DIALS: &str = "claw_dial_v1";
     /// `Hash<ResolverKey, u32>`: DNS servers the proxy may ask for itself.
     pub const RESOLVERS: &str = "claw_dns_v1";
+    /// `Hash<u32, u32>`: agents' interface (index) to [`fail_open`](super::fail_open) bits. One that is not
+    /// in it fails closed.
+    pub const INTERFACES: &str = "claw_if_v1";
     /// `Array<u32>[1]`: [`ABI_VERSION`](super::ABI_VERSION) of whoever created the maps.
     pub const META: &str = "claw_meta_v1";
 }
@@ -96,6 +99,8 @@ pub mod bound {
     pub const AGENT_INDICES_MAX: u32 = 1 << 20;
     /// Words of quarantine bits.
     pub const QUARANTINE_WORDS: u32 = AGENT_INDICES_MAX / 64;
+    /// Agents' interfaces: as many as a configuration may name.
+    pub const INTERFACES_MAX: u32 = 256;
     /// Registered local workloads, both slots.
     pub const CGROUPS_MAX: u32 = 8_192;
     /// Agents, both slots: three times the promised ten thousand, twice.
@@ -120,6 +125,17 @@ pub mod bound {
 
 /// Where `claw_confirm` finds the [`FlowKey`] in the frame of a test run, bytes: after an Ethernet header.
 pub const CONFIRM_KEY_OFFSET: usize = 16;
+
+/// What an agents' interface may be set to let through when something fails: bits of a value of
+/// [`map::INTERFACES`]. Whatever is set, an anonymous source is denied.
+pub mod fail_open {
+    /// No listener to steer to: what policy permits to connect is forwarded unread.
+    pub const L7: u32 = 1;
+    /// The flow table is full: what policy permits `direct` is forwarded without a record.
+    pub const FLOW_TABLE: u32 = 2;
+    /// No policy was ever loaded: all of a known source is forwarded.
+    pub const REVISION: u32 = 4;
+}
 
 /// Slots of [`map::LISTENERS`]: one a family.
 pub mod listener {
@@ -180,6 +196,8 @@ pub mod counter {
     pub const DIAL_DENIED: u32 = 142;
     /// Packets of the proxy's own sockets dropped.
     pub const DIAL_DROPPED: u32 = 143;
+    /// Flows, and packets without one, let through because their interface fails open.
+    pub const FAILED_OPEN: u32 = 144;
     /// Length of the array.
-    pub const COUNTERS: u32 = 144;
+    pub const COUNTERS: u32 = 160;
 }

@@ -23,6 +23,18 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Counts a flow that was let through although something failed, and reports it; `begun_ns` is its beginning, or
+/// 0 if it has no record: then the same may come again, and is reported now and then.
+// VERIFIER: as `refusal`; five arguments are the most.
+#[inline(never)]
+pub fn opened(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, begun_ns: u64) {
+    count(counter::FAILED_OPEN);
+    let at_ns = if begun_ns == 0 { now() } else { begun_ns };
+    if begun_ns != 0 || is_news(key, judged.reason, at_ns) {
+        write(place, key, judged, bytes, event_kind::FLOW, at_ns);
+    }
+}
+
 /// Reports a permitted new flow.
 #[inline(always)]
 pub fn flow(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {

@@ -4,13 +4,13 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use clawgress_ebpf_common::{
-    CLASS_UNAUTHENTICATED, DropReason, Flow, FlowKey, Generation, action, bind_flag, bound, flow_flag,
-    protocol,
+    Address, CLASS_UNAUTHENTICATED, DropReason, Flow, FlowKey, Generation, action, bind_flag, bound,
+    fail_open, flow_flag, protocol,
 };
 
 use crate::event::now;
 use crate::judge::{self, Judgement};
-use crate::map::{FLOWS, SHARES};
+use crate::map::{FLOWS, SHARES, fails_open, has_listener};
 use crate::parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// Which way a packet goes.
@@ -38,9 +38,27 @@ pub fn is_start(packet: &Packet) -> bool {
         || packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
 }
 
+/// Whether a permitted connection of this interface and family goes unread because nobody is there to
+/// read it.
+#[inline(always)]
+pub fn goes_unread(key: &FlowKey, is_v6: bool) -> bool {
+    fails_open(key.ifindex, fail_open::L7) && !has_listener(is_v6)
+}
+
 /// Records a permitted new flow.
 #[inline(always)]
 pub fn create(packet: &Packet, generation: u64, judged: &Judgement) -> Result<u64, Judgement> {
+    create_open(packet, generation, judged, 0)
+}
+
+/// Records a new flow that is permitted because of a failure: `opened` are its bits of [`flow_flag::OPEN`].
+#[inline(always)]
+pub fn create_open(
+    packet: &Packet,
+    generation: u64,
+    judged: &Judgement,
+    opened: u16,
+) -> Result<u64, Judgement> {
     let at_ns = now();
     let flow = Flow {
         generation,
@@ -53,7 +71,7 @@ pub fn create(packet: &Packet, generation: u64, judged: &Judgement) -> Result<u6
         agent: judged.agent,
         policies: judged.policies,
         action: judged.action,
-        flags: if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
+        flags: opened | if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
         pad: 0,
     };
     let full = |reason| Err(Judgement::deny(reason, judged.agent));
@@ -80,6 +98,24 @@ pub fn create(packet: &Packet, generation: u64, judged: &Judgement) -> Result<u6
 #[inline(always)]
 pub fn share_index(agent: u32) -> u32 {
     agent & (bound::SHARES - 1)
+}
+
+/// Begins a steered flow anew as one that goes unread; gives its beginning.
+#[inline(always)]
+pub fn open(flow: *mut Flow, generation: u64) -> u64 {
+    let at_ns = now();
+    // SAFETY: as in `touch`. The packet starts a connection, so what was counted is another's.
+    unsafe {
+        (*flow).created_ns = at_ns;
+        (*flow).tx_packets = 0;
+        (*flow).tx_bytes = 0;
+        (*flow).rx_packets = 0;
+        (*flow).rx_bytes = 0;
+        (*flow).flags = flow_flag::REPORTED | flow_flag::OPEN_L7;
+        (&raw mut (*flow).action).write_volatile(action::DIRECT);
+        (&raw mut (*flow).generation).write_volatile(generation);
+    }
+    at_ns
 }
 
 /// Counts `packet` and notes how TCP ends.
@@ -109,7 +145,7 @@ pub fn touch(flow: *mut Flow, packet: &Packet, way: Way) {
             next |= if way == Way::Out { flow_flag::FIN_TX } else { flow_flag::FIN_RX };
         } else if way == Way::Out && is_start(packet) {
             // The tuple is used again.
-            next &= flow_flag::REPORTED;
+            next &= flow_flag::REPORTED | flow_flag::OPEN;
         }
         if next != flags {
             (*flow).flags = next;
@@ -130,7 +166,8 @@ pub unsafe fn add(to: *mut u64, value: u64) {
 }
 
 /// The action of a known flow. A record of another generation is judged again and brought up to date;
-/// one that may not go on as it was stays, marked denied, until user space has told its end.
+/// one that may not go on as it was stays, marked denied, until user space has told its end. One that goes
+/// unread is judged again at every packet, and ends as soon as there is a listener.
 #[inline(always)]
 pub fn confirm(
     flow: *mut Flow,
@@ -148,6 +185,12 @@ pub fn confirm(
     }
     let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
     again(generation.pack(), key, &mut judged);
+    // SAFETY: as above.
+    let (code, flags) = unsafe { ((*flow).action, (*flow).flags) };
+    let is_unread = code == action::DIRECT && flags & flow_flag::OPEN_L7 != 0;
+    if is_unread && judged.action == action::STEER && goes_unread(key, is_v6(key)) {
+        judged.action = action::DIRECT;
+    }
     settle(flow, generation, &judged, is_start)
 }
 
@@ -155,11 +198,13 @@ pub fn confirm(
 #[inline(always)]
 pub fn current(flow: *mut Flow, generation: Generation) -> Option<Judgement> {
     // SAFETY: as in `touch`; the fields are read once, into a copy.
-    let (number, agent, policies, code) = unsafe {
+    let (number, agent, policies, code, flags) = unsafe {
         let number = (&raw const (*flow).generation).read_volatile();
-        (number, (*flow).agent, (*flow).policies, (*flow).action)
+        (number, (*flow).agent, (*flow).policies, (*flow).action, (*flow).flags)
     };
-    let is_live = number == generation.number && number != 0 && code != action::DENY;
+    // One that goes unread is judged again at every packet.
+    let is_settled = code != action::DENY && flags & flow_flag::OPEN_L7 == 0;
+    let is_live = number == generation.number && number != 0 && is_settled;
     if is_live { Some(Judgement { action: code, reason: 0, policies, agent }) } else { None }
 }
 
@@ -172,7 +217,8 @@ pub fn settle(
     is_start: bool,
 ) -> Result<Judgement, Judgement> {
     // SAFETY: as in `touch`.
-    let (agent, code) = unsafe { ((*flow).agent, (*flow).action) };
+    let (agent, code, flags) = unsafe { ((*flow).agent, (*flow).action, (*flow).flags) };
+    let is_unread = flags & flow_flag::OPEN_L7 != 0;
     let is_same = judged.agent == agent && judged.action == code;
     // A connection cannot move between L7 and the kernel, or to another agent, in its midst.
     let is_allowed = judged.action != action::DENY && (is_same || is_start);
@@ -183,6 +229,9 @@ pub fn settle(
         if is_allowed {
             (&raw mut (*flow).agent).write_volatile(judged.agent);
             (&raw mut (*flow).policies).write_volatile(judged.policies);
+        }
+        if is_unread && next == action::STEER {
+            (&raw mut (*flow).flags).write_volatile(0);
         }
         (&raw mut (*flow).action).write_volatile(next);
         (&raw mut (*flow).generation).write_volatile(generation.number);
@@ -210,12 +259,21 @@ pub fn reversed(key: &FlowKey) -> FlowKey {
     }
 }
 
+/// Whether the key's addresses are IPv6.
+#[inline(always)]
+fn is_v6(key: &FlowKey) -> bool {
+    // SAFETY: 16 plain bytes either way.
+    let [a, b, c, _] = unsafe { core::mem::transmute::<Address, [u32; 4]>(key.source) };
+    a != 0 || b != 0 || c != u32::from_be(0xFFFF)
+}
+
 /// The stateless judgement by the flow's own key, for either direction.
 // VERIFIER: a function of its own, so that both TC programs share its instructions.
 #[inline(never)]
-fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
+pub fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
     let generation = Generation::unpack(generation);
-    *judged = if generation.number == 0 {
+    let is_missing = generation.number == 0;
+    *judged = if is_missing && !fails_open(key.ifindex, fail_open::REVISION) {
         Judgement::deny(DropReason::PolicyMissing, 0)
     } else {
         match judge::binding(generation, key.ifindex, key.source) {
@@ -223,7 +281,8 @@ fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
             Some(bind) if bind.flags & bind_flag::DISABLED != 0 => {
                 Judgement::deny(DropReason::AgentDisabled, bind.agent)
             }
-            Some(bind) if bind.class == CLASS_UNAUTHENTICATED => {
+            Some(bind) if is_missing && bind.agent == 0 => Judgement::deny(DropReason::PolicyMissing, 0),
+            Some(bind) if bind.class == CLASS_UNAUTHENTICATED && !is_missing => {
                 Judgement::deny(DropReason::Anonymous, bind.agent)
             }
             Some(bind) => judge::verdict(generation, &bind, key),

@@ -4,10 +4,10 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use clawgress_ebpf_common::{
     Address, Bind, BindKey, CLASS_UNAUTHENTICATED, DESTINATION_OTHER, DestinationKey, DropReason, FlowKey,
-    Generation, SelfAddress, VerdictKey, action, bind_flag, protocol, quarantine_place,
+    Generation, SelfAddress, VerdictKey, action, bind_flag, fail_open, protocol, quarantine_place,
 };
 
-use crate::map::{BINDINGS, DESTINATIONS, PORTS, QUARANTINE, SELF, VERDICTS};
+use crate::map::{BINDINGS, DESTINATIONS, PORTS, QUARANTINE, SELF, VERDICTS, fails_open};
 use crate::parse::{Packet, mac};
 
 /// A verdict with all that a flow record or a report needs.
@@ -133,9 +133,23 @@ pub fn is_service(services: &SelfAddress, key: &FlowKey) -> bool {
     is_proxy || is_dns
 }
 
+/// Whether a known source may go anywhere because there is no policy: where its interface is set to it.
+// INVARIANT: an anonymous source never may.
+#[inline(always)]
+pub fn goes_without_policy(generation: Generation, bind: &Bind, ifindex: u32) -> bool {
+    generation.number == 0 && bind.agent != 0 && fails_open(ifindex, fail_open::REVISION)
+}
+
 /// What the tables say for `class` and the destination in `key`. Stateless.
 #[inline(always)]
 pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement {
+    if goes_without_policy(generation, bind, key.ifindex) {
+        // What only a policy that names it opens stays shut.
+        if protocol::is_named_only(key.protocol) {
+            return Judgement::deny(DropReason::ProtocolUnsupported, bind.agent);
+        }
+        return Judgement { action: action::DIRECT, reason: 0, policies: 0, agent: bind.agent };
+    }
     let slot = generation.slot;
     let lookup = Lookup {
         prefix_bits: DESTINATION_FIXED_BITS + ADDRESS_BITS,
@@ -189,6 +203,9 @@ pub fn packet(generation: Generation, packet: &Packet) -> Result<(Bind, bool), J
         } else {
             Err(Judgement::deny(DropReason::GatewayAddress, bind.agent))
         };
+    }
+    if goes_without_policy(generation, &bind, packet.key.ifindex) {
+        return Ok((bind, false));
     }
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));

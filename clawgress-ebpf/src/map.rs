@@ -3,7 +3,7 @@
 //! map by its constant at load, so a difference cannot go unnoticed.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock};
-use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::{
@@ -57,6 +57,9 @@ pub static AGENTS: HashMap<AgentKey, Bind> = HashMap::with_max_entries(bound::AG
 pub static DIALS: HashMap<u64, Dial> = HashMap::with_max_entries(bound::DIALS_MAX, 0);
 #[map(name = "claw_dns_v1")]
 pub static RESOLVERS: HashMap<ResolverKey, u32> = HashMap::with_max_entries(bound::RESOLVERS_MAX, 0);
+#[map(name = "claw_if_v1")]
+pub static INTERFACES: HashMap<u32, u32> =
+    HashMap::with_max_entries(bound::INTERFACES_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "claw_meta_v1")]
 pub static META: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -77,6 +80,25 @@ pub fn count(index: u32) {
         // SAFETY: the element belongs to this CPU, and programs are not preempted by themselves.
         unsafe { *value += 1 }
     }
+}
+
+/// Whether the interface is set to fail open for this cause. Asked only when something has failed.
+#[inline(always)]
+pub fn fails_open(ifindex: u32, cause: u32) -> bool {
+    // SAFETY: a value is one word, which user space replaces whole.
+    unsafe { INTERFACES.get(&ifindex) }.is_some_and(|causes| *causes & cause != 0)
+}
+
+/// Whether there is a listener in the family's slot.
+#[inline(always)]
+pub fn has_listener(is_v6: bool) -> bool {
+    let socket = listener(is_v6);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a referenced socket, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    true
 }
 
 /// The listener in the family's slot: a referenced socket, which the caller has to release, or null.

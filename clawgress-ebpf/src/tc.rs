@@ -9,13 +9,16 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use clawgress_ebpf_common::{Address, DropReason, Generation, action, counter, hook, mark, protocol};
+use clawgress_ebpf_common::{
+    Address, Bind, DropReason, FlowKey, Generation, action, counter, fail_open, flow_flag, hook, mark,
+    protocol,
+};
 
 use crate::event::{self, Place, unidentified};
-use crate::flow::{self, Way, confirm, reversed};
+use crate::flow::{self, Way, confirm, goes_unread, reversed};
 use crate::frame::Frame as _;
 use crate::judge::{self, Judgement};
-use crate::map::{count, generation, listener};
+use crate::map::{count, fails_open, generation, listener};
 use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
 use crate::reject;
 
@@ -156,25 +159,16 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     let is_start = flow::is_start(packet);
     let judged = match flow::find(&packet.key) {
         Some(record) => {
-            let judged = confirm(record, &packet.key, generation, is_start)?;
+            let mut judged = confirm(record, &packet.key, generation, is_start)?;
+            if judged.action == action::STEER && is_start && goes_unread(&packet.key, packet.is_v6) {
+                judged.action = action::DIRECT;
+                let at_ns = flow::open(record, generation.number);
+                report_opened(generation, packet, judged, DropReason::ListenerMissing, at_ns);
+            }
             flow::touch(record, packet, Way::Out);
             judged
         }
-        None => {
-            let judged = judge::verdict(generation, &bind, &packet.key);
-            if judged.action == action::DENY {
-                return Err(judged);
-            }
-            if !is_start {
-                return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
-            }
-            let at_ns = flow::create(packet, generation.number, &judged)?;
-            if judged.action == action::DIRECT {
-                let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
-                event::flow(&place, &packet.key, &judged, packet.bytes, at_ns);
-            }
-            judged
-        }
+        None => begin(packet, generation, &bind, is_start)?,
     };
     match judged.action {
         action::DIRECT => Ok(mark::DIRECT),
@@ -205,6 +199,65 @@ fn error(packet: &Packet, generation: Generation) -> Result<u32, Judgement> {
     }
 }
 
+/// Judges a packet of no known flow, and records the flow it may begin.
+#[inline(always)]
+fn begin(
+    packet: &Packet,
+    generation: Generation,
+    bind: &Bind,
+    is_start: bool,
+) -> Result<Judgement, Judgement> {
+    let mut judged = judge::verdict(generation, bind, &packet.key);
+    if judged.action == action::DENY {
+        return Err(judged);
+    }
+    // Where the table may be full, a flow that policy forwards needs no beginning: it may have had it then.
+    let is_loose = judged.action == action::DIRECT && fails_open(packet.key.ifindex, fail_open::FLOW_TABLE);
+    if !is_start && !is_loose {
+        return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
+    }
+    let opened = if judged.action == action::STEER && goes_unread(&packet.key, packet.is_v6) {
+        judged.action = action::DIRECT;
+        Some((flow_flag::OPEN_L7, DropReason::ListenerMissing))
+    } else if generation.number == 0 {
+        Some((flow_flag::OPEN_REVISION, DropReason::PolicyMissing))
+    } else if !is_start {
+        Some((flow_flag::OPEN_FLOW_TABLE, DropReason::FlowUnknown))
+    } else {
+        None
+    };
+    let flag = if let Some((flag, _)) = opened { flag } else { 0 };
+    match flow::create_open(packet, generation.number, &judged, flag) {
+        Ok(at_ns) => match opened {
+            Some((_, reason)) => report_opened(generation, packet, judged, reason, at_ns),
+            None if judged.action == action::DIRECT => {
+                let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
+                event::flow(&place, &packet.key, &judged, packet.bytes, at_ns);
+            }
+            None => {}
+        },
+        Err(full) if is_loose && full.reason == DropReason::FlowTableFull.code() => {
+            report_opened(generation, packet, judged, DropReason::FlowTableFull, 0);
+        }
+        Err(full) => return Err(full),
+    }
+    Ok(judged)
+}
+
+/// Tells of a flow that goes on only because its interface fails open.
+#[inline(always)]
+fn report_opened(
+    generation: Generation,
+    packet: &Packet,
+    judged: Judgement,
+    reason: DropReason,
+    begun_ns: u64,
+) {
+    let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
+    let judged = Judgement { reason: reason.code(), ..judged };
+    event::opened(&place, &packet.key, &judged, packet.bytes, begun_ns);
+}
+
 /// The record by which L7 learns which agent a connection to the proxy comes from.
 #[inline(always)]
 fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judgement> {
@@ -221,7 +274,16 @@ fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judg
             flow::touch(record, packet, Way::Out);
         }
         None if flow::is_start(packet) => {
-            flow::create(packet, generation.number, &judged)?;
+            match flow::create(packet, generation.number, &judged) {
+                // Without a record L7 asks for a credential: it is trusted less, not more.
+                Err(full)
+                    if full.reason != DropReason::FlowTableFull.code()
+                        || !fails_open(packet.key.ifindex, fail_open::FLOW_TABLE) =>
+                {
+                    return Err(full);
+                }
+                _ => {}
+            }
         }
         None => {}
     }
@@ -333,6 +395,9 @@ fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resul
         if is_answer(ctx, kind, packet) {
             return Ok(());
         }
+        if is_unrecorded(ctx, generation, &key) {
+            return Ok(());
+        }
     }
     // The gateway's own: answers of its services, and errors it reports.
     if is_own(&parsed, packet) {
@@ -351,6 +416,20 @@ fn is_answer(ctx: &TcContext, kind: Kind, packet: &Packet) -> bool {
         kind == Kind::Flow && packet.key.protocol == protocol::TCP && packet.tcp_flags & TCP_RST != 0;
     let is_error = kind == Kind::Error && judge::services(&packet.outer).is_some();
     is_ours && (is_reset || is_error)
+}
+
+/// Whether the packet answers a permitted flow that has no record because the table was full: nftables gives
+/// answers of a forwarded connection its mark, and policy still permits it.
+#[inline(always)]
+fn is_unrecorded(ctx: &TcContext, generation: Generation, key: &FlowKey) -> bool {
+    // SAFETY: the context is the program's own.
+    let mark = unsafe { (*ctx.skb.skb).mark };
+    if mark & mark::MASK != mark::DIRECT || !fails_open(key.ifindex, fail_open::FLOW_TABLE) {
+        return false;
+    }
+    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
+    flow::again(generation.pack(), key, &mut judged);
+    judged.action == action::DIRECT && !judge::is_quarantined(judged.agent)
 }
 
 /// Whether the packet's source is the gateway.

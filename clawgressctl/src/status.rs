@@ -36,8 +36,12 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         rows.push(("gateway addresses", list(status.addresses.iter().map(ToString::to_string).collect())));
     }
     for interface in status.datapath.iter().flat_map(|d| &d.interfaces) {
-        let text =
+        let mut text =
             format!("{}: {}, xdp {}, tc {}", interface.name, interface.role, interface.xdp, interface.tc);
+        if !interface.fail_open.is_empty() {
+            let now = list(interface.failed_open.clone());
+            text += &format!(", DANGER: fails open for {} (now: {now})", interface.fail_open.join(", "));
+        }
         rows.push(("interface", text));
     }
     for (what, value) in rows {

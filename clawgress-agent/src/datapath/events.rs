@@ -73,6 +73,7 @@ impl Counters {
             ("tc_dropped", counter::TC_DROPPED),
             ("tc_returned", counter::RETURNED),
             ("tc_rejected", counter::REJECTED),
+            ("failed_open", counter::FAILED_OPEN),
             ("events_lost", counter::EVENTS_LOST),
             ("cgroup_allowed", counter::CGROUP_ALLOWED),
             ("cgroup_denied", counter::CGROUP_DENIED),

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::Listener;
+use super::modes::{Failure, Modes};
 use super::proxy::Proxy;
 use crate::peer::Access;
 
@@ -40,6 +41,7 @@ pub struct Offer {
 struct Slots {
     map: SockMap<MapData>,
     holders: usize,
+    modes: Arc<Modes>,
 }
 
 impl std::fmt::Debug for Slots {
@@ -64,9 +66,20 @@ impl Offer {
         interfaces: Vec<u32>,
         map: SockMap<MapData>,
         proxy: Option<Arc<Proxy>>,
+        modes: Arc<Modes>,
     ) -> Self {
-        let slots = Some(Mutex::new(Slots { map, holders: 0 }));
+        let slots = Some(Mutex::new(Slots { map, holders: 0, modes }));
         Offer { listeners, flows: Some(flows), interfaces: watch::Sender::new(interfaces), slots, proxy }
+    }
+
+    /// Notes that no L7 has come since the start, if so it is and `is_late`.
+    pub fn check(&self, is_late: bool) {
+        if let Some(slots) = &self.slots {
+            let slots = slots.lock();
+            if slots.holders == 0 && is_late {
+                slots.modes.turn(Failure::L7, true);
+            }
+        }
     }
 
     /// The agents' interfaces have these indices now: whoever holds the listeners is told.
@@ -115,6 +128,7 @@ impl Offer {
                 tracing::error!(%error, slot, "cannot change a listener slot");
             }
         }
+        slots.modes.turn(Failure::L7, slots.holders == 0);
     }
 }
 

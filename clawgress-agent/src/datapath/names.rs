@@ -182,6 +182,7 @@ impl Names {
         if event.kind == event_kind::FLOW {
             record.verdict = Some(Said::Allow);
             record.action = Some("direct".to_owned());
+            record.failed_open = DropReason::from_code(event.reason);
         } else {
             record.verdict = Some(Said::Deny);
             record.action = Some("connect".to_owned());
@@ -203,6 +204,7 @@ impl Names {
         record.ingress = Some(ingress);
         self.identify(&mut record, flow.agent, flow.policies, method);
         record.action = Some("direct".to_owned());
+        record.failed_open = failed_open(flow.flags);
         record.bytes_sent = Some(flow.tx_bytes);
         record.bytes_received = Some(flow.rx_bytes);
         record.packets_sent = Some(flow.tx_packets);
@@ -281,6 +283,17 @@ impl Names {
             record.policies = generation.policies.get(policies as usize).cloned().unwrap_or_default();
         }
     }
+}
+
+/// Why a flow would have been denied, if its interface did not fail open.
+fn failed_open(flags: u16) -> Option<DropReason> {
+    [
+        (flow_flag::OPEN_L7, DropReason::ListenerMissing),
+        (flow_flag::OPEN_FLOW_TABLE, DropReason::FlowUnknown),
+        (flow_flag::OPEN_REVISION, DropReason::PolicyMissing),
+    ]
+    .into_iter()
+    .find_map(|(flag, reason)| (flags & flag != 0).then_some(reason))
 }
 
 fn by_index(interfaces: &BTreeMap<String, u32>) -> BTreeMap<u32, String> {

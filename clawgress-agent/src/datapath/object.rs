@@ -15,7 +15,7 @@ use nix::sys::statfs::statfs;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
 
 /// Every map of the object.
-pub const MAPS: [&str; 20] = [
+pub const MAPS: [&str; 21] = [
     map::GENERATION,
     map::BINDINGS,
     map::SELF,
@@ -35,6 +35,7 @@ pub const MAPS: [&str; 20] = [
     map::AGENTS,
     map::DIALS,
     map::RESOLVERS,
+    map::INTERFACES,
     map::META,
 ];
 

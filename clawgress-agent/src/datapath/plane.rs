@@ -15,6 +15,7 @@ use super::attach::Attached;
 use super::drops::Drops;
 use super::events::Counters;
 use super::flows::Flows;
+use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
 use super::network::Interfaces;
 use super::programs;
@@ -70,6 +71,8 @@ pub struct KernelPlane {
     pub skipped: Mutex<Vec<String>>,
     /// Where programs and maps are pinned.
     pub bpffs: PathBuf,
+    /// What interfaces do when something fails.
+    pub modes: Arc<Modes>,
     /// What upkeep could not repair, in words.
     pub troubles: Arc<Mutex<Vec<String>>>,
 }
@@ -187,6 +190,8 @@ impl KernelPlane {
             // Numbers ran backwards (the state was lost, or the file that tells what is live): records
             // of flows may carry this very number, so none may survive.
             tracing::warn!(before, generation = document.generation, "generation numbers ran backwards");
+            // That there is no generation for a moment is no failure to be open for.
+            self.modes.close()?;
             tables.close()?;
             self.flush()?;
             let detail = format!(
@@ -196,6 +201,8 @@ impl KernelPlane {
             self.spool.change(detail);
         }
         tables.apply(&plan).await?;
+        self.modes.follow(&self.interfaces.lock().agents)?;
+        self.modes.turn(Failure::Revision, document.tables.is_none());
         self.names.learn(&document);
         for skipped in &plan.skipped {
             tracing::warn!("{skipped}");
@@ -216,6 +223,7 @@ impl KernelPlane {
         let mut tables = self.tables.lock().await;
         *self.interfaces.lock() = interfaces.clone();
         self.names.follow(&interfaces.agents);
+        self.modes.follow(&interfaces.agents)?;
         let live = self.live.lock().clone();
         if let Some(document) = live {
             let plan = Plan::new(&document, &interfaces.agents)?;
@@ -247,6 +255,7 @@ impl KernelPlane {
     fn status(&self) -> Result<DatapathStatus> {
         let generation = self.live.lock().as_ref().map_or(0, |d| d.generation);
         let mut absent = self.troubles.lock().clone();
+        absent.extend(self.modes.warnings());
         absent.extend(self.interfaces.lock().absent.iter().map(|a| a.why.clone()));
         absent.extend(self.skipped.lock().iter().cloned());
         absent.extend(self.names.trouble());
@@ -280,11 +289,16 @@ impl KernelPlane {
         let (interfaces, attached) = (self.interfaces.lock(), self.attached.lock());
         let present = interfaces.present().map(|(role, name, _)| (role, name, attached.get(name)));
         let absent = interfaces.absent.iter().map(|a| (a.role, a.name.as_str(), None));
-        let status = |(role, name, attached): (Role, &str, Option<&Attached>)| InterfaceStatus {
-            name: name.to_owned(),
-            role: role.name().to_owned(),
-            xdp: attached.map_or("off", |a| a.xdp).to_owned(),
-            tc: attached.map_or("off", |a| a.tc).to_owned(),
+        let status = |(role, name, attached): (Role, &str, Option<&Attached>)| {
+            let (fail_open, failed_open) = self.modes.of(name);
+            InterfaceStatus {
+                name: name.to_owned(),
+                role: role.name().to_owned(),
+                xdp: attached.map_or("off", |a| a.xdp).to_owned(),
+                tc: attached.map_or("off", |a| a.tc).to_owned(),
+                fail_open,
+                failed_open,
+            }
         };
         present.chain(absent).map(status).collect()
     }

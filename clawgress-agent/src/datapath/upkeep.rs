@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bpf::Plain;
 use super::handover::Offer;
+use super::modes::{self, Failure};
 use super::network::{self, Changes, Firewall, Interfaces, Netlink, Routes, Watch};
 use super::plane::KernelPlane;
 use super::programs::Programs;
@@ -31,6 +32,8 @@ const WHOLE_EVERY: u32 = 15;
 /// The same repair, made again within this time, is counted and told later: who fights with another program
 /// over a rule needs one record a while, not a thousand.
 const TOLD_INTERVAL: Duration = Duration::from_secs(60);
+/// How long L7 may take to come after a start before it is said to be away: it dials every two seconds.
+const L7_TIME_MAX: Duration = Duration::from_secs(5);
 /// Different repairs remembered as told: more than there are things to repair on a node of a few interfaces.
 const TOLD_MAX: usize = 256;
 
@@ -75,6 +78,7 @@ pub struct Upkeep {
     written: Option<BTreeMap<Address, SelfAddress>>,
     troubles: BTreeMap<Part, String>,
     told: Told,
+    started: Instant,
 }
 
 /// Repairs told lately, and how often each was made since.
@@ -86,7 +90,7 @@ impl Upkeep {
     #[must_use]
     pub fn new(config: &Config, keep: Keep) -> Self {
         let (troubles, told) = (BTreeMap::new(), Told(BTreeMap::new()));
-        Upkeep { config: config.clone(), keep, written: None, troubles, told }
+        Upkeep { config: config.clone(), keep, written: None, troubles, told, started: Instant::now() }
     }
 
     /// Writes the gateway's own addresses, and the services there, into the map.
@@ -159,6 +163,23 @@ impl Upkeep {
             };
             let trouble = end.err().map(|error| format!("{what}: {error:#}"));
             self.settle(part, trouble);
+        }
+        self.failures();
+    }
+
+    /// Looks what has failed that interfaces may be open for.
+    fn failures(&self) {
+        let plane = &self.keep.plane;
+        let modes = &plane.modes;
+        // Listeners that L7 has of the process before are used until it takes the new ones.
+        self.keep.offer.check(self.started.elapsed() > L7_TIME_MAX);
+        modes.turn(Failure::FlowTable, plane.flows.live() >= u64::from(bound::FLOWS_MAX));
+        modes.turn(Failure::Conntrack, modes::conntrack_is_full());
+        // While a generation is being applied, it says itself what comes of it.
+        if let Ok(tables) = plane.tables.try_lock()
+            && let Ok(live) = tables.live()
+        {
+            modes.turn(Failure::Revision, live.number == 0);
         }
     }
 

@@ -214,7 +214,12 @@ impl Lab {
 
     /// Applies a generation.
     pub async fn apply(&self, generation: u64, tables: KernelTables, agents: Vec<Agent>) -> DatapathStatus {
-        let document = KernelGeneration { generation, tables: Some(tables), agents };
+        self.apply_document(KernelGeneration { generation, tables: Some(tables), agents }).await
+    }
+
+    /// Applies a generation, which may have no policy.
+    pub async fn apply_document(&self, document: KernelGeneration<KernelTables>) -> DatapathStatus {
+        let generation = document.generation;
         let document = serde_json::to_vec(&document).expect("document");
         let answer = self.client().await.apply(Envelope { generation, document }).await.expect("apply");
         serde_json::from_slice(&answer.into_inner().document).expect("status")

@@ -122,6 +122,10 @@ impl Server {
         Server { accepted, peers, stop, thread: Some(thread) }
     }
 
+    pub fn peers(&self) -> Vec<IpAddr> {
+        self.peers.lock().clone()
+    }
+
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }

@@ -169,6 +169,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::PACE, 4, size(size_of::<Pace>()), 1),
         (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
         (map::QUARANTINE, 4, 8, bound::QUARANTINE_WORDS),
+        (map::INTERFACES, 4, 4, bound::INTERFACES_MAX),
         (map::META, 4, 4, 1),
     ] {
         let info = kernel.info(name);

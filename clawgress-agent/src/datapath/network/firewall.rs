@@ -126,7 +126,7 @@ fn script(config: &Config) -> String {
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		iifname @agents oifname @uplinks meta mark and {mask:#x} == {direct:#x} ct mark set meta mark accept
-		iifname @uplinks oifname @agents ct mark and {mask:#x} == {direct:#x} ct state established,related accept
+		iifname @uplinks oifname @agents ct mark and {mask:#x} == {direct:#x} ct state established,related meta mark set ct mark accept
 	}}
 	chain input {{
 		type filter hook input priority filter; policy drop;
