@@ -342,10 +342,33 @@ for family in (17, 38, 40, 44):
     except OSError as e: assert e.errno == errno.EPERM, (family, e)
     else: raise SystemExit(f'family {family} is open')
 libc = ctypes.CDLL(None, use_errno=True)
-assert libc.syscall(425, 8, None) == -1 and ctypes.get_errno() == errno.EPERM
+import os
+outside = int(os.environ['OUTSIDE'])
+numbers = {'x86_64': (101, 311), 'aarch64': (117, 271)}[os.uname().machine]
+# io_uring_setup; then what works on a process of the same user outside: pidfd_getfd, ptrace, process_vm_writev.
+pidfd = os.pidfd_open(outside)
+for call in ((425, 8, None), (438, pidfd, 0, 0), (numbers[0], 16, outside, 0, 0), (numbers[1], outside, None, 0, None, 0, 0)):
+    assert libc.syscall(*call) == -1 and ctypes.get_errno() == errno.EPERM, call
+for family in (2, 10):
+    try: socket.socket(family, socket.SOCK_RAW, 255)
+    except PermissionError: pass
+    else: raise SystemExit('a raw socket')
+for way in (lambda: os.setuid(0), lambda: open(os.environ['CGROUP'] + '/../cgroup.procs', 'w').write('0'),
+            lambda: open(os.environ['CGROUP'] + '/cgroup.procs', 'w').write(str(outside))):
+    try: way()
+    except PermissionError: pass
+    else: raise SystemExit('a way out')
 print('confined')";
-    let output = child(code).current_dir("/").output().await.expect("run");
+    let mut outside = Command::new("setpriv")
+        .args(["--reuid", "nobody", "--clear-groups", "--regid", "65534", "sleep", "600"])
+        .kill_on_drop(true)
+        .spawn()
+        .expect("setpriv");
+    let id = outside.id().expect("it runs").to_string();
+    let output =
+        child(code).current_dir("/").env("OUTSIDE", id).env("CGROUP", &path).output().await.expect("run");
     check(&output, 0, "confined", "");
+    outside.kill().await.expect("kill");
 
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let stream = std::net::TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
