@@ -5,6 +5,8 @@
 
 mod admin;
 pub mod audit;
+pub mod geo;
+mod geo_files;
 pub mod govern;
 pub mod kernel;
 mod keyring;
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use self::audit::{AuditLog, Bounds};
+use self::geo_files::GeoFiles;
 use self::govern::Governor;
 use self::kernel::Link;
 use self::keyring::Keyring;
@@ -59,6 +62,7 @@ struct Control {
     audit: AuditLog,
     runs: Runs,
     workers: Arc<Workers>,
+    geo: GeoFiles,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 }
@@ -98,7 +102,11 @@ pub async fn serve(
     };
     let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(&clock)).await;
     let audit = audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))?;
-    let governor = Arc::new(Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone()).await?);
+    let governor =
+        Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone(), Arc::clone(&clock)).await?;
+    let governor = Arc::new(governor);
+    // Before anybody is told of a generation: its moment may have passed while this role was away.
+    governor.tick().await?;
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);
     let to = |path: &Path, server| -> Result<Channel> {
@@ -116,14 +124,17 @@ pub async fn serve(
     };
     runs.close_orphans().await?;
     let workers = Arc::new(Workers::default());
+    let geo = GeoFiles::default();
     let control =
-        Arc::new(Control { governor, quarantines, audit, runs, workers, clock, stop: stop.clone() });
+        Arc::new(Control { governor, quarantines, audit, runs, workers, geo, clock, stop: stop.clone() });
     let (control_socket, admin_socket) = open_sockets(&config)?;
     let tasks = [
         tokio::spawn(follow(Arc::clone(&control))),
         tokio::spawn(push(Arc::clone(&control), link)),
         tokio::spawn(sweep(Arc::clone(&control))),
         tokio::spawn(release(Arc::clone(&control))),
+        tokio::spawn(keep_time(Arc::clone(&control))),
+        tokio::spawn(watch_geo(Arc::clone(&control))),
     ];
     notify::ready("control");
     let end = tokio::try_join!(
@@ -166,6 +177,14 @@ async fn release(control: Arc<Control>) {
 
 async fn sweep(control: Arc<Control>) {
     control.runs.sweep(control.stop.clone()).await;
+}
+
+async fn keep_time(control: Arc<Control>) {
+    control.governor.keep_time(control.stop.clone()).await;
+}
+
+async fn watch_geo(control: Arc<Control>) {
+    control.geo.watch(&control.governor, control.stop.clone()).await;
 }
 
 fn planes(control: &Control) -> Either<SnapshotsServer<snapshots::Service>, AuditSinkServer<sink::Service>> {

@@ -37,6 +37,40 @@ pub struct Config {
     /// The audit log.
     #[serde(default)]
     pub audit: Audit,
+    /// Geo data, for policy that names ASNs or countries.
+    #[serde(default)]
+    pub geo: Geo,
+    /// The clock of policy's conditions on time.
+    #[serde(default)]
+    pub time: Time,
+}
+
+/// Geo data, for policy that names ASNs or countries: files in the MaxMind DB format, read by control, and
+/// again whenever they change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Geo {
+    /// File that says which addresses belong to which autonomous system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asn: Option<PathBuf>,
+    /// File that says which addresses belong to which country.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub country: Option<PathBuf>,
+}
+
+/// The clock of policy's conditions on time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Time {
+    /// Zone of `context.hour`, `context.minute` and `context.weekday`, by its name in the IANA database.
+    #[serde(default = "zone")]
+    pub zone: String,
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Time { zone: zone() }
+    }
 }
 
 /// This node.
@@ -300,6 +334,10 @@ fn connections_max() -> usize {
     20_000
 }
 
+fn zone() -> String {
+    "UTC".to_owned()
+}
+
 /// 16 MiB: some thirty thousand records, read by a search in well under a second.
 fn segment_bytes_max() -> u64 {
     16 << 20
@@ -411,6 +449,7 @@ impl Config {
                 return Err(("cgroup", "`cgroup` in [l7] must be a path without `.` and `..`".into()));
             }
         }
+        self.check_surroundings()?;
         if self.l7.connections_max == 0 {
             return Err(("connections_max", "`connections_max` must be at least 1".into()));
         }
@@ -420,6 +459,24 @@ impl Config {
     /// The interfaces that agents are behind.
     pub fn agents_interfaces(&self) -> impl Iterator<Item = &Interface> {
         self.interfaces.iter().filter(|i| i.role == Role::Agents)
+    }
+
+    /// What policy is decided by besides its text.
+    fn check_surroundings(&self) -> Result<(), (&'static str, String)> {
+        for (key, path) in [("asn", &self.geo.asn), ("country", &self.geo.country)] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                let why = "must be an absolute path: roles have no directory of their own";
+                return Err((key, format!("`{key}` {why}")));
+            }
+        }
+        if jiff::tz::TimeZone::get(&self.time.zone).is_err() {
+            let message = format!(
+                "there is no time zone `{}` on this machine: use a name such as `UTC` or `Europe/Berlin`, and see that the zone database (`tzdata`) is installed",
+                self.time.zone
+            );
+            return Err(("zone", message));
+        }
+        Ok(())
     }
 
     /// Socket of the control role: snapshots and audit, for L7.
@@ -545,6 +602,11 @@ mod tests {
         assert_eq!(open, [0, 3], "what is not said fails closed");
         let with = |table: &str| format!("{GOOD}{table}\n");
         check(&with("[access]\nl7 = \"x\""), "c.toml:9: unknown field `l7`");
+        check(&with("[geo]\nasn = \"asn.mmdb\""), "c.toml:9: `asn` must be an absolute path");
+        check(&with("[geo]\ncity = \"/x\""), "c.toml:9: unknown field `city`");
+        check(&with("[time]\nzone = \"Mars/Base\""), "c.toml:9: there is no time zone `Mars/Base`");
+        let zone = Config::parse(&with("[time]\nzone = \"Europe/Berlin\""), Path::new("c.toml"));
+        assert_eq!(zone.expect("valid").time.zone, "Europe/Berlin");
         check(
             &with("[audit]\nsegment_bytes_max = 10"),
             "c.toml:9: `segment_bytes_max` must be at least 4096",

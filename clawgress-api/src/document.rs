@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, Source};
 use jiff::Timestamp;
@@ -15,7 +16,8 @@ use crate::{Destination, RecordKind, SourceRef, Verdict};
 pub struct Snapshot<P> {
     /// Monotonic number, the same as the kernel plane's.
     pub generation: u64,
-    /// The policy bundle (`clawgress_policy::PolicyBundle`); `None` before the first apply: deny.
+    /// The policy with what its decisions rest on (`clawgress_policy::PolicyInForce`); `None` before the
+    /// first apply: deny.
     pub policy: Option<P>,
     /// Agents.
     pub agents: Vec<Agent>,
@@ -181,6 +183,46 @@ pub struct PolicyRevision<P> {
     /// The generation it went live in, if it is live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+}
+
+/// A file of geo data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeoSource {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// What it calls itself.
+    pub database: String,
+    /// When it was made, by its own account.
+    pub built: Timestamp,
+    /// SHA-256 of its bytes, hex.
+    pub sha256: String,
+}
+
+/// Geo data of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeoPart {
+    /// `asn` or `country`.
+    pub kind: String,
+    /// The file that is configured, if one is.
+    pub path: Option<PathBuf>,
+    /// The file whose data are in force, if policy names anything of it.
+    pub in_force: Option<GeoSource>,
+    /// ASNs or countries that policy names.
+    pub names: u64,
+    /// Prefixes they have.
+    pub prefixes: u64,
+}
+
+/// Answer to `geo status` and `geo reload`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeoStatus {
+    /// The generation whose data these are.
+    pub generation: u64,
+    /// Each kind.
+    pub parts: Vec<GeoPart>,
+    /// Why the files as they are now are not in force, if they aren't.
+    pub trouble: Option<String>,
 }
 
 /// Answer to `policy check`.

@@ -1,6 +1,6 @@
 //! Questions to policy, in the order the traffic raises them.
 //!
-//! Pure but for logging. Must never turn an error or a missing policy into an allow.
+//! Pure but for logging and the plan's clock. Must never turn an error or a missing policy into an allow.
 
 use std::net::IpAddr;
 
@@ -56,7 +56,7 @@ impl Ruling {
 
 fn ask(plan: &Plan, agent: &Agent, operation: Operation<'_>) -> Ruling {
     let action = operation.action();
-    let Some(policy) = &plan.policy else { return Ruling::deny(action, DropReason::PolicyMissing) };
+    let Some(policy) = plan.policy() else { return Ruling::deny(action, DropReason::PolicyMissing) };
     ruling(action, agent, policy.decide(&Request { agent, operation }))
 }
 
@@ -150,6 +150,6 @@ fn connect_one(plan: &Plan, agent: &Agent, own: &Own, ip: IpAddr, port: u16) -> 
     if own.is(ip) || own.listens(ip, port) {
         return Ruling::deny("connect", DropReason::GatewayAddress);
     }
-    let Some(policy) = &plan.policy else { return Ruling::deny("connect", DropReason::PolicyMissing) };
+    let Some(policy) = plan.policy() else { return Ruling::deny("connect", DropReason::PolicyMissing) };
     ruling("connect", agent, policy.reach(agent, ip, port, Transport::Tcp))
 }

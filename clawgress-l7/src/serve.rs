@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clawgress_api::clock::SystemClock;
+use clawgress_api::clock::{Clock, SystemClock};
 use clawgress_api::config::Config;
 use clawgress_api::notify;
 use clawgress_api::socket::{self, Server, Servers};
@@ -154,13 +154,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let instance = random.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let clock = Arc::new(SystemClock);
     let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
+    let stale_after = Duration::from_secs(config.l7.snapshot_stale_s_max);
+    let snapshots = Arc::new(Snapshots::new(stale_after, Arc::clone(&clock) as Arc<dyn Clock>));
     let (audit, carrier) = audit::queue(&config.node.name, clock, connections_max, &instance);
     let servers = |server| Servers::new(&config.access, server);
     let control = socket::channel_to(&config.control_socket(), servers(Server::Control)?);
     let keys = socket::channel_to(&config.keys_socket(), servers(Server::Keys)?);
     let datapath = servers(Server::Datapath)?;
     let gateway = Arc::new(Gateway {
-        snapshots: Arc::new(Snapshots::new(Duration::from_secs(config.l7.snapshot_stale_s_max))),
+        snapshots,
         keys: Keys::new(keys).context("the system has no randomness")?,
         resolver: Resolver::new(&config.l7.resolvers)?,
         dials: Arc::new(Dials::default()),

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
 use clawgress_api::proto::{Applied, Hello, WatchRequest, watch_request};
 use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::TrustSnapshot;
-use clawgress_policy::{PolicyBundle, PolicySet};
+use clawgress_policy::{PolicyInForce, PolicySet};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,7 +34,8 @@ pub struct Plan {
     /// Its number.
     pub generation: u64,
     /// `None` before the first policy: deny.
-    pub policy: Option<Arc<PolicySet>>,
+    policy: Option<PolicySet>,
+    clock: Arc<dyn Clock>,
     /// Who is who.
     pub trust: TrustSnapshot,
     /// Ids of the keys that exist, so that others cost no question to the keys role, and when they
@@ -48,6 +50,7 @@ pub struct Snapshots {
     /// Who is quarantined, by registry index: outside generations.
     quarantined: Mutex<Arc<BTreeSet<u32>>>,
     changed: watch::Sender<u64>,
+    clock: Arc<dyn Clock>,
     started: Instant,
     /// Milliseconds after `started` since when nobody confirms the plan.
     lost_ms: AtomicU64,
@@ -57,14 +60,20 @@ pub struct Snapshots {
 // === impl Plan ===
 
 impl Plan {
-    fn new(document: &[u8]) -> Result<Plan, String> {
-        let snapshot: Snapshot<PolicyBundle> =
+    fn new(document: &[u8], clock: Arc<dyn Clock>) -> Result<Plan, String> {
+        let snapshot: Snapshot<PolicyInForce> =
             serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
-        let policy = snapshot.policy.as_ref().map(PolicySet::parse).transpose().map_err(|e| e.to_string())?;
+        let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
+        let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
         let keys = snapshot.keys.iter().map(|k| (k.id.clone(), k.expires_at_s)).collect();
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys);
-        let policy = policy.map(Arc::new);
-        Ok(Plan { generation: snapshot.generation, policy, trust, keys: Arc::new(keys) })
+        Ok(Plan { generation: snapshot.generation, policy, clock, trust, keys: Arc::new(keys) })
+    }
+
+    /// The policy as it decides now; `None` before the first: deny.
+    #[must_use]
+    pub fn policy(&self) -> Option<PolicySet> {
+        self.policy.as_ref().map(|policy| policy.at(self.clock.now().as_millisecond()))
     }
 
     /// The same generation with these agents quarantined.
@@ -72,6 +81,7 @@ impl Plan {
         Plan {
             generation: self.generation,
             policy: self.policy.clone(),
+            clock: Arc::clone(&self.clock),
             trust: self.trust.with_quarantined(quarantined),
             keys: Arc::clone(&self.keys),
         }
@@ -83,10 +93,11 @@ impl Plan {
 impl Snapshots {
     /// With no plan yet.
     #[must_use]
-    pub fn new(stale_after: Duration) -> Self {
+    pub fn new(stale_after: Duration, clock: Arc<dyn Clock>) -> Self {
         Snapshots {
             plan: ArcSwapOption::empty(),
             quarantined: Mutex::default(),
+            clock,
             changed: watch::channel(0).0,
             started: Instant::now(),
             lost_ms: AtomicU64::new(0),
@@ -157,7 +168,8 @@ impl Snapshots {
             return Applied { generation, error: String::new(), quarantine };
         }
         // Parsing a large policy takes long enough to hold up other tasks.
-        let parsed = tokio::task::spawn_blocking(move || Plan::new(&envelope.document)).await;
+        let clock = Arc::clone(&self.clock);
+        let parsed = tokio::task::spawn_blocking(move || Plan::new(&envelope.document, clock)).await;
         let error = match parsed {
             Ok(Ok(plan)) if plan.generation == generation => {
                 let former = self.generation();
@@ -230,6 +242,8 @@ impl Snapshots {
 
 #[cfg(test)]
 mod tests {
+    use clawgress_api::clock::{FixedClock, SystemClock};
+
     use super::*;
 
     fn envelope(generation: u64, document: &str) -> proto::Snapshot {
@@ -240,7 +254,7 @@ mod tests {
 
     #[tokio::test]
     async fn there_is_a_plan_only_while_it_counts() {
-        let snapshots = Snapshots::new(Duration::from_millis(50));
+        let snapshots = Snapshots::new(Duration::from_millis(50), Arc::new(SystemClock));
         assert_eq!(snapshots.current().err(), Some(DropReason::SnapshotMissing));
         assert_eq!(snapshots.apply(envelope(7, EMPTY)).await.error, "");
         assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
@@ -258,7 +272,7 @@ mod tests {
             let agent = r#"{"id":"web","index":5,"state":"active"}"#;
             format!(r#"{{"generation":{generation},"policy":null,"agents":[{agent}],"keys":[]}}"#)
         };
-        let snapshots = Snapshots::new(Duration::from_secs(60));
+        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
         let isolated = |generation, document: &str, quarantined: &[u32], quarantine| proto::Snapshot {
             quarantined: quarantined.to_vec(),
             quarantine,
@@ -287,7 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_bad_snapshot_changes_nothing_and_starts_the_clock() {
-        let snapshots = Snapshots::new(Duration::from_secs(60));
+        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
         snapshots.apply(envelope(7, EMPTY)).await;
         for bad in [
             "",
@@ -299,5 +313,44 @@ mod tests {
             assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
         }
         assert!(snapshots.stale_in().is_some());
+    }
+
+    /// What control hands out is decided by: geo data and zone of the document, time of the clock.
+    #[tokio::test]
+    async fn the_surroundings_of_the_snapshot_count() {
+        let document = r#"{"generation":8,"agents":[],"keys":[],"policy":{
+            "text":"@id(\"a\") permit (principal, action == Action::\"connect\", resource in Asn::\"AS64500\") when { context.hour == 9 };",
+            "surroundings":{"geo":{"asns":{"64500":["203.0.113.0/24"]}},"zone":{"name":"Z","offsets":[[0,3600]]}}}}"#;
+        let agent = clawgress_identity::Agent {
+            id: "web".parse().expect("id"),
+            index: 1,
+            team: None,
+            project: None,
+            environment: None,
+            labels: std::collections::BTreeMap::new(),
+            state: clawgress_identity::AgentState::Active,
+            sources: Vec::new(),
+        };
+        for (time, ip, allowed) in [
+            ("2026-11-25T08:59:59Z", "203.0.113.7", true),
+            ("2026-11-25T09:00:00Z", "203.0.113.7", false),
+            ("2026-11-25T08:00:00Z", "203.0.112.7", false),
+        ] {
+            let clock = FixedClock(time.parse().expect("time"));
+            let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(clock));
+            assert_eq!(snapshots.apply(envelope(8, document)).await.error, "");
+            let plan = snapshots.current().expect("plan");
+            let policy = plan.policy().expect("policy");
+            let ip = ip.parse().expect("address");
+            let reach = policy.reach(&agent, ip, 443, clawgress_policy::Transport::Tcp);
+            assert_eq!(reach.is_allow(), allowed, "{time} {ip}: {reach:?}");
+        }
+        let lost = document.replace("64500\":", "64501\":");
+        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
+        assert_ne!(
+            snapshots.apply(envelope(8, &lost)).await.error,
+            "",
+            "what the data lack is refused here too"
+        );
     }
 }

@@ -23,6 +23,7 @@ pub(crate) mod syntax;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text;
+mod written;
 
 pub(crate) use parse::applies;
 pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
@@ -42,7 +43,7 @@ pub struct NamedSets {
     #[serde(default)]
     pub hosts: BTreeMap<String, BTreeSet<String>>,
     /// `NetworkSet`: prefixes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "written::networks")]
     pub networks: BTreeMap<String, BTreeSet<IpNet>>,
 }
 

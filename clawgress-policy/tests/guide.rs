@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::{
-    Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Transport, TunnelProtocol,
-    kernel,
+    Geo, Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Surroundings,
+    Transport, TunnelProtocol, kernel,
 };
+
+/// 2026-11-23T12:00:00Z.
+const MONDAY_NOON_MS: i64 = 1_795_435_200_000;
 
 const GUIDE: &str = include_str!("../../docs/policy.md");
 
@@ -29,9 +32,21 @@ fn sets() -> NamedSets {
     toml::from_str(blocks("toml")[0]).unwrap()
 }
 
+/// What the geo data would say of what the guide names.
+fn surroundings() -> Surroundings {
+    let prefixes = |text: &str| vec![text.parse().unwrap()];
+    let asns = [(64_500, "192.0.2.0/24"), (64_501, "198.18.0.0/24"), (64_502, "198.18.1.0/24")];
+    let geo = Geo {
+        asns: Some(asns.into_iter().map(|(number, text)| (number, prefixes(text))).collect()),
+        countries: Some(BTreeMap::from([("ZZ".to_owned(), prefixes("192.0.2.128/25"))])),
+    };
+    Surroundings { geo, ..Surroundings::default() }
+}
+
 fn guide() -> PolicySet {
-    let text = blocks("cedar").concat();
-    PolicySet::parse(&PolicyBundle { text, sets: sets() }).unwrap_or_else(|e| panic!("{:#?}", e.problems))
+    PolicySet::parse_in(&blocks("cedar").concat(), &sets(), &surroundings())
+        .unwrap_or_else(|e| panic!("{:#?}", e.problems))
+        .at(MONDAY_NOON_MS)
 }
 
 fn agent() -> Agent {
@@ -50,8 +65,8 @@ fn agent() -> Agent {
 #[test]
 fn every_example_is_valid_alone() {
     for text in blocks("cedar") {
-        let bundle = PolicyBundle { text: text.to_owned(), sets: sets() };
-        assert!(PolicySet::parse(&bundle).is_ok_and(|s| !s.is_empty()), "{text}");
+        let parsed = PolicySet::parse_in(text, &sets(), &surroundings());
+        assert!(parsed.is_ok_and(|s| !s.is_empty()), "{text}");
     }
 }
 
@@ -128,6 +143,24 @@ fn reserved_addresses_are_named_as_the_guide_says() {
     assert_eq!(denied.verdict, Err(clawgress_ebpf_common::DropReason::AddressReserved));
     assert_eq!(denied.policies, ["web-anywhere"]);
     assert!(!reach("10.2.0.7", 443).is_allow());
+}
+
+#[test]
+fn classes_and_hours_are_as_the_guide_says() {
+    let reach = |set: &PolicySet, team: &str, ip: &str, port| {
+        let agent = Agent { team: Some(team.to_owned()), ..agent() };
+        set.reach(&agent, ip.parse().unwrap(), port, Transport::Tcp).is_allow()
+    };
+    let noon = guide();
+    assert!(reach(&noon, "research", "192.0.2.1", 8443) && !reach(&noon, "research", "192.0.2.129", 8443));
+    assert!(reach(&noon, "accounting", "203.0.113.1", 22) && !reach(&noon, "backup", "203.0.113.1", 22));
+    let night = guide().at(MONDAY_NOON_MS + 11 * 3_600_000);
+    assert!(!reach(&night, "accounting", "203.0.113.1", 22) && reach(&night, "backup", "203.0.113.1", 22));
+    let saturday = guide().at(MONDAY_NOON_MS + 5 * 86_400_000);
+    assert!(!reach(&saturday, "accounting", "203.0.113.1", 22));
+    assert!(reach(&noon, "contractors", "203.0.113.1", 22));
+    let later = guide().at(1_900_000_000_000);
+    assert!(!reach(&later, "contractors", "203.0.113.1", 22), "2030-03-17");
 }
 
 #[test]

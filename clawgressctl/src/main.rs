@@ -7,6 +7,7 @@ mod audit;
 mod client;
 mod completion;
 mod failure;
+mod geo;
 mod live;
 mod metrics;
 mod output;
@@ -62,6 +63,9 @@ enum Verb {
     /// Policy: what they may do.
     #[command(subcommand)]
     Policy(policy::Verb),
+    /// Geo data: which addresses an autonomous system or a country has.
+    #[command(subcommand)]
+    Geo(geo::Verb),
     /// The audit log: what they did.
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -107,6 +111,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Status => status::show(&client, output).await?,
             Verb::Agent(verb) => agent::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,
+            Verb::Geo(verb) => geo::run(&client, output, verb).await?,
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,
             Verb::Flows(arguments) => live::flows(&client, output, arguments).await?,
             Verb::Drops(arguments) => live::drops(&client, output, arguments).await?,

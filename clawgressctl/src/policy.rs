@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use clawgress_api::proto::{Empty, RevisionNumber};
 use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, Status};
-use clawgress_policy::{NamedSets, PolicyBundle, PolicyProblem, PolicySet, kernel};
+use clawgress_policy::{NamedSets, PolicyBundle, PolicyErrors, PolicyProblem, PolicySet};
 use tonic::{Response, Status as CallStatus};
 
 use crate::client::{Client, request};
@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::{self, Output};
 
 /// Largest policy or sets file, bytes: what the agent takes.
-const FILE_BYTES_MAX: u64 = 8 << 20;
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -59,8 +59,11 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
     match verb {
         Verb::Check { files, node } => {
             let bundle = files.read()?;
-            let check =
-                if node { check_on_node(client, &files, bundle).await? } else { files.check(&bundle)? };
+            let (check, left_out) = if node {
+                (check_on_node(client, &files, bundle).await?, "")
+            } else {
+                files.check(&bundle)?
+            };
             match output {
                 Output::Json => output::json(&check),
                 Output::Table => output::line(&format!(
@@ -69,7 +72,7 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
                     check.policies,
                     check.prefixes,
                     check.cells,
-                    if node { "" } else { " (without agents)" }
+                    left_out
                 )),
             }
         }
@@ -165,14 +168,24 @@ impl Files {
         Ok(PolicyBundle { text, sets })
     }
 
-    /// As the agent would check it, but for what depends on its agents.
-    fn check(&self, bundle: &PolicyBundle) -> Result<PolicyCheck, Failure> {
-        let checked = PolicySet::parse(bundle).and_then(|set| {
-            let tables = kernel::compile(&set, &[])?;
-            let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
-            Ok(PolicyCheck { policies: set.len() as u64, prefixes, cells })
-        });
-        checked.map_err(|errors| Failure::Policy { file: self.file.clone(), problems: errors.problems })
+    /// As the agent would check it, but for what depends on its agents and its geo data; and what that is, in
+    /// words.
+    fn check(&self, bundle: &PolicyBundle) -> Result<(PolicyCheck, &'static str), Failure> {
+        let refused =
+            |errors: PolicyErrors| Failure::Policy { file: self.file.clone(), problems: errors.problems };
+        let outline = PolicySet::check(bundle).map_err(refused)?;
+        let count = |n: usize| n as u64;
+        let check = PolicyCheck {
+            policies: count(outline.policies),
+            prefixes: count(outline.prefixes),
+            cells: count(outline.cells),
+        };
+        let left_out = if outline.names_geo {
+            " (without agents, and without geo data: whether they have the ASNs and countries, --node tells)"
+        } else {
+            " (without agents)"
+        };
+        Ok((check, left_out))
     }
 
     /// A status that carries problems of the policy becomes one line each.

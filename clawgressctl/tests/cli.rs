@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use clawgress_api::config::Config;
 use clawgress_api::identity::{Agent, AgentState};
 use clawgress_api::{
-    AuditRecord, CreatedAgent, Destination, LiveFlow, LiveFlows, LiveQuery, PolicyRevision, RecentDrop,
-    SourceRef, Status,
+    AuditRecord, CreatedAgent, Destination, GeoStatus, LiveFlow, LiveFlows, LiveQuery, PolicyRevision,
+    RecentDrop, SourceRef, Status,
 };
 use clawgress_policy::PolicyBundle;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -113,6 +113,12 @@ async fn policy() {
     check(&unset, 1, "", "saas");
     let offline = ctl(nowhere, &["policy", "check", &good, "--sets", &bad_sets]).output().await.expect("run");
     check(&offline, 1, "", &format!("{bad_sets}:3:"));
+    let bad_prefix =
+        path(&file(&node, "prefix.toml", "[networks]\nok = [\"10.0.0.0/8\"]\nlan = [\"10.0.0.0/33\"]\n"));
+    let offline =
+        ctl(nowhere, &["policy", "check", &good, "--sets", &bad_prefix]).output().await.expect("run");
+    check(&offline, 1, "", &format!("{bad_prefix}:3:"));
+    check(&offline, 1, "", "`10.0.0.0/33` is not a prefix: write an address, `/`, and a length");
     let missing = ctl(nowhere, &["policy", "check", "/nonexistent/p.cedar"]).output().await.expect("run");
     check(&missing, 1, "", "cannot read `/nonexistent/p.cedar`");
 
@@ -132,6 +138,26 @@ async fn policy() {
     assert_eq!(json.bundle.expect("bundle").sets.hosts.len(), 1);
     check(&run(config, &["policy", "show", "9"]).await, 1, "", "there is no revision 9");
     check(&run(config, &["policy", "history"]).await, 0, "first", "");
+}
+
+/// ASNs and countries: their form is checked anywhere, that there are data of them on the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn geo() {
+    let node =
+        Node::configured(|dir| format!("[geo]\ncountry = \"{}/c.mmdb\"\n", dir.display())).start().await;
+    let config = &node.config;
+    let named = r#"@id("a") permit (principal, action == Action::"connect", resource in Country::"DE");"#;
+    let named = file(&node, "geo.cedar", named).to_str().expect("text").to_owned();
+    let nowhere = Path::new("/nonexistent/admin.sock");
+    let offline = ctl(nowhere, &["policy", "check", &named]).output().await.expect("run");
+    check(&offline, 0, "is valid: policies 1", "");
+    check(&offline, 0, "without geo data: whether they have the ASNs and countries, --node tells", "");
+    let refused = run(config, &["policy", "apply", &named, "-m", "x"]).await;
+    check(&refused, 1, "", "cannot read the country data");
+    check(&run(config, &["geo", "status"]).await, 0, "not configured", "");
+    check(&run(config, &["geo", "reload"]).await, 1, "", "c.mmdb`: No such file");
+    let json: GeoStatus = parse(&run(config, &["geo", "status", "-o", "json"]).await.stdout);
+    assert!(json.parts.iter().all(|part| part.in_force.is_none()) && json.trouble.is_some(), "{json:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

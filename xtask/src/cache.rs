@@ -50,6 +50,14 @@ pub fn kernels() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Geo data: `country.mmdb` and `asn.mmdb`.
+///
+/// # Errors
+/// As [`root`].
+pub fn geo() -> anyhow::Result<PathBuf> {
+    Ok(root()?.join("geo"))
+}
+
 /// The demo's Python clients.
 ///
 /// # Errors

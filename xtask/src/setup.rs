@@ -4,8 +4,10 @@
 
 mod apt;
 mod clients;
+mod geo;
 mod kernels;
 mod linker;
+mod mmdb;
 mod packages;
 mod rust_src;
 
@@ -24,7 +26,7 @@ pub enum Scope {
     Build,
     /// And what lab and tests need.
     Lab,
-    /// And the demo's clients.
+    /// And the demo's clients, and geo data.
     All,
 }
 
@@ -50,6 +52,7 @@ pub fn run(scope: Scope) -> anyhow::Result<()> {
     }
     if scope == Scope::All {
         clients::install()?;
+        geo::install()?;
     }
     println!("setup: complete");
     Ok(())

@@ -59,6 +59,7 @@ pub fn up(transparent: Option<String>, dir: Option<PathBuf>, rest: Vec<String>) 
     setup::run(Scope::Build)?;
     compile(false)?;
     let mut command = Command::new(directory(false).join("clawgress-up"));
+    command.env("CLAWGRESS_GEO_DIR", cache::geo()?);
     if let Some(interface) = transparent {
         command.arg("--transparent").arg(interface);
     }

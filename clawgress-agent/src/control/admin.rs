@@ -171,6 +171,23 @@ impl Admin for Service {
         documents(&history)
     }
 
+    async fn geo_status(&self, _: Request<Empty>) -> Answer {
+        document(&self.0.geo_status())
+    }
+
+    async fn reload_geo(&self, request: Request<Empty>) -> Answer {
+        let by = caller(&request);
+        let control = Arc::clone(&self.0);
+        document(
+            &detached(async move {
+                control.geo.reload(&control.governor, &by).await?;
+                control.settled().await;
+                Ok(control.geo_status())
+            })
+            .await?,
+        )
+    }
+
     async fn search_audit(
         &self,
         request: Request<Document>,
@@ -307,10 +324,11 @@ impl Control {
             let PolicyRevision { number, parent, hash, message, .. } = after;
             format!("policy revision {number} ({hash}) applied by {by} after revision {parent}: {message}")
         };
+        let text = revision.bundle.as_ref().map_or("", |bundle| bundle.text.as_str());
+        let geo = self.governor.geo_of(text).await?;
         let (mut revision, generation) =
-            self.governor.change(detail, |draft| draft.apply_policy(revision.clone())).await?;
+            self.governor.change(detail, |draft| draft.apply_policy(revision.clone(), &geo)).await?;
         self.settled().await;
-        revision.bundle = None;
         revision.generation = Some(generation.model.generation);
         Ok(revision)
     }
@@ -420,7 +438,9 @@ fn status(refusal: Refusal) -> Status {
     match refusal {
         Refusal::Missing(_) => Status::not_found(text),
         Refusal::Exists(_) => Status::already_exists(text),
-        Refusal::Invalid(_) | Refusal::Store(StoreError::Invalid(_)) => Status::invalid_argument(text),
+        Refusal::Invalid(_) | Refusal::Geo(_) | Refusal::Store(StoreError::Invalid(_)) => {
+            Status::invalid_argument(text)
+        }
         Refusal::Unsupported(_) => Status::failed_precondition(text),
         Refusal::Full(_) => Status::resource_exhausted(text),
         Refusal::Policy(errors) => {

@@ -4,19 +4,26 @@
 //! this process in between, the next start puts it there. Twice is possible, missing is not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use clawgress_api::clock::Clock;
 use clawgress_api::config::Config;
-use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, RecordKind, Snapshot};
+use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, PolicyRevision, RecordKind, Snapshot};
 use clawgress_ebpf_common::bound;
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::{self, KernelTables};
-use clawgress_policy::{PolicyBundle, PolicySet};
+use clawgress_policy::{
+    GeoNames, PolicyBundle, PolicyInForceRef, PolicySet, Surroundings, ZONE_OFFSETS_MAX, Zone,
+};
 use futures_util::StreamExt as _;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditLog;
-use super::model::{Draft, GENERATION, Model, Refusal, parse};
+use super::geo::GeoInForce;
+use super::model::{Draft, GENERATION, Model, Refusal, Window, parse};
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
 /// Times a change is tried again when another node's change comes first; more is a fault, not a race.
@@ -27,6 +34,11 @@ const PENDING: &str = "pending/";
 
 /// Largest document of a generation: what a plane accepts, less its envelope.
 const DOCUMENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
+
+/// Shortest pause before the clock is looked at again: a turn is a minute's beginning.
+const CLOCK_PAUSE_LEAST: Duration = Duration::from_millis(10);
+/// Longest one: the clock may have been set.
+const CLOCK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// One generation, as both planes get it.
 #[derive(Debug)]
@@ -39,6 +51,19 @@ pub struct Generation {
     pub kernel: Vec<u8>,
     /// Why the stored policy is not in force, if it isn't; then everything is denied.
     pub broken: Option<String>,
+    /// The policy, parsed.
+    parsed: Option<Parsed>,
+    /// When a condition on time turns next, and with it the tables.
+    pub turns_at: Option<Timestamp>,
+}
+
+/// A policy as it was parsed, and what from.
+#[derive(Clone, Debug)]
+struct Parsed {
+    policy: Arc<PolicyRevision<PolicyBundle>>,
+    geo: Arc<GeoInForce>,
+    surroundings: Arc<Surroundings>,
+    set: PolicySet,
 }
 
 /// What a policy comes to in the kernel.
@@ -58,6 +83,7 @@ pub struct Governor {
     pub(super) config: Arc<Config>,
     pub(super) store: Arc<dyn StateStore>,
     pub(super) audit: AuditLog,
+    pub(super) clock: Arc<dyn Clock>,
     live: watch::Sender<Arc<Generation>>,
     /// Held while a change is made, so that two of this process never race.
     turn: Mutex<()>,
@@ -74,9 +100,10 @@ impl Governor {
         config: Arc<Config>,
         store: Arc<dyn StateStore>,
         audit: AuditLog,
+        clock: Arc<dyn Clock>,
     ) -> Result<Self, Refusal> {
         let live = watch::Sender::new(Arc::new(load(store.as_ref()).await?));
-        let governor = Governor { config, store, audit, live, turn: Mutex::new(()) };
+        let governor = Governor { config, store, audit, clock, live, turn: Mutex::new(()) };
         let pending = governor.store.scan(&governor.pending(""), None).await?;
         let pending = pending.entries.iter().map(parse).collect::<Result<Vec<AuditRecord>, _>>();
         let mut pending = pending?;
@@ -151,6 +178,7 @@ impl Governor {
         let stored = draft.model.stored;
         if draft.governs {
             draft.model.generation += 1;
+            draft.enter(self.window())?;
         }
         let number = draft.model.generation;
         // Written even if it stays the same: it is what concurrent changes are compared by.
@@ -161,13 +189,15 @@ impl Governor {
         let governs = draft.governs;
         let (model, writes) = draft.into_writes();
         let mut generation = if governs {
-            render(model).await?
+            render(model, before.parsed.clone()).await?
         } else {
             Generation {
                 model,
                 snapshot: before.snapshot.clone(),
                 kernel: before.kernel.clone(),
                 broken: before.broken.clone(),
+                parsed: before.parsed.clone(),
+                turns_at: before.turns_at,
             }
         };
         let condition = match stored {
@@ -215,14 +245,113 @@ impl Governor {
         self.change(|()| detail.clone(), edit).await.map(drop)
     }
 
-    /// What a policy would come to, with the agents there are.
+    /// The moment that a generation made now is for.
+    fn window(&self) -> Window {
+        Window { zone: self.config.time.zone.clone(), at: self.clock.now() }
+    }
+
+    /// Makes a new generation whenever a condition on time turns, until `stop`.
+    pub async fn keep_time(&self, stop: CancellationToken) {
+        loop {
+            if let Err(error) = self.tick().await {
+                tracing::error!(%error, "a condition on time has turned, and the former generation is still live");
+            }
+            // Never past the turn, and never long: clocks are set, and machines sleep.
+            let turns_in = self.live().turns_at.map(|at| at.duration_since(self.clock.now()));
+            let pause = turns_in.and_then(|d| Duration::try_from(d).ok()).unwrap_or(CLOCK_PAUSE_MAX);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause.clamp(CLOCK_PAUSE_LEAST, CLOCK_PAUSE_MAX)) => {}
+            }
+        }
+    }
+
+    /// Makes a new generation if a condition on time has turned since the live one was made, or its clock was
+    /// another.
+    ///
+    /// # Errors
+    /// If it can't be made; then nothing was altered.
+    pub async fn tick(&self) -> Result<(), Refusal> {
+        let live = self.live();
+        if !live.parsed.as_ref().is_some_and(|parsed| parsed.set.asks_time()) {
+            return Ok(());
+        }
+        let (now, made) = (self.window(), &live.model.window);
+        let why = if live.turns_at.is_some_and(|turn| now.at >= turn) {
+            "a condition on time turned"
+        } else if now.at < made.at {
+            "the clock was set back"
+        } else if now.zone != made.zone {
+            "the time zone was changed"
+        } else {
+            return Ok(());
+        };
+        let detail = format!("{why}: compiled for {} in {}", now.at, now.zone);
+        self.change(|()| detail.clone(), |draft| draft.enter(now.clone())).await.map(drop)
+    }
+
+    /// The geo data that `text` names, as the files have them now.
+    ///
+    /// # Errors
+    /// If a file that is needed can't be read or isn't understood.
+    pub async fn geo_of(&self, text: &str) -> Result<Arc<GeoInForce>, Refusal> {
+        let names = GeoNames::of(text);
+        self.read_geo(names, false).await
+    }
+
+    async fn read_geo(&self, names: GeoNames, all: bool) -> Result<Arc<GeoInForce>, Refusal> {
+        let config = self.config.geo.clone();
+        blocking(move || Ok(Arc::new(GeoInForce::read(&config, &names, all)?))).await
+    }
+
+    /// Reads the geo data's files again, and puts them in force for the live policy: a new generation if any
+    /// prefix changed. Whether one did. `by` tells the audit log who asked.
+    ///
+    /// # Errors
+    /// If a file can't be used, or no longer has what policy names; then nothing was altered.
+    pub async fn reload_geo(&self, by: &str) -> Result<bool, Refusal> {
+        let live = self.live();
+        let policy = live.model.policy.clone();
+        let text = policy.as_ref().and_then(|p| p.bundle.as_ref()).map_or("", |b| b.text.as_str());
+        let names = GeoNames::of(text);
+        // What nobody names is read all the same: that it can't be used is better known before.
+        let geo = self.read_geo(names.clone(), true).await?;
+        if names.is_empty() || *geo == *live.model.geo {
+            return Ok(false);
+        }
+        let revision = policy.as_ref().map_or(0, |p| p.number);
+        let detail = |differs: &bool| {
+            let sources = [&geo.asn, &geo.country].into_iter().flatten();
+            let told: Vec<String> = sources
+                .map(|s| {
+                    format!(
+                        "`{}` ({}, built {}, SHA-256 {})",
+                        s.path.display(),
+                        s.database,
+                        s.built,
+                        s.sha256
+                    )
+                })
+                .collect();
+            let what = if *differs { "" } else { ", with the same prefixes for what policy names" };
+            format!("geo data reloaded by {by}: {}{what}", told.join(", "))
+        };
+        self.change(detail, |draft| draft.set_geo(&geo, revision)).await.map(|(differs, _)| differs)
+    }
+
+    /// What a policy would come to, with the agents and the geo data there are.
     ///
     /// # Errors
     /// If it is refused.
     pub async fn check(&self, bundle: PolicyBundle) -> Result<Size, Refusal> {
         let agents = self.live().model.agents.values().cloned().collect::<Vec<_>>();
+        let geo = self.geo_of(&bundle.text).await?;
+        let window = self.window();
         blocking(move || {
-            let (policies, tables) = compile(&bundle, &agents)?;
+            let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
+            let set = PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings)?;
+            let policies = set.len() as u64;
+            let tables = compile(&set.at(window.at.as_millisecond()), &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
             Ok(Size { policies, prefixes, cells })
         })
@@ -251,7 +380,7 @@ impl Governor {
             // The watch fell behind what is kept, or the store failed: begin again from now, not in a spin.
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
             let _turn = self.turn.lock().await;
             if let Ok(generation) = load(self.store.as_ref()).await
@@ -266,13 +395,13 @@ impl Governor {
 /// The stored model as a generation. A policy that this version refuses is not in force: deny.
 async fn load(store: &dyn StateStore) -> Result<Generation, StoreError> {
     let model = Model::load(store).await?;
-    match render(model.clone()).await {
+    match render(model.clone(), None).await {
         Ok(generation) => Ok(generation),
         Err(refusal) => {
             let broken = format!("{refusal}{}", problems(&refusal));
             tracing::error!(broken, "the stored policy is refused: everything is denied");
             let revision = model.policy.clone();
-            let mut generation = render(Model { policy: None, ..model })
+            let mut generation = render(Model { policy: None, ..model }, None)
                 .await
                 .map_err(|e| StoreError::Invalid(e.to_string()))?;
             generation.model.policy = revision;
@@ -287,19 +416,22 @@ fn problems(refusal: &Refusal) -> String {
     errors.problems.first().map(|p| format!("; the first: {}", p.message)).unwrap_or_default()
 }
 
-async fn render(model: Model) -> Result<Generation, Refusal> {
+/// The model as the planes get it. What `former` has parsed is taken from it where nothing of it changed: a
+/// million prefixes take a second.
+async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refusal> {
     blocking(move || {
         let agents: Vec<Agent> = model.agents.values().cloned().collect();
-        let bundle = model.policy.as_ref().and_then(|p| p.bundle.as_ref());
         let sources: usize = agents.iter().map(|a| a.sources.len()).sum();
         within("source bindings", sources, bound::BINDINGS_MAX)?;
-        let tables = bundle.map(|bundle| compile(bundle, &agents)).transpose()?.map(|(_, tables)| tables);
+        let parsed = Parsed::of(&model, former)?;
+        let set = parsed.as_ref().map(|parsed| parsed.set.at(model.window.at.as_millisecond()));
+        let tables = set.as_ref().map(|set| compile(set, &agents)).transpose()?;
         let json = |e: serde_json::Error| Refusal::Invalid(e.to_string());
         let kernel = KernelGeneration { generation: model.generation, tables, agents };
         let kernel_json = serde_json::to_vec(&kernel).map_err(json)?;
         let snapshot = Snapshot {
             generation: model.generation,
-            policy: bundle,
+            policy: parsed.as_ref().and_then(Parsed::in_force),
             agents: kernel.agents,
             keys: model.keys.values().cloned().collect(),
         };
@@ -307,18 +439,67 @@ async fn render(model: Model) -> Result<Generation, Refusal> {
         if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {
             return Err(Refusal::Full(format!("a generation has at most {DOCUMENT_BYTES_MAX} bytes")));
         }
-        Ok(Generation { model, snapshot, kernel: kernel_json, broken: None })
+        let turn_ms = set.as_ref().and_then(|set| set.next_turn_ms(model.window.at.as_millisecond()));
+        let turns_at = turn_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        Ok(Generation { model, snapshot, kernel: kernel_json, broken: None, parsed, turns_at })
     })
     .await
 }
 
-/// Parses and compiles to the number of policies and tables that fit into the kernel's.
-fn compile(bundle: &PolicyBundle, agents: &[Agent]) -> Result<(u64, KernelTables), Refusal> {
-    let set = PolicySet::parse(bundle)?;
-    let tables = kernel::compile(&set, agents)?;
+// === impl Parsed ===
+
+impl Parsed {
+    /// The model's policy, if it has one.
+    fn of(model: &Model, former: Option<Parsed>) -> Result<Option<Parsed>, Refusal> {
+        let Some(policy) = &model.policy else { return Ok(None) };
+        let Some(bundle) = &policy.bundle else { return Ok(None) };
+        let zone = zone(&model.window)?;
+        if let Some(former) = former
+            && Arc::ptr_eq(&former.policy, policy)
+            && Arc::ptr_eq(&former.geo, &model.geo)
+            && former.surroundings.zone == zone
+        {
+            return Ok(Some(former));
+        }
+        let surroundings = Surroundings { geo: model.geo.geo.clone(), zone };
+        let set = PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings)?;
+        let (policy, geo) = (Arc::clone(policy), Arc::clone(&model.geo));
+        Ok(Some(Parsed { policy, geo, surroundings: Arc::new(surroundings), set }))
+    }
+
+    /// What L7 is to decide by.
+    fn in_force(&self) -> Option<PolicyInForceRef<'_>> {
+        let bundle = self.policy.bundle.as_ref()?;
+        let surroundings = self.surroundings.as_ref();
+        Some(PolicyInForceRef { text: &bundle.text, sets: &bundle.sets, surroundings })
+    }
+}
+
+/// The window's zone as its offsets around then.
+fn zone(window: &Window) -> Result<Zone, Refusal> {
+    let Window { zone: name, at } = window;
+    let unknown = |e: jiff::Error| Refusal::Invalid(format!("there is no time zone `{name}` here: {e}"));
+    let zone = TimeZone::get(name).map_err(unknown)?;
+    // From a year's beginning, so that it stays the same from one generation to the next. Conditions are
+    // answered for this moment and for those after it.
+    let year = zone.to_datetime(*at).date().first_of_year().to_zoned(TimeZone::UTC).map_err(unknown)?;
+    let from = year.timestamp();
+    let first = (from.as_second(), zone.to_offset(from).seconds());
+    let later = zone.following(from).map(|t| (t.timestamp().as_second(), t.offset().seconds()));
+    let mut offsets: Vec<(i64, i32)> = std::iter::once(first).chain(later).take(ZONE_OFFSETS_MAX).collect();
+    if offsets.iter().all(|(_, offset)| *offset == 0) {
+        // UTC, which needs no saying.
+        offsets.clear();
+    }
+    Ok(Zone { name: name.clone(), offsets })
+}
+
+/// Compiles to tables that fit into the kernel's.
+fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, Refusal> {
+    let tables = kernel::compile(set, agents)?;
     within("destination prefixes", tables.destinations.len(), bound::DESTINATIONS_MAX)?;
     within("verdict cells", tables.verdicts.len(), bound::VERDICTS_MAX)?;
-    Ok((set.len() as u64, tables))
+    Ok(tables)
 }
 
 /// Whether `count` fits into one of the two slots of a table with `max` places.

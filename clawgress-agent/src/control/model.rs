@@ -2,6 +2,7 @@
 //! change in the making; nothing here is visible to anybody before it is committed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use clawgress_api::PolicyRevision;
 use clawgress_api::config::{Config, DatapathMode, Role};
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::audit::AuditError;
+use super::geo::{GeoError, GeoInForce};
 use super::store::{Entry, Revision, StateStore, StoreError, Write};
 
 /// Agents on one node: the number the project promises, with the kernel tables sized for it.
@@ -32,6 +34,8 @@ pub(super) const GENERATION: &str = "generation";
 pub(super) const CANARY: &str = "canary";
 const NEXT_INDEX: &str = "next-index";
 const LIVE_POLICY: &str = "policy-live";
+const GEO: &str = "geo";
+const WINDOW: &str = "window";
 const AGENT: &str = "agent/";
 const KEY: &str = "key/";
 const RUN: &str = "run/";
@@ -66,6 +70,22 @@ pub struct RunWorkload {
     pub path: String,
 }
 
+/// The moment a generation was made for: conditions on time are answered for it, until one turns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// The zone of the wall clock, by name.
+    pub zone: String,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Window { zone: "UTC".to_owned(), at: Timestamp::UNIX_EPOCH }
+    }
+}
+
 /// Everything that is governed, at one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -80,7 +100,11 @@ pub struct Model {
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
     /// The live policy, with its bundle.
-    pub policy: Option<PolicyRevision<PolicyBundle>>,
+    pub policy: Option<Arc<PolicyRevision<PolicyBundle>>>,
+    /// The geo data in force: of what the live policy names.
+    pub geo: Arc<GeoInForce>,
+    /// The moment of this generation.
+    pub window: Window,
     /// Number of the next agent; never one that was used before.
     pub next_index: u32,
 }
@@ -106,6 +130,9 @@ pub enum Refusal {
     /// The policy has problems.
     #[error(transparent)]
     Policy(#[from] PolicyErrors),
+    /// The geo data that the policy needs can't be used.
+    #[error(transparent)]
+    Geo(#[from] GeoError),
     /// Another role is away.
     #[error("{0}")]
     Unavailable(String),
@@ -139,9 +166,11 @@ impl Model {
         let next_index = store.read(NEXT_INDEX, at).await?.entries.first().map(parse).transpose()?;
         let live: Option<u64> = store.read(LIVE_POLICY, at).await?.entries.first().map(parse).transpose()?;
         let policy = match live {
-            Some(number) => revision(store, number, at).await?,
+            Some(number) => revision(store, number, at).await?.map(Arc::new),
             None => None,
         };
+        let geo: Option<GeoInForce> = store.read(GEO, at).await?.entries.first().map(parse).transpose()?;
+        let window: Option<Window> = store.read(WINDOW, at).await?.entries.first().map(parse).transpose()?;
         Ok(Model {
             generation: generation.entries.first().map(parse).transpose()?.unwrap_or(0),
             stored: generation.entries.first().map(|e| e.modified),
@@ -149,6 +178,8 @@ impl Model {
             keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,
+            geo: Arc::new(geo.unwrap_or_default()),
+            window: window.unwrap_or_default(),
             next_index: next_index.unwrap_or(1),
         })
     }
@@ -357,13 +388,14 @@ impl Draft {
         Ok(())
     }
 
-    /// Makes a policy live as the next revision.
+    /// Makes a policy live as the next revision, with the geo data that it names.
     ///
     /// # Errors
     /// If author or message are too long.
     pub fn apply_policy(
         &mut self,
         mut revision: PolicyRevision<PolicyBundle>,
+        geo: &Arc<GeoInForce>,
     ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
         check_text("message", &revision.message)?;
         check_text("author", &revision.author)?;
@@ -378,10 +410,48 @@ impl Draft {
             self.delete(numbered(REVISION, old));
             self.delete(numbered(BUNDLE, old));
         }
+        let told = revision.clone();
         revision.bundle = bundle;
-        self.model.policy = Some(revision.clone());
+        self.model.policy = Some(Arc::new(revision));
+        self.put_geo(geo)?;
         self.governs = true;
-        Ok(revision)
+        Ok(told)
+    }
+
+    /// Puts geo data in force, for the live policy of this revision. Whether a plane would decide anything
+    /// differently.
+    ///
+    /// # Errors
+    /// If another policy is live meanwhile, which may name others.
+    pub fn set_geo(&mut self, geo: &Arc<GeoInForce>, revision: u64) -> Result<bool, Refusal> {
+        if self.model.policy.as_ref().map_or(0, |p| p.number) != revision {
+            return Err(Refusal::Unavailable("another policy was applied meanwhile; try again".into()));
+        }
+        let differs = geo.geo != self.model.geo.geo;
+        self.put_geo(geo)?;
+        self.governs |= differs;
+        Ok(differs)
+    }
+
+    fn put_geo(&mut self, geo: &Arc<GeoInForce>) -> Result<(), Refusal> {
+        if *geo != self.model.geo {
+            self.put(GEO, geo.as_ref())?;
+            self.model.geo = Arc::clone(geo);
+        }
+        Ok(())
+    }
+
+    /// Makes the generation one of this moment.
+    ///
+    /// # Errors
+    /// Never; the signature of its kind.
+    pub fn enter(&mut self, window: Window) -> Result<(), Refusal> {
+        if window != self.model.window {
+            self.put(WINDOW, &window)?;
+            self.model.window = window;
+        }
+        self.governs = true;
+        Ok(())
     }
 
     /// The change as writes, for a transaction.

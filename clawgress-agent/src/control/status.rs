@@ -21,6 +21,7 @@ impl Control {
         warnings.extend(policy_warning(&live));
         warnings.extend(self.audit.failure().map(|f| format!("{f}: nothing is acknowledged, so L7 denies")));
         warnings.extend(keys);
+        warnings.extend(self.geo.trouble().map(|why| format!("geo data: {why}; what was in force stays")));
         match &datapath {
             Ok(status) => self.datapath_warnings(status, &live, &mut warnings),
             Err(error) => warnings.push(format!(

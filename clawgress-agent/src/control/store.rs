@@ -20,8 +20,8 @@ pub type Revision = u64;
 
 /// Longest key, bytes.
 pub const KEY_BYTES_MAX: usize = 512;
-/// Largest value, bytes: a policy with its named sets.
-pub const VALUE_BYTES_MAX: usize = 8 << 20;
+/// Largest value, bytes: a policy with its named sets, or geo data; 1.2 million prefixes of either.
+pub const VALUE_BYTES_MAX: usize = 64 << 20;
 /// Most conditions and writes of one transaction.
 pub const OPERATIONS_MAX: usize = 4096;
 /// Revisions that can still be read and watched from; older history is dropped as new commits come.

@@ -58,19 +58,28 @@ impl Role {
 impl Node {
     /// A node without a kernel plane, not started.
     pub fn new() -> Self {
-        Node::with("[datapath]\nmode = \"none\"\n")
+        Node::with("[datapath]\nmode = \"none\"\n", |_| String::new())
+    }
+
+    /// A node without a kernel plane, with more tables in its configuration, not started. They may name
+    /// files in its directory.
+    pub fn configured(more: impl FnOnce(&Path) -> String) -> Self {
+        Node::with("[datapath]\nmode = \"none\"\n", more)
     }
 
     /// A node with a kernel plane on `lo`, not started.
     pub fn kernel() -> Self {
-        Node::with("[datapath]\nmode = \"kernel\"\n[[interface]]\nname = \"lo\"\nrole = \"agents\"\n")
+        Node::with("[datapath]\nmode = \"kernel\"\n[[interface]]\nname = \"lo\"\nrole = \"agents\"\n", |_| {
+            String::new()
+        })
     }
 
-    fn with(datapath: &str) -> Self {
+    fn with(datapath: &str, more: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::Builder::new().prefix("claw").tempdir().expect("directory");
         let path = dir.path().display();
+        let more = more(dir.path());
         let text = format!(
-            "[node]\nname = \"test\"\nstate_dir = \"{path}/state\"\nrun_dir = \"{path}/run\"\n{datapath}[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n"
+            "[node]\nname = \"test\"\nstate_dir = \"{path}/state\"\nrun_dir = \"{path}/run\"\n{datapath}[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n{more}"
         );
         std::fs::write(dir.path().join("clawgress.toml"), &text).expect("write");
         let config = Arc::new(Config::parse(&text, Path::new("test.toml")).expect("configuration"));

@@ -45,7 +45,7 @@ impl Steered {
         ];
         let dns = dns::Dns::start(zone).await;
         let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
-        let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60)));
+        let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock)));
         let document = snapshot.as_bytes().to_vec();
         snapshots
             .apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document, ..Default::default() })

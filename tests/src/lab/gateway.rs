@@ -75,6 +75,8 @@ pub struct GatewayOptions {
     pub connections_max: Option<usize>,
     /// Where programs are taken from; beside the running one if absent.
     pub programs: Option<PathBuf>,
+    /// More tables of the configuration.
+    pub more: String,
 }
 
 /// A lab with a running gateway. Dropping it stops the gateway, then takes the lab away.
@@ -306,7 +308,7 @@ impl Gateway {
              [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
              [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
              [access]\nkeys_user = \"bin\"\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
-             [l7]\nresolvers = [\"{}:53\"]\n{}{}{}",
+             [l7]\nresolvers = [\"{}:53\"]\n{}{}{}{}",
             self.lab.name(),
             state.display(),
             run.display(),
@@ -317,6 +319,7 @@ impl Gateway {
             option("snapshot_stale_s_max", self.options.snapshot_stale_s_max.map(|n| n.to_string())),
             option("connections_max", self.options.connections_max.map(|n| n.to_string())),
             option("cgroup", cgroup.map(|c| format!("\"{}\"", c.display()))),
+            self.options.more,
         );
         fs::write(self.config(), text).context("cannot write the gateway's configuration")
     }

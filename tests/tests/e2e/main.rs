@@ -12,6 +12,7 @@ mod support;
 mod administration;
 mod audit;
 mod faults;
+mod geo;
 mod kernel;
 mod llm;
 mod proxy;

@@ -21,6 +21,8 @@ pub const TEAM: &str = "default";
 const PROXY_PORT: u16 = 3128;
 /// Where root keeps everything: a place that roles without privileges can reach, unlike a home.
 const ROOT_DIR: &str = "/var/lib/clawgress-up";
+/// Names the directory of the geo data that set-up fetched.
+const GEO_DIR: &str = "CLAWGRESS_GEO_DIR";
 /// Where root's sockets are, so that `clawgressctl` finds them by itself.
 const ROOT_RUN: &str = "/run/clawgress";
 /// The processes' programs.
@@ -100,7 +102,8 @@ impl Layout {
                 fs::rename(staged, layout.programs.join(name))?;
             }
         }
-        fs::write(layout.config(), layout.configuration(listen)?)
+        let geo = layout.geo()?;
+        fs::write(layout.config(), layout.configuration(listen)? + &geo)
             .context("cannot write the configuration")?;
         write_once(&layout.policy(), POLICY)?;
         write_once(&layout.sets(), SETS)?;
@@ -185,6 +188,29 @@ impl Layout {
             directory(&self.programs, 0o755, None)?;
         }
         Ok(())
+    }
+
+    /// The configuration's table of geo data, if set-up has fetched any.
+    fn geo(&self) -> anyhow::Result<String> {
+        let mut table = String::new();
+        let Some(fetched) = std::env::var_os(GEO_DIR).map(PathBuf::from) else { return Ok(table) };
+        for kind in ["country", "asn"] {
+            let name = format!("{kind}.mmdb");
+            let mut file = fetched.join(&name);
+            if !file.is_file() {
+                continue;
+            }
+            if self.apart {
+                // As with programs: a cache below somebody's home is out of reach.
+                let staged = self.dir.join(format!("{name}.new"));
+                fs::copy(&file, &staged).with_context(|| format!("cannot copy `{name}`"))?;
+                fs::set_permissions(&staged, Permissions::from_mode(0o644))?;
+                file = self.dir.join(&name);
+                fs::rename(staged, &file)?;
+            }
+            table.push_str(&format!("{kind} = {:?}\n", file.display().to_string()));
+        }
+        Ok(if table.is_empty() { table } else { format!("\n[geo]\n{table}") })
     }
 
     fn configuration(&self, listen: SocketAddr) -> anyhow::Result<String> {

@@ -1,0 +1,104 @@
+//! Countries and hours, in both planes: what the data say of an address changes its verdict while traffic
+//! runs, in the kernel and in the proxy alike.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use clawgress_api::Plane;
+use clawgress_e2e::lab::{GatewayOptions, Host, Lab};
+use clawgress_e2e::plan::{API, LLM, addresses};
+use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
+
+use crate::support::{admin, codes, curl, curl_within, denied, finish, proxy, record};
+use writer::{Writer, map, text};
+
+#[path = "../../../xtask/src/setup/mmdb.rs"]
+#[expect(dead_code, reason = "set-up takes what this test doesn't")]
+mod writer;
+
+/// Longest wait for a file that changed to be in force in both planes.
+const RELOAD_TIME: Duration = Duration::from_secs(30);
+
+const NOT_THERE: &str = r#"
+@id("not-there")
+forbid (principal, action == Action::"connect", resource in Country::"FR");
+"#;
+
+/// Puts a data file in place that has these hosts in France, and the rest of the world elsewhere.
+fn put(path: &Path, hosts: &[&str]) {
+    let record = |code: &str| map(&[("country", map(&[("iso_code", text(code))]))]);
+    let mut writer = Writer::new();
+    writer.insert(0, 1, &record("DE"));
+    writer.insert(u128::from(u32::from_be_bytes([192, 0, 2, 200])), 128, &record("FR"));
+    for ip in hosts.iter().flat_map(|host| addresses(host)) {
+        let bits = match ip {
+            IpAddr::V4(v4) => u128::from(v4.to_bits()),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        writer.insert(bits, 128, &record("FR"));
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, writer.finish("Lab-Country", 1_780_000_000)).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+/// Waits until a generation after `before` runs in both planes; gives it.
+fn moved_on(site: &Site, before: u64) -> u64 {
+    let mut now = before;
+    let waited = site.gateway.lab.wait("the next generation in both planes", RELOAD_TIME, || {
+        now = admin(site).agreed().map_or(before, |status| status.generation);
+        Ok(now > before)
+    });
+    waited.unwrap();
+    now
+}
+
+#[test]
+fn a_country_is_denied_in_both_planes_as_soon_as_the_data_say_so() {
+    let lab = Lab::builder().start().unwrap();
+    let data = lab.dir().join("country.mmdb");
+    put(&data, &[]);
+    let more = format!("[geo]\ncountry = \"{}\"\n", data.display());
+    let site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+    let admin = admin(&site);
+    let policy = format!("{POLICY}{NOT_THERE}");
+    admin.apply_text(site.gateway.lab.dir(), &policy, SETS).unwrap().check().unwrap();
+    let generation = admin.agreed().unwrap().generation;
+    let steered = || curl_within(&site, Host::Known, 3, &["-4", &format!("https://{API}/")]);
+    let proxied = || {
+        let through = proxy(ASSISTANT, &site.assistant_key);
+        codes(&curl(&site, Host::Anon, &["--proxy", &through, &format!("https://{API}/")]))
+    };
+    assert!(steered().ok(), "nothing of it is in France");
+    assert_eq!(proxied(), (200, 200));
+
+    put(&data, &[API]);
+    let generation = moved_on(&site, generation);
+    assert!(!steered().ok());
+    let dropped = record(&site, "the drop", |r| {
+        r.plane == Plane::Kernel && denied(r, "policy_forbidden") && r.generation == generation
+    });
+    assert_eq!(dropped.policies, ["not-there"]);
+    assert_eq!(proxied(), (0, 403));
+    let refused = record(&site, "the refusal", |r| {
+        r.plane == Plane::L7 && denied(r, "policy_forbidden") && r.generation == generation
+    });
+    assert_eq!(refused.policies, ["not-there"]);
+
+    // A torn file changes nothing; a whole one that has another host there does.
+    fs::write(&data, b"torn").unwrap();
+    let complaint =
+        |warnings: &[String]| warnings.iter().any(|w| w.contains("no usable file of country data"));
+    let told =
+        site.gateway.lab.wait("the complaint", RELOAD_TIME, || Ok(complaint(&admin.status()?.warnings)));
+    told.unwrap();
+    assert_eq!(admin.status().unwrap().generation, generation);
+    assert!(!steered().ok());
+    put(&data, &[LLM]);
+    moved_on(&site, generation);
+    assert!(steered().ok());
+    assert_eq!(proxied(), (200, 200));
+    finish(site);
+}
