@@ -11,6 +11,7 @@ mod drops;
 pub mod events;
 pub mod flows;
 mod handover;
+pub mod learned;
 mod listeners;
 mod live;
 mod modes;
@@ -48,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use self::events::Counters;
 use self::flows::Flows;
 use self::handover::Offer;
+use self::learned::LearnedMap;
 use self::modes::Modes;
 use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
@@ -144,6 +146,7 @@ async fn start(
         flows: Arc::new(Flows::new(ebpf)?),
         drops: Arc::default(),
         quarantine: Mutex::new(Quarantine::take(ebpf)?),
+        learned: Arc::new(Mutex::new(LearnedMap::take(ebpf)?)),
         counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),
@@ -173,7 +176,8 @@ async fn start(
         let plane = Arc::clone(&plane);
         move || plane.generation()
     };
-    let sweep = flows::sweep(Arc::clone(&plane.flows), names, Arc::clone(spool), generation, stop.clone());
+    let swept = (Arc::clone(&plane.flows), Arc::clone(&plane.learned));
+    let sweep = flows::sweep(swept, names, Arc::clone(spool), generation, stop.clone());
     tasks.spawn(async move {
         sweep.await;
         Ok(())
@@ -233,6 +237,7 @@ fn offer(
     modes: Arc<Modes>,
 ) -> Result<Offer> {
     let mut open = listeners::transparent()?;
+    open.extend(listeners::dns()?);
     open.extend(listeners::proxies(config)?);
     let flows = object::pin(&config.datapath.bpffs, map::FLOWS);
     let flows = bpf::open_read_only(&flows)

@@ -11,6 +11,8 @@
 
 #[path = "datapath/dial.rs"]
 mod dial;
+#[path = "datapath/dns.rs"]
+mod dns;
 #[path = "datapath/fail_open.rs"]
 mod fail_open;
 #[path = "datapath/flows.rs"]

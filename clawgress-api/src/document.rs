@@ -345,6 +345,45 @@ pub struct RecentDrop {
     pub last: Timestamp,
 }
 
+/// Addresses that a DNS answer gave for a name that policy permits `direct`, to be let through before the
+/// answer is released.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnedAddresses {
+    /// The generation whose policy said so. Another one that is live by now refuses them.
+    pub generation: u64,
+    /// All of them are learned, or none.
+    pub addresses: Vec<LearnedAddress>,
+}
+
+/// One address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnedAddress {
+    /// The registry's index of the agent that asked.
+    pub agent: u32,
+    /// The address in the answer.
+    pub ip: IpAddr,
+    /// Port that policy permits for the name; never 80 or 443.
+    pub port: u16,
+    /// Protocol that policy permits for the name.
+    pub protocol: LearnedProtocol,
+    /// How long new flows may begin, s. Those that live go on.
+    pub ttl_s: u64,
+    /// Index of the determining policies in the generation's table.
+    pub policies: u32,
+}
+
+/// What has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnedProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
 /// `run`: a governed local command.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSession {

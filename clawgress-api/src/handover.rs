@@ -21,6 +21,9 @@ use tokio::net::UnixStream;
 
 /// Most descriptors in one message (the kernel's `SCM_MAX_FD` is 253).
 pub const DESCRIPTORS_MAX: usize = 64;
+/// What a process says, once, on the connection that it got the listeners by, if it serves the DNS ones.
+/// While nobody does, no DNS is steered to them.
+pub const SERVES_DNS: u8 = b'D';
 /// Most bytes of the JSON part.
 const BYTES_MAX: usize = 16 * 1024;
 
@@ -58,6 +61,11 @@ pub enum ListenerKind {
     Transparent,
     /// The explicit proxy.
     Proxy,
+    /// Steered DNS over TCP, as [`ListenerKind::Transparent`]. Taken by whoever says [`SERVES_DNS`].
+    DnsStream,
+    /// Steered DNS over UDP: a socket, no listener. Each datagram comes with its original destination
+    /// (`IP_ORIGDSTADDR`, `IPV6_ORIGDSTADDR`); the answer has to come from there (`IP_TRANSPARENT`).
+    DnsDatagram,
 }
 
 /// Sends `handover` and `descriptors`.

@@ -246,6 +246,38 @@ pub struct Flow {
 }
 pod!(Flow, 72);
 
+/// Key of [`map::LEARNED`](crate::map::LEARNED).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct LearnedKey {
+    /// The agent that was answered.
+    pub agent: u32,
+    /// Port that its policy permits, network byte order; never 80 or 443, whose addresses many names share.
+    pub port_be: u16,
+    /// [`protocol`] number, TCP or UDP.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// The address in the answer.
+    pub address: Address,
+}
+pod!(LearnedKey, 24);
+
+/// Until when, and by what, an address is permitted `direct`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Learned {
+    /// `CLOCK_MONOTONIC` after which no new flow begins, ns. Flows that live go on.
+    pub expires_ns: u64,
+    /// Generation whose policy permitted the name; at another one the entry means nothing.
+    pub generation: u64,
+    /// Index of the determining policy ids.
+    pub policies: u32,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(Learned, 24);
+
 /// Bits of [`Flow::flags`].
 pub mod flow_flag {
     /// The agent sent FIN.

@@ -44,6 +44,11 @@ pub mod map {
     /// `Array<Pace>[2 * SHARES]`: refusals answered lately; index is `side * SHARES + agent % SHARES`, where the
     /// side is 0 for XDP, which lets a packet on to be answered, and 1 for TC, which has it answered.
     pub const REJECTS: &str = "claw_rejt_v1";
+    /// `Hash<LearnedKey, Learned>`: addresses that DNS answers gave for names permitted `direct`.
+    pub const LEARNED: &str = "claw_lern_v1";
+    /// `Array<u64>[SHARES]`: how many of those there are, by agent index modulo its length; written by user
+    /// space alone, so that a refusal needs no further look-up for an agent that has none.
+    pub const LEARNED_BY: &str = "claw_lnby_v1";
     /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to.
     pub const LISTENERS: &str = "claw_lstn_v1";
     /// `RingBuf`: [`Event`](super::Event)s.
@@ -84,6 +89,8 @@ pub mod bound {
     pub const FLOWS_MAX: u32 = 262_144;
     /// Concurrent flows of one agent: no seven of them can fill the table. Each CPU may be one flow over.
     pub const FLOWS_PER_AGENT_MAX: u64 = FLOWS_MAX as u64 / 8;
+    /// Learned addresses of all agents: those of a thousand names each for dozens of busy agents, some 8 MiB.
+    pub const LEARNED_MAX: u32 = 65_536;
     /// Agents with a share of their own, a power of two: several times the promised 10,000. Indices are never
     /// reused; two that are this far apart share.
     pub const SHARES: u32 = 65_536;
@@ -137,12 +144,16 @@ pub mod fail_open {
     pub const REVISION: u32 = 4;
 }
 
-/// Slots of [`map::LISTENERS`]: one a family.
+/// Slots of [`map::LISTENERS`], for each family its own. DNS is steered there only while the slots are taken.
 pub mod listener {
     /// TCP over IPv4.
     pub const TCP4: u32 = 0;
     /// TCP over IPv6.
     pub const TCP6: u32 = 1;
+    /// DNS over UDP: a socket for IPv4, and next to it one for IPv6.
+    pub const DNS_UDP: u32 = 12;
+    /// DNS over TCP, the same way.
+    pub const DNS_TCP: u32 = 14;
     /// Slots in the map; the rest is for scale-out and drain.
     pub const SLOTS: u32 = 16;
 }

@@ -10,6 +10,7 @@ use clawgress_ebpf_common::{
 
 use crate::event::now;
 use crate::judge::{self, Judgement};
+use crate::learned;
 use crate::map::{FLOWS, SHARES, fails_open, has_listener};
 use crate::parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -42,7 +43,8 @@ pub fn is_start(packet: &Packet) -> bool {
 /// read it.
 #[inline(always)]
 pub fn goes_unread(key: &FlowKey, is_v6: bool) -> bool {
-    fails_open(key.ifindex, fail_open::L7) && !has_listener(is_v6)
+    // DNS by datagrams, which may be steered, too, is never forwarded for want of somebody to read it.
+    key.protocol == protocol::TCP && fails_open(key.ifindex, fail_open::L7) && !has_listener(is_v6)
 }
 
 /// Records a permitted new flow.
@@ -285,7 +287,7 @@ pub fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
             Some(bind) if bind.class == CLASS_UNAUTHENTICATED && !is_missing => {
                 Judgement::deny(DropReason::Anonymous, bind.agent)
             }
-            Some(bind) => judge::verdict(generation, &bind, key),
+            Some(bind) => learned::verdict(generation, &bind, key, true),
         }
     };
 }

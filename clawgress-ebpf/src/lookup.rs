@@ -40,14 +40,14 @@ pub fn claw_lookup(ctx: SkLookupContext) -> u32 {
     // SAFETY: as in `flow::touch`.
     match unsafe { (*record).action } {
         action::LOCAL => PASS,
-        action::STEER => assign(&ctx, is_v6),
+        action::STEER => assign(&ctx, &key, is_v6),
         _ => DROP,
     }
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, is_v6: bool) -> u32 {
-    let socket = listener(is_v6);
+fn assign(ctx: &SkLookupContext, key: &FlowKey, is_v6: bool) -> u32 {
+    let socket = listener(key, is_v6);
     if socket.is_null() {
         return DROP;
     }

@@ -25,6 +25,8 @@ mod frame;
 #[cfg(target_arch = "bpf")]
 mod judge;
 #[cfg(target_arch = "bpf")]
+mod learned;
+#[cfg(target_arch = "bpf")]
 mod lookup;
 #[cfg(target_arch = "bpf")]
 mod map;

@@ -7,8 +7,9 @@ use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, BindKey, CgroupKey, DestinationKey, Dial, Flow, FlowKey, Generation, Pace,
-    ResolverKey, SeenKey, SelfAddress, Verdict, VerdictKey, bound, counter, listener,
+    Address, AgentKey, Bind, BindKey, CgroupKey, DestinationKey, Dial, Flow, FlowKey, Generation, Learned,
+    LearnedKey, Pace, ResolverKey, SeenKey, SelfAddress, Verdict, VerdictKey, bound, counter, listener,
+    protocol,
 };
 
 #[map(name = "claw_gen_v1")]
@@ -35,6 +36,12 @@ pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(bound::FLOW
 pub static SHARES: Array<u64> = Array::with_max_entries(bound::SHARES, BPF_F_MMAPABLE);
 #[map(name = "claw_rejt_v1")]
 pub static REJECTS: Array<Pace> = Array::with_max_entries(2 * bound::SHARES, 0);
+// Not preallocated: few nodes learn many, and entries are written by user space only.
+#[map(name = "claw_lern_v1")]
+pub static LEARNED: HashMap<LearnedKey, Learned> =
+    HashMap::with_max_entries(bound::LEARNED_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_lnby_v1")]
+pub static LEARNED_BY: Array<u64> = Array::with_max_entries(bound::SHARES, 0);
 #[map(name = "claw_lstn_v1")]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(listener::SLOTS, 0);
 #[map(name = "claw_evnt_v1")]
@@ -89,10 +96,10 @@ pub fn fails_open(ifindex: u32, cause: u32) -> bool {
     unsafe { INTERFACES.get(&ifindex) }.is_some_and(|causes| *causes & cause != 0)
 }
 
-/// Whether there is a listener in the family's slot.
+/// Whether there is a listener for TCP in the family's slot.
 #[inline(always)]
 pub fn has_listener(is_v6: bool) -> bool {
-    let socket = listener(is_v6);
+    let socket = socket(if is_v6 { listener::TCP6 } else { listener::TCP4 });
     if socket.is_null() {
         return false;
     }
@@ -101,10 +108,29 @@ pub fn has_listener(is_v6: bool) -> bool {
     true
 }
 
-/// The listener in the family's slot: a referenced socket, which the caller has to release, or null.
+/// The listener of a steered flow: a referenced socket, which the caller has to release, or null. DNS has its
+/// own where one serves it; without, TCP goes where all TCP goes.
 #[inline(always)]
-pub fn listener(is_v6: bool) -> *mut bpf_sock {
-    let slot: u32 = if is_v6 { listener::TCP6 } else { listener::TCP4 };
+pub fn listener(key: &FlowKey, is_v6: bool) -> *mut bpf_sock {
+    if is_dns(key) {
+        let base = if key.protocol == protocol::UDP { listener::DNS_UDP } else { listener::DNS_TCP };
+        let dns = socket(base + is_v6 as u32);
+        if !dns.is_null() || key.protocol == protocol::UDP {
+            return dns;
+        }
+    }
+    socket(if is_v6 { listener::TCP6 } else { listener::TCP4 })
+}
+
+/// Whether it goes to the port of DNS (RFC 1035 4.2), wherever that is.
+#[inline(always)]
+pub fn is_dns(key: &FlowKey) -> bool {
+    key.destination_port_be == 53u16.to_be()
+        && (key.protocol == protocol::UDP || key.protocol == protocol::TCP)
+}
+
+#[inline(always)]
+fn socket(slot: u32) -> *mut bpf_sock {
     // SAFETY: a lookup in a socket map gives null or a referenced socket.
     unsafe {
         bpf_map_lookup_elem(

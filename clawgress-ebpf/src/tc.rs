@@ -3,8 +3,9 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_CURRENT_NETNS, TC_ACT_OK, TC_ACT_SHOT, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    __sk_buff, BPF_F_CURRENT_NETNS, TC_ACT_OK, TC_ACT_SHOT, bpf_sock, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::classifier;
@@ -18,6 +19,7 @@ use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, confirm, goes_unread, reversed};
 use crate::frame::Frame as _;
 use crate::judge::{self, Judgement};
+use crate::learned;
 use crate::map::{count, fails_open, generation, listener};
 use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
 use crate::reject;
@@ -172,6 +174,11 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     };
     match judged.action {
         action::DIRECT => Ok(mark::DIRECT),
+        action::STEER if packet.key.protocol == protocol::UDP => {
+            // Nobody reads it any more, so it is what it was before somebody did.
+            let unread = |_| Judgement::deny(DropReason::InspectionRequired, bind.agent);
+            assign(ctx, listener(&packet.key, packet.is_v6)).map(|()| mark::STEER).map_err(unread)
+        }
         action::STEER => steer(ctx, packet, is_start).map(|()| mark::STEER),
         _ => Err(Judgement::deny(DropReason::PolicyDenied, bind.agent)),
     }
@@ -207,9 +214,13 @@ fn begin(
     bind: &Bind,
     is_start: bool,
 ) -> Result<Judgement, Judgement> {
-    let mut judged = judge::verdict(generation, bind, &packet.key);
+    let mut judged = learned::verdict(generation, bind, &packet.key, false);
     if judged.action == action::DENY {
         return Err(judged);
+    }
+    if judged.action == action::STEER && packet.key.protocol == protocol::UDP && !is_served(packet) {
+        // Nobody reads it, so it stays what it was.
+        return Err(Judgement::deny(DropReason::InspectionRequired, bind.agent));
     }
     // Where the table may be full, a flow that policy forwards needs no beginning: it may have had it then.
     let is_loose = judged.action == action::DIRECT && fails_open(packet.key.ifindex, fail_open::FLOW_TABLE);
@@ -311,7 +322,7 @@ fn steer(ctx: &TcContext, packet: &Packet, is_start: bool) -> Result<(), Judgeme
         // Only this socket can make way for its successor: beside it, the listener's half-open one would
         // be a duplicate. The kernel then looks the successor's listener up, and is told by `claw_lookup`
         // that it is the slot's. Without one the packet ends here, as any other.
-        let listener = listener(packet.is_v6);
+        let listener = listener(&packet.key, packet.is_v6);
         if listener.is_null() {
             // SAFETY: as above.
             unsafe { bpf_sk_release(socket.cast()) };
@@ -321,10 +332,29 @@ fn steer(ctx: &TcContext, packet: &Packet, is_start: bool) -> Result<(), Judgeme
         unsafe { bpf_sk_release(listener.cast()) };
     }
     if socket.is_null() {
-        socket = listener(packet.is_v6);
-        if socket.is_null() {
-            return Err(missing());
-        }
+        socket = listener(&packet.key, packet.is_v6).cast();
+    }
+    assign(ctx, socket.cast())
+}
+
+/// Whether somebody serves what the packet would be steered to.
+#[inline(always)]
+fn is_served(packet: &Packet) -> bool {
+    let socket = listener(&packet.key, packet.is_v6);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a referenced socket, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    true
+}
+
+/// Gives the packet to a referenced socket, and releases that.
+#[inline(always)]
+fn assign(ctx: &TcContext, socket: *mut bpf_sock) -> Result<(), Judgement> {
+    let missing = || Judgement::deny(DropReason::ListenerMissing, 0);
+    if socket.is_null() {
+        return Err(missing());
     }
     // SAFETY: `socket` is a referenced socket, released exactly once.
     let assigned = unsafe {

@@ -8,6 +8,7 @@ use clawgress_ebpf_common::{Generation, action, counter, hook};
 
 use crate::event::{self, Place, unidentified};
 use crate::judge::{self, Judgement};
+use crate::learned;
 use crate::map::{count, generation};
 use crate::parse::{Kind, Packet, parse};
 use crate::reject;
@@ -52,6 +53,6 @@ fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Resul
     if is_local {
         return Ok(());
     }
-    let judged = judge::verdict(generation, &bind, &packet.key);
+    let judged = learned::verdict(generation, &bind, &packet.key, false);
     if judged.action == action::DENY { Err(judged) } else { Ok(()) }
 }

@@ -59,7 +59,9 @@ impl Connection {
         let workload = flow.is_some_and(|(ifindex, _)| *ifindex == IFINDEX_LOCAL);
         let ingress = match kind {
             _ if workload => Ingress::Local,
-            ListenerKind::Transparent => Ingress::Transparent,
+            ListenerKind::Transparent | ListenerKind::DnsStream | ListenerKind::DnsDatagram => {
+                Ingress::Transparent
+            }
             ListenerKind::Proxy => Ingress::Proxy,
         };
         let interface = flow

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use clawgress_api::handover::{self, Handover};
+use clawgress_api::handover::{self, Handover, ListenerKind};
 use clawgress_api::socket::Servers;
 use clawgress_ebpf_common::user::{DialTable, FlowTable};
 use tokio::net::{TcpListener, UnixStream};
@@ -64,6 +64,10 @@ async fn ask(path: &Path, servers: &Servers) -> io::Result<(UnixStream, Set)> {
     let mut descriptors = descriptors.into_iter();
     let mut opened = Vec::new();
     for (listener, descriptor) in listeners.into_iter().zip(descriptors.by_ref()) {
+        // This version serves no DNS, and has not said that it does.
+        if matches!(listener.kind, ListenerKind::DnsStream | ListenerKind::DnsDatagram) {
+            continue;
+        }
         let socket = StdListener::from(descriptor);
         socket.set_nonblocking(true)?;
         opened.push((listener, TcpListener::from_std(socket)?));

@@ -1,6 +1,7 @@
 //! Live flows in user space: those that ended are removed and their end told. The kernel programs never
 //! remove a flow, so that no end goes untold.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::bpf::{self, Plain, Walk};
+use super::learned::{self, LearnedMap};
 use super::names::{Names, monotonic_ns};
 use super::network::Conntrack;
 use super::object::{self, program};
@@ -238,9 +240,20 @@ pub fn is_over(key: &FlowKey, flow: &Flow, is_pressed: bool, now_ns: u64) -> boo
     Duration::from_nanos(now_ns.saturating_sub(flow.last_ns)) > allowed
 }
 
+/// Forgets learned addresses that have expired and that no live flow goes by.
+fn forget(flows: &Flows, learned: &Mutex<LearnedMap>) -> Result<()> {
+    let now_ns = monotonic_ns();
+    if !learned.lock().has_expired(now_ns) {
+        return Ok(());
+    }
+    let mut in_use = HashSet::new();
+    flows.each(|key, flow| in_use.extend(learned::of_flow(key, flow)))?;
+    learned.lock().expire(now_ns, &in_use)
+}
+
 /// Sweeps until `stop`. `live` tells the live generation.
 pub async fn sweep(
-    flows: Arc<Flows>,
+    (flows, learned): (Arc<Flows>, Arc<Mutex<LearnedMap>>),
     names: Arc<Names>,
     spool: Arc<Spool>,
     live: impl Fn() -> u64,
@@ -262,6 +275,9 @@ pub async fn sweep(
                 flows.remove(|key, flow, is_pressed| is_over(key, flow, is_pressed, now_ns))?,
             ))
         });
+        if let Err(error) = tokio::task::block_in_place(|| forget(&flows, &learned)) {
+            tracing::error!("cannot forget learned addresses: {error:#}");
+        }
         match swept {
             Ok((denied, ended)) => {
                 if denied > 0 {

@@ -40,8 +40,22 @@ pub struct Offer {
 /// The socket map, and how many L7 processes hold the listeners in it.
 struct Slots {
     map: SockMap<MapData>,
-    holders: usize,
+    holders: Holders,
     modes: Arc<Modes>,
+}
+
+/// L7 processes by what they serve.
+#[derive(Debug, Default)]
+struct Holders {
+    streams: usize,
+    dns: usize,
+}
+
+/// What a loan is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loan {
+    Streams,
+    Dns,
 }
 
 impl std::fmt::Debug for Slots {
@@ -68,7 +82,7 @@ impl Offer {
         proxy: Option<Arc<Proxy>>,
         modes: Arc<Modes>,
     ) -> Self {
-        let slots = Some(Mutex::new(Slots { map, holders: 0, modes }));
+        let slots = Some(Mutex::new(Slots { map, holders: Holders::default(), modes }));
         Offer { listeners, flows: Some(flows), interfaces: watch::Sender::new(interfaces), slots, proxy }
     }
 
@@ -76,7 +90,7 @@ impl Offer {
     pub fn check(&self, is_late: bool) {
         if let Some(slots) = &self.slots {
             let slots = slots.lock();
-            if slots.holders == 0 && is_late {
+            if slots.holders.streams == 0 && is_late {
                 slots.modes.turn(Failure::L7, true);
             }
         }
@@ -107,28 +121,48 @@ impl Offer {
     }
 
     /// One L7 more or less. The first takes the slots, the last gives them up.
-    fn hold(&self, is_new: bool) {
+    fn hold(&self, loan: Loan, is_new: bool) {
         let Some(slots) = &self.slots else { return };
-        let mut slots = slots.lock();
-        let before = slots.holders;
-        slots.holders = if is_new { before + 1 } else { before.saturating_sub(1) };
-        if slots.holders == 0
+        let Slots { map, holders, modes } = &mut *slots.lock();
+        let holders = match loan {
+            Loan::Streams => &mut holders.streams,
+            Loan::Dns => &mut holders.dns,
+        };
+        let before = *holders;
+        *holders = if is_new { before + 1 } else { before.saturating_sub(1) };
+        if *holders == 0
+            && loan == Loan::Streams
             && let Some(proxy) = &self.proxy
         {
             proxy.forget();
         }
-        for listener in self.listeners.iter().filter(|l| l.kind() == ListenerKind::Transparent) {
-            let slot = if listener.address().is_ipv4() { listener::TCP4 } else { listener::TCP6 };
-            let result = match (before, slots.holders) {
-                (0, 1) => slots.map.set(slot, listener.socket(), 0),
-                (1, 0) => slots.map.clear_index(&slot),
+        for listener in &self.listeners {
+            let Some(slot) = slot(listener, loan) else { continue };
+            let result = match (before, *holders) {
+                (0, 1) => map.set(slot, listener.socket(), 0),
+                (1, 0) => map.clear_index(&slot),
                 _ => Ok(()),
             };
             if let Err(error) = result {
                 tracing::error!(%error, slot, "cannot change a listener slot");
             }
         }
-        slots.modes.turn(Failure::L7, slots.holders == 0);
+        if loan == Loan::Streams {
+            modes.turn(Failure::L7, *holders == 0);
+        }
+    }
+}
+
+/// Where a listener stands, if it is of this loan.
+fn slot(listener: &Listener, loan: Loan) -> Option<u32> {
+    let v6 = u32::from(listener.address().is_ipv6());
+    match (loan, listener.kind()) {
+        (Loan::Streams, ListenerKind::Transparent) => {
+            Some(if v6 == 0 { listener::TCP4 } else { listener::TCP6 })
+        }
+        (Loan::Dns, ListenerKind::DnsStream) => Some(listener::DNS_TCP + v6),
+        (Loan::Dns, ListenerKind::DnsDatagram) => Some(listener::DNS_UDP + v6),
+        _ => None,
     }
 }
 
@@ -174,19 +208,29 @@ async fn hand(mut stream: UnixStream, pid: Option<i32>, offer: Arc<Offer>) {
     if !send(&stream, &offer, &mut interfaces).await {
         return;
     }
-    offer.hold(true);
-    let mut word = [0; 1];
+    offer.hold(Loan::Streams, true);
+    let (mut word, mut serves_dns) = ([0; 1], false);
     loop {
         tokio::select! {
-            // L7 says nothing; its end, or a word out of turn, ends the loan.
-            _ = stream.read(&mut word) => break,
+            read = stream.read(&mut word) => match read {
+                Ok(1) if word == [handover::SERVES_DNS] && !serves_dns => {
+                    serves_dns = true;
+                    offer.hold(Loan::Dns, true);
+                    continue;
+                }
+                // Its end, or a word out of turn, ends the loan.
+                _ => break,
+            },
             Ok(()) = interfaces.changed() => {}
         }
         if !send(&stream, &offer, &mut interfaces).await {
             break;
         }
     }
-    offer.hold(false);
+    offer.hold(Loan::Streams, false);
+    if serves_dns {
+        offer.hold(Loan::Dns, false);
+    }
     tracing::info!("l7 gave the listeners back");
 }
 

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context as _, Result};
 use clawgress_api::config::Config;
 use clawgress_api::handover::{self, ListenerKind};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{Ipv4OrigDstAddr, Ipv6OrigDstAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections the kernel completes before L7 accepts them: a burst of a tenth of the promised 10,000
@@ -68,6 +70,22 @@ pub fn transparent() -> Result<Vec<Listener>> {
     Ok(listeners)
 }
 
+/// Opens the sockets that DNS is steered to, for both protocols and each family this machine has.
+///
+/// # Errors
+/// If IPv4's can't be opened.
+pub fn dns() -> Result<Vec<Listener>> {
+    let mut sockets = Vec::new();
+    for kind in [ListenerKind::DnsStream, ListenerKind::DnsDatagram] {
+        sockets.push(open(kind, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?);
+        match open(kind, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))) {
+            Ok(v6) => sockets.push(v6),
+            Err(error) => tracing::warn!("no DNS socket for IPv6: {error:#}"),
+        }
+    }
+    Ok(sockets)
+}
+
 /// Opens the explicit proxy's listeners.
 ///
 /// # Errors
@@ -78,23 +96,30 @@ pub fn proxies(config: &Config) -> Result<Vec<Listener>> {
 
 fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
     let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let is_datagram = kind == ListenerKind::DnsDatagram;
+    let (form, protocol) =
+        if is_datagram { (Type::DGRAM, Protocol::UDP) } else { (Type::STREAM, Protocol::TCP) };
+    let socket = Socket::new(domain, form.nonblocking(), Some(protocol))?;
     if address.is_ipv6() {
         // IPv4 has a listener of its own.
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
     match kind {
-        ListenerKind::Transparent if address.is_ipv6() => socket.set_ip_transparent_v6(true),
-        ListenerKind::Transparent => socket.set_ip_transparent_v4(true),
         // L7 may still hold the listener of a datapath role that is gone.
         ListenerKind::Proxy => socket.set_reuse_port(true),
+        _ if address.is_ipv6() => socket.set_ip_transparent_v6(true),
+        _ => socket.set_ip_transparent_v4(true),
     }
     .context("cannot open a listener; the transparent ones need CAP_NET_ADMIN")?;
     socket.bind(&address.into()).with_context(|| {
         format!("cannot listen on `{address}`; correct `listen` in [proxy], or stop what listens there")
     })?;
-    socket.listen(BACKLOG)?;
+    match (kind, address.is_ipv6()) {
+        (ListenerKind::DnsDatagram, true) => setsockopt(&socket, Ipv6OrigDstAddr, &true)?,
+        (ListenerKind::DnsDatagram, false) => setsockopt(&socket, Ipv4OrigDstAddr, &true)?,
+        _ => socket.listen(BACKLOG)?,
+    }
     let address = socket.local_addr()?.as_socket().context("a listener without an address")?;
     Ok(Listener { kind, address, socket })
 }

@@ -15,7 +15,7 @@ use nix::sys::statfs::statfs;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
 
 /// Every map of the object.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 23] = [
     map::GENERATION,
     map::BINDINGS,
     map::SELF,
@@ -25,6 +25,8 @@ pub const MAPS: [&str; 21] = [
     map::FLOWS,
     map::SHARES,
     map::REJECTS,
+    map::LEARNED,
+    map::LEARNED_BY,
     map::LISTENERS,
     map::EVENTS,
     map::COUNTERS,

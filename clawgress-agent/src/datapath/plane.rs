@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::{Config, Role};
-use clawgress_api::{DatapathStatus, InterfaceStatus};
+use clawgress_api::{DatapathStatus, InterfaceStatus, LearnedAddresses};
 use clawgress_ebpf_common::{FlowKey, bound};
 use parking_lot::Mutex;
 
@@ -15,6 +15,7 @@ use super::attach::Attached;
 use super::drops::Drops;
 use super::events::Counters;
 use super::flows::Flows;
+use super::learned::LearnedMap;
 use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
 use super::network::Interfaces;
@@ -51,6 +52,8 @@ pub struct KernelPlane {
     pub flows: Arc<Flows>,
     /// What was dropped lately.
     pub drops: Arc<Drops>,
+    /// Addresses learned from DNS answers.
+    pub learned: Arc<Mutex<LearnedMap>>,
     /// Counters.
     pub counters: Arc<Counters>,
     /// Names for audit.
@@ -140,6 +143,18 @@ impl Plane {
             return Err(error);
         }
         Ok((path, id))
+    }
+
+    /// Lets agents go direct to addresses that DNS answers gave; when this returns, they may.
+    ///
+    /// # Errors
+    /// If one may not be learned; then none is.
+    pub async fn learn(&self, addresses: &LearnedAddresses) -> Result<()> {
+        let Plane::Kernel(plane) = self else { return Ok(()) };
+        // No generation comes in between.
+        let tables = plane.tables.lock().await;
+        let live = tables.live()?.number;
+        plane.learned.lock().learn(live, addresses)
     }
 
     /// Forgets a workload, kills what is left of it and removes its cgroup.
@@ -314,7 +329,7 @@ pub fn check_privilege(config: &Config) -> Result<()> {
         "the kernel programs are built for little-endian machines; use `mode = \"none\"`"
     );
     ensure!(
-        config.proxy.listen.len() < clawgress_api::handover::DESCRIPTORS_MAX - 3,
+        config.proxy.listen.len() < clawgress_api::handover::DESCRIPTORS_MAX - 8,
         "too many addresses in `listen`"
     );
     Ok(())

@@ -119,6 +119,14 @@ impl Datapath for Service {
         Ok(Response::new(Document { json }))
     }
 
+    async fn learn(&self, request: Request<Document>) -> Result<Response<Empty>, Status> {
+        let addresses = serde_json::from_slice(&request.into_inner().json)
+            .map_err(|e| Status::invalid_argument(format!("the addresses are not understood: {e}")))?;
+        let learned = self.plane.learn(&addresses).await;
+        learned.map_err(|e| Status::failed_precondition(format!("{e:#}")))?;
+        Ok(Response::new(Empty {}))
+    }
+
     async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
         let drops = live::drops(&self.plane, &query(request)?)?;
         let json = drops.iter().map(serde_json::to_vec).collect::<Result<_, _>>();

@@ -70,8 +70,8 @@ async fn the_proxy_reaches_for_an_agent_what_the_agent_may() {
         .map(|a| Server::start(&lab, at(a)))
         .collect();
     let mut proxy = Puppet::new(&lab, cgroup.path());
-    // Two transparent listeners, two of the proxy, the flow table and the table of dials.
-    assert_eq!(take(&mut proxy, &lab), "6");
+    // Two transparent listeners, four DNS sockets, two of the proxy, the flow table and the table of dials.
+    assert_eq!(take(&mut proxy, &lab), "10");
     assert_eq!(proxy.tell("unprivileged()"), "0000000000000000", "as L7 runs");
     assert_eq!(proxy.tell("bpf(1, bytes(8))"), "EPERM", "it may register and look nothing up");
 
@@ -192,7 +192,7 @@ async fn only_a_proxy_in_its_cgroup_gets_listeners() {
     fs::remove_dir(&cgroup.0).expect("nobody is in there");
     fs::create_dir(&cgroup.0).expect("cgroup");
     let mut proxy = Puppet::new(&lab, cgroup.path());
-    assert_eq!(take(&mut proxy, &lab), "6");
+    assert_eq!(take(&mut proxy, &lab), "10");
     assert_eq!(proxy.tell(&format!("dial('a', '{}', {PORT})", DIRECT[0])), "EPERM");
 }
 

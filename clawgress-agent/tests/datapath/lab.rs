@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use clawgress_api::config::{Config, DatapathMode};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{Document, Empty, KernelGeneration as Envelope};
-use clawgress_api::{DatapathStatus, KernelGeneration, LiveFlows, LiveQuery, RecentDrop, socket};
+use clawgress_api::{
+    DatapathStatus, KernelGeneration, LearnedAddresses, LiveFlows, LiveQuery, RecentDrop, socket,
+};
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::KernelTables;
 use nix::sched::{CloneFlags, setns};
@@ -238,6 +240,12 @@ impl Lab {
         let answer = self.client().await.drops(Document { json }).await?;
         let parse = |json: &Vec<u8>| serde_json::from_slice(json).expect("drop");
         Ok(answer.into_inner().json.iter().map(parse).collect())
+    }
+
+    /// Learns addresses.
+    pub async fn learn(&self, addresses: &LearnedAddresses) -> Result<(), Status> {
+        let json = serde_json::to_vec(addresses).expect("addresses");
+        self.client().await.learn(Document { json }).await.map(drop)
     }
 
     pub async fn status(&self) -> DatapathStatus {

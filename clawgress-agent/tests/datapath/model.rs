@@ -108,6 +108,13 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
     let transport = transport.expect("others are refused before");
     let (action, _) = world.tables.lookup(agent, tuple.destination, transport, tuple.destination_port);
     let (mark, did) = match action {
+        // TC would steer it to whoever serves DNS, and nobody does here.
+        KernelAction::Deny(code) if is_unread_dns(code, &tuple) => {
+            if let Some(mark) = world.flows.get_mut(&tuple) {
+                *mark = mark::STEER;
+            }
+            return Ok(Did::Dropped(DropReason::InspectionRequired));
+        }
         KernelAction::Deny(code) => return Err(DropReason::from_code(code).expect("a reason")),
         KernelAction::Direct => (mark::DIRECT, Did::Marked(mark::DIRECT)),
         // Nobody listens here.
@@ -117,6 +124,10 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
         world.flows.insert(tuple, mark);
     }
     Ok(if world.flows.contains_key(&tuple) { did } else { Did::Dropped(DropReason::FlowUnknown) })
+}
+
+fn is_unread_dns(code: u16, tuple: &Tuple) -> bool {
+    code == DropReason::InspectionRequired.code() && tuple.protocol == 17 && tuple.destination_port == 53
 }
 
 fn error(world: &World, mac: Mac, quoted: Tuple, outer: IpAddr) -> Parsed<Did> {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_ebpf_common::{
-    Bind, BindKey, CgroupKey, DestinationKey, DropReason, Flow, FlowKey, Pace, SeenKey, SelfAddress, Verdict,
-    VerdictKey, action, bound, counter, listener, map, mark, protocol, user,
+    Bind, BindKey, CgroupKey, DestinationKey, DropReason, Flow, FlowKey, Learned, LearnedKey, Pace, SeenKey,
+    SelfAddress, Verdict, VerdictKey, action, bound, counter, listener, map, mark, protocol, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -162,6 +162,8 @@ fn maps_have_the_layout_of_the_abi() {
         (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<Flow>()), bound::FLOWS_MAX),
         (map::SHARES, 4, 8, bound::SHARES),
         (map::REJECTS, 4, size(size_of::<Pace>()), 2 * bound::SHARES),
+        (map::LEARNED, size(size_of::<LearnedKey>()), size(size_of::<Learned>()), bound::LEARNED_MAX),
+        (map::LEARNED_BY, 4, 8, bound::SHARES),
         (map::LISTENERS, 4, 4, listener::SLOTS),
         (map::EVENTS, 0, 0, bound::EVENTS_BYTES),
         (map::COUNTERS, 4, 8, counter::COUNTERS),

@@ -153,6 +153,10 @@ impl Datapath for Service {
         Ok(Response::new(Document { json: serde_json::to_vec(&flows).expect("json") }))
     }
 
+    async fn learn(&self, _: Request<Document>) -> Result<Response<Empty>, Status> {
+        Err(Status::unimplemented("control does not ask for it"))
+    }
+
     async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
         self.0.asked.lock().await.push(query(request));
         let drops = self.0.recent_drops.lock().await;

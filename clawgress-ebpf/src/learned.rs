@@ -1,0 +1,51 @@
+//! What policy says of a packet, with what was learned since the tables were written: addresses that DNS
+//! answers gave for names permitted `direct`, and that DNS itself is read by the gateway.
+//!
+//! Must never overrule a forbid or an error, and never permit ports that the addresses of many names share.
+
+use clawgress_ebpf_common::{Bind, DropReason, FlowKey, Generation, LearnedKey, action, protocol};
+
+use crate::event::now;
+use crate::flow::share_index;
+use crate::judge::{self, Judgement};
+use crate::map::{LEARNED, LEARNED_BY, is_dns};
+
+/// Ports where addresses are shared by many names (HTTP and HTTPS), network byte order.
+const HTTP_BE: u16 = 80u16.to_be();
+const HTTPS_BE: u16 = 443u16.to_be();
+
+/// The verdict. A flow that lives goes on after its address has expired.
+#[inline(always)]
+pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey, is_live: bool) -> Judgement {
+    let judged = judge::verdict(generation, bind, key);
+    let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
+    let is_undecided = judged.action == action::STEER
+        || is_unread
+        || (judged.action == action::DENY && judged.reason == DropReason::PolicyDenied.code());
+    if !is_undecided {
+        return judged;
+    }
+    if let Some(policies) = permit(generation, bind.agent, key, is_live) {
+        return Judgement { action: action::DIRECT, reason: 0, policies, agent: bind.agent };
+    }
+    // Permitted, but nobody could read it: the gateway's DNS can.
+    if is_unread && key.protocol == protocol::UDP && is_dns(key) {
+        return Judgement { action: action::STEER, reason: 0, ..judged };
+    }
+    judged
+}
+
+/// The policies by which an address was learned, if it was.
+#[inline(always)]
+fn permit(generation: Generation, agent: u32, key: &FlowKey, is_live: bool) -> Option<u32> {
+    let port_be = key.destination_port_be;
+    let is_any = LEARNED_BY.get(share_index(agent)).copied().unwrap_or(0) != 0;
+    if !is_any || port_be == HTTP_BE || port_be == HTTPS_BE || key.protocol == protocol::ICMP {
+        return None;
+    }
+    let wanted = LearnedKey { agent, port_be, protocol: key.protocol, pad: 0, address: key.destination };
+    // SAFETY: entries are replaced whole, and what was replaced stays readable until the program ends.
+    let entry = unsafe { LEARNED.get(&wanted) }?;
+    let is_valid = entry.generation == generation.number && (is_live || now() < entry.expires_ns);
+    if is_valid { Some(entry.policies) } else { None }
+}
