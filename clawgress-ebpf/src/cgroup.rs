@@ -48,9 +48,6 @@ fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgem
     if judge::is_quarantined(bind.agent) {
         return Err(Judgement::deny(DropReason::AgentQuarantined, bind.agent));
     }
-    if judge::is_quarantined(bind.agent) {
-        return Err(Judgement::deny(DropReason::AgentQuarantined, bind.agent));
-    }
     if key.protocol == 0 {
         return Err(Judgement::deny(DropReason::ProtocolUnsupported, bind.agent));
     }
