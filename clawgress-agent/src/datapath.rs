@@ -141,7 +141,6 @@ async fn start(
     let modes = Arc::new(Modes::new(config, object::take(ebpf, map::INTERFACES)?, Arc::clone(spool)));
     modes.follow(&interfaces.agents)?;
     let offer = Arc::new(offer(ebpf, config, &interfaces, proxy.clone(), Arc::clone(&modes))?);
-    let troubles = Arc::<Mutex<Vec<String>>>::default();
     let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(ebpf)?),
         drops: Arc::default(),
@@ -159,7 +158,7 @@ async fn start(
         interfaces: Mutex::new(interfaces.clone()),
         bpffs: config.datapath.bpffs.clone(),
         modes,
-        troubles: Arc::clone(&troubles),
+        troubles: Arc::default(),
     });
     resume(&plane).await?;
 
@@ -183,7 +182,6 @@ async fn start(
         Ok(())
     });
     let own = object::take(ebpf, map::SELF)?;
-    let (plane_kept, offer_kept) = (Arc::clone(&plane), Arc::clone(&offer));
     let keep = Keep {
         netlink,
         watch,
@@ -192,8 +190,8 @@ async fn start(
         firewall,
         routes,
         own,
-        plane: plane_kept,
-        offer: offer_kept,
+        plane: Arc::clone(&plane),
+        offer: Arc::clone(&offer),
     };
     let mut upkeep = Upkeep::new(config, keep);
     upkeep.addresses().await?;
