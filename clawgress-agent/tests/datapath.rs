@@ -45,6 +45,8 @@ mod puppet;
 mod refusals;
 #[path = "datapath/removal.rs"]
 mod removal;
+#[path = "datapath/scale.rs"]
+mod scale;
 #[path = "datapath/upgrade.rs"]
 mod upgrade;
 #[path = "datapath/verdicts.rs"]

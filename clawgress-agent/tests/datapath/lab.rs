@@ -184,6 +184,11 @@ impl Lab {
         }
     }
 
+    /// The process of the role.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the role runs").id()
+    }
+
     /// `datapath --detach`.
     pub fn detach(&self) {
         let output = self.role(&["--detach"]).output().expect("nsenter");

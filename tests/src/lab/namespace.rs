@@ -1,6 +1,7 @@
 //! Namespaces, links, addresses and routes, made with `ip` and `nft`.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
@@ -56,7 +57,17 @@ fn links(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A switch passes frames on and judges none, whatever this machine makes its bridges do.
+const SWITCH: [&str; 3] = [
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+    "net/bridge/bridge-nf-call-arptables",
+];
+
 fn lan(lab: &Lab) -> anyhow::Result<()> {
+    for setting in SWITCH.into_iter().filter(|s| Path::new("/proc/sys").join(s).exists()) {
+        set(lab, Host::Lan, setting, "0")?;
+    }
     batch(
         &lab.namespace(Host::Lan),
         "link add lan0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\

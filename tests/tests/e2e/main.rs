@@ -7,14 +7,19 @@
     reason = "a test and its helpers fail by panicking"
 )]
 
+#[path = "../../../clawgress-agent/tests/datapath/frames.rs"]
+#[expect(dead_code, clippy::expect_used, reason = "the kernel plane's tests build more kinds of frames")]
+mod frames;
 mod support;
 
 mod administration;
 mod audit;
 mod faults;
+mod floods;
 mod geo;
 mod kernel;
 mod llm;
+mod packets;
 mod proxy;
 mod quarantine;
 mod transparent;
