@@ -66,7 +66,7 @@ use crate::peer::{Access, Socket};
 
 use crate::serve;
 
-pub use bench::bench_kernel;
+pub use bench::{bench_drops, bench_kernel};
 pub use verifier::{Checked, CheckedProgram, check_programs};
 
 /// Runs the role until `stop`.

@@ -72,6 +72,13 @@ enum Role {
         #[arg(long, value_enum, default_value_t = Output::Json)]
         output: Output,
     },
+    /// Measures how fast packets are dropped, beside nftables, in a network namespace of its own.
+    #[command(hide = true)]
+    BenchDrops {
+        /// Output format.
+        #[arg(long, value_enum, default_value_t = Output::Json)]
+        output: Output,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -110,6 +117,7 @@ fn start(role: Role) -> Result<()> {
         Role::BenchKernel { output: Output::Json } => {
             say(&serde_json::to_string(&datapath::bench_kernel()?)?)
         }
+        Role::BenchDrops { output: Output::Json } => say(&serde_json::to_string(&datapath::bench_drops()?)?),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Cost of the programs by test run: ns a packet, without any network. Maps are not pinned and the
 //! machine's own traffic is not touched.
 
+mod drops;
+mod generator;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -15,6 +18,8 @@ use serde_json::{Value, json};
 
 use super::object::{self, program};
 use super::tables::{Plan, Tables};
+
+pub use self::drops::bench_drops;
 
 /// Runs, and packets in each: 20 ms or so a run, so that one interruption stands out as a maximum.
 const RUNS: usize = 11;

@@ -21,6 +21,8 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// Flag of `BPF_PROG_TEST_RUN`: packets are real, and go where the program says.
+const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -198,6 +200,24 @@ pub fn test_run(program: &impl AsFd, data: &[u8]) -> io::Result<u32> {
     Ok(attr.retval)
 }
 
+/// Has the kernel send `count` copies of `frame` through the XDP program `program`, `batch` together, as if a
+/// driver had received them; what the program says of each is done (Linux 5.18).
+///
+/// # Errors
+/// As `bpf(2)`.
+pub fn test_run_live(program: &impl AsFd, frame: &[u8], count: u32, batch: u32) -> io::Result<()> {
+    let mut attr = TestRunAttr {
+        program_fd: program.as_fd().as_raw_fd().unsigned_abs(),
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_in: frame.as_ptr() as u64,
+        repeat: count,
+        flags: BPF_F_TEST_XDP_LIVE_FRAMES,
+        batch_size: batch,
+        ..TestRunAttr::default()
+    };
+    call_mut(BPF_PROG_TEST_RUN, &mut attr)
+}
+
 /// Reads a hash map in batches. What is there for the whole walk is seen once, whatever else comes and goes.
 #[derive(Debug)]
 pub struct Walk<'a, K, V> {
@@ -259,7 +279,8 @@ fn call_mut<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn call<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {
+/// Calls `bpf(2)`; `attr` must have the layout that is documented for `command`.
+pub(super) fn call<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` has the layout that bpf(2) documents for `command`, lives for the call, and its
     // size is passed with it.
     let rc =

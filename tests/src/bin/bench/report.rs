@@ -29,6 +29,8 @@ pub struct Report {
     pub samples: usize,
     /// As `clawgress-agent bench-kernel` prints it.
     pub kernel: Value,
+    /// As `clawgress-agent bench-drops` prints it.
+    pub drops: Value,
     /// What went over the lab's links.
     pub measured: Vec<Measured>,
 }
@@ -105,6 +107,7 @@ impl Report {
         )?;
         writeln!(text, "{}\n", machine()?)?;
         self.kernel(&mut text)?;
+        self.drops(&mut text)?;
         writeln!(text, "## Latency\n")?;
         writeln!(
             text,
@@ -151,6 +154,54 @@ impl Report {
         }
         writeln!(text)?;
         Ok(())
+    }
+
+    fn drops(&self, text: &mut String) -> anyhow::Result<()> {
+        writeln!(text, "## Packets dropped, beside nftables\n")?;
+        writeln!(
+            text,
+            "The same prefixes (/24, no two adjacent) and the same generator: live frames of an XDP test run, redirected into a virtual cable \
+             whose other end drops them on the same processor; figures are packets a second of that processor's time, the generator's included. Clawgress finds the agent by address and MAC, and counts and reports by agent, \
+             destination and reason; nftables matches an interval set and counts. Alternating runs; each cell is least / **median** / most.\n"
+        )?;
+        writeln!(
+            text,
+            "| prefixes | destinations | who drops | million packets/s | Clawgress does × |\n|---|---|---|---|---|"
+        )?;
+        let sizes =
+            self.drops.get("sizes").and_then(Value::as_array).context("`bench-drops` gave no figures")?;
+        for size in sizes {
+            let rates = |way: &str| -> Vec<f64> {
+                size.get(way)
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_f64)
+                    .collect()
+            };
+            let prefixes = size.get("prefixes").and_then(Value::as_u64).context("no size")?;
+            let is_spread = size.get("spread").and_then(Value::as_bool).unwrap_or_default();
+            let destinations = if is_spread { "random" } else { "one" };
+            let own = rates("clawgress");
+            for way in ["clawgress", "netdev", "prerouting"] {
+                let all = rates(way);
+                let ratios = own.iter().zip(&all).map(|(a, b)| a / b).collect();
+                let ratio = if way == "clawgress" { "1".to_owned() } else { Spread::of(ratios).text(2) };
+                let millions = Spread::of(all.iter().map(|r| r / 1e6).collect()).text(2);
+                writeln!(text, "| {prefixes} | {destinations} | {} | {millions} | {ratio} |", words(way))?;
+            }
+        }
+        writeln!(text)?;
+        Ok(())
+    }
+}
+
+/// For people.
+fn words(way: &str) -> &str {
+    match way {
+        "netdev" => "nftables, `netdev` ingress",
+        "prerouting" => "nftables, `inet` prerouting",
+        _ => "Clawgress, XDP",
     }
 }
 
