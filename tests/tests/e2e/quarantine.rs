@@ -1,5 +1,6 @@
 //! One command stops an agent: what it has under way in either plane, and whatever it tries next.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ fn one_command_stops_what_an_agent_has_under_way() {
     let ca = lab.ca();
     let directory = lab.dir().join("quarantine");
     std::fs::create_dir(&directory).unwrap();
+    // The local command is another user's.
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
     let (path, ca) = (directory.to_str().unwrap(), ca.to_str().unwrap());
     let gateway = GATEWAY.v4.to_string();
     let client = |mode| ["python3", "-c", CLIENT, path, ca, mode, &gateway].map(str::to_owned);
