@@ -18,9 +18,6 @@ const CHAINS: [&str; 6] = ["refused", "answer", "forward", "input", "from_agents
 const SETS: [(&str, Role); 3] =
     [("agents", Role::Agents), ("uplinks", Role::Uplink), ("management", Role::Management)];
 
-/// Refusals of all agents that are answered in a second; what is beyond is dropped. TC bounds each agent's.
-const ANSWERS_MAX: u32 = 2000;
-
 /// The table this node must have.
 #[derive(Clone, Debug)]
 pub struct Firewall {
@@ -119,7 +116,6 @@ fn script(config: &Config) -> String {
 		iifname @agents meta mark and {mask:#x} == {reject:#x} jump answer
 	}}
 	chain answer {{
-		limit rate over {ANSWERS_MAX}/second burst {ANSWERS_MAX} packets drop
 		meta l4proto tcp reject with tcp reset
 		reject with icmpx admin-prohibited
 	}}
