@@ -171,16 +171,7 @@ async fn start(
         Arc::clone(&plane.drops),
         stop.clone(),
     ));
-    let generation = {
-        let plane = Arc::clone(&plane);
-        move || plane.generation()
-    };
-    let swept = (Arc::clone(&plane.flows), Arc::clone(&plane.learned));
-    let sweep = flows::sweep(swept, names, Arc::clone(spool), generation, stop.clone());
-    tasks.spawn(async move {
-        sweep.await;
-        Ok(())
-    });
+    sweep(&plane, names, tasks, stop);
     let own = object::take(ebpf, map::SELF)?;
     let keep = Keep {
         netlink,
@@ -198,6 +189,25 @@ async fn start(
     let stop = stop.clone();
     tasks.spawn(upkeep.run(stop));
     Ok((plane, offer))
+}
+
+/// Looks after the flow table and what answers taught, until `stop`.
+fn sweep(
+    plane: &Arc<KernelPlane>,
+    names: Arc<Names>,
+    tasks: &mut JoinSet<Result<()>>,
+    stop: &CancellationToken,
+) {
+    let generation = {
+        let plane = Arc::clone(plane);
+        move || plane.generation()
+    };
+    let swept = (Arc::clone(&plane.flows), Arc::clone(&plane.learned));
+    let sweep = flows::sweep(swept, names, Arc::clone(&plane.spool), generation, stop.clone());
+    tasks.spawn(async move {
+        sweep.await;
+        Ok(())
+    });
 }
 
 /// The hooks for local workloads; a machine without cgroup v2 goes without them, and status says so.
