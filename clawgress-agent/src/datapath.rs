@@ -11,6 +11,7 @@ mod drops;
 pub mod events;
 pub mod flows;
 mod handover;
+mod image;
 pub mod learned;
 mod listeners;
 mod live;
@@ -18,6 +19,7 @@ mod modes;
 pub mod names;
 pub mod network;
 pub mod object;
+pub mod own;
 mod plane;
 mod programs;
 mod proxy;
@@ -53,6 +55,7 @@ use self::learned::LearnedMap;
 use self::modes::Modes;
 use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
+use self::own::Own;
 use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
 use self::proxy::Proxy;
@@ -172,7 +175,7 @@ async fn start(
         stop.clone(),
     ));
     sweep(&plane, names, tasks, stop);
-    let own = object::take(ebpf, map::SELF)?;
+    let own = Own::take(ebpf)?;
     let keep = Keep {
         netlink,
         watch,

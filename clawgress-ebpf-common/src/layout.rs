@@ -55,19 +55,6 @@ macro_rules! pod {
     };
 }
 
-/// LPM data of [`map::BINDINGS`](crate::map::BINDINGS), after the prefix length. Prefix length in bits: 64 + address prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct BindKey {
-    /// Table slot (host order; matched exactly).
-    pub slot: u32,
-    /// Interface the packet came in by (host order; matched exactly).
-    pub ifindex: u32,
-    /// Source address or prefix.
-    pub address: Address,
-}
-pod!(BindKey, 24);
-
 /// Who a source is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -104,35 +91,7 @@ pub struct SelfAddress {
 }
 pod!(SelfAddress, 8);
 
-/// LPM data of [`map::DESTINATIONS`](crate::map::DESTINATIONS), after the prefix length. Prefix length in bits: 32 + address prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct DestinationKey {
-    /// Table slot (matched exactly).
-    pub slot: u32,
-    /// Destination address or prefix.
-    pub address: Address,
-}
-pod!(DestinationKey, 20);
-
-/// Key of [`map::VERDICTS`](crate::map::VERDICTS).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct VerdictKey {
-    /// Agent class.
-    pub agent_class: u32,
-    /// Destination class.
-    pub destination_class: u32,
-    /// Port class; 0 for protocols without ports.
-    pub port_class: u16,
-    /// [`protocol`] number as the policy sees it.
-    pub protocol: u8,
-    /// Table slot.
-    pub slot: u8,
-}
-pod!(VerdictKey, 12);
-
-/// Protocol numbers in [`VerdictKey`] and [`FlowKey`]: IANA's, with ICMP for both families as 1.
+/// Protocol numbers in [`FlowKey`] and in an image: IANA's, with ICMP for both families as 1.
 pub mod protocol {
     /// ICMP and ICMPv6.
     pub const ICMP: u8 = 1;
@@ -169,7 +128,7 @@ pub mod protocol {
     }
 }
 
-/// What a class may do. A missing entry is a deny (`policy_denied`).
+/// What a class may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Verdict {
@@ -181,6 +140,16 @@ pub struct Verdict {
     pub policies: u32,
 }
 pod!(Verdict, 8);
+
+/// The bit of [`map::SELF_FILTER`](crate::map::SELF_FILTER) that stands for `address`: word and bit.
+#[must_use]
+#[inline(always)]
+pub fn self_filter_bit(address: &Address) -> (usize, u64) {
+    let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h] = *address;
+    let low = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+    let hash = low.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 52;
+    ((hash >> 6) as usize & (crate::bound::SELF_FILTER_WORDS - 1), 1 << (hash & 63))
+}
 
 /// Codes of [`Verdict::action`] and [`Flow::action`].
 pub mod action {
@@ -354,8 +323,8 @@ pub struct ResolverKey {
 }
 pod!(ResolverKey, 20);
 
-/// Key of [`map::SEEN`](crate::map::SEEN).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What tells drops apart in [`map::SEEN`](crate::map::SEEN).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct SeenKey {
     /// Source address.
@@ -370,6 +339,33 @@ pub struct SeenKey {
     pub ifindex: u32,
 }
 pod!(SeenKey, 40);
+
+/// Value of [`map::SEEN`](crate::map::SEEN): a drop that was reported, and how often it came again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Seen {
+    /// Which.
+    pub key: SeenKey,
+    /// `CLOCK_MONOTONIC_COARSE` when the interval began, ns.
+    pub since_ns: u64,
+    /// Drops in it that no event told of.
+    pub count: u64,
+    /// Generation of the last.
+    pub generation: u64,
+    /// The registry's index of the agent, 0 if anonymous.
+    pub agent: u32,
+    /// Index of the determining policy ids.
+    pub policies: u32,
+    /// [`protocol`] number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+    /// [`hook`] code.
+    pub hook: u16,
+    /// Zero.
+    pub pad2: u32,
+}
+pod!(Seen, 80);
 
 /// Value of [`map::PACE`](crate::map::PACE).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -407,8 +403,10 @@ pub struct Event {
     pub action: u16,
     /// [`hook`] code.
     pub hook: u16,
+    /// Packets it stands for: 1, but for [`event_kind::REST`].
+    pub count: u64,
 }
-pod!(Event, 80);
+pod!(Event, 88);
 
 /// Codes of [`Event::kind`].
 pub mod event_kind {
@@ -416,6 +414,11 @@ pub mod event_kind {
     pub const FLOW: u16 = 1;
     /// A packet or socket call was dropped (the first in a while for this key).
     pub const DROP: u16 = 2;
+    /// Drops like one told before, which no event of their own told: `at_ns` is the [`Seen::since_ns`]
+    /// they were counted under.
+    ///
+    /// [`Seen::since_ns`]: super::Seen::since_ns
+    pub const REST: u16 = 3;
 }
 
 /// Codes of [`Event::hook`].

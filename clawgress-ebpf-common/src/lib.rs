@@ -10,6 +10,7 @@
 #[cfg(feature = "user")]
 extern crate std;
 
+pub mod image;
 mod layout;
 mod reason;
 #[cfg(feature = "user")]
@@ -26,16 +27,13 @@ pub const ABI_VERSION: u32 = 2;
 pub mod map {
     /// `Array<u64>[1]`: the live [`Generation`](super::Generation), packed. Read once per packet.
     pub const GENERATION: &str = "claw_gen_v1";
-    /// `LpmTrie<BindKey, Bind>`: source bindings, by slot, interface and address prefix.
-    pub const BINDINGS: &str = "claw_bind_v1";
+    /// `ArrayOfMaps<Array<Page>>[2]`: the [`image`](super::image) of each slot's generation.
+    pub const IMAGES: &str = "claw_img_v1";
     /// `Hash<[u8; 16], SelfAddress>`: the gateway's own addresses and the services there.
     pub const SELF: &str = "claw_self_v1";
-    /// `LpmTrie<DestinationKey, u32>`: destination prefix to destination class, by slot.
-    pub const DESTINATIONS: &str = "claw_dst_v1";
-    /// `Array<u16>[2 * 65536]`: port to port class; index is `slot << 16 | port`.
-    pub const PORTS: &str = "claw_port_v1";
-    /// `Hash<VerdictKey, Verdict>`: what each class may do.
-    pub const VERDICTS: &str = "claw_verd_v1";
+    /// `Array<[u64; SELF_FILTER_WORDS]>[1]`: a bit for each of the gateway's own addresses, so that most
+    /// packets need no look at [`SELF`]. A bit may be set without an address, never the other way.
+    pub const SELF_FILTER: &str = "claw_selff_v1";
     /// `Hash<FlowKey, Flow>`: live flows. Bounded, not LRU: a full table denies.
     pub const FLOWS: &str = "claw_flow_v1";
     /// `Array<u64>[SHARES]`: live flows by agent index modulo its length, mapped into the datapath role. The
@@ -52,11 +50,12 @@ pub mod map {
     /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to.
     pub const LISTENERS: &str = "claw_lstn_v1";
     /// `RingBuf`: [`Event`](super::Event)s.
-    pub const EVENTS: &str = "claw_evnt_v1";
+    pub const EVENTS: &str = "claw_evnt_v2";
     /// `PerCpuArray<u64>[COUNTERS]`: see [`counter`](super::counter).
     pub const COUNTERS: &str = "claw_cnt_v1";
-    /// `LruHash<SeenKey, u64>`: when a drop was last reported, to bound events by destination.
-    pub const SEEN: &str = "claw_seen_v1";
+    /// `PerCpuArray<Seen>[SEEN_SLOTS]`: drops lately reported, each in the slot of its key, with a count of
+    /// those like it that were not.
+    pub const SEEN: &str = "claw_seen_v2";
     /// `PerCpuArray<Pace>[1]`: how many drops this CPU reported lately.
     pub const PACE: &str = "claw_pace_v1";
     /// `Hash<CgroupKey, Bind>`: local workloads by cgroup id.
@@ -79,12 +78,14 @@ pub mod map {
 
 /// Map capacities, each with the reason for its size.
 pub mod bound {
-    /// Source prefixes, both slots: ten thousand agents with three addresses each, twice.
+    /// Source prefixes: ten thousand agents with six addresses each.
     pub const BINDINGS_MAX: u32 = 65_536;
-    /// Destination prefixes, both slots.
-    pub const DESTINATIONS_MAX: u32 = 262_144;
-    /// Non-default verdict cells, both slots.
-    pub const VERDICTS_MAX: u32 = 262_144;
+    /// Agents' interfaces: half the slots, so that one is found in a few probes.
+    pub const IMAGE_INTERFACES_MAX: u32 = 128;
+    /// Words of the matrix of agent classes and destination classes: 16 MiB.
+    pub const MATRIX_WORDS_MAX: u32 = 1 << 22;
+    /// Words of all rows: 16 MiB.
+    pub const ROWS_WORDS_MAX: u32 = 1 << 22;
     /// Concurrent flows: 100,000 with room for as many that have ended and are not swept yet. About 50 MiB.
     pub const FLOWS_MAX: u32 = 262_144;
     /// Concurrent flows of one agent: no seven of them can fill the table. Each CPU may be one flow over.
@@ -101,6 +102,9 @@ pub mod bound {
     pub const REJECTS_INTERVAL_NS: u64 = 1_000_000_000;
     /// The gateway's own addresses.
     pub const SELF_MAX: u32 = 1_024;
+    /// 64-bit words of the filter before them: with a dozen addresses, one packet in a hundred passes it
+    /// in vain.
+    pub const SELF_FILTER_WORDS: usize = 64;
     /// Agent indices, which are never used again: a hundred times the agents a node has at once, in 128 KiB
     /// of quarantine bits.
     pub const AGENT_INDICES_MAX: u32 = 1 << 20;
@@ -119,8 +123,8 @@ pub mod bound {
     pub const RESOLVERS_MAX: u32 = 64;
     /// Event ring, bytes: about 8,000 events, a power of two as the kernel asks.
     pub const EVENTS_BYTES: u32 = 1 << 20;
-    /// Distinct (source, destination, reason) drops remembered to thin out events.
-    pub const SEEN_MAX: u32 = 16_384;
+    /// Distinct (source, destination, port, reason) drops remembered by each CPU to thin out events.
+    pub const SEEN_SLOTS: u32 = 1_024;
     /// A repeated drop is reported at most once in this time.
     pub const SEEN_INTERVAL_NS: u64 = 1_000_000_000;
     /// Most drops reported by one CPU in [`DROP_EVENTS_INTERVAL_NS`]; what is beyond is counted as

@@ -14,6 +14,7 @@ use clawgress_ebpf_common::{
     Address, Bind, CgroupKey, DropReason, FlowKey, Generation, IFINDEX_LOCAL, action, bind_flag,
 };
 
+use crate::image::image;
 use crate::judge::{self, Judgement};
 use crate::map::CGROUPS;
 
@@ -65,7 +66,7 @@ fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgem
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
     }
-    let judged = judge::verdict(generation, bind, key);
+    let judged = judge::verdict(generation, &image(generation), bind, key);
     match judged.action {
         action::DIRECT | action::STEER => Ok(judged),
         _ => Err(judged),

@@ -9,6 +9,7 @@ use clawgress_ebpf_common::{
 };
 
 use crate::event::now;
+use crate::image::image;
 use crate::judge::{self, Judgement};
 use crate::learned;
 use crate::map::{FLOWS, SHARES, fails_open, has_listener};
@@ -278,7 +279,8 @@ pub fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
     *judged = if is_missing && !fails_open(key.ifindex, fail_open::REVISION) {
         Judgement::deny(DropReason::PolicyMissing, 0)
     } else {
-        match judge::binding(generation, key.ifindex, key.source) {
+        let image = image(generation);
+        match judge::binding(&image, key.ifindex, &key.source) {
             None => Judgement::deny(DropReason::Anonymous, 0),
             Some(bind) if bind.flags & bind_flag::DISABLED != 0 => {
                 Judgement::deny(DropReason::AgentDisabled, bind.agent)
@@ -287,7 +289,7 @@ pub fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
             Some(bind) if bind.class == CLASS_UNAUTHENTICATED && !is_missing => {
                 Judgement::deny(DropReason::Anonymous, bind.agent)
             }
-            Some(bind) => learned::verdict(generation, &bind, key, true),
+            Some(bind) => learned::verdict(generation, &image, &bind, key, true),
         }
     };
 }

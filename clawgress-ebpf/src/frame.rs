@@ -12,47 +12,69 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 pub trait Frame {
     /// Start and end of the bytes that can be read in place.
     fn bounds(&self) -> (usize, usize);
-    /// Bytes of the whole frame.
-    fn length(&self) -> u32;
     /// Copies `length` bytes at `offset`; 0 if they are there.
     fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64;
 }
 
-impl Frame for XdpContext {
+/// A frame at either hook, so that both share the instructions that parse it.
+#[derive(Clone, Copy)]
+pub struct Raw {
+    ctx: *mut c_void,
+    start: usize,
+    end: usize,
+    is_xdp: bool,
+}
+
+impl Raw {
+    /// The frame of an XDP program.
     #[inline(always)]
-    fn bounds(&self) -> (usize, usize) {
-        (self.data(), self.data_end())
+    pub fn xdp(ctx: &XdpContext) -> Self {
+        Raw { ctx: ctx.ctx.cast(), start: ctx.data(), end: ctx.data_end(), is_xdp: true }
     }
 
+    /// The frame of a TC program.
     #[inline(always)]
-    fn length(&self) -> u32 {
-        // SAFETY: `ctx` is the program's own context.
-        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    pub fn tc(ctx: &TcContext) -> Self {
+        Raw { ctx: ctx.as_ptr(), start: ctx.data(), end: ctx.data_end(), is_xdp: false }
     }
 
+    /// The parts, to be passed on as arguments: context, start, end, whether it is XDP's.
     #[inline(always)]
-    fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64 {
-        // SAFETY: `copy` passes a destination of `length` bytes.
-        unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, length) }
+    pub fn parts(self) -> (*mut c_void, usize, usize, bool) {
+        (self.ctx, self.start, self.end, self.is_xdp)
+    }
+
+    /// What [`Raw::parts`] took apart.
+    #[inline(always)]
+    pub fn from_parts(ctx: *mut c_void, start: usize, end: usize, is_xdp: bool) -> Self {
+        Raw { ctx, start, end, is_xdp }
     }
 }
 
-impl Frame for TcContext {
+impl Frame for Raw {
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
-        (self.data(), self.data_end())
+        (self.start, self.end)
     }
 
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        self.len()
-    }
-
+    // VERIFIER: it knows which hook it is at, and never walks the other's call.
     #[inline(always)]
     fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64 {
-        // SAFETY: `copy` passes a destination of `length` bytes.
-        unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, to, length) }
+        if self.is_xdp {
+            // SAFETY: `copy` passes a destination of `length` bytes.
+            unsafe { bpf_xdp_load_bytes(self.ctx.cast(), offset, to, length) }
+        } else {
+            // SAFETY: as above.
+            unsafe { bpf_skb_load_bytes(self.ctx.cast_const(), offset, to, length) }
+        }
     }
+}
+
+/// Bytes of the whole frame.
+#[inline(always)]
+pub fn xdp_length(ctx: &XdpContext) -> u32 {
+    // SAFETY: `ctx` is the program's own context.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
 }
 
 /// The `T` at a constant `offset`, if the frame has it in place.

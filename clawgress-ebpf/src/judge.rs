@@ -1,13 +1,13 @@
 //! Who a source is, and what it may reach: the part of a verdict that needs no flow. XDP, TC and the
 //! cgroup hooks share it, so that they cannot disagree.
 
-use aya_ebpf::maps::lpm_trie::Key;
 use clawgress_ebpf_common::{
-    Address, Bind, BindKey, CLASS_UNAUTHENTICATED, DESTINATION_OTHER, DestinationKey, DropReason, FlowKey,
-    Generation, SelfAddress, VerdictKey, action, bind_flag, fail_open, protocol, quarantine_place,
+    Address, Bind, CLASS_UNAUTHENTICATED, DropReason, FlowKey, Generation, SelfAddress, action, bind_flag,
+    fail_open, protocol, quarantine_place, self_filter_bit,
 };
 
-use crate::map::{BINDINGS, DESTINATIONS, PORTS, QUARANTINE, SELF, VERDICTS, fails_open};
+use crate::image::{Image, image};
+use crate::map::{QUARANTINE, SELF, SELF_FILTER, fails_open};
 use crate::parse::{Packet, mac};
 
 /// A verdict with all that a flow record or a report needs.
@@ -31,47 +31,24 @@ impl Judgement {
     }
 }
 
-/// Bits of slot and interface, which always match exactly, and of a whole address.
-const BIND_FIXED_BITS: u32 = 64;
-const DESTINATION_FIXED_BITS: u32 = 32;
-const ADDRESS_BITS: u32 = 128;
-
-/// An LPM key with the alignment of its fields. `aya_ebpf`'s is packed, and packed stores are byte
-/// stores on this target.
-#[repr(C)]
-struct Lookup<K> {
-    prefix_bits: u32,
-    key: K,
-}
-
-impl<K> Lookup<K> {
-    #[inline(always)]
-    fn key(&self) -> &Key<K> {
-        // SAFETY: `K` is one of our keys, of alignment 4 at most, so both types have the same size
-        // and fields at the same offsets; the packed one asks for less alignment.
-        unsafe { &*core::ptr::from_ref(self).cast::<Key<K>>() }
-    }
-}
-
 /// The binding of `address`, if there is one.
 #[inline(always)]
-pub fn binding(generation: Generation, ifindex: u32, address: Address) -> Option<Bind> {
-    let lookup = Lookup {
-        prefix_bits: BIND_FIXED_BITS + ADDRESS_BITS,
-        key: BindKey { slot: generation.slot, ifindex, address },
-    };
-    BINDINGS.get(lookup.key()).copied()
+pub fn binding(image: &Option<Image>, ifindex: u32, address: &Address) -> Option<Bind> {
+    match image {
+        Some(image) => image.bind(ifindex, address),
+        None => None,
+    }
 }
 
 /// The class and agent of a source. Without a binding it is unauthenticated.
 #[inline(always)]
-pub fn source(generation: Generation, packet: &Packet) -> Result<Bind, Judgement> {
-    identified(generation, packet, packet.key.source)
+pub fn source(image: &Option<Image>, packet: &Packet) -> Result<Bind, Judgement> {
+    identified(image, packet, &packet.key.source)
 }
 
 #[inline(always)]
-fn identified(generation: Generation, packet: &Packet, address: Address) -> Result<Bind, Judgement> {
-    let Some(bind) = binding(generation, packet.key.ifindex, address) else {
+fn identified(image: &Option<Image>, packet: &Packet, address: &Address) -> Result<Bind, Judgement> {
+    let Some(bind) = binding(image, packet.key.ifindex, address) else {
         return Ok(Bind { agent: 0, class: CLASS_UNAUTHENTICATED, mac: [0; 6], flags: 0 });
     };
     if bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac {
@@ -103,9 +80,8 @@ pub fn is_quarantined(agent: u32) -> bool {
 /// for one that is bound to another MAC.
 #[inline(always)]
 pub fn neighbour(generation: Generation, packet: &Packet) -> Result<(), Judgement> {
-    // SAFETY: only presence is looked at.
-    let is_gateway = unsafe { SELF.get(&packet.key.source) }.is_some();
-    let is_other = match binding(generation, packet.key.ifindex, packet.key.source) {
+    let is_gateway = services(&packet.key.source).is_some();
+    let is_other = match binding(&image(generation), packet.key.ifindex, &packet.key.source) {
         Some(bind) => bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac,
         None => false,
     };
@@ -115,6 +91,11 @@ pub fn neighbour(generation: Generation, packet: &Packet) -> Result<(), Judgemen
 /// The gateway's services at `address`, if that is its own.
 #[inline(always)]
 pub fn services(address: &Address) -> Option<SelfAddress> {
+    let (word, bit) = self_filter_bit(address);
+    // SAFETY: the element has `SELF_FILTER_WORDS` words, and `word` is less.
+    if unsafe { (*SELF_FILTER.get_ptr(0)?).as_ptr().add(word).read_volatile() } & bit == 0 {
+        return None;
+    }
     // SAFETY: entries are two ports and zeroes, written whole; a reader at the moment of an update
     // sees the old or the new ports, and either is the gateway's choice.
     unsafe { SELF.get(address) }.copied()
@@ -140,9 +121,9 @@ pub fn goes_without_policy(generation: Generation, bind: &Bind, ifindex: u32) ->
     generation.number == 0 && bind.agent != 0 && fails_open(ifindex, fail_open::REVISION)
 }
 
-/// What the tables say for `class` and the destination in `key`. Stateless.
+/// What the image says for the agent's class and the destination in `key`. Stateless.
 #[inline(always)]
-pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement {
+pub fn verdict(generation: Generation, image: &Option<Image>, bind: &Bind, key: &FlowKey) -> Judgement {
     if goes_without_policy(generation, bind, key.ifindex) {
         // What only a policy that names it opens stays shut.
         if protocol::is_named_only(key.protocol) {
@@ -150,31 +131,8 @@ pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement 
         }
         return Judgement { action: action::DIRECT, reason: 0, policies: 0, agent: bind.agent };
     }
-    let slot = generation.slot;
-    let lookup = Lookup {
-        prefix_bits: DESTINATION_FIXED_BITS + ADDRESS_BITS,
-        key: DestinationKey { slot, address: key.destination },
-    };
-    let destination_class = DESTINATIONS.get(lookup.key()).copied().unwrap_or(DESTINATION_OTHER);
-    let port_class = if !protocol::has_ports(key.protocol) {
-        0
-    } else {
-        let index = slot << 16 | u16::from_be(key.destination_port_be) as u32;
-        PORTS.get(index).copied().unwrap_or(0)
-    };
-    let cell = VerdictKey {
-        agent_class: bind.class,
-        destination_class,
-        port_class,
-        protocol: key.protocol,
-        slot: slot as u8,
-    };
-    // SAFETY: a slot's verdicts do not change while packets read it: user space writes the other one.
-    let Some(verdict) = (unsafe { VERDICTS.get(&cell) }) else {
-        let is_named_only = protocol::is_named_only(key.protocol);
-        let reason = if is_named_only { DropReason::ProtocolUnsupported } else { DropReason::PolicyDenied };
-        return Judgement::deny(reason, bind.agent);
-    };
+    let Some(image) = image else { return Judgement::deny(DropReason::PolicyMissing, bind.agent) };
+    let verdict = image.verdict(bind.class, key);
     let judged = Judgement {
         action: verdict.action,
         reason: verdict.reason,
@@ -192,11 +150,15 @@ pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey) -> Judgement 
 
 /// The stateless judgement of a packet from an agents' interface.
 #[inline(always)]
-pub fn packet(generation: Generation, packet: &Packet) -> Result<(Bind, bool), Judgement> {
+pub fn packet(
+    generation: Generation,
+    image: &Option<Image>,
+    packet: &Packet,
+) -> Result<(Bind, bool), Judgement> {
     if packet.is_reply {
         return Err(Judgement::deny(DropReason::IcmpUnsupported, 0));
     }
-    let bind = source(generation, packet)?;
+    let bind = source(image, packet)?;
     if let Some(services) = services(&packet.key.destination) {
         return if is_service(&services, &packet.key) {
             Ok((bind, true))
@@ -220,11 +182,12 @@ pub fn packet(generation: Generation, packet: &Packet) -> Result<(Bind, bool), J
 /// that host that answers, or a router of the same agent.
 #[inline(always)]
 pub fn error(generation: Generation, packet: &Packet) -> Result<Bind, Judgement> {
-    let bind = identified(generation, packet, packet.key.destination)?;
+    let image = image(generation);
+    let bind = identified(&image, packet, &packet.key.destination)?;
     if bind.agent == 0 {
         return Err(Judgement::deny(DropReason::Anonymous, 0));
     }
     let is_own = packet.outer == packet.key.destination
-        || binding(generation, packet.key.ifindex, packet.outer).is_some_and(|b| b.agent == bind.agent);
+        || binding(&image, packet.key.ifindex, &packet.outer).is_some_and(|b| b.agent == bind.agent);
     if is_own { Ok(bind) } else { Err(Judgement::deny(DropReason::IcmpUnsupported, bind.agent)) }
 }

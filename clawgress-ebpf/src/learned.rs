@@ -7,6 +7,7 @@ use clawgress_ebpf_common::{Bind, DropReason, FlowKey, Generation, LearnedKey, a
 
 use crate::event::now;
 use crate::flow::share_index;
+use crate::image::Image;
 use crate::judge::{self, Judgement};
 use crate::map::{LEARNED, LEARNED_BY, is_dns};
 
@@ -16,8 +17,14 @@ const HTTPS_BE: u16 = 443u16.to_be();
 
 /// The verdict. A flow that lives goes on after its address has expired.
 #[inline(always)]
-pub fn verdict(generation: Generation, bind: &Bind, key: &FlowKey, is_live: bool) -> Judgement {
-    let judged = judge::verdict(generation, bind, key);
+pub fn verdict(
+    generation: Generation,
+    image: &Option<Image>,
+    bind: &Bind,
+    key: &FlowKey,
+    is_live: bool,
+) -> Judgement {
+    let judged = judge::verdict(generation, image, bind, key);
     let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
     let is_undecided = judged.action == action::STEER
         || is_unread

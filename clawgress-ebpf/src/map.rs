@@ -5,30 +5,23 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, BindKey, CgroupKey, DestinationKey, Dial, Flow, FlowKey, Generation, Learned,
-    LearnedKey, Pace, ResolverKey, SeenKey, SelfAddress, Verdict, VerdictKey, bound, counter, listener,
-    protocol,
+    Address, AgentKey, Bind, CgroupKey, Dial, Flow, FlowKey, Generation, Learned, LearnedKey, Pace,
+    ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
 };
 
 #[map(name = "claw_gen_v1")]
 pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
-#[map(name = "claw_bind_v1")]
-pub static BINDINGS: LpmTrie<BindKey, Bind> =
-    LpmTrie::with_max_entries(bound::BINDINGS_MAX, BPF_F_NO_PREALLOC);
+// An array of maps in truth. The loader can only make one from type information that this object does
+// not carry, so user space makes it, pins it, and this declaration takes up the pin.
+#[map(name = "claw_img_v1")]
+pub static IMAGES: Array<u32> = Array::with_max_entries(2, 0);
 #[map(name = "claw_self_v1")]
 pub static SELF: HashMap<Address, SelfAddress> =
     HashMap::with_max_entries(bound::SELF_MAX, BPF_F_NO_PREALLOC);
-#[map(name = "claw_dst_v1")]
-pub static DESTINATIONS: LpmTrie<DestinationKey, u32> =
-    LpmTrie::with_max_entries(bound::DESTINATIONS_MAX, BPF_F_NO_PREALLOC);
-#[map(name = "claw_port_v1")]
-pub static PORTS: Array<u16> = Array::with_max_entries(2 * 65_536, 0);
-// Not preallocated: few nodes come near the bound, and entries are written by user space only.
-#[map(name = "claw_verd_v1")]
-pub static VERDICTS: HashMap<VerdictKey, Verdict> =
-    HashMap::with_max_entries(bound::VERDICTS_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "claw_selff_v1")]
+pub static SELF_FILTER: Array<[u64; bound::SELF_FILTER_WORDS]> = Array::with_max_entries(1, 0);
 // Preallocated: a flood must not be able to make the kernel allocate.
 #[map(name = "claw_flow_v1")]
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(bound::FLOWS_MAX, 0);
@@ -44,12 +37,12 @@ pub static LEARNED: HashMap<LearnedKey, Learned> =
 pub static LEARNED_BY: Array<u64> = Array::with_max_entries(bound::SHARES, 0);
 #[map(name = "claw_lstn_v1")]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(listener::SLOTS, 0);
-#[map(name = "claw_evnt_v1")]
+#[map(name = "claw_evnt_v2")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(bound::EVENTS_BYTES, 0);
 #[map(name = "claw_cnt_v1")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNTERS, 0);
-#[map(name = "claw_seen_v1")]
-pub static SEEN: LruHashMap<SeenKey, u64> = LruHashMap::with_max_entries(bound::SEEN_MAX, 0);
+#[map(name = "claw_seen_v2")]
+pub static SEEN: PerCpuArray<Seen> = PerCpuArray::with_max_entries(bound::SEEN_SLOTS, 0);
 #[map(name = "claw_pace_v1")]
 pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "claw_cgrp_v1")]
@@ -83,9 +76,15 @@ pub fn generation() -> Generation {
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(index: u32) {
+    add(index, 1);
+}
+
+/// Adds `n` to a counter of this CPU.
+#[inline(always)]
+pub fn add(index: u32, n: u64) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: the element belongs to this CPU, and programs are not preempted by themselves.
-        unsafe { *value += 1 }
+        unsafe { *value += n }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Ethernet, VLAN tags, ARP, IPv4, IPv6 and the transport headers, as far as a verdict needs them. What
 //! is not understood exactly is refused with its reason, never skipped.
 
-use clawgress_ebpf_common::{Address, DropReason, FlowKey, protocol};
+use core::ffi::c_void;
 
-use crate::frame::{Frame, at, copy, read};
+use clawgress_ebpf_common::{Address, DropReason, FlowKey, Generation, protocol};
+
+use crate::frame::{Frame, Raw, at, copy, read};
 use crate::neighbour::{arp, discovery, is_discovery};
 
 /// EtherType values (IEEE 802), network byte order.
@@ -171,10 +173,34 @@ impl Packet {
     }
 }
 
+/// Makes the verifier forget what it knows of the packet from the way it was parsed.
+// VERIFIER: else it would walk all that follows once for each protocol and family. It can't tell that no
+// generation has a number that large.
+#[inline(always)]
+pub fn conceal(packet: &mut Packet, generation: Generation) {
+    let zero = 0u64.wrapping_sub(generation.number >> 62);
+    let words = core::ptr::from_mut(packet).cast::<u64>();
+    for n in 0..CONCEALED_WORDS {
+        // SAFETY: the words are within the packet, which is aligned and plain; they keep their value.
+        unsafe { words.add(n).write_volatile(words.add(n).read_volatile() | zero) }
+    }
+}
+
+/// Words of [`Packet`] up to its length, and none beyond.
+const CONCEALED_WORDS: usize = 7;
+const _: () = assert!(core::mem::offset_of!(Packet, bytes) + 4 == CONCEALED_WORDS * 8);
+
 /// `address` as `::ffff:a.b.c.d`.
 #[inline(always)]
 pub fn mapped(address: [u8; 4]) -> Address {
     bytes([0, 0, 0xFFFFu32.to_be(), u32::from_ne_bytes(address)])
+}
+
+/// Whether `address` is `::ffff:a.b.c.d`.
+#[inline(always)]
+pub fn is_v4(address: &Address) -> bool {
+    // SAFETY: 16 plain bytes either way.
+    is_mapped(unsafe { core::mem::transmute::<Address, [u32; 4]>(*address) })
 }
 
 /// A MAC address from its bytes.
@@ -184,13 +210,43 @@ pub fn mac(bytes: [u8; 6]) -> Mac {
     [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
 }
 
-/// Reads a frame into `packet`.
+/// Reads a frame, whose length is in `packet.bytes`, into `packet`.
 #[inline(always)]
-pub fn parse(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
+pub fn parse(frame: Raw, packet: &mut Packet) -> Result<Kind, u16> {
+    let (ctx, start, end, is_xdp) = frame.parts();
+    let code = frame_into(ctx, start, end, is_xdp, packet);
+    if code & REFUSED != 0 {
+        return Err(code as u16);
+    }
+    if code == Kind::Neighbour as u32 {
+        Ok(Kind::Neighbour)
+    } else if code == Kind::Flow as u32 {
+        Ok(Kind::Flow)
+    } else {
+        Ok(Kind::Error)
+    }
+}
+
+/// Set in what [`frame_into`] returns for a refusal.
+const REFUSED: u32 = 1 << 16;
+
+/// A `Kind` code, or a reason's code above [`REFUSED`].
+// VERIFIER: a function of its own, so that all programs share its instructions; such a function returns a
+// number, so the result is packed into one.
+#[inline(never)]
+fn frame_into(ctx: *mut c_void, start: usize, end: usize, is_xdp: bool, packet: &mut Packet) -> u32 {
+    match ethernet(&Raw::from_parts(ctx, start, end, is_xdp), packet) {
+        Ok(kind) => kind as u32,
+        Err(reason) => REFUSED | reason.code() as u32,
+    }
+}
+
+#[inline(always)]
+fn ethernet(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
     let Some(ethernet) = at::<Ethernet>(frame, 0) else { return Err(DropReason::Malformed) };
     packet.mac = ethernet.source;
     let (ethertype_be, shift) = tags(frame, ethernet.ethertype_be, packet.tags)?;
-    packet.bytes = frame.length().wrapping_sub(L3 as u32 + shift);
+    packet.bytes = packet.bytes.wrapping_sub(L3 as u32 + shift);
     if is_group(packet.mac) {
         return Err(DropReason::SourceMacGroup);
     }

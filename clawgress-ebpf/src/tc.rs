@@ -1,7 +1,6 @@
 //! The authoritative verdict on agents' interfaces: ingress judges, records and steers; egress lets
 //! only answers through. What leaves here without a mark, nftables drops.
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_CURRENT_NETNS, TC_ACT_OK, TC_ACT_SHOT, bpf_sock, bpf_sock_tuple,
     bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
@@ -17,11 +16,12 @@ use clawgress_ebpf_common::{
 
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, confirm, goes_unread, reversed};
-use crate::frame::Frame as _;
+use crate::frame::Raw;
+use crate::image::{Image, image};
 use crate::judge::{self, Judgement};
 use crate::learned;
 use crate::map::{count, fails_open, generation, listener};
-use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
+use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, conceal, names_vlan, parse};
 use crate::reject;
 
 /// Socket states (`BPF_TCP_TIME_WAIT`, `BPF_TCP_LISTEN`).
@@ -86,43 +86,23 @@ fn refuse(hook: u16, generation: Generation, packet: &Packet, judged: &Judgement
     TC_ACT_SHOT
 }
 
-/// Parses the frame: a `Kind` code, or a reason's code above [`REFUSED`].
-// VERIFIER: a function of its own, so that both programs share its instructions; such a function
-// returns a number, so the result is packed into one.
-#[inline(never)]
-fn read(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
-    let ctx = TcContext::new(skb);
-    match prepare(&ctx, packet).and_then(|()| parse(&ctx, packet)) {
-        Ok(kind) => kind as u32,
-        Err(reason) => REFUSED | reason.code() as u32,
-    }
-}
-
-/// Set in what [`read`] returns for a refusal.
-const REFUSED: u32 = 1 << 16;
-
-/// What [`read`] packed.
+/// Parses the frame.
 #[inline(always)]
-fn unpack(code: u32) -> Result<Kind, u16> {
-    if code & REFUSED != 0 {
-        return Err(code as u16);
+fn read(ctx: &TcContext, packet: &mut Packet) -> Result<Kind, u16> {
+    if let Err(reason) = prepare(ctx, packet) {
+        return Err(reason.code());
     }
-    if code == Kind::Neighbour as u32 {
-        Ok(Kind::Neighbour)
-    } else if code == Kind::Flow as u32 {
-        Ok(Kind::Flow)
-    } else {
-        Ok(Kind::Error)
-    }
+    packet.bytes = ctx.len();
+    parse(Raw::tc(ctx), packet)
 }
 
 /// Makes the headers contiguous, and looks at a VLAN tag that was taken off the frame (by the driver, or
 /// by the kernel on the way here): what the tag says counts, not where it is kept.
 #[inline(always)]
 fn prepare(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
-    let (start, end) = ctx.bounds();
+    let (start, end) = (ctx.data(), ctx.data_end());
     if start + HEADERS_BYTES as usize > end {
-        let length = ctx.length();
+        let length = ctx.len();
         let wanted = if length < HEADERS_BYTES { length } else { HEADERS_BYTES };
         // A failure leaves the headers out of reach, and parsing then refuses them.
         let _ = ctx.pull_data(wanted);
@@ -140,7 +120,7 @@ fn prepare(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<u32, Judgement> {
-    let kind = match unpack(read(ctx.skb.skb, packet)) {
+    let kind = match read(ctx, packet) {
         Ok(kind) => kind,
         Err(reason) => return Err(unidentified(reason)),
     };
@@ -148,10 +128,12 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         judge::neighbour(generation, packet)?;
         return Ok(mark::LOCAL);
     }
+    conceal(packet, generation);
     if kind == Kind::Error {
         return error(packet, generation);
     }
-    let (bind, is_local) = judge::packet(generation, packet)?;
+    let image = image(generation);
+    let (bind, is_local) = judge::packet(generation, &image, packet)?;
     if is_local {
         if packet.key.protocol == protocol::TCP && bind.agent != 0 {
             local(packet, generation, bind.agent)?;
@@ -170,16 +152,20 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
             flow::touch(record, packet, Way::Out);
             judged
         }
-        None => begin(packet, generation, &bind, is_start)?,
+        None => begin(packet, generation, &image, &bind, is_start)?,
     };
     match judged.action {
         action::DIRECT => Ok(mark::DIRECT),
         action::STEER if packet.key.protocol == protocol::UDP => {
             // Nobody reads it any more, so it is what it was before somebody did.
-            let unread = |_| Judgement::deny(DropReason::InspectionRequired, bind.agent);
-            assign(ctx, listener(&packet.key, packet.is_v6)).map(|()| mark::STEER).map_err(unread)
+            if assign(ctx.skb.skb, listener(&packet.key, packet.is_v6)) {
+                Ok(mark::STEER)
+            } else {
+                Err(Judgement::deny(DropReason::InspectionRequired, bind.agent))
+            }
         }
-        action::STEER => steer(ctx, packet, is_start).map(|()| mark::STEER),
+        action::STEER if steer(ctx.skb.skb, packet, is_start) => Ok(mark::STEER),
+        action::STEER => Err(Judgement::deny(DropReason::ListenerMissing, 0)),
         _ => Err(Judgement::deny(DropReason::PolicyDenied, bind.agent)),
     }
 }
@@ -211,10 +197,11 @@ fn error(packet: &Packet, generation: Generation) -> Result<u32, Judgement> {
 fn begin(
     packet: &Packet,
     generation: Generation,
+    image: &Option<Image>,
     bind: &Bind,
     is_start: bool,
 ) -> Result<Judgement, Judgement> {
-    let mut judged = learned::verdict(generation, bind, &packet.key, false);
+    let mut judged = learned::verdict(generation, image, bind, &packet.key, false);
     if judged.action == action::DENY {
         return Err(judged);
     }
@@ -301,15 +288,16 @@ fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judg
     Ok(())
 }
 
-/// Gives the packet to the socket of its connection, or to the listener in the family's slot.
-#[inline(always)]
-fn steer(ctx: &TcContext, packet: &Packet, is_start: bool) -> Result<(), Judgement> {
-    let missing = || Judgement::deny(DropReason::ListenerMissing, 0);
+/// Gives the packet to the socket of its connection, or to the listener in the family's slot; whether there
+/// was one.
+// VERIFIER: a function of its own, so that the tuple is not on the caller's stack.
+#[inline(never)]
+fn steer(skb: *mut __sk_buff, packet: &Packet, is_start: bool) -> bool {
     let mut tuple = tuple(packet);
     let bytes = if packet.is_v6 { TUPLE_V6_BYTES } else { TUPLE_V4_BYTES };
     // SAFETY: the tuple holds `bytes` of the family; the reference is released on every path below.
     let mut socket =
-        unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &mut tuple, bytes, BPF_F_CURRENT_NETNS as u64, 0) };
+        unsafe { bpf_skc_lookup_tcp(skb.cast(), &mut tuple, bytes, BPF_F_CURRENT_NETNS as u64, 0) };
     // SAFETY: a socket that is not null has a state to read.
     let state = if socket.is_null() { 0 } else { unsafe { (*socket).state } };
     if state == TCP_LISTEN {
@@ -326,7 +314,7 @@ fn steer(ctx: &TcContext, packet: &Packet, is_start: bool) -> Result<(), Judgeme
         if listener.is_null() {
             // SAFETY: as above.
             unsafe { bpf_sk_release(socket.cast()) };
-            return Err(missing());
+            return false;
         }
         // SAFETY: a referenced socket, released once.
         unsafe { bpf_sk_release(listener.cast()) };
@@ -334,7 +322,7 @@ fn steer(ctx: &TcContext, packet: &Packet, is_start: bool) -> Result<(), Judgeme
     if socket.is_null() {
         socket = listener(&packet.key, packet.is_v6).cast();
     }
-    assign(ctx, socket.cast())
+    assign(skb, socket.cast())
 }
 
 /// Whether somebody serves what the packet would be steered to.
@@ -349,20 +337,19 @@ fn is_served(packet: &Packet) -> bool {
     true
 }
 
-/// Gives the packet to a referenced socket, and releases that.
+/// Gives the packet to a referenced socket, and releases that; whether it could.
 #[inline(always)]
-fn assign(ctx: &TcContext, socket: *mut bpf_sock) -> Result<(), Judgement> {
-    let missing = || Judgement::deny(DropReason::ListenerMissing, 0);
+fn assign(skb: *mut __sk_buff, socket: *mut bpf_sock) -> bool {
     if socket.is_null() {
-        return Err(missing());
+        return false;
     }
     // SAFETY: `socket` is a referenced socket, released exactly once.
     let assigned = unsafe {
-        let assigned = bpf_sk_assign(ctx.as_ptr(), socket.cast(), 0);
+        let assigned = bpf_sk_assign(skb.cast(), socket.cast(), 0);
         bpf_sk_release(socket.cast());
         assigned
     };
-    if assigned == 0 { Ok(()) } else { Err(missing()) }
+    assigned == 0
 }
 
 #[inline(always)]
@@ -398,11 +385,12 @@ fn words(address: &Address) -> [u32; 4] {
 /// Answers only: of a live flow, of the gateway itself, or neighbour messages.
 #[inline(always)]
 fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
-    let parsed = unpack(read(ctx.skb.skb, packet));
+    let parsed = read(ctx, packet);
     if let Ok(Kind::Neighbour) = parsed {
         return Ok(());
     }
     if let Ok(kind) = parsed {
+        conceal(packet, generation);
         let key = if kind == Kind::Error { packet.key } else { reversed(&packet.key) };
         if let Some(record) = flow::find(&key) {
             // SAFETY: as in `flow::touch`.

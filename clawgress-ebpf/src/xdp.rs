@@ -7,10 +7,12 @@ use aya_ebpf::programs::XdpContext;
 use clawgress_ebpf_common::{Generation, action, counter, hook};
 
 use crate::event::{self, Place, unidentified};
+use crate::frame::{Raw, xdp_length};
+use crate::image::image;
 use crate::judge::{self, Judgement};
 use crate::learned;
 use crate::map::{count, generation};
-use crate::parse::{Kind, Packet, parse};
+use crate::parse::{Kind, Packet, conceal, parse};
 use crate::reject;
 
 /// XDP on an agents' interface.
@@ -39,20 +41,23 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
-    let kind = match parse(ctx, packet) {
+    packet.bytes = xdp_length(ctx);
+    let kind = match parse(Raw::xdp(ctx), packet) {
         Ok(kind) => kind,
-        Err(reason) => return Err(unidentified(reason.code())),
+        Err(reason) => return Err(unidentified(reason)),
     };
     if kind == Kind::Neighbour {
         return judge::neighbour(generation, packet);
     }
+    conceal(packet, generation);
     if kind == Kind::Error {
         return judge::error(generation, packet).map(|_| ());
     }
-    let (bind, is_local) = judge::packet(generation, packet)?;
+    let image = image(generation);
+    let (bind, is_local) = judge::packet(generation, &image, packet)?;
     if is_local {
         return Ok(());
     }
-    let judged = learned::verdict(generation, &bind, &packet.key, false);
+    let judged = learned::verdict(generation, &image, &bind, &packet.key, false);
     if judged.action == action::DENY { Err(judged) } else { Ok(()) }
 }

@@ -23,9 +23,10 @@ mod tabulate;
 #[cfg(test)]
 mod tests;
 
-/// Most destination prefixes: what one slot of the kernel's table holds.
-pub const PREFIXES_MAX: usize = 131_072;
-/// Most verdicts that are not the default: what one slot of the kernel's table holds.
+/// Most destination prefixes: a million, and room for what they nest in. The kernel's table of them is
+/// bounded by its pages, and that many fit in all but contrived cases, which are refused there.
+pub const PREFIXES_MAX: usize = 1_200_000;
+/// Most verdicts that are not the default: what travels to the kernel plane in one message.
 pub const VERDICTS_MAX: usize = 131_072;
 /// Most combinations of distinct agents and distinct destinations held while compiling: 16 MiB.
 pub const MATRIX_CELLS_MAX: usize = 1 << 22;

@@ -422,7 +422,12 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
     blocking(move || {
         let agents: Vec<Agent> = model.agents.values().cloned().collect();
         let sources: usize = agents.iter().map(|a| a.sources.len()).sum();
-        within("source bindings", sources, bound::BINDINGS_MAX)?;
+        if sources > bound::BINDINGS_MAX as usize {
+            let max = bound::BINDINGS_MAX;
+            return Err(Refusal::Full(format!(
+                "{sources} source bindings don't fit into the kernel's {max}; nothing was changed"
+            )));
+        }
         let parsed = Parsed::of(&model, former)?;
         let set = parsed.as_ref().map(|parsed| parsed.set.at(model.window.at.as_millisecond()));
         let tables = set.as_ref().map(|set| compile(set, &agents)).transpose()?;
@@ -494,23 +499,9 @@ fn zone(window: &Window) -> Result<Zone, Refusal> {
     Ok(Zone { name: name.clone(), offsets })
 }
 
-/// Compiles to tables that fit into the kernel's.
+/// Compiles to the kernel's tables.
 fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, Refusal> {
-    let tables = kernel::compile(set, agents)?;
-    within("destination prefixes", tables.destinations.len(), bound::DESTINATIONS_MAX)?;
-    within("verdict cells", tables.verdicts.len(), bound::VERDICTS_MAX)?;
-    Ok(tables)
-}
-
-/// Whether `count` fits into one of the two slots of a table with `max` places.
-fn within(what: &str, count: usize, max: u32) -> Result<(), Refusal> {
-    let places = max as usize / 2;
-    if count > places {
-        return Err(Refusal::Full(format!(
-            "{count} {what} don't fit into the kernel's {places}; nothing was changed"
-        )));
-    }
-    Ok(())
+    Ok(kernel::compile(set, agents)?)
 }
 
 async fn blocking<T: Send + 'static>(

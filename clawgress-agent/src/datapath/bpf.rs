@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clawgress_ebpf_common::user;
@@ -18,6 +18,7 @@ use nix::sys::statfs::{FsType, statfs};
 const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// Commands of `bpf(2)` (linux/bpf.h).
+const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
@@ -29,6 +30,16 @@ const BPF_LINK_UPDATE: libc::c_int = 29;
 /// Flags of `BPF_OBJ_GET`: system calls through the descriptor may read only, or write only.
 const BPF_F_RDONLY: u32 = 1 << 3;
 const BPF_F_WRONLY: u32 = 1 << 4;
+/// Types of maps.
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+/// Flag of an inner array whose length may differ from the others'.
+pub const BPF_F_INNER_MAP: u32 = 1 << 12;
+/// Longest name of an object, with its NUL.
+const BPF_OBJ_NAME_BYTES: usize = 16;
+/// Command of `fsconfig(2)` and flag of `fsmount(2)` (linux/mount.h).
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
 
 /// A key or value of the ABI crate, as aya wants it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -52,6 +63,18 @@ struct LinkCreateAttr {
     target_fd: u32,
     attach_type: u32,
     flags: u32,
+}
+
+#[repr(C)]
+struct MapCreateAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; BPF_OBJ_NAME_BYTES],
 }
 
 #[repr(C)]
@@ -136,10 +159,59 @@ pub fn attach(program: &impl AsFd, target: &impl AsFd, attach_type: u32, pin: &P
         attach_type,
         flags: 0,
     };
-    let link = descriptor(call(BPF_LINK_CREATE, &attr)?)?;
+    let link = owned(call(BPF_LINK_CREATE, &attr)?)?;
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let attr = ObjectAttr { path: path.as_ptr() as u64, fd: link.as_raw_fd().unsigned_abs(), flags: 0 };
     call(BPF_OBJ_PIN, &attr).map(drop)
+}
+
+/// Makes an array of `length` arrays whose values have `value_bytes`, each as long as it likes, and pins it.
+///
+/// # Errors
+/// As `bpf(2)`.
+pub fn create_array_of_arrays(name: &str, length: u32, value_bytes: u32, path: &Path) -> io::Result<()> {
+    let mut attr = MapCreateAttr {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: value_bytes,
+        max_entries: 1,
+        map_flags: BPF_F_INNER_MAP,
+        inner_map_fd: 0,
+        numa_node: 0,
+        name: [0; BPF_OBJ_NAME_BYTES],
+    };
+    // The last byte stays NUL.
+    for (to, from) in attr.name.iter_mut().take(BPF_OBJ_NAME_BYTES - 1).zip(name.bytes()) {
+        *to = from;
+    }
+    // Its kind is remembered; itself it is not needed any more.
+    let like = owned(call(BPF_MAP_CREATE, &attr)?)?;
+    attr.map_type = BPF_MAP_TYPE_ARRAY_OF_MAPS;
+    attr.value_size = 4;
+    attr.max_entries = length;
+    attr.map_flags = 0;
+    attr.inner_map_fd = like.as_raw_fd().unsigned_abs();
+    let map = owned(call(BPF_MAP_CREATE, &attr)?)?;
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    let fd = map.as_raw_fd().unsigned_abs();
+    call(BPF_OBJ_PIN, &ObjectAttr { path: text.as_ptr() as u64, fd, flags: 0 }).map(drop)
+}
+
+/// A BPF file system that nothing but this descriptor leads to, and the path of its root.
+///
+/// # Errors
+/// As `fsopen(2)` and `fsmount(2)`.
+pub fn private_file_system() -> io::Result<(OwnedFd, PathBuf)> {
+    let nothing = std::ptr::null::<libc::c_char>();
+    // SAFETY: a name that ends in NUL, and no flags.
+    let context = owned(check(unsafe { libc::syscall(libc::SYS_fsopen, c"bpf".as_ptr(), 0) })?)?;
+    let fd = context.as_raw_fd();
+    // SAFETY: this command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, nothing, nothing, 0) })?;
+    // SAFETY: a context for which the file system was made, and no mount attributes.
+    let mount = owned(check(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0) })?)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+    Ok((mount, path))
 }
 
 /// What the link pinned at `path` is attached to: the index of an interface, the inode of a network
@@ -160,12 +232,12 @@ pub fn link_target(path: &Path) -> io::Result<u64> {
 fn object(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_bytes())?;
     let attr = ObjectAttr { path: text.as_ptr() as u64, fd: 0, flags };
-    descriptor(call(BPF_OBJ_GET, &attr)?)
+    owned(call(BPF_OBJ_GET, &attr)?)
 }
 
-/// The descriptor that a command just returned.
-fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = i32::try_from(returned).map_err(io::Error::other)?;
+/// Takes over the descriptor that a system call gave.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -285,6 +357,10 @@ pub(super) fn call<T>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long
     // size is passed with it.
     let rc =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), std::mem::size_of::<T>()) };
+    check(rc)
+}
+
+fn check(rc: libc::c_long) -> io::Result<libc::c_long> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
 }
 

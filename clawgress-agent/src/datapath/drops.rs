@@ -42,14 +42,14 @@ pub struct Tally {
 impl Drops {
     /// Takes note of a drop; other events are none of its business.
     pub fn note(&self, event: &Event) {
-        if event.kind != event_kind::DROP {
+        if event.kind != event_kind::DROP && event.kind != event_kind::REST {
             return;
         }
         let flow = FlowKey { source_port_be: 0, ..event.flow };
         let row = Row { flow, agent: event.agent, reason: event.reason };
         let mut rows = self.rows.lock();
         if let Some(tally) = rows.get_mut(&row) {
-            tally.count += 1;
+            tally.count += event.count;
             tally.last_ns = tally.last_ns.max(event.at_ns);
             tally.hook = event.hook;
             return;
@@ -59,7 +59,10 @@ impl Drops {
         {
             rows.remove(&oldest);
         }
-        rows.insert(row, Tally { count: 1, first_ns: event.at_ns, last_ns: event.at_ns, hook: event.hook });
+        rows.insert(
+            row,
+            Tally { count: event.count, first_ns: event.at_ns, last_ns: event.at_ns, hook: event.hook },
+        );
     }
 
     /// Rows for which `is_wanted`, the latest first, at most `limit`.
@@ -101,6 +104,7 @@ mod tests {
             reason: DropReason::PolicyDenied.code(),
             action: action::DENY,
             hook: hook::XDP,
+            count: 1,
         }
     }
 

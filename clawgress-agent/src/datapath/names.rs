@@ -188,6 +188,8 @@ impl Names {
             record.action = Some("connect".to_owned());
             record.reason = Some(DropReason::from_code(event.reason).unwrap_or(DropReason::Malformed));
             record.bytes_sent = Some(0);
+            // One record for all that came again and had none of its own.
+            record.count = (event.kind == event_kind::REST).then_some(event.count);
         }
         record
     }

@@ -4,24 +4,25 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::maps::{Array, Map, MapData};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
+use clawgress_ebpf_common::image::Page;
 use clawgress_ebpf_common::{ABI_VERSION, map};
 use nix::sys::statfs::statfs;
+
+use super::bpf;
 
 /// The object as the build script left it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
 
 /// Every map of the object.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 21] = [
     map::GENERATION,
-    map::BINDINGS,
+    map::IMAGES,
     map::SELF,
-    map::DESTINATIONS,
-    map::PORTS,
-    map::VERDICTS,
+    map::SELF_FILTER,
     map::FLOWS,
     map::SHARES,
     map::REJECTS,
@@ -40,6 +41,9 @@ pub const MAPS: [&str; 23] = [
     map::INTERFACES,
     map::META,
 ];
+
+/// Images there are: the live one, and the one that is being written.
+const IMAGE_SLOTS: u32 = 2;
 
 /// Names of the programs.
 pub mod program {
@@ -77,6 +81,21 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
             loader.map_pin_path(name, pin(directory, name));
         }
     }
+    // The array of maps has to be there before the object is loaded: see its declaration. Where nothing
+    // is to be pinned, its pin is one that nobody else can reach, and is gone after this.
+    let private = match directory {
+        Some(_) => None,
+        None => Some(bpf::private_file_system().context("cannot make a private BPF file system")?),
+    };
+    let images = match (directory, &private) {
+        (Some(directory), _) => pin(directory, map::IMAGES),
+        (None, private) => private.as_ref().map(|(_, root)| root.join(map::IMAGES)).unwrap_or_default(),
+    };
+    if bpf::open(&images).is_err() {
+        bpf::create_array_of_arrays(map::IMAGES, IMAGE_SLOTS, size_of::<Page>() as u32, &images)
+            .with_context(|| format!("cannot create the map at `{}`", images.display()))?;
+    }
+    loader.map_pin_path(map::IMAGES, images);
     let mut ebpf =
         loader.load(OBJECT).context("cannot create the kernel maps (is this root, Linux 6.1 or later?)")?;
     for (name, program) in ebpf.programs_mut() {
@@ -94,6 +113,33 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
     let meta = ebpf.map_mut(map::META).context("the object has no version map")?;
     Array::<_, u32>::try_from(meta)?.set(0, ABI_VERSION, 0)?;
     Ok(ebpf)
+}
+
+/// An array of one page: of zeroes, which deny everything, until it is written.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn empty_image() -> Result<Array<MapData, Page>> {
+    image_map(1)
+}
+
+/// An array for an image of `pages` pages.
+///
+/// # Errors
+/// If the kernel refuses, most often for want of memory.
+pub fn image_map(pages: u32) -> Result<Array<MapData, Page>> {
+    Array::create(pages, bpf::BPF_F_INNER_MAP).context("cannot create a map for the tables")
+}
+
+/// The map of images, by its true type.
+///
+/// # Errors
+/// If it isn't there or has another layout.
+pub fn take_images(ebpf: &mut Ebpf) -> Result<ArrayOfMaps<MapData, Array<MapData, Page>>> {
+    let declared = ebpf.take_map(map::IMAGES).context("the object has no map of images")?;
+    let Map::Array(data) = declared else { bail!("the map of images is declared otherwise") };
+    let map = Map::from_map_data(MapData::from_id(data.info()?.id())?)?;
+    ArrayOfMaps::try_from(map).context("the map of images has another layout")
 }
 
 /// Where the map `name` is pinned.

@@ -4,17 +4,16 @@
 //! Must never write into the live slot, but for workloads, which come and go between generations.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
+use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError};
 use clawgress_api::KernelGeneration;
+use clawgress_ebpf_common::image::Page;
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, BindKey, CLASS_UNAUTHENTICATED, CgroupKey, DestinationKey, DropReason,
-    Generation, Verdict, VerdictKey, action, bind_flag, bound, map, user,
+    Address, AgentKey, Bind, CLASS_UNAUTHENTICATED, CgroupKey, DropReason, Generation, Verdict, action,
+    bind_flag, bound, map, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -22,28 +21,19 @@ use clawgress_policy::kernel::{KernelAction, KernelTables};
 use ipnet::IpNet;
 
 use super::bpf::Plain;
-use super::object::take;
+use super::image::{self, Cell, Contents, ImageError, MAPPED_BITS, PORTS};
+use super::object::{self, take};
 
-/// Bits before the address in keys of bindings and of destinations.
-const BIND_FIXED_BITS: u32 = 64;
-const DESTINATION_FIXED_BITS: u32 = 32;
-/// Bits of `::ffff:0:0`, before an IPv4 address.
-const MAPPED_BITS: u32 = 96;
-/// Ports there are.
-const PORTS: usize = 1 << 16;
 /// Longest a program run can still read the slot it read the generation for: runs take microseconds and
 /// are not preempted; this is four orders of magnitude more.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// The tables of one generation, checked, in map form, for either slot.
+/// The tables of one generation, checked, as an image.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The number that goes live; 0 (deny all) while there is no policy.
     number: u64,
-    bindings: BTreeMap<(u32, u32, Address), Bind>,
-    destinations: BTreeMap<(u32, Address), u32>,
-    ports: Vec<u16>,
-    verdicts: Vec<(VerdictKey, Verdict)>,
+    image: Vec<Page>,
     classes: BTreeMap<u32, (u32, u16)>,
     /// Sources that name no agents' interface of this node, in words.
     pub skipped: Vec<String>,
@@ -55,7 +45,7 @@ pub enum PlanError {
     /// Number 0 means "no policy yet".
     #[error("generation 0 cannot be applied")]
     Number,
-    /// A table is larger than its map's half.
+    /// There is more than the kernel holds.
     #[error("the generation has {count} {what}, and the kernel holds {max}")]
     TooMany {
         /// What there is too much of.
@@ -74,19 +64,17 @@ pub enum PlanError {
     /// A cell that can't be.
     #[error("a verdict cell is not valid: {0}")]
     Cell(&'static str),
+    /// No image holds it.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 /// The maps that hold generations.
 pub struct Tables {
     generation: Array<MapData, u64>,
-    bindings: LpmTrie<MapData, Plain<BindKey>, Plain<Bind>>,
-    destinations: LpmTrie<MapData, Plain<DestinationKey>, u32>,
-    ports: Array<MapData, u16>,
-    verdicts: HashMap<MapData, Plain<VerdictKey>, Plain<Verdict>>,
+    images: ArrayOfMaps<MapData, Array<MapData, Page>>,
     cgroups: HashMap<MapData, Plain<CgroupKey>, Plain<Bind>>,
     agents: HashMap<MapData, Plain<AgentKey>, Plain<Bind>>,
-    /// Ports as last written to each slot, so that a generation with the same ranges writes none.
-    written_ports: [Option<Vec<u16>>; 2],
     /// Agent index to class and flags, in the live generation.
     classes: BTreeMap<u32, (u32, u16)>,
     committed: Option<Instant>,
@@ -98,7 +86,7 @@ impl Plan {
     /// Checks `document` and lays it out. `interfaces` are the agents' interfaces, name to index.
     ///
     /// # Errors
-    /// If it is inconsistent or exceeds a map's half; nothing has been written then.
+    /// If it is inconsistent or exceeds a bound; nothing has been written then.
     pub fn new(
         document: &KernelGeneration<KernelTables>,
         interfaces: &BTreeMap<String, u32>,
@@ -109,15 +97,8 @@ impl Plan {
         let none = KernelTables::default();
         let tables = document.tables.as_ref().unwrap_or(&none);
         let number = if document.tables.is_some() { document.generation } else { 0 };
-        let mut plan = Plan {
-            number,
-            bindings: BTreeMap::new(),
-            destinations: tables.destinations.iter().map(|(net, class)| (prefix(net), *class)).collect(),
-            ports: ports(&tables.ports)?,
-            verdicts: Vec::with_capacity(tables.verdicts.len()),
-            classes: BTreeMap::new(),
-            skipped: Vec::new(),
-        };
+        let mut plan = Plan { number, image: Vec::new(), classes: BTreeMap::new(), skipped: Vec::new() };
+        let mut bindings = BTreeMap::new();
         for agent in &document.agents {
             let class = tables.agents.get(&agent.index).copied().unwrap_or(CLASS_UNAUTHENTICATED);
             let flags = if agent.state == AgentState::Active { 0 } else { bind_flag::DISABLED };
@@ -135,41 +116,60 @@ impl Plan {
                     mac: source.mac.map_or([0; 6], |m| m.0),
                     flags: flags | if source.mac.is_some() { bind_flag::MAC } else { 0 },
                 };
-                if let Some(other) = plan.bindings.insert((ifindex, bits, address), bind)
+                if let Some(other) = bindings.insert((ifindex, bits, address), bind)
                     && other.agent != agent.index
                 {
                     return Err(PlanError::SameSource(other.agent, agent.index, source.to_string()));
                 }
             }
         }
-        shield_mapped_bindings(&mut plan.bindings);
-        for cell in &tables.verdicts {
-            let key = VerdictKey {
-                agent_class: cell.agent_class,
-                destination_class: cell.destination_class,
-                port_class: cell.port_class,
-                protocol: cell.transport.number(),
-                slot: 0,
-            };
-            plan.verdicts.push((key, verdict(cell.action, cell.transport, cell.policies)?));
+        let max = bound::BINDINGS_MAX as usize;
+        if bindings.len() > max {
+            return Err(PlanError::TooMany { what: "source prefixes", count: bindings.len(), max });
         }
-        plan.check()
+        let max = (bound::AGENTS_MAX / 2) as usize;
+        if plan.classes.len() > max {
+            return Err(PlanError::TooMany { what: "agents", count: plan.classes.len(), max });
+        }
+        plan.image = image::image(&contents(number, bindings, tables, interfaces)?)?;
+        Ok(plan)
     }
 
-    fn check(self) -> Result<Plan, PlanError> {
-        let half = |max: u32| (max / 2) as usize;
-        for (what, count, max) in [
-            ("agents", self.classes.len(), half(bound::AGENTS_MAX)),
-            ("source prefixes", self.bindings.len(), half(bound::BINDINGS_MAX)),
-            ("destination prefixes", self.destinations.len(), half(bound::DESTINATIONS_MAX)),
-            ("verdict cells", self.verdicts.len(), half(bound::VERDICTS_MAX)),
-        ] {
-            if count > max {
-                return Err(PlanError::TooMany { what, count, max });
-            }
-        }
-        Ok(self)
+    /// Pages of the image.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.image.len()
     }
+}
+
+fn contents(
+    number: u64,
+    bindings: BTreeMap<(u32, u32, Address), Bind>,
+    tables: &KernelTables,
+    interfaces: &BTreeMap<String, u32>,
+) -> Result<Contents, PlanError> {
+    let mut verdicts = Vec::with_capacity(tables.verdicts.len());
+    for cell in &tables.verdicts {
+        let key = Cell {
+            agent_class: cell.agent_class,
+            destination_class: cell.destination_class,
+            protocol: cell.transport.number(),
+            port_class: cell.port_class,
+        };
+        verdicts.push((key, verdict(cell.action, cell.transport, cell.policies)?));
+    }
+    let destination = |(net, class): &(IpNet, u32)| {
+        let (bits, address) = prefix(net);
+        (bits, address, *class)
+    };
+    Ok(Contents {
+        number,
+        bindings,
+        interfaces: interfaces.values().copied().collect(),
+        destinations: tables.destinations.iter().map(destination).collect(),
+        ports: ports(&tables.ports)?,
+        verdicts,
+    })
 }
 
 fn verdict(kernel: KernelAction, transport: Transport, policies: u32) -> Result<Verdict, PlanError> {
@@ -188,30 +188,6 @@ fn prefix(net: &IpNet) -> (u32, Address) {
     let net = net.trunc();
     let bits = u32::from(net.prefix_len()) + if net.addr().is_ipv4() { MAPPED_BITS } else { 0 };
     (bits, user::address(net.addr()))
-}
-
-/// Whether an IPv6 prefix takes in `::ffff:0:0/96`, and with it every IPv4 address in map form.
-fn takes_in_mapped(bits: u32, address: Address) -> bool {
-    IpNet::new(IpAddr::from(address), u8::try_from(bits).unwrap_or(u8::MAX))
-        .is_ok_and(|net| bits < MAPPED_BITS && net.contains(&IpAddr::from(mapped_root())))
-}
-
-fn mapped_root() -> Address {
-    user::address(IpAddr::from([0, 0, 0, 0]))
-}
-
-/// A source that is bound by an IPv6 prefix so short that it takes in the mapped addresses is an IPv6
-/// source: IPv4 gets an entry that says what no entry says. (Destinations are compiled with that
-/// enclosure in mind, and are written as they come.)
-fn shield_mapped_bindings(bindings: &mut BTreeMap<(u32, u32, Address), Bind>) {
-    let wide: Vec<u32> = bindings
-        .keys()
-        .filter(|&&(_, bits, address)| takes_in_mapped(bits, address))
-        .map(|&(ifindex, _, _)| ifindex)
-        .collect();
-    for ifindex in wide {
-        bindings.entry((ifindex, MAPPED_BITS, mapped_root())).or_default();
-    }
 }
 
 /// Class of each port.
@@ -246,13 +222,9 @@ impl Tables {
     pub fn take(ebpf: &mut Ebpf) -> Result<Tables> {
         Ok(Tables {
             generation: take(ebpf, map::GENERATION)?,
-            bindings: take(ebpf, map::BINDINGS)?,
-            destinations: take(ebpf, map::DESTINATIONS)?,
-            ports: take(ebpf, map::PORTS)?,
-            verdicts: take(ebpf, map::VERDICTS)?,
+            images: object::take_images(ebpf)?,
             cgroups: take(ebpf, map::CGROUPS)?,
             agents: take(ebpf, map::AGENTS)?,
-            written_ports: [None, None],
             classes: BTreeMap::new(),
             committed: None,
         })
@@ -296,26 +268,19 @@ impl Tables {
         Ok(())
     }
 
-    fn prepare(&mut self, plan: &Plan, slot: u32) -> Result<(), MapError> {
+    fn prepare(&mut self, plan: &Plan, slot: u32) -> Result<()> {
         let workloads: Vec<_> = self.workloads()?;
         self.clear(slot)?;
-        for (&(ifindex, bits, address), bind) in &plan.bindings {
-            let key = Key::new(BIND_FIXED_BITS + bits, Plain(BindKey { slot, ifindex, address }));
-            self.bindings.insert(&key, Plain(*bind), 0)?;
+        let pages = u32::try_from(plan.image.len())?;
+        let mut image = object::image_map(pages)?;
+        for (number, page) in (0..).zip(&plan.image) {
+            image.set(number, page, 0)?;
         }
-        for (&(bits, address), class) in &plan.destinations {
-            let key = Key::new(DESTINATION_FIXED_BITS + bits, Plain(DestinationKey { slot, address }));
-            self.destinations.insert(&key, class, 0)?;
-        }
-        for (key, verdict) in &plan.verdicts {
-            let key = VerdictKey { slot: u8::try_from(slot).unwrap_or(u8::MAX), ..*key };
-            self.verdicts.insert(Plain(key), Plain(*verdict), 0)?;
-        }
+        self.images.set(slot, &image, 0)?;
         for &agent in plan.classes.keys() {
             let bind = workload(&plan.classes, agent);
             self.agents.insert(Plain(AgentKey { agent, slot }), Plain(bind), 0)?;
         }
-        self.write_ports(&plan.ports, slot)?;
         for (cgroup, agent) in workloads {
             let bind = workload(&plan.classes, agent);
             self.cgroups.insert(Plain(CgroupKey { cgroup, slot, pad: 0 }), Plain(bind), 0)?;
@@ -323,33 +288,9 @@ impl Tables {
         Ok(())
     }
 
-    fn write_ports(&mut self, ports: &[u16], slot: u32) -> Result<(), MapError> {
-        let written = self.written_ports.get_mut(slot as usize).and_then(Option::take);
-        for (port, class) in (0u32..).zip(ports) {
-            if written.as_ref().and_then(|w| w.get(port as usize)) != Some(class) {
-                self.ports.set(slot << 16 | port, class, 0)?;
-            }
-        }
-        if let Some(written) = self.written_ports.get_mut(slot as usize) {
-            *written = Some(ports.to_vec());
-        }
-        Ok(())
-    }
-
-    /// Removes every entry of `slot`. Ports stay: they mean nothing without verdicts.
-    fn clear(&mut self, slot: u32) -> Result<(), MapError> {
-        let keys: Vec<_> = self.bindings.keys().collect::<Result<_, _>>()?;
-        for key in keys.iter().filter(|k| k.data().0.slot == slot) {
-            gone(self.bindings.remove(key))?;
-        }
-        let keys: Vec<_> = self.destinations.keys().collect::<Result<_, _>>()?;
-        for key in keys.iter().filter(|k| k.data().0.slot == slot) {
-            gone(self.destinations.remove(key))?;
-        }
-        let keys: Vec<_> = self.verdicts.keys().collect::<Result<_, _>>()?;
-        for key in keys.iter().filter(|k| u32::from(k.0.slot) == slot) {
-            gone(self.verdicts.remove(key))?;
-        }
+    /// Takes everything of `slot` away.
+    fn clear(&mut self, slot: u32) -> Result<()> {
+        self.images.set(slot, &object::empty_image()?, 0)?;
         let keys: Vec<_> = self.agents.keys().collect::<Result<_, _>>()?;
         for key in keys.iter().filter(|k| k.0.slot == slot) {
             gone(self.agents.remove(key))?;
@@ -449,15 +390,6 @@ mod tests {
         check(
             cell(Transport::Tcp, KernelAction::Deny(0)),
             &PlanError::Cell("it denies without a known reason"),
-        );
-        let max = (bound::DESTINATIONS_MAX / 2) as usize;
-        let destinations: Vec<_> = (0..=u32::try_from(max).expect("bound"))
-            .map(|n| (IpNet::from(IpAddr::from(n.to_be_bytes())), 1))
-            .collect();
-        let count = destinations.len();
-        check(
-            KernelTables { destinations, ..KernelTables::default() },
-            &PlanError::TooMany { what: "destination prefixes", count, max },
         );
         let document = KernelGeneration::<KernelTables> { generation: 0, tables: None, agents: Vec::new() };
         assert_eq!(Plan::new(&document, &BTreeMap::new()).expect_err("refused"), PlanError::Number);

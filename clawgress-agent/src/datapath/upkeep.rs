@@ -9,16 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use aya::maps::{HashMap, MapData};
+use anyhow::{Context as _, Result};
 use clawgress_api::config::{Config, Role};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, user};
 use tokio_util::sync::CancellationToken;
 
-use super::bpf::Plain;
 use super::handover::Offer;
 use super::modes::{self, Failure};
 use super::network::{self, Changes, Firewall, Interfaces, Netlink, Routes, Watch};
+use super::own::Own;
 use super::plane::KernelPlane;
 use super::programs::Programs;
 
@@ -53,7 +52,7 @@ pub struct Keep {
     /// Rules and routes of steered packets.
     pub routes: Routes,
     /// The map of the gateway's own addresses.
-    pub own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
+    pub own: Own,
     /// Tables, flows and names.
     pub plane: Arc<KernelPlane>,
     /// What L7 was told.
@@ -99,23 +98,10 @@ impl Upkeep {
     /// If they can't be listed or written.
     pub async fn addresses(&mut self) -> Result<()> {
         let wanted = services(&self.keep.netlink.addresses().await?, &self.config.proxy.listen);
-        if wanted.len() > bound::SELF_MAX as usize {
-            bail!(
-                "this machine has {} addresses, and the kernel plane holds {}",
-                wanted.len(),
-                bound::SELF_MAX
-            );
-        }
         if self.written.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        for (address, services) in &wanted {
-            self.keep.own.insert(address, Plain(*services), 0)?;
-        }
-        let present: Vec<_> = self.keep.own.keys().collect::<Result<_, _>>()?;
-        for address in present.iter().filter(|a| !wanted.contains_key(*a)) {
-            self.keep.own.remove(address)?;
-        }
+        self.keep.own.write(&wanted)?;
         self.written = Some(wanted);
         Ok(())
     }

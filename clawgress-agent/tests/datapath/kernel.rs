@@ -10,6 +10,7 @@ use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::events::Counters;
 use clawgress_agent::datapath::flows::Flows;
 use clawgress_agent::datapath::object::{self, program};
+use clawgress_agent::datapath::own::Own;
 use clawgress_agent::datapath::quarantine::Quarantine;
 use clawgress_agent::datapath::tables::{Plan, Tables};
 use clawgress_api::KernelGeneration;
@@ -46,7 +47,8 @@ pub struct Kernel {
     pub flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
     /// The same table as the role sweeps it.
     pub swept: Flows,
-    own: HashMap<MapData, [u8; 16], Plain<SelfAddress>>,
+    own: Own,
+    addresses: BTreeMap<[u8; 16], SelfAddress>,
     rejects: Array<MapData, Plain<Pace>>,
     counters: Counters,
     infos: BTreeMap<String, MapInfo>,
@@ -63,7 +65,8 @@ impl Kernel {
             swept: Flows::new(&ebpf).expect("flow table"),
             quarantine: Quarantine::take(&mut ebpf).expect("quarantine"),
             flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
-            own: object::take(&mut ebpf, clawgress_ebpf_common::map::SELF).expect("own addresses"),
+            own: Own::take(&mut ebpf).expect("own addresses"),
+            addresses: BTreeMap::new(),
             counters: Counters::new(
                 object::take(&mut ebpf, clawgress_ebpf_common::map::COUNTERS).expect("counters"),
             ),
@@ -101,7 +104,8 @@ impl Kernel {
     /// Makes `address` the gateway's own, with the proxy there.
     pub fn own(&mut self, address: IpAddr) {
         let services = SelfAddress { proxy_port_be: PROXY_PORT.to_be(), dns_port_be: 0, pad: 0 };
-        self.own.insert(user::address(address), Plain(services), 0).expect("own address");
+        self.addresses.insert(user::address(address), services);
+        self.own.write(&self.addresses).expect("own address");
     }
 
     pub fn xdp(&self, frame: &[u8]) -> Did {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_ebpf_common::{
-    Bind, BindKey, CgroupKey, DestinationKey, DropReason, Flow, FlowKey, Learned, LearnedKey, Pace, SeenKey,
-    SelfAddress, Verdict, VerdictKey, action, bound, counter, listener, map, mark, protocol, user,
+    Bind, CgroupKey, DropReason, Flow, FlowKey, Learned, LearnedKey, Pace, Seen, SelfAddress, action, bound,
+    counter, listener, map, mark, protocol, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -151,14 +151,11 @@ pub fn check(kernel: &Kernel, what: &str, frame: &[u8], want: Did) {
 fn maps_have_the_layout_of_the_abi() {
     let kernel = Kernel::load();
     let size = |n: usize| u32::try_from(n).expect("size");
-    let lpm = |n: usize| size(n + 4);
     for (name, key, value, entries) in [
         (map::GENERATION, 4, 8, 1),
-        (map::BINDINGS, lpm(size_of::<BindKey>()), size(size_of::<Bind>()), bound::BINDINGS_MAX),
+        (map::IMAGES, 4, 4, 2),
         (map::SELF, 16, size(size_of::<SelfAddress>()), bound::SELF_MAX),
-        (map::DESTINATIONS, lpm(size_of::<DestinationKey>()), 4, bound::DESTINATIONS_MAX),
-        (map::PORTS, 4, 2, 2 * 65_536),
-        (map::VERDICTS, size(size_of::<VerdictKey>()), size(size_of::<Verdict>()), bound::VERDICTS_MAX),
+        (map::SELF_FILTER, 4, size(bound::SELF_FILTER_WORDS * 8), 1),
         (map::FLOWS, size(size_of::<FlowKey>()), size(size_of::<Flow>()), bound::FLOWS_MAX),
         (map::SHARES, 4, 8, bound::SHARES),
         (map::REJECTS, 4, size(size_of::<Pace>()), 2 * bound::SHARES),
@@ -167,7 +164,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::LISTENERS, 4, 4, listener::SLOTS),
         (map::EVENTS, 0, 0, bound::EVENTS_BYTES),
         (map::COUNTERS, 4, 8, counter::COUNTERS),
-        (map::SEEN, size(size_of::<SeenKey>()), 8, bound::SEEN_MAX),
+        (map::SEEN, 4, size(size_of::<Seen>()), bound::SEEN_SLOTS),
         (map::PACE, 4, size(size_of::<Pace>()), 1),
         (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
         (map::QUARANTINE, 4, 8, bound::QUARANTINE_WORDS),
@@ -182,14 +179,16 @@ fn maps_have_the_layout_of_the_abi() {
 /// Older verifiers walk more states for the same program; the limit is a million instructions.
 #[test]
 fn programs_verify_with_headroom() {
-    const INSTRUCTIONS_MAX: u32 = 100_000;
+    const INSTRUCTIONS_MAX: u32 = 300_000;
     let kernel = Kernel::load();
+    let mut worst = 0;
     for (name, program) in kernel.ebpf.programs() {
         let info = program.info().expect("program info");
         let verified = info.verified_instruction_count().expect("the kernel counts them since 5.16");
         println!("{name}: {verified} instructions verified");
-        assert!(verified < INSTRUCTIONS_MAX, "{name}: {verified}");
+        worst = worst.max(verified);
     }
+    assert!(worst < INSTRUCTIONS_MAX, "{worst}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,6 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use clawgress_ebpf_common::bound;
 use clawgress_identity::Agent;
 
 use super::cells::{self, Cell, Destinations, Kind, PortCell};
@@ -20,9 +19,6 @@ use crate::request::{Decision, Operation, Request, Transport};
 use crate::set::Inner;
 use crate::time::Moment;
 use crate::vocabulary::ActionKind;
-
-const _: () = assert!(VERDICTS_MAX * 2 <= bound::VERDICTS_MAX as usize, "two slots share the map");
-const _: () = assert!(PREFIXES_MAX * 2 <= bound::DESTINATIONS_MAX as usize, "two slots share the map");
 
 /// Values to dense numbers, in order of first appearance.
 #[derive(Debug)]

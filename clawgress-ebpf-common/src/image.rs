@@ -1,0 +1,139 @@
+//! The image of a generation: all that a stateless verdict reads, laid out as pages of words in one
+//! array map. User space writes an image aside, and one write of the generation index makes it live.
+//!
+//! Page 0 is the [`Header`]. Prefixes are held as a trie of [`node`]s over the address, its bits taken
+//! from the top: eight (a page of children) or sixteen (256 pages) at a time, and where few boundaries
+//! are left, a sorted bucket of them. So a lookup costs about one memory access in a small image, and two
+//! or three in one of a million prefixes.
+
+use core::mem::{offset_of, size_of};
+
+/// Bytes of a page: the value of an image's array.
+pub const PAGE_BYTES: usize = 1024;
+/// Words of a page.
+pub const PAGE_WORDS: usize = PAGE_BYTES / 4;
+/// Most pages of an image: 128 MiB. A page of buckets must have a number of 17 bits.
+pub const PAGES_MAX: u32 = 1 << 17;
+
+/// One page.
+pub type Page = [u32; PAGE_WORDS];
+
+/// Page 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Header {
+    /// The generation's number.
+    pub number: u64,
+    /// Root of the IPv4 destinations: [`node`] whose values are destination classes.
+    pub destinations_v4: u32,
+    /// Root of the IPv6 destinations.
+    pub destinations_v6: u32,
+    /// Destination classes: columns of the matrix.
+    pub destination_classes: u32,
+    /// First page of the matrix: a word for each agent class and destination class, the number of a row.
+    pub matrix_page: u32,
+    /// First page of the rows: [`Header::row_words`] words each, indices of verdicts.
+    pub rows_page: u32,
+    /// Words of a row.
+    pub row_words: u32,
+    /// First page of the verdicts: [`Verdict`](crate::Verdict)s, [`VERDICTS_PER_PAGE`] to a page.
+    pub verdicts_page: u32,
+    /// First page of the port classes: 65,536 half-words, [`PORTS_PER_PAGE`] to a page.
+    pub ports_page: u32,
+    /// First page of the bindings: [`Bind`](crate::Bind)s, [`BINDS_PER_PAGE`] to a page; number 0 is
+    /// none.
+    pub binds_page: u32,
+    /// First page of the interfaces: [`Interface`]s by [`Interface::slot`].
+    pub interfaces_page: u32,
+    /// Zero.
+    pub pad: [u32; 116],
+    /// Where in a row a protocol's verdicts begin, by protocol number; [`PROTOCOL_UNNAMED`] if no policy
+    /// names it. A protocol with ports has one for each port class, any other just one.
+    pub protocols: [u16; 256],
+}
+
+const _: () = assert!(size_of::<Header>() == PAGE_BYTES && offset_of!(Header, protocols) == 512);
+#[cfg(feature = "user")]
+// SAFETY: `repr(C)`, no padding (the assertion above equals the sum of the fields), and every bit
+// pattern is valid.
+unsafe impl crate::user::Pod for Header {}
+
+/// In [`Header::protocols`]: a protocol that no policy names.
+pub const PROTOCOL_UNNAMED: u16 = u16::MAX;
+
+/// Verdicts in a page.
+pub const VERDICTS_PER_PAGE: u32 = (PAGE_BYTES / size_of::<crate::Verdict>()) as u32;
+/// Port classes in a page.
+pub const PORTS_PER_PAGE: u32 = (PAGE_BYTES / 2) as u32;
+/// Bindings in a page.
+pub const BINDS_PER_PAGE: u32 = (PAGE_BYTES / size_of::<crate::Bind>()) as u32;
+
+/// The sources of one agents' interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Interface {
+    /// Its index; 0 for an empty slot.
+    pub ifindex: u32,
+    /// Root of its IPv4 sources: [`node`] whose values are numbers of bindings.
+    pub sources_v4: u32,
+    /// Root of its IPv6 sources.
+    pub sources_v6: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Interface>() == 16);
+
+impl Interface {
+    /// Interfaces in a page.
+    pub const PER_PAGE: u32 = (PAGE_BYTES / size_of::<Interface>()) as u32;
+    /// Slots there are.
+    pub const SLOTS: u32 = 256;
+    /// Slots looked at, from its own on, until an interface is found: at half load longer runs are rare,
+    /// and an image that would need one is refused.
+    pub const PROBES: u32 = 8;
+
+    /// The slot an interface belongs in, or the first free one after it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot(ifindex: u32) -> u32 {
+        // Fibonacci hashing: the top eight bits of the product.
+        ifindex.wrapping_mul(0x9E37_79B1) >> 24
+    }
+}
+
+/// Nodes of a trie: one word, its kind in the top two bits.
+pub mod node {
+    /// Bits of the kind.
+    pub const KIND: u32 = 3 << 30;
+    /// A value, in the other bits: the same for all addresses below.
+    pub const LEAF: u32 = 0;
+    /// A page of 256 nodes, by the next eight bits of the address.
+    pub const CHUNK: u32 = 1 << 30;
+    /// 256 pages of nodes, by the next sixteen bits of the address.
+    pub const WIDE: u32 = 2 << 30;
+    /// A bucket: boundaries in ascending order, each with the value from there on.
+    pub const BUCKET: u32 = 3 << 30;
+
+    /// In a bucket: its items are [`LONG_WORDS`] long, else [`SHORT_WORDS`].
+    pub const LONG: u32 = 1 << 29;
+    /// Bits of a bucket's page, start and length less one.
+    pub const PAGE_SHIFT: u32 = 12;
+    /// See [`PAGE_SHIFT`].
+    pub const PAGE_MASK: u32 = (1 << 17) - 1;
+    /// See [`PAGE_SHIFT`].
+    pub const START_SHIFT: u32 = 5;
+    /// See [`PAGE_SHIFT`].
+    pub const START_MASK: u32 = 127;
+    /// See [`PAGE_SHIFT`].
+    pub const LENGTH_MASK: u32 = 31;
+
+    /// Most items of a bucket: five comparisons.
+    pub const ITEMS_MAX: u32 = 32;
+    /// A short item: the next 32 bits of the address, the value.
+    pub const SHORT_WORDS: u32 = 2;
+    /// A long item: the rest of the address as two 64-bit words (each low half first), the value, zero.
+    pub const LONG_WORDS: u32 = 6;
+    /// Most levels of chunks and buckets below one another: all 128 bits, eight at a time, and a leaf.
+    pub const DEPTH_MAX: u32 = 17;
+}

@@ -1,0 +1,311 @@
+//! Reading the live generation's image, as `clawgress_ebpf_common::image` lays it out.
+//!
+//! Must never write one, and never read another slot's than that of the generation read for this packet.
+
+use core::arch::asm;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
+use clawgress_ebpf_common::image::{
+    BINDS_PER_PAGE, Header, Interface, PAGE_WORDS, PORTS_PER_PAGE, PROTOCOL_UNNAMED, VERDICTS_PER_PAGE, node,
+};
+use clawgress_ebpf_common::{Address, Bind, DropReason, FlowKey, Generation, Verdict, action, protocol};
+
+use crate::map::IMAGES;
+use crate::parse::is_v4;
+
+/// An image: the inner map of a slot, and its first page.
+#[derive(Clone, Copy)]
+pub struct Image {
+    map: *mut c_void,
+    header: *const Header,
+}
+
+/// Offset of `protocols` in a [`Header`], in half-words, and the mask that keeps an index in a page.
+const PROTOCOLS_AT: usize = 256;
+const HALFWORDS: usize = PAGE_WORDS * 2;
+
+/// The image of `generation`. There is none before the first one was committed.
+#[inline(always)]
+pub fn image(generation: Generation) -> Option<Image> {
+    let slot = generation.slot;
+    // SAFETY: a lookup in an array of maps gives null or a map, which stays while this program runs.
+    let map = unsafe {
+        bpf_map_lookup_elem(core::ptr::from_ref(&IMAGES).cast_mut().cast(), core::ptr::from_ref(&slot).cast())
+    };
+    if map.is_null() {
+        return None;
+    }
+    let header = page(map, 0)?.cast();
+    Some(Image { map, header })
+}
+
+/// Page `number` of the map.
+#[inline(always)]
+fn page(map: *mut c_void, number: u32) -> Option<*const u32> {
+    // SAFETY: `map` is an inner map of `IMAGES`; the key is a word, as that map's are.
+    let page = unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(&number).cast()) };
+    if page.is_null() { None } else { Some(page.cast_const().cast()) }
+}
+
+/// Word `index` of a page.
+// VERIFIER: masked where it is used, so that the bounds are plain.
+#[inline(always)]
+fn word(page: *const u32, index: usize) -> u32 {
+    // SAFETY: a page has `PAGE_WORDS` words, and the mask is one less.
+    unsafe { *page.add(index & (PAGE_WORDS - 1)) }
+}
+
+/// Half-word `index` of a page.
+#[inline(always)]
+fn half(page: *const u32, index: usize) -> u16 {
+    // SAFETY: a page has twice `PAGE_WORDS` half-words, and the mask is one less.
+    unsafe { *page.cast::<u16>().add(index & (HALFWORDS - 1)) }
+}
+
+/// The value of the address whose bits, from the top, are `high` and `low`; 0 if more nodes than there can
+/// be would have to be followed.
+// VERIFIER: a function of its own, so that the programs share its instructions.
+#[inline(never)]
+fn find(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
+    // VERIFIER: knowing more of an address on one path than on another would keep the paths apart, and
+    // there are two to each level. So it is made to know nothing: it can't tell that this word is zero.
+    // SAFETY: the first page of an image is a header, and lives as long as the map.
+    let zero = unsafe { (&raw const (*header).pad).cast::<u64>().read_volatile() };
+    let (mut high, mut low) = (high | zero, low | zero);
+    let mut node = root;
+    for _ in 0..node::DEPTH_MAX {
+        let kind = node & node::KIND;
+        if kind == node::LEAF || kind == node::BUCKET {
+            break;
+        }
+        let first = node & !node::KIND;
+        let (number, bits, index) = if kind == node::CHUNK {
+            (first, 8, high >> 56)
+        } else {
+            (first.wrapping_add((high >> 56) as u32), 16, high >> 48)
+        };
+        // VERIFIER: one way out of the loop, with unknown words, so that the paths through it end as one.
+        let Some(children) = page(map, number) else {
+            node = 0;
+            break;
+        };
+        node = word(children, index as usize);
+        high = high << bits | low >> (64 - bits);
+        low = low << bits | zero;
+    }
+    match node & node::KIND {
+        node::LEAF => node,
+        node::BUCKET => bucket(map, node, high, low),
+        _ => 0,
+    }
+}
+
+/// The value at the last boundary of the bucket that is not above the address.
+// VERIFIER: no branch depends on what is compared; each would double the paths that are walked.
+#[inline(always)]
+fn bucket(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
+    let Some(items) = page(map, node >> node::PAGE_SHIFT & node::PAGE_MASK) else { return 0 };
+    let start = (node >> node::START_SHIFT & node::START_MASK) as usize;
+    let last = (node & node::LENGTH_MASK) as u64;
+    // The first boundary is 0, so there is always one that is not above.
+    let mut at = 0;
+    let mut step = halved(node::ITEMS_MAX as u64);
+    if node & node::LONG == 0 {
+        while step != 0 {
+            let next = at + step;
+            let item = word(items, (start + next as usize) * node::SHORT_WORDS as usize) as u64;
+            at += step & !(above(next, last) | above(item, high >> 32));
+            step = halved(step);
+        }
+        return word(items, (start + at as usize) * node::SHORT_WORDS as usize + 1);
+    }
+    while step != 0 {
+        let next = at + step;
+        let item = (start + next as usize) * node::LONG_WORDS as usize;
+        let first = word(items, item) as u64 | (word(items, item + 1) as u64) << 32;
+        let second = word(items, item + 2) as u64 | (word(items, item + 3) as u64) << 32;
+        let is_above = above(first, high) | (!above(high, first) & above(second, low));
+        at += step & !(above(next, last) | is_above);
+        step = halved(step);
+    }
+    word(items, (start + at as usize) * node::LONG_WORDS as usize + 4)
+}
+
+/// All ones if `a` is above `b`, else zero: the borrow of `b - a` (Warren, Hacker's Delight, 2-13).
+#[inline(always)]
+fn above(a: u64, b: u64) -> u64 {
+    let borrow = hidden((!b & a) | ((!b | a) & hidden(b.wrapping_sub(a))));
+    0u64.wrapping_sub(borrow >> 63)
+}
+
+/// Half of `step`, without telling the compiler what it is.
+// VERIFIER: it would lay the loop out five times over.
+#[inline(always)]
+fn halved(step: u64) -> u64 {
+    hidden(step >> 1)
+}
+
+/// `value`, of which the compiler knows nothing.
+#[inline(always)]
+fn hidden(mut value: u64) -> u64 {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {value} */", value = inout(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
+/// The value of `address` in the tries of both families.
+#[inline(always)]
+fn find_address(map: *mut c_void, header: *const Header, roots: (u32, u32), address: &Address) -> u32 {
+    let [high, low] = halves(address);
+    let (root, high, low) = if is_v4(address) { (roots.0, low << 32, 0) } else { (roots.1, high, low) };
+    find(map, header, root, high, low)
+}
+
+/// The two halves of an address, as numbers.
+#[inline(always)]
+fn halves(address: &Address) -> [u64; 2] {
+    // SAFETY: 16 plain bytes either way.
+    let [high, low] = unsafe { core::mem::transmute::<Address, [u64; 2]>(*address) };
+    [u64::from_be(high), u64::from_be(low)]
+}
+
+// VERIFIER: functions of their own, so that the programs share their instructions; such functions return
+// numbers, so results go through memory.
+#[inline(never)]
+fn bind_into(
+    map: *mut c_void,
+    header: *const Header,
+    ifindex: u32,
+    address: &Address,
+    bind: &mut Bind,
+) -> bool {
+    match (Image { map, header }).find_bind(ifindex, address) {
+        Some(found) => {
+            *bind = found;
+            true
+        }
+        None => false,
+    }
+}
+
+#[inline(never)]
+fn verdict_into(
+    map: *mut c_void,
+    header: *const Header,
+    class: u32,
+    key: &FlowKey,
+    verdict: &mut Verdict,
+) -> bool {
+    *verdict = match (Image { map, header }).find_verdict(class, key) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict { action: action::DENY, reason: reason.code(), policies: 0 },
+    };
+    true
+}
+
+impl Image {
+    #[inline(always)]
+    fn header(&self) -> &Header {
+        // SAFETY: the first page of an image is a header, and lives as long as the map.
+        unsafe { &*self.header }
+    }
+
+    /// The binding of `address` on this interface.
+    #[inline(always)]
+    pub fn bind(&self, ifindex: u32, address: &Address) -> Option<Bind> {
+        let mut bind = Bind { agent: 0, class: 0, mac: [0; 6], flags: 0 };
+        if bind_into(self.map, self.header, ifindex, address, &mut bind) { Some(bind) } else { None }
+    }
+
+    #[inline(always)]
+    fn find_bind(&self, ifindex: u32, address: &Address) -> Option<Bind> {
+        let roots = self.interface(ifindex)?;
+        let number = find_address(self.map, self.header, roots, address);
+        self.record(self.header().binds_page, number)
+    }
+
+    /// The roots of an interface's sources.
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<(u32, u32)> {
+        for probe in 0..Interface::PROBES {
+            let slot = (Interface::slot(ifindex) + probe) & (Interface::SLOTS - 1);
+            let page = page(self.map, self.header().interfaces_page + slot / Interface::PER_PAGE)?;
+            let at = (slot % Interface::PER_PAGE) as usize * 4;
+            match word(page, at) {
+                0 => return None,
+                index if index == ifindex => return Some((word(page, at + 1), word(page, at + 2))),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn record(&self, first: u32, number: u32) -> Option<Bind> {
+        if number == 0 {
+            return None;
+        }
+        let page = page(self.map, first + number / BINDS_PER_PAGE)?;
+        let at = (number % BINDS_PER_PAGE) as usize;
+        // SAFETY: a page has `BINDS_PER_PAGE` records, and `at` is less.
+        Some(unsafe { *page.cast::<Bind>().add(at) })
+    }
+
+    /// The verdict for an agent class and a destination.
+    #[inline(always)]
+    pub fn verdict(&self, class: u32, key: &FlowKey) -> Verdict {
+        let mut verdict = Verdict { action: 0, reason: 0, policies: 0 };
+        verdict_into(self.map, self.header, class, key, &mut verdict);
+        verdict
+    }
+
+    #[inline(always)]
+    fn find_verdict(&self, class: u32, key: &FlowKey) -> Result<Verdict, DropReason> {
+        let number = key.protocol;
+        let Some(offset) = self.protocol(number) else { return Err(DropReason::ProtocolUnsupported) };
+        let header = self.header();
+        let roots = (header.destinations_v4, header.destinations_v6);
+        let destination_class = find_address(self.map, self.header, roots, &key.destination);
+        let has_ports = number == protocol::TCP || number == protocol::UDP;
+        let port_class = if has_ports { self.port_class(u16::from_be(key.destination_port_be)) } else { 0 };
+        match self.cell(class, destination_class, offset + port_class) {
+            Some(verdict) => Ok(verdict),
+            None => Err(DropReason::PolicyDenied),
+        }
+    }
+
+    /// Where a protocol's verdicts begin in a row; `None` if no policy names the protocol.
+    #[inline(always)]
+    fn protocol(&self, protocol: u8) -> Option<u32> {
+        let offset = half(self.header.cast(), PROTOCOLS_AT + protocol as usize);
+        if offset == PROTOCOL_UNNAMED { None } else { Some(offset as u32) }
+    }
+
+    /// The class of a port.
+    #[inline(always)]
+    fn port_class(&self, port: u16) -> u32 {
+        let number = self.header().ports_page + port as u32 / PORTS_PER_PAGE;
+        page(self.map, number).map_or(0, |page| half(page, port as usize)) as u32
+    }
+
+    /// The verdict for these classes, `offset` words into their row.
+    #[inline(always)]
+    fn cell(&self, agent_class: u32, destination_class: u32, offset: u32) -> Option<Verdict> {
+        let header = self.header();
+        let cell = agent_class.wrapping_mul(header.destination_classes).wrapping_add(destination_class);
+        let row = self.at(header.matrix_page, cell)?;
+        let index = row.wrapping_mul(header.row_words).wrapping_add(offset);
+        let verdict = self.at(header.rows_page, index)?;
+        let page = page(self.map, header.verdicts_page + verdict / VERDICTS_PER_PAGE)?;
+        // SAFETY: a page has `VERDICTS_PER_PAGE` verdicts, and the index is less.
+        Some(unsafe { *page.cast::<Verdict>().add((verdict % VERDICTS_PER_PAGE) as usize) })
+    }
+
+    /// Word `index` of the section that begins with page `first`.
+    #[inline(always)]
+    fn at(&self, first: u32, index: u32) -> Option<u32> {
+        let page = page(self.map, first.wrapping_add(index / PAGE_WORDS as u32))?;
+        Some(word(page, index as usize))
+    }
+}
