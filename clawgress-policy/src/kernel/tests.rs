@@ -391,6 +391,44 @@ fn parts_that_are_known_hide_no_others() {
     }
 }
 
+/// There always is a time, for both planes, also where nothing but that is asked.
+#[test]
+fn that_there_is_a_time_is_true_for_both_planes() {
+    let (agents, ip) = (agents(), "192.0.2.1".parse().unwrap());
+    let base = r#"@id("base") permit (principal, action, resource) when { resource is Network };"#;
+    for field in ["time", "hour", "minute", "weekday"] {
+        for (policy, allowed) in [
+            (
+                format!(
+                    "{base} @id(\"a\") forbid (principal, action, resource) when {{ context has {field} }};"
+                ),
+                &[][..],
+            ),
+            (
+                format!(
+                    r#"@id("a") permit (principal, action in [Action::"connect", Action::"direct"], resource)
+                       when {{ if context has {field} then context.port == 443 else context.port < 100 }};"#
+                ),
+                &[443],
+            ),
+        ] {
+            let set = set(&policy).at(1_764_000_000_000);
+            assert!(set.asks_time(), "{policy}");
+            let tables = compile(&set, &agents).unwrap();
+            for port in [0, 80, 99, 442, 443, 444] {
+                let (action, policies) = tables.lookup(1, ip, Transport::Tcp, port);
+                let wanted = oracle(&set, &NamesOf::new(), &agents[0], ip, Transport::Tcp, port);
+                assert_eq!((action, policies.to_vec()), wanted, "{policy}: {port}");
+                assert_eq!(
+                    matches!(action, KernelAction::Deny(_)),
+                    !allowed.contains(&port),
+                    "{policy}: {port}"
+                );
+            }
+        }
+    }
+}
+
 /// A permit that asks for no protocol opens no tunnel; nor does one that only excludes others.
 #[test]
 fn what_must_be_named_is_opened_by_what_names_it() {

@@ -173,7 +173,7 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         ExprKind::BinaryApp { op: BinaryOp::In, arg1, .. } if variable(arg1).is_none() => Some(arg1),
         _ => None,
     };
-    if crate::time::Field::of(expr).is_some() {
+    if reads_time(expr) {
         reads.time = true;
     }
     match base.map(|base| variable(base)) {
@@ -186,4 +186,15 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     for part in parts(expr) {
         self::reads(part, reads);
     }
+}
+
+/// Whether the expression itself reads the time, or asks whether there is one: the kernel's tables are made
+/// as if there always were.
+fn reads_time(expr: &Expr) -> bool {
+    let (base, attr) = match expr.expr_kind() {
+        ExprKind::HasAttr { expr, attr } => (expr, attr),
+        ExprKind::ExtHasAttr { expr, attrs } => (expr, attrs.first()),
+        _ => return crate::time::Field::of(expr).is_some(),
+    };
+    variable(base) == Some(Var::Context) && crate::time::Field::named(attr).is_some()
 }

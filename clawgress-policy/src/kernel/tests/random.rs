@@ -350,6 +350,8 @@ fn condition(r: &mut Random, depth: usize, action: Asked) -> Condition {
                 ("action == Action::\"connect\"", true, false),
                 ("action in Action::\"opaque\"", false, true),
                 ("context has ip", true, true),
+                ("context has hour", true, true),
+                ("(if context has minute then true else false)", true, true),
                 ("true", true, true),
                 ("false", false, false),
             ]);
