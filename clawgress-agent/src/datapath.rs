@@ -24,6 +24,7 @@ mod plane;
 mod programs;
 mod proxy;
 pub mod quarantine;
+mod repeats;
 mod service;
 mod shares;
 mod spool;
@@ -60,6 +61,7 @@ use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
 use self::proxy::Proxy;
 use self::quarantine::Quarantine;
+use self::repeats::Repeats;
 use self::service::Service;
 use self::spool::Spool;
 use self::tables::{Plan, Tables};
@@ -172,6 +174,7 @@ async fn start(
         Arc::clone(&names),
         Arc::clone(spool),
         Arc::clone(&plane.drops),
+        Repeats::new(object::take(ebpf, map::SEEN)?),
         stop.clone(),
     ));
     sweep(&plane, names, tasks, stop);
@@ -267,7 +270,8 @@ async fn resume(plane: &KernelPlane) -> Result<()> {
         Ok(Some(document)) => {
             // Written again: an interface may have another index by now.
             let mut tables = plane.tables.lock().await;
-            let plan = Plan::new(&document, &plane.interfaces.lock().agents)?;
+            let agents = plane.interfaces.lock().agents.clone();
+            let plan = tokio::task::block_in_place(|| Plan::new(&document, &agents))?;
             tables.apply(&plan).await?;
             tracing::info!(generation = live.number, "the former generation stays live");
             *plane.skipped.lock() = plan.skipped;

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The zone that needs no zone database.
+pub const UTC: &str = "UTC";
+
 /// Default place of the file.
 pub const PATH: &str = "/etc/clawgress/clawgress.toml";
 
@@ -335,7 +338,7 @@ fn connections_max() -> usize {
 }
 
 fn zone() -> String {
-    "UTC".to_owned()
+    UTC.to_owned()
 }
 
 /// 16 MiB: some thirty thousand records, read by a search in well under a second.
@@ -469,7 +472,7 @@ impl Config {
                 return Err((key, format!("`{key}` {why}")));
             }
         }
-        if jiff::tz::TimeZone::get(&self.time.zone).is_err() {
+        if self.time.zone != UTC && jiff::tz::TimeZone::get(&self.time.zone).is_err() {
             let message = format!(
                 "there is no time zone `{}` on this machine: use a name such as `UTC` or `Europe/Berlin`, and see that the zone database (`tzdata`) is installed",
                 self.time.zone

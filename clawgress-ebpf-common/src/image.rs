@@ -12,8 +12,11 @@ use core::mem::{offset_of, size_of};
 pub const PAGE_BYTES: usize = 1024;
 /// Words of a page.
 pub const PAGE_WORDS: usize = PAGE_BYTES / 4;
-/// Most pages of an image: 128 MiB. A page of buckets must have a number of 17 bits.
-pub const PAGES_MAX: u32 = 1 << 17;
+/// Pages of an image, used or not: 32 MiB, twice what a million prefixes of ordinary lengths take. All images
+/// are of one length, because the kernel then lays the look-up of a page into the programs: a call is several
+/// times the cost of the rest, where returns are guarded against speculation. (A page of buckets must have a
+/// number of 17 bits.)
+pub const PAGES: u32 = 1 << 15;
 
 /// One page.
 pub type Page = [u32; PAGE_WORDS];
@@ -45,8 +48,10 @@ pub struct Header {
     pub binds_page: u32,
     /// First page of the interfaces: [`Interface`]s by [`Interface::slot`].
     pub interfaces_page: u32,
+    /// Agent classes: lines of the matrix. A class beyond, or a destination class beyond, has no verdict.
+    pub agent_classes: u32,
     /// Zero.
-    pub pad: [u32; 116],
+    pub pad: [u32; 115],
     /// Where in a row a protocol's verdicts begin, by protocol number; [`PROTOCOL_UNNAMED`] if no policy
     /// names it. A protocol with ports has one for each port class, any other just one.
     pub protocols: [u16; 256],

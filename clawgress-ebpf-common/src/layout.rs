@@ -392,7 +392,7 @@ pub struct Event {
     pub agent: u32,
     /// Index of the determining policy ids.
     pub policies: u32,
-    /// Bytes of the packet (layer 3 and above).
+    /// Bytes of the packet (layer 3 and above); for [`event_kind::REST`] the CPU that counted.
     pub bytes: u32,
     /// [`event_kind`] code.
     pub kind: u16,

@@ -5,7 +5,7 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use clawgress_ebpf_common::{CONFIRM_KEY_OFFSET, FlowKey, action};
+use clawgress_ebpf_common::{CONFIRM_KEY_OFFSET, FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, action};
 
 use crate::flow;
 use crate::map::generation;
@@ -15,6 +15,9 @@ use crate::map::generation;
 #[classifier]
 pub fn claw_confirm(ctx: TcContext) -> i32 {
     let Ok(key) = ctx.load::<FlowKey>(CONFIRM_KEY_OFFSET) else { return 0 };
+    if matches!(key.ifindex, IFINDEX_LOCAL | IFINDEX_DIAL) {
+        return 0;
+    }
     let Some(record) = flow::find(&key) else { return 0 };
     // L7 judges those: the record only says who connected.
     // SAFETY: as in `flow::touch`.

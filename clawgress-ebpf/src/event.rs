@@ -3,8 +3,10 @@
 
 use core::mem::transmute;
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use clawgress_ebpf_common::{DropReason, Event, FlowKey, Seen, SeenKey, action, bound, counter, event_kind};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use clawgress_ebpf_common::{
+    Address, DropReason, Event, FlowKey, Seen, SeenKey, action, bound, counter, event_kind,
+};
 
 use crate::judge::Judgement;
 use crate::map::{EVENTS, PACE, SEEN, add, count};
@@ -33,7 +35,8 @@ pub fn now() -> u64 {
 pub fn opened(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, begun_ns: u64) {
     count(counter::FAILED_OPEN);
     let at_ns = if begun_ns == 0 { now() } else { begun_ns };
-    if begun_ns != 0 || is_news(place, key, judged, at_ns) {
+    // Thinned out under no reason: what is counted of it is no drop.
+    if begun_ns != 0 || is_news(place, key, &Judgement { reason: 0, ..*judged }, at_ns) {
         write(place, key, judged, bytes, event_kind::FLOW, at_ns);
     }
 }
@@ -138,28 +141,39 @@ unsafe fn rest(seen: *const Seen, at_ns: u64) {
         add(counter::EVENTS_LOST, seen.count);
         return;
     };
-    entry.write(Event {
-        at_ns: seen.since_ns,
-        generation: seen.generation,
-        flow: FlowKey {
-            source: seen.key.source,
-            destination: seen.key.destination,
-            source_port_be: 0,
-            destination_port_be: seen.key.destination_port_be,
-            ifindex: seen.key.ifindex,
-            protocol: seen.protocol,
-            pad: [0; 3],
-        },
-        agent: seen.agent,
-        policies: seen.policies,
-        bytes: 0,
-        kind: event_kind::REST,
-        reason: seen.key.reason,
-        action: action::DENY,
-        hook: seen.hook,
-        count: seen.count,
-    });
+    let event = entry.as_mut_ptr();
+    // VERIFIER: field by field, since a whole event would be made on the stack first.
+    // SAFETY: `event` is the reserved entry, aligned to 8 as its addresses in it are, and every byte is written.
+    unsafe {
+        (&raw mut (*event).at_ns).write(seen.since_ns);
+        (&raw mut (*event).generation).write(seen.generation);
+        let flow = &raw mut (*event).flow;
+        (&raw mut (*flow).source).cast::<[u64; 2]>().write(halves(&raw const seen.key.source));
+        (&raw mut (*flow).destination)
+            .cast::<[u64; 2]>()
+            .write_unaligned(halves(&raw const seen.key.destination));
+        (&raw mut (*flow).source_port_be).write(0);
+        (&raw mut (*flow).destination_port_be).write(seen.key.destination_port_be);
+        (&raw mut (*flow).ifindex).write(seen.key.ifindex);
+        (&raw mut (*flow).protocol).cast::<u32>().write(seen.protocol as u32);
+        (&raw mut (*event).agent).write(seen.agent);
+        (&raw mut (*event).policies).write(seen.policies);
+        (&raw mut (*event).bytes).write(bpf_get_smp_processor_id());
+        (&raw mut (*event).kind).write(event_kind::REST);
+        (&raw mut (*event).reason).write(seen.key.reason);
+        (&raw mut (*event).action).write(action::DENY);
+        (&raw mut (*event).hook).write(seen.hook);
+        (&raw mut (*event).count).write(seen.count);
+    }
     entry.submit(0);
+}
+
+/// # Safety
+/// `address` is in an element of `SEEN`, aligned to 8 as these are.
+#[inline(always)]
+unsafe fn halves(address: *const Address) -> [u64; 2] {
+    // SAFETY: the caller's promise; 16 plain bytes either way.
+    unsafe { address.cast::<[u64; 2]>().read() }
 }
 
 /// At most `DROP_EVENTS_MAX` a second and CPU.

@@ -36,7 +36,14 @@ pub fn image(generation: Generation) -> Option<Image> {
     if map.is_null() {
         return None;
     }
-    let header = page(map, 0)?.cast();
+    let header: *const Header = page(map, 0)?.cast();
+    // A hook in process context may be preempted for so long that the slot has another generation by now, and
+    // the classes of its own mean something else there.
+    // SAFETY: the first page of an image is a header, and lives as long as the map.
+    let number = unsafe { (&raw const (*header).number).read_volatile() };
+    if generation.number != 0 && generation.number != number {
+        return None;
+    }
     Some(Image { map, header })
 }
 
@@ -271,6 +278,7 @@ impl Image {
         let port_class = if has_ports { self.port_class(u16::from_be(key.destination_port_be)) } else { 0 };
         match self.cell(class, destination_class, offset + port_class) {
             Some(verdict) => Ok(verdict),
+            None if protocol::is_named_only(number) => Err(DropReason::ProtocolUnsupported),
             None => Err(DropReason::PolicyDenied),
         }
     }
@@ -293,6 +301,10 @@ impl Image {
     #[inline(always)]
     fn cell(&self, agent_class: u32, destination_class: u32, offset: u32) -> Option<Verdict> {
         let header = self.header();
+        // What is beyond the matrix are other sections.
+        if agent_class >= header.agent_classes || destination_class >= header.destination_classes {
+            return None;
+        }
         let cell = agent_class.wrapping_mul(header.destination_classes).wrapping_add(destination_class);
         let row = self.at(header.matrix_page, cell)?;
         let index = row.wrapping_mul(header.row_words).wrapping_add(offset);

@@ -484,6 +484,10 @@ impl Parsed {
 fn zone(window: &Window) -> Result<Zone, Refusal> {
     let Window { zone: name, at } = window;
     let unknown = |e: jiff::Error| Refusal::Invalid(format!("there is no time zone `{name}` here: {e}"));
+    if name == clawgress_api::config::UTC {
+        // Needs no database, and has one offset: none.
+        return Ok(Zone { name: name.clone(), offsets: Vec::new() });
+    }
     let zone = TimeZone::get(name).map_err(unknown)?;
     // From a year's beginning, so that it stays the same from one generation to the next. Conditions are
     // answered for this moment and for those after it.

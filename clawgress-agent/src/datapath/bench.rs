@@ -3,6 +3,7 @@
 
 mod drops;
 mod generator;
+mod prefixes;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -41,13 +42,18 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// If the programs can't be loaded or run.
 pub fn bench_kernel() -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    runtime.block_on(async {
+    let mut figures = runtime.block_on(async {
         let mut ebpf = object::load(None)?;
         let mut tables = Tables::take(&mut ebpf)?;
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
         tables.apply(&Plan::new(&generation()?, &interfaces)?).await?;
         tokio::task::block_in_place(|| measure(&ebpf))
-    })
+    })?;
+    drop(runtime);
+    if let Value::Object(figures) = &mut figures {
+        figures.insert("prefixes".to_owned(), prefixes::measure()?);
+    }
+    Ok(figures)
 }
 
 fn measure(ebpf: &Ebpf) -> Result<Value> {

@@ -19,6 +19,7 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 
 /// Commands of `bpf(2)` (linux/bpf.h).
 const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
@@ -33,8 +34,6 @@ const BPF_F_WRONLY: u32 = 1 << 4;
 /// Types of maps.
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
-/// Flag of an inner array whose length may differ from the others'.
-pub const BPF_F_INNER_MAP: u32 = 1 << 12;
 /// Longest name of an object, with its NUL.
 const BPF_OBJ_NAME_BYTES: usize = 16;
 /// Command of `fsconfig(2)` and flag of `fsmount(2)` (linux/mount.h).
@@ -63,6 +62,15 @@ struct LinkCreateAttr {
     target_fd: u32,
     attach_type: u32,
     flags: u32,
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -165,17 +173,23 @@ pub fn attach(program: &impl AsFd, target: &impl AsFd, attach_type: u32, pin: &P
     call(BPF_OBJ_PIN, &attr).map(drop)
 }
 
-/// Makes an array of `length` arrays whose values have `value_bytes`, each as long as it likes, and pins it.
+/// Makes an array of `length` arrays of `inner_length` values of `value_bytes`, and pins it.
 ///
 /// # Errors
 /// As `bpf(2)`.
-pub fn create_array_of_arrays(name: &str, length: u32, value_bytes: u32, path: &Path) -> io::Result<()> {
+pub fn create_array_of_arrays(
+    name: &str,
+    length: u32,
+    inner_length: u32,
+    value_bytes: u32,
+    path: &Path,
+) -> io::Result<()> {
     let mut attr = MapCreateAttr {
         map_type: BPF_MAP_TYPE_ARRAY,
         key_size: 4,
         value_size: value_bytes,
-        max_entries: 1,
-        map_flags: BPF_F_INNER_MAP,
+        max_entries: inner_length,
+        map_flags: 0,
         inner_map_fd: 0,
         numa_node: 0,
         name: [0; BPF_OBJ_NAME_BYTES],
@@ -189,12 +203,29 @@ pub fn create_array_of_arrays(name: &str, length: u32, value_bytes: u32, path: &
     attr.map_type = BPF_MAP_TYPE_ARRAY_OF_MAPS;
     attr.value_size = 4;
     attr.max_entries = length;
-    attr.map_flags = 0;
     attr.inner_map_fd = like.as_raw_fd().unsigned_abs();
     let map = owned(call(BPF_MAP_CREATE, &attr)?)?;
     let text = CString::new(path.as_os_str().as_bytes())?;
     let fd = map.as_raw_fd().unsigned_abs();
     call(BPF_OBJ_PIN, &ObjectAttr { path: text.as_ptr() as u64, fd, flags: 0 }).map(drop)
+}
+
+/// Removes element `index` of an array of maps.
+///
+/// # Errors
+/// As `bpf(2)`; that there was none is no error.
+pub fn remove_inner(map: &impl AsFd, index: u32) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: map.as_fd().as_raw_fd().unsigned_abs(),
+        pad: 0,
+        key: std::ptr::from_ref(&index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    match call(BPF_MAP_DELETE_ELEM, &attr) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// A BPF file system that nothing but this descriptor leads to, and the path of its root.

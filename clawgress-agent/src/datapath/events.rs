@@ -14,7 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
 use super::drops::Drops;
-use super::names::Names;
+use super::names::{Names, monotonic_ns};
+use super::repeats::Repeats;
 use super::spool::Spool;
 
 /// How often the loss counter is looked at.
@@ -110,6 +111,7 @@ pub async fn read(
     names: Arc<Names>,
     spool: Arc<Spool>,
     drops: Arc<Drops>,
+    mut repeats: Repeats,
     stop: CancellationToken,
 ) -> Result<()> {
     // SAFETY: the ring's descriptor stays the same, and open, for as long as the ring lives, and the
@@ -120,13 +122,19 @@ pub async fn read(
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            _ = losses.tick() => match counters.lost() {
-                Ok(lost) => spool.lose(lost),
-                Err(error) => tracing::error!("cannot read the counters: {error:#}"),
-            },
+            _ = losses.tick() => {
+                match counters.lost() {
+                    Ok(lost) => spool.lose(lost),
+                    Err(error) => tracing::error!("cannot read the counters: {error:#}"),
+                }
+                match tokio::task::block_in_place(|| repeats.look(monotonic_ns())) {
+                    Ok(events) => events.iter().for_each(|event| tell(event, &names, &spool, &drops)),
+                    Err(error) => tracing::error!("cannot read the counts of repeated drops: {error:#}"),
+                }
+            }
             ready = ring.readable_mut() => {
                 let mut ready = ready?;
-                if !drain(ready.get_inner_mut(), &names, &spool, &drops) {
+                if !drain(ready.get_inner_mut(), &names, &spool, &drops, &mut repeats) {
                     ready.clear_ready();
                 }
             }
@@ -136,19 +144,27 @@ pub async fn read(
 }
 
 /// Reads a bounded number of events; whether there may be more.
-fn drain(ring: &mut RingBuf<MapData>, names: &Names, spool: &Spool, drops: &Drops) -> bool {
+fn drain(
+    ring: &mut RingBuf<MapData>,
+    names: &Names,
+    spool: &Spool,
+    drops: &Drops,
+    repeats: &mut Repeats,
+) -> bool {
     for _ in 0..EVENTS_PER_TURN {
         let Some(item) = ring.next() else { return false };
         match event(&item) {
-            Some(event) => {
-                drops.note(&event);
-                spool.push(names.decision(&event));
-            }
+            Some(event) => repeats.rest(&event).iter().for_each(|event| tell(event, names, spool, drops)),
             // Another size would be another ABI, and that is checked at load.
             None => spool.lose(1),
         }
     }
     true
+}
+
+fn tell(event: &Event, names: &Names, spool: &Spool, drops: &Drops) {
+    drops.note(event);
+    spool.push(names.decision(event));
 }
 
 fn event(bytes: &[u8]) -> Option<Event> {

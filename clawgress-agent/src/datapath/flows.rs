@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
-use clawgress_ebpf_common::{CONFIRM_KEY_OFFSET, Flow, FlowKey, action, bound, flow_flag, map, protocol};
+use clawgress_ebpf_common::{
+    CONFIRM_KEY_OFFSET, Flow, FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, action, bound, flow_flag, map, protocol,
+};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -185,9 +187,12 @@ impl Flows {
         }
         let mut stale = Vec::new();
         self.each(|key, flow| {
+            // Sockets of this machine are nobody's by their address: each of their packets is judged by whose
+            // they are, and nothing but their packets goes on.
+            let is_ours = matches!(key.ifindex, IFINDEX_LOCAL | IFINDEX_DIAL);
             let is_stale =
                 flow.generation != generation && !matches!(flow.action, action::LOCAL | action::DENY);
-            if is_stale && stale.len() < CONFIRM_MAX {
+            if is_stale && !is_ours && stale.len() < CONFIRM_MAX {
                 stale.push(*key);
             }
         })?;

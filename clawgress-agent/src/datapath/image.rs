@@ -67,7 +67,7 @@ pub enum ImageError {
 
 impl From<Overflow> for ImageError {
     fn from(Overflow: Overflow) -> Self {
-        let max = u64::from(clawgress_ebpf_common::image::PAGES_MAX);
+        let max = u64::from(clawgress_ebpf_common::image::PAGES);
         ImageError::TooMany { what: "pages of 1 KiB; aggregate prefixes", max }
     }
 }
@@ -91,7 +91,8 @@ pub fn image(contents: &Contents) -> Result<Vec<Page>, ImageError> {
         ports_page: 0,
         binds_page: 0,
         interfaces_page: 0,
-        pad: [0; 116],
+        agent_classes: 0,
+        pad: [0; 115],
         protocols: [PROTOCOL_UNNAMED; 256],
     };
     sources(&mut pages, &mut header, contents)?;
@@ -208,8 +209,8 @@ fn verdicts(pages: &mut Pages, header: &mut Header, contents: &Contents) -> Resu
         let row = rows.entry((cell.agent_class, cell.destination_class)).or_default();
         row.insert(u32::from(offset) + port_class, number);
     }
-    let agent_classes = contents.bindings.values().map(|b| b.class).max().unwrap_or(0) + 1;
-    let agent_classes = agent_classes.max(rows.keys().map(|(agent, _)| agent + 1).max().unwrap_or(0));
+    // A class without a cell has a line of default rows, or, above the last with one, no line and no verdict.
+    let agent_classes = rows.keys().map(|(agent, _)| agent + 1).max().unwrap_or(0);
     let classes = contents.destinations.iter().map(|(_, _, class)| *class);
     let classes = classes.chain(rows.keys().map(|(_, class)| *class)).max().unwrap_or(0) + 1;
     let words = u64::from(agent_classes) * u64::from(classes);
@@ -246,6 +247,7 @@ fn verdicts(pages: &mut Pages, header: &mut Header, contents: &Contents) -> Resu
             pages.set(header.verdicts_page, number as usize * words.len() + offset, word);
         }
     }
+    header.agent_classes = agent_classes;
     (header.destination_classes, header.row_words) = (classes, row_words);
     Ok(())
 }
@@ -319,6 +321,7 @@ fn words_of_header(header: &Header) -> Page {
         header.ports_page,
         header.binds_page,
         header.interfaces_page,
+        header.agent_classes,
     ];
     let protocols = header.protocols.chunks_exact(2).map(|pair| match pair {
         [low, high] => u32::from(*low) | u32::from(*high) << 16,
@@ -352,7 +355,8 @@ mod tests {
             ports_page: 8,
             binds_page: 9,
             interfaces_page: 10,
-            pad: [0; 116],
+            agent_classes: 0,
+            pad: [0; 115],
             protocols: [PROTOCOL_UNNAMED; 256],
         };
         header.protocols[1] = 0;
@@ -360,12 +364,29 @@ mod tests {
         header.protocols[255] = 300;
         let page = words_of_header(&header);
         assert_eq!(page[..4], [0x0403_0201, 0x0807_0605, 1, 2]);
-        assert_eq!(page[11], 10);
+        assert_eq!(page[11..13], [10, 11]);
         assert_eq!(page[128], 0xFFFF);
         assert_eq!(page[131], 0xFFFF_0001);
         assert_eq!(page[255], 300 << 16 | 0xFFFF);
         assert_eq!(bind_words(&bind), [7, 9, 0x0403_0201, 0x0003_0605]);
         assert_eq!(verdict_words(&verdict), [77 << 16 | 2, 0x0102_0304]);
+    }
+
+    /// A class that nothing permits has no line to read from, however full the matrix's last page is.
+    #[test]
+    fn a_class_without_cells_is_beyond_the_matrix() {
+        let cell = |destination_class| Cell {
+            agent_class: 1,
+            destination_class,
+            protocol: protocol::TCP,
+            port_class: 0,
+        };
+        let verdict = Verdict { action: action::DIRECT, reason: 0, policies: 0 };
+        let verdicts = (0..128).map(|class| (cell(class), verdict)).collect();
+        let pages = image(&Contents { verdicts, ..Contents::default() }).unwrap();
+        let words = |n: usize| pages[0][n];
+        let (classes, matrix_page, rows_page) = (words(4), words(5), words(6));
+        assert_eq!((classes, rows_page - matrix_page, words(12)), (128, 1, 2), "two full lines in one page");
     }
 
     #[test]

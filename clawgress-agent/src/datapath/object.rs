@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use aya::programs::Program;
 use aya::{Ebpf, EbpfLoader};
-use clawgress_ebpf_common::image::Page;
+use clawgress_ebpf_common::image::{PAGE_BYTES, PAGES, Page};
 use clawgress_ebpf_common::{ABI_VERSION, map};
 use nix::sys::statfs::statfs;
 
@@ -92,7 +92,7 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
         (None, private) => private.as_ref().map(|(_, root)| root.join(map::IMAGES)).unwrap_or_default(),
     };
     if bpf::open(&images).is_err() {
-        bpf::create_array_of_arrays(map::IMAGES, IMAGE_SLOTS, size_of::<Page>() as u32, &images)
+        bpf::create_array_of_arrays(map::IMAGES, IMAGE_SLOTS, PAGES, PAGE_BYTES as u32, &images)
             .with_context(|| format!("cannot create the map at `{}`", images.display()))?;
     }
     loader.map_pin_path(map::IMAGES, images);
@@ -115,31 +115,27 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
-/// An array of one page: of zeroes, which deny everything, until it is written.
-///
-/// # Errors
-/// If the kernel refuses.
-pub fn empty_image() -> Result<Array<MapData, Page>> {
-    image_map(1)
-}
-
-/// An array for an image of `pages` pages.
+/// An array for an image: of zeroes, which deny everything, until it is written.
 ///
 /// # Errors
 /// If the kernel refuses, most often for want of memory.
-pub fn image_map(pages: u32) -> Result<Array<MapData, Page>> {
-    Array::create(pages, bpf::BPF_F_INNER_MAP).context("cannot create a map for the tables")
+pub fn image_map() -> Result<Array<MapData, Page>> {
+    Array::create(PAGES, 0).context("cannot create a map for the tables")
 }
 
 /// The map of images, by its true type.
+pub type Images = ArrayOfMaps<MapData, Array<MapData, Page>>;
+
+/// The map of images, and its descriptor.
 ///
 /// # Errors
 /// If it isn't there or has another layout.
-pub fn take_images(ebpf: &mut Ebpf) -> Result<ArrayOfMaps<MapData, Array<MapData, Page>>> {
+pub fn take_images(ebpf: &mut Ebpf) -> Result<(Images, OwnedFd)> {
     let declared = ebpf.take_map(map::IMAGES).context("the object has no map of images")?;
     let Map::Array(data) = declared else { bail!("the map of images is declared otherwise") };
-    let map = Map::from_map_data(MapData::from_id(data.info()?.id())?)?;
-    ArrayOfMaps::try_from(map).context("the map of images has another layout")
+    let fd = data.fd().as_fd().try_clone_to_owned()?;
+    let map = Map::from_map_data(MapData::from_fd(fd.try_clone()?)?)?;
+    Ok((ArrayOfMaps::try_from(map).context("the map of images has another layout")?, fd))
 }
 
 /// Where the map `name` is pinned.

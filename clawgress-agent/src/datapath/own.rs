@@ -51,12 +51,12 @@ impl Own {
         let mut union = exact;
         union.iter_mut().zip(both).for_each(|(word, before)| *word |= before);
         self.filter.set(0, union, 0)?;
-        for (address, services) in wanted {
-            self.addresses.insert(address, Plain(*services), 0)?;
-        }
         let present: Vec<_> = self.addresses.keys().collect::<Result<_, _>>()?;
         for address in present.iter().filter(|a| !wanted.contains_key(*a)) {
             self.addresses.remove(address)?;
+        }
+        for (address, services) in wanted {
+            self.addresses.insert(address, Plain(*services), 0)?;
         }
         Ok(self.filter.set(0, exact, 0)?)
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::{Config, Role};
 use clawgress_api::{DatapathStatus, InterfaceStatus, LearnedAddresses};
-use clawgress_ebpf_common::{FlowKey, bound};
+use clawgress_ebpf_common::{FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, bound};
 use parking_lot::Mutex;
 
 use super::attach::Attached;
@@ -25,9 +25,6 @@ use super::quarantine::Quarantine;
 use super::spool::Spool;
 use super::tables::{Plan, Tables};
 use super::workloads::Workloads;
-
-/// `ifindex` in flow records of local workloads.
-const LOCAL_WORKLOAD: u32 = 0;
 
 /// Either kernel plane. Two modes and no third: an enum says so better than a trait.
 #[derive(Debug)]
@@ -187,7 +184,8 @@ impl KernelPlane {
     async fn apply(&self, document: Document) -> Result<()> {
         // From here on, the interfaces stay as they are: see `follow`.
         let mut tables = self.tables.lock().await;
-        let plan = Plan::new(&document, &self.interfaces.lock().agents)?;
+        let agents = self.interfaces.lock().agents.clone();
+        let plan = tokio::task::block_in_place(|| Plan::new(&document, &agents))?;
         let live = tables.live()?.number;
         let known = self.live.lock().clone();
         if let Some(known) = &known
@@ -241,12 +239,13 @@ impl KernelPlane {
         self.modes.follow(&interfaces.agents)?;
         let live = self.live.lock().clone();
         if let Some(document) = live {
-            let plan = Plan::new(&document, &interfaces.agents)?;
+            let plan = tokio::task::block_in_place(|| Plan::new(&document, &interfaces.agents))?;
             tables.apply(&plan).await?;
             *self.skipped.lock() = plan.skipped;
         }
         let indices: Vec<u32> = interfaces.agents.values().copied().collect();
-        self.end(|key| key.ifindex != LOCAL_WORKLOAD && !indices.contains(&key.ifindex))
+        let is_ours = |key: &FlowKey| matches!(key.ifindex, IFINDEX_LOCAL | IFINDEX_DIAL);
+        self.end(|key| !is_ours(key) && !indices.contains(&key.ifindex))
     }
 
     /// The live generation, 0 before the first.

@@ -4,11 +4,12 @@
 //! Must never write into the live slot, but for workloads, which come and go between generations.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::image::Page;
 use clawgress_ebpf_common::{
@@ -20,7 +21,7 @@ use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables};
 use ipnet::IpNet;
 
-use super::bpf::Plain;
+use super::bpf::{self, Plain};
 use super::image::{self, Cell, Contents, ImageError, MAPPED_BITS, PORTS};
 use super::object::{self, take};
 
@@ -72,7 +73,9 @@ pub enum PlanError {
 /// The maps that hold generations.
 pub struct Tables {
     generation: Array<MapData, u64>,
-    images: ArrayOfMaps<MapData, Array<MapData, Page>>,
+    images: object::Images,
+    /// The same map, for what aya doesn't offer.
+    images_fd: OwnedFd,
     cgroups: HashMap<MapData, Plain<CgroupKey>, Plain<Bind>>,
     agents: HashMap<MapData, Plain<AgentKey>, Plain<Bind>>,
     /// Agent index to class and flags, in the live generation.
@@ -220,9 +223,11 @@ impl Tables {
     /// # Errors
     /// If a map is missing or of another layout.
     pub fn take(ebpf: &mut Ebpf) -> Result<Tables> {
+        let (images, images_fd) = object::take_images(ebpf)?;
         Ok(Tables {
             generation: take(ebpf, map::GENERATION)?,
-            images: object::take_images(ebpf)?,
+            images,
+            images_fd,
             cgroups: take(ebpf, map::CGROUPS)?,
             agents: take(ebpf, map::AGENTS)?,
             classes: BTreeMap::new(),
@@ -271,8 +276,7 @@ impl Tables {
     fn prepare(&mut self, plan: &Plan, slot: u32) -> Result<()> {
         let workloads: Vec<_> = self.workloads()?;
         self.clear(slot)?;
-        let pages = u32::try_from(plan.image.len())?;
-        let mut image = object::image_map(pages)?;
+        let mut image = object::image_map()?;
         for (number, page) in (0..).zip(&plan.image) {
             image.set(number, page, 0)?;
         }
@@ -290,7 +294,7 @@ impl Tables {
 
     /// Takes everything of `slot` away.
     fn clear(&mut self, slot: u32) -> Result<()> {
-        self.images.set(slot, &object::empty_image()?, 0)?;
+        bpf::remove_inner(&self.images_fd, slot)?;
         let keys: Vec<_> = self.agents.keys().collect::<Result<_, _>>()?;
         for key in keys.iter().filter(|k| k.0.slot == slot) {
             gone(self.agents.remove(key))?;

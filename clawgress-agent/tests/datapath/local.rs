@@ -44,6 +44,11 @@ async fn an_open_connection_ends_with_its_permission() {
         number += 1;
         lab.apply(number, tables(), vec![agent(1, &[])]).await;
         assert_eq!(puppet.tell("talk('a', wait=10)"), "hello", "{to}: judged again, and permitted");
+        // Nor does it end while it says nothing: the sweep judges none of this machine's own.
+        number += 1;
+        lab.apply(number, tables(), vec![agent(1, &[])]).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(puppet.tell("talk('a', wait=10)"), "hello", "{to}: idle over a generation");
         number += 1;
         lab.apply(number, nothing(), vec![agent(1, &[])]).await;
         assert_eq!(puppet.tell("talk('a')"), "timeout", "{to}: permitted no longer");

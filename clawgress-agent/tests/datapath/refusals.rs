@@ -125,6 +125,31 @@ async fn clients_learn_of_a_refusal_at_once_and_nothing_gets_through() {
     assert!(counters[DropReason::InspectionRequired.name()] >= 2, "{counters:?}");
 }
 
+/// TC lets a refused packet on so that nftables answers it. Without the table, and nobody there to install it
+/// again, it still goes nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_rules_that_answer_nothing_refused_gets_through() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), network::agents()).await;
+    lab.stop(nix::sys::signal::Signal::SIGKILL);
+    lab.inside(Place::Gateway, || {
+        let flushed = std::process::Command::new("nft").args(["flush", "ruleset"]).status().expect("nft");
+        assert!(flushed.success());
+    });
+    for f in network::families() {
+        let sink = lab.inside(Place::Outside, || UdpSocket::bind((f.forbidden, QUIC)).expect("bind"));
+        let server = Server::start(&lab, f.forbidden);
+        for _ in 0..3 {
+            knock(&lab, f.known, f.forbidden, Duration::from_millis(200));
+        }
+        dial(&lab, f.known, (f.forbidden, PORT), REFUSED).expect_err("denied");
+        sink.set_read_timeout(Some(REFUSED)).expect("time-out");
+        assert!(sink.recv(&mut [0; 16]).is_err(), "{sink:?} received what was refused");
+        assert_eq!(server.accepted(), 0);
+    }
+}
+
 /// A connection whose permit is taken away in its midst ends at its next segment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_may_not_go_on_is_reset() {

@@ -111,7 +111,18 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
             flow::touch(record, packet, Way::Out);
             return Ok(());
         }
-        // The tuple is used again, maybe for another agent: as if there were no record.
+        // The tuple is used again, maybe for another agent: as if there were no record. But a SYN that nobody
+        // answered is sent again when the call it was registered for is over.
+        // SAFETY: as in `flow::touch`.
+        let is_unanswered = unsafe { (*record).rx_packets } == 0;
+        // SAFETY: the helper takes the program's own context.
+        let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+        // SAFETY: only presence is looked at.
+        if is_unanswered && unsafe { DIALS.get(&cookie) }.is_none() {
+            confirm(record, generation, &packet.key)?;
+            flow::touch(record, packet, Way::Out);
+            return Ok(());
+        }
     }
     // SAFETY: the helper takes the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };

@@ -5,7 +5,7 @@
 //! Must never depend on the order prefixes come in, and never give an address another value than the
 //! longest prefix that holds it.
 
-use clawgress_ebpf_common::image::{PAGE_WORDS, PAGES_MAX, node};
+use clawgress_ebpf_common::image::{PAGE_WORDS, PAGES, node};
 
 /// Most boundaries of a long bucket: beyond, four comparisons of 24 bytes cost more than a level.
 const LONG_ITEMS_MAX: usize = 16;
@@ -128,7 +128,7 @@ impl Pages {
     /// If the image would grow beyond its bound.
     pub fn reserve(&mut self, count: usize) -> Result<u32, Overflow> {
         let first = u32::try_from(self.pages.len()).map_err(|_| Overflow)?;
-        if self.pages.len() + count > PAGES_MAX as usize {
+        if self.pages.len() + count > PAGES as usize {
             return Err(Overflow);
         }
         self.pages.resize(self.pages.len() + count, [0; PAGE_WORDS]);

@@ -17,6 +17,8 @@ use super::Netlink;
 /// Routing table of steered packets, and the place of its rule: before the main table, after `local`.
 pub(super) const TABLE: u8 = 100;
 const PRIORITY: u32 = 100;
+/// Place of the rule of refused packets.
+const REFUSE_PRIORITY: u32 = 99;
 
 /// The rules and routes of both families.
 #[derive(Clone, Debug)]
@@ -49,17 +51,22 @@ impl Routes {
     pub async fn install(&self) -> Result<usize> {
         let mut added = 0;
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut rule = self.netlink.handle.rule().add();
-            *rule.message_mut() = steer(family);
-            let rule = is_new(rule.execute().await);
+            for wanted in [refuse(family), steer(family)] {
+                let mut rule = self.netlink.handle.rule().add();
+                *rule.message_mut() = wanted;
+                match is_new(rule.execute().await) {
+                    Ok(is_new) => added += usize::from(is_new),
+                    Err(error) if family == AddressFamily::Inet6 && is_no_ipv6(&error) => {}
+                    Err(error) => {
+                        return Err(error).context("cannot add the rule of steered or refused packets");
+                    }
+                }
+            }
             let route = is_new(self.netlink.handle.route().add(self.local(family)).execute().await);
-            match (rule, route) {
-                (Ok(rule), Ok(route)) => added += usize::from(rule) + usize::from(route),
-                (Err(error), _) | (_, Err(error)) if family == AddressFamily::Inet6 && is_no_ipv6(&error) => {
-                }
-                (Err(error), _) | (_, Err(error)) => {
-                    return Err(error).context("cannot add the rule or route of steered packets");
-                }
+            match route {
+                Ok(is_new) => added += usize::from(is_new),
+                Err(error) if family == AddressFamily::Inet6 && is_no_ipv6(&error) => {}
+                Err(error) => return Err(error).context("cannot add the route of steered packets"),
             }
         }
         Ok(added)
@@ -70,6 +77,7 @@ impl Routes {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             // What is not there needs no removing.
             let _ = self.netlink.handle.rule().del(steer(family)).execute().await;
+            let _ = self.netlink.handle.rule().del(refuse(family)).execute().await;
             let _ = self.netlink.handle.route().del(self.local(family)).execute().await;
         }
     }
@@ -99,6 +107,20 @@ fn steer(family: AddressFamily) -> RuleMessage {
     rule.attributes = vec![
         RuleAttribute::Priority(PRIORITY),
         RuleAttribute::FwMark(mark::STEER),
+        RuleAttribute::FwMask(mark::MASK),
+    ];
+    rule
+}
+
+/// What TC refused, and lets on only to be answered, is routed nowhere, even if the rules that answer it are
+/// gone.
+fn refuse(family: AddressFamily) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.header.action = RuleAction::Prohibit;
+    rule.attributes = vec![
+        RuleAttribute::Priority(REFUSE_PRIORITY),
+        RuleAttribute::FwMark(mark::REJECT),
         RuleAttribute::FwMask(mark::MASK),
     ];
     rule
