@@ -62,6 +62,22 @@ pub fn create_open(
     judged: &Judgement,
     opened: u16,
 ) -> Result<u64, Judgement> {
+    match record(packet, generation, judged, opened) {
+        full if full == DropReason::FlowTableFull.code() as u64 => {
+            Err(Judgement::deny(DropReason::FlowTableFull, judged.agent))
+        }
+        full if full == DropReason::FlowShareFull.code() as u64 => {
+            Err(Judgement::deny(DropReason::FlowShareFull, judged.agent))
+        }
+        at_ns => Ok(at_ns),
+    }
+}
+
+/// When the record begins, or the code of the reason why there is none: no clock is that early.
+// VERIFIER: a function of its own, so that the record is not on the caller's stack; such a function returns a
+// number.
+#[inline(never)]
+fn record(packet: &Packet, generation: u64, judged: &Judgement, opened: u16) -> u64 {
     let at_ns = now();
     let flow = Flow {
         generation,
@@ -77,23 +93,22 @@ pub fn create_open(
         flags: opened | if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
         pad: 0,
     };
-    let full = |reason| Err(Judgement::deny(reason, judged.agent));
     let Some(share) = SHARES.get_ptr_mut(share_index(judged.agent)) else {
-        return full(DropReason::FlowShareFull);
+        return DropReason::FlowShareFull.code() as u64;
     };
     // Signed: what user space took off too much for a moment is no full share.
     // SAFETY: array elements live as long as the map; others only change the number.
     if unsafe { share.read_volatile() } as i64 >= bound::FLOWS_PER_AGENT_MAX as i64 {
-        return full(DropReason::FlowShareFull);
+        return DropReason::FlowShareFull.code() as u64;
     }
     match FLOWS.insert(&packet.key, &flow, BPF_NOEXIST as u64) {
         Ok(()) => {
             // SAFETY: as above.
             unsafe { add(share, 1) };
-            Ok(at_ns)
+            at_ns
         }
-        Err(EEXIST) => Ok(at_ns),
-        Err(_) => full(DropReason::FlowTableFull),
+        Err(EEXIST) => at_ns,
+        Err(_) => DropReason::FlowTableFull.code() as u64,
     }
 }
 

@@ -3,9 +3,9 @@
 //!
 //! Must never overrule a forbid or an error, and never permit ports that the addresses of many names share.
 
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use clawgress_ebpf_common::{Bind, DropReason, FlowKey, Generation, LearnedKey, action, protocol};
 
-use crate::event::now;
 use crate::flow::share_index;
 use crate::image::Image;
 use crate::judge::{self, Judgement};
@@ -53,6 +53,9 @@ fn permit(generation: Generation, agent: u32, key: &FlowKey, is_live: bool) -> O
     let wanted = LearnedKey { agent, port_be, protocol: key.protocol, pad: 0, address: key.destination };
     // SAFETY: entries are replaced whole, and what was replaced stays readable until the program ends.
     let entry = unsafe { LEARNED.get(&wanted) }?;
-    let is_valid = entry.generation == generation.number && (is_live || now() < entry.expires_ns);
+    // By the fine clock: user space takes what has expired away by it.
+    // SAFETY: the helper takes nothing and only reads a clock.
+    let is_fresh = || unsafe { bpf_ktime_get_ns() } < entry.expires_ns;
+    let is_valid = entry.generation == generation.number && (is_live || is_fresh());
     if is_valid { Some(entry.policies) } else { None }
 }
