@@ -13,8 +13,8 @@ pub const UTC: &str = "UTC";
 /// Default place of the file.
 pub const PATH: &str = "/etc/clawgress/clawgress.toml";
 
-/// Most interfaces a node may name: the bound of the kernel's interface table.
-const INTERFACES_MAX: usize = 256;
+/// Most interfaces a node may name: what an image of the kernel tables holds.
+const INTERFACES_MAX: usize = 128;
 
 /// Least size of an audit segment, bytes: smaller ones would be mostly directory entries.
 const AUDIT_SEGMENT_BYTES_LEAST: u64 = 4096;

@@ -24,7 +24,7 @@ pub const IFINDEX_LOOPBACK: u32 = 1;
 pub struct Generation {
     /// Monotonic number; 0 is "no policy yet", which denies.
     pub number: u64,
-    /// Which half of the double-buffered tables is live: 0 or 1.
+    /// Which of the two images is live: 0 or 1.
     pub slot: u32,
 }
 
