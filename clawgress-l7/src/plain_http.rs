@@ -69,8 +69,9 @@ impl Context {
         if !exchange.is_decided() {
             match &self.granted {
                 // It was allowed, but no upstream could be reached.
-                Some(granted) => drop(exchange.allow(granted.ruling())),
-                None => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
+                Some(granted) if front.was_cut().is_none() => drop(exchange.allow(granted.ruling())),
+                // Nothing of it went out: nor was it allowed any more, if that is why it was cut.
+                _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
             }
         }
         let usage = self.usage.take().and_then(Extractor::finish);
@@ -287,6 +288,15 @@ impl ProxyHttp for App {
         };
         // Of a retry too, which may go to another address.
         granted.dialled().into_iter().for_each(|(ip, _)| exchange.address(ip));
+        // Keys, names and dialling took time: what counts is what is in force now.
+        if let Err(reason) = granted.judge_again(&self.gateway) {
+            context.reason = Some(reason);
+            if !exchange.is_decided() {
+                exchange.agent(&granted.who().identity, self.gateway.snapshots.generation());
+                exchange.deny(Ruling::deny("http", reason));
+            }
+            return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
+        }
         if exchange.is_decided() {
             return Ok(());
         }

@@ -161,10 +161,15 @@ impl Snapshots {
         }
     }
 
+    /// Whether the plan is of this generation.
+    fn runs(&self, generation: u64) -> bool {
+        self.plan.load().as_ref().is_some_and(|plan| plan.generation == generation)
+    }
+
     async fn apply(&self, envelope: proto::Snapshot) -> Applied {
         let (generation, quarantine) = (envelope.generation, envelope.quarantine);
         self.isolate(&envelope.quarantined);
-        if envelope.document.is_empty() && generation == self.generation() && generation != 0 {
+        if envelope.document.is_empty() && self.runs(generation) {
             return Applied { generation, error: String::new(), quarantine };
         }
         // Parsing a large policy takes long enough to hold up other tasks.
@@ -232,7 +237,13 @@ impl Snapshots {
         let mut snapshots = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
         let mut any = false;
         while let Some(envelope) = snapshots.message().await? {
+            let (generation, hollow) = (envelope.generation, envelope.document.is_empty());
             let applied = self.apply(envelope).await;
+            if hollow && !self.runs(generation) {
+                // Control takes this worker for one that has it. A new stream begins with the whole.
+                let told = format!("control sent generation {generation} without its document");
+                return Err(tonic::Status::data_loss(told));
+            }
             any |= applied.error.is_empty();
             requests.send(say(watch_request::Kind::Applied(applied))).await.map_err(gone)?;
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// Answers from a table; names it does not hold don't exist.
@@ -13,6 +14,8 @@ use tokio::task::AbortHandle;
 pub struct Dns {
     pub address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
+    /// Whether it answers; what is asked meanwhile waits.
+    pub answers: watch::Sender<bool>,
     task: AbortHandle,
 }
 
@@ -25,16 +28,20 @@ impl Dns {
         let address = socket.local_addr().expect("address");
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let log = Arc::clone(&asked);
+        let (answers, mut may_answer) = watch::channel(true);
         let task = tokio::spawn(async move {
             let mut query = [0; 512];
             while let Ok((n, from)) = socket.recv_from(&mut query).await {
                 if let Some((name, answer)) = answer(&query[..n], &zone) {
                     log.lock().push(name);
+                    if may_answer.wait_for(|may| *may).await.is_err() {
+                        return;
+                    }
                     let _ = socket.send_to(&answer, from).await;
                 }
             }
         });
-        Dns { address, asked, task: task.abort_handle() }
+        Dns { address, asked, answers, task: task.abort_handle() }
     }
 
     /// How often a name was asked for.
@@ -45,6 +52,8 @@ impl Dns {
 
 impl Drop for Dns {
     fn drop(&mut self) {
+        // Nobody waits for it any more.
+        self.answers.send_replace(true);
         self.task.abort();
     }
 }

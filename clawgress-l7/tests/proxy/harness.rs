@@ -98,6 +98,10 @@ pub struct Gateway {
 pub struct Control {
     snapshots: watch::Sender<Envelope>,
     applied: watch::Sender<(u64, String)>,
+    /// Number of the quarantine acknowledged last.
+    isolated: watch::Sender<u64>,
+    /// Streams of snapshots so far.
+    streams: watch::Sender<usize>,
     records: Arc<Mutex<Vec<AuditRecord>>>,
     /// Whether batches are acknowledged.
     acknowledge: watch::Sender<bool>,
@@ -133,11 +137,14 @@ impl Snapshots for Control {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.streams.send_modify(|n| *n += 1);
         let (mut requests, applied) = (request.into_inner(), self.applied.clone());
+        let isolated = self.isolated.clone();
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
                 if let Some(watch_request::Kind::Applied(a)) = request.kind {
                     applied.send_replace((a.generation, a.error));
+                    isolated.send_replace(a.quarantine);
                 }
             }
         });
@@ -228,6 +235,8 @@ impl Gateway {
         let control = Control {
             snapshots: watch::channel(envelope(&first)).0,
             applied: watch::channel((0, String::new())).0,
+            isolated: watch::channel(0).0,
+            streams: watch::channel(0).0,
             records: Arc::default(),
             acknowledge: watch::channel(true).0,
             server: Arc::default(),
@@ -294,6 +303,35 @@ impl Gateway {
             envelope.quarantined = agents.to_vec();
             envelope.quarantine += 1;
         });
+    }
+
+    /// Quarantines these agents and waits until the proxy acknowledges it.
+    pub async fn isolate(&self, agents: &[u32]) {
+        self.quarantine(agents);
+        let serial = self.control.snapshots.borrow().quarantine;
+        let mut isolated = self.control.isolated.subscribe();
+        let wait = isolated.wait_for(|q| *q >= serial);
+        tokio::time::timeout(PATIENCE, wait).await.expect("in time").expect("open");
+    }
+
+    /// Sends the next generation's number without its document until the proxy asks anew, then the whole.
+    pub async fn publish_hollow(&self) -> String {
+        let (mut streams, mut whole) = (self.control.streams.subscribe(), None);
+        let before = *streams.borrow_and_update();
+        self.control.snapshots.send_modify(|envelope| {
+            let mut snapshot: Snapshot<PolicyBundle> =
+                serde_json::from_slice(&envelope.document).expect("snapshot");
+            snapshot.generation += 1;
+            whole = Some((snapshot.generation, self::envelope(&snapshot)));
+            envelope.generation += 1;
+            envelope.document.clear();
+        });
+        let again = streams.wait_for(|n| *n > before);
+        tokio::time::timeout(PATIENCE, again).await.expect("in time").expect("open");
+        let (generation, whole) = whole.expect("made");
+        assert_eq!(self.control.applied.borrow().0, generation - 1, "it is not acknowledged");
+        self.control.snapshots.send_replace(whole);
+        self.applied(generation).await
     }
 
     pub async fn publish_policy(&self, text: &str) -> String {

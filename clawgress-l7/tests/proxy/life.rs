@@ -240,3 +240,14 @@ async fn a_control_that_hangs_confirms_nothing() {
     assert_eq!(reason, "snapshot_missing");
     assert!(tunnel.is_closed(Duration::from_secs(2)).await, "what runs ends too");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generation_without_its_document_is_asked_for_anew() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    assert_eq!(gateway.publish_hollow().await, "");
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200);
+    let decision = gateway.exchange(0).await.0;
+    assert_eq!(decision.generation, 2);
+}

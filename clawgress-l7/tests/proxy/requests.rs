@@ -234,3 +234,36 @@ async fn agents_never_share_an_upstream_connection() {
     let of = |n: usize| -> HashSet<u16> { ports.iter().skip(n).step_by(2).copied().collect() };
     assert!(of(0).is_disjoint(&of(1)), "a connection of one agent never serves another: {ports:?}");
 }
+
+/// What was acknowledged while a name was looked up counts for the request that waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_goes_out_after_its_permission_ended() {
+    let (gateway, upstream, api) = both().await;
+    let get = |host: &str| format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web());
+    let raw = api.replace("api.", "raw.");
+    for (host, name) in [(&api, "api.allowed.test"), (&raw, "raw.allowed.test")] {
+        gateway.dns.answers.send_replace(false);
+        let mut client = gateway.client().await;
+        client.send(get(host)).await;
+        let begun = std::time::Instant::now();
+        while gateway.dns.asked(name) == 0 {
+            assert!(begun.elapsed() < crate::harness::PATIENCE, "{name} is looked up");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        if name == "api.allowed.test" {
+            gateway.publish_policy(r#"@id("none") forbid (principal, action, resource);"#).await;
+        } else {
+            gateway.isolate(&[1]).await;
+        }
+        gateway.dns.answers.send_replace(true);
+        client.rest().await;
+        if name == "api.allowed.test" {
+            assert_eq!(gateway.publish_policy(crate::harness::POLICY).await, "");
+        }
+    }
+    assert_eq!(upstream.requests(), [""; 0]);
+    for (n, reason) in [(0, DropReason::PolicyForbidden), (1, DropReason::AgentQuarantined)] {
+        let decision = gateway.exchange(n).await.0;
+        assert_eq!((decision.verdict, decision.reason), (Some(Verdict::Deny), Some(reason)));
+    }
+}
