@@ -178,3 +178,31 @@ async fn it_is_an_agents_own_and_apart_from_its_state() {
         assert_eq!(refused.code(), code, "{bad:?}: {}", refused.message());
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_changes_mix_no_generation_comes_without_its_document() {
+    let node = Node::new().start().await;
+    create(&node, "a").await;
+    let mut worker = node.worker("w").await;
+    let generations = async {
+        for n in 0..40 {
+            create(&node, &format!("b{n}")).await;
+        }
+    };
+    let quarantines = async {
+        for n in 0..40 {
+            quarantine(&node, &new("a", Some(3600 + n))).await;
+        }
+    };
+    tokio::join!(generations, quarantines);
+    let mut whole = 0;
+    while whole < 41 {
+        let next = worker.next().await;
+        if next.document.is_empty() {
+            assert_eq!(next.generation, whole, "it has that one");
+        } else {
+            assert!(next.generation > whole, "nothing comes twice");
+            whole = next.generation;
+        }
+    }
+}

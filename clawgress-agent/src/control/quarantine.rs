@@ -107,6 +107,7 @@ impl Quarantines {
     /// altered. Only [`Refusal::Audit`] can come after the commit.
     pub async fn put(&self, new: NewQuarantine, by: &str) -> Result<Quarantine, Refusal> {
         check(&new)?;
+        let _turn = self.turn.lock().await;
         let live = self.governor.live();
         let agent = live.model.agent(&new.id)?;
         let since = self.clock.now();
@@ -120,7 +121,6 @@ impl Quarantines {
             reason: new.reason,
             by: by.to_owned(),
         };
-        let _turn = self.turn.lock().await;
         let before = words(self.live().of(agent));
         let detail = format!("agent `{}` set from {before} to {} by {by}", agent.id, words(Some(&entry)));
         let json = serde_json::to_vec(&entry).map_err(|e| Refusal::Invalid(e.to_string()))?;
@@ -133,12 +133,23 @@ impl Quarantines {
     /// # Errors
     /// If it is not quarantined, or the store or the audit log fails.
     pub async fn release(&self, id: &AgentId, by: &str) -> Result<(), Refusal> {
+        self.release_if(id, by, |_| true).await
+    }
+
+    /// Releases an agent if `is_due` says so of its quarantine as it is when its turn comes: it may have
+    /// been changed since somebody looked.
+    async fn release_if(
+        &self,
+        id: &AgentId,
+        by: &str,
+        is_due: impl Fn(&Quarantine) -> bool + Send,
+    ) -> Result<(), Refusal> {
         // What can't be recorded isn't done; to quarantine is, because it takes away.
         if let Some(failure) = self.governor.audit.failure() {
             return Err(Refusal::Unavailable(format!("nobody can be released now: {failure}")));
         }
         let _turn = self.turn.lock().await;
-        let Some(entry) = self.live().entries.get(id).cloned() else {
+        let Some(entry) = self.live().entries.get(id).filter(|entry| is_due(entry)).cloned() else {
             return Err(Refusal::Missing(format!("agent `{id}` is not quarantined")));
         };
         let detail = format!("agent `{id}` released by {by}: was {}", words(Some(&entry)));
@@ -187,9 +198,9 @@ impl Quarantines {
         let mut changes = self.watch();
         loop {
             let (now, live) = (self.clock.now(), Arc::clone(&changes.borrow_and_update()));
-            let over = |q: &&Quarantine| q.until.is_some_and(|until| until <= now);
-            if let Some(entry) = live.entries().find(over) {
-                if let Err(error) = self.release(&entry.agent, "the end of its time").await
+            let is_over = |q: &Quarantine| q.until.is_some_and(|until| until <= now);
+            if let Some(entry) = live.entries().find(|q| is_over(q)) {
+                if let Err(error) = self.release_if(&entry.agent, "the end of its time", is_over).await
                     && !matches!(error, Refusal::Missing(_))
                 {
                     tracing::error!(%error, agent = %entry.agent, "cannot release an agent whose time is over");
@@ -262,4 +273,72 @@ async fn load(store: &dyn StateStore, serial: u64) -> Result<Quarantined, StoreE
     let read = store.scan(QUARANTINE, None).await?;
     let entries = read.entries.iter().map(|e| parse(e).map(|q: Quarantine| (q.agent.clone(), q)));
     Ok(Quarantined { serial, revision: read.revision, entries: entries.collect::<Result<_, _>>()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clawgress_api::clock::SystemClock;
+    use clawgress_api::config::Config;
+
+    use super::super::audit::{AuditLog, Bounds};
+    use super::super::store::MemoryStore;
+    use super::*;
+
+    async fn quarantines(directory: &Path) -> Arc<Quarantines> {
+        let text = format!(
+            "[node]\nname = \"n\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\nresolvers = [\"127.0.0.1:53\"]\n",
+            directory.display()
+        );
+        let config = Arc::new(Config::parse(&text, Path::new("test.toml")).expect("config"));
+        let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
+        let bounds = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 24 };
+        let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), clock.clone()).await;
+        let governor = Governor::open(config.clone(), store, audit.expect("audit"), clock.clone()).await;
+        let governor = Arc::new(governor.expect("governor"));
+        let agent = Agent {
+            id: "a".parse().expect("id"),
+            index: 0,
+            team: None,
+            project: None,
+            environment: None,
+            labels: BTreeMap::new(),
+            state: AgentState::Active,
+            sources: vec![],
+        };
+        let create = |draft: &mut super::super::model::Draft| draft.create_agent(agent.clone(), &config);
+        governor.change(|_| "created".into(), create).await.expect("created");
+        Arc::new(Quarantines::open(governor, clock).await.expect("opened"))
+    }
+
+    #[tokio::test]
+    async fn who_is_quarantined_for_longer_is_not_released_by_the_former_end() {
+        let directory = tempfile::tempdir().expect("directory");
+        let quarantines = quarantines(directory.path()).await;
+        let new =
+            |seconds| NewQuarantine { id: "a".parse().expect("id"), seconds: Some(seconds), reason: None };
+        quarantines.put(new(1), "root").await.expect("quarantined");
+        // Nobody's turn while its time ends. Then the longer one comes first, and the end after it.
+        let turn = quarantines.turn.lock().await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let longer = tokio::spawn({
+            let quarantines = Arc::clone(&quarantines);
+            async move { quarantines.put(new(3600), "root").await }
+        });
+        let end = tokio::spawn({
+            let quarantines = Arc::clone(&quarantines);
+            async move { quarantines.expire().await }
+        });
+        // Both get as far as to wait.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(turn);
+        let entry = longer.await.expect("no panic").expect("quarantined");
+        // Behind whatever the end does.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(quarantines.turn.lock().await);
+        end.abort();
+        let live = quarantines.live();
+        assert_eq!(live.entries().collect::<Vec<_>>(), [&entry]);
+    }
 }

@@ -88,6 +88,8 @@ impl Service {
     ) {
         let (mut live, mut quarantined) = (self.governor.watch(), self.quarantines.watch());
         live.mark_changed();
+        // The generation whose document was sent last.
+        let mut sent = None;
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -102,19 +104,20 @@ impl Service {
                 },
                 // First a place in the channel, then the newest generation: what is skipped was never sent,
                 // and a change is marked as seen only when it is.
-                changed = async {
+                permit = async {
                     let permit = sender.reserve().await.ok()?;
                     tokio::select! {
-                        changed = live.changed() => changed.ok().map(|()| (permit, true)),
-                        changed = quarantined.changed() => {
-                            changed.ok()?;
-                            Some((permit, live.has_changed().unwrap_or(true)))
-                        }
+                        changed = live.changed() => changed.ok()?,
+                        changed = quarantined.changed() => changed.ok()?,
                     }
+                    Some(permit)
                 } => {
-                    let Some((permit, is_new)) = changed else { return };
+                    let Some(permit) = permit else { return };
                     let generation = Arc::clone(&live.borrow_and_update());
                     let isolated = Arc::clone(&quarantined.borrow_and_update());
+                    // By what is sent, not by what woke this: either may change in between.
+                    let number = generation.model.generation;
+                    let is_new = sent.replace(number) != Some(number);
                     permit.send(Ok(snapshot(&generation, &isolated, is_new)));
                 }
             }
@@ -122,7 +125,7 @@ impl Service {
     }
 }
 
-/// What a worker is sent. Its generation goes along only if it has changed.
+/// What a worker is sent. Its generation's document goes along only if the worker was not sent it before.
 fn snapshot(generation: &Generation, quarantined: &Quarantined, is_new: bool) -> Snapshot {
     Snapshot {
         generation: generation.model.generation,
