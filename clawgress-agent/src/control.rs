@@ -105,8 +105,9 @@ pub async fn serve(
     let governor =
         Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone(), Arc::clone(&clock)).await?;
     let governor = Arc::new(governor);
-    // Before anybody is told of a generation: its moment may have passed while this role was away.
-    governor.tick().await?;
+    // Before anybody is told of a generation: its moment may have passed while this role was away. What fails
+    // is tried again and told in status, which needs this role.
+    governor.turn_if_due().await;
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);
     let to = |path: &Path, server| -> Result<Channel> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clawgress_agent::control;
 use clawgress_agent::control::store::{Commit, MemoryStore, Read, StateStore, StoreError, Transaction};
-use clawgress_api::clock::SystemClock;
+use clawgress_api::clock::{FixedClock, SystemClock};
 use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_api::proto::{AuditBatch, Empty, MacApiKeyRequest, Name, RevisionNumber, WatchRequest};
 use clawgress_api::{
@@ -448,6 +448,8 @@ async fn a_role_ends_in_time_whoever_stays_connected() {
 struct Fatal {
     store: MemoryStore,
     is_fatal: AtomicBool,
+    /// Whether it takes nothing.
+    is_full: AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -461,6 +463,9 @@ impl StateStore for Fatal {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(StoreError::Invalid("no room".into()));
+        }
         let revision = self.store.commit(transaction).await;
         if self.is_fatal.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
@@ -481,7 +486,11 @@ impl StateStore for Fatal {
 async fn a_change_that_was_committed_is_recorded_whatever_comes_between() {
     let node = Node::new();
     let store = MemoryStore::default();
-    let fatal = Arc::new(Fatal { store: store.clone(), is_fatal: AtomicBool::new(false) });
+    let fatal = Arc::new(Fatal {
+        store: store.clone(),
+        is_fatal: AtomicBool::new(false),
+        is_full: AtomicBool::new(false),
+    });
     let keyless = |name: &str| document(&NewAgent { key: false, ..agent(name) });
     // A runtime of its own, so that all of the role ends at once, as it does by SIGKILL.
     let life = tokio::runtime::Runtime::new().expect("runtime");
@@ -510,4 +519,34 @@ async fn a_change_that_was_committed_is_recorded_whatever_comes_between() {
         role.stop().await;
     }
     assert!(store.scan("pending/", None).await.expect("scan").entries.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_fails_is_told_and_made_later() {
+    let node = Node::new();
+    let (is_fatal, is_full) = (AtomicBool::new(false), AtomicBool::new(false));
+    let store = Arc::new(Fatal { store: MemoryStore::default(), is_fatal, is_full });
+    let start = |time: &str| {
+        let (config, store) = (Arc::clone(&node.config), Arc::clone(&store));
+        let clock = Arc::new(FixedClock(time.parse().expect("time")));
+        node::Role::start(|stop| control::serve(config, store, clock, stop))
+    };
+    let up = async || until("control", async || node.admin().status(Empty {}).await.is_ok()).await;
+    let role = start("2026-11-25T09:30:00Z");
+    up().await;
+    let timed = OPEN.replacen(';', " when { context.hour == 9 };", 1);
+    apply(&node, &timed).await;
+    role.stop().await;
+
+    // Its hour ends while the role is away, and the store takes nothing.
+    store.is_full.store(true, Ordering::SeqCst);
+    let role = start("2026-11-25T10:30:00Z");
+    up().await;
+    let before = status(&node).await;
+    let told = "the former generation is still live";
+    assert!(before.warnings.iter().any(|w| w.contains(told) && w.contains("no room")), "{before:?}");
+    store.is_full.store(false, Ordering::SeqCst);
+    until("the turn", async || status(&node).await.generation > before.generation).await;
+    until("no warning", async || !status(&node).await.warnings.iter().any(|w| w.contains(told))).await;
+    role.stop().await;
 }

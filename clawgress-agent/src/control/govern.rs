@@ -40,6 +40,9 @@ const CLOCK_PAUSE_LEAST: Duration = Duration::from_millis(10);
 /// Longest one: the clock may have been set.
 const CLOCK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Longest pause before a turn that failed is tried again; pauses double from [`CLOCK_PAUSE_MAX`].
+const TURN_RETRY_MAX: Duration = Duration::from_secs(60);
+
 /// One generation, as both planes get it.
 #[derive(Debug)]
 pub struct Generation {
@@ -85,6 +88,8 @@ pub struct Governor {
     pub(super) audit: AuditLog,
     pub(super) clock: Arc<dyn Clock>,
     live: watch::Sender<Arc<Generation>>,
+    /// Why the last turn of a condition on time could not be made.
+    late: parking_lot::Mutex<Option<String>>,
     /// Held while a change is made, so that two of this process never race.
     turn: Mutex<()>,
 }
@@ -103,7 +108,15 @@ impl Governor {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Refusal> {
         let live = watch::Sender::new(Arc::new(load(store.as_ref()).await?));
-        let governor = Governor { config, store, audit, clock, live, turn: Mutex::new(()) };
+        let governor = Governor {
+            config,
+            store,
+            audit,
+            clock,
+            live,
+            late: parking_lot::Mutex::default(),
+            turn: Mutex::new(()),
+        };
         let pending = governor.store.scan(&governor.pending(""), None).await?;
         let pending = pending.entries.iter().map(parse).collect::<Result<Vec<AuditRecord>, _>>();
         let mut pending = pending?;
@@ -252,18 +265,38 @@ impl Governor {
 
     /// Makes a new generation whenever a condition on time turns, until `stop`.
     pub async fn keep_time(&self, stop: CancellationToken) {
+        let mut retry = CLOCK_PAUSE_MAX;
         loop {
-            if let Err(error) = self.tick().await {
-                tracing::error!(%error, "a condition on time has turned, and the former generation is still live");
-            }
+            let is_made = self.turn_if_due().await;
             // Never past the turn, and never long: clocks are set, and machines sleep.
             let turns_in = self.live().turns_at.map(|at| at.duration_since(self.clock.now()));
             let pause = turns_in.and_then(|d| Duration::try_from(d).ok()).unwrap_or(CLOCK_PAUSE_MAX);
+            let pause = if is_made { pause.clamp(CLOCK_PAUSE_LEAST, CLOCK_PAUSE_MAX) } else { retry };
+            retry = if is_made { CLOCK_PAUSE_MAX } else { (retry * 2).min(TURN_RETRY_MAX) };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause.clamp(CLOCK_PAUSE_LEAST, CLOCK_PAUSE_MAX)) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// As [`tick`](Self::tick); a failure is kept for [`late`](Self::late). Whether there was none.
+    pub async fn turn_if_due(&self) -> bool {
+        let failure = self.tick().await.err().map(|error| error.to_string());
+        if let Some(error) = &failure {
+            tracing::error!(error, "a condition on time has turned, and the former generation is still live");
+        }
+        let is_made = failure.is_none();
+        *self.late.lock() = failure;
+        is_made
+    }
+
+    /// Why the live generation is of a time that is over, if it is.
+    #[must_use]
+    pub fn late(&self) -> Option<String> {
+        let is_over = self.live().turns_at.is_some_and(|turn| turn < self.clock.now());
+        let failure = self.late.lock().clone();
+        failure.or_else(|| is_over.then(|| "the next is being made".to_owned()))
     }
 
     /// Makes a new generation if a condition on time has turned since the live one was made, or its clock was

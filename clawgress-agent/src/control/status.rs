@@ -19,6 +19,9 @@ impl Control {
         let l7 = self.workers.list();
         let mut warnings = Vec::new();
         warnings.extend(policy_warning(&live));
+        warnings.extend(self.governor.late().map(|why| {
+            format!("a condition on time has turned, and the former generation is still live: {why}")
+        }));
         warnings.extend(self.audit.failure().map(|f| format!("{f}: nothing is acknowledged, so L7 denies")));
         warnings.extend(keys);
         warnings.extend(self.geo.trouble().map(|why| format!("geo data: {why}; what was in force stays")));
