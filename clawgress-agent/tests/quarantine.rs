@@ -206,3 +206,28 @@ async fn however_changes_mix_no_generation_comes_without_its_document() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_agent_is_let_out_of_no_plane_that_still_knows_it() {
+    let node = Node::kernel().start().await;
+    let script = Arc::new(Script::default());
+    let role = script.serve(&node.config);
+    for name in ["a", "b"] {
+        create(&node, name).await;
+        quarantine(&node, &new(name, None)).await;
+    }
+    until("the generation", async || script.latest().await.is_some_and(|g| g.generation == 2)).await;
+    let told = async || script.quarantined.lock().await.last().cloned().expect("told").0;
+    node.admin().delete_agent(Name { name: "a".into() }).await.expect("deleted");
+    until("its end", async || told().await == [2]).await;
+    *script.refusal.lock().await = Some("no room".into());
+    node.admin().delete_agent(Name { name: "b".into() }).await.expect("deleted");
+    assert_eq!(told().await, [2], "the plane still runs a generation that knows it");
+    assert!(node.admin().list_quarantines(Empty {}).await.expect("list").into_inner().json.is_empty());
+    let log = changes(&node).await;
+    assert!(
+        log.iter().any(|d| d.starts_with("agent `default/a` released by its deletion by root")),
+        "{log:?}"
+    );
+    role.stop().await;
+}

@@ -70,10 +70,12 @@ impl Admin for Service {
         let control = Arc::clone(&self.0);
         detached(async move {
             let detail = |before: &Agent| format!("agent deleted by {by}: was {}", json(before));
-            control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
-            control.quarantines.forget(&id).await?;
+            let (_, deleted) = control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
             control.runs.ended.notify_one();
             control.settled().await;
+            if control.is_in_force(deleted.model.generation) {
+                control.quarantines.forget(&id, &by).await?;
+            }
             Ok(Response::new(Empty {}))
         })
         .await
@@ -124,7 +126,9 @@ impl Admin for Service {
     }
 
     async fn list_quarantines(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
-        documents(self.0.quarantines.live().entries())
+        let (live, quarantined) = (self.0.governor.live(), self.0.quarantines.live());
+        // Not those of agents that are no more.
+        documents(live.model.agents.values().filter_map(|agent| quarantined.of(agent)))
     }
 
     async fn apply_policy(&self, request: Request<Document>) -> Answer {
@@ -266,6 +270,12 @@ impl Control {
         let planes =
             async { tokio::join!(self.runs.link.settled(generation), self.workers.settled(generation)) };
         let _ = tokio::time::timeout(SETTLE_TIME_MAX, planes).await;
+    }
+
+    /// Whether both planes run `generation` or a later one.
+    fn is_in_force(&self, generation: u64) -> bool {
+        self.runs.link.state().applied >= generation
+            && self.workers.list().iter().all(|worker| worker.generation >= generation)
     }
 
     /// Waits until the planes that are there know who is quarantined, or are too slow.

@@ -156,12 +156,14 @@ impl Quarantines {
         self.commit(Write::Delete(key(id)), detail).await
     }
 
-    /// Forgets the quarantine of an agent that is no more.
+    /// Forgets the quarantine of an agent that is no more in either plane. Where a plane may still run a
+    /// generation that knows the agent, it is kept instead, and shown to nobody: an agent's number never
+    /// comes back, so it stops nobody else, and there are no more of them than numbers.
     ///
     /// # Errors
     /// If the store or the audit log fails.
-    pub async fn forget(&self, id: &AgentId) -> Result<(), Refusal> {
-        match self.release(id, "its deletion").await {
+    pub async fn forget(&self, id: &AgentId, by: &str) -> Result<(), Refusal> {
+        match self.release(id, &format!("its deletion by {by}")).await {
             Err(Refusal::Missing(_)) => Ok(()),
             other => other,
         }
