@@ -355,7 +355,7 @@ mod tests {
             ports_page: 8,
             binds_page: 9,
             interfaces_page: 10,
-            agent_classes: 0,
+            agent_classes: 11,
             pad: [0; 115],
             protocols: [PROTOCOL_UNNAMED; 256],
         };
