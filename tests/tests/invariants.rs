@@ -107,7 +107,8 @@ fn root() -> PathBuf {
 fn metadata() -> Metadata {
     MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))
-        .other_options(vec!["--locked".to_owned(), "--offline".to_owned()])
+        // It has to know the packages of other platforms too, which no build here has fetched.
+        .other_options(vec!["--locked".to_owned()])
         .exec()
         .expect("cargo metadata of the workspace")
 }
