@@ -15,6 +15,7 @@ pub mod quarantine;
 mod runs;
 mod sink;
 pub mod snapshots;
+mod sources;
 mod status;
 pub mod store;
 

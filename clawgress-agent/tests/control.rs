@@ -20,7 +20,7 @@ use clawgress_api::{
     AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, Plane, PolicyRevision,
     RecordKind, RunSession, Status, socket,
 };
-use clawgress_identity::{Agent, AgentState, ApiKey, Identity, IdentityError, TrustSnapshot};
+use clawgress_identity::{Agent, AgentState, ApiKey, Identity, IdentityError, Origin, TrustSnapshot};
 use clawgress_policy::{PolicyBundle, PolicyProblem};
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
@@ -95,11 +95,12 @@ async fn authenticate(
 ) -> Result<Identity, IdentityError> {
     let mut keys = KeysClient::new(socket::channel(&node.config.keys_socket()).expect("channel"));
     let mac = keys.mac_api_key(MacApiKeyRequest { key: key.into() }).await.expect("hash").into_inner().mac;
-    let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys);
+    let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
     let user = user.parse().expect("id");
     let now_s = jiff::Timestamp::now().as_second();
     let mac = mac.try_into().expect("32 bytes");
-    trust.by_api_key(ApiKey::parse(key).expect("key"), &mac, &user, None, now_s)
+    let origin = Origin::Address { interface: None, address: "192.0.2.1".parse().expect("address") };
+    trust.by_api_key(ApiKey::parse(key).expect("key"), &mac, &user, origin, now_s)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,6 +47,8 @@ mod refusals;
 mod removal;
 #[path = "datapath/scale.rs"]
 mod scale;
+#[path = "datapath/shared.rs"]
+mod shared;
 #[path = "datapath/upgrade.rs"]
 mod upgrade;
 #[path = "datapath/verdicts.rs"]

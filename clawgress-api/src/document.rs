@@ -1,10 +1,10 @@
 //! JSON documents inside the proto envelopes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, Source};
+use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, SharedSource, Source, SourceId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ pub struct Snapshot<P> {
     pub agents: Vec<Agent>,
     /// API keys, as keyed hashes.
     pub keys: Vec<ApiKeyRecord>,
+    /// Sources that several agents share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedSource>,
 }
 
 /// Everything the kernel plane needs at one generation.
@@ -35,6 +38,9 @@ pub struct KernelGeneration<T> {
     pub tables: Option<T>,
     /// Agents, with their sources.
     pub agents: Vec<Agent>,
+    /// Sources that several agents share.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedSource>,
 }
 
 /// The datapath role's state.
@@ -118,6 +124,16 @@ pub struct AgentStateChange {
     pub id: AgentId,
     /// Its new state.
     pub state: AgentState,
+}
+
+/// `source set`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedSourceChange {
+    /// The source.
+    pub id: SourceId,
+    /// Whose credentials it may present from now on.
+    pub may_present: BTreeSet<AgentId>,
 }
 
 /// `agent quarantine`.

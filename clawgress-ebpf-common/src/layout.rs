@@ -76,6 +76,9 @@ pub mod bind_flag {
     pub const MAC: u16 = 1;
     /// The agent is disabled or quarantined: nothing passes.
     pub const DISABLED: u16 = 2;
+    /// Several agents share the source: it is nobody by itself, and who presents a credential there must be one
+    /// of them. A connection to the proxy has a record, which tells L7 the interface.
+    pub const SHARED: u16 = 4;
 }
 
 /// Services at one of the gateway's own addresses. A port of 0 is no service.

@@ -10,8 +10,8 @@ use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use clawgress_ebpf_common::{
-    Address, Bind, DropReason, FlowKey, Generation, action, counter, fail_open, flow_flag, hook, mark,
-    protocol,
+    Address, Bind, DropReason, FlowKey, Generation, action, bind_flag, counter, fail_open, flow_flag, hook,
+    mark, protocol,
 };
 
 use crate::event::{self, Place, unidentified};
@@ -135,7 +135,8 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     let image = image(generation);
     let (bind, is_local) = judge::packet(generation, &image, packet)?;
     if is_local {
-        if packet.key.protocol == protocol::TCP && bind.agent != 0 {
+        let is_bound = bind.agent != 0 || bind.flags & bind_flag::SHARED != 0;
+        if packet.key.protocol == protocol::TCP && is_bound {
             local(packet, generation, bind.agent)?;
         }
         return Ok(mark::LOCAL);
@@ -256,7 +257,8 @@ fn report_opened(
     event::opened(&place, &packet.key, &judged, packet.bytes, begun_ns);
 }
 
-/// The record by which L7 learns which agent a connection to the proxy comes from.
+/// The record by which L7 learns which agent a connection to the proxy comes from, or by which interface, where
+/// several agents share the source (`agent` is 0).
 #[inline(always)]
 fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judgement> {
     let judged = Judgement { action: action::LOCAL, reason: 0, policies: 0, agent };
@@ -273,10 +275,12 @@ fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judg
         }
         None if flow::is_start(packet) => {
             match flow::create(packet, generation.number, &judged) {
-                // Without a record L7 asks for a credential: it is trusted less, not more.
+                // Without a record L7 asks for a credential: it is trusted less, not more. All shared sources
+                // have one share of the table, and none may shut the others out by filling it.
                 Err(full)
-                    if full.reason != DropReason::FlowTableFull.code()
-                        || !fails_open(packet.key.ifindex, fail_open::FLOW_TABLE) =>
+                    if agent != 0
+                        && (full.reason != DropReason::FlowTableFull.code()
+                            || !fails_open(packet.key.ifindex, fail_open::FLOW_TABLE)) =>
                 {
                     return Err(full);
                 }

@@ -7,10 +7,14 @@
 mod agent;
 mod api_key;
 mod binding;
+mod holders;
 mod quote;
+mod shared;
 mod trust;
 
 pub use agent::{Agent, AgentId, AgentIdError, AgentState, DEFAULT_TENANT, name_is_valid};
 pub use api_key::{ApiKey, ApiKeyError, ApiKeyRecord, KEY_MAC_BYTES};
 pub use binding::{BindingError, MacAddress, Source};
-pub use trust::{Identity, IdentityError, IdentityMethod, TrustSnapshot};
+pub use holders::{Holder, Holders};
+pub use shared::{SharedSource, SourceId};
+pub use trust::{Identity, IdentityError, IdentityMethod, Origin, TrustSnapshot};

@@ -1,11 +1,12 @@
 //! The trust snapshot, and the decision who presents a credential.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Agent, AgentId, AgentState, ApiKey, ApiKeyRecord, KEY_MAC_BYTES};
+use crate::{Agent, AgentId, AgentState, ApiKey, ApiKeyRecord, Holder, Holders, KEY_MAC_BYTES, SharedSource};
 
 /// How an identity was established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,20 @@ pub enum IdentityMethod {
     Cgroup,
     /// API key.
     ApiKey,
+}
+
+/// Where a credential comes from, as far as that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin<'a> {
+    /// A source or a workload that the kernel plane found to be this agent.
+    Agent(&'a AgentId),
+    /// Any other client.
+    Address {
+        /// The interface it is behind, by the word of the kernel plane, which then has checked address and MAC.
+        interface: Option<&'a str>,
+        /// Its address.
+        address: IpAddr,
+    },
 }
 
 /// An established identity.
@@ -61,12 +76,13 @@ pub struct TrustSnapshot {
     quarantined: Arc<BTreeSet<u32>>,
 }
 
-/// Agents and keys of one generation.
+/// Agents, keys and sources of one generation.
 #[derive(Clone, Debug, Default)]
 struct Registry {
     by_id: BTreeMap<AgentId, Arc<Agent>>,
     by_index: BTreeMap<u32, Arc<Agent>>,
     keys: BTreeMap<String, ApiKeyRecord>,
+    holders: Holders,
 }
 
 impl TrustSnapshot {
@@ -75,6 +91,7 @@ impl TrustSnapshot {
     pub fn new(
         agents: impl IntoIterator<Item = Agent>,
         keys: impl IntoIterator<Item = ApiKeyRecord>,
+        shared: impl IntoIterator<Item = SharedSource>,
     ) -> Self {
         let mut registry = Registry::default();
         for agent in agents {
@@ -86,6 +103,7 @@ impl TrustSnapshot {
             registry.by_id.insert(agent.id.clone(), agent);
         }
         registry.keys = keys.into_iter().map(|k| (k.id.clone(), k)).collect();
+        registry.holders = Holders::new(registry.by_id.values(), shared);
         TrustSnapshot { registry: Arc::new(registry), quarantined: Arc::default() }
     }
 
@@ -109,8 +127,33 @@ impl TrustSnapshot {
         self.active(self.registry.by_index.get(&index), method)
     }
 
+    /// Whether whoever is at `origin` may present a credential of `agent`. Where no source is bound, anybody's.
+    #[must_use]
+    pub fn may_present(&self, origin: Origin<'_>, agent: &AgentId) -> bool {
+        let holders = &self.registry.holders;
+        match origin {
+            Origin::Agent(own) => own == agent,
+            Origin::Address { interface: Some(interface), address } => match holders.on(interface, address) {
+                None => true,
+                // It is that agent since this generation; the kernel plane has it by another.
+                Some(Holder::Agent(own)) => own.id == *agent,
+                Some(Holder::Shared(shared)) => shared.may_present.contains(agent),
+            },
+            // No agents' interface brings a packet from there.
+            Origin::Address { interface: None, address } if address.to_canonical().is_loopback() => true,
+            // INVARIANT: not to be told by the kernel plane never permits more than to be told. Any interface may
+            // be the one, so what is shared on each of them counts.
+            Origin::Address { interface: None, address } => {
+                holders.anywhere(address).all(|holder| match holder {
+                    Holder::Agent(_) => true,
+                    Holder::Shared(shared) => shared.may_present.contains(agent),
+                })
+            }
+        }
+    }
+
     /// The agent that `key` proves, given the keyed hash of the presented text, the user name it was
-    /// presented with, the agent the source is bound to (if any), and the time (Unix seconds).
+    /// presented with, where it comes from, and the time (Unix seconds).
     ///
     /// # Errors
     /// Every way in which the credential fails.
@@ -119,7 +162,7 @@ impl TrustSnapshot {
         key: ApiKey<'_>,
         mac: &[u8; KEY_MAC_BYTES],
         user: &AgentId,
-        bound: Option<&AgentId>,
+        origin: Origin<'_>,
         now_s: i64,
     ) -> Result<Identity, IdentityError> {
         let record =
@@ -130,7 +173,7 @@ impl TrustSnapshot {
         if record.agent != *user {
             return Err(IdentityError::OtherAgent);
         }
-        if bound.is_some_and(|b| *b != record.agent) {
+        if !self.may_present(origin, &record.agent) {
             return Err(IdentityError::Conflict);
         }
         self.active(self.registry.by_id.get(&record.agent), IdentityMethod::ApiKey)
@@ -155,6 +198,8 @@ mod tests {
 
     const MAC: [u8; KEY_MAC_BYTES] = [5; KEY_MAC_BYTES];
     const EXPIRES_AT_S: i64 = 1_000;
+    const ANYWHERE: Origin<'static> =
+        Origin::Address { interface: None, address: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)) };
 
     fn agent(id: &str, index: u32, state: AgentState) -> Agent {
         Agent {
@@ -189,6 +234,7 @@ mod tests {
                 agent("zero", 0, AgentState::Active),
             ],
             [record(1, "web"), record(3, "held"), record(4, "off"), record(6, "gone")],
+            [],
         )
     }
 
@@ -202,12 +248,13 @@ mod tests {
     ) -> Result<String, IdentityError> {
         let text = key_text(number);
         let bound: Option<AgentId> = bound.map(|b| b.parse().unwrap());
+        let origin = bound.as_ref().map_or(ANYWHERE, Origin::Agent);
         snapshot()
             .by_api_key(
                 ApiKey::parse(&text).unwrap(),
                 &[mac; KEY_MAC_BYTES],
                 &user.parse().unwrap(),
-                bound.as_ref(),
+                origin,
                 now_s,
             )
             .map(|identity| {
@@ -251,10 +298,10 @@ mod tests {
     fn a_key_without_expiry_never_expires() {
         let mut key = record(1, "web");
         key.expires_at_s = None;
-        let trust = TrustSnapshot::new([agent("web", 1, AgentState::Active)], [key]);
+        let trust = TrustSnapshot::new([agent("web", 1, AgentState::Active)], [key], []);
         let text = key_text(1);
         let parsed = ApiKey::parse(&text).unwrap();
-        assert!(trust.by_api_key(parsed, &MAC, &"web".parse().unwrap(), None, i64::MAX).is_ok());
+        assert!(trust.by_api_key(parsed, &MAC, &"web".parse().unwrap(), ANYWHERE, i64::MAX).is_ok());
     }
 
     #[test]
@@ -267,8 +314,9 @@ mod tests {
         assert_eq!(by(&trust, 2), Ok(()));
         let text = key_text(1);
         let key = ApiKey::parse(&text).unwrap();
-        let present =
-            |trust: &TrustSnapshot| trust.by_api_key(key, &MAC, &"web".parse().unwrap(), None, 0).map(drop);
+        let present = |trust: &TrustSnapshot| {
+            trust.by_api_key(key, &MAC, &"web".parse().unwrap(), ANYWHERE, 0).map(drop)
+        };
         assert_eq!(present(&trust), Err(IdentityError::Quarantined));
         let released = trust.with_quarantined(&Arc::default());
         assert_eq!((by(&released, 1), present(&released)), (Ok(()), Ok(())));
@@ -287,5 +335,68 @@ mod tests {
             TrustSnapshot::default().by_source(1, IdentityMethod::Cgroup),
             Err(IdentityError::UnknownAgent)
         );
+    }
+    #[test]
+    fn a_shared_source_presents_whom_it_names_and_nobody_else() {
+        let shared = |name: &str, at: &[&str], may_present: &[&str]| SharedSource {
+            id: name.parse().unwrap(),
+            at: at.iter().map(|s| s.parse().unwrap()).collect(),
+            may_present: may_present.iter().map(|a| a.parse().unwrap()).collect(),
+        };
+        let mut own = agent("own", 3, AgentState::Active);
+        own.sources = vec!["e=10.0.0.5,any-mac".parse().unwrap()];
+        let trust = TrustSnapshot::new(
+            [agent("web", 1, AgentState::Active), agent("acme/web", 2, AgentState::Active), own],
+            [record(1, "web")],
+            [
+                shared("nat", &["e=10.0.0.0/28,any-mac"], &["web", "acme/bot"]),
+                shared("other", &["f=10.0.0.0/29,any-mac"], &["acme/bot", "own"]),
+                shared("left", &["e=10.9.0.0/16,any-mac"], &[]),
+            ],
+        );
+        let may = |interface, address: &str, agent: &str| {
+            let origin = Origin::Address { interface, address: address.parse().unwrap() };
+            trust.may_present(origin, &agent.parse().unwrap())
+        };
+        let (e, f) = (Some("e"), Some("f"));
+        for (interface, address, agent, want) in [
+            (e, "10.0.0.1", "web", true),
+            (e, "10.0.0.1", "acme/bot", true),
+            (e, "10.0.0.1", "own", false),
+            (e, "10.0.0.1", "acme/web", false),
+            (e, "::ffff:10.0.0.1", "own", false),
+            // A longer prefix is an agent's own.
+            (e, "10.0.0.5", "own", true),
+            (e, "10.0.0.5", "web", false),
+            // It names nobody any more.
+            (e, "10.9.0.1", "web", false),
+            (e, "10.0.0.16", "own", true),
+            (f, "10.0.0.1", "own", true),
+            (f, "10.0.0.1", "web", false),
+            (f, "10.0.0.8", "web", true),
+            (Some("g"), "10.0.0.1", "own", true),
+            // Whoever is not told by the kernel plane may be on either, and gains by neither.
+            (None, "10.0.0.1", "web", false),
+            (None, "10.0.0.1", "own", false),
+            (None, "10.0.0.1", "acme/bot", true),
+            (None, "10.0.0.8", "web", true),
+            (None, "10.0.0.8", "own", false),
+            (None, "10.9.0.1", "web", false),
+            (None, "192.0.2.1", "web", true),
+        ] {
+            assert_eq!(may(interface, address, agent), want, "{interface:?} {address} {agent}");
+        }
+        let text = key_text(1);
+        let key = ApiKey::parse(&text).unwrap();
+        let present = |interface, address: &str| {
+            let origin = Origin::Address { interface, address: address.parse().unwrap() };
+            trust.by_api_key(key, &MAC, &"web".parse().unwrap(), origin, 0).map(drop)
+        };
+        assert_eq!(present(e, "10.0.0.1"), Ok(()));
+        assert_eq!(present(f, "10.0.0.1"), Err(IdentityError::Conflict));
+        let everywhere = shared("all", &["e=0.0.0.0/0,any-mac"], &[]);
+        let trust = TrustSnapshot::new([], [], [everywhere]);
+        let local = Origin::Address { interface: None, address: "127.0.0.1".parse().unwrap() };
+        assert!(trust.may_present(local, &"web".parse().unwrap()), "no agents' interface brings it");
     }
 }

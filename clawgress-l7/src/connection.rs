@@ -1,5 +1,5 @@
-//! What is known of a connection before it says anything: addresses, how it came, and which agent the
-//! kernel plane bound its source to.
+//! What is known of a connection before it says anything: addresses, how it came, and what the kernel plane
+//! bound its source to. A flow record without an agent is that of a source that several share.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -34,7 +34,8 @@ pub struct Connection {
     pub is_steered: bool,
     /// The bound agent, or why that can't be known.
     pub bound: Result<Option<Bound>, DropReason>,
-    /// The client's interface.
+    /// The client's interface, by the word of the kernel plane: where it has bound the source, to an agent or
+    /// to those that may present themselves there.
     pub interface: Option<String>,
 }
 

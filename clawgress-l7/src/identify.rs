@@ -1,7 +1,10 @@
-//! Who a connection or request is from: the source's agent, or whoever a credential proves.
+//! Who a connection or request is from: the source's agent, or whoever a credential proves that its source may
+//! present.
+
+use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError};
+use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, Origin};
 use clawgress_inspect::proxy_authorization;
 
 use crate::connection::Connection;
@@ -13,8 +16,17 @@ use crate::snapshot::Plan;
 pub struct Who {
     /// The identity.
     pub identity: Identity,
-    /// Id of the key that proved it.
-    key: Option<String>,
+    /// The credential that proved it, if one did.
+    proof: Option<Proof>,
+}
+
+/// A credential that was presented.
+#[derive(Clone, Debug)]
+struct Proof {
+    /// Id of the key.
+    key: String,
+    /// Interface and address it came from; `None` if the source is the agent's own, or its workload.
+    from: Option<(Option<String>, IpAddr)>,
 }
 
 // === impl Who ===
@@ -23,23 +35,30 @@ impl Who {
     /// The same identity under another plan, at a Unix time in seconds.
     ///
     /// # Errors
-    /// If the agent or its key is gone, the key has expired, or the agent is disabled.
+    /// If the agent or its key is gone, the key has expired, the source may no longer present the agent, or
+    /// the agent is disabled.
     pub fn under(&self, plan: &Plan, now_s: i64) -> Result<Who, DropReason> {
-        if let Some(key) = &self.key {
+        if let Some(Proof { key, from }) = &self.proof {
             let expires_at_s = plan.keys.get(key).ok_or(DropReason::CredentialInvalid)?;
             if expires_at_s.is_some_and(|t| now_s >= t) {
                 return Err(DropReason::CredentialInvalid);
             }
+            if let Some((interface, address)) = from {
+                let origin = Origin::Address { interface: interface.as_deref(), address: *address };
+                if !plan.trust.may_present(origin, &self.identity.agent.id) {
+                    return Err(DropReason::IdentityConflict);
+                }
+            }
         }
         let identity =
             plan.trust.by_source(self.identity.agent.index, self.identity.method).map_err(reason)?;
-        Ok(Who { identity, key: self.key.clone() })
+        Ok(Who { identity, proof: self.proof.clone() })
     }
 
     /// When what it rests on expires, in Unix seconds, as `plan` has it.
     #[must_use]
     pub fn expires_at_s(&self, plan: &Plan) -> Option<i64> {
-        *plan.keys.get(self.key.as_ref()?)?
+        *plan.keys.get(&self.proof.as_ref()?.key)?
     }
 }
 
@@ -50,7 +69,7 @@ impl Who {
 pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
     let Some(bound) = connection.bound? else { return Ok(None) };
     let identity = plan.trust.by_source(bound.index, bound.method).map_err(reason)?;
-    Ok(Some(Who { identity, key: None }))
+    Ok(Some(Who { identity, proof: None }))
 }
 
 /// Who it is, given the values of `Proxy-Authorization` in an explicit proxy's request.
@@ -68,13 +87,14 @@ pub async fn identify(
         (None, Some(who)) => Ok(who),
         (None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing),
         (None, None) => Err(DropReason::Anonymous),
-        (Some(value), bound) => by_key(gateway, plan, value, bound.as_ref()).await,
+        (Some(value), bound) => by_key(gateway, plan, connection, value, bound.as_ref()).await,
     }
 }
 
 async fn by_key(
     gateway: &Gateway,
     plan: &Plan,
+    connection: &Connection,
     value: &[u8],
     bound: Option<&Who>,
 ) -> Result<Who, DropReason> {
@@ -86,10 +106,13 @@ async fn by_key(
         return Err(DropReason::CredentialInvalid);
     }
     let mac = gateway.keys.mac(key).await?;
-    let bound = bound.map(|w| &w.identity.agent.id);
-    let identity = plan.trust.by_api_key(key, &mac, &user, bound, gateway.now_s()).map_err(reason)?;
+    let address = connection.peer.ip();
+    let anyone = Origin::Address { interface: connection.interface.as_deref(), address };
+    let origin = bound.map_or(anyone, |who| Origin::Agent(&who.identity.agent.id));
+    let identity = plan.trust.by_api_key(key, &mac, &user, origin, gateway.now_s()).map_err(reason)?;
     gateway.keys.remember(key, mac);
-    Ok(Who { identity, key: Some(key.id().to_owned()) })
+    let from = bound.is_none().then(|| (connection.interface.clone(), address));
+    Ok(Who { identity, proof: Some(Proof { key: key.id().to_owned(), from }) })
 }
 
 fn reason(error: IdentityError) -> DropReason {

@@ -66,7 +66,7 @@ impl Plan {
         let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
         let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
         let keys = snapshot.keys.iter().map(|k| (k.id.clone(), k.expires_at_s)).collect();
-        let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys);
+        let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
         Ok(Plan { generation: snapshot.generation, policy, clock, trust, keys: Arc::new(keys) })
     }
 

@@ -8,9 +8,9 @@ use clawgress_api::proto::admin_server::Admin;
 use clawgress_api::proto::{Document, Documents, Empty, Name, RevisionNumber};
 use clawgress_api::{
     AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, NewQuarantine, PolicyCheck,
-    PolicyRevision, RecordKind,
+    PolicyRevision, RecordKind, SharedSourceChange,
 };
-use clawgress_identity::{Agent, AgentId, AgentState};
+use clawgress_identity::{Agent, AgentId, AgentState, SharedSource, SourceId};
 use clawgress_policy::PolicyBundle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 
 use super::Control;
 use super::audit::{AuditError, Filter, Kept};
-use super::model::{self, Refusal};
+use super::model::{self, Draft, Refusal};
 use super::store::StoreError;
 use crate::peer::Peer;
 
@@ -69,7 +69,15 @@ impl Admin for Service {
         let id = agent_id(&request.into_inner())?;
         let control = Arc::clone(&self.0);
         detached(async move {
-            let detail = |before: &Agent| format!("agent deleted by {by}: was {}", json(before));
+            let detail = |(before, named): &(Agent, Vec<SourceId>)| {
+                let named: Vec<String> = named.iter().map(|id| format!("`{id}`")).collect();
+                let named = if named.is_empty() {
+                    String::new()
+                } else {
+                    format!("; no longer named by {}", named.join(", "))
+                };
+                format!("agent deleted by {by}: was {}{named}", json(before))
+            };
             let (_, deleted) = control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
             control.runs.ended.notify_one();
             control.settled().await;
@@ -129,6 +137,59 @@ impl Admin for Service {
         let (live, quarantined) = (self.0.governor.live(), self.0.quarantines.live());
         // Not those of agents that are no more.
         documents(live.model.agents.values().filter_map(|agent| quarantined.of(agent)))
+    }
+
+    async fn add_source(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let new: SharedSource = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        let added = detached(async move {
+            let detail = |after: &SharedSource| format!("shared source added by {by}: is {}", json(after));
+            let edit = |draft: &mut Draft| draft.add_source(new.clone(), &control.governor.config);
+            let (added, _) = control.governor.change(detail, edit).await?;
+            control.settled().await;
+            Ok(added)
+        });
+        document(&added.await?)
+    }
+
+    async fn list_sources(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        documents(self.0.governor.live().model.shared.values())
+    }
+
+    async fn show_source(&self, request: Request<Name>) -> Answer {
+        let id = source_id(&request.into_inner())?;
+        document(self.0.governor.live().model.shared_source(&id).map_err(status)?)
+    }
+
+    async fn set_source(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let change: SharedSourceChange = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        let set = detached(async move {
+            let detail = |before: &SharedSource| {
+                let (from, to) = (json(&before.may_present), json(&change.may_present));
+                format!("shared source `{}` may present {to} instead of {from}, by {by}", before.id)
+            };
+            let (before, _) = control.governor.change(detail, |draft| draft.set_source(&change)).await?;
+            control.settled().await;
+            Ok(SharedSource { may_present: change.may_present, ..before })
+        });
+        document(&set.await?)
+    }
+
+    async fn remove_source(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        let by = caller(&request);
+        let id = source_id(&request.into_inner())?;
+        let control = Arc::clone(&self.0);
+        detached(async move {
+            let detail =
+                |before: &SharedSource| format!("shared source removed by {by}: was {}", json(before));
+            control.governor.change(detail, |draft| draft.remove_source(&id)).await?;
+            control.settled().await;
+            Ok(Response::new(Empty {}))
+        })
+        .await
     }
 
     async fn apply_policy(&self, request: Request<Document>) -> Answer {
@@ -424,6 +485,10 @@ fn parsed<T: DeserializeOwned>(request: Request<Document>) -> Result<T, Status> 
 }
 
 fn agent_id(name: &Name) -> Result<AgentId, Status> {
+    name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
+}
+
+fn source_id(name: &Name) -> Result<SourceId, Status> {
     name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
 }
 

@@ -10,7 +10,7 @@ use clawgress_api::clock::Clock;
 use clawgress_api::config::Config;
 use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, PolicyRevision, RecordKind, Snapshot};
 use clawgress_ebpf_common::bound;
-use clawgress_identity::Agent;
+use clawgress_identity::{Agent, SharedSource};
 use clawgress_policy::kernel::{self, KernelTables};
 use clawgress_policy::{
     GeoNames, PolicyBundle, PolicyInForceRef, PolicySet, Surroundings, ZONE_OFFSETS_MAX, Zone,
@@ -454,7 +454,9 @@ fn problems(refusal: &Refusal) -> String {
 async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refusal> {
     blocking(move || {
         let agents: Vec<Agent> = model.agents.values().cloned().collect();
-        let sources: usize = agents.iter().map(|a| a.sources.len()).sum();
+        let shared: Vec<SharedSource> = model.shared.values().cloned().collect();
+        let sources = agents.iter().map(|a| a.sources.len()).chain(shared.iter().map(|s| s.at.len()));
+        let sources: usize = sources.sum();
         if sources > bound::BINDINGS_MAX as usize {
             let max = bound::BINDINGS_MAX;
             return Err(Refusal::Full(format!(
@@ -465,13 +467,14 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
         let set = parsed.as_ref().map(|parsed| parsed.set.at(model.window.at.as_millisecond()));
         let tables = set.as_ref().map(|set| compile(set, &agents)).transpose()?;
         let json = |e: serde_json::Error| Refusal::Invalid(e.to_string());
-        let kernel = KernelGeneration { generation: model.generation, tables, agents };
+        let kernel = KernelGeneration { generation: model.generation, tables, agents, shared };
         let kernel_json = serde_json::to_vec(&kernel).map_err(json)?;
         let snapshot = Snapshot {
             generation: model.generation,
             policy: parsed.as_ref().and_then(Parsed::in_force),
             agents: kernel.agents,
             keys: model.keys.values().cloned().collect(),
+            shared: kernel.shared,
         };
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
         if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {

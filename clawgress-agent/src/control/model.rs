@@ -1,13 +1,13 @@
-//! What is governed: agents, keys, runs and the live policy, as the store holds them. A [`Draft`] is a
+//! What is governed: agents, keys, shared sources, runs and the live policy, as the store holds them. A [`Draft`] is a
 //! change in the making; nothing here is visible to anybody before it is committed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clawgress_api::PolicyRevision;
-use clawgress_api::config::{Config, DatapathMode, Role};
+use clawgress_api::config::Config;
 use clawgress_ebpf_common::bound;
-use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, KEY_MAC_BYTES, Source};
+use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, KEY_MAC_BYTES, SharedSource, SourceId};
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -15,14 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::AuditError;
 use super::geo::{GeoError, GeoInForce};
+use super::sources::SHARED;
 use super::store::{Entry, Revision, StateStore, StoreError, Write};
 
 /// Agents on one node: the number the project promises, with the kernel tables sized for it.
 pub const AGENTS_MAX: usize = 10_000;
 /// Live runs of local commands: each has a cgroup and a key.
 pub const RUNS_MAX: usize = 256;
-/// Source bindings of one agent.
-const SOURCES_MAX: usize = 64;
 /// Labels of one agent.
 const LABELS_MAX: usize = 64;
 /// Longest label, team, project or environment, message or author, bytes.
@@ -97,6 +96,8 @@ pub struct Model {
     pub agents: BTreeMap<AgentId, Agent>,
     /// API keys by id.
     pub keys: BTreeMap<String, ApiKeyRecord>,
+    /// Shared sources by id.
+    pub shared: BTreeMap<SourceId, SharedSource>,
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
     /// The live policy, with its bundle.
@@ -176,6 +177,7 @@ impl Model {
             stored: generation.entries.first().map(|e| e.modified),
             agents: all(store, AGENT, at, |a: &Agent| a.id.clone()).await?,
             keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
+            shared: all(store, SHARED, at, |s: &SharedSource| s.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,
             geo: Arc::new(geo.unwrap_or_default()),
@@ -281,7 +283,7 @@ impl Draft {
             return Err(Refusal::Full(format!("a node has at most {AGENTS_MAX} agents")));
         }
         check_fields(&agent)?;
-        self.check_sources(&agent, config)?;
+        self.model.check_sources(&agent.sources, config, "--source")?;
         agent.index = self.model.next_index;
         let next = agent.index.checked_add(1).filter(|next| *next <= bound::AGENT_INDICES_MAX);
         self.model.next_index = next.ok_or_else(|| Refusal::Full("all agent numbers are used".into()))?;
@@ -303,11 +305,12 @@ impl Draft {
         Ok(before)
     }
 
-    /// Removes an agent with its keys, and ends its runs. Returns it as it was.
+    /// Removes an agent with its keys, ends its runs, and takes it out of the shared sources that name it.
+    /// Returns it as it was, and those.
     ///
     /// # Errors
     /// If there is none.
-    pub fn delete_agent(&mut self, id: &AgentId) -> Result<Agent, Refusal> {
+    pub fn delete_agent(&mut self, id: &AgentId) -> Result<(Agent, Vec<SourceId>), Refusal> {
         let agent = self.model.agent(id)?.clone();
         self.model.agents.remove(id);
         self.delete(format!("{AGENT}{id}"));
@@ -322,7 +325,7 @@ impl Draft {
             self.close_run(&run)?;
         }
         self.governs = true;
-        Ok(agent)
+        Ok((agent, self.unlist(id)?))
     }
 
     /// Adds an API key of an agent.
@@ -470,7 +473,7 @@ impl Draft {
         Ok(())
     }
 
-    fn delete(&mut self, key: String) {
+    pub(super) fn delete(&mut self, key: String) {
         self.writes.insert(key, None);
     }
 
@@ -484,34 +487,6 @@ impl Draft {
     fn put_run(&mut self, run: Run) -> Result<(), Refusal> {
         self.put(&format!("{RUN}{}", run.name), &run)?;
         self.model.runs.insert(run.name.clone(), run);
-        Ok(())
-    }
-
-    fn check_sources(&self, agent: &Agent, config: &Config) -> Result<(), Refusal> {
-        if agent.sources.len() > SOURCES_MAX {
-            return Err(Refusal::Full(format!("an agent has at most {SOURCES_MAX} sources")));
-        }
-        if config.datapath.mode == DatapathMode::None && !agent.sources.is_empty() {
-            return Err(Refusal::Unsupported(
-                "this node's datapath is `none`: nothing would enforce a source; leave --source out, or set `mode = \"kernel\"`".into(),
-            ));
-        }
-        for (n, source) in agent.sources.iter().enumerate() {
-            if !config.interfaces.iter().any(|i| i.name == source.interface && i.role == Role::Agents) {
-                let name = &source.interface;
-                return Err(Refusal::Invalid(format!(
-                    "`{name}` is not an agents' interface; add it to the configuration as [[interface]] with `role = \"agents\"`"
-                )));
-            }
-            let same = |other: &&Source| other.interface == source.interface && other.prefix == source.prefix;
-            let mut taken = self.model.agents.values().filter(|a| a.sources.iter().any(|s| same(&s)));
-            if let Some(other) = taken.next() {
-                return Err(Refusal::Exists(format!("source `{source}` is bound to agent `{}`", other.id)));
-            }
-            if agent.sources.iter().take(n).any(|s| same(&s)) {
-                return Err(Refusal::Invalid(format!("source `{source}` is given twice")));
-            }
-        }
         Ok(())
     }
 }

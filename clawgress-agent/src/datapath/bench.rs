@@ -133,7 +133,7 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
         ],
         policies: vec![Vec::new()],
     };
-    Ok(KernelGeneration { generation: 1, tables: Some(tables), agents: vec![agent] })
+    Ok(KernelGeneration { generation: 1, tables: Some(tables), agents: vec![agent], shared: Vec::new() })
 }
 
 /// A minimal frame to port 443; TCP is a SYN.

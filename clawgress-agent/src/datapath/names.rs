@@ -370,7 +370,7 @@ mod tests {
     }
 
     fn document(generation: u64) -> Document {
-        KernelGeneration { generation, tables: None, agents: Vec::new() }
+        KernelGeneration { generation, tables: None, agents: Vec::new(), shared: Vec::new() }
     }
 
     #[test]

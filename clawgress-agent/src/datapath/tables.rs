@@ -59,6 +59,9 @@ pub enum PlanError {
     /// Two agents claim one source.
     #[error("agents {0} and {1} have the same source `{2}`; remove it from one of them")]
     SameSource(u32, u32, String),
+    /// A shared source claims one that somebody else has.
+    #[error("the shared source `{0}` has the source `{1}` of somebody else; remove it from one of them")]
+    SameShared(String, String),
     /// Port ranges that don't start at 0 or don't ascend.
     #[error("the port ranges do not start at 0, or do not ascend")]
     Ports,
@@ -126,6 +129,7 @@ impl Plan {
                 }
             }
         }
+        plan.share(document, interfaces, &mut bindings)?;
         let max = bound::BINDINGS_MAX as usize;
         if bindings.len() > max {
             return Err(PlanError::TooMany { what: "source prefixes", count: bindings.len(), max });
@@ -136,6 +140,34 @@ impl Plan {
         }
         plan.image = image::image(&contents(number, bindings, tables, interfaces)?)?;
         Ok(plan)
+    }
+
+    /// Binds the sources that several agents share.
+    fn share(
+        &mut self,
+        document: &KernelGeneration<KernelTables>,
+        interfaces: &BTreeMap<String, u32>,
+        bindings: &mut BTreeMap<(u32, u32, Address), Bind>,
+    ) -> Result<(), PlanError> {
+        for (shared, source) in document.shared.iter().flat_map(|s| s.at.iter().map(move |at| (s, at))) {
+            let Some(&ifindex) = interfaces.get(&source.interface) else {
+                let skipped =
+                    format!("shared source `{}`: `{source}` names no agents' interface here", shared.id);
+                self.skipped.push(skipped);
+                continue;
+            };
+            let (bits, address) = prefix(&source.prefix);
+            let bind = Bind {
+                agent: 0,
+                class: CLASS_UNAUTHENTICATED,
+                mac: source.mac.map_or([0; 6], |m| m.0),
+                flags: bind_flag::SHARED | if source.mac.is_some() { bind_flag::MAC } else { 0 },
+            };
+            if bindings.insert((ifindex, bits, address), bind).is_some() {
+                return Err(PlanError::SameShared(shared.id.to_string(), source.to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// Pages of the image.
@@ -367,7 +399,8 @@ mod tests {
 
     #[track_caller]
     fn check(tables: KernelTables, want: &PlanError) {
-        let document = KernelGeneration { generation: 1, tables: Some(tables), agents: Vec::new() };
+        let document =
+            KernelGeneration { generation: 1, tables: Some(tables), agents: Vec::new(), shared: Vec::new() };
         let error = Plan::new(&document, &BTreeMap::new()).expect_err("must be refused");
         assert_eq!(error, *want);
     }
@@ -395,8 +428,32 @@ mod tests {
             cell(Transport::Tcp, KernelAction::Deny(0)),
             &PlanError::Cell("it denies without a known reason"),
         );
-        let document = KernelGeneration::<KernelTables> { generation: 0, tables: None, agents: Vec::new() };
+        let document = KernelGeneration::<KernelTables> {
+            generation: 0,
+            tables: None,
+            agents: Vec::new(),
+            shared: Vec::new(),
+        };
         assert_eq!(Plan::new(&document, &BTreeMap::new()).expect_err("refused"), PlanError::Number);
+    }
+
+    #[test]
+    fn a_shared_source_has_nobody_else_s_place() {
+        let shared = |name: &str| clawgress_identity::SharedSource {
+            id: name.parse().expect("id"),
+            at: vec!["e=10.0.0.0/28,any-mac".parse().expect("source")],
+            may_present: std::collections::BTreeSet::new(),
+        };
+        let document = KernelGeneration::<KernelTables> {
+            generation: 1,
+            tables: None,
+            agents: Vec::new(),
+            shared: vec![shared("one"), shared("two")],
+        };
+        let error = Plan::new(&document, &BTreeMap::from([("e".into(), 7)])).expect_err("refused");
+        assert_eq!(error, PlanError::SameShared("default/two".into(), "e=10.0.0.0/28,any-mac".into()));
+        let plan = Plan::new(&document, &BTreeMap::new()).expect("accepted");
+        assert_eq!(plan.skipped.len(), 2, "this node has no such interface");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use clawgress_agent::datapath::quarantine::Quarantine;
 use clawgress_agent::datapath::tables::{Plan, Tables};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::{DropReason, Flow, FlowKey, Pace, SelfAddress, bound, counter, mark, user};
-use clawgress_identity::{Agent, AgentState};
+use clawgress_identity::{Agent, AgentState, SharedSource};
 use clawgress_policy::kernel::KernelTables;
 
 /// `lo`: what a test run gives as the interface.
@@ -47,6 +47,8 @@ pub struct Kernel {
     pub flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
     /// The same table as the role sweeps it.
     pub swept: Flows,
+    /// Sources that several agents share, in the generations to come.
+    pub shared: Vec<SharedSource>,
     own: Own,
     addresses: BTreeMap<[u8; 16], SelfAddress>,
     rejects: Array<MapData, Plain<Pace>>,
@@ -63,6 +65,7 @@ impl Kernel {
             rejects: object::take(&mut ebpf, clawgress_ebpf_common::map::REJECTS).expect("rejects"),
             tables: Tables::take(&mut ebpf).expect("tables"),
             swept: Flows::new(&ebpf).expect("flow table"),
+            shared: Vec::new(),
             quarantine: Quarantine::take(&mut ebpf).expect("quarantine"),
             flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
             own: Own::take(&mut ebpf).expect("own addresses"),
@@ -94,7 +97,7 @@ impl Kernel {
 
     /// Commits a generation whose agents' interface is the test run's.
     pub async fn apply(&mut self, number: u64, tables: Option<KernelTables>, agents: Vec<Agent>) {
-        let document = KernelGeneration { generation: number, tables, agents };
+        let document = KernelGeneration { generation: number, tables, agents, shared: self.shared.clone() };
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
         let plan = Plan::new(&document, &interfaces).expect("plan");
         assert_eq!(plan.skipped, Vec::<String>::new());

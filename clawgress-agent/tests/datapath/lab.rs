@@ -221,7 +221,8 @@ impl Lab {
 
     /// Applies a generation.
     pub async fn apply(&self, generation: u64, tables: KernelTables, agents: Vec<Agent>) -> DatapathStatus {
-        self.apply_document(KernelGeneration { generation, tables: Some(tables), agents }).await
+        self.apply_document(KernelGeneration { generation, tables: Some(tables), agents, shared: Vec::new() })
+            .await
     }
 
     /// Applies a generation, which may have no policy.

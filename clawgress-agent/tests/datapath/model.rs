@@ -15,6 +15,7 @@ pub type Mac = [u8; 6];
 /// A source that is bound.
 #[derive(Clone, Copy)]
 pub struct Bound {
+    /// 0 where several agents share it.
     pub agent: u32,
     pub mac: Option<Mac>,
 }
@@ -96,7 +97,7 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
         if tuple.protocol != 6 || tuple.destination_port != world.proxy_port {
             return Err(DropReason::GatewayAddress);
         }
-        if agent != 0 && is_start {
+        if world.bound.contains_key(&tuple.source) && is_start {
             world.flows.insert(tuple, mark::LOCAL);
         }
         return Ok(Did::Marked(mark::LOCAL));

@@ -446,7 +446,12 @@ async fn refused_generations_change_nothing() {
     let mut client = lab.client().await;
     let mut two = agents();
     two.push(agent(2, &["ga=10.77.0.2,any-mac"]));
-    let document = clawgress_api::KernelGeneration { generation: 6, tables: Some(tables()), agents: two };
+    let document = clawgress_api::KernelGeneration {
+        generation: 6,
+        tables: Some(tables()),
+        agents: two,
+        shared: Vec::new(),
+    };
     for (generation, document, want) in [
         (6, serde_json::to_vec(&document).expect("document"), "same source"),
         (6, b"{".to_vec(), "malformed"),

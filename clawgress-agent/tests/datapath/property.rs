@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use crate::frames::{ACK, FIN, RST, SYN, arp, echo, icmp, ip, neighbour, tagged, tcp, udp, with_hops};
 use crate::kernel::{Did, Kernel, PROXY_PORT, agent};
 use crate::model::{self, Bound, Tuple, World};
+use crate::shared;
 
 /// Generations, and packets through each: 200,000 packets, XDP and TC each.
 const GENERATIONS: u64 = 40;
@@ -34,9 +35,11 @@ const CLASSLESS: u32 = AGENTS;
 /// Known by its address alone.
 const ANY_MAC: u32 = 2;
 const QUARANTINED: u32 = 3;
+/// Whose address several agents share. The one between the agents' and this is bound to nobody.
+const SHARED: u32 = AGENTS + 2;
 
 /// SplitMix64: small, seeded, the same everywhere.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -47,7 +50,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
@@ -56,7 +59,7 @@ impl Random {
         self.below(n) == 0
     }
 
-    fn index(&mut self, n: usize) -> usize {
+    pub fn index(&mut self, n: usize) -> usize {
         usize::try_from(self.below(n as u64)).expect("index")
     }
 
@@ -201,7 +204,7 @@ fn gateway(v4: bool) -> IpAddr {
 }
 
 /// The seed of this run, printed for the next.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let seed = match std::env::var("CLAWGRESS_TEST_SEED") {
         Ok(seed) => seed.parse().expect("a number"),
         Err(_) => {
@@ -323,7 +326,7 @@ fn extended(r: &mut Random, mut next: u8, mut rest: Vec<u8>) -> (u8, Vec<u8>) {
 
 fn frame(r: &mut Random, world: &World) -> Vec<u8> {
     let v4 = r.below(2) == 0;
-    let agent = source(1 + u32::try_from(r.below(u64::from(AGENTS) + 1)).expect("agent"), v4);
+    let agent = source(1 + u32::try_from(r.below(u64::from(SHARED))).expect("agent"), v4);
     let mac = if r.once_in(16) { r.pick(&[OTHER_MAC, [3, 0, 0, 0, 0, 1], [0; 6]]) } else { MAC };
     let mut frame = match r.below(10) {
         0 => local_message(r, mac, v4, agent),
@@ -414,8 +417,9 @@ fn world() -> World {
     let bound = (1..=AGENTS).flat_map(|a| {
         [true, false].map(|v4| (source(a, v4), Bound { agent: a, mac: (a != ANY_MAC).then_some(MAC) }))
     });
+    let shared = [true, false].map(|v4| (source(SHARED, v4), Bound { agent: 0, mac: Some(MAC) }));
     World {
-        bound: bound.collect(),
+        bound: bound.chain(shared).collect(),
         gateway: [gateway(true), gateway(false)].into(),
         proxy_port: PROXY_PORT,
         tables: KernelTables::default(),
@@ -438,6 +442,8 @@ fn load(world: &World) -> Kernel {
         kernel.own(gateway(v4));
     }
     kernel.quarantine.set(&world.quarantined).expect("quarantine");
+    let at = [true, false].map(|v4| format!("lo={},02:00:00:00:00:01", source(SHARED, v4)));
+    kernel.shared = vec![shared::shared("nat", &[&at[0], &at[1]])];
     kernel
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clawgress_agent::control::store::RedbStore;
 use clawgress_agent::{control, keys};
 use clawgress_api::config::Config;
 use clawgress_api::proto::admin_client::AdminClient;
@@ -107,6 +108,9 @@ impl Node {
 
     pub async fn stop_control(&mut self) {
         self.control.take().expect("running").stop().await;
+        // Its tasks, which would end with its process, may hold the store for a moment longer.
+        let store = self.config.node.state_dir.join("control").join("state.redb");
+        until("the store to be closed", async || RedbStore::open(&store).is_ok()).await;
     }
 
     pub async fn stop_keys(&mut self) {

@@ -71,8 +71,8 @@ impl Steered {
         self.converse(Ok(1), dialled, bytes, true).await
     }
 
-    /// Sends `bytes` over a connection to `dialled` from the agent with this index; returns what came
-    /// back, and decision and outcome.
+    /// Sends `bytes` over a connection to `dialled` from the agent with this index, or from nobody for 0;
+    /// returns what came back, and decision and outcome.
     async fn say(
         &mut self,
         bound: Result<u32, DropReason>,
@@ -89,6 +89,24 @@ impl Steered {
         bytes: &[u8],
         late: bool,
     ) -> (Vec<u8>, Vec<AuditRecord>) {
+        let patience = Duration::from_millis(700);
+        self.converse_for(patience, bound, dialled, bytes, late).await
+    }
+
+    /// As [`say`](Self::say) to the proxy, from a source without an agent, until the proxy ends it.
+    async fn converse_open(&mut self, bytes: &[u8]) -> (Vec<u8>, Vec<AuditRecord>) {
+        self.converse_for(Duration::from_secs(30), Ok(0), dialled(3128), bytes, false).await
+    }
+
+    /// `patience` is how long the client waits for the end before it makes one.
+    async fn converse_for(
+        &mut self,
+        patience: Duration,
+        bound: Result<u32, DropReason>,
+        dialled: SocketAddr,
+        bytes: &[u8],
+        late: bool,
+    ) -> (Vec<u8>, Vec<AuditRecord>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
@@ -99,7 +117,7 @@ impl Steered {
             local: dialled,
             ingress: self.ingress,
             is_steered: self.ingress == Ingress::Transparent,
-            bound: bound.map(|index| Some(Bound { index, method })),
+            bound: bound.map(|index| (index != 0).then_some(Bound { index, method })),
             interface: Some("agents0".to_owned()),
         };
         let serving = self.serving.clone();
@@ -110,7 +128,7 @@ impl Steered {
         }
         client.write_all(bytes).await.expect("send");
         // A server that waits for more would wait for its deadline; closing our side is the end.
-        let answered = tokio::time::timeout(Duration::from_millis(700), client.read_to_end(&mut got)).await;
+        let answered = tokio::time::timeout(patience, client.read_to_end(&mut got)).await;
         if answered.is_err() {
             let _ = client.shutdown().await;
             let _ = client.read_to_end(&mut got).await;
@@ -319,40 +337,47 @@ fn mac(key: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"secret"), key).as_ref().to_vec()
 }
 
+/// Serves the keys role until aborted.
+fn serve_keys(socket: &Path) -> tokio::task::JoinHandle<Result<(), tonic::transport::Error>> {
+    let listener = tokio::net::UnixListener::bind(socket).expect("bind");
+    tokio::spawn(async move {
+        tonic::transport::Server::builder()
+            .add_service(clawgress_api::proto::keys_server::KeysServer::new(KeysRole))
+            .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener))
+            .await
+    })
+}
+
+/// A key of an agent, as the snapshot holds it.
+fn key_record(key: &str, agent: &str) -> serde_json::Value {
+    let id = clawgress_identity::ApiKey::parse(key).expect("key").id().to_owned();
+    serde_json::json!({ "id": id, "agent": agent, "mac": mac(key.as_bytes()) })
+}
+
+/// The field with a credential, if there is one.
+fn credential(user: &str, key: &str) -> String {
+    use clawgress_inspect::proxy_authorization::encode;
+    if key.is_empty() { String::new() } else { format!("Proxy-Authorization: {}\r\n", encode(user, key)) }
+}
+
+fn ask(user: &str, key: &str) -> Vec<u8> {
+    let credential = credential(user, key);
+    format!("GET http://denied.test/ HTTP/1.1\r\nHost: denied.test\r\n{credential}Connection: close\r\n\r\n")
+        .into_bytes()
+}
+
 #[tokio::test]
 async fn a_bound_source_needs_no_credential_and_may_present_no_other() {
     use clawgress_identity::ApiKey;
     let directory = tempfile::tempdir().expect("directory");
     let socket = directory.path().join("keys.sock");
-    let listener = tokio::net::UnixListener::bind(&socket).expect("bind");
-    let keys = tokio::spawn(async move {
-        tonic::transport::Server::builder()
-            .add_service(clawgress_api::proto::keys_server::KeysServer::new(KeysRole))
-            .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener))
-            .await
-    });
+    let keys = serve_keys(&socket);
     let (own, other) = (ApiKey::compose([1; 6], [1; 32]), ApiKey::compose([2; 6], [2; 32]));
     let mut snapshot: serde_json::Value = serde_json::from_str(SNAPSHOT).expect("json");
     snapshot["agents"][1]["state"] = "active".into();
-    let record = |key: &str, agent: &str| {
-        let id = ApiKey::parse(key).expect("key").id().to_owned();
-        serde_json::json!({ "id": id, "agent": agent, "mac": mac(key.as_bytes()) })
-    };
-    snapshot["keys"] = vec![record(&own, "default/web"), record(&other, "default/off")].into();
+    snapshot["keys"] = vec![key_record(&own, "default/web"), key_record(&other, "default/off")].into();
     let mut steered = Steered::with(&socket, &snapshot.to_string()).await;
     steered.ingress = Ingress::Proxy;
-    let ask = |user: &str, key: &str| {
-        use clawgress_inspect::proxy_authorization::encode;
-        let credential = if key.is_empty() {
-            String::new()
-        } else {
-            format!("Proxy-Authorization: {}\r\n", encode(user, key))
-        };
-        format!(
-            "GET http://denied.test/ HTTP/1.1\r\nHost: denied.test\r\n{credential}Connection: close\r\n\r\n"
-        )
-        .into_bytes()
-    };
     // `policy_denied` shows that somebody was recognised.
     for (bytes, want) in [
         (ask("", ""), DropReason::PolicyDenied),
@@ -365,5 +390,81 @@ async fn a_bound_source_needs_no_credential_and_may_present_no_other() {
         let agent = records[0].agent.as_ref().expect("the bound agent is named");
         assert_eq!(agent.agent, "web");
     }
+    keys.abort();
+}
+
+/// Two agents with a key each, and a source that the client's address belongs to, which may present the first.
+fn shared_snapshot(keys: [&str; 2]) -> serde_json::Value {
+    let mut snapshot: serde_json::Value = serde_json::from_str(SNAPSHOT).expect("json");
+    snapshot["agents"][1] =
+        serde_json::json!({ "id": "default/other", "index": 2, "state": "active", "sources": [] });
+    snapshot["keys"] = vec![key_record(keys[0], "default/web"), key_record(keys[1], "default/other")].into();
+    let source = |prefix: &str| serde_json::json!({ "interface": "agents0", "prefix": prefix, "mac": null });
+    snapshot["shared"] = serde_json::json!([
+        { "id": "default/nat", "at": [source("127.0.0.0/28")], "may_present": ["default/web"] },
+        { "id": "default/wide", "at": [source("127.0.0.0/8")], "may_present": ["default/other"] },
+    ]);
+    snapshot
+}
+
+#[tokio::test]
+async fn a_shared_source_presents_whom_it_names() {
+    use clawgress_identity::ApiKey;
+    let directory = tempfile::tempdir().expect("directory");
+    let socket = directory.path().join("keys.sock");
+    let keys = serve_keys(&socket);
+    let (web, other) = (ApiKey::compose([1; 6], [1; 32]), ApiKey::compose([2; 6], [2; 32]));
+    let snapshot = shared_snapshot([&web, &other]).to_string();
+    let mut steered = Steered::with(&socket, &snapshot).await;
+    steered.ingress = Ingress::Proxy;
+    for (bytes, want, name, status) in [
+        // Nobody by itself.
+        (ask("", ""), DropReason::CredentialMissing, None, "407"),
+        (ask("web", &web), DropReason::PolicyDenied, Some("web"), "403"),
+        (ask("other", &other), DropReason::IdentityConflict, None, "403"),
+        // Whose key it is comes before whose source this is: nothing is learned by guessing.
+        (ask("other", &web), DropReason::CredentialInvalid, None, "407"),
+    ] {
+        let (got, records) = steered.say(Ok(0), dialled(3128), &bytes).await;
+        assert_eq!(reason(&records), Some(want));
+        assert_eq!(records[0].agent.as_ref().map(|a| a.agent.as_str()), name, "{want}");
+        let page = String::from_utf8(got).expect("text");
+        assert!(page.starts_with(&format!("HTTP/1.1 {status} ")), "{page}");
+        assert!(page.contains(&format!("x-clawgress-reason: {want}")), "{page}");
+    }
+    keys.abort();
+}
+
+/// What is under way ends when the source may present its agent no more.
+#[tokio::test]
+async fn a_tunnel_ends_when_its_source_may_present_the_agent_no_more() {
+    use clawgress_identity::ApiKey;
+    let directory = tempfile::tempdir().expect("directory");
+    let socket = directory.path().join("keys.sock");
+    let keys = serve_keys(&socket);
+    let (web, other) = (ApiKey::compose([1; 6], [1; 32]), ApiKey::compose([2; 6], [2; 32]));
+    let mut snapshot = shared_snapshot([&web, &other]);
+    let mut steered = Steered::with(&socket, &snapshot.to_string()).await;
+    steered.ingress = Ingress::Proxy;
+    let upstream = TcpListener::bind("127.1.0.1:0").await.expect("bind");
+    let port = upstream.local_addr().expect("address").port();
+    let head = format!("CONNECT api.allowed.test:{port} HTTP/1.1\r\n{}\r\n", credential("web", &web));
+    let bytes = [head.as_bytes(), &hello(Some("api.allowed.test"))].concat();
+    let snapshots = Arc::clone(&steered.serving.gateway.snapshots);
+    let change = async {
+        let (mut server, _) = upstream.accept().await.expect("accept");
+        server.read_exact(&mut [0; 5]).await.expect("the hello");
+        snapshot["generation"] = 4.into();
+        snapshot["shared"][0]["may_present"] = serde_json::json!(["default/other"]);
+        let document = snapshot.to_string().into_bytes();
+        let envelope = clawgress_api::proto::Snapshot { generation: 4, document, ..Default::default() };
+        snapshots.apply_for_test(envelope).await;
+        // The client has not closed.
+        let _ = server.read_to_end(&mut vec![]).await;
+    };
+    let ((), (got, records)) = tokio::join!(change, steered.converse_open(&bytes));
+    assert!(got.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&got));
+    assert_eq!(reason(&records), None);
+    assert_eq!(records[1].reason, Some(DropReason::IdentityConflict));
     keys.abort();
 }

@@ -231,6 +231,7 @@ impl Gateway {
                 .map(|text| PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }),
             agents: vec![agent("web", 1), agent("other", 2)],
             keys: vec![record(&key, "web"), record(&other_key, "other")],
+            shared: Vec::new(),
         };
         let control = Control {
             snapshots: watch::channel(envelope(&first)).0,
