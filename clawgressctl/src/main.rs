@@ -13,6 +13,7 @@ mod metrics;
 mod output;
 mod policy;
 mod run;
+mod source;
 mod status;
 
 use std::path::PathBuf;
@@ -60,6 +61,9 @@ enum Verb {
     /// Agents: who may use the gateway.
     #[command(subcommand)]
     Agent(agent::Verb),
+    /// Shared sources: hosts of several agents, and NATs.
+    #[command(subcommand)]
+    Source(source::Verb),
     /// Policy: what they may do.
     #[command(subcommand)]
     Policy(policy::Verb),
@@ -110,6 +114,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
         match verb {
             Verb::Status => status::show(&client, output).await?,
             Verb::Agent(verb) => agent::run(&client, output, verb).await?,
+            Verb::Source(verb) => source::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,
             Verb::Geo(verb) => geo::run(&client, output, verb).await?,
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use clawgress_api::config::Config;
-use clawgress_api::identity::{Agent, AgentState};
+use clawgress_api::identity::{Agent, AgentState, SharedSource};
 use clawgress_api::{
     AuditRecord, CreatedAgent, Destination, GeoStatus, LiveFlow, LiveFlows, LiveQuery, PolicyRevision,
     RecentDrop, SourceRef, Status,
@@ -90,6 +90,64 @@ async fn agents_and_status() {
     let status: Status = parse(&run(config, &["status", "--output", "json"]).await.stdout);
     assert_eq!((status.agents, status.node.as_str()), (2, "test"));
     check(&run(config, &["completion", "bash"]).await, 0, "_clawgressctl()", "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_sources() {
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    check(&run(config, &["source", "list"]).await, 0, "source add NAME", "");
+    run(config, &["agent", "create", "crawler", "--source", "lo=10.0.0.9,any-mac"]).await;
+    run(config, &["agent", "create", "research/writer"]).await;
+    let place = "lo=10.0.0.0/28,02:00:00:00:00:02";
+    let add = |name: &'static str, at: &'static str, agents: &'static str| async move {
+        run(config, &["source", "add", name, "--at", at, "--may-present", agents]).await
+    };
+    check(&add("nat", place, "crawler,nobody").await, 1, "", "there is no agent `default/nobody`");
+    let both = add("acme/nat", place, "crawler,research/writer").await;
+    check(&both, 0, "may present  default/crawler research/writer", "");
+    check(&both, 0, "at           lo=10.0.0.0/28,02:00:00:00:00:02", "");
+    check(&add("acme/nat", "lo=10.1.0.0/28,any-mac", "crawler").await, 1, "", "`acme/nat` already");
+    check(&add("b", place, "crawler").await, 1, "", "is bound to shared source `acme/nat`");
+    check(&add("b", "lo=10.0.0.9,any-mac", "crawler").await, 1, "", "is bound to agent `default/crawler`");
+    check(
+        &add("b", "eth9=10.1.0.0/28,any-mac", "crawler").await,
+        1,
+        "",
+        "`eth9` is not an agents' interface",
+    );
+    check(&add("b", "lo=10.0.0.1/28,any-mac", "crawler").await, 2, "", "has bits set behind its length");
+    check(&add("b", place, "Crawler").await, 2, "", "is not an id");
+    check(&run(config, &["source", "add", "b", "--at", place]).await, 2, "", "--may-present");
+    check(&run(config, &["source", "add", "b", "--may-present", "crawler"]).await, 2, "", "--at");
+    let taken = run(config, &["agent", "create", "late", "--source", place]).await;
+    check(&taken, 1, "", "is bound to shared source `acme/nat`");
+
+    check(&run(config, &["source", "list"]).await, 0, "MAY PRESENT", "");
+    let shown: SharedSource = parse(&run(config, &["-o", "json", "source", "show", "acme/nat"]).await.stdout);
+    assert_eq!((shown.at.len(), shown.may_present.len()), (1, 2));
+    let listed: Vec<SharedSource> = parse(&run(config, &["-o", "json", "source", "list"]).await.stdout);
+    assert_eq!(listed, [shown]);
+    check(&run(config, &["source", "show", "nat"]).await, 1, "", "clawgressctl source list");
+    let set = run(config, &["source", "set", "acme/nat", "--may-present", "research/writer"]).await;
+    check(&set, 0, "may present  research/writer", "");
+    check(
+        &run(config, &["source", "set", "acme/nat", "--may-present", "x"]).await,
+        1,
+        "",
+        "no agent `default/x`",
+    );
+    run(config, &["agent", "delete", "research/writer"]).await;
+    check(&run(config, &["source", "show", "acme/nat"]).await, 0, "may present  nobody", "");
+    let removed = run(config, &["source", "remove", "acme/nat", "-o", "json"]).await;
+    check(&removed, 0, "\"removed\": \"acme/nat\"", "");
+    check(
+        &run(config, &["source", "remove", "acme/nat"]).await,
+        1,
+        "",
+        "there is no shared source `acme/nat`",
+    );
+    check(&run(config, &["completion", "bash"]).await, 0, "clawgressctl__subcmd__source,add)", "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
