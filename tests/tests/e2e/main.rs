@@ -23,5 +23,6 @@ mod llm;
 mod packets;
 mod proxy;
 mod quarantine;
+mod shared;
 mod transparent;
 mod up;
