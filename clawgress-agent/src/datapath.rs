@@ -40,7 +40,7 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use clawgress_api::clock::SystemClock;
-use clawgress_api::config::{Config, DatapathMode};
+use clawgress_api::config::{Config, DatapathMode, UnboundSources};
 use clawgress_api::notify;
 use clawgress_api::proto::datapath_server::DatapathServer;
 use clawgress_api::{MESSAGE_BYTES_MAX, socket};
@@ -64,7 +64,7 @@ use self::quarantine::Quarantine;
 use self::repeats::Repeats;
 use self::service::Service;
 use self::spool::Spool;
-use self::tables::{Plan, Tables};
+use self::tables::Tables;
 use self::upkeep::{Keep, Upkeep};
 use self::workloads::Workloads;
 use crate::peer::{Access, Socket};
@@ -162,6 +162,11 @@ async fn start(
         tables: tokio::sync::Mutex::new(Tables::take(ebpf)?),
         interfaces: Mutex::new(interfaces.clone()),
         bpffs: config.datapath.bpffs.clone(),
+        closed: config
+            .agents_interfaces()
+            .filter(|i| i.unbound_sources == UnboundSources::Deny)
+            .map(|i| i.name.clone())
+            .collect(),
         modes,
         troubles: Arc::default(),
     });
@@ -271,7 +276,7 @@ async fn resume(plane: &KernelPlane) -> Result<()> {
             // Written again: an interface may have another index by now.
             let mut tables = plane.tables.lock().await;
             let agents = plane.interfaces.lock().agents.clone();
-            let plan = tokio::task::block_in_place(|| Plan::new(&document, &agents))?;
+            let plan = plane.plan(&document, &agents)?;
             tables.apply(&plan).await?;
             tracing::info!(generation = live.number, "the former generation stays live");
             *plane.skipped.lock() = plan.skipped;

@@ -122,9 +122,30 @@ pub struct Interface {
     pub name: String,
     /// Role.
     pub role: Role,
+    /// What a source may do that is bound to nobody, on an agents' interface.
+    #[serde(default, skip_serializing_if = "UnboundSources::is_present")]
+    pub unbound_sources: UnboundSources,
     /// What makes it less safe.
     #[serde(default, skip_serializing_if = "Danger::is_none")]
     pub danger: Danger,
+}
+
+/// What a source may do that is bound to nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnboundSources {
+    /// Present a credential at the gateway's own services, and no more.
+    #[default]
+    Present,
+    /// Nothing: all of it is dropped.
+    Deny,
+}
+
+impl UnboundSources {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    fn is_present(&self) -> bool {
+        *self == UnboundSources::Present
+    }
 }
 
 /// What weakens the safety of an interface.
@@ -416,6 +437,7 @@ impl Config {
             if self.interfaces.iter().take(n).any(|i| i.name == interface.name) {
                 return Err(("[[interface]]", format!("interface `{}` is named twice", interface.name)));
             }
+            check_strangers(interface)?;
             check_danger(interface)?;
         }
         let mut ports = self.proxy.listen.iter().map(SocketAddr::port);
@@ -513,8 +535,19 @@ impl Config {
     }
 }
 
+fn check_strangers(interface: &Interface) -> Result<(), (&'static str, String)> {
+    let Interface { name, role, unbound_sources, .. } = interface;
+    if *role != Role::Agents && *unbound_sources == UnboundSources::Deny {
+        return Err((
+            "unbound_sources",
+            format!("interface `{name}` has no agents behind it: remove its `unbound_sources`"),
+        ));
+    }
+    Ok(())
+}
+
 fn check_danger(interface: &Interface) -> Result<(), (&'static str, String)> {
-    let Interface { name, role, danger: Danger { fail_open } } = interface;
+    let Interface { name, role, danger: Danger { fail_open }, .. } = interface;
     if *role != Role::Agents && !fail_open.is_empty() {
         return Err((
             "fail_open",
@@ -582,6 +615,17 @@ mod tests {
                 "c.toml:8: no interface can be called",
             );
         }
+        let unbound = |role: &str, unbound: &str| {
+            format!(
+                "{kernel}[[interface]]\nname = \"a\"\nrole = \"agents\"\n[[interface]]\nname = \"b\"\n\
+                 role = \"{role}\"\nunbound_sources = \"{unbound}\"\n"
+            )
+        };
+        check(&unbound("uplink", "deny"), "c.toml:14: interface `b` has no agents behind it");
+        check(&unbound("agents", "drop"), "c.toml:14: unknown variant `drop`");
+        let denied = Config::parse(&unbound("agents", "deny"), Path::new("c.toml")).expect("valid");
+        let denied: Vec<_> = denied.agents_interfaces().map(|i| i.unbound_sources).collect();
+        assert_eq!(denied, [UnboundSources::Present, UnboundSources::Deny]);
         let danger = |role: &str, causes: &str| {
             format!(
                 "{kernel}[[interface]]\nname = \"a\"\nrole = \"agents\"\n[[interface]]\nname = \"b\"\n\

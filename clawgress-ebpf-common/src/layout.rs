@@ -74,7 +74,8 @@ pod!(Bind, 16);
 pub mod bind_flag {
     /// The source MAC must equal [`Bind::mac`](super::Bind::mac).
     pub const MAC: u16 = 1;
-    /// The agent is disabled or quarantined: nothing passes.
+    /// The agent is disabled, or nobody is bound here and the interface takes nothing from strangers: nothing
+    /// passes.
     pub const DISABLED: u16 = 2;
     /// Several agents share the source: it is nobody by itself, and who presents a credential there must be one
     /// of them. A connection to the proxy has a record, which tells L7 the interface.

@@ -297,9 +297,7 @@ pub fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
         let image = image(generation);
         match judge::binding(&image, key.ifindex, &key.source) {
             None => Judgement::deny(DropReason::Anonymous, 0),
-            Some(bind) if bind.flags & bind_flag::DISABLED != 0 => {
-                Judgement::deny(DropReason::AgentDisabled, bind.agent)
-            }
+            Some(bind) if bind.flags & bind_flag::DISABLED != 0 => judge::disabled(&bind),
             Some(bind) if is_missing && bind.agent == 0 => Judgement::deny(DropReason::PolicyMissing, 0),
             Some(bind) if bind.class == CLASS_UNAUTHENTICATED && !is_missing => {
                 Judgement::deny(DropReason::Anonymous, bind.agent)

@@ -56,12 +56,20 @@ fn identified(image: &Option<Image>, packet: &Packet, address: &Address) -> Resu
         return Err(Judgement::deny(DropReason::SourceSpoofed, 0));
     }
     if bind.flags & bind_flag::DISABLED != 0 {
-        return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
+        return Err(disabled(&bind));
     }
     if is_quarantined(bind.agent) {
         return Err(Judgement::deny(DropReason::AgentQuarantined, bind.agent));
     }
     Ok(bind)
+}
+
+/// The judgement of a source that may do nothing: its agent is disabled, or it has none, on an interface that
+/// takes nothing from strangers.
+#[inline(always)]
+pub fn disabled(bind: &Bind) -> Judgement {
+    let reason = if bind.agent == 0 { DropReason::Anonymous } else { DropReason::AgentDisabled };
+    Judgement::deny(reason, bind.agent)
 }
 
 /// Whether nothing of this agent may pass, whatever its tables and flows say. An index nobody can have

@@ -71,6 +71,8 @@ pub struct KernelPlane {
     pub skipped: Mutex<Vec<String>>,
     /// Where programs and maps are pinned.
     pub bpffs: PathBuf,
+    /// Agents' interfaces that take nothing from a source that is bound to nobody.
+    pub closed: BTreeSet<String>,
     /// What interfaces do when something fails.
     pub modes: Arc<Modes>,
     /// What upkeep could not repair, in words.
@@ -181,11 +183,19 @@ fn absent_in_none() -> Vec<String> {
 // === impl KernelPlane ===
 
 impl KernelPlane {
+    /// The tables of `document` for the agents' interfaces there are (name to index).
+    ///
+    /// # Errors
+    /// If it is inconsistent or exceeds a bound.
+    pub fn plan(&self, document: &Document, agents: &BTreeMap<String, u32>) -> Result<Plan> {
+        Ok(tokio::task::block_in_place(|| Plan::closing(document, agents, &self.closed))?)
+    }
+
     async fn apply(&self, document: Document) -> Result<()> {
         // From here on, the interfaces stay as they are: see `follow`.
         let mut tables = self.tables.lock().await;
         let agents = self.interfaces.lock().agents.clone();
-        let plan = tokio::task::block_in_place(|| Plan::new(&document, &agents))?;
+        let plan = self.plan(&document, &agents)?;
         let live = tables.live()?.number;
         let known = self.live.lock().clone();
         if let Some(known) = &known
@@ -239,7 +249,7 @@ impl KernelPlane {
         self.modes.follow(&interfaces.agents)?;
         let live = self.live.lock().clone();
         if let Some(document) = live {
-            let plan = tokio::task::block_in_place(|| Plan::new(&document, &interfaces.agents))?;
+            let plan = self.plan(&document, &interfaces.agents)?;
             tables.apply(&plan).await?;
             *self.skipped.lock() = plan.skipped;
         }

@@ -3,7 +3,8 @@
 //!
 //! Must never write into the live slot, but for workloads, which come and go between generations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,18 @@ impl Plan {
         document: &KernelGeneration<KernelTables>,
         interfaces: &BTreeMap<String, u32>,
     ) -> Result<Plan, PlanError> {
+        Plan::closing(document, interfaces, &BTreeSet::new())
+    }
+
+    /// As [`Plan::new`], with those of the interfaces that take nothing from a source that is bound to nobody.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn closing(
+        document: &KernelGeneration<KernelTables>,
+        interfaces: &BTreeMap<String, u32>,
+        closed: &BTreeSet<String>,
+    ) -> Result<Plan, PlanError> {
         if document.generation == 0 {
             return Err(PlanError::Number);
         }
@@ -138,6 +151,10 @@ impl Plan {
         if plan.classes.len() > max {
             return Err(PlanError::TooMany { what: "agents", count: plan.classes.len(), max });
         }
+        close(
+            interfaces.iter().filter(|(name, _)| closed.contains(*name)).map(|(_, index)| *index),
+            &mut bindings,
+        );
         plan.image = image::image(&contents(number, bindings, tables, interfaces)?)?;
         Ok(plan)
     }
@@ -174,6 +191,18 @@ impl Plan {
     #[must_use]
     pub fn pages(&self) -> usize {
         self.image.len()
+    }
+}
+
+/// Binds every address of these interfaces that nobody holds to nobody at all.
+fn close(interfaces: impl Iterator<Item = u32>, bindings: &mut BTreeMap<(u32, u32, Address), Bind>) {
+    let nobody = Bind { agent: 0, class: CLASS_UNAUTHENTICATED, mac: [0; 6], flags: bind_flag::DISABLED };
+    let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    for index in interfaces {
+        for address in all {
+            let bits = if address.is_ipv4() { MAPPED_BITS } else { 0 };
+            bindings.entry((index, bits, user::address(address))).or_insert(nobody);
+        }
     }
 }
 
@@ -442,7 +471,7 @@ mod tests {
         let shared = |name: &str| clawgress_identity::SharedSource {
             id: name.parse().expect("id"),
             at: vec!["e=10.0.0.0/28,any-mac".parse().expect("source")],
-            may_present: std::collections::BTreeSet::new(),
+            may_present: BTreeSet::new(),
         };
         let document = KernelGeneration::<KernelTables> {
             generation: 1,

@@ -1,6 +1,6 @@
 //! The object loaded without pins, its tables, and test runs of its programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
@@ -49,6 +49,8 @@ pub struct Kernel {
     pub swept: Flows,
     /// Sources that several agents share, in the generations to come.
     pub shared: Vec<SharedSource>,
+    /// Interfaces that take nothing from a source that is bound to nobody.
+    pub closed: BTreeSet<String>,
     own: Own,
     addresses: BTreeMap<[u8; 16], SelfAddress>,
     rejects: Array<MapData, Plain<Pace>>,
@@ -66,6 +68,7 @@ impl Kernel {
             tables: Tables::take(&mut ebpf).expect("tables"),
             swept: Flows::new(&ebpf).expect("flow table"),
             shared: Vec::new(),
+            closed: BTreeSet::new(),
             quarantine: Quarantine::take(&mut ebpf).expect("quarantine"),
             flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
             own: Own::take(&mut ebpf).expect("own addresses"),
@@ -99,7 +102,7 @@ impl Kernel {
     pub async fn apply(&mut self, number: u64, tables: Option<KernelTables>, agents: Vec<Agent>) {
         let document = KernelGeneration { generation: number, tables, agents, shared: self.shared.clone() };
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
-        let plan = Plan::new(&document, &interfaces).expect("plan");
+        let plan = Plan::closing(&document, &interfaces, &self.closed).expect("plan");
         assert_eq!(plan.skipped, Vec::<String>::new());
         self.tables.apply(&plan).await.expect("apply");
     }

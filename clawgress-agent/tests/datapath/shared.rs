@@ -118,6 +118,60 @@ async fn a_source_that_becomes_shared_is_its_former_agent_no_more() {
     assert_eq!(record(&kernel, address, 9, gateway).map(|flow| flow.agent), Some(0));
 }
 
+/// Where strangers may not even present a credential, only those that are bound come to the proxy, whatever kind
+/// their binding is. Neighbour messages still pass, or nobody could be found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_interface_takes_nothing_from_strangers() {
+    let mut kernel = kernel().await;
+    let families = families();
+    for Family { disabled: stranger, gateway, direct, .. } in families {
+        assert_eq!(kernel.xdp(&syn(MAC, stranger, 9, gateway)), Did::Passed);
+        assert_eq!(
+            kernel.ingress(&ip(MAC, stranger, direct, 17, &udp(9, 443, b"x"))),
+            Did::Dropped(DropReason::Anonymous)
+        );
+    }
+    kernel.closed.insert("lo".to_owned());
+    let own = families.map(|f| format!("lo={},02:00:00:00:00:01", f.agent));
+    kernel.apply(2, Some(tables()), vec![agent(1, &[&own[0], &own[1]])]).await;
+    for Family { agent, stranger: nat, disabled: stranger, gateway, direct, icmp: number, echo, .. } in
+        families
+    {
+        let both = |frame: &[u8]| (kernel.xdp(frame), kernel.ingress(frame));
+        let anonymous = (Did::Dropped(DropReason::Anonymous), Did::Dropped(DropReason::Anonymous));
+        for frame in [
+            syn(MAC, stranger, 10, gateway),
+            syn(OTHER_MAC, stranger, 10, gateway),
+            ip(MAC, stranger, gateway, 17, &udp(10, 53, b"x")),
+            ip(MAC, stranger, direct, 6, &tcp(10, 443, SYN)),
+            ip(MAC, stranger, direct, number, &icmp(echo, 0, 7)),
+        ] {
+            assert_eq!(both(&frame), anonymous, "{stranger}");
+        }
+        for bound in [agent, nat] {
+            assert_eq!(
+                both(&syn(MAC, bound, 10, gateway)),
+                (Did::Passed, Did::Marked(mark::LOCAL)),
+                "{bound}"
+            );
+        }
+        if let (IpAddr::V4(own), IpAddr::V4(to)) = (stranger, gateway) {
+            let asks = arp(MAC, MAC, own.octets(), to.octets());
+            assert_eq!(both(&asks), (Did::Passed, Did::Marked(mark::LOCAL)));
+        }
+        // Whoever loses its binding is a stranger, in the midst of a flow too.
+        assert_eq!(kernel.ingress(&ip(MAC, agent, direct, 6, &tcp(11, 443, SYN))), Did::Marked(mark::DIRECT));
+    }
+    kernel.apply(3, Some(tables()), vec![agent(1, &[])]).await;
+    for Family { agent, direct, .. } in families {
+        let answer = ip(MAC, direct, agent, 6, &tcp(443, 11, ACK));
+        assert_eq!(kernel.egress(&answer), Did::Dropped(DropReason::Anonymous));
+        let later = ip(MAC, agent, direct, 6, &tcp(11, 443, ACK));
+        assert_eq!(kernel.ingress(&later), Did::Dropped(DropReason::Anonymous));
+    }
+    kernel.check_counts();
+}
+
 /// Addresses of few distinct values, so that prefixes nest and meet them.
 fn address(r: &mut Random, v4: bool) -> IpAddr {
     let bits = r.below(32);
