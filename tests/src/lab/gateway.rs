@@ -75,6 +75,8 @@ pub struct GatewayOptions {
     pub connections_max: Option<usize>,
     /// Where programs are taken from; beside the running one if absent.
     pub programs: Option<PathBuf>,
+    /// More of the table of the agents' interface.
+    pub agents_interface: String,
     /// More tables of the configuration.
     pub more: String,
 }
@@ -304,7 +306,7 @@ impl Gateway {
         let text = format!(
             "[node]\nname = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n\n\
              [datapath]\nmode = \"kernel\"\nbpffs = \"{}\"\n\n\
-             [[interface]]\nname = \"agents0\"\nrole = \"agents\"\n\n\
+             [[interface]]\nname = \"agents0\"\nrole = \"agents\"\n{}\n\
              [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
              [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
              [access]\nkeys_user = \"bin\"\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
@@ -313,6 +315,7 @@ impl Gateway {
             state.display(),
             run.display(),
             bpffs.display(),
+            self.options.agents_interface,
             GATEWAY.v4,
             GATEWAY.v6,
             DNS.0,

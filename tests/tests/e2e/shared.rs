@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use clawgress_api::{Plane, RecordKind};
-use clawgress_e2e::lab::Host;
-use clawgress_e2e::plan::{ANON, GATEWAY, KNOWN, PROXY_PORT};
-use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, Site, TEAM};
+use clawgress_e2e::lab::{GatewayOptions, Host};
+use clawgress_e2e::plan::{ANON, GATEWAY, PROXY_PORT};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, INTERN, Site, TEAM};
 
 use crate::support::{
-    admin, agent, codes, curl, curl_within, denied, finish, pair, proxy, record, site, to_host,
+    admin, agent, codes, curl, curl_within, denied, finish, pair, proxy, record, site, site_with, to_host,
 };
 
 const WRITER: &str = "writer";
@@ -123,7 +123,11 @@ fn a_host_of_several_agents_presents_them_and_nobody_else() {
     assert!(drop.agent.is_none() && drop.source.ip == Some(ANON.v4.into()), "{drop:?}");
     assert!(!curl_within(&site, Host::Anon, 1, &[&format!("http://{}:22/", GATEWAY.v4)]).ok());
 
-    // Another host under its address can't even reach the proxy.
+    // Another host under its address can't even reach the proxy. It knows the gateway's MAC before, so that it
+    // need not ask for it under that address.
+    let own = || codes(&curl(&site, Host::Known, &["-x", &crawler, "https://api.allowed.test/"])).1;
+    assert_eq!(own(), 200);
+    let before = before + 1;
     let lab = &site.gateway.lab;
     let run = |host, line: &str| lab.run(host, &["sh", "-c", line]).unwrap();
     run(Host::Known, &format!("ip address add {}/32 dev eth0", ANON.v4)).check().unwrap();
@@ -135,9 +139,7 @@ fn a_host_of_several_agents_presents_them_and_nobody_else() {
     run(Host::Known, &format!("ip address del {}/32 dev eth0", ANON.v4)).check().unwrap();
     run(Host::Gateway, "ip neigh flush dev agents0").check().unwrap();
     assert_eq!(lab.world().unwrap().requests.len(), before);
-    // The host that is the crawler's own is as before.
-    let output = curl(&site, Host::Known, &["-x", &crawler, "https://api.allowed.test/"]);
-    assert_eq!(codes(&output).1, 200, "{} {output:?}", KNOWN.v4);
+    assert_eq!(own(), 200, "the host that is the crawler's own");
     finish(site);
 }
 
@@ -191,5 +193,35 @@ fn who_may_be_presented_no_more_is_cut_off_and_nobody_else() {
     // Without the source its address is anybody's again, by a credential.
     site.gateway.ctl(&["source", "remove", "nat"]).unwrap().check().unwrap();
     assert_eq!(connect(&site, &proxy(WRITER, &writer_key)), 200);
+    finish(site);
+}
+
+/// A host that may present two agents would escape that under an address that is bound to nobody, if its
+/// interface took credentials from there.
+#[test]
+fn a_closed_interface_takes_credentials_from_bound_sources_alone() {
+    let options = GatewayOptions {
+        agents_interface: "unbound_sources = \"deny\"\n".to_owned(),
+        ..GatewayOptions::default()
+    };
+    let site = site_with(options);
+    let writer_key = admin(&site).create_agent(WRITER, TEAM, &[]).unwrap();
+    let (assistant, intern) = (proxy(ASSISTANT, &site.assistant_key), proxy(INTERN, &site.intern_key));
+    let to = "https://api.allowed.test/";
+    assert!(!curl_within(&site, Host::Anon, 2, &["-x", &assistant, to]).ok());
+    let bare = format!("http://{}:{PROXY_PORT}", GATEWAY.v4);
+    record(&site, "the stranger", |r| {
+        r.plane == Plane::Kernel && denied(r, "anonymous") && r.destination.port == Some(PROXY_PORT)
+    });
+    assert_eq!(codes(&curl(&site, Host::Known, &["-x", &bare, to])).1, 200, "a source that is an agent's");
+    share(&site, "assistant,writer");
+    for url in [&assistant, &proxy(WRITER, &writer_key)] {
+        assert_eq!(connect(&site, url), 200);
+    }
+    assert_eq!(connect(&site, &intern), 403);
+    let lab = &site.gateway.lab;
+    let other = "ip address add 10.70.0.21/24 dev eth0";
+    lab.run(Host::Anon, &["sh", "-c", other]).unwrap().check().unwrap();
+    assert!(!curl_within(&site, Host::Anon, 2, &["--interface", "10.70.0.21", "-x", &intern, to]).ok());
     finish(site);
 }
