@@ -78,11 +78,12 @@ impl Admin for Service {
                 };
                 format!("agent deleted by {by}: was {}{named}", json(before))
             };
-            let (_, deleted) = control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
+            let ((before, _), deleted) =
+                control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
             control.runs.ended.notify_one();
             control.settled().await;
             if control.is_in_force(deleted.model.generation) {
-                control.quarantines.forget(&id, &by).await?;
+                control.quarantines.forget(&before, &by).await?;
             }
             Ok(Response::new(Empty {}))
         })

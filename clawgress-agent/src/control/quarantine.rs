@@ -1,6 +1,9 @@
 //! Who is quarantined: stored and recorded like every change, but outside generations, so that it waits
 //! neither for a policy that is being compiled nor for tables that are being written. Both planes get
 //! the whole set at every change. Must never release anybody on its own but when the time given is over.
+//!
+//! INVARIANT: a quarantine is of one agent, by id and number: of an agent that is no more it says nothing about
+//! the next of its name, and nothing that happens to that one changes it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +21,7 @@ use super::govern::Governor;
 use super::model::{Refusal, parse};
 use super::store::{Revision, StateStore, StoreError, Transaction, Write};
 
-/// Keys of quarantines, by agent.
+/// Keys of quarantines, by the agent's id and number.
 const QUARANTINE: &str = "quarantine/";
 /// Longest quarantine that ends by itself: what is meant longer has no end.
 const SECONDS_MAX: u64 = 366 * 24 * 60 * 60;
@@ -36,7 +39,18 @@ pub struct Quarantined {
     pub serial: u64,
     /// The store's revision it was read at.
     revision: Revision,
-    entries: BTreeMap<AgentId, Quarantine>,
+    entries: BTreeMap<Whose, Kept>,
+}
+
+/// An agent's id and number.
+type Whose = (AgentId, u32);
+
+/// A quarantine as the store holds it.
+#[derive(Clone, Debug)]
+struct Kept {
+    /// Its key there: by the id alone, if an earlier version wrote it.
+    key: String,
+    quarantine: Quarantine,
 }
 
 /// The list, and the way to change it.
@@ -54,18 +68,18 @@ pub struct Quarantines {
 impl Quarantined {
     /// Numbers of the agents.
     pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        self.entries.values().map(|q| q.index)
+        self.entries().map(|q| q.index)
     }
 
     /// All of them.
     pub fn entries(&self) -> impl Iterator<Item = &Quarantine> {
-        self.entries.values()
+        self.entries.values().map(|kept| &kept.quarantine)
     }
 
     /// The agent's, if it is quarantined. One of an agent of this name that is no more doesn't count.
     #[must_use]
     pub fn of(&self, agent: &Agent) -> Option<&Quarantine> {
-        self.entries.get(&agent.id).filter(|q| q.index == agent.index)
+        self.entries.get(&(agent.id.clone(), agent.index)).map(|kept| &kept.quarantine)
     }
 
     /// The agent as people see it.
@@ -121,26 +135,31 @@ impl Quarantines {
             reason: new.reason,
             by: by.to_owned(),
         };
-        let before = words(self.live().of(agent));
+        let (quarantined, whose) = (self.live(), (agent.id.clone(), agent.index));
+        let before = words(quarantined.of(agent));
         let detail = format!("agent `{}` set from {before} to {} by {by}", agent.id, words(Some(&entry)));
         let json = serde_json::to_vec(&entry).map_err(|e| Refusal::Invalid(e.to_string()))?;
-        self.commit(Write::Put(key(&agent.id), json), detail).await?;
+        let kept = quarantined.entries.get(&whose).map(|kept| kept.key.clone());
+        let key = key(&whose);
+        let outdated = kept.filter(|kept| *kept != key).map(Write::Delete);
+        self.commit(outdated.into_iter().chain([Write::Put(key, json)]), detail).await?;
         Ok(entry)
     }
 
     /// Releases an agent: policy decides about it again.
     ///
     /// # Errors
-    /// If it is not quarantined, or the store or the audit log fails.
+    /// If there is none, it is not quarantined, or the store or the audit log fails.
     pub async fn release(&self, id: &AgentId, by: &str) -> Result<(), Refusal> {
-        self.release_if(id, by, |_| true).await
+        let index = self.governor.live().model.agent(id)?.index;
+        self.release_if((id.clone(), index), by, |_| true).await
     }
 
     /// Releases an agent if `is_due` says so of its quarantine as it is when its turn comes: it may have
     /// been changed since somebody looked.
     async fn release_if(
         &self,
-        id: &AgentId,
+        whose: Whose,
         by: &str,
         is_due: impl Fn(&Quarantine) -> bool + Send,
     ) -> Result<(), Refusal> {
@@ -149,11 +168,12 @@ impl Quarantines {
             return Err(Refusal::Unavailable(format!("nobody can be released now: {failure}")));
         }
         let _turn = self.turn.lock().await;
-        let Some(entry) = self.live().entries.get(id).filter(|entry| is_due(entry)).cloned() else {
+        let (live, id) = (self.live(), &whose.0);
+        let Some(kept) = live.entries.get(&whose).filter(|kept| is_due(&kept.quarantine)) else {
             return Err(Refusal::Missing(format!("agent `{id}` is not quarantined")));
         };
-        let detail = format!("agent `{id}` released by {by}: was {}", words(Some(&entry)));
-        self.commit(Write::Delete(key(id)), detail).await
+        let detail = format!("agent `{id}` released by {by}: was {}", words(Some(&kept.quarantine)));
+        self.commit([Write::Delete(kept.key.clone())], detail).await
     }
 
     /// Forgets the quarantine of an agent that is no more in either plane. Where a plane may still run a
@@ -162,20 +182,22 @@ impl Quarantines {
     ///
     /// # Errors
     /// If the store or the audit log fails.
-    pub async fn forget(&self, id: &AgentId, by: &str) -> Result<(), Refusal> {
-        match self.release(id, &format!("its deletion by {by}")).await {
+    pub async fn forget(&self, agent: &Agent, by: &str) -> Result<(), Refusal> {
+        let whose = (agent.id.clone(), agent.index);
+        match self.release_if(whose, &format!("its deletion by {by}"), |_| true).await {
             Err(Refusal::Missing(_)) => Ok(()),
             other => other,
         }
     }
 
     /// Writes, publishes, records: in this order, so that the planes wait for the store alone.
-    async fn commit(&self, write: Write, detail: String) -> Result<(), Refusal> {
+    async fn commit(&self, writes: impl IntoIterator<Item = Write>, detail: String) -> Result<(), Refusal> {
         let mut record =
             self.governor.audit.record(RecordKind::Change, self.governor.live().model.generation);
         record.detail = Some(detail);
         let pending = serde_json::to_vec(&record).map_err(|e| Refusal::Invalid(e.to_string()))?;
-        let writes = vec![write, Write::Put(self.governor.pending(&record.request), pending)];
+        let mut writes: Vec<Write> = writes.into_iter().collect();
+        writes.push(Write::Put(self.governor.pending(&record.request), pending));
         self.governor.store.commit(Transaction { conditions: vec![], writes }).await?;
         self.reload().await?;
         self.governor.record(record).await
@@ -202,7 +224,8 @@ impl Quarantines {
             let (now, live) = (self.clock.now(), Arc::clone(&changes.borrow_and_update()));
             let is_over = |q: &Quarantine| q.until.is_some_and(|until| until <= now);
             if let Some(entry) = live.entries().find(|q| is_over(q)) {
-                if let Err(error) = self.release_if(&entry.agent, "the end of its time", is_over).await
+                let whose = (entry.agent.clone(), entry.index);
+                if let Err(error) = self.release_if(whose, "the end of its time", is_over).await
                     && !matches!(error, Refusal::Missing(_))
                 {
                     tracing::error!(%error, agent = %entry.agent, "cannot release an agent whose time is over");
@@ -267,14 +290,19 @@ fn left(now: Timestamp, until: Timestamp) -> Duration {
     Duration::try_from(until.duration_since(now)).unwrap_or_default().min(LOOK_AGAIN)
 }
 
-fn key(id: &AgentId) -> String {
-    format!("{QUARANTINE}{id}")
+fn key((id, index): &Whose) -> String {
+    format!("{QUARANTINE}{id}/{index}")
 }
 
 async fn load(store: &dyn StateStore, serial: u64) -> Result<Quarantined, StoreError> {
     let read = store.scan(QUARANTINE, None).await?;
-    let entries = read.entries.iter().map(|e| parse(e).map(|q: Quarantine| (q.agent.clone(), q)));
-    Ok(Quarantined { serial, revision: read.revision, entries: entries.collect::<Result<_, _>>()? })
+    let entries = read.entries.iter().map(|entry| {
+        let quarantine: Quarantine = parse(entry)?;
+        let whose = (quarantine.agent.clone(), quarantine.index);
+        Ok((whose, Kept { key: entry.key.clone(), quarantine }))
+    });
+    let entries = entries.collect::<Result<_, StoreError>>()?;
+    Ok(Quarantined { serial, revision: read.revision, entries })
 }
 
 #[cfg(test)]
@@ -285,6 +313,7 @@ mod tests {
     use clawgress_api::config::Config;
 
     use super::super::audit::{AuditLog, Bounds};
+    use super::super::model::Draft;
     use super::super::store::MemoryStore;
     use super::*;
 
@@ -299,6 +328,13 @@ mod tests {
         let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), clock.clone()).await;
         let governor = Governor::open(config.clone(), store, audit.expect("audit"), clock.clone()).await;
         let governor = Arc::new(governor.expect("governor"));
+        let quarantines = Quarantines::open(governor, clock).await.expect("opened");
+        create(&quarantines).await;
+        Arc::new(quarantines)
+    }
+
+    /// Creates the agent.
+    async fn create(quarantines: &Quarantines) -> Agent {
         let agent = Agent {
             id: "a".parse().expect("id"),
             index: 0,
@@ -309,24 +345,112 @@ mod tests {
             state: AgentState::Active,
             sources: vec![],
         };
-        let create = |draft: &mut super::super::model::Draft| draft.create_agent(agent.clone(), &config);
-        governor.change(|_| "created".into(), create).await.expect("created");
-        Arc::new(Quarantines::open(governor, clock).await.expect("opened"))
+        let governor = &quarantines.governor;
+        let create = |draft: &mut Draft| draft.create_agent(agent.clone(), &governor.config);
+        governor.change(|_| "created".into(), create).await.expect("created").0
+    }
+
+    /// Deletes the agent, and lets another of its name follow. Gives the two.
+    async fn replace(quarantines: &Quarantines) -> (Agent, Agent) {
+        let id: AgentId = "a".parse().expect("id");
+        let delete = |draft: &mut Draft| draft.delete_agent(&id);
+        let (deleted, _) = quarantines.governor.change(|_| "deleted".into(), delete).await.expect("deleted");
+        (deleted.0, create(quarantines).await)
+    }
+
+    fn new(seconds: Option<u64>) -> NewQuarantine {
+        NewQuarantine { id: "a".parse().expect("id"), seconds, reason: None }
+    }
+
+    fn indices(quarantines: &Quarantines) -> Vec<u32> {
+        quarantines.live().indices().collect()
+    }
+
+    /// A plane may still run the generation of an agent that is no more.
+    #[tokio::test]
+    async fn who_follows_a_deleted_agent_leaves_it_quarantined() {
+        let directory = tempfile::tempdir().expect("directory");
+        let quarantines = quarantines(directory.path()).await;
+        quarantines.put(new(None), "root").await.expect("quarantined");
+        let (old, next) = replace(&quarantines).await;
+        assert_eq!(quarantines.live().of(&next), None);
+        let none = quarantines.release(&next.id, "root").await.expect_err("it is not quarantined");
+        assert!(matches!(none, Refusal::Missing(_)), "{none}");
+        assert_eq!(indices(&quarantines), [old.index]);
+        quarantines.put(new(None), "root").await.expect("quarantined");
+        assert_eq!(indices(&quarantines), [old.index, next.index]);
+        quarantines.release(&next.id, "root").await.expect("released");
+        assert_eq!(indices(&quarantines), [old.index]);
+        quarantines.forget(&old, "root").await.expect("forgotten");
+        assert!(indices(&quarantines).is_empty());
+    }
+
+    #[tokio::test]
+    async fn to_forget_a_deleted_agent_releases_none_that_follows_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let quarantines = quarantines(directory.path()).await;
+        let (old, next) = replace(&quarantines).await;
+        // Between the deletion and the planes' word that it is in force.
+        quarantines.put(new(None), "root").await.expect("quarantined");
+        quarantines.forget(&old, "root").await.expect("nothing to forget");
+        assert_eq!(indices(&quarantines), [next.index]);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_deleted_agents_time_releases_none_that_follows_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let quarantines = quarantines(directory.path()).await;
+        quarantines.put(new(Some(1)), "root").await.expect("quarantined");
+        let (old, next) = replace(&quarantines).await;
+        quarantines.put(new(Some(3600)), "root").await.expect("quarantined");
+        assert_eq!(indices(&quarantines), [old.index, next.index]);
+        tokio::select! {
+            () = quarantines.expire() => {}
+            () = async {
+                let mut changes = quarantines.watch();
+                let ended = |live: &Arc<Quarantined>| live.indices().count() < 2;
+                changes.wait_for(ended).await.expect("open");
+            } => {}
+        }
+        assert_eq!(indices(&quarantines), [next.index]);
+    }
+
+    /// What an earlier version stored is by the id alone.
+    #[tokio::test]
+    async fn an_earlier_versions_quarantine_counts_and_ends() {
+        let directory = tempfile::tempdir().expect("directory");
+        let quarantines = quarantines(directory.path()).await;
+        let entry = quarantines.put(new(None), "root").await.expect("quarantined");
+        let outdated = format!("{QUARANTINE}{}", entry.agent);
+        for again in [false, true] {
+            let writes = vec![
+                Write::Delete(key(&(entry.agent.clone(), entry.index))),
+                Write::Put(outdated.clone(), serde_json::to_vec(&entry).expect("json")),
+            ];
+            let transaction = Transaction { conditions: vec![], writes };
+            quarantines.governor.store.commit(transaction).await.expect("stored");
+            quarantines.reload().await.expect("read");
+            assert_eq!(indices(&quarantines), [entry.index]);
+            if again {
+                quarantines.put(new(Some(60)), "root").await.expect("changed");
+                assert_eq!(indices(&quarantines), [entry.index]);
+            }
+            quarantines.release(&entry.agent, "root").await.expect("released");
+            assert!(indices(&quarantines).is_empty());
+        }
     }
 
     #[tokio::test]
     async fn who_is_quarantined_for_longer_is_not_released_by_the_former_end() {
         let directory = tempfile::tempdir().expect("directory");
         let quarantines = quarantines(directory.path()).await;
-        let new =
-            |seconds| NewQuarantine { id: "a".parse().expect("id"), seconds: Some(seconds), reason: None };
-        quarantines.put(new(1), "root").await.expect("quarantined");
+        quarantines.put(new(Some(1)), "root").await.expect("quarantined");
         // Nobody's turn while its time ends. Then the longer one comes first, and the end after it.
         let turn = quarantines.turn.lock().await;
         tokio::time::sleep(Duration::from_millis(1100)).await;
         let longer = tokio::spawn({
             let quarantines = Arc::clone(&quarantines);
-            async move { quarantines.put(new(3600), "root").await }
+            async move { quarantines.put(new(Some(3600)), "root").await }
         });
         let end = tokio::spawn({
             let quarantines = Arc::clone(&quarantines);
