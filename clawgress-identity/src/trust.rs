@@ -131,24 +131,23 @@ impl TrustSnapshot {
     #[must_use]
     pub fn may_present(&self, origin: Origin<'_>, agent: &AgentId) -> bool {
         let holders = &self.registry.holders;
-        match origin {
-            Origin::Agent(own) => own == agent,
-            Origin::Address { interface: Some(interface), address } => match holders.on(interface, address) {
-                None => true,
-                // It is that agent since this generation; the kernel plane has it by another.
-                Some(Holder::Agent(own)) => own.id == *agent,
-                Some(Holder::Shared(shared)) => shared.may_present.contains(agent),
-            },
+        let (interface, address) = match origin {
+            Origin::Agent(own) => return own == agent,
+            Origin::Address { interface, address } => (interface, address),
+        };
+        let may = |shared: &SharedSource| shared.may_present.contains(agent);
+        match interface.and_then(|interface| holders.on(interface, address)) {
+            // It is that agent since this generation; the kernel plane has it by another.
+            Some(Holder::Agent(own)) => own.id == *agent,
+            Some(Holder::Shared(shared)) => may(shared),
             // No agents' interface brings a packet from there.
-            Origin::Address { interface: None, address } if address.to_canonical().is_loopback() => true,
-            // INVARIANT: not to be told by the kernel plane never permits more than to be told. Any interface may
-            // be the one, so what is shared on each of them counts.
-            Origin::Address { interface: None, address } => {
-                holders.anywhere(address).all(|holder| match holder {
-                    Holder::Agent(_) => true,
-                    Holder::Shared(shared) => shared.may_present.contains(agent),
-                })
-            }
+            None if address.to_canonical().is_loopback() => true,
+            // INVARIANT: not to be found never permits more than to be found. Any interface may be the one, by
+            // another name or unknown to the kernel plane, so what is shared on each of them counts.
+            None => holders.anywhere(address).all(|holder| match holder {
+                Holder::Agent(_) => true,
+                Holder::Shared(shared) => may(shared),
+            }),
         }
     }
 
@@ -374,7 +373,10 @@ mod tests {
             (f, "10.0.0.1", "own", true),
             (f, "10.0.0.1", "web", false),
             (f, "10.0.0.8", "web", true),
-            (Some("g"), "10.0.0.1", "own", true),
+            // An interface of another name may be either.
+            (Some("g"), "10.0.0.1", "own", false),
+            (Some("g"), "10.0.0.1", "acme/bot", true),
+            (Some("g"), "10.0.1.1", "own", true),
             // Whoever is not told by the kernel plane may be on either, and gains by neither.
             (None, "10.0.0.1", "web", false),
             (None, "10.0.0.1", "own", false),
