@@ -250,6 +250,9 @@ pub struct PolicyCheck {
     pub prefixes: u64,
     /// Verdict cells the kernel would hold.
     pub cells: u64,
+    /// Rate limits in the set.
+    #[serde(default)]
+    pub limiters: u64,
 }
 
 /// `audit search` and `audit tail`.

@@ -18,10 +18,17 @@ use crate::request::Decision;
 use crate::{PolicyErrors, PolicySet, Transport};
 
 mod cells;
+pub(crate) mod limiter;
 pub(crate) mod plan;
 mod tabulate;
 #[cfg(test)]
 mod tests;
+
+pub use limiter::{
+    LIMIT_BURST_BYTES_MIN, LIMIT_BURST_S_MAX, LIMIT_BYTES_PER_HOUR_MAX, LIMIT_BYTES_PER_HOUR_MIN,
+    LIMIT_COUNT_PER_HOUR_MAX, LIMIT_SETS_MAX, LIMIT_TICKS_PER_NS, LIMITERS_MAX, LIMITS_PER_CELL_MAX,
+    LimitAction, LimitSubject, LimitUnit, Limiter,
+};
 
 /// Most destination prefixes: a million, and room for what they nest in. The kernel's table of them is
 /// bounded by its pages, and that many fit in all but contrived cases, which are refused there.
@@ -62,6 +69,9 @@ pub struct VerdictCell {
     pub action: KernelAction,
     /// Index into [`KernelTables::policies`].
     pub policies: u32,
+    /// Index into [`KernelTables::limits`]; 0 where it denies.
+    #[serde(default)]
+    pub limits: u32,
 }
 
 /// The tables of one policy revision.
@@ -79,6 +89,12 @@ pub struct KernelTables {
     pub verdicts: Vec<VerdictCell>,
     /// Determining policy ids by index; index 0 is the empty list.
     pub policies: Vec<Vec<String>>,
+    /// The rate limits of the set, ascending by the policy's id.
+    #[serde(default)]
+    pub limiters: Vec<Limiter>,
+    /// Sets of indices into `limiters`, each ascending; index 0 is the empty set.
+    #[serde(default)]
+    pub limits: Vec<Vec<u32>>,
 }
 
 impl KernelTables {
@@ -92,28 +108,40 @@ impl KernelTables {
         transport: Transport,
         port: u16,
     ) -> (KernelAction, &[String]) {
-        let Some(agent_class) = self.agents.get(&agent_index).copied() else {
+        if !self.agents.contains_key(&agent_index) {
             return (KernelAction::Deny(DropReason::Anonymous.code()), &[]);
-        };
-        let destination_class = tabulate::destination_class(&self.destinations, canonical(ip));
-        let port_class = if transport.has_ports() {
-            self.ports.iter().rev().find(|(first, _)| *first <= port).map_or(0, |(_, class)| *class)
-        } else {
-            0
-        };
-        let cell = self.verdicts.iter().find(|cell| {
-            cell.agent_class == agent_class
-                && cell.destination_class == destination_class
-                && cell.transport == transport
-                && cell.port_class == port_class
-        });
-        match cell {
+        }
+        match self.cell(agent_index, ip, transport, port) {
             Some(cell) => {
                 let policies = self.policies.get(cell.policies as usize).map_or(&[][..], Vec::as_slice);
                 (cell.action, policies)
             }
             None => (KernelAction::Deny(default_reason(transport).code()), &[]),
         }
+    }
+
+    /// The rate limits that a packet is subject to, likewise: indices into [`limiters`](Self::limiters).
+    #[must_use]
+    pub fn lookup_limits(&self, agent_index: u32, ip: IpAddr, transport: Transport, port: u16) -> &[u32] {
+        let set = self.cell(agent_index, ip, transport, port).map_or(0, |cell| cell.limits);
+        self.limits.get(set as usize).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// The cell of a packet, if it is not the default.
+    fn cell(&self, agent_index: u32, ip: IpAddr, transport: Transport, port: u16) -> Option<&VerdictCell> {
+        let agent_class = self.agents.get(&agent_index).copied()?;
+        let destination_class = tabulate::destination_class(&self.destinations, canonical(ip));
+        let port_class = if transport.has_ports() {
+            self.ports.iter().rev().find(|(first, _)| *first <= port).map_or(0, |(_, class)| *class)
+        } else {
+            0
+        };
+        self.verdicts.iter().find(|cell| {
+            cell.agent_class == agent_class
+                && cell.destination_class == destination_class
+                && cell.transport == transport
+                && cell.port_class == port_class
+        })
     }
 }
 
@@ -144,6 +172,22 @@ pub fn expected(
     port: u16,
 ) -> (KernelAction, Vec<String>) {
     combine(transport, set.reach(agent, ip, port, transport), || set.forward(agent, ip, port, transport))
+}
+
+/// The rate limits, by their policies' ids, that the kernel must hold a packet to: those of
+/// [`PolicySet::limits`] where it passes, and none where it is denied.
+#[must_use]
+pub fn expected_limits(
+    set: &PolicySet,
+    agent: &Agent,
+    ip: IpAddr,
+    transport: Transport,
+    port: u16,
+) -> Vec<String> {
+    match expected(set, agent, ip, transport, port).0 {
+        KernelAction::Deny(_) => Vec::new(),
+        KernelAction::Steer | KernelAction::Direct => set.limits(agent, ip, port, transport),
+    }
 }
 
 /// The address must be in reach; then `direct` decides between forwarding and L7, which takes TCP only.

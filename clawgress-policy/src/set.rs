@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::members::Members;
 use crate::request::{Decision, Request, Scheme, Transport, TunnelProtocol};
@@ -15,6 +16,7 @@ use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 use crate::{Geo, time};
 
 mod evaluate;
+mod obligation;
 mod parse;
 mod ranges;
 mod reach;
@@ -27,7 +29,7 @@ mod written;
 
 pub(crate) use parse::applies;
 pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
-pub(crate) use reach::{Name, Names};
+pub(crate) use reach::{Name, Names, obliged_to};
 pub(crate) use review::Sense;
 pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
@@ -111,6 +113,8 @@ pub struct Outline {
     pub prefixes: usize,
     /// Verdict cells in the kernel, for no agents and no geo data.
     pub cells: usize,
+    /// Rate limits.
+    pub limiters: usize,
     /// Whether an ASN or a country is named, of which nothing was checked but the form.
     pub names_geo: bool,
 }
@@ -169,8 +173,12 @@ pub struct PolicySet {
 pub(crate) struct Inner {
     vocabulary: &'static Vocabulary,
     count: usize,
-    /// The policies whose scope includes the action.
+    /// The guards whose scope includes the action.
     by_action: ByAction<cedar_policy::PolicySet>,
+    /// The obligations, all of `connect`.
+    obligations: cedar_policy::PolicySet,
+    /// What the obligations oblige to, ascending by the policy's id.
+    limiters: Vec<Limiter>,
     members: Members,
     reads: Reads,
     plan: Plan,
@@ -215,6 +223,7 @@ impl PolicySet {
             policies: set.len(),
             prefixes: tables.destinations.len(),
             cells: tables.verdicts.len(),
+            limiters: tables.limiters.len(),
             names_geo: !crate::GeoNames::of(&bundle.text).is_empty(),
         })
     }
@@ -239,7 +248,7 @@ impl PolicySet {
         self.inner.schedule.next(time::minute_of(now_ms), &self.inner.zone).map(time::start_ms)
     }
 
-    /// Decides one request: default deny, forbid wins, any evaluation error denies.
+    /// Decides one request: default deny, forbid wins, any evaluation error denies. Obligations do not count.
     ///
     /// A `connect` decision says nothing of reserved addresses: whether an address may be reached is
     /// for [`reach`](Self::reach) to say.
@@ -259,6 +268,12 @@ impl PolicySet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.inner.count == 0
+    }
+
+    /// The rate limits of the set, ascending by the policy's id.
+    #[must_use]
+    pub fn limiters(&self) -> &[Limiter] {
+        &self.inner.limiters
     }
 
     pub(crate) fn inner(&self) -> &Inner {

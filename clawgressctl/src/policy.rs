@@ -67,11 +67,12 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
             match output {
                 Output::Json => output::json(&check),
                 Output::Table => output::line(&format!(
-                    "`{}` is valid: policies {}, kernel prefixes {}, kernel verdicts {}{}",
+                    "`{}` is valid: policies {}, kernel prefixes {}, kernel verdicts {}, rate limits {}{}",
                     files.file.display(),
                     check.policies,
                     check.prefixes,
                     check.cells,
+                    check.limiters,
                     left_out
                 )),
             }
@@ -179,6 +180,7 @@ impl Files {
             policies: count(outline.policies),
             prefixes: count(outline.prefixes),
             cells: count(outline.cells),
+            limiters: count(outline.limiters),
         };
         let left_out = if outline.names_geo {
             " (without agents, and without geo data: whether they have the ASNs and countries, --node tells)"

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status};
 
 use super::Control;
 use super::audit::{AuditError, Filter, Kept};
+use super::govern::Size;
 use super::model::{self, Draft, Refusal};
 use super::store::StoreError;
 use crate::peer::Peer;
@@ -203,7 +204,8 @@ impl Admin for Service {
     async fn check_policy(&self, request: Request<Document>) -> Answer {
         let new: NewPolicy<PolicyBundle> = parsed(request)?;
         let size = self.0.governor.check(new.bundle).await.map_err(status)?;
-        document(&PolicyCheck { policies: size.policies, prefixes: size.prefixes, cells: size.cells })
+        let Size { policies, prefixes, cells, limiters } = size;
+        document(&PolicyCheck { policies, prefixes, cells, limiters })
     }
 
     async fn show_policy(&self, request: Request<RevisionNumber>) -> Answer {

@@ -78,6 +78,8 @@ pub struct Size {
     pub prefixes: u64,
     /// Verdict cells.
     pub cells: u64,
+    /// Rate limits.
+    pub limiters: u64,
 }
 
 /// Makes changes, one at a time.
@@ -386,7 +388,8 @@ impl Governor {
             let policies = set.len() as u64;
             let tables = compile(&set.at(window.at.as_millisecond()), &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
-            Ok(Size { policies, prefixes, cells })
+            let limiters = tables.limiters.len() as u64;
+            Ok(Size { policies, prefixes, cells, limiters })
         })
         .await
     }

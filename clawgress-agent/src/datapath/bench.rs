@@ -122,6 +122,7 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
         port_class: 1,
         action,
         policies: 0,
+        limits: 0,
     };
     let tables = KernelTables {
         agents: BTreeMap::from([(1, 1)]),
@@ -132,6 +133,8 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
             cell(2, Transport::Tcp, KernelAction::Steer),
         ],
         policies: vec![Vec::new()],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     };
     Ok(KernelGeneration { generation: 1, tables: Some(tables), agents: vec![agent], shared: Vec::new() })
 }

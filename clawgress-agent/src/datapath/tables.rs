@@ -442,6 +442,7 @@ mod tests {
             port_class: 0,
             action,
             policies: 0,
+            limits: 0,
         };
         KernelTables { verdicts: vec![cell], ..KernelTables::default() }
     }

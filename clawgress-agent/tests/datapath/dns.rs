@@ -38,6 +38,7 @@ fn tables() -> KernelTables {
         port_class: 2,
         action,
         policies: 0,
+        limits: 0,
     };
     let mut tables = network::tables();
     tables.ports = vec![(0, 0), (DNS, 2), (DNS + 1, 0), (PORT, 1), (PORT + 1, 0)];
@@ -246,6 +247,7 @@ fn ssh() -> KernelTables {
         port_class: 1,
         action,
         policies: 0,
+        limits: 0,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {
@@ -257,6 +259,8 @@ fn ssh() -> KernelTables {
             cell(2, KernelAction::Steer),
         ],
         policies: vec![Vec::new()],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

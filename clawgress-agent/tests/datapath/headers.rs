@@ -304,6 +304,7 @@ async fn transports_that_must_be_named() {
         port_class: 0,
         action: KernelAction::Direct,
         policies: 0,
+        limits: 0,
     };
     let named = KernelTables { verdicts: all.clone().map(cell).collect(), ..tables() };
     kernel.apply(2, Some(named), agents()).await;

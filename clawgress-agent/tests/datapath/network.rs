@@ -72,6 +72,7 @@ pub fn tables() -> KernelTables {
         port_class: 1,
         action,
         policies,
+        limits: 0,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {
@@ -85,6 +86,8 @@ pub fn tables() -> KernelTables {
         ports: vec![(0, 0), (PORT, 1), (PORT + 1, 0)],
         verdicts: vec![cell(1, KernelAction::Direct, 1), cell(2, KernelAction::Steer, 0)],
         policies: vec![vec![], vec!["go-direct".to_owned()]],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

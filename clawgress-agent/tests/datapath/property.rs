@@ -133,6 +133,7 @@ impl Random {
                             port_class,
                             action,
                             policies: 0,
+                            limits: 0,
                         });
                     }
                 }
@@ -144,6 +145,8 @@ impl Random {
             ports: ports.into_iter().collect(),
             verdicts,
             policies: vec![vec![]],
+            limiters: Vec::new(),
+            limits: Vec::new(),
         }
     }
 

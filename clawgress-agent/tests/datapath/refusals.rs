@@ -77,6 +77,7 @@ fn tables() -> KernelTables {
         port_class: 2,
         action: KernelAction::Deny(DropReason::InspectionRequired.code()),
         policies: 0,
+        limits: 0,
     });
     tables
 }

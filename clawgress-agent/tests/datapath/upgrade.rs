@@ -40,6 +40,7 @@ fn with_udp() -> KernelTables {
         port_class: 1,
         action: KernelAction::Direct,
         policies: 1,
+        limits: 0,
     });
     tables
 }

@@ -82,6 +82,7 @@ pub fn tables() -> KernelTables {
         port_class,
         action,
         policies: 0,
+        limits: 0,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {
@@ -106,6 +107,8 @@ pub fn tables() -> KernelTables {
             cell(4, Transport::Udp, 1, KernelAction::Deny(DropReason::PolicyError.code())),
         ],
         policies: vec![Vec::new()],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

@@ -25,6 +25,7 @@ pub fn tables() -> KernelTables {
         port_class: 1,
         action,
         policies: 0,
+        limits: 0,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {
@@ -48,6 +49,8 @@ pub fn tables() -> KernelTables {
             cell(2, Transport::Tcp, KernelAction::Steer),
         ],
         policies: vec![vec![]],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

@@ -66,13 +66,24 @@ pub(crate) struct AgentKey {
     whole: Option<(String, BTreeMap<String, String>)>,
 }
 
-/// A policy that applies to `connect` or `direct`.
+/// A policy of the set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written<'a> {
+    pub(crate) policy: &'a Policy,
+    pub(crate) id: &'a str,
+    pub(crate) is_obligation: bool,
+}
+
+/// A policy that applies to `connect` or `direct`, or an obligation.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     /// Position in the set's text.
     position: usize,
+    /// A guard of `connect`.
     pub(crate) connect: bool,
+    /// A guard of `direct`.
     pub(crate) direct: bool,
+    pub(crate) is_obligation: bool,
     principal: Scope,
     pub(crate) destinations: BTreeSet<u32>,
     pub(crate) ports: BTreeSet<u32>,
@@ -94,22 +105,23 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Reads the conditions of `policies` (in the order of the text, each with its id).
+    /// Reads the conditions of `policies` (in the order of the text).
     ///
     /// # Errors
     /// Each part of a condition that has no exact compilation.
     pub(crate) fn new<'a>(
-        policies: impl Iterator<Item = (&'a Policy, &'a str)>,
+        policies: impl Iterator<Item = Written<'a>>,
         source: &Source<'_>,
         members: &Members,
     ) -> Result<Plan, Vec<PolicyProblem>> {
         let mut plan = Plan::default();
         let mut problems = Vec::new();
-        for (position, (policy, id)) in policies.enumerate() {
+        for (position, Written { policy, id, is_obligation }) in policies.enumerate() {
             let mut rule = Rule {
                 position,
-                connect: applies(policy, ActionKind::Connect),
-                direct: applies(policy, ActionKind::Direct),
+                connect: applies(policy, ActionKind::Connect) && !is_obligation,
+                direct: applies(policy, ActionKind::Direct) && !is_obligation,
+                is_obligation,
                 principal: policy.principal_constraint().as_inner().clone(),
                 destinations: BTreeSet::new(),
                 ports: BTreeSet::new(),
@@ -128,13 +140,14 @@ impl Plan {
                     };
                     let refusals = reader.policy(policy);
                     let names: Names = reader.names.into_iter().collect();
-                    if policy.effect() == Effect::Permit && !names.is_empty() {
+                    // An obligation opens nothing, so it names nothing.
+                    if policy.effect() == Effect::Permit && !is_obligation && !names.is_empty() {
                         plan.note(action, id, names);
                     }
                     problems.extend(refusals.into_iter().map(|r| source.problem(Some(id), r.at, r.message)));
                 }
             }
-            if rule.connect || rule.direct {
+            if rule.connect || rule.direct || is_obligation {
                 plan.rules.push(rule);
             }
         }

@@ -10,13 +10,13 @@ use clawgress_identity::Agent;
 use super::cells::{self, Cell, Destinations, Kind, PortCell};
 use super::plan::Rule;
 use super::{
-    EVALUATIONS_MAX, KernelAction, KernelTables, MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell,
-    default_reason,
+    EVALUATIONS_MAX, KernelAction, KernelTables, LIMIT_SETS_MAX, LIMITS_PER_CELL_MAX, Limiter,
+    MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell, default_reason,
 };
 use crate::PolicyErrors;
 use crate::prefix::{Prefix, bits};
 use crate::request::{Decision, Operation, Request, Transport};
-use crate::set::Inner;
+use crate::set::{Inner, obliged_to};
 use crate::time::Moment;
 use crate::vocabulary::ActionKind;
 
@@ -48,8 +48,14 @@ impl<T: Ord> Numbers<T> {
     }
 }
 
-/// What a cell does, and why.
-type Value = (KernelAction, Vec<String>);
+/// What a cell does, why, and how fast at most.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Value {
+    action: KernelAction,
+    policies: Vec<String>,
+    /// Indices of limiters, ascending.
+    limits: Vec<u32>,
+}
 
 /// Numbers of the values at one destination for one agent: what has no ports, then TCP and UDP by port
 /// kind.
@@ -118,7 +124,8 @@ pub(super) fn tabulate(
     let values = judge.values.into_values();
     let rows = judge.rows.into_values();
     let kinds = kinds.len();
-    Classes { cells: &cells, kinds, ports: &ports, port_kinds: &port_kinds, values, rows }
+    let limiters = inner.limiters();
+    Classes { cells: &cells, kinds, ports: &ports, port_kinds: &port_kinds, values, rows, limiters }
         .tables(&matrix, &key_of_agent)
 }
 
@@ -133,7 +140,8 @@ fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), Pol
 
 /// What the kernel does where there is no cell.
 fn default_value(transport: Transport) -> Value {
-    (KernelAction::Deny(default_reason(transport).code()), Vec::new())
+    let action = KernelAction::Deny(default_reason(transport).code());
+    Value { action, policies: Vec::new(), limits: Vec::new() }
 }
 
 fn port_kinds(ports: &[PortCell]) -> PortKinds {
@@ -169,6 +177,7 @@ struct Judge<'a> {
 struct Slice {
     connect: cedar_policy::PolicySet,
     direct: cedar_policy::PolicySet,
+    obligations: cedar_policy::PolicySet,
     destinations: BTreeSet<u32>,
     ports: BTreeSet<u32>,
 }
@@ -182,6 +191,7 @@ impl Slice {
         Ok(Slice {
             connect: set(|r| r.connect)?,
             direct: set(|r| r.direct)?,
+            obligations: set(|r| r.is_obligation)?,
             destinations: rules.iter().flat_map(|r| &r.destinations).copied().collect(),
             ports: rules.iter().flat_map(|r| &r.ports).copied().collect(),
         })
@@ -260,6 +270,12 @@ impl Judge<'_> {
         Ok(Guarded { open: row(|v| v.open), reserved: row(|v| v.reserved) })
     }
 
+    /// Indices of the limiters of these policies; both ascend by the policies' ids.
+    fn limits(&self, obligations: &[String]) -> Vec<u32> {
+        let index = |id: &String| self.inner.limiters().binary_search_by(|l| l.policy.cmp(id)).ok();
+        obligations.iter().filter_map(index).filter_map(|n| u32::try_from(n).ok()).collect()
+    }
+
     fn value(
         &mut self,
         agent: &Agent,
@@ -277,16 +293,35 @@ impl Judge<'_> {
         )?;
         let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
         let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
+        let obliged = self.inner.decide_among(&slice.obligations, &connect, self.moment);
         let connect = self.inner.decide_among(&slice.connect, &connect, self.moment);
+        let (connect, obligations) = obliged_to(connect, obliged);
         let connect = self.inner.named(ActionKind::Connect, connect, transport);
         let direct = LazyCell::new(|| {
             let decision = self.inner.decide_among(&slice.direct, &direct, self.moment);
             self.inner.named(ActionKind::Direct, decision, transport)
         });
-        let value = |reach: Decision| super::combine(transport, reach, || (*direct).clone());
+        let limits = self.limits(&obligations);
+        let value = |reach: Decision| {
+            let (action, policies) = super::combine(transport, reach, || (*direct).clone());
+            let is_denied = matches!(action, KernelAction::Deny(_));
+            Value { action, policies, limits: if is_denied { Vec::new() } else { limits.clone() } }
+        };
         let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
+        if open.limits.len() > LIMITS_PER_CELL_MAX || reserved.limits.len() > LIMITS_PER_CELL_MAX {
+            let place = format!("{} of `{}` to {ip}, port {port}", transport.name(), agent.id);
+            return Err(too_many_limits(&place, &obligations));
+        }
         Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
     }
+}
+
+fn too_many_limits(place: &str, obligations: &[String]) -> PolicyErrors {
+    let shown = obligations.iter().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
+    PolicyErrors::one(format!(
+        "{} rate limits apply at once to {place}, and {LIMITS_PER_CELL_MAX} may: {shown}: narrow some, or put them together",
+        obligations.len()
+    ))
 }
 
 /// Gives equal agents, destinations and ports one class each.
@@ -298,6 +333,7 @@ struct Classes<'a> {
     port_kinds: &'a PortKinds,
     values: Vec<Value>,
     rows: Vec<Row>,
+    limiters: &'a [Limiter],
 }
 
 impl Classes<'_> {
@@ -328,8 +364,9 @@ impl Classes<'_> {
         let class_columns = columns.into_values();
 
         let (ports, port_class_kinds) = self.port_classes()?;
-        let mut policies = Numbers::new();
+        let (mut policies, mut limits) = (Numbers::new(), Numbers::new());
         policies.number(Vec::new());
+        limits.number(Vec::new());
         let mut verdicts = Vec::new();
         for (agent_class, number) in (1_u32..).zip(0..agent_rows.len()) {
             for (destination_class, column) in (0_u32..).zip(&class_columns) {
@@ -337,18 +374,18 @@ impl Classes<'_> {
                     continue;
                 };
                 for (transport, port_class, value) in cells_of(row, &port_class_kinds) {
-                    let Some((action, ids)) = self.values.get(value as usize) else { continue };
-                    if (*action, ids) == (default_value(transport).0, &Vec::new()) {
+                    let Some(value) = self.values.get(value as usize) else { continue };
+                    if *value == default_value(transport) {
                         continue;
                     }
-                    let policies = policies.number(ids.clone());
                     verdicts.push(VerdictCell {
                         agent_class,
                         destination_class,
                         transport,
                         port_class,
-                        action: *action,
-                        policies,
+                        action: value.action,
+                        policies: policies.number(value.policies.clone()),
+                        limits: limits.number(value.limits.clone()),
                     });
                 }
                 check(
@@ -359,7 +396,10 @@ impl Classes<'_> {
                 )?;
             }
         }
-        Ok(KernelTables { agents, destinations, ports, verdicts, policies: policies.into_values() })
+        let (policies, limits) = (policies.into_values(), limits.into_values());
+        check(limits.len(), LIMIT_SETS_MAX, "combinations of rate limits", "write fewer that overlap")?;
+        let limiters = self.limiters.to_vec();
+        Ok(KernelTables { agents, destinations, ports, verdicts, policies, limiters, limits })
     }
 
     /// The prefixes whose class differs from what encloses them.

@@ -33,6 +33,15 @@ fn oracle(
         return unsupported;
     }
     let connect = set.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
+    let alone = limits_alone(set, agent, ip, transport, port);
+    if let Err(failed) = alone {
+        let mut failed = failed;
+        if connect.verdict == Err(DropReason::PolicyError) {
+            failed.extend(connect.policies);
+        }
+        failed.sort();
+        return (KernelAction::Deny(DropReason::PolicyError.code()), failed);
+    }
     let mut direct = set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
     let mut both: Vec<String> = connect.policies.iter().chain(&direct.policies).cloned().collect();
     both.sort();
@@ -68,6 +77,35 @@ fn oracle(
     }
 }
 
+/// The obligations that match, each asked alone; or those that fail.
+fn limits_alone(
+    set: &PolicySet,
+    agent: &Agent,
+    ip: IpAddr,
+    transport: Transport,
+    port: u16,
+) -> Result<Vec<String>, Vec<String>> {
+    let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
+    let (mut matching, mut failed) = (Vec::new(), Vec::new());
+    for obligation in set.inner().obligations().policies() {
+        let id = obligation.id().to_string();
+        let one = cedar_policy::PolicySet::from_policies([obligation.clone()]).unwrap();
+        match set.inner().decide_among(&one, &request, set.moment()).verdict {
+            Ok(()) => matching.push(id),
+            Err(DropReason::PolicyError) => failed.push(id),
+            Err(_) => {}
+        }
+    }
+    matching.sort();
+    if failed.is_empty() { Ok(matching) } else { Err(failed) }
+}
+
+/// The ids of the rate limits that tables hold a packet to.
+fn limits_of(tables: &KernelTables, index: u32, ip: IpAddr, transport: Transport, port: u16) -> Vec<String> {
+    let limits = tables.lookup_limits(index, ip, transport, port);
+    limits.iter().map(|n| tables.limiters[*n as usize].policy.clone()).collect()
+}
+
 #[test]
 fn tables_equal_decisions_on_random_sets() {
     let seed = match std::env::var("CLAWGRESS_SEED") {
@@ -79,6 +117,7 @@ fn tables_equal_decisions_on_random_sets() {
     let agents = agents();
     let mut seen = BTreeMap::new();
     let mut windows = 0;
+    let mut limited = BTreeMap::new();
     for _ in 0..PACKETS / PACKETS_PER_SET {
         let (text, names_of, set) = policies(&mut r);
         let now_ms = moment(&mut r);
@@ -99,14 +138,31 @@ fn tables_equal_decisions_on_random_sets() {
                 "seed {seed}: {} to {ip} {transport:?} {port}\n{text}\n{names_of:?}\n{tables:#?}",
                 agent.id
             );
+            let limits = limits_of(&tables, agent.index, ip, transport, port);
+            let wanted_limits = match action {
+                KernelAction::Deny(_) => Vec::new(),
+                _ => limits_alone(&set, &agent, ip, transport, port).unwrap(),
+            };
+            assert_eq!(
+                limits, wanted_limits,
+                "seed {seed}: {} to {ip} {transport:?} {port}\n{text}",
+                agent.id
+            );
+            *limited.entry(limits.len()).or_insert(0) += 1;
             // The public statement of the same; a sample of packets, since decisions are what takes time.
             if r.below(10) == 0 {
                 assert_eq!(expected(&set, &agent, ip, transport, port), wanted, "seed {seed}: {ip}\n{text}");
+                let stated = expected_limits(&set, &agent, ip, transport, port);
+                assert_eq!(stated, limits, "seed {seed}: {ip}\n{text}");
             }
             *seen.entry((is_reserved(ip), action)).or_insert(0) += 1;
         }
     }
-    println!("{seen:?}, {windows} sets whose tables turn");
+    println!("{seen:?}, {windows} sets whose tables turn, packets by how many limits they met: {limited:?}");
+    assert!(
+        limited.contains_key(&1) && limited.contains_key(&2),
+        "seed {seed}: limits were met: {limited:?}"
+    );
     assert!(windows > 10, "seed {seed}: conditions on time were met");
     let deny = |reason: DropReason| KernelAction::Deny(reason.code());
     for met in [

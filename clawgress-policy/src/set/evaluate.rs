@@ -13,6 +13,7 @@ use clawgress_ebpf_common::DropReason;
 use super::Inner;
 use crate::Host;
 use crate::address::canonical;
+use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::request::{Decision, Operation, Request};
 use crate::time::Moment;
@@ -25,6 +26,15 @@ struct Question {
 }
 
 impl Inner {
+    #[cfg(test)]
+    pub(crate) fn obligations(&self) -> &cedar_policy::PolicySet {
+        &self.obligations
+    }
+
+    pub(crate) fn limiters(&self) -> &[Limiter] {
+        &self.limiters
+    }
+
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
     }

@@ -14,10 +14,11 @@ use cedar_policy_core::parser::Loc;
 use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
-use super::{Inner, NamedSets, PolicyErrors, PolicyProblem, ranges};
+use super::{Inner, NamedSets, PolicyErrors, PolicyProblem, obligation, ranges};
 use crate::Geo;
 use crate::host::quote;
-use crate::kernel::plan::Plan;
+use crate::kernel::limiter::{self, LIMITERS_MAX, Limiter};
+use crate::kernel::plan::{Plan, Written};
 use crate::members::{Members, SET_NAME_BYTES_MAX, name_is_valid};
 use crate::time::{Schedule, Zone};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary, qualify};
@@ -30,13 +31,15 @@ pub const PROBLEMS_MAX: usize = 100;
 /// Annotations that only inform people.
 const ANNOTATIONS_INFORMATIVE: [&str; 3] = ["description", "owner", "reference"];
 /// Annotations that will change what a policy does; until then a policy must not carry them.
-const ANNOTATIONS_FUTURE: [&str; 6] = ["effect", "mode", "limit", "for", "severity", "priority"];
+const ANNOTATIONS_FUTURE: [&str; 4] = ["mode", "for", "severity", "priority"];
 
 /// One policy on its way into the set.
 struct Draft {
     cedar: cedar_policy::Policy,
     start: usize,
     id: Option<String>,
+    /// What it obliges to; `None` for a guard.
+    limiter: Option<Limiter>,
 }
 
 impl Draft {
@@ -59,7 +62,8 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
     let set = cedar_policy::PolicySet::from_str(text).map_err(|e| errors(syntax_problems(&e, &source)))?;
 
     let mut problems = template_problems(&set, &source);
-    let drafts = drafts(&set, &source, &mut problems);
+    let mut drafts = drafts(&set, &source, &mut problems);
+    let limiters = limiters(&mut drafts, &source, &mut problems);
     for draft in &drafts {
         problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members));
         problems.extend(ranges::review(draft.ast(), draft.id.as_deref(), &source));
@@ -71,19 +75,30 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
     }
     let schedule =
         Schedule::new(drafts.iter().map(|d| (d.ast(), d.id.as_deref())), &source).map_err(report)?;
-    let ids = drafts.iter().map(|d| d.id.as_deref().unwrap_or_default());
-    let plan = Plan::new(drafts.iter().map(Draft::ast).zip(ids), &source, &members).map_err(report)?;
+    let written = drafts.iter().map(|draft| Written {
+        policy: draft.ast(),
+        id: draft.id.as_deref().unwrap_or_default(),
+        is_obligation: draft.limiter.is_some(),
+    });
+    let plan = Plan::new(written, &source, &members).map_err(report)?;
     let policies = drafts.iter().map(finish).collect::<Result<Vec<_>, _>>().map_err(|m| errors(vec![m]))?;
+    let together = |policies: Vec<&cedar_policy::Policy>| {
+        cedar_policy::PolicySet::from_policies(policies.into_iter().cloned())
+            .map_err(|e| PolicyErrors::one(e.to_string()))
+    };
+    let (obligations, guards): (Vec<_>, Vec<_>) =
+        drafts.iter().zip(&policies).partition(|(draft, _)| draft.limiter.is_some());
     let by_action = ByAction::try_new(|action| {
-        let applicable = policies.iter().filter(|p| applies(p.as_ref(), action)).cloned();
-        cedar_policy::PolicySet::from_policies(applicable).map_err(|e| PolicyErrors::one(e.to_string()))
+        together(guards.iter().map(|(_, p)| *p).filter(|p| applies(p.as_ref(), action)).collect())
     })?;
+    let obligations = together(obligations.into_iter().map(|(_, policy)| policy).collect())?;
     let plan = plan.with_policies(&policies);
     let mut reads = Reads::default();
     for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
         syntax::reads(condition, &mut reads);
     }
-    Ok(Inner { vocabulary, count: drafts.len(), by_action, members, reads, plan, schedule, zone })
+    let count = drafts.len();
+    Ok(Inner { vocabulary, count, by_action, obligations, limiters, members, reads, plan, schedule, zone })
 }
 
 /// Whether the policy's scope includes the action.
@@ -150,7 +165,7 @@ fn drafts(
         .policies()
         .map(|cedar| {
             let ast: &Policy = cedar.as_ref();
-            Draft { start: ast.loc().map_or(0, Loc::start), cedar: cedar.clone(), id: None }
+            Draft { start: ast.loc().map_or(0, Loc::start), cedar: cedar.clone(), id: None, limiter: None }
         })
         .collect();
     drafts.sort_by_key(|d| d.start);
@@ -176,6 +191,31 @@ fn drafts(
     drafts
 }
 
+/// Reads what the policies oblige to; ascending by their ids.
+fn limiters(drafts: &mut [Draft], source: &Source<'_>, problems: &mut Vec<PolicyProblem>) -> Vec<Limiter> {
+    let mut limiters = Vec::new();
+    for draft in drafts {
+        let id = draft.id.clone().unwrap_or_default();
+        draft.limiter = obligation::read(draft.ast(), &id, source, problems);
+        limiters.extend(draft.limiter.clone());
+    }
+    limiters.sort_by(|a, b| a.policy.cmp(&b.policy));
+    if limiters.len() > LIMITERS_MAX {
+        let message = format!(
+            "{} rate limits, and there may be {LIMITERS_MAX}: write them for teams rather than single agents, since each agent has its own bucket",
+            limiters.len()
+        );
+        problems.push(source.problem(None, None, message));
+    }
+    if let Some([first, second]) = limiter::collision(&limiters) {
+        let message = format!(
+            "would share its buckets with the policy `{first}`: give one of them another id or burst"
+        );
+        problems.push(source.problem(Some(second), None, message));
+    }
+    limiters
+}
+
 /// Checks a policy's annotations; gives its id.
 fn annotations(
     cedar: &cedar_policy::Policy,
@@ -195,11 +235,13 @@ fn annotations(
             ),
             "id" => continue,
             known if ANNOTATIONS_INFORMATIVE.contains(&known) => continue,
+            // Read when all ids are known to be there.
+            known if obligation::ANNOTATIONS.contains(&known) => continue,
             future if ANNOTATIONS_FUTURE.contains(&future) => format!(
-                "`@{future}` is not available yet, and a rule must not silently do nothing: remove it, and write `permit` and `forbid` only"
+                "`@{future}` is not available yet, and a rule must not silently do nothing: remove it"
             ),
             _ => format!(
-                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner` and `@reference`",
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit` and `@per`",
                 quote(&key)
             ),
         };

@@ -80,14 +80,28 @@ impl PolicySet {
     ///
     /// A transport that [must be named](Transport::is_named_only) is denied with
     /// [`DropReason::ProtocolUnsupported`] unless one of those permits names it, likewise.
+    ///
+    /// Obligations allow and deny nothing; but one that can't be evaluated denies with
+    /// [`DropReason::PolicyError`], as a guard does: who knows what it would have held back.
     #[must_use]
     pub fn reach(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         if !self.inner.plan.may_carry(transport) {
             return unnamed();
         }
-        let decision = self.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
+        let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
+        let obliged = self.inner.decide_among(&self.inner.obligations, &request, self.moment());
+        let (decision, _) = obliged_to(self.decide(&request), obliged);
         let decision = self.inner.named(ActionKind::Connect, decision, transport);
         if is_reserved(ip) { self.inner.guard(decision, ip) } else { decision }
+    }
+
+    /// Ids of the rate limits that what [`reach`](Self::reach) allows is subject to, ascending: each
+    /// obligation that matches. None where one can't be evaluated, since then nothing is allowed.
+    #[must_use]
+    pub fn limits(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Vec<String> {
+        let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
+        let obliged = self.inner.decide_among(&self.inner.obligations, &request, self.moment());
+        if obliged.is_allow() { obliged.policies } else { Vec::new() }
     }
 
     /// Whether what is in reach is forwarded by the kernel: the `direct` decision, with the same guard of
@@ -96,6 +110,27 @@ impl PolicySet {
     pub fn forward(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         let decision = self.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
         self.inner.named(ActionKind::Direct, decision, transport)
+    }
+}
+
+/// The decision of the guards where obligations came to `obliged`, and the obligations to keep.
+pub(crate) fn obliged_to(guarded: Decision, obliged: Decision) -> (Decision, Vec<String>) {
+    match obliged.verdict {
+        Ok(()) => (guarded, obliged.policies),
+        Err(DropReason::PolicyError) => {
+            let had_failed = guarded.verdict == Err(DropReason::PolicyError);
+            let mut failed = obliged;
+            if had_failed {
+                failed.policies.extend(guarded.policies);
+                failed.errors.extend(guarded.errors);
+            }
+            failed.policies.sort();
+            failed.errors.sort();
+            failed.errors.dedup();
+            (failed, Vec::new())
+        }
+        // None matches.
+        Err(_) => (guarded, Vec::new()),
     }
 }
 

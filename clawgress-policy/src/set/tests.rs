@@ -5,6 +5,7 @@ use crate::{Host, Operation, Transport};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentId, AgentState};
 
+mod limits;
 mod refused;
 
 pub(crate) fn agent(id: &str) -> Agent {
@@ -241,7 +242,7 @@ fn an_outline_needs_no_data() {
     let outline = |text: &str| PolicySet::check(&bundle(text));
     let named =
         outline(r#"@id("a") permit (principal, action == Action::"connect", resource in Country::"DE");"#);
-    let wanted = Outline { policies: 1, prefixes: 0, cells: 0, names_geo: true };
+    let wanted = Outline { policies: 1, prefixes: 0, cells: 0, limiters: 0, names_geo: true };
     assert_eq!(named.unwrap(), wanted);
     let plain = outline(r#"@id("a") permit (principal, action == Action::"tls", resource);"#).unwrap();
     assert!(!plain.names_geo);

@@ -229,8 +229,11 @@ fn blocked(networks: &[Ipv4Net]) -> KernelTables {
             port_class: 1,
             action: KernelAction::Deny(DropReason::PolicyForbidden.code()),
             policies: 0,
+            limits: 0,
         }],
         policies: vec![Vec::new()],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

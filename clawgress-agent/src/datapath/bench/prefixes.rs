@@ -150,6 +150,7 @@ fn tables(networks: &[Ipv4Net], agents: u32) -> KernelTables {
         port_class: 1,
         action: KernelAction::Direct,
         policies: 0,
+        limits: 0,
     };
     // A hundred classes of agents, where there are so many.
     let classes = agents.min(100);
@@ -159,6 +160,8 @@ fn tables(networks: &[Ipv4Net], agents: u32) -> KernelTables {
         ports: vec![(0, 0), (443, 1), (444, 0)],
         verdicts: (1..=classes).map(cell).collect(),
         policies: vec![Vec::new()],
+        limiters: Vec::new(),
+        limits: Vec::new(),
     }
 }
 

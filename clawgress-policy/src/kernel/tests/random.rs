@@ -7,6 +7,7 @@ use clawgress_identity::{Agent, AgentId, AgentState};
 use ipnet::IpNet;
 
 use crate::address::reserved;
+use crate::kernel::LIMITS_PER_CELL_MAX;
 use crate::{NamedSets, PolicySet, Surroundings, Transport};
 
 /// `SplitMix64`: small, seedable, and the same on every machine.
@@ -442,16 +443,38 @@ fn policy(r: &mut Random, number: usize, asked: Asked) -> (String, Vec<Thing>) {
     (text, names)
 }
 
+/// An obligation's text: a permit of `connect` in any shape, made one by annotations.
+fn obligation(r: &mut Random, number: usize) -> Option<String> {
+    let (text, _) = policy(r, number, Asked::Connect);
+    let effect = r.pick(&["rate-limit", "throttle"]);
+    let limit =
+        r.pick(&["10 packets/second", "1 MB/minute burst 3", "64 KiB/second", "9 packets/hour burst 9"]);
+    let per = r.pick(&["", "@per(\"agent\") ", "@per(\"workload\") "]);
+    let annotated =
+        text.replacen(") permit (", &format!(") @effect(\"{effect}\") @limit(\"{limit}\") {per}permit ("), 1);
+    (annotated != text && text.contains("action == Action::\"connect\", ")).then_some(annotated)
+}
+
 /// What each policy of a set names: for `connect`, for `direct`.
 pub(super) type NamesOf = BTreeMap<String, [Vec<Thing>; 2]>;
 
 /// A random set. Policies that can never apply are refused by validation, so they are left out.
 pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
     let (mut text, mut names_of) = (String::new(), NamesOf::new());
-    for number in 0..=r.below(7) {
+    // At most as many obligations as may apply at once.
+    let mut obligations = r.below(LIMITS_PER_CELL_MAX + 1);
+    for number in 0..=r.below(10) {
         let mut again = Random(r.0);
-        let (policy, names) = self::policy(r, number, Asked::Connect);
-        let (_, direct_names) = self::policy(&mut again, number, Asked::Direct);
+        let (mut policy, mut names) = self::policy(r, number, Asked::Connect);
+        let (_, mut direct_names) = self::policy(&mut again, number, Asked::Direct);
+        if obligations > 0
+            && let Some(obligation) = obligation(r, number)
+        {
+            // It opens nothing, whatever it names.
+            obligations -= 1;
+            (names, direct_names) = (Vec::new(), Vec::new());
+            policy = obligation;
+        }
         match PolicySet::parse_in(&policy, &sets(), &surroundings()) {
             Ok(_) => {
                 text.push_str(&policy);

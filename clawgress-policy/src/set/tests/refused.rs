@@ -21,8 +21,8 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (r#"@id("a b") permit (principal, action, resource);"#, "1:1: `a b` cannot be an id"),
     (
-        r#"@id("a") @effect("throttle") permit (principal, action, resource);"#,
-        "1:10: policy `a`: `@effect` is not available yet",
+        r#"@id("a") @effect("quarantine") permit (principal, action, resource);"#,
+        "1:10: policy `a`: `@effect(\"quarantine\")` is not available yet",
     ),
     (
         r#"@id("a") @mode("log-only") permit (principal, action, resource);"#,

@@ -1,0 +1,223 @@
+//! Rate limits as the kernel holds them: one limiter for each obligation. Must never hold a rate or a burst
+//! that 64 bits can't count exactly enough.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
+
+/// Most limiters in a set: each has a slot in the kernel for every agent or workload that it slows.
+pub const LIMITERS_MAX: usize = 1_024;
+/// Most limiters for one combination of agent, destination, protocol and port: a packet asks each of them.
+pub const LIMITS_PER_CELL_MAX: usize = 4;
+/// Most distinct sets of limiters in the tables: as many policies as there may be.
+pub const LIMIT_SETS_MAX: usize = 4_096;
+
+/// Least rate of bytes, in an hour: 1 KiB a second. Below, one large packet waits for more than a minute.
+pub const LIMIT_BYTES_PER_HOUR_MIN: u64 = 1_024 * 3_600;
+/// Greatest rate of bytes, in an hour: 100 GB a second, above what one machine forwards.
+pub const LIMIT_BYTES_PER_HOUR_MAX: u64 = 100_000_000_000 * 3_600;
+/// Greatest rate of packets or connections, in an hour: 100 million a second, above what one machine forwards.
+/// The least is one an hour.
+pub const LIMIT_COUNT_PER_HOUR_MAX: u64 = 100_000_000 * 3_600;
+/// Least burst of bytes that may be written: the largest packet there is, so that each one fits.
+pub const LIMIT_BURST_BYTES_MIN: u64 = 65_535;
+/// Least burst of bytes where none is written.
+pub const LIMIT_BURST_BYTES_DEFAULT_MIN: u64 = 65_536;
+/// Length of the longest burst, seconds: what an hour lets pass.
+pub const LIMIT_BURST_S_MAX: u32 = 3_600;
+
+/// Ticks in a nanosecond, in which costs are counted. An hour, the longest burst and the dearest unit, is
+/// 3.8e18 of them and fits 64 bits (1.8e19); a byte at the greatest rate, the cheapest unit, is 10,485 of
+/// them and so exact to one in ten thousand.
+pub const LIMIT_TICKS_PER_NS: u64 = 1 << 20;
+
+const NS_PER_S: u64 = 1_000_000_000;
+/// What the keys of limiters are hashes of begins with this.
+const KEY_DOMAIN: &[u8] = b"clawgress limiter 1\0";
+
+/// What a limiter counts, of what an agent sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitUnit {
+    /// Packets.
+    Packets,
+    /// Bytes of layer 3 and up.
+    Bytes,
+    /// Flows that begin.
+    Connections,
+}
+
+/// Whose traffic shares a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitSubject {
+    /// All the sources and workloads of an agent.
+    Agent,
+    /// Each local workload; what comes by an interface counts for its agent.
+    Workload,
+}
+
+/// What becomes of what is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitAction {
+    /// It is dropped.
+    Drop,
+    /// TCP of local workloads is sent later where the kernel can; anything else is dropped.
+    Pace,
+}
+
+/// How fast, and for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    pub(crate) unit: LimitUnit,
+    pub(crate) count: u64,
+    pub(crate) period_s: u32,
+    pub(crate) burst: u64,
+    pub(crate) subject: LimitSubject,
+    pub(crate) over: LimitAction,
+}
+
+/// A token bucket: `count` units in `period_s` seconds, and at most `burst` at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limiter {
+    /// Id of its policy.
+    pub policy: String,
+    /// Names its buckets, never 0: a limiter that stays as it is keeps them in the next generation, one that
+    /// changes begins with full ones. A hash of all else here.
+    pub key: u64,
+    /// What is counted.
+    pub unit: LimitUnit,
+    /// Units in a period, from 1.
+    pub count: u64,
+    /// The period, seconds: 1, 60 or 3,600.
+    pub period_s: u32,
+    /// Units that may pass at once, from 1; bytes from [`LIMIT_BURST_BYTES_MIN`].
+    pub burst: u64,
+    /// Whose traffic shares a bucket.
+    pub subject: LimitSubject,
+    /// What becomes of what is over.
+    pub over: LimitAction,
+}
+
+// === impl Limiter ===
+
+impl Limiter {
+    pub(crate) fn new(policy: &str, rate: Rate) -> Limiter {
+        let Rate { unit, count, period_s, burst, subject, over } = rate;
+        Limiter {
+            policy: policy.to_owned(),
+            key: key(policy, rate),
+            unit,
+            count,
+            period_s,
+            burst,
+            subject,
+            over,
+        }
+    }
+
+    /// What one unit costs, in ticks (of [`LIMIT_TICKS_PER_NS`]), rounded down; from 1.
+    #[must_use]
+    pub fn unit_ticks(&self) -> u64 {
+        let period = u128::from(self.period_s) * u128::from(NS_PER_S * LIMIT_TICKS_PER_NS);
+        u64::try_from(period / u128::from(self.count.max(1))).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// What a full bucket holds, in ticks: at most an hour of them.
+    #[must_use]
+    pub fn burst_ticks(&self) -> u64 {
+        self.unit_ticks().saturating_mul(self.burst)
+    }
+}
+
+/// The first eight bytes of a SHA-256 that are not all zero.
+fn key(policy: &str, rate: Rate) -> u64 {
+    let Rate { unit, count, period_s, burst, subject, over } = rate;
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(KEY_DOMAIN);
+    context.update(&(policy.len() as u64).to_be_bytes());
+    context.update(policy.as_bytes());
+    context.update(&[unit as u8, subject as u8, over as u8]);
+    context.update(&count.to_be_bytes());
+    context.update(&period_s.to_be_bytes());
+    context.update(&burst.to_be_bytes());
+    let digest = context.finish();
+    let words = digest.as_ref().as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+    words.into_iter().find(|word| *word != 0).unwrap_or(1)
+}
+
+/// The first two limiters whose keys are equal, so that they would share their buckets.
+pub(crate) fn collision(limiters: &[Limiter]) -> Option<[&str; 2]> {
+    let mut seen: BTreeMap<u64, &str> = BTreeMap::new();
+    limiters.iter().find_map(|limiter| {
+        seen.insert(limiter.key, &limiter.policy).map(|first| [first, limiter.policy.as_str()])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate {
+        unit: LimitUnit::Bytes,
+        count: 1_000,
+        period_s: 60,
+        burst: 70_000,
+        subject: LimitSubject::Agent,
+        over: LimitAction::Drop,
+    };
+
+    #[test]
+    fn a_key_is_stable_and_of_all_that_makes_a_limiter() {
+        assert_eq!(Limiter::new("a", RATE), Limiter::new("a", RATE));
+        // Buckets outlive the process: what it was before an upgrade it must be after.
+        assert_eq!(Limiter::new("a", RATE).key, KEY_OF_A);
+        let mut keys: Vec<u64> = [
+            ("a", RATE),
+            ("b", RATE),
+            ("a", Rate { unit: LimitUnit::Packets, ..RATE }),
+            ("a", Rate { unit: LimitUnit::Connections, ..RATE }),
+            ("a", Rate { count: 1_001, ..RATE }),
+            ("a", Rate { period_s: 1, ..RATE }),
+            ("a", Rate { burst: 70_001, ..RATE }),
+            ("a", Rate { subject: LimitSubject::Workload, ..RATE }),
+            ("a", Rate { over: LimitAction::Pace, ..RATE }),
+        ]
+        .map(|(policy, rate)| key(policy, rate))
+        .to_vec();
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), all);
+        assert!(!keys.contains(&0));
+    }
+
+    /// `printf 'clawgress limiter 1\0…'` through `sha256sum`, its first 16 digits.
+    const KEY_OF_A: u64 = 0x436c_573f_3134_c541;
+
+    #[test]
+    fn equal_keys_are_told() {
+        let mut limiters = ["a", "b", "c"].map(|policy| Limiter::new(policy, RATE));
+        assert_eq!(collision(&limiters), None);
+        limiters[2].key = limiters[0].key;
+        assert_eq!(collision(&limiters), Some(["a", "c"]));
+    }
+
+    #[test]
+    fn every_cost_fits_and_is_exact_enough() {
+        let limiter =
+            |unit, count, period_s, burst| Limiter::new("a", Rate { unit, count, period_s, burst, ..RATE });
+        let hour = 3_600 * NS_PER_S * LIMIT_TICKS_PER_NS;
+        let dearest = limiter(LimitUnit::Packets, 1, 3_600, 1);
+        assert_eq!((dearest.unit_ticks(), dearest.burst_ticks()), (hour, hour));
+        let per_s = LIMIT_BYTES_PER_HOUR_MAX / 3_600;
+        let fastest = limiter(LimitUnit::Bytes, per_s, 1, LIMIT_BYTES_PER_HOUR_MAX);
+        assert_eq!(fastest.unit_ticks(), 10_485);
+        assert!(fastest.burst_ticks() <= hour && fastest.burst_ticks() > hour / 1_000 * 999);
+        let slowest = limiter(LimitUnit::Bytes, LIMIT_BYTES_PER_HOUR_MIN, 3_600, LIMIT_BURST_BYTES_MIN);
+        assert!(slowest.burst_ticks() < hour);
+    }
+}
