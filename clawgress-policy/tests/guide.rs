@@ -164,6 +164,25 @@ fn classes_and_hours_are_as_the_guide_says() {
 }
 
 #[test]
+fn limits_are_as_the_guide_says() {
+    let (set, agent) = (guide(), agent());
+    assert_eq!(set.limiters().len(), 3);
+    let limits = |ip: &str, port, transport| {
+        let ip = ip.parse().unwrap();
+        let wanted = kernel::expected_limits(&set, &agent, ip, transport, port);
+        let tables = kernel::compile(&set, std::slice::from_ref(&agent)).unwrap();
+        let limits = tables.lookup_limits(agent.index, ip, transport, port);
+        let ids: Vec<_> = limits.iter().map(|n| tables.limiters[*n as usize].policy.clone()).collect();
+        assert_eq!(ids, wanted);
+        ids
+    };
+    assert_eq!(limits("8.8.8.8", 443, Transport::Tcp), ["few-new-flows", "research-pace", "uploads"]);
+    assert_eq!(limits("8.8.8.8", 80, Transport::Tcp), ["few-new-flows", "research-pace"]);
+    assert_eq!(limits("198.51.100.53", 53, Transport::Udp), ["research-pace"]);
+    assert!(limits("8.8.8.8", 22, Transport::Tcp).is_empty(), "what is denied is not counted");
+}
+
+#[test]
 fn the_schema_is_exported() {
     assert!(SCHEMA.contains("action connect in [reach]"));
 }
