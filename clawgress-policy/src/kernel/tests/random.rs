@@ -445,7 +445,15 @@ fn policy(r: &mut Random, number: usize, asked: Asked) -> (String, Vec<Thing>) {
 
 /// An obligation's text: a permit of `connect` in any shape, made one by annotations.
 fn obligation(r: &mut Random, number: usize) -> Option<String> {
-    let (text, _) = policy(r, number, Asked::Connect);
+    let text = match r.below(3) {
+        // Broad ones, so that what guards allow often meets some.
+        0 => format!("@id(\"p{number}\") permit (principal, action == Action::\"connect\", resource);\n"),
+        1 => format!(
+            "@id(\"p{number}\") permit (principal, action == Action::\"connect\", resource) when {{ {} }};\n",
+            port_atom(r)
+        ),
+        _ => policy(r, number, Asked::Connect).0,
+    };
     let effect = r.pick(&["rate-limit", "throttle"]);
     let limit =
         r.pick(&["10 packets/second", "1 MB/minute burst 3", "64 KiB/second", "9 packets/hour burst 9"]);
@@ -461,20 +469,20 @@ pub(super) type NamesOf = BTreeMap<String, [Vec<Thing>; 2]>;
 /// A random set. Policies that can never apply are refused by validation, so they are left out.
 pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
     let (mut text, mut names_of) = (String::new(), NamesOf::new());
+    let guards = 1 + r.below(7);
     // At most as many obligations as may apply at once.
-    let mut obligations = r.below(LIMITS_PER_CELL_MAX + 1);
-    for number in 0..=r.below(10) {
-        let mut again = Random(r.0);
-        let (mut policy, mut names) = self::policy(r, number, Asked::Connect);
-        let (_, mut direct_names) = self::policy(&mut again, number, Asked::Direct);
-        if obligations > 0
-            && let Some(obligation) = obligation(r, number)
-        {
+    let obligations = r.below(LIMITS_PER_CELL_MAX + 1);
+    for number in 0..guards + obligations {
+        let (policy, names, direct_names) = if number < guards {
+            let mut again = Random(r.0);
+            let (policy, names) = self::policy(r, number, Asked::Connect);
+            let (_, direct_names) = self::policy(&mut again, number, Asked::Direct);
+            (policy, names, direct_names)
+        } else {
+            let Some(obligation) = obligation(r, number) else { continue };
             // It opens nothing, whatever it names.
-            obligations -= 1;
-            (names, direct_names) = (Vec::new(), Vec::new());
-            policy = obligation;
-        }
+            (obligation, Vec::new(), Vec::new())
+        };
         match PolicySet::parse_in(&policy, &sets(), &surroundings()) {
             Ok(_) => {
                 text.push_str(&policy);
