@@ -28,6 +28,7 @@ mod repeats;
 mod service;
 mod shares;
 mod spool;
+mod steering;
 pub mod tables;
 mod upkeep;
 mod verifier;
@@ -255,14 +256,13 @@ fn offer(
     proxy: Option<Arc<Proxy>>,
     modes: Arc<Modes>,
 ) -> Result<Offer> {
-    let mut open = listeners::transparent()?;
-    open.extend(listeners::dns()?);
-    open.extend(listeners::proxies(config)?);
+    let mut shared = listeners::dns()?;
+    shared.extend(listeners::proxies(config)?);
     let flows = object::pin(&config.datapath.bpffs, map::FLOWS);
     let flows = bpf::open_read_only(&flows)
         .with_context(|| format!("cannot open the flow table `{}`", flows.display()))?;
     let indices = interfaces.agents.values().copied().collect();
-    Ok(Offer::kernel(open, flows, indices, object::take(ebpf, map::LISTENERS)?, proxy, modes))
+    Ok(Offer::kernel(shared, flows, indices, object::take(ebpf, map::LISTENERS)?, proxy, modes))
 }
 
 /// Takes up what the former process left live.

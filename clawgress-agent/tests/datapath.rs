@@ -53,5 +53,7 @@ mod shared;
 mod upgrade;
 #[path = "datapath/verdicts.rs"]
 mod verdicts;
+#[path = "datapath/workers.rs"]
+mod workers;
 #[path = "datapath/workload.rs"]
 mod workload;

@@ -253,9 +253,13 @@ pub struct L7 {
     /// Most connections at once; one more is closed at once, counted.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
-    /// cgroup (v2) that `clawgress-l7` runs in, below the mount point unless the path is absolute: the kernel then
-    /// judges the proxy's own connections too, and L7 gets its listeners only in there. If absent, they are
-    /// judged by the proxy alone.
+    /// How long open connections may go on once `clawgress-l7` was asked to end, seconds; then they are cut. Its unit's
+    /// `TimeoutStopSec` has to leave some seconds more.
+    #[serde(default = "drain_s_max")]
+    pub drain_s_max: u64,
+    /// cgroup (v2) that `clawgress-l7` runs in, or whose services are several of it, below the mount point unless the
+    /// path is absolute: the kernel then judges the proxy's own connections too, and L7 gets its listeners only in
+    /// there. If absent, they are judged by the proxy alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
     /// Worker threads; the number of cores if absent.
@@ -356,6 +360,10 @@ fn snapshot_stale_s_max() -> u64 {
 }
 fn connections_max() -> usize {
     20_000
+}
+/// Below systemd's 90 s, long enough for most answers.
+fn drain_s_max() -> u64 {
+    25
 }
 
 fn zone() -> String {
@@ -591,7 +599,7 @@ mod tests {
     #[test]
     fn the_least_file_is_accepted() {
         let config = Config::parse(GOOD, Path::new("c.toml")).expect("valid");
-        assert_eq!(config.l7.snapshot_stale_s_max, 300);
+        assert_eq!((config.l7.snapshot_stale_s_max, config.l7.drain_s_max), (300, 25));
         assert_eq!(config.admin_socket(), Path::new("/run/clawgress/admin.sock"));
     }
 

@@ -466,6 +466,9 @@ pub struct L7Status {
     pub pid: u32,
     /// Generation it acknowledged.
     pub generation: u64,
+    /// Whether it takes no new connections and ends soon.
+    #[serde(default)]
+    pub draining: bool,
     /// Why it refused the latest, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

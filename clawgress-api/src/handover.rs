@@ -2,9 +2,10 @@
 //! Unix socket.
 //!
 //! A message is a JSON [`Handover`] with the descriptors as `SCM_RIGHTS` in the order it lists them. The
-//! connection then stays open, and another message with the same listeners follows when the agents' interfaces
-//! have changed. (Every message carries descriptors, and the kernel never joins two that do.) Its end means
-//! the datapath role is gone, and L7 dials again to get the next set while it goes on with the old one.
+//! connection then stays open, and another message follows when something has changed. Each says the whole: what to
+//! accept from, and the agents' interfaces. (Every message carries descriptors, and the kernel never joins two that
+//! do.) The connection's end means the datapath role is gone, and L7 dials again to get the next set while it
+//! goes on with the old one. Who gets nothing is told why, with a [`Refusal`] in place of the first message.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -24,6 +25,9 @@ pub const DESCRIPTORS_MAX: usize = 64;
 /// What a process says, once, on the connection that it got the listeners by, if it serves the DNS ones.
 /// While nobody does, no DNS is steered to them.
 pub const SERVES_DNS: u8 = b'D';
+/// What a process says, once, when it wants no new connections: they go to others from then on, and the message
+/// that says so lists no listeners. The connection stays open for as long as the process works on.
+pub const DRAINS: u8 = b'E';
 /// Most bytes of the JSON part.
 const BYTES_MAX: usize = 16 * 1024;
 
@@ -41,6 +45,14 @@ pub struct Handover {
     pub dials: bool,
     /// Indices of the agents' interfaces: the `ifindex` values that keys of the flow table carry.
     pub interfaces: Vec<u32>,
+}
+
+/// Why nothing is handed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// For people, with the remedy.
+    pub refused: String,
 }
 
 /// One listener.
@@ -94,10 +106,28 @@ pub async fn send(
         .await
 }
 
+/// Says that nothing is handed over, and why.
+///
+/// # Errors
+/// If the socket fails.
+pub async fn refuse(stream: &UnixStream, why: &str) -> io::Result<()> {
+    let bytes = serde_json::to_vec(&Refusal { refused: why.to_owned() })?;
+    loop {
+        stream.writable().await?;
+        match stream.try_write(&bytes) {
+            Ok(n) if n == bytes.len() => return Ok(()),
+            Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Receives what [`send`] sent.
 ///
 /// # Errors
-/// If the socket fails, or the message is not a whole handover with all its descriptors.
+/// If the socket fails, or the message is not a whole handover with all its descriptors. A [`Refusal`] is an error
+/// that says what it says.
 pub async fn receive(stream: &UnixStream) -> io::Result<(Handover, Vec<OwnedFd>)> {
     let mut bytes = vec![0; BYTES_MAX];
     let mut descriptors = Vec::new();
@@ -119,13 +149,22 @@ pub async fn receive(stream: &UnixStream) -> io::Result<(Handover, Vec<OwnedFd>)
             Ok(received.bytes)
         })
         .await?;
-    let handover: Handover = serde_json::from_slice(bytes.get(..n).unwrap_or_default())
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    let handover: Handover = parse(bytes.get(..n).unwrap_or_default())?;
     let maps = usize::from(handover.flow_table) + usize::from(handover.dials);
     if descriptors.len() != handover.listeners.len() + maps {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors are missing from the handover"));
     }
     Ok((handover, descriptors))
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Handover> {
+    if bytes.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(bytes).map_err(|error| match serde_json::from_slice::<Refusal>(bytes) {
+        Ok(refusal) => io::Error::new(io::ErrorKind::PermissionDenied, refusal.refused),
+        Err(_) => io::Error::new(io::ErrorKind::InvalidData, error),
+    })
 }
 
 #[cfg(test)]
@@ -152,5 +191,12 @@ mod tests {
         listener.accept().expect("accept");
         drop(a);
         assert!(receive(&b).await.is_err(), "the end of the stream is an error, not an empty handover");
+    }
+
+    #[tokio::test]
+    async fn who_gets_nothing_is_told_why() {
+        let (a, b) = UnixStream::pair().expect("socketpair");
+        refuse(&a, "stop one").await.expect("refuse");
+        assert_eq!(receive(&b).await.expect_err("refused").to_string(), "stop one");
     }
 }

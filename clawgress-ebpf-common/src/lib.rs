@@ -47,8 +47,9 @@ pub mod map {
     /// `Array<u64>[SHARES]`: how many of those there are, by agent index modulo its length; written by user
     /// space alone, so that a refusal needs no further look-up for an agent that has none.
     pub const LEARNED_BY: &str = "claw_lnby_v1";
-    /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to.
-    pub const LISTENERS: &str = "claw_lstn_v1";
+    /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to; see
+    /// [`listener`](super::listener).
+    pub const LISTENERS: &str = "claw_lstn_v2";
     /// `RingBuf`: [`Event`](super::Event)s.
     pub const EVENTS: &str = "claw_evnt_v2";
     /// `PerCpuArray<u64>[COUNTERS]`: see [`counter`](super::counter).
@@ -148,18 +149,50 @@ pub mod fail_open {
     pub const REVISION: u32 = 4;
 }
 
-/// Slots of [`map::LISTENERS`], for each family its own. DNS is steered there only while the slots are taken.
+/// Slots of [`map::LISTENERS`], for each family its own. A new connection has one of [`PARTS`](listener::PARTS) by
+/// its tuple, and each part holds the listener of the L7 process that takes it. DNS is steered only while its slots
+/// are taken.
 pub mod listener {
-    /// TCP over IPv4.
-    pub const TCP4: u32 = 0;
-    /// TCP over IPv6.
-    pub const TCP6: u32 = 1;
+    /// Parts that new connections fall into: each number of processes up to [`WORKERS_MAX`] divides it, so that
+    /// all have the same number of parts.
+    pub const PARTS: u32 = 60;
+    /// L7 processes that connections are steered to at once. Each has a thread for each core, so more than two
+    /// are for isolation and exchange, not for speed.
+    pub const WORKERS_MAX: u32 = 6;
     /// DNS over UDP: a socket for IPv4, and next to it one for IPv6.
-    pub const DNS_UDP: u32 = 12;
+    pub const DNS_UDP: u32 = 2 * PARTS;
     /// DNS over TCP, the same way.
-    pub const DNS_TCP: u32 = 14;
-    /// Slots in the map; the rest is for scale-out and drain.
-    pub const SLOTS: u32 = 16;
+    pub const DNS_TCP: u32 = DNS_UDP + 2;
+    /// Slots in the map.
+    pub const SLOTS: u32 = DNS_TCP + 2;
+    const _: () =
+        assert!(PARTS.is_multiple_of(4) && PARTS.is_multiple_of(5) && PARTS.is_multiple_of(WORKERS_MAX));
+
+    /// The slot of a part.
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot(part: u32, is_v6: bool) -> u32 {
+        2 * part + is_v6 as u32
+    }
+
+    /// The part that a connection falls into, by the low halves of its addresses as they lie in memory and its
+    /// ports (source, destination): the same for a SYN, when it is sent again, and when the kernel asks for
+    /// its listener.
+    #[must_use]
+    #[inline(always)]
+    pub const fn part(source: [u32; 2], destination: [u32; 2], ports_be: [u16; 2]) -> u32 {
+        // Multiplying by 2^64 divided by the golden ratio moves what differs anywhere to the high bits (Knuth, The
+        // Art of Computer Programming 3, 6.4). IPv6 hosts of one network differ in that half alone.
+        let ends = joined(source) ^ joined(destination).rotate_left(23);
+        let ports = (ports_be[0] as u64) << 16 | ports_be[1] as u64;
+        let mixed = (ends ^ ports).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (((mixed >> 32) * PARTS as u64) >> 32) as u32
+    }
+
+    #[inline(always)]
+    const fn joined(words: [u32; 2]) -> u64 {
+        words[0] as u64 | (words[1] as u64) << 32
+    }
 }
 
 /// The packet mark, set by TC and read by nftables and `ip rule`. The low half is zero.

@@ -45,7 +45,7 @@ pub fn is_start(packet: &Packet) -> bool {
 #[inline(always)]
 pub fn goes_unread(key: &FlowKey, is_v6: bool) -> bool {
     // DNS by datagrams, which may be steered, too, is never forwarded for want of somebody to read it.
-    key.protocol == protocol::TCP && fails_open(key.ifindex, fail_open::L7) && !has_listener(is_v6)
+    key.protocol == protocol::TCP && fails_open(key.ifindex, fail_open::L7) && !has_listener(key, is_v6)
 }
 
 /// Records a permitted new flow.

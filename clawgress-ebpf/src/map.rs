@@ -2,6 +2,8 @@
 //! Names are repeated as literals because the attribute takes no constants; user space finds each
 //! map by its constant at load, so a difference cannot go unnoticed.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
@@ -35,7 +37,7 @@ pub static LEARNED: HashMap<LearnedKey, Learned> =
     HashMap::with_max_entries(bound::LEARNED_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "claw_lnby_v1")]
 pub static LEARNED_BY: Array<u64> = Array::with_max_entries(bound::SHARES, 0);
-#[map(name = "claw_lstn_v1")]
+#[map(name = "claw_lstn_v2")]
 pub static LISTENERS: SockMap = SockMap::with_max_entries(listener::SLOTS, 0);
 #[map(name = "claw_evnt_v2")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(bound::EVENTS_BYTES, 0);
@@ -95,10 +97,10 @@ pub fn fails_open(ifindex: u32, cause: u32) -> bool {
     unsafe { INTERFACES.get(&ifindex) }.is_some_and(|causes| *causes & cause != 0)
 }
 
-/// Whether there is a listener for TCP in the family's slot.
+/// Whether there is a listener for a steered connection over TCP.
 #[inline(always)]
-pub fn has_listener(is_v6: bool) -> bool {
-    let socket = socket(if is_v6 { listener::TCP6 } else { listener::TCP4 });
+pub fn has_listener(key: &FlowKey, is_v6: bool) -> bool {
+    let socket = worker(key, is_v6);
     if socket.is_null() {
         return false;
     }
@@ -118,7 +120,39 @@ pub fn listener(key: &FlowKey, is_v6: bool) -> *mut bpf_sock {
             return dns;
         }
     }
-    socket(if is_v6 { listener::TCP6 } else { listener::TCP4 })
+    worker(key, is_v6)
+}
+
+/// The listener of the process that takes the connection's part; if that process is gone, and nobody is there to
+/// share its parts out, of one that takes a part after it. Asked for the first packet of a connection only.
+// VERIFIER: a function of its own, so that all who ask share its instructions.
+#[inline(never)]
+fn worker(key: &FlowKey, is_v6: bool) -> *mut bpf_sock {
+    let mut part = listener::part(
+        low(&key.source),
+        low(&key.destination),
+        [key.source_port_be, key.destination_port_be],
+    ) as u64;
+    // Consecutive parts belong to different processes, as long as there are others.
+    let mut left = listener::WORKERS_MAX as u64;
+    loop {
+        let socket = socket(listener::slot(part as u32, is_v6));
+        left -= 1;
+        // VERIFIER: no code at all, but the compiler can't count the turns and write each of them out.
+        // SAFETY: as above.
+        unsafe { asm!("/* {0} */", inout(reg) left, options(pure, nomem, nostack)) };
+        if !socket.is_null() || left == 0 {
+            return socket;
+        }
+        part = if part + 1 == listener::PARTS as u64 { 0 } else { part + 1 };
+    }
+}
+
+#[inline(always)]
+fn low(address: &Address) -> [u32; 2] {
+    // SAFETY: 16 plain bytes either way.
+    let [_, _, a, b] = unsafe { core::mem::transmute::<Address, [u32; 4]>(*address) };
+    [a, b]
 }
 
 /// Whether it goes to the port of DNS (RFC 1035 4.2), wherever that is.

@@ -1,6 +1,7 @@
 //! The accept loop: bounded in all, bounded for each source.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,7 +109,7 @@ impl Drop for Share {
 // === impl Accepting ===
 
 impl Accepting {
-    /// Accepts from `listener` until `stop`.
+    /// Accepts from `listener` until `stop`, and what waits there then.
     pub async fn accept(
         self: Arc<Self>,
         kind: ListenerKind,
@@ -119,7 +120,7 @@ impl Accepting {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
             };
             match accepted {
                 Ok((stream, peer)) => self.admit(kind, stream, peer, &flows),
@@ -129,6 +130,26 @@ impl Accepting {
                 }
             }
         }
+        if let Err(error) = self.rest(kind, listener, &flows) {
+            tracing::warn!(%error, "connections that wait can't be accepted any more");
+        }
+    }
+
+    fn rest(&self, kind: ListenerKind, listener: TcpListener, flows: &Flows) -> io::Result<()> {
+        // As the kernel has it: the runtime may not have heard of the last ones.
+        let listener = listener.into_std()?;
+        for _ in 0..limit::REST_MAX {
+            let (stream, peer) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // It ended while it waited.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(error),
+            };
+            stream.set_nonblocking(true)?;
+            self.admit(kind, TcpStream::from_std(stream)?, peer, flows);
+        }
+        Ok(())
     }
 
     fn admit(&self, kind: ListenerKind, stream: TcpStream, peer: std::net::SocketAddr, flows: &Flows) {

@@ -53,8 +53,11 @@ pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// One source may hold this part of all connections, so that it can't lock the others out. A source is
 /// an IPv4 address or an IPv6 network of 64 bits, of which a host has all addresses (RFC 7421).
 pub const SOURCE_SHARE: usize = 4;
-/// From SIGTERM to the end of what still runs: below systemd's 90 s, long enough for most answers.
-pub const DRAIN: Duration = Duration::from_secs(25);
+/// For the datapath role to steer new connections to others, when this process drains.
+pub const WITHDRAW: Duration = Duration::from_secs(2);
+/// Connections accepted from one listener before it is closed: as many as wait there at most (the kernel's
+/// `net.core.somaxconn` by default).
+pub const REST_MAX: usize = 4096;
 
 /// For one question to the keys role.
 pub const KEYS_CALL: Duration = Duration::from_secs(2);
@@ -79,11 +82,15 @@ pub const AUDIT_UNACKED_MAX: usize = 32;
 /// For records still queued when the process ends.
 pub const AUDIT_FLUSH: Duration = Duration::from_secs(5);
 
+/// How long a process that has just started waits for something to decide by before it takes connections, which
+/// others may serve better. Then it denies them with a reason, rather than leave them without an answer.
+pub const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
 /// First and longest pause before a local role is dialled again.
 pub const REDIAL_FIRST: Duration = Duration::from_millis(100);
 /// See [`REDIAL_FIRST`].
 pub const REDIAL_MAX: Duration = Duration::from_secs(2);
-/// How long replaced listeners are still accepted from, so that what is in their queues is served.
+/// How long listeners that nothing new is steered to are still accepted from: for handshakes that have begun, and
+/// what is in their queues.
 pub const HANDOVER_OVERLAP: Duration = Duration::from_secs(1);
 /// How often the machine's own addresses are read again.
 pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);

@@ -178,8 +178,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 
     let mut background = JoinSet::new();
     let (snapshots, own) = (Arc::clone(&gateway.snapshots), Arc::clone(&gateway.own));
-    let follow_control = control.clone();
-    background.spawn(async move { snapshots.follow(follow_control, instance).await });
+    let (follow_control, draining) = (control.clone(), CancellationToken::new());
+    let told = draining.clone();
+    background.spawn(async move { snapshots.follow(follow_control, instance, told).await });
     background.spawn(async move { own.follow().await });
     background.spawn(carrier.run(control));
     let connections = Arc::new(Semaphore::new(connections_max));
@@ -188,21 +189,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         connections: Arc::clone(&connections),
         sources: Sources::new(connections_max),
     });
-    let handed_over = CancellationToken::new();
     let listening =
-        tokio::spawn(handover::follow(config.handover_socket(), datapath, accepting, handed_over.clone()));
+        tokio::spawn(handover::follow(config.handover_socket(), datapath, accepting, draining.clone()));
 
     // From here on it waits for its peers, which may come in any order.
     notify::ready("l7");
     stop.await;
     notify::stopping();
-    tracing::info!("draining: no new connections; open ones have {} s", limit::DRAIN.as_secs());
-    handed_over.cancel();
-    let _ = listening.await;
+    tracing::info!("draining: no new connections; open ones have {} s", config.l7.drain_s_max);
+    draining.cancel();
+    // While it is held, the datapath role knows that this process may still dial.
+    let _present = listening.await;
     stopping_sender.send_replace(true);
     proxy.http_cleanup().await;
     let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-    if tokio::time::timeout(limit::DRAIN, connections.acquire_many(all)).await.is_err() {
+    let drain = Duration::from_secs(config.l7.drain_s_max);
+    if tokio::time::timeout(drain, connections.acquire_many(all)).await.is_err() {
         gateway.cut.cancel();
         let _ = tokio::time::timeout(CUT, connections.acquire_many(all)).await;
     }

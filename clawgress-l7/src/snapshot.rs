@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
-use clawgress_api::proto::{Applied, Hello, WatchRequest, watch_request};
+use clawgress_api::proto::{Applied, Draining, Hello, WatchRequest, watch_request};
 use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::TrustSnapshot;
@@ -19,6 +19,7 @@ use clawgress_policy::{PolicyInForce, PolicySet};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::limit;
@@ -125,6 +126,16 @@ impl Snapshots {
         self.plan.load().as_ref().map_or(0, |p| p.generation)
     }
 
+    /// Waits until there is a plan to decide by.
+    pub async fn ready(&self) {
+        let mut changes = self.subscribe();
+        while self.current().is_err() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Tells when the plan changed, or began to age.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
@@ -205,11 +216,11 @@ impl Snapshots {
         assert_eq!(applied.error, "");
     }
 
-    /// Follows control for ever.
-    pub async fn follow(&self, channel: Channel, instance: String) {
+    /// Follows control for ever, and tells it when this worker drains.
+    pub async fn follow(&self, channel: Channel, instance: String, draining: CancellationToken) {
         let mut pause = limit::REDIAL_FIRST;
         loop {
-            match self.follow_once(channel.clone(), &instance).await {
+            match self.follow_once(channel.clone(), &instance, &draining).await {
                 Ok(true) => pause = limit::REDIAL_FIRST,
                 Ok(false) => {}
                 Err(status) => {
@@ -223,7 +234,12 @@ impl Snapshots {
     }
 
     /// Follows one stream to its end; returns whether a snapshot came.
-    async fn follow_once(&self, channel: Channel, instance: &str) -> Result<bool, tonic::Status> {
+    async fn follow_once(
+        &self,
+        channel: Channel,
+        instance: &str,
+        draining: &CancellationToken,
+    ) -> Result<bool, tonic::Status> {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let hello = Hello {
             instance: instance.to_owned(),
@@ -235,8 +251,17 @@ impl Snapshots {
         requests.send(say(watch_request::Kind::Hello(hello))).await.map_err(gone)?;
         let mut client = SnapshotsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut snapshots = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
-        let mut any = false;
-        while let Some(envelope) = snapshots.message().await? {
+        let (mut any, mut is_told) = (false, false);
+        loop {
+            let message = tokio::select! {
+                message = snapshots.message() => message?,
+                () = draining.cancelled(), if !is_told => {
+                    is_told = true;
+                    requests.send(say(watch_request::Kind::Draining(Draining {}))).await.map_err(gone)?;
+                    continue;
+                }
+            };
+            let Some(envelope) = message else { return Ok(any) };
             let (generation, hollow) = (envelope.generation, envelope.document.is_empty());
             let applied = self.apply(envelope).await;
             if hollow && !self.runs(generation) {
@@ -247,7 +272,6 @@ impl Snapshots {
             any |= applied.error.is_empty();
             requests.send(say(watch_request::Kind::Applied(applied))).await.map_err(gone)?;
         }
-        Ok(any)
     }
 }
 

@@ -21,7 +21,10 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
     );
     let revision =
         if status.revision == 0 { "none".to_owned() } else { format!("revision {}", status.revision) };
-    let l7 = status.l7.iter().map(|w| format!("{} (pid {}, generation {})", w.instance, w.pid, w.generation));
+    let l7 = status.l7.iter().map(|w| {
+        let draining = if w.draining { ", draining" } else { "" };
+        format!("{} (pid {}, generation {}{draining})", w.instance, w.pid, w.generation)
+    });
     let mut rows = vec![
         ("node", format!("{} (clawgress {})", status.node, status.version)),
         ("policy", revision),

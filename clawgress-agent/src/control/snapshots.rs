@@ -96,6 +96,7 @@ impl Service {
                 () = sender.closed() => return,
                 request = requests.message() => match request {
                     Ok(Some(WatchRequest { kind: Some(Kind::Applied(applied)) })) => place.acknowledge(applied),
+                    Ok(Some(WatchRequest { kind: Some(Kind::Draining(_)) })) => place.drain(),
                     Ok(Some(_)) => {
                         let _ = sender.try_send(Err(Status::invalid_argument("only acknowledgements now")));
                         return;
@@ -167,7 +168,7 @@ impl Workers {
             "an L7 worker came"
         );
         let instance = bounded(hello.instance);
-        let status = L7Status { instance, pid: hello.pid, generation: 0, error: None };
+        let status = L7Status { instance, pid: hello.pid, generation: 0, draining: false, error: None };
         let worker = Worker { status, quarantine: None };
         let admitted = workers.connected.send_if_modified(|connected| {
             let room = connected.len() < WORKERS_MAX;
@@ -186,6 +187,15 @@ impl Workers {
 // === impl Place ===
 
 impl Place {
+    fn drain(&self) {
+        self.workers.connected.send_modify(|connected| {
+            if let Some(worker) = connected.get_mut(&self.number) {
+                tracing::info!(instance = worker.status.instance, "an L7 worker drains");
+                worker.status.draining = true;
+            }
+        });
+    }
+
     fn acknowledge(&self, applied: Applied) {
         let Applied { generation, error, quarantine } = applied;
         let error = bounded(error);

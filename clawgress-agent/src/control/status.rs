@@ -88,11 +88,11 @@ fn policy_warning(live: &Generation) -> Option<String> {
 }
 
 fn l7_warnings(l7: &[L7Status], latest: u64, warnings: &mut Vec<String>) {
-    if l7.is_empty() {
-        warnings.push(
-            "no L7 worker is connected: nothing passes but what the kernel forwards; start `clawgress-l7`"
-                .into(),
-        );
+    if l7.iter().all(|worker| worker.draining) {
+        let who = if l7.is_empty() { "is connected" } else { "takes new connections, all drain" };
+        warnings.push(format!(
+            "no L7 worker {who}: nothing new passes but what the kernel forwards; start `clawgress-l7`"
+        ));
     }
     for worker in l7 {
         let L7Status { instance, generation, error, .. } = worker;

@@ -1,5 +1,6 @@
-//! Handing listeners and the flow table to L7. A listener takes steered connections only while some L7
-//! is there to accept them: without one, packets are dropped (`listener_missing`), not queued.
+//! Handing listeners and the flow table to L7. Each process has steered connections come to listeners of its
+//! own, and only while it is there to accept them: without any, packets are dropped (`listener_missing`), not
+//! queued. The explicit proxy's listeners are shared: whoever is there accepts.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -7,8 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use aya::maps::{MapData, SockMap};
-use clawgress_api::handover::{self, Handover, ListenerKind};
-use clawgress_ebpf_common::listener;
+use clawgress_api::handover::{self, Handover};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
@@ -16,153 +16,193 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::listeners::Listener;
+use super::listeners::{self, Listener};
 use super::modes::{Failure, Modes};
 use super::proxy::Proxy;
+use super::steering::{Id, LEFT_DESCRIPTORS_MAX, Steering};
 use crate::peer::Access;
 
-/// L7 processes at once: one a core on a large machine, and their successors during an upgrade.
+/// L7 processes connected at once: those that take connections, those that drain, those that wait for a place.
 const L7_MAX: usize = 64;
+/// Addresses of the explicit proxy: what a message holds besides a process's own listeners, those of processes that
+/// take no more, the sockets of DNS, and the two maps.
+pub const PROXIES_MAX: usize = handover::DESCRIPTORS_MAX - 2 - LEFT_DESCRIPTORS_MAX - 4 - 2;
 /// For a handover to be taken. It waits only for a peer that has let many of them lie.
 const SEND_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What there is to hand over.
 #[derive(Debug)]
 pub struct Offer {
-    listeners: Vec<Listener>,
+    /// What every process gets: the explicit proxy's listeners, and the sockets of DNS.
+    shared: Vec<Listener>,
     flows: Option<OwnedFd>,
-    /// Indices of the agents' interfaces; L7 is told when they change.
-    interfaces: watch::Sender<Vec<u32>>,
-    slots: Option<Mutex<Slots>>,
+    /// What a process is told when it changes.
+    told: watch::Sender<Told>,
+    steering: Option<Mutex<Steering>>,
+    modes: Option<Arc<Modes>>,
+    /// How many processes are connected.
+    present: Mutex<usize>,
     proxy: Option<Arc<Proxy>>,
 }
 
-/// The socket map, and how many L7 processes hold the listeners in it.
-struct Slots {
-    map: SockMap<MapData>,
-    holders: Holders,
-    modes: Arc<Modes>,
-}
-
-/// L7 processes by what they serve.
+/// What changes while a process holds its listeners.
 #[derive(Debug, Default)]
-struct Holders {
-    streams: usize,
-    dns: usize,
+struct Told {
+    /// Indices of the agents' interfaces.
+    interfaces: Vec<u32>,
+    /// Listeners of processes that take no more.
+    left: Vec<Arc<Listener>>,
 }
 
-/// What a loan is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loan {
-    Streams,
-    Dns,
+/// What one process holds.
+#[derive(Debug)]
+struct Loan {
+    /// Its own listeners, until it drains.
+    own: Vec<Arc<Listener>>,
+    /// Its place, where connections are steered.
+    id: Option<Id>,
+    drains: bool,
+    serves_dns: bool,
 }
 
-impl std::fmt::Debug for Slots {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slots").field("holders", &self.holders).finish_non_exhaustive()
-    }
-}
+// === impl Offer ===
 
 impl Offer {
     /// Listeners alone, for the mode without kernel plane.
     #[must_use]
-    pub fn proxies(listeners: Vec<Listener>) -> Self {
-        Offer { listeners, flows: None, interfaces: watch::Sender::default(), slots: None, proxy: None }
+    pub fn proxies(shared: Vec<Listener>) -> Self {
+        let (told, present) = (watch::Sender::default(), Mutex::default());
+        Offer { shared, flows: None, told, steering: None, modes: None, present, proxy: None }
     }
 
     /// Everything: listeners, the flow table, the agents' interfaces, the map that steers, and the proxy's
     /// cgroup if it has one.
     #[must_use]
     pub fn kernel(
-        listeners: Vec<Listener>,
+        shared: Vec<Listener>,
         flows: OwnedFd,
         interfaces: Vec<u32>,
         map: SockMap<MapData>,
         proxy: Option<Arc<Proxy>>,
         modes: Arc<Modes>,
     ) -> Self {
-        let slots = Some(Mutex::new(Slots { map, holders: Holders::default(), modes }));
-        Offer { listeners, flows: Some(flows), interfaces: watch::Sender::new(interfaces), slots, proxy }
+        let told = watch::Sender::new(Told { interfaces, left: Vec::new() });
+        let (steering, present) = (Some(Mutex::new(Steering::new(map))), Mutex::default());
+        Offer { shared, flows: Some(flows), told, steering, modes: Some(modes), present, proxy }
     }
 
-    /// Notes that no L7 has come since the start, if so it is and `is_late`.
+    /// Notes that no L7 has come since the start, if so it is and `is_late`; closes what stayed open for
+    /// handshakes long enough.
     pub fn check(&self, is_late: bool) {
-        if let Some(slots) = &self.slots {
-            let slots = slots.lock();
-            if slots.holders.streams == 0 && is_late {
-                slots.modes.turn(Failure::L7, true);
-            }
+        let (Some(steering), Some(modes)) = (&self.steering, &self.modes) else { return };
+        let mut steering = steering.lock();
+        if is_late && !steering.is_taken() {
+            modes.turn(Failure::L7, true);
+        }
+        if steering.expire() {
+            self.tell_left(&steering);
         }
     }
 
     /// The agents' interfaces have these indices now: whoever holds the listeners is told.
     pub fn follow(&self, interfaces: Vec<u32>) {
-        self.interfaces.send_if_modified(|known| {
-            let is_new = *known != interfaces;
-            *known = interfaces;
+        self.told.send_if_modified(|told| {
+            let is_new = told.interfaces != interfaces;
+            told.interfaces = interfaces;
             is_new
         });
     }
 
-    fn document(&self, interfaces: &[u32]) -> Handover {
-        Handover {
-            listeners: self.listeners.iter().map(Listener::document).collect(),
-            flow_table: self.flows.is_some(),
-            dials: self.proxy.is_some(),
-            interfaces: interfaces.to_vec(),
+    fn tell_left(&self, steering: &Steering) {
+        let left = steering.left();
+        self.told.send_if_modified(|told| {
+            let is_same =
+                told.left.len() == left.len() && told.left.iter().zip(&left).all(|(a, b)| Arc::ptr_eq(a, b));
+            told.left = left;
+            !is_same
+        });
+    }
+
+    /// What a new process gets.
+    ///
+    /// # Errors
+    /// If there is no place for it, or its listeners can't be opened.
+    fn lend(&self) -> Result<Loan> {
+        let mut loan = Loan { own: Vec::new(), id: None, drains: false, serves_dns: false };
+        if let Some(steering) = &self.steering {
+            loan.own = listeners::transparent()?.into_iter().map(Arc::new).collect();
+            loan.id = Some(steering.lock().place(loan.own.clone())?);
         }
+        *self.present.lock() += 1;
+        Ok(loan)
     }
 
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let flows = self.flows.iter().map(|f| f.as_fd());
-        let dials = self.proxy.iter().map(|p| p.table().as_fd());
-        self.listeners.iter().map(|l| l.as_fd()).chain(flows).chain(dials).collect()
+    /// It has what it was lent: new connections go to it.
+    fn take(&self, loan: &Loan) {
+        self.steer(|steering| loan.id.iter().for_each(|&id| steering.take(id)));
     }
 
-    /// One L7 more or less. The first takes the slots, the last gives them up.
-    fn hold(&self, loan: Loan, is_new: bool) {
-        let Some(slots) = &self.slots else { return };
-        let Slots { map, holders, modes } = &mut *slots.lock();
-        let holders = match loan {
-            Loan::Streams => &mut holders.streams,
-            Loan::Dns => &mut holders.dns,
-        };
-        let before = *holders;
-        *holders = if is_new { before + 1 } else { before.saturating_sub(1) };
-        if *holders == 0
-            && loan == Loan::Streams
+    /// New connections go to others, and what it has left to accept as well.
+    fn drain(&self, loan: &mut Loan) {
+        loan.drains = true;
+        loan.own.clear();
+        let (id, served_dns) = (loan.id.take(), std::mem::take(&mut loan.serves_dns));
+        self.steer(|steering| {
+            id.into_iter().for_each(|id| steering.leave(id));
+            if served_dns {
+                steering.serve_dns(&self.shared, false);
+            }
+        });
+    }
+
+    /// It is gone.
+    fn end(&self, mut loan: Loan) {
+        self.drain(&mut loan);
+        let mut present = self.present.lock();
+        *present = present.saturating_sub(1);
+        if *present == 0
             && let Some(proxy) = &self.proxy
         {
             proxy.forget();
         }
-        for listener in &self.listeners {
-            let Some(slot) = slot(listener, loan) else { continue };
-            let result = match (before, *holders) {
-                (0, 1) => map.set(slot, listener.socket(), 0),
-                (1, 0) => map.clear_index(&slot),
-                _ => Ok(()),
-            };
-            if let Err(error) = result {
-                tracing::error!(%error, slot, "cannot change a listener slot");
+    }
+
+    fn steer(&self, change: impl FnOnce(&mut Steering)) {
+        let (Some(steering), Some(modes)) = (&self.steering, &self.modes) else { return };
+        let mut steering = steering.lock();
+        change(&mut steering);
+        modes.turn(Failure::L7, !steering.is_taken());
+        self.tell_left(&steering);
+    }
+
+    /// Hands over what there is for the process now; whether it could be. A peer that doesn't take it in time
+    /// is none.
+    async fn send(&self, stream: &UnixStream, loan: &Loan, told: &mut watch::Receiver<Told>) -> bool {
+        let (interfaces, left) = {
+            let told = told.borrow_and_update();
+            (told.interfaces.clone(), told.left.clone())
+        };
+        let own = loan.own.iter().chain(&left).map(Arc::as_ref);
+        let listeners: Vec<&Listener> =
+            if loan.drains { Vec::new() } else { own.chain(&self.shared).collect() };
+        let document = Handover {
+            listeners: listeners.iter().map(|l| l.document()).collect(),
+            flow_table: self.flows.is_some(),
+            dials: self.proxy.is_some(),
+            interfaces,
+        };
+        let flows = self.flows.iter().map(|f| f.as_fd());
+        let dials = self.proxy.iter().map(|p| p.table().as_fd());
+        let descriptors: Vec<BorrowedFd<'_>> =
+            listeners.iter().map(|l| l.as_fd()).chain(flows).chain(dials).collect();
+        let sent = tokio::time::timeout(SEND_TIME_MAX, handover::send(stream, &document, &descriptors)).await;
+        match sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot hand the listeners over");
+                false
             }
         }
-        if loan == Loan::Streams {
-            modes.turn(Failure::L7, *holders == 0);
-        }
-    }
-}
-
-/// Where a listener stands, if it is of this loan.
-fn slot(listener: &Listener, loan: Loan) -> Option<u32> {
-    let v6 = u32::from(listener.address().is_ipv6());
-    match (loan, listener.kind()) {
-        (Loan::Streams, ListenerKind::Transparent) => {
-            Some(if v6 == 0 { listener::TCP4 } else { listener::TCP6 })
-        }
-        (Loan::Dns, ListenerKind::DnsStream) => Some(listener::DNS_TCP + v6),
-        (Loan::Dns, ListenerKind::DnsDatagram) => Some(listener::DNS_UDP + v6),
-        _ => None,
     }
 }
 
@@ -196,54 +236,57 @@ pub async fn serve(
     }
 }
 
-/// Hands over, and holds the slots for as long as the peer stays.
+/// Hands over, and steers to the peer for as long as it stays and does not drain.
 async fn hand(mut stream: UnixStream, pid: Option<i32>, offer: Arc<Offer>) {
     if let Some(proxy) = &offer.proxy
         && let Err(error) = tokio::task::block_in_place(|| proxy.admit(pid))
     {
         tracing::error!("l7 gets no listeners: {error:#}");
-        return;
+        return refuse(&stream, &error).await;
     }
-    let mut interfaces = offer.interfaces.subscribe();
-    if !send(&stream, &offer, &mut interfaces).await {
-        return;
-    }
-    offer.hold(Loan::Streams, true);
-    let (mut word, mut serves_dns) = ([0; 1], false);
-    loop {
-        tokio::select! {
-            read = stream.read(&mut word) => match read {
-                Ok(1) if word == [handover::SERVES_DNS] && !serves_dns => {
-                    serves_dns = true;
-                    offer.hold(Loan::Dns, true);
-                    continue;
-                }
-                // Its end, or a word out of turn, ends the loan.
-                _ => break,
-            },
-            Ok(()) = interfaces.changed() => {}
+    let mut loan = match offer.lend() {
+        Ok(loan) => loan,
+        Err(error) => {
+            tracing::error!("l7 gets no listeners: {error:#}");
+            return refuse(&stream, &error).await;
         }
-        if !send(&stream, &offer, &mut interfaces).await {
-            break;
-        }
+    };
+    let mut told = offer.told.subscribe();
+    if offer.send(&stream, &loan, &mut told).await {
+        offer.take(&loan);
+        hold(&mut stream, &offer, &mut loan, &mut told).await;
     }
-    offer.hold(Loan::Streams, false);
-    if serves_dns {
-        offer.hold(Loan::Dns, false);
-    }
+    offer.end(loan);
     tracing::info!("l7 gave the listeners back");
 }
 
-/// Hands over what there is now; whether it could be. A peer that doesn't take it in time is none.
-async fn send(stream: &UnixStream, offer: &Offer, interfaces: &mut watch::Receiver<Vec<u32>>) -> bool {
-    let document = offer.document(&interfaces.borrow_and_update());
-    let descriptors = offer.descriptors();
-    let sent = tokio::time::timeout(SEND_TIME_MAX, handover::send(stream, &document, &descriptors)).await;
-    match sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, "cannot hand the listeners over");
-            false
+/// Does what the peer says, and tells it what changes, to its end.
+async fn hold(stream: &mut UnixStream, offer: &Offer, loan: &mut Loan, told: &mut watch::Receiver<Told>) {
+    let mut word = [0; 1];
+    loop {
+        tokio::select! {
+            read = stream.read(&mut word) => match (read, word) {
+                (Ok(1), [handover::SERVES_DNS]) if !loan.serves_dns && !loan.drains => {
+                    loan.serves_dns = true;
+                    offer.steer(|steering| steering.serve_dns(&offer.shared, true));
+                    continue;
+                }
+                (Ok(1), [handover::DRAINS]) if !loan.drains => {
+                    tracing::info!("l7 drains: new connections go to others");
+                    offer.drain(loan);
+                }
+                // Its end, or a word out of turn, ends the loan.
+                _ => return,
+            },
+            Ok(()) = told.changed(), if !loan.drains => {}
+        }
+        if !offer.send(stream, loan, told).await {
+            return;
         }
     }
+}
+
+async fn refuse(stream: &UnixStream, why: &anyhow::Error) {
+    // Who doesn't wait for it finds it in this role's log.
+    let _ = tokio::time::timeout(SEND_TIME_MAX, handover::refuse(stream, &format!("{why:#}"))).await;
 }

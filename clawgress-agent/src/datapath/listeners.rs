@@ -55,7 +55,7 @@ impl AsFd for Listener {
     }
 }
 
-/// Opens the transparent listeners, one a family, on ports of the kernel's choice: nobody dials them,
+/// Opens the transparent listeners of one L7 process, one a family, on ports of the kernel's choice: nobody dials them,
 /// packets are assigned.
 ///
 /// # Errors

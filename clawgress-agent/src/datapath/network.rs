@@ -156,8 +156,13 @@ impl Interfaces {
 
 /// A setting below `/proc/sys/net` and the value it must have.
 fn settings(interfaces: &Interfaces) -> Vec<(String, &'static str)> {
-    let mut settings =
-        vec![("ipv4/ip_forward".to_owned(), "1"), ("ipv6/conf/all/forwarding".to_owned(), "1")];
+    let mut settings = vec![
+        ("ipv4/ip_forward".to_owned(), "1"),
+        ("ipv6/conf/all/forwarding".to_owned(), "1"),
+        // What waits for the proxy at a former role's listener goes to this role's when that closes, in both
+        // families.
+        ("ipv4/tcp_migrate_req".to_owned(), "1"),
+    ];
     for name in interfaces.agents.keys() {
         // Agents must not be told another way, and must not tell us one.
         settings.push((format!("ipv4/conf/{name}/send_redirects"), "0"));

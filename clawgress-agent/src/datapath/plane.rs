@@ -15,6 +15,7 @@ use super::attach::Attached;
 use super::drops::Drops;
 use super::events::Counters;
 use super::flows::Flows;
+use super::handover;
 use super::learned::LearnedMap;
 use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
@@ -338,8 +339,9 @@ pub fn check_privilege(config: &Config) -> Result<()> {
         "the kernel programs are built for little-endian machines; use `mode = \"none\"`"
     );
     ensure!(
-        config.proxy.listen.len() < clawgress_api::handover::DESCRIPTORS_MAX - 8,
-        "too many addresses in `listen`"
+        config.proxy.listen.len() <= handover::PROXIES_MAX,
+        "at most {} addresses in `listen`",
+        handover::PROXIES_MAX
     );
     Ok(())
 }

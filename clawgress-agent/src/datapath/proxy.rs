@@ -29,6 +29,10 @@ use super::workloads;
 /// How often hooks and DNS servers are looked at: the longest time that hooks which somebody took away stay
 /// away.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Levels of cgroups below the configured one in which a proxy may run: a slice and its services.
+const NESTED_MAX: usize = 1;
+/// Cgroups looked at there: more than there are proxies at once.
+const CGROUPS_MAX: usize = 64;
 /// What the system's resolver asks where `[l7]` names no servers, and at which port (resolv.conf(5)).
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DNS_PORT: u16 = 53;
@@ -140,12 +144,9 @@ impl Proxy {
     pub fn admit(&self, pid: Option<i32>) -> Result<()> {
         self.attach(false)?;
         let pid = pid.context("the process at the other end of the socket can't be told")?;
-        let path = self.cgroup.join("cgroup.procs");
-        let members =
-            fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
         ensure!(
-            members.lines().any(|line| line.parse() == Ok(pid)),
-            "process {pid} does not run in `{}`; start l7 in there, or correct `cgroup` in [l7]",
+            runs_in(&self.cgroup, pid, NESTED_MAX)?,
+            "process {pid} does not run in `{}` or right below; start l7 in there, or correct `cgroup` in [l7]",
             self.cgroup.display()
         );
         Ok(())
@@ -202,6 +203,22 @@ impl Proxy {
         self.resolvers.lock().write()?;
         if self.cgroup.exists() { self.attach(false) } else { Ok(Vec::new()) }
     }
+}
+
+/// Whether the process is in the cgroup, or in one at most `nested` levels below, where the hooks count as well.
+fn runs_in(cgroup: &Path, pid: i32, nested: usize) -> Result<bool> {
+    let path = cgroup.join("cgroup.procs");
+    let members = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    if members.lines().any(|line| line.parse() == Ok(pid)) {
+        return Ok(true);
+    }
+    if nested == 0 {
+        return Ok(false);
+    }
+    let below = fs::read_dir(cgroup).with_context(|| format!("cannot list `{}`", cgroup.display()))?;
+    let directories = below.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+    // One that cannot be read has just gone, with its processes.
+    Ok(directories.take(CGROUPS_MAX).any(|e| runs_in(&e.path(), pid, nested - 1).unwrap_or(false)))
 }
 
 /// Keeps the hooks attached and the DNS servers up to date until `stop`; tells what it repaired.

@@ -192,8 +192,25 @@ async fn only_a_proxy_in_its_cgroup_gets_listeners() {
     fs::remove_dir(&cgroup.0).expect("nobody is in there");
     fs::create_dir(&cgroup.0).expect("cgroup");
     let mut proxy = Puppet::new(&lab, cgroup.path());
-    assert_eq!(take(&mut proxy, &lab), "10");
+    // Two are the former proxy's.
+    assert_eq!(take(&mut proxy, &lab), "12");
     assert_eq!(proxy.tell(&format!("dial('a', '{}', {PORT})", DIRECT[0])), "EPERM");
+    drop(proxy);
+
+    // Several, each in a cgroup of its own below that one: the hooks count there too. Deeper ones are not looked for.
+    let service = cgroup.0.join("service");
+    let deep = service.join("deep");
+    fs::create_dir_all(&deep).expect("cgroup");
+    let mut proxy = Puppet::new(&lab, service.to_str().expect("path"));
+    assert_ne!(take(&mut proxy, &lab), "0");
+    assert_eq!(proxy.tell(&format!("dial('a', '{}', {PORT})", DIRECT[0])), "EPERM");
+    assert_ne!(proxy.tell(&format!("dial('b', '{}', {PORT}, 10, register(1))", DIRECT[0])), "EPERM");
+    let mut beyond = Puppet::new(&lab, deep.to_str().expect("path"));
+    assert_eq!(take(&mut beyond, &lab), "0");
+    drop((proxy, beyond));
+    for directory in [deep, service] {
+        fs::remove_dir(directory).expect("nobody is in there");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -159,7 +159,7 @@ pub fn dial(lab: &Lab, source: IpAddr, to: (IpAddr, u16), patience: Duration) ->
     dial_from(lab, SocketAddr::from((source, 0)), to, patience)
 }
 
-fn dial_from(
+pub fn dial_from(
     lab: &Lab,
     source: SocketAddr,
     to: (IpAddr, u16),
@@ -365,7 +365,7 @@ async fn a_tuple_in_time_wait_never_leads_to_somebody_elses_listener() {
     decoys[0].accept().expect("the decoy listens");
 }
 
-fn decoy(address: SocketAddr) -> TcpListener {
+pub fn decoy(address: SocketAddr) -> TcpListener {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("socket");
     if address.is_ipv6() {
         socket.set_only_v6(true).expect("only v6");
@@ -376,7 +376,7 @@ fn decoy(address: SocketAddr) -> TcpListener {
 }
 
 /// Sockets of the gateway in TIME_WAIT whose peer has this port.
-fn time_waits(lab: &Lab, port: u16) -> usize {
+pub fn time_waits(lab: &Lab, port: u16) -> usize {
     let shown = lab.inside(Place::Gateway, || {
         Command::new("ss").args(["-Htan", "state", "time-wait", "dport", "=", &format!(":{port}")]).output()
     });

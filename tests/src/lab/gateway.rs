@@ -36,10 +36,12 @@ pub enum Role {
     Control,
     /// `clawgress-l7`.
     L7,
+    /// Another `clawgress-l7`, where a test wants two.
+    L7Beside,
 }
 
 impl Role {
-    /// Every one, in the order they are started.
+    /// Every one that a gateway has, in the order they are started.
     pub const ALL: [Role; 4] = [Role::Keys, Role::Datapath, Role::Control, Role::L7];
 
     /// As in log files.
@@ -50,6 +52,7 @@ impl Role {
             Role::Datapath => "datapath",
             Role::Control => "control",
             Role::L7 => "l7",
+            Role::L7Beside => "l7-beside",
         }
     }
 
@@ -60,7 +63,7 @@ impl Role {
         match self {
             Role::Keys => Some("bin"),
             Role::Control => Some("daemon"),
-            Role::L7 => Some("nobody"),
+            Role::L7 | Role::L7Beside => Some("nobody"),
             Role::Datapath => None,
         }
     }
@@ -141,17 +144,15 @@ impl Gateway {
     /// # Errors
     /// If it can't be started.
     pub fn launch(&mut self, role: Role) -> anyhow::Result<()> {
-        let program = match role {
-            Role::L7 => self.program("clawgress-l7")?,
-            _ => self.program("clawgress-agent")?,
-        };
-        let mut argv = match (role, self.proxy_cgroup()) {
-            (Role::L7, Some(cgroup)) => enter(&cgroup)?,
+        let is_l7 = matches!(role, Role::L7 | Role::L7Beside);
+        let program = self.program(if is_l7 { "clawgress-l7" } else { "clawgress-agent" })?;
+        let mut argv = match self.proxy_cgroup() {
+            Some(cgroup) if is_l7 => enter(&cgroup)?,
             _ => Vec::new(),
         };
         argv.extend(privileges(role, self.lab.is_kept()));
         argv.push(program.to_string_lossy().into_owned());
-        if role != Role::L7 {
+        if !is_l7 {
             argv.push(role.name().to_owned());
         }
         argv.extend(["--config".to_owned(), self.config().to_string_lossy().into_owned()]);

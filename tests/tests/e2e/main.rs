@@ -26,3 +26,4 @@ mod quarantine;
 mod shared;
 mod transparent;
 mod up;
+mod workers;
