@@ -1,5 +1,5 @@
 //! Builds the kernel programs from source with a child cargo, strips them and leaves them in
-//! `OUT_DIR/clawgress.o` for the datapath role to embed.
+//! `OUT_DIR/packets.o` and `OUT_DIR/sockets.o` for the datapath role to embed.
 //!
 //! The child has a target directory of its own beside the main one, so that check, test and release
 //! builds share it. Unstable features are switched on for that child alone.
@@ -10,8 +10,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The objects, each a binary of `clawgress-ebpf`.
+const OBJECTS: [&str; 2] = ["packets", "sockets"];
+
 /// Largest stripped object, bytes: a promise to appliances, and a hint when inlining runs away.
-const OBJECT_BYTES_MAX: u64 = 96 * 1024;
+const OBJECT_BYTES_MAX: u64 = 64 * 1024;
 
 /// The compiler release whose Debian source package the toolchain directory may hold.
 const RUST_RELEASE: &str = "1.95.0";
@@ -41,11 +44,15 @@ fn main() -> Result<(), Error> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let toolchain = Toolchain::find()?;
     let built = toolchain.build(&root, &target_directory(&out))?;
-    let object = out.join("clawgress.o");
-    toolchain.strip(&built, &object)?;
-    let bytes = fs::metadata(&object)?.len();
-    if bytes > OBJECT_BYTES_MAX {
-        return Err(format!("the kernel object has {bytes} bytes, more than {OBJECT_BYTES_MAX}").into());
+    for name in OBJECTS {
+        let object = out.join(name).with_extension("o");
+        toolchain.strip(&built.join(name), &object)?;
+        let bytes = fs::metadata(&object)?.len();
+        if bytes > OBJECT_BYTES_MAX {
+            return Err(
+                format!("kernel object `{name}` has {bytes} bytes, more than {OBJECT_BYTES_MAX}").into()
+            );
+        }
     }
     Ok(())
 }
@@ -93,7 +100,7 @@ impl Toolchain {
         }
     }
 
-    /// Builds the object and gives its path.
+    /// Builds the objects and gives their directory.
     fn build(&self, root: &Path, target: &Path) -> Result<PathBuf, Error> {
         let mut path = self.linker_directory.clone().into_os_string();
         path.push(":");
@@ -111,7 +118,7 @@ impl Toolchain {
         }
         command
             .current_dir(root)
-            .args(["build", "--package", "clawgress-ebpf", "--bin", "clawgress", "--release"])
+            .args(["build", "--package", "clawgress-ebpf", "--bins", "--release"])
             .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core", "--target-dir"])
             .arg(target)
             .env("PATH", path)
@@ -129,7 +136,7 @@ impl Toolchain {
         if !status.success() {
             return Err(format!("building the kernel programs failed ({status}); see above").into());
         }
-        Ok(target.join("bpfel-unknown-none/release/clawgress"))
+        Ok(target.join("bpfel-unknown-none/release"))
     }
 
     /// Removes what neither the loader nor the kernel reads.

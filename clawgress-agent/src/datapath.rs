@@ -7,6 +7,7 @@
 pub mod attach;
 mod bench;
 pub mod bpf;
+pub mod buckets;
 mod drops;
 pub mod events;
 pub mod flows;
@@ -34,14 +35,14 @@ mod upkeep;
 mod verifier;
 mod workloads;
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::Ebpf;
 use clawgress_api::clock::SystemClock;
-use clawgress_api::config::{Config, DatapathMode, UnboundSources};
+use clawgress_api::config::{Config, Datapath, DatapathMode, UnboundSources};
 use clawgress_api::notify;
 use clawgress_api::proto::datapath_server::DatapathServer;
 use clawgress_api::{MESSAGE_BYTES_MAX, socket};
@@ -50,6 +51,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::buckets::Buckets;
 use self::events::Counters;
 use self::flows::Flows;
 use self::handover::Offer;
@@ -57,6 +59,7 @@ use self::learned::LearnedMap;
 use self::modes::Modes;
 use self::names::Names;
 use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
+use self::object::Objects;
 use self::own::Own;
 use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
@@ -142,17 +145,19 @@ async fn start(
     let names =
         Names::new(&config.node.name, Arc::new(SystemClock), &interfaces.agents, &config.node.run_dir);
     let names = Arc::new(names);
-    let ebpf = programs.ebpf();
-    let proxy = open_proxy(ebpf, config, spool, tasks, stop)?;
-    let modes = Arc::new(Modes::new(config, object::take(ebpf, map::INTERFACES)?, Arc::clone(spool)));
+    let objects = programs.objects();
+    let proxy = open_proxy(objects, config, spool, tasks, stop)?;
+    let modes = Arc::new(Modes::new(config, object::take(objects, map::INTERFACES)?, Arc::clone(spool)));
     modes.follow(&interfaces.agents)?;
-    let offer = Arc::new(offer(ebpf, config, &interfaces, proxy.clone(), Arc::clone(&modes))?);
+    let offer = Arc::new(offer(objects, config, &interfaces, proxy.clone(), Arc::clone(&modes))?);
     let plane = Arc::new(KernelPlane {
-        flows: Arc::new(Flows::new(ebpf)?),
+        flows: Arc::new(Flows::new(objects)?),
         drops: Arc::default(),
-        quarantine: Mutex::new(Quarantine::take(ebpf)?),
-        learned: Arc::new(Mutex::new(LearnedMap::take(ebpf)?)),
-        counters: Arc::new(Counters::new(object::take(ebpf, map::COUNTERS)?)),
+        quarantine: Mutex::new(Quarantine::take(objects)?),
+        unbound_per_s: config.datapath.unbound_all_per_s.get(),
+        buckets: Arc::new(Mutex::new(buckets(objects, config)?)),
+        learned: Arc::new(Mutex::new(LearnedMap::take(objects)?)),
+        counters: Arc::new(Counters::new(object::take(objects, map::COUNTERS)?)),
         names: Arc::clone(&names),
         spool: Arc::clone(spool),
         attached: Mutex::new(attached),
@@ -160,31 +165,27 @@ async fn start(
         proxy,
         live: Mutex::new(None),
         skipped: Mutex::new(Vec::new()),
-        tables: tokio::sync::Mutex::new(Tables::take(ebpf)?),
+        tables: tokio::sync::Mutex::new(Tables::take(objects)?),
         interfaces: Mutex::new(interfaces.clone()),
         bpffs: config.datapath.bpffs.clone(),
-        closed: config
-            .agents_interfaces()
-            .filter(|i| i.unbound_sources == UnboundSources::Deny)
-            .map(|i| i.name.clone())
-            .collect(),
+        closed: closed(config),
         modes,
         troubles: Arc::default(),
     });
     resume(&plane).await?;
 
-    let ring = object::take(ebpf, map::EVENTS)?;
+    let ring = object::take(objects, map::EVENTS)?;
     tasks.spawn(events::read(
         ring,
         Arc::clone(&plane.counters),
         Arc::clone(&names),
         Arc::clone(spool),
         Arc::clone(&plane.drops),
-        Repeats::new(object::take(ebpf, map::SEEN)?),
+        Repeats::new(object::take(objects, map::SEEN)?),
         stop.clone(),
     ));
     sweep(&plane, names, tasks, stop);
-    let own = Own::take(ebpf)?;
+    let own = Own::take(objects)?;
     let keep = Keep {
         netlink,
         watch,
@@ -214,12 +215,26 @@ fn sweep(
         let plane = Arc::clone(plane);
         move || plane.generation()
     };
-    let swept = (Arc::clone(&plane.flows), Arc::clone(&plane.learned));
+    let swept = (Arc::clone(&plane.flows), Arc::clone(&plane.learned), Arc::clone(&plane.buckets));
     let sweep = flows::sweep(swept, names, Arc::clone(&plane.spool), generation, stop.clone());
     tasks.spawn(async move {
         sweep.await;
         Ok(())
     });
+}
+
+/// Agents' interfaces that take nothing from a source that is bound to nobody.
+fn closed(config: &Config) -> BTreeSet<String> {
+    let denied = config.agents_interfaces().filter(|i| i.unbound_sources == UnboundSources::Deny);
+    denied.map(|i| i.name.clone()).collect()
+}
+
+/// The token buckets; what sources without a binding may begin is limited before the first packet of theirs.
+fn buckets(objects: &mut Objects, config: &Config) -> Result<Buckets> {
+    let mut buckets = Buckets::take(objects)?;
+    let Datapath { unbound_per_s, unbound_all_per_s, .. } = config.datapath;
+    buckets.limit_unbound(unbound_per_s.get(), unbound_all_per_s.get())?;
+    Ok(buckets)
 }
 
 /// The hooks for local workloads; a machine without cgroup v2 goes without them, and status says so.
@@ -232,13 +247,13 @@ fn open_workloads(programs: &mut Programs, config: &Config) -> Result<Workloads,
 
 /// The proxy's cgroup, if one is configured, kept as it must be until `stop`.
 fn open_proxy(
-    ebpf: &mut Ebpf,
+    objects: &mut Objects,
     config: &Config,
     spool: &Arc<Spool>,
     tasks: &mut JoinSet<Result<()>>,
     stop: &CancellationToken,
 ) -> Result<Option<Arc<Proxy>>> {
-    let proxy = tokio::task::block_in_place(|| Proxy::new(ebpf, config))?.map(Arc::new);
+    let proxy = tokio::task::block_in_place(|| Proxy::new(objects, config))?.map(Arc::new);
     if let Some(proxy) = &proxy {
         let kept = proxy::keep(Arc::clone(proxy), Arc::clone(spool), stop.clone());
         tasks.spawn(async move {
@@ -250,7 +265,7 @@ fn open_proxy(
 }
 
 fn offer(
-    ebpf: &mut Ebpf,
+    objects: &mut Objects,
     config: &Config,
     interfaces: &Interfaces,
     proxy: Option<Arc<Proxy>>,
@@ -262,7 +277,7 @@ fn offer(
     let flows = bpf::open_read_only(&flows)
         .with_context(|| format!("cannot open the flow table `{}`", flows.display()))?;
     let indices = interfaces.agents.values().copied().collect();
-    Ok(Offer::kernel(shared, flows, indices, object::take(ebpf, map::LISTENERS)?, proxy, modes))
+    Ok(Offer::kernel(shared, flows, indices, object::take(objects, map::LISTENERS)?, proxy, modes))
 }
 
 /// Takes up what the former process left live.

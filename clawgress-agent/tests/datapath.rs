@@ -27,6 +27,8 @@ mod interfaces;
 mod kernel;
 #[path = "datapath/lab.rs"]
 mod lab;
+#[path = "datapath/limits.rs"]
+mod limits;
 #[path = "datapath/local.rs"]
 mod local;
 #[path = "datapath/machine.rs"]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,23 @@ pub struct Datapath {
     /// Mount point of cgroup v2; found by itself if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
+    /// Connections and datagrams to the gateway that a source without a binding (an IPv4 address, a /64 of
+    /// IPv6) may begin a second, and twice as many at once.
+    #[serde(default = "unbound_per_s")]
+    pub unbound_per_s: NonZeroU32,
+    /// The same for all such sources together.
+    #[serde(default = "unbound_all_per_s")]
+    pub unbound_all_per_s: NonZeroU32,
+}
+
+/// What one host that presents credentials needs, and no more.
+fn unbound_per_s() -> NonZeroU32 {
+    const { NonZeroU32::new(100).unwrap() }
+}
+
+/// What leaves the proxy most of its time for agents that are known.
+fn unbound_all_per_s() -> NonZeroU32 {
+    const { NonZeroU32::new(2_000).unwrap() }
 }
 
 /// Which kernel plane.

@@ -364,6 +364,34 @@ pub struct RecentDrop {
     pub last: Timestamp,
 }
 
+/// A rate limit as it is held to somebody: a token bucket of the kernel plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveLimit {
+    /// Who; absent for sources without a binding, or an agent that is known no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// The cgroup of the local command that has the bucket to itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<u64>,
+    /// The policy's id; absent for the limit of sources without a binding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// What is counted: `packets`, `bytes` or `connections`.
+    pub unit: String,
+    /// Units in a period.
+    pub count: u64,
+    /// The period, seconds.
+    pub period_s: u32,
+    /// Units that may pass at once.
+    pub burst: u64,
+    /// Units that may pass now.
+    pub room: u64,
+    /// Units that passed.
+    pub passed: u64,
+    /// Packets dropped.
+    pub dropped: u64,
+}
+
 /// Addresses that a DNS answer gave for a name that policy permits `direct`, to be let through before the
 /// answer is released.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -50,8 +50,12 @@ pub struct Header {
     pub interfaces_page: u32,
     /// Agent classes: lines of the matrix. A class beyond, or a destination class beyond, has no verdict.
     pub agent_classes: u32,
+    /// First page of the limit sets: [`LimitSet`]s, [`LIMIT_SETS_PER_PAGE`] to a page; number 0 is empty.
+    pub limit_sets_page: u32,
+    /// First page of the limiters: [`Limiter`]s, [`LIMITERS_PER_PAGE`] to a page; number 0 is none.
+    pub limiters_page: u32,
     /// Zero.
-    pub pad: [u32; 115],
+    pub pad: [u32; 113],
     /// Where in a row a protocol's verdicts begin, by protocol number; [`PROTOCOL_UNNAMED`] if no policy
     /// names it. A protocol with ports has one for each port class, any other just one.
     pub protocols: [u16; 256],
@@ -72,6 +76,85 @@ pub const VERDICTS_PER_PAGE: u32 = (PAGE_BYTES / size_of::<crate::Verdict>()) as
 pub const PORTS_PER_PAGE: u32 = (PAGE_BYTES / 2) as u32;
 /// Bindings in a page.
 pub const BINDS_PER_PAGE: u32 = (PAGE_BYTES / size_of::<crate::Bind>()) as u32;
+
+/// Limit sets in a page.
+pub const LIMIT_SETS_PER_PAGE: u32 = (PAGE_BYTES / size_of::<LimitSet>()) as u32;
+/// Limiters in a page.
+pub const LIMITERS_PER_PAGE: u32 = (PAGE_BYTES / size_of::<Limiter>()) as u32;
+
+/// Most limiters that apply to one packet.
+pub const LIMITERS_PER_SET: usize = 4;
+
+/// The limiters that apply to a packet: their numbers, and zeroes behind them.
+pub type LimitSet = [u32; LIMITERS_PER_SET];
+
+/// How much may pass in a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Limiter {
+    /// Which, across generations: the buckets of one whose rate or burst changes are others.
+    pub key: u64,
+    /// What a unit costs, ns times 2 to the power of [`Limiter::cost_shift`], rounded up.
+    pub cost: u64,
+    /// How far a bucket may be from full, ns: the burst.
+    pub burst_ns: u64,
+    /// Index of the policy id in the generation's table.
+    pub policies: u32,
+    /// [`limiter`] unit: where its count is in a [load](limiter::load).
+    pub unit: u8,
+    /// Bits of that count.
+    pub unit_bits: u8,
+    /// Flags of [`limiter`].
+    pub flags: u8,
+    /// [`FINE`](limiter::FINE) for what is cheap, else 0.
+    pub cost_shift: u8,
+}
+
+const _: () = assert!(size_of::<Limiter>() == 32);
+#[cfg(feature = "user")]
+// SAFETY: `repr(C)`, no padding (the assertion above equals the sum of the fields), and every bit
+// pattern is valid.
+unsafe impl crate::user::Pod for Limiter {}
+
+/// Codes in a [`Limiter`].
+pub mod limiter {
+    /// Unit: bytes sent (layer 3 and above).
+    pub const BYTES: u8 = 0;
+    /// Unit: packets sent.
+    pub const PACKETS: u8 = 32;
+    /// Unit: flows begun.
+    pub const CONNECTIONS: u8 = 48;
+
+    /// Bits of a unit's count.
+    #[must_use]
+    pub const fn bits(unit: u8) -> u8 {
+        match unit {
+            BYTES => 32,
+            PACKETS => 16,
+            _ => 1,
+        }
+    }
+
+    /// What a packet counts for, in every unit.
+    #[must_use]
+    #[inline(always)]
+    pub const fn load(bytes: u32, packets: u16, is_new: bool) -> u64 {
+        bytes as u64 | (packets as u64) << PACKETS | (is_new as u64) << CONNECTIONS
+    }
+
+    /// Flag: each local workload has a bucket of its own; what comes by an interface has its agent's.
+    pub const BY_WORKLOAD: u8 = 1;
+    /// Flag: TCP of local workloads waits for its time where the interface it leaves by can hold it.
+    pub const PACE: u8 = 2;
+    /// Bits behind the point of a cost that needs them: a byte at 100 GB/s then is exact to 1 in 600.
+    pub const FINE: u8 = 16;
+    /// Bytes of the largest packet, segments not taken apart (Linux: 512 KiB with jumbograms) with headers.
+    pub const UNITS_MAX: u64 = 1 << 20;
+    /// Most a unit may cost, as a [`Limiter::cost`]: so that of the most units still fits.
+    pub const COST_MAX: u64 = u64::MAX / UNITS_MAX;
+    /// Longest burst, an hour and what rounding adds, ns: far from overflowing, with what a packet costs.
+    pub const BURST_NS_MAX: u64 = 2 * 3_600_000_000_000;
+}
 
 /// The sources of one agents' interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

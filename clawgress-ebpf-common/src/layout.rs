@@ -142,8 +142,12 @@ pub struct Verdict {
     pub reason: u16,
     /// Index of the determining policy ids in the generation's table, 0 for none.
     pub policies: u32,
+    /// Number of the [`LimitSet`](crate::image::LimitSet) that applies, 0 for none.
+    pub limits: u32,
+    /// Zero.
+    pub pad: u32,
 }
-pod!(Verdict, 8);
+pod!(Verdict, 16);
 
 /// The bit of [`map::SELF_FILTER`](crate::map::SELF_FILTER) that stands for `address`: word and bit.
 #[must_use]
@@ -214,10 +218,48 @@ pub struct Flow {
     pub action: u16,
     /// [`flow_flag`] bits.
     pub flags: u16,
+    /// Number of the [`LimitSet`](crate::image::LimitSet) of [`Flow::generation`] that applies, 0 for none.
+    pub limits: u16,
+    /// Zero.
+    pub pad: u16,
+}
+pod!(Flow, 72);
+
+/// Key of [`map::BUCKETS`](crate::map::BUCKETS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct BucketKey {
+    /// [`Limiter::key`](crate::image::Limiter::key).
+    pub limiter: u64,
+    /// Who is limited: an agent's index, or a cgroup's id and [`SUBJECT_CGROUP`].
+    pub subject: u64,
+}
+pod!(BucketKey, 16);
+
+/// In [`BucketKey::subject`]: it is a cgroup's id.
+pub const SUBJECT_CGROUP: u64 = 1 << 63;
+
+/// A token bucket, by the time it takes to fill (the generic cell rate algorithm of ITU-T I.371, virtual
+/// scheduling): one number, so that CPUs need no lock.
+///
+/// What is charged is added atomically, so over any time nothing that passed is forgotten. CPUs that look at the
+/// last token at once may each take it: a bucket is then overdrawn by a packet each at most, and fills up
+/// from there. CPUs that find it full at once may forget a packet each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Bucket {
+    /// `CLOCK_MONOTONIC` at which it is full again, ns; in the past, it is full.
+    pub full_ns: u64,
+    /// Units that passed.
+    pub passed: u64,
+    /// Packets dropped.
+    pub dropped: u64,
+    /// The registry's index of the agent.
+    pub agent: u32,
     /// Zero.
     pub pad: u32,
 }
-pod!(Flow, 72);
+pod!(Bucket, 32);
 
 /// Key of [`map::LEARNED`](crate::map::LEARNED).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -267,6 +309,8 @@ pub mod flow_flag {
     pub const OPEN_FLOW_TABLE: u16 = 32;
     /// Let through by [`fail_open::REVISION`](crate::fail_open::REVISION).
     pub const OPEN_REVISION: u16 = 64;
+    /// A connection of the proxy for one that was steered to it, and charged where it came in.
+    pub const CHARGED: u16 = 128;
     /// Why it was let through, if it was.
     pub const OPEN: u16 = OPEN_L7 | OPEN_FLOW_TABLE | OPEN_REVISION;
 }
@@ -309,10 +353,16 @@ pod!(AgentKey, 8);
 pub struct Dial {
     /// The registry's index of the agent that is dialled for.
     pub agent: u32,
-    /// Zero.
-    pub pad: u32,
+    /// [`dial_flag`] bits.
+    pub flags: u32,
 }
 pod!(Dial, 8);
+
+/// Bits of [`Dial::flags`].
+pub mod dial_flag {
+    /// It is dialled for a connection that was steered: rate limits have charged that one.
+    pub const STEERED: u32 = 1;
+}
 
 /// Key of [`map::RESOLVERS`](crate::map::RESOLVERS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -21,27 +21,36 @@ pub use reason::DropReason;
 
 /// Version of everything in this crate that both sides must agree on. A process that finds pinned
 /// maps of another version replaces maps and programs whole.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of maps; 15 bytes at most (`BPF_OBJ_NAME_LEN` less the NUL). A layout change is a new `_vN`.
 pub mod map {
     /// `Array<u64>[1]`: the live [`Generation`](super::Generation), packed. Read once per packet.
     pub const GENERATION: &str = "claw_gen_v1";
     /// `ArrayOfMaps<Array<Page>>[2]`: the [`image`](super::image) of each slot's generation.
-    pub const IMAGES: &str = "claw_img_v1";
+    pub const IMAGES: &str = "claw_img_v2";
     /// `Hash<[u8; 16], SelfAddress>`: the gateway's own addresses and the services there.
     pub const SELF: &str = "claw_self_v1";
     /// `Array<[u64; SELF_FILTER_WORDS]>[1]`: a bit for each of the gateway's own addresses, so that most
     /// packets need no look at [`SELF`]. A bit may be set without an address, never the other way.
     pub const SELF_FILTER: &str = "claw_selff_v1";
     /// `Hash<FlowKey, Flow>`: live flows. Bounded, not LRU: a full table denies.
-    pub const FLOWS: &str = "claw_flow_v1";
+    pub const FLOWS: &str = "claw_flow_v2";
     /// `Array<u64>[SHARES]`: live flows by agent index modulo its length, mapped into the datapath role. The
     /// programs add, user space takes off.
     pub const SHARES: &str = "claw_shar_v1";
     /// `Array<Pace>[2 * SHARES]`: refusals answered lately; index is `side * SHARES + agent % SHARES`, where the
     /// side is 0 for XDP, which lets a packet on to be answered, and 1 for TC, which has it answered.
     pub const REJECTS: &str = "claw_rejt_v1";
+    /// `Hash<BucketKey, Bucket>`: token buckets of agents and local workloads. Bounded, not LRU: where one is
+    /// wanted and there is no room, the packet is dropped.
+    pub const BUCKETS: &str = "claw_bckt_v1";
+    /// `Array<Limiter>[2]`: how many connections and datagrams to the gateway a source without a binding may
+    /// begin, and all of them together.
+    pub const UNBOUND: &str = "claw_unbd_v1";
+    /// `Array<Bucket>[UNBOUND_BUCKETS + 1]`: the buckets of sources without a binding, by a hash of the
+    /// source, and last that of all of them.
+    pub const UNBOUND_BUCKETS: &str = "claw_unbb_v1";
     /// `Hash<LearnedKey, Learned>`: addresses that DNS answers gave for names permitted `direct`.
     pub const LEARNED: &str = "claw_lern_v1";
     /// `Array<u64>[SHARES]`: how many of those there are, by agent index modulo its length; written by user
@@ -91,6 +100,15 @@ pub mod bound {
     pub const FLOWS_MAX: u32 = 262_144;
     /// Concurrent flows of one agent: no seven of them can fill the table. Each CPU may be one flow over.
     pub const FLOWS_PER_AGENT_MAX: u64 = FLOWS_MAX as u64 / 8;
+    /// Limiters of a policy.
+    pub const LIMITERS_MAX: u32 = 1_024;
+    /// Combinations of limiters that apply to something: what a flow record can number.
+    pub const LIMIT_SETS_MAX: u32 = 4_096;
+    /// Token buckets: six for each of ten thousand agents, in about 6 MiB.
+    pub const BUCKETS_MAX: u32 = 65_536;
+    /// Buckets of sources without a binding, a power of two: several times those of a subnet. Sources that
+    /// meet in one share it, and nobody can make more.
+    pub const UNBOUND_BUCKETS: u32 = 4_096;
     /// Learned addresses of all agents: those of a thousand names each for dozens of busy agents, some 8 MiB.
     pub const LEARNED_MAX: u32 = 65_536;
     /// Agents with a share of their own, a power of two: several times the promised 10,000. Indices are never

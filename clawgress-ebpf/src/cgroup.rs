@@ -15,7 +15,7 @@ use clawgress_ebpf_common::{
 };
 
 use crate::image::image;
-use crate::judge::{self, Judgement};
+use crate::judge::{self, Judgement, Who};
 use crate::map::CGROUPS;
 
 /// What the kernel takes as yes and as no (`EPERM`).
@@ -28,7 +28,7 @@ const LEVELS_MAX: i32 = 16;
 /// What a workload may do at `key`, for socket hooks and packets alike.
 #[inline(always)]
 fn permit(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgement, Judgement> {
-    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
+    let mut judged = Judgement::none();
     weigh(generation.pack(), bind, key, &mut judged);
     if judged.action == action::DENY { Err(judged) } else { Ok(judged) }
 }
@@ -54,7 +54,7 @@ fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgem
     }
     if let Some(services) = judge::services(&key.destination) {
         return if judge::is_service(&services, key) {
-            Ok(Judgement { action: action::LOCAL, reason: 0, policies: 0, agent: bind.agent })
+            Ok(Judgement { action: action::LOCAL, agent: bind.agent, ..Judgement::none() })
         } else {
             Err(Judgement::deny(DropReason::GatewayAddress, bind.agent))
         };
@@ -66,7 +66,7 @@ fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgem
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
     }
-    let judged = judge::verdict(generation, &image(generation), bind, key);
+    let judged = judge::verdict(generation, &image(generation), Who::of(bind), key);
     match judged.action {
         action::DIRECT | action::STEER => Ok(judged),
         _ => Err(judged),
@@ -87,19 +87,20 @@ fn is_this_host(address: &Address) -> bool {
 #[inline(always)]
 fn caller(generation: Generation) -> Option<Bind> {
     // SAFETY: the helper takes a level and gives an id, or 0 below the caller's own level.
-    nearest(generation, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
+    let nearest = nearest(generation, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) });
+    nearest.map(|(_, bind)| bind)
 }
 
-/// The nearest registered cgroup of those that `ancestor` gives by level.
+/// The nearest registered cgroup of those that `ancestor` gives by level: its id and binding.
 #[inline(always)]
-fn nearest(generation: Generation, ancestor: impl Fn(i32) -> u64) -> Option<Bind> {
+fn nearest(generation: Generation, ancestor: impl Fn(i32) -> u64) -> Option<(u64, Bind)> {
     for depth in 0..LEVELS_MAX {
         let cgroup = ancestor(LEVELS_MAX - depth);
         if cgroup != 0 {
             let key = CgroupKey { cgroup, slot: generation.slot, pad: 0 };
             // SAFETY: copied at once; user space replaces entries whole.
             if let Some(bind) = unsafe { CGROUPS.get(&key) } {
-                return Some(*bind);
+                return Some((cgroup, *bind));
             }
         }
     }

@@ -216,5 +216,5 @@ fn write(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, kind: u16
 /// A refusal before anybody was identified.
 #[inline(always)]
 pub fn unidentified(reason: u16) -> Judgement {
-    Judgement { action: action::DENY, reason, policies: 0, agent: 0 }
+    Judgement { reason, ..Judgement::none() }
 }

@@ -10,7 +10,7 @@ use clawgress_ebpf_common::{
 
 use crate::event::now;
 use crate::image::image;
-use crate::judge::{self, Judgement};
+use crate::judge::{self, Judgement, Who};
 use crate::learned;
 use crate::map::{FLOWS, SHARES, fails_open, has_listener};
 use crate::parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
@@ -33,6 +33,13 @@ pub fn find(key: &FlowKey) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(key)
 }
 
+/// Whether the record is of this agent, with this action.
+#[inline(always)]
+pub fn is_of(flow: *mut Flow, agent: u32, code: u16) -> bool {
+    // SAFETY: as in `touch`.
+    unsafe { (*flow).agent == agent && (*flow).action == code }
+}
+
 /// Whether `packet` may start a flow: any UDP or echo, but TCP only by SYN.
 #[inline(always)]
 pub fn is_start(packet: &Packet) -> bool {
@@ -51,18 +58,18 @@ pub fn goes_unread(key: &FlowKey, is_v6: bool) -> bool {
 /// Records a permitted new flow.
 #[inline(always)]
 pub fn create(packet: &Packet, generation: u64, judged: &Judgement) -> Result<u64, Judgement> {
-    create_open(packet, generation, judged, 0)
+    create_with(packet, generation, judged, 0)
 }
 
-/// Records a new flow that is permitted because of a failure: `opened` are its bits of [`flow_flag::OPEN`].
+/// Records a new flow with these bits of [`flow_flag`].
 #[inline(always)]
-pub fn create_open(
+pub fn create_with(
     packet: &Packet,
     generation: u64,
     judged: &Judgement,
-    opened: u16,
+    flags: u16,
 ) -> Result<u64, Judgement> {
-    match record(packet, generation, judged, opened) {
+    match record(packet, generation, judged, flags) {
         full if full == DropReason::FlowTableFull.code() as u64 => {
             Err(Judgement::deny(DropReason::FlowTableFull, judged.agent))
         }
@@ -77,7 +84,7 @@ pub fn create_open(
 // VERIFIER: a function of its own, so that the record is not on the caller's stack; such a function returns a
 // number.
 #[inline(never)]
-fn record(packet: &Packet, generation: u64, judged: &Judgement, opened: u16) -> u64 {
+fn record(packet: &Packet, generation: u64, judged: &Judgement, flags: u16) -> u64 {
     let at_ns = now();
     let flow = Flow {
         generation,
@@ -90,7 +97,8 @@ fn record(packet: &Packet, generation: u64, judged: &Judgement, opened: u16) -> 
         agent: judged.agent,
         policies: judged.policies,
         action: judged.action,
-        flags: opened | if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
+        flags: flags | if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
+        limits: judged.limits as u16,
         pad: 0,
     };
     let Some(share) = SHARES.get_ptr_mut(share_index(judged.agent)) else {
@@ -136,6 +144,16 @@ pub fn open(flow: *mut Flow, generation: u64) -> u64 {
     at_ns
 }
 
+/// Notes whether the connection is charged for elsewhere.
+#[inline(always)]
+pub fn charged(flow: *mut Flow, is_charged: bool) {
+    // SAFETY: as in `touch`.
+    unsafe {
+        let rest = (*flow).flags & !flow_flag::CHARGED;
+        (*flow).flags = rest | if is_charged { flow_flag::CHARGED } else { 0 };
+    }
+}
+
 /// Counts `packet` and notes how TCP ends.
 #[inline(always)]
 pub fn touch(flow: *mut Flow, packet: &Packet, way: Way) {
@@ -163,7 +181,7 @@ pub fn touch(flow: *mut Flow, packet: &Packet, way: Way) {
             next |= if way == Way::Out { flow_flag::FIN_TX } else { flow_flag::FIN_RX };
         } else if way == Way::Out && is_start(packet) {
             // The tuple is used again.
-            next &= flow_flag::REPORTED | flow_flag::OPEN;
+            next &= flow_flag::REPORTED | flow_flag::OPEN | flow_flag::CHARGED;
         }
         if next != flags {
             (*flow).flags = next;
@@ -201,29 +219,49 @@ pub fn confirm(
     if let Some(judged) = current(flow, generation) {
         return Ok(judged);
     }
-    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
+    let mut judged = Judgement::none();
     again(generation.pack(), key, &mut judged);
-    // SAFETY: as above.
+    if renew(flow, key, generation.pack(), is_start, &mut judged) { Ok(judged) } else { Err(judged) }
+}
+
+/// [`settle`]s, but for what goes unread.
+
+// VERIFIER: a function of its own, so that the programs share its instructions, which most packets do without.
+#[inline(never)]
+pub fn renew(
+    flow: *mut Flow,
+    key: &FlowKey,
+    generation: u64,
+    is_start: bool,
+    judged: &mut Judgement,
+) -> bool {
+    // SAFETY: as in `touch`.
     let (code, flags) = unsafe { ((*flow).action, (*flow).flags) };
     let is_unread = code == action::DIRECT && flags & flow_flag::OPEN_L7 != 0;
     if is_unread && judged.action == action::STEER && goes_unread(key, is_v6(key)) {
         judged.action = action::DIRECT;
     }
-    settle(flow, generation, &judged, is_start)
+    let settled = settle(flow, Generation::unpack(generation), judged, is_start);
+    let may_go_on = settled.is_ok();
+    *judged = match settled {
+        Ok(settled) | Err(settled) => settled,
+    };
+    may_go_on
 }
 
 /// The action of a flow that `generation` has judged already, and permitted.
 #[inline(always)]
 pub fn current(flow: *mut Flow, generation: Generation) -> Option<Judgement> {
     // SAFETY: as in `touch`; the fields are read once, into a copy.
-    let (number, agent, policies, code, flags) = unsafe {
+    let (number, agent, policies, code, flags, limits) = unsafe {
         let number = (&raw const (*flow).generation).read_volatile();
-        (number, (*flow).agent, (*flow).policies, (*flow).action, (*flow).flags)
+        (number, (*flow).agent, (*flow).policies, (*flow).action, (*flow).flags, (*flow).limits)
     };
     // One that goes unread is judged again at every packet.
     let is_settled = code != action::DENY && flags & flow_flag::OPEN_L7 == 0;
     let is_live = number == generation.number && number != 0 && is_settled;
-    if is_live { Some(Judgement { action: code, reason: 0, policies, agent }) } else { None }
+    let judged = Judgement { action: code, reason: 0, policies, agent, limits: limits as u32 };
+    if is_live { Some(judged) } else { None }
 }
 
 /// Brings a record up to date with what `generation` says of it, `judged`.
@@ -247,6 +285,7 @@ pub fn settle(
         if is_allowed {
             (&raw mut (*flow).agent).write_volatile(judged.agent);
             (&raw mut (*flow).policies).write_volatile(judged.policies);
+            (&raw mut (*flow).limits).write_volatile(judged.limits as u16);
         }
         if is_unread && next == action::STEER {
             (&raw mut (*flow).flags).write_volatile(0);
@@ -289,20 +328,28 @@ fn is_v6(key: &FlowKey) -> bool {
 // VERIFIER: a function of its own, so that both TC programs share its instructions.
 #[inline(never)]
 pub fn again(generation: u64, key: &FlowKey, judged: &mut Judgement) {
-    let generation = Generation::unpack(generation);
-    let is_missing = generation.number == 0;
-    *judged = if is_missing && !fails_open(key.ifindex, fail_open::REVISION) {
-        Judgement::deny(DropReason::PolicyMissing, 0)
-    } else {
-        let image = image(generation);
-        match judge::binding(&image, key.ifindex, &key.source) {
-            None => Judgement::deny(DropReason::Anonymous, 0),
-            Some(bind) if bind.flags & bind_flag::DISABLED != 0 => judge::disabled(&bind),
-            Some(bind) if is_missing && bind.agent == 0 => Judgement::deny(DropReason::PolicyMissing, 0),
-            Some(bind) if bind.class == CLASS_UNAUTHENTICATED && !is_missing => {
-                Judgement::deny(DropReason::Anonymous, bind.agent)
-            }
-            Some(bind) => learned::verdict(generation, &image, &bind, key, true),
-        }
+    let unpacked = Generation::unpack(generation);
+    let is_missing = unpacked.number == 0;
+    if is_missing && !fails_open(key.ifindex, fail_open::REVISION) {
+        *judged = Judgement::deny(DropReason::PolicyMissing, 0);
+        return;
+    }
+    let image = image(unpacked);
+    let Some(bind) = judge::binding(&image, key.ifindex, &key.source) else {
+        *judged = Judgement::deny(DropReason::Anonymous, 0);
+        return;
     };
+    let refusal = if bind.flags & bind_flag::DISABLED != 0 {
+        *judged = judge::disabled(&bind);
+        return;
+    } else if is_missing && bind.agent == 0 {
+        DropReason::PolicyMissing
+    } else if bind.class == CLASS_UNAUTHENTICATED && !is_missing {
+        DropReason::Anonymous
+    } else {
+        // VERIFIER: not by a function of its own here, where the stack is deep.
+        *judged = learned::verdict(unpacked, &image, Who::of(&bind), key, true);
+        return;
+    };
+    *judged = Judgement::deny(refusal, bind.agent);
 }

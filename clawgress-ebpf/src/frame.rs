@@ -57,16 +57,22 @@ impl Frame for Raw {
         (self.start, self.end)
     }
 
-    // VERIFIER: it knows which hook it is at, and never walks the other's call.
     #[inline(always)]
     fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64 {
-        if self.is_xdp {
-            // SAFETY: `copy` passes a destination of `length` bytes.
-            unsafe { bpf_xdp_load_bytes(self.ctx.cast(), offset, to, length) }
-        } else {
-            // SAFETY: as above.
-            unsafe { bpf_skb_load_bytes(self.ctx.cast_const(), offset, to, length) }
-        }
+        load(self.ctx, offset, to, length, self.is_xdp)
+    }
+}
+
+// VERIFIER: a function of its own, since it is called wherever an offset depends on the packet, which
+// ordinary packets have none of. It knows which hook it is at, and never walks the other's call.
+#[inline(never)]
+fn load(ctx: *mut c_void, offset: u32, to: *mut c_void, length: u32, is_xdp: bool) -> i64 {
+    if is_xdp {
+        // SAFETY: `copy` passes a destination of `length` bytes.
+        unsafe { bpf_xdp_load_bytes(ctx.cast(), offset, to, length) }
+    } else {
+        // SAFETY: as above.
+        unsafe { bpf_skb_load_bytes(ctx.cast_const(), offset, to, length) }
     }
 }
 

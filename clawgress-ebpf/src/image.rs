@@ -7,7 +7,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use clawgress_ebpf_common::image::{
-    BINDS_PER_PAGE, Header, Interface, PAGE_WORDS, PORTS_PER_PAGE, PROTOCOL_UNNAMED, VERDICTS_PER_PAGE, node,
+    BINDS_PER_PAGE, Header, Interface, LIMIT_SETS_PER_PAGE, LIMITERS_PER_PAGE, LIMITERS_PER_SET, Limiter,
+    PAGE_WORDS, PORTS_PER_PAGE, PROTOCOL_UNNAMED, VERDICTS_PER_PAGE, node,
 };
 use clawgress_ebpf_common::{Address, Bind, DropReason, FlowKey, Generation, Verdict, action, protocol};
 
@@ -155,7 +156,7 @@ fn halved(step: u64) -> u64 {
 
 /// `value`, of which the compiler knows nothing.
 #[inline(always)]
-fn hidden(mut value: u64) -> u64 {
+pub fn hidden(mut value: u64) -> u64 {
     // SAFETY: no instruction at all.
     unsafe { asm!("/* {value} */", value = inout(reg) value, options(nomem, nostack, preserves_flags)) }
     value
@@ -206,7 +207,9 @@ fn verdict_into(
 ) -> bool {
     *verdict = match (Image { map, header }).find_verdict(class, key) {
         Ok(verdict) => verdict,
-        Err(reason) => Verdict { action: action::DENY, reason: reason.code(), policies: 0 },
+        Err(reason) => {
+            Verdict { action: action::DENY, reason: reason.code(), policies: 0, limits: 0, pad: 0 }
+        }
     };
     true
 }
@@ -262,7 +265,7 @@ impl Image {
     /// The verdict for an agent class and a destination.
     #[inline(always)]
     pub fn verdict(&self, class: u32, key: &FlowKey) -> Verdict {
-        let mut verdict = Verdict { action: 0, reason: 0, policies: 0 };
+        let mut verdict = Verdict { action: 0, reason: 0, policies: 0, limits: 0, pad: 0 };
         verdict_into(self.map, self.header, class, key, &mut verdict);
         verdict
     }
@@ -281,6 +284,24 @@ impl Image {
             None if protocol::is_named_only(number) => Err(DropReason::ProtocolUnsupported),
             None => Err(DropReason::PolicyDenied),
         }
+    }
+
+    /// The number of limiter `at` of a limit set, or 0; a number there can't be where there is no set.
+    #[inline(always)]
+    pub fn limiter_of(&self, set: u32, at: u32) -> u32 {
+        let page = page(self.map, self.header().limit_sets_page.wrapping_add(set / LIMIT_SETS_PER_PAGE));
+        // VERIFIER: hidden, or the compiler leaves the mask out that the verifier of Linux 6.1 needs.
+        let index = hidden((set % LIMIT_SETS_PER_PAGE * LIMITERS_PER_SET as u32 + at) as u64);
+        page.map_or(u32::MAX, |page| word(page, index as usize))
+    }
+
+    /// A limiter; it stays as long as this program runs.
+    #[inline(always)]
+    pub fn limiter(&self, number: u32) -> Option<&'static Limiter> {
+        let page = page(self.map, self.header().limiters_page.wrapping_add(number / LIMITERS_PER_PAGE))?;
+        let at = (number % LIMITERS_PER_PAGE) as usize;
+        // SAFETY: a page has `LIMITERS_PER_PAGE` limiters, and `at` is less; it lives as long as the map.
+        Some(unsafe { &*page.cast::<Limiter>().add(at) })
     }
 
     /// Where a protocol's verdicts begin in a row; `None` if no policy names the protocol.

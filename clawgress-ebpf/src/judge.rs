@@ -3,7 +3,7 @@
 
 use clawgress_ebpf_common::{
     Address, Bind, CLASS_UNAUTHENTICATED, DropReason, FlowKey, Generation, SelfAddress, action, bind_flag,
-    fail_open, protocol, quarantine_place, self_filter_bit,
+    bound, fail_open, protocol, quarantine_place, self_filter_bit,
 };
 
 use crate::image::{Image, image};
@@ -21,13 +21,50 @@ pub struct Judgement {
     pub policies: u32,
     /// The registry's index of the agent.
     pub agent: u32,
+    /// Number of the limit set that applies.
+    pub limits: u32,
 }
 
 impl Judgement {
     /// Denied for `reason`.
     #[inline(always)]
     pub fn deny(reason: DropReason, agent: u32) -> Self {
-        Judgement { action: action::DENY, reason: reason.code(), policies: 0, agent }
+        Judgement { action: action::DENY, reason: reason.code(), policies: 0, agent, limits: 0 }
+    }
+
+    /// Not judged yet: denied for nothing.
+    #[inline(always)]
+    pub fn none() -> Self {
+        Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0, limits: 0 }
+    }
+}
+
+/// Who a packet is from, as far as policy asks.
+#[derive(Clone, Copy)]
+pub struct Who {
+    /// The registry's index of the agent; 0 for nobody.
+    pub agent: u32,
+    /// Agent class.
+    pub class: u32,
+}
+
+impl Who {
+    /// Whom a binding binds.
+    #[inline(always)]
+    pub fn of(bind: &Bind) -> Self {
+        Who { agent: bind.agent, class: bind.class }
+    }
+
+    /// As one number, in whose top bits there is nothing: no agent has an index that large.
+    #[inline(always)]
+    pub fn pack(self) -> u64 {
+        (self.agent as u64) << 32 | self.class as u64
+    }
+
+    /// From [`Who::pack`].
+    #[inline(always)]
+    pub fn unpack(packed: u64) -> Self {
+        Who { agent: (packed >> 32) as u32 & (bound::AGENT_INDICES_MAX - 1), class: packed as u32 }
     }
 }
 
@@ -88,12 +125,20 @@ pub fn is_quarantined(agent: u32) -> bool {
 /// for one that is bound to another MAC.
 #[inline(always)]
 pub fn neighbour(generation: Generation, packet: &Packet) -> Result<(), Judgement> {
-    let is_gateway = services(&packet.key.source).is_some();
-    let is_other = match binding(&image(generation), packet.key.ifindex, &packet.key.source) {
-        Some(bind) => bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac,
-        None => false,
-    };
-    if is_gateway || is_other { Err(Judgement::deny(DropReason::SourceSpoofed, 0)) } else { Ok(()) }
+    let may_claim = may_claim(generation.pack(), packet);
+    if may_claim { Ok(()) } else { Err(Judgement::deny(DropReason::SourceSpoofed, 0)) }
+}
+
+// VERIFIER: a function of its own, so that both hooks share its instructions; most packets do without.
+#[inline(never)]
+fn may_claim(generation: u64, packet: &Packet) -> bool {
+    if services(&packet.key.source).is_some() {
+        return false;
+    }
+    match binding(&image(Generation::unpack(generation)), packet.key.ifindex, &packet.key.source) {
+        Some(bind) => bind.flags & bind_flag::MAC == 0 || mac(bind.mac) == packet.mac,
+        None => true,
+    }
 }
 
 /// The gateway's services at `address`, if that is its own.
@@ -125,27 +170,28 @@ pub fn is_service(services: &SelfAddress, key: &FlowKey) -> bool {
 /// Whether a known source may go anywhere because there is no policy: where its interface is set to it.
 // INVARIANT: an anonymous source never may.
 #[inline(always)]
-pub fn goes_without_policy(generation: Generation, bind: &Bind, ifindex: u32) -> bool {
-    generation.number == 0 && bind.agent != 0 && fails_open(ifindex, fail_open::REVISION)
+pub fn goes_without_policy(generation: Generation, who: Who, ifindex: u32) -> bool {
+    generation.number == 0 && who.agent != 0 && fails_open(ifindex, fail_open::REVISION)
 }
 
 /// What the image says for the agent's class and the destination in `key`. Stateless.
 #[inline(always)]
-pub fn verdict(generation: Generation, image: &Option<Image>, bind: &Bind, key: &FlowKey) -> Judgement {
-    if goes_without_policy(generation, bind, key.ifindex) {
+pub fn verdict(generation: Generation, image: &Option<Image>, who: Who, key: &FlowKey) -> Judgement {
+    if goes_without_policy(generation, who, key.ifindex) {
         // What only a policy that names it opens stays shut.
         if protocol::is_named_only(key.protocol) {
-            return Judgement::deny(DropReason::ProtocolUnsupported, bind.agent);
+            return Judgement::deny(DropReason::ProtocolUnsupported, who.agent);
         }
-        return Judgement { action: action::DIRECT, reason: 0, policies: 0, agent: bind.agent };
+        return Judgement { action: action::DIRECT, agent: who.agent, ..Judgement::none() };
     }
-    let Some(image) = image else { return Judgement::deny(DropReason::PolicyMissing, bind.agent) };
-    let verdict = image.verdict(bind.class, key);
+    let Some(image) = image else { return Judgement::deny(DropReason::PolicyMissing, who.agent) };
+    let verdict = image.verdict(who.class, key);
     let judged = Judgement {
         action: verdict.action,
         reason: verdict.reason,
         policies: verdict.policies,
-        agent: bind.agent,
+        agent: who.agent,
+        limits: verdict.limits,
     };
     match judged.action {
         action::STEER if key.protocol == protocol::TCP => judged,
@@ -156,26 +202,40 @@ pub fn verdict(generation: Generation, image: &Option<Image>, bind: &Bind, key: 
     }
 }
 
+/// Where a packet goes.
+#[derive(Clone, Copy)]
+pub enum Toward {
+    /// On, through this machine.
+    Outside,
+    /// To a service of the gateway; `is_bound`: from a source that has a binding.
+    Gateway {
+        /// See above.
+        is_bound: bool,
+    },
+}
+
 /// The stateless judgement of a packet from an agents' interface.
 #[inline(always)]
 pub fn packet(
     generation: Generation,
     image: &Option<Image>,
     packet: &Packet,
-) -> Result<(Bind, bool), Judgement> {
+) -> Result<(Who, Toward), Judgement> {
     if packet.is_reply {
         return Err(Judgement::deny(DropReason::IcmpUnsupported, 0));
     }
     let bind = source(image, packet)?;
+    let who = Who::of(&bind);
     if let Some(services) = services(&packet.key.destination) {
         return if is_service(&services, &packet.key) {
-            Ok((bind, true))
+            let is_bound = bind.agent != 0 || bind.flags & bind_flag::SHARED != 0;
+            Ok((who, Toward::Gateway { is_bound }))
         } else {
             Err(Judgement::deny(DropReason::GatewayAddress, bind.agent))
         };
     }
-    if goes_without_policy(generation, &bind, packet.key.ifindex) {
-        return Ok((bind, false));
+    if goes_without_policy(generation, who, packet.key.ifindex) {
+        return Ok((who, Toward::Outside));
     }
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
@@ -183,19 +243,35 @@ pub fn packet(
     if bind.class == CLASS_UNAUTHENTICATED {
         return Err(Judgement::deny(DropReason::Anonymous, bind.agent));
     }
-    Ok((bind, false))
+    Ok((who, Toward::Outside))
 }
 
 /// The part of an ICMP error's judgement that needs no flow: what it quotes went to an agent, and it is
 /// that host that answers, or a router of the same agent.
 #[inline(always)]
-pub fn error(generation: Generation, packet: &Packet) -> Result<Bind, Judgement> {
-    let image = image(generation);
-    let bind = identified(&image, packet, &packet.key.destination)?;
-    if bind.agent == 0 {
-        return Err(Judgement::deny(DropReason::Anonymous, 0));
+pub fn error(generation: Generation, packet: &Packet) -> Result<Who, Judgement> {
+    let said = quoted(generation.pack(), packet);
+    let who = Who::unpack(said);
+    if said & REFUSED == 0 {
+        return Ok(who);
     }
+    Err(Judgement { reason: who.class as u16, agent: who.agent, ..Judgement::none() })
+}
+
+/// In what [`quoted`] says: refused, for the reason whose code is in the class's place.
+const REFUSED: u64 = 1 << 63;
+
+// VERIFIER: as above; a packed [`Who`] needs no place on the stack.
+#[inline(never)]
+fn quoted(generation: u64, packet: &Packet) -> u64 {
+    let refused = |reason: u16, agent| REFUSED | Who { agent, class: reason as u32 }.pack();
+    let image = image(Generation::unpack(generation));
+    let bind = match identified(&image, packet, &packet.key.destination) {
+        Ok(bind) if bind.agent == 0 => return refused(DropReason::Anonymous.code(), 0),
+        Ok(bind) => bind,
+        Err(judged) => return refused(judged.reason, judged.agent),
+    };
     let is_own = packet.outer == packet.key.destination
         || binding(&image, packet.key.ifindex, &packet.outer).is_some_and(|b| b.agent == bind.agent);
-    if is_own { Ok(bind) } else { Err(Judgement::deny(DropReason::IcmpUnsupported, bind.agent)) }
+    if is_own { Who::of(&bind).pack() } else { refused(DropReason::IcmpUnsupported.code(), bind.agent) }
 }

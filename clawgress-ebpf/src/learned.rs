@@ -4,11 +4,11 @@
 //! Must never overrule a forbid or an error, and never permit ports that the addresses of many names share.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use clawgress_ebpf_common::{Bind, DropReason, FlowKey, Generation, LearnedKey, action, protocol};
+use clawgress_ebpf_common::{DropReason, FlowKey, Generation, LearnedKey, action, protocol};
 
 use crate::flow::share_index;
-use crate::image::Image;
-use crate::judge::{self, Judgement};
+use crate::image::{Image, image};
+use crate::judge::{self, Judgement, Who};
 use crate::map::{LEARNED, LEARNED_BY, is_dns};
 
 /// Ports where addresses are shared by many names (HTTP and HTTPS), network byte order.
@@ -20,11 +20,11 @@ const HTTPS_BE: u16 = 443u16.to_be();
 pub fn verdict(
     generation: Generation,
     image: &Option<Image>,
-    bind: &Bind,
+    who: Who,
     key: &FlowKey,
     is_live: bool,
 ) -> Judgement {
-    let judged = judge::verdict(generation, image, bind, key);
+    let judged = judge::verdict(generation, image, who, key);
     let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
     let is_undecided = judged.action == action::STEER
         || is_unread
@@ -32,14 +32,22 @@ pub fn verdict(
     if !is_undecided {
         return judged;
     }
-    if let Some(policies) = permit(generation, bind.agent, key, is_live) {
-        return Judgement { action: action::DIRECT, reason: 0, policies, agent: bind.agent };
+    if let Some(policies) = permit(generation, who.agent, key, is_live) {
+        return Judgement { action: action::DIRECT, reason: 0, policies, ..judged };
     }
     // Permitted, but nobody could read it: the gateway's DNS can.
     if is_unread && key.protocol == protocol::UDP && is_dns(key) {
         return Judgement { action: action::STEER, reason: 0, ..judged };
     }
     judged
+}
+
+/// As [`verdict`], into `judged`.
+// VERIFIER: a function of its own, so that the programs share its instructions; most packets do without.
+#[inline(never)]
+pub fn judge(generation: u64, who: u64, key: &FlowKey, is_live: bool, judged: &mut Judgement) {
+    let generation = Generation::unpack(generation);
+    *judged = verdict(generation, &image(generation), Who::unpack(who), key, is_live);
 }
 
 /// The policies by which an address was learned, if it was.

@@ -8,16 +8,17 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
+use clawgress_ebpf_common::image::Limiter;
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, CgroupKey, Dial, Flow, FlowKey, Generation, Learned, LearnedKey, Pace,
-    ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
+    Address, AgentKey, Bind, Bucket, BucketKey, CgroupKey, Dial, Flow, FlowKey, Generation, Learned,
+    LearnedKey, Pace, ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
 };
 
 #[map(name = "claw_gen_v1")]
 pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 // An array of maps in truth. The loader can only make one from type information that this object does
 // not carry, so user space makes it, pins it, and this declaration takes up the pin.
-#[map(name = "claw_img_v1")]
+#[map(name = "claw_img_v2")]
 pub static IMAGES: Array<u32> = Array::with_max_entries(2, 0);
 #[map(name = "claw_self_v1")]
 pub static SELF: HashMap<Address, SelfAddress> =
@@ -25,12 +26,19 @@ pub static SELF: HashMap<Address, SelfAddress> =
 #[map(name = "claw_selff_v1")]
 pub static SELF_FILTER: Array<[u64; bound::SELF_FILTER_WORDS]> = Array::with_max_entries(1, 0);
 // Preallocated: a flood must not be able to make the kernel allocate.
-#[map(name = "claw_flow_v1")]
+#[map(name = "claw_flow_v2")]
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(bound::FLOWS_MAX, 0);
 #[map(name = "claw_shar_v1")]
 pub static SHARES: Array<u64> = Array::with_max_entries(bound::SHARES, BPF_F_MMAPABLE);
 #[map(name = "claw_rejt_v1")]
 pub static REJECTS: Array<Pace> = Array::with_max_entries(2 * bound::SHARES, 0);
+// Preallocated, as flows are; and so a deleted bucket is memory of a bucket still.
+#[map(name = "claw_bckt_v1")]
+pub static BUCKETS: HashMap<BucketKey, Bucket> = HashMap::with_max_entries(bound::BUCKETS_MAX, 0);
+#[map(name = "claw_unbd_v1")]
+pub static UNBOUND: Array<Limiter> = Array::with_max_entries(2, 0);
+#[map(name = "claw_unbb_v1")]
+pub static UNBOUND_BUCKETS: Array<Bucket> = Array::with_max_entries(bound::UNBOUND_BUCKETS + 1, 0);
 // Not preallocated: few nodes learn many, and entries are written by user space only.
 #[map(name = "claw_lern_v1")]
 pub static LEARNED: HashMap<LearnedKey, Learned> =

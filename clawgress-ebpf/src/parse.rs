@@ -173,12 +173,11 @@ impl Packet {
     }
 }
 
-/// Makes the verifier forget what it knows of the packet from the way it was parsed.
-// VERIFIER: else it would walk all that follows once for each protocol and family. It can't tell that no
-// generation has a number that large.
+/// Makes the verifier forget what it knows of the packet from the way it was parsed, `zero` being one it can't
+/// tell is one.
+// VERIFIER: else it would walk all that follows once for each protocol, family and refusal.
 #[inline(always)]
-pub fn conceal(packet: &mut Packet, generation: Generation) {
-    let zero = 0u64.wrapping_sub(generation.number >> 62);
+fn conceal(packet: &mut Packet, zero: u64) {
     let words = core::ptr::from_mut(packet).cast::<u64>();
     for n in 0..CONCEALED_WORDS {
         // SAFETY: the words are within the packet, which is aligned and plain; they keep their value.
@@ -212,9 +211,12 @@ pub fn mac(bytes: [u8; 6]) -> Mac {
 
 /// Reads a frame, whose length is in `packet.bytes`, into `packet`.
 #[inline(always)]
-pub fn parse(frame: Raw, packet: &mut Packet) -> Result<Kind, u16> {
+pub fn parse(frame: Raw, generation: Generation, packet: &mut Packet) -> Result<Kind, u16> {
     let (ctx, start, end, is_xdp) = frame.parts();
-    let code = frame_into(ctx, start, end, is_xdp, packet);
+    // No generation has a number that large.
+    let zero = 0u64.wrapping_sub(generation.number >> 62);
+    let code = frame_into(ctx, start, end, is_xdp, packet) | zero as u32;
+    conceal(packet, zero);
     if code & REFUSED != 0 {
         return Err(code as u16);
     }
@@ -250,12 +252,16 @@ fn ethernet(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason>
     if is_group(packet.mac) {
         return Err(DropReason::SourceMacGroup);
     }
-    match ethertype_be {
-        ETHERTYPE_IPV4_BE => ipv4(frame, packet, shift),
-        ETHERTYPE_IPV6_BE => ipv6(frame, packet, shift),
-        ETHERTYPE_ARP_BE => arp(frame, packet, shift),
-        _ => Err(DropReason::EthertypeUnsupported),
-    }
+    let layer = match ethertype_be {
+        ETHERTYPE_IPV4_BE => ipv4(frame, packet, shift)?,
+        ETHERTYPE_IPV6_BE => match ipv6(frame, packet, shift)? {
+            Some(layer) => layer,
+            None => return Ok(Kind::Neighbour),
+        },
+        ETHERTYPE_ARP_BE => return arp(frame, packet, shift),
+        _ => return Err(DropReason::EthertypeUnsupported),
+    };
+    transport(frame, packet, &layer)
 }
 
 /// Whether no single host has it: a group address (IEEE 802 8.2), or zero.
@@ -300,7 +306,7 @@ fn tags(frame: &impl Frame, ethertype_be: u16, taken: u32) -> Result<(u16, u32),
 }
 
 #[inline(always)]
-fn ipv4(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, DropReason> {
+fn ipv4(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Layer4, DropReason> {
     let Some(ip) = read::<Ipv4>(frame, L3, shift) else { return Err(DropReason::Malformed) };
     packet.key.source = mapped(ip.source.to_ne_bytes());
     packet.key.destination = mapped(ip.destination.to_ne_bytes());
@@ -333,7 +339,7 @@ fn ipv4(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, Dro
     packet.bytes = length;
     // ICMPv6 in IPv4 is nothing; give it a number that no protocol branch takes.
     let next = if ip.protocol == NEXT_ICMPV6 { u8::MAX } else { ip.protocol };
-    transport::<L4_V4>(frame, packet, &Layer4 { shift, length: length - 20, next })
+    Ok(Layer4 { shift, length: length - 20, next })
 }
 
 /// "This network", loopback, multicast and limited broadcast (RFC 6890, RFC 1122 3.2.1.3).
@@ -343,8 +349,9 @@ pub fn is_martian_v4(source: [u8; 4]) -> bool {
     first == 0 || first == 127 || (first >= 224 && first < 240) || source == [255; 4]
 }
 
+/// The transport header, or none where it was neighbour discovery.
 #[inline(always)]
-fn ipv6(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, DropReason> {
+fn ipv6(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Option<Layer4>, DropReason> {
     let Some(ip) = read::<Ipv6>(frame, L3, shift) else { return Err(DropReason::Malformed) };
     packet.is_v6 = true;
     packet.key.source = bytes(ip.source);
@@ -367,7 +374,8 @@ fn ipv6(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, Dro
             if ip.hops != 255 || code != 0 {
                 return Err(DropReason::NeighbourMalformed);
             }
-            return discovery(frame, packet, kind, shift, length, is_unspecified(ip.source));
+            discovery(frame, packet, kind, shift, length, is_unspecified(ip.source))?;
+            return Ok(None);
         }
     }
     let mut layer = Layer4 { shift, length, next: ip.next };
@@ -391,7 +399,7 @@ fn ipv6(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Kind, Dro
     if layer.next == NEXT_ICMP {
         layer.next = u8::MAX;
     }
-    transport::<L4_V6>(frame, packet, &layer)
+    Ok(Some(layer))
 }
 
 /// Multicast listener queries, reports and the end of one (RFC 2710 3, RFC 3810 5.2).
@@ -440,14 +448,9 @@ fn extensions(frame: &impl Frame, layer: &mut Layer4) -> Result<(), DropReason> 
     }
 }
 
-/// TCP, UDP, ICMP, and what passes only where policy names it. `FIXED` is the offset without tags and
-/// extension headers.
+/// TCP, UDP, ICMP, and what passes only where policy names it.
 #[inline(always)]
-fn transport<const FIXED: usize>(
-    frame: &impl Frame,
-    packet: &mut Packet,
-    layer: &Layer4,
-) -> Result<Kind, DropReason> {
+fn transport(frame: &impl Frame, packet: &mut Packet, layer: &Layer4) -> Result<Kind, DropReason> {
     let number = if layer.next == NEXT_ICMPV6 { protocol::ICMP } else { layer.next };
     packet.key.protocol = number;
     if protocol::is_named_only(number) {
@@ -460,28 +463,44 @@ fn transport<const FIXED: usize>(
     if layer.length < 8 {
         return Err(DropReason::Malformed);
     }
-    let Some(head) = read::<Transport>(frame, FIXED, layer.shift) else { return Err(DropReason::Malformed) };
-    match number {
-        protocol::TCP => {
-            packet.key.source_port_be = head.a_be;
-            packet.key.destination_port_be = head.b_be;
-            let Some([offset, flags]) = read::<[u8; 2]>(frame, FIXED + 12, layer.shift) else {
-                return Err(DropReason::Malformed);
-            };
-            let header = (offset as u32 >> 4) * 4;
-            if header < 20 || header > layer.length {
-                return Err(DropReason::Malformed);
-            }
-            packet.tcp_flags = flags;
-            if is_absurd(flags) { Err(DropReason::TcpFlags) } else { Ok(Kind::Flow) }
+    let Some(head) = layer.read::<Transport>(frame, packet, 0) else { return Err(DropReason::Malformed) };
+    if number == protocol::ICMP {
+        return icmp(frame, packet, &head, layer);
+    }
+    packet.key.source_port_be = head.a_be;
+    packet.key.destination_port_be = head.b_be;
+    if number == protocol::UDP {
+        let length = u16::from_be(head.c_be) as u32;
+        return if length < 8 || length > layer.length { Err(DropReason::Malformed) } else { Ok(Kind::Flow) };
+    }
+    let Some([offset, flags]) = layer.read::<[u8; 2]>(frame, packet, 12) else {
+        return Err(DropReason::Malformed);
+    };
+    let header = (offset as u32 >> 4) * 4;
+    if header < 20 || header > layer.length {
+        return Err(DropReason::Malformed);
+    }
+    packet.tcp_flags = flags;
+    if is_absurd(flags) { Err(DropReason::TcpFlags) } else { Ok(Kind::Flow) }
+}
+
+impl Layer4 {
+    /// The `T` that is `offset` bytes into the transport header.
+    #[inline(always)]
+    fn read<T: Copy + Default>(&self, frame: &impl Frame, packet: &Packet, offset: usize) -> Option<T> {
+        if self.shift != 0 {
+            copy(frame, self.start(packet) + offset as u32)
+        } else if packet.is_v6 {
+            at(frame, L4_V6 + offset)
+        } else {
+            at(frame, L4_V4 + offset)
         }
-        protocol::UDP => {
-            packet.key.source_port_be = head.a_be;
-            packet.key.destination_port_be = head.b_be;
-            let length = u16::from_be(head.c_be) as u32;
-            if length < 8 || length > layer.length { Err(DropReason::Malformed) } else { Ok(Kind::Flow) }
-        }
-        _ => icmp::<FIXED>(frame, packet, &head, layer),
+    }
+
+    /// Where the transport header begins in the frame.
+    #[inline(always)]
+    fn start(&self, packet: &Packet) -> u32 {
+        self.shift + if packet.is_v6 { L4_V6 as u32 } else { L4_V4 as u32 }
     }
 }
 
@@ -497,7 +516,7 @@ fn is_absurd(flags: u8) -> bool {
 
 /// Echo, and the errors that quote a flow.
 #[inline(always)]
-fn icmp<const FIXED: usize>(
+fn icmp(
     frame: &impl Frame,
     packet: &mut Packet,
     head: &Transport,
@@ -517,7 +536,7 @@ fn icmp<const FIXED: usize>(
         return if is_ordinary { Ok(Kind::Flow) } else { Err(DropReason::IcmpPayload) };
     }
     let is_error = if packet.is_v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
-    if is_error { quoted::<FIXED>(frame, packet, layer) } else { Err(DropReason::IcmpUnsupported) }
+    if is_error { quoted(frame, packet, layer) } else { Err(DropReason::IcmpUnsupported) }
 }
 
 /// Bytes of an ICMP error's own header, and of the quoted transport header that is looked at.
@@ -527,11 +546,7 @@ const QUOTED_BYTES: u32 = 8;
 /// The flow quoted by an ICMP error (RFC 792, RFC 4443 3): IP header and 8 bytes. An error goes to
 /// whoever sent what it quotes.
 #[inline(always)]
-fn quoted<const FIXED: usize>(
-    frame: &impl Frame,
-    packet: &mut Packet,
-    layer: &Layer4,
-) -> Result<Kind, DropReason> {
+fn quoted(frame: &impl Frame, packet: &mut Packet, layer: &Layer4) -> Result<Kind, DropReason> {
     packet.outer = packet.key.source;
     let told = packet.key.destination;
     let header = if packet.is_v6 { 40 } else { 20 };
@@ -539,7 +554,7 @@ fn quoted<const FIXED: usize>(
     if layer.length < ERROR_BYTES + header + QUOTED_BYTES {
         return Err(DropReason::IcmpUnsupported);
     }
-    let inner = FIXED as u32 + layer.shift + ERROR_BYTES;
+    let inner = layer.start(packet) + ERROR_BYTES;
     let (next, ports) = if packet.is_v6 {
         let Some(ip) = copy::<[u32; 10]>(frame, inner) else { return Err(DropReason::IcmpUnsupported) };
         let [first, second, a, b, c, d, e, f, g, h] = ip;

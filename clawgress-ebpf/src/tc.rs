@@ -10,18 +10,18 @@ use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use clawgress_ebpf_common::{
-    Address, Bind, DropReason, FlowKey, Generation, action, bind_flag, counter, fail_open, flow_flag, hook,
-    mark, protocol,
+    Address, DropReason, FlowKey, Generation, action, counter, fail_open, flow_flag, hook, mark, protocol,
 };
 
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, confirm, goes_unread, reversed};
 use crate::frame::Raw;
-use crate::image::{Image, image};
-use crate::judge::{self, Judgement};
+use crate::image::image;
+use crate::judge::{self, Judgement, Toward};
 use crate::learned;
+use crate::limit::{self, Load, wire_packets};
 use crate::map::{count, fails_open, generation, listener};
-use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, conceal, names_vlan, parse};
+use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
 use crate::reject;
 
 /// Socket states (`BPF_TCP_TIME_WAIT`, `BPF_TCP_LISTEN`).
@@ -88,12 +88,12 @@ fn refuse(hook: u16, generation: Generation, packet: &Packet, judged: &Judgement
 
 /// Parses the frame.
 #[inline(always)]
-fn read(ctx: &TcContext, packet: &mut Packet) -> Result<Kind, u16> {
+fn read(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<Kind, u16> {
     if let Err(reason) = prepare(ctx, packet) {
         return Err(reason.code());
     }
     packet.bytes = ctx.len();
-    parse(Raw::tc(ctx), packet)
+    parse(Raw::tc(ctx), generation, packet)
 }
 
 /// Makes the headers contiguous, and looks at a VLAN tag that was taken off the frame (by the driver, or
@@ -120,7 +120,7 @@ fn prepare(ctx: &TcContext, packet: &mut Packet) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<u32, Judgement> {
-    let kind = match read(ctx, packet) {
+    let kind = match read(ctx, generation, packet) {
         Ok(kind) => kind,
         Err(reason) => return Err(unidentified(reason)),
     };
@@ -128,93 +128,156 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         judge::neighbour(generation, packet)?;
         return Ok(mark::LOCAL);
     }
-    conceal(packet, generation);
-    if kind == Kind::Error {
-        return error(packet, generation);
-    }
-    let image = image(generation);
-    let (bind, is_local) = judge::packet(generation, &image, packet)?;
-    if is_local {
-        let is_bound = bind.agent != 0 || bind.flags & bind_flag::SHARED != 0;
-        if packet.key.protocol == protocol::TCP && is_bound {
-            local(packet, generation, bind.agent)?;
+    let is_error = kind == Kind::Error;
+    let is_start = !is_error && flow::is_start(packet);
+    let who = if is_error {
+        let who = judge::error(generation, packet)?;
+        // What it quotes came to the agent.
+        packet.key = reversed(&packet.key);
+        who
+    } else {
+        let (who, toward) = judge::packet(generation, &image(generation), packet)?;
+        if let Toward::Gateway { is_bound } = toward {
+            return local(packet, generation, who.agent, is_bound, is_start);
         }
+        who
+    };
+    let record = flow::find(&packet.key);
+    if let Some(record) = record
+        && is_error
+        && flow::is_of(record, who.agent, action::LOCAL)
+    {
+        flow::touch(record, packet, Way::Out);
         return Ok(mark::LOCAL);
     }
-    let is_start = flow::is_start(packet);
-    let judged = match flow::find(&packet.key) {
+    let mut judged = match record.and_then(|record| flow::current(record, generation)) {
+        Some(judged) => judged,
+        None => Judgement::none(),
+    };
+    // Whose it is, and whether that one is quarantined, was asked for this packet. A record that is current was
+    // judged by the same binding.
+    if judged.action == action::DENY {
+        learned::judge(generation.pack(), who.pack(), &packet.key, record.is_some(), &mut judged);
+        match record {
+            Some(record) => {
+                if !flow::renew(record, &packet.key, generation.pack(), is_start, &mut judged) {
+                    return Err(judged);
+                }
+            }
+            None if is_error => return Err(Judgement::deny(DropReason::FlowUnknown, who.agent)),
+            None => may_begin(packet, &judged, is_start)?,
+        }
+    }
+    if judged.agent != who.agent {
+        return Err(Judgement::deny(DropReason::FlowUnknown, who.agent));
+    }
+    limit::charge(generation, &judged, 0, load(ctx, packet, record.is_none()))?;
+    match record {
         Some(record) => {
-            let mut judged = confirm(record, &packet.key, generation, is_start)?;
             if judged.action == action::STEER && is_start && goes_unread(&packet.key, packet.is_v6) {
                 judged.action = action::DIRECT;
                 let at_ns = flow::open(record, generation.number);
                 report_opened(generation, packet, judged, DropReason::ListenerMissing, at_ns);
             }
             flow::touch(record, packet, Way::Out);
-            judged
         }
-        None => begin(packet, generation, &image, &bind, is_start)?,
-    };
+        None => {
+            if !begin(packet, generation.pack(), &mut judged) {
+                return Err(judged);
+            }
+        }
+    }
     match judged.action {
         action::DIRECT => Ok(mark::DIRECT),
+        // An ICMP error about what came to the agent goes where the flow goes.
+        action::STEER if is_error => Ok(mark::STEER),
         action::STEER if packet.key.protocol == protocol::UDP => {
             // Nobody reads it any more, so it is what it was before somebody did.
             if assign(ctx.skb.skb, listener(&packet.key, packet.is_v6)) {
                 Ok(mark::STEER)
             } else {
-                Err(Judgement::deny(DropReason::InspectionRequired, bind.agent))
+                Err(Judgement::deny(DropReason::InspectionRequired, who.agent))
             }
         }
         action::STEER if steer(ctx.skb.skb, packet, is_start) => Ok(mark::STEER),
         action::STEER => Err(Judgement::deny(DropReason::ListenerMissing, 0)),
-        _ => Err(Judgement::deny(DropReason::PolicyDenied, bind.agent)),
+        _ => Err(Judgement::deny(DropReason::PolicyDenied, who.agent)),
     }
 }
 
-/// An ICMP error about what came to the agent by a live flow; it goes where the flow goes.
+/// A packet to a service of the gateway. Sources that are nobody's by themselves begin only so many.
 #[inline(always)]
-fn error(packet: &Packet, generation: Generation) -> Result<u32, Judgement> {
-    let bind = judge::error(generation, packet)?;
-    let key = reversed(&packet.key);
-    let unknown = || Judgement::deny(DropReason::FlowUnknown, bind.agent);
-    let Some(record) = flow::find(&key) else { return Err(unknown()) };
-    // SAFETY: as in `flow::touch`.
-    let (agent, code) = unsafe { ((*record).agent, (*record).action) };
-    if agent != bind.agent {
-        return Err(unknown());
-    }
-    let code = if code == action::LOCAL { code } else { confirm(record, &key, generation, false)?.action };
-    flow::touch(record, packet, Way::Out);
-    match code {
-        action::DIRECT => Ok(mark::DIRECT),
-        action::STEER => Ok(mark::STEER),
-        action::LOCAL => Ok(mark::LOCAL),
-        _ => Err(unknown()),
-    }
-}
-
-/// Judges a packet of no known flow, and records the flow it may begin.
-#[inline(always)]
-fn begin(
+fn local(
     packet: &Packet,
     generation: Generation,
-    image: &Option<Image>,
-    bind: &Bind,
+    agent: u32,
+    is_bound: bool,
     is_start: bool,
-) -> Result<Judgement, Judgement> {
-    let mut judged = learned::verdict(generation, image, bind, &packet.key, false);
+) -> Result<u32, Judgement> {
+    if agent == 0 && is_start {
+        limit::unbound(&packet.key.source, packet.key.ifindex, true)?;
+    }
+    if is_bound && packet.key.protocol == protocol::TCP {
+        let mut judged = Judgement { action: action::LOCAL, agent, ..Judgement::none() };
+        if !note(packet, generation.pack(), &mut judged) {
+            return Err(judged);
+        }
+    }
+    Ok(mark::LOCAL)
+}
+
+/// What a packet costs.
+#[inline(always)]
+fn load(ctx: &TcContext, packet: &Packet, is_new: bool) -> Load {
+    Load { bytes: packet.bytes, packets: segments(ctx), is_new }
+}
+
+/// Packets it is on the wire: the kernel may have joined several.
+#[inline(always)]
+fn segments(ctx: &TcContext) -> u16 {
+    // SAFETY: the context is the program's own.
+    wire_packets(unsafe { (*ctx.skb.skb).gso_segs })
+}
+
+/// Whether a packet of no known flow may begin one, or go on without.
+#[inline(always)]
+fn may_begin(packet: &Packet, judged: &Judgement, is_start: bool) -> Result<(), Judgement> {
     if judged.action == action::DENY {
-        return Err(judged);
+        return Err(*judged);
     }
     if judged.action == action::STEER && packet.key.protocol == protocol::UDP && !is_served(packet) {
         // Nobody reads it, so it stays what it was.
-        return Err(Judgement::deny(DropReason::InspectionRequired, bind.agent));
+        return Err(Judgement::deny(DropReason::InspectionRequired, judged.agent));
     }
-    // Where the table may be full, a flow that policy forwards needs no beginning: it may have had it then.
-    let is_loose = judged.action == action::DIRECT && fails_open(packet.key.ifindex, fail_open::FLOW_TABLE);
-    if !is_start && !is_loose {
-        return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
+    if !is_start && !is_loose(packet, judged) {
+        return Err(Judgement::deny(DropReason::FlowUnknown, judged.agent));
     }
+    Ok(())
+}
+
+/// Where the table may be full, a flow that policy forwards needs no beginning: it may have had it then.
+#[inline(always)]
+fn is_loose(packet: &Packet, judged: &Judgement) -> bool {
+    judged.action == action::DIRECT && fails_open(packet.key.ifindex, fail_open::FLOW_TABLE)
+}
+
+/// Records the flow that a packet begins.
+// VERIFIER: this and the next are functions of their own, since most packets do without; such a function
+// returns a number.
+#[inline(never)]
+fn begin(packet: &Packet, generation: u64, judged: &mut Judgement) -> bool {
+    match begun(packet, Generation::unpack(generation), judged) {
+        Ok(()) => true,
+        Err(full) => {
+            *judged = full;
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn begun(packet: &Packet, generation: Generation, judged: &mut Judgement) -> Result<(), Judgement> {
+    let is_start = flow::is_start(packet);
     let opened = if judged.action == action::STEER && goes_unread(&packet.key, packet.is_v6) {
         judged.action = action::DIRECT;
         Some((flow_flag::OPEN_L7, DropReason::ListenerMissing))
@@ -226,21 +289,21 @@ fn begin(
         None
     };
     let flag = if let Some((flag, _)) = opened { flag } else { 0 };
-    match flow::create_open(packet, generation.number, &judged, flag) {
+    match flow::create_with(packet, generation.number, judged, flag) {
         Ok(at_ns) => match opened {
-            Some((_, reason)) => report_opened(generation, packet, judged, reason, at_ns),
+            Some((_, reason)) => report_opened(generation, packet, *judged, reason, at_ns),
             None if judged.action == action::DIRECT => {
                 let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
-                event::flow(&place, &packet.key, &judged, packet.bytes, at_ns);
+                event::flow(&place, &packet.key, judged, packet.bytes, at_ns);
             }
             None => {}
         },
-        Err(full) if is_loose && full.reason == DropReason::FlowTableFull.code() => {
-            report_opened(generation, packet, judged, DropReason::FlowTableFull, 0);
+        Err(full) if full.reason == DropReason::FlowTableFull.code() && is_loose(packet, judged) => {
+            report_opened(generation, packet, *judged, DropReason::FlowTableFull, 0);
         }
         Err(full) => return Err(full),
     }
-    Ok(judged)
+    Ok(())
 }
 
 /// Tells of a flow that goes on only because its interface fails open.
@@ -257,39 +320,38 @@ fn report_opened(
     event::opened(&place, &packet.key, &judged, packet.bytes, begun_ns);
 }
 
-/// The record by which L7 learns which agent a connection to the proxy comes from, or by which interface, where
-/// several agents share the source (`agent` is 0).
-#[inline(always)]
-fn local(packet: &Packet, generation: Generation, agent: u32) -> Result<(), Judgement> {
-    let judged = Judgement { action: action::LOCAL, reason: 0, policies: 0, agent };
-    match flow::find(&packet.key) {
-        Some(record) => {
-            // SAFETY: as in `flow::touch`. The binding was read for this packet, so it is the truth
-            // about the source; the record follows it.
-            unsafe {
-                (&raw mut (*record).agent).write_volatile(agent);
-                (&raw mut (*record).action).write_volatile(action::LOCAL);
-                (&raw mut (*record).generation).write_volatile(generation.number);
-            }
-            flow::touch(record, packet, Way::Out);
+/// The record by which L7 learns which agent a connection to the proxy comes from (`judged` says which), or by
+/// which interface, where several agents share the source (agent 0).
+#[inline(never)]
+fn note(packet: &Packet, generation: u64, judged: &mut Judgement) -> bool {
+    let generation = Generation::unpack(generation);
+    if let Some(record) = flow::find(&packet.key) {
+        // SAFETY: as in `flow::touch`. The binding was read for this packet, so it is the truth
+        // about the source; the record follows it.
+        unsafe {
+            (&raw mut (*record).agent).write_volatile(judged.agent);
+            (&raw mut (*record).action).write_volatile(action::LOCAL);
+            (&raw mut (*record).generation).write_volatile(generation.number);
         }
-        None if flow::is_start(packet) => {
-            match flow::create(packet, generation.number, &judged) {
-                // Without a record L7 asks for a credential: it is trusted less, not more. All shared sources
-                // have one share of the table, and none may shut the others out by filling it.
-                Err(full)
-                    if agent != 0
-                        && (full.reason != DropReason::FlowTableFull.code()
-                            || !fails_open(packet.key.ifindex, fail_open::FLOW_TABLE)) =>
-                {
-                    return Err(full);
-                }
-                _ => {}
-            }
-        }
-        None => {}
+        flow::touch(record, packet, Way::Out);
+        return true;
     }
-    Ok(())
+    if !flow::is_start(packet) {
+        return true;
+    }
+    match flow::create(packet, generation.number, judged) {
+        // Without a record L7 asks for a credential: it is trusted less, not more. All shared sources
+        // have one share of the table, and none may shut the others out by filling it.
+        Err(full)
+            if judged.agent != 0
+                && (full.reason != DropReason::FlowTableFull.code()
+                    || !fails_open(packet.key.ifindex, fail_open::FLOW_TABLE)) =>
+        {
+            *judged = full;
+            false
+        }
+        _ => true,
+    }
 }
 
 /// Gives the packet to the socket of its connection, or to the listener in the family's slot; whether there
@@ -389,12 +451,11 @@ fn words(address: &Address) -> [u32; 4] {
 /// Answers only: of a live flow, of the gateway itself, or neighbour messages.
 #[inline(always)]
 fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
-    let parsed = read(ctx, packet);
+    let parsed = read(ctx, generation, packet);
     if let Ok(Kind::Neighbour) = parsed {
         return Ok(());
     }
     if let Ok(kind) = parsed {
-        conceal(packet, generation);
         let key = if kind == Kind::Error { packet.key } else { reversed(&packet.key) };
         if let Some(record) = flow::find(&key) {
             // SAFETY: as in `flow::touch`.
@@ -449,7 +510,7 @@ fn is_unrecorded(ctx: &TcContext, generation: Generation, key: &FlowKey) -> bool
     if mark & mark::MASK != mark::DIRECT || !fails_open(key.ifindex, fail_open::FLOW_TABLE) {
         return false;
     }
-    let mut judged = Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0 };
+    let mut judged = Judgement::none();
     flow::again(generation.pack(), key, &mut judged);
     judged.action == action::DIRECT && !judge::is_quarantined(judged.agent)
 }

@@ -7,12 +7,14 @@ use aya_ebpf::programs::XdpContext;
 use clawgress_ebpf_common::{Generation, action, counter, hook};
 
 use crate::event::{self, Place, unidentified};
+use crate::flow;
 use crate::frame::{Raw, xdp_length};
 use crate::image::image;
-use crate::judge::{self, Judgement};
+use crate::judge::{self, Judgement, Toward};
 use crate::learned;
+use crate::limit;
 use crate::map::{count, generation};
-use crate::parse::{Kind, Packet, conceal, parse};
+use crate::parse::{Kind, Packet, parse};
 use crate::reject;
 
 /// XDP on an agents' interface.
@@ -42,22 +44,27 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
     packet.bytes = xdp_length(ctx);
-    let kind = match parse(Raw::xdp(ctx), packet) {
+    let kind = match parse(Raw::xdp(ctx), generation, packet) {
         Ok(kind) => kind,
         Err(reason) => return Err(unidentified(reason)),
     };
     if kind == Kind::Neighbour {
         return judge::neighbour(generation, packet);
     }
-    conceal(packet, generation);
     if kind == Kind::Error {
         return judge::error(generation, packet).map(|_| ());
     }
     let image = image(generation);
-    let (bind, is_local) = judge::packet(generation, &image, packet)?;
-    if is_local {
+    let (who, toward) = judge::packet(generation, &image, packet)?;
+    if let Toward::Gateway { .. } = toward {
+        if who.agent == 0 && flow::is_start(packet) {
+            return limit::unbound(&packet.key.source, packet.key.ifindex, false);
+        }
         return Ok(());
     }
-    let judged = learned::verdict(generation, &image, &bind, &packet.key, false);
-    if judged.action == action::DENY { Err(judged) } else { Ok(()) }
+    let judged = learned::verdict(generation, &image, who, &packet.key, false);
+    if judged.action == action::DENY {
+        return Err(judged);
+    }
+    limit::look(generation, &judged, packet.bytes)
 }

@@ -200,7 +200,8 @@ impl Established<'_> {
             return Ok(());
         };
         let (dials, agent) = (&self.serving.gateway.dials, self.prospect.who.identity.agent.index);
-        let (upstream, ip) = dial::dial(dials, agent, &judged.addresses, self.asked.port).await?;
+        let behalf = dial::Behalf { agent, steered_to: None };
+        let (upstream, ip) = dial::dial(dials, behalf, &judged.addresses, self.asked.port).await?;
         self.exchange.address(ip);
         self.upstream = Some((upstream, ip));
         Ok(())
@@ -271,7 +272,7 @@ impl Established<'_> {
         let gateway: &Arc<_> = &self.serving.gateway;
         let Asked { host, port, .. } = &self.asked;
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
-        let mut subject = Subject { who, host, port, content, steered: false, ip: None };
+        let mut subject = Subject { who, host, port, content, steered_to: None, ip: None };
         let plan = gateway.snapshots.current().map_err(|reason| Ruling::deny("tunnel", reason));
         let judged = plan.and_then(|plan| {
             let ruling = subject.judge(gateway, &plan);
@@ -282,14 +283,15 @@ impl Established<'_> {
             Err(ruling) => return opaque::refuse(&subject.content, self.exchange, stream, ruling).await,
         };
         let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
+        let behalf = dial::Behalf { agent, steered_to: None };
         let upstream = match (self.upstream, self.prospect.reached) {
             (Some(upstream), _) => Ok(upstream),
-            (None, Some(judged)) => dial::dial(dials, agent, &judged.addresses, port).await,
+            (None, Some(judged)) => dial::dial(dials, behalf, &judged.addresses, port).await,
             (None, None) => {
                 let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange);
                 let reached = Box::pin(reached).await;
                 match reached {
-                    Ok(judged) => dial::dial(dials, agent, &judged.addresses, port).await,
+                    Ok(judged) => dial::dial(dials, behalf, &judged.addresses, port).await,
                     Err(ruling) => {
                         return opaque::refuse(&subject.content, self.exchange, stream, ruling).await;
                     }

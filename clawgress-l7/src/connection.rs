@@ -83,6 +83,12 @@ impl Connection {
         Connection { peer, local, ingress, is_steered, bound, interface }
     }
 
+    /// Where the client pointed it, if it was steered here.
+    #[must_use]
+    pub fn steered_to(&self) -> Option<SocketAddr> {
+        self.is_steered.then_some(self.local)
+    }
+
     /// Whether the client knows that it speaks to a proxy.
     #[must_use]
     pub fn is_explicit(&self) -> bool {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use clawgress_ebpf_common::user::DialTable;
-use clawgress_ebpf_common::{Dial, DropReason};
+use clawgress_ebpf_common::{Dial, DropReason, dial_flag};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use nix::errno::Errno;
@@ -31,13 +31,23 @@ use crate::limit;
 #[derive(Debug, Default)]
 pub struct Dials(ArcSwapOption<DialTable>);
 
+/// For whom something is dialled.
+#[derive(Clone, Copy, Debug)]
+pub struct Behalf {
+    /// The registry's index of the agent.
+    pub agent: u32,
+    /// Where its steered connection was pointed: for that destination the kernel plane has held it to rate
+    /// limits already.
+    pub steered_to: Option<SocketAddr>,
+}
+
 /// Pingora's way to an upstream: a registered socket, for one agent.
 #[derive(Debug)]
 pub struct Connector {
     /// Where it is registered.
     pub dials: Arc<Dials>,
-    /// The registry's index of the agent.
-    pub agent: u32,
+    /// For whom.
+    pub behalf: Behalf,
 }
 
 // === impl Dials ===
@@ -49,8 +59,8 @@ impl Dials {
     }
 
     /// Connects to a judged address for an agent.
-    async fn connect(&self, agent: u32, address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::from_std(self.begin(agent, address)?)?;
+    async fn connect(&self, behalf: Behalf, address: SocketAddr) -> io::Result<TcpStream> {
+        let stream = TcpStream::from_std(self.begin(behalf, address)?)?;
         stream.writable().await?;
         match stream.take_error()? {
             Some(error) => Err(error),
@@ -60,14 +70,16 @@ impl Dials {
 
     /// A socket that is being connected. The kernel judges, and sends the first packet, within the call, so
     /// the registration is taken back right after it.
-    fn begin(&self, agent: u32, address: SocketAddr) -> io::Result<std::net::TcpStream> {
+    fn begin(&self, behalf: Behalf, address: SocketAddr) -> io::Result<std::net::TcpStream> {
         let socket =
             Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         let table = self.0.load_full();
         let registered = match &table {
             Some(table) => {
                 let cookie = socket_cookie(&socket)?;
-                table.insert(&cookie, &Dial { agent, pad: 0 })?;
+                let is_charged = behalf.steered_to == Some(address);
+                let flags = if is_charged { dial_flag::STEERED } else { 0 };
+                table.insert(&cookie, &Dial { agent: behalf.agent, flags })?;
                 Some((table, cookie))
             }
             None => None,
@@ -94,7 +106,7 @@ impl l4::Connect for Connector {
         let PeerAddress::Inet(address) = address else {
             return Error::e_explain(ErrorType::InternalError, "not an internet address");
         };
-        match timeout(limit::DIAL, self.dials.connect(self.agent, *address)).await {
+        match timeout(limit::DIAL, self.dials.connect(self.behalf, *address)).await {
             Ok(Ok(stream)) => Ok(stream.into()),
             Ok(Err(error)) => Error::e_because(ErrorType::ConnectError, "not connected", error),
             Err(_) => Error::e_explain(ErrorType::ConnectTimedout, "not connected in time"),
@@ -117,13 +129,13 @@ pub fn order(addresses: &[IpAddr], v6_first: bool) -> Vec<IpAddr> {
     ordered
 }
 
-/// Dials judged `addresses` for an agent. The first connection wins, and is returned with its address.
+/// Dials judged `addresses` on behalf of an agent. The first connection wins, and is returned with its address.
 ///
 /// # Errors
 /// [`DropReason::UpstreamFailed`] if none was made.
 pub async fn dial(
     dials: &Dials,
-    agent: u32,
+    behalf: Behalf,
     addresses: &[IpAddr],
     port: u16,
 ) -> Result<(TcpStream, IpAddr), DropReason> {
@@ -131,7 +143,7 @@ pub async fn dial(
     let mut dialling = FuturesUnordered::new();
     loop {
         if let Some(ip) = waiting.next() {
-            dialling.push(attempt(dials, agent, SocketAddr::new(ip, port)));
+            dialling.push(attempt(dials, behalf, SocketAddr::new(ip, port)));
         } else if dialling.is_empty() {
             return Err(DropReason::UpstreamFailed);
         }
@@ -146,8 +158,8 @@ pub async fn dial(
     }
 }
 
-async fn attempt(dials: &Dials, agent: u32, address: SocketAddr) -> Option<(TcpStream, IpAddr)> {
-    match timeout(limit::DIAL, dials.connect(agent, address)).await {
+async fn attempt(dials: &Dials, behalf: Behalf, address: SocketAddr) -> Option<(TcpStream, IpAddr)> {
+    match timeout(limit::DIAL, dials.connect(behalf, address)).await {
         Ok(Ok(stream)) => Some((stream, address.ip())),
         Ok(Err(error)) => {
             // Refused by the kernel plane: it has told why in a record of its own.
@@ -180,9 +192,13 @@ mod tests {
         let port = listener.local_addr().expect("address").port();
         let addresses = [IpAddr::from([127, 0, 0, 3]), IpAddr::from([127, 0, 0, 2])];
         let dials = Dials::default();
-        let (stream, ip) = dial(&dials, 1, &addresses, port).await.expect("connected");
+        let (stream, ip) =
+            dial(&dials, Behalf { agent: 1, steered_to: None }, &addresses, port).await.expect("connected");
         assert_eq!((stream.peer_addr().expect("peer").ip(), ip), (addresses[1], addresses[1]));
         drop(listener);
-        assert_eq!(dial(&dials, 1, &addresses, port).await.err(), Some(DropReason::UpstreamFailed));
+        assert_eq!(
+            dial(&dials, Behalf { agent: 1, steered_to: None }, &addresses, port).await.err(),
+            Some(DropReason::UpstreamFailed)
+        );
     }
 }

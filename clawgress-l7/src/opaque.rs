@@ -4,7 +4,7 @@
 //! INVARIANT: of a client nothing goes on before its first bytes were classified and judged, also when
 //! its server speaks first.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use clawgress_ebpf_common::DropReason;
@@ -43,8 +43,8 @@ pub struct Subject {
     pub port: u16,
     /// What.
     pub content: Content,
-    /// Whether the client dialled an address, and names a host at most in its hello.
-    pub steered: bool,
+    /// What the client dialled, if that was an address, and it names a host at most in its hello.
+    pub steered_to: Option<SocketAddr>,
     /// The address dialled, once it is.
     pub ip: Option<IpAddr>,
 }
@@ -114,7 +114,7 @@ impl Subject {
 
     /// What this is, now that it proves to be TLS.
     async fn late_tls(&self, gateway: &Gateway, hello: ClientHello) -> Result<Subject, DropReason> {
-        let host = if self.steered {
+        let host = if self.steered_to.is_some() {
             Host::parse(&hello.server_name.ok_or(DropReason::SniMissing)?)
                 .map_err(|_| DropReason::HostInvalid)?
         } else {
@@ -124,7 +124,7 @@ impl Subject {
         let subject = Subject { host, content: Content::Tls(hello.alpn), ..self.clone() };
         let judge = || subject.judge(gateway, &*gateway.snapshots.current()?).verdict;
         judge()?;
-        if self.steered {
+        if self.steered_to.is_some() {
             // The connection is made already, to where the client wanted: that must be where we would
             // have gone.
             let addresses = gateway.resolver.addresses(&subject.host).await?;
@@ -202,9 +202,9 @@ fn tls_subject(
     let hello = hello.map_err(deny)?;
     let name = hello.server_name.ok_or(deny(DropReason::SniMissing))?;
     let host = Host::parse(&name).map_err(|_| deny(DropReason::HostInvalid))?;
-    let port = connection.local.port();
+    let (port, steered_to) = (connection.local.port(), connection.steered_to());
     exchange.host(&host, port);
-    Ok((Subject { who, host, port, content: Content::Tls(hello.alpn), steered: true, ip: None }, plan))
+    Ok((Subject { who, host, port, content: Content::Tls(hello.alpn), steered_to, ip: None }, plan))
 }
 
 fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Result<Who, DropReason> {
@@ -233,11 +233,11 @@ pub async fn transparent_unknown(
     let mut exchange = Exchange::new(gateway, connection);
     let deny = |reason| Ruling::deny("tunnel", reason);
     let host = Host::Address(connection.local.ip());
-    let port = connection.local.port();
+    let (port, steered_to) = (connection.local.port(), connection.steered_to());
     exchange.host(&host, port);
     let subject = gateway.snapshots.current().map_err(deny).and_then(|plan| {
         let who = bound(&plan, connection, &mut exchange).map_err(deny)?;
-        Ok((Subject { who, host, port, content: Content::Unknown, steered: true, ip: None }, plan))
+        Ok((Subject { who, host, port, content: Content::Unknown, steered_to, ip: None }, plan))
     });
     match subject {
         Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
@@ -273,8 +273,8 @@ async fn establish(
         Ok(reached) => reached,
         Err(ruling) => return refuse(&subject.content, exchange, stream, ruling).await,
     };
-    let agent = subject.who.identity.agent.index;
-    match dial::dial(&gateway.dials, agent, &addresses, subject.port).await {
+    let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
+    match dial::dial(&gateway.dials, behalf, &addresses, subject.port).await {
         Ok((upstream, ip)) => {
             subject.ip = Some(ip);
             carry(gateway, exchange, subject, stream, upstream, held, None).await;

@@ -249,10 +249,13 @@ impl ProxyHttp for App {
         let mut peer = HttpPeer::new(dialled, false, String::new());
         // Agents never share a connection: what one did to it must not reach another.
         let agent = granted.who().identity.agent.index;
-        peer.group_key = u64::from(agent);
+        // Nor do those whose packets the kernel plane holds to rate limits here, and those it did where they came in.
+        let steered_to = context.front.as_ref().and_then(|front| front.connection.steered_to());
+        peer.group_key = u64::from(agent) | u64::from(steered_to.is_some()) << 32;
         let options = &mut peer.options;
         let dials = Arc::clone(&self.gateway.dials);
-        options.custom_l4 = Some(Arc::new(dial::Connector { dials, agent }));
+        options.custom_l4 =
+            Some(Arc::new(dial::Connector { dials, behalf: dial::Behalf { agent, steered_to } }));
         options.connection_timeout = Some(limit::DIAL);
         options.total_connection_timeout = Some(limit::DIAL);
         options.read_timeout = Some(limit::UPSTREAM_READ);

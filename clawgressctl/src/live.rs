@@ -1,4 +1,4 @@
-//! `flows` and `drops`: what is going on in the kernel plane right now.
+//! `flows`, `drops` and `limits`: what is going on in the kernel plane right now.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clawgress_api::identity::AgentId;
-use clawgress_api::{Destination, LiveFlow, LiveFlows, LiveQuery, RecentDrop, SourceRef};
+use clawgress_api::{Destination, LiveFlow, LiveFlows, LiveLimit, LiveQuery, RecentDrop, SourceRef};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
@@ -73,6 +73,27 @@ pub async fn drops(client: &Client, output: Output, arguments: Arguments) -> Res
     }
 }
 
+/// Lists rate limits as they are held to agents and local commands.
+pub async fn limits(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let query = request(&arguments.query())?;
+    let mut seen = HashMap::new();
+    loop {
+        let listed: Vec<LiveLimit> = client.documents(admin.limits(query.clone()).await)?;
+        if !arguments.follow {
+            return print_limits(output, &listed);
+        }
+        let state = |l: &LiveLimit| ((l.agent.clone(), l.cgroup, l.policy.clone()), (l.passed, l.dropped));
+        for limit in changed(&mut seen, &listed, state) {
+            match output {
+                Output::Json => output::json_line(limit)?,
+                Output::Table => output::line(&output::clean(&limit_row(limit).join("  ")))?,
+            }
+        }
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    }
+}
+
 /// What is not as it was seen last, oldest first; what is no longer listed is forgotten.
 fn changed<'a, T, K: Hash + Eq, V: PartialEq>(
     seen: &mut HashMap<K, V>,
@@ -123,6 +144,39 @@ fn print_drops(output: Output, listed: &[RecentDrop]) -> Result<(), Failure> {
         &["LAST SEEN (UTC)", "AGENT", "SOURCE", "DESTINATION", "PROTOCOL", "REASON", "COUNT", "HOOK"],
         &rows,
     )
+}
+
+fn print_limits(output: Output, listed: &[LiveLimit]) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(&listed);
+    }
+    if listed.is_empty() {
+        return output::line("no rate limit is held to anybody now");
+    }
+    let rows: Vec<_> = listed.iter().map(limit_row).collect();
+    output::table(&["WHO", "POLICY", "LIMIT", "ROOM", "PASSED", "DROPPED"], &rows)
+}
+
+fn limit_row(limit: &LiveLimit) -> Vec<String> {
+    let period = match limit.period_s {
+        1 => "second".to_owned(),
+        60 => "minute".to_owned(),
+        3600 => "hour".to_owned(),
+        s => format!("{s} s"),
+    };
+    let LiveLimit { count, unit, burst, .. } = limit;
+    vec![
+        match (&limit.policy, limit.cgroup) {
+            (None, _) => "sources without a binding".to_owned(),
+            (_, Some(cgroup)) => format!("{} (cgroup {cgroup})", who(limit.agent.as_ref())),
+            _ => who(limit.agent.as_ref()),
+        },
+        limit.policy.clone().unwrap_or_else(|| "-".to_owned()),
+        format!("{count} {unit}/{period} burst {burst}"),
+        limit.room.to_string(),
+        limit.passed.to_string(),
+        limit.dropped.to_string(),
+    ]
 }
 
 fn flow_row(flow: &LiveFlow) -> Vec<String> {

@@ -77,6 +77,8 @@ enum Verb {
     Flows(live::Arguments),
     /// What the kernel plane dropped lately, and why.
     Drops(live::Arguments),
+    /// Shows rate limits and how much of each is left.
+    Limits(live::Arguments),
     /// Prints counters as OpenMetrics text.
     Metrics,
     /// Runs a command as an agent, governed by its cgroup and the local proxy.
@@ -120,6 +122,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,
             Verb::Flows(arguments) => live::flows(&client, output, arguments).await?,
             Verb::Drops(arguments) => live::drops(&client, output, arguments).await?,
+            Verb::Limits(arguments) => live::limits(&client, output, arguments).await?,
             Verb::Metrics => metrics::print(&client).await?,
             Verb::Run(arguments) => return run::run(&client, arguments).await,
             Verb::Completion(_) | Verb::RunChild(_) => {}

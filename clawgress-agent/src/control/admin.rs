@@ -275,6 +275,10 @@ impl Admin for Service {
         self.0.runs.link.drops(request.into_inner()).await.map(Response::new)
     }
 
+    async fn limits(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
+        self.0.runs.link.limits(request.into_inner()).await.map(Response::new)
+    }
+
     async fn open_run(&self, request: Request<Name>) -> Answer {
         let by = caller(&request);
         let id = agent_id(&request.into_inner())?;

@@ -152,6 +152,15 @@ impl Link {
         answered(tokio::time::timeout(CALL_TIME_MAX, client.drops(query)).await)
     }
 
+    /// Rate limits and how much of each is left, as the role knows it.
+    ///
+    /// # Errors
+    /// As [`Link::flows`].
+    pub async fn limits(&self, query: Document) -> Result<Documents, Status> {
+        let mut client = self.client.clone();
+        answered(tokio::time::timeout(CALL_TIME_MAX, client.limits(query)).await)
+    }
+
     /// Keeps the datapath at the live generation and takes in its records, until `stop`.
     pub async fn run(
         &self,

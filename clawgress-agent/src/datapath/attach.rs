@@ -10,7 +10,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
@@ -21,7 +20,7 @@ use aya::util::KernelVersion;
 use nix::errno::Errno;
 
 use super::bpf;
-use super::object::program;
+use super::object::{Objects, program};
 
 /// First kernel with tcx links; before it, programs hang on a clsact qdisc.
 const TCX_SINCE: (u8, u8) = (6, 6);
@@ -76,7 +75,7 @@ impl TcMode {
 /// # Errors
 /// If the kernel refuses one; the others are attached all the same.
 pub fn interfaces(
-    ebpf: &mut Ebpf,
+    objects: &mut Objects,
     directory: &Path,
     interfaces: &BTreeMap<String, u32>,
     mode: TcMode,
@@ -85,7 +84,7 @@ pub fn interfaces(
     let mut attached = BTreeMap::new();
     let mut failure = Ok(());
     for (name, &index) in interfaces {
-        match interface(ebpf, &links, name, index, mode) {
+        match interface(objects, &links, name, index, mode) {
             Ok(how) => drop(attached.insert(name.clone(), how)),
             Err(error) => failure = failure.and(Err(error)),
         }
@@ -94,11 +93,11 @@ pub fn interfaces(
     failure.map(|()| attached)
 }
 
-fn interface(ebpf: &mut Ebpf, links: &Path, name: &str, index: u32, mode: TcMode) -> Result<Attached> {
+fn interface(objects: &mut Objects, links: &Path, name: &str, index: u32, mode: TcMode) -> Result<Attached> {
     // TC first: from then on nothing passes unjudged, with or without XDP.
-    classifier(ebpf, links, name, index, mode, TcAttachType::Ingress)?;
-    classifier(ebpf, links, name, index, mode, TcAttachType::Egress)?;
-    let xdp = xdp(ebpf, links, name, index)?;
+    classifier(objects, links, name, index, mode, TcAttachType::Ingress)?;
+    classifier(objects, links, name, index, mode, TcAttachType::Egress)?;
+    let xdp = xdp(objects, links, name, index)?;
     Ok(Attached { xdp, tc: if mode == TcMode::Tcx { "tcx" } else { "clsact" } })
 }
 
@@ -115,9 +114,9 @@ pub fn detach_clsact(interfaces: impl Iterator<Item = impl AsRef<str>>) {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn lookup(ebpf: &mut Ebpf, directory: &Path) -> Result<()> {
+pub fn lookup(objects: &mut Objects, directory: &Path) -> Result<()> {
     let pin = directory.join("links").join(program::LOOKUP);
-    let program: &mut SkLookup = find(ebpf, program::LOOKUP)?;
+    let program: &mut SkLookup = find(objects, program::LOOKUP)?;
     if !is_replaced(&pin, program.fd()?)? {
         let namespace = File::open(NAMESPACE).with_context(|| format!("cannot open `{NAMESPACE}`"))?;
         let id = program.attach(namespace).context("cannot attach to listener lookup")?;
@@ -195,12 +194,12 @@ pub fn forget(missing: &[Missing]) -> Result<()> {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn renew_clsact(ebpf: &mut Ebpf, interfaces: &BTreeMap<String, u32>) -> Result<Vec<String>> {
+pub fn renew_clsact(objects: &mut Objects, interfaces: &BTreeMap<String, u32>) -> Result<Vec<String>> {
     let mut added = Vec::new();
     for name in interfaces.keys() {
         for (which, way) in [(program::TC_IN, TcAttachType::Ingress), (program::TC_OUT, TcAttachType::Egress)]
         {
-            let program: &mut SchedClassifier = find(ebpf, which)?;
+            let program: &mut SchedClassifier = find(objects, which)?;
             if clsact(program, name, way).with_context(|| format!("cannot attach `{which}` to `{name}`"))? {
                 added.push(format!("{which} on `{name}` was detached, and was attached again"));
             }
@@ -213,13 +212,13 @@ pub fn renew_clsact(ebpf: &mut Ebpf, interfaces: &BTreeMap<String, u32>) -> Resu
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn cgroup(ebpf: &mut Ebpf, directory: &Path, cgroup: &Path) -> Result<()> {
+pub fn cgroup(objects: &mut Objects, directory: &Path, cgroup: &Path) -> Result<()> {
     let links = directory.join("links");
     let file = File::open(cgroup).with_context(|| format!("cannot open cgroup `{}`", cgroup.display()))?;
     for (name, way) in
         program::SKB.into_iter().zip([CgroupSkbAttachType::Egress, CgroupSkbAttachType::Ingress])
     {
-        let program: &mut CgroupSkb = find(ebpf, name)?;
+        let program: &mut CgroupSkb = find(objects, name)?;
         let pin = links.join(name);
         if !is_replaced(&pin, program.fd()?)? {
             let id = program.attach(&file, way, CgroupAttachMode::Single)?;
@@ -227,14 +226,14 @@ pub fn cgroup(ebpf: &mut Ebpf, directory: &Path, cgroup: &Path) -> Result<()> {
         }
     }
     for name in program::SOCK_ADDR {
-        let program: &mut CgroupSockAddr = find(ebpf, name)?;
+        let program: &mut CgroupSockAddr = find(objects, name)?;
         let pin = links.join(name);
         if !is_replaced(&pin, program.fd()?)? {
             let id = program.attach(&file, CgroupAttachMode::Single)?;
             pin_link(program.take_link(id)?.try_into()?, &pin)?;
         }
     }
-    let program: &mut CgroupSock = find(ebpf, program::SOCK)?;
+    let program: &mut CgroupSock = find(objects, program::SOCK)?;
     let pin = links.join(program::SOCK);
     if !is_replaced(&pin, program.fd()?)? {
         let id = program.attach(&file, CgroupAttachMode::Single)?;
@@ -243,16 +242,16 @@ pub fn cgroup(ebpf: &mut Ebpf, directory: &Path, cgroup: &Path) -> Result<()> {
     Ok(())
 }
 
-fn find<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T>
+fn find<'a, T>(objects: &'a mut Objects, name: &str) -> Result<&'a mut T>
 where
     &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
+    let program = objects.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
     Ok(program.try_into()?)
 }
 
-fn xdp(ebpf: &mut Ebpf, links: &Path, name: &str, index: u32) -> Result<&'static str> {
-    let program: &mut Xdp = find(ebpf, program::XDP)?;
+fn xdp(objects: &mut Objects, links: &Path, name: &str, index: u32) -> Result<&'static str> {
+    let program: &mut Xdp = find(objects, program::XDP)?;
     for kind in ["native", "generic"] {
         if is_replaced(&links.join(format!("xdp-{kind}-{index}")), program.fd()?)? {
             return Ok(kind);
@@ -273,7 +272,7 @@ fn xdp(ebpf: &mut Ebpf, links: &Path, name: &str, index: u32) -> Result<&'static
 }
 
 fn classifier(
-    ebpf: &mut Ebpf,
+    objects: &mut Objects,
     links: &Path,
     name: &str,
     index: u32,
@@ -284,7 +283,7 @@ fn classifier(
         TcAttachType::Egress => (program::TC_OUT, links.join(format!("tcout-{index}"))),
         _ => (program::TC_IN, links.join(format!("tcin-{index}"))),
     };
-    let program: &mut SchedClassifier = find(ebpf, which)?;
+    let program: &mut SchedClassifier = find(objects, which)?;
     let context = || format!("cannot attach `{which}` to `{name}`");
     if mode == TcMode::Clsact {
         return clsact(program, name, way).map(drop).with_context(context);

@@ -10,14 +10,14 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use aya::programs::{Program, SchedClassifier, Xdp};
-use aya::{Ebpf, TestRun as _, TestRunOptions};
+use aya::{TestRun as _, TestRunOptions};
 use clawgress_api::KernelGeneration;
 use clawgress_identity::{Agent, AgentState, Source};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 use serde_json::{Value, json};
 
-use super::object::{self, program};
+use super::object::{self, Objects, program};
 use super::tables::{Plan, Tables};
 
 pub use self::drops::bench_drops;
@@ -43,11 +43,11 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub fn bench_kernel() -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut figures = runtime.block_on(async {
-        let mut ebpf = object::load(None)?;
-        let mut tables = Tables::take(&mut ebpf)?;
+        let mut objects = object::load(None)?;
+        let mut tables = Tables::take(&mut objects)?;
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
         tables.apply(&Plan::new(&generation()?, &interfaces)?).await?;
-        tokio::task::block_in_place(|| measure(&ebpf))
+        tokio::task::block_in_place(|| measure(&objects))
     })?;
     drop(runtime);
     if let Value::Object(figures) = &mut figures {
@@ -56,7 +56,7 @@ pub fn bench_kernel() -> Result<Value> {
     Ok(figures)
 }
 
-fn measure(ebpf: &Ebpf) -> Result<Value> {
+fn measure(objects: &Objects) -> Result<Value> {
     let frame = |destination, protocol| frame(MAC, AGENT, destination, protocol);
     let (udp, tcp) = (17, 6);
     let cases = [
@@ -72,7 +72,7 @@ fn measure(ebpf: &Ebpf) -> Result<Value> {
         let mut ns = Vec::with_capacity(RUNS);
         let mut verdict = 0;
         for _ in 0..RUNS {
-            let (code, each_ns) = run(ebpf, program, &frame, packets)?;
+            let (code, each_ns) = run(objects, program, &frame, packets)?;
             verdict = code;
             ns.push(each_ns);
         }
@@ -86,7 +86,7 @@ fn measure(ebpf: &Ebpf) -> Result<Value> {
     Ok(json!({ "runs": RUNS, "packets_per_run": PACKETS, "ns_per_packet": results }))
 }
 
-fn run(ebpf: &Ebpf, name: &str, frame: &[u8], packets: u32) -> Result<(u32, u64)> {
+fn run(objects: &Objects, name: &str, frame: &[u8], packets: u32) -> Result<(u32, u64)> {
     let mut out = vec![0; 256];
     let options = TestRunOptions {
         data_in: Some(frame),
@@ -94,7 +94,7 @@ fn run(ebpf: &Ebpf, name: &str, frame: &[u8], packets: u32) -> Result<(u32, u64)
         repeat: packets,
         ..TestRunOptions::default()
     };
-    let result = match ebpf.program(name).context("the object lacks a program")? {
+    let result = match objects.program(name).context("the object lacks a program")? {
         Program::Xdp(p) => Xdp::test_run(p, options)?,
         Program::SchedClassifier(p) => SchedClassifier::test_run(p, options)?,
         _ => anyhow::bail!("program `{name}` cannot be test-run"),

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use clawgress_ebpf_common::{
     CONFIRM_KEY_OFFSET, Flow, FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, action, bound, flow_flag, map, protocol,
@@ -18,10 +17,11 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::bpf::{self, Plain, Walk};
+use super::buckets::Buckets;
 use super::learned::{self, LearnedMap};
 use super::names::{Names, monotonic_ns};
 use super::network::Conntrack;
-use super::object::{self, program};
+use super::object::{self, Objects, program};
 use super::shares::{self, Shares};
 use super::spool::Spool;
 
@@ -85,13 +85,13 @@ impl Flows {
     ///
     /// # Errors
     /// If one is missing or of another layout.
-    pub fn new(ebpf: &Ebpf) -> Result<Self> {
-        let flows = MapData::from_fd(object::descriptor(ebpf, map::FLOWS)?)?;
+    pub fn new(objects: &Objects) -> Result<Self> {
+        let flows = MapData::from_fd(object::descriptor(objects, map::FLOWS)?)?;
         Ok(Flows {
-            walked: object::descriptor(ebpf, map::FLOWS)?,
-            shares: Shares::new(&object::descriptor(ebpf, map::SHARES)?)
+            walked: object::descriptor(objects, map::FLOWS)?,
+            shares: Shares::new(&object::descriptor(objects, map::SHARES)?)
                 .context("cannot map the agents' shares of the flow table")?,
-            confirm: object::program_descriptor(ebpf, program::CONFIRM)?,
+            confirm: object::program_descriptor(objects, program::CONFIRM)?,
             conntrack: Conntrack::open().context("cannot reach connection tracking")?,
             map: Mutex::new(HashMap::try_from(Map::from_map_data(flows)?)?),
             live: AtomicU64::new(0),
@@ -258,7 +258,7 @@ fn forget(flows: &Flows, learned: &Mutex<LearnedMap>) -> Result<()> {
 
 /// Sweeps until `stop`. `live` tells the live generation.
 pub async fn sweep(
-    (flows, learned): (Arc<Flows>, Arc<Mutex<LearnedMap>>),
+    (flows, learned, buckets): (Arc<Flows>, Arc<Mutex<LearnedMap>>, Arc<Mutex<Buckets>>),
     names: Arc<Names>,
     spool: Arc<Spool>,
     live: impl Fn() -> u64,
@@ -282,6 +282,9 @@ pub async fn sweep(
         });
         if let Err(error) = tokio::task::block_in_place(|| forget(&flows, &learned)) {
             tracing::error!("cannot forget learned addresses: {error:#}");
+        }
+        if let Err(error) = tokio::task::block_in_place(|| buckets.lock().sweep(monotonic_ns())) {
+            tracing::error!("cannot sweep the token buckets: {error:#}");
         }
         match swept {
             Ok((denied, ended)) => {

@@ -8,7 +8,8 @@ mod trie;
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_ebpf_common::image::{
-    BINDS_PER_PAGE, Header, Interface, PAGE_WORDS, PORTS_PER_PAGE, PROTOCOL_UNNAMED, Page, VERDICTS_PER_PAGE,
+    BINDS_PER_PAGE, Header, Interface, LIMIT_SETS_PER_PAGE, LIMITERS_PER_PAGE, LIMITERS_PER_SET, LimitSet,
+    Limiter, PAGE_WORDS, PORTS_PER_PAGE, PROTOCOL_UNNAMED, Page, VERDICTS_PER_PAGE,
 };
 use clawgress_ebpf_common::{Address, Bind, DropReason, Verdict, action, bound, protocol};
 
@@ -47,6 +48,10 @@ pub struct Contents {
     pub destinations: Vec<(u32, Address, u32)>,
     /// Class of each port; all 0 if empty.
     pub ports: Vec<u16>,
+    /// Limiters, by number less one.
+    pub limiters: Vec<Limiter>,
+    /// Limit sets, by number; the first is empty.
+    pub limit_sets: Vec<LimitSet>,
     /// Verdicts that are not the default: deny, `policy_denied`, or `protocol_unsupported` for a protocol
     /// that is dropped unless it is named.
     pub verdicts: Vec<(Cell, Verdict)>,
@@ -92,13 +97,16 @@ pub fn image(contents: &Contents) -> Result<Vec<Page>, ImageError> {
         binds_page: 0,
         interfaces_page: 0,
         agent_classes: 0,
-        pad: [0; 115],
+        limit_sets_page: 0,
+        limiters_page: 0,
+        pad: [0; 113],
         protocols: [PROTOCOL_UNNAMED; 256],
     };
     sources(&mut pages, &mut header, contents)?;
     destinations(&mut pages, &mut header, &contents.destinations)?;
     ports(&mut pages, &mut header, &contents.ports)?;
     verdicts(&mut pages, &mut header, contents)?;
+    limits(&mut pages, &mut header, contents)?;
     let mut pages = pages.into_pages();
     if let Some(first) = pages.first_mut() {
         *first = words_of_header(&header);
@@ -191,7 +199,7 @@ fn verdicts(pages: &mut Pages, header: &mut Header, contents: &Contents) -> Resu
     let port_classes = contents.ports.iter().max().map_or(0, |class| u32::from(*class)) + 1;
     let named: BTreeSet<u8> = contents.verdicts.iter().map(|(cell, _)| cell.protocol).collect();
     let row_words = offsets(header, &named, port_classes)?;
-    let mut numbers: BTreeMap<[u32; 2], u32> =
+    let mut numbers: BTreeMap<[u32; 4], u32> =
         BTreeMap::from([(verdict_words(&denied(DropReason::PolicyDenied)), 0)]);
     let mut rows: BTreeMap<(u32, u32), BTreeMap<u32, u32>> = BTreeMap::new();
     for (cell, verdict) in &contents.verdicts {
@@ -252,6 +260,27 @@ fn verdicts(pages: &mut Pages, header: &mut Header, contents: &Contents) -> Resu
     Ok(())
 }
 
+/// Limiters, and the sets of them that verdicts name.
+fn limits(pages: &mut Pages, header: &mut Header, contents: &Contents) -> Result<(), ImageError> {
+    check(contents.limiters.len() as u64, bound::LIMITERS_MAX + 1, "rate limits")?;
+    check(contents.limit_sets.len() as u64, bound::LIMIT_SETS_MAX + 1, "combinations of rate limits")?;
+    let count = contents.limiters.len() + 1;
+    header.limiters_page = pages.reserve(count.div_ceil(LIMITERS_PER_PAGE as usize))?;
+    for (n, limiter) in contents.limiters.iter().enumerate() {
+        for (word, value) in limiter_words(limiter).into_iter().enumerate() {
+            pages.set(header.limiters_page, (n + 1) * LIMITER_WORDS + word, value);
+        }
+    }
+    let count = contents.limit_sets.len().max(1);
+    header.limit_sets_page = pages.reserve(count.div_ceil(LIMIT_SETS_PER_PAGE as usize))?;
+    for (n, set) in contents.limit_sets.iter().enumerate() {
+        for (word, number) in set.iter().enumerate() {
+            pages.set(header.limit_sets_page, n * LIMITERS_PER_SET + word, *number);
+        }
+    }
+    Ok(())
+}
+
 /// Gives each protocol its place in a row; the row's length.
 fn offsets(header: &mut Header, named: &BTreeSet<u8>, port_classes: u32) -> Result<u32, ImageError> {
     let mut protocols = vec![protocol::ICMP, protocol::TCP, protocol::UDP];
@@ -270,7 +299,7 @@ fn offsets(header: &mut Header, named: &BTreeSet<u8>, port_classes: u32) -> Resu
 }
 
 fn denied(reason: DropReason) -> Verdict {
-    Verdict { action: action::DENY, reason: reason.code(), policies: 0 }
+    Verdict { action: action::DENY, reason: reason.code(), ..Verdict::default() }
 }
 
 fn check(count: u64, max: u32, what: &'static str) -> Result<(), ImageError> {
@@ -294,8 +323,25 @@ fn prefix_v4(bits: u32, address: u128, value: u32) -> Prefix {
     Prefix { first: address << 96, bits: narrow(bits - MAPPED_BITS), value }
 }
 
-fn verdict_words(verdict: &Verdict) -> [u32; 2] {
-    [u32::from(verdict.action) | u32::from(verdict.reason) << 16, verdict.policies]
+fn verdict_words(verdict: &Verdict) -> [u32; 4] {
+    let code = u32::from(verdict.action) | u32::from(verdict.reason) << 16;
+    [code, verdict.policies, verdict.limits, verdict.pad]
+}
+
+/// Words of a limiter.
+const LIMITER_WORDS: usize = size_of::<Limiter>() / 4;
+
+fn limiter_words(limiter: &Limiter) -> [u32; LIMITER_WORDS] {
+    let [a, b] = halves(limiter.key);
+    let [c, d] = halves(limiter.cost);
+    let [e, f] = halves(limiter.burst_ns);
+    let code = u32::from_le_bytes([limiter.unit, limiter.unit_bits, limiter.flags, limiter.cost_shift]);
+    [a, b, c, d, e, f, limiter.policies, code]
+}
+
+/// The words of a number, the low one first.
+fn halves(number: u64) -> [u32; 2] {
+    [number, number >> 32].map(|half| u32::try_from(half & u64::from(u32::MAX)).unwrap_or(0))
 }
 
 fn bind_words(bind: &Bind) -> [u32; 4] {
@@ -306,8 +352,7 @@ fn bind_words(bind: &Bind) -> [u32; 4] {
 
 fn words_of_header(header: &Header) -> Page {
     let mut page = [0; PAGE_WORDS];
-    let low = u32::try_from(header.number & 0xFFFF_FFFF).unwrap_or(0);
-    let high = u32::try_from(header.number >> 32).unwrap_or(0);
+    let [low, high] = halves(header.number);
     let words = [
         low,
         high,
@@ -322,6 +367,8 @@ fn words_of_header(header: &Header) -> Page {
         header.binds_page,
         header.interfaces_page,
         header.agent_classes,
+        header.limit_sets_page,
+        header.limiters_page,
     ];
     let protocols = header.protocols.chunks_exact(2).map(|pair| match pair {
         [low, high] => u32::from(*low) | u32::from(*high) << 16,
@@ -336,13 +383,15 @@ fn words_of_header(header: &Header) -> Page {
 
 #[cfg(test)]
 mod tests {
+    use clawgress_ebpf_common::image::limiter;
+
     use super::*;
 
     /// The words written by hand are the struct the programs read.
     #[test]
     fn records_are_laid_out_as_the_programs_read_them() {
         let bind = Bind { agent: 7, class: 9, mac: [1, 2, 3, 4, 5, 6], flags: 3 };
-        let verdict = Verdict { action: 2, reason: 77, policies: 0x0102_0304 };
+        let verdict = Verdict { action: 2, reason: 77, policies: 0x0102_0304, limits: 9, pad: 0 };
         let mut header = Header {
             number: 0x0807_0605_0403_0201,
             destinations_v4: 1,
@@ -356,7 +405,9 @@ mod tests {
             binds_page: 9,
             interfaces_page: 10,
             agent_classes: 11,
-            pad: [0; 115],
+            limit_sets_page: 12,
+            limiters_page: 13,
+            pad: [0; 113],
             protocols: [PROTOCOL_UNNAMED; 256],
         };
         header.protocols[1] = 0;
@@ -364,12 +415,23 @@ mod tests {
         header.protocols[255] = 300;
         let page = words_of_header(&header);
         assert_eq!(page[..4], [0x0403_0201, 0x0807_0605, 1, 2]);
-        assert_eq!(page[11..13], [10, 11]);
+        assert_eq!(page[11..15], [10, 11, 12, 13]);
         assert_eq!(page[128], 0xFFFF);
         assert_eq!(page[131], 0xFFFF_0001);
         assert_eq!(page[255], 300 << 16 | 0xFFFF);
         assert_eq!(bind_words(&bind), [7, 9, 0x0403_0201, 0x0003_0605]);
-        assert_eq!(verdict_words(&verdict), [77 << 16 | 2, 0x0102_0304]);
+        assert_eq!(verdict_words(&verdict), [77 << 16 | 2, 0x0102_0304, 9, 0]);
+        let limiter = Limiter {
+            key: 0x0202_0202_0101_0101,
+            cost: 3,
+            burst_ns: 4 << 32,
+            policies: 5,
+            unit: limiter::CONNECTIONS,
+            unit_bits: limiter::bits(limiter::CONNECTIONS),
+            flags: limiter::PACE,
+            cost_shift: limiter::FINE,
+        };
+        assert_eq!(limiter_words(&limiter), [0x0101_0101, 0x0202_0202, 3, 0, 0, 4, 5, 0x1002_0130]);
     }
 
     /// A class that nothing permits has no line to read from, however full the matrix's last page is.
@@ -381,7 +443,7 @@ mod tests {
             protocol: protocol::TCP,
             port_class: 0,
         };
-        let verdict = Verdict { action: action::DIRECT, reason: 0, policies: 0 };
+        let verdict = Verdict { action: action::DIRECT, ..Verdict::default() };
         let verdicts = (0..128).map(|class| (cell(class), verdict)).collect();
         let pages = image(&Contents { verdicts, ..Contents::default() }).unwrap();
         let words = |n: usize| pages[0][n];
@@ -397,7 +459,7 @@ mod tests {
             protocol: protocol::TCP,
             port_class: 0,
         };
-        let verdict = Verdict { action: 2, reason: 0, policies: 0 };
+        let verdict = Verdict { action: 2, ..Verdict::default() };
         let contents = Contents { verdicts: vec![(cell(4_096, 4_096), verdict)], ..Contents::default() };
         let error = image(&contents).unwrap_err();
         assert!(error.to_string().contains("combinations of agent classes"), "{error}");

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Result, bail, ensure};
-use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use clawgress_api::{LearnedAddress, LearnedAddresses, LearnedProtocol};
 use clawgress_ebpf_common::user::address;
@@ -15,7 +14,7 @@ use clawgress_policy::is_reserved;
 
 use super::bpf::Plain;
 use super::names::monotonic_ns;
-use super::object;
+use super::object::{self, Objects};
 use super::shares;
 
 /// Ports where the addresses of content networks are shared by many names.
@@ -44,10 +43,10 @@ impl LearnedMap {
     ///
     /// # Errors
     /// If one is missing or of another layout.
-    pub fn take(ebpf: &mut Ebpf) -> Result<LearnedMap> {
+    pub fn take(objects: &mut Objects) -> Result<LearnedMap> {
         let mut learned = LearnedMap {
-            map: object::take(ebpf, map::LEARNED)?,
-            by_agent: object::take(ebpf, map::LEARNED_BY)?,
+            map: object::take(objects, map::LEARNED)?,
+            by_agent: object::take(objects, map::LEARNED_BY)?,
             entries: std::collections::HashMap::new(),
             counts: BTreeMap::new(),
         };

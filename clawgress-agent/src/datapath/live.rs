@@ -1,13 +1,15 @@
 //! What is going on, as documents for people: live flows and recent drops. Reads only.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
-use clawgress_api::{LiveFlow, LiveFlows, LiveQuery, RecentDrop};
-use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, hook};
+use clawgress_api::{LiveFlow, LiveFlows, LiveLimit, LiveQuery, RecentDrop};
+use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, Flow, FlowKey, SUBJECT_CGROUP, action, hook};
 use clawgress_identity::AgentId;
+use clawgress_policy::kernel::{LimitUnit, Limiter};
 use tonic::Status;
 
+use super::buckets;
 use super::drops::{Row, Tally};
 use super::names::{Names, monotonic_ns, request};
 use super::plane::{KernelPlane, Plane};
@@ -34,7 +36,7 @@ pub fn flows(plane: &Plane, query: &LiveQuery) -> Result<LiveFlows, Status> {
     let mut total = 0;
     // The latest, within the bound: the heap's top is the one idle for longest.
     let mut latest = BinaryHeap::new();
-    let mut records = std::collections::HashMap::new();
+    let mut records = HashMap::new();
     let walked = tokio::task::block_in_place(|| {
         plane.flows.each(|key, flow| {
             if wanted.agent.is_some_and(|agent| agent != flow.agent) {
@@ -67,6 +69,79 @@ pub fn drops(plane: &Plane, query: &LiveQuery) -> Result<Vec<RecentDrop>, Status
     let wanted = Wanted::new(query, &plane.names)?;
     let rows = plane.drops.latest(wanted.limit, |row| wanted.agent.is_none_or(|agent| agent == row.agent));
     Ok(rows.iter().map(|(row, tally)| recent(row, tally, &plane.names)).collect())
+}
+
+/// The rate limits asked for, as they are held to agents and local commands, the emptiest first; and, for nobody
+/// known, that of sources without a binding.
+///
+/// # Errors
+/// As [`flows`].
+pub fn limits(plane: &Plane, query: &LiveQuery) -> Result<Vec<LiveLimit>, Status> {
+    let plane = kernel(plane)?;
+    let wanted = Wanted::new(query, &plane.names)?;
+    let failed = |e| Status::internal(format!("cannot read the buckets: {e:#}"));
+    let (all, unbound) = tokio::task::block_in_place(|| {
+        let buckets = plane.buckets.lock();
+        Ok::<_, anyhow::Error>((buckets.all()?, buckets.unbound()?))
+    })
+    .map_err(failed)?;
+    let live = plane.live.lock();
+    let limiters = live.iter().filter_map(|d| d.tables.as_ref()).flat_map(|t| &t.limiters);
+    let by_key: HashMap<u64, &Limiter> = limiters.map(|limiter| (limiter.key, limiter)).collect();
+    let now_ns = monotonic_ns();
+    let is_wanted = |bucket: &Bucket| wanted.agent.is_none_or(|agent| agent == bucket.agent);
+    let mut found: Vec<_> = all
+        .iter()
+        .filter(|(_, bucket)| is_wanted(bucket))
+        .filter_map(|(key, bucket)| {
+            let limiter = by_key.get(&key.limiter)?;
+            Some(limit(key, bucket, limiter, &plane.names, now_ns))
+        })
+        .collect();
+    drop(live);
+    if is_wanted(&unbound) {
+        found.push(unbound_limit(plane.unbound_per_s, &unbound, now_ns));
+    }
+    found.sort_by_key(|l| (u128::from(l.room) << 64).checked_div(u128::from(l.burst)));
+    found.truncate(wanted.limit);
+    Ok(found)
+}
+
+fn limit(key: &BucketKey, bucket: &Bucket, limiter: &Limiter, names: &Names, now_ns: u64) -> LiveLimit {
+    let is_cgroup = key.subject & SUBJECT_CGROUP != 0;
+    let unit = match limiter.unit {
+        LimitUnit::Packets => "packets",
+        LimitUnit::Bytes => "bytes",
+        LimitUnit::Connections => "connections",
+    };
+    LiveLimit {
+        agent: names.agent(bucket.agent),
+        cgroup: is_cgroup.then_some(key.subject & !SUBJECT_CGROUP),
+        policy: Some(limiter.policy.clone()),
+        unit: unit.to_owned(),
+        count: limiter.count,
+        period_s: limiter.period_s,
+        burst: limiter.burst,
+        room: buckets::room(limiter.count, limiter.period_s, limiter.burst, bucket, now_ns),
+        passed: bucket.passed,
+        dropped: bucket.dropped,
+    }
+}
+
+fn unbound_limit(all_per_s: u32, bucket: &Bucket, now_ns: u64) -> LiveLimit {
+    let (count, burst) = (u64::from(all_per_s), buckets::unbound_burst(all_per_s));
+    LiveLimit {
+        agent: None,
+        cgroup: None,
+        policy: None,
+        unit: "connections".to_owned(),
+        count,
+        period_s: 1,
+        burst,
+        room: buckets::room(count, 1, burst, bucket, now_ns),
+        passed: bucket.passed,
+        dropped: bucket.dropped,
+    }
 }
 
 fn kernel(plane: &Plane) -> Result<&KernelPlane, Status> {

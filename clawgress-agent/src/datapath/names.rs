@@ -133,10 +133,12 @@ impl Names {
     }
 
     fn insert(&self, document: &Document) {
-        let generation = Generation {
-            agents: document.agents.iter().map(|a| (a.index, a.clone())).collect(),
-            policies: document.tables.as_ref().map(|t| t.policies.clone()).unwrap_or_default(),
-        };
+        let mut policies = document.tables.as_ref().map(|t| t.policies.clone()).unwrap_or_default();
+        // What a limiter drops names its policy: see `tables`.
+        let limiters = document.tables.iter().flat_map(|t| &t.limiters);
+        policies.extend(limiters.map(|limiter| vec![limiter.policy.clone()]));
+        let agents = document.agents.iter().map(|a| (a.index, a.clone())).collect();
+        let generation = Generation { agents, policies };
         let mut generations = self.generations.write();
         generations.insert(document.generation, generation);
         while generations.len() > GENERATIONS_MAX {

@@ -1,5 +1,5 @@
-//! The embedded kernel object: loading it, with maps pinned or not. A pinned map of another ABI version
-//! is never reused.
+//! The embedded kernel objects: loading them, with maps pinned or not. Both have the same maps. A pinned map
+//! of another ABI version is never reused.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,11 +14,13 @@ use nix::sys::statfs::statfs;
 
 use super::bpf;
 
-/// The object as the build script left it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clawgress.o"));
+/// The programs of agents' interfaces, as the build script left them.
+static PACKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packets.o"));
+/// The programs of this machine's own sockets.
+static SOCKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockets.o"));
 
-/// Every map of the object.
-pub const MAPS: [&str; 21] = [
+/// Every map of the objects.
+pub const MAPS: [&str; 24] = [
     map::GENERATION,
     map::IMAGES,
     map::SELF,
@@ -26,6 +28,9 @@ pub const MAPS: [&str; 21] = [
     map::FLOWS,
     map::SHARES,
     map::REJECTS,
+    map::BUCKETS,
+    map::UNBOUND,
+    map::UNBOUND_BUCKETS,
     map::LEARNED,
     map::LEARNED_BY,
     map::LISTENERS,
@@ -68,36 +73,93 @@ pub mod program {
         ["claw_dial4", "claw_dial6", "claw_ask4", "claw_ask6", "claw_dial_out", "claw_dial_in"];
 }
 
+/// Both objects, loaded.
+#[derive(Debug)]
+pub struct Objects {
+    packets: Ebpf,
+    sockets: Ebpf,
+}
+
+// === impl Objects ===
+
+impl Objects {
+    /// A program.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Option<&Program> {
+        self.packets.program(name).or_else(|| self.sockets.program(name))
+    }
+
+    /// A program, to be attached.
+    pub fn program_mut(&mut self, name: &str) -> Option<&mut Program> {
+        self.packets.program_mut(name).or_else(|| self.sockets.program_mut(name))
+    }
+
+    /// Every program.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
+        self.packets.programs().chain(self.sockets.programs())
+    }
+
+    /// Every map that was not taken.
+    pub fn maps(&self) -> impl Iterator<Item = (&str, &Map)> {
+        self.packets.maps()
+    }
+
+    /// A map that was not taken.
+    #[must_use]
+    pub fn map(&self, name: &str) -> Option<&Map> {
+        self.packets.map(name)
+    }
+
+    /// As [`Objects::map`], to be written.
+    pub fn map_mut(&mut self, name: &str) -> Option<&mut Map> {
+        self.packets.map_mut(name)
+    }
+
+    /// Takes a map out.
+    pub fn take_map(&mut self, name: &str) -> Option<Map> {
+        self.packets.take_map(name)
+    }
+}
+
 /// Loads maps and programs. With `directory`, maps are pinned below it, and those already there are
 /// reused.
 ///
 /// # Errors
 /// If the kernel refuses, with its verifier's words, or maps of another version are pinned there.
-pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
-    let mut loader = EbpfLoader::new();
+pub fn load(directory: Option<&Path>) -> Result<Objects> {
     if let Some(directory) = directory {
         ensure!(!is_other_version(directory), "the maps pinned at `{}` are not ours", directory.display());
-        for name in MAPS {
-            loader.map_pin_path(name, pin(directory, name));
-        }
     }
-    // The array of maps has to be there before the object is loaded: see its declaration. Where nothing
-    // is to be pinned, its pin is one that nobody else can reach, and is gone after this.
+    // Pins are how the objects come to the same maps. Where nothing is to be pinned, they are ones that nobody
+    // else can reach, and are gone after this.
     let private = match directory {
         Some(_) => None,
         None => Some(bpf::private_file_system().context("cannot make a private BPF file system")?),
     };
-    let images = match (directory, &private) {
-        (Some(directory), _) => pin(directory, map::IMAGES),
-        (None, private) => private.as_ref().map(|(_, root)| root.join(map::IMAGES)).unwrap_or_default(),
+    let place = |name: &str| match (directory, &private) {
+        (Some(directory), _) => pin(directory, name),
+        (None, private) => private.as_ref().map(|(_, root)| root.join(name)).unwrap_or_default(),
     };
+    // The array of maps has to be there before an object is loaded: see its declaration.
+    let images = place(map::IMAGES);
     if bpf::open(&images).is_err() {
         bpf::create_array_of_arrays(map::IMAGES, IMAGE_SLOTS, PAGES, PAGE_BYTES as u32, &images)
             .with_context(|| format!("cannot create the map at `{}`", images.display()))?;
     }
-    loader.map_pin_path(map::IMAGES, images);
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, place(name));
+    }
+    let mut objects =
+        Objects { packets: loaded(&mut loader, PACKETS)?, sockets: loaded(&mut loader, SOCKETS)? };
+    let meta = objects.map_mut(map::META).context("the object has no version map")?;
+    Array::<_, u32>::try_from(meta)?.set(0, ABI_VERSION, 0)?;
+    Ok(objects)
+}
+
+fn loaded(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf> {
     let mut ebpf =
-        loader.load(OBJECT).context("cannot create the kernel maps (is this root, Linux 6.1 or later?)")?;
+        loader.load(object).context("cannot create the kernel maps (is this root, Linux 6.1 or later?)")?;
     for (name, program) in ebpf.programs_mut() {
         match program {
             Program::Xdp(p) => p.load(),
@@ -110,8 +172,6 @@ pub fn load(directory: Option<&Path>) -> Result<Ebpf> {
         }
         .with_context(|| format!("the kernel refused program `{name}`"))?;
     }
-    let meta = ebpf.map_mut(map::META).context("the object has no version map")?;
-    Array::<_, u32>::try_from(meta)?.set(0, ABI_VERSION, 0)?;
     Ok(ebpf)
 }
 
@@ -130,8 +190,8 @@ pub type Images = ArrayOfMaps<MapData, Array<MapData, Page>>;
 ///
 /// # Errors
 /// If it isn't there or has another layout.
-pub fn take_images(ebpf: &mut Ebpf) -> Result<(Images, OwnedFd)> {
-    let declared = ebpf.take_map(map::IMAGES).context("the object has no map of images")?;
+pub fn take_images(objects: &mut Objects) -> Result<(Images, OwnedFd)> {
+    let declared = objects.take_map(map::IMAGES).context("the object has no map of images")?;
     let Map::Array(data) = declared else { bail!("the map of images is declared otherwise") };
     let fd = data.fd().as_fd().try_clone_to_owned()?;
     let map = Map::from_map_data(MapData::from_fd(fd.try_clone()?)?)?;
@@ -148,8 +208,8 @@ pub fn pin(directory: &Path, name: &str) -> PathBuf {
 ///
 /// # Errors
 /// If it isn't there or has another layout.
-pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
-    let map = ebpf.take_map(name).with_context(|| format!("the object has no map `{name}`"))?;
+pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(objects: &mut Objects, name: &str) -> Result<T> {
+    let map = objects.take_map(name).with_context(|| format!("the object has no map `{name}`"))?;
     T::try_from(map).with_context(|| format!("map `{name}` has another layout"))
 }
 
@@ -157,8 +217,8 @@ pub fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name:
 ///
 /// # Errors
 /// If it isn't there, is of another kind, or there are no more descriptors.
-pub fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
-    match ebpf.map(name) {
+pub fn descriptor(objects: &Objects, name: &str) -> Result<OwnedFd> {
+    match objects.map(name) {
         Some(Map::Array(data) | Map::HashMap(data)) => Ok(data.fd().as_fd().try_clone_to_owned()?),
         _ => Err(anyhow!("the object has no map `{name}`, or one of another kind")),
     }
@@ -168,8 +228,8 @@ pub fn descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
 ///
 /// # Errors
 /// If it isn't there or not loaded, or there are no more descriptors.
-pub fn program_descriptor(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
-    match ebpf.program(name) {
+pub fn program_descriptor(objects: &Objects, name: &str) -> Result<OwnedFd> {
+    match objects.program(name) {
         Some(Program::SchedClassifier(p)) => Ok(p.fd()?.as_fd().try_clone_to_owned()?),
         _ => Err(anyhow!("the object has no program `{name}`, or one of another kind")),
     }

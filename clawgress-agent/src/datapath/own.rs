@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, map, self_filter_bit};
 
 use super::bpf::Plain;
-use super::object::take;
+use super::object::{Objects, take};
 
 type Filter = [u64; bound::SELF_FILTER_WORDS];
 
@@ -31,8 +30,8 @@ impl Own {
     ///
     /// # Errors
     /// If one is missing or of another layout.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Own> {
-        Ok(Own { addresses: take(ebpf, map::SELF)?, filter: take(ebpf, map::SELF_FILTER)? })
+    pub fn take(objects: &mut Objects) -> Result<Own> {
+        Ok(Own { addresses: take(objects, map::SELF)?, filter: take(objects, map::SELF_FILTER)? })
     }
 
     /// Makes `wanted`, and nothing else, the gateway's own.

@@ -12,6 +12,7 @@ use clawgress_ebpf_common::{FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, bound};
 use parking_lot::Mutex;
 
 use super::attach::Attached;
+use super::buckets::Buckets;
 use super::drops::Drops;
 use super::events::Counters;
 use super::flows::Flows;
@@ -50,6 +51,10 @@ pub struct KernelPlane {
     pub flows: Arc<Flows>,
     /// What was dropped lately.
     pub drops: Arc<Drops>,
+    /// What all sources without a binding together may begin a second.
+    pub unbound_per_s: u32,
+    /// Token buckets of rate limits.
+    pub buckets: Arc<Mutex<Buckets>>,
     /// Addresses learned from DNS answers.
     pub learned: Arc<Mutex<LearnedMap>>,
     /// Counters.

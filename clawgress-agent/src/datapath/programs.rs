@@ -7,19 +7,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use aya::Ebpf;
 use clawgress_api::config::Config;
 use nix::net::if_::if_indextoname;
 
 use super::attach::{self, Attached, TcMode};
 use super::bpf;
-use super::object;
+use super::object::{self, Objects};
 use super::workloads::Workloads;
 
 /// The object and where its programs belong.
 #[derive(Debug)]
 pub struct Programs {
-    ebpf: Ebpf,
+    objects: Objects,
     directory: PathBuf,
     agents: BTreeMap<String, u32>,
     mode: TcMode,
@@ -45,7 +44,7 @@ impl Programs {
             bpf::open_directory(directory)?;
         }
         Ok(Programs {
-            ebpf: object::load(Some(directory))?,
+            objects: object::load(Some(directory))?,
             directory: directory.clone(),
             agents: agents.clone(),
             mode: TcMode::of_kernel(),
@@ -59,8 +58,8 @@ impl Programs {
     /// If the kernel refuses.
     pub fn attach(&mut self) -> Result<BTreeMap<String, Attached>> {
         // First the answer to whose listener it is, then what makes the kernel ask.
-        attach::lookup(&mut self.ebpf, &self.directory)?;
-        attach::interfaces(&mut self.ebpf, &self.directory, &self.agents, self.mode)
+        attach::lookup(&mut self.objects, &self.directory)?;
+        attach::interfaces(&mut self.objects, &self.directory, &self.agents, self.mode)
     }
 
     /// Attaches to agents' interfaces that appeared, and detaches from those that are no longer theirs.
@@ -76,7 +75,7 @@ impl Programs {
         }
         self.agents = agents.clone();
         bpf::open_directory(&self.directory)?;
-        attach::interfaces(&mut self.ebpf, &self.directory, &self.agents, self.mode)
+        attach::interfaces(&mut self.objects, &self.directory, &self.agents, self.mode)
     }
 
     /// Attaches the hooks for local workloads.
@@ -85,14 +84,14 @@ impl Programs {
     /// If there is no cgroup v2, or the kernel refuses.
     pub fn attach_workloads(&mut self, config: &Config) -> Result<Workloads> {
         let workloads = Workloads::open(config)?;
-        attach::cgroup(&mut self.ebpf, &self.directory, workloads.parent())?;
+        attach::cgroup(&mut self.objects, &self.directory, workloads.parent())?;
         self.workloads = Some(workloads.clone());
         Ok(workloads)
     }
 
     /// The object, for its maps.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    pub fn objects(&mut self) -> &mut Objects {
+        &mut self.objects
     }
 
     /// Attaches again what is no longer attached, and tells in words what that was.
@@ -102,7 +101,7 @@ impl Programs {
     pub fn repair(&mut self) -> Result<Vec<String>> {
         let mut repaired = Vec::new();
         if self.mode == TcMode::Clsact {
-            repaired.extend(attach::renew_clsact(&mut self.ebpf, &self.agents)?);
+            repaired.extend(attach::renew_clsact(&mut self.objects, &self.agents)?);
         }
         let hooks = match &self.workloads {
             Some(workloads) => attach::missing_hooks(&self.directory, workloads.parent())?,
@@ -122,7 +121,7 @@ impl Programs {
             // What was connected meanwhile is connected for good: it ends.
             workloads.stop()?;
             workloads.make()?;
-            attach::cgroup(&mut self.ebpf, &self.directory, workloads.parent())?;
+            attach::cgroup(&mut self.objects, &self.directory, workloads.parent())?;
             repaired.push("local commands ran without socket hooks, and were ended".to_owned());
         }
         let again = |link: &attach::Missing| format!("{} was detached, and was attached again", link.what);

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use clawgress_api::config::Config;
 use clawgress_ebpf_common::{Dial, ResolverKey, bound, map, user};
@@ -22,7 +21,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::bpf::{self, Plain};
-use super::object::{self, program};
+use super::object::{self, Objects, program};
 use super::spool::Spool;
 use super::workloads;
 
@@ -83,7 +82,7 @@ impl Proxy {
     ///
     /// # Errors
     /// If a map or program is missing, or the DNS servers can't be written.
-    pub fn new(ebpf: &mut Ebpf, config: &Config) -> Result<Option<Proxy>> {
+    pub fn new(objects: &mut Objects, config: &Config) -> Result<Option<Proxy>> {
         let Some(cgroup) = &config.l7.cgroup else { return Ok(None) };
         let names = program::DIAL.into_iter().zip(ATTACH_TYPES);
         let mut hooks = Vec::new();
@@ -92,7 +91,8 @@ impl Proxy {
             SOCK_PIN,
             SOCK_CREATE,
         )]) {
-            let found = ebpf.program(name).with_context(|| format!("the object has no program `{name}`"))?;
+            let found =
+                objects.program(name).with_context(|| format!("the object has no program `{name}`"))?;
             let program = found.fd()?.as_fd().try_clone_to_owned()?;
             hooks.push(Hook { pin, attach_type, program });
         }
@@ -108,11 +108,11 @@ impl Proxy {
             cgroup,
             links: config.datapath.bpffs.join("links"),
             hooks,
-            dials: Mutex::new(object::take(ebpf, map::DIALS)?),
+            dials: Mutex::new(object::take(objects, map::DIALS)?),
             table: bpf::open_write_only(&table)
                 .with_context(|| format!("cannot open the table of dials `{}`", table.display()))?,
             resolvers: Mutex::new(Resolvers {
-                map: object::take(ebpf, map::RESOLVERS)?,
+                map: object::take(objects, map::RESOLVERS)?,
                 named: config.l7.resolvers.clone(),
                 written: None,
             }),

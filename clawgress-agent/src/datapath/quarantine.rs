@@ -4,11 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use clawgress_ebpf_common::{bound, map, quarantine_place};
 
-use super::object::take;
+use super::object::{Objects, take};
 
 /// The bits, and what they are now.
 pub struct Quarantine {
@@ -30,8 +29,8 @@ impl Quarantine {
     ///
     /// # Errors
     /// If the map is missing or can't be read.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Quarantine> {
-        let map: Array<_, u64> = take(ebpf, map::QUARANTINE)?;
+    pub fn take(objects: &mut Objects) -> Result<Quarantine> {
+        let map: Array<_, u64> = take(objects, map::QUARANTINE)?;
         let mut words = BTreeMap::new();
         for word in 0..bound::QUARANTINE_WORDS {
             let bits = map.get(&word, 0).context("cannot read who is quarantined")?;

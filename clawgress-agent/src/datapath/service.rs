@@ -11,6 +11,7 @@ use clawgress_api::proto::{
     AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
     Quarantined, Workload,
 };
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -128,10 +129,17 @@ impl Datapath for Service {
     }
 
     async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
-        let drops = live::drops(&self.plane, &query(request)?)?;
-        let json = drops.iter().map(serde_json::to_vec).collect::<Result<_, _>>();
-        Ok(Response::new(Documents { json: json.map_err(|e| Status::internal(e.to_string()))? }))
+        documents(&live::drops(&self.plane, &query(request)?)?)
     }
+
+    async fn limits(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
+        documents(&live::limits(&self.plane, &query(request)?)?)
+    }
+}
+
+fn documents(documents: &[impl Serialize]) -> Result<Response<Documents>, Status> {
+    let json = documents.iter().map(serde_json::to_vec).collect::<Result<_, _>>();
+    Ok(Response::new(Documents { json: json.map_err(|e| Status::internal(e.to_string()))? }))
 }
 
 fn query(request: Request<Document>) -> Result<LiveQuery, Status> {

@@ -9,10 +9,9 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError};
 use clawgress_api::KernelGeneration;
-use clawgress_ebpf_common::image::Page;
+use clawgress_ebpf_common::image::{LIMITERS_PER_SET, LimitSet, Limiter, Page};
 use clawgress_ebpf_common::{
     Address, AgentKey, Bind, CLASS_UNAUTHENTICATED, CgroupKey, DropReason, Generation, Verdict, action,
     bind_flag, bound, map, user,
@@ -23,8 +22,9 @@ use clawgress_policy::kernel::{KernelAction, KernelTables};
 use ipnet::IpNet;
 
 use super::bpf::{self, Plain};
+use super::buckets::{self, LimiterError};
 use super::image::{self, Cell, Contents, ImageError, MAPPED_BITS, PORTS};
-use super::object::{self, take};
+use super::object::{self, Objects, take};
 
 /// Longest a program run can still read the slot it read the generation for: runs take microseconds and
 /// are not preempted; this is four orders of magnitude more.
@@ -69,6 +69,12 @@ pub enum PlanError {
     /// A cell that can't be.
     #[error("a verdict cell is not valid: {0}")]
     Cell(&'static str),
+    /// Limits that no packet can be held to.
+    #[error("the rate limits are not valid: {0}")]
+    Limits(&'static str),
+    /// A rate limit out of range.
+    #[error(transparent)]
+    Limiter(#[from] LimiterError),
     /// No image holds it.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -220,7 +226,11 @@ fn contents(
             protocol: cell.transport.number(),
             port_class: cell.port_class,
         };
-        verdicts.push((key, verdict(cell.action, cell.transport, cell.policies)?));
+        if cell.limits != 0 && cell.limits as usize >= tables.limits.len() {
+            return Err(PlanError::Limits("a verdict cell names a set that is not there"));
+        }
+        let verdict = Verdict { limits: cell.limits, ..verdict(cell.action, cell.transport, cell.policies)? };
+        verdicts.push((key, verdict));
     }
     let destination = |(net, class): &(IpNet, u32)| {
         let (bits, address) = prefix(net);
@@ -232,6 +242,8 @@ fn contents(
         interfaces: interfaces.values().copied().collect(),
         destinations: tables.destinations.iter().map(destination).collect(),
         ports: ports(&tables.ports)?,
+        limiters: limiters(tables)?,
+        limit_sets: limit_sets(tables)?,
         verdicts,
     })
 }
@@ -244,7 +256,36 @@ fn verdict(kernel: KernelAction, transport: Transport, policies: u32) -> Result<
         KernelAction::Steer => return Err(PlanError::Cell("only TCP can be steered")),
         KernelAction::Direct => (action::DIRECT, 0),
     };
-    Ok(Verdict { action, reason, policies })
+    Ok(Verdict { action, reason, policies, ..Verdict::default() })
+}
+
+/// Limiters, whose policies' ids come behind the lists of ids in the names of a generation.
+fn limiters(tables: &KernelTables) -> Result<Vec<Limiter>, PlanError> {
+    let first = tables.policies.len();
+    let index = |n: usize| u32::try_from(first + n).map_err(|_| PlanError::Limits("there are too many"));
+    tables.limiters.iter().enumerate().map(|(n, l)| Ok(buckets::limiter(l, index(n)?)?)).collect()
+}
+
+/// Sets of limiters, by number from 1.
+fn limit_sets(tables: &KernelTables) -> Result<Vec<LimitSet>, PlanError> {
+    let mut sets = Vec::with_capacity(tables.limits.len());
+    for (n, limits) in tables.limits.iter().enumerate() {
+        if n == 0 && !limits.is_empty() {
+            return Err(PlanError::Limits("set 0 is not empty"));
+        }
+        if limits.len() > LIMITERS_PER_SET {
+            return Err(PlanError::Limits("more than four apply to one packet"));
+        }
+        let mut set = LimitSet::default();
+        for (place, limiter) in set.iter_mut().zip(limits) {
+            if *limiter as usize >= tables.limiters.len() {
+                return Err(PlanError::Limits("a set names one that is not there"));
+            }
+            *place = limiter + 1;
+        }
+        sets.push(set);
+    }
+    Ok(sets)
 }
 
 /// Bits and address of a prefix in map form.
@@ -283,14 +324,14 @@ impl Tables {
     ///
     /// # Errors
     /// If a map is missing or of another layout.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Tables> {
-        let (images, images_fd) = object::take_images(ebpf)?;
+    pub fn take(objects: &mut Objects) -> Result<Tables> {
+        let (images, images_fd) = object::take_images(objects)?;
         Ok(Tables {
-            generation: take(ebpf, map::GENERATION)?,
+            generation: take(objects, map::GENERATION)?,
             images,
             images_fd,
-            cgroups: take(ebpf, map::CGROUPS)?,
-            agents: take(ebpf, map::AGENTS)?,
+            cgroups: take(objects, map::CGROUPS)?,
+            agents: take(objects, map::AGENTS)?,
             classes: BTreeMap::new(),
             committed: None,
         })

@@ -40,9 +40,9 @@ pub struct CheckedProgram {
 /// With the verifier's words, if the kernel refuses one.
 pub fn check_programs() -> Result<Checked> {
     let kernel = fs::read_to_string(RELEASE).with_context(|| format!("cannot read `{RELEASE}`"))?;
-    let ebpf = object::load(None)?;
+    let objects = object::load(None)?;
     let mut programs = Vec::new();
-    for (name, program) in ebpf.programs() {
+    for (name, program) in objects.programs() {
         let info = program.info().with_context(|| format!("the kernel tells nothing of `{name}`"))?;
         let kind = format!("{:?}", info.program_type());
         programs.push(CheckedProgram {

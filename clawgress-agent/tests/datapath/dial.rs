@@ -22,10 +22,10 @@ use crate::workload::{PORT, tables};
 const DNS_PORT: u16 = 53;
 
 /// A cgroup for a proxy, removed when dropped.
-struct Cgroup(PathBuf);
+pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(name: &str) -> Cgroup {
+    pub fn new(name: &str) -> Cgroup {
         let unified = Path::new("/sys/fs/cgroup/unified");
         let root = if unified.is_dir() { unified } else { Path::new("/sys/fs/cgroup") };
         let path = root.join(format!("clawgress-l7/{name}-{}", std::process::id()));
@@ -33,7 +33,7 @@ impl Cgroup {
         Cgroup(path)
     }
 
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.0.to_str().expect("path")
     }
 }
@@ -47,7 +47,7 @@ impl Drop for Cgroup {
     }
 }
 
-async fn lab(cgroup: &Cgroup) -> Lab {
+pub async fn lab(cgroup: &Cgroup) -> Lab {
     let mut lab =
         Lab::with_l7(&format!("cgroup = \"{}\"\nresolvers = [\"198.51.100.5:{DNS_PORT}\"]", cgroup.path()));
     lab.start().await;
@@ -55,7 +55,7 @@ async fn lab(cgroup: &Cgroup) -> Lab {
     lab
 }
 
-fn take(puppet: &mut Puppet, lab: &Lab) -> String {
+pub fn take(puppet: &mut Puppet, lab: &Lab) -> String {
     puppet.tell(&format!("take('{}')", lab.config.handover_socket().display()))
 }
 

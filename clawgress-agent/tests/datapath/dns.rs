@@ -268,7 +268,7 @@ fn ssh() -> KernelTables {
 async fn a_learned_address_is_one_agents_and_one_ports() {
     let mut kernel = Kernel::load();
     kernel.apply(1, Some(ssh()), ssh_agents()).await;
-    let mut map = LearnedMap::take(&mut kernel.ebpf).expect("maps");
+    let mut map = LearnedMap::take(&mut kernel.objects).expect("maps");
     let to = |source: &str, destination: &str, port, source_port, flags| {
         ip(MAC, at(source), at(destination), 6, &tcp(source_port, port, flags))
     };

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
 use aya::programs::{Program, SchedClassifier};
-use aya::{Ebpf, TestRun as _, TestRunOptions};
+use aya::{TestRun as _, TestRunOptions};
 use clawgress_agent::datapath::bpf::Plain;
+use clawgress_agent::datapath::buckets::Buckets;
 use clawgress_agent::datapath::events::Counters;
 use clawgress_agent::datapath::flows::Flows;
-use clawgress_agent::datapath::object::{self, program};
+use clawgress_agent::datapath::object::{self, Objects, program};
 use clawgress_agent::datapath::own::Own;
 use clawgress_agent::datapath::quarantine::Quarantine;
 use clawgress_agent::datapath::tables::{Plan, Tables};
@@ -41,7 +42,7 @@ pub enum Did {
 }
 
 pub struct Kernel {
-    pub ebpf: Ebpf,
+    pub objects: Objects,
     pub tables: Tables,
     pub quarantine: Quarantine,
     pub flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
@@ -51,6 +52,7 @@ pub struct Kernel {
     pub shared: Vec<SharedSource>,
     /// Interfaces that take nothing from a source that is bound to nobody.
     pub closed: BTreeSet<String>,
+    pub buckets: Buckets,
     own: Own,
     addresses: BTreeMap<[u8; 16], SelfAddress>,
     rejects: Array<MapData, Plain<Pace>>,
@@ -60,23 +62,24 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn load() -> Kernel {
-        let mut ebpf = object::load(None).expect("these tests need root and a kernel with BPF");
-        let infos = ebpf.maps().map(|(name, map)| (name.to_owned(), info(map))).collect();
+        let mut objects = object::load(None).expect("these tests need root and a kernel with BPF");
+        let infos = objects.maps().map(|(name, map)| (name.to_owned(), info(map))).collect();
         let mut kernel = Kernel {
             infos,
-            rejects: object::take(&mut ebpf, clawgress_ebpf_common::map::REJECTS).expect("rejects"),
-            tables: Tables::take(&mut ebpf).expect("tables"),
-            swept: Flows::new(&ebpf).expect("flow table"),
+            rejects: object::take(&mut objects, clawgress_ebpf_common::map::REJECTS).expect("rejects"),
+            tables: Tables::take(&mut objects).expect("tables"),
+            swept: Flows::new(&objects).expect("flow table"),
             shared: Vec::new(),
             closed: BTreeSet::new(),
-            quarantine: Quarantine::take(&mut ebpf).expect("quarantine"),
-            flows: object::take(&mut ebpf, clawgress_ebpf_common::map::FLOWS).expect("flows"),
-            own: Own::take(&mut ebpf).expect("own addresses"),
+            quarantine: Quarantine::take(&mut objects).expect("quarantine"),
+            flows: object::take(&mut objects, clawgress_ebpf_common::map::FLOWS).expect("flows"),
+            buckets: Buckets::take(&mut objects).expect("buckets"),
+            own: Own::take(&mut objects).expect("own addresses"),
             addresses: BTreeMap::new(),
             counters: Counters::new(
-                object::take(&mut ebpf, clawgress_ebpf_common::map::COUNTERS).expect("counters"),
+                object::take(&mut objects, clawgress_ebpf_common::map::COUNTERS).expect("counters"),
             ),
-            ebpf,
+            objects,
         };
         // Most tests are about what is dropped, and where.
         (1..16).for_each(|agent| kernel.answer(agent, false));
@@ -129,7 +132,7 @@ impl Kernel {
     /// TC ingress for many packets, whatever becomes of each.
     pub fn flood(&self, frames: impl Iterator<Item = Vec<u8>>) {
         let program: &SchedClassifier =
-            self.ebpf.program(program::TC_IN).expect("program").try_into().expect("a classifier");
+            self.objects.program(program::TC_IN).expect("program").try_into().expect("a classifier");
         for frame in frames {
             let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
             program.test_run(options).expect("test run");
@@ -190,7 +193,7 @@ impl Kernel {
         let (mut out, mut skb) = (vec![0; frame.len() + 64], vec![0; SKB_BYTES]);
         let mut options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
-        match self.ebpf.program(name).expect("program") {
+        match self.objects.program(name).expect("program") {
             Program::Xdp(p) => match p.test_run(options).expect("test run").return_value {
                 1 => None,
                 2 => Some(Did::Passed),

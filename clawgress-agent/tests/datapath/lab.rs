@@ -12,7 +12,7 @@ use clawgress_api::config::{Config, DatapathMode};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{Document, Empty, KernelGeneration as Envelope};
 use clawgress_api::{
-    DatapathStatus, KernelGeneration, LearnedAddresses, LiveFlows, LiveQuery, RecentDrop, socket,
+    DatapathStatus, KernelGeneration, LearnedAddresses, LiveFlows, LiveLimit, LiveQuery, RecentDrop, socket,
 };
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::KernelTables;
@@ -252,6 +252,13 @@ impl Lab {
     pub async fn learn(&self, addresses: &LearnedAddresses) -> Result<(), Status> {
         let json = serde_json::to_vec(addresses).expect("addresses");
         self.client().await.learn(Document { json }).await.map(drop)
+    }
+
+    pub async fn limits(&self) -> Vec<LiveLimit> {
+        let query = serde_json::to_vec(&LiveQuery::default()).expect("query");
+        let answer = self.client().await.limits(Document { json: query }).await.expect("limits");
+        let read = |json: &Vec<u8>| serde_json::from_slice(json).expect("a limit");
+        answer.into_inner().json.iter().map(read).collect()
     }
 
     pub async fn status(&self) -> DatapathStatus {

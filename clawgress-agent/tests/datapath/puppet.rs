@@ -41,7 +41,7 @@ def take(path):
     held['loan'] = s; held['fds'] = socket.recv_fds(s, 65536, 64)[1]
     return len(held['fds'])
 def cookie(s): return s.getsockopt(socket.SOL_SOCKET, 57, 8)
-def register(agent): return lambda s: bpf(2, cookie(s), struct.pack('II', agent, 0))
+def register(agent, flags=0): return lambda s: bpf(2, cookie(s), struct.pack('II', agent, flags))
 def unprivileged():
     os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
     return [l.split()[1] for l in open('/proc/self/status') if l.startswith('CapEff')][0]

@@ -157,6 +157,10 @@ impl Datapath for Service {
         Err(Status::unimplemented("control does not ask for it"))
     }
 
+    async fn limits(&self, _: Request<Document>) -> Result<Response<Documents>, Status> {
+        Err(Status::unimplemented("control does not ask for it"))
+    }
+
     async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
         self.0.asked.lock().await.push(query(request));
         let drops = self.0.recent_drops.lock().await;

@@ -11,16 +11,17 @@ use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, DropReason, Flow, FlowKey, Generation, IFINDEX_DIAL, ResolverKey, action,
-    bind_flag, counter, hook, protocol,
+    Address, AgentKey, Bind, Dial, DropReason, Flow, FlowKey, Generation, IFINDEX_DIAL, ResolverKey, action,
+    bind_flag, counter, dial_flag, flow_flag, hook, protocol,
 };
 
 use super::connect::{address4, address6, port};
-use super::packet::read;
+use super::packet::{load, read};
 use super::{ALLOW, REFUSE, destination, permit};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
+use crate::limit;
 use crate::map::{AGENTS, DIALS, RESOLVERS, count, generation};
 use crate::parse::Packet;
 
@@ -67,9 +68,10 @@ fn decide(sock_addr: *mut bpf_sock_addr, address: &Address) -> i32 {
     let generation = generation();
     let (port_be, protocol) = port(sock_addr);
     let key = FlowKey { ifindex: IFINDEX_DIAL, ..destination(*address, port_be, protocol) };
-    // SAFETY: the helper takes the program's own context.
-    let cookie = unsafe { bpf_get_socket_cookie(sock_addr.cast()) };
-    match permitted(generation, cookie, &key) {
+    // SAFETY: the helper takes the program's own context, and the entry is copied at once; user space replaces
+    // entries whole.
+    let dial = unsafe { DIALS.get(&bpf_get_socket_cookie(sock_addr.cast())) }.copied();
+    match permitted(generation, dial, &key) {
         Ok(_) => {
             count(counter::DIAL_ALLOWED);
             ALLOW
@@ -105,30 +107,34 @@ fn judge(
 fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
     read(skb, packet).map_err(unidentified)?;
     let is_start = flow::is_start(packet);
+    // SAFETY: the helper takes the program's own context.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    // SAFETY: copied at once; user space replaces entries whole.
+    let dial = unsafe { DIALS.get(&cookie) }.copied();
     if let Some(record) = flow::find(&packet.key) {
-        if !is_start {
-            confirm(record, generation, &packet.key)?;
-            flow::touch(record, packet, Way::Out);
-            return Ok(());
-        }
-        // The tuple is used again, maybe for another agent: as if there were no record. But a SYN that nobody
-        // answered is sent again when the call it was registered for is over.
         // SAFETY: as in `flow::touch`.
         let is_unanswered = unsafe { (*record).rx_packets } == 0;
-        // SAFETY: the helper takes the program's own context.
-        let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-        // SAFETY: only presence is looked at.
-        if is_unanswered && unsafe { DIALS.get(&cookie) }.is_none() {
-            confirm(record, generation, &packet.key)?;
+        // A SYN means that the tuple is used again, maybe for another agent: as if there were no record. But one
+        // that nobody answered is sent again when the call it was registered for is over.
+        if !is_start || (is_unanswered && dial.is_none()) {
+            let judged = confirm(record, generation, &packet.key)?;
+            // SAFETY: as above.
+            if unsafe { (*record).flags } & flow_flag::CHARGED == 0 {
+                limit::charge(generation, &judged, 0, load(skb, packet, false))?;
+            }
             flow::touch(record, packet, Way::Out);
             return Ok(());
         }
     }
-    // SAFETY: the helper takes the program's own context.
-    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    match permitted(generation, cookie, &packet.key)? {
+    match permitted(generation, dial, &packet.key)? {
         None => Ok(()),
-        Some(judged) => begin(generation, packet, is_start, &judged),
+        Some(judged) => {
+            let is_charged = dial.is_some_and(|dial| dial.flags & dial_flag::STEERED != 0);
+            if !is_charged {
+                limit::charge(generation, &judged, 0, load(skb, packet, true))?;
+            }
+            begin(generation, packet, is_start, &judged, is_charged)
+        }
     }
 }
 
@@ -150,9 +156,12 @@ fn inward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> R
 
 /// The judgement of a registered socket; none for the gateway's own questions.
 #[inline(always)]
-fn permitted(generation: Generation, cookie: u64, key: &FlowKey) -> Result<Option<Judgement>, Judgement> {
-    // SAFETY: copied at once; user space replaces entries whole.
-    match unsafe { DIALS.get(&cookie) } {
+fn permitted(
+    generation: Generation,
+    dial: Option<Dial>,
+    key: &FlowKey,
+) -> Result<Option<Judgement>, Judgement> {
+    match dial {
         Some(dial) => reach(generation, dial.agent, key).map(Some),
         None if is_resolver(key) => Ok(None),
         None => Err(Judgement::deny(DropReason::DialUnregistered, 0)),
@@ -196,6 +205,7 @@ fn begin(
     packet: &Packet,
     is_start: bool,
     judged: &Judgement,
+    is_charged: bool,
 ) -> Result<(), Judgement> {
     if !is_start {
         return Err(Judgement::deny(DropReason::FlowUnknown, judged.agent));
@@ -206,16 +216,20 @@ fn begin(
     match flow::find(&packet.key) {
         Some(record) => {
             flow::settle(record, generation, judged, true)?;
+            flow::charged(record, is_charged);
             flow::touch(record, packet, Way::Out);
             Ok(())
         }
-        None => flow::create(packet, generation.number, judged).map(drop),
+        None => {
+            let flags = if is_charged { flow_flag::CHARGED } else { 0 };
+            flow::create_with(packet, generation.number, judged, flags).map(drop)
+        }
     }
 }
 
 /// The record's agent must be enabled now; where it leads is judged anew by another generation.
 #[inline(always)]
-fn confirm(record: *mut Flow, generation: Generation, key: &FlowKey) -> Result<(), Judgement> {
+fn confirm(record: *mut Flow, generation: Generation, key: &FlowKey) -> Result<Judgement, Judgement> {
     // SAFETY: as in `flow::touch`.
     let agent = unsafe { (*record).agent };
     let is_enabled = registered(generation, agent).is_some_and(|bind| bind.flags & bind_flag::DISABLED == 0);
@@ -223,11 +237,11 @@ fn confirm(record: *mut Flow, generation: Generation, key: &FlowKey) -> Result<(
         // Not settled: when it is released, what was open may go on, as for agents behind an interface.
         return Err(Judgement::deny(DropReason::AgentQuarantined, agent));
     }
-    if is_enabled && flow::current(record, generation).is_some() {
-        return Ok(());
+    if is_enabled && let Some(judged) = flow::current(record, generation) {
+        return Ok(judged);
     }
     let judged = match reach(generation, agent, key) {
         Ok(judged) | Err(judged) => judged,
     };
-    flow::settle(record, generation, &judged, false).map(drop)
+    flow::settle(record, generation, &judged, false)
 }

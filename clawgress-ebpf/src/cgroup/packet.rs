@@ -7,6 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use clawgress_ebpf_common::{DropReason, protocol};
 
+use crate::limit::{Load, wire_packets};
 use crate::parse::{Packet, bytes, mapped};
 
 /// Offsets of the transport header without options, and of the TCP flags in it.
@@ -28,6 +29,14 @@ pub fn read(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), u16> {
     }
 }
 
+/// What a packet costs.
+#[inline(always)]
+pub fn load(skb: *mut __sk_buff, packet: &Packet, is_new: bool) -> Load {
+    // SAFETY: the context is the program's own.
+    let packets = wire_packets(unsafe { (*skb).gso_segs });
+    Load { bytes: packet.bytes, packets, is_new }
+}
+
 // VERIFIER: a function of its own, so that the programs share its instructions; such a function returns a
 // number, and no reason has number 0.
 #[inline(never)]
@@ -42,7 +51,7 @@ fn code(skb: *mut __sk_buff, packet: &mut Packet) -> u32 {
 fn parse(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), DropReason> {
     // SAFETY: the context is the program's own.
     packet.bytes = unsafe { (*skb).len };
-    let Some(version) = load::<u8>(skb, 0) else { return Err(DropReason::Malformed) };
+    let Some(version) = field::<u8>(skb, 0) else { return Err(DropReason::Malformed) };
     let (next, offset) = match version >> 4 {
         4 => (ipv4(skb, packet, version)?, L4_V4),
         6 => (ipv6(skb, packet)?, L4_V6),
@@ -52,13 +61,13 @@ fn parse(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), DropReason> {
     if next != protocol::TCP && next != protocol::UDP {
         return Err(DropReason::ProtocolUnsupported);
     }
-    let Some([source_be, destination_be]) = load::<[u16; 2]>(skb, offset) else {
+    let Some([source_be, destination_be]) = field::<[u16; 2]>(skb, offset) else {
         return Err(DropReason::Malformed);
     };
     packet.key.source_port_be = source_be;
     packet.key.destination_port_be = destination_be;
     if next == protocol::TCP {
-        let Some(flags) = load::<u8>(skb, offset + TCP_FLAGS) else { return Err(DropReason::Malformed) };
+        let Some(flags) = field::<u8>(skb, offset + TCP_FLAGS) else { return Err(DropReason::Malformed) };
         packet.tcp_flags = flags;
     }
     Ok(())
@@ -66,7 +75,7 @@ fn parse(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), DropReason> {
 
 #[inline(always)]
 fn ipv4(skb: *mut __sk_buff, packet: &mut Packet, version: u8) -> Result<u8, DropReason> {
-    let Some([_, second, third, source, destination]) = load::<Ipv4>(skb, 0) else {
+    let Some([_, second, third, source, destination]) = field::<Ipv4>(skb, 0) else {
         return Err(DropReason::Malformed);
     };
     packet.key.source = mapped(source.to_ne_bytes());
@@ -86,7 +95,7 @@ fn ipv4(skb: *mut __sk_buff, packet: &mut Packet, version: u8) -> Result<u8, Dro
 
 #[inline(always)]
 fn ipv6(skb: *mut __sk_buff, packet: &mut Packet) -> Result<u8, DropReason> {
-    let Some([_, second, a, b, c, d, e, f, g, h]) = load::<Ipv6>(skb, 0) else {
+    let Some([_, second, a, b, c, d, e, f, g, h]) = field::<Ipv6>(skb, 0) else {
         return Err(DropReason::Malformed);
     };
     packet.is_v6 = true;
@@ -108,7 +117,7 @@ fn ipv6(skb: *mut __sk_buff, packet: &mut Packet) -> Result<u8, DropReason> {
 
 /// The `T` at `offset`. `T` must be plain bytes.
 #[inline(always)]
-fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+fn field<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the helper fills the whole of `value`, or fails.
     unsafe {

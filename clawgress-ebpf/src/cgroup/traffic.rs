@@ -7,15 +7,15 @@ use aya_ebpf::helpers::generated::bpf_skb_ancestor_cgroup_id;
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use clawgress_ebpf_common::{
-    Bind, DropReason, Flow, FlowKey, Generation, IFINDEX_LOCAL, IFINDEX_LOOPBACK, action, bind_flag, counter,
-    hook,
+    Bind, DropReason, Flow, Generation, IFINDEX_LOCAL, IFINDEX_LOOPBACK, action, bind_flag, counter, hook,
 };
 
-use super::packet::read;
-use super::{ALLOW, REFUSE, nearest, permit};
+use super::packet::{load, read};
+use super::{ALLOW, REFUSE, nearest, weigh};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
+use crate::limit;
 use crate::map::{count, generation};
 use crate::parse::Packet;
 
@@ -51,16 +51,15 @@ fn judge(
 
 #[inline(always)]
 fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
-    let bind = identify(skb, generation, packet)?;
+    let (cgroup, bind) = identify(skb, generation, packet)?;
     let is_start = flow::is_start(packet);
-    let judged = match flow::find(&packet.key) {
-        Some(record) => {
-            let judged = confirm(record, generation, &bind, &packet.key, is_start)?;
-            flow::touch(record, packet, Way::Out);
-            judged
-        }
-        None => begin(generation, &bind, packet, is_start)?,
-    };
+    let record = flow::find(&packet.key);
+    let judged = confirm(record, generation, &bind, packet, is_start)?;
+    limit::charge(generation, &judged, cgroup, load(skb, packet, record.is_none()))?;
+    match record {
+        Some(record) => flow::touch(record, packet, Way::Out),
+        None => begin(generation, packet, &judged)?,
+    }
     // SAFETY: the context is the program's own.
     let ifindex = unsafe { (*skb).ifindex };
     // L7 is reached by loopback. Bound to another interface, or without our routing rule, the packet would
@@ -80,11 +79,11 @@ fn inward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> R
     let identified = identify(skb, generation, packet);
     // Records, and reports, are from the workload's point of view.
     packet.key = reversed(&packet.key);
-    let bind = identified?;
+    let (_, bind) = identified?;
     let Some(record) = flow::find(&packet.key) else {
         return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
     };
-    confirm(record, generation, &bind, &packet.key, false)?;
+    confirm(Some(record), generation, &bind, packet, false)?;
     flow::touch(record, packet, Way::Back);
     Ok(())
 }
@@ -92,12 +91,16 @@ fn inward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> R
 /// Whose socket it is. A workload that is closed, or an agent that is disabled, is cut off here: the
 /// binding is read for each packet.
 #[inline(always)]
-fn identify(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> Result<Bind, Judgement> {
+fn identify(
+    skb: *mut __sk_buff,
+    generation: Generation,
+    packet: &mut Packet,
+) -> Result<(u64, Bind), Judgement> {
     let parsed = read(skb, packet);
     // SAFETY: the helper takes the program's own context and a level, and gives an id, or 0 below the level
     // of the socket's own cgroup.
-    let bind = nearest(generation, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
-    let Some(bind) = bind else { return Err(Judgement::deny(DropReason::Anonymous, 0)) };
+    let nearest = nearest(generation, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) });
+    let Some((cgroup, bind)) = nearest else { return Err(Judgement::deny(DropReason::Anonymous, 0)) };
     if bind.flags & bind_flag::DISABLED != 0 {
         return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
     }
@@ -105,20 +108,47 @@ fn identify(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) ->
         return Err(Judgement::deny(DropReason::AgentQuarantined, bind.agent));
     }
     match parsed {
-        Ok(()) => Ok(bind),
+        Ok(()) => Ok((cgroup, bind)),
         Err(reason) => Err(Judgement { agent: bind.agent, ..unidentified(reason) }),
     }
 }
 
 /// The record of a new flow.
 #[inline(always)]
-fn begin(
+fn begin(generation: Generation, packet: &Packet, judged: &Judgement) -> Result<(), Judgement> {
+    let at_ns = flow::create(packet, generation.number, judged)?;
+    if judged.action == action::DIRECT {
+        let place = Place { hook: hook::CGROUP, generation: generation.number };
+        event::flow(&place, &packet.key, judged, packet.bytes, at_ns);
+    }
+    Ok(())
+}
+
+/// As for agents behind an interface: judged anew by another generation, and for another workload. Without a
+/// record, whether a flow may begin.
+// VERIFIER: one call of `weigh`, since each would have its own place on the stack.
+#[inline(always)]
+fn confirm(
+    record: Option<*mut Flow>,
     generation: Generation,
     bind: &Bind,
     packet: &Packet,
     is_start: bool,
 ) -> Result<Judgement, Judgement> {
-    let judged = permit(generation, bind, &packet.key)?;
+    if let Some(record) = record
+        && let Some(judged) = flow::current(record, generation)
+        && judged.agent == bind.agent
+    {
+        return Ok(judged);
+    }
+    let mut judged = Judgement::none();
+    weigh(generation.pack(), bind, &packet.key, &mut judged);
+    if let Some(record) = record {
+        return flow::settle(record, generation, &judged, is_start);
+    }
+    if judged.action == action::DENY {
+        return Err(judged);
+    }
     if !is_start {
         return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
     }
@@ -126,30 +156,5 @@ fn begin(
     if judge::services(&packet.key.source).is_none() {
         return Err(Judgement::deny(DropReason::SourceSpoofed, bind.agent));
     }
-    let at_ns = flow::create(packet, generation.number, &judged)?;
-    if judged.action == action::DIRECT {
-        let place = Place { hook: hook::CGROUP, generation: generation.number };
-        event::flow(&place, &packet.key, &judged, packet.bytes, at_ns);
-    }
     Ok(judged)
-}
-
-/// As for agents behind an interface: judged anew by another generation, and for another workload.
-#[inline(always)]
-fn confirm(
-    record: *mut Flow,
-    generation: Generation,
-    bind: &Bind,
-    key: &FlowKey,
-    is_start: bool,
-) -> Result<Judgement, Judgement> {
-    if let Some(judged) = flow::current(record, generation)
-        && judged.agent == bind.agent
-    {
-        return Ok(judged);
-    }
-    let judged = match permit(generation, bind, key) {
-        Ok(judged) | Err(judged) => judged,
-    };
-    flow::settle(record, generation, &judged, is_start)
 }

@@ -12,7 +12,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
 use clawgress_ebpf_common::{DropReason, map};
 use clawgress_policy::Transport;
@@ -23,7 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use super::super::events::Counters;
-use super::super::object::{self, program};
+use super::super::object::{self, Objects, program};
 use super::super::tables::{Plan, Tables};
 use super::generator::{Generator, pass};
 use super::{AGENT, MAC, frame, generation};
@@ -108,7 +107,7 @@ struct Bench {
     count: u32,
     counters: Counters,
     /// Holds the programs and their links.
-    _ebpf: Ebpf,
+    _ebpf: Objects,
     /// The links of the others' receiving ends.
     _passed: [OwnedFd; 2],
 }
@@ -118,17 +117,17 @@ impl Bench {
         let networks = (0..count).map(|n| Ipv4Net::new(Ipv4Addr::from(FIRST + n * STEP), 24));
         let networks: Vec<Ipv4Net> = networks.collect::<Result<_, _>>()?;
         feed(Command::new("nft").args(["-f", "-"]), &rules(&networks)?)?;
-        let mut ebpf = object::load(None)?;
-        let mut tables = Tables::take(&mut ebpf)?;
+        let mut objects = object::load(None)?;
+        let mut tables = Tables::take(&mut objects)?;
         let mut document = generation()?;
         document.tables = Some(blocked(&networks));
         let interfaces = BTreeMap::from([("lo".to_owned(), Way::Clawgress.receiver()?)]);
         tables.apply(&Plan::new(&document, &interfaces)?).await?;
-        let counters = Counters::new(object::take(&mut ebpf, map::COUNTERS)?);
-        let xdp: &mut Xdp = ebpf.program_mut(program::XDP).context("no XDP program")?.try_into()?;
+        let counters = Counters::new(object::take(&mut objects, map::COUNTERS)?);
+        let xdp: &mut Xdp = objects.program_mut(program::XDP).context("no XDP program")?.try_into()?;
         xdp.attach_to_if_index(Way::Clawgress.receiver()?, XdpMode::Driver)?;
         let passed = [pass(Way::Netdev.receiver()?)?, pass(Way::Prerouting.receiver()?)?];
-        Ok(Bench { count, counters, _ebpf: ebpf, _passed: passed })
+        Ok(Bench { count, counters, _ebpf: objects, _passed: passed })
     }
 
     /// Packets to one destination, or `spread` over the whole set.

@@ -7,14 +7,13 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use aya::Ebpf;
 use clawgress_identity::Source;
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 
-use super::super::object::{self, program};
+use super::super::object::{self, Objects, program};
 use super::super::tables::{Plan, Tables};
 use super::{AGENT, LOOPBACK, MAC, frame, generation, run};
 
@@ -58,15 +57,15 @@ async fn size(prefixes: u32, agents: u32) -> Result<Value> {
         document.agents.push(agent);
     }
     let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
-    let mut ebpf = object::load(None)?;
-    let mut tables = Tables::take(&mut ebpf)?;
+    let mut objects = object::load(None)?;
+    let mut tables = Tables::take(&mut objects)?;
     let begun = Instant::now();
     let plan = Plan::new(&document, &interfaces)?;
     let built = begun.elapsed();
     let begun = Instant::now();
     tables.apply(&plan).await?;
     let swapped = begun.elapsed();
-    let cases = tokio::task::block_in_place(|| cases(&ebpf, &networks))?;
+    let cases = tokio::task::block_in_place(|| cases(&objects, &networks))?;
     Ok(json!({
         "prefixes": prefixes,
         "agents": agents,
@@ -77,7 +76,7 @@ async fn size(prefixes: u32, agents: u32) -> Result<Value> {
     }))
 }
 
-fn cases(ebpf: &Ebpf, networks: &[Ipv4Net]) -> Result<Value> {
+fn cases(objects: &Objects, networks: &[Ipv4Net]) -> Result<Value> {
     let of =
         |class: u32| networks.iter().zip(1_u32..).find(|(_, n)| class_of(*n) == class).map(|(net, _)| *net);
     let direct = of(DIRECT).context("a network is direct")?.addr();
@@ -93,7 +92,7 @@ fn cases(ebpf: &Ebpf, networks: &[Ipv4Net]) -> Result<Value> {
         let mut ns = Vec::with_capacity(RUNS);
         // The first warms caches, and uses up the refusals that are answered.
         for round in 0..=RUNS {
-            let (_, each) = run(ebpf, which, &frame, PACKETS)?;
+            let (_, each) = run(objects, which, &frame, PACKETS)?;
             if round > 0 {
                 ns.push(each);
             }
@@ -107,7 +106,7 @@ fn cases(ebpf: &Ebpf, networks: &[Ipv4Net]) -> Result<Value> {
         let net = networks.get(usize::try_from(n)?).context("within the list")?;
         let host = u32::try_from(next(&mut random) & u64::from(net.hostmask().to_bits()))?;
         let destination = Ipv4Addr::from_bits(net.addr().to_bits() | host);
-        ns.push(run(ebpf, program::XDP, &frame(MAC, AGENT, destination, UDP), 1)?.1);
+        ns.push(run(objects, program::XDP, &frame(MAC, AGENT, destination, UDP), 1)?.1);
     }
     results.insert("xdp_random".to_owned(), spread(ns));
     Ok(Value::Object(results))

@@ -1,5 +1,5 @@
-//! The kernel programs. XDP drops early, TC decides, socket lookup keeps to what TC decided, cgroup
-//! hooks govern local workloads; all read the same tables through one generation index.
+//! The kernel programs of this machine's own sockets: local workloads', and the proxy's. An object of its own,
+//! since it has other hooks, and each object is kept small.
 //!
 //! Must never let through what it does not understand, and never keep state that user space cannot
 //! see: maps are the only memory.
@@ -11,11 +11,13 @@
         reason = "a key passed by value is copied on the stack"
     )
 )]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(dead_code, reason = "each object takes what its programs need of the modules both are made of")
+)]
 
 #[cfg(target_arch = "bpf")]
 mod cgroup;
-#[cfg(target_arch = "bpf")]
-mod confirm;
 #[cfg(target_arch = "bpf")]
 mod event;
 #[cfg(target_arch = "bpf")]
@@ -29,19 +31,13 @@ mod judge;
 #[cfg(target_arch = "bpf")]
 mod learned;
 #[cfg(target_arch = "bpf")]
-mod lookup;
+mod limit;
 #[cfg(target_arch = "bpf")]
 mod map;
 #[cfg(target_arch = "bpf")]
 mod neighbour;
 #[cfg(target_arch = "bpf")]
 mod parse;
-#[cfg(target_arch = "bpf")]
-mod reject;
-#[cfg(target_arch = "bpf")]
-mod tc;
-#[cfg(target_arch = "bpf")]
-mod xdp;
 
 /// The helpers these programs call are for programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
