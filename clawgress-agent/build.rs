@@ -126,6 +126,8 @@ impl Toolchain {
             .env("RUSTC_BOOTSTRAP", "1")
             .env("__CARGO_TESTS_ONLY_SRC_ROOT", &self.library)
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
+            // The linker makes one program of whole crates; pieces of an earlier build have no place in it.
+            .env("CARGO_INCREMENTAL", "0")
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
             .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
             .env("CARGO_PROFILE_RELEASE_LTO", "fat")

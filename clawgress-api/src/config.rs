@@ -103,8 +103,8 @@ pub struct Datapath {
     /// Mount point of cgroup v2; found by itself if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
-    /// Connections and datagrams to the gateway that a source without a binding (an IPv4 address, a /64 of
-    /// IPv6) may begin a second, and twice as many at once.
+    /// Connections and datagrams to the gateway that a source without a binding (by address) may
+    /// begin a second, and twice as many at once.
     #[serde(default = "unbound_per_s")]
     pub unbound_per_s: NonZeroU32,
     /// The same for all such sources together.

@@ -242,9 +242,8 @@ pub const SUBJECT_CGROUP: u64 = 1 << 63;
 /// A token bucket, by the time it takes to fill (the generic cell rate algorithm of ITU-T I.371, virtual
 /// scheduling): one number, so that CPUs need no lock.
 ///
-/// What is charged is added atomically, so over any time nothing that passed is forgotten. CPUs that look at the
-/// last token at once may each take it: a bucket is then overdrawn by a packet each at most, and fills up
-/// from there. CPUs that find it full at once may forget a packet each.
+/// What is charged is added atomically, so nothing that passed is forgotten. CPUs that look at the last token at
+/// once may each take it: a bucket is then overdrawn by a packet each at most, and fills up from there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Bucket {

@@ -33,11 +33,19 @@ pub fn find(key: &FlowKey) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(key)
 }
 
-/// Whether the record is of this agent, with this action.
+/// The record's agent and action.
 #[inline(always)]
-pub fn is_of(flow: *mut Flow, agent: u32, code: u16) -> bool {
+pub fn holder(flow: *mut Flow) -> (u32, u16) {
     // SAFETY: as in `touch`.
-    unsafe { (*flow).agent == agent && (*flow).action == code }
+    unsafe { ((*flow).agent, (*flow).action) }
+}
+
+/// Whether the connection of a record has ended or is ending, so that a SYN begins another: one that is sent again
+/// because nobody answered begins none.
+#[inline(always)]
+pub fn is_over(flow: *mut Flow) -> bool {
+    // SAFETY: as in `touch`.
+    unsafe { (*flow).flags & (flow_flag::RST | flow_flag::FIN_TX | flow_flag::FIN_RX) != 0 }
 }
 
 /// Whether `packet` may start a flow: any UDP or echo, but TCP only by SYN.
@@ -257,9 +265,11 @@ pub fn current(flow: *mut Flow, generation: Generation) -> Option<Judgement> {
         let number = (&raw const (*flow).generation).read_volatile();
         (number, (*flow).agent, (*flow).policies, (*flow).action, (*flow).flags, (*flow).limits)
     };
+    // SAFETY: as above. Who settles it meanwhile first takes the number away.
+    let is_whole = unsafe { (&raw const (*flow).generation).read_volatile() } == number;
     // One that goes unread is judged again at every packet.
     let is_settled = code != action::DENY && flags & flow_flag::OPEN_L7 == 0;
-    let is_live = number == generation.number && number != 0 && is_settled;
+    let is_live = number == generation.number && number != 0 && is_settled && is_whole;
     let judged = Judgement { action: code, reason: 0, policies, agent, limits: limits as u32 };
     if is_live { Some(judged) } else { None }
 }
@@ -282,6 +292,7 @@ pub fn settle(
     // SAFETY: as in `touch`. Whoever judges at this generation writes the same values; the generation
     // is written last, so that a reader who sees it sees the rest.
     unsafe {
+        (&raw mut (*flow).generation).write_volatile(0);
         if is_allowed {
             (&raw mut (*flow).agent).write_volatile(judged.agent);
             (&raw mut (*flow).policies).write_volatile(judged.policies);

@@ -265,7 +265,11 @@ const REFUSED: u64 = 1 << 63;
 #[inline(never)]
 fn quoted(generation: u64, packet: &Packet) -> u64 {
     let refused = |reason: u16, agent| REFUSED | Who { agent, class: reason as u32 }.pack();
-    let image = image(Generation::unpack(generation));
+    let generation = Generation::unpack(generation);
+    if generation.number == 0 && !fails_open(packet.key.ifindex, fail_open::REVISION) {
+        return refused(DropReason::PolicyMissing.code(), 0);
+    }
+    let image = image(generation);
     let bind = match identified(&image, packet, &packet.key.destination) {
         Ok(bind) if bind.agent == 0 => return refused(DropReason::Anonymous.code(), 0),
         Ok(bind) => bind,

@@ -3,6 +3,8 @@
 //! XDP only looks, so that a flood costs little; TC and the packet hooks of local workloads charge. Must never
 //! charge one bucket of a set when another refuses.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use clawgress_ebpf_common::image::{LIMITERS_PER_SET, Limiter, limiter};
@@ -14,7 +16,6 @@ use crate::flow::add;
 use crate::image::{hidden, image};
 use crate::judge::Judgement;
 use crate::map::{BUCKETS, UNBOUND, UNBOUND_BUCKETS};
-use crate::parse::is_v4;
 
 /// What is charged for a packet.
 #[derive(Clone, Copy)]
@@ -27,10 +28,16 @@ pub struct Load {
     pub is_new: bool,
 }
 
-/// Packets a buffer of so many segments is on the wire: one that was not joined has none.
+/// Packets a buffer is on the wire: by its segments, which who made it may not have counted (a guest's or
+/// `PACKET_VNET_HDR` buffers say 0), and by the size of one, which is 0 where nothing was joined.
 #[inline(always)]
-pub fn wire_packets(segments: u32) -> u16 {
-    if segments == 0 { 1 } else { segments as u16 }
+pub fn wire_packets(segments: u32, size: u32, bytes: u32) -> u16 {
+    if size == 0 {
+        return 1;
+    }
+    let by_size = (bytes + size - 1) / size;
+    let packets = if segments > by_size { segments } else { by_size };
+    packets as u16
 }
 
 /// Beside a [`limiter::load`]: nothing is taken.
@@ -119,7 +126,9 @@ fn spend(generation: u64, limits: u32, agent: u32, workload: u64, load: u64) -> 
             },
         };
         let is_charge = step >= LIMITERS_PER_SET as u32;
-        if !take(bucket, limiter, now_ns, units, is_charge) {
+        // Where all were looked at, all are charged: another CPU may have taken the last token since.
+        let is_sure = is_charge && from == 0;
+        if !take(bucket, limiter, now_ns, units, is_charge, is_sure) {
             return REFUSED | limiter.policies as u64;
         }
     }
@@ -135,10 +144,19 @@ fn fresh(key: &BucketKey, agent: u32) -> Option<*mut Bucket> {
     BUCKETS.get_ptr_mut(key)
 }
 
-/// Whether `units` are there; takes them if it `is_charge`.
+/// Whether `units` are there, or the bucket is full: what is larger than the burst leaves it in debt. Takes them
+/// if it `is_charge`, and whatever is there if it `is_sure`.
 #[inline(always)]
-fn take(bucket: *mut Bucket, limiter: &Limiter, now_ns: u64, units: u64, is_charge: bool) -> bool {
+fn take(
+    bucket: *mut Bucket,
+    limiter: &Limiter,
+    now_ns: u64,
+    units: u64,
+    is_charge: bool,
+    is_sure: bool,
+) -> bool {
     let cost_ns = units.wrapping_mul(limiter.cost) >> (limiter.cost_shift & 63);
+    let least_ns = if cost_ns < limiter.burst_ns { cost_ns } else { limiter.burst_ns };
     // SAFETY: map values stay memory of a bucket while the program runs; other CPUs change it meanwhile as the
     // type says.
     unsafe {
@@ -146,19 +164,39 @@ fn take(bucket: *mut Bucket, limiter: &Limiter, now_ns: u64, units: u64, is_char
         // As a difference: the clock never wraps, and a bucket is never an age away from full.
         let debt_ns = full_ns.wrapping_sub(now_ns) as i64;
         let debt_ns = if debt_ns < 0 { 0 } else { debt_ns as u64 };
-        if debt_ns.wrapping_add(cost_ns) > limiter.burst_ns {
+        if !is_sure && debt_ns.wrapping_add(least_ns) > limiter.burst_ns {
             add(&raw mut (*bucket).dropped, 1);
             return false;
         }
         if is_charge {
             if debt_ns == 0 {
-                (&raw mut (*bucket).full_ns).write_volatile(now_ns);
+                // Another CPU that did so first, and charged, is not overwritten.
+                replace(&raw mut (*bucket).full_ns, full_ns, now_ns);
             }
             add(&raw mut (*bucket).full_ns, cost_ns);
             add(&raw mut (*bucket).passed, units);
         }
     }
     true
+}
+
+/// Puts `next` where `expected` is, unless it is there no more.
+///
+/// # Safety
+/// `at` points to a word in a map value.
+#[inline(always)]
+unsafe fn replace(at: *mut u64, expected: u64, next: u64) {
+    // As in `flow::add`, the target's oldest version has no name for it: `r0 = cmpxchg_64(r1 + 0, r0, r2)`, as
+    // the kernel knows it since 5.12 (`Documentation/bpf/standardization/instruction-set.rst`).
+    // SAFETY: the caller's promise; the instruction reads and writes the 8 bytes at `at`.
+    unsafe {
+        asm!(
+            ".byte 0xdb, 0x21, 0, 0, 0xf1, 0, 0, 0",
+            inout("r0") expected => _,
+            in("r1") at,
+            in("r2") next,
+        );
+    }
 }
 
 /// Whether a source without a binding may begin one more connection, or send one more datagram, to the gateway:
@@ -181,19 +219,19 @@ fn spend_unbound(source: &Address, ifindex: u32, is_charge: bool) -> bool {
         return false;
     };
     let (Some(each), Some(every)) = (UNBOUND.get(0), UNBOUND.get(1)) else { return false };
-    let is_there = take(own, each, now_ns, 1, false) && take(total, every, now_ns, 1, is_charge);
+    let is_there =
+        take(own, each, now_ns, 1, false, false) && take(total, every, now_ns, 1, is_charge, false);
     if is_there && is_charge {
-        take(own, each, now_ns, 1, true);
+        take(own, each, now_ns, 1, true, true);
     }
     is_there
 }
 
-/// The bucket of a source: an IPv4 address, or the 64 bits of IPv6 that a host has to itself (RFC 4291 2.5.4).
+/// The bucket of a source.
 #[inline(always)]
 fn place(source: &Address, ifindex: u32) -> u32 {
     // SAFETY: 16 plain bytes either way.
     let [high, low] = unsafe { core::mem::transmute::<Address, [u64; 2]>(*source) };
-    let host = if is_v4(source) { low } else { high };
-    let folded = host ^ (ifindex as u64) << 16;
+    let folded = low ^ high.rotate_left(29) ^ (ifindex as u64) << 16;
     (folded.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 52) as u32 & (bound::UNBOUND_BUCKETS - 1)
 }

@@ -145,10 +145,15 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     let record = flow::find(&packet.key);
     if let Some(record) = record
         && is_error
-        && flow::is_of(record, who.agent, action::LOCAL)
     {
-        flow::touch(record, packet, Way::Out);
-        return Ok(mark::LOCAL);
+        let (agent, code) = flow::holder(record);
+        if agent != who.agent {
+            return Err(Judgement::deny(DropReason::FlowUnknown, who.agent));
+        }
+        if code == action::LOCAL {
+            flow::touch(record, packet, Way::Out);
+            return Ok(mark::LOCAL);
+        }
     }
     let mut judged = match record.and_then(|record| flow::current(record, generation)) {
         Some(judged) => judged,
@@ -171,7 +176,8 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     if judged.agent != who.agent {
         return Err(Judgement::deny(DropReason::FlowUnknown, who.agent));
     }
-    limit::charge(generation, &judged, 0, load(ctx, packet, record.is_none()))?;
+    let is_new = is_start && record.is_none_or(flow::is_over);
+    limit::charge(generation, &judged, 0, load(ctx, packet, is_new))?;
     match record {
         Some(record) => {
             if judged.action == action::STEER && is_start && goes_unread(&packet.key, packet.is_v6) {
@@ -205,7 +211,7 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     }
 }
 
-/// A packet to a service of the gateway. Sources that are nobody's by themselves begin only so many.
+/// A packet to a service of the gateway. Sources without a binding begin only so many.
 #[inline(always)]
 fn local(
     packet: &Packet,
@@ -214,7 +220,7 @@ fn local(
     is_bound: bool,
     is_start: bool,
 ) -> Result<u32, Judgement> {
-    if agent == 0 && is_start {
+    if !is_bound && is_start {
         limit::unbound(&packet.key.source, packet.key.ifindex, true)?;
     }
     if is_bound && packet.key.protocol == protocol::TCP {
@@ -229,14 +235,15 @@ fn local(
 /// What a packet costs.
 #[inline(always)]
 fn load(ctx: &TcContext, packet: &Packet, is_new: bool) -> Load {
-    Load { bytes: packet.bytes, packets: segments(ctx), is_new }
+    Load { bytes: packet.bytes, packets: segments(ctx, packet.bytes), is_new }
 }
 
 /// Packets it is on the wire: the kernel may have joined several.
 #[inline(always)]
-fn segments(ctx: &TcContext) -> u16 {
+fn segments(ctx: &TcContext, bytes: u32) -> u16 {
     // SAFETY: the context is the program's own.
-    wire_packets(unsafe { (*ctx.skb.skb).gso_segs })
+    let (segments, size) = unsafe { ((*ctx.skb.skb).gso_segs, (*ctx.skb.skb).gso_size) };
+    wire_packets(segments, size, bytes)
 }
 
 /// Whether a packet of no known flow may begin one, or go on without.

@@ -56,8 +56,8 @@ fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Resul
     }
     let image = image(generation);
     let (who, toward) = judge::packet(generation, &image, packet)?;
-    if let Toward::Gateway { .. } = toward {
-        if who.agent == 0 && flow::is_start(packet) {
+    if let Toward::Gateway { is_bound } = toward {
+        if !is_bound && flow::is_start(packet) {
             return limit::unbound(&packet.key.source, packet.key.ifindex, false);
         }
         return Ok(());

@@ -114,9 +114,10 @@ impl l4::Connect for Connector {
     }
 }
 
-/// Addresses in the order they are dialled: families alternate, IPv6 first if `v6_first`.
+/// Addresses in the order they are dialled: the `chosen` one if it is among them, then families alternate, IPv6
+/// first if `v6_first`.
 #[must_use]
-pub fn order(addresses: &[IpAddr], v6_first: bool) -> Vec<IpAddr> {
+pub fn order(addresses: &[IpAddr], chosen: Option<IpAddr>, v6_first: bool) -> Vec<IpAddr> {
     let (first, second): (Vec<IpAddr>, Vec<IpAddr>) =
         addresses.iter().partition(|ip| ip.is_ipv6() == v6_first);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
@@ -124,6 +125,12 @@ pub fn order(addresses: &[IpAddr], v6_first: bool) -> Vec<IpAddr> {
     while ordered.len() < addresses.len() {
         ordered.extend(first.next());
         ordered.extend(second.next());
+    }
+    // Who dialled an address gets that one, where the name has it: rate limits have counted it.
+    if let Some(at) = chosen.and_then(|chosen| ordered.iter().position(|ip| *ip == chosen))
+        && let Some(before) = ordered.get_mut(..=at)
+    {
+        before.rotate_right(1);
     }
     ordered.truncate(limit::DIALS_MAX);
     ordered
@@ -139,7 +146,8 @@ pub async fn dial(
     addresses: &[IpAddr],
     port: u16,
 ) -> Result<(TcpStream, IpAddr), DropReason> {
-    let mut waiting = order(addresses, true).into_iter();
+    let chosen = behalf.steered_to.map(|to| to.ip());
+    let mut waiting = order(addresses, chosen, true).into_iter();
     let mut dialling = FuturesUnordered::new();
     loop {
         if let Some(ip) = waiting.next() {
@@ -180,10 +188,14 @@ mod tests {
         let addresses: Vec<IpAddr> =
             ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "192.0.2.4"].map(ip).to_vec();
         let want = ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"].map(ip).to_vec();
-        assert_eq!(order(&addresses, true), want);
+        assert_eq!(order(&addresses, None, true), want);
         let want = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"].map(ip).to_vec();
-        assert_eq!(order(&addresses, false), want);
-        assert!(order(&[], true).is_empty());
+        assert_eq!(order(&addresses, None, false), want);
+        let want = ["192.0.2.4", "2001:db8::1", "192.0.2.1", "192.0.2.2"].map(ip).to_vec();
+        assert_eq!(order(&addresses, Some(ip("192.0.2.4")), true), want, "what the client chose");
+        let other = Some(ip("192.0.2.99"));
+        assert_eq!(order(&addresses, other, true), order(&addresses, None, true), "it must be among them");
+        assert!(order(&[], None, true).is_empty());
     }
 
     #[tokio::test]

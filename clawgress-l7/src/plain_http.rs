@@ -135,7 +135,8 @@ impl App {
         let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
         match decide::connect(&plan, &who.identity.agent, &gateway.own, &addresses, admitted.port) {
             Ok(judged) => {
-                let addresses = dial::order(&judged.addresses, false);
+                let chosen = front.connection.steered_to().map(|to| to.ip());
+                let addresses = dial::order(&judged.addresses, chosen, false);
                 let ruling = ruling.with(&judged.policies);
                 Ok(Granted::new(admitted, who, addresses, ruling, plan.generation))
             }
@@ -251,7 +252,8 @@ impl ProxyHttp for App {
         let agent = granted.who().identity.agent.index;
         // Nor do those whose packets the kernel plane holds to rate limits here, and those it did where they came in.
         let steered_to = context.front.as_ref().and_then(|front| front.connection.steered_to());
-        peer.group_key = u64::from(agent) | u64::from(steered_to.is_some()) << 32;
+        let is_charged = steered_to.is_some_and(|to| (to.ip(), to.port()) == dialled);
+        peer.group_key = u64::from(agent) | u64::from(is_charged) << 32;
         let options = &mut peer.options;
         let dials = Arc::clone(&self.gateway.dials);
         options.custom_l4 =

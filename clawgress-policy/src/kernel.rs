@@ -69,7 +69,7 @@ pub struct VerdictCell {
     pub action: KernelAction,
     /// Index into [`KernelTables::policies`].
     pub policies: u32,
-    /// Index into [`KernelTables::limits`]; 0 where it denies.
+    /// Index into [`KernelTables::limits`]; 0 where it denies, but for `inspection_required`.
     #[serde(default)]
     pub limits: u32,
 }
@@ -175,7 +175,7 @@ pub fn expected(
 }
 
 /// The rate limits, by their policies' ids, that the kernel must hold a packet to: those of
-/// [`PolicySet::limits`] where it passes, and none where it is denied.
+/// [`PolicySet::limits`] where it passes, or may pass by what the kernel learns, and none where it is denied.
 #[must_use]
 pub fn expected_limits(
     set: &PolicySet,
@@ -184,9 +184,10 @@ pub fn expected_limits(
     transport: Transport,
     port: u16,
 ) -> Vec<String> {
-    match expected(set, agent, ip, transport, port).0 {
-        KernelAction::Deny(_) => Vec::new(),
-        KernelAction::Steer | KernelAction::Direct => set.limits(agent, ip, port, transport),
+    if tabulate::may_pass(expected(set, agent, ip, transport, port).0) {
+        set.limits(agent, ip, port, transport)
+    } else {
+        Vec::new()
     }
 }
 

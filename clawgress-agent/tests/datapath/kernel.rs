@@ -15,7 +15,9 @@ use clawgress_agent::datapath::own::Own;
 use clawgress_agent::datapath::quarantine::Quarantine;
 use clawgress_agent::datapath::tables::{Plan, Tables};
 use clawgress_api::KernelGeneration;
-use clawgress_ebpf_common::{DropReason, Flow, FlowKey, Pace, SelfAddress, bound, counter, mark, user};
+use clawgress_ebpf_common::{
+    Bucket, BucketKey, DropReason, Flow, FlowKey, Pace, SelfAddress, bound, counter, mark, user,
+};
 use clawgress_identity::{Agent, AgentState, SharedSource};
 use clawgress_policy::kernel::KernelTables;
 
@@ -53,6 +55,8 @@ pub struct Kernel {
     /// Interfaces that take nothing from a source that is bound to nobody.
     pub closed: BTreeSet<String>,
     pub buckets: Buckets,
+    /// The same, to be written by hand.
+    pub bucket_map: HashMap<MapData, Plain<BucketKey>, Plain<Bucket>>,
     own: Own,
     addresses: BTreeMap<[u8; 16], SelfAddress>,
     rejects: Array<MapData, Plain<Pace>>,
@@ -73,6 +77,11 @@ impl Kernel {
             closed: BTreeSet::new(),
             quarantine: Quarantine::take(&mut objects).expect("quarantine"),
             flows: object::take(&mut objects, clawgress_ebpf_common::map::FLOWS).expect("flows"),
+            bucket_map: {
+                let buckets = object::descriptor(&objects, clawgress_ebpf_common::map::BUCKETS);
+                let data = MapData::from_fd(buckets.expect("buckets")).expect("map");
+                HashMap::try_from(Map::from_map_data(data).expect("map")).expect("a hash map")
+            },
             buckets: Buckets::take(&mut objects).expect("buckets"),
             own: Own::take(&mut objects).expect("own addresses"),
             addresses: BTreeMap::new(),

@@ -4,13 +4,14 @@
 
 use std::net::IpAddr;
 
+use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::names::monotonic_ns;
-use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, dial_flag, mark};
+use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, bound, dial_flag, mark};
 use clawgress_identity::AgentId;
 use clawgress_policy::kernel::{KernelTables, LimitAction, LimitSubject, LimitUnit, Limiter};
 
 use crate::dial::{self, Cgroup};
-use crate::frames::{ACK, SYN, ip, tcp, udp};
+use crate::frames::{ACK, FIN, RST, SYN, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, PROXY_PORT, agent};
 use crate::lab::{Lab, at};
 use crate::local::{DIRECT, STEERED};
@@ -76,6 +77,8 @@ struct Model {
 impl Model {
     /// What must become of a packet that costs this, if that is certain.
     fn expected(&self, cost_ns: u64, burst_ns: u64, before: u64, after: u64) -> Option<bool> {
+        // What is larger than the burst passes a full bucket.
+        let cost_ns = cost_ns.min(burst_ns);
         let most = self.latest_ns.saturating_sub(before);
         let least = self.earliest_ns.saturating_sub(after);
         if most + cost_ns <= burst_ns {
@@ -270,6 +273,65 @@ async fn cpus_share_a_bucket() {
     assert!((bucket.passed as f64) <= most, "{bucket:?} in {seconds} s");
     // Nor much less: the buckets ran dry only when more was asked for.
     assert!(bucket.dropped == 0 || bucket.passed as f64 >= burst as f64, "{bucket:?}");
+}
+
+/// A tuple that is used again is another connection; a SYN that is sent again is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tuple_used_again_is_another_connection() {
+    let mut kernel = ready().await;
+    for (f, round) in families().into_iter().zip(0_u64..) {
+        let key = 1 + round;
+        let limits = vec![limiter(key, LimitUnit::Connections, 3, NEVER_S, 3)];
+        kernel.apply(2 + round, Some(limited(limits)), agents()).await;
+        let segment = |flags| ip(MAC, f.agent, f.direct, 6, &tcp(7, 443, flags));
+        for end in [RST, FIN | ACK, RST] {
+            for _ in 0..3 {
+                assert_eq!(kernel.ingress(&segment(SYN)), PASSED);
+            }
+            assert_eq!(kernel.ingress(&segment(end)), PASSED);
+        }
+        assert_eq!(bucket(&kernel, key).passed, 3);
+        assert_eq!(kernel.ingress(&segment(SYN)), DROPPED, "the fourth");
+    }
+}
+
+/// What is larger than the burst passes a full bucket, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_larger_than_the_burst_leaves_a_full_bucket_in_debt() {
+    let mut kernel = ready().await;
+    let [f, _] = families();
+    kernel.apply(2, Some(limited(vec![limiter(1, LimitUnit::Bytes, 100, NEVER_S, 100)])), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 1_000)), PASSED);
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), DROPPED);
+    let (full_ns, now_ns) = (bucket(&kernel, 1).full_ns, monotonic_ns());
+    assert!(full_ns > now_ns + 9 * 3_600_000_000_000, "ten hours for a thousand bytes: {full_ns} {now_ns}");
+}
+
+/// Where a bucket is wanted and there is no room, nothing passes; what has a bucket, or needs none, does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_table_of_buckets_denies() {
+    let mut kernel = ready().await;
+    let [f, _] = families();
+    let slow = |key| limiter(key, LimitUnit::Packets, 100, NEVER_S, 100);
+    kernel.apply(2, Some(limited(vec![slow(1)])), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED);
+    let other = Bucket { full_ns: monotonic_ns() * 2, agent: 7, ..Bucket::default() };
+    let taken = (0..u64::from(bound::BUCKETS_MAX)).filter(|n| {
+        let key = BucketKey { limiter: 99, subject: *n };
+        kernel.bucket_map.insert(Plain(key), Plain(other), 0).is_ok()
+    });
+    let taken = taken.count();
+    assert!(taken < bound::BUCKETS_MAX as usize && taken > bound::BUCKETS_MAX as usize - 64, "{taken}");
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED, "it has a bucket");
+    kernel.apply(3, Some(limited(vec![slow(2)])), agents()).await;
+    assert_eq!(kernel.xdp(&datagram(&f, 1, 0)), Did::Passed, "who only looks makes none");
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), Did::Dropped(DropReason::BucketTableFull));
+    kernel.apply(4, Some(verdicts::tables()), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED, "it needs none");
+    // The sweep makes room again.
+    assert_eq!(kernel.buckets.sweep(u64::MAX).expect("swept"), taken + 1);
+    kernel.apply(5, Some(limited(vec![slow(2)])), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED);
 }
 
 /// Sources without a binding begin so many connections to the proxy, each of them and all together; who is bound

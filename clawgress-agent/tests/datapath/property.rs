@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::object::program;
-use clawgress_ebpf_common::{DropReason, FlowKey, mark};
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, mark, user};
 use clawgress_identity::Agent;
-use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell, compile, expected};
+use clawgress_policy::kernel::{
+    KernelAction, KernelTables, LimitUnit, Limiter, VerdictCell, compile, expected,
+};
 use clawgress_policy::{PolicyBundle, PolicySet, Transport};
 use ipnet::IpNet;
 
 use crate::frames::{ACK, FIN, RST, SYN, arp, echo, icmp, ip, neighbour, tagged, tcp, udp, with_hops};
 use crate::kernel::{Did, Kernel, PROXY_PORT, agent};
+use crate::limits;
 use crate::model::{self, Bound, Tuple, World};
 use crate::shared;
 
@@ -28,6 +31,7 @@ const POLICY_EACH: u64 = 5;
 /// One packet in this many is put to the evaluator itself too, which takes a hundred times as long.
 const EVALUATE_EACH: u64 = 50;
 const AGENTS: u32 = 6;
+const LIMITERS: u64 = 7;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// One more than have a class.
@@ -115,6 +119,7 @@ impl Random {
         for _ in 0..self.below(6) {
             ports.insert(self.u16() % 64, u16::try_from(self.below(4)).expect("class"));
         }
+        let limits = self.limits();
         let mut verdicts = Vec::new();
         for agent_class in 1..4 {
             for destination_class in 0..6 {
@@ -126,6 +131,8 @@ impl Random {
                             3 if transport == Transport::Tcp => KernelAction::Steer,
                             _ => continue,
                         };
+                        let is_denied = matches!(action, KernelAction::Deny(_));
+                        let limits = if is_denied { 0 } else { self.index(limits.len()) };
                         verdicts.push(VerdictCell {
                             agent_class,
                             destination_class,
@@ -133,7 +140,7 @@ impl Random {
                             port_class,
                             action,
                             policies: 0,
-                            limits: 0,
+                            limits: u32::try_from(limits).expect("few"),
                         });
                     }
                 }
@@ -145,9 +152,22 @@ impl Random {
             ports: ports.into_iter().collect(),
             verdicts,
             policies: vec![vec![]],
-            limiters: Vec::new(),
-            limits: Vec::new(),
+            limiters: (1..=LIMITERS).map(loose).collect(),
+            limits,
         }
+    }
+
+    /// Sets of limiters, the first one empty.
+    fn limits(&mut self) -> Vec<Vec<u32>> {
+        let mut sets = vec![Vec::new()];
+        for _ in 0..self.below(100) {
+            let mut set = BTreeSet::new();
+            for _ in 0..self.below(5) {
+                set.insert(u32::try_from(self.below(LIMITERS)).expect("few"));
+            }
+            sets.push(set.into_iter().collect());
+        }
+        sets
     }
 
     /// Text of a small policy set, about what packets are made of.
@@ -404,6 +424,12 @@ fn is_long_enough(frame: &[u8]) -> bool {
     }
 }
 
+/// A limit that nothing here reaches.
+fn loose(key: u64) -> Limiter {
+    let unit = [LimitUnit::Packets, LimitUnit::Bytes, LimitUnit::Connections][(key % 3) as usize];
+    limits::limiter(key, unit, 100_000_000, 1, 100_000_000)
+}
+
 // === the comparison ===
 
 fn agents() -> Vec<Agent> {
@@ -498,6 +524,19 @@ fn compare(r: &mut Random, world: &mut World, kernel: &Kernel, seen: &mut Seen, 
     }
 }
 
+/// That a flow is held to the limits of its verdict.
+fn check_limits(tables: &KernelTables, key: &FlowKey, flow: &Flow, what: &str) {
+    let want = if flow.action == action::LOCAL {
+        &[]
+    } else {
+        let transport = Transport::ALL.into_iter().find(|t| t.number() == key.protocol).expect("named");
+        let port = if transport.has_ports() { u16::from_be(key.destination_port_be) } else { 0 };
+        tables.lookup_limits(flow.agent, user::ip(key.destination), transport, port)
+    };
+    let held = tables.limits.get(usize::from(flow.limits)).map_or(&[][..], Vec::as_slice);
+    assert_eq!(held, want, "{what}: {key:?} {flow:?}");
+}
+
 /// That frames were of every shape and policies of every kind, so that agreement means something.
 fn check_coverage(seed: u64, seen: &Seen) {
     let dropped = [
@@ -541,7 +580,7 @@ async fn the_kernel_says_what_policy_says() {
     let mut r = Random(seed);
     let (agents, mut world) = (agents(), world());
     let mut kernel = load(&world);
-    let (mut seen, mut generation) = (Seen::new(), 0);
+    let (mut seen, mut generation, mut held) = (Seen::new(), 0, 0);
     while goes_on(begun, generation + 1) {
         generation += 1;
         // Flows that a test takes away still count in their agents' shares.
@@ -557,10 +596,14 @@ async fn the_kernel_says_what_policy_says() {
         let keys: Vec<Plain<FlowKey>> = kernel.flows.keys().collect::<Result<_, _>>().expect("flows");
         assert_eq!(keys.len(), world.flows.len(), "{what}: flows");
         for key in keys {
+            let flow = kernel.flow(&key.0).expect("flow");
+            check_limits(&world.tables, &key.0, &flow, &what);
+            held += u64::from(flow.limits != 0);
             kernel.flows.remove(&key).expect("remove");
         }
     }
     kernel.check_counts();
     println!("{} packets in {:?}: {seen:#?}", generation * PACKETS, begun.elapsed());
     check_coverage(seed, &seen);
+    assert!(held >= 100, "seed {seed}: {held} flows were held to limits");
 }

@@ -33,7 +33,8 @@ pub fn read(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), u16> {
 #[inline(always)]
 pub fn load(skb: *mut __sk_buff, packet: &Packet, is_new: bool) -> Load {
     // SAFETY: the context is the program's own.
-    let packets = wire_packets(unsafe { (*skb).gso_segs });
+    let (segments, size) = unsafe { ((*skb).gso_segs, (*skb).gso_size) };
+    let packets = wire_packets(segments, size, packet.bytes);
     Load { bytes: packet.bytes, packets, is_new }
 }
 

@@ -55,7 +55,8 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
     let is_start = flow::is_start(packet);
     let record = flow::find(&packet.key);
     let judged = confirm(record, generation, &bind, packet, is_start)?;
-    limit::charge(generation, &judged, cgroup, load(skb, packet, record.is_none()))?;
+    let is_new = is_start && record.is_none_or(flow::is_over);
+    limit::charge(generation, &judged, cgroup, load(skb, packet, is_new))?;
     match record {
         Some(record) => flow::touch(record, packet, Way::Out),
         None => begin(generation, packet, &judged)?,

@@ -5,6 +5,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 
 use super::cells::{self, Cell, Destinations, Kind, PortCell};
@@ -304,8 +305,8 @@ impl Judge<'_> {
         let limits = self.limits(&obligations);
         let value = |reach: Decision| {
             let (action, policies) = super::combine(transport, reach, || (*direct).clone());
-            let is_denied = matches!(action, KernelAction::Deny(_));
-            Value { action, policies, limits: if is_denied { Vec::new() } else { limits.clone() } }
+            let limits = if may_pass(action) { limits.clone() } else { Vec::new() };
+            Value { action, policies, limits }
         };
         let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
         if open.limits.len() > LIMITS_PER_CELL_MAX || reserved.limits.len() > LIMITS_PER_CELL_MAX {
@@ -313,6 +314,15 @@ impl Judge<'_> {
             return Err(too_many_limits(&place, &obligations));
         }
         Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
+    }
+}
+
+/// Whether a packet of the cell may pass: also where nobody reads it, since the kernel lets it through by what it
+/// learned from DNS, or to the gateway's DNS.
+pub(super) fn may_pass(action: KernelAction) -> bool {
+    match action {
+        KernelAction::Deny(code) => code == DropReason::InspectionRequired.code(),
+        KernelAction::Steer | KernelAction::Direct => true,
     }
 }
 

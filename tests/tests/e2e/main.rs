@@ -19,6 +19,7 @@ mod faults;
 mod floods;
 mod geo;
 mod kernel;
+mod limits;
 mod llm;
 mod packets;
 mod proxy;
