@@ -143,9 +143,10 @@ impl TrustSnapshot {
             // No agents' interface brings a packet from there.
             None if address.to_canonical().is_loopback() => true,
             // INVARIANT: not to be found never permits more than to be found. Any interface may be the one, by
-            // another name or unknown to the kernel plane, so what is shared on each of them counts.
+            // another name or unknown to the kernel plane, so whoever holds the address on each of them counts: a
+            // source may also have been bound after the connection began.
             None => holders.anywhere(address).all(|holder| match holder {
-                Holder::Agent(_) => true,
+                Holder::Agent(own) => own.id == *agent,
                 Holder::Shared(shared) => may(shared),
             }),
         }
@@ -343,7 +344,7 @@ mod tests {
             may_present: may_present.iter().map(|a| a.parse().unwrap()).collect(),
         };
         let mut own = agent("own", 3, AgentState::Active);
-        own.sources = vec!["e=10.0.0.5,any-mac".parse().unwrap()];
+        own.sources = ["e=10.0.0.5,any-mac", "e=10.3.0.1,any-mac"].map(|s| s.parse().unwrap()).to_vec();
         let trust = TrustSnapshot::new(
             [agent("web", 1, AgentState::Active), agent("acme/web", 2, AgentState::Active), own],
             [record(1, "web")],
@@ -384,6 +385,9 @@ mod tests {
             (None, "10.0.0.8", "web", true),
             (None, "10.0.0.8", "own", false),
             (None, "10.9.0.1", "web", false),
+            // An agent's own, which was bound after the connection began, or has no record.
+            (None, "10.3.0.1", "web", false),
+            (None, "10.3.0.1", "own", true),
             (None, "192.0.2.1", "web", true),
         ] {
             assert_eq!(may(interface, address, agent), want, "{interface:?} {address} {agent}");
