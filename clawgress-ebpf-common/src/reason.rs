@@ -140,12 +140,12 @@ drop_reasons! {
     /// The gateway is shutting down.
     Draining = 51, "draining", l7;
 
+    /// The proxy used a socket that it had not registered for an agent.
+    DialUnregistered = 60, "dial_unregistered", kernel;
     /// More than a rate limit permits: of a policy, or of sources that are not known.
     RateLimited = 61, "rate_limited", kernel;
     /// The table of token buckets is full, so a rate limit can't be kept.
     BucketTableFull = 62, "bucket_table_full", kernel;
-    /// The proxy used a socket that it had not registered for an agent.
-    DialUnregistered = 60, "dial_unregistered", kernel;
 }
 
 impl core::fmt::Display for DropReason {
