@@ -72,5 +72,11 @@ fn give_up_privileges() -> anyhow::Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_no_new_privs(true).context("cannot set no_new_privs")?;
+    let CapabilitySets { effective, permitted, inheritable } =
+        rustix::thread::capabilities(None).context("cannot read capabilities")?;
+    if (effective | permitted | inheritable).is_empty() {
+        // Whoever started it had none to give; its sandbox need not let it ask.
+        return Ok(());
+    }
     rustix::thread::set_capabilities(None, none).context("cannot give up capabilities")
 }

@@ -1,9 +1,9 @@
 //! Local workloads: a cgroup each, below one that carries the socket hooks. What runs in there reaches
 //! the gateway's services and what policy forwards, and nothing else.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,7 +43,9 @@ impl Workloads {
     /// # Errors
     /// If it can't be written.
     pub fn make(&self) -> Result<()> {
-        fs::create_dir_all(&self.parent).with_context(|| format!("cannot create `{}`", self.parent.display()))
+        fs::create_dir_all(&self.parent)
+            .and_then(|()| let_read(&self.parent))
+            .with_context(|| format!("cannot create `{}`", self.parent.display()))
     }
 
     /// Where the parent cgroup is, or would be.
@@ -75,7 +77,9 @@ impl Workloads {
             "`{name}` is not a workload name: 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, `-`, `_`"
         );
         let path = self.parent.join(name);
-        fs::create_dir(&path).with_context(|| format!("cannot create `{}`", path.display()))?;
+        fs::create_dir(&path)
+            .and_then(|()| let_read(&path))
+            .with_context(|| format!("cannot create `{}`", path.display()))?;
         let id = fs::metadata(&path)?.ino();
         Ok((path, id))
     }
@@ -168,3 +172,12 @@ fn mounted() -> Result<PathBuf> {
     });
     found.context("no cgroup v2 is mounted; mount one, or name it as `cgroup` in [datapath]")
 }
+/// Lets other roles see who is in a cgroup, whatever this process's umask is: where `/proc` shows them nobody, that
+/// is how they tell a governed command from a role.
+fn let_read(cgroup: &Path) -> std::io::Result<()> {
+    let mode = fs::metadata(cgroup)?.permissions().mode();
+    if mode & MODE == MODE { Ok(()) } else { fs::set_permissions(cgroup, Permissions::from_mode(MODE)) }
+}
+
+/// Mode of cgroups of workloads.
+const MODE: u32 = 0o755;
