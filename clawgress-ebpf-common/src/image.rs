@@ -144,7 +144,7 @@ pub mod limiter {
 
     /// Flag: each local workload has a bucket of its own; what comes by an interface has its agent's.
     pub const BY_WORKLOAD: u8 = 1;
-    /// Flag: TCP of local workloads waits for its time where the interface it leaves by can hold it.
+    /// Flag: policy asks for pacing. The programs drop what is over all the same, so far.
     pub const PACE: u8 = 2;
     /// Bits behind the point of a cost that needs them: a byte at 100 GB/s then is exact to 1 in 600.
     pub const FINE: u8 = 16;

@@ -233,7 +233,6 @@ pub fn confirm(
 }
 
 /// [`settle`]s, but for what goes unread.
-
 // VERIFIER: a function of its own, so that the programs share its instructions, which most packets do without.
 #[inline(never)]
 pub fn renew(

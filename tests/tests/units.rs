@@ -46,6 +46,17 @@ fn every_role_has_a_unit_that_is_rated_below_three() {
     }
 }
 
+/// Several processes of one kind: what protects one protects each.
+#[test]
+fn every_l7_process_has_the_same_sandbox() {
+    let text = |name: &str| {
+        let unit = units().into_iter().find(|u| u.ends_with(name)).expect("a unit");
+        let text = std::fs::read_to_string(unit).expect("readable");
+        text.lines().filter(|l| !l.starts_with("Description=")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(text("clawgress-l7.service"), text("clawgress-l7@.service"));
+}
+
 #[test]
 fn no_role_but_datapath_has_a_capability_and_the_boot_lock_has_one() {
     for unit in units() {
