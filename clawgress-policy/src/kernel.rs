@@ -26,8 +26,8 @@ mod tests;
 
 pub use limiter::{
     LIMIT_BURST_BYTES_MIN, LIMIT_BURST_S_MAX, LIMIT_BYTES_PER_HOUR_MAX, LIMIT_BYTES_PER_HOUR_MIN,
-    LIMIT_COUNT_PER_HOUR_MAX, LIMIT_SETS_MAX, LIMIT_TICKS_PER_NS, LIMITERS_MAX, LIMITS_PER_CELL_MAX,
-    LimitAction, LimitSubject, LimitUnit, Limiter,
+    LIMIT_COUNT_PER_HOUR_MAX, LIMIT_SETS_MAX, LIMITERS_MAX, LIMITS_PER_CELL_MAX, LimitAction, LimitSubject,
+    LimitUnit, Limiter,
 };
 
 /// Most destination prefixes: a million, and room for what they nest in. The kernel's table of them is

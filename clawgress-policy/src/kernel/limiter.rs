@@ -27,12 +27,6 @@ pub const LIMIT_BURST_BYTES_DEFAULT_MIN: u64 = 65_536;
 /// Length of the longest burst, seconds: what an hour lets pass.
 pub const LIMIT_BURST_S_MAX: u32 = 3_600;
 
-/// Ticks in a nanosecond, in which costs are counted. An hour, the longest burst and the dearest unit, is
-/// 3.8e18 of them and fits 64 bits (1.8e19); a byte at the greatest rate, the cheapest unit, is 10,485 of
-/// them and so exact to one in ten thousand.
-pub const LIMIT_TICKS_PER_NS: u64 = 1 << 20;
-
-const NS_PER_S: u64 = 1_000_000_000;
 /// What the keys of limiters are hashes of begins with this.
 const KEY_DOMAIN: &[u8] = b"clawgress limiter 1\0";
 
@@ -118,19 +112,6 @@ impl Limiter {
             over,
         }
     }
-
-    /// What one unit costs, in ticks (of [`LIMIT_TICKS_PER_NS`]), rounded down; from 1.
-    #[must_use]
-    pub fn unit_ticks(&self) -> u64 {
-        let period = u128::from(self.period_s) * u128::from(NS_PER_S * LIMIT_TICKS_PER_NS);
-        u64::try_from(period / u128::from(self.count.max(1))).unwrap_or(u64::MAX).max(1)
-    }
-
-    /// What a full bucket holds, in ticks: at most an hour of them.
-    #[must_use]
-    pub fn burst_ticks(&self) -> u64 {
-        self.unit_ticks().saturating_mul(self.burst)
-    }
 }
 
 /// The first eight bytes of a SHA-256 that are not all zero.
@@ -204,20 +185,5 @@ mod tests {
         assert_eq!(collision(&limiters), None);
         limiters[2].key = limiters[0].key;
         assert_eq!(collision(&limiters), Some(["a", "c"]));
-    }
-
-    #[test]
-    fn every_cost_fits_and_is_exact_enough() {
-        let limiter =
-            |unit, count, period_s, burst| Limiter::new("a", Rate { unit, count, period_s, burst, ..RATE });
-        let hour = 3_600 * NS_PER_S * LIMIT_TICKS_PER_NS;
-        let dearest = limiter(LimitUnit::Packets, 1, 3_600, 1);
-        assert_eq!((dearest.unit_ticks(), dearest.burst_ticks()), (hour, hour));
-        let per_s = LIMIT_BYTES_PER_HOUR_MAX / 3_600;
-        let fastest = limiter(LimitUnit::Bytes, per_s, 1, LIMIT_BYTES_PER_HOUR_MAX);
-        assert_eq!(fastest.unit_ticks(), 10_485);
-        assert!(fastest.burst_ticks() <= hour && fastest.burst_ticks() > hour / 1_000 * 999);
-        let slowest = limiter(LimitUnit::Bytes, LIMIT_BYTES_PER_HOUR_MIN, 3_600, LIMIT_BURST_BYTES_MIN);
-        assert!(slowest.burst_ticks() < hour);
     }
 }
