@@ -28,7 +28,7 @@ use crate::lab::{AGENT_MAC, Lab, PROXY_PORT, Place, at};
 pub const PORT: u16 = 7000;
 /// How long a connection that must fail may try, and one that must work may take.
 pub const REFUSED: Duration = Duration::from_millis(700);
-pub const WORKS: Duration = Duration::from_secs(10);
+pub const WORKS: Duration = Duration::from_secs(30);
 
 /// Addresses of one family: the agent, an unbound neighbour, the gateway, and the three outside.
 pub struct Family {
