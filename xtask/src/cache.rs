@@ -7,9 +7,12 @@ use anyhow::Context as _;
 /// Names the toolchain directory in place of the one below the cache.
 pub const TOOLCHAIN_DIR: &str = "CLAWGRESS_TOOLCHAIN_DIR";
 
-/// The repository's root.
+/// The repository's root: of the clone that `cargo` was called in, which with a target directory shared by
+/// several clones need not be the one this program was built in.
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").filter(|v| !v.is_empty());
+    let package = package.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
 /// `$XDG_CACHE_HOME/clawgress`, or `~/.cache/clawgress`.
