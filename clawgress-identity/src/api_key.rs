@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use crate::AgentId;
+use crate::{AgentId, IdentityError};
 
 /// Bytes of a key's keyed hash.
 pub const KEY_MAC_BYTES: usize = 32;
@@ -92,9 +92,16 @@ pub struct ApiKeyRecord {
     pub agent: AgentId,
     /// Keyed hash of the whole key.
     pub mac: [u8; KEY_MAC_BYTES],
+    /// Unix seconds from which it counts; `None`: at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before_s: Option<i64>,
     /// Unix seconds from which it no longer counts; `None`: no expiry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at_s: Option<i64>,
+    /// Unix seconds from which it is revoked, which may lie ahead: while keys are rotated the old one counts until
+    /// then. `None`: it is not revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at_s: Option<i64>,
 }
 
 impl ApiKeyRecord {
@@ -102,6 +109,29 @@ impl ApiKeyRecord {
     #[must_use]
     pub fn matches(&self, mac: &[u8; KEY_MAC_BYTES]) -> bool {
         self.mac.ct_eq(mac).into()
+    }
+
+    /// Whether it counts at a Unix time in seconds.
+    ///
+    /// # Errors
+    /// [`IdentityError::Revoked`], [`IdentityError::Expired`] or [`IdentityError::NotYet`].
+    pub fn counts(&self, now_s: i64) -> Result<(), IdentityError> {
+        if self.revoked_at_s.is_some_and(|t| now_s >= t) {
+            return Err(IdentityError::Revoked);
+        }
+        if self.expires_at_s.is_some_and(|t| now_s >= t) {
+            return Err(IdentityError::Expired);
+        }
+        if self.not_before_s.is_some_and(|t| now_s < t) {
+            return Err(IdentityError::NotYet);
+        }
+        Ok(())
+    }
+
+    /// When it stops counting, Unix seconds; `None`: never.
+    #[must_use]
+    pub fn ends_s(&self) -> Option<i64> {
+        self.expires_at_s.into_iter().chain(self.revoked_at_s).min()
     }
 }
 
@@ -152,7 +182,9 @@ mod tests {
             id: key.id().to_owned(),
             agent: "web".parse().unwrap(),
             mac: [0xc3; KEY_MAC_BYTES],
+            not_before_s: None,
             expires_at_s: Some(9),
+            revoked_at_s: None,
         };
         for shown in [format!("{key:?}"), format!("{key:#?}"), format!("{record:?}"), format!("{record:#?}")]
         {
@@ -168,7 +200,9 @@ mod tests {
             id: String::new(),
             agent: "web".parse().unwrap(),
             mac: [9; KEY_MAC_BYTES],
+            not_before_s: None,
             expires_at_s: None,
+            revoked_at_s: None,
         };
         assert!(record.matches(&[9; KEY_MAC_BYTES]));
         for at in 0..KEY_MAC_BYTES {

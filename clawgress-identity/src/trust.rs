@@ -6,7 +6,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Agent, AgentId, AgentState, ApiKey, ApiKeyRecord, Holder, Holders, KEY_MAC_BYTES, SharedSource};
+use crate::{
+    Agent, AgentId, AgentState, ApiKey, ApiKeyRecord, CertificateError, Holder, Holders, KEY_MAC_BYTES,
+    MappingError, Roots, SharedSource, TokenError,
+};
+
+mod proof;
+
+pub use proof::{Proof, ProofFacts, Proven};
 
 /// How an identity was established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +25,14 @@ pub enum IdentityMethod {
     Cgroup,
     /// API key.
     ApiKey,
+    /// JSON Web Token of a trusted issuer.
+    Jwt,
+    /// Client certificate of a trusted authority.
+    Mtls,
+    /// X.509-SVID of a trust domain.
+    SpiffeX509,
+    /// JWT-SVID of a trust domain.
+    SpiffeJwt,
 }
 
 /// Where a credential comes from, as far as that is known.
@@ -49,12 +64,27 @@ pub enum IdentityError {
     /// The key's id is unknown or its hash differs.
     #[error("unknown API key")]
     UnknownKey,
+    /// The key does not count yet.
+    #[error("the API key does not count yet")]
+    NotYet,
     /// The key has expired.
     #[error("the API key has expired")]
     Expired,
-    /// The user name is not the agent the key belongs to.
-    #[error("the API key belongs to another agent")]
+    /// The key is revoked.
+    #[error("the API key is revoked")]
+    Revoked,
+    /// The credential is not that of the agent it is presented for, or was.
+    #[error("the credential belongs to another agent")]
     OtherAgent,
+    /// The token fails.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The certificate fails.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The registry has the agent elsewhere than the credential has it.
+    #[error(transparent)]
+    Mapping(MappingError),
     /// The agent is not in the registry.
     #[error("the agent does not exist")]
     UnknownAgent,
@@ -73,6 +103,7 @@ pub enum IdentityError {
 #[derive(Clone, Debug, Default)]
 pub struct TrustSnapshot {
     registry: Arc<Registry>,
+    roots: Arc<Roots>,
     quarantined: Arc<BTreeSet<u32>>,
 }
 
@@ -104,13 +135,23 @@ impl TrustSnapshot {
         }
         registry.keys = keys.into_iter().map(|k| (k.id.clone(), k)).collect();
         registry.holders = Holders::new(registry.by_id.values(), shared);
-        TrustSnapshot { registry: Arc::new(registry), quarantined: Arc::default() }
+        TrustSnapshot { registry: Arc::new(registry), roots: Arc::default(), quarantined: Arc::default() }
+    }
+
+    /// The same generation with these trusted to say who agents are.
+    #[must_use]
+    pub fn with_roots(self, roots: Arc<Roots>) -> Self {
+        TrustSnapshot { roots, ..self }
     }
 
     /// The same generation with these agents quarantined, by their registry index. Cheap.
     #[must_use]
     pub fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Self {
-        TrustSnapshot { registry: Arc::clone(&self.registry), quarantined: Arc::clone(quarantined) }
+        TrustSnapshot {
+            registry: Arc::clone(&self.registry),
+            roots: Arc::clone(&self.roots),
+            quarantined: Arc::clone(quarantined),
+        }
     }
 
     /// The agent with this id.
@@ -152,6 +193,12 @@ impl TrustSnapshot {
         }
     }
 
+    /// The record of the API key with this public id.
+    #[must_use]
+    pub fn api_key(&self, id: &str) -> Option<&ApiKeyRecord> {
+        self.registry.keys.get(id)
+    }
+
     /// The agent that `key` proves, given the keyed hash of the presented text, the user name it was
     /// presented with, where it comes from, and the time (Unix seconds).
     ///
@@ -167,9 +214,7 @@ impl TrustSnapshot {
     ) -> Result<Identity, IdentityError> {
         let record =
             self.registry.keys.get(key.id()).filter(|r| r.matches(mac)).ok_or(IdentityError::UnknownKey)?;
-        if record.expires_at_s.is_some_and(|t| now_s >= t) {
-            return Err(IdentityError::Expired);
-        }
+        record.counts(now_s)?;
         if record.agent != *user {
             return Err(IdentityError::OtherAgent);
         }
@@ -221,7 +266,14 @@ mod tests {
     fn record(number: u8, agent: &str) -> ApiKeyRecord {
         let text = key_text(number);
         let id = ApiKey::parse(&text).unwrap().id().to_owned();
-        ApiKeyRecord { id, agent: agent.parse().unwrap(), mac: MAC, expires_at_s: Some(EXPIRES_AT_S) }
+        ApiKeyRecord {
+            id,
+            agent: agent.parse().unwrap(),
+            mac: MAC,
+            not_before_s: None,
+            expires_at_s: Some(EXPIRES_AT_S),
+            revoked_at_s: None,
+        }
     }
 
     fn snapshot() -> TrustSnapshot {
@@ -302,6 +354,39 @@ mod tests {
         let text = key_text(1);
         let parsed = ApiKey::parse(&text).unwrap();
         assert!(trust.by_api_key(parsed, &MAC, &"web".parse().unwrap(), ANYWHERE, i64::MAX).is_ok());
+    }
+
+    /// An agent has several keys while they are rotated, each with a time of its own.
+    #[test]
+    fn keys_overlap_while_they_are_rotated() {
+        let key = |number, not_before_s, expires_at_s, revoked_at_s| ApiKeyRecord {
+            not_before_s,
+            expires_at_s,
+            revoked_at_s,
+            ..record(number, "web")
+        };
+        let keys = [
+            key(1, None, None, Some(200)),
+            key(2, Some(100), Some(300), None),
+            key(3, Some(100), Some(300), Some(100)),
+        ];
+        assert_eq!(keys.each_ref().map(ApiKeyRecord::ends_s), [Some(200), Some(300), Some(100)]);
+        let trust = TrustSnapshot::new([agent("web", 1, AgentState::Active)], keys, []);
+        let present = |number, now_s| {
+            let text = key_text(number);
+            let key = ApiKey::parse(&text).unwrap();
+            trust.by_api_key(key, &MAC, &"web".parse().unwrap(), ANYWHERE, now_s).map(drop)
+        };
+        use IdentityError::*;
+        for (now_s, first, second, third) in [
+            (99, Ok(()), Err(NotYet), Err(NotYet)),
+            (100, Ok(()), Ok(()), Err(Revoked)),
+            (199, Ok(()), Ok(()), Err(Revoked)),
+            (200, Err(Revoked), Ok(()), Err(Revoked)),
+            (300, Err(Revoked), Err(Expired), Err(Revoked)),
+        ] {
+            assert_eq!([1, 2, 3].map(|n| present(n, now_s)), [first, second, third], "{now_s}");
+        }
     }
 
     #[test]

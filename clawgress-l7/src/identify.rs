@@ -39,10 +39,8 @@ impl Who {
     /// the agent is disabled.
     pub fn under(&self, plan: &Plan, now_s: i64) -> Result<Who, DropReason> {
         if let Some(Proof { key, from }) = &self.proof {
-            let expires_at_s = plan.keys.get(key).ok_or(DropReason::CredentialInvalid)?;
-            if expires_at_s.is_some_and(|t| now_s >= t) {
-                return Err(DropReason::CredentialInvalid);
-            }
+            let record = plan.trust.api_key(key).ok_or(DropReason::CredentialInvalid)?;
+            record.counts(now_s).map_err(reason)?;
             if let Some((interface, address)) = from {
                 let origin = Origin::Address { interface: interface.as_deref(), address: *address };
                 if !plan.trust.may_present(origin, &self.identity.agent.id) {
@@ -58,7 +56,7 @@ impl Who {
     /// When what it rests on expires, in Unix seconds, as `plan` has it.
     #[must_use]
     pub fn expires_at_s(&self, plan: &Plan) -> Option<i64> {
-        *plan.keys.get(&self.proof.as_ref()?.key)?
+        plan.trust.api_key(&self.proof.as_ref()?.key)?.ends_s()
     }
 }
 
@@ -102,7 +100,8 @@ async fn by_key(
     let credential = proxy_authorization::parse(value).map_err(|_| DropReason::CredentialInvalid)?;
     let user: AgentId = credential.user.parse().map_err(|_| DropReason::CredentialInvalid)?;
     let key = ApiKey::parse(&credential.secret).map_err(invalid)?;
-    if !plan.keys.contains_key(key.id()) {
+    // Others cost no question to the keys role.
+    if plan.trust.api_key(key.id()).is_none() {
         return Err(DropReason::CredentialInvalid);
     }
     let mac = gateway.keys.mac(key).await?;
@@ -117,9 +116,14 @@ async fn by_key(
 
 fn reason(error: IdentityError) -> DropReason {
     match error {
-        IdentityError::UnknownKey | IdentityError::Expired | IdentityError::OtherAgent => {
-            DropReason::CredentialInvalid
-        }
+        IdentityError::UnknownKey
+        | IdentityError::NotYet
+        | IdentityError::Expired
+        | IdentityError::Revoked
+        | IdentityError::OtherAgent
+        | IdentityError::Token(_)
+        | IdentityError::Certificate(_)
+        | IdentityError::Mapping(_) => DropReason::CredentialInvalid,
         IdentityError::UnknownAgent => DropReason::Anonymous,
         IdentityError::Disabled => DropReason::AgentDisabled,
         IdentityError::Quarantined => DropReason::AgentQuarantined,

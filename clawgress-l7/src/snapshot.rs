@@ -3,7 +3,7 @@
 //! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
 //! time, there is no plan, and without a plan everything is denied.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -39,9 +39,6 @@ pub struct Plan {
     clock: Arc<dyn Clock>,
     /// Who is who.
     pub trust: TrustSnapshot,
-    /// Ids of the keys that exist, so that others cost no question to the keys role, and when they
-    /// expire, in Unix seconds.
-    pub keys: Arc<HashMap<String, Option<i64>>>,
 }
 
 /// The live plan.
@@ -66,9 +63,8 @@ impl Plan {
             serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
         let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
         let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
-        let keys = snapshot.keys.iter().map(|k| (k.id.clone(), k.expires_at_s)).collect();
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
-        Ok(Plan { generation: snapshot.generation, policy, clock, trust, keys: Arc::new(keys) })
+        Ok(Plan { generation: snapshot.generation, policy, clock, trust })
     }
 
     /// The policy as it decides now; `None` before the first: deny.
@@ -84,7 +80,6 @@ impl Plan {
             policy: self.policy.clone(),
             clock: Arc::clone(&self.clock),
             trust: self.trust.with_quarantined(quarantined),
-            keys: Arc::clone(&self.keys),
         }
     }
 }

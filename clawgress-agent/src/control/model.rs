@@ -342,7 +342,14 @@ impl Draft {
         if self.model.keys.contains_key(id) {
             return Err(Refusal::Exists("the key's id is taken; try again".into()));
         }
-        let key = ApiKeyRecord { id: id.to_owned(), agent: agent.clone(), mac, expires_at_s };
+        let key = ApiKeyRecord {
+            id: id.to_owned(),
+            agent: agent.clone(),
+            mac,
+            not_before_s: None,
+            expires_at_s,
+            revoked_at_s: None,
+        };
         self.put(&format!("{KEY}{id}"), &key)?;
         self.model.keys.insert(key.id.clone(), key);
         self.governs = true;

@@ -222,7 +222,9 @@ impl Gateway {
             id: ApiKey::parse(text).expect("key").id().to_owned(),
             agent: agent.parse().expect("id"),
             mac: mac(&secret, text),
+            not_before_s: None,
             expires_at_s: None,
+            revoked_at_s: None,
         };
         let first = Snapshot {
             generation: 1,

@@ -1,0 +1,142 @@
+//! Certificate authorities for agents, and which agent the names of a certificate stand for.
+
+use std::borrow::Cow;
+
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::{Anchors, AnchorsError, CertificateError, Details, Revocation};
+use crate::mapping::{Mapped, Values};
+use crate::{Mapping, MappingRuleError, RootId};
+
+/// Most authorities of a node.
+pub(crate) const AUTHORITIES_MAX: usize = 256;
+
+/// An authority as the registry holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityRecord {
+    /// Its id here.
+    pub id: RootId,
+    /// The certificates that are trusted, PEM.
+    pub certificates: String,
+    /// Revocation lists, PEM.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revocation_lists: String,
+    /// How the lists count.
+    pub revocation: Revocation,
+    /// Which agent a certificate proves.
+    pub mapping: Mapping<NameKind>,
+}
+
+/// A kind of subject alternative name (RFC 5280 section 4.2.1.6). The subject itself is never looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NameKind {
+    /// `dNSName`, in lowercase.
+    Dns,
+    /// `uniformResourceIdentifier`.
+    Uri,
+    /// `rfc822Name`.
+    Email,
+}
+
+/// Why an authority was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorityError {
+    /// Certificates or lists can't be used.
+    #[error(transparent)]
+    Anchors(#[from] AnchorsError),
+    /// The mapping is not complete or not bounded.
+    #[error(transparent)]
+    Mapping(#[from] MappingRuleError),
+}
+
+/// An authority, ready to judge chains with.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    id: RootId,
+    anchors: Anchors,
+    mapping: Mapping<NameKind>,
+}
+
+/// Every authority.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Authorities(Vec<Authority>);
+
+// === impl Authority ===
+
+impl Authority {
+    /// Parses a record.
+    ///
+    /// # Errors
+    /// If something is missing, beyond a bound, or not an authority's.
+    pub fn new(record: AuthorityRecord) -> Result<Authority, AuthorityError> {
+        record.mapping.check()?;
+        let anchors = Anchors::from_pem(&record.certificates, &record.revocation_lists, record.revocation)?;
+        Ok(Authority { id: record.id, anchors, mapping: record.mapping })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &RootId {
+        &self.id
+    }
+
+    fn judge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        details: &Details<'_>,
+        now_s: i64,
+    ) -> Result<Mapped, CertificateError> {
+        self.anchors.verify(chain, now_s, |_| true)?;
+        Ok(self.mapping.apply(self.id.tenant(), |kind| kind.values(details))?)
+    }
+}
+
+// === impl NameKind ===
+
+impl NameKind {
+    fn values<'a>(self, details: &Details<'a>) -> Values<'a> {
+        match self {
+            NameKind::Dns => details.dns.iter().map(|n| Cow::Owned(n.to_ascii_lowercase())).collect(),
+            NameKind::Uri => details.uris.iter().map(|n| Cow::Borrowed(*n)).collect(),
+            NameKind::Email => details.emails.iter().map(|n| Cow::Borrowed(*n)).collect(),
+        }
+    }
+}
+
+// === impl Authorities ===
+
+impl Authorities {
+    pub(crate) fn new(authorities: Vec<Authority>) -> Self {
+        Authorities(authorities)
+    }
+
+    /// The agent that a chain stands for, by the one authority whose it is.
+    pub(crate) fn judge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        details: &Details<'_>,
+        now_s: i64,
+    ) -> Result<(&RootId, Mapped), CertificateError> {
+        let mut found = None;
+        let mut cause = CertificateError::UnknownAuthority;
+        for authority in &self.0 {
+            match authority.judge(chain, details, now_s) {
+                Ok(mapped) => {
+                    if found.replace((&authority.id, mapped)).is_some() {
+                        return Err(CertificateError::AmbiguousAuthority);
+                    }
+                }
+                Err(CertificateError::UnknownAuthority) => {}
+                // The most that is known of why not.
+                Err(error) => cause = error,
+            }
+        }
+        found.ok_or(cause)
+    }
+}
+
+#[cfg(test)]
+mod tests;

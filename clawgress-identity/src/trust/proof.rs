@@ -1,0 +1,215 @@
+//! Identity by token and by certificate, and the same again whenever a snapshot or the time has changed.
+//!
+//! INVARIANT: what judges a live connection again is what judged its credential first, all but the signature of a
+//! token, whose key has to be its issuer's still.
+
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+
+use super::{Identity, IdentityError, IdentityMethod, Origin, TrustSnapshot};
+use crate::certificate::{CHAIN_BYTES_MAX, CHAIN_MAX, CertificateError, Details};
+use crate::claims::{self, Actor};
+use crate::mapping::Mapped;
+use crate::token::{self, UnverifiedToken, VerifiedToken};
+use crate::{AgentId, RootId, TokenError, TrustDomainName};
+
+/// A credential that established an identity, without what would let anyone present it.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    agent: AgentId,
+    facts: ProofFacts,
+    kind: Kind,
+}
+
+/// What records show of a credential: never the credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProofFacts {
+    /// How the identity was established.
+    pub method: IdentityMethod,
+    /// Who is trusted for it.
+    pub root: RootId,
+    /// `jti` of a token or the hash of what was signed, or the hash of a certificate.
+    pub credential: String,
+    /// Whom it names in its own terms: `sub`, or the first name of a certificate.
+    pub subject: Option<String>,
+    /// The chain of delegated agents, who acts first.
+    pub actors: Vec<Actor>,
+    /// When it ends, Unix seconds, the skew that is allowed for included; `None`: it is judged at each change.
+    pub expires_at_s: Option<i64>,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Of an issuer.
+    Token(VerifiedToken),
+    /// Of a trust domain.
+    Svid(TrustDomainName, VerifiedToken),
+    /// A chain.
+    Chain(Vec<CertificateDer<'static>>),
+}
+
+/// A credential's identity, and the credential to be judged again.
+#[derive(Clone, Debug)]
+pub struct Proven {
+    /// The identity.
+    pub identity: Identity,
+    /// The credential.
+    pub proof: Arc<Proof>,
+}
+
+// === impl TrustSnapshot ===
+
+impl TrustSnapshot {
+    /// The agent that a JWT or JWT-SVID proves, given where it comes from, and the time (Unix seconds).
+    ///
+    /// # Errors
+    /// Every way in which the credential fails.
+    pub fn by_token(&self, token: &str, origin: Origin<'_>, now_s: i64) -> Result<Proven, IdentityError> {
+        let token = UnverifiedToken::parse(token)?;
+        let claims = token.claims();
+        // INVARIANT: which keys a token is verified by is decided by one claim each, before any is tried: a known
+        // issuer's token is never taken for an SVID, nor the other way round.
+        if !self.roots.issuers.knows(claims)
+            && let Some(domain) = self.roots.domains.of_token(claims)
+        {
+            let token = domain.verify(token)?;
+            let (mapped, ends_s) = domain.judge_token(&token, now_s)?;
+            let identity = self.admit(&mapped, IdentityMethod::SpiffeJwt, origin)?;
+            let facts = token_facts(&token, IdentityMethod::SpiffeJwt, domain.record().id.clone(), ends_s)?;
+            let kind = Kind::Svid(domain.record().domain.clone(), token);
+            return Ok(Proven::new(identity, mapped, facts, kind));
+        }
+        let issuer = self.roots.issuers.of(claims)?;
+        let token = issuer.verify(token)?;
+        let (mapped, ends_s) = issuer.judge(&token, now_s)?;
+        let facts = token_facts(&token, IdentityMethod::Jwt, issuer.record().id.clone(), ends_s)?;
+        let identity = self.admit(&mapped, IdentityMethod::Jwt, origin)?;
+        Ok(Proven::new(identity, mapped, facts, Kind::Token(token)))
+    }
+
+    /// The agent that a client's certificate chain proves, leaf first, given where it comes from, and the time
+    /// (Unix seconds). The TLS handshake has to have proved that the client has the leaf's key.
+    ///
+    /// # Errors
+    /// Every way in which the credential fails.
+    pub fn by_certificate(
+        &self,
+        chain: &[CertificateDer<'_>],
+        origin: Origin<'_>,
+        now_s: i64,
+    ) -> Result<Proven, IdentityError> {
+        let (mapped, facts) = self.judge_chain(chain, now_s)?;
+        let identity = self.admit(&mapped, facts.method, origin)?;
+        let chain = chain.iter().map(|c| c.clone().into_owned()).collect();
+        Ok(Proven::new(identity, mapped, facts, Kind::Chain(chain)))
+    }
+
+    /// Judges a credential again, under this snapshot and at this time.
+    ///
+    /// # Errors
+    /// Every way in which it fails now, one of which is that it stands for another agent.
+    pub fn again(&self, proof: &Proof, origin: Origin<'_>, now_s: i64) -> Result<Identity, IdentityError> {
+        let mapped = match &proof.kind {
+            Kind::Token(token) => {
+                let issuer = self.roots.issuers.by_id(&proof.facts.root).ok_or(TokenError::UnknownIssuer)?;
+                issuer.judge(token, now_s)?.0
+            }
+            Kind::Svid(domain, token) => {
+                let domain = self.roots.domains.by_name(domain).ok_or(TokenError::UnknownIssuer)?;
+                domain.judge_token(token, now_s)?.0
+            }
+            Kind::Chain(chain) => self.judge_chain(chain, now_s)?.0,
+        };
+        if mapped.agent != proof.agent {
+            return Err(IdentityError::OtherAgent);
+        }
+        self.admit(&mapped, proof.facts.method, origin)
+    }
+
+    fn judge_chain(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now_s: i64,
+    ) -> Result<(Mapped, ProofFacts), IdentityError> {
+        let leaf = chain.first().ok_or(CertificateError::Missing)?;
+        if chain.len() > CHAIN_MAX || chain.iter().map(|c| c.len()).sum::<usize>() > CHAIN_BYTES_MAX {
+            return Err(CertificateError::Size.into());
+        }
+        // INVARIANT: nothing is read of what the strict parser has not taken.
+        webpki::EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed)?;
+        let details = Details::read(leaf)?;
+        let (method, root, mapped) = match self.roots.domains.of_certificate(&details)? {
+            Some(domain) => {
+                let mapped = domain.judge_chain(chain, &details, now_s)?;
+                (IdentityMethod::SpiffeX509, domain.record().id.clone(), mapped)
+            }
+            None => {
+                let (root, mapped) = self.roots.authorities.judge(chain, &details, now_s)?;
+                (IdentityMethod::Mtls, root.clone(), mapped)
+            }
+        };
+        let mut names = details.uris.iter().chain(&details.dns).chain(&details.emails);
+        let facts = ProofFacts {
+            method,
+            root,
+            credential: token::hash(leaf),
+            subject: names.next().map(|name| (*name).to_owned()),
+            actors: Vec::new(),
+            expires_at_s: None,
+        };
+        Ok((mapped, facts))
+    }
+
+    /// The agent that a credential stands for, if it may be presented there and is where the credential has it.
+    fn admit(
+        &self,
+        mapped: &Mapped,
+        method: IdentityMethod,
+        origin: Origin<'_>,
+    ) -> Result<Identity, IdentityError> {
+        if !self.may_present(origin, &mapped.agent) {
+            return Err(IdentityError::Conflict);
+        }
+        let agent = self.agent(&mapped.agent).ok_or(IdentityError::UnknownAgent)?;
+        mapped.agrees(agent).map_err(IdentityError::Mapping)?;
+        self.active(Some(agent), method)
+    }
+}
+
+fn token_facts(
+    token: &VerifiedToken,
+    method: IdentityMethod,
+    root: RootId,
+    ends_s: i64,
+) -> Result<ProofFacts, TokenError> {
+    Ok(ProofFacts {
+        method,
+        root,
+        credential: token.id.to_string(),
+        subject: claims::text(&token.claims, "sub")?.map(str::to_owned),
+        actors: claims::actors(&token.claims)?,
+        expires_at_s: Some(ends_s),
+    })
+}
+
+// === impl Proven ===
+
+impl Proven {
+    fn new(identity: Identity, mapped: Mapped, facts: ProofFacts, kind: Kind) -> Proven {
+        Proven { identity, proof: Arc::new(Proof { agent: mapped.agent, facts, kind }) }
+    }
+}
+
+// === impl Proof ===
+
+impl Proof {
+    /// What records show of it.
+    #[must_use]
+    pub fn facts(&self) -> &ProofFacts {
+        &self.facts
+    }
+}
+
+#[cfg(test)]
+mod tests;
