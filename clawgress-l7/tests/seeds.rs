@@ -28,3 +28,32 @@ fn every_seed_passes_its_target() {
         assert!(replayed >= 3, "{name}: {replayed} seeds");
     }
 }
+
+/// Seeds of credentials get as far as an identity, or not, as their names say.
+#[test]
+fn seeds_of_credentials_are_what_they_say() {
+    let read = |path: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds").join(path);
+        std::fs::read(path).expect("seed")
+    };
+    for (name, expected) in [
+        ("authority", true),
+        ("svid", true),
+        ("no_intermediate", false),
+        ("crossed", false),
+        ("authority_as_client", false),
+    ] {
+        let seed = read(&format!("client_chain/{name}"));
+        assert_eq!(fuzz::takes_chain(&seed), expected, "{name}");
+    }
+    for (name, expected) in [
+        ("plain", true),
+        ("whole", true),
+        ("header_keys", true),
+        ("twice", false),
+        ("crit", false),
+        ("none", false),
+    ] {
+        assert_eq!(fuzz::takes_token(&read(&format!("jwt/{name}"))), expected, "{name}");
+    }
+}

@@ -11,6 +11,13 @@ use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::usage::{Extractor, Format};
 use clawgress_inspect::{proxy_authorization, sniff};
 
+#[path = "identity.rs"]
+mod identity;
+
+pub use identity::{
+    claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
+};
+
 use super::Host;
 
 /// A target takes any bytes.
@@ -18,12 +25,18 @@ pub type Check = fn(&[u8]);
 
 /// Every target by name.
 pub const TARGETS: &[(&str, Check)] = &[
+    ("claim_mapping", claim_mapping),
+    ("client_chain", client_chain),
     ("client_hello", client_hello),
     ("connect_target", connect_target),
     ("host", host),
     ("http1", http1),
+    ("jwks", jwks),
+    ("jwt", jwt),
     ("proxy_authorization", proxy_authorization),
     ("sniff", sniff),
+    ("spiffe_bundle", spiffe_bundle),
+    ("spiffe_id", spiffe_id),
     ("usage", usage),
 ];
 

@@ -1,0 +1,3 @@
+//! Fuzz target `claim_mapping`; what it asserts stands in `identity.rs`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::claim_mapping(data));
