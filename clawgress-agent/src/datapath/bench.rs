@@ -14,7 +14,9 @@ use aya::{TestRun as _, TestRunOptions};
 use clawgress_api::KernelGeneration;
 use clawgress_identity::{Agent, AgentState, Source};
 use clawgress_policy::Transport;
-use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
+use clawgress_policy::kernel::{
+    KernelAction, KernelTables, LimitAction, LimitSubject, LimitUnit, Limiter, VerdictCell,
+};
 use serde_json::{Value, json};
 
 use super::object::{self, Objects, program};
@@ -27,6 +29,10 @@ const RUNS: usize = 11;
 const PACKETS: u32 = 200_000;
 /// Packets in a run that sends events: the ring holds several thousand.
 const PACKETS_WITH_EVENTS: u32 = 2_000;
+/// Limiters that a packet is held to, of those measured: one, and the most there can be.
+const LIMITERS: [(&str, u64); 2] = [("tc_direct_limit_1", 1), ("tc_direct_limit_4", 4)];
+/// Packets a second that each lets pass, and at once: more than a run sends, so that all of them pass.
+const LIMIT: u64 = 100_000_000;
 
 /// `lo`: what a test run gives as the interface a packet came in by.
 const LOOPBACK: u32 = 1;
@@ -35,6 +41,8 @@ const DIRECT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const STEERED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const DENIED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// Measures the programs on this machine. Needs root.
 ///
@@ -47,7 +55,15 @@ pub fn bench_kernel() -> Result<Value> {
         let mut tables = Tables::take(&mut objects)?;
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
         tables.apply(&Plan::new(&generation()?, &interfaces)?).await?;
-        tokio::task::block_in_place(|| measure(&objects))
+        let mut figures = tokio::task::block_in_place(|| measure(&objects))?;
+        for (number, (name, limiters)) in (2..).zip(LIMITERS) {
+            tables.apply(&Plan::new(&limited(number, limiters)?, &interfaces)?).await?;
+            let figure = tokio::task::block_in_place(|| {
+                case(&objects, program::TC_IN, &frame(MAC, AGENT, DIRECT, UDP), PACKETS)
+            })?;
+            figures.insert(name.to_owned(), figure);
+        }
+        Ok::<_, anyhow::Error>(json!({ "runs": RUNS, "packets_per_run": PACKETS, "ns_per_packet": figures }))
     })?;
     drop(runtime);
     if let Value::Object(figures) = &mut figures {
@@ -56,34 +72,34 @@ pub fn bench_kernel() -> Result<Value> {
     Ok(figures)
 }
 
-fn measure(objects: &Objects) -> Result<Value> {
+fn measure(objects: &Objects) -> Result<serde_json::Map<String, Value>> {
     let frame = |destination, protocol| frame(MAC, AGENT, destination, protocol);
-    let (udp, tcp) = (17, 6);
     let cases = [
-        ("xdp_pass", program::XDP, frame(DIRECT, udp), PACKETS),
-        ("xdp_drop", program::XDP, frame(DENIED, udp), PACKETS),
-        ("tc_direct", program::TC_IN, frame(DIRECT, udp), PACKETS),
-        ("tc_drop", program::TC_IN, frame(DENIED, udp), PACKETS),
+        ("xdp_pass", program::XDP, frame(DIRECT, UDP), PACKETS),
+        ("xdp_drop", program::XDP, frame(DENIED, UDP), PACKETS),
+        ("tc_direct", program::TC_IN, frame(DIRECT, UDP), PACKETS),
+        ("tc_drop", program::TC_IN, frame(DENIED, UDP), PACKETS),
         // Without a listener the packet is dropped after flow, verdict and both socket lookups.
-        ("tc_steer", program::TC_IN, frame(STEERED, tcp), PACKETS_WITH_EVENTS),
+        ("tc_steer", program::TC_IN, frame(STEERED, TCP), PACKETS_WITH_EVENTS),
     ];
     let mut results = serde_json::Map::new();
     for (name, program, frame, packets) in cases {
-        let mut ns = Vec::with_capacity(RUNS);
-        let mut verdict = 0;
-        for _ in 0..RUNS {
-            let (code, each_ns) = run(objects, program, &frame, packets)?;
-            verdict = code;
-            ns.push(each_ns);
-        }
-        ns.sort_unstable();
-        let at = |n: usize| ns.get(n).copied().unwrap_or(0);
-        results.insert(
-            name.to_owned(),
-            json!({ "verdict": verdict, "ns_min": at(0), "ns_median": at(RUNS / 2), "ns_max": at(RUNS - 1) }),
-        );
+        results.insert(name.to_owned(), case(objects, program, &frame, packets)?);
     }
-    Ok(json!({ "runs": RUNS, "packets_per_run": PACKETS, "ns_per_packet": results }))
+    Ok(results)
+}
+
+fn case(objects: &Objects, program: &str, frame: &[u8], packets: u32) -> Result<Value> {
+    let mut ns = Vec::with_capacity(RUNS);
+    let mut verdict = 0;
+    for _ in 0..RUNS {
+        let (code, each_ns) = run(objects, program, frame, packets)?;
+        verdict = code;
+        ns.push(each_ns);
+    }
+    ns.sort_unstable();
+    let at = |n: usize| ns.get(n).copied().unwrap_or(0);
+    Ok(json!({ "verdict": verdict, "ns_min": at(0), "ns_median": at(RUNS / 2), "ns_max": at(RUNS - 1) }))
 }
 
 fn run(objects: &Objects, name: &str, frame: &[u8], packets: u32) -> Result<(u32, u64)> {
@@ -139,9 +155,30 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
     Ok(KernelGeneration { generation: 1, tables: Some(tables), agents: vec![agent], shared: Vec::new() })
 }
 
+/// The same, but what is permitted is held to so many limiters of packets.
+fn limited(number: u64, limiters: u64) -> Result<KernelGeneration<KernelTables>> {
+    let mut document = KernelGeneration { generation: number, ..generation()? };
+    let tables = document.tables.as_mut().context("the bench has tables")?;
+    let limiter = |key: u64| Limiter {
+        policy: format!("bench-{key}"),
+        // Full buckets for each number of limiters.
+        key: number << 32 | key,
+        unit: LimitUnit::Packets,
+        count: LIMIT,
+        period_s: 1,
+        burst: LIMIT,
+        subject: LimitSubject::Agent,
+        over: LimitAction::Drop,
+    };
+    tables.limiters = (0..limiters).map(limiter).collect();
+    tables.limits = vec![Vec::new(), (0..u32::try_from(limiters)?).collect()];
+    tables.verdicts.iter_mut().for_each(|cell| cell.limits = 1);
+    Ok(document)
+}
+
 /// A minimal frame to port 443; TCP is a SYN.
 fn frame(mac: [u8; 6], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) -> Vec<u8> {
-    let length: u16 = if protocol == 6 { 40 } else { 28 };
+    let length: u16 = if protocol == TCP { 40 } else { 28 };
     let mut frame = vec![2, 0, 0, 0, 0, 9];
     frame.extend(mac);
     frame.extend([0x08, 0x00, 0x45, 0]);
@@ -151,7 +188,7 @@ fn frame(mac: [u8; 6], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) ->
     frame.extend(destination.octets());
     frame.extend(40_000u16.to_be_bytes());
     frame.extend(443u16.to_be_bytes());
-    if protocol == 6 {
+    if protocol == TCP {
         frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xFF, 0xFF, 0, 0, 0, 0]);
     } else {
         frame.extend([0, 8, 0, 0]);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::super::object::{self, Objects, program};
 use super::super::tables::{Plan, Tables};
-use super::{AGENT, LOOPBACK, MAC, frame, generation, run};
+use super::{AGENT, LOOPBACK, MAC, UDP, frame, generation, run};
 
 /// Prefixes and agents of each case.
 const SIZES: [(u32, u32); 5] = [(1, 1), (1_000, 1), (100_000, 1), (1_000_000, 1), (1_000_000, 10_000)];
@@ -28,7 +28,6 @@ const RANDOM: usize = 2_000;
 /// Classes of destinations: one is forwarded, one denied.
 const DIRECT: u32 = 1;
 const DENIED: u32 = 2;
-const UDP: u8 = 17;
 const SEED: u64 = 0x5eed_0003;
 
 /// Measures all sizes. Needs root.

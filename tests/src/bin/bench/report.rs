@@ -144,13 +144,25 @@ impl Report {
 
     fn kernel(&self, text: &mut String) -> anyhow::Result<()> {
         writeln!(text, "## Kernel programs\n")?;
-        writeln!(text, "By `BPF_PROG_TEST_RUN`, ns a packet; least / **median** / most of the runs.\n")?;
-        writeln!(text, "| program and verdict | ns |\n|---|---|")?;
+        writeln!(
+            text,
+            "By `BPF_PROG_TEST_RUN`, ns a packet; least / **median** / most of the runs. `limit_1` and `limit_4`: held to one and to four \
+             limiters of packets, and how many times the median of the same without.\n"
+        )?;
+        writeln!(text, "| program and verdict | ns | × unlimited |\n|---|---|---|")?;
         let cases = self.kernel.get("ns_per_packet").and_then(Value::as_object);
-        for (name, case) in cases.context("`bench-kernel` gave no figures")? {
-            let ns = |key| case.get(key).and_then(Value::as_f64).with_context(|| format!("no `{key}`"));
-            let spread = Spread(ns("ns_min")?, ns("ns_median")?, ns("ns_max")?);
-            writeln!(text, "| `{name}` | {} |", spread.text(0))?;
+        let cases = cases.context("`bench-kernel` gave no figures")?;
+        let ns = |case: &Value, key: &str| {
+            case.get(key).and_then(Value::as_f64).with_context(|| format!("no `{key}`"))
+        };
+        for (name, case) in cases {
+            let spread = Spread(ns(case, "ns_min")?, ns(case, "ns_median")?, ns(case, "ns_max")?);
+            let unlimited = name.split_once("_limit_").and_then(|(unlimited, _)| cases.get(unlimited));
+            let times = match unlimited {
+                Some(unlimited) => format!("{:.2}", spread.1 / ns(unlimited, "ns_median")?),
+                None => "–".to_owned(),
+            };
+            writeln!(text, "| `{name}` | {} | {times} |", spread.text(0))?;
         }
         writeln!(text)?;
         self.prefixes(text)
