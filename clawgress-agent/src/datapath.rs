@@ -21,6 +21,7 @@ pub mod names;
 pub mod network;
 pub mod object;
 pub mod own;
+mod pacing;
 mod plane;
 mod programs;
 mod proxy;
@@ -58,9 +59,10 @@ use self::handover::Offer;
 use self::learned::LearnedMap;
 use self::modes::Modes;
 use self::names::Names;
-use self::network::{Firewall, Interfaces, Netlink, Routes, Watch};
+use self::network::{Firewall, Interfaces, Netlink, Routes, Tracked, Watch};
 use self::object::Objects;
 use self::own::Own;
+use self::pacing::Pacing;
 use self::plane::{KernelPlane, Plane};
 use self::programs::Programs;
 use self::proxy::Proxy;
@@ -156,6 +158,8 @@ async fn start(
         quarantine: Mutex::new(Quarantine::take(objects)?),
         unbound_per_s: config.datapath.unbound_all_per_s.get(),
         buckets: Arc::new(Mutex::new(buckets(objects, config)?)),
+        pacing: Pacing::take(objects)?,
+        tracked: Tracked::open()?,
         learned: Arc::new(Mutex::new(LearnedMap::take(objects)?)),
         counters: Arc::new(Counters::new(object::take(objects, map::COUNTERS)?)),
         names: Arc::clone(&names),
@@ -199,6 +203,7 @@ async fn start(
     };
     let mut upkeep = Upkeep::new(config, keep);
     upkeep.addresses().await?;
+    upkeep.queues().await?;
     let stop = stop.clone();
     tasks.spawn(upkeep.run(stop));
     Ok((plane, offer))

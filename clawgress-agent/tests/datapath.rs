@@ -23,6 +23,8 @@ mod frames;
 mod headers;
 #[path = "datapath/interfaces.rs"]
 mod interfaces;
+#[path = "datapath/joined.rs"]
+mod joined;
 #[path = "datapath/kernel.rs"]
 mod kernel;
 #[path = "datapath/lab.rs"]
@@ -39,6 +41,8 @@ mod model;
 mod network;
 #[path = "datapath/older.rs"]
 mod older;
+#[path = "datapath/pacing.rs"]
+mod pacing;
 #[path = "datapath/property.rs"]
 mod property;
 #[path = "datapath/puppet.rs"]
@@ -51,6 +55,8 @@ mod removal;
 mod scale;
 #[path = "datapath/shared.rs"]
 mod shared;
+#[path = "datapath/tracking.rs"]
+mod tracking;
 #[path = "datapath/upgrade.rs"]
 mod upgrade;
 #[path = "datapath/verdicts.rs"]

@@ -58,8 +58,23 @@ pub struct DatapathStatus {
     pub flows_max: u64,
     /// Counters by name, summed over CPUs.
     pub counters: BTreeMap<String, u64>,
+    /// The kernel's connection tracking, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<TrackingStatus>,
     /// What is not enforced in this mode, in words.
     pub absent: Vec<String>,
+}
+
+/// The kernel's connection tracking in the gateway's network namespace. Forwarded flows are masqueraded by it, so what
+/// it has no room for is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackingStatus {
+    /// Tracked connections.
+    pub entries: u64,
+    /// Most of them (`net.netfilter.nf_conntrack_max`).
+    pub entries_max: u64,
+    /// Packets it dropped: for want of room, or because two began one connection at once.
+    pub dropped: u64,
 }
 
 /// One interface.
@@ -73,6 +88,9 @@ pub struct InterfaceStatus {
     pub xdp: String,
     /// `tcx`, `clsact` or `off`.
     pub tc: String,
+    /// By an uplink: what `throttle` does with what is over, `pace` or `drop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<String>,
     /// Failures for which it is set to let traffic through; empty is the safe default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fail_open: Vec<String>,
@@ -288,7 +306,7 @@ pub struct AuditQuery {
     pub follow: bool,
 }
 
-/// `flows` and `drops`.
+/// `flows`, `drops` and `limits`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LiveQuery {
@@ -298,6 +316,10 @@ pub struct LiveQuery {
     /// At most this many, the latest.
     #[serde(default)]
     pub limit: Option<u64>,
+    /// For `limits`: a row for each agent and policy, its workloads' buckets and those of the past put together, and
+    /// those with the most drops first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub totals: bool,
 }
 
 /// Answer to `flows`.
@@ -384,7 +406,11 @@ pub struct LiveLimit {
     pub period_s: u32,
     /// Units that may pass at once.
     pub burst: u64,
-    /// Units that may pass now.
+    /// What becomes of what is over: `drop`, or `pace` for TCP of this machine's own sockets where the uplink's queue
+    /// sends it later (anything else is dropped).
+    #[serde(default)]
+    pub over: String,
+    /// Units that may pass now; 0 in totals.
     pub room: u64,
     /// Units that passed.
     pub passed: u64,

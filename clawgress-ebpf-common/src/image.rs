@@ -144,12 +144,13 @@ pub mod limiter {
 
     /// Flag: each local workload has a bucket of its own; what comes by an interface has its agent's.
     pub const BY_WORKLOAD: u8 = 1;
-    /// Flag: policy asks for pacing. The programs drop what is over all the same, so far.
+    /// Flag: of TCP that this machine sends, what is over is sent later where the interface's queue heeds that.
     pub const PACE: u8 = 2;
     /// Bits behind the point of a cost that needs them: a byte at 100 GB/s then is exact to 1 in 600.
     pub const FINE: u8 = 16;
-    /// Bytes of the largest packet, segments not taken apart (Linux: 512 KiB with jumbograms) with headers.
-    pub const UNITS_MAX: u64 = 1 << 20;
+    /// Most bytes a buffer counts for: the largest (Linux: 512 KiB), and seven times as much again for the headers
+    /// of what it is on the wire.
+    pub const UNITS_MAX: u64 = 1 << 22;
     /// Most a unit may cost, as a [`Limiter::cost`]: so that of the most units still fits.
     pub const COST_MAX: u64 = u64::MAX / UNITS_MAX;
     /// Longest burst, an hour and what rounding adds, ns: far from overflowing, with what a packet costs.

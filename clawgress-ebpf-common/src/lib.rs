@@ -45,6 +45,12 @@ pub mod map {
     /// `Hash<BucketKey, Bucket>`: token buckets of agents and local workloads. Bounded, not LRU: where one is
     /// wanted and there is no room, the packet is dropped.
     pub const BUCKETS: &str = "claw_bckt_v1";
+    /// `Array<u64>[SHARES]`: token buckets by agent index modulo its length, mapped into the datapath role. The
+    /// programs add, user space takes off.
+    pub const BUCKET_SHARES: &str = "claw_bshr_v1";
+    /// `Hash<u32, u32>`: interfaces (index) whose queue sends a packet when its time has come (`fq`), so that what a
+    /// limiter paces can be sent later. The value is 0.
+    pub const PACED: &str = "claw_edt_v1";
     /// `Array<Limiter>[2]`: how many connections and datagrams to the gateway a source without a binding may
     /// begin, and all of them together.
     pub const UNBOUND: &str = "claw_unbd_v1";
@@ -106,6 +112,12 @@ pub mod bound {
     pub const LIMIT_SETS_MAX: u32 = 4_096;
     /// Token buckets: six for each of ten thousand agents, in about 6 MiB.
     pub const BUCKETS_MAX: u32 = 65_536;
+    /// Token buckets of one agent and its workloads: no seven of them can fill the table, and several workloads may
+    /// each have one for every limiter there may be. Each CPU may be one over.
+    pub const BUCKETS_PER_AGENT_MAX: u64 = BUCKETS_MAX as u64 / 8;
+    /// How much later than at once a packet may be sent, ns: less than clients wait for a connection, and well within
+    /// what `fq` itself takes for a mistake (10 s). Beyond, it is dropped.
+    pub const PACE_HORIZON_NS: u64 = 4_000_000_000;
     /// Buckets of sources without a binding, a power of two: several times those of a subnet. Sources that
     /// meet in one share it, and nobody can make more.
     pub const UNBOUND_BUCKETS: u32 = 4_096;
@@ -264,6 +276,8 @@ pub mod counter {
     pub const DIAL_DROPPED: u32 = 143;
     /// Flows, and packets without one, let through because their interface fails open.
     pub const FAILED_OPEN: u32 = 144;
+    /// Packets of this machine's own sockets that limiters had sent later.
+    pub const PACED: u32 = 145;
     /// Length of the array.
     pub const COUNTERS: u32 = 160;
 }

@@ -146,6 +146,8 @@ drop_reasons! {
     RateLimited = 61, "rate_limited", kernel;
     /// The table of token buckets is full, so a rate limit can't be kept.
     BucketTableFull = 62, "bucket_table_full", kernel;
+    /// The agent has as many token buckets as one agent may have, so a rate limit can't be kept.
+    BucketShareFull = 63, "bucket_share_full", kernel;
 }
 
 impl core::fmt::Display for DropReason {

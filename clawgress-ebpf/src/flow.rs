@@ -25,7 +25,7 @@ pub enum Way {
 }
 
 /// `-EEXIST`: another CPU created the same flow first.
-const EEXIST: i32 = -17;
+pub const EEXIST: i32 = -17;
 
 /// The live record of `key`.
 #[inline(always)]

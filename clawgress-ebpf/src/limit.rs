@@ -5,59 +5,112 @@
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes_relative};
 use clawgress_ebpf_common::image::{LIMITERS_PER_SET, Limiter, limiter};
 use clawgress_ebpf_common::{
-    Address, Bucket, BucketKey, DropReason, Generation, SUBJECT_CGROUP, action, bound,
+    Address, Bucket, BucketKey, DropReason, Generation, SUBJECT_CGROUP, action, bound, protocol,
 };
 
-use crate::flow::add;
+use crate::flow::{EEXIST, add, share_index};
 use crate::image::{hidden, image};
 use crate::judge::Judgement;
-use crate::map::{BUCKETS, UNBOUND, UNBOUND_BUCKETS};
-
-/// What is charged for a packet.
-#[derive(Clone, Copy)]
-pub struct Load {
-    /// Bytes from layer 3 on.
-    pub bytes: u32,
-    /// Packets it is on the wire.
-    pub packets: u16,
-    /// Whether it begins a flow.
-    pub is_new: bool,
-}
-
-/// Packets a buffer is on the wire: by its segments, which who made it may not have counted (a guest's or
-/// `PACKET_VNET_HDR` buffers say 0), and by the size of one, which is 0 where nothing was joined.
-#[inline(always)]
-pub fn wire_packets(segments: u32, size: u32, bytes: u32) -> u16 {
-    if size == 0 {
-        return 1;
-    }
-    let by_size = (bytes + size - 1) / size;
-    let packets = if segments > by_size { segments } else { by_size };
-    packets as u16
-}
+use crate::map::{BUCKET_SHARES, BUCKETS, UNBOUND, UNBOUND_BUCKETS};
+use crate::parse::Packet;
 
 /// Beside a [`limiter::load`]: nothing is taken.
 const LOOK: u64 = 1 << 63;
+/// Beside a [`limiter::load`]: a limiter that paces has it sent later.
+const WAIT: u64 = 1 << 62;
 
-/// What [`spend`] says: it may pass; it may not, because of the policy whose index is in the low half; there is
-/// no room for a bucket.
-const PASSED: u64 = 0;
-const REFUSED: u64 = 1 << 32;
-const FULL: u64 = 1 << 33;
+/// Set in what [`spend`] says if it may not pass: no clock is that late. The reason's code is in the high half then,
+/// and in the low half the index of the policy that refuses, if one does.
+const REFUSED: u64 = 1 << 63;
+const REASON_SHIFT: u32 = 32;
 
-/// Charges what `judged` permits to its limiters; `cgroup` is the local workload's, or 0.
+const fn refused(reason: DropReason) -> u64 {
+    REFUSED | (reason.code() as u64) << REASON_SHIFT
+}
+
+/// A packet that is to be charged.
+#[derive(Clone, Copy)]
+pub struct Charge<'a> {
+    /// Its buffer.
+    pub skb: *mut __sk_buff,
+    /// What it says.
+    pub packet: &'a Packet,
+    /// Whether it begins a flow.
+    pub is_new: bool,
+    /// The local workload's cgroup, or 0.
+    pub cgroup: u64,
+    /// Whether it may be sent later.
+    pub may_wait: bool,
+}
+
+/// Charges what `judged` permits to its limiters. Gives when it may leave, `CLOCK_MONOTONIC` ns: 0 is now.
 #[inline(always)]
-pub fn charge(generation: Generation, judged: &Judgement, cgroup: u64, load: Load) -> Result<(), Judgement> {
+pub fn charge(generation: Generation, judged: &Judgement, charge: Charge<'_>) -> Result<u64, Judgement> {
     if judged.limits == 0 {
-        return Ok(());
+        return Ok(0);
     }
+    let Charge { skb, packet, is_new, cgroup, may_wait } = charge;
     let workload = if cgroup == 0 { judged.agent as u64 } else { cgroup | SUBJECT_CGROUP };
-    let load = limiter::load(load.bytes, load.packets, load.is_new);
+    let flags = limiter::load(0, 0, is_new) | if may_wait { WAIT } else { 0 };
+    let load = unknown(wire(skb, packet) | flags, packet.bytes);
     settle(judged, spend(generation.pack(), judged.limits, judged.agent, workload, load))
+}
+
+/// The most bytes of headers that are understood: IPv6, two extension headers, TCP with options.
+const HEADERS_BYTES_MAX: u64 = 40 + 2 * 64 + 60;
+/// Most packets behind the first that a buffer counts for, so that their headers count for no more bytes than
+/// [`limiter::UNITS_MAX`] allows. No kernel makes such a buffer.
+const MORE_MAX: u64 = (limiter::UNITS_MAX - (1 << 20)) / HEADERS_BYTES_MAX;
+/// Where the headers name the next one (in IPv6, so much before where it is in IPv4), and where TCP has its length.
+const NEXT_V4: u64 = 9;
+const NEXT_V6_BEFORE: u64 = 3;
+const TCP_LENGTH: u64 = 12;
+/// Bytes of the headers without options; those of IPv6 are twice those of IPv4.
+const IPV4: u64 = 20;
+const UDP: u64 = 8;
+/// `BPF_HDR_START_NET`.
+const START_NET: u32 = 1;
+
+/// The [`limiter::load`] of a buffer: where the kernel joined packets, as they are on the wire, each with its headers.
+/// Their number is reckoned: who made the buffer may not have counted them (a guest's say 0).
+// VERIFIER: a function of its own, for its place on the stack; such a function returns a number. There is no branch
+// where a mask does: each would double the paths that are walked.
+#[inline(never)]
+fn wire(skb: *mut __sk_buff, packet: &Packet) -> u64 {
+    // SAFETY: the context is the program's own.
+    let size = unsafe { (*skb).gso_size } as u64;
+    if size == 0 {
+        return limiter::load(packet.bytes, 1, false);
+    }
+    let (bytes, is_v6) = (packet.bytes as u64, hidden(packet.is_v6 as u64));
+    let transport = IPV4 + is_v6 * IPV4;
+    let next = byte(skb, NEXT_V4 - is_v6 * NEXT_V6_BEFORE);
+    let (is_tcp, is_udp) = (same(next, protocol::TCP), same(next, protocol::UDP));
+    let known = transport + ((byte(skb, transport + TCP_LENGTH) >> 4) * 4 & is_tcp | UDP & is_udp);
+    // Behind extension headers, and in tunnels, the most that there can be.
+    let each = HEADERS_BYTES_MAX ^ (HEADERS_BYTES_MAX ^ known) & (is_tcp | is_udp);
+    let more = if bytes <= known { 0 } else { (bytes - known - 1) / size };
+    let more = if more < MORE_MAX { more } else { MORE_MAX };
+    limiter::load((bytes + more * each) as u32, more as u16 + 1, false)
+}
+
+/// All ones where the numbers are the same, else 0.
+#[inline(always)]
+fn same(a: u64, b: u8) -> u64 {
+    (hidden(a ^ b as u64).wrapping_sub(1) as i64 >> 63) as u64
+}
+
+/// The byte at an offset from layer 3; 0 beyond the packet.
+#[inline(always)]
+fn byte(skb: *mut __sk_buff, offset: u64) -> u64 {
+    let mut value = 0u8;
+    // SAFETY: the helper fills the one byte, or leaves it.
+    unsafe { bpf_skb_load_bytes_relative(skb.cast(), offset as u32, (&raw mut value).cast(), 1, START_NET) };
+    value as u64
 }
 
 /// Whether it would be refused now, but for what depends on flows.
@@ -66,19 +119,26 @@ pub fn look(generation: Generation, judged: &Judgement, bytes: u32) -> Result<()
     if judged.limits == 0 {
         return Ok(());
     }
-    let load = limiter::load(bytes, 1, false) | LOOK;
-    settle(judged, spend(generation.pack(), judged.limits, judged.agent, judged.agent as u64, load))
+    let load = unknown(limiter::load(bytes, 1, false) | LOOK, bytes);
+    settle(judged, spend(generation.pack(), judged.limits, judged.agent, judged.agent as u64, load)).map(drop)
+}
+
+/// A load of which the verifier knows nothing but what its top bit says.
+// VERIFIER: known bits would make it walk the limiters once for each of them, and what follows. It can't tell that no
+// packet has so many bytes.
+#[inline(always)]
+fn unknown(load: u64, bytes: u32) -> u64 {
+    load ^ 0u64.wrapping_sub(hidden(bytes as u64) >> 31) >> 1
 }
 
 #[inline(always)]
-fn settle(judged: &Judgement, spent: u64) -> Result<(), Judgement> {
-    if spent == PASSED {
-        return Ok(());
+fn settle(judged: &Judgement, spent: u64) -> Result<u64, Judgement> {
+    if spent & REFUSED == 0 {
+        return Ok(spent);
     }
-    let reason = if spent & FULL != 0 { DropReason::BucketTableFull } else { DropReason::RateLimited };
     Err(Judgement {
         action: action::DENY,
-        reason: reason.code(),
+        reason: (spent >> REASON_SHIFT) as u16,
         policies: spent as u32,
         agent: judged.agent,
         limits: 0,
@@ -90,16 +150,16 @@ fn settle(judged: &Judgement, spent: u64) -> Result<(), Judgement> {
 #[inline(never)]
 fn spend(generation: u64, limits: u32, agent: u32, workload: u64, load: u64) -> u64 {
     // None, if the slot has another generation by now: then nobody knows what applies.
-    let Some(image) = image(Generation::unpack(generation)) else { return REFUSED };
+    let Some(image) = image(Generation::unpack(generation)) else {
+        return refused(DropReason::RateLimited);
+    };
     // SAFETY: the helper takes nothing and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    // VERIFIER: known bits would make it walk the loop once for each of them. It can't tell that no clock is that
-    // late.
-    let load = load | hidden(now_ns) >> 63;
     let is_look = load & LOOK != 0;
     // All are looked at before one is charged. One alone need not be, and who only looks stops there.
     let from = if is_look || image.limiter_of(limits, 1) != 0 { 0 } else { LIMITERS_PER_SET as u32 };
     let to = if is_look { LIMITERS_PER_SET as u32 } else { 2 * LIMITERS_PER_SET as u32 };
+    let mut wait_ns = 0;
     for step in 0..2 * LIMITERS_PER_SET as u32 {
         if step < from || step >= to {
             continue;
@@ -108,7 +168,7 @@ fn spend(generation: u64, limits: u32, agent: u32, workload: u64, load: u64) -> 
         if number == 0 {
             continue;
         }
-        let Some(limiter) = image.limiter(number) else { return REFUSED };
+        let Some(limiter) = image.limiter(number) else { return refused(DropReason::RateLimited) };
         // VERIFIER: no branches for what differs: each would double the paths that are walked.
         let units = load >> (limiter.unit & 63) & !(u64::MAX << (limiter.unit_bits & 63));
         if units == 0 {
@@ -120,41 +180,99 @@ fn spend(generation: u64, limits: u32, agent: u32, workload: u64, load: u64) -> 
         let bucket = match BUCKETS.get_ptr_mut(&key) {
             Some(bucket) => bucket,
             None if is_look => continue,
-            None => match fresh(&key, agent) {
-                Some(bucket) => bucket,
-                None => return FULL,
-            },
+            None => {
+                let full = fresh(&key, agent);
+                if full != 0 {
+                    return full;
+                }
+                match BUCKETS.get_ptr_mut(&key) {
+                    Some(bucket) => bucket,
+                    None => return refused(DropReason::BucketTableFull),
+                }
+            }
         };
         let is_charge = step >= LIMITERS_PER_SET as u32;
         // Where all were looked at, all are charged: another CPU may have taken the last token since.
-        let is_sure = is_charge && from == 0;
-        if !take(bucket, limiter, now_ns, units, is_charge, is_sure) {
-            return REFUSED | limiter.policies as u64;
+        let taking = if !is_charge {
+            Taking::Look
+        } else if from == 0 {
+            Taking::Sure
+        } else {
+            Taking::Charge
+        };
+        let horizon_ns = if crate::PACES { horizon_ns(limiter, load) } else { 0 };
+        let Some(missing_ns) = take(bucket, limiter, now_ns, units, horizon_ns, taking) else {
+            return refused(DropReason::RateLimited) | limiter.policies as u64;
+        };
+        if crate::PACES {
+            // What does not pace has nothing to wait for, though another CPU may just have emptied it.
+            wait_ns = larger(wait_ns, if horizon_ns == 0 { 0 } else { missing_ns });
         }
     }
-    PASSED
+    if crate::PACES && wait_ns > 0 { now_ns + wait_ns as u64 } else { 0 }
 }
 
-/// A bucket that is full.
+/// The larger one.
+// VERIFIER: no branch, as above; times are far from overflowing.
 #[inline(always)]
-fn fresh(key: &BucketKey, agent: u32) -> Option<*mut Bucket> {
-    let bucket = Bucket { full_ns: 0, passed: 0, dropped: 0, agent, pad: 0 };
-    // Another CPU may have been first; then that one's is found.
-    let _ = BUCKETS.insert(key, &bucket, BPF_NOEXIST as u64);
-    BUCKETS.get_ptr_mut(key)
+fn larger(a: i64, b: i64) -> i64 {
+    let less = hidden((a - b) as u64) as i64;
+    a - (less & less >> 63)
 }
 
-/// Whether `units` are there, or the bucket is full: what is larger than the burst leaves it in debt. Takes them
-/// if it `is_charge`, and whatever is there if it `is_sure`.
+/// How long a packet may be kept for want of units.
+// VERIFIER: no branch, as above.
+#[inline(always)]
+fn horizon_ns(limiter: &Limiter, load: u64) -> u64 {
+    let paces = (limiter.flags & limiter::PACE) as u64 >> limiter::PACE.trailing_zeros();
+    bound::PACE_HORIZON_NS & 0u64.wrapping_sub(paces & load >> WAIT.trailing_zeros())
+}
+
+/// Makes a bucket that is full, or says why there is none.
+// VERIFIER: a function of its own, so that the bucket is not on the caller's stack.
+#[inline(never)]
+fn fresh(key: &BucketKey, agent: u32) -> u64 {
+    let Some(share) = BUCKET_SHARES.get_ptr_mut(share_index(agent)) else {
+        return refused(DropReason::BucketShareFull);
+    };
+    // Signed: what user space took off too much for a moment is no full share.
+    // SAFETY: array elements live as long as the map; others only change the number.
+    if unsafe { share.read_volatile() } as i64 >= bound::BUCKETS_PER_AGENT_MAX as i64 {
+        return refused(DropReason::BucketShareFull);
+    }
+    let bucket = Bucket { full_ns: 0, passed: 0, dropped: 0, agent, pad: 0 };
+    match BUCKETS.insert(key, &bucket, BPF_NOEXIST as u64) {
+        // SAFETY: as above.
+        Ok(()) => unsafe { add(share, 1) },
+        // Another CPU was first: that one's will be found.
+        Err(EEXIST) => {}
+        Err(_) => return refused(DropReason::BucketTableFull),
+    }
+    0
+}
+
+/// What [`take`] may do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taking {
+    /// Nothing.
+    Look,
+    /// Take them, if they are there.
+    Charge,
+    /// Take them anyhow.
+    Sure,
+}
+
+/// How long it takes until `units` are there, or the bucket is full: what is larger than the burst leaves it in
+/// debt. At most 0 is now; none if it is longer than `horizon_ns`.
 #[inline(always)]
 fn take(
     bucket: *mut Bucket,
     limiter: &Limiter,
     now_ns: u64,
     units: u64,
-    is_charge: bool,
-    is_sure: bool,
-) -> bool {
+    horizon_ns: u64,
+    taking: Taking,
+) -> Option<i64> {
     let cost_ns = units.wrapping_mul(limiter.cost) >> (limiter.cost_shift & 63);
     let least_ns = if cost_ns < limiter.burst_ns { cost_ns } else { limiter.burst_ns };
     // SAFETY: map values stay memory of a bucket while the program runs; other CPUs change it meanwhile as the
@@ -164,11 +282,12 @@ fn take(
         // As a difference: the clock never wraps, and a bucket is never an age away from full.
         let debt_ns = full_ns.wrapping_sub(now_ns) as i64;
         let debt_ns = if debt_ns < 0 { 0 } else { debt_ns as u64 };
-        if !is_sure && debt_ns.wrapping_add(least_ns) > limiter.burst_ns {
+        let wanted_ns = debt_ns.wrapping_add(least_ns);
+        if taking != Taking::Sure && wanted_ns > limiter.burst_ns + horizon_ns {
             add(&raw mut (*bucket).dropped, 1);
-            return false;
+            return None;
         }
-        if is_charge {
+        if taking != Taking::Look {
             if debt_ns == 0 {
                 // Another CPU that did so first, and charged, is not overwritten.
                 replace(&raw mut (*bucket).full_ns, full_ns, now_ns);
@@ -176,8 +295,8 @@ fn take(
             add(&raw mut (*bucket).full_ns, cost_ns);
             add(&raw mut (*bucket).passed, units);
         }
+        Some(wanted_ns.wrapping_sub(limiter.burst_ns) as i64)
     }
-    true
 }
 
 /// Puts `next` where `expected` is, unless it is there no more.
@@ -219,10 +338,11 @@ fn spend_unbound(source: &Address, ifindex: u32, is_charge: bool) -> bool {
         return false;
     };
     let (Some(each), Some(every)) = (UNBOUND.get(0), UNBOUND.get(1)) else { return false };
-    let is_there =
-        take(own, each, now_ns, 1, false, false) && take(total, every, now_ns, 1, is_charge, false);
+    let how = if is_charge { Taking::Charge } else { Taking::Look };
+    let is_there = take(own, each, now_ns, 1, 0, Taking::Look).is_some()
+        && take(total, every, now_ns, 1, 0, how).is_some();
     if is_there && is_charge {
-        take(own, each, now_ns, 1, true, true);
+        take(own, each, now_ns, 1, 0, Taking::Sure);
     }
     is_there
 }

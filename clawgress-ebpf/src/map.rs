@@ -35,6 +35,8 @@ pub static REJECTS: Array<Pace> = Array::with_max_entries(2 * bound::SHARES, 0);
 // Preallocated, as flows are; and so a deleted bucket is memory of a bucket still.
 #[map(name = "claw_bckt_v1")]
 pub static BUCKETS: HashMap<BucketKey, Bucket> = HashMap::with_max_entries(bound::BUCKETS_MAX, 0);
+#[map(name = "claw_bshr_v1")]
+pub static BUCKET_SHARES: Array<u64> = Array::with_max_entries(bound::SHARES, BPF_F_MMAPABLE);
 #[map(name = "claw_unbd_v1")]
 pub static UNBOUND: Array<Limiter> = Array::with_max_entries(2, 0);
 #[map(name = "claw_unbb_v1")]

@@ -39,6 +39,10 @@ mod neighbour;
 #[cfg(target_arch = "bpf")]
 mod parse;
 
+/// Whether limiters may have a packet sent later: what this machine sends keeps the time at which it is to leave.
+#[cfg(target_arch = "bpf")]
+const PACES: bool = true;
+
 /// The helpers these programs call are for programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]

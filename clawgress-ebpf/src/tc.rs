@@ -19,7 +19,7 @@ use crate::frame::Raw;
 use crate::image::image;
 use crate::judge::{self, Judgement, Toward};
 use crate::learned;
-use crate::limit::{self, Load, wire_packets};
+use crate::limit::{self, Charge};
 use crate::map::{count, fails_open, generation, listener};
 use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
 use crate::reject;
@@ -177,7 +177,8 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         return Err(Judgement::deny(DropReason::FlowUnknown, who.agent));
     }
     let is_new = is_start && record.is_none_or(flow::is_over);
-    limit::charge(generation, &judged, 0, load(ctx, packet, is_new))?;
+    let charge = Charge { skb: ctx.skb.skb, packet, is_new, cgroup: 0, may_wait: false };
+    limit::charge(generation, &judged, charge)?;
     match record {
         Some(record) => {
             if judged.action == action::STEER && is_start && goes_unread(&packet.key, packet.is_v6) {
@@ -230,20 +231,6 @@ fn local(
         }
     }
     Ok(mark::LOCAL)
-}
-
-/// What a packet costs.
-#[inline(always)]
-fn load(ctx: &TcContext, packet: &Packet, is_new: bool) -> Load {
-    Load { bytes: packet.bytes, packets: segments(ctx, packet.bytes), is_new }
-}
-
-/// Packets it is on the wire: the kernel may have joined several.
-#[inline(always)]
-fn segments(ctx: &TcContext, bytes: u32) -> u16 {
-    // SAFETY: the context is the program's own.
-    let (segments, size) = unsafe { ((*ctx.skb.skb).gso_segs, (*ctx.skb.skb).gso_size) };
-    wire_packets(segments, size, bytes)
 }
 
 /// Whether a packet of no known flow may begin one, or go on without.

@@ -154,7 +154,7 @@ fn print_limits(output: Output, listed: &[LiveLimit]) -> Result<(), Failure> {
         return output::line("no rate limit is held to anybody now");
     }
     let rows: Vec<_> = listed.iter().map(limit_row).collect();
-    output::table(&["WHO", "POLICY", "LIMIT", "ROOM", "PASSED", "DROPPED"], &rows)
+    output::table(&["WHO", "POLICY", "LIMIT", "OVER", "ROOM", "PASSED", "DROPPED"], &rows)
 }
 
 fn limit_row(limit: &LiveLimit) -> Vec<String> {
@@ -173,6 +173,7 @@ fn limit_row(limit: &LiveLimit) -> Vec<String> {
         },
         limit.policy.clone().unwrap_or_else(|| "-".to_owned()),
         format!("{count} {unit}/{period} burst {burst}"),
+        limit.over.clone(),
         limit.room.to_string(),
         limit.passed.to_string(),
         limit.dropped.to_string(),
@@ -247,7 +248,7 @@ fn age(ms: u64) -> String {
 
 impl Arguments {
     fn query(&self) -> LiveQuery {
-        LiveQuery { agent: self.agent.clone(), limit: Some(self.limit) }
+        LiveQuery { agent: self.agent.clone(), limit: Some(self.limit), totals: false }
     }
 }
 

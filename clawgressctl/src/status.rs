@@ -1,7 +1,7 @@
 //! `status`: the node's state.
 
-use clawgress_api::Status;
 use clawgress_api::proto::Empty;
+use clawgress_api::{Status, TrackingStatus};
 
 use crate::client::Client;
 use crate::failure::Failure;
@@ -35,12 +35,19 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         ("proxy", list(status.proxies.iter().map(ToString::to_string).collect())),
         ("audit records", status.audit_records.to_string()),
     ];
+    if let Some(tracking) = status.datapath.as_ref().and_then(|d| d.tracking) {
+        let TrackingStatus { entries, entries_max, dropped } = tracking;
+        rows.push(("tracked", format!("{entries} of {entries_max} connections, {dropped} packets dropped")));
+    }
     if !status.addresses.is_empty() {
         rows.push(("gateway addresses", list(status.addresses.iter().map(ToString::to_string).collect())));
     }
     for interface in status.datapath.iter().flat_map(|d| &d.interfaces) {
         let mut text =
             format!("{}: {}, xdp {}, tc {}", interface.name, interface.role, interface.xdp, interface.tc);
+        if let Some(throttle) = &interface.throttle {
+            text += &format!(", throttle: {throttle}");
+        }
         if !interface.fail_open.is_empty() {
             let now = list(interface.failed_open.clone());
             text += &format!(", DANGER: fails open for {} (now: {now})", interface.fail_open.join(", "));

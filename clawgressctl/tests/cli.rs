@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use clawgress_api::config::Config;
 use clawgress_api::identity::{Agent, AgentState, SharedSource};
 use clawgress_api::{
-    AuditRecord, CreatedAgent, Destination, GeoStatus, LiveFlow, LiveFlows, LiveQuery, PolicyRevision,
-    RecentDrop, SourceRef, Status,
+    AuditRecord, CreatedAgent, Destination, GeoStatus, LiveFlow, LiveFlows, LiveLimit, LiveQuery,
+    PolicyRevision, RecentDrop, SourceRef, Status,
 };
 use clawgress_policy::PolicyBundle;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -523,7 +523,7 @@ fn signal(child: &tokio::process::Child, signal: nix::sys::signal::Signal) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn flows_drops_and_metrics() {
+async fn flows_and_drops() {
     let node = Node::kernel().start().await;
     let config = &node.config;
     check(&run(config, &["flows"]).await, 1, "", "the datapath role");
@@ -581,7 +581,7 @@ async fn flows_drops_and_metrics() {
     check(&shown, 0, "[2001:db8::1]:443", "");
     check(&shown, 0, "1 min 1 s", "");
     check(&shown, 0, "500/4000", "");
-    let query = LiveQuery { agent: Some("acme/web".to_owned()), limit: Some(7) };
+    let query = LiveQuery { agent: Some("acme/web".to_owned()), limit: Some(7), totals: false };
     assert_eq!(script.asked.lock().await.last(), Some(&query));
     let listed: LiveFlows = parse(&run(config, &["flows", "-o", "json"]).await.stdout);
     assert_eq!(listed, LiveFlows { total: 1, flows: vec![flow.clone()] });
@@ -602,9 +602,47 @@ async fn flows_drops_and_metrics() {
     assert_eq!(parse::<RecentDrop>(next.as_bytes()), more);
     following.kill().await.expect("kill");
 
-    let metrics = run(config, &["metrics"]).await;
-    check(&metrics, 0, "clawgress_flows_max 10\n", "");
-    assert!(metrics.stdout.ends_with(b"# EOF\n"), "{metrics:?}");
     role.stop().await;
     check(&run(config, &["flows"]).await, 1, "", "the datapath role");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_have_a_bounded_number_of_series() {
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    let script = Arc::new(Script::default());
+    let role = script.serve(config);
+    until("the datapath to be reached", async || run(config, &["flows"]).await.status.success()).await;
+    let metrics = run(config, &["metrics"]).await;
+    check(&metrics, 0, "clawgress_flows_max 10\n", "");
+    check(&metrics, 0, "clawgress_tracked_max 9\n", "");
+    check(&metrics, 0, "clawgress_tracking_dropped_total 2\n", "");
+    check(&metrics, 0, "clawgress_limiters_left_out 0\n", "");
+    let asked = script.asked.lock().await.last().cloned().expect("a query");
+    assert!(asked.totals && asked.limit == Some(1_001), "a bounded number: {asked:?}");
+    let limit = |n: u64| LiveLimit {
+        agent: Some("acme/web".parse().expect("id")),
+        cgroup: None,
+        policy: Some(format!("pace \"{n}\"")),
+        unit: "packets".to_owned(),
+        count: 5,
+        period_s: 1,
+        burst: 7,
+        over: "pace".to_owned(),
+        room: 0,
+        passed: n,
+        dropped: 2 * n,
+    };
+    *script.limits.lock().await = (1..=1_001).map(limit).collect();
+    let metrics = run(config, &["metrics"]).await;
+    let dropped =
+        r#"clawgress_limiter_dropped_packets_total{agent="acme/web",policy="pace \"9\"",unit="packets"} 18"#;
+    check(&metrics, 0, dropped, "");
+    check(&metrics, 0, "clawgress_limiters_left_out 1\n", "");
+    let text = String::from_utf8(metrics.stdout.clone()).expect("text");
+    assert_eq!(text.matches("clawgress_limiter_passed_total{").count(), 1_000, "and no more series");
+    check(&run(config, &["limits"]).await, 0, "pace ", "");
+    assert!(metrics.stdout.ends_with(b"# EOF\n"), "{metrics:?}");
+    role.stop().await;
+    check(&run(config, &["metrics"]).await, 0, "# EOF", "");
 }

@@ -1,6 +1,7 @@
 //! Rate limits in the kernel: what a limiter costs, the buckets of agents and workloads, and how much sources
 //! without a binding may begin.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
@@ -11,6 +12,7 @@ use clawgress_policy::kernel::{self, LimitAction, LimitSubject, LimitUnit};
 
 use super::bpf::{Plain, Walk};
 use super::object::{self, Objects};
+use super::shares::{self, Shares};
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// How long a bucket is kept that is full, ns: it is as one that isn't there, but for its counts.
@@ -18,11 +20,31 @@ const IDLE_NS: u64 = 60 * NS_PER_S;
 /// How many seconds' worth of beginnings a source without a binding may have at once.
 const UNBOUND_BURST_S: u64 = 2;
 
+/// Limiters and agents whose counts are kept when their buckets are forgotten: as many as there are buckets. What is
+/// beyond begins anew with its next bucket.
+const KEPT_MAX: usize = bound::BUCKETS_MAX as usize;
+
+/// What a limiter counted for an agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Units that passed.
+    pub passed: u64,
+    /// Packets dropped.
+    pub dropped: u64,
+}
+
+/// Counts by a limiter's key and the registry's index of an agent.
+pub type Totals = BTreeMap<(u64, u32), Counts>;
+
 /// The buckets.
 pub struct Buckets {
     map: HashMap<MapData, Plain<BucketKey>, Plain<Bucket>>,
     /// The same map, for whole walks.
     walked: OwnedFd,
+    /// How many each agent has.
+    shares: Shares,
+    /// Counts of buckets that were forgotten.
+    kept: Totals,
     unbound: Array<MapData, Plain<Limiter>>,
     unbound_buckets: Array<MapData, Plain<Bucket>>,
 }
@@ -51,6 +73,9 @@ impl Buckets {
     pub fn take(objects: &mut Objects) -> Result<Buckets> {
         Ok(Buckets {
             walked: object::descriptor(objects, map::BUCKETS)?,
+            shares: Shares::new(&object::descriptor(objects, map::BUCKET_SHARES)?)
+                .context("cannot map the agents' shares of the token buckets")?,
+            kept: Totals::new(),
             map: object::take(objects, map::BUCKETS)?,
             unbound: object::take(objects, map::UNBOUND)?,
             unbound_buckets: object::take(objects, map::UNBOUND_BUCKETS)?,
@@ -99,21 +124,73 @@ impl Buckets {
         Ok(found)
     }
 
+    /// What limiters counted for agents, over all workloads and for as long as this process has looked.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn totals(&self) -> Result<Totals> {
+        let mut totals = self.kept.clone();
+        for (key, bucket) in self.all()? {
+            totals.entry((key.limiter, bucket.agent)).or_default().add(&bucket);
+        }
+        Ok(totals)
+    }
+
+    /// Buckets of `agent`, with those of an agent that shares its place.
+    #[must_use]
+    pub fn share(&self, agent: u32) -> u64 {
+        self.shares.live(agent)
+    }
+
+    /// Forgets what limiters counted that are not among these.
+    pub fn retain(&mut self, is_live: impl Fn(u64) -> bool) {
+        self.kept.retain(|(limiter, _), _| is_live(*limiter));
+    }
+
     /// Forgets those that have been full for long: all of them that are used no more, in the end. What is charged
     /// at that moment is forgotten with them.
     ///
     /// # Errors
     /// If the map can't be read or written.
     pub fn sweep(&mut self, now_ns: u64) -> Result<usize> {
+        let before = self.shares.snapshot();
+        let all = self.all()?;
+        let mut counted = vec![0; before.len()];
+        for (_, bucket) in &all {
+            if let Some(count) = counted.get_mut(shares::index(bucket.agent)) {
+                *count += 1;
+            }
+        }
+        self.shares.heal(&before, &counted);
         let is_over = |(_, bucket): &(BucketKey, Bucket)| bucket.full_ns.saturating_add(IDLE_NS) < now_ns;
-        let over: Vec<_> = self.all()?.into_iter().filter(is_over).collect();
-        for (key, _) in &over {
+        let over: Vec<_> = all.into_iter().filter(is_over).collect();
+        for (key, bucket) in &over {
             match self.map.remove(&Plain(*key)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Ok(()) => {
+                    self.shares.take_off(bucket.agent);
+                    self.keep(key.limiter, bucket);
+                }
+                Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(over.len())
+    }
+
+    fn keep(&mut self, limiter: u64, bucket: &Bucket) {
+        let key = (limiter, bucket.agent);
+        if self.kept.len() < KEPT_MAX || self.kept.contains_key(&key) {
+            self.kept.entry(key).or_default().add(bucket);
+        }
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn add(&mut self, bucket: &Bucket) {
+        self.passed = self.passed.wrapping_add(bucket.passed);
+        self.dropped = self.dropped.wrapping_add(bucket.dropped);
     }
 }
 

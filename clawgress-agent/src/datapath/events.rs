@@ -75,6 +75,7 @@ impl Counters {
             ("tc_returned", counter::RETURNED),
             ("tc_rejected", counter::REJECTED),
             ("failed_open", counter::FAILED_OPEN),
+            ("paced", counter::PACED),
             ("events_lost", counter::EVENTS_LOST),
             ("cgroup_allowed", counter::CGROUP_ALLOWED),
             ("cgroup_denied", counter::CGROUP_DENIED),

@@ -9,7 +9,7 @@ use clawgress_identity::AgentId;
 use clawgress_policy::kernel::{LimitUnit, Limiter};
 use tonic::Status;
 
-use super::buckets;
+use super::buckets::{self, Counts};
 use super::drops::{Row, Tally};
 use super::names::{Names, monotonic_ns, request};
 use super::plane::{KernelPlane, Plane};
@@ -79,15 +79,16 @@ pub fn drops(plane: &Plane, query: &LiveQuery) -> Result<Vec<RecentDrop>, Status
 pub fn limits(plane: &Plane, query: &LiveQuery) -> Result<Vec<LiveLimit>, Status> {
     let plane = kernel(plane)?;
     let wanted = Wanted::new(query, &plane.names)?;
-    let failed = |e| Status::internal(format!("cannot read the buckets: {e:#}"));
+    if query.totals {
+        return totals(plane, &wanted);
+    }
     let (all, unbound) = tokio::task::block_in_place(|| {
         let buckets = plane.buckets.lock();
         Ok::<_, anyhow::Error>((buckets.all()?, buckets.unbound()?))
     })
-    .map_err(failed)?;
-    let live = plane.live.lock();
-    let limiters = live.iter().filter_map(|d| d.tables.as_ref()).flat_map(|t| &t.limiters);
-    let by_key: HashMap<u64, &Limiter> = limiters.map(|limiter| (limiter.key, limiter)).collect();
+    .map_err(|e| unread(&e))?;
+    let limiters = plane.limiters();
+    let by_key = by_key(&limiters);
     let now_ns = monotonic_ns();
     let is_wanted = |bucket: &Bucket| wanted.agent.is_none_or(|agent| agent == bucket.agent);
     let mut found: Vec<_> = all
@@ -95,10 +96,9 @@ pub fn limits(plane: &Plane, query: &LiveQuery) -> Result<Vec<LiveLimit>, Status
         .filter(|(_, bucket)| is_wanted(bucket))
         .filter_map(|(key, bucket)| {
             let limiter = by_key.get(&key.limiter)?;
-            Some(limit(key, bucket, limiter, &plane.names, now_ns))
+            Some(limit(key, bucket, limiter, plane, now_ns))
         })
         .collect();
-    drop(live);
     if is_wanted(&unbound) {
         found.push(unbound_limit(plane.unbound_per_s, &unbound, now_ns));
     }
@@ -107,7 +107,36 @@ pub fn limits(plane: &Plane, query: &LiveQuery) -> Result<Vec<LiveLimit>, Status
     Ok(found)
 }
 
-fn limit(key: &BucketKey, bucket: &Bucket, limiter: &Limiter, names: &Names, now_ns: u64) -> LiveLimit {
+/// A row for each agent and limiter, those with the most drops first.
+fn totals(plane: &KernelPlane, wanted: &Wanted) -> Result<Vec<LiveLimit>, Status> {
+    let totals = tokio::task::block_in_place(|| plane.buckets.lock().totals()).map_err(|e| unread(&e))?;
+    let limiters = plane.limiters();
+    let by_key = by_key(&limiters);
+    let mut found: Vec<_> = totals
+        .iter()
+        .filter(|((_, agent), _)| wanted.agent.is_none_or(|wanted| wanted == *agent))
+        .filter_map(|((key, agent), counts)| {
+            let (limiter, key) = (by_key.get(key)?, BucketKey { limiter: *key, subject: u64::from(*agent) });
+            // Of several buckets nobody can say how much room there is; of one, `limits` without totals does.
+            let Counts { passed, dropped } = *counts;
+            let bucket = Bucket { full_ns: 0, passed, dropped, agent: *agent, pad: 0 };
+            Some(LiveLimit { room: 0, ..limit(&key, &bucket, limiter, plane, 0) })
+        })
+        .collect();
+    found.sort_by_key(|l| Reverse((l.dropped, l.passed)));
+    found.truncate(wanted.limit);
+    Ok(found)
+}
+
+fn by_key(limiters: &[Limiter]) -> HashMap<u64, &Limiter> {
+    limiters.iter().map(|limiter| (limiter.key, limiter)).collect()
+}
+
+fn unread(error: &anyhow::Error) -> Status {
+    Status::internal(format!("cannot read the buckets: {error:#}"))
+}
+
+fn limit(key: &BucketKey, bucket: &Bucket, limiter: &Limiter, plane: &KernelPlane, now_ns: u64) -> LiveLimit {
     let is_cgroup = key.subject & SUBJECT_CGROUP != 0;
     let unit = match limiter.unit {
         LimitUnit::Packets => "packets",
@@ -115,13 +144,14 @@ fn limit(key: &BucketKey, bucket: &Bucket, limiter: &Limiter, names: &Names, now
         LimitUnit::Connections => "connections",
     };
     LiveLimit {
-        agent: names.agent(bucket.agent),
+        agent: plane.names.agent(bucket.agent),
         cgroup: is_cgroup.then_some(key.subject & !SUBJECT_CGROUP),
         policy: Some(limiter.policy.clone()),
         unit: unit.to_owned(),
         count: limiter.count,
         period_s: limiter.period_s,
         burst: limiter.burst,
+        over: plane.pacing.over(limiter).to_owned(),
         room: buckets::room(limiter.count, limiter.period_s, limiter.burst, bucket, now_ns),
         passed: bucket.passed,
         dropped: bucket.dropped,
@@ -138,6 +168,7 @@ fn unbound_limit(all_per_s: u32, bucket: &Bucket, now_ns: u64) -> LiveLimit {
         count,
         period_s: 1,
         burst,
+        over: "drop".to_owned(),
         room: buckets::room(count, 1, burst, bucket, now_ns),
         passed: bucket.passed,
         dropped: bucket.dropped,

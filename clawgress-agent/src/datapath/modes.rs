@@ -4,7 +4,6 @@
 //! Must never set an interface open that the configuration doesn't.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -14,10 +13,6 @@ use clawgress_ebpf_common::fail_open;
 use parking_lot::Mutex;
 
 use super::spool::Spool;
-
-/// Where the kernel tells how many connections it tracks in this namespace, and how many it may.
-const CONNTRACK_COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
-const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 /// What may fail while programs run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -183,7 +178,10 @@ impl Modes {
             }
         }
         let conntrack = failing.iter().find(|f| **f == Failure::Conntrack);
-        warnings.extend(conntrack.map(|f| format!("{}: new flows are dropped", f.what())));
+        warnings.extend(conntrack.map(|f| format!(
+                "{}: new flows are dropped, whatever an interface is set to; raise `net.netfilter.nf_conntrack_max`",
+                f.what()
+            )));
         warnings
     }
 
@@ -196,11 +194,4 @@ impl Modes {
         let now = causes.iter().filter(|c| failing.iter().any(|f| f.cause() == **c));
         (causes.iter().map(named).collect(), now.map(named).collect())
     }
-}
-
-/// Whether the kernel can track no more connections. Where it tracks none, it can't be full.
-#[must_use]
-pub fn conntrack_is_full() -> bool {
-    let read = |path: &str| std::fs::read_to_string(Path::new(path)).ok()?.trim().parse::<u64>().ok();
-    read(CONNTRACK_COUNT).zip(read(CONNTRACK_MAX)).is_some_and(|(count, max)| max > 0 && count >= max)
 }

@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod firewall;
+mod queues;
 mod routes;
 mod watch;
 
@@ -20,7 +21,7 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 
-pub use conntrack::Conntrack;
+pub use conntrack::{Conntrack, Tracked};
 pub use firewall::Firewall;
 pub use routes::Routes;
 pub use watch::{Changes, Watch};

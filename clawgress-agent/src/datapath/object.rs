@@ -1,5 +1,5 @@
-//! The embedded kernel objects: loading them, with maps pinned or not. Both have the same maps. A pinned map
-//! of another ABI version is never reused.
+//! The embedded kernel objects: loading them, with maps pinned or not. The first has every map but those that
+//! sockets' programs alone use. A pinned map of another ABI version is never reused.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ static PACKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/p
 static SOCKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockets.o"));
 
 /// Every map of the objects.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 26] = [
     map::GENERATION,
     map::IMAGES,
     map::SELF,
@@ -29,6 +29,8 @@ pub const MAPS: [&str; 24] = [
     map::SHARES,
     map::REJECTS,
     map::BUCKETS,
+    map::BUCKET_SHARES,
+    map::PACED,
     map::UNBOUND,
     map::UNBOUND_BUCKETS,
     map::LEARNED,
@@ -99,9 +101,9 @@ impl Objects {
         self.packets.programs().chain(self.sockets.programs())
     }
 
-    /// Every map that was not taken.
+    /// Every map that was not taken; those that both objects have, twice.
     pub fn maps(&self) -> impl Iterator<Item = (&str, &Map)> {
-        self.packets.maps()
+        self.packets.maps().chain(self.sockets.maps())
     }
 
     /// A map that was not taken.
@@ -117,7 +119,7 @@ impl Objects {
 
     /// Takes a map out.
     pub fn take_map(&mut self, name: &str) -> Option<Map> {
-        self.packets.take_map(name)
+        self.packets.take_map(name).or_else(|| self.sockets.take_map(name))
     }
 }
 

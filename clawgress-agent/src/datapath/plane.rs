@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::{Config, Role};
 use clawgress_api::{DatapathStatus, InterfaceStatus, LearnedAddresses};
 use clawgress_ebpf_common::{FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, bound};
+use clawgress_policy::kernel::Limiter;
 use parking_lot::Mutex;
 
 use super::attach::Attached;
@@ -20,7 +21,8 @@ use super::handover;
 use super::learned::LearnedMap;
 use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
-use super::network::Interfaces;
+use super::network::{Interfaces, Tracked};
+use super::pacing::Pacing;
 use super::programs;
 use super::proxy::Proxy;
 use super::quarantine::Quarantine;
@@ -55,6 +57,10 @@ pub struct KernelPlane {
     pub unbound_per_s: u32,
     /// Token buckets of rate limits.
     pub buckets: Arc<Mutex<Buckets>>,
+    /// By which uplinks limits pace.
+    pub pacing: Pacing,
+    /// The kernel's connection tracking.
+    pub tracked: Tracked,
     /// Addresses learned from DNS answers.
     pub learned: Arc<Mutex<LearnedMap>>,
     /// Counters.
@@ -114,6 +120,7 @@ impl Plane {
                 flows: 0,
                 flows_max: 0,
                 counters: BTreeMap::new(),
+                tracking: None,
                 absent: absent_in_none(),
             }),
         }
@@ -239,7 +246,15 @@ impl KernelPlane {
         *self.skipped.lock() = plan.skipped;
         tracing::info!(generation = document.generation, "generation is live");
         *self.live.lock() = Some(document);
+        let live: BTreeSet<u64> = self.limiters().iter().map(|limiter| limiter.key).collect();
+        self.buckets.lock().retain(|limiter| live.contains(&limiter));
         Ok(())
+    }
+
+    /// The live generation's rate limits.
+    pub fn limiters(&self) -> Vec<Limiter> {
+        let live = self.live.lock();
+        live.as_ref().and_then(|d| d.tables.as_ref()).map(|t| t.limiters.clone()).unwrap_or_default()
     }
 
     /// Takes note of the interfaces there are now: the live generation's bindings are written anew, for the
@@ -288,6 +303,7 @@ impl KernelPlane {
         absent.extend(self.modes.warnings());
         absent.extend(self.interfaces.lock().absent.iter().map(|a| a.why.clone()));
         absent.extend(self.skipped.lock().iter().cloned());
+        absent.extend(self.pacing.warning(&self.limiters()));
         absent.extend(self.names.trouble());
         if let Err(why) = &self.workloads {
             absent.push(format!("local workloads are not governed: {why}"));
@@ -311,6 +327,7 @@ impl KernelPlane {
             flows: self.flows.live(),
             flows_max: u64::from(bound::FLOWS_MAX),
             counters: self.counters.named().context("cannot read the counters")?,
+            tracking: self.tracked.status(),
             absent,
         })
     }
@@ -326,6 +343,7 @@ impl KernelPlane {
                 role: role.name().to_owned(),
                 xdp: attached.map_or("off", |a| a.xdp).to_owned(),
                 tc: attached.map_or("off", |a| a.tc).to_owned(),
+                throttle: self.pacing.of(name).map(str::to_owned),
                 fail_open,
                 failed_open,
             }

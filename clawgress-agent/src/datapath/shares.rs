@@ -1,5 +1,5 @@
-//! How many flows each agent has: an array that the kernel programs add to and this process takes off, mapped
-//! into its memory so that neither overwrites the other. A crash between a removal and its count is healed by
+//! How many flows, or token buckets, each agent has: an array that the kernel programs add to and this process
+//! takes off, mapped into its memory so that neither overwrites the other. A crash between a removal and its count is healed by
 //! the next sweep.
 
 use std::io;
@@ -53,7 +53,7 @@ impl Shares {
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), SHARES) }
     }
 
-    /// Flows of `agent`, with those of agents that share its place.
+    /// Those of `agent`, with those of agents that share its place.
     #[must_use]
     pub fn live(&self, agent: u32) -> u64 {
         self.words().get(index(agent)).map_or(0, |word| word.load(Ordering::Relaxed))
@@ -65,12 +65,12 @@ impl Shares {
         self.words().iter().map(|word| word.load(Ordering::Relaxed)).collect()
     }
 
-    /// One flow of `agent` is gone.
+    /// One of `agent`'s is gone.
     pub fn take_off(&self, agent: u32) {
         self.adjust(index(agent), u64::MAX);
     }
 
-    /// Puts right what `counted` says differs from `before`. A flow that was just being recorded is put right
+    /// Puts right what `counted` says differs from `before`. What was just being made is put right
     /// next time.
     pub fn heal(&self, before: &[u64], counted: &[u64]) {
         for (index, (before, counted)) in before.iter().zip(counted).enumerate() {

@@ -37,7 +37,8 @@ pub struct Plan {
     number: u64,
     image: Vec<Page>,
     classes: BTreeMap<u32, (u32, u16)>,
-    /// Sources that name no agents' interface of this node, in words.
+    /// What of it can't be kept, in words: sources that name no agents' interface of this node, and rate limits that
+    /// can need more buckets than there are.
     pub skipped: Vec<String>,
 }
 
@@ -162,6 +163,7 @@ impl Plan {
             &mut bindings,
         );
         plan.image = image::image(&contents(number, bindings, tables, interfaces)?)?;
+        plan.skipped.extend(crowded(&plan.classes, tables));
         Ok(plan)
     }
 
@@ -264,6 +266,25 @@ fn limiters(tables: &KernelTables) -> Result<Vec<Limiter>, PlanError> {
     let first = tables.policies.len();
     let index = |n: usize| u32::try_from(first + n).map_err(|_| PlanError::Limits("there are too many"));
     tables.limiters.iter().enumerate().map(|(n, l)| Ok(buckets::limiter(l, index(n)?)?)).collect()
+}
+
+/// That agents can need more token buckets than there are, each having one for every limiter of its class.
+fn crowded(agents: &BTreeMap<u32, (u32, u16)>, tables: &KernelTables) -> Option<String> {
+    let mut limiters: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for cell in tables.verdicts.iter().filter(|cell| cell.limits != 0) {
+        let of_set = tables.limits.get(cell.limits as usize);
+        limiters.entry(cell.agent_class).or_default().extend(of_set.into_iter().flatten());
+    }
+    let of_class = |class| limiters.get(class).map_or(0, BTreeSet::len);
+    let buckets: usize = agents.values().map(|(class, _)| of_class(class)).sum();
+    let max = bound::BUCKETS_MAX as usize;
+    (buckets > max).then(|| {
+        format!(
+            "rate limits can need {buckets} token buckets, and the kernel holds {max}: what has none is dropped \
+             (`{}`); narrow limits, or put some together",
+            DropReason::BucketTableFull
+        )
+    })
 }
 
 /// Sets of limiters, by number from 1.

@@ -15,7 +15,7 @@ use clawgress_ebpf_common::{Address, SelfAddress, bound, user};
 use tokio_util::sync::CancellationToken;
 
 use super::handover::Offer;
-use super::modes::{self, Failure};
+use super::modes::Failure;
 use super::network::{self, Changes, Firewall, Interfaces, Netlink, Routes, Watch};
 use super::own::Own;
 use super::plane::KernelPlane;
@@ -106,6 +106,17 @@ impl Upkeep {
         Ok(())
     }
 
+    /// Has rate limits pace by the uplinks whose queue does, and by no other interface.
+    ///
+    /// # Errors
+    /// If the queues can't be listed, or the map can't be written.
+    pub async fn queues(&mut self) -> Result<()> {
+        let paced = self.keep.netlink.paced().await?;
+        let changed = self.keep.plane.pacing.follow(&self.keep.interfaces.uplinks, &paced)?;
+        changed.iter().for_each(|what| self.tell(what));
+        Ok(())
+    }
+
     /// Looks and repairs until `stop`.
     ///
     /// # Errors
@@ -143,7 +154,9 @@ impl Upkeep {
             let (end, what) = match part {
                 Part::Interfaces => (self.interfaces().await, "an agents' interface is not governed"),
                 Part::Programs => (self.programs(), "programs are not attached as they must be"),
-                Part::Network => (self.network().await, "routes or addresses are not as they must be"),
+                Part::Network => {
+                    (self.network().await, "routes, addresses or queues are not as they must be")
+                }
                 Part::Settings => (self.settings(), "a setting is not as it must be"),
                 Part::Firewall => (self.firewall(), "the nftables table is not as it must be"),
             };
@@ -160,7 +173,7 @@ impl Upkeep {
         // Listeners that L7 has of the process before are used until it takes the new ones.
         self.keep.offer.check(self.started.elapsed() > L7_TIME_MAX);
         modes.turn(Failure::FlowTable, plane.flows.live() >= u64::from(bound::FLOWS_MAX));
-        modes.turn(Failure::Conntrack, modes::conntrack_is_full());
+        modes.turn(Failure::Conntrack, plane.tracked.is_full());
         // While a generation is being applied, it says itself what comes of it.
         if let Ok(tables) = plane.tables.try_lock()
             && let Ok(live) = tables.live()
@@ -220,6 +233,7 @@ impl Upkeep {
 
     async fn network(&mut self) -> Result<()> {
         self.addresses().await?;
+        self.queues().await?;
         if self.keep.routes.install().await? > 0 {
             self.tell("rules or routes of steered packets were missing, and were added again");
         }

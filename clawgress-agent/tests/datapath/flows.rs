@@ -175,7 +175,7 @@ async fn live_flows_and_recent_drops_are_listed() {
         talk(&mut client, &[7; 500]);
         dial(&lab, f.known, (f.forbidden, PORT), WORKS).expect_err("denied");
         let port = client.local_addr().expect("address").port();
-        let listed = lab.flows(&LiveQuery { agent: Some("a1".to_owned()), limit: None }).await;
+        let listed = lab.flows(&LiveQuery { agent: Some("a1".to_owned()), limit: None, totals: false }).await;
         let listed = listed.expect("flows");
         let flow = listed.flows.iter().find(|flow| flow.source.port == Some(port)).expect("the flow");
         assert_eq!(flow.agent.as_ref().expect("agent").name(), "a1");
@@ -194,13 +194,15 @@ async fn live_flows_and_recent_drops_are_listed() {
         assert_eq!((denied.destination.port, denied.source.port), (Some(PORT), None));
         assert!(denied.count >= 1 && denied.first <= denied.last, "{denied:?}");
     }
-    let one = lab.flows(&LiveQuery { agent: None, limit: Some(1) }).await.expect("flows");
+    let one = lab.flows(&LiveQuery { agent: None, limit: Some(1), totals: false }).await.expect("flows");
     assert_eq!((one.flows.len(), one.total), (1, 2));
-    let anonymous = LiveQuery { agent: Some("anonymous".to_owned()), limit: None };
+    let anonymous = LiveQuery { agent: Some("anonymous".to_owned()), limit: None, totals: false };
     assert_eq!(lab.flows(&anonymous).await.expect("flows").total, 0);
     for (agent, want) in [("a9", "there is no agent"), ("A 9", "anonymous")] {
-        let error =
-            lab.flows(&LiveQuery { agent: Some(agent.to_owned()), limit: None }).await.expect_err(agent);
+        let error = lab
+            .flows(&LiveQuery { agent: Some(agent.to_owned()), limit: None, totals: false })
+            .await
+            .expect_err(agent);
         assert!(error.message().contains(want), "{}", error.message());
     }
 }

@@ -256,7 +256,12 @@ impl Lab {
     }
 
     pub async fn limits(&self) -> Vec<LiveLimit> {
-        let query = serde_json::to_vec(&LiveQuery::default()).expect("query");
+        self.limits_asked(&LiveQuery::default()).await
+    }
+
+    /// Rate limits as this query asks for them.
+    pub async fn limits_asked(&self, query: &LiveQuery) -> Vec<LiveLimit> {
+        let query = serde_json::to_vec(query).expect("query");
         let answer = self.client().await.limits(Document { json: query }).await.expect("limits");
         let read = |json: &Vec<u8>| serde_json::from_slice(json).expect("a limit");
         answer.into_inner().json.iter().map(read).collect()

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::names::monotonic_ns;
-use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, bound, dial_flag, mark};
+use clawgress_agent::datapath::tables::Plan;
+use clawgress_api::LiveQuery;
+use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, SUBJECT_CGROUP, bound, dial_flag, mark};
 use clawgress_identity::AgentId;
 use clawgress_policy::kernel::{KernelTables, LimitAction, LimitSubject, LimitUnit, Limiter};
 
@@ -61,7 +63,7 @@ fn syn(f: &Family, port: u16) -> Vec<u8> {
     ip(MAC, f.agent, f.direct, 6, &tcp(port, 443, SYN))
 }
 
-fn bucket(kernel: &Kernel, limiter: u64) -> Bucket {
+pub fn bucket(kernel: &Kernel, limiter: u64) -> Bucket {
     let key = BucketKey { limiter, subject: 1 };
     let all = kernel.buckets.all().expect("buckets");
     all.into_iter().find(|(k, _)| *k == key).map(|(_, bucket)| bucket).unwrap_or_default()
@@ -334,6 +336,74 @@ async fn a_full_table_of_buckets_denies() {
     assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED);
 }
 
+/// One agent can't fill the table: what it has beyond its share is dropped, and another gets a bucket all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_has_a_share_of_the_buckets() {
+    let mut kernel = ready().await;
+    let [f, _] = families();
+    let slow = |key| limiter(key, LimitUnit::Packets, 100, NEVER_S, 100);
+    kernel.apply(2, Some(limited(vec![slow(1)])), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED);
+    assert_eq!(kernel.buckets.share(1), 1, "counted as it was made");
+    let local = Bucket { full_ns: monotonic_ns() * 2, passed: 3, agent: 1, ..Bucket::default() };
+    for n in 1..bound::BUCKETS_PER_AGENT_MAX {
+        let key = BucketKey { limiter: 1, subject: SUBJECT_CGROUP | n };
+        kernel.bucket_map.insert(Plain(key), Plain(local), 0).expect("room");
+    }
+    // The sweep puts right what the programs did not count.
+    assert_eq!(kernel.buckets.sweep(0).expect("swept"), 0);
+    assert_eq!(kernel.buckets.share(1), bound::BUCKETS_PER_AGENT_MAX);
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED, "it has a bucket");
+    kernel.apply(3, Some(limited(vec![slow(2)])), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), Did::Dropped(DropReason::BucketShareFull));
+    // Another agent at that address is held to the same limiter.
+    let mut others = agents();
+    others[0].index = 3;
+    let mut tables = limited(vec![slow(2)]);
+    tables.agents.insert(3, 1);
+    kernel.apply(4, Some(tables), others).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 2, 0)), PASSED);
+    assert_eq!(kernel.buckets.share(3), 1);
+    // What is forgotten makes room, and keeps its counts.
+    let swept = kernel.buckets.sweep(u64::MAX).expect("swept");
+    assert_eq!(swept as u64, bound::BUCKETS_PER_AGENT_MAX + 1);
+    assert_eq!((kernel.buckets.share(1), kernel.buckets.share(3)), (0, 0));
+    kernel.apply(5, Some(limited(vec![slow(2)])), agents()).await;
+    assert_eq!(kernel.ingress(&datagram(&f, 1, 0)), PASSED);
+    let totals = kernel.buckets.totals().expect("totals");
+    let passed = |limiter, agent| totals.get(&(limiter, agent)).map(|counts| counts.passed);
+    assert_eq!(passed(1, 1), Some(2 + 3 * (bound::BUCKETS_PER_AGENT_MAX - 1)), "of all its workloads");
+    assert_eq!((passed(2, 1), passed(2, 3)), (Some(1), Some(1)));
+    kernel.buckets.retain(|limiter| limiter == 2);
+    assert!(!kernel.buckets.totals().expect("totals").contains_key(&(1, 1)), "its policy is gone");
+    kernel.check_counts();
+}
+
+/// A policy that can need more buckets than there are is told of when it is applied.
+#[test]
+fn more_limits_than_buckets_are_told_of() {
+    let few = (1..=4).map(|key| limiter(key, LimitUnit::Packets, 1, 1, 1)).collect();
+    let mut tables = limited(few);
+    let interfaces = std::collections::BTreeMap::new();
+    let told = |tables: &KernelTables, count: u32| {
+        let agents = (1..=count).map(|n| agent(n, &[])).collect();
+        let mut tables = tables.clone();
+        tables.agents = (1..=count).map(|n| (n, 1)).collect();
+        let document = clawgress_api::KernelGeneration {
+            generation: 1,
+            tables: Some(tables),
+            agents,
+            shared: Vec::new(),
+        };
+        Plan::new(&document, &interfaces).expect("plan").skipped
+    };
+    assert_eq!(told(&tables, bound::BUCKETS_MAX / 4), Vec::<String>::new());
+    let warnings = told(&tables, bound::BUCKETS_MAX / 4 + 1);
+    assert!(warnings.len() == 1 && warnings[0].contains("can need 65540 token buckets"), "{warnings:?}");
+    tables.verdicts.iter_mut().for_each(|cell| cell.limits = 0);
+    assert_eq!(told(&tables, bound::BUCKETS_MAX / 4 + 1), Vec::<String>::new(), "they hold for nobody");
+}
+
 /// Sources without a binding begin so many connections to the proxy, each of them and all together; who is bound
 /// is not held to that.
 #[tokio::test(flavor = "multi_thread")]
@@ -404,6 +474,13 @@ async fn local_commands_have_a_bucket_each_or_share_one() {
         assert_ne!(dial(puppet, 3), "ok", "the fourth of its own");
         assert_eq!(puppet.tell("talk('0', wait=10)"), "hello", "what is open goes on");
     }
+    let query = LiveQuery { totals: true, ..LiveQuery::default() };
+    let totals = lab.limits_asked(&query).await;
+    let mine: Vec<_> = totals.iter().filter(|l| l.policy.as_deref() == Some("limit-1")).collect();
+    assert!(mine.len() == 1 && mine[0].passed == 6 && mine[0].dropped > 1, "one row for both: {totals:?}");
+    assert_eq!((mine[0].cgroup, mine[0].over.as_str()), (None, "drop"));
+    let none = LiveQuery { totals: true, agent: Some("anonymous".to_owned()), limit: None };
+    assert_eq!(lab.limits_asked(&none).await, Vec::new());
     let shared = held(workload::tables(), vec![by(2, LimitSubject::Agent)]);
     lab.apply(2, shared, vec![agent(1, &[])]).await;
     let [one, two] = &mut puppets;

@@ -19,7 +19,7 @@ const CONSOLE_BYTES_MAX: usize = 12_000;
 /// How a line of [`INIT`] about a step begins.
 const MARK: &str = "machine: ";
 /// Programs that the lab and the agent start.
-const TOOLS: [&str; 5] = ["ip", "nft", "nsenter", "ss", "busybox"];
+const TOOLS: [&str; 6] = ["ip", "tc", "nft", "nsenter", "ss", "busybox"];
 /// Which modules there are, and in which order, is the set-up's.
 const INIT: &str = "\
 #!/bin/busybox sh

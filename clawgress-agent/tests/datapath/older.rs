@@ -6,9 +6,9 @@ use std::path::Path;
 use crate::machine::{self, Step};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_clawgress-agent");
-/// Tests of this program that are run again there, one of each kind: the layout of maps, verdicts by test
-/// run of each program, and the whole role with its rules and links between network namespaces.
-const TESTS: [&str; 7] = [
+/// Tests of this program that are run there, one of each kind: the layout of maps, verdicts by test run of each
+/// program, and the whole role with its rules and links between network namespaces. The last runs nowhere else.
+const TESTS: [&str; 9] = [
     "verdicts::maps_have_the_layout_of_the_abi",
     "verdicts::programs_verify_with_headroom",
     "verdicts::every_reason_in_both_families",
@@ -16,6 +16,8 @@ const TESTS: [&str; 7] = [
     "verdicts::flows_count_both_ways_and_answers_need_one",
     "verdicts::a_new_generation_judges_live_flows_again",
     "network::steered_forwarded_and_dropped",
+    "joined::a_joined_buffer_counts_as_what_it_is_on_the_wire",
+    "pacing::where_the_queue_is_fq_what_is_over_is_sent_later",
 ];
 
 /// Names of the programs that a kernel took, as the agent prints them.
@@ -29,7 +31,13 @@ fn checked(console: &str) -> Vec<&str> {
 fn check(series: &str, tc: &str) {
     let own = std::env::current_exe().expect("the running program");
     let path = |path: &Path| path.to_str().expect("a name in UTF-8").to_owned();
-    let mut tests = vec![path(&own), "--test-threads=1".to_owned(), "--exact".to_owned()];
+    let mut tests = vec![
+        path(&own),
+        "--test-threads=1".to_owned(),
+        "--exact".to_owned(),
+        "--include-ignored".to_owned(),
+        "--show-output".to_owned(),
+    ];
     tests.extend(TESTS.map(str::to_owned));
     let steps = [
         Step {

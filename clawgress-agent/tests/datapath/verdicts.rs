@@ -164,6 +164,8 @@ fn maps_have_the_layout_of_the_abi() {
         (map::SHARES, 4, 8, bound::SHARES),
         (map::REJECTS, 4, size(size_of::<Pace>()), 2 * bound::SHARES),
         (map::BUCKETS, 16, size(size_of::<Bucket>()), bound::BUCKETS_MAX),
+        (map::BUCKET_SHARES, 4, 8, bound::SHARES),
+        (map::PACED, 4, 4, bound::INTERFACES_MAX),
         (map::UNBOUND, 4, size(size_of::<Limiter>()), 2),
         (map::UNBOUND_BUCKETS, 4, size(size_of::<Bucket>()), bound::UNBOUND_BUCKETS + 1),
         (map::LEARNED, size(size_of::<LearnedKey>()), size(size_of::<Learned>()), bound::LEARNED_MAX),

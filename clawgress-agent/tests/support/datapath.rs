@@ -16,7 +16,9 @@ use clawgress_api::proto::{
     AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
     Quarantined, Workload,
 };
-use clawgress_api::{AuditRecord, LiveFlow, LiveFlows, LiveQuery, RecentDrop, socket};
+use clawgress_api::{
+    AuditRecord, LiveFlow, LiveFlows, LiveLimit, LiveQuery, RecentDrop, TrackingStatus, socket,
+};
 use clawgress_policy::kernel::KernelTables;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,6 +41,7 @@ pub struct Script {
     /// What is listed, and what was asked for.
     pub live_flows: Mutex<Vec<LiveFlow>>,
     pub recent_drops: Mutex<Vec<RecentDrop>>,
+    pub limits: Mutex<Vec<LiveLimit>>,
     pub asked: Mutex<Vec<LiveQuery>>,
     events: Mutex<Option<mpsc::Sender<Result<KernelBatch, Status>>>>,
     /// Numbers of the batches that control has acknowledged.
@@ -80,6 +83,7 @@ impl Script {
             flows: 0,
             flows_max: 10,
             counters: BTreeMap::new(),
+            tracking: Some(TrackingStatus { entries: 3, entries_max: 9, dropped: 2 }),
             absent: vec!["the weather".into()],
         };
         Ok(Response::new(DatapathStatus { document: serde_json::to_vec(&status).expect("json") }))
@@ -157,8 +161,11 @@ impl Datapath for Service {
         Err(Status::unimplemented("control does not ask for it"))
     }
 
-    async fn limits(&self, _: Request<Document>) -> Result<Response<Documents>, Status> {
-        Err(Status::unimplemented("control does not ask for it"))
+    async fn limits(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {
+        self.0.asked.lock().await.push(query(request));
+        let limits = self.0.limits.lock().await;
+        let json = limits.iter().map(|l| serde_json::to_vec(l).expect("json")).collect();
+        Ok(Response::new(Documents { json }))
     }
 
     async fn drops(&self, request: Request<Document>) -> Result<Response<Documents>, Status> {

@@ -16,12 +16,11 @@ use clawgress_ebpf_common::{
 };
 
 use super::connect::{address4, address6, port};
-use super::packet::{load, read};
+use super::packet::{charge, read};
 use super::{ALLOW, REFUSE, destination, permit};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
-use crate::limit;
 use crate::map::{AGENTS, DIALS, RESOLVERS, count, generation};
 use crate::parse::Packet;
 
@@ -120,7 +119,7 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
             let judged = confirm(record, generation, &packet.key)?;
             // SAFETY: as above.
             if unsafe { (*record).flags } & flow_flag::CHARGED == 0 {
-                limit::charge(generation, &judged, 0, load(skb, packet, false))?;
+                charge(skb, generation, &judged, packet, 0, false)?;
             }
             flow::touch(record, packet, Way::Out);
             return Ok(());
@@ -131,7 +130,7 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
         Some(judged) => {
             let is_charged = dial.is_some_and(|dial| dial.flags & dial_flag::STEERED != 0);
             if !is_charged {
-                limit::charge(generation, &judged, 0, load(skb, packet, true))?;
+                charge(skb, generation, &judged, packet, 0, true)?;
             }
             begin(generation, packet, is_start, &judged, is_charged)
         }

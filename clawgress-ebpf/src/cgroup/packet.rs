@@ -3,12 +3,20 @@
 
 use core::mem::{MaybeUninit, size_of};
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
-use clawgress_ebpf_common::{DropReason, protocol};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::HashMap;
+use clawgress_ebpf_common::{DropReason, Generation, bound, counter, protocol};
 
-use crate::limit::{Load, wire_packets};
+use crate::judge::Judgement;
+use crate::limit::{self, Charge};
+use crate::map::count;
 use crate::parse::{Packet, bytes, mapped};
+
+// Here, since the programs of agents' interfaces have no use for it.
+#[map(name = "claw_edt_v1")]
+static PACED: HashMap<u32, u32> = HashMap::with_max_entries(bound::INTERFACES_MAX, BPF_F_NO_PREALLOC);
 
 /// Offsets of the transport header without options, and of the TCP flags in it.
 const L4_V4: u32 = 20;
@@ -29,13 +37,35 @@ pub fn read(skb: *mut __sk_buff, packet: &mut Packet) -> Result<(), u16> {
     }
 }
 
-/// What a packet costs.
+/// Charges a packet that leaves to the limiters of what `judged` permits. Of TCP, what is over leaves later where
+/// the interface's queue heeds that: its sender waits for what it has sent, so that it sends no more than goes.
 #[inline(always)]
-pub fn load(skb: *mut __sk_buff, packet: &Packet, is_new: bool) -> Load {
+pub fn charge(
+    skb: *mut __sk_buff,
+    generation: Generation,
+    judged: &Judgement,
+    packet: &Packet,
+    cgroup: u64,
+    is_new: bool,
+) -> Result<(), Judgement> {
+    if judged.limits == 0 {
+        return Ok(());
+    }
     // SAFETY: the context is the program's own.
-    let (segments, size) = unsafe { ((*skb).gso_segs, (*skb).gso_size) };
-    let packets = wire_packets(segments, size, packet.bytes);
-    Load { bytes: packet.bytes, packets, is_new }
+    let ifindex = unsafe { (&raw const (*skb).ifindex).read_volatile() };
+    // SAFETY: only presence is looked at.
+    let is_heeded = unsafe { PACED.get(&ifindex) }.is_some();
+    let may_wait = packet.key.protocol == protocol::TCP && is_heeded;
+    let leaves_ns = limit::charge(generation, judged, Charge { skb, packet, is_new, cgroup, may_wait })?;
+    // SAFETY: as above, and a packet hook may write when the packet leaves.
+    unsafe {
+        // TCP may have chosen a later time itself.
+        if leaves_ns > (*skb).tstamp {
+            (*skb).tstamp = leaves_ns;
+            count(counter::PACED);
+        }
+    }
+    Ok(())
 }
 
 // VERIFIER: a function of its own, so that the programs share its instructions; such a function returns a

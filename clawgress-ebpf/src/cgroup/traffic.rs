@@ -10,12 +10,11 @@ use clawgress_ebpf_common::{
     Bind, DropReason, Flow, Generation, IFINDEX_LOCAL, IFINDEX_LOOPBACK, action, bind_flag, counter, hook,
 };
 
-use super::packet::{load, read};
+use super::packet::{charge, read};
 use super::{ALLOW, REFUSE, nearest, weigh};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
-use crate::limit;
 use crate::map::{count, generation};
 use crate::parse::Packet;
 
@@ -56,7 +55,7 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
     let record = flow::find(&packet.key);
     let judged = confirm(record, generation, &bind, packet, is_start)?;
     let is_new = is_start && record.is_none_or(flow::is_over);
-    limit::charge(generation, &judged, cgroup, load(skb, packet, is_new))?;
+    charge(skb, generation, &judged, packet, cgroup, is_new)?;
     match record {
         Some(record) => flow::touch(record, packet, Way::Out),
         None => begin(generation, packet, &judged)?,
