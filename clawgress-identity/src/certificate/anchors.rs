@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime,
+};
 use serde::{Deserialize, Serialize};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
-    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
+    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath, aws_lc_rs,
 };
 
 use crate::MappingError;
@@ -22,6 +24,22 @@ pub const CHAIN_BYTES_MAX: usize = 64 * 1024;
 const ANCHORS_MAX: usize = 64;
 /// Most bytes of them; a list of 100,000 revoked certificates has about 4 MiB.
 const PEM_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Signature algorithms of certificates and revocation lists: no SHA-1, RSA of 2048 bits and more, and one library.
+static SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
+    aws_lc_rs::ECDSA_P256_SHA256,
+    aws_lc_rs::ECDSA_P256_SHA384,
+    aws_lc_rs::ECDSA_P384_SHA256,
+    aws_lc_rs::ECDSA_P384_SHA384,
+    aws_lc_rs::ECDSA_P521_SHA512,
+    aws_lc_rs::ED25519,
+    aws_lc_rs::RSA_PKCS1_2048_8192_SHA256,
+    aws_lc_rs::RSA_PKCS1_2048_8192_SHA384,
+    aws_lc_rs::RSA_PKCS1_2048_8192_SHA512,
+    aws_lc_rs::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    aws_lc_rs::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+    aws_lc_rs::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+];
 
 /// How revocation lists count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,7 +229,7 @@ impl Anchors {
             }
         };
         let verified = leaf.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
+            SIGNATURES,
             &self.anchors,
             intermediates,
             UnixTime::since_unix_epoch(Duration::from_secs(now_s)),
