@@ -8,6 +8,7 @@ pub mod audit;
 pub mod geo;
 mod geo_files;
 pub mod govern;
+mod issuers;
 pub mod kernel;
 mod keyring;
 pub mod model;

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, SharedSource, Source, SourceId};
+use clawgress_identity::{
+    Agent, AgentId, AgentState, ApiKeyRecord, RootRecords, SharedSource, Source, SourceId,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,9 @@ pub struct Snapshot<P> {
     /// Sources that several agents share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedSource>,
+    /// Who is trusted to say who agents are.
+    #[serde(default)]
+    pub roots: RootRecords,
 }
 
 /// Everything the kernel plane needs at one generation.

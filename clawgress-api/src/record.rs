@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Agent, IdentityMethod, MacAddress};
+use clawgress_identity::{Actor, Agent, IdentityMethod, MacAddress, RootId};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -76,6 +76,25 @@ pub struct AgentRef {
     pub environment: Option<String>,
     /// How that was established.
     pub method: IdentityMethod,
+    /// By which credential, if by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<CredentialRef>,
+}
+
+/// A credential, by what names it: never the credential itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialRef {
+    /// Who is trusted for it; absent for an API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<RootId>,
+    /// The public id of a key, `jti` of a token or the hash of what was signed, or the hash of a certificate.
+    pub id: String,
+    /// Whom it names in its own terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// The agents it was delegated through, who acts first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub actors: Vec<Actor>,
 }
 
 impl AgentRef {
@@ -89,6 +108,7 @@ impl AgentRef {
             project: agent.project.clone(),
             environment: agent.environment.clone(),
             method,
+            credential: None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `Proxy-Authorization: Basic` (RFC 7617): an agent's name and its API key.
+//! `Proxy-Authorization`: `Basic` (RFC 7617) with an agent's name and its API key, or `Bearer` (RFC 6750) with a token.
 //!
 //! Must never log, compare or keep the key: its buffers are wiped when dropped.
 
@@ -67,6 +67,20 @@ pub fn parse(value: &[u8]) -> Result<Credential, CredentialError> {
     Ok(Credential { user: user.to_owned(), secret: Zeroizing::new(secret.to_owned()) })
 }
 
+/// The token of a header value of the scheme `Bearer`; `None`: it is of another scheme. What is no `b64token`
+/// (RFC 6750 section 2.1) gives the empty token, which nobody accepts.
+#[must_use]
+pub fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, rest) = value.trim_ascii().split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"bearer") || rest.first().is_some_and(|b| *b != b' ') {
+        return None;
+    }
+    let is_token =
+        |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=');
+    let token = std::str::from_utf8(rest.trim_ascii()).ok().filter(|t| t.as_bytes().iter().all(is_token));
+    Some(token.unwrap_or_default())
+}
+
 /// The header value that [`parse`] reads as `user` and `secret`.
 #[must_use]
 pub fn encode(user: &str, secret: &str) -> String {
@@ -114,6 +128,27 @@ mod tests {
         check("Basic YQBiOmM=", Err(CredentialError::Form));
         check("Basic YToKYg==", Err(CredentialError::Form));
         check(&format!("Basic {}", "A".repeat(1100)), Err(CredentialError::TooLong));
+    }
+
+    #[test]
+    fn tokens_are_told_from_other_credentials() {
+        for (value, expected) in [
+            ("Bearer a.b-c_d", Some("a.b-c_d")),
+            ("bEARER   a.b.c= ", Some("a.b.c=")),
+            ("Bearer", Some("")),
+            ("Bearer ", Some("")),
+            ("Bearer a b", Some("")),
+            ("Bearer a,b", Some("")),
+            ("Bearer a\0b", Some("")),
+            ("Bearer é", Some("")),
+            ("Bearera.b.c", None),
+            ("Bearer\ta.b.c", None),
+            ("Basic YTpi", None),
+            ("", None),
+        ] {
+            assert_eq!(bearer(value.as_bytes()), expected, "{value}");
+        }
+        assert_eq!(bearer(b"Bearer \xff"), Some(""));
     }
 
     #[test]

@@ -133,11 +133,11 @@ async fn prospect(
     let deny = |reason| Ruling::deny("tunnel", reason);
     let plan = gateway.snapshots.current().map_err(deny)?;
     if let Ok(Some(bound)) = identify::bound(&plan, connection) {
-        exchange.agent(&bound.identity, plan.generation);
+        exchange.agent(&bound, plan.generation);
     }
     let credential = asked.credential.as_ref().map(|c| c.as_slice());
     let who = identify::identify(gateway, &plan, connection, credential).await.map_err(deny)?;
-    exchange.agent(&who.identity, plan.generation);
+    exchange.agent(&who, plan.generation);
     let agent = &who.identity.agent;
     let tls = decide::tls_possible(&plan, agent, &asked.host, asked.port);
     let unknown = decide::unknown(&plan, agent, &asked.host, asked.port);

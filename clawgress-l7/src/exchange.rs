@@ -6,15 +6,15 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{AgentRef, AuditRecord, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{AuditRecord, RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::Identity;
 use clawgress_policy::Host;
 
 use crate::audit::{Audit, Room};
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::gateway::Gateway;
+use crate::identify::Who;
 
 /// An exchange.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ impl Exchange {
     }
 
     /// Notes who it is, under which generation.
-    pub fn agent(&mut self, identity: &Identity, generation: u64) {
-        self.record.agent = Some(AgentRef::new(&identity.agent, identity.method));
+    pub fn agent(&mut self, who: &Who, generation: u64) {
+        self.record.agent = Some(who.reference());
         self.record.generation = generation;
     }
 

@@ -2,9 +2,11 @@
 //! present.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use clawgress_api::{AgentRef, CredentialRef};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, Origin};
+use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, Origin, Proof};
 use clawgress_inspect::proxy_authorization;
 
 use crate::connection::Connection;
@@ -17,16 +19,23 @@ pub struct Who {
     /// The identity.
     pub identity: Identity,
     /// The credential that proved it, if one did.
-    proof: Option<Proof>,
+    presented: Option<Presented>,
 }
 
 /// A credential that was presented.
 #[derive(Clone, Debug)]
-struct Proof {
-    /// Id of the key.
-    key: String,
+struct Presented {
+    by: By,
     /// Interface and address it came from; `None` if the source is the agent's own, or its workload.
     from: Option<(Option<String>, IpAddr)>,
+}
+
+#[derive(Clone, Debug)]
+enum By {
+    /// Id of an API key.
+    Key(String),
+    /// A token, without its signature.
+    Token(Arc<Proof>),
 }
 
 // === impl Who ===
@@ -35,28 +44,57 @@ impl Who {
     /// The same identity under another plan, at a Unix time in seconds.
     ///
     /// # Errors
-    /// If the agent or its key is gone, the key has expired, the source may no longer present the agent, or
-    /// the agent is disabled.
+    /// If the agent or its credential is gone or has expired, the source may no longer present the agent, or the
+    /// agent is disabled.
     pub fn under(&self, plan: &Plan, now_s: i64) -> Result<Who, DropReason> {
-        if let Some(Proof { key, from }) = &self.proof {
-            let record = plan.trust.api_key(key).ok_or(DropReason::CredentialInvalid)?;
-            record.counts(now_s).map_err(reason)?;
-            if let Some((interface, address)) = from {
-                let origin = Origin::Address { interface: interface.as_deref(), address: *address };
-                if !plan.trust.may_present(origin, &self.identity.agent.id) {
-                    return Err(DropReason::IdentityConflict);
+        let Identity { agent, method } = &self.identity;
+        if let Some(Presented { by, from }) = &self.presented {
+            let origin = match from {
+                Some((interface, address)) => {
+                    Origin::Address { interface: interface.as_deref(), address: *address }
                 }
+                None => Origin::Agent(&agent.id),
+            };
+            match by {
+                By::Key(key) => {
+                    let record = plan.trust.api_key(key).ok_or(DropReason::CredentialInvalid)?;
+                    record.counts(now_s).map_err(reason)?;
+                    if !plan.trust.may_present(origin, &agent.id) {
+                        return Err(DropReason::IdentityConflict);
+                    }
+                }
+                By::Token(proof) => drop(plan.trust.again(proof, origin, now_s).map_err(reason)?),
             }
         }
-        let identity =
-            plan.trust.by_source(self.identity.agent.index, self.identity.method).map_err(reason)?;
-        Ok(Who { identity, proof: self.proof.clone() })
+        let identity = plan.trust.by_source(agent.index, *method).map_err(reason)?;
+        Ok(Who { identity, presented: self.presented.clone() })
     }
 
     /// When what it rests on expires, in Unix seconds, as `plan` has it.
     #[must_use]
     pub fn expires_at_s(&self, plan: &Plan) -> Option<i64> {
-        plan.trust.api_key(&self.proof.as_ref()?.key)?.ends_s()
+        match &self.presented.as_ref()?.by {
+            By::Key(key) => plan.trust.api_key(key)?.ends_s(),
+            By::Token(proof) => proof.facts().expires_at_s,
+        }
+    }
+
+    /// How records name it.
+    #[must_use]
+    pub fn reference(&self) -> AgentRef {
+        let credential = self.presented.as_ref().map(|presented| match &presented.by {
+            By::Key(id) => CredentialRef { issuer: None, id: id.clone(), subject: None, actors: Vec::new() },
+            By::Token(proof) => {
+                let facts = proof.facts();
+                CredentialRef {
+                    issuer: Some(facts.root.clone()),
+                    id: facts.credential.clone(),
+                    subject: facts.subject.clone(),
+                    actors: facts.actors.clone(),
+                }
+            }
+        });
+        AgentRef { credential, ..AgentRef::new(&self.identity.agent, self.identity.method) }
     }
 }
 
@@ -67,7 +105,7 @@ impl Who {
 pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
     let Some(bound) = connection.bound? else { return Ok(None) };
     let identity = plan.trust.by_source(bound.index, bound.method).map_err(reason)?;
-    Ok(Some(Who { identity, proof: None }))
+    Ok(Some(Who { identity, presented: None }))
 }
 
 /// Who it is, given the values of `Proxy-Authorization` in an explicit proxy's request.
@@ -85,17 +123,40 @@ pub async fn identify(
         (None, Some(who)) => Ok(who),
         (None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing),
         (None, None) => Err(DropReason::Anonymous),
-        (Some(value), bound) => by_key(gateway, plan, connection, value, bound.as_ref()).await,
+        (Some(value), bound) => {
+            let address = connection.peer.ip();
+            let anyone = Origin::Address { interface: connection.interface.as_deref(), address };
+            let origin = bound.as_ref().map_or(anyone, |who| Origin::Agent(&who.identity.agent.id));
+            let (identity, by) = match proxy_authorization::bearer(value) {
+                Some(token) => by_token(gateway, plan, origin, token)?,
+                None => by_key(gateway, plan, origin, value).await?,
+            };
+            let from = bound.is_none().then(|| (connection.interface.clone(), address));
+            Ok(Who { identity, presented: Some(Presented { by, from }) })
+        }
     }
+}
+
+fn by_token(
+    gateway: &Gateway,
+    plan: &Plan,
+    origin: Origin<'_>,
+    token: &str,
+) -> Result<(Identity, By), DropReason> {
+    let proven = plan.trust.by_token(token, origin, gateway.now_s()).map_err(|error| {
+        // Why, for whoever runs the gateway; the client is told what to do.
+        tracing::debug!(%error, "a token was refused");
+        reason(error)
+    })?;
+    Ok((proven.identity, By::Token(proven.proof)))
 }
 
 async fn by_key(
     gateway: &Gateway,
     plan: &Plan,
-    connection: &Connection,
+    origin: Origin<'_>,
     value: &[u8],
-    bound: Option<&Who>,
-) -> Result<Who, DropReason> {
+) -> Result<(Identity, By), DropReason> {
     let invalid = |_| DropReason::CredentialInvalid;
     let credential = proxy_authorization::parse(value).map_err(|_| DropReason::CredentialInvalid)?;
     let user: AgentId = credential.user.parse().map_err(|_| DropReason::CredentialInvalid)?;
@@ -105,13 +166,9 @@ async fn by_key(
         return Err(DropReason::CredentialInvalid);
     }
     let mac = gateway.keys.mac(key).await?;
-    let address = connection.peer.ip();
-    let anyone = Origin::Address { interface: connection.interface.as_deref(), address };
-    let origin = bound.map_or(anyone, |who| Origin::Agent(&who.identity.agent.id));
     let identity = plan.trust.by_api_key(key, &mac, &user, origin, gateway.now_s()).map_err(reason)?;
     gateway.keys.remember(key, mac);
-    let from = bound.is_none().then(|| (connection.interface.clone(), address));
-    Ok(Who { identity, proof: Some(Proof { key: key.id().to_owned(), from }) })
+    Ok((identity, By::Key(key.id().to_owned())))
 }
 
 fn reason(error: IdentityError) -> DropReason {

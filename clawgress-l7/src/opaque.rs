@@ -209,7 +209,7 @@ fn tls_subject(
 
 fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Result<Who, DropReason> {
     let who = identify::bound(plan, connection)?.ok_or(DropReason::Anonymous)?;
-    exchange.agent(&who.identity, plan.generation);
+    exchange.agent(&who, plan.generation);
     Ok(who)
 }
 
@@ -304,7 +304,7 @@ pub async fn carry(
     // Dialling took time: policy counts as of now.
     let ruling = match gateway.snapshots.current() {
         Ok(plan) => {
-            exchange.agent(&subject.who.identity, plan.generation);
+            exchange.agent(&subject.who, plan.generation);
             subject.judge(gateway, &plan)
         }
         Err(reason) => Ruling::deny("tunnel", reason),

@@ -4,8 +4,9 @@
 
 use clawgress_ebpf_common::DropReason;
 
-/// Challenge of a 407 (RFC 9110 section 11.7.1).
-pub const CHALLENGE: &str = "Basic realm=\"clawgress\", charset=\"UTF-8\"";
+/// Challenges of a 407 (RFC 9110 section 11.7.1), each in a field of its own: some clients read one only.
+pub const CHALLENGES: [&str; 2] =
+    ["Basic realm=\"clawgress\", charset=\"UTF-8\"", "Bearer realm=\"clawgress\""];
 /// Response field with the reason's name.
 pub const REASON_FIELD: &str = "x-clawgress-reason";
 /// Response field with the request's id.
@@ -34,9 +35,11 @@ pub fn status(reason: DropReason) -> u16 {
 fn remedy(reason: DropReason) -> &'static str {
     match reason {
         DropReason::CredentialMissing => {
-            "send Proxy-Authorization: Basic with the agent's name and its API key, for instance by a proxy URL of the form http://AGENT:KEY@HOST:PORT"
+            "send Proxy-Authorization: Basic with the agent's name and its API key, for instance by a proxy URL of the form http://AGENT:KEY@HOST:PORT, or Bearer with a token of an issuer that the gateway trusts"
         }
-        DropReason::CredentialInvalid => "check the agent's name and its API key",
+        DropReason::CredentialInvalid => {
+            "check the agent's name and its API key, or get a new token that is meant for this gateway"
+        }
         DropReason::PolicyDenied | DropReason::PolicyForbidden => {
             "ask whoever keeps the policy; name the request id"
         }
@@ -79,8 +82,10 @@ pub fn response(reason: DropReason, request: &str) -> String {
     let (status, body) = (status(reason), body(reason, request));
     let phrase =
         http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or_default();
-    let challenge =
-        if status == 407 { format!("Proxy-Authenticate: {CHALLENGE}\r\n") } else { String::new() };
+    let challenge = match status {
+        407 => CHALLENGES.map(|c| format!("Proxy-Authenticate: {c}\r\n")).concat(),
+        _ => String::new(),
+    };
     format!(
         "HTTP/1.1 {status} {phrase}\r\n{challenge}Content-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{REASON_FIELD}: {}\r\n{REQUEST_FIELD}: {request}\r\nConnection: close\r\n\r\n{body}",
         body.len(),

@@ -116,14 +116,14 @@ impl App {
             Place::Tunnel { who, .. } => who.under(&plan, gateway.now_s()).map_err(deny)?,
             Place::Explicit | Place::Transparent { .. } => {
                 if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
-                    exchange.agent(&bound.identity, plan.generation);
+                    exchange.agent(&bound, plan.generation);
                 }
                 let credential = admitted.credential.take();
                 let credential = credential.as_ref().map(|c| c.as_slice());
                 identify::identify(gateway, &plan, &front.connection, credential).await.map_err(deny)?
             }
         };
-        exchange.agent(&who.identity, plan.generation);
+        exchange.agent(&who, plan.generation);
         if admitted.upgrade {
             return Err(deny(DropReason::UpgradeUnsupported));
         }
@@ -167,7 +167,9 @@ async fn respond(session: &mut Session, reason: DropReason, request: &str, reusa
     header.insert_header(page::REASON_FIELD, reason.name())?;
     header.insert_header(page::REQUEST_FIELD, request)?;
     if status == 407 {
-        header.insert_header("proxy-authenticate", page::CHALLENGE)?;
+        for challenge in page::CHALLENGES {
+            header.append_header("proxy-authenticate", challenge)?;
+        }
     }
     if reusable {
         // The rest of the body is read and thrown away, for a short time.
@@ -297,7 +299,7 @@ impl ProxyHttp for App {
         if let Err(reason) = granted.judge_again(&self.gateway) {
             context.reason = Some(reason);
             if !exchange.is_decided() {
-                exchange.agent(&granted.who().identity, self.gateway.snapshots.generation());
+                exchange.agent(granted.who(), self.gateway.snapshots.generation());
                 exchange.deny(Ruling::deny("http", reason));
             }
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));

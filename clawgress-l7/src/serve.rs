@@ -137,7 +137,7 @@ impl Serving {
         if let Ok(plan) = self.gateway.snapshots.current()
             && let Ok(Some(who)) = crate::identify::bound(&plan, connection)
         {
-            exchange.agent(&who.identity, plan.generation);
+            exchange.agent(&who, plan.generation);
         }
     }
 }

@@ -14,7 +14,7 @@ use clawgress_api::proto::snapshots_client::SnapshotsClient;
 use clawgress_api::proto::{Applied, Draining, Hello, WatchRequest, watch_request};
 use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::TrustSnapshot;
+use clawgress_identity::{Roots, TrustSnapshot};
 use clawgress_policy::{PolicyInForce, PolicySet};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -63,7 +63,9 @@ impl Plan {
             serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
         let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
         let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
+        let roots = Roots::new(snapshot.roots).map_err(|e| e.to_string())?;
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
+        let trust = trust.with_roots(Arc::new(roots));
         Ok(Plan { generation: snapshot.generation, policy, clock, trust })
     }
 

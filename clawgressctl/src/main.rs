@@ -8,6 +8,7 @@ mod client;
 mod completion;
 mod failure;
 mod geo;
+mod issuer;
 mod live;
 mod metrics;
 mod output;
@@ -64,6 +65,9 @@ enum Verb {
     /// Shared sources: hosts of several agents, and NATs.
     #[command(subcommand)]
     Source(source::Verb),
+    /// Issuers of tokens: who is trusted to say who agents are.
+    #[command(subcommand)]
+    Issuer(issuer::Verb),
     /// Policy: what they may do.
     #[command(subcommand)]
     Policy(policy::Verb),
@@ -117,6 +121,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Status => status::show(&client, output).await?,
             Verb::Agent(verb) => agent::run(&client, output, verb).await?,
             Verb::Source(verb) => source::run(&client, output, verb).await?,
+            Verb::Issuer(verb) => issuer::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,
             Verb::Geo(verb) => geo::run(&client, output, verb).await?,
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,

@@ -10,7 +10,7 @@ use clawgress_api::{
     AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, NewQuarantine, PolicyCheck,
     PolicyRevision, RecordKind, SharedSourceChange,
 };
-use clawgress_identity::{Agent, AgentId, AgentState, SharedSource, SourceId};
+use clawgress_identity::{Agent, AgentId, AgentState, IssuerRecord, RootId, SharedSource, SourceId};
 use clawgress_policy::PolicyBundle;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use super::Control;
 use super::audit::{AuditError, Filter, Kept};
 use super::govern::Size;
+use super::issuers::described;
 use super::model::{self, Draft, Refusal};
 use super::store::StoreError;
 use crate::peer::Peer;
@@ -188,6 +189,44 @@ impl Admin for Service {
             let detail =
                 |before: &SharedSource| format!("shared source removed by {by}: was {}", json(before));
             control.governor.change(detail, |draft| draft.remove_source(&id)).await?;
+            control.settled().await;
+            Ok(Response::new(Empty {}))
+        })
+        .await
+    }
+
+    async fn set_issuer(&self, request: Request<Document>) -> Answer {
+        let by = caller(&request);
+        let new: IssuerRecord = parsed(request)?;
+        let control = Arc::clone(&self.0);
+        let set = detached(async move {
+            let detail = |before: &Option<IssuerRecord>| {
+                let before = before.as_ref().map_or("nothing".to_owned(), described);
+                format!("issuer set by {by}: is {}, was {before}", described(&new))
+            };
+            control.governor.change(detail, |draft| draft.set_issuer(new.clone())).await?;
+            control.settled().await;
+            Ok(new)
+        });
+        document(&set.await?)
+    }
+
+    async fn list_issuers(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        documents(self.0.governor.live().model.issuers.values())
+    }
+
+    async fn show_issuer(&self, request: Request<Name>) -> Answer {
+        let id = issuer_id(&request.into_inner())?;
+        document(self.0.governor.live().model.issuer(&id).map_err(status)?)
+    }
+
+    async fn delete_issuer(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        let by = caller(&request);
+        let id = issuer_id(&request.into_inner())?;
+        let control = Arc::clone(&self.0);
+        detached(async move {
+            let detail = |before: &IssuerRecord| format!("issuer deleted by {by}: was {}", described(before));
+            control.governor.change(detail, |draft| draft.delete_issuer(&id)).await?;
             control.settled().await;
             Ok(Response::new(Empty {}))
         })
@@ -496,6 +535,10 @@ fn agent_id(name: &Name) -> Result<AgentId, Status> {
 }
 
 fn source_id(name: &Name) -> Result<SourceId, Status> {
+    name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
+}
+
+fn issuer_id(name: &Name) -> Result<RootId, Status> {
     name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
 }
 

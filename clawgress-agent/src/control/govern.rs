@@ -478,6 +478,7 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
             agents: kernel.agents,
             keys: model.keys.values().cloned().collect(),
             shared: kernel.shared,
+            roots: model.roots(),
         };
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
         if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {

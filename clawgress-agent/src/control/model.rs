@@ -7,7 +7,9 @@ use std::sync::Arc;
 use clawgress_api::PolicyRevision;
 use clawgress_api::config::Config;
 use clawgress_ebpf_common::bound;
-use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, KEY_MAC_BYTES, SharedSource, SourceId};
+use clawgress_identity::{
+    Agent, AgentId, AgentState, ApiKeyRecord, IssuerRecord, KEY_MAC_BYTES, RootId, SharedSource, SourceId,
+};
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::AuditError;
 use super::geo::{GeoError, GeoInForce};
+use super::issuers::ISSUER;
 use super::sources::SHARED;
 use super::store::{Entry, Revision, StateStore, StoreError, Write};
 
@@ -98,6 +101,8 @@ pub struct Model {
     pub keys: BTreeMap<String, ApiKeyRecord>,
     /// Shared sources by id.
     pub shared: BTreeMap<SourceId, SharedSource>,
+    /// Issuers of tokens by id.
+    pub issuers: BTreeMap<RootId, IssuerRecord>,
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
     /// The live policy, with its bundle.
@@ -178,6 +183,7 @@ impl Model {
             agents: all(store, AGENT, at, |a: &Agent| a.id.clone()).await?,
             keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
             shared: all(store, SHARED, at, |s: &SharedSource| s.id.clone()).await?,
+            issuers: all(store, ISSUER, at, |i: &IssuerRecord| i.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,
             geo: Arc::new(geo.unwrap_or_default()),

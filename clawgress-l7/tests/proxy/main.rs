@@ -15,6 +15,8 @@ mod process;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]
+mod tokens;
+#[cfg(test)]
 mod tunnels;
 #[cfg(test)]
 mod upstream;

@@ -25,6 +25,7 @@ mod packets;
 mod proxy;
 mod quarantine;
 mod shared;
+mod tokens;
 mod transparent;
 mod up;
 mod workers;

@@ -1,0 +1,155 @@
+//! `issuer`: who is trusted to say by tokens who agents are.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use clawgress_api::identity::{Issuer, IssuerRecord, JWKS_BYTES_MAX, RootId};
+use clawgress_api::proto::{Empty, Name};
+
+use crate::client::{Client, request};
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+/// Largest file of settings, bytes: a table of a thousand agents and ten thousand revoked tokens fit.
+const FILE_BYTES_MAX: usize = 1 << 20;
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Adds an issuer, or changes it; what its tokens proved is judged again.
+    Set(Set),
+    /// Lists the issuers.
+    List,
+    /// Shows an issuer.
+    Show(Named),
+    /// Deletes an issuer: what its tokens proved ends.
+    Delete(Named),
+}
+
+#[derive(Args)]
+pub struct Set {
+    /// Its id: `NAME` or `TENANT/NAME`. It speaks for agents of that tenant.
+    name: RootId,
+    /// Settings: TOML with `issuer`, `audiences`, `algorithms`, `[mapping]` and more.
+    #[arg(long, value_name = "FILE")]
+    settings: PathBuf,
+    /// Its public keys: a JWKS document.
+    #[arg(long, value_name = "FILE")]
+    keys: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Named {
+    /// The issuer: `NAME` or `TENANT/NAME`.
+    name: RootId,
+}
+
+/// Does what was asked.
+pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Set(set) => {
+            let record = read(&set)?;
+            let mut admin = client.connect().await?;
+            show(output, &client.document(admin.set_issuer(request(&record)?).await)?)
+        }
+        Verb::List => {
+            let mut admin = client.connect().await?;
+            let issuers: Vec<IssuerRecord> = client.documents(admin.list_issuers(Empty {}).await)?;
+            list(output, &issuers)
+        }
+        Verb::Show(Named { name }) => {
+            let mut admin = client.connect().await?;
+            show(output, &client.document(admin.show_issuer(Name { name: name.to_string() }).await)?)
+        }
+        Verb::Delete(Named { name }) => {
+            let mut admin = client.connect().await?;
+            client.answer(admin.delete_issuer(Name { name: name.to_string() }).await)?;
+            match output {
+                Output::Table => {
+                    output::line(&format!("issuer `{name}` is deleted; its tokens prove nobody any more"))
+                }
+                Output::Json => output::json(&serde_json::json!({ "deleted": name })),
+            }
+        }
+    }
+}
+
+/// The record that the files make, checked as the agent will.
+fn read(set: &Set) -> Result<IssuerRecord, Failure> {
+    let place = set.settings.display();
+    let settings = file(&set.settings, FILE_BYTES_MAX)?;
+    let mut settings: toml::Table =
+        settings.parse().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
+    for given in ["id", "keys"] {
+        if settings.contains_key(given) {
+            return Err(Failure::Refused(format!(
+                "{place}: `{given}` is given on the command line; leave it out"
+            )));
+        }
+    }
+    settings.insert("id".to_owned(), set.name.to_string().into());
+    settings.insert("keys".to_owned(), file(&set.keys, JWKS_BYTES_MAX)?.into());
+    let record: IssuerRecord = settings.try_into().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
+    Issuer::new(record.clone()).map_err(|e| Failure::Refused(format!("issuer `{}`: {e}", set.name)))?;
+    Ok(record)
+}
+
+fn file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
+    let place = path.display();
+    let refuse = |e: std::io::Error| Failure::Refused(format!("cannot read {place}: {e}"));
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(refuse)?;
+    file.take(bytes_max as u64 + 1).read_to_string(&mut text).map_err(refuse)?;
+    if text.len() > bytes_max {
+        return Err(Failure::Refused(format!("{place} has more than {bytes_max} bytes")));
+    }
+    Ok(text)
+}
+
+fn list(output: Output, issuers: &[IssuerRecord]) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(&issuers);
+    }
+    if issuers.is_empty() {
+        return output::line(
+            "there are no issuers; add one with `clawgressctl issuer set NAME --settings FILE --keys JWKS`",
+        );
+    }
+    let rows: Vec<Vec<String>> = issuers
+        .iter()
+        .map(|issuer| vec![issuer.id.to_string(), issuer.issuer.clone(), audiences(issuer), keys(issuer)])
+        .collect();
+    output::table(&["ISSUER", "ISS", "AUD", "KEYS"], &rows)
+}
+
+fn show(output: Output, issuer: &IssuerRecord) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(issuer);
+    }
+    let algorithms: Vec<&str> = issuer.algorithms.iter().map(|a| a.name()).collect();
+    for (what, value) in [
+        ("issuer", issuer.id.to_string()),
+        ("iss", issuer.issuer.clone()),
+        ("aud", audiences(issuer)),
+        ("algorithms", algorithms.join(" ")),
+        ("keys", keys(issuer)),
+        ("revoked", format!("{} tokens", issuer.revoked.len())),
+    ] {
+        output::line(&format!("{what:<12} {}", output::clean(&value)))?;
+    }
+    Ok(())
+}
+
+fn audiences(issuer: &IssuerRecord) -> String {
+    issuer.audiences.iter().map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// How many keys count, and how many of the document don't.
+fn keys(issuer: &IssuerRecord) -> String {
+    let Ok(issuer) = Issuer::new(issuer.clone()) else { return "none".to_owned() };
+    let skipped = issuer.keys().skipped();
+    match skipped.unknown + skipped.other_use + skipped.unfit {
+        0 => issuer.keys().len().to_string(),
+        skipped => format!("{} ({skipped} not used)", issuer.keys().len()),
+    }
+}

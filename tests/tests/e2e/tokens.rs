@@ -1,0 +1,169 @@
+//! Agents that prove themselves by tokens: signed by `openssl`, presented by `curl`, trusted by `clawgressctl`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clawgress_api::AuditRecord;
+use clawgress_e2e::lab::Host;
+use clawgress_e2e::plan::{self, GATEWAY, PROXY_PORT};
+use clawgress_e2e::scenario::{ASSISTANT, Site};
+use clawgress_identity::IdentityMethod;
+
+use crate::support::{admin, agent, codes, curl, denied, finish, record, site};
+
+const SETTINGS: &str = r#"
+issuer = "https://idp.test/realms/agents"
+audiences = ["clawgress"]
+algorithms = ["RS256"]
+lifetime_s_max = 600
+
+[mapping]
+agent = { from = "sub", prefix = "agent:" }
+team = { from = "team" }
+"#;
+
+/// An identity provider of files: its key, and its key set.
+struct Idp {
+    directory: PathBuf,
+}
+
+fn base64url(bytes: &[u8]) -> String {
+    plan::base64(bytes).trim_end_matches('=').replace('+', "-").replace('/', "_")
+}
+
+fn openssl(directory: &Path, args: &[&str]) -> Vec<u8> {
+    let output = Command::new("openssl").args(args).current_dir(directory).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+impl Idp {
+    fn new(directory: &Path, name: &str) -> Idp {
+        let directory = directory.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        openssl(&directory, &["genrsa", "-out", "key.pem", "2048"]);
+        let modulus = openssl(&directory, &["rsa", "-in", "key.pem", "-noout", "-modulus"]);
+        let hex = String::from_utf8(modulus).unwrap();
+        let hex = hex.trim().strip_prefix("Modulus=").unwrap();
+        let bytes = (0..hex.len()).step_by(2).map(|n| u8::from_str_radix(&hex[n..n + 2], 16).unwrap());
+        let n = base64url(&bytes.collect::<Vec<u8>>());
+        let keys = format!(
+            r#"{{"keys":[{{"kty":"RSA","kid":"1","use":"sig","alg":"RS256","n":"{n}","e":"AQAB"}},{{"kty":"oct","use":"enc"}}]}}"#
+        );
+        std::fs::write(directory.join("jwks.json"), keys).unwrap();
+        std::fs::write(directory.join("settings.toml"), SETTINGS).unwrap();
+        Idp { directory }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A header with a token of these claims, signed by `openssl`.
+    fn header(&self, header: &str, claims: &str) -> String {
+        let signed = format!("{}.{}", base64url(header.as_bytes()), base64url(claims.as_bytes()));
+        std::fs::write(self.directory.join("signed"), &signed).unwrap();
+        let signature = openssl(&self.directory, &["dgst", "-sha256", "-sign", "key.pem", "signed"]);
+        format!("Proxy-Authorization: Bearer {signed}.{}", base64url(&signature))
+    }
+
+    fn bearer(&self, subject: &str, audience: &str, id: &str) -> String {
+        #[expect(clippy::disallowed_methods, reason = "a real token is of the real time")]
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let claims = format!(
+            r#"{{"iss":"https://idp.test/realms/agents","aud":["{audience}","account"],"sub":"{subject}","team":"research","jti":"{id}","iat":{now_s},"exp":{},"act":{{"sub":"user:7"}}}}"#,
+            now_s + 300
+        );
+        self.header(r#"{"alg":"RS256","typ":"JWT","kid":"1"}"#, &claims)
+    }
+}
+
+/// What `curl` gets through the proxy with a header for it.
+fn ask(site: &Site, header: &str, to: &str) -> (u16, u16) {
+    let proxy = format!("http://{}:{PROXY_PORT}", GATEWAY.v4);
+    codes(&curl(site, Host::Anon, &["-x", &proxy, "--proxy-header", header, to]))
+}
+
+fn credential(record: &AuditRecord) -> Option<(String, String)> {
+    let credential = record.agent.as_ref()?.credential.as_ref()?;
+    Some((credential.issuer.as_ref()?.to_string(), credential.id.clone()))
+}
+
+#[test]
+fn an_agent_with_a_token() {
+    let site = site();
+    let (idp, stranger) =
+        (Idp::new(site.gateway.lab.dir(), "idp"), Idp::new(site.gateway.lab.dir(), "other"));
+    let admin = admin(&site);
+    let (settings, keys) = (idp.file("settings.toml"), idp.file("jwks.json"));
+    let right = idp.bearer("agent:assistant", "clawgress", "token-1");
+    let (tunnel, plain) = ("https://api.allowed.test/token", "http://api.allowed.test/plain");
+    assert_eq!(ask(&site, &right, tunnel), (0, 407), "nobody is trusted yet");
+    let set = admin.ctl(&["issuer", "set", "idp", "--settings", &settings, "--keys", &keys]).unwrap();
+    assert!(set.stdout.contains("1 (1 not used)"), "{set:?}");
+    assert_eq!(ask(&site, &right, tunnel), (200, 200));
+    assert_eq!(ask(&site, &right, plain).0, 200);
+    let seen =
+        record(&site, "a token's decision", |r| agent(r) == Some(ASSISTANT) && credential(r).is_some());
+    assert_eq!(seen.agent.as_ref().unwrap().method, IdentityMethod::Jwt);
+    assert_eq!(credential(&seen), Some(("default/idp".to_owned(), "token-1".to_owned())));
+    let actors = seen.agent.unwrap().credential.unwrap().actors;
+    assert_eq!(actors[0].subject, "user:7");
+    for wrong in [
+        idp.bearer("agent:assistant", "another-gateway", "t"),
+        idp.bearer("assistant", "clawgress", "t"),
+        stranger.bearer("agent:assistant", "clawgress", "t"),
+        idp.header(r#"{"alg":"none"}"#, "{}"),
+        "Proxy-Authorization: Bearer x.y.z".to_owned(),
+    ] {
+        assert_eq!(ask(&site, &wrong, tunnel), (0, 407), "{wrong}");
+        assert_eq!(ask(&site, &wrong, plain).0, 407, "{wrong}");
+    }
+    record(&site, "a refused token", |r| denied(r, "credential_invalid"));
+    // The registry has the intern in another team than the token says.
+    assert_eq!(ask(&site, &idp.bearer("agent:intern", "clawgress", "t"), plain).0, 407);
+    // No token is in what is recorded, nor went on to the server.
+    let audit = admin.ctl(&["-o", "json", "audit", "search"]).unwrap();
+    let signature = right.rsplit_once('.').unwrap().1;
+    assert!(!audit.stdout.contains(signature) && audit.stdout.contains("token-1"), "{audit:?}");
+    for request in site.gateway.lab.world().unwrap().requests {
+        assert!(!request.headers.contains_key("proxy-authorization"), "{request:?}");
+    }
+    let deleted = admin.ctl(&["issuer", "delete", "idp"]).unwrap();
+    assert!(deleted.stdout.contains("its tokens prove nobody any more"), "{deleted:?}");
+    assert_eq!(ask(&site, &right, tunnel), (0, 407));
+    finish(site);
+}
+
+#[test]
+fn issuers_that_are_refused_say_why() {
+    let site = site();
+    let idp = Idp::new(site.gateway.lab.dir(), "idp");
+    let admin = admin(&site);
+    let keys = idp.file("jwks.json");
+    let set = |settings: &str, keys: &str| {
+        std::fs::write(idp.directory.join("settings.toml"), settings).unwrap();
+        admin
+            .ctl(&["issuer", "set", "idp", "--settings", &idp.file("settings.toml"), "--keys", keys])
+            .unwrap()
+    };
+    for (from, to, said) in [
+        ("[\"RS256\"]", "[\"HS256\"]", "unknown variant `HS256`"),
+        ("audiences = [\"clawgress\"]", "audiences = []", "write what `aud` is"),
+        ("from = \"sub\", prefix = \"agent:\"", "value = \"web\"", "would make everybody the same agent"),
+        ("lifetime_s_max", "lifetime_max", "unknown field `lifetime_max`"),
+    ] {
+        let refused = set(&SETTINGS.replace(from, to), &keys);
+        assert!(refused.code != Some(0) && refused.stderr.contains(said), "{said}: {refused:?}");
+    }
+    let private = idp.file("private.json");
+    std::fs::write(&private, r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AA","d":"AA"}]}"#).unwrap();
+    let refused = set(SETTINGS, &private);
+    assert!(refused.stderr.contains("private or symmetric key"), "{refused:?}");
+    let list = admin.ctl(&["issuer", "list"]).unwrap();
+    assert!(list.stdout.contains("there are no issuers"), "{list:?}");
+    let missing = admin.ctl(&["issuer", "show", "idp"]).unwrap();
+    assert!(missing.stderr.contains("there is no issuer `default/idp`"), "{missing:?}");
+    finish(site);
+}
