@@ -80,17 +80,6 @@ pub fn lab(command: &[String]) -> anyhow::Result<()> {
 pub fn bench(rest: &[String]) -> anyhow::Result<()> {
     setup::run(Scope::Lab)?;
     compile(true)?;
-    let mut example = shell::cargo();
-    example.args([
-        "build",
-        "--locked",
-        "--release",
-        "--package",
-        "clawgress-l7",
-        "--example",
-        "bare_pingora",
-    ]);
-    shell::run(&mut example)?;
     let mut command = Command::new(directory(true).join("clawgress-bench"));
     shell::run_quietly(command.current_dir(cache::repository()).args(rest))
 }
@@ -153,7 +142,8 @@ fn compile(release: bool) -> anyhow::Result<()> {
         command.args(["--package", package]);
     }
     if release {
-        command.arg("--release");
+        // In one call: fewer packages would be other features of their dependencies, all built again.
+        command.args(["--release", "--example", "bare_pingora"]);
     }
     shell::run(&mut command)
 }
