@@ -1,0 +1,175 @@
+//! What a file of the right shape must still fulfil.
+
+use std::net::SocketAddr;
+use std::path::Component;
+
+use super::{Audit, Config, Danger, DatapathMode, Interface, L7, Node, Proxy, Role, UTC, UnboundSources};
+
+/// Most interfaces a node may name: what an image of the kernel tables holds.
+const INTERFACES_MAX: usize = 128;
+
+/// Least size of an audit segment, bytes: smaller ones would be mostly directory entries.
+const AUDIT_SEGMENT_BYTES_LEAST: u64 = 4096;
+
+/// A word of the line that is wrong, and what to do.
+type Refused = (&'static str, String);
+
+/// Checks what the types alone can't say.
+pub fn check(config: &Config) -> Result<(), Refused> {
+    check_node(&config.node)?;
+    check_interfaces(config)?;
+    check_proxy(&config.proxy, config.datapath.mode)?;
+    check_audit(&config.audit)?;
+    check_l7(&config.l7, config.datapath.mode)?;
+    check_surroundings(config)
+}
+
+fn check_node(node: &Node) -> Result<(), Refused> {
+    let name = &node.name;
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(("name", "the node's `name` must be 1 to 63 printable characters without spaces".into()));
+    }
+    Ok(())
+}
+
+fn check_interfaces(config: &Config) -> Result<(), Refused> {
+    let Config { interfaces, datapath, .. } = config;
+    if datapath.mode == DatapathMode::Kernel && config.agents_interfaces().next().is_none() {
+        return Err((
+            "mode",
+            "`mode = \"kernel\"` needs at least one [[interface]] with `role = \"agents\"`".into(),
+        ));
+    }
+    if datapath.mode == DatapathMode::None && !interfaces.is_empty() {
+        return Err((
+            "[[interface]]",
+            "`mode = \"none\"` governs no interface: remove the [[interface]] tables".into(),
+        ));
+    }
+    if interfaces.len() > INTERFACES_MAX {
+        return Err(("[[interface]]", format!("at most {INTERFACES_MAX} interfaces")));
+    }
+    for (n, interface) in interfaces.iter().enumerate() {
+        let Interface { name, .. } = interface;
+        if !is_interface_name(name) {
+            return Err((
+                "[[interface]]",
+                format!(
+                    "no interface can be called `{name}`: a name is 1 to 15 of a-z, A-Z, 0-9, `.`, `_`, `-`, `@`, \
+                     and none of `.`, `..`, `all`, `default`"
+                ),
+            ));
+        }
+        if interfaces.iter().take(n).any(|i| i.name == *name) {
+            return Err(("[[interface]]", format!("interface `{name}` is named twice")));
+        }
+        check_strangers(interface)?;
+        check_danger(interface)?;
+    }
+    Ok(())
+}
+
+fn check_proxy(proxy: &Proxy, mode: DatapathMode) -> Result<(), Refused> {
+    let mut ports = proxy.listen.iter().map(SocketAddr::port);
+    let first = ports.next();
+    if first.is_some_and(|p| p == 0) || ports.any(|p| Some(p) != first) {
+        return Err(("listen", "all addresses in `listen` must have the same port, and not 0".into()));
+    }
+    if first.is_none() && mode == DatapathMode::None {
+        return Err((
+            "listen",
+            "`mode = \"none\"` needs an address in `listen`: there would be no way in".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn check_audit(audit: &Audit) -> Result<(), Refused> {
+    if audit.segment_bytes_max < AUDIT_SEGMENT_BYTES_LEAST {
+        return Err((
+            "segment_bytes_max",
+            format!("`segment_bytes_max` must be at least {AUDIT_SEGMENT_BYTES_LEAST}"),
+        ));
+    }
+    if audit.retention_bytes_max < audit.segment_bytes_max.saturating_mul(2) {
+        return Err((
+            "retention_bytes_max",
+            "`retention_bytes_max` must be at least twice `segment_bytes_max`".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn check_l7(l7: &L7, mode: DatapathMode) -> Result<(), Refused> {
+    if let Some(cgroup) = &l7.cgroup {
+        let is_plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::RootDir);
+        if mode == DatapathMode::None {
+            return Err(("cgroup", "`cgroup` in [l7] needs `mode = \"kernel\"`".into()));
+        }
+        if cgroup.components().count() == 0 || !cgroup.components().all(is_plain) {
+            return Err(("cgroup", "`cgroup` in [l7] must be a path without `.` and `..`".into()));
+        }
+    }
+    if l7.connections_max == 0 {
+        return Err(("connections_max", "`connections_max` must be at least 1".into()));
+    }
+    Ok(())
+}
+
+/// What policy is decided by besides its text.
+fn check_surroundings(config: &Config) -> Result<(), Refused> {
+    for (key, path) in [("asn", &config.geo.asn), ("country", &config.geo.country)] {
+        if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+            let why = "must be an absolute path: roles have no directory of their own";
+            return Err((key, format!("`{key}` {why}")));
+        }
+    }
+    if config.time.zone != UTC && jiff::tz::TimeZone::get(&config.time.zone).is_err() {
+        let message = format!(
+            "there is no time zone `{}` on this machine: use a name such as `UTC` or `Europe/Berlin`, and see that the zone database (`tzdata`) is installed",
+            config.time.zone
+        );
+        return Err(("zone", message));
+    }
+    Ok(())
+}
+
+fn check_strangers(interface: &Interface) -> Result<(), Refused> {
+    let Interface { name, role, unbound_sources, .. } = interface;
+    if *role != Role::Agents && *unbound_sources == UnboundSources::Deny {
+        return Err((
+            "unbound_sources",
+            format!("interface `{name}` has no agents behind it: remove its `unbound_sources`"),
+        ));
+    }
+    Ok(())
+}
+
+fn check_danger(interface: &Interface) -> Result<(), Refused> {
+    let Interface { name, role, danger: Danger { fail_open }, .. } = interface;
+    if *role != Role::Agents && !fail_open.is_empty() {
+        return Err((
+            "fail_open",
+            format!("interface `{name}` has no agents behind it: remove its `fail_open`"),
+        ));
+    }
+    for (n, cause) in fail_open.iter().enumerate() {
+        if let Some(why) = cause.refusal() {
+            let cause = cause.name();
+            return Err(("fail_open", format!("interface `{name}` can't fail open for `{cause}`: {why}")));
+        }
+        if fail_open.iter().take(n).any(|c| c == cause) {
+            return Err(("fail_open", format!("`{}` is named twice", cause.name())));
+        }
+    }
+    Ok(())
+}
+
+/// Whether an interface could ever have this name. The kernel permits a few characters more, which no
+/// nftables set can hold.
+fn is_interface_name(name: &str) -> bool {
+    let is_known = |b: u8| b.is_ascii_alphanumeric() || b"._-@".contains(&b);
+    // The last two are directories beside those of interfaces in /proc/sys/net.
+    let is_taken = [".", "..", "all", "default"].contains(&name);
+    !name.is_empty() && name.len() <= 15 && name.bytes().all(is_known) && !is_taken
+}

@@ -1,0 +1,79 @@
+use std::path::Path;
+
+use super::{Config, UnboundSources};
+
+const GOOD: &str =
+    "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n";
+
+#[track_caller]
+fn check(text: &str, want: &str) {
+    let error = Config::parse(text, Path::new("c.toml")).expect_err("must be refused").to_string();
+    assert!(error.contains(want), "`{error}` should contain `{want}`");
+}
+
+#[test]
+fn the_least_file_is_accepted() {
+    let config = Config::parse(GOOD, Path::new("c.toml")).expect("valid");
+    assert_eq!((config.l7.snapshot_stale_s_max, config.l7.drain_s_max), (300, 25));
+    assert_eq!(config.admin_socket(), Path::new("/run/clawgress/admin.sock"));
+}
+
+#[test]
+fn refusals_name_file_line_and_remedy() {
+    check(&GOOD.replace("gw", ""), "c.toml:2: the node's `name`");
+    check(&GOOD.replace("none", "off"), "c.toml:4:");
+    check(&GOOD.replace("none", "kernel"), "c.toml:4: `mode = \"kernel\"` needs");
+    check(&GOOD.replace("3128\"", "3128\", \"[::1]:3129\""), "c.toml:6: all addresses");
+    check(&GOOD.replace("[\"127.0.0.1:3128\"]", "[]"), "c.toml:6: `mode = \"none\"` needs an address");
+    check(&GOOD.replace("[l7]", "[l7]\nthreds = 3"), "c.toml:8: unknown field `threds`");
+    check(&format!("{GOOD}cgroup = \"l7\"\n"), "c.toml:8: `cgroup` in [l7] needs `mode = \"kernel\"`");
+    check(
+        &format!("{GOOD}[[interface]]\nname = \"a\"\nrole = \"agents\"\n"),
+        "c.toml:8: `mode = \"none\"` governs",
+    );
+    let kernel = GOOD.replace("none", "kernel");
+    for name in ["", "sixteen-letters.", "a b", "a/b", "a:b", "a*", "a\\\"b", "..", "all", "default"] {
+        check(
+            &format!("{kernel}[[interface]]\nname = \"{name}\"\nrole = \"agents\"\n"),
+            "c.toml:8: no interface can be called",
+        );
+    }
+    let unbound = |role: &str, unbound: &str| {
+        format!(
+            "{kernel}[[interface]]\nname = \"a\"\nrole = \"agents\"\n[[interface]]\nname = \"b\"\n\
+             role = \"{role}\"\nunbound_sources = \"{unbound}\"\n"
+        )
+    };
+    check(&unbound("uplink", "deny"), "c.toml:14: interface `b` has no agents behind it");
+    check(&unbound("agents", "drop"), "c.toml:14: unknown variant `drop`");
+    let denied = Config::parse(&unbound("agents", "deny"), Path::new("c.toml")).expect("valid");
+    let denied: Vec<_> = denied.agents_interfaces().map(|i| i.unbound_sources).collect();
+    assert_eq!(denied, [UnboundSources::Present, UnboundSources::Deny]);
+    let danger = |role: &str, causes: &str| {
+        format!(
+            "{kernel}[[interface]]\nname = \"a\"\nrole = \"agents\"\n[[interface]]\nname = \"b\"\n\
+             role = \"{role}\"\n[interface.danger]\nfail_open = [{causes}]\n"
+        )
+    };
+    check(&danger("uplink", "\"l7\""), "c.toml:15: interface `b` has no agents behind it");
+    check(&danger("agents", "\"agent\""), "c.toml:15: interface `b` can't fail open for `agent`: without");
+    check(&danger("agents", "\"conntrack\""), "c.toml:15: interface `b` can't fail open for `conntrack`: a");
+    check(&danger("agents", "\"l7\", \"l7\""), "c.toml:15: `l7` is named twice");
+    check(&danger("agents", "\"everything\""), "c.toml:15: unknown variant `everything`");
+    let good = danger("agents", "\"l7\", \"flow_table\", \"revision\"");
+    let good = Config::parse(&good, Path::new("c.toml")).expect("valid");
+    let open: Vec<_> = good.agents_interfaces().map(|i| i.danger.fail_open.len()).collect();
+    assert_eq!(open, [0, 3], "what is not said fails closed");
+    let with = |table: &str| format!("{GOOD}{table}\n");
+    check(&with("[access]\nl7 = \"x\""), "c.toml:9: unknown field `l7`");
+    check(&with("[geo]\nasn = \"asn.mmdb\""), "c.toml:9: `asn` must be an absolute path");
+    check(&with("[geo]\ncity = \"/x\""), "c.toml:9: unknown field `city`");
+    check(&with("[time]\nzone = \"Mars/Base\""), "c.toml:9: there is no time zone `Mars/Base`");
+    let zone = Config::parse(&with("[time]\nzone = \"Europe/Berlin\""), Path::new("c.toml"));
+    assert_eq!(zone.expect("valid").time.zone, "Europe/Berlin");
+    check(&with("[audit]\nsegment_bytes_max = 10"), "c.toml:9: `segment_bytes_max` must be at least 4096");
+    check(
+        &with("[audit]\nretention_bytes_max = 10"),
+        "c.toml:9: `retention_bytes_max` must be at least twice",
+    );
+}
