@@ -1,5 +1,5 @@
 //! Builds the kernel programs from source with a child cargo, strips them and leaves them in
-//! `OUT_DIR/packets.o` and `OUT_DIR/sockets.o` for the datapath role to embed.
+//! `OUT_DIR/*.o` for the datapath role to embed.
 //!
 //! The child has a target directory of its own beside the main one, so that check, test and release
 //! builds share it. Unstable features are switched on for that child alone.
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The objects, each a binary of `clawgress-ebpf`.
-const OBJECTS: [&str; 2] = ["packets", "sockets"];
+const OBJECTS: [&str; 3] = ["early", "packets", "sockets"];
 
 /// Largest stripped object, bytes: a promise to appliances, and a hint when inlining runs away.
 const OBJECT_BYTES_MAX: u64 = 64 * 1024;

@@ -36,7 +36,7 @@ pub fn opened(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, begu
     count(counter::FAILED_OPEN);
     let at_ns = if begun_ns == 0 { now() } else { begun_ns };
     // Thinned out under no reason: what is counted of it is no drop.
-    if begun_ns != 0 || is_news(place, key, &Judgement { reason: 0, ..*judged }, at_ns) {
+    if begun_ns != 0 || is_news(place, key, judged, 0, at_ns) {
         write(place, key, judged, bytes, event_kind::FLOW, at_ns);
     }
 }
@@ -52,44 +52,87 @@ pub fn flow(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns:
 #[inline(never)]
 pub fn refusal(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32) {
     count(judged.reason as u32);
-    // Every host says it every few minutes.
-    if judged.reason == DropReason::MulticastListener.code() {
-        return;
-    }
     let at_ns = now();
-    if is_news(place, key, judged, at_ns) {
-        if is_within_pace(at_ns) {
-            write(place, key, judged, bytes, event_kind::DROP, at_ns);
-        } else {
-            count(counter::EVENTS_LOST);
-        }
+    if is_worth_telling(judged) && is_news(place, key, judged, judged.reason, at_ns) {
+        tell(place, key, judged, bytes, at_ns);
     }
 }
 
-/// Whether (source, destination, port, reason) was not reported within `SEEN_INTERVAL_NS`; if it was, it
+/// As [`refusal`], without calls but for what is news: for floods.
+#[inline(always)]
+pub fn refusal_laid_out(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {
+    count(judged.reason as u32);
+    if is_worth_telling(judged) && !is_repeated(&seen_key(key, judged.reason), at_ns) {
+        news(place, key, judged, bytes, at_ns);
+    }
+}
+
+#[inline(never)]
+fn news(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {
+    if is_news(place, key, judged, judged.reason, at_ns) {
+        tell(place, key, judged, bytes, at_ns);
+    }
+}
+
+/// Every host reports its groups every few minutes.
+#[inline(always)]
+fn is_worth_telling(judged: &Judgement) -> bool {
+    judged.reason != DropReason::MulticastListener.code()
+}
+
+#[inline(always)]
+fn tell(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {
+    if is_within_pace(at_ns) {
+        write(place, key, judged, bytes, event_kind::DROP, at_ns);
+    } else {
+        count(counter::EVENTS_LOST);
+    }
+}
+
+/// What repeats are told apart by.
+#[inline(always)]
+fn seen_key(key: &FlowKey, reason: u16) -> [u64; 5] {
+    // SAFETY: 40 plain bytes either way.
+    unsafe {
+        transmute::<SeenKey, [u64; 5]>(SeenKey {
+            source: key.source,
+            destination: key.destination,
+            destination_port_be: key.destination_port_be,
+            reason,
+            ifindex: key.ifindex,
+        })
+    }
+}
+
+/// Whether the same was reported within `SEEN_INTERVAL_NS`; then it is counted for later.
+#[inline(always)]
+fn is_repeated(words: &[u64; 5], at_ns: u64) -> bool {
+    let Some(seen) = SEEN.get_ptr_mut(slot(words)) else { return false };
+    // SAFETY: the element belongs to this CPU.
+    unsafe {
+        let is_same =
+            same(seen.cast(), words) && at_ns.wrapping_sub((*seen).since_ns) < bound::SEEN_INTERVAL_NS;
+        if is_same {
+            (*seen).count += 1;
+        }
+        is_same
+    }
+}
+
+/// Whether (source, destination, port, `reason`) was not reported within `SEEN_INTERVAL_NS`; if it was, it
 /// is counted for later. What had its place, and was counted, is told now.
 // A program of this CPU may be interrupted by another between these reads and writes: a count is then off
 // by one, or an event is sent twice.
 // VERIFIER: a function of its own, for both that report.
 #[inline(never)]
-fn is_news(place: &Place, key: &FlowKey, judged: &Judgement, at_ns: u64) -> bool {
-    // SAFETY: 40 plain bytes either way.
-    let words = unsafe {
-        transmute::<SeenKey, [u64; 5]>(SeenKey {
-            source: key.source,
-            destination: key.destination,
-            destination_port_be: key.destination_port_be,
-            reason: judged.reason,
-            ifindex: key.ifindex,
-        })
-    };
+fn is_news(place: &Place, key: &FlowKey, judged: &Judgement, reason: u16, at_ns: u64) -> bool {
+    let words = seen_key(key, reason);
+    if is_repeated(&words, at_ns) {
+        return false;
+    }
     let Some(seen) = SEEN.get_ptr_mut(slot(&words)) else { return true };
     // SAFETY: the element belongs to this CPU.
     unsafe {
-        if same(seen.cast(), &words) && at_ns.wrapping_sub((*seen).since_ns) < bound::SEEN_INTERVAL_NS {
-            (*seen).count += 1;
-            return false;
-        }
         if (*seen).count != 0 {
             rest(seen, at_ns);
         }

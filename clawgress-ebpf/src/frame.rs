@@ -14,6 +14,8 @@ pub trait Frame {
     fn bounds(&self) -> (usize, usize);
     /// Copies `length` bytes at `offset`; 0 if they are there.
     fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64;
+    /// Bytes of the whole frame, where those that can be read in place need not be all of them; else 0.
+    fn whole(&self) -> u32;
 }
 
 /// A frame at either hook, so that both share the instructions that parse it.
@@ -61,6 +63,12 @@ impl Frame for Raw {
     fn load(&self, offset: u32, to: *mut c_void, length: u32) -> i64 {
         load(self.ctx, offset, to, length, self.is_xdp)
     }
+
+    #[inline(always)]
+    fn whole(&self) -> u32 {
+        // SAFETY: the context is that of the XDP program.
+        if self.is_xdp { unsafe { bpf_xdp_get_buff_len(self.ctx.cast()) as u32 } } else { 0 }
+    }
 }
 
 // VERIFIER: a function of its own, since it is called wherever an offset depends on the packet, which
@@ -76,11 +84,10 @@ fn load(ctx: *mut c_void, offset: u32, to: *mut c_void, length: u32, is_xdp: boo
     }
 }
 
-/// Bytes of the whole frame.
+/// Bytes of the frame that can be read in place: all of it, unless it is in several buffers.
 #[inline(always)]
 pub fn xdp_length(ctx: &XdpContext) -> u32 {
-    // SAFETY: `ctx` is the program's own context.
-    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
+    (ctx.data_end() - ctx.data()) as u32
 }
 
 /// The `T` at a constant `offset`, if the frame has it in place.

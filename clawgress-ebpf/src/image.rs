@@ -15,9 +15,20 @@ use clawgress_ebpf_common::{Address, Bind, DropReason, FlowKey, Generation, Verd
 use crate::map::IMAGES;
 use crate::parse::is_v4;
 
-/// An image: the inner map of a slot, and its first page.
+/// How an image is read. A call costs several times what is done in it where returns are guarded against
+/// speculation, so the ways that most packets go have none; the others share instructions.
+pub mod read {
+    /// By calls.
+    pub const CALLED: u8 = 0;
+    /// With all instructions laid out in the reader.
+    pub const LAID_OUT: u8 = 1;
+    /// The same, and no comparison in vain. The verifier walks that several times over.
+    pub const SHORTEST: u8 = 2;
+}
+
+/// An image: the inner map of a slot, and its first page. `READ` is a way to [`read`] it.
 #[derive(Clone, Copy)]
-pub struct Image {
+pub struct Image<const READ: u8 = { read::CALLED }> {
     map: *mut c_void,
     header: *const Header,
 }
@@ -29,6 +40,12 @@ const HALFWORDS: usize = PAGE_WORDS * 2;
 /// The image of `generation`. There is none before the first one was committed.
 #[inline(always)]
 pub fn image(generation: Generation) -> Option<Image> {
+    live(generation)
+}
+
+/// As [`image`], to be read in another way.
+#[inline(always)]
+pub fn live<const READ: u8>(generation: Generation) -> Option<Image<READ>> {
     let slot = generation.slot;
     // SAFETY: a lookup in an array of maps gives null or a map, which stays while this program runs.
     let map = unsafe {
@@ -76,6 +93,11 @@ fn half(page: *const u32, index: usize) -> u16 {
 // VERIFIER: a function of its own, so that the programs share its instructions.
 #[inline(never)]
 fn find(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
+    descend::<{ read::CALLED }>(map, header, root, high, low)
+}
+
+#[inline(always)]
+fn descend<const READ: u8>(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
     // VERIFIER: knowing more of an address on one path than on another would keep the paths apart, and
     // there are two to each level. So it is made to know nothing: it can't tell that this word is zero.
     // SAFETY: the first page of an image is a header, and lives as long as the map.
@@ -104,7 +126,7 @@ fn find(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64)
     }
     match node & node::KIND {
         node::LEAF => node,
-        node::BUCKET => bucket(map, node, high, low),
+        node::BUCKET => bucket::<READ>(map, node, high, low),
         _ => 0,
     }
 }
@@ -112,13 +134,14 @@ fn find(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64)
 /// The value at the last boundary of the bucket that is not above the address.
 // VERIFIER: no branch depends on what is compared; each would double the paths that are walked.
 #[inline(always)]
-fn bucket(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
+fn bucket<const READ: u8>(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
     let Some(items) = page(map, node >> node::PAGE_SHIFT & node::PAGE_MASK) else { return 0 };
     let start = (node >> node::START_SHIFT & node::START_MASK) as usize;
     let last = (node & node::LENGTH_MASK) as u64;
     // The first boundary is 0, so there is always one that is not above.
     let mut at = 0;
-    let mut step = halved(node::ITEMS_MAX as u64);
+    // VERIFIER: where a loop ends is one more path for each of its rounds; a program with many cannot have that.
+    let mut step = if READ == read::SHORTEST { first_step(last) } else { halved(node::ITEMS_MAX as u64) };
     if node & node::LONG == 0 {
         while step != 0 {
             let next = at + step;
@@ -138,6 +161,15 @@ fn bucket(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
         step = halved(step);
     }
     word(items, (start + at as usize) * node::LONG_WORDS as usize + 4)
+}
+
+/// The highest bit of `last`, which is less than [`node::ITEMS_MAX`]: steps from there on reach every item.
+#[inline(always)]
+fn first_step(last: u64) -> u64 {
+    let filled = last | last >> 1;
+    let filled = filled | filled >> 2;
+    let filled = filled | filled >> 4;
+    hidden(filled - (filled >> 1))
 }
 
 /// All ones if `a` is above `b`, else zero: the borrow of `b - a` (Warren, Hacker's Delight, 2-13).
@@ -162,12 +194,11 @@ pub fn hidden(mut value: u64) -> u64 {
     value
 }
 
-/// The value of `address` in the tries of both families.
+/// Where `address` is looked up in the tries of both families: a root, and its bits from the top.
 #[inline(always)]
-fn find_address(map: *mut c_void, header: *const Header, roots: (u32, u32), address: &Address) -> u32 {
+fn place(roots: (u32, u32), address: &Address) -> (u32, u64, u64) {
     let [high, low] = halves(address);
-    let (root, high, low) = if is_v4(address) { (roots.0, low << 32, 0) } else { (roots.1, high, low) };
-    find(map, header, root, high, low)
+    if is_v4(address) { (roots.0, low << 32, 0) } else { (roots.1, high, low) }
 }
 
 /// The two halves of an address, as numbers.
@@ -188,7 +219,7 @@ fn bind_into(
     address: &Address,
     bind: &mut Bind,
 ) -> bool {
-    match (Image { map, header }).find_bind(ifindex, address) {
+    match (Image::<{ read::CALLED }> { map, header }).find_bind(ifindex, address) {
         Some(found) => {
             *bind = found;
             true
@@ -205,16 +236,22 @@ fn verdict_into(
     key: &FlowKey,
     verdict: &mut Verdict,
 ) -> bool {
-    *verdict = match (Image { map, header }).find_verdict(class, key) {
+    *verdict = said((Image::<{ read::CALLED }> { map, header }).find_verdict(class, key));
+    true
+}
+
+/// What the tables say, as a verdict.
+#[inline(always)]
+fn said(found: Result<Verdict, DropReason>) -> Verdict {
+    match found {
         Ok(verdict) => verdict,
         Err(reason) => {
             Verdict { action: action::DENY, reason: reason.code(), policies: 0, limits: 0, pad: 0 }
         }
-    };
-    true
+    }
 }
 
-impl Image {
+impl<const READ: u8> Image<READ> {
     #[inline(always)]
     fn header(&self) -> &Header {
         // SAFETY: the first page of an image is a header, and lives as long as the map.
@@ -224,6 +261,9 @@ impl Image {
     /// The binding of `address` on this interface.
     #[inline(always)]
     pub fn bind(&self, ifindex: u32, address: &Address) -> Option<Bind> {
+        if READ != read::CALLED {
+            return self.find_bind(ifindex, address);
+        }
         let mut bind = Bind { agent: 0, class: 0, mac: [0; 6], flags: 0 };
         if bind_into(self.map, self.header, ifindex, address, &mut bind) { Some(bind) } else { None }
     }
@@ -231,8 +271,19 @@ impl Image {
     #[inline(always)]
     fn find_bind(&self, ifindex: u32, address: &Address) -> Option<Bind> {
         let roots = self.interface(ifindex)?;
-        let number = find_address(self.map, self.header, roots, address);
+        let number = self.find(roots, address);
         self.record(self.header().binds_page, number)
+    }
+
+    /// The value of `address`.
+    #[inline(always)]
+    fn find(&self, roots: (u32, u32), address: &Address) -> u32 {
+        let (root, high, low) = place(roots, address);
+        if READ == read::CALLED {
+            find(self.map, self.header, root, high, low)
+        } else {
+            descend::<READ>(self.map, self.header, root, high, low)
+        }
     }
 
     /// The roots of an interface's sources.
@@ -265,6 +316,9 @@ impl Image {
     /// The verdict for an agent class and a destination.
     #[inline(always)]
     pub fn verdict(&self, class: u32, key: &FlowKey) -> Verdict {
+        if READ != read::CALLED {
+            return said(self.find_verdict(class, key));
+        }
         let mut verdict = Verdict { action: 0, reason: 0, policies: 0, limits: 0, pad: 0 };
         verdict_into(self.map, self.header, class, key, &mut verdict);
         verdict
@@ -276,7 +330,7 @@ impl Image {
         let Some(offset) = self.protocol(number) else { return Err(DropReason::ProtocolUnsupported) };
         let header = self.header();
         let roots = (header.destinations_v4, header.destinations_v6);
-        let destination_class = find_address(self.map, self.header, roots, &key.destination);
+        let destination_class = self.find(roots, &key.destination);
         let has_ports = number == protocol::TCP || number == protocol::UDP;
         let port_class = if has_ports { self.port_class(u16::from_be(key.destination_port_be)) } else { 0 };
         match self.cell(class, destination_class, offset + port_class) {

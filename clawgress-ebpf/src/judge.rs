@@ -70,7 +70,7 @@ impl Who {
 
 /// The binding of `address`, if there is one.
 #[inline(always)]
-pub fn binding(image: &Option<Image>, ifindex: u32, address: &Address) -> Option<Bind> {
+pub fn binding<const READ: u8>(image: &Option<Image<READ>>, ifindex: u32, address: &Address) -> Option<Bind> {
     match image {
         Some(image) => image.bind(ifindex, address),
         None => None,
@@ -79,12 +79,16 @@ pub fn binding(image: &Option<Image>, ifindex: u32, address: &Address) -> Option
 
 /// The class and agent of a source. Without a binding it is unauthenticated.
 #[inline(always)]
-pub fn source(image: &Option<Image>, packet: &Packet) -> Result<Bind, Judgement> {
+pub fn source<const READ: u8>(image: &Option<Image<READ>>, packet: &Packet) -> Result<Bind, Judgement> {
     identified(image, packet, &packet.key.source)
 }
 
 #[inline(always)]
-fn identified(image: &Option<Image>, packet: &Packet, address: &Address) -> Result<Bind, Judgement> {
+fn identified<const READ: u8>(
+    image: &Option<Image<READ>>,
+    packet: &Packet,
+    address: &Address,
+) -> Result<Bind, Judgement> {
     let Some(bind) = binding(image, packet.key.ifindex, address) else {
         return Ok(Bind { agent: 0, class: CLASS_UNAUTHENTICATED, mac: [0; 6], flags: 0 });
     };
@@ -176,7 +180,12 @@ pub fn goes_without_policy(generation: Generation, who: Who, ifindex: u32) -> bo
 
 /// What the image says for the agent's class and the destination in `key`. Stateless.
 #[inline(always)]
-pub fn verdict(generation: Generation, image: &Option<Image>, who: Who, key: &FlowKey) -> Judgement {
+pub fn verdict<const READ: u8>(
+    generation: Generation,
+    image: &Option<Image<READ>>,
+    who: Who,
+    key: &FlowKey,
+) -> Judgement {
     if goes_without_policy(generation, who, key.ifindex) {
         // What only a policy that names it opens stays shut.
         if protocol::is_named_only(key.protocol) {
@@ -216,9 +225,9 @@ pub enum Toward {
 
 /// The stateless judgement of a packet from an agents' interface.
 #[inline(always)]
-pub fn packet(
+pub fn packet<const READ: u8>(
     generation: Generation,
-    image: &Option<Image>,
+    image: &Option<Image<READ>>,
     packet: &Packet,
 ) -> Result<(Who, Toward), Judgement> {
     if packet.is_reply {

@@ -17,9 +17,9 @@ const HTTPS_BE: u16 = 443u16.to_be();
 
 /// The verdict. A flow that lives goes on after its address has expired.
 #[inline(always)]
-pub fn verdict(
+pub fn verdict<const READ: u8>(
     generation: Generation,
-    image: &Option<Image>,
+    image: &Option<Image<READ>>,
     who: Who,
     key: &FlowKey,
     is_live: bool,

@@ -1,5 +1,5 @@
-//! The kernel programs of agents' interfaces. XDP drops early, TC decides, socket lookup keeps to what TC
-//! decided. They and those of `sockets` read the same tables through one generation index.
+//! The kernel programs of agents' interfaces but for XDP: TC decides, socket lookup keeps to what TC decided.
+//! They and those of `early` and `sockets` read the same tables through one generation index.
 //!
 //! Must never let through what it does not understand, and never keep state that user space cannot
 //! see: maps are the only memory.
@@ -13,7 +13,7 @@
 )]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(dead_code, reason = "each object takes what its programs need of the modules both are made of")
+    expect(dead_code, reason = "each object takes what its programs need of the modules all are made of")
 )]
 
 #[cfg(target_arch = "bpf")]
@@ -44,8 +44,6 @@ mod parse;
 mod reject;
 #[cfg(target_arch = "bpf")]
 mod tc;
-#[cfg(target_arch = "bpf")]
-mod xdp;
 
 /// Whether limiters may have a packet sent later: agents' packets are forwarded, which clears when they leave.
 #[cfg(target_arch = "bpf")]

@@ -3,10 +3,18 @@
 
 use core::ffi::c_void;
 
-use clawgress_ebpf_common::{Address, DropReason, FlowKey, Generation, protocol};
+use clawgress_ebpf_common::{DropReason, Generation};
 
 use crate::frame::{Frame, Raw, at, copy, read};
 use crate::neighbour::{arp, discovery, is_discovery};
+
+mod packet;
+mod transport;
+
+pub use self::packet::{Kind, Mac, Packet, bytes, is_v4, mac, mapped};
+use self::packet::{conceal, is_mapped};
+use self::transport::{Layer4, Transport, transport};
+pub use self::transport::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// EtherType values (IEEE 802), network byte order.
 const ETHERTYPE_IPV4_BE: u16 = 0x0800u16.to_be();
@@ -46,55 +54,6 @@ const NEXT_DESTINATION: u8 = 60;
 const EXTENSIONS_MAX: usize = 2;
 const EXTENSION_BYTES_MAX: u32 = 64;
 
-/// Most bytes an echo carries behind its header: `ping` sends 56 unasked on Linux, BSD and macOS, 32 on
-/// Windows. More is a tunnel's, or a flood's.
-const ECHO_BYTES_MAX: u32 = 64;
-/// Least bytes of the transports of [`protocol::is_named_only`]: a GRE header without options.
-const NAMED_ONLY_BYTES_MIN: u32 = 4;
-
-/// TCP flags (RFC 9293 3.1).
-pub const TCP_FIN: u8 = 0x01;
-pub const TCP_SYN: u8 = 0x02;
-pub const TCP_RST: u8 = 0x04;
-pub const TCP_ACK: u8 = 0x10;
-
-/// What a frame is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// ARP or neighbour discovery: `key.source` is the address the sender claims.
-    Neighbour,
-    /// A packet of a flow.
-    Flow,
-    /// An ICMP error about a flow: `key` is the flow it quotes, source and destination as quoted.
-    Error,
-}
-
-/// A MAC address as it is copied: bytes one by one would be a loop.
-pub type Mac = [u16; 3];
-
-/// A parsed frame. Fields keep what was read before a refusal, so that the report has it.
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-pub struct Packet {
-    /// Addresses and ports as they are in the packet.
-    pub key: FlowKey,
-    /// Source MAC address.
-    pub mac: Mac,
-    /// TCP flags, else 0.
-    pub tcp_flags: u8,
-    /// Whether it is IPv6.
-    pub is_v6: bool,
-    /// Bytes from layer 3 on.
-    pub bytes: u32,
-    /// VLAN tags that the driver took off the frame.
-    pub tags: u32,
-    /// Whether it is an ICMP echo reply.
-    pub is_reply: bool,
-    /// Source address of the packet itself, which `key` does not hold for [`Kind::Error`].
-    pub outer: Address,
-}
-
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Ethernet {
@@ -130,92 +89,24 @@ struct Ipv6 {
     destination: [u32; 4],
 }
 
-/// First 8 bytes of TCP, UDP and ICMP.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct Transport {
-    a_be: u16,
-    b_be: u16,
-    c_be: u16,
-    d_be: u16,
-}
-
-/// Where the transport header is and how long the packet says it is.
-struct Layer4 {
-    /// Bytes of tags and extension headers: it is that much behind where it would be without them.
-    shift: u32,
-    length: u32,
-    next: u8,
-}
-
-impl Packet {
-    /// Nothing read yet.
-    #[inline(always)]
-    pub fn new(ifindex: u32) -> Self {
-        Packet {
-            key: FlowKey {
-                source: [0; 16],
-                destination: [0; 16],
-                source_port_be: 0,
-                destination_port_be: 0,
-                ifindex,
-                protocol: 0,
-                pad: [0; 3],
-            },
-            mac: [0; 3],
-            tcp_flags: 0,
-            is_v6: false,
-            bytes: 0,
-            tags: 0,
-            is_reply: false,
-            outer: [0; 16],
-        }
-    }
-}
-
-/// Makes the verifier forget what it knows of the packet from the way it was parsed, `zero` being one it can't
-/// tell is one.
-// VERIFIER: else it would walk all that follows once for each protocol, family and refusal.
-#[inline(always)]
-fn conceal(packet: &mut Packet, zero: u64) {
-    let words = core::ptr::from_mut(packet).cast::<u64>();
-    for n in 0..CONCEALED_WORDS {
-        // SAFETY: the words are within the packet, which is aligned and plain; they keep their value.
-        unsafe { words.add(n).write_volatile(words.add(n).read_volatile() | zero) }
-    }
-}
-
-/// Words of [`Packet`] up to its length, and none beyond.
-const CONCEALED_WORDS: usize = 7;
-const _: () = assert!(core::mem::offset_of!(Packet, bytes) + 4 == CONCEALED_WORDS * 8);
-
-/// `address` as `::ffff:a.b.c.d`.
-#[inline(always)]
-pub fn mapped(address: [u8; 4]) -> Address {
-    bytes([0, 0, 0xFFFFu32.to_be(), u32::from_ne_bytes(address)])
-}
-
-/// Whether `address` is `::ffff:a.b.c.d`.
-#[inline(always)]
-pub fn is_v4(address: &Address) -> bool {
-    // SAFETY: 16 plain bytes either way.
-    is_mapped(unsafe { core::mem::transmute::<Address, [u32; 4]>(*address) })
-}
-
-/// A MAC address from its bytes.
-#[inline(always)]
-pub fn mac(bytes: [u8; 6]) -> Mac {
-    let [a, b, c, d, e, f] = bytes;
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
-}
-
 /// Reads a frame, whose length is in `packet.bytes`, into `packet`.
 #[inline(always)]
 pub fn parse(frame: Raw, generation: Generation, packet: &mut Packet) -> Result<Kind, u16> {
     let (ctx, start, end, is_xdp) = frame.parts();
+    understood(frame_into(ctx, start, end, is_xdp, packet), generation, packet)
+}
+
+/// As [`parse`], without calls: see [`Image`](crate::image::Image).
+#[inline(always)]
+pub fn parse_laid_out(frame: &Raw, generation: Generation, packet: &mut Packet) -> Result<Kind, u16> {
+    understood(code(ethernet(frame, packet)), generation, packet)
+}
+
+#[inline(always)]
+fn understood(code: u32, generation: Generation, packet: &mut Packet) -> Result<Kind, u16> {
     // No generation has a number that large.
     let zero = 0u64.wrapping_sub(generation.number >> 62);
-    let code = frame_into(ctx, start, end, is_xdp, packet) | zero as u32;
+    let code = code | zero as u32;
     conceal(packet, zero);
     if code & REFUSED != 0 {
         return Err(code as u16);
@@ -237,7 +128,12 @@ const REFUSED: u32 = 1 << 16;
 // number, so the result is packed into one.
 #[inline(never)]
 fn frame_into(ctx: *mut c_void, start: usize, end: usize, is_xdp: bool, packet: &mut Packet) -> u32 {
-    match ethernet(&Raw::from_parts(ctx, start, end, is_xdp), packet) {
+    code(ethernet(&Raw::from_parts(ctx, start, end, is_xdp), packet))
+}
+
+#[inline(always)]
+fn code(read: Result<Kind, DropReason>) -> u32 {
+    match read {
         Ok(kind) => kind as u32,
         Err(reason) => REFUSED | reason.code() as u32,
     }
@@ -327,7 +223,7 @@ fn ipv4(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Layer4, D
         return Err(DropReason::Fragment);
     }
     let length = u16::from_be(ip.length_be) as u32;
-    if fragment & 0x8000 != 0 || length < 20 || length > packet.bytes {
+    if fragment & 0x8000 != 0 || length < 20 || !is_there(frame, packet, shift, length) {
         return Err(DropReason::Malformed);
     }
     if is_martian_v4(ip.source.to_ne_bytes()) {
@@ -340,6 +236,13 @@ fn ipv4(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Layer4, D
     // ICMPv6 in IPv4 is nothing; give it a number that no protocol branch takes.
     let next = if ip.protocol == NEXT_ICMPV6 { u8::MAX } else { ip.protocol };
     Ok(Layer4 { shift, length: length - 20, next })
+}
+
+/// Whether the frame has all `length` bytes from layer 3 on. How many are not in place is asked only if there are
+/// some: that is a call.
+#[inline(always)]
+fn is_there(frame: &impl Frame, packet: &Packet, shift: u32, length: u32) -> bool {
+    length <= packet.bytes || length.wrapping_add(L3 as u32 + shift) <= frame.whole()
 }
 
 /// "This network", loopback, multicast and limited broadcast (RFC 6890, RFC 1122 3.2.1.3).
@@ -357,7 +260,7 @@ fn ipv6(frame: &impl Frame, packet: &mut Packet, shift: u32) -> Result<Option<La
     packet.key.source = bytes(ip.source);
     packet.key.destination = bytes(ip.destination);
     let length = u16::from_be(ip.length_be) as u32;
-    if ip.version >> 4 != 6 || length.wrapping_add(40) > packet.bytes {
+    if ip.version >> 4 != 6 || !is_there(frame, packet, shift, length.wrapping_add(40)) {
         return Err(DropReason::Malformed);
     }
     // An IPv4-mapped address on the wire (RFC 4291 2.5.5.2) would be read as the IPv4 address.
@@ -446,168 +349,4 @@ fn extensions(frame: &impl Frame, layer: &mut Layer4) -> Result<(), DropReason> 
         NEXT_FRAGMENT => Err(DropReason::Fragment),
         _ => Ok(()),
     }
-}
-
-/// TCP, UDP, ICMP, and what passes only where policy names it.
-#[inline(always)]
-fn transport(frame: &impl Frame, packet: &mut Packet, layer: &Layer4) -> Result<Kind, DropReason> {
-    let number = if layer.next == NEXT_ICMPV6 { protocol::ICMP } else { layer.next };
-    packet.key.protocol = number;
-    if protocol::is_named_only(number) {
-        let is_whole = layer.length >= NAMED_ONLY_BYTES_MIN;
-        return if is_whole { Ok(Kind::Flow) } else { Err(DropReason::Malformed) };
-    }
-    if number != protocol::TCP && number != protocol::UDP && number != protocol::ICMP {
-        return Err(DropReason::ProtocolUnsupported);
-    }
-    if layer.length < 8 {
-        return Err(DropReason::Malformed);
-    }
-    let Some(head) = layer.read::<Transport>(frame, packet, 0) else { return Err(DropReason::Malformed) };
-    if number == protocol::ICMP {
-        return icmp(frame, packet, &head, layer);
-    }
-    packet.key.source_port_be = head.a_be;
-    packet.key.destination_port_be = head.b_be;
-    if number == protocol::UDP {
-        let length = u16::from_be(head.c_be) as u32;
-        return if length < 8 || length > layer.length { Err(DropReason::Malformed) } else { Ok(Kind::Flow) };
-    }
-    let Some([offset, flags]) = layer.read::<[u8; 2]>(frame, packet, 12) else {
-        return Err(DropReason::Malformed);
-    };
-    let header = (offset as u32 >> 4) * 4;
-    if header < 20 || header > layer.length {
-        return Err(DropReason::Malformed);
-    }
-    packet.tcp_flags = flags;
-    if is_absurd(flags) { Err(DropReason::TcpFlags) } else { Ok(Kind::Flow) }
-}
-
-impl Layer4 {
-    /// The `T` that is `offset` bytes into the transport header.
-    #[inline(always)]
-    fn read<T: Copy + Default>(&self, frame: &impl Frame, packet: &Packet, offset: usize) -> Option<T> {
-        if self.shift != 0 {
-            copy(frame, self.start(packet) + offset as u32)
-        } else if packet.is_v6 {
-            at(frame, L4_V6 + offset)
-        } else {
-            at(frame, L4_V4 + offset)
-        }
-    }
-
-    /// Where the transport header begins in the frame.
-    #[inline(always)]
-    fn start(&self, packet: &Packet) -> u32 {
-        self.shift + if packet.is_v6 { L4_V6 as u32 } else { L4_V4 as u32 }
-    }
-}
-
-/// Flags no segment of RFC 9293 has: SYN, FIN and RST exclude each other, and everything but the first
-/// SYN and a bare RST acknowledges something ("null" and "Christmas tree" segments do not).
-#[inline(always)]
-fn is_absurd(flags: u8) -> bool {
-    let some = |bits: u8| flags & bits != 0;
-    (some(TCP_SYN) && some(TCP_FIN | TCP_RST))
-        || (some(TCP_FIN) && some(TCP_RST))
-        || !some(TCP_SYN | TCP_RST | TCP_ACK)
-}
-
-/// Echo, and the errors that quote a flow.
-#[inline(always)]
-fn icmp(
-    frame: &impl Frame,
-    packet: &mut Packet,
-    head: &Transport,
-    layer: &Layer4,
-) -> Result<Kind, DropReason> {
-    let [kind, code] = head.a_be.to_ne_bytes();
-    let (echo, reply) = if packet.is_v6 { (128, 129) } else { (8, 0) };
-    if (kind == echo || kind == reply) && code == 0 {
-        // The identifier stands on the side of whoever asked.
-        if kind == echo {
-            packet.key.source_port_be = head.c_be;
-        } else {
-            packet.is_reply = true;
-            packet.key.destination_port_be = head.c_be;
-        }
-        let is_ordinary = layer.length <= 8 + ECHO_BYTES_MAX;
-        return if is_ordinary { Ok(Kind::Flow) } else { Err(DropReason::IcmpPayload) };
-    }
-    let is_error = if packet.is_v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
-    if is_error { quoted(frame, packet, layer) } else { Err(DropReason::IcmpUnsupported) }
-}
-
-/// Bytes of an ICMP error's own header, and of the quoted transport header that is looked at.
-const ERROR_BYTES: u32 = 8;
-const QUOTED_BYTES: u32 = 8;
-
-/// The flow quoted by an ICMP error (RFC 792, RFC 4443 3): IP header and 8 bytes. An error goes to
-/// whoever sent what it quotes.
-#[inline(always)]
-fn quoted(frame: &impl Frame, packet: &mut Packet, layer: &Layer4) -> Result<Kind, DropReason> {
-    packet.outer = packet.key.source;
-    let told = packet.key.destination;
-    let header = if packet.is_v6 { 40 } else { 20 };
-    // What stands behind the packet's own end is no part of it.
-    if layer.length < ERROR_BYTES + header + QUOTED_BYTES {
-        return Err(DropReason::IcmpUnsupported);
-    }
-    let inner = layer.start(packet) + ERROR_BYTES;
-    let (next, ports) = if packet.is_v6 {
-        let Some(ip) = copy::<[u32; 10]>(frame, inner) else { return Err(DropReason::IcmpUnsupported) };
-        let [first, second, a, b, c, d, e, f, g, h] = ip;
-        let [version, ..] = first.to_ne_bytes();
-        if version >> 4 != 6 {
-            return Err(DropReason::IcmpUnsupported);
-        }
-        packet.key.source = bytes([a, b, c, d]);
-        packet.key.destination = bytes([e, f, g, h]);
-        let [_, _, next, _] = second.to_ne_bytes();
-        (next, inner + header)
-    } else {
-        let Some([first, second, third, source, destination]) = copy::<[u32; 5]>(frame, inner) else {
-            return Err(DropReason::IcmpUnsupported);
-        };
-        let [version_length, ..] = first.to_ne_bytes();
-        let [_, _, high, low] = second.to_ne_bytes();
-        // Behind an offset there are no ports.
-        if version_length != 0x45 || u16::from_be_bytes([high, low]) & 0x1FFF != 0 {
-            return Err(DropReason::IcmpUnsupported);
-        }
-        packet.key.source = mapped(source.to_ne_bytes());
-        packet.key.destination = mapped(destination.to_ne_bytes());
-        let [_, next, ..] = third.to_ne_bytes();
-        (next, inner + header)
-    };
-    let Some(head) = copy::<Transport>(frame, ports) else { return Err(DropReason::IcmpUnsupported) };
-    match next {
-        NEXT_TCP | NEXT_UDP => {
-            packet.key.protocol = next;
-            packet.key.source_port_be = head.a_be;
-            packet.key.destination_port_be = head.b_be;
-        }
-        NEXT_ICMP | NEXT_ICMPV6 => {
-            packet.key.protocol = protocol::ICMP;
-            packet.key.source_port_be = head.c_be;
-        }
-        other if protocol::is_named_only(other) => packet.key.protocol = other,
-        _ => return Err(DropReason::IcmpUnsupported),
-    }
-    if packet.key.source == told { Ok(Kind::Error) } else { Err(DropReason::IcmpUnsupported) }
-}
-
-/// An address read as words.
-#[inline(always)]
-pub fn bytes(words: [u32; 4]) -> Address {
-    // SAFETY: 16 plain bytes either way.
-    unsafe { core::mem::transmute::<[u32; 4], Address>(words) }
-}
-
-/// Whether it is an IPv4-mapped address.
-#[inline(always)]
-fn is_mapped(words: [u32; 4]) -> bool {
-    let [a, b, c, _] = words;
-    a == 0 && b == 0 && c == 0xFFFFu32.to_be()
 }

@@ -4,7 +4,6 @@
 //!
 //! Must never answer a source that is not known: the answer would go to whoever was named as source.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use clawgress_ebpf_common::{DropReason, bound};
 
 use crate::flow::{add, share_index};
@@ -24,9 +23,9 @@ const ANSWERED: u64 = 1 << DropReason::PolicyDenied.code()
     | 1 << DropReason::FlowUnknown.code()
     | 1 << DropReason::AddressReserved.code();
 
-/// Whether this refusal is to be answered, and counts it.
+/// Whether this refusal is to be answered, and counts it; `at_ns` is [`now`](crate::event::now).
 #[inline(always)]
-pub fn is_due(side: u32, judged: &Judgement) -> bool {
+pub fn is_due(side: u32, judged: &Judgement, at_ns: u64) -> bool {
     let code = judged.reason as u64;
     if judged.agent == 0 || code >= u64::BITS as u64 || ANSWERED >> code & 1 == 0 {
         return false;
@@ -37,7 +36,6 @@ pub fn is_due(side: u32, judged: &Judgement) -> bool {
     // SAFETY: array elements live as long as the map. CPUs that begin an interval at once may each answer one
     // more; nothing else depends on the numbers.
     unsafe {
-        let at_ns = bpf_ktime_get_coarse_ns();
         let age_ns = at_ns.wrapping_sub((&raw const (*pace).since_ns).read_volatile()) as i64;
         if age_ns >= bound::REJECTS_INTERVAL_NS as i64 {
             (&raw mut (*pace).since_ns).write_volatile(at_ns);

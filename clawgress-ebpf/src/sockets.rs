@@ -13,7 +13,7 @@
 )]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(dead_code, reason = "each object takes what its programs need of the modules both are made of")
+    expect(dead_code, reason = "each object takes what its programs need of the modules all are made of")
 )]
 
 #[cfg(target_arch = "bpf")]

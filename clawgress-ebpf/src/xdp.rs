@@ -9,12 +9,12 @@ use clawgress_ebpf_common::{Generation, action, counter, hook};
 use crate::event::{self, Place, unidentified};
 use crate::flow;
 use crate::frame::{Raw, xdp_length};
-use crate::image::image;
+use crate::image::{live, read};
 use crate::judge::{self, Judgement, Toward};
 use crate::learned;
 use crate::limit;
 use crate::map::{count, generation};
-use crate::parse::{Kind, Packet, parse};
+use crate::parse::{Kind, Packet, parse_laid_out};
 use crate::reject;
 
 /// XDP on an agents' interface.
@@ -27,15 +27,16 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
             count(counter::XDP_PASSED);
             xdp_action::XDP_PASS
         }
-        // TC has it answered: only there a packet can be marked.
-        Err(judged) if reject::is_due(reject::EARLY, &judged) => {
-            count(counter::XDP_PASSED);
-            xdp_action::XDP_PASS
-        }
         Err(judged) => {
+            let at_ns = event::now();
+            // TC has it answered: only there a packet can be marked.
+            if reject::is_due(reject::EARLY, &judged, at_ns) {
+                count(counter::XDP_PASSED);
+                return xdp_action::XDP_PASS;
+            }
             count(counter::XDP_DROPPED);
             let place = Place { hook: hook::XDP, generation: generation.number };
-            event::refusal(&place, &packet.key, &judged, packet.bytes);
+            event::refusal_laid_out(&place, &packet.key, &judged, packet.bytes, at_ns);
             xdp_action::XDP_DROP
         }
     }
@@ -44,7 +45,7 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
     packet.bytes = xdp_length(ctx);
-    let kind = match parse(Raw::xdp(ctx), generation, packet) {
+    let kind = match parse_laid_out(&Raw::xdp(ctx), generation, packet) {
         Ok(kind) => kind,
         Err(reason) => return Err(unidentified(reason)),
     };
@@ -54,7 +55,7 @@ fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Resul
     if kind == Kind::Error {
         return judge::error(generation, packet).map(|_| ());
     }
-    let image = image(generation);
+    let image = live::<{ read::SHORTEST }>(generation);
     let (who, toward) = judge::packet(generation, &image, packet)?;
     if let Toward::Gateway { is_bound } = toward {
         if !is_bound && flow::is_start(packet) {

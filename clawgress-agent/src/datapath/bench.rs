@@ -19,6 +19,7 @@ use clawgress_policy::kernel::{
 };
 use serde_json::{Value, json};
 
+use super::bpf;
 use super::object::{self, Objects, program};
 use super::tables::{Plan, Tables};
 
@@ -83,6 +84,11 @@ fn measure(objects: &Objects) -> Result<serde_json::Map<String, Value>> {
         ("tc_steer", program::TC_IN, frame(STEERED, TCP), PACKETS_WITH_EVENTS),
     ];
     let mut results = serde_json::Map::new();
+    for (name, is_xdp) in [("xdp_nothing", true), ("tc_nothing", false)] {
+        let (program, frame) = (generator::nothing(is_xdp)?, frame(DIRECT, UDP));
+        let figures = repeated(|| Ok(bpf::test_run_times(&program, &frame, PACKETS)?))?;
+        results.insert(name.to_owned(), figures);
+    }
     for (name, program, frame, packets) in cases {
         results.insert(name.to_owned(), case(objects, program, &frame, packets)?);
     }
@@ -90,10 +96,15 @@ fn measure(objects: &Objects) -> Result<serde_json::Map<String, Value>> {
 }
 
 fn case(objects: &Objects, program: &str, frame: &[u8], packets: u32) -> Result<Value> {
+    repeated(|| run(objects, program, frame, packets))
+}
+
+/// The figures of several runs, each of which gives its last verdict and the ns of a packet.
+fn repeated(mut run: impl FnMut() -> Result<(u32, u64)>) -> Result<Value> {
     let mut ns = Vec::with_capacity(RUNS);
     let mut verdict = 0;
     for _ in 0..RUNS {
-        let (code, each_ns) = run(objects, program, frame, packets)?;
+        let (code, each_ns) = run()?;
         verdict = code;
         ns.push(each_ns);
     }

@@ -292,15 +292,23 @@ pub fn replace(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
 /// # Errors
 /// As `bpf(2)`.
 pub fn test_run(program: &impl AsFd, data: &[u8]) -> io::Result<u32> {
+    test_run_times(program, data, 1).map(|(verdict, _)| verdict)
+}
+
+/// The same `count` times; the last verdict, and the time of one run, ns.
+///
+/// # Errors
+/// As `bpf(2)`.
+pub fn test_run_times(program: &impl AsFd, data: &[u8], count: u32) -> io::Result<(u32, u64)> {
     let mut attr = TestRunAttr {
         program_fd: program.as_fd().as_raw_fd().unsigned_abs(),
         data_size_in: u32::try_from(data.len()).map_err(io::Error::other)?,
         data_in: data.as_ptr() as u64,
-        repeat: 1,
+        repeat: count,
         ..TestRunAttr::default()
     };
     call_mut(BPF_PROG_TEST_RUN, &mut attr)?;
-    Ok(attr.retval)
+    Ok((attr.retval, attr.duration.into()))
 }
 
 /// Has the kernel send `count` copies of `frame` through the XDP program `program`, `batch` together, as if a

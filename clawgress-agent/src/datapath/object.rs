@@ -1,4 +1,4 @@
-//! The embedded kernel objects: loading them, with maps pinned or not. The first has every map but those that
+//! The embedded kernel objects: loading them, with maps pinned or not. That of packets has every map but those that
 //! sockets' programs alone use. A pinned map of another ABI version is never reused.
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -14,7 +14,9 @@ use nix::sys::statfs::statfs;
 
 use super::bpf;
 
-/// The programs of agents' interfaces, as the build script left them.
+/// The early drop on agents' interfaces, as the build script left it.
+static EARLY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/early.o"));
+/// The other programs of agents' interfaces.
 static PACKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/packets.o"));
 /// The programs of this machine's own sockets.
 static SOCKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockets.o"));
@@ -75,9 +77,10 @@ pub mod program {
         ["claw_dial4", "claw_dial6", "claw_ask4", "claw_ask6", "claw_dial_out", "claw_dial_in"];
 }
 
-/// Both objects, loaded.
+/// All objects, loaded.
 #[derive(Debug)]
 pub struct Objects {
+    early: Ebpf,
     packets: Ebpf,
     sockets: Ebpf,
 }
@@ -88,20 +91,21 @@ impl Objects {
     /// A program.
     #[must_use]
     pub fn program(&self, name: &str) -> Option<&Program> {
-        self.packets.program(name).or_else(|| self.sockets.program(name))
+        [&self.early, &self.packets, &self.sockets].into_iter().find_map(|object| object.program(name))
     }
 
     /// A program, to be attached.
     pub fn program_mut(&mut self, name: &str) -> Option<&mut Program> {
-        self.packets.program_mut(name).or_else(|| self.sockets.program_mut(name))
+        let Objects { early, packets, sockets } = self;
+        [early, packets, sockets].into_iter().find_map(|object| object.program_mut(name))
     }
 
     /// Every program.
     pub fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
-        self.packets.programs().chain(self.sockets.programs())
+        self.early.programs().chain(self.packets.programs()).chain(self.sockets.programs())
     }
 
-    /// Every map that was not taken; those that both objects have, twice.
+    /// Every map that was not taken; those that several objects have, several times.
     pub fn maps(&self) -> impl Iterator<Item = (&str, &Map)> {
         self.packets.maps().chain(self.sockets.maps())
     }
@@ -152,8 +156,11 @@ pub fn load(directory: Option<&Path>) -> Result<Objects> {
     for name in MAPS {
         loader.map_pin_path(name, place(name));
     }
-    let mut objects =
-        Objects { packets: loaded(&mut loader, PACKETS)?, sockets: loaded(&mut loader, SOCKETS)? };
+    let mut objects = Objects {
+        early: loaded(&mut loader, EARLY)?,
+        packets: loaded(&mut loader, PACKETS)?,
+        sockets: loaded(&mut loader, SOCKETS)?,
+    };
     let meta = objects.map_mut(map::META).context("the object has no version map")?;
     Array::<_, u32>::try_from(meta)?.set(0, ABI_VERSION, 0)?;
     Ok(objects)

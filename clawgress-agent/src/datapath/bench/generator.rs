@@ -13,6 +13,7 @@ use super::super::bpf;
 /// Commands, program types and flags of `bpf(2)` (linux/bpf.h).
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_LINK_CREATE: i32 = 28;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
@@ -72,14 +73,23 @@ impl Generator {
     }
 }
 
+/// A program of two instructions, of XDP or TC: what a run costs in which nothing is done.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn nothing(is_xdp: bool) -> Result<OwnedFd> {
+    load_as(if is_xdp { BPF_PROG_TYPE_XDP } else { BPF_PROG_TYPE_SCHED_CLS }, &PASS)
+}
+
+/// `r0 = 2; exit`: to XDP that is to pass.
+const PASS: [[u8; 8]; 2] = [[0xB4, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+
 /// Lets every frame pass on the interface `index` while the link lives: a virtual cable takes redirected
 /// frames only where its other end has an XDP program.
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn pass(index: u32) -> Result<OwnedFd> {
-    /// `r0 = XDP_PASS; exit`.
-    const PASS: [[u8; 8]; 2] = [[0xB4, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
     let program = load(&PASS)?;
     let attr = LinkAttr {
         program: program.as_raw_fd().unsigned_abs(),
@@ -91,8 +101,12 @@ pub fn pass(index: u32) -> Result<OwnedFd> {
 }
 
 fn load(instructions: &[[u8; 8]]) -> Result<OwnedFd> {
+    load_as(BPF_PROG_TYPE_XDP, instructions)
+}
+
+fn load_as(kind: u32, instructions: &[[u8; 8]]) -> Result<OwnedFd> {
     let attr = LoadAttr {
-        kind: BPF_PROG_TYPE_XDP,
+        kind,
         instruction_count: u32::try_from(instructions.len())?,
         instructions: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
