@@ -41,6 +41,10 @@ mod reject;
 #[cfg(target_arch = "bpf")]
 mod xdp;
 
+/// Whether limiters may have a packet sent later: agents' packets are forwarded, which clears when they leave.
+#[cfg(target_arch = "bpf")]
+const PACES: bool = false;
+
 /// The helpers these programs call are for programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]

@@ -90,12 +90,6 @@ fn half(page: *const u32, index: usize) -> u16 {
 
 /// The value of the address whose bits, from the top, are `high` and `low`; 0 if more nodes than there can
 /// be would have to be followed.
-// VERIFIER: a function of its own, so that the programs share its instructions.
-#[inline(never)]
-fn find(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
-    descend::<{ read::CALLED }>(map, header, root, high, low)
-}
-
 #[inline(always)]
 fn descend<const READ: u8>(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
     // VERIFIER: knowing more of an address on one path than on another would keep the paths apart, and
@@ -219,7 +213,7 @@ fn bind_into(
     address: &Address,
     bind: &mut Bind,
 ) -> bool {
-    match (Image::<{ read::CALLED }> { map, header }).find_bind(ifindex, address) {
+    match (Image::<{ read::LAID_OUT }> { map, header }).find_bind(ifindex, address) {
         Some(found) => {
             *bind = found;
             true
@@ -236,7 +230,7 @@ fn verdict_into(
     key: &FlowKey,
     verdict: &mut Verdict,
 ) -> bool {
-    *verdict = said((Image::<{ read::CALLED }> { map, header }).find_verdict(class, key));
+    *verdict = said((Image::<{ read::LAID_OUT }> { map, header }).find_verdict(class, key));
     true
 }
 
@@ -279,11 +273,7 @@ impl<const READ: u8> Image<READ> {
     #[inline(always)]
     fn find(&self, roots: (u32, u32), address: &Address) -> u32 {
         let (root, high, low) = place(roots, address);
-        if READ == read::CALLED {
-            find(self.map, self.header, root, high, low)
-        } else {
-            descend::<READ>(self.map, self.header, root, high, low)
-        }
+        descend::<READ>(self.map, self.header, root, high, low)
     }
 
     /// The roots of an interface's sources.

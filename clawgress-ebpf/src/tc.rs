@@ -16,7 +16,7 @@ use clawgress_ebpf_common::{
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, confirm, goes_unread, reversed};
 use crate::frame::Raw;
-use crate::image::{live, read};
+use crate::image::image;
 use crate::judge::{self, Judgement, Toward};
 use crate::learned;
 use crate::limit::{self, Charge};
@@ -136,7 +136,7 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         packet.key = reversed(&packet.key);
         who
     } else {
-        let (who, toward) = judge::packet(generation, &live::<{ read::LAID_OUT }>(generation), packet)?;
+        let (who, toward) = judge::packet(generation, &image(generation), packet)?;
         if let Toward::Gateway { is_bound } = toward {
             return local(packet, generation, who.agent, is_bound, is_start);
         }
