@@ -15,20 +15,12 @@ use clawgress_ebpf_common::{Address, Bind, DropReason, FlowKey, Generation, Verd
 use crate::map::IMAGES;
 use crate::parse::is_v4;
 
-/// How an image is read. A call costs several times what is done in it where returns are guarded against
-/// speculation, so the ways that most packets go have none; the others share instructions.
-pub mod read {
-    /// By calls.
-    pub const CALLED: u8 = 0;
-    /// With all instructions laid out in the reader.
-    pub const LAID_OUT: u8 = 1;
-    /// The same, and no comparison in vain. The verifier walks that several times over.
-    pub const SHORTEST: u8 = 2;
-}
-
-/// An image: the inner map of a slot, and its first page. `READ` is a way to [`read`] it.
+/// An image: the inner map of a slot, and its first page. With `LAID_OUT`, whoever reads it has the instructions
+/// laid out in it, and makes no comparison in vain, which the verifier walks several times over. A call costs
+/// several times what is done in it where returns are guarded against speculation; but most programs share
+/// instructions.
 #[derive(Clone, Copy)]
-pub struct Image<const READ: u8 = { read::CALLED }> {
+pub struct Image<const LAID_OUT: bool = false> {
     map: *mut c_void,
     header: *const Header,
 }
@@ -43,9 +35,9 @@ pub fn image(generation: Generation) -> Option<Image> {
     live(generation)
 }
 
-/// As [`image`], to be read in another way.
+/// As [`image`], to be read in either way.
 #[inline(always)]
-pub fn live<const READ: u8>(generation: Generation) -> Option<Image<READ>> {
+pub fn live<const LAID_OUT: bool>(generation: Generation) -> Option<Image<LAID_OUT>> {
     let slot = generation.slot;
     // SAFETY: a lookup in an array of maps gives null or a map, which stays while this program runs.
     let map = unsafe {
@@ -90,8 +82,20 @@ fn half(page: *const u32, index: usize) -> u16 {
 
 /// The value of the address whose bits, from the top, are `high` and `low`; 0 if more nodes than there can
 /// be would have to be followed.
+// VERIFIER: a function of its own, so that the programs share its instructions.
+#[inline(never)]
+fn find(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
+    descend::<false>(map, header, root, high, low)
+}
+
 #[inline(always)]
-fn descend<const READ: u8>(map: *mut c_void, header: *const Header, root: u32, high: u64, low: u64) -> u32 {
+fn descend<const LAID_OUT: bool>(
+    map: *mut c_void,
+    header: *const Header,
+    root: u32,
+    high: u64,
+    low: u64,
+) -> u32 {
     // VERIFIER: knowing more of an address on one path than on another would keep the paths apart, and
     // there are two to each level. So it is made to know nothing: it can't tell that this word is zero.
     // SAFETY: the first page of an image is a header, and lives as long as the map.
@@ -120,7 +124,7 @@ fn descend<const READ: u8>(map: *mut c_void, header: *const Header, root: u32, h
     }
     match node & node::KIND {
         node::LEAF => node,
-        node::BUCKET => bucket::<READ>(map, node, high, low),
+        node::BUCKET => bucket::<LAID_OUT>(map, node, high, low),
         _ => 0,
     }
 }
@@ -128,14 +132,14 @@ fn descend<const READ: u8>(map: *mut c_void, header: *const Header, root: u32, h
 /// The value at the last boundary of the bucket that is not above the address.
 // VERIFIER: no branch depends on what is compared; each would double the paths that are walked.
 #[inline(always)]
-fn bucket<const READ: u8>(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
+fn bucket<const LAID_OUT: bool>(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
     let Some(items) = page(map, node >> node::PAGE_SHIFT & node::PAGE_MASK) else { return 0 };
     let start = (node >> node::START_SHIFT & node::START_MASK) as usize;
     let last = (node & node::LENGTH_MASK) as u64;
     // The first boundary is 0, so there is always one that is not above.
     let mut at = 0;
     // VERIFIER: where a loop ends is one more path for each of its rounds; a program with many cannot have that.
-    let mut step = if READ == read::SHORTEST { first_step(last) } else { halved(node::ITEMS_MAX as u64) };
+    let mut step = if LAID_OUT { first_step(last) } else { halved(node::ITEMS_MAX as u64) };
     if node & node::LONG == 0 {
         while step != 0 {
             let next = at + step;
@@ -213,7 +217,7 @@ fn bind_into(
     address: &Address,
     bind: &mut Bind,
 ) -> bool {
-    match (Image::<{ read::LAID_OUT }> { map, header }).find_bind(ifindex, address) {
+    match (Image::<false> { map, header }).find_bind(ifindex, address) {
         Some(found) => {
             *bind = found;
             true
@@ -230,7 +234,7 @@ fn verdict_into(
     key: &FlowKey,
     verdict: &mut Verdict,
 ) -> bool {
-    *verdict = said((Image::<{ read::LAID_OUT }> { map, header }).find_verdict(class, key));
+    *verdict = said((Image::<false> { map, header }).find_verdict(class, key));
     true
 }
 
@@ -245,7 +249,7 @@ fn said(found: Result<Verdict, DropReason>) -> Verdict {
     }
 }
 
-impl<const READ: u8> Image<READ> {
+impl<const LAID_OUT: bool> Image<LAID_OUT> {
     #[inline(always)]
     fn header(&self) -> &Header {
         // SAFETY: the first page of an image is a header, and lives as long as the map.
@@ -255,7 +259,7 @@ impl<const READ: u8> Image<READ> {
     /// The binding of `address` on this interface.
     #[inline(always)]
     pub fn bind(&self, ifindex: u32, address: &Address) -> Option<Bind> {
-        if READ != read::CALLED {
+        if LAID_OUT {
             return self.find_bind(ifindex, address);
         }
         let mut bind = Bind { agent: 0, class: 0, mac: [0; 6], flags: 0 };
@@ -273,7 +277,11 @@ impl<const READ: u8> Image<READ> {
     #[inline(always)]
     fn find(&self, roots: (u32, u32), address: &Address) -> u32 {
         let (root, high, low) = place(roots, address);
-        descend::<READ>(self.map, self.header, root, high, low)
+        if LAID_OUT {
+            descend::<true>(self.map, self.header, root, high, low)
+        } else {
+            find(self.map, self.header, root, high, low)
+        }
     }
 
     /// The roots of an interface's sources.
@@ -306,7 +314,7 @@ impl<const READ: u8> Image<READ> {
     /// The verdict for an agent class and a destination.
     #[inline(always)]
     pub fn verdict(&self, class: u32, key: &FlowKey) -> Verdict {
-        if READ != read::CALLED {
+        if LAID_OUT {
             return said(self.find_verdict(class, key));
         }
         let mut verdict = Verdict { action: 0, reason: 0, policies: 0, limits: 0, pad: 0 };

@@ -70,7 +70,11 @@ impl Who {
 
 /// The binding of `address`, if there is one.
 #[inline(always)]
-pub fn binding<const READ: u8>(image: &Option<Image<READ>>, ifindex: u32, address: &Address) -> Option<Bind> {
+pub fn binding<const LAID_OUT: bool>(
+    image: &Option<Image<LAID_OUT>>,
+    ifindex: u32,
+    address: &Address,
+) -> Option<Bind> {
     match image {
         Some(image) => image.bind(ifindex, address),
         None => None,
@@ -79,13 +83,16 @@ pub fn binding<const READ: u8>(image: &Option<Image<READ>>, ifindex: u32, addres
 
 /// The class and agent of a source. Without a binding it is unauthenticated.
 #[inline(always)]
-pub fn source<const READ: u8>(image: &Option<Image<READ>>, packet: &Packet) -> Result<Bind, Judgement> {
+pub fn source<const LAID_OUT: bool>(
+    image: &Option<Image<LAID_OUT>>,
+    packet: &Packet,
+) -> Result<Bind, Judgement> {
     identified(image, packet, &packet.key.source)
 }
 
 #[inline(always)]
-fn identified<const READ: u8>(
-    image: &Option<Image<READ>>,
+fn identified<const LAID_OUT: bool>(
+    image: &Option<Image<LAID_OUT>>,
     packet: &Packet,
     address: &Address,
 ) -> Result<Bind, Judgement> {
@@ -180,9 +187,9 @@ pub fn goes_without_policy(generation: Generation, who: Who, ifindex: u32) -> bo
 
 /// What the image says for the agent's class and the destination in `key`. Stateless.
 #[inline(always)]
-pub fn verdict<const READ: u8>(
+pub fn verdict<const LAID_OUT: bool>(
     generation: Generation,
-    image: &Option<Image<READ>>,
+    image: &Option<Image<LAID_OUT>>,
     who: Who,
     key: &FlowKey,
 ) -> Judgement {
@@ -225,9 +232,9 @@ pub enum Toward {
 
 /// The stateless judgement of a packet from an agents' interface.
 #[inline(always)]
-pub fn packet<const READ: u8>(
+pub fn packet<const LAID_OUT: bool>(
     generation: Generation,
-    image: &Option<Image<READ>>,
+    image: &Option<Image<LAID_OUT>>,
     packet: &Packet,
 ) -> Result<(Who, Toward), Judgement> {
     if packet.is_reply {

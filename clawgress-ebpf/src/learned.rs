@@ -17,9 +17,9 @@ const HTTPS_BE: u16 = 443u16.to_be();
 
 /// The verdict. A flow that lives goes on after its address has expired.
 #[inline(always)]
-pub fn verdict<const READ: u8>(
+pub fn verdict<const LAID_OUT: bool>(
     generation: Generation,
-    image: &Option<Image<READ>>,
+    image: &Option<Image<LAID_OUT>>,
     who: Who,
     key: &FlowKey,
     is_live: bool,

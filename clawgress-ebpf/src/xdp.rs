@@ -9,7 +9,7 @@ use clawgress_ebpf_common::{Generation, action, counter, hook};
 use crate::event::{self, Place, unidentified};
 use crate::flow;
 use crate::frame::{Raw, xdp_length};
-use crate::image::{live, read};
+use crate::image::live;
 use crate::judge::{self, Judgement, Toward};
 use crate::learned;
 use crate::limit;
@@ -55,7 +55,7 @@ fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Resul
     if kind == Kind::Error {
         return judge::error(generation, packet).map(|_| ());
     }
-    let image = live::<{ read::SHORTEST }>(generation);
+    let image = live::<true>(generation);
     let (who, toward) = judge::packet(generation, &image, packet)?;
     if let Toward::Gateway { is_bound } = toward {
         if !is_bound && flow::is_start(packet) {
