@@ -74,7 +74,7 @@ impl Object {
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Json> {
-        self.0.iter().find(|(n, _)| **n == *name).map(|(_, value)| value)
+        self.0.iter().find(|(n, _)| is_same(n, name)).map(|(_, value)| value)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -100,6 +100,12 @@ impl Object {
             Some(_) => Err(()),
         }
     }
+}
+
+/// Byte by byte and in place: names are short, most have three bytes and differ in the first, and the check for
+/// doubles compares each with each. A call to compare memory costs more than that.
+fn is_same(name: &str, other: &str) -> bool {
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(|(a, b)| a == b)
 }
 
 // === impl Seed ===
