@@ -117,6 +117,10 @@ fn decode(text: &[u8]) -> Vec<u8> {
 
 /// A credential has both parts and no control characters.
 pub fn proxy_authorization(data: &[u8]) {
+    if let Some(token) = proxy_authorization::bearer(data) {
+        assert!(token.bytes().all(|b| b.is_ascii_graphic()), "{token}");
+        assert!(proxy_authorization::parse(data).is_err(), "two schemes in one");
+    }
     if let Ok(credential) = proxy_authorization::parse(data) {
         assert!(!credential.user.is_empty() && !credential.secret.is_empty());
         assert!(!credential.user.contains(':') && !credential.user.chars().any(char::is_control));
