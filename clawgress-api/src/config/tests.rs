@@ -1,3 +1,5 @@
+//! What files are refused for, and what is read from those that are not.
+
 use std::path::Path;
 
 use super::{Config, UnboundSources};
