@@ -165,6 +165,10 @@ async fn it_is_an_agents_own_and_apart_from_its_state() {
     node.admin().delete_agent(Name { name: "a".into() }).await.expect("deleted");
     create(&node, "a").await;
     assert_eq!(state(&node, "a").await, AgentState::Active);
+    // No plane has said yet that it knows the former one no more: it stays in the list, by its number.
+    let free = node.admin().release_agent(Name { name: "a".into() }).await.expect_err("it is free");
+    assert_eq!(free.code(), Code::NotFound);
+    node.admin().release_agent(Name { name: "a#1".into() }).await.expect("the former one");
     assert!(node.admin().list_quarantines(Empty {}).await.expect("list").into_inner().json.is_empty());
 
     for (bad, code) in [
@@ -223,6 +227,22 @@ async fn a_deleted_agent_is_let_out_of_no_plane_that_still_knows_it() {
     *script.refusal.lock().await = Some("no room".into());
     node.admin().delete_agent(Name { name: "b".into() }).await.expect("deleted");
     assert_eq!(told().await, [2], "the plane still runs a generation that knows it");
+    let listed = node.admin().list_quarantines(Empty {}).await.expect("list").into_inner().json;
+    let listed: Vec<Quarantine> = listed.iter().map(|json| parse(json)).collect();
+    assert_eq!(
+        listed.iter().map(|q| (q.agent.to_string(), q.index)).collect::<Vec<_>>(),
+        [("default/b".to_owned(), 2)]
+    );
+
+    // Nobody is told but by an administrator's word, by its name or its number.
+    for (name, code) in [("b#3", Code::NotFound), ("b#x", Code::InvalidArgument), ("c", Code::NotFound)] {
+        let refused = node.admin().release_agent(Name { name: name.into() }).await.expect_err(name);
+        assert_eq!(refused.code(), code, "{name}: {refused}");
+    }
+    let released = node.admin().release_agent(Name { name: "b".into() }).await.expect("released");
+    let released: Option<Agent> = parse(&released.into_inner().json);
+    assert_eq!(released, None, "it is no more");
+    until("its release", async || told().await.is_empty()).await;
     assert!(node.admin().list_quarantines(Empty {}).await.expect("list").into_inner().json.is_empty());
     let log = changes(&node).await;
     assert!(

@@ -63,6 +63,41 @@ fn shared(name: &str, at: &[&str], agents: &[&str]) -> SharedSource {
     }
 }
 
+/// It moves to other places, one of which it has; the kernel plane follows, and the former ones are free. At last it is
+/// back.
+async fn move_it(node: &Node, worker: &mut Worker, script: &Script, nat: &SharedSource) {
+    let places = ["lo=10.0.0.0/28,02:00:00:00:00:01", "lo=10.9.0.0/28,any-mac"];
+    let moved = |at: &[&str]| SharedSourceChange {
+        id: nat.id.clone(),
+        may_present: None,
+        at: Some(shared("nat", at, &[]).at),
+    };
+    let set = node.admin().set_source(document(&moved(&places))).await.expect("set").into_inner();
+    let set: SharedSource = parse(&set.json);
+    assert_eq!(set, shared("nat", &places, &["a", "c"]));
+    assert_eq!(snapshot(worker).await.shared, std::slice::from_ref(&set));
+    until("the kernel plane to follow", async || {
+        script.latest().await.is_some_and(|g| g.shared == [set.clone()])
+    })
+    .await;
+    for (at, said) in [
+        (&[][..], "at least one place"),
+        (&["eth9=10.9.0.0/28,any-mac"], "is not an agents'"),
+        (&[places[1], places[1]], "is given twice"),
+    ] {
+        let refused = node.admin().set_source(document(&moved(at))).await.expect_err(said);
+        assert!(refused.message().contains(said), "{refused}");
+    }
+    let other = shared("other", &["lo=fd00::/64,any-mac"], &["c"]);
+    node.admin().add_source(document(&other)).await.expect("the former place is free");
+    let taken =
+        node.admin().set_source(document(&moved(&["lo=fd00::/64,any-mac"]))).await.expect_err("taken");
+    assert!(taken.message().contains("bound to shared source `default/other`"), "{taken}");
+    node.admin().remove_source(Name { name: "other".into() }).await.expect("removed");
+    let nat_places = ["lo=10.0.0.0/28,02:00:00:00:00:01", "lo=fd00::/64,any-mac"];
+    node.admin().set_source(document(&moved(&nat_places))).await.expect("back");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shared_sources_go_to_both_planes_with_each_generation() {
     let mut node = Node::kernel().start().await;
@@ -90,14 +125,17 @@ async fn shared_sources_go_to_both_planes_with_each_generation() {
     assert_eq!(snapshot(&mut worker).await.shared, std::slice::from_ref(&nat));
     let change = |agents: &[&str]| SharedSourceChange {
         id: nat.id.clone(),
-        may_present: shared("nat", &[], agents).may_present,
+        may_present: Some(shared("nat", &[], agents).may_present),
+        at: None,
     };
     node.admin().set_source(document(&change(&["acme/b", "a"]))).await.expect("the same");
     assert_eq!(status(&node).await.generation, 4);
     let set = node.admin().set_source(document(&change(&["a", "c"]))).await.expect("set").into_inner();
     let set: SharedSource = parse(&set.json);
     assert_eq!(snapshot(&mut worker).await.shared, std::slice::from_ref(&set));
-    assert_eq!(set, SharedSource { may_present: change(&["a", "c"]).may_present, ..nat.clone() });
+    assert_eq!(set, SharedSource { may_present: shared("nat", &[], &["a", "c"]).may_present, ..nat.clone() });
+
+    move_it(&node, &mut worker, &script, &nat).await;
 
     // Who is deleted is presented no more, and neither is another of the name.
     node.admin().delete_agent(Name { name: "a".into() }).await.expect("deleted");
@@ -105,7 +143,7 @@ async fn shared_sources_go_to_both_planes_with_each_generation() {
     node.admin().delete_agent(Name { name: "c".into() }).await.expect("deleted");
     let last = loop {
         let snapshot = snapshot(&mut worker).await;
-        if snapshot.generation == 8 {
+        if snapshot.generation == 12 {
             break snapshot;
         }
     };
@@ -119,12 +157,13 @@ async fn shared_sources_go_to_both_planes_with_each_generation() {
     for said in [
         "shared source added by root: is {\"id\":\"default/nat\"",
         "shared source `default/nat` may present [\"default/a\",\"default/c\"] instead of [\"acme/b\",\"default/a\"], by root",
+        "shared source `default/nat` is at [",
         "; no longer named by `default/nat`",
         "shared source removed by root: was {\"id\":\"default/nat\"",
     ] {
         assert!(log.iter().any(|d| d.contains(said)), "`{said}`: {log:#?}");
     }
-    assert_eq!(log.len(), 9, "{log:#?}");
+    assert_eq!(log.len(), 13, "{log:#?}");
     role.stop().await;
 }
 

@@ -155,8 +155,12 @@ pub struct AgentStateChange {
 pub struct SharedSourceChange {
     /// The source.
     pub id: SourceId,
-    /// Whose credentials it may present from now on.
-    pub may_present: BTreeSet<AgentId>,
+    /// Whose credentials it may present from now on; as before if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_present: Option<BTreeSet<AgentId>>,
+    /// Where its traffic comes from, from now on; as before if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Vec<Source>>,
 }
 
 /// `agent quarantine`.

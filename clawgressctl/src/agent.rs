@@ -28,7 +28,15 @@ pub enum Verb {
     /// Stops everything of an agent at once, what is under way too, until it is released.
     Quarantine(Isolate),
     /// Releases an agent from quarantine: policy decides about it again.
-    Release(Named),
+    Release(Release),
+    /// Lists who is quarantined, also agents that are no more, where a plane may still know them.
+    Quarantines,
+}
+
+#[derive(Args)]
+pub struct Release {
+    /// The agent: `NAME` or `TENANT/NAME`; `NAME#NUMBER` for one that is no more, if there is another of its name.
+    name: String,
 }
 
 #[derive(Args)]
@@ -116,12 +124,42 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
             }
             output::line(&format!("agent `{}` is quarantined {}", quarantine.agent, terms(&quarantine)))
         }
-        Verb::Release(Named { name }) => {
+        Verb::Release(Release { name }) => {
             let mut admin = client.connect().await?;
-            let agent: Agent = client.document(admin.release_agent(Name { name: name.to_string() }).await)?;
-            show(output, &agent)
+            let agent: Option<Agent> =
+                client.document(admin.release_agent(Name { name: name.clone() }).await)?;
+            match (agent, output) {
+                (Some(agent), _) => show(output, &agent),
+                (None, Output::Table) => {
+                    let name = output::clean(&name);
+                    output::line(&format!("`{name}` is released; there is no such agent any more"))
+                }
+                (None, Output::Json) => output::json(&None::<Agent>),
+            }
+        }
+        Verb::Quarantines => {
+            let mut admin = client.connect().await?;
+            let all: Vec<Quarantine> = client.documents(admin.list_quarantines(Empty {}).await)?;
+            let agents: Vec<Agent> = client.documents(admin.list_agents(Empty {}).await)?;
+            quarantines(output, &all, &agents)
         }
     }
+}
+
+fn quarantines(output: Output, all: &[Quarantine], agents: &[Agent]) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(&all);
+    }
+    if all.is_empty() {
+        return output::line("nobody is quarantined");
+    }
+    let row = |its: &Quarantine| {
+        let is_there = agents.iter().any(|agent| agent.index == its.index);
+        let name = if is_there { its.agent.to_string() } else { format!("{}#{}", its.agent, its.index) };
+        let note = if is_there { "" } else { " (deleted)" };
+        vec![format!("{name}{note}"), its.since.to_string(), output::clean(&its.by), terms(its)]
+    };
+    output::table(&["AGENT", "SINCE", "BY", "TERMS"], &all.iter().map(row).collect::<Vec<_>>())
 }
 
 /// A time of whole seconds, minutes, hours or days.

@@ -19,7 +19,7 @@ pub enum Verb {
     List,
     /// Shows a shared source.
     Show(Named),
-    /// Changes who may present a credential from a shared source, also for what is under way.
+    /// Changes who may present a credential from a shared source, or where it is, also for what is under way.
     Set(Set),
     /// Removes a shared source: its addresses are bound no more.
     Remove(Named),
@@ -42,8 +42,11 @@ pub struct Set {
     /// The shared source: `NAME` or `TENANT/NAME`.
     name: SourceId,
     /// The agents whose credentials may come from there; nobody else's may any more.
-    #[arg(long, value_name = "AGENT,...", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "AGENT,...", value_delimiter = ',', required_unless_present = "at")]
     may_present: Vec<AgentId>,
+    /// Where its traffic comes from, and from nowhere else any more; may be repeated.
+    #[arg(long = "at", value_name = "INTERFACE=ADDRESS[/PREFIX],MAC|any-mac")]
+    at: Vec<Source>,
 }
 
 #[derive(Args)]
@@ -67,8 +70,10 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         Verb::Show(Named { name }) => {
             show(output, &client.document(admin.show_source(Name { name: name.to_string() }).await)?)
         }
-        Verb::Set(Set { name, may_present }) => {
-            let change = SharedSourceChange { id: name, may_present: may_present.into_iter().collect() };
+        Verb::Set(Set { name, may_present, at }) => {
+            // Neither can be given as nothing.
+            let may_present = (!may_present.is_empty()).then(|| may_present.into_iter().collect());
+            let change = SharedSourceChange { id: name, may_present, at: (!at.is_empty()).then_some(at) };
             show(output, &client.document(admin.set_source(request(&change)?).await)?)
         }
         Verb::Remove(Named { name }) => {

@@ -125,21 +125,25 @@ impl Admin for Service {
 
     async fn release_agent(&self, request: Request<Name>) -> Answer {
         let by = caller(&request);
-        let id = agent_id(&request.into_inner())?;
+        let Name { name } = request.into_inner();
+        let (name, number) = match name.split_once('#') {
+            Some((name, number)) => {
+                (name.to_owned(), Some(number.parse().map_err(|_| not_a_number(number))?))
+            }
+            None => (name, None),
+        };
+        let id = agent_id(&Name { name })?;
         let control = Arc::clone(&self.0);
         let released = detached(async move {
-            control.quarantines.release(&id, &by).await?;
+            control.quarantines.release(&id, number, &by).await?;
             control.isolated().await;
-            let live = control.governor.live();
-            Ok(live.model.agent(&id)?.clone())
+            Ok(control.governor.live().model.agents.get(&id).cloned())
         });
         document(&released.await?)
     }
 
     async fn list_quarantines(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
-        let (live, quarantined) = (self.0.governor.live(), self.0.quarantines.live());
-        // Not those of agents that are no more.
-        documents(live.model.agents.values().filter_map(|agent| quarantined.of(agent)))
+        documents(self.0.quarantines.live().entries())
     }
 
     async fn add_source(&self, request: Request<Document>) -> Answer {
@@ -170,13 +174,21 @@ impl Admin for Service {
         let change: SharedSourceChange = parsed(request)?;
         let control = Arc::clone(&self.0);
         let set = detached(async move {
-            let detail = |before: &SharedSource| {
-                let (from, to) = (json(&before.may_present), json(&change.may_present));
-                format!("shared source `{}` may present {to} instead of {from}, by {by}", before.id)
+            let detail = |(before, after): &(SharedSource, SharedSource)| {
+                let mut told = Vec::new();
+                if before.may_present != after.may_present {
+                    let (from, to) = (json(&before.may_present), json(&after.may_present));
+                    told.push(format!("may present {to} instead of {from}"));
+                }
+                if before.at != after.at {
+                    told.push(format!("is at {} instead of {}", json(&after.at), json(&before.at)));
+                }
+                format!("shared source `{}` {}, by {by}", before.id, told.join(" and "))
             };
-            let (before, _) = control.governor.change(detail, |draft| draft.set_source(&change)).await?;
+            let edit = |draft: &mut Draft| draft.set_source(&change, &control.governor.config);
+            let ((_, after), _) = control.governor.change(detail, edit).await?;
             control.settled().await;
-            Ok(SharedSource { may_present: change.may_present, ..before })
+            Ok(after)
         });
         document(&set.await?)
     }
@@ -528,6 +540,12 @@ fn caller<T>(request: &Request<T>) -> String {
 fn parsed<T: DeserializeOwned>(request: Request<Document>) -> Result<T, Status> {
     serde_json::from_slice(&request.into_inner().json)
         .map_err(|e| Status::invalid_argument(format!("the request is not understood: {e}")))
+}
+
+fn not_a_number(text: &str) -> Status {
+    Status::invalid_argument(format!(
+        "`{text}` is not the number of an agent; see `clawgressctl agent quarantines`"
+    ))
 }
 
 fn agent_id(name: &Name) -> Result<AgentId, Status> {

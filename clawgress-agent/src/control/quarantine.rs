@@ -146,13 +146,25 @@ impl Quarantines {
         Ok(entry)
     }
 
-    /// Releases an agent: policy decides about it again.
+    /// Releases an agent: policy decides about it again. The one of this `number`, if several of the name are kept;
+    /// without it the one there is, or, if there is none, all of the name that are no more.
     ///
     /// # Errors
     /// If there is none, it is not quarantined, or the store or the audit log fails.
-    pub async fn release(&self, id: &AgentId, by: &str) -> Result<(), Refusal> {
-        let index = self.governor.live().model.agent(id)?.index;
-        self.release_if((id.clone(), index), by, |_| true).await
+    pub async fn release(&self, id: &AgentId, number: Option<u32>, by: &str) -> Result<(), Refusal> {
+        let (model, live) = (self.governor.live(), self.live());
+        let number = number.or_else(|| model.model.agents.get(id).map(|agent| agent.index));
+        let whose: Vec<Whose> = match number {
+            Some(number) => vec![(id.clone(), number)],
+            None => live.entries.keys().filter(|(agent, _)| agent == id).cloned().collect(),
+        };
+        if whose.is_empty() {
+            model.model.agent(id)?;
+        }
+        for whose in whose {
+            self.release_if(whose, by, |_| true).await?;
+        }
+        Ok(())
     }
 
     /// Releases an agent if `is_due` says so of its quarantine as it is when its turn comes: it may have
@@ -177,7 +189,7 @@ impl Quarantines {
     }
 
     /// Forgets the quarantine of an agent that is no more in either plane. Where a plane may still run a
-    /// generation that knows the agent, it is kept instead, and shown to nobody: an agent's number never
+    /// generation that knows the agent, it is kept instead, until somebody releases it: an agent's number never
     /// comes back, so it stops nobody else, and there are no more of them than numbers.
     ///
     /// # Errors
@@ -374,14 +386,14 @@ mod tests {
         quarantines.put(new(None), "root").await.expect("quarantined");
         let (old, next) = replace(&quarantines).await;
         assert_eq!(quarantines.live().of(&next), None);
-        let none = quarantines.release(&next.id, "root").await.expect_err("it is not quarantined");
+        let none = quarantines.release(&next.id, None, "root").await.expect_err("it is not quarantined");
         assert!(matches!(none, Refusal::Missing(_)), "{none}");
         assert_eq!(indices(&quarantines), [old.index]);
         quarantines.put(new(None), "root").await.expect("quarantined");
         assert_eq!(indices(&quarantines), [old.index, next.index]);
-        quarantines.release(&next.id, "root").await.expect("released");
+        quarantines.release(&next.id, None, "root").await.expect("released");
         assert_eq!(indices(&quarantines), [old.index]);
-        quarantines.forget(&old, "root").await.expect("forgotten");
+        quarantines.release(&old.id, Some(old.index), "root").await.expect("released by its number");
         assert!(indices(&quarantines).is_empty());
     }
 
@@ -435,7 +447,7 @@ mod tests {
                 quarantines.put(new(Some(60)), "root").await.expect("changed");
                 assert_eq!(indices(&quarantines), [entry.index]);
             }
-            quarantines.release(&entry.agent, "root").await.expect("released");
+            quarantines.release(&entry.agent, None, "root").await.expect("released");
             assert!(indices(&quarantines).is_empty());
         }
     }

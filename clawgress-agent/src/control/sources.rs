@@ -89,6 +89,13 @@ impl Model {
     }
 }
 
+fn check_at(at: &[Source]) -> Result<(), Refusal> {
+    if at.is_empty() {
+        return Err(Refusal::Invalid("a shared source has at least one place; give --at".into()));
+    }
+    Ok(())
+}
+
 // === impl Draft ===
 
 impl Draft {
@@ -104,26 +111,40 @@ impl Draft {
         if self.model.shared.len() >= SHARED_MAX {
             return Err(Refusal::Full(format!("a node has at most {SHARED_MAX} shared sources")));
         }
-        if new.at.is_empty() {
-            return Err(Refusal::Invalid("a shared source has at least one place; give --at".into()));
-        }
+        check_at(&new.at)?;
         self.model.check_presented(&new.may_present)?;
         self.model.check_sources(&new.at, config, "it")?;
         self.put_source(new.clone())?;
         Ok(new)
     }
 
-    /// Changes whom a shared source may present. Returns it as it was.
+    /// Changes where a shared source is, or whom it may present. Returns it as it was, and as it is.
     ///
     /// # Errors
-    /// If there is none, or its agents are not acceptable.
-    pub fn set_source(&mut self, change: &SharedSourceChange) -> Result<SharedSource, Refusal> {
+    /// If there is none, or its places or agents are not acceptable; then the draft is none.
+    pub fn set_source(
+        &mut self,
+        change: &SharedSourceChange,
+        config: &Config,
+    ) -> Result<(SharedSource, SharedSource), Refusal> {
         let before = self.model.shared_source(&change.id)?.clone();
-        self.model.check_presented(&change.may_present)?;
-        if before.may_present != change.may_present {
-            self.put_source(SharedSource { may_present: change.may_present.clone(), ..before.clone() })?;
+        let mut after = before.clone();
+        if let Some(agents) = &change.may_present {
+            self.model.check_presented(agents)?;
+            after.may_present.clone_from(agents);
         }
-        Ok(before)
+        if let Some(at) = &change.at {
+            check_at(at)?;
+            // What it gives up, or has already, may be its own again.
+            self.model.shared.remove(&change.id);
+            self.model.check_sources(at, config, "it")?;
+            self.model.shared.insert(change.id.clone(), before.clone());
+            after.at.clone_from(at);
+        }
+        if after != before {
+            self.put_source(after.clone())?;
+        }
+        Ok((before, after))
     }
 
     /// Removes a shared source: its addresses are bound no more. Returns it as it was.
