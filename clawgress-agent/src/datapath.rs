@@ -13,6 +13,7 @@ pub mod events;
 pub mod flows;
 mod handover;
 mod image;
+mod late;
 pub mod learned;
 mod listeners;
 mod live;
@@ -58,7 +59,7 @@ use self::flows::Flows;
 use self::handover::Offer;
 use self::learned::LearnedMap;
 use self::modes::Modes;
-use self::names::Names;
+use self::names::{Document, Names};
 use self::network::{Firewall, Interfaces, Netlink, Routes, Tracked, Watch};
 use self::object::Objects;
 use self::own::Own;
@@ -70,7 +71,7 @@ use self::quarantine::Quarantine;
 use self::repeats::Repeats;
 use self::service::Service;
 use self::spool::Spool;
-use self::tables::Tables;
+use self::tables::{Plan, Tables};
 use self::upkeep::{Keep, Upkeep};
 use self::workloads::Workloads;
 use crate::peer::{Access, Socket};
@@ -137,16 +138,15 @@ async fn start(
     }
     let mut firewall = Firewall::new(config);
     firewall.install()?;
+    let names = names(config, &interfaces);
     let mut programs = tokio::task::block_in_place(|| Programs::load(config, &interfaces.agents))?;
+    let tables = take_tables(&mut programs, &names, config, &interfaces).await?;
     let attached = programs.attach()?;
     let workloads = open_workloads(&mut programs, config);
     let routes = Routes::open(netlink.clone()).await?;
     routes.install().await?;
     network::configure(&interfaces)?;
 
-    let names =
-        Names::new(&config.node.name, Arc::new(SystemClock), &interfaces.agents, &config.node.run_dir);
-    let names = Arc::new(names);
     let objects = programs.objects();
     let proxy = open_proxy(objects, config, spool, tasks, stop)?;
     let modes = Arc::new(Modes::new(config, object::take(objects, map::INTERFACES)?, Arc::clone(spool)));
@@ -169,12 +169,13 @@ async fn start(
         proxy,
         live: Mutex::new(None),
         skipped: Mutex::new(Vec::new()),
-        tables: tokio::sync::Mutex::new(Tables::take(objects)?),
+        tables: tokio::sync::Mutex::new(tables),
         interfaces: Mutex::new(interfaces.clone()),
         bpffs: config.datapath.bpffs.clone(),
         closed: closed(config),
         modes,
         troubles: Arc::default(),
+        late: Mutex::default(),
     });
     resume(&plane).await?;
 
@@ -285,19 +286,58 @@ fn offer(
     Ok(Offer::kernel(shared, flows, indices, object::take(objects, map::LISTENERS)?, proxy, modes))
 }
 
+/// While there is no policy, interfaces that take nothing from strangers take nothing from them already: before the
+/// programs are there, and also if a former process left another configuration's bindings.
+async fn take_tables(
+    programs: &mut Programs,
+    names: &Names,
+    config: &Config,
+    interfaces: &Interfaces,
+) -> Result<Tables> {
+    let mut tables = Tables::take(programs.objects())?;
+    let closed = closed(config);
+    if closed.is_empty() || tables.live()?.number != 0 {
+        return Ok(tables);
+    }
+    let kept = names.recall(|_| true).ok().flatten();
+    let document = kept.as_ref().map_or_else(late::nothing, late::without_policy);
+    let plan = tokio::task::block_in_place(|| Plan::closing(&document, &interfaces.agents, &closed))?;
+    tables.apply(&plan).await?;
+    Ok(tables)
+}
+
+fn names(config: &Config, interfaces: &Interfaces) -> Arc<Names> {
+    let node = &config.node;
+    Arc::new(Names::new(&node.name, Arc::new(SystemClock), &interfaces.agents, &node.run_dir))
+}
+
 /// Takes up what the former process left live.
 async fn resume(plane: &KernelPlane) -> Result<()> {
     let live = plane.tables.lock().await.live()?;
+    let over = |document: &Document| {
+        late::over_since(document, plane.names.now()).map(|turned| (document.generation, turned))
+    };
     if live.number == 0 {
+        // A former process may have closed what was live.
+        if let Some(document) = plane.names.recall(|document| over(document).is_some()).ok().flatten() {
+            plane.modes.close()?;
+            plane.note_late(over(&document));
+            *plane.live.lock() = Some(document);
+        }
         return Ok(());
     }
-    match plane.names.recall(live.number) {
+    match plane.names.recall(|document| document.generation == live.number) {
         Ok(Some(document)) => {
             // Written again: an interface may have another index by now.
             let mut tables = plane.tables.lock().await;
             let agents = plane.interfaces.lock().agents.clone();
-            let plan = plane.plan(&document, &agents)?;
+            let over = over(&document);
+            let plan = plane.plan_in_time(&document, &agents, over.is_some())?;
+            if over.is_some() {
+                plane.modes.close()?;
+            }
             tables.apply(&plan).await?;
+            plane.note_late(over);
             tracing::info!(generation = live.number, "the former generation stays live");
             *plane.skipped.lock() = plan.skipped;
             *plane.live.lock() = Some(document);

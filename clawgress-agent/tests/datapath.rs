@@ -43,6 +43,8 @@ mod network;
 mod older;
 #[path = "datapath/pacing.rs"]
 mod pacing;
+#[path = "datapath/peer.rs"]
+mod peer;
 #[path = "datapath/property.rs"]
 mod property;
 #[path = "datapath/puppet.rs"]
@@ -55,6 +57,8 @@ mod removal;
 mod scale;
 #[path = "datapath/shared.rs"]
 mod shared;
+#[path = "datapath/time.rs"]
+mod time;
 #[path = "datapath/tracking.rs"]
 mod tracking;
 #[path = "datapath/upgrade.rs"]

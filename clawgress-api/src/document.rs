@@ -46,6 +46,9 @@ pub struct KernelGeneration<T> {
     /// Sources that several agents share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedSource>,
+    /// When a condition on time turns, and with it the tables: soon after that, they must not count any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns_at: Option<Timestamp>,
 }
 
 /// The datapath role's state.
@@ -532,6 +535,9 @@ pub struct L7Status {
     /// Whether it takes no new connections and ends soon.
     #[serde(default)]
     pub draining: bool,
+    /// Why it gets no listeners, and so takes no connections, if the datapath role has refused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// Why it refused the latest, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

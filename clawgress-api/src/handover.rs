@@ -11,6 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -28,6 +29,14 @@ pub const SERVES_DNS: u8 = b'D';
 /// What a process says, once, when it wants no new connections: they go to others from then on, and the message
 /// that says so lists no listeners. The connection stays open for as long as the process works on.
 pub const DRAINS: u8 = b'E';
+/// What a process says again and again while it accepts: each time, every loop that accepts has come round since the
+/// last. Who lets [`ALIVE_TIME_MAX`] pass without it has no part of new connections any more.
+pub const ALIVE: u8 = b'A';
+/// How often [`ALIVE`] is said.
+pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest silence: as long as the roles wait for each other (an interval and a time-out of 5 s each). What waits
+/// meanwhile is served by others after it, and not lost.
+pub const ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Most bytes of the JSON part.
 const BYTES_MAX: usize = 16 * 1024;
 
@@ -48,7 +57,8 @@ pub struct Handover {
 }
 
 /// Why nothing is handed over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{refused}")]
 #[serde(deny_unknown_fields)]
 pub struct Refusal {
     /// For people, with the remedy.
@@ -123,6 +133,23 @@ pub async fn refuse(stream: &UnixStream, why: &str) -> io::Result<()> {
     }
 }
 
+/// What the role at the other end says why it hands nothing over, if `error` of [`receive`] is that.
+#[must_use]
+pub fn refusal(error: &io::Error) -> Option<&Refusal> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Says [`ALIVE`]. To a peer that lets what was said before lie, nothing is said.
+///
+/// # Errors
+/// If the peer is gone.
+pub fn say_alive(stream: &UnixStream) -> io::Result<()> {
+    match stream.try_write(&[ALIVE]) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Receives what [`send`] sent.
 ///
 /// # Errors
@@ -162,7 +189,7 @@ fn parse(bytes: &[u8]) -> io::Result<Handover> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     serde_json::from_slice(bytes).map_err(|error| match serde_json::from_slice::<Refusal>(bytes) {
-        Ok(refusal) => io::Error::new(io::ErrorKind::PermissionDenied, refusal.refused),
+        Ok(refusal) => io::Error::new(io::ErrorKind::PermissionDenied, refusal),
         Err(_) => io::Error::new(io::ErrorKind::InvalidData, error),
     })
 }
@@ -197,6 +224,11 @@ mod tests {
     async fn who_gets_nothing_is_told_why() {
         let (a, b) = UnixStream::pair().expect("socketpair");
         refuse(&a, "stop one").await.expect("refuse");
-        assert_eq!(receive(&b).await.expect_err("refused").to_string(), "stop one");
+        let error = receive(&b).await.expect_err("refused");
+        assert_eq!(error.to_string(), "stop one");
+        assert_eq!(refusal(&error).map(|r| r.refused.as_str()), Some("stop one"));
+        drop(a);
+        let gone = receive(&b).await.expect_err("gone");
+        assert_eq!(refusal(&gone), None, "{gone}: a role that is gone has refused nothing");
     }
 }

@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 use core::mem::{MaybeUninit, size_of};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::{Address, Dial, Flow, FlowKey};
 
@@ -32,6 +32,73 @@ pub fn address(ip: IpAddr) -> Address {
 #[must_use]
 pub fn ip(address: Address) -> IpAddr {
     Ipv6Addr::from(address).to_canonical()
+}
+
+/// The index of the interface that an accepted TCP connection came in by: that of the packet which completed it.
+///
+/// For IPv4 the kernel tells it as the packet information of a stream (`IP_PKTOPTIONS`, which must be asked for), for
+/// IPv6 as the interface of multicasts, which an accepted socket has from there (net/ipv4/tcp_ipv4.c and
+/// net/ipv6/tcp_ipv6.c, `tcp_v4_syn_recv_sock` and `tcp_v6_syn_recv_sock`).
+///
+/// # Errors
+/// If it can't be told.
+pub fn ingress(connection: impl AsFd) -> io::Result<u32> {
+    let connection = connection.as_fd();
+    let told = match option::<libc::c_int>(connection, libc::SOL_SOCKET, libc::SO_DOMAIN)? {
+        libc::AF_INET => {
+            set(connection, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+            let told: PacketOptions = option(connection, libc::IPPROTO_IP, IP_PKTOPTIONS)?;
+            let is_it = (told.level, told.kind) == (libc::IPPROTO_IP, libc::IP_PKTINFO);
+            if is_it { told.ifindex } else { 0 }
+        }
+        _ => option(connection, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF)?,
+    };
+    let unknown = || io::Error::other("the kernel doesn't tell by which interface a connection came");
+    u32::try_from(told).ok().filter(|index| *index != 0).ok_or_else(unknown)
+}
+
+/// `IP_PKTOPTIONS` (linux/in.h).
+const IP_PKTOPTIONS: libc::c_int = 9;
+
+/// What it gives first: a control message's header, and `in_pktinfo`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PacketOptions {
+    length: usize,
+    level: libc::c_int,
+    kind: libc::c_int,
+    ifindex: libc::c_int,
+    addresses: [u32; 2],
+    pad: u32,
+}
+
+// SAFETY: numbers and explicit padding.
+unsafe impl Pod for PacketOptions {}
+// SAFETY: a number.
+unsafe impl Pod for libc::c_int {}
+
+fn set(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let value = core::ptr::from_ref(&value).cast();
+    // SAFETY: the kernel reads one `c_int`, which lives until the call returns.
+    let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, C_INT_BYTES) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const C_INT_BYTES: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+
+/// An option whose value is a `T`, or begins with zeroes where the kernel gives less.
+fn option<T: Pod>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut bytes = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `bytes`, the size of `T`.
+    let rc = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut bytes)
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroes, or what the kernel wrote; `T` is `Pod`.
+    Ok(unsafe { value.assume_init() })
 }
 
 /// A hash map reached through a descriptor.

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use clawgress_api::handover::ListenerKind;
+use clawgress_ebpf_common::user::ingress;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -32,6 +33,10 @@ pub struct Accepting {
     /// Connections by source.
     pub sources: Arc<Sources>,
 }
+
+/// Shows that a loop comes round: set by the loop itself, and by nobody for it.
+#[derive(Clone, Debug, Default)]
+pub struct Beat(Arc<AtomicBool>);
 
 /// How many connections each source has.
 #[derive(Debug)]
@@ -106,24 +111,51 @@ impl Drop for Share {
     }
 }
 
+// === impl Beat ===
+
+impl Beat {
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the loop has come round since this was asked last.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
 // === impl Accepting ===
 
 impl Accepting {
-    /// Accepts from `listener` until `stop`, and what waits there then.
+    /// Accepts from `listener` until `stop`, and what waits there then. Each connection, and each look at an empty
+    /// queue, is a beat; a failure is none.
     pub async fn accept(
         self: Arc<Self>,
         kind: ListenerKind,
         listener: TcpListener,
         flows: Arc<Flows>,
         stop: CancellationToken,
+        beat: Beat,
     ) {
+        let mut looks = tokio::time::interval(limit::ACCEPT_BEAT);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                // In this order: the clock counts only while nothing waits to be accepted.
+                biased;
                 () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+                _ = looks.tick() => {
+                    beat.set();
+                    continue;
+                }
             };
             match accepted {
-                Ok((stream, peer)) => self.admit(kind, stream, peer, &flows),
+                Ok((stream, peer)) => {
+                    self.admit(kind, stream, peer, &flows);
+                    beat.set();
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection can't be accepted");
                     tokio::time::sleep(PAUSE).await;
@@ -160,7 +192,7 @@ impl Accepting {
         let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
             return self.sources.refuse("`connections_max`");
         };
-        let connection = Connection::new(kind, peer, local, flows);
+        let connection = Connection::new(kind, peer, local, || ingress(&stream), flows);
         let serving = self.serving.clone();
         tokio::spawn(async move {
             serving.connection(connection, stream).await;

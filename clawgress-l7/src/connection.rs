@@ -1,6 +1,7 @@
 //! What is known of a connection before it says anything: addresses, how it came, and what the kernel plane
 //! bound its source to. A flow record without an agent is that of a source that several share.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use arc_swap::ArcSwap;
@@ -51,11 +52,17 @@ pub struct Flows {
 // === impl Connection ===
 
 impl Connection {
-    /// The facts about a connection accepted from a listener of `kind`.
+    /// The facts about a connection accepted from a listener of `kind`, given what tells by which interface it came.
     #[must_use]
-    pub fn new(kind: ListenerKind, peer: SocketAddr, local: SocketAddr, flows: &Flows) -> Self {
+    pub fn new(
+        kind: ListenerKind,
+        peer: SocketAddr,
+        local: SocketAddr,
+        entered: impl FnOnce() -> io::Result<u32>,
+        flows: &Flows,
+    ) -> Self {
         let (peer, local) = (canonical(peer), canonical(local));
-        let found = flows.find(peer, local);
+        let found = flows.find(peer, local, entered);
         let flow = found.as_ref().ok().and_then(Option::as_ref);
         let workload = flow.is_some_and(|(ifindex, _)| *ifindex == IFINDEX_LOCAL);
         let ingress = match kind {
@@ -75,7 +82,7 @@ impl Connection {
             Ok(None) if kind == ListenerKind::Transparent => Err(DropReason::FlowRecordMissing),
             Ok(None) => Ok(None),
             Err(error) => {
-                tracing::error!(%error, "the flow table can't be read");
+                tracing::error!(%error, "whose a connection is can't be looked up");
                 Err(DropReason::IdentityUnavailable)
             }
         };
@@ -110,26 +117,27 @@ impl Connection {
 // === impl Flows ===
 
 impl Flows {
-    fn find(&self, peer: SocketAddr, local: SocketAddr) -> std::io::Result<Option<(u32, Flow)>> {
+    /// The record of the connection, and the interface it is of. Another interface may have one of the same tuple,
+    /// older, or of a subnet that overlaps: that is somebody else's. What comes by no agents' interface is local.
+    fn find(
+        &self,
+        peer: SocketAddr,
+        local: SocketAddr,
+        entered: impl FnOnce() -> io::Result<u32>,
+    ) -> io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
-        let mut found = None;
-        for ifindex in self.interfaces.load().iter().copied().chain([IFINDEX_LOCAL]) {
-            let key = FlowKey {
-                source: address(peer.ip()),
-                destination: address(local.ip()),
-                source_port_be: peer.port().to_be(),
-                destination_port_be: local.port().to_be(),
-                ifindex,
-                protocol: protocol::TCP,
-                pad: [0; 3],
-            };
-            let Some(flow) = table.lookup(&key)? else { continue };
-            // Interfaces whose subnets overlap: which of two sources this is can't be told by tuple.
-            if found.replace((ifindex, flow)).is_some() {
-                return Err(std::io::Error::other("two interfaces have a record of this connection"));
-            }
-        }
-        Ok(found)
+        let entered = entered()?;
+        let ifindex = if self.interfaces.load().contains(&entered) { entered } else { IFINDEX_LOCAL };
+        let key = FlowKey {
+            source: address(peer.ip()),
+            destination: address(local.ip()),
+            source_port_be: peer.port().to_be(),
+            destination_port_be: local.port().to_be(),
+            ifindex,
+            protocol: protocol::TCP,
+            pad: [0; 3],
+        };
+        Ok(table.lookup(&key)?.map(|flow| (ifindex, flow)))
     }
 }
 
@@ -145,8 +153,8 @@ mod tests {
     #[test]
     fn without_a_record_a_steered_connection_is_nobody_s() {
         let a = |s: &str| s.parse::<SocketAddr>().expect("address");
-        let of =
-            |kind| Connection::new(kind, a("[::ffff:192.0.2.1]:1000"), a("192.0.2.2:443"), &Flows::default());
+        let (peer, local) = (a("[::ffff:192.0.2.1]:1000"), a("192.0.2.2:443"));
+        let of = |kind| Connection::new(kind, peer, local, || Ok(1), &Flows::default());
         let transparent = of(ListenerKind::Transparent);
         assert_eq!(transparent.bound, Err(DropReason::FlowRecordMissing));
         assert_eq!(transparent.peer, a("192.0.2.1:1000"));

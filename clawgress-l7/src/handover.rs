@@ -1,7 +1,7 @@
 //! Listeners from the datapath role: asked for, accepted from as it says, replaced when another takes its place,
 //! and given back before this process ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::OwnedFd;
@@ -14,10 +14,12 @@ use clawgress_api::socket::Servers;
 use clawgress_ebpf_common::user::{DialTable, FlowTable};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::Accepting;
+use crate::accept::{Accepting, Beat};
 use crate::connection::Flows;
 use crate::limit;
 
@@ -29,25 +31,40 @@ type Key = (ListenerKind, SocketAddr);
 struct Listening {
     accepting: Arc<Accepting>,
     loops: JoinSet<()>,
-    /// The loops of the current role, each with what ends it.
-    current: HashMap<Key, CancellationToken>,
+    /// The loops of the current role.
+    current: HashMap<Key, Loop>,
+    /// For each role that is gone and whose listeners are kept, what ends that sooner.
+    former: VecDeque<CancellationToken>,
     flows: Arc<Flows>,
+    /// Why there are no listeners, if this process is refused.
+    refused: watch::Sender<Option<String>>,
+}
+
+/// A loop that accepts.
+#[derive(Debug)]
+struct Loop {
+    stop: CancellationToken,
+    beat: Beat,
 }
 
 /// Accepts from whatever listeners the role at `path` hands over, if it is one of `servers`, until `stop`; then
 /// gives them back, and ends when what had come to them is accepted. While the role is away, the last ones
-/// stay open. The connection it gives is to be dropped when the process has nothing left to do.
+/// stay open; one that refuses this process ends them, and `refused` has why until another accepts it. The
+/// connection it gives is to be dropped when the process has nothing left to do.
 pub async fn follow(
     path: PathBuf,
     servers: Servers,
     accepting: Arc<Accepting>,
+    refused: watch::Sender<Option<String>>,
     stop: CancellationToken,
 ) -> Option<UnixStream> {
     let mut listening = Listening {
         accepting,
         loops: JoinSet::new(),
         current: HashMap::new(),
+        former: VecDeque::new(),
         flows: Arc::new(Flows::default()),
+        refused,
     };
     let snapshots = Arc::clone(&listening.accepting.serving.gateway.snapshots);
     let _ = tokio::time::timeout(limit::FIRST_SNAPSHOT, stop.run_until_cancelled(snapshots.ready())).await;
@@ -71,7 +88,12 @@ pub async fn follow(
                     () = stop.cancelled() => break Some(stream),
                 }
             }
-            Err(error) => tracing::warn!(%error, path = %path.display(), "no listeners handed over yet"),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "no listeners handed over yet");
+                if let Some(refusal) = handover::refusal(&error) {
+                    listening.refuse(&refusal.refused).await;
+                }
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -108,20 +130,81 @@ impl Listening {
         gateway.own.refresh();
         gateway.dials.replace(dials);
         self.flows = Arc::new(Flows { table, interfaces: ArcSwap::from_pointee(handover.interfaces) });
-        for (_, former) in self.current.drain() {
-            retire(former, &mut self.loops);
-        }
+        self.keep_former();
         self.set(&handover.listeners, listeners);
+        self.refused.send_if_modified(|refused| refused.take().is_some());
         Ok(())
     }
 
-    /// Takes what the role says, until it is gone.
-    async fn follow(&mut self, stream: &UnixStream) {
-        while let Ok((handover, descriptors)) = handover::receive(stream).await {
-            tracing::info!(interfaces = ?handover.interfaces, "the datapath role has told what there is now");
-            self.flows.interfaces.store(handover.interfaces.into());
-            self.set(&handover.listeners, descriptors);
+    /// What there is to accept from is of a role that is gone. Handshakes that have begun at its steered listeners end
+    /// there; the proxy's listen at the same addresses as the next role's, and what waits there moves to those when
+    /// they close.
+    fn keep_former(&mut self) {
+        if self.current.is_empty() {
+            return;
         }
+        let hurry = CancellationToken::new();
+        for ((kind, _), former) in self.current.drain() {
+            let (stop, hurry) = (former.stop, hurry.clone());
+            if kind == ListenerKind::Transparent {
+                self.loops.spawn(async move {
+                    let _ = tokio::time::timeout(limit::HANDOVER_FORMER, hurry.cancelled()).await;
+                    stop.cancel();
+                });
+            } else {
+                retire(stop, &mut self.loops);
+            }
+        }
+        self.former.push_back(hurry);
+        while self.former.len() > limit::HANDOVER_FORMER_MAX {
+            self.former.pop_front().iter().for_each(CancellationToken::cancel);
+        }
+    }
+
+    /// Takes no connections any more: whoever governs this machine now doesn't want them here. What waits in the
+    /// queues ends with them, unserved.
+    async fn refuse(&mut self, why: &str) {
+        if !self.loops.is_empty() {
+            tracing::error!(why, "this process takes no connections any more: the datapath role refuses it");
+        }
+        self.current.clear();
+        self.former.clear();
+        self.loops.shutdown().await;
+        self.refused.send_if_modified(|refused| {
+            let is_new = refused.as_deref() != Some(why);
+            *refused = Some(why.to_owned());
+            is_new
+        });
+    }
+
+    /// Takes what the role says, and tells it while all loops come round, until it is gone.
+    async fn follow(&mut self, stream: &UnixStream) {
+        let mut looks = tokio::time::interval(handover::ALIVE_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                received = handover::receive(stream) => {
+                    let Ok((handover, descriptors)) = received else { return };
+                    tracing::info!(
+                        interfaces = ?handover.interfaces,
+                        "the datapath role has told what there is now"
+                    );
+                    self.flows.interfaces.store(handover.interfaces.into());
+                    self.set(&handover.listeners, descriptors);
+                }
+                _ = looks.tick() => {
+                    if self.is_alive() && handover::say_alive(stream).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether every loop has come round since this was asked last.
+    fn is_alive(&self) -> bool {
+        // Each is asked, whatever the others say.
+        self.current.values().filter(|l| !l.beat.take()).count() == 0
     }
 
     /// Accepts from these listeners and no others.
@@ -134,42 +217,38 @@ impl Listening {
                 continue;
             }
             let key = (listener.kind, listener.address);
-            let stop = match self.current.remove(&key) {
-                Some(stop) => Ok(stop),
+            let accepted = match self.current.remove(&key) {
+                Some(known) => Ok(known),
                 None => self.accept(listener, descriptor),
             };
-            match stop {
-                Ok(stop) => drop(wanted.insert(key, stop)),
+            match accepted {
+                Ok(accepted) => drop(wanted.insert(key, accepted)),
                 Err(error) => tracing::error!(%error, ?key, "cannot accept from what was handed over"),
             }
         }
         for (_, former) in std::mem::replace(&mut self.current, wanted) {
-            retire(former, &mut self.loops);
+            retire(former.stop, &mut self.loops);
         }
         let addresses = self.current.keys().map(|(_, address)| *address);
         self.accepting.serving.gateway.own.set_listeners(addresses);
     }
 
-    fn accept(
-        &mut self,
-        listener: &handover::Listener,
-        descriptor: OwnedFd,
-    ) -> io::Result<CancellationToken> {
+    fn accept(&mut self, listener: &handover::Listener, descriptor: OwnedFd) -> io::Result<Loop> {
         let socket = StdListener::from(descriptor);
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         tracing::info!(kind = ?listener.kind, address = %listener.address, "accepting");
-        let (accepting, flows, stop) =
-            (Arc::clone(&self.accepting), Arc::clone(&self.flows), CancellationToken::new());
-        self.loops.spawn(accepting.accept(listener.kind, socket, flows, stop.clone()));
-        Ok(stop)
+        let (accepting, flows) = (Arc::clone(&self.accepting), Arc::clone(&self.flows));
+        let (stop, beat) = (CancellationToken::new(), Beat::default());
+        self.loops.spawn(accepting.accept(listener.kind, socket, flows, stop.clone(), beat.clone()));
+        Ok(Loop { stop, beat })
     }
 
     /// Has new connections go to others, and accepts what has come before that.
     async fn give_back(mut self, connected: Option<UnixStream>) -> Option<UnixStream> {
         // Others accept from the same ones, or the datapath role keeps them for whoever comes next.
         for (_, shared) in self.current.extract_if(|(kind, _), _| *kind != ListenerKind::Transparent) {
-            shared.cancel();
+            shared.stop.cancel();
         }
         let connected = match connected {
             Some(stream) => {
@@ -182,7 +261,10 @@ impl Listening {
             None => None,
         };
         for (_, own) in self.current.drain() {
-            retire(own, &mut self.loops);
+            retire(own.stop, &mut self.loops);
+        }
+        for former in self.former.drain(..) {
+            retire(former, &mut self.loops);
         }
         while self.loops.join_next().await.is_some() {}
         connected

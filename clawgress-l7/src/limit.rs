@@ -92,5 +92,12 @@ pub const REDIAL_MAX: Duration = Duration::from_secs(2);
 /// How long listeners that nothing new is steered to are still accepted from: for handshakes that have begun, and
 /// what is in their queues.
 pub const HANDOVER_OVERLAP: Duration = Duration::from_secs(1);
+/// How long listeners of a datapath role that is gone are accepted from, when another hands over its own: as long as a
+/// handshake may take, with the five repetitions of `net.ipv4.tcp_synack_retries` (tcp(7)).
+pub const HANDOVER_FORMER: Duration = Duration::from_secs(64);
+/// Datapath roles whose listeners are kept so at once: more starts within [`HANDOVER_FORMER`] than there are reasons for.
+pub const HANDOVER_FORMER_MAX: usize = 4;
+/// How often a loop that accepts shows that it does, while nothing comes: twice as often as the datapath role is told.
+pub const ACCEPT_BEAT: Duration = Duration::from_millis(500);
 /// How often the machine's own addresses are read again.
 pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);

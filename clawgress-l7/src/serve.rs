@@ -180,7 +180,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let (snapshots, own) = (Arc::clone(&gateway.snapshots), Arc::clone(&gateway.own));
     let (follow_control, draining) = (control.clone(), CancellationToken::new());
     let told = draining.clone();
-    background.spawn(async move { snapshots.follow(follow_control, instance, told).await });
+    let (refused, why_refused) = watch::channel(None);
+    background.spawn(async move { snapshots.follow(follow_control, instance, told, why_refused).await });
     background.spawn(async move { own.follow().await });
     background.spawn(carrier.run(control));
     let connections = Arc::new(Semaphore::new(connections_max));
@@ -190,7 +191,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         sources: Sources::new(connections_max),
     });
     let listening =
-        tokio::spawn(handover::follow(config.handover_socket(), datapath, accepting, draining.clone()));
+        handover::follow(config.handover_socket(), datapath, accepting, refused, draining.clone());
+    let listening = tokio::spawn(listening);
 
     // From here on it waits for its peers, which may come in any order.
     notify::ready("l7");
@@ -198,7 +200,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     notify::stopping();
     tracing::info!("draining: no new connections; open ones have {} s", config.l7.drain_s_max);
     draining.cancel();
-    // While it is held, the datapath role knows that this process may still dial.
     let _present = listening.await;
     stopping_sender.send_replace(true);
     proxy.http_cleanup().await;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
-use clawgress_api::proto::{Applied, Draining, Hello, WatchRequest, watch_request};
+use clawgress_api::proto::{Applied, Draining, Hello, Refused, WatchRequest, watch_request};
 use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Roots, TrustSnapshot};
@@ -213,11 +213,17 @@ impl Snapshots {
         assert_eq!(applied.error, "");
     }
 
-    /// Follows control for ever, and tells it when this worker drains.
-    pub async fn follow(&self, channel: Channel, instance: String, draining: CancellationToken) {
+    /// Follows control for ever, and tells it when this worker drains, and why it gets no listeners.
+    pub async fn follow(
+        &self,
+        channel: Channel,
+        instance: String,
+        draining: CancellationToken,
+        mut refused: watch::Receiver<Option<String>>,
+    ) {
         let mut pause = limit::REDIAL_FIRST;
         loop {
-            match self.follow_once(channel.clone(), &instance, &draining).await {
+            match self.follow_once(channel.clone(), &instance, &draining, &mut refused).await {
                 Ok(true) => pause = limit::REDIAL_FIRST,
                 Ok(false) => {}
                 Err(status) => {
@@ -236,6 +242,7 @@ impl Snapshots {
         channel: Channel,
         instance: &str,
         draining: &CancellationToken,
+        refused: &mut watch::Receiver<Option<String>>,
     ) -> Result<bool, tonic::Status> {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let hello = Hello {
@@ -249,12 +256,22 @@ impl Snapshots {
         let mut client = SnapshotsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut snapshots = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
         let (mut any, mut is_told) = (false, false);
+        if refused.borrow().is_some() {
+            // Who is at the other end now has not heard it.
+            refused.mark_changed();
+        }
         loop {
             let message = tokio::select! {
                 message = snapshots.message() => message?,
                 () = draining.cancelled(), if !is_told => {
                     is_told = true;
                     requests.send(say(watch_request::Kind::Draining(Draining {}))).await.map_err(gone)?;
+                    continue;
+                }
+                // Its sender lives as long as this worker takes connections.
+                Ok(()) = refused.changed() => {
+                    let why = refused.borrow_and_update().clone().unwrap_or_default();
+                    requests.send(say(watch_request::Kind::Refused(Refused { why }))).await.map_err(gone)?;
                     continue;
                 }
             };

@@ -23,7 +23,8 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         if status.revision == 0 { "none".to_owned() } else { format!("revision {}", status.revision) };
     let l7 = status.l7.iter().map(|w| {
         let draining = if w.draining { ", draining" } else { "" };
-        format!("{} (pid {}, generation {}{draining})", w.instance, w.pid, w.generation)
+        let refused = if w.refused.is_some() { ", refused" } else { "" };
+        format!("{} (pid {}, generation {}{draining}{refused})", w.instance, w.pid, w.generation)
     });
     let mut rows = vec![
         ("node", format!("{} (clawgress {})", status.node, status.version)),

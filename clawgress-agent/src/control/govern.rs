@@ -470,7 +470,9 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
         let set = parsed.as_ref().map(|parsed| parsed.set.at(model.window.at.as_millisecond()));
         let tables = set.as_ref().map(|set| compile(set, &agents)).transpose()?;
         let json = |e: serde_json::Error| Refusal::Invalid(e.to_string());
-        let kernel = KernelGeneration { generation: model.generation, tables, agents, shared };
+        let turn_ms = set.as_ref().and_then(|set| set.next_turn_ms(model.window.at.as_millisecond()));
+        let turns_at = turn_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let kernel = KernelGeneration { generation: model.generation, tables, agents, shared, turns_at };
         let kernel_json = serde_json::to_vec(&kernel).map_err(json)?;
         let snapshot = Snapshot {
             generation: model.generation,
@@ -484,8 +486,6 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
         if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {
             return Err(Refusal::Full(format!("a generation has at most {DOCUMENT_BYTES_MAX} bytes")));
         }
-        let turn_ms = set.as_ref().and_then(|set| set.next_turn_ms(model.window.at.as_millisecond()));
-        let turns_at = turn_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         Ok(Generation { model, snapshot, kernel: kernel_json, broken: None, parsed, turns_at })
     })
     .await

@@ -97,6 +97,7 @@ impl Service {
                 request = requests.message() => match request {
                     Ok(Some(WatchRequest { kind: Some(Kind::Applied(applied)) })) => place.acknowledge(applied),
                     Ok(Some(WatchRequest { kind: Some(Kind::Draining(_)) })) => place.drain(),
+                    Ok(Some(WatchRequest { kind: Some(Kind::Refused(refused)) })) => place.refuse(refused.why),
                     Ok(Some(_)) => {
                         let _ = sender.try_send(Err(Status::invalid_argument("only acknowledgements now")));
                         return;
@@ -168,7 +169,8 @@ impl Workers {
             "an L7 worker came"
         );
         let instance = bounded(hello.instance);
-        let status = L7Status { instance, pid: hello.pid, generation: 0, draining: false, error: None };
+        let status =
+            L7Status { instance, pid: hello.pid, generation: 0, draining: false, refused: None, error: None };
         let worker = Worker { status, quarantine: None };
         let admitted = workers.connected.send_if_modified(|connected| {
             let room = connected.len() < WORKERS_MAX;
@@ -192,6 +194,21 @@ impl Place {
             if let Some(worker) = connected.get_mut(&self.number) {
                 tracing::info!(instance = worker.status.instance, "an L7 worker drains");
                 worker.status.draining = true;
+            }
+        });
+    }
+
+    /// Notes why the worker gets no listeners; nothing if it does.
+    fn refuse(&self, why: String) {
+        let why = bounded(why);
+        self.workers.connected.send_modify(|connected| {
+            if let Some(worker) = connected.get_mut(&self.number) {
+                tracing::warn!(
+                    instance = worker.status.instance,
+                    why,
+                    "what an L7 worker says of its listeners"
+                );
+                worker.status.refused = (!why.is_empty()).then_some(why);
             }
         });
     }

@@ -88,14 +88,20 @@ fn policy_warning(live: &Generation) -> Option<String> {
 }
 
 fn l7_warnings(l7: &[L7Status], latest: u64, warnings: &mut Vec<String>) {
-    if l7.iter().all(|worker| worker.draining) {
-        let who = if l7.is_empty() { "is connected" } else { "takes new connections, all drain" };
+    if l7.iter().all(|worker| worker.draining || worker.refused.is_some()) {
+        let who =
+            if l7.is_empty() { "is connected" } else { "takes new connections, all drain or are refused" };
         warnings.push(format!(
             "no L7 worker {who}: nothing new passes but what the kernel forwards; start `clawgress-l7`"
         ));
     }
     for worker in l7 {
-        let L7Status { instance, generation, error, .. } = worker;
+        let L7Status { instance, pid, generation, error, refused, .. } = worker;
+        warnings.extend(refused.iter().map(|why| {
+            format!(
+                "L7 worker `{instance}` (pid {pid}) takes no connections, the datapath role refuses it: {why}"
+            )
+        }));
         match error {
             Some(error) => {
                 warnings.push(format!("L7 worker `{instance}` stays at generation {generation}: {error}"))

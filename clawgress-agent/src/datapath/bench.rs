@@ -163,7 +163,13 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
         limiters: Vec::new(),
         limits: Vec::new(),
     };
-    Ok(KernelGeneration { generation: 1, tables: Some(tables), agents: vec![agent], shared: Vec::new() })
+    Ok(KernelGeneration {
+        generation: 1,
+        tables: Some(tables),
+        agents: vec![agent],
+        shared: Vec::new(),
+        turns_at: None,
+    })
 }
 
 /// The same, but what is permitted is held to so many limiters of packets.

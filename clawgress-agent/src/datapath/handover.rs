@@ -2,8 +2,10 @@
 //! own, and only while it is there to accept them: without any, packets are dropped (`listener_missing`), not
 //! queued. The explicit proxy's listeners are shared: whoever is there accepts.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,6 +16,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::{self, Listener};
@@ -40,9 +43,25 @@ pub struct Offer {
     told: watch::Sender<Told>,
     steering: Option<Mutex<Steering>>,
     modes: Option<Arc<Modes>>,
-    /// How many processes are connected.
-    present: Mutex<usize>,
+    /// The connection of each process, by its id: it has one, the latest. As many as are connected at most.
+    peers: Mutex<BTreeMap<i32, Peer>>,
     proxy: Option<Arc<Proxy>>,
+}
+
+/// A process's connection.
+#[derive(Clone, Debug, Default)]
+struct Peer {
+    /// Cancelled when the process has made another.
+    outdated: CancellationToken,
+    /// Cancelled when what it was lent is given back.
+    ended: CancellationToken,
+}
+
+/// What became of processes.
+#[derive(Debug, Default)]
+pub struct Tally {
+    hung: AtomicU64,
+    refused: AtomicU64,
 }
 
 /// What changes while a process holds its listeners.
@@ -65,14 +84,25 @@ struct Loan {
     serves_dns: bool,
 }
 
+// === impl Tally ===
+
+impl Tally {
+    /// As counters, by name: those that are not zero.
+    pub fn named(&self) -> impl Iterator<Item = (String, u64)> + use<> {
+        let counts = [("l7_hung", &self.hung), ("l7_refused", &self.refused)];
+        let counts = counts.map(|(name, count)| (name.to_owned(), count.load(Ordering::Relaxed)));
+        counts.into_iter().filter(|(_, count)| *count > 0)
+    }
+}
+
 // === impl Offer ===
 
 impl Offer {
     /// Listeners alone, for the mode without kernel plane.
     #[must_use]
     pub fn proxies(shared: Vec<Listener>) -> Self {
-        let (told, present) = (watch::Sender::default(), Mutex::default());
-        Offer { shared, flows: None, told, steering: None, modes: None, present, proxy: None }
+        let (told, peers) = (watch::Sender::default(), Mutex::default());
+        Offer { shared, flows: None, told, steering: None, modes: None, peers, proxy: None }
     }
 
     /// Everything: listeners, the flow table, the agents' interfaces, the map that steers, and the proxy's
@@ -87,8 +117,8 @@ impl Offer {
         modes: Arc<Modes>,
     ) -> Self {
         let told = watch::Sender::new(Told { interfaces, left: Vec::new() });
-        let (steering, present) = (Some(Mutex::new(Steering::new(map))), Mutex::default());
-        Offer { shared, flows: Some(flows), told, steering, modes: Some(modes), present, proxy }
+        let (steering, peers) = (Some(Mutex::new(Steering::new(map))), Mutex::default());
+        Offer { shared, flows: Some(flows), told, steering, modes: Some(modes), peers, proxy }
     }
 
     /// Notes that no L7 has come since the start, if so it is and `is_late`; closes what stayed open for
@@ -133,7 +163,6 @@ impl Offer {
             loan.own = listeners::transparent()?.into_iter().map(Arc::new).collect();
             loan.id = Some(steering.lock().place(loan.own.clone())?);
         }
-        *self.present.lock() += 1;
         Ok(loan)
     }
 
@@ -158,13 +187,45 @@ impl Offer {
     /// It is gone.
     fn end(&self, mut loan: Loan) {
         self.drain(&mut loan);
-        let mut present = self.present.lock();
-        *present = present.saturating_sub(1);
-        if *present == 0
-            && let Some(proxy) = &self.proxy
-        {
-            proxy.forget();
+    }
+
+    /// The only connection of the process `pid` from now on: the one it had is ended. (A process of another pid
+    /// namespace has no id here, and can't be told from others of its kind.)
+    async fn meet(&self, pid: Option<i32>) -> Peer {
+        let peer = Peer::default();
+        let former = pid.filter(|pid| *pid > 0).and_then(|pid| self.peers.lock().insert(pid, peer.clone()));
+        if let Some(former) = former {
+            former.outdated.cancel();
+            former.ended.cancelled().await;
         }
+        peer
+    }
+
+    /// What the connection was lent is given back.
+    fn part(&self, peer: &Peer) {
+        peer.ended.cancel();
+        self.peers.lock().retain(|_, peer| !peer.ended.is_cancelled());
+    }
+
+    /// The process `pid` has not shown for too long that it accepts.
+    fn tell_hung(&self, pid: Option<i32>) {
+        let Some(modes) = &self.modes else { return };
+        modes.tally().hung.fetch_add(1, Ordering::Relaxed);
+        let silent_s = handover::ALIVE_TIME_MAX.as_secs();
+        modes.tell(&format!(
+            "l7 process {} accepts nothing, and has said so for {silent_s} s by saying nothing: new connections go to others",
+            pid.map_or("of unknown id".to_owned(), |pid| pid.to_string())
+        ));
+    }
+
+    /// The process `pid` gets nothing, and is told why.
+    async fn refuse(&self, stream: &UnixStream, pid: Option<i32>, why: &anyhow::Error) {
+        tracing::error!(pid, "l7 gets no listeners: {why:#}");
+        if let Some(modes) = &self.modes {
+            modes.tally().refused.fetch_add(1, Ordering::Relaxed);
+        }
+        // Who doesn't wait for it finds it in this role's log.
+        let _ = tokio::time::timeout(SEND_TIME_MAX, handover::refuse(stream, &format!("{why:#}"))).await;
     }
 
     fn steer(&self, change: impl FnOnce(&mut Steering)) {
@@ -236,57 +297,74 @@ pub async fn serve(
     }
 }
 
-/// Hands over, and steers to the peer for as long as it stays and does not drain.
-async fn hand(mut stream: UnixStream, pid: Option<i32>, offer: Arc<Offer>) {
-    if let Some(proxy) = &offer.proxy
-        && let Err(error) = tokio::task::block_in_place(|| proxy.admit(pid))
-    {
-        tracing::error!("l7 gets no listeners: {error:#}");
-        return refuse(&stream, &error).await;
-    }
-    let mut loan = match offer.lend() {
+/// Hands over, and steers to the peer for as long as it stays, shows that it accepts, and does not drain.
+async fn hand(stream: UnixStream, pid: Option<i32>, offer: Arc<Offer>) {
+    let peer = offer.meet(pid).await;
+    lend(stream, pid, &peer, &offer).await;
+    offer.part(&peer);
+}
+
+async fn lend(mut stream: UnixStream, pid: Option<i32>, peer: &Peer, offer: &Offer) {
+    let admitted = match &offer.proxy {
+        Some(proxy) => tokio::task::block_in_place(|| proxy.admit(pid)),
+        None => Ok(()),
+    };
+    let mut loan = match admitted.and_then(|()| offer.lend()) {
         Ok(loan) => loan,
-        Err(error) => {
-            tracing::error!("l7 gets no listeners: {error:#}");
-            return refuse(&stream, &error).await;
+        Err(error) => return offer.refuse(&stream, pid, &error).await,
+    };
+    let held = async {
+        let mut told = offer.told.subscribe();
+        if offer.send(&stream, &loan, &mut told).await {
+            offer.take(&loan);
+            hold(&mut stream, pid, offer, &mut loan, &mut told).await;
         }
     };
-    let mut told = offer.told.subscribe();
-    if offer.send(&stream, &loan, &mut told).await {
-        offer.take(&loan);
-        hold(&mut stream, &offer, &mut loan, &mut told).await;
+    tokio::select! {
+        () = held => {}
+        () = peer.outdated.cancelled() => tracing::info!(pid, "l7 has come by another connection"),
     }
     offer.end(loan);
-    tracing::info!("l7 gave the listeners back");
+    tracing::info!(pid, "l7 gave the listeners back");
 }
 
 /// Does what the peer says, and tells it what changes, to its end.
-async fn hold(stream: &mut UnixStream, offer: &Offer, loan: &mut Loan, told: &mut watch::Receiver<Told>) {
+async fn hold(
+    stream: &mut UnixStream,
+    pid: Option<i32>,
+    offer: &Offer,
+    loan: &mut Loan,
+    told: &mut watch::Receiver<Told>,
+) {
     let mut word = [0; 1];
+    let mut alive_until = Instant::now() + handover::ALIVE_TIME_MAX;
     loop {
         tokio::select! {
+            // In this order: what was said in time counts, though this process came late to hear it.
+            biased;
             read = stream.read(&mut word) => match (read, word) {
+                (Ok(1), [handover::ALIVE]) => {
+                    alive_until = Instant::now() + handover::ALIVE_TIME_MAX;
+                    continue;
+                }
                 (Ok(1), [handover::SERVES_DNS]) if !loan.serves_dns && !loan.drains => {
                     loan.serves_dns = true;
                     offer.steer(|steering| steering.serve_dns(&offer.shared, true));
                     continue;
                 }
                 (Ok(1), [handover::DRAINS]) if !loan.drains => {
-                    tracing::info!("l7 drains: new connections go to others");
+                    tracing::info!(pid, "l7 drains: new connections go to others");
                     offer.drain(loan);
                 }
                 // Its end, or a word out of turn, ends the loan.
                 _ => return,
             },
             Ok(()) = told.changed(), if !loan.drains => {}
+            // Who has no part, or drains, has nothing to lose.
+            () = tokio::time::sleep_until(alive_until), if loan.id.is_some() => return offer.tell_hung(pid),
         }
         if !offer.send(stream, loan, told).await {
             return;
         }
     }
-}
-
-async fn refuse(stream: &UnixStream, why: &anyhow::Error) {
-    // Who doesn't wait for it finds it in this role's log.
-    let _ = tokio::time::timeout(SEND_TIME_MAX, handover::refuse(stream, &format!("{why:#}"))).await;
 }

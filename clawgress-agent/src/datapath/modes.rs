@@ -12,6 +12,7 @@ use clawgress_api::config::{Config, FailOpen};
 use clawgress_ebpf_common::fail_open;
 use parking_lot::Mutex;
 
+use super::handover::Tally;
 use super::spool::Spool;
 
 /// What may fail while programs run.
@@ -36,6 +37,7 @@ pub struct Modes {
     names: Vec<String>,
     failing: Mutex<Vec<Failure>>,
     spool: Arc<Spool>,
+    tally: Tally,
 }
 
 impl std::fmt::Debug for Modes {
@@ -99,7 +101,8 @@ impl Modes {
         let open = agents.iter().filter(|i| !i.danger.fail_open.is_empty());
         let open: BTreeMap<_, _> = open.map(|i| (i.name.clone(), i.danger.fail_open.clone())).collect();
         let names = agents.iter().map(|i| i.name.clone()).collect();
-        let modes = Modes { map: Mutex::new(map), open, names, failing: Mutex::default(), spool };
+        let (failing, tally) = (Mutex::default(), Tally::default());
+        let modes = Modes { map: Mutex::new(map), open, names, failing, spool, tally };
         for warning in modes.warnings() {
             tracing::warn!("{warning}");
             modes.spool.change(format!("datapath: {warning}"));
@@ -148,6 +151,18 @@ impl Modes {
             format!("it is over that {}", failure.what())
         };
         drop(failing);
+        tracing::warn!("{detail}");
+        self.spool.change(format!("datapath: {detail}"));
+    }
+
+    /// What became of L7 processes.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Tells what is no failure yet, but may become one.
+    pub fn tell(&self, detail: &str) {
         tracing::warn!("{detail}");
         self.spool.change(format!("datapath: {detail}"));
     }

@@ -22,6 +22,7 @@ use clawgress_ebpf_common::{
 use clawgress_identity::{Agent, AgentId, IdentityMethod};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::KernelTables;
+use jiff::Timestamp;
 use nix::libc;
 use nix::unistd::geteuid;
 use parking_lot::{Mutex, RwLock};
@@ -95,21 +96,27 @@ impl Names {
         *self.trouble.lock() = trouble;
     }
 
+    /// The time of the wall.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// What hinders keeping the document, if something does.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().clone()
     }
 
-    /// The document the former process left, if it is of generation `live`.
+    /// The document the former process left, if `is_it` says so.
     ///
     /// # Errors
     /// If there is a file that can't be read or is not this role's own; status tells so too.
-    pub fn recall(&self, live: u64) -> Result<Option<Document>> {
+    pub fn recall(&self, is_it: impl Fn(&Document) -> bool) -> Result<Option<Document>> {
         let recalled = self.read().inspect_err(|error| {
             *self.trouble.lock() = Some(format!("the kept generation was not taken up: {error:#}"));
         })?;
-        let Some(document) = recalled.filter(|d| d.generation == live) else { return Ok(None) };
+        let Some(document) = recalled.filter(is_it) else { return Ok(None) };
         self.insert(&document);
         Ok(Some(document))
     }
@@ -372,20 +379,20 @@ mod tests {
     }
 
     fn document(generation: u64) -> Document {
-        KernelGeneration { generation, tables: None, agents: Vec::new(), shared: Vec::new() }
+        KernelGeneration { generation, tables: None, agents: Vec::new(), shared: Vec::new(), turns_at: None }
     }
 
     #[test]
     fn the_document_is_recalled_by_its_own_generation() {
         let run_dir = tempfile::tempdir().expect("directory");
         let first = names(run_dir.path());
-        assert_eq!(first.recall(7).expect("nothing yet"), None);
+        assert_eq!(first.recall(|d| d.generation == 7).expect("nothing yet"), None);
         first.learn(&document(7));
         first.learn(&document(8));
         assert_eq!(first.trouble(), None);
         let next = names(run_dir.path());
-        assert_eq!(next.recall(8).expect("kept"), Some(document(8)));
-        assert_eq!(next.recall(7).expect("kept"), None);
+        assert_eq!(next.recall(|d| d.generation == 8).expect("kept"), Some(document(8)));
+        assert_eq!(next.recall(|d| d.generation == 7).expect("kept"), None);
     }
 
     /// Every role may write to the directory above.
@@ -418,13 +425,17 @@ mod tests {
             names(run_dir.path()).learn(&document(7));
             squat(&run_dir.path().join(DIRECTORY));
             let next = names(run_dir.path());
-            next.recall(7).expect_err(what);
+            next.recall(|d| d.generation == 7).expect_err(what);
             assert!(next.trouble().is_some(), "{what}: status must tell");
             next.learn(&document(8));
             // In a directory of its own it replaces whatever file there is.
             let is_replaced = what.contains("file");
             assert_eq!(next.trouble().is_none(), is_replaced, "{what}: {:?}", next.trouble());
-            assert_eq!(names(run_dir.path()).recall(8).is_ok_and(|d| d.is_some()), is_replaced, "{what}");
+            assert_eq!(
+                names(run_dir.path()).recall(|d| d.generation == 8).is_ok_and(|d| d.is_some()),
+                is_replaced,
+                "{what}"
+            );
         }
     }
 }

@@ -18,6 +18,7 @@ use super::drops::Drops;
 use super::events::Counters;
 use super::flows::Flows;
 use super::handover;
+use super::late;
 use super::learned::LearnedMap;
 use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
@@ -89,6 +90,8 @@ pub struct KernelPlane {
     pub modes: Arc<Modes>,
     /// What upkeep could not repair, in words.
     pub troubles: Arc<Mutex<Vec<String>>>,
+    /// Why the live generation is closed, if it is of a time that is over.
+    pub late: Mutex<Option<String>>,
 }
 
 impl Plane {
@@ -204,11 +207,25 @@ impl KernelPlane {
         Ok(tokio::task::block_in_place(|| Plan::closing(document, agents, &self.closed))?)
     }
 
+    /// As [`plan`](Self::plan), without the policy if its time `is_over`.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_in_time(
+        &self,
+        document: &Document,
+        agents: &BTreeMap<String, u32>,
+        is_over: bool,
+    ) -> Result<Plan> {
+        if is_over { self.plan(&late::without_policy(document), agents) } else { self.plan(document, agents) }
+    }
+
     async fn apply(&self, document: Document) -> Result<()> {
         // From here on, the interfaces stay as they are: see `follow`.
         let mut tables = self.tables.lock().await;
         let agents = self.interfaces.lock().agents.clone();
-        let plan = self.plan(&document, &agents)?;
+        let over = late::over_since(&document, self.names.now()).map(|turned| (document.generation, turned));
+        let plan = self.plan_in_time(&document, &agents, over.is_some())?;
         let live = tables.live()?.number;
         let known = self.live.lock().clone();
         if let Some(known) = &known
@@ -236,9 +253,15 @@ impl KernelPlane {
             );
             self.spool.change(detail);
         }
+        if over.is_some() {
+            self.modes.close()?;
+        }
         tables.apply(&plan).await?;
-        self.modes.follow(&self.interfaces.lock().agents)?;
-        self.modes.turn(Failure::Revision, document.tables.is_none());
+        self.note_late(over);
+        if over.is_none() {
+            self.modes.follow(&self.interfaces.lock().agents)?;
+            self.modes.turn(Failure::Revision, document.tables.is_none());
+        }
         self.names.learn(&document);
         for skipped in &plan.skipped {
             tracing::warn!("{skipped}");
@@ -267,10 +290,17 @@ impl KernelPlane {
         let mut tables = self.tables.lock().await;
         *self.interfaces.lock() = interfaces.clone();
         self.names.follow(&interfaces.agents);
-        self.modes.follow(&interfaces.agents)?;
-        let live = self.live.lock().clone();
+        let is_late = self.late.lock().is_some();
+        if !is_late {
+            self.modes.follow(&interfaces.agents)?;
+        }
+        let mut live = self.live.lock().clone();
+        if live.is_none() && !self.closed.is_empty() && tables.live()?.number == 0 {
+            // Strangers are shut out of an interface that comes before the first generation, too.
+            live = Some(late::nothing());
+        }
         if let Some(document) = live {
-            let plan = self.plan(&document, &interfaces.agents)?;
+            let plan = self.plan_in_time(&document, &interfaces.agents, is_late)?;
             tables.apply(&plan).await?;
             *self.skipped.lock() = plan.skipped;
         }
@@ -300,6 +330,7 @@ impl KernelPlane {
     fn status(&self) -> Result<DatapathStatus> {
         let generation = self.live.lock().as_ref().map_or(0, |d| d.generation);
         let mut absent = self.troubles.lock().clone();
+        absent.extend(self.late.lock().clone());
         absent.extend(self.modes.warnings());
         absent.extend(self.interfaces.lock().absent.iter().map(|a| a.why.clone()));
         absent.extend(self.skipped.lock().iter().cloned());
@@ -320,13 +351,15 @@ impl KernelPlane {
                     .to_owned(),
             ),
         });
+        let mut counters = self.counters.named().context("cannot read the counters")?;
+        counters.extend(self.modes.tally().named());
         Ok(DatapathStatus {
             mode: "kernel".to_owned(),
             generation,
             interfaces: self.interface_status(),
             flows: self.flows.live(),
             flows_max: u64::from(bound::FLOWS_MAX),
-            counters: self.counters.named().context("cannot read the counters")?,
+            counters,
             tracking: self.tracked.status(),
             absent,
         })

@@ -3,7 +3,7 @@
 //!
 //! Must never let a proxy serve agents from a cgroup without its hooks, where one is configured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, MapData};
@@ -28,6 +28,9 @@ use super::workloads;
 /// How often hooks and DNS servers are looked at: the longest time that hooks which somebody took away stay
 /// away.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// How long a socket may be registered: the proxy takes it back when the call returns that begins to connect, and a
+/// busy machine may stop it in between for seconds.
+const DIAL_TIME_MAX: Duration = Duration::from_secs(10);
 /// Levels of cgroups below the configured one in which a proxy may run: a slice and its services.
 const NESTED_MAX: usize = 1;
 /// Cgroups looked at there: more than there are proxies at once.
@@ -47,7 +50,7 @@ pub struct Proxy {
     cgroup: PathBuf,
     links: PathBuf,
     hooks: Vec<Hook>,
-    dials: Mutex<HashMap<MapData, u64, Plain<Dial>>>,
+    registered: Mutex<Registered>,
     /// Opened for L7, which may write and not read.
     table: OwnedFd,
     resolvers: Mutex<Resolvers>,
@@ -59,6 +62,12 @@ struct Hook {
     pin: &'static str,
     attach_type: u32,
     program: OwnedFd,
+}
+
+/// The sockets that are registered, and since when they were seen.
+struct Registered {
+    map: HashMap<MapData, u64, Plain<Dial>>,
+    seen: BTreeMap<u64, Instant>,
 }
 
 /// The map of DNS servers, and where they are configured.
@@ -108,7 +117,10 @@ impl Proxy {
             cgroup,
             links: config.datapath.bpffs.join("links"),
             hooks,
-            dials: Mutex::new(object::take(objects, map::DIALS)?),
+            registered: Mutex::new(Registered {
+                map: object::take(objects, map::DIALS)?,
+                seen: BTreeMap::new(),
+            }),
             table: bpf::open_write_only(&table)
                 .with_context(|| format!("cannot open the table of dials `{}`", table.display()))?,
             resolvers: Mutex::new(Resolvers {
@@ -152,16 +164,6 @@ impl Proxy {
         Ok(())
     }
 
-    /// Forgets registrations that a proxy left when it was killed. Only while there is none.
-    pub fn forget(&self) {
-        let mut dials = self.dials.lock();
-        let left: Vec<u64> = dials.keys().take(bound::DIALS_MAX as usize).filter_map(Result::ok).collect();
-        for cookie in left {
-            // Gone already, or of no use to anybody: cookies are never given twice.
-            let _ = dials.remove(&cookie);
-        }
-    }
-
     /// Attaches what is not attached to the cgroup as it is now, and tells the hooks that were not. With
     /// `renew`, those that are run this object's programs.
     fn attach(&self, renew: bool) -> Result<Vec<&'static str>> {
@@ -200,6 +202,7 @@ impl Proxy {
     }
 
     fn look(&self) -> Result<Vec<&'static str>> {
+        self.registered.lock().forget(Instant::now());
         self.resolvers.lock().write()?;
         if self.cgroup.exists() { self.attach(false) } else { Ok(Vec::new()) }
     }
@@ -245,6 +248,29 @@ pub async fn keep(proxy: Arc<Proxy>, spool: Arc<Spool>, stop: CancellationToken)
             }
         };
         *proxy.trouble.lock() = trouble;
+    }
+}
+
+// === impl Registered ===
+
+impl Registered {
+    /// Forgets what a proxy left when it was killed: what is older than any dial. Whoever is connected now says
+    /// nothing about it: a process may dial that came to a former role, or one may be killed beside others.
+    fn forget(&mut self, now: Instant) {
+        let present = self.map.keys().take(bound::DIALS_MAX as usize).filter_map(Result::ok);
+        let mut seen = BTreeMap::new();
+        for cookie in present {
+            seen.insert(cookie, self.seen.get(&cookie).copied().unwrap_or(now));
+        }
+        seen.retain(|cookie, since| {
+            let is_left = now.duration_since(*since) >= DIAL_TIME_MAX;
+            if is_left {
+                // Gone already, or of no use to anybody: cookies are never given twice.
+                let _ = self.map.remove(cookie);
+            }
+            !is_left
+        });
+        self.seen = seen;
     }
 }
 

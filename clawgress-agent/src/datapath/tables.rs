@@ -490,8 +490,13 @@ mod tests {
 
     #[track_caller]
     fn check(tables: KernelTables, want: &PlanError) {
-        let document =
-            KernelGeneration { generation: 1, tables: Some(tables), agents: Vec::new(), shared: Vec::new() };
+        let document = KernelGeneration {
+            generation: 1,
+            tables: Some(tables),
+            agents: Vec::new(),
+            shared: Vec::new(),
+            turns_at: None,
+        };
         let error = Plan::new(&document, &BTreeMap::new()).expect_err("must be refused");
         assert_eq!(error, *want);
     }
@@ -525,6 +530,7 @@ mod tests {
             tables: None,
             agents: Vec::new(),
             shared: Vec::new(),
+            turns_at: None,
         };
         assert_eq!(Plan::new(&document, &BTreeMap::new()).expect_err("refused"), PlanError::Number);
     }
@@ -541,6 +547,7 @@ mod tests {
             tables: None,
             agents: Vec::new(),
             shared: vec![shared("one"), shared("two")],
+            turns_at: None,
         };
         let error = Plan::new(&document, &BTreeMap::from([("e".into(), 7)])).expect_err("refused");
         assert_eq!(error, PlanError::SameShared("default/two".into(), "e=10.0.0.0/28,any-mac".into()));

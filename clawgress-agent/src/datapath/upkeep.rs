@@ -62,6 +62,7 @@ pub struct Keep {
 /// What is looked at by itself, and may be in trouble by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
+    Time,
     Interfaces,
     Programs,
     Network,
@@ -144,14 +145,19 @@ impl Upkeep {
             Part::Network => changes.network || troubles.contains_key(&part),
             Part::Firewall => changes.firewall || troubles.contains_key(&part),
             // The first is cheap, and the others go by it.
-            Part::Interfaces | Part::Programs | Part::Settings => true,
+            Part::Time | Part::Interfaces | Part::Programs | Part::Settings => true,
         };
         // Interfaces first: the rest is about those that are there.
-        for part in [Part::Interfaces, Part::Programs, Part::Network, Part::Settings, Part::Firewall] {
+        for part in
+            [Part::Time, Part::Interfaces, Part::Programs, Part::Network, Part::Settings, Part::Firewall]
+        {
             if !is_due(part, &self.troubles) {
                 continue;
             }
             let (end, what) = match part {
+                Part::Time => {
+                    (self.keep.plane.enforce_time().await, "policy of a time that is over still counts")
+                }
                 Part::Interfaces => (self.interfaces().await, "an agents' interface is not governed"),
                 Part::Programs => (self.programs(), "programs are not attached as they must be"),
                 Part::Network => {
@@ -178,7 +184,8 @@ impl Upkeep {
         if let Ok(tables) = plane.tables.try_lock()
             && let Ok(live) = tables.live()
         {
-            modes.turn(Failure::Revision, live.number == 0);
+            let is_late = plane.late.lock().is_some();
+            modes.turn(Failure::Revision, live.number == 0 && !is_late);
         }
     }
 

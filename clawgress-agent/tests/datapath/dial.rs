@@ -11,6 +11,7 @@ use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::object;
 use clawgress_ebpf_common::{Dial, DropReason, bound, map};
 use clawgress_identity::AgentState;
+use nix::sys::signal::Signal;
 
 use crate::kernel::agent;
 use crate::lab::{Lab, PROXY_PORT, Place, at};
@@ -166,7 +167,7 @@ async fn only_a_proxy_in_its_cgroup_gets_listeners() {
     assert_eq!(take(&mut elsewhere, &lab), "0");
     assert!(lab.log_text().contains("does not run in"), "{}", lab.log_text());
 
-    // A table that is full refuses; what a proxy leaves behind is forgotten with the last of them.
+    // A table that is full refuses; what a proxy leaves behind is forgotten.
     let mut proxy = Puppet::new(&lab, cgroup.path());
     take(&mut proxy, &lab);
     let max = bound::DIALS_MAX;
@@ -178,7 +179,8 @@ async fn only_a_proxy_in_its_cgroup_gets_listeners() {
     let dials = HashMap::<_, u64, Plain<Dial>>::try_from(dials).expect("layout");
     assert_eq!(dials.keys().count(), max as usize);
     drop(proxy);
-    let until = Instant::now() + WORKS;
+    // After longer than a dial may take.
+    let until = Instant::now() + 2 * WORKS;
     while dials.keys().count() > 0 {
         assert!(Instant::now() < until, "registrations stay");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -211,6 +213,32 @@ async fn only_a_proxy_in_its_cgroup_gets_listeners() {
     for directory in [deep, service] {
         fs::remove_dir(directory).expect("nobody is in there");
     }
+}
+
+/// A process that drains may have come to a former role, which is gone: it dials on, whoever else comes and goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dial_is_not_forgotten_when_another_proxy_goes() {
+    let cgroup = Cgroup::new("drains");
+    let mut lab = lab(&cgroup).await;
+    let to = DIRECT[0];
+    let _server = Server::start(&lab, at(to));
+    let mut proxy = Puppet::new(&lab, cgroup.path());
+    take(&mut proxy, &lab);
+    lab.stop(Signal::SIGTERM);
+    lab.start().await;
+    // Between registering a socket and connecting it.
+    let begin = format!("[held.update(n=made('{to}', wait=10)), register(1)(held['n'])][1]");
+    assert_eq!(proxy.tell(&begin), "ok");
+    let mut other = Puppet::new(&lab, cgroup.path());
+    assert_ne!(take(&mut other, &lab), "0");
+    drop(other);
+    let until = Instant::now() + WORKS;
+    while !lab.log_text().contains("l7 gave the listeners back") {
+        assert!(Instant::now() < until, "{}", lab.log_text());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(proxy.tell(&format!("held['n'].connect(('{to}', {PORT})) or 'ok'")), "ok");
+    assert_eq!(proxy.tell("talk('n', wait=10)"), "hello");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -212,7 +212,7 @@ async fn with_a_full_flow_table_an_open_interface_forwards_what_is_direct() {
 }
 
 fn without_policy(generation: u64) -> KernelGeneration<clawgress_policy::kernel::KernelTables> {
-    KernelGeneration { generation, tables: None, agents: agents(), shared: Vec::new() }
+    KernelGeneration { generation, tables: None, agents: agents(), shared: Vec::new(), turns_at: None }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,9 +13,10 @@ use clawgress_api::handover::{self, ListenerKind};
 use clawgress_api::{AuditRecord, RecordKind};
 use clawgress_ebpf_common::DropReason;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
 
 use crate::kernel::agent;
-use crate::lab::{Lab, Place, at, ip};
+use crate::lab::{Lab, PROXY_PORT, Place, at, ip};
 use crate::network::{
     PORT, REFUSED, Server, WORKS, accept_stream, agents, dial, families, records, refused, tables, take, talk,
 };
@@ -53,6 +54,42 @@ async fn until_tc(lab: &Lab, interface: &str, tc: &str) {
         assert!(Instant::now() < until, "`{interface}` does not become {tc}: {status:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Strangers are shut out of a closed interface from the beginning, and not from the first policy on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_interface_is_closed_before_the_first_policy() {
+    let closed = "unbound_sources = \"deny\"\n";
+    let more = format!("[[interface]]\nname = \"gb\"\nrole = \"agents\"\n{closed}");
+    let mut lab = Lab::with(closed, &more);
+    ip(&format!("-n {} rule add from 10.79.0.0/24 lookup 79", lab.ns(Place::Agents)));
+    lab.start().await;
+    let [v4, _] = families();
+    let late = at("10.79.0.66");
+    for round in 0..2 {
+        for f in families() {
+            for source in [f.known, f.unknown] {
+                let reached = dial(&lab, source, (f.gateway, PROXY_PORT), REFUSED);
+                assert!(reached.is_err(), "{source} is nobody yet, round {round}");
+            }
+        }
+        if round == 0 {
+            plug(&lab);
+            until_tc(&lab, "gb", "tcx").await;
+        }
+        let reached = dial(&lab, late, (v4.gateway, PROXY_PORT), REFUSED);
+        assert!(reached.is_err(), "an interface that came later, round {round}");
+        lab.stop(Signal::SIGTERM);
+        lab.start().await;
+    }
+    let dropped = lab.status().await.counters;
+    assert!(dropped.contains_key(DropReason::Anonymous.name()), "{dropped:?}");
+    lab.apply(1, tables(), agents()).await;
+    for f in families() {
+        dial(&lab, f.known, (f.gateway, PROXY_PORT), WORKS).expect("an agent");
+        assert!(dial(&lab, f.unknown, (f.gateway, PROXY_PORT), REFUSED).is_err(), "a stranger");
+    }
+    assert!(dial(&lab, late, (v4.gateway, PROXY_PORT), REFUSED).is_err(), "a stranger");
 }
 
 #[tokio::test(flavor = "multi_thread")]

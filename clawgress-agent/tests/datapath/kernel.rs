@@ -112,7 +112,13 @@ impl Kernel {
 
     /// Commits a generation whose agents' interface is the test run's.
     pub async fn apply(&mut self, number: u64, tables: Option<KernelTables>, agents: Vec<Agent>) {
-        let document = KernelGeneration { generation: number, tables, agents, shared: self.shared.clone() };
+        let document = KernelGeneration {
+            generation: number,
+            tables,
+            agents,
+            shared: self.shared.clone(),
+            turns_at: None,
+        };
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
         let plan = Plan::closing(&document, &interfaces, &self.closed).expect("plan");
         assert_eq!(plan.skipped, Vec::<String>::new());

@@ -222,8 +222,14 @@ impl Lab {
 
     /// Applies a generation.
     pub async fn apply(&self, generation: u64, tables: KernelTables, agents: Vec<Agent>) -> DatapathStatus {
-        self.apply_document(KernelGeneration { generation, tables: Some(tables), agents, shared: Vec::new() })
-            .await
+        self.apply_document(KernelGeneration {
+            generation,
+            tables: Some(tables),
+            agents,
+            shared: Vec::new(),
+            turns_at: None,
+        })
+        .await
     }
 
     /// Applies a generation, which may have no policy.

@@ -394,6 +394,7 @@ fn more_limits_than_buckets_are_told_of() {
             tables: Some(tables),
             agents,
             shared: Vec::new(),
+            turns_at: None,
         };
         Plan::new(&document, &interfaces).expect("plan").skipped
     };

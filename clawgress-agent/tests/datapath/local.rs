@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clawgress_api::handover::ListenerKind;
 use clawgress_api::{Ingress, RecordKind, Verdict};
-use clawgress_ebpf_common::user::{FlowTable, address};
+use clawgress_ebpf_common::user::{FlowTable, address, ingress};
 use clawgress_ebpf_common::{DropReason, FlowKey, IFINDEX_LOCAL, action, protocol};
 use clawgress_identity::{AgentState, IdentityMethod};
 use clawgress_policy::kernel::KernelTables;
@@ -129,6 +129,8 @@ async fn what_has_to_be_read_is_led_to_l7() {
         let (local, peer) = (accepted.local_addr().expect("local"), accepted.peer_addr().expect("peer"));
         assert_eq!(local, SocketAddr::from((original, PORT)), "the original destination");
         assert!(peer.ip().is_loopback(), "{peer}");
+        let entered = ingress(&accepted).expect("interface");
+        assert!(!handover.interfaces.contains(&entered), "{entered} is no agents' interface");
         let key = FlowKey {
             source: address(peer.ip()),
             destination: address(local.ip()),

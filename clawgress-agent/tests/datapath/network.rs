@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 use clawgress_api::handover::{self, Handover, ListenerKind};
 use clawgress_api::proto::OpenWorkloadRequest;
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
-use clawgress_ebpf_common::user::{FlowTable, address};
+use clawgress_ebpf_common::user::{FlowTable, address, ingress};
 use clawgress_ebpf_common::{DropReason, FlowKey, action, protocol};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
-use tokio::net::UnixStream;
 use tokio_stream::StreamExt as _;
 
 use crate::kernel::agent;
 use crate::lab::{AGENT_MAC, Lab, PROXY_PORT, Place, at};
+use crate::peer::Peer;
 
 /// Port of the outside's servers.
 pub const PORT: u16 = 7000;
@@ -191,8 +191,8 @@ pub fn refused(lab: &Lab, what: &str, source: IpAddr, to: IpAddr) {
 }
 
 /// Takes the listeners, as L7 does. The stream is the loan.
-pub async fn take(lab: &Lab) -> (UnixStream, Handover, Vec<OwnedFd>) {
-    let stream = UnixStream::connect(lab.config.handover_socket()).await.expect("handover socket");
+pub async fn take(lab: &Lab) -> (Peer, Handover, Vec<OwnedFd>) {
+    let stream = Peer::connect(&lab.config.handover_socket()).await.expect("handover socket");
     let (handover, descriptors) = handover::receive(&stream).await.expect("handover");
     (stream, handover, descriptors)
 }
@@ -276,8 +276,11 @@ async fn steered_forwarded_and_dropped() {
         let is_v4 = f.known.is_ipv4();
 
         let client = dial(&lab, f.known, (f.steered, PORT), WORKS).expect("steered");
-        let (original, peer) = accept(&handover, &descriptors, ListenerKind::Transparent, is_v4);
+        let steered = accept_stream(&handover, &descriptors, ListenerKind::Transparent, is_v4);
+        let original = steered.local_addr().expect("address");
+        let peer = steered.peer_addr().expect("address");
         assert_eq!(original, SocketAddr::from((f.steered, PORT)));
+        assert_eq!(ingress(&steered).expect("interface"), handover.interfaces[0]);
         assert_eq!(peer, client.local_addr().expect("address"));
         let key = FlowKey {
             source: address(peer.ip()),
@@ -301,7 +304,8 @@ async fn steered_forwarded_and_dropped() {
         assert!(dial(&lab, f.known, (f.gateway, 22), REFUSED).is_err(), "the gateway itself");
         assert!(dial(&lab, f.known, (f.uplink, 22), REFUSED).is_err(), "the gateway's other address");
         dial(&lab, f.unknown, (f.gateway, PROXY_PORT), WORKS).expect("anyone may reach the proxy");
-        accept(&handover, &descriptors, ListenerKind::Proxy, is_v4);
+        let proxied = accept_stream(&handover, &descriptors, ListenerKind::Proxy, is_v4);
+        assert_eq!(ingress(&proxied).expect("interface"), handover.interfaces[0]);
         assert_eq!((servers[0].accepted(), servers[1].accepted(), servers[2].accepted()), (1, 0, 0));
     }
 
@@ -454,6 +458,7 @@ async fn refused_generations_change_nothing() {
         tables: Some(tables()),
         agents: two,
         shared: Vec::new(),
+        turns_at: None,
     };
     for (generation, document, want) in [
         (6, serde_json::to_vec(&document).expect("document"), "same source"),

@@ -18,11 +18,11 @@ use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 use nix::sys::signal::Signal;
 use parking_lot::Mutex;
 use socket2::SockRef;
-use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::lab::{Lab, Place};
 use crate::network::{Family, PORT, WORKS, agents, dial, families, tables, talk};
+use crate::peer::Peer;
 
 /// Between two datagrams of one sender.
 const PACE: Duration = Duration::from_micros(500);
@@ -130,7 +130,7 @@ impl Proxy {
             let mut former: Option<CancellationToken> = None;
             while !end.is_cancelled() {
                 let asked = async {
-                    let stream = UnixStream::connect(&socket).await?;
+                    let stream = Peer::connect(&socket).await?;
                     let set = handover::receive(&stream).await?;
                     Ok::<_, std::io::Error>((stream, set))
                 };

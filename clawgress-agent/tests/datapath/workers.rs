@@ -7,26 +7,29 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use clawgress_api::LiveQuery;
 use clawgress_api::handover::{self, Handover, ListenerKind};
+use clawgress_api::{AuditRecord, LiveQuery};
 use clawgress_ebpf_common::DropReason;
 use clawgress_ebpf_common::listener::{self, WORKERS_MAX};
 use clawgress_ebpf_common::user::address;
+use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
 use crate::lab::{Lab, PROXY_PORT, Place};
 use crate::network::{
-    Family, PORT, REFUSED, WORKS, agents, decoy, dial, dial_from, families, refused, tables, time_waits,
+    Family, PORT, REFUSED, WORKS, agents, decoy, dial, dial_from, families, records, refused, tables,
+    time_waits,
 };
+use crate::peer::Peer;
 
 /// Source ports of clients, one after the other as systems give them out.
 const PORTS: std::ops::Range<u16> = 41_000..41_032;
 
 /// An L7 process as far as listeners go.
 struct Worker {
-    stream: UnixStream,
+    stream: Peer,
     handover: Handover,
     descriptors: Vec<OwnedFd>,
 }
@@ -314,6 +317,63 @@ async fn a_tuple_in_time_wait_leads_to_one_that_takes_connections() {
         decoy.set_nonblocking(true).expect("non-blocking");
         assert!(decoy.accept().is_err(), "{decoy:?} accepted what was steered");
     }
+}
+
+/// One that is stopped, without being ended, loses its part: the others accept what waits for it, and what is new. It
+/// is counted, and told.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_hangs_has_no_part_any_more() {
+    let lab = lab().await;
+    let hung = Worker::start(&lab).await;
+    let mut other = Worker::start(&lab).await;
+    hung.stream.signal(Signal::SIGSTOP);
+    let [f, _] = families();
+    let waiting: Vec<_> =
+        PORTS.map(|_| dial(&lab, f.known, (f.steered, PORT), WORKS).expect("steered")).collect();
+    let is_waiting = |s: &TcpStream| waiting.iter().any(|w| w.local_addr().ok() == s.peer_addr().ok());
+    other.told("the listeners of the one that hangs", |h| transparent(h) == 4).await;
+    let mut accepted = Vec::new();
+    let until = Instant::now() + WORKS;
+    while accepted.len() < waiting.len() {
+        assert!(Instant::now() < until, "{} of {} are accepted", accepted.len(), waiting.len());
+        accepted.extend(other.accepted(ListenerKind::Transparent).into_iter().filter(is_waiting));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for f in families() {
+        for _ in PORTS {
+            let client = dial(&lab, f.known, (f.steered, PORT), WORKS).expect("steered");
+            taker(&[&other], &client);
+        }
+    }
+    assert_eq!(lab.status().await.counters.get("l7_hung"), Some(&1));
+    let word = format!("l7 process {} accepts nothing", hung.stream.pid());
+    let told = |r: &AuditRecord| r.detail.as_ref().is_some_and(|d| d.contains(&word));
+    let records = records(&lab, WORKS, told).await;
+    assert!(records.iter().any(told), "{records:?}");
+}
+
+/// However often a process comes, it has one part: that of its latest connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_has_one_place() {
+    let lab = lab().await;
+    let other = Worker::start(&lab).await;
+    let mut mine = Vec::new();
+    for _ in 0..2 * WORKERS_MAX {
+        let stream = UnixStream::connect(lab.config.handover_socket()).await.expect("handover socket");
+        let (handover, _) = handover::receive(&stream).await.expect("a place");
+        mine.push((stream, handover));
+    }
+    let (last, former) = mine.split_last().expect("some");
+    for (stream, _) in former {
+        while handover::receive(stream).await.is_ok() {}
+    }
+    assert!(last.0.try_read(&mut [0; 1]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock));
+    // There is room for all the others.
+    let mut others = Vec::new();
+    for _ in 2..WORKERS_MAX {
+        others.push(crate::network::take(&lab).await);
+    }
+    drop(other);
 }
 
 #[tokio::test(flavor = "multi_thread")]

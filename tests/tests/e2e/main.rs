@@ -18,6 +18,7 @@ mod audit;
 mod faults;
 mod floods;
 mod geo;
+mod interfaces;
 mod kernel;
 mod limits;
 mod llm;

@@ -14,7 +14,7 @@ use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, addresses};
 use clawgress_e2e::scenario::Site;
 use nix::sys::signal::Signal;
 
-use crate::support::{admin, finish, site};
+use crate::support::{admin, finish, record, site};
 
 /// For what has to come sooner or later, on a busy machine.
 const SOON: Duration = Duration::from_secs(40);
@@ -213,6 +213,119 @@ fn a_worker_that_drains_is_shown_as_such_and_works_on() {
     }
     site.gateway.stop(Role::L7, SOON).unwrap();
     site.gateway.launch(Role::L7).unwrap();
+    finish(site);
+}
+
+/// A process that is stopped, as one is that hangs, is left without new connections until it goes on.
+#[test]
+fn a_worker_that_hangs_has_no_part_until_it_goes_on() {
+    let mut site = site();
+    site.gateway.launch(Role::L7Beside).unwrap();
+    site.gateway.lab.wait("both workers", SOON, || Ok(takers(&site)?.len() == 2)).unwrap();
+    let pid = site.gateway.pid(Role::L7Beside).unwrap();
+    site.gateway.signal(Role::L7Beside, Signal::SIGSTOP).unwrap();
+    record(&site, "that one hangs", |r| {
+        r.detail.as_ref().is_some_and(|d| d.contains(&format!("l7 process {pid} accepts nothing")))
+    });
+    let counted = admin(&site).status().unwrap().datapath.unwrap().counters;
+    assert_eq!(counted.get("l7_hung"), Some(&1), "{counted:?}");
+    let served = |n: usize| {
+        let request = move || request(4 * n).is_ok();
+        site.gateway.lab.within(Host::Known, request).unwrap()
+    };
+    assert!((0..MANY).all(served), "all that is steered is served by the other");
+    site.gateway.signal(Role::L7Beside, Signal::SIGCONT).unwrap();
+    site.gateway.lab.wait("both workers", SOON, || Ok(takers(&site)?.len() == 2)).unwrap();
+    let until = || {
+        let load = Load::start(&site, MANY);
+        load.go_on(&site, MANY);
+        let next = load.finish("it goes on");
+        Ok(complete(&site, MANY..next).len() == 2)
+    };
+    site.gateway.lab.wait("both to serve", SOON, until).unwrap();
+    finish(site);
+}
+
+/// The datapath role refuses whoever runs outside of the cgroup where the kernel judges what is dialled. If it comes
+/// to do so later, what it handed over before counts no more.
+#[test]
+fn a_worker_that_is_refused_takes_nothing_and_says_so() {
+    let mut site = site();
+    let config = site.gateway.config();
+    let good = std::fs::read_to_string(&config).unwrap();
+    let line =
+        good.lines().find(|l| l.starts_with("cgroup = ")).expect("these tests need cgroup v2").to_owned();
+    let served = |site: &Site, n: usize| site.gateway.lab.within(Host::Known, move || quickly(n)).unwrap();
+    assert!((0..4).all(|n| served(&site, n)), "before");
+
+    let elsewhere = line.replacen("clawgress-l7/", "clawgress-l7/elsewhere-", 1);
+    std::fs::write(&config, good.replacen(&line, &elsewhere, 1)).unwrap();
+    let other = std::path::PathBuf::from(elsewhere.trim_start_matches("cgroup = ").trim_matches('"'));
+    std::fs::create_dir_all(&other).unwrap();
+    site.gateway.stop(Role::Datapath, SOON).unwrap();
+    site.gateway.launch(Role::Datapath).unwrap();
+    let refused = |site: &Site| Ok(admin(site).status()?.l7.iter().any(|w| w.refused.is_some()));
+    site.gateway.lab.wait("a worker that is refused", SOON, || refused(&site)).unwrap();
+    let shown = admin(&site).ctl(&["status"]).unwrap();
+    assert!(shown.stdout.contains(", refused)"), "{shown:?}");
+    assert!(shown.stdout.contains("takes no connections"), "{shown:?}");
+    assert!(shown.stdout.contains("does not run in"), "{shown:?}");
+    assert!((0..8).all(|n| !served(&site, n)), "it takes nothing");
+
+    std::fs::write(&config, &good).unwrap();
+    site.gateway.stop(Role::Datapath, SOON).unwrap();
+    site.gateway.launch(Role::Datapath).unwrap();
+    site.gateway.lab.wait("it to be taken again", SOON, || Ok(!refused(&site)?)).unwrap();
+    std::fs::remove_dir(&other).unwrap();
+    assert!((0..4).all(|n| served(&site, n)), "it serves again");
+    finish(site);
+}
+
+/// Whether the request is answered soon: what nobody accepts is not answered at all.
+fn quickly(n: usize) -> bool {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    // Ends by itself, with its time-outs.
+    std::thread::spawn(move || sender.send(request(n)));
+    receiver.recv_timeout(Duration::from_secs(2)).is_ok_and(|answer| answer.is_ok())
+}
+
+/// A client that has heard that its connection is made, of which its own last word was lost: it is accepted by the
+/// process that holds the listener where that began, though the datapath role is another by then.
+#[test]
+fn a_handshake_outlives_the_datapath_role() {
+    let mut site = site();
+    let web = addresses(API);
+    let lose = "add table inet t; add chain inet t c { type filter hook output priority 300; }; \
+                add rule inet t c tcp dport 80 tcp flags & (syn|rst) == 0 drop";
+    let nft = |site: &Site, words: &str| {
+        site.gateway.lab.run(Host::Known, &["nft", words]).unwrap().check().unwrap();
+    };
+    nft(&site, lose);
+    let connect = move || {
+        let connect = |to: IpAddr| TcpStream::connect_timeout(&(to, 80).into(), SOON).unwrap();
+        web.into_iter().map(connect).collect::<Vec<_>>()
+    };
+    let streams = site.gateway.lab.within(Host::Known, connect).unwrap();
+    site.gateway.kill(Role::Datapath).unwrap();
+    site.gateway.launch(Role::Datapath).unwrap();
+    site.gateway.ready().unwrap();
+    let log = || {
+        let log = std::fs::read_to_string(site.gateway.lab.dir().join("logs/l7.log"))?;
+        Ok(log.lines().filter(|l| l.contains("accepting") && l.contains("Transparent")).count() >= 4)
+    };
+    site.gateway.lab.wait("the next listeners", SOON, log).unwrap();
+    // Longer than what is on its way takes.
+    std::thread::sleep(Duration::from_secs(3));
+    nft(&site, "delete table inet t");
+    for mut stream in streams {
+        let to = stream.peer_addr().unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let head = format!("GET /late HTTP/1.1\r\nHost: {API}\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{to}: {e}"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{to}: {answer}");
+    }
     finish(site);
 }
 
