@@ -56,6 +56,16 @@ impl Role {
         }
     }
 
+    /// The unit that it is shipped with.
+    #[must_use]
+    pub fn unit(self) -> PathBuf {
+        let name = match self {
+            Role::L7Beside => "clawgress-l7@.service".to_owned(),
+            role => format!("clawgress-{}.service", role.name()),
+        };
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(name)
+    }
+
     /// A user every Debian has, so that each role has another one. The datapath stays root, with
     /// fewer capabilities.
     #[must_use]
@@ -76,6 +86,8 @@ pub struct GatewayOptions {
     pub snapshot_stale_s_max: Option<u64>,
     /// Most connections at once; the product's default if absent.
     pub connections_max: Option<usize>,
+    /// Whether each role is held to what its shipped unit says of the process: system calls, mask, sight of `/proc`.
+    pub units: bool,
     /// Where programs are taken from; beside the running one if absent.
     pub programs: Option<PathBuf>,
     /// More of the table of the agents' interface.
@@ -150,7 +162,9 @@ impl Gateway {
             Some(cgroup) if is_l7 => enter(&cgroup)?,
             _ => Vec::new(),
         };
+        argv.extend(self.sandbox("mount", role)?);
         argv.extend(privileges(role, self.lab.is_kept()));
+        argv.extend(self.sandbox("enter", role)?);
         argv.push(program.to_string_lossy().into_owned());
         if !is_l7 {
             argv.push(role.name().to_owned());
@@ -159,6 +173,16 @@ impl Gateway {
         let daemon = self.lab.spawn(Host::Gateway, role.name(), &argv)?;
         self.daemons.insert(role, daemon);
         Ok(())
+    }
+
+    /// The words before a program that is held to its unit, if it is.
+    fn sandbox(&self, step: &str, role: Role) -> anyhow::Result<Vec<String>> {
+        if !self.options.units {
+            return Ok(Vec::new());
+        }
+        let words =
+            [program("clawgress-sandbox")?.into_os_string(), step.into(), role.unit().into_os_string()];
+        Ok(words.iter().map(|word| word.to_string_lossy().into_owned()).collect())
     }
 
     /// `kill -9`.

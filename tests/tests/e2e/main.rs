@@ -28,5 +28,6 @@ mod quarantine;
 mod shared;
 mod tokens;
 mod transparent;
+mod units;
 mod up;
 mod workers;
