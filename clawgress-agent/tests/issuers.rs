@@ -64,7 +64,9 @@ async fn issuers_go_to_l7_with_each_generation() {
     }
     for said in [
         "issuer set by root: is {\"id\":\"acme/idp\"",
-        "with 1 keys and 1 revoked tokens, was {\"id\":\"acme/idp\"",
+        // RFC 8037 appendix A.3.
+        "with keys kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k and 1 revoked tokens (sha256:",
+        "): t1, was {\"id\":\"acme/idp\"",
         "issuer deleted by root: was {\"id\":\"acme/idp\"",
     ] {
         assert!(log.iter().any(|d| d.contains(said)), "`{said}`: {log:#?}");
@@ -94,4 +96,58 @@ async fn issuers_that_l7_could_not_use_change_nothing() {
     assert_eq!(missing.code(), Code::NotFound);
     let (after, listed) = issuers(&mut worker).await;
     assert_eq!((after, listed.len()), (before + 1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_revoked_stays_so_when_keys_are_renewed() {
+    let node = Node::new().start().await;
+    let mut record = issuer("idp", "gateway");
+    record.revoked = ["t1", "t2"].map(str::to_owned).into();
+    record.issued_after_s = Some(1_000);
+    node.admin().set_issuer(document(&record)).await.expect("set");
+    let mut renewed = record.clone();
+    renewed.revoked.remove("t1");
+    let mut earlier = record.clone();
+    earlier.issued_after_s = None;
+    for (change, said) in [
+        (&renewed, "1 revoked tokens of issuer `default/idp` would count again"),
+        (&earlier, "`issued_after_s` of issuer `default/idp` can't go back"),
+    ] {
+        let refused = node.admin().set_issuer(document(change)).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains(said), "{refused}");
+    }
+    // Above the time when they were issued, there is no need of them.
+    renewed.revoked.clear();
+    renewed.issued_after_s = Some(2_000);
+    node.admin().set_issuer(document(&renewed)).await.expect("set");
+    record.revoked.insert("t3".to_owned());
+    record.issued_after_s = Some(2_000);
+    node.admin().set_issuer(document(&record)).await.expect("more is revoked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_issuer_is_recorded() {
+    let mut node = Node::new().start().await;
+    let mut large = issuer("idp", "gateway");
+    let agent = |n: usize| (format!("{n:0>500}\u{1}"), format!("agent-{n}"));
+    large.mapping.agent.table = (0..1_000).map(agent).collect();
+    large.revoked = (0..9_999).map(|n| format!("{n:0>100}")).collect();
+    node.admin().set_issuer(document(&large)).await.expect("set");
+    let mut other = large.clone();
+    other.revoked.insert("one more".to_owned());
+    node.admin().set_issuer(document(&other)).await.expect("changed");
+    let query = AuditQuery { kind: Some(RecordKind::Change), ..AuditQuery::default() };
+    let mut found = node.admin().search_audit(document(&query)).await.expect("audit").into_inner();
+    let mut said = Vec::new();
+    while let Some(line) = found.message().await.expect("record") {
+        let detail = parse::<AuditRecord>(&line.json).detail.unwrap_or_default();
+        said.extend(detail.starts_with("issuer set").then_some(detail));
+    }
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said.iter().all(|detail| detail.contains("kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k")));
+    node.stop_control().await;
+    node.start_control().await;
+    let listed = node.admin().list_issuers(Empty {}).await.expect("listed").into_inner().json;
+    assert_eq!(listed.len(), 1, "control starts again");
 }

@@ -19,6 +19,8 @@ const URL_BYTES_MAX: usize = 512;
 const NAMES_MAX: usize = 16;
 /// Most revoked tokens of an issuer. More need [`IssuerRecord::issued_after_s`].
 const REVOKED_MAX: usize = 10_000;
+/// Longest id of a revoked token, bytes: no longer `jti` is read.
+const REVOKED_BYTES_MAX: usize = 2048;
 /// Longest path to a claim, members: no known provider nests deeper than four.
 const PATH_MAX: usize = 8;
 /// Skew that is allowed for where none is configured, seconds.
@@ -101,6 +103,9 @@ pub enum IssuerError {
     /// More revoked tokens than are kept.
     #[error("`revoked` has more than {REVOKED_MAX} tokens: set `issued_after_s` instead")]
     Revoked,
+    /// An id of a revoked token that no token can have.
+    #[error("`revoked` has an id of no or more than {REVOKED_BYTES_MAX} bytes: no token has such a one")]
+    RevokedId,
     /// A path to a claim that is empty or too long.
     #[error("`from` needs 1 to {PATH_MAX} member names")]
     Path,
@@ -200,6 +205,9 @@ impl Issuer {
         if record.revoked.len() > REVOKED_MAX {
             return Err(IssuerError::Revoked);
         }
+        if record.revoked.iter().any(|id| id.is_empty() || id.len() > REVOKED_BYTES_MAX) {
+            return Err(IssuerError::RevokedId);
+        }
         record.mapping.check()?;
         if !record.mapping.places().all(ClaimPath::is_bounded) {
             return Err(IssuerError::Path);
@@ -241,6 +249,10 @@ impl Issuer {
         }
         if !claims::is_for(&token.claims, &self.record.audiences)? {
             return Err(TokenError::Audience);
+        }
+        // RFC 9449 section 7.2, RFC 8705 section 3: to take it as a plain bearer token would undo the binding.
+        if token.claims.find("cnf").is_some() {
+            return Err(TokenError::KeyBound);
         }
         if self.record.revoked.contains(&*token.id) {
             return Err(TokenError::Revoked);

@@ -109,6 +109,11 @@ impl KeySet {
         self.keys.len()
     }
 
+    /// Their thumbprints (RFC 7638, SHA-256, base64url), in the document's order.
+    pub fn thumbprints(&self) -> impl Iterator<Item = String> {
+        self.keys.iter().map(|key| crate::base64url::encode(&key.thumbprint))
+    }
+
     /// Whether there is no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {

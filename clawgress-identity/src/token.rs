@@ -92,6 +92,9 @@ pub enum TokenError {
     /// It, or all that were issued when it was, are revoked.
     #[error("the token is revoked")]
     Revoked,
+    /// It is bound to a key (`cnf`, RFC 7800), and nobody has checked that its presenter has that.
+    #[error("the token counts only with proof of a key")]
+    KeyBound,
     /// The chain of actors is malformed or too long.
     #[error("the token's chain of actors is malformed or too long")]
     Actors,

@@ -61,7 +61,9 @@ impl Gateway {
         let stale_in = self.snapshots.stale_in().map(|left| left + Duration::from_millis(1));
         let expires_in = expires_at_s.map(|t| {
             let left_s = u64::try_from(t.saturating_sub(self.now_s())).unwrap_or(0);
-            Duration::from_secs(left_s).min(limit::EXPIRY_LOOK)
+            // Not at once again where it should have ended by what it was first judged by, and did not by what
+            // counts now.
+            Duration::from_secs(left_s).clamp(limit::EXPIRY_LOOK_LEAST, limit::EXPIRY_LOOK)
         });
         let aged = async {
             match stale_in.into_iter().chain(expires_in).min() {

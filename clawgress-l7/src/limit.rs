@@ -65,6 +65,8 @@ pub const KEYS_CALL: Duration = Duration::from_secs(2);
 pub const KEYS_CALLS_MAX: usize = 64;
 /// How often the clock is asked whether a key has expired at the latest: it may be set meanwhile.
 pub const EXPIRY_LOOK: Duration = Duration::from_secs(60);
+/// The least time until that look: what expires ends within this of its time.
+pub const EXPIRY_LOOK_LEAST: Duration = Duration::from_millis(250);
 /// Requests of nobody, on one connection, before it is closed: each leaves audit records. Clients that
 /// are asked for a credential have it at the second.
 pub const STRANGER_REQUESTS_MAX: u32 = 4;

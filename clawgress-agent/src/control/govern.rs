@@ -96,6 +96,20 @@ pub struct Governor {
     turn: Mutex<()>,
 }
 
+/// Most bytes of what a record says of a change: with JSON's escapes, well below what the log takes.
+const DETAIL_BYTES_MAX: usize = 24 << 10;
+
+/// `detail`, cut where it is too long for a record: a change that can't be recorded would be one that nobody
+/// sees, and that the next start can't get past.
+fn bounded(mut detail: String) -> String {
+    if detail.len() > DETAIL_BYTES_MAX {
+        let bytes = detail.len();
+        detail.truncate(detail.floor_char_boundary(DETAIL_BYTES_MAX));
+        detail.push_str(&format!("… ({bytes} bytes)"));
+    }
+    detail
+}
+
 // === impl Governor ===
 
 impl Governor {
@@ -199,7 +213,7 @@ impl Governor {
         // Written even if it stays the same: it is what concurrent changes are compared by.
         draft.put(GENERATION, &number)?;
         let mut record = self.audit.record(RecordKind::Change, number);
-        record.detail = Some(detail);
+        record.detail = Some(bounded(detail));
         draft.put(&self.pending(&record.request), &record)?;
         let governs = draft.governs;
         let (model, writes) = draft.into_writes();

@@ -26,14 +26,41 @@ impl Model {
     }
 }
 
-/// What audit says of an issuer: all but its keys and revoked tokens, of which there may be many.
+/// Most settings, bytes, and most ids of revoked tokens that audit says of an issuer; a hash stands for the rest.
+const SETTINGS_BYTES_MAX: usize = 4096;
+const REVOKED_SHOWN_MAX: usize = 16;
+
+/// What audit says of an issuer: its settings, its keys by their thumbprints, and what is revoked. All that could
+/// make tokens count that did not before changes something of it.
 pub(super) fn described(issuer: &IssuerRecord) -> String {
     let mut short = issuer.clone();
     short.keys = String::new();
     short.revoked.clear();
     let settings = serde_json::to_string(&short).unwrap_or_default();
-    let keys = KeySet::parse(issuer.keys.as_bytes()).map_or(0, |keys| keys.len());
-    format!("{settings} with {keys} keys and {} revoked tokens", issuer.revoked.len())
+    let end = settings.floor_char_boundary(SETTINGS_BYTES_MAX);
+    let shown = settings.get(..end).unwrap_or_default();
+    let rest =
+        if end < settings.len() { format!("… ({})", digest(settings.as_bytes())) } else { String::new() };
+    let keys = KeySet::parse(issuer.keys.as_bytes());
+    let keys: Vec<String> = keys.map(|keys| keys.thumbprints().collect()).unwrap_or_default();
+    format!("{shown}{rest} with keys {} and {}", keys.join(" "), revoked(issuer))
+}
+
+fn revoked(issuer: &IssuerRecord) -> String {
+    let IssuerRecord { revoked, .. } = issuer;
+    if revoked.is_empty() {
+        return "no revoked tokens".to_owned();
+    }
+    let shown: Vec<String> =
+        revoked.iter().take(REVOKED_SHOWN_MAX).map(|id| id.chars().take(64).collect()).collect();
+    let all = revoked.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+    format!("{} revoked tokens ({}): {}", revoked.len(), digest(all.as_bytes()), shown.join(" "))
+}
+
+/// The SHA-256 of `bytes`, in hexadecimal.
+fn digest(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 // === impl Draft ===
@@ -42,10 +69,14 @@ impl Draft {
     /// Adds an issuer, or puts it in place of the one with its id. Returns that one.
     ///
     /// # Errors
-    /// If its tokens couldn't be judged, or could be taken for another issuer's, or a bound is reached.
+    /// If its tokens couldn't be judged, or could be taken for another issuer's, tokens would count again that were
+    /// revoked, or a bound is reached.
     pub fn set_issuer(&mut self, new: IssuerRecord) -> Result<Option<IssuerRecord>, Refusal> {
         if self.model.issuers.get(&new.id) == Some(&new) {
             return Ok(Some(new));
+        }
+        if let Some(before) = self.model.issuers.get(&new.id) {
+            keeps_revoked(before, &new)?;
         }
         self.put(&format!("{ISSUER}{}", new.id), &new)?;
         let before = self.model.issuers.insert(new.id.clone(), new);
@@ -66,4 +97,25 @@ impl Draft {
         self.governs = true;
         Ok(before)
     }
+}
+
+/// Refuses what would make revoked tokens count again: who renews the keys may not have that in mind.
+fn keeps_revoked(before: &IssuerRecord, new: &IssuerRecord) -> Result<(), Refusal> {
+    let id = &new.id;
+    if new.issued_after_s < before.issued_after_s {
+        return Err(Refusal::Invalid(format!(
+            "`issued_after_s` of issuer `{id}` can't go back: tokens from before then would count again; \
+             to start anew, delete the issuer first"
+        )));
+    }
+    // Who draws that line anew answers for what was revoked one by one.
+    let is_drawn_anew = new.issued_after_s > before.issued_after_s;
+    let lost = before.revoked.difference(&new.revoked).count();
+    if lost > 0 && !is_drawn_anew {
+        return Err(Refusal::Invalid(format!(
+            "{lost} revoked tokens of issuer `{id}` would count again: keep them in `revoked` (see \
+             `clawgressctl issuer show {id} --output json`), or raise `issued_after_s` above when they were issued"
+        )));
+    }
+    Ok(())
 }

@@ -105,10 +105,27 @@ fn revoked_tokens() {
     let text = token(Algorithm::EdDsa, &claims(""));
     let id = issuer.verify(UnverifiedToken::parse(&text).unwrap()).unwrap().id;
     assert_eq!(judge_as(revoked(&id), Algorithm::EdDsa, &claims("")), Err(TokenError::Revoked));
+    for no_id in [String::new(), "x".repeat(2049)] {
+        let error = Issuer::new(revoked(&no_id)).map(drop).unwrap_err();
+        assert_eq!(error, IssuerError::RevokedId);
+    }
     let later = record(|r| r.issued_after_s = Some(NOW_S));
     assert_eq!(judge(later.clone(), &claims(r#","iat":999999"#)), Err(TokenError::Revoked));
     assert_eq!(judge(later.clone(), &claims(r#","iat":1000000"#)), Ok("acme/web".to_owned()));
     assert_eq!(judge(later, &claims("")), Err(TokenError::Missing("iat")));
+}
+
+#[test]
+fn tokens_that_are_bound_to_a_key_are_no_bearer_tokens() {
+    for cnf in
+        [r#"{"jkt":"0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}"#, r#"{"x5t#S256":"x"}"#, "{}", "null"]
+    {
+        assert_eq!(
+            judge(record(|_| {}), &claims(&format!(r#","cnf":{cnf}"#))),
+            Err(TokenError::KeyBound),
+            "{cnf}"
+        );
+    }
 }
 
 #[test]
