@@ -185,10 +185,11 @@ fn maps_have_the_layout_of_the_abi() {
     }
 }
 
-/// Older verifiers walk more states for the same program; the limit is a million instructions.
+/// Each verifier walks another number of states for the same program (Linux 6.1 up to twice as many): half of what
+/// it may, which is a million instructions.
 #[test]
 fn programs_verify_with_headroom() {
-    const INSTRUCTIONS_MAX: u32 = 400_000;
+    const INSTRUCTIONS_MAX: u32 = 500_000;
     let kernel = Kernel::load();
     let mut worst = 0;
     for (name, program) in kernel.objects.programs() {
