@@ -20,6 +20,7 @@ use clawgress_api::{
     AuditRecord, LiveFlow, LiveFlows, LiveLimit, LiveQuery, RecentDrop, TrackingStatus, socket,
 };
 use clawgress_policy::kernel::KernelTables;
+use tokio::net::UnixListener;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -50,9 +51,22 @@ pub struct Script {
 
 struct Service(Arc<Script>);
 
+/// The role's socket. One that has just ended may still be letting go of it.
+fn bound(config: &Config) -> UnixListener {
+    let begun = std::time::Instant::now();
+    loop {
+        match socket::bind(&config.datapath_socket(), SOCKET_MODE) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && begun.elapsed().as_secs() < 10 => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            bound => return bound.expect("bind"),
+        }
+    }
+}
+
 impl Script {
     pub fn serve(self: &Arc<Self>, config: &Config) -> Role {
-        let listener = socket::bind(&config.datapath_socket(), SOCKET_MODE).expect("bind");
+        let listener = bound(config);
         let access = Access::new(config, Socket::Datapath).expect("access");
         let service = DatapathServer::new(Service(Arc::clone(self)));
         let script = Arc::clone(self);
