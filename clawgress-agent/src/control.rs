@@ -5,6 +5,7 @@
 
 mod admin;
 pub mod audit;
+mod enforcement;
 pub mod geo;
 mod geo_files;
 pub mod govern;
@@ -30,6 +31,7 @@ use clawgress_api::clock::{Clock, SystemClock};
 use clawgress_api::config::Config;
 use clawgress_api::proto::admin_server::AdminServer;
 use clawgress_api::proto::audit_sink_server::AuditSinkServer;
+use clawgress_api::proto::enforcement_server::EnforcementServer;
 use clawgress_api::proto::snapshots_server::SnapshotsServer;
 use clawgress_api::socket::{self, Server, Servers};
 use parking_lot::Mutex;
@@ -53,6 +55,8 @@ use clawgress_api::notify;
 
 /// Largest administrative request: a policy with its named sets, as JSON in an envelope.
 const ADMIN_BYTES_MAX: usize = store::VALUE_BYTES_MAX + (1 << 20);
+/// Largest question of a worker that enforces: as many scopes as there may be, with their names.
+const QUESTION_BYTES_MAX: usize = 32 << 10;
 /// Largest batch of audit records from L7.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
@@ -190,7 +194,13 @@ async fn watch_geo(control: Arc<Control>) {
     control.geo.watch(&control.governor, control.stop.clone()).await;
 }
 
-fn planes(control: &Control) -> Either<SnapshotsServer<snapshots::Service>, AuditSinkServer<sink::Service>> {
+/// What the planes ask for, on one socket.
+type Planes = Either<
+    SnapshotsServer<snapshots::Service>,
+    Either<EnforcementServer<enforcement::Service>, AuditSinkServer<sink::Service>>,
+>;
+
+fn planes(control: &Control) -> Planes {
     let snapshots = snapshots::Service {
         governor: Arc::clone(&control.governor),
         quarantines: Arc::clone(&control.quarantines),
@@ -198,9 +208,14 @@ fn planes(control: &Control) -> Either<SnapshotsServer<snapshots::Service>, Audi
         stop: control.stop.clone(),
     };
     let sink = sink::Service { audit: control.audit.clone(), stop: control.stop.clone() };
+    let enforcement =
+        enforcement::Service { quarantines: Arc::clone(&control.quarantines), quota: Arc::default() };
     Either(
         SnapshotsServer::new(snapshots),
-        AuditSinkServer::new(sink).max_decoding_message_size(BATCH_BYTES_MAX),
+        Either(
+            EnforcementServer::new(enforcement).max_decoding_message_size(QUESTION_BYTES_MAX),
+            AuditSinkServer::new(sink).max_decoding_message_size(BATCH_BYTES_MAX),
+        ),
     )
 }
 

@@ -165,6 +165,18 @@ pub struct TokenUsage {
     pub output: u64,
 }
 
+/// An obligation that matched, and was kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EffectRef {
+    /// Id of its policy.
+    pub policy: String,
+    /// What it obliges to: `rate-limit`, `throttle`, `quarantine` or `alert`.
+    pub effect: String,
+    /// How much it matters, where policy says so: `low`, `medium`, `high` or `critical`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<String>,
+}
+
 /// One audit record. Fields that don't apply are absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -203,6 +215,9 @@ pub struct AuditRecord {
     /// Ids of the determining policies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<String>,
+    /// Obligations that matched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub effects: Vec<EffectRef>,
     /// Why it was denied, or how it failed.
     #[serde(
         default,
@@ -274,6 +289,7 @@ impl AuditRecord {
             action: None,
             verdict: None,
             policies: Vec::new(),
+            effects: Vec::new(),
             reason: None,
             failed_open: None,
             status: None,

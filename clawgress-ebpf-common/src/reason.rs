@@ -139,11 +139,13 @@ drop_reasons! {
     UpgradeUnsupported = 50, "upgrade_unsupported", l7;
     /// The gateway is shutting down.
     Draining = 51, "draining", l7;
+    /// Whether a limit of policy is reached can't be found out, so what it limits is denied.
+    LimitUnavailable = 52, "limit_unavailable", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;
     /// More than a rate limit permits: of a policy, or of sources that are not known.
-    RateLimited = 61, "rate_limited", kernel;
+    RateLimited = 61, "rate_limited", both;
     /// The table of token buckets is full, so a rate limit can't be kept.
     BucketTableFull = 62, "bucket_table_full", kernel;
     /// The agent has as many token buckets as one agent may have, so a rate limit can't be kept.

@@ -17,7 +17,9 @@ use zeroize::Zeroizing;
 
 use crate::connection::Connection;
 use crate::decide::{self, Judged, Ruling};
+use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
+use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::opaque::{self, Content, Subject};
 use crate::plain_http::{Front, Place};
@@ -70,12 +72,14 @@ pub async fn serve(
     };
     let asked = match asked {
         Ok(asked) => asked,
-        Err(reason) => return refuse(exchange, stream, Ruling::deny("tunnel", reason)).await,
+        Err(reason) => {
+            return refuse(&serving.gateway, exchange, stream, Ruling::deny("tunnel", reason)).await;
+        }
     };
     exchange.host(&asked.host, asked.port);
     let prospect = match prospect(serving, &connection, &asked, &mut exchange).await {
         Ok(prospect) => prospect,
-        Err(ruling) => return refuse(exchange, stream, ruling).await,
+        Err(ruling) => return refuse(&serving.gateway, exchange, stream, ruling).await,
     };
     let asked_at = std::time::Instant::now();
     let mut established = Established { serving, connection, exchange, asked, prospect, upstream: None };
@@ -87,10 +91,12 @@ pub async fn serve(
     if stream.write_all(ESTABLISHED).await.is_err() {
         return established.record_dial(None);
     }
-    established.first_bytes(stream, held, asked_at).await;
+    // Boxed: every idle tunnel would hold what only its beginning takes.
+    Box::pin(established.first_bytes(stream, held, asked_at)).await;
 }
 
-async fn refuse(mut exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+async fn refuse(gateway: &Gateway, mut exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+    let ruling = enforce(gateway, ruling, exchange.id()).await;
     let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
     exchange.deny(ruling);
     exchange.end(End { status: Some(page::status(reason)), reason: Some(reason), ..End::default() });
@@ -272,7 +278,8 @@ impl Established<'_> {
         let gateway: &Arc<_> = &self.serving.gateway;
         let Asked { host, port, .. } = &self.asked;
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
-        let mut subject = Subject { who, host, port, content, steered_to: None, ip: None };
+        let mut subject =
+            Subject { who, host, port, content, steered_to: None, ip: None, effects: Vec::new() };
         let plan = gateway.snapshots.current().map_err(|reason| Ruling::deny("tunnel", reason));
         let judged = plan.and_then(|plan| {
             let ruling = subject.judge(gateway, &plan);
@@ -280,7 +287,9 @@ impl Established<'_> {
         });
         let (plan, ruling) = match judged {
             Ok(judged) => judged,
-            Err(ruling) => return opaque::refuse(&subject.content, self.exchange, stream, ruling).await,
+            Err(ruling) => {
+                return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling).await;
+            }
         };
         let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
         let behalf = dial::Behalf { agent, steered_to: None };
@@ -293,7 +302,8 @@ impl Established<'_> {
                 match reached {
                     Ok(judged) => dial::dial(dials, behalf, &judged.addresses, port).await,
                     Err(ruling) => {
-                        return opaque::refuse(&subject.content, self.exchange, stream, ruling).await;
+                        return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling)
+                            .await;
                     }
                 }
             }

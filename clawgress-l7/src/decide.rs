@@ -3,9 +3,13 @@
 //! Pure but for logging and the plan's clock. Must never turn an error or a missing policy into an allow.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
+use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Decision, Host, Operation, Request, Transport, TunnelProtocol};
 
 use crate::own::Own;
@@ -24,6 +28,21 @@ pub struct Ruling {
     pub verdict: Result<(), DropReason>,
     /// Determining policies.
     pub policies: Vec<String>,
+    /// What the request is obliged to, until that is enforced.
+    pub duties: Option<Box<Duties>>,
+    /// What it was obliged to, once that is enforced.
+    pub effects: Vec<EffectRef>,
+    /// After what time a limit may let it pass.
+    pub retry_after: Option<Duration>,
+}
+
+/// Obligations that match what an agent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duties {
+    /// Who asks.
+    pub agent: Arc<Agent>,
+    /// At least one, ascending by their policies' ids.
+    pub obligations: Vec<Arc<Obligation>>,
 }
 
 /// Addresses that may be dialled.
@@ -41,7 +60,11 @@ impl Ruling {
     /// A denial that no policy made.
     #[must_use]
     pub fn deny(action: &'static str, reason: DropReason) -> Self {
-        Ruling { action, verdict: Err(reason), policies: Vec::new() }
+        Ruling::new(action, Err(reason), Vec::new())
+    }
+
+    fn new(action: &'static str, verdict: Result<(), DropReason>, policies: Vec<String>) -> Self {
+        Ruling { action, verdict, policies, duties: None, effects: Vec::new(), retry_after: None }
     }
 
     /// This ruling with the policies of another that it rests on.
@@ -52,30 +75,54 @@ impl Ruling {
         self.policies.dedup();
         self
     }
+
+    /// This ruling with the duties of another on the same exchange: each counts once.
+    #[must_use]
+    pub fn obliged_by(mut self, other: &Ruling) -> Self {
+        match (&mut self.duties, &other.duties) {
+            (Some(own), Some(other)) => {
+                own.obligations.extend(other.obligations.iter().cloned());
+                own.obligations.sort_by(|a, b| a.policy.cmp(&b.policy));
+                own.obligations.dedup_by(|a, b| a.policy == b.policy);
+            }
+            (own @ None, other) => own.clone_from(other),
+            (Some(_), None) => {}
+        }
+        self
+    }
 }
 
-fn ask(plan: &Plan, agent: &Agent, operation: Operation<'_>) -> Ruling {
+fn ask(plan: &Plan, agent: &Arc<Agent>, operation: Operation<'_>) -> Ruling {
     let action = operation.action();
     let Some(policy) = plan.policy() else { return Ruling::deny(action, DropReason::PolicyMissing) };
-    ruling(action, agent, policy.decide(&Request { agent, operation }))
+    let request = Request { agent, operation };
+    let ruled = ruling(action, agent, policy.decide(&request));
+    match policy.obligations(&request) {
+        Ok(obligations) if obligations.is_empty() => ruled,
+        Ok(obligations) => {
+            Ruling { duties: Some(Box::new(Duties { agent: Arc::clone(agent), obligations })), ..ruled }
+        }
+        // What it would have obliged to, nobody knows.
+        Err(failed) => ruling(action, agent, failed),
+    }
 }
 
 fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
     for error in &decision.errors {
         tracing::warn!(%error, action, agent = %agent.id, "a policy could not be evaluated, and that denies");
     }
-    Ruling { action, verdict: decision.verdict, policies: decision.policies }
+    Ruling::new(action, decision.verdict, decision.policies)
 }
 
 /// `http`.
 #[must_use]
-pub fn http(plan: &Plan, agent: &Agent, operation: Operation<'_>) -> Ruling {
+pub fn http(plan: &Plan, agent: &Arc<Agent>, operation: Operation<'_>) -> Ruling {
     ask(plan, agent, operation)
 }
 
 /// `tls`, then `tunnel`, because the bytes stay unread.
 #[must_use]
-pub fn tls(plan: &Plan, agent: &Agent, host: &Host, port: u16, alpn: &[String]) -> Ruling {
+pub fn tls(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16, alpn: &[String]) -> Ruling {
     let tls = ask(plan, agent, Operation::Tls { host, port, alpn });
     if tls.verdict.is_err() {
         return tls;
@@ -86,12 +133,13 @@ pub fn tls(plan: &Plan, agent: &Agent, host: &Host, port: u16, alpn: &[String]) 
         DropReason::PolicyDenied | DropReason::PolicyForbidden => DropReason::InspectionRequired,
         other => other,
     });
-    Ruling { verdict, ..tunnel }.with(if verdict.is_ok() { &tls.policies } else { &[] })
+    let policies = if verdict.is_ok() { &tls.policies[..] } else { &[] };
+    Ruling { verdict, ..tunnel }.with(policies).obliged_by(&tls)
 }
 
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
 #[must_use]
-pub fn tls_possible(plan: &Plan, agent: &Agent, host: &Host, port: u16) -> Ruling {
+pub fn tls_possible(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16) -> Ruling {
     let mut first = None;
     for guess in ALPN_GUESSES {
         let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
@@ -106,7 +154,7 @@ pub fn tls_possible(plan: &Plan, agent: &Agent, host: &Host, port: u16) -> Rulin
 
 /// `tunnel` for bytes that are neither TLS nor HTTP.
 #[must_use]
-pub fn unknown(plan: &Plan, agent: &Agent, host: &Host, port: u16) -> Ruling {
+pub fn unknown(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16) -> Ruling {
     let ruling = ask(plan, agent, Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown });
     let verdict = ruling.verdict.map_err(|reason| match reason {
         DropReason::PolicyDenied => DropReason::ProtocolUnknown,

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{AuditRecord, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{AuditRecord, EffectRef, RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
 
@@ -104,6 +104,11 @@ impl Exchange {
         self.record.destination.path = Some(path.to_owned());
     }
 
+    /// Notes obligations that matched after it was decided: of what a client turned out to say.
+    pub fn effects(&mut self, effects: &[EffectRef]) {
+        self.record.effects.extend_from_slice(effects);
+    }
+
     /// Takes time spent waiting for the client out of the latency.
     pub fn waited(&mut self, time: Duration) {
         self.waited += time;
@@ -153,6 +158,7 @@ impl Exchange {
         self.record.time = self.audit.now();
         self.record.action = Some(ruling.action.to_owned());
         self.record.policies.clone_from(&ruling.policies);
+        self.record.effects.clone_from(&ruling.effects);
         self.record.reason = ruling.verdict.err();
         self.record.verdict = Some(if ruling.verdict.is_ok() { Verdict::Allow } else { Verdict::Deny });
         self.record.latency_us = u64::try_from(latency.as_micros()).ok();

@@ -12,6 +12,7 @@ use crate::dial::Dials;
 use crate::keys::Keys;
 use crate::limit;
 use crate::own::Own;
+use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
 use crate::tunnel::Pipes;
@@ -23,6 +24,8 @@ pub struct Gateway {
     pub snapshots: Arc<Snapshots>,
     /// The keys role.
     pub keys: Keys,
+    /// Units of limits, and control's hand for the rest that policy obliges to.
+    pub quota: Quota,
     /// DNS.
     pub resolver: Resolver,
     /// Where sockets are registered before they are dialled.

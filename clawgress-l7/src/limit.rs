@@ -103,3 +103,24 @@ pub const HANDOVER_FORMER_MAX: usize = 4;
 pub const ACCEPT_BEAT: Duration = Duration::from_millis(500);
 /// How often the machine's own addresses are read again.
 pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);
+
+/// For one question to control about limits.
+pub const QUOTA_CALL: Duration = Duration::from_secs(2);
+/// How long control is not asked again that could not be: those who wait must not each wait that long.
+pub const QUOTA_AWAY: Duration = Duration::from_millis(200);
+/// How long a request may wait for a limit that throttles: below what common clients wait for an answer.
+pub const QUOTA_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Requests that wait for one bucket: each holds a connection.
+pub const QUOTA_WAITING_MAX: usize = 256;
+/// How long units that control granted may be spent.
+pub const QUOTA_LIFE: Duration = Duration::from_secs(30);
+/// After how long units that nobody spends go back.
+pub const QUOTA_IDLE: Duration = Duration::from_secs(1);
+/// Units of one lot: this part of the burst, so that other workers find the rest,
+pub const QUOTA_LOT_PART: u64 = 8;
+/// and no more than this: a few milliseconds of a fast agent.
+pub const QUOTA_LOT_MAX: u64 = 256;
+/// How long an empty bucket is taken for empty without asking again: units of other workers may come back.
+pub const QUOTA_SHORT_MAX: Duration = Duration::from_secs(1);
+/// Buckets of which this process holds units: what control has room for.
+pub const QUOTA_LEASES_MAX: usize = 100_000;

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
+use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
 use clawgress_inspect::sniff::Protocol;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::connection::Connection;
 use crate::decide::{self, Ruling};
+use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
@@ -47,6 +49,8 @@ pub struct Subject {
     pub steered_to: Option<SocketAddr>,
     /// The address dialled, once it is.
     pub ip: Option<IpAddr>,
+    /// What it was obliged to after it was decided.
+    pub effects: Vec<EffectRef>,
 }
 
 // === impl Subject ===
@@ -67,7 +71,7 @@ impl Subject {
         let Some(ip) = self.ip.filter(|_| ruling.verdict.is_ok()) else { return ruling };
         match decide::connect(plan, agent, &gateway.own, &[ip], self.port) {
             Ok(judged) => ruling.with(&judged.policies),
-            Err((refused, _)) => refused,
+            Err((refused, _)) => refused.obliged_by(&ruling),
         }
     }
 
@@ -97,6 +101,7 @@ impl Subject {
         gateway: &Gateway,
         reader: &mut (impl AsyncRead + Unpin),
         found: &OnceLock<Subject>,
+        request: &str,
     ) -> Result<Vec<u8>, DropReason> {
         let mut held = Vec::new();
         match peek::late_protocol(reader, &mut held).await? {
@@ -106,14 +111,19 @@ impl Subject {
             Some(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported),
             Some(Protocol::Tls) => {
                 let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;
-                let _ = found.set(self.late_tls(gateway, hello).await?);
+                let _ = found.set(self.late_tls(gateway, hello, request).await?);
             }
         }
         Ok(held)
     }
 
     /// What this is, now that it proves to be TLS.
-    async fn late_tls(&self, gateway: &Gateway, hello: ClientHello) -> Result<Subject, DropReason> {
+    async fn late_tls(
+        &self,
+        gateway: &Gateway,
+        hello: ClientHello,
+        request: &str,
+    ) -> Result<Subject, DropReason> {
         let host = if self.steered_to.is_some() {
             Host::parse(&hello.server_name.ok_or(DropReason::SniMissing)?)
                 .map_err(|_| DropReason::HostInvalid)?
@@ -121,18 +131,21 @@ impl Subject {
             check_name(&self.host, hello.server_name.as_deref())?;
             self.host.clone()
         };
-        let subject = Subject { host, content: Content::Tls(hello.alpn), ..self.clone() };
-        let judge = || subject.judge(gateway, &*gateway.snapshots.current()?).verdict;
-        judge()?;
-        if self.steered_to.is_some() {
+        let mut subject = Subject { host, content: Content::Tls(hello.alpn), ..self.clone() };
+        let judge = || Ok(subject.judge(gateway, &*gateway.snapshots.current()?));
+        let mut ruling = judge()?;
+        if self.steered_to.is_some() && ruling.verdict.is_ok() {
             // The connection is made already, to where the client wanted: that must be where we would
             // have gone.
             let addresses = gateway.resolver.addresses(&subject.host).await?;
             if self.ip.is_none_or(|ip| !addresses.contains(&ip)) {
                 return Err(DropReason::SniMismatch);
             }
-            judge()?;
+            ruling = judge()?;
         }
+        let ruling = enforce(gateway, ruling, request).await;
+        ruling.verdict?;
+        subject.effects = ruling.effects;
         Ok(subject)
     }
 }
@@ -152,7 +165,14 @@ pub fn check_name(asked: &Host, name: Option<&str>) -> Result<(), DropReason> {
 
 /// Denies a client in terms of what it speaks: an alert for TLS; in a protocol nobody knows, nothing can
 /// be said.
-pub async fn refuse(content: &Content, exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+pub async fn refuse(
+    gateway: &Gateway,
+    content: &Content,
+    exchange: Exchange,
+    stream: TcpStream,
+    ruling: Ruling,
+) {
+    let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
         Content::Tls(_) => refuse_tls(exchange, stream, ruling).await,
         Content::Unknown => deny_silently(exchange, ruling),
@@ -204,7 +224,18 @@ fn tls_subject(
     let host = Host::parse(&name).map_err(|_| deny(DropReason::HostInvalid))?;
     let (port, steered_to) = (connection.local.port(), connection.steered_to());
     exchange.host(&host, port);
-    Ok((Subject { who, host, port, content: Content::Tls(hello.alpn), steered_to, ip: None }, plan))
+    Ok((
+        Subject {
+            who,
+            host,
+            port,
+            content: Content::Tls(hello.alpn),
+            steered_to,
+            ip: None,
+            effects: Vec::new(),
+        },
+        plan,
+    ))
 }
 
 fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Result<Who, DropReason> {
@@ -237,7 +268,10 @@ pub async fn transparent_unknown(
     exchange.host(&host, port);
     let subject = gateway.snapshots.current().map_err(deny).and_then(|plan| {
         let who = bound(&plan, connection, &mut exchange).map_err(deny)?;
-        Ok((Subject { who, host, port, content: Content::Unknown, steered_to, ip: None }, plan))
+        Ok((
+            Subject { who, host, port, content: Content::Unknown, steered_to, ip: None, effects: Vec::new() },
+            plan,
+        ))
     });
     match subject {
         Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
@@ -263,15 +297,17 @@ async fn establish(
         let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
         let agent = &subject.who.identity.agent;
         let judged = decide::connect(plan, agent, &gateway.own, &addresses, subject.port);
-        judged.map(|judged| (ruling.with(&judged.policies), judged.addresses)).map_err(|(ruling, ip)| {
-            ip.into_iter().for_each(|ip| exchange.address(ip));
-            ruling
-        })
+        judged.map(|judged| (ruling.clone().with(&judged.policies), judged.addresses)).map_err(
+            |(refused, ip)| {
+                ip.into_iter().for_each(|ip| exchange.address(ip));
+                refused.obliged_by(&ruling)
+            },
+        )
     }
     .await;
     let (ruling, addresses) = match reached {
         Ok(reached) => reached,
-        Err(ruling) => return refuse(&subject.content, exchange, stream, ruling).await,
+        Err(ruling) => return refuse(gateway, &subject.content, exchange, stream, ruling).await,
     };
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
     match dial::dial(&gateway.dials, behalf, &addresses, subject.port).await {
@@ -309,19 +345,20 @@ pub async fn carry(
         }
         Err(reason) => Ruling::deny("tunnel", reason),
     };
+    let ruling = enforce(gateway, ruling, exchange.id()).await;
     if ruling.verdict.is_err() {
-        return refuse(&subject.content, exchange, client, ruling).await;
+        return refuse(gateway, &subject.content, exchange, client, ruling).await;
     }
     if let Err(reason) = exchange.allow(&ruling) {
         exchange.end(End { status, reason: Some(reason), ..End::default() });
         return;
     }
-    let found = OnceLock::new();
+    let (found, request) = (OnceLock::new(), exchange.id().to_owned());
     let (mut reader, writer) = client.split();
     // Boxed: few clients wait, and every tunnel would hold as much.
     let first = async {
         if held.is_empty() {
-            Box::pin(subject.late_first(gateway, &mut reader, &found)).await
+            Box::pin(subject.late_first(gateway, &mut reader, &found, &request)).await
         } else {
             Ok(held)
         }
@@ -331,6 +368,7 @@ pub async fn carry(
     let (sent, received, reason) = carried;
     if let Some(found) = found.get() {
         exchange.host(&found.host, found.port);
+        exchange.effects(&found.effects);
         subject.ip.into_iter().for_each(|ip| exchange.address(ip));
     }
     exchange.end(End { status, sent, received, reason, tokens: None });

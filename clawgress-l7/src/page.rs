@@ -19,12 +19,14 @@ pub fn status(reason: DropReason) -> u16 {
         DropReason::CredentialMissing | DropReason::CredentialInvalid => 407,
         DropReason::HttpMalformed | DropReason::HostInvalid => 400,
         DropReason::Timeout => 408,
+        DropReason::RateLimited => 429,
         DropReason::UpgradeUnsupported => 501,
         DropReason::ResolveFailed | DropReason::UpstreamFailed => 502,
         DropReason::SnapshotMissing
         | DropReason::PolicyMissing
         | DropReason::AuditUnavailable
         | DropReason::IdentityUnavailable
+        | DropReason::LimitUnavailable
         | DropReason::Overloaded
         | DropReason::Draining => 503,
         _ => 403,
@@ -51,12 +53,14 @@ fn remedy(reason: DropReason) -> &'static str {
         DropReason::AddressReserved => {
             "the destination is private or reserved; a policy must name its address"
         }
+        DropReason::RateLimited => "ask less often: the response says after how many seconds (Retry-After)",
         DropReason::UpgradeUnsupported => "use HTTP/1.1 without Upgrade, or TLS",
         DropReason::UpstreamFailed => "the destination can't be reached now; try again later",
         DropReason::SnapshotMissing
         | DropReason::PolicyMissing
         | DropReason::AuditUnavailable
         | DropReason::IdentityUnavailable
+        | DropReason::LimitUnavailable
         | DropReason::Overloaded
         | DropReason::Draining => "try again soon; if it lasts, ask whoever runs the gateway",
         _ => "ask whoever runs the gateway; name the request id",

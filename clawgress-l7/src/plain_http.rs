@@ -18,6 +18,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 
 use crate::decide::{self, Ruling};
+use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify;
@@ -129,7 +130,7 @@ impl App {
         }
         let ruling = decide::http(&plan, &who.identity.agent, operation(&admitted));
         if ruling.verdict.is_err() {
-            return Err(ruling);
+            return Err(enforce(gateway, ruling, exchange.id()).await);
         }
         let addresses = gateway.resolver.addresses(&admitted.host).await;
         let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
@@ -137,12 +138,16 @@ impl App {
             Ok(judged) => {
                 let chosen = front.connection.steered_to().map(|to| to.ip());
                 let addresses = dial::order(&judged.addresses, chosen, false);
-                let ruling = ruling.with(&judged.policies);
+                // Last, so that nothing is spent on what is denied.
+                let ruling = enforce(gateway, ruling.with(&judged.policies), exchange.id()).await;
+                if ruling.verdict.is_err() {
+                    return Err(ruling);
+                }
                 Ok(Granted::new(admitted, who, addresses, ruling, plan.generation))
             }
-            Err((ruling, ip)) => {
+            Err((refused, ip)) => {
                 ip.into_iter().for_each(|ip| exchange.address(ip));
-                Err(ruling)
+                Err(enforce(gateway, refused.obliged_by(&ruling), exchange.id()).await)
             }
         }
     }
@@ -158,7 +163,13 @@ impl App {
 }
 
 /// Says why, as a response. The connection lives on if `reusable`.
-async fn respond(session: &mut Session, reason: DropReason, request: &str, reusable: bool) -> Result<()> {
+async fn respond(
+    session: &mut Session,
+    reason: DropReason,
+    request: &str,
+    reusable: bool,
+    retry_after: Option<Duration>,
+) -> Result<()> {
     let (status, body) = (page::status(reason), page::body(reason, request));
     let mut header = ResponseHeader::build(status, Some(8))?;
     header.insert_header("content-type", "application/json")?;
@@ -166,6 +177,10 @@ async fn respond(session: &mut Session, reason: DropReason, request: &str, reusa
     header.insert_header("cache-control", "no-store")?;
     header.insert_header(page::REASON_FIELD, reason.name())?;
     header.insert_header(page::REQUEST_FIELD, request)?;
+    if let Some(wait) = retry_after {
+        // RFC 9110 section 10.2.3: whole seconds; rounded up, so that who keeps to it is served.
+        header.insert_header("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string())?;
+    }
     if status == 407 {
         for challenge in page::CHALLENGES {
             header.append_header("proxy-authenticate", challenge)?;
@@ -234,11 +249,12 @@ impl ProxyHttp for App {
             Err(ruling) => {
                 let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
                 context.reason = Some(reason);
+                let retry_after = ruling.retry_after;
                 exchange.deny(ruling);
                 // A client that was told no instead of 100 may send its body or not.
                 let reusable =
                     reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
-                respond(session, reason, exchange.id(), reusable).await?;
+                respond(session, reason, exchange.id(), reusable, retry_after).await?;
                 Ok(true)
             }
         }
@@ -383,7 +399,7 @@ impl ProxyHttp for App {
         if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
         {
             error_code = page::status(reason);
-            let _ = respond(session, reason, exchange.id(), false).await;
+            let _ = respond(session, reason, exchange.id(), false, None).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

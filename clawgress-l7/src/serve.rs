@@ -27,6 +27,7 @@ use crate::gateway::Gateway;
 use crate::keys::Keys;
 use crate::own::Own;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
+use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
 use crate::tunnel::Pipes;
@@ -164,6 +165,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let gateway = Arc::new(Gateway {
         snapshots,
         keys: Keys::new(keys).context("the system has no randomness")?,
+        quota: Quota::new(control.clone()).context("the system has no randomness")?,
         resolver: Resolver::new(&config.l7.resolvers)?,
         dials: Arc::new(Dials::default()),
         own: Arc::new(Own::default()),
@@ -183,6 +185,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let (refused, why_refused) = watch::channel(None);
     background.spawn(async move { snapshots.follow(follow_control, instance, told, why_refused).await });
     background.spawn(async move { own.follow().await });
+    let keeping = Arc::clone(&gateway);
+    background.spawn(async move { keeping.quota.keep().await });
     background.spawn(carrier.run(control));
     let connections = Arc::new(Semaphore::new(connections_max));
     let accepting = Arc::new(Accepting {
@@ -209,6 +213,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         gateway.cut.cancel();
         let _ = tokio::time::timeout(CUT, connections.acquire_many(all)).await;
     }
+    gateway.quota.give_back(Duration::ZERO).await;
     if !audit.flush(limit::AUDIT_FLUSH).await {
         tracing::error!("audit records are left that control did not take");
     }

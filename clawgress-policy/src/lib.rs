@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod effect;
 mod geo;
 pub mod host;
 pub mod kernel;
 mod members;
 mod prefix;
+pub mod quota;
 mod request;
 mod set;
 mod time;

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use clawgress_ebpf_common::DropReason;
+
+use crate::effect::Obligation;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::members::Members;
@@ -175,10 +178,12 @@ pub(crate) struct Inner {
     count: usize,
     /// The guards whose scope includes the action.
     by_action: ByAction<cedar_policy::PolicySet>,
-    /// The obligations, all of `connect`.
-    obligations: cedar_policy::PolicySet,
-    /// What the obligations oblige to, ascending by the policy's id.
+    /// The obligations whose scope includes the action.
+    obliging: ByAction<cedar_policy::PolicySet>,
+    /// What those of `connect` oblige to, ascending by the policy's id.
     limiters: Vec<Limiter>,
+    /// What the others oblige to, by the policy's id.
+    obligations: BTreeMap<String, Arc<Obligation>>,
     members: Members,
     reads: Reads,
     plan: Plan,
@@ -256,6 +261,23 @@ impl PolicySet {
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
         self.inner.decide_among(self.inner.by_action.of(action), request, self.moment.as_ref())
+    }
+
+    /// What a request that L7 decides is obliged to, whatever guards say of it: what all the obligations say that match,
+    /// ascending by the policy's id. None for `connect` and `direct`, whose limits [`limits`](Self::limits) tells.
+    ///
+    /// # Errors
+    /// The decision, if one can't be evaluated: that denies, as with a guard. Who knows what it would have held back?
+    pub fn obligations(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
+        let action = ActionKind::of(&request.operation);
+        if self.inner.obligations.is_empty() || matches!(action, ActionKind::Connect | ActionKind::Direct) {
+            return Ok(Vec::new());
+        }
+        let obliged = self.inner.decide_among(self.inner.obliging.of(action), request, self.moment.as_ref());
+        if obliged.verdict == Err(DropReason::PolicyError) {
+            return Err(obliged);
+        }
+        Ok(obliged.policies.iter().filter_map(|id| self.inner.obligations.get(id).cloned()).collect())
     }
 
     /// How many policies there are.

@@ -28,7 +28,6 @@ pub(crate) enum ActionKind {
 }
 
 impl ActionKind {
-    #[cfg(test)]
     pub(crate) const ALL: [ActionKind; 5] =
         [ActionKind::Connect, ActionKind::Direct, ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http];
 

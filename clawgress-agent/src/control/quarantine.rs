@@ -122,16 +122,42 @@ impl Quarantines {
     pub async fn put(&self, new: NewQuarantine, by: &str) -> Result<Quarantine, Refusal> {
         check(&new)?;
         let _turn = self.turn.lock().await;
+        self.put_in_turn(new, by).await
+    }
+
+    /// Quarantines the agent of this number because a policy says so. A quarantine that lasts longer stays as it is.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub async fn impose(&self, number: u32, seconds: Option<u64>, reason: String) -> Result<(), Refusal> {
+        let live = self.governor.live();
+        let agent = live.model.agents.values().find(|agent| agent.index == number);
+        let agent =
+            agent.ok_or_else(|| Refusal::Missing(format!("there is no agent of the number {number}")))?;
+        let new = NewQuarantine { id: agent.id.clone(), seconds, reason: Some(reason) };
+        check(&new)?;
+        let _turn = self.turn.lock().await;
+        let until = until(self.clock.now(), seconds)?;
+        let lasts = |kept: &Quarantine| match (kept.until, until) {
+            (None, _) => true,
+            (Some(kept), Some(until)) => kept >= until,
+            (Some(_), None) => false,
+        };
+        if self.live().of(agent).is_some_and(lasts) {
+            return Ok(());
+        }
+        self.put_in_turn(new, "policy").await.map(drop)
+    }
+
+    async fn put_in_turn(&self, new: NewQuarantine, by: &str) -> Result<Quarantine, Refusal> {
         let live = self.governor.live();
         let agent = live.model.agent(&new.id)?;
         let since = self.clock.now();
-        let until = new.seconds.map(|s| SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX)));
-        let until = until.map(|duration| since.checked_add(duration)).transpose();
         let entry = Quarantine {
             agent: agent.id.clone(),
             index: agent.index,
             since,
-            until: until.map_err(|e| Refusal::Invalid(e.to_string()))?,
+            until: until(since, new.seconds)?,
             reason: new.reason,
             by: by.to_owned(),
         };
@@ -273,6 +299,13 @@ impl Quarantines {
             let _ = self.reload().await;
         }
     }
+}
+
+/// When a quarantine ends that begins at `since`; `None` if only somebody ends it.
+fn until(since: Timestamp, seconds: Option<u64>) -> Result<Option<Timestamp>, Refusal> {
+    let duration = seconds.map(|s| SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX)));
+    let until = duration.map(|duration| since.checked_add(duration)).transpose();
+    until.map_err(|e| Refusal::Invalid(e.to_string()))
 }
 
 fn check(new: &NewQuarantine) -> Result<(), Refusal> {
@@ -425,6 +458,33 @@ mod tests {
             } => {}
         }
         assert_eq!(indices(&quarantines), [next.index]);
+    }
+
+    /// What policy imposes lengthens, and never shortens: neither its own, nor what a person said.
+    #[tokio::test]
+    async fn policy_makes_no_quarantine_shorter() {
+        let directory = tempfile::tempdir().expect("directory");
+        let quarantines = quarantines(directory.path()).await;
+        let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+        let impose = async |seconds| {
+            quarantines
+                .impose(agent.index, seconds, "policy `p` at request r".to_owned())
+                .await
+                .expect("imposed");
+            let live = quarantines.live();
+            let entry = live.of(&agent).expect("quarantined");
+            (entry.until.map(|until| until.duration_since(entry.since).as_secs()), entry.by.clone())
+        };
+        let by_policy = |seconds| (Some(seconds), "policy".to_owned());
+        assert_eq!(impose(Some(60)).await, by_policy(60));
+        assert_eq!(impose(Some(30)).await, by_policy(60));
+        assert_eq!(impose(Some(3_600)).await, by_policy(3_600));
+        quarantines.put(new(None), "root").await.expect("quarantined");
+        assert_eq!(impose(Some(60)).await, (None, "root".to_owned()));
+        let nobody = quarantines.impose(77, None, String::new()).await.expect_err("no agent");
+        assert!(matches!(nobody, Refusal::Missing(_)), "{nobody}");
+        let long = quarantines.impose(agent.index, Some(SECONDS_MAX + 1), String::new()).await;
+        assert!(matches!(long, Err(Refusal::Invalid(_))));
     }
 
     /// What an earlier version stored is by the id alone.

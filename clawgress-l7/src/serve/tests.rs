@@ -53,6 +53,7 @@ impl Steered {
         let gateway = Arc::new(Gateway {
             snapshots,
             keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
+            quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
             resolver: Resolver::new(&[dns.address]).expect("resolver"),
             dials: Arc::new(Dials::default()),
             own: Arc::new(Own::default()),

@@ -13,15 +13,17 @@ use aws_lc_rs::hmac;
 use clawgress_api::config::Config;
 use clawgress_api::handover::{self, Handover, Listener, ListenerKind};
 use clawgress_api::proto::audit_sink_server::{AuditSink, AuditSinkServer};
+use clawgress_api::proto::enforcement_server::{Enforcement, EnforcementServer};
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
 use clawgress_api::proto::snapshots_server::{Snapshots, SnapshotsServer};
 use clawgress_api::proto::{
-    AuditAck, AuditBatch, MacApiKeyRequest, MacApiKeyResponse, Snapshot as Envelope, WatchRequest,
-    watch_request,
+    AuditAck, AuditBatch, CommitRequest, Empty, ImposeRequest, MacApiKeyRequest, MacApiKeyResponse,
+    ReleaseRequest, ReserveRequest, ReserveResponse, Snapshot as Envelope, WatchRequest, watch_request,
 };
 use clawgress_api::{AuditRecord, RecordKind, Snapshot};
 use clawgress_identity::{Agent, AgentState, ApiKey, ApiKeyRecord};
 use clawgress_policy::PolicyBundle;
+use clawgress_policy::quota::{Answer as Reserved, Ledger, Pace, Scope};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, UnixListener};
@@ -84,7 +86,7 @@ pub struct Gateway {
     pub proxy: SocketAddr,
     pub key: String,
     pub other_key: String,
-    control: Control,
+    pub control: Control,
     keys: Option<Runtime>,
     stop: Option<oneshot::Sender<()>>,
     run: Option<JoinHandle<anyhow::Result<()>>>,
@@ -105,6 +107,11 @@ pub struct Control {
     records: Arc<Mutex<Vec<AuditRecord>>>,
     /// Whether batches are acknowledged.
     acknowledge: watch::Sender<bool>,
+    /// Units of limits.
+    pub ledger: Arc<Mutex<Ledger>>,
+    /// Quarantines that policy imposed.
+    pub imposed: Arc<Mutex<Vec<ImposeRequest>>>,
+    began: std::time::Instant,
     /// A runtime of its own, so that all its connections end with it, as a process's do.
     server: Arc<Mutex<Option<Runtime>>>,
     socket: PathBuf,
@@ -180,7 +187,75 @@ impl AuditSink for Control {
     }
 }
 
+#[tonic::async_trait]
+impl Enforcement for Control {
+    async fn reserve(&self, request: Request<ReserveRequest>) -> Result<Response<ReserveResponse>, Status> {
+        let ReserveRequest { id, scopes, life_ms } = request.into_inner();
+        let scope = |s: clawgress_api::proto::QuotaScope| Scope {
+            limit: s.limit,
+            subject: s.subject.into(),
+            pace: Pace { count: s.count, period_s: s.period_s, burst: s.burst },
+            want: s.want,
+            least: s.least,
+        };
+        let scopes: Vec<Scope> = scopes.into_iter().map(scope).collect();
+        let (life, id) = (Duration::from_millis(life_ms.into()), self::id(&id));
+        let answer = self.ledger.lock().reserve(id, &scopes, life, self.began.elapsed());
+        Ok(Response::new(match answer.map_err(|e| Status::internal(e.to_string()))? {
+            Reserved::Granted(granted) => ReserveResponse { granted, ..Default::default() },
+            Reserved::Short { wait, .. } => ReserveResponse {
+                wait_ms: u64::try_from(wait.as_millis()).expect("short") + 1,
+                ..Default::default()
+            },
+        }))
+    }
+
+    async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<Empty>, Status> {
+        let CommitRequest { id, used } = request.into_inner();
+        let settled = self.ledger.lock().commit(self::id(&id), &used, self.began.elapsed());
+        settled.map(|()| Response::new(Empty {})).map_err(|e| Status::not_found(e.to_string()))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<Empty>, Status> {
+        let settled = self.ledger.lock().release(self::id(&request.into_inner().id), self.began.elapsed());
+        settled.map(|()| Response::new(Empty {})).map_err(|e| Status::not_found(e.to_string()))
+    }
+
+    async fn impose(&self, request: Request<ImposeRequest>) -> Result<Response<Empty>, Status> {
+        let imposed = request.into_inner();
+        self.snapshots.send_modify(|envelope| {
+            envelope.document.clear();
+            envelope.quarantined.push(imposed.agent);
+            envelope.quarantine += 1;
+        });
+        self.imposed.lock().push(imposed);
+        Ok(Response::new(Empty {}))
+    }
+}
+
+fn id(bytes: &[u8]) -> u128 {
+    u128::from_be_bytes(bytes.try_into().expect("16 bytes"))
+}
+
 impl Control {
+    /// What was recorded so far.
+    pub fn records(&self) -> Vec<AuditRecord> {
+        self.records.lock().clone()
+    }
+
+    /// Units of a bucket that nobody holds.
+    pub fn units(&self, scope: &Scope) -> u64 {
+        let (mut ledger, now) = (self.ledger.lock(), self.began.elapsed());
+        let id = u128::from(u64::MAX) << 64 | now.as_nanos();
+        match ledger.reserve(id, std::slice::from_ref(scope), Duration::from_secs(60), now) {
+            Ok(Reserved::Granted(units)) => {
+                ledger.release(id, now).expect("released");
+                units[0]
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn start(&self) {
         let _ = std::fs::remove_file(&self.socket);
         let (runtime, control) = (process(), self.clone());
@@ -190,6 +265,7 @@ impl Control {
             let listener = UnixListener::from_std(listener).expect("listener");
             tonic::transport::Server::builder()
                 .add_service(SnapshotsServer::new(control.clone()))
+                .add_service(EnforcementServer::new(control.clone()))
                 .add_service(AuditSinkServer::new(control))
                 .serve_with_incoming(UnixListenerStream::new(listener))
                 .await
@@ -243,6 +319,9 @@ impl Gateway {
             streams: watch::channel(0).0,
             records: Arc::default(),
             acknowledge: watch::channel(true).0,
+            ledger: Arc::default(),
+            imposed: Arc::default(),
+            began: std::time::Instant::now(),
             server: Arc::default(),
             socket: directory.path().join(if options.relayed { "behind.sock" } else { "control.sock" }),
             passing: watch::channel(true).0,

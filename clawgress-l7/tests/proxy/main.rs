@@ -11,6 +11,8 @@ mod hostile;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod obligations;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod requests;

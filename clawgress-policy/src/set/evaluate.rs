@@ -26,9 +26,9 @@ struct Question {
 }
 
 impl Inner {
-    #[cfg(test)]
-    pub(crate) fn obligations(&self) -> &cedar_policy::PolicySet {
-        &self.obligations
+    /// The obligations of `connect`.
+    pub(crate) fn limiting(&self) -> &cedar_policy::PolicySet {
+        self.obliging.of(ActionKind::Connect)
     }
 
     pub(crate) fn limiters(&self) -> &[Limiter] {

@@ -1,40 +1,96 @@
 //! Obligations: permits with an effect, which say how what guards allow goes on. They grant nothing, and each
 //! one that matches applies. Must never take text for a limit that it could be read otherwise.
 
-use cedar_policy_core::ast::Effect;
+use cedar_policy_core::ast::Effect as Verdict;
 use cedar_policy_core::parser::Loc;
 
+use super::parse::applies;
 use super::syntax::{ActionConstraint, Policy};
 use super::text::Source;
 use crate::PolicyProblem;
+use crate::effect::{Effect, Limit, Obligation, Severity, Share};
 use crate::host::quote;
 use crate::kernel::limiter::{
     LIMIT_BURST_BYTES_DEFAULT_MIN, LIMIT_BURST_BYTES_MIN, LIMIT_BURST_S_MAX, LIMIT_BYTES_PER_HOUR_MAX,
     LIMIT_BYTES_PER_HOUR_MIN, LIMIT_COUNT_PER_HOUR_MAX, LimitAction, LimitSubject, LimitUnit, Limiter, Rate,
 };
+use crate::quota::Pace;
 use crate::vocabulary::ActionKind;
 
 /// Annotations of obligations.
-pub(super) const ANNOTATIONS: [&str; 3] = ["effect", "limit", "per"];
+pub(super) const ANNOTATIONS: [&str; 5] = ["effect", "limit", "per", "for", "severity"];
 
+/// Effects there are.
+const EFFECTS: &str = "`rate-limit`, `throttle`, `quarantine` and `alert`";
 /// Effects that there will be.
-const EFFECTS_FUTURE: [&str; 7] =
-    ["quarantine", "deny", "intercept", "transform", "allow", "alert", "log-only"];
+const EFFECTS_FUTURE: [&str; 4] = ["intercept", "transform", "allow", "log-only"];
+/// What a guard says.
+const EFFECT_OF_GUARDS: &str = "deny";
 
 /// Names of units, what each counts, and how many of it.
-const UNITS: [(&str, LimitUnit, u64); 9] = [
-    ("packets", LimitUnit::Packets, 1),
-    ("connections", LimitUnit::Connections, 1),
-    ("bytes", LimitUnit::Bytes, 1),
-    ("kB", LimitUnit::Bytes, 1_000),
-    ("MB", LimitUnit::Bytes, 1_000_000),
-    ("GB", LimitUnit::Bytes, 1_000_000_000),
-    ("KiB", LimitUnit::Bytes, 1 << 10),
-    ("MiB", LimitUnit::Bytes, 1 << 20),
-    ("GiB", LimitUnit::Bytes, 1 << 30),
+const UNITS: [(&str, Unit, u64); 10] = [
+    ("packets", Unit::Kernel(LimitUnit::Packets), 1),
+    ("connections", Unit::Kernel(LimitUnit::Connections), 1),
+    ("bytes", Unit::Kernel(LimitUnit::Bytes), 1),
+    ("kB", Unit::Kernel(LimitUnit::Bytes), 1_000),
+    ("MB", Unit::Kernel(LimitUnit::Bytes), 1_000_000),
+    ("GB", Unit::Kernel(LimitUnit::Bytes), 1_000_000_000),
+    ("KiB", Unit::Kernel(LimitUnit::Bytes), 1 << 10),
+    ("MiB", Unit::Kernel(LimitUnit::Bytes), 1 << 20),
+    ("GiB", Unit::Kernel(LimitUnit::Bytes), 1 << 30),
+    ("requests", Unit::Requests, 1),
 ];
 /// Names of periods, seconds.
 const PERIODS: [(&str, u32); 3] = [("second", 1), ("minute", 60), ("hour", 3_600)];
+/// Names of units of time in `@for`, seconds.
+const TIMES: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3_600), ('d', 86_400)];
+/// Longest `@for`, seconds: what is meant longer has no end.
+const FOR_S_MAX: u64 = 366 * 86_400;
+
+/// Who keeps an obligation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Obliged {
+    /// The kernel plane: a rate limit of `connect`.
+    Kernel(Limiter),
+    /// The proxy.
+    L7(Obligation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Kernel(LimitUnit),
+    Requests,
+}
+
+/// What `@limit` says.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    unit: Unit,
+    count: u64,
+    period_s: u32,
+    burst: u64,
+}
+
+/// Which plane decides the actions of an obligation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Kernel,
+    L7,
+}
+
+/// An effect by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Limit(LimitAction),
+    Quarantine,
+    Alert,
+}
+
+/// The text of an annotation, and where it is.
+type Found<'a> = (&'a str, Option<usize>);
+
+/// A problem and where it is.
+type Trouble = (Option<usize>, String);
 
 /// Reads the obligation that a policy is, if it has an effect. `None` with problems: not one that holds.
 pub(super) fn read(
@@ -42,72 +98,129 @@ pub(super) fn read(
     id: &str,
     source: &Source<'_>,
     problems: &mut Vec<PolicyProblem>,
-) -> Option<Limiter> {
+) -> Option<Obliged> {
     let start = policy.loc().map(Loc::start);
-    let annotation = |name: &str| {
+    let find = |name: &str| -> Option<Found<'_>> {
         let (_, found) = policy.annotations().find(|(key, _)| key.to_string() == name)?;
         Some((found.val.as_str(), found.loc.as_ref().map(Loc::start).or(start)))
     };
-    let mut report = |at: Option<usize>, message: String| {
-        problems.push(source.problem(Some(id), at, message));
-    };
-    let (limit, per) = (annotation("limit"), annotation("per"));
-    let Some((effect, at)) = annotation("effect") else {
-        for (name, (_, at)) in [("limit", limit), ("per", per)].into_iter().filter_map(|(n, a)| Some((n, a?)))
-        {
-            report(
-                at,
-                format!(
-                    "`@{name}` says nothing without an effect: put `@effect(\"rate-limit\")` before it, or remove it"
-                ),
-            );
+    let mut troubles = Vec::new();
+    let obliged = match find("effect") {
+        None => {
+            let alone = ANNOTATIONS.into_iter().filter_map(|name| Some((name, find(name)?.1)));
+            troubles.extend(alone.map(|(name, at)| (at, alone_says_nothing(name))));
+            None
         }
-        return None;
+        Some(effect) => obliged(policy, id, effect, &find, &mut troubles),
     };
-    let over = match over(effect) {
-        Ok(over) => over,
-        Err(message) => {
-            report(at, message);
-            return None;
-        }
-    };
-    let mut is_sound = true;
-    let mut report = |at, message| {
-        is_sound = false;
-        report(at, message);
-    };
-    if policy.effect() == Effect::Forbid {
-        report(at, "an effect is for `permit` only: it says how what is allowed goes on, and allows nothing itself: write `permit`, or remove `@effect`".to_owned());
-    }
-    if let Some(at) = other_action(policy) {
-        report(
-            at.or(start),
-            format!(
-                "`@effect(\"{effect}\")` is for `connect` only: write `action == Action::\"connect\"`, which counts whatever the agent sends, to the proxy too"
-            ),
-        );
-    }
-    let subject = per.map_or(Ok(LimitSubject::Agent), |(text, at)| subject(text).map_err(|m| (at, m)));
-    let rate = match limit {
-        None => Err((
-            at,
-            format!("`@effect(\"{effect}\")` needs a limit: put `@limit(\"1000 packets/second\")` after it"),
-        )),
-        Some((text, at)) => rate(text, over).map_err(|m| (at, m)),
-    };
-    let mut taken = |(at, message)| report(at, message);
-    let (subject, rate) = (subject.map_err(&mut taken).ok(), rate.map_err(&mut taken).ok());
-    is_sound.then(|| Some(Limiter::new(id, Rate { subject: subject?, ..rate? })))?
+    let is_sound = troubles.is_empty();
+    problems
+        .extend(troubles.into_iter().map(|(at, message)| source.problem(Some(id), at.or(start), message)));
+    obliged.filter(|_| is_sound)
 }
 
-fn over(effect: &str) -> Result<LimitAction, String> {
+fn alone_says_nothing(name: &str) -> String {
+    format!(
+        "`@{name}` says nothing without an effect: put `@effect(\"…\")` before it ({EFFECTS}), or remove it"
+    )
+}
+
+fn obliged<'a>(
+    policy: &Policy,
+    id: &str,
+    (effect, at): Found<'_>,
+    find: &dyn Fn(&str) -> Option<Found<'a>>,
+    troubles: &mut Vec<Trouble>,
+) -> Option<Obliged> {
+    let kind = kind(effect).map_err(|message| troubles.push((at, message))).ok()?;
+    if policy.effect() == Verdict::Forbid {
+        troubles.push((at, "an effect is for `permit` only: it says how what is allowed goes on, and allows nothing itself: write `permit`, or remove `@effect`".to_owned()));
+    }
+    for (name, of) in [("limit", "a limit"), ("per", "a limit"), ("for", "`quarantine`")] {
+        let is_of = matches!(kind, Kind::Limit(_)) == (of == "a limit");
+        let is_wanted = is_of && (kind != Kind::Alert);
+        if let Some((_, at)) = find(name).filter(|_| !is_wanted) {
+            troubles.push((at, format!("`@{name}` is for {of}, and `{effect}` is none: remove it")));
+        }
+    }
+    let place = place(policy, kind, effect)
+        .map_err(|message| troubles.push((action_place(policy).or(at), message)))
+        .ok()?;
+    let severity =
+        find("severity").map_or(Ok(Severity::Medium), |(text, at)| severity(text).map_err(|m| (at, m)));
+    let severity = severity.map_err(|trouble| troubles.push(trouble)).ok();
+    if let Some((_, at)) = find("severity").filter(|_| place == Place::Kernel) {
+        troubles.push((
+            at,
+            "`@severity` is for what the proxy tells: a limit in the kernel has none: remove it".to_owned(),
+        ));
+    }
+    let effect = match kind {
+        Kind::Alert => Effect::Alert,
+        Kind::Quarantine => {
+            let seconds = find("for").map(|(text, at)| time(text).map_err(|message| (at, message)));
+            Effect::Quarantine(seconds.transpose().map_err(|trouble| troubles.push(trouble)).ok()?)
+        }
+        Kind::Limit(over) => match limit(id, over, place, at, effect, find, troubles)? {
+            Kept::Kernel(limiter) => return Some(Obliged::Kernel(limiter)),
+            Kept::L7(limit) => Effect::Limit(limit),
+        },
+    };
+    Some(Obliged::L7(Obligation { policy: id.into(), effect, severity: severity? }))
+}
+
+enum Kept {
+    Kernel(Limiter),
+    L7(Limit),
+}
+
+fn limit<'a>(
+    id: &str,
+    over: LimitAction,
+    place: Place,
+    at: Option<usize>,
+    effect: &str,
+    find: &dyn Fn(&str) -> Option<Found<'a>>,
+    troubles: &mut Vec<Trouble>,
+) -> Option<Kept> {
+    let example = match place {
+        Place::Kernel => "1000 packets/second",
+        Place::L7 => "60 requests/minute",
+    };
+    let written = match find("limit") {
+        None => {
+            Err((at, format!("`@effect(\"{effect}\")` needs a limit: put `@limit(\"{example}\")` after it")))
+        }
+        Some((text, at)) => rate(text, over, place).map_err(|message| (at, message)),
+    };
+    let per = find("per").unwrap_or(("agent", at));
+    let (subject, share) = match place {
+        Place::Kernel => (subject(per.0).map(Some), Ok(None)),
+        Place::L7 => (Ok(None), share(per.0).map(Some)),
+    };
+    let mut taken = |message| troubles.push((per.1, message));
+    let (subject, share) = (subject.map_err(&mut taken).ok()?, share.map_err(&mut taken).ok()?);
+    let Written { unit, count, period_s, burst } = written.map_err(|trouble| troubles.push(trouble)).ok()?;
+    match (unit, subject, share) {
+        (Unit::Kernel(unit), Some(subject), _) => {
+            Some(Kept::Kernel(Limiter::new(id, Rate { unit, count, period_s, burst, subject, over })))
+        }
+        (_, _, Some(share)) => Some(Kept::L7(Limit::new(id, Pace { count, period_s, burst }, share, over))),
+        _ => None,
+    }
+}
+
+fn kind(effect: &str) -> Result<Kind, String> {
     match effect {
-        "rate-limit" => Ok(LimitAction::Drop),
-        "throttle" => Ok(LimitAction::Pace),
+        "rate-limit" => Ok(Kind::Limit(LimitAction::Drop)),
+        "throttle" => Ok(Kind::Limit(LimitAction::Pace)),
+        "quarantine" => Ok(Kind::Quarantine),
+        "alert" => Ok(Kind::Alert),
+        EFFECT_OF_GUARDS => Err("what denies is a `forbid`: write that, without an effect".to_owned()),
         future if EFFECTS_FUTURE.contains(&future) => Err(format!(
-            "`@effect(\"{future}\")` is not available yet, and a rule must not silently do nothing: the effects are `rate-limit` and `throttle`"
+            "`@effect(\"{future}\")` is not available yet, and a rule must not silently do nothing: the effects are {EFFECTS}"
         )),
-        _ => Err(format!("`{}` is not an effect: write `rate-limit` or `throttle`", quote(effect))),
+        _ => Err(format!("`{}` is not an effect: the effects are {EFFECTS}", quote(effect))),
     }
 }
 
@@ -116,28 +229,81 @@ fn subject(text: &str) -> Result<LimitSubject, String> {
         "agent" => Ok(LimitSubject::Agent),
         "workload" => Ok(LimitSubject::Workload),
         _ => Err(format!(
-            "`{}` is nothing a limit can be for: write `@per(\"agent\")`, or `@per(\"workload\")`",
+            "`{}` is nothing a limit of `connect` can be for: write `@per(\"agent\")`, or `@per(\"workload\")`",
             quote(text)
         )),
     }
 }
 
-/// Where the scope is for other actions than `connect`, if it is.
-fn other_action(policy: &Policy) -> Option<Option<usize>> {
+fn share(text: &str) -> Result<Share, String> {
+    Share::ALL.into_iter().find(|share| share.name() == text).ok_or_else(|| {
+        let known = Share::ALL.map(|share| format!("`{}`", share.name())).join(", ");
+        format!("`{}` is nothing a limit of requests can be for: write one of {known}", quote(text))
+    })
+}
+
+fn severity(text: &str) -> Result<Severity, String> {
+    Severity::ALL.into_iter().find(|severity| severity.name() == text).ok_or_else(|| {
+        let known = Severity::ALL.map(|severity| format!("`{}`", severity.name())).join(", ");
+        format!("`{}` is not a severity: write one of {known}", quote(text))
+    })
+}
+
+/// `15m`: a whole number and one of `s`, `m`, `h`, `d`.
+fn time(text: &str) -> Result<u64, String> {
+    let malformed = || {
+        format!("`{}` is not a time: write a whole number and `s`, `m`, `h` or `d`, as in `15m`", quote(text))
+    };
+    let (unit, digits) =
+        text.chars().last().zip(text.get(..text.len().saturating_sub(1))).ok_or_else(malformed)?;
+    let (_, scale) = TIMES.into_iter().find(|(name, _)| *name == unit).ok_or_else(malformed)?;
+    let seconds = whole(digits).and_then(|n| n.checked_mul(scale)).ok_or_else(malformed)?;
+    if (1..=FOR_S_MAX).contains(&seconds) {
+        return Ok(seconds);
+    }
+    Err("a quarantine that ends by itself lasts 1 second to 366 days: leave `@for` out for one that somebody ends".to_owned())
+}
+
+/// Which plane keeps it: by the actions in its scope.
+fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
+    let in_scope = |action: &ActionKind| applies(policy, *action);
+    let actions: Vec<ActionKind> = ActionKind::ALL.into_iter().filter(in_scope).collect();
+    let is_kernels = |action: &ActionKind| matches!(action, ActionKind::Connect | ActionKind::Direct);
+    if !actions.iter().any(is_kernels) {
+        return Ok(Place::L7);
+    }
+    if !matches!(kind, Kind::Limit(_)) {
+        return Err(format!(
+            "`@effect(\"{effect}\")` is for what the proxy decides: write `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
+        ));
+    }
+    if actions == [ActionKind::Connect] {
+        return Ok(Place::Kernel);
+    }
+    Err(format!(
+        "`@effect(\"{effect}\")` is either for `connect` alone, which counts whatever the agent sends, to the proxy too (`action == Action::\"connect\"`), or for requests: `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
+    ))
+}
+
+/// Where the scope's action is written, if it is.
+fn action_place(policy: &Policy) -> Option<usize> {
     let uid = match policy.action_constraint() {
         ActionConstraint::Any => None,
-        ActionConstraint::Eq(uid) if uid.eid().as_ref() == ActionKind::Connect.name() => return None,
         ActionConstraint::Eq(uid) => Some(uid),
         ActionConstraint::In(uids) => uids.first(),
     };
-    Some(uid.and_then(|uid| uid.loc()).map(Loc::start))
+    uid.and_then(|uid| uid.loc()).map(Loc::start)
 }
 
 /// `<count> <unit>/<period> [burst <count>]`.
-fn rate(text: &str, over: LimitAction) -> Result<Rate, String> {
+fn rate(text: &str, over: LimitAction, place: Place) -> Result<Written, String> {
+    let example = match place {
+        Place::Kernel => "`1000 packets/second burst 2000` or `10 MB/minute`",
+        Place::L7 => "`60 requests/minute burst 10`",
+    };
     let malformed = || {
         format!(
-            "`{}` is not a limit: write `<count> <unit>/<period>` and, if you like, `burst <count>`, as in `1000 packets/second burst 2000` or `10 MB/minute`",
+            "`{}` is not a limit: write `<count> <unit>/<period>` and, if you like, `burst <count>`, as in {example}",
             quote(text)
         )
     };
@@ -148,14 +314,11 @@ fn rate(text: &str, over: LimitAction) -> Result<Rate, String> {
         _ => return Err(malformed()),
     };
     let (unit_name, period_name) = what.split_once('/').ok_or_else(malformed)?;
-    let (_, unit, scale) = UNITS.into_iter().find(|(name, ..)| *name == unit_name).ok_or_else(|| {
-        let known = UNITS.map(|(name, ..)| format!("`{name}`")).join(", ");
-        format!("`{}` is not a unit of limits: write one of {known}", quote(unit_name))
-    })?;
+    let (unit, scale) = unit(unit_name, place)?;
     let (_, period_s) = PERIODS.into_iter().find(|(name, _)| *name == period_name).ok_or_else(|| {
         format!("`{}` is not a period: write `second`, `minute` or `hour`", quote(period_name))
     })?;
-    if unit == LimitUnit::Connections && over == LimitAction::Pace {
+    if unit == Unit::Kernel(LimitUnit::Connections) && over == LimitAction::Pace {
         return Err(
             "connections can't be sent later: write `@effect(\"rate-limit\")`, or limit `packets` or `bytes`"
                 .to_owned(),
@@ -170,7 +333,26 @@ fn rate(text: &str, over: LimitAction) -> Result<Rate, String> {
         None => default_burst(unit, count, period_s),
         Some(word) => check_burst(unit, number(word).ok_or_else(malformed)?, hour)?,
     };
-    Ok(Rate { unit, count, period_s, burst, subject: LimitSubject::Agent, over })
+    Ok(Written { unit, count, period_s, burst })
+}
+
+fn unit(name: &str, place: Place) -> Result<(Unit, u64), String> {
+    let is_of = |unit: Unit| (unit == Unit::Requests) == (place == Place::L7);
+    match UNITS.into_iter().find(|(known, ..)| *known == name) {
+        Some((_, unit, scale)) if is_of(unit) => Ok((unit, scale)),
+        Some((_, Unit::Requests, _)) => Err(
+            "`requests` are what the proxy sees, so they are limited for `http`, `tls` or `tunnel`: write one of these as the action, or limit `connections`".to_owned(),
+        ),
+        Some(_) => Err(format!(
+            "`{}` are limited for `connect`: write that as the action, or limit `requests`",
+            quote(name)
+        )),
+        None => {
+            let known: Vec<String> =
+                UNITS.into_iter().filter(|(_, unit, _)| is_of(*unit)).map(|(name, ..)| format!("`{name}`")).collect();
+            Err(format!("`{}` is not a unit of such limits: write one of {}", quote(name), known.join(", ")))
+        }
+    }
 }
 
 /// Digits only: no sign, no separator.
@@ -182,18 +364,19 @@ fn per_hour(count: u64, period_s: u32) -> u64 {
     count.saturating_mul(u64::from(LIMIT_BURST_S_MAX / period_s.max(1)))
 }
 
-fn check_rate(unit: LimitUnit, count: u64, period_s: u32) -> Result<(), String> {
+fn check_rate(unit: Unit, count: u64, period_s: u32) -> Result<(), String> {
     let hour = per_hour(count, period_s);
     let (range, bounds) = match unit {
-        LimitUnit::Bytes => {
+        Unit::Kernel(LimitUnit::Bytes) => {
             (LIMIT_BYTES_PER_HOUR_MIN..=LIMIT_BYTES_PER_HOUR_MAX, "bytes pass at 1 KiB to 100 GB a second")
         }
-        LimitUnit::Packets => {
+        Unit::Kernel(LimitUnit::Packets) => {
             (1..=LIMIT_COUNT_PER_HOUR_MAX, "packets pass at 1 an hour to 100000000 a second")
         }
-        LimitUnit::Connections => {
+        Unit::Kernel(LimitUnit::Connections) => {
             (1..=LIMIT_COUNT_PER_HOUR_MAX, "connections begin at 1 an hour to 100000000 a second")
         }
+        Unit::Requests => (1..=LIMIT_COUNT_PER_HOUR_MAX, "requests pass at 1 an hour to 100000000 a second"),
     };
     if range.contains(&hour) {
         return Ok(());
@@ -203,8 +386,8 @@ fn check_rate(unit: LimitUnit, count: u64, period_s: u32) -> Result<(), String> 
     Err(format!("a limit can't be kept at this rate: {bounds}: write {more}"))
 }
 
-fn check_burst(unit: LimitUnit, burst: u64, hour: u64) -> Result<u64, String> {
-    if unit == LimitUnit::Bytes && burst < LIMIT_BURST_BYTES_MIN {
+fn check_burst(unit: Unit, burst: u64, hour: u64) -> Result<u64, String> {
+    if unit == Unit::Kernel(LimitUnit::Bytes) && burst < LIMIT_BURST_BYTES_MIN {
         return Err(format!(
             "a burst of {burst} bytes would never let the largest packet pass: write at least {LIMIT_BURST_BYTES_MIN} bytes (a burst is in the unit of its rate), or none"
         ));
@@ -215,14 +398,14 @@ fn check_burst(unit: LimitUnit, burst: u64, hour: u64) -> Result<u64, String> {
     if burst > hour {
         return Err(format!(
             "the burst is more than passes in an hour, which is the most there may be: write at most {hour} {}",
-            if unit == LimitUnit::Bytes { "bytes" } else { "(an hour's worth)" }
+            if unit == Unit::Kernel(LimitUnit::Bytes) { "bytes" } else { "(an hour's worth)" }
         ));
     }
     Ok(burst)
 }
 
 /// One second's worth, and at least what lets anything pass.
-fn default_burst(unit: LimitUnit, count: u64, period_s: u32) -> u64 {
+fn default_burst(unit: Unit, count: u64, period_s: u32) -> u64 {
     let second = count / u64::from(period_s.max(1));
-    second.max(if unit == LimitUnit::Bytes { LIMIT_BURST_BYTES_DEFAULT_MIN } else { 1 })
+    second.max(if unit == Unit::Kernel(LimitUnit::Bytes) { LIMIT_BURST_BYTES_DEFAULT_MIN } else { 1 })
 }

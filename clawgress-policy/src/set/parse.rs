@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr as _;
+use std::sync::Arc;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{
@@ -11,11 +12,13 @@ use cedar_policy::{
 use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
 
+use super::obligation::{self, Obliged};
 use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
-use super::{Inner, NamedSets, PolicyErrors, PolicyProblem, obligation, ranges};
+use super::{Inner, NamedSets, PolicyErrors, PolicyProblem, ranges};
 use crate::Geo;
+use crate::effect::Obligation;
 use crate::host::quote;
 use crate::kernel::limiter::{self, LIMITERS_MAX, Limiter};
 use crate::kernel::plan::{Plan, Written};
@@ -31,7 +34,7 @@ pub const PROBLEMS_MAX: usize = 100;
 /// Annotations that only inform people.
 const ANNOTATIONS_INFORMATIVE: [&str; 3] = ["description", "owner", "reference"];
 /// Annotations that will change what a policy does; until then a policy must not carry them.
-const ANNOTATIONS_FUTURE: [&str; 4] = ["mode", "for", "severity", "priority"];
+const ANNOTATIONS_FUTURE: [&str; 2] = ["mode", "priority"];
 
 /// One policy on its way into the set.
 struct Draft {
@@ -39,7 +42,7 @@ struct Draft {
     start: usize,
     id: Option<String>,
     /// What it obliges to; `None` for a guard.
-    limiter: Option<Limiter>,
+    obliged: Option<Obliged>,
 }
 
 impl Draft {
@@ -63,7 +66,7 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
 
     let mut problems = template_problems(&set, &source);
     let mut drafts = drafts(&set, &source, &mut problems);
-    let limiters = limiters(&mut drafts, &source, &mut problems);
+    let (limiters, obligations) = obliged(&mut drafts, &source, &mut problems);
     for draft in &drafts {
         problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members));
         problems.extend(ranges::review(draft.ast(), draft.id.as_deref(), &source));
@@ -78,7 +81,7 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
     let written = drafts.iter().map(|draft| Written {
         policy: draft.ast(),
         id: draft.id.as_deref().unwrap_or_default(),
-        is_obligation: draft.limiter.is_some(),
+        is_obligation: draft.obliged.is_some(),
     });
     let plan = Plan::new(written, &source, &members).map_err(report)?;
     let policies = drafts.iter().map(finish).collect::<Result<Vec<_>, _>>().map_err(|m| errors(vec![m]))?;
@@ -86,19 +89,32 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
         cedar_policy::PolicySet::from_policies(policies.into_iter().cloned())
             .map_err(|e| PolicyErrors::one(e.to_string()))
     };
-    let (obligations, guards): (Vec<_>, Vec<_>) =
-        drafts.iter().zip(&policies).partition(|(draft, _)| draft.limiter.is_some());
-    let by_action = ByAction::try_new(|action| {
-        together(guards.iter().map(|(_, p)| *p).filter(|p| applies(p.as_ref(), action)).collect())
-    })?;
-    let obligations = together(obligations.into_iter().map(|(_, policy)| policy).collect())?;
+    let (obliging, guards): (Vec<_>, Vec<_>) =
+        drafts.iter().zip(&policies).partition(|(draft, _)| draft.obliged.is_some());
+    let of = |among: &[(&Draft, &cedar_policy::Policy)], action| {
+        together(among.iter().map(|(_, p)| *p).filter(|p| applies(p.as_ref(), action)).collect())
+    };
+    let by_action = ByAction::try_new(|action| of(&guards, action))?;
+    let obliging = ByAction::try_new(|action| of(&obliging, action))?;
     let plan = plan.with_policies(&policies);
     let mut reads = Reads::default();
     for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
         syntax::reads(condition, &mut reads);
     }
     let count = drafts.len();
-    Ok(Inner { vocabulary, count, by_action, obligations, limiters, members, reads, plan, schedule, zone })
+    Ok(Inner {
+        vocabulary,
+        count,
+        by_action,
+        obliging,
+        obligations,
+        limiters,
+        members,
+        reads,
+        plan,
+        schedule,
+        zone,
+    })
 }
 
 /// Whether the policy's scope includes the action.
@@ -165,7 +181,7 @@ fn drafts(
         .policies()
         .map(|cedar| {
             let ast: &Policy = cedar.as_ref();
-            Draft { start: ast.loc().map_or(0, Loc::start), cedar: cedar.clone(), id: None, limiter: None }
+            Draft { start: ast.loc().map_or(0, Loc::start), cedar: cedar.clone(), id: None, obliged: None }
         })
         .collect();
     drafts.sort_by_key(|d| d.start);
@@ -191,13 +207,21 @@ fn drafts(
     drafts
 }
 
-/// Reads what the policies oblige to; ascending by their ids.
-fn limiters(drafts: &mut [Draft], source: &Source<'_>, problems: &mut Vec<PolicyProblem>) -> Vec<Limiter> {
-    let mut limiters = Vec::new();
+/// Reads what the policies oblige to: limits of the kernel, ascending by their policies' ids, and what the proxy keeps.
+fn obliged(
+    drafts: &mut [Draft],
+    source: &Source<'_>,
+    problems: &mut Vec<PolicyProblem>,
+) -> (Vec<Limiter>, BTreeMap<String, Arc<Obligation>>) {
+    let (mut limiters, mut obligations) = (Vec::new(), BTreeMap::new());
     for draft in drafts {
         let id = draft.id.clone().unwrap_or_default();
-        draft.limiter = obligation::read(draft.ast(), &id, source, problems);
-        limiters.extend(draft.limiter.clone());
+        draft.obliged = obligation::read(draft.ast(), &id, source, problems);
+        match &draft.obliged {
+            Some(Obliged::Kernel(limiter)) => limiters.push(limiter.clone()),
+            Some(Obliged::L7(obligation)) => drop(obligations.insert(id, Arc::new(obligation.clone()))),
+            None => {}
+        }
     }
     limiters.sort_by(|a, b| a.policy.cmp(&b.policy));
     if limiters.len() > LIMITERS_MAX {
@@ -213,7 +237,7 @@ fn limiters(drafts: &mut [Draft], source: &Source<'_>, problems: &mut Vec<Policy
         );
         problems.push(source.problem(Some(second), None, message));
     }
-    limiters
+    (limiters, obligations)
 }
 
 /// Checks a policy's annotations; gives its id.
@@ -241,7 +265,7 @@ fn annotations(
                 "`@{future}` is not available yet, and a rule must not silently do nothing: remove it"
             ),
             _ => format!(
-                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit` and `@per`",
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for` and `@severity`",
                 quote(&key)
             ),
         };

@@ -6,6 +6,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentId, AgentState};
 
 mod limits;
+mod obligations;
 mod refused;
 
 pub(crate) fn agent(id: &str) -> Agent {

@@ -71,6 +71,53 @@ fn connections_count_once_by_either_way_out_and_for_their_agent_alone() {
     finish(site);
 }
 
+const OBLIGATIONS: &str = r#"
+@id("few-requests") @effect("rate-limit") @limit("2 requests/hour burst 2") @per("team")
+permit (principal in Team::"research", action == Action::"http", resource);
+@id("trap") @effect("quarantine") @for("1h") @severity("high")
+permit (principal in Team::"research", action == Action::"http", resource) when { context.path == "/trap" };
+"#;
+
+/// The proxy asks control for what holds over all of it, and control quarantines in both planes.
+#[test]
+fn requests_are_limited_and_a_trap_quarantines_in_both_planes() {
+    let mut site = site();
+    site.gateway.apply_policy(&format!("{POLICY}{OBLIGATIONS}"), SETS).unwrap();
+    let status = |site: &Site, path: &str| {
+        let url = format!("http://api.allowed.test{path}");
+        let output = curl(site, Host::Known, &["-4", "-o", "/dev/null", "-w", "%{http_code}", &url]);
+        output.stdout.trim().to_owned()
+    };
+    assert_eq!((status(&site, "/"), status(&site, "/")), ("200".to_owned(), "200".to_owned()));
+    assert_eq!(status(&site, "/"), "429");
+    let over = record(&site, "the request too many", |r| r.plane == Plane::L7 && denied(r, "rate_limited"));
+    assert_eq!((agent(&over), over.policies.as_slice()), (Some(CRAWLER), &["few-requests".to_owned()][..]));
+    // The other agent of the team, by the explicit proxy: one limit for all of it, and TLS is none of that.
+    let other = ["-x".to_owned(), proxy(ASSISTANT, &site.assistant_key)];
+    let url = "http://api.allowed.test/";
+    let output =
+        curl(&site, Host::Anon, &[&other[0], &other[1], "-o", "/dev/null", "-w", "%{http_code}", url]);
+    assert_eq!(output.stdout.trim(), "429");
+    assert!(curl(&site, Host::Known, &["-4", PAGE]).ok());
+
+    // The kernel may already have taken away what the answer would come by.
+    let trap = curl_within(&site, Host::Known, 3, &["-4", "--fail", "http://api.allowed.test/trap"]);
+    assert!(!trap.ok(), "{trap:?}");
+    let trapped = record(&site, "the trap", |r| r.plane == Plane::L7 && denied(r, "agent_quarantined"));
+    assert_eq!(trapped.policies, ["trap"]);
+    let change = record(&site, "the change", |r| {
+        r.detail.as_deref().is_some_and(|d| d.contains("policy `trap` at request") && d.contains(CRAWLER))
+    });
+    assert!(change.detail.as_deref().is_some_and(|d| d.contains(&trapped.request)), "{change:?}");
+    assert!(!curl_within(&site, Host::Known, 3, &["-4", PAGE]).ok(), "the kernel plane holds it too");
+    let shown = admin(&site).ctl(&["--output", "json", "agent", "show", CRAWLER]).unwrap().check().unwrap();
+    assert!(shown.stdout.contains("quarantined"), "{}", shown.stdout);
+    admin(&site).ctl(&["agent", "release", CRAWLER]).unwrap().check().unwrap();
+    assert!(curl(&site, Host::Known, &["-4", PAGE]).ok(), "released");
+    site.gateway.apply_policy(POLICY, SETS).unwrap();
+    finish(site);
+}
+
 /// A stranger may knock at the proxy, but not hammer.
 #[test]
 fn strangers_begin_few_connections_and_others_are_served() {

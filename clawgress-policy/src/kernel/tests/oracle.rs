@@ -76,7 +76,7 @@ pub(super) fn limits_alone(
 ) -> Result<Vec<String>, Vec<String>> {
     let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
     let (mut matching, mut failed) = (Vec::new(), Vec::new());
-    for obligation in set.inner().obligations().policies() {
+    for obligation in set.inner().limiting().policies() {
         let id = obligation.id().to_string();
         let one = cedar_policy::PolicySet::from_policies([obligation.clone()]).unwrap();
         match set.inner().decide_among(&one, &request, set.moment()).verdict {

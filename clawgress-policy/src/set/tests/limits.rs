@@ -50,18 +50,21 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"@effect("rate-limit")"#, "1:13: policy `slow`: `@effect(\"rate-limit\")` needs a limit"),
     (
         r#"@effect("throttel") @limit("1 MB/second")"#,
-        "1:13: policy `slow`: `throttel` is not an effect: write",
+        "1:13: policy `slow`: `throttel` is not an effect: the effects are",
     ),
-    (r#"@effect @limit("1 MB/second")"#, "1:13: policy `slow`: `` is not an effect: write `rate-limit`"),
+    (
+        r#"@effect @limit("1 MB/second")"#,
+        "1:13: policy `slow`: `` is not an effect: the effects are `rate-limit`",
+    ),
     (
         r#"@effect("quarantine") @for("15m")"#,
-        "1:13: policy `slow`: `@effect(\"quarantine\")` is not available",
+        "1:76: policy `slow`: `@effect(\"quarantine\")` is for what the proxy decides",
     ),
     (r#"@limit("1 MB/second")"#, "1:13: policy `slow`: `@limit` says nothing without an effect"),
     (r#"@per("agent")"#, "1:13: policy `slow`: `@per` says nothing without an effect"),
     (
         r#"@effect("rate-limit") @limit("1 MB/second") @per("team")"#,
-        "1:57: policy `slow`: `team` is nothing a limit can be for: write `@per(\"agent\")`",
+        "1:57: policy `slow`: `team` is nothing a limit of `connect` can be for: write `@per(\"agent\")`",
     ),
     (
         r#"@effect("throttle") @limit("9 connections/second")"#,
@@ -84,9 +87,12 @@ const REFUSED_LIMITS: &[(&str, &str)] = &[
     ("9 packets/second burst x", "`9 packets/second burst x` is not a limit: write"),
     ("9 packets/second bursts 9", "`9 packets/second bursts 9` is not a limit: write"),
     ("9 packets/second burst 9 9", "`9 packets/second burst 9 9` is not a limit: write"),
-    ("9 packet/second", "`packet` is not a unit of limits: write one of `packets`, `connections`, `bytes`"),
-    ("9 mb/second", "`mb` is not a unit of limits: write one of"),
-    ("20 requests/minute burst 5", "`requests` is not a unit of limits: write one of"),
+    (
+        "9 packet/second",
+        "`packet` is not a unit of such limits: write one of `packets`, `connections`, `bytes`",
+    ),
+    ("9 mb/second", "`mb` is not a unit of such limits: write one of"),
+    ("20 requests/minute burst 5", "`requests` are what the proxy sees, so they are limited for `http`"),
     ("9 packets/day", "`day` is not a period: write `second`, `minute` or `hour`"),
     ("0 packets/second", "a limit can't be kept at this rate: packets pass at 1 an hour"),
     (
@@ -131,17 +137,21 @@ fn what_is_no_limit_is_refused_with_what_to_write() {
         assert!(problems.len() == 1 && problems[0].starts_with(&wanted), "{limit}: {problems:#?}");
     }
     let annotated = r#"@id("slow") @effect("rate-limit") @limit("9 packets/second") "#;
-    let only = "`@effect(\"rate-limit\")` is for `connect` only: write `action == Action::\"connect\"`";
+    let only = "`@effect(\"rate-limit\")` is either for `connect` alone";
     for (policy, place, wanted) in [
         (
             r#"forbid (principal, action == Action::"connect", resource);"#,
             "1:13",
             "an effect is for `permit` only",
         ),
-        (r#"permit (principal, action, resource);"#, "1:1", only),
+        (r#"permit (principal, action, resource);"#, "1:13", only),
         (r#"permit (principal, action == Action::"direct", resource);"#, "1:91", only),
-        (r#"permit (principal, action == Action::"tls", resource);"#, "1:91", only),
-        (r#"permit (principal, action in [Action::"connect"], resource);"#, "1:92", only),
+        (
+            r#"permit (principal, action == Action::"tls", resource);"#,
+            "1:42",
+            "`packets` are limited for `connect`",
+        ),
+        (r#"permit (principal, action in [Action::"tls", Action::"connect"], resource);"#, "1:92", only),
         (r#"permit (principal, action in Action::"reach", resource);"#, "1:91", only),
         // The reviews of guards.
         (

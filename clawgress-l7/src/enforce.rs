@@ -1,0 +1,78 @@
+//! What obligations oblige to, once an exchange is judged, in one order: quarantine, then the guards' verdict, then
+//! limits; alerts are told whatever comes of the rest.
+//!
+//! INVARIANT: an exchange that a quarantine matches is denied, also where control can't be told of it; one that a limit
+//! matches is allowed only when a unit was spent.
+
+use std::sync::Arc;
+
+use clawgress_api::EffectRef;
+use clawgress_ebpf_common::DropReason;
+use clawgress_policy::effect::{Effect, Obligation};
+
+use crate::decide::{Duties, Ruling};
+use crate::gateway::Gateway;
+
+/// The ruling on the exchange `request` after what it is obliged to was done.
+pub async fn enforce(gateway: &Gateway, mut ruling: Ruling, request: &str) -> Ruling {
+    match ruling.duties.take() {
+        // Most requests have none, and every connection's task would hold what this takes.
+        None => ruling,
+        Some(duties) => Box::pin(keep(gateway, ruling, *duties, request)).await,
+    }
+}
+
+async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &str) -> Ruling {
+    let Duties { agent, obligations } = duties;
+    ruling.effects = obligations.iter().map(|obligation| reference(obligation)).collect();
+    let quarantines = obligations.iter().filter_map(|obligation| match obligation.effect {
+        Effect::Quarantine(seconds) => Some((obligation, seconds)),
+        Effect::Limit(_) | Effect::Alert => None,
+    });
+    // The longest: without an end before any other.
+    let longest = quarantines.max_by_key(|(_, seconds)| seconds.unwrap_or(u64::MAX));
+    if let Some((obligation, seconds)) = longest {
+        let policy = &obligation.policy;
+        if let Err(status) = gateway.quota.impose(agent.index, seconds, policy, request).await {
+            tracing::error!(%status, agent = %agent.id, %policy, request, "an agent can't be quarantined; the request is denied");
+        }
+        return Ruling {
+            verdict: Err(DropReason::AgentQuarantined),
+            policies: vec![policy.as_ref().to_owned()],
+            ..ruling
+        };
+    }
+    if ruling.verdict.is_err() {
+        return ruling;
+    }
+    let limits = obligations.iter().filter_map(|obligation| match &obligation.effect {
+        Effect::Limit(limit) => Some((obligation, limit, limit.share.of(&agent))),
+        Effect::Quarantine(_) | Effect::Alert => None,
+    });
+    let limits: Vec<_> = limits.collect();
+    let wanted: Vec<_> = limits.iter().map(|(_, limit, subject)| (*limit, Arc::clone(subject))).collect();
+    match gateway.quota.spend(&wanted).await {
+        Ok(()) => ruling,
+        Err(denied) => {
+            let policy =
+                limits.get(denied.limit).map(|(obligation, ..)| obligation.policy.as_ref().to_owned());
+            Ruling {
+                verdict: Err(denied.reason),
+                policies: policy.into_iter().collect(),
+                retry_after: denied.retry_after,
+                ..ruling
+            }
+        }
+    }
+}
+
+fn reference(obligation: &Obligation) -> EffectRef {
+    EffectRef {
+        policy: obligation.policy.as_ref().to_owned(),
+        effect: obligation.effect.name().to_owned(),
+        severity: match obligation.effect {
+            Effect::Limit(_) => None,
+            Effect::Quarantine(_) | Effect::Alert => Some(obligation.severity.name().to_owned()),
+        },
+    }
+}

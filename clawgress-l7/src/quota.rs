@@ -1,0 +1,309 @@
+//! Limits of requests: units are leased from control in small lots, and spent here.
+//!
+//! INVARIANT: nothing is spent that control did not grant before; all workers together never spend more than a limit
+//! lets pass. Where control can't be asked, nothing is granted, and that denies.
+//!
+//! A lot is an eighth of the burst at most. What is left of one goes back when nobody spent of it for a while, so that
+//! other workers find it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clawgress_api::proto::enforcement_client::EnforcementClient;
+use clawgress_api::proto::{CommitRequest, ImposeRequest, QuotaScope, ReserveRequest};
+use clawgress_ebpf_common::DropReason;
+use clawgress_policy::effect::Limit;
+use clawgress_policy::kernel::LimitAction;
+use parking_lot::Mutex;
+use tonic::transport::Channel;
+
+use crate::limit;
+
+/// Where units are leased.
+#[derive(Debug)]
+pub struct Quota {
+    client: EnforcementClient<Channel>,
+    leases: Mutex<HashMap<Name, Arc<Lease>>>,
+    /// Ids of reservations: this process's own, and a number.
+    instance: u64,
+    next: Mutex<u64>,
+}
+
+/// A limit, and whose bucket.
+type Name = (u64, Arc<str>);
+
+/// What this process holds of one bucket.
+#[derive(Debug)]
+struct Lease {
+    held: Mutex<Held>,
+    /// Whoever holds it asks control; the others wait for what comes of that.
+    asking: tokio::sync::Mutex<()>,
+    /// Requests that wait for units: bounded, since each holds a connection.
+    waiting: tokio::sync::Semaphore,
+}
+
+#[derive(Debug)]
+struct Held {
+    id: u128,
+    granted: u64,
+    left: u64,
+    ends: Instant,
+    /// When something was spent or asked for last.
+    touched: Instant,
+    /// Until then there is nothing to be had.
+    short_until: Option<Instant>,
+    /// Until then control is not asked again, since it could not be.
+    away_until: Option<Instant>,
+}
+
+/// Why nothing was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// The stable reason.
+    pub reason: DropReason,
+    /// Which of the limits, from 0.
+    pub limit: usize,
+    /// After what time it may be otherwise.
+    pub retry_after: Option<Duration>,
+}
+
+// === impl Held ===
+
+impl Held {
+    fn none(now: Instant) -> Held {
+        Held { id: 0, granted: 0, left: 0, ends: now, touched: now, short_until: None, away_until: None }
+    }
+
+    /// Spends one unit, if there is one.
+    fn spend(&mut self, now: Instant) -> bool {
+        self.touched = now;
+        if self.left == 0 || self.ends <= now {
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
+
+    /// What is to be settled: the reservation, and how much of it was used.
+    fn settle(&mut self) -> Option<(u128, u64)> {
+        let unspent = std::mem::take(&mut self.left);
+        (unspent != 0).then_some((self.id, self.granted.saturating_sub(unspent)))
+    }
+}
+
+// === impl Quota ===
+
+impl Quota {
+    /// A client over `channel`.
+    ///
+    /// # Errors
+    /// If the system has no randomness.
+    pub fn new(channel: Channel) -> Result<Self, getrandom::Error> {
+        let mut instance = [0; 8];
+        getrandom::fill(&mut instance)?;
+        Ok(Quota {
+            client: EnforcementClient::new(channel),
+            leases: Mutex::default(),
+            instance: u64::from_be_bytes(instance),
+            next: Mutex::new(0),
+        })
+    }
+
+    /// Spends one unit of each limit, or of none of them. Waits where a limit says so, within a bound.
+    ///
+    /// # Errors
+    /// [`DropReason::RateLimited`] if a limit is reached, [`DropReason::LimitUnavailable`] if control can't be asked.
+    pub async fn spend(&self, limits: &[(&Limit, Arc<str>)]) -> Result<(), Denied> {
+        let mut spent: Vec<Arc<Lease>> = Vec::with_capacity(limits.len());
+        for (at, (limit, subject)) in limits.iter().enumerate() {
+            let lease = self.lease(limit, subject);
+            let result = match &lease {
+                Some(lease) => self.spend_one(limit, subject, lease).await,
+                None => Err((DropReason::LimitUnavailable, None)),
+            };
+            match (result, lease) {
+                (Ok(()), Some(lease)) => spent.push(lease),
+                (Ok(()), None) => {}
+                (Err((reason, retry_after)), _) => {
+                    for lease in spent {
+                        lease.held.lock().left += 1;
+                    }
+                    return Err(Denied { reason, limit: at, retry_after });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks control to quarantine an agent, for so many seconds or without an end.
+    ///
+    /// # Errors
+    /// If control can't be asked, or refuses.
+    pub async fn impose(
+        &self,
+        agent: u32,
+        seconds: Option<u64>,
+        policy: &str,
+        request: &str,
+    ) -> Result<(), tonic::Status> {
+        let question = ImposeRequest {
+            agent,
+            seconds: seconds.unwrap_or(0),
+            policy: policy.to_owned(),
+            request: request.to_owned(),
+        };
+        let mut client = self.client.clone();
+        match tokio::time::timeout(limit::QUOTA_CALL, client.impose(question)).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(tonic::Status::deadline_exceeded("control does not answer in time")),
+        }
+    }
+
+    /// Gives back what nobody spends, for ever.
+    pub async fn keep(&self) {
+        let mut turns = tokio::time::interval(limit::QUOTA_IDLE);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            self.give_back(limit::QUOTA_IDLE).await;
+        }
+    }
+
+    /// Gives back what nobody has spent of for as long as `idle`.
+    pub async fn give_back(&self, idle: Duration) {
+        let now = Instant::now();
+        let mut unspent = Vec::new();
+        self.leases.lock().retain(|_, lease| {
+            let mut held = lease.held.lock();
+            if now.saturating_duration_since(held.touched) < idle {
+                return true;
+            }
+            unspent.extend(held.settle().filter(|_| held.ends > now));
+            // Somebody may be about to spend of it, or wait for it.
+            Arc::strong_count(lease) > 1
+        });
+        for (id, used) in unspent {
+            let question = CommitRequest { id: id.to_be_bytes().to_vec(), used: vec![used] };
+            let mut client = self.client.clone();
+            match tokio::time::timeout(limit::QUOTA_CALL, client.commit(question)).await {
+                Ok(Ok(_)) => {}
+                // It counts as used, then.
+                Ok(Err(status)) => tracing::debug!(%status, "units that were not spent can't be given back"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn lease(&self, limit: &Limit, subject: &Arc<str>) -> Option<Arc<Lease>> {
+        let mut leases = self.leases.lock();
+        let name = (limit.key, Arc::clone(subject));
+        if let Some(lease) = leases.get(&name) {
+            return Some(Arc::clone(lease));
+        }
+        if leases.len() >= limit::QUOTA_LEASES_MAX {
+            return None;
+        }
+        let lease = Arc::new(Lease {
+            held: Mutex::new(Held::none(Instant::now())),
+            asking: tokio::sync::Mutex::default(),
+            waiting: tokio::sync::Semaphore::new(limit::QUOTA_WAITING_MAX),
+        });
+        leases.insert(name, Arc::clone(&lease));
+        Some(lease)
+    }
+
+    async fn spend_one(
+        &self,
+        limit: &Limit,
+        subject: &Arc<str>,
+        lease: &Lease,
+    ) -> Result<(), (DropReason, Option<Duration>)> {
+        if lease.held.lock().spend(Instant::now()) {
+            return Ok(());
+        }
+        // Room to wait is taken first: it bounds who asks, too.
+        let limited = |wait| (DropReason::RateLimited, Some(wait));
+        let _room = lease.waiting.try_acquire().map_err(|_| limited(limit::QUOTA_WAIT_MAX))?;
+        let deadline = Instant::now() + limit::QUOTA_WAIT_MAX;
+        loop {
+            let wait = {
+                let _turn = lease.asking.lock().await;
+                match self.spend_or_ask(limit, subject, lease).await? {
+                    None => return Ok(()),
+                    Some(wait) => wait,
+                }
+            };
+            if limit.over == LimitAction::Drop || Instant::now() + wait > deadline {
+                return Err(limited(wait));
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Spends one unit, asking control for more if there is none. `Some` is how long there will be none.
+    async fn spend_or_ask(
+        &self,
+        limit: &Limit,
+        subject: &Arc<str>,
+        lease: &Lease,
+    ) -> Result<Option<Duration>, (DropReason, Option<Duration>)> {
+        let id = {
+            let mut held = lease.held.lock();
+            let now = Instant::now();
+            if held.spend(now) {
+                return Ok(None);
+            }
+            if held.away_until.is_some_and(|until| until > now) {
+                return Err((DropReason::LimitUnavailable, None));
+            }
+            // Who is turned away again and again must not make us ask each time.
+            if let Some(until) = held.short_until.filter(|until| *until > now) {
+                return Ok(Some(until - now));
+            }
+            let mut next = self.next.lock();
+            *next += 1;
+            u128::from(self.instance) << 64 | u128::from(*next)
+        };
+        let question = ReserveRequest {
+            id: id.to_be_bytes().to_vec(),
+            scopes: vec![QuotaScope {
+                limit: limit.key,
+                subject: subject.as_ref().to_owned(),
+                count: limit.pace.count,
+                period_s: limit.pace.period_s,
+                burst: limit.pace.burst,
+                want: (limit.pace.burst / limit::QUOTA_LOT_PART).clamp(1, limit::QUOTA_LOT_MAX),
+                least: 1,
+            }],
+            life_ms: u32::try_from(limit::QUOTA_LIFE.as_millis()).unwrap_or(u32::MAX),
+        };
+        // Our time for it begins before control's: we stop first.
+        let ends = Instant::now() + limit::QUOTA_LIFE;
+        let mut client = self.client.clone();
+        let answer = tokio::time::timeout(limit::QUOTA_CALL, client.reserve(question)).await;
+        let answer = answer
+            .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("control does not answer in time")));
+        let mut held = lease.held.lock();
+        let now = Instant::now();
+        let answer = match answer {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                tracing::warn!(%status, "control grants no units of a limit; what it limits is denied");
+                held.away_until = Some(now + limit::QUOTA_AWAY);
+                return Err((DropReason::LimitUnavailable, None));
+            }
+        };
+        match answer.granted.first() {
+            Some(granted @ 1..) => {
+                *held = Held { id, granted: *granted, left: granted - 1, ends, ..Held::none(now) };
+                Ok(None)
+            }
+            _ => {
+                let wait = Duration::from_millis(answer.wait_ms.max(1));
+                held.short_until = Some(now + wait.min(limit::QUOTA_SHORT_MAX));
+                Ok(Some(wait))
+            }
+        }
+    }
+}

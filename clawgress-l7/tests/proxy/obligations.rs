@@ -1,0 +1,245 @@
+//! Obligations: limits of requests, quarantine and alerts, as policy text says them, on real traffic.
+
+use std::time::Duration;
+
+use clawgress_api::{AuditRecord, EffectRef, RecordKind};
+use clawgress_ebpf_common::DropReason;
+use clawgress_policy::effect::{Limit, Share};
+use clawgress_policy::kernel::LimitAction;
+use clawgress_policy::quota::{Pace, Scope};
+
+use crate::client::Client;
+use crate::harness::{Gateway, Options, PATIENCE, POLICY};
+use crate::upstream::Upstream;
+
+/// A gateway with this policy on top of the usual one, and an upstream with its host.
+async fn with(policy: &str) -> (Gateway, Upstream, String) {
+    let gateway = Gateway::start(Options::default()).await;
+    assert_eq!(gateway.publish_policy(&format!("{POLICY}{policy}")).await, "");
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    (gateway, upstream, host)
+}
+
+fn get(host: &str, path: &str, auth: &str) -> String {
+    format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n")
+}
+
+/// The decision on the last request of this path, once it is recorded.
+async fn decision(gateway: &Gateway, path: &str) -> AuditRecord {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let records = gateway.control.records();
+        let mut decisions = records.into_iter().filter(|r| r.kind == RecordKind::Decision);
+        let last = decisions.rfind(|r| r.destination.path.as_deref() == Some(path));
+        if let Some(record) = last {
+            return record;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no decision on {path}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn effect(policy: &str, effect: &str, severity: Option<&str>) -> EffectRef {
+    EffectRef { policy: policy.to_owned(), effect: effect.to_owned(), severity: severity.map(str::to_owned) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_over_a_limit_is_told_when_to_come_back() {
+    let (gateway, upstream, host) = with(
+        r#"@id("few") @effect("rate-limit") @limit("2 requests/hour burst 2")
+        permit (principal == Agent::"web", action == Action::"http", resource);
+        @id("others") permit (principal == Agent::"other", action == Action::"http", resource);"#,
+    )
+    .await;
+    let mut client = gateway.client().await;
+    // What is denied spends nothing.
+    for _ in 0..5 {
+        client.send(get(&host, "/denied", &gateway.web())).await;
+        assert_eq!(client.answer().await.reason(), "policy_denied");
+    }
+    for _ in 0..2 {
+        client.send(get(&host, "/in", &gateway.web())).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    for _ in 0..5 {
+        client.send(get(&host, "/over", &gateway.web())).await;
+        let over = client.answer().await;
+        assert_eq!((over.status, over.reason()), (429, "rate_limited"));
+        let wait: u64 = over.field("retry-after").expect("a time").parse().expect("seconds");
+        assert!((1..=1_800).contains(&wait), "half an hour for each: {wait}");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+    let over = decision(&gateway, "/over").await;
+    assert_eq!(
+        (over.reason, over.policies.as_slice()),
+        (Some(DropReason::RateLimited), &["few".to_owned()][..])
+    );
+    assert_eq!(over.effects, [effect("few", "rate-limit", None)]);
+    let within = decision(&gateway, "/in").await;
+    assert_eq!((within.policies, within.effects), (vec!["http".into(), "net".into()], over.effects));
+    let other = gateway.authorization("other", &gateway.other_key);
+    assert_eq!(gateway.ask(&get(&host, "/", &other)).await.status, 200, "another agent has its own");
+    // A limit that stays keeps its count; one that is changed begins anew.
+    assert_eq!(gateway.publish(|s| s.agents[1].team = Some("x".into())).await, "");
+    assert_eq!(gateway.ask(&get(&host, "/over", &gateway.web())).await.status, 429);
+    let more = |s: &mut clawgress_api::Snapshot<clawgress_policy::PolicyBundle>| {
+        let policy = s.policy.as_mut().expect("policy");
+        policy.text = policy.text.replace("2 requests/hour burst 2", "3 requests/hour burst 2");
+    };
+    assert_eq!(gateway.publish(more).await, "");
+    assert_eq!(gateway.ask(&get(&host, "/over", &gateway.web())).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_team_shares_its_limit() {
+    let (gateway, _upstream, host) = with(
+        r#"@id("team") @effect("rate-limit") @limit("2 requests/hour burst 2") @per("team")
+        permit (principal, action == Action::"http", resource);
+        @id("others") permit (principal == Agent::"other", action == Action::"http", resource);"#,
+    )
+    .await;
+    let other = gateway.authorization("other", &gateway.other_key);
+    let change = |s: &mut clawgress_api::Snapshot<clawgress_policy::PolicyBundle>| {
+        s.agents.iter_mut().for_each(|agent| agent.team = Some("crawlers".into()));
+    };
+    assert_eq!(gateway.publish(change).await, "");
+    for (auth, status) in [(gateway.web(), 200), (other.clone(), 200), (gateway.web(), 429), (other, 429)] {
+        assert_eq!(gateway.ask(&get(&host, "/", &auth)).await.status, status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_throttled_waits_and_not_for_ever() {
+    let (gateway, upstream, host) = with(
+        r#"@id("pace") @effect("throttle") @limit("20 requests/second burst 1")
+        permit (principal == Agent::"web", action == Action::"http", resource) when { context.path == "/slow" };
+        @id("stop") @effect("throttle") @limit("1 requests/hour burst 1")
+        permit (principal == Agent::"web", action == Action::"http", resource) when { context.path == "/once" };"#,
+    )
+    .await;
+    let ask = async |path: &str| gateway.ask(&get(&host, path, &gateway.web())).await.status;
+    let all = futures_util::future::join_all((0..12).map(|_| ask("/slow"))).await;
+    assert_eq!(all, [200; 12], "more at once than the burst, and all are served");
+    assert_eq!(upstream.requests().len(), 12);
+    assert_eq!((ask("/once").await, ask("/once").await), (200, 429), "nobody waits for an hour");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_is_told_and_changes_nothing() {
+    let (gateway, _upstream, host) = with(
+        r#"@id("look") @effect("alert") @severity("high")
+        permit (principal, action == Action::"http", resource) when { context.path like "*seen" };"#,
+    )
+    .await;
+    for (path, status, effects) in [
+        ("/seen", 200, vec![effect("look", "alert", Some("high"))]),
+        ("/denied/seen", 403, vec![effect("look", "alert", Some("high"))]),
+        ("/other", 200, vec![]),
+    ] {
+        assert_eq!(gateway.ask(&get(&host, path, &gateway.web())).await.status, status);
+        assert_eq!(decision(&gateway, path).await.effects, effects, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quarantine_of_policy_takes_everything_away() {
+    let (gateway, upstream, host) = with(
+        r#"@id("short") @effect("quarantine") @for("15m")
+        permit (principal, action == Action::"http", resource) when { context.path like "/trap*" };
+        @id("long") @effect("quarantine") @for("2h") @severity("critical")
+        permit (principal, action == Action::"http", resource) when { context.path == "/trap/deep" };"#,
+    )
+    .await;
+    let greeting = Upstream::server_first("127.1.0.1").await;
+    let raw = format!("raw.allowed.test:{}", greeting.address.port());
+    let (mut tunnel, head) = gateway.connect(&raw).await;
+    assert_eq!(head.status, 200);
+    tunnel.until("220 hello\r\n").await;
+    let trapped = gateway.ask(&get(&host, "/trap/deep", &gateway.web())).await;
+    assert_eq!((trapped.status, trapped.reason()), (403, "agent_quarantined"));
+    assert!(upstream.requests().is_empty(), "it was permitted, and yet not sent");
+    let imposed = gateway.control.imposed.lock().clone();
+    assert_eq!(imposed.len(), 1, "once, for the longest");
+    assert_eq!((imposed[0].agent, imposed[0].seconds, imposed[0].policy.as_str()), (1, 7_200, "long"));
+    let record = decision(&gateway, "/trap/deep").await;
+    assert_eq!((record.reason, &record.request), (Some(DropReason::AgentQuarantined), &imposed[0].request));
+    assert_eq!(record.policies, ["long"]);
+    assert_eq!(
+        record.effects,
+        [effect("long", "quarantine", Some("critical")), effect("short", "quarantine", Some("medium"))]
+    );
+    tunnel.held.clear();
+    assert!(tunnel.is_closed(PATIENCE).await, "what was open ends too");
+    assert_eq!(gateway.ask(&get(&host, "/", &gateway.web())).await.reason(), "agent_quarantined");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_control_only_what_is_limited_is_denied() {
+    let (gateway, _upstream, host) = with(
+        r#"@id("many") @effect("rate-limit") @limit("160 requests/hour burst 160")
+        permit (principal, action == Action::"http", resource) when { context.path == "/limited" };
+        @id("trap") @effect("quarantine")
+        permit (principal, action == Action::"http", resource) when { context.path == "/trap" };"#,
+    )
+    .await;
+    let ask = async |path: &str| gateway.ask(&get(&host, path, &gateway.web())).await;
+    assert_eq!(ask("/limited").await.status, 200);
+    gateway.kill_control();
+    let mut last = ask("/limited").await;
+    // What was leased is spent first: an eighth of the burst, unless it went back already.
+    for _ in 0..20 {
+        if last.status != 200 {
+            break;
+        }
+        last = ask("/limited").await;
+    }
+    assert_eq!((last.status, last.reason()), (503, "limit_unavailable"));
+    assert_eq!(ask("/free").await.status, 200);
+    let trapped = ask("/trap").await;
+    assert_eq!(
+        (trapped.status, trapped.reason()),
+        (403, "agent_quarantined"),
+        "whether control hears it or not"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_count_once_and_units_go_back() {
+    let (gateway, _upstream, _) = with(
+        r#"@id("tunnels") @effect("rate-limit") @limit("2 requests/hour burst 2")
+        permit (principal, action in [Action::"tls", Action::"tunnel"], resource);
+        @id("lots") @effect("rate-limit") @limit("64 requests/hour burst 64")
+        permit (principal, action == Action::"http", resource);"#,
+    )
+    .await;
+    let tls = Upstream::tls("127.1.0.1", "api.allowed.test").await;
+    let host = format!("api.allowed.test:{}", tls.address.port());
+    let open = async || -> (Client, Vec<u8>) {
+        let (mut client, head) = gateway.connect(&host).await;
+        assert_eq!(head.status, 200, "the hello decides");
+        client.send(crate::tunnels::hello("api.allowed.test")).await;
+        client.more().await;
+        let first = client.held.clone();
+        (client, first)
+    };
+    let (_one, first) = open().await;
+    assert_eq!(first[0], 22, "a handshake of the server's");
+    let (_two, first) = open().await;
+    assert_eq!(first[0], 22);
+    let (_three, first) = open().await;
+    assert_eq!(first, [21, 3, 3, 0, 2, 2, 49], "an alert of the gateway's");
+    let upstream = Upstream::http("127.1.0.1").await;
+    let plain = format!("api.allowed.test:{}", upstream.address.port());
+    assert_eq!(gateway.ask(&get(&plain, "/", &gateway.web())).await.status, 200);
+    // One was spent; the rest of the lot is back when nobody wants it.
+    let pace = Pace { count: 64, period_s: 3_600, burst: 64 };
+    let limit = Limit::new("lots", pace, Share::Agent, LimitAction::Drop);
+    let subject = "agent default/web#1".into();
+    let scope = Scope { limit: limit.key, subject, pace, want: 64, least: 1 };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while gateway.control.units(&scope) != 63 {
+        assert!(tokio::time::Instant::now() < deadline, "{} units", gateway.control.units(&scope));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,168 @@
+//! What obligations oblige to where the proxy enforces: limits of requests, quarantine, alerts.
+//!
+//! All that match apply, merged in one order: quarantine, then the verdict of the guards, then limits; alerts never block.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use clawgress_identity::Agent;
+
+use crate::kernel::LimitAction;
+use crate::quota::Pace;
+
+/// What the keys of limits are hashes of begins with this.
+const KEY_DOMAIN: &[u8] = b"clawgress limit 1\0";
+
+/// An obligation: what follows where its policy matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obligation {
+    /// Id of its policy.
+    pub policy: Arc<str>,
+    /// What follows.
+    pub effect: Effect,
+    /// How much it matters to people.
+    pub severity: Severity,
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The agent is quarantined, for so many seconds, or until somebody releases it; the request is denied.
+    Quarantine(Option<u64>),
+    /// What is allowed counts, and what is over waits or is denied.
+    Limit(Limit),
+    /// It is told, and nothing else.
+    Alert,
+}
+
+/// How much a match matters to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// To be seen when somebody looks.
+    Low,
+    /// To be looked at.
+    Medium,
+    /// To be looked at today.
+    High,
+    /// To be looked at now.
+    Critical,
+}
+
+/// Whose requests share a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Each agent has its own.
+    Agent,
+    /// All agents of a team; an agent without one has its own.
+    Team,
+    /// All agents of a project; an agent without one has its own.
+    Project,
+    /// All agents of an environment; an agent without one has its own.
+    Environment,
+    /// All agents of a tenant.
+    Tenant,
+}
+
+/// A limit of requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Names its buckets, never 0: a hash of all else here and the policy's id.
+    pub key: u64,
+    /// How many, and how fast.
+    pub pace: Pace,
+    /// Whose share a bucket.
+    pub share: Share,
+    /// Whether what is over is denied, or waits first.
+    pub over: LimitAction,
+}
+
+// === impl Effect ===
+
+impl Effect {
+    /// The name in policy text and records.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Effect::Quarantine(_) => "quarantine",
+            Effect::Limit(Limit { over: LimitAction::Drop, .. }) => "rate-limit",
+            Effect::Limit(Limit { over: LimitAction::Pace, .. }) => "throttle",
+            Effect::Alert => "alert",
+        }
+    }
+}
+
+// === impl Severity ===
+
+impl Severity {
+    /// Every one, the least first.
+    pub const ALL: [Severity; 4] = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
+
+    /// The name in policy text and records.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Low => "low",
+            Severity::Medium => "medium",
+            Severity::High => "high",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// Every one.
+    pub const ALL: [Share; 5] =
+        [Share::Agent, Share::Team, Share::Project, Share::Environment, Share::Tenant];
+
+    /// The name in policy text.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Share::Agent => "agent",
+            Share::Team => "team",
+            Share::Project => "project",
+            Share::Environment => "environment",
+            Share::Tenant => "tenant",
+        }
+    }
+
+    /// Names the bucket that a request of `agent` counts in, among those of one limit. An agent's number goes with it:
+    /// the next of its name begins anew.
+    #[must_use]
+    pub fn of(self, agent: &Agent) -> Arc<str> {
+        let group = match self {
+            Share::Agent => None,
+            Share::Team => agent.team.as_deref(),
+            Share::Project => agent.project.as_deref(),
+            Share::Environment => agent.environment.as_deref(),
+            Share::Tenant => Some(""),
+        };
+        let tenant = agent.id.tenant();
+        match group {
+            Some(name) => format!("{} {tenant}/{name}", self.name()).into(),
+            None => format!("agent {}#{}", agent.id, agent.index).into(),
+        }
+    }
+}
+
+// === impl Limit ===
+
+impl Limit {
+    /// A limit of the policy `policy`.
+    #[must_use]
+    pub fn new(policy: &str, pace: Pace, share: Share, over: LimitAction) -> Limit {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(KEY_DOMAIN);
+        context.update(&(policy.len() as u64).to_be_bytes());
+        context.update(policy.as_bytes());
+        context.update(&[share as u8, over as u8]);
+        context.update(&pace.count.to_be_bytes());
+        context.update(&pace.period_s.to_be_bytes());
+        context.update(&pace.burst.to_be_bytes());
+        let digest = context.finish();
+        let words = digest.as_ref().as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+        Limit { key: words.into_iter().find(|word| *word != 0).unwrap_or(1), pace, share, over }
+    }
+}

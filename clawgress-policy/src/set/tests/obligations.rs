@@ -1,0 +1,179 @@
+//! Obligations of what the proxy decides: what they say, what is refused, what matches, and that they grant nothing.
+
+use super::*;
+use crate::effect::{Effect, Severity, Share};
+use crate::kernel::LimitAction;
+use crate::quota::Pace;
+
+/// Annotations before a permit of everything by `http`.
+fn obligation(annotations: &str) -> String {
+    format!("@id(\"duty\") {annotations} permit (principal, action == Action::\"http\", resource);")
+}
+
+fn get<'a>(agent: &'a clawgress_identity::Agent, host: &'a crate::Host, path: &'a str) -> Request<'a> {
+    let operation = Operation::Http { host, port: 80, scheme: crate::Scheme::Http, method: "GET", path };
+    Request { agent, operation }
+}
+
+fn duties(set: &PolicySet, request: &Request<'_>) -> Vec<(String, Effect, Severity)> {
+    let duties = set.obligations(request).expect("evaluated");
+    duties.iter().map(|o| (o.policy.to_string(), o.effect.clone(), o.severity)).collect()
+}
+
+#[test]
+fn obligations_are_read_as_written() {
+    let host = Host::parse("api.example.com").expect("host");
+    let one = |annotations: &str| {
+        let set = set(&obligation(annotations));
+        assert!(set.limiters().is_empty(), "the kernel keeps none of them");
+        let duties = duties(&set, &get(&agent("web"), &host, "/"));
+        assert_eq!(duties.len(), 1);
+        (duties[0].1.clone(), duties[0].2)
+    };
+    for (limit, count, period_s, burst) in [
+        ("60 requests/minute burst 10", 60, 60, 10),
+        ("60 requests/minute", 60, 60, 1),
+        ("5 requests/second", 5, 1, 5),
+        ("1 requests/hour", 1, 3_600, 1),
+    ] {
+        let (effect, severity) = one(&format!("@effect(\"rate-limit\") @limit(\"{limit}\")"));
+        let Effect::Limit(limit) = effect else { panic!("{effect:?}") };
+        assert_eq!(limit.pace, Pace { count, period_s, burst });
+        assert_eq!((limit.share, limit.over, severity), (Share::Agent, LimitAction::Drop, Severity::Medium));
+        assert_ne!(limit.key, 0);
+    }
+    let mut keys = std::collections::BTreeSet::new();
+    for share in Share::ALL {
+        for effect in ["throttle", "rate-limit"] {
+            let (effect, _) = one(&format!(
+                "@effect(\"{effect}\") @limit(\"9 requests/second\") @per(\"{}\")",
+                share.name()
+            ));
+            let Effect::Limit(limit) = effect else { panic!("{effect:?}") };
+            assert_eq!(limit.share, share);
+            keys.insert(limit.key);
+        }
+    }
+    assert_eq!(keys.len(), 10, "each keeps its own count");
+    assert_eq!(one("@effect(\"alert\")"), (Effect::Alert, Severity::Medium));
+    for severity in Severity::ALL {
+        let said = one(&format!("@severity(\"{}\") @effect(\"alert\")", severity.name()));
+        assert_eq!(said, (Effect::Alert, severity));
+    }
+    for (text, seconds) in [("45s", 45), ("15m", 900), ("2h", 7_200), ("366d", 366 * 86_400)] {
+        let (effect, _) = one(&format!("@effect(\"quarantine\") @for(\"{text}\")"));
+        assert_eq!(effect, Effect::Quarantine(Some(seconds)));
+    }
+    assert_eq!(one("@effect(\"quarantine\")").0, Effect::Quarantine(None));
+}
+
+#[test]
+fn what_is_no_obligation_is_refused_with_what_to_write() {
+    for (annotations, wanted) in [
+        (
+            r#"@effect("rate-limit")"#,
+            "1:13: policy `duty`: `@effect(\"rate-limit\")` needs a limit: put `@limit(\"60 requests/minute\")`",
+        ),
+        (
+            r#"@effect("rate-limit") @limit("9 packets/second")"#,
+            "1:35: policy `duty`: `packets` are limited for `connect`",
+        ),
+        (
+            r#"@effect("rate-limit") @limit("0 requests/second")"#,
+            "1:35: policy `duty`: a limit can't be kept at this rate: requests pass",
+        ),
+        (
+            r#"@effect("rate-limit") @limit("9 things/second")"#,
+            "1:35: policy `duty`: `things` is not a unit of such limits: write one of `requests`",
+        ),
+        (
+            r#"@effect("rate-limit") @limit("9 requests/second") @per("workload")"#,
+            "1:63: policy `duty`: `workload` is nothing a limit of requests can be for: write one of `agent`, `team`",
+        ),
+        (
+            r#"@effect("rate-limit") @limit("9 requests/second") @for("9s")"#,
+            "1:63: policy `duty`: `@for` is for `quarantine`, and `rate-limit` is none",
+        ),
+        (
+            r#"@effect("quarantine") @limit("9 requests/second")"#,
+            "1:35: policy `duty`: `@limit` is for a limit, and `quarantine` is none",
+        ),
+        (r#"@effect("quarantine") @for("")"#, "1:35: policy `duty`: `` is not a time"),
+        (r#"@effect("quarantine") @for("15")"#, "1:35: policy `duty`: `15` is not a time"),
+        (r#"@effect("quarantine") @for("m")"#, "1:35: policy `duty`: `m` is not a time"),
+        (r#"@effect("quarantine") @for("15µ")"#, "1:35: policy `duty`: `15µ` is not a time"),
+        (
+            r#"@effect("quarantine") @for("99999999999999999999d")"#,
+            "1:35: policy `duty`: `99999999999999999999d` is not a time",
+        ),
+        (
+            r#"@effect("quarantine") @for("0s")"#,
+            "1:35: policy `duty`: a quarantine that ends by itself lasts",
+        ),
+        (
+            r#"@effect("quarantine") @for("367d")"#,
+            "1:35: policy `duty`: a quarantine that ends by itself lasts",
+        ),
+        (
+            r#"@effect("alert") @for("9s")"#,
+            "1:30: policy `duty`: `@for` is for `quarantine`, and `alert` is none",
+        ),
+        (r#"@effect("alert") @severity("huge")"#, "1:30: policy `duty`: `huge` is not a severity"),
+        (r#"@effect("deny")"#, "1:13: policy `duty`: what denies is a `forbid`"),
+        (r#"@effect("transform")"#, "1:13: policy `duty`: `@effect(\"transform\")` is not available yet"),
+        (r#"@severity("low")"#, "1:13: policy `duty`: `@severity` says nothing without an effect"),
+        (r#"@for("9s")"#, "1:13: policy `duty`: `@for` says nothing without an effect"),
+    ] {
+        let errors = PolicySet::parse(&bundle(&obligation(annotations))).map(|_| ()).expect_err(annotations);
+        let problems: Vec<String> = errors.problems.iter().map(ToString::to_string).collect();
+        assert!(
+            problems.len() == 1 && problems[0].starts_with(wanted),
+            "{annotations}\n{wanted}\n{problems:#?}"
+        );
+    }
+    let forbid = obligation("@effect(\"alert\")").replace("permit", "forbid");
+    let errors = PolicySet::parse(&bundle(&forbid)).map(|_| ()).expect_err("no forbid");
+    assert!(errors.problems[0].message.starts_with("an effect is for `permit` only"));
+}
+
+#[test]
+fn they_match_as_guards_do_and_grant_nothing() {
+    let set = set(r#"
+        @id("b-alert") @effect("alert") permit (principal, action in [Action::"http", Action::"tunnel"], resource) when { resource.name like "*.example.com" };
+        @id("a-pace") @effect("throttle") @limit("9 requests/second") permit (principal == Agent::"web", action in [Action::"http", Action::"tls"], resource);
+        @id("c-out") @effect("quarantine") permit (principal, action == Action::"http", resource) when { context.path like "/secret*" };
+        @id("guard") permit (principal, action == Action::"http", resource) when { context.path == "/ok" };
+    "#);
+    let (host, other) =
+        (Host::parse("api.example.com").expect("host"), Host::parse("example.org").expect("host"));
+    let (web, bot) = (agent("web"), agent("bot"));
+    let ids =
+        |request: &Request<'_>| duties(&set, request).into_iter().map(|(id, ..)| id).collect::<Vec<_>>();
+    assert_eq!(ids(&get(&web, &host, "/ok")), ["a-pace", "b-alert"]);
+    assert_eq!(ids(&get(&web, &host, "/secret")), ["a-pace", "b-alert", "c-out"], "also where it is denied");
+    assert_eq!(ids(&get(&bot, &host, "/ok")), ["b-alert"]);
+    assert!(ids(&get(&bot, &other, "/ok")).is_empty());
+    let tls = Request { agent: &web, operation: Operation::Tls { host: &other, port: 443, alpn: &[] } };
+    assert_eq!(ids(&tls), ["a-pace"]);
+    let tunnel = Operation::Tunnel { host: &host, port: 443, protocol: crate::TunnelProtocol::Tls };
+    assert_eq!(ids(&Request { agent: &web, operation: tunnel }), ["b-alert"]);
+    assert!(set.decide(&get(&web, &host, "/ok")).is_allow());
+    let denied = set.decide(&get(&web, &host, "/secret"));
+    assert_eq!((denied.verdict, denied.policies.len()), (Err(DropReason::PolicyDenied), 0));
+}
+
+#[test]
+fn one_that_cannot_be_evaluated_denies() {
+    let set = set(r#"
+        @id("ok") @effect("alert") permit (principal, action == Action::"http", resource);
+        @id("team") @effect("alert") permit (principal, action == Action::"http", resource)
+        when { 9223372036854775807 + context.port > 0 };
+    "#);
+    let host = Host::parse("api.example.com").expect("host");
+    let agent = agent("web");
+    let error = set.obligations(&get(&agent, &host, "/")).expect_err("an overflow");
+    assert_eq!(
+        (error.verdict, error.policies.as_slice()),
+        (Err(DropReason::PolicyError), &["team".to_owned()][..])
+    );
+}
