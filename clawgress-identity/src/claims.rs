@@ -1,6 +1,7 @@
 //! The registered claims of a token (RFC 7519 section 4.1, RFC 8693 section 4.1), and what of them must hold now.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +17,14 @@ const AUDIENCES_MAX: usize = 32;
 /// Largest time, Unix seconds: what a JSON number holds exactly (RFC 8259 section 6).
 const TIME_S_MAX: i64 = (1 << 53) - 1;
 
+/// The claim that a chain of delegated agents begins with.
+pub(crate) const ACT: &str = "act";
+
 /// Most skew between the clocks of issuer and gateway that may be configured, seconds.
 pub const SKEW_S_MAX: u32 = 300;
 
-/// One of a chain of delegated agents (`act`, RFC 8693 section 4.1). For records: only who is mapped is judged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One of a chain of delegated agents (`act`, RFC 8693 section 4.1), as records show it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Actor {
     /// Its subject.
@@ -88,21 +92,47 @@ fn time_s(claims: &Object, name: &'static str, is_end: bool) -> Result<Option<i6
     if (0..=TIME_S_MAX).contains(&time_s) { Ok(Some(time_s)) } else { Err(TokenError::Claim(name)) }
 }
 
-/// The chain of delegated agents, who acts first.
-pub(crate) fn actors(claims: &Object) -> Result<Vec<Actor>, TokenError> {
-    let mut actors = Vec::new();
-    let mut next = claims.find("act");
+/// Claims that say that a token is an ID token (OpenID Connect Core sections 2, 3.1.3.6 and 3.3.2.11; FAPI 1.0 part 2
+/// section 5.1.1): it tells a client who logged in, and was never meant for anybody else.
+const ID_TOKEN_CLAIMS: [&str; 4] = ["nonce", "at_hash", "c_hash", "s_hash"];
+
+/// Whether a token is evidently an ID token.
+pub(crate) fn is_id_token(claims: &Object) -> bool {
+    ID_TOKEN_CLAIMS.iter().any(|name| claims.find(name).is_some())
+}
+
+/// The chain of delegated agents as claims have it, who acts first.
+pub(crate) fn act_chain(claims: &Object) -> Result<Vec<&Object>, TokenError> {
+    let mut chain = Vec::new();
+    let mut next = claims.find(ACT);
     while let Some(actor) = next {
         let Json::Object(actor) = actor else { return Err(TokenError::Actors) };
-        let text = |name| text(actor, name).map_err(|_| TokenError::Actors);
-        let subject = text("sub")?.ok_or(TokenError::Actors)?.to_owned();
-        if actors.len() == ACTORS_MAX {
+        if chain.len() == ACTORS_MAX {
             return Err(TokenError::Actors);
         }
-        actors.push(Actor { subject, issuer: text("iss")?.map(str::to_owned) });
-        next = actor.find("act");
+        chain.push(actor);
+        next = actor.find(ACT);
     }
-    Ok(actors)
+    Ok(chain)
+}
+
+/// The chain of delegated agents, who acts first.
+pub(crate) fn actors(claims: &Object) -> Result<Vec<Actor>, TokenError> {
+    let actor = |actor: &Object| {
+        let text = |name| text(actor, name).map_err(|_| TokenError::Actors);
+        let subject = text("sub")?.ok_or(TokenError::Actors)?.to_owned();
+        Ok(Actor { subject, issuer: text("iss")?.map(str::to_owned) })
+    };
+    act_chain(claims)?.into_iter().map(actor).collect()
+}
+
+// === impl Actor ===
+
+/// Whom it names may be a person.
+impl fmt::Debug for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Actor").finish_non_exhaustive()
+    }
 }
 
 // === impl Window ===

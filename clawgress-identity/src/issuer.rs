@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +10,10 @@ use crate::claims::{self, SKEW_S_MAX, Window};
 use crate::json::{Json, Object};
 use crate::mapping::{Mapped, Values};
 use crate::token::{UnverifiedToken, VerifiedToken};
-use crate::{Algorithm, JwksError, KeySet, Mapping, MappingRuleError, RootId, TokenError};
+use crate::{
+    AgentId, Algorithm, JwksError, KeySet, Mapping, MappingError, MappingRuleError, Part, ProviderError,
+    ProviderRecord, RootId, Rule, TokenError,
+};
 
 /// Most issuers of a node: each tenant has a few.
 pub const ISSUERS_MAX: usize = 1024;
@@ -56,10 +60,36 @@ pub struct IssuerRecord {
     /// Revoked tokens, by `jti` or, where a token has none, by the id that records show.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub revoked: BTreeSet<String>,
+    /// Whether ID tokens are accepted too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub id_tokens: bool,
+    /// What becomes of delegated tokens.
+    #[serde(default, skip_serializing_if = "Delegation::is_recorded")]
+    pub act: Delegation,
+    /// Which agent an actor is, by the claims of `act` itself; exactly where [`Delegation::Known`] is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Rule<ClaimPath>>,
     /// Which agent a token proves.
     pub mapping: Mapping<ClaimPath>,
-    /// Its public keys: a JWKS document.
+    /// How its keys are fetched; `None`: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderRecord>,
+    /// Its public keys that count always: a JWKS document. Empty: there are only those that are fetched.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub keys: String,
+}
+
+/// What becomes of tokens with a chain of delegated agents (`act`, RFC 8693 section 4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Delegation {
+    /// The chain is recorded; whoever is mapped is judged, and nobody else.
+    #[default]
+    Record,
+    /// Every actor has to be an agent of the registry that is active, too.
+    Known,
+    /// They are refused.
+    None,
 }
 
 fn default_types() -> BTreeSet<String> {
@@ -112,22 +142,60 @@ pub enum IssuerError {
     /// The mapping is not complete or not bounded.
     #[error(transparent)]
     Mapping(#[from] MappingRuleError),
+    /// Neither keys nor a provider.
+    #[error("there are neither keys (`--keys`) nor a `[provider]` to fetch them of: give one of them")]
+    NoKeys,
     /// Its keys can't be read.
     #[error(transparent)]
     Keys(#[from] JwksError),
+    /// Its provider can't be asked.
+    #[error("`provider`: {0}")]
+    Provider(#[from] ProviderError),
+    /// A rule for actors that nobody asks, or none where one is needed.
+    #[error(
+        "`act = \"known\"` needs `actor`, such as `actor = {{ from = \"sub\" }}`, and nothing else may have it"
+    )]
+    Actor,
+    /// Who acts is mapped, and may not act.
+    #[error(
+        "the mapping asks `act`, and `act = \"none\"` refuses every token that has it: leave one of them out"
+    )]
+    ActUnused,
 }
 
 /// An issuer, ready to judge tokens with.
 #[derive(Clone, Debug)]
 pub struct Issuer {
     record: IssuerRecord,
+    /// What was fetched of its provider: a JWKS document.
+    fetched: Option<String>,
+    /// All its keys.
     keys: KeySet,
 }
 
 /// Issuers by `iss`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Issuers {
-    by_name: BTreeMap<String, Vec<Issuer>>,
+    by_name: BTreeMap<String, Vec<Arc<Issuer>>>,
+}
+
+/// Whom a token stands for.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) mapped: Mapped,
+    /// Agents that have to be active besides, for it is by them.
+    pub(crate) actors: Vec<AgentId>,
+    /// When the token ends, Unix seconds.
+    pub(crate) ends_s: i64,
+}
+
+// === impl Delegation ===
+
+impl Delegation {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde asks for")]
+    fn is_recorded(&self) -> bool {
+        *self == Delegation::Record
+    }
 }
 
 // === impl ClaimPath ===
@@ -148,6 +216,10 @@ impl From<ClaimPath> for Vec<String> {
 }
 
 impl ClaimPath {
+    fn begins_with(&self, name: &str) -> bool {
+        self.0.first().is_some_and(|first| first == name)
+    }
+
     /// The path of these member names.
     #[must_use]
     pub fn new(names: &[&str]) -> Self {
@@ -179,41 +251,38 @@ impl ClaimPath {
 // === impl Issuer ===
 
 impl Issuer {
-    /// Checks a record and parses its keys.
+    /// Checks a record and parses its keys. Of its provider nothing was fetched yet.
     ///
     /// # Errors
-    /// If something is missing, beyond a bound, or no key can be used.
+    /// If something is missing, beyond a bound, contradicts itself, or no key can be used.
     pub fn new(record: IssuerRecord) -> Result<Issuer, IssuerError> {
-        let is_text = |text: &String| (1..=URL_BYTES_MAX).contains(&text.len());
-        let are_names =
-            |names: &BTreeSet<String>| (1..=NAMES_MAX).contains(&names.len()) && names.iter().all(is_text);
-        if !is_text(&record.issuer) {
-            return Err(IssuerError::Issuer);
+        Issuer::with_fetched(record, None)
+    }
+
+    /// As [`new`](Self::new), with the keys that were fetched of its provider: a JWKS document.
+    ///
+    /// # Errors
+    /// As there, and if it is no key set.
+    pub fn with_fetched(record: IssuerRecord, fetched: Option<String>) -> Result<Issuer, IssuerError> {
+        check(&record)?;
+        let mut keys = KeySet::default();
+        if record.keys.is_empty() && record.provider.is_none() {
+            return Err(IssuerError::NoKeys);
         }
-        if !are_names(&record.audiences) {
-            return Err(IssuerError::Audiences);
+        if !record.keys.is_empty() {
+            keys = KeySet::parse(record.keys.as_bytes())?;
         }
-        if record.algorithms.is_empty() {
-            return Err(IssuerError::Algorithms);
+        // Of an issuer that has no provider any more they count for nothing.
+        let fetched = fetched.filter(|_| record.provider.is_some());
+        if let Some(fetched) = &fetched {
+            keys = keys.with(&KeySet::parse(fetched.as_bytes())?);
         }
-        if !are_names(&record.types) {
-            return Err(IssuerError::Types);
-        }
-        if record.skew_s > SKEW_S_MAX {
-            return Err(IssuerError::Skew);
-        }
-        if record.revoked.len() > REVOKED_MAX {
-            return Err(IssuerError::Revoked);
-        }
-        if record.revoked.iter().any(|id| id.is_empty() || id.len() > REVOKED_BYTES_MAX) {
-            return Err(IssuerError::RevokedId);
-        }
-        record.mapping.check()?;
-        if !record.mapping.places().all(ClaimPath::is_bounded) {
-            return Err(IssuerError::Path);
-        }
-        let keys = KeySet::parse(record.keys.as_bytes())?;
-        Ok(Issuer { record, keys })
+        Ok(Issuer { record, fetched, keys })
+    }
+
+    /// Whether it is what these make.
+    pub(crate) fn is_of(&self, record: &IssuerRecord, fetched: Option<&String>) -> bool {
+        self.record == *record && self.fetched.as_ref() == fetched.filter(|_| record.provider.is_some())
     }
 
     /// The record.
@@ -238,11 +307,16 @@ impl Issuer {
     }
 
     /// Judges all but the signature, whose key has to be one still: now, and again whenever something changed.
-    /// Returns the agent, and when the token ends.
-    pub(crate) fn judge(&self, token: &VerifiedToken, now_s: i64) -> Result<(Mapped, i64), TokenError> {
+    pub(crate) fn judge(&self, token: &VerifiedToken, now_s: i64) -> Result<Judged, TokenError> {
         token.stands(&self.keys, |algorithm| self.may_use(algorithm))?;
         if !self.is_type(token.typ.as_deref()) {
             return Err(TokenError::Type);
+        }
+        // RFC 9068 section 2.1: what is typed as an access token is none, whatever it carries.
+        let is_access_token =
+            token.typ.as_deref().is_some_and(|typ| short(typ).eq_ignore_ascii_case("at+jwt"));
+        if !self.record.id_tokens && !is_access_token && claims::is_id_token(&token.claims) {
+            return Err(TokenError::IdToken);
         }
         if claims::text(&token.claims, "iss")? != Some(&*self.record.issuer) {
             return Err(TokenError::UnknownIssuer);
@@ -265,35 +339,117 @@ impl Issuer {
         let ends_s = window.check(&token.claims, now_s)?;
         let tenant = self.record.id.tenant();
         let mapped = self.record.mapping.apply(tenant, |path| path.values(&token.claims))?;
-        Ok((mapped, ends_s))
+        Ok(Judged { mapped, actors: self.actors(&token.claims)?, ends_s })
+    }
+
+    /// The agents that act in a token, as far as they have to be known.
+    fn actors(&self, claims: &Object) -> Result<Vec<AgentId>, TokenError> {
+        let chain = claims::act_chain(claims)?;
+        let rule = match (self.record.act, &self.record.actor) {
+            (Delegation::Record, _) => return Ok(Vec::new()),
+            (Delegation::None, _) if chain.is_empty() => return Ok(Vec::new()),
+            (Delegation::None, _) => return Err(TokenError::Delegated),
+            (Delegation::Known, rule) => rule.as_ref().ok_or(TokenError::UnknownActor)?,
+        };
+        let agent = |actor: &Object| {
+            // Another issuer's names say nothing of ours.
+            if claims::text(actor, "iss")?.is_some_and(|issuer| issuer != self.record.issuer) {
+                return Err(TokenError::UnknownActor);
+            }
+            let name = rule.apply(Part::Actor, |path| path.values(actor))?;
+            AgentId::new(self.record.id.tenant(), &name).map_err(|_| MappingError::Reserved.into())
+        };
+        chain.into_iter().map(agent).collect()
     }
 
     /// RFC 7515 section 4.1.9: a media type, whose `application/` may be left out.
     fn is_type(&self, typ: Option<&str>) -> bool {
-        const PREFIX: &str = "application/";
-        fn short(typ: &str) -> &str {
-            match typ.split_at_checked(PREFIX.len()) {
-                Some((prefix, rest)) if prefix.eq_ignore_ascii_case(PREFIX) && !rest.contains('/') => rest,
-                _ => typ,
-            }
-        }
         let Some(typ) = typ else { return !self.record.type_required };
         self.record.types.iter().any(|own| short(own).eq_ignore_ascii_case(short(typ)))
     }
 }
 
+/// A media type without `application/`.
+fn short(typ: &str) -> &str {
+    const PREFIX: &str = "application/";
+    match typ.split_at_checked(PREFIX.len()) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case(PREFIX) && !rest.contains('/') => rest,
+        _ => typ,
+    }
+}
+
+/// Whether all but the keys is complete and bounded, and nothing contradicts anything.
+fn check(record: &IssuerRecord) -> Result<(), IssuerError> {
+    let is_text = |text: &String| (1..=URL_BYTES_MAX).contains(&text.len());
+    let are_names =
+        |names: &BTreeSet<String>| (1..=NAMES_MAX).contains(&names.len()) && names.iter().all(is_text);
+    if !is_text(&record.issuer) {
+        return Err(IssuerError::Issuer);
+    }
+    if !are_names(&record.audiences) {
+        return Err(IssuerError::Audiences);
+    }
+    if record.algorithms.is_empty() {
+        return Err(IssuerError::Algorithms);
+    }
+    if !are_names(&record.types) {
+        return Err(IssuerError::Types);
+    }
+    if record.skew_s > SKEW_S_MAX {
+        return Err(IssuerError::Skew);
+    }
+    if record.revoked.len() > REVOKED_MAX {
+        return Err(IssuerError::Revoked);
+    }
+    if record.revoked.iter().any(|id| id.is_empty() || id.len() > REVOKED_BYTES_MAX) {
+        return Err(IssuerError::RevokedId);
+    }
+    if let Some(provider) = &record.provider {
+        provider.check(&record.issuer)?;
+    }
+    check_mapping(record)
+}
+
+fn check_mapping(record: &IssuerRecord) -> Result<(), IssuerError> {
+    record.mapping.check()?;
+    if record.actor.is_some() != (record.act == Delegation::Known) {
+        return Err(IssuerError::Actor);
+    }
+    if let Some(actor) = &record.actor {
+        actor.check(Part::Actor)?;
+        if actor.value.is_some() {
+            return Err(IssuerError::Actor);
+        }
+    }
+    let mut places = record.mapping.places().chain(record.actor.iter().filter_map(|rule| rule.from.as_ref()));
+    if !places.all(ClaimPath::is_bounded) {
+        return Err(IssuerError::Path);
+    }
+    if record.act == Delegation::None && record.mapping.places().any(|path| path.begins_with(claims::ACT)) {
+        return Err(IssuerError::ActUnused);
+    }
+    Ok(())
+}
+
 // === impl Issuers ===
 
 impl Issuers {
-    pub(crate) fn new(issuers: impl IntoIterator<Item = Issuer>) -> Issuers {
-        let mut by_name: BTreeMap<String, Vec<Issuer>> = BTreeMap::new();
+    /// `unusable` are what others would be known by, had their records been of use: nobody else is known by it.
+    pub(crate) fn new(
+        issuers: impl IntoIterator<Item = Arc<Issuer>>,
+        unusable: impl IntoIterator<Item = String>,
+    ) -> Issuers {
+        let mut by_name: BTreeMap<String, Vec<Arc<Issuer>>> = BTreeMap::new();
         for issuer in issuers {
             by_name.entry(issuer.record.issuer.clone()).or_default().push(issuer);
+        }
+        for name in unusable {
+            by_name.entry(name).or_default();
         }
         Issuers { by_name }
     }
 
-    pub(crate) fn by_id(&self, id: &RootId) -> Option<&Issuer> {
+    pub(crate) fn by_id(&self, id: &RootId) -> Option<&Arc<Issuer>> {
         self.by_name.values().flatten().find(|issuer| issuer.record.id == *id)
     }
 
@@ -303,7 +459,7 @@ impl Issuers {
     }
 
     /// The one issuer a token names by `iss`, and by `aud` where several tenants trust the same.
-    pub(crate) fn of(&self, claims: &Object) -> Result<&Issuer, TokenError> {
+    pub(crate) fn of(&self, claims: &Object) -> Result<&Arc<Issuer>, TokenError> {
         let name = claims::text(claims, "iss")?.ok_or(TokenError::UnknownIssuer)?;
         let issuers = self.by_name.get(name).ok_or(TokenError::UnknownIssuer)?;
         let mut found = None;

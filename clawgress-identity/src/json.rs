@@ -17,8 +17,8 @@ const MEMBERS_MAX: usize = 128;
 /// Most values of a document, so that 8 KiB of `[0,0,…` don't become 100 KiB of memory.
 const VALUES_MAX: usize = 2048;
 
-/// A value.
-#[derive(Clone, Debug, PartialEq)]
+/// A value. Its `Debug` shows of which kind it is, and nothing of it: claims may be personal.
+#[derive(Clone, PartialEq)]
 pub(crate) enum Json {
     Null,
     Bool(bool),
@@ -30,8 +30,8 @@ pub(crate) enum Json {
     Object(Object),
 }
 
-/// An object: its members in the order they came, each name once.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// An object: its members in the order they came, each name once. Its `Debug` shows how many.
+#[derive(Clone, Default, PartialEq)]
 pub(crate) struct Object(Vec<(Box<str>, Json)>);
 
 /// Why a document was refused.
@@ -52,6 +52,25 @@ pub enum JsonError {
     /// Not an object.
     #[error("not an object")]
     NotAnObject,
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Json::Null => f.write_str("null"),
+            Json::Bool(_) => f.write_str("bool"),
+            Json::Integer(_) | Json::Float(_) => f.write_str("number"),
+            Json::Text(_) => f.write_str("text"),
+            Json::List(values) => write!(f, "list of {}", values.len()),
+            Json::Object(object) => object.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "object of {}", self.0.len())
+    }
 }
 
 // === impl Object ===

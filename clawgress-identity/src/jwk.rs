@@ -89,6 +89,16 @@ impl VerifyingKey {
     }
 }
 
+impl PartialEq for VerifyingKey {
+    /// The same key by the same id for the same algorithms.
+    fn eq(&self, other: &VerifyingKey) -> bool {
+        let algorithms =
+            |key: &VerifyingKey| key.parsed.iter().map(|(algorithm, _)| *algorithm).collect::<Vec<_>>();
+        (&self.kid, self.thumbprint) == (&other.kid, other.thumbprint)
+            && algorithms(self) == algorithms(other)
+    }
+}
+
 impl fmt::Debug for VerifyingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let algorithms: Vec<_> = self.parsed.iter().map(|(algorithm, _)| algorithm.name()).collect();

@@ -103,6 +103,16 @@ impl KeySet {
         Ok(())
     }
 
+    /// The keys of both, each once.
+    pub(crate) fn with(mut self, others: &KeySet) -> KeySet {
+        for key in &others.keys {
+            if !self.keys.contains(key) {
+                self.keys.push(key.clone());
+            }
+        }
+        self
+    }
+
     /// How many keys there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -156,6 +166,17 @@ impl KeySet {
         }
         let mut candidates = candidates.filter(|key| key.verifies(algorithm, message, signature));
         candidates.next().map(|key| key.thumbprint).ok_or(NoKey::Signature)
+    }
+}
+
+/// The same keys by the same ids for the same algorithms, in whatever order; what is not used does not count.
+impl PartialEq for KeySet {
+    fn eq(&self, other: &KeySet) -> bool {
+        let is_within =
+            |these: &[VerifyingKey], those: &[VerifyingKey]| these.iter().all(|key| those.contains(key));
+        self.keys.len() == other.keys.len()
+            && is_within(&self.keys, &other.keys)
+            && is_within(&other.keys, &self.keys)
     }
 }
 

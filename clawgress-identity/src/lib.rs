@@ -38,7 +38,7 @@ pub use certificate::{
 };
 pub use claims::{ACTORS_MAX, Actor, SKEW_S_MAX};
 pub use holders::{Holder, Holders};
-pub use issuer::{ClaimPath, ISSUERS_MAX, Issuer, IssuerError, IssuerRecord};
+pub use issuer::{ClaimPath, Delegation, ISSUERS_MAX, Issuer, IssuerError, IssuerRecord};
 pub use json::JsonError;
 pub use jwks::{JWKS_BYTES_MAX, JWKS_KEYS_MAX, JwksError, KEYS_TRIED_MAX, KeySet, Skipped};
 pub use mapping::{Mapping, MappingError, MappingRuleError, Part, Requirement, Rule};
@@ -54,4 +54,6 @@ pub use spiffe::{
     TrustDomain, TrustDomainError, TrustDomainName, TrustDomainRecord,
 };
 pub use token::{TOKEN_BYTES_MAX, TokenError};
-pub use trust::{Identity, IdentityError, IdentityMethod, Origin, Proof, ProofFacts, Proven, TrustSnapshot};
+pub use trust::{
+    Identity, IdentityError, IdentityMethod, Origin, Proof, ProofFacts, Proven, RefusedToken, TrustSnapshot,
+};

@@ -95,6 +95,8 @@ pub enum Part {
     Project,
     /// Its environment.
     Environment,
+    /// Another agent, that acts for it.
+    Actor,
 }
 
 /// Why a credential's names stand for no agent.
@@ -226,7 +228,7 @@ impl<S> Mapping<S> {
 // === impl Rule ===
 
 impl<S> Rule<S> {
-    fn check(&self, part: Part) -> Result<(), MappingRuleError> {
+    pub(crate) fn check(&self, part: Part) -> Result<(), MappingRuleError> {
         let is_plain = self.prefix.is_empty() && self.suffix.is_empty() && self.table.is_empty();
         match (&self.from, &self.value) {
             (Some(_), None) => {}
@@ -247,7 +249,11 @@ impl<S> Rule<S> {
     }
 
     /// The one name that the values stand for. Two values may stand for the same.
-    fn apply<'a>(&self, part: Part, at: impl Fn(&S) -> Values<'a>) -> Result<String, MappingError> {
+    pub(crate) fn apply<'a>(
+        &self,
+        part: Part,
+        at: impl Fn(&S) -> Values<'a>,
+    ) -> Result<String, MappingError> {
         let Some(from) = &self.from else { return self.value.clone().ok_or(MappingError::Nothing(part)) };
         let mut found: Option<String> = None;
         for value in at(from) {
@@ -278,7 +284,7 @@ impl Mapped {
                 Part::Team => &agent.team,
                 Part::Project => &agent.project,
                 Part::Environment => &agent.environment,
-                Part::Agent | Part::Tenant => continue,
+                Part::Agent | Part::Tenant | Part::Actor => continue,
             };
             if own.as_ref() != Some(name) {
                 return Err(MappingError::Other(*part));
@@ -298,6 +304,7 @@ impl std::fmt::Display for Part {
             Part::Team => "team",
             Part::Project => "project",
             Part::Environment => "environment",
+            Part::Actor => "actor",
         })
     }
 }

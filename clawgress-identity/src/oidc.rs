@@ -7,23 +7,22 @@
 //! INVARIANT: keys count until the time they may be stale has passed since they were last confirmed, and no longer,
 //! whatever goes wrong. Whoever sends tokens can make the provider be asked at a bounded rate only.
 
-use serde::{Deserialize, Serialize};
-
 use crate::json::{JsonError, Object};
 use crate::{JWKS_BYTES_MAX, JwksError, KeySet};
 
+mod record;
 mod url;
 
+pub use record::{ProviderError, ProviderRecord};
 pub use url::{ProviderUrl, UrlError};
 
 /// Longest discovery document, bytes: those of known providers have 2 to 6 KiB.
 pub const DISCOVERY_BYTES_MAX: usize = 64 * 1024;
-/// Bounds of how long keys count as fresh, seconds, whatever the provider says of caching.
-const FRESH_S: std::ops::RangeInclusive<u32> = 60..=24 * 60 * 60;
+/// Shortest time that keys count as fresh, seconds, whatever the provider says of caching; unless its record wants them
+/// asked more often.
+const FRESH_S_LEAST: u32 = 60;
 /// How long they do where the provider says nothing.
 const FRESH_S_DEFAULT: u32 = 15 * 60;
-/// Longest time that stale keys may count, seconds: a week of a provider that is away.
-const STALE_S_MAX: u32 = 7 * 24 * 60 * 60;
 /// How long a discovery document counts: it says where the keys are, which hardly ever changes.
 const DISCOVERY_S: i64 = 24 * 60 * 60;
 /// First pause after a failure, which doubles.
@@ -37,36 +36,6 @@ const FAILURES_TO_DISCOVER: u32 = 3;
 const UNKNOWN_KEY_S: i64 = 60;
 /// How long a fetch may take before it counts as failed, should nobody tell.
 const FETCH_S_MAX: i64 = 60;
-
-/// How a provider is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProviderRecord {
-    /// The issuer: what `iss` is, and below what the discovery document is found.
-    pub issuer: String,
-    /// Where its keys may be (`host` or `host:port`), besides the issuer's own host.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub key_hosts: Vec<String>,
-    /// How long keys count after they were last confirmed as fresh, seconds, while the provider fails.
-    pub stale_s_max: u32,
-}
-
-/// Why a provider was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProviderError {
-    /// The issuer is no URL that may be asked.
-    #[error("`issuer`: {0}")]
-    Issuer(UrlError),
-    /// A host is none.
-    #[error("`key_hosts`: `{0}` is not `HOST` or `HOST:PORT` in lowercase")]
-    Host(String),
-    /// Too many hosts.
-    #[error("`key_hosts` has more than {} hosts", url::HOSTS_MAX)]
-    Hosts,
-    /// Longer than may be.
-    #[error("`stale_s_max` is more than {STALE_S_MAX}, a week")]
-    Stale,
-}
 
 /// What to fetch, by GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +91,7 @@ pub enum AnswerError {
 pub struct Provider {
     issuer: ProviderUrl,
     key_hosts: Vec<String>,
+    fresh_s_max: u32,
     stale_s: i64,
     /// Spreads the requests of many gateways: below a tenth of each time, from 0 to 255.
     spread: u8,
@@ -133,6 +103,8 @@ pub struct Provider {
     asked: Option<(Fetch, i64)>,
     number: u64,
     failures: u32,
+    /// When the first of them was.
+    failing_since_s: Option<i64>,
     /// How many there were when it was last known where the keys are.
     failures_at_discovery: u32,
     /// Not before this.
@@ -168,20 +140,12 @@ impl Provider {
     ///
     /// # Errors
     /// If the issuer is no `https` URL in its one spelling, or something is out of bounds.
-    pub fn new(record: &ProviderRecord, spread: u8) -> Result<Provider, ProviderError> {
-        let issuer = ProviderUrl::issuer(&record.issuer).map_err(ProviderError::Issuer)?;
-        if record.key_hosts.len() > url::HOSTS_MAX {
-            return Err(ProviderError::Hosts);
-        }
-        if let Some(host) = record.key_hosts.iter().find(|host| !url::is_host(host)) {
-            return Err(ProviderError::Host(crate::quote::quote(host)));
-        }
-        if record.stale_s_max > STALE_S_MAX {
-            return Err(ProviderError::Stale);
-        }
+    pub fn new(issuer: &str, record: &ProviderRecord, spread: u8) -> Result<Provider, ProviderError> {
+        let issuer = record.check(issuer)?;
         Ok(Provider {
             key_hosts: record.key_hosts.iter().cloned().chain([issuer.host().to_owned()]).collect(),
             issuer,
+            fresh_s_max: record.fresh_s_max,
             stale_s: i64::from(record.stale_s_max),
             spread,
             keys_url: None,
@@ -191,11 +155,33 @@ impl Provider {
             asked: None,
             number: 0,
             failures: 0,
+            failing_since_s: None,
             failures_at_discovery: 0,
             pause_until_s: i64::MIN,
             refreshed_for_unknown_s: None,
             is_wanted: false,
         })
+    }
+
+    /// Takes back the keys of an earlier life: their document, when they were last confirmed, and how long they count
+    /// as fresh since. They count no longer than they would have.
+    ///
+    /// # Errors
+    /// If the document is no key set.
+    pub fn restore(&mut self, document: &[u8], fetched_s: i64, fresh_s: u32) -> Result<(), JwksError> {
+        let value = KeySet::parse(document)?;
+        let fresh_s = i64::from(fresh_s.min(self.fresh_s_max));
+        self.keys = Some(Known { value, fetched_s, fresh_s });
+        document.clone_into(&mut self.document);
+        self.version = self.version.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Has the provider asked again for all, at once, whatever pause there is.
+    pub fn refresh(&mut self) {
+        self.pause_until_s = i64::MIN;
+        self.keys_url = None;
+        self.is_wanted = true;
     }
 
     /// What to do at `now_s`. Asked twice, it does not say twice to fetch.
@@ -251,6 +237,7 @@ impl Provider {
                 self.asked = None;
                 if fetch.what == What::Keys {
                     self.failures = 0;
+                    self.failing_since_s = None;
                 }
                 self.failures_at_discovery = self.failures;
                 Ok(is_other)
@@ -272,7 +259,8 @@ impl Provider {
     /// Takes note of a token whose key id the keys don't have: they may have been rolled over. Returns whether the
     /// provider will be asked for it.
     pub fn unknown_key(&mut self, now_s: i64) -> bool {
-        let is_recent = |at: i64| (at..at.saturating_add(UNKNOWN_KEY_S)).contains(&now_s);
+        let pause_s = UNKNOWN_KEY_S.min(i64::from(self.fresh_s_max));
+        let is_recent = |at: i64| (at..at.saturating_add(pause_s)).contains(&now_s);
         let fetched_s = self.keys.as_ref().map(|keys| keys.fetched_s);
         if [self.refreshed_for_unknown_s, fetched_s].into_iter().flatten().any(is_recent) {
             return false;
@@ -286,7 +274,7 @@ impl Provider {
     #[must_use]
     pub fn keys(&self, now_s: i64) -> Option<&KeySet> {
         let keys = self.keys.as_ref()?;
-        let ends_s = keys.due_s().saturating_add(self.stale_s);
+        let ends_s = self.ends_s()?;
         // Before they were fetched, by a clock that stepped back, nothing says how old they are.
         let counts = (keys.fetched_s.saturating_sub(FETCH_S_MAX)..ends_s).contains(&now_s);
         counts.then_some(&keys.value)
@@ -304,10 +292,47 @@ impl Provider {
         (&self.document, self.version)
     }
 
+    /// The document of the keys that count at `now_s`.
+    #[must_use]
+    pub fn in_force(&self, now_s: i64) -> Option<&[u8]> {
+        self.keys(now_s).map(|_| self.document.as_slice())
+    }
+
+    /// When the keys were last confirmed, and how long they count as fresh since, seconds.
+    #[must_use]
+    pub fn confirmed(&self) -> Option<(i64, u32)> {
+        let keys = self.keys.as_ref()?;
+        Some((keys.fetched_s, u32::try_from(keys.fresh_s).unwrap_or(0)))
+    }
+
+    /// When the keys stop being fresh.
+    #[must_use]
+    pub fn due_s(&self) -> Option<i64> {
+        self.keys.as_ref().map(Known::due_s)
+    }
+
+    /// When the keys stop counting, if nobody confirms them until then.
+    #[must_use]
+    pub fn ends_s(&self) -> Option<i64> {
+        self.due_s().map(|due_s| due_s.saturating_add(self.stale_s))
+    }
+
     /// How often the provider has failed in a row.
     #[must_use]
     pub fn failures(&self) -> u32 {
         self.failures
+    }
+
+    /// Since when it fails, if it does.
+    #[must_use]
+    pub fn failing_since_s(&self) -> Option<i64> {
+        self.failing_since_s
+    }
+
+    /// When it may be asked again after a failure.
+    #[must_use]
+    pub fn pause_until_s(&self) -> i64 {
+        self.pause_until_s
     }
 
     fn discovered(&mut self, body: &[u8], now_s: i64) -> Result<(), AnswerError> {
@@ -323,13 +348,14 @@ impl Provider {
 
     fn received(&mut self, body: &[u8], max_age_s: Option<u32>, now_s: i64) -> Result<bool, AnswerError> {
         let value = KeySet::parse(body)?;
-        let fresh_s = max_age_s.unwrap_or(FRESH_S_DEFAULT).clamp(*FRESH_S.start(), *FRESH_S.end());
-        let fresh_s = i64::from(fresh_s);
+        let least_s = FRESH_S_LEAST.min(self.fresh_s_max);
+        let fresh_s = i64::from(max_age_s.unwrap_or(FRESH_S_DEFAULT).clamp(least_s, self.fresh_s_max));
         // Earlier by up to a tenth, so that gateways that started together don't ask together for ever.
         let fresh_s = fresh_s.saturating_sub(fresh_s.saturating_mul(i64::from(self.spread)) / 2560);
+        // By the keys: a document that only writes the same ones otherwise is no news for anybody.
+        let is_other = self.keys.as_ref().is_none_or(|known| known.value != value);
         self.keys = Some(Known { value, fetched_s: now_s, fresh_s });
         self.is_wanted = false;
-        let is_other = self.document != body;
         if is_other {
             body.clone_into(&mut self.document);
             self.version = self.version.wrapping_add(1);
@@ -344,6 +370,7 @@ impl Provider {
         let pause_s = PAUSE_S_FIRST.saturating_mul(1 << doublings).min(PAUSE_S_MAX);
         let pause_s = pause_s.saturating_sub(pause_s.saturating_mul(i64::from(self.spread)) / 2560).max(1);
         self.failures = self.failures.saturating_add(1);
+        self.failing_since_s.get_or_insert(now_s);
         self.pause_until_s = now_s.saturating_add(pause_s);
     }
 }

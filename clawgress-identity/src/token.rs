@@ -3,7 +3,7 @@
 //! What a token says of its own keys (`jku`, `jwk`, `x5u`, `x5c`) is never looked at, and `kid` finds keys in the
 //! issuer's own set only. A [`VerifiedToken`] has no signature: whoever reads it from memory can't present it.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use aws_lc_rs::digest;
 
@@ -95,6 +95,15 @@ pub enum TokenError {
     /// It is bound to a key (`cnf`, RFC 7800), and nobody has checked that its presenter has that.
     #[error("the token counts only with proof of a key")]
     KeyBound,
+    /// It is an ID token, and those are not accepted of its issuer.
+    #[error("the token is an ID token: it says who logged in to a client, and is for nobody else")]
+    IdToken,
+    /// It is delegated, and its issuer's may not be.
+    #[error("the token is delegated (`act`), which its issuer's may not be")]
+    Delegated,
+    /// One of its actors is named by another issuer, or is no agent of the registry.
+    #[error("an actor of the token is no agent that is known")]
+    UnknownActor,
     /// The chain of actors is malformed or too long.
     #[error("the token's chain of actors is malformed or too long")]
     Actors,
@@ -107,7 +116,6 @@ pub enum TokenError {
 }
 
 /// A token whose signature nobody has checked: good for nothing but to find out who has to check it.
-#[derive(Debug)]
 pub(crate) struct UnverifiedToken<'a> {
     algorithm: Algorithm,
     kid: Option<Box<str>>,
@@ -132,6 +140,13 @@ pub(crate) struct VerifiedToken {
 }
 
 // === impl UnverifiedToken ===
+
+/// Without what could be presented.
+impl fmt::Debug for UnverifiedToken<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnverifiedToken").field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
 
 impl<'a> UnverifiedToken<'a> {
     pub(crate) fn parse(token: &'a str) -> Result<UnverifiedToken<'a>, TokenError> {

@@ -143,10 +143,10 @@ fn by_token(
     origin: Origin<'_>,
     token: &str,
 ) -> Result<(Identity, By), DropReason> {
-    let proven = plan.trust.by_token(token, origin, gateway.now_s()).map_err(|error| {
+    let proven = plan.trust.by_token(token, origin, gateway.now_s()).map_err(|refused| {
         // Why, for whoever runs the gateway; the client is told what to do.
-        tracing::debug!(%error, "a token was refused");
-        reason(error)
+        tracing::debug!(%refused, "a token was refused");
+        reason(refused.why)
     })?;
     Ok((proven.identity, By::Token(proven.proof)))
 }

@@ -37,6 +37,8 @@ pub struct Plan {
     /// `None` before the first policy: deny.
     policy: Option<PolicySet>,
     clock: Arc<dyn Clock>,
+    /// Who is trusted to say who is who: what the next generation has of them is taken from here.
+    roots: Arc<Roots>,
     /// Who is who.
     pub trust: TrustSnapshot,
 }
@@ -58,15 +60,22 @@ pub struct Snapshots {
 // === impl Plan ===
 
 impl Plan {
-    fn new(document: &[u8], clock: Arc<dyn Clock>) -> Result<Plan, String> {
+    /// The plan of a snapshot. Whoever of those that are trusted can't be used is trusted for nothing, and the rest
+    /// counts: one tenant's record must not keep every tenant's next policy from coming into force.
+    fn new(document: &[u8], clock: Arc<dyn Clock>, former: Option<&Plan>) -> Result<Plan, String> {
         let snapshot: Snapshot<PolicyInForce> =
             serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
         let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
         let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
-        let roots = Roots::new(snapshot.roots).map_err(|e| e.to_string())?;
+        let none = Roots::default();
+        let (roots, refused) = Roots::renew(snapshot.roots, former.map_or(&none, |plan| &plan.roots));
+        for error in refused {
+            tracing::error!(%error, "not trusted, for the record can't be used; what it proved is refused");
+        }
+        let roots = Arc::new(roots);
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
-        let trust = trust.with_roots(Arc::new(roots));
-        Ok(Plan { generation: snapshot.generation, policy, clock, trust })
+        let trust = trust.with_roots(Arc::clone(&roots));
+        Ok(Plan { generation: snapshot.generation, policy, clock, roots, trust })
     }
 
     /// The policy as it decides now; `None` before the first: deny.
@@ -81,6 +90,7 @@ impl Plan {
             generation: self.generation,
             policy: self.policy.clone(),
             clock: Arc::clone(&self.clock),
+            roots: Arc::clone(&self.roots),
             trust: self.trust.with_quarantined(quarantined),
         }
     }
@@ -181,8 +191,9 @@ impl Snapshots {
             return Applied { generation, error: String::new(), quarantine };
         }
         // Parsing a large policy takes long enough to hold up other tasks.
-        let clock = Arc::clone(&self.clock);
-        let parsed = tokio::task::spawn_blocking(move || Plan::new(&envelope.document, clock)).await;
+        let (clock, former) = (Arc::clone(&self.clock), self.plan.load_full());
+        let parse = move || Plan::new(&envelope.document, clock, former.as_deref());
+        let parsed = tokio::task::spawn_blocking(parse).await;
         let error = match parsed {
             Ok(Ok(plan)) if plan.generation == generation => {
                 let former = self.generation();

@@ -33,9 +33,9 @@ pub struct Set {
     /// Settings: TOML with `issuer`, `audiences`, `algorithms`, `[mapping]` and more.
     #[arg(long, value_name = "FILE")]
     settings: PathBuf,
-    /// Its public keys: a JWKS document.
+    /// Its public keys that count always: a JWKS document. Not needed where the settings have a `[provider]`.
     #[arg(long, value_name = "FILE")]
-    keys: PathBuf,
+    keys: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -88,10 +88,29 @@ fn read(set: &Set) -> Result<IssuerRecord, Failure> {
         }
     }
     settings.insert("id".to_owned(), set.name.to_string().into());
-    settings.insert("keys".to_owned(), file(&set.keys, JWKS_BYTES_MAX)?.into());
+    if let Some(keys) = &set.keys {
+        settings.insert("keys".to_owned(), file(keys, JWKS_BYTES_MAX)?.into());
+    }
+    read_ca(set, &mut settings)?;
     let record: IssuerRecord = settings.try_into().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
     Issuer::new(record.clone()).map_err(|e| Failure::Refused(format!("issuer `{}`: {e}", set.name)))?;
     Ok(record)
+}
+
+/// Puts the certificates that `ca_file` of the provider names, from the settings' directory on, in its place.
+fn read_ca(set: &Set, settings: &mut toml::Table) -> Result<(), Failure> {
+    const CA_FILE: &str = "ca_file";
+    let Some(toml::Value::Table(provider)) = settings.get_mut("provider") else { return Ok(()) };
+    let Some(path) = provider.remove(CA_FILE) else { return Ok(()) };
+    let place = set.settings.display();
+    let Some(path) = path.as_str().filter(|_| !provider.contains_key("ca")) else {
+        return Err(Failure::Refused(format!(
+            "{place}: `{CA_FILE}` is the path of a PEM file, and `ca` is not given besides it"
+        )));
+    };
+    let path = set.settings.parent().unwrap_or(Path::new("")).join(path);
+    provider.insert("ca".to_owned(), file(&path, FILE_BYTES_MAX)?.into());
+    Ok(())
 }
 
 fn file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
@@ -112,7 +131,7 @@ fn list(output: Output, issuers: &[IssuerRecord]) -> Result<(), Failure> {
     }
     if issuers.is_empty() {
         return output::line(
-            "there are no issuers; add one with `clawgressctl issuer set NAME --settings FILE --keys JWKS`",
+            "there are no issuers; add one with `clawgressctl issuer set NAME --settings FILE` and `--keys JWKS` or a `[provider]`",
         );
     }
     let rows: Vec<Vec<String>> = issuers

@@ -1,7 +1,9 @@
 //! Certificate authorities for agents, and which agent the names of a certificate stand for.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
@@ -58,11 +60,13 @@ pub struct Authority {
     id: RootId,
     anchors: Anchors,
     mapping: Mapping<NameKind>,
+    /// Hash of its record, whose lists may have megabytes.
+    of: Vec<u8>,
 }
 
 /// Every authority.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Authorities(Vec<Authority>);
+pub(crate) struct Authorities(Vec<Arc<Authority>>);
 
 // === impl Authority ===
 
@@ -73,8 +77,14 @@ impl Authority {
     /// If something is missing, beyond a bound, or not an authority's.
     pub fn new(record: AuthorityRecord) -> Result<Authority, AuthorityError> {
         record.mapping.check()?;
+        let of = hash(&record);
         let anchors = Anchors::from_pem(&record.certificates, &record.revocation_lists, record.revocation)?;
-        Ok(Authority { id: record.id, anchors, mapping: record.mapping })
+        Ok(Authority { id: record.id, anchors, mapping: record.mapping, of })
+    }
+
+    /// Whether it is what this record makes.
+    pub(crate) fn is_of(&self, record: &AuthorityRecord) -> bool {
+        !self.of.is_empty() && self.of == hash(record)
     }
 
     /// Its id.
@@ -94,6 +104,12 @@ impl Authority {
     }
 }
 
+/// The hash of a record; empty if it can't be written, which makes it the same as none.
+fn hash(record: &AuthorityRecord) -> Vec<u8> {
+    let json = serde_json::to_vec(record).unwrap_or_default();
+    if json.is_empty() { json } else { digest::digest(&digest::SHA256, &json).as_ref().to_vec() }
+}
+
 // === impl NameKind ===
 
 impl NameKind {
@@ -109,8 +125,12 @@ impl NameKind {
 // === impl Authorities ===
 
 impl Authorities {
-    pub(crate) fn new(authorities: Vec<Authority>) -> Self {
+    pub(crate) fn new(authorities: Vec<Arc<Authority>>) -> Self {
         Authorities(authorities)
+    }
+
+    pub(crate) fn by_id(&self, id: &RootId) -> Option<&Arc<Authority>> {
+        self.0.iter().find(|authority| authority.id == *id)
     }
 
     /// The agent that a chain stands for, by the one authority whose it is.

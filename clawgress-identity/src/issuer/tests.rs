@@ -17,7 +17,11 @@ fn record(change: impl FnOnce(&mut IssuerRecord)) -> IssuerRecord {
         lifetime_s_max: None,
         issued_after_s: None,
         revoked: BTreeSet::new(),
+        id_tokens: false,
+        act: Delegation::Record,
+        actor: None,
         mapping: serde_json::from_str(r#"{"agent":{"from":"sub"}}"#).unwrap(),
+        provider: None,
         keys: jwks(),
     };
     change(&mut record);
@@ -32,7 +36,7 @@ fn judge_as(record: IssuerRecord, algorithm: Algorithm, claims: &str) -> Result<
     let issuer = Issuer::new(record).unwrap();
     let text = token(algorithm, claims);
     let token = issuer.verify(UnverifiedToken::parse(&text)?)?;
-    issuer.judge(&token, NOW_S).map(|(mapped, _)| mapped.agent.to_string())
+    issuer.judge(&token, NOW_S).map(|judged| judged.mapped.agent.to_string())
 }
 
 fn judge(record: IssuerRecord, claims: &str) -> Result<String, TokenError> {
@@ -172,6 +176,72 @@ fn records_that_are_refused() {
     assert_eq!(refused(|r| r.mapping.agent.from = Some(ClaimPath::new(&["a"; 9]))), Some(IssuerError::Path));
     assert!(matches!(refused(|r| r.mapping.agent.from = None), Some(IssuerError::Mapping(_))));
     assert!(matches!(refused(|r| r.keys = "{}".to_owned()), Some(IssuerError::Keys(JwksError::Keys))));
+}
+
+#[test]
+fn records_that_contradict_themselves() {
+    let refused = |change: fn(&mut IssuerRecord)| Issuer::new(record(change)).err();
+    let provider = || serde_json::from_str(r#"{"stale_s_max":60}"#).ok();
+    let actor = || serde_json::from_str(r#"{"from":"sub"}"#).ok();
+    assert_eq!(refused(|r| r.keys.clear()), Some(IssuerError::NoKeys));
+    assert_eq!(
+        refused(
+            |r| (r.keys, r.provider) = (String::new(), serde_json::from_str(r#"{"stale_s_max":60}"#).ok())
+        ),
+        None
+    );
+    assert!(matches!(
+        refused(|r| (r.issuer, r.provider) =
+            ("urn:x".to_owned(), serde_json::from_str(r#"{"stale_s_max":60}"#).ok())),
+        Some(IssuerError::Provider(_))
+    ));
+    assert_eq!(refused(|r| r.act = Delegation::Known), Some(IssuerError::Actor));
+    assert_eq!(
+        refused(|r| r.actor = serde_json::from_str(r#"{"from":"sub"}"#).ok()),
+        Some(IssuerError::Actor)
+    );
+    let same = |r: &mut IssuerRecord| {
+        (r.act, r.actor) = (Delegation::Known, serde_json::from_str(r#"{"value":"web"}"#).ok())
+    };
+    assert_eq!(refused(same), Some(IssuerError::Actor));
+    let formless =
+        |r: &mut IssuerRecord| (r.act, r.actor) = (Delegation::Known, serde_json::from_str("{}").ok());
+    assert!(matches!(refused(formless), Some(IssuerError::Mapping(_))));
+    let unused = |r: &mut IssuerRecord| {
+        r.act = Delegation::None;
+        r.mapping.agent.from = Some(ClaimPath::new(&["act", "sub"]));
+    };
+    assert_eq!(refused(unused), Some(IssuerError::ActUnused));
+    // Written and read, nothing is lost, and what is default is left out.
+    let full = record(|r| {
+        (r.act, r.actor, r.provider, r.id_tokens) = (Delegation::Known, actor(), provider(), true)
+    });
+    let stored = serde_json::to_string(&full).unwrap();
+    assert!(stored.contains(r#""act":"known""#) && stored.contains(r#""id_tokens":true"#), "{stored}");
+    assert_eq!(serde_json::from_str::<IssuerRecord>(&stored).unwrap(), full);
+    assert!(!serde_json::to_string(&record(|_| {})).unwrap().contains("id_tokens"));
+}
+
+/// OpenID Connect has clients get ID tokens by the same keys: they are for the client, not for whoever finds them.
+#[test]
+fn id_tokens_are_for_their_clients_alone() {
+    let as_typ = |change: fn(&mut IssuerRecord), typ: &str, more: &str| {
+        let issuer = Issuer::new(record(change)).unwrap();
+        let header = format!(r#"{{"alg":"ES256","kid":"ES256"{typ}}}"#);
+        let text =
+            crate::testing::Signer::of(Algorithm::Es256).token(Algorithm::Es256, &header, &claims(more));
+        let token = issuer.verify(UnverifiedToken::parse(&text).unwrap()).unwrap();
+        issuer.judge(&token, NOW_S).err()
+    };
+    for more in
+        [r#","nonce":"n""#, r#","at_hash":"h""#, r#","c_hash":"h""#, r#","s_hash":"h""#, r#","nonce":null"#]
+    {
+        for typ in ["", r#","typ":"JWT""#] {
+            assert_eq!(as_typ(|_| {}, typ, more), Some(TokenError::IdToken), "{typ} {more}");
+        }
+        assert_eq!(as_typ(|r| r.id_tokens = true, "", more), None);
+        assert_eq!(as_typ(|_| {}, r#","typ":"application/AT+JWT""#, more), None, "typed as an access token");
+    }
 }
 
 #[test]

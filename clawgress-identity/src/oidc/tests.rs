@@ -1,17 +1,18 @@
 //! The state machine: what is fetched when, and how long keys count.
 
 use super::*;
+use crate::AnchorsError;
 use crate::testing::{Signer, jwks};
 
 const START_S: i64 = 1_000_000;
 const ISSUER: &str = "https://idp.test/realm";
 
 fn record() -> ProviderRecord {
-    ProviderRecord { issuer: ISSUER.to_owned(), key_hosts: vec![], stale_s_max: 3600 }
+    serde_json::from_str(r#"{"stale_s_max":3600}"#).unwrap()
 }
 
 fn provider() -> Provider {
-    Provider::new(&record(), 0).unwrap()
+    Provider::new(ISSUER, &record(), 0).unwrap()
 }
 
 fn discovery() -> String {
@@ -77,9 +78,82 @@ fn what_the_provider_says_of_caching_is_bounded() {
         provider.answered(&again, jwks().as_bytes(), Some(max_age_s), now_s).unwrap();
         assert_eq!(provider.keys.as_ref().map(|k| k.due_s() - now_s), Some(fresh_s), "{max_age_s}");
     }
-    let mut early = Provider::new(&record(), 255).unwrap();
+    let mut early = Provider::new(ISSUER, &record(), 255).unwrap();
     early.received(jwks().as_bytes(), Some(1000), 0).unwrap();
     assert_eq!(early.keys.map(|k| k.due_s()), Some(901));
+}
+
+/// Who configures it may have it asked more often than it wants to be, and less.
+#[test]
+fn times_that_are_configured_are_kept_to() {
+    let short = ProviderRecord { fresh_s_max: 2, stale_s_max: 3, ..record() };
+    let mut provider = Provider::new(ISSUER, &short, 0).unwrap();
+    let first = fetch(&mut provider, START_S);
+    provider.answered(&first, discovery().as_bytes(), None, START_S).unwrap();
+    let second = fetch(&mut provider, START_S);
+    provider.answered(&second, jwks().as_bytes(), Some(86_400), START_S).unwrap();
+    assert_eq!((provider.due_s(), provider.ends_s()), (Some(START_S + 2), Some(START_S + 5)));
+    assert!(!provider.unknown_key(START_S + 1) && provider.unknown_key(START_S + 2));
+    assert!(provider.in_force(START_S + 4).is_some() && provider.in_force(START_S + 5).is_none());
+}
+
+#[test]
+fn keys_of_an_earlier_life_end_when_they_would_have() {
+    let mut provider = provider();
+    provider.restore(jwks().as_bytes(), START_S, 900).unwrap();
+    assert_eq!(provider.confirmed(), Some((START_S, 900)));
+    // Where the keys are is not known any more, so all is asked anew.
+    assert_eq!(fetch(&mut provider, START_S + 10).what, What::Discovery);
+    assert!(provider.keys(START_S + 4499).is_some() && provider.is_stale(START_S + 4499));
+    assert!(provider.keys(START_S + 4500).is_none());
+    // By another record, which lets keys be fresh for a shorter time.
+    let short = ProviderRecord { fresh_s_max: 60, ..record() };
+    let mut provider = Provider::new(ISSUER, &short, 0).unwrap();
+    provider.restore(jwks().as_bytes(), START_S, 900).unwrap();
+    assert_eq!(provider.due_s(), Some(START_S + 60));
+    assert!(provider.restore(b"{}", START_S, 900).is_err());
+    assert_eq!(provider.in_force(START_S), Some(jwks().as_bytes()), "what can't be read replaces nothing");
+}
+
+#[test]
+fn a_refresh_waits_for_no_pause() {
+    let mut provider = ready();
+    let now_s = START_S + 10;
+    assert_eq!(wait_s(&mut provider, now_s), 890);
+    provider.refresh();
+    let asked = fetch(&mut provider, now_s);
+    assert_eq!(asked.what, What::Discovery);
+    provider.failed(&asked, now_s);
+    assert_eq!((wait_s(&mut provider, now_s), provider.failing_since_s()), (PAUSE_S_FIRST, Some(now_s)));
+    provider.refresh();
+    let asked = fetch(&mut provider, now_s);
+    provider.answered(&asked, discovery().as_bytes(), None, now_s).unwrap();
+    let asked = fetch(&mut provider, now_s);
+    assert_eq!(asked.what, What::Keys);
+    assert_eq!(provider.answered(&asked, jwks().as_bytes(), None, now_s), Ok(false));
+    assert_eq!((provider.failing_since_s(), provider.due_s()), (None, Some(now_s + 900)));
+}
+
+/// The same keys, written otherwise and in another order, are no news.
+#[test]
+fn only_other_keys_are_other_keys() {
+    let mut provider = ready();
+    let spaced = jwks().replace("},{", "}, {");
+    let mut list: Vec<&str> =
+        spaced.trim_start_matches("{\"keys\":[").trim_end_matches("]}").split("}, {").collect();
+    list.reverse();
+    let list: Vec<String> = list.iter().map(|key| format!("{{{}}}", key.trim_matches(['{', '}']))).collect();
+    let turned = format!("{{\"keys\":[{}]}}", list.join(","));
+    for (n, (document, is_other)) in
+        [(spaced.clone(), false), (turned, false), (format!("{{\"keys\":[{}]}}", list[0]), true)]
+            .into_iter()
+            .enumerate()
+    {
+        let now_s = START_S + 900 * (n as i64 + 1);
+        let asked = fetch(&mut provider, now_s);
+        assert_eq!(provider.answered(&asked, document.as_bytes(), None, now_s), Ok(is_other), "{document}");
+    }
+    assert_eq!(provider.document().1, 2);
 }
 
 #[test]
@@ -238,26 +312,41 @@ fn providers_that_are_refused() {
     let refused = |change: &dyn Fn(&mut ProviderRecord)| {
         let mut record = record();
         change(&mut record);
-        Provider::new(&record, 0).err()
+        Provider::new(ISSUER, &record, 0).err()
     };
     assert_eq!(refused(&|_| {}), None);
-    assert_eq!(
-        refused(&|r| r.issuer = "http://idp.test".to_owned()),
-        Some(ProviderError::Issuer(UrlError::Scheme))
-    );
+    let plain = Provider::new("http://idp.test", &record(), 0).err();
+    assert_eq!(plain, Some(ProviderError::Issuer(UrlError::Scheme)));
     assert_eq!(
         refused(&|r| r.key_hosts = vec!["10.0.0.1".to_owned()]),
         Some(ProviderError::Host("10.0.0.1".to_owned()))
     );
     assert_eq!(refused(&|r| r.key_hosts = vec!["a.test".to_owned(); 17]), Some(ProviderError::Hosts));
-    assert_eq!(refused(&|r| r.stale_s_max = STALE_S_MAX + 1), Some(ProviderError::Stale));
+    assert_eq!(refused(&|r| r.stale_s_max = 7 * 86_400 + 1), Some(ProviderError::Stale));
+    for fresh_s_max in [0, 86_401] {
+        assert_eq!(refused(&|r| r.fresh_s_max = fresh_s_max), Some(ProviderError::Fresh));
+    }
+    assert_eq!(
+        refused(&|r| r.networks = vec!["10.0.0.0/8".parse().unwrap(); 17]),
+        Some(ProviderError::Networks)
+    );
+    assert_eq!(
+        refused(&|r| r.ca = "no certificate".to_owned()),
+        Some(ProviderError::Ca(AnchorsError::Count("certificates")))
+    );
+    assert_eq!(refused(&|r| r.ca = "x".repeat(200_000)), Some(ProviderError::CaSize));
+    for wrong in
+        [r#"{"stale_s_max":1,"issuer":"x"}"#, r#"{"stale_s_max":1,"networks":["10.0.0.0/8/8"]}"#, "{}"]
+    {
+        assert!(serde_json::from_str::<ProviderRecord>(wrong).is_err(), "{wrong}");
+    }
 }
 
 proptest::proptest! {
     /// Whatever happens in whatever order: requests come at a bounded rate, and keys never count longer than they may.
     #[test]
     fn any_course_of_events(events in proptest::collection::vec((0u8..6, 0i64..400), 1..200), spread: u8) {
-        let mut provider = Provider::new(&record(), spread).unwrap();
+        let mut provider = Provider::new(ISSUER, &record(), spread).unwrap();
         let (mut now_s, mut asked, mut confirmed_s, mut requests) = (START_S, None, None, 0);
         for (event, step_s) in events {
             now_s += step_s;

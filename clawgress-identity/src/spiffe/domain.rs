@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,11 @@ pub struct TrustDomain {
 
 /// Trust domains by name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct TrustDomains(BTreeMap<TrustDomainName, TrustDomain>);
+pub(crate) struct TrustDomains {
+    domains: BTreeMap<TrustDomainName, Arc<TrustDomain>>,
+    /// Those whose records are of no use: their SVIDs are nobody's.
+    unusable: BTreeSet<TrustDomainName>,
+}
 
 // === impl TrustDomain ===
 
@@ -212,17 +217,21 @@ impl IdPart {
 // === impl TrustDomains ===
 
 impl TrustDomains {
-    pub(crate) fn new(domains: impl IntoIterator<Item = TrustDomain>) -> Self {
-        TrustDomains(domains.into_iter().map(|d| (d.record.domain.clone(), d)).collect())
+    pub(crate) fn new(
+        domains: impl IntoIterator<Item = Arc<TrustDomain>>,
+        unusable: impl IntoIterator<Item = TrustDomainName>,
+    ) -> Self {
+        let domains = domains.into_iter().map(|d| (d.record.domain.clone(), d)).collect();
+        TrustDomains { domains, unusable: unusable.into_iter().collect() }
     }
 
-    pub(crate) fn by_name(&self, name: &TrustDomainName) -> Option<&TrustDomain> {
-        self.0.get(name)
+    pub(crate) fn by_name(&self, name: &TrustDomainName) -> Option<&Arc<TrustDomain>> {
+        self.domains.get(name)
     }
 
     /// The trust domain of the workload that a token says it is of.
-    pub(crate) fn of_token(&self, claims: &Object) -> Option<&TrustDomain> {
-        self.0.get(subject(claims)?.domain())
+    pub(crate) fn of_token(&self, claims: &Object) -> Option<&Arc<TrustDomain>> {
+        self.domains.get(subject(claims)?.domain())
     }
 
     /// The trust domain whose SVID a certificate says it is; none if it says nothing of SPIFFE.
@@ -232,12 +241,15 @@ impl TrustDomains {
     pub(crate) fn of_certificate(
         &self,
         details: &Details<'_>,
-    ) -> Result<Option<&TrustDomain>, CertificateError> {
+    ) -> Result<Option<&Arc<TrustDomain>>, CertificateError> {
         if !details.uris.iter().any(|uri| is_spiffe(uri)) {
             return Ok(None);
         }
         let id = workload(details).ok_or(CertificateError::NotAnSvid)?;
-        Ok(self.0.get(id.domain()))
+        if self.unusable.contains(id.domain()) {
+            return Err(CertificateError::UnknownAuthority);
+        }
+        Ok(self.domains.get(id.domain()))
     }
 }
 

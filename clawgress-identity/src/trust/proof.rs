@@ -3,6 +3,7 @@
 //! INVARIANT: what judges a live connection again is what judged its credential first, all but the signature of a
 //! token, whose key has to be its issuer's still.
 
+use std::fmt;
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
@@ -12,9 +13,10 @@ use crate::certificate::{CHAIN_BYTES_MAX, CHAIN_MAX, CertificateError, Details};
 use crate::claims::{self, Actor};
 use crate::mapping::Mapped;
 use crate::token::{self, UnverifiedToken, VerifiedToken};
-use crate::{AgentId, RootId, TokenError, TrustDomainName};
+use crate::{AgentId, Issuer, RootId, TokenError, TrustDomain, TrustDomainName};
 
-/// A credential that established an identity, without what would let anyone present it.
+/// A credential that established an identity, without what would let anyone present it. Its `Debug` shows nothing that
+/// the credential says of anybody.
 #[derive(Clone, Debug)]
 pub struct Proof {
     agent: AgentId,
@@ -23,7 +25,7 @@ pub struct Proof {
 }
 
 /// What records show of a credential: never the credential.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ProofFacts {
     /// How the identity was established.
     pub method: IdentityMethod,
@@ -39,7 +41,7 @@ pub struct ProofFacts {
     pub expires_at_s: Option<i64>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Kind {
     /// Of an issuer.
     Token(VerifiedToken),
@@ -47,6 +49,20 @@ enum Kind {
     Svid(TrustDomainName, VerifiedToken),
     /// A chain.
     Chain(Vec<CertificateDer<'static>>),
+}
+
+/// Why a token establishes no identity, and what may be said of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct RefusedToken {
+    /// Why.
+    pub why: IdentityError,
+    /// Its issuer here, and its id as [`ProofFacts::credential`] has it; only if the signature was right, for before
+    /// that anybody may have written it.
+    pub credential: Option<(RootId, String)>,
+    /// The issuer it says it is of, if that one has a provider and no key by which the token could be signed: the
+    /// keys may have been rolled over.
+    pub unknown_key_of: Option<RootId>,
 }
 
 /// A credential's identity, and the credential to be judged again.
@@ -65,7 +81,7 @@ impl TrustSnapshot {
     ///
     /// # Errors
     /// Every way in which the credential fails.
-    pub fn by_token(&self, token: &str, origin: Origin<'_>, now_s: i64) -> Result<Proven, IdentityError> {
+    pub fn by_token(&self, token: &str, origin: Origin<'_>, now_s: i64) -> Result<Proven, Box<RefusedToken>> {
         let token = UnverifiedToken::parse(token)?;
         let claims = token.claims();
         // INVARIANT: which keys a token is verified by is decided by one claim each, before any is tried: a known
@@ -74,18 +90,61 @@ impl TrustSnapshot {
             && let Some(domain) = self.roots.domains.of_token(claims)
         {
             let token = domain.verify(token)?;
-            let (mapped, ends_s) = domain.judge_token(&token, now_s)?;
-            let identity = self.admit(&mapped, IdentityMethod::SpiffeJwt, origin)?;
-            let facts = token_facts(&token, IdentityMethod::SpiffeJwt, domain.record().id.clone(), ends_s)?;
+            let judged = self.by_svid(domain, &token, origin, now_s);
+            let (identity, mapped, facts) =
+                judged.map_err(|why| RefusedToken::of(why, &domain.record().id, &token))?;
             let kind = Kind::Svid(domain.record().domain.clone(), token);
             return Ok(Proven::new(identity, mapped, facts, kind));
         }
         let issuer = self.roots.issuers.of(claims)?;
-        let token = issuer.verify(token)?;
-        let (mapped, ends_s) = issuer.judge(&token, now_s)?;
-        let facts = token_facts(&token, IdentityMethod::Jwt, issuer.record().id.clone(), ends_s)?;
-        let identity = self.admit(&mapped, IdentityMethod::Jwt, origin)?;
+        let id = &issuer.record().id;
+        let token = issuer.verify(token).map_err(|error| {
+            let may_have_rolled = error == TokenError::UnknownKey && issuer.record().provider.is_some();
+            RefusedToken {
+                why: error.into(),
+                credential: None,
+                unknown_key_of: may_have_rolled.then(|| id.clone()),
+            }
+        })?;
+        let judged = self.by_issued(issuer, &token, origin, now_s);
+        let (identity, mapped, facts) = judged.map_err(|why| RefusedToken::of(why, id, &token))?;
         Ok(Proven::new(identity, mapped, facts, Kind::Token(token)))
+    }
+
+    fn by_svid(
+        &self,
+        domain: &TrustDomain,
+        token: &VerifiedToken,
+        origin: Origin<'_>,
+        now_s: i64,
+    ) -> Result<(Identity, Mapped, ProofFacts), IdentityError> {
+        let (mapped, ends_s) = domain.judge_token(token, now_s)?;
+        let identity = self.admit(&mapped, IdentityMethod::SpiffeJwt, origin)?;
+        let facts = token_facts(token, IdentityMethod::SpiffeJwt, domain.record().id.clone(), ends_s)?;
+        Ok((identity, mapped, facts))
+    }
+
+    fn by_issued(
+        &self,
+        issuer: &Issuer,
+        token: &VerifiedToken,
+        origin: Origin<'_>,
+        now_s: i64,
+    ) -> Result<(Identity, Mapped, ProofFacts), IdentityError> {
+        let judged = issuer.judge(token, now_s)?;
+        let facts = token_facts(token, IdentityMethod::Jwt, issuer.record().id.clone(), judged.ends_s)?;
+        let identity = self.admit(&judged.mapped, IdentityMethod::Jwt, origin)?;
+        self.admit_actors(&judged.actors)?;
+        Ok((identity, judged.mapped, facts))
+    }
+
+    /// Whether all who have to be known of those that act are agents that may.
+    fn admit_actors(&self, actors: &[AgentId]) -> Result<(), IdentityError> {
+        for actor in actors {
+            let agent = self.agent(actor).ok_or(TokenError::UnknownActor)?;
+            self.active(Some(agent), IdentityMethod::Jwt)?;
+        }
+        Ok(())
     }
 
     /// The agent that a client's certificate chain proves, leaf first, given where it comes from, and the time
@@ -113,7 +172,9 @@ impl TrustSnapshot {
         let mapped = match &proof.kind {
             Kind::Token(token) => {
                 let issuer = self.roots.issuers.by_id(&proof.facts.root).ok_or(TokenError::UnknownIssuer)?;
-                issuer.judge(token, now_s)?.0
+                let judged = issuer.judge(token, now_s)?;
+                self.admit_actors(&judged.actors)?;
+                judged.mapped
             }
             Kind::Svid(domain, token) => {
                 let domain = self.roots.domains.by_name(domain).ok_or(TokenError::UnknownIssuer)?;
@@ -191,6 +252,49 @@ fn token_facts(
         actors: claims::actors(&token.claims)?,
         expires_at_s: Some(ends_s),
     })
+}
+
+// === impl RefusedToken ===
+
+impl RefusedToken {
+    /// Of a token whose signature was right.
+    fn of(why: IdentityError, root: &RootId, token: &VerifiedToken) -> Box<RefusedToken> {
+        let credential = Some((root.clone(), token.id.to_string()));
+        Box::new(RefusedToken { why, credential, unknown_key_of: None })
+    }
+}
+
+impl From<TokenError> for Box<RefusedToken> {
+    fn from(error: TokenError) -> Box<RefusedToken> {
+        Box::new(RefusedToken { why: error.into(), credential: None, unknown_key_of: None })
+    }
+}
+
+// === impl ProofFacts ===
+
+/// Without whom the credential names, who may be a person.
+impl fmt::Debug for ProofFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProofFacts")
+            .field("method", &self.method)
+            .field("root", &self.root)
+            .field("credential", &self.credential)
+            .field("actors", &self.actors.len())
+            .field("expires_at_s", &self.expires_at_s)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Kind ===
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Token(_) => f.write_str("token"),
+            Kind::Svid(domain, _) => write!(f, "SVID of {domain}"),
+            Kind::Chain(chain) => write!(f, "chain of {}", chain.len()),
+        }
+    }
 }
 
 // === impl Proven ===

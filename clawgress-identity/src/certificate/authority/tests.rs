@@ -25,7 +25,7 @@ fn judge_at(
     chain: &[CertificateDer<'_>],
     now_s: i64,
 ) -> Result<String, CertificateError> {
-    let authorities = Authorities::new(vec![Authority::new(record).unwrap()]);
+    let authorities = Authorities::new(vec![Arc::new(Authority::new(record).unwrap())]);
     let details = Details::read(chain.first().unwrap())?;
     authorities.judge(chain, &details, now_s).map(|(id, mapped)| {
         assert_eq!(id.to_string(), "acme/ca");
@@ -200,7 +200,7 @@ fn several_authorities() {
     let judge = |authorities: Vec<Authority>, name: &str| {
         let chain = [leaf(&root, vec![dns(name)], |_| {})];
         let details = Details::read(chain.first().unwrap()).unwrap();
-        let authorities = Authorities::new(authorities);
+        let authorities = Authorities::new(authorities.into_iter().map(Arc::new).collect());
         authorities.judge(&chain, &details, NOW_S).map(|(id, mapped)| format!("{id} {}", mapped.agent))
     };
     let both = || {

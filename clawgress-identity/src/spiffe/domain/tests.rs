@@ -110,10 +110,11 @@ fn signing_certificates() {
 fn trust_domains_never_cross() {
     let (ours, theirs) = (pki::ca("ours"), pki::ca("theirs"));
     let key = |algorithm| Signer::of(algorithm).jwk(r#","use":"jwt-svid","kid":"k""#);
-    let domains = TrustDomains::new([
+    let both = [
         domain("ours.test", &[x509(&ours), key(Algorithm::Es256)]),
         domain("theirs.test", &[x509(&theirs), key(Algorithm::Es384)]),
-    ]);
+    ];
+    let domains = TrustDomains::new(both.map(Arc::new), []);
     for (name, ca, is_right) in [
         ("ours.test", &ours, true),
         ("theirs.test", &theirs, true),

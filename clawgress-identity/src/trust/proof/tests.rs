@@ -10,8 +10,8 @@ use super::*;
 use crate::testing::pki::{self, NOW_S, dns, leaf, uri};
 use crate::testing::{Signer, jwks, token};
 use crate::{
-    Agent, AgentState, Algorithm, AuthorityRecord, IssuerRecord, MappingError, Part, Revocation, RootError,
-    RootRecords, Roots, TrustDomainRecord,
+    Agent, AgentState, Algorithm, AuthorityRecord, Delegation, IssuerRecord, MappingError, Part, Revocation,
+    RootError, RootRecords, Roots, TrustDomainRecord,
 };
 
 const ANYWHERE: Origin<'static> =
@@ -68,7 +68,8 @@ fn signed(claims: &str) -> String {
 }
 
 fn present(trust: &TrustSnapshot, token: &str) -> Result<String, IdentityError> {
-    trust.by_token(token, ANYWHERE, NOW_S).map(|proven| proven.identity.agent.id.to_string())
+    let proven = trust.by_token(token, ANYWHERE, NOW_S).map_err(|refused| refused.why)?;
+    Ok(proven.identity.agent.id.to_string())
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn tokens_are_held_to_their_source() {
     let own = trust.by_token(&right, Origin::Agent(&web), NOW_S).unwrap();
     assert!(trust.again(&own.proof, Origin::Agent(&web), NOW_S).is_ok());
     let conflict = Some(IdentityError::Conflict);
-    assert_eq!(trust.by_token(&right, Origin::Agent(&bot), NOW_S).err(), conflict);
+    assert_eq!(trust.by_token(&right, Origin::Agent(&bot), NOW_S).err().map(|refused| refused.why), conflict);
     assert_eq!(trust.again(&own.proof, Origin::Agent(&bot), NOW_S).err(), conflict);
 }
 
@@ -205,6 +206,7 @@ fn certificates_and_svids() {
         issuers: vec![issuer("acme/idp", |_| {})],
         authorities: vec![authority(mapping)],
         trust_domains: vec![domain(spire)],
+        ..RootRecords::default()
     };
     let by_dns = r#"{"agent":{"from":"dns","suffix":".test"}}"#;
     let snapshot = trust(records(by_dns, &spire));
@@ -242,7 +244,10 @@ fn certificates_and_svids() {
     let claims = |iss: &str, aud: &str| {
         format!(r#"{{{iss}"aud":"{aud}","sub":"spiffe://d.test/agent/web","exp":{}}}"#, NOW_S + 9)
     };
-    let by = |claims: &str| snapshot.by_token(&signed(claims), ANYWHERE, NOW_S).map(|p| p.identity.method);
+    let by = |claims: &str| {
+        let proven = snapshot.by_token(&signed(claims), ANYWHERE, NOW_S).map_err(|refused| refused.why)?;
+        Ok::<_, IdentityError>(proven.identity.method)
+    };
     assert_eq!(by(&claims("", "gateway")), Ok(IdentityMethod::SpiffeJwt));
     assert_eq!(by(&claims(r#""iss":"https://spire.test","#, "gateway")), Ok(IdentityMethod::SpiffeJwt));
     assert_eq!(
@@ -250,4 +255,132 @@ fn certificates_and_svids() {
         Err(IdentityError::Token(MappingError::Nothing(Part::Agent).into()))
     );
     assert_eq!(by(&claims("", "other")), Err(TokenError::Audience.into()));
+}
+
+/// Who acts for an agent has to be somebody, where that is asked for, and stay so.
+#[test]
+fn actors_that_have_to_be_known() {
+    let known = |r: &mut IssuerRecord| {
+        r.act = Delegation::Known;
+        r.actor = Some(serde_json::from_str(r#"{"from":"sub","prefix":"agent:"}"#).unwrap());
+    };
+    let trust = with_issuers(vec![issuer("acme/idp", known)]);
+    let by = |act: &str| present(&trust, &signed(&claims("web", act)));
+    let web = Ok("acme/web".to_owned());
+    assert_eq!(by(""), web);
+    assert_eq!(by(r#","act":{"sub":"agent:bot"}"#), web);
+    assert_eq!(by(r#","act":{"sub":"agent:bot","iss":"https://idp.test","act":{"sub":"agent:web"}}"#), web);
+    let nothing = IdentityError::Token(MappingError::Nothing(Part::Actor).into());
+    for (act, error) in [
+        (r#","act":{"sub":"agent:gone"}"#, TokenError::UnknownActor.into()),
+        (r#","act":{"sub":"agent:bot","act":{"sub":"agent:gone"}}"#, TokenError::UnknownActor.into()),
+        (r#","act":{"sub":"agent:bot","iss":"https://other.test"}"#, TokenError::UnknownActor.into()),
+        (r#","act":{"sub":"agent:off"}"#, IdentityError::Disabled),
+        (r#","act":{"sub":"user:7"}"#, nothing),
+        (r#","act":{"iss":"https://idp.test"}"#, nothing),
+        (
+            r#","act":{"sub":["agent:bot","agent:web"]}"#,
+            IdentityError::Token(MappingError::Several(Part::Actor).into()),
+        ),
+        (r#","act":"agent:bot""#, TokenError::Actors.into()),
+    ] {
+        assert_eq!(by(act), Err(error), "{act}");
+    }
+    // An actor's end is the end of what it had under way.
+    let token = signed(&claims("web", r#","act":{"sub":"agent:bot"}"#));
+    let proof = trust.by_token(&token, ANYWHERE, NOW_S).unwrap().proof;
+    assert!(trust.again(&proof, ANYWHERE, NOW_S).is_ok());
+    let quarantined = trust.with_quarantined(&Arc::new(BTreeSet::from([4])));
+    assert_eq!(quarantined.again(&proof, ANYWHERE, NOW_S), Err(IdentityError::Quarantined));
+    assert_eq!(present(&quarantined, &token), Err(IdentityError::Quarantined));
+    // Where the chain is only recorded, it judges nobody; where it may not be, it ends at once.
+    let recorded = with_issuers(vec![issuer("acme/idp", |_| {})]);
+    assert_eq!(present(&recorded, &signed(&claims("web", r#","act":{"sub":"agent:off"}"#))), web);
+    let none = with_issuers(vec![issuer("acme/idp", |r| r.act = Delegation::None)]);
+    assert_eq!(none.again(&proof, ANYWHERE, NOW_S), Err(TokenError::Delegated.into()));
+    assert_eq!(present(&none, &token), Err(TokenError::Delegated.into()));
+    assert_eq!(present(&none, &signed(&claims("web", ""))), web);
+}
+
+/// What is said of a refused token is what its issuer has signed, and no more.
+#[test]
+fn a_refused_token_is_named_once_its_signature_is_right() {
+    let trust = with_issuers(vec![issuer("acme/idp", |r| r.revoked = BTreeSet::from(["t1".to_owned()]))]);
+    let refused = |token: &str| trust.by_token(token, ANYWHERE, NOW_S).unwrap_err();
+    let right = signed(&claims("web", ""));
+    let id = || "acme/idp".parse().unwrap();
+    let said = refused(&right);
+    assert_eq!((said.why, said.credential), (TokenError::Revoked.into(), Some((id(), "t1".to_owned()))));
+    let unknown = claims("nobody", "").replace("t1", "t2");
+    assert_eq!(refused(&signed(&unknown)).credential, Some((id(), "t2".to_owned())));
+    let unnamed = claims("nobody", "").replace(r#""jti":"t1","#, "");
+    assert!(refused(&signed(&unnamed)).credential.unwrap().1.starts_with("sha256:"));
+    let forged = format!("{}A", &right[..right.len() - 1]);
+    for token in
+        [&forged, "", "x.y.z", &signed(&unknown.replace("idp.test", "evil.test")), &format!("{right}.x")]
+    {
+        let said = refused(token);
+        assert_eq!((&said.credential, &said.unknown_key_of), (&None, &None), "{said:?}");
+    }
+}
+
+/// A key that is not known may be one that was rolled over, where keys are fetched.
+#[test]
+fn an_unknown_key_names_the_provider_to_ask() {
+    let fetched = |keys: &str| {
+        let issuers = vec![issuer("acme/idp", |r| {
+            r.keys.clear();
+            r.provider = Some(serde_json::from_str(r#"{"stale_s_max":60}"#).unwrap());
+        })];
+        let id: RootId = "acme/idp".parse().unwrap();
+        let fetched = if keys.is_empty() { BTreeMap::new() } else { BTreeMap::from([(id, keys.to_owned())]) };
+        trust(RootRecords { issuers, fetched, ..RootRecords::default() })
+    };
+    let right = signed(&claims("web", ""));
+    let new = format!(r#"{{"keys":[{}]}}"#, Signer::new_ed25519().jwk(r#","kid":"new""#));
+    for trust in [fetched(""), fetched(&new)] {
+        let refused = trust.by_token(&right, ANYWHERE, NOW_S).unwrap_err();
+        assert_eq!(refused.why, TokenError::UnknownKey.into());
+        assert_eq!(refused.unknown_key_of, Some("acme/idp".parse().unwrap()));
+    }
+    let with_keys = fetched(&jwks());
+    assert_eq!(present(&with_keys, &right), Ok("acme/web".to_owned()));
+    // What its keys opened ends with them.
+    let proof = with_keys.by_token(&right, ANYWHERE, NOW_S).unwrap().proof;
+    assert_eq!(fetched(&new).again(&proof, ANYWHERE, NOW_S), Err(TokenError::UnknownKey.into()));
+    assert_eq!(fetched("").again(&proof, ANYWHERE, NOW_S), Err(TokenError::UnknownKey.into()));
+    // Keys that are given need no provider to be asked, and count beside what is fetched.
+    let given = with_issuers(vec![issuer("acme/idp", |r| r.algorithms = BTreeSet::from([Algorithm::EdDsa]))]);
+    let other =
+        Signer::new_ed25519().token(Algorithm::EdDsa, r#"{"alg":"EdDSA","kid":"x"}"#, &claims("web", ""));
+    assert_eq!(given.by_token(&other, ANYWHERE, NOW_S).unwrap_err().unknown_key_of, None);
+    let both =
+        issuer("acme/idp", |r| r.provider = Some(serde_json::from_str(r#"{"stale_s_max":60}"#).unwrap()));
+    let fetched = BTreeMap::from([(both.id.clone(), new)]);
+    let both = trust(RootRecords { issuers: vec![both], fetched, ..RootRecords::default() });
+    assert_eq!(present(&both, &right), Ok("acme/web".to_owned()));
+}
+
+#[test]
+fn what_is_logged_of_a_proof_names_nobody() {
+    let trust = with_issuers(vec![issuer("acme/idp", |_| {})]);
+    let secret = "person@example.test";
+    let act = format!(r#","act":{{"sub":"{secret}"}},"email":"{secret}","address":{{"x":["{secret}"]}}"#);
+    let text =
+        signed(&claims("web", &act).replace(r#""sub":"web""#, &format!(r#""sub":["web"],"upn":"{secret}""#)));
+    let proven = trust.by_token(&text, ANYWHERE, NOW_S);
+    // A subject that is a list is malformed for records.
+    assert!(proven.is_err());
+    let text = signed(&claims("web", &act));
+    let proven = trust.by_token(&text, ANYWHERE, NOW_S).unwrap();
+    let token = UnverifiedToken::parse(&text).unwrap();
+    let signature = text.rsplit('.').next().unwrap();
+    for shown in [
+        format!("{proven:?}"),
+        format!("{proven:#?}"),
+        format!("{token:?}"),
+        format!("{:?}", proven.proof.facts()),
+    ] {
+        assert!(!shown.contains("person") && !shown.contains(signature), "{shown}");
+    }
 }
