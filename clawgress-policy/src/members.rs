@@ -179,12 +179,37 @@ impl Members {
 
     /// Names of the host sets that `host` (canonical) is in.
     pub(crate) fn sets_of_host(&self, host: &Host, text: &str) -> BTreeSet<&str> {
-        let mut numbers: BTreeSet<u32> = self.exact.get(text).into_iter().flatten().copied().collect();
-        if matches!(host, Host::Name(_)) {
+        let numbers = self.numbers_of_host(host, text).into_iter();
+        numbers.filter_map(|n| self.host_sets.get(n as usize)).map(String::as_str).collect()
+    }
+
+    /// Numbers of the host sets that `host` (canonical) is in, ascending.
+    pub(crate) fn numbers_of_host(&self, host: &Host, text: &str) -> Vec<u32> {
+        let mut numbers: Vec<u32> = self.exact.get(text).into_iter().flatten().copied().collect();
+        if matches!(host, Host::Name(_)) && !self.below.is_empty() {
             let suffixes = text.match_indices('.').filter_map(|(at, _)| text.get(at + 1..));
             numbers.extend(suffixes.filter_map(|s| self.below.get(s)).flatten());
         }
-        numbers.into_iter().filter_map(|n| self.host_sets.get(n as usize)).map(String::as_str).collect()
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// The number of a host set, if it exists.
+    pub(crate) fn host_set_number(&self, name: &str) -> Option<u32> {
+        // In the order of their names, as they were added.
+        let at = self.host_sets.binary_search_by(|set| set.as_str().cmp(name)).ok()?;
+        u32::try_from(at).ok()
+    }
+
+    /// The number of a class of addresses, if it exists.
+    pub(crate) fn class_number(&self, class: &Class) -> Option<u32> {
+        u32::try_from(self.classes.binary_search(class).ok()?).ok()
+    }
+
+    /// Numbers of the classes that `ip` (canonical) is in.
+    pub(crate) fn numbers_of_address(&self, ip: IpAddr) -> Vec<u32> {
+        self.prefixes.containing(ip, 0).into_iter().collect()
     }
 
     /// The classes that `ip` (canonical) is in, by a prefix of at least `shortest` bits.

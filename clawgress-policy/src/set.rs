@@ -7,8 +7,6 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use clawgress_ebpf_common::DropReason;
-
 use crate::effect::Obligation;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -19,6 +17,7 @@ use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 use crate::{Geo, time};
 
 mod evaluate;
+mod lowered;
 mod obligation;
 mod parse;
 mod ranges;
@@ -30,6 +29,7 @@ pub(crate) mod tests;
 mod text;
 mod written;
 
+use lowered::Group;
 pub(crate) use parse::applies;
 pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
 pub(crate) use reach::{Name, Names, obliged_to};
@@ -180,6 +180,9 @@ pub(crate) struct Inner {
     by_action: ByAction<cedar_policy::PolicySet>,
     /// The obligations whose scope includes the action.
     obliging: ByAction<cedar_policy::PolicySet>,
+    /// The same, as decisions ask them.
+    guards_lowered: ByAction<Group>,
+    obliging_lowered: ByAction<Group>,
     /// What those of `connect` oblige to, ascending by the policy's id.
     limiters: Vec<Limiter>,
     /// What the others oblige to, by the policy's id.
@@ -236,8 +239,8 @@ impl PolicySet {
     /// The set as it decides at `now_ms` (Unix, milliseconds).
     #[must_use]
     pub fn at(&self, now_ms: i64) -> PolicySet {
-        let moment = || Moment::new(time::minute_of(now_ms), &self.inner.zone).ok();
-        PolicySet { inner: Arc::clone(&self.inner), moment: self.asks_time().then(moment).flatten() }
+        let moment = || Moment::new(time::minute_of(now_ms), &self.inner.zone);
+        PolicySet { inner: Arc::clone(&self.inner), moment: self.asks_time().then(moment) }
     }
 
     /// Whether any policy asks for the time.
@@ -260,6 +263,13 @@ impl PolicySet {
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
+        self.inner.decide_by(self.inner.guards_lowered.of(action), request, self.moment.as_ref())
+    }
+
+    /// What [`decide`](Self::decide) says, by Cedar's authorizer: slower by orders of magnitude, and what it is held to.
+    #[must_use]
+    pub fn decide_by_oracle(&self, request: &Request<'_>) -> Decision {
+        let action = ActionKind::of(&request.operation);
         self.inner.decide_among(self.inner.by_action.of(action), request, self.moment.as_ref())
     }
 
@@ -273,11 +283,19 @@ impl PolicySet {
         if self.inner.obligations.is_empty() || matches!(action, ActionKind::Connect | ActionKind::Direct) {
             return Ok(Vec::new());
         }
+        let obliged =
+            self.inner.decide_by(self.inner.obliging_lowered.of(action), request, self.moment.as_ref());
+        self.inner.kept(obliged)
+    }
+
+    /// What [`obligations`](Self::obligations) says, by Cedar's authorizer.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn obligations_by_oracle(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
+        let action = ActionKind::of(&request.operation);
         let obliged = self.inner.decide_among(self.inner.obliging.of(action), request, self.moment.as_ref());
-        if obliged.verdict == Err(DropReason::PolicyError) {
-            return Err(obliged);
-        }
-        Ok(obliged.policies.iter().filter_map(|id| self.inner.obligations.get(id).cloned()).collect())
+        self.inner.kept(obliged)
     }
 
     /// How many policies there are.

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::sync::Arc;
 
 use cedar_policy_core::ast::{Expr, ExprKind, Literal, Name, RestrictedExpr, Value, ValueKind, Var};
 use cedar_policy_core::evaluator::RestrictedEvaluator;
@@ -213,28 +212,51 @@ fn datetime(minute: i64) -> Result<Value, String> {
 }
 
 /// What the context tells of the time at one moment.
-#[derive(Clone, Debug)]
-pub(crate) struct Moment(Arc<[(&'static str, Value); 4]>);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    minute: i64,
+    ticks: Ticks,
+}
+
+/// A moment in numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticks {
+    /// The minute's beginning, Unix milliseconds.
+    pub(crate) start_ms: i64,
+    pub(crate) hour: i64,
+    pub(crate) minute: i64,
+    pub(crate) weekday: i64,
+}
 
 impl Moment {
     /// The moment of a minute (Unix).
-    ///
-    /// # Errors
-    /// As [`datetime`].
-    pub(crate) fn new(minute: i64, zone: &Zone) -> Result<Moment, String> {
+    pub(crate) fn new(minute: i64, zone: &Zone) -> Moment {
         let wall = zone.wall(minute);
-        let number = |n: u8| Value::from(i64::from(n));
-        Ok(Moment(Arc::new([
-            (Field::Time.name(), datetime(minute)?),
-            (Field::Hour.name(), number(wall.hour)),
-            (Field::Minute.name(), number(wall.minute)),
-            (Field::Weekday.name(), number(wall.weekday)),
-        ])))
+        let ticks = Ticks {
+            start_ms: start_ms(minute),
+            hour: wall.hour.into(),
+            minute: wall.minute.into(),
+            weekday: wall.weekday.into(),
+        };
+        Moment { minute, ticks }
+    }
+
+    pub(crate) fn ticks(&self) -> Ticks {
+        self.ticks
     }
 
     /// The attributes of the context.
-    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'static str, Value)> {
-        self.0.iter().cloned()
+    ///
+    /// # Errors
+    /// As [`datetime`].
+    pub(crate) fn pairs(&self) -> Result<[(&'static str, Value); 4], String> {
+        let Ticks { hour, minute, weekday, .. } = self.ticks;
+        Ok([
+            (Field::Time.name(), datetime(self.minute)?),
+            (Field::Hour.name(), Value::from(hour)),
+            (Field::Minute.name(), Value::from(minute)),
+            (Field::Weekday.name(), Value::from(weekday)),
+        ])
     }
 }
 

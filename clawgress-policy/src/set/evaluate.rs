@@ -11,8 +11,10 @@ use cedar_policy_core::extensions::Extensions;
 use clawgress_ebpf_common::DropReason;
 
 use super::Inner;
+use super::lowered::Group;
 use crate::Host;
 use crate::address::canonical;
+use crate::effect::Obligation;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::request::{Decision, Operation, Request};
@@ -27,8 +29,22 @@ struct Question {
 
 impl Inner {
     /// The obligations of `connect`.
+    #[cfg(test)]
     pub(crate) fn limiting(&self) -> &cedar_policy::PolicySet {
         self.obliging.of(ActionKind::Connect)
+    }
+
+    /// The same, as decisions ask them.
+    pub(super) fn limiting_lowered(&self) -> &Group {
+        self.obliging_lowered.of(ActionKind::Connect)
+    }
+
+    /// The obligations that L7 keeps of those that match.
+    pub(super) fn kept(&self, obliged: Decision) -> Result<Vec<Arc<Obligation>>, Decision> {
+        if obliged.verdict == Err(DropReason::PolicyError) {
+            return Err(obliged);
+        }
+        Ok(obliged.policies.iter().filter_map(|id| self.obligations.get(id).cloned()).collect())
     }
 
     pub(crate) fn limiters(&self) -> &[Limiter] {
@@ -72,7 +88,36 @@ impl Inner {
         request: &Request<'_>,
         moment: Option<&Moment>,
     ) -> Result<Decision, String> {
+        let (request, entities) = self.in_cedars_terms(request, moment)?;
+        Ok(verdict(Authorizer::new().is_authorized(request, policies.as_ref(), &entities)))
+    }
+
+    /// Whether a request can be asked at all.
+    ///
+    /// # Errors
+    /// If its host is not in canonical form, or the set asks for the time and none is given.
+    pub(super) fn check(&self, operation: &Operation<'_>, moment: Option<&Moment>) -> Result<(), String> {
+        if let Operation::Tls { host, .. } | Operation::Tunnel { host, .. } | Operation::Http { host, .. } =
+            operation
+            && !host.is_canonical()
+        {
+            // A forbid on the canonical spelling would be missed.
+            return Err("the host is not in canonical form".to_owned());
+        }
+        if self.reads.time && moment.is_none() {
+            return Err("policy asks for the time, and none was given".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A request as Cedar takes it, with the entities that policies read.
+    pub(super) fn in_cedars_terms(
+        &self,
+        request: &Request<'_>,
+        moment: Option<&Moment>,
+    ) -> Result<(CedarRequest, Entities), String> {
         let extensions = Extensions::all_available();
+        self.check(&request.operation, moment)?;
         let Question { resource, context } = self.question(&request.operation, moment)?;
         let action = self.vocabulary.action(ActionKind::of(&request.operation));
         let cedar_request = CedarRequest::new(
@@ -94,7 +139,7 @@ impl Inner {
             extensions,
         )
         .map_err(|e| e.to_string())?;
-        Ok(verdict(Authorizer::new().is_authorized(cedar_request, policies.as_ref(), &entities)))
+        Ok((cedar_request, entities))
     }
 
     fn question(&self, operation: &Operation<'_>, moment: Option<&Moment>) -> Result<Question, String> {
@@ -113,10 +158,10 @@ impl Inner {
             }
             Operation::Tls { host, port: number, alpn } => {
                 let alpn = Value::set(alpn.iter().map(|a| string(a)), None);
-                (self.host(host)?, vec![port(number), ("alpn", alpn)])
+                (self.host(host), vec![port(number), ("alpn", alpn)])
             }
             Operation::Tunnel { host, port: number, protocol } => {
-                (self.host(host)?, vec![port(number), ("protocol", string(protocol.name()))])
+                (self.host(host), vec![port(number), ("protocol", string(protocol.name()))])
             }
             Operation::Http { host, port: number, scheme, method, path } => {
                 let pairs = vec![
@@ -125,25 +170,20 @@ impl Inner {
                     ("method", string(method)),
                     ("path", string(path)),
                 ];
-                (self.host(host)?, pairs)
+                (self.host(host), pairs)
             }
         };
-        if self.reads.time {
-            let moment = moment.ok_or("policy asks for the time, and none was given")?;
-            pairs.extend(moment.pairs());
+        if let Some(moment) = moment.filter(|_| self.reads.time) {
+            pairs.extend(moment.pairs()?);
         }
         let context = Context::Value(Arc::new(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect()));
         Ok(Question { resource, context })
     }
 
-    fn host(&self, host: &Host) -> Result<Entity, String> {
-        if !host.is_canonical() {
-            // A forbid on the canonical spelling would be missed.
-            return Err("the host is not in canonical form".to_owned());
-        }
+    fn host(&self, host: &Host) -> Entity {
         let text = host.to_string();
         let sets = self.members.sets_of_host(host, &text);
-        Ok(self.vocabulary.host(&text, sets.into_iter(), self.reads))
+        self.vocabulary.host(&text, sets.into_iter(), self.reads)
     }
 }
 

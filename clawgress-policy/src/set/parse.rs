@@ -12,6 +12,7 @@ use cedar_policy::{
 use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
 
+use super::lowered::Group;
 use super::obligation::{self, Obliged};
 use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
@@ -95,6 +96,12 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
         together(among.iter().map(|(_, p)| *p).filter(|p| applies(p.as_ref(), action)).collect())
     };
     let by_action = ByAction::try_new(|action| of(&guards, action))?;
+    let lower = |among: &[(&Draft, &cedar_policy::Policy)], action| {
+        let applying = among.iter().map(|(_, p)| *p).filter(|p| applies(p.as_ref(), action));
+        Ok::<_, PolicyErrors>(Group::new(action, applying, &members))
+    };
+    let guards_lowered = ByAction::try_new(|action| lower(&guards, action))?;
+    let obliging_lowered = ByAction::try_new(|action| lower(&obliging, action))?;
     let obliging = ByAction::try_new(|action| of(&obliging, action))?;
     let plan = plan.with_policies(&policies);
     let mut reads = Reads::default();
@@ -107,6 +114,8 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
         count,
         by_action,
         obliging,
+        guards_lowered,
+        obliging_lowered,
         obligations,
         limiters,
         members,

@@ -148,7 +148,7 @@ fn what_is_no_limit_is_refused_with_what_to_write() {
         (r#"permit (principal, action == Action::"direct", resource);"#, "1:91", only),
         (
             r#"permit (principal, action == Action::"tls", resource);"#,
-            "1:42",
+            "1:35",
             "`packets` are limited for `connect`",
         ),
         (r#"permit (principal, action in [Action::"tls", Action::"connect"], resource);"#, "1:92", only),

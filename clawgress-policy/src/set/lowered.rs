@@ -1,0 +1,245 @@
+//! Policies as decisions run them: conditions as small trees over what a request has, found by their scopes.
+//!
+//! Cedar's authorizer asks every policy, and builds every entity first; this asks those that can match, and looks up
+//! what they read. INVARIANT: what comes out is what the authorizer says, in verdict, policies and errors. Where a tree
+//! is not certain (an error, a type that was not expected, a construct that has no tree) the authorizer's evaluator is
+//! asked about that policy alone, and its word counts. So a tree must only ever be right where it answers.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use cedar_policy_core::ast::Effect;
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::Agent;
+
+use self::lower::{Key, Lowering};
+use self::node::{Kind, Node};
+use self::run::{Ask, Val};
+use super::Inner;
+use super::syntax::Policy;
+use crate::request::{Decision, Request};
+use crate::time::Moment;
+use crate::vocabulary::ActionKind;
+
+mod lower;
+pub(crate) mod node;
+mod run;
+
+/// The policies of one action, ready to be asked.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    policies: Vec<Lowered>,
+    /// Of those whose scope is any principal.
+    any: Bucket,
+    /// Of those for a tenant.
+    tenants: HashMap<Box<str>, Bucket>,
+    /// Of those for one agent or group: by tenant and name.
+    agents: Named,
+    teams: Named,
+    projects: Named,
+    environments: Named,
+}
+
+type Named = HashMap<Box<str>, HashMap<Box<str>, Bucket>>;
+
+/// Policies of one principal scope, by their resource scope.
+#[derive(Debug, Default)]
+struct Bucket {
+    any: Vec<u32>,
+    /// By the number of a host set, or of a class of addresses.
+    sets: HashMap<u32, Vec<u32>>,
+    hosts: HashMap<Box<str>, Vec<u32>>,
+    addresses: HashMap<IpAddr, Vec<u32>>,
+}
+
+/// One policy.
+#[derive(Debug)]
+struct Lowered {
+    id: Box<str>,
+    effect: Effect,
+    condition: Condition,
+    cedar: cedar_policy::Policy,
+}
+
+#[derive(Debug)]
+enum Condition {
+    /// True where the scope is.
+    True,
+    /// The tree, where the scope is true.
+    Tree(Node),
+    /// Cedar's evaluator knows.
+    Oracle,
+}
+
+/// The bucket of a name, if there is one.
+fn look<'a>(tenant: &str, named: &'a Named, name: Option<&str>) -> Option<&'a Bucket> {
+    named.get(tenant)?.get(name?)
+}
+
+/// What asking came to.
+#[derive(Default)]
+struct Found {
+    permits: Vec<u32>,
+    forbids: Vec<u32>,
+    failed: Vec<(u32, String)>,
+}
+
+// === impl Group ===
+
+impl Group {
+    /// The group of `policies`, whose scopes all include `action`.
+    pub(super) fn new<'a>(
+        action: ActionKind,
+        policies: impl Iterator<Item = &'a cedar_policy::Policy>,
+        members: &crate::members::Members,
+    ) -> Group {
+        let mut group = Group::default();
+        let lowering = Lowering { action, members };
+        for cedar in policies {
+            let policy: &Policy = cedar.as_ref();
+            let scope = lowering.scope(policy);
+            let condition = match (&scope, policy.non_scope_constraints()) {
+                (None, _) => Condition::Oracle,
+                (Some(_), None) => Condition::True,
+                (Some(_), Some(condition)) => {
+                    lowering.node(condition).map_or(Condition::Oracle, Condition::Tree)
+                }
+            };
+            let number = u32::try_from(group.policies.len()).unwrap_or(u32::MAX);
+            let id = cedar.id().to_string().into();
+            group.policies.push(Lowered { id, effect: policy.effect(), condition, cedar: cedar.clone() });
+            let (principal, resource) = scope.unwrap_or((Key::Any, Key::Any));
+            group.bucket(principal).list(resource).push(number);
+        }
+        group
+    }
+
+    fn bucket(&mut self, key: Key) -> &mut Bucket {
+        let (named, tenant, name) = match key {
+            Key::Tenant(tenant) => return self.tenants.entry(tenant).or_default(),
+            Key::Named(Kind::Agent, tenant, name) => (&mut self.agents, tenant, name),
+            Key::Named(Kind::Team, tenant, name) => (&mut self.teams, tenant, name),
+            Key::Named(Kind::Project, tenant, name) => (&mut self.projects, tenant, name),
+            Key::Named(Kind::Environment, tenant, name) => (&mut self.environments, tenant, name),
+            _ => return &mut self.any,
+        };
+        named.entry(tenant).or_default().entry(name).or_default()
+    }
+
+    /// The buckets that an agent's policies are in.
+    fn buckets(&self, agent: &Agent) -> impl Iterator<Item = &Bucket> {
+        let tenant = agent.id.tenant();
+        [
+            Some(&self.any),
+            self.tenants.get(tenant),
+            look(tenant, &self.agents, Some(agent.id.name())),
+            look(tenant, &self.teams, agent.team.as_deref()),
+            look(tenant, &self.projects, agent.project.as_deref()),
+            look(tenant, &self.environments, agent.environment.as_deref()),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+impl Bucket {
+    fn list(&mut self, key: Key) -> &mut Vec<u32> {
+        match key {
+            Key::Set(number) => self.sets.entry(number).or_default(),
+            Key::Host(text) => self.hosts.entry(text).or_default(),
+            Key::Address(ip) => self.addresses.entry(ip).or_default(),
+            _ => &mut self.any,
+        }
+    }
+
+    /// The policies that can match what is asked.
+    fn candidates<'a>(&'a self, ask: &'a Ask<'_>) -> impl Iterator<Item = u32> + 'a {
+        let sets = if self.sets.is_empty() { &[][..] } else { ask.sets() };
+        let of_sets = sets.iter().filter_map(|number| self.sets.get(number));
+        let host = (!self.hosts.is_empty()).then(|| self.hosts.get(ask.host_text()?)).flatten();
+        let address = (!self.addresses.is_empty()).then(|| self.addresses.get(&ask.ip()?)).flatten();
+        std::iter::once(&self.any).chain(of_sets).chain(host).chain(address).flatten().copied()
+    }
+}
+
+impl Inner {
+    /// Decides on the policies of a group: what [`decide_among`](Inner::decide_among) says of them.
+    pub(crate) fn decide_by(
+        &self,
+        group: &Group,
+        request: &Request<'_>,
+        moment: Option<&Moment>,
+    ) -> Decision {
+        let denied = |reason, policies, errors| Decision { verdict: Err(reason), policies, errors };
+        if group.policies.is_empty() {
+            return denied(DropReason::PolicyDenied, Vec::new(), Vec::new());
+        }
+        let failed = |message: String| {
+            denied(DropReason::PolicyError, Vec::new(), vec![format!("request: {message}")])
+        };
+        let ask = match Ask::new(self, request, moment) {
+            Ok(ask) => ask,
+            Err(message) => return failed(message),
+        };
+        let mut found = Found::default();
+        for bucket in group.buckets(request.agent) {
+            for number in bucket.candidates(&ask) {
+                if let Err(message) = found.ask(group, number, &ask) {
+                    return failed(message);
+                }
+            }
+        }
+        found.decision(group)
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    fn ask(&mut self, group: &Group, number: u32, ask: &Ask<'_>) -> Result<(), String> {
+        let Some(policy) = group.policies.get(number as usize) else { return Ok(()) };
+        let holds = match &policy.condition {
+            Condition::True => Some(true),
+            Condition::Tree(node) => match ask.run(node) {
+                Ok(Val::Bool(holds)) => Some(holds),
+                _ => None,
+            },
+            Condition::Oracle => None,
+        };
+        let holds = match holds {
+            Some(holds) => Ok(holds),
+            None => ask.oracle(policy.cedar.as_ref())?,
+        };
+        match holds {
+            Ok(false) => {}
+            Ok(true) if policy.effect == Effect::Permit => self.permits.push(number),
+            Ok(true) => self.forbids.push(number),
+            Err(error) => self.failed.push((number, error)),
+        }
+        Ok(())
+    }
+
+    fn decision(self, group: &Group) -> Decision {
+        let id = |number: &u32| group.policies.get(*number as usize).map(|policy| policy.id.to_string());
+        let ids = |numbers: &[u32]| {
+            let mut ids: Vec<String> = numbers.iter().filter_map(id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        if !self.failed.is_empty() {
+            let numbers: Vec<u32> = self.failed.iter().map(|(number, _)| *number).collect();
+            let named = |(number, error): &(u32, String)| Some(format!("{}: {error}", id(number)?));
+            let mut errors: Vec<String> = self.failed.iter().filter_map(named).collect();
+            errors.sort();
+            return Decision { verdict: Err(DropReason::PolicyError), policies: ids(&numbers), errors };
+        }
+        let (verdict, numbers) = if !self.forbids.is_empty() {
+            (Err(DropReason::PolicyForbidden), &self.forbids)
+        } else if self.permits.is_empty() {
+            (Err(DropReason::PolicyDenied), &self.permits)
+        } else {
+            (Ok(()), &self.permits)
+        };
+        Decision { verdict, policies: ids(numbers), errors: Vec::new() }
+    }
+}

@@ -1,0 +1,424 @@
+//! One request put to trees. Looks up only what is read, and that once.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::net::IpAddr;
+
+use cedar_policy_core::ast::Request as CedarRequest;
+use cedar_policy_core::entities::Entities;
+use cedar_policy_core::evaluator::Evaluator;
+use cedar_policy_core::extensions::Extensions;
+use clawgress_identity::Agent;
+use ipnet::IpNet;
+
+use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
+use crate::Host;
+use crate::address::canonical;
+use crate::request::{Operation, Request};
+use crate::set::Inner;
+use crate::set::syntax::Policy;
+use crate::time::{Moment, Ticks};
+
+/// A tree came to no answer: Cedar's evaluator has to be asked.
+pub(super) struct Unsure;
+
+/// A value.
+#[derive(Clone, Copy)]
+pub(super) enum Val<'a> {
+    Bool(bool),
+    Long(i64),
+    Str(&'a str),
+    Entity(Own<'a>),
+    Ip(IpNet),
+    Time(i64),
+    Set(&'a Elements),
+    /// A set of strings: each may be there more than once.
+    Strings(&'a [String]),
+}
+
+/// An entity, of the request or written.
+#[derive(Clone, Copy)]
+pub(super) enum Own<'a> {
+    Principal,
+    Resource,
+    Tenant,
+    Group(Membership, &'a str),
+    Written(&'a Entity),
+}
+
+/// One request.
+pub(super) struct Ask<'a> {
+    inner: &'a Inner,
+    request: &'a Request<'a>,
+    moment: Option<&'a Moment>,
+    host_text: OnceCell<Cow<'a, str>>,
+    sets: OnceCell<Vec<u32>>,
+    cedar: OnceCell<Result<(CedarRequest, Entities), String>>,
+}
+
+// === impl Ask ===
+
+impl<'a> Ask<'a> {
+    /// The request, if it can be asked at all.
+    ///
+    /// # Errors
+    /// What can't be asked, as Cedar would be told.
+    pub(super) fn new(
+        inner: &'a Inner,
+        request: &'a Request<'a>,
+        moment: Option<&'a Moment>,
+    ) -> Result<Ask<'a>, String> {
+        inner.check(&request.operation, moment)?;
+        let (host_text, sets, cedar) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Ok(Ask { inner, request, moment, host_text, sets, cedar })
+    }
+
+    fn agent(&self) -> &'a Agent {
+        self.request.agent
+    }
+
+    fn host(&self) -> Option<&'a Host> {
+        match self.request.operation {
+            Operation::Tls { host, .. } | Operation::Tunnel { host, .. } | Operation::Http { host, .. } => {
+                Some(host)
+            }
+            Operation::Connect { .. } | Operation::Direct { .. } => None,
+        }
+    }
+
+    /// The address asked for, in its one form.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        match self.request.operation {
+            Operation::Connect { ip, .. } | Operation::Direct { ip, .. } => Some(canonical(ip)),
+            _ => None,
+        }
+    }
+
+    /// The host asked for, as text.
+    pub(super) fn host_text(&self) -> Option<&str> {
+        let host = self.host()?;
+        Some(self.host_text.get_or_init(|| match host {
+            Host::Name(name) => Cow::Borrowed(name.as_str()),
+            Host::Address(_) => Cow::Owned(host.to_string()),
+        }))
+    }
+
+    /// Numbers of the host sets, or of the classes, that the resource is in.
+    pub(super) fn sets(&self) -> &[u32] {
+        self.sets.get_or_init(|| match (self.ip(), self.host(), self.host_text()) {
+            (Some(ip), ..) => self.inner.members.numbers_of_address(ip),
+            (None, Some(host), Some(text)) => self.inner.members.numbers_of_host(host, text),
+            _ => Vec::new(),
+        })
+    }
+
+    /// What Cedar's evaluator says of one policy: whether it holds, or how it fails.
+    ///
+    /// # Errors
+    /// If the request can't be put in Cedar's terms.
+    pub(super) fn oracle(&self, policy: &Policy) -> Result<Result<bool, String>, String> {
+        let asked = self.cedar.get_or_init(|| self.inner.in_cedars_terms(self.request, self.moment));
+        let (request, entities) = asked.as_ref().map_err(Clone::clone)?;
+        let evaluator = Evaluator::new(request.clone(), entities, Extensions::all_available());
+        Ok(evaluator.evaluate(policy).map_err(|error| error.to_string()))
+    }
+
+    fn port(&self) -> i64 {
+        i64::from(match self.request.operation {
+            Operation::Connect { port, transport, .. } | Operation::Direct { port, transport, .. } => {
+                if transport.has_ports() {
+                    port
+                } else {
+                    0
+                }
+            }
+            Operation::Tls { port, .. } | Operation::Tunnel { port, .. } | Operation::Http { port, .. } => {
+                port
+            }
+        })
+    }
+
+    fn ticks(&self) -> Result<Ticks, Unsure> {
+        self.moment.map(Moment::ticks).ok_or(Unsure)
+    }
+
+    fn group(&self, group: Membership) -> Option<&'a str> {
+        let agent = self.agent();
+        match group {
+            Membership::Team => agent.team.as_deref(),
+            Membership::Project => agent.project.as_deref(),
+            Membership::Environment => agent.environment.as_deref(),
+        }
+    }
+
+    fn bool(&self, node: &Node) -> Result<bool, Unsure> {
+        match self.run(node)? {
+            Val::Bool(b) => Ok(b),
+            _ => Err(Unsure),
+        }
+    }
+
+    fn long(&self, node: &Node) -> Result<i64, Unsure> {
+        match self.run(node)? {
+            Val::Long(n) => Ok(n),
+            _ => Err(Unsure),
+        }
+    }
+
+    fn ip_of(&self, node: &Node) -> Result<IpNet, Unsure> {
+        match self.run(node)? {
+            Val::Ip(net) => Ok(net),
+            _ => Err(Unsure),
+        }
+    }
+
+    /// The value of a tree, if it is certain.
+    pub(super) fn run<'b>(&'b self, node: &'b Node) -> Result<Val<'b>, Unsure> {
+        Ok(match node {
+            Node::Const(constant) => Val::of(constant),
+            Node::Set(elements) => Val::Set(elements),
+            Node::Not(a) => Val::Bool(!self.bool(a)?),
+            Node::And(pair) => Val::Bool(self.bool(&pair.0)? && self.bool(&pair.1)?),
+            Node::Or(pair) => Val::Bool(self.bool(&pair.0)? || self.bool(&pair.1)?),
+            Node::If(three) => {
+                return self.run(if self.bool(&three.0)? { &three.1 } else { &three.2 });
+            }
+            Node::Eq(pair) => Val::Bool(self.equal(self.run(&pair.0)?, self.run(&pair.1)?)),
+            Node::Less(pair) => Val::Bool(self.order(pair)?.is_lt()),
+            Node::LessEq(pair) => Val::Bool(self.order(pair)?.is_le()),
+            Node::Neg(a) => Val::Long(self.long(a)?.checked_neg().ok_or(Unsure)?),
+            Node::Add(pair) => self.arithmetic(pair, i64::checked_add)?,
+            Node::Sub(pair) => self.arithmetic(pair, i64::checked_sub)?,
+            Node::Mul(pair) => self.arithmetic(pair, i64::checked_mul)?,
+            Node::Contains(_) | Node::ContainsAll(_) | Node::ContainsAny(_) | Node::IsEmpty(_) => {
+                return self.about_sets(node);
+            }
+            Node::In(of, entities) => match self.run(of)? {
+                Val::Entity(own) => Val::Bool(entities.iter().any(|entity| self.is_in(own, entity))),
+                _ => return Err(Unsure),
+            },
+            Node::Is(of, kind) => match self.run(of)? {
+                Val::Entity(own) => Val::Bool(self.kind(own) == *kind),
+                _ => return Err(Unsure),
+            },
+            Node::Like(of, pattern) => match self.run(of)? {
+                Val::Str(text) => Val::Bool(pattern.wildcard_match(text)),
+                _ => return Err(Unsure),
+            },
+            Node::HasTag(key) => Val::Bool(self.label(key)?.is_some()),
+            Node::GetTag(key) => Val::Str(self.label(key)?.ok_or(Unsure)?),
+            Node::IpIs(test, of) => Val::Bool(is_so(*test, self.ip_of(of)?)),
+            Node::InRange(pair) => Val::Bool(self.ip_of(&pair.1)?.contains(&self.ip_of(&pair.0)?)),
+            slot => return self.slot(slot),
+        })
+    }
+
+    /// What the request has.
+    fn slot(&self, node: &Node) -> Result<Val<'_>, Unsure> {
+        Ok(match (node, &self.request.operation) {
+            (Node::Principal, _) => Val::Entity(Own::Principal),
+            (Node::Resource, _) => Val::Entity(Own::Resource),
+            (Node::AgentName, _) => Val::Str(self.agent().id.name()),
+            (Node::AgentTenant, _) => Val::Entity(Own::Tenant),
+            (Node::AgentGroup(group), _) => {
+                Val::Entity(Own::Group(*group, self.group(*group).ok_or(Unsure)?))
+            }
+            (Node::HasGroup(group), _) => Val::Bool(self.group(*group).is_some()),
+            (Node::HostName, _) => Val::Str(self.host_text().ok_or(Unsure)?),
+            (Node::Ip, _) => Val::Ip(IpNet::from(self.ip().ok_or(Unsure)?)),
+            (Node::Port, _) => Val::Long(self.port()),
+            (Node::Protocol, Operation::Connect { transport, .. } | Operation::Direct { transport, .. }) => {
+                Val::Str(transport.name())
+            }
+            (Node::Protocol, Operation::Tunnel { protocol, .. }) => Val::Str(protocol.name()),
+            (Node::Scheme, Operation::Http { scheme, .. }) => Val::Str(scheme.name()),
+            (Node::Method, Operation::Http { method, .. }) => Val::Str(method),
+            (Node::Path, Operation::Http { path, .. }) => Val::Str(path),
+            (Node::Alpn, Operation::Tls { alpn, .. }) => Val::Strings(alpn),
+            (Node::Time, _) => Val::Time(self.ticks()?.start_ms),
+            (Node::Hour, _) => Val::Long(self.ticks()?.hour),
+            (Node::Minute, _) => Val::Long(self.ticks()?.minute),
+            (Node::Weekday, _) => Val::Long(self.ticks()?.weekday),
+            _ => return Err(Unsure),
+        })
+    }
+
+    fn arithmetic(
+        &self,
+        pair: &(Node, Node),
+        operation: impl Fn(i64, i64) -> Option<i64>,
+    ) -> Result<Val<'_>, Unsure> {
+        let (a, b) = (self.long(&pair.0)?, self.long(&pair.1)?);
+        operation(a, b).map(Val::Long).ok_or(Unsure)
+    }
+
+    fn order(&self, pair: &(Node, Node)) -> Result<std::cmp::Ordering, Unsure> {
+        match (self.run(&pair.0)?, self.run(&pair.1)?) {
+            (Val::Long(a), Val::Long(b)) | (Val::Time(a), Val::Time(b)) => Ok(a.cmp(&b)),
+            _ => Err(Unsure),
+        }
+    }
+
+    /// Cedar's equality: values of different types are not equal.
+    fn equal(&self, a: Val<'_>, b: Val<'_>) -> bool {
+        match (a, b) {
+            (Val::Bool(a), Val::Bool(b)) => a == b,
+            (Val::Long(a), Val::Long(b)) | (Val::Time(a), Val::Time(b)) => a == b,
+            (Val::Str(a), Val::Str(b)) => a == b,
+            (Val::Ip(a), Val::Ip(b)) => a == b,
+            (Val::Entity(a), Val::Entity(b)) => self.same(a, b),
+            (a @ (Val::Set(_) | Val::Strings(_)), b @ (Val::Set(_) | Val::Strings(_))) => {
+                self.has_all(a, b) && self.has_all(b, a)
+            }
+            _ => false,
+        }
+    }
+
+    fn same(&self, a: Own<'_>, b: Own<'_>) -> bool {
+        match (a, b) {
+            (Own::Principal, Own::Principal)
+            | (Own::Resource, Own::Resource)
+            | (Own::Tenant, Own::Tenant) => true,
+            (Own::Group(a, name), Own::Group(b, other)) => a == b && name == other,
+            (Own::Written(a), Own::Written(b)) => a == b,
+            (own, Own::Written(written)) | (Own::Written(written), own) => self.is_written(own, written),
+            _ => false,
+        }
+    }
+
+    fn is_written(&self, own: Own<'_>, written: &Entity) -> bool {
+        let id = &self.agent().id;
+        if self.kind(own) != written.kind {
+            return false;
+        }
+        match own {
+            Own::Principal => written.parts() == Some((id.tenant(), id.name())),
+            Own::Group(_, name) => written.parts() == Some((id.tenant(), name)),
+            Own::Tenant => *written.id == *id.tenant(),
+            Own::Resource => match self.ip() {
+                Some(ip) => ip.to_string() == *written.id,
+                None => self.host_text() == Some(&*written.id),
+            },
+            Own::Written(own) => own == written,
+        }
+    }
+
+    /// Whether an entity of the request is `written`, or below it.
+    fn is_in(&self, own: Own<'_>, written: &Entity) -> bool {
+        if self.is_written(own, written) {
+            return true;
+        }
+        let groups = [Membership::Team, Membership::Project, Membership::Environment];
+        match own {
+            Own::Principal => {
+                self.is_written(Own::Tenant, written)
+                    || groups.into_iter().any(|group| {
+                        self.group(group)
+                            .is_some_and(|name| self.is_written(Own::Group(group, name), written))
+                    })
+            }
+            Own::Group(..) => self.is_written(Own::Tenant, written),
+            Own::Resource => {
+                let is_of_hosts = written.kind == Kind::HostSet;
+                is_of_hosts == self.host().is_some()
+                    && written.set.is_some_and(|number| self.sets().contains(&number))
+            }
+            Own::Tenant | Own::Written(_) => false,
+        }
+    }
+
+    fn kind(&self, own: Own<'_>) -> Kind {
+        match own {
+            Own::Principal => Kind::Agent,
+            Own::Tenant => Kind::Tenant,
+            Own::Group(group, _) => group.kind(),
+            Own::Resource if self.host().is_some() => Kind::Host,
+            Own::Resource => Kind::Network,
+            Own::Written(entity) => entity.kind,
+        }
+    }
+
+    fn label(&self, key: &Node) -> Result<Option<&'a str>, Unsure> {
+        match self.run(key)? {
+            Val::Str(key) => Ok(self.agent().labels.get(key).map(String::as_str)),
+            _ => Err(Unsure),
+        }
+    }
+
+    fn about_sets<'b>(&'b self, node: &'b Node) -> Result<Val<'b>, Unsure> {
+        let set = |node: &'b Node| match self.run(node)? {
+            set @ (Val::Set(_) | Val::Strings(_)) => Ok(set),
+            _ => Err(Unsure),
+        };
+        Ok(Val::Bool(match node {
+            Node::Contains(pair) => {
+                let (all, one) = (set(&pair.0)?, self.run(&pair.1)?);
+                self.has(all, one)
+            }
+            Node::ContainsAll(pair) => {
+                let (all, some) = (set(&pair.0)?, set(&pair.1)?);
+                self.has_all(all, some)
+            }
+            Node::ContainsAny(pair) => {
+                let (all, some) = (set(&pair.0)?, set(&pair.1)?);
+                elements(some).any(|element| self.has(all, element))
+            }
+            Node::IsEmpty(of) => match set(of)? {
+                Val::Set(elements) => elements.len() == 0,
+                Val::Strings(strings) => strings.is_empty(),
+                _ => return Err(Unsure),
+            },
+            _ => return Err(Unsure),
+        }))
+    }
+
+    fn has(&self, set: Val<'_>, element: Val<'_>) -> bool {
+        match (set, element) {
+            (Val::Set(Elements::Longs(all)), Val::Long(n)) => all.binary_search(&n).is_ok(),
+            (Val::Set(Elements::Strings(all)), Val::Str(s)) => all.binary_search_by(|e| (**e).cmp(s)).is_ok(),
+            (Val::Set(Elements::Mixed(all)), element) => all.iter().any(|e| self.equal(Val::of(e), element)),
+            (Val::Strings(all), Val::Str(s)) => all.iter().any(|e| e == s),
+            _ => false,
+        }
+    }
+
+    fn has_all(&self, set: Val<'_>, some: Val<'_>) -> bool {
+        elements(some).all(|element| self.has(set, element))
+    }
+}
+
+impl<'a> Val<'a> {
+    fn of(constant: &'a Const) -> Val<'a> {
+        match constant {
+            Const::Bool(b) => Val::Bool(*b),
+            Const::Long(n) => Val::Long(*n),
+            Const::Str(s) => Val::Str(s),
+            Const::Entity(entity) => Val::Entity(Own::Written(entity)),
+            Const::Ip(net) => Val::Ip(*net),
+            Const::Time(ms) => Val::Time(*ms),
+        }
+    }
+}
+
+/// The elements of a set.
+fn elements<'a>(set: Val<'a>) -> Box<dyn Iterator<Item = Val<'a>> + 'a> {
+    match set {
+        Val::Set(Elements::Longs(all)) => Box::new(all.iter().map(|n| Val::Long(*n))),
+        Val::Set(Elements::Strings(all)) => Box::new(all.iter().map(|s| Val::Str(s))),
+        Val::Set(Elements::Mixed(all)) => Box::new(all.iter().map(Val::of)),
+        Val::Strings(all) => Box::new(all.iter().map(|s| Val::Str(s))),
+        _ => Box::new(std::iter::empty()),
+    }
+}
+
+/// As Cedar has it: of a prefix, whether all of it is so.
+fn is_so(test: IpTest, net: IpNet) -> bool {
+    let is_v4 = matches!(net, IpNet::V4(_));
+    let (address, length) = (net.addr(), net.prefix_len());
+    match test {
+        IpTest::Ipv4 => is_v4,
+        IpTest::Ipv6 => !is_v4,
+        IpTest::Loopback => address.is_loopback() && length >= if is_v4 { 8 } else { 128 },
+        IpTest::Multicast => address.is_multicast() && length >= if is_v4 { 4 } else { 8 },
+    }
+}

@@ -1,0 +1,166 @@
+//! Sets of them, requests, and the comparison.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::{
+    Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
+};
+
+use crate::writer::{ACTIONS, AGENTS, HOSTS, LABELS, METHODS, NETWORKS, PATHS, Random, Writer};
+
+/// Cases in an ordinary run: what the issue asks for.
+const CASES: usize = 100_000;
+/// Requests to one set of policies, and policies in one.
+const REQUESTS: usize = 400;
+const POLICIES: usize = 14;
+
+fn sets() -> NamedSets {
+    let hosts = |list: &[&str]| list.iter().map(|h| (*h).to_owned()).collect::<BTreeSet<_>>();
+    let nets = |list: &[&str]| list.iter().map(|p| p.parse().unwrap()).collect();
+    NamedSets {
+        hosts: BTreeMap::from([
+            ("saas".to_owned(), hosts(&["api.example.com", "*.b.example.com", "203.0.113.7"])),
+            ("exact".to_owned(), hosts(&["packages.test", "2001:db8::7"])),
+            ("wide".to_owned(), hosts(&["*.example.com", "*.test"])),
+        ]),
+        networks: BTreeMap::from([
+            ("offices".to_owned(), nets(&["203.0.113.0/24", "2001:db8::/32"])),
+            ("lab".to_owned(), nets(&["203.0.113.128/25", "10.1.2.3/32"])),
+            ("all".to_owned(), nets(&["0.0.0.0/0"])),
+        ]),
+    }
+}
+
+fn parse(text: &str) -> Option<PolicySet> {
+    PolicySet::parse_in(text, &sets(), &Surroundings::default()).ok()
+}
+
+/// Questions that chance may leave out.
+const ALWAYS: [&str; 4] =
+    ["context.ip.isLoopback()", "context.ip.isMulticast()", "context.ip.isIpv4()", "context.ip.isIpv6()"];
+
+/// Policies that are valid alone, for one action.
+fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
+    let mut pool = Vec::new();
+    if matches!(action, "connect" | "direct") {
+        pool.extend(ALWAYS.map(|question| {
+            format!("@id(\"ID\") permit (principal, action == Action::\"{action}\", resource) when {{ {question} }};")
+        }));
+    }
+    for _ in 0..size * 60 {
+        let text = Writer { random, action }.policy();
+        if parse(&text).is_some() {
+            pool.push(text);
+        }
+        if pool.len() == size {
+            break;
+        }
+    }
+    assert_eq!(pool.len(), size, "the generator writes too much that is refused for {action}");
+    pool
+}
+
+fn agents(random: &mut Random) -> Vec<Agent> {
+    let maybe =
+        |random: &mut Random, list: &[&str]| (!random.one_in(3)).then(|| random.pick(list).to_owned());
+    (1..=8)
+        .map(|index| Agent {
+            id: random.pick(&AGENTS).parse().unwrap(),
+            index,
+            team: maybe(random, &["research", "ops"]),
+            project: maybe(random, &["atlas", "other"]),
+            environment: maybe(random, &["prod", "dev"]),
+            labels: LABELS[..2]
+                .iter()
+                .filter_map(|key| Some(((*key).to_owned(), maybe(random, &["crawler", "gold", "x"])?)))
+                .collect(),
+            state: AgentState::Active,
+            sources: Vec::new(),
+        })
+        .collect()
+}
+
+/// What both say of one request.
+fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
+    let policies = |set: Result<Vec<_>, Decision>| {
+        set.map(|all: Vec<std::sync::Arc<clawgress_policy::effect::Obligation>>| {
+            all.iter().map(|o| o.policy.to_string()).collect::<Vec<_>>()
+        })
+    };
+    let (obliged, wanted) = (set.obligations(request), set.obligations_by_oracle(request));
+    if !matches!(request.operation, Operation::Connect { .. } | Operation::Direct { .. }) {
+        assert_eq!(policies(obliged), policies(wanted), "obligations of {request:?}");
+    }
+    (set.decide(request), set.decide_by_oracle(request))
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn decisions_are_the_authorizers() {
+    let seed = number("CLAWGRESS_SEED", std::process::id().into());
+    let cases = usize::try_from(number("CLAWGRESS_CASES", CASES as u64)).unwrap();
+    println!("CLAWGRESS_SEED={seed}");
+    let random = &mut Random(seed);
+    let (mut done, mut allowed, mut failed) = (0, 0, 0);
+    let pools = ACTIONS.map(|action| (action, pool(random, action, 60)));
+    while done < cases {
+        let (action, pool) = &pools[random.below(pools.len())];
+        let count = 1 + random.below(POLICIES);
+        let mut text: String = (0..count)
+            .map(|n| pool[random.below(pool.len())].replace("\"ID\"", &format!("\"p{n}\"")) + "\n")
+            .collect();
+        if random.one_in(2) {
+            // So that allows and denies are about as many.
+            text.push_str(&format!(
+                "@id(\"base\") permit (principal, action == Action::\"{action}\", resource);"
+            ));
+        }
+        // What a set may hold together is bounded for the kernel: then another.
+        let Some(set) = parse(&text) else { continue };
+        let set = set.at(1_764_061_200_000 + i64::try_from(random.below(7 * 24 * 60)).unwrap() * 60_000);
+        let agents = agents(random);
+        for _ in 0..REQUESTS {
+            let agent = &agents[random.below(agents.len())];
+            let host = Host::parse(random.pick(&HOSTS)).unwrap();
+            let ip = random.pick(&NETWORKS).parse().unwrap();
+            let port = [0, 22, 80, 443, 8080][random.below(5)];
+            let alpn: Vec<String> =
+                (0..random.below(3)).map(|_| random.pick(&["h2", "http/1.1", "x"]).to_owned()).collect();
+            let transport =
+                [Transport::Tcp, Transport::Udp, Transport::Icmp, Transport::Gre][random.below(4)];
+            let operation = match *action {
+                "connect" => Operation::Connect { ip, port, transport },
+                "direct" => Operation::Direct { ip, port, transport },
+                "tls" => Operation::Tls { host: &host, port, alpn: &alpn },
+                "tunnel" => Operation::Tunnel {
+                    host: &host,
+                    port,
+                    protocol: if random.one_in(2) { TunnelProtocol::Tls } else { TunnelProtocol::Unknown },
+                },
+                _ => Operation::Http {
+                    host: &host,
+                    port,
+                    scheme: Scheme::Http,
+                    method: random.pick(&METHODS),
+                    path: random.pick(&PATHS),
+                },
+            };
+            let request = Request { agent, operation };
+            let (lowered, oracle) = both(&set, &request);
+            assert_eq!(lowered, oracle, "seed {seed}\n{request:?}\n{text}");
+            allowed += usize::from(oracle.is_allow());
+            failed += usize::from(!oracle.errors.is_empty());
+        }
+        done += REQUESTS;
+    }
+    println!("{done} cases: {allowed} allowed, {failed} with errors");
+    assert!(
+        (done / 5..done - done / 5).contains(&allowed),
+        "allows and denies are balanced: {allowed} of {done}"
+    );
+    assert!(failed > done / 200, "errors are among them: {failed} of {done}");
+}

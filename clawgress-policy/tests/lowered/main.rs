@@ -1,0 +1,9 @@
+//! Decisions by lowered policies are those of Cedar's authorizer: verdict, determining policies, and errors to the
+//! word. Random policies that the validator accepts, random requests, a seed that is printed.
+//!
+//! `CLAWGRESS_SEED` repeats a run, `CLAWGRESS_CASES` makes it longer.
+
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+mod writer;

@@ -1,0 +1,337 @@
+//! Random policies.
+
+/// `SplitMix64`: small, seedable, and the same on every machine.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n as u64).unwrap()
+    }
+
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn pick<'a>(&mut self, list: &[&'a str]) -> &'a str {
+        list[self.below(list.len())]
+    }
+}
+
+pub const ACTIONS: [&str; 5] = ["connect", "direct", "tls", "tunnel", "http"];
+pub const AGENTS: [&str; 4] = ["default/web", "default/bot", "acme/web", "acme/crawler"];
+const GROUPS: [&str; 8] = [
+    "Team::\"research\"",
+    "Team::\"acme/research\"",
+    "Team::\"ops\"",
+    "Project::\"atlas\"",
+    "Project::\"acme/atlas\"",
+    "Environment::\"prod\"",
+    "Tenant::\"default\"",
+    "Tenant::\"acme\"",
+];
+pub const HOSTS: [&str; 7] =
+    ["api.example.com", "example.com", "a.b.example.com", "packages.test", "203.0.113.7", "2001:db8::7", "x"];
+pub const NETWORKS: [&str; 8] = [
+    "203.0.113.7",
+    "203.0.113.200",
+    "10.1.2.3",
+    "2001:db8::7",
+    "198.51.100.1",
+    "127.0.0.1",
+    "::1",
+    "ff02::1",
+];
+const RANGES: [&str; 5] =
+    ["203.0.113.0/24", "203.0.113.128/25", "10.0.0.0/8", "2001:db8::/32", "198.51.100.1"];
+pub const PATHS: [&str; 6] = ["/", "/index", "/admin", "/admin/x", "/a*b", "/a.b"];
+pub const METHODS: [&str; 4] = ["GET", "POST", "PUT", "DELETE"];
+const PATTERNS: [&str; 7] = ["*", "/admin*", "*.example.com", "*x*", "/a\\*b", "GET", "*e*e*"];
+pub const LABELS: [&str; 3] = ["role", "tier", "none"];
+const STRINGS: [&str; 8] = ["crawler", "gold", "GET", "/admin", "tcp", "tls", "h2", "api.example.com"];
+const TIMES: [&str; 3] = ["2026-11-25T09:00:00Z", "2026-11-26T00:00:00Z", "2030-01-01T12:30:00Z"];
+
+/// Writes random policies for one action.
+pub struct Writer<'a> {
+    pub random: &'a mut Random,
+    pub action: &'a str,
+}
+
+impl Writer<'_> {
+    fn is_of_addresses(&self) -> bool {
+        matches!(self.action, "connect" | "direct")
+    }
+
+    pub fn policy(&mut self) -> String {
+        let effect = if self.random.one_in(4) { "forbid" } else { "permit" };
+        let annotation = if effect == "permit" && self.action == "http" && self.random.one_in(8) {
+            "@effect(\"alert\") "
+        } else {
+            ""
+        };
+        let (principal, resource) = (self.principal(), self.resource());
+        let action = match (self.action, self.random.below(8)) {
+            (_, 0) if annotation.is_empty() => "action".to_owned(),
+            ("http", 1) => "action in Action::\"use\"".to_owned(),
+            ("tls" | "tunnel", 1) => "action in [Action::\"tls\", Action::\"tunnel\"]".to_owned(),
+            (action, _) => format!("action == Action::\"{action}\""),
+        };
+        let mut text = format!("@id(\"ID\") {annotation}{effect} ({principal}, {action}, {resource})");
+        if !self.random.one_in(6) {
+            let condition = self.bool(3);
+            let word = if self.random.one_in(5) { "unless" } else { "when" };
+            text.push_str(&format!(" {word} {{ {condition} }}"));
+        }
+        text + ";"
+    }
+
+    fn agent(&mut self) -> String {
+        format!("Agent::\"{}\"", self.random.pick(&AGENTS))
+    }
+
+    fn principal(&mut self) -> String {
+        match self.random.below(8) {
+            0 => format!("principal == {}", self.agent()),
+            1 => "principal is Agent".to_owned(),
+            2 | 3 => format!("principal in {}", self.random.pick(&GROUPS)),
+            4 => format!("principal is Agent in {}", self.random.pick(&GROUPS)),
+            _ => "principal".to_owned(),
+        }
+    }
+
+    fn set(&mut self) -> &'static str {
+        if self.is_of_addresses() {
+            self.random.pick(&["NetworkSet::\"offices\"", "NetworkSet::\"lab\"", "NetworkSet::\"all\""])
+        } else {
+            self.random.pick(&["HostSet::\"saas\"", "HostSet::\"exact\"", "HostSet::\"wide\""])
+        }
+    }
+
+    fn thing(&mut self) -> String {
+        if self.is_of_addresses() {
+            format!("Network::\"{}\"", self.random.pick(&NETWORKS))
+        } else {
+            format!("Host::\"{}\"", self.random.pick(&HOSTS))
+        }
+    }
+
+    fn resource(&mut self) -> String {
+        let kind = if self.is_of_addresses() { "Network" } else { "Host" };
+        match self.random.below(6) {
+            0 => format!("resource == {}", self.thing()),
+            1 | 2 => format!("resource in {}", self.set()),
+            3 => format!("resource is {kind} in {}", self.set()),
+            4 => format!("resource is {kind}"),
+            _ => "resource".to_owned(),
+        }
+    }
+
+    fn bool(&mut self, depth: usize) -> String {
+        if depth > 0 && !self.random.one_in(3) {
+            let (a, b) = (self.bool(depth - 1), self.bool(depth - 1));
+            return match self.random.below(7) {
+                0 | 1 => format!("({a} && {b})"),
+                2 | 3 => format!("({a} || {b})"),
+                4 => format!("!({a})"),
+                5 => format!("(if {a} then {b} else {})", self.bool(depth - 1)),
+                _ => format!("(({a}) == ({b}))"),
+            };
+        }
+        match self.random.below(16) {
+            0 | 1 => self.compare(),
+            2 => self.text_question(),
+            3 => self.label_question(),
+            4 => self.principal_question(),
+            5 => self.resource_question(),
+            6 => self.time_question(),
+            7 => self.set_question(),
+            8 if self.is_of_addresses() => self.ip_question(),
+            9 => self.group_question(),
+            10 => self.has_question(),
+            11 => self.odd_question(),
+            12 => format!("action == Action::\"{}\"", self.random.pick(&ACTIONS)),
+            13 => format!("action in [Action::\"{}\", Action::\"reach\"]", self.action),
+            _ => self.own_question(),
+        }
+    }
+
+    fn compare(&mut self) -> String {
+        if !self.is_of_addresses() && self.random.one_in(5) {
+            // Overflows on some ports.
+            let operator = self.random.pick(&["+", "-", "*"]);
+            let far = self.random.pick(&["9223372036854775800", "-9223372036854775800"]);
+            return format!("{far} {operator} context.port < {}", self.long(0));
+        }
+        let operator = self.random.pick(&["==", "!=", "<", "<=", ">", ">="]);
+        format!("{} {operator} {}", self.long(2), self.long(1))
+    }
+
+    fn long(&mut self, depth: usize) -> String {
+        if depth > 0 && !self.is_of_addresses() && self.random.one_in(3) {
+            let operator = self.random.pick(&["+", "-", "*"]);
+            let (a, b) = (self.long(depth - 1), self.long(depth - 1));
+            return if self.random.one_in(6) { format!("-({a})") } else { format!("({a} {operator} {b})") };
+        }
+        let literals =
+            ["0", "1", "22", "80", "443", "8080", "-1", "9223372036854775807", "-9223372036854775808"];
+        if self.random.one_in(2) { "context.port".to_owned() } else { self.random.pick(&literals).to_owned() }
+    }
+
+    fn string(&mut self) -> String {
+        let choices: &[&str] = match self.action {
+            "http" => {
+                &["context.method", "context.path", "context.scheme", "resource.name", "principal.name"]
+            }
+            "tls" => &["resource.name", "principal.name"],
+            "tunnel" => &["context.protocol", "resource.name", "principal.name"],
+            _ => &["context.protocol", "principal.name"],
+        };
+        self.random.pick(choices).to_owned()
+    }
+
+    fn literal(&mut self) -> String {
+        let list: &[&str] = match self.random.below(5) {
+            0 => &STRINGS,
+            1 => &PATHS,
+            2 => &METHODS,
+            3 => &HOSTS,
+            _ => &["tcp", "udp", "tls", "unknown", "http", "web", "bot"],
+        };
+        format!("\"{}\"", self.random.pick(list))
+    }
+
+    fn text_question(&mut self) -> String {
+        let subject = self.string();
+        match self.random.below(3) {
+            0 => format!("{subject} like \"{}\"", self.random.pick(&PATTERNS)),
+            1 => format!("{subject} != {}", self.literal()),
+            _ => format!("{subject} == {}", self.literal()),
+        }
+    }
+
+    fn label_question(&mut self) -> String {
+        let label = self.random.pick(&LABELS);
+        let value = self.literal();
+        match self.random.below(3) {
+            0 => format!("principal.hasTag(\"{label}\")"),
+            1 => format!("(principal.hasTag(\"{label}\") && principal.getTag(\"{label}\") == {value})"),
+            _ => format!("(principal.hasTag(\"{label}\") && principal.getTag(\"{label}\") like \"*e*\")"),
+        }
+    }
+
+    fn principal_question(&mut self) -> String {
+        match self.random.below(4) {
+            0 => format!("principal == {}", self.agent()),
+            1 => format!("principal in {}", self.random.pick(&GROUPS)),
+            2 => format!("principal in [{}, {}]", self.random.pick(&GROUPS), self.agent()),
+            _ => format!("principal.tenant == Tenant::\"{}\"", self.random.pick(&["default", "acme", "x"])),
+        }
+    }
+
+    fn group_question(&mut self) -> String {
+        let (name, kind) =
+            [("team", "Team"), ("project", "Project"), ("environment", "Environment")][self.random.below(3)];
+        let id = self.random.pick(&["research", "acme/research", "atlas", "prod", "ops"]);
+        match self.random.below(3) {
+            0 => format!("principal has {name}"),
+            1 => format!("(principal has {name} && principal.{name} == {kind}::\"{id}\")"),
+            _ => format!("(principal has {name} && principal.{name} in Tenant::\"acme\")"),
+        }
+    }
+
+    fn resource_question(&mut self) -> String {
+        match self.random.below(4) {
+            0 => format!("resource == {}", self.thing()),
+            1 => format!("resource in [{}, {}]", self.set(), self.thing()),
+            2 if !self.is_of_addresses() => {
+                format!("[\"x\", \"api.example.com\"].contains(resource.name) == {}", self.bool(0))
+            }
+            _ => format!("resource in {}", self.set()),
+        }
+    }
+
+    fn time_question(&mut self) -> String {
+        let operator = self.random.pick(&["==", "!=", "<", "<=", ">", ">="]);
+        match self.random.below(4) {
+            0 => format!("context.hour {operator} {}", self.random.below(24)),
+            1 => "[6, 7, 1].contains(context.weekday)".to_owned(),
+            2 => format!("context.minute {operator} {}", self.random.below(60)),
+            _ => format!("context.time {operator} datetime(\"{}\")", self.random.pick(&TIMES)),
+        }
+    }
+
+    fn set_question(&mut self) -> String {
+        if self.action == "tls" {
+            return self
+                .random
+                .pick(&[
+                    "context.alpn.contains(\"h2\")",
+                    "context.alpn.containsAll([\"h2\", \"http/1.1\"])",
+                    "context.alpn.containsAny([\"h2\", \"x\"])",
+                    "context.alpn.isEmpty()",
+                    "context.alpn == [\"http/1.1\", \"h2\", \"h2\"]",
+                    "[\"h2\", \"http/1.1\", \"x\"].containsAll(context.alpn)",
+                    "[\"h2\"].containsAny(context.alpn)",
+                ])
+                .to_owned();
+        }
+        match self.random.below(3) {
+            0 => "[80, 443, 443].contains(context.port)".to_owned(),
+            1 => format!("[{}, {}].contains({})", self.literal(), self.literal(), self.string()),
+            _ => "![22, 25].contains(context.port)".to_owned(),
+        }
+    }
+
+    fn ip_question(&mut self) -> String {
+        let subject = self.random.pick(&["context.ip", "resource.ip"]);
+        match self.random.below(6) {
+            0 => format!("{subject}.isIpv4()"),
+            1 => format!("{subject}.isIpv6()"),
+            2 => format!("{subject}.{}()", self.random.pick(&["isLoopback", "isMulticast"])),
+            3 => format!("{subject} == ip(\"{}\")", self.random.pick(&NETWORKS)),
+            _ => format!("{subject}.isInRange(ip(\"{}\"))", self.random.pick(&RANGES)),
+        }
+    }
+
+    fn has_question(&mut self) -> String {
+        let attribute =
+            self.random.pick(&["port", "ip", "alpn", "method", "protocol", "hour", "time", "scheme"]);
+        match self.random.below(3) {
+            0 => format!("resource has {}", self.random.pick(&["name", "ip"])),
+            1 => "principal has name".to_owned(),
+            _ => format!("context has {attribute}"),
+        }
+    }
+
+    /// What has no tree: Cedar's evaluator is asked.
+    fn odd_question(&mut self) -> String {
+        self.random
+            .pick(&[
+                "decimal(\"1.5\").lessThan(decimal(\"2.0\"))",
+                "{ a: context.port }.a == 443",
+                "[principal].contains(principal)",
+                "Agent::\"default/web\" in Team::\"research\"",
+                "ip(\"10.0.0.1\").isInRange(ip(\"10.0.0.0/8\"))",
+                "[[1], [context.port]].contains([443])",
+                "duration(\"1h\") < duration(\"61m\")",
+            ])
+            .to_owned()
+    }
+
+    /// What only this action's context has.
+    fn own_question(&mut self) -> String {
+        match self.action {
+            "http" => format!("context.path == \"{}\"", self.random.pick(&PATHS)),
+            "tunnel" => format!("context.protocol == \"{}\"", self.random.pick(&["tls", "unknown"])),
+            "tls" => "context.alpn.contains(\"h2\")".to_owned(),
+            _ => format!("context.protocol == \"{}\"", self.random.pick(&["tcp", "udp", "icmp", "gre"])),
+        }
+    }
+}
