@@ -9,7 +9,11 @@ mod address;
 #[allow(dead_code, reason = "only the host parser is a target")]
 #[path = "../../../clawgress-policy/src/host.rs"]
 mod host;
+#[cfg(feature = "policy")]
+mod policy;
 mod targets;
 
 use host::Host;
+#[cfg(feature = "policy")]
+pub use policy::policy_text;
 pub use targets::*;
