@@ -14,6 +14,7 @@ mod prefix;
 pub mod quota;
 mod request;
 mod set;
+pub mod study;
 mod time;
 mod vocabulary;
 

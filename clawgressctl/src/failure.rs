@@ -2,10 +2,9 @@
 
 use std::error::Error as _;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clawgress_policy::PolicyProblem;
 use tonic::{Code, Status};
 
 /// Why a command failed.
@@ -14,14 +13,6 @@ pub enum Failure {
     /// Refused or failed.
     #[error("{0}")]
     Refused(String),
-    /// The policy has problems.
-    #[error("{}", listing(.file, .problems))]
-    Policy {
-        /// The file.
-        file: PathBuf,
-        /// At least one.
-        problems: Vec<PolicyProblem>,
-    },
     /// The agent can't be reached.
     #[error("{0}")]
     Unreachable(String),
@@ -36,7 +27,7 @@ impl Failure {
     /// The documented exit code.
     pub fn code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Failure::Refused(_) | Failure::Policy { .. } => 1,
+            Failure::Refused(_) => 1,
             Failure::Unreachable(_) => 3,
             Failure::Denied(_) => 4,
         })
@@ -77,24 +68,4 @@ impl Failure {
             _ => Failure::Refused(status.message().to_owned()),
         }
     }
-}
-
-fn listing(file: &Path, problems: &[PolicyProblem]) -> String {
-    let mut text = String::new();
-    for problem in problems {
-        let PolicyProblem { policy, line, column, message } = problem;
-        text.push_str(&file.display().to_string());
-        for place in [line, column].into_iter().flatten() {
-            text.push_str(&format!(":{place}"));
-        }
-        text.push_str(": ");
-        if let Some(policy) = policy {
-            text.push_str(&format!("policy `{policy}`: "));
-        }
-        text.push_str(message);
-        text.push('\n');
-    }
-    let count = problems.len();
-    text.push_str(&format!("{count} problem{}; nothing was changed", if count == 1 { "" } else { "s" }));
-    text
 }

@@ -1,22 +1,27 @@
-//! `policy`: check, apply, show, history.
+//! `policy`: what may be done, before and after it is live. One module for what a verb needs.
 
 use std::env;
-use std::fs;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
+use clawgress_api::identity::{Agent, AgentId};
 use clawgress_api::proto::{Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, Status};
-use clawgress_policy::{NamedSets, PolicyBundle, PolicyErrors, PolicyProblem, PolicySet};
-use tonic::{Response, Status as CallStatus};
+use clawgress_api::{NewPolicy, PolicyRevision};
+use clawgress_policy::PolicyBundle;
 
+use self::files::{Files, Written};
 use crate::client::{Client, request};
 use crate::failure::Failure;
-use crate::output::{self, Output};
+use crate::output::Output;
 
-/// Largest policy or sets file, bytes: what the agent takes.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+mod apply;
+mod check;
+mod diff;
+mod explain;
+mod files;
+mod history;
+mod replay;
+mod test;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -28,13 +33,22 @@ pub enum Verb {
         #[arg(long)]
         node: bool,
     },
+    /// Asks a policy what cases want of it; fails if it says otherwise.
+    Test(test::Arguments),
+    /// Shows in what two policies differ: as written, and in what agents may reach.
+    Diff(diff::Arguments),
+    /// Asks a policy again what was decided before, from the audit log, and shows what would change.
+    Replay(replay::Arguments),
     /// Makes a policy live in both planes.
     Apply {
         #[command(flatten)]
         files: Files,
         /// Why, for the history.
-        #[arg(long, short)]
-        message: String,
+        #[arg(long, short, required_unless_present = "dry_run")]
+        message: Option<String>,
+        /// Only let the running agent check it, and show what would change.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Prints the text of the live revision, or of another.
     Show {
@@ -43,113 +57,68 @@ pub enum Verb {
     },
     /// Lists the revisions, newest first.
     History,
-}
-
-#[derive(Args)]
-pub struct Files {
-    /// Cedar text; `-` is standard input.
-    file: PathBuf,
-    /// Named sets: TOML with `[hosts]` and `[networks]`, each `name = ["member", ...]`.
-    #[arg(long, value_name = "FILE")]
-    sets: Option<PathBuf>,
+    /// Makes an older revision's policy live again, as a new revision.
+    Rollback {
+        /// Number of the revision; the one before the live one, if absent.
+        revision: Option<u64>,
+        /// Why, for the history.
+        #[arg(long, short)]
+        message: Option<String>,
+    },
+    /// Shows what policy says of an agent's URL or address, phase by phase, and why.
+    Explain(explain::Arguments),
 }
 
 /// Does what was asked.
 pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::Check { files, node } => {
-            let bundle = files.read()?;
-            let (check, left_out) = if node {
-                (check_on_node(client, &files, bundle).await?, "")
-            } else {
-                files.check(&bundle)?
-            };
-            match output {
-                Output::Json => output::json(&check),
-                Output::Table => output::line(&format!(
-                    "`{}` is valid: policies {}, kernel prefixes {}, kernel verdicts {}, rate limits {}{}",
-                    files.file.display(),
-                    check.policies,
-                    check.prefixes,
-                    check.cells,
-                    check.limiters,
-                    left_out
-                )),
-            }
+        Verb::Check { files, node } => check::run(client, output, &files, node).await,
+        Verb::Test(arguments) => test::run(client, output, arguments).await,
+        Verb::Diff(arguments) => diff::run(client, output, arguments).await,
+        Verb::Replay(arguments) => replay::run(client, output, arguments).await,
+        Verb::Apply { files, dry_run: true, .. } => diff::dry_run(client, output, &files.read()?).await,
+        Verb::Apply { files, message, .. } => {
+            apply::run(client, output, files.read()?, message.unwrap_or_default()).await
         }
-        Verb::Apply { files, message } => {
-            let bundle = files.read()?;
-            let mut admin = client.connect().await?;
-            let new = NewPolicy { bundle, message, author: author() };
-            let answer = admin.apply_policy(request(&new)?).await;
-            let revision: PolicyRevision<PolicyBundle> = client.document(files.explained(answer)?)?;
-            if output == Output::Json {
-                return output::json(&revision);
-            }
-            let generation = output::or_dash(revision.generation);
-            output::line(&format!("revision {} is live in generation {generation}", revision.number))?;
-            // A plane that doesn't run it is news to whoever thinks it is in force.
-            let status: Status = client.document(admin.status(Empty {}).await)?;
-            for warning in status.warnings.iter().filter(|w| w.contains("generation")) {
-                output::note(&format!("warning: {}", output::clean(warning)));
-            }
-            Ok(())
-        }
-        Verb::Show { revision } => show(client, output, revision.unwrap_or(0)).await,
-        Verb::History => history(client, output).await,
+        Verb::Show { revision } => history::show(client, output, revision.unwrap_or(0)).await,
+        Verb::History => history::list(client, output).await,
+        Verb::Rollback { revision, message } => apply::rollback(client, output, revision, message).await,
+        Verb::Explain(arguments) => explain::run(client, output, arguments).await,
     }
 }
 
-async fn check_on_node(client: &Client, files: &Files, bundle: PolicyBundle) -> Result<PolicyCheck, Failure> {
+/// A revision with its bundle; 0 is the live one.
+async fn revision(client: &Client, number: u64) -> Result<PolicyRevision<PolicyBundle>, Failure> {
     let mut admin = client.connect().await?;
-    let new = NewPolicy { bundle, message: String::new(), author: String::new() };
-    client.document(files.explained(admin.check_policy(request(&new)?).await)?)
+    client.document(admin.show_policy(RevisionNumber { number }).await)
 }
 
-async fn show(client: &Client, output: Output, number: u64) -> Result<(), Failure> {
-    let mut admin = client.connect().await?;
-    let answer = admin.show_policy(RevisionNumber { number }).await;
-    let revision: PolicyRevision<PolicyBundle> = client.document(answer)?;
-    if output == Output::Json {
-        return output::json(&revision);
-    }
-    let bundle = revision.bundle.unwrap_or_default();
-    // The text alone goes to standard output, so that it can be applied again.
-    let live = revision.generation.map(|g| format!(", live in generation {g}")).unwrap_or_default();
-    output::note(&output::clean(&format!(
-        "revision {}{live}, by {} at {}: {}",
-        revision.number, revision.author, revision.time, revision.message
-    )));
-    if bundle.sets != NamedSets::default() {
-        output::note("it has named sets; see them with --output json");
-    }
-    output::line(bundle.text.trim_end())
+/// The live policy, or a revision of it, as something to ask.
+async fn written(client: &Client, number: u64) -> Result<Written, Failure> {
+    let revision = revision(client, number).await?;
+    Ok(Written::from_bundle(format!("revision {}", revision.number), revision.bundle.unwrap_or_default()))
 }
 
-async fn history(client: &Client, output: Output) -> Result<(), Failure> {
+/// A revision's number, or a file's path.
+async fn named(client: &Client, name: &str, sets: Option<&PathBuf>) -> Result<Written, Failure> {
+    if let Ok(number) = name.parse() {
+        return written(client, number).await;
+    }
+    let path = PathBuf::from(name);
+    if path.is_dir() {
+        Written::from_directory(&path)
+    } else {
+        Written::from_files(&path, sets.map(PathBuf::as_path))
+    }
+}
+
+async fn agents(client: &Client) -> Result<Vec<Agent>, Failure> {
     let mut admin = client.connect().await?;
-    let answer = admin.policy_history(Empty {}).await;
-    let revisions: Vec<PolicyRevision<PolicyBundle>> = client.documents(answer)?;
-    if output == Output::Json {
-        return output::json(&revisions);
-    }
-    if revisions.is_empty() {
-        return output::line("no policy has been applied yet: everything is denied");
-    }
-    let rows: Vec<Vec<String>> = revisions
-        .iter()
-        .map(|r| {
-            vec![
-                r.number.to_string(),
-                r.generation.map(|g| format!("generation {g}")).unwrap_or_default(),
-                r.time.strftime("%F %T").to_string(),
-                r.author.clone(),
-                r.hash.chars().take(12).collect(),
-                r.message.clone(),
-            ]
-        })
-        .collect();
-    output::table(&["REVISION", "LIVE", "TIME (UTC)", "AUTHOR", "HASH", "MESSAGE"], &rows)
+    client.documents(admin.list_agents(Empty {}).await)
+}
+
+fn no_agent(id: &AgentId) -> Failure {
+    Failure::Refused(format!("there is no agent `{id}`; see `clawgressctl agent list`"))
 }
 
 /// Who types: behind sudo, who called it. The agent records the socket's user as well.
@@ -157,75 +126,6 @@ fn author() -> String {
     env::var("SUDO_USER").or_else(|_| env::var("USER")).unwrap_or_default()
 }
 
-// === impl Files ===
-
-impl Files {
-    fn read(&self) -> Result<PolicyBundle, Failure> {
-        let text = read(&self.file)?;
-        let sets = match &self.sets {
-            None => NamedSets::default(),
-            Some(path) => sets(path)?,
-        };
-        Ok(PolicyBundle { text, sets })
-    }
-
-    /// As the agent would check it, but for what depends on its agents and its geo data; and what that is, in
-    /// words.
-    fn check(&self, bundle: &PolicyBundle) -> Result<(PolicyCheck, &'static str), Failure> {
-        let refused =
-            |errors: PolicyErrors| Failure::Policy { file: self.file.clone(), problems: errors.problems };
-        let outline = PolicySet::check(bundle).map_err(refused)?;
-        let count = |n: usize| n as u64;
-        let check = PolicyCheck {
-            policies: count(outline.policies),
-            prefixes: count(outline.prefixes),
-            cells: count(outline.cells),
-            limiters: count(outline.limiters),
-        };
-        let left_out = if outline.names_geo {
-            " (without agents, and without geo data: whether they have the ASNs and countries, --node tells)"
-        } else {
-            " (without agents)"
-        };
-        Ok((check, left_out))
-    }
-
-    /// A status that carries problems of the policy becomes one line each.
-    fn explained<T>(
-        &self,
-        answer: Result<Response<T>, CallStatus>,
-    ) -> Result<Result<Response<T>, CallStatus>, Failure> {
-        let problems =
-            |status: &CallStatus| serde_json::from_slice::<Vec<PolicyProblem>>(status.details()).ok();
-        match answer.as_ref().err().and_then(problems) {
-            Some(problems) if !problems.is_empty() => {
-                Err(Failure::Policy { file: self.file.clone(), problems })
-            }
-            _ => Ok(answer),
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = if path == Path::new("-") {
-        io::stdin().lock().take(FILE_BYTES_MAX + 1).read_to_string(&mut text)
-    } else {
-        fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-    };
-    read.map_err(|e| Failure::Refused(format!("cannot read `{}`: {e}", path.display())))?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(Failure::Refused(format!("`{}` is over {FILE_BYTES_MAX} bytes", path.display())));
-    }
-    Ok(text)
-}
-
-fn sets(path: &Path) -> Result<NamedSets, Failure> {
-    let text = read(path)?;
-    toml::from_str(&text).map_err(|e| {
-        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        Failure::Refused(format!("{}:{line}:{column}: {}", path.display(), e.message()))
-    })
+fn new_policy(written: &Written, message: String) -> Result<clawgress_api::proto::Document, Failure> {
+    request(&NewPolicy { bundle: written.bundle.clone(), message, author: author() })
 }

@@ -5,6 +5,8 @@
 mod datapath;
 #[path = "../../clawgress-agent/tests/support/node.rs"]
 mod node;
+#[path = "cli/policy.rs"]
+mod policy_verbs;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

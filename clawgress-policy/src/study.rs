@@ -1,0 +1,14 @@
+//! What people ask of policy text and of sets before and after they make them live: where a policy is written, what a
+//! set says of a request phase by phase and why, whether it does what its cases want, and in what two sets differ.
+//!
+//! Asks the same [`PolicySet`](crate::PolicySet) that decides; must never decide by rules of its own.
+
+pub mod cases;
+pub mod difference;
+pub mod explain;
+mod places;
+pub mod replay;
+#[cfg(test)]
+mod tests;
+
+pub use places::{PolicyPlace, caret, places};

@@ -1,0 +1,172 @@
+//! Cases: what a set is wanted to say of a request, so that a change of policy is tested before it is live.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clawgress_identity::{Agent, AgentId, AgentState};
+use serde::{Deserialize, Serialize};
+
+use super::explain::{Explanation, Target, explain};
+use crate::{Geo, NamedSets, PolicySet, Surroundings};
+
+/// Most cases in a file: some seconds of one core.
+pub const CASES_MAX: usize = 10_000;
+
+/// A file of cases.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cases {
+    /// Agents that cases may name, besides those that are registered.
+    #[serde(default, rename = "agent")]
+    pub agents: Vec<CaseAgent>,
+    /// Geo data to test with: of the ASNs and countries that the policy names.
+    #[serde(default)]
+    pub geo: Geo,
+    /// The cases.
+    #[serde(default, rename = "case")]
+    pub cases: Vec<Case>,
+}
+
+/// An agent that exists in cases.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseAgent {
+    /// Its id: `NAME` or `TENANT/NAME`.
+    pub id: AgentId,
+    /// Its team.
+    pub team: Option<String>,
+    /// Its project.
+    pub project: Option<String>,
+    /// Its environment.
+    pub environment: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// What it is called; the request if absent.
+    pub name: Option<String>,
+    /// Who asks.
+    pub agent: AgentId,
+    /// A URL, or an address with its port, as `policy explain` takes it.
+    pub to: String,
+    /// Method, where it is a URL; `GET` if absent.
+    pub method: Option<String>,
+    /// Protocol, where it is an address; `tcp` if absent.
+    pub protocol: Option<String>,
+    /// What the URL's host resolves to, if `connect` is to be asked.
+    pub address: Option<String>,
+    /// When, such as `2026-11-22T14:00Z`; now if absent.
+    pub at: Option<String>,
+    /// What is wanted.
+    pub expect: Verdict,
+    /// Phase that is wanted to decide: the first that denies, else the last.
+    pub phase: Option<String>,
+    /// Reason that is wanted for a denial.
+    pub reason: Option<String>,
+    /// Ids of the policies that are wanted to determine it: of the phase that denies, or of all.
+    pub policies: Option<BTreeSet<String>>,
+    /// Ids of the obligations that are wanted to match.
+    pub effects: Option<BTreeSet<String>>,
+}
+
+/// Allow or deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It passes.
+    Allow,
+    /// It doesn't.
+    Deny,
+}
+
+/// What came of a case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CaseResult {
+    /// Its name.
+    pub name: String,
+    /// What is not as wanted; nothing if it passed.
+    pub differences: Vec<Difference>,
+    /// What the set said.
+    pub explanation: Explanation,
+}
+
+/// What is not as wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What: `verdict`, `phase`, `reason`, `policies` or `effects`.
+    pub what: String,
+    /// As the case has it.
+    pub wanted: String,
+    /// As the set has it.
+    pub got: String,
+}
+
+// === impl CaseAgent ===
+
+impl CaseAgent {
+    /// As the registry would hold it.
+    #[must_use]
+    pub fn agent(&self) -> Agent {
+        Agent {
+            id: self.id.clone(),
+            index: 0,
+            team: self.team.clone(),
+            project: self.project.clone(),
+            environment: self.environment.clone(),
+            labels: self.labels.clone(),
+            state: AgentState::Active,
+            sources: Vec::new(),
+        }
+    }
+}
+
+// === impl Case ===
+
+impl Case {
+    /// What it is called.
+    #[must_use]
+    pub fn title(&self) -> String {
+        self.name.clone().unwrap_or_else(|| format!("{} to {}", self.agent, self.to))
+    }
+
+    /// What it asks for.
+    ///
+    /// # Errors
+    /// What is not understood, and what to write.
+    pub fn target(&self) -> Result<Target, String> {
+        Target::parse(&self.to, self.method.as_deref(), self.protocol.as_deref(), self.address.as_deref())
+    }
+
+    /// Asks `set`, which is `parts` [at](PolicySet::at) the case's moment, for `agent`.
+    #[must_use]
+    pub fn check(
+        &self,
+        set: &PolicySet,
+        parts: (&str, &NamedSets, &Surroundings),
+        agent: &Agent,
+        target: &Target,
+    ) -> CaseResult {
+        let explanation = explain(set, parts, agent, target);
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, wanted: Option<String>, got: String| {
+            if let Some(wanted) = wanted.filter(|wanted| *wanted != got) {
+                differences.push(Difference { what: what.to_owned(), wanted, got });
+            }
+        };
+        let verdict = |allowed| if allowed { "allow" } else { "deny" }.to_owned();
+        compare("verdict", Some(verdict(self.expect == Verdict::Allow)), verdict(explanation.allowed));
+        compare("phase", self.phase.clone(), explanation.decided.clone());
+        compare("reason", self.reason.clone(), explanation.reason.clone().unwrap_or_else(|| "none".into()));
+        compare("policies", self.policies.as_ref().map(listed), listed(&explanation.policies()));
+        compare("effects", self.effects.as_ref().map(listed), listed(&explanation.effects()));
+        CaseResult { name: self.title(), differences, explanation }
+    }
+}
+
+fn listed(ids: &BTreeSet<String>) -> String {
+    if ids.is_empty() { "none".to_owned() } else { ids.iter().cloned().collect::<Vec<_>>().join(", ") }
+}

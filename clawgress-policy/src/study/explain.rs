@@ -1,0 +1,398 @@
+//! What a set says of one thing an agent may want, phase by phase, in the order in which traffic raises them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::Agent;
+use serde::{Deserialize, Serialize};
+
+use crate::effect::Obligation;
+use crate::host::quote;
+use crate::kernel::{self, KernelAction, LimitAction};
+use crate::set::applies;
+use crate::set::syntax::Policy;
+use crate::vocabulary::ActionKind;
+use crate::{
+    Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
+};
+
+/// What an agent may want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An address.
+    Address {
+        /// Address.
+        ip: IpAddr,
+        /// Port; 0 where there are none.
+        port: u16,
+        /// Protocol.
+        transport: Transport,
+    },
+    /// A request by URL.
+    Url {
+        /// Host.
+        host: Host,
+        /// Port.
+        port: u16,
+        /// Scheme.
+        scheme: Scheme,
+        /// Method.
+        method: String,
+        /// Path, without the query.
+        path: String,
+        /// What the host resolves to, if that is to be judged as well.
+        ip: Option<IpAddr>,
+    },
+}
+
+/// One phase's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// The action.
+    pub action: String,
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// Name of the drop reason, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Ids of the determining policies.
+    pub policies: Vec<String>,
+    /// Evaluation errors; any denies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
+    /// Obligations that match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub effects: Vec<PhaseEffect>,
+}
+
+/// An obligation that matches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseEffect {
+    /// Id of its policy.
+    pub policy: String,
+    /// What it obliges to.
+    pub effect: String,
+}
+
+/// What a set says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Whether it passes, as far as the phases below can tell.
+    pub allowed: bool,
+    /// The phase that decided: the first that denies, else the last.
+    pub decided: String,
+    /// Why it does not pass, if it doesn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Each phase that is asked. Phases after one that denies are asked of no traffic; they are told all the same.
+    pub phases: Vec<Phase>,
+    /// The opaque permit (`tunnel` or `direct`) by which the content stays unread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opaque: Option<String>,
+    /// Ids of content policies (`http`) whose scope has this agent and destination, and which count for nothing since
+    /// the content stays unread.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moot: Vec<String>,
+    /// What was not asked, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Explains `target` for `agent`. `set` is `text` with `sets` and `surroundings`, [at](PolicySet::at) a moment.
+#[must_use]
+pub fn explain(
+    set: &PolicySet,
+    (text, sets, surroundings): (&str, &NamedSets, &Surroundings),
+    agent: &Agent,
+    target: &Target,
+) -> Explanation {
+    let mut explanation = match target {
+        Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
+        Target::Url { host, port, scheme, method, path, ip } => {
+            let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
+            url(set, agent, (host, *port, *scheme), http, *ip)
+        }
+    };
+    if explanation.allowed && explanation.opaque.is_some() {
+        explanation.moot = match target {
+            Target::Address { .. } => content(text, sets, surroundings, agent, None),
+            Target::Url { host, port, .. } => content(text, sets, surroundings, agent, Some((host, *port))),
+        };
+    }
+    explanation
+}
+
+fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Explanation {
+    let connect = connect(set, agent, ip, port, transport);
+    let direct = Phase::of("direct", set.forward(agent, ip, port, transport), Vec::new());
+    let (action, _) = kernel::expected(set, agent, ip, transport, port);
+    let mut notes = Vec::new();
+    let (allowed, decided, reason, opaque) = match action {
+        KernelAction::Direct => (true, "direct", None, Some("direct".to_owned())),
+        KernelAction::Steer => {
+            notes.push(
+                "led to the proxy, which asks `tls` and `tunnel`, or `http`, by what the bytes are: name a URL to see them"
+                    .to_owned(),
+            );
+            (true, "connect", None, None)
+        }
+        KernelAction::Deny(code) => {
+            let decided = if connect.allowed { "direct" } else { "connect" };
+            let name = DropReason::from_code(code).map(|r| r.name().to_owned());
+            (false, decided, name, None)
+        }
+    };
+    let phases = vec![connect, direct];
+    Explanation { allowed, decided: decided.to_owned(), reason, phases, opaque, moot: Vec::new(), notes }
+}
+
+fn url(
+    set: &PolicySet,
+    agent: &Agent,
+    (host, port, scheme): (&Host, u16, Scheme),
+    http: Operation<'_>,
+    ip: Option<IpAddr>,
+) -> Explanation {
+    let (mut phases, mut notes) = (Vec::new(), Vec::new());
+    let mut is_forwarded = false;
+    match ip.or(host.address()) {
+        Some(ip) => {
+            phases.push(connect(set, agent, ip, port, Transport::Tcp));
+            is_forwarded = kernel::expected(set, agent, ip, Transport::Tcp, port).0 == KernelAction::Direct;
+        }
+        None => notes.push(format!(
+            "`connect` is asked of each address that `{host}` resolves to: name one with --address"
+        )),
+    }
+    if is_forwarded {
+        notes.push(
+            "`direct` permits the address: past the explicit proxy, the kernel forwards it unread".into(),
+        );
+    }
+    match scheme {
+        Scheme::Http => phases.push(ask(set, agent, http)),
+        Scheme::Https => {
+            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &[] }));
+            let protocol = TunnelProtocol::Tls;
+            let mut tunnel = ask(set, agent, Operation::Tunnel { host, port, protocol });
+            let wants_reading = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
+            if wants_reading.iter().any(|r| tunnel.reason.as_deref() == Some(r.name())) {
+                // TLS is wanted, but read: the proxy's own words for it.
+                tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
+            }
+            phases.push(tunnel);
+            notes.push("`tls` is told for a hello that offers no ALPN".to_owned());
+        }
+    }
+    let decided = phases.iter().find(|phase| !phase.allowed).or(phases.last());
+    let (decided, reason) =
+        decided.map(|phase| (phase.action.clone(), phase.reason.clone())).unwrap_or_default();
+    let allowed = phases.iter().all(|phase| phase.allowed);
+    let opaque = match scheme {
+        Scheme::Https if allowed => Some("tunnel".to_owned()),
+        Scheme::Http | Scheme::Https => is_forwarded.then(|| "direct".to_owned()),
+    };
+    Explanation { allowed, decided, reason, phases, opaque, moot: Vec::new(), notes }
+}
+
+fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Phase {
+    let limits = set.limits(agent, ip, port, transport).into_iter();
+    let effects = limits.map(|policy| {
+        let effect = set.limiters().iter().find(|l| l.policy == policy).map(|l| l.over);
+        let effect = if effect == Some(LimitAction::Pace) { "throttle" } else { "rate-limit" };
+        PhaseEffect { effect: effect.to_owned(), policy }
+    });
+    Phase::of("connect", set.reach(agent, ip, port, transport), effects.collect())
+}
+
+fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Phase {
+    let request = Request { agent, operation };
+    match set.obligations(&request) {
+        Ok(obligations) => {
+            let effect = |o: &Arc<Obligation>| PhaseEffect {
+                policy: o.policy.to_string(),
+                effect: o.effect.name().to_owned(),
+            };
+            let effects: Vec<PhaseEffect> = obligations.iter().map(effect).collect();
+            let mut phase = Phase::of(operation.action(), set.decide(&request), effects);
+            // What quarantines lets nothing pass, whatever the guards say.
+            if phase.effects.iter().any(|e| e.effect == "quarantine") {
+                phase.allowed = false;
+                phase.reason = Some(DropReason::AgentQuarantined.name().to_owned());
+            }
+            phase
+        }
+        Err(failed) => Phase::of(operation.action(), failed, Vec::new()),
+    }
+}
+
+/// The policies of `http` whose scope has the agent and, where it is known, the host: they are asked without their
+/// conditions, all as permits, so that each that matches determines.
+fn content(
+    text: &str,
+    sets: &NamedSets,
+    surroundings: &Surroundings,
+    agent: &Agent,
+    to: Option<(&Host, u16)>,
+) -> Vec<String> {
+    let Ok(set) = text.parse::<cedar_policy::PolicySet>() else { return Vec::new() };
+    let mut scopes = BTreeMap::new();
+    for cedar in set.policies() {
+        let ast: &Policy = cedar.as_ref();
+        if let Some(id) = cedar.annotation("id")
+            && applies(ast, ActionKind::Http)
+        {
+            scopes.insert(id.to_owned(), scope(cedar, to.is_some()));
+        }
+    }
+    let anywhere = Host::from_address(IpAddr::from([192, 0, 2, 1]));
+    let (host, port) = to.unwrap_or((&anywhere, 80));
+    let operation = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
+    // One whose scope can't be of `http` alone, such as a network's, has nothing to do with content: each round leaves
+    // out those that are refused, so that there are at most as many rounds as policies.
+    while !scopes.is_empty() {
+        let text: String = scopes.iter().map(|(id, scope)| format!("@id(\"{id}\") {scope}\n")).collect();
+        match PolicySet::parse_in(&text, sets, surroundings) {
+            Ok(scoped) => return scoped.at(0).decide(&Request { agent, operation }).policies,
+            Err(errors) => {
+                let before = scopes.len();
+                for id in errors.problems.iter().filter_map(|problem| problem.policy.as_ref()) {
+                    scopes.remove(id);
+                }
+                if scopes.len() == before {
+                    return Vec::new();
+                }
+            }
+        }
+    }
+    Vec::new()
+}
+
+/// The policy as a permit of `http` with its principal and, if `with_resource`, its resource, and nothing else.
+fn scope(cedar: &cedar_policy::Policy, with_resource: bool) -> String {
+    use cedar_policy::{PrincipalConstraint, ResourceConstraint};
+    let principal = match cedar.principal_constraint() {
+        PrincipalConstraint::Any => "principal".to_owned(),
+        PrincipalConstraint::In(uid) => format!("principal in {uid}"),
+        PrincipalConstraint::Eq(uid) => format!("principal == {uid}"),
+        PrincipalConstraint::Is(kind) => format!("principal is {kind}"),
+        PrincipalConstraint::IsIn(kind, uid) => format!("principal is {kind} in {uid}"),
+    };
+    let resource = match cedar.resource_constraint() {
+        _ if !with_resource => "resource".to_owned(),
+        ResourceConstraint::Any => "resource".to_owned(),
+        ResourceConstraint::In(uid) => format!("resource in {uid}"),
+        ResourceConstraint::Eq(uid) => format!("resource == {uid}"),
+        ResourceConstraint::Is(kind) => format!("resource is {kind}"),
+        ResourceConstraint::IsIn(kind, uid) => format!("resource is {kind} in {uid}"),
+    };
+    format!("permit ({principal}, action == Action::\"http\", {resource});")
+}
+
+// === impl Target ===
+
+impl Target {
+    /// Reads what a person writes: `http://…` or `https://…`, or an address, with a port where the protocol has them.
+    /// `address` is what a URL's host resolves to.
+    ///
+    /// # Errors
+    /// What is not understood, and what to write.
+    pub fn parse(
+        text: &str,
+        method: Option<&str>,
+        protocol: Option<&str>,
+        address: Option<&str>,
+    ) -> Result<Target, String> {
+        let shown = quote(text);
+        if let Some((scheme, rest)) = text.split_once("://") {
+            if protocol.is_some() {
+                return Err("a protocol goes with an address, not with a URL".to_owned());
+            }
+            let (scheme, port) = match scheme.to_ascii_lowercase().as_str() {
+                "http" => (Scheme::Http, 80),
+                "https" => (Scheme::Https, 443),
+                _ => return Err(format!("`{shown}` is neither `http://…` nor `https://…`")),
+            };
+            let ip = |text: &str| text.parse().map_err(|_| format!("`{}` is not an address", quote(text)));
+            let ip = address.map(ip).transpose()?;
+            return Target::of_url(&shown, rest, (scheme, port), method, ip);
+        }
+        if method.is_some() || address.is_some() {
+            return Err("a method and an address go with a URL such as `https://api.example/x`".to_owned());
+        }
+        let name = protocol.unwrap_or("tcp");
+        let known = || Transport::ALL.map(Transport::name).join(", ");
+        let transport = Transport::from_name(name)
+            .ok_or_else(|| format!("`{}` is not a protocol: it is one of {}", quote(name), known()))?;
+        let bare = || text.parse::<IpAddr>().ok().filter(|_| !transport.has_ports()).map(|ip| (ip, 0));
+        let with_port = || text.parse::<SocketAddr>().ok().map(|at| (at.ip(), at.port()));
+        let (ip, port) = bare().or_else(with_port).ok_or_else(|| {
+            format!("`{shown}` is neither a URL nor an address: write such as `https://api.example/x`, `192.0.2.1:443` or `[2001:db8::1]:443`")
+        })?;
+        Ok(Target::Address { ip, port, transport })
+    }
+
+    fn of_url(
+        shown: &str,
+        rest: &str,
+        (scheme, port): (Scheme, u16),
+        method: Option<&str>,
+        ip: Option<IpAddr>,
+    ) -> Result<Target, String> {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        // The query may hold secrets, and policy doesn't see it.
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        if authority.contains('@') {
+            return Err(format!("`{shown}` has a user: leave it out"));
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, digits)) if !digits.ends_with(']') => {
+                let port =
+                    digits.parse().map_err(|_| format!("`{shown}`: `{}` is not a port", quote(digits)))?;
+                (host, port)
+            }
+            _ => (authority, port),
+        };
+        let host = Host::parse(host).map_err(|error| error.to_string())?;
+        let path = if path.is_empty() { "/" } else { path }.to_owned();
+        Ok(Target::Url { host, port, scheme, method: method.unwrap_or("GET").to_owned(), path, ip })
+    }
+}
+
+// === impl Explanation ===
+
+impl Explanation {
+    /// Ids of the policies that determine it: of the phase that denies, or of all.
+    #[must_use]
+    pub fn policies(&self) -> BTreeSet<String> {
+        let counts = |phase: &&Phase| {
+            let is_decisive = phase.action == self.decided;
+            if self.allowed { phase.allowed || is_decisive } else { is_decisive }
+        };
+        self.phases.iter().filter(counts).flat_map(|phase| phase.policies.iter().cloned()).collect()
+    }
+
+    /// Ids of the obligations that match.
+    #[must_use]
+    pub fn effects(&self) -> BTreeSet<String> {
+        self.phases.iter().flat_map(|phase| &phase.effects).map(|effect| effect.policy.clone()).collect()
+    }
+}
+
+// === impl Phase ===
+
+impl Phase {
+    fn of(action: &str, decision: Decision, effects: Vec<PhaseEffect>) -> Phase {
+        Phase {
+            action: action.to_owned(),
+            allowed: decision.is_allow(),
+            reason: decision.verdict.err().map(|reason| reason.name().to_owned()),
+            policies: decision.policies,
+            errors: decision.errors,
+            effects,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+use std::collections::BTreeMap;
+
+use clawgress_identity::{Agent, AgentState};
+
+use super::cases::{Cases, Verdict};
+use super::difference::{ReachDifference, TextDifference};
+use super::explain::{Explanation, Target, explain};
+use super::replay::{Needs, Recorded, Replayed};
+use crate::{PolicyBundle, PolicySet, Surroundings};
+
+const TEXT: &str = r#"
+@id("web") permit (principal in Team::"t", action == Action::"connect", resource in NetworkSet::"lan")
+when { context.protocol == "tcp" && [80, 443].contains(context.port) };
+@id("no-bad") forbid (principal, action == Action::"connect", resource)
+when { context.ip.isInRange(ip("203.0.113.66/32")) };
+@id("dns") permit (principal, action in [Action::"connect", Action::"direct"], resource in NetworkSet::"lan")
+when { context.port == 53 && context.protocol == "udp" };
+@id("saas") permit (principal, action in [Action::"tls", Action::"tunnel"], resource in HostSet::"saas");
+@id("http") permit (principal in Team::"t", action == Action::"http", resource in HostSet::"saas");
+@id("no-admin") forbid (principal, action == Action::"http", resource)
+when { context.path like "/admin*" };
+@id("other") forbid (principal in Team::"other", action == Action::"http", resource);
+@id("pace") @effect("rate-limit") @limit("20 requests/minute")
+permit (principal, action == Action::"http", resource);
+"#;
+
+fn bundle(text: &str) -> PolicyBundle {
+    let sets = "[hosts]\nsaas = [\"api.test\"]\n[networks]\nlan = [\"203.0.113.0/24\"]\n";
+    PolicyBundle { text: text.to_owned(), sets: toml::from_str(sets).unwrap() }
+}
+
+fn agent(name: &str, team: &str, index: u32) -> Agent {
+    Agent {
+        id: name.parse().unwrap(),
+        index,
+        team: Some(team.to_owned()),
+        project: None,
+        environment: None,
+        labels: BTreeMap::new(),
+        state: AgentState::Active,
+        sources: Vec::new(),
+    }
+}
+
+fn set(text: &str) -> PolicySet {
+    PolicySet::parse(&bundle(text)).unwrap().at(0)
+}
+
+fn explained(to: &str, protocol: Option<&str>, address: Option<&str>) -> Explanation {
+    let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
+    let target = Target::parse(to, None, protocol, address).unwrap();
+    let parts = (bundle.text.as_str(), &bundle.sets, &surroundings);
+    explain(&set(TEXT), parts, &agent("a", "t", 1), &target)
+}
+
+fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policies: &[&str]) {
+    assert_eq!(explanation.decided, decided, "{explanation:?}");
+    assert_eq!(explanation.reason.as_deref(), reason, "{explanation:?}");
+    assert_eq!(explanation.allowed, reason.is_none(), "{explanation:?}");
+    let got = explanation.policies();
+    assert_eq!(got.iter().map(String::as_str).collect::<Vec<_>>(), policies, "{explanation:?}");
+}
+
+#[test]
+fn the_earliest_phase_decides() {
+    check(&explained("http://api.test/x", None, Some("203.0.113.5")), "http", None, &["http", "web"]);
+    let admin = explained("http://api.test/admin?token=1", None, None);
+    check(&admin, "http", Some("policy_forbidden"), &["no-admin"]);
+    assert!(admin.effects().contains("pace"), "{admin:?}");
+    // The forbid of the address comes first, although the path is forbidden too.
+    let both = explained("http://api.test/admin", None, Some("203.0.113.66"));
+    check(&both, "connect", Some("policy_forbidden"), &["no-bad"]);
+    assert_eq!(both.phases.len(), 2);
+    check(&explained("203.0.113.5:443", None, None), "connect", None, &["web"]);
+    check(&explained("203.0.113.5:22", None, None), "connect", Some("policy_denied"), &[]);
+    check(&explained("https://other.test/", None, None), "tls", Some("policy_denied"), &[]);
+}
+
+#[test]
+fn opaque_permits_make_content_rules_moot() {
+    let tunnel = explained("https://api.test/admin", None, None);
+    check(&tunnel, "tunnel", None, &["saas"]);
+    // Those whose scope has this agent and host, whatever their conditions; not those of others, nor of networks.
+    assert_eq!(tunnel.moot, ["http", "no-admin", "pace"]);
+    let direct = explained("203.0.113.53:53", Some("udp"), None);
+    check(&direct, "direct", None, &["dns"]);
+    assert_eq!(direct.opaque.as_deref(), Some("direct"));
+    assert_eq!(direct.moot, ["http", "no-admin", "pace"]);
+    assert!(explained("http://api.test/", None, None).moot.is_empty(), "it is read");
+}
+
+#[test]
+fn targets_are_what_people_write() {
+    for (text, method, protocol, said) in [
+        ("ftp://a.test/", None, None, "neither `http://"),
+        ("http://u:p@a.test/", None, None, "has a user"),
+        ("http://a.test:99999/", None, None, "is not a port"),
+        ("http://a b/", None, None, "a b"),
+        ("a.test", None, None, "neither a URL nor an address"),
+        ("192.0.2.1", None, None, "neither a URL nor an address"),
+        ("192.0.2.1:1", Some("GET"), None, "go with a URL"),
+        ("192.0.2.1:1", None, Some("tpc"), "is not a protocol"),
+        ("http://a.test/", None, Some("udp"), "goes with an address"),
+    ] {
+        let error = Target::parse(text, method, protocol, None).unwrap_err();
+        assert!(error.contains(said), "{text}: {error}");
+    }
+    let Target::Url { host, port, path, .. } =
+        Target::parse("HTTPS://[2001:db8::1]:8443?q=/secret", None, None, None).unwrap()
+    else {
+        panic!("a URL");
+    };
+    assert_eq!((host.to_string().as_str(), port, path.as_str()), ("2001:db8::1", 8443, "/"));
+    assert!(Target::parse("192.0.2.1", None, Some("icmp"), None).is_ok());
+}
+
+#[test]
+fn cases_tell_what_is_not_as_wanted() {
+    let cases: Cases = toml::from_str(
+        r#"
+        [[agent]]
+        id = "a"
+        team = "t"
+        [[case]]
+        agent = "a"
+        to = "http://api.test/x"
+        expect = "allow"
+        policies = ["http"]
+        effects = ["pace"]
+        [[case]]
+        name = "admin"
+        agent = "a"
+        to = "http://api.test/admin"
+        expect = "allow"
+        policies = ["http"]
+        "#,
+    )
+    .unwrap();
+    let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
+    let agent = cases.agents[0].agent();
+    let results = cases.cases.iter().map(|case| {
+        let parts = (bundle.text.as_str(), &bundle.sets, &surroundings);
+        case.check(&set(TEXT), parts, &agent, &case.target().unwrap())
+    });
+    let results: Vec<_> = results.collect();
+    assert!(results[0].differences.is_empty(), "{results:?}");
+    assert_eq!(cases.cases[1].expect, Verdict::Allow);
+    let told: Vec<_> =
+        results[1].differences.iter().map(|d| (d.what.as_str(), d.wanted.as_str(), d.got.as_str())).collect();
+    assert_eq!(told, [("verdict", "allow", "deny"), ("policies", "http", "no-admin")]);
+    assert!(toml::from_str::<Cases>("[[case]]\nagent = \"a\"\nto = \"x\"\nexpects = \"deny\"").is_err());
+}
+
+#[test]
+fn text_differs_by_policies_and_members() {
+    let (a, mut b) =
+        (bundle(TEXT), bundle(&TEXT.replace("/admin*", "/adm*").replace("\"other\")", "\"new\")")));
+    b.sets.hosts.get_mut("saas").unwrap().insert("more.test".into());
+    let difference = TextDifference::between(&a, &b);
+    let keys = |of: Vec<&String>| of.into_iter().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(difference.changed.keys().collect()), ["no-admin"]);
+    assert_eq!(keys(difference.removed.keys().collect()), ["other"]);
+    assert_eq!(keys(difference.added.keys().collect()), ["new"]);
+    assert_eq!(difference.members_added["hosts.saas"].len(), 1);
+    assert!(difference.members_removed.is_empty());
+    assert!(TextDifference::between(&a, &a).is_empty());
+}
+
+/// What is listed is exactly where the sets differ: each address and port is asked of both.
+#[test]
+fn reach_differs_where_the_sets_do() {
+    let agents = [agent("a", "t", 1), agent("b", "t", 2), agent("c", "u", 3)];
+    let (a, b) =
+        (set(TEXT), set(&TEXT.replace("203.0.113.66/32", "203.0.113.64/30").replace("443]", "444]")));
+    let difference = ReachDifference::between(&a, &b, &agents).unwrap();
+    assert!(difference.incomplete.is_none() && !difference.reaches.is_empty());
+    let transports = [crate::Transport::Tcp, crate::Transport::Udp, crate::Transport::Icmp];
+    for agent in &agents {
+        let addresses = [0_u8, 1, 5, 63, 64, 65, 66, 67, 68, 255];
+        for (n, transport) in addresses.into_iter().flat_map(|n| transports.map(|t| (n, t))) {
+            let ip = std::net::IpAddr::from([203, 0, 113, n]);
+            for port in [0, 53, 79, 80, 81, 443, 444, 445, u16::MAX] {
+                let asked = |set| crate::kernel::expected(set, agent, ip, transport, port).0;
+                let listed = difference.reaches.iter().filter(|reach| {
+                    let has_port = reach.ports.is_none_or(|(first, last)| (first..=last).contains(&port));
+                    let is_protocol = reach.protocol == transport.name();
+                    let is_agent = reach.agents.contains(&agent.id.to_string());
+                    is_agent && is_protocol && has_port && (reach.first..=reach.last).contains(&ip)
+                });
+                assert_eq!(listed.count() == 1, asked(&a) != asked(&b), "{} {ip} {port}", agent.id);
+            }
+        }
+    }
+    assert!(ReachDifference::between(&a, &a, &agents).unwrap().reaches.is_empty());
+}
+
+#[test]
+fn a_replay_says_what_it_does_not_know() {
+    let agent = agent("a", "t", 1);
+    let recorded = Recorded {
+        agent: &agent,
+        knows_labels: false,
+        by_kernel: false,
+        action: "http",
+        verdict: Ok(()),
+        host: Some("api.test"),
+        ip: Some([203, 0, 113, 5].into()),
+        port: Some(80),
+        protocol: Some("tcp"),
+        method: Some("GET"),
+        path: Some("/x"),
+        alpn: None,
+    };
+    let replay = |recorded: &Recorded<'_>, text: &str| recorded.replay(&set(text), Needs::of(text));
+    assert_eq!(replay(&recorded, TEXT), Replayed::Same);
+    let denied = replay(&recorded, &TEXT.replace("/admin*", "/x*"));
+    let Replayed::Changed { before, after, policies } = denied else { panic!("{denied:?}") };
+    assert_eq!((before.as_str(), after.as_str()), ("allow", "policy_forbidden"));
+    assert_eq!(policies, ["no-admin"]);
+    let quarantines = format!(
+        "{TEXT}@id(\"out\") @effect(\"quarantine\") @for(\"15m\") permit (principal, action == Action::\"http\", resource);"
+    );
+    let isolated = replay(&recorded, &quarantines);
+    assert!(matches!(isolated, Replayed::Changed { after, .. } if after == "agent_quarantined"));
+    let unknown = |recorded: &Recorded<'_>, text: &str, said: &str| {
+        let replayed = replay(recorded, text);
+        let Replayed::Unknown { why } = &replayed else { panic!("{replayed:?}") };
+        assert!(why.contains(said), "{why}");
+    };
+    unknown(&Recorded { path: None, ..recorded.clone() }, TEXT, "path");
+    let labelled = TEXT.replace("context.path like \"/admin*\"", "principal.hasTag(\"x\")");
+    unknown(&recorded, &labelled, "labels");
+    assert_eq!(replay(&Recorded { knows_labels: true, ..recorded.clone() }, &labelled), Replayed::Same);
+    let hello = Recorded { action: "tunnel", method: None, path: None, ..recorded.clone() };
+    let alpn = format!(
+        "{TEXT}@id(\"h2\") forbid (principal, action == Action::\"tls\", resource) when {{ context.alpn.contains(\"h2\") }};"
+    );
+    unknown(&hello, &alpn, "ALPN");
+    let late = Recorded { action: "connect", verdict: Err("policy_denied"), ..recorded.clone() };
+    unknown(&late, TEXT, "connect");
+    let apart = Recorded { verdict: Err("resolve_failed"), ..recorded.clone() };
+    assert_eq!(replay(&apart, TEXT), Replayed::Apart);
+    let kernel = Recorded { by_kernel: true, action: "connect", ..recorded.clone() };
+    assert_eq!(replay(&kernel, TEXT), Replayed::Same);
+    let gone = replay(&kernel, &TEXT.replace("[80, 443]", "[443]"));
+    assert!(matches!(gone, Replayed::Changed { after, .. } if after == "policy_denied"));
+}

@@ -1,0 +1,137 @@
+//! `policy diff`, and what `policy apply --dry-run` shows.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clawgress_api::identity::Agent;
+use clawgress_policy::Surroundings;
+use clawgress_policy::study::difference::{Reach, ReachDifference, TextDifference};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::explain::parsed;
+use super::files::Written;
+use super::{agents, check, named, revision, written};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Number of a revision, or a policy file or directory.
+    first: String,
+    /// Likewise; the live revision if absent.
+    second: Option<String>,
+    /// Named sets of the first, if it is a file.
+    #[arg(long, value_name = "FILE")]
+    first_sets: Option<PathBuf>,
+    /// Named sets of the second, if it is a file.
+    #[arg(long, value_name = "FILE")]
+    second_sets: Option<PathBuf>,
+    /// Compare only what is written: needs no running agent where both are files.
+    #[arg(long)]
+    text: bool,
+}
+
+/// What is shown.
+#[derive(Serialize)]
+struct Shown {
+    written: TextDifference,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reach: Option<ReachDifference>,
+}
+
+/// Compares two.
+pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { first, second, first_sets, second_sets, text } = arguments;
+    let first = named(client, &first, first_sets.as_ref()).await?;
+    let second = named(client, second.as_deref().unwrap_or("0"), second_sets.as_ref()).await?;
+    let agents = if text { None } else { Some(agents(client).await?) };
+    show(output, &compare(&first, &second, agents.as_deref())?)
+}
+
+/// Lets the node check it, and compares it with what is live.
+pub async fn dry_run(client: &Client, output: Output, new: &Written) -> Result<(), Failure> {
+    check::on_node(client, new).await?;
+    let live = match revision(client, 0).await {
+        Ok(live) => written(client, live.number).await?,
+        // None was applied yet.
+        Err(_) => Written::from_bundle("nothing".to_owned(), clawgress_policy::PolicyBundle::default()),
+    };
+    let agents = agents(client).await?;
+    show(output, &compare(&live, new, Some(&agents))?)?;
+    output::note("nothing was changed");
+    Ok(())
+}
+
+fn compare(first: &Written, second: &Written, agents: Option<&[Agent]>) -> Result<Shown, Failure> {
+    let written = TextDifference::between(&first.bundle, &second.bundle);
+    let Some(agents) = agents else { return Ok(Shown { written, reach: None }) };
+    let (surroundings, now) = (Surroundings::default(), Timestamp::now().as_millisecond());
+    let (a, b) = (parsed(first, &surroundings)?.at(now), parsed(second, &surroundings)?.at(now));
+    let reach =
+        ReachDifference::between(&a, &b, agents).map_err(|errors| second.refused(&errors.problems))?;
+    Ok(Shown { written, reach: Some(reach) })
+}
+
+fn show(output: Output, shown: &Shown) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(shown);
+    }
+    let TextDifference { added, removed, changed, members_added, members_removed } = &shown.written;
+    if shown.written.is_empty() {
+        output::line("the same policies and sets")?;
+    }
+    for (id, text) in removed {
+        output::line(&format!("- policy `{id}`"))?;
+        lines('-', text)?;
+    }
+    for (id, text) in added {
+        output::line(&format!("+ policy `{id}`"))?;
+        lines('+', text)?;
+    }
+    for (id, (before, after)) in changed {
+        output::line(&format!("~ policy `{id}`"))?;
+        lines('-', before)?;
+        lines('+', after)?;
+    }
+    for (sign, sets) in [('-', members_removed), ('+', members_added)] {
+        for (name, members) in sets {
+            let members: Vec<&str> = members.iter().map(String::as_str).collect();
+            output::line(&format!("{sign} set `{name}`: {}", output::clean(&members.join(", "))))?;
+        }
+    }
+    let Some(reach) = &shown.reach else { return Ok(()) };
+    if reach.reaches.is_empty() && reach.incomplete.is_none() {
+        return output::line("\nregistered agents reach the same addresses");
+    }
+    if !reach.reaches.is_empty() {
+        output::line("")?;
+        let rows: Vec<Vec<String>> = reach.reaches.iter().map(row).collect();
+        output::table(&["AGENTS", "PROTOCOL", "ADDRESSES", "PORTS", "BEFORE", "AFTER"], &rows)?;
+    }
+    if let Some(why) = &reach.incomplete {
+        output::note(&format!("note: {why}"));
+    }
+    Ok(())
+}
+
+fn lines(sign: char, text: &str) -> Result<(), Failure> {
+    text.lines().try_for_each(|line| output::line(&format!("    {sign} {}", output::clean(line))))
+}
+
+fn row(reach: &Reach) -> Vec<String> {
+    let ports = match reach.ports {
+        None => "-".to_owned(),
+        Some((0, u16::MAX)) => "all".to_owned(),
+        Some((first, last)) if first == last => first.to_string(),
+        Some((first, last)) => format!("{first}-{last}"),
+    };
+    let addresses = if reach.first == reach.last {
+        reach.first.to_string()
+    } else {
+        format!("{} - {}", reach.first, reach.last)
+    };
+    let (before, after) = (reach.before.clone(), reach.after.clone());
+    vec![reach.agents.join(" "), reach.protocol.clone(), addresses, ports, before, after]
+}

@@ -1,0 +1,125 @@
+//! `policy explain`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clawgress_api::identity::AgentId;
+use clawgress_policy::study::explain::{Explanation, Phase, Target, explain};
+use clawgress_policy::study::{caret, places};
+use clawgress_policy::{PolicySet, Surroundings};
+use jiff::Timestamp;
+
+use super::files::Written;
+use super::{agents, named, no_agent};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The agent: `NAME` or `TENANT/NAME`.
+    agent: AgentId,
+    /// A URL such as `https://api.example/x`, or an address such as `192.0.2.1:443`.
+    to: String,
+    /// Method, for a URL.
+    #[arg(long)]
+    method: Option<String>,
+    /// Protocol, for an address, such as `udp`.
+    #[arg(long)]
+    protocol: Option<String>,
+    /// What a URL's host resolves to.
+    #[arg(long)]
+    address: Option<String>,
+    /// Number of a revision, or a policy file or directory; the live revision if absent.
+    #[arg(long, value_name = "REVISION|PATH")]
+    policy: Option<String>,
+    /// Named sets of the policy file.
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    sets: Option<PathBuf>,
+    /// For when: a time such as `2026-11-22T14:00Z`; now if absent.
+    #[arg(long)]
+    at: Option<Timestamp>,
+}
+
+/// Explains.
+pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { agent, to, method, protocol, address, policy, sets, at } = arguments;
+    let target = Target::parse(&to, method.as_deref(), protocol.as_deref(), address.as_deref());
+    let target = target.map_err(Failure::Refused)?;
+    let written = named(client, policy.as_deref().unwrap_or("0"), sets.as_ref()).await?;
+    let agents = agents(client).await?;
+    let agent = agents.iter().find(|a| a.id == agent).ok_or_else(|| no_agent(&agent))?;
+    let surroundings = Surroundings::default();
+    let set = parsed(&written, &surroundings)?.at(at.unwrap_or_else(Timestamp::now).as_millisecond());
+    let parts = (written.bundle.text.as_str(), &written.bundle.sets, &surroundings);
+    let explanation = explain(&set, parts, agent, &target);
+    match output {
+        Output::Json => output::json(&explanation),
+        Output::Table => print(&written, &explanation),
+    }
+}
+
+/// The set, to be asked here. It has no zone of a node: that is said where it may matter.
+pub fn parsed(written: &Written, surroundings: &Surroundings) -> Result<PolicySet, Failure> {
+    let set = PolicySet::parse_in(&written.bundle.text, &written.bundle.sets, surroundings)
+        .map_err(|errors| written.refused(&errors.problems))?;
+    if set.asks_time() {
+        output::note("note: conditions on the wall clock are answered in UTC");
+    }
+    Ok(set)
+}
+
+fn print(written: &Written, explanation: &Explanation) -> Result<(), Failure> {
+    let verdict = match &explanation.reason {
+        _ if explanation.allowed => "allowed".to_owned(),
+        Some(reason) => format!("denied: {reason}"),
+        None => "denied".to_owned(),
+    };
+    output::line(&format!("{verdict} (decided by `{}`)", explanation.decided))?;
+    for phase in &explanation.phases {
+        print_phase(written, phase)?;
+    }
+    if let Some(opaque) = explanation.opaque.as_ref().filter(|_| !explanation.moot.is_empty()) {
+        output::line(&format!("\nmoot, since `{opaque}` lets the content pass unread:"))?;
+        for id in &explanation.moot {
+            output::line(&format!("  {}", sourced(written, id)))?;
+        }
+    }
+    for note in &explanation.notes {
+        output::note(&format!("note: {}", output::clean(note)));
+    }
+    Ok(())
+}
+
+fn print_phase(written: &Written, phase: &Phase) -> Result<(), Failure> {
+    let says = match &phase.reason {
+        Some(reason) => format!("deny ({reason})"),
+        None => "allow".to_owned(),
+    };
+    output::line(&format!("\n{}: {says}", phase.action))?;
+    if phase.policies.is_empty() && !phase.allowed {
+        output::line("  no policy permits it")?;
+    }
+    for id in &phase.policies {
+        output::line(&format!("  by {}", sourced(written, id)))?;
+    }
+    for error in &phase.errors {
+        output::line(&format!("  error in {}", output::clean(error)))?;
+    }
+    for effect in &phase.effects {
+        output::line(&format!("  {} by {}", effect.effect, sourced(written, &effect.policy)))?;
+    }
+    Ok(())
+}
+
+/// A policy's id and place, and its first line that is no annotation, with a caret.
+fn sourced(written: &Written, id: &str) -> String {
+    let places = places(&written.bundle.text);
+    let Some(place) = places.get(id) else { return format!("`{id}`") };
+    let head = place.text.lines().take_while(|line| line.trim_start().starts_with('@')).count();
+    let line = place.line.saturating_add(u32::try_from(head).unwrap_or(0));
+    let column = if head == 0 { place.column } else { 1 };
+    let shown = caret(&written.bundle.text, line, column).unwrap_or_default();
+    let shown: String = shown.lines().map(|line| format!("\n    {line}")).collect();
+    format!("`{id}` at {}{shown}", written.place(line))
+}

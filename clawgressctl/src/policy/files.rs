@@ -1,0 +1,278 @@
+//! What a policy is read from: a file and its sets, or a directory of both. Each problem names the file it is in.
+
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use clawgress_policy::study::caret;
+use clawgress_policy::{NamedSets, PolicyBundle, PolicyProblem, PolicySet};
+use tonic::{Response, Status as CallStatus};
+
+use crate::failure::Failure;
+use crate::output;
+
+/// Largest file, bytes: what the agent takes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Most files and directories looked at in a directory: one a policy, with room.
+const ENTRIES_MAX: usize = 8_192;
+/// Deepest directory below the one that is named: links to above would have no end.
+const DEPTH_MAX: usize = 8;
+
+#[derive(Args)]
+pub struct Files {
+    /// Cedar text; `-` is standard input.
+    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    file: Option<PathBuf>,
+    /// Named sets: TOML with `[hosts]` and `[networks]`, each `name = ["member", ...]`.
+    #[arg(long, value_name = "FILE", requires = "file")]
+    sets: Option<PathBuf>,
+    /// All `*.cedar` and all `*.toml` (sets) in a directory and those below it, as one policy.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+}
+
+/// A policy with the files it was read from.
+pub struct Written {
+    /// The policy.
+    pub bundle: PolicyBundle,
+    /// What to call it.
+    pub title: String,
+    parts: Vec<Part>,
+}
+
+/// A file of Cedar text.
+struct Part {
+    path: PathBuf,
+    text: String,
+    /// The line of the whole text that its first line is, from 1.
+    first_line: u32,
+}
+
+// === impl Files ===
+
+impl Files {
+    /// Reads what is named.
+    pub fn read(&self) -> Result<Written, Failure> {
+        match (&self.from, &self.file) {
+            (Some(dir), _) => Written::from_directory(dir),
+            (None, Some(file)) => Written::from_files(file, self.sets.as_deref()),
+            (None, None) => Err(Failure::Refused("name a policy file, or a directory with --from".into())),
+        }
+    }
+}
+
+// === impl Written ===
+
+impl Written {
+    /// A file, and its sets.
+    pub fn from_files(file: &Path, sets: Option<&Path>) -> Result<Written, Failure> {
+        let text = read(file)?;
+        let sets = sets.map(self::sets).transpose()?.unwrap_or_default();
+        let part = Part { path: file.to_owned(), text: text.clone(), first_line: 1 };
+        let title = file.display().to_string();
+        Ok(Written { bundle: PolicyBundle { text, sets }, title, parts: vec![part] })
+    }
+
+    /// A bundle that was read from nowhere.
+    pub fn from_bundle(title: String, bundle: PolicyBundle) -> Written {
+        let part = Part { path: PathBuf::from(&title), text: bundle.text.clone(), first_line: 1 };
+        Written { bundle, title, parts: vec![part] }
+    }
+
+    /// All there is in a directory, in the order of the paths: the same files are the same policy.
+    pub fn from_directory(dir: &Path) -> Result<Written, Failure> {
+        let mut paths = Vec::new();
+        collect(dir, 0, &mut paths)?;
+        paths.sort();
+        let (mut bundle, mut parts) = (PolicyBundle::default(), Vec::new());
+        let mut line = 1_u32;
+        for path in paths {
+            if path.extension().is_some_and(|e| e == "toml") {
+                merge(&mut bundle.sets, sets(&path)?, &path)?;
+                continue;
+            }
+            let mut text = read(&path)?;
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+            bundle.text.push_str(&text);
+            let lines = u32::try_from(text.lines().count()).unwrap_or(u32::MAX);
+            parts.push(Part { path, text, first_line: line });
+            line = line.saturating_add(lines);
+        }
+        if parts.is_empty() {
+            return Err(Failure::Refused(format!(
+                "there is no `*.cedar` in `{}`; to deny everything, apply an empty file",
+                dir.display()
+            )));
+        }
+        let written = Written { bundle, title: dir.display().to_string(), parts };
+        written.check_parts()?;
+        Ok(written)
+    }
+
+    /// Checks each file alone, where there are several: text that doesn't end would spoil the next one's places.
+    fn check_parts(&self) -> Result<(), Failure> {
+        if self.parts.len() < 2 {
+            return Ok(());
+        }
+        let mut told = Vec::new();
+        for part in &self.parts {
+            let bundle = PolicyBundle { text: part.text.clone(), sets: self.bundle.sets.clone() };
+            if let Err(errors) = PolicySet::check(&bundle) {
+                told.extend(errors.problems.iter().map(|p| part.told(p)));
+            }
+        }
+        if told.is_empty() { Ok(()) } else { Err(failure(&told)) }
+    }
+
+    /// The failure that tells problems of the whole text, each in its file.
+    pub fn refused(&self, problems: &[PolicyProblem]) -> Failure {
+        let told: Vec<String> = problems.iter().map(|problem| self.told(problem)).collect();
+        failure(&told)
+    }
+
+    fn told(&self, problem: &PolicyProblem) -> String {
+        let part = problem.line.and_then(|line| self.parts.iter().rev().find(|part| part.first_line <= line));
+        match part {
+            Some(part) => {
+                let line = problem.line.map(|line| line - part.first_line + 1);
+                part.told(&PolicyProblem { line, ..problem.clone() })
+            }
+            None => format!("{}: {}", self.title, output::clean(&problem.to_string())),
+        }
+    }
+
+    /// Where a line of the whole text is, as `file:line`.
+    pub fn place(&self, line: u32) -> String {
+        match self.parts.iter().rev().find(|part| part.first_line <= line) {
+            Some(part) => format!("{}:{}", part.path.display(), line - part.first_line + 1),
+            None => format!("{}:{line}", self.title),
+        }
+    }
+
+    /// A status that carries problems of the policy becomes one line each.
+    pub fn explained<T>(
+        &self,
+        answer: Result<Response<T>, CallStatus>,
+    ) -> Result<Result<Response<T>, CallStatus>, Failure> {
+        let problems =
+            |status: &CallStatus| serde_json::from_slice::<Vec<PolicyProblem>>(status.details()).ok();
+        match answer.as_ref().err().and_then(problems) {
+            Some(problems) if !problems.is_empty() => Err(self.refused(&problems)),
+            _ => Ok(answer),
+        }
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    /// A problem of this file, with its line shown.
+    fn told(&self, problem: &PolicyProblem) -> String {
+        let PolicyProblem { policy, line, column, message } = problem;
+        let mut told = self.path.display().to_string();
+        for place in [line, column].into_iter().flatten() {
+            told.push_str(&format!(":{place}"));
+        }
+        told.push_str(": ");
+        if let Some(policy) = policy {
+            told.push_str(&format!("policy `{policy}`: "));
+        }
+        told.push_str(&output::clean(message));
+        if let (Some(line), Some(column)) = (line, column)
+            && let Some(caret) = caret(&self.text, *line, *column)
+        {
+            for shown in caret.lines() {
+                told.push_str(&format!("\n  {shown}"));
+            }
+        }
+        told
+    }
+}
+
+fn failure(told: &[String]) -> Failure {
+    let count = told.len();
+    let plural = if count == 1 { "" } else { "s" };
+    Failure::Refused(format!("{}\n{count} problem{plural}; nothing was changed", told.join("\n")))
+}
+
+fn collect(dir: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    let unreadable = |e: io::Error| Failure::Refused(format!("cannot read `{}`: {e}", dir.display()));
+    if depth > DEPTH_MAX {
+        return Err(Failure::Refused(format!("`{}` is deeper than {DEPTH_MAX} directories", dir.display())));
+    }
+    for entry in fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if hidden {
+            continue;
+        }
+        if path.is_dir() {
+            collect(&path, depth + 1, paths)?;
+        } else if path.extension().is_some_and(|e| e == "cedar" || e == "toml") {
+            paths.push(path);
+        }
+        if paths.len() > ENTRIES_MAX {
+            return Err(Failure::Refused(format!("`{}` has more than {ENTRIES_MAX} files", dir.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Adds sets; the same name in two files would be a rule that two people edit and none sees whole.
+fn merge(into: &mut NamedSets, more: NamedSets, path: &Path) -> Result<(), Failure> {
+    let twice = |kind: &str, name: &str| {
+        Failure::Refused(format!("{}: the set `{kind}.{name}` is in another file already", path.display()))
+    };
+    for (name, members) in more.hosts {
+        if into.hosts.contains_key(&name) {
+            return Err(twice("hosts", &name));
+        }
+        into.hosts.insert(name, members);
+    }
+    for (name, members) in more.networks {
+        if into.networks.contains_key(&name) {
+            return Err(twice("networks", &name));
+        }
+        into.networks.insert(name, members);
+    }
+    Ok(())
+}
+
+/// Reads a file, or standard input.
+pub fn read(path: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        io::stdin().lock().take(FILE_BYTES_MAX + 1).read_to_string(&mut text)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+    };
+    read.map_err(|e| Failure::Refused(format!("cannot read `{}`: {e}", path.display())))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(Failure::Refused(format!("`{}` is over {FILE_BYTES_MAX} bytes", path.display())));
+    }
+    Ok(text)
+}
+
+fn sets(path: &Path) -> Result<NamedSets, Failure> {
+    toml(path)
+}
+
+/// Reads a file of TOML; what is wrong is told with its place.
+pub fn toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let text = read(path)?;
+    toml::from_str(&text).map_err(|e| {
+        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let places = (u32::try_from(line), u32::try_from(column));
+        let shown = match places {
+            (Ok(line), Ok(column)) => caret(&text, line, column),
+            _ => None,
+        };
+        let shown: String = shown.iter().flat_map(|s| s.lines()).map(|l| format!("\n  {l}")).collect();
+        Failure::Refused(format!("{}:{line}:{column}: {}{shown}", path.display(), output::clean(e.message())))
+    })
+}

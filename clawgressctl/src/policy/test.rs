@@ -1,0 +1,105 @@
+//! `policy test`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use clawgress_api::identity::{Agent, AgentId};
+use clawgress_policy::study::cases::{CASES_MAX, Case, CaseResult, Cases};
+use clawgress_policy::{PolicySet, Surroundings};
+use jiff::Timestamp;
+
+use super::explain::parsed;
+use super::files::{self, Written};
+use super::{agents, named};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Cases: TOML with `[[agent]]` and `[[case]]`.
+    cases: PathBuf,
+    /// Number of a revision, or a policy file or directory; the live revision if absent.
+    #[arg(long, value_name = "REVISION|PATH")]
+    policy: Option<String>,
+    /// Named sets of the policy file.
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    sets: Option<PathBuf>,
+}
+
+/// Tests.
+pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+    let path = arguments.cases.display().to_string();
+    let cases: Cases = files::toml(&arguments.cases)?;
+    if cases.cases.is_empty() || cases.cases.len() > CASES_MAX {
+        let count = cases.cases.len();
+        return Err(Failure::Refused(format!(
+            "`{path}` has {count} cases: write 1 to {CASES_MAX} `[[case]]`"
+        )));
+    }
+    let written = named(client, arguments.policy.as_deref().unwrap_or("0"), arguments.sets.as_ref()).await?;
+    let mut known: BTreeMap<AgentId, Agent> =
+        cases.agents.iter().map(|agent| (agent.id.clone(), agent.agent())).collect();
+    // Without an agent that runs, a file must bring all it names.
+    if cases.cases.iter().any(|case| !known.contains_key(&case.agent)) {
+        for agent in agents(client).await? {
+            known.entry(agent.id.clone()).or_insert(agent);
+        }
+    }
+    let surroundings = Surroundings { geo: cases.geo.clone(), ..Surroundings::default() };
+    let set = parsed(&written, &surroundings)?;
+    let now = Timestamp::now();
+    let results = cases.cases.iter().map(|case| one(&written, &set, &surroundings, case, &known, now));
+    let results =
+        results.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::Refused(format!("{path}: {e}")))?;
+    tell(output, &results)
+}
+
+fn one(
+    written: &Written,
+    set: &PolicySet,
+    surroundings: &Surroundings,
+    case: &Case,
+    known: &BTreeMap<AgentId, Agent>,
+    now: Timestamp,
+) -> Result<CaseResult, String> {
+    let wrong = |what: String| format!("case `{}`: {what}", output::clean(&case.title()));
+    let agent = known.get(&case.agent).ok_or_else(|| {
+        wrong(format!("there is no agent `{}`: add it as `[[agent]]`, or register it", case.agent))
+    })?;
+    let target = case.target().map_err(wrong)?;
+    let at = match &case.at {
+        Some(at) => at.parse::<Timestamp>().map_err(|_| {
+            wrong(format!("`{}` is not a time: write such as `2026-11-22T14:00Z`", output::clean(at)))
+        })?,
+        None => now,
+    };
+    let parts = (written.bundle.text.as_str(), &written.bundle.sets, surroundings);
+    Ok(case.check(&set.at(at.as_millisecond()), parts, agent, &target))
+}
+
+fn tell(output: Output, results: &[CaseResult]) -> Result<(), Failure> {
+    let failed = results.iter().filter(|result| !result.differences.is_empty()).count();
+    if output == Output::Json {
+        output::json(&results)?;
+    } else {
+        for result in results {
+            let word = if result.differences.is_empty() { "ok    " } else { "FAILED" };
+            output::line(&format!("{word} {}", output::clean(&result.name)))?;
+            for difference in &result.differences {
+                output::line(&format!(
+                    "       - {}: {}",
+                    difference.what,
+                    output::clean(&difference.wanted)
+                ))?;
+                output::line(&format!("       + {}: {}", difference.what, output::clean(&difference.got)))?;
+            }
+        }
+        output::line(&format!("{} passed, {failed} failed", results.len() - failed))?;
+    }
+    if failed > 0 {
+        return Err(Failure::Refused(format!("{failed} of {} cases failed", results.len())));
+    }
+    Ok(())
+}

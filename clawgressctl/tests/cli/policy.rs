@@ -1,0 +1,131 @@
+//! The verbs on policy, but for `check` and `show`.
+
+use std::fs;
+use std::path::Path;
+
+use clawgress_api::PolicyRevision;
+use clawgress_policy::PolicyBundle;
+use serde_json::Value;
+
+use super::node::{Node, parse};
+use super::{check, ctl, file, run};
+
+const WEB: &str = "@id(\"web\")\npermit (principal in Team::\"t\", action == Action::\"http\", resource in HostSet::\"saas\");\n";
+const ADMIN: &str = "@id(\"no-admin\")\nforbid (principal, action == Action::\"http\", resource)\nwhen { context.path like \"/admin*\" };\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_is_one_policy_and_each_problem_names_its_file() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let dir = node.dir.path().join("policies");
+    fs::create_dir_all(dir.join("teams")).expect("directory");
+    fs::write(dir.join("sets.toml"), "[hosts]\nsaas = [\"api.test\"]\n").expect("write");
+    fs::write(dir.join("admin.cedar"), ADMIN).expect("write");
+    let web = dir.join("teams/web.cedar");
+    fs::write(&web, WEB).expect("write");
+    let from = dir.to_str().expect("text");
+
+    let dry = run(config, &["policy", "apply", "--from", from, "--dry-run"]).await;
+    check(&dry, 0, "+ policy `no-admin`", "nothing was changed");
+    check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
+    let applied = run(config, &["policy", "apply", "--from", from, "-m", "both"]).await;
+    check(&applied, 0, "revision 1 is live", "");
+
+    // A type error, an unfinished policy, and an id that another file has: each names its own file and line.
+    let place = web.display();
+    fs::write(&web, WEB.replace("\"http\"", "\"htpt\"")).expect("write");
+    let refused = run(config, &["policy", "apply", "--from", from, "-m", "x"]).await;
+    check(&refused, 1, "", &format!("{place}:2:"));
+    check(&refused, 1, "", "^");
+    fs::write(dir.join("admin.cedar"), "permit (").expect("write");
+    let refused = run(config, &["policy", "check", "--from", from]).await;
+    check(&refused, 1, "", &format!("{}:1:", dir.join("admin.cedar").display()));
+    fs::write(dir.join("admin.cedar"), ADMIN).expect("write");
+    fs::write(&web, format!("// again\n{ADMIN}")).expect("write");
+    check(
+        &run(config, &["policy", "check", "--from", from]).await,
+        1,
+        "",
+        &format!("{place}:2:1: policy `no-admin`"),
+    );
+    check(&run(config, &["policy", "check", "--from", "/nonexistent"]).await, 1, "", "cannot read");
+    let shown: PolicyRevision<PolicyBundle> =
+        parse(&run(config, &["policy", "show", "-o", "json"]).await.stdout);
+    assert_eq!(shown.number, 1, "nothing of this was applied");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_is_a_new_revision() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let sets = file(&node, "sets.toml", "[hosts]\nsaas = [\"api.test\"]\n");
+    let (one, two) = (file(&node, "1.cedar", WEB), file(&node, "2.cedar", ADMIN));
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let (one, two, sets) = (text(&one), text(&two), text(&sets));
+    check(&run(config, &["policy", "rollback"]).await, 1, "", "no policy has been applied yet");
+    check(&run(config, &["policy", "apply", &one, "--sets", &sets, "-m", "one"]).await, 0, "revision 1", "");
+    check(&run(config, &["policy", "rollback"]).await, 1, "", "is the first");
+    check(&run(config, &["policy", "apply", &two, "-m", "two"]).await, 0, "revision 2", "");
+    check(&run(config, &["policy", "rollback", "2"]).await, 1, "", "revision 2 is live already");
+    check(&run(config, &["policy", "rollback", "9"]).await, 1, "", "there is no revision 9");
+    check(&run(config, &["policy", "rollback", "-m", "too much"]).await, 0, "revision 3 is live", "");
+    let history: Vec<PolicyRevision<PolicyBundle>> =
+        parse(&run(config, &["policy", "history", "-o", "json"]).await.stdout);
+    let [third, second, first] = history.as_slice() else { panic!("{history:?}") };
+    assert_eq!((third.number, third.parent, second.parent, first.parent), (3, 2, 1, 0));
+    assert_eq!(third.hash, first.hash, "the sets came back too");
+    assert_eq!(third.message, "roll back to revision 1: too much");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn test_diff_and_explain() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let sets = file(&node, "sets.toml", "[hosts]\nsaas = [\"api.test\"]\n");
+    let policy = file(&node, "p.cedar", &format!("{WEB}{ADMIN}"));
+    let cases = |expect: &str| {
+        format!(
+            "[[agent]]\nid = \"a\"\nteam = \"t\"\n[[case]]\nname = \"admin\"\nagent = \"a\"\nto = \"http://api.test/admin\"\nexpect = \"{expect}\"\nreason = \"policy_forbidden\"\npolicies = [\"no-admin\"]\n"
+        )
+    };
+    let (good, bad) = (file(&node, "good.toml", &cases("deny")), file(&node, "bad.toml", &cases("allow")));
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let (policy, sets, good, bad) = (text(&policy), text(&sets), text(&good), text(&bad));
+
+    // Offline.
+    let nowhere = Path::new("/nonexistent/admin.sock");
+    let offline = |cases: &str| {
+        ctl(nowhere, &["policy", "test", cases, "--policy", &policy, "--sets", &sets, "-o", "json"])
+    };
+    let passed = offline(&good).output().await.expect("run");
+    check(&passed, 0, "\"differences\": []", "");
+    let failed = offline(&bad).output().await.expect("run");
+    check(&failed, 1, "\"wanted\": \"allow\"", "1 of 1 cases failed");
+
+    run(config, &["agent", "create", "a", "--team", "t"]).await;
+    check(&run(config, &["policy", "apply", &policy, "--sets", &sets, "-m", "x"]).await, 0, "revision 1", "");
+    check(&run(config, &["policy", "test", &bad]).await, 1, "- verdict: allow", "1 of 1 cases failed");
+    check(&run(config, &["policy", "test", &good]).await, 0, "1 passed, 0 failed", "");
+
+    let explained = run(config, &["policy", "explain", "a", "http://api.test/admin"]).await;
+    check(&explained, 0, "denied: policy_forbidden (decided by `http`)", "");
+    check(&explained, 0, "by `no-admin` at revision 1:4", "");
+    check(&explained, 0, "4 | forbid (principal", "");
+    let explained = run(config, &["policy", "explain", "a", "http://api.test/x", "-o", "json"]).await;
+    let json: Value = parse(&explained.stdout);
+    assert_eq!(
+        (json["allowed"].as_bool(), json["phases"][0]["policies"][0].as_str()),
+        (Some(true), Some("web"))
+    );
+    check(&run(config, &["policy", "explain", "b", "http://api.test/x"]).await, 1, "", "there is no agent");
+    check(&run(config, &["policy", "explain", "a", "api.test"]).await, 1, "", "neither a URL nor an address");
+
+    let reach = "@id(\"reach\") permit (principal, action == Action::\"connect\", resource)\nwhen { context.ip.isInRange(ip(\"203.0.113.0/24\")) && context.port == 443 && context.protocol == \"tcp\" };\n";
+    let more = text(&file(&node, "more.cedar", &format!("{WEB}{reach}")));
+    let diff = run(config, &["policy", "diff", "1", &more, "--second-sets", &sets]).await;
+    check(&diff, 0, "- policy `no-admin`", "");
+    check(&diff, 0, "+ policy `reach`", "");
+    check(&diff, 0, "203.0.113.0 - 203.0.113.255", "");
+    let same = run(config, &["policy", "diff", "1"]).await;
+    check(&same, 0, "registered agents reach the same addresses", "");
+}
