@@ -13,6 +13,7 @@ mod issuers;
 pub mod kernel;
 mod keyring;
 pub mod model;
+mod providers;
 pub mod quarantine;
 mod runs;
 mod sink;
@@ -45,6 +46,7 @@ use self::geo_files::GeoFiles;
 use self::govern::Governor;
 use self::kernel::Link;
 use self::keyring::Keyring;
+use self::providers::Providers;
 use self::quarantine::Quarantines;
 use self::runs::Runs;
 use self::snapshots::Workers;
@@ -65,6 +67,7 @@ const BATCH_BYTES_MAX: usize = 16 << 20;
 struct Control {
     governor: Arc<Governor>,
     quarantines: Arc<Quarantines>,
+    providers: Arc<Providers>,
     audit: AuditLog,
     runs: Runs,
     workers: Arc<Workers>,
@@ -114,6 +117,7 @@ pub async fn serve(
     // Before anybody is told of a generation: its moment may have passed while this role was away. What fails
     // is tried again and told in status, which needs this role.
     governor.turn_if_due().await;
+    let providers = Arc::new(Providers::open(Arc::clone(&governor), Arc::clone(&clock)).await);
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);
     let to = |path: &Path, server| -> Result<Channel> {
@@ -132,8 +136,17 @@ pub async fn serve(
     runs.close_orphans().await?;
     let workers = Arc::new(Workers::default());
     let geo = GeoFiles::default();
-    let control =
-        Arc::new(Control { governor, quarantines, audit, runs, workers, geo, clock, stop: stop.clone() });
+    let control = Arc::new(Control {
+        governor,
+        quarantines,
+        providers,
+        audit,
+        runs,
+        workers,
+        geo,
+        clock,
+        stop: stop.clone(),
+    });
     let (control_socket, admin_socket) = open_sockets(&config)?;
     let tasks = [
         tokio::spawn(follow(Arc::clone(&control))),
@@ -142,6 +155,7 @@ pub async fn serve(
         tokio::spawn(release(Arc::clone(&control))),
         tokio::spawn(keep_time(Arc::clone(&control))),
         tokio::spawn(watch_geo(Arc::clone(&control))),
+        tokio::spawn(fetch_keys(Arc::clone(&control))),
     ];
     notify::ready("control");
     let end = tokio::try_join!(
@@ -200,10 +214,15 @@ type Planes = Either<
     Either<EnforcementServer<enforcement::Service>, AuditSinkServer<sink::Service>>,
 >;
 
+async fn fetch_keys(control: Arc<Control>) {
+    control.providers.run(control.stop.clone()).await;
+}
+
 fn planes(control: &Control) -> Planes {
     let snapshots = snapshots::Service {
         governor: Arc::clone(&control.governor),
         quarantines: Arc::clone(&control.quarantines),
+        providers: Arc::clone(&control.providers),
         workers: Arc::clone(&control.workers),
         stop: control.stop.clone(),
     };

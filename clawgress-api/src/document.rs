@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, RootRecords, SharedSource, Source, SourceId,
+    Agent, AgentId, AgentState, ApiKeyRecord, RootId, RootRecords, SharedSource, Source, SourceId,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -176,6 +176,44 @@ pub struct NewQuarantine {
     pub seconds: Option<u64>,
     /// Why, in words.
     pub reason: Option<String>,
+}
+
+/// Whether keys that are fetched count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeysState {
+    /// There are none that count.
+    None,
+    /// They are as their provider has them.
+    Fresh,
+    /// They are past their time, and count for a while because the provider fails.
+    Stale,
+}
+
+/// How the provider of an issuer is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderStatus {
+    /// The issuer.
+    pub issuer: RootId,
+    /// Whether its fetched keys count.
+    pub state: KeysState,
+    /// Thumbprints of those that do (RFC 7638).
+    pub keys: Vec<String>,
+    /// When the provider last confirmed them.
+    pub confirmed_at: Option<Timestamp>,
+    /// Until when they are fresh.
+    pub fresh_until: Option<Timestamp>,
+    /// Until when they count if nobody confirms them.
+    pub counts_until: Option<Timestamp>,
+    /// When the provider is asked next.
+    pub next_fetch_at: Option<Timestamp>,
+    /// How often it failed in a row.
+    pub failures: u32,
+    /// Since when it fails.
+    pub failing_since: Option<Timestamp>,
+    /// Why.
+    pub error: Option<String>,
 }
 
 /// An agent that is quarantined: nothing of it passes in either plane, whatever policy says.

@@ -146,6 +146,9 @@ fn by_token(
     let proven = plan.trust.by_token(token, origin, gateway.now_s()).map_err(|refused| {
         // Why, for whoever runs the gateway; the client is told what to do.
         tracing::debug!(%refused, "a token was refused");
+        if let Some(issuer) = &refused.unknown_key_of {
+            gateway.snapshots.unknown_key(issuer);
+        }
         reason(refused.why)
     })?;
     Ok((proven.identity, By::Token(proven.proof)))

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
-use clawgress_api::proto::{Applied, Draining, Hello, Refused, WatchRequest, watch_request};
+use clawgress_api::proto::{Applied, Draining, Hello, Refused, UnknownKey, WatchRequest, watch_request};
 use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Roots, TrustSnapshot};
+use clawgress_identity::{RootId, Roots, TrustSnapshot};
 use clawgress_policy::{PolicyInForce, PolicySet};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +26,8 @@ use crate::limit;
 
 /// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
 const REQUESTS_MAX: usize = 4;
+/// Shortest time between two messages of unknown keys.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_millis(100);
 /// [`Snapshots::lost_ms`] while control confirms the snapshot.
 const CONFIRMED: u64 = u64::MAX;
 
@@ -55,6 +57,8 @@ pub struct Snapshots {
     /// Milliseconds after `started` since when nobody confirms the plan.
     lost_ms: AtomicU64,
     stale_after: Duration,
+    /// An issuer whose keys may have been rolled over, for control to know.
+    unknown_key: watch::Sender<Option<RootId>>,
 }
 
 // === impl Plan ===
@@ -110,6 +114,7 @@ impl Snapshots {
             started: Instant::now(),
             lost_ms: AtomicU64::new(0),
             stale_after,
+            unknown_key: watch::channel(None).0,
         }
     }
 
@@ -141,6 +146,12 @@ impl Snapshots {
                 return;
             }
         }
+    }
+
+    /// Takes note of a token by a key that an issuer's keys don't have. Of several at once control may hear of one: the
+    /// others' next tokens tell of them.
+    pub fn unknown_key(&self, issuer: &RootId) {
+        self.unknown_key.send_replace(Some(issuer.clone()));
     }
 
     /// Tells when the plan changed, or began to age.
@@ -267,6 +278,7 @@ impl Snapshots {
         let mut client = SnapshotsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut snapshots = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
         let (mut any, mut is_told) = (false, false);
+        let (mut unknown_key, mut told) = (self.unknown_key.subscribe(), None::<Instant>);
         if refused.borrow().is_some() {
             // Who is at the other end now has not heard it.
             refused.mark_changed();
@@ -277,6 +289,14 @@ impl Snapshots {
                 () = draining.cancelled(), if !is_told => {
                     is_told = true;
                     requests.send(say(watch_request::Kind::Draining(Draining {}))).await.map_err(gone)?;
+                    continue;
+                }
+                // A flood of made-up keys costs control a message now and then.
+                Ok(()) = unknown_key.changed(), if told.is_none_or(|at| at.elapsed() >= UNKNOWN_KEY_PAUSE) => {
+                    let Some(issuer) = unknown_key.borrow_and_update().clone() else { continue };
+                    told = Some(Instant::now());
+                    let kind = watch_request::Kind::UnknownKey(UnknownKey { issuer: issuer.to_string() });
+                    requests.send(say(kind)).await.map_err(gone)?;
                     continue;
                 }
                 // Its sender lives as long as this worker takes connections.

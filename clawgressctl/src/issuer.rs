@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use clawgress_api::identity::{Issuer, IssuerRecord, JWKS_BYTES_MAX, RootId};
 use clawgress_api::proto::{Empty, Name};
+use clawgress_api::{KeysState, ProviderStatus};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
@@ -55,11 +56,17 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         Verb::List => {
             let mut admin = client.connect().await?;
             let issuers: Vec<IssuerRecord> = client.documents(admin.list_issuers(Empty {}).await)?;
-            list(output, &issuers)
+            let statuses: Vec<ProviderStatus> = client.documents(admin.provider_status(Empty {}).await)?;
+            list(output, &issuers, &statuses)
         }
         Verb::Show(Named { name }) => {
             let mut admin = client.connect().await?;
-            show(output, &client.document(admin.show_issuer(Name { name: name.to_string() }).await)?)
+            show(output, &client.document(admin.show_issuer(Name { name: name.to_string() }).await)?)?;
+            let statuses: Vec<ProviderStatus> = client.documents(admin.provider_status(Empty {}).await)?;
+            match statuses.iter().find(|status| status.issuer == name) {
+                Some(status) if output == Output::Table => provider(status),
+                _ => Ok(()),
+            }
         }
         Verb::Delete(Named { name }) => {
             let mut admin = client.connect().await?;
@@ -125,10 +132,11 @@ fn file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn list(output: Output, issuers: &[IssuerRecord]) -> Result<(), Failure> {
+fn list(output: Output, issuers: &[IssuerRecord], statuses: &[ProviderStatus]) -> Result<(), Failure> {
     if output == Output::Json {
         return output::json(&issuers);
     }
+    let status = |id: &RootId| statuses.iter().find(|status| status.issuer == *id);
     if issuers.is_empty() {
         return output::line(
             "there are no issuers; add one with `clawgressctl issuer set NAME --settings FILE` and `--keys JWKS` or a `[provider]`",
@@ -136,9 +144,17 @@ fn list(output: Output, issuers: &[IssuerRecord]) -> Result<(), Failure> {
     }
     let rows: Vec<Vec<String>> = issuers
         .iter()
-        .map(|issuer| vec![issuer.id.to_string(), issuer.issuer.clone(), audiences(issuer), keys(issuer)])
+        .map(|issuer| {
+            vec![
+                issuer.id.to_string(),
+                issuer.issuer.clone(),
+                audiences(issuer),
+                keys(issuer),
+                status(&issuer.id).map_or("-".to_owned(), state),
+            ]
+        })
         .collect();
-    output::table(&["ISSUER", "ISS", "AUD", "KEYS"], &rows)
+    output::table(&["ISSUER", "ISS", "AUD", "KEYS", "PROVIDER"], &rows)
 }
 
 fn show(output: Output, issuer: &IssuerRecord) -> Result<(), Failure> {
@@ -153,6 +169,34 @@ fn show(output: Output, issuer: &IssuerRecord) -> Result<(), Failure> {
         ("algorithms", algorithms.join(" ")),
         ("keys", keys(issuer)),
         ("revoked", format!("{} tokens", issuer.revoked.len())),
+    ] {
+        output::line(&format!("{what:<12} {}", output::clean(&value)))?;
+    }
+    Ok(())
+}
+
+/// In a word or two, whether a provider's keys count, and whether it answers.
+fn state(status: &ProviderStatus) -> String {
+    let keys = match status.state {
+        KeysState::None => "no keys",
+        KeysState::Fresh => "fresh",
+        KeysState::Stale => "stale",
+    };
+    if status.failures > 0 { format!("{keys}, failing") } else { keys.to_owned() }
+}
+
+fn provider(status: &ProviderStatus) -> Result<(), Failure> {
+    fn time(at: Option<impl ToString>) -> String {
+        at.map_or("-".to_owned(), |at| at.to_string())
+    }
+    for (what, value) in [
+        ("provider", state(status)),
+        ("fetched", status.keys.join(" ")),
+        ("confirmed", time(status.confirmed_at)),
+        ("fresh until", time(status.fresh_until)),
+        ("count until", time(status.counts_until)),
+        ("next fetch", time(status.next_fetch_at)),
+        ("error", status.error.clone().unwrap_or("-".to_owned())),
     ] {
         output::line(&format!("{what:<12} {}", output::clean(&value)))?;
     }

@@ -232,6 +232,10 @@ impl Admin for Service {
         document(self.0.governor.live().model.issuer(&id).map_err(status)?)
     }
 
+    async fn provider_status(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        documents(self.0.providers.status())
+    }
+
     async fn delete_issuer(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
         let by = caller(&request);
         let id = issuer_id(&request.into_inner())?;

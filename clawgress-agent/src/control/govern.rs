@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::audit::AuditLog;
 use super::geo::GeoInForce;
 use super::model::{Draft, GENERATION, Model, Refusal, Window, parse};
+use super::providers::{FETCHED, Fetched};
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
 /// Times a change is tried again when another node's change comes first; more is a fault, not a race.
@@ -168,12 +169,25 @@ impl Governor {
     pub async fn change<T>(
         &self,
         detail: impl Fn(&T) -> String + Send,
-        mut edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
+        edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
     ) -> Result<(T, Arc<Generation>), Refusal> {
         // What can't be recorded isn't done.
         if let Some(failure) = self.audit.failure() {
             return Err(Refusal::Unavailable(format!("nothing can be changed now: {failure}")));
         }
+        self.withdraw(detail, edit).await
+    }
+
+    /// As [`change`](Self::change), for what only takes away: it is made even while nothing can be recorded, and
+    /// recorded by the next start at the latest.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn withdraw<T>(
+        &self,
+        detail: impl Fn(&T) -> String + Send,
+        mut edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
+    ) -> Result<(T, Arc<Generation>), Refusal> {
         let _turn = self.turn.lock().await;
         for _ in 0..CONFLICTS_MAX {
             let before = self.live();
@@ -248,6 +262,19 @@ impl Governor {
         if let Err(error) = self.store.commit(recorded).await {
             tracing::warn!(%error, "the next start will record this change again");
         }
+        Ok(())
+    }
+
+    /// Writes down when keys in force were confirmed: nobody decides differently for it, so it is no generation and has
+    /// no record.
+    pub(super) async fn confirm(&self, fetched: &Fetched) -> Result<(), Refusal> {
+        let _turn = self.turn.lock().await;
+        if !fetched.counts_in(&self.live().model) {
+            return Ok(());
+        }
+        let json = serde_json::to_vec(fetched).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let writes = vec![Write::Put(format!("{FETCHED}{}", fetched.id), json)];
+        self.store.commit(Transaction { conditions: vec![], writes }).await?;
         Ok(())
     }
 

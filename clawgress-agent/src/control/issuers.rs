@@ -3,6 +3,7 @@
 use clawgress_identity::{IssuerRecord, KeySet, RootId, RootRecords, Roots};
 
 use super::model::{Draft, Model, Refusal};
+use super::providers::{FETCHED, Fetched};
 
 /// Keys of issuers.
 pub(super) const ISSUER: &str = "issuer/";
@@ -22,7 +23,12 @@ impl Model {
 
     /// Everybody who is trusted, as L7 gets them.
     pub(super) fn roots(&self) -> RootRecords {
-        RootRecords { issuers: self.issuers.values().cloned().collect(), ..RootRecords::default() }
+        let fetched = self.fetched.values().filter(|fetched| fetched.counts_in(self));
+        RootRecords {
+            issuers: self.issuers.values().cloned().collect(),
+            fetched: fetched.map(|fetched| (fetched.id.clone(), fetched.document.clone())).collect(),
+            ..RootRecords::default()
+        }
     }
 }
 
@@ -78,6 +84,9 @@ impl Draft {
         if let Some(before) = self.model.issuers.get(&new.id) {
             keeps_revoked(before, &new)?;
         }
+        if self.model.fetched.get(&new.id).is_some_and(|fetched| !fetched.is_of(&new)) {
+            self.withdraw_fetched(&new.id)?;
+        }
         self.put(&format!("{ISSUER}{}", new.id), &new)?;
         let before = self.model.issuers.insert(new.id.clone(), new);
         self.governs = true;
@@ -94,8 +103,37 @@ impl Draft {
         let before = self.model.issuer(id)?.clone();
         self.model.issuers.remove(id);
         self.delete(format!("{ISSUER}{id}"));
+        self.withdraw_fetched(id)?;
         self.governs = true;
         Ok(before)
+    }
+}
+
+impl Draft {
+    /// Puts fetched keys in force, if their issuer is still asked as it was for them.
+    ///
+    /// # Errors
+    /// If they can't be stored.
+    pub(super) fn put_fetched(&mut self, fetched: &Fetched) -> Result<(), Refusal> {
+        if !fetched.counts_in(&self.model) {
+            return Ok(());
+        }
+        self.put(&format!("{FETCHED}{}", fetched.id), fetched)?;
+        self.model.fetched.insert(fetched.id.clone(), fetched.clone());
+        self.governs = true;
+        Ok(())
+    }
+
+    /// Takes an issuer's fetched keys out of force, if it has any.
+    ///
+    /// # Errors
+    /// Never; the signature of its kind.
+    pub(super) fn withdraw_fetched(&mut self, id: &RootId) -> Result<(), Refusal> {
+        if self.model.fetched.remove(id).is_some() {
+            self.delete(format!("{FETCHED}{id}"));
+            self.governs = true;
+        }
+        Ok(())
     }
 }
 

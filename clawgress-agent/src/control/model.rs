@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::AuditError;
 use super::geo::{GeoError, GeoInForce};
 use super::issuers::ISSUER;
+use super::providers::{FETCHED, Fetched};
 use super::sources::SHARED;
 use super::store::{Entry, Revision, StateStore, StoreError, Write};
 
@@ -103,6 +104,8 @@ pub struct Model {
     pub shared: BTreeMap<SourceId, SharedSource>,
     /// Issuers of tokens by id.
     pub issuers: BTreeMap<RootId, IssuerRecord>,
+    /// Keys that were fetched of their providers and count.
+    pub fetched: BTreeMap<RootId, Fetched>,
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
     /// The live policy, with its bundle.
@@ -184,6 +187,7 @@ impl Model {
             keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
             shared: all(store, SHARED, at, |s: &SharedSource| s.id.clone()).await?,
             issuers: all(store, ISSUER, at, |i: &IssuerRecord| i.id.clone()).await?,
+            fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,
             geo: Arc::new(geo.unwrap_or_default()),

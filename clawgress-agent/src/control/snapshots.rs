@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::govern::{Generation, Governor};
+use super::providers::Providers;
 use super::quarantine::{Quarantined, Quarantines};
 
 /// Workers at once: one for each core of a large machine.
@@ -44,6 +45,7 @@ struct Worker {
 pub(super) struct Service {
     pub governor: Arc<Governor>,
     pub quarantines: Arc<Quarantines>,
+    pub providers: Arc<Providers>,
     pub workers: Arc<Workers>,
     pub stop: CancellationToken,
 }
@@ -98,6 +100,9 @@ impl Service {
                     Ok(Some(WatchRequest { kind: Some(Kind::Applied(applied)) })) => place.acknowledge(applied),
                     Ok(Some(WatchRequest { kind: Some(Kind::Draining(_)) })) => place.drain(),
                     Ok(Some(WatchRequest { kind: Some(Kind::Refused(refused)) })) => place.refuse(refused.why),
+                    Ok(Some(WatchRequest { kind: Some(Kind::UnknownKey(key)) })) => {
+                        self.providers.unknown_key(&key.issuer);
+                    }
                     Ok(Some(_)) => {
                         let _ = sender.try_send(Err(Status::invalid_argument("only acknowledgements now")));
                         return;
