@@ -15,5 +15,5 @@ mod targets;
 
 use host::Host;
 #[cfg(feature = "policy")]
-pub use policy::policy_text;
+pub use policy::{accepts, policy_text};
 pub use targets::*;
