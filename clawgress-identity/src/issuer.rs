@@ -177,6 +177,8 @@ pub struct Issuer {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Issuers {
     by_name: BTreeMap<String, Vec<Arc<Issuer>>>,
+    /// Audiences of those that can't be used, by the same.
+    unusable: BTreeMap<String, Vec<BTreeSet<String>>>,
 }
 
 /// Whom a token stands for.
@@ -437,16 +439,18 @@ impl Issuers {
     /// `unusable` are what others would be known by, had their records been of use: nobody else is known by it.
     pub(crate) fn new(
         issuers: impl IntoIterator<Item = Arc<Issuer>>,
-        unusable: impl IntoIterator<Item = String>,
+        unusable: impl IntoIterator<Item = (String, BTreeSet<String>)>,
     ) -> Issuers {
         let mut by_name: BTreeMap<String, Vec<Arc<Issuer>>> = BTreeMap::new();
         for issuer in issuers {
             by_name.entry(issuer.record.issuer.clone()).or_default().push(issuer);
         }
-        for name in unusable {
-            by_name.entry(name).or_default();
+        let mut others: BTreeMap<String, Vec<BTreeSet<String>>> = BTreeMap::new();
+        for (name, audiences) in unusable {
+            by_name.entry(name.clone()).or_default();
+            others.entry(name).or_default().push(audiences);
         }
-        Issuers { by_name }
+        Issuers { by_name, unusable: others }
     }
 
     pub(crate) fn by_id(&self, id: &RootId) -> Option<&Arc<Issuer>> {
@@ -465,6 +469,12 @@ impl Issuers {
         let mut found = None;
         for issuer in issuers {
             if claims::is_for(claims, &issuer.record.audiences)? && found.replace(issuer).is_some() {
+                return Err(TokenError::AmbiguousIssuer);
+            }
+        }
+        // A token that two would have been asked about is not the other's because one can't be.
+        for audiences in self.unusable.get(name).into_iter().flatten() {
+            if found.is_some() && claims::is_for(claims, audiences)? {
                 return Err(TokenError::AmbiguousIssuer);
             }
         }

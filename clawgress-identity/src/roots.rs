@@ -116,7 +116,8 @@ fn renew_issuers(
     }
     let (mut issuers, mut unusable) = (Vec::new(), Vec::new());
     for record in records {
-        let (id, name) = (record.id.clone(), record.issuer.clone());
+        let id = record.id.clone();
+        let name = (record.issuer.clone(), record.audiences.clone());
         if spoilt.contains(&id) {
             unusable.push(name);
             continue;

@@ -21,7 +21,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
-use crate::opaque::{self, Content, Subject};
+use crate::opaque::{self, Content, Enforced, Subject};
 use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
 use crate::snapshot::Plan;
@@ -84,12 +84,10 @@ pub async fn serve(
     let asked_at = std::time::Instant::now();
     let mut established = Established { serving, connection, exchange, asked, prospect, upstream: None };
     if let Err(reason) = established.dial_early().await {
-        established.record_dial(Some(reason));
-        let word = page::response(reason, established.exchange.id());
-        return peek::say_and_close(stream, word.as_bytes()).await;
+        return established.unreachable(reason, stream).await;
     }
     if stream.write_all(ESTABLISHED).await.is_err() {
-        return established.record_dial(None);
+        return established.record_dial();
     }
     // Boxed: every idle tunnel would hold what only its beginning takes.
     Box::pin(established.first_bytes(stream, held, asked_at)).await;
@@ -153,7 +151,9 @@ async fn prospect(
         }
         return Ok(Prospect { who, tls, unknown, reached: None });
     }
-    let reached = Some(reach(serving, &plan, &who, asked, exchange).await?);
+    let allowed = if tls.verdict.is_ok() { &tls } else { &unknown };
+    let reached = reach(serving, &plan, &who, asked, exchange).await;
+    let reached = Some(reached.map_err(|refused| refused.obliged_by(allowed))?);
     Ok(Prospect { who, tls, unknown, reached })
 }
 
@@ -243,7 +243,7 @@ impl Established<'_> {
                 }
             }
             Ok(Some(Protocol::Http1)) => {
-                self.record_dial(None);
+                self.record_dial();
                 let Asked { host, port, .. } = self.asked;
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
@@ -257,20 +257,35 @@ impl Established<'_> {
             Ok(Some(Protocol::Http2)) => {
                 opaque::deny_silently(self.exchange, deny(DropReason::UpgradeUnsupported));
             }
-            Ok(None) => self.record_dial(None),
+            Ok(None) => self.record_dial(),
             Err(reason) => opaque::deny_silently(self.exchange, deny(reason)),
         }
     }
 
-    /// Records that the upstream was dialled, or could not be, and that nothing was carried.
-    fn record_dial(&mut self, failed: Option<DropReason>) {
-        if self.upstream.is_none() && failed.is_none() {
-            return;
-        }
+    /// What allowed the upstream to be dialled.
+    fn ruling(&self) -> Ruling {
         let policies = self.prospect.reached.as_ref().map_or(&[][..], |judged| &judged.policies);
-        let _ = self.exchange.allow(&self.prospect.tls.clone().with(policies));
-        let status = Some(failed.map_or(200, page::status));
-        self.exchange.end(End { status, reason: failed, ..End::default() });
+        self.prospect.tls.clone().with(policies)
+    }
+
+    /// Records that the upstream was dialled, and that nothing was carried.
+    fn record_dial(&mut self) {
+        if self.upstream.is_some() {
+            let _ = self.exchange.allow(&self.ruling());
+            self.exchange.end(End { status: Some(200), ..End::default() });
+        }
+    }
+
+    /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
+    async fn unreachable(mut self, reason: DropReason, stream: TcpStream) {
+        let ruling = enforce(&self.serving.gateway, self.ruling(), self.exchange.id()).await;
+        if ruling.verdict.is_err() {
+            return refuse(&self.serving.gateway, self.exchange, stream, ruling).await;
+        }
+        let _ = self.exchange.allow(&ruling);
+        self.exchange.end(End { status: Some(page::status(reason)), reason: Some(reason), ..End::default() });
+        let word = page::response(reason, self.exchange.id());
+        peek::say_and_close(stream, word.as_bytes()).await;
     }
 
     /// Judges what is really there, and carries it.
@@ -291,6 +306,10 @@ impl Established<'_> {
                 return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling).await;
             }
         };
+        let ruling = enforce(gateway, ruling, self.exchange.id()).await;
+        if ruling.verdict.is_err() {
+            return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling).await;
+        }
         let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
         let behalf = dial::Behalf { agent, steered_to: None };
         let upstream = match (self.upstream, self.prospect.reached) {
@@ -312,7 +331,8 @@ impl Established<'_> {
         match upstream {
             Ok((upstream, ip)) => {
                 subject.ip = Some(ip);
-                opaque::carry(gateway, self.exchange, subject, stream, upstream, held, Some(200)).await;
+                let enforced = Enforced { effects: ruling.effects, status: Some(200) };
+                opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced).await;
             }
             Err(reason) => {
                 let _ = self.exchange.allow(&ruling);

@@ -76,6 +76,17 @@ impl Ruling {
         self
     }
 
+    /// This ruling with those of its duties alone that another has too.
+    fn obliged_as(mut self, other: &Ruling) -> Self {
+        let has = |policy: &str| {
+            other.duties.as_ref().is_some_and(|d| d.obligations.iter().any(|o| *o.policy == *policy))
+        };
+        if let Some(duties) = &mut self.duties {
+            duties.obligations.retain(|obligation| has(&obligation.policy));
+        }
+        self
+    }
+
     /// This ruling with the duties of another on the same exchange: each counts once.
     #[must_use]
     pub fn obliged_by(mut self, other: &Ruling) -> Self {
@@ -140,14 +151,18 @@ pub fn tls(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16, alpn: &[Stri
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
 #[must_use]
 pub fn tls_possible(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16) -> Ruling {
-    let mut first = None;
+    let mut first: Option<Ruling> = None;
     for guess in ALPN_GUESSES {
         let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
         let ruling = tls(plan, agent, host, port, &alpn);
         if ruling.verdict.is_ok() {
             return ruling;
         }
-        first.get_or_insert(ruling);
+        first = Some(match first {
+            // Of a hello that was never sent, only that counts which counts for any.
+            Some(first) => first.obliged_as(&ruling),
+            None => ruling,
+        });
     }
     first.unwrap_or_else(|| Ruling::deny("tls", DropReason::PolicyDenied))
 }

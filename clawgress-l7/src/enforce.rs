@@ -12,6 +12,8 @@ use clawgress_policy::effect::{Effect, Obligation};
 
 use crate::decide::{Duties, Ruling};
 use crate::gateway::Gateway;
+use crate::limit;
+use crate::quota::Imposed;
 
 /// The ruling on the exchange `request` after what it is obliged to was done.
 pub async fn enforce(gateway: &Gateway, mut ruling: Ruling, request: &str) -> Ruling {
@@ -33,9 +35,15 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
     let longest = quarantines.max_by_key(|(_, seconds)| seconds.unwrap_or(u64::MAX));
     if let Some((obligation, seconds)) = longest {
         let policy = &obligation.policy;
-        if let Err(status) = gateway.quota.impose(agent.index, seconds, policy, request).await {
-            tracing::error!(%status, agent = %agent.id, %policy, request, "an agent can't be quarantined; the request is denied");
-        }
+        // Here at once; everywhere when control has it.
+        gateway.snapshots.hold(agent.index);
+        let imposed = Imposed {
+            agent: agent.index,
+            seconds,
+            policy: policy.as_ref().to_owned(),
+            request: request.to_owned(),
+        };
+        gateway.quota.impose(imposed, &gateway.snapshots).await;
         return Ruling {
             verdict: Err(DropReason::AgentQuarantined),
             policies: vec![policy.as_ref().to_owned()],
@@ -50,6 +58,10 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
         Effect::Quarantine(_) | Effect::Alert => None,
     });
     let limits: Vec<_> = limits.collect();
+    if limits.len() > limit::QUOTA_LIMITS_MAX {
+        tracing::error!(agent = %agent.id, request, "more limits hold one request than may; it is denied");
+        return Ruling { verdict: Err(DropReason::LimitUnavailable), ..ruling };
+    }
     let wanted: Vec<_> = limits.iter().map(|(_, limit, subject)| (*limit, Arc::clone(subject))).collect();
     match gateway.quota.spend(&wanted).await {
         Ok(()) => ruling,

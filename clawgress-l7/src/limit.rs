@@ -114,6 +114,12 @@ pub const QUOTA_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const QUOTA_WAITING_MAX: usize = 256;
 /// How long units that control granted may be spent.
 pub const QUOTA_LIFE: Duration = Duration::from_secs(30);
+/// How long before that they go back at the latest, if nobody spent them.
+pub const QUOTA_SETTLE: Duration = Duration::from_secs(5);
+/// The least that a request waits, or is told to wait.
+pub const QUOTA_WAIT_LEAST: Duration = Duration::from_millis(1);
+/// Limits that may hold one request: each may be a question to control.
+pub const QUOTA_LIMITS_MAX: usize = 16;
 /// After how long units that nobody spends go back.
 pub const QUOTA_IDLE: Duration = Duration::from_secs(1);
 /// Units of one lot: this part of the burst, so that other workers find the rest,

@@ -143,6 +143,11 @@ impl Subject {
             }
             ruling = judge()?;
         }
+        // What the tunnel was obliged to already counted once.
+        let counted = |policy: &str| self.effects.iter().any(|effect| effect.policy == policy);
+        if let Some(duties) = &mut ruling.duties {
+            duties.obligations.retain(|obligation| !counted(&obligation.policy));
+        }
         let ruling = enforce(gateway, ruling, request).await;
         ruling.verdict?;
         subject.effects = ruling.effects;
@@ -294,7 +299,7 @@ async fn establish(
             return Err(ruling);
         }
         let addresses = gateway.resolver.addresses(&subject.host).await;
-        let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
+        let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
         let agent = &subject.who.identity.agent;
         let judged = decide::connect(plan, agent, &gateway.own, &addresses, subject.port);
         judged.map(|judged| (ruling.clone().with(&judged.policies), judged.addresses)).map_err(
@@ -309,11 +314,17 @@ async fn establish(
         Ok(reached) => reached,
         Err(ruling) => return refuse(gateway, &subject.content, exchange, stream, ruling).await,
     };
+    // Before anything is dialled: what a quarantine matches reaches nobody.
+    let ruling = enforce(gateway, ruling, exchange.id()).await;
+    if ruling.verdict.is_err() {
+        return refuse(gateway, &subject.content, exchange, stream, ruling).await;
+    }
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
     match dial::dial(&gateway.dials, behalf, &addresses, subject.port).await {
         Ok((upstream, ip)) => {
             subject.ip = Some(ip);
-            carry(gateway, exchange, subject, stream, upstream, held, None).await;
+            let enforced = Enforced { effects: ruling.effects, status: None };
+            carry(gateway, exchange, subject, stream, upstream, held, enforced).await;
         }
         Err(reason) => {
             let _ = exchange.allow(&ruling);
@@ -325,27 +336,38 @@ async fn establish(
     }
 }
 
+/// What was done before a tunnel is carried.
+#[derive(Clone, Debug, Default)]
+pub struct Enforced {
+    /// What it was obliged to.
+    pub effects: Vec<EffectRef>,
+    /// The HTTP status that its client has got.
+    pub status: Option<u16>,
+}
+
 /// Judges what is really there at the address that was dialled, records the decision, then carries
 /// bytes until the end: `held` first, which is empty if the client waits for the server to begin.
 pub async fn carry(
     gateway: &Arc<Gateway>,
     mut exchange: Exchange,
-    subject: Subject,
+    mut subject: Subject,
     mut client: TcpStream,
     upstream: TcpStream,
     held: Vec<u8>,
-    status: Option<u16>,
+    enforced: Enforced,
 ) {
+    let Enforced { effects, status } = enforced;
+    subject.effects.clone_from(&effects);
     subject.ip.into_iter().for_each(|ip| exchange.address(ip));
     // Dialling took time: policy counts as of now.
     let ruling = match gateway.snapshots.current() {
         Ok(plan) => {
             exchange.agent(&subject.who, plan.generation);
-            subject.judge(gateway, &plan)
+            // It counted once.
+            Ruling { duties: None, effects, ..subject.judge(gateway, &plan) }
         }
         Err(reason) => Ruling::deny("tunnel", reason),
     };
-    let ruling = enforce(gateway, ruling, exchange.id()).await;
     if ruling.verdict.is_err() {
         return refuse(gateway, &subject.content, exchange, client, ruling).await;
     }

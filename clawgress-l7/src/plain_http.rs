@@ -133,7 +133,14 @@ impl App {
             return Err(enforce(gateway, ruling, exchange.id()).await);
         }
         let addresses = gateway.resolver.addresses(&admitted.host).await;
-        let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
+        let addresses = match addresses {
+            Ok(addresses) => addresses,
+            // Asked for all the same.
+            Err(reason) => {
+                let refused = Ruling::deny("connect", reason).obliged_by(&ruling);
+                return Err(enforce(gateway, refused, exchange.id()).await);
+            }
+        };
         match decide::connect(&plan, &who.identity.agent, &gateway.own, &addresses, admitted.port) {
             Ok(judged) => {
                 let chosen = front.connection.steered_to().map(|to| to.ip());

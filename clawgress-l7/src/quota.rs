@@ -1,12 +1,12 @@
 //! Limits of requests: units are leased from control in small lots, and spent here.
 //!
 //! INVARIANT: nothing is spent that control did not grant before; all workers together never spend more than a limit
-//! lets pass. Where control can't be asked, nothing is granted, and that denies.
+//! lets pass over time, and at once no more than a lot each beyond its burst. Where control can't be asked, nothing is granted, and that denies.
 //!
 //! A lot is an eighth of the burst at most. What is left of one goes back when nobody spent of it for a while, so that
 //! other workers find it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,15 +19,31 @@ use parking_lot::Mutex;
 use tonic::transport::Channel;
 
 use crate::limit;
+use crate::snapshot::Snapshots;
 
 /// Where units are leased.
 #[derive(Debug)]
 pub struct Quota {
     client: EnforcementClient<Channel>,
     leases: Mutex<HashMap<Name, Arc<Lease>>>,
+    /// Quarantines that control could not be told of, by the agent's number.
+    owed: Mutex<BTreeMap<u32, Imposed>>,
     /// Ids of reservations: this process's own, and a number.
     instance: u64,
     next: Mutex<u64>,
+}
+
+/// A quarantine because policy says so.
+#[derive(Clone, Debug)]
+pub struct Imposed {
+    /// The agent's number.
+    pub agent: u32,
+    /// For how long, seconds; `None` until somebody ends it.
+    pub seconds: Option<u64>,
+    /// The policy.
+    pub policy: String,
+    /// The request it was asked about.
+    pub request: String,
 }
 
 /// A limit, and whose bucket.
@@ -51,8 +67,8 @@ struct Held {
     ends: Instant,
     /// When something was spent or asked for last.
     touched: Instant,
-    /// Until then there is nothing to be had.
-    short_until: Option<Instant>,
+    /// When there may be something, and until when control is not asked for it.
+    short: Option<(Instant, Instant)>,
     /// Until then control is not asked again, since it could not be.
     away_until: Option<Instant>,
 }
@@ -72,7 +88,7 @@ pub struct Denied {
 
 impl Held {
     fn none(now: Instant) -> Held {
-        Held { id: 0, granted: 0, left: 0, ends: now, touched: now, short_until: None, away_until: None }
+        Held { id: 0, granted: 0, left: 0, ends: now, touched: now, short: None, away_until: None }
     }
 
     /// Spends one unit, if there is one.
@@ -105,6 +121,7 @@ impl Quota {
         Ok(Quota {
             client: EnforcementClient::new(channel),
             leases: Mutex::default(),
+            owed: Mutex::default(),
             instance: u64::from_be_bytes(instance),
             next: Mutex::new(0),
         })
@@ -115,11 +132,12 @@ impl Quota {
     /// # Errors
     /// [`DropReason::RateLimited`] if a limit is reached, [`DropReason::LimitUnavailable`] if control can't be asked.
     pub async fn spend(&self, limits: &[(&Limit, Arc<str>)]) -> Result<(), Denied> {
+        let deadline = Instant::now() + limit::QUOTA_WAIT_MAX;
         let mut spent: Vec<Arc<Lease>> = Vec::with_capacity(limits.len());
         for (at, (limit, subject)) in limits.iter().enumerate() {
             let lease = self.lease(limit, subject);
             let result = match &lease {
-                Some(lease) => self.spend_one(limit, subject, lease).await,
+                Some(lease) => self.spend_one(limit, subject, lease, deadline).await,
                 None => Err((DropReason::LimitUnavailable, None)),
             };
             match (result, lease) {
@@ -136,36 +154,51 @@ impl Quota {
         Ok(())
     }
 
-    /// Asks control to quarantine an agent, for so many seconds or without an end.
-    ///
-    /// # Errors
-    /// If control can't be asked, or refuses.
-    pub async fn impose(
-        &self,
-        agent: u32,
-        seconds: Option<u64>,
-        policy: &str,
-        request: &str,
-    ) -> Result<(), tonic::Status> {
-        let question = ImposeRequest {
-            agent,
-            seconds: seconds.unwrap_or(0),
-            policy: policy.to_owned(),
-            request: request.to_owned(),
-        };
+    /// Has control quarantine an agent that is held here. What it can't be told now it is told later.
+    pub async fn impose(&self, imposed: Imposed, snapshots: &Snapshots) {
+        let (agent, policy) = (imposed.agent, imposed.policy.clone());
+        if let Err(status) = self.ask_to_impose(&imposed).await {
+            tracing::error!(%status, agent, policy, "control can't be told of a quarantine: it holds here alone");
+            // One for each agent: as many as there are.
+            self.owed.lock().insert(agent, imposed);
+            return;
+        }
+        snapshots.taken_over(agent);
+    }
+
+    async fn ask_to_impose(&self, imposed: &Imposed) -> Result<(), tonic::Status> {
+        let Imposed { agent, seconds, policy, request } = imposed.clone();
+        let question = ImposeRequest { agent, seconds: seconds.unwrap_or(0), policy, request };
         let mut client = self.client.clone();
         match tokio::time::timeout(limit::QUOTA_CALL, client.impose(question)).await {
+            // It is no more.
+            Ok(Err(status)) if status.code() == tonic::Code::NotFound => Ok(()),
             Ok(answer) => answer.map(drop),
             Err(_) => Err(tonic::Status::deadline_exceeded("control does not answer in time")),
         }
     }
 
-    /// Gives back what nobody spends, for ever.
-    pub async fn keep(&self) {
+    /// Tells control of the quarantines that it could not be told of.
+    async fn impose_owed(&self, snapshots: &Snapshots) {
+        let owed: Vec<Imposed> = self.owed.lock().values().cloned().collect();
+        for imposed in owed {
+            if let Err(status) = self.ask_to_impose(&imposed).await {
+                tracing::debug!(%status, "control still can't be told of a quarantine");
+                return;
+            }
+            self.owed.lock().remove(&imposed.agent);
+            snapshots.taken_over(imposed.agent);
+        }
+    }
+
+    /// Gives back what nobody spends, and tells control what it could not be told, for ever.
+    pub async fn keep(&self, snapshots: &Snapshots) {
         let mut turns = tokio::time::interval(limit::QUOTA_IDLE);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
+            self.impose_owed(snapshots).await;
+            snapshots.let_go();
             self.give_back(limit::QUOTA_IDLE).await;
         }
     }
@@ -176,7 +209,9 @@ impl Quota {
         let mut unspent = Vec::new();
         self.leases.lock().retain(|_, lease| {
             let mut held = lease.held.lock();
-            if now.saturating_duration_since(held.touched) < idle {
+            // Before its time is over, too: what is not settled counts as used.
+            let ends_soon = held.ends < now + limit::QUOTA_SETTLE;
+            if !ends_soon && now.saturating_duration_since(held.touched) < idle {
                 return true;
             }
             unspent.extend(held.settle().filter(|_| held.ends > now));
@@ -218,6 +253,7 @@ impl Quota {
         limit: &Limit,
         subject: &Arc<str>,
         lease: &Lease,
+        deadline: Instant,
     ) -> Result<(), (DropReason, Option<Duration>)> {
         if lease.held.lock().spend(Instant::now()) {
             return Ok(());
@@ -225,7 +261,6 @@ impl Quota {
         // Room to wait is taken first: it bounds who asks, too.
         let limited = |wait| (DropReason::RateLimited, Some(wait));
         let _room = lease.waiting.try_acquire().map_err(|_| limited(limit::QUOTA_WAIT_MAX))?;
-        let deadline = Instant::now() + limit::QUOTA_WAIT_MAX;
         loop {
             let wait = {
                 let _turn = lease.asking.lock().await;
@@ -258,8 +293,8 @@ impl Quota {
                 return Err((DropReason::LimitUnavailable, None));
             }
             // Who is turned away again and again must not make us ask each time.
-            if let Some(until) = held.short_until.filter(|until| *until > now) {
-                return Ok(Some(until - now));
+            if let Some((free_at, _)) = held.short.filter(|(_, ask_at)| *ask_at > now) {
+                return Ok(Some(free_at.saturating_duration_since(now).max(limit::QUOTA_WAIT_LEAST)));
             }
             let mut next = self.next.lock();
             *next += 1;
@@ -301,7 +336,7 @@ impl Quota {
             }
             _ => {
                 let wait = Duration::from_millis(answer.wait_ms.max(1));
-                held.short_until = Some(now + wait.min(limit::QUOTA_SHORT_MAX));
+                held.short = Some((now + wait, now + wait.min(limit::QUOTA_SHORT_MAX)));
                 Ok(Some(wait))
             }
         }

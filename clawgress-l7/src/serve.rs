@@ -186,7 +186,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     background.spawn(async move { snapshots.follow(follow_control, instance, told, why_refused).await });
     background.spawn(async move { own.follow().await });
     let keeping = Arc::clone(&gateway);
-    background.spawn(async move { keeping.quota.keep().await });
+    background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
     background.spawn(carrier.run(control));
     let connections = Arc::new(Semaphore::new(connections_max));
     let accepting = Arc::new(Accepting {

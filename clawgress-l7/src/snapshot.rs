@@ -3,7 +3,7 @@
 //! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
 //! time, there is no plan, and without a plan everything is denied.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ use crate::limit;
 const REQUESTS_MAX: usize = 4;
 /// Shortest time between two messages of unknown keys.
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_millis(100);
+/// How long an agent that control took over is held here: until its list has surely come.
+const HELD_FOR: Duration = Duration::from_secs(5);
 /// [`Snapshots::lost_ms`] while control confirms the snapshot.
 const CONFIRMED: u64 = u64::MAX;
 
@@ -51,6 +53,9 @@ pub struct Snapshots {
     plan: ArcSwapOption<Plan>,
     /// Who is quarantined, by registry index: outside generations.
     quarantined: Mutex<Arc<BTreeSet<u32>>>,
+    /// Of them, those that control names; and those that policy quarantined here, with when control took that over.
+    named: Mutex<BTreeSet<u32>>,
+    held: Mutex<BTreeMap<u32, Option<Instant>>>,
     changed: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
     started: Instant,
@@ -109,6 +114,8 @@ impl Snapshots {
         Snapshots {
             plan: ArcSwapOption::empty(),
             quarantined: Mutex::default(),
+            named: Mutex::default(),
+            held: Mutex::default(),
             clock,
             changed: watch::channel(0).0,
             started: Instant::now(),
@@ -182,8 +189,43 @@ impl Snapshots {
 
     /// Takes in who is quarantined: at once, and for whatever generation is live.
     fn isolate(&self, quarantined: &[u32]) {
-        let quarantined = Arc::new(quarantined.iter().copied().collect::<BTreeSet<u32>>());
-        *self.quarantined.lock() = Arc::clone(&quarantined);
+        *self.named.lock() = quarantined.iter().copied().collect();
+        self.isolate_all();
+    }
+
+    /// Quarantines an agent here, at once, whether control hears of it or not.
+    pub fn hold(&self, agent: u32) {
+        if self.held.lock().insert(agent, None).is_none() {
+            self.isolate_all();
+        }
+    }
+
+    /// Notes that control has taken over the quarantine of an agent that is held here.
+    pub fn taken_over(&self, agent: u32) {
+        if let Some(at) = self.held.lock().get_mut(&agent) {
+            at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Lets go of those that control took over a while ago: its own list has come since.
+    pub fn let_go(&self) {
+        let mut held = self.held.lock();
+        let before = held.len();
+        held.retain(|_, at| at.is_none_or(|at| at.elapsed() < HELD_FOR));
+        let is_changed = held.len() != before;
+        drop(held);
+        if is_changed {
+            self.isolate_all();
+        }
+    }
+
+    fn isolate_all(&self) {
+        // Held to the end, so that of two changes at once the later one is not lost.
+        let mut current = self.quarantined.lock();
+        let mut all = self.named.lock().clone();
+        all.extend(self.held.lock().keys());
+        let quarantined = Arc::new(all);
+        *current = Arc::clone(&quarantined);
         if let Some(plan) = self.plan.load_full() {
             self.plan.store(Some(Arc::new(plan.with_quarantined(&quarantined))));
             self.tell();
@@ -292,7 +334,12 @@ impl Snapshots {
                     continue;
                 }
                 // A flood of made-up keys costs control a message now and then.
-                Ok(()) = unknown_key.changed(), if told.is_none_or(|at| at.elapsed() >= UNKNOWN_KEY_PAUSE) => {
+                Ok(()) = async {
+                    if let Some(at) = told {
+                        tokio::time::sleep_until((at + UNKNOWN_KEY_PAUSE).into()).await;
+                    }
+                    unknown_key.changed().await
+                } => {
                     let Some(issuer) = unknown_key.borrow_and_update().clone() else { continue };
                     told = Some(Instant::now());
                     let kind = watch_request::Kind::UnknownKey(UnknownKey { issuer: issuer.to_string() });

@@ -240,7 +240,7 @@ impl Ledger {
     }
 
     /// Settles a reservation of which so much was `used`, in the order of its scopes: the rest goes back. More than was
-    /// granted is used up all the same: a debt that the bucket pays first.
+    /// granted is used up all the same, as far as there is anything left.
     ///
     /// # Errors
     /// [`QuotaError::Unknown`], and [`QuotaError::Malformed`] if `used` is of another length.

@@ -114,7 +114,10 @@ impl Enforcement for Service {
         }
         let reason = format!("policy `{policy}` at request {request}");
         let seconds = (seconds != 0).then_some(seconds);
-        match self.quarantines.impose(agent, seconds, reason).await {
+        let quarantines = Arc::clone(&self.quarantines);
+        // To its end, also where the worker doesn't wait for it.
+        let imposed = tokio::spawn(async move { quarantines.impose(agent, seconds, reason).await }).await;
+        match imposed.map_err(|error| Status::internal(format!("the quarantine broke off: {error}")))? {
             Ok(()) => Ok(Response::new(Empty {})),
             Err(refusal @ Refusal::Missing(_)) => Err(Status::not_found(refusal.to_string())),
             Err(refusal @ Refusal::Invalid(_)) => Err(Status::invalid_argument(refusal.to_string())),

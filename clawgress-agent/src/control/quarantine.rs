@@ -25,6 +25,8 @@ use super::store::{Revision, StateStore, StoreError, Transaction, Write};
 const QUARANTINE: &str = "quarantine/";
 /// Longest quarantine that ends by itself: what is meant longer has no end.
 const SECONDS_MAX: u64 = 366 * 24 * 60 * 60;
+/// What policy imposes within this time of what it imposed before is the same.
+const AT_ONCE: SignedDuration = SignedDuration::from_secs(5);
 /// Longest reason, bytes.
 const REASON_BYTES_MAX: usize = 1024;
 /// Longest sleep until an end is looked for again: the clock may have been set meanwhile.
@@ -140,9 +142,14 @@ impl Quarantines {
         let until = until(self.clock.now(), seconds)?;
         let lasts = |kept: &Quarantine| match (kept.until, until) {
             (None, _) => true,
-            (Some(kept), Some(until)) => kept >= until,
+            // Many requests at once are one reason: not each lengthens it, and is a change of its own.
+            (Some(kept), Some(until)) => kept >= until - AT_ONCE,
             (Some(_), None) => false,
         };
+        // The next of its name is another.
+        if self.governor.live().model.agents.get(&new.id).is_none_or(|agent| agent.index != number) {
+            return Err(Refusal::Missing(format!("there is no agent of the number {number} any more")));
+        }
         if self.live().of(agent).is_some_and(lasts) {
             return Ok(());
         }

@@ -81,6 +81,19 @@ fn an_issuer_of_no_use_is_left_out_alone() {
     let (snapshot, refused) = renew(RootRecords { issuers: vec![good, other], ..RootRecords::default() });
     assert!(refused[0].contains("have the same `issuer` and an audience in common"), "{refused:?}");
     assert!(present(&snapshot, &claims("https://good.test", "g", "web")).is_err());
+    // Nor is a token for two the usable one's, because the other can't be asked.
+    let (good, mut bad) =
+        (issuer("acme/good", "https://good.test", "g"), issuer("other/bad", "https://good.test", "b"));
+    let both = format!(r#"{{"iss":"https://good.test","aud":["g","b"],"sub":"web","exp":{}}}"#, NOW_S + 9);
+    for is_usable in [true, false] {
+        if !is_usable {
+            bad.keys = "{}".to_owned();
+        }
+        let records = RootRecords { issuers: vec![good.clone(), bad.clone()], ..RootRecords::default() };
+        let (snapshot, _) = renew(records);
+        assert_eq!(present(&snapshot, &both), Err(TokenError::AmbiguousIssuer.into()));
+        assert_eq!(present(&snapshot, &claims("https://good.test", "g", "web")), Ok("acme/web".to_owned()));
+    }
     // More than are held: nobody's, rather than somebody's.
     let many = (0..=ISSUERS_MAX).map(|n| issuer(&format!("acme/i{n}"), "https://good.test", &n.to_string()));
     let (snapshot, refused) = renew(RootRecords { issuers: many.collect(), ..RootRecords::default() });

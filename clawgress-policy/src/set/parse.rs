@@ -240,6 +240,13 @@ fn obliged(
         );
         problems.push(source.problem(None, None, message));
     }
+    if obligations.len() > LIMITERS_MAX {
+        let message = format!(
+            "{} obligations of what the proxy decides, and there may be {LIMITERS_MAX}: write them for teams rather than single agents",
+            obligations.len()
+        );
+        problems.push(source.problem(None, None, message));
+    }
     if let Some([first, second]) = limiter::collision(&limiters) {
         let message = format!(
             "would share its buckets with the policy `{first}`: give one of them another id or burst"

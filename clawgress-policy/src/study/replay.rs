@@ -162,6 +162,8 @@ impl Recorded<'_> {
             _ => return unknown("what would have come after `connect`"),
         };
         match answer {
+            // It was denied before an address was known: what `connect` would have said, nobody knows.
+            Ok((None, _)) if self.ip.is_none() => unknown("the address"),
             Ok((None, mut policies)) => {
                 policies.extend(reached);
                 policies.sort();

@@ -154,6 +154,7 @@ impl Writer<'_> {
             7 => self.set_question(),
             8 if self.is_of_addresses() => self.ip_question(),
             9 => self.group_question(),
+            10 if self.random.one_in(2) => self.entity_question(),
             10 => self.has_question(),
             11 => self.odd_question(),
             12 => format!("action == Action::\"{}\"", self.random.pick(&ACTIONS)),
@@ -297,6 +298,25 @@ impl Writer<'_> {
             2 => format!("{subject}.{}()", self.random.pick(&["isLoopback", "isMulticast"])),
             3 => format!("{subject} == ip(\"{}\")", self.random.pick(&NETWORKS)),
             _ => format!("{subject}.isInRange(ip(\"{}\"))", self.random.pick(&RANGES)),
+        }
+    }
+
+    /// Entities that are computed, and may be the request's own or written.
+    fn entity_question(&mut self) -> String {
+        let test = self.bool(0);
+        let (own, written, set) = if self.random.one_in(2) {
+            ("resource", self.thing(), format!("[{}, {}]", self.set(), self.thing()))
+        } else {
+            ("principal", self.agent(), format!("[{}, {}]", self.random.pick(&GROUPS), self.agent()))
+        };
+        let computed = if self.random.one_in(2) {
+            format!("(if {test} then {own} else {written})")
+        } else {
+            format!("(if {test} then {written} else {own})")
+        };
+        match self.random.below(3) {
+            0 => format!("{computed} == {written}"),
+            _ => format!("{computed} in {set}"),
         }
     }
 

@@ -194,7 +194,14 @@ impl<'a> Ask<'a> {
                 return self.about_sets(node);
             }
             Node::In(of, entities) => match self.run(of)? {
-                Val::Entity(own) => Val::Bool(entities.iter().any(|entity| self.is_in(own, entity))),
+                Val::Entity(own) => {
+                    let is_in = entities.iter().any(|entity| self.is_in(own, entity));
+                    // A written entity may be one of the request's own, which is in more than itself.
+                    if !is_in && matches!(own, Own::Written(_)) {
+                        return Err(Unsure);
+                    }
+                    Val::Bool(is_in)
+                }
                 _ => return Err(Unsure),
             },
             Node::Is(of, kind) => match self.run(of)? {
