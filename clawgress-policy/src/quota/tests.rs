@@ -1,3 +1,5 @@
+//! The ledger against what is written of it, and against a bucket on paper.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Explanations, cases, differences and replays, on small sets whose answers are known.
+
 use std::collections::BTreeMap;
 
 use clawgress_identity::{Agent, AgentState};
