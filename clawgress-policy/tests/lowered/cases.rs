@@ -36,18 +36,20 @@ fn parse(text: &str) -> Option<PolicySet> {
     PolicySet::parse_in(text, &sets(), &Surroundings::default()).ok()
 }
 
-/// Questions that chance may leave out.
-const ALWAYS: [&str; 4] =
+/// Questions that chance may leave out: of addresses, and one that overflows on some ports.
+const OF_ADDRESSES: [&str; 4] =
     ["context.ip.isLoopback()", "context.ip.isMulticast()", "context.ip.isIpv4()", "context.ip.isIpv6()"];
+const OVERFLOWS: [&str; 1] = ["9223372036854775800 + context.port < 0"];
 
 /// Policies that are valid alone, for one action.
 fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
-    let mut pool = Vec::new();
-    if matches!(action, "connect" | "direct") {
-        pool.extend(ALWAYS.map(|question| {
-            format!("@id(\"ID\") permit (principal, action == Action::\"{action}\", resource) when {{ {question} }};")
-        }));
-    }
+    let always = if matches!(action, "connect" | "direct") { &OF_ADDRESSES[..] } else { &OVERFLOWS[..] };
+    let write = |question: &&str| {
+        format!(
+            "@id(\"ID\") permit (principal, action == Action::\"{action}\", resource) when {{ {question} }};"
+        )
+    };
+    let mut pool: Vec<String> = always.iter().map(write).collect();
     for _ in 0..size * 60 {
         let text = Writer { random, action }.policy();
         if parse(&text).is_some() {
@@ -158,9 +160,10 @@ fn decisions_are_the_authorizers() {
         done += REQUESTS;
     }
     println!("{done} cases: {allowed} allowed, {failed} with errors");
+    // Far from what chance does.
     assert!(
-        (done / 5..done - done / 5).contains(&allowed),
+        (done / 10..done - done / 10).contains(&allowed),
         "allows and denies are balanced: {allowed} of {done}"
     );
-    assert!(failed > done / 200, "errors are among them: {failed} of {done}");
+    assert!(failed > 0, "errors are among them");
 }
