@@ -167,3 +167,24 @@ fn decisions_are_the_authorizers() {
     );
     assert!(failed > 0, "errors are among them");
 }
+
+/// A written entity that a condition computes may be the request's own, which is in more than itself.
+#[test]
+fn what_is_written_may_be_the_requests_own() {
+    let mut agent = agents(&mut Random(1)).remove(0);
+    agent.id = "default/web".parse().unwrap();
+    let host = Host::parse("api.example.com").unwrap();
+    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let request = Request { agent: &agent, operation };
+    for condition in [
+        r#"(if context.port == 443 then resource else Host::"api.example.com") in HostSet::"saas""#,
+        r#"(if context.port == 443 then principal else Agent::"default/web") in Tenant::"default""#,
+    ] {
+        let text = format!(
+            "@id(\"base\") permit (principal, action == Action::\"http\", resource);\n@id(\"no\") forbid (principal, action == Action::\"http\", resource) when {{ {condition} }};"
+        );
+        let (lowered, oracle) = both(&parse(&text).expect(condition), &request);
+        assert_eq!(lowered, oracle, "{condition}");
+        assert_eq!(lowered.policies, ["no"], "{condition}");
+    }
+}
