@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
 use clawgress_identity::Agent;
 
 use crate::kernel::LimitAction;
+use crate::kernel::limiter::bucket_key;
 use crate::quota::Pace;
 
 /// What the keys of limits are hashes of begins with this.
@@ -153,16 +153,7 @@ impl Limit {
     /// A limit of the policy `policy`.
     #[must_use]
     pub fn new(policy: &str, pace: Pace, share: Share, over: LimitAction) -> Limit {
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(KEY_DOMAIN);
-        context.update(&(policy.len() as u64).to_be_bytes());
-        context.update(policy.as_bytes());
-        context.update(&[share as u8, over as u8]);
-        context.update(&pace.count.to_be_bytes());
-        context.update(&pace.period_s.to_be_bytes());
-        context.update(&pace.burst.to_be_bytes());
-        let digest = context.finish();
-        let words = digest.as_ref().as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-        Limit { key: words.into_iter().find(|word| *word != 0).unwrap_or(1), pace, share, over }
+        let key = bucket_key(KEY_DOMAIN, policy, &[share as u8, over as u8], pace);
+        Limit { key, pace, share, over }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
+use crate::quota::Pace;
+
 /// Most limiters in a set: each has a slot in the kernel for every agent or workload that it slows.
 pub const LIMITERS_MAX: usize = 1_024;
 /// Most limiters for one combination of agent, destination, protocol and port: a packet asks each of them.
@@ -114,17 +116,23 @@ impl Limiter {
     }
 }
 
-/// The first eight bytes of a SHA-256 that are not all zero.
 fn key(policy: &str, rate: Rate) -> u64 {
     let Rate { unit, count, period_s, burst, subject, over } = rate;
+    let pace = Pace { count, period_s, burst };
+    bucket_key(KEY_DOMAIN, policy, &[unit as u8, subject as u8, over as u8], pace)
+}
+
+/// Names the buckets of a limit of either plane, by all that makes it: the first eight bytes of a SHA-256 that are
+/// not all zero.
+pub(crate) fn bucket_key(domain: &[u8], policy: &str, kinds: &[u8], pace: Pace) -> u64 {
     let mut context = digest::Context::new(&digest::SHA256);
-    context.update(KEY_DOMAIN);
+    context.update(domain);
     context.update(&(policy.len() as u64).to_be_bytes());
     context.update(policy.as_bytes());
-    context.update(&[unit as u8, subject as u8, over as u8]);
-    context.update(&count.to_be_bytes());
-    context.update(&period_s.to_be_bytes());
-    context.update(&burst.to_be_bytes());
+    context.update(kinds);
+    context.update(&pace.count.to_be_bytes());
+    context.update(&pace.period_s.to_be_bytes());
+    context.update(&pace.burst.to_be_bytes());
     let digest = context.finish();
     let words = digest.as_ref().as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
     words.into_iter().find(|word| *word != 0).unwrap_or(1)
