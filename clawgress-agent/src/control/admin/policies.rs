@@ -1,0 +1,108 @@
+//! Policy and its revisions, and the geo data it rests on.
+
+use std::sync::Arc;
+
+use clawgress_api::proto::{Document, Documents, Empty, RevisionNumber};
+use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision};
+use clawgress_policy::PolicyBundle;
+use tonic::{Request, Response, Status};
+
+use super::{Answer, caller, detached, document, documents, parsed, status};
+use crate::control::Control;
+use crate::control::govern::Size;
+use crate::control::model::{self, Refusal};
+
+/// Makes a policy live as the next revision.
+pub(super) async fn apply(control: &Arc<Control>, request: Request<Document>) -> Answer {
+    let by = caller(&request);
+    let new: NewPolicy<PolicyBundle> = parsed(request)?;
+    let control = Arc::clone(control);
+    document(&detached(async move { applied(&control, new, &by).await }).await?)
+}
+
+/// What a policy would come to.
+pub(super) async fn check(control: &Arc<Control>, request: Request<Document>) -> Answer {
+    let new: NewPolicy<PolicyBundle> = parsed(request)?;
+    let size = control.governor.check(new.bundle).await.map_err(status)?;
+    let Size { policies, prefixes, cells, limiters } = size;
+    document(&PolicyCheck { policies, prefixes, cells, limiters })
+}
+
+/// One revision; number 0 is the live one.
+pub(super) async fn show(control: &Arc<Control>, request: Request<RevisionNumber>) -> Answer {
+    let live = control.governor.live();
+    let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
+    let number = match request.into_inner().number {
+        0 => live_number,
+        number => number,
+    };
+    let found = model::revision(control.governor.store.as_ref(), number, None).await;
+    let missing = || match number {
+        0 => Refusal::Missing("no policy has been applied yet; see `clawgressctl policy apply`".into()),
+        _ => Refusal::Missing(format!("there is no revision {number}; see `clawgressctl policy history`")),
+    };
+    let mut revision = found.map_err(|e| status(e.into()))?.ok_or_else(|| status(missing()))?;
+    revision.generation = (number == live_number).then_some(live.model.generation);
+    document(&revision)
+}
+
+/// The revisions.
+pub(super) async fn history(control: &Arc<Control>) -> Result<Response<Documents>, Status> {
+    let live = control.governor.live();
+    let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
+    let mut history = model::history(control.governor.store.as_ref()).await.map_err(|e| status(e.into()))?;
+    for revision in &mut history {
+        revision.generation = (revision.number == live_number).then_some(live.model.generation);
+    }
+    documents(&history)
+}
+
+/// The geo data in force.
+pub(super) fn geo(control: &Arc<Control>) -> Answer {
+    document(&control.geo_status())
+}
+
+/// Reads the geo data again.
+pub(super) async fn reload_geo(control: &Arc<Control>, request: Request<Empty>) -> Answer {
+    let by = caller(&request);
+    let control = Arc::clone(control);
+    document(
+        &detached(async move {
+            control.geo.reload(&control.governor, &by).await?;
+            control.settled().await;
+            Ok(control.geo_status())
+        })
+        .await?,
+    )
+}
+
+async fn applied(
+    control: &Control,
+    new: NewPolicy<PolicyBundle>,
+    by: &str,
+) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
+    let bundle = serde_json::to_vec(&new.bundle).map_err(|e| Refusal::Invalid(e.to_string()))?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bundle);
+    let hash: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    let revision = PolicyRevision {
+        number: 0,
+        parent: 0,
+        time: control.clock.now(),
+        author: if new.author.is_empty() { by.to_owned() } else { new.author },
+        message: new.message,
+        hash,
+        bundle: Some(new.bundle),
+        generation: None,
+    };
+    let detail = |after: &PolicyRevision<PolicyBundle>| {
+        let PolicyRevision { number, parent, hash, message, .. } = after;
+        format!("policy revision {number} ({hash}) applied by {by} after revision {parent}: {message}")
+    };
+    let text = revision.bundle.as_ref().map_or("", |bundle| bundle.text.as_str());
+    let geo = control.governor.geo_of(text).await?;
+    let (mut revision, generation) =
+        control.governor.change(detail, |draft| draft.apply_policy(revision.clone(), &geo)).await?;
+    control.settled().await;
+    revision.generation = Some(generation.model.generation);
+    Ok(revision)
+}

@@ -1,0 +1,67 @@
+//! Runs of local commands: opened, held while their holder is there, closed.
+
+use std::sync::Arc;
+
+use clawgress_api::proto::{Empty, Name};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Answer, HoldStream, agent_id, caller, detached, document};
+use crate::control::Control;
+use crate::control::model::Refusal;
+
+/// Opens a run.
+pub(super) async fn open(control: &Arc<Control>, request: Request<Name>) -> Answer {
+    let by = caller(&request);
+    let id = agent_id(&request.into_inner())?;
+    let control = Arc::clone(control);
+    document(
+        &detached(async move {
+            let session = control.runs.open(&id, &by).await?;
+            control.settled().await;
+            Ok(session)
+        })
+        .await?,
+    )
+}
+
+/// Holds a run for as long as the stream lives; then it is closed.
+pub(super) async fn hold(
+    control: &Arc<Control>,
+    request: Request<Name>,
+) -> Result<Response<HoldStream>, Status> {
+    let name = request.into_inner().name;
+    let control = Arc::clone(control);
+    if control.governor.live().model.runs.get(&name).is_none_or(|r| r.closed) {
+        return Err(Status::not_found(format!("there is no run `{name}`")));
+    }
+    if !control.runs.held.lock().insert(name.clone()) {
+        return Err(Status::already_exists(format!("run `{name}` is held by somebody else")));
+    }
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = sender.closed() => {}
+            () = control.stop.cancelled() => {}
+        }
+        control.runs.held.lock().remove(&name);
+        match control.runs.close(&name, "its holder is gone").await {
+            // It was closed properly.
+            Ok(()) | Err(Refusal::Missing(_)) => {}
+            Err(error) => tracing::error!(%error, run = name, "cannot close a run"),
+        }
+    });
+    Ok(Response::new(ReceiverStream::new(receiver)))
+}
+
+/// Closes a run.
+pub(super) async fn close(control: &Arc<Control>, request: Request<Name>) -> Result<Response<Empty>, Status> {
+    let by = caller(&request);
+    let name = request.into_inner().name;
+    let control = Arc::clone(control);
+    detached(
+        async move { control.runs.close(&name, &format!("by {by}")).await.map(|()| Response::new(Empty {})) },
+    )
+    .await
+}
