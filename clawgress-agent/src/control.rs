@@ -4,6 +4,7 @@
 //! and to every L7 worker ([`snapshots`]); their records come back into the one log ([`audit`]).
 
 mod admin;
+pub mod api_keys;
 pub mod audit;
 mod enforcement;
 pub mod geo;

@@ -8,6 +8,7 @@ mod document;
 pub mod handover;
 pub mod notify;
 mod record;
+mod registry;
 pub mod socket;
 
 /// Generated messages, clients and servers.
@@ -25,6 +26,7 @@ pub mod proto {
 pub use clawgress_identity as identity;
 pub use document::*;
 pub use record::*;
+pub use registry::*;
 
 /// Largest gRPC message, bytes: a snapshot of ten thousand agents and a million prefixes fits.
 pub const MESSAGE_BYTES_MAX: usize = 128 << 20;

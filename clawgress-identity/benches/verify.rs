@@ -180,6 +180,7 @@ fn own(id: &str, mac: [u8; KEY_MAC_BYTES]) -> ApiKeyRecord {
         id: id.to_owned(),
         agent: "acme/crawler".parse().unwrap(),
         mac,
+        created_at_s: None,
         not_before_s: None,
         expires_at_s: None,
         revoked_at_s: None,

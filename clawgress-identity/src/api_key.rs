@@ -39,12 +39,23 @@ impl<'a> ApiKey<'a> {
     pub fn parse(text: &'a str) -> Result<Self, ApiKeyError> {
         let rest = text.strip_prefix(PREFIX).ok_or(ApiKeyError::Syntax)?;
         let (id, secret) = rest.split_once('_').ok_or(ApiKeyError::Syntax)?;
-        let hex = |s: &str| s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if id.len() == ID_CHARS && secret.len() == SECRET_CHARS && hex(id) && hex(secret) {
+        if id.len() == ID_CHARS && secret.len() == SECRET_CHARS && is_hex(id) && is_hex(secret) {
             Ok(ApiKey { text, id })
         } else {
             Err(ApiKeyError::Syntax)
         }
+    }
+
+    /// The public part alone, of text that is `<id>`, `claw_<id>` or a whole key: what a person has at hand of one.
+    ///
+    /// # Errors
+    /// If it is none of them.
+    pub fn id_of(text: &'a str) -> Result<&'a str, ApiKeyError> {
+        if let Ok(key) = ApiKey::parse(text) {
+            return Ok(key.id);
+        }
+        let id = text.strip_prefix(PREFIX).unwrap_or(text);
+        if id.len() == ID_CHARS && is_hex(id) { Ok(id) } else { Err(ApiKeyError::Syntax) }
     }
 
     /// Makes the text of a key from random bytes (6 for the id, 32 for the secret).
@@ -82,6 +93,11 @@ impl fmt::Debug for ApiKey<'_> {
     }
 }
 
+/// Whether all of it is lowercase hexadecimal digits.
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 /// What is stored of a key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +108,9 @@ pub struct ApiKeyRecord {
     pub agent: AgentId,
     /// Keyed hash of the whole key.
     pub mac: [u8; KEY_MAC_BYTES],
+    /// Unix seconds at which it was made; `None` if nobody wrote that down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at_s: Option<i64>,
     /// Unix seconds from which it counts; `None`: at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before_s: Option<i64>,
@@ -175,6 +194,19 @@ mod tests {
     }
 
     #[test]
+    fn the_id_of_what_a_person_has_of_a_key() {
+        let text = ApiKey::compose([0, 1, 2, 0xfd, 0xfe, 0xff], [0xa5; 32]);
+        for right in [text.as_str(), "000102fdfeff", "claw_000102fdfeff"] {
+            assert_eq!(ApiKey::id_of(right), Ok("000102fdfeff"));
+        }
+        for wrong in
+            ["", "claw_", "000102fdfef", "000102FDFEFF", "claw_000102fdfeff_", &text[1..], "00010200000é"]
+        {
+            assert_eq!(ApiKey::id_of(wrong), Err(ApiKeyError::Syntax), "`{wrong}`");
+        }
+    }
+
+    #[test]
     fn debug_and_messages_never_show_the_secret() {
         let text = ApiKey::compose([7; 6], [0xc3; 32]);
         let key = ApiKey::parse(&text).unwrap();
@@ -182,6 +214,7 @@ mod tests {
             id: key.id().to_owned(),
             agent: "web".parse().unwrap(),
             mac: [0xc3; KEY_MAC_BYTES],
+            created_at_s: None,
             not_before_s: None,
             expires_at_s: Some(9),
             revoked_at_s: None,
@@ -200,6 +233,7 @@ mod tests {
             id: String::new(),
             agent: "web".parse().unwrap(),
             mac: [9; KEY_MAC_BYTES],
+            created_at_s: None,
             not_before_s: None,
             expires_at_s: None,
             revoked_at_s: None,

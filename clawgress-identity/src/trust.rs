@@ -270,6 +270,7 @@ mod tests {
             id,
             agent: agent.parse().unwrap(),
             mac: MAC,
+            created_at_s: None,
             not_before_s: None,
             expires_at_s: Some(EXPIRES_AT_S),
             revoked_at_s: None,

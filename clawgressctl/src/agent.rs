@@ -10,6 +10,7 @@ use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, NewQuarantine, Qua
 use crate::client::{Client, request};
 use crate::failure::Failure;
 use crate::output::{self, Output, or_dash};
+use crate::time;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -44,7 +45,7 @@ pub struct Isolate {
     /// The agent: `NAME` or `TENANT/NAME`.
     name: AgentId,
     /// How long, such as `90s`, `15m`, `2h` or `1d`; without it, until it is released.
-    #[arg(long = "for", value_name = "TIME", value_parser = seconds)]
+    #[arg(long = "for", value_name = "TIME", value_parser = time::seconds)]
     seconds: Option<u64>,
     /// Why; it goes into the audit log.
     #[arg(long)]
@@ -160,21 +161,6 @@ fn quarantines(output: Output, all: &[Quarantine], agents: &[Agent]) -> Result<(
         vec![format!("{name}{note}"), its.since.to_string(), output::clean(&its.by), terms(its)]
     };
     output::table(&["AGENT", "SINCE", "BY", "TERMS"], &all.iter().map(row).collect::<Vec<_>>())
-}
-
-/// A time of whole seconds, minutes, hours or days.
-fn seconds(text: &str) -> Result<u64, String> {
-    let error = || format!("`{text}` is not a time: write such as `90s`, `15m`, `2h` or `1d`");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text.get(digits.len()..) {
-        Some("s") => 1,
-        Some("m") => 60,
-        Some("h") => 60 * 60,
-        Some("d") => 24 * 60 * 60,
-        _ => return Err(error()),
-    };
-    let number = digits.parse::<u64>().ok().filter(|n| *n > 0 && digits.bytes().all(|b| b.is_ascii_digit()));
-    number.and_then(|n| n.checked_mul(unit)).ok_or_else(error)
 }
 
 /// Until when, and why.
@@ -294,22 +280,4 @@ fn state(state: AgentState) -> &'static str {
 fn sources(agent: &Agent) -> String {
     let sources: Vec<String> = agent.sources.iter().map(ToString::to_string).collect();
     if sources.is_empty() { "-".to_owned() } else { sources.join(" ") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        for (text, wanted) in [("1s", 1), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86_400)] {
-            assert_eq!(seconds(text), Ok(wanted));
-        }
-        for text in
-            ["", "15", "m", "0m", "-1m", "+1m", "1.5h", "1w", "15 m", "99999999999999999999d", "1mm", "é"]
-        {
-            let said = seconds(text).expect_err(text);
-            assert!(said.ends_with("write such as `90s`, `15m`, `2h` or `1d`"), "{said}");
-        }
-    }
 }

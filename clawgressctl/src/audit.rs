@@ -2,11 +2,12 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use clawgress_api::{AgentRef, AuditQuery, AuditRecord, Plane, RecordKind, Verdict};
-use jiff::{Span, Timestamp, Zoned};
+use jiff::Timestamp;
 
 use crate::client::{Client, parse, request};
 use crate::failure::Failure;
 use crate::output::{self, Output, or_dash};
+use crate::time;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -46,10 +47,10 @@ pub struct Filter {
     #[arg(long)]
     destination: Option<String>,
     /// Not before: a time such as `2026-11-22T14:00Z`, or an age such as `15m`.
-    #[arg(long, value_parser = time)]
+    #[arg(long, value_parser = time::past)]
     since: Option<Timestamp>,
     /// Before: as --since.
-    #[arg(long, value_parser = time)]
+    #[arg(long, value_parser = time::past)]
     until: Option<Timestamp>,
 }
 
@@ -65,16 +66,6 @@ enum KindName {
     Outcome,
     Gap,
     Change,
-}
-
-pub fn time(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let age: Option<Span> = text.parse().ok();
-    age.and_then(|age| Zoned::now().checked_sub(age).ok()).map(|then| then.timestamp()).ok_or_else(|| {
-        format!("`{text}` is neither a time such as `2026-11-22T14:00Z` nor an age such as `15m`")
-    })
 }
 
 /// Does what was asked.

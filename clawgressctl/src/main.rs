@@ -9,6 +9,7 @@ mod completion;
 mod failure;
 mod geo;
 mod issuer;
+mod key;
 mod live;
 mod metrics;
 mod output;
@@ -16,6 +17,7 @@ mod policy;
 mod run;
 mod source;
 mod status;
+mod time;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,6 +64,9 @@ enum Verb {
     /// Agents: who may use the gateway.
     #[command(subcommand)]
     Agent(agent::Verb),
+    /// API keys: what agents prove themselves by.
+    #[command(subcommand)]
+    Key(key::Verb),
     /// Shared sources: hosts of several agents, and NATs.
     #[command(subcommand)]
     Source(source::Verb),
@@ -120,6 +125,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
         match verb {
             Verb::Status => status::show(&client, output).await?,
             Verb::Agent(verb) => agent::run(&client, output, verb).await?,
+            Verb::Key(verb) => key::run(&client, output, verb).await?,
             Verb::Source(verb) => source::run(&client, output, verb).await?,
             Verb::Issuer(verb) => issuer::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,

@@ -3,6 +3,8 @@
 
 #[path = "../../clawgress-agent/tests/support/datapath.rs"]
 mod datapath;
+#[path = "cli/keys.rs"]
+mod key_verbs;
 #[path = "../../clawgress-agent/tests/support/node.rs"]
 mod node;
 #[path = "cli/policy.rs"]

@@ -3,6 +3,7 @@
 
 mod agents;
 mod issuers;
+mod keys;
 mod policies;
 mod records;
 mod runs;
@@ -20,7 +21,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Control;
+use super::api_keys::Made;
 use super::audit::AuditError;
+use super::keyring::NewKey;
 use super::model::Refusal;
 use super::store::StoreError;
 use crate::peer::Peer;
@@ -66,6 +69,22 @@ impl Admin for Service {
 
     async fn set_agent_state(&self, request: Request<Document>) -> Answer {
         agents::set_state(&self.0, request).await
+    }
+
+    async fn create_key(&self, request: Request<Document>) -> Answer {
+        keys::create(&self.0, request).await
+    }
+
+    async fn list_keys(&self, request: Request<Name>) -> Result<Response<Documents>, Status> {
+        keys::list(&self.0, request)
+    }
+
+    async fn rotate_key(&self, request: Request<Document>) -> Answer {
+        keys::rotate(&self.0, request).await
+    }
+
+    async fn revoke_key(&self, request: Request<Name>) -> Answer {
+        keys::revoke(&self.0, request).await
     }
 
     async fn quarantine_agent(&self, request: Request<Document>) -> Answer {
@@ -191,6 +210,12 @@ impl Control {
     fn is_in_force(&self, generation: u64) -> bool {
         self.runs.link.state().applied >= generation
             && self.workers.list().iter().all(|worker| worker.generation >= generation)
+    }
+
+    /// A new API key: what the registry keeps of it, and its text for the one answer.
+    async fn make_key(&self) -> Result<(Made, String), Refusal> {
+        let NewKey { text, id, mac } = self.runs.keyring.make().await?;
+        Ok((Made { id, mac, at_s: self.clock.now().as_second() }, text))
     }
 
     /// Waits until the planes that are there know who is quarantined, or are too slow.

@@ -8,13 +8,14 @@ use clawgress_api::PolicyRevision;
 use clawgress_api::config::Config;
 use clawgress_ebpf_common::bound;
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, IssuerRecord, KEY_MAC_BYTES, RootId, SharedSource, SourceId,
+    Agent, AgentId, AgentState, ApiKeyRecord, IssuerRecord, RootId, SharedSource, SourceId,
 };
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::api_keys::{ENDED_KEY, KEY};
 use super::audit::AuditError;
 use super::geo::{GeoError, GeoInForce};
 use super::issuers::ISSUER;
@@ -40,7 +41,6 @@ const LIVE_POLICY: &str = "policy-live";
 const GEO: &str = "geo";
 const WINDOW: &str = "window";
 const AGENT: &str = "agent/";
-const KEY: &str = "key/";
 const RUN: &str = "run/";
 const REVISION: &str = "revision/";
 const BUNDLE: &str = "bundle/";
@@ -100,6 +100,8 @@ pub struct Model {
     pub agents: BTreeMap<AgentId, Agent>,
     /// API keys by id.
     pub keys: BTreeMap<String, ApiKeyRecord>,
+    /// API keys that count no more, whatever the clock says, and are still listed.
+    pub ended_keys: BTreeMap<String, ApiKeyRecord>,
     /// Shared sources by id.
     pub shared: BTreeMap<SourceId, SharedSource>,
     /// Issuers of tokens by id.
@@ -185,6 +187,7 @@ impl Model {
             stored: generation.entries.first().map(|e| e.modified),
             agents: all(store, AGENT, at, |a: &Agent| a.id.clone()).await?,
             keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
+            ended_keys: all(store, ENDED_KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
             shared: all(store, SHARED, at, |s: &SharedSource| s.id.clone()).await?,
             issuers: all(store, ISSUER, at, |i: &IssuerRecord| i.id.clone()).await?,
             fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
@@ -324,11 +327,7 @@ impl Draft {
         let agent = self.model.agent(id)?.clone();
         self.model.agents.remove(id);
         self.delete(format!("{AGENT}{id}"));
-        let keys: Vec<String> =
-            self.model.keys.values().filter(|k| k.agent == *id).map(|k| k.id.clone()).collect();
-        for key in keys {
-            self.delete_key(&key);
-        }
+        self.delete_keys_of(id);
         let runs: Vec<String> =
             self.model.runs.values().filter(|r| r.agent == *id).map(|r| r.name.clone()).collect();
         for run in runs {
@@ -336,40 +335,6 @@ impl Draft {
         }
         self.governs = true;
         Ok((agent, self.unlist(id)?))
-    }
-
-    /// Adds an API key of an agent.
-    ///
-    /// # Errors
-    /// If its id is taken.
-    pub fn put_key(
-        &mut self,
-        id: &str,
-        agent: &AgentId,
-        mac: [u8; KEY_MAC_BYTES],
-        expires_at_s: Option<i64>,
-    ) -> Result<(), Refusal> {
-        if self.model.keys.contains_key(id) {
-            return Err(Refusal::Exists("the key's id is taken; try again".into()));
-        }
-        let key = ApiKeyRecord {
-            id: id.to_owned(),
-            agent: agent.clone(),
-            mac,
-            not_before_s: None,
-            expires_at_s,
-            revoked_at_s: None,
-        };
-        self.put(&format!("{KEY}{id}"), &key)?;
-        self.model.keys.insert(key.id.clone(), key);
-        self.governs = true;
-        Ok(())
-    }
-
-    fn delete_key(&mut self, id: &str) {
-        self.model.keys.remove(id);
-        self.delete(format!("{KEY}{id}"));
-        self.governs = true;
     }
 
     /// Opens a run of an agent that is active; its key must be there.

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::api_keys::{Made, Terms};
 use super::govern::Governor;
 use super::kernel::Link;
 use super::keyring::Keyring;
@@ -76,12 +77,14 @@ impl Runs {
             workload: workload.clone(),
             closed: false,
         };
-        let expiry = opened.as_second() + RUN_TIME_MAX.as_secs();
+        let made = Made { id: key.id.clone(), mac: key.mac, at_s: opened.as_second() };
+        let expires_at_s = Some(made.at_s + RUN_TIME_MAX.as_secs());
+        let terms = Terms { not_before_s: None, expires_at_s };
         let detail = format!("run `{name}` of agent `{agent}` opened by {by}");
         let change = self.governor.change(
             |()| detail.clone(),
             |draft| {
-                draft.put_key(&key.id, agent, key.mac, Some(expiry))?;
+                draft.put_key(&made, agent, terms)?;
                 draft.open_run(run.clone())
             },
         );

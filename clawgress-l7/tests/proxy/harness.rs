@@ -298,6 +298,7 @@ impl Gateway {
             id: ApiKey::parse(text).expect("key").id().to_owned(),
             agent: agent.parse().expect("id"),
             mac: mac(&secret, text),
+            created_at_s: None,
             not_before_s: None,
             expires_at_s: None,
             revoked_at_s: None,

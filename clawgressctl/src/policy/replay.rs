@@ -30,7 +30,7 @@ pub struct Arguments {
     #[arg(long)]
     agent: Option<String>,
     /// Not before: a time such as `2026-11-22T14:00Z`, or an age such as `15m`.
-    #[arg(long, value_parser = crate::audit::time)]
+    #[arg(long, value_parser = crate::time::past)]
     since: Option<jiff::Timestamp>,
     /// At most this many records, the newest.
     #[arg(long, short = 'n', default_value_t = 10_000)]

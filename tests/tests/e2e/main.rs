@@ -20,6 +20,7 @@ mod floods;
 mod geo;
 mod interfaces;
 mod kernel;
+mod keys;
 mod limits;
 mod llm;
 mod packets;

@@ -16,7 +16,7 @@ const WRITER: &str = "writer";
 
 /// Opens a tunnel and a connection for plain requests for each agent, says `ready`, waits for `go`, then uses
 /// each of them: prints what became of it.
-const CLIENT: &str = r"
+pub const CLIENT: &str = r"
 import base64, os, socket, ssl, sys, time
 directory, ca, proxy = sys.argv[1:4]
 context = ssl.create_default_context(cafile=ca)
@@ -143,7 +143,7 @@ fn a_host_of_several_agents_presents_them_and_nobody_else() {
     finish(site);
 }
 
-fn wait_for(site: &Site, file: &Path) {
+pub fn wait_for(site: &Site, file: &Path) {
     let there = || Ok(file.exists());
     site.gateway.lab.wait("the connections", Duration::from_secs(30), there).unwrap();
 }

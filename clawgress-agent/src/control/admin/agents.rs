@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Answer, agent_id, caller, detached, document, documents, json, parsed, status};
 use crate::control::Control;
+use crate::control::api_keys::Terms;
 use crate::control::model::Refusal;
 
 /// Registers an agent, with a key if one is asked for.
@@ -118,7 +119,7 @@ pub(super) fn quarantines(control: &Arc<Control>) -> Result<Response<Documents>,
 }
 
 async fn created(control: &Control, new: NewAgent, by: &str) -> Result<CreatedAgent, Refusal> {
-    let key = if new.key { Some(control.runs.keyring.make().await?) } else { None };
+    let key = if new.key { Some(control.make_key().await?) } else { None };
     let agent = Agent {
         id: new.id,
         index: 0,
@@ -134,14 +135,14 @@ async fn created(control: &Control, new: NewAgent, by: &str) -> Result<CreatedAg
         .governor
         .change(detail, |draft| {
             let agent = draft.create_agent(agent.clone(), &control.governor.config)?;
-            if let Some(key) = &key {
-                draft.put_key(&key.id, &agent.id, key.mac, None)?;
+            if let Some((made, _)) = &key {
+                draft.put_key(made, &agent.id, Terms::default())?;
             }
             Ok(agent)
         })
         .await?;
     control.settled().await;
-    Ok(CreatedAgent { agent, api_key: key.map(|k| k.text) })
+    Ok(CreatedAgent { agent, api_key: key.map(|(_, text)| text) })
 }
 
 fn not_a_number(text: &str) -> Status {
