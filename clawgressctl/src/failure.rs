@@ -13,6 +13,9 @@ pub enum Failure {
     /// Refused or failed.
     #[error("{0}")]
     Refused(String),
+    /// The policy that was asked denies; its answer is printed.
+    #[error("{0}")]
+    WouldDeny(String),
     /// The agent can't be reached.
     #[error("{0}")]
     Unreachable(String),
@@ -30,6 +33,7 @@ impl Failure {
             Failure::Refused(_) => 1,
             Failure::Unreachable(_) => 3,
             Failure::Denied(_) => 4,
+            Failure::WouldDeny(_) => 5,
         })
     }
 

@@ -35,6 +35,7 @@ Exit codes:
   2  wrong usage
   3  the agent can't be reached
   4  this user may not administer
+  5  `policy explain`: it would be denied
   `run` passes on the command's own code, or 128 and the signal's number.";
 
 /// Administers the Clawgress agent on this machine.

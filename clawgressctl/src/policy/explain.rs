@@ -54,9 +54,14 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     let parts = (written.bundle.text.as_str(), &written.bundle.sets, &surroundings);
     let explanation = explain(&set, parts, agent, &target);
     match output {
-        Output::Json => output::json(&explanation),
-        Output::Table => print(&written, &explanation),
+        Output::Json => output::json(&explanation)?,
+        Output::Table => print(&written, &explanation)?,
     }
+    if explanation.allowed {
+        return Ok(());
+    }
+    let reason = explanation.reason.as_deref().unwrap_or("denied");
+    Err(Failure::WouldDeny(format!("it would be denied by `{}`: {reason}", explanation.decided)))
 }
 
 /// The set, to be asked here. It has no zone of a node: that is said where it may matter.

@@ -108,9 +108,14 @@ async fn test_diff_and_explain() {
     check(&run(config, &["policy", "test", &good]).await, 0, "1 passed, 0 failed", "");
 
     let explained = run(config, &["policy", "explain", "a", "http://api.test/admin"]).await;
-    check(&explained, 0, "denied: policy_forbidden (decided by `http`)", "");
-    check(&explained, 0, "by `no-admin` at revision 1:4", "");
-    check(&explained, 0, "4 | forbid (principal", "");
+    check(
+        &explained,
+        5,
+        "denied: policy_forbidden (decided by `http`)",
+        "it would be denied by `http`: policy_forbidden",
+    );
+    check(&explained, 5, "by `no-admin` at revision 1:4", "it would be denied by `http`: policy_forbidden");
+    check(&explained, 5, "4 | forbid (principal", "it would be denied by `http`: policy_forbidden");
     let explained = run(config, &["policy", "explain", "a", "http://api.test/x", "-o", "json"]).await;
     let json: Value = parse(&explained.stdout);
     assert_eq!(

@@ -4,11 +4,31 @@ use std::process::Command;
 use std::time::Duration;
 
 use clawgress_api::{Ingress, Plane};
-use clawgress_e2e::lab::{GatewayOptions, Host, Role, finish as run, program};
+use clawgress_e2e::lab::{GatewayOptions, Host, Output, Role, finish as run, program};
 use clawgress_e2e::plan::API;
-use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS};
 
 use crate::support::{admin, agent, codes, curl, denied, finish, record, site, to_host};
+
+/// Time for both planes to run a new generation.
+const AGREE_TIME: Duration = Duration::from_secs(15);
+
+/// What is wanted of the usual policy.
+const CASES: &str = r#"
+[[case]]
+agent = "crawler"
+to = "http://web.allowed.test/public/x"
+address = "203.0.113.10"
+expect = "allow"
+policies = ["public-pages", "reach-web"]
+
+[[case]]
+agent = "crawler"
+to = "http://api.allowed.test/admin"
+expect = "deny"
+reason = "policy_forbidden"
+policies = ["no-admin"]
+"#;
 
 #[test]
 fn a_bad_policy_is_refused_with_its_place_and_changes_nothing() {
@@ -60,6 +80,62 @@ fn a_policy_that_takes_a_permit_away_ends_it_in_both_planes() {
     record(&site, "in the kernel", |r| r.plane == Plane::Kernel && denied(r, "policy_denied"));
     site.gateway.apply_policy(POLICY, SETS).unwrap();
     assert_eq!(get(&site), 200);
+    finish(site);
+}
+
+/// What the planes do is what `explain` says, `replay` finds in their records, and `rollback` brings back.
+#[test]
+fn what_policy_verbs_say_is_what_the_planes_do() {
+    let site = site();
+    let dir = site.gateway.lab.dir();
+    let (policy, sets, cases) = (dir.join("next.cedar"), dir.join("next.toml"), dir.join("cases.toml"));
+    std::fs::write(&policy, POLICY.replace("/public/*", "/private/*")).unwrap();
+    std::fs::write(&sets, SETS).unwrap();
+    std::fs::write(&cases, CASES).unwrap();
+    let [policy, sets, cases] = [&policy, &sets, &cases].map(|path| path.to_str().unwrap());
+    let ctl = |args: &[&str]| site.gateway.ctl(args).unwrap();
+    let get = |url| codes(&curl(&site, Host::Known, &[url])).0;
+    let said = |output: &Output, code, said: &str| {
+        assert!(output.code == Some(code) && output.stdout.contains(said), "`{said}`: {output:?}");
+    };
+    let page = "http://web.allowed.test/public/x";
+    let admin_page = "http://api.allowed.test/admin/x";
+    assert_eq!((get(page), get(admin_page)), (200, 403));
+    said(&ctl(&["policy", "explain", CRAWLER, page]), 0, "by `public-pages` at revision 1:");
+    said(
+        &ctl(&["policy", "explain", CRAWLER, admin_page]),
+        5,
+        "denied: policy_forbidden (decided by `http`)",
+    );
+    said(&ctl(&["policy", "explain", CRAWLER, "https://inspect.allowed.test/"]), 5, "inspection_required");
+    let next = ["policy", "explain", CRAWLER, page, "--policy", policy, "--sets", sets];
+    said(&ctl(&next), 5, "denied: policy_denied (decided by `http`)");
+
+    record(&site, "the page", |r| r.destination.path.as_deref() == Some("/public/x"));
+    let replayed = ctl(&["policy", "replay", policy, "--sets", sets]);
+    said(&replayed, 0, "web.allowed.test:80 GET /public/x");
+    assert!(!replayed.stdout.contains("/admin/x"), "that stays as it is: {replayed:?}");
+    said(&ctl(&["policy", "test", cases]), 0, "2 passed, 0 failed");
+    said(&ctl(&["policy", "test", cases, "--policy", policy, "--sets", sets]), 1, "1 passed, 1 failed");
+    said(&ctl(&["policy", "diff", "1", policy, "--second-sets", sets]), 0, "~ policy `public-pages`");
+
+    said(&ctl(&["policy", "apply", policy, "--sets", sets, "-m", "next"]), 0, "revision 2 is live");
+    site.gateway
+        .lab
+        .wait("the new policy in both planes", AGREE_TIME, || admin(&site).agreed().map(|_| true))
+        .unwrap();
+    assert_eq!(get(page), 403);
+    said(&ctl(&["policy", "rollback", "-m", "the pages are missed"]), 0, "revision 3 is live");
+    site.gateway
+        .lab
+        .wait("the old policy in both planes", AGREE_TIME, || admin(&site).agreed().map(|_| true))
+        .unwrap();
+    assert_eq!(get(page), 200);
+    record(&site, "the rollback", |r| {
+        r.detail.as_deref().is_some_and(|d| {
+            d.contains("policy revision 3") && d.contains("after revision 2: roll back to revision 1")
+        })
+    });
     finish(site);
 }
 
