@@ -14,6 +14,7 @@ mod issuers;
 pub mod kernel;
 mod keyring;
 pub mod model;
+mod observe;
 mod providers;
 pub mod quarantine;
 mod runs;
@@ -47,6 +48,7 @@ use self::geo_files::GeoFiles;
 use self::govern::Governor;
 use self::kernel::Link;
 use self::keyring::Keyring;
+use self::observe::Observations;
 use self::providers::Providers;
 use self::quarantine::Quarantines;
 use self::runs::Runs;
@@ -70,6 +72,7 @@ struct Control {
     quarantines: Arc<Quarantines>,
     providers: Arc<Providers>,
     audit: AuditLog,
+    observations: Arc<Observations>,
     runs: Runs,
     workers: Arc<Workers>,
     geo: GeoFiles,
@@ -121,6 +124,7 @@ pub async fn serve(
     let providers = Arc::new(Providers::open(Arc::clone(&governor), Arc::clone(&clock)).await);
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);
+    let observations = observations(&config, &governor, &clock).await?;
     let to = |path: &Path, server| -> Result<Channel> {
         Ok(socket::channel_to(path, Servers::new(&config.access, server)?))
     };
@@ -130,6 +134,7 @@ pub async fn serve(
         quarantines: Arc::clone(&quarantines),
         link: Arc::clone(&link),
         keyring: Keyring::new(to(&config.keys_socket(), Server::Keys)?, store),
+        observations: Arc::clone(&observations),
         clock: Arc::clone(&clock),
         held: Mutex::default(),
         ended: Notify::new(),
@@ -142,6 +147,7 @@ pub async fn serve(
         quarantines,
         providers,
         audit,
+        observations,
         runs,
         workers,
         geo,
@@ -157,6 +163,7 @@ pub async fn serve(
         tokio::spawn(keep_time(Arc::clone(&control))),
         tokio::spawn(watch_geo(Arc::clone(&control))),
         tokio::spawn(fetch_keys(Arc::clone(&control))),
+        tokio::spawn(observe(Arc::clone(&control))),
     ];
     notify::ready("control");
     let end = tokio::try_join!(
@@ -168,6 +175,30 @@ pub async fn serve(
         let _ = task.await;
     }
     end.map(drop)
+}
+
+/// What the records say of agents, from now on.
+async fn observations(
+    config: &Config,
+    governor: &Arc<Governor>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<Observations>> {
+    let directory = config.node.state_dir.join("control").join("history");
+    let opened = Observations::open(&directory, Arc::clone(governor), Arc::clone(clock)).await;
+    let opened =
+        opened.with_context(|| format!("cannot keep agents' histories in `{}`", directory.display()));
+    let observations = Arc::new(opened?);
+    let observer = Arc::downgrade(&observations);
+    governor.audit.observe(move |record| {
+        if let Some(observations) = observer.upgrade() {
+            observations.note(record);
+        }
+    });
+    Ok(observations)
+}
+
+async fn observe(control: Arc<Control>) {
+    control.observations.run(&control.audit, control.stop.clone()).await;
 }
 
 fn open_sockets(config: &Config) -> Result<(UnixListener, UnixListener)> {
@@ -228,8 +259,11 @@ fn planes(control: &Control) -> Planes {
         stop: control.stop.clone(),
     };
     let sink = sink::Service { audit: control.audit.clone(), stop: control.stop.clone() };
-    let enforcement =
-        enforcement::Service { quarantines: Arc::clone(&control.quarantines), quota: Arc::default() };
+    let enforcement = enforcement::Service {
+        quarantines: Arc::clone(&control.quarantines),
+        observations: Arc::clone(&control.observations),
+        quota: Arc::default(),
+    };
     Either(
         SnapshotsServer::new(snapshots),
         Either(

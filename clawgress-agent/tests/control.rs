@@ -3,6 +3,8 @@
 
 #[path = "support/datapath.rs"]
 mod datapath;
+#[path = "control/history.rs"]
+mod history;
 #[path = "support/node.rs"]
 mod node;
 
@@ -15,7 +17,7 @@ use clawgress_agent::control;
 use clawgress_agent::control::store::{Commit, MemoryStore, Read, StateStore, StoreError, Transaction};
 use clawgress_api::clock::{FixedClock, SystemClock};
 use clawgress_api::proto::keys_client::KeysClient;
-use clawgress_api::proto::{AuditBatch, Empty, MacApiKeyRequest, Name, RevisionNumber, WatchRequest};
+use clawgress_api::proto::{AuditBatch, Empty, MacApiKeyRequest, Name, NewRun, RevisionNumber, WatchRequest};
 use clawgress_api::{
     AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, Plane, PolicyRevision,
     RecordKind, RunSession, Status, socket,
@@ -370,7 +372,15 @@ async fn a_run_lives_as_long_as_it_is_held() {
     create(&node, "other").await;
     create(&node, "a").await;
     let open = async |node: &Node| -> RunSession {
-        parse(&node.admin().open_run(Name { name: "a".into() }).await.expect("run").into_inner().json)
+        parse(
+            &node
+                .admin()
+                .open_run(NewRun { name: "a".into(), ..NewRun::default() })
+                .await
+                .expect("run")
+                .into_inner()
+                .json,
+        )
     };
     let session = open(&node).await;
     let asked = script.workloads.lock().await.get(&1).cloned().expect("workload");
@@ -400,12 +410,20 @@ async fn a_run_lives_as_long_as_it_is_held() {
     node.admin().delete_agent(Name { name: "a".into() }).await.expect("deleted");
     until("all to be removed", async || script.workloads.lock().await.is_empty()).await;
     assert_eq!(
-        node.admin().open_run(Name { name: "a".into() }).await.expect_err("none").code(),
+        node.admin()
+            .open_run(NewRun { name: "a".into(), ..NewRun::default() })
+            .await
+            .expect_err("none")
+            .code(),
         Code::NotFound
     );
     let change = AgentStateChange { id: "other".parse().expect("id"), state: AgentState::Disabled };
     node.admin().set_agent_state(document(&change)).await.expect("disabled");
-    let refused = node.admin().open_run(Name { name: "other".into() }).await.expect_err("disabled");
+    let refused = node
+        .admin()
+        .open_run(NewRun { name: "other".into(), ..NewRun::default() })
+        .await
+        .expect_err("disabled");
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(script.workloads.lock().await.is_empty(), "nothing is left of what was refused");
     role.stop().await;

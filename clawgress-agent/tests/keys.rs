@@ -5,7 +5,7 @@
 mod node;
 
 use clawgress_api::proto::keys_client::KeysClient;
-use clawgress_api::proto::{MacApiKeyRequest, Name};
+use clawgress_api::proto::{MacApiKeyRequest, Name, NewRun};
 use clawgress_api::{
     ApiKeyInfo, ApiKeyRotation, ApiKeyState, AuditQuery, AuditRecord, CreatedAgent, CreatedApiKey, NewAgent,
     NewApiKey, RecordKind, RunSession, socket,
@@ -260,7 +260,12 @@ async fn a_revoked_key_is_gone_for_good_and_still_listed() {
 async fn the_key_of_a_run_lives_with_it() {
     let node = Node::new().start().await;
     agent(&node, "web").await;
-    let run = node.admin().open_run(Name { name: "web".into() }).await.expect("opened").into_inner();
+    let run = node
+        .admin()
+        .open_run(NewRun { name: "web".into(), ..NewRun::default() })
+        .await
+        .expect("opened")
+        .into_inner();
     let run: RunSession = parse(&run.json);
     let held = node.admin().hold_run(Name { name: run.name.clone() }).await.expect("held");
     let key = id(&run.api_key);

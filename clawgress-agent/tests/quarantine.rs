@@ -9,7 +9,7 @@ mod node;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clawgress_api::proto::{Empty, Name, Snapshot};
+use clawgress_api::proto::{Empty, Name, NewRun, Snapshot};
 use clawgress_api::{
     AgentStateChange, AuditQuery, AuditRecord, NewAgent, NewQuarantine, Quarantine, RecordKind,
 };
@@ -92,7 +92,11 @@ async fn both_planes_learn_it_at_once_and_outside_generations() {
         (state(&node, "a").await, state(&node, "b").await),
         (AgentState::Quarantined, AgentState::Active)
     );
-    let refused = node.admin().open_run(Name { name: "a".into() }).await.expect_err("nothing of it runs");
+    let refused = node
+        .admin()
+        .open_run(NewRun { name: "a".into(), ..NewRun::default() })
+        .await
+        .expect_err("nothing of it runs");
     assert!(refused.message().contains("quarantined; release it"), "{}", refused.message());
 
     // It survives a restart, and is told before any generation.

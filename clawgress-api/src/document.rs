@@ -533,6 +533,19 @@ impl std::fmt::Debug for RunSession {
     }
 }
 
+/// A fingerprint of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownFingerprint {
+    /// `ja4`, `executable` or `certificate`.
+    pub kind: String,
+    /// The fingerprint.
+    pub value: String,
+    /// When it was seen first.
+    pub first_seen: Timestamp,
+    /// When it was seen last, as far as that was kept.
+    pub last_seen: Timestamp,
+}
+
 /// The node's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {

@@ -130,6 +130,17 @@ pub struct SourceRef {
     pub mac: Option<MacAddress>,
 }
 
+/// What tells programs and machines apart: signals, never credentials, since whoever likes can send another's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// JA4 of the TLS hello.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ja4: Option<String>,
+    /// SHA-256 of the executable that a run began with, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<String>,
+}
+
 /// Where it was going.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destination {
@@ -203,6 +214,9 @@ pub struct AuditRecord {
     /// From where.
     #[serde(default)]
     pub source: SourceRef,
+    /// What seems to be at its other end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// To where.
     #[serde(default)]
     pub destination: Destination,
@@ -285,6 +299,7 @@ impl AuditRecord {
             ingress: None,
             agent: None,
             source: SourceRef::default(),
+            fingerprint: None,
             destination: Destination::default(),
             action: None,
             verdict: None,

@@ -141,6 +141,8 @@ drop_reasons! {
     Draining = 51, "draining", l7;
     /// Whether a limit of policy is reached can't be found out, so what it limits is denied.
     LimitUnavailable = 52, "limit_unavailable", l7;
+    /// Policy asks for what the agent did before, and that can't be found out.
+    HistoryUnavailable = 53, "history_unavailable", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;

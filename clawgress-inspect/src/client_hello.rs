@@ -22,8 +22,12 @@ const FRAGMENT_BYTES_MAX: usize = 1 << 14;
 
 const CONTENT_HANDSHAKE: u8 = 22;
 const HANDSHAKE_CLIENT_HELLO: u8 = 1;
-const EXTENSION_SERVER_NAME: u16 = 0;
-const EXTENSION_ALPN: u16 = 16;
+/// `server_name` (RFC 6066 section 3).
+pub(crate) const EXTENSION_SERVER_NAME: u16 = 0;
+const EXTENSION_SIGNATURE_ALGORITHMS: u16 = 13;
+/// ALPN (RFC 7301).
+pub(crate) const EXTENSION_ALPN: u16 = 16;
+const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
 const EXTENSION_ECH: u16 = 0xfe0d;
 
 /// What a ClientHello says.
@@ -33,8 +37,16 @@ pub struct ClientHello {
     pub server_name: Option<String>,
     /// ALPN names in the client's order (RFC 7301); bytes outside printable ASCII escaped.
     pub alpn: Vec<String>,
+    /// The first of them as sent; empty without any.
+    pub(crate) alpn_first: Vec<u8>,
     /// Whether `encrypted_client_hello` is present (real or GREASE: they look alike by design).
     pub encrypted: bool,
+    // What a fingerprint is made of, in the client's order.
+    pub(crate) legacy_version: u16,
+    pub(crate) cipher_suites: Vec<u16>,
+    pub(crate) extensions: Vec<u16>,
+    pub(crate) supported_versions: Vec<u16>,
+    pub(crate) signature_algorithms: Vec<u16>,
 }
 
 /// Why bytes are no acceptable ClientHello.
@@ -170,7 +182,7 @@ impl Reassembler {
 /// Everything that is not exactly one well-formed hello.
 pub fn parse(body: &[u8]) -> Result<ClientHello, HelloError> {
     let mut r = Reader(body);
-    r.take(2, "legacy_version")?;
+    let legacy_version = r.u16("legacy_version")?;
     r.take(32, "random")?;
     if r.vector8("session_id")?.0.len() > 32 {
         return Err(HelloError::Length("session_id"));
@@ -182,26 +194,37 @@ pub fn parse(body: &[u8]) -> Result<ClientHello, HelloError> {
     if r.vector8("compression_methods")?.0.is_empty() {
         return Err(HelloError::Length("compression_methods"));
     }
-    let mut hello = ClientHello { server_name: None, alpn: Vec::new(), encrypted: false };
+    let mut hello = ClientHello {
+        server_name: None,
+        alpn: Vec::new(),
+        alpn_first: Vec::new(),
+        encrypted: false,
+        legacy_version,
+        cipher_suites: numbers(suites),
+        extensions: Vec::new(),
+        supported_versions: Vec::new(),
+        signature_algorithms: Vec::new(),
+    };
     if r.0.is_empty() {
         return Ok(hello);
     }
     let mut extensions = r.vector16("extensions")?;
     r.end("the extensions")?;
-    let mut seen: Vec<u16> = Vec::with_capacity(EXTENSIONS_MAX);
     while !extensions.0.is_empty() {
         let kind = extensions.u16("extension type")?;
         let data = extensions.vector16("extension")?;
-        if seen.contains(&kind) {
+        if hello.extensions.contains(&kind) {
             return Err(HelloError::DuplicateExtension(kind));
         }
-        if seen.len() == EXTENSIONS_MAX {
+        if hello.extensions.len() == EXTENSIONS_MAX {
             return Err(HelloError::TooMany("extensions"));
         }
-        seen.push(kind);
+        hello.extensions.push(kind);
         match kind {
             EXTENSION_SERVER_NAME => hello.server_name = Some(server_name(data)?),
-            EXTENSION_ALPN => hello.alpn = alpn(data)?,
+            EXTENSION_ALPN => (hello.alpn, hello.alpn_first) = alpn(data)?,
+            EXTENSION_SUPPORTED_VERSIONS => hello.supported_versions = numbers(versions(data)?),
+            EXTENSION_SIGNATURE_ALGORITHMS => hello.signature_algorithms = numbers(signatures(data)?),
             EXTENSION_ECH => hello.encrypted = true,
             _ => {}
         }
@@ -248,10 +271,36 @@ fn is_address(name: &str) -> bool {
         || name.contains(':')
 }
 
-fn alpn(mut r: Reader<'_>) -> Result<Vec<String>, HelloError> {
+/// Two bytes each; a list's length was checked to be even.
+fn numbers(list: &[u8]) -> Vec<u16> {
+    list.chunks_exact(2).map(|pair| pair.iter().fold(0, |n, byte| n << 8 | u16::from(*byte))).collect()
+}
+
+/// RFC 8446 section 4.2.1.
+fn versions(mut r: Reader<'_>) -> Result<&[u8], HelloError> {
+    let list = r.vector8("supported_versions list")?.0;
+    r.end("the supported_versions list")?;
+    if list.is_empty() || list.len() % 2 != 0 {
+        return Err(HelloError::Length("supported_versions"));
+    }
+    Ok(list)
+}
+
+/// RFC 8446 section 4.2.3.
+fn signatures(mut r: Reader<'_>) -> Result<&[u8], HelloError> {
+    let list = r.vector16("signature_algorithms list")?.0;
+    r.end("the signature_algorithms list")?;
+    if list.is_empty() || list.len() % 2 != 0 {
+        return Err(HelloError::Length("signature_algorithms"));
+    }
+    Ok(list)
+}
+
+/// The names for people, and the first of them as it is.
+fn alpn(mut r: Reader<'_>) -> Result<(Vec<String>, Vec<u8>), HelloError> {
     let mut list = r.vector16("ALPN list")?;
     r.end("the ALPN list")?;
-    let mut names = Vec::new();
+    let (mut names, mut first) = (Vec::new(), Vec::new());
     while !list.0.is_empty() {
         let name = list.vector8("ALPN name")?.0;
         if name.is_empty() {
@@ -260,9 +309,12 @@ fn alpn(mut r: Reader<'_>) -> Result<Vec<String>, HelloError> {
         if names.len() == ALPN_NAMES_MAX {
             return Err(HelloError::TooMany("ALPN names"));
         }
+        if names.is_empty() {
+            first = name.to_vec();
+        }
         names.push(name.escape_ascii().to_string());
     }
-    if names.is_empty() { Err(HelloError::Length("ALPN list")) } else { Ok(names) }
+    if names.is_empty() { Err(HelloError::Length("ALPN list")) } else { Ok((names, first)) }
 }
 
 /// A slice that is only ever read forward and within bounds.

@@ -7,6 +7,7 @@
 
 pub mod client_hello;
 pub mod http1;
+pub mod ja4;
 pub mod proxy_authorization;
 pub mod proxy_request;
 pub mod sniff;

@@ -21,7 +21,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
-use crate::opaque::{self, Content, Enforced, Subject};
+use crate::opaque::{self, Content, Enforced, Offered, Subject};
 use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
 use crate::snapshot::Plan;
@@ -142,11 +142,12 @@ async fn prospect(
     let credential = asked.credential.as_ref().map(|c| c.as_slice());
     let who = identify::identify(gateway, &plan, connection, credential).await.map_err(deny)?;
     exchange.agent(&who, plan.generation);
-    let agent = &who.identity.agent;
-    let tls = decide::tls_possible(&plan, agent, &asked.host, asked.port);
-    let unknown = decide::unknown(&plan, agent, &asked.host, asked.port);
+    gateway.histories.inform(&plan, &who, &asked.host).await.map_err(deny)?;
+    let tls = decide::tls_possible(&plan, &who, &asked.host, asked.port);
+    let unknown = decide::unknown(&plan, &who, &asked.host, asked.port);
     if tls.verdict.is_err() && unknown.verdict.is_err() {
-        if !http_possible(&plan, &who, asked, &tls) {
+        // What a fingerprint changes is told by the hello.
+        if !plan.asks_ja4() && !http_possible(&plan, &who, asked, &tls) {
             return Err(tls);
         }
         return Ok(Prospect { who, tls, unknown, reached: None });
@@ -182,7 +183,7 @@ fn http_possible(plan: &Plan, who: &Who, asked: &Asked, tls: &Ruling) -> bool {
     let (host, port) = (&asked.host, asked.port);
     let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
     let tls_expected = port == TLS_PORT || tls.verdict == Err(DropReason::InspectionRequired);
-    port == HTTP_PORT || !tls_expected && decide::http(plan, &who.identity.agent, root).verdict.is_ok()
+    port == HTTP_PORT || !tls_expected && decide::http(plan, who, root).verdict.is_ok()
 }
 
 /// A tunnel whose client was told to begin.
@@ -231,12 +232,14 @@ impl Established<'_> {
             Ok(Some(Protocol::Tls)) => {
                 let hello = peek::hello(&mut stream, &mut held, deadline).await;
                 self.exchange.waited(since.elapsed());
-                let alpn = hello.and_then(|hello| {
+                let offered = hello.and_then(|hello| {
+                    let offered = Offered::of(&hello);
+                    self.exchange.hello(offered.ja4);
                     opaque::check_name(&self.asked.host, hello.server_name.as_deref())?;
-                    Ok(hello.alpn)
+                    Ok(offered)
                 });
-                match alpn {
-                    Ok(alpn) => self.carry(Content::Tls(alpn), stream, held).await,
+                match offered {
+                    Ok(offered) => self.carry(Content::Tls(offered), stream, held).await,
                     Err(reason) => {
                         opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason)).await;
                     }
@@ -295,8 +298,12 @@ impl Established<'_> {
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
         let mut subject =
             Subject { who, host, port, content, steered_to: None, ip: None, effects: Vec::new() };
-        let plan = gateway.snapshots.current().map_err(|reason| Ruling::deny("tunnel", reason));
-        let judged = plan.and_then(|plan| {
+        let plan = match gateway.snapshots.current() {
+            // Policy may have come to ask for it since.
+            Ok(plan) => gateway.histories.inform(&plan, &subject.who, &subject.host).await.map(|()| plan),
+            Err(reason) => Err(reason),
+        };
+        let judged = plan.map_err(|reason| Ruling::deny("tunnel", reason)).and_then(|plan| {
             let ruling = subject.judge(gateway, &plan);
             if ruling.verdict.is_ok() { Ok((plan, ruling)) } else { Err(ruling) }
         });

@@ -12,6 +12,7 @@ use clawgress_identity::Agent;
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Decision, Host, Operation, Request, Transport, TunnelProtocol};
 
+use crate::identify::Who;
 use crate::own::Own;
 use crate::snapshot::Plan;
 
@@ -103,9 +104,14 @@ impl Ruling {
     }
 }
 
-fn ask(plan: &Plan, agent: &Arc<Agent>, operation: Operation<'_>) -> Ruling {
+fn ask(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
     let action = operation.action();
     let Some(policy) = plan.policy() else { return Ruling::deny(action, DropReason::PolicyMissing) };
+    let policy = match who.history() {
+        Some(history) => policy.knowing(history),
+        None => policy,
+    };
+    let agent = &who.identity.agent;
     let request = Request { agent, operation };
     let ruled = ruling(action, agent, policy.decide(&request));
     match policy.obligations(&request) {
@@ -127,18 +133,18 @@ fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
 
 /// `http`.
 #[must_use]
-pub fn http(plan: &Plan, agent: &Arc<Agent>, operation: Operation<'_>) -> Ruling {
-    ask(plan, agent, operation)
+pub fn http(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    ask(plan, who, operation)
 }
 
 /// `tls`, then `tunnel`, because the bytes stay unread.
 #[must_use]
-pub fn tls(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16, alpn: &[String]) -> Ruling {
-    let tls = ask(plan, agent, Operation::Tls { host, port, alpn });
+pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), (alpn, ja4): (&[String], &str)) -> Ruling {
+    let tls = ask(plan, who, Operation::Tls { host, port, alpn, ja4 });
     if tls.verdict.is_err() {
         return tls;
     }
-    let tunnel = ask(plan, agent, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    let tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
     let verdict = tunnel.verdict.map_err(|reason| match reason {
         // TLS is wanted, but read: and it can't be, without interception.
         DropReason::PolicyDenied | DropReason::PolicyForbidden => DropReason::InspectionRequired,
@@ -150,13 +156,15 @@ pub fn tls(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16, alpn: &[Stri
 
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
 #[must_use]
-pub fn tls_possible(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16) -> Ruling {
+pub fn tls_possible(plan: &Plan, who: &Who, host: &Host, port: u16) -> Ruling {
     let mut first: Option<Ruling> = None;
     for guess in ALPN_GUESSES {
         let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
-        let ruling = tls(plan, agent, host, port, &alpn);
+        let ruling = tls(plan, who, (host, port), (&alpn, ""));
         if ruling.verdict.is_ok() {
-            return ruling;
+            // Of a fingerprint that nobody has nothing follows.
+            let duties = ruling.duties.clone().filter(|_| !plan.asks_ja4());
+            return Ruling { duties, ..ruling };
         }
         first = Some(match first {
             // Of a hello that was never sent, only that counts which counts for any.
@@ -169,8 +177,8 @@ pub fn tls_possible(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16) -> 
 
 /// `tunnel` for bytes that are neither TLS nor HTTP.
 #[must_use]
-pub fn unknown(plan: &Plan, agent: &Arc<Agent>, host: &Host, port: u16) -> Ruling {
-    let ruling = ask(plan, agent, Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown });
+pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16) -> Ruling {
+    let ruling = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown });
     let verdict = ruling.verdict.map_err(|reason| match reason {
         DropReason::PolicyDenied => DropReason::ProtocolUnknown,
         other => other,

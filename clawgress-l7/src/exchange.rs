@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clawgress_api::{AuditRecord, EffectRef, RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::Host;
 
 use crate::audit::{Audit, Room};
@@ -91,6 +92,11 @@ impl Exchange {
         if let Host::Address(ip) = host {
             self.record.destination.ip = Some(*ip);
         }
+    }
+
+    /// Notes the fingerprint of its hello.
+    pub fn hello(&mut self, ja4: Ja4) {
+        self.record.fingerprint.get_or_insert_default().ja4 = Some(ja4.to_string());
     }
 
     /// Notes the address that is dialled, or was refused.

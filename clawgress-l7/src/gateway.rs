@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::dial::Dials;
+use crate::history::Histories;
 use crate::keys::Keys;
 use crate::limit;
 use crate::own::Own;
@@ -26,6 +27,8 @@ pub struct Gateway {
     pub keys: Keys,
     /// Units of limits, and control's hand for the rest that policy obliges to.
     pub quota: Quota,
+    /// What agents did before.
+    pub histories: Histories,
     /// DNS.
     pub resolver: Resolver,
     /// Where sockets are registered before they are dialled.

@@ -2,12 +2,13 @@
 //! present.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clawgress_api::{AgentRef, CredentialRef};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, Origin, Proof};
 use clawgress_inspect::proxy_authorization;
+use clawgress_policy::history::History;
 
 use crate::connection::Connection;
 use crate::gateway::Gateway;
@@ -20,6 +21,8 @@ pub struct Who {
     pub identity: Identity,
     /// The credential that proved it, if one did.
     presented: Option<Presented>,
+    /// What it did before, once that is known: shared by all that one request is judged by.
+    history: Arc<OnceLock<History>>,
 }
 
 /// A credential that was presented.
@@ -67,7 +70,24 @@ impl Who {
             }
         }
         let identity = plan.trust.by_source(agent.index, *method).map_err(reason)?;
-        Ok(Who { identity, presented: self.presented.clone() })
+        Ok(Who { identity, ..self.clone() })
+    }
+
+    /// What it did before, if that is known.
+    #[must_use]
+    pub fn history(&self) -> Option<History> {
+        self.history.get().copied()
+    }
+
+    /// Notes what it did before, unless that is known.
+    pub fn learn(&self, history: History) {
+        let _ = self.history.set(history);
+    }
+
+    /// The same at a later request, whose history is another.
+    #[must_use]
+    pub fn later(self) -> Who {
+        Who { history: Arc::default(), ..self }
     }
 
     /// When what it rests on expires, in Unix seconds, as `plan` has it.
@@ -105,7 +125,7 @@ impl Who {
 pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
     let Some(bound) = connection.bound? else { return Ok(None) };
     let identity = plan.trust.by_source(bound.index, bound.method).map_err(reason)?;
-    Ok(Some(Who { identity, presented: None }))
+    Ok(Some(Who { identity, presented: None, history: Arc::default() }))
 }
 
 /// Who it is, given the values of `Proxy-Authorization` in an explicit proxy's request.
@@ -132,7 +152,7 @@ pub async fn identify(
                 None => by_key(gateway, plan, origin, value).await?,
             };
             let from = bound.is_none().then(|| (connection.interface.clone(), address));
-            Ok(Who { identity, presented: Some(Presented { by, from }) })
+            Ok(Who { identity, presented: Some(Presented { by, from }), history: Arc::default() })
         }
     }
 }

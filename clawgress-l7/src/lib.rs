@@ -15,6 +15,7 @@ mod enforce;
 mod exchange;
 mod gateway;
 mod handover;
+mod history;
 mod identify;
 mod keys;
 mod limit;

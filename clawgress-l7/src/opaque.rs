@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
+use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::sniff::Protocol;
 use clawgress_policy::Host;
 use tokio::io::AsyncRead;
@@ -28,10 +29,19 @@ use crate::{dial, limit, page, peek, tunnel};
 /// What stays unread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// TLS with these ALPN names.
-    Tls(Vec<String>),
+    /// TLS with a hello like this.
+    Tls(Offered),
     /// Neither TLS nor HTTP.
     Unknown,
+}
+
+/// What of a hello policy asks for besides its server name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// ALPN names, in the client's order.
+    pub alpn: Vec<String>,
+    /// Its fingerprint.
+    pub ja4: Ja4,
 }
 
 /// Who wants what; can be judged under any plan.
@@ -53,6 +63,16 @@ pub struct Subject {
     pub effects: Vec<EffectRef>,
 }
 
+// === impl Offered ===
+
+impl Offered {
+    /// What `hello` offers.
+    #[must_use]
+    pub fn of(hello: &ClientHello) -> Self {
+        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello) }
+    }
+}
+
 // === impl Subject ===
 
 impl Subject {
@@ -65,8 +85,10 @@ impl Subject {
         };
         let agent = &who.identity.agent;
         let ruling = match &self.content {
-            Content::Tls(alpn) => decide::tls(plan, agent, &self.host, self.port, alpn),
-            Content::Unknown => decide::unknown(plan, agent, &self.host, self.port),
+            Content::Tls(Offered { alpn, ja4 }) => {
+                decide::tls(plan, &who, (&self.host, self.port), (alpn, ja4.as_str()))
+            }
+            Content::Unknown => decide::unknown(plan, &who, &self.host, self.port),
         };
         let Some(ip) = self.ip.filter(|_| ruling.verdict.is_ok()) else { return ruling };
         match decide::connect(plan, agent, &gateway.own, &[ip], self.port) {
@@ -81,7 +103,9 @@ impl Subject {
         loop {
             let expires_at_s = match gateway.snapshots.current() {
                 Ok(plan) => {
-                    if let Err(reason) = found.get().unwrap_or(self).judge(gateway, &plan).verdict {
+                    let subject = found.get().unwrap_or(self);
+                    let informed = gateway.histories.inform(&plan, &subject.who, &subject.host).await;
+                    if let Err(reason) = informed.and_then(|()| subject.judge(gateway, &plan).verdict) {
                         return reason;
                     }
                     self.who.expires_at_s(&plan)
@@ -124,6 +148,7 @@ impl Subject {
         hello: ClientHello,
         request: &str,
     ) -> Result<Subject, DropReason> {
+        let offered = Offered::of(&hello);
         let host = if self.steered_to.is_some() {
             Host::parse(&hello.server_name.ok_or(DropReason::SniMissing)?)
                 .map_err(|_| DropReason::HostInvalid)?
@@ -131,7 +156,9 @@ impl Subject {
             check_name(&self.host, hello.server_name.as_deref())?;
             self.host.clone()
         };
-        let mut subject = Subject { host, content: Content::Tls(hello.alpn), ..self.clone() };
+        let mut subject = Subject { host, content: Content::Tls(offered), ..self.clone() };
+        subject.who = subject.who.later();
+        gateway.histories.inform(&*gateway.snapshots.current()?, &subject.who, &subject.host).await?;
         let judge = || Ok(subject.judge(gateway, &*gateway.snapshots.current()?));
         let mut ruling = judge()?;
         if self.steered_to.is_some() && ruling.verdict.is_ok() {
@@ -225,6 +252,8 @@ fn tls_subject(
     let plan = gateway.snapshots.current().map_err(deny)?;
     let who = bound(&plan, connection, exchange).map_err(deny)?;
     let hello = hello.map_err(deny)?;
+    let offered = Offered::of(&hello);
+    exchange.hello(offered.ja4);
     let name = hello.server_name.ok_or(deny(DropReason::SniMissing))?;
     let host = Host::parse(&name).map_err(|_| deny(DropReason::HostInvalid))?;
     let (port, steered_to) = (connection.local.port(), connection.steered_to());
@@ -234,7 +263,7 @@ fn tls_subject(
             who,
             host,
             port,
-            content: Content::Tls(hello.alpn),
+            content: Content::Tls(offered),
             steered_to,
             ip: None,
             effects: Vec::new(),
@@ -251,11 +280,12 @@ fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Resul
 
 /// Whether policy lets this steered connection speak a protocol nobody here can read.
 #[must_use]
-pub fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bool {
+pub async fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bool {
     let Ok(plan) = gateway.snapshots.current() else { return false };
     let Ok(Some(who)) = identify::bound(&plan, connection) else { return false };
     let host = Host::Address(connection.local.ip());
-    decide::unknown(&plan, &who.identity.agent, &host, connection.local.port()).verdict.is_ok()
+    gateway.histories.inform(&plan, &who, &host).await.is_ok()
+        && decide::unknown(&plan, &who, &host, connection.local.port()).verdict.is_ok()
 }
 
 /// A steered connection of an unknown protocol, or one that waits for the server to begin (`held` is
@@ -294,6 +324,8 @@ async fn establish(
     held: Vec<u8>,
 ) {
     let reached = async {
+        let informed = gateway.histories.inform(plan, &subject.who, &subject.host).await;
+        informed.map_err(|reason| Ruling::deny("tunnel", reason))?;
         let ruling = subject.judge(gateway, plan);
         if ruling.verdict.is_err() {
             return Err(ruling);
@@ -363,8 +395,11 @@ pub async fn carry(
     let ruling = match gateway.snapshots.current() {
         Ok(plan) => {
             exchange.agent(&subject.who, plan.generation);
-            // It counted once.
-            Ruling { duties: None, effects, ..subject.judge(gateway, &plan) }
+            match gateway.histories.inform(&plan, &subject.who, &subject.host).await {
+                // It counted once.
+                Ok(()) => Ruling { duties: None, effects, ..subject.judge(gateway, &plan) },
+                Err(reason) => Ruling::deny("tunnel", reason),
+            }
         }
         Err(reason) => Ruling::deny("tunnel", reason),
     };
@@ -390,6 +425,9 @@ pub async fn carry(
     let (sent, received, reason) = carried;
     if let Some(found) = found.get() {
         exchange.host(&found.host, found.port);
+        if let Content::Tls(Offered { ja4, .. }) = &found.content {
+            exchange.hello(*ja4);
+        }
         exchange.effects(&found.effects);
         subject.ip.into_iter().for_each(|ip| exchange.address(ip));
     }

@@ -27,6 +27,7 @@ pub fn status(reason: DropReason) -> u16 {
         | DropReason::AuditUnavailable
         | DropReason::IdentityUnavailable
         | DropReason::LimitUnavailable
+        | DropReason::HistoryUnavailable
         | DropReason::Overloaded
         | DropReason::Draining => 503,
         _ => 403,
@@ -61,6 +62,7 @@ fn remedy(reason: DropReason) -> &'static str {
         | DropReason::AuditUnavailable
         | DropReason::IdentityUnavailable
         | DropReason::LimitUnavailable
+        | DropReason::HistoryUnavailable
         | DropReason::Overloaded
         | DropReason::Draining => "try again soon; if it lasts, ask whoever runs the gateway",
         _ => "ask whoever runs the gateway; name the request id",

@@ -128,7 +128,10 @@ impl App {
         if admitted.upgrade {
             return Err(deny(DropReason::UpgradeUnsupported));
         }
-        let ruling = decide::http(&plan, &who.identity.agent, operation(&admitted));
+        // Of each request in a tunnel anew.
+        let who = who.later();
+        gateway.histories.inform(&plan, &who, &admitted.host).await.map_err(deny)?;
+        let ruling = decide::http(&plan, &who, operation(&admitted));
         if ruling.verdict.is_err() {
             return Err(enforce(gateway, ruling, exchange.id()).await);
         }

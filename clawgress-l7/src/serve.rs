@@ -24,6 +24,7 @@ use crate::decide::Ruling;
 use crate::dial::Dials;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
+use crate::history::Histories;
 use crate::keys::Keys;
 use crate::own::Own;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
@@ -60,7 +61,7 @@ impl Serving {
         let gateway = &self.gateway;
         let mut held = Vec::new();
         let deadline = Instant::now() + limit::PEEK;
-        let silent = !connection.is_explicit() && opaque::unknown_permitted(gateway, &connection);
+        let silent = !connection.is_explicit() && opaque::unknown_permitted(gateway, &connection).await;
         let patience = if silent { Instant::now() + limit::SERVER_FIRST } else { deadline };
         let protocol = match peek::protocol(&mut stream, &mut held, patience).await {
             // Nothing was asked, so nothing is decided.
@@ -166,6 +167,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         snapshots,
         keys: Keys::new(keys).context("the system has no randomness")?,
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
+        histories: Histories::new(control.clone()),
         resolver: Resolver::new(&config.l7.resolvers)?,
         dials: Arc::new(Dials::default()),
         own: Arc::new(Own::default()),

@@ -93,6 +93,18 @@ impl Plan {
         self.policy.as_ref().map(|policy| policy.at(self.clock.now().as_millisecond()))
     }
 
+    /// Whether policy asks for the fingerprint of a TLS hello.
+    #[must_use]
+    pub fn asks_ja4(&self) -> bool {
+        self.policy.as_ref().is_some_and(PolicySet::asks_ja4)
+    }
+
+    /// Whether policy asks for what agents did before.
+    #[must_use]
+    pub fn asks_history(&self) -> bool {
+        self.policy.as_ref().is_some_and(PolicySet::asks_history)
+    }
+
     /// The same generation with these agents quarantined.
     fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Plan {
         Plan {

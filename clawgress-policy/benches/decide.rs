@@ -98,7 +98,7 @@ fn decisions(c: &mut Criterion) {
     let operations = [
         Operation::Connect { ip, port, transport },
         Operation::Direct { ip, port, transport },
-        Operation::Tls { host: &host, port, alpn: &alpn },
+        Operation::Tls { host: &host, port, alpn: &alpn, ja4: "t13d1516h2_8daaf6152771_e5627efa2ab1" },
         Operation::Tunnel { host: &host, port, protocol: TunnelProtocol::Tls },
         Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/v7/x" },
     ];

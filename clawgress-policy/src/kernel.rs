@@ -158,7 +158,7 @@ pub fn default_reason(transport: Transport) -> DropReason {
 /// If the tables, or the work to make them, would exceed a bound. (Policies that have no exact
 /// compilation are refused by [`PolicySet::parse`] already.)
 pub fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
-    tabulate::tabulate(set.inner(), set.moment(), agents)
+    tabulate::tabulate(set.inner(), set.given(), agents)
 }
 
 /// What the kernel must do with a packet, by [`PolicySet::reach`] and [`PolicySet::forward`]: the meaning

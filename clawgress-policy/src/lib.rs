@@ -7,6 +7,7 @@
 pub mod address;
 pub mod effect;
 mod geo;
+pub mod history;
 pub mod host;
 pub mod kernel;
 mod members;

@@ -109,8 +109,8 @@ pub enum Operation<'a> {
     Connect { ip: IpAddr, port: u16, transport: Transport },
     /// Be forwarded by the kernel, unseen by L7 (`direct`).
     Direct { ip: IpAddr, port: u16, transport: Transport },
-    /// Start TLS to a host (`tls`).
-    Tls { host: &'a Host, port: u16, alpn: &'a [String] },
+    /// Start TLS to a host (`tls`). `ja4` is the fingerprint of the hello.
+    Tls { host: &'a Host, port: u16, alpn: &'a [String], ja4: &'a str },
     /// Let bytes pass unread (`tunnel`).
     Tunnel { host: &'a Host, port: u16, protocol: TunnelProtocol },
     /// Send an HTTP request (`http`). `path` is the bytes sent, without the query.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::effect::Obligation;
+use crate::history::History;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::members::Members;
@@ -38,7 +39,7 @@ pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +171,15 @@ pub struct PolicySet {
     inner: Arc<Inner>,
     /// What it decides for, if it asks for the time; without one, conditions on time are errors, and deny.
     moment: Option<Moment>,
+    /// What it decides for, if it asks for what the agent did before; likewise.
+    history: Option<History>,
+}
+
+/// What a decision is given besides the request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Given<'a> {
+    pub(crate) moment: Option<&'a Moment>,
+    pub(crate) history: Option<&'a History>,
 }
 
 #[derive(Debug)]
@@ -214,7 +224,7 @@ impl PolicySet {
     ) -> Result<PolicySet, PolicyErrors> {
         let members = parse::members(sets, &surroundings.geo)?;
         let inner = parse::parse(text, members, surroundings.zone.clone())?;
-        Ok(PolicySet { inner: Arc::new(inner), moment: None })
+        Ok(PolicySet { inner: Arc::new(inner), moment: None, history: None })
     }
 
     /// Checks text and sets where there are no geo data and no agents.
@@ -225,7 +235,7 @@ impl PolicySet {
         let mut members = parse::members(&bundle.sets, &Geo::default())?;
         members.assume_geo();
         let inner = parse::parse(&bundle.text, members, Zone::default())?;
-        let set = PolicySet { inner: Arc::new(inner), moment: None }.at(0);
+        let set = PolicySet { inner: Arc::new(inner), moment: None, history: None }.at(0);
         let tables = crate::kernel::compile(&set, &[])?;
         Ok(Outline {
             policies: set.len(),
@@ -240,13 +250,44 @@ impl PolicySet {
     #[must_use]
     pub fn at(&self, now_ms: i64) -> PolicySet {
         let moment = || Moment::new(time::minute_of(now_ms), &self.inner.zone);
-        PolicySet { inner: Arc::clone(&self.inner), moment: self.asks_time().then(moment) }
+        let history = self.history;
+        PolicySet { inner: Arc::clone(&self.inner), moment: self.asks_time().then(moment), history }
+    }
+
+    /// The set as it decides for an agent with this history.
+    #[must_use]
+    pub fn knowing(&self, history: History) -> PolicySet {
+        PolicySet { inner: Arc::clone(&self.inner), moment: self.moment, history: Some(history) }
+    }
+
+    /// The same, unless a history is known.
+    #[must_use]
+    pub fn supposing(&self, history: History) -> PolicySet {
+        self.knowing(self.history.unwrap_or(history))
+    }
+
+    /// Whether a history is known.
+    #[must_use]
+    pub fn knows_history(&self) -> bool {
+        self.history.is_some()
+    }
+
+    /// Whether any policy asks for what the agent did before.
+    #[must_use]
+    pub fn asks_history(&self) -> bool {
+        self.inner.reads.history
     }
 
     /// Whether any policy asks for the time.
     #[must_use]
     pub fn asks_time(&self) -> bool {
         self.inner.reads.time
+    }
+
+    /// Whether any policy asks for the fingerprint of a TLS hello: before one was seen, nobody can say what `tls` says.
+    #[must_use]
+    pub fn asks_ja4(&self) -> bool {
+        self.inner.reads.ja4
     }
 
     /// When, after `now_ms`, a condition on time first answers otherwise than at `now_ms` (Unix,
@@ -263,14 +304,14 @@ impl PolicySet {
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
-        self.inner.decide_by(self.inner.guards_lowered.of(action), request, self.moment.as_ref())
+        self.inner.decide_by(self.inner.guards_lowered.of(action), request, self.given())
     }
 
     /// What [`decide`](Self::decide) says, by Cedar's authorizer: slower by orders of magnitude, and what it is held to.
     #[must_use]
     pub fn decide_by_oracle(&self, request: &Request<'_>) -> Decision {
         let action = ActionKind::of(&request.operation);
-        self.inner.decide_among(self.inner.by_action.of(action), request, self.moment.as_ref())
+        self.inner.decide_among(self.inner.by_action.of(action), request, self.given())
     }
 
     /// What a request that L7 decides is obliged to, whatever guards say of it: what all the obligations say that match,
@@ -283,8 +324,7 @@ impl PolicySet {
         if self.inner.obligations.is_empty() || matches!(action, ActionKind::Connect | ActionKind::Direct) {
             return Ok(Vec::new());
         }
-        let obliged =
-            self.inner.decide_by(self.inner.obliging_lowered.of(action), request, self.moment.as_ref());
+        let obliged = self.inner.decide_by(self.inner.obliging_lowered.of(action), request, self.given());
         self.inner.kept(obliged)
     }
 
@@ -294,7 +334,7 @@ impl PolicySet {
     /// As there.
     pub fn obligations_by_oracle(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
         let action = ActionKind::of(&request.operation);
-        let obliged = self.inner.decide_among(self.inner.obliging.of(action), request, self.moment.as_ref());
+        let obliged = self.inner.decide_among(self.inner.obliging.of(action), request, self.given());
         self.inner.kept(obliged)
     }
 
@@ -320,8 +360,8 @@ impl PolicySet {
         &self.inner
     }
 
-    pub(crate) fn moment(&self) -> Option<&Moment> {
-        self.moment.as_ref()
+    pub(crate) fn given(&self) -> Given<'_> {
+        Given { moment: self.moment.as_ref(), history: self.history.as_ref() }
     }
 }
 

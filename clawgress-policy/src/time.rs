@@ -503,7 +503,7 @@ pub(crate) mod tests {
         let operations = [
             Operation::Connect { ip, port: 443, transport: Transport::Tcp },
             Operation::Direct { ip, port: 443, transport: Transport::Tcp },
-            Operation::Tls { host: &host, port: 443, alpn: &[] },
+            Operation::Tls { host: &host, port: 443, alpn: &[], ja4: "" },
         ];
         for operation in operations {
             let request = Request { agent: &agent, operation };

@@ -107,6 +107,10 @@ pub(crate) struct Reads {
     pub(crate) resource: bool,
     /// The time, on either clock.
     pub(crate) time: bool,
+    /// The fingerprint of a TLS hello.
+    pub(crate) ja4: bool,
+    /// What the agent did before.
+    pub(crate) history: bool,
 }
 
 /// Cedar's functions on time.

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Geo, Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Surroundings,
     Transport, TunnelProtocol, kernel,
@@ -47,6 +48,7 @@ fn guide() -> PolicySet {
     PolicySet::parse_in(&blocks("cedar").concat(), &sets(), &surroundings())
         .unwrap_or_else(|e| panic!("{:#?}", e.problems))
         .at(MONDAY_NOON_MS)
+        .knowing(History::QUIET)
 }
 
 fn agent() -> Agent {
@@ -86,7 +88,8 @@ fn the_examples_do_what_the_guide_says() {
     fn allows(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> bool {
         set.decide(&Request { agent, operation }).is_allow()
     }
-    let tls = |name| allows(&set, &agent, Operation::Tls { host: &host(name), port: 443, alpn: &[] });
+    let tls =
+        |name| allows(&set, &agent, Operation::Tls { host: &host(name), port: 443, alpn: &[], ja4: "" });
     assert!(tls("api.example.com") && tls("x.storage.example.com"));
     assert!(!tls("storage.example.com") && !tls("notapi.example.com"));
     let tunnel = |protocol| {
@@ -185,4 +188,24 @@ fn limits_are_as_the_guide_says() {
 #[test]
 fn the_schema_is_exported() {
     assert!(SCHEMA.contains("action connect in [reach]"));
+}
+
+#[test]
+fn what_happened_before_counts_as_the_guide_says() {
+    let (set, agent) = (guide(), agent());
+    let host = Host::parse("packages.example.com").unwrap();
+    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let request = Request { agent: &agent, operation };
+    assert!(set.decide(&request).is_allow());
+    let denied = |minute| History { denied: Counts { minute, hour: minute, day: minute }, ..History::QUIET };
+    assert!(set.knowing(denied(29)).decide(&request).is_allow());
+    assert_eq!(set.knowing(denied(30)).decide(&request).policies, ["slow-down-when-denied"]);
+    let tls = Operation::Tls { host: &host, port: 443, alpn: &[], ja4: "" };
+    let tls = Request { agent: &agent, operation: tls };
+    let obliged = |set: &PolicySet| -> Vec<String> {
+        set.obligations(&tls).unwrap().iter().map(|o| o.policy.to_string()).collect()
+    };
+    let told = "tell-of-new-places".to_owned();
+    assert!(!obliged(&set).contains(&told));
+    assert!(obliged(&set.knowing(History { first_seen: true, ..History::QUIET })).contains(&told));
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use clawgress_api::identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, Source};
 use clawgress_api::proto::{Empty, Name};
-use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, NewQuarantine, Quarantine, Status};
+use clawgress_api::{
+    AgentStateChange, CreatedAgent, KnownFingerprint, NewAgent, NewQuarantine, Quarantine, Status,
+};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
@@ -30,6 +32,8 @@ pub enum Verb {
     Quarantine(Isolate),
     /// Releases an agent from quarantine: policy decides about it again.
     Release(Release),
+    /// Lists the fingerprints of an agent: of its TLS clients, its executables and its certificates.
+    Fingerprints(Named),
     /// Lists who is quarantined, also agents that are no more, where a plane may still know them.
     Quarantines,
 }
@@ -138,6 +142,12 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
                 (None, Output::Json) => output::json(&None::<Agent>),
             }
         }
+        Verb::Fingerprints(Named { name }) => {
+            let mut admin = client.connect().await?;
+            let name = Name { name: name.to_string() };
+            let all: Vec<KnownFingerprint> = client.documents(admin.list_fingerprints(name).await)?;
+            fingerprints(output, &all)
+        }
         Verb::Quarantines => {
             let mut admin = client.connect().await?;
             let all: Vec<Quarantine> = client.documents(admin.list_quarantines(Empty {}).await)?;
@@ -145,6 +155,27 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
             quarantines(output, &all, &agents)
         }
     }
+}
+
+fn fingerprints(output: Output, all: &[KnownFingerprint]) -> Result<(), Failure> {
+    if output == Output::Json {
+        return output::json(&all);
+    }
+    if all.is_empty() {
+        return output::line("no fingerprint of this agent was seen yet");
+    }
+    let row = |its: &KnownFingerprint| {
+        vec![
+            output::clean(&its.kind),
+            output::clean(&its.value),
+            its.first_seen.to_string(),
+            its.last_seen.to_string(),
+        ]
+    };
+    output::table(
+        &["KIND", "FINGERPRINT", "FIRST SEEN", "LAST SEEN"],
+        &all.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 fn quarantines(output: Output, all: &[Quarantine], agents: &[Agent]) -> Result<(), Failure> {

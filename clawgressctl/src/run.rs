@@ -2,6 +2,7 @@
 //! lead it to the local proxy; the key in them counts only while this process lives.
 
 pub mod child;
+mod executable;
 mod sockets;
 
 use std::env;
@@ -14,7 +15,7 @@ use std::process::{ExitCode, ExitStatus};
 use clap::Args;
 use clawgress_api::RunSession;
 use clawgress_api::identity::AgentId;
-use clawgress_api::proto::{Empty, Name};
+use clawgress_api::proto::{Empty, Name, NewRun};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 use tokio::process::{Child, Command};
@@ -65,7 +66,9 @@ pub struct Arguments {
 /// Runs the command; its exit code is this one's.
 pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Failure> {
     let mut admin = client.connect().await?;
-    let answer = admin.open_run(Name { name: arguments.agent.to_string() }).await;
+    let executable = arguments.command.first().and_then(|program| executable::hash(program));
+    let new = NewRun { name: arguments.agent.to_string(), executable: executable.unwrap_or_default() };
+    let answer = admin.open_run(new).await;
     let session: RunSession = client.document(answer)?;
     let name = Name { name: session.name.clone() };
     // Held until it is closed: the agent closes by itself what nobody holds.

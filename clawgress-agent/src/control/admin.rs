@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_api::proto::admin_server::Admin;
-use clawgress_api::proto::{Document, Documents, Empty, Name, RevisionNumber};
+use clawgress_api::proto::{Document, Documents, Empty, Name, NewRun, RevisionNumber};
 use clawgress_identity::{AgentId, RootId, SourceId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,6 +99,10 @@ impl Admin for Service {
         agents::quarantines(&self.0)
     }
 
+    async fn list_fingerprints(&self, request: Request<Name>) -> Result<Response<Documents>, Status> {
+        agents::fingerprints(&self.0, request)
+    }
+
     async fn add_source(&self, request: Request<Document>) -> Answer {
         sources::add(&self.0, request).await
     }
@@ -182,7 +186,7 @@ impl Admin for Service {
         self.0.runs.link.limits(request.into_inner()).await.map(Response::new)
     }
 
-    async fn open_run(&self, request: Request<Name>) -> Answer {
+    async fn open_run(&self, request: Request<NewRun>) -> Answer {
         runs::open(&self.0, request).await
     }
 

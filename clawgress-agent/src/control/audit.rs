@@ -9,8 +9,8 @@ mod segments;
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clawgress_api::clock::Clock;
@@ -84,7 +84,17 @@ struct Shared {
     next: AtomicU64,
     failure: Mutex<Option<String>>,
     kept: broadcast::Sender<Kept>,
+    observer: OnceLock<Observer>,
     searches: Semaphore,
+}
+
+/// Takes note of every record that has become durable, and holds up none.
+struct Observer(Box<dyn Fn(&AuditRecord) + Send + Sync>);
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 /// Waits for an append to become durable.
@@ -125,6 +135,7 @@ impl AuditLog {
             next: AtomicU64::new(segments.next()),
             failure: Mutex::new(None),
             kept: broadcast::Sender::new(FOLLOW_MAX),
+            observer: OnceLock::new(),
             searches: Semaphore::new(SEARCHES_MAX),
         });
         let log = AuditLog { queue, shared };
@@ -207,6 +218,11 @@ impl AuditLog {
         let append = Append { lines, records: records.into_iter().map(Arc::new).collect(), done };
         self.queue.send(append).await.map_err(|_| AuditError::Closed)?;
         Ok(Pending(pending))
+    }
+
+    /// Has `observer` see every record that becomes durable from now on, in order; the first one stays.
+    pub fn observe(&self, observer: impl Fn(&AuditRecord) + Send + Sync + 'static) {
+        let _ = self.shared.observer.set(Observer(Box::new(observer)));
     }
 
     /// Records that are durable, ever.
@@ -329,10 +345,13 @@ async fn gather(first: Append, appends: &mut mpsc::Receiver<Append>) -> Vec<Appe
 }
 
 fn tell(group: &[Append], first: u64, shared: &Shared) {
+    let records = group.iter().flat_map(|a| &a.records);
+    if let Some(Observer(observer)) = shared.observer.get() {
+        records.clone().for_each(|record| observer(record));
+    }
     if shared.kept.receiver_count() == 0 {
         return;
     }
-    let records = group.iter().flat_map(|a| &a.records);
     for (sequence, record) in (first..).zip(records) {
         let _ = shared.kept.send(Kept { sequence, record: Arc::clone(record) });
     }

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use clawgress_api::proto::enforcement_server::Enforcement;
 use clawgress_api::proto::{
-    CommitRequest, Empty, ImposeRequest, QuotaScope, ReleaseRequest, ReserveRequest, ReserveResponse,
+    CommitRequest, Document, Empty, HistoryRequest, ImposeRequest, QuotaScope, ReleaseRequest,
+    ReserveRequest, ReserveResponse,
 };
 use clawgress_policy::quota::{Answer, Ledger, Pace, QuotaError, ReservationId, Scope};
 use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use super::model::Refusal;
+use super::observe::Observations;
 use super::quarantine::Quarantines;
 
 /// Longest policy id or request id that is taken, bytes.
@@ -25,6 +27,7 @@ const TEXT_BYTES_MAX: usize = 512;
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub quarantines: Arc<Quarantines>,
+    pub observations: Arc<Observations>,
     pub quota: Arc<Quota>,
 }
 
@@ -105,6 +108,16 @@ impl Enforcement for Service {
         let name = id(&request.into_inner().id)?;
         self.quota.ask(|ledger, now| ledger.release(name, now))?;
         Ok(Response::new(Empty {}))
+    }
+
+    async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<Document>, Status> {
+        let HistoryRequest { agent, host } = request.into_inner();
+        if host.len() > TEXT_BYTES_MAX {
+            return Err(Status::invalid_argument("the name of the host is too long"));
+        }
+        let history = self.observations.history(agent, &host);
+        let json = serde_json::to_vec(&history).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(Document { json }))
     }
 
     async fn impose(&self, request: Request<ImposeRequest>) -> Result<Response<Empty>, Status> {

@@ -19,6 +19,7 @@ use super::govern::Governor;
 use super::kernel::Link;
 use super::keyring::Keyring;
 use super::model::{Refusal, Run};
+use super::observe::Observations;
 use super::quarantine::Quarantines;
 
 /// Longest life of a run; its key has this expiry, whatever else fails.
@@ -35,6 +36,7 @@ pub(super) struct Runs {
     pub quarantines: Arc<Quarantines>,
     pub link: Arc<Link>,
     pub keyring: Keyring,
+    pub observations: Arc<Observations>,
     pub clock: Arc<dyn Clock>,
     pub held: Mutex<BTreeSet<String>>,
     pub ended: Notify,
@@ -43,8 +45,13 @@ pub(super) struct Runs {
 // === impl Runs ===
 
 impl Runs {
-    /// Opens a run; it must be held soon.
-    pub(super) async fn open(&self, agent: &AgentId, by: &str) -> Result<RunSession, Refusal> {
+    /// Opens a run that begins with an executable of this hash, as far as that is known; it must be held soon.
+    pub(super) async fn open(
+        &self,
+        agent: &AgentId,
+        executable: Option<&str>,
+        by: &str,
+    ) -> Result<RunSession, Refusal> {
         let config = &self.governor.config;
         let proxy = config.proxy.listen.iter().find(|a| a.ip().is_loopback()).or(config.proxy.listen.first());
         let mut proxy = *proxy.ok_or_else(|| {
@@ -80,7 +87,8 @@ impl Runs {
         let made = Made { id: key.id.clone(), mac: key.mac, at_s: opened.as_second() };
         let expires_at_s = Some(made.at_s + RUN_TIME_MAX.as_secs());
         let terms = Terms { not_before_s: None, expires_at_s };
-        let detail = format!("run `{name}` of agent `{agent}` opened by {by}");
+        let runs = executable.map(|hash| format!(", with executable `{hash}`")).unwrap_or_default();
+        let detail = format!("run `{name}` of agent `{agent}` opened by {by}{runs}");
         let change = self.governor.change(
             |()| detail.clone(),
             |draft| {
@@ -95,6 +103,9 @@ impl Runs {
                 tracing::error!(%error, run = name, "cannot remove the cgroup of a run that was not opened");
             }
             return Err(refusal);
+        }
+        if let (Some(hash), Ok(agent)) = (executable, live.model.agent(agent)) {
+            self.observations.runs(agent, hash);
         }
         let absent = match config.datapath.mode {
             DatapathMode::Kernel => Vec::new(),

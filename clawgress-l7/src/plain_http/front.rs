@@ -92,7 +92,13 @@ impl Front {
     pub async fn forbidden(&self, gateway: &Gateway) -> DropReason {
         let mut changes = gateway.snapshots.subscribe();
         loop {
-            let judged = self.live.lock().as_ref().map(|granted| granted.judge_again(gateway));
+            let granted = self.live.lock().clone();
+            if let Some(granted) = &granted
+                && let Err(reason) = granted.inform(gateway).await
+            {
+                return reason;
+            }
+            let judged = granted.map(|granted| granted.judge_again(gateway));
             let expires_at_s = match judged {
                 Some(Ok(expires_at_s)) => Some(expires_at_s),
                 Some(Err(reason)) => return reason,

@@ -65,6 +65,15 @@ impl Granted {
         self.attempt.fetch_add(1, Ordering::Relaxed) + 1 < self.addresses.len()
     }
 
+    /// Lets it know its history, where policy asks for it by now.
+    ///
+    /// # Errors
+    /// If control can't be asked.
+    pub async fn inform(&self, gateway: &Gateway) -> Result<(), DropReason> {
+        let plan = gateway.snapshots.current()?;
+        gateway.histories.inform(&plan, &self.who, &self.admitted.host).await
+    }
+
     /// Judges again, as of now; returns when what it rests on expires, in Unix seconds.
     ///
     /// # Errors
@@ -72,9 +81,11 @@ impl Granted {
     pub fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, DropReason> {
         let plan = gateway.snapshots.current()?;
         let who = self.who.under(&plan, gateway.now_s())?;
-        if plan.generation != self.generation.load(Ordering::Relaxed) {
+        // Whoever waits for changes lets it know its history first, and judges then.
+        let is_informed = !plan.asks_history() || who.history().is_some();
+        if is_informed && plan.generation != self.generation.load(Ordering::Relaxed) {
             let agent = &who.identity.agent;
-            decide::http(&plan, agent, operation(&self.admitted)).verdict?;
+            decide::http(&plan, &who, operation(&self.admitted)).verdict?;
             if let Some((ip, port)) = self.dialled() {
                 decide::connect(&plan, agent, &gateway.own, &[ip], port)
                     .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;

@@ -54,6 +54,7 @@ impl Steered {
             snapshots,
             keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
             quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
+            histories: Histories::new(socket::channel(keys).expect("channel")),
             resolver: Resolver::new(&[dns.address]).expect("resolver"),
             dials: Arc::new(Dials::default()),
             own: Arc::new(Own::default()),

@@ -17,12 +17,14 @@ use clawgress_api::proto::enforcement_server::{Enforcement, EnforcementServer};
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
 use clawgress_api::proto::snapshots_server::{Snapshots, SnapshotsServer};
 use clawgress_api::proto::{
-    AuditAck, AuditBatch, CommitRequest, Empty, ImposeRequest, MacApiKeyRequest, MacApiKeyResponse,
-    ReleaseRequest, ReserveRequest, ReserveResponse, Snapshot as Envelope, WatchRequest, watch_request,
+    AuditAck, AuditBatch, CommitRequest, Document, Empty, HistoryRequest, ImposeRequest, MacApiKeyRequest,
+    MacApiKeyResponse, ReleaseRequest, ReserveRequest, ReserveResponse, Snapshot as Envelope, WatchRequest,
+    watch_request,
 };
 use clawgress_api::{AuditRecord, RecordKind, Snapshot};
 use clawgress_identity::{Agent, AgentState, ApiKey, ApiKeyRecord};
 use clawgress_policy::PolicyBundle;
+use clawgress_policy::history::History;
 use clawgress_policy::quota::{Answer as Reserved, Ledger, Pace, Scope};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -109,6 +111,9 @@ pub struct Control {
     acknowledge: watch::Sender<bool>,
     /// Units of limits.
     pub ledger: Arc<Mutex<Ledger>>,
+    /// What agents did before, and who asked.
+    pub history: Arc<Mutex<History>>,
+    pub asked: Arc<Mutex<Vec<HistoryRequest>>>,
     /// Quarantines that policy imposed.
     pub imposed: Arc<Mutex<Vec<ImposeRequest>>>,
     began: std::time::Instant,
@@ -221,6 +226,12 @@ impl Enforcement for Control {
         settled.map(|()| Response::new(Empty {})).map_err(|e| Status::not_found(e.to_string()))
     }
 
+    async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<Document>, Status> {
+        self.asked.lock().push(request.into_inner());
+        let json = serde_json::to_vec(&*self.history.lock()).expect("json");
+        Ok(Response::new(Document { json }))
+    }
+
     async fn impose(&self, request: Request<ImposeRequest>) -> Result<Response<Empty>, Status> {
         let imposed = request.into_inner();
         self.snapshots.send_modify(|envelope| {
@@ -322,6 +333,8 @@ impl Gateway {
             acknowledge: watch::channel(true).0,
             ledger: Arc::default(),
             imposed: Arc::default(),
+            history: Arc::new(Mutex::new(History::QUIET)),
+            asked: Arc::default(),
             began: std::time::Instant::now(),
             server: Arc::default(),
             socket: directory.path().join(if options.relayed { "behind.sock" } else { "control.sock" }),

@@ -5,7 +5,11 @@ mod client;
 #[cfg(test)]
 mod dns;
 #[cfg(test)]
+mod fingerprints;
+#[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

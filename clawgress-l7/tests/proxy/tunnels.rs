@@ -31,12 +31,18 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The bytes of a ClientHello for `name`.
 pub fn hello(name: &str) -> Vec<u8> {
+    hello_with(name, &[])
+}
+
+/// As [`hello`], with these ALPN names.
+pub fn hello_with(name: &str, alpn: &[&str]) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let name = ServerName::try_from(name.to_owned()).expect("name");
     let mut connection = rustls::ClientConnection::new(Arc::new(config), name).expect("client");
     let mut bytes = vec![];

@@ -17,8 +17,8 @@ use super::{
 use crate::PolicyErrors;
 use crate::prefix::{Prefix, bits};
 use crate::request::{Decision, Operation, Request, Transport};
+use crate::set::Given;
 use crate::set::{Inner, obliged_to};
-use crate::time::Moment;
 use crate::vocabulary::ActionKind;
 
 /// Values to dense numbers, in order of first appearance.
@@ -84,7 +84,7 @@ struct PortKinds {
 
 pub(super) fn tabulate(
     inner: &Inner,
-    moment: Option<&Moment>,
+    given: Given<'_>,
     agents: &[Agent],
 ) -> Result<KernelTables, PolicyErrors> {
     let plan = inner.plan();
@@ -113,7 +113,7 @@ pub(super) fn tabulate(
         "write policies for teams and named sets rather than single agents and addresses",
     )?;
 
-    let mut judge = Judge { inner, moment, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
+    let mut judge = Judge { inner, given, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
     // The defaults first, so that their numbers are the lowest.
     for transport in [Transport::Tcp, Transport::Gre] {
         judge.values.number(default_value(transport));
@@ -168,7 +168,7 @@ type PortClasses = (Vec<(u16, u16)>, Vec<usize>);
 struct Judge<'a> {
     inner: &'a Inner,
     /// What the tables are for.
-    moment: Option<&'a Moment>,
+    given: Given<'a>,
     values: Numbers<Value>,
     rows: Numbers<Row>,
     evaluations: usize,
@@ -294,12 +294,12 @@ impl Judge<'_> {
         )?;
         let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
         let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
-        let obliged = self.inner.decide_among(&slice.obligations, &connect, self.moment);
-        let connect = self.inner.decide_among(&slice.connect, &connect, self.moment);
+        let obliged = self.inner.decide_among(&slice.obligations, &connect, self.given);
+        let connect = self.inner.decide_among(&slice.connect, &connect, self.given);
         let (connect, obligations) = obliged_to(connect, obliged);
         let connect = self.inner.named(ActionKind::Connect, connect, transport);
         let direct = LazyCell::new(|| {
-            let decision = self.inner.decide_among(&slice.direct, &direct, self.moment);
+            let decision = self.inner.decide_among(&slice.direct, &direct, self.given);
             self.inner.named(ActionKind::Direct, decision, transport)
         });
         let limits = self.limits(&obligations);

@@ -10,15 +10,15 @@ use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
 use cedar_policy_core::extensions::Extensions;
 use clawgress_ebpf_common::DropReason;
 
-use super::Inner;
 use super::lowered::Group;
+use super::{Given, Inner};
 use crate::Host;
 use crate::address::canonical;
 use crate::effect::Obligation;
+use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::request::{Decision, Operation, Request};
-use crate::time::Moment;
 use crate::vocabulary::ActionKind;
 
 /// A request's resource and context in Cedar's terms.
@@ -58,12 +58,12 @@ impl Inner {
     /// Decides on `policies` alone: all that apply to the action, or those of them that can match the
     /// request's principal.
     ///
-    /// Without a moment, a set that asks for the time denies.
+    /// What it asks for and is not given denies.
     pub(crate) fn decide_among(
         &self,
         policies: &cedar_policy::PolicySet,
         request: &Request<'_>,
-        moment: Option<&Moment>,
+        given: Given<'_>,
     ) -> Decision {
         if policies.is_empty() {
             return Decision {
@@ -72,7 +72,7 @@ impl Inner {
                 errors: Vec::new(),
             };
         }
-        match self.evaluate(policies, request, moment) {
+        match self.evaluate(policies, request, given) {
             Ok(decision) => decision,
             Err(message) => Decision {
                 verdict: Err(DropReason::PolicyError),
@@ -86,17 +86,17 @@ impl Inner {
         &self,
         policies: &cedar_policy::PolicySet,
         request: &Request<'_>,
-        moment: Option<&Moment>,
+        given: Given<'_>,
     ) -> Result<Decision, String> {
-        let (request, entities) = self.in_cedars_terms(request, moment)?;
+        let (request, entities) = self.in_cedars_terms(request, given)?;
         Ok(verdict(Authorizer::new().is_authorized(request, policies.as_ref(), &entities)))
     }
 
     /// Whether a request can be asked at all.
     ///
     /// # Errors
-    /// If its host is not in canonical form, or the set asks for the time and none is given.
-    pub(super) fn check(&self, operation: &Operation<'_>, moment: Option<&Moment>) -> Result<(), String> {
+    /// If its host is not in canonical form, or the set asks for the time or the agent's history, and is not given it.
+    pub(super) fn check(&self, operation: &Operation<'_>, given: Given<'_>) -> Result<(), String> {
         if let Operation::Tls { host, .. } | Operation::Tunnel { host, .. } | Operation::Http { host, .. } =
             operation
             && !host.is_canonical()
@@ -104,8 +104,12 @@ impl Inner {
             // A forbid on the canonical spelling would be missed.
             return Err("the host is not in canonical form".to_owned());
         }
-        if self.reads.time && moment.is_none() {
+        if self.reads.time && given.moment.is_none() {
             return Err("policy asks for the time, and none was given".to_owned());
+        }
+        let is_of_addresses = matches!(operation, Operation::Connect { .. } | Operation::Direct { .. });
+        if self.reads.history && !is_of_addresses && given.history.is_none() {
+            return Err("policy asks for the agent's history, and none was given".to_owned());
         }
         Ok(())
     }
@@ -114,11 +118,11 @@ impl Inner {
     pub(super) fn in_cedars_terms(
         &self,
         request: &Request<'_>,
-        moment: Option<&Moment>,
+        given: Given<'_>,
     ) -> Result<(CedarRequest, Entities), String> {
         let extensions = Extensions::all_available();
-        self.check(&request.operation, moment)?;
-        let Question { resource, context } = self.question(&request.operation, moment)?;
+        self.check(&request.operation, given)?;
+        let Question { resource, context } = self.question(&request.operation, given)?;
         let action = self.vocabulary.action(ActionKind::of(&request.operation));
         let cedar_request = CedarRequest::new(
             (self.vocabulary.agent_uid(request.agent), None),
@@ -142,7 +146,7 @@ impl Inner {
         Ok((cedar_request, entities))
     }
 
-    fn question(&self, operation: &Operation<'_>, moment: Option<&Moment>) -> Result<Question, String> {
+    fn question(&self, operation: &Operation<'_>, given: Given<'_>) -> Result<Question, String> {
         let string = |s: &str| Value::from(s);
         let port = |n: &u16| ("port", Value::from(i64::from(*n)));
         let (resource, mut pairs) = match operation {
@@ -156,9 +160,9 @@ impl Inner {
                 let resource = self.vocabulary.network(ip, &value, classes, self.reads);
                 (resource, vec![("ip", value), port(number), ("protocol", string(transport.name()))])
             }
-            Operation::Tls { host, port: number, alpn } => {
+            Operation::Tls { host, port: number, alpn, ja4 } => {
                 let alpn = Value::set(alpn.iter().map(|a| string(a)), None);
-                (self.host(host), vec![port(number), ("alpn", alpn)])
+                (self.host(host), vec![port(number), ("alpn", alpn), ("ja4", string(ja4))])
             }
             Operation::Tunnel { host, port: number, protocol } => {
                 (self.host(host), vec![port(number), ("protocol", string(protocol.name()))])
@@ -173,8 +177,11 @@ impl Inner {
                 (self.host(host), pairs)
             }
         };
-        if let Some(moment) = moment.filter(|_| self.reads.time) {
+        if let Some(moment) = given.moment.filter(|_| self.reads.time) {
             pairs.extend(moment.pairs()?);
+        }
+        if let Some(history) = given.history.filter(|_| self.reads.history) {
+            pairs.push((history::Field::RECORD, record(history)));
         }
         let context = Context::Value(Arc::new(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect()));
         Ok(Question { resource, context })
@@ -185,6 +192,14 @@ impl Inner {
         let sets = self.members.sets_of_host(host, &text);
         self.vocabulary.host(&text, sets.into_iter(), self.reads)
     }
+}
+
+fn record(history: &History) -> Value {
+    let value = |field: history::Field| match history.fact(field) {
+        Fact::Long(n) => Value::from(n),
+        Fact::Bool(b) => Value::from(b),
+    };
+    Value::record(history::Field::ALL.map(|field| (field.name(), value(field))), None)
 }
 
 /// Cedar's answer in ours.

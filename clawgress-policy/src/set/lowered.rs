@@ -15,10 +15,9 @@ use clawgress_identity::Agent;
 use self::lower::{Key, Lowering};
 use self::node::{Kind, Node};
 use self::run::{Ask, Val};
-use super::Inner;
 use super::syntax::Policy;
+use super::{Given, Inner};
 use crate::request::{Decision, Request};
-use crate::time::Moment;
 use crate::vocabulary::ActionKind;
 
 mod lower;
@@ -164,12 +163,7 @@ impl Bucket {
 
 impl Inner {
     /// Decides on the policies of a group: what [`decide_among`](Inner::decide_among) says of them.
-    pub(crate) fn decide_by(
-        &self,
-        group: &Group,
-        request: &Request<'_>,
-        moment: Option<&Moment>,
-    ) -> Decision {
+    pub(crate) fn decide_by(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> Decision {
         let denied = |reason, policies, errors| Decision { verdict: Err(reason), policies, errors };
         if group.policies.is_empty() {
             return denied(DropReason::PolicyDenied, Vec::new(), Vec::new());
@@ -177,7 +171,7 @@ impl Inner {
         let failed = |message: String| {
             denied(DropReason::PolicyError, Vec::new(), vec![format!("request: {message}")])
         };
-        let ask = match Ask::new(self, request, moment) {
+        let ask = match Ask::new(self, request, given) {
             Ok(ask) => ask,
             Err(message) => return failed(message),
         };

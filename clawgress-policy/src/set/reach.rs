@@ -89,7 +89,7 @@ impl PolicySet {
             return unnamed();
         }
         let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
-        let obliged = self.inner.decide_by(self.inner.limiting_lowered(), &request, self.moment());
+        let obliged = self.inner.decide_by(self.inner.limiting_lowered(), &request, self.given());
         let (decision, _) = obliged_to(self.decide(&request), obliged);
         let decision = self.inner.named(ActionKind::Connect, decision, transport);
         if is_reserved(ip) { self.inner.guard(decision, ip) } else { decision }
@@ -100,7 +100,7 @@ impl PolicySet {
     #[must_use]
     pub fn limits(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Vec<String> {
         let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
-        let obliged = self.inner.decide_by(self.inner.limiting_lowered(), &request, self.moment());
+        let obliged = self.inner.decide_by(self.inner.limiting_lowered(), &request, self.given());
         if obliged.is_allow() { obliged.policies } else { Vec::new() }
     }
 

@@ -176,6 +176,8 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     if reads_time(expr) {
         reads.time = true;
     }
+    reads.ja4 |= is_context(expr, "ja4");
+    reads.history |= is_history(expr);
     match base.map(|base| variable(base)) {
         Some(Some(Var::Context)) | None => {}
         Some(Some(Var::Resource)) => reads.resource = true,
@@ -186,6 +188,16 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     for part in parts(expr) {
         self::reads(part, reads);
     }
+}
+
+/// Whether the expression itself reads the record of what the agent did before, or asks whether there is one.
+fn is_history(expr: &Expr) -> bool {
+    let (base, attr) = match expr.expr_kind() {
+        ExprKind::HasAttr { expr, attr } => (expr, attr),
+        ExprKind::ExtHasAttr { expr, attrs } => (expr, attrs.first()),
+        _ => return is_context(expr, crate::history::Field::RECORD),
+    };
+    variable(base) == Some(Var::Context) && attr == crate::history::Field::RECORD
 }
 
 /// Whether the expression itself reads the time, or asks whether there is one: the kernel's tables are made

@@ -107,14 +107,18 @@ fn a_host_that_is_not_canonical_denies() {
     for host in ["API.test", "api.test.", "127.1", "a b", "", "::1"] {
         let host = Host::Name(host.to_owned());
         let a = agent("web");
-        let d =
-            s.decide(&Request { agent: &a, operation: Operation::Tls { host: &host, port: 443, alpn: &[] } });
+        let d = s.decide(&Request {
+            agent: &a,
+            operation: Operation::Tls { host: &host, port: 443, alpn: &[], ja4: "" },
+        });
         assert_eq!(d.verdict, Err(DropReason::PolicyError), "{host:?}");
     }
     let mapped = Host::Address("::ffff:10.0.0.1".parse().unwrap());
     let a = agent("web");
-    let d =
-        s.decide(&Request { agent: &a, operation: Operation::Tls { host: &mapped, port: 443, alpn: &[] } });
+    let d = s.decide(&Request {
+        agent: &a,
+        operation: Operation::Tls { host: &mapped, port: 443, alpn: &[], ja4: "" },
+    });
     assert_eq!(d.verdict, Err(DropReason::PolicyError));
 }
 
@@ -166,8 +170,10 @@ fn labels_sets_and_contexts() {
         ("192.0.2.8", false),
     ] {
         let host = Host::parse(name).unwrap();
-        let d =
-            s.decide(&Request { agent: &a, operation: Operation::Tls { host: &host, port: 443, alpn: &h2 } });
+        let d = s.decide(&Request {
+            agent: &a,
+            operation: Operation::Tls { host: &host, port: 443, alpn: &h2, ja4: "" },
+        });
         assert_eq!(d.is_allow(), allowed, "{name}");
     }
     for (name, protocol, allowed) in [

@@ -6,6 +6,7 @@ use clawgress_identity::{Agent, AgentId, AgentState};
 use serde::{Deserialize, Serialize};
 
 use super::explain::{Explanation, Target, explain};
+use crate::history::History;
 use crate::{Geo, NamedSets, PolicySet, Surroundings};
 
 /// Most cases in a file: some seconds of one core.
@@ -61,6 +62,8 @@ pub struct Case {
     pub address: Option<String>,
     /// When, such as `2026-11-22T14:00Z`; now if absent.
     pub at: Option<String>,
+    /// What the agent did before, where policy asks; nothing, and nothing is new, if absent.
+    pub history: Option<History>,
     /// What is wanted.
     pub expect: Verdict,
     /// Phase that is wanted to decide: the first that denies, else the last.
@@ -150,6 +153,7 @@ impl Case {
         agent: &Agent,
         target: &Target,
     ) -> CaseResult {
+        let set = &set.knowing(self.history.unwrap_or(History::QUIET));
         let explanation = explain(set, parts, agent, target);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {

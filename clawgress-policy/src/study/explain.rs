@@ -9,6 +9,7 @@ use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
 use crate::effect::Obligation;
+use crate::history::History;
 use crate::host::quote;
 use crate::kernel::{self, KernelAction, LimitAction};
 use crate::set::applies;
@@ -108,6 +109,8 @@ pub fn explain(
     agent: &Agent,
     target: &Target,
 ) -> Explanation {
+    let is_supposed = set.asks_history() && !set.knows_history();
+    let set = &set.supposing(History::QUIET);
     let mut explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
         Target::Url { host, port, scheme, method, path, ip } => {
@@ -115,6 +118,11 @@ pub fn explain(
             url(set, agent, (host, *port, *scheme), http, *ip)
         }
     };
+    if is_supposed {
+        let supposed =
+            "`context.history` is told for an agent that did nothing before, and of which nothing is new";
+        explanation.notes.push(supposed.to_owned());
+    }
     if explanation.allowed && explanation.opaque.is_some() {
         explanation.moot = match target {
             Target::Address { .. } => content(text, sets, surroundings, agent, None),
@@ -174,7 +182,7 @@ fn url(
     match scheme {
         Scheme::Http => phases.push(ask(set, agent, http)),
         Scheme::Https => {
-            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &[] }));
+            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &[], ja4: "" }));
             let protocol = TunnelProtocol::Tls;
             let mut tunnel = ask(set, agent, Operation::Tunnel { host, port, protocol });
             let wants_reading = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
@@ -183,7 +191,7 @@ fn url(
                 tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
             }
             phases.push(tunnel);
-            notes.push("`tls` is told for a hello that offers no ALPN".to_owned());
+            notes.push("`tls` is told for a hello that offers no ALPN and has no fingerprint".to_owned());
         }
     }
     let decided = phases.iter().find(|phase| !phase.allowed).or(phases.last());
@@ -255,7 +263,9 @@ fn content(
     while !scopes.is_empty() {
         let text: String = scopes.iter().map(|(id, scope)| format!("@id(\"{id}\") {scope}\n")).collect();
         match PolicySet::parse_in(&text, sets, surroundings) {
-            Ok(scoped) => return scoped.at(0).decide(&Request { agent, operation }).policies,
+            Ok(scoped) => {
+                return scoped.at(0).knowing(History::QUIET).decide(&Request { agent, operation }).policies;
+            }
             Err(errors) => {
                 let before = scopes.len();
                 for id in errors.problems.iter().filter_map(|problem| problem.policy.as_ref()) {

@@ -41,6 +41,8 @@ pub struct Recorded<'a> {
     pub path: Option<&'a str>,
     /// What the hello offered.
     pub alpn: Option<&'a [String]>,
+    /// Its fingerprint.
+    pub ja4: Option<&'a str>,
 }
 
 /// What the set says of it.
@@ -74,6 +76,10 @@ pub struct Needs {
     pub labels: bool,
     /// What a TLS hello offers.
     pub alpn: bool,
+    /// The fingerprint of a TLS hello.
+    pub ja4: bool,
+    /// What the agent did before.
+    pub history: bool,
 }
 
 // === impl Needs ===
@@ -90,6 +96,8 @@ impl Needs {
             let mut reads = Reads::default();
             syntax::reads(condition, &mut reads);
             needs.labels |= reads.agent;
+            needs.ja4 |= reads.ja4;
+            needs.history |= reads.history;
             needs.alpn |= condition.subexpressions().any(reads_alpn);
         }
         needs
@@ -116,6 +124,9 @@ impl Recorded<'_> {
         }
         if needs.labels && !self.knows_labels {
             return unknown("the labels that the agent had then");
+        }
+        if needs.history && !self.by_kernel && !set.knows_history() {
+            return unknown("what the agent did before");
         }
         if self.by_kernel { self.kernel(set) } else { self.proxied(set, needs) }
     }
@@ -190,9 +201,15 @@ impl Recorded<'_> {
             None if needs.alpn => return Err("the ALPN list of the hello"),
             None => &[],
         };
+        let ja4 = match self.ja4 {
+            Some(ja4) => ja4,
+            None if needs.ja4 => return Err("the fingerprint of the hello"),
+            None => "",
+        };
         let is_unknown = self.verdict == Err(DropReason::ProtocolUnknown.name());
         let is_tls = self.action == "tls"
             || self.alpn.is_some()
+            || self.ja4.is_some()
             || self.verdict == Err(DropReason::InspectionRequired.name());
         let unknown = || {
             let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown };
@@ -204,18 +221,16 @@ impl Recorded<'_> {
         if is_unknown {
             return Ok(unknown());
         }
-        let tls = self.tls(set, host, port, alpn);
+        let tls = self.tls(set, Operation::Tls { host, port, alpn, ja4 });
         if !is_tls && tls.0.is_none() != unknown().0.is_none() {
             return Err("whether it was TLS");
         }
         Ok(tls)
     }
 
-    fn tls(&self, set: &PolicySet, host: &Host, port: u16, alpn: &[String]) -> Answer {
-        let (reason, mut policies) = answer(ask(set, self.agent, Operation::Tls { host, port, alpn }));
-        if reason.is_some() {
-            return (reason, policies);
-        }
+    fn tls(&self, set: &PolicySet, hello: Operation<'_>) -> Answer {
+        let (reason, mut policies) = answer(ask(set, self.agent, hello));
+        let (None, Operation::Tls { host, port, .. }) = (reason, hello) else { return (reason, policies) };
         let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
         let (reason, of_tunnel) = answer(ask(set, self.agent, operation));
         match reason {

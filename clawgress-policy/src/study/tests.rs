@@ -212,6 +212,7 @@ fn a_replay_says_what_it_does_not_know() {
         method: Some("GET"),
         path: Some("/x"),
         alpn: None,
+        ja4: None,
     };
     let replay = |recorded: &Recorded<'_>, text: &str| recorded.replay(&set(text), Needs::of(text));
     assert_eq!(replay(&recorded, TEXT), Replayed::Same);

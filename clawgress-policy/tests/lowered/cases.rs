@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
 };
 
-use crate::writer::{ACTIONS, AGENTS, HOSTS, LABELS, METHODS, NETWORKS, PATHS, Random, Writer};
+use crate::writer::{ACTIONS, AGENTS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, PATHS, Random, Writer};
 
 /// Cases in an ordinary run: what the issue asks for.
 const CASES: usize = 100_000;
@@ -40,6 +41,16 @@ fn parse(text: &str) -> Option<PolicySet> {
 const OF_ADDRESSES: [&str; 4] =
     ["context.ip.isLoopback()", "context.ip.isMulticast()", "context.ip.isIpv4()", "context.ip.isIpv6()"];
 const OVERFLOWS: [&str; 1] = ["9223372036854775800 + context.port < 0"];
+
+fn history(random: &mut Random) -> History {
+    let mut counts = || Counts {
+        minute: random.below(3) as u64,
+        hour: random.below(6) as u64,
+        day: random.below(100) as u64,
+    };
+    let (requests, denied) = (counts(), counts());
+    History { requests, denied, first_seen: random.one_in(2), fingerprint_changed: random.one_in(2) }
+}
 
 /// Policies that are valid alone, for one action.
 fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
@@ -134,10 +145,11 @@ fn decisions_are_the_authorizers() {
                 (0..random.below(3)).map(|_| random.pick(&["h2", "http/1.1", "x"]).to_owned()).collect();
             let transport =
                 [Transport::Tcp, Transport::Udp, Transport::Icmp, Transport::Gre][random.below(4)];
+            let set = &set.knowing(history(random));
             let operation = match *action {
                 "connect" => Operation::Connect { ip, port, transport },
                 "direct" => Operation::Direct { ip, port, transport },
-                "tls" => Operation::Tls { host: &host, port, alpn: &alpn },
+                "tls" => Operation::Tls { host: &host, port, alpn: &alpn, ja4: random.pick(&JA4S) },
                 "tunnel" => Operation::Tunnel {
                     host: &host,
                     port,
@@ -152,7 +164,7 @@ fn decisions_are_the_authorizers() {
                 },
             };
             let request = Request { agent, operation };
-            let (lowered, oracle) = both(&set, &request);
+            let (lowered, oracle) = both(set, &request);
             assert_eq!(lowered, oracle, "seed {seed}\n{request:?}\n{text}");
             allowed += usize::from(oracle.is_allow());
             failed += usize::from(!oracle.errors.is_empty());

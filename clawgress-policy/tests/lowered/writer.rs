@@ -55,6 +55,9 @@ pub const PATHS: [&str; 6] = ["/", "/index", "/admin", "/admin/x", "/a*b", "/a.b
 pub const METHODS: [&str; 4] = ["GET", "POST", "PUT", "DELETE"];
 const PATTERNS: [&str; 7] = ["*", "/admin*", "*.example.com", "*x*", "/a\\*b", "GET", "*e*e*"];
 pub const LABELS: [&str; 3] = ["role", "tier", "none"];
+/// Fingerprints of hellos.
+pub const JA4S: [&str; 3] =
+    ["t13d1516h2_8daaf6152771_e5627efa2ab1", "t12i0302h1_8daaf6152771_6d807ffa2a79", ""];
 const STRINGS: [&str; 8] = ["crawler", "gold", "GET", "/admin", "tcp", "tls", "h2", "api.example.com"];
 const TIMES: [&str; 3] = ["2026-11-25T09:00:00Z", "2026-11-26T00:00:00Z", "2030-01-01T12:30:00Z"];
 
@@ -153,6 +156,7 @@ impl Writer<'_> {
             6 => self.time_question(),
             7 => self.set_question(),
             8 if self.is_of_addresses() => self.ip_question(),
+            8 => self.history_question(),
             9 => self.group_question(),
             10 if self.random.one_in(2) => self.entity_question(),
             10 => self.has_question(),
@@ -190,7 +194,7 @@ impl Writer<'_> {
             "http" => {
                 &["context.method", "context.path", "context.scheme", "resource.name", "principal.name"]
             }
-            "tls" => &["resource.name", "principal.name"],
+            "tls" => &["resource.name", "principal.name", "context.ja4"],
             "tunnel" => &["context.protocol", "resource.name", "principal.name"],
             _ => &["context.protocol", "principal.name"],
         };
@@ -198,7 +202,8 @@ impl Writer<'_> {
     }
 
     fn literal(&mut self) -> String {
-        let list: &[&str] = match self.random.below(5) {
+        let list: &[&str] = match self.random.below(if self.action == "tls" { 6 } else { 5 }) {
+            5 => &JA4S,
             0 => &STRINGS,
             1 => &PATHS,
             2 => &METHODS,
@@ -343,6 +348,18 @@ impl Writer<'_> {
                 "duration(\"1h\") < duration(\"61m\")",
             ])
             .to_owned()
+    }
+
+    fn history_question(&mut self) -> String {
+        let operator = self.random.pick(&["==", "!=", "<", "<=", ">", ">="]);
+        let count = self.random.pick(&["requests", "denied"]);
+        match self.random.below(5) {
+            0 => "context.history.first_seen".to_owned(),
+            1 => format!("context.history.fingerprint_changed == {}", self.bool(0)),
+            2 => format!("context.history.{count}_last_minute {operator} context.port"),
+            3 => format!("context.history.{count}_last_hour {operator} {}", self.random.below(6)),
+            _ => format!("context.history.{count}_last_day {operator} {}", self.random.below(100)),
+        }
     }
 
     /// What only this action's context has.

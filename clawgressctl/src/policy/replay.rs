@@ -167,6 +167,7 @@ impl Report {
             method: to.method.as_deref(),
             path: to.path.as_deref(),
             alpn: None,
+            ja4: record.fingerprint.as_ref().and_then(|f| f.ja4.as_deref()),
         };
         match recorded.replay(&set.at(record.time.as_millisecond()), needs) {
             Replayed::Same => self.same += 1,

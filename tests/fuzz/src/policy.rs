@@ -12,6 +12,8 @@ use clawgress_policy::{
     Scheme, Transport, TunnelProtocol,
 };
 
+/// The fingerprint of a hello.
+const JA4: &str = "t13d1516h2_8daaf6152771_e5627efa2ab1";
 /// A moment at which the text is asked: a Wednesday, Unix milliseconds.
 const NOW_MS: i64 = 1_795_632_300_000;
 const ADDRESSES: [&str; 4] = ["203.0.113.7", "10.9.0.1", "2001:db8:5::1", "198.51.100.1"];
@@ -62,7 +64,7 @@ pub fn policy_text(data: &[u8]) {
     let hosts = HOSTS.map(|host| Host::parse(host).expect("a host"));
     for host in &hosts {
         for operation in [
-            Operation::Tls { host, port: 443, alpn: &["h2".to_owned()] },
+            Operation::Tls { host, port: 443, alpn: &["h2".to_owned()], ja4: JA4 },
             Operation::Tunnel { host, port: 443, protocol: TunnelProtocol::Tls },
             Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/admin/x" },
         ] {

@@ -27,6 +27,7 @@ mod packets;
 mod proxy;
 mod quarantine;
 mod shared;
+mod signals;
 mod tokens;
 mod transparent;
 mod units;

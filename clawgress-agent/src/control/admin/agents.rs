@@ -62,6 +62,16 @@ pub(super) async fn delete(
     .await
 }
 
+/// The fingerprints that were seen of an agent.
+pub(super) fn fingerprints(
+    control: &Arc<Control>,
+    request: Request<Name>,
+) -> Result<Response<Documents>, Status> {
+    let id = agent_id(&request.into_inner())?;
+    let index = control.governor.live().model.agent(&id).map_err(status)?.index;
+    documents(control.observations.fingerprints(index))
+}
+
 /// Enables or disables an agent.
 pub(super) async fn set_state(control: &Arc<Control>, request: Request<Document>) -> Answer {
     let by = caller(&request);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use clawgress_api::proto::{Empty, Name};
+use clawgress_api::proto::{Empty, Name, NewRun};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -11,14 +11,23 @@ use super::{Answer, HoldStream, agent_id, caller, detached, document};
 use crate::control::Control;
 use crate::control::model::Refusal;
 
+/// SHA-256 in hexadecimal digits.
+const HASH_DIGITS: usize = 64;
+
 /// Opens a run.
-pub(super) async fn open(control: &Arc<Control>, request: Request<Name>) -> Answer {
+pub(super) async fn open(control: &Arc<Control>, request: Request<NewRun>) -> Answer {
     let by = caller(&request);
-    let id = agent_id(&request.into_inner())?;
+    let NewRun { name, executable } = request.into_inner();
+    let id = agent_id(&Name { name })?;
+    let is_hash = executable.len() == HASH_DIGITS && executable.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_hash && !executable.is_empty() {
+        return Err(Status::invalid_argument("the hash of the executable is no SHA-256"));
+    }
+    let executable = is_hash.then_some(executable);
     let control = Arc::clone(control);
     document(
         &detached(async move {
-            let session = control.runs.open(&id, &by).await?;
+            let session = control.runs.open(&id, executable.as_deref(), &by).await?;
             control.settled().await;
             Ok(session)
         })

@@ -79,7 +79,7 @@ pub(super) fn limits_alone(
     for obligation in set.inner().limiting().policies() {
         let id = obligation.id().to_string();
         let one = cedar_policy::PolicySet::from_policies([obligation.clone()]).unwrap();
-        match set.inner().decide_among(&one, &request, set.moment()).verdict {
+        match set.inner().decide_among(&one, &request, set.given()).verdict {
             Ok(()) => matching.push(id),
             Err(DropReason::PolicyError) => failed.push(id),
             Err(_) => {}

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal, Var};
 
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
+use crate::history;
 use crate::members::{Class, Members};
 use crate::set::syntax::{self, BinaryOp, EntityReference, Policy, Scope, UnaryOp};
 use crate::time::{Field, datetime_ms};
@@ -130,7 +131,10 @@ impl Lowering<'_> {
                 })
             }
             ExprKind::BinaryApp { op, arg1, arg2 } => self.binary(*op, arg1, arg2),
-            ExprKind::GetAttr { expr, attr } => self.attribute(syntax::variable(expr)?, attr),
+            ExprKind::GetAttr { expr, attr } => match syntax::variable(expr) {
+                Some(variable) => self.attribute(variable, attr),
+                None => self.of_history(expr, attr),
+            },
             ExprKind::HasAttr { expr, attr } => self.has(syntax::variable(expr)?, attr),
             ExprKind::Like { expr, pattern } => Some(Node::Like(Box::new(self.node(expr)?), pattern.clone())),
             ExprKind::Is { expr, entity_type } => {
@@ -235,6 +239,7 @@ impl Lowering<'_> {
             (_, "port") => Node::Port,
             (Connect | Direct | Tunnel, "protocol") => Node::Protocol,
             (Tls, "alpn") => Node::Alpn,
+            (Tls, "ja4") => Node::Ja4,
             (Http, "scheme") => Node::Scheme,
             (Http, "method") => Node::Method,
             (Http, "path") => Node::Path,
@@ -245,6 +250,13 @@ impl Lowering<'_> {
                 Field::Weekday => Node::Weekday,
             },
         })
+    }
+
+    /// `context.history.name`.
+    fn of_history(&self, record: &Expr, name: &str) -> Option<Node> {
+        let is_there = matches!(self.action, ActionKind::Tls | ActionKind::Tunnel | ActionKind::Http);
+        let is_record = is_there && syntax::is_context(record, history::Field::RECORD);
+        is_record.then(|| history::Field::named(name).map(Node::History))?
     }
 
     fn has(&self, of: Var, name: &str) -> Option<Node> {

@@ -3,6 +3,8 @@
 use cedar_policy_core::ast::Pattern;
 use ipnet::IpNet;
 
+use crate::history;
+
 /// A type of entity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
@@ -175,6 +177,9 @@ pub(crate) enum Node {
     Method,
     Path,
     Alpn,
+    Ja4,
+    /// Of the record that `context.history` is.
+    History(history::Field),
     Time,
     Hour,
     Minute,

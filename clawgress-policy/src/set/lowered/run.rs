@@ -14,9 +14,10 @@ use ipnet::IpNet;
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::Host;
 use crate::address::canonical;
+use crate::history::Fact;
 use crate::request::{Operation, Request};
-use crate::set::Inner;
 use crate::set::syntax::Policy;
+use crate::set::{Given, Inner};
 use crate::time::{Moment, Ticks};
 
 /// A tree came to no answer: Cedar's evaluator has to be asked.
@@ -50,7 +51,7 @@ pub(super) enum Own<'a> {
 pub(super) struct Ask<'a> {
     inner: &'a Inner,
     request: &'a Request<'a>,
-    moment: Option<&'a Moment>,
+    given: Given<'a>,
     host_text: OnceCell<Cow<'a, str>>,
     sets: OnceCell<Vec<u32>>,
     cedar: OnceCell<Result<(CedarRequest, Entities), String>>,
@@ -66,11 +67,11 @@ impl<'a> Ask<'a> {
     pub(super) fn new(
         inner: &'a Inner,
         request: &'a Request<'a>,
-        moment: Option<&'a Moment>,
+        given: Given<'a>,
     ) -> Result<Ask<'a>, String> {
-        inner.check(&request.operation, moment)?;
+        inner.check(&request.operation, given)?;
         let (host_text, sets, cedar) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Ok(Ask { inner, request, moment, host_text, sets, cedar })
+        Ok(Ask { inner, request, given, host_text, sets, cedar })
     }
 
     fn agent(&self) -> &'a Agent {
@@ -117,7 +118,7 @@ impl<'a> Ask<'a> {
     /// # Errors
     /// If the request can't be put in Cedar's terms.
     pub(super) fn oracle(&self, policy: &Policy) -> Result<Result<bool, String>, String> {
-        let asked = self.cedar.get_or_init(|| self.inner.in_cedars_terms(self.request, self.moment));
+        let asked = self.cedar.get_or_init(|| self.inner.in_cedars_terms(self.request, self.given));
         let (request, entities) = asked.as_ref().map_err(Clone::clone)?;
         let evaluator = Evaluator::new(request.clone(), entities, Extensions::all_available());
         Ok(evaluator.evaluate(policy).map_err(|error| error.to_string()))
@@ -139,7 +140,7 @@ impl<'a> Ask<'a> {
     }
 
     fn ticks(&self) -> Result<Ticks, Unsure> {
-        self.moment.map(Moment::ticks).ok_or(Unsure)
+        self.given.moment.map(Moment::ticks).ok_or(Unsure)
     }
 
     fn group(&self, group: Membership) -> Option<&'a str> {
@@ -242,6 +243,8 @@ impl<'a> Ask<'a> {
             (Node::Method, Operation::Http { method, .. }) => Val::Str(method),
             (Node::Path, Operation::Http { path, .. }) => Val::Str(path),
             (Node::Alpn, Operation::Tls { alpn, .. }) => Val::Strings(alpn),
+            (Node::Ja4, Operation::Tls { ja4, .. }) => Val::Str(ja4),
+            (Node::History(field), _) => Val::of_fact(self.given.history.ok_or(Unsure)?.fact(*field)),
             (Node::Time, _) => Val::Time(self.ticks()?.start_ms),
             (Node::Hour, _) => Val::Long(self.ticks()?.hour),
             (Node::Minute, _) => Val::Long(self.ticks()?.minute),
@@ -403,6 +406,13 @@ impl<'a> Val<'a> {
             Const::Entity(entity) => Val::Entity(Own::Written(entity)),
             Const::Ip(net) => Val::Ip(*net),
             Const::Time(ms) => Val::Time(*ms),
+        }
+    }
+
+    fn of_fact(fact: Fact) -> Val<'a> {
+        match fact {
+            Fact::Long(n) => Val::Long(n),
+            Fact::Bool(b) => Val::Bool(b),
         }
     }
 }

@@ -153,7 +153,8 @@ fn they_match_as_guards_do_and_grant_nothing() {
     assert_eq!(ids(&get(&web, &host, "/secret")), ["a-pace", "b-alert", "c-out"], "also where it is denied");
     assert_eq!(ids(&get(&bot, &host, "/ok")), ["b-alert"]);
     assert!(ids(&get(&bot, &other, "/ok")).is_empty());
-    let tls = Request { agent: &web, operation: Operation::Tls { host: &other, port: 443, alpn: &[] } };
+    let tls =
+        Request { agent: &web, operation: Operation::Tls { host: &other, port: 443, alpn: &[], ja4: "" } };
     assert_eq!(ids(&tls), ["a-pace"]);
     let tunnel = Operation::Tunnel { host: &host, port: 443, protocol: crate::TunnelProtocol::Tls };
     assert_eq!(ids(&Request { agent: &web, operation: tunnel }), ["b-alert"]);

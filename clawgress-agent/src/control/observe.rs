@@ -1,0 +1,392 @@
+//! What the records say of each agent: how much it asked for, where it was let go, and what its fingerprints are.
+//! Policy may ask for it, as an agent's history.
+//!
+//! All of it is derived: from the records that have become durable, on this node, so that it runs behind them by one
+//! write of the log at most. It is kept on disk to outlive a restart, written [every few seconds](SAVE_PERIOD); what
+//! a crash takes of it is that much. Must never hold up a record, and never say that something is old which is not
+//! known to be.
+
+mod kept;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use clawgress_api::clock::Clock;
+use clawgress_api::{AgentRef, AuditRecord, Fingerprint, KnownFingerprint, Plane, RecordKind, Verdict};
+use clawgress_identity::{Agent, AgentId, IdentityMethod};
+use clawgress_policy::history::{History, Past};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use self::kept::{Kept, Saved};
+use super::audit::AuditLog;
+use super::govern::Governor;
+
+/// Destinations that are remembered of one agent: who reaches more is told that the others are new.
+pub const DESTINATIONS_EACH_MAX: usize = 4_096;
+/// Destinations that are remembered of all agents, some 40 bytes each in memory.
+pub const DESTINATIONS_MAX: usize = 1_000_000;
+/// Fingerprints of one kind that are remembered of one agent; then the one that was seen longest ago is forgotten.
+pub const FINGERPRINTS_EACH_MAX: usize = 16;
+/// How long a fingerprint that was not seen before is a change.
+const CHANGE_S: i64 = 3_600;
+/// How often what has changed is written.
+const SAVE_PERIOD: Duration = Duration::from_secs(5);
+/// Changes of fingerprints that wait to be recorded; more are counted in a gap.
+const CHANGES_MAX: usize = 256;
+
+/// What a fingerprint is one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Ja4,
+    Executable,
+    Certificate,
+}
+
+/// A fingerprint that was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Print {
+    value: String,
+    first_s: i64,
+    last_s: i64,
+}
+
+/// What is known of one agent.
+#[derive(Clone, Debug)]
+struct Observed {
+    id: AgentId,
+    past: Past,
+    destinations: HashSet<u128>,
+    prints: BTreeMap<Kind, Vec<Print>>,
+    /// When a fingerprint changed last, Unix seconds.
+    changed_s: Option<i64>,
+    /// Whether something changed since it was saved, but for its destinations.
+    dirty: bool,
+    /// Destinations that were not saved yet.
+    unsaved: Vec<u128>,
+}
+
+/// What is known of all of them.
+#[derive(Debug)]
+pub struct Observations {
+    governor: Arc<Governor>,
+    clock: Arc<dyn Clock>,
+    agents: Mutex<Agents>,
+    kept: Kept,
+    changes: mpsc::Sender<AuditRecord>,
+    unrecorded: Mutex<Option<mpsc::Receiver<AuditRecord>>>,
+}
+
+#[derive(Debug, Default)]
+struct Agents {
+    /// By their numbers in the registry: the next agent of a name has nothing of the last.
+    known: HashMap<u32, Observed>,
+    destinations: usize,
+    /// Changes of fingerprints that found no room on their way to the log.
+    lost: u64,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Ja4 => "ja4",
+            Kind::Executable => "executable",
+            Kind::Certificate => "certificate",
+        }
+    }
+}
+
+/// The fingerprints that a record holds.
+fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, &str)> {
+    let of = |pick: fn(&Fingerprint) -> Option<&String>| record.fingerprint.as_ref().and_then(pick);
+    let credential = record.agent.as_ref().and_then(|agent| {
+        let is_certificate = matches!(agent.method, IdentityMethod::Mtls | IdentityMethod::SpiffeX509);
+        agent.credential.as_ref().filter(|_| is_certificate)
+    });
+    let certificate = credential.map(|credential| credential.id.as_str());
+    [
+        (Kind::Ja4, of(|f| f.ja4.as_ref()).map(String::as_str)),
+        (Kind::Executable, of(|f| f.executable.as_ref()).map(String::as_str)),
+        (Kind::Certificate, certificate),
+    ]
+    .into_iter()
+    .filter_map(|(kind, value)| Some((kind, value?)))
+}
+
+/// Names a destination: a hash, so that what is kept has one size.
+fn destination(host: &str) -> u128 {
+    let hash = digest(&SHA256, host.as_bytes());
+    hash.as_ref().iter().take(16).fold(0, |name, byte| name << 8 | u128::from(*byte))
+}
+
+// === impl Observed ===
+
+impl Observed {
+    fn new(id: AgentId) -> Self {
+        Observed {
+            id,
+            past: Past::default(),
+            destinations: HashSet::new(),
+            prints: BTreeMap::new(),
+            changed_s: None,
+            dirty: false,
+            unsaved: Vec::new(),
+        }
+    }
+
+    /// Takes note of a fingerprint; what was known of its kind before, if this one was not among it.
+    fn print(&mut self, kind: Kind, value: &str, now_s: i64) -> Option<Vec<String>> {
+        let known = self.prints.entry(kind).or_default();
+        if let Some(print) = known.iter_mut().find(|print| print.value == value) {
+            print.last_s = now_s;
+            return None;
+        }
+        let before: Vec<String> = known.iter().map(|print| print.value.clone()).collect();
+        if known.len() >= FINGERPRINTS_EACH_MAX
+            && let Some(oldest) = (0..known.len()).min_by_key(|n| known.get(*n).map(|print| print.last_s))
+        {
+            known.remove(oldest);
+        }
+        known.push(Print { value: value.to_owned(), first_s: now_s, last_s: now_s });
+        self.dirty = true;
+        if before.is_empty() {
+            return None;
+        }
+        self.changed_s = Some(now_s);
+        Some(before)
+    }
+}
+
+// === impl Agents ===
+
+impl Agents {
+    /// Has a change recorded, or counts that it could not be.
+    fn tell(&mut self, changes: &mpsc::Sender<AuditRecord>, change: AuditRecord) {
+        self.lost += u64::from(changes.try_send(change).is_err());
+    }
+}
+
+// === impl Observations ===
+
+impl Observations {
+    /// Loads what is kept in `directory`; what can't be read is set aside, told, and begun anew.
+    ///
+    /// # Errors
+    /// If nothing can be kept there.
+    pub async fn open(
+        directory: &Path,
+        governor: Arc<Governor>,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let directory = directory.to_owned();
+        let (kept, saved, lost) = tokio::task::spawn_blocking(move || kept::open(&directory)).await??;
+        let mut agents = Agents::default();
+        let model = governor.live();
+        for (index, observed) in saved {
+            // Of agents that are no more too: they are removed when the rest is saved.
+            agents.destinations += observed.destinations.len();
+            agents.known.insert(index, observed);
+        }
+        if let Some(lost) = lost {
+            tracing::warn!(lost, "what was known of agents' histories is lost");
+            let mut gap = governor.audit.record(RecordKind::Gap, model.model.generation);
+            gap.detail = Some(format!("what was known of agents' histories is lost: {lost}"));
+            governor.audit.append(vec![gap]).await?;
+        }
+        let (changes, unrecorded) = mpsc::channel(CHANGES_MAX);
+        let (agents, unrecorded) = (Mutex::new(agents), Mutex::new(Some(unrecorded)));
+        Ok(Observations { governor, clock, agents, kept, changes, unrecorded })
+    }
+
+    /// Takes note of a record that has become durable.
+    pub fn note(&self, record: &AuditRecord) {
+        let Some(reference) = &record.agent else { return };
+        let is_decision = record.plane == Plane::L7 && record.kind == RecordKind::Decision;
+        if !is_decision && record.fingerprint.is_none() {
+            return;
+        }
+        let Some((id, index)) = self.whose(reference) else { return };
+        let now_s = self.clock.now().as_second();
+        let mut agents = self.agents.lock();
+        let room = DESTINATIONS_MAX.saturating_sub(agents.destinations);
+        let observed = agents.known.entry(index).or_insert_with(|| Observed::new(id));
+        let mut added = 0;
+        if is_decision {
+            let is_denied = record.verdict != Some(Verdict::Allow);
+            observed.past.note(is_denied, now_s);
+            observed.dirty = true;
+            if let Some(host) = record.destination.host.as_deref().filter(|_| !is_denied) {
+                let name = destination(host);
+                let is_known = observed.destinations.contains(&name);
+                if !is_known && room > 0 && observed.destinations.len() < DESTINATIONS_EACH_MAX {
+                    observed.destinations.insert(name);
+                    observed.unsaved.push(name);
+                    added = 1;
+                }
+            }
+        }
+        let mut changed = Vec::new();
+        for (kind, value) in prints(record) {
+            if let Some(before) = observed.print(kind, value, now_s) {
+                changed.push((kind, value, before));
+            }
+        }
+        agents.destinations += added;
+        for (kind, value, before) in changed {
+            let mut change = self.changed(reference, kind, value, &before);
+            change.source = record.source.clone();
+            change.detail = change.detail.map(|detail| format!("{detail}, at request {}", record.request));
+            agents.tell(&self.changes, change);
+        }
+    }
+
+    /// Takes note of the executable that a run of `agent` begins with.
+    pub fn runs(&self, agent: &Agent, executable: &str) {
+        let now_s = self.clock.now().as_second();
+        let mut agents = self.agents.lock();
+        let observed = agents.known.entry(agent.index).or_insert_with(|| Observed::new(agent.id.clone()));
+        if let Some(before) = observed.print(Kind::Executable, executable, now_s) {
+            let reference = AgentRef::new(agent, IdentityMethod::Cgroup);
+            let change = self.changed(&reference, Kind::Executable, executable, &before);
+            agents.tell(&self.changes, change);
+        }
+    }
+
+    fn whose(&self, reference: &AgentRef) -> Option<(AgentId, u32)> {
+        let id = AgentId::new(&reference.tenant, &reference.agent).ok()?;
+        let index = self.governor.live().model.agents.get(&id)?.index;
+        Some((id, index))
+    }
+
+    fn changed(&self, reference: &AgentRef, kind: Kind, value: &str, before: &[String]) -> AuditRecord {
+        let generation = self.governor.live().model.generation;
+        let mut change = self.governor.audit.record(RecordKind::Change, generation);
+        change.agent = Some(reference.clone());
+        // For people alone: as a fingerprint it would be seen again.
+        change.detail = Some(format!(
+            "a fingerprint of agent `{}/{}` changed: {} `{value}` was not seen before; known are `{}`",
+            reference.tenant,
+            reference.agent,
+            kind.name(),
+            before.join("`, `"),
+        ));
+        change
+    }
+
+    /// The history of the agent with this number in the registry, as it is now, on its way to `host`.
+    #[must_use]
+    pub fn history(&self, index: u32, host: &str) -> History {
+        let now_s = self.clock.now().as_second();
+        let agents = self.agents.lock();
+        let Some(observed) = agents.known.get(&index) else {
+            return History { first_seen: true, ..History::QUIET };
+        };
+        let (requests, denied) = observed.past.counts(now_s);
+        History {
+            requests,
+            denied,
+            first_seen: !observed.destinations.contains(&destination(host)),
+            fingerprint_changed: observed.changed_s.is_some_and(|at| now_s.saturating_sub(at) < CHANGE_S),
+        }
+    }
+
+    /// The fingerprints of the agent with this number in the registry, by their kinds, the latest first.
+    #[must_use]
+    pub fn fingerprints(&self, index: u32) -> Vec<KnownFingerprint> {
+        let agents = self.agents.lock();
+        let Some(observed) = agents.known.get(&index) else { return Vec::new() };
+        let time = |s| Timestamp::from_second(s).unwrap_or_default();
+        let mut known = Vec::new();
+        for (kind, prints) in &observed.prints {
+            let mut prints: Vec<&Print> = prints.iter().collect();
+            prints.sort_by_key(|print| std::cmp::Reverse(print.last_s));
+            known.extend(prints.into_iter().map(|print| KnownFingerprint {
+                kind: kind.name().to_owned(),
+                value: print.value.clone(),
+                first_seen: time(print.first_s),
+                last_seen: time(print.last_s),
+            }));
+        }
+        known
+    }
+
+    /// Records changes of fingerprints and writes what is known, until `stop`.
+    pub async fn run(&self, audit: &AuditLog, stop: CancellationToken) {
+        let Some(mut unrecorded) = self.unrecorded.lock().take() else { return };
+        let mut saves = tokio::time::interval(SAVE_PERIOD);
+        saves.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let change = tokio::select! {
+                () = stop.cancelled() => break,
+                _ = saves.tick() => None,
+                change = unrecorded.recv() => change,
+            };
+            let result = match change {
+                Some(change) => audit.append(vec![change]).await,
+                None => {
+                    self.save().await;
+                    self.tell_lost(audit).await
+                }
+            };
+            if let Err(error) = result {
+                tracing::error!(%error, "a change of a fingerprint can't be recorded");
+            }
+        }
+        self.save().await;
+    }
+
+    async fn tell_lost(&self, audit: &AuditLog) -> Result<(), super::audit::AuditError> {
+        let lost = std::mem::take(&mut self.agents.lock().lost);
+        if lost == 0 {
+            return Ok(());
+        }
+        let mut gap = audit.record(RecordKind::Gap, self.governor.live().model.generation);
+        gap.count = Some(lost);
+        gap.detail = Some("changes of fingerprints that came faster than they could be recorded".to_owned());
+        audit.append(vec![gap]).await
+    }
+
+    /// Writes what has changed, and forgets agents that are no more.
+    async fn save(&self) {
+        let saved = self.unsaved();
+        if saved.is_empty() {
+            return;
+        }
+        let kept = self.kept.clone();
+        match tokio::task::spawn_blocking(move || kept.write(&saved)).await {
+            Ok(Ok(())) => {}
+            // What was counted stays in memory, and is written when it changes again.
+            Ok(Err(error)) => tracing::error!(%error, "what is known of agents' histories can't be written"),
+            Err(error) => tracing::error!(%error, "what is known of agents' histories was not written"),
+        }
+    }
+
+    fn unsaved(&self) -> Vec<Saved> {
+        let live = self.governor.live();
+        let mut agents = self.agents.lock();
+        let Agents { known, destinations, .. } = &mut *agents;
+        let mut saved = Vec::new();
+        known.retain(|index, observed| {
+            let stays = live.model.agents.get(&observed.id).is_some_and(|agent| agent.index == *index);
+            if !stays {
+                *destinations -= observed.destinations.len();
+                saved.push(Saved::Gone(*index));
+            } else if observed.dirty || !observed.unsaved.is_empty() {
+                observed.dirty = false;
+                let added = std::mem::take(&mut observed.unsaved);
+                saved.push(Saved::Changed(*index, observed.to_keep(), added));
+            }
+            stays
+        });
+        saved
+    }
+}

@@ -1,0 +1,54 @@
+//! What agents did before, asked of control where policy asks for it. Where control can't be asked, what depends on
+//! it is denied.
+
+use clawgress_api::proto::HistoryRequest;
+use clawgress_api::proto::enforcement_client::EnforcementClient;
+use clawgress_ebpf_common::DropReason;
+use clawgress_policy::Host;
+use clawgress_policy::history::History;
+use tonic::transport::Channel;
+
+use crate::identify::Who;
+use crate::limit;
+use crate::snapshot::Plan;
+
+/// Where it is asked.
+#[derive(Debug)]
+pub struct Histories {
+    client: EnforcementClient<Channel>,
+}
+
+// === impl Histories ===
+
+impl Histories {
+    /// A client over `channel`.
+    #[must_use]
+    pub fn new(channel: Channel) -> Self {
+        Histories { client: EnforcementClient::new(channel) }
+    }
+
+    /// Lets `who`, on its way to `host`, know its history, if `plan` asks for it and it doesn't know it yet: what a
+    /// request is judged by stays the same, however often it is judged.
+    ///
+    /// # Errors
+    /// [`DropReason::HistoryUnavailable`] if control can't be asked in time.
+    pub async fn inform(&self, plan: &Plan, who: &Who, host: &Host) -> Result<(), DropReason> {
+        if !plan.asks_history() || who.history().is_some() {
+            return Ok(());
+        }
+        let agent = &who.identity.agent;
+        let history = Box::pin(self.ask(agent.index, host)).await.map_err(|error| {
+            tracing::warn!(%error, agent = %agent.id, "control can't be asked for what an agent did before");
+            DropReason::HistoryUnavailable
+        })?;
+        who.learn(history);
+        Ok(())
+    }
+
+    async fn ask(&self, agent: u32, host: &Host) -> anyhow::Result<History> {
+        let question = HistoryRequest { agent, host: host.to_string() };
+        let mut client = self.client.clone();
+        let answer = tokio::time::timeout(limit::QUOTA_CALL, client.history(question)).await??;
+        Ok(serde_json::from_slice(&answer.into_inner().json)?)
+    }
+}
