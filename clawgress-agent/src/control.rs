@@ -17,7 +17,9 @@ pub mod model;
 mod observe;
 mod providers;
 pub mod quarantine;
+mod revisions;
 mod runs;
+pub mod signatures;
 mod sink;
 pub mod snapshots;
 mod sources;
@@ -52,6 +54,7 @@ use self::observe::Observations;
 use self::providers::Providers;
 use self::quarantine::Quarantines;
 use self::runs::Runs;
+use self::signatures::Signatures;
 use self::snapshots::Workers;
 use self::store::{RedbStore, StateStore};
 use crate::peer::{Access, Socket};
@@ -115,9 +118,12 @@ pub async fn serve(
     };
     let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(&clock)).await;
     let audit = audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))?;
-    let governor =
-        Governor::open(Arc::clone(&config), Arc::clone(&store), audit.clone(), Arc::clone(&clock)).await?;
-    let governor = Arc::new(governor);
+    let to = |path: &Path, server| -> Result<Channel> {
+        Ok(socket::channel_to(path, Servers::new(&config.access, server)?))
+    };
+    let signatures = Arc::new(Signatures::new(to(&config.signer_socket(), Server::Keys)?));
+    let parts = (Arc::clone(&config), Arc::clone(&store), audit.clone(), Arc::clone(&clock));
+    let governor = Arc::new(Governor::open(parts, Arc::clone(&signatures)).await?);
     // Before anybody is told of a generation: its moment may have passed while this role was away. What fails
     // is tried again and told in status, which needs this role.
     governor.turn_if_due().await;
@@ -125,9 +131,6 @@ pub async fn serve(
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);
     let observations = observations(&config, &governor, &clock).await?;
-    let to = |path: &Path, server| -> Result<Channel> {
-        Ok(socket::channel_to(path, Servers::new(&config.access, server)?))
-    };
     let link = Arc::new(Link::new(to(&config.datapath_socket(), Server::Datapath)?));
     let runs = Runs {
         governor: Arc::clone(&governor),
@@ -164,6 +167,7 @@ pub async fn serve(
         tokio::spawn(watch_geo(Arc::clone(&control))),
         tokio::spawn(fetch_keys(Arc::clone(&control))),
         tokio::spawn(observe(Arc::clone(&control))),
+        tokio::spawn(end_adoption(signatures, stop.clone())),
     ];
     notify::ready("control");
     let end = tokio::try_join!(
@@ -248,6 +252,11 @@ type Planes = Either<
 
 async fn fetch_keys(control: Arc<Control>) {
     control.providers.run(control.stop.clone()).await;
+}
+
+/// What there was of the time before signatures is signed by now.
+async fn end_adoption(signatures: Arc<Signatures>, stop: CancellationToken) {
+    signatures.end_adoption(stop).await;
 }
 
 fn planes(control: &Control) -> Planes {

@@ -1,16 +1,20 @@
-//! The keys role: holds the secret under which API keys are hashed, and answers with hashes alone.
+//! The keys role: holds the secret under which API keys are hashed, and answers with hashes alone; and the
+//! key that policy revisions are signed with, for control ([`signer`]).
 //!
-//! It has no network and no state but the secret. It must never log, return or store a key it is asked
-//! about, nor the secret.
+//! It has no network and no state but the secrets. It must never log, return or store a key it is asked
+//! about, nor a secret.
 
 mod secret;
+mod signer;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aws_lc_rs::hmac;
 use clawgress_api::config::Config;
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
+use clawgress_api::proto::signer_server::SignerServer;
 use clawgress_api::proto::{MacApiKeyRequest, MacApiKeyResponse};
 use clawgress_api::socket;
 use tokio_util::sync::CancellationToken;
@@ -29,19 +33,34 @@ const REQUEST_BYTES_MAX: usize = 1024;
 /// Runs the role until `stop`.
 ///
 /// # Errors
-/// If the secret can't be read, created or trusted, or the socket can't be served.
+/// If a secret can't be read, created or trusted, or a socket can't be served.
 pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
+    // Whatever ends one service ends both.
+    let stop = stop.child_token();
+    let _end = stop.clone().drop_guard();
     let directory = config.node.state_dir.join("keys");
-    let key = tokio::task::spawn_blocking(move || secret::open(&directory)).await??;
-    let access = Access::new(&config, Socket::Keys)?;
+    let opened = tokio::task::spawn_blocking(move || {
+        let key = secret::open(&directory, secret::API_KEYS)?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_ref());
+        anyhow::Ok((key, signer::Service::open(directory)?))
+    });
+    let (key, signer) = opened.await??;
+    let access = (Access::new(&config, Socket::Keys)?, Access::new(&config, Socket::Signer)?);
     open_run_dir(&config)?;
-    let path = config.keys_socket();
-    let listener =
-        socket::bind(&path, SOCKET_MODE).with_context(|| format!("cannot listen on `{}`", path.display()))?;
-    let service =
-        KeysServer::new(Service { key: Arc::new(key) }).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let open = |path: &Path| {
+        socket::bind(path, SOCKET_MODE).with_context(|| format!("cannot listen on `{}`", path.display()))
+    };
+    // First the one that control asks for at its start: where the other is, both are.
+    let signer_socket = open(&config.signer_socket())?;
+    let keys_socket = open(&config.keys_socket())?;
+    let keys = KeysServer::new(Service { key: Arc::new(key) }).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let signer = SignerServer::new(signer).max_decoding_message_size(signer::REQUEST_BYTES_MAX);
     notify::ready("keys");
-    grpc(listener, access, service, stop).await
+    tokio::try_join!(
+        grpc(keys_socket, access.0, keys, stop.clone()),
+        grpc(signer_socket, access.1, signer, stop.clone()),
+    )
+    .map(drop)
 }
 
 struct Service {

@@ -45,6 +45,8 @@ const REFUSAL_GOVERNED: &str = "a command that runs as an agent may not use this
 pub enum Socket {
     /// Served by keys; control and L7 may.
     Keys,
+    /// Served by keys, which signs policy revisions; control may.
+    Signer,
     /// Served by control; L7 may.
     Control,
     /// Served by control; administrators may.
@@ -61,6 +63,7 @@ impl Socket {
     pub fn name(self) -> &'static str {
         match self {
             Socket::Keys => "keys",
+            Socket::Signer => "signer",
             Socket::Control => "control",
             Socket::Admin => "admin",
             Socket::Datapath => "datapath",
@@ -210,7 +213,7 @@ impl Access {
         match socket {
             Socket::Keys => uids.extend(control()?.into_iter().chain(l7()?)),
             Socket::Control | Socket::Handover => uids.extend(l7()?),
-            Socket::Datapath => uids.extend(control()?),
+            Socket::Datapath | Socket::Signer => uids.extend(control()?),
             Socket::Admin => {
                 for name in &access.admin_users {
                     uids.extend(user(Some(name), name)?);
@@ -386,7 +389,9 @@ mod tests {
         let configured = config;
         let config = configured("");
         let (a, _b) = UnixStream::pair().expect("pair");
-        for socket in [Socket::Keys, Socket::Control, Socket::Admin, Socket::Datapath, Socket::Handover] {
+        for socket in
+            [Socket::Keys, Socket::Signer, Socket::Control, Socket::Admin, Socket::Datapath, Socket::Handover]
+        {
             let peer = Access::new(&config, socket).expect("access").check(&a).expect("own user");
             assert_eq!(peer.uid, Uid::effective().as_raw());
         }
@@ -395,12 +400,13 @@ mod tests {
         assert!(error(Socket::Control).contains("user `no-such-user`"));
         assert!(error(Socket::Admin).contains("group `no-such-group`"));
         Access::new(&config, Socket::Datapath).expect("needs neither");
-        // The L7 user is not among those who may administer or command the datapath.
+        // The L7 user is not among those who may administer, sign, or command the datapath.
         let l7 = configured("[access]\nl7_user = \"nobody\"\n");
         let uids = |socket| Access::new(&l7, socket).expect("access").uids;
         let nobody = User::from_name("nobody").expect("users").expect("nobody").uid.as_raw();
         assert!(uids(Socket::Keys).contains(&nobody) && uids(Socket::Control).contains(&nobody));
         assert!(uids(Socket::Handover).contains(&nobody));
         assert!(!uids(Socket::Admin).contains(&nobody) && !uids(Socket::Datapath).contains(&nobody));
+        assert!(!uids(Socket::Signer).contains(&nobody));
     }
 }

@@ -542,7 +542,8 @@ async fn a_change_that_was_committed_is_recorded_whatever_comes_between() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_that_fails_is_told_and_made_later() {
-    let node = Node::new();
+    let mut node = Node::new();
+    node.start_keys().await;
     let (is_fatal, is_full) = (AtomicBool::new(false), AtomicBool::new(false));
     let store = Arc::new(Fatal { store: MemoryStore::default(), is_fatal, is_full });
     let start = |time: &str| {

@@ -307,7 +307,8 @@ async fn a_condition_on_time_makes_a_generation_when_it_turns() {
     const HOURS: &str = r#"@id("day") permit (principal, action == Action::"connect", resource)
         when { context.hour >= 9 && context.hour < 17 };"#;
     let zoned = |zone: &'static str| Node::configured(move |_| format!("[time]\nzone = \"{zone}\"\n"));
-    let node = zoned("Europe/Berlin");
+    let mut node = zoned("Europe/Berlin");
+    node.start_keys().await;
     let clock = Arc::new(SetClock(AtomicI64::new(0)));
     clock.set("2026-11-25T07:59:30Z");
     let store = MemoryStore::default();
@@ -348,7 +349,12 @@ async fn a_condition_on_time_makes_a_generation_when_it_turns() {
     let mut worker = node.worker("w").await;
     assert_eq!(snapshot(&mut worker).await.generation, 5);
     role.stop().await;
-    let elsewhere = zoned("Asia/Tokyo");
+    // The same state under another configuration, and with it who signs.
+    let mut elsewhere = zoned("Asia/Tokyo");
+    let keys = |node: &Node| node.config.node.state_dir.join("keys");
+    std::fs::create_dir_all(elsewhere.config.node.state_dir.as_path()).expect("directory");
+    std::fs::rename(keys(&node), keys(&elsewhere)).expect("moved");
+    elsewhere.start_keys().await;
     let role = start(&elsewhere);
     node::until_there(&elsewhere.config.admin_socket()).await;
     let mut worker = elsewhere.worker("w").await;

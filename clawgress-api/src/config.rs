@@ -329,6 +329,12 @@ impl Config {
         self.node.run_dir.join("keys.sock")
     }
 
+    /// Socket of the keys role, on which it signs policy revisions, for control.
+    #[must_use]
+    pub fn signer_socket(&self) -> PathBuf {
+        self.node.run_dir.join("signer.sock")
+    }
+
     /// Socket of the datapath role, for control.
     #[must_use]
     pub fn datapath_socket(&self) -> PathBuf {

@@ -246,29 +246,6 @@ pub struct NewPolicy<P> {
     pub author: String,
 }
 
-/// A policy revision.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyRevision<P> {
-    /// Number, from 1.
-    pub number: u64,
-    /// The one before, 0 for none.
-    pub parent: u64,
-    /// When.
-    pub time: Timestamp,
-    /// Who.
-    pub author: String,
-    /// Why.
-    pub message: String,
-    /// SHA-256 of the bundle's JSON, hex.
-    pub hash: String,
-    /// The bundle, absent in listings.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bundle: Option<P>,
-    /// The generation it went live in, if it is live.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u64>,
-}
-
 /// A file of geo data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,6 +9,7 @@ pub mod handover;
 pub mod notify;
 mod record;
 mod registry;
+mod revision;
 pub mod socket;
 
 /// Generated messages, clients and servers.
@@ -27,6 +28,7 @@ pub use clawgress_identity as identity;
 pub use document::*;
 pub use record::*;
 pub use registry::*;
+pub use revision::*;
 
 /// Largest gRPC message, bytes: a snapshot of ten thousand agents and a million prefixes fits.
 pub const MESSAGE_BYTES_MAX: usize = 128 << 20;

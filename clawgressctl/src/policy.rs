@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use clawgress_api::identity::{Agent, AgentId};
 use clawgress_api::proto::{Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyRevision};
+use clawgress_api::{NewPolicy, PolicyRevision, Standing};
 use clawgress_policy::PolicyBundle;
 
 use self::files::{Files, Written};
 use crate::client::{Client, request};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{self, Output};
 
 mod apply;
 mod check;
@@ -55,8 +55,10 @@ pub enum Verb {
         /// Number of the revision.
         revision: Option<u64>,
     },
-    /// Lists the revisions, newest first.
+    /// Lists the revisions, newest first, and whether their signatures hold.
     History,
+    /// Prints the public key that revisions are signed with, as PEM.
+    Signer,
     /// Makes an older revision's policy live again, as a new revision.
     Rollback {
         /// Number of the revision; the one before the live one, if absent.
@@ -82,6 +84,7 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         }
         Verb::Show { revision } => history::show(client, output, revision.unwrap_or(0)).await,
         Verb::History => history::list(client, output).await,
+        Verb::Signer => history::signer(client, output).await,
         Verb::Rollback { revision, message } => apply::rollback(client, output, revision, message).await,
         Verb::Explain(arguments) => explain::run(client, output, arguments).await,
     }
@@ -93,9 +96,30 @@ async fn revision(client: &Client, number: u64) -> Result<PolicyRevision<PolicyB
     client.document(admin.show_policy(RevisionNumber { number }).await)
 }
 
-/// The live policy, or a revision of it, as something to ask.
+/// The live policy, or a revision of it, as something to ask, or to make live again: what is in the store counts as a
+/// policy only if its signature holds.
 async fn written(client: &Client, number: u64) -> Result<Written, Failure> {
     let revision = revision(client, number).await?;
+    let wrong = match revision.standing {
+        None | Some(Standing::Signed) => None,
+        Some(Standing::Unknown) => {
+            output::note(
+                "warning: the keys role can't be reached, so nobody knows whether the signature holds",
+            );
+            None
+        }
+        Some(Standing::Unsigned) => Some("nobody signed it"),
+        Some(Standing::OtherKey) => Some("it was signed by another key than the keys role's"),
+        Some(Standing::Altered) => {
+            Some("its signature does not hold, so that somebody changed it in the state store")
+        }
+    };
+    if let Some(wrong) = wrong {
+        let number = revision.number;
+        return Err(Failure::Refused(format!(
+            "revision {number} is not used: {wrong}; look its text over (`clawgressctl policy show {number}`), and apply it as a file if it is what you want"
+        )));
+    }
     Ok(Written::from_bundle(format!("revision {}", revision.number), revision.bundle.unwrap_or_default()))
 }
 

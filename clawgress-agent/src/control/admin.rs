@@ -159,6 +159,10 @@ impl Admin for Service {
         policies::history(&self.0).await
     }
 
+    async fn policy_signer(&self, _: Request<Empty>) -> Answer {
+        policies::signer(&self.0).await
+    }
+
     async fn geo_status(&self, _: Request<Empty>) -> Answer {
         policies::geo(&self.0)
     }
@@ -203,7 +207,7 @@ impl Admin for Service {
 
 impl Control {
     /// Waits until the planes that are there run the live generation, or have refused, or are too slow.
-    async fn settled(&self) {
+    pub(super) async fn settled(&self) {
         let generation = self.governor.live().model.generation;
         let planes =
             async { tokio::join!(self.runs.link.settled(generation), self.workers.settled(generation)) };
@@ -292,7 +296,7 @@ fn status(refusal: Refusal) -> Status {
             let problems = serde_json::to_vec(&errors.problems).unwrap_or_default();
             Status::with_details(tonic::Code::InvalidArgument, text, problems.into())
         }
-        Refusal::Unavailable(_) => Status::unavailable(text),
+        Refusal::Unavailable(_) | Refusal::Overtaken => Status::unavailable(text),
         Refusal::Store(_) => Status::internal(text),
         Refusal::Audit(AuditError::Closed) => {
             Status::unavailable("the change was made, but control is stopping; the next start will record it")

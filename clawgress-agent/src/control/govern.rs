@@ -25,6 +25,7 @@ use super::audit::AuditLog;
 use super::geo::GeoInForce;
 use super::model::{Draft, GENERATION, Model, Refusal, Window, parse};
 use super::providers::{FETCHED, Fetched};
+use super::signatures::Signatures;
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
 /// Times a change is tried again when another node's change comes first; more is a fault, not a race.
@@ -90,7 +91,10 @@ pub struct Governor {
     pub(super) store: Arc<dyn StateStore>,
     pub(super) audit: AuditLog,
     pub(super) clock: Arc<dyn Clock>,
-    live: watch::Sender<Arc<Generation>>,
+    pub(super) signatures: Arc<Signatures>,
+    /// Held while a revision is made.
+    pub(super) revising: Mutex<()>,
+    pub(super) live: watch::Sender<Arc<Generation>>,
     /// Why the last turn of a condition on time could not be made.
     late: parking_lot::Mutex<Option<String>>,
     /// Held while a change is made, so that two of this process never race.
@@ -114,22 +118,24 @@ fn bounded(mut detail: String) -> String {
 // === impl Governor ===
 
 impl Governor {
-    /// Loads what the store holds, and records the changes of this node that were committed and not recorded.
+    /// Loads what the store holds, records the changes of this node that were committed and not recorded, and signs
+    /// the revisions of the time before signatures.
     ///
     /// # Errors
-    /// If the store fails or isn't understood, or the audit log can't be written.
+    /// If the store fails or isn't understood, the audit log can't be written, or the keys role can't be asked about the
+    /// signature of a policy: both planes then go on with what they have, for as long as they may.
     pub async fn open(
-        config: Arc<Config>,
-        store: Arc<dyn StateStore>,
-        audit: AuditLog,
-        clock: Arc<dyn Clock>,
+        (config, store, audit, clock): (Arc<Config>, Arc<dyn StateStore>, AuditLog, Arc<dyn Clock>),
+        signatures: Arc<Signatures>,
     ) -> Result<Self, Refusal> {
-        let live = watch::Sender::new(Arc::new(load(store.as_ref()).await?));
+        let live = watch::Sender::new(Arc::new(load(store.as_ref(), &signatures).await?));
         let governor = Governor {
             config,
             store,
             audit,
             clock,
+            signatures,
+            revising: Mutex::new(()),
             live,
             late: parking_lot::Mutex::default(),
             turn: Mutex::new(()),
@@ -146,6 +152,7 @@ impl Governor {
             );
             governor.record(record).await?;
         }
+        governor.settle_revisions().await?;
         Ok(governor)
     }
 
@@ -204,7 +211,7 @@ impl Governor {
                     return Ok((done, generation));
                 }
                 Err(Refusal::Store(StoreError::Conflict(_))) => {
-                    self.live.send_replace(Arc::new(load(self.store.as_ref()).await?));
+                    self.live.send_replace(Arc::new(load(self.store.as_ref(), &self.signatures).await?));
                 }
                 Err(other) => return Err(other),
             }
@@ -448,7 +455,7 @@ impl Governor {
                     if self.live().model.stored.is_some_and(|known| known >= commit.revision) {
                         continue;
                     }
-                    match load(self.store.as_ref()).await {
+                    match load(self.store.as_ref(), &self.signatures).await {
                         Ok(generation) => drop(self.live.send_replace(Arc::new(generation))),
                         Err(error) => tracing::error!(%error, "cannot follow a change of another node"),
                     }
@@ -460,7 +467,7 @@ impl Governor {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
             let _turn = self.turn.lock().await;
-            if let Ok(generation) = load(self.store.as_ref()).await
+            if let Ok(generation) = load(self.store.as_ref(), &self.signatures).await
                 && generation.model.stored > self.live().model.stored
             {
                 self.live.send_replace(Arc::new(generation));
@@ -470,17 +477,15 @@ impl Governor {
 }
 
 /// The stored model as a generation. A policy that this version refuses is not in force: deny.
-async fn load(store: &dyn StateStore) -> Result<Generation, StoreError> {
-    let model = Model::load(store).await?;
+pub(super) async fn load(store: &dyn StateStore, signatures: &Signatures) -> Result<Generation, Refusal> {
+    let model = Model::load(store, signatures).await?;
     match render(model.clone(), None).await {
         Ok(generation) => Ok(generation),
         Err(refusal) => {
-            let broken = format!("{refusal}{}", problems(&refusal));
+            let broken = format!("{refusal}{}; apply a policy that this version accepts", problems(&refusal));
             tracing::error!(broken, "the stored policy is refused: everything is denied");
             let revision = model.policy.clone();
-            let mut generation = render(Model { policy: None, ..model }, None)
-                .await
-                .map_err(|e| StoreError::Invalid(e.to_string()))?;
+            let mut generation = render(Model { policy: None, ..model }, None).await?;
             generation.model.policy = revision;
             generation.broken = Some(broken);
             Ok(generation)
@@ -527,7 +532,8 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
         if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {
             return Err(Refusal::Full(format!("a generation has at most {DOCUMENT_BYTES_MAX} bytes")));
         }
-        Ok(Generation { model, snapshot, kernel: kernel_json, broken: None, parsed, turns_at })
+        let broken = model.distrust.clone();
+        Ok(Generation { model, snapshot, kernel: kernel_json, broken, parsed, turns_at })
     })
     .await
 }
@@ -537,7 +543,9 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
 impl Parsed {
     /// The model's policy, if it has one.
     fn of(model: &Model, former: Option<Parsed>) -> Result<Option<Parsed>, Refusal> {
-        let Some(policy) = &model.policy else { return Ok(None) };
+        let Some(policy) = model.policy.as_ref().filter(|_| model.distrust.is_none()) else {
+            return Ok(None);
+        };
         let Some(bundle) = &policy.bundle else { return Ok(None) };
         let zone = zone(&model.window)?;
         if let Some(former) = former

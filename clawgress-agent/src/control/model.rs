@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clawgress_api::PolicyRevision;
 use clawgress_api::config::Config;
+use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, hex};
 use clawgress_ebpf_common::bound;
 use clawgress_identity::{
     Agent, AgentId, AgentState, ApiKeyRecord, IssuerRecord, RootId, SharedSource, SourceId,
@@ -20,6 +20,7 @@ use super::audit::AuditError;
 use super::geo::{GeoError, GeoInForce};
 use super::issuers::ISSUER;
 use super::providers::{FETCHED, Fetched};
+use super::signatures::{Signatures, distrust};
 use super::sources::SHARED;
 use super::store::{Entry, Revision, StateStore, StoreError, Write};
 
@@ -30,7 +31,7 @@ pub const RUNS_MAX: usize = 256;
 /// Labels of one agent.
 const LABELS_MAX: usize = 64;
 /// Longest label, team, project or environment, message or author, bytes.
-const TEXT_BYTES_MAX: usize = 1024;
+const TEXT_BYTES_MAX: usize = REVISION_TEXT_BYTES_MAX;
 /// Policy revisions kept with their text.
 const REVISIONS_MAX: u64 = 10_000;
 
@@ -112,6 +113,8 @@ pub struct Model {
     pub runs: BTreeMap<String, Run>,
     /// The live policy, with its bundle.
     pub policy: Option<Arc<PolicyRevision<PolicyBundle>>>,
+    /// Why it is not to be trusted, and so not in force, if it isn't.
+    pub distrust: Option<String>,
     /// The geo data in force: of what the live policy names.
     pub geo: Arc<GeoInForce>,
     /// The moment of this generation.
@@ -144,6 +147,9 @@ pub enum Refusal {
     /// The geo data that the policy needs can't be used.
     #[error(transparent)]
     Geo(#[from] GeoError),
+    /// Another revision was applied meanwhile.
+    #[error("another policy was applied meanwhile; try again")]
+    Overtaken,
     /// Another role is away.
     #[error("{0}")]
     Unavailable(String),
@@ -170,16 +176,22 @@ impl Model {
     /// Reads the model at one revision of the store.
     ///
     /// # Errors
-    /// If the store fails, or holds what this version doesn't understand.
-    pub async fn load(store: &dyn StateStore) -> Result<Model, StoreError> {
+    /// If the store fails, or holds what this version doesn't understand, or the keys role can't say whose signature of
+    /// the live policy counts.
+    pub async fn load(store: &dyn StateStore, signatures: &Signatures) -> Result<Model, Refusal> {
         let generation = store.read(GENERATION, None).await?;
         let at = Some(generation.revision);
         let next_index = store.read(NEXT_INDEX, at).await?.entries.first().map(parse).transpose()?;
         let live: Option<u64> = store.read(LIVE_POLICY, at).await?.entries.first().map(parse).transpose()?;
-        let policy = match live {
-            Some(number) => revision(store, number, at).await?.map(Arc::new),
+        let stored = match live {
+            Some(number) => revision(store, number, at).await?,
             None => None,
         };
+        let distrust = match &stored {
+            Some(stored) => distrusted(store, signatures, stored, at).await?,
+            None => None,
+        };
+        let policy = stored.map(|stored| Arc::new(stored.revision));
         let geo: Option<GeoInForce> = store.read(GEO, at).await?.entries.first().map(parse).transpose()?;
         let window: Option<Window> = store.read(WINDOW, at).await?.entries.first().map(parse).transpose()?;
         Ok(Model {
@@ -193,6 +205,7 @@ impl Model {
             fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,
+            distrust,
             geo: Arc::new(geo.unwrap_or_default()),
             window: window.unwrap_or_default(),
             next_index: next_index.unwrap_or(1),
@@ -227,6 +240,27 @@ impl Model {
     }
 }
 
+/// A revision with its bundle, as the store holds it.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The revision.
+    pub revision: PolicyRevision<PolicyBundle>,
+    /// SHA-256 of the stored bundle, hex.
+    digest: Option<String>,
+    /// Whether it has the number under which it is stored.
+    is_asked_for: bool,
+}
+
+// === impl Stored ===
+
+impl Stored {
+    /// Whether it is in its place, and its bundle the one that its hash is of.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.is_asked_for && self.digest.as_ref() == Some(&self.revision.hash)
+    }
+}
+
 /// One revision with its bundle.
 ///
 /// # Errors
@@ -235,13 +269,35 @@ pub async fn revision(
     store: &dyn StateStore,
     number: u64,
     at: Option<Revision>,
-) -> Result<Option<PolicyRevision<PolicyBundle>>, StoreError> {
+) -> Result<Option<Stored>, StoreError> {
     let read = store.read(&numbered(REVISION, number), at).await?;
     let Some(entry) = read.entries.first() else { return Ok(None) };
     let mut revision: PolicyRevision<PolicyBundle> = parse(entry)?;
     let bundle = store.read(&numbered(BUNDLE, number), Some(read.revision)).await?;
     revision.bundle = bundle.entries.first().map(parse).transpose()?;
-    Ok(Some(revision))
+    let digest = |entry: &Entry| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &entry.value);
+    let digest = bundle.entries.first().map(|entry| hex(digest(entry).as_ref()));
+    Ok(Some(Stored { is_asked_for: revision.number == number, revision, digest }))
+}
+
+/// Why the live revision is not to be trusted, if it isn't. The one that is live is always the last: one that others
+/// follow is an old one that somebody put in the place of the live one.
+async fn distrusted(
+    store: &dyn StateStore,
+    signatures: &Signatures,
+    stored: &Stored,
+    at: Option<Revision>,
+) -> Result<Option<String>, Refusal> {
+    let number = stored.revision.number;
+    let later = store.read(&numbered(REVISION, number.saturating_add(1)), at).await?;
+    if !later.entries.is_empty() {
+        return Ok(Some(format!(
+            "it is not the last one, revision {} is: restore the state store from a backup, or apply a policy anew",
+            number.saturating_add(1)
+        )));
+    }
+    signatures.ready().await?;
+    Ok(distrust(&stored.revision, signatures.standing(stored)))
 }
 
 /// All revisions without their bundles, newest first.
@@ -376,19 +432,18 @@ impl Draft {
     /// Makes a policy live as the next revision, with the geo data that it names.
     ///
     /// # Errors
-    /// If author or message are too long.
+    /// If it does not come after the live one.
     pub fn apply_policy(
         &mut self,
         mut revision: PolicyRevision<PolicyBundle>,
         geo: &Arc<GeoInForce>,
     ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
-        check_text("message", &revision.message)?;
-        check_text("author", &revision.author)?;
         let parent = self.model.policy.as_ref().map_or(0, |p| p.number);
-        revision.number = parent + 1;
-        revision.parent = parent;
+        if (revision.parent, revision.number) != (parent, parent + 1) {
+            return Err(Refusal::Overtaken);
+        }
         let bundle = revision.bundle.take();
-        self.put(&numbered(REVISION, revision.number), &revision)?;
+        self.put_revision(&revision)?;
         self.put(&numbered(BUNDLE, revision.number), &bundle)?;
         self.put(LIVE_POLICY, &revision.number)?;
         if let Some(old) = revision.number.checked_sub(REVISIONS_MAX) {
@@ -398,9 +453,28 @@ impl Draft {
         let told = revision.clone();
         revision.bundle = bundle;
         self.model.policy = Some(Arc::new(revision));
+        self.model.distrust = None;
         self.put_geo(geo)?;
         self.governs = true;
         Ok(told)
+    }
+
+    /// Writes a revision without its bundle.
+    ///
+    /// # Errors
+    /// If it can't be written as JSON.
+    pub(super) fn put_revision(&mut self, revision: &PolicyRevision<PolicyBundle>) -> Result<(), Refusal> {
+        self.put(&numbered(REVISION, revision.number), revision)
+    }
+
+    /// Makes a generation of what there is.
+    ///
+    /// # Errors
+    /// If it can't be written as JSON.
+    pub(super) fn close(&mut self) -> Result<(), Refusal> {
+        self.governs = true;
+        let number = self.model.generation;
+        self.put(GENERATION, &number)
     }
 
     /// Puts geo data in force, for the live policy of this revision. Whether a plane would decide anything
@@ -492,7 +566,7 @@ fn check_fields(agent: &Agent) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_text(what: &str, text: &str) -> Result<(), Refusal> {
+pub(super) fn check_text(what: &str, text: &str) -> Result<(), Refusal> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(Refusal::Invalid(format!("a {what} has at most {TEXT_BYTES_MAX} bytes")));
     }

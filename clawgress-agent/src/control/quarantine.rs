@@ -366,6 +366,7 @@ mod tests {
 
     use super::super::audit::{AuditLog, Bounds};
     use super::super::model::Draft;
+    use super::super::signatures::Signatures;
     use super::super::store::MemoryStore;
     use super::*;
 
@@ -378,7 +379,9 @@ mod tests {
         let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
         let bounds = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 24 };
         let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), clock.clone()).await;
-        let governor = Governor::open(config.clone(), store, audit.expect("audit"), clock.clone()).await;
+        let channel = clawgress_api::socket::channel(&config.signer_socket()).expect("channel");
+        let parts = (config.clone(), store as _, audit.expect("audit"), clock.clone() as _);
+        let governor = Governor::open(parts, Arc::new(Signatures::new(channel))).await;
         let governor = Arc::new(governor.expect("governor"));
         let quarantines = Quarantines::open(governor, clock).await.expect("opened");
         create(&quarantines).await;

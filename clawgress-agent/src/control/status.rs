@@ -76,10 +76,9 @@ impl Control {
 
 fn policy_warning(live: &Generation) -> Option<String> {
     match (&live.model.policy, &live.broken) {
-        (Some(policy), Some(broken)) => Some(format!(
-            "revision {} is not in force, everything is denied: {broken}; apply a policy that this version accepts",
-            policy.number
-        )),
+        (Some(policy), Some(broken)) => {
+            Some(format!("revision {} is not in force, everything is denied: {broken}", policy.number))
+        }
         (None, _) => {
             Some("no policy has been applied: everything is denied; see `clawgressctl policy apply`".into())
         }

@@ -93,11 +93,15 @@ impl Node {
 
     /// Starts both roles and waits until they answer.
     pub async fn start(mut self) -> Self {
+        self.start_keys().await;
+        self.start_control().await;
+        self
+    }
+
+    pub async fn start_keys(&mut self) {
         let config = Arc::clone(&self.config);
         self.keys = Some(Role::start(|stop| keys::run(config, stop)));
         until_there(&self.config.keys_socket()).await;
-        self.start_control().await;
-        self
     }
 
     pub async fn start_control(&mut self) {

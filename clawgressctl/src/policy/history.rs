@@ -1,7 +1,9 @@
-//! `policy show` and `policy history`.
+//! `policy show`, `policy history` and `policy signer`.
 
-use clawgress_api::PolicyRevision;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clawgress_api::proto::Empty;
+use clawgress_api::{PolicyRevision, PolicySigner, Standing, from_hex};
 use clawgress_policy::{NamedSets, PolicyBundle};
 
 use super::revision;
@@ -22,6 +24,19 @@ pub async fn show(client: &Client, output: Output, number: u64) -> Result<(), Fa
         "revision {}{live}, by {} at {}: {}",
         revision.number, revision.author, revision.time, revision.message
     )));
+    match revision.standing {
+        None | Some(Standing::Signed) => {}
+        Some(Standing::Unknown) => {
+            output::note("whether its signature holds is unknown: the keys role is away")
+        }
+        Some(Standing::Unsigned) => output::note("warning: nobody signed it"),
+        Some(Standing::OtherKey) => {
+            output::note("warning: it was signed by another key than the keys role's")
+        }
+        Some(Standing::Altered) => {
+            output::note("warning: its signature does not hold: somebody changed it in the state store");
+        }
+    }
     if bundle.sets != NamedSets::default() {
         output::note("it has named sets; see them with --output json");
     }
@@ -49,9 +64,28 @@ pub async fn list(client: &Client, output: Output) -> Result<(), Failure> {
                 r.time.strftime("%F %T").to_string(),
                 r.author.clone(),
                 r.hash.chars().take(12).collect(),
+                r.standing.map_or("-", Standing::name).to_owned(),
                 r.message.clone(),
             ]
         })
         .collect();
-    output::table(&["REVISION", "LIVE", "PARENT", "TIME (UTC)", "AUTHOR", "HASH", "MESSAGE"], &rows)
+    output::table(
+        &["REVISION", "LIVE", "PARENT", "TIME (UTC)", "AUTHOR", "HASH", "SIGNATURE", "MESSAGE"],
+        &rows,
+    )
+}
+
+/// What comes before an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410 section 4).
+const ED25519_INFO: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Prints the key that revisions are signed with.
+pub async fn signer(client: &Client, output: Output) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let signer: PolicySigner = client.document(admin.policy_signer(Empty {}).await)?;
+    if output == Output::Json {
+        return output::json(&signer);
+    }
+    let key = from_hex(&signer.public_key).unwrap_or_default();
+    let info = STANDARD.encode([&ED25519_INFO[..], &key].concat());
+    output::line(&format!("-----BEGIN PUBLIC KEY-----\n{info}\n-----END PUBLIC KEY-----"))
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use clawgress_agent::control::store::{RedbStore, StateStore as _, Transaction, Write};
 use clawgress_api::PolicyRevision;
 use clawgress_policy::PolicyBundle;
 use serde_json::Value;
@@ -133,4 +134,34 @@ async fn test_diff_and_explain() {
     check(&diff, 0, "203.0.113.0 - 203.0.113.255", "");
     let same = run(config, &["policy", "diff", "1"]).await;
     check(&same, 0, "registered agents reach the same addresses", "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revision_that_was_altered_in_the_store_is_told_and_not_rolled_back_to() {
+    let mut node = Node::new().start().await;
+    let (one, two) = (file(&node, "1.cedar", ADMIN), file(&node, "2.cedar", "// nothing\n"));
+    for path in [&one, &two] {
+        let path = path.to_str().expect("text");
+        check(&run(&node.config, &["policy", "apply", path, "-m", "x"]).await, 0, "is live", "");
+    }
+    check(&run(&node.config, &["policy", "history"]).await, 0, "holds", "");
+    let signer = run(&node.config, &["policy", "signer"]).await;
+    check(&signer, 0, "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA", "");
+
+    node.stop_control().await;
+    let path = node.config.node.state_dir.join("control").join("state.redb");
+    let store = RedbStore::open(&path).expect("opened");
+    let key = format!("bundle/{:020}", 1);
+    let bundle = store.read(&key, None).await.expect("read").entries.pop().expect("bundle").value;
+    let bundle = String::from_utf8(bundle).expect("text").replace("/admin*", "/nothing*");
+    let writes = vec![Write::Put(key, bundle.into())];
+    store.commit(Transaction { conditions: vec![], writes }).await.expect("written");
+    drop(store);
+    node.start_control().await;
+    let config = &node.config;
+    check(&run(config, &["policy", "history"]).await, 0, "ALTERED", "");
+    check(&run(config, &["policy", "show", "1"]).await, 0, "/nothing*", "its signature does not hold");
+    for verb in [&["policy", "rollback", "1"][..], &["policy", "diff", "1"]] {
+        check(&run(config, verb).await, 1, "", "revision 1 is not used: its signature does not hold");
+    }
 }

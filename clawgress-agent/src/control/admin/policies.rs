@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use clawgress_api::proto::{Document, Documents, Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision};
+use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, Standing};
 use clawgress_policy::PolicyBundle;
 use tonic::{Request, Response, Status};
 
 use super::{Answer, caller, detached, document, documents, parsed, status};
 use crate::control::Control;
 use crate::control::govern::Size;
-use crate::control::model::{self, Refusal};
+use crate::control::model::Refusal;
 
 /// Makes a policy live as the next revision.
 pub(super) async fn apply(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -28,7 +28,7 @@ pub(super) async fn check(control: &Arc<Control>, request: Request<Document>) ->
     document(&PolicyCheck { policies, prefixes, cells, limiters })
 }
 
-/// One revision; number 0 is the live one.
+/// One revision, and how it stands; number 0 is the live one.
 pub(super) async fn show(control: &Arc<Control>, request: Request<RevisionNumber>) -> Answer {
     let live = control.governor.live();
     let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
@@ -36,25 +36,30 @@ pub(super) async fn show(control: &Arc<Control>, request: Request<RevisionNumber
         0 => live_number,
         number => number,
     };
-    let found = model::revision(control.governor.store.as_ref(), number, None).await;
+    let found = control.governor.revision(number).await.map_err(status)?;
     let missing = || match number {
         0 => Refusal::Missing("no policy has been applied yet; see `clawgressctl policy apply`".into()),
         _ => Refusal::Missing(format!("there is no revision {number}; see `clawgressctl policy history`")),
     };
-    let mut revision = found.map_err(|e| status(e.into()))?.ok_or_else(|| status(missing()))?;
+    let mut revision = found.ok_or_else(|| status(missing()))?;
     revision.generation = (number == live_number).then_some(live.model.generation);
     document(&revision)
 }
 
-/// The revisions.
+/// The revisions without their bundles, and how they stand.
 pub(super) async fn history(control: &Arc<Control>) -> Result<Response<Documents>, Status> {
     let live = control.governor.live();
     let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
-    let mut history = model::history(control.governor.store.as_ref()).await.map_err(|e| status(e.into()))?;
+    let mut history = control.governor.history().await.map_err(status)?;
     for revision in &mut history {
         revision.generation = (revision.number == live_number).then_some(live.model.generation);
     }
     documents(&history)
+}
+
+/// Who signs revisions.
+pub(super) async fn signer(control: &Arc<Control>) -> Answer {
+    document(&control.governor.signatures.signer().await.map_err(status)?)
 }
 
 /// The geo data in force.
@@ -81,28 +86,9 @@ async fn applied(
     new: NewPolicy<PolicyBundle>,
     by: &str,
 ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
-    let bundle = serde_json::to_vec(&new.bundle).map_err(|e| Refusal::Invalid(e.to_string()))?;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bundle);
-    let hash: String = digest.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    let revision = PolicyRevision {
-        number: 0,
-        parent: 0,
-        time: control.clock.now(),
-        author: if new.author.is_empty() { by.to_owned() } else { new.author },
-        message: new.message,
-        hash,
-        bundle: Some(new.bundle),
-        generation: None,
-    };
-    let detail = |after: &PolicyRevision<PolicyBundle>| {
-        let PolicyRevision { number, parent, hash, message, .. } = after;
-        format!("policy revision {number} ({hash}) applied by {by} after revision {parent}: {message}")
-    };
-    let text = revision.bundle.as_ref().map_or("", |bundle| bundle.text.as_str());
-    let geo = control.governor.geo_of(text).await?;
-    let (mut revision, generation) =
-        control.governor.change(detail, |draft| draft.apply_policy(revision.clone(), &geo)).await?;
+    let (mut revision, generation) = control.governor.revise(new, by).await?;
     control.settled().await;
     revision.generation = Some(generation.model.generation);
+    revision.standing = Some(Standing::Signed);
     Ok(revision)
 }
