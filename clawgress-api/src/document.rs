@@ -286,9 +286,9 @@ pub struct GeoStatus {
     pub trouble: Option<String>,
 }
 
-/// Answer to `policy check`.
+/// Answer to `policy check`, with the findings of lint, none of which is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyCheck {
+pub struct PolicyCheck<F> {
     /// Policies in the set.
     pub policies: u64,
     /// Destination prefixes the kernel would hold.
@@ -298,6 +298,9 @@ pub struct PolicyCheck {
     /// Rate limits in the set.
     #[serde(default)]
     pub limiters: u64,
+    /// What there is to say of its policies.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<F>,
 }
 
 /// `audit search` and `audit tail`.

@@ -10,6 +10,7 @@ mod geo;
 pub mod history;
 pub mod host;
 pub mod kernel;
+pub mod lint;
 mod members;
 mod prefix;
 pub mod quota;

@@ -19,6 +19,9 @@ pub const SET_MEMBERS_MAX: usize = 1_200_000;
 /// Longest name of a set, bytes.
 pub const SET_NAME_BYTES_MAX: usize = 100;
 
+/// Largest host set that is listed by [`Members::exact_host_sets`]: it is compared with others, again and again.
+const EXACT_HOSTS_MAX: usize = 256;
+
 /// Whether `name` may name a policy or a set: what is safe in a log line, a URL and a file name.
 pub(crate) fn name_is_valid(name: &str) -> bool {
     (1..=SET_NAME_BYTES_MAX).contains(&name.len())
@@ -170,6 +173,30 @@ impl Members {
     /// How many members a host set has, if it exists.
     pub(crate) fn host_set_size(&self, name: &str) -> Option<usize> {
         self.host_set_sizes.get(name).copied()
+    }
+
+    /// Members of the host sets that are few and have no wildcards, by the sets' names.
+    pub(crate) fn exact_host_sets(&self) -> BTreeMap<&str, Vec<&str>> {
+        let mut sets: BTreeMap<&str, Vec<&str>> = self
+            .host_set_sizes
+            .iter()
+            .filter(|(_, size)| **size <= EXACT_HOSTS_MAX)
+            .map(|(name, _)| (name.as_str(), Vec::new()))
+            .collect();
+        for number in self.below.values().flatten() {
+            if let Some(name) = self.host_sets.get(*number as usize) {
+                sets.remove(name.as_str());
+            }
+        }
+        for (host, numbers) in &self.exact {
+            let names = numbers.iter().filter_map(|number| self.host_sets.get(*number as usize));
+            for name in names {
+                if let Some(hosts) = sets.get_mut(name.as_str()) {
+                    hosts.push(host);
+                }
+            }
+        }
+        sets
     }
 
     /// The prefixes of a class, if it exists.

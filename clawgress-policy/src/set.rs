@@ -232,18 +232,24 @@ impl PolicySet {
     /// # Errors
     /// As [`parse`](Self::parse); ASNs and countries are taken for known.
     pub fn check(bundle: &PolicyBundle) -> Result<Outline, PolicyErrors> {
+        PolicySet::outlined(bundle).map(|(outline, _)| outline)
+    }
+
+    /// The set, as it is [checked](Self::check), and what it comes to.
+    pub(crate) fn outlined(bundle: &PolicyBundle) -> Result<(Outline, PolicySet), PolicyErrors> {
         let mut members = parse::members(&bundle.sets, &Geo::default())?;
         members.assume_geo();
         let inner = parse::parse(&bundle.text, members, Zone::default())?;
         let set = PolicySet { inner: Arc::new(inner), moment: None, history: None }.at(0);
         let tables = crate::kernel::compile(&set, &[])?;
-        Ok(Outline {
+        let outline = Outline {
             policies: set.len(),
             prefixes: tables.destinations.len(),
             cells: tables.verdicts.len(),
             limiters: tables.limiters.len(),
             names_geo: !crate::GeoNames::of(&bundle.text).is_empty(),
-        })
+        };
+        Ok((outline, set))
     }
 
     /// The set as it decides at `now_ms` (Unix, milliseconds).

@@ -60,6 +60,21 @@ impl ActionKind {
         }
     }
 
+    /// The type of its resource.
+    pub(crate) fn resource(self) -> &'static str {
+        if self.is_of_hosts() { "Host" } else { "Network" }
+    }
+
+    /// Whether its resource is a host.
+    pub(crate) fn is_of_hosts(self) -> bool {
+        !matches!(self, ActionKind::Connect | ActionKind::Direct)
+    }
+
+    /// Whether it is about what is said, rather than to whom.
+    pub(crate) fn is_content(self) -> bool {
+        self.group() == "use"
+    }
+
     /// Whether an action or group of this name includes it.
     pub(crate) fn is_in(self, name: &str) -> bool {
         name == self.name() || name == self.group()

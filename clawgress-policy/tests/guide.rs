@@ -12,7 +12,7 @@ use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Geo, Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Surroundings,
-    Transport, TunnelProtocol, kernel,
+    Transport, TunnelProtocol, kernel, lint,
 };
 
 /// 2026-11-23T12:00:00Z.
@@ -68,16 +68,19 @@ fn agent() -> Agent {
 fn every_example_is_valid_alone() {
     for text in blocks("cedar") {
         let parsed = PolicySet::parse_in(text, &sets(), &surroundings());
-        assert!(parsed.is_ok_and(|s| !s.is_empty()), "{text}");
+        assert!(parsed.as_ref().is_ok_and(|s| !s.is_empty()), "{text}");
+        let findings = parsed.unwrap().lint(text, &lint::Configuration::default());
+        assert!(findings.iter().all(|f| f.severity == lint::Certainty::Warning), "{findings:?}");
     }
 }
 
 #[test]
 fn what_is_refused_says_so() {
     for (text, shown) in blocks("cedar-refused").into_iter().zip(blocks("text")) {
-        let errors = PolicySet::parse(&PolicyBundle { text: text.to_owned(), sets: sets() }).unwrap_err();
-        let shown = shown.trim_end().trim_end_matches('…');
-        assert!(errors.problems[0].to_string().starts_with(shown), "{}\n{shown}", errors.problems[0]);
+        let (outline, findings) = lint::examine(&PolicyBundle { text: text.to_owned(), sets: sets() });
+        assert_eq!(outline, None, "{text}");
+        let (problem, shown) = (findings[0].problem(), shown.trim_end().trim_end_matches('…'));
+        assert!(problem.to_string().starts_with(shown), "{problem}\n{shown}");
     }
 }
 

@@ -12,6 +12,7 @@ use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, PolicyRevi
 use clawgress_ebpf_common::bound;
 use clawgress_identity::{Agent, SharedSource};
 use clawgress_policy::kernel::{self, KernelTables};
+use clawgress_policy::lint::{Configuration, Finding};
 use clawgress_policy::{
     GeoNames, PolicyBundle, PolicyInForceRef, PolicySet, Surroundings, ZONE_OFFSETS_MAX, Zone,
 };
@@ -72,7 +73,7 @@ struct Parsed {
 }
 
 /// What a policy comes to in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Policies.
     pub policies: u64,
@@ -82,6 +83,8 @@ pub struct Size {
     pub cells: u64,
     /// Rate limits.
     pub limiters: u64,
+    /// What lint says of it; none is an error.
+    pub findings: Vec<Finding>,
 }
 
 /// Makes changes, one at a time.
@@ -434,10 +437,29 @@ impl Governor {
             let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
             let set = PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings)?;
             let policies = set.len() as u64;
+            let findings = lint(&set, &bundle.text, Some(&agents))?;
             let tables = compile(&set.at(window.at.as_millisecond()), &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
             let limiters = tables.limiters.len() as u64;
-            Ok(Size { policies, prefixes, cells, limiters })
+            Ok(Size { policies, prefixes, cells, limiters, findings })
+        })
+        .await
+    }
+
+    /// Refuses a policy that holds what is proven to do nothing, whatever agents there are. One that does not parse is
+    /// left to who applies it.
+    ///
+    /// # Errors
+    /// What is proven, by `lint`.
+    pub async fn lint(&self, bundle: PolicyBundle) -> Result<(), Refusal> {
+        let geo = self.geo_of(&bundle.text).await?;
+        let window = self.window();
+        blocking(move || {
+            let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
+            match PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings) {
+                Ok(set) => lint(&set, &bundle.text, None).map(drop),
+                Err(_) => Ok(()),
+            }
         })
         .await
     }
@@ -590,6 +612,12 @@ fn zone(window: &Window) -> Result<Zone, Refusal> {
         offsets.clear();
     }
     Ok(Zone { name: name.clone(), offsets })
+}
+
+/// What lint says with the planes and the agents there are.
+fn lint(set: &PolicySet, text: &str, agents: Option<&[Agent]>) -> Result<Vec<Finding>, Refusal> {
+    let configuration = Configuration { agents, ..Configuration::default() };
+    Ok(set.lint_to_apply(text, &configuration)?)
 }
 
 /// Compiles to the kernel's tables.

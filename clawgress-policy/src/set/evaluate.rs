@@ -18,6 +18,7 @@ use crate::effect::Obligation;
 use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
+use crate::members::Members;
 use crate::request::{Decision, Operation, Request};
 use crate::vocabulary::ActionKind;
 
@@ -49,6 +50,10 @@ impl Inner {
 
     pub(crate) fn limiters(&self) -> &[Limiter] {
         &self.limiters
+    }
+
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
     }
 
     pub(crate) fn plan(&self) -> &Plan {

@@ -1,6 +1,7 @@
 //! Sets of them, requests, and the comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::history::{Counts, History};
@@ -33,7 +34,7 @@ fn sets() -> NamedSets {
     }
 }
 
-fn parse(text: &str) -> Option<PolicySet> {
+pub fn parse(text: &str) -> Option<PolicySet> {
     PolicySet::parse_in(text, &sets(), &Surroundings::default()).ok()
 }
 
@@ -42,7 +43,7 @@ const OF_ADDRESSES: [&str; 4] =
     ["context.ip.isLoopback()", "context.ip.isMulticast()", "context.ip.isIpv4()", "context.ip.isIpv6()"];
 const OVERFLOWS: [&str; 1] = ["9223372036854775800 + context.port < 0"];
 
-fn history(random: &mut Random) -> History {
+pub fn history(random: &mut Random) -> History {
     let mut counts = || Counts {
         minute: random.below(3) as u64,
         hour: random.below(6) as u64,
@@ -53,7 +54,7 @@ fn history(random: &mut Random) -> History {
 }
 
 /// Policies that are valid alone, for one action.
-fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
+pub fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
     let always = if matches!(action, "connect" | "direct") { &OF_ADDRESSES[..] } else { &OVERFLOWS[..] };
     let write = |question: &&str| {
         format!(
@@ -74,7 +75,7 @@ fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
     pool
 }
 
-fn agents(random: &mut Random) -> Vec<Agent> {
+pub fn agents(random: &mut Random) -> Vec<Agent> {
     let maybe =
         |random: &mut Random, list: &[&str]| (!random.one_in(3)).then(|| random.pick(list).to_owned());
     (1..=8)
@@ -94,6 +95,49 @@ fn agents(random: &mut Random) -> Vec<Agent> {
         .collect()
 }
 
+/// What random requests are about.
+pub struct Things {
+    host: Host,
+    ip: IpAddr,
+    port: u16,
+    alpn: Vec<String>,
+    transport: Transport,
+}
+
+impl Things {
+    pub fn new(random: &mut Random) -> Things {
+        Things {
+            host: Host::parse(random.pick(&HOSTS)).unwrap(),
+            ip: random.pick(&NETWORKS).parse().unwrap(),
+            port: [0, 22, 80, 443, 8080][random.below(5)],
+            alpn: (0..random.below(3)).map(|_| random.pick(&["h2", "http/1.1", "x"]).to_owned()).collect(),
+            transport: [Transport::Tcp, Transport::Udp, Transport::Icmp, Transport::Gre][random.below(4)],
+        }
+    }
+
+    pub fn operation<'a>(&'a self, random: &mut Random, action: &str) -> Operation<'a> {
+        let Things { host, ip, port, alpn, transport } = self;
+        let (ip, port, transport) = (*ip, *port, *transport);
+        match action {
+            "connect" => Operation::Connect { ip, port, transport },
+            "direct" => Operation::Direct { ip, port, transport },
+            "tls" => Operation::Tls { host, port, alpn, ja4: random.pick(&JA4S) },
+            "tunnel" => Operation::Tunnel {
+                host,
+                port,
+                protocol: if random.one_in(2) { TunnelProtocol::Tls } else { TunnelProtocol::Unknown },
+            },
+            _ => Operation::Http {
+                host,
+                port,
+                scheme: Scheme::Http,
+                method: random.pick(&METHODS),
+                path: random.pick(&PATHS),
+            },
+        }
+    }
+}
+
 /// What both say of one request.
 fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     let policies = |set: Result<Vec<_>, Decision>| {
@@ -108,7 +152,7 @@ fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     (set.decide(request), set.decide_by_oracle(request))
 }
 
-fn number(name: &str, otherwise: u64) -> u64 {
+pub fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
@@ -138,31 +182,9 @@ fn decisions_are_the_authorizers() {
         let agents = agents(random);
         for _ in 0..REQUESTS {
             let agent = &agents[random.below(agents.len())];
-            let host = Host::parse(random.pick(&HOSTS)).unwrap();
-            let ip = random.pick(&NETWORKS).parse().unwrap();
-            let port = [0, 22, 80, 443, 8080][random.below(5)];
-            let alpn: Vec<String> =
-                (0..random.below(3)).map(|_| random.pick(&["h2", "http/1.1", "x"]).to_owned()).collect();
-            let transport =
-                [Transport::Tcp, Transport::Udp, Transport::Icmp, Transport::Gre][random.below(4)];
             let set = &set.knowing(history(random));
-            let operation = match *action {
-                "connect" => Operation::Connect { ip, port, transport },
-                "direct" => Operation::Direct { ip, port, transport },
-                "tls" => Operation::Tls { host: &host, port, alpn: &alpn, ja4: random.pick(&JA4S) },
-                "tunnel" => Operation::Tunnel {
-                    host: &host,
-                    port,
-                    protocol: if random.one_in(2) { TunnelProtocol::Tls } else { TunnelProtocol::Unknown },
-                },
-                _ => Operation::Http {
-                    host: &host,
-                    port,
-                    scheme: Scheme::Http,
-                    method: random.pick(&METHODS),
-                    path: random.pick(&PATHS),
-                },
-            };
+            let things = Things::new(random);
+            let operation = things.operation(random, action);
             let request = Request { agent, operation };
             let (lowered, oracle) = both(set, &request);
             assert_eq!(lowered, oracle, "seed {seed}\n{request:?}\n{text}");

@@ -6,4 +6,6 @@
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod dead;
+#[cfg(test)]
 mod writer;

@@ -3,21 +3,35 @@
 use clawgress_api::proto::Empty;
 use clawgress_api::{PolicyRevision, Status};
 use clawgress_policy::PolicyBundle;
+use clawgress_policy::lint::Finding;
+use serde::Serialize;
 
 use super::files::Written;
-use super::{new_policy, revision, written};
+use super::{check, new_policy, revision, written};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Applied<'a> {
+    #[serde(flatten)]
+    revision: &'a PolicyRevision<PolicyBundle>,
+    /// What lint suspects of it.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    findings: &'a [Finding],
+}
+
 /// Makes it live.
 pub async fn run(client: &Client, output: Output, written: Written, message: String) -> Result<(), Failure> {
+    let findings = check::on_node(client, output, &written).await?.findings;
     let mut admin = client.connect().await?;
     let answer = admin.apply_policy(new_policy(&written, message)?).await;
     let revision: PolicyRevision<PolicyBundle> = client.document(written.explained(answer)?)?;
     if output == Output::Json {
-        return output::json(&revision);
+        return output::json(&Applied { revision: &revision, findings: &findings });
     }
+    written.warn(&findings);
     let generation = output::or_dash(revision.generation);
     output::line(&format!("revision {} is live in generation {generation}", revision.number))?;
     // A plane that doesn't run it is news to whoever thinks it is in force.

@@ -52,7 +52,8 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
 
 /// Lets the node check it, and compares it with what is live.
 pub async fn dry_run(client: &Client, output: Output, new: &Written) -> Result<(), Failure> {
-    check::on_node(client, new).await?;
+    let check = check::on_node(client, output, new).await?;
+    new.warn(&check.findings);
     let live = match revision(client, 0).await {
         Ok(live) => written(client, live.number).await?,
         // None was applied yet.

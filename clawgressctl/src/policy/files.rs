@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clawgress_policy::lint::Finding;
 use clawgress_policy::study::caret;
 use clawgress_policy::{NamedSets, PolicyBundle, PolicyProblem, PolicySet};
 use tonic::{Response, Status as CallStatus};
@@ -152,16 +153,27 @@ impl Written {
         }
     }
 
+    /// Tells what lint suspects, beside the output.
+    pub fn warn(&self, findings: &[Finding]) {
+        for finding in findings {
+            output::note(&format!("warning: {}", self.told(&finding.problem())));
+        }
+    }
+
+    /// The problems of the policy that a status carries, if it does.
+    pub fn problems<T>(answer: &Result<Response<T>, CallStatus>) -> Option<Vec<PolicyProblem>> {
+        let details = answer.as_ref().err()?.details();
+        serde_json::from_slice(details).ok().filter(|problems: &Vec<_>| !problems.is_empty())
+    }
+
     /// A status that carries problems of the policy becomes one line each.
     pub fn explained<T>(
         &self,
         answer: Result<Response<T>, CallStatus>,
     ) -> Result<Result<Response<T>, CallStatus>, Failure> {
-        let problems =
-            |status: &CallStatus| serde_json::from_slice::<Vec<PolicyProblem>>(status.details()).ok();
-        match answer.as_ref().err().and_then(problems) {
-            Some(problems) if !problems.is_empty() => Err(self.refused(&problems)),
-            _ => Ok(answer),
+        match Written::problems(&answer) {
+            Some(problems) => Err(self.refused(&problems)),
+            None => Ok(answer),
         }
     }
 }

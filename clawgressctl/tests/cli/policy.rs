@@ -165,3 +165,48 @@ async fn a_revision_that_was_altered_in_the_store_is_told_and_not_rolled_back_to
         check(&run(config, verb).await, 1, "", "revision 1 is not used: its signature does not hold");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lint_refuses_what_it_proves_and_tells_what_it_suspects() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let path = |name: &str, text: &str| file(&node, name, text).to_str().expect("text").to_owned();
+    let nowhere = Path::new("/nonexistent/admin.sock");
+    let dead = path(
+        "dead.cedar",
+        "@id(\"all\")\nforbid (principal, action == Action::\"http\", resource);\n@id(\"get\")\npermit (principal, action == Action::\"http\", resource)\nwhen { context.method == \"GET\" };\n",
+    );
+    // The same words offline, on the node, and from what would apply it.
+    let words =
+        format!("{dead}:3:1: policy `get`: wherever it matches, so does `all`, which forbids: narrow");
+    let offline = ctl(nowhere, &["policy", "check", &dead]).output().await.expect("run");
+    check(&offline, 1, "", &words);
+    check(&offline, 1, "", "3 | @id(\"get\")");
+    check(&run(config, &["policy", "check", "--node", &dead]).await, 1, "", &words);
+    check(&run(config, &["policy", "apply", &dead, "-m", "x"]).await, 1, "", &words);
+    let json = ctl(nowhere, &["policy", "check", &dead, "-o", "json"]).output().await.expect("run");
+    check(&json, 1, "", &words);
+    let found: Value = parse(&json.stdout);
+    let first = &found["findings"][0];
+    let told = (first["severity"].as_str(), first["lint"].as_str(), first["line"].as_u64());
+    assert_eq!(told, (Some("error"), Some("covered-by-forbid"), Some(3)), "{found}");
+    check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
+
+    // What depends on the agents there are is a warning, and applied.
+    let typo = path(
+        "typo.cedar",
+        "@id(\"web\")\npermit (principal in Team::\"reserch\", action == Action::\"http\", resource);\n",
+    );
+    let words =
+        format!("warning: {typo}:2:22: policy `web`: no registered agent is in `Team::\"default/reserch\"`");
+    check(&run(config, &["policy", "check", &typo]).await, 0, "is valid", "");
+    check(&run(config, &["policy", "check", "--node", &typo]).await, 0, "is valid", &words);
+    check(&run(config, &["policy", "apply", &typo, "-m", "x"]).await, 0, "revision 1 is live", &words);
+    let json = run(config, &["policy", "apply", &typo, "-m", "x", "-o", "json"]).await;
+    let found: Value = parse(&json.stdout);
+    let told = (found["number"].as_u64(), found["findings"][0]["lint"].as_str());
+    assert_eq!(told, (Some(2), Some("unknown-principal")), "{found}");
+    run(config, &["agent", "create", "a", "--team", "reserch"]).await;
+    let quiet = run(config, &["policy", "check", "--node", &typo]).await;
+    assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
+}

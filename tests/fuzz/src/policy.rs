@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::kernel;
+use clawgress_policy::lint::Configuration;
 use clawgress_policy::{
     Decision, Host, NamedSets, Operation, PROBLEMS_MAX, PolicyBundle, PolicyErrors, PolicySet, Request,
     Scheme, Transport, TunnelProtocol,
@@ -59,6 +60,12 @@ pub fn policy_text(data: &[u8]) {
     };
     // The next moment at which anything changes lies ahead.
     assert!(set.next_turn_ms(NOW_MS).is_none_or(|next| next > NOW_MS));
+    let findings = set.lint(text, &Configuration::default());
+    assert!(
+        findings
+            .iter()
+            .all(|finding| !finding.message.is_empty() && finding.line.is_some() == finding.policy.is_some())
+    );
     let set = set.at(NOW_MS);
     let agent = agent();
     let hosts = HOSTS.map(|host| Host::parse(host).expect("a host"));

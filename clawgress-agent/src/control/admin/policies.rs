@@ -24,8 +24,8 @@ pub(super) async fn apply(control: &Arc<Control>, request: Request<Document>) ->
 pub(super) async fn check(control: &Arc<Control>, request: Request<Document>) -> Answer {
     let new: NewPolicy<PolicyBundle> = parsed(request)?;
     let size = control.governor.check(new.bundle).await.map_err(status)?;
-    let Size { policies, prefixes, cells, limiters } = size;
-    document(&PolicyCheck { policies, prefixes, cells, limiters })
+    let Size { policies, prefixes, cells, limiters, findings } = size;
+    document(&PolicyCheck { policies, prefixes, cells, limiters, findings })
 }
 
 /// One revision, and how it stands; number 0 is the live one.
@@ -86,6 +86,7 @@ async fn applied(
     new: NewPolicy<PolicyBundle>,
     by: &str,
 ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
+    control.governor.lint(new.bundle.clone()).await?;
     let (mut revision, generation) = control.governor.revise(new, by).await?;
     control.settled().await;
     revision.generation = Some(generation.model.generation);

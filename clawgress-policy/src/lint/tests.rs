@@ -1,0 +1,226 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use clawgress_identity::{Agent, AgentState};
+
+use super::{Certainty, Configuration, Enforced, Finding, Lint};
+use crate::{NamedSets, PolicySet, Surroundings};
+
+fn sets() -> NamedSets {
+    let hosts = |list: &[&str]| list.iter().map(|h| (*h).to_owned()).collect::<BTreeSet<_>>();
+    NamedSets {
+        hosts: BTreeMap::from([
+            ("saas".to_owned(), hosts(&["api.example.com", "*.b.example.com"])),
+            ("mirrors".to_owned(), hosts(&["packages.test"])),
+        ]),
+        networks: BTreeMap::from([
+            ("offices".to_owned(), ["203.0.113.0/24".parse().unwrap()].into()),
+            ("lab".to_owned(), ["198.51.100.0/24".parse().unwrap()].into()),
+        ]),
+    }
+}
+
+fn agent(id: &str, team: &str) -> Agent {
+    Agent {
+        id: id.parse().unwrap(),
+        index: 1,
+        team: Some(team.to_owned()),
+        project: None,
+        environment: None,
+        labels: BTreeMap::new(),
+        state: AgentState::Active,
+        sources: Vec::new(),
+    }
+}
+
+fn lint(text: &str, configuration: &Configuration<'_>) -> Vec<Finding> {
+    let set = PolicySet::parse_in(text, &sets(), &Surroundings::default());
+    set.unwrap_or_else(|e| panic!("{text}: {:?}", e.problems)).lint(text, configuration)
+}
+
+/// What is found in one policy of `http`, `connect` or as it is written.
+fn found(scope: &str, condition: &str) -> Vec<(Certainty, Lint)> {
+    let when = if condition.is_empty() { String::new() } else { format!(" when {{ {condition} }}") };
+    let text = format!("@id(\"p\") permit ({scope}){when};");
+    lint(&text, &Configuration::default()).into_iter().map(|f| (f.severity, f.lint)).collect()
+}
+
+const HTTP: &str = "principal, action == Action::\"http\", resource";
+const CONNECT: &str = "principal, action == Action::\"connect\", resource";
+
+#[test]
+fn contradictions_are_proven() {
+    let never = [(Certainty::Error, Lint::NeverMatches)];
+    for (scope, condition) in [
+        (HTTP, r#"context.method == "GET" && context.method == "PUT""#),
+        (HTTP, r#"context.method == "GET" && !["GET", "HEAD"].contains(context.method)"#),
+        (HTTP, r#"context.path == "/a" && context.path like "/b*""#),
+        (HTTP, r#"context.path like "/b*" && !(context.path like "/b*")"#),
+        (HTTP, r#"context.port == 80 && context.port > 80"#),
+        (HTTP, r#"[80, 81].contains(context.port) && context.port > 81"#),
+        (HTTP, r#"context.hour == 5 && (context.hour > 6 || context.hour < 4)"#),
+        (HTTP, r#"principal in Team::"a" && principal in Team::"b""#),
+        (HTTP, r#"principal in Team::"a" && principal in Tenant::"acme""#),
+        (HTTP, r#"principal == Agent::"x" && principal == Agent::"y""#),
+        (HTTP, r#"principal in Team::"a" && !(principal has team)"#),
+        (HTTP, r#"principal has team && principal.team == Team::"a" && principal in Team::"b""#),
+        (HTTP, r#"principal.tenant == Tenant::"acme" && principal == Agent::"x""#),
+        (HTTP, r#"principal.hasTag("r") && principal.getTag("r") == "a" && principal.getTag("r") == "b""#),
+        (HTTP, r#"resource in HostSet::"mirrors" && resource.name like "*.example.com""#),
+        (HTTP, r#"resource == Host::"packages.test" && resource in HostSet::"saas""#),
+        (r#"principal in Team::"a", action == Action::"http", resource"#, r#"principal in Team::"b""#),
+        (
+            r#"principal, action == Action::"http", resource in HostSet::"mirrors""#,
+            r#"resource == Host::"api.example.com""#,
+        ),
+        (CONNECT, r#"context.ip.isInRange(ip("10.0.0.0/8")) && context.ip.isIpv6()"#),
+        (CONNECT, r#"resource in NetworkSet::"offices" && context.ip.isInRange(ip("10.0.0.0/8"))"#),
+        (CONNECT, r#"resource in NetworkSet::"offices" && resource in NetworkSet::"lab""#),
+        (
+            r#"principal, action == Action::"connect", resource in NetworkSet::"offices""#,
+            r#"resource == Network::"198.51.100.7""#,
+        ),
+        (CONNECT, r#"if context.port == 80 then context.port == 81 else context.port == 80"#),
+    ] {
+        assert_eq!(found(scope, condition), never, "{condition}");
+    }
+}
+
+#[test]
+fn what_can_match_is_left_alone() {
+    for (scope, condition) in [
+        (HTTP, ""),
+        (HTTP, r#"context.method == "GET" && (context.path == "/a" || context.path like "/a/*")"#),
+        (HTTP, r#"context.method == "GET" || context.method == "PUT""#),
+        (HTTP, r#"principal in Team::"a" && principal in Project::"b""#),
+        (HTTP, r#"principal in Team::"acme/a" && principal in Tenant::"acme""#),
+        (HTTP, r#"resource in HostSet::"saas" && resource.name like "*.b.example.com""#),
+        (HTTP, r#"context.port + 1 == 81"#),
+        (CONNECT, r#"resource in NetworkSet::"offices" && !(context.ip.isInRange(ip("203.0.113.128/25")))"#),
+        ("principal, action, resource", r#"resource is Host && resource.name == "api.example.com""#),
+    ] {
+        assert_eq!(found(scope, condition), [], "{condition}");
+    }
+}
+
+#[test]
+fn what_may_fail_is_only_suspected() {
+    let suspected = [(Certainty::Warning, Lint::NeverMatches)];
+    assert_eq!(
+        found(HTTP, r#"9223372036854775807 + context.port > 0 && context.port == 1 && context.port == 2"#),
+        suspected
+    );
+    let one_of_two = found(
+        r#"principal, action in [Action::"http", Action::"tls"], resource"#,
+        r#"action == Action::"http" && context.port == 80"#,
+    );
+    assert_eq!(one_of_two, suspected);
+}
+
+#[test]
+fn a_permit_below_a_forbid_is_proven() {
+    let by = |permit: &str, forbid: &str| {
+        let text = format!("@id(\"no\") {forbid};\n@id(\"p\") {permit};");
+        let found = lint(&text, &Configuration::default()).into_iter();
+        found.filter(|f| f.lint != Lint::Moot).map(|f| (f.severity, f.line.unwrap())).collect::<Vec<_>>()
+    };
+    let a = r#"permit (principal in Team::"a", action == Action::"http", resource) when { context.path == "/admin/x" }"#;
+    for forbid in [
+        r#"forbid (principal, action, resource)"#,
+        r#"forbid (principal, action in Action::"use", resource) when { context.path like "/admin/*" }"#,
+        r#"forbid (principal in Tenant::"default", action == Action::"http", resource)"#,
+        r#"forbid (principal, action == Action::"http", resource) unless { context.path == "/y" }"#,
+        r#"forbid (principal, action == Action::"http", resource) when { principal in [Team::"a", Team::"b"] }"#,
+    ] {
+        assert_eq!(by(a, forbid), [(Certainty::Error, 2)], "{forbid}");
+    }
+    for forbid in [
+        r#"forbid (principal in Team::"b", action == Action::"http", resource)"#,
+        r#"forbid (principal, action == Action::"tls", resource)"#,
+        r#"forbid (principal, action == Action::"http", resource) when { context.path like "/b*" }"#,
+        r#"forbid (principal, action == Action::"http", resource) when { context.hour > 8 }"#,
+    ] {
+        assert_eq!(by(a, forbid), [], "{forbid}");
+    }
+    // A limit of what is forbidden limits nothing; an alert still tells.
+    let all = r#"forbid (principal, action == Action::"http", resource)"#;
+    let limit = r#"@effect("rate-limit") @limit("1 requests/second") permit (principal, action == Action::"http", resource)"#;
+    assert_eq!(by(limit, all), [(Certainty::Warning, 2)]);
+    assert_eq!(by(r#"@effect("alert") permit (principal, action == Action::"http", resource)"#, all), []);
+}
+
+#[test]
+fn actions_that_nothing_asks_about_are_refused() {
+    let configuration = Configuration { enforced: Enforced::of(&["connect", "tls"]).unwrap(), agents: None };
+    let of = |scope: &str| {
+        let text = format!("@id(\"p\") permit (principal, {scope}, resource);");
+        lint(&text, &configuration)
+            .into_iter()
+            .map(|f| (f.severity, f.lint, f.column.unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let refused = |column| (Certainty::Error, Lint::NotEnforced, column);
+    assert_eq!(of(r#"action == Action::"http""#), [refused(39)]);
+    assert_eq!(of(r#"action in [Action::"tls", Action::"http"]"#), [refused(55)]);
+    assert_eq!(of(r#"action in Action::"use""#), [refused(39)]);
+    assert_eq!(of(r#"action in Action::"reach""#), []);
+    assert_eq!(of("action"), []);
+    assert!(Enforced::of(&["htpt"]).is_err());
+}
+
+#[test]
+fn unknown_principals_are_suspected_where_agents_are_known() {
+    let agents = [agent("web", "research")];
+    let text = "@id(\"p\")\npermit (principal in Team::\"reserch\", action == Action::\"http\", resource)\nwhen { principal != Agent::\"acme/x\" };\n@id(\"q\") permit (principal == Agent::\"web\", action == Action::\"tls\", resource);";
+    assert_eq!(lint(text, &Configuration::default()), []);
+    let found = lint(text, &Configuration { agents: Some(&agents), ..Configuration::default() });
+    let told: Vec<_> =
+        found.iter().map(|f| (f.severity, f.lint, f.line.unwrap(), f.column.unwrap())).collect();
+    let warned = |line, column| (Certainty::Warning, Lint::UnknownPrincipal, line, column);
+    assert_eq!(told, [warned(2, 22), warned(3, 21)]);
+    assert!(found[0].message.contains("`Team::\"default/reserch\"`"), "{found:?}");
+}
+
+#[test]
+fn content_that_passes_unread_is_told() {
+    let rules = r#"
+        @id("no-admin") forbid (principal, action == Action::"http", resource) when { context.path like "/admin*" };
+        @id("other") forbid (principal in Team::"b", action == Action::"http", resource == Host::"packages.test");
+    "#;
+    let moot = |opaque: &str, agents: Option<&[Agent]>| {
+        let text = format!("{rules}\n@id(\"opaque\") {opaque};");
+        let found = lint(&text, &Configuration { agents, ..Configuration::default() }).into_iter();
+        found.filter(|f| f.lint == Lint::Moot).filter_map(|f| f.policy).collect::<Vec<_>>()
+    };
+    let tunnel =
+        r#"permit (principal in Team::"a", action == Action::"tunnel", resource in HostSet::"saas")"#;
+    assert_eq!(moot(tunnel, None), ["no-admin"]);
+    assert_eq!(
+        moot(r#"permit (principal, action == Action::"tunnel", resource)"#, None),
+        ["no-admin", "other"]
+    );
+    let unknown =
+        r#"permit (principal, action == Action::"tunnel", resource) when { context.protocol == "unknown" }"#;
+    assert_eq!(moot(unknown, None), [""; 0]);
+    assert_eq!(moot(tunnel, Some(&[agent("x", "b")])), [""; 0], "no agent is in that team");
+    assert_eq!(moot(tunnel, Some(&[agent("x", "a")])), ["no-admin"]);
+    let direct = |condition: &str| {
+        format!(r#"permit (principal, action == Action::"direct", resource) when {{ {condition} }}"#)
+    };
+    assert_eq!(moot(&direct("context.port == 443"), None), ["no-admin"]);
+    assert_eq!(moot(&direct("context.port == 53"), None), [""; 0]);
+    assert_eq!(moot(&direct(r#"context.protocol == "udp""#), None), [""; 0]);
+}
+
+#[test]
+fn much_is_bounded() {
+    let any: Vec<String> = (0..20)
+        .map(|n| format!(r#"(context.path == "/{n}" || context.path like "/{n}/*" || context.port == {n})"#))
+        .collect();
+    let text = format!("@id(\"p\") permit ({HTTP}) when {{ {} }};", any.join(" && "));
+    let found = lint(&text, &Configuration::default());
+    assert!(found.iter().all(|f| f.severity == Certainty::Warning), "{found:?}");
+    let many: String = (0..50)
+        .map(|n| format!("@id(\"f{n}\") forbid ({HTTP}) when {{ context.path == \"/{n}\" }};\n@id(\"p{n}\") permit ({HTTP}) when {{ context.path == \"/x{n}\" }};\n"))
+        .collect();
+    assert_eq!(lint(&many, &Configuration::default()), []);
+}
