@@ -4,12 +4,14 @@
 //! and to every L7 worker ([`snapshots`]); their records come back into the one log ([`audit`]).
 
 mod admin;
+pub mod agents;
 pub mod api_keys;
 pub mod audit;
 mod enforcement;
 pub mod geo;
 mod geo_files;
 pub mod govern;
+pub mod groups;
 mod issuers;
 pub mod kernel;
 mod keyring;
@@ -127,6 +129,9 @@ pub async fn serve(
     // Before anybody is told of a generation: its moment may have passed while this role was away. What fails
     // is tried again and told in status, which needs this role.
     governor.turn_if_due().await;
+    if let Err(error) = governor.take_over_groups().await {
+        tracing::error!(%error, "groups that agents are in are not registered; the next start tries again");
+    }
     let providers = Arc::new(Providers::open(Arc::clone(&governor), Arc::clone(&clock)).await);
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);

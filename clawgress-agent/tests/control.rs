@@ -19,8 +19,8 @@ use clawgress_api::clock::{FixedClock, SystemClock};
 use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_api::proto::{AuditBatch, Empty, MacApiKeyRequest, Name, NewRun, RevisionNumber, WatchRequest};
 use clawgress_api::{
-    AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, NewAgent, NewPolicy, Plane, PolicyRevision,
-    RecordKind, RunSession, Status, socket,
+    AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, MissingGroups, NewAgent, NewPolicy, Plane,
+    PolicyRevision, RecordKind, RunSession, Status, socket,
 };
 use clawgress_identity::{Agent, AgentState, ApiKey, Identity, IdentityError, Origin, TrustSnapshot};
 use clawgress_policy::{PolicyBundle, PolicyProblem};
@@ -44,6 +44,7 @@ fn agent(name: &str) -> NewAgent {
         labels: BTreeMap::new(),
         sources: vec![],
         key: true,
+        missing: MissingGroups::Create,
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clawgress_api::proto::{AuditBatch, Empty};
-use clawgress_api::{AuditQuery, AuditRecord, NewAgent, Plane, RecordKind, Status};
+use clawgress_api::{AuditQuery, AuditRecord, MissingGroups, NewAgent, Plane, RecordKind, Status};
 use clawgress_identity::Agent;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,7 +39,16 @@ impl Drop for Process {
 fn new_agent(n: u64) -> NewAgent {
     let id = format!("agent-{n}").parse().expect("id");
     let labels = std::collections::BTreeMap::new();
-    NewAgent { id, team: None, project: None, environment: None, labels, sources: vec![], key: true }
+    NewAgent {
+        id,
+        team: None,
+        project: None,
+        environment: None,
+        labels,
+        sources: vec![],
+        key: true,
+        missing: MissingGroups::Create,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

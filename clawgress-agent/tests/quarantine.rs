@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use clawgress_api::proto::{Empty, Name, NewRun, Snapshot};
 use clawgress_api::{
-    AgentStateChange, AuditQuery, AuditRecord, NewAgent, NewQuarantine, Quarantine, RecordKind,
+    AgentStateChange, AuditQuery, AuditRecord, MissingGroups, NewAgent, NewQuarantine, Quarantine, RecordKind,
 };
 use clawgress_identity::{Agent, AgentState};
 use tonic::Code;
@@ -28,6 +28,7 @@ async fn create(node: &Node, name: &str) -> Agent {
         labels: BTreeMap::new(),
         sources: vec![],
         key: false,
+        missing: MissingGroups::Create,
     };
     let answer = node.admin().create_agent(document(&new)).await.expect("created");
     parse::<clawgress_api::CreatedAgent>(&answer.into_inner().json).agent

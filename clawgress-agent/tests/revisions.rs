@@ -149,6 +149,7 @@ async fn one_changed_byte_in_the_store_keeps_a_revision_from_force() {
         labels: std::collections::BTreeMap::new(),
         sources: vec![],
         key: false,
+        missing: clawgress_api::MissingGroups::Create,
     };
     node.admin().create_agent(document(&agent)).await.expect("created");
     assert_eq!(in_force(&node).await, None);

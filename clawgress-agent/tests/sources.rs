@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clawgress_api::proto::{Empty, Name};
-use clawgress_api::{AuditQuery, AuditRecord, NewAgent, RecordKind, SharedSourceChange, Status};
+use clawgress_api::{
+    AuditQuery, AuditRecord, MissingGroups, NewAgent, RecordKind, SharedSourceChange, Status,
+};
 use clawgress_identity::SharedSource;
 use clawgress_policy::PolicyBundle;
 use tonic::Code;
@@ -29,6 +31,7 @@ fn agent(name: &str, sources: &[&str]) -> NewAgent {
         labels: BTreeMap::new(),
         sources: sources.iter().map(|s| s.parse().expect("source")).collect(),
         key: true,
+        missing: MissingGroups::Create,
     }
 }
 

@@ -10,7 +10,7 @@ use clawgress_identity::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Destination, RecordKind, SourceRef, Verdict};
+use crate::{Destination, GroupRef, MissingGroups, RecordKind, SourceRef, Verdict};
 
 /// Everything L7 needs at one generation; swapped whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +130,14 @@ pub struct NewAgent {
     pub sources: Vec<Source>,
     /// Whether to issue an API key.
     pub key: bool,
+    /// What becomes of groups that don't exist.
+    #[serde(default = "create")]
+    pub missing: MissingGroups,
+}
+
+/// Whoever creates an agent says of its groups what they are called, as it always was.
+fn create() -> MissingGroups {
+    MissingGroups::Create
 }
 
 /// Answer to `agent create`.
@@ -140,6 +148,9 @@ pub struct CreatedAgent {
     /// The API key, shown this once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<String>,
+    /// Groups that were registered with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registered: Vec<GroupRef>,
 }
 
 /// `agent enable`, `agent disable` and `agent quarantine`.

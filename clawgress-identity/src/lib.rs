@@ -11,6 +11,7 @@ mod base64url;
 mod binding;
 mod certificate;
 mod claims;
+mod group;
 mod holders;
 mod issuer;
 mod json;
@@ -37,6 +38,7 @@ pub use certificate::{
     NameKind, Revocation,
 };
 pub use claims::{ACTORS_MAX, Actor, SKEW_S_MAX};
+pub use group::{Group, GroupId, GroupKind, OWNER_LABEL};
 pub use holders::{Holder, Holders};
 pub use issuer::{ClaimPath, Delegation, ISSUERS_MAX, Issuer, IssuerError, IssuerRecord};
 pub use json::JsonError;

@@ -14,6 +14,14 @@ use crate::{AgentId, AgentIdError, Source};
 #[serde(transparent)]
 pub struct SourceId(AgentId);
 
+impl SourceId {
+    /// The tenant.
+    #[must_use]
+    pub fn tenant(&self) -> &str {
+        self.0.tenant()
+    }
+}
+
 impl FromStr for SourceId {
     type Err = AgentIdError;
 

@@ -1,16 +1,16 @@
 //! `agent`: the registry.
 
-use std::collections::BTreeMap;
-
 use clap::{Args, Subcommand};
-use clawgress_api::identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, Source};
+use clawgress_api::identity::{Agent, AgentId, AgentState, DEFAULT_TENANT, OWNER_LABEL, Source};
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{
-    AgentStateChange, CreatedAgent, KnownFingerprint, NewAgent, NewQuarantine, Quarantine, Status,
+    AgentChange, AgentStateChange, ChangedAgent, CreatedAgent, Edit, GroupRef, KnownFingerprint,
+    MissingGroups, NewAgent, NewQuarantine, Quarantine, Status,
 };
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
+use crate::group::{LabelEdits, Labels, labels};
 use crate::output::{self, Output, or_dash};
 use crate::time;
 
@@ -22,6 +22,8 @@ pub enum Verb {
     List,
     /// Shows an agent.
     Show(Named),
+    /// Moves an agent to another team, project or environment, or changes its labels or its owner.
+    Set(Set),
     /// Removes an agent with its keys, and ends its runs.
     Delete(Named),
     /// Lets nothing of an agent pass until it is enabled again.
@@ -75,21 +77,46 @@ pub struct Create {
     /// Its environment, such as `prod`.
     #[arg(long)]
     environment: Option<String>,
-    /// A label; may be repeated.
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    labels: Labels,
     /// Where its traffic comes from, such as `eth1=10.64.0.2,02:00:00:00:00:02`; may be repeated.
     #[arg(long = "source", value_name = "INTERFACE=ADDRESS[/PREFIX],MAC|any-mac")]
     sources: Vec<Source>,
     /// Issue no API key: the agent is known by its sources alone.
     #[arg(long)]
     no_key: bool,
+    /// Refuse a team, project, environment or tenant that does not exist, instead of registering it.
+    #[arg(long)]
+    existing: bool,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) =
-        text.split_once('=').ok_or_else(|| format!("`{text}` is not a label: write KEY=VALUE"))?;
-    Ok((key.to_owned(), value.to_owned()))
+#[derive(Args)]
+pub struct Set {
+    /// The agent: `NAME` or `TENANT/NAME`.
+    name: AgentId,
+    /// Its team.
+    #[arg(long)]
+    team: Option<String>,
+    /// Takes it out of its team.
+    #[arg(long, conflicts_with = "team")]
+    no_team: bool,
+    /// Its project.
+    #[arg(long)]
+    project: Option<String>,
+    /// Takes it out of its project.
+    #[arg(long, conflicts_with = "project")]
+    no_project: bool,
+    /// Its environment, such as `prod`.
+    #[arg(long)]
+    environment: Option<String>,
+    /// Takes it out of its environment.
+    #[arg(long, conflicts_with = "environment")]
+    no_environment: bool,
+    #[command(flatten)]
+    labels: LabelEdits,
+    /// Register a team, project or environment that does not exist, instead of refusing it.
+    #[arg(long)]
+    create_missing: bool,
 }
 
 /// Does what was asked.
@@ -118,6 +145,7 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
                 Output::Json => output::json(&serde_json::json!({ "deleted": name })),
             }
         }
+        Verb::Set(set) => self::set(client, output, set).await,
         Verb::Disable(Named { name }) => set_state(client, output, name, AgentState::Disabled).await,
         Verb::Enable(Named { name }) => set_state(client, output, name, AgentState::Active).await,
         Verb::Quarantine(Isolate { name, seconds, reason }) => {
@@ -210,17 +238,49 @@ async fn set_state(client: &Client, output: Output, id: AgentId, state: AgentSta
     show(output, &agent)
 }
 
+async fn set(client: &Client, output: Output, set: Set) -> Result<(), Failure> {
+    fn edit(to: Option<String>, is_cleared: bool) -> Edit<String> {
+        match to {
+            Some(to) => Edit::Set(to),
+            None if is_cleared => Edit::Clear,
+            None => Edit::Keep,
+        }
+    }
+    let change = AgentChange {
+        id: set.name,
+        team: edit(set.team, set.no_team),
+        project: edit(set.project, set.no_project),
+        environment: edit(set.environment, set.no_environment),
+        labels: set.labels.into_change(),
+        missing: if set.create_missing { MissingGroups::Create } else { MissingGroups::Refuse },
+    };
+    let mut admin = client.connect().await?;
+    let changed: ChangedAgent = client.document(admin.set_agent(request(&change)?).await)?;
+    if output == Output::Json {
+        return output::json(&changed);
+    }
+    show(output, &changed.agent)?;
+    tell(&changed.registered)
+}
+
+/// Says which groups are new: a slip in a name shows there.
+fn tell(registered: &[GroupRef]) -> Result<(), Failure> {
+    registered.iter().try_for_each(|group| {
+        output::line(&format!("{} `{}` is new, and registered with it", group.kind.name(), group.id))
+    })
+}
+
 async fn create(client: &Client, output: Output, create: Create) -> Result<(), Failure> {
     let mut admin = client.connect().await?;
-    let labels: BTreeMap<String, String> = create.labels.into_iter().collect();
     let new = NewAgent {
         id: create.name,
         team: create.team,
         project: create.project,
         environment: create.environment,
-        labels,
+        labels: create.labels.into_map(),
         sources: create.sources,
         key: !create.no_key,
+        missing: if create.existing { MissingGroups::Refuse } else { MissingGroups::Create },
     };
     let created: CreatedAgent = client.document(admin.create_agent(request(&new)?).await)?;
     if output == Output::Json {
@@ -228,6 +288,7 @@ async fn create(client: &Client, output: Output, create: Create) -> Result<(), F
     }
     let agent = &created.agent;
     output::line(&format!("agent `{}` is created", agent.id))?;
+    tell(&created.registered)?;
     let Some(key) = &created.api_key else { return Ok(()) };
     output::line(&format!("\nAPI key, shown this once:\n  {key}"))?;
     // The proxy's addresses come from the status; without them the key is still good.
@@ -283,8 +344,6 @@ fn show(output: Output, agent: &Agent) -> Result<(), Failure> {
     if output == Output::Json {
         return output::json(agent);
     }
-    let labels: Vec<String> = agent.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let labels = if labels.is_empty() { "-".to_owned() } else { labels.join(", ") };
     for (what, value) in [
         ("agent", agent.id.to_string()),
         ("number", agent.index.to_string()),
@@ -292,7 +351,8 @@ fn show(output: Output, agent: &Agent) -> Result<(), Failure> {
         ("team", or_dash(agent.team.as_ref())),
         ("project", or_dash(agent.project.as_ref())),
         ("environment", or_dash(agent.environment.as_ref())),
-        ("labels", labels),
+        ("owner", or_dash(agent.labels.get(OWNER_LABEL))),
+        ("labels", labels(&agent.labels)),
         ("sources", sources(agent)),
     ] {
         output::line(&format!("{what:<12} {}", output::clean(&value)))?;

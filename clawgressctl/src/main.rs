@@ -8,6 +8,7 @@ mod client;
 mod completion;
 mod failure;
 mod geo;
+mod group;
 mod issuer;
 mod key;
 mod live;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use clawgress_api::identity::GroupKind;
 
 use self::client::Client;
 use self::failure::Failure;
@@ -65,6 +67,18 @@ enum Verb {
     /// Agents: who may use the gateway.
     #[command(subcommand)]
     Agent(agent::Verb),
+    /// Tenants: what carries their name belongs to them.
+    #[command(subcommand)]
+    Tenant(group::Verb),
+    /// Teams of tenants, for policy to name.
+    #[command(subcommand)]
+    Team(group::Verb),
+    /// Projects of tenants, for policy to name.
+    #[command(subcommand)]
+    Project(group::Verb),
+    /// Environments of tenants, such as `prod`, for policy to name.
+    #[command(subcommand)]
+    Environment(group::Verb),
     /// API keys: what agents prove themselves by.
     #[command(subcommand)]
     Key(key::Verb),
@@ -126,6 +140,10 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
         match verb {
             Verb::Status => status::show(&client, output).await?,
             Verb::Agent(verb) => agent::run(&client, output, verb).await?,
+            Verb::Tenant(verb) => group::run(&client, output, GroupKind::Tenant, verb).await?,
+            Verb::Team(verb) => group::run(&client, output, GroupKind::Team, verb).await?,
+            Verb::Project(verb) => group::run(&client, output, GroupKind::Project, verb).await?,
+            Verb::Environment(verb) => group::run(&client, output, GroupKind::Environment, verb).await?,
             Verb::Key(verb) => key::run(&client, output, verb).await?,
             Verb::Source(verb) => source::run(&client, output, verb).await?,
             Verb::Issuer(verb) => issuer::run(&client, output, verb).await?,

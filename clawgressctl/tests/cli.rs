@@ -3,6 +3,8 @@
 
 #[path = "../../clawgress-agent/tests/support/datapath.rs"]
 mod datapath;
+#[path = "cli/groups.rs"]
+mod group_verbs;
 #[path = "cli/keys.rs"]
 mod key_verbs;
 #[path = "../../clawgress-agent/tests/support/node.rs"]

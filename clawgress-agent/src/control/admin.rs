@@ -2,6 +2,7 @@
 //! credentials of the socket, and goes through even if the caller hangs up half-way.
 
 mod agents;
+mod groups;
 mod issuers;
 mod keys;
 mod policies;
@@ -67,6 +68,10 @@ impl Admin for Service {
         agents::delete(&self.0, request).await
     }
 
+    async fn set_agent(&self, request: Request<Document>) -> Answer {
+        agents::set(&self.0, request).await
+    }
+
     async fn set_agent_state(&self, request: Request<Document>) -> Answer {
         agents::set_state(&self.0, request).await
     }
@@ -101,6 +106,22 @@ impl Admin for Service {
 
     async fn list_fingerprints(&self, request: Request<Name>) -> Result<Response<Documents>, Status> {
         agents::fingerprints(&self.0, request)
+    }
+
+    async fn create_group(&self, request: Request<Document>) -> Answer {
+        groups::create(&self.0, request).await
+    }
+
+    async fn list_groups(&self, request: Request<Name>) -> Result<Response<Documents>, Status> {
+        groups::list(&self.0, request)
+    }
+
+    async fn set_group(&self, request: Request<Document>) -> Answer {
+        groups::set(&self.0, request).await
+    }
+
+    async fn delete_group(&self, request: Request<Document>) -> Result<Response<Empty>, Status> {
+        groups::delete(&self.0, request).await
     }
 
     async fn add_source(&self, request: Request<Document>) -> Answer {
@@ -290,7 +311,7 @@ fn status(refusal: Refusal) -> Status {
         Refusal::Invalid(_) | Refusal::Geo(_) | Refusal::Store(StoreError::Invalid(_)) => {
             Status::invalid_argument(text)
         }
-        Refusal::Unsupported(_) => Status::failed_precondition(text),
+        Refusal::Unsupported(_) | Refusal::InUse(_) => Status::failed_precondition(text),
         Refusal::Full(_) => Status::resource_exhausted(text),
         Refusal::Policy(errors) => {
             let problems = serde_json::to_vec(&errors.problems).unwrap_or_default();

@@ -1,14 +1,12 @@
-//! What is governed: agents, keys, shared sources, runs and the live policy, as the store holds them. A [`Draft`] is a
+//! What is governed: agents and their groups, keys, shared sources, runs and the live policy, as the store holds them. A [`Draft`] is a
 //! change in the making; nothing here is visible to anybody before it is committed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clawgress_api::config::Config;
 use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, hex};
-use clawgress_ebpf_common::bound;
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, IssuerRecord, RootId, SharedSource, SourceId,
+    Agent, AgentId, AgentState, ApiKeyRecord, Group, GroupId, IssuerRecord, RootId, SharedSource, SourceId,
 };
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
@@ -18,30 +16,27 @@ use serde::{Deserialize, Serialize};
 use super::api_keys::{ENDED_KEY, KEY};
 use super::audit::AuditError;
 use super::geo::{GeoError, GeoInForce};
+use super::groups::{GROUP, with_built_in};
 use super::issuers::ISSUER;
 use super::providers::{FETCHED, Fetched};
 use super::signatures::{Signatures, distrust};
 use super::sources::SHARED;
 use super::store::{Entry, Revision, StateStore, StoreError, Write};
 
-/// Agents on one node: the number the project promises, with the kernel tables sized for it.
-pub const AGENTS_MAX: usize = 10_000;
 /// Live runs of local commands: each has a cgroup and a key.
 pub const RUNS_MAX: usize = 256;
-/// Labels of one agent.
-const LABELS_MAX: usize = 64;
-/// Longest label, team, project or environment, message or author, bytes.
+/// Longest label, message or author, bytes.
 const TEXT_BYTES_MAX: usize = REVISION_TEXT_BYTES_MAX;
 /// Policy revisions kept with their text.
 const REVISIONS_MAX: u64 = 10_000;
 
 pub(super) const GENERATION: &str = "generation";
 pub(super) const CANARY: &str = "canary";
-const NEXT_INDEX: &str = "next-index";
+pub(super) const NEXT_INDEX: &str = "next-index";
 const LIVE_POLICY: &str = "policy-live";
 const GEO: &str = "geo";
 const WINDOW: &str = "window";
-const AGENT: &str = "agent/";
+pub(super) const AGENT: &str = "agent/";
 const RUN: &str = "run/";
 const REVISION: &str = "revision/";
 const BUNDLE: &str = "bundle/";
@@ -97,6 +92,8 @@ pub struct Model {
     pub generation: u64,
     /// The store's revision that wrote the generation; `None` before the first change.
     pub stored: Option<Revision>,
+    /// Groups that agents may be in, the built-in tenant among them.
+    pub groups: BTreeMap<GroupId, Group>,
     /// Agents.
     pub agents: BTreeMap<AgentId, Agent>,
     /// API keys by id.
@@ -138,6 +135,9 @@ pub enum Refusal {
     /// Not possible as the node is set up.
     #[error("{0}")]
     Unsupported(String),
+    /// Others depend on it.
+    #[error("{0}")]
+    InUse(String),
     /// A bound is reached.
     #[error("{0}")]
     Full(String),
@@ -197,6 +197,7 @@ impl Model {
         Ok(Model {
             generation: generation.entries.first().map(parse).transpose()?.unwrap_or(0),
             stored: generation.entries.first().map(|e| e.modified),
+            groups: with_built_in(all(store, GROUP, at, |g: &Group| g.id.clone()).await?),
             agents: all(store, AGENT, at, |a: &Agent| a.id.clone()).await?,
             keys: all(store, KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
             ended_keys: all(store, ENDED_KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
@@ -209,16 +210,6 @@ impl Model {
             geo: Arc::new(geo.unwrap_or_default()),
             window: window.unwrap_or_default(),
             next_index: next_index.unwrap_or(1),
-        })
-    }
-
-    /// The agent, or a refusal that says what to do.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn agent(&self, id: &AgentId) -> Result<&Agent, Refusal> {
-        self.agents.get(id).ok_or_else(|| {
-            Refusal::Missing(format!("there is no agent `{id}`; see `clawgressctl agent list`"))
         })
     }
 
@@ -338,59 +329,6 @@ impl Draft {
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
-    }
-
-    /// Registers an agent under a number that was never used before.
-    ///
-    /// # Errors
-    /// If it exists, a source is taken or can't be enforced here, or a bound is reached.
-    pub fn create_agent(&mut self, mut agent: Agent, config: &Config) -> Result<Agent, Refusal> {
-        if self.model.agents.contains_key(&agent.id) {
-            return Err(Refusal::Exists(format!("there is an agent `{}` already", agent.id)));
-        }
-        if self.model.agents.len() >= AGENTS_MAX {
-            return Err(Refusal::Full(format!("a node has at most {AGENTS_MAX} agents")));
-        }
-        check_fields(&agent)?;
-        self.model.check_sources(&agent.sources, config, "--source")?;
-        agent.index = self.model.next_index;
-        let next = agent.index.checked_add(1).filter(|next| *next <= bound::AGENT_INDICES_MAX);
-        self.model.next_index = next.ok_or_else(|| Refusal::Full("all agent numbers are used".into()))?;
-        let next_index = self.model.next_index;
-        self.put(NEXT_INDEX, &next_index)?;
-        self.put_agent(agent.clone())?;
-        Ok(agent)
-    }
-
-    /// Changes an agent's state. Returns it as it was.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn set_state(&mut self, id: &AgentId, state: AgentState) -> Result<Agent, Refusal> {
-        let before = self.model.agent(id)?.clone();
-        if before.state != state {
-            self.put_agent(Agent { state, ..before.clone() })?;
-        }
-        Ok(before)
-    }
-
-    /// Removes an agent with its keys, ends its runs, and takes it out of the shared sources that name it.
-    /// Returns it as it was, and those.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn delete_agent(&mut self, id: &AgentId) -> Result<(Agent, Vec<SourceId>), Refusal> {
-        let agent = self.model.agent(id)?.clone();
-        self.model.agents.remove(id);
-        self.delete(format!("{AGENT}{id}"));
-        self.delete_keys_of(id);
-        let runs: Vec<String> =
-            self.model.runs.values().filter(|r| r.agent == *id).map(|r| r.name.clone()).collect();
-        for run in runs {
-            self.close_run(&run)?;
-        }
-        self.governs = true;
-        Ok((agent, self.unlist(id)?))
     }
 
     /// Opens a run of an agent that is active; its key must be there.
@@ -533,37 +471,11 @@ impl Draft {
         self.writes.insert(key, None);
     }
 
-    fn put_agent(&mut self, agent: Agent) -> Result<(), Refusal> {
-        self.put(&format!("{AGENT}{}", agent.id), &agent)?;
-        self.model.agents.insert(agent.id.clone(), agent);
-        self.governs = true;
-        Ok(())
-    }
-
     fn put_run(&mut self, run: Run) -> Result<(), Refusal> {
         self.put(&format!("{RUN}{}", run.name), &run)?;
         self.model.runs.insert(run.name.clone(), run);
         Ok(())
     }
-}
-
-fn check_fields(agent: &Agent) -> Result<(), Refusal> {
-    for (what, part) in
-        [("team", &agent.team), ("project", &agent.project), ("environment", &agent.environment)]
-    {
-        // A part obeys the rules of an id: policy names it with the tenant before it.
-        if let Some(part) = part {
-            AgentId::new(agent.id.tenant(), part).map_err(|e| Refusal::Invalid(format!("{what} {e}")))?;
-        }
-    }
-    if agent.labels.len() > LABELS_MAX {
-        return Err(Refusal::Full(format!("an agent has at most {LABELS_MAX} labels")));
-    }
-    for (key, value) in &agent.labels {
-        check_text("label", key)?;
-        check_text("label", value)?;
-    }
-    Ok(())
 }
 
 pub(super) fn check_text(what: &str, text: &str) -> Result<(), Refusal> {

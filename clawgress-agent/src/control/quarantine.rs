@@ -401,8 +401,9 @@ mod tests {
             sources: vec![],
         };
         let governor = &quarantines.governor;
-        let create = |draft: &mut Draft| draft.create_agent(agent.clone(), &governor.config);
-        governor.change(|_| "created".into(), create).await.expect("created").0
+        let missing = (clawgress_api::MissingGroups::Create, 0);
+        let create = |draft: &mut Draft| draft.create_agent(agent.clone(), &governor.config, missing);
+        governor.change(|_| "created".into(), create).await.expect("created").0.0
     }
 
     /// Deletes the agent, and lets another of its name follow. Gives the two.

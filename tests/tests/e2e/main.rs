@@ -26,6 +26,7 @@ mod llm;
 mod packets;
 mod proxy;
 mod quarantine;
+mod registry;
 mod shared;
 mod signals;
 mod tokens;

@@ -12,7 +12,7 @@ use clawgress_e2e::scenario::CRAWLER;
 use crate::support::{agent, curl_within, denied, finish, record, site};
 
 /// Opens connections, says `ready`, waits for `go`, then tries each of them: prints who still answers.
-const CLIENT: &str = r"
+pub const CLIENT: &str = r"
 import base64, os, socket, ssl, sys, time, urllib.parse
 directory, ca, mode, proxy = sys.argv[1:5]
 context = ssl.create_default_context(cafile=ca)
@@ -68,7 +68,7 @@ if mode != 'host':
         print('sockets are refused')
 ";
 
-fn wait_for(site: &clawgress_e2e::scenario::Site, file: &Path) {
+pub fn wait_for(site: &clawgress_e2e::scenario::Site, file: &Path) {
     let there = || Ok(file.exists());
     site.gateway.lab.wait("the connections", Duration::from_secs(30), there).unwrap();
 }

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use clawgress_api::proto::{Document, Documents, Empty, Name};
-use clawgress_api::{AgentStateChange, CreatedAgent, NewAgent, NewQuarantine};
-use clawgress_identity::{Agent, AgentState, SourceId};
+use clawgress_api::{
+    AgentChange, AgentStateChange, ChangedAgent, CreatedAgent, GroupRef, NewAgent, NewQuarantine,
+};
+use clawgress_identity::{Agent, AgentState, GroupId, SourceId};
 use tonic::{Request, Response, Status};
 
 use super::{Answer, agent_id, caller, detached, document, documents, json, parsed, status};
 use crate::control::Control;
 use crate::control::api_keys::Terms;
+use crate::control::groups::besides;
 use crate::control::model::Refusal;
 
 /// Registers an agent, with a key if one is asked for.
@@ -70,6 +73,25 @@ pub(super) fn fingerprints(
     let id = agent_id(&request.into_inner())?;
     let index = control.governor.live().model.agent(&id).map_err(status)?.index;
     documents(control.observations.fingerprints(index))
+}
+
+/// Changes the groups an agent is in, or its labels.
+pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> Answer {
+    let by = caller(&request);
+    let change: AgentChange = parsed(request)?;
+    let control = Arc::clone(control);
+    let set = detached(async move {
+        let detail = |(before, after, registered): &(Agent, Agent, Vec<GroupId>)| {
+            format!("agent set by {by}: is {}, was {}{}", json(after), json(before), besides(registered))
+        };
+        let now_s = control.clock.now().as_second();
+        let set = control.governor.change(detail, |draft| draft.set_agent(&change, now_s));
+        let ((_, after, registered), _) = set.await?;
+        control.settled().await;
+        let registered = registered.iter().map(GroupRef::from).collect();
+        Ok(ChangedAgent { agent: control.quarantines.live().shown(&after), registered })
+    });
+    document(&set.await?)
 }
 
 /// Enables or disables an agent.
@@ -140,19 +162,24 @@ async fn created(control: &Control, new: NewAgent, by: &str) -> Result<CreatedAg
         state: AgentState::Active,
         sources: new.sources,
     };
-    let detail = |after: &Agent| format!("agent created by {by}: is {}", json(after));
-    let (agent, _) = control
+    let detail = |(after, registered): &(Agent, Vec<GroupId>)| {
+        format!("agent created by {by}: is {}{}", json(after), besides(registered))
+    };
+    let now_s = control.clock.now().as_second();
+    let ((agent, registered), _) = control
         .governor
         .change(detail, |draft| {
-            let agent = draft.create_agent(agent.clone(), &control.governor.config)?;
+            let (agent, registered) =
+                draft.create_agent(agent.clone(), &control.governor.config, (new.missing, now_s))?;
             if let Some((made, _)) = &key {
                 draft.put_key(made, &agent.id, Terms::default())?;
             }
-            Ok(agent)
+            Ok((agent, registered))
         })
         .await?;
     control.settled().await;
-    Ok(CreatedAgent { agent, api_key: key.map(|(_, text)| text) })
+    let registered = registered.iter().map(GroupRef::from).collect();
+    Ok(CreatedAgent { agent, api_key: key.map(|(_, text)| text), registered })
 }
 
 fn not_a_number(text: &str) -> Status {

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use clawgress_api::proto::{Document, Documents, Empty, Name};
-use clawgress_identity::IssuerRecord;
+use clawgress_identity::{GroupId, IssuerRecord};
 use tonic::{Request, Response, Status};
 
 use super::{Answer, caller, detached, document, documents, issuer_id, parsed, status};
 use crate::control::Control;
+use crate::control::groups::besides;
 use crate::control::issuers::described;
+use crate::control::model::Draft;
 
 /// Adds an issuer, or changes it.
 pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -16,11 +18,17 @@ pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> A
     let new: IssuerRecord = parsed(request)?;
     let control = Arc::clone(control);
     let set = detached(async move {
-        let detail = |before: &Option<IssuerRecord>| {
+        let now_s = control.clock.now().as_second();
+        let detail = |(before, registered): &(Option<IssuerRecord>, Vec<GroupId>)| {
             let before = before.as_ref().map_or("nothing".to_owned(), described);
-            format!("issuer set by {by}: is {}, was {before}", described(&new))
+            let besides = besides(registered);
+            format!("issuer set by {by}: is {}, was {before}{besides}", described(&new))
         };
-        control.governor.change(detail, |draft| draft.set_issuer(new.clone())).await?;
+        let edit = |draft: &mut Draft| {
+            let registered = draft.register_tenant(new.id.tenant(), now_s)?;
+            Ok((draft.set_issuer(new.clone())?, registered))
+        };
+        control.governor.change(detail, edit).await?;
         control.settled().await;
         Ok(new)
     });

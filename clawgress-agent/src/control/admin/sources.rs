@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use clawgress_api::SharedSourceChange;
 use clawgress_api::proto::{Document, Documents, Empty, Name};
-use clawgress_identity::SharedSource;
+use clawgress_identity::{GroupId, SharedSource};
 use tonic::{Request, Response, Status};
 
 use super::{Answer, caller, detached, document, documents, json, parsed, source_id, status};
 use crate::control::Control;
+use crate::control::groups::besides;
 use crate::control::model::Draft;
 
 /// Adds a shared source.
@@ -17,9 +18,15 @@ pub(super) async fn add(control: &Arc<Control>, request: Request<Document>) -> A
     let new: SharedSource = parsed(request)?;
     let control = Arc::clone(control);
     let added = detached(async move {
-        let detail = |after: &SharedSource| format!("shared source added by {by}: is {}", json(after));
-        let edit = |draft: &mut Draft| draft.add_source(new.clone(), &control.governor.config);
-        let (added, _) = control.governor.change(detail, edit).await?;
+        let now_s = control.clock.now().as_second();
+        let detail = |(after, registered): &(SharedSource, Vec<GroupId>)| {
+            format!("shared source added by {by}: is {}{}", json(after), besides(registered))
+        };
+        let edit = |draft: &mut Draft| {
+            let registered = draft.register_tenant(new.id.tenant(), now_s)?;
+            Ok((draft.add_source(new.clone(), &control.governor.config)?, registered))
+        };
+        let ((added, _), _) = control.governor.change(detail, edit).await?;
         control.settled().await;
         Ok(added)
     });
