@@ -137,6 +137,28 @@ pub enum DatapathMode {
 pub struct Proxy {
     /// Addresses to listen on. All must have the same port.
     pub listen: Vec<SocketAddr>,
+    /// The same over TLS, where clients may prove themselves by certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ProxyTls>,
+}
+
+/// The explicit proxy over TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyTls {
+    /// Addresses to listen on. All must have the same port, another than the proxy's in clear.
+    pub listen: Vec<SocketAddr>,
+    /// The proxy's own certificate and those between it and an authority that clients trust, in this order: PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM, which nobody but `clawgress-l7` needs to read. Both files are read again when they change.
+    pub key: PathBuf,
+}
+
+impl Proxy {
+    /// Every address it listens on, in clear and over TLS.
+    pub fn addresses(&self) -> impl Iterator<Item = &SocketAddr> {
+        self.listen.iter().chain(self.tls.iter().flat_map(|tls| &tls.listen))
+    }
 }
 
 /// The L7 plane.

@@ -556,6 +556,9 @@ pub struct Status {
     pub l7: Vec<L7Status>,
     /// Addresses of the explicit proxy.
     pub proxies: Vec<SocketAddr>,
+    /// Addresses of the explicit proxy over TLS.
+    #[serde(default)]
+    pub proxies_tls: Vec<SocketAddr>,
     /// The gateway's own addresses that agents' traffic may be routed to.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,

@@ -83,6 +83,8 @@ pub enum ListenerKind {
     Transparent,
     /// The explicit proxy.
     Proxy,
+    /// The explicit proxy over TLS.
+    ProxyTls,
     /// Steered DNS over TCP, as [`ListenerKind::Transparent`]. Taken by whoever says [`SERVES_DNS`].
     DnsStream,
     /// Steered DNS over UDP: a socket, no listener. Each datagram comes with its original destination

@@ -79,6 +79,9 @@ pub struct AgentRef {
     /// By which credential, if by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<CredentialRef>,
+    /// The client's certificate, where a request has a key or a token besides: both prove the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CredentialRef>,
 }
 
 /// A credential, by what names it: never the credential itself.
@@ -109,6 +112,7 @@ impl AgentRef {
             environment: agent.environment.clone(),
             method,
             credential: None,
+            certificate: None,
         }
     }
 }

@@ -90,8 +90,10 @@ pub struct SelfAddress {
     pub proxy_port_be: u16,
     /// UDP and TCP port of the DNS service, network byte order.
     pub dns_port_be: u16,
+    /// TCP port of the explicit proxy over TLS, network byte order.
+    pub proxy_tls_port_be: u16,
     /// Zero.
-    pub pad: u32,
+    pub pad: u16,
 }
 pod!(SelfAddress, 8);
 

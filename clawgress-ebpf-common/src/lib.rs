@@ -21,7 +21,7 @@ pub use reason::DropReason;
 
 /// Version of everything in this crate that both sides must agree on. A process that finds pinned
 /// maps of another version replaces maps and programs whole.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of maps; 15 bytes at most (`BPF_OBJ_NAME_LEN` less the NUL). A layout change is a new `_vN`.
 pub mod map {
@@ -30,7 +30,7 @@ pub mod map {
     /// `ArrayOfMaps<Array<Page>>[2]`: the [`image`](super::image) of each slot's generation.
     pub const IMAGES: &str = "claw_img_v2";
     /// `Hash<[u8; 16], SelfAddress>`: the gateway's own addresses and the services there.
-    pub const SELF: &str = "claw_self_v1";
+    pub const SELF: &str = "claw_self_v2";
     /// `Array<[u64; SELF_FILTER_WORDS]>[1]`: a bit for each of the gateway's own addresses, so that most
     /// packets need no look at [`SELF`]. A bit may be set without an address, never the other way.
     pub const SELF_FILTER: &str = "claw_selff_v1";

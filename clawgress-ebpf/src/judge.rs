@@ -160,7 +160,7 @@ pub fn services(address: &Address) -> Option<SelfAddress> {
     if unsafe { (*SELF_FILTER.get_ptr(0)?).as_ptr().add(word).read_volatile() } & bit == 0 {
         return None;
     }
-    // SAFETY: entries are two ports and zeroes, written whole; a reader at the moment of an update
+    // SAFETY: entries are three ports and zeroes, written whole; a reader at the moment of an update
     // sees the old or the new ports, and either is the gateway's choice.
     unsafe { SELF.get(address) }.copied()
 }
@@ -172,7 +172,8 @@ pub fn is_service(services: &SelfAddress, key: &FlowKey) -> bool {
     if port == 0 {
         return false;
     }
-    let is_proxy = key.protocol == protocol::TCP && port == services.proxy_port_be;
+    let is_proxy = key.protocol == protocol::TCP
+        && (port == services.proxy_port_be || port == services.proxy_tls_port_be);
     let is_dns =
         (key.protocol == protocol::TCP || key.protocol == protocol::UDP) && port == services.dns_port_be;
     is_proxy || is_dns

@@ -20,7 +20,7 @@ pub static GENERATION: Array<u64> = Array::with_max_entries(1, 0);
 // not carry, so user space makes it, pins it, and this declaration takes up the pin.
 #[map(name = "claw_img_v2")]
 pub static IMAGES: Array<u32> = Array::with_max_entries(2, 0);
-#[map(name = "claw_self_v1")]
+#[map(name = "claw_self_v2")]
 pub static SELF: HashMap<Address, SelfAddress> =
     HashMap::with_max_entries(bound::SELF_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "claw_selff_v1")]

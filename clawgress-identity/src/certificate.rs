@@ -9,7 +9,8 @@ mod authority;
 mod details;
 
 pub(crate) use anchors::Anchors;
-pub use anchors::{AnchorsError, CHAIN_BYTES_MAX, CHAIN_MAX, CertificateError, Revocation};
+pub use anchors::{AnchorsError, CHAIN_BYTES_MAX, CHAIN_MAX, CertificateError, PEM_BYTES_MAX, Revocation};
 pub(crate) use authority::{AUTHORITIES_MAX, Authorities};
 pub use authority::{Authority, AuthorityError, AuthorityRecord, NameKind};
+pub use details::ListDetails;
 pub(crate) use details::{CRL_SIGN, DIGITAL_SIGNATURE, Details, KEY_CERT_SIGN};

@@ -35,7 +35,7 @@ pub use api_key::{ApiKey, ApiKeyError, ApiKeyRecord, KEY_MAC_BYTES};
 pub use binding::{BindingError, MacAddress, Source};
 pub use certificate::{
     AnchorsError, Authority, AuthorityError, AuthorityRecord, CHAIN_BYTES_MAX, CHAIN_MAX, CertificateError,
-    NameKind, Revocation,
+    ListDetails, NameKind, PEM_BYTES_MAX, Revocation,
 };
 pub use claims::{ACTORS_MAX, Actor, SKEW_S_MAX};
 pub use group::{Group, GroupId, GroupKind, OWNER_LABEL};

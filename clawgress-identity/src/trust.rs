@@ -144,6 +144,13 @@ impl TrustSnapshot {
         TrustSnapshot { roots, ..self }
     }
 
+    /// Who is trusted to say who agents are. What was judged by them is judged the same by a snapshot that shares
+    /// them, so that who changes something else hands them on.
+    #[must_use]
+    pub fn roots(&self) -> &Arc<Roots> {
+        &self.roots
+    }
+
     /// The same generation with these agents quarantined, by their registry index. Cheap.
     #[must_use]
     pub fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Self {

@@ -195,7 +195,7 @@ impl Accepting {
         let connection = Connection::new(kind, peer, local, || ingress(&stream), flows);
         let serving = self.serving.clone();
         tokio::spawn(async move {
-            serving.connection(connection, stream).await;
+            serving.accepted(kind, connection, stream).await;
             drop((share, permit));
         });
     }

@@ -25,6 +25,7 @@ use crate::opaque::{self, Content, Enforced, Offered, Subject};
 use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
 use crate::snapshot::Plan;
+use crate::stream::Stream;
 use crate::{dial, limit, page, peek};
 
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -55,7 +56,7 @@ struct Prospect {
 pub async fn serve(
     serving: &Serving,
     connection: Connection,
-    mut stream: TcpStream,
+    mut stream: Stream,
     mut held: Vec<u8>,
     deadline: Instant,
 ) {
@@ -86,14 +87,14 @@ pub async fn serve(
     if let Err(reason) = established.dial_early().await {
         return established.unreachable(reason, stream).await;
     }
-    if stream.write_all(ESTABLISHED).await.is_err() {
+    if stream.write_all(ESTABLISHED).await.is_err() || stream.flush().await.is_err() {
         return established.record_dial();
     }
     // Boxed: every idle tunnel would hold what only its beginning takes.
     Box::pin(established.first_bytes(stream, held, asked_at)).await;
 }
 
-async fn refuse(gateway: &Gateway, mut exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+async fn refuse(gateway: &Gateway, mut exchange: Exchange, stream: Stream, ruling: Ruling) {
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
     exchange.deny(ruling);
@@ -214,7 +215,7 @@ impl Established<'_> {
         Ok(())
     }
 
-    async fn first_bytes(mut self, mut stream: TcpStream, mut held: Vec<u8>, since: std::time::Instant) {
+    async fn first_bytes(mut self, mut stream: Stream, mut held: Vec<u8>, since: std::time::Instant) {
         let unknown = self.prospect.unknown.verdict.is_ok();
         let deadline = Instant::now() + limit::PEEK;
         let patience = if unknown { Instant::now() + limit::SERVER_FIRST } else { deadline };
@@ -280,7 +281,7 @@ impl Established<'_> {
     }
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
-    async fn unreachable(mut self, reason: DropReason, stream: TcpStream) {
+    async fn unreachable(mut self, reason: DropReason, stream: Stream) {
         let ruling = enforce(&self.serving.gateway, self.ruling(), self.exchange.id()).await;
         if ruling.verdict.is_err() {
             return refuse(&self.serving.gateway, self.exchange, stream, ruling).await;
@@ -292,7 +293,7 @@ impl Established<'_> {
     }
 
     /// Judges what is really there, and carries it.
-    async fn carry(mut self, content: Content, stream: TcpStream, held: Vec<u8>) {
+    async fn carry(mut self, content: Content, stream: Stream, held: Vec<u8>) {
         let gateway: &Arc<_> = &self.serving.gateway;
         let Asked { host, port, .. } = &self.asked;
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);

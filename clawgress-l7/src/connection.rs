@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use clawgress_api::Ingress;
@@ -12,6 +13,8 @@ use clawgress_ebpf_common::user::{FlowTable, address};
 use clawgress_ebpf_common::{DropReason, Flow, FlowKey, IFINDEX_LOCAL, protocol};
 use clawgress_identity::IdentityMethod;
 use nix::net::if_::if_indextoname;
+
+use crate::identify::Certificate;
 
 /// An agent that the kernel plane found at a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct Connection {
     /// The client's interface, by the word of the kernel plane: where it has bound the source, to an agent or
     /// to those that may present themselves there.
     pub interface: Option<String>,
+    /// The certificate whose key the client has shown to have. Whom it proves is judged for each request.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 /// The flow table as it was handed over.
@@ -70,7 +75,7 @@ impl Connection {
             ListenerKind::Transparent | ListenerKind::DnsStream | ListenerKind::DnsDatagram => {
                 Ingress::Transparent
             }
-            ListenerKind::Proxy => Ingress::Proxy,
+            ListenerKind::Proxy | ListenerKind::ProxyTls => Ingress::Proxy,
         };
         let interface = flow
             .filter(|(ifindex, _)| *ifindex != IFINDEX_LOCAL)
@@ -87,7 +92,7 @@ impl Connection {
             }
         };
         let is_steered = kind == ListenerKind::Transparent;
-        Connection { peer, local, ingress, is_steered, bound, interface }
+        Connection { peer, local, ingress, is_steered, bound, interface, certificate: None }
     }
 
     /// Where the client pointed it, if it was steered here.

@@ -16,6 +16,7 @@ use crate::own::Own;
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
+use crate::tls::Terminal;
 use crate::tunnel::Pipes;
 
 /// The proxy's shared parts.
@@ -37,6 +38,8 @@ pub struct Gateway {
     pub own: Arc<Own>,
     /// Where records go.
     pub audit: Audit,
+    /// TLS of the explicit proxy, where it has it.
+    pub tls: Option<Terminal>,
     /// Pipes for tunnels.
     pub pipes: Arc<Pipes>,
     /// Cancelled when the time to drain is over: whatever still runs ends.

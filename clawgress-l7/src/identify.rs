@@ -4,11 +4,13 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwapOption;
 use clawgress_api::{AgentRef, CredentialRef};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, Origin, Proof};
 use clawgress_inspect::proxy_authorization;
 use clawgress_policy::history::History;
+use rustls::pki_types::CertificateDer;
 
 use crate::connection::Connection;
 use crate::gateway::Gateway;
@@ -19,16 +21,17 @@ use crate::snapshot::Plan;
 pub struct Who {
     /// The identity.
     pub identity: Identity,
-    /// The credential that proved it, if one did.
+    /// What proved it, if something did.
     presented: Option<Presented>,
     /// What it did before, once that is known: shared by all that one request is judged by.
     history: Arc<OnceLock<History>>,
 }
 
-/// A credential that was presented.
+/// What was presented: by the request, by the connection, or by both.
 #[derive(Clone, Debug)]
 struct Presented {
-    by: By,
+    /// At least one. Each proves the agent, and the first says how.
+    by: Vec<By>,
     /// Interface and address it came from; `None` if the source is the agent's own, or its workload.
     from: Option<(Option<String>, IpAddr)>,
 }
@@ -37,8 +40,49 @@ struct Presented {
 enum By {
     /// Id of an API key.
     Key(String),
-    /// A token, without its signature.
-    Token(Arc<Proof>),
+    /// A token, without its signature, or a chain.
+    Proof(Arc<Held>),
+}
+
+/// A proof, as it was judged last.
+#[derive(Debug, Default)]
+struct Held(ArcSwapOption<Proof>);
+
+/// A client's certificates, leaf first, whose key it has shown to have.
+#[derive(Debug)]
+pub struct Certificate {
+    chain: Arc<[CertificateDer<'static>]>,
+    /// What they were found to prove: for all requests of the connection.
+    held: Arc<Held>,
+}
+
+// === impl Certificate ===
+
+impl Certificate {
+    /// A chain, of which nothing is known yet.
+    #[must_use]
+    pub fn new(chain: Arc<[CertificateDer<'static>]>) -> Self {
+        Certificate { chain, held: Arc::default() }
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    fn new(proof: Arc<Proof>) -> Arc<Self> {
+        Arc::new(Held(ArcSwapOption::from(Some(proof))))
+    }
+
+    /// Judges again, and keeps what is new of it.
+    fn again(&self, plan: &Plan, origin: Origin<'_>, now_s: i64) -> Result<Identity, IdentityError> {
+        // It has one since it was presented.
+        let Some(proof) = self.0.load_full() else { return Err(IdentityError::UnknownAgent) };
+        let proven = plan.trust.again(&proof, origin, now_s)?;
+        if !Arc::ptr_eq(&proven.proof, &proof) {
+            self.0.store(Some(proven.proof));
+        }
+        Ok(proven.identity)
+    }
 }
 
 // === impl Who ===
@@ -47,17 +91,13 @@ impl Who {
     /// The same identity under another plan, at a Unix time in seconds.
     ///
     /// # Errors
-    /// If the agent or its credential is gone or has expired, the source may no longer present the agent, or the
-    /// agent is disabled.
+    /// If the agent or one of its credentials is gone or has expired, the source may no longer present the agent, or
+    /// the agent is disabled.
     pub fn under(&self, plan: &Plan, now_s: i64) -> Result<Who, DropReason> {
         let Identity { agent, method } = &self.identity;
-        if let Some(Presented { by, from }) = &self.presented {
-            let origin = match from {
-                Some((interface, address)) => {
-                    Origin::Address { interface: interface.as_deref(), address: *address }
-                }
-                None => Origin::Agent(&agent.id),
-            };
+        for (by, origin) in
+            self.presented.iter().flat_map(|p| p.by.iter().map(|by| (by, p.origin(&agent.id))))
+        {
             match by {
                 By::Key(key) => {
                     let record = plan.trust.api_key(key).ok_or(DropReason::CredentialInvalid)?;
@@ -66,7 +106,12 @@ impl Who {
                         return Err(DropReason::IdentityConflict);
                     }
                 }
-                By::Token(proof) => drop(plan.trust.again(proof, origin, now_s).map_err(reason)?),
+                By::Proof(held) => {
+                    let identity = held.again(plan, origin, now_s).map_err(reason)?;
+                    if identity.agent.id != agent.id {
+                        return Err(DropReason::CredentialInvalid);
+                    }
+                }
             }
         }
         let identity = plan.trust.by_source(agent.index, *method).map_err(reason)?;
@@ -90,31 +135,58 @@ impl Who {
         Who { history: Arc::default(), ..self }
     }
 
-    /// When what it rests on expires, in Unix seconds, as `plan` has it.
+    /// When the first of what it rests on expires, in Unix seconds, as `plan` has it: what was judged under another
+    /// is to be judged first.
     #[must_use]
     pub fn expires_at_s(&self, plan: &Plan) -> Option<i64> {
-        match &self.presented.as_ref()?.by {
+        let ends = self.presented.iter().flat_map(|p| &p.by).filter_map(|by| match by {
             By::Key(key) => plan.trust.api_key(key)?.ends_s(),
-            By::Token(proof) => proof.facts().expires_at_s,
-        }
+            By::Proof(held) => Some(held.0.load().as_ref()?.facts().expires_at_s),
+        });
+        ends.min()
     }
 
     /// How records name it.
     #[must_use]
     pub fn reference(&self) -> AgentRef {
-        let credential = self.presented.as_ref().map(|presented| match &presented.by {
-            By::Key(id) => CredentialRef { issuer: None, id: id.clone(), subject: None, actors: Vec::new() },
-            By::Token(proof) => {
+        let mut by = self.presented.iter().flat_map(|p| &p.by).filter_map(By::reference);
+        let (credential, certificate) = (by.next(), by.next());
+        AgentRef { credential, certificate, ..AgentRef::new(&self.identity.agent, self.identity.method) }
+    }
+}
+
+// === impl Presented ===
+
+impl Presented {
+    fn origin<'a>(&'a self, agent: &'a AgentId) -> Origin<'a> {
+        match &self.from {
+            Some((interface, address)) => {
+                Origin::Address { interface: interface.as_deref(), address: *address }
+            }
+            None => Origin::Agent(agent),
+        }
+    }
+}
+
+// === impl By ===
+
+impl By {
+    fn reference(&self) -> Option<CredentialRef> {
+        match self {
+            By::Key(id) => {
+                Some(CredentialRef { issuer: None, id: id.clone(), subject: None, actors: Vec::new() })
+            }
+            By::Proof(held) => {
+                let proof = held.0.load_full()?;
                 let facts = proof.facts();
-                CredentialRef {
+                Some(CredentialRef {
                     issuer: Some(facts.root.clone()),
                     id: facts.credential.clone(),
                     subject: facts.subject.clone(),
                     actors: facts.actors.clone(),
-                }
+                })
             }
-        });
-        AgentRef { credential, ..AgentRef::new(&self.identity.agent, self.identity.method) }
+        }
     }
 }
 
@@ -128,7 +200,8 @@ pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropRe
     Ok(Some(Who { identity, presented: None, history: Arc::default() }))
 }
 
-/// Who it is, given the values of `Proxy-Authorization` in an explicit proxy's request.
+/// Who it is, given the value of `Proxy-Authorization` in an explicit proxy's request. Whatever is presented has to
+/// prove an agent, and all of it the same.
 ///
 /// # Errors
 /// The reason why it is nobody.
@@ -139,22 +212,41 @@ pub async fn identify(
     credential: Option<&[u8]>,
 ) -> Result<Who, DropReason> {
     let bound = bound(plan, connection)?;
-    match (credential.filter(|_| connection.is_explicit()), bound) {
-        (None, Some(who)) => Ok(who),
-        (None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing),
-        (None, None) => Err(DropReason::Anonymous),
-        (Some(value), bound) => {
+    let credential = credential.filter(|_| connection.is_explicit());
+    let certificate = connection.certificate.as_ref();
+    match (bound, credential, certificate) {
+        (Some(who), None, None) => Ok(who),
+        (None, None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing),
+        (None, None, None) => Err(DropReason::Anonymous),
+        (bound, credential, certificate) => {
             let address = connection.peer.ip();
             let anyone = Origin::Address { interface: connection.interface.as_deref(), address };
             let origin = bound.as_ref().map_or(anyone, |who| Origin::Agent(&who.identity.agent.id));
-            let (identity, by) = match proxy_authorization::bearer(value) {
-                Some(token) => by_token(gateway, plan, origin, token)?,
-                None => by_key(gateway, plan, origin, value).await?,
-            };
+            let mut proven = Vec::with_capacity(2);
+            if let Some(value) = credential {
+                proven.push(match proxy_authorization::bearer(value) {
+                    Some(token) => by_token(gateway, plan, origin, token)?,
+                    None => by_key(gateway, plan, origin, value).await?,
+                });
+            }
+            if let Some(certificate) = certificate {
+                proven.push(by_certificate(gateway, plan, origin, certificate)?);
+            }
             let from = bound.is_none().then(|| (connection.interface.clone(), address));
-            Ok(Who { identity, presented: Some(Presented { by, from }), history: Arc::default() })
+            agreed(proven, from)
         }
     }
+}
+
+/// The agent that all of it proves.
+fn agreed(proven: Vec<(Identity, By)>, from: Option<(Option<String>, IpAddr)>) -> Result<Who, DropReason> {
+    let (identities, by): (Vec<Identity>, Vec<By>) = proven.into_iter().unzip();
+    let mut identities = identities.into_iter();
+    let identity = identities.next().ok_or(DropReason::CredentialMissing)?;
+    if identities.any(|other| other.agent.id != identity.agent.id) {
+        return Err(DropReason::IdentityConflict);
+    }
+    Ok(Who { identity, presented: Some(Presented { by, from }), history: Arc::default() })
 }
 
 fn by_token(
@@ -171,7 +263,30 @@ fn by_token(
         }
         reason(refused.why)
     })?;
-    Ok((proven.identity, By::Token(proven.proof)))
+    Ok((proven.identity, By::Proof(Held::new(proven.proof))))
+}
+
+fn by_certificate(
+    gateway: &Gateway,
+    plan: &Plan,
+    origin: Origin<'_>,
+    certificate: &Certificate,
+) -> Result<(Identity, By), DropReason> {
+    let Certificate { chain, held } = certificate;
+    let now_s = gateway.now_s();
+    let judged = match held.again(plan, origin, now_s) {
+        // What stands for somebody else now than before is judged as if it came now.
+        Err(_) => plan.trust.by_certificate(Arc::clone(chain), origin, now_s).map(|proven| {
+            held.0.store(Some(proven.proof));
+            proven.identity
+        }),
+        judged => judged,
+    };
+    let identity = judged.map_err(|error| {
+        tracing::debug!(%error, "a certificate was refused");
+        reason(error)
+    })?;
+    Ok((identity, By::Proof(Arc::clone(held))))
 }
 
 async fn by_key(

@@ -28,6 +28,8 @@ mod quota;
 mod resolve;
 mod serve;
 mod snapshot;
+mod stream;
+mod tls;
 mod tunnel;
 
 pub use serve::run;

@@ -2,12 +2,20 @@
 
 use std::time::Duration;
 
-/// From accept to a whole TLS hello, CONNECT head or first request head: slow links make it in one
-/// second; a client that takes ten is stuck or hostile.
+/// From accept to a whole TLS hello (or, at the proxy over TLS, to the first request inside), CONNECT head or first
+/// request head: slow links make it in one second; a client that takes ten is stuck or hostile.
 pub const PEEK: Duration = Duration::from_secs(10);
 /// How long a client that may speak an unknown protocol is waited for before the server is given the
 /// first word (SSH, SMTP and databases greet first).
 pub const SERVER_FIRST: Duration = Duration::from_millis(300);
+/// Most certificates of a client's chain: a path has six intermediates at most, and some send the root too.
+pub const CHAIN: usize = 8;
+/// Most bytes of it, which each connection holds twice: several times what eight certificates of today have.
+pub const CHAIN_BYTES: usize = 16 * 1024;
+/// How often the files of the proxy's certificate are looked at: soon enough for who renews it and waits.
+pub const TLS_FILES_LOOK: Duration = Duration::from_secs(2);
+/// Most bytes of such a file.
+pub const TLS_FILE_BYTES: usize = 64 * 1024;
 /// From the first byte of a later request on a kept connection to the end of its head.
 pub const HEAD: Duration = Duration::from_secs(10);
 /// Idle time of a kept client connection between requests.

@@ -24,6 +24,7 @@ use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::snapshot::Plan;
+use crate::stream::Stream;
 use crate::{dial, limit, page, peek, tunnel};
 
 /// What stays unread.
@@ -201,7 +202,7 @@ pub async fn refuse(
     gateway: &Gateway,
     content: &Content,
     exchange: Exchange,
-    stream: TcpStream,
+    stream: Stream,
     ruling: Ruling,
 ) {
     let ruling = enforce(gateway, ruling, exchange.id()).await;
@@ -212,7 +213,7 @@ pub async fn refuse(
 }
 
 /// Denies TLS in the client's own terms.
-pub async fn refuse_tls(mut exchange: Exchange, stream: TcpStream, ruling: Ruling) {
+pub async fn refuse_tls(mut exchange: Exchange, stream: Stream, ruling: Ruling) {
     let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
     exchange.deny(ruling);
     exchange.end(End { reason: Some(reason), ..End::default() });
@@ -230,7 +231,7 @@ pub fn deny_silently(mut exchange: Exchange, ruling: Ruling) {
 pub async fn transparent_tls(
     gateway: &Arc<Gateway>,
     connection: &Connection,
-    mut stream: TcpStream,
+    mut stream: Stream,
     mut held: Vec<u8>,
     deadline: Instant,
 ) {
@@ -293,7 +294,7 @@ pub async fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bo
 pub async fn transparent_unknown(
     gateway: &Arc<Gateway>,
     connection: &Connection,
-    stream: TcpStream,
+    stream: Stream,
     held: Vec<u8>,
 ) {
     let mut exchange = Exchange::new(gateway, connection);
@@ -320,7 +321,7 @@ async fn establish(
     mut exchange: Exchange,
     mut subject: Subject,
     plan: &Plan,
-    stream: TcpStream,
+    stream: Stream,
     held: Vec<u8>,
 ) {
     let reached = async {
@@ -383,7 +384,7 @@ pub async fn carry(
     gateway: &Arc<Gateway>,
     mut exchange: Exchange,
     mut subject: Subject,
-    mut client: TcpStream,
+    mut client: Stream,
     upstream: TcpStream,
     held: Vec<u8>,
     enforced: Enforced,
@@ -411,17 +412,17 @@ pub async fn carry(
         return;
     }
     let (found, request) = (OnceLock::new(), exchange.id().to_owned());
-    let (mut reader, writer) = client.split();
     // Boxed: few clients wait, and every tunnel would hold as much.
-    let first = async {
-        if held.is_empty() {
+    let first = async |mut reader| {
+        let first = if held.is_empty() {
             Box::pin(subject.late_first(gateway, &mut reader, &found, &request)).await
         } else {
             Ok(held)
-        }
+        };
+        (reader, first)
     };
     let cut = subject.forbidden(gateway, &found);
-    let carried = tunnel::run(writer.as_ref(), &upstream, first, &gateway.pipes, cut).await;
+    let carried = tunnel::run(&mut client, &upstream, first, &gateway.pipes, cut).await;
     let (sent, received, reason) = carried;
     if let Some(found) = found.get() {
         exchange.host(&found.host, found.port);

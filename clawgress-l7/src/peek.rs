@@ -5,10 +5,10 @@ use clawgress_inspect::client_hello::{ClientHello, Reassembler};
 use clawgress_inspect::http1;
 use clawgress_inspect::sniff::{Protocol, sniff};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::limit;
+use crate::stream::Stream;
 
 /// Bytes read at once: a hello or head fits as a rule.
 const READ_BYTES: usize = 4096;
@@ -92,7 +92,7 @@ pub async fn late_protocol(
 /// # Errors
 /// [`DropReason::HttpMalformed`] or [`DropReason::Timeout`].
 pub async fn head(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncRead + Unpin),
     held: &mut Vec<u8>,
     deadline: Instant,
 ) -> Result<usize, DropReason> {
@@ -114,7 +114,7 @@ pub async fn head(
 
 /// Says a last word and closes, so that the word is not lost to a reset: what the client still sends
 /// is read and thrown away, for a short time and a bounded amount.
-pub async fn say_and_close(mut stream: TcpStream, word: &[u8]) {
+pub async fn say_and_close(mut stream: Stream, word: &[u8]) {
     let closing = async {
         stream.write_all(word).await?;
         stream.shutdown().await?;

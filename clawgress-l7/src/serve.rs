@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clawgress_api::clock::{Clock, SystemClock};
 use clawgress_api::config::Config;
+use clawgress_api::handover::ListenerKind;
 use clawgress_api::notify;
 use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
@@ -31,6 +32,8 @@ use crate::plain_http::{self, Front, Gate, Place, Proxy};
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
+use crate::stream::Stream;
+use crate::tls::Terminal;
 use crate::tunnel::Pipes;
 use crate::{audit, connect, handover, limit, opaque, peek};
 
@@ -55,12 +58,33 @@ impl std::fmt::Debug for Serving {
 }
 
 impl Serving {
-    /// Serves one connection to its end.
-    pub async fn connection(&self, connection: Connection, mut stream: TcpStream) {
+    /// Serves what was accepted from a listener of `kind` to its end.
+    pub async fn accepted(&self, kind: ListenerKind, mut connection: Connection, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
+        let deadline = Instant::now() + limit::PEEK;
+        if kind != ListenerKind::ProxyTls {
+            return self.connection(connection, stream.into(), deadline).await;
+        }
+        // It is configured there if the datapath role has it, or this process has a former configuration.
+        let Some(terminal) = &self.gateway.tls else {
+            return self.deny(&connection, DropReason::ProtocolUnknown);
+        };
+        // Boxed: it takes some KiB, and every tunnel would hold as much.
+        match Box::pin(terminal.accept(stream, deadline)).await {
+            Ok(Some((stream, certificate))) => {
+                connection.certificate = certificate;
+                self.connection(connection, stream, deadline).await;
+            }
+            // Nothing was asked, so nothing is decided.
+            Ok(None) => {}
+            Err(reason) => self.deny(&connection, reason),
+        }
+    }
+
+    /// Serves one connection to its end, whose first request has to be there by `deadline`.
+    async fn connection(&self, connection: Connection, mut stream: Stream, deadline: Instant) {
         let gateway = &self.gateway;
         let mut held = Vec::new();
-        let deadline = Instant::now() + limit::PEEK;
         let silent = !connection.is_explicit() && opaque::unknown_permitted(gateway, &connection).await;
         let patience = if silent { Instant::now() + limit::SERVER_FIRST } else { deadline };
         let protocol = match peek::protocol(&mut stream, &mut held, patience).await {
@@ -105,7 +129,7 @@ impl Serving {
     }
 
     /// Serves plain HTTP on `stream`, of which `held` was read.
-    pub async fn plain_http(&self, front: Front, stream: TcpStream, mut held: Vec<u8>, deadline: Instant) {
+    pub async fn plain_http(&self, front: Front, stream: Stream, mut held: Vec<u8>, deadline: Instant) {
         let front = Arc::new(front);
         let gate = Gate::new(Arc::clone(&front), stream, &held, deadline);
         held.zeroize();
@@ -172,6 +196,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         dials: Arc::new(Dials::default()),
         own: Arc::new(Own::default()),
         audit: audit.clone(),
+        tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });
@@ -190,6 +215,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let keeping = Arc::clone(&gateway);
     background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
     background.spawn(carrier.run(control));
+    let terminating = Arc::clone(&gateway);
+    background.spawn(async move {
+        if let Some(terminal) = &terminating.tls {
+            terminal.follow().await;
+        }
+    });
     let connections = Arc::new(Semaphore::new(connections_max));
     let accepting = Arc::new(Accepting {
         serving,

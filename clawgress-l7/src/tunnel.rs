@@ -1,5 +1,5 @@
 //! Bytes in both directions, unread: splice(2) through pipes that are held only while data moves, and
-//! a copy where that is not possible.
+//! a copy where that is not possible, as with a client that speaks TLS to the proxy.
 //!
 //! Each direction ends on its own (half-close); an error in one ends both. Must never lose a byte that
 //! was read: a pipe that still holds data is never put back.
@@ -16,9 +16,13 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::limit;
+use crate::stream::Stream;
 
+mod halves;
 mod pipes;
 
+pub use halves::Reader;
+use halves::Writer;
 pub use pipes::Pipes;
 
 /// Bytes moved by one call: what a pipe holds by default.
@@ -63,6 +67,10 @@ impl Meter {
         self.last_ms.store(now, Ordering::Relaxed);
     }
 
+    fn end(&self) {
+        self.half_closed.store(true, Ordering::Relaxed);
+    }
+
     /// Ends when nothing has moved for too long.
     async fn idle(&self) {
         loop {
@@ -79,34 +87,48 @@ impl Meter {
     }
 }
 
-/// Carries what `first` ends with (bytes of the client that were read already) and then everything,
+/// Carries what `first` ends with (bytes of the client that were read already, or that it reads) and then everything,
 /// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
 /// stop. Until `first` has ended, nothing goes on from the client; what the upstream says goes on at
 /// once. Returns the bytes sent and received, and why it was stopped, if it was.
-pub async fn run(
-    client: &TcpStream,
+pub async fn run<'a, F>(
+    client: &'a mut Stream,
     upstream: &TcpStream,
-    first: impl Future<Output = Result<Vec<u8>, DropReason>>,
+    first: impl FnOnce(Reader<'a>) -> F,
     pipes: &Arc<Pipes>,
     cut: impl Future<Output = DropReason>,
-) -> (u64, u64, Option<DropReason>) {
+) -> (u64, u64, Option<DropReason>)
+where
+    F: Future<Output = (Reader<'a>, Result<Vec<u8>, DropReason>)>,
+{
     let meter = Meter::new();
-    for stream in [client, upstream] {
+    for stream in [client.tcp(), upstream] {
         let _ = stream.set_nodelay(true);
         // Finds peers that are gone without a word; a socket that can't do it still has the idle time.
         let keepalive =
             TcpKeepalive::new().with_time(limit::TCP_KEEPALIVE).with_interval(limit::TCP_KEEPALIVE);
         let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
+    let (reader, writer) = halves::split(client);
     let sending = async {
-        let first = first.await.map_err(Stop::For)?;
+        let (reader, first) = first(reader).await;
+        let first = first.map_err(Stop::For)?;
         write(upstream, &first, &meter, &meter.sent).await?;
         // It is small, but tunnels are many and long.
         drop(first);
-        pump(client, upstream, &meter, &meter.sent, pipes).await?;
+        match reader {
+            Reader::Clear(client) => pump(client.as_ref(), upstream, &meter, &meter.sent, pipes).await?,
+            Reader::Tls(client) => halves::read(client, upstream, &meter).await?,
+        }
         Ok::<(), Stop>(())
     };
-    let receiving = async { Ok(pump(upstream, client, &meter, &meter.received, pipes).await?) };
+    let receiving = async {
+        match writer {
+            Writer::Clear(client) => pump(upstream, client.as_ref(), &meter, &meter.received, pipes).await?,
+            Writer::Tls(client) => halves::write(upstream, client, &meter).await?,
+        }
+        Ok(())
+    };
     let stopped = tokio::select! {
         carried = async { tokio::try_join!(sending, receiving) } => match carried {
             Err(Stop::For(reason)) => Some(reason),
@@ -168,7 +190,12 @@ async fn pump(
             Err(error) => return Err(error),
         }
     }
-    meter.half_closed.store(true, Ordering::Relaxed);
+    end(to, meter)
+}
+
+/// Passes on that a direction has ended.
+fn end(to: &TcpStream, meter: &Meter) -> io::Result<()> {
+    meter.end();
     rustix::net::shutdown(to, rustix::net::Shutdown::Write)?;
     Ok(())
 }

@@ -36,6 +36,10 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         ("proxy", list(status.proxies.iter().map(ToString::to_string).collect())),
         ("audit records", status.audit_records.to_string()),
     ];
+    if !status.proxies_tls.is_empty() {
+        let addresses = status.proxies_tls.iter().map(ToString::to_string).collect();
+        rows.push(("proxy over TLS", list(addresses)));
+    }
     if let Some(tracking) = status.datapath.as_ref().and_then(|d| d.tracking) {
         let TrackingStatus { entries, entries_max, dropped } = tracking;
         rows.push(("tracked", format!("{entries} of {entries_max} connections, {dropped} packets dropped")));

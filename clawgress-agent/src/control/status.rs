@@ -41,6 +41,14 @@ impl Control {
             datapath: datapath.ok(),
             l7,
             proxies: self.governor.config.proxy.listen.clone(),
+            proxies_tls: self
+                .governor
+                .config
+                .proxy
+                .tls
+                .as_ref()
+                .map(|t| t.listen.clone())
+                .unwrap_or_default(),
             addresses: self.addresses(),
             audit_records: self.audit.records(),
             warnings,

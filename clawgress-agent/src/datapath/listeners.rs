@@ -91,7 +91,10 @@ pub fn dns() -> Result<Vec<Listener>> {
 /// # Errors
 /// If one can't be opened.
 pub fn proxies(config: &Config) -> Result<Vec<Listener>> {
-    config.proxy.listen.iter().map(|&address| open(ListenerKind::Proxy, address)).collect()
+    let clear = config.proxy.listen.iter().map(|address| (ListenerKind::Proxy, *address));
+    let tls = config.proxy.tls.iter().flat_map(|tls| &tls.listen);
+    let tls = tls.map(|address| (ListenerKind::ProxyTls, *address));
+    clear.chain(tls).map(|(kind, address)| open(kind, address)).collect()
 }
 
 fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
@@ -107,13 +110,13 @@ fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
     socket.set_reuse_address(true)?;
     match kind {
         // L7 may still hold the listener of a datapath role that is gone.
-        ListenerKind::Proxy => socket.set_reuse_port(true),
+        ListenerKind::Proxy | ListenerKind::ProxyTls => socket.set_reuse_port(true),
         _ if address.is_ipv6() => socket.set_ip_transparent_v6(true),
         _ => socket.set_ip_transparent_v4(true),
     }
     .context("cannot open a listener; the transparent ones need CAP_NET_ADMIN")?;
     socket.bind(&address.into()).with_context(|| {
-        format!("cannot listen on `{address}`; correct `listen` in [proxy], or stop what listens there")
+        format!("cannot listen on `{address}`; correct `listen` in [proxy] or [proxy.tls], or stop what listens there")
     })?;
     match (kind, address.is_ipv6()) {
         (ListenerKind::DnsDatagram, true) => setsockopt(&socket, Ipv6OrigDstAddr, &true)?,

@@ -395,8 +395,8 @@ pub fn check_privilege(config: &Config) -> Result<()> {
         "the kernel programs are built for little-endian machines; use `mode = \"none\"`"
     );
     ensure!(
-        config.proxy.listen.len() <= handover::PROXIES_MAX,
-        "at most {} addresses in `listen`",
+        config.proxy.addresses().count() <= handover::PROXIES_MAX,
+        "at most {} addresses in `listen` of [proxy] and [proxy.tls] together",
         handover::PROXIES_MAX
     );
     Ok(())

@@ -136,7 +136,7 @@ impl Steering {
             let base = match socket.kind() {
                 ListenerKind::DnsDatagram => listener::DNS_UDP,
                 ListenerKind::DnsStream => listener::DNS_TCP,
-                ListenerKind::Transparent | ListenerKind::Proxy => continue,
+                ListenerKind::Transparent | ListenerKind::Proxy | ListenerKind::ProxyTls => continue,
             };
             let slot = base + u32::from(socket.address().is_ipv6());
             let result = match (before, self.dns) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use clawgress_api::config::{Config, Role};
+use clawgress_api::config::{Config, Proxy, Role};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, user};
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +98,7 @@ impl Upkeep {
     /// # Errors
     /// If they can't be listed or written.
     pub async fn addresses(&mut self) -> Result<()> {
-        let wanted = services(&self.keep.netlink.addresses().await?, &self.config.proxy.listen);
+        let wanted = services(&self.keep.netlink.addresses().await?, &self.config.proxy);
         if self.written.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -299,17 +299,24 @@ impl Told {
 }
 
 /// The proxy's port at each address where it listens, and no service at the others.
-fn services(addresses: &BTreeSet<IpAddr>, listen: &[SocketAddr]) -> BTreeMap<Address, SelfAddress> {
-    let service = |ip: &IpAddr| {
+fn services(addresses: &BTreeSet<IpAddr>, proxy: &Proxy) -> BTreeMap<Address, SelfAddress> {
+    let port_be = |ip: &IpAddr, listen: &[SocketAddr]| {
         let here =
             listen.iter().find(|l| l.ip() == *ip || (l.ip().is_unspecified() && l.is_ipv4() == ip.is_ipv4()));
-        SelfAddress { proxy_port_be: here.map_or(0, |l| l.port().to_be()), dns_port_be: 0, pad: 0 }
+        here.map_or(0, |l| l.port().to_be())
+    };
+    let service = |ip: &IpAddr| SelfAddress {
+        proxy_port_be: port_be(ip, &proxy.listen),
+        proxy_tls_port_be: port_be(ip, proxy.tls.as_ref().map_or(&[], |tls| &tls.listen)),
+        ..SelfAddress::default()
     };
     addresses.iter().map(|ip| (user::address(*ip), service(ip))).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use clawgress_api::config::ProxyTls;
+
     use super::*;
 
     #[test]
@@ -334,8 +341,14 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().expect("address");
         let all = BTreeSet::from([ip("10.0.0.1"), ip("192.0.2.1"), ip("2001:db8::1")]);
         let port = |listen: &str, at: &str| {
-            let listen = [listen.parse().expect("socket address")];
-            u16::from_be(services(&all, &listen)[&user::address(ip(at))].proxy_port_be)
+            let listen = vec![listen.parse().expect("socket address")];
+            let tls = ProxyTls { listen: listen.clone(), certificate: "/c".into(), key: "/k".into() };
+            let (clear, tls) = (Proxy { listen, tls: None }, Proxy { listen: vec![], tls: Some(tls) });
+            let at = user::address(ip(at));
+            let (clear, tls) = (services(&all, &clear)[&at], services(&all, &tls)[&at]);
+            assert_eq!((clear.proxy_tls_port_be, tls.proxy_port_be), (0, 0));
+            assert_eq!(clear.proxy_port_be, tls.proxy_tls_port_be);
+            u16::from_be(clear.proxy_port_be)
         };
         assert_eq!(port("10.0.0.1:3128", "10.0.0.1"), 3128);
         assert_eq!(port("10.0.0.1:3128", "192.0.2.1"), 0);

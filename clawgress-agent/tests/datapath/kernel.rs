@@ -24,6 +24,7 @@ use clawgress_policy::kernel::KernelTables;
 /// `lo`: what a test run gives as the interface.
 pub const LOOPBACK: u32 = 1;
 pub const PROXY_PORT: u16 = 3128;
+pub const PROXY_TLS_PORT: u16 = 3130;
 
 const SHOT: u32 = 2;
 /// Size of `struct __sk_buff`, and where its mark is.
@@ -127,7 +128,11 @@ impl Kernel {
 
     /// Makes `address` the gateway's own, with the proxy there.
     pub fn own(&mut self, address: IpAddr) {
-        let services = SelfAddress { proxy_port_be: PROXY_PORT.to_be(), dns_port_be: 0, pad: 0 };
+        let services = SelfAddress {
+            proxy_port_be: PROXY_PORT.to_be(),
+            proxy_tls_port_be: PROXY_TLS_PORT.to_be(),
+            ..SelfAddress::default()
+        };
         self.addresses.insert(user::address(address), services);
         self.own.write(&self.addresses).expect("own address");
     }

@@ -24,7 +24,7 @@ pub struct Bound {
 pub struct World {
     pub bound: BTreeMap<IpAddr, Bound>,
     pub gateway: BTreeSet<IpAddr>,
-    pub proxy_port: u16,
+    pub proxy_ports: [u16; 2],
     pub tables: KernelTables,
     pub quarantined: BTreeSet<u32>,
     /// Flows that were begun, and what becomes of their packets.
@@ -94,7 +94,7 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
     let agent = identify(world, mac, tuple.source)?;
     let is_start = tuple.protocol != 6 || flags & 0b1_0111 == 0b10;
     if world.gateway.contains(&tuple.destination) {
-        if tuple.protocol != 6 || tuple.destination_port != world.proxy_port {
+        if tuple.protocol != 6 || !world.proxy_ports.contains(&tuple.destination_port) {
             return Err(DropReason::GatewayAddress);
         }
         if world.bound.contains_key(&tuple.source) && is_start {

@@ -18,7 +18,7 @@ use clawgress_policy::{PolicyBundle, PolicySet, Transport};
 use ipnet::IpNet;
 
 use crate::frames::{ACK, FIN, RST, SYN, arp, echo, icmp, ip, neighbour, tagged, tcp, udp, with_hops};
-use crate::kernel::{Did, Kernel, PROXY_PORT, agent};
+use crate::kernel::{Did, Kernel, PROXY_PORT, PROXY_TLS_PORT, agent};
 use crate::limits;
 use crate::model::{self, Bound, Tuple, World};
 use crate::shared;
@@ -244,7 +244,7 @@ pub fn seed() -> u64 {
 /// What is behind an IP header, and its protocol number.
 fn body(r: &mut Random, v4: bool, from: u16) -> (u8, Vec<u8>) {
     let icmp_number = if v4 { 1 } else { 58 };
-    let port = if r.once_in(8) { PROXY_PORT } else { r.u16() % 64 };
+    let port = if r.once_in(8) { r.pick(&[PROXY_PORT, PROXY_TLS_PORT]) } else { r.u16() % 64 };
     match r.below(12) {
         0..=3 => {
             let flags = match r.below(4) {
@@ -450,7 +450,7 @@ fn world() -> World {
     World {
         bound: bound.chain(shared).collect(),
         gateway: [gateway(true), gateway(false)].into(),
-        proxy_port: PROXY_PORT,
+        proxy_ports: [PROXY_PORT, PROXY_TLS_PORT],
         tables: KernelTables::default(),
         quarantined: BTreeSet::from([QUARANTINED]),
         flows: BTreeMap::new(),

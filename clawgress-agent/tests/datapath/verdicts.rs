@@ -14,7 +14,7 @@ use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 
 use crate::frames::{ACK, FIN, RST, SYN, arp, ethernet, icmp, ip, neighbour, tcp, udp, with_hops};
-use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, agent};
+use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, PROXY_TLS_PORT, agent};
 
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -218,6 +218,7 @@ async fn every_reason_in_both_families() {
         pass("proxy, known", &to(f.gateway, &tcp(40_001, PROXY_PORT, SYN), 6), mark::LOCAL);
         let stranger = ip(MAC, f.stranger, f.gateway, 6, &tcp(40_001, PROXY_PORT, SYN));
         pass("proxy, anonymous", &stranger, mark::LOCAL);
+        pass("proxy over TLS", &to(f.gateway, &tcp(40_001, PROXY_TLS_PORT, SYN), 6), mark::LOCAL);
 
         // The kernel itself refuses to make a socket buffer of this one.
         let cut = &to(f.direct, &datagram, 17)[..20];
@@ -244,7 +245,9 @@ async fn every_reason_in_both_families() {
         drop("forbidden", &to(f.forbidden, &datagram, 17), R::PolicyForbidden);
         drop("error", &to(f.broken, &datagram, 17), R::PolicyError);
         drop("gateway, other port", &to(f.gateway, &tcp(1, 22, SYN), 6), R::GatewayAddress);
-        drop("gateway, udp", &to(f.gateway, &udp(1, PROXY_PORT, b""), 17), R::GatewayAddress);
+        for port in [PROXY_PORT, PROXY_TLS_PORT] {
+            drop("gateway, udp", &to(f.gateway, &udp(1, port, b""), 17), R::GatewayAddress);
+        }
         drop("gateway, echo", &to(f.gateway, &icmp(f.echo, 0, 7), f.icmp), R::GatewayAddress);
         drop("no syn", &to(f.direct, &tcp(41_000, 443, ACK), 6), R::FlowUnknown);
         drop("rst", &to(f.direct, &tcp(41_000, 443, RST), 6), R::FlowUnknown);

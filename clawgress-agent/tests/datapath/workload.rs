@@ -12,6 +12,7 @@ use clawgress_api::proto::{OpenWorkloadRequest, Workload};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 
+use crate::kernel::PROXY_TLS_PORT;
 use crate::kernel::agent;
 use crate::lab::{Lab, PROXY_PORT, Place, at};
 
@@ -108,7 +109,12 @@ pub async fn open_workload(lab: &Lab, agent: u32, name: &str) -> Workload {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workload_reaches_the_proxy_and_what_is_direct() {
-    let mut lab = Lab::new();
+    // Its files are l7's to read.
+    let tls = format!(
+        "[proxy.tls]\nlisten = [\"10.77.0.1:{PROXY_TLS_PORT}\", \"[fd77::1]:{PROXY_TLS_PORT}\"]\n\
+         certificate = \"/nowhere.pem\"\nkey = \"/nowhere.key\"\n"
+    );
+    let mut lab = Lab::with("", &tls);
     lab.start().await;
     lab.apply(1, tables(), vec![agent(1, &[])]).await;
     let workload = open_workload(&lab, 1, "job-1").await;
@@ -121,6 +127,7 @@ async fn a_workload_reaches_the_proxy_and_what_is_direct() {
 
     for proxy in ["10.77.0.1", "fd77::1"] {
         assert_eq!(connect(&lab, cgroup, at(proxy), PROXY_PORT), "ok", "the proxy");
+        assert_eq!(connect(&lab, cgroup, at(proxy), PROXY_TLS_PORT), "ok", "the proxy over TLS");
         assert_eq!(connect(&lab, cgroup, at(proxy), 22), "EPERM", "the gateway, another port");
         assert_eq!(connect(&lab, cgroup, at(proxy), PORT), "EPERM", "the gateway, where policy says direct");
     }

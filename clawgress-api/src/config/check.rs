@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::Component;
 
-use super::{Audit, Config, Danger, DatapathMode, Interface, L7, Node, Proxy, Role, UTC, UnboundSources};
+use super::{
+    Audit, Config, Danger, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC, UnboundSources,
+};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
@@ -75,11 +77,36 @@ fn check_proxy(proxy: &Proxy, mode: DatapathMode) -> Result<(), Refused> {
     if first.is_some_and(|p| p == 0) || ports.any(|p| Some(p) != first) {
         return Err(("listen", "all addresses in `listen` must have the same port, and not 0".into()));
     }
-    if first.is_none() && mode == DatapathMode::None {
+    if proxy.addresses().next().is_none() && mode == DatapathMode::None {
         return Err((
             "listen",
             "`mode = \"none\"` needs an address in `listen`: there would be no way in".into(),
         ));
+    }
+    proxy.tls.as_ref().map_or(Ok(()), |tls| check_proxy_tls(tls, first))
+}
+
+/// Checks the proxy over TLS, beside that in clear at a port.
+fn check_proxy_tls(tls: &ProxyTls, clear: Option<u16>) -> Result<(), Refused> {
+    const TABLE: &str = "[proxy.tls]";
+    let mut ports = tls.listen.iter().map(SocketAddr::port);
+    let Some(port) = ports.next() else {
+        return Err((TABLE, "[proxy.tls] needs an address in `listen`, or has to go".into()));
+    };
+    if port == 0 || ports.any(|p| p != port) {
+        return Err((
+            TABLE,
+            "all addresses in `listen` of [proxy.tls] must have the same port, and not 0".into(),
+        ));
+    }
+    if clear == Some(port) {
+        return Err((TABLE, "`listen` of [proxy.tls] needs another port than `listen` of [proxy]".into()));
+    }
+    for (key, path) in [("certificate", &tls.certificate), ("key", &tls.key)] {
+        if !path.is_absolute() {
+            let why = "must be an absolute path: roles have no directory of their own";
+            return Err((key, format!("`{key}` {why}")));
+        }
     }
     Ok(())
 }

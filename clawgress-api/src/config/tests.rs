@@ -79,3 +79,19 @@ fn refusals_name_file_line_and_remedy() {
         "c.toml:9: `retention_bytes_max` must be at least twice",
     );
 }
+
+#[test]
+fn the_proxy_over_tls_has_a_port_and_files_of_its_own() {
+    let with = |tls: &str| GOOD.replace("[l7]", &format!("[proxy.tls]\n{tls}\n[l7]"));
+    let right = "listen = [\"127.0.0.1:3130\"]\ncertificate = \"/etc/proxy.pem\"\nkey = \"/etc/proxy.key\"";
+    let config = Config::parse(&with(right), Path::new("c.toml")).expect("valid");
+    let ports: Vec<u16> = config.proxy.addresses().map(|a| a.port()).collect();
+    assert_eq!(ports, [3128, 3130]);
+    let alone = with(right).replacen("[\"127.0.0.1:3128\"]", "[]", 1);
+    Config::parse(&alone, Path::new("c.toml")).expect("TLS is a way in");
+    check(&with(&right.replace("3130", "3128")), "c.toml:7: `listen` of [proxy.tls] needs another port");
+    check(&with(&right.replace("3130", "0")), "c.toml:7: all addresses in `listen` of [proxy.tls]");
+    check(&with(&right.replace("\"127.0.0.1:3130\"", "")), "c.toml:7: [proxy.tls] needs an address");
+    check(&with(&right.replace("/etc/proxy.key", "proxy.key")), "`key` must be an absolute path");
+    check(&with(&right.replace("\nkey", "\nclient_ca = 1\nkey")), "unknown field `client_ca`");
+}

@@ -14,7 +14,7 @@ use webpki::{
 };
 
 use crate::MappingError;
-use crate::certificate::details::{Details, KEY_CERT_SIGN};
+use crate::certificate::details::{Details, KEY_CERT_SIGN, ListDetails};
 
 /// Most certificates of a chain: a path has six intermediates at most.
 pub const CHAIN_MAX: usize = 10;
@@ -23,7 +23,7 @@ pub const CHAIN_BYTES_MAX: usize = 64 * 1024;
 /// Most authorities of a root of trust, and most revocation lists.
 const ANCHORS_MAX: usize = 64;
 /// Most bytes of them; a list of 100,000 revoked certificates has about 4 MiB.
-const PEM_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const PEM_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Signature algorithms of certificates and revocation lists: no SHA-1, RSA of 2048 bits and more, and one library.
 static SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
@@ -127,7 +127,9 @@ pub enum AnchorsError {
 #[derive(Clone, Debug)]
 pub(crate) struct Anchors {
     anchors: Vec<TrustAnchor<'static>>,
-    lists: Arc<[CertRevocationList<'static>]>,
+    /// SHA-256 of each certificate.
+    thumbprints: Vec<String>,
+    lists: Arc<[(CertRevocationList<'static>, ListDetails)]>,
     revocation: Revocation,
 }
 
@@ -162,8 +164,9 @@ impl Anchors {
         }
         let mut anchors = Anchors::from_certificates(&certificates)?;
         let list = |(n, list): (usize, &CertificateRevocationListDer<'_>)| {
-            let list = OwnedCertRevocationList::from_der(list).map_err(|_| AnchorsError::List(n + 1))?;
-            Ok(list.into())
+            let parsed = OwnedCertRevocationList::from_der(list).map_err(|_| AnchorsError::List(n + 1))?;
+            let details = ListDetails::read(list).ok_or(AnchorsError::List(n + 1))?;
+            Ok((parsed.into(), details))
         };
         anchors.lists = lists.iter().enumerate().map(list).collect::<Result<_, _>>()?;
         anchors.revocation = revocation;
@@ -176,7 +179,18 @@ impl Anchors {
         for (n, certificate) in certificates.iter().enumerate() {
             anchors.push(anchor(certificate).ok_or(AnchorsError::NotAnAuthority(n + 1))?);
         }
-        Ok(Anchors { anchors, lists: Arc::default(), revocation: Revocation::Off })
+        let thumbprints = certificates.iter().map(|certificate| crate::token::hash(certificate)).collect();
+        Ok(Anchors { anchors, thumbprints, lists: Arc::default(), revocation: Revocation::Off })
+    }
+
+    /// SHA-256 of each certificate that is trusted.
+    pub(crate) fn thumbprints(&self) -> &[String] {
+        &self.thumbprints
+    }
+
+    /// What each revocation list says of itself.
+    pub(crate) fn lists(&self) -> impl Iterator<Item = &ListDetails> {
+        self.lists.iter().map(|(_, details)| details)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -184,20 +198,22 @@ impl Anchors {
     }
 
     /// Verifies the path from the first certificate of a chain to an anchor, for a TLS client, at a Unix time. What
-    /// each issuer on the path says of itself has to satisfy `is_issuer`.
+    /// each issuer on the path says of itself has to satisfy `is_issuer`. Returns until when that stands at most, if
+    /// nothing changes but the time: the first second in which a certificate of the path has expired, or a list that
+    /// counts now is too old.
     pub(crate) fn verify(
         &self,
         chain: &[CertificateDer<'_>],
         now_s: i64,
         is_issuer: impl Fn(&Details<'_>) -> bool,
-    ) -> Result<(), CertificateError> {
+    ) -> Result<i64, CertificateError> {
         let (leaf, intermediates) = chain.split_first().ok_or(CertificateError::Missing)?;
         if chain.len() > CHAIN_MAX || chain.iter().map(|c| c.len()).sum::<usize>() > CHAIN_BYTES_MAX {
             return Err(CertificateError::Size);
         }
         let leaf = EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed)?;
-        let now_s = u64::try_from(now_s).map_err(|_| CertificateError::NotYet)?;
-        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().collect();
+        let time_s = u64::try_from(now_s).map_err(|_| CertificateError::NotYet)?;
+        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().map(|(list, _)| list).collect();
         let depth = match self.revocation {
             Revocation::Off | Revocation::Leaf => RevocationCheckDepth::EndEntity,
             Revocation::Chain => RevocationCheckDepth::Chain,
@@ -232,12 +248,22 @@ impl Anchors {
             SIGNATURES,
             &self.anchors,
             intermediates,
-            UnixTime::since_unix_epoch(Duration::from_secs(now_s)),
+            UnixTime::since_unix_epoch(Duration::from_secs(time_s)),
             KeyUsage::client_auth(),
             revocation,
             Some(&are_issuers),
         );
-        verified.map(drop).map_err(|error| cause(&error))
+        let path = verified.map_err(|error| cause(&error))?;
+        let mut ends_s = Vec::with_capacity(CHAIN_MAX + self.lists.len());
+        for der in
+            std::iter::once(path.end_entity().der()).chain(path.intermediate_certificates().map(|c| c.der()))
+        {
+            ends_s.push(Details::read(&der)?.not_after_s.saturating_add(1));
+        }
+        if self.revocation != Revocation::Off {
+            ends_s.extend(self.lists().map(|list| list.next_update_s).filter(|ends_s| *ends_s > now_s));
+        }
+        ends_s.into_iter().min().ok_or(CertificateError::Missing)
     }
 }
 

@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::{Anchors, AnchorsError, CertificateError, Details, Revocation};
+use crate::certificate::{Anchors, AnchorsError, CertificateError, Details, ListDetails, Revocation};
 use crate::mapping::{Mapped, Values};
 use crate::{Mapping, MappingRuleError, RootId};
 
@@ -93,14 +93,25 @@ impl Authority {
         &self.id
     }
 
+    /// SHA-256 of each certificate that is trusted.
+    #[must_use]
+    pub fn thumbprints(&self) -> &[String] {
+        self.anchors.thumbprints()
+    }
+
+    /// What each of its revocation lists says of itself.
+    pub fn lists(&self) -> impl Iterator<Item = &ListDetails> {
+        self.anchors.lists()
+    }
+
     fn judge(
         &self,
         chain: &[CertificateDer<'_>],
         details: &Details<'_>,
         now_s: i64,
-    ) -> Result<Mapped, CertificateError> {
-        self.anchors.verify(chain, now_s, |_| true)?;
-        Ok(self.mapping.apply(self.id.tenant(), |kind| kind.values(details))?)
+    ) -> Result<(Mapped, i64), CertificateError> {
+        let ends_s = self.anchors.verify(chain, now_s, |_| true)?;
+        Ok((self.mapping.apply(self.id.tenant(), |kind| kind.values(details))?, ends_s))
     }
 }
 
@@ -133,19 +144,19 @@ impl Authorities {
         self.0.iter().find(|authority| authority.id == *id)
     }
 
-    /// The agent that a chain stands for, by the one authority whose it is.
+    /// The agent that a chain stands for, by the one authority whose it is, and until when at most.
     pub(crate) fn judge(
         &self,
         chain: &[CertificateDer<'_>],
         details: &Details<'_>,
         now_s: i64,
-    ) -> Result<(&RootId, Mapped), CertificateError> {
+    ) -> Result<(&RootId, Mapped, i64), CertificateError> {
         let mut found = None;
         let mut cause = CertificateError::UnknownAuthority;
         for authority in &self.0 {
             match authority.judge(chain, details, now_s) {
-                Ok(mapped) => {
-                    if found.replace((&authority.id, mapped)).is_some() {
+                Ok((mapped, ends_s)) => {
+                    if found.replace((&authority.id, mapped, ends_s)).is_some() {
                         return Err(CertificateError::AmbiguousAuthority);
                     }
                 }

@@ -1,6 +1,6 @@
 //! What `rustls-webpki` does not tell of a certificate: its key usage, whether it is an authority, and each of its
-//! alternative names. Must only ever read certificates that `rustls-webpki` has taken, which is strict in DER and has
-//! refused extensions that are there twice.
+//! alternative names, and when it ends. The same of revocation lists. Must only ever read what `rustls-webpki`
+//! has taken, which is strict in DER and has refused extensions that are there twice.
 
 use crate::certificate::CertificateError;
 
@@ -13,6 +13,8 @@ const BIT_STRING: u8 = 0x03;
 const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
 const SEQUENCE: u8 = 0x30;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
 /// `[0] EXPLICIT`, `[3] EXPLICIT`.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
@@ -37,6 +39,8 @@ pub(crate) struct Details<'a> {
     /// The first byte of the key usage, if there is one; the only later bit is of key agreement.
     pub(crate) key_usage: Option<u8>,
     pub(crate) is_authority: bool,
+    /// The last second of its validity, Unix time.
+    pub(crate) not_after_s: i64,
     pub(crate) uris: Vec<&'a str>,
     pub(crate) dns: Vec<&'a str>,
     pub(crate) emails: Vec<&'a str>,
@@ -57,11 +61,15 @@ impl<'a> Details<'a> {
         let mut tbs = Der(certificate.expect(SEQUENCE)?);
         tbs.expect(VERSION)?;
         tbs.expect(INTEGER)?;
-        // Signature algorithm, issuer, validity, subject, public key.
-        for _ in 0..5 {
-            tbs.expect(SEQUENCE)?;
-        }
-        let mut details = Details::default();
+        // Signature algorithm, issuer.
+        tbs.expect(SEQUENCE)?;
+        tbs.expect(SEQUENCE)?;
+        let mut validity = Der(tbs.expect(SEQUENCE)?);
+        validity.time()?;
+        let mut details = Details { not_after_s: validity.time()?, ..Details::default() };
+        // Subject, public key.
+        tbs.expect(SEQUENCE)?;
+        tbs.expect(SEQUENCE)?;
         if tbs.0.is_empty() {
             return Some(details);
         }
@@ -102,6 +110,38 @@ impl<'a> Details<'a> {
             list.push(std::str::from_utf8(name).ok().filter(|_| is_shown)?);
         }
         names.0.is_empty().then_some(())
+    }
+}
+
+/// What a revocation list says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListDetails {
+    /// SHA-256 of its issuer's name, by which lists of one issuer are told from others'.
+    pub issuer: String,
+    /// SHA-256 of the list.
+    pub hash: String,
+    /// When it was made, Unix seconds.
+    pub this_update_s: i64,
+    /// From when on it clears nothing any more, Unix seconds.
+    pub next_update_s: i64,
+}
+
+// === impl ListDetails ===
+
+impl ListDetails {
+    pub(crate) fn read(list: &[u8]) -> Option<ListDetails> {
+        let mut outer = Der(Der::only(list, SEQUENCE)?);
+        let mut tbs = Der(outer.expect(SEQUENCE)?);
+        // Version, signature algorithm.
+        tbs.expect(INTEGER)?;
+        tbs.expect(SEQUENCE)?;
+        let issuer = tbs.expect(SEQUENCE)?;
+        Some(ListDetails {
+            issuer: crate::token::hash(issuer),
+            hash: crate::token::hash(list),
+            this_update_s: tbs.time()?,
+            next_update_s: tbs.time()?,
+        })
     }
 }
 
@@ -150,6 +190,28 @@ impl<'a> Der<'a> {
         Some((*tag, value))
     }
 
+    /// A `Time` (RFC 5280 section 4.1.2.5), Unix seconds.
+    fn time(&mut self) -> Option<i64> {
+        let (tag, text) = self.next()?;
+        let digits = text.strip_suffix(b"Z").filter(|d| d.iter().all(u8::is_ascii_digit))?;
+        let (century, digits) = match tag {
+            UTC_TIME => {
+                // Until 49 it is of this century.
+                let is_late = digits.first().is_some_and(|tens| *tens >= b'5');
+                (if is_late { 19 } else { 20 }, digits)
+            }
+            GENERALIZED_TIME => {
+                let (century, digits) = digits.split_at_checked(2)?;
+                (number(century), digits)
+            }
+            _ => return None,
+        };
+        let fields: Vec<i64> = digits.chunks(2).map(number).collect();
+        let [year, month, day, hour, minute, second] = fields.try_into().ok()?;
+        (digits.len() == 12).then_some(())?;
+        Some(days(century * 100 + year, month, day) * 86_400 + hour * 3_600 + minute * 60 + second)
+    }
+
     fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.next().filter(|(found, _)| *found == tag).map(|(_, value)| value)
     }
@@ -159,5 +221,49 @@ impl<'a> Der<'a> {
         let mut reader = Der(bytes);
         let value = reader.expect(tag)?;
         reader.0.is_empty().then_some(value)
+    }
+}
+
+fn number(digits: &[u8]) -> i64 {
+    digits.iter().fold(0, |n, digit| n * 10 + i64::from(digit - b'0'))
+}
+
+/// Days from 1970 to a date of the Gregorian calendar, whose years here begin in March.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    year * 365 + year / 4 - year / 100 + year / 400 + of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (tag, text, expected) in [
+            (UTC_TIME, "700101000000Z", Some(0)),
+            (UTC_TIME, "491231235959Z", Some(2_524_607_999)),
+            (UTC_TIME, "500101000000Z", Some(-631_152_000)),
+            (UTC_TIME, "260228235959Z", Some(1_772_323_199)),
+            (UTC_TIME, "240229120000Z", Some(1_709_208_000)),
+            (GENERALIZED_TIME, "20500101000000Z", Some(2_524_608_000)),
+            (GENERALIZED_TIME, "20000229000000Z", Some(951_782_400)),
+            (GENERALIZED_TIME, "21000301000000Z", Some(4_107_542_400)),
+            (GENERALIZED_TIME, "99991231235959Z", Some(253_402_300_799)),
+            (UTC_TIME, "20500101000000Z", None),
+            (GENERALIZED_TIME, "500101000000Z", None),
+            (UTC_TIME, "7001010000Z", None),
+            (UTC_TIME, "70010100000Z", None),
+            (UTC_TIME, "700101000000", None),
+            (UTC_TIME, "700101000000+0100", None),
+            (UTC_TIME, "7001010000-1Z", None),
+            (UTC_TIME, "Z", None),
+            (SEQUENCE, "700101000000Z", None),
+        ] {
+            let mut der = vec![tag, u8::try_from(text.len()).unwrap()];
+            der.extend_from_slice(text.as_bytes());
+            assert_eq!(Der(&der).time(), expected, "{text}");
+        }
     }
 }

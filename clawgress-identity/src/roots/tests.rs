@@ -139,7 +139,9 @@ fn svids_of_a_trust_domain_that_is_left_out_are_nobody_s() {
     assert_eq!(refused.len(), 1, "{refused:?}");
     let present = |ca: &pki::Ca, name: &str| {
         let chain = [leaf(ca, vec![uri(name)], |_| {})];
-        snapshot.by_certificate(&chain, ANYWHERE, NOW_S).map(|proven| proven.identity.agent.id.to_string())
+        snapshot
+            .by_certificate(chain.to_vec(), ANYWHERE, NOW_S)
+            .map(|proven| proven.identity.agent.id.to_string())
     };
     assert_eq!(present(&other, "spiffe://d.test/web"), Err(CertificateError::UnknownAuthority.into()));
     assert_eq!(present(&ca, "spiffe://fine.test/web"), Ok("acme/web".to_owned()));
@@ -159,7 +161,7 @@ fn where_an_authority_is_left_out_none_speaks() {
         let (snapshot, refused) = renew(RootRecords { authorities, ..RootRecords::default() });
         let chain = [leaf(&ca, vec![dns("web.test")], |_| {})];
         (
-            snapshot.by_certificate(&chain, ANYWHERE, NOW_S).map(|p| p.identity.agent.id.to_string()),
+            snapshot.by_certificate(chain.to_vec(), ANYWHERE, NOW_S).map(|p| p.identity.agent.id.to_string()),
             refused.len(),
         )
     };

@@ -102,6 +102,12 @@ impl SpiffeBundle {
         self.anchors.len()
     }
 
+    /// SHA-256 of the certificate of each authority for X.509-SVIDs.
+    #[must_use]
+    pub fn thumbprints(&self) -> &[String] {
+        self.anchors.thumbprints()
+    }
+
     /// The keys for JWT-SVIDs.
     #[must_use]
     pub fn keys(&self) -> &KeySet {

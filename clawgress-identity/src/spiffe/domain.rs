@@ -152,13 +152,13 @@ impl TrustDomain {
         Ok((self.map(&id)?, ends_s))
     }
 
-    /// Judges an X.509-SVID of this trust domain.
+    /// Judges an X.509-SVID of this trust domain. Returns the agent, and until when that stands at most.
     pub(crate) fn judge_chain(
         &self,
         chain: &[CertificateDer<'_>],
         details: &Details<'_>,
         now_s: i64,
-    ) -> Result<Mapped, CertificateError> {
+    ) -> Result<(Mapped, i64), CertificateError> {
         let id = workload(details).ok_or(CertificateError::NotAnSvid)?;
         if id.domain() != &self.record.domain {
             return Err(CertificateError::NotAnSvid);
@@ -169,8 +169,8 @@ impl TrustDomain {
         if details.is_authority || !is_leaf {
             return Err(CertificateError::Usage);
         }
-        self.bundle.anchors.verify(chain, now_s, is_signing)?;
-        Ok(self.map(&id)?)
+        let ends_s = self.bundle.anchors.verify(chain, now_s, is_signing)?;
+        Ok((self.map(&id)?, ends_s))
     }
 
     fn map(&self, id: &SpiffeId) -> Result<Mapped, crate::MappingError> {

@@ -1,10 +1,10 @@
 //! Identity by token and by certificate, and the same again whenever a snapshot or the time has changed.
 //!
 //! INVARIANT: what judges a live connection again is what judged its credential first, all but the signature of a
-//! token, whose key has to be its issuer's still.
+//! token, whose key has to be its issuer's still, and those of a chain while nobody else is trusted than before.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustls_pki_types::CertificateDer;
 
@@ -13,7 +13,11 @@ use crate::certificate::{CHAIN_BYTES_MAX, CHAIN_MAX, CertificateError, Details};
 use crate::claims::{self, Actor};
 use crate::mapping::Mapped;
 use crate::token::{self, UnverifiedToken, VerifiedToken};
-use crate::{AgentId, Issuer, RootId, TokenError, TrustDomain, TrustDomainName};
+use crate::{AgentId, Issuer, RootId, Roots, TokenError, TrustDomain, TrustDomainName};
+
+/// Longest time for which a judgement of a chain is taken for the same again, seconds: what only time changes is
+/// known up to its end, but for a second way to an authority that begins to count.
+const JUDGED_S_MAX: i64 = 60;
 
 /// A credential that established an identity, without what would let anyone present it. Its `Debug` shows nothing that
 /// the credential says of anybody.
@@ -37,8 +41,9 @@ pub struct ProofFacts {
     pub subject: Option<String>,
     /// The chain of delegated agents, who acts first.
     pub actors: Vec<Actor>,
-    /// When it ends, Unix seconds, the skew that is allowed for included; `None`: it is judged at each change.
-    pub expires_at_s: Option<i64>,
+    /// When it ends, Unix seconds, the skew that is allowed for included. A chain ends with the first of its
+    /// certificates; or it has to be judged again then, because a revocation list that counts is too old.
+    pub expires_at_s: i64,
 }
 
 #[derive(Clone)]
@@ -48,7 +53,16 @@ enum Kind {
     /// Of a trust domain.
     Svid(TrustDomainName, VerifiedToken),
     /// A chain.
-    Chain(Vec<CertificateDer<'static>>),
+    Chain { chain: Arc<[CertificateDer<'static>]>, judged: Judged },
+}
+
+/// What a chain was found to stand for, and where that counts.
+#[derive(Clone, Debug)]
+struct Judged {
+    /// By whom. Weak: who is trusted no more is not kept for it.
+    roots: Weak<Roots>,
+    since_s: i64,
+    mapped: Mapped,
 }
 
 /// Why a token establishes no identity, and what may be said of it.
@@ -154,38 +168,54 @@ impl TrustSnapshot {
     /// Every way in which the credential fails.
     pub fn by_certificate(
         &self,
-        chain: &[CertificateDer<'_>],
+        chain: impl Into<Arc<[CertificateDer<'static>]>>,
         origin: Origin<'_>,
         now_s: i64,
     ) -> Result<Proven, IdentityError> {
-        let (mapped, facts) = self.judge_chain(chain, now_s)?;
+        let chain = chain.into();
+        let (mapped, facts) = self.judge_chain(&chain, now_s)?;
         let identity = self.admit(&mapped, facts.method, origin)?;
-        let chain = chain.iter().map(|c| c.clone().into_owned()).collect();
-        Ok(Proven::new(identity, mapped, facts, Kind::Chain(chain)))
+        let judged = Judged { roots: Arc::downgrade(&self.roots), since_s: now_s, mapped: mapped.clone() };
+        Ok(Proven::new(identity, mapped, facts, Kind::Chain { chain, judged }))
     }
 
-    /// Judges a credential again, under this snapshot and at this time.
+    /// Judges a credential again, under this snapshot and at this time. A chain's signatures are not checked again
+    /// where nobody else is trusted than before, and for a short time only. The proof is the same one unless it says
+    /// something new.
     ///
     /// # Errors
     /// Every way in which it fails now, one of which is that it stands for another agent.
-    pub fn again(&self, proof: &Proof, origin: Origin<'_>, now_s: i64) -> Result<Identity, IdentityError> {
-        let mapped = match &proof.kind {
+    pub fn again(&self, proof: &Arc<Proof>, origin: Origin<'_>, now_s: i64) -> Result<Proven, IdentityError> {
+        let (mapped, ends_s) = match &proof.kind {
             Kind::Token(token) => {
                 let issuer = self.roots.issuers.by_id(&proof.facts.root).ok_or(TokenError::UnknownIssuer)?;
                 let judged = issuer.judge(token, now_s)?;
                 self.admit_actors(&judged.actors)?;
-                judged.mapped
+                (judged.mapped, judged.ends_s)
             }
             Kind::Svid(domain, token) => {
                 let domain = self.roots.domains.by_name(domain).ok_or(TokenError::UnknownIssuer)?;
-                domain.judge_token(token, now_s)?.0
+                domain.judge_token(token, now_s)?
             }
-            Kind::Chain(chain) => self.judge_chain(chain, now_s)?.0,
+            Kind::Chain { judged, .. } if judged.stands(&self.roots, proof.facts.expires_at_s, now_s) => {
+                (judged.mapped.clone(), proof.facts.expires_at_s)
+            }
+            Kind::Chain { chain, .. } => {
+                let proven = self.by_certificate(Arc::clone(chain), origin, now_s)?;
+                let is_same =
+                    proven.proof.agent == proof.agent && proven.proof.facts.method == proof.facts.method;
+                return if is_same { Ok(proven) } else { Err(IdentityError::OtherAgent) };
+            }
         };
         if mapped.agent != proof.agent {
             return Err(IdentityError::OtherAgent);
         }
-        self.admit(&mapped, proof.facts.method, origin)
+        let identity = self.admit(&mapped, proof.facts.method, origin)?;
+        if ends_s == proof.facts.expires_at_s {
+            return Ok(Proven { identity, proof: Arc::clone(proof) });
+        }
+        let facts = ProofFacts { expires_at_s: ends_s, ..proof.facts.clone() };
+        Ok(Proven::new(identity, mapped, facts, proof.kind.clone()))
     }
 
     fn judge_chain(
@@ -200,14 +230,14 @@ impl TrustSnapshot {
         // INVARIANT: nothing is read of what the strict parser has not taken.
         webpki::EndEntityCert::try_from(leaf).map_err(|_| CertificateError::Malformed)?;
         let details = Details::read(leaf)?;
-        let (method, root, mapped) = match self.roots.domains.of_certificate(&details)? {
+        let (method, root, mapped, expires_at_s) = match self.roots.domains.of_certificate(&details)? {
             Some(domain) => {
-                let mapped = domain.judge_chain(chain, &details, now_s)?;
-                (IdentityMethod::SpiffeX509, domain.record().id.clone(), mapped)
+                let (mapped, ends_s) = domain.judge_chain(chain, &details, now_s)?;
+                (IdentityMethod::SpiffeX509, domain.record().id.clone(), mapped, ends_s)
             }
             None => {
-                let (root, mapped) = self.roots.authorities.judge(chain, &details, now_s)?;
-                (IdentityMethod::Mtls, root.clone(), mapped)
+                let (root, mapped, ends_s) = self.roots.authorities.judge(chain, &details, now_s)?;
+                (IdentityMethod::Mtls, root.clone(), mapped, ends_s)
             }
         };
         let mut names = details.uris.iter().chain(&details.dns).chain(&details.emails);
@@ -217,7 +247,7 @@ impl TrustSnapshot {
             credential: token::hash(leaf),
             subject: names.next().map(|name| (*name).to_owned()),
             actors: Vec::new(),
-            expires_at_s: None,
+            expires_at_s,
         };
         Ok((mapped, facts))
     }
@@ -250,7 +280,7 @@ fn token_facts(
         credential: token.id.to_string(),
         subject: claims::text(&token.claims, "sub")?.map(str::to_owned),
         actors: claims::actors(&token.claims)?,
-        expires_at_s: Some(ends_s),
+        expires_at_s: ends_s,
     })
 }
 
@@ -292,8 +322,19 @@ impl fmt::Debug for Kind {
         match self {
             Kind::Token(_) => f.write_str("token"),
             Kind::Svid(domain, _) => write!(f, "SVID of {domain}"),
-            Kind::Chain(chain) => write!(f, "chain of {}", chain.len()),
+            Kind::Chain { chain, .. } => write!(f, "chain of {}", chain.len()),
         }
+    }
+}
+
+// === impl Judged ===
+
+impl Judged {
+    /// Whether nothing has changed that a judgement of the chain rests on: who is trusted is the same, and no end is
+    /// reached. Nor has the clock gone back.
+    fn stands(&self, roots: &Arc<Roots>, ends_s: i64, now_s: i64) -> bool {
+        let until_s = self.since_s.saturating_add(JUDGED_S_MAX).min(ends_s);
+        std::ptr::eq(self.roots.as_ptr(), Arc::as_ptr(roots)) && (self.since_s..until_s).contains(&now_s)
     }
 }
 

@@ -15,20 +15,19 @@ use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{self, Framer, Step};
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use zeroize::Zeroize as _;
 
 use super::admit::admit;
 use super::front::Front;
 use crate::limit;
+use crate::stream::Stream;
 
 /// What stands for a head that was refused.
 const SUBSTITUTE: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: close\r\n\r\n";
@@ -39,7 +38,8 @@ const HELD_BYTES_MAX: usize = http1::HEAD_BYTES_MAX + READ_BYTES;
 
 /// The stream.
 pub struct Gate {
-    inner: L4Stream,
+    inner: Stream,
+    digest: Arc<SocketDigest>,
     front: Arc<Front>,
     framer: Framer,
     /// Read, not yet judged.
@@ -71,12 +71,10 @@ impl std::fmt::Debug for Gate {
 impl Gate {
     /// A gate before `stream`, of which `held` was read; the first head must be whole by `deadline`.
     #[must_use]
-    pub fn new(front: Arc<Front>, stream: TcpStream, held: &[u8], deadline: Instant) -> Self {
-        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        let mut inner = L4Stream::from(stream);
-        inner.set_socket_digest(digest);
+    pub fn new(front: Arc<Front>, stream: Stream, held: &[u8], deadline: Instant) -> Self {
         Gate {
-            inner,
+            digest: Arc::new(SocketDigest::from_raw_fd(stream.as_raw_fd())),
+            inner: stream,
             front,
             framer: Framer::default(),
             held: BytesMut::from(held),
@@ -246,7 +244,7 @@ impl AsyncWrite for Gate {
 #[async_trait]
 impl Shutdown for Gate {
     async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut self.inner).await;
+        let _ = self.inner.shutdown().await;
         // What the client still sends would become a reset, and the answer could be lost to it.
         let inner = &mut self.inner;
         let linger = async {
@@ -264,7 +262,7 @@ impl Shutdown for Gate {
 
 impl UniqueID for Gate {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.as_raw_fd()
     }
 }
 
@@ -274,7 +272,7 @@ impl Peek for Gate {}
 
 impl GetTimingDigest for Gate {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        vec![None]
     }
 }
 
@@ -290,7 +288,7 @@ impl GetProxyDigest for Gate {
 
 impl GetSocketDigest for Gate {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        Some(Arc::clone(&self.digest))
     }
 
     fn set_socket_digest(&mut self, _digest: SocketDigest) {}

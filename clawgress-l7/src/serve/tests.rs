@@ -59,6 +59,7 @@ impl Steered {
             dials: Arc::new(Dials::default()),
             own: Arc::new(Own::default()),
             audit,
+            tls: None,
             pipes: Arc::new(Pipes::default()),
             cut: CancellationToken::new(),
         });
@@ -121,9 +122,13 @@ impl Steered {
             is_steered: self.ingress == Ingress::Transparent,
             bound: bound.map(|index| (index != 0).then_some(Bound { index, method })),
             interface: Some("agents0".to_owned()),
+            certificate: None,
         };
         let serving = self.serving.clone();
-        let task = tokio::spawn(async move { serving.connection(connection, server).await });
+        let task =
+            tokio::spawn(
+                async move { serving.accepted(ListenerKind::Transparent, connection, server).await },
+            );
         let mut got = vec![];
         if late {
             client.read_buf(&mut got).await.expect("a greeting");
@@ -302,6 +307,7 @@ async fn a_request_that_was_never_judged_is_recorded() {
         is_steered: true,
         bound: Ok(Some(Bound { index: 1, method })),
         interface: Some("agents0".to_owned()),
+        certificate: None,
     };
     let front = Front::new(connection, Place::Transparent { port: 80 });
     steered.serving.record_untaken(&front);

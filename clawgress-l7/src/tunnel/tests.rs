@@ -29,8 +29,8 @@ async fn carry(
     let (head, tail) = up.split_at(first.min(up.len()));
     let (head, tail) = (head.to_vec(), tail.to_vec());
     let tunnel = tokio::spawn(async move {
-        let first = std::future::ready(Ok(head));
-        run(&inner_client, &inner_upstream, first, &pipes, std::future::pending()).await
+        let first = async |reader| (reader, Ok(head));
+        run(&mut inner_client.into(), &inner_upstream, first, &pipes, std::future::pending()).await
     });
     let client = async {
         let (mut reader, mut writer) = client.split();
@@ -81,8 +81,8 @@ async fn a_half_closed_client_still_gets_its_answer() {
     let (inner_upstream, mut server) = pair().await;
     let pipes = Arc::new(Pipes::default());
     let tunnel = tokio::spawn(async move {
-        let first = std::future::ready(Ok(vec![]));
-        run(&inner_client, &inner_upstream, first, &pipes, std::future::pending()).await
+        let first = async |reader| (reader, Ok(vec![]));
+        run(&mut inner_client.into(), &inner_upstream, first, &pipes, std::future::pending()).await
     });
     client.write_all(b"question").await.expect("send");
     client.shutdown().await.expect("shutdown");
@@ -104,8 +104,11 @@ async fn a_cut_ends_both_sides() {
     let pipes = Arc::new(Pipes::default());
     let (cut, cutting) = tokio::sync::oneshot::channel();
     let tunnel = tokio::spawn(async move {
-        let first = std::future::ready(Ok(b"hi".to_vec()));
-        run(&inner_client, &inner_upstream, first, &pipes, async { cutting.await.expect("reason") }).await
+        let first = async |reader| (reader, Ok(b"hi".to_vec()));
+        run(&mut inner_client.into(), &inner_upstream, first, &pipes, async {
+            cutting.await.expect("reason")
+        })
+        .await
     });
     let mut two = [0; 2];
     server.read_exact(&mut two).await.expect("first bytes");
@@ -121,8 +124,8 @@ async fn nothing_of_a_client_goes_on_before_its_first_bytes_are_judged() {
     let (inner_upstream, mut server) = pair().await;
     let (refuse, refused) = tokio::sync::oneshot::channel::<DropReason>();
     let tunnel = tokio::spawn(async move {
-        let first = async { Err(refused.await.expect("reason")) };
-        run(&inner_client, &inner_upstream, first, &Arc::default(), std::future::pending()).await
+        let first = async |reader| (reader, Err(refused.await.expect("reason")));
+        run(&mut inner_client.into(), &inner_upstream, first, &Arc::default(), std::future::pending()).await
     });
     client.write_all(b"unread").await.expect("send");
     server.write_all(b"220 hello").await.expect("greet");

@@ -2,6 +2,7 @@
 //! handed over, a DNS server, upstreams. Everything is on loopback.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::client::{Answer, Client};
 use crate::dns::Dns;
+use crate::pki::Pair;
 
 /// Longest wait for anything that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -75,17 +77,21 @@ pub struct Options {
     pub connections_max: usize,
     /// Whether control is reached through something that can hang.
     pub relayed: bool,
+    /// The proxy's certificate, if it is to listen for TLS too.
+    pub tls: Option<Pair>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { policy: Some(POLICY), stale_s: 300, connections_max: 500, relayed: false }
+        Options { policy: Some(POLICY), stale_s: 300, connections_max: 500, relayed: false, tls: None }
     }
 }
 
 /// A running gateway.
 pub struct Gateway {
     pub proxy: SocketAddr,
+    /// The proxy over TLS; the proxy itself if there is none.
+    pub proxy_tls: SocketAddr,
     pub key: String,
     pub other_key: String,
     pub control: Control,
@@ -347,9 +353,12 @@ impl Gateway {
         let keys = Some(serve_keys(directory.path(), secret));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let proxy = listener.local_addr().expect("address");
-        let datapath = hand_over(directory.path(), listener);
+        let (listener_tls, tls) = listen_tls(options.tls.as_ref()).await;
+        let proxy_tls = listener_tls.as_ref().map_or(proxy, |(_, l)| l.local_addr().expect("address"));
+        let listeners = iter::once((ListenerKind::Proxy, listener)).chain(listener_tls).collect();
+        let datapath = hand_over(directory.path(), listeners);
         let text = format!(
-            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n",
+            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{tls}[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n",
             directory.path().display(),
             dns.address,
             options.stale_s,
@@ -362,6 +371,7 @@ impl Gateway {
         }));
         let gateway = Gateway {
             proxy,
+            proxy_tls,
             key,
             other_key,
             control,
@@ -598,16 +608,31 @@ fn process() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
 }
 
+/// The listener of the proxy over TLS, if it is to have one, and how the configuration says so.
+async fn listen_tls(pair: Option<&Pair>) -> (Option<(ListenerKind, TcpListener)>, String) {
+    let Some(Pair { certificate, key }) = pair else { return (None, String::new()) };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let (address, certificate) = (listener.local_addr().expect("address"), certificate.display());
+    let key = key.display();
+    let text =
+        format!("[proxy.tls]\nlisten = [\"{address}\"]\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n");
+    (Some((ListenerKind::ProxyTls, listener)), text)
+}
+
 /// The datapath role, as far as L7 sees it without a kernel plane.
-fn hand_over(directory: &Path, proxy: TcpListener) -> JoinHandle<()> {
+fn hand_over(directory: &Path, proxies: Vec<(ListenerKind, TcpListener)>) -> JoinHandle<()> {
     let listener = UnixListener::bind(directory.join("handover.sock")).expect("bind");
     tokio::spawn(async move {
         let mut open = vec![];
         while let Ok((stream, _)) = listener.accept().await {
-            let address = proxy.local_addr().expect("address");
-            let listeners = vec![Listener { kind: ListenerKind::Proxy, address }];
+            let listener = |(kind, listener): &(ListenerKind, TcpListener)| Listener {
+                kind: *kind,
+                address: listener.local_addr().expect("address"),
+            };
+            let listeners = proxies.iter().map(listener).collect();
             let set = Handover { listeners, flow_table: false, dials: false, interfaces: vec![] };
-            handover::send(&stream, &set, &[proxy.as_fd()]).await.expect("send");
+            let descriptors: Vec<_> = proxies.iter().map(|(_, listener)| listener.as_fd()).collect();
+            handover::send(&stream, &set, &descriptors).await.expect("send");
             open.push(stream);
         }
     })

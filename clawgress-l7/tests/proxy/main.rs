@@ -15,7 +15,11 @@ mod hostile;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod mtls;
+#[cfg(test)]
 mod obligations;
+#[cfg(test)]
+mod pki;
 #[cfg(test)]
 mod process;
 #[cfg(test)]

@@ -40,6 +40,20 @@ impl Drop for Upstream {
     }
 }
 
+fn acceptor(
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+) -> tokio_rustls::TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key.into())
+        .expect("config");
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
 impl Upstream {
     async fn start<F, T>(ip: &str, certificate: Option<CertificateDer<'static>>, serve: F) -> Upstream
     where
@@ -83,14 +97,7 @@ impl Upstream {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
         let certificate = made.cert.der().clone();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.clone()], key.into())
-            .expect("config");
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(certificate.clone(), key);
         Upstream::start(ip, Some(certificate), move |stream, _| {
             let acceptor = acceptor.clone();
             async move {
@@ -101,6 +108,28 @@ impl Upstream {
                         return;
                     }
                 }
+            }
+        })
+        .await
+    }
+
+    /// TLS, then an answer to each request that has no body.
+    pub async fn https(ip: &str, name: &str) -> Upstream {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
+        let certificate = made.cert.der().clone();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let acceptor = acceptor(certificate.clone(), key);
+        Upstream::start(ip, Some(certificate), move |stream, _| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(1..) = stream.read_buf(&mut head).await else { return };
+                }
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
             }
         })
         .await

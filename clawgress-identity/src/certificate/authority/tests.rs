@@ -27,7 +27,7 @@ fn judge_at(
 ) -> Result<String, CertificateError> {
     let authorities = Authorities::new(vec![Arc::new(Authority::new(record).unwrap())]);
     let details = Details::read(chain.first().unwrap())?;
-    authorities.judge(chain, &details, now_s).map(|(id, mapped)| {
+    authorities.judge(chain, &details, now_s).map(|(id, mapped, _)| {
         assert_eq!(id.to_string(), "acme/ca");
         mapped.agent.to_string()
     })
@@ -201,7 +201,7 @@ fn several_authorities() {
         let chain = [leaf(&root, vec![dns(name)], |_| {})];
         let details = Details::read(chain.first().unwrap()).unwrap();
         let authorities = Authorities::new(authorities.into_iter().map(Arc::new).collect());
-        authorities.judge(&chain, &details, NOW_S).map(|(id, mapped)| format!("{id} {}", mapped.agent))
+        authorities.judge(&chain, &details, NOW_S).map(|(id, mapped, _)| format!("{id} {}", mapped.agent))
     };
     let both = || {
         vec![

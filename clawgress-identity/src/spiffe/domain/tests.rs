@@ -41,7 +41,7 @@ const WEB: &str = "spiffe://d.test/ns/prod/sa/web";
 
 fn judge(domain: &TrustDomain, chain: &[CertificateDer<'_>]) -> Result<String, CertificateError> {
     let details = Details::read(chain.first().unwrap())?;
-    domain.judge_chain(chain, &details, NOW_S).map(|mapped| mapped.agent.to_string())
+    domain.judge_chain(chain, &details, NOW_S).map(|(mapped, _)| mapped.agent.to_string())
 }
 
 #[test]

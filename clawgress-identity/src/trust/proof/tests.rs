@@ -81,7 +81,7 @@ fn tokens_prove_agents_of_the_registry() {
     assert_eq!(proven.identity.method, IdentityMethod::Jwt);
     let facts = proven.proof.facts();
     assert_eq!((facts.root.to_string(), facts.credential.as_str()), ("acme/idp".to_owned(), "t1"));
-    assert_eq!((facts.subject.as_deref(), facts.expires_at_s), (Some("web"), Some(NOW_S + 90)));
+    assert_eq!((facts.subject.as_deref(), facts.expires_at_s), (Some("web"), NOW_S + 90));
     let chain: Vec<_> = facts.actors.iter().map(|a| (a.subject.as_str(), a.issuer.as_deref())).collect();
     assert_eq!(chain, [("agent-1", None), ("agent-2", Some("x"))]);
     for (sub, expected) in [
@@ -149,7 +149,8 @@ fn tenants_are_told_apart_by_audience() {
 fn tokens_are_judged_again() {
     let before = with_issuers(vec![issuer("acme/idp", |_| {})]);
     let proof = before.by_token(&signed(&claims("web", "")), ANYWHERE, NOW_S).unwrap().proof;
-    let again = |trust: &TrustSnapshot, now_s| trust.again(&proof, ANYWHERE, now_s).map(|i| i.agent.index);
+    let again =
+        |trust: &TrustSnapshot, now_s| trust.again(&proof, ANYWHERE, now_s).map(|p| p.identity.agent.index);
     let under =
         |change: &dyn Fn(&mut IssuerRecord)| again(&with_issuers(vec![issuer("acme/idp", change)]), NOW_S);
     assert_eq!(again(&before, NOW_S + 89), Ok(1));
@@ -211,10 +212,10 @@ fn certificates_and_svids() {
     let by_dns = r#"{"agent":{"from":"dns","suffix":".test"}}"#;
     let snapshot = trust(records(by_dns, &spire));
     let present = |trust: &TrustSnapshot, ca: &pki::Ca, name: rcgen::SanType| {
-        let proven = trust.by_certificate(&[leaf(ca, vec![name], |_| {})], ANYWHERE, NOW_S)?;
+        let proven = trust.by_certificate([leaf(ca, vec![name], |_| {})], ANYWHERE, NOW_S)?;
         assert!(proven.proof.facts().credential.starts_with("sha256:"));
         let again = trust.again(&proven.proof, ANYWHERE, NOW_S);
-        assert_eq!(again, Ok(proven.identity.clone()));
+        assert_eq!(again.map(|p| p.identity), Ok(proven.identity.clone()));
         Ok((proven.identity.agent.id.to_string(), proven.identity.method))
     };
     let web = "acme/web".to_owned();
@@ -227,16 +228,15 @@ fn certificates_and_svids() {
         present(&crossing, &corporate, svid()),
         Err(IdentityError::Certificate(CertificateError::UnknownAuthority))
     );
-    let refused = snapshot.by_certificate(&[], ANYWHERE, NOW_S).err();
+    let refused = snapshot.by_certificate([], ANYWHERE, NOW_S).err();
     assert_eq!(refused, Some(CertificateError::Missing.into()));
     let garbage = [CertificateDer::from(vec![0x30, 0x03, 2, 1, 1])];
     assert_eq!(
-        snapshot.by_certificate(&garbage, ANYWHERE, NOW_S).err(),
+        snapshot.by_certificate(garbage, ANYWHERE, NOW_S).err(),
         Some(CertificateError::Malformed.into())
     );
     // An SVID ends with its authority, at the next look.
-    let proof =
-        snapshot.by_certificate(&[leaf(&spire, vec![svid()], |_| {})], ANYWHERE, NOW_S).unwrap().proof;
+    let proof = snapshot.by_certificate([leaf(&spire, vec![svid()], |_| {})], ANYWHERE, NOW_S).unwrap().proof;
     let rotated = trust(records(by_dns, &pki::ca("spire")));
     assert_eq!(rotated.again(&proof, ANYWHERE, NOW_S).err(), Some(CertificateError::Signature.into()));
     assert_eq!(snapshot.again(&proof, ANYWHERE, i64::MAX).err(), Some(CertificateError::Expired.into()));
@@ -291,13 +291,13 @@ fn actors_that_have_to_be_known() {
     let proof = trust.by_token(&token, ANYWHERE, NOW_S).unwrap().proof;
     assert!(trust.again(&proof, ANYWHERE, NOW_S).is_ok());
     let quarantined = trust.with_quarantined(&Arc::new(BTreeSet::from([4])));
-    assert_eq!(quarantined.again(&proof, ANYWHERE, NOW_S), Err(IdentityError::Quarantined));
+    assert_eq!(quarantined.again(&proof, ANYWHERE, NOW_S).err(), Some(IdentityError::Quarantined));
     assert_eq!(present(&quarantined, &token), Err(IdentityError::Quarantined));
     // Where the chain is only recorded, it judges nobody; where it may not be, it ends at once.
     let recorded = with_issuers(vec![issuer("acme/idp", |_| {})]);
     assert_eq!(present(&recorded, &signed(&claims("web", r#","act":{"sub":"agent:off"}"#))), web);
     let none = with_issuers(vec![issuer("acme/idp", |r| r.act = Delegation::None)]);
-    assert_eq!(none.again(&proof, ANYWHERE, NOW_S), Err(TokenError::Delegated.into()));
+    assert_eq!(none.again(&proof, ANYWHERE, NOW_S).err(), Some(TokenError::Delegated.into()));
     assert_eq!(present(&none, &token), Err(TokenError::Delegated.into()));
     assert_eq!(present(&none, &signed(&claims("web", ""))), web);
 }
@@ -347,8 +347,8 @@ fn an_unknown_key_names_the_provider_to_ask() {
     assert_eq!(present(&with_keys, &right), Ok("acme/web".to_owned()));
     // What its keys opened ends with them.
     let proof = with_keys.by_token(&right, ANYWHERE, NOW_S).unwrap().proof;
-    assert_eq!(fetched(&new).again(&proof, ANYWHERE, NOW_S), Err(TokenError::UnknownKey.into()));
-    assert_eq!(fetched("").again(&proof, ANYWHERE, NOW_S), Err(TokenError::UnknownKey.into()));
+    assert_eq!(fetched(&new).again(&proof, ANYWHERE, NOW_S).err(), Some(TokenError::UnknownKey.into()));
+    assert_eq!(fetched("").again(&proof, ANYWHERE, NOW_S).err(), Some(TokenError::UnknownKey.into()));
     // Keys that are given need no provider to be asked, and count beside what is fetched.
     let given = with_issuers(vec![issuer("acme/idp", |r| r.algorithms = BTreeSet::from([Algorithm::EdDsa]))]);
     let other =
@@ -383,4 +383,79 @@ fn what_is_logged_of_a_proof_names_nobody() {
     ] {
         assert!(!shown.contains("person") && !shown.contains(signature), "{shown}");
     }
+}
+
+fn with_authority(record: AuthorityRecord) -> TrustSnapshot {
+    trust(RootRecords { authorities: vec![record], ..RootRecords::default() })
+}
+
+fn corporate(ca: &pki::Ca, lists: &str, revocation: Revocation) -> AuthorityRecord {
+    AuthorityRecord {
+        id: "acme/ca".parse().unwrap(),
+        certificates: ca.pem(),
+        revocation_lists: lists.to_owned(),
+        revocation,
+        mapping: serde_json::from_str(r#"{"agent":{"from":"dns","suffix":".test"}}"#).unwrap(),
+    }
+}
+
+/// A chain ends with the first of its certificates, and is judged again when a list gets too old.
+#[test]
+fn chains_end_by_time() {
+    const YEAR_2031_S: i64 = 1_924_992_000;
+    const JUNE_2030_S: i64 = 1_906_502_400;
+    let ca = pki::ca("corporate");
+    let short = pki::sub_ca("short", &ca, |p| p.not_after = rcgen::date_time_ymd(2030, 6, 1));
+    let by = |trust: &TrustSnapshot, chain: Vec<CertificateDer<'static>>| {
+        trust.by_certificate(chain, ANYWHERE, NOW_S).unwrap().proof
+    };
+    let without = with_authority(corporate(&ca, "", Revocation::Off));
+    let web = || vec![dns("web.test")];
+    let proof = by(&without, vec![leaf(&ca, web(), |_| {})]);
+    assert_eq!(proof.facts().expires_at_s, YEAR_2031_S + 1);
+    let again = |trust: &TrustSnapshot, proof, now_s| trust.again(proof, ANYWHERE, now_s).map(|p| p.proof);
+    assert!(again(&without, &proof, YEAR_2031_S).is_ok());
+    let expired = Some(IdentityError::from(CertificateError::Expired));
+    assert_eq!(again(&without, &proof, YEAR_2031_S + 1).err(), expired);
+    let proof = by(&without, vec![leaf(&short, web(), |_| {}), short.der().clone()]);
+    assert_eq!(proof.facts().expires_at_s, JUNE_2030_S + 1, "its authority ends before it does");
+    // Two lists of one authority: the first is too old in 2031, and the certificate has expired before it is.
+    let lists = |year| pki::list(&ca, &[9], year);
+    let with = |lists: &str| with_authority(corporate(&ca, lists, Revocation::Leaf));
+    let long = |p: &mut rcgen::CertificateParams| p.not_after = rcgen::date_time_ymd(2039, 1, 1);
+    let listed = with(&lists(2031));
+    let proof = by(&listed, vec![leaf(&ca, web(), long)]);
+    assert_eq!(proof.facts().expires_at_s, YEAR_2031_S, "`nextUpdate` itself is too late");
+    assert!(again(&listed, &proof, YEAR_2031_S - 1).is_ok());
+    let unknown = Some(IdentityError::from(CertificateError::RevocationUnknown));
+    assert_eq!(again(&listed, &proof, YEAR_2031_S).err(), unknown);
+    let renewed = again(&with(&lists(2035)), &proof, YEAR_2031_S).unwrap();
+    assert!(renewed.facts().expires_at_s > YEAR_2031_S, "a later list says a later end");
+}
+
+/// The signatures of a chain are not checked at each request; all that could change the answer is.
+#[test]
+fn chains_are_judged_again_when_something_changed() {
+    let ca = pki::ca("corporate");
+    let record = || corporate(&ca, &pki::list(&ca, &[9], 2035), Revocation::Leaf);
+    let before = with_authority(record());
+    let chain = || vec![leaf(&ca, vec![dns("web.test")], |_| {})];
+    let proof = before.by_certificate(chain(), ANYWHERE, NOW_S).unwrap().proof;
+    let again = |trust: &TrustSnapshot, now_s| trust.again(&proof, ANYWHERE, now_s).map(|p| p.proof);
+    let is_kept = |trust: &TrustSnapshot, now_s| Arc::ptr_eq(&again(trust, now_s).unwrap(), &proof);
+    assert!(is_kept(&before, NOW_S) && is_kept(&before, NOW_S + JUDGED_S_MAX - 1));
+    assert!(!is_kept(&before, NOW_S + JUDGED_S_MAX), "not for long");
+    assert!(!is_kept(&before, NOW_S - 1), "nor when the clock went back");
+    // The same people trusted, and another registry: kept, and held to it.
+    let quarantined = before.with_quarantined(&Arc::new(BTreeSet::from([1])));
+    assert_eq!(again(&quarantined, NOW_S).err(), Some(IdentityError::Quarantined));
+    let shared = TrustSnapshot::new([], [], []).with_roots(Arc::clone(before.roots()));
+    assert_eq!(again(&shared, NOW_S).err(), Some(IdentityError::UnknownAgent));
+    // Others trusted, however alike: judged in full.
+    assert!(!is_kept(&with_authority(record()), NOW_S));
+    let revoked = corporate(&ca, &pki::list(&ca, &[7], 2035), Revocation::Leaf);
+    assert_eq!(again(&with_authority(revoked), NOW_S).err(), Some(CertificateError::Revoked.into()));
+    let table = r#"{"agent":{"from":"dns","table":{"web.test":"bot"}}}"#;
+    let remapped = AuthorityRecord { mapping: serde_json::from_str(table).unwrap(), ..record() };
+    assert_eq!(again(&with_authority(remapped), NOW_S).err(), Some(IdentityError::OtherAgent));
 }
