@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod content;
 pub mod effect;
 mod geo;
 pub mod history;
@@ -30,4 +31,4 @@ pub use set::{
     PolicyInForce, PolicyInForceRef, PolicyProblem, PolicySet, SCHEMA_VERSION, Surroundings, TEXT_BYTES_MAX,
 };
 pub use time::{ZONE_OFFSETS_MAX, Zone};
-pub use vocabulary::SCHEMA;
+pub use vocabulary::{SCHEMA, schema_json};

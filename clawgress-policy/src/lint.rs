@@ -141,12 +141,17 @@ pub fn examine(bundle: &PolicyBundle) -> (Option<Outline>, Vec<Finding>) {
 impl Default for Enforced {
     /// What this version's planes ask about.
     fn default() -> Self {
-        use ActionKind::{Connect, Direct, Http, Tls, Tunnel};
-        Enforced([Connect, Direct, Tls, Tunnel, Http].into())
+        Enforced(ActionKind::ALL.into_iter().filter(|action| action.is_asked()).collect())
     }
 }
 
 impl Enforced {
+    /// Every action: to look at what is written for planes that there will be.
+    #[must_use]
+    pub fn all() -> Enforced {
+        Enforced(ActionKind::ALL.into())
+    }
+
     /// These actions, by their names.
     ///
     /// # Errors

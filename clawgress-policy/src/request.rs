@@ -7,6 +7,8 @@ use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
 use crate::Host;
+use crate::content::{ModelCall, Payload, ToolCall, Usage};
+use crate::vocabulary::ActionKind;
 
 /// Transport protocols policy can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -115,18 +117,46 @@ pub enum Operation<'a> {
     Tunnel { host: &'a Host, port: u16, protocol: TunnelProtocol },
     /// Send an HTTP request (`http`). `path` is the bytes sent, without the query.
     Http { host: &'a Host, port: u16, scheme: Scheme, method: &'a str, path: &'a str },
+    /// Ask for what a name resolves to (`resolve`): `query_type` is `A`, `AAAA`, `TXT`.
+    Resolve { host: &'a Host, port: u16, query_type: &'a str },
+    /// Call a language model (`llm`).
+    Llm(ModelCall<'a>),
+    /// Call a tool (`tool`).
+    Tool(ToolCall<'a>),
+    /// Send a payload (`send`).
+    Send { host: &'a Host, port: u16, method: &'a str, path: &'a str, payload: Payload<'a> },
+    /// Receive one (`receive`).
+    Receive { host: &'a Host, port: u16, status: u16, payload: Payload<'a>, usage: Usage<'a> },
 }
 
-impl Operation<'_> {
+impl<'a> Operation<'a> {
     /// The action's name in policy text.
     #[must_use]
     pub fn action(&self) -> &'static str {
+        ActionKind::of(self).name()
+    }
+
+    /// The host that is the resource, if one is.
+    pub(crate) fn host(&self) -> Option<&'a Host> {
         match self {
-            Operation::Connect { .. } => "connect",
-            Operation::Direct { .. } => "direct",
-            Operation::Tls { .. } => "tls",
-            Operation::Tunnel { .. } => "tunnel",
-            Operation::Http { .. } => "http",
+            Operation::Tls { host, .. }
+            | Operation::Tunnel { host, .. }
+            | Operation::Http { host, .. }
+            | Operation::Resolve { host, .. }
+            | Operation::Send { host, .. }
+            | Operation::Receive { host, .. } => Some(host),
+            Operation::Connect { .. } | Operation::Direct { .. } | Operation::Llm(_) | Operation::Tool(_) => {
+                None
+            }
+        }
+    }
+
+    /// The provider or server that the resource is of, and its own name, if it is of one.
+    pub(crate) fn offered(&self) -> Option<(&'a str, &'a str)> {
+        match self {
+            Operation::Llm(call) => Some((call.provider, call.model)),
+            Operation::Tool(call) => Some((call.server, call.name)),
+            _ => None,
         }
     }
 }

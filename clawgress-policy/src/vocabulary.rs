@@ -17,6 +17,19 @@ use crate::members::Class;
 /// The Cedar schema that policy text is validated against, for editors and people.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
 
+/// Behind this line of the schema are the actions that nothing asks about yet.
+const UNASKED: &str = "// === what nothing asks about yet ===\n";
+
+/// The schema as Cedar's JSON.
+///
+/// # Errors
+/// Only if the built-in schema is broken, which a test rules out.
+pub fn schema_json() -> Result<String, String> {
+    let (fragment, _warnings) =
+        cedar_policy::SchemaFragment::from_cedarschema_str(SCHEMA).map_err(|e| e.to_string())?;
+    fragment.to_json_string().map_err(|e| e.to_string())
+}
+
 /// An action, without its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ActionKind {
@@ -25,11 +38,26 @@ pub(crate) enum ActionKind {
     Tls,
     Tunnel,
     Http,
+    Resolve,
+    Llm,
+    Tool,
+    Send,
+    Receive,
 }
 
 impl ActionKind {
-    pub(crate) const ALL: [ActionKind; 5] =
-        [ActionKind::Connect, ActionKind::Direct, ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http];
+    pub(crate) const ALL: [ActionKind; 10] = [
+        ActionKind::Connect,
+        ActionKind::Direct,
+        ActionKind::Tls,
+        ActionKind::Tunnel,
+        ActionKind::Http,
+        ActionKind::Resolve,
+        ActionKind::Llm,
+        ActionKind::Tool,
+        ActionKind::Send,
+        ActionKind::Receive,
+    ];
 
     pub(crate) fn of(operation: &Operation<'_>) -> Self {
         match operation {
@@ -38,6 +66,11 @@ impl ActionKind {
             Operation::Tls { .. } => ActionKind::Tls,
             Operation::Tunnel { .. } => ActionKind::Tunnel,
             Operation::Http { .. } => ActionKind::Http,
+            Operation::Resolve { .. } => ActionKind::Resolve,
+            Operation::Llm(_) => ActionKind::Llm,
+            Operation::Tool(_) => ActionKind::Tool,
+            Operation::Send { .. } => ActionKind::Send,
+            Operation::Receive { .. } => ActionKind::Receive,
         }
     }
 
@@ -48,26 +81,46 @@ impl ActionKind {
             ActionKind::Tls => "tls",
             ActionKind::Tunnel => "tunnel",
             ActionKind::Http => "http",
+            ActionKind::Resolve => "resolve",
+            ActionKind::Llm => "llm",
+            ActionKind::Tool => "tool",
+            ActionKind::Send => "send",
+            ActionKind::Receive => "receive",
         }
     }
 
     /// The group of the schema that it is in.
     pub(crate) fn group(self) -> &'static str {
         match self {
-            ActionKind::Connect | ActionKind::Tls => "reach",
+            ActionKind::Connect | ActionKind::Tls | ActionKind::Resolve => "reach",
             ActionKind::Direct | ActionKind::Tunnel => "opaque",
-            ActionKind::Http => "use",
+            ActionKind::Http
+            | ActionKind::Llm
+            | ActionKind::Tool
+            | ActionKind::Send
+            | ActionKind::Receive => "use",
         }
     }
 
     /// The type of its resource.
     pub(crate) fn resource(self) -> &'static str {
-        if self.is_of_hosts() { "Host" } else { "Network" }
+        match self {
+            ActionKind::Connect | ActionKind::Direct => "Network",
+            ActionKind::Llm => "Model",
+            ActionKind::Tool => "Tool",
+            _ => "Host",
+        }
     }
 
-    /// Whether its resource is a host.
-    pub(crate) fn is_of_hosts(self) -> bool {
-        !matches!(self, ActionKind::Connect | ActionKind::Direct)
+    /// Whether the kernel decides it.
+    pub(crate) fn is_of_addresses(self) -> bool {
+        matches!(self, ActionKind::Connect | ActionKind::Direct)
+    }
+
+    /// Whether some plane asks about it.
+    pub(crate) fn is_asked(self) -> bool {
+        use ActionKind::{Connect, Direct, Http, Tls, Tunnel};
+        matches!(self, Connect | Direct | Tls | Tunnel | Http)
     }
 
     /// Whether it is about what is said, rather than to whom.
@@ -89,6 +142,11 @@ pub(crate) struct ByAction<T> {
     tls: T,
     tunnel: T,
     http: T,
+    resolve: T,
+    llm: T,
+    tool: T,
+    send: T,
+    receive: T,
 }
 
 impl<T> ByAction<T> {
@@ -99,6 +157,11 @@ impl<T> ByAction<T> {
             tls: make(ActionKind::Tls)?,
             tunnel: make(ActionKind::Tunnel)?,
             http: make(ActionKind::Http)?,
+            resolve: make(ActionKind::Resolve)?,
+            llm: make(ActionKind::Llm)?,
+            tool: make(ActionKind::Tool)?,
+            send: make(ActionKind::Send)?,
+            receive: make(ActionKind::Receive)?,
         })
     }
 
@@ -109,6 +172,11 @@ impl<T> ByAction<T> {
             ActionKind::Tls => &self.tls,
             ActionKind::Tunnel => &self.tunnel,
             ActionKind::Http => &self.http,
+            ActionKind::Resolve => &self.resolve,
+            ActionKind::Llm => &self.llm,
+            ActionKind::Tool => &self.tool,
+            ActionKind::Send => &self.send,
+            ActionKind::Receive => &self.receive,
         }
     }
 }
@@ -142,6 +210,9 @@ pub(crate) struct TimeNames {
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
     pub(crate) schema: Schema,
+    /// The same without the actions that nothing asks about: for policies that name none of them, so that one about a
+    /// group, or about everything, stays valid when the language gets an action that its condition doesn't fit.
+    pub(crate) asked: Schema,
     tenant: EntityType,
     team: EntityType,
     project: EntityType,
@@ -153,6 +224,10 @@ pub(crate) struct Vocabulary {
     country: EntityType,
     host: EntityType,
     host_set: EntityType,
+    model: EntityType,
+    provider: EntityType,
+    tool: EntityType,
+    tool_server: EntityType,
     ip: Name,
     pub(crate) time: TimeNames,
     actions: ByAction<Entity>,
@@ -171,6 +246,8 @@ impl Vocabulary {
     fn load() -> Result<Vocabulary, String> {
         let broken = |what: &dyn std::fmt::Display| format!("the built-in schema is broken: {what}");
         let (schema, _warnings) = Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(&e))?;
+        let (asked, _) = SCHEMA.split_once(UNASKED).ok_or_else(|| broken(&"a line is missing"))?;
+        let (asked, _warnings) = Schema::from_cedarschema_str(asked).map_err(|e| broken(&e))?;
         let kind = |text: &str| text.parse::<EntityType>().map_err(|e| broken(&e));
         let name = |text: &str| text.parse::<Name>().map_err(|e| broken(&e));
         let action_type = kind("Action")?;
@@ -182,6 +259,7 @@ impl Vocabulary {
         })?;
         Ok(Vocabulary {
             schema,
+            asked,
             tenant: kind("Tenant")?,
             team: kind("Team")?,
             project: kind("Project")?,
@@ -193,6 +271,10 @@ impl Vocabulary {
             country: kind("Country")?,
             host: kind("Host")?,
             host_set: kind("HostSet")?,
+            model: kind("Model")?,
+            provider: kind("Provider")?,
+            tool: kind("Tool")?,
+            tool_server: kind("ToolServer")?,
             ip: name("ip")?,
             time: TimeNames {
                 datetime: name("datetime")?,
@@ -277,12 +359,26 @@ impl Vocabulary {
         entity(uid(&self.network, &ip.to_string()), attributes.into_iter().collect(), parents)
     }
 
+    /// A model of a provider, or a tool of a server, as a resource.
+    pub(crate) fn offered(&self, action: ActionKind, by: &str, name: &str) -> Entity {
+        let (kind, of) = match action {
+            ActionKind::Llm => (&self.model, &self.provider),
+            _ => (&self.tool, &self.tool_server),
+        };
+        entity(uid(kind, &offered(by, name)), Vec::new(), HashSet::from([uid(of, by)]))
+    }
+
     /// The host as a resource, in these sets.
     pub(crate) fn host<'a>(&self, name: &str, sets: impl Iterator<Item = &'a str>, reads: Reads) -> Entity {
         let attributes = reads.resource.then(|| ("name", value(name)));
         let parents = sets.map(|s| uid(&self.host_set, s)).collect();
         entity(uid(&self.host, name), attributes.into_iter().collect(), parents)
     }
+}
+
+/// The id of what a provider or a server offers.
+pub(crate) fn offered(by: &str, name: &str) -> String {
+    format!("{by}/{name}")
 }
 
 fn uid(kind: &EntityType, id: &str) -> EntityUID {
@@ -338,5 +434,7 @@ mod tests {
             assert_eq!(group, [action.group()]);
         }
         assert_eq!(vocabulary.schema.actions().count(), ActionKind::ALL.len() + 3);
+        let asked = ActionKind::ALL.into_iter().filter(|action| action.is_asked()).count();
+        assert_eq!(vocabulary.asked.actions().count(), asked + 3);
     }
 }

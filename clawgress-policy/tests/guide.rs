@@ -9,10 +9,11 @@
 use std::collections::BTreeMap;
 
 use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Geo, Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Surroundings,
-    Transport, TunnelProtocol, kernel, lint,
+    Transport, TunnelProtocol, kernel, lint, schema_json,
 };
 
 /// 2026-11-23T12:00:00Z.
@@ -69,7 +70,8 @@ fn every_example_is_valid_alone() {
     for text in blocks("cedar") {
         let parsed = PolicySet::parse_in(text, &sets(), &surroundings());
         assert!(parsed.as_ref().is_ok_and(|s| !s.is_empty()), "{text}");
-        let findings = parsed.unwrap().lint(text, &lint::Configuration::default());
+        let enforced = lint::Enforced::all();
+        let findings = parsed.unwrap().lint(text, &lint::Configuration { enforced, agents: None });
         assert!(findings.iter().all(|f| f.severity == lint::Certainty::Warning), "{findings:?}");
     }
 }
@@ -189,8 +191,85 @@ fn limits_are_as_the_guide_says() {
 }
 
 #[test]
+fn what_is_said_is_judged_as_the_guide_says() {
+    let (set, agent) = (guide(), agent());
+    let host = Host::parse("packages.example.com").unwrap();
+    let says = |operation| set.decide(&Request { agent: &agent, operation });
+    let denied = |operation, by: &str| {
+        let decision = says(operation);
+        assert!(!decision.is_allow());
+        assert_eq!(decision.policies, [by]);
+    };
+    let (shell, keys) = (["shell".to_owned()], ["private_key".to_owned()]);
+    denied(Operation::Resolve { host: &host, port: 53, query_type: "TXT" }, "no-text-records");
+    let call = ModelCall {
+        host: &host,
+        port: 443,
+        provider: "openai",
+        model: "gpt-5-mini",
+        tokens_estimated: 16_000,
+        stream: true,
+        tools: &[],
+        findings: &[],
+    };
+    let payments = Agent { team: Some("payments".to_owned()), ..agent.clone() };
+    let model = |call| set.decide(&Request { agent: &payments, operation: Operation::Llm(call) });
+    assert_eq!(model(call).policies, ["payments-llm"]);
+    assert!(!model(ModelCall { model: "gpt-4", ..call }).is_allow());
+    assert!(!model(ModelCall { provider: "other", ..call }).is_allow());
+    assert!(!model(ModelCall { tokens_estimated: 16_001, ..call }).is_allow());
+    assert_eq!(model(ModelCall { tools: &shell, ..call }).policies, ["no-shell-for-models"]);
+    assert_eq!(model(ModelCall { provider: "a/b", ..call }).errors.len(), 1, "no provider's name");
+    let tool = |name| {
+        Operation::Tool(ToolCall {
+            host: &host,
+            port: 443,
+            server: "jira",
+            method: "tools/call",
+            name,
+            argument_names: &[],
+            arguments: "{}",
+            findings: &[],
+        })
+    };
+    assert!(says(tool("create_issue")).is_allow());
+    denied(tool("delete_issue"), "no-deleting");
+    let payload = Payload { bytes: 1_000, complete: true, media_type: "application/json", findings: &[] };
+    let send = |payload| Operation::Send { host: &host, port: 80, method: "PUT", path: "/index", payload };
+    assert!(says(send(payload)).is_allow());
+    denied(send(Payload { findings: &keys, ..payload }), "no-keys-out");
+    let receive = |tools| {
+        let usage = Usage { input_tokens: 1, output_tokens: 2, tools };
+        Operation::Receive { host: &host, port: 80, status: 200, payload, usage }
+    };
+    assert!(says(receive(&[])).is_allow());
+    denied(receive(&shell), "no-surprises");
+}
+
+#[test]
 fn the_schema_is_exported() {
-    assert!(SCHEMA.contains("action connect in [reach]"));
+    // As an editor would take it, which knows Cedar and nothing of this crate.
+    let json = cedar_policy::Schema::from_json_str(&schema_json().unwrap()).unwrap();
+    let (cedar, warnings) = cedar_policy::Schema::from_cedarschema_str(SCHEMA).unwrap();
+    assert_eq!(warnings.map(|w| w.to_string()).collect::<Vec<_>>(), [""; 0]);
+    for schema in [cedar, json] {
+        let validator = cedar_policy::Validator::new(schema);
+        for text in blocks("cedar") {
+            let set: cedar_policy::PolicySet = text.parse().unwrap();
+            let result = validator.validate(&set, cedar_policy::ValidationMode::Strict);
+            assert!(result.validation_passed_without_warnings(), "{text}\n{result}");
+        }
+        assert!(
+            validator
+                .validate(
+                    &"permit (principal, action == Action::\"fly\", resource);".parse().unwrap(),
+                    cedar_policy::ValidationMode::Strict
+                )
+                .validation_errors()
+                .next()
+                .is_some()
+        );
+    }
 }
 
 #[test]

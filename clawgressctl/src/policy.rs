@@ -7,7 +7,7 @@ use clap::Subcommand;
 use clawgress_api::identity::{Agent, AgentId};
 use clawgress_api::proto::{Empty, RevisionNumber};
 use clawgress_api::{NewPolicy, PolicyRevision, Standing};
-use clawgress_policy::PolicyBundle;
+use clawgress_policy::{PolicyBundle, SCHEMA, schema_json};
 
 use self::files::{Files, Written};
 use crate::client::{Client, request};
@@ -59,6 +59,8 @@ pub enum Verb {
     History,
     /// Prints the public key that revisions are signed with, as PEM.
     Signer,
+    /// Prints the schema that policy is written in, for editors: as Cedar, or with `--output json` as its JSON.
+    Schema,
     /// Makes an older revision's policy live again, as a new revision.
     Rollback {
         /// Number of the revision; the one before the live one, if absent.
@@ -84,6 +86,10 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         }
         Verb::Show { revision } => history::show(client, output, revision.unwrap_or(0)).await,
         Verb::History => history::list(client, output).await,
+        Verb::Schema => match output {
+            Output::Table => output::line(SCHEMA.trim_end()),
+            Output::Json => output::line(&schema_json().map_err(Failure::Refused)?),
+        },
         Verb::Signer => history::signer(client, output).await,
         Verb::Rollback { revision, message } => apply::rollback(client, output, revision, message).await,
         Verb::Explain(arguments) => explain::run(client, output, arguments).await,

@@ -54,10 +54,6 @@ impl<'a> Reading<'a> {
         if holds { Formula::All(parts) } else { Formula::Any(parts) }
     }
 
-    fn is_of_hosts(&self) -> bool {
-        self.action.is_of_hosts()
-    }
-
     fn is(&self, literal: Literal<'a>) -> Formula<'a> {
         let is_read = match &literal {
             Literal::Principal(..) | Literal::HasGroup(..) | Literal::HostSet(..) => true,
@@ -105,24 +101,41 @@ impl<'a> Reading<'a> {
     fn resource_in(&self, uid: &cedar_policy_core::ast::EntityUID, holds: bool) -> Formula<'a> {
         let kind = uid.entity_type().to_string();
         let id: &str = uid.eid().as_ref();
-        match (kind.as_str(), self.is_of_hosts()) {
-            ("Host", true) => self.is(Literal::Text(HOST.to_owned(), id.into(), holds)),
-            ("HostSet", true) => self.is(Literal::HostSet(id.into(), holds)),
-            ("Network", false) => match syntax::literal_address(id) {
+        match (kind.as_str(), self.action.resource()) {
+            ("Host", "Host") => self.is(Literal::Text(HOST.to_owned(), id.into(), holds)),
+            ("HostSet", "Host") => self.is(Literal::HostSet(id.into(), holds)),
+            ("Network", "Network") => match syntax::literal_address(id) {
                 Some(net) => self.address(&[net], holds),
                 None => Formula::Known(true),
             },
-            ("NetworkSet" | "Asn" | "Country", false) => {
+            ("NetworkSet" | "Asn" | "Country", "Network") => {
                 let class = Class::of(&kind, id).and_then(|class| self.members.class(&class));
                 match class.filter(|prefixes| prefixes.len() <= PREFIXES_COMPARED_MAX) {
                     Some(prefixes) => self.address(prefixes, holds),
                     None => self.is(Literal::Written(uid.to_string(), holds)),
                 }
             }
+            ("Model", "Model") => self.offered(("context.llm.provider", "context.llm.model"), id, holds),
+            ("Tool", "Tool") => self.offered(("context.tool.server", "context.tool.name"), id, holds),
+            ("Provider", "Model") => self.is(Literal::Text("context.llm.provider".into(), id.into(), holds)),
+            ("ToolServer", "Tool") => self.is(Literal::Text("context.tool.server".into(), id.into(), holds)),
             // A host is in no network, and the other way round.
-            ("Host" | "HostSet" | "Network" | "NetworkSet" | "Asn" | "Country", _) => Formula::Known(!holds),
+            (
+                "Host" | "HostSet" | "Network" | "NetworkSet" | "Asn" | "Country" | "Model" | "Provider"
+                | "Tool" | "ToolServer",
+                _,
+            ) => Formula::Known(!holds),
             _ => self.is(Literal::Written(format!("resource in {uid}"), holds)),
         }
+    }
+
+    /// That the resource is this model or tool.
+    fn offered(&self, (by, name): (&str, &str), id: &str, holds: bool) -> Formula<'a> {
+        // The first slash ends who offers it.
+        let Some((whose, own)) = id.split_once('/') else { return Formula::Known(!holds) };
+        let text = |slot: &str, word: &str| self.is(Literal::Text(slot.to_owned(), word.into(), holds));
+        let both = vec![text(by, whose), text(name, own)];
+        if holds { Formula::All(both) } else { Formula::Any(both) }
     }
 
     fn address(&self, nets: &[IpNet], holds: bool) -> Formula<'a> {
@@ -222,7 +235,10 @@ impl<'a> Reading<'a> {
                     }
                     // A resource equals no set; the validator refuses that.
                     Var::Resource => {
-                        let is_one = matches!(uid.entity_type().to_string().as_str(), "Host" | "Network");
+                        let is_one = matches!(
+                            uid.entity_type().to_string().as_str(),
+                            "Host" | "Network" | "Model" | "Tool"
+                        );
                         is_one.then(|| self.resource_in(uid, holds))
                     }
                     Var::Context => None,

@@ -41,10 +41,14 @@ fn lint(text: &str, configuration: &Configuration<'_>) -> Vec<Finding> {
 fn found(scope: &str, condition: &str) -> Vec<(Certainty, Lint)> {
     let when = if condition.is_empty() { String::new() } else { format!(" when {{ {condition} }}") };
     let text = format!("@id(\"p\") permit ({scope}){when};");
-    lint(&text, &Configuration::default()).into_iter().map(|f| (f.severity, f.lint)).collect()
+    lint(&text, &Configuration { enforced: Enforced::all(), agents: None })
+        .into_iter()
+        .map(|f| (f.severity, f.lint))
+        .collect()
 }
 
 const HTTP: &str = "principal, action == Action::\"http\", resource";
+const LLM: &str = "principal, action == Action::\"llm\", resource";
 const CONNECT: &str = "principal, action == Action::\"connect\", resource";
 
 #[test]
@@ -78,6 +82,15 @@ fn contradictions_are_proven() {
         (
             r#"principal, action == Action::"connect", resource in NetworkSet::"offices""#,
             r#"resource == Network::"198.51.100.7""#,
+        ),
+        (LLM, r#"context.llm.model == "gpt-5" && context.llm.model like "o*""#),
+        (LLM, r#"context.llm.tokens_estimated > 5 && context.llm.tokens_estimated < 6"#),
+        (LLM, r#"context.llm.stream && !context.llm.stream"#),
+        (LLM, r#"context.findings.contains("x") && !(context.findings.contains("x"))"#),
+        (LLM, r#"resource in Provider::"openai" && resource == Model::"other/x""#),
+        (
+            r#"principal, action == Action::"tool", resource == Tool::"jira/create""#,
+            r#"context.tool.server == "jira" && context.tool.name == "delete""#,
         ),
         (CONNECT, r#"if context.port == 80 then context.port == 81 else context.port == 80"#),
     ] {
@@ -165,6 +178,17 @@ fn actions_that_nothing_asks_about_are_refused() {
     assert_eq!(of(r#"action in Action::"reach""#), []);
     assert_eq!(of("action"), []);
     assert!(Enforced::of(&["htpt"]).is_err());
+    // What is about a group needs to fit only what is asked about.
+    let text =
+        "@id(\"p\") permit (principal, action in Action::\"use\", resource) when { context.path == \"/\" };";
+    assert_eq!(lint(text, &Configuration::default()), []);
+    for action in ["resolve", "llm", "tool", "send", "receive"] {
+        let text = format!("@id(\"p\") forbid (principal, action == Action::\"{action}\", resource);");
+        let found = lint(&text, &Configuration::default());
+        assert_eq!(found[0].lint, Lint::NotEnforced);
+        let wanted = format!("the action `{action}` is enforced nowhere in this configuration");
+        assert_eq!(found[0].message, wanted);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::lowered::Group;
 use super::{Given, Inner};
 use crate::Host;
 use crate::address::canonical;
+use crate::content;
 use crate::effect::Obligation;
 use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
@@ -100,14 +101,20 @@ impl Inner {
     /// Whether a request can be asked at all.
     ///
     /// # Errors
-    /// If its host is not in canonical form, or the set asks for the time or the agent's history, and is not given it.
+    /// If its host or the name of its provider is not in canonical form, or the set asks for the time or the agent's history, and is not given it.
     pub(super) fn check(&self, operation: &Operation<'_>, given: Given<'_>) -> Result<(), String> {
-        if let Operation::Tls { host, .. } | Operation::Tunnel { host, .. } | Operation::Http { host, .. } =
-            operation
-            && !host.is_canonical()
-        {
+        let named = match operation {
+            Operation::Llm(call) => Some(call.host),
+            Operation::Tool(call) => Some(call.host),
+            _ => operation.host(),
+        };
+        if named.is_some_and(|host| !host.is_canonical()) {
             // A forbid on the canonical spelling would be missed.
             return Err("the host is not in canonical form".to_owned());
+        }
+        if operation.offered().is_some_and(|(by, _)| by.contains('/')) {
+            // What is of `a/b` could be taken for what is of `a`.
+            return Err("the name of a provider or tool server has a `/`".to_owned());
         }
         if self.reads.time && given.moment.is_none() {
             return Err("policy asks for the time, and none was given".to_owned());
@@ -180,6 +187,16 @@ impl Inner {
                     ("path", string(path)),
                 ];
                 (self.host(host), pairs)
+            }
+            Operation::Resolve { host, .. }
+            | Operation::Send { host, .. }
+            | Operation::Receive { host, .. } => {
+                (self.host(host), content::pairs(ActionKind::of(operation), operation))
+            }
+            Operation::Llm(_) | Operation::Tool(_) => {
+                let action = ActionKind::of(operation);
+                let (by, name) = operation.offered().unwrap_or_default();
+                (self.vocabulary.offered(action, by, name), content::pairs(action, operation))
             }
         };
         if let Some(moment) = given.moment.filter(|_| self.reads.time) {

@@ -47,7 +47,10 @@ struct Bucket {
     any: Vec<u32>,
     /// By the number of a host set, or of a class of addresses.
     sets: HashMap<u32, Vec<u32>>,
-    hosts: HashMap<Box<str>, Vec<u32>>,
+    /// By the host, model or tool.
+    texts: HashMap<Box<str>, Vec<u32>>,
+    /// By the provider or server.
+    offerings: HashMap<Box<str>, Vec<u32>>,
     addresses: HashMap<IpAddr, Vec<u32>>,
 }
 
@@ -145,7 +148,8 @@ impl Bucket {
     fn list(&mut self, key: Key) -> &mut Vec<u32> {
         match key {
             Key::Set(number) => self.sets.entry(number).or_default(),
-            Key::Host(text) => self.hosts.entry(text).or_default(),
+            Key::Text(text) => self.texts.entry(text).or_default(),
+            Key::Offering(by) => self.offerings.entry(by).or_default(),
             Key::Address(ip) => self.addresses.entry(ip).or_default(),
             _ => &mut self.any,
         }
@@ -155,9 +159,16 @@ impl Bucket {
     fn candidates<'a>(&'a self, ask: &'a Ask<'_>) -> impl Iterator<Item = u32> + 'a {
         let sets = if self.sets.is_empty() { &[][..] } else { ask.sets() };
         let of_sets = sets.iter().filter_map(|number| self.sets.get(number));
-        let host = (!self.hosts.is_empty()).then(|| self.hosts.get(ask.host_text()?)).flatten();
+        let text = (!self.texts.is_empty()).then(|| self.texts.get(ask.text()?)).flatten();
+        let offering = (!self.offerings.is_empty()).then(|| self.offerings.get(ask.offering()?)).flatten();
         let address = (!self.addresses.is_empty()).then(|| self.addresses.get(&ask.ip()?)).flatten();
-        std::iter::once(&self.any).chain(of_sets).chain(host).chain(address).flatten().copied()
+        std::iter::once(&self.any)
+            .chain(of_sets)
+            .chain(text)
+            .chain(offering)
+            .chain(address)
+            .flatten()
+            .copied()
     }
 }
 

@@ -301,13 +301,38 @@ fn validate(
     source: &Source<'_>,
     problems: &mut Vec<PolicyProblem>,
 ) {
+    let (future, asked): (Vec<&Draft>, Vec<&Draft>) = drafts.iter().partition(|d| names_unasked(d.ast()));
+    for (schema, drafts) in [(&vocabulary.asked, asked), (&vocabulary.schema, future)] {
+        validate_by(schema, &drafts, source, problems);
+    }
+}
+
+/// Whether the scope names an action that nothing asks about yet.
+fn names_unasked(policy: &Policy) -> bool {
+    let is_unasked = |uid: &ast::EntityUID| {
+        let name: &str = uid.eid().as_ref();
+        ActionKind::ALL.into_iter().any(|action| !action.is_asked() && action.name() == name)
+    };
+    match policy.action_constraint() {
+        ActionConstraint::Any => false,
+        ActionConstraint::Eq(uid) => is_unasked(uid),
+        ActionConstraint::In(uids) => uids.iter().any(|uid| is_unasked(uid)),
+    }
+}
+
+fn validate_by(
+    schema: &cedar_policy::Schema,
+    drafts: &[&Draft],
+    source: &Source<'_>,
+    problems: &mut Vec<PolicyProblem>,
+) {
     let by_internal: BTreeMap<String, &Draft> =
-        drafts.iter().map(|d| (d.cedar.id().to_string(), d)).collect();
+        drafts.iter().map(|d| (d.cedar.id().to_string(), *d)).collect();
     let Ok(set) = cedar_policy::PolicySet::from_policies(drafts.iter().map(|d| d.cedar.clone())) else {
         problems.push(source.problem(None, None, "the policies could not be put together"));
         return;
     };
-    let result = Validator::new(vocabulary.schema.clone()).validate(&set, ValidationMode::Strict);
+    let result = Validator::new(schema.clone()).validate(&set, ValidationMode::Strict);
     let mut report = |internal: &PolicyId, detail: &DetailedError| {
         let draft = by_internal.get(&internal.to_string());
         let label = detail.source_locations.first().map(|l| l.loc.start);

@@ -166,6 +166,22 @@ impl Reviewer<'_> {
             "Network" => self.network(id, at),
             "Host" => self.host(id, at),
             "NetworkSet" | "HostSet" => self.set(&kind, id, at),
+            "Provider" | "ToolServer" if !name_is_valid(id) => self.problem(
+                at,
+                format!(
+                    "`{kind}::\"{}\"` is not a name: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`, starting with a letter or digit",
+                    quote(id)
+                ),
+            ),
+            "Model" | "Tool" if !is_offered(id) => self.problem(
+                at,
+                format!(
+                    "`{kind}::\"{}\"` is not an id: write the {} before it, as in `{}`",
+                    quote(id),
+                    if kind == "Model" { "provider" } else { "server" },
+                    if kind == "Model" { "Model::\"openai/gpt-5\"" } else { "Tool::\"jira/create_issue\"" }
+                ),
+            ),
             "Asn" => self.asn(id, at),
             "Country" => self.country(id, at),
             _ => {}
@@ -329,6 +345,13 @@ impl Reviewer<'_> {
                     quote(&text.to_ascii_uppercase())
                 ),
             ),
+            (Var::Context, "query_type") if text.bytes().any(|b| b.is_ascii_lowercase()) => self.problem(
+                at,
+                format!(
+                    "types of records are compared in upper case: write `{}`",
+                    quote(&text.to_ascii_uppercase())
+                ),
+            ),
             (Var::Context, "path") if !text.starts_with('/') && text != "*" => {
                 self.problem(at, format!("a path starts with `/`: `{}` never matches", quote(text)));
             }
@@ -420,6 +443,11 @@ fn is_qualified_name(id: &str) -> bool {
         Some((tenant, name)) => name_is_valid(tenant) && name_is_valid(name),
         None => name_is_valid(id),
     }
+}
+
+/// `provider/model` or `server/tool`.
+fn is_offered(id: &str) -> bool {
+    id.split_once('/').is_some_and(|(by, name)| name_is_valid(by) && !name.is_empty())
 }
 
 fn not_canonical(what: &str, text: &str, canonical: &str) -> String {

@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
 };
 
-use crate::writer::{ACTIONS, AGENTS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, PATHS, Random, Writer};
+use crate::writer::{
+    ACTIONS, AGENTS, FINDINGS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, OFFERED, OFFERING, PATHS, Random,
+    Writer,
+};
 
 /// Cases in an ordinary run: what the issue asks for.
 const CASES: usize = 100_000;
@@ -55,7 +59,10 @@ pub fn history(random: &mut Random) -> History {
 
 /// Policies that are valid alone, for one action.
 pub fn pool(random: &mut Random, action: &str, size: usize) -> Vec<String> {
-    let always = if matches!(action, "connect" | "direct") { &OF_ADDRESSES[..] } else { &OVERFLOWS[..] };
+    let always = match action {
+        "connect" | "direct" => &OF_ADDRESSES[..],
+        _ => &OVERFLOWS[..],
+    };
     let write = |question: &&str| {
         format!(
             "@id(\"ID\") permit (principal, action == Action::\"{action}\", resource) when {{ {question} }};"
@@ -101,6 +108,8 @@ pub struct Things {
     ip: IpAddr,
     port: u16,
     alpn: Vec<String>,
+    findings: Vec<String>,
+    names: Vec<String>,
     transport: Transport,
 }
 
@@ -111,12 +120,14 @@ impl Things {
             ip: random.pick(&NETWORKS).parse().unwrap(),
             port: [0, 22, 80, 443, 8080][random.below(5)],
             alpn: (0..random.below(3)).map(|_| random.pick(&["h2", "http/1.1", "x"]).to_owned()).collect(),
+            findings: strings(random, &FINDINGS),
+            names: strings(random, &FINDINGS),
             transport: [Transport::Tcp, Transport::Udp, Transport::Icmp, Transport::Gre][random.below(4)],
         }
     }
 
     pub fn operation<'a>(&'a self, random: &mut Random, action: &str) -> Operation<'a> {
-        let Things { host, ip, port, alpn, transport } = self;
+        let Things { host, ip, port, alpn, findings, names, transport } = self;
         let (ip, port, transport) = (*ip, *port, *transport);
         match action {
             "connect" => Operation::Connect { ip, port, transport },
@@ -127,6 +138,40 @@ impl Things {
                 port,
                 protocol: if random.one_in(2) { TunnelProtocol::Tls } else { TunnelProtocol::Unknown },
             },
+            "resolve" => Operation::Resolve { host, port, query_type: random.pick(&["A", "AAAA", "TXT"]) },
+            "llm" => Operation::Llm(ModelCall {
+                host,
+                port,
+                provider: random.pick(&OFFERING),
+                model: random.pick(&OFFERED),
+                tokens_estimated: random.below(900) as u64,
+                stream: random.one_in(2),
+                tools: names,
+                findings,
+            }),
+            "tool" => Operation::Tool(ToolCall {
+                host,
+                port,
+                server: random.pick(&OFFERING),
+                method: random.pick(&["tools/call", "tools/list"]),
+                name: random.pick(&OFFERED),
+                argument_names: names,
+                arguments: random.pick(&["{}", "{\"path\":\"/etc/passwd\"}"]),
+                findings,
+            }),
+            "send" => {
+                let (method, path) = (random.pick(&METHODS), random.pick(&PATHS));
+                Operation::Send { host, port, method, path, payload: payload(random, findings) }
+            }
+            "receive" => {
+                let usage = Usage {
+                    input_tokens: random.below(900) as u64,
+                    output_tokens: random.below(900) as u64,
+                    tools: names,
+                };
+                let status = [200, 404, 443][random.below(3)];
+                Operation::Receive { host, port, status, payload: payload(random, findings), usage }
+            }
             _ => Operation::Http {
                 host,
                 port,
@@ -136,6 +181,15 @@ impl Things {
             },
         }
     }
+}
+
+fn strings(random: &mut Random, list: &[&'static str]) -> Vec<String> {
+    (0..random.below(3)).map(|_| random.pick(list).to_owned()).collect()
+}
+
+fn payload<'a>(random: &mut Random, findings: &'a [String]) -> Payload<'a> {
+    let media_type = random.pick(&["application/json", "x", ""]);
+    Payload { bytes: random.below(900) as u64, complete: random.one_in(2), media_type, findings }
 }
 
 /// What both say of one request.
@@ -163,7 +217,7 @@ fn decisions_are_the_authorizers() {
     println!("CLAWGRESS_SEED={seed}");
     let random = &mut Random(seed);
     let (mut done, mut allowed, mut failed) = (0, 0, 0);
-    let pools = ACTIONS.map(|action| (action, pool(random, action, 60)));
+    let pools = ACTIONS.map(|action| (action, pool(random, action, 36)));
     while done < cases {
         let (action, pool) = &pools[random.below(pools.len())];
         let count = 1 + random.below(POLICIES);

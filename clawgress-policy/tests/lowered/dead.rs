@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use clawgress_policy::lint::{Certainty, Configuration, Lint};
+use clawgress_policy::lint::{Certainty, Configuration, Enforced, Lint};
 use clawgress_policy::{Operation, PolicySet, Request};
 
 use crate::cases::{Things, agents, history, number, parse, pool};
@@ -17,7 +17,7 @@ const REQUESTS: usize = 60;
 
 /// Policies that lint proves dead.
 fn dead(set: &PolicySet, text: &str) -> BTreeSet<String> {
-    let found = set.lint(text, &Configuration::default()).into_iter();
+    let found = set.lint(text, &Configuration { enforced: Enforced::all(), agents: None }).into_iter();
     let proven = found.filter(|f| f.severity == Certainty::Error);
     proven
         .inspect(|f| assert!(matches!(f.lint, Lint::NeverMatches | Lint::CoveredByForbid), "{f:?}"))

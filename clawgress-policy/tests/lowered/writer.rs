@@ -25,7 +25,8 @@ impl Random {
     }
 }
 
-pub const ACTIONS: [&str; 5] = ["connect", "direct", "tls", "tunnel", "http"];
+pub const ACTIONS: [&str; 10] =
+    ["connect", "direct", "tls", "tunnel", "http", "resolve", "llm", "tool", "send", "receive"];
 pub const AGENTS: [&str; 4] = ["default/web", "default/bot", "acme/web", "acme/crawler"];
 const GROUPS: [&str; 8] = [
     "Team::\"research\"",
@@ -58,6 +59,10 @@ pub const LABELS: [&str; 3] = ["role", "tier", "none"];
 /// Fingerprints of hellos.
 pub const JA4S: [&str; 3] =
     ["t13d1516h2_8daaf6152771_e5627efa2ab1", "t12i0302h1_8daaf6152771_6d807ffa2a79", ""];
+/// Who offers models and tools, what they offer, and what is found in payloads.
+pub const OFFERING: [&str; 3] = ["openai", "jira", "x"];
+pub const OFFERED: [&str; 4] = ["gpt-5", "gpt-5-mini", "create/issue", ""];
+pub const FINDINGS: [&str; 3] = ["private_key", "email", "jailbreak"];
 const STRINGS: [&str; 8] = ["crawler", "gold", "GET", "/admin", "tcp", "tls", "h2", "api.example.com"];
 const TIMES: [&str; 3] = ["2026-11-25T09:00:00Z", "2026-11-26T00:00:00Z", "2030-01-01T12:30:00Z"];
 
@@ -82,7 +87,7 @@ impl Writer<'_> {
         let (principal, resource) = (self.principal(), self.resource());
         let action = match (self.action, self.random.below(8)) {
             (_, 0) if annotation.is_empty() => "action".to_owned(),
-            ("http", 1) => "action in Action::\"use\"".to_owned(),
+            ("http" | "send" | "receive", 1) => "action in Action::\"use\"".to_owned(),
             ("tls" | "tunnel", 1) => "action in [Action::\"tls\", Action::\"tunnel\"]".to_owned(),
             (action, _) => format!("action == Action::\"{action}\""),
         };
@@ -112,21 +117,38 @@ impl Writer<'_> {
     fn set(&mut self) -> &'static str {
         if self.is_of_addresses() {
             self.random.pick(&["NetworkSet::\"offices\"", "NetworkSet::\"lab\"", "NetworkSet::\"all\""])
+        } else if self.kind() == "Model" {
+            self.random.pick(&["Provider::\"openai\"", "Provider::\"jira\""])
+        } else if self.kind() == "Tool" {
+            self.random.pick(&["ToolServer::\"openai\"", "ToolServer::\"jira\""])
         } else {
             self.random.pick(&["HostSet::\"saas\"", "HostSet::\"exact\"", "HostSet::\"wide\""])
         }
     }
 
+    /// The type of the action's resource.
+    fn kind(&self) -> &'static str {
+        match self.action {
+            "connect" | "direct" => "Network",
+            "llm" => "Model",
+            "tool" => "Tool",
+            _ => "Host",
+        }
+    }
+
     fn thing(&mut self) -> String {
-        if self.is_of_addresses() {
-            format!("Network::\"{}\"", self.random.pick(&NETWORKS))
-        } else {
-            format!("Host::\"{}\"", self.random.pick(&HOSTS))
+        match self.kind() {
+            "Network" => format!("Network::\"{}\"", self.random.pick(&NETWORKS)),
+            "Host" => format!("Host::\"{}\"", self.random.pick(&HOSTS)),
+            kind => {
+                let (by, name) = (self.random.pick(&OFFERING), self.random.pick(&OFFERED[..3]));
+                format!("{kind}::\"{by}/{name}\"")
+            }
         }
     }
 
     fn resource(&mut self) -> String {
-        let kind = if self.is_of_addresses() { "Network" } else { "Host" };
+        let kind = self.kind();
         match self.random.below(6) {
             0 => format!("resource == {}", self.thing()),
             1 | 2 => format!("resource in {}", self.set()),
@@ -172,7 +194,7 @@ impl Writer<'_> {
             // Overflows on some ports.
             let operator = self.random.pick(&["+", "-", "*"]);
             let far = self.random.pick(&["9223372036854775800", "-9223372036854775800"]);
-            return format!("{far} {operator} context.port < {}", self.long(0));
+            return format!("{far} {operator} {} < {}", self.number(), self.long(0));
         }
         let operator = self.random.pick(&["==", "!=", "<", "<=", ">", ">="]);
         format!("{} {operator} {}", self.long(2), self.long(1))
@@ -186,7 +208,31 @@ impl Writer<'_> {
         }
         let literals =
             ["0", "1", "22", "80", "443", "8080", "-1", "9223372036854775807", "-9223372036854775808"];
-        if self.random.one_in(2) { "context.port".to_owned() } else { self.random.pick(&literals).to_owned() }
+        if self.random.one_in(2) { self.number() } else { self.random.pick(&literals).to_owned() }
+    }
+
+    fn number(&mut self) -> String {
+        let choices: &[&str] = match self.action {
+            "llm" => &["context.port", "context.llm.tokens_estimated"],
+            "send" => &["context.port", "context.bytes"],
+            "receive" => &[
+                "context.status",
+                "context.bytes",
+                "context.usage.input_tokens",
+                "context.usage.output_tokens",
+            ],
+            _ => &["context.port"],
+        };
+        self.random.pick(choices).to_owned()
+    }
+
+    fn content_set(&mut self) -> &'static str {
+        match self.action {
+            "llm" => self.random.pick(&["context.findings", "context.llm.tools"]),
+            "tool" => self.random.pick(&["context.findings", "context.tool.argument_names"]),
+            "receive" => self.random.pick(&["context.findings", "context.usage.tools"]),
+            _ => "context.findings",
+        }
     }
 
     fn string(&mut self) -> String {
@@ -195,6 +241,17 @@ impl Writer<'_> {
                 &["context.method", "context.path", "context.scheme", "resource.name", "principal.name"]
             }
             "tls" => &["resource.name", "principal.name", "context.ja4"],
+            "resolve" => &["context.query_type", "resource.name", "principal.name"],
+            "llm" => &["context.llm.provider", "context.llm.model", "context.host", "principal.name"],
+            "tool" => &[
+                "context.tool.server",
+                "context.tool.method",
+                "context.tool.name",
+                "context.tool.arguments",
+                "context.host",
+            ],
+            "send" => &["context.method", "context.path", "context.media_type", "resource.name"],
+            "receive" => &["context.media_type", "resource.name", "principal.name"],
             "tunnel" => &["context.protocol", "resource.name", "principal.name"],
             _ => &["context.protocol", "principal.name"],
         };
@@ -202,8 +259,11 @@ impl Writer<'_> {
     }
 
     fn literal(&mut self) -> String {
+        let is_of_calls = matches!(self.action, "llm" | "tool");
         let list: &[&str] = match self.random.below(if self.action == "tls" { 6 } else { 5 }) {
             5 => &JA4S,
+            0 | 1 if is_of_calls => &OFFERED,
+            2 if is_of_calls => &OFFERING,
             0 => &STRINGS,
             1 => &PATHS,
             2 => &METHODS,
@@ -256,7 +316,7 @@ impl Writer<'_> {
         match self.random.below(4) {
             0 => format!("resource == {}", self.thing()),
             1 => format!("resource in [{}, {}]", self.set(), self.thing()),
-            2 if !self.is_of_addresses() => {
+            2 if self.kind() == "Host" => {
                 format!("[\"x\", \"api.example.com\"].contains(resource.name) == {}", self.bool(0))
             }
             _ => format!("resource in {}", self.set()),
@@ -274,6 +334,17 @@ impl Writer<'_> {
     }
 
     fn set_question(&mut self) -> String {
+        if let "llm" | "tool" | "send" | "receive" = self.action {
+            let set = self.content_set();
+            let (one, two) = (self.random.pick(&FINDINGS), self.random.pick(&FINDINGS));
+            return match self.random.below(5) {
+                0 => format!("{set}.containsAll([\"{one}\", \"{two}\"])"),
+                1 => format!("{set}.containsAny([\"{one}\", \"{two}\"])"),
+                2 => format!("{set}.isEmpty()"),
+                3 => format!("[\"{one}\", \"{two}\", \"{one}\"] == {set}"),
+                _ => format!("{set}.contains(\"{one}\")"),
+            };
+        }
         if self.action == "tls" {
             return self
                 .random
@@ -289,9 +360,9 @@ impl Writer<'_> {
                 .to_owned();
         }
         match self.random.below(3) {
-            0 => "[80, 443, 443].contains(context.port)".to_owned(),
+            0 => format!("[80, 443, 443].contains({})", self.number()),
             1 => format!("[{}, {}].contains({})", self.literal(), self.literal(), self.string()),
-            _ => "![22, 25].contains(context.port)".to_owned(),
+            _ => format!("![22, 25].contains({})", self.number()),
         }
     }
 
@@ -326,9 +397,15 @@ impl Writer<'_> {
     }
 
     fn has_question(&mut self) -> String {
-        let attribute =
-            self.random.pick(&["port", "ip", "alpn", "method", "protocol", "hour", "time", "scheme"]);
-        match self.random.below(3) {
+        let attribute = self.random.pick(&[
+            "port", "ip", "alpn", "method", "protocol", "hour", "time", "scheme", "llm", "tool", "usage",
+            "history", "findings", "host",
+        ]);
+        match self.random.below(4) {
+            3 => format!(
+                "context has {}",
+                self.random.pick(&["llm.model", "tool.name", "usage.tools", "llm.none"])
+            ),
             0 => format!("resource has {}", self.random.pick(&["name", "ip"])),
             1 => "principal has name".to_owned(),
             _ => format!("context has {attribute}"),
@@ -368,6 +445,30 @@ impl Writer<'_> {
             "http" => format!("context.path == \"{}\"", self.random.pick(&PATHS)),
             "tunnel" => format!("context.protocol == \"{}\"", self.random.pick(&["tls", "unknown"])),
             "tls" => "context.alpn.contains(\"h2\")".to_owned(),
+            "resolve" => format!("context.query_type == \"{}\"", self.random.pick(&["A", "AAAA", "TXT"])),
+            "llm" => self
+                .random
+                .pick(&[
+                    "context.llm.stream",
+                    "context.llm.model like \"gpt-5*\"",
+                    "context.llm.tokens_estimated <= 443",
+                    "context.llm.tools.contains(\"email\")",
+                ])
+                .to_owned(),
+            "tool" => self
+                .random
+                .pick(&["context.tool.arguments like \"*/etc/*\"", "context.tool.method == \"tools/call\""])
+                .to_owned(),
+            "send" => self
+                .random
+                .pick(&[
+                    "context.complete",
+                    "!context.complete",
+                    "context.bytes > 80",
+                    "context.method == \"PUT\"",
+                ])
+                .to_owned(),
+            "receive" => self.random.pick(&["context.complete", "context.status >= 443"]).to_owned(),
             _ => format!("context.protocol == \"{}\"", self.random.pick(&["tcp", "udp", "icmp", "gre"])),
         }
     }

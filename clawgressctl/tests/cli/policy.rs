@@ -192,6 +192,15 @@ async fn lint_refuses_what_it_proves_and_tells_what_it_suspects() {
     assert_eq!(told, (Some("error"), Some("covered-by-forbid"), Some(3)), "{found}");
     check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
 
+    let llm = path("llm.cedar", "@id(\"m\") forbid (principal, action == Action::\"llm\", resource);\n");
+    let idle = "the action `llm` is enforced nowhere in this configuration";
+    check(&run(config, &["policy", "apply", &llm, "-m", "x"]).await, 1, "", idle);
+    let schema = ctl(nowhere, &["policy", "schema"]).output().await.expect("run");
+    check(&schema, 0, "action llm in", "");
+    let schema: Value =
+        parse(&ctl(nowhere, &["policy", "schema", "-o", "json"]).output().await.expect("run").stdout);
+    assert!(schema[""]["actions"]["llm"].is_object(), "{schema}");
+
     // What depends on the agents there are is a warning, and applied.
     let typo = path(
         "typo.cedar",

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal, Var};
 
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
+use crate::content::Attribute;
 use crate::history;
 use crate::members::{Class, Members};
 use crate::set::syntax::{self, BinaryOp, EntityReference, Policy, Scope, UnaryOp};
@@ -19,7 +20,10 @@ pub(super) enum Key {
     /// By tenant and name.
     Named(Kind, Box<str>, Box<str>),
     Set(u32),
-    Host(Box<str>),
+    /// A host, model or tool.
+    Text(Box<str>),
+    /// The provider or server that it is of.
+    Offering(Box<str>),
     Address(IpAddr),
 }
 
@@ -67,7 +71,9 @@ impl Lowering<'_> {
             Scope::Eq(EntityReference::EUID(uid)) => {
                 let entity = self.entity(uid)?;
                 match entity.kind {
-                    Kind::Host if self.resource_kind() == Kind::Host => Some(Key::Host(entity.id)),
+                    Kind::Host | Kind::Model | Kind::Tool if self.resource_kind() == entity.kind => {
+                        Some(Key::Text(entity.id))
+                    }
                     Kind::Network if self.resource_kind() == Kind::Network => {
                         address(&entity).map(Key::Address)
                     }
@@ -85,6 +91,13 @@ impl Lowering<'_> {
 
     fn set_key(&self, uid: &EntityUID) -> Option<Key> {
         let entity = self.entity(uid)?;
+        match (entity.kind, self.resource_kind()) {
+            (Kind::Provider, Kind::Model) | (Kind::ToolServer, Kind::Tool) => {
+                return Some(Key::Offering(entity.id));
+            }
+            (_, Kind::Model | Kind::Tool) => return None,
+            _ => {}
+        }
         // The numbers of host sets and of classes are each their own: only those of this resource may be taken.
         let is_of_hosts = entity.kind == Kind::HostSet;
         (is_of_hosts == (self.resource_kind() == Kind::Host)).then_some(Key::Set(entity.set?))
@@ -93,7 +106,9 @@ impl Lowering<'_> {
     fn resource_kind(&self) -> Kind {
         match self.action {
             ActionKind::Connect | ActionKind::Direct => Kind::Network,
-            ActionKind::Tls | ActionKind::Tunnel | ActionKind::Http => Kind::Host,
+            ActionKind::Llm => Kind::Model,
+            ActionKind::Tool => Kind::Tool,
+            _ => Kind::Host,
         }
     }
 
@@ -133,7 +148,7 @@ impl Lowering<'_> {
             ExprKind::BinaryApp { op, arg1, arg2 } => self.binary(*op, arg1, arg2),
             ExprKind::GetAttr { expr, attr } => match syntax::variable(expr) {
                 Some(variable) => self.attribute(variable, attr),
-                None => self.of_history(expr, attr),
+                None => self.of_history(expr, attr).or_else(|| self.of_record(expr, attr)),
             },
             ExprKind::HasAttr { expr, attr } => self.has(syntax::variable(expr)?, attr),
             ExprKind::Like { expr, pattern } => Some(Node::Like(Box::new(self.node(expr)?), pattern.clone())),
@@ -234,9 +249,12 @@ impl Lowering<'_> {
     /// An attribute of the action's context, all of which are always there.
     fn context(&self, name: &str) -> Option<Node> {
         use ActionKind::{Connect, Direct, Http, Tls, Tunnel};
+        if let Some(attribute) = Attribute::named(self.action, None, name) {
+            return Some(Node::Content(attribute));
+        }
         Some(match (self.action, name) {
             (Connect | Direct, "ip") => Node::Ip,
-            (_, "port") => Node::Port,
+            (Connect | Direct | Tls | Tunnel | Http, "port") => Node::Port,
             (Connect | Direct | Tunnel, "protocol") => Node::Protocol,
             (Tls, "alpn") => Node::Alpn,
             (Tls, "ja4") => Node::Ja4,
@@ -254,9 +272,21 @@ impl Lowering<'_> {
 
     /// `context.history.name`.
     fn of_history(&self, record: &Expr, name: &str) -> Option<Node> {
-        let is_there = matches!(self.action, ActionKind::Tls | ActionKind::Tunnel | ActionKind::Http);
+        let is_there = !self.action.is_of_addresses();
         let is_record = is_there && syntax::is_context(record, history::Field::RECORD);
         is_record.then(|| history::Field::named(name).map(Node::History))?
+    }
+
+    /// `context.record.name`.
+    fn of_record(&self, record: &Expr, name: &str) -> Option<Node> {
+        let (Var::Context, record) = syntax::attribute(record)? else { return None };
+        Attribute::named(self.action, Some(record), name).map(Node::Content)
+    }
+
+    /// Whether the context has a record of this name.
+    fn is_record(&self, name: &str) -> bool {
+        Attribute::is_record(self.action, name)
+            || (name == history::Field::RECORD && !self.action.is_of_addresses())
     }
 
     fn has(&self, of: Var, name: &str) -> Option<Node> {
@@ -266,6 +296,7 @@ impl Lowering<'_> {
                 Some(group) => Some(Node::HasGroup(group)),
                 None => known(matches!(name, "name" | "tenant")),
             },
+            Var::Context if self.is_record(name) => known(true),
             Var::Resource | Var::Context => known(self.attribute(of, name).is_some()),
             Var::Action => None,
         }

@@ -3,6 +3,7 @@
 use cedar_policy_core::ast::Pattern;
 use ipnet::IpNet;
 
+use crate::content::Attribute;
 use crate::history;
 
 /// A type of entity.
@@ -19,6 +20,10 @@ pub(crate) enum Kind {
     Country,
     Host,
     HostSet,
+    Model,
+    Provider,
+    Tool,
+    ToolServer,
 }
 
 impl Kind {
@@ -36,6 +41,10 @@ impl Kind {
             "Country" => Kind::Country,
             "Host" => Kind::Host,
             "HostSet" => Kind::HostSet,
+            "Model" => Kind::Model,
+            "Provider" => Kind::Provider,
+            "Tool" => Kind::Tool,
+            "ToolServer" => Kind::ToolServer,
             _ => return None,
         })
     }
@@ -180,6 +189,8 @@ pub(crate) enum Node {
     Ja4,
     /// Of the record that `context.history` is.
     History(history::Field),
+    /// Of what is said.
+    Content(Attribute),
     Time,
     Hour,
     Minute,

@@ -14,11 +14,13 @@ use ipnet::IpNet;
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::Host;
 use crate::address::canonical;
+use crate::content::{Attribute, Told};
 use crate::history::Fact;
 use crate::request::{Operation, Request};
 use crate::set::syntax::Policy;
 use crate::set::{Given, Inner};
 use crate::time::{Moment, Ticks};
+use crate::vocabulary::offered;
 
 /// A tree came to no answer: Cedar's evaluator has to be asked.
 pub(super) struct Unsure;
@@ -52,7 +54,8 @@ pub(super) struct Ask<'a> {
     inner: &'a Inner,
     request: &'a Request<'a>,
     given: Given<'a>,
-    host_text: OnceCell<Cow<'a, str>>,
+    text: OnceCell<Cow<'a, str>>,
+    named: OnceCell<Cow<'a, str>>,
     sets: OnceCell<Vec<u32>>,
     cedar: OnceCell<Result<(CedarRequest, Entities), String>>,
 }
@@ -70,8 +73,9 @@ impl<'a> Ask<'a> {
         given: Given<'a>,
     ) -> Result<Ask<'a>, String> {
         inner.check(&request.operation, given)?;
-        let (host_text, sets, cedar) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Ok(Ask { inner, request, given, host_text, sets, cedar })
+        let (text, named) = (OnceCell::new(), OnceCell::new());
+        let (sets, cedar) = (OnceCell::new(), OnceCell::new());
+        Ok(Ask { inner, request, given, text, named, sets, cedar })
     }
 
     fn agent(&self) -> &'a Agent {
@@ -79,12 +83,12 @@ impl<'a> Ask<'a> {
     }
 
     fn host(&self) -> Option<&'a Host> {
-        match self.request.operation {
-            Operation::Tls { host, .. } | Operation::Tunnel { host, .. } | Operation::Http { host, .. } => {
-                Some(host)
-            }
-            Operation::Connect { .. } | Operation::Direct { .. } => None,
-        }
+        self.request.operation.host()
+    }
+
+    /// The provider or server that the resource is of.
+    pub(super) fn offering(&self) -> Option<&str> {
+        self.request.operation.offered().map(|(by, _)| by)
     }
 
     /// The address asked for, in its one form.
@@ -95,18 +99,23 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// The host asked for, as text.
-    pub(super) fn host_text(&self) -> Option<&str> {
+    /// The host, model or tool asked for, as its id.
+    pub(super) fn text(&self) -> Option<&str> {
+        if let Some((by, name)) = self.request.operation.offered() {
+            return Some(self.text.get_or_init(|| Cow::Owned(offered(by, name))));
+        }
         let host = self.host()?;
-        Some(self.host_text.get_or_init(|| match host {
-            Host::Name(name) => Cow::Borrowed(name.as_str()),
-            Host::Address(_) => Cow::Owned(host.to_string()),
-        }))
+        Some(self.text.get_or_init(|| text_of(host)))
+    }
+
+    /// The host that a context names, as text.
+    fn named(&self, host: &'a Host) -> &str {
+        self.named.get_or_init(|| text_of(host))
     }
 
     /// Numbers of the host sets, or of the classes, that the resource is in.
     pub(super) fn sets(&self) -> &[u32] {
-        self.sets.get_or_init(|| match (self.ip(), self.host(), self.host_text()) {
+        self.sets.get_or_init(|| match (self.ip(), self.host(), self.text()) {
             (Some(ip), ..) => self.inner.members.numbers_of_address(ip),
             (None, Some(host), Some(text)) => self.inner.members.numbers_of_host(host, text),
             _ => Vec::new(),
@@ -124,8 +133,8 @@ impl<'a> Ask<'a> {
         Ok(evaluator.evaluate(policy).map_err(|error| error.to_string()))
     }
 
-    fn port(&self) -> i64 {
-        i64::from(match self.request.operation {
+    fn port(&self) -> Result<i64, Unsure> {
+        Ok(i64::from(match self.request.operation {
             Operation::Connect { port, transport, .. } | Operation::Direct { port, transport, .. } => {
                 if transport.has_ports() {
                     port
@@ -136,7 +145,9 @@ impl<'a> Ask<'a> {
             Operation::Tls { port, .. } | Operation::Tunnel { port, .. } | Operation::Http { port, .. } => {
                 port
             }
-        })
+            // Told with what is said.
+            _ => return Err(Unsure),
+        }))
     }
 
     fn ticks(&self) -> Result<Ticks, Unsure> {
@@ -232,9 +243,9 @@ impl<'a> Ask<'a> {
                 Val::Entity(Own::Group(*group, self.group(*group).ok_or(Unsure)?))
             }
             (Node::HasGroup(group), _) => Val::Bool(self.group(*group).is_some()),
-            (Node::HostName, _) => Val::Str(self.host_text().ok_or(Unsure)?),
+            (Node::HostName, _) => Val::Str(self.text().ok_or(Unsure)?),
             (Node::Ip, _) => Val::Ip(IpNet::from(self.ip().ok_or(Unsure)?)),
-            (Node::Port, _) => Val::Long(self.port()),
+            (Node::Port, _) => Val::Long(self.port()?),
             (Node::Protocol, Operation::Connect { transport, .. } | Operation::Direct { transport, .. }) => {
                 Val::Str(transport.name())
             }
@@ -245,11 +256,22 @@ impl<'a> Ask<'a> {
             (Node::Alpn, Operation::Tls { alpn, .. }) => Val::Strings(alpn),
             (Node::Ja4, Operation::Tls { ja4, .. }) => Val::Str(ja4),
             (Node::History(field), _) => Val::of_fact(self.given.history.ok_or(Unsure)?.fact(*field)),
+            (Node::Content(attribute), operation) => self.told(*attribute, operation)?,
             (Node::Time, _) => Val::Time(self.ticks()?.start_ms),
             (Node::Hour, _) => Val::Long(self.ticks()?.hour),
             (Node::Minute, _) => Val::Long(self.ticks()?.minute),
             (Node::Weekday, _) => Val::Long(self.ticks()?.weekday),
             _ => return Err(Unsure),
+        })
+    }
+
+    fn told(&self, attribute: Attribute, operation: &Operation<'a>) -> Result<Val<'_>, Unsure> {
+        Ok(match attribute.told(operation).ok_or(Unsure)? {
+            Told::Bool(b) => Val::Bool(b),
+            Told::Long(n) => Val::Long(n),
+            Told::Str(s) => Val::Str(s),
+            Told::Strings(all) => Val::Strings(all),
+            Told::Host(host) => Val::Str(self.named(host)),
         })
     }
 
@@ -307,7 +329,7 @@ impl<'a> Ask<'a> {
             Own::Tenant => *written.id == *id.tenant(),
             Own::Resource => match self.ip() {
                 Some(ip) => ip.to_string() == *written.id,
-                None => self.host_text() == Some(&*written.id),
+                None => self.text() == Some(&*written.id),
             },
             Own::Written(own) => own == written,
         }
@@ -328,6 +350,10 @@ impl<'a> Ask<'a> {
                     })
             }
             Own::Group(..) => self.is_written(Own::Tenant, written),
+            Own::Resource if matches!(written.kind, Kind::Provider | Kind::ToolServer) => {
+                let is_of_models = written.kind == Kind::Provider;
+                is_of_models == (self.kind(own) == Kind::Model) && self.offering() == Some(&*written.id)
+            }
             Own::Resource => {
                 let is_of_hosts = written.kind == Kind::HostSet;
                 is_of_hosts == self.host().is_some()
@@ -342,8 +368,12 @@ impl<'a> Ask<'a> {
             Own::Principal => Kind::Agent,
             Own::Tenant => Kind::Tenant,
             Own::Group(group, _) => group.kind(),
-            Own::Resource if self.host().is_some() => Kind::Host,
-            Own::Resource => Kind::Network,
+            Own::Resource => match self.request.operation {
+                Operation::Connect { .. } | Operation::Direct { .. } => Kind::Network,
+                Operation::Llm(_) => Kind::Model,
+                Operation::Tool(_) => Kind::Tool,
+                _ => Kind::Host,
+            },
             Own::Written(entity) => entity.kind,
         }
     }
@@ -414,6 +444,13 @@ impl<'a> Val<'a> {
             Fact::Long(n) => Val::Long(n),
             Fact::Bool(b) => Val::Bool(b),
         }
+    }
+}
+
+fn text_of(host: &Host) -> Cow<'_, str> {
+    match host {
+        Host::Name(name) => Cow::Borrowed(name.as_str()),
+        Host::Address(_) => Cow::Owned(host.to_string()),
     }
 }
 
