@@ -49,6 +49,7 @@ pub fn run(scope: Scope) -> anyhow::Result<()> {
     linker::install()?;
     if scope >= Scope::Lab {
         kernels::install()?;
+        clients::install_provider()?;
     }
     if scope == Scope::All {
         clients::install()?;

@@ -23,6 +23,7 @@ mod kernel;
 mod keys;
 mod limits;
 mod llm;
+mod oidc;
 mod packets;
 mod proxy;
 mod quarantine;

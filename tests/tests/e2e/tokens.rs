@@ -32,7 +32,7 @@ fn base64url(bytes: &[u8]) -> String {
     plan::base64(bytes).trim_end_matches('=').replace('+', "-").replace('/', "_")
 }
 
-fn openssl(directory: &Path, args: &[&str]) -> Vec<u8> {
+pub fn openssl(directory: &Path, args: &[&str]) -> Vec<u8> {
     let output = Command::new("openssl").args(args).current_dir(directory).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
@@ -69,23 +69,71 @@ impl Idp {
     }
 
     fn bearer(&self, subject: &str, audience: &str, id: &str) -> String {
-        #[expect(clippy::disallowed_methods, reason = "a real token is of the real time")]
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let claims = format!(
-            r#"{{"iss":"https://idp.test/realms/agents","aud":["{audience}","account"],"sub":"{subject}","team":"research","jti":"{id}","iat":{now_s},"exp":{},"act":{{"sub":"user:7"}}}}"#,
-            now_s + 300
-        );
+        self.header(r#"{"alg":"RS256","typ":"JWT","kid":"1"}"#, &claims(subject, audience, id, now_s()))
+    }
+
+    /// A good token of ten minutes ago.
+    fn expired(&self, subject: &str) -> String {
+        let claims = claims(subject, "clawgress", "t", now_s() - 600);
         self.header(r#"{"alg":"RS256","typ":"JWT","kid":"1"}"#, &claims)
+    }
+
+    /// A token that says that nobody signed it.
+    fn unsigned(&self, subject: &str) -> String {
+        let claims = claims(subject, "clawgress", "t", now_s());
+        let header = base64url(br#"{"alg":"none","typ":"JWT","kid":"1"}"#);
+        format!("Proxy-Authorization: Bearer {header}.{}.", base64url(claims.as_bytes()))
+    }
+
+    /// A token whose "secret" is the public key, which everybody has (RS256 taken for HS256).
+    fn by_public_key(&self, subject: &str) -> String {
+        let public = openssl(&self.directory, &["rsa", "-in", "key.pem", "-pubout"]);
+        let secret: String = public.iter().map(|byte| format!("{byte:02x}")).collect();
+        let claims = claims(subject, "clawgress", "t", now_s());
+        let header = base64url(br#"{"alg":"HS256","typ":"JWT","kid":"1"}"#);
+        let signed = format!("{header}.{}", base64url(claims.as_bytes()));
+        std::fs::write(self.directory.join("signed"), &signed).unwrap();
+        let secret = format!("hexkey:{secret}");
+        let mac = ["dgst", "-sha256", "-mac", "HMAC", "-macopt", &secret, "-binary", "signed"];
+        let mac = openssl(&self.directory, &mac);
+        format!("Proxy-Authorization: Bearer {signed}.{}", base64url(&mac))
+    }
+
+    /// A token signed by this provider's key, with more in its header.
+    fn brought(&self, more: &str, subject: &str) -> String {
+        let claims = claims(subject, "clawgress", "t", now_s());
+        self.header(&format!(r#"{{"alg":"RS256","typ":"JWT",{more}}}"#), &claims)
+    }
+
+    /// The public key as a member of a header.
+    fn jwk(&self) -> String {
+        let keys = std::fs::read_to_string(self.directory.join("jwks.json")).unwrap();
+        let keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
+        format!(r#""jwk":{}"#, keys["keys"][0])
     }
 }
 
+fn now_s() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "a real token is of the real time")]
+    let now = SystemTime::now();
+    now.duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Claims of a token of that time, which lives five minutes.
+fn claims(subject: &str, audience: &str, id: &str, at_s: u64) -> String {
+    format!(
+        r#"{{"iss":"https://idp.test/realms/agents","aud":["{audience}","account"],"sub":"{subject}","team":"research","jti":"{id}","iat":{at_s},"exp":{},"act":{{"sub":"user:7"}}}}"#,
+        at_s + 300
+    )
+}
+
 /// What `curl` gets through the proxy with a header for it.
-fn ask(site: &Site, header: &str, to: &str) -> (u16, u16) {
+pub fn ask(site: &Site, header: &str, to: &str) -> (u16, u16) {
     let proxy = format!("http://{}:{PROXY_PORT}", GATEWAY.v4);
     codes(&curl(site, Host::Anon, &["-x", &proxy, "--proxy-header", header, to]))
 }
 
-fn credential(record: &AuditRecord) -> Option<(String, String)> {
+pub fn credential(record: &AuditRecord) -> Option<(String, String)> {
     let credential = record.agent.as_ref()?.credential.as_ref()?;
     Some((credential.issuer.as_ref()?.to_string(), credential.id.clone()))
 }
@@ -115,6 +163,14 @@ fn an_agent_with_a_token() {
         idp.bearer("assistant", "clawgress", "t"),
         stranger.bearer("agent:assistant", "clawgress", "t"),
         idp.header(r#"{"alg":"none"}"#, "{}"),
+        idp.unsigned("agent:assistant"),
+        idp.by_public_key("agent:assistant"),
+        idp.expired("agent:assistant"),
+        // By a key that the token itself brings, or says where to find.
+        stranger.brought(&stranger.jwk(), "agent:assistant"),
+        stranger.brought(r#""jku":"https://api.allowed.test/keys""#, "agent:assistant"),
+        stranger.brought(r#""x5u":"https://api.allowed.test/keys""#, "agent:assistant"),
+        stranger.brought(r#""kid":"../../../dev/null""#, "agent:assistant"),
         "Proxy-Authorization: Bearer x.y.z".to_owned(),
     ] {
         assert_eq!(ask(&site, &wrong, tunnel), (0, 407), "{wrong}");

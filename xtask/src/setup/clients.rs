@@ -1,5 +1,5 @@
 //! The demo's Python clients in a virtual environment of their own, each file checked against the
-//! hash in `tests/clients/requirements.txt`.
+//! hash in `tests/clients/requirements.txt`; and the OpenID provider of the end-to-end tests, by its lock file.
 
 use std::fs;
 use std::process::Command;
@@ -34,5 +34,31 @@ pub fn install() -> anyhow::Result<()> {
     shell::run(pip.arg(&requirements)).context("cannot install the demo's Python clients")?;
     fs::write(&stamp, wanted)?;
     say("python clients", "installed");
+    Ok(())
+}
+
+/// Installs the OpenID provider, unless what is there was made from this very lock file. No package's scripts run.
+pub fn install_provider() -> anyhow::Result<()> {
+    let source = cache::repository().join("tests/clients/oidc");
+    let read = |name: &str| {
+        let path = source.join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))
+    };
+    let (package, lock) = (read("package.json")?, read("package-lock.json")?);
+    let dir = cache::clients()?.join("oidc");
+    let stamp = dir.join("installed.json");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == lock) {
+        say("oidc-provider", "present");
+        return Ok(());
+    }
+    say("oidc-provider", "missing: installing it, pinned by hash");
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("package.json"), package)?;
+    fs::write(dir.join("package-lock.json"), &lock)?;
+    let mut npm = Command::new("npm");
+    npm.current_dir(&dir).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"]);
+    shell::run(&mut npm).context("cannot install the tests' OpenID provider")?;
+    fs::write(&stamp, lock)?;
+    say("oidc-provider", "installed");
     Ok(())
 }

@@ -39,7 +39,8 @@ const PROGRAMS: &[Program] = &[
     program("strip", "binutils", Scope::Lab, "makes what goes into a virtual machine small"),
     program("busybox", "busybox-static", Scope::Lab, "is the first process of a virtual machine"),
     program("qemu-system-x86_64", "qemu-system-x86", Scope::Lab, "runs older kernels, emulated"),
-    program("node", "nodejs", Scope::All, "is a client"),
+    program("node", "nodejs", Scope::Lab, "is a client, and runs the tests' OpenID provider"),
+    program("npm", "npm", Scope::Lab, "installs that provider"),
 ];
 
 /// Installs what is missing, as root on Debian or Ubuntu; else prints the commands and fails.
