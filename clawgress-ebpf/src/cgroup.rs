@@ -16,6 +16,7 @@ use clawgress_ebpf_common::{
 
 use crate::image::image;
 use crate::judge::{self, Judgement, Who};
+use crate::learned;
 use crate::map::CGROUPS;
 
 /// What the kernel takes as yes and as no (`EPERM`).
@@ -25,24 +26,43 @@ const REFUSE: i32 = 0;
 /// Deepest cgroup level looked at; ours lie one or two below the root, or below a container's.
 const LEVELS_MAX: i32 = 16;
 
-/// What a workload may do at `key`, for socket hooks and packets alike.
-#[inline(always)]
-fn permit(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgement, Judgement> {
-    let mut judged = Judgement::none();
-    weigh(generation.pack(), bind, key, &mut judged);
-    if judged.action == action::DENY { Err(judged) } else { Ok(judged) }
+/// What is known of a flow besides its key: where addresses that were learned count for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The proxy's own: it reads what it dials.
+    Dialled,
+    /// A workload's that begins, or is about to.
+    New,
+    /// A workload's that has a record.
+    Live,
 }
 
-// VERIFIER: a function of its own, so that the programs share its instructions.
+/// What may be done at `key`, for socket hooks and packets alike.
+#[inline(always)]
+fn permit(generation: Generation, bind: &Bind, key: &FlowKey, stage: Stage) -> Result<Judgement, Judgement> {
+    let mut judged = Judgement::none();
+    let action = weigh(generation.pack(), bind, key, stage, &mut judged);
+    if action == action::DENY { Err(judged) } else { Ok(judged) }
+}
+
+/// Puts what may be done into `judged`; the action of that.
+// VERIFIER: a function of its own, so that the programs share its instructions. It returns a number, or a pointer to
+// its stack could be what is left where a result would be.
 #[inline(never)]
-fn weigh(generation: u64, bind: &Bind, key: &FlowKey, judged: &mut Judgement) {
-    *judged = match consider(Generation::unpack(generation), bind, key) {
+fn weigh(generation: u64, bind: &Bind, key: &FlowKey, stage: Stage, judged: &mut Judgement) -> u16 {
+    *judged = match consider(Generation::unpack(generation), bind, key, stage) {
         Ok(judged) | Err(judged) => judged,
     };
+    judged.action
 }
 
 #[inline(always)]
-fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgement, Judgement> {
+fn consider(
+    generation: Generation,
+    bind: &Bind,
+    key: &FlowKey,
+    stage: Stage,
+) -> Result<Judgement, Judgement> {
     if bind.flags & bind_flag::DISABLED != 0 {
         return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
     }
@@ -66,7 +86,10 @@ fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgem
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
     }
-    let judged = judge::verdict(generation, &image(generation), Who::of(bind), key);
+    let mut judged = judge::verdict(generation, &image(generation), Who::of(bind), key);
+    if stage != Stage::Dialled && learned::is_undecided(&judged) {
+        judged = learned::direct(generation, bind.agent, key, stage == Stage::Live, judged);
+    }
     match judged.action {
         action::DIRECT | action::STEER => Ok(judged),
         _ => Err(judged),

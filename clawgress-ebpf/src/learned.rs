@@ -25,21 +25,43 @@ pub fn verdict<const LAID_OUT: bool>(
     is_live: bool,
 ) -> Judgement {
     let judged = judge::verdict(generation, image, who, key);
-    let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
-    let is_undecided = judged.action == action::STEER
-        || is_unread
-        || (judged.action == action::DENY && judged.reason == DropReason::PolicyDenied.code());
-    if !is_undecided {
+    if !is_undecided(&judged) {
         return judged;
     }
-    if let Some(policies) = permit(generation, who.agent, key, is_live) {
-        return Judgement { action: action::DIRECT, reason: 0, policies, ..judged };
+    let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
+    let learned = direct(generation, who.agent, key, is_live, judged);
+    if learned.action == action::DIRECT {
+        return learned;
     }
     // Permitted, but nobody could read it: the gateway's DNS can.
     if is_unread && key.protocol == protocol::UDP && is_dns(key) {
         return Judgement { action: action::STEER, reason: 0, ..judged };
     }
     judged
+}
+
+/// `judged`, made direct where the address was learned: for what the tables neither forbid nor let go direct.
+#[inline(always)]
+pub fn direct(
+    generation: Generation,
+    agent: u32,
+    key: &FlowKey,
+    is_live: bool,
+    judged: Judgement,
+) -> Judgement {
+    match permit(generation, agent, key, is_live) {
+        Some(policies) => Judgement { action: action::DIRECT, reason: 0, policies, ..judged },
+        None => judged,
+    }
+}
+
+/// Whether the tables leave it to what was learned: no permit, or one that wants it read.
+#[inline(always)]
+pub fn is_undecided(judged: &Judgement) -> bool {
+    let denied = |reason: DropReason| judged.action == action::DENY && judged.reason == reason.code();
+    judged.action == action::STEER
+        || denied(DropReason::InspectionRequired)
+        || denied(DropReason::PolicyDenied)
 }
 
 /// As [`verdict`], into `judged`.

@@ -25,7 +25,9 @@ use crate::frames::{ACK, SYN, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, agent};
 use crate::lab::{self, Lab, Place, at};
 use crate::network::{self, PORT, REFUSED, Server, WORKS, accept_stream, dial, take, talk};
+use crate::puppet::Puppet;
 use crate::verdicts::MAC;
+use crate::workload::open_workload;
 
 const DNS: u16 = 53;
 
@@ -357,4 +359,33 @@ async fn what_dns_permits_is_forwarded_and_nothing_else() {
     }
     let error = lab.learn(&learned(1, &[(1, "9.9.9.5", 443, 60)])).await.expect_err("shared by many names");
     assert!(error.message().contains("port 443"), "{}", error.message());
+}
+
+/// What was learned counts for local commands too: at the socket's call, and for each of its packets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_command_reaches_what_was_learned_for_its_agent() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[]), agent(2, &[])]).await;
+    let (job, other) = (open_workload(&lab, 1, "job").await, open_workload(&lab, 2, "other").await);
+    let (mut puppet, mut stranger) = (Puppet::new(&lab, &job.path), Puppet::new(&lab, &other.path));
+    for (address, bits, nodad) in [("9.9.9.5", 32, ""), ("2a01:db8::5", 128, " nodad")] {
+        lab::ip(&format!("-n {} addr add {address}/{bits} dev lo{nodad}", lab.ns(Place::Outside)));
+        let _server = Server::start(&lab, at(address));
+        let dial = |name: &str| format!("dial('{name}', '{address}', {PORT}, 10)");
+        assert_eq!(puppet.tell(&dial("a")), "EPERM", "{address} is not learned");
+        lab.learn(&learned(1, &[(1, address, PORT, 2)])).await.expect("learned");
+        assert_eq!(puppet.tell(&dial("a")), "ok");
+        assert_eq!(puppet.tell("talk('a', wait=10)"), "hello");
+        assert_eq!(stranger.tell(&dial("b")), "EPERM", "it is one agent's");
+        let until = Instant::now() + WORKS;
+        while puppet.tell(&dial("c")) == "ok" {
+            assert!(Instant::now() < until, "it does not expire");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(puppet.tell("talk('a', wait=10)"), "hello", "what lives goes on");
+    }
+    // Another generation: nobody said that it may go on.
+    lab.apply(2, tables(), vec![agent(1, &[]), agent(2, &[])]).await;
+    assert_eq!(puppet.tell("talk('a')"), "timeout");
 }

@@ -11,7 +11,7 @@ use clawgress_ebpf_common::{
 };
 
 use super::packet::{charge, read};
-use super::{ALLOW, REFUSE, nearest, weigh};
+use super::{ALLOW, REFUSE, Stage, nearest, weigh};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
@@ -142,11 +142,12 @@ fn confirm(
         return Ok(judged);
     }
     let mut judged = Judgement::none();
-    weigh(generation.pack(), bind, &packet.key, &mut judged);
+    let stage = if record.is_some() { Stage::Live } else { Stage::New };
+    let action = weigh(generation.pack(), bind, &packet.key, stage, &mut judged);
     if let Some(record) = record {
         return flow::settle(record, generation, &judged, is_start);
     }
-    if judged.action == action::DENY {
+    if action == action::DENY {
         return Err(judged);
     }
     if !is_start {
