@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod endpoint;
 mod interface;
 
+pub use self::endpoint::Endpoint;
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
 
 /// The zone that needs no zone database.
@@ -34,6 +36,9 @@ pub struct Config {
     pub proxy: Proxy,
     /// The L7 plane.
     pub l7: L7,
+    /// Upstreams for clients that take a base URL.
+    #[serde(default, rename = "endpoint", skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
     /// Who may use which socket.
     #[serde(default)]
     pub access: Access,

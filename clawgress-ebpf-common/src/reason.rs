@@ -143,6 +143,8 @@ drop_reasons! {
     LimitUnavailable = 52, "limit_unavailable", l7;
     /// Policy asks for what the agent did before, and that can't be found out.
     HistoryUnavailable = 53, "history_unavailable", l7;
+    /// The first segment of the path names no endpoint of the gateway.
+    EndpointUnknown = 54, "endpoint_unknown", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;

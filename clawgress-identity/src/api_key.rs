@@ -46,6 +46,12 @@ impl<'a> ApiKey<'a> {
         }
     }
 
+    /// Whether text is meant to be a key, well-formed or not: what must not go on to anybody else.
+    #[must_use]
+    pub fn is_like(text: &[u8]) -> bool {
+        text.starts_with(PREFIX.as_bytes())
+    }
+
     /// The public part alone, of text that is `<id>`, `claw_<id>` or a whole key: what a person has at hand of one.
     ///
     /// # Errors

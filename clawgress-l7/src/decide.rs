@@ -10,7 +10,7 @@ use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use clawgress_policy::effect::Obligation;
-use clawgress_policy::{Decision, Host, Operation, Request, Transport, TunnelProtocol};
+use clawgress_policy::{Decision, Host, Operation, Request, Scheme, Transport, TunnelProtocol};
 
 use crate::identify::Who;
 use crate::own::Own;
@@ -19,6 +19,9 @@ use crate::snapshot::Plan;
 /// ALPN lists a client may turn out to offer. A CONNECT is judged before its hello is seen: it is
 /// refused only if no likely hello could be permitted. The hello itself is judged as it is.
 const ALPN_GUESSES: [&[&str]; 4] = [&[], &["h2", "http/1.1"], &["http/1.1"], &["h2"]];
+
+/// What the gateway offers a server it speaks TLS to.
+const UPSTREAM_ALPN: &str = "http/1.1";
 
 /// An answer of policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +138,23 @@ fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
 #[must_use]
 pub fn http(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
     ask(plan, who, operation)
+}
+
+/// `http`; where the gateway itself starts TLS for it, `tls` before that.
+#[must_use]
+pub fn read(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    let Operation::Http { host, port, scheme: Scheme::Https, .. } = operation else {
+        return http(plan, who, operation);
+    };
+    // The hello is the gateway's, so that it tells nothing of the client.
+    let alpn = [UPSTREAM_ALPN.to_owned()];
+    let tls = ask(plan, who, Operation::Tls { host, port, alpn: &alpn, ja4: "" });
+    if tls.verdict.is_err() {
+        return tls;
+    }
+    let http = http(plan, who, operation);
+    let policies = if http.verdict.is_ok() { &tls.policies[..] } else { &[] };
+    http.with(policies).obliged_by(&tls)
 }
 
 /// `tls`, then `tunnel`, because the bytes stay unread.

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::dial::Dials;
+use crate::endpoints::Endpoints;
 use crate::history::Histories;
 use crate::keys::Keys;
 use crate::limit;
@@ -34,6 +35,8 @@ pub struct Gateway {
     pub resolver: Resolver,
     /// Where sockets are registered before they are dialled.
     pub dials: Arc<Dials>,
+    /// Upstreams for clients that take a base URL.
+    pub endpoints: Arc<Endpoints>,
     /// What is ours.
     pub own: Arc<Own>,
     /// Where records go.

@@ -225,6 +225,9 @@ pub async fn identify(
             let mut proven = Vec::with_capacity(2);
             if let Some(value) = credential {
                 proven.push(match proxy_authorization::bearer(value) {
+                    Some(key) if ApiKey::is_like(key.as_bytes()) => {
+                        by_key_alone(gateway, plan, origin, key).await?
+                    }
                     Some(token) => by_token(gateway, plan, origin, token)?,
                     None => by_key(gateway, plan, origin, value).await?,
                 });
@@ -303,8 +306,30 @@ async fn by_key(
     if plan.trust.api_key(key.id()).is_none() {
         return Err(DropReason::CredentialInvalid);
     }
+    by_key_of(gateway, plan, origin, key, &user).await
+}
+
+/// By a key that comes without its agent's name, as clients have it that know of one secret alone.
+async fn by_key_alone(
+    gateway: &Gateway,
+    plan: &Plan,
+    origin: Origin<'_>,
+    text: &str,
+) -> Result<(Identity, By), DropReason> {
+    let key = ApiKey::parse(text).map_err(|_| DropReason::CredentialInvalid)?;
+    let record = plan.trust.api_key(key.id()).ok_or(DropReason::CredentialInvalid)?;
+    by_key_of(gateway, plan, origin, key, &record.agent).await
+}
+
+async fn by_key_of(
+    gateway: &Gateway,
+    plan: &Plan,
+    origin: Origin<'_>,
+    key: ApiKey<'_>,
+    user: &AgentId,
+) -> Result<(Identity, By), DropReason> {
     let mac = gateway.keys.mac(key).await?;
-    let identity = plan.trust.by_api_key(key, &mac, &user, origin, gateway.now_s()).map_err(reason)?;
+    let identity = plan.trust.by_api_key(key, &mac, user, origin, gateway.now_s()).map_err(reason)?;
     gateway.keys.remember(key, mac);
     Ok((identity, By::Key(key.id().to_owned())))
 }

@@ -11,6 +11,7 @@ mod connect;
 mod connection;
 mod decide;
 mod dial;
+mod endpoints;
 mod enforce;
 mod exchange;
 mod gateway;

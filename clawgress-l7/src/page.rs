@@ -7,6 +7,8 @@ use clawgress_ebpf_common::DropReason;
 /// Challenges of a 407 (RFC 9110 section 11.7.1), each in a field of its own: some clients read one only.
 pub const CHALLENGES: [&str; 2] =
     ["Basic realm=\"clawgress\", charset=\"UTF-8\"", "Bearer realm=\"clawgress\""];
+/// The challenge of a 401: what comes in other fields has no scheme to be challenged for.
+pub const ENDPOINT_CHALLENGE: &str = "Bearer realm=\"clawgress\"";
 /// Response field with the reason's name.
 pub const REASON_FIELD: &str = "x-clawgress-reason";
 /// Response field with the request's id.
@@ -18,6 +20,7 @@ pub fn status(reason: DropReason) -> u16 {
     match reason {
         DropReason::CredentialMissing | DropReason::CredentialInvalid => 407,
         DropReason::HttpMalformed | DropReason::HostInvalid => 400,
+        DropReason::EndpointUnknown => 404,
         DropReason::Timeout => 408,
         DropReason::RateLimited => 429,
         DropReason::UpgradeUnsupported => 501,
@@ -34,9 +37,21 @@ pub fn status(reason: DropReason) -> u16 {
     }
 }
 
+/// As [`status`], where the client takes the gateway for the server it asks.
+#[must_use]
+pub fn endpoint_status(reason: DropReason) -> u16 {
+    match status(reason) {
+        407 => 401,
+        status => status,
+    }
+}
+
 /// What the reader of the page can do about it.
-fn remedy(reason: DropReason) -> &'static str {
+fn remedy(reason: DropReason, is_endpoint: bool) -> &'static str {
     match reason {
+        DropReason::CredentialMissing | DropReason::CredentialInvalid if is_endpoint => {
+            "use the agent's API key, or a token that is meant for this gateway, as the key of your client: in Authorization: Bearer, x-api-key, or x-clawgress-key where the server's own key goes along"
+        }
         DropReason::CredentialMissing => {
             "send Proxy-Authorization: Basic with the agent's name and its API key, for instance by a proxy URL of the form http://AGENT:KEY@HOST:PORT, or Bearer with a token of an issuer that the gateway trusts"
         }
@@ -48,6 +63,9 @@ fn remedy(reason: DropReason) -> &'static str {
         }
         DropReason::InspectionRequired => {
             "the policy wants to read this traffic, and does not permit it as a tunnel; ask whoever keeps the policy"
+        }
+        DropReason::EndpointUnknown => {
+            "this is a proxy: set it as such (HTTPS_PROXY), or begin the path with the name of one of its endpoints"
         }
         DropReason::HttpMalformed => "send one well-formed request with one Host and one length",
         DropReason::HostInvalid | DropReason::ResolveFailed => "check the destination's name",
@@ -69,13 +87,19 @@ fn remedy(reason: DropReason) -> &'static str {
     }
 }
 
-/// The body: JSON in the shape that model providers' clients show as an error.
+/// The body of a response to who takes the gateway for a proxy.
 #[must_use]
 pub fn body(reason: DropReason, request: &str) -> String {
+    body_for(reason, request, false)
+}
+
+/// The body: JSON in the shape that model providers' clients show as an error.
+#[must_use]
+pub fn body_for(reason: DropReason, request: &str, is_endpoint: bool) -> String {
     serde_json::json!({ "error": {
         "type": "clawgress_denied",
         "code": reason.name(),
-        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason)),
+        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason, is_endpoint)),
         "request": request,
     }})
     .to_string()

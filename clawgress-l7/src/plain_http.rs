@@ -25,6 +25,7 @@ use crate::identify;
 use crate::{dial, limit, page};
 
 mod admit;
+mod credential;
 mod front;
 mod gate;
 mod granted;
@@ -110,12 +111,13 @@ impl App {
         let gateway = &self.gateway;
         let deny = |reason| Ruling::deny("http", reason);
         let mut admitted = front.take().map_err(deny)?;
+        front.serves_endpoint(admitted.upstream.is_some());
         exchange.host(&admitted.host, admitted.port);
         exchange.request(&admitted.method, &admitted.path);
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = match &front.place {
             Place::Tunnel { who, .. } => who.under(&plan, gateway.now_s()).map_err(deny)?,
-            Place::Explicit | Place::Transparent { .. } => {
+            Place::Explicit { .. } | Place::Transparent { .. } => {
                 if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
                     exchange.agent(&bound, plan.generation);
                 }
@@ -131,7 +133,7 @@ impl App {
         // Of each request in a tunnel anew.
         let who = who.later();
         gateway.histories.inform(&plan, &who, &admitted.host).await.map_err(deny)?;
-        let ruling = decide::http(&plan, &who, operation(&admitted));
+        let ruling = decide::read(&plan, &who, operation(&admitted));
         if ruling.verdict.is_err() {
             return Err(enforce(gateway, ruling, exchange.id()).await);
         }
@@ -178,9 +180,11 @@ async fn respond(
     reason: DropReason,
     request: &str,
     reusable: bool,
+    is_endpoint: bool,
     retry_after: Option<Duration>,
 ) -> Result<()> {
-    let (status, body) = (page::status(reason), page::body(reason, request));
+    let status = if is_endpoint { page::endpoint_status(reason) } else { page::status(reason) };
+    let body = page::body_for(reason, request, is_endpoint);
     let mut header = ResponseHeader::build(status, Some(8))?;
     header.insert_header("content-type", "application/json")?;
     header.insert_header("content-length", body.len().to_string())?;
@@ -190,6 +194,9 @@ async fn respond(
     if let Some(wait) = retry_after {
         // RFC 9110 section 10.2.3: whole seconds; rounded up, so that who keeps to it is served.
         header.insert_header("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string())?;
+    }
+    if status == 401 {
+        header.insert_header("www-authenticate", page::ENDPOINT_CHALLENGE)?;
     }
     if status == 407 {
         for challenge in page::CHALLENGES {
@@ -264,7 +271,7 @@ impl ProxyHttp for App {
                 // A client that was told no instead of 100 may send its body or not.
                 let reusable =
                     reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
-                respond(session, reason, exchange.id(), reusable, retry_after).await?;
+                respond(session, reason, exchange.id(), reusable, front.is_endpoint(), retry_after).await?;
                 Ok(true)
             }
         }
@@ -275,7 +282,8 @@ impl ProxyHttp for App {
         let Some((granted, dialled)) = granted.and_then(|g| Some((g, g.dialled()?))) else {
             return Error::e_explain(ErrorType::InternalError, "no address was granted");
         };
-        let mut peer = HttpPeer::new(dialled, false, String::new());
+        let (is_tls, name) = granted.tls();
+        let mut peer = HttpPeer::new(dialled, is_tls, name);
         // Agents never share a connection: what one did to it must not reach another.
         let agent = granted.who().identity.agent.index;
         // Nor do those whose packets the kernel plane holds to rate limits here, and those it did where they came in.
@@ -283,6 +291,7 @@ impl ProxyHttp for App {
         let is_charged = steered_to.is_some_and(|to| (to.ip(), to.port()) == dialled);
         peer.group_key = u64::from(agent) | u64::from(is_charged) << 32;
         let options = &mut peer.options;
+        options.ca = granted.ca();
         let dials = Arc::clone(&self.gateway.dials);
         options.custom_l4 =
             Some(Arc::new(dial::Connector { dials, behalf: dial::Behalf { agent, steered_to } }));
@@ -409,7 +418,8 @@ impl ProxyHttp for App {
         if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
         {
             error_code = page::status(reason);
-            let _ = respond(session, reason, exchange.id(), false, None).await;
+            let is_endpoint = context.front.as_ref().is_some_and(|front| front.is_endpoint());
+            let _ = respond(session, reason, exchange.id(), false, is_endpoint, None).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

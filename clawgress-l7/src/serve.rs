@@ -23,6 +23,7 @@ use crate::accept::{Accepting, Sources};
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::dial::Dials;
+use crate::endpoints::Endpoints;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::history::Histories;
@@ -103,7 +104,8 @@ impl Serving {
             }
             Ok(Protocol::Http1) => {
                 let place = if connection.is_explicit() {
-                    Place::Explicit
+                    let endpoints = Arc::clone(&gateway.endpoints);
+                    Place::Explicit { endpoints, is_known: matches!(connection.bound, Ok(Some(_))) }
                 } else {
                     Place::Transparent { port: connection.local.port() }
                 };
@@ -194,6 +196,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         histories: Histories::new(control.clone()),
         resolver: Resolver::new(&config.l7.resolvers)?,
         dials: Arc::new(Dials::default()),
+        endpoints: Arc::new(Endpoints::new(&config.endpoints)?),
         own: Arc::new(Own::default()),
         audit: audit.clone(),
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Component;
 
+use super::endpoint;
 use super::{
     Audit, Config, Danger, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC, UnboundSources,
 };
@@ -14,7 +15,7 @@ const INTERFACES_MAX: usize = 128;
 const AUDIT_SEGMENT_BYTES_LEAST: u64 = 4096;
 
 /// A word of the line that is wrong, and what to do.
-type Refused = (&'static str, String);
+pub(super) type Refused = (&'static str, String);
 
 /// Checks what the types alone can't say.
 pub fn check(config: &Config) -> Result<(), Refused> {
@@ -23,6 +24,7 @@ pub fn check(config: &Config) -> Result<(), Refused> {
     check_proxy(&config.proxy, config.datapath.mode)?;
     check_audit(&config.audit)?;
     check_l7(&config.l7, config.datapath.mode)?;
+    endpoint::check(&config.endpoints)?;
     check_surroundings(config)
 }
 

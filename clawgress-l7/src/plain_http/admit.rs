@@ -3,22 +3,32 @@
 //!
 //! Pure. Must never pass on a field that says who the client is, or that belongs to this hop.
 
+use std::sync::Arc;
+
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{Body, Head};
 use clawgress_inspect::proxy_request::{self, Target};
-use clawgress_policy::Host;
+use clawgress_policy::{Host, Scheme};
 use zeroize::Zeroizing;
 
+use super::credential::{self, Ours};
+use crate::endpoints::{Endpoints, Upstream};
 use crate::identify::Who;
 
-/// Port of `http://` (RFC 9110 section 4.2.1).
+/// Ports of `http://` and `https://` (RFC 9110 section 4.2).
 const PORT: u16 = 80;
+const TLS_PORT: u16 = 443;
 
 /// What a connection's requests are taken for.
 #[derive(Clone, Debug)]
 pub enum Place {
-    /// Requests to a proxy: absolute-form.
-    Explicit,
+    /// Requests to a proxy: absolute-form; or to an endpoint of the gateway's own.
+    Explicit {
+        /// Those there are.
+        endpoints: Arc<Endpoints>,
+        /// Whether the connection itself tells whose it is.
+        is_known: bool,
+    },
     /// Requests to a server whose port the client dialled.
     Transparent {
         /// The port.
@@ -45,8 +55,10 @@ pub struct Admitted {
     pub port: u16,
     /// Path as sent on, without the query.
     pub path: String,
-    /// `Proxy-Authorization`, wiped when dropped.
+    /// `Proxy-Authorization`, or what an endpoint's client has in its place; wiped when dropped.
     pub credential: Option<Zeroizing<Vec<u8>>>,
+    /// The endpoint's upstream, if it is one's request.
+    pub upstream: Option<Arc<Upstream>>,
     /// Whether it asks for another protocol.
     pub upgrade: bool,
     /// Whether the client waits for a 100.
@@ -95,7 +107,27 @@ const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", 
 /// Fields whose variants with `_` a CGI server would take for the real ones.
 const FRAMING_FIELDS: [&str; 2] = ["content-length", "transfer-encoding"];
 
+// === impl Place ===
+
+impl Place {
+    /// Whether the connection itself tells whose its requests are.
+    fn is_known(&self) -> bool {
+        match self {
+            Place::Explicit { is_known, .. } => *is_known,
+            Place::Transparent { .. } | Place::Tunnel { .. } => true,
+        }
+    }
+}
+
 // === impl Admitted ===
+
+impl Admitted {
+    /// The scheme it is sent by.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.upstream.as_ref().map_or(Scheme::Http, |upstream| upstream.scheme)
+    }
+}
 
 impl std::fmt::Debug for Admitted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -114,33 +146,42 @@ impl std::fmt::Debug for Admitted {
 /// # Errors
 /// [`DropReason::HttpMalformed`], [`DropReason::HostInvalid`] or [`DropReason::CredentialInvalid`].
 pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), DropReason> {
-    let (host, port, target) = destination(head, place)?;
-    let mut values = head.fields.iter().filter(|f| f.name.eq_ignore_ascii_case("proxy-authorization"));
-    let credential = values.next().map(|f| Zeroizing::new(f.value.to_vec()));
-    if values.next().is_some() {
-        return Err(DropReason::CredentialInvalid);
-    }
+    let Destination { host, port, target, upstream } = destination(head, place)?;
+    let credential = match upstream {
+        Some(_) => credential::of_endpoint(head, place.is_known()),
+        None => credential::of_proxy(head)?,
+    };
     let has = |name: &str| head.fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
     let admitted = Admitted {
         method: head.method.to_owned(),
         path: path_of(&target).to_owned(),
         credential,
+        upstream,
         upgrade: has("upgrade") || has("http2-settings"),
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
         host,
         port,
     };
-    let rewritten = rewrite(head, &admitted, &target);
+    let ours = admitted.upstream.is_some().then(|| Ours::of(head, place.is_known()));
+    let rewritten = rewrite(head, &admitted, &target, ours.as_ref());
     Ok((admitted, rewritten))
 }
 
 /// Where a request goes, and the target to send there.
-fn destination(head: &Head<'_>, place: &Place) -> Result<(Host, u16, String), DropReason> {
+struct Destination {
+    host: Host,
+    port: u16,
+    target: String,
+    upstream: Option<Arc<Upstream>>,
+}
+
+fn destination(head: &Head<'_>, place: &Place) -> Result<Destination, DropReason> {
     let malformed = |_| DropReason::HttpMalformed;
     let field = std::str::from_utf8(head.host.unwrap_or_default()).map_err(|_| DropReason::HttpMalformed)?;
     let (field_host, field_port) = proxy_request::authority(field).map_err(malformed)?;
     let field_host = Host::parse(field_host).map_err(|_| DropReason::HostInvalid)?;
     let target = proxy_request::parse(head.method, head.target).map_err(malformed)?;
+    let mut upstream = None;
     let (host, port, target) = match (target, place) {
         (Target::Absolute { host, port, path }, _) => {
             let host = Host::parse(host).map_err(|_| DropReason::HostInvalid)?;
@@ -156,23 +197,29 @@ fn destination(head: &Head<'_>, place: &Place) -> Result<(Host, u16, String), Dr
         (Target::Origin(path), Place::Transparent { port } | Place::Tunnel { port, .. }) => {
             (field_host, field_port.unwrap_or(*port), path.to_owned())
         }
-        // An origin-form request to a proxy asks for the proxy itself, which has no pages.
+        // What it is called there, the gateway need not know.
+        (Target::Origin(path), Place::Explicit { endpoints, .. }) => {
+            let (found, path) = endpoints.find(path).ok_or(DropReason::EndpointUnknown)?;
+            let (host, port) = (found.host.clone(), found.port);
+            upstream = Some(found);
+            (host, port, path)
+        }
         _ => return Err(DropReason::HttpMalformed),
     };
     let fits = match place {
-        Place::Explicit => true,
+        Place::Explicit { .. } => true,
         Place::Transparent { port: dialled } => port == *dialled,
         Place::Tunnel { host: asked, port: dialled, .. } => host == *asked && port == *dialled,
     };
     proxy_request::plain_path(path_of(&target)).map_err(malformed)?;
-    if fits { Ok((host, port, target)) } else { Err(DropReason::HttpMalformed) }
+    if fits { Ok(Destination { host, port, target, upstream }) } else { Err(DropReason::HttpMalformed) }
 }
 
 fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or_default()
 }
 
-fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str) -> Vec<u8> {
+fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str, ours: Option<&Ours>) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     let mut line = |parts: &[&[u8]]| {
         parts.iter().for_each(|p| out.extend_from_slice(p));
@@ -180,14 +227,15 @@ fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str) -> Vec<u8> {
     };
     let version: &[u8] = if head.minor == 0 { b" HTTP/1.0" } else { b" HTTP/1.1" };
     line(&[head.method.as_bytes(), b" ", target.as_bytes(), version]);
-    line(&[b"Host: ", authority(&admitted.host, admitted.port).as_bytes()]);
+    line(&[b"Host: ", authority(&admitted.host, admitted.port, admitted.scheme()).as_bytes()]);
     if closes(head) {
         line(&[b"Connection: close"]);
     }
     let nominated = nominated(head);
     for field in &head.fields {
         let name = field.name.to_ascii_lowercase();
-        if passes(&name) && !nominated.contains(&name) {
+        let stays = ours.is_some_and(|ours| ours.has(field));
+        if passes(&name) && !nominated.contains(&name) && !stays {
             line(&[field.name.as_bytes(), b": ", field.value]);
         }
     }
@@ -219,16 +267,21 @@ fn passes(name: &str) -> bool {
         && !IDENTITY_PREFIXES.iter().any(|p| cgi.starts_with(p))
 }
 
-fn authority(host: &Host, port: u16) -> String {
+fn authority(host: &Host, port: u16, scheme: Scheme) -> String {
     let host = match host {
         Host::Address(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),
     };
-    if port == PORT { host } else { format!("{host}:{port}") }
+    let default = match scheme {
+        Scheme::Http => PORT,
+        Scheme::Https => TLS_PORT,
+    };
+    if port == default { host } else { format!("{host}:{port}") }
 }
 
 #[cfg(test)]
 mod tests {
+    use clawgress_api::config::Endpoint;
     use clawgress_inspect::http1;
     use proptest::prelude::*;
 
@@ -250,29 +303,36 @@ mod tests {
         assert_eq!(run(raw, place).map(|(_, out)| out), Err(want), "{raw}");
     }
 
+    fn explicit() -> Place {
+        let endpoint =
+            |name: &str, upstream: &str| Endpoint { name: name.into(), upstream: upstream.into(), ca: None };
+        let all = [endpoint("llm", "https://api.test/base"), endpoint("own", "http://llm.test:8000")];
+        Place::Explicit { endpoints: Arc::new(Endpoints::new(&all).expect("endpoints")), is_known: false }
+    }
+
     const STEERED: Place = Place::Transparent { port: 80 };
 
     #[test]
     fn what_is_sent_on_is_canonical() {
         check(
             "GET http://A.test./p?q HTTP/1.1\nHost: a.TEST",
-            &Place::Explicit,
+            &explicit(),
             "GET /p?q HTTP/1.1\nHost: a.test\n\n",
         );
         check(
             "GET http://a.test:8080 HTTP/1.1\nhost: a.test:8080",
-            &Place::Explicit,
+            &explicit(),
             "GET / HTTP/1.1\nHost: a.test:8080\n\n",
         );
         check(
             "GET http://a.test?q HTTP/1.0\nHost: a.test:80",
-            &Place::Explicit,
+            &explicit(),
             "GET /?q HTTP/1.0\nHost: a.test\n\n",
         );
         check("GET /p HTTP/1.1\nHost: 2130706433", &STEERED, "GET /p HTTP/1.1\nHost: 127.0.0.1\n\n");
         check(
             "GET http://[::ffff:10.0.0.1]/ HTTP/1.1\nHost: 10.0.0.1",
-            &Place::Explicit,
+            &explicit(),
             "GET / HTTP/1.1\nHost: 10.0.0.1\n\n",
         );
         check(
@@ -299,7 +359,6 @@ mod tests {
         for raw in [
             "GET http://a.test/ HTTP/1.1\nHost: b.test",
             "GET http://a.test:81/ HTTP/1.1\nHost: a.test",
-            "GET /p HTTP/1.1\nHost: a.test",
             "GET / HTTP/1.1\nHost: a.test\nHost: b.test",
             "GET http://a.test/ HTTP/1.1",
             "GET http://u@a.test/ HTTP/1.1\nHost: a.test",
@@ -307,8 +366,9 @@ mod tests {
             "OPTIONS * HTTP/1.1\nHost: a.test",
             "CONNECT a.test:443 HTTP/1.1\nHost: a.test:443",
         ] {
-            refused(raw, &Place::Explicit, DropReason::HttpMalformed);
+            refused(raw, &explicit(), DropReason::HttpMalformed);
         }
+        refused("GET /p HTTP/1.1\nHost: a.test", &explicit(), DropReason::EndpointUnknown);
         refused("GET / HTTP/1.1\nHost: a.test:8080", &STEERED, DropReason::HttpMalformed);
         refused("GET / HTTP/1.1\nHost:", &STEERED, DropReason::HttpMalformed);
         refused("GET / HTTP/1.1\nHost: a_b..test", &STEERED, DropReason::HostInvalid);
@@ -330,7 +390,7 @@ mod tests {
         ] {
             refused(&format!("GET {path}?q HTTP/1.1\nHost: a.test"), &STEERED, DropReason::HttpMalformed);
             let raw = format!("GET http://a.test{path} HTTP/1.1\nHost: a.test");
-            refused(&raw, &Place::Explicit, DropReason::HttpMalformed);
+            refused(&raw, &explicit(), DropReason::HttpMalformed);
         }
         let raw = "GET /a/?x=/../%64//` HTTP/1.1\nHost: a.test";
         check(raw, &STEERED, &format!("{raw}\n\n"));
@@ -351,7 +411,7 @@ mod tests {
             field in "([!#$%&'*+.^_`|~0-9A-Za-z-]{1,12}: [ -~]{0,12}\n|)",
         ) {
             let target = if explicit { format!("http://{host}{port}{path}{query}") } else { format!("{path}{query}") };
-            let place = if explicit { Place::Explicit } else { STEERED };
+            let place = if explicit { super::tests::explicit() } else { STEERED };
             let raw = format!("{method} {target} HTTP/1.1\n{field}Host: {host}{port}");
             let Ok((admitted, out)) = run(&raw, &place) else { return Ok(()) };
             let out = out.replace('\n', "\r\n");

@@ -1,6 +1,6 @@
 //! What the gate and the application of one connection tell each other.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use clawgress_ebpf_common::DropReason;
@@ -27,6 +27,8 @@ pub struct Front {
     live: Mutex<Option<Arc<Granted>>>,
     granted: Notify,
     cut: OnceLock<DropReason>,
+    /// Whether the request at hand is for an endpoint.
+    is_endpoint: AtomicBool,
     /// Requests of nobody.
     strangers: AtomicU32,
     /// Requests whose head went on, and requests that were answered.
@@ -51,6 +53,7 @@ impl Front {
             live: Mutex::default(),
             granted: Notify::new(),
             cut: OnceLock::new(),
+            is_endpoint: AtomicBool::new(false),
             strangers: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -64,6 +67,17 @@ impl Front {
     pub fn of(session: &Session) -> Option<Arc<Front>> {
         let digest = session.digest()?.proxy_digest.as_ref()?;
         digest.user_data.as_ref()?.downcast_ref::<Arc<Front>>().cloned()
+    }
+
+    /// Notes whether the request at hand is for an endpoint: its client takes the gateway for a server.
+    pub fn serves_endpoint(&self, is_endpoint: bool) {
+        self.is_endpoint.store(is_endpoint, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    #[must_use]
+    pub fn is_endpoint(&self) -> bool {
+        self.is_endpoint.load(Ordering::Relaxed)
     }
 
     /// The request whose head arrived last.

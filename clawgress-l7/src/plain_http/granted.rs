@@ -1,10 +1,12 @@
 //! A request that may be sent: judged in every respect, and judged again while it is served.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::{Operation, Scheme};
+use pingora_core::protocols::tls::CaType;
 
 use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
@@ -47,6 +49,21 @@ impl Granted {
         &self.who
     }
 
+    /// Whether it is sent over TLS, and the name that its server must prove.
+    #[must_use]
+    pub fn tls(&self) -> (bool, String) {
+        match (self.admitted.scheme(), &self.admitted.host) {
+            (Scheme::Https, host) => (true, host.to_string()),
+            (Scheme::Http, _) => (false, String::new()),
+        }
+    }
+
+    /// What its server's certificate must lead to; `None` for the system's authorities.
+    #[must_use]
+    pub fn ca(&self) -> Option<Arc<CaType>> {
+        self.admitted.upstream.as_ref().and_then(|upstream| upstream.ca.clone())
+    }
+
     /// What granted it.
     #[must_use]
     pub fn ruling(&self) -> &Ruling {
@@ -85,7 +102,7 @@ impl Granted {
         let is_informed = !plan.asks_history() || who.history().is_some();
         if is_informed && plan.generation != self.generation.load(Ordering::Relaxed) {
             let agent = &who.identity.agent;
-            decide::http(&plan, &who, operation(&self.admitted)).verdict?;
+            decide::read(&plan, &who, operation(&self.admitted)).verdict?;
             if let Some((ip, port)) = self.dialled() {
                 decide::connect(&plan, agent, &gateway.own, &[ip], port)
                     .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
@@ -102,7 +119,7 @@ pub fn operation(admitted: &Admitted) -> Operation<'_> {
     Operation::Http {
         host: &admitted.host,
         port: admitted.port,
-        scheme: Scheme::Http,
+        scheme: admitted.scheme(),
         method: &admitted.method,
         path: &admitted.path,
     }

@@ -57,6 +57,7 @@ impl Steered {
             histories: Histories::new(socket::channel(keys).expect("channel")),
             resolver: Resolver::new(&[dns.address]).expect("resolver"),
             dials: Arc::new(Dials::default()),
+            endpoints: Arc::default(),
             own: Arc::new(Own::default()),
             audit,
             tls: None,

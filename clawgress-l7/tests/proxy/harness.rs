@@ -79,11 +79,20 @@ pub struct Options {
     pub relayed: bool,
     /// The proxy's certificate, if it is to listen for TLS too.
     pub tls: Option<Pair>,
+    /// More tables of the configuration.
+    pub more: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { policy: Some(POLICY), stale_s: 300, connections_max: 500, relayed: false, tls: None }
+        Options {
+            policy: Some(POLICY),
+            stale_s: 300,
+            connections_max: 500,
+            relayed: false,
+            tls: None,
+            more: String::new(),
+        }
     }
 }
 
@@ -358,11 +367,12 @@ impl Gateway {
         let listeners = iter::once((ListenerKind::Proxy, listener)).chain(listener_tls).collect();
         let datapath = hand_over(directory.path(), listeners);
         let text = format!(
-            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{tls}[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n",
+            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{tls}[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n{}",
             directory.path().display(),
             dns.address,
             options.stale_s,
-            options.connections_max
+            options.connections_max,
+            options.more
         );
         let config = Config::parse(&text, Path::new("test.toml")).expect("config");
         let (stop, stopped) = oneshot::channel();

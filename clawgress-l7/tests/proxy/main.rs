@@ -5,6 +5,8 @@ mod client;
 #[cfg(test)]
 mod dns;
 #[cfg(test)]
+mod endpoints;
+#[cfg(test)]
 mod fingerprints;
 #[cfg(test)]
 mod harness;

@@ -55,7 +55,8 @@ fn acceptor(
 }
 
 impl Upstream {
-    async fn start<F, T>(ip: &str, certificate: Option<CertificateDer<'static>>, serve: F) -> Upstream
+    /// Serves each connection by `serve`.
+    pub async fn start<F, T>(ip: &str, certificate: Option<CertificateDer<'static>>, serve: F) -> Upstream
     where
         F: Fn(TcpStream, Arc<Seen>) -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,

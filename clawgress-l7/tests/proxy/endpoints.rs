@@ -1,0 +1,196 @@
+//! Base-URL endpoints, as clients use them that know no proxy: requests to the gateway itself, with the agent's key where
+//! the server's would be.
+
+use std::sync::Arc;
+
+use clawgress_api::AuditRecord;
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::IdentityMethod;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::harness::{Gateway, Options};
+use crate::upstream::{Seen, Upstream};
+
+/// Two endpoints of one server over TLS: by the authority that made its certificate, and by the system's.
+struct Site {
+    gateway: Gateway,
+    upstream: Upstream,
+    _directory: TempDir,
+}
+
+/// An HTTP server over TLS that answers each request with `ok`.
+async fn https(ip: &str, name: &str) -> (Upstream, String) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .expect("config");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let serve = move |stream, seen: Arc<Seen>| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let (mut held, mut buffer) = (Vec::new(), [0; 4096]);
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                held.extend_from_slice(&buffer[..n]);
+                while let Some(at) = held.windows(4).position(|w| w == b"\r\n\r\n") {
+                    let head: Vec<u8> = held.drain(..at + 4).collect();
+                    seen.requests.lock().push(String::from_utf8_lossy(&head).into_owned());
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    (Upstream::start(ip, None, serve).await, made.cert.pem())
+}
+
+impl Site {
+    async fn start() -> Site {
+        let directory = tempfile::tempdir().expect("directory");
+        let (upstream, pem) = https("127.1.0.1", "api.allowed.test").await;
+        let ca = directory.path().join("ca.pem");
+        std::fs::write(&ca, pem).expect("written");
+        let port = upstream.address.port();
+        let more = format!(
+            "[[endpoint]]\nname = \"llm\"\nupstream = \"https://api.allowed.test:{port}/base\"\nca = \"{}\"\n\
+             [[endpoint]]\nname = \"unverified\"\nupstream = \"https://api.allowed.test:{port}\"\n\
+             [[endpoint]]\nname = \"denied\"\nupstream = \"https://denied.test:{port}\"\n",
+            ca.display()
+        );
+        let gateway = Gateway::start(Options { more, ..Options::default() }).await;
+        Site { gateway, upstream, _directory: directory }
+    }
+
+    /// Asks the gateway for `path` with these fields.
+    async fn ask(&self, path: &str, fields: &str) -> crate::client::Answer {
+        let proxy = self.gateway.proxy;
+        self.gateway.ask(&format!("GET {path} HTTP/1.1\r\nHost: {proxy}\r\n{fields}\r\n")).await
+    }
+
+    /// What the server got last, in lowercase.
+    fn last(&self) -> String {
+        self.upstream.requests().last().expect("a request").to_lowercase()
+    }
+}
+
+fn agent(record: &AuditRecord) -> (&str, IdentityMethod) {
+    let agent = record.agent.as_ref().expect("an agent");
+    (agent.agent.as_str(), agent.method)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agents_key_stays_here_and_the_servers_goes_on() {
+    let site = Site::start().await;
+    let key = site.gateway.key.clone();
+    for (number, (fields, kept)) in [
+        (format!("Authorization: Bearer {key}\r\n"), None),
+        (format!("X-Api-Key: {key}\r\n"), None),
+        (format!("api-key: {key}\r\n"), None),
+        (format!("x-goog-api-key: {key}\r\n"), None),
+        (
+            format!("x-clawgress-key: {key}\r\nAuthorization: Bearer sk-server\r\n"),
+            Some("authorization: bearer sk-server"),
+        ),
+        (format!("Authorization: Bearer {key}\r\nx-api-key: sk-server\r\n"), Some("x-api-key: sk-server")),
+        (
+            format!("x-api-key: {key}\r\nAuthorization: Bearer sk-server\r\n"),
+            Some("authorization: bearer sk-server"),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = site.ask("/llm/v1/models?a=b", &fields).await;
+        assert_eq!(answer.status, 200, "{fields}: {answer:?}");
+        let sent = site.last();
+        assert!(sent.starts_with("get /base/v1/models?a=b http/1.1\r\n"), "{sent}");
+        let host = format!("host: api.allowed.test:{}\r\n", site.upstream.address.port());
+        assert!(sent.contains(&host), "{sent}");
+        assert!(!sent.contains("claw_"), "no key of ours goes on: {sent}");
+        assert_eq!(sent.contains("sk-server"), kept.is_some(), "{sent}");
+        assert!(kept.is_none_or(|kept| sent.contains(kept)), "{sent}");
+        let (decision, outcome) = site.gateway.exchange(number).await;
+        assert_eq!(agent(&decision), ("web", IdentityMethod::ApiKey));
+        assert_eq!((decision.action.as_deref(), outcome.status), (Some("http"), Some(200)));
+        assert_eq!(
+            decision.policies,
+            ["http", "net", "tls"],
+            "TLS is the gateway's, and asked for all the same"
+        );
+        assert_eq!(decision.destination.host.as_deref(), Some("api.allowed.test"));
+        assert_eq!(decision.destination.path.as_deref(), Some("/base/v1/models"));
+    }
+    assert_eq!(site.upstream.connections(), 1, "one agent's requests share connections");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
+    let site = Site::start().await;
+    let (key, other) = (site.gateway.key.clone(), site.gateway.other_key.clone());
+    let spoilt = format!("{}0", &key[..key.len() - 1]);
+    for (fields, reason) in [
+        (String::new(), "credential_missing"),
+        ("x-api-key: sk-server\r\n".into(), "credential_missing"),
+        ("Authorization: Bearer sk-server\r\n".into(), "credential_invalid"),
+        ("Authorization: Basic eDp5\r\n".into(), "credential_invalid"),
+        (format!("Authorization: Bearer {spoilt}x\r\n"), "credential_invalid"),
+        (format!("x-api-key: {}\r\n", &key[..20]), "credential_invalid"),
+        (format!("x-api-key: {key}\r\nAuthorization: Bearer {other}\r\n"), "credential_invalid"),
+        (format!("x-clawgress-key: {key}\r\nx-clawgress-key: {key}\r\n"), "credential_invalid"),
+    ] {
+        let answer = site.ask("/llm/v1/models", &fields).await;
+        assert_eq!((answer.status, answer.reason()), (401, reason), "{fields}: {answer:?}");
+        assert_eq!(answer.field("www-authenticate"), Some("Bearer realm=\"clawgress\""));
+        assert_eq!(answer.field("proxy-authenticate"), None);
+        let body = String::from_utf8(answer.body).expect("text");
+        assert!(body.contains("x-api-key") && !body.contains("claw_"), "{body}");
+    }
+    // What is proved is not yet permitted.
+    let fields = format!("Authorization: Bearer {other}\r\n");
+    let answer = site.ask("/llm/v1/models", &fields).await;
+    assert_eq!((answer.status, answer.reason()), (403, "policy_denied"));
+    let fields = format!("Authorization: Bearer {key}\r\n");
+    for (path, status, reason) in [
+        ("/denied/v1", 403, "policy_denied"),
+        ("/v1/models", 404, "endpoint_unknown"),
+        ("/", 404, "endpoint_unknown"),
+        ("/llm/../denied/x", 400, "http_malformed"),
+        ("/llm/%2e%2e/x", 400, "http_malformed"),
+        ("/llm//x", 400, "http_malformed"),
+    ] {
+        let answer = site.ask(path, &fields).await;
+        assert_eq!((answer.status, answer.reason()), (status, reason), "{path}");
+    }
+    assert_eq!(site.upstream.requests().len(), 0);
+    // Nor does a server that proves nothing get a request.
+    let answer = site.ask("/unverified/v1", &fields).await;
+    assert_eq!((answer.status, answer.reason()), (502, DropReason::UpstreamFailed.name()));
+    assert_eq!(site.upstream.requests().len(), 0);
+    let answer = site.ask("/llm/denied/x", &fields).await;
+    assert_eq!(answer.status, 200, "policy is asked about the path that is sent: /base/denied/x");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bare_key_proves_its_agent_to_the_proxy_too() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let key = gateway.key.clone();
+    let request = format!(
+        "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Bearer {key}\r\nAuthorization: Bearer sk-server\r\n\r\n"
+    );
+    assert_eq!(gateway.ask(&request).await.status, 200);
+    let sent = upstream.requests().pop().expect("a request").to_lowercase();
+    assert!(sent.contains("authorization: bearer sk-server") && !sent.contains("claw_"), "{sent}");
+    let (decision, _) = gateway.exchange(0).await;
+    assert_eq!(agent(&decision), ("web", IdentityMethod::ApiKey));
+}
