@@ -24,9 +24,9 @@ use crate::shell::{self, TOOLCHAIN};
 pub enum Scope {
     /// What compiling needs.
     Build,
-    /// And what lab and tests need.
+    /// And what lab and tests need, clients included.
     Lab,
-    /// And the demo's clients, and geo data.
+    /// And geo data.
     All,
 }
 
@@ -50,9 +50,9 @@ pub fn run(scope: Scope) -> anyhow::Result<()> {
     if scope >= Scope::Lab {
         kernels::install()?;
         clients::install_provider()?;
+        clients::install()?;
     }
     if scope == Scope::All {
-        clients::install()?;
         geo::install()?;
     }
     println!("setup: complete");

@@ -36,7 +36,9 @@ pub fn test() -> anyhow::Result<()> {
     shell::run(&mut clippy)?;
     // The end-to-end tests start these by path.
     compile(false)?;
-    shell::run(shell::cargo().arg("test").args(workspace).arg("--locked"))?;
+    let mut tests = shell::cargo();
+    tests.env("CLAWGRESS_CLIENTS_DIR", cache::clients()?);
+    shell::run(tests.arg("test").args(workspace).arg("--locked"))?;
     let minutes = begun.elapsed().as_secs().div_ceil(60);
     println!("\nall checks passed: format, lints, unit, property and end-to-end tests ({minutes} min)");
     Ok(())

@@ -28,9 +28,8 @@ const PROTOCOL_ALIASES: [(&str, &str); 9] = [
     ("ipsec", "esp"),
     ("ipsec-ah", "ah"),
 ];
-/// The one value of `context.scheme` until TLS is intercepted.
-const SCHEME: &str = "http";
-const SCHEME_FUTURE: &str = "https";
+/// The values of `context.scheme`: in clear, and over TLS that the gateway starts itself.
+const SCHEMES: [&str; 2] = ["http", "https"];
 
 /// Whether a part of a condition being true makes a request more allowed, less, or it depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,10 +333,8 @@ impl Reviewer<'_> {
         };
         match (variable, attribute) {
             (Var::Context, "protocol") => self.protocol(text, at),
-            (Var::Context, "scheme") if text == SCHEME_FUTURE => self.scheme_future(at),
-            (Var::Context, "scheme") if text != SCHEME => {
-                self.problem(at, format!("`context.scheme` is never `{}`: it is `{SCHEME}`", quote(text)))
-            }
+            (Var::Context, "scheme") if !SCHEMES.contains(&text) => self
+                .problem(at, format!("`context.scheme` is never `{}`: it is `http` or `https`", quote(text))),
             (Var::Context, "method") if text.bytes().any(|b| b.is_ascii_lowercase()) => self.problem(
                 at,
                 format!(
@@ -382,15 +379,6 @@ impl Reviewer<'_> {
         self.problem(at, format!("`context.protocol` is never `{}`: {remedy}", quote(text)));
     }
 
-    fn scheme_future(&mut self, at: Option<usize>) {
-        self.problem(
-            at,
-            format!(
-                "`{SCHEME_FUTURE}` is not available yet, and a rule must not silently do nothing: requests inside TLS are not read, so none is judged; remove it, and govern TLS by `tls` and `tunnel`"
-            ),
-        );
-    }
-
     fn port(&mut self, subject: &Expr, literal: &Expr) {
         if syntax::is_context(subject, "port")
             && let Some(number) = syntax::long(literal)
@@ -405,12 +393,10 @@ impl Reviewer<'_> {
     fn pattern(&mut self, subject: &Expr, pattern: &Pattern, sense: Sense, at: Option<usize>) {
         match syntax::attribute(subject) {
             Some((Var::Resource, "name")) => {}
-            Some((Var::Context, "scheme")) if pattern.wildcard_match(SCHEME) => return,
-            Some((Var::Context, "scheme")) if pattern.wildcard_match(SCHEME_FUTURE) => {
-                return self.scheme_future(at);
-            }
+            Some((Var::Context, "scheme")) if SCHEMES.iter().any(|s| pattern.wildcard_match(s)) => return,
             Some((Var::Context, "scheme")) => {
-                return self.problem(at, format!("`context.scheme` is never like this: it is `{SCHEME}`"));
+                let never = "`context.scheme` is never like this: it is `http` or `https`";
+                return self.problem(at, never.to_owned());
             }
             _ => return,
         }

@@ -175,7 +175,7 @@ impl Things {
             _ => Operation::Http {
                 host,
                 port,
-                scheme: Scheme::Http,
+                scheme: if random.one_in(2) { Scheme::Http } else { Scheme::Https },
                 method: random.pick(&METHODS),
                 path: random.pick(&PATHS),
             },

@@ -63,7 +63,7 @@ pub const JA4S: [&str; 3] =
 pub const OFFERING: [&str; 3] = ["openai", "jira", "x"];
 pub const OFFERED: [&str; 4] = ["gpt-5", "gpt-5-mini", "create/issue", ""];
 pub const FINDINGS: [&str; 3] = ["private_key", "email", "jailbreak"];
-const STRINGS: [&str; 8] = ["crawler", "gold", "GET", "/admin", "tcp", "tls", "h2", "api.example.com"];
+const STRINGS: [&str; 8] = ["crawler", "gold", "GET", "/admin", "tcp", "tls", "h2", "https"];
 const TIMES: [&str; 3] = ["2026-11-25T09:00:00Z", "2026-11-26T00:00:00Z", "2030-01-01T12:30:00Z"];
 
 /// Writes random policies for one action.

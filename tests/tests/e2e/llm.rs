@@ -5,7 +5,8 @@ use std::net::TcpStream;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use clawgress_e2e::lab::Host;
+use clawgress_e2e::clients;
+use clawgress_e2e::lab::{GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{self, GATEWAY, LLM, PROXY_PORT};
 use clawgress_e2e::scenario::{ASSISTANT, Site};
 
@@ -84,4 +85,43 @@ fn a_whole_completion_is_metered_too() {
 fn basic(user: &str, key: &str) -> String {
     let credential = plan::base64(format!("{user}:{key}").as_bytes());
     format!("Proxy-Authorization: Basic {credential}\r\n")
+}
+
+/// A client that knows no proxy, by a base URL of the gateway's: OpenAI's own SDK, with the agent's key as its API key.
+#[test]
+fn an_sdk_asks_by_a_base_url_and_is_read_over_verified_tls() {
+    let lab = Lab::builder().start().unwrap();
+    let more = format!(
+        "[[endpoint]]\nname = \"llm\"\nupstream = \"https://{LLM}\"\nca = \"{}\"\n",
+        lab.ca().display()
+    );
+    let site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+    let base = format!("http://{}:{PROXY_PORT}/llm/v1", GATEWAY.v4);
+    let script = r"
+import sys
+from openai import OpenAI
+client = OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0, timeout=10)
+text = ''
+for chunk in client.chat.completions.create(
+    model='mock-1', stream=True, stream_options={'include_usage': True}, messages=[{'role': 'user', 'content': 'What?'}],
+):
+    if chunk.choices and chunk.choices[0].delta.content:
+        text += chunk.choices[0].delta.content
+print(text)
+";
+    let python = clients::python().unwrap();
+    let python = python.to_str().unwrap();
+    // From a host that is bound to nobody: the key is all it has.
+    let args = [python, "-c", script, &base, &site.assistant_key];
+    let output = site.gateway.lab.run(Host::Anon, &args).unwrap();
+    assert_eq!(output.stdout.trim(), "Egress is governed by one policy.", "{output:?}");
+    let (decision, outcome) = pair(&site, "the completion", |r| to_host(r, LLM));
+    assert_eq!((agent(&decision), decision.destination.port), (Some(ASSISTANT), Some(443)));
+    assert_eq!(decision.destination.path.as_deref(), Some("/v1/chat/completions"));
+    let tokens = outcome.tokens.unwrap();
+    assert_eq!((tokens.input, tokens.output), (11, 7), "over TLS, and read all the same");
+    let wrong = [python, "-c", script, &base, "claw_000000000000_wrong"];
+    let refused = site.gateway.lab.run(Host::Anon, &wrong).unwrap();
+    assert!(!refused.ok() && refused.stderr.contains("401"), "{refused:?}");
+    finish(site);
 }

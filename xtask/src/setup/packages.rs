@@ -56,9 +56,9 @@ pub fn install(scope: Scope) -> anyhow::Result<()> {
         }
     }
     // Debian ships `venv` without the part that makes it work.
-    if scope == Scope::All && !shell::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"]))
+    if scope >= Scope::Lab && !shell::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"]))
     {
-        say("python3 venv", "missing: package `python3-venv`; it holds the demo's clients");
+        say("python3 venv", "missing: package `python3-venv`; it holds the Python clients");
         packages.push("python3-venv");
     }
     if packages.is_empty() {

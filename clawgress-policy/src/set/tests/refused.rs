@@ -245,14 +245,8 @@ const REFUSED_CONDITIONS: &[(&str, &str, &str)] = &[
         "`context.protocol` is never `gre`: it is one of `tls`, `unknown`",
     ),
     ("http", r#"context.method == "get""#, "methods are compared as sent, in upper case: write `GET`"),
-    ("http", r#"context.scheme == "HTTPS""#, "`context.scheme` is never `HTTPS`: it is `http`"),
-    ("http", r#"context.scheme == "https""#, "`https` is not available yet"),
-    ("http", r#""https" != context.scheme"#, "`https` is not available yet"),
-    ("http", r#"["http", "https"].contains(context.scheme)"#, "`https` is not available yet"),
-    ("http", r#"context.scheme like "https*""#, "`https` is not available yet"),
-    ("http", r#"context.scheme like "*s""#, "`https` is not available yet"),
-    ("http", r#"context.scheme like "ftp*""#, "`context.scheme` is never like this: it is `http`"),
-    ("http", r#"context.scheme == "http" && context.scheme like "*ttps""#, "`https` is not available yet"),
+    ("http", r#"context.scheme == "HTTPS""#, "`context.scheme` is never `HTTPS`: it is `http` or `https`"),
+    ("http", r#"context.scheme like "ftp*""#, "`context.scheme` is never like this: it is `http` or `https`"),
     ("tls", r#"resource in HostSet::"empty""#, "the host set `empty` has no members"),
     ("connect", r#"!(resource in NetworkSet::"nothing")"#, "the network set `nothing` has no members"),
     ("http", r#"context.path == "v1""#, "a path starts with `/`"),
@@ -293,6 +287,7 @@ fn refused_conditions() {
     );
     set(
         r#"@id("a") permit (principal, action == Action::"http", resource) when { context.scheme like "http*" };"#,
+        r#"@id("a") permit (principal, action == Action::"http", resource) when { ["http", "https"].contains(context.scheme) && context.scheme like "*s" };"#,
     );
     // What a forbid matches may be as wide as it likes.
     set(
