@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{AuditRecord, EffectRef, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{AuditRecord, EffectRef, RecordKind, SourceRef, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::Host;
@@ -82,6 +82,13 @@ impl Exchange {
     /// Notes who it is, under which generation.
     pub fn agent(&mut self, who: &Who, generation: u64) {
         self.record.agent = Some(who.reference());
+        // The kernel plane let nothing pass from another: the binding's is the packets' own.
+        let SourceRef { ip, interface, mac, .. } = &mut self.record.source;
+        if let (Some(ip), Some(interface)) = (*ip, interface.as_deref()) {
+            let bound = who.identity.agent.sources.iter();
+            let mut bound = bound.filter(|s| s.interface == interface && s.prefix.contains(&ip));
+            *mac = bound.find_map(|source| source.mac);
+        }
         self.record.generation = generation;
     }
 
