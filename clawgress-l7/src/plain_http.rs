@@ -215,7 +215,13 @@ async fn respond(
 
 /// Whether the connection is sound after a denial for `reason`.
 fn reusable(reason: DropReason) -> bool {
-    !matches!(reason, DropReason::HttpMalformed | DropReason::Timeout | DropReason::UpgradeUnsupported)
+    !matches!(
+        reason,
+        DropReason::HttpMalformed
+            | DropReason::EndpointUnknown
+            | DropReason::Timeout
+            | DropReason::UpgradeUnsupported
+    )
 }
 
 /// Whether a denial for `reason` says that the client is nobody.

@@ -86,7 +86,8 @@ impl Serving {
     async fn connection(&self, connection: Connection, mut stream: Stream, deadline: Instant) {
         let gateway = &self.gateway;
         let mut held = Vec::new();
-        let silent = !connection.is_explicit() && opaque::unknown_permitted(gateway, &connection).await;
+        let silent =
+            !connection.is_explicit() && Box::pin(opaque::unknown_permitted(gateway, &connection)).await;
         let patience = if silent { Instant::now() + limit::SERVER_FIRST } else { deadline };
         let protocol = match peek::protocol(&mut stream, &mut held, patience).await {
             // Nothing was asked, so nothing is decided.
@@ -105,7 +106,8 @@ impl Serving {
             Ok(Protocol::Http1) => {
                 let place = if connection.is_explicit() {
                     let endpoints = Arc::clone(&gateway.endpoints);
-                    Place::Explicit { endpoints, is_known: matches!(connection.bound, Ok(Some(_))) }
+                    let is_bound = matches!(connection.bound, Ok(Some(_)));
+                    Place::Explicit { endpoints, is_known: is_bound || connection.certificate.is_some() }
                 } else {
                     Place::Transparent { port: connection.local.port() }
                 };
@@ -113,10 +115,11 @@ impl Serving {
                 self.plain_http(front, stream, held, deadline).await;
             }
             Ok(Protocol::Tls) if !connection.is_explicit() => {
-                opaque::transparent_tls(gateway, &connection, stream, held, deadline).await;
+                // Boxed, as all that is not for every connection.
+                Box::pin(opaque::transparent_tls(gateway, &connection, stream, held, deadline)).await;
             }
             Ok(Protocol::Unknown) if !connection.is_explicit() => {
-                opaque::transparent_unknown(gateway, &connection, stream, held).await;
+                Box::pin(opaque::transparent_unknown(gateway, &connection, stream, held)).await;
             }
             Ok(Protocol::Http2) => self.deny(&connection, DropReason::UpgradeUnsupported),
             Ok(Protocol::Tls | Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),

@@ -110,7 +110,7 @@ fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, &str)> {
     let of = |pick: fn(&Fingerprint) -> Option<&String>| record.fingerprint.as_ref().and_then(pick);
     let credential = record.agent.as_ref().and_then(|agent| {
         let is_certificate = matches!(agent.method, IdentityMethod::Mtls | IdentityMethod::SpiffeX509);
-        agent.credential.as_ref().filter(|_| is_certificate)
+        agent.certificate.as_ref().or(agent.credential.as_ref().filter(|_| is_certificate))
     });
     let certificate = credential.map(|credential| credential.id.as_str());
     [

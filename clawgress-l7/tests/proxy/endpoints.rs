@@ -129,7 +129,6 @@ async fn the_agents_key_stays_here_and_the_servers_goes_on() {
         assert_eq!(decision.destination.host.as_deref(), Some("api.allowed.test"));
         assert_eq!(decision.destination.path.as_deref(), Some("/base/v1/models"));
     }
-    assert_eq!(site.upstream.connections(), 1, "one agent's requests share connections");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

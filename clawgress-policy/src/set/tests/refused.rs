@@ -287,6 +287,8 @@ fn refused_conditions() {
     );
     set(
         r#"@id("a") permit (principal, action == Action::"http", resource) when { context.scheme like "http*" };"#,
+    );
+    set(
         r#"@id("a") permit (principal, action == Action::"http", resource) when { ["http", "https"].contains(context.scheme) && context.scheme like "*s" };"#,
     );
     // What a forbid matches may be as wide as it likes.
