@@ -4,6 +4,10 @@
 #[path = "support/node.rs"]
 mod node;
 
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_api::proto::{MacApiKeyRequest, Name, NewRun};
 use clawgress_api::{
@@ -279,4 +283,73 @@ async fn the_key_of_a_run_lives_with_it() {
     node.admin().close_run(Name { name: run.name }).await.expect("closed");
     drop(held);
     assert_eq!(states(&node, "web").await.iter().filter(|(_, s)| *s == ApiKeyState::Active).count(), 1);
+}
+
+/// A disk of its own for the audit log, so small that it can be full.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> SmallDisk {
+        std::fs::create_dir_all(at).expect("directory");
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"]).arg(at).status();
+        assert!(mounted.expect("mount").success(), "this test needs root, to mount");
+        SmallDisk(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// What only takes away is made even while nothing can be recorded, and recorded by the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_revoked_even_while_the_audit_log_can_not_be_written() {
+    let node = Node::new();
+    let disk = SmallDisk::mount(&node.config.node.state_dir.join("audit"));
+    let mut node = node.start().await;
+    let mut worker = node.worker("w").await;
+    let leaked = agent(&node, "web").await;
+    let filler = disk.0.join("filler");
+    let mut file = std::fs::File::create(&filler).expect("file");
+    while file.write_all(&[0; 512]).is_ok() {}
+    drop(file);
+    // What is left of the log's last page may take some more.
+    let mut refused = None;
+    for _ in 0..64 {
+        // Made and revoked, so that the agent has never too many.
+        match create(&node, &new("web", None, None)).await {
+            Ok(created) => drop(revoke(&node, &created.key.id).await),
+            Err(status) => refused = Some(status),
+        }
+        if refused.as_ref().is_some_and(|status| status.message().contains("nothing can be changed now")) {
+            break;
+        }
+    }
+    assert_eq!(refused.expect("the disk is full").code(), Code::Unavailable);
+    let told = revoke(&node, &id(&leaked)).await.expect_err("it is not recorded");
+    assert!(
+        told.message().contains("the change was made, but will be recorded only at the next start"),
+        "{told}"
+    );
+    let listed = states(&node, "web").await;
+    assert!(listed.contains(&(id(&leaked), ApiKeyState::Revoked)), "{listed:?}");
+    until_gone(&mut worker, &id(&leaked)).await;
+    std::fs::remove_file(&filler).expect("removed");
+    node.stop_control().await;
+    node.start_control().await;
+    let revoked = format!("API key revoked by root: is {{\"id\":\"{}\"", id(&leaked));
+    assert!(changes(&node).await.contains(&revoked));
+}
+
+/// Waits for a generation without this key.
+async fn until_gone(worker: &mut Worker, key: &str) {
+    loop {
+        let document = worker.next().await.document;
+        if !document.is_empty() && !parse::<Snapshot>(&document).keys.iter().any(|record| record.id == key) {
+            return;
+        }
+    }
 }
