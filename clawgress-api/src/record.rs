@@ -180,12 +180,13 @@ pub struct TokenUsage {
     pub output: u64,
 }
 
-/// An obligation that matched, and was kept.
+/// An obligation that matched, and was kept; or a guard that only logs, and matched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectRef {
     /// Id of its policy.
     pub policy: String,
-    /// What it obliges to: `rate-limit`, `throttle`, `quarantine` or `alert`.
+    /// What it obliges to: `rate-limit`, `throttle`, `quarantine` or `alert`; or what a guard that only logs would have
+    /// said: `would-permit`, `would-forbid` or `would-fail`.
     pub effect: String,
     /// How much it matters, where policy says so: `low`, `medium`, `high` or `critical`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,13 +12,14 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::lint::Configuration;
 use clawgress_policy::{
     Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 
 /// Policies in a set, and the median that is promised, nanoseconds.
-const SIZES: [(usize, u64); 3] = [(100, 1_000), (1_000, 4_000), (4_000, 15_000)];
+const SIZES: [(usize, u64); 3] = [(100, 1_000), (1_000, 4_000), (5_000, 15_000)];
 const TEAMS: usize = 50;
 const ROUNDS: usize = 201;
 /// Lowered decisions in a round; of the authorizer's, one.
@@ -107,6 +108,9 @@ fn decisions(c: &mut Criterion) {
         let began = Instant::now();
         let set = PolicySet::parse_in(&text, &sets(), &Surroundings::default()).unwrap();
         println!("{size} policies: validated and lowered in {} ms", began.elapsed().as_millis());
+        let began = Instant::now();
+        let found = black_box(set.lint(&text, &Configuration::default())).len();
+        println!("{size} policies: linted in {} ms ({found} findings)", began.elapsed().as_millis());
         for operation in operations {
             let request = Request { agent: &agent, operation };
             let (mut lowered, mut oracle) = (Vec::new(), Vec::new());

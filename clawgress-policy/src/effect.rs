@@ -1,4 +1,4 @@
-//! What obligations oblige to where the proxy enforces: limits of requests, quarantine, alerts.
+//! What obligations oblige to where the proxy enforces: limits of requests, quarantine, alerts; and what guards that only log would have said.
 //!
 //! All that match apply, merged in one order: quarantine, then the verdict of the guards, then limits; alerts never block.
 
@@ -33,6 +33,19 @@ pub enum Effect {
     Limit(Limit),
     /// It is told, and nothing else.
     Alert,
+    /// It is told what a guard that only logs would have said, and nothing else.
+    Would(Would),
+}
+
+/// What a guard that only logs would have said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Would {
+    /// It permits, where no other forbids.
+    Permit,
+    /// It forbids.
+    Forbid,
+    /// It can't be evaluated, which would deny.
+    Fail,
 }
 
 /// How much a match matters to people.
@@ -87,7 +100,23 @@ impl Effect {
             Effect::Limit(Limit { over: LimitAction::Drop, .. }) => "rate-limit",
             Effect::Limit(Limit { over: LimitAction::Pace, .. }) => "throttle",
             Effect::Alert => "alert",
+            Effect::Would(Would::Permit) => "would-permit",
+            Effect::Would(Would::Forbid) => "would-forbid",
+            Effect::Would(Would::Fail) => "would-fail",
         }
+    }
+}
+
+// === impl Would ===
+
+impl Would {
+    /// As what is told of a policy.
+    pub(crate) fn of(self, policy: &str) -> Arc<Obligation> {
+        Arc::new(Obligation {
+            policy: policy.into(),
+            effect: Effect::Would(self),
+            severity: Severity::Medium,
+        })
     }
 }
 

@@ -341,7 +341,7 @@ impl Linter<'_> {
     /// Permits that forbids always stand before.
     fn covered(&mut self, rules: &[Rule<'_>], search: &Search<'_>) {
         let members = self.set.inner().members();
-        let is_guard = |rule: &&Rule<'_>| rule.cedar.annotation("effect").is_none();
+        let is_guard = |rule: &&Rule<'_>| rule.is_guard();
         let forbids = rules.iter().filter(|rule| is_guard(rule) && rule.ast().effect() == Effect::Forbid);
         let forbids = Forbids::new(forbids, members);
         for rule in rules.iter().filter(|rule| rule.ast().effect() == Effect::Permit) {
@@ -392,6 +392,11 @@ impl Linter<'_> {
 impl Rule<'_> {
     fn ast(&self) -> &Policy {
         self.cedar.as_ref()
+    }
+
+    /// Whether it decides.
+    fn is_guard(&self) -> bool {
+        ["effect", "mode"].into_iter().all(|name| self.cedar.annotation(name).is_none())
     }
 
     /// The group or agent of its principal scope.

@@ -193,6 +193,10 @@ pub(crate) struct Inner {
     /// The same, as decisions ask them.
     guards_lowered: ByAction<Group>,
     obliging_lowered: ByAction<Group>,
+    /// The guards that only log: permits and forbids.
+    logged: ByAction<(cedar_policy::PolicySet, cedar_policy::PolicySet)>,
+    /// The same, as they are asked.
+    logged_lowered: ByAction<Group>,
     /// What those of `connect` oblige to, ascending by the policy's id.
     limiters: Vec<Limiter>,
     /// What the others oblige to, by the policy's id.
@@ -321,17 +325,27 @@ impl PolicySet {
     }
 
     /// What a request that L7 decides is obliged to, whatever guards say of it: what all the obligations say that match,
-    /// ascending by the policy's id. None for `connect` and `direct`, whose limits [`limits`](Self::limits) tells.
+    /// ascending by the policy's id, and what guards that only log would have said, which never denies. None for
+    /// `connect` and `direct`, whose limits [`limits`](Self::limits) tells.
     ///
     /// # Errors
     /// The decision, if one can't be evaluated: that denies, as with a guard. Who knows what it would have held back?
     pub fn obligations(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
         let action = ActionKind::of(&request.operation);
-        if self.inner.obligations.is_empty() || matches!(action, ActionKind::Connect | ActionKind::Direct) {
+        if action.is_of_addresses() {
             return Ok(Vec::new());
         }
-        let obliged = self.inner.decide_by(self.inner.obliging_lowered.of(action), request, self.given());
-        self.inner.kept(obliged)
+        let mut kept = Vec::new();
+        if !self.inner.obligations.is_empty() {
+            let group = self.inner.obliging_lowered.of(action);
+            kept = self.inner.kept(self.inner.decide_by(group, request, self.given()))?;
+        }
+        let would = self.inner.would(self.inner.logged_lowered.of(action), request, self.given());
+        if !would.is_empty() {
+            kept.extend(would);
+            kept.sort_by(|a, b| a.policy.cmp(&b.policy));
+        }
+        Ok(kept)
     }
 
     /// What [`obligations`](Self::obligations) says, by Cedar's authorizer.
@@ -341,7 +355,10 @@ impl PolicySet {
     pub fn obligations_by_oracle(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
         let action = ActionKind::of(&request.operation);
         let obliged = self.inner.decide_among(self.inner.obliging.of(action), request, self.given());
-        self.inner.kept(obliged)
+        let mut kept = self.inner.kept(obliged)?;
+        kept.extend(self.inner.would_among(self.inner.logged.of(action), request, self.given()));
+        kept.sort_by(|a, b| a.policy.cmp(&b.policy));
+        Ok(kept)
     }
 
     /// How many policies there are.

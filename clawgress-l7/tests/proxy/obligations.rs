@@ -271,3 +271,22 @@ async fn a_destination_that_is_away_is_asked_for_all_the_same() {
         (vec!["trap".into()], Some(DropReason::AgentQuarantined))
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_only_logs_is_told_and_decides_nothing() {
+    let (gateway, upstream, host) = with(
+        r#"@id("no-try") @mode("log-only") forbid (principal, action == Action::"http", resource) when { context.path == "/try" };
+        @id("denied-too") @mode("log-only") permit (principal, action == Action::"http", resource);"#,
+    )
+    .await;
+    assert_eq!(gateway.ask(&get(&host, "/try", &gateway.web())).await.status, 200);
+    assert_eq!(upstream.requests().len(), 1);
+    let tried = decision(&gateway, "/try").await;
+    assert_eq!((tried.reason, tried.policies), (None, vec!["http".into(), "net".into()]));
+    let would = [effect("denied-too", "would-permit", None), effect("no-try", "would-forbid", None)];
+    assert_eq!(tried.effects, would);
+    let denied = gateway.ask(&get(&host, "/denied", &gateway.web())).await;
+    assert_eq!(denied.reason(), "policy_denied");
+    let denied = decision(&gateway, "/denied").await;
+    assert_eq!(denied.effects, [effect("denied-too", "would-permit", None)]);
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cedar_policy_core::ast::{Context, Entity, Request as CedarRequest, RequestSchemaAllPass, Value};
 use cedar_policy_core::authorizer::{AuthorizationError, Authorizer, Decision as CedarDecision, Response};
 use cedar_policy_core::entities::{Entities, NoEntitiesSchema, TCComputation};
+use cedar_policy_core::evaluator::Evaluator;
 use cedar_policy_core::extensions::Extensions;
 use clawgress_ebpf_common::DropReason;
 
@@ -15,7 +16,7 @@ use super::{Given, Inner};
 use crate::Host;
 use crate::address::canonical;
 use crate::content;
-use crate::effect::Obligation;
+use crate::effect::{Obligation, Would};
 use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -47,6 +48,28 @@ impl Inner {
             return Err(obliged);
         }
         Ok(obliged.policies.iter().filter_map(|id| self.obligations.get(id).cloned()).collect())
+    }
+
+    /// What guards that only log would have said, by Cedar's evaluator: policy by policy, since the authorizer tells of
+    /// failures alone where there are any, and of forbids alone where any matches.
+    pub(super) fn would_among(
+        &self,
+        (permits, forbids): &(cedar_policy::PolicySet, cedar_policy::PolicySet),
+        request: &Request<'_>,
+        given: Given<'_>,
+    ) -> Vec<Arc<Obligation>> {
+        if permits.is_empty() && forbids.is_empty() {
+            return Vec::new();
+        }
+        let Ok((request, entities)) = self.in_cedars_terms(request, given) else { return Vec::new() };
+        let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
+        let all = [(permits, Would::Permit), (forbids, Would::Forbid)].into_iter();
+        let all = all.flat_map(|(policies, would)| policies.policies().map(move |policy| (policy, would)));
+        all.filter_map(|(policy, would)| match evaluator.evaluate(policy.as_ref()) {
+            Ok(holds) => holds.then(|| would.of(policy.id().as_ref())),
+            Err(_) => Some(Would::Fail.of(policy.id().as_ref())),
+        })
+        .collect()
     }
 
     pub(crate) fn limiters(&self) -> &[Limiter] {

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use cedar_policy_core::ast::Effect;
 use clawgress_ebpf_common::DropReason;
@@ -17,6 +18,7 @@ use self::node::{Kind, Node};
 use self::run::{Ask, Val};
 use super::syntax::Policy;
 use super::{Given, Inner};
+use crate::effect::{Obligation, Would};
 use crate::request::{Decision, Request};
 use crate::vocabulary::ActionKind;
 
@@ -182,19 +184,34 @@ impl Inner {
         let failed = |message: String| {
             denied(DropReason::PolicyError, Vec::new(), vec![format!("request: {message}")])
         };
-        let ask = match Ask::new(self, request, given) {
-            Ok(ask) => ask,
-            Err(message) => return failed(message),
-        };
+        match self.found(group, request, given) {
+            Ok(found) => found.decision(group),
+            Err(message) => failed(message),
+        }
+    }
+
+    /// What guards that only log would have said. Of a request that can't be asked, nothing: that denies already.
+    pub(super) fn would(
+        &self,
+        group: &Group,
+        request: &Request<'_>,
+        given: Given<'_>,
+    ) -> Vec<Arc<Obligation>> {
+        if group.policies.is_empty() {
+            return Vec::new();
+        }
+        self.found(group, request, given).map(|found| found.would(group)).unwrap_or_default()
+    }
+
+    fn found(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> Result<Found, String> {
+        let ask = Ask::new(self, request, given)?;
         let mut found = Found::default();
         for bucket in group.buckets(request.agent) {
             for number in bucket.candidates(&ask) {
-                if let Err(message) = found.ask(group, number, &ask) {
-                    return failed(message);
-                }
+                found.ask(group, number, &ask)?;
             }
         }
-        found.decision(group)
+        Ok(found)
     }
 }
 
@@ -222,6 +239,14 @@ impl Found {
             Err(error) => self.failed.push((number, error)),
         }
         Ok(())
+    }
+
+    fn would(&self, group: &Group) -> Vec<Arc<Obligation>> {
+        let of = |number: &u32, would: Would| Some(would.of(&group.policies.get(*number as usize)?.id));
+        let permits = self.permits.iter().filter_map(|number| of(number, Would::Permit));
+        let forbids = self.forbids.iter().filter_map(|number| of(number, Would::Forbid));
+        let failed = self.failed.iter().filter_map(|(number, _)| of(number, Would::Fail));
+        permits.chain(forbids).chain(failed).collect()
     }
 
     fn decision(self, group: &Group) -> Decision {

@@ -20,10 +20,14 @@ use crate::vocabulary::ActionKind;
 /// Annotations of obligations.
 pub(super) const ANNOTATIONS: [&str; 5] = ["effect", "limit", "per", "for", "severity"];
 
+/// The annotation of a guard that is tried out, and what it says.
+pub(super) const MODE: &str = "mode";
+const MODE_LOG_ONLY: &str = "log-only";
+
 /// Effects there are.
 const EFFECTS: &str = "`rate-limit`, `throttle`, `quarantine` and `alert`";
 /// Effects that there will be.
-const EFFECTS_FUTURE: [&str; 4] = ["intercept", "transform", "allow", "log-only"];
+const EFFECTS_FUTURE: [&str; 3] = ["intercept", "transform", "allow"];
 /// What a guard says.
 const EFFECT_OF_GUARDS: &str = "deny";
 
@@ -54,6 +58,8 @@ pub(super) enum Obliged {
     Kernel(Limiter),
     /// The proxy.
     L7(Obligation),
+    /// A guard that only logs: the proxy tells what it would have said.
+    Logged,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,17 +112,44 @@ pub(super) fn read(
     };
     let mut troubles = Vec::new();
     let obliged = match find("effect") {
+        None if find(MODE).is_some() => {
+            let mode = find(MODE).and_then(|mode| logged(policy, mode, &mut troubles));
+            let more = ANNOTATIONS.into_iter().filter_map(|name| Some((name, find(name)?.1)));
+            troubles.extend(more.map(|(name, at)| (at, alone_says_nothing(name))));
+            mode
+        }
         None => {
             let alone = ANNOTATIONS.into_iter().filter_map(|name| Some((name, find(name)?.1)));
             troubles.extend(alone.map(|(name, at)| (at, alone_says_nothing(name))));
             None
         }
-        Some(effect) => obliged(policy, id, effect, &find, &mut troubles),
+        Some(effect) => {
+            if let Some((_, at)) = find(MODE) {
+                let message = "`@mode` is for guards, and a policy with an effect is none: remove it; to try a limit out, write `@effect(\"alert\")`";
+                troubles.push((at, message.to_owned()));
+            }
+            obliged(policy, id, effect, &find, &mut troubles)
+        }
     };
     let is_sound = troubles.is_empty();
     problems
         .extend(troubles.into_iter().map(|(at, message)| source.problem(Some(id), at.or(start), message)));
     obliged.filter(|_| is_sound)
+}
+
+/// A guard that only logs.
+fn logged(policy: &Policy, (mode, at): Found<'_>, troubles: &mut Vec<Trouble>) -> Option<Obliged> {
+    if mode != MODE_LOG_ONLY {
+        let message = format!("`{}` is not a mode: the only one is `{MODE_LOG_ONLY}`", quote(mode));
+        troubles.push((at, message));
+        return None;
+    }
+    if ActionKind::ALL.into_iter().any(|action| action.is_of_addresses() && applies(policy, action)) {
+        let message = "`@mode(\"log-only\")` is for what the proxy decides, since the kernel's tables tell only what holds: write such actions as `Action::\"http\"`, `\"tls\"` or `\"tunnel\"` in the scope; for `connect` and `direct` see what would change with `clawgressctl policy diff`";
+        troubles.push((action_place(policy).or(at), message.to_owned()));
+        return None;
+    }
+    Some(Obliged::Logged)
 }
 
 fn alone_says_nothing(name: &str) -> String {
@@ -216,6 +249,9 @@ fn kind(effect: &str) -> Result<Kind, String> {
         "throttle" => Ok(Kind::Limit(LimitAction::Pace)),
         "quarantine" => Ok(Kind::Quarantine),
         "alert" => Ok(Kind::Alert),
+        MODE_LOG_ONLY => Err(format!(
+            "to see what a guard would have said, write `@{MODE}(\"{MODE_LOG_ONLY}\")` on it, and no effect"
+        )),
         EFFECT_OF_GUARDS => Err("what denies is a `forbid`: write that, without an effect".to_owned()),
         future if EFFECTS_FUTURE.contains(&future) => Err(format!(
             "`@effect(\"{future}\")` is not available yet, and a rule must not silently do nothing: the effects are {EFFECTS}"

@@ -2,10 +2,10 @@
 //! parser and everything after it recurse over expressions, so that text which nests without bound
 //! would exhaust the stack; here it is refused in one flat pass.
 
-use crate::set::PolicyProblem;
+use crate::set::{POLICIES_MAX, PolicyProblem};
 
-/// Longest policy text, bytes: several thousand policies, and well below the gRPC message bound.
-pub const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Longest policy text, bytes: 512 for each policy that there may be, and well below the gRPC message bound.
+pub const TEXT_BYTES_MAX: usize = 4 << 20;
 /// Deepest nesting of brackets in a policy. Each level costs the recursive parser about 60 KiB of stack
 /// in an unoptimized build, and a worker thread has 2 MiB.
 pub const NESTING_MAX: usize = 16;
@@ -64,6 +64,7 @@ impl<'a> Source<'a> {
             return Err(vec![self.problem(None, None, message)]);
         }
         let mut problems = Vec::new();
+        let mut policies = 0_usize;
         let mut depth = 0_usize;
         let mut operators = 0_usize;
         let mut reported = false;
@@ -72,7 +73,8 @@ impl<'a> Source<'a> {
                 // `a["b"]["c"]` is as deep as it is long too.
                 b'(' | b'[' | b'{' => (depth, operators) = (depth + 1, operators + 1),
                 b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-                b';' => (depth, operators, reported) = (0, 0, false),
+                // Ends each policy, and is nowhere else.
+                b';' => (policies, depth, operators, reported) = (policies + 1, 0, 0, false),
                 _ => operators += 1,
             }
             if reported || (depth <= NESTING_MAX && operators <= OPERATORS_MAX) {
@@ -87,6 +89,11 @@ impl<'a> Source<'a> {
                 )
             };
             problems.push(self.problem(None, Some(offset), message));
+        }
+        if policies > POLICIES_MAX {
+            let message =
+                format!("{policies} policies, and there may be {POLICIES_MAX}: use groups and named sets");
+            problems.push(self.problem(None, None, message));
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }

@@ -196,7 +196,7 @@ fn payload<'a>(random: &mut Random, findings: &'a [String]) -> Payload<'a> {
 fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     let policies = |set: Result<Vec<_>, Decision>| {
         set.map(|all: Vec<std::sync::Arc<clawgress_policy::effect::Obligation>>| {
-            all.iter().map(|o| o.policy.to_string()).collect::<Vec<_>>()
+            all.iter().map(|o| (o.policy.to_string(), o.effect.name())).collect::<Vec<_>>()
         })
     };
     let (obliged, wanted) = (set.obligations(request), set.obligations_by_oracle(request));
@@ -217,7 +217,7 @@ fn decisions_are_the_authorizers() {
     println!("CLAWGRESS_SEED={seed}");
     let random = &mut Random(seed);
     let (mut done, mut allowed, mut failed) = (0, 0, 0);
-    let pools = ACTIONS.map(|action| (action, pool(random, action, 36)));
+    let pools = ACTIONS.map(|action| (action, pool(random, action, 24)));
     while done < cases {
         let (action, pool) = &pools[random.below(pools.len())];
         let count = 1 + random.below(POLICIES);

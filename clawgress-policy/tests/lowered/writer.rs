@@ -81,6 +81,8 @@ impl Writer<'_> {
         let effect = if self.random.one_in(4) { "forbid" } else { "permit" };
         let annotation = if effect == "permit" && self.action == "http" && self.random.one_in(8) {
             "@effect(\"alert\") "
+        } else if !self.is_of_addresses() && self.random.one_in(8) {
+            "@mode(\"log-only\") "
         } else {
             ""
         };

@@ -178,3 +178,78 @@ fn one_that_cannot_be_evaluated_denies() {
         (Err(DropReason::PolicyError), &["team".to_owned()][..])
     );
 }
+
+#[test]
+fn a_guard_that_only_logs_decides_nothing() {
+    use crate::effect::Would;
+    let text = |mode: &str| {
+        format!(
+            r#"@id("base") permit (principal in Team::"research", action == Action::"http", resource);
+            @id("no-x") {mode} forbid (principal, action == Action::"http", resource) when {{ context.path == "/x" }};
+            @id("all") {mode} permit (principal, action == Action::"http", resource);
+            @id("odd") {mode} forbid (principal, action == Action::"http", resource)
+            when {{ context.path == "/odd" && 9223372036854775807 + context.port > 0 }};
+            @id("tell") @effect("alert") permit (principal, action == Action::"http", resource) when {{ context.path == "/x" }};"#
+        )
+    };
+    let (tried, without) = (set(&text("@mode(\"log-only\")")), set(&text("")));
+    let host = Host::parse("api.example.com").expect("host");
+    let stranger = clawgress_identity::Agent { team: None, ..agent("other") };
+    let member = clawgress_identity::Agent { team: Some("research".to_owned()), ..agent("web") };
+    let would = |agent: &clawgress_identity::Agent, path: &str| -> Vec<(String, Effect)> {
+        let request = get(agent, &host, path);
+        assert_eq!(tried.obligations(&request), tried.obligations_by_oracle(&request));
+        duties(&tried, &request).into_iter().map(|(policy, effect, _)| (policy, effect)).collect()
+    };
+    let says = |policy: &str, would| (policy.to_owned(), Effect::Would(would));
+    assert_eq!(would(&member, "/"), [says("all", Would::Permit)]);
+    let told = [says("all", Would::Permit), says("no-x", Would::Forbid), ("tell".to_owned(), Effect::Alert)];
+    assert_eq!(would(&member, "/x"), told);
+    assert_eq!(would(&stranger, "/odd"), [says("all", Would::Permit), says("odd", Would::Fail)]);
+    for path in ["/", "/x", "/odd"] {
+        assert_eq!(tried.decide(&get(&member, &host, path)).policies, ["base"], "{path}");
+        assert!(!tried.decide(&get(&stranger, &host, path)).is_allow(), "{path}");
+        // Without the mode they decide.
+        assert_eq!(without.decide(&get(&member, &host, path)).is_allow(), path == "/");
+        assert_eq!(without.decide(&get(&stranger, &host, path)).is_allow(), path == "/");
+    }
+    assert!(
+        !set(r#"@id("a") @mode("log-only") permit (principal, action == Action::"http", resource);"#)
+            .decide(&get(&member, &host, "/"))
+            .is_allow()
+    );
+}
+
+#[test]
+fn modes_that_say_nothing_are_refused() {
+    for (annotations, scope, wanted) in [
+        ("@mode(\"audit\")", "action == Action::\"http\"", "1:10: policy `a`: `audit` is not a mode"),
+        (
+            "@mode(\"log-only\")",
+            "action == Action::\"connect\"",
+            "1:57: policy `a`: `@mode(\"log-only\")` is for what the proxy decides",
+        ),
+        (
+            "@mode(\"log-only\")",
+            "action in [Action::\"tls\", Action::\"direct\"]",
+            "`@mode(\"log-only\")` is for what the proxy decides",
+        ),
+        (
+            "@mode(\"log-only\") @effect(\"alert\")",
+            "action == Action::\"http\"",
+            "1:10: policy `a`: `@mode` is for guards",
+        ),
+        (
+            "@mode(\"log-only\") @severity(\"high\")",
+            "action == Action::\"http\"",
+            "1:28: policy `a`: `@severity` says nothing without an effect",
+        ),
+        ("@effect(\"log-only\")", "action == Action::\"http\"", "write `@mode(\"log-only\")` on it"),
+    ] {
+        let text = format!("@id(\"a\") {annotations} permit (principal, {scope}, resource);");
+        let bundle = PolicyBundle { text, ..PolicyBundle::default() };
+        let errors = PolicySet::parse(&bundle).expect_err(annotations);
+        let told = errors.problems[0].to_string();
+        assert!(told.contains(wanted), "{told}");
+    }
+}

@@ -26,7 +26,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         r#"@id("a") @mode("log-only") permit (principal, action, resource);"#,
-        "1:10: policy `a`: `@mode` is not available yet",
+        "1:10: policy `a`: `@mode(\"log-only\")` is for what the proxy decides",
     ),
     (
         r#"@id("a") @foo("x") permit (principal, action, resource);"#,
@@ -394,6 +394,8 @@ fn bounds_hold_before_the_parser_sees_the_text() {
         assert!(problem.contains("nest deeper") || problem.contains("more than 256 operators"), "{problem}");
     }
     assert!(problem(&" ".repeat(TEXT_BYTES_MAX + 1)).contains("bytes and may have"));
+    let many = "@id(\"a\") permit (principal, action, resource);".repeat(crate::POLICIES_MAX + 1);
+    assert!(problem(&many).starts_with("8193 policies, and there may be 8192"));
     // Quotes and comments are not operators.
     set(&policy(&format!("context.path == \"/{}\" // {}\n", "((((\\\"&&".repeat(300), "&&((".repeat(300))));
     let many: String = (0..200)
