@@ -1,3 +1,5 @@
+//! Cases of the lint: what it finds, how certain it is, and what it leaves alone.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_identity::{Agent, AgentState};
