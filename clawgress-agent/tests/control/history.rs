@@ -99,6 +99,22 @@ async fn what_was_recorded_is_known_and_outlives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_has_so_many_places_and_the_others_stay_new() {
+    const MOST: usize = 4_096;
+    let node = Node::new().start().await;
+    let (agent, other) = (create(&node, "a").await.agent, create(&node, "b").await.agent);
+    let places: Vec<String> = (0..=MOST).map(|n| format!("h{n}.test")).collect();
+    for some in places.chunks(1_000) {
+        let records: Vec<_> = some.iter().map(|host| decision(&agent, host, Verdict::Allow)).collect();
+        hand_over(&node, &records).await;
+    }
+    assert!(!history(&node, &agent, &places[MOST - 1]).await.first_seen);
+    assert!(history(&node, &agent, &places[MOST]).await.first_seen, "one too many");
+    hand_over(&node, &[decision(&other, &places[MOST], Verdict::Allow)]).await;
+    assert!(!history(&node, &other, &places[MOST]).await.first_seen, "others have room");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fingerprint_that_changes_is_told() {
     let node = Node::new().start().await;
     let agent = create(&node, "a").await.agent;

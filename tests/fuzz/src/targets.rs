@@ -7,6 +7,7 @@
 
 use clawgress_inspect::client_hello::{ClientHello, HelloError, Reassembler};
 use clawgress_inspect::http1::{self, Framer, HttpError, Step};
+use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::usage::{Extractor, Format};
 use clawgress_inspect::{proxy_authorization, sniff};
@@ -60,6 +61,11 @@ pub fn client_hello(data: &[u8]) {
     let (whole, pieces) = pieces(data);
     let hello = read(&[whole]);
     assert_eq!(hello, read(&pieces));
+    if let Ok(Some(hello)) = &hello {
+        let text = Ja4::of(hello).to_string();
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        assert!(text.len() == 36 && text.bytes().all(is_plain), "{text}");
+    }
     if let Ok(Some(ClientHello { server_name: Some(name), .. })) = hello {
         assert!(!name.is_empty() && name.len() <= 253 && name.is_ascii());
         // What passes for a name is a name to the canonical parser too, or refused: never an address.
