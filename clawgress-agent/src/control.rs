@@ -7,6 +7,7 @@ mod admin;
 pub mod agents;
 pub mod api_keys;
 pub mod audit;
+mod authorities;
 mod enforcement;
 pub mod geo;
 mod geo_files;

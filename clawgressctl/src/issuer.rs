@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use clawgress_api::identity::{Issuer, IssuerRecord, JWKS_BYTES_MAX, RootId};
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{KeysState, ProviderStatus};
+use serde::de::DeserializeOwned;
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
@@ -83,23 +84,12 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
 
 /// The record that the files make, checked as the agent will.
 fn read(set: &Set) -> Result<IssuerRecord, Failure> {
-    let place = set.settings.display();
-    let settings = file(&set.settings, FILE_BYTES_MAX)?;
-    let mut settings: toml::Table =
-        settings.parse().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
-    for given in ["id", "keys"] {
-        if settings.contains_key(given) {
-            return Err(Failure::Refused(format!(
-                "{place}: `{given}` is given on the command line; leave it out"
-            )));
-        }
-    }
-    settings.insert("id".to_owned(), set.name.to_string().into());
+    let mut settings = table(&set.settings, &set.name, &["keys"])?;
     if let Some(keys) = &set.keys {
         settings.insert("keys".to_owned(), file(keys, JWKS_BYTES_MAX)?.into());
     }
     read_ca(set, &mut settings)?;
-    let record: IssuerRecord = settings.try_into().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
+    let record: IssuerRecord = understood(&set.settings, settings)?;
     Issuer::new(record.clone()).map_err(|e| Failure::Refused(format!("issuer `{}`: {e}", set.name)))?;
     Ok(record)
 }
@@ -120,7 +110,38 @@ fn read_ca(set: &Set, settings: &mut toml::Table) -> Result<(), Failure> {
     Ok(())
 }
 
-fn file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
+/// A file of settings of `name`, in which what is given `elsewhere` has no place.
+fn table(settings: &Path, name: &RootId, elsewhere: &[&str]) -> Result<toml::Table, Failure> {
+    let place = settings.display();
+    let text = file(settings, FILE_BYTES_MAX)?;
+    let mut table: toml::Table = text.parse().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
+    if let Some(given) = ["id"].iter().chain(elsewhere).find(|key| table.contains_key(**key)) {
+        return Err(Failure::Refused(format!(
+            "{place}: `{given}` is given on the command line; leave it out"
+        )));
+    }
+    table.insert("id".to_owned(), name.to_string().into());
+    Ok(table)
+}
+
+fn understood<T: DeserializeOwned>(settings: &Path, table: toml::Table) -> Result<T, Failure> {
+    table.try_into().map_err(|e| Failure::Refused(format!("{}: {e}", settings.display())))
+}
+
+/// The record of `name` that a file of settings makes with what else is `given`, or may be.
+pub fn record<T: DeserializeOwned>(
+    settings: &Path,
+    name: &RootId,
+    elsewhere: &[&str],
+    given: Vec<(&str, String)>,
+) -> Result<T, Failure> {
+    let mut table = table(settings, name, elsewhere)?;
+    table.extend(given.into_iter().map(|(key, text)| (key.to_owned(), text.into())));
+    understood(settings, table)
+}
+
+/// The text of a file of so many bytes at most.
+pub fn file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
     let place = path.display();
     let refuse = |e: std::io::Error| Failure::Refused(format!("cannot read {place}: {e}"));
     let mut text = String::new();

@@ -4,6 +4,7 @@
 
 mod agent;
 mod audit;
+mod authority;
 mod client;
 mod completion;
 mod failure;
@@ -19,6 +20,7 @@ mod run;
 mod source;
 mod status;
 mod time;
+mod trust_domain;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -88,6 +90,12 @@ enum Verb {
     /// Issuers of tokens: who is trusted to say who agents are.
     #[command(subcommand)]
     Issuer(issuer::Verb),
+    /// Certificate authorities: whose client certificates prove who agents are.
+    #[command(subcommand)]
+    Authority(authority::Verb),
+    /// Trust domains: whose SVIDs prove who agents are.
+    #[command(subcommand)]
+    TrustDomain(trust_domain::Verb),
     /// Policy: what they may do.
     #[command(subcommand)]
     Policy(policy::Verb),
@@ -147,6 +155,8 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Key(verb) => key::run(&client, output, verb).await?,
             Verb::Source(verb) => source::run(&client, output, verb).await?,
             Verb::Issuer(verb) => issuer::run(&client, output, verb).await?,
+            Verb::Authority(verb) => authority::run(&client, output, verb).await?,
+            Verb::TrustDomain(verb) => trust_domain::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,
             Verb::Geo(verb) => geo::run(&client, output, verb).await?,
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,

@@ -7,6 +7,7 @@ mod issuers;
 mod keys;
 mod policies;
 mod records;
+mod roots;
 mod runs;
 mod sources;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use clawgress_api::proto::admin_server::Admin;
 use clawgress_api::proto::{Document, Documents, Empty, Name, NewRun, RevisionNumber};
-use clawgress_identity::{AgentId, RootId, SourceId};
+use clawgress_identity::{AgentId, AuthorityRecord, RootId, SourceId, TrustDomainRecord};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_stream::wrappers::ReceiverStream;
@@ -164,6 +165,38 @@ impl Admin for Service {
         issuers::delete(&self.0, request).await
     }
 
+    async fn set_authority(&self, request: Request<Document>) -> Answer {
+        roots::set::<AuthorityRecord>(&self.0, request).await
+    }
+
+    async fn list_authorities(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        roots::list::<AuthorityRecord>(&self.0)
+    }
+
+    async fn show_authority(&self, request: Request<Name>) -> Answer {
+        roots::show::<AuthorityRecord>(&self.0, request)
+    }
+
+    async fn delete_authority(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        roots::delete::<AuthorityRecord>(&self.0, request).await
+    }
+
+    async fn set_trust_domain(&self, request: Request<Document>) -> Answer {
+        roots::set::<TrustDomainRecord>(&self.0, request).await
+    }
+
+    async fn list_trust_domains(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        roots::list::<TrustDomainRecord>(&self.0)
+    }
+
+    async fn show_trust_domain(&self, request: Request<Name>) -> Answer {
+        roots::show::<TrustDomainRecord>(&self.0, request)
+    }
+
+    async fn delete_trust_domain(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        roots::delete::<TrustDomainRecord>(&self.0, request).await
+    }
+
     async fn apply_policy(&self, request: Request<Document>) -> Answer {
         policies::apply(&self.0, request).await
     }
@@ -283,7 +316,7 @@ fn source_id(name: &Name) -> Result<SourceId, Status> {
     name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
 }
 
-fn issuer_id(name: &Name) -> Result<RootId, Status> {
+fn root_id(name: &Name) -> Result<RootId, Status> {
     name.name.parse().map_err(|e: clawgress_identity::AgentIdError| Status::invalid_argument(e.to_string()))
 }
 

@@ -101,6 +101,10 @@ impl Model {
             members.extend(sources.map(|id| format!("shared source `{id}`")));
             let issuers = self.issuers.keys().filter(|id| id.tenant() == tenant);
             members.extend(issuers.map(|id| format!("issuer `{id}`")));
+            let authorities = self.authorities.keys().filter(|id| id.tenant() == tenant);
+            members.extend(authorities.map(|id| format!("authority `{id}`")));
+            let domains = self.trust_domains.keys().filter(|id| id.tenant() == tenant);
+            members.extend(domains.map(|id| format!("trust domain `{id}`")));
         }
         members
     }
@@ -109,8 +113,8 @@ impl Model {
     /// before what is in it.
     fn unregistered(&self) -> BTreeSet<GroupId> {
         let of_agents = self.agents.values().filter_map(|agent| GroupId::all_of(agent).ok()).flatten();
-        let tenants =
-            self.shared.keys().map(|id| id.tenant()).chain(self.issuers.keys().map(|id| id.tenant()));
+        let roots = self.issuers.keys().chain(self.authorities.keys()).chain(self.trust_domains.keys());
+        let tenants = self.shared.keys().map(|id| id.tenant()).chain(roots.map(|id| id.tenant()));
         let tenants = tenants.filter_map(|tenant| GroupId::of_tenant(tenant).ok());
         of_agents.chain(tenants).filter(|group| !self.groups.contains_key(group)).collect()
     }

@@ -1,6 +1,7 @@
 //! Issuers of tokens: who is trusted to say who agents are. Must never keep one whose tokens L7 couldn't judge.
 
 use clawgress_identity::{IssuerRecord, KeySet, RootId, RootRecords, Roots};
+use serde::Serialize;
 
 use super::model::{Draft, Model, Refusal};
 use super::providers::{FETCHED, Fetched};
@@ -27,7 +28,8 @@ impl Model {
         RootRecords {
             issuers: self.issuers.values().cloned().collect(),
             fetched: fetched.map(|fetched| (fetched.id.clone(), fetched.document.clone())).collect(),
-            ..RootRecords::default()
+            authorities: self.authorities.values().cloned().collect(),
+            trust_domains: self.trust_domains.values().cloned().collect(),
         }
     }
 }
@@ -42,14 +44,20 @@ pub(super) fn described(issuer: &IssuerRecord) -> String {
     let mut short = issuer.clone();
     short.keys = String::new();
     short.revoked.clear();
-    let settings = serde_json::to_string(&short).unwrap_or_default();
+    let settings = settings(&short);
+    let keys = KeySet::parse(issuer.keys.as_bytes());
+    let keys: Vec<String> = keys.map(|keys| keys.thumbprints().collect()).unwrap_or_default();
+    format!("{settings} with keys {} and {}", keys.join(" "), revoked(issuer))
+}
+
+/// What audit says of settings.
+pub(super) fn settings(settings: &impl Serialize) -> String {
+    let settings = serde_json::to_string(settings).unwrap_or_default();
     let end = settings.floor_char_boundary(SETTINGS_BYTES_MAX);
     let shown = settings.get(..end).unwrap_or_default();
     let rest =
         if end < settings.len() { format!("… ({})", digest(settings.as_bytes())) } else { String::new() };
-    let keys = KeySet::parse(issuer.keys.as_bytes());
-    let keys: Vec<String> = keys.map(|keys| keys.thumbprints().collect()).unwrap_or_default();
-    format!("{shown}{rest} with keys {} and {}", keys.join(" "), revoked(issuer))
+    format!("{shown}{rest}")
 }
 
 fn revoked(issuer: &IssuerRecord) -> String {

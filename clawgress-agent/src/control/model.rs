@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, hex};
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, Group, GroupId, IssuerRecord, RootId, SharedSource, SourceId,
+    Agent, AgentId, AgentState, ApiKeyRecord, AuthorityRecord, Group, GroupId, IssuerRecord, RootId,
+    SharedSource, SourceId, TrustDomainRecord,
 };
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api_keys::{ENDED_KEY, KEY};
 use super::audit::AuditError;
+use super::authorities::{AUTHORITY, TRUST_DOMAIN};
 use super::geo::{GeoError, GeoInForce};
 use super::groups::{GROUP, with_built_in};
 use super::issuers::ISSUER;
@@ -104,6 +106,10 @@ pub struct Model {
     pub shared: BTreeMap<SourceId, SharedSource>,
     /// Issuers of tokens by id.
     pub issuers: BTreeMap<RootId, IssuerRecord>,
+    /// Certificate authorities by id.
+    pub authorities: BTreeMap<RootId, AuthorityRecord>,
+    /// Trust domains by id.
+    pub trust_domains: BTreeMap<RootId, TrustDomainRecord>,
     /// Keys that were fetched of their providers and count.
     pub fetched: BTreeMap<RootId, Fetched>,
     /// Runs by name.
@@ -203,6 +209,8 @@ impl Model {
             ended_keys: all(store, ENDED_KEY, at, |k: &ApiKeyRecord| k.id.clone()).await?,
             shared: all(store, SHARED, at, |s: &SharedSource| s.id.clone()).await?,
             issuers: all(store, ISSUER, at, |i: &IssuerRecord| i.id.clone()).await?,
+            authorities: all(store, AUTHORITY, at, |a: &AuthorityRecord| a.id.clone()).await?,
+            trust_domains: all(store, TRUST_DOMAIN, at, |d: &TrustDomainRecord| d.id.clone()).await?,
             fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,

@@ -138,12 +138,12 @@ pub(crate) struct Anchors {
 impl Anchors {
     pub(crate) fn from_pem(
         certificates: &str,
-        lists: &str,
+        lists_pem: &str,
         revocation: Revocation,
     ) -> Result<Anchors, AnchorsError> {
         const CERTIFICATES: &str = "certificates";
         const LISTS: &str = "revocation lists";
-        for (what, text) in [(CERTIFICATES, certificates), (LISTS, lists)] {
+        for (what, text) in [(CERTIFICATES, certificates), (LISTS, lists_pem)] {
             if text.len() > PEM_BYTES_MAX {
                 return Err(AnchorsError::Size(what));
             }
@@ -151,8 +151,12 @@ impl Anchors {
         let certificates = CertificateDer::pem_slice_iter(certificates.as_bytes());
         let certificates: Vec<_> =
             certificates.collect::<Result<_, _>>().map_err(|_| AnchorsError::Pem(CERTIFICATES))?;
-        let lists = CertificateRevocationListDer::pem_slice_iter(lists.as_bytes());
+        let lists = CertificateRevocationListDer::pem_slice_iter(lists_pem.as_bytes());
         let lists: Vec<_> = lists.collect::<Result<_, _>>().map_err(|_| AnchorsError::Pem(LISTS))?;
+        // What is given and not understood must not pass for nothing.
+        if lists.is_empty() && !lists_pem.trim().is_empty() {
+            return Err(AnchorsError::Pem(LISTS));
+        }
         if !(1..=ANCHORS_MAX).contains(&certificates.len()) {
             return Err(AnchorsError::Count(CERTIFICATES));
         }

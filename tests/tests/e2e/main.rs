@@ -11,10 +11,14 @@
 #[path = "../../../clawgress-agent/tests/datapath/frames.rs"]
 #[expect(dead_code, clippy::expect_used, reason = "the kernel plane's tests build more kinds of frames")]
 mod frames;
+#[path = "../../../clawgress-l7/tests/proxy/pki.rs"]
+#[expect(dead_code, clippy::expect_used, reason = "the proxy's tests make more kinds of certificates")]
+mod pki;
 mod support;
 
 mod administration;
 mod audit;
+mod certificates;
 mod faults;
 mod floods;
 mod geo;

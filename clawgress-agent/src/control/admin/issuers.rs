@@ -6,7 +6,7 @@ use clawgress_api::proto::{Document, Documents, Empty, Name};
 use clawgress_identity::{GroupId, IssuerRecord};
 use tonic::{Request, Response, Status};
 
-use super::{Answer, caller, detached, document, documents, issuer_id, parsed, status};
+use super::{Answer, caller, detached, document, documents, parsed, root_id, status};
 use crate::control::Control;
 use crate::control::groups::besides;
 use crate::control::issuers::described;
@@ -42,7 +42,7 @@ pub(super) fn list(control: &Arc<Control>) -> Result<Response<Documents>, Status
 
 /// One issuer.
 pub(super) fn show(control: &Arc<Control>, request: Request<Name>) -> Answer {
-    let id = issuer_id(&request.into_inner())?;
+    let id = root_id(&request.into_inner())?;
     document(control.governor.live().model.issuer(&id).map_err(status)?)
 }
 
@@ -57,7 +57,7 @@ pub(super) async fn delete(
     request: Request<Name>,
 ) -> Result<Response<Empty>, Status> {
     let by = caller(&request);
-    let id = issuer_id(&request.into_inner())?;
+    let id = root_id(&request.into_inner())?;
     let control = Arc::clone(control);
     detached(async move {
         let detail = |before: &IssuerRecord| format!("issuer deleted by {by}: was {}", described(before));
