@@ -4,8 +4,11 @@
 //! INVARIANT: of a client nothing goes on before its first bytes were classified and judged, also when
 //! its server speaks first.
 
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
@@ -421,7 +424,12 @@ pub async fn carry(
         };
         (reader, first)
     };
-    let cut = subject.forbidden(gateway, &found);
+    let mut forbidden = pin!(subject.forbidden(gateway, &found));
+    // Looked at whenever bytes come: this process may have stood still since it was asked last.
+    let cut = poll_fn(|context| match gateway.snapshots.straggles() {
+        true => Poll::Ready(DropReason::SnapshotMissing),
+        false => forbidden.as_mut().poll(context),
+    });
     let carried = tunnel::run(&mut client, &upstream, first, &gateway.pipes, cut).await;
     let (sent, received, reason) = carried;
     if let Some(found) = found.get() {

@@ -1,7 +1,9 @@
 //! The snapshot L7 decides by: followed from control, swapped whole, acknowledged by generation.
 //!
 //! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
-//! time, there is no plan, and without a plan everything is denied.
+//! time, there is no plan, and without a plan everything is denied. Nor is there one while a later generation waits to be
+//! applied for too long, or after this process stood still, until control has said what is live now: others may have gone
+//! on without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +13,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
-use clawgress_api::proto::{Applied, Draining, Hello, Refused, UnknownKey, WatchRequest, watch_request};
+use clawgress_api::proto::{
+    Applied, Confirm, Draining, Hello, Refused, UnknownKey, WatchRequest, watch_request,
+};
 use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{RootId, Roots, TrustSnapshot};
@@ -23,6 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::limit;
+
+mod straggle;
+
+use self::straggle::Straggle;
 
 /// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
 const REQUESTS_MAX: usize = 4;
@@ -64,6 +72,7 @@ pub struct Snapshots {
     stale_after: Duration,
     /// An issuer whose keys may have been rolled over, for control to know.
     unknown_key: watch::Sender<Option<RootId>>,
+    straggle: Straggle,
 }
 
 // === impl Plan ===
@@ -134,6 +143,7 @@ impl Snapshots {
             lost_ms: AtomicU64::new(0),
             stale_after,
             unknown_key: watch::channel(None).0,
+            straggle: Straggle::default(),
         }
     }
 
@@ -142,6 +152,9 @@ impl Snapshots {
     /// # Errors
     /// [`DropReason::SnapshotMissing`] if there is none, or none that counts any more.
     pub fn current(&self) -> Result<Arc<Plan>, DropReason> {
+        if self.straggles() {
+            return Err(DropReason::SnapshotMissing);
+        }
         let lost = self.lost_ms.load(Ordering::Acquire);
         if lost != CONFIRMED
             && self.started.elapsed().saturating_sub(Duration::from_millis(lost)) > self.stale_after
@@ -149,6 +162,13 @@ impl Snapshots {
             return Err(DropReason::SnapshotMissing);
         }
         self.plan.load_full().ok_or(DropReason::SnapshotMissing)
+    }
+
+    /// Whether the plan must not count, since this process may have missed a later one. Whoever carries something by a
+    /// former answer asks this whenever it goes on.
+    #[must_use]
+    pub fn straggles(&self) -> bool {
+        self.straggle.is_behind()
     }
 
     /// The generation of the last plan, 0 for none, for records of denials.
@@ -255,6 +275,7 @@ impl Snapshots {
         if envelope.document.is_empty() && self.runs(generation) {
             return Applied { generation, error: String::new(), quarantine };
         }
+        self.straggle.begin();
         // Parsing a large policy takes long enough to hold up other tasks.
         let (clock, former) = (Arc::clone(&self.clock), self.plan.load_full());
         let parse = move || Plan::new(&envelope.document, clock, former.as_deref());
@@ -268,6 +289,7 @@ impl Snapshots {
                 let quarantined = Arc::clone(&self.quarantined.lock());
                 self.plan.store(Some(Arc::new(plan.with_quarantined(&quarantined))));
                 self.lost_ms.store(CONFIRMED, Ordering::Release);
+                self.straggle.end();
                 self.tell();
                 tracing::info!(generation, "snapshot applied");
                 return Applied { generation, error: String::new(), quarantine };
@@ -278,6 +300,7 @@ impl Snapshots {
         };
         // What control wants is not what runs: the former generation counts for the grace time only.
         self.lose();
+        self.straggle.end();
         tracing::error!(generation, %error, "snapshot refused; the former generation stays live until it is stale");
         Applied { generation, error, quarantine }
     }
@@ -291,6 +314,17 @@ impl Snapshots {
 
     /// Follows control for ever, and tells it when this worker drains, and why it gets no listeners.
     pub async fn follow(
+        &self,
+        channel: Channel,
+        instance: String,
+        draining: CancellationToken,
+        refused: watch::Receiver<Option<String>>,
+    ) {
+        let watched = self.straggle.watch(|| self.tell());
+        tokio::join!(watched, self.follow_control(channel, instance, draining, refused));
+    }
+
+    async fn follow_control(
         &self,
         channel: Channel,
         instance: String,
@@ -333,6 +367,7 @@ impl Snapshots {
         let mut snapshots = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
         let (mut any, mut is_told) = (false, false);
         let (mut unknown_key, mut told) = (self.unknown_key.subscribe(), None::<Instant>);
+        let mut stalls = self.straggle.stalls();
         if refused.borrow().is_some() {
             // Who is at the other end now has not heard it.
             refused.mark_changed();
@@ -343,6 +378,12 @@ impl Snapshots {
                 () = draining.cancelled(), if !is_told => {
                     is_told = true;
                     requests.send(say(watch_request::Kind::Draining(Draining {}))).await.map_err(gone)?;
+                    continue;
+                }
+                // Asked on each stream anew, as long as nobody has answered.
+                number = self.straggle.unconfirmed(&mut stalls) => {
+                    let kind = watch_request::Kind::Confirm(Confirm { number });
+                    requests.send(say(kind)).await.map_err(gone)?;
                     continue;
                 }
                 // A flood of made-up keys costs control a message now and then.
@@ -367,6 +408,7 @@ impl Snapshots {
             };
             let Some(envelope) = message else { return Ok(any) };
             let (generation, hollow) = (envelope.generation, envelope.document.is_empty());
+            let confirms = envelope.confirms;
             let applied = self.apply(envelope).await;
             if hollow && !self.runs(generation) {
                 // Control takes this worker for one that has it. A new stream begins with the whole.
@@ -374,6 +416,13 @@ impl Snapshots {
                 return Err(tonic::Status::data_loss(told));
             }
             any |= applied.error.is_empty();
+            if applied.error.is_empty() && self.runs(generation) && self.straggle.confirm(confirms) {
+                tracing::warn!(
+                    generation,
+                    "this process stood still; control has confirmed what it decides by"
+                );
+                self.tell();
+            }
             requests.send(say(watch_request::Kind::Applied(applied))).await.map_err(gone)?;
         }
     }

@@ -130,13 +130,15 @@ where
         Ok(())
     };
     let stopped = tokio::select! {
+        // Before anything is carried on.
+        biased;
+        reason = cut => Some(reason),
         carried = async { tokio::try_join!(sending, receiving) } => match carried {
             Err(Stop::For(reason)) => Some(reason),
             // An error is how many protocols end: the bytes tell what came across.
             Ok(_) | Err(Stop::Io) => None,
         },
         () = meter.idle() => Some(DropReason::Timeout),
-        reason = cut => Some(reason),
     };
     let (sent, received) = meter.bytes();
     (sent, received, stopped)

@@ -92,6 +92,8 @@ impl Service {
         live.mark_changed();
         // The generation whose document was sent last.
         let mut sent = None;
+        // What the worker wants confirmed, and what was.
+        let (mut asked, mut confirmed) = (0, 0);
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -100,6 +102,7 @@ impl Service {
                     Ok(Some(WatchRequest { kind: Some(Kind::Applied(applied)) })) => place.acknowledge(applied),
                     Ok(Some(WatchRequest { kind: Some(Kind::Draining(_)) })) => place.drain(),
                     Ok(Some(WatchRequest { kind: Some(Kind::Refused(refused)) })) => place.refuse(refused.why),
+                    Ok(Some(WatchRequest { kind: Some(Kind::Confirm(confirm)) })) => asked = confirm.number,
                     Ok(Some(WatchRequest { kind: Some(Kind::UnknownKey(key)) })) => {
                         self.providers.unknown_key(&key.issuer);
                     }
@@ -116,6 +119,7 @@ impl Service {
                     tokio::select! {
                         changed = live.changed() => changed.ok()?,
                         changed = quarantined.changed() => changed.ok()?,
+                        () = std::future::ready(()), if asked != confirmed => {}
                     }
                     Some(permit)
                 } => {
@@ -125,7 +129,8 @@ impl Service {
                     // By what is sent, not by what woke this: either may change in between.
                     let number = generation.model.generation;
                     let is_new = sent.replace(number) != Some(number);
-                    permit.send(Ok(snapshot(&generation, &isolated, is_new)));
+                    confirmed = asked;
+                    permit.send(Ok(Snapshot { confirms: asked, ..snapshot(&generation, &isolated, is_new) }));
                 }
             }
         }
@@ -139,6 +144,7 @@ fn snapshot(generation: &Generation, quarantined: &Quarantined, is_new: bool) ->
         document: if is_new { generation.snapshot.clone() } else { Vec::new() },
         quarantined: quarantined.indices().collect(),
         quarantine: quarantined.serial,
+        confirms: 0,
     }
 }
 

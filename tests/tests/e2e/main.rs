@@ -34,6 +34,7 @@ mod quarantine;
 mod registry;
 mod shared;
 mod signals;
+mod stragglers;
 mod tokens;
 mod transparent;
 mod units;
