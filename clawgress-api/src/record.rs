@@ -1,5 +1,6 @@
 //! The audit record: the one shape in which every decision and outcome of both planes is kept.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
@@ -193,6 +194,33 @@ pub struct EffectRef {
     pub severity: Option<String>,
 }
 
+/// What a decision of L7 read besides what its record tells elsewhere, so that it can be made again. Never the value of
+/// a header, nor a credential: policy can't ask for one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Scheme of a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// What a tunnel carries: `tls` or `unknown`; absent where that was not seen before it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// What the hello offered, if that is not too much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpn: Option<Vec<String>>,
+    /// Labels of the agent, where policy asks for attributes of agents, if they are not too much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// What the agent did before, where policy asks for it (`clawgress_policy::history::History`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<serde_json::Value>,
+    /// Name of the wall clock's zone; absent where it is UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Names the geo data in force (`clawgress_policy::Geo::edition`), where policy asks for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub geo: Option<String>,
+}
+
 /// One audit record. Fields that don't apply are absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -237,6 +265,9 @@ pub struct AuditRecord {
     /// Obligations that matched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub effects: Vec<EffectRef>,
+    /// What else the decision read, in L7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<Box<Attributes>>,
     /// Why it was denied, or how it failed.
     #[serde(
         default,
@@ -310,6 +341,7 @@ impl AuditRecord {
             verdict: None,
             policies: Vec::new(),
             effects: Vec::new(),
+            attributes: None,
             reason: None,
             failed_open: None,
             status: None,

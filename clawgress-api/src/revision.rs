@@ -69,6 +69,20 @@ pub enum Standing {
     Unknown,
 }
 
+/// What a policy would rest on at this node, so that it can be asked elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySurroundings<S> {
+    /// The live generation.
+    pub generation: u64,
+    /// Geo data of what the policy names, as their files have them now, and the zone (`clawgress_policy::Surroundings`).
+    pub surroundings: S,
+    /// Names the geo data in force, as records do (`clawgress_policy::Geo::edition`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub geo: Option<String>,
+    /// Whether the geo data above are those in force: the live policy names all of them, with the same prefixes.
+    pub is_in_force: bool,
+}
+
 /// `policy signer`: who signs revisions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySigner {

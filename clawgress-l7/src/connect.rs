@@ -138,11 +138,11 @@ async fn prospect(
     let deny = |reason| Ruling::deny("tunnel", reason);
     let plan = gateway.snapshots.current().map_err(deny)?;
     if let Ok(Some(bound)) = identify::bound(&plan, connection) {
-        exchange.agent(&bound, plan.generation);
+        exchange.agent(&bound, &plan);
     }
     let credential = asked.credential.as_ref().map(|c| c.as_slice());
     let who = identify::identify(gateway, &plan, connection, credential).await.map_err(deny)?;
-    exchange.agent(&who, plan.generation);
+    exchange.agent(&who, &plan);
     gateway.histories.inform(&plan, &who, &asked.host).await.map_err(deny)?;
     let tls = decide::tls_possible(&plan, &who, &asked.host, asked.port);
     let unknown = decide::unknown(&plan, &who, &asked.host, asked.port);

@@ -10,15 +10,11 @@ use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use clawgress_policy::effect::Obligation;
-use clawgress_policy::{Decision, Host, Operation, Request, Scheme, Transport, TunnelProtocol};
+use clawgress_policy::{ALPN_GUESSES, Decision, Host, Operation, Request, Scheme, Transport, TunnelProtocol};
 
 use crate::identify::Who;
 use crate::own::Own;
 use crate::snapshot::Plan;
-
-/// ALPN lists a client may turn out to offer. A CONNECT is judged before its hello is seen: it is
-/// refused only if no likely hello could be permitted. The hello itself is judged as it is.
-const ALPN_GUESSES: [&[&str]; 4] = [&[], &["h2", "http/1.1"], &["http/1.1"], &["h2"]];
 
 /// What the gateway offers a server it speaks TLS to.
 const UPSTREAM_ALPN: &str = "http/1.1";
@@ -56,6 +52,8 @@ pub struct Judged {
     pub addresses: Vec<IpAddr>,
     /// Determining policies.
     pub policies: Vec<String>,
+    /// Those of each address.
+    pub by_address: Vec<(IpAddr, Vec<String>)>,
 }
 
 // === impl Ruling ===
@@ -217,13 +215,14 @@ pub fn connect(
     addresses: &[IpAddr],
     port: u16,
 ) -> Result<Judged, (Ruling, Option<IpAddr>)> {
-    let mut judged = Judged { addresses: Vec::new(), policies: Vec::new() };
+    let mut judged = Judged { addresses: Vec::new(), policies: Vec::new(), by_address: Vec::new() };
     let mut first = None;
     for ip in addresses {
         let ruling = connect_one(plan, agent, own, *ip, port);
         if ruling.verdict.is_ok() {
             judged.addresses.push(*ip);
-            judged.policies.extend(ruling.policies);
+            judged.policies.extend_from_slice(&ruling.policies);
+            judged.by_address.push((*ip, ruling.policies));
         } else {
             first.get_or_insert((ruling, Some(*ip)));
         }

@@ -4,27 +4,36 @@
 //! its task is cancelled.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{AuditRecord, EffectRef, RecordKind, SourceRef, TokenUsage, Verdict};
+use clawgress_api::{Attributes, AuditRecord, EffectRef, RecordKind, SourceRef, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
-use clawgress_policy::Host;
+use clawgress_policy::{Host, Scheme, TunnelProtocol};
 
 use crate::audit::{Audit, Room};
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::gateway::Gateway;
 use crate::identify::Who;
+use crate::opaque::Content;
+use crate::snapshot::{Basis, Plan};
+
+/// Most bytes of an agent's labels, and of what a hello offers, that a record holds: most have few, and a record is one
+/// line of a log.
+const ATTRIBUTE_BYTES_MAX: usize = 4096;
 
 /// An exchange.
 #[derive(Debug)]
 pub struct Exchange {
     audit: Audit,
-    record: AuditRecord,
+    /// Boxed, as what was read: every connection's task holds an exchange, in each of its steps.
+    record: Box<AuditRecord>,
     began: Instant,
     /// Time spent waiting for the client, which is not the gateway's.
     waited: Duration,
+    read: Box<Read>,
     stage: Stage,
 }
 
@@ -33,6 +42,16 @@ enum Stage {
     Open,
     Decided(Option<Room>),
     Ended,
+}
+
+/// What decisions on it read, besides what its record tells elsewhere.
+#[derive(Debug, Default)]
+struct Read {
+    /// Who it was, and what the plan rests on that judged it last.
+    by: Option<(Who, Arc<Basis>)>,
+    scheme: Option<Scheme>,
+    protocol: Option<TunnelProtocol>,
+    alpn: Option<Vec<String>>,
 }
 
 /// How it went.
@@ -56,7 +75,7 @@ impl Exchange {
     /// An exchange that began now.
     #[must_use]
     pub fn new(gateway: &Gateway, connection: &Connection) -> Self {
-        let mut record = gateway.audit.record(gateway.snapshots.generation());
+        let mut record = Box::new(gateway.audit.record(gateway.snapshots.generation()));
         record.ingress = Some(connection.ingress);
         record.source = connection.source();
         record.destination.protocol = Some("tcp".to_owned());
@@ -69,6 +88,7 @@ impl Exchange {
             record,
             began: Instant::now(),
             waited: Duration::ZERO,
+            read: Box::default(),
             stage: Stage::Open,
         }
     }
@@ -79,8 +99,8 @@ impl Exchange {
         &self.record.request
     }
 
-    /// Notes who it is, under which generation.
-    pub fn agent(&mut self, who: &Who, generation: u64) {
+    /// Notes who it is, under which plan.
+    pub fn agent(&mut self, who: &Who, plan: &Plan) {
         self.record.agent = Some(who.reference());
         // The kernel plane let nothing pass from another: the binding's is the packets' own.
         let SourceRef { ip, interface, mac, .. } = &mut self.record.source;
@@ -89,7 +109,23 @@ impl Exchange {
             let mut bound = bound.filter(|s| s.interface == interface && s.prefix.contains(&ip));
             *mac = bound.find_map(|source| source.mac);
         }
+        self.record.generation = plan.generation;
+        self.read.by = Some((who.clone(), Arc::clone(&plan.basis)));
+    }
+
+    /// Notes that it was judged again under a later generation.
+    pub fn under(&mut self, generation: u64) {
         self.record.generation = generation;
+    }
+
+    /// Notes what a tunnel carries.
+    pub fn content(&mut self, content: &Content) {
+        let (protocol, alpn) = match content {
+            Content::Tls(offered) => (TunnelProtocol::Tls, Some(offered.alpn.clone())),
+            Content::Unknown => (TunnelProtocol::Unknown, None),
+        };
+        self.read.protocol = Some(protocol);
+        self.read.alpn = alpn;
     }
 
     /// Notes where it goes.
@@ -109,6 +145,11 @@ impl Exchange {
     /// Notes the address that is dialled, or was refused.
     pub fn address(&mut self, ip: IpAddr) {
         self.record.destination.ip = Some(ip);
+    }
+
+    /// Notes how a request is sent on.
+    pub fn scheme(&mut self, scheme: Scheme) {
+        self.read.scheme = Some(scheme);
     }
 
     /// Notes the HTTP request.
@@ -140,7 +181,7 @@ impl Exchange {
     /// or counted in a gap.
     pub fn allow(&mut self, ruling: &Ruling) -> Result<(), DropReason> {
         self.decide(ruling);
-        match self.audit.put_and_reserve(self.record.clone()) {
+        match self.audit.put_and_reserve((*self.record).clone()) {
             Some(room) => {
                 self.stage = Stage::Decided(Some(room));
                 Ok(())
@@ -159,7 +200,7 @@ impl Exchange {
             return;
         }
         self.decide(&ruling);
-        let room = self.audit.put_and_reserve(self.record.clone());
+        let room = self.audit.put_and_reserve((*self.record).clone());
         if room.is_none() {
             self.audit.lose(2);
         }
@@ -167,6 +208,7 @@ impl Exchange {
     }
 
     fn decide(&mut self, ruling: &Ruling) {
+        self.record.attributes = self.read.attributes();
         let latency = self.began.elapsed().saturating_sub(self.waited);
         self.record.time = self.audit.now();
         self.record.action = Some(ruling.action.to_owned());
@@ -192,12 +234,34 @@ impl Exchange {
         let Stage::Decided(room) = std::mem::replace(&mut self.stage, Stage::Ended) else { return };
         // Without room the decision was lost too, and both are counted.
         let Some(room) = room else { return };
-        let mut record = self.record.clone();
+        let mut record = (*self.record).clone();
         record.kind = RecordKind::Outcome;
+        record.attributes = None;
         record.time = self.audit.now();
         record.latency_us = u64::try_from(self.began.elapsed().as_micros()).ok();
         fill(&mut record);
         room.put(record);
+    }
+}
+
+// === impl Read ===
+
+impl Read {
+    fn attributes(&self) -> Option<Box<Attributes>> {
+        let (who, basis) = self.by.as_ref()?;
+        let bytes = |texts: &mut dyn Iterator<Item = &String>| texts.map(String::len).sum::<usize>();
+        let labels = &who.identity.agent.labels;
+        let is_short = bytes(&mut labels.iter().flat_map(|(key, value)| [key, value])) <= ATTRIBUTE_BYTES_MAX;
+        let alpn = self.alpn.as_ref().filter(|alpn| bytes(&mut alpn.iter()) <= ATTRIBUTE_BYTES_MAX);
+        Some(Box::new(Attributes {
+            scheme: self.scheme.map(|scheme| scheme.name().to_owned()),
+            protocol: self.protocol.map(|protocol| protocol.name().to_owned()),
+            alpn: alpn.cloned(),
+            labels: (basis.asks_agent && is_short).then(|| labels.clone()),
+            history: who.history().and_then(|history| serde_json::to_value(history).ok()),
+            zone: basis.zone.clone(),
+            geo: basis.geo.clone(),
+        }))
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
@@ -204,10 +203,11 @@ pub fn check_name(asked: &Host, name: Option<&str>) -> Result<(), DropReason> {
 pub async fn refuse(
     gateway: &Gateway,
     content: &Content,
-    exchange: Exchange,
+    mut exchange: Exchange,
     stream: Stream,
     ruling: Ruling,
 ) {
+    exchange.content(content);
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
         Content::Tls(_) => refuse_tls(exchange, stream, ruling).await,
@@ -278,7 +278,7 @@ fn tls_subject(
 
 fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Result<Who, DropReason> {
     let who = identify::bound(plan, connection)?.ok_or(DropReason::Anonymous)?;
-    exchange.agent(&who, plan.generation);
+    exchange.agent(&who, plan);
     Ok(who)
 }
 
@@ -363,6 +363,7 @@ async fn establish(
             carry(gateway, exchange, subject, stream, upstream, held, enforced).await;
         }
         Err(reason) => {
+            exchange.content(&subject.content);
             let _ = exchange.allow(&ruling);
             exchange.end(End { reason: Some(reason), ..End::default() });
             if subject.content != Content::Unknown {
@@ -394,11 +395,12 @@ pub async fn carry(
 ) {
     let Enforced { effects, status } = enforced;
     subject.effects.clone_from(&effects);
+    exchange.content(&subject.content);
     subject.ip.into_iter().for_each(|ip| exchange.address(ip));
     // Dialling took time: policy counts as of now.
     let ruling = match gateway.snapshots.current() {
         Ok(plan) => {
-            exchange.agent(&subject.who, plan.generation);
+            exchange.agent(&subject.who, &plan);
             match gateway.histories.inform(&plan, &subject.who, &subject.host).await {
                 // It counted once.
                 Ok(()) => Ruling { duties: None, effects, ..subject.judge(gateway, &plan) },
@@ -424,7 +426,7 @@ pub async fn carry(
         };
         (reader, first)
     };
-    let mut forbidden = pin!(subject.forbidden(gateway, &found));
+    let mut forbidden = Box::pin(subject.forbidden(gateway, &found));
     // Looked at whenever bytes come: this process may have stood still since it was asked last.
     let cut = poll_fn(|context| match gateway.snapshots.straggles() {
         true => Poll::Ready(DropReason::SnapshotMissing),

@@ -71,7 +71,7 @@ impl Context {
         if !exchange.is_decided() {
             match &self.granted {
                 // It was allowed, but no upstream could be reached.
-                Some(granted) if front.was_cut().is_none() => drop(exchange.allow(granted.ruling())),
+                Some(granted) if front.was_cut().is_none() => drop(exchange.allow(&granted.ruling())),
                 // Nothing of it went out: nor was it allowed any more, if that is why it was cut.
                 _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
             }
@@ -114,19 +114,20 @@ impl App {
         front.serves_endpoint(admitted.upstream.is_some());
         exchange.host(&admitted.host, admitted.port);
         exchange.request(&admitted.method, &admitted.path);
+        exchange.scheme(admitted.scheme());
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = match &front.place {
             Place::Tunnel { who, .. } => who.under(&plan, gateway.now_s()).map_err(deny)?,
             Place::Explicit { .. } | Place::Transparent { .. } => {
                 if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
-                    exchange.agent(&bound, plan.generation);
+                    exchange.agent(&bound, &plan);
                 }
                 let credential = admitted.credential.take();
                 let credential = credential.as_ref().map(|c| c.as_slice());
                 identify::identify(gateway, &plan, &front.connection, credential).await.map_err(deny)?
             }
         };
-        exchange.agent(&who, plan.generation);
+        exchange.agent(&who, &plan);
         if admitted.upgrade {
             return Err(deny(DropReason::UpgradeUnsupported));
         }
@@ -151,11 +152,11 @@ impl App {
                 let chosen = front.connection.steered_to().map(|to| to.ip());
                 let addresses = dial::order(&judged.addresses, chosen, false);
                 // Last, so that nothing is spent on what is denied.
-                let ruling = enforce(gateway, ruling.with(&judged.policies), exchange.id()).await;
+                let ruling = enforce(gateway, ruling, exchange.id()).await;
                 if ruling.verdict.is_err() {
                     return Err(ruling);
                 }
-                Ok(Granted::new(admitted, who, addresses, ruling, plan.generation))
+                Ok(Granted::new(admitted, who, (addresses, judged.by_address), ruling, plan.generation))
             }
             Err((refused, ip)) => {
                 ip.into_iter().for_each(|ip| exchange.address(ip));
@@ -340,7 +341,7 @@ impl ProxyHttp for App {
         if let Err(reason) = granted.judge_again(&self.gateway) {
             context.reason = Some(reason);
             if !exchange.is_decided() {
-                exchange.agent(granted.who(), self.gateway.snapshots.generation());
+                exchange.under(self.gateway.snapshots.generation());
                 exchange.deny(Ruling::deny("http", reason));
             }
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
@@ -348,7 +349,7 @@ impl ProxyHttp for App {
         if exchange.is_decided() {
             return Ok(());
         }
-        if let Err(reason) = exchange.allow(granted.ruling()) {
+        if let Err(reason) = exchange.allow(&granted.ruling()) {
             context.reason = Some(reason);
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "not recorded"));
         }

@@ -168,7 +168,7 @@ impl Serving {
         if let Ok(plan) = self.gateway.snapshots.current()
             && let Ok(Some(who)) = crate::identify::bound(&plan, connection)
         {
-            exchange.agent(&who, plan.generation);
+            exchange.agent(&who, &plan);
         }
     }
 }

@@ -53,6 +53,19 @@ pub struct Plan {
     roots: Arc<Roots>,
     /// Who is who.
     pub trust: TrustSnapshot,
+    /// What decisions rest on besides.
+    pub basis: Arc<Basis>,
+}
+
+/// What decisions rest on besides a request and the policy, as records tell it.
+#[derive(Debug)]
+pub struct Basis {
+    /// Whether policy asks for attributes of agents.
+    pub asks_agent: bool,
+    /// Name of the wall clock's zone, unless it is UTC.
+    pub zone: Option<String>,
+    /// Names the geo data in force, if policy asks for any.
+    pub geo: Option<String>,
 }
 
 /// The live plan.
@@ -85,6 +98,12 @@ impl Plan {
             serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
         let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
         let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
+        let zone = policy.as_ref().map(PolicySet::zone).filter(|zone| *zone != "UTC");
+        let basis = Arc::new(Basis {
+            asks_agent: policy.as_ref().is_some_and(PolicySet::asks_agent),
+            zone: zone.map(str::to_owned),
+            geo: snapshot.policy.as_ref().and_then(|policy| policy.surroundings.geo.edition()),
+        });
         let none = Roots::default();
         let (roots, refused) = Roots::renew(snapshot.roots, former.map_or(&none, |plan| &plan.roots));
         for error in refused {
@@ -93,7 +112,7 @@ impl Plan {
         let roots = Arc::new(roots);
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
         let trust = trust.with_roots(Arc::clone(&roots));
-        Ok(Plan { generation: snapshot.generation, policy, clock, roots, trust })
+        Ok(Plan { generation: snapshot.generation, policy, clock, roots, trust, basis })
     }
 
     /// The policy as it decides now; `None` before the first: deny.
@@ -122,6 +141,7 @@ impl Plan {
             clock: Arc::clone(&self.clock),
             roots: Arc::clone(&self.roots),
             trust: self.trust.with_quarantined(quarantined),
+            basis: Arc::clone(&self.basis),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aws_lc_rs::digest::{Context, SHA256};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,22 @@ impl Geo {
     pub fn len(&self) -> usize {
         let asns = self.asns.iter().flat_map(BTreeMap::values).map(Vec::len).sum::<usize>();
         asns + self.countries.iter().flat_map(BTreeMap::values).map(Vec::len).sum::<usize>()
+    }
+
+    /// A name for exactly these data, of 16 hexadecimal digits; `None` where nothing is named.
+    #[must_use]
+    pub fn edition(&self) -> Option<String> {
+        let asns = self.asns.iter().flatten().map(|(number, prefixes)| (asn_id(*number), prefixes));
+        let countries = self.countries.iter().flatten().map(|(code, prefixes)| (code.clone(), prefixes));
+        let mut named = asns.chain(countries).peekable();
+        named.peek()?;
+        let mut digest = Context::new(&SHA256);
+        // Names and prefixes have no space in them, so that no two lists are written alike.
+        for (name, prefixes) in named {
+            digest.update(format!("{name}\n").as_bytes());
+            prefixes.iter().for_each(|prefix| digest.update(format!(" {prefix}\n").as_bytes()));
+        }
+        Some(digest.finish().as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// Whether there is no prefix.

@@ -25,7 +25,7 @@ pub use address::{embedded_ipv4, is_reserved};
 pub use geo::{GEO_PREFIXES_MAX, Geo, GeoNames};
 pub use host::{Host, HostError};
 pub use members::{SET_MEMBERS_MAX, SET_NAME_BYTES_MAX, SETS_MAX};
-pub use request::{Decision, Operation, Request, Scheme, Transport, TunnelProtocol};
+pub use request::{ALPN_GUESSES, Decision, Operation, Request, Scheme, Transport, TunnelProtocol};
 pub use set::{
     NESTING_MAX, NamedSets, OPERATORS_MAX, Outline, POLICIES_MAX, PROBLEMS_MAX, PolicyBundle, PolicyErrors,
     PolicyInForce, PolicyInForceRef, PolicyProblem, PolicySet, SCHEMA_VERSION, Surroundings, TEXT_BYTES_MAX,

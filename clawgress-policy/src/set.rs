@@ -288,6 +288,18 @@ impl PolicySet {
         self.inner.reads.history
     }
 
+    /// Whether any policy asks for attributes or labels of the agent.
+    #[must_use]
+    pub fn asks_agent(&self) -> bool {
+        self.inner.reads.agent
+    }
+
+    /// Name of the wall clock's zone.
+    #[must_use]
+    pub fn zone(&self) -> &str {
+        &self.inner.zone.name
+    }
+
     /// Whether any policy asks for the time.
     #[must_use]
     pub fn asks_time(&self) -> bool {

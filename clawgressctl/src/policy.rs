@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use clawgress_api::identity::{Agent, AgentId};
 use clawgress_api::proto::{Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyRevision, Standing};
-use clawgress_policy::{PolicyBundle, SCHEMA, schema_json};
+use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, Standing};
+use clawgress_policy::study::replay::Needs;
+use clawgress_policy::{PolicyBundle, SCHEMA, Surroundings, schema_json};
 
 use self::files::{Files, Written};
 use crate::client::{Client, request};
@@ -140,6 +141,22 @@ async fn named(client: &Client, name: &str, sets: Option<&PathBuf>) -> Result<Wr
     } else {
         Written::from_files(&path, sets.map(PathBuf::as_path))
     }
+}
+
+/// What a policy rests on at the node: its geo data and its time zone. Asked for only where the policy asks for either, so
+/// that nothing else needs the node.
+async fn surroundings(client: &Client, written: &Written) -> Result<Surroundings, Failure> {
+    let text = &written.bundle.text;
+    let needs = Needs::of(text);
+    if !needs.geo && !needs.time {
+        return Ok(Surroundings::default());
+    }
+    Ok(node_surroundings(client, text).await?.surroundings)
+}
+
+async fn node_surroundings(client: &Client, text: &str) -> Result<PolicySurroundings<Surroundings>, Failure> {
+    let mut admin = client.connect().await?;
+    client.document(admin.policy_surroundings(request(&text)?).await)
 }
 
 async fn agents(client: &Client) -> Result<Vec<Agent>, Failure> {

@@ -213,6 +213,10 @@ impl Admin for Service {
         policies::history(&self.0).await
     }
 
+    async fn policy_surroundings(&self, request: Request<Document>) -> Answer {
+        policies::surroundings(&self.0, request).await
+    }
+
     async fn policy_signer(&self, _: Request<Empty>) -> Answer {
         policies::signer(&self.0).await
     }

@@ -312,7 +312,7 @@ impl Governor {
     }
 
     /// The moment that a generation made now is for.
-    fn window(&self) -> Window {
+    pub(super) fn window(&self) -> Window {
         Window { zone: self.config.time.zone.clone(), at: self.clock.now() }
     }
 
@@ -592,7 +592,7 @@ impl Parsed {
 }
 
 /// The window's zone as its offsets around then.
-fn zone(window: &Window) -> Result<Zone, Refusal> {
+pub(super) fn zone(window: &Window) -> Result<Zone, Refusal> {
     let Window { zone: name, at } = window;
     let unknown = |e: jiff::Error| Refusal::Invalid(format!("there is no time zone `{name}` here: {e}"));
     if name == clawgress_api::config::UTC {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use clawgress_api::{NewPolicy, PolicyRevision, hex};
-use clawgress_policy::PolicyBundle;
+use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, hex};
+use clawgress_policy::{PolicyBundle, Surroundings};
 
-use super::govern::{Generation, Governor, load};
+use super::govern::{Generation, Governor, load, zone};
 use super::model::{self, Draft, Refusal};
 
 /// Revisions adopted by one change: two writes of a transaction for each would be the most.
@@ -122,6 +122,29 @@ impl Governor {
         let detail =
             format!("policy revision {} is not in force, everything is denied: {why}", policy.number);
         self.change(|()| detail.clone(), Draft::close).await.map(drop)
+    }
+
+    /// What policy text would rest on if it were live now.
+    ///
+    /// # Errors
+    /// If a file of geo data that it needs can't be used.
+    pub(super) async fn surroundings(&self, text: &str) -> Result<PolicySurroundings<Surroundings>, Refusal> {
+        let named = self.geo_of(text).await?.geo.clone();
+        let (zone, live) = (zone(&self.window())?, self.live());
+        let in_force = &live.model.geo.geo;
+        let asns = named.asns.iter().flatten();
+        let countries = named.countries.iter().flatten();
+        let is_in_force =
+            asns.clone().all(|(n, p)| in_force.asns.as_ref().and_then(|all| all.get(n)) == Some(p))
+                && countries
+                    .clone()
+                    .all(|(c, p)| in_force.countries.as_ref().and_then(|all| all.get(c)) == Some(p));
+        Ok(PolicySurroundings {
+            generation: live.model.generation,
+            geo: in_force.edition(),
+            is_in_force,
+            surroundings: Surroundings { geo: named, zone },
+        })
     }
 
     /// One revision, and how it stands.

@@ -20,7 +20,10 @@ pub struct Granted {
     admitted: Admitted,
     who: Who,
     addresses: Vec<IpAddr>,
+    /// What `http` said.
     ruling: Ruling,
+    /// Which policies let it reach each address.
+    reach: Vec<(IpAddr, Vec<String>)>,
     /// Which of the addresses is dialled.
     attempt: AtomicUsize,
     /// The generation it was last judged under.
@@ -30,17 +33,18 @@ pub struct Granted {
 // === impl Granted ===
 
 impl Granted {
-    /// A request of `who` to judged `addresses`, granted by `ruling` under `generation`.
+    /// A request of `who` to judged `addresses`, which `reach` has the policies of, granted by `ruling` under
+    /// `generation`.
     #[must_use]
     pub fn new(
         admitted: Admitted,
         who: Who,
-        addresses: Vec<IpAddr>,
+        (addresses, reach): (Vec<IpAddr>, Vec<(IpAddr, Vec<String>)>),
         ruling: Ruling,
         generation: u64,
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
-        Granted { admitted, who, addresses, ruling, attempt, generation }
+        Granted { admitted, who, addresses, reach, ruling, attempt, generation }
     }
 
     /// Who asked.
@@ -64,10 +68,12 @@ impl Granted {
         self.admitted.upstream.as_ref().and_then(|upstream| upstream.ca.clone())
     }
 
-    /// What granted it.
+    /// What granted it, at the address that is dialled.
     #[must_use]
-    pub fn ruling(&self) -> &Ruling {
-        &self.ruling
+    pub fn ruling(&self) -> Ruling {
+        let dialled = self.dialled().map(|(ip, _)| ip);
+        let reach = self.reach.iter().find(|(ip, _)| Some(*ip) == dialled);
+        self.ruling.clone().with(reach.map_or(&[], |(_, policies)| policies))
     }
 
     /// The address that is dialled, or was, and the port.

@@ -1,6 +1,7 @@
 //! What a set says of what was decided before: records hold what was asked, as far as they hold it. Must never guess:
 //! what a record does not hold is said not to be known.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use cedar_policy_core::ast::{Expr, ExprKind};
@@ -12,15 +13,17 @@ use crate::effect::Effect;
 use crate::kernel::{self, KernelAction};
 use crate::set::syntax::{self, Policy};
 use crate::vocabulary::Reads;
-use crate::{Decision, Host, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol};
+use crate::{
+    ALPN_GUESSES, Decision, GeoNames, Host, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol,
+};
 
 /// What a record holds of a decision.
 #[derive(Clone, Debug)]
 pub struct Recorded<'a> {
     /// Who asked, as it was then.
     pub agent: &'a Agent,
-    /// Whether its labels are those of then.
-    pub knows_labels: bool,
+    /// What else is known of then.
+    pub known: Known,
     /// Whether the kernel decided.
     pub by_kernel: bool,
     /// The action that determined it.
@@ -35,14 +38,46 @@ pub struct Recorded<'a> {
     pub port: Option<u16>,
     /// Protocol.
     pub protocol: Option<&'a str>,
+    /// Scheme, where that is recorded.
+    pub scheme: Option<&'a str>,
     /// Method.
     pub method: Option<&'a str>,
     /// Path.
     pub path: Option<&'a str>,
+    /// Ids of the policies that determined it.
+    pub policies: &'a [String],
+    /// What a tunnel carries.
+    pub content: Content,
     /// What the hello offered.
     pub alpn: Option<&'a [String]>,
     /// Its fingerprint.
     pub ja4: Option<&'a str>,
+}
+
+/// What is known of the time of a decision, besides its record's own parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Whether the agent's labels are those of then.
+    pub labels: bool,
+    /// Whether the geo data are those of then.
+    pub geo: bool,
+    /// Whether the zone of the wall clock is that of then.
+    pub zone: bool,
+    /// Whether conditions on time answered the same from its first question to its record.
+    pub time: bool,
+}
+
+/// What a tunnel carries, by its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// TLS.
+    Tls,
+    /// Neither TLS nor HTTP.
+    Unknown,
+    /// It was decided before that was seen: of a `CONNECT`, whatever may follow was denied.
+    Unseen,
+    /// The record is older than that it says so.
+    Untold,
 }
 
 /// What the set says of it.
@@ -51,6 +86,11 @@ pub struct Recorded<'a> {
 pub enum Replayed {
     /// The same.
     Same,
+    /// The same, and other policies determine it.
+    Otherwise {
+        /// Ids of those that determine it now.
+        policies: Vec<String>,
+    },
     /// Something else.
     Changed {
         /// `allow`, `direct`, `steer`, or the reason of a denial.
@@ -80,6 +120,10 @@ pub struct Needs {
     pub ja4: bool,
     /// What the agent did before.
     pub history: bool,
+    /// The data of an autonomous system or a country.
+    pub geo: bool,
+    /// The time.
+    pub time: bool,
 }
 
 // === impl Needs ===
@@ -89,7 +133,7 @@ impl Needs {
     #[must_use]
     pub fn of(text: &str) -> Needs {
         let Ok(set) = text.parse::<cedar_policy::PolicySet>() else { return Needs::default() };
-        let mut needs = Needs::default();
+        let mut needs = Needs { geo: !GeoNames::of(text).is_empty(), ..Needs::default() };
         for cedar in set.policies() {
             let ast: &Policy = cedar.as_ref();
             let Some(condition) = ast.non_scope_constraints() else { continue };
@@ -98,6 +142,7 @@ impl Needs {
             needs.labels |= reads.agent;
             needs.ja4 |= reads.ja4;
             needs.history |= reads.history;
+            needs.time |= reads.time;
             needs.alpn |= condition.subexpressions().any(reads_alpn);
         }
         needs
@@ -122,8 +167,14 @@ impl Recorded<'_> {
         {
             return Replayed::Apart;
         }
-        if needs.labels && !self.knows_labels {
-            return unknown("the labels that the agent had then");
+        let lacks = [
+            (needs.labels && !self.known.labels, "the labels that the agent had then"),
+            (needs.geo && !self.known.geo, "the geo data of then"),
+            (needs.time && !self.known.zone, "the time zone of then"),
+            (needs.time && !self.known.time, "on which side of a turn of time it was decided"),
+        ];
+        if let Some((_, why)) = lacks.into_iter().find(|(lacks, _)| *lacks) {
+            return unknown(why);
         }
         if needs.history && !self.by_kernel && !set.knows_history() {
             return unknown("what the agent did before");
@@ -148,7 +199,18 @@ impl Recorded<'_> {
             KernelAction::Steer => "steer",
             KernelAction::Deny(code) => DropReason::from_code(code).map_or("deny", DropReason::name),
         };
-        changed(before, after, policies)
+        self.changed(before, after, policies)
+    }
+
+    /// The outcome of asking again.
+    fn changed(&self, before: &str, after: &str, mut policies: Vec<String>) -> Replayed {
+        policies.sort();
+        policies.dedup();
+        if before != after {
+            return Replayed::Changed { before: before.to_owned(), after: after.to_owned(), policies };
+        }
+        let recorded: BTreeSet<&String> = self.policies.iter().collect();
+        if recorded == policies.iter().collect() { Replayed::Same } else { Replayed::Otherwise { policies } }
     }
 
     fn proxied(&self, set: &PolicySet, needs: Needs) -> Replayed {
@@ -158,7 +220,7 @@ impl Recorded<'_> {
         if let Some(ip) = self.ip {
             let reach = set.reach(self.agent, ip, port, Transport::Tcp);
             if let Err(reason) = reach.verdict {
-                return changed(before, reason.name(), reach.policies);
+                return self.changed(before, reason.name(), reach.policies);
             }
             reached = reach.policies;
         } else if self.action == "connect" {
@@ -169,6 +231,11 @@ impl Recorded<'_> {
         let answer = match self.action {
             "http" => self.http(set, &host, port),
             "tls" | "tunnel" => self.opaque(set, &host, port, needs),
+            // It was denied by its address, after this was asked.
+            _ if self.method.is_some() => self.http(set, &host, port),
+            _ if matches!(self.content, Content::Tls | Content::Unknown) => {
+                self.opaque(set, &host, port, needs)
+            }
             // What would have been asked next was never seen.
             _ => return unknown("what would have come after `connect`"),
         };
@@ -177,24 +244,24 @@ impl Recorded<'_> {
             Ok((None, _)) if self.ip.is_none() => unknown("the address"),
             Ok((None, mut policies)) => {
                 policies.extend(reached);
-                policies.sort();
-                policies.dedup();
-                changed(before, "allow", policies)
+                self.changed(before, "allow", policies)
             }
-            Ok((Some(reason), policies)) => changed(before, reason.name(), policies),
+            Ok((Some(reason), policies)) => self.changed(before, reason.name(), policies),
             Err(why) => unknown(why),
         }
     }
 
     fn http(&self, set: &PolicySet, host: &Host, port: u16) -> Result<Answer, &'static str> {
+        if self.scheme.is_some_and(|scheme| scheme != Scheme::Http.name()) {
+            return Err("what was asked of the TLS by which it was sent on");
+        }
         let method = self.method.ok_or("the method")?;
         let path = self.path.ok_or("the path")?;
         let operation = Operation::Http { host, port, scheme: Scheme::Http, method, path };
         Ok(answer(ask(set, self.agent, operation)))
     }
 
-    /// `tls` and `tunnel`, or `tunnel` alone for what was no TLS: a record doesn't tell which, so that both must say the
-    /// same.
+    /// `tls` and `tunnel`, or `tunnel` alone for what was no TLS. Where a record doesn't tell which, both must say the same.
     fn opaque(&self, set: &PolicySet, host: &Host, port: u16, needs: Needs) -> Result<Answer, &'static str> {
         let alpn = match self.alpn {
             Some(alpn) => alpn,
@@ -206,26 +273,49 @@ impl Recorded<'_> {
             None if needs.ja4 => return Err("the fingerprint of the hello"),
             None => "",
         };
+        let hello = Operation::Tls { host, port, alpn, ja4 };
         let is_unknown = self.verdict == Err(DropReason::ProtocolUnknown.name());
         let is_tls = self.action == "tls"
             || self.alpn.is_some()
             || self.ja4.is_some()
             || self.verdict == Err(DropReason::InspectionRequired.name());
-        let unknown = || {
-            let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown };
-            let (reason, policies) = answer(ask(set, self.agent, operation));
-            let denied =
-                reason.map(|r| if r == DropReason::PolicyDenied { DropReason::ProtocolUnknown } else { r });
-            (denied, policies)
-        };
-        if is_unknown {
-            return Ok(unknown());
+        match self.content {
+            Content::Tls => Ok(self.tls(set, hello)),
+            Content::Unknown => Ok(self.other(set, host, port)),
+            Content::Unseen => self.unseen(set, host, port),
+            Content::Untold if is_unknown => Ok(self.other(set, host, port)),
+            Content::Untold => {
+                let tls = self.tls(set, hello);
+                if !is_tls && tls.0.is_none() != self.other(set, host, port).0.is_none() {
+                    return Err("whether it was TLS");
+                }
+                Ok(tls)
+            }
         }
-        let tls = self.tls(set, Operation::Tls { host, port, alpn, ja4 });
-        if !is_tls && tls.0.is_none() != unknown().0.is_none() {
-            return Err("whether it was TLS");
-        }
-        Ok(tls)
+    }
+
+    /// A protocol nobody can read.
+    fn other(&self, set: &PolicySet, host: &Host, port: u16) -> Answer {
+        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown };
+        let (reason, policies) = answer(ask(set, self.agent, operation));
+        let denied =
+            reason.map(|r| if r == DropReason::PolicyDenied { DropReason::ProtocolUnknown } else { r });
+        (denied, policies)
+    }
+
+    /// A `CONNECT` of which nothing that may follow was permitted: by the first guess, if that is so now.
+    fn unseen(&self, set: &PolicySet, host: &Host, port: u16) -> Result<Answer, &'static str> {
+        let guesses = ALPN_GUESSES.iter().map(|guess| {
+            let alpn: Vec<String> = guess.iter().map(|name| (*name).to_owned()).collect();
+            self.tls(set, Operation::Tls { host, port, alpn: &alpn, ja4: "" })
+        });
+        let guesses: Vec<Answer> = guesses.collect();
+        let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
+        let denies = |(reason, _): &Answer| reason.is_some();
+        let nothing = guesses.iter().all(denies)
+            && denies(&self.other(set, host, port))
+            && denies(&answer(ask(set, self.agent, root)));
+        guesses.into_iter().next().filter(|_| nothing).ok_or("what would have followed the `CONNECT`")
     }
 
     fn tls(&self, set: &PolicySet, hello: Operation<'_>) -> Answer {
@@ -268,13 +358,6 @@ fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Decision {
         },
         Err(failed) => failed,
     }
-}
-
-fn changed(before: &str, after: &str, policies: Vec<String>) -> Replayed {
-    if before == after {
-        return Replayed::Same;
-    }
-    Replayed::Changed { before: before.to_owned(), after: after.to_owned(), policies }
 }
 
 fn unknown(why: &str) -> Replayed {

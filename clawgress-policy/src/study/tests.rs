@@ -7,7 +7,7 @@ use clawgress_identity::{Agent, AgentState};
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
 use super::explain::{Explanation, Target, explain};
-use super::replay::{Needs, Recorded, Replayed};
+use super::replay::{Content, Known, Needs, Recorded, Replayed};
 use crate::{PolicyBundle, PolicySet, Surroundings};
 
 const TEXT: &str = r#"
@@ -196,12 +196,17 @@ fn reach_differs_where_the_sets_do() {
     assert!(ReachDifference::between(&a, &a, &agents).unwrap().reaches.is_empty());
 }
 
-#[test]
-fn a_replay_says_what_it_does_not_know() {
-    let agent = agent("a", "t", 1);
-    let recorded = Recorded {
-        agent: &agent,
-        knows_labels: false,
+const ALL: Known = Known { labels: true, geo: true, zone: true, time: true };
+
+fn ids(ids: &[&str]) -> Vec<String> {
+    ids.iter().map(|id| (*id).to_owned()).collect()
+}
+
+/// A request that [`TEXT`] allows.
+fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
+    Recorded {
+        agent,
+        known: Known { labels: false, ..ALL },
         by_kernel: false,
         action: "http",
         verdict: Ok(()),
@@ -209,12 +214,71 @@ fn a_replay_says_what_it_does_not_know() {
         ip: Some([203, 0, 113, 5].into()),
         port: Some(80),
         protocol: Some("tcp"),
+        scheme: Some("http"),
         method: Some("GET"),
         path: Some("/x"),
+        policies,
+        content: Content::Untold,
         alpn: None,
         ja4: None,
+    }
+}
+
+fn replay(recorded: &Recorded<'_>, text: &str) -> Replayed {
+    recorded.replay(&set(text).at(0), Needs::of(text))
+}
+
+#[track_caller]
+fn undecidable(recorded: &Recorded<'_>, text: &str, said: &str) {
+    let replayed = replay(recorded, text);
+    let Replayed::Unknown { why } = &replayed else { panic!("{replayed:?}") };
+    assert!(why.contains(said), "{why}");
+}
+
+#[test]
+fn a_replay_is_exact_where_the_record_holds_all() {
+    let (agent, of_http, of_deny) = (agent("a", "t", 1), ids(&["http", "web"]), ids(&["no-admin"]));
+    let recorded = recorded(&agent, &of_http);
+    let late = Recorded { action: "connect", verdict: Err("policy_denied"), ..recorded.clone() };
+    // What is denied at its address was asked before for what it is.
+    let refused = Recorded { policies: &of_deny, path: Some("/admin"), ..late.clone() };
+    let asked = Recorded { verdict: Err("policy_forbidden"), action: "http", ..refused.clone() };
+    assert_eq!(replay(&asked, TEXT), Replayed::Same);
+    let Replayed::Otherwise { policies } = replay(&recorded, &TEXT.replace("@id(\"http\")", "@id(\"h\")"))
+    else {
+        panic!("by another policy")
     };
-    let replay = |recorded: &Recorded<'_>, text: &str| recorded.replay(&set(text), Needs::of(text));
+    assert_eq!(policies, ["h", "web"]);
+    for (known, said) in [(Known { zone: false, ..ALL }, "zone"), (Known { time: false, ..ALL }, "turn")] {
+        let timed = TEXT.replace("context.path like \"/admin*\"", "context.hour == 9");
+        undecidable(&Recorded { known, ..recorded.clone() }, &timed, said);
+        assert_eq!(replay(&Recorded { known, ..recorded.clone() }, TEXT), Replayed::Same, "{said}");
+    }
+    let placed = TEXT.replace("resource in NetworkSet::\"lan\")\nwhen", "resource in Country::\"DE\")\nwhen");
+    assert!(Needs::of(&placed).geo && !Needs::of(TEXT).geo);
+    // A tunnel by what it carries; and one of which nothing was seen, by all that may have come.
+    let tunnel = Recorded { action: "tunnel", method: None, path: None, ..recorded.clone() };
+    let of_tls = ids(&["saas", "web"]);
+    for content in [Content::Tls, Content::Unknown] {
+        assert_eq!(replay(&Recorded { content, policies: &of_tls, ..tunnel.clone() }, TEXT), Replayed::Same);
+    }
+    let unseen = Recorded {
+        content: Content::Unseen,
+        action: "tls",
+        verdict: Err("policy_denied"),
+        host: Some("other.test"),
+        ip: None,
+        policies: &[],
+        ..tunnel.clone()
+    };
+    assert_eq!(replay(&unseen, TEXT), Replayed::Same);
+    undecidable(&unseen, &TEXT.replace("HostSet::\"saas\"", "Host::\"other.test\""), "CONNECT");
+}
+
+#[test]
+fn a_replay_says_what_it_does_not_know() {
+    let (agent, of_http, of_kernel) = (agent("a", "t", 1), ids(&["http", "web"]), ids(&["web"]));
+    let recorded = recorded(&agent, &of_http);
     assert_eq!(replay(&recorded, TEXT), Replayed::Same);
     let denied = replay(&recorded, &TEXT.replace("/admin*", "/x*"));
     let Replayed::Changed { before, after, policies } = denied else { panic!("{denied:?}") };
@@ -225,25 +289,23 @@ fn a_replay_says_what_it_does_not_know() {
     );
     let isolated = replay(&recorded, &quarantines);
     assert!(matches!(isolated, Replayed::Changed { after, .. } if after == "agent_quarantined"));
-    let unknown = |recorded: &Recorded<'_>, text: &str, said: &str| {
-        let replayed = replay(recorded, text);
-        let Replayed::Unknown { why } = &replayed else { panic!("{replayed:?}") };
-        assert!(why.contains(said), "{why}");
-    };
-    unknown(&Recorded { path: None, ..recorded.clone() }, TEXT, "path");
+    undecidable(&Recorded { path: None, ..recorded.clone() }, TEXT, "path");
     let labelled = TEXT.replace("context.path like \"/admin*\"", "principal.hasTag(\"x\")");
-    unknown(&recorded, &labelled, "labels");
-    assert_eq!(replay(&Recorded { knows_labels: true, ..recorded.clone() }, &labelled), Replayed::Same);
+    undecidable(&recorded, &labelled, "labels");
+    assert_eq!(replay(&Recorded { known: ALL, ..recorded.clone() }, &labelled), Replayed::Same);
     let hello = Recorded { action: "tunnel", method: None, path: None, ..recorded.clone() };
     let alpn = format!(
         "{TEXT}@id(\"h2\") forbid (principal, action == Action::\"tls\", resource) when {{ context.alpn.contains(\"h2\") }};"
     );
-    unknown(&hello, &alpn, "ALPN");
+    undecidable(&hello, &alpn, "ALPN");
     let late = Recorded { action: "connect", verdict: Err("policy_denied"), ..recorded.clone() };
-    unknown(&late, TEXT, "connect");
+    let Replayed::Changed { after, .. } = replay(&late, TEXT) else { panic!("its request is known") };
+    assert_eq!(after, "allow");
+    let late = Recorded { method: None, ..late };
+    undecidable(&late, TEXT, "connect");
     let apart = Recorded { verdict: Err("resolve_failed"), ..recorded.clone() };
     assert_eq!(replay(&apart, TEXT), Replayed::Apart);
-    let kernel = Recorded { by_kernel: true, action: "connect", ..recorded.clone() };
+    let kernel = Recorded { by_kernel: true, action: "connect", policies: &of_kernel, ..recorded.clone() };
     assert_eq!(replay(&kernel, TEXT), Replayed::Same);
     let gone = replay(&kernel, &TEXT.replace("[80, 443]", "[443]"));
     assert!(matches!(gone, Replayed::Changed { after, .. } if after == "policy_denied"));

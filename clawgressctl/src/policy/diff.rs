@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clawgress_api::Status;
 use clawgress_api::identity::Agent;
-use clawgress_policy::Surroundings;
+use clawgress_api::proto::Empty;
 use clawgress_policy::study::difference::{Reach, ReachDifference, TextDifference};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::explain::parsed;
 use super::files::Written;
-use super::{agents, check, named, revision, written};
+use super::{agents, check, named, surroundings, written};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -47,29 +48,36 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     let first = named(client, &first, first_sets.as_ref()).await?;
     let second = named(client, second.as_deref().unwrap_or("0"), second_sets.as_ref()).await?;
     let agents = if text { None } else { Some(agents(client).await?) };
-    show(output, &compare(&first, &second, agents.as_deref())?)
+    show(output, &compare(client, &first, &second, agents.as_deref()).await?)
 }
 
 /// Lets the node check it, and compares it with what is live.
 pub async fn dry_run(client: &Client, output: Output, new: &Written) -> Result<(), Failure> {
     let check = check::on_node(client, output, new).await?;
     new.warn(&check.findings);
-    let live = match revision(client, 0).await {
-        Ok(live) => written(client, live.number).await?,
-        // None was applied yet.
-        Err(_) => Written::from_bundle("nothing".to_owned(), clawgress_policy::PolicyBundle::default()),
+    let mut admin = client.connect().await?;
+    let status: Status = client.document(admin.status(Empty {}).await)?;
+    let live = match status.revision {
+        0 => Written::from_bundle("nothing".to_owned(), clawgress_policy::PolicyBundle::default()),
+        number => written(client, number).await?,
     };
     let agents = agents(client).await?;
-    show(output, &compare(&live, new, Some(&agents))?)?;
+    show(output, &compare(client, &live, new, Some(&agents)).await?)?;
     output::note("nothing was changed");
     Ok(())
 }
 
-fn compare(first: &Written, second: &Written, agents: Option<&[Agent]>) -> Result<Shown, Failure> {
+async fn compare(
+    client: &Client,
+    first: &Written,
+    second: &Written,
+    agents: Option<&[Agent]>,
+) -> Result<Shown, Failure> {
     let written = TextDifference::between(&first.bundle, &second.bundle);
     let Some(agents) = agents else { return Ok(Shown { written, reach: None }) };
-    let (surroundings, now) = (Surroundings::default(), Timestamp::now().as_millisecond());
-    let (a, b) = (parsed(first, &surroundings)?.at(now), parsed(second, &surroundings)?.at(now));
+    let now = Timestamp::now().as_millisecond();
+    let a = parsed(first, &surroundings(client, first).await?)?.at(now);
+    let b = parsed(second, &surroundings(client, second).await?)?.at(now);
     let reach =
         ReachDifference::between(&a, &b, agents).map_err(|errors| second.refused(&errors.problems))?;
     Ok(Shown { written, reach: Some(reach) })

@@ -10,7 +10,7 @@ use clawgress_policy::{PolicySet, Surroundings};
 use jiff::Timestamp;
 
 use super::files::Written;
-use super::{agents, named, no_agent};
+use super::{agents, named, no_agent, surroundings};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -49,7 +49,7 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     let written = named(client, policy.as_deref().unwrap_or("0"), sets.as_ref()).await?;
     let agents = agents(client).await?;
     let agent = agents.iter().find(|a| a.id == agent).ok_or_else(|| no_agent(&agent))?;
-    let surroundings = Surroundings::default();
+    let surroundings = surroundings(client, &written).await?;
     let set = parsed(&written, &surroundings)?.at(at.unwrap_or_else(Timestamp::now).as_millisecond());
     let parts = (written.bundle.text.as_str(), &written.bundle.sets, &surroundings);
     let explanation = explain(&set, parts, agent, &target);
@@ -64,12 +64,15 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     Err(Failure::WouldDeny(format!("it would be denied by `{}`: {reason}", explanation.decided)))
 }
 
-/// The set, to be asked here. It has no zone of a node: that is said where it may matter.
+/// The set, to be asked here, with what it rests on. Which zone that is is said where it may matter.
 pub fn parsed(written: &Written, surroundings: &Surroundings) -> Result<PolicySet, Failure> {
     let set = PolicySet::parse_in(&written.bundle.text, &written.bundle.sets, surroundings)
         .map_err(|errors| written.refused(&errors.problems))?;
     if set.asks_time() {
-        output::note("note: conditions on the wall clock are answered in UTC");
+        output::note(&format!(
+            "note: conditions on the wall clock are answered in {}",
+            output::clean(set.zone())
+        ));
     }
     Ok(set)
 }

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clawgress_api::identity::{Agent, AgentId, AgentState};
-use clawgress_api::{AgentRef, AuditQuery, AuditRecord, Plane, RecordKind, Verdict};
-use clawgress_policy::study::replay::{Needs, Recorded, Replayed};
+use clawgress_api::{
+    AgentRef, Attributes, AuditQuery, AuditRecord, Plane, PolicySurroundings, RecordKind, Verdict,
+};
+use clawgress_policy::history::History;
+use clawgress_policy::study::replay::{Content, Known, Needs, Recorded, Replayed};
 use clawgress_policy::{PolicySet, Surroundings};
 use serde::Serialize;
 
 use super::explain::parsed;
-use super::{agents, named};
+use super::{agents, named, node_surroundings};
 use crate::client::{Client, parse, request};
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -37,6 +40,13 @@ pub struct Arguments {
     limit: u64,
 }
 
+/// How long tables of a moment that is over may count in the kernel plane, and as long again for what its records tell
+/// later (`LATE_TIME_MAX` of the datapath role).
+const KERNEL_LATE_MS_MAX: i64 = 2 * 60_000;
+
+/// What the policy rests on at the node.
+type Node = PolicySurroundings<Surroundings>;
+
 /// What came of it.
 #[derive(Default, Serialize)]
 struct Report {
@@ -44,9 +54,12 @@ struct Report {
     decisions: u64,
     /// Those that stay the same.
     same: u64,
+    /// Those that stay the same, by other policies.
+    otherwise: u64,
     /// Those that were not policy's doing.
     apart: u64,
-    /// How many can't be told, by what their records don't hold.
+    /// How many are undecidable, by what their records don't hold.
+    #[serde(rename = "undecidable")]
     unknown: BTreeMap<String, u64>,
     /// Those that would change.
     changed: Vec<Changed>,
@@ -70,7 +83,8 @@ struct Changed {
 /// Replays.
 pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
     let written = named(client, &arguments.policy, arguments.sets.as_ref()).await?;
-    let set = parsed(&written, &Surroundings::default())?;
+    let node = node_surroundings(client, &written.bundle.text).await?;
+    let set = parsed(&written, &node.surroundings)?;
     let needs = Needs::of(&written.bundle.text);
     let registered: BTreeMap<AgentId, Agent> =
         agents(client).await?.into_iter().map(|agent| (agent.id.clone(), agent)).collect();
@@ -88,7 +102,7 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
         let next = records.message().await.map_err(|s| Failure::call(client.socket(), &s))?;
         let Some(document) = next else { break };
         let record: AuditRecord = parse(&document.json)?;
-        report.add(&record, &set, needs, &registered, &mut changes);
+        report.add(&record, (&set, needs), (&node, &registered), &mut changes);
     }
     report.changed = changes.into_iter().map(|(change, count)| Changed { count, ..change }).collect();
     report.changed.sort_by_key(|change| std::cmp::Reverse(change.count));
@@ -102,11 +116,11 @@ fn print(report: &Report) -> Result<(), Failure> {
     let cannot: u64 = report.unknown.values().sum();
     let changed: u64 = report.changed.iter().map(|change| change.count).sum();
     output::line(&format!(
-        "{} decisions: {} the same, {changed} changed, {cannot} can't be told, {} not by policy",
-        report.decisions, report.same, report.apart
+        "{} decisions: {} the same, {} the same by other policies, {changed} changed, {cannot} undecidable, {} not by policy",
+        report.decisions, report.same, report.otherwise, report.apart
     ))?;
     for (why, count) in &report.unknown {
-        output::line(&format!("  {count} records don't hold {why}"))?;
+        output::line(&format!("  {count} undecidable: the records don't hold {why}"))?;
     }
     if report.changed.is_empty() {
         return Ok(());
@@ -138,22 +152,21 @@ impl Report {
     fn add(
         &mut self,
         record: &AuditRecord,
-        set: &PolicySet,
-        needs: Needs,
-        registered: &BTreeMap<AgentId, Agent>,
+        (set, needs): (&PolicySet, Needs),
+        (node, registered): (&Node, &BTreeMap<AgentId, Agent>),
         changes: &mut BTreeMap<Changed, u64>,
     ) {
         let (Some(who), Some(verdict)) = (&record.agent, record.verdict) else { return };
         // One record may stand for many packets of one decision.
         self.decisions += 1;
-        let Some((agent, knows_labels)) = then(who, registered) else {
+        let Some((agent, labels)) = then(who, record, node, registered) else {
             self.unknown("an agent's valid name");
             return;
         };
-        let to = &record.destination;
+        let (to, attributes) = (&record.destination, record.attributes.as_deref());
         let recorded = Recorded {
             agent: &agent,
-            knows_labels,
+            known: known(record, set, node, labels),
             by_kernel: record.plane == Plane::Kernel,
             action: record.action.as_deref().unwrap_or_default(),
             verdict: match (verdict, record.reason) {
@@ -164,13 +177,22 @@ impl Report {
             ip: to.ip,
             port: to.port,
             protocol: to.protocol.as_deref(),
+            scheme: attributes.and_then(|a| a.scheme.as_deref()),
             method: to.method.as_deref(),
             path: to.path.as_deref(),
-            alpn: None,
+            policies: &record.policies,
+            content: content(attributes),
+            alpn: attributes.and_then(|a| a.alpn.as_deref()),
             ja4: record.fingerprint.as_ref().and_then(|f| f.ja4.as_deref()),
         };
-        match recorded.replay(&set.at(record.time.as_millisecond()), needs) {
+        let mut set = set.at(record.time.as_millisecond());
+        let history = attributes.and_then(|a| a.history.clone());
+        if let Some(history) = history.and_then(|history| serde_json::from_value::<History>(history).ok()) {
+            set = set.knowing(history);
+        }
+        match recorded.replay(&set, needs) {
             Replayed::Same => self.same += 1,
+            Replayed::Otherwise { .. } => self.otherwise += 1,
             Replayed::Apart => self.apart += 1,
             Replayed::Unknown { why } => self.unknown(&why),
             Replayed::Changed { before, after, policies } => {
@@ -205,19 +227,66 @@ fn destination(record: &AuditRecord) -> String {
     format!("{host}{port}{request}")
 }
 
-/// The agent as it was when it was recorded, and whether its labels are known: a record doesn't hold them.
-fn then(who: &AgentRef, registered: &BTreeMap<AgentId, Agent>) -> Option<(Agent, bool)> {
+/// The agent as it was when it was recorded, and whether its labels are known.
+fn then(
+    who: &AgentRef,
+    record: &AuditRecord,
+    node: &Node,
+    registered: &BTreeMap<AgentId, Agent>,
+) -> Option<(Agent, bool)> {
     let id = AgentId::new(&who.tenant, &who.agent).ok()?;
     let now = registered.get(&id);
+    let recorded = record.attributes.as_ref().and_then(|attributes| attributes.labels.clone());
+    let is_known = recorded.is_some() || record.generation == node.generation && now.is_some();
     let agent = Agent {
         index: now.map_or(0, |agent| agent.index),
         id,
         team: who.team.clone(),
         project: who.project.clone(),
         environment: who.environment.clone(),
-        labels: now.map(|agent| agent.labels.clone()).unwrap_or_default(),
+        // Another agent, or other labels, would be another generation.
+        labels: recorded.or_else(|| now.map(|agent| agent.labels.clone())).unwrap_or_default(),
         state: AgentState::Active,
         sources: Vec::new(),
     };
-    Some((agent, false))
+    Some((agent, is_known))
+}
+
+/// What is known of the time of a decision: by what its record holds, or because it was made in the live generation, which
+/// all of this is the same in.
+fn known(record: &AuditRecord, set: &PolicySet, node: &Node, labels: bool) -> Known {
+    let attributes = record.attributes.as_ref();
+    let is_live = record.generation == node.generation;
+    let geo = attributes.and_then(|a| a.geo.as_ref());
+    let zone = attributes.map(|a| a.zone.as_deref().unwrap_or("UTC"));
+    Known {
+        labels,
+        geo: node.is_in_force && (is_live || geo.is_some() && geo == node.geo.as_ref()),
+        zone: zone.map_or(is_live, |zone| zone == node.surroundings.zone.name),
+        time: !has_turned(record, set),
+    }
+}
+
+/// Whether a condition on time turned between a decision's first question and its record. The kernel plane's tables may be
+/// of a moment before.
+fn has_turned(record: &AuditRecord, set: &PolicySet) -> bool {
+    let at = record.time.as_millisecond();
+    let took = match record.plane {
+        Plane::Kernel => KERNEL_LATE_MS_MAX,
+        Plane::L7 | Plane::Control => {
+            i64::try_from(record.latency_us.unwrap_or(0).div_ceil(1000)).unwrap_or(i64::MAX)
+        }
+    };
+    set.next_turn_ms(at.saturating_sub(took)).is_some_and(|turn| turn <= at)
+}
+
+fn content(attributes: Option<&Attributes>) -> Content {
+    match attributes {
+        None => Content::Untold,
+        Some(attributes) => match attributes.protocol.as_deref() {
+            Some("tls") => Content::Tls,
+            Some(_) => Content::Unknown,
+            None => Content::Unseen,
+        },
+    }
 }

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 use clawgress_api::identity::{Agent, AgentId};
 use clawgress_policy::study::cases::{CASES_MAX, Case, CaseResult, Cases};
-use clawgress_policy::{PolicySet, Surroundings};
+use clawgress_policy::study::replay::Needs;
+use clawgress_policy::{PolicySet, Surroundings, Zone};
 use jiff::Timestamp;
 
 use super::explain::parsed;
 use super::files::{self, Written};
-use super::{agents, named};
+use super::{agents, named, surroundings};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -47,7 +48,13 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
             known.entry(agent.id.clone()).or_insert(agent);
         }
     }
-    let surroundings = Surroundings { geo: cases.geo.clone(), ..Surroundings::default() };
+    let has_geo = cases.geo.asns.is_some() || cases.geo.countries.is_some();
+    let surroundings = if has_geo || !Needs::of(&written.bundle.text).geo {
+        // Nothing of a node, so that a case comes out the same everywhere.
+        Surroundings { geo: cases.geo.clone(), ..Surroundings::default() }
+    } else {
+        Surroundings { zone: Zone::default(), ..surroundings(client, &written).await? }
+    };
     let set = parsed(&written, &surroundings)?;
     let now = Timestamp::now();
     let results = cases.cases.iter().map(|case| one(&written, &set, &surroundings, case, &known, now));

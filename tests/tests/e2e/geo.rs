@@ -100,5 +100,59 @@ fn a_country_is_denied_in_both_planes_as_soon_as_the_data_say_so() {
     moved_on(&site, generation);
     assert!(steered().ok());
     assert_eq!(proxied(), (200, 200));
+    replay_is_exact(&site);
     finish(site);
+}
+
+/// Time windows that hold all day: what is asked for is the clock, not when the test runs.
+const ALL_DAY: &str = r#"
+@id("any-hour")
+forbid (principal, action == Action::"http", resource) when { context.hour > 23 || context.path like "/closed/*" };
+"#;
+
+/// All that is decided under one revision, in both planes, is decided alike when it is asked again: hosts, methods, paths,
+/// named sets, countries, the hour, and denials in each phase. What a record doesn't hold is said, and not guessed.
+#[track_caller]
+fn replay_is_exact(site: &Site) {
+    let dir = site.gateway.lab.dir();
+    let policy = format!("{POLICY}{NOT_THERE}{ALL_DAY}");
+    admin(site).apply_text(dir, &policy, SETS).unwrap().check().unwrap();
+    let since = admin(site).agreed().unwrap();
+    let through = proxy(ASSISTANT, &site.assistant_key);
+    let asked: [(Host, &[&str], u16); 9] = [
+        (Host::Known, &["http://api.allowed.test/x"], 200),
+        (Host::Known, &["http://api.allowed.test/admin/x"], 403),
+        (Host::Known, &["http://api.allowed.test/closed/x"], 403),
+        (Host::Known, &["-X", "POST", "-d", "x", "http://web.allowed.test/public/x"], 403),
+        (Host::Known, &["https://api.allowed.test/x"], 200),
+        (Host::Known, &["-k", "https://inspect.allowed.test/x"], 0),
+        (Host::Anon, &["-x", &through, "https://api.allowed.test/x"], 200),
+        (Host::Anon, &["-x", &through, "https://other.denied.test/x"], 0),
+        (Host::Anon, &["-x", &through, "http://llm.allowed.test/replayed"], 403),
+    ];
+    for (host, args, status) in asked {
+        let output = curl_within(site, host, 3, args);
+        assert_eq!(codes(&output).0, status, "{args:?}: {output:?}");
+    }
+    assert!(!curl_within(site, Host::Known, 2, &["http://203.0.113.10:81/"]).ok(), "dropped in the kernel");
+    record(site, "the drop", |r| {
+        r.plane == Plane::Kernel && denied(r, "policy_denied") && r.generation == since.generation
+    });
+    record(site, "the last request", |r| r.destination.path.as_deref() == Some("/replayed"));
+    let live = since.revision.to_string();
+    let replay = |policy: &[&str]| -> serde_json::Value {
+        let words = [&["policy", "replay", "-o", "json", "-n", "50000"], policy].concat();
+        let output = site.gateway.ctl(&words).unwrap().check().unwrap();
+        serde_json::from_str(&output.stdout).unwrap()
+    };
+    let again = replay(&[&live]);
+    let undecidable = again["undecidable"].as_object().unwrap();
+    assert_eq!(
+        (again["changed"].as_array().unwrap().len(), &again["otherwise"]),
+        (0, &0.into()),
+        "{again:#}"
+    );
+    // What was decided under former generations rested on other geo data, of which the kernel's records don't tell.
+    assert!(undecidable.keys().all(|why| why == "the geo data of then"), "{again:#}");
+    assert!(again["same"].as_u64().unwrap() >= 9, "{again:#}");
 }

@@ -92,8 +92,9 @@ fn a_worker_that_stood_still_serves_nothing_by_what_it_knew() {
 
     site.gateway.signal(Role::L7Beside, Signal::SIGSTOP).unwrap();
     let tight = POLICY.replace("@id(\"dns\")\npermit", "@id(\"dns\")\nforbid");
-    let tight =
-        format!("{tight}\n@id(\"no-more\") forbid (principal, action == Action::\"http\", resource);\n");
+    let tight = format!(
+        "{tight}\n@id(\"no-more\") forbid (principal, action == Action::\"http\", resource)\nwhen {{ context.path like \"/late/*\" || context.path like \"/by-*\" }};\n"
+    );
     site.gateway.apply_policy(&tight, SETS).unwrap();
     let generation = admin(&site).status().unwrap().generation;
     // The other worker and the kernel enforce it, whoever stands still.

@@ -57,6 +57,12 @@ pub(super) async fn history(control: &Arc<Control>) -> Result<Response<Documents
     documents(&history)
 }
 
+/// What a policy would rest on here.
+pub(super) async fn surroundings(control: &Arc<Control>, request: Request<Document>) -> Answer {
+    let text: String = parsed(request)?;
+    document(&control.governor.surroundings(&text).await.map_err(status)?)
+}
+
 /// Who signs revisions.
 pub(super) async fn signer(control: &Arc<Control>) -> Answer {
     document(&control.governor.signatures.signer().await.map_err(status)?)
