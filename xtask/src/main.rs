@@ -74,6 +74,15 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Compare decisions by lowered policies with Cedar's authorizer on random policies and requests; a failure prints its seed
+    FuzzPolicy {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// The seed of a run to repeat
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Fuzz one parser
     Fuzz {
         /// The fuzz target
@@ -104,6 +113,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Lab { command } => task::lab(&command),
         Task::Bench { rest } => task::bench(&rest),
         Task::FuzzDatapath { minutes, seed } => task::fuzz_datapath(minutes, seed),
+        Task::FuzzPolicy { minutes, seed } => task::fuzz_policy(minutes, seed),
         Task::Fuzz { target, seconds } => task::fuzz(&target, seconds),
     }
 }

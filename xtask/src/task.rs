@@ -141,6 +141,29 @@ pub fn fuzz_datapath(minutes: u64, seed: Option<u64>) -> anyhow::Result<()> {
     shell::run(&mut command)
 }
 
+/// The differential test of lowered policies, for a time instead of a number of cases. Each round has a seed of its own, the
+/// next after the one before: a failure prints it.
+pub fn fuzz_policy(minutes: u64, seed: Option<u64>) -> anyhow::Result<()> {
+    setup::run(Scope::Build)?;
+    let mut command = shell::cargo();
+    command.args([
+        "test",
+        "--release",
+        "--locked",
+        "--package",
+        "clawgress-policy",
+        "--test",
+        "lowered",
+        "--",
+    ]);
+    command.args(["--exact", "cases::decisions_are_the_authorizers", "--nocapture"]);
+    command.env("CLAWGRESS_FUZZ_MINUTES", minutes.to_string());
+    if let Some(seed) = seed {
+        command.env("CLAWGRESS_SEED", seed.to_string());
+    }
+    shell::run(&mut command)
+}
+
 fn compile(release: bool) -> anyhow::Result<()> {
     let mut command = shell::cargo();
     command.args(["build", "--locked", "--bins"]);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
@@ -212,9 +213,25 @@ pub fn number(name: &str, otherwise: u64) -> u64 {
 
 #[test]
 fn decisions_are_the_authorizers() {
-    let seed = number("CLAWGRESS_SEED", std::process::id().into());
+    let mut seed = number("CLAWGRESS_SEED", std::process::id().into());
     let cases = usize::try_from(number("CLAWGRESS_CASES", CASES as u64)).unwrap();
-    println!("CLAWGRESS_SEED={seed}");
+    // Rounds for so long, and one at least.
+    let time = Duration::from_secs(60 * number("CLAWGRESS_FUZZ_MINUTES", 0));
+    let (began, mut rounds) = (Instant::now(), 0);
+    loop {
+        println!("CLAWGRESS_SEED={seed}");
+        round(seed, cases);
+        rounds += 1;
+        if began.elapsed() >= time {
+            break;
+        }
+        seed += 1;
+    }
+    println!("{} cases in {rounds} rounds, no difference", rounds * cases);
+}
+
+/// So many cases of this seed.
+fn round(seed: u64, cases: usize) {
     let random = &mut Random(seed);
     let (mut done, mut allowed, mut failed) = (0, 0, 0);
     let pools = ACTIONS.map(|action| (action, pool(random, action, 24)));
