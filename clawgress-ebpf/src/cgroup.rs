@@ -26,43 +26,44 @@ const REFUSE: i32 = 0;
 /// Deepest cgroup level looked at; ours lie one or two below the root, or below a container's.
 const LEVELS_MAX: i32 = 16;
 
-/// What is known of a flow besides its key: where addresses that were learned count for it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// The proxy's own: it reads what it dials.
-    Dialled,
-    /// A workload's that begins, or is about to.
-    New,
-    /// A workload's that has a record.
-    Live,
+/// What may be done at `key`, by the tables alone.
+#[inline(always)]
+fn permit(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgement, Judgement> {
+    let mut judged = Judgement::none();
+    if weigh(generation.pack(), bind, key, &mut judged) == action::DENY { Err(judged) } else { Ok(judged) }
 }
 
-/// What may be done at `key`, for socket hooks and packets alike.
+/// Puts what a workload may do at `key` into `judged`, by what was learned for its agent too.
+// VERIFIER: in place, since a copy would take room on a stack that has none to spare.
 #[inline(always)]
-fn permit(generation: Generation, bind: &Bind, key: &FlowKey, stage: Stage) -> Result<Judgement, Judgement> {
-    let mut judged = Judgement::none();
-    let action = weigh(generation.pack(), bind, key, stage, &mut judged);
-    if action == action::DENY { Err(judged) } else { Ok(judged) }
+fn weigh_workload(generation: u64, bind: &Bind, key: &FlowKey, is_live: bool, judged: &mut Judgement) {
+    weigh(generation, bind, key, judged);
+    if learned::is_undecided(judged) {
+        learn(generation, bind.agent, key, is_live, judged);
+    }
 }
 
 /// Puts what may be done into `judged`; the action of that.
 // VERIFIER: a function of its own, so that the programs share its instructions. It returns a number, or a pointer to
 // its stack could be what is left where a result would be.
 #[inline(never)]
-fn weigh(generation: u64, bind: &Bind, key: &FlowKey, stage: Stage, judged: &mut Judgement) -> u16 {
-    *judged = match consider(Generation::unpack(generation), bind, key, stage) {
+fn weigh(generation: u64, bind: &Bind, key: &FlowKey, judged: &mut Judgement) -> u16 {
+    *judged = match consider(Generation::unpack(generation), bind, key) {
         Ok(judged) | Err(judged) => judged,
     };
     judged.action
 }
 
+/// Makes `judged` direct, if the address was learned; the action of that.
+// VERIFIER: beside `weigh` and not within it, where Linux 6.1 has no room on the stack for both.
+#[inline(never)]
+fn learn(generation: u64, agent: u32, key: &FlowKey, is_live: bool, judged: &mut Judgement) -> u16 {
+    *judged = learned::direct(Generation::unpack(generation), agent, key, is_live, *judged);
+    judged.action
+}
+
 #[inline(always)]
-fn consider(
-    generation: Generation,
-    bind: &Bind,
-    key: &FlowKey,
-    stage: Stage,
-) -> Result<Judgement, Judgement> {
+fn consider(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgement, Judgement> {
     if bind.flags & bind_flag::DISABLED != 0 {
         return Err(Judgement::deny(DropReason::AgentDisabled, bind.agent));
     }
@@ -86,10 +87,7 @@ fn consider(
     if generation.number == 0 {
         return Err(Judgement::deny(DropReason::PolicyMissing, bind.agent));
     }
-    let mut judged = judge::verdict(generation, &image(generation), Who::of(bind), key);
-    if stage != Stage::Dialled && learned::is_undecided(&judged) {
-        judged = learned::direct(generation, bind.agent, key, stage == Stage::Live, judged);
-    }
+    let judged = judge::verdict(generation, &image(generation), Who::of(bind), key);
     match judged.action {
         action::DIRECT | action::STEER => Ok(judged),
         _ => Err(judged),

@@ -9,7 +9,7 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use clawgress_ebpf_common::{Address, DropReason, action, counter, hook, mark, protocol};
 
-use super::{ALLOW, REFUSE, Stage, caller, destination, permit};
+use super::{ALLOW, REFUSE, caller, destination, weigh_workload};
 use crate::event::{self, Place};
 use crate::judge::Judgement;
 use crate::map::{count, generation};
@@ -189,7 +189,11 @@ fn decide(sock_addr: *mut bpf_sock_addr, address: &Address) -> i32 {
     let (port_be, protocol) = port(sock_addr);
     let key = destination(*address, port_be, protocol);
     let judged = match caller(generation) {
-        Some(bind) => permit(generation, &bind, &key, Stage::New),
+        Some(bind) => {
+            let mut judged = Judgement::none();
+            weigh_workload(generation.pack(), &bind, &key, false, &mut judged);
+            if judged.action == action::DENY { Err(judged) } else { Ok(judged) }
+        }
         None => Err(Judgement::deny(DropReason::Anonymous, 0)),
     };
     match judged {

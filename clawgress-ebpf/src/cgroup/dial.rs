@@ -17,7 +17,7 @@ use clawgress_ebpf_common::{
 
 use super::connect::{address4, address6, port};
 use super::packet::{charge, read};
-use super::{ALLOW, REFUSE, Stage, destination, permit};
+use super::{ALLOW, REFUSE, destination, permit};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
@@ -177,7 +177,7 @@ fn reach(generation: Generation, agent: u32, key: &FlowKey) -> Result<Judgement,
     if key.protocol != protocol::TCP {
         return Err(Judgement::deny(DropReason::ProtocolUnsupported, agent));
     }
-    let judged = permit(generation, &bind, key, Stage::Dialled)?;
+    let judged = permit(generation, &bind, key)?;
     if judged.action == action::LOCAL {
         return Err(Judgement::deny(DropReason::GatewayAddress, agent));
     }

@@ -11,7 +11,7 @@ use clawgress_ebpf_common::{
 };
 
 use super::packet::{charge, read};
-use super::{ALLOW, REFUSE, Stage, nearest, weigh};
+use super::{ALLOW, REFUSE, nearest, weigh_workload};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Way, reversed};
 use crate::judge::{self, Judgement};
@@ -126,7 +126,6 @@ fn begin(generation: Generation, packet: &Packet, judged: &Judgement) -> Result<
 
 /// As for agents behind an interface: judged anew by another generation, and for another workload. Without a
 /// record, whether a flow may begin.
-// VERIFIER: one call of `weigh`, since each would have its own place on the stack.
 #[inline(always)]
 fn confirm(
     record: Option<*mut Flow>,
@@ -142,12 +141,11 @@ fn confirm(
         return Ok(judged);
     }
     let mut judged = Judgement::none();
-    let stage = if record.is_some() { Stage::Live } else { Stage::New };
-    let action = weigh(generation.pack(), bind, &packet.key, stage, &mut judged);
+    weigh_workload(generation.pack(), bind, &packet.key, record.is_some(), &mut judged);
     if let Some(record) = record {
         return flow::settle(record, generation, &judged, is_start);
     }
-    if action == action::DENY {
+    if judged.action == action::DENY {
         return Err(judged);
     }
     if !is_start {
