@@ -228,19 +228,19 @@ impl<'a> Reading<'a> {
         if let Some(uid) = syntax::entity(literal) {
             if let Some(of) = syntax::variable(subject) {
                 return match of {
-                    Var::Principal => Some(self.is(Literal::Principal(principal(uid)?, holds))),
+                    Var::Principal if uid.entity_type().to_string() == "Agent" => {
+                        Some(self.is(Literal::Principal(Named::of(uid), holds)))
+                    }
+                    Var::Principal => Some(Formula::Known(!holds)),
                     Var::Action => {
                         let is_it = self.action.name() == uid.eid().as_ref() as &str;
                         Some(Formula::Known(is_it == holds))
                     }
-                    // A resource equals no set; the validator refuses that.
-                    Var::Resource => {
-                        let is_one = matches!(
-                            uid.entity_type().to_string().as_str(),
-                            "Host" | "Network" | "Model" | "Tool"
-                        );
-                        is_one.then(|| self.resource_in(uid, holds))
+                    Var::Resource if uid.entity_type().to_string() == self.action.resource() => {
+                        Some(self.resource_in(uid, holds))
                     }
+                    // One is equal to nothing that it is in.
+                    Var::Resource => Some(Formula::Known(!holds)),
                     Var::Context => None,
                 };
             }

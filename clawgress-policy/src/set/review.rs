@@ -2,6 +2,8 @@
 //! not exist. A rule that would silently do nothing is refused here. Must never accept a spelling that
 //! decisions would not compare equal.
 
+use std::collections::BTreeSet;
+
 use cedar_policy_core::ast::{Effect, EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
 use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
 
@@ -30,6 +32,20 @@ const PROTOCOL_ALIASES: [(&str, &str); 9] = [
 ];
 /// The values of `context.scheme`: in clear, and over TLS that the gateway starts itself.
 const SCHEMES: [&str; 2] = ["http", "https"];
+
+/// What only `in` asks about: what principals, and what resources, are in, and are never themselves.
+const GROUPS: [&str; 10] = [
+    "Team",
+    "Project",
+    "Environment",
+    "Tenant",
+    "HostSet",
+    "NetworkSet",
+    "Asn",
+    "Country",
+    "Provider",
+    "ToolServer",
+];
 
 /// Whether a part of a condition being true makes a request more allowed, less, or it depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +83,8 @@ pub(crate) fn review(
     let sense = Sense::of(policy);
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
     let protocols = protocols(policy);
-    let mut reviewer = Reviewer { id, source, members, start, protocols, problems: Vec::new() };
+    let resources = resources(policy);
+    let mut reviewer = Reviewer { id, source, members, start, protocols, resources, problems: Vec::new() };
     let principal = policy.principal_constraint();
     let resource = policy.resource_constraint();
     for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
@@ -89,6 +106,8 @@ struct Reviewer<'a> {
     start: Option<usize>,
     /// Values of `context.protocol`, over all actions of the policy.
     protocols: Vec<&'static str>,
+    /// Types of `resource`, over all actions of the policy.
+    resources: BTreeSet<&'static str>,
     problems: Vec<PolicyProblem>,
 }
 
@@ -102,6 +121,12 @@ fn protocols(policy: &Policy) -> Vec<&'static str> {
         protocols.extend(TUNNEL_PROTOCOLS);
     }
     protocols
+}
+
+/// Types of the resources that this policy is asked about.
+fn resources(policy: &Policy) -> BTreeSet<&'static str> {
+    let asked = ActionKind::ALL.into_iter().filter(|action| applies(policy, *action));
+    asked.map(ActionKind::resource).collect()
 }
 
 impl Reviewer<'_> {
@@ -321,6 +346,7 @@ impl Reviewer<'_> {
     fn equal(&mut self, subject: &Expr, literal: &Expr) {
         let at = syntax::offset(literal);
         self.port(subject, literal);
+        self.own_type(subject, literal);
         if syntax::is_ip_subject(subject)
             && let Some(prefix) = syntax::ip_literal(literal)
             && !syntax::is_single(prefix)
@@ -361,6 +387,34 @@ impl Reviewer<'_> {
             },
             _ => {}
         }
+    }
+
+    /// A principal or a resource that is compared with an entity of a type that it never is: never equal, always
+    /// different, and almost always meant to be `in`.
+    fn own_type(&mut self, subject: &Expr, literal: &Expr) {
+        let (Some(variable), Some(uid)) = (syntax::variable(subject), syntax::entity(literal)) else {
+            return;
+        };
+        let types = match variable {
+            Var::Principal => BTreeSet::from(["Agent"]),
+            Var::Resource => self.resources.clone(),
+            Var::Action | Var::Context => return,
+        };
+        let kind = uid.entity_type().to_string();
+        // A policy that no action is of is the validator's to report.
+        if types.is_empty() || types.contains(kind.as_str()) {
+            return;
+        }
+        let named = format!("{kind}::\"{}\"", quote(uid.eid().as_ref()));
+        let remedy = if GROUPS.contains(&kind.as_str()) {
+            format!("use `in`, as in `{variable} in {named}`")
+        } else {
+            let types = types.iter().map(|own| format!("`{own}`")).collect::<Vec<_>>().join(", ");
+            format!("compare it with one of its own type ({types})")
+        };
+        let message =
+            format!("`{variable}` is never a `{kind}` here, so it never equals `{named}`: {remedy}");
+        self.problem(syntax::offset(literal), message);
     }
 
     fn protocol(&mut self, text: &str, at: Option<usize>) {

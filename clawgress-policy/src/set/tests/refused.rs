@@ -54,6 +54,11 @@ const REFUSED: &[(&str, &str)] = &[
         r#"@id("a") permit (principal, action == Action::"http", resource is Network);"#,
         "1:1: policy `a`: unable to find an applicable action",
     ),
+    (r#"@id("a") permit (principal == Team::"x", action, resource);"#, "1:1: policy `a`: "),
+    (
+        r#"@id("a") permit (principal, action == Action::"http", resource == HostSet::"saas");"#,
+        "1:1: policy `a`: ",
+    ),
     (
         r#"@id("a") permit (principal, action == Action::"http", resource) when { 1 == 2 };"#,
         "1:1: policy `a`: policy is impossible",
@@ -263,6 +268,21 @@ const REFUSED_CONDITIONS: &[(&str, &str, &str)] = &[
     ),
     ("connect", r#"context.protocol like "t*""#, "`context.protocol like \"t*\"` cannot be compiled"),
     ("connect", r#"context.ip == resource.ip"#, "`context.ip == resource.ip` cannot be compiled"),
+    (
+        "http",
+        r#"principal != Team::"x""#,
+        "`principal` is never a `Team` here, so it never equals `Team::\"x\"`: use `in`, as in `principal in Team::\"x\"`",
+    ),
+    ("connect", r#"principal != Tenant::"x""#, "use `in`, as in `principal in Tenant::\"x\"`"),
+    ("http", r#"principal == Team::"x" || context.port == 80"#, "use `in`, as in `principal in Team::\"x\"`"),
+    ("http", r#"!(Project::"x" == principal)"#, "use `in`, as in `principal in Project::\"x\"`"),
+    ("tls", r#"resource != HostSet::"saas""#, "use `in`, as in `resource in HostSet::\"saas\"`"),
+    ("connect", r#"resource != NetworkSet::"lab""#, "use `in`, as in `resource in NetworkSet::\"lab\"`"),
+    (
+        "connect",
+        r#"resource != Host::"x.test""#,
+        "`resource` is never a `Host` here, so it never equals `Host::\"x.test\"`: compare it with one of its own type (`Network`)",
+    ),
     (
         "direct",
         r#"principal.name == context.protocol"#,
