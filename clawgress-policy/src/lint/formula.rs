@@ -108,8 +108,10 @@ impl<'a> Reading<'a> {
                 Some(net) => self.address(&[net], holds),
                 None => Formula::Known(true),
             },
-            ("NetworkSet" | "Asn" | "Country", "Network") => {
-                let class = Class::of(&kind, id).and_then(|class| self.members.class(&class));
+            // Which prefixes an ASN or a country has, tomorrow's data may say otherwise.
+            ("Asn" | "Country", "Network") => self.is(Literal::Written(uid.to_string(), holds)),
+            ("NetworkSet", "Network") => {
+                let class = self.members.class(&Class::Set(id.to_owned()));
                 match class.filter(|prefixes| prefixes.len() <= PREFIXES_COMPARED_MAX) {
                     Some(prefixes) => self.address(prefixes, holds),
                     None => self.is(Literal::Written(uid.to_string(), holds)),

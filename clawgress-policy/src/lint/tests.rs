@@ -117,6 +117,43 @@ fn what_can_match_is_left_alone() {
     }
 }
 
+/// Data of another day may have an ASN's prefixes in another country, so nothing is proven by them.
+#[test]
+fn geo_data_prove_nothing() {
+    let geo = crate::set::tests::geo(
+        &[(1, &["203.0.113.0/24"]), (2, &["198.51.100.0/24"])],
+        &[("FR", &["203.0.113.0/24"])],
+    );
+    let surroundings = Surroundings { geo, ..Surroundings::default() };
+    let found = |text: &str| {
+        let set = PolicySet::parse_in(text, &sets(), &surroundings).unwrap_or_else(|e| panic!("{e:?}"));
+        let found = set.lint(text, &Configuration::default()).into_iter();
+        found.map(|f| (f.severity, f.lint)).collect::<Vec<_>>()
+    };
+    let of = |condition: &str| {
+        format!(
+            "@id(\"p\") permit (principal, action == Action::\"connect\", resource) when {{ {condition} }};\n"
+        )
+    };
+    for condition in [
+        r#"resource in Asn::"AS1" && resource in Asn::"AS2""#,
+        r#"resource in Asn::"AS2" && resource in Country::"FR""#,
+        r#"resource in Asn::"AS1" && !(resource in Country::"FR")"#,
+        r#"resource in Asn::"AS1" && resource in NetworkSet::"lab""#,
+        r#"resource in Country::"FR" && resource == Network::"198.51.100.7""#,
+    ] {
+        assert_eq!(found(&of(condition)), [], "{condition}");
+    }
+    let forbid =
+        "@id(\"no\") forbid (principal, action == Action::\"connect\", resource in Country::\"FR\");";
+    assert_eq!(found(&format!("{}{forbid}", of(r#"resource in Asn::"AS1""#))), []);
+    // Whatever the data say.
+    let never = [(Certainty::Error, Lint::NeverMatches)];
+    assert_eq!(found(&of(r#"resource in Asn::"AS1" && !(resource in Asn::"AS1")"#)), never);
+    let covered = [(Certainty::Error, Lint::CoveredByForbid)];
+    assert_eq!(found(&format!("{}{forbid}", of(r#"resource in Country::"FR""#))), covered);
+}
+
 #[test]
 fn what_may_fail_is_only_suspected() {
     let suspected = [(Certainty::Warning, Lint::NeverMatches)];
