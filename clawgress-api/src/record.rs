@@ -8,6 +8,13 @@ use clawgress_identity::{Actor, Agent, IdentityMethod, MacAddress, RootId};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Largest record that the log takes, bytes of JSON.
+pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// What is kept of a record that would be larger: bytes of the path and of each id, and how many ids.
+const PATH_BYTES_KEPT: usize = 2048;
+const ID_BYTES_KEPT: usize = 128;
+const IDS_KEPT: usize = 16;
+
 /// Version of the record's shape.
 pub const RECORD_VERSION: u32 = 1;
 
@@ -268,6 +275,9 @@ pub struct AuditRecord {
     /// What else the decision read, in L7.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<Box<Attributes>>,
+    /// Whether something of it was too large, and cut: a path, ids, what the decision read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     /// Why it was denied, or how it failed.
     #[serde(
         default,
@@ -314,6 +324,29 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
+    /// As JSON, no larger than [`RECORD_BYTES_MAX`]: what is too large is cut, and says so. An agent chooses its paths,
+    /// and a policy may match by a thousand ids; neither may keep a record out of the log.
+    ///
+    /// # Errors
+    /// Never for what this type holds.
+    pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
+        let json = serde_json::to_vec(self)?;
+        if json.len() <= RECORD_BYTES_MAX {
+            return Ok(json);
+        }
+        let cut = |text: &mut String, bytes: usize| text.truncate(text.floor_char_boundary(bytes));
+        let mut record = self.clone();
+        record.truncated = true;
+        record.attributes = None;
+        record.destination.path.iter_mut().for_each(|path| cut(path, PATH_BYTES_KEPT));
+        record.destination.method.iter_mut().for_each(|method| cut(method, ID_BYTES_KEPT));
+        record.policies.truncate(IDS_KEPT);
+        record.policies.iter_mut().for_each(|id| cut(id, ID_BYTES_KEPT));
+        record.effects.truncate(IDS_KEPT);
+        record.effects.iter_mut().for_each(|effect| cut(&mut effect.policy, ID_BYTES_KEPT));
+        serde_json::to_vec(&record)
+    }
+
     /// A record with the fields every record has.
     #[must_use]
     pub fn new(
@@ -342,6 +375,7 @@ impl AuditRecord {
             policies: Vec::new(),
             effects: Vec::new(),
             attributes: None,
+            truncated: false,
             reason: None,
             failed_open: None,
             status: None,

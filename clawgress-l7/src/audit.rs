@@ -231,9 +231,8 @@ impl Carrier {
         if lost > 0 {
             records.push(self.gap(lost));
         }
-        let encode = |r: &AuditRecord| {
-            serde_json::to_vec(r).inspect_err(|e| tracing::error!(%e, "a record can't be encoded"))
-        };
+        let encode =
+            |r: &AuditRecord| r.encode().inspect_err(|e| tracing::error!(%e, "a record can't be encoded"));
         let records = records.iter().filter_map(|r| encode(r).ok()).collect();
         self.sequence += 1;
         self.unacked.push_back((AuditBatch { sequence: self.sequence, records }, taken));

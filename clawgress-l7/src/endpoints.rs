@@ -23,6 +23,8 @@ const HTTPS_PORT: u16 = 443;
 
 /// Where an endpoint's requests go.
 pub struct Upstream {
+    /// Tells endpoints apart, from 1.
+    pub number: u32,
     /// `Http` or `Https`.
     pub scheme: Scheme,
     /// Canonical host.
@@ -54,7 +56,7 @@ impl std::fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    fn parse(text: &str, ca: Option<&Path>) -> Result<Upstream> {
+    fn parse(number: u32, text: &str, ca: Option<&Path>) -> Result<Upstream> {
         let (scheme, plain, default) = match text.strip_prefix("https://") {
             Some(rest) => (Scheme::Https, format!("http://{rest}"), HTTPS_PORT),
             None => (Scheme::Http, text.to_owned(), HTTP_PORT),
@@ -71,7 +73,7 @@ impl Upstream {
             bail!("its path must be plain, and without a query");
         }
         let ca = ca.map(load).transpose()?;
-        Ok(Upstream { scheme, host, port: port.unwrap_or(default), path: path.to_owned(), ca })
+        Ok(Upstream { number, scheme, host, port: port.unwrap_or(default), path: path.to_owned(), ca })
     }
 }
 
@@ -102,8 +104,8 @@ impl Endpoints {
     /// The first one that can't be used, and why.
     pub fn new(endpoints: &[Endpoint]) -> Result<Self> {
         let mut all = BTreeMap::new();
-        for Endpoint { name, upstream, ca } in endpoints {
-            let parsed = Upstream::parse(upstream, ca.as_deref());
+        for (number, Endpoint { name, upstream, ca }) in (1..).zip(endpoints) {
+            let parsed = Upstream::parse(number, upstream, ca.as_deref());
             let parsed = parsed.with_context(|| format!("endpoint `{name}`: `{upstream}` can't be used"))?;
             all.insert(name.clone(), Arc::new(parsed));
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use clawgress_api::{Attributes, AuditRecord, EffectRef, RecordKind, SourceRef, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
+use clawgress_identity::IdentityMethod;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::{Host, Scheme, TunnelProtocol};
 
@@ -106,8 +107,9 @@ impl Exchange {
         let SourceRef { ip, interface, mac, .. } = &mut self.record.source;
         if let (Some(ip), Some(interface)) = (*ip, interface.as_deref()) {
             let bound = who.identity.agent.sources.iter();
-            let mut bound = bound.filter(|s| s.interface == interface && s.prefix.contains(&ip));
-            *mac = bound.find_map(|source| source.mac);
+            let bound = bound.filter(|s| s.interface == interface && s.prefix.contains(&ip));
+            let nearest = bound.max_by_key(|s| s.prefix.prefix_len());
+            *mac = nearest.filter(|_| who.identity.method == IdentityMethod::Source).and_then(|s| s.mac);
         }
         self.record.generation = plan.generation;
         self.read.by = Some((who.clone(), Arc::clone(&plan.basis)));

@@ -1,21 +1,29 @@
 //! What agents did before, asked of control where policy asks for it. Where control can't be asked, what depends on
 //! it is denied.
 
+use std::time::{Duration, Instant};
+
 use clawgress_api::proto::HistoryRequest;
 use clawgress_api::proto::enforcement_client::EnforcementClient;
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
 use clawgress_policy::history::History;
+use parking_lot::Mutex;
 use tonic::transport::Channel;
 
 use crate::identify::Who;
 use crate::limit;
 use crate::snapshot::Plan;
 
+/// How long control is not asked after it could not be.
+const AWAY: Duration = Duration::from_millis(500);
+
 /// Where it is asked.
 #[derive(Debug)]
 pub struct Histories {
     client: EnforcementClient<Channel>,
+    /// Until then control is not asked again, since it could not be: every request would wait for it.
+    away_until: Mutex<Option<Instant>>,
 }
 
 // === impl Histories ===
@@ -24,7 +32,7 @@ impl Histories {
     /// A client over `channel`.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
-        Histories { client: EnforcementClient::new(channel) }
+        Histories { client: EnforcementClient::new(channel), away_until: Mutex::default() }
     }
 
     /// Lets `who`, on its way to `host`, know its history, if `plan` asks for it and it doesn't know it yet: what a
@@ -36,8 +44,12 @@ impl Histories {
         if !plan.asks_history() || who.history().is_some() {
             return Ok(());
         }
+        if self.away_until.lock().is_some_and(|until| Instant::now() < until) {
+            return Err(DropReason::HistoryUnavailable);
+        }
         let agent = &who.identity.agent;
         let history = Box::pin(self.ask(agent.index, host)).await.map_err(|error| {
+            *self.away_until.lock() = Some(Instant::now() + AWAY);
             tracing::warn!(%error, agent = %agent.id, "control can't be asked for what an agent did before");
             DropReason::HistoryUnavailable
         })?;

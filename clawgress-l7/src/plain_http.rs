@@ -127,12 +127,12 @@ impl App {
                 identify::identify(gateway, &plan, &front.connection, credential).await.map_err(deny)?
             }
         };
+        // Of each request in a tunnel anew, and recorded as what it is judged by.
+        let who = who.later();
         exchange.agent(&who, &plan);
         if admitted.upgrade {
             return Err(deny(DropReason::UpgradeUnsupported));
         }
-        // Of each request in a tunnel anew.
-        let who = who.later();
         gateway.histories.inform(&plan, &who, &admitted.host).await.map_err(deny)?;
         let ruling = decide::read(&plan, &who, operation(&admitted));
         if ruling.verdict.is_err() {
@@ -296,7 +296,9 @@ impl ProxyHttp for App {
         // Nor do those whose packets the kernel plane holds to rate limits here, and those it did where they came in.
         let steered_to = context.front.as_ref().and_then(|front| front.connection.steered_to());
         let is_charged = steered_to.is_some_and(|to| (to.ip(), to.port()) == dialled);
-        peer.group_key = u64::from(agent) | u64::from(is_charged) << 32;
+        // Nor requests by different endpoints: each has its own authorities to verify the server by.
+        let endpoint = u64::from(granted.endpoint());
+        peer.group_key = u64::from(agent) | u64::from(is_charged) << 32 | endpoint << 33;
         let options = &mut peer.options;
         options.ca = granted.ca();
         let dials = Arc::clone(&self.gateway.dials);
@@ -338,7 +340,8 @@ impl ProxyHttp for App {
         // Of a retry too, which may go to another address.
         granted.dialled().into_iter().for_each(|(ip, _)| exchange.address(ip));
         // Keys, names and dialling took time: what counts is what is in force now.
-        if let Err(reason) = granted.judge_again(&self.gateway) {
+        let informed = granted.inform(&self.gateway).await;
+        if let Err(reason) = informed.and_then(|()| granted.judge_again(&self.gateway)) {
             context.reason = Some(reason);
             if !exchange.is_decided() {
                 exchange.under(self.gateway.snapshots.generation());
@@ -376,6 +379,10 @@ impl ProxyHttp for App {
         // name, or to send the client round it (RFC 7838).
         for name in ["proxy-authenticate", "proxy-authentication-info", "proxy-connection", "alt-svc"] {
             response.remove_header(name);
+        }
+        if context.front.as_ref().is_some_and(|front| front.is_endpoint()) {
+            // All endpoints are one origin to a client: what one server sets, another would get.
+            response.remove_header("set-cookie");
         }
         response.remove_header(page::REASON_FIELD);
         response.remove_header(page::REQUEST_FIELD);

@@ -306,8 +306,11 @@ impl Snapshots {
                 if generation < former {
                     tracing::warn!(generation, former, "control went back to an older generation");
                 }
-                let quarantined = Arc::clone(&self.quarantined.lock());
-                self.plan.store(Some(Arc::new(plan.with_quarantined(&quarantined))));
+                {
+                    // Held to the end: whoever quarantines meanwhile would store the former plan again.
+                    let quarantined = self.quarantined.lock();
+                    self.plan.store(Some(Arc::new(plan.with_quarantined(&quarantined))));
+                }
                 self.lost_ms.store(CONFIRMED, Ordering::Release);
                 self.straggle.end();
                 self.tell();

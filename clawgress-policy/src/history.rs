@@ -203,10 +203,12 @@ impl Window {
     fn add(&mut self, now_s: i64) {
         let slot = self.slot(now_s);
         let newer = usize::try_from(slot.saturating_sub(self.newest)).unwrap_or(0);
-        if newer >= self.slots || self.counts.is_empty() {
+        let older = usize::try_from(self.newest.saturating_sub(slot)).unwrap_or(0);
+        // A clock that was ahead by more than the window, and is set right, begins anew: nothing would age till then.
+        if newer >= self.slots || older > self.slots || self.counts.is_empty() {
             self.counts.clear();
             self.counts.push_back(0);
-            self.newest = self.newest.max(slot);
+            self.newest = slot;
         } else {
             for _ in 0..newer {
                 self.counts.push_back(0);
@@ -223,7 +225,11 @@ impl Window {
     }
 
     fn sum(&self, now_s: i64) -> u64 {
-        let past = usize::try_from(self.slot(now_s).saturating_sub(self.newest)).unwrap_or(0);
+        let slot = self.slot(now_s);
+        if self.newest.saturating_sub(slot) > i64::try_from(self.slots).unwrap_or(i64::MAX) {
+            return 0;
+        }
+        let past = usize::try_from(slot.saturating_sub(self.newest)).unwrap_or(0);
         // The newest slot is `past` slots old.
         let keep = self.slots.saturating_sub(past);
         self.counts.iter().rev().take(keep).fold(0, |sum, count| sum.saturating_add(*count))

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+pub use clawgress_api::RECORD_BYTES_MAX;
 use clawgress_api::clock::Clock;
 use clawgress_api::{AuditRecord, Plane, RecordKind};
 use jiff::Timestamp;
@@ -32,8 +33,6 @@ const GROUP_COMMIT_BYTES_MAX: usize = 1 << 20;
 const QUEUE_MAX: usize = 256;
 /// Most records in one append.
 pub const APPEND_RECORDS_MAX: usize = 4096;
-/// Largest record, bytes: paths and host names are bounded far below it.
-pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Records a follower may be behind before it gets a gap instead of them.
 const FOLLOW_MAX: usize = 4096;
 /// Searches at once: each reads the disk as fast as it can.
@@ -182,7 +181,7 @@ impl AuditLog {
     /// # Errors
     /// If they could not be made durable.
     pub async fn append(&self, records: Vec<AuditRecord>) -> Result<(), AuditError> {
-        let lines = records.iter().map(serde_json::to_vec).collect::<Result<Vec<_>, _>>();
+        let lines = records.iter().map(AuditRecord::encode).collect::<Result<Vec<_>, _>>();
         let lines = lines.map_err(|e| AuditError::Record(e.to_string()))?;
         self.queue(lines, records).await?.durable().await
     }

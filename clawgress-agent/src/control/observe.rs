@@ -36,6 +36,8 @@ pub const DESTINATIONS_MAX: usize = 1_000_000;
 pub const FINGERPRINTS_EACH_MAX: usize = 16;
 /// How long a fingerprint that was not seen before is a change.
 const CHANGE_S: i64 = 3_600;
+/// How often a change of a kind is told of one agent at most; the others are counted.
+const TOLD_EACH_S: i64 = 60;
 /// How often what has changed is written.
 const SAVE_PERIOD: Duration = Duration::from_secs(5);
 /// Changes of fingerprints that wait to be recorded; more are counted in a gap.
@@ -67,6 +69,8 @@ struct Observed {
     prints: BTreeMap<Kind, Vec<Print>>,
     /// When a fingerprint changed last, Unix seconds.
     changed_s: Option<i64>,
+    /// When a change of each kind was told last, and how many were not since.
+    told: BTreeMap<Kind, (i64, u64)>,
     /// Whether something changed since it was saved, but for its destinations.
     dirty: bool,
     /// Destinations that were not saved yet.
@@ -79,7 +83,8 @@ pub struct Observations {
     governor: Arc<Governor>,
     clock: Arc<dyn Clock>,
     agents: Mutex<Agents>,
-    kept: Kept,
+    /// `None` where nothing can be kept.
+    kept: Option<Kept>,
     changes: mpsc::Sender<AuditRecord>,
     unrecorded: Mutex<Option<mpsc::Receiver<AuditRecord>>>,
 }
@@ -109,8 +114,9 @@ impl Kind {
 fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, &str)> {
     let of = |pick: fn(&Fingerprint) -> Option<&String>| record.fingerprint.as_ref().and_then(pick);
     let credential = record.agent.as_ref().and_then(|agent| {
-        let is_certificate = matches!(agent.method, IdentityMethod::Mtls | IdentityMethod::SpiffeX509);
-        agent.certificate.as_ref().or(agent.credential.as_ref().filter(|_| is_certificate))
+        // Not an SVID, which is another every hour.
+        let is_certificate = agent.method == IdentityMethod::Mtls;
+        agent.credential.as_ref().filter(|_| is_certificate)
     });
     let certificate = credential.map(|credential| credential.id.as_str());
     [
@@ -138,6 +144,7 @@ impl Observed {
             destinations: HashSet::new(),
             prints: BTreeMap::new(),
             changed_s: None,
+            told: BTreeMap::new(),
             dirty: false,
             unsaved: Vec::new(),
         }
@@ -164,6 +171,18 @@ impl Observed {
         self.changed_s = Some(now_s);
         Some(before)
     }
+
+    /// Whether a change is told now, and then how many of its kind were not told before: an agent chooses its hellos,
+    /// and must not fill the log with them, nor keep another's change out of it.
+    fn tells(&mut self, kind: Kind, now_s: i64) -> Option<u64> {
+        let (told_s, untold) = self.told.entry(kind).or_insert((i64::MIN, 0));
+        if now_s.saturating_sub(*told_s) < TOLD_EACH_S {
+            *untold += 1;
+            return None;
+        }
+        *told_s = now_s;
+        Some(std::mem::take(untold))
+    }
 }
 
 // === impl Agents ===
@@ -181,14 +200,21 @@ impl Observations {
     /// Loads what is kept in `directory`; what can't be read is set aside, told, and begun anew.
     ///
     /// # Errors
-    /// If nothing can be kept there.
+    /// If that can't be told.
     pub async fn open(
         directory: &Path,
         governor: Arc<Governor>,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let directory = directory.to_owned();
-        let (kept, saved, lost) = tokio::task::spawn_blocking(move || kept::open(&directory)).await??;
+        let opened = tokio::task::spawn_blocking(move || kept::open(&directory)).await;
+        // It may be lost, and must not keep this role from starting: then it is gathered in memory alone.
+        let (kept, saved, lost) = match opened.map_err(anyhow::Error::from).flatten() {
+            Ok((kept, saved, lost)) => (Some(kept), saved, lost),
+            Err(error) => {
+                (None, HashMap::new(), Some(format!("{error:#}; nothing is kept until the next start")))
+            }
+        };
         let mut agents = Agents::default();
         let model = governor.live();
         for (index, observed) in saved {
@@ -236,15 +262,18 @@ impl Observations {
         }
         let mut changed = Vec::new();
         for (kind, value) in prints(record) {
-            if let Some(before) = observed.print(kind, value, now_s) {
-                changed.push((kind, value, before));
+            if let Some(before) = observed.print(kind, value, now_s)
+                && let Some(untold) = observed.tells(kind, now_s)
+            {
+                changed.push((kind, value, before, untold));
             }
         }
         agents.destinations += added;
-        for (kind, value, before) in changed {
+        for (kind, value, before, untold) in changed {
             let mut change = self.changed(reference, kind, value, &before);
             change.source = record.source.clone();
             change.detail = change.detail.map(|detail| format!("{detail}, at request {}", record.request));
+            change.count = (untold > 0).then_some(untold);
             agents.tell(&self.changes, change);
         }
     }
@@ -361,7 +390,7 @@ impl Observations {
         if saved.is_empty() {
             return;
         }
-        let kept = self.kept.clone();
+        let Some(kept) = self.kept.clone() else { return };
         match tokio::task::spawn_blocking(move || kept.write(&saved)).await {
             Ok(Ok(())) => {}
             // What was counted stays in memory, and is written when it changes again.

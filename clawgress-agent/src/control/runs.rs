@@ -120,7 +120,8 @@ impl Runs {
     /// Ends a run.
     pub(super) async fn close(&self, name: &str, why: &str) -> Result<(), Refusal> {
         let detail = format!("run `{name}` closed: {why}");
-        self.governor.change(|()| detail.clone(), |draft| draft.close_run(name)).await?;
+        // Taken away also while nothing can be recorded: its key would count on.
+        self.governor.withdraw(|()| detail.clone(), |draft| draft.close_run(name)).await?;
         self.ended.notify_one();
         Ok(())
     }
@@ -141,7 +142,7 @@ impl Runs {
         };
         let detail =
             |names: &Vec<String>| format!("runs closed at the start of control: {}", names.join(", "));
-        self.governor.change(detail, edit).await.map(drop)
+        self.governor.withdraw(detail, edit).await.map(drop)
     }
 
     /// Ends forgotten runs and removes what is left of ended ones, until `stop`.

@@ -136,6 +136,9 @@ async fn a_fingerprint_that_changes_is_told() {
         node.admin().open_run(run).await.expect("run");
     }
     until("the other change to be told", async || changes(&node).await.len() == 2).await;
+    // Of one kind, once a minute: an agent chooses its hellos. All of them are known.
+    hand_over(&node, &[seen("three"), seen("four")]).await;
+    assert_eq!(changes(&node).await.len(), 2);
     let mut known = fingerprints(&node, "a").await;
     known.sort();
     let of = |kind: &str, value: String| (kind.to_owned(), value);
@@ -144,7 +147,9 @@ async fn a_fingerprint_that_changes_is_told() {
         [
             of("executable", "a".repeat(64)),
             of("executable", "b".repeat(64)),
+            of("ja4", "four".into()),
             of("ja4", "one".into()),
+            of("ja4", "three".into()),
             of("ja4", "two".into()),
         ]
     );

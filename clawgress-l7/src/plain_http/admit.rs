@@ -148,7 +148,7 @@ impl std::fmt::Debug for Admitted {
 pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), DropReason> {
     let Destination { host, port, target, upstream } = destination(head, place)?;
     let credential = match upstream {
-        Some(_) => credential::of_endpoint(head, place.is_known()),
+        Some(_) => credential::of_endpoint(head, &target, place.is_known()),
         None => credential::of_proxy(head)?,
     };
     let has = |name: &str| head.fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
@@ -234,7 +234,8 @@ fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str, ours: Option<&Our
     let nominated = nominated(head);
     for field in &head.fields {
         let name = field.name.to_ascii_lowercase();
-        let stays = ours.is_some_and(|ours| ours.has(field));
+        // To a client all endpoints are one origin: a server's cookies would go to another.
+        let stays = ours.is_some_and(|ours| ours.has(field) || name == "cookie");
         if passes(&name) && !nominated.contains(&name) && !stays {
             line(&[field.name.as_bytes(), b": ", field.value]);
         }

@@ -25,8 +25,24 @@ pub fn of_proxy(head: &Head<'_>) -> Result<Option<Zeroizing<Vec<u8>>>, DropReaso
 /// The credential of a request to an endpoint, as `Proxy-Authorization` would have it: in a field of its own; else an
 /// API key where the server's would be; else what `Authorization` has, unless the connection itself tells whose it is
 /// (`is_known`), so that no more is needed. Where there are several, it is one that nobody accepts.
-pub fn of_endpoint(head: &Head<'_>, is_known: bool) -> Option<Zeroizing<Vec<u8>>> {
-    one_of_endpoint(head, is_known).unwrap_or_else(|_| Some(bearer(b"")))
+///
+/// What would go on with a key of ours in it, wherever that is, has no credential that counts either: a client that is
+/// set up wrongly must not hand its key to a server.
+pub fn of_endpoint(head: &Head<'_>, target: &str, is_known: bool) -> Option<Zeroizing<Vec<u8>>> {
+    let nobody = || Some(bearer(b""));
+    let ours = Ours::of(head, is_known);
+    let would_go = head.fields.iter().filter(|f| !f.name.eq_ignore_ascii_case(OWN_FIELD) && !ours.has(f));
+    if holds_key(target.as_bytes()) || would_go.into_iter().any(|f| holds_key(f.value)) {
+        return nobody();
+    }
+    one_of_endpoint(head, is_known).unwrap_or_else(|_| nobody())
+}
+
+/// Whether a key of ours is anywhere in `text`, as it is or in a `Basic` credential.
+fn holds_key(text: &[u8]) -> bool {
+    let is_in = |text: &[u8]| (0..text.len()).any(|at| text.get(at..).is_some_and(ApiKey::is_like));
+    let basic = proxy_authorization::parse(text);
+    is_in(text) || basic.is_ok_and(|c| is_in(c.user.as_bytes()) || is_in(c.secret.as_bytes()))
 }
 
 fn one_of_endpoint(head: &Head<'_>, is_known: bool) -> Result<Option<Zeroizing<Vec<u8>>>, DropReason> {

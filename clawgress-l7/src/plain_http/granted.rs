@@ -62,6 +62,12 @@ impl Granted {
         }
     }
 
+    /// Number of the endpoint it is a request to, from 1; 0 for none.
+    #[must_use]
+    pub fn endpoint(&self) -> u32 {
+        self.admitted.upstream.as_ref().map_or(0, |upstream| upstream.number)
+    }
+
     /// What its server's certificate must lead to; `None` for the system's authorities.
     #[must_use]
     pub fn ca(&self) -> Option<Arc<CaType>> {

@@ -135,6 +135,7 @@ async fn the_agents_key_stays_here_and_the_servers_goes_on() {
 async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
     let site = Site::start().await;
     let (key, other) = (site.gateway.key.clone(), site.gateway.other_key.clone());
+    let basic = clawgress_inspect::proxy_authorization::encode("web", &key);
     let spoilt = format!("{}0", &key[..key.len() - 1]);
     for (fields, reason) in [
         (String::new(), "credential_missing"),
@@ -145,6 +146,10 @@ async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
         (format!("x-api-key: {}\r\n", &key[..20]), "credential_invalid"),
         (format!("x-api-key: {key}\r\nAuthorization: Bearer {other}\r\n"), "credential_invalid"),
         (format!("x-clawgress-key: {key}\r\nx-clawgress-key: {key}\r\n"), "credential_invalid"),
+        // What would take a key along to the server counts for nothing.
+        (format!("x-clawgress-key: {key}\r\nX-Other: a {key}\r\n"), "credential_invalid"),
+        (format!("x-clawgress-key: {key}\r\nAuthorization: Token {key}\r\n"), "credential_invalid"),
+        (format!("x-clawgress-key: {key}\r\nAuthorization: {basic}\r\n"), "credential_invalid"),
     ] {
         let answer = site.ask("/llm/v1/models", &fields).await;
         assert_eq!((answer.status, answer.reason()), (401, reason), "{fields}: {answer:?}");
@@ -162,6 +167,7 @@ async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
         ("/denied/v1", 403, "policy_denied"),
         ("/v1/models", 404, "endpoint_unknown"),
         ("/", 404, "endpoint_unknown"),
+        (&format!("/llm/v1?key={key}"), 401, "credential_invalid"),
         ("/llm/../denied/x", 400, "http_malformed"),
         ("/llm/%2e%2e/x", 400, "http_malformed"),
         ("/llm//x", 400, "http_malformed"),

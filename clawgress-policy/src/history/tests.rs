@@ -30,10 +30,16 @@ fn what_is_over_counts_no_more() {
 fn a_clock_that_goes_back_loses_nothing() {
     let mut past = Past::default();
     past.note(false, 1_000_000);
-    past.note(false, 999_000);
-    check(&past, 999_000, [2, 2, 2], [0; 3]);
+    past.note(false, 999_990);
+    check(&past, 999_990, [2, 2, 2], [0; 3]);
     check(&past, 1_000_000, [2, 2, 2], [0; 3]);
     check(&past, 1_000_060, [0, 2, 2], [0; 3]);
+    // One that was ahead by more than a window, and is set right, keeps nothing from ageing.
+    past.note(false, 9_000_000);
+    check(&past, 1_000_060, [0, 0, 0], [0; 3]);
+    past.note(true, 1_000_061);
+    check(&past, 1_000_061, [1, 1, 1], [1, 1, 1]);
+    check(&past, 1_000_200, [0, 1, 1], [0, 1, 1]);
 }
 
 #[test]

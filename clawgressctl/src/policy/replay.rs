@@ -179,7 +179,7 @@ impl Report {
             protocol: to.protocol.as_deref(),
             scheme: attributes.and_then(|a| a.scheme.as_deref()),
             method: to.method.as_deref(),
-            path: to.path.as_deref(),
+            path: to.path.as_deref().filter(|_| !record.truncated),
             policies: &record.policies,
             content: content(attributes),
             alpn: attributes.and_then(|a| a.alpn.as_deref()),

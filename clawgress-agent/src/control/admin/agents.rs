@@ -13,7 +13,7 @@ use super::{Answer, agent_id, caller, detached, document, documents, json, parse
 use crate::control::Control;
 use crate::control::api_keys::Terms;
 use crate::control::groups::besides;
-use crate::control::model::Refusal;
+use crate::control::model::{Draft, Refusal};
 
 /// Registers an agent, with a key if one is asked for.
 pub(super) async fn create(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -54,7 +54,8 @@ pub(super) async fn delete(
             };
             format!("agent deleted by {by}: was {}{named}", json(before))
         };
-        let ((before, _), deleted) = control.governor.change(detail, |draft| draft.delete_agent(&id)).await?;
+        let ((before, _), deleted) =
+            control.governor.withdraw(detail, |draft| draft.delete_agent(&id)).await?;
         control.runs.ended.notify_one();
         control.settled().await;
         if control.is_in_force(deleted.model.generation) {
@@ -107,7 +108,12 @@ pub(super) async fn set_state(control: &Arc<Control>, request: Request<Document>
             let (from, to) = (json(&before.state), json(&state));
             format!("agent `{}` set from {from} to {to} by {by}", before.id)
         };
-        let (before, _) = control.governor.change(detail, |draft| draft.set_state(&id, state)).await?;
+        let edit = |draft: &mut Draft| draft.set_state(&id, state);
+        let (before, _) = match state {
+            // What takes away is done also while nothing can be recorded.
+            AgentState::Disabled => control.governor.withdraw(detail, edit).await?,
+            _ => control.governor.change(detail, edit).await?,
+        };
         control.settled().await;
         Ok(control.quarantines.live().shown(&Agent { state, ..before }))
     });

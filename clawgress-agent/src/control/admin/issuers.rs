@@ -61,7 +61,7 @@ pub(super) async fn delete(
     let control = Arc::clone(control);
     detached(async move {
         let detail = |before: &IssuerRecord| format!("issuer deleted by {by}: was {}", described(before));
-        control.governor.change(detail, |draft| draft.delete_issuer(&id)).await?;
+        control.governor.withdraw(detail, |draft| draft.delete_issuer(&id)).await?;
         control.settled().await;
         Ok(Response::new(Empty {}))
     })

@@ -54,7 +54,7 @@ where
     let control = Arc::clone(control);
     detached(async move {
         let detail = |before: &R| format!("{} deleted by {by}: was {}", R::WHAT, before.described());
-        control.governor.change(detail, |draft| draft.delete_root::<R>(&id)).await?;
+        control.governor.withdraw(detail, |draft| draft.delete_root::<R>(&id)).await?;
         control.settled().await;
         Ok(Response::new(Empty {}))
     })

@@ -79,7 +79,7 @@ pub(super) async fn remove(
     let control = Arc::clone(control);
     detached(async move {
         let detail = |before: &SharedSource| format!("shared source removed by {by}: was {}", json(before));
-        control.governor.change(detail, |draft| draft.remove_source(&id)).await?;
+        control.governor.withdraw(detail, |draft| draft.remove_source(&id)).await?;
         control.settled().await;
         Ok(Response::new(Empty {}))
     })
