@@ -115,6 +115,10 @@ impl Node {
         // Its tasks, which would end with its process, may hold the store for a moment longer.
         let store = self.config.node.state_dir.join("control").join("state.redb");
         until("the store to be closed", async || RedbStore::open(&store).is_ok()).await;
+        // Nor does anybody take the former listener for the next one's.
+        let socket = self.config.admin_socket();
+        until("the socket to be closed", async || tokio::net::UnixStream::connect(&socket).await.is_err())
+            .await;
     }
 
     pub async fn stop_keys(&mut self) {
