@@ -50,6 +50,8 @@ struct Prospect {
     /// Where it may be dialled. `None` as long as no more than HTTP is permitted, whose requests are
     /// judged one by one: a name that policy does not permit must not be asked of any DNS server.
     reached: Option<Judged>,
+    /// Whether it may be obliged to something by what its hello says: until that is kept, nothing is dialled.
+    is_obliged: bool,
 }
 
 /// Serves a CONNECT, of which `held` was read.
@@ -151,12 +153,13 @@ async fn prospect(
         if !plan.asks_ja4() && !http_possible(&plan, &who, asked, &tls) {
             return Err(tls);
         }
-        return Ok(Prospect { who, tls, unknown, reached: None });
+        return Ok(Prospect { who, tls, unknown, reached: None, is_obliged: false });
     }
     let allowed = if tls.verdict.is_ok() { &tls } else { &unknown };
     let reached = reach(serving, &plan, &who, asked, exchange).await;
     let reached = Some(reached.map_err(|refused| refused.obliged_by(allowed))?);
-    Ok(Prospect { who, tls, unknown, reached })
+    let is_obliged = plan.obliges_opaque();
+    Ok(Prospect { who, tls, unknown, reached, is_obliged })
 }
 
 /// Resolves what is permitted, and judges its addresses.
@@ -197,14 +200,21 @@ struct Established<'a> {
     upstream: Option<(TcpStream, std::net::IpAddr)>,
 }
 
+// === impl Prospect ===
+
+impl Prospect {
+    fn may_dial_early(&self) -> bool {
+        self.tls.verdict.is_ok() && !self.is_obliged
+    }
+}
+
 // === impl Established ===
 
 impl Established<'_> {
     /// TLS is what follows as a rule: where it may, the upstream is dialled before the 200, so that one
     /// that can't be reached is a proper 502.
     async fn dial_early(&mut self) -> Result<(), DropReason> {
-        let Some(judged) = self.prospect.reached.as_ref().filter(|_| self.prospect.tls.verdict.is_ok())
-        else {
+        let Some(judged) = self.prospect.reached.as_ref().filter(|_| self.prospect.may_dial_early()) else {
             return Ok(());
         };
         let (dials, agent) = (&self.serving.gateway.dials, self.prospect.who.identity.agent.index);

@@ -138,19 +138,22 @@ impl Subject {
             Some(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported),
             Some(Protocol::Tls) => {
                 let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;
-                let _ = found.set(self.late_tls(gateway, hello, request).await?);
+                let (subject, verdict) = self.late_tls(gateway, hello, request).await?;
+                // Also where it is denied: its record tells what it was, and what it was obliged to.
+                let _ = found.set(subject);
+                verdict?;
             }
         }
         Ok(held)
     }
 
-    /// What this is, now that it proves to be TLS.
+    /// What this is, now that it proves to be TLS, and whether it may go on.
     async fn late_tls(
         &self,
         gateway: &Gateway,
         hello: ClientHello,
         request: &str,
-    ) -> Result<Subject, DropReason> {
+    ) -> Result<(Subject, Result<(), DropReason>), DropReason> {
         let offered = Offered::of(&hello);
         let host = if self.steered_to.is_some() {
             Host::parse(&hello.server_name.ok_or(DropReason::SniMissing)?)
@@ -168,10 +171,10 @@ impl Subject {
             // The connection is made already, to where the client wanted: that must be where we would
             // have gone.
             let addresses = gateway.resolver.addresses(&subject.host).await?;
-            if self.ip.is_none_or(|ip| !addresses.contains(&ip)) {
-                return Err(DropReason::SniMismatch);
-            }
             ruling = judge()?;
+            if ruling.verdict.is_ok() && self.ip.is_none_or(|ip| !addresses.contains(&ip)) {
+                ruling = Ruling::deny("tls", DropReason::SniMismatch).obliged_by(&ruling);
+            }
         }
         // What the tunnel was obliged to already counted once.
         let counted = |policy: &str| self.effects.iter().any(|effect| effect.policy == policy);
@@ -179,9 +182,8 @@ impl Subject {
             duties.obligations.retain(|obligation| !counted(&obligation.policy));
         }
         let ruling = enforce(gateway, ruling, request).await;
-        ruling.verdict?;
         subject.effects = ruling.effects;
-        Ok(subject)
+        Ok((subject, ruling.verdict))
     }
 }
 

@@ -130,11 +130,12 @@ impl App {
         // Of each request in a tunnel anew, and recorded as what it is judged by.
         let who = who.later();
         exchange.agent(&who, &plan);
-        if admitted.upgrade {
-            return Err(deny(DropReason::UpgradeUnsupported));
-        }
         gateway.histories.inform(&plan, &who, &admitted.host).await.map_err(deny)?;
-        let ruling = decide::read(&plan, &who, operation(&admitted));
+        let mut ruling = decide::read(&plan, &who, operation(&admitted));
+        if ruling.verdict.is_ok() && admitted.upgrade {
+            // After policy, whose denials and obligations count for this as for any other request.
+            ruling = deny(DropReason::UpgradeUnsupported).obliged_by(&ruling);
+        }
         if ruling.verdict.is_err() {
             return Err(enforce(gateway, ruling, exchange.id()).await);
         }

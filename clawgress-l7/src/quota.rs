@@ -71,6 +71,8 @@ struct Held {
     short: Option<(Instant, Instant)>,
     /// Until then control is not asked again, since it could not be.
     away_until: Option<Instant>,
+    /// What control was asked for and has not answered, and until when that would count: it may have granted it.
+    unanswered: Option<(u128, Instant)>,
 }
 
 /// Why nothing was granted.
@@ -88,7 +90,16 @@ pub struct Denied {
 
 impl Held {
     fn none(now: Instant) -> Held {
-        Held { id: 0, granted: 0, left: 0, ends: now, touched: now, short: None, away_until: None }
+        Held {
+            id: 0,
+            granted: 0,
+            left: 0,
+            ends: now,
+            touched: now,
+            short: None,
+            away_until: None,
+            unanswered: None,
+        }
     }
 
     /// Spends one unit, if there is one.
@@ -230,6 +241,12 @@ impl Quota {
         }
     }
 
+    fn next_id(&self) -> u128 {
+        let mut next = self.next.lock();
+        *next += 1;
+        u128::from(self.instance) << 64 | u128::from(*next)
+    }
+
     fn lease(&self, limit: &Limit, subject: &Arc<str>) -> Option<Arc<Lease>> {
         let mut leases = self.leases.lock();
         let name = (limit.key, Arc::clone(subject));
@@ -283,7 +300,7 @@ impl Quota {
         subject: &Arc<str>,
         lease: &Lease,
     ) -> Result<Option<Duration>, (DropReason, Option<Duration>)> {
-        let id = {
+        let (id, ends) = {
             let mut held = lease.held.lock();
             let now = Instant::now();
             if held.spend(now) {
@@ -296,9 +313,13 @@ impl Quota {
             if let Some((free_at, _)) = held.short.filter(|(_, ask_at)| *ask_at > now) {
                 return Ok(Some(free_at.saturating_duration_since(now).max(limit::QUOTA_WAIT_LEAST)));
             }
-            let mut next = self.next.lock();
-            *next += 1;
-            u128::from(self.instance) << 64 | u128::from(*next)
+            // By the same id, which takes nothing twice: also if whoever asked went away before the answer. Not for long
+            // enough to be of use, it is a new question.
+            let again = held.unanswered.filter(|(_, ends)| *ends > now + limit::QUOTA_SETTLE);
+            // Our time for it begins before control's: we stop first.
+            let asked = again.unwrap_or_else(|| (self.next_id(), now + limit::QUOTA_LIFE));
+            held.unanswered = Some(asked);
+            asked
         };
         let question = ReserveRequest {
             id: id.to_be_bytes().to_vec(),
@@ -313,8 +334,6 @@ impl Quota {
             }],
             life_ms: u32::try_from(limit::QUOTA_LIFE.as_millis()).unwrap_or(u32::MAX),
         };
-        // Our time for it begins before control's: we stop first.
-        let ends = Instant::now() + limit::QUOTA_LIFE;
         let mut client = self.client.clone();
         let answer = tokio::time::timeout(limit::QUOTA_CALL, client.reserve(question)).await;
         let answer = answer
@@ -336,6 +355,7 @@ impl Quota {
             }
             _ => {
                 let wait = Duration::from_millis(answer.wait_ms.max(1));
+                held.unanswered = None;
                 held.short = Some((now + wait, now + wait.min(limit::QUOTA_SHORT_MAX)));
                 Ok(Some(wait))
             }

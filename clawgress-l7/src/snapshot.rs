@@ -127,6 +127,12 @@ impl Plan {
         self.policy.as_ref().is_some_and(PolicySet::asks_ja4)
     }
 
+    /// Whether policy may oblige what stays unread to something.
+    #[must_use]
+    pub fn obliges_opaque(&self) -> bool {
+        self.policy.as_ref().is_some_and(PolicySet::obliges_opaque)
+    }
+
     /// Whether policy asks for what agents did before.
     #[must_use]
     pub fn asks_history(&self) -> bool {

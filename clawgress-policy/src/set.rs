@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::effect::Obligation;
+use crate::effect::{Effect, Obligation};
 use crate::history::History;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -286,6 +286,16 @@ impl PolicySet {
     #[must_use]
     pub fn asks_history(&self) -> bool {
         self.inner.reads.history
+    }
+
+    /// Whether any policy may oblige what stays unread (`tls`, `tunnel`) to something.
+    #[must_use]
+    pub fn obliges_opaque(&self) -> bool {
+        let obligation = |id: &cedar_policy::PolicyId| self.inner.obligations.get(id.to_string().as_str());
+        // An alert is told whatever comes of the rest, and changes nothing.
+        let holds_back = |id| obligation(id).is_some_and(|o| o.effect != Effect::Alert);
+        let obliging = [ActionKind::Tls, ActionKind::Tunnel].map(|action| self.inner.obliging.of(action));
+        obliging.iter().any(|set| set.policies().any(|policy| holds_back(policy.id())))
     }
 
     /// Whether any policy asks for attributes or labels of the agent.

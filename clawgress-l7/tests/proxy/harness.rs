@@ -126,6 +126,8 @@ pub struct Control {
     acknowledge: watch::Sender<bool>,
     /// Units of limits.
     pub ledger: Arc<Mutex<Ledger>>,
+    /// How many of the next answers about units are lost on their way.
+    pub lost: Arc<Mutex<u32>>,
     /// What agents did before, and who asked.
     pub history: Arc<Mutex<History>>,
     pub asked: Arc<Mutex<Vec<HistoryRequest>>>,
@@ -221,6 +223,15 @@ impl Enforcement for Control {
         let scopes: Vec<Scope> = scopes.into_iter().map(scope).collect();
         let (life, id) = (Duration::from_millis(life_ms.into()), self::id(&id));
         let answer = self.ledger.lock().reserve(id, &scopes, life, self.began.elapsed());
+        let is_lost = {
+            let mut lost = self.lost.lock();
+            let is_lost = *lost > 0;
+            *lost = lost.saturating_sub(1);
+            is_lost
+        };
+        if is_lost {
+            return Err(Status::unavailable("the answer is lost"));
+        }
         Ok(Response::new(match answer.map_err(|e| Status::internal(e.to_string()))? {
             Reserved::Granted(granted) => ReserveResponse { granted, ..Default::default() },
             Reserved::Short { wait, .. } => ReserveResponse {
@@ -348,6 +359,7 @@ impl Gateway {
             acknowledge: watch::channel(true).0,
             ledger: Arc::default(),
             imposed: Arc::default(),
+            lost: Arc::default(),
             history: Arc::new(Mutex::new(History::QUIET)),
             asked: Arc::default(),
             began: std::time::Instant::now(),

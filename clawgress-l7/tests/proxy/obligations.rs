@@ -91,6 +91,26 @@ async fn what_is_over_a_limit_is_told_when_to_come_back() {
     assert_eq!(gateway.ask(&get(&host, "/over", &gateway.web())).await.status, 200);
 }
 
+/// What control granted and could not say is asked for again by its name, and takes nothing twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_lost_costs_no_units() {
+    let (gateway, _upstream, host) = with(
+        r#"@id("few") @effect("rate-limit") @limit("2 requests/hour burst 2")
+        permit (principal == Agent::"web", action == Action::"http", resource);"#,
+    )
+    .await;
+    *gateway.control.lost.lock() = 1;
+    let ask = async || gateway.ask(&get(&host, "/", &gateway.web())).await;
+    assert_eq!(ask().await.reason(), "limit_unavailable");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while ask().await.status != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "control is asked again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ask().await.status, 200, "both units are there");
+    assert_eq!(ask().await.status, 429);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_team_shares_its_limit() {
     let (gateway, _upstream, host) = with(
