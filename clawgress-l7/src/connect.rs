@@ -52,6 +52,8 @@ struct Prospect {
     reached: Option<Judged>,
     /// Whether it may be obliged to something by what its hello says: until that is kept, nothing is dialled.
     is_obliged: bool,
+    /// Whether it is denied but for what its hello may say.
+    is_open: bool,
 }
 
 /// Serves a CONNECT, of which `held` was read.
@@ -90,7 +92,7 @@ pub async fn serve(
         return established.unreachable(reason, stream).await;
     }
     if stream.write_all(ESTABLISHED).await.is_err() || stream.flush().await.is_err() {
-        return established.record_dial();
+        return established.record_dial().await;
     }
     // Boxed: every idle tunnel would hold what only its beginning takes.
     Box::pin(established.first_bytes(stream, held, asked_at)).await;
@@ -150,16 +152,18 @@ async fn prospect(
     let unknown = decide::unknown(&plan, &who, &asked.host, asked.port);
     if tls.verdict.is_err() && unknown.verdict.is_err() {
         // What a fingerprint changes is told by the hello.
-        if !plan.asks_ja4() && !http_possible(&plan, &who, asked, &tls) {
+        let is_possible = http_possible(&plan, &who, asked, &tls);
+        if !plan.asks_ja4() && !is_possible {
             return Err(tls);
         }
-        return Ok(Prospect { who, tls, unknown, reached: None, is_obliged: false });
+        let is_open = !is_possible;
+        return Ok(Prospect { who, tls, unknown, reached: None, is_obliged: false, is_open });
     }
     let allowed = if tls.verdict.is_ok() { &tls } else { &unknown };
     let reached = reach(serving, &plan, &who, asked, exchange).await;
     let reached = Some(reached.map_err(|refused| refused.obliged_by(allowed))?);
     let is_obliged = plan.obliges_opaque();
-    Ok(Prospect { who, tls, unknown, reached, is_obliged })
+    Ok(Prospect { who, tls, unknown, reached, is_obliged, is_open: false })
 }
 
 /// Resolves what is permitted, and judges its addresses.
@@ -257,7 +261,7 @@ impl Established<'_> {
                 }
             }
             Ok(Some(Protocol::Http1)) => {
-                self.record_dial();
+                self.record_dial().await;
                 let Asked { host, port, .. } = self.asked;
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
@@ -271,7 +275,7 @@ impl Established<'_> {
             Ok(Some(Protocol::Http2)) => {
                 opaque::deny_silently(self.exchange, deny(DropReason::UpgradeUnsupported));
             }
-            Ok(None) => self.record_dial(),
+            Ok(None) => self.record_dial().await,
             Err(reason) => opaque::deny_silently(self.exchange, deny(reason)),
         }
     }
@@ -282,12 +286,20 @@ impl Established<'_> {
         self.prospect.tls.clone().with(policies)
     }
 
-    /// Records that the upstream was dialled, and that nothing was carried.
-    fn record_dial(&mut self) {
-        if self.upstream.is_some() {
-            let _ = self.exchange.allow(&self.ruling());
-            self.exchange.end(End { status: Some(200), ..End::default() });
+    /// Records that the upstream was dialled, and that nothing was carried: it was asked for all the same, and counts
+    /// as that. So does what is denied but for a hello that never came.
+    async fn record_dial(&mut self) {
+        let ruling = match &self.upstream {
+            Some(_) => self.ruling(),
+            None if self.prospect.is_open => self.prospect.tls.clone(),
+            None => return,
+        };
+        let ruling = Box::pin(enforce(&self.serving.gateway, ruling, self.exchange.id())).await;
+        match ruling.verdict {
+            Ok(()) => drop(self.exchange.allow(&ruling)),
+            Err(_) => self.exchange.deny(ruling),
         }
+        self.exchange.end(End { status: Some(200), ..End::default() });
     }
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.

@@ -175,22 +175,24 @@ pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), (alpn, ja4): (&[S
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
 #[must_use]
 pub fn tls_possible(plan: &Plan, who: &Who, host: &Host, port: u16) -> Ruling {
-    let mut first: Option<Ruling> = None;
+    let mut chosen: Option<Ruling> = None;
     for guess in ALPN_GUESSES {
         let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
-        let ruling = tls(plan, who, (host, port), (&alpn, ""));
-        if ruling.verdict.is_ok() {
-            // Of a fingerprint that nobody has nothing follows.
-            let duties = ruling.duties.clone().filter(|_| !plan.asks_ja4());
-            return Ruling { duties, ..ruling };
-        }
-        first = Some(match first {
-            // Of a hello that was never sent, only that counts which counts for any.
-            Some(first) => first.obliged_as(&ruling),
+        let mut ruling = tls(plan, who, (host, port), (&alpn, ""));
+        // Of a fingerprint that nobody has nothing follows.
+        ruling.duties = ruling.duties.filter(|_| !plan.asks_ja4() || ruling.verdict.is_err());
+        // Of a hello that was never sent, only that counts which counts for any.
+        let ruling = match chosen {
+            Some(first) if first.verdict.is_ok() || ruling.verdict.is_err() => first.obliged_as(&ruling),
+            Some(first) => ruling.obliged_as(&first),
             None => ruling,
-        });
+        };
+        if ruling.verdict.is_ok() && ruling.duties.is_none() {
+            return ruling;
+        }
+        chosen = Some(ruling);
     }
-    first.unwrap_or_else(|| Ruling::deny("tls", DropReason::PolicyDenied))
+    chosen.unwrap_or_else(|| Ruling::deny("tls", DropReason::PolicyDenied))
 }
 
 /// `tunnel` for bytes that are neither TLS nor HTTP.

@@ -325,6 +325,10 @@ fn agent(name: &str, index: u32) -> Agent {
     }
 }
 
+fn bundle(text: &str) -> PolicyBundle {
+    PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }
+}
+
 impl Gateway {
     pub async fn start(options: Options) -> Gateway {
         let directory = tempfile::tempdir().expect("directory");
@@ -342,9 +346,7 @@ impl Gateway {
         };
         let first = Snapshot {
             generation: 1,
-            policy: options
-                .policy
-                .map(|text| PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }),
+            policy: options.policy.map(bundle),
             agents: vec![agent("web", 1), agent("other", 2)],
             keys: vec![record(&key, "web"), record(&other_key, "other")],
             shared: Vec::new(),

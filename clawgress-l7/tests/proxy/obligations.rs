@@ -282,10 +282,11 @@ async fn a_destination_that_is_away_is_asked_for_all_the_same() {
     let closed = tokio::net::TcpListener::bind("127.1.0.1:0").await.expect("bind");
     let port = closed.local_addr().expect("address").port();
     drop(closed);
-    let (_client, answer) = gateway.connect(&format!("api.allowed.test:{port}")).await;
-    assert_eq!((answer.status, answer.reason()), (403, "agent_quarantined"));
-    assert_eq!(gateway.control.imposed.lock().len(), 1);
+    let (mut client, answer) = gateway.connect(&format!("api.allowed.test:{port}")).await;
+    assert_eq!(answer.status, 200, "what it is obliged to its hello tells");
+    client.send(crate::tunnels::hello("api.allowed.test")).await;
     let (decision, _) = gateway.exchange(0).await;
+    assert_eq!(gateway.control.imposed.lock().len(), 1);
     assert_eq!(
         (decision.policies, decision.reason),
         (vec!["trap".into()], Some(DropReason::AgentQuarantined))
