@@ -40,9 +40,10 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     let _end = stop.clone().drop_guard();
     let directory = config.node.state_dir.join("keys");
     let opened = tokio::task::spawn_blocking(move || {
+        // First, while it can be seen whether this directory had keys before.
+        let signer = signer::Service::open(directory.clone())?;
         let key = secret::open(&directory, secret::API_KEYS)?;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_ref());
-        anyhow::Ok((key, signer::Service::open(directory)?))
+        anyhow::Ok((hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), signer))
     });
     let (key, signer) = opened.await??;
     let access = (Access::new(&config, Socket::Keys)?, Access::new(&config, Socket::Signer)?);

@@ -78,8 +78,7 @@ pub enum SecretError {
 /// If it can't be read, created, or trusted.
 pub fn open(directory: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
     let path = directory.join(purpose.file);
-    let io = |error| SecretError::Io { path: path.clone(), error };
-    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+    self::directory(directory)?;
     match read(&path, purpose) {
         Err(SecretError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
             let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
@@ -89,6 +88,28 @@ pub fn open(directory: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_
             read(&path, purpose)
         }
         other => other,
+    }
+}
+
+/// Creates the directory of secrets, if it is not there.
+///
+/// # Errors
+/// If it can't be created.
+pub fn directory(directory: &Path) -> Result<(), SecretError> {
+    let io = |error| SecretError::Io { path: directory.to_owned(), error };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)
+}
+
+/// Whether there is a secret in `directory`, whole or not.
+///
+/// # Errors
+/// If that can't be told.
+pub fn is_there(directory: &Path, purpose: Purpose) -> Result<bool, SecretError> {
+    let path = directory.join(purpose.file);
+    match fs::symlink_metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(SecretError::Io { path, error }),
     }
 }
 

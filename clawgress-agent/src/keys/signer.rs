@@ -2,7 +2,8 @@
 //! parts: nobody gets a signature of bytes of their own.
 //!
 //! INVARIANT: a revision that was stored before revisions were signed is signed only until the first one is signed, or
-//! control has told that there are none: after that, whoever writes one into the store without a signature has none.
+//! control has told that there are none, and only where this directory is one of before, with a secret of API keys: after
+//! that, and with a directory that is new, whoever writes one into the store without a signature has none.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use clawgress_api::proto::{Empty, RevisionSignature, RevisionStatement, SignerDe
 use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
-use super::secret::{self, REVISIONS};
+use super::secret::{self, API_KEYS, REVISIONS};
 
 /// Says that nothing is adopted any more.
 const ADOPTED: &str = "revision-adopted-v1";
@@ -35,11 +36,17 @@ struct State {
 // === impl Service ===
 
 impl Service {
-    /// Opens the key in `directory`, creating it at first start.
+    /// Opens the key in `directory`, creating it at first start. To be called before the secret of API keys is created:
+    /// one that is there already tells an upgrade from a directory that is new.
     ///
     /// # Errors
     /// If it can't be read, created, or trusted.
     pub fn open(directory: PathBuf) -> Result<Self> {
+        secret::directory(&directory)?;
+        if !secret::is_there(&directory, REVISIONS)? && !secret::is_there(&directory, API_KEYS)? {
+            // Durable before there is the key: whatever ends this start, the next one adopts nothing either.
+            secret::create(&directory, ADOPTED, b"")?;
+        }
         let seed = secret::open(&directory, REVISIONS)?;
         let key =
             Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).context("the signing key can't be used")?;
@@ -127,6 +134,13 @@ mod tests {
         RevisionStatement { number, hash: vec![7; 32], ..RevisionStatement::default() }
     }
 
+    /// A directory of before revisions were signed.
+    fn of_before() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("directory");
+        secret::open(dir.path(), API_KEYS).expect("created");
+        dir
+    }
+
     async fn code(answer: Result<Response<RevisionSignature>, Status>) -> Code {
         answer.map_or_else(|status| status.code(), |_| Code::Ok)
     }
@@ -152,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn adoption_ends_with_the_first_signature_and_when_it_is_told() {
         for tell in [false, true] {
-            let dir = tempfile::tempdir().expect("directory");
+            let dir = of_before();
             let service = Service::open(dir.path().to_owned()).expect("opened");
             assert_eq!(code(service.adopt(Request::new(statement(1))).await).await, Code::Ok);
             let again = Service::open(dir.path().to_owned()).expect("opened again");
@@ -168,5 +182,22 @@ mod tests {
                 assert_eq!(code(service.sign(Request::new(statement(4))).await).await, Code::Ok);
             }
         }
+    }
+    #[tokio::test]
+    async fn a_new_directory_adopts_nothing() {
+        let dir = tempfile::tempdir().expect("directory");
+        let keys = dir.path().join("keys");
+        for _ in 0..2 {
+            let service = Service::open(keys.clone()).expect("opened");
+            let refused = code(service.adopt(Request::new(statement(1))).await).await;
+            assert_eq!(refused, Code::FailedPrecondition);
+            assert!(!service.describe(Request::new(Empty {})).await.expect("told").into_inner().adopts);
+            // Of the next start.
+            secret::open(&keys, API_KEYS).expect("created");
+        }
+        // One that ended before it had made the key.
+        std::fs::remove_file(keys.join("revision-ed25519-v1")).expect("removed");
+        let service = Service::open(keys).expect("opened");
+        assert_eq!(code(service.adopt(Request::new(statement(1))).await).await, Code::FailedPrecondition);
     }
 }
