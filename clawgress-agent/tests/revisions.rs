@@ -177,7 +177,10 @@ async fn every_part_of_a_revision_counts_and_so_does_its_place() {
         value["signature"]["key"] = "00".repeat(32).into();
         value.to_string()
     });
-    let changes: [(&str, Change, Standing); 6] = [
+    let changes: [(&str, Change, Standing); 8] = [
+        // No JSON any more.
+        (&revision, Box::new(replaced("{", "[")), Standing::Altered),
+        (&bundle, Box::new(replaced("{", "[")), Standing::Altered),
         (&revision, Box::new(replaced("somebody", "nobody")), Standing::Altered),
         (&revision, Box::new(replaced("because", "why")), Standing::Altered),
         (&revision, Box::new(replaced("\"parent\":1", "\"parent\":0")), Standing::Altered),
@@ -206,6 +209,30 @@ async fn every_part_of_a_revision_counts_and_so_does_its_place() {
     assert_eq!(in_force(&node).await, None);
     let warnings = status(&node).await.warnings;
     assert!(warnings.iter().any(|w| w.contains("it is not the last one, revision 2 is")), "{warnings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revision_that_cannot_be_read_is_replaced_by_the_next() {
+    let mut node = Node::new().start().await;
+    apply(&node, "// first\n").await;
+    for (number, name) in [(2, "revision"), (3, "bundle")] {
+        apply(&node, OPEN).await;
+        node.stop_control().await;
+        rewrite(&node, &key(name, number), |json| json.replacen('{', "[", 1)).await;
+        node.start_control().await;
+        assert_eq!(in_force(&node).await, None, "{name}");
+        let warnings = status(&node).await.warnings;
+        let told = format!("revision {number} is not in force, everything is denied: its signature");
+        assert!(warnings.iter().any(|w| w.contains(&told)), "{warnings:?}");
+    }
+    assert_eq!(apply(&node, OPEN).await.number, 4);
+    assert!(in_force(&node).await.is_some());
+    node.stop_control().await;
+    node.start_control().await;
+    assert!(in_force(&node).await.is_some(), "old ones don't matter");
+    let (signed, altered) = (Some(Standing::Signed), Some(Standing::Altered));
+    assert_eq!(standings(&node).await, [(4, signed), (3, altered), (1, signed)]);
+    assert_eq!(show(&node, 2).await.standing, altered);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

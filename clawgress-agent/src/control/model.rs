@@ -248,6 +248,8 @@ pub struct Stored {
     digest: Option<String>,
     /// Whether it has the number under which it is stored.
     is_asked_for: bool,
+    /// Whether what is stored of it is no revision at all, and `revision` says no more than its number.
+    is_torn: bool,
 }
 
 // === impl Stored ===
@@ -256,11 +258,39 @@ impl Stored {
     /// Whether it is in its place, and its bundle the one that its hash is of.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.is_asked_for && self.digest.as_ref() == Some(&self.revision.hash)
+        !self.is_torn && self.is_asked_for && self.digest.as_ref() == Some(&self.revision.hash)
+    }
+
+    /// Whether what is stored of it is no revision at all.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.is_torn
     }
 }
 
-/// One revision with its bundle.
+/// What there is to say of a revision that can't be read.
+fn torn(number: u64) -> PolicyRevision<PolicyBundle> {
+    PolicyRevision {
+        number,
+        parent: 0,
+        time: Timestamp::UNIX_EPOCH,
+        author: String::new(),
+        message: String::new(),
+        hash: String::new(),
+        signature: None,
+        bundle: None,
+        generation: None,
+        standing: None,
+    }
+}
+
+/// What an entry of a revision says; `None`, and an error in the log, if it was changed to what nobody can read: that
+/// keeps it from force, and no more.
+fn readable<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
+    parse(entry).inspect_err(|error| tracing::error!(%error, "a stored policy revision can't be read")).ok()
+}
+
+/// One revision with its bundle, which is absent if it can't be read.
 ///
 /// # Errors
 /// If the store fails.
@@ -271,12 +301,14 @@ pub async fn revision(
 ) -> Result<Option<Stored>, StoreError> {
     let read = store.read(&numbered(REVISION, number), at).await?;
     let Some(entry) = read.entries.first() else { return Ok(None) };
-    let mut revision: PolicyRevision<PolicyBundle> = parse(entry)?;
+    let stored: Option<PolicyRevision<PolicyBundle>> = readable(entry);
+    let is_torn = stored.is_none();
+    let mut revision = stored.unwrap_or_else(|| torn(number));
     let bundle = store.read(&numbered(BUNDLE, number), Some(read.revision)).await?;
-    revision.bundle = bundle.entries.first().map(parse).transpose()?;
+    revision.bundle = bundle.entries.first().and_then(readable);
     let digest = |entry: &Entry| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &entry.value);
     let digest = bundle.entries.first().map(|entry| hex(digest(entry).as_ref()));
-    Ok(Some(Stored { is_asked_for: revision.number == number, revision, digest }))
+    Ok(Some(Stored { is_asked_for: revision.number == number, revision, digest, is_torn }))
 }
 
 /// Why the live revision is not to be trusted, if it isn't. The one that is live is always the last: one that others
@@ -299,12 +331,12 @@ async fn distrusted(
     Ok(distrust(&stored.revision, signatures.standing(stored)))
 }
 
-/// All revisions without their bundles, newest first.
+/// All revisions that can be read, without their bundles, newest first.
 ///
 /// # Errors
 /// If the store fails.
 pub async fn history(store: &dyn StateStore) -> Result<Vec<PolicyRevision<PolicyBundle>>, StoreError> {
-    store.scan(REVISION, None).await?.entries.iter().rev().map(parse).collect()
+    Ok(store.scan(REVISION, None).await?.entries.iter().rev().filter_map(readable).collect())
 }
 
 async fn all<K: Ord, T: DeserializeOwned>(

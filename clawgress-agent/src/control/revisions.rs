@@ -162,7 +162,7 @@ impl Governor {
         Ok(Some(PolicyRevision { standing, ..stored.revision }))
     }
 
-    /// All revisions without their bundles, newest first, and how they stand.
+    /// All revisions that can be read, without their bundles, newest first, and how they stand.
     ///
     /// # Errors
     /// If the store fails.

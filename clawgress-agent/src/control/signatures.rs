@@ -147,6 +147,9 @@ impl Signatures {
 
 /// How it stands by `key`.
 fn standing(stored: &Stored, key: &[u8]) -> Standing {
+    if stored.is_torn() {
+        return Standing::Altered;
+    }
     let Some(signature) = &stored.revision.signature else { return Standing::Unsigned };
     if signature.key != hex(key) {
         return Standing::OtherKey;
