@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
 use clawgress_api::proto::{
@@ -21,6 +22,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{RootId, Roots, TrustSnapshot};
 use clawgress_policy::{PolicyInForce, PolicySet};
 use parking_lot::Mutex;
+use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +50,8 @@ pub struct Plan {
     pub generation: u64,
     /// `None` before the first policy: deny.
     policy: Option<PolicySet>,
+    /// Of the policy as it was written: SHA-256.
+    hash: Option<Digest>,
     clock: Arc<dyn Clock>,
     /// Who is trusted to say who is who: what the next generation has of them is taken from here.
     roots: Arc<Roots>,
@@ -88,22 +92,38 @@ pub struct Snapshots {
     straggle: Straggle,
 }
 
+fn parse(policy: Option<&PolicyInForce>) -> Result<(Option<PolicySet>, Arc<Basis>), String> {
+    let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
+    let set = policy.map(parse).transpose().map_err(|e| e.to_string())?;
+    let zone = set.as_ref().map(PolicySet::zone).filter(|zone| *zone != "UTC");
+    let basis = Arc::new(Basis {
+        asks_agent: set.as_ref().is_some_and(PolicySet::asks_agent),
+        zone: zone.map(str::to_owned),
+        geo: policy.and_then(|policy| policy.surroundings.geo.edition()),
+    });
+    Ok((set, basis))
+}
+
 // === impl Plan ===
 
 impl Plan {
     /// The plan of a snapshot. Whoever of those that are trusted can't be used is trusted for nothing, and the rest
     /// counts: one tenant's record must not keep every tenant's next policy from coming into force.
     fn new(document: &[u8], clock: Arc<dyn Clock>, former: Option<&Plan>) -> Result<Plan, String> {
-        let snapshot: Snapshot<PolicyInForce> =
-            serde_json::from_slice(document).map_err(|e| format!("the snapshot is not readable: {e}"))?;
-        let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
-        let policy = snapshot.policy.as_ref().map(parse).transpose().map_err(|e| e.to_string())?;
-        let zone = policy.as_ref().map(PolicySet::zone).filter(|zone| *zone != "UTC");
-        let basis = Arc::new(Basis {
-            asks_agent: policy.as_ref().is_some_and(PolicySet::asks_agent),
-            zone: zone.map(str::to_owned),
-            geo: snapshot.policy.as_ref().and_then(|policy| policy.surroundings.geo.edition()),
-        });
+        let unreadable = |e: serde_json::Error| format!("the snapshot is not readable: {e}");
+        let snapshot: Snapshot<Box<RawValue>> = serde_json::from_slice(document).map_err(unreadable)?;
+        let written = snapshot.policy.as_deref().map(RawValue::get);
+        let hash = written.map(|text| digest(&SHA256, text.as_bytes()));
+        let is_same =
+            |plan: &&Plan| plan.hash.as_ref().map(AsRef::as_ref) == hash.as_ref().map(AsRef::as_ref);
+        // A key that is revoked must not wait for a large policy to be parsed that stays what it is.
+        let (policy, basis) = match former.filter(is_same) {
+            Some(former) => (former.policy.clone(), Arc::clone(&former.basis)),
+            None => {
+                let policy = written.map(serde_json::from_str).transpose().map_err(unreadable)?;
+                parse(policy.as_ref())?
+            }
+        };
         let none = Roots::default();
         let (roots, refused) = Roots::renew(snapshot.roots, former.map_or(&none, |plan| &plan.roots));
         for error in refused {
@@ -112,7 +132,7 @@ impl Plan {
         let roots = Arc::new(roots);
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
         let trust = trust.with_roots(Arc::clone(&roots));
-        Ok(Plan { generation: snapshot.generation, policy, clock, roots, trust, basis })
+        Ok(Plan { generation: snapshot.generation, policy, hash, clock, roots, trust, basis })
     }
 
     /// The policy as it decides now; `None` before the first: deny.
@@ -144,6 +164,7 @@ impl Plan {
         Plan {
             generation: self.generation,
             policy: self.policy.clone(),
+            hash: self.hash,
             clock: Arc::clone(&self.clock),
             roots: Arc::clone(&self.roots),
             trust: self.trust.with_quarantined(quarantined),
