@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 /// From power-on to power-off, on a machine where other tests run beside: a few minutes on an idle one.
 const RUN_TIME_MAX: Duration = Duration::from_secs(1800);
-/// One at a time: two emulated machines side by side slow each other, and all else, more than in turn.
-static RUNNING: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 /// What the tests in the machine need: room for the maps, and for the disk, which is memory too.
 const MEMORY_MIB: u32 = 2048;
 /// How much of the console is shown when something failed, bytes.
@@ -58,10 +56,7 @@ pub fn run(series: &str, programs: &[&Path], steps: &[Step<'_>]) -> String {
     let work = tempfile::tempdir().expect("directory");
     let disk = work.path().join("initrd");
     fs::write(&disk, initrd(&kernel, programs, steps, work.path())).expect("disk");
-    let console = {
-        let _one = RUNNING.lock();
-        emulate(&vmlinuz, &disk)
-    };
+    let console = emulate(&vmlinuz, &disk);
     let tail = &console[console.floor_char_boundary(console.len().saturating_sub(CONSOLE_BYTES_MAX))..];
     for step in steps {
         let end = format!("{MARK}{} ended with 0", step.name);

@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use crate::machine::{self, Step};
+use crate::verdicts;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_clawgress-agent");
 /// Tests of this program that are run there, one of each kind: the layout of maps, verdicts by test run of each
 /// program, and the whole role with its rules and links between network namespaces. The last runs nowhere else.
-const TESTS: [&str; 9] = [
+const TESTS: [&str; 8] = [
     "verdicts::maps_have_the_layout_of_the_abi",
-    "verdicts::programs_verify_with_headroom",
     "verdicts::every_reason_in_both_families",
     "verdicts::frames_that_are_not_understood",
     "verdicts::flows_count_both_ways_and_answers_need_one",
@@ -20,11 +20,11 @@ const TESTS: [&str; 9] = [
     "pacing::where_the_queue_is_fq_what_is_over_is_sent_later",
 ];
 
-/// Names of the programs that a kernel took, as the agent prints them.
-fn checked(console: &str) -> Vec<&str> {
+/// The programs that a kernel took, and how many instructions its verifier walked, as the agent prints them.
+fn checked(console: &str) -> Vec<(&str, u32)> {
     let table = console.lines().skip_while(|l| !l.starts_with("program ")).skip(1);
-    let rows = table.take_while(|l| !l.starts_with("Linux "));
-    rows.filter_map(|row| row.split_whitespace().next()).collect()
+    let rows = table.take_while(|l| !l.starts_with("Linux ")).map(|row| row.split_whitespace());
+    rows.filter_map(|mut row| Some((row.next()?, row.nth(1)?.parse().ok()?))).collect()
 }
 
 #[track_caller]
@@ -54,7 +54,11 @@ fn check(series: &str, tc: &str) {
         .map(|p| p.name)
         .collect();
     here.sort();
-    assert_eq!(checked(&console), here, "Linux {series} did not take every program:\n{console}");
+    let there = checked(&console);
+    let names: Vec<&str> = there.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, here, "Linux {series} did not take every program:\n{console}");
+    let worst = there.iter().map(|(_, walked)| *walked).max();
+    assert!(worst < Some(verdicts::INSTRUCTIONS_MAX), "Linux {series} walks too long:\n{console}");
     assert!(console.contains(&format!("Linux {series}.")), "another kernel ran:\n{console}");
     let want = format!("test result: ok. {} passed", TESTS.len());
     assert!(console.contains(&want), "a test is not there any more:\n{console}");

@@ -187,9 +187,10 @@ fn maps_have_the_layout_of_the_abi() {
 
 /// Each verifier walks another number of states for the same program (Linux 6.1 up to twice as many): half of what
 /// it may, which is a million instructions.
+pub const INSTRUCTIONS_MAX: u32 = 500_000;
+
 #[test]
 fn programs_verify_with_headroom() {
-    const INSTRUCTIONS_MAX: u32 = 500_000;
     let kernel = Kernel::load();
     let mut worst = 0;
     for (name, program) in kernel.objects.programs() {
