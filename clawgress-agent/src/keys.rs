@@ -1,9 +1,12 @@
-//! The keys role: holds the secret under which API keys are hashed, and answers with hashes alone; and the
-//! key that policy revisions are signed with, for control ([`signer`]).
+//! The keys role: holds the secret under which API keys are hashed, and answers with hashes alone; the
+//! key that policy revisions are signed with, for control ([`signer`]); and, where TLS is read, that of the authority
+//! which signs certificates for hosts ([`authority`]), for L7 ([`leaves`]).
 //!
 //! It has no network and no state but the secrets. It must never log, return or store a key it is asked
 //! about, nor a secret.
 
+mod authority;
+mod leaves;
 mod secret;
 mod signer;
 
@@ -12,15 +15,18 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aws_lc_rs::hmac;
+use clawgress_api::clock::SystemClock;
 use clawgress_api::config::Config;
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
+use clawgress_api::proto::leaves_server::LeavesServer;
 use clawgress_api::proto::signer_server::SignerServer;
-use clawgress_api::proto::{MacApiKeyRequest, MacApiKeyResponse};
+use clawgress_api::proto::{Empty, InterceptionAuthority, MacApiKeyRequest, MacApiKeyResponse};
 use clawgress_api::socket;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
+use self::authority::Authority;
 use crate::peer::{Access, Socket};
 use crate::serve::{SOCKET_MODE, grpc, open_run_dir};
 use clawgress_api::notify;
@@ -38,14 +44,18 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     // Whatever ends one service ends both.
     let stop = stop.child_token();
     let _end = stop.clone().drop_guard();
-    let directory = config.node.state_dir.join("keys");
+    let opening = Arc::clone(&config);
     let opened = tokio::task::spawn_blocking(move || {
+        let directory = opening.node.state_dir.join("keys");
         // First, while it can be seen whether this directory had keys before.
         let signer = signer::Service::open(directory.clone())?;
         let key = secret::open(&directory, secret::API_KEYS)?;
-        anyhow::Ok((hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), signer))
+        let authority = opening.intercept.as_ref().map(|intercept| {
+            Authority::open(&directory, &opening.node.name, intercept, Arc::new(SystemClock)).map(Arc::new)
+        });
+        anyhow::Ok((hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), signer, authority.transpose()?))
     });
-    let (key, signer) = opened.await??;
+    let (key, signer, authority) = opened.await??;
     let access = (Access::new(&config, Socket::Keys)?, Access::new(&config, Socket::Signer)?);
     open_run_dir(&config)?;
     let open = |path: &Path| {
@@ -54,18 +64,39 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     // First the one that control asks for at its start: where the other is, both are.
     let signer_socket = open(&config.signer_socket())?;
     let keys_socket = open(&config.keys_socket())?;
-    let keys = KeysServer::new(Service { key: Arc::new(key) }).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let leaves = match &authority {
+        Some(authority) => {
+            let service = LeavesServer::new(leaves::Service(Arc::clone(authority)));
+            let service = service.max_decoding_message_size(leaves::REQUEST_BYTES_MAX);
+            Some((open(&config.leaves_socket())?, Access::new(&config, Socket::Leaves)?, service))
+        }
+        None => None,
+    };
+    let keys = Service { key: Arc::new(key), authority };
+    let keys = KeysServer::new(keys).max_decoding_message_size(REQUEST_BYTES_MAX);
     let signer = SignerServer::new(signer).max_decoding_message_size(signer::REQUEST_BYTES_MAX);
+    let leaves_end = stop.clone();
+    let leaves = async move {
+        match leaves {
+            Some((socket, access, service)) => grpc(socket, access, service, leaves_end).await,
+            None => {
+                leaves_end.cancelled().await;
+                Ok(())
+            }
+        }
+    };
     notify::ready("keys");
     tokio::try_join!(
         grpc(keys_socket, access.0, keys, stop.clone()),
         grpc(signer_socket, access.1, signer, stop.clone()),
+        leaves,
     )
     .map(drop)
 }
 
 struct Service {
     key: Arc<hmac::Key>,
+    authority: Option<Arc<Authority>>,
 }
 
 #[tonic::async_trait]
@@ -80,5 +111,14 @@ impl Keys for Service {
         }
         let mac = hmac::sign(&self.key, &key).as_ref().to_vec();
         Ok(Response::new(MacApiKeyResponse { mac }))
+    }
+
+    async fn describe_authority(&self, _: Request<Empty>) -> Result<Response<InterceptionAuthority>, Status> {
+        let authority = self.authority.as_ref().ok_or_else(|| {
+            Status::not_found("TLS is not read on this node: there is no [intercept] in its configuration")
+        })?;
+        let (chain, is_own) = authority.describe();
+        let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+        Ok(Response::new(InterceptionAuthority { chain, is_own }))
     }
 }

@@ -47,6 +47,8 @@ pub enum Socket {
     Keys,
     /// Served by keys, which signs policy revisions; control may.
     Signer,
+    /// Served by keys, which signs certificates for hosts; L7 may.
+    Leaves,
     /// Served by control; L7 may.
     Control,
     /// Served by control; administrators may.
@@ -64,6 +66,7 @@ impl Socket {
         match self {
             Socket::Keys => "keys",
             Socket::Signer => "signer",
+            Socket::Leaves => "leaves",
             Socket::Control => "control",
             Socket::Admin => "admin",
             Socket::Datapath => "datapath",
@@ -212,7 +215,7 @@ impl Access {
         let mut group = None;
         match socket {
             Socket::Keys => uids.extend(control()?.into_iter().chain(l7()?)),
-            Socket::Control | Socket::Handover => uids.extend(l7()?),
+            Socket::Control | Socket::Handover | Socket::Leaves => uids.extend(l7()?),
             Socket::Datapath | Socket::Signer => uids.extend(control()?),
             Socket::Admin => {
                 for name in &access.admin_users {
@@ -389,9 +392,15 @@ mod tests {
         let configured = config;
         let config = configured("");
         let (a, _b) = UnixStream::pair().expect("pair");
-        for socket in
-            [Socket::Keys, Socket::Signer, Socket::Control, Socket::Admin, Socket::Datapath, Socket::Handover]
-        {
+        for socket in [
+            Socket::Keys,
+            Socket::Signer,
+            Socket::Leaves,
+            Socket::Control,
+            Socket::Admin,
+            Socket::Datapath,
+            Socket::Handover,
+        ] {
             let peer = Access::new(&config, socket).expect("access").check(&a).expect("own user");
             assert_eq!(peer.uid, Uid::effective().as_raw());
         }
@@ -408,5 +417,6 @@ mod tests {
         assert!(uids(Socket::Handover).contains(&nobody));
         assert!(!uids(Socket::Admin).contains(&nobody) && !uids(Socket::Datapath).contains(&nobody));
         assert!(!uids(Socket::Signer).contains(&nobody));
+        assert!(uids(Socket::Leaves).contains(&nobody), "of L7");
     }
 }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clawgress_api::proto::keys_client::KeysClient;
-use clawgress_api::proto::{MacApiKeyRequest, Name, NewRun};
+use clawgress_api::proto::leaves_client::LeavesClient;
+use clawgress_api::proto::{Empty, MacApiKeyRequest, MintRequest, Name, NewRun};
 use clawgress_api::{
     ApiKeyInfo, ApiKeyRotation, ApiKeyState, AuditQuery, AuditRecord, CreatedAgent, CreatedApiKey, NewAgent,
     NewApiKey, RecordKind, RunSession, socket,
@@ -283,6 +284,34 @@ async fn the_key_of_a_run_lives_with_it() {
     node.admin().close_run(Name { name: run.name }).await.expect("closed");
     drop(held);
     assert_eq!(states(&node, "web").await.iter().filter(|(_, s)| *s == ApiKeyState::Active).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_for_hosts_are_signed_only_where_tls_is_read() {
+    let mut node = Node::new();
+    node.start_keys().await;
+    let keys = |node: &Node| KeysClient::new(socket::channel(&node.config.keys_socket()).expect("channel"));
+    let none = keys(&node).describe_authority(Empty {}).await.expect_err("none");
+    assert_eq!(none.code(), Code::NotFound);
+    assert!(!node.config.leaves_socket().exists());
+    node.stop_keys().await;
+
+    let mut node = Node::configured(|_| "[intercept]\nexclude = [\"pinned.test\"]\n".to_owned());
+    node.start_keys().await;
+    let known = keys(&node).describe_authority(Empty {}).await.expect("told").into_inner();
+    assert!(known.is_own && known.chain.len() == 1);
+    let mut leaves = LeavesClient::new(socket::channel(&node.config.leaves_socket()).expect("channel"));
+    let key = rcgen::KeyPair::generate().expect("key");
+    let wanted = |host: &str| MintRequest { host: host.into(), public_key: key.public_key_raw().to_vec() };
+    let leaf = leaves.mint(wanted("a.test")).await.expect("signed").into_inner();
+    assert_eq!(leaf.chain.len(), 1);
+    let refused = leaves.mint(wanted("pinned.test")).await.expect_err("excluded");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(leaves.mint(wanted("A.test")).await.expect_err("spelling").code(), Code::InvalidArgument);
+    node.stop_keys().await;
+    node.start_keys().await;
+    let again = keys(&node).describe_authority(Empty {}).await.expect("told").into_inner();
+    assert_eq!(again, known, "it is the same after a restart");
 }
 
 /// A disk of its own for the audit log, so small that it can be full.

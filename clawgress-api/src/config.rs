@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 
 mod check;
 mod endpoint;
+mod intercept;
 mod interface;
 
 pub use self::endpoint::Endpoint;
+pub use self::intercept::Intercept;
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
 
 /// The zone that needs no zone database.
@@ -39,6 +41,9 @@ pub struct Config {
     /// Upstreams for clients that take a base URL.
     #[serde(default, rename = "endpoint", skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
+    /// Reading TLS; it is not read if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intercept: Option<Intercept>,
     /// Who may use which socket.
     #[serde(default)]
     pub access: Access,
@@ -360,6 +365,12 @@ impl Config {
     #[must_use]
     pub fn signer_socket(&self) -> PathBuf {
         self.node.run_dir.join("signer.sock")
+    }
+
+    /// Socket of the keys role, on which it signs certificates for hosts, for L7.
+    #[must_use]
+    pub fn leaves_socket(&self) -> PathBuf {
+        self.node.run_dir.join("leaves.sock")
     }
 
     /// Socket of the datapath role, for control.

@@ -193,7 +193,7 @@ pub struct TokenUsage {
 pub struct EffectRef {
     /// Id of its policy.
     pub policy: String,
-    /// What it obliges to: `rate-limit`, `throttle`, `quarantine` or `alert`; or what a guard that only logs would have
+    /// What it obliges to: `rate-limit`, `throttle`, `quarantine`, `intercept`, `transform` or `alert`; or what a guard that only logs would have
     /// said: `would-permit`, `would-forbid` or `would-fail`.
     pub effect: String,
     /// How much it matters, where policy says so: `low`, `medium`, `high` or `critical`.
@@ -275,6 +275,9 @@ pub struct AuditRecord {
     /// What else the decision read, in L7.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<Box<Attributes>>,
+    /// Whether its TLS was read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub intercepted: bool,
     /// Whether something of it was too large, and cut: a path, ids, what the decision read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
@@ -375,6 +378,7 @@ impl AuditRecord {
             policies: Vec::new(),
             effects: Vec::new(),
             attributes: None,
+            intercepted: false,
             truncated: false,
             reason: None,
             failed_open: None,

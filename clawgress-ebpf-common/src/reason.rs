@@ -109,7 +109,7 @@ drop_reasons! {
     IdentityUnavailable = 35, "identity_unavailable", l7;
     /// The TLS hello carries no server name.
     SniMissing = 36, "sni_missing", l7;
-    /// The TLS server name is not the host of the CONNECT request.
+    /// The TLS server name is not the host of the CONNECT request, or not the one that a request inside asks for.
     SniMismatch = 37, "sni_mismatch", l7;
     /// The TLS hello is malformed or too large.
     TlsMalformed = 38, "tls_malformed", l7;
@@ -145,6 +145,12 @@ drop_reasons! {
     HistoryUnavailable = 53, "history_unavailable", l7;
     /// The first segment of the path names no endpoint of the gateway.
     EndpointUnknown = 54, "endpoint_unknown", l7;
+    /// TLS is to be read, and there is no certificate to show for its host.
+    InterceptionUnavailable = 55, "interception_unavailable", l7;
+    /// The client does not take the certificate that the gateway's authority signed, so what it sends can't be read.
+    AuthorityDistrusted = 56, "authority_distrusted", l7;
+    /// The upstream's certificate does not prove its name.
+    UpstreamUntrusted = 57, "upstream_untrusted", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;

@@ -21,6 +21,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
+use crate::intercept::{self, Wanted};
 use crate::opaque::{self, Content, Enforced, Offered, Subject};
 use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
@@ -148,11 +149,14 @@ async fn prospect(
     let who = identify::identify(gateway, &plan, connection, credential).await.map_err(deny)?;
     exchange.agent(&who, &plan);
     gateway.histories.inform(&plan, &who, &asked.host).await.map_err(deny)?;
-    let tls = decide::tls_possible(&plan, &who, &asked.host, asked.port);
+    let (to, excluded) = ((&asked.host, asked.port), gateway.excludes(&asked.host));
+    let tls = decide::tls_possible(&plan, &who, to, excluded);
     let unknown = decide::unknown(&plan, &who, &asked.host, asked.port);
     if tls.verdict.is_err() && unknown.verdict.is_err() {
         // What a fingerprint changes is told by the hello.
-        let is_possible = http_possible(&plan, &who, asked, &tls);
+        let is_read =
+            gateway.reads(&asked.host).is_some() && decide::read_possible(&plan, &who, to, excluded);
+        let is_possible = is_read || http_possible(&plan, &who, asked, &tls);
         if !plan.asks_ja4() && !is_possible {
             return Err(tls);
         }
@@ -266,7 +270,7 @@ impl Established<'_> {
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
                 drop(self.upstream);
-                self.serving.plain_http(front, stream, held, deadline).await;
+                let _cut = self.serving.plain_http(front, stream, held, deadline).await;
             }
             Ok(Some(Protocol::Unknown)) => {
                 self.exchange.waited(since.elapsed());
@@ -320,7 +324,7 @@ impl Established<'_> {
         let Asked { host, port, .. } = &self.asked;
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
         let mut subject =
-            Subject { who, host, port, content, steered_to: None, ip: None, effects: Vec::new() };
+            Subject { who, host, port, content, steered_to: None, ip: None, effects: Box::default() };
         let plan = match gateway.snapshots.current() {
             // Policy may have come to ask for it since.
             Ok(plan) => gateway.histories.inform(&plan, &subject.who, &subject.host).await.map(|()| plan),
@@ -332,6 +336,10 @@ impl Established<'_> {
         });
         let (plan, ruling) = match judged {
             Ok(judged) => judged,
+            Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
+                let wanted = Wanted { exchange: self.exchange, subject, stream, held, status: Some(200) };
+                return Box::pin(intercept::serve(self.serving, self.connection, wanted)).await;
+            }
             Err(ruling) => {
                 return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling).await;
             }

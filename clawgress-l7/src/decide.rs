@@ -9,7 +9,8 @@ use std::time::Duration;
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
-use clawgress_policy::effect::Obligation;
+use clawgress_policy::effect::{Effect, Obligation};
+use clawgress_policy::transform::Changes;
 use clawgress_policy::{ALPN_GUESSES, Decision, Host, Operation, Request, Scheme, Transport, TunnelProtocol};
 
 use crate::identify::Who;
@@ -31,7 +32,9 @@ pub struct Ruling {
     /// What the request is obliged to, until that is enforced.
     pub duties: Option<Box<Duties>>,
     /// What it was obliged to, once that is enforced.
-    pub effects: Vec<EffectRef>,
+    pub effects: Box<[EffectRef]>,
+    /// What of the request is changed before it is sent on, once that is enforced.
+    pub changes: Option<Arc<Changes>>,
     /// After what time a limit may let it pass.
     pub retry_after: Option<Duration>,
 }
@@ -66,7 +69,15 @@ impl Ruling {
     }
 
     fn new(action: &'static str, verdict: Result<(), DropReason>, policies: Vec<String>) -> Self {
-        Ruling { action, verdict, policies, duties: None, effects: Vec::new(), retry_after: None }
+        Ruling {
+            action,
+            verdict,
+            policies,
+            duties: None,
+            effects: Box::default(),
+            changes: None,
+            retry_after: None,
+        }
     }
 
     /// This ruling with the policies of another that it rests on.
@@ -76,6 +87,20 @@ impl Ruling {
         self.policies.sort();
         self.policies.dedup();
         self
+    }
+
+    /// Drops duties of some effects.
+    fn forget(&mut self, is_dropped: impl Fn(&Effect) -> bool) {
+        if let Some(duties) = &mut self.duties {
+            duties.obligations.retain(|obligation| !is_dropped(&obligation.effect));
+        }
+        self.duties = self.duties.take().filter(|duties| !duties.obligations.is_empty());
+    }
+
+    /// Ids of the policies by which TLS is read.
+    fn reads(&self) -> impl Iterator<Item = String> {
+        let all = self.duties.iter().flat_map(|duties| &duties.obligations);
+        all.filter(|o| o.effect == Effect::Intercept).map(|o| o.policy.as_ref().to_owned())
     }
 
     /// This ruling with those of its duties alone that another has too.
@@ -155,16 +180,57 @@ pub fn read(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
     http.with(policies).obliged_by(&tls)
 }
 
-/// `tls`, then `tunnel`, because the bytes stay unread.
+/// `tls` alone.
 #[must_use]
-pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), (alpn, ja4): (&[String], &str)) -> Ruling {
-    let tls = ask(plan, who, Operation::Tls { host, port, alpn, ja4 });
+pub fn tls_offered(plan: &Plan, who: &Who, to: (&Host, u16), (alpn, ja4): (&[String], &str)) -> Ruling {
+    let (host, port) = to;
+    ask(plan, who, Operation::Tls { host, port, alpn, ja4 })
+}
+
+/// `tls` of what is read, with what `tunnel` obliges to: that must be asked to know whether it is read. Its limits
+/// don't count, since nothing is tunnelled.
+#[must_use]
+pub fn tls_read(plan: &Plan, who: &Who, to: (&Host, u16), offered: (&[String], &str)) -> Ruling {
+    let tls = tls_offered(plan, who, to, offered);
     if tls.verdict.is_err() {
         return tls;
     }
-    let tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    let (host, port) = to;
+    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    match tunnel.verdict {
+        Ok(()) | Err(DropReason::PolicyDenied | DropReason::PolicyForbidden) => {}
+        Err(_) => return tunnel.obliged_by(&tls),
+    }
+    tunnel.forget(|effect| matches!(effect, Effect::Limit(_)));
+    tls.obliged_by(&tunnel)
+}
+
+/// `tls`, then `tunnel`, because the bytes stay unread; and not where policy says that they are read, unless the
+/// configuration has `excluded` that.
+#[must_use]
+pub fn tls(
+    plan: &Plan,
+    who: &Who,
+    (host, port): (&Host, u16),
+    offered: (&[String], &str),
+    excluded: bool,
+) -> Ruling {
+    let mut tls = tls_offered(plan, who, (host, port), offered);
+    if tls.verdict.is_err() {
+        return tls;
+    }
+    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    if excluded {
+        for ruling in [&mut tls, &mut tunnel] {
+            ruling.forget(|effect| *effect == Effect::Intercept);
+        }
+    }
+    let reads: Vec<String> = [&tls, &tunnel].into_iter().flat_map(Ruling::reads).collect();
+    if tunnel.verdict.is_ok() && !reads.is_empty() {
+        tunnel = Ruling { verdict: Err(DropReason::InspectionRequired), policies: reads, ..tunnel };
+    }
     let verdict = tunnel.verdict.map_err(|reason| match reason {
-        // TLS is wanted, but read: and it can't be, without interception.
+        // TLS is wanted, but read.
         DropReason::PolicyDenied | DropReason::PolicyForbidden => DropReason::InspectionRequired,
         other => other,
     });
@@ -174,11 +240,11 @@ pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), (alpn, ja4): (&[S
 
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
 #[must_use]
-pub fn tls_possible(plan: &Plan, who: &Who, host: &Host, port: u16) -> Ruling {
+pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded: bool) -> Ruling {
     let mut chosen: Option<Ruling> = None;
     for guess in ALPN_GUESSES {
         let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
-        let mut ruling = tls(plan, who, (host, port), (&alpn, ""));
+        let mut ruling = tls(plan, who, (host, port), (&alpn, ""), excluded);
         // Of a fingerprint that nobody has nothing follows.
         ruling.duties = ruling.duties.filter(|_| !plan.asks_ja4() || ruling.verdict.is_err());
         // Of a hello that was never sent, only that counts which counts for any.
@@ -193,6 +259,15 @@ pub fn tls_possible(plan: &Plan, who: &Who, host: &Host, port: u16) -> Ruling {
         chosen = Some(ruling);
     }
     chosen.unwrap_or_else(|| Ruling::deny("tls", DropReason::PolicyDenied))
+}
+
+/// Whether a hello to `host` could be one that is to be read.
+#[must_use]
+pub fn read_possible(plan: &Plan, who: &Who, to: (&Host, u16), excluded: bool) -> bool {
+    ALPN_GUESSES.iter().any(|guess| {
+        let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
+        tls(plan, who, to, (&alpn, ""), excluded).verdict == Err(DropReason::InspectionRequired)
+    })
 }
 
 /// `tunnel` for bytes that are neither TLS nor HTTP.

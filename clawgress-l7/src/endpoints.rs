@@ -78,6 +78,15 @@ impl Upstream {
 }
 
 fn load(path: &Path) -> Result<Arc<CaType>> {
+    let parsed = certificates(path)?.into_iter().map(|c| WrappedX509::new(c.to_vec(), parse_x509));
+    Ok(parsed.collect::<Vec<_>>().into())
+}
+
+/// Certificates of authorities that upstreams are verified by.
+///
+/// # Errors
+/// If they can't be read or used.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let failed = || format!("cannot read certificates from `{}`", path.display());
     let file = File::open(path).with_context(failed)?;
     let certificates = CertificateDer::pem_reader_iter(BufReader::new(file)).collect::<Result<Vec<_>, _>>();
@@ -86,13 +95,12 @@ fn load(path: &Path) -> Result<Arc<CaType>> {
         bail!("`{}` holds no certificate", path.display());
     }
     let mut roots = RootCertStore::empty();
-    let mut parsed = Vec::with_capacity(certificates.len());
-    for certificate in certificates {
+    for certificate in &certificates {
         // Pingora takes the process down for one that it can't read.
         roots.add(certificate.clone()).with_context(failed)?;
-        parsed.push(WrappedX509::new(certificate.to_vec(), parse_x509));
+        x509_parser::parse_x509_certificate(certificate).with_context(failed)?;
     }
-    Ok(parsed.into())
+    Ok(certificates)
 }
 
 // === impl Endpoints ===

@@ -1,5 +1,5 @@
 //! What obligations oblige to, once an exchange is judged, in one order: quarantine, then the guards' verdict, then
-//! limits; alerts, and what guards that only log would have said, are told whatever comes of the rest.
+//! limits, then what is changed of a request; alerts, and what guards that only log would have said, are told whatever comes of the rest.
 //!
 //! INVARIANT: an exchange that a quarantine matches is denied, also where control can't be told of it; one that a limit
 //! matches is allowed only when a unit was spent.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::effect::{Effect, Obligation};
+use clawgress_policy::transform::Changes;
 
 use crate::decide::{Duties, Ruling};
 use crate::gateway::Gateway;
@@ -29,7 +30,7 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
     ruling.effects = obligations.iter().map(|obligation| reference(obligation)).collect();
     let quarantines = obligations.iter().filter_map(|obligation| match obligation.effect {
         Effect::Quarantine(seconds) => Some((obligation, seconds)),
-        Effect::Limit(_) | Effect::Alert | Effect::Would(_) => None,
+        _ => None,
     });
     // The longest: without an end before any other.
     let longest = quarantines.max_by_key(|(_, seconds)| seconds.unwrap_or(u64::MAX));
@@ -53,9 +54,11 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
     if ruling.verdict.is_err() {
         return ruling;
     }
+    let changes = Changes::of(obligations.iter().map(AsRef::as_ref));
+    ruling.changes = (!changes.is_empty()).then(|| Arc::new(changes));
     let limits = obligations.iter().filter_map(|obligation| match &obligation.effect {
         Effect::Limit(limit) => Some((obligation, limit, limit.share.of(&agent))),
-        Effect::Quarantine(_) | Effect::Alert | Effect::Would(_) => None,
+        _ => None,
     });
     let limits: Vec<_> = limits.collect();
     if limits.len() > limit::QUOTA_LIMITS_MAX {
@@ -83,7 +86,7 @@ fn reference(obligation: &Obligation) -> EffectRef {
         policy: obligation.policy.as_ref().to_owned(),
         effect: obligation.effect.name().to_owned(),
         severity: match obligation.effect {
-            Effect::Limit(_) | Effect::Would(_) => None,
+            Effect::Limit(_) | Effect::Intercept | Effect::Transform(_) | Effect::Would(_) => None,
             Effect::Quarantine(_) | Effect::Alert => Some(obligation.severity.name().to_owned()),
         },
     }

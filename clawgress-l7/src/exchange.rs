@@ -149,6 +149,11 @@ impl Exchange {
         self.record.destination.ip = Some(ip);
     }
 
+    /// Notes that its TLS is read.
+    pub fn intercepted(&mut self) {
+        self.record.intercepted = true;
+    }
+
     /// Notes how a request is sent on.
     pub fn scheme(&mut self, scheme: Scheme) {
         self.read.scheme = Some(scheme);
@@ -215,7 +220,7 @@ impl Exchange {
         self.record.time = self.audit.now();
         self.record.action = Some(ruling.action.to_owned());
         self.record.policies.clone_from(&ruling.policies);
-        self.record.effects.clone_from(&ruling.effects);
+        self.record.effects = ruling.effects.to_vec();
         self.record.reason = ruling.verdict.err();
         self.record.verdict = Some(if ruling.verdict.is_ok() { Verdict::Allow } else { Verdict::Deny });
         self.record.latency_us = u64::try_from(latency.as_micros()).ok();

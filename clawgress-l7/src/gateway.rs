@@ -11,6 +11,7 @@ use crate::audit::Audit;
 use crate::dial::Dials;
 use crate::endpoints::Endpoints;
 use crate::history::Histories;
+use crate::intercept::Interception;
 use crate::keys::Keys;
 use crate::limit;
 use crate::own::Own;
@@ -43,6 +44,8 @@ pub struct Gateway {
     pub audit: Audit,
     /// TLS of the explicit proxy, where it has it.
     pub tls: Option<Terminal>,
+    /// What reads TLS, where it is read.
+    pub interception: Option<Interception>,
     /// Pipes for tunnels.
     pub pipes: Arc<Pipes>,
     /// Cancelled when the time to drain is over: whatever still runs ends.

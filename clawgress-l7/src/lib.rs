@@ -18,6 +18,7 @@ mod gateway;
 mod handover;
 mod history;
 mod identify;
+mod intercept;
 mod keys;
 mod limit;
 mod opaque;

@@ -83,6 +83,13 @@ pub const KEYS_CACHE_MAX: usize = 4096;
 /// How long a verified key is remembered, so that a replaced secret of the keys role is noticed.
 pub const KEYS_CACHE: Duration = Duration::from_secs(300);
 
+/// Certificates for hosts that are read, remembered: what the agents of a large node ask for, at some KiB each.
+pub const LEAVES_MAX: usize = 4096;
+/// Questions for such certificates at once.
+pub const LEAVES_CALLS_MAX: usize = 64;
+/// How long before its end a certificate is replaced, seconds: longer than a handshake, and than clocks differ by.
+pub const LEAF_RENEW_S: i64 = 600;
+
 /// Audit records waiting for control beyond those reserved by open connections: a few seconds of load.
 pub const AUDIT_BACKLOG: usize = 16 * 1024;
 /// Records in one batch.

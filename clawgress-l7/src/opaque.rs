@@ -1,4 +1,4 @@
-//! Traffic that stays unread: TLS that is not intercepted, and protocols nobody here can read. Decides,
+//! Traffic that stays unread: TLS that is not intercepted, and protocols nobody here can read. Decides which is,
 //! dials and carries; judges again while it carries.
 //!
 //! INVARIANT: of a client nothing goes on before its first bytes were classified and judged, also when
@@ -25,6 +25,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
+use crate::intercept::{self, Wanted};
 use crate::snapshot::Plan;
 use crate::stream::Stream;
 use crate::{dial, limit, page, peek, tunnel};
@@ -45,6 +46,8 @@ pub struct Offered {
     pub alpn: Vec<String>,
     /// Its fingerprint.
     pub ja4: Ja4,
+    /// Whether it has another name that only a server of the one it shows can read (RFC 9849), or seems to.
+    pub encrypted: bool,
 }
 
 /// Who wants what; can be judged under any plan.
@@ -63,7 +66,7 @@ pub struct Subject {
     /// The address dialled, once it is.
     pub ip: Option<IpAddr>,
     /// What it was obliged to after it was decided.
-    pub effects: Vec<EffectRef>,
+    pub effects: Box<[EffectRef]>,
 }
 
 // === impl Offered ===
@@ -72,7 +75,7 @@ impl Offered {
     /// What `hello` offers.
     #[must_use]
     pub fn of(hello: &ClientHello) -> Self {
-        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello) }
+        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello), encrypted: hello.encrypted }
     }
 }
 
@@ -88,8 +91,9 @@ impl Subject {
         };
         let agent = &who.identity.agent;
         let ruling = match &self.content {
-            Content::Tls(Offered { alpn, ja4 }) => {
-                decide::tls(plan, &who, (&self.host, self.port), (alpn, ja4.as_str()))
+            Content::Tls(Offered { alpn, ja4, .. }) => {
+                let excluded = gateway.excludes(&self.host);
+                decide::tls(plan, &who, (&self.host, self.port), (alpn, ja4.as_str()), excluded)
             }
             Content::Unknown => decide::unknown(plan, &who, &self.host, self.port),
         };
@@ -232,19 +236,22 @@ pub fn deny_silently(mut exchange: Exchange, ruling: Ruling) {
     exchange.end(End { reason, ..End::default() });
 }
 
-/// A steered TLS connection, of which `held` was read.
+/// A steered TLS connection, of which `held` was read. What is to be read is returned.
 pub async fn transparent_tls(
     gateway: &Arc<Gateway>,
     connection: &Connection,
     mut stream: Stream,
     mut held: Vec<u8>,
     deadline: Instant,
-) {
+) -> Option<Wanted> {
     let hello = peek::hello(&mut stream, &mut held, deadline).await;
     let mut exchange = Exchange::new(gateway, connection);
     match tls_subject(gateway, connection, hello, &mut exchange) {
         Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
-        Err(ruling) => refuse_tls(exchange, stream, ruling).await,
+        Err(ruling) => {
+            refuse_tls(exchange, stream, ruling).await;
+            None
+        }
     }
 }
 
@@ -272,7 +279,7 @@ fn tls_subject(
             content: Content::Tls(offered),
             steered_to,
             ip: None,
-            effects: Vec::new(),
+            effects: Box::default(),
         },
         plan,
     ))
@@ -310,17 +317,25 @@ pub async fn transparent_unknown(
     let subject = gateway.snapshots.current().map_err(deny).and_then(|plan| {
         let who = bound(&plan, connection, &mut exchange).map_err(deny)?;
         Ok((
-            Subject { who, host, port, content: Content::Unknown, steered_to, ip: None, effects: Vec::new() },
+            Subject {
+                who,
+                host,
+                port,
+                content: Content::Unknown,
+                steered_to,
+                ip: None,
+                effects: Box::default(),
+            },
             plan,
         ))
     });
     match subject {
-        Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
+        Ok((subject, plan)) => drop(establish(gateway, exchange, subject, &plan, stream, held).await),
         Err(ruling) => deny_silently(exchange, ruling),
     }
 }
 
-/// Judges, resolves, judges every address, dials, carries.
+/// Judges, resolves, judges every address, dials, carries; or returns what is to be read.
 async fn establish(
     gateway: &Arc<Gateway>,
     mut exchange: Exchange,
@@ -328,7 +343,7 @@ async fn establish(
     plan: &Plan,
     stream: Stream,
     held: Vec<u8>,
-) {
+) -> Option<Wanted> {
     let reached = async {
         let informed = gateway.histories.inform(plan, &subject.who, &subject.host).await;
         informed.map_err(|reason| Ruling::deny("tunnel", reason))?;
@@ -350,12 +365,19 @@ async fn establish(
     .await;
     let (ruling, addresses) = match reached {
         Ok(reached) => reached,
-        Err(ruling) => return refuse(gateway, &subject.content, exchange, stream, ruling).await,
+        Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
+            return Some(Wanted { exchange, subject, stream, held, status: None });
+        }
+        Err(ruling) => {
+            refuse(gateway, &subject.content, exchange, stream, ruling).await;
+            return None;
+        }
     };
     // Before anything is dialled: what a quarantine matches reaches nobody.
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     if ruling.verdict.is_err() {
-        return refuse(gateway, &subject.content, exchange, stream, ruling).await;
+        refuse(gateway, &subject.content, exchange, stream, ruling).await;
+        return None;
     }
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
     match dial::dial(&gateway.dials, behalf, &addresses, subject.port).await {
@@ -373,13 +395,14 @@ async fn establish(
             }
         }
     }
+    None
 }
 
 /// What was done before a tunnel is carried.
 #[derive(Clone, Debug, Default)]
 pub struct Enforced {
     /// What it was obliged to.
-    pub effects: Vec<EffectRef>,
+    pub effects: Box<[EffectRef]>,
     /// The HTTP status that its client has got.
     pub status: Option<u16>,
 }

@@ -14,6 +14,17 @@ pub const REASON_FIELD: &str = "x-clawgress-reason";
 /// Response field with the request's id.
 pub const REQUEST_FIELD: &str = "x-clawgress-request";
 
+/// What a client takes the gateway for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guise {
+    /// A proxy, or nothing that it knows of.
+    Proxy,
+    /// A server with an endpoint, whose key the agent's own is.
+    Endpoint,
+    /// The very server that it asks, whose TLS is read.
+    Server,
+}
+
 /// HTTP status for a reason.
 #[must_use]
 pub fn status(reason: DropReason) -> u16 {
@@ -24,8 +35,10 @@ pub fn status(reason: DropReason) -> u16 {
         DropReason::Timeout => 408,
         DropReason::RateLimited => 429,
         DropReason::UpgradeUnsupported => 501,
-        DropReason::ResolveFailed | DropReason::UpstreamFailed => 502,
+        DropReason::SniMismatch => 421,
+        DropReason::ResolveFailed | DropReason::UpstreamFailed | DropReason::UpstreamUntrusted => 502,
         DropReason::SnapshotMissing
+        | DropReason::InterceptionUnavailable
         | DropReason::PolicyMissing
         | DropReason::AuditUnavailable
         | DropReason::IdentityUnavailable
@@ -37,19 +50,20 @@ pub fn status(reason: DropReason) -> u16 {
     }
 }
 
-/// As [`status`], where the client takes the gateway for the server it asks.
+/// As [`status`], as who the client takes the gateway for: who knows of no proxy can't be asked for its credential.
 #[must_use]
-pub fn endpoint_status(reason: DropReason) -> u16 {
-    match status(reason) {
-        407 => 401,
-        status => status,
+pub fn status_as(guise: Guise, reason: DropReason) -> u16 {
+    match (guise, status(reason)) {
+        (Guise::Endpoint, 407) => 401,
+        (Guise::Server, 407) => 403,
+        (_, status) => status,
     }
 }
 
 /// What the reader of the page can do about it.
-fn remedy(reason: DropReason, is_endpoint: bool) -> &'static str {
+fn remedy(reason: DropReason, guise: Guise) -> &'static str {
     match reason {
-        DropReason::CredentialMissing | DropReason::CredentialInvalid if is_endpoint => {
+        DropReason::CredentialMissing | DropReason::CredentialInvalid if guise == Guise::Endpoint => {
             "use the agent's API key, or a token that is meant for this gateway, as the key of your client: in Authorization: Bearer, x-api-key, or x-clawgress-key where the server's own key goes along"
         }
         DropReason::CredentialMissing => {
@@ -74,6 +88,10 @@ fn remedy(reason: DropReason, is_endpoint: bool) -> &'static str {
         }
         DropReason::RateLimited => "ask less often: the response says after how many seconds (Retry-After)",
         DropReason::UpgradeUnsupported => "use HTTP/1.1 without Upgrade, or TLS",
+        DropReason::UpstreamUntrusted => {
+            "the destination's certificate has expired, is for another name, or leads to no authority that the gateway trusts; ask whoever runs the gateway to add its authority (`roots` in [intercept], `ca` of an endpoint)"
+        }
+        DropReason::SniMismatch => "send each request over a connection to its own host",
         DropReason::UpstreamFailed => "the destination can't be reached now; try again later",
         DropReason::SnapshotMissing
         | DropReason::PolicyMissing
@@ -90,16 +108,16 @@ fn remedy(reason: DropReason, is_endpoint: bool) -> &'static str {
 /// The body of a response to who takes the gateway for a proxy.
 #[must_use]
 pub fn body(reason: DropReason, request: &str) -> String {
-    body_for(reason, request, false)
+    body_as(Guise::Proxy, reason, request)
 }
 
 /// The body: JSON in the shape that model providers' clients show as an error.
 #[must_use]
-pub fn body_for(reason: DropReason, request: &str, is_endpoint: bool) -> String {
+pub fn body_as(guise: Guise, reason: DropReason, request: &str) -> String {
     serde_json::json!({ "error": {
         "type": "clawgress_denied",
         "code": reason.name(),
-        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason, is_endpoint)),
+        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason, guise)),
         "request": request,
     }})
     .to_string()
@@ -130,7 +148,8 @@ pub fn alert(reason: DropReason) -> [u8; 7] {
     let description = match reason {
         DropReason::SniMissing | DropReason::SniMismatch => 112,
         DropReason::TlsMalformed => 50,
-        DropReason::UpstreamFailed | DropReason::ResolveFailed => 80,
+        DropReason::UpstreamFailed | DropReason::ResolveFailed | DropReason::InterceptionUnavailable => 80,
+        DropReason::UpgradeUnsupported => 120,
         _ => 49,
     };
     [21, 3, 3, 0, 2, 2, description]

@@ -14,7 +14,7 @@ use clawgress_inspect::usage::{Extractor, Format};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 
 use crate::decide::{self, Ruling};
@@ -22,6 +22,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify;
+use crate::page::Guise;
 use crate::{dial, limit, page};
 
 mod admit;
@@ -36,7 +37,7 @@ pub use admit::{Admitted, Place};
 pub use front::Front;
 pub use gate::Gate;
 pub use granted::Granted;
-use granted::operation;
+use granted::rule;
 
 /// Pingora's proxy with our application.
 pub type Proxy = HttpProxy<App>;
@@ -110,6 +111,7 @@ impl App {
     async fn judge(&self, front: &Front, exchange: &mut Exchange) -> Result<Granted, Ruling> {
         let gateway = &self.gateway;
         let deny = |reason| Ruling::deny("http", reason);
+        front.note_read(exchange);
         let mut admitted = front.take().map_err(deny)?;
         front.serves_endpoint(admitted.upstream.is_some());
         exchange.host(&admitted.host, admitted.port);
@@ -118,6 +120,7 @@ impl App {
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = match &front.place {
             Place::Tunnel { who, .. } => who.under(&plan, gateway.now_s()).map_err(deny)?,
+            Place::Read(opened) => opened.who.under(&plan, gateway.now_s()).map_err(deny)?,
             Place::Explicit { .. } | Place::Transparent { .. } => {
                 if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
                     exchange.agent(&bound, &plan);
@@ -131,7 +134,7 @@ impl App {
         let who = who.later();
         exchange.agent(&who, &plan);
         gateway.histories.inform(&plan, &who, &admitted.host).await.map_err(deny)?;
-        let mut ruling = decide::read(&plan, &who, operation(&admitted));
+        let mut ruling = rule(&plan, &who, &admitted);
         if ruling.verdict.is_ok() && admitted.upgrade {
             // After policy, whose denials and obligations count for this as for any other request.
             ruling = deny(DropReason::UpgradeUnsupported).obliged_by(&ruling);
@@ -182,11 +185,11 @@ async fn respond(
     reason: DropReason,
     request: &str,
     reusable: bool,
-    is_endpoint: bool,
+    guise: Guise,
     retry_after: Option<Duration>,
 ) -> Result<()> {
-    let status = if is_endpoint { page::endpoint_status(reason) } else { page::status(reason) };
-    let body = page::body_for(reason, request, is_endpoint);
+    let status = page::status_as(guise, reason);
+    let body = page::body_as(guise, reason, request);
     let mut header = ResponseHeader::build(status, Some(8))?;
     header.insert_header("content-type", "application/json")?;
     header.insert_header("content-length", body.len().to_string())?;
@@ -215,12 +218,19 @@ async fn respond(
     session.write_response_body(Some(Bytes::from(body)), true).await
 }
 
+/// Whether a connection failed because its server did not prove its name. Pingora tells it in words alone.
+fn is_untrusted(error: &Error) -> bool {
+    *error.root_etype() == ErrorType::TLSHandshakeFailure
+        && error.to_string().contains("invalid peer certificate")
+}
+
 /// Whether the connection is sound after a denial for `reason`.
 fn reusable(reason: DropReason) -> bool {
     !matches!(
         reason,
         DropReason::HttpMalformed
             | DropReason::EndpointUnknown
+            | DropReason::SniMismatch
             | DropReason::Timeout
             | DropReason::UpgradeUnsupported
     )
@@ -279,7 +289,7 @@ impl ProxyHttp for App {
                 // A client that was told no instead of 100 may send its body or not.
                 let reusable =
                     reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
-                respond(session, reason, exchange.id(), reusable, front.is_endpoint(), retry_after).await?;
+                respond(session, reason, exchange.id(), reusable, front.guise(), retry_after).await?;
                 Ok(true)
             }
         }
@@ -299,9 +309,11 @@ impl ProxyHttp for App {
         let is_charged = steered_to.is_some_and(|to| (to.ip(), to.port()) == dialled);
         // Nor requests by different endpoints: each has its own authorities to verify the server by.
         let endpoint = u64::from(granted.endpoint());
-        peer.group_key = u64::from(agent) | u64::from(is_charged) << 32 | endpoint << 33;
+        // Nor those that a client sent over TLS with those that the gateway starts it for: their roots are others.
+        let is_read = u64::from(granted.is_intercepted());
+        peer.group_key = u64::from(agent) | u64::from(is_charged) << 32 | is_read << 33 | endpoint << 34;
         let options = &mut peer.options;
-        options.ca = granted.ca();
+        options.ca = granted.ca(&self.gateway);
         let dials = Arc::clone(&self.gateway.dials);
         options.custom_l4 =
             Some(Arc::new(dial::Connector { dials, behalf: dial::Behalf { agent, steered_to } }));
@@ -321,6 +333,9 @@ impl ProxyHttp for App {
         context: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        if is_untrusted(&error) {
+            context.reason = Some(DropReason::UpstreamUntrusted);
+        }
         error.set_retry(context.granted.as_ref().is_some_and(|granted| granted.try_next()));
         error
     }
@@ -338,6 +353,8 @@ impl ProxyHttp for App {
         let (Some(exchange), Some(granted)) = (&mut context.exchange, &context.granted) else {
             return Error::e_explain(ErrorType::InternalError, "a request that nobody granted");
         };
+        // Another address's may have been no proof.
+        context.reason = context.reason.filter(|reason| *reason != DropReason::UpstreamUntrusted);
         // Of a retry too, which may go to another address.
         granted.dialled().into_iter().for_each(|(ip, _)| exchange.address(ip));
         // Keys, names and dialling took time: what counts is what is in force now.
@@ -356,6 +373,24 @@ impl ProxyHttp for App {
         if let Err(reason) = exchange.allow(&granted.ruling()) {
             context.reason = Some(reason);
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "not recorded"));
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        let Some(changes) = context.granted.as_ref().and_then(|granted| granted.changes()) else {
+            return Ok(());
+        };
+        for name in &changes.remove {
+            request.remove_header(&**name);
+        }
+        for (name, value) in &changes.set {
+            request.insert_header(name.to_string(), &**value)?;
         }
         Ok(())
     }
@@ -432,9 +467,9 @@ impl ProxyHttp for App {
         let mut error_code = 0;
         if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
         {
-            error_code = page::status(reason);
-            let is_endpoint = context.front.as_ref().is_some_and(|front| front.is_endpoint());
-            let _ = respond(session, reason, exchange.id(), false, is_endpoint, None).await;
+            let guise = context.front.as_ref().map_or(Guise::Proxy, |front| front.guise());
+            error_code = page::status_as(guise, reason);
+            let _ = respond(session, reason, exchange.id(), false, guise, None).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

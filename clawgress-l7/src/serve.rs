@@ -27,6 +27,7 @@ use crate::endpoints::Endpoints;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::history::Histories;
+use crate::intercept::Interception;
 use crate::keys::Keys;
 use crate::own::Own;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
@@ -36,7 +37,7 @@ use crate::snapshot::Snapshots;
 use crate::stream::Stream;
 use crate::tls::Terminal;
 use crate::tunnel::Pipes;
-use crate::{audit, connect, handover, limit, opaque, peek};
+use crate::{audit, connect, handover, intercept, limit, opaque, peek};
 
 /// For tasks to write their outcomes after they were cut.
 const CUT: Duration = Duration::from_secs(1);
@@ -112,11 +113,14 @@ impl Serving {
                     Place::Transparent { port: connection.local.port() }
                 };
                 let front = Front::new(connection, place);
-                self.plain_http(front, stream, held, deadline).await;
+                let _cut = self.plain_http(front, stream, held, deadline).await;
             }
             Ok(Protocol::Tls) if !connection.is_explicit() => {
                 // Boxed, as all that is not for every connection.
-                Box::pin(opaque::transparent_tls(gateway, &connection, stream, held, deadline)).await;
+                let tls = opaque::transparent_tls(gateway, &connection, stream, held, deadline);
+                if let Some(wanted) = Box::pin(tls).await {
+                    Box::pin(intercept::serve(self, connection, wanted)).await;
+                }
             }
             Ok(Protocol::Unknown) if !connection.is_explicit() => {
                 Box::pin(opaque::transparent_unknown(gateway, &connection, stream, held)).await;
@@ -133,8 +137,14 @@ impl Serving {
         opaque::deny_silently(exchange, Ruling::deny("tunnel", reason));
     }
 
-    /// Serves plain HTTP on `stream`, of which `held` was read.
-    pub async fn plain_http(&self, front: Front, stream: Stream, mut held: Vec<u8>, deadline: Instant) {
+    /// Serves plain HTTP on `stream`, of which `held` was read; returns why it was cut, if it was.
+    pub async fn plain_http(
+        &self,
+        front: Front,
+        stream: Stream,
+        mut held: Vec<u8>,
+        deadline: Instant,
+    ) -> Option<DropReason> {
         let front = Arc::new(front);
         let gate = Gate::new(Arc::clone(&front), stream, &held, deadline);
         held.zeroize();
@@ -148,6 +158,7 @@ impl Serving {
         // What it was at records why it ends.
         drop(serve);
         self.record_untaken(&front);
+        front.was_cut()
     }
 
     /// Records a request that never came to be judged: Pingora may refuse what the gate let through.
@@ -155,6 +166,7 @@ impl Serving {
         let Some(request) = front.untaken() else { return };
         let mut exchange = Exchange::new(&self.gateway, &front.connection);
         self.note_bound(&front.connection, &mut exchange);
+        front.note_read(&mut exchange);
         if let Ok(admitted) = &request {
             exchange.host(&admitted.host, admitted.port);
             exchange.request(&admitted.method, &admitted.path);
@@ -203,6 +215,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         own: Arc::new(Own::default()),
         audit: audit.clone(),
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
+        interception: Interception::of(&config)?,
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

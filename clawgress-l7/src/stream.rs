@@ -1,4 +1,4 @@
-//! A client's connection: TCP in clear, or TLS over it. Whoever carries bytes takes either for the same, but for
+//! A client's connection: TCP in clear, TLS over it, or what is read of TLS that was meant for a server. Whoever carries bytes takes either for the same, but for
 //! tunnels, which splice what is in clear.
 
 use std::io::{self, IoSlice};
@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::intercept::Wire;
+
 /// The connection.
 #[derive(Debug)]
 pub enum Stream {
@@ -17,6 +19,8 @@ pub enum Stream {
     Clear(TcpStream),
     /// TLS, after its handshake.
     Tls(Box<TlsStream<TcpStream>>),
+    /// What a client sends to a server, as whom the gateway has shown itself.
+    Read(Box<TlsStream<Wire>>),
 }
 
 // === impl Stream ===
@@ -40,6 +44,7 @@ impl Stream {
         match self {
             Stream::Clear(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Read(stream) => stream.get_ref().0.tcp(),
         }
     }
 }
@@ -49,6 +54,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Clear(stream) => Pin::new(stream).poll_read(cx, out),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, out),
+            Stream::Read(stream) => Pin::new(stream).poll_read(cx, out),
         }
     }
 }
@@ -58,6 +64,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Read(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -65,6 +72,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Clear(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Read(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -72,6 +80,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Read(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -83,6 +92,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Read(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -90,6 +100,7 @@ impl AsyncWrite for Stream {
         match self {
             Stream::Clear(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
+            Stream::Read(stream) => stream.is_write_vectored(),
         }
     }
 }

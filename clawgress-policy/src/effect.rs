@@ -1,6 +1,8 @@
-//! What obligations oblige to where the proxy enforces: limits of requests, quarantine, alerts; and what guards that only log would have said.
+//! What obligations oblige to where the proxy enforces: limits of requests, quarantine, alerts, reading of TLS, changes of
+//! headers; and what guards that only log would have said.
 //!
-//! All that match apply, merged in one order: quarantine, then the verdict of the guards, then limits; alerts never block.
+//! All that match apply, merged in one order: quarantine, then the verdict of the guards, then whether TLS is read, then
+//! limits, then changes of headers; alerts never block.
 
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use clawgress_identity::Agent;
 use crate::kernel::LimitAction;
 use crate::kernel::limiter::bucket_key;
 use crate::quota::Pace;
+use crate::transform::Transform;
 
 /// What the keys of limits are hashes of begins with this.
 const KEY_DOMAIN: &[u8] = b"clawgress limit 1\0";
@@ -31,6 +34,10 @@ pub enum Effect {
     Quarantine(Option<u64>),
     /// What is allowed counts, and what is over waits or is denied.
     Limit(Limit),
+    /// TLS is read, also where `tunnel` is permitted; where it can't be read, it is denied.
+    Intercept,
+    /// Header fields of the request are changed before it is sent on.
+    Transform(Transform),
     /// It is told, and nothing else.
     Alert,
     /// It is told what a guard that only logs would have said, and nothing else.
@@ -99,6 +106,8 @@ impl Effect {
             Effect::Quarantine(_) => "quarantine",
             Effect::Limit(Limit { over: LimitAction::Drop, .. }) => "rate-limit",
             Effect::Limit(Limit { over: LimitAction::Pace, .. }) => "throttle",
+            Effect::Intercept => "intercept",
+            Effect::Transform(_) => "transform",
             Effect::Alert => "alert",
             Effect::Would(Would::Permit) => "would-permit",
             Effect::Would(Would::Forbid) => "would-forbid",

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod content;
 pub mod effect;
+pub mod fields;
 mod geo;
 pub mod history;
 pub mod host;
@@ -19,6 +20,7 @@ mod request;
 mod set;
 pub mod study;
 mod time;
+pub mod transform;
 mod vocabulary;
 
 pub use address::{embedded_ipv4, is_reserved};

@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
 /// Bytes of a secret: the output size of SHA-256, the most that strengthens the MAC (RFC 2104, section 3), and the seed
-/// of an Ed25519 key (RFC 8032, section 5.1.5).
+/// of an Ed25519 key (RFC 8032, section 5.1.5), and the private key of P-256.
 pub const SECRET_BYTES: usize = 32;
 
 /// A secret with one purpose.
@@ -32,6 +32,12 @@ pub const REVISIONS: Purpose = Purpose {
     file: "revision-ed25519-v1",
     of: "policy signatures",
     anew: "look the live policy over and apply it anew",
+};
+/// What certificates of hosts that are read are signed with.
+pub const INTERCEPTION: Purpose = Purpose {
+    file: "interception-p256-v1",
+    of: "the authority by which TLS is read",
+    anew: "the certificates beside it (`interception-ca-*`), and give clients the new authority",
 };
 
 /// Why there is no secret.
@@ -67,6 +73,9 @@ pub enum SecretError {
         /// What is lost with it.
         anew: &'static str,
     },
+    /// No key.
+    #[error("the key of {0} can't be made")]
+    Make(&'static str),
     /// No randomness.
     #[error("the kernel gives no random bytes: {0}")]
     Random(getrandom::Error),
@@ -77,12 +86,27 @@ pub enum SecretError {
 /// # Errors
 /// If it can't be read, created, or trusted.
 pub fn open(directory: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
+    open_made(directory, purpose, || {
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        getrandom::fill(bytes.as_mut()).map_err(SecretError::Random)?;
+        Ok(bytes)
+    })
+}
+
+/// As [`open`], for a secret that not any bytes can be: `make` makes them.
+///
+/// # Errors
+/// As [`open`], and those of `make`.
+pub fn open_made(
+    directory: &Path,
+    purpose: Purpose,
+    make: impl FnOnce() -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError>,
+) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
     let path = directory.join(purpose.file);
     self::directory(directory)?;
     match read(&path, purpose) {
         Err(SecretError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
-            getrandom::fill(bytes.as_mut()).map_err(SecretError::Random)?;
+            let bytes = make()?;
             create(directory, purpose.file, bytes.as_ref())?;
             tracing::info!(path = %path.display(), "created the secret of {}; keep a backup of it", purpose.of);
             read(&path, purpose)

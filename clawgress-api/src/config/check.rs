@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::path::Component;
 
-use super::endpoint;
 use super::{
     Audit, Config, Danger, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC, UnboundSources,
 };
+use super::{endpoint, intercept};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
@@ -25,6 +25,7 @@ pub fn check(config: &Config) -> Result<(), Refused> {
     check_audit(&config.audit)?;
     check_l7(&config.l7, config.datapath.mode)?;
     endpoint::check(&config.endpoints)?;
+    config.intercept.as_ref().map_or(Ok(()), intercept::check)?;
     check_surroundings(config)
 }
 

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{Body, Head};
 use clawgress_inspect::proxy_request::{self, Target};
-use clawgress_policy::{Host, Scheme};
+use clawgress_policy::{Host, Scheme, fields};
 use zeroize::Zeroizing;
 
 use super::credential::{self, Ours};
 use crate::endpoints::{Endpoints, Upstream};
 use crate::identify::Who;
+use crate::intercept::Opened;
 
 /// Ports of `http://` and `https://` (RFC 9110 section 4.2).
 const PORT: u16 = 80;
@@ -43,6 +44,8 @@ pub enum Place {
         /// Who opened it.
         who: Who,
     },
+    /// Requests inside TLS that is read.
+    Read(Arc<Opened>),
 }
 
 /// A request of good form. Its `Debug` never shows the credential.
@@ -59,53 +62,13 @@ pub struct Admitted {
     pub credential: Option<Zeroizing<Vec<u8>>>,
     /// The endpoint's upstream, if it is one's request.
     pub upstream: Option<Arc<Upstream>>,
+    /// The connection, if its TLS is read.
+    pub opened: Option<Arc<Opened>>,
     /// Whether it asks for another protocol.
     pub upgrade: bool,
     /// Whether the client waits for a 100.
     pub awaits_continue: bool,
 }
-
-/// Fields of this hop (RFC 9110 section 7.6.1), and what only makes sense with them.
-const HOP_FIELDS: [&str; 9] = [
-    "connection",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "te",
-    "trailer",
-    "upgrade",
-    "max-forwards",
-];
-
-/// Fields by which servers are told who the client is, where it comes from, or what it "really" asked
-/// for. Compared with `_` taken for `-`, as CGI does.
-const IDENTITY_FIELDS: [&str; 18] = [
-    "cf-connecting-ip",
-    "client-ip",
-    "fastly-client-ip",
-    "forwarded",
-    "remote-addr",
-    "remote-user",
-    "true-client-ip",
-    "x-client-cert",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-host",
-    "x-original-url",
-    "x-real-ip",
-    "x-remote-user",
-    "x-rewrite-url",
-    "x-http-method",
-];
-
-/// Beginnings of such names.
-const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", "x-authenticated-"];
-
-/// Fields whose variants with `_` a CGI server would take for the real ones.
-const FRAMING_FIELDS: [&str; 2] = ["content-length", "transfer-encoding"];
 
 // === impl Place ===
 
@@ -114,7 +77,7 @@ impl Place {
     fn is_known(&self) -> bool {
         match self {
             Place::Explicit { is_known, .. } => *is_known,
-            Place::Transparent { .. } | Place::Tunnel { .. } => true,
+            Place::Transparent { .. } | Place::Tunnel { .. } | Place::Read(_) => true,
         }
     }
 }
@@ -125,7 +88,11 @@ impl Admitted {
     /// The scheme it is sent by.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
-        self.upstream.as_ref().map_or(Scheme::Http, |upstream| upstream.scheme)
+        match (&self.upstream, &self.opened) {
+            (Some(upstream), _) => upstream.scheme,
+            (None, Some(_)) => Scheme::Https,
+            (None, None) => Scheme::Http,
+        }
     }
 }
 
@@ -144,7 +111,8 @@ impl std::fmt::Debug for Admitted {
 /// Judges `head` by its form; returns the request and the head to send on.
 ///
 /// # Errors
-/// [`DropReason::HttpMalformed`], [`DropReason::HostInvalid`] or [`DropReason::CredentialInvalid`].
+/// [`DropReason::HttpMalformed`], [`DropReason::HostInvalid`], [`DropReason::CredentialInvalid`] or, inside TLS that is
+/// read, [`DropReason::SniMismatch`].
 pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), DropReason> {
     let Destination { host, port, target, upstream } = destination(head, place)?;
     let credential = match upstream {
@@ -157,6 +125,10 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
         path: path_of(&target).to_owned(),
         credential,
         upstream,
+        opened: match place {
+            Place::Read(opened) => Some(Arc::clone(opened)),
+            _ => None,
+        },
         upgrade: has("upgrade") || has("http2-settings"),
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
         host,
@@ -183,7 +155,7 @@ fn destination(head: &Head<'_>, place: &Place) -> Result<Destination, DropReason
     let target = proxy_request::parse(head.method, head.target).map_err(malformed)?;
     let mut upstream = None;
     let (host, port, target) = match (target, place) {
-        (Target::Absolute { host, port, path }, _) => {
+        (Target::Absolute { host, port, path }, place) if !matches!(place, Place::Read(_)) => {
             let host = Host::parse(host).map_err(|_| DropReason::HostInvalid)?;
             let port = port.unwrap_or(PORT);
             // RFC 9112 section 3.2.2 lets a proxy ignore Host here; a client that sends two hosts is
@@ -196,6 +168,9 @@ fn destination(head: &Head<'_>, place: &Place) -> Result<Destination, DropReason
         }
         (Target::Origin(path), Place::Transparent { port } | Place::Tunnel { port, .. }) => {
             (field_host, field_port.unwrap_or(*port), path.to_owned())
+        }
+        (Target::Origin(path), Place::Read(opened)) => {
+            (field_host, field_port.unwrap_or(opened.port), path.to_owned())
         }
         // What it is called there, the gateway need not know.
         (Target::Origin(path), Place::Explicit { endpoints, .. }) => {
@@ -210,8 +185,13 @@ fn destination(head: &Head<'_>, place: &Place) -> Result<Destination, DropReason
         Place::Explicit { .. } => true,
         Place::Transparent { port: dialled } => port == *dialled,
         Place::Tunnel { host: asked, port: dialled, .. } => host == *asked && port == *dialled,
+        Place::Read(opened) => host == opened.host && port == opened.port,
     };
     proxy_request::plain_path(path_of(&target)).map_err(malformed)?;
+    if !fits && matches!(place, Place::Read(_)) {
+        // It was shown the certificate of another (RFC 9110 section 7.4).
+        return Err(DropReason::SniMismatch);
+    }
     if fits { Ok(Destination { host, port, target, upstream }) } else { Err(DropReason::HttpMalformed) }
 }
 
@@ -236,7 +216,7 @@ fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str, ours: Option<&Our
         let name = field.name.to_ascii_lowercase();
         // To a client all endpoints are one origin: a server's cookies would go to another.
         let stays = ours.is_some_and(|ours| ours.has(field) || name == "cookie");
-        if passes(&name) && !nominated.contains(&name) && !stays {
+        if fields::goes_on(&name) && !nominated.contains(&name) && !stays {
             line(&[field.name.as_bytes(), b": ", field.value]);
         }
     }
@@ -256,16 +236,6 @@ fn closes(head: &Head<'_>) -> bool {
         |name: &str| name.eq_ignore_ascii_case("connection") || name.eq_ignore_ascii_case("proxy-connection");
     let close = |v: &[u8]| v.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"close"));
     head.fields.iter().any(|f| of_hop(f.name) && close(f.value))
-}
-
-/// Whether a field, by its name in lowercase, may go on.
-fn passes(name: &str) -> bool {
-    let cgi = name.replace('_', "-");
-    let posing = name != cgi && (FRAMING_FIELDS.contains(&&*cgi) || HOP_FIELDS.contains(&&*cgi));
-    !posing
-        && !HOP_FIELDS.contains(&name)
-        && !IDENTITY_FIELDS.contains(&&*cgi)
-        && !IDENTITY_PREFIXES.iter().any(|p| cgi.starts_with(p))
 }
 
 fn authority(host: &Host, port: u16, scheme: Scheme) -> String {

@@ -9,8 +9,10 @@ use pingora_proxy::Session;
 use tokio::sync::Notify;
 
 use crate::connection::Connection;
+use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::limit;
+use crate::page::Guise;
 
 use super::{Admitted, Granted, Place};
 
@@ -80,6 +82,24 @@ impl Front {
         self.is_endpoint.load(Ordering::Relaxed)
     }
 
+    /// What the client takes the gateway for.
+    #[must_use]
+    pub fn guise(&self) -> Guise {
+        match &self.place {
+            Place::Read(_) => Guise::Server,
+            _ if self.is_endpoint() => Guise::Endpoint,
+            _ => Guise::Proxy,
+        }
+    }
+
+    /// Notes where a request goes whose TLS is read, also one that is not understood.
+    pub fn note_read(&self, exchange: &mut Exchange) {
+        if let Place::Read(opened) = &self.place {
+            exchange.intercepted();
+            exchange.host(&opened.host, opened.port);
+        }
+    }
+
     /// The request whose head arrived last.
     ///
     /// # Errors
@@ -101,8 +121,8 @@ impl Front {
         self.granted.notify_one();
     }
 
-    /// Ends when the request at hand may be served no longer, and says why; between requests, only when
-    /// everything ends.
+    /// Ends when the request at hand may be served no longer, and says why; between requests, when TLS may be read no
+    /// longer, or everything ends.
     pub async fn forbidden(&self, gateway: &Gateway) -> DropReason {
         let mut changes = gateway.snapshots.subscribe();
         loop {
@@ -112,7 +132,12 @@ impl Front {
             {
                 return reason;
             }
-            let judged = granted.map(|granted| granted.judge_again(gateway));
+            let judged = match (&granted, &self.place) {
+                (Some(granted), _) => Some(granted.judge_again(gateway)),
+                // What was opened for one request is there for the next.
+                (None, Place::Read(opened)) => Some(opened.judge_again(gateway).await),
+                (None, _) => None,
+            };
             let expires_at_s = match judged {
                 Some(Ok(expires_at_s)) => Some(expires_at_s),
                 Some(Err(reason)) => return reason,

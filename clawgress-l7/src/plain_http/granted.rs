@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
+use clawgress_policy::transform::Changes;
 use clawgress_policy::{Operation, Scheme};
 use pingora_core::protocols::tls::CaType;
 
 use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
 use crate::identify::Who;
+use crate::intercept::Interception;
+use crate::snapshot::Plan;
 
 use super::Admitted;
 
@@ -70,8 +73,24 @@ impl Granted {
 
     /// What its server's certificate must lead to; `None` for the system's authorities.
     #[must_use]
-    pub fn ca(&self) -> Option<Arc<CaType>> {
-        self.admitted.upstream.as_ref().and_then(|upstream| upstream.ca.clone())
+    pub fn ca(&self, gateway: &Gateway) -> Option<Arc<CaType>> {
+        match &self.admitted.upstream {
+            Some(upstream) => upstream.ca.clone(),
+            None if self.is_intercepted() => gateway.interception.as_ref().and_then(Interception::roots),
+            None => None,
+        }
+    }
+
+    /// Whether the TLS that it came by is read.
+    #[must_use]
+    pub fn is_intercepted(&self) -> bool {
+        self.admitted.opened.is_some()
+    }
+
+    /// What of it is changed before it is sent on.
+    #[must_use]
+    pub fn changes(&self) -> Option<&Changes> {
+        self.ruling.changes.as_deref()
     }
 
     /// What granted it, at the address that is dialled.
@@ -114,7 +133,7 @@ impl Granted {
         let is_informed = !plan.asks_history() || who.history().is_some();
         if is_informed && plan.generation != self.generation.load(Ordering::Relaxed) {
             let agent = &who.identity.agent;
-            decide::read(&plan, &who, operation(&self.admitted)).verdict?;
+            rule(&plan, &who, &self.admitted).verdict?;
             if let Some((ip, port)) = self.dialled() {
                 decide::connect(&plan, agent, &gateway.own, &[ip], port)
                     .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
@@ -125,9 +144,17 @@ impl Granted {
     }
 }
 
-/// What policy is asked about.
+/// The ruling on a request, but for where it goes.
 #[must_use]
-pub fn operation(admitted: &Admitted) -> Operation<'_> {
+pub fn rule(plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+    match &admitted.opened {
+        Some(opened) => opened.rule(plan, who, operation(admitted)),
+        None => decide::read(plan, who, operation(admitted)),
+    }
+}
+
+/// What policy is asked about.
+fn operation(admitted: &Admitted) -> Operation<'_> {
     Operation::Http {
         host: &admitted.host,
         port: admitted.port,

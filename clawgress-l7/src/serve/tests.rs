@@ -61,6 +61,7 @@ impl Steered {
             own: Arc::new(Own::default()),
             audit,
             tls: None,
+            interception: None,
             pipes: Arc::new(Pipes::default()),
             cut: CancellationToken::new(),
         });
@@ -338,6 +339,13 @@ impl clawgress_api::proto::keys_server::Keys for KeysRole {
     ) -> Result<tonic::Response<clawgress_api::proto::MacApiKeyResponse>, tonic::Status> {
         let mac = mac(&request.into_inner().key).to_vec();
         Ok(tonic::Response::new(clawgress_api::proto::MacApiKeyResponse { mac }))
+    }
+
+    async fn describe_authority(
+        &self,
+        _: tonic::Request<clawgress_api::proto::Empty>,
+    ) -> Result<tonic::Response<clawgress_api::proto::InterceptionAuthority>, tonic::Status> {
+        Err(tonic::Status::not_found("no authority"))
     }
 }
 

@@ -1,17 +1,22 @@
 //! The two directions of a client's connection.
 
+use std::fmt::Debug;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, tcp};
-use tokio_rustls::server::TlsStream;
 
 use super::{COPY_BYTES, Meter};
 use crate::stream::Stream;
+
+/// A stream over TLS.
+pub trait Duplex: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> Duplex for T {}
 
 /// What comes from the client.
 #[derive(Debug)]
@@ -19,7 +24,7 @@ pub enum Reader<'a> {
     /// In clear.
     Clear(tcp::ReadHalf<'a>),
     /// Deciphered.
-    Tls(ReadHalf<&'a mut TlsStream<TcpStream>>),
+    Tls(ReadHalf<&'a mut dyn Duplex>),
 }
 
 /// What goes to it.
@@ -28,7 +33,7 @@ pub enum Writer<'a> {
     /// In clear.
     Clear(tcp::WriteHalf<'a>),
     /// To be enciphered.
-    Tls(WriteHalf<&'a mut TlsStream<TcpStream>>),
+    Tls(WriteHalf<&'a mut dyn Duplex>),
 }
 
 /// Both directions.
@@ -39,7 +44,11 @@ pub fn split(stream: &mut Stream) -> (Reader<'_>, Writer<'_>) {
             (Reader::Clear(reader), Writer::Clear(writer))
         }
         Stream::Tls(stream) => {
-            let (reader, writer) = tokio::io::split(&mut **stream);
+            let (reader, writer) = tokio::io::split(&mut **stream as &mut dyn Duplex);
+            (Reader::Tls(reader), Writer::Tls(writer))
+        }
+        Stream::Read(stream) => {
+            let (reader, writer) = tokio::io::split(&mut **stream as &mut dyn Duplex);
             (Reader::Tls(reader), Writer::Tls(writer))
         }
     }
@@ -56,7 +65,7 @@ impl AsyncRead for Reader<'_> {
 
 /// Carries what a client sends over TLS to its end, and passes the end on. One that is cut short is an error.
 pub async fn read(
-    mut client: ReadHalf<&mut TlsStream<TcpStream>>,
+    mut client: ReadHalf<&mut dyn Duplex>,
     upstream: &TcpStream,
     meter: &Meter,
 ) -> io::Result<()> {
@@ -80,7 +89,7 @@ pub async fn read(
 /// Carries what comes back to its end, and passes the end on.
 pub async fn write(
     upstream: &TcpStream,
-    mut client: WriteHalf<&mut TlsStream<TcpStream>>,
+    mut client: WriteHalf<&mut dyn Duplex>,
     meter: &Meter,
 ) -> io::Result<()> {
     loop {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clawgress_api::AuditRecord;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::IdentityMethod;
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -21,18 +21,27 @@ struct Site {
 }
 
 /// An HTTP server over TLS that answers each request with `ok`.
-async fn https(ip: &str, name: &str) -> (Upstream, String) {
+pub async fn https(ip: &str, name: &str) -> (Upstream, String) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    (https_by(ip, made.cert.der().clone(), key).await, made.cert.pem())
+}
+
+/// The same with this certificate and key.
+pub async fn https_by(
+    ip: &str,
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+) -> Upstream {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .with_single_cert(vec![certificate], key.into())
         .expect("config");
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let serve = move |stream, seen: Arc<Seen>| {
+    let serve = move |stream: tokio::net::TcpStream, seen: Arc<Seen>| {
         let acceptor = acceptor.clone();
         async move {
             let Ok(mut stream) = acceptor.accept(stream).await else { return };
@@ -42,6 +51,8 @@ async fn https(ip: &str, name: &str) -> (Upstream, String) {
                 while let Some(at) = held.windows(4).position(|w| w == b"\r\n\r\n") {
                     let head: Vec<u8> = held.drain(..at + 4).collect();
                     seen.requests.lock().push(String::from_utf8_lossy(&head).into_owned());
+                    let peer = stream.get_ref().0.peer_addr().expect("address");
+                    seen.ports.lock().push(peer.port());
                     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
                     if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() {
                         return;
@@ -50,7 +61,7 @@ async fn https(ip: &str, name: &str) -> (Upstream, String) {
             }
         }
     };
-    (Upstream::start(ip, None, serve).await, made.cert.pem())
+    Upstream::start(ip, None, serve).await
 }
 
 impl Site {
@@ -178,7 +189,7 @@ async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
     assert_eq!(site.upstream.requests().len(), 0);
     // Nor does a server that proves nothing get a request.
     let answer = site.ask("/unverified/v1", &fields).await;
-    assert_eq!((answer.status, answer.reason()), (502, DropReason::UpstreamFailed.name()));
+    assert_eq!((answer.status, answer.reason()), (502, DropReason::UpstreamUntrusted.name()));
     assert_eq!(site.upstream.requests().len(), 0);
     let answer = site.ask("/llm/denied/x", &fields).await;
     assert_eq!(answer.status, 200, "policy is asked about the path that is sent: /base/denied/x");

@@ -18,9 +18,9 @@ use clawgress_api::proto::enforcement_server::{Enforcement, EnforcementServer};
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
 use clawgress_api::proto::snapshots_server::{Snapshots, SnapshotsServer};
 use clawgress_api::proto::{
-    AuditAck, AuditBatch, CommitRequest, Document, Empty, HistoryRequest, ImposeRequest, MacApiKeyRequest,
-    MacApiKeyResponse, ReleaseRequest, ReserveRequest, ReserveResponse, Snapshot as Envelope, WatchRequest,
-    watch_request,
+    AuditAck, AuditBatch, CommitRequest, Document, Empty, HistoryRequest, ImposeRequest,
+    InterceptionAuthority, MacApiKeyRequest, MacApiKeyResponse, ReleaseRequest, ReserveRequest,
+    ReserveResponse, Snapshot as Envelope, WatchRequest, watch_request,
 };
 use clawgress_api::{AuditRecord, RecordKind, Snapshot};
 use clawgress_identity::{Agent, AgentState, ApiKey, ApiKeyRecord};
@@ -39,6 +39,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::client::{Answer, Client};
 use crate::dns::Dns;
+use crate::leaves::Signing;
 use crate::pki::Pair;
 
 /// Longest wait for anything that must happen.
@@ -105,6 +106,8 @@ pub struct Gateway {
     pub other_key: String,
     pub control: Control,
     keys: Option<Runtime>,
+    /// By which TLS is read.
+    pub authority: Arc<Signing>,
     stop: Option<oneshot::Sender<()>>,
     run: Option<JoinHandle<anyhow::Result<()>>>,
     datapath: JoinHandle<()>,
@@ -155,6 +158,10 @@ impl Keys for KeysRole {
     ) -> Result<Response<MacApiKeyResponse>, Status> {
         let key = String::from_utf8(request.into_inner().key).map_err(|_| Status::invalid_argument("key"))?;
         Ok(Response::new(MacApiKeyResponse { mac: mac(&self.0, &key).to_vec() }))
+    }
+
+    async fn describe_authority(&self, _: Request<Empty>) -> Result<Response<InterceptionAuthority>, Status> {
+        Err(Status::not_found("no authority"))
     }
 }
 
@@ -373,7 +380,7 @@ impl Gateway {
         if options.relayed {
             relay(directory.path(), &control);
         }
-        let keys = Some(serve_keys(directory.path(), secret));
+        let (keys, authority) = serve_keys(directory.path(), secret);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let proxy = listener.local_addr().expect("address");
         let (listener_tls, tls) = listen_tls(options.tls.as_ref()).await;
@@ -399,7 +406,8 @@ impl Gateway {
             key,
             other_key,
             control,
-            keys,
+            keys: Some(keys),
+            authority,
             datapath,
             directory,
             stop: Some(stop),
@@ -496,6 +504,7 @@ impl Gateway {
             keys.shutdown_background();
         }
         let _ = std::fs::remove_file(self.directory.path().join("keys.sock"));
+        let _ = std::fs::remove_file(self.directory.path().join("leaves.sock"));
     }
 
     /// Stops as SIGTERM does and waits for the end.
@@ -587,8 +596,9 @@ fn envelope(snapshot: &Snapshot<PolicyBundle>) -> Envelope {
     Envelope { generation: snapshot.generation, document, ..Envelope::default() }
 }
 
-fn serve_keys(directory: &Path, secret: hmac::Key) -> Runtime {
-    let runtime = process();
+fn serve_keys(directory: &Path, secret: hmac::Key) -> (Runtime, Arc<Signing>) {
+    let (runtime, authority) = (process(), Arc::new(Signing::new()));
+    authority.serve(&runtime, &directory.join("leaves.sock"));
     let listener = std::os::unix::net::UnixListener::bind(directory.join("keys.sock")).expect("bind");
     runtime.spawn(async move {
         listener.set_nonblocking(true).expect("nonblocking");
@@ -599,7 +609,7 @@ fn serve_keys(directory: &Path, secret: hmac::Key) -> Runtime {
             .await
             .expect("serve");
     });
-    runtime
+    (runtime, authority)
 }
 
 /// Passes bytes between L7 and control, both ways, as long as control does not hang.

@@ -15,6 +15,10 @@ mod histories;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod intercept;
+#[cfg(test)]
+mod leaves;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod mtls;

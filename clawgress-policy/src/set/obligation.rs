@@ -15,19 +15,24 @@ use crate::kernel::limiter::{
     LIMIT_BYTES_PER_HOUR_MIN, LIMIT_COUNT_PER_HOUR_MAX, LimitAction, LimitSubject, LimitUnit, Limiter, Rate,
 };
 use crate::quota::Pace;
+use crate::transform::{self, Transform};
 use crate::vocabulary::ActionKind;
 
 /// Annotations of obligations.
-pub(super) const ANNOTATIONS: [&str; 5] = ["effect", "limit", "per", "for", "severity"];
+pub(super) const ANNOTATIONS: [&str; 7] =
+    ["effect", "limit", "per", "for", "severity", SET_HEADER, REMOVE_HEADER];
+/// Annotations of `transform`.
+const SET_HEADER: &str = "set_header";
+const REMOVE_HEADER: &str = "remove_header";
 
 /// The annotation of a guard that is tried out, and what it says.
 pub(super) const MODE: &str = "mode";
 const MODE_LOG_ONLY: &str = "log-only";
 
 /// Effects there are.
-const EFFECTS: &str = "`rate-limit`, `throttle`, `quarantine` and `alert`";
+const EFFECTS: &str = "`rate-limit`, `throttle`, `quarantine`, `intercept`, `transform` and `alert`";
 /// Effects that there will be.
-const EFFECTS_FUTURE: [&str; 3] = ["intercept", "transform", "allow"];
+const EFFECTS_FUTURE: [&str; 1] = ["allow"];
 /// What a guard says.
 const EFFECT_OF_GUARDS: &str = "deny";
 
@@ -89,6 +94,8 @@ enum Place {
 enum Kind {
     Limit(LimitAction),
     Quarantine,
+    Intercept,
+    Transform,
     Alert,
 }
 
@@ -169,9 +176,14 @@ fn obliged<'a>(
     if policy.effect() == Verdict::Forbid {
         troubles.push((at, "an effect is for `permit` only: it says how what is allowed goes on, and allows nothing itself: write `permit`, or remove `@effect`".to_owned()));
     }
-    for (name, of) in [("limit", "a limit"), ("per", "a limit"), ("for", "`quarantine`")] {
-        let is_of = matches!(kind, Kind::Limit(_)) == (of == "a limit");
-        let is_wanted = is_of && (kind != Kind::Alert);
+    let (is_limit, is_transform) = (matches!(kind, Kind::Limit(_)), kind == Kind::Transform);
+    for (name, of, is_wanted) in [
+        ("limit", "a limit", is_limit),
+        ("per", "a limit", is_limit),
+        ("for", "`quarantine`", kind == Kind::Quarantine),
+        (SET_HEADER, "`transform`", is_transform),
+        (REMOVE_HEADER, "`transform`", is_transform),
+    ] {
         if let Some((_, at)) = find(name).filter(|_| !is_wanted) {
             troubles.push((at, format!("`@{name}` is for {of}, and `{effect}` is none: remove it")));
         }
@@ -188,8 +200,13 @@ fn obliged<'a>(
             "`@severity` is for what the proxy tells: a limit in the kernel has none: remove it".to_owned(),
         ));
     }
+    if let Some((_, at)) = find("severity").filter(|_| matches!(kind, Kind::Intercept | Kind::Transform)) {
+        troubles.push((at, format!("`@severity` is for what is told, and `{effect}` is done: remove it")));
+    }
     let effect = match kind {
         Kind::Alert => Effect::Alert,
+        Kind::Intercept => Effect::Intercept,
+        Kind::Transform => Effect::Transform(transform(at, find, troubles)?),
         Kind::Quarantine => {
             let seconds = find("for").map(|(text, at)| time(text).map_err(|message| (at, message)));
             Effect::Quarantine(seconds.transpose().map_err(|trouble| troubles.push(trouble)).ok()?)
@@ -243,11 +260,43 @@ fn limit<'a>(
     }
 }
 
+/// What a transform changes.
+fn transform<'a>(
+    at: Option<usize>,
+    find: &dyn Fn(&str) -> Option<Found<'a>>,
+    troubles: &mut Vec<Trouble>,
+) -> Option<Transform> {
+    let (set, remove) = (find(SET_HEADER), find(REMOVE_HEADER));
+    if set.is_none() && remove.is_none() {
+        let message = "`@effect(\"transform\")` needs what it changes: put `@set_header(\"Name: value\")` or `@remove_header(\"Name\")` after it, one of each at most";
+        troubles.push((at, message.to_owned()));
+        return None;
+    }
+    let mut refused = |at: Option<usize>, message: String| troubles.push((at, message));
+    let removed =
+        remove.map(|(text, at)| transform::removed(text).map_err(|message| refused(at, message)).ok());
+    let assigned =
+        set.map(|(text, at)| transform::assigned(text).map_err(|message| refused(at, message)).ok());
+    // What is wrong with one of them is told; the policy does not hold then.
+    let (remove, set) =
+        (removed.map_or(Some(None), |r| r.map(Some))?, assigned.map_or(Some(None), |a| a.map(Some))?);
+    if let (Some(removed), Some((name, _))) = (&remove, &set)
+        && removed == name
+    {
+        let message = format!("`{name}` is taken away and set: `@set_header` replaces it by itself");
+        troubles.push((find(REMOVE_HEADER).and_then(|(_, at)| at), message));
+        return None;
+    }
+    Some(Transform { remove, set })
+}
+
 fn kind(effect: &str) -> Result<Kind, String> {
     match effect {
         "rate-limit" => Ok(Kind::Limit(LimitAction::Drop)),
         "throttle" => Ok(Kind::Limit(LimitAction::Pace)),
         "quarantine" => Ok(Kind::Quarantine),
+        "intercept" => Ok(Kind::Intercept),
+        "transform" => Ok(Kind::Transform),
         "alert" => Ok(Kind::Alert),
         MODE_LOG_ONLY => Err(format!(
             "to see what a guard would have said, write `@{MODE}(\"{MODE_LOG_ONLY}\")` on it, and no effect"
@@ -305,6 +354,13 @@ fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
     let in_scope = |action: &ActionKind| applies(policy, *action);
     let actions: Vec<ActionKind> = ActionKind::ALL.into_iter().filter(in_scope).collect();
     let is_kernels = |action: &ActionKind| matches!(action, ActionKind::Connect | ActionKind::Direct);
+    let is_of = |own: &[ActionKind]| !actions.is_empty() && actions.iter().all(|action| own.contains(action));
+    if kind == Kind::Intercept && !is_of(&[ActionKind::Tls, ActionKind::Tunnel]) {
+        return Err("`@effect(\"intercept\")` is for TLS: write `action == Action::\"tls\"`, `\"tunnel\"`, or a list of the two".to_owned());
+    }
+    if kind == Kind::Transform && !is_of(&[ActionKind::Http]) {
+        return Err("`@effect(\"transform\")` is for requests: write `action == Action::\"http\"`".to_owned());
+    }
     if !actions.iter().any(is_kernels) {
         return Ok(Place::L7);
     }

@@ -282,7 +282,7 @@ fn annotations(
                 "`@{future}` is not available yet, and a rule must not silently do nothing: remove it"
             ),
             _ => format!(
-                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity` and `@mode`",
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header` and `@mode`",
                 quote(&key)
             ),
         };

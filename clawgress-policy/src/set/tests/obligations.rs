@@ -68,6 +68,80 @@ fn obligations_are_read_as_written() {
 }
 
 #[test]
+fn tls_is_read_and_requests_are_changed_where_policy_says_so() {
+    let host = Host::parse("api.example.com").expect("host");
+    let text = obligation("@effect(\"transform\") @set_header(\"X-Team: pay\") @remove_header(\"X-Debug\")");
+    let found = duties(&set(&text), &get(&agent("web"), &host, "/"));
+    let transform = crate::transform::Transform {
+        remove: Some("x-debug".into()),
+        set: Some(("x-team".into(), "pay".into())),
+    };
+    assert_eq!(found, [("duty".to_owned(), Effect::Transform(transform), Severity::Medium)]);
+    let read = |action: &str| {
+        format!("@id(\"read\") @effect(\"intercept\") permit (principal, {action}, resource);")
+    };
+    for action in ["\"tls\"", "\"tunnel\""] {
+        let set = set(&read(&format!("action == Action::{action}")));
+        assert!(set.obliges_opaque());
+        let agent = agent("web");
+        let tls = Operation::Tls { host: &host, port: 443, alpn: &[], ja4: "" };
+        let tunnel = Operation::Tunnel { host: &host, port: 443, protocol: crate::TunnelProtocol::Tls };
+        for (operation, named) in [(tls, "\"tls\""), (tunnel, "\"tunnel\"")] {
+            let found = duties(&set, &Request { agent: &agent, operation });
+            assert_eq!(found.len(), usize::from(named == action), "{action} {named}");
+        }
+    }
+    let both = read("action in [Action::\"tls\", Action::\"tunnel\"]");
+    PolicySet::parse(&bundle(&both)).expect("both");
+    for (annotations, actions, wanted) in [
+        ("@effect(\"intercept\")", "action == Action::\"http\"", "`@effect(\"intercept\")` is for TLS"),
+        ("@effect(\"intercept\")", "action", "`@effect(\"intercept\")` is for TLS"),
+        ("@effect(\"intercept\")", "action == Action::\"connect\"", "`@effect(\"intercept\")` is for TLS"),
+        ("@effect(\"transform\") @remove_header(\"x\")", "action == Action::\"tls\"", "is for requests"),
+        ("@effect(\"transform\") @remove_header(\"x\")", "action", "is for requests"),
+    ] {
+        let text = format!("@id(\"duty\") {annotations} permit (principal, {actions}, resource);");
+        let errors = PolicySet::parse(&bundle(&text)).map(|_| ()).expect_err(&text);
+        assert!(errors.problems[0].message.contains(wanted), "{text}: {errors:?}");
+    }
+}
+
+/// Refused for one thing alone, told so.
+#[track_caller]
+fn refused(annotations: &str, wanted: &str) {
+    let errors = PolicySet::parse(&bundle(&obligation(annotations))).map(|_| ()).expect_err(annotations);
+    let problems: Vec<String> = errors.problems.iter().map(ToString::to_string).collect();
+    assert!(problems.len() == 1 && problems[0].starts_with(wanted), "{annotations}\n{wanted}\n{problems:#?}");
+}
+
+#[test]
+fn a_change_that_can_not_be_made_is_refused() {
+    for (annotations, wanted) in [
+        (r#"@effect("transform")"#, "1:13: policy `duty`: `@effect(\"transform\")` needs what it changes"),
+        (r#"@effect("transform") @set_header("Host: x")"#, "1:34: policy `duty`: policy can't change `host`"),
+        (
+            r#"@effect("transform") @set_header("X-A: x") @remove_header("x-a")"#,
+            "1:56: policy `duty`: `x-a` is taken away and set",
+        ),
+        (
+            r#"@effect("transform") @severity("low") @remove_header("x-a")"#,
+            "1:34: policy `duty`: `@severity` is for what is told",
+        ),
+        (
+            r#"@effect("alert") @remove_header("x-a")"#,
+            "1:30: policy `duty`: `@remove_header` is for `transform`, and `alert` is none",
+        ),
+        (r#"@remove_header("x-a")"#, "1:13: policy `duty`: `@remove_header` says nothing without an effect"),
+        (
+            r#"@effect("transform") @for("9s") @remove_header("x-a")"#,
+            "1:34: policy `duty`: `@for` is for `quarantine`, and `transform` is none",
+        ),
+    ] {
+        refused(annotations, wanted);
+    }
+}
+
+#[test]
 fn what_is_no_obligation_is_refused_with_what_to_write() {
     for (annotations, wanted) in [
         (
@@ -120,16 +194,11 @@ fn what_is_no_obligation_is_refused_with_what_to_write() {
         ),
         (r#"@effect("alert") @severity("huge")"#, "1:30: policy `duty`: `huge` is not a severity"),
         (r#"@effect("deny")"#, "1:13: policy `duty`: what denies is a `forbid`"),
-        (r#"@effect("transform")"#, "1:13: policy `duty`: `@effect(\"transform\")` is not available yet"),
+        (r#"@effect("allow")"#, "1:13: policy `duty`: `@effect(\"allow\")` is not available yet"),
         (r#"@severity("low")"#, "1:13: policy `duty`: `@severity` says nothing without an effect"),
         (r#"@for("9s")"#, "1:13: policy `duty`: `@for` says nothing without an effect"),
     ] {
-        let errors = PolicySet::parse(&bundle(&obligation(annotations))).map(|_| ()).expect_err(annotations);
-        let problems: Vec<String> = errors.problems.iter().map(ToString::to_string).collect();
-        assert!(
-            problems.len() == 1 && problems[0].starts_with(wanted),
-            "{annotations}\n{wanted}\n{problems:#?}"
-        );
+        refused(annotations, wanted);
     }
     let forbid = obligation("@effect(\"alert\")").replace("permit", "forbid");
     let errors = PolicySet::parse(&bundle(&forbid)).map(|_| ()).expect_err("no forbid");

@@ -1,0 +1,71 @@
+//! Which header fields of a request are the gateway's to set or take away: those of one hop, those by which servers are
+//! told who the client is, and those that frame a message. Neither a client nor a policy writes one of them.
+
+/// Fields of one hop (RFC 9110 section 7.6.1), and what only makes sense with them.
+const HOP: [&str; 9] = [
+    "connection",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "te",
+    "trailer",
+    "upgrade",
+    "max-forwards",
+];
+
+/// Fields by which servers are told who the client is, where it comes from, or what it "really" asked
+/// for. Compared with `_` taken for `-`, as CGI does.
+const IDENTITY: [&str; 18] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "remote-addr",
+    "remote-user",
+    "true-client-ip",
+    "x-client-cert",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-url",
+    "x-real-ip",
+    "x-remote-user",
+    "x-rewrite-url",
+    "x-http-method",
+];
+
+/// Beginnings of such names.
+const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", "x-authenticated-"];
+
+/// Fields that say where a message ends, whose variants with `_` a CGI server would take for the real ones.
+const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
+
+/// Whether a client's field, by its name in lowercase, may go on.
+#[must_use]
+pub fn goes_on(name: &str) -> bool {
+    let cgi = name.replace('_', "-");
+    let posing = name != cgi && (FRAMING.contains(&&*cgi) || HOP.contains(&&*cgi));
+    !posing && !HOP.contains(&name) && !is_identity(&cgi)
+}
+
+/// What keeps policy from writing a field, by its name in lowercase; `None` if it may.
+#[must_use]
+pub(crate) fn refusal(name: &str) -> Option<&'static str> {
+    let cgi = name.replace('_', "-");
+    if HOP.contains(&&*cgi) {
+        return Some("it is of one hop, or says where the request goes, which has been judged already");
+    }
+    if FRAMING.contains(&&*cgi) {
+        return Some("it says where the request ends");
+    }
+    is_identity(&cgi).then_some(
+        "servers are told by it who the client is, or what it asked for, and that is the gateway's to say",
+    )
+}
+
+fn is_identity(cgi: &str) -> bool {
+    IDENTITY.contains(&cgi) || IDENTITY_PREFIXES.iter().any(|prefix| cgi.starts_with(prefix))
+}

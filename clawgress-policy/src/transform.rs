@@ -1,0 +1,162 @@
+//! What `@effect("transform")` changes of a request: header fields that are taken away or set.
+//!
+//! Of all that match one request, what is taken away goes first, then what is set, in the order of the policies' ids: of
+//! two that set the same field, the one whose id comes last counts. Must never touch a field that judgement rests on.
+
+use std::collections::BTreeMap;
+
+use crate::effect::{Effect, Obligation};
+use crate::fields;
+use crate::host::quote;
+
+/// Longest name and value, bytes: a head of 64 KiB holds what sixteen policies set.
+const NAME_BYTES_MAX: usize = 128;
+const VALUE_BYTES_MAX: usize = 2048;
+/// Where servers look for keys: a policy's text is no place for one.
+const SECRETS: [&str; 5] = ["authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key"];
+
+/// A change: at least one of the two.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transform {
+    /// Name of the field that is taken away, in lowercase.
+    pub remove: Option<Box<str>>,
+    /// Name, in lowercase, and value of the field that is set, instead of all there are of that name.
+    pub set: Option<(Box<str>, Box<str>)>,
+}
+
+/// All that is changed of one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Names of fields that are taken away.
+    pub remove: Vec<Box<str>>,
+    /// Fields that are set, each once.
+    pub set: BTreeMap<Box<str>, Box<str>>,
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// What `obligations`, ascending by their policies' ids, come to.
+    pub fn of<'a>(obligations: impl IntoIterator<Item = &'a Obligation>) -> Changes {
+        let mut changes = Changes::default();
+        for obligation in obligations {
+            let Effect::Transform(Transform { remove, set }) = &obligation.effect else { continue };
+            changes.remove.extend(remove.iter().cloned());
+            changes.set.extend(set.iter().cloned());
+        }
+        changes
+    }
+
+    /// Whether nothing is changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty()
+    }
+}
+
+/// Reads `Name`.
+///
+/// # Errors
+/// Why not, and what to write.
+pub(crate) fn removed(text: &str) -> Result<Box<str>, String> {
+    name(text, "@remove_header(\"X-Debug\")")
+}
+
+/// Reads `Name: value`.
+///
+/// # Errors
+/// Why not, and what to write.
+pub(crate) fn assigned(text: &str) -> Result<(Box<str>, Box<str>), String> {
+    let example = "@set_header(\"X-Team: payments\")";
+    let (before, value) = text.split_once(':').ok_or_else(|| {
+        format!("`{}` is no header field: write a name, a colon and a value, as in `{example}`", quote(text))
+    })?;
+    let name = name(before, example)?;
+    if SECRETS.contains(&&*name) {
+        return Err(format!(
+            "`{name}` holds a secret, and whoever reads the policy would read it too: set it where the request is made"
+        ));
+    }
+    let value = value.trim_matches([' ', '\t']);
+    // RFC 9110 section 5.5, without obs-text, of which every reader makes something else.
+    let is_plain = value.bytes().all(|b| matches!(b, b' '..=b'~' | b'\t'));
+    if value.is_empty() || value.len() > VALUE_BYTES_MAX || !is_plain {
+        return Err(format!(
+            "the value of `{name}` is 1 to {VALUE_BYTES_MAX} printable ASCII characters; to take the field away, write `@remove_header`"
+        ));
+    }
+    Ok((name, value.into()))
+}
+
+fn name(text: &str, example: &str) -> Result<Box<str>, String> {
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(is_token) {
+        return Err(format!("`{}` is no name of a header field: write it as in `{example}`", quote(text)));
+    }
+    let name = text.to_ascii_lowercase();
+    match fields::refusal(&name) {
+        Some(why) => Err(format!("policy can't change `{name}`: {why}")),
+        None => Ok(name.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect::Severity;
+
+    #[test]
+    fn fields_are_read_as_written_or_refused() {
+        assert_eq!(assigned("X-Team:  a: b\t"), Ok(("x-team".into(), "a: b".into())));
+        assert_eq!(removed("Authorization"), Ok("authorization".into()));
+        for bad in [
+            "",
+            "X-Team",
+            "X-Team:",
+            "X Team: a",
+            ": a",
+            "X-Team : a",
+            "X-Team: a\nHost: b",
+            "X-Team: ä",
+            "Host: a",
+            "Connection: a",
+            "Content-Length: 1",
+            "Content_Length: 1",
+            "Transfer-Encoding: chunked",
+            "Proxy-Authorization: a",
+            "X-Clawgress-Key: a",
+            "X_Forwarded_For: a",
+            "Forwarded: a",
+            "TE: a",
+            "Authorization: a",
+            "X-Api-Key: a",
+        ] {
+            assigned(bad).expect_err(bad);
+        }
+        for bad in ["", "Host", "upgrade", "x-forwarded-for", "X-Team: a", "content-length"] {
+            removed(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn the_last_by_id_counts_and_what_is_set_stays() {
+        let change = |policy: &str, remove: Option<&str>, set: Option<(&str, &str)>| Obligation {
+            policy: policy.into(),
+            effect: Effect::Transform(Transform {
+                remove: remove.map(Into::into),
+                set: set.map(|(name, value)| (name.into(), value.into())),
+            }),
+            severity: Severity::Medium,
+        };
+        let all = [
+            change("a", None, Some(("x", "1"))),
+            change("b", Some("x"), Some(("y", "1"))),
+            change("c", None, Some(("y", "2"))),
+        ];
+        let changes = Changes::of(&all);
+        assert_eq!(changes.remove, ["x".into()]);
+        let set: Vec<(&str, &str)> = changes.set.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(set, [("x", "1"), ("y", "2")]);
+        assert!(Changes::of(&[]).is_empty() && !changes.is_empty());
+    }
+}
