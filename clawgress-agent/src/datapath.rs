@@ -9,6 +9,7 @@ mod bench;
 pub mod bpf;
 pub mod buckets;
 mod drops;
+pub mod epoch;
 pub mod events;
 pub mod flows;
 mod handover;
@@ -78,6 +79,7 @@ use crate::peer::{Access, Socket};
 
 use crate::serve;
 
+pub use bench::generator::Generator;
 pub use bench::{bench_drops, bench_kernel};
 pub use verifier::{Checked, CheckedProgram, check_programs};
 
@@ -149,7 +151,7 @@ async fn start(
 
     let objects = programs.objects();
     let proxy = open_proxy(objects, config, spool, tasks, stop)?;
-    let modes = Arc::new(Modes::new(config, object::take(objects, map::INTERFACES)?, Arc::clone(spool)));
+    let modes = Arc::new(Modes::new(config, objects, Arc::clone(spool))?);
     modes.follow(&interfaces.agents)?;
     let offer = Arc::new(offer(objects, config, &interfaces, proxy.clone(), Arc::clone(&modes))?);
     let plane = Arc::new(KernelPlane {

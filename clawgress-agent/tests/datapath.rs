@@ -49,6 +49,8 @@ mod peer;
 mod property;
 #[path = "datapath/puppet.rs"]
 mod puppet;
+#[path = "datapath/recent.rs"]
+mod recent;
 #[path = "datapath/refusals.rs"]
 mod refusals;
 #[path = "datapath/removal.rs"]

@@ -144,19 +144,23 @@ pub struct Verdict {
     pub reason: u16,
     /// Index of the determining policy ids in the generation's table, 0 for none.
     pub policies: u32,
-    /// Number of the [`LimitSet`](crate::image::LimitSet) that applies, 0 for none.
+    /// Number of the [`LimitSet`](crate::image::LimitSet) that applies, 0 for none; and [`NEVER_DIRECT`].
     pub limits: u32,
     /// Zero.
     pub pad: u32,
 }
 pod!(Verdict, 16);
 
-/// The bit of [`map::SELF_FILTER`](crate::map::SELF_FILTER) that stands for `address`: word and bit.
+/// In [`Verdict::limits`]: a forbid of `direct` matches, so that no learned address is `direct` there. No set has a
+/// number that large.
+pub const NEVER_DIRECT: u32 = 1 << 31;
+const _: () = assert!(crate::bound::LIMIT_SETS_MAX < NEVER_DIRECT);
+
+/// The bit of [`map::SELF_FILTER`](crate::map::SELF_FILTER) that stands for an address, by its low half as it lies in
+/// memory: word and bit.
 #[must_use]
 #[inline(always)]
-pub fn self_filter_bit(address: &Address) -> (usize, u64) {
-    let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h] = *address;
-    let low = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+pub const fn self_filter_bit(low: u64) -> (usize, u64) {
     let hash = low.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 52;
     ((hash >> 6) as usize & (crate::bound::SELF_FILTER_WORDS - 1), 1 << (hash & 63))
 }
@@ -421,6 +425,76 @@ pub struct Seen {
     pub pad2: u32,
 }
 pod!(Seen, 80);
+
+/// Value of [`map::EPOCH`](crate::map::EPOCH).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Epoch {
+    /// Another one after each change; the low half tells any two within [`RECENT_NS`](crate::bound::RECENT_NS) apart.
+    pub number: u64,
+    /// Clock ticks (`jiffies`) in [`RECENT_NS`](crate::bound::RECENT_NS): a program does not know how long one is. 0
+    /// until somebody has said so; then nothing is remembered.
+    pub ticks: u64,
+}
+pod!(Epoch, 16);
+
+/// Value of [`map::RECENT`](crate::map::RECENT): what XDP said of a kind of packet. One cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Recent {
+    /// All that XDP's verdict on a well-formed TCP or UDP packet depends on: source MAC and EtherType as they lie in
+    /// the frame, both addresses, and [`Recent::last`].
+    pub shape: [u64; 6],
+    /// Low halves of the packed generation and of the epoch that were read before it was judged.
+    pub stamp: u64,
+    /// [`Recent::said`].
+    pub said: u64,
+}
+pod!(Recent, 64);
+
+impl Recent {
+    const SLOT_SHIFT: u32 = 8;
+    const TICK_SHIFT: u32 = 24;
+
+    /// The last word of a shape, the port as it lies in the frame.
+    #[must_use]
+    #[inline(always)]
+    pub const fn last(destination_port_be: u16, tcp_flags: u8, protocol: u8, ifindex: u32) -> u64 {
+        destination_port_be as u64
+            | (tcp_flags as u64) << 16
+            | (protocol as u64) << 24
+            | (ifindex as u64) << 32
+    }
+
+    /// When it was said; why it was dropped, by the code of a `DropReason`, or 0; and where of
+    /// [`map::SEEN`](crate::map::SEEN) drops like it are counted.
+    #[must_use]
+    #[inline(always)]
+    pub const fn said(tick: u64, reason: u16, seen_slot: u32) -> u64 {
+        tick << Self::TICK_SHIFT | (seen_slot as u64) << Self::SLOT_SHIFT | reason as u64
+    }
+
+    /// Reason and slot of [`Recent::said`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn told(said: u64) -> (u16, u32) {
+        let slot = (said >> Self::SLOT_SHIFT) & ((1 << (Self::TICK_SHIFT - Self::SLOT_SHIFT)) - 1);
+        ((said & 0xFF) as u16, slot as u32)
+    }
+
+    /// How many ticks ago it was said, at `tick`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn age(said: u64, tick: u64) -> u64 {
+        // As many bits of both as are kept.
+        (tick << Self::TICK_SHIFT).wrapping_sub(said >> Self::TICK_SHIFT << Self::TICK_SHIFT)
+            >> Self::TICK_SHIFT
+    }
+}
+
+// Room for every reason, and every slot.
+const _: () = assert!(crate::counter::XDP_PASSED <= 1 << Recent::SLOT_SHIFT);
+const _: () = assert!(crate::bound::SEEN_SLOTS <= 1 << (Recent::TICK_SHIFT - Recent::SLOT_SHIFT));
 
 /// Value of [`map::PACE`](crate::map::PACE).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

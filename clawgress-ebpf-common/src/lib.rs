@@ -72,6 +72,11 @@ pub mod map {
     /// `PerCpuArray<Seen>[SEEN_SLOTS]`: drops lately reported, each in the slot of its key, with a count of
     /// those like it that were not.
     pub const SEEN: &str = "claw_seen_v2";
+    /// `Array<Epoch>[1]`: turned by user space after it has changed what XDP's verdicts rest on beside a generation.
+    pub const EPOCH: &str = "claw_epoc_v1";
+    /// `PerCpuArray<Recent>[RECENT_SLOTS]`: what XDP said lately, each in the slot of its [`Recent`](super::Recent)
+    /// shape.
+    pub const RECENT: &str = "claw_rcnt_v1";
     /// `PerCpuArray<Pace>[1]`: how many drops this CPU reported lately.
     pub const PACE: &str = "claw_pace_v1";
     /// `Hash<CgroupKey, Bind>`: local workloads by cgroup id.
@@ -156,7 +161,13 @@ pub mod bound {
     pub const EVENTS_BYTES: u32 = 1 << 20;
     /// Distinct (source, destination, port, reason) drops remembered by each CPU to thin out events.
     pub const SEEN_SLOTS: u32 = 1_024;
-    /// A repeated drop is reported at most once in this time.
+    /// Kinds of packets of which each CPU knows what XDP said: more than a busy CPU has flows at a time, in 64 KiB.
+    /// A power of two.
+    pub const RECENT_SLOTS: u32 = 1_024;
+    /// How long that is known: so long a refusal may go unanswered though one is due again, and a repeated drop
+    /// unreported. Several times longer than a clock's tick, and short beside [`SEEN_INTERVAL_NS`].
+    pub const RECENT_NS: u64 = 125_000_000;
+    /// A repeated drop is reported at most once in this time, and [`RECENT_NS`] more.
     pub const SEEN_INTERVAL_NS: u64 = 1_000_000_000;
     /// Most drops reported by one CPU in [`DROP_EVENTS_INTERVAL_NS`]; what is beyond is counted as
     /// lost. A scan of random destinations must not be able to fill the audit log.

@@ -11,7 +11,7 @@ mod traffic;
 
 use aya_ebpf::helpers::generated::bpf_get_current_ancestor_cgroup_id;
 use clawgress_ebpf_common::{
-    Address, Bind, CgroupKey, DropReason, FlowKey, Generation, IFINDEX_LOCAL, action, bind_flag,
+    Address, Bind, CgroupKey, DropReason, FlowKey, Generation, IFINDEX_LOCAL, NEVER_DIRECT, action, bind_flag,
 };
 
 use crate::image::image;
@@ -30,7 +30,9 @@ const LEVELS_MAX: i32 = 16;
 #[inline(always)]
 fn permit(generation: Generation, bind: &Bind, key: &FlowKey) -> Result<Judgement, Judgement> {
     let mut judged = Judgement::none();
-    if weigh(generation.pack(), bind, key, &mut judged) == action::DENY { Err(judged) } else { Ok(judged) }
+    let weighed = weigh(generation.pack(), bind, key, &mut judged);
+    judged.limits &= !NEVER_DIRECT;
+    if weighed == action::DENY { Err(judged) } else { Ok(judged) }
 }
 
 /// Puts what a workload may do at `key` into `judged`, by what was learned for its agent too.
@@ -41,6 +43,7 @@ fn weigh_workload(generation: u64, bind: &Bind, key: &FlowKey, is_live: bool, ju
     if learned::is_undecided(judged) {
         learn(generation, bind.agent, key, is_live, judged);
     }
+    judged.limits &= !NEVER_DIRECT;
 }
 
 /// Puts what may be done into `judged`; the action of that.

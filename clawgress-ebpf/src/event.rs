@@ -58,13 +58,33 @@ pub fn refusal(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32) {
     }
 }
 
-/// As [`refusal`], without calls but for what is news: for floods.
+/// As [`refusal`], without calls but for what is news: for floods. Whether it was none.
 #[inline(always)]
-pub fn refusal_laid_out(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {
+pub fn refusal_laid_out(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) -> bool {
     count(judged.reason as u32);
-    if is_worth_telling(judged) && !is_repeated(&seen_key(key, judged.reason), at_ns) {
+    if !is_worth_telling(judged) {
+        return false;
+    }
+    let is_repeated = is_repeated(&seen_key(key, judged.reason), at_ns);
+    if !is_repeated {
         news(place, key, judged, bytes, at_ns);
     }
+    is_repeated
+}
+
+/// Counts a drop whose like were just counted in `slot`, if they still are.
+#[inline(always)]
+pub fn is_counted(words: [u64; 5], slot: u32, reason: u16) -> bool {
+    let Some(seen) = SEEN.get_ptr_mut(slot) else { return false };
+    // SAFETY: the element belongs to this CPU.
+    unsafe {
+        if !same(seen.cast(), &words) {
+            return false;
+        }
+        (*seen).count += 1;
+    }
+    count(reason as u32);
+    true
 }
 
 #[inline(never)]
@@ -148,8 +168,9 @@ fn is_news(place: &Place, key: &FlowKey, judged: &Judgement, reason: u16, at_ns:
     true
 }
 
+/// Where drops of these words are counted.
 #[inline(always)]
-fn slot(words: &[u64; 5]) -> u32 {
+pub fn slot(words: &[u64; 5]) -> u32 {
     let [a, b, c, d, e] = *words;
     let folded = a ^ b.rotate_left(13) ^ c.rotate_left(26) ^ d.rotate_left(39) ^ e.rotate_left(52);
     (folded.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54) as u32 & (bound::SEEN_SLOTS - 1)

@@ -5,8 +5,11 @@ use core::ffi::c_void;
 use core::mem::size_of;
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::{TcContext, XdpContext};
+
+use crate::image::hidden;
 
 /// A received frame, starting with its Ethernet header.
 pub trait Frame {
@@ -32,6 +35,23 @@ impl Raw {
     #[inline(always)]
     pub fn xdp(ctx: &XdpContext) -> Self {
         Raw { ctx: ctx.ctx.cast(), start: ctx.data(), end: ctx.data_end(), is_xdp: true }
+    }
+
+    /// The same, of which the verifier knows nothing yet.
+    // VERIFIER: what was found in place on one path and not on another would keep the paths apart.
+    #[inline(always)]
+    pub fn anew(&self) -> Self {
+        let ctx = hidden(self.ctx as u64) as *mut xdp_md;
+        // SAFETY: the context is that of the XDP program.
+        let (start, end) = unsafe { ((*ctx).data as usize, (*ctx).data_end as usize) };
+        Raw { ctx: ctx.cast(), start, end, is_xdp: true }
+    }
+
+    /// Index of the interface that an XDP program's frame came in by.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context is that of the XDP program.
+        unsafe { (*self.ctx.cast::<xdp_md>()).ingress_ifindex }
     }
 
     /// The frame of a TC program.

@@ -21,7 +21,8 @@ pub struct Judgement {
     pub policies: u32,
     /// The registry's index of the agent.
     pub agent: u32,
-    /// Number of the limit set that applies.
+    /// Number of the limit set that applies; beside it [`NEVER_DIRECT`](clawgress_ebpf_common::NEVER_DIRECT), until
+    /// what was learned has been asked.
     pub limits: u32,
 }
 
@@ -155,7 +156,10 @@ fn may_claim(generation: u64, packet: &Packet) -> bool {
 /// The gateway's services at `address`, if that is its own.
 #[inline(always)]
 pub fn services(address: &Address) -> Option<SelfAddress> {
-    let (word, bit) = self_filter_bit(address);
+    // Not byte by byte.
+    // SAFETY: 16 plain bytes either way.
+    let [_, low] = unsafe { core::mem::transmute::<Address, [u64; 2]>(*address) };
+    let (word, bit) = self_filter_bit(low);
     // SAFETY: the element has `SELF_FILTER_WORDS` words, and `word` is less.
     if unsafe { (*SELF_FILTER.get_ptr(0)?).as_ptr().add(word).read_volatile() } & bit == 0 {
         return None;

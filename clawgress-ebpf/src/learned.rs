@@ -4,7 +4,7 @@
 //! Must never overrule a forbid or an error, and never permit ports that the addresses of many names share.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use clawgress_ebpf_common::{DropReason, FlowKey, Generation, LearnedKey, action, protocol};
+use clawgress_ebpf_common::{DropReason, FlowKey, Generation, LearnedKey, NEVER_DIRECT, action, protocol};
 
 use crate::flow::share_index;
 use crate::image::{Image, image};
@@ -24,15 +24,16 @@ pub fn verdict<const LAID_OUT: bool>(
     key: &FlowKey,
     is_live: bool,
 ) -> Judgement {
-    let judged = judge::verdict(generation, image, who, key);
-    if !is_undecided(&judged) {
-        return judged;
+    let mut judged = judge::verdict(generation, image, who, key);
+    let may_be_learned = is_undecided(&judged);
+    judged.limits &= !NEVER_DIRECT;
+    if may_be_learned {
+        let learned = direct(generation, who.agent, key, is_live, judged);
+        if learned.action == action::DIRECT {
+            return learned;
+        }
     }
     let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
-    let learned = direct(generation, who.agent, key, is_live, judged);
-    if learned.action == action::DIRECT {
-        return learned;
-    }
     // Permitted, but nobody could read it: the gateway's DNS can.
     if is_unread && key.protocol == protocol::UDP && is_dns(key) {
         return Judgement { action: action::STEER, reason: 0, ..judged };
@@ -55,13 +56,14 @@ pub fn direct(
     }
 }
 
-/// Whether the tables leave it to what was learned: no permit, or one that wants it read.
+/// Whether the tables leave it to what was learned: no permit, or one that wants it read, and no forbid of `direct`.
 #[inline(always)]
 pub fn is_undecided(judged: &Judgement) -> bool {
     let denied = |reason: DropReason| judged.action == action::DENY && judged.reason == reason.code();
-    judged.action == action::STEER
+    let is_left = judged.action == action::STEER
         || denied(DropReason::InspectionRequired)
-        || denied(DropReason::PolicyDenied)
+        || denied(DropReason::PolicyDenied);
+    is_left && judged.limits & NEVER_DIRECT == 0
 }
 
 /// As [`verdict`], into `judged`.

@@ -10,8 +10,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::image::Limiter;
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, Bucket, BucketKey, CgroupKey, Dial, Flow, FlowKey, Generation, Learned,
-    LearnedKey, Pace, ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
+    Address, AgentKey, Bind, Bucket, BucketKey, CgroupKey, Dial, Epoch, Flow, FlowKey, Generation, Learned,
+    LearnedKey, Pace, Recent, ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
 };
 
 #[map(name = "claw_gen_v1")]
@@ -55,6 +55,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(bound::EVENTS_BYTES, 0);
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNTERS, 0);
 #[map(name = "claw_seen_v2")]
 pub static SEEN: PerCpuArray<Seen> = PerCpuArray::with_max_entries(bound::SEEN_SLOTS, 0);
+#[map(name = "claw_epoc_v1")]
+pub static EPOCH: Array<Epoch> = Array::with_max_entries(1, 0);
+#[map(name = "claw_rcnt_v1")]
+pub static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(bound::RECENT_SLOTS, 0);
 #[map(name = "claw_pace_v1")]
 pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "claw_cgrp_v1")]

@@ -17,8 +17,8 @@ use self::transport::{Layer4, Transport, transport};
 pub use self::transport::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// EtherType values (IEEE 802), network byte order.
-const ETHERTYPE_IPV4_BE: u16 = 0x0800u16.to_be();
-const ETHERTYPE_IPV6_BE: u16 = 0x86DDu16.to_be();
+pub const ETHERTYPE_IPV4_BE: u16 = 0x0800u16.to_be();
+pub const ETHERTYPE_IPV6_BE: u16 = 0x86DDu16.to_be();
 const ETHERTYPE_ARP_BE: u16 = 0x0806u16.to_be();
 const ETHERTYPE_VLAN_BE: u16 = 0x8100u16.to_be();
 const ETHERTYPE_QINQ_BE: u16 = 0x88A8u16.to_be();
@@ -32,7 +32,8 @@ const VID_MASK: u16 = 0x0FFF;
 
 /// Bytes of the Ethernet header: where layer 3 begins.
 pub const L3: usize = 14;
-const L4_V4: usize = L3 + 20;
+/// Where the header behind IPv4's begins, without options.
+pub const L4_V4: usize = L3 + 20;
 /// Where the header behind IPv6's begins.
 pub const L4_V6: usize = L3 + 40;
 /// Bytes that make everything up to the fields read here contiguous: Ethernet, IPv6, TCP.
@@ -143,7 +144,7 @@ fn code(read: Result<Kind, DropReason>) -> u32 {
 fn ethernet(frame: &impl Frame, packet: &mut Packet) -> Result<Kind, DropReason> {
     let Some(ethernet) = at::<Ethernet>(frame, 0) else { return Err(DropReason::Malformed) };
     packet.mac = ethernet.source;
-    let (ethertype_be, shift) = tags(frame, ethernet.ethertype_be, packet.tags)?;
+    let (ethertype_be, shift) = tags(frame, ethernet.ethertype_be, packet.tags as u32)?;
     packet.bytes = packet.bytes.wrapping_sub(L3 as u32 + shift);
     if is_group(packet.mac) {
         return Err(DropReason::SourceMacGroup);

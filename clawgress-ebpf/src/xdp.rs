@@ -15,57 +15,84 @@ use crate::learned;
 use crate::limit;
 use crate::map::{count, generation};
 use crate::parse::{Kind, Packet, parse_laid_out};
+use crate::recent::{self, Said};
 use crate::reject;
 
 /// XDP on an agents' interface.
 #[xdp(frags)]
 pub fn claw_xdp(ctx: XdpContext) -> u32 {
     let generation = generation();
-    let mut packet = Packet::new(ctx.ingress_ifindex() as u32);
-    match admit(&ctx, generation, &mut packet) {
-        Ok(()) => {
-            count(counter::XDP_PASSED);
-            xdp_action::XDP_PASS
+    let frame = Raw::xdp(&ctx);
+    match recent::said(&frame, frame.ifindex(), generation, recent::now()) {
+        Said::Nothing => {}
+        Said::Pass => return pass(),
+        Said::Drop => return drop(),
+    }
+    let frame = frame.anew();
+    let mut packet = Packet::new(frame.ifindex());
+    // Before it is judged.
+    packet.epoch = recent::now().epoch;
+    packet.bytes = xdp_length(&ctx);
+    match admit(&frame, generation, &mut packet) {
+        Ok(lasts) => {
+            if lasts {
+                recent::passed(frame.anew(), generation, &packet);
+            }
+            pass()
         }
         Err(judged) => {
             let at_ns = event::now();
             // TC has it answered: only there a packet can be marked.
             if reject::is_due(reject::EARLY, &judged, at_ns) {
-                count(counter::XDP_PASSED);
-                return xdp_action::XDP_PASS;
+                return pass();
             }
-            count(counter::XDP_DROPPED);
             let place = Place { hook: hook::XDP, generation: generation.number };
-            event::refusal_laid_out(&place, &packet.key, &judged, packet.bytes, at_ns);
-            xdp_action::XDP_DROP
+            if event::refusal_laid_out(&place, &packet.key, &judged, packet.bytes, at_ns) {
+                recent::dropped(frame.anew(), generation, &packet, judged.reason);
+            }
+            drop()
         }
     }
 }
 
 #[inline(always)]
-fn admit(ctx: &XdpContext, generation: Generation, packet: &mut Packet) -> Result<(), Judgement> {
-    packet.bytes = xdp_length(ctx);
-    let kind = match parse_laid_out(&Raw::xdp(ctx), generation, packet) {
+fn pass() -> u32 {
+    count(counter::XDP_PASSED);
+    xdp_action::XDP_PASS
+}
+
+#[inline(always)]
+fn drop() -> u32 {
+    count(counter::XDP_DROPPED);
+    xdp_action::XDP_DROP
+}
+
+/// Whether what lets it go on lasts: see [`recent`].
+#[inline(always)]
+fn admit(frame: &Raw, generation: Generation, packet: &mut Packet) -> Result<bool, Judgement> {
+    let kind = match parse_laid_out(frame, generation, packet) {
         Ok(kind) => kind,
         Err(reason) => return Err(unidentified(reason)),
     };
     if kind == Kind::Neighbour {
-        return judge::neighbour(generation, packet);
+        return judge::neighbour(generation, packet).map(|()| false);
     }
     if kind == Kind::Error {
-        return judge::error(generation, packet).map(|_| ());
+        return judge::error(generation, packet).map(|_| false);
     }
     let image = live::<true>(generation);
     let (who, toward) = judge::packet(generation, &image, packet)?;
     if let Toward::Gateway { is_bound } = toward {
         if !is_bound && flow::is_start(packet) {
-            return limit::unbound(&packet.key.source, packet.key.ifindex, false);
+            return limit::unbound(&packet.key.source, packet.key.ifindex, false).map(|()| false);
         }
-        return Ok(());
+        return Ok(is_bound);
     }
-    let judged = learned::verdict(generation, &image, who, &packet.key, false);
+    // It may be of a flow that lives, which TC knows: what has expired is refused there.
+    let judged = learned::verdict(generation, &image, who, &packet.key, true);
     if judged.action == action::DENY {
         return Err(judged);
     }
-    limit::look(generation, &judged, packet.bytes)
+    limit::look(generation, &judged, packet.bytes)?;
+    Ok(judged.limits == 0)
 }

@@ -72,6 +72,9 @@ pub struct VerdictCell {
     /// Index into [`KernelTables::limits`]; 0 where it denies, but for `inspection_required`.
     #[serde(default)]
     pub limits: u32,
+    /// Whether no address that DNS taught is `direct` here: see [`expected_never_direct`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_direct: bool,
 }
 
 /// The tables of one policy revision.
@@ -125,6 +128,12 @@ impl KernelTables {
     pub fn lookup_limits(&self, agent_index: u32, ip: IpAddr, transport: Transport, port: u16) -> &[u32] {
         let set = self.cell(agent_index, ip, transport, port).map_or(0, |cell| cell.limits);
         self.limits.get(set as usize).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// Whether the packet is never `direct`, likewise.
+    #[must_use]
+    pub fn lookup_never_direct(&self, agent_index: u32, ip: IpAddr, transport: Transport, port: u16) -> bool {
+        self.cell(agent_index, ip, transport, port).is_some_and(|cell| cell.never_direct)
     }
 
     /// The cell of a packet, if it is not the default.
@@ -189,6 +198,37 @@ pub fn expected_limits(
     } else {
         Vec::new()
     }
+}
+
+/// Whether a guard forbids `direct` (or fails) where the tables leave it to what DNS taught: then no learned address
+/// is.
+#[must_use]
+pub fn expected_never_direct(
+    set: &PolicySet,
+    agent: &Agent,
+    ip: IpAddr,
+    transport: Transport,
+    port: u16,
+) -> bool {
+    let (action, _) = expected(set, agent, ip, transport, port);
+    may_be_learned(transport, action) && forbids(&set.forward(agent, ip, port, transport))
+}
+
+/// Whether what DNS taught can make it `direct`.
+fn may_be_learned(transport: Transport, action: KernelAction) -> bool {
+    let is_left = match action {
+        KernelAction::Deny(code) => {
+            code == DropReason::PolicyDenied.code() || code == DropReason::InspectionRequired.code()
+        }
+        KernelAction::Steer => true,
+        KernelAction::Direct => false,
+    };
+    is_left && transport.has_ports()
+}
+
+/// Whether a guard says no, and not only none says yes.
+fn forbids(direct: &Decision) -> bool {
+    matches!(direct.verdict, Err(DropReason::PolicyForbidden | DropReason::PolicyError))
 }
 
 /// The address must be in reach; then `direct` decides between forwarding and L7, which takes TCP only.

@@ -2,7 +2,7 @@
 //! machine's own traffic is not touched.
 
 mod drops;
-mod generator;
+pub mod generator;
 mod prefixes;
 
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ use clawgress_policy::kernel::{
 use serde_json::{Value, json};
 
 use super::bpf;
+use super::epoch::Turn;
 use super::object::{self, Objects, program};
 use super::tables::{Plan, Tables};
 
@@ -89,6 +90,12 @@ fn measure(objects: &Objects) -> Result<serde_json::Map<String, Value>> {
         let figures = repeated(|| Ok(bpf::test_run_times(&program, &frame, PACKETS)?))?;
         results.insert(name.to_owned(), figures);
     }
+    // Each judged in full first, and then as what comes again is.
+    Turn::of(objects)?.forget()?;
+    for (name, frame) in [("xdp_pass_anew", frame(DIRECT, UDP)), ("xdp_drop_anew", frame(DENIED, UDP))] {
+        results.insert(name.to_owned(), case(objects, program::XDP, &frame, PACKETS)?);
+    }
+    Turn::of(objects)?;
     for (name, program, frame, packets) in cases {
         results.insert(name.to_owned(), case(objects, program, &frame, packets)?);
     }
@@ -150,6 +157,7 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
         action,
         policies: 0,
         limits: 0,
+        never_direct: false,
     };
     let tables = KernelTables {
         agents: BTreeMap::from([(1, 1)]),

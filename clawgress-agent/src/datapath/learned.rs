@@ -13,6 +13,7 @@ use clawgress_ebpf_common::{Flow, FlowKey, Learned, LearnedKey, action, bound, m
 use clawgress_policy::is_reserved;
 
 use super::bpf::Plain;
+use super::epoch::Turn;
 use super::names::monotonic_ns;
 use super::object::{self, Objects};
 use super::shares;
@@ -30,6 +31,7 @@ pub struct LearnedMap {
     entries: std::collections::HashMap<LearnedKey, u64>,
     /// Entries by the place of their agent.
     counts: BTreeMap<usize, u64>,
+    turn: Turn,
 }
 
 impl std::fmt::Debug for LearnedMap {
@@ -49,6 +51,7 @@ impl LearnedMap {
             by_agent: object::take(objects, map::LEARNED_BY)?,
             entries: std::collections::HashMap::new(),
             counts: BTreeMap::new(),
+            turn: Turn::of(objects)?,
         };
         for entry in learned.map.iter() {
             let (key, value) = entry?;
@@ -87,7 +90,7 @@ impl LearnedMap {
                 self.count(key.agent, 1)?;
             }
         }
-        Ok(())
+        self.turn.turn()
     }
 
     /// Whether something has expired.
@@ -109,7 +112,7 @@ impl LearnedMap {
             self.entries.remove(&key);
             self.count(key.agent, -1)?;
         }
-        Ok(())
+        self.turn.turn()
     }
 
     fn count(&mut self, agent: u32, by: i64) -> Result<()> {

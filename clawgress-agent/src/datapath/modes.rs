@@ -9,10 +9,12 @@ use std::sync::Arc;
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
 use clawgress_api::config::{Config, FailOpen};
-use clawgress_ebpf_common::fail_open;
+use clawgress_ebpf_common::{fail_open, map};
 use parking_lot::Mutex;
 
+use super::epoch::Turn;
 use super::handover::Tally;
+use super::object::{self, Objects};
 use super::spool::Spool;
 
 /// What may fail while programs run.
@@ -30,7 +32,7 @@ pub enum Failure {
 
 /// The modes of the agents' interfaces.
 pub struct Modes {
-    map: Mutex<HashMap<MapData, u32, u32>>,
+    map: Mutex<(HashMap<MapData, u32, u32>, Turn)>,
     /// By interface name, those that fail open for anything.
     open: BTreeMap<String, Vec<FailOpen>>,
     /// Every agents' interface.
@@ -95,19 +97,22 @@ fn bits(causes: &[FailOpen]) -> u32 {
 
 impl Modes {
     /// The modes that `config` sets; told, if any is open.
-    #[must_use]
-    pub fn new(config: &Config, map: HashMap<MapData, u32, u32>, spool: Arc<Spool>) -> Self {
+    ///
+    /// # Errors
+    /// If a map is missing or of another layout.
+    pub fn new(config: &Config, objects: &mut Objects, spool: Arc<Spool>) -> Result<Self> {
+        let map = Mutex::new((object::take(objects, map::INTERFACES)?, Turn::of(objects)?));
         let agents: Vec<_> = config.agents_interfaces().collect();
         let open = agents.iter().filter(|i| !i.danger.fail_open.is_empty());
         let open: BTreeMap<_, _> = open.map(|i| (i.name.clone(), i.danger.fail_open.clone())).collect();
         let names = agents.iter().map(|i| i.name.clone()).collect();
         let (failing, tally) = (Mutex::default(), Tally::default());
-        let modes = Modes { map: Mutex::new(map), open, names, failing, spool, tally };
+        let modes = Modes { map, open, names, failing, spool, tally };
         for warning in modes.warnings() {
             tracing::warn!("{warning}");
             modes.spool.change(format!("datapath: {warning}"));
         }
-        modes
+        Ok(modes)
     }
 
     /// Writes the modes of the interfaces that are there (name to index), and of no others.
@@ -115,7 +120,8 @@ impl Modes {
     /// # Errors
     /// If the map can't be written.
     pub fn follow(&self, agents: &BTreeMap<String, u32>) -> Result<()> {
-        let mut map = self.map.lock();
+        let mut locked = self.map.lock();
+        let (map, turn) = &mut *locked;
         let wanted: BTreeMap<u32, u32> =
             self.open.iter().filter_map(|(name, causes)| Some((*agents.get(name)?, bits(causes)))).collect();
         let present: Vec<u32> = map.keys().collect::<Result<_, _>>()?;
@@ -125,7 +131,7 @@ impl Modes {
         for (index, bits) in wanted {
             map.insert(index, bits, 0)?;
         }
-        Ok(())
+        turn.turn()
     }
 
     /// Every interface fails closed until [`Modes::follow`] is called again.

@@ -22,7 +22,7 @@ static PACKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/p
 static SOCKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockets.o"));
 
 /// Every map of the objects.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 28] = [
     map::GENERATION,
     map::IMAGES,
     map::SELF,
@@ -41,6 +41,8 @@ pub const MAPS: [&str; 26] = [
     map::EVENTS,
     map::COUNTERS,
     map::SEEN,
+    map::EPOCH,
+    map::RECENT,
     map::PACE,
     map::CGROUPS,
     map::QUARANTINE,

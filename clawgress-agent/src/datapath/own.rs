@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, MapData};
 use clawgress_ebpf_common::{Address, SelfAddress, bound, map, self_filter_bit};
 
 use super::bpf::Plain;
+use super::epoch::Turn;
 use super::object::{Objects, take};
 
 type Filter = [u64; bound::SELF_FILTER_WORDS];
@@ -17,6 +18,7 @@ type Filter = [u64; bound::SELF_FILTER_WORDS];
 pub struct Own {
     addresses: HashMap<MapData, Address, Plain<SelfAddress>>,
     filter: Array<MapData, Filter>,
+    turn: Turn,
 }
 
 impl std::fmt::Debug for Own {
@@ -31,7 +33,8 @@ impl Own {
     /// # Errors
     /// If one is missing or of another layout.
     pub fn take(objects: &mut Objects) -> Result<Own> {
-        Ok(Own { addresses: take(objects, map::SELF)?, filter: take(objects, map::SELF_FILTER)? })
+        let (addresses, filter) = (take(objects, map::SELF)?, take(objects, map::SELF_FILTER)?);
+        Ok(Own { addresses, filter, turn: Turn::of(objects)? })
     }
 
     /// Makes `wanted`, and nothing else, the gateway's own.
@@ -57,14 +60,16 @@ impl Own {
         for (address, services) in wanted {
             self.addresses.insert(address, Plain(*services), 0)?;
         }
-        Ok(self.filter.set(0, exact, 0)?)
+        self.filter.set(0, exact, 0)?;
+        self.turn.turn()
     }
 }
 
 fn filter<'a>(addresses: impl Iterator<Item = &'a Address>) -> Filter {
     let mut filter = [0; bound::SELF_FILTER_WORDS];
     for address in addresses {
-        let (word, bit) = self_filter_bit(address);
+        let [.., a, b, c, d, e, f, g, h] = *address;
+        let (word, bit) = self_filter_bit(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
         if let Some(word) = filter.get_mut(word) {
             *word |= bit;
         }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData};
 use clawgress_ebpf_common::{bound, map, quarantine_place};
 
+use super::epoch::Turn;
 use super::object::{Objects, take};
 
 /// The bits, and what they are now.
@@ -14,6 +15,7 @@ pub struct Quarantine {
     map: Array<MapData, u64>,
     /// Words that are not zero.
     words: BTreeMap<u32, u64>,
+    turn: Turn,
 }
 
 // === impl Quarantine ===
@@ -38,7 +40,7 @@ impl Quarantine {
                 words.insert(word, bits);
             }
         }
-        Ok(Quarantine { map, words })
+        Ok(Quarantine { map, words, turn: Turn::of(objects)? })
     }
 
     /// Makes exactly these agents the quarantined ones: first whoever is new, then whoever is released.
@@ -60,7 +62,7 @@ impl Quarantine {
         for word in words {
             self.write(word, wanted.get(&word).copied().unwrap_or(0))?;
         }
-        Ok(())
+        self.turn.turn()
     }
 
     /// One write, unless it is what is there.

@@ -13,8 +13,8 @@ use aya::maps::{Array, HashMap, MapData, MapError};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::image::{LIMITERS_PER_SET, LimitSet, Limiter, Page};
 use clawgress_ebpf_common::{
-    Address, AgentKey, Bind, CLASS_UNAUTHENTICATED, CgroupKey, DropReason, Generation, Verdict, action,
-    bind_flag, bound, map, user,
+    Address, AgentKey, Bind, CLASS_UNAUTHENTICATED, CgroupKey, DropReason, Generation, NEVER_DIRECT, Verdict,
+    action, bind_flag, bound, map, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -23,6 +23,7 @@ use ipnet::IpNet;
 
 use super::bpf::{self, Plain};
 use super::buckets::{self, LimiterError};
+use super::epoch::Turn;
 use super::image::{self, Cell, Contents, ImageError, MAPPED_BITS, PORTS};
 use super::object::{self, Objects, take};
 
@@ -92,6 +93,8 @@ pub struct Tables {
     /// Agent index to class and flags, in the live generation.
     classes: BTreeMap<u32, (u32, u16)>,
     committed: Option<Instant>,
+    /// A generation is written anew where interfaces change, and may come to the slot it was in before.
+    turn: Turn,
 }
 
 // === impl Plan ===
@@ -231,7 +234,8 @@ fn contents(
         if cell.limits != 0 && cell.limits as usize >= tables.limits.len() {
             return Err(PlanError::Limits("a verdict cell names a set that is not there"));
         }
-        let verdict = Verdict { limits: cell.limits, ..verdict(cell.action, cell.transport, cell.policies)? };
+        let limits = cell.limits | if cell.never_direct { NEVER_DIRECT } else { 0 };
+        let verdict = Verdict { limits, ..verdict(cell.action, cell.transport, cell.policies)? };
         verdicts.push((key, verdict));
     }
     let destination = |(net, class): &(IpNet, u32)| {
@@ -355,6 +359,7 @@ impl Tables {
             agents: take(objects, map::AGENTS)?,
             classes: BTreeMap::new(),
             committed: None,
+            turn: Turn::of(objects)?,
         })
     }
 
@@ -386,6 +391,7 @@ impl Tables {
         let slot = 1 - self.live()?.slot;
         tokio::task::block_in_place(|| self.prepare(plan, slot)).context("cannot write the tables")?;
         self.generation.set(0, Generation { number: plan.number, slot }.pack(), 0)?;
+        self.turn.turn()?;
         self.committed = Some(Instant::now());
         self.classes.clone_from(&plan.classes);
         tokio::time::sleep(GRACE).await;
@@ -510,6 +516,7 @@ mod tests {
             action,
             policies: 0,
             limits: 0,
+            never_direct: false,
         };
         KernelTables { verdicts: vec![cell], ..KernelTables::default() }
     }

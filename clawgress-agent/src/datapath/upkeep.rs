@@ -68,6 +68,7 @@ enum Part {
     Network,
     Settings,
     Firewall,
+    Tracking,
 }
 
 /// What is kept.
@@ -145,12 +146,18 @@ impl Upkeep {
             Part::Network => changes.network || troubles.contains_key(&part),
             Part::Firewall => changes.firewall || troubles.contains_key(&part),
             // The first is cheap, and the others go by it.
-            Part::Time | Part::Interfaces | Part::Programs | Part::Settings => true,
+            Part::Time | Part::Interfaces | Part::Programs | Part::Settings | Part::Tracking => true,
         };
         // Interfaces first: the rest is about those that are there.
-        for part in
-            [Part::Time, Part::Interfaces, Part::Programs, Part::Network, Part::Settings, Part::Firewall]
-        {
+        for part in [
+            Part::Time,
+            Part::Interfaces,
+            Part::Programs,
+            Part::Network,
+            Part::Settings,
+            Part::Firewall,
+            Part::Tracking,
+        ] {
             if !is_due(part, &self.troubles) {
                 continue;
             }
@@ -165,6 +172,7 @@ impl Upkeep {
                 }
                 Part::Settings => (self.settings(), "a setting is not as it must be"),
                 Part::Firewall => (self.firewall(), "the nftables table is not as it must be"),
+                Part::Tracking => (self.tracking(), "what is tracked is not known"),
             };
             let trouble = end.err().map(|error| format!("{what}: {error:#}"));
             self.settle(part, trouble);
@@ -179,7 +187,6 @@ impl Upkeep {
         // Listeners that L7 has of the process before are used until it takes the new ones.
         self.keep.offer.check(self.started.elapsed() > L7_TIME_MAX);
         modes.turn(Failure::FlowTable, plane.flows.live() >= u64::from(bound::FLOWS_MAX));
-        modes.turn(Failure::Conntrack, plane.tracked.is_full());
         // While a generation is being applied, it says itself what comes of it.
         if let Ok(tables) = plane.tables.try_lock()
             && let Ok(live) = tables.live()
@@ -260,6 +267,13 @@ impl Upkeep {
             self.tell("the nftables table was changed or missing, and was installed again");
         }
         Ok(())
+    }
+
+    /// Whether it is full is a failure; that nobody can say is a trouble.
+    fn tracking(&self) -> Result<()> {
+        let plane = &self.keep.plane;
+        plane.modes.turn(Failure::Conntrack, plane.tracked.is_full());
+        plane.tracked.trouble().map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
     }
 
     fn tell(&mut self, detail: &str) {

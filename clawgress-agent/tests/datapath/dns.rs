@@ -41,6 +41,7 @@ fn tables() -> KernelTables {
         action,
         policies: 0,
         limits: 0,
+        never_direct: false,
     };
     let mut tables = network::tables();
     tables.ports = vec![(0, 0), (DNS, 2), (DNS + 1, 0), (PORT, 1), (PORT + 1, 0)];
@@ -222,7 +223,7 @@ async fn dns_is_steered_while_somebody_serves_it() {
     }
 }
 
-fn learned(generation: u64, addresses: &[(u32, &str, u16, u64)]) -> LearnedAddresses {
+pub fn learned(generation: u64, addresses: &[(u32, &str, u16, u64)]) -> LearnedAddresses {
     let address = |&(agent, ip, port, ttl_s): &(u32, &str, u16, u64)| LearnedAddress {
         agent,
         ip: at(ip),
@@ -240,9 +241,10 @@ fn ssh_agents() -> Vec<clawgress_identity::Agent> {
     vec![agent(1, &["lo=10.9.0.2,any-mac", "lo=fd00::2,any-mac"]), agent(2, &["lo=10.9.0.3,any-mac"])]
 }
 
-/// SSH is forbidden to one network, steered to another, and not spoken of for the rest.
+/// SSH is forbidden to one network, steered to another, and not spoken of for the rest; but to go direct is
+/// forbidden for two more, of which one is steered.
 fn ssh() -> KernelTables {
-    let cell = |destination_class, action| VerdictCell {
+    let cell = |destination_class, action, never_direct| VerdictCell {
         agent_class: 1,
         destination_class,
         transport: Transport::Tcp,
@@ -250,15 +252,23 @@ fn ssh() -> KernelTables {
         action,
         policies: 0,
         limits: 0,
+        never_direct,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {
         agents: BTreeMap::from([(1, 1), (2, 1)]),
-        destinations: vec![(net("9.9.8.0/24"), 1), (net("9.9.7.0/24"), 2)],
+        destinations: vec![
+            (net("9.9.8.0/24"), 1),
+            (net("9.9.7.0/24"), 2),
+            (net("9.9.6.0/24"), 3),
+            (net("9.9.5.0/24"), 4),
+        ],
         ports: vec![(0, 0), (SSH, 1), (SSH + 1, 0)],
         verdicts: vec![
-            cell(1, KernelAction::Deny(DropReason::PolicyForbidden.code())),
-            cell(2, KernelAction::Steer),
+            cell(1, KernelAction::Deny(DropReason::PolicyForbidden.code()), false),
+            cell(2, KernelAction::Steer, false),
+            cell(3, KernelAction::Steer, true),
+            cell(4, KernelAction::Deny(DropReason::PolicyDenied.code()), true),
         ],
         policies: vec![Vec::new()],
         limiters: Vec::new(),
@@ -282,6 +292,8 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
         (1, "9.9.9.5", SSH, 60),
         (1, "9.9.8.5", SSH, 60),
         (1, "9.9.7.5", SSH, 60),
+        (1, "9.9.6.5", SSH, 60),
+        (1, "9.9.5.5", SSH, 60),
         (1, "2a01:db8::5", SSH, 60),
     ];
     map.learn(1, &learned(1, &all)).expect("learned");
@@ -290,6 +302,7 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
         ("in both families", to("fd00::2", "2a01:db8::5", SSH, 1, SYN), Did::Marked(mark::DIRECT)),
         ("in place of steering", begin("9.9.7.5", SSH), Did::Marked(mark::DIRECT)),
         ("a forbid wins", begin("9.9.8.5", SSH), Did::Dropped(DropReason::PolicyForbidden)),
+        ("direct is forbidden", begin("9.9.5.5", SSH), denied),
         ("another port", begin("9.9.9.5", SSH + 1), denied),
         ("another address", begin("9.9.9.6", SSH), denied),
         ("another agent", to("10.9.0.3", "9.9.9.5", SSH, 1, SYN), denied),
@@ -299,6 +312,9 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
         assert_eq!(kernel.xdp(&frame), early, "xdp: {what}");
         assert_eq!(kernel.ingress(&frame), want, "tc: {what}");
     }
+    // It is to be read all the same.
+    let missing = Did::Dropped(DropReason::ListenerMissing);
+    assert_eq!(kernel.ingress(&begin("9.9.6.5", SSH)), missing, "direct is forbidden where it is steered");
     for (generation, entry) in [
         (1, (1, "9.9.9.9", 443, 60)),
         (1, (1, "9.9.9.9", 80, 60)),
@@ -315,6 +331,7 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
     let again = to("10.9.0.2", "9.9.9.5", SSH, 40_000, ACK);
     let new = to("10.9.0.2", "9.9.9.5", SSH, 40_001, SYN);
     map.learn(1, &learned(1, &[(1, "9.9.9.5", SSH, 0)])).expect("learned");
+    assert_eq!(kernel.xdp(&again), Did::Passed, "only TC knows of the flow");
     assert_eq!(kernel.ingress(&again), Did::Marked(mark::DIRECT));
     assert_eq!(kernel.ingress(&new), denied);
     let in_use = |kernel: &Kernel| {
@@ -329,9 +346,16 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
     map.learn(2, &learned(2, &[(1, "9.9.9.5", SSH, 0)])).expect("learned");
     assert_eq!(kernel.ingress(&again), Did::Marked(mark::DIRECT));
     assert_eq!(kernel.ingress(&new), denied);
-    kernel.apply(3, Some(ssh()), ssh_agents()).await;
+    // A forbid reaches what lives, whoever teaches the address again.
+    let mut forbidden = ssh();
+    forbidden.destinations.push(("9.9.9.0/24".parse().expect("prefix"), 4));
+    kernel.apply(3, Some(forbidden), ssh_agents()).await;
+    map.learn(3, &learned(3, &[(1, "9.9.9.5", SSH, 60)])).expect("learned");
+    assert_eq!(kernel.ingress(&again), denied, "direct is forbidden now");
+    assert_eq!(kernel.ingress(&new), denied);
+    kernel.apply(4, Some(ssh()), ssh_agents()).await;
     assert_eq!(kernel.ingress(&again), denied, "nobody said that it may go on");
-    map.expire(monotonic_ns(), &in_use(&kernel)).expect("expire");
+    map.expire(u64::MAX, &in_use(&kernel)).expect("expire");
     assert!(!map.has_expired(monotonic_ns()), "the flow ended, and the entry with it");
 }
 
@@ -366,7 +390,21 @@ async fn what_dns_permits_is_forwarded_and_nothing_else() {
 async fn a_local_command_reaches_what_was_learned_for_its_agent() {
     let mut lab = Lab::new();
     lab.start().await;
-    lab.apply(1, tables(), vec![agent(1, &[]), agent(2, &[])]).await;
+    let mut tables = tables();
+    for net in ["9.9.6.0/24", "2a01:db9::/32"] {
+        tables.destinations.push((net.parse().expect("prefix"), 9));
+    }
+    tables.verdicts.push(VerdictCell {
+        agent_class: 1,
+        destination_class: 9,
+        transport: Transport::Tcp,
+        port_class: 1,
+        action: KernelAction::Deny(DropReason::PolicyDenied.code()),
+        policies: 0,
+        limits: 0,
+        never_direct: true,
+    });
+    lab.apply(1, tables.clone(), vec![agent(1, &[]), agent(2, &[])]).await;
     let (job, other) = (open_workload(&lab, 1, "job").await, open_workload(&lab, 2, "other").await);
     let (mut puppet, mut stranger) = (Puppet::new(&lab, &job.path), Puppet::new(&lab, &other.path));
     for (address, bits, nodad) in [("9.9.9.5", 32, ""), ("2a01:db8::5", 128, " nodad")] {
@@ -384,8 +422,34 @@ async fn a_local_command_reaches_what_was_learned_for_its_agent() {
             std::thread::sleep(Duration::from_millis(200));
         }
         assert_eq!(puppet.tell("talk('a', wait=10)"), "hello", "what lives goes on");
+
+        // A socket that never connects asks at each of its datagrams.
+        let _answers = resolver(&lab, at(address), "pong: ");
+        let tell = |name: &str| format!("tell('{name}', '{address}', {DNS})");
+        assert_eq!(puppet.tell(&tell(&format!("{address} new"))), "EPERM");
+        let mut datagrams = learned(1, &[(1, address, DNS, 2)]);
+        datagrams.addresses.iter_mut().for_each(|taught| taught.protocol = LearnedProtocol::Udp);
+        lab.learn(&datagrams).await.expect("learned");
+        let lives = format!("{address} lives");
+        assert_eq!(puppet.tell(&tell(&lives)), "pong: ping");
+        let until = Instant::now() + WORKS;
+        let mut n = 0;
+        while puppet.tell(&tell(&format!("{address} {n}"))) != "EPERM" {
+            assert!(Instant::now() < until, "it does not expire");
+            n += 1;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(puppet.tell(&tell(&lives)), "pong: ping", "what lives goes on");
+    }
+    for address in ["9.9.6.5", "2a01:db9::5"] {
+        lab.learn(&learned(1, &[(1, address, PORT, 60)])).await.expect("learned");
+        assert_eq!(
+            puppet.tell(&format!("dial('e', '{address}', {PORT}, 10)")),
+            "EPERM",
+            "direct is forbidden"
+        );
     }
     // Another generation: nobody said that it may go on.
-    lab.apply(2, tables(), vec![agent(1, &[]), agent(2, &[])]).await;
+    lab.apply(2, tables, vec![agent(1, &[]), agent(2, &[])]).await;
     assert_eq!(puppet.tell("talk('a')"), "timeout");
 }

@@ -305,6 +305,7 @@ async fn transports_that_must_be_named() {
         action: KernelAction::Direct,
         policies: 0,
         limits: 0,
+        never_direct: false,
     };
     let named = KernelTables { verdicts: all.clone().map(cell).collect(), ..tables() };
     kernel.apply(2, Some(named), agents()).await;

@@ -8,6 +8,7 @@ use aya::programs::{Program, SchedClassifier};
 use aya::{TestRun as _, TestRunOptions};
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::buckets::Buckets;
+use clawgress_agent::datapath::epoch::Turn;
 use clawgress_agent::datapath::events::Counters;
 use clawgress_agent::datapath::flows::Flows;
 use clawgress_agent::datapath::object::{self, Objects, program};
@@ -58,6 +59,8 @@ pub struct Kernel {
     pub buckets: Buckets,
     /// The same, to be written by hand.
     pub bucket_map: HashMap<MapData, Plain<BucketKey>, Plain<Bucket>>,
+    /// Of what XDP remembers.
+    pub turn: Turn,
     own: Own,
     addresses: BTreeMap<[u8; 16], SelfAddress>,
     rejects: Array<MapData, Plain<Pace>>,
@@ -84,6 +87,7 @@ impl Kernel {
                 HashMap::try_from(Map::from_map_data(data).expect("map")).expect("a hash map")
             },
             buckets: Buckets::take(&mut objects).expect("buckets"),
+            turn: Turn::of(&objects).expect("epoch"),
             own: Own::take(&mut objects).expect("own addresses"),
             addresses: BTreeMap::new(),
             counters: Counters::new(
@@ -104,6 +108,7 @@ impl Kernel {
         for side in [0, bound::SHARES] {
             self.rejects.set(side + agent, Plain(pace), 0).expect("pace");
         }
+        self.turn.turn().expect("turned");
     }
 
     /// What the kernel says of a map.

@@ -73,6 +73,7 @@ pub fn tables() -> KernelTables {
         action,
         policies,
         limits: 0,
+        never_direct: false,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {

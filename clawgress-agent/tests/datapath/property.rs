@@ -141,6 +141,7 @@ impl Random {
                             action,
                             policies: 0,
                             limits: u32::try_from(limits).expect("few"),
+                            never_direct: false,
                         });
                     }
                 }

@@ -78,6 +78,7 @@ fn tables() -> KernelTables {
         action: KernelAction::Deny(DropReason::InspectionRequired.code()),
         policies: 0,
         limits: 0,
+        never_direct: false,
     });
     tables
 }

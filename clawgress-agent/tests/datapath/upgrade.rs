@@ -41,6 +41,7 @@ fn with_udp() -> KernelTables {
         action: KernelAction::Direct,
         policies: 1,
         limits: 0,
+        never_direct: false,
     });
     tables
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_ebpf_common::image::Limiter;
 use clawgress_ebpf_common::{
-    Bind, Bucket, CgroupKey, DropReason, Flow, FlowKey, Learned, LearnedKey, Pace, Seen, SelfAddress, action,
-    bound, counter, listener, map, mark, protocol, user,
+    Bind, Bucket, CgroupKey, DropReason, Epoch, Flow, FlowKey, Learned, LearnedKey, Pace, Recent, Seen,
+    SelfAddress, action, bound, counter, listener, map, mark, protocol, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -84,6 +84,7 @@ pub fn tables() -> KernelTables {
         action,
         policies: 0,
         limits: 0,
+        never_direct: false,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {
@@ -174,6 +175,8 @@ fn maps_have_the_layout_of_the_abi() {
         (map::EVENTS, 0, 0, bound::EVENTS_BYTES),
         (map::COUNTERS, 4, 8, counter::COUNTERS),
         (map::SEEN, 4, size(size_of::<Seen>()), bound::SEEN_SLOTS),
+        (map::EPOCH, 4, size(size_of::<Epoch>()), 1),
+        (map::RECENT, 4, size(size_of::<Recent>()), bound::RECENT_SLOTS),
         (map::PACE, 4, size(size_of::<Pace>()), 1),
         (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
         (map::QUARANTINE, 4, 8, bound::QUARANTINE_WORDS),

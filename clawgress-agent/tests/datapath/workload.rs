@@ -27,6 +27,7 @@ pub fn tables() -> KernelTables {
         action,
         policies: 0,
         limits: 0,
+        never_direct: false,
     };
     let net = |text: &str| text.parse().expect("prefix");
     KernelTables {

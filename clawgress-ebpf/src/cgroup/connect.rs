@@ -51,7 +51,7 @@ struct Inet6 {
 /// `connect` over IPv4, and TCP Fast Open.
 #[cgroup_sock_addr(connect4)]
 pub fn claw_connect4(ctx: SockAddrContext) -> i32 {
-    point(&ctx, judge4(&ctx), |ctx| {
+    point(&ctx, judge4(&ctx, false), |ctx| {
         let mut address = Inet { family: AF_INET, port_be: 0, address: [127, 0, 0, 1], zero: [0; 8] };
         // SAFETY: a whole address of its family, which the helper only reads.
         unsafe { bpf_bind(ctx.sock_addr, (&raw mut address).cast::<sockaddr>(), size_of::<Inet>() as i32) };
@@ -61,7 +61,7 @@ pub fn claw_connect4(ctx: SockAddrContext) -> i32 {
 /// `connect` over IPv6, IPv4-mapped addresses included, and TCP Fast Open.
 #[cgroup_sock_addr(connect6)]
 pub fn claw_connect6(ctx: SockAddrContext) -> i32 {
-    point(&ctx, judge6(&ctx), |ctx| {
+    point(&ctx, judge6(&ctx, false), |ctx| {
         // SAFETY: the context is the program's own.
         let prefix = unsafe { (&raw const (*ctx.sock_addr).user_ip6).cast::<u32>().add(2).read_volatile() };
         let is_mapped = prefix == 0xFFFFu32.to_be();
@@ -76,13 +76,13 @@ pub fn claw_connect6(ctx: SockAddrContext) -> i32 {
 /// A datagram to an explicit address over IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn claw_sendmsg4(ctx: SockAddrContext) -> i32 {
-    if judge4(&ctx) == ROUTED { ALLOW } else { REFUSE }
+    if judge4(&ctx, true) == ROUTED { ALLOW } else { REFUSE }
 }
 
 /// A datagram to an explicit address over IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn claw_sendmsg6(ctx: SockAddrContext) -> i32 {
-    if judge6(&ctx) == ROUTED { ALLOW } else { REFUSE }
+    if judge6(&ctx, true) == ROUTED { ALLOW } else { REFUSE }
 }
 
 /// Only TCP and UDP sockets: raw, ping, SCTP, MPTCP and the like have no hook that judges where they
@@ -133,13 +133,13 @@ fn point(ctx: &SockAddrContext, decided: i32, bind: impl Fn(&SockAddrContext)) -
 }
 
 #[inline(always)]
-fn judge4(ctx: &SockAddrContext) -> i32 {
-    decide(ctx.sock_addr, &address4(ctx))
+fn judge4(ctx: &SockAddrContext, may_live: bool) -> i32 {
+    decide(ctx.sock_addr, &address4(ctx), may_live)
 }
 
 #[inline(always)]
-fn judge6(ctx: &SockAddrContext) -> i32 {
-    decide(ctx.sock_addr, &address6(ctx))
+fn judge6(ctx: &SockAddrContext, may_live: bool) -> i32 {
+    decide(ctx.sock_addr, &address6(ctx), may_live)
 }
 
 /// The IPv4 address of the call, mapped.
@@ -182,16 +182,18 @@ pub(super) fn port(sock_addr: *mut bpf_sock_addr) -> (u16, u8) {
     (port_be, protocol)
 }
 
+/// What a socket may do; `may_live`: the call may be of a flow that lives, which goes on when what was learned has
+/// expired. Which flow, only the packet tells: it is judged again there.
 // VERIFIER: a function of its own, so that the four programs share its instructions.
 #[inline(never)]
-fn decide(sock_addr: *mut bpf_sock_addr, address: &Address) -> i32 {
+fn decide(sock_addr: *mut bpf_sock_addr, address: &Address, may_live: bool) -> i32 {
     let generation = generation();
     let (port_be, protocol) = port(sock_addr);
     let key = destination(*address, port_be, protocol);
     let judged = match caller(generation) {
         Some(bind) => {
             let mut judged = Judgement::none();
-            weigh_workload(generation.pack(), &bind, &key, false, &mut judged);
+            weigh_workload(generation.pack(), &bind, &key, may_live, &mut judged);
             if judged.action == action::DENY { Err(judged) } else { Ok(judged) }
         }
         None => Err(Judgement::deny(DropReason::Anonymous, 0)),

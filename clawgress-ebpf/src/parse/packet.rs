@@ -31,12 +31,14 @@ pub struct Packet {
     pub is_v6: bool,
     /// Bytes from layer 3 on.
     pub bytes: u32,
-    /// VLAN tags that the driver took off the frame.
-    pub tags: u32,
+    /// XDP's epoch before it was looked at, the low half.
+    pub epoch: u32,
     /// Whether it is an ICMP echo reply.
     pub is_reply: bool,
+    /// VLAN tags that the driver took off the frame.
+    pub tags: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: u16,
     /// Source address of the packet itself, which `key` does not hold for [`Kind::Error`].
     pub outer: Address,
 }
@@ -62,9 +64,10 @@ impl Packet {
             tcp_flags: 0,
             is_v6: false,
             bytes: 0,
-            tags: 0,
+            epoch: 0,
             is_reply: false,
-            pad: [0; 3],
+            tags: 0,
+            pad: 0,
             outer: [0; 16],
         }
     }
@@ -124,8 +127,8 @@ pub fn is_v4(address: &Address) -> bool {
 /// A MAC address from its bytes.
 #[inline(always)]
 pub fn mac(bytes: [u8; 6]) -> Mac {
-    let [a, b, c, d, e, f] = bytes;
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+    // SAFETY: six plain bytes either way.
+    unsafe { core::mem::transmute::<[u8; 6], Mac>(bytes) }
 }
 
 /// An address read as words.

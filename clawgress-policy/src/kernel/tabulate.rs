@@ -56,6 +56,7 @@ struct Value {
     policies: Vec<String>,
     /// Indices of limiters, ascending.
     limits: Vec<u32>,
+    never_direct: bool,
 }
 
 /// Numbers of the values at one destination for one agent: what has no ports, then TCP and UDP by port
@@ -142,7 +143,7 @@ fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), Pol
 /// What the kernel does where there is no cell.
 fn default_value(transport: Transport) -> Value {
     let action = KernelAction::Deny(default_reason(transport).code());
-    Value { action, policies: Vec::new(), limits: Vec::new() }
+    Value { action, policies: Vec::new(), limits: Vec::new(), never_direct: false }
 }
 
 fn port_kinds(ports: &[PortCell]) -> PortKinds {
@@ -181,6 +182,8 @@ struct Slice {
     obligations: cedar_policy::PolicySet,
     destinations: BTreeSet<u32>,
     ports: BTreeSet<u32>,
+    /// Whether there is a guard of `direct`, which may say no, or fail.
+    asks_direct: bool,
 }
 
 impl Slice {
@@ -195,6 +198,7 @@ impl Slice {
             obligations: set(|r| r.is_obligation)?,
             destinations: rules.iter().flat_map(|r| &r.destinations).copied().collect(),
             ports: rules.iter().flat_map(|r| &r.ports).copied().collect(),
+            asks_direct: rules.iter().any(|r| r.direct),
         })
     }
 }
@@ -306,7 +310,9 @@ impl Judge<'_> {
         let value = |reach: Decision| {
             let (action, policies) = super::combine(transport, reach, || (*direct).clone());
             let limits = if may_pass(action) { limits.clone() } else { Vec::new() };
-            Value { action, policies, limits }
+            let never_direct =
+                slice.asks_direct && super::may_be_learned(transport, action) && super::forbids(&direct);
+            Value { action, policies, limits, never_direct }
         };
         let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
         if open.limits.len() > LIMITS_PER_CELL_MAX || reserved.limits.len() > LIMITS_PER_CELL_MAX {
@@ -396,6 +402,7 @@ impl Classes<'_> {
                         action: value.action,
                         policies: policies.number(value.policies.clone()),
                         limits: limits.number(value.limits.clone()),
+                        never_direct: value.never_direct,
                     });
                 }
                 check(

@@ -9,7 +9,7 @@ use crate::{NamedSets, PolicyBundle};
 mod oracle;
 mod random;
 
-use oracle::{limits_alone, limits_of, oracle};
+use oracle::{limits_alone, limits_of, never_direct, oracle};
 use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, moment, policies, sets};
 
 /// Packets compared in one run, over all random sets.
@@ -29,7 +29,7 @@ fn tables_equal_decisions_on_random_sets() {
     let agents = agents();
     let mut seen = BTreeMap::new();
     let mut windows = 0;
-    let mut limited = BTreeMap::new();
+    let (mut limited, mut forbidden) = (BTreeMap::new(), BTreeMap::new());
     for number in 0..SETS_MAX {
         // What is rare may take more sets than usual.
         if number >= PACKETS / PACKETS_PER_SET && outcomes().iter().all(|met| seen.contains_key(met)) {
@@ -66,11 +66,17 @@ fn tables_equal_decisions_on_random_sets() {
                 agent.id
             );
             *limited.entry(limits.len()).or_insert(0) += 1;
+            let never = tables.lookup_never_direct(agent.index, ip, transport, port);
+            let wanted_never = never_direct(&set, &agent, ip, transport, port, action);
+            assert_eq!(never, wanted_never, "seed {seed}: {} to {ip} {transport:?} {port}\n{text}", agent.id);
+            *forbidden.entry((never, action)).or_insert(0) += 1;
             // The public statement of the same; a sample of packets, since decisions are what takes time.
             if r.below(10) == 0 {
                 assert_eq!(expected(&set, &agent, ip, transport, port), wanted, "seed {seed}: {ip}\n{text}");
                 let stated = expected_limits(&set, &agent, ip, transport, port);
                 assert_eq!(stated, limits, "seed {seed}: {ip}\n{text}");
+                let stated = expected_never_direct(&set, &agent, ip, transport, port);
+                assert_eq!(stated, never, "seed {seed}: {ip}\n{text}");
             }
             *seen.entry((is_reserved(ip), action)).or_insert(0) += 1;
         }
@@ -80,6 +86,12 @@ fn tables_equal_decisions_on_random_sets() {
         limited.contains_key(&1) && limited.contains_key(&2),
         "seed {seed}: limits were met: {limited:?}"
     );
+    for action in [KernelAction::Steer, KernelAction::Deny(DropReason::PolicyDenied.code())] {
+        assert!(
+            forbidden.contains_key(&(true, action)) && forbidden.contains_key(&(false, action)),
+            "seed {seed}: forbids of direct were met: {forbidden:?}"
+        );
+    }
     assert!(windows > 10, "seed {seed}: conditions on time were met");
     for met in outcomes() {
         assert!(seen.contains_key(&met), "seed {seed}: no packet met {met:?}: {seen:?}");

@@ -229,6 +229,7 @@ fn blocked(networks: &[Ipv4Net]) -> KernelTables {
             action: KernelAction::Deny(DropReason::PolicyForbidden.code()),
             policies: 0,
             limits: 0,
+            never_direct: false,
         }],
         policies: vec![Vec::new()],
         limiters: Vec::new(),

@@ -13,6 +13,7 @@ use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 
+use super::super::epoch::Turn;
 use super::super::object::{self, Objects, program};
 use super::super::tables::{Plan, Tables};
 use super::{AGENT, LOOPBACK, MAC, UDP, frame, generation, run};
@@ -64,6 +65,8 @@ async fn size(prefixes: u32, agents: u32) -> Result<Value> {
     let begun = Instant::now();
     tables.apply(&plan).await?;
     let swapped = begun.elapsed();
+    // What is remembered costs the same whatever is loaded.
+    Turn::of(&objects)?.forget()?;
     let cases = tokio::task::block_in_place(|| cases(&objects, &networks))?;
     Ok(json!({
         "prefixes": prefixes,
@@ -149,6 +152,7 @@ fn tables(networks: &[Ipv4Net], agents: u32) -> KernelTables {
         action: KernelAction::Direct,
         policies: 0,
         limits: 0,
+        never_direct: false,
     };
     // A hundred classes of agents, where there are so many.
     let classes = agents.min(100);

@@ -23,7 +23,10 @@ const CT_GET_STATS_CPU: u16 = 1 << 8 | 4;
 const STATS_DROP: u16 = 10;
 const REQUEST: u16 = 1;
 const DUMP: u16 = 0x300;
+const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// What answers [`CT_GET_STATS_CPU`].
+const CT_STATS: u16 = CT_GET_STATS_CPU;
 /// `struct nlmsghdr` and `struct nfgenmsg`.
 const HEADER_BYTES: usize = 16;
 const FAMILY_BYTES: usize = 4;
@@ -86,21 +89,44 @@ impl Conntrack {
 
     /// Packets dropped since the namespace is there, over all CPUs; the kernel's own counts have 32 bits.
     fn dropped(&self) -> io::Result<u64> {
-        self.socket.send(&message(CT_GET_STATS_CPU, REQUEST | DUMP, libc::AF_UNSPEC, &[]))?;
         let mut bytes = [0; 16 * 1024];
+        // What is left of an answer that went wrong is none to this question.
+        while (&self.socket).read(&mut bytes).is_ok() {}
+        self.socket.send(&message(CT_GET_STATS_CPU, REQUEST | DUMP, libc::AF_UNSPEC, &[]))?;
         let mut dropped = 0;
         loop {
             let length = (&self.socket).read(&mut bytes)?;
-            let mut left = bytes.get(..length).unwrap_or_default();
-            while let Some((kind, body, rest)) = split(left) {
-                if kind == DONE {
-                    return Ok(dropped);
-                }
-                dropped += u64::from(stat(body, STATS_DROP).unwrap_or(0));
-                left = rest;
+            let (more, is_whole) = counted(bytes.get(..length).unwrap_or_default())?;
+            dropped += more;
+            if is_whole {
+                return Ok(dropped);
             }
         }
     }
+}
+
+/// Drops that an answer counts, and whether it is the last of the dump.
+fn counted(answer: &[u8]) -> io::Result<(u64, bool)> {
+    let (mut dropped, mut left) = (0, answer);
+    while let Some((kind, body, rest)) = split(left) {
+        match kind {
+            // Both end with a number: zero, or what went wrong.
+            DONE | ERROR => match body.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes)
+            {
+                Some(code) if code < 0 => return Err(io::Error::from_raw_os_error(-code)),
+                _ if kind == DONE => return Ok((dropped, true)),
+                _ => return Err(io::Error::other("the dump was refused without a reason")),
+            },
+            CT_STATS => {
+                let more = stat(body, STATS_DROP);
+                dropped +=
+                    u64::from(more.ok_or_else(|| io::Error::other("the dump lacks the count of drops"))?);
+            }
+            _ => {}
+        }
+        left = rest;
+    }
+    Ok((dropped, false))
 }
 
 /// The kernel's table, as it is watched.
@@ -108,8 +134,10 @@ impl Conntrack {
 pub struct Tracked {
     // Of its own: answers to others' messages would be taken for counts.
     conntrack: Mutex<Conntrack>,
-    /// As last looked at.
+    /// As last looked at by [`Tracked::is_full`].
     dropped: AtomicU64,
+    /// The last count that could be read, and why there is no later one.
+    known: Mutex<(u64, Option<String>)>,
 }
 
 impl Tracked {
@@ -119,8 +147,10 @@ impl Tracked {
     /// If there is no netlink.
     pub fn open() -> Result<Tracked> {
         let conntrack = Conntrack::open().context("cannot reach connection tracking")?;
-        let dropped = AtomicU64::new(conntrack.dropped().unwrap_or(0));
-        Ok(Tracked { conntrack: Mutex::new(conntrack), dropped })
+        let tracked =
+            Tracked { conntrack: Mutex::new(conntrack), dropped: AtomicU64::new(0), known: Mutex::default() };
+        tracked.dropped.store(tracked.count(), Ordering::Relaxed);
+        Ok(tracked)
     }
 
     /// How full it is, where the kernel tracks connections.
@@ -128,8 +158,28 @@ impl Tracked {
     pub fn status(&self) -> Option<TrackingStatus> {
         let read = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let (entries, entries_max) = read(COUNT).zip(read(MAX))?;
-        let dropped = self.conntrack.lock().dropped().unwrap_or(0);
-        Some(TrackingStatus { entries, entries_max, dropped })
+        Some(TrackingStatus { entries, entries_max, dropped: self.count() })
+    }
+
+    /// What was dropped, by the last count that could be read.
+    fn count(&self) -> u64 {
+        let read = self.conntrack.lock().dropped();
+        let mut known = self.known.lock();
+        match read {
+            Ok(dropped) => *known = (dropped, None),
+            Err(error) => known.1 = Some(error.to_string()),
+        }
+        known.0
+    }
+
+    /// That drops can't be counted, in words: what the kernel denies for want of room it denies all the same, and only
+    /// how full its table is still tells of it.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let why = self.known.lock().1.clone()?;
+        fs::exists(COUNT).unwrap_or(true).then(|| {
+            format!("cannot count what connection tracking drops ({why}): that its table is full is told by its fill alone")
+        })
     }
 
     /// Whether it has no room, or was so full since the last time that something was dropped. Where the kernel
@@ -219,6 +269,46 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Another end of a dump than its own is no count of nothing.
+    #[test]
+    fn a_dump_that_fails_counts_nothing() {
+        let stats = |drops: &[u8]| message(CT_STATS, DUMP, 0, &attribute(STATS_DROP, drops));
+        let end = |kind: u16, code: i32| {
+            let mut end = message(kind, DUMP, 0, &[]);
+            end[HEADER_BYTES..].copy_from_slice(&code.to_ne_bytes());
+            end
+        };
+        let seven = stats(&7_u32.to_be_bytes());
+        let both = [seven.clone(), seven.clone()].concat();
+        assert_eq!(counted(&both).expect("counts"), (14, false));
+        assert_eq!(counted(&[both, end(DONE, 0)].concat()).expect("all"), (14, true));
+        for (last, why) in [
+            (end(ERROR, -libc::EPERM), Some(libc::EPERM)),
+            (end(DONE, -libc::ENOBUFS), Some(libc::ENOBUFS)),
+            (end(ERROR, 0), None),
+            (message(CT_STATS, DUMP, 0, &attribute(1, &[0; 4])), None),
+        ] {
+            let error = counted(&[seven.clone(), last].concat()).expect_err("no count");
+            assert_eq!(error.raw_os_error(), why, "{error}");
+        }
+    }
+
+    /// What could be read last stands, and that nothing later can is told.
+    #[test]
+    fn what_can_not_be_counted_is_told() {
+        let tracked = Tracked::open().expect("netlink");
+        let before = tracked.count();
+        assert!(tracked.trouble().is_none(), "{:?}", tracked.trouble());
+        // A socket of another family answers nothing.
+        let (other, _peer) = Socket::pair(Domain::UNIX, Type::DGRAM, None).expect("a pair");
+        other.set_nonblocking(true).expect("a setting");
+        let usual = std::mem::replace(&mut *tracked.conntrack.lock(), Conntrack { socket: other });
+        assert_eq!(tracked.count(), before);
+        assert!(!fs::exists(COUNT).expect("proc") || tracked.trouble().is_some());
+        *tracked.conntrack.lock() = usual;
+        assert!(tracked.count() >= before && tracked.trouble().is_none());
+    }
 
     #[test]
     fn counts_are_read_from_whole_messages_alone() {

@@ -89,6 +89,24 @@ pub(super) fn limits_alone(
     if failed.is_empty() { Ok(matching) } else { Err(failed) }
 }
 
+/// Whether no address that DNS taught may be direct, where the tables say `action`.
+pub(super) fn never_direct(
+    set: &PolicySet,
+    agent: &Agent,
+    ip: IpAddr,
+    transport: Transport,
+    port: u16,
+    action: KernelAction,
+) -> bool {
+    let direct = set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
+    let is_left = action == KernelAction::Steer
+        || [DropReason::PolicyDenied, DropReason::InspectionRequired]
+            .map(|reason| KernelAction::Deny(reason.code()))
+            .contains(&action);
+    let says_no = [DropReason::PolicyForbidden, DropReason::PolicyError].map(Err).contains(&direct.verdict);
+    is_left && says_no && transport.has_ports()
+}
+
 /// The ids of the rate limits that tables hold a packet to.
 pub(super) fn limits_of(
     tables: &KernelTables,

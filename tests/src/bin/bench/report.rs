@@ -147,7 +147,7 @@ impl Report {
         writeln!(
             text,
             "By `BPF_PROG_TEST_RUN`, ns a packet; least / **median** / most of the runs. A run has a cost of its own: `nothing` is a program of two instructions, \
-             and the third column is what the median is more than that. `limit_1` and `limit_4`: held to one and to four limiters of packets, \
+             and the third column is what the median is more than that. `anew`: judged in full, as the first of its kind is; without it, as what comes again. `limit_1` and `limit_4`: held to one and to four limiters of packets, \
              and how many times the median of the same without.\n"
         )?;
         writeln!(text, "| program and verdict | ns | more than nothing | × unlimited |\n|---|---|---|---|")?;
@@ -175,7 +175,7 @@ impl Report {
         writeln!(text, "### With many prefixes and agents\n")?;
         writeln!(
             text,
-            "IPv4 prefixes of /14 to /32, most of them /24. To one destination, ns a packet; to random destinations each packet is a run of its own, \
+            "IPv4 prefixes of /14 to /32, most of them /24. Each packet judged in full: nothing is remembered. To one destination, ns a packet; to random destinations each packet is a run of its own, \
              with that run's cost in it. Median of the runs, and in brackets how many times that of the first row.\n"
         )?;
         writeln!(
