@@ -28,9 +28,25 @@ pub struct Snapshot<P> {
     /// Sources that several agents share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedSource>,
+    /// Runs of local commands whose processes may live.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<RunRef>,
     /// Who is trusted to say who agents are.
     #[serde(default)]
     pub roots: RootRecords,
+}
+
+/// A run of a local command, as L7 knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRef {
+    /// Whose.
+    pub agent: AgentId,
+    /// Id of the key that lives with it.
+    pub key: String,
+    /// SHA-256 of the executable that it began with, in hexadecimal digits, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<String>,
 }
 
 /// Everything the kernel plane needs at one generation.
@@ -527,7 +543,7 @@ impl std::fmt::Debug for RunSession {
 /// A fingerprint of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownFingerprint {
-    /// `ja4`, `executable` or `certificate`.
+    /// `ja4`, `executable`, `certificate` or `mac`.
     pub kind: String,
     /// The fingerprint.
     pub value: String,

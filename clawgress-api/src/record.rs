@@ -220,6 +220,10 @@ pub struct Attributes {
     /// What the agent did before, where policy asks for it (`clawgress_policy::history::History`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<serde_json::Value>,
+    /// What seemed to be at the other end, besides the hello, where policy asks for it
+    /// (`clawgress_policy::fingerprint::Fingerprints`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprints: Option<serde_json::Value>,
     /// Name of the wall clock's zone; absent where it is UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,

@@ -148,7 +148,8 @@ async fn prospect(
     let credential = asked.credential.as_ref().map(|c| c.as_slice());
     let who = identify::identify(gateway, &plan, connection, credential).await.map_err(deny)?;
     exchange.agent(&who, &plan);
-    gateway.histories.inform(&plan, &who, &asked.host).await.map_err(deny)?;
+    let need = decide::connect_needs_history(&plan, &who, &asked.host, asked.port);
+    gateway.histories.inform(need, &who, &asked.host).await.map_err(deny)?;
     let (to, excluded) = ((&asked.host, asked.port), gateway.excludes(&asked.host));
     let tls = decide::tls_possible(&plan, &who, to, excluded);
     let unknown = decide::unknown(&plan, &who, &asked.host, asked.port);
@@ -157,7 +158,7 @@ async fn prospect(
         let is_read =
             gateway.reads(&asked.host).is_some() && decide::read_possible(&plan, &who, to, excluded);
         let is_possible = is_read || http_possible(&plan, &who, asked, &tls);
-        if !plan.asks_ja4() && !is_possible {
+        if !is_possible && !decide::needs_ja4(&plan, &who, &asked.host, asked.port) {
             return Err(tls);
         }
         let is_open = !is_possible;
@@ -327,7 +328,7 @@ impl Established<'_> {
             Subject { who, host, port, content, steered_to: None, ip: None, effects: Box::default() };
         let plan = match gateway.snapshots.current() {
             // Policy may have come to ask for it since.
-            Ok(plan) => gateway.histories.inform(&plan, &subject.who, &subject.host).await.map(|()| plan),
+            Ok(plan) => subject.inform(gateway, &plan).await.map(|()| plan),
             Err(reason) => Err(reason),
         };
         let judged = plan.map_err(|reason| Ruling::deny("tunnel", reason)).and_then(|plan| {

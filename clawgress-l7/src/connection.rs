@@ -11,7 +11,7 @@ use clawgress_api::SourceRef;
 use clawgress_api::handover::ListenerKind;
 use clawgress_ebpf_common::user::{FlowTable, address};
 use clawgress_ebpf_common::{DropReason, Flow, FlowKey, IFINDEX_LOCAL, protocol};
-use clawgress_identity::IdentityMethod;
+use clawgress_identity::{Agent, IdentityMethod, MacAddress};
 use nix::net::if_::if_indextoname;
 
 use crate::identify::Certificate;
@@ -107,6 +107,15 @@ impl Connection {
         !self.is_steered
     }
 
+    /// The MAC address that the kernel plane holds this source of `agent` to, by the agent's bindings: it let nothing pass
+    /// from another.
+    #[must_use]
+    pub fn mac_of(&self, agent: &Agent) -> Option<MacAddress> {
+        let (ip, interface) = (self.peer.ip(), self.interface.as_deref()?);
+        let bound = agent.sources.iter().filter(|s| s.interface == interface && s.prefix.contains(&ip));
+        bound.max_by_key(|s| s.prefix.prefix_len())?.mac
+    }
+
     /// The source, as records hold it.
     #[must_use]
     pub fn source(&self) -> SourceRef {
@@ -153,7 +162,44 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use clawgress_identity::Source;
+
     use super::*;
+
+    #[test]
+    fn the_nearest_binding_tells_the_card() {
+        let source = |prefix: &str, mac: Option<&str>| Source {
+            interface: "agents0".to_owned(),
+            prefix: prefix.parse().expect("prefix"),
+            mac: mac.map(|mac| mac.parse().expect("address")),
+        };
+        let agent = Agent {
+            id: "web".parse().expect("id"),
+            index: 1,
+            team: None,
+            project: None,
+            environment: None,
+            labels: std::collections::BTreeMap::new(),
+            state: clawgress_identity::AgentState::Active,
+            sources: vec![
+                source("192.0.2.0/24", Some("02:00:5e:00:53:01")),
+                source("192.0.2.7/32", Some("02:00:5e:00:53:02")),
+                source("192.0.2.8/32", None),
+            ],
+        };
+        let a = |s: &str| s.parse::<SocketAddr>().expect("address");
+        let from = |peer: &str, interface: Option<&str>| {
+            let (kind, flows) = (ListenerKind::Proxy, Flows::default());
+            let mut connection = Connection::new(kind, a(peer), a("192.0.2.1:3128"), || Ok(1), &flows);
+            connection.interface = interface.map(str::to_owned);
+            connection.mac_of(&agent).map(|mac| mac.to_string())
+        };
+        assert_eq!(from("192.0.2.7:1", Some("agents0")).as_deref(), Some("02:00:5e:00:53:02"));
+        assert_eq!(from("192.0.2.9:1", Some("agents0")).as_deref(), Some("02:00:5e:00:53:01"));
+        assert_eq!(from("192.0.2.8:1", Some("agents0")), None, "bound without");
+        assert_eq!(from("192.0.2.7:1", Some("agents1")), None);
+        assert_eq!(from("192.0.2.7:1", None), None);
+    }
 
     #[test]
     fn without_a_record_a_steered_connection_is_nobody_s() {

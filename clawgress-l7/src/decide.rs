@@ -11,14 +11,14 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use clawgress_policy::effect::{Effect, Obligation};
 use clawgress_policy::transform::Changes;
-use clawgress_policy::{ALPN_GUESSES, Decision, Host, Operation, Request, Scheme, Transport, TunnelProtocol};
+use clawgress_policy::{
+    ALPN_GUESSES, Decision, Host, Need, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol,
+    UPSTREAM_ALPN,
+};
 
 use crate::identify::Who;
 use crate::own::Own;
 use crate::snapshot::Plan;
-
-/// What the gateway offers a server it speaks TLS to.
-const UPSTREAM_ALPN: &str = "http/1.1";
 
 /// An answer of policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,13 +130,75 @@ impl Ruling {
     }
 }
 
-fn ask(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
-    let action = operation.action();
-    let Some(policy) = plan.policy() else { return Ruling::deny(action, DropReason::PolicyMissing) };
+/// The policy as it decides for `who`, now.
+fn policy(plan: &Plan, who: &Who) -> Option<PolicySet> {
+    let policy = plan.policy()?;
     let policy = match who.history() {
         Some(history) => policy.knowing(history),
         None => policy,
     };
+    let is_seen = plan.basis.asks_fingerprints;
+    Some(if is_seen { policy.seeing(Arc::clone(who.seen())) } else { policy })
+}
+
+/// Who needs to know what `who` did before, if it asks for all of this.
+#[must_use]
+pub fn needs_history(plan: &Plan, who: &Who, operations: &[Operation<'_>]) -> Need {
+    if !plan.asks_history() {
+        return Need::None;
+    }
+    let Some(policy) = policy(plan, who) else { return Need::None };
+    let agent = &who.identity.agent;
+    let needs = operations.iter().map(|operation| {
+        let request = Request { agent, operation: *operation };
+        policy.needs_history(&request)
+    });
+    needs.max().unwrap_or(Need::None)
+}
+
+/// Whether the hello that follows a CONNECT decides by its fingerprint.
+#[must_use]
+pub fn needs_ja4(plan: &Plan, who: &Who, host: &Host, port: u16) -> bool {
+    let (Some(policy), agent) = (policy(plan, who), &who.identity.agent) else { return false };
+    guesses().iter().any(|alpn| {
+        let operation = Operation::Tls { host, port, alpn, ja4: "" };
+        policy.needs_ja4(&Request { agent, operation })
+    })
+}
+
+/// What hellos may offer that were not seen yet.
+fn guesses() -> [Vec<String>; ALPN_GUESSES.len()] {
+    ALPN_GUESSES.map(|guess| guess.iter().map(|name| (*name).to_owned()).collect())
+}
+
+/// Who needs to know what `who` did before, of a CONNECT: of all that may follow it.
+#[must_use]
+pub fn connect_needs_history(plan: &Plan, who: &Who, host: &Host, port: u16) -> Need {
+    let guesses = guesses();
+    let hellos = guesses.iter().map(|alpn| Operation::Tls { host, port, alpn, ja4: "" });
+    let tunnel = |protocol| Operation::Tunnel { host, port, protocol };
+    let others = [
+        tunnel(TunnelProtocol::Tls),
+        tunnel(TunnelProtocol::Unknown),
+        Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" },
+    ];
+    let operations: Vec<_> = hellos.chain(others).collect();
+    needs_history(plan, who, &operations)
+}
+
+/// Who needs to know what `who` did before, of a request that is [`read`].
+#[must_use]
+pub fn read_needs_history(plan: &Plan, who: &Who, operation: Operation<'_>) -> Need {
+    let Operation::Http { host, port, scheme: Scheme::Https, .. } = operation else {
+        return needs_history(plan, who, &[operation]);
+    };
+    let alpn = [UPSTREAM_ALPN.to_owned()];
+    needs_history(plan, who, &[Operation::Tls { host, port, alpn: &alpn, ja4: "" }, operation])
+}
+
+fn ask(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    let action = operation.action();
+    let Some(policy) = policy(plan, who) else { return Ruling::deny(action, DropReason::PolicyMissing) };
     let agent = &who.identity.agent;
     let request = Request { agent, operation };
     let ruled = ruling(action, agent, policy.decide(&request));
@@ -242,11 +304,11 @@ pub fn tls(
 #[must_use]
 pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded: bool) -> Ruling {
     let mut chosen: Option<Ruling> = None;
-    for guess in ALPN_GUESSES {
-        let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
+    let needs_ja4 = needs_ja4(plan, who, host, port);
+    for alpn in guesses() {
         let mut ruling = tls(plan, who, (host, port), (&alpn, ""), excluded);
         // Of a fingerprint that nobody has nothing follows.
-        ruling.duties = ruling.duties.filter(|_| !plan.asks_ja4() || ruling.verdict.is_err());
+        ruling.duties = ruling.duties.filter(|_| !needs_ja4 || ruling.verdict.is_err());
         // Of a hello that was never sent, only that counts which counts for any.
         let ruling = match chosen {
             Some(first) if first.verdict.is_ok() || ruling.verdict.is_err() => first.obliged_as(&ruling),
@@ -264,10 +326,10 @@ pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded
 /// Whether a hello to `host` could be one that is to be read.
 #[must_use]
 pub fn read_possible(plan: &Plan, who: &Who, to: (&Host, u16), excluded: bool) -> bool {
-    ALPN_GUESSES.iter().any(|guess| {
-        let alpn: Vec<String> = guess.iter().map(|s| (*s).to_owned()).collect();
-        tls(plan, who, to, (&alpn, ""), excluded).verdict == Err(DropReason::InspectionRequired)
-    })
+    let is_read = |alpn: &Vec<String>| {
+        tls(plan, who, to, (alpn, ""), excluded).verdict == Err(DropReason::InspectionRequired)
+    };
+    guesses().iter().any(is_read)
 }
 
 /// `tunnel` for bytes that are neither TLS nor HTTP.

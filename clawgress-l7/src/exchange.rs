@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{Attributes, AuditRecord, EffectRef, RecordKind, SourceRef, TokenUsage, Verdict};
+use clawgress_api::{Attributes, AuditRecord, EffectRef, RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::IdentityMethod;
 use clawgress_inspect::ja4::Ja4;
+use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::{Host, Scheme, TunnelProtocol};
 
 use crate::audit::{Audit, Room};
@@ -18,7 +18,7 @@ use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::gateway::Gateway;
 use crate::identify::Who;
-use crate::opaque::Content;
+use crate::opaque::{Content, Offered};
 use crate::snapshot::{Basis, Plan};
 
 /// Most bytes of an agent's labels, and of what a hello offers, that a record holds: most have few, and a record is one
@@ -103,13 +103,10 @@ impl Exchange {
     /// Notes who it is, under which plan.
     pub fn agent(&mut self, who: &Who, plan: &Plan) {
         self.record.agent = Some(who.reference());
-        // The kernel plane let nothing pass from another: the binding's is the packets' own.
-        let SourceRef { ip, interface, mac, .. } = &mut self.record.source;
-        if let (Some(ip), Some(interface)) = (*ip, interface.as_deref()) {
-            let bound = who.identity.agent.sources.iter();
-            let bound = bound.filter(|s| s.interface == interface && s.prefix.contains(&ip));
-            let nearest = bound.max_by_key(|s| s.prefix.prefix_len());
-            *mac = nearest.filter(|_| who.identity.method == IdentityMethod::Source).and_then(|s| s.mac);
+        let Fingerprints { executable, mac, .. } = &**who.seen();
+        self.record.source.mac = mac.as_deref().and_then(|mac| mac.parse().ok());
+        if executable.is_some() {
+            self.record.fingerprint.get_or_insert_default().executable.clone_from(executable);
         }
         self.record.generation = plan.generation;
         self.read.by = Some((who.clone(), Arc::clone(&plan.basis)));
@@ -128,6 +125,12 @@ impl Exchange {
         };
         self.read.protocol = Some(protocol);
         self.read.alpn = alpn;
+    }
+
+    /// Notes what the hello of the connection offered that a request was read of.
+    pub fn offered(&mut self, offered: &Offered) {
+        self.read.alpn = Some(offered.alpn.clone());
+        self.hello(offered.ja4);
     }
 
     /// Notes where it goes.
@@ -266,6 +269,7 @@ impl Read {
             alpn: alpn.cloned(),
             labels: (basis.asks_agent && is_short).then(|| labels.clone()),
             history: who.history().and_then(|history| serde_json::to_value(history).ok()),
+            fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
             zone: basis.zone.clone(),
             geo: basis.geo.clone(),
         }))

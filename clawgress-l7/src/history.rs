@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use clawgress_api::proto::HistoryRequest;
 use clawgress_api::proto::enforcement_client::EnforcementClient;
 use clawgress_ebpf_common::DropReason;
-use clawgress_policy::Host;
 use clawgress_policy::history::History;
+use clawgress_policy::{Host, Need};
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
 use crate::identify::Who;
 use crate::limit;
-use crate::snapshot::Plan;
 
 /// How long control is not asked after it could not be.
 const AWAY: Duration = Duration::from_millis(500);
@@ -35,15 +34,22 @@ impl Histories {
         Histories { client: EnforcementClient::new(channel), away_until: Mutex::default() }
     }
 
-    /// Lets `who`, on its way to `host`, know its history, if `plan` asks for it and it doesn't know it yet: what a
-    /// request is judged by stays the same, however often it is judged.
+    /// Lets `who`, on its way to `host`, know its history, if somebody needs it and it doesn't know it yet: what a request
+    /// is judged by stays the same, however often it is judged. What only logs goes without where control is away.
     ///
     /// # Errors
-    /// [`DropReason::HistoryUnavailable`] if control can't be asked in time.
-    pub async fn inform(&self, plan: &Plan, who: &Who, host: &Host) -> Result<(), DropReason> {
-        if !plan.asks_history() || who.history().is_some() {
+    /// [`DropReason::HistoryUnavailable`] if control can't be asked in time for what is decided by it.
+    pub async fn inform(&self, need: Need, who: &Who, host: &Host) -> Result<(), DropReason> {
+        if need == Need::None || who.history().is_some() {
             return Ok(());
         }
+        match self.learn(who, host).await {
+            Err(_) if need == Need::Logged => Ok(()),
+            learnt => learnt,
+        }
+    }
+
+    async fn learn(&self, who: &Who, host: &Host) -> Result<(), DropReason> {
         if self.away_until.lock().is_some_and(|until| Instant::now() < until) {
             return Err(DropReason::HistoryUnavailable);
         }

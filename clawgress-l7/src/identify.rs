@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwapOption;
 use clawgress_api::{AgentRef, CredentialRef};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, Origin, Proof};
+use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, IdentityMethod, Origin, Proof};
 use clawgress_inspect::proxy_authorization;
+use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::History;
 use rustls::pki_types::CertificateDer;
 
@@ -25,6 +26,8 @@ pub struct Who {
     presented: Option<Presented>,
     /// What it did before, once that is known: shared by all that one request is judged by.
     history: Arc<OnceLock<History>>,
+    /// What seemed to be at the other end when it came.
+    seen: Arc<Fingerprints>,
 }
 
 /// What was presented: by the request, by the connection, or by both.
@@ -129,6 +132,32 @@ impl Who {
         let _ = self.history.set(history);
     }
 
+    /// What seems to be at the other end, besides its hello.
+    #[must_use]
+    pub fn seen(&self) -> &Arc<Fingerprints> {
+        &self.seen
+    }
+
+    /// With what is known of the other end of its connection.
+    fn seen_by(self, plan: &Plan, connection: &Connection) -> Who {
+        let by = || self.presented.iter().flat_map(|p| &p.by);
+        let of_run = by().find_map(|by| match by {
+            By::Key(id) => plan.executables.of_key(id),
+            By::Proof(_) => None,
+        });
+        let bound = connection.bound.ok().flatten();
+        let of_cgroup = bound.filter(|bound| bound.method == IdentityMethod::Cgroup);
+        let executable = of_run.or_else(|| plan.executables.of_agent(of_cgroup?.index)).map(str::to_owned);
+        let of_source = bound.is_some_and(|bound| bound.method == IdentityMethod::Source);
+        let mac = of_source.then(|| connection.mac_of(&self.identity.agent)).flatten();
+        let seen = Fingerprints {
+            executable,
+            certificate: by().find_map(By::certificate),
+            mac: mac.map(|mac| mac.to_string()),
+        };
+        Who { seen: Arc::new(seen), ..self }
+    }
+
     /// The same at a later request, whose history is another.
     #[must_use]
     pub fn later(self) -> Who {
@@ -171,6 +200,15 @@ impl Presented {
 // === impl By ===
 
 impl By {
+    /// The hash of the certificate or X.509-SVID that it is.
+    fn certificate(&self) -> Option<String> {
+        let By::Proof(held) = self else { return None };
+        let proof = held.0.load();
+        let facts = proof.as_ref()?.facts();
+        let is_certificate = matches!(facts.method, IdentityMethod::Mtls | IdentityMethod::SpiffeX509);
+        is_certificate.then(|| facts.credential.clone())
+    }
+
     fn reference(&self) -> Option<CredentialRef> {
         match self {
             By::Key(id) => {
@@ -197,7 +235,8 @@ impl By {
 pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
     let Some(bound) = connection.bound? else { return Ok(None) };
     let identity = plan.trust.by_source(bound.index, bound.method).map_err(reason)?;
-    Ok(Some(Who { identity, presented: None, history: Arc::default() }))
+    let who = Who { identity, presented: None, history: Arc::default(), seen: Arc::default() };
+    Ok(Some(who.seen_by(plan, connection)))
 }
 
 /// Who it is, given the value of `Proxy-Authorization` in an explicit proxy's request. Whatever is presented has to
@@ -236,7 +275,7 @@ pub async fn identify(
                 proven.push(by_certificate(gateway, plan, origin, certificate)?);
             }
             let from = bound.is_none().then(|| (connection.interface.clone(), address));
-            agreed(proven, from)
+            agreed(proven, from).map(|who| who.seen_by(plan, connection))
         }
     }
 }
@@ -249,7 +288,8 @@ fn agreed(proven: Vec<(Identity, By)>, from: Option<(Option<String>, IpAddr)>) -
     if identities.any(|other| other.agent.id != identity.agent.id) {
         return Err(DropReason::IdentityConflict);
     }
-    Ok(Who { identity, presented: Some(Presented { by, from }), history: Arc::default() })
+    let presented = Some(Presented { by, from });
+    Ok(Who { identity, presented, history: Arc::default(), seen: Arc::default() })
 }
 
 fn by_token(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clawgress_api::config::{Config, Intercept};
 use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
-use clawgress_policy::{Host, Operation};
+use clawgress_policy::{Host, Need, Operation};
 use pingora_core::protocols::tls::CaType;
 use rustls::{AlertDescription, ServerConfig};
 use tokio::time::{Instant, timeout_at};
@@ -122,6 +122,13 @@ impl Interception {
 // === impl Opened ===
 
 impl Opened {
+    /// Who needs to know what `who` did before, for the hello that opened it.
+    #[must_use]
+    pub fn needs_history(&self, plan: &Plan, who: &Who) -> Need {
+        let (host, port, Offered { alpn, ja4, .. }) = (&self.host, self.port, &self.offered);
+        decide::needs_history(plan, who, &[Operation::Tls { host, port, alpn, ja4: ja4.as_str() }])
+    }
+
     /// The ruling on a request, as it is judged first and again: `tls` as its client offered it, then `http`. What `tls`
     /// obliges to was kept once, for the connection.
     #[must_use]
@@ -144,7 +151,8 @@ impl Opened {
     pub async fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, DropReason> {
         let plan = gateway.snapshots.current()?;
         let who = self.who.under(&plan, gateway.now_s())?;
-        gateway.histories.inform(&plan, &who, &self.host).await?;
+        let need = self.needs_history(&plan, &who);
+        gateway.histories.inform(need, &who, &self.host).await?;
         let offered = (&self.offered.alpn[..], self.offered.ja4.as_str());
         decide::tls_offered(&plan, &who, (&self.host, self.port), offered).verdict?;
         Ok(who.expires_at_s(&plan))
@@ -202,7 +210,8 @@ async fn prepare(
     let plan = gateway.snapshots.current().map_err(deny)?;
     let who = subject.who.under(&plan, gateway.now_s()).map_err(deny)?;
     exchange.agent(&who, &plan);
-    gateway.histories.inform(&plan, &who, &subject.host).await.map_err(deny)?;
+    let need = subject.needs_history(&plan, &who);
+    gateway.histories.inform(need, &who, &subject.host).await.map_err(deny)?;
     let to = (&subject.host, subject.port);
     let mut ruling = decide::tls_read(&plan, &who, to, (&offered.alpn, offered.ja4.as_str()));
     drop(plan);

@@ -14,7 +14,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::sniff::Protocol;
-use clawgress_policy::Host;
+use clawgress_policy::{Host, Need, Operation, TunnelProtocol};
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -104,6 +104,28 @@ impl Subject {
         }
     }
 
+    /// Lets it know its history, if somebody needs that under `plan`.
+    ///
+    /// # Errors
+    /// If control can't be asked for what is decided by it.
+    pub async fn inform(&self, gateway: &Gateway, plan: &Plan) -> Result<(), DropReason> {
+        gateway.histories.inform(self.needs_history(plan, &self.who), &self.who, &self.host).await
+    }
+
+    /// Who needs to know what `who` did before, for this.
+    #[must_use]
+    pub fn needs_history(&self, plan: &Plan, who: &Who) -> Need {
+        let (host, port) = (&self.host, self.port);
+        let tunnel = |protocol| Operation::Tunnel { host, port, protocol };
+        match &self.content {
+            Content::Tls(Offered { alpn, ja4, .. }) => {
+                let hello = Operation::Tls { host, port, alpn, ja4: ja4.as_str() };
+                decide::needs_history(plan, who, &[hello, tunnel(TunnelProtocol::Tls)])
+            }
+            Content::Unknown => decide::needs_history(plan, who, &[tunnel(TunnelProtocol::Unknown)]),
+        }
+    }
+
     /// Ends when this may go on no longer, and says why; `found` takes its place once it is there.
     async fn forbidden(&self, gateway: &Gateway, found: &OnceLock<Subject>) -> DropReason {
         let mut changes = gateway.snapshots.subscribe();
@@ -111,7 +133,7 @@ impl Subject {
             let expires_at_s = match gateway.snapshots.current() {
                 Ok(plan) => {
                     let subject = found.get().unwrap_or(self);
-                    let informed = gateway.histories.inform(&plan, &subject.who, &subject.host).await;
+                    let informed = subject.inform(gateway, &plan).await;
                     if let Err(reason) = informed.and_then(|()| subject.judge(gateway, &plan).verdict) {
                         return reason;
                     }
@@ -168,7 +190,7 @@ impl Subject {
         };
         let mut subject = Subject { host, content: Content::Tls(offered), ..self.clone() };
         subject.who = subject.who.later();
-        gateway.histories.inform(&*gateway.snapshots.current()?, &subject.who, &subject.host).await?;
+        subject.inform(gateway, &*gateway.snapshots.current()?).await?;
         let judge = || Ok(subject.judge(gateway, &*gateway.snapshots.current()?));
         let mut ruling = judge()?;
         if self.steered_to.is_some() && ruling.verdict.is_ok() {
@@ -297,7 +319,10 @@ pub async fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bo
     let Ok(plan) = gateway.snapshots.current() else { return false };
     let Ok(Some(who)) = identify::bound(&plan, connection) else { return false };
     let host = Host::Address(connection.local.ip());
-    gateway.histories.inform(&plan, &who, &host).await.is_ok()
+    let operation =
+        Operation::Tunnel { host: &host, port: connection.local.port(), protocol: TunnelProtocol::Unknown };
+    let need = decide::needs_history(&plan, &who, &[operation]);
+    gateway.histories.inform(need, &who, &host).await.is_ok()
         && decide::unknown(&plan, &who, &host, connection.local.port()).verdict.is_ok()
 }
 
@@ -345,7 +370,7 @@ async fn establish(
     held: Vec<u8>,
 ) -> Option<Wanted> {
     let reached = async {
-        let informed = gateway.histories.inform(plan, &subject.who, &subject.host).await;
+        let informed = subject.inform(gateway, plan).await;
         informed.map_err(|reason| Ruling::deny("tunnel", reason))?;
         let ruling = subject.judge(gateway, plan);
         if ruling.verdict.is_err() {
@@ -426,7 +451,7 @@ pub async fn carry(
     let ruling = match gateway.snapshots.current() {
         Ok(plan) => {
             exchange.agent(&subject.who, &plan);
-            match gateway.histories.inform(&plan, &subject.who, &subject.host).await {
+            match subject.inform(gateway, &plan).await {
                 // It counted once.
                 Ok(()) => Ruling { duties: None, effects, ..subject.judge(gateway, &plan) },
                 Err(reason) => Ruling::deny("tunnel", reason),

@@ -133,7 +133,8 @@ impl App {
         // Of each request in a tunnel anew, and recorded as what it is judged by.
         let who = who.later();
         exchange.agent(&who, &plan);
-        gateway.histories.inform(&plan, &who, &admitted.host).await.map_err(deny)?;
+        let need = granted::needs_history(&plan, &who, &admitted);
+        gateway.histories.inform(need, &who, &admitted.host).await.map_err(deny)?;
         let mut ruling = rule(&plan, &who, &admitted);
         if ruling.verdict.is_ok() && admitted.upgrade {
             // After policy, whose denials and obligations count for this as for any other request.

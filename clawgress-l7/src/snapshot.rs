@@ -30,8 +30,10 @@ use tonic::transport::Channel;
 
 use crate::limit;
 
+mod executables;
 mod straggle;
 
+use self::executables::Executables;
 use self::straggle::Straggle;
 
 /// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
@@ -57,6 +59,8 @@ pub struct Plan {
     roots: Arc<Roots>,
     /// Who is who.
     pub trust: TrustSnapshot,
+    /// What local runs began with.
+    pub executables: Arc<Executables>,
     /// What decisions rest on besides.
     pub basis: Arc<Basis>,
 }
@@ -66,6 +70,8 @@ pub struct Plan {
 pub struct Basis {
     /// Whether policy asks for attributes of agents.
     pub asks_agent: bool,
+    /// Whether it asks for what seems to be at the other end.
+    pub asks_fingerprints: bool,
     /// Name of the wall clock's zone, unless it is UTC.
     pub zone: Option<String>,
     /// Names the geo data in force, if policy asks for any.
@@ -98,6 +104,7 @@ fn parse(policy: Option<&PolicyInForce>) -> Result<(Option<PolicySet>, Arc<Basis
     let zone = set.as_ref().map(PolicySet::zone).filter(|zone| *zone != "UTC");
     let basis = Arc::new(Basis {
         asks_agent: set.as_ref().is_some_and(PolicySet::asks_agent),
+        asks_fingerprints: set.as_ref().is_some_and(PolicySet::asks_fingerprints),
         zone: zone.map(str::to_owned),
         geo: policy.and_then(|policy| policy.surroundings.geo.edition()),
     });
@@ -132,19 +139,15 @@ impl Plan {
         let roots = Arc::new(roots);
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
         let trust = trust.with_roots(Arc::clone(&roots));
-        Ok(Plan { generation: snapshot.generation, policy, hash, clock, roots, trust, basis })
+        let executables = Arc::new(Executables::new(snapshot.runs, &trust));
+        let generation = snapshot.generation;
+        Ok(Plan { generation, policy, hash, clock, roots, trust, executables, basis })
     }
 
     /// The policy as it decides now; `None` before the first: deny.
     #[must_use]
     pub fn policy(&self) -> Option<PolicySet> {
         self.policy.as_ref().map(|policy| policy.at(self.clock.now().as_millisecond()))
-    }
-
-    /// Whether policy asks for the fingerprint of a TLS hello.
-    #[must_use]
-    pub fn asks_ja4(&self) -> bool {
-        self.policy.as_ref().is_some_and(PolicySet::asks_ja4)
     }
 
     /// Whether policy may oblige what stays unread to something.
@@ -168,6 +171,7 @@ impl Plan {
             clock: Arc::clone(&self.clock),
             roots: Arc::clone(&self.roots),
             trust: self.trust.with_quarantined(quarantined),
+            executables: Arc::clone(&self.executables),
             basis: Arc::clone(&self.basis),
         }
     }

@@ -10,6 +10,9 @@ use crate::Host;
 use crate::content::{ModelCall, Payload, ToolCall, Usage};
 use crate::vocabulary::ActionKind;
 
+/// What the gateway offers a server that it speaks TLS to.
+pub const UPSTREAM_ALPN: &str = "http/1.1";
+
 /// ALPN lists a client may turn out to offer. A CONNECT is judged before its hello is seen: it is
 /// refused only if no likely hello could be permitted. The hello itself is judged as it is.
 pub const ALPN_GUESSES: [&[&str]; 4] = [&[], &["h2", "http/1.1"], &["http/1.1"], &["h2"]];

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::effect::{Effect, Obligation};
+use crate::fingerprint::Fingerprints;
 use crate::history::History;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -39,7 +40,7 @@ pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,8 +172,22 @@ pub struct PolicySet {
     inner: Arc<Inner>,
     /// What it decides for, if it asks for the time; without one, conditions on time are errors, and deny.
     moment: Option<Moment>,
-    /// What it decides for, if it asks for what the agent did before; likewise.
+    /// What it decides for, if it asks for what the agent did before: without it, each policy whose answer depends on it
+    /// is an error.
     history: Option<History>,
+    /// What it decides for, if it asks for what seems to be at the other end; as with the time.
+    fingerprints: Option<Arc<Fingerprints>>,
+}
+
+/// Who needs to know something of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Nobody.
+    None,
+    /// Guards that only log: what is decided does not depend on it.
+    Logged,
+    /// What is decided depends on it.
+    Decided,
 }
 
 /// What a decision is given besides the request.
@@ -180,6 +195,9 @@ pub struct PolicySet {
 pub(crate) struct Given<'a> {
     pub(crate) moment: Option<&'a Moment>,
     pub(crate) history: Option<&'a History>,
+    pub(crate) fingerprints: Option<&'a Fingerprints>,
+    /// Whether the fingerprint of the hello is not known yet: trees that read it are not certain.
+    pub(crate) is_hello_unseen: bool,
 }
 
 #[derive(Debug)]
@@ -228,7 +246,7 @@ impl PolicySet {
     ) -> Result<PolicySet, PolicyErrors> {
         let members = parse::members(sets, &surroundings.geo)?;
         let inner = parse::parse(text, members, surroundings.zone.clone())?;
-        Ok(PolicySet { inner: Arc::new(inner), moment: None, history: None })
+        Ok(PolicySet::of(inner))
     }
 
     /// Checks text and sets where there are no geo data and no agents.
@@ -244,7 +262,7 @@ impl PolicySet {
         let mut members = parse::members(&bundle.sets, &Geo::default())?;
         members.assume_geo();
         let inner = parse::parse(&bundle.text, members, Zone::default())?;
-        let set = PolicySet { inner: Arc::new(inner), moment: None, history: None }.at(0);
+        let set = PolicySet::of(inner).at(0);
         let tables = crate::kernel::compile(&set, &[])?;
         let outline = Outline {
             policies: set.len(),
@@ -256,18 +274,67 @@ impl PolicySet {
         Ok((outline, set))
     }
 
+    fn of(inner: Inner) -> PolicySet {
+        PolicySet { inner: Arc::new(inner), moment: None, history: None, fingerprints: None }
+    }
+
     /// The set as it decides at `now_ms` (Unix, milliseconds).
     #[must_use]
     pub fn at(&self, now_ms: i64) -> PolicySet {
         let moment = || Moment::new(time::minute_of(now_ms), &self.inner.zone);
-        let history = self.history;
-        PolicySet { inner: Arc::clone(&self.inner), moment: self.asks_time().then(moment), history }
+        PolicySet { moment: self.asks_time().then(moment), ..self.clone() }
     }
 
     /// The set as it decides for an agent with this history.
     #[must_use]
     pub fn knowing(&self, history: History) -> PolicySet {
-        PolicySet { inner: Arc::clone(&self.inner), moment: self.moment, history: Some(history) }
+        PolicySet { history: Some(history), ..self.clone() }
+    }
+
+    /// The set as it decides for a request with these fingerprints.
+    #[must_use]
+    pub fn seeing(&self, fingerprints: Arc<Fingerprints>) -> PolicySet {
+        PolicySet { fingerprints: Some(fingerprints), ..self.clone() }
+    }
+
+    /// Whether it is known what seems to be at the other end.
+    #[must_use]
+    pub fn knows_fingerprints(&self) -> bool {
+        self.fingerprints.is_some()
+    }
+
+    /// Whether any policy asks for what seems to be at the other end, besides the fingerprint of a hello.
+    #[must_use]
+    pub fn asks_fingerprints(&self) -> bool {
+        self.inner.reads.fingerprints
+    }
+
+    /// Who needs to know what the agent did before, for this request: the policies whose scopes fit it, and whose answer
+    /// depends on it.
+    #[must_use]
+    pub fn needs_history(&self, request: &Request<'_>) -> Need {
+        let (inner, action) = (&self.inner, ActionKind::of(&request.operation));
+        if !inner.reads.history || action.is_of_addresses() {
+            return Need::None;
+        }
+        let depends =
+            |groups: &ByAction<Group>| inner.depends_on_history(groups.of(action), request, self.given());
+        if depends(&inner.guards_lowered) || depends(&inner.obliging_lowered) {
+            Need::Decided
+        } else if depends(&inner.logged_lowered) {
+            Need::Logged
+        } else {
+            Need::None
+        }
+    }
+
+    /// Whether what is decided of this request, of which no hello was seen, depends on the fingerprint of one.
+    #[must_use]
+    pub fn needs_ja4(&self, request: &Request<'_>) -> bool {
+        let (inner, action) = (&self.inner, ActionKind::of(&request.operation));
+        let depends =
+            |groups: &ByAction<Group>| inner.depends_on_ja4(groups.of(action), request, self.given());
+        inner.reads.ja4 && (depends(&inner.guards_lowered) || depends(&inner.obliging_lowered))
     }
 
     /// The same, unless a history is known.
@@ -314,12 +381,6 @@ impl PolicySet {
     #[must_use]
     pub fn asks_time(&self) -> bool {
         self.inner.reads.time
-    }
-
-    /// Whether any policy asks for the fingerprint of a TLS hello: before one was seen, nobody can say what `tls` says.
-    #[must_use]
-    pub fn asks_ja4(&self) -> bool {
-        self.inner.reads.ja4
     }
 
     /// When, after `now_ms`, a condition on time first answers otherwise than at `now_ms` (Unix,
@@ -406,7 +467,12 @@ impl PolicySet {
     }
 
     pub(crate) fn given(&self) -> Given<'_> {
-        Given { moment: self.moment.as_ref(), history: self.history.as_ref() }
+        Given {
+            moment: self.moment.as_ref(),
+            history: self.history.as_ref(),
+            fingerprints: self.fingerprints.as_deref(),
+            is_hello_unseen: false,
+        }
     }
 }
 

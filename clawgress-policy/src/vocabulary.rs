@@ -194,6 +194,8 @@ pub(crate) struct Reads {
     pub(crate) ja4: bool,
     /// What the agent did before.
     pub(crate) history: bool,
+    /// What seems to be at the other end, but for the hello.
+    pub(crate) fingerprints: bool,
 }
 
 /// Cedar's functions on time.

@@ -7,9 +7,11 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
+use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Geo, Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Surroundings,
@@ -50,6 +52,7 @@ fn guide() -> PolicySet {
         .unwrap_or_else(|e| panic!("{:#?}", e.problems))
         .at(MONDAY_NOON_MS)
         .knowing(History::QUIET)
+        .seeing(Arc::default())
 }
 
 fn agent() -> Agent {
@@ -290,4 +293,22 @@ fn what_happened_before_counts_as_the_guide_says() {
     let told = "tell-of-new-places".to_owned();
     assert!(!obliged(&set).contains(&told));
     assert!(obliged(&set.knowing(History { first_seen: true, ..History::QUIET })).contains(&told));
+}
+
+#[test]
+fn what_is_at_the_other_end_counts_as_the_guide_says() {
+    let (set, mut agent) = (guide(), agent());
+    let host = Host::parse("packages.example.com").unwrap();
+    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let seen = |set: &PolicySet, agent: &Agent, executable: Option<&str>| {
+        let seen = Fingerprints { executable: executable.map(str::to_owned), ..Fingerprints::default() };
+        set.seeing(Arc::new(seen)).decide(&Request { agent, operation }).policies
+    };
+    assert_eq!(seen(&set, &agent, None), ["mirrors-read"]);
+    agent.team = Some("payments".into());
+    let known = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+    assert_eq!(seen(&set, &agent, Some(known)), ["mirrors-read"]);
+    for other in [None, Some("00")] {
+        assert_eq!(seen(&set, &agent, other), ["known-build"]);
+    }
 }

@@ -71,7 +71,7 @@ pub enum Verb {
         message: Option<String>,
     },
     /// Shows what policy says of an agent's URL or address, phase by phase, and why.
-    Explain(explain::Arguments),
+    Explain(Box<explain::Arguments>),
 }
 
 /// Does what was asked.
@@ -93,7 +93,7 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         },
         Verb::Signer => history::signer(client, output).await,
         Verb::Rollback { revision, message } => apply::rollback(client, output, revision, message).await,
-        Verb::Explain(arguments) => explain::run(client, output, arguments).await,
+        Verb::Explain(arguments) => explain::run(client, output, *arguments).await,
     }
 }
 

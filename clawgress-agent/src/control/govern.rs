@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditLog;
 use super::geo::GeoInForce;
-use super::model::{Draft, GENERATION, Model, Refusal, Window, parse};
+use super::model::{Draft, GENERATION, Model, Refusal, Run, Window, parse};
 use super::providers::{FETCHED, Fetched};
 use super::signatures::Signatures;
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
@@ -548,6 +548,7 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
             agents: kernel.agents,
             keys: model.keys.values().cloned().collect(),
             shared: kernel.shared,
+            runs: model.runs.values().map(Run::reference).collect(),
             roots: model.roots(),
         };
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;

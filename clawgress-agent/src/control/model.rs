@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, hex};
+use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, RunRef, hex};
 use clawgress_identity::{
     Agent, AgentId, AgentState, ApiKeyRecord, AuthorityRecord, Group, GroupId, IssuerRecord, RootId,
     SharedSource, SourceId, TrustDomainRecord,
@@ -53,6 +53,9 @@ pub struct Run {
     pub agent: AgentId,
     /// The key that lives with it.
     pub key: String,
+    /// SHA-256 of the executable that it began with, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<String>,
     /// When it was opened.
     pub opened: Timestamp,
     /// Its cgroup, in `kernel` mode.
@@ -174,6 +177,16 @@ pub struct Draft {
     pub(super) writes: BTreeMap<String, Option<Vec<u8>>>,
     /// Whether a plane would decide anything differently: then it needs a new generation.
     pub(super) governs: bool,
+}
+
+// === impl Run ===
+
+impl Run {
+    /// As L7 knows it.
+    pub(super) fn reference(&self) -> RunRef {
+        let Run { agent, key, executable, .. } = self.clone();
+        RunRef { agent, key, executable }
+    }
 }
 
 // === impl Model ===
@@ -402,7 +415,10 @@ impl Draft {
     /// # Errors
     /// Never; the signature of its kind.
     pub fn forget_run(&mut self, name: &str) -> Result<(), Refusal> {
-        self.model.runs.remove(name);
+        let gone = self.model.runs.remove(name);
+        // What its agent's other processes are known for may depend on that there is one less.
+        let is_of = |run: &Run| gone.as_ref().is_some_and(|gone| gone.agent == run.agent);
+        self.governs |= self.model.runs.values().any(is_of);
         self.delete(format!("{RUN}{name}"));
         Ok(())
     }

@@ -50,6 +50,7 @@ enum Kind {
     Ja4,
     Executable,
     Certificate,
+    Mac,
 }
 
 /// A fingerprint that was seen.
@@ -106,23 +107,26 @@ impl Kind {
             Kind::Ja4 => "ja4",
             Kind::Executable => "executable",
             Kind::Certificate => "certificate",
+            Kind::Mac => "mac",
         }
     }
 }
 
 /// The fingerprints that a record holds.
-fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, &str)> {
-    let of = |pick: fn(&Fingerprint) -> Option<&String>| record.fingerprint.as_ref().and_then(pick);
+fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, String)> {
+    let of = |pick: fn(&Fingerprint) -> Option<&String>| record.fingerprint.as_ref().and_then(pick).cloned();
     let credential = record.agent.as_ref().and_then(|agent| {
         // Not an SVID, which is another every hour.
         let is_certificate = agent.method == IdentityMethod::Mtls;
         agent.credential.as_ref().filter(|_| is_certificate)
     });
-    let certificate = credential.map(|credential| credential.id.as_str());
+    // Of L7, which has it of the source's binding: the kernel plane tells of those that it refused, too.
+    let mac = record.source.mac.filter(|_| record.plane == Plane::L7);
     [
-        (Kind::Ja4, of(|f| f.ja4.as_ref()).map(String::as_str)),
-        (Kind::Executable, of(|f| f.executable.as_ref()).map(String::as_str)),
-        (Kind::Certificate, certificate),
+        (Kind::Ja4, of(|f| f.ja4.as_ref())),
+        (Kind::Executable, of(|f| f.executable.as_ref())),
+        (Kind::Certificate, credential.map(|credential| credential.id.clone())),
+        (Kind::Mac, mac.map(|mac| mac.to_string())),
     ]
     .into_iter()
     .filter_map(|(kind, value)| Some((kind, value?)))
@@ -262,7 +266,7 @@ impl Observations {
         }
         let mut changed = Vec::new();
         for (kind, value) in prints(record) {
-            if let Some(before) = observed.print(kind, value, now_s)
+            if let Some(before) = observed.print(kind, &value, now_s)
                 && let Some(untold) = observed.tells(kind, now_s)
             {
                 changed.push((kind, value, before, untold));
@@ -270,7 +274,7 @@ impl Observations {
         }
         agents.destinations += added;
         for (kind, value, before, untold) in changed {
-            let mut change = self.changed(reference, kind, value, &before);
+            let mut change = self.changed(reference, kind, &value, &before);
             change.source = record.source.clone();
             change.detail = change.detail.map(|detail| format!("{detail}, at request {}", record.request));
             change.count = (untold > 0).then_some(untold);

@@ -80,6 +80,7 @@ impl Runs {
             name: name.clone(),
             agent: agent.clone(),
             key: key.id.clone(),
+            executable: executable.map(str::to_owned),
             opened,
             workload: workload.clone(),
             closed: false,

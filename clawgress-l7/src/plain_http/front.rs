@@ -96,6 +96,7 @@ impl Front {
     pub fn note_read(&self, exchange: &mut Exchange) {
         if let Place::Read(opened) = &self.place {
             exchange.intercepted();
+            exchange.offered(&opened.offered);
             exchange.host(&opened.host, opened.port);
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::transform::Changes;
-use clawgress_policy::{Operation, Scheme};
+use clawgress_policy::{Need, Operation, Scheme};
 use pingora_core::protocols::tls::CaType;
 
 use crate::decide::{self, Ruling};
@@ -119,7 +119,8 @@ impl Granted {
     /// If control can't be asked.
     pub async fn inform(&self, gateway: &Gateway) -> Result<(), DropReason> {
         let plan = gateway.snapshots.current()?;
-        gateway.histories.inform(&plan, &self.who, &self.admitted.host).await
+        let need = needs_history(&plan, &self.who, &self.admitted);
+        gateway.histories.inform(need, &self.who, &self.admitted.host).await
     }
 
     /// Judges again, as of now; returns when what it rests on expires, in Unix seconds.
@@ -129,9 +130,13 @@ impl Granted {
     pub fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, DropReason> {
         let plan = gateway.snapshots.current()?;
         let who = self.who.under(&plan, gateway.now_s())?;
+        let is_judged = plan.generation == self.generation.load(Ordering::Relaxed);
         // Whoever waits for changes lets it know its history first, and judges then.
-        let is_informed = !plan.asks_history() || who.history().is_some();
-        if is_informed && plan.generation != self.generation.load(Ordering::Relaxed) {
+        let lacks_history = || {
+            let need = || needs_history(&plan, &who, &self.admitted);
+            who.history().is_none() && need() == Need::Decided
+        };
+        if !is_judged && !lacks_history() {
             let agent = &who.identity.agent;
             rule(&plan, &who, &self.admitted).verdict?;
             if let Some((ip, port)) = self.dialled() {
@@ -150,6 +155,15 @@ pub fn rule(plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
     match &admitted.opened {
         Some(opened) => opened.rule(plan, who, operation(admitted)),
         None => decide::read(plan, who, operation(admitted)),
+    }
+}
+
+/// Who needs to know what `who` did before, for what [`rule`] asks.
+pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
+    let operation = operation(admitted);
+    match &admitted.opened {
+        Some(opened) => opened.needs_history(plan, who).max(decide::needs_history(plan, who, &[operation])),
+        None => decide::read_needs_history(plan, who, operation),
     }
 }
 

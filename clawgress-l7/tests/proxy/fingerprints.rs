@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use clawgress_api::AuditRecord;
+use clawgress_api::{AuditRecord, RunRef, Snapshot};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::Reassembler;
 use clawgress_inspect::ja4::Ja4;
+use serde_json::json;
 
 use crate::harness::{Gateway, Options, POLICY};
 use crate::tunnels::{hello, hello_with};
@@ -59,4 +60,60 @@ async fn programs_are_told_apart_by_their_hellos() {
     assert_eq!(decision.reason, Some(DropReason::PolicyForbidden));
     assert_eq!(decision.policies, ["one"]);
     assert_eq!(upstream.seen.connections.load(Ordering::SeqCst), seen, "nothing was dialled for it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connect_waits_for_its_hello_only_where_that_decides() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::tls("127.1.0.1", "api.allowed.test").await;
+    let port = upstream.address.port();
+    // One program may speak TLS to one host, and nobody to any other.
+    let text = format!(
+        "{POLICY}@id(\"none\") forbid (principal, action == Action::\"tls\", resource == Host::\"llm.allowed.test\");
+        @id(\"one\") forbid (principal, action == Action::\"tls\", resource == Host::\"api.allowed.test\")
+        when {{ context.ja4 != \"t13d\" }};
+        @id(\"no-http\") forbid (principal, action == Action::\"http\", resource);"
+    );
+    assert_eq!(gateway.publish_policy(&text).await, "");
+    let (_, answer) = gateway.connect(&format!("api.allowed.test:{port}")).await;
+    assert_eq!(answer.status, 200, "what it is, its hello tells");
+    let (_, answer) = gateway.connect(&format!("llm.allowed.test:{port}")).await;
+    assert_eq!((answer.status, answer.reason()), (403, "policy_forbidden"), "no hello changes that");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_run_began_with_is_policys_to_ask_for() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let text = format!(
+        "{POLICY}@id(\"known\") forbid (principal, action == Action::\"http\", resource)
+        unless {{ context has executable && context.executable == \"aa\" }};"
+    );
+    let status = async || {
+        let mut client = gateway.client().await;
+        let web = gateway.web();
+        client.send(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{web}\r\n")).await;
+        client.answer().await.status
+    };
+    assert_eq!(gateway.publish_policy(&text).await, "");
+    assert_eq!(status().await, 403, "of a key of no run nothing is known");
+    for (executable, wanted) in [(Some("aa"), 200), (Some("bb"), 403), (None, 403)] {
+        let run = |s: &mut Snapshot<_>| {
+            let (agent, key) = (s.keys[0].agent.clone(), s.keys[0].id.clone());
+            s.runs = vec![RunRef { agent, key, executable: executable.map(str::to_owned) }];
+        };
+        assert_eq!(gateway.publish(run).await, "");
+        assert_eq!(status().await, wanted, "{executable:?}");
+    }
+    gateway.decisions(4).await;
+    let (decision, outcome) = gateway.exchange(1).await;
+    assert_eq!(decision.attributes.and_then(|a| a.fingerprints), Some(json!({ "executable": "aa" })));
+    assert_eq!(decision.fingerprint.and_then(|f| f.executable).as_deref(), Some("aa"));
+    assert_eq!(outcome.fingerprint.and_then(|f| f.executable).as_deref(), Some("aa"));
+    // Where policy doesn't ask, it is recorded all the same, and not as something that was read.
+    assert_eq!(gateway.publish_policy(POLICY).await, "");
+    assert_eq!(status().await, 200);
+    gateway.decisions(5).await;
+    assert_eq!(gateway.exchange(4).await.0.attributes.and_then(|a| a.fingerprints), None);
 }

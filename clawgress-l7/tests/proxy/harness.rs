@@ -357,6 +357,7 @@ impl Gateway {
             agents: vec![agent("web", 1), agent("other", 2)],
             keys: vec![record(&key, "web"), record(&other_key, "other")],
             shared: Vec::new(),
+            runs: Vec::new(),
             roots: clawgress_identity::RootRecords::default(),
         };
         let control = Control {

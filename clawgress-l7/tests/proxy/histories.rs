@@ -42,8 +42,20 @@ async fn it_is_asked_for_each_request_and_only_where_policy_asks() {
         tunnel.send(format!("GET /counted HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(tunnel.answer().await.status, status, "after {minute} requests");
     }
-    // Who can't be asked permits nothing that depends on it.
+    // Who can't be asked permits nothing that depends on it; what doesn't goes on, and what only logs denies nothing.
+    let logged = r#"@id("logged") @mode("log-only") forbid (principal, action == Action::"http", resource)
+        when { context.path == "/logged" && context.history.first_seen };"#;
+    assert_eq!(gateway.publish_policy(&format!("{POLICY}{BUSY}{logged}")).await, "");
+    let questions = gateway.control.asked.lock().len();
+    client.send(get(&host, "/other", &gateway.web())).await;
+    assert_eq!((client.answer().await.status, gateway.control.asked.lock().len()), (200, questions));
+    client.send(get(&host, "/logged", &gateway.web())).await;
+    assert_eq!((client.answer().await.status, gateway.control.asked.lock().len()), (200, questions + 1));
     gateway.kill_control();
+    for path in ["/other", "/logged"] {
+        client.send(get(&host, path, &gateway.web())).await;
+        assert_eq!(client.answer().await.status, 200, "{path}");
+    }
     client.send(get(&host, "/counted", &gateway.web())).await;
     let refused = client.answer().await;
     assert_eq!((refused.status, refused.reason()), (503, "history_unavailable"));

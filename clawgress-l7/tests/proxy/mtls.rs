@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::client::{Answer, Client};
-use crate::harness::{Gateway, Options, PATIENCE};
+use crate::harness::{Gateway, Options, PATIENCE, POLICY};
 use crate::pki::{Authority, Pair, Wanted};
 use crate::upstream::Upstream;
 
@@ -161,6 +161,19 @@ async fn a_certificate_proves_its_agent() {
     );
     assert!(credential.id.starts_with("sha256:") && agent.certificate.is_none());
     assert_eq!(outcome.reason, None);
+    // Policy may hold it to this very one.
+    let held_to = |hash: &str| {
+        format!(
+            "{POLICY}@id(\"held\") forbid (principal, action == Action::\"http\", resource)
+            unless {{ context has certificate && context.certificate == \"{hash}\" }};"
+        )
+    };
+    for (hash, status) in [("sha256:00", 403), (credential.id.as_str(), 200)] {
+        assert_eq!(s.gateway.publish_policy(&held_to(hash)).await, "");
+        client.send(get(&host, "")).await;
+        assert_eq!(client.answer().await.status, status, "{hash}");
+    }
+    assert_eq!(s.gateway.publish_policy(POLICY).await, "");
     // By the registry and policy: who is not there is nobody, and who may nothing is denied.
     for (file, names, reason) in
         [("other", "DNS:other.agents.test", "policy_denied"), ("gone", "DNS:gone.agents.test", "anonymous")]

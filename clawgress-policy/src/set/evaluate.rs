@@ -17,6 +17,7 @@ use crate::Host;
 use crate::address::canonical;
 use crate::content;
 use crate::effect::{Obligation, Would};
+use crate::fingerprint::Signal;
 use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -61,7 +62,7 @@ impl Inner {
         if permits.is_empty() && forbids.is_empty() {
             return Vec::new();
         }
-        let Ok((request, entities)) = self.in_cedars_terms(request, given) else { return Vec::new() };
+        let Ok((request, entities)) = self.whole(request, given) else { return Vec::new() };
         let evaluator = Evaluator::new(request, &entities, Extensions::all_available());
         let all = [(permits, Would::Permit), (forbids, Would::Forbid)].into_iter();
         let all = all.flat_map(|(policies, would)| policies.policies().map(move |policy| (policy, would)));
@@ -117,14 +118,15 @@ impl Inner {
         request: &Request<'_>,
         given: Given<'_>,
     ) -> Result<Decision, String> {
-        let (request, entities) = self.in_cedars_terms(request, given)?;
+        let (request, entities) = self.whole(request, given)?;
         Ok(verdict(Authorizer::new().is_authorized(request, policies.as_ref(), &entities)))
     }
 
     /// Whether a request can be asked at all.
     ///
     /// # Errors
-    /// If its host or the name of its provider is not in canonical form, or the set asks for the time or the agent's history, and is not given it.
+    /// If its host or the name of its provider is not in canonical form, or the set asks for the time or for fingerprints, and is not given
+    /// them. What the agent did before is missed only by policies whose answer depends on it.
     pub(super) fn check(&self, operation: &Operation<'_>, given: Given<'_>) -> Result<(), String> {
         let named = match operation {
             Operation::Llm(call) => Some(call.host),
@@ -142,11 +144,20 @@ impl Inner {
         if self.reads.time && given.moment.is_none() {
             return Err("policy asks for the time, and none was given".to_owned());
         }
-        let is_of_addresses = matches!(operation, Operation::Connect { .. } | Operation::Direct { .. });
+        let is_of_addresses = ActionKind::of(operation).is_of_addresses();
+        if self.reads.fingerprints && !is_of_addresses && given.fingerprints.is_none() {
+            return Err("policy asks for fingerprints, and what is known of them was not given".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A request as Cedar takes it, with all that any policy reads.
+    fn whole(&self, request: &Request<'_>, given: Given<'_>) -> Result<(CedarRequest, Entities), String> {
+        let is_of_addresses = ActionKind::of(&request.operation).is_of_addresses();
         if self.reads.history && !is_of_addresses && given.history.is_none() {
             return Err("policy asks for the agent's history, and none was given".to_owned());
         }
-        Ok(())
+        self.in_cedars_terms(request, given)
     }
 
     /// A request as Cedar takes it, with the entities that policies read.
@@ -227,6 +238,11 @@ impl Inner {
         }
         if let Some(history) = given.history.filter(|_| self.reads.history) {
             pairs.push((history::Field::RECORD, record(history)));
+        }
+        let is_of_addresses = ActionKind::of(operation).is_of_addresses();
+        if let Some(known) = given.fingerprints.filter(|_| self.reads.fingerprints && !is_of_addresses) {
+            let told = Signal::ALL.into_iter().filter_map(|s| Some((s.name(), string(known.of(s)?))));
+            pairs.extend(told);
         }
         let context = Context::Value(Arc::new(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect()));
         Ok(Question { resource, context })

@@ -16,20 +16,25 @@ use clawgress_identity::Agent;
 use self::lower::{Key, Lowering};
 use self::node::{Kind, Node};
 use self::run::{Ask, Val};
-use super::syntax::Policy;
+use super::syntax::{self, Policy};
 use super::{Given, Inner};
 use crate::effect::{Obligation, Would};
 use crate::request::{Decision, Request};
-use crate::vocabulary::ActionKind;
+use crate::vocabulary::{ActionKind, Reads};
 
 mod lower;
 pub(crate) mod node;
 mod run;
 
+/// What is said of a policy that depends on what nobody knows.
+const HISTORY_UNKNOWN: &str = "what the agent did before is not known";
+
 /// The policies of one action, ready to be asked.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     policies: Vec<Lowered>,
+    /// What any of them reads.
+    reads: Reads,
     /// Of those whose scope is any principal.
     any: Bucket,
     /// Of those for a tenant.
@@ -62,6 +67,7 @@ struct Lowered {
     id: Box<str>,
     effect: Effect,
     condition: Condition,
+    reads: Reads,
     cedar: cedar_policy::Policy,
 }
 
@@ -110,8 +116,13 @@ impl Group {
                 }
             };
             let number = u32::try_from(group.policies.len()).unwrap_or(u32::MAX);
-            let id = cedar.id().to_string().into();
-            group.policies.push(Lowered { id, effect: policy.effect(), condition, cedar: cedar.clone() });
+            let mut reads = Reads::default();
+            if let Some(condition) = policy.non_scope_constraints() {
+                syntax::reads(condition, &mut reads);
+                syntax::reads(condition, &mut group.reads);
+            }
+            let (id, effect) = (cedar.id().to_string().into(), policy.effect());
+            group.policies.push(Lowered { id, effect, condition, reads, cedar: cedar.clone() });
             let (principal, resource) = scope.unwrap_or((Key::Any, Key::Any));
             group.bucket(principal).list(resource).push(number);
         }
@@ -203,6 +214,36 @@ impl Inner {
         self.found(group, request, given).map(|found| found.would(group)).unwrap_or_default()
     }
 
+    /// Whether the answer of any policy of the group that can match depends on what the agent did before.
+    pub(super) fn depends_on_history(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
+        let given = Given { history: None, ..given };
+        group.reads.history && self.depends(group, request, given, |reads| reads.history)
+    }
+
+    /// Whether the answer of any policy of the group that can match depends on the fingerprint of a hello.
+    pub(super) fn depends_on_ja4(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
+        let given = Given { is_hello_unseen: true, ..given };
+        group.reads.ja4 && self.depends(group, request, given, |reads| reads.ja4)
+    }
+
+    /// Whether any policy that can match and reads something has no certain answer without it. What can't be asked at all
+    /// is denied with it or without.
+    fn depends(
+        &self,
+        group: &Group,
+        request: &Request<'_>,
+        given: Given<'_>,
+        reads: impl Fn(&Reads) -> bool,
+    ) -> bool {
+        let Ok(ask) = Ask::new(self, request, given) else { return false };
+        let depends = |number: u32| {
+            let policy = group.policies.get(number as usize);
+            policy.is_some_and(|policy| reads(&policy.reads) && policy.certain(&ask).is_none())
+        };
+        let mut buckets = group.buckets(request.agent);
+        buckets.any(|bucket| bucket.candidates(&ask).any(depends))
+    }
+
     fn found(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> Result<Found, String> {
         let ask = Ask::new(self, request, given)?;
         let mut found = Found::default();
@@ -215,21 +256,30 @@ impl Inner {
     }
 }
 
-// === impl Found ===
+// === impl Lowered ===
 
-impl Found {
-    fn ask(&mut self, group: &Group, number: u32, ask: &Ask<'_>) -> Result<(), String> {
-        let Some(policy) = group.policies.get(number as usize) else { return Ok(()) };
-        let holds = match &policy.condition {
+impl Lowered {
+    /// Whether its condition holds, if its tree is certain of it.
+    fn certain(&self, ask: &Ask<'_>) -> Option<bool> {
+        match &self.condition {
             Condition::True => Some(true),
             Condition::Tree(node) => match ask.run(node) {
                 Ok(Val::Bool(holds)) => Some(holds),
                 _ => None,
             },
             Condition::Oracle => None,
-        };
-        let holds = match holds {
+        }
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    fn ask(&mut self, group: &Group, number: u32, ask: &Ask<'_>) -> Result<(), String> {
+        let Some(policy) = group.policies.get(number as usize) else { return Ok(()) };
+        let holds = match policy.certain(ask) {
             Some(holds) => Ok(holds),
+            None if policy.reads.history && ask.lacks_history() => Err(HISTORY_UNKNOWN.to_owned()),
             None => ask.oracle(policy.cedar.as_ref())?,
         };
         match holds {

@@ -9,6 +9,8 @@ pub(crate) use cedar_policy_core::ast::{
 };
 
 use crate::address::canonical;
+use crate::fingerprint::Signal;
+use crate::history::Field;
 use crate::vocabulary::{Reads, qualify};
 use ipnet::IpNet;
 
@@ -31,6 +33,9 @@ impl Named {
 pub(crate) fn offset(expr: &Expr) -> Option<usize> {
     expr.source_loc().map(cedar_policy_core::parser::Loc::start)
 }
+
+/// The attribute that the fingerprint of a hello is.
+pub(crate) const JA4: &str = "ja4";
 
 /// The variable, if the expression is one.
 pub(crate) fn variable(expr: &Expr) -> Option<Var> {
@@ -176,8 +181,11 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     if reads_time(expr) {
         reads.time = true;
     }
-    reads.ja4 |= is_context(expr, "ja4");
-    reads.history |= is_history(expr);
+    if let Some(attribute) = of_context(expr) {
+        reads.ja4 |= attribute == JA4;
+        reads.history |= attribute == Field::RECORD;
+        reads.fingerprints |= Signal::named(attribute).is_some();
+    }
     match base.map(|base| variable(base)) {
         Some(Some(Var::Context)) | None => {}
         Some(Some(Var::Resource)) => reads.resource = true,
@@ -190,14 +198,14 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     }
 }
 
-/// Whether the expression itself reads the record of what the agent did before, or asks whether there is one.
-fn is_history(expr: &Expr) -> bool {
+/// The attribute of the context that the expression itself reads, or asks whether it is there.
+fn of_context(expr: &Expr) -> Option<&str> {
     let (base, attr) = match expr.expr_kind() {
-        ExprKind::HasAttr { expr, attr } => (expr, attr),
+        ExprKind::GetAttr { expr, attr } | ExprKind::HasAttr { expr, attr } => (expr, attr),
         ExprKind::ExtHasAttr { expr, attrs } => (expr, attrs.first()),
-        _ => return is_context(expr, crate::history::Field::RECORD),
+        _ => return None,
     };
-    variable(base) == Some(Var::Context) && attr == crate::history::Field::RECORD
+    (variable(base) == Some(Var::Context)).then_some(attr.as_str())
 }
 
 /// Whether the expression itself reads the time, or asks whether there is one: the kernel's tables are made

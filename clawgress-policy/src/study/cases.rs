@@ -1,11 +1,13 @@
 //! Cases: what a set is wanted to say of a request, so that a change of policy is tested before it is live.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use clawgress_identity::{Agent, AgentId, AgentState};
 use serde::{Deserialize, Serialize};
 
 use super::explain::{Explanation, Target, explain};
+use crate::fingerprint::Fingerprints;
 use crate::history::History;
 use crate::{Geo, NamedSets, PolicySet, Surroundings};
 
@@ -64,6 +66,11 @@ pub struct Case {
     pub at: Option<String>,
     /// What the agent did before, where policy asks; nothing, and nothing is new, if absent.
     pub history: Option<History>,
+    /// What seems to be at the other end, where policy asks; nothing is known if absent.
+    pub fingerprint: Option<CaseFingerprint>,
+    /// Whether the URL is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
+    #[serde(default)]
+    pub endpoint: bool,
     /// What is wanted.
     pub expect: Verdict,
     /// Phase that is wanted to decide: the first that denies, else the last.
@@ -74,6 +81,20 @@ pub struct Case {
     pub policies: Option<BTreeSet<String>>,
     /// Ids of the obligations that are wanted to match.
     pub effects: Option<BTreeSet<String>>,
+}
+
+/// What seems to be at the other end.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseFingerprint {
+    /// Fingerprint of the hello, for `https`.
+    pub ja4: Option<String>,
+    /// Hash of the executable of a local run.
+    pub executable: Option<String>,
+    /// Hash of the certificate or SVID.
+    pub certificate: Option<String>,
+    /// MAC address.
+    pub mac: Option<String>,
 }
 
 /// Allow or deny.
@@ -141,7 +162,20 @@ impl Case {
     /// # Errors
     /// What is not understood, and what to write.
     pub fn target(&self) -> Result<Target, String> {
-        Target::parse(&self.to, self.method.as_deref(), self.protocol.as_deref(), self.address.as_deref())
+        let (method, protocol) = (self.method.as_deref(), self.protocol.as_deref());
+        let target = Target::parse(&self.to, method, protocol, self.address.as_deref())?;
+        let target = match self.fingerprint.as_ref().and_then(|known| known.ja4.clone()) {
+            Some(ja4) => target.with_hello(ja4)?,
+            None => target,
+        };
+        if self.endpoint { target.by_endpoint() } else { Ok(target) }
+    }
+
+    fn seen(&self) -> Fingerprints {
+        let Some(CaseFingerprint { executable, certificate, mac, .. }) = self.fingerprint.clone() else {
+            return Fingerprints::default();
+        };
+        Fingerprints { executable, certificate, mac }
     }
 
     /// Asks `set`, which is `parts` [at](PolicySet::at) the case's moment, for `agent`.
@@ -153,7 +187,7 @@ impl Case {
         agent: &Agent,
         target: &Target,
     ) -> CaseResult {
-        let set = &set.knowing(self.history.unwrap_or(History::QUIET));
+        let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
         let explanation = explain(set, parts, agent, target);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {

@@ -16,7 +16,8 @@ use crate::set::applies;
 use crate::set::syntax::Policy;
 use crate::vocabulary::ActionKind;
 use crate::{
-    Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
+    Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport,
+    TunnelProtocol, UPSTREAM_ALPN,
 };
 
 /// What an agent may want.
@@ -45,6 +46,10 @@ pub enum Target {
         path: String,
         /// What the host resolves to, if that is to be judged as well.
         ip: Option<IpAddr>,
+        /// Fingerprint of the client's hello, for `https`; empty for none.
+        ja4: String,
+        /// Whether it is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
+        is_endpoint: bool,
     },
 }
 
@@ -110,14 +115,20 @@ pub fn explain(
     target: &Target,
 ) -> Explanation {
     let is_supposed = set.asks_history() && !set.knows_history();
+    let is_blind = set.asks_fingerprints() && !set.knows_fingerprints();
     let set = &set.supposing(History::QUIET);
+    let set = &if is_blind { set.seeing(Arc::default()) } else { set.clone() };
     let mut explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
-        Target::Url { host, port, scheme, method, path, ip } => {
+        Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint } => {
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
-            url(set, agent, (host, *port, *scheme), http, *ip)
+            url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint))
         }
     };
+    if is_blind && matches!(target, Target::Url { .. }) {
+        let blind = "no executable, certificate or MAC address is known";
+        explanation.notes.push(blind.to_owned());
+    }
     if is_supposed {
         let supposed =
             "`context.history` is told for an agent that did nothing before, and of which nothing is new";
@@ -161,9 +172,32 @@ fn url(
     agent: &Agent,
     (host, port, scheme): (&Host, u16, Scheme),
     http: Operation<'_>,
-    ip: Option<IpAddr>,
+    (ip, ja4, is_endpoint): (Option<IpAddr>, &str, bool),
 ) -> Explanation {
     let (mut phases, mut notes) = (Vec::new(), Vec::new());
+    match scheme {
+        Scheme::Http => phases.push(ask(set, agent, http)),
+        Scheme::Https if is_endpoint => {
+            // The hello is the gateway's, so that it tells nothing of the client.
+            let alpn = [UPSTREAM_ALPN.to_owned()];
+            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &alpn, ja4: "" }));
+            phases.push(ask(set, agent, http));
+        }
+        Scheme::Https => {
+            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &[], ja4 }));
+            let protocol = TunnelProtocol::Tls;
+            let mut tunnel = ask(set, agent, Operation::Tunnel { host, port, protocol });
+            let wants_reading = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
+            if wants_reading.iter().any(|r| tunnel.reason.as_deref() == Some(r.name())) {
+                // TLS is wanted, but read: the proxy's own words for it.
+                tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
+            }
+            phases.push(tunnel);
+            let of_hello = if ja4.is_empty() { " and has no fingerprint" } else { "" };
+            notes.push(format!("`tls` is told for a hello that offers no ALPN{of_hello}"));
+        }
+    }
+    // Last, as the proxy asks it: of each address, once it is known that the rest is allowed.
     let mut is_forwarded = false;
     match ip.or(host.address()) {
         Some(ip) => {
@@ -174,31 +208,17 @@ fn url(
             "`connect` is asked of each address that `{host}` resolves to: name one with --address"
         )),
     }
-    if is_forwarded {
+    if is_forwarded && !is_endpoint {
         notes.push(
             "`direct` permits the address: past the explicit proxy, the kernel forwards it unread".into(),
         );
-    }
-    match scheme {
-        Scheme::Http => phases.push(ask(set, agent, http)),
-        Scheme::Https => {
-            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &[], ja4: "" }));
-            let protocol = TunnelProtocol::Tls;
-            let mut tunnel = ask(set, agent, Operation::Tunnel { host, port, protocol });
-            let wants_reading = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
-            if wants_reading.iter().any(|r| tunnel.reason.as_deref() == Some(r.name())) {
-                // TLS is wanted, but read: the proxy's own words for it.
-                tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
-            }
-            phases.push(tunnel);
-            notes.push("`tls` is told for a hello that offers no ALPN and has no fingerprint".to_owned());
-        }
     }
     let decided = phases.iter().find(|phase| !phase.allowed).or(phases.last());
     let (decided, reason) =
         decided.map(|phase| (phase.action.clone(), phase.reason.clone())).unwrap_or_default();
     let allowed = phases.iter().all(|phase| phase.allowed);
     let opaque = match scheme {
+        Scheme::Https if is_endpoint => None,
         Scheme::Https if allowed => Some("tunnel".to_owned()),
         Scheme::Http | Scheme::Https => is_forwarded.then(|| "direct".to_owned()),
     };
@@ -264,7 +284,8 @@ fn content(
         let text: String = scopes.iter().map(|(id, scope)| format!("@id(\"{id}\") {scope}\n")).collect();
         match PolicySet::parse_in(&text, sets, surroundings) {
             Ok(scoped) => {
-                return scoped.at(0).knowing(History::QUIET).decide(&Request { agent, operation }).policies;
+                // Their conditions are gone, and with them all that has to be given.
+                return scoped.decide(&Request { agent, operation }).policies;
             }
             Err(errors) => {
                 let before = scopes.len();
@@ -344,6 +365,35 @@ impl Target {
         Ok(Target::Address { ip, port, transport })
     }
 
+    /// The same by a hello with this fingerprint.
+    ///
+    /// # Errors
+    /// If it is no `https://…`.
+    pub fn with_hello(mut self, fingerprint: String) -> Result<Target, String> {
+        match &mut self {
+            Target::Url { scheme: Scheme::Https, ja4, .. } => *ja4 = fingerprint,
+            _ => return Err("the fingerprint of a hello goes with a URL `https://…`".to_owned()),
+        }
+        Ok(self)
+    }
+
+    /// The same, asked of an endpoint.
+    ///
+    /// # Errors
+    /// If it is no `https://…`, or has the fingerprint of a client's hello.
+    pub fn by_endpoint(mut self) -> Result<Target, String> {
+        match &mut self {
+            Target::Url { scheme: Scheme::Https, ja4, is_endpoint, .. } if ja4.is_empty() => {
+                *is_endpoint = true;
+            }
+            Target::Url { scheme: Scheme::Https, .. } => {
+                return Err("the hello to an endpoint's server is the gateway's own".to_owned());
+            }
+            _ => return Err("what is asked of an endpoint goes on as `https://…`".to_owned()),
+        }
+        Ok(self)
+    }
+
     fn of_url(
         shown: &str,
         rest: &str,
@@ -368,13 +418,21 @@ impl Target {
         };
         let host = Host::parse(host).map_err(|error| error.to_string())?;
         let path = if path.is_empty() { "/" } else { path }.to_owned();
-        Ok(Target::Url { host, port, scheme, method: method.unwrap_or("GET").to_owned(), path, ip })
+        let method = method.unwrap_or("GET").to_owned();
+        let (ja4, is_endpoint) = (String::new(), false);
+        Ok(Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint })
     }
 }
 
 // === impl Explanation ===
 
 impl Explanation {
+    /// Whether `connect` was asked: without it, nobody knows whether what the other phases allow passes.
+    #[must_use]
+    pub fn asked_connect(&self) -> bool {
+        self.phases.iter().any(|phase| phase.action == "connect")
+    }
+
     /// Ids of the policies that determine it: of the phase that denies, or of all.
     #[must_use]
     pub fn policies(&self) -> BTreeSet<String> {

@@ -14,7 +14,8 @@ use crate::kernel::{self, KernelAction};
 use crate::set::syntax::{self, Policy};
 use crate::vocabulary::Reads;
 use crate::{
-    ALPN_GUESSES, Decision, GeoNames, Host, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol,
+    ALPN_GUESSES, Decision, GeoNames, Host, Need, Operation, PolicySet, Request, Scheme, Transport,
+    TunnelProtocol, UPSTREAM_ALPN,
 };
 
 /// What a record holds of a decision.
@@ -48,6 +49,8 @@ pub struct Recorded<'a> {
     pub policies: &'a [String],
     /// What a tunnel carries.
     pub content: Content,
+    /// Whether its TLS was read.
+    pub intercepted: bool,
     /// What the hello offered.
     pub alpn: Option<&'a [String]>,
     /// Its fingerprint.
@@ -109,17 +112,16 @@ pub enum Replayed {
     Apart,
 }
 
-/// What policies read that a record may not hold.
+/// What policies read that a record may not hold, besides what is asked of each request: what the agent did before, and
+/// the fingerprint of its hello.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Attributes or labels of agents.
     pub labels: bool,
     /// What a TLS hello offers.
     pub alpn: bool,
-    /// The fingerprint of a TLS hello.
-    pub ja4: bool,
-    /// What the agent did before.
-    pub history: bool,
+    /// What seems to be at the other end, besides the hello.
+    pub fingerprints: bool,
     /// The data of an autonomous system or a country.
     pub geo: bool,
     /// The time.
@@ -140,8 +142,7 @@ impl Needs {
             let mut reads = Reads::default();
             syntax::reads(condition, &mut reads);
             needs.labels |= reads.agent;
-            needs.ja4 |= reads.ja4;
-            needs.history |= reads.history;
+            needs.fingerprints |= reads.fingerprints;
             needs.time |= reads.time;
             needs.alpn |= condition.subexpressions().any(reads_alpn);
         }
@@ -164,6 +165,7 @@ impl Recorded<'_> {
     pub fn replay(&self, set: &PolicySet, needs: Needs) -> Replayed {
         if let Err(reason) = self.verdict
             && !is_policys(reason)
+            && !self.is_quarantined_by_policy(reason)
         {
             return Replayed::Apart;
         }
@@ -176,8 +178,8 @@ impl Recorded<'_> {
         if let Some((_, why)) = lacks.into_iter().find(|(lacks, _)| *lacks) {
             return unknown(why);
         }
-        if needs.history && !self.by_kernel && !set.knows_history() {
-            return unknown("what the agent did before");
+        if needs.fingerprints && !self.by_kernel && !set.knows_fingerprints() {
+            return unknown("the executable, the certificate or the MAC address");
         }
         if self.by_kernel { self.kernel(set) } else { self.proxied(set, needs) }
     }
@@ -213,52 +215,94 @@ impl Recorded<'_> {
         if recorded == policies.iter().collect() { Replayed::Same } else { Replayed::Otherwise { policies } }
     }
 
+    /// In the order in which the proxy asks: what is wanted, then each address; and what quarantines comes before both, as
+    /// soon as it was asked.
     fn proxied(&self, set: &PolicySet, needs: Needs) -> Replayed {
         let before = self.verdict.err().unwrap_or("allow");
         let Some(port) = self.port else { return unknown("the port") };
-        let mut reached = Vec::new();
-        if let Some(ip) = self.ip {
-            let reach = set.reach(self.agent, ip, port, Transport::Tcp);
-            if let Err(reason) = reach.verdict {
-                return self.changed(before, reason.name(), reach.policies);
-            }
-            reached = reach.policies;
-        } else if self.action == "connect" {
-            return unknown("the address");
-        }
         let host = self.host.map_or_else(|| self.ip.map(Host::from_address), |host| Host::parse(host).ok());
         let Some(host) = host else { return unknown("the host") };
-        let answer = match self.action {
-            "http" => self.http(set, &host, port),
+        let wanted = match self.action {
+            "http" => self.http(set, &host, port, needs),
+            // What is read is asked no `tunnel`; and each request for its addresses, none for the connection.
+            "tls" if self.intercepted && self.method.is_none() => {
+                return match self.opened(set, &host, port, needs) {
+                    Ok(answer) => {
+                        let after = answer.denied.map_or("allow", DropReason::name);
+                        self.changed(before, after, answer.policies)
+                    }
+                    Err(why) => unknown(why),
+                };
+            }
+            "tls" if self.method.is_some() => self.http(set, &host, port, needs),
             "tls" | "tunnel" => self.opaque(set, &host, port, needs),
             // It was denied by its address, after this was asked.
-            _ if self.method.is_some() => self.http(set, &host, port),
+            _ if self.method.is_some() => self.http(set, &host, port, needs),
             _ if matches!(self.content, Content::Tls | Content::Unknown) => {
                 self.opaque(set, &host, port, needs)
             }
             // What would have been asked next was never seen.
-            _ => return unknown("what would have come after `connect`"),
+            _ => Err("what would have come after `connect`"),
         };
-        match answer {
-            // It was denied before an address was known: what `connect` would have said, nobody knows.
-            Ok((None, _)) if self.ip.is_none() => unknown("the address"),
-            Ok((None, mut policies)) => {
-                policies.extend(reached);
-                self.changed(before, "allow", policies)
+        let reach = self.ip.map(|ip| set.reach(self.agent, ip, port, Transport::Tcp));
+        match (wanted, reach) {
+            (Ok(Answer { denied: Some(reason), policies, .. }), _) => {
+                self.changed(before, reason.name(), policies)
             }
-            Ok((Some(reason), policies)) => self.changed(before, reason.name(), policies),
-            Err(why) => unknown(why),
+            // Whatever would have been asked before, this denies at the latest.
+            (Err(why), Some(reach)) if self.action == "connect" => match reach.verdict {
+                Err(reason) => self.changed(before, reason.name(), reach.policies),
+                Ok(()) => unknown(why),
+            },
+            (Err(why), _) => unknown(why),
+            // It was denied before an address was known: what `connect` would have said, nobody knows.
+            (Ok(_), None) => unknown("the address"),
+            (Ok(answer), Some(reach)) => match reach.verdict {
+                Err(reason) => self.changed(before, reason.name(), reach.policies),
+                Ok(()) => {
+                    let policies = answer.policies.into_iter().chain(reach.policies).collect();
+                    self.changed(before, "allow", policies)
+                }
+            },
         }
     }
 
-    fn http(&self, set: &PolicySet, host: &Host, port: u16) -> Result<Answer, &'static str> {
-        if self.scheme.is_some_and(|scheme| scheme != Scheme::Http.name()) {
-            return Err("what was asked of the TLS by which it was sent on");
+    /// `tls` as the client offered it, of what is read: what it obliges to was kept once.
+    fn opened(&self, set: &PolicySet, host: &Host, port: u16, needs: Needs) -> Result<Answer, &'static str> {
+        let alpn = match self.alpn {
+            Some(alpn) => alpn,
+            None if needs.alpn => return Err("the ALPN list of the hello"),
+            None => &[],
+        };
+        let operation = Operation::Tls { host, port, alpn, ja4: self.ja4.unwrap_or_default() };
+        let request = Request { agent: self.agent, operation };
+        if self.ja4.is_none() && set.needs_ja4(&request) {
+            return Err("the fingerprint of the hello");
         }
+        if !set.knows_history() && set.needs_history(&request) == Need::Decided {
+            return Err("what the agent did before");
+        }
+        let Decision { verdict, policies, .. } = set.decide(&request);
+        Ok(Answer { denied: verdict.err(), policies, quarantine: None })
+    }
+
+    fn http(&self, set: &PolicySet, host: &Host, port: u16, needs: Needs) -> Result<Answer, &'static str> {
         let method = self.method.ok_or("the method")?;
         let path = self.path.ok_or("the path")?;
-        let operation = Operation::Http { host, port, scheme: Scheme::Http, method, path };
-        Ok(answer(ask(set, self.agent, operation)))
+        let is_read_over_tls = self.scheme.is_some_and(|scheme| scheme != Scheme::Http.name());
+        let scheme = if is_read_over_tls { Scheme::Https } else { Scheme::Http };
+        let http = Operation::Http { host, port, scheme, method, path };
+        if !is_read_over_tls {
+            return ask(set, self.agent, http);
+        }
+        let tls = if self.intercepted {
+            self.opened(set, host, port, needs)?
+        } else {
+            // The hello was the gateway's own.
+            let alpn = [UPSTREAM_ALPN.to_owned()];
+            ask(set, self.agent, Operation::Tls { host, port, alpn: &alpn, ja4: "" })?
+        };
+        if tls.denied.is_some() { Ok(tls) } else { Ok(tls.then(ask(set, self.agent, http)?)) }
     }
 
     /// `tls` and `tunnel`, or `tunnel` alone for what was no TLS. Where a record doesn't tell which, both must say the same.
@@ -268,25 +312,24 @@ impl Recorded<'_> {
             None if needs.alpn => return Err("the ALPN list of the hello"),
             None => &[],
         };
-        let ja4 = match self.ja4 {
-            Some(ja4) => ja4,
-            None if needs.ja4 => return Err("the fingerprint of the hello"),
-            None => "",
-        };
-        let hello = Operation::Tls { host, port, alpn, ja4 };
+        let hello = Operation::Tls { host, port, alpn, ja4: self.ja4.unwrap_or_default() };
+        let lacks_ja4 = self.ja4.is_none() && set.needs_ja4(&Request { agent: self.agent, operation: hello });
+        if lacks_ja4 && !matches!(self.content, Content::Unknown | Content::Unseen) {
+            return Err("the fingerprint of the hello");
+        }
         let is_unknown = self.verdict == Err(DropReason::ProtocolUnknown.name());
         let is_tls = self.action == "tls"
             || self.alpn.is_some()
             || self.ja4.is_some()
             || self.verdict == Err(DropReason::InspectionRequired.name());
         match self.content {
-            Content::Tls => Ok(self.tls(set, hello)),
-            Content::Unknown => Ok(self.other(set, host, port)),
+            Content::Tls => self.tls(set, hello),
+            Content::Unknown => self.other(set, host, port),
             Content::Unseen => self.unseen(set, host, port),
-            Content::Untold if is_unknown => Ok(self.other(set, host, port)),
+            Content::Untold if is_unknown => self.other(set, host, port),
             Content::Untold => {
-                let tls = self.tls(set, hello);
-                if !is_tls && tls.0.is_none() != self.other(set, host, port).0.is_none() {
+                let tls = self.tls(set, hello)?;
+                if !is_tls && tls.denied.is_none() != self.other(set, host, port)?.denied.is_none() {
                     return Err("whether it was TLS");
                 }
                 Ok(tls)
@@ -295,69 +338,110 @@ impl Recorded<'_> {
     }
 
     /// A protocol nobody can read.
-    fn other(&self, set: &PolicySet, host: &Host, port: u16) -> Answer {
+    fn other(&self, set: &PolicySet, host: &Host, port: u16) -> Result<Answer, &'static str> {
         let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown };
-        let (reason, policies) = answer(ask(set, self.agent, operation));
-        let denied =
-            reason.map(|r| if r == DropReason::PolicyDenied { DropReason::ProtocolUnknown } else { r });
-        (denied, policies)
+        let answer = ask(set, self.agent, operation)?;
+        let denied = answer
+            .denied
+            .map(|r| if r == DropReason::PolicyDenied { DropReason::ProtocolUnknown } else { r });
+        Ok(Answer { denied, ..answer })
     }
 
     /// A `CONNECT` of which nothing that may follow was permitted: by the first guess, if that is so now.
     fn unseen(&self, set: &PolicySet, host: &Host, port: u16) -> Result<Answer, &'static str> {
-        let guesses = ALPN_GUESSES.iter().map(|guess| {
+        let mut guesses = Vec::with_capacity(ALPN_GUESSES.len());
+        for guess in ALPN_GUESSES {
             let alpn: Vec<String> = guess.iter().map(|name| (*name).to_owned()).collect();
-            self.tls(set, Operation::Tls { host, port, alpn: &alpn, ja4: "" })
-        });
-        let guesses: Vec<Answer> = guesses.collect();
+            let hello = Operation::Tls { host, port, alpn: &alpn, ja4: "" };
+            if set.needs_ja4(&Request { agent: self.agent, operation: hello }) {
+                return Err("what would have followed the `CONNECT`");
+            }
+            guesses.push(self.tls(set, hello)?);
+        }
         let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
-        let denies = |(reason, _): &Answer| reason.is_some();
+        let denies = |answer: &Answer| answer.denied.is_some();
         let nothing = guesses.iter().all(denies)
-            && denies(&self.other(set, host, port))
-            && denies(&answer(ask(set, self.agent, root)));
+            && denies(&self.other(set, host, port)?)
+            && denies(&ask(set, self.agent, root)?);
         guesses.into_iter().next().filter(|_| nothing).ok_or("what would have followed the `CONNECT`")
     }
 
-    fn tls(&self, set: &PolicySet, hello: Operation<'_>) -> Answer {
-        let (reason, mut policies) = answer(ask(set, self.agent, hello));
-        let (None, Operation::Tls { host, port, .. }) = (reason, hello) else { return (reason, policies) };
-        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
-        let (reason, of_tunnel) = answer(ask(set, self.agent, operation));
-        match reason {
-            Some(DropReason::PolicyDenied | DropReason::PolicyForbidden) => {
-                (Some(DropReason::InspectionRequired), of_tunnel)
-            }
-            Some(other) => (Some(other), of_tunnel),
-            None => {
-                policies.extend(of_tunnel);
-                (None, policies)
-            }
+    fn tls(&self, set: &PolicySet, hello: Operation<'_>) -> Result<Answer, &'static str> {
+        let tls = ask(set, self.agent, hello)?;
+        let Operation::Tls { host, port, .. } = hello else { return Ok(tls) };
+        // What quarantines denies at the end alone: until then `tls` is as its guards say.
+        if tls.denied.is_some() && tls.quarantine.is_none() {
+            return Ok(tls);
         }
+        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
+        let mut tunnel = ask(set, self.agent, operation)?;
+        if matches!(tunnel.denied, Some(DropReason::PolicyDenied | DropReason::PolicyForbidden)) {
+            tunnel.denied = Some(DropReason::InspectionRequired);
+        }
+        Ok(tls.then(tunnel))
+    }
+
+    /// Whether a policy quarantined the agent at this very request, rather than that it was quarantined before.
+    fn is_quarantined_by_policy(&self, reason: &str) -> bool {
+        reason == DropReason::AgentQuarantined.name() && !self.policies.is_empty()
     }
 }
 
 /// Why it is denied, if it is, and by which policies.
-type Answer = (Option<DropReason>, Vec<String>);
-
-fn answer(decision: Decision) -> Answer {
-    (decision.verdict.err(), decision.policies)
+struct Answer {
+    denied: Option<DropReason>,
+    policies: Vec<String>,
+    /// The longest quarantine that matches, seconds, and its policy.
+    quarantine: Option<(u64, String)>,
 }
 
-fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Decision {
-    let request = Request { agent, operation };
-    match set.obligations(&request) {
-        // What quarantines lets nothing pass, whatever the guards say. Limits depend on what came before, and are not
-        // replayed.
-        Ok(obligations) => match obligations.iter().find(|o| matches!(o.effect, Effect::Quarantine(_))) {
-            Some(quarantine) => Decision {
-                verdict: Err(DropReason::AgentQuarantined),
-                policies: vec![quarantine.policy.to_string()],
-                errors: Vec::new(),
-            },
-            None => set.decide(&request),
-        },
-        Err(failed) => failed,
+impl Answer {
+    /// The answer of a phase that follows this one, which allows but for what quarantines.
+    fn then(self, mut next: Answer) -> Answer {
+        let longest = match (self.quarantine, next.quarantine.take()) {
+            (Some(first), Some(second)) => Some(if second.0 >= first.0 { second } else { first }),
+            (first, second) => first.or(second),
+        };
+        match longest {
+            Some(longest) => Answer::quarantined(longest),
+            None if next.denied.is_some() => next,
+            None => {
+                next.policies.extend(self.policies);
+                next
+            }
+        }
     }
+
+    fn quarantined(longest: (u64, String)) -> Answer {
+        let (denied, policies) = (Some(DropReason::AgentQuarantined), vec![longest.1.clone()]);
+        Answer { denied, policies, quarantine: Some(longest) }
+    }
+}
+
+/// What `set` says. Limits depend on what came before, and are not replayed.
+fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Result<Answer, &'static str> {
+    let request = Request { agent, operation };
+    if !set.knows_history() && set.needs_history(&request) == Need::Decided {
+        return Err("what the agent did before");
+    }
+    let answer = |decision: Decision| Answer {
+        denied: decision.verdict.err(),
+        policies: decision.policies,
+        quarantine: None,
+    };
+    let obligations = match set.obligations(&request) {
+        Ok(obligations) => obligations,
+        Err(failed) => return Ok(answer(failed)),
+    };
+    // What quarantines lets nothing pass, whatever the guards say; the longest, as it is enforced.
+    let quarantines = obligations.iter().filter_map(|o| match o.effect {
+        Effect::Quarantine(seconds) => Some((seconds.unwrap_or(u64::MAX), o.policy.to_string())),
+        _ => None,
+    });
+    Ok(match quarantines.max_by_key(|(seconds, _)| *seconds) {
+        Some(longest) => Answer::quarantined(longest),
+        None => answer(set.decide(&request)),
+    })
 }
 
 fn unknown(why: &str) -> Replayed {

@@ -65,14 +65,17 @@ fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policie
 
 #[test]
 fn the_earliest_phase_decides() {
-    check(&explained("http://api.test/x", None, Some("203.0.113.5")), "http", None, &["http", "web"]);
+    check(&explained("http://api.test/x", None, Some("203.0.113.5")), "connect", None, &["http", "web"]);
     let admin = explained("http://api.test/admin?token=1", None, None);
     check(&admin, "http", Some("policy_forbidden"), &["no-admin"]);
     assert!(admin.effects().contains("pace"), "{admin:?}");
-    // The forbid of the address comes first, although the path is forbidden too.
+    // What is wanted is asked before the address, which is forbidden too.
     let both = explained("http://api.test/admin", None, Some("203.0.113.66"));
-    check(&both, "connect", Some("policy_forbidden"), &["no-bad"]);
+    check(&both, "http", Some("policy_forbidden"), &["no-admin"]);
     assert_eq!(both.phases.len(), 2);
+    let address = explained("http://api.test/x", None, Some("203.0.113.66"));
+    check(&address, "connect", Some("policy_forbidden"), &["no-bad"]);
+    assert!(address.asked_connect() && !admin.asked_connect());
     check(&explained("203.0.113.5:443", None, None), "connect", None, &["web"]);
     check(&explained("203.0.113.5:22", None, None), "connect", Some("policy_denied"), &[]);
     check(&explained("https://other.test/", None, None), "tls", Some("policy_denied"), &[]);
@@ -219,6 +222,7 @@ fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
         path: Some("/x"),
         policies,
         content: Content::Untold,
+        intercepted: false,
         alpn: None,
         ja4: None,
     }

@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentState};
 use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
+use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
-    Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
+    Decision, Host, NamedSets, Need, Operation, PolicySet, Request, Scheme, Surroundings, Transport,
+    TunnelProtocol,
 };
 
 use crate::writer::{
-    ACTIONS, AGENTS, FINDINGS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, OFFERED, OFFERING, PATHS, Random,
-    Writer,
+    ACTIONS, AGENTS, FINDINGS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, OFFERED, OFFERING, PATHS, PRINTS,
+    Random, Writer,
 };
 
 /// Cases in an ordinary run: what the issue asks for.
@@ -56,6 +60,11 @@ pub fn history(random: &mut Random) -> History {
     };
     let (requests, denied) = (counts(), counts());
     History { requests, denied, first_seen: random.one_in(2), fingerprint_changed: random.one_in(2) }
+}
+
+pub fn fingerprints(random: &mut Random) -> Arc<Fingerprints> {
+    let mut maybe = || random.one_in(2).then(|| random.pick(&PRINTS).to_owned());
+    Arc::new(Fingerprints { executable: maybe(), certificate: maybe(), mac: maybe() })
 }
 
 /// Policies that are valid alone, for one action.
@@ -233,7 +242,7 @@ fn decisions_are_the_authorizers() {
 /// So many cases of this seed.
 fn round(seed: u64, cases: usize) {
     let random = &mut Random(seed);
-    let (mut done, mut allowed, mut failed) = (0, 0, 0);
+    let (mut done, mut allowed, mut failed, mut needed) = (0, 0, 0, 0);
     let pools = ACTIONS.map(|action| (action, pool(random, action, 24)));
     while done < cases {
         let (action, pool) = &pools[random.below(pools.len())];
@@ -253,12 +262,14 @@ fn round(seed: u64, cases: usize) {
         let agents = agents(random);
         for _ in 0..REQUESTS {
             let agent = &agents[random.below(agents.len())];
-            let set = &set.knowing(history(random));
+            let before = set.seeing(fingerprints(random));
+            let set = &before.knowing(history(random));
             let things = Things::new(random);
             let operation = things.operation(random, action);
             let request = Request { agent, operation };
             let (lowered, oracle) = both(set, &request);
             assert_eq!(lowered, oracle, "seed {seed}\n{request:?}\n{text}");
+            needed += usize::from(without_history(&before, set, &request));
             allowed += usize::from(oracle.is_allow());
             failed += usize::from(!oracle.errors.is_empty());
         }
@@ -271,6 +282,34 @@ fn round(seed: u64, cases: usize) {
         "allows and denies are balanced: {allowed} of {done}"
     );
     assert!(failed > 0, "errors are among them");
+    assert!((1..done / 2).contains(&needed), "some need a history, and most don't: {needed}");
+}
+
+/// Where nobody needs to know a history, nothing depends on it; where somebody does, its absence is told. Whether it is
+/// needed.
+fn without_history(before: &PolicySet, knowing: &PolicySet, request: &Request<'_>) -> bool {
+    let would = |set: &PolicySet| {
+        set.obligations(request)
+            .map(|all| all.iter().map(|o| (o.policy.to_string(), o.effect.name())).collect::<Vec<_>>())
+    };
+    let need = before.needs_history(request);
+    match need {
+        Need::None => {
+            assert_eq!(before.decide(request), knowing.decide(request), "{request:?}");
+            assert_eq!(would(before), would(knowing), "{request:?}");
+        }
+        Need::Logged => {
+            assert_eq!(before.decide(request), knowing.decide(request), "{request:?}");
+            let told = would(before).expect("what only logs never denies");
+            assert!(told.iter().any(|(_, effect)| *effect == "would-fail"), "{told:?}");
+        }
+        Need::Decided => {
+            let fails = |decision: &Decision| decision.verdict == Err(DropReason::PolicyError);
+            let failed = before.obligations(request).err();
+            assert!(fails(&before.decide(request)) || failed.as_ref().is_some_and(fails), "{request:?}");
+        }
+    }
+    need != Need::None
 }
 
 /// A written entity that a condition computes may be the request's own, which is in more than itself.

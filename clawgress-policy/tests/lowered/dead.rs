@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use clawgress_policy::lint::{Certainty, Configuration, Enforced, Lint};
 use clawgress_policy::{Operation, PolicySet, Request};
 
-use crate::cases::{Things, agents, history, number, parse, pool};
+use crate::cases::{Things, agents, fingerprints, history, number, parse, pool};
 use crate::writer::{ACTIONS, Random};
 
 /// Sets in an ordinary run, policies in one, and requests to one in which anything is dead.
@@ -78,7 +78,7 @@ fn what_lint_calls_dead_determines_nothing() {
             let things = Things::new(random);
             let operation = things.operation(random, action);
             let request = Request { agent: &agents[random.below(agents.len())], operation };
-            let set = set.knowing(history(random));
+            let set = set.knowing(history(random)).seeing(fingerprints(random));
             let wrong: Vec<String> = determining(&set, &request).intersection(&dead).cloned().collect();
             assert!(wrong.is_empty(), "seed {seed}: {wrong:?} determine\n{request:?}\n{text}");
             asked += 1;

@@ -59,6 +59,8 @@ pub const LABELS: [&str; 3] = ["role", "tier", "none"];
 /// Fingerprints of hellos.
 pub const JA4S: [&str; 3] =
     ["t13d1516h2_8daaf6152771_e5627efa2ab1", "t12i0302h1_8daaf6152771_6d807ffa2a79", ""];
+/// Of executables, certificates, and network cards.
+pub const PRINTS: [&str; 3] = ["9f86d081", "02:00:5e:00:53:01", "x"];
 /// Who offers models and tools, what they offer, and what is found in payloads.
 pub const OFFERING: [&str; 3] = ["openai", "jira", "x"];
 pub const OFFERED: [&str; 4] = ["gpt-5", "gpt-5-mini", "create/issue", ""];
@@ -180,6 +182,7 @@ impl Writer<'_> {
             6 => self.time_question(),
             7 => self.set_question(),
             8 if self.is_of_addresses() => self.ip_question(),
+            8 if self.random.one_in(3) => self.fingerprint_question(),
             8 => self.history_question(),
             9 => self.group_question(),
             10 if self.random.one_in(2) => self.entity_question(),
@@ -400,8 +403,22 @@ impl Writer<'_> {
 
     fn has_question(&mut self) -> String {
         let attribute = self.random.pick(&[
-            "port", "ip", "alpn", "method", "protocol", "hour", "time", "scheme", "llm", "tool", "usage",
-            "history", "findings", "host",
+            "port",
+            "ip",
+            "alpn",
+            "method",
+            "protocol",
+            "hour",
+            "time",
+            "scheme",
+            "llm",
+            "tool",
+            "usage",
+            "history",
+            "findings",
+            "host",
+            "executable",
+            "mac",
         ]);
         match self.random.below(4) {
             3 => format!(
@@ -438,6 +455,21 @@ impl Writer<'_> {
             2 => format!("context.history.{count}_last_minute {operator} context.port"),
             3 => format!("context.history.{count}_last_hour {operator} {}", self.random.below(6)),
             _ => format!("context.history.{count}_last_day {operator} {}", self.random.below(100)),
+        }
+    }
+
+    /// What may not be known.
+    fn fingerprint_question(&mut self) -> String {
+        let signal = self.random.pick(&["executable", "certificate", "mac"]);
+        let print = self.random.pick(&PRINTS);
+        match self.random.below(4) {
+            0 => format!("context has {signal} && context.{signal} == \"{print}\""),
+            1 => format!(
+                "context has {signal} && context.{signal} like \"*{}*\"",
+                self.random.pick(&["0", ":"])
+            ),
+            2 => format!("!(context has {signal}) || context.{signal} != \"{print}\""),
+            _ => format!("(if context has {signal} then context.{signal} else \"none\") == resource.name"),
         }
     }
 

@@ -1,9 +1,11 @@
 //! `policy explain`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use clawgress_api::identity::AgentId;
+use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::study::explain::{Explanation, Phase, Target, explain};
 use clawgress_policy::study::{caret, places};
 use clawgress_policy::{PolicySet, Surroundings};
@@ -30,6 +32,21 @@ pub struct Arguments {
     /// What a URL's host resolves to.
     #[arg(long)]
     address: Option<String>,
+    /// Fingerprint of the client's hello, for `https`.
+    #[arg(long)]
+    ja4: Option<String>,
+    /// The URL is asked of an endpoint: the gateway itself starts TLS, so that the request is read.
+    #[arg(long)]
+    endpoint: bool,
+    /// SHA-256 of the executable of the agent's local run, where policy asks for it.
+    #[arg(long, value_name = "SHA256")]
+    executable: Option<String>,
+    /// SHA-256 of its certificate or SVID, where policy asks for it.
+    #[arg(long, value_name = "SHA256")]
+    certificate: Option<String>,
+    /// MAC address of its source, where policy asks for it.
+    #[arg(long)]
+    mac: Option<String>,
     /// Number of a revision, or a policy file or directory; the live revision if absent.
     #[arg(long, value_name = "REVISION|PATH")]
     policy: Option<String>,
@@ -43,14 +60,15 @@ pub struct Arguments {
 
 /// Explains.
 pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
-    let Arguments { agent, to, method, protocol, address, policy, sets, at } = arguments;
-    let target = Target::parse(&to, method.as_deref(), protocol.as_deref(), address.as_deref());
-    let target = target.map_err(Failure::Refused)?;
+    let target = target(&arguments).map_err(Failure::Refused)?;
+    let Arguments { agent, policy, sets, at, executable, certificate, mac, .. } = arguments;
     let written = named(client, policy.as_deref().unwrap_or("0"), sets.as_ref()).await?;
     let agents = agents(client).await?;
     let agent = agents.iter().find(|a| a.id == agent).ok_or_else(|| no_agent(&agent))?;
     let surroundings = surroundings(client, &written).await?;
     let set = parsed(&written, &surroundings)?.at(at.unwrap_or_else(Timestamp::now).as_millisecond());
+    let seen = Fingerprints { executable, certificate, mac };
+    let set = if seen == Fingerprints::default() { set } else { set.seeing(Arc::new(seen)) };
     let parts = (written.bundle.text.as_str(), &written.bundle.sets, &surroundings);
     let explanation = explain(&set, parts, agent, &target);
     match output {
@@ -62,6 +80,16 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     }
     let reason = explanation.reason.as_deref().unwrap_or("denied");
     Err(Failure::WouldDeny(format!("it would be denied by `{}`: {reason}", explanation.decided)))
+}
+
+fn target(arguments: &Arguments) -> Result<Target, String> {
+    let Arguments { to, method, protocol, address, ja4, endpoint, .. } = arguments;
+    let target = Target::parse(to, method.as_deref(), protocol.as_deref(), address.as_deref())?;
+    let target = match ja4 {
+        Some(ja4) => target.with_hello(ja4.clone())?,
+        None => target,
+    };
+    if *endpoint { target.by_endpoint() } else { Ok(target) }
 }
 
 /// The set, to be asked here, with what it rests on. Which zone that is is said where it may matter.

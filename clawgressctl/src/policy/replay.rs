@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use clawgress_api::identity::{Agent, AgentId, AgentState};
 use clawgress_api::{
     AgentRef, Attributes, AuditQuery, AuditRecord, Plane, PolicySurroundings, RecordKind, Verdict,
 };
+use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::History;
 use clawgress_policy::study::replay::{Content, Known, Needs, Recorded, Replayed};
 use clawgress_policy::{PolicySet, Surroundings};
@@ -182,6 +184,7 @@ impl Report {
             path: to.path.as_deref().filter(|_| !record.truncated),
             policies: &record.policies,
             content: content(attributes),
+            intercepted: record.intercepted,
             alpn: attributes.and_then(|a| a.alpn.as_deref()),
             ja4: record.fingerprint.as_ref().and_then(|f| f.ja4.as_deref()),
         };
@@ -189,6 +192,10 @@ impl Report {
         let history = attributes.and_then(|a| a.history.clone());
         if let Some(history) = history.and_then(|history| serde_json::from_value::<History>(history).ok()) {
             set = set.knowing(history);
+        }
+        let seen = attributes.and_then(|a| a.fingerprints.clone());
+        if let Some(seen) = seen.and_then(|seen| serde_json::from_value::<Fingerprints>(seen).ok()) {
+            set = set.seeing(Arc::new(seen));
         }
         match recorded.replay(&set, needs) {
             Replayed::Same => self.same += 1,

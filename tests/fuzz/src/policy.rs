@@ -4,8 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use clawgress_identity::{Agent, AgentState};
+use clawgress_policy::history::History;
 use clawgress_policy::kernel;
 use clawgress_policy::lint::Configuration;
 use clawgress_policy::{
@@ -66,7 +68,7 @@ pub fn policy_text(data: &[u8]) {
             .iter()
             .all(|finding| !finding.message.is_empty() && finding.line.is_some() == finding.policy.is_some())
     );
-    let set = set.at(NOW_MS);
+    let set = set.at(NOW_MS).knowing(History::QUIET).seeing(Arc::default());
     let agent = agent();
     let hosts = HOSTS.map(|host| Host::parse(host).expect("a host"));
     for host in &hosts {

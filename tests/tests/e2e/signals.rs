@@ -14,7 +14,7 @@ fn programs_are_known_by_their_hellos_and_places_by_who_was_there() {
     let mut site = site();
     assert!(curl(&site, Host::Known, &["-4", PAGE]).ok());
     let first = record(&site, "the tunnel", |r| r.kind == RecordKind::Decision && to_host(r, API));
-    assert!(first.source.mac.is_some(), "the binding's, which the kernel plane has checked: {first:?}");
+    let mac = first.source.mac.expect("the binding's, which the kernel plane has checked");
     let ja4 = first.fingerprint.and_then(|f| f.ja4).expect("a fingerprint");
     assert!(ja4.starts_with("t13d"), "{ja4}");
     // Policy may hold an agent to the program it is known by, and tell of places that are new.
@@ -22,6 +22,8 @@ fn programs_are_known_by_their_hellos_and_places_by_who_was_there() {
         "{POLICY}
         @id(\"known-program\") forbid (principal, action == Action::\"tls\", resource)
         when {{ context.ja4 != \"{ja4}\" }};
+        @id(\"known-card\") forbid (principal, action == Action::\"tls\", resource)
+        unless {{ context has mac && context.mac == \"{mac}\" }};
         @id(\"new-place\") @effect(\"alert\") @severity(\"low\")
         permit (principal, action == Action::\"tls\", resource) when {{ context.history.first_seen }};
         "

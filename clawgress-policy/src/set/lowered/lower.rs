@@ -6,6 +6,7 @@ use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal, Var};
 
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::content::Attribute;
+use crate::fingerprint::Signal;
 use crate::history;
 use crate::members::{Class, Members};
 use crate::set::syntax::{self, BinaryOp, EntityReference, Policy, Scope, UnaryOp};
@@ -246,18 +247,26 @@ impl Lowering<'_> {
         }
     }
 
-    /// An attribute of the action's context, all of which are always there.
+    /// The signal of this name, if the action's context may have one.
+    fn signal(&self, name: &str) -> Option<Signal> {
+        Signal::named(name).filter(|_| !self.action.is_of_addresses())
+    }
+
+    /// An attribute of the action's context. All but the fingerprints are always there.
     fn context(&self, name: &str) -> Option<Node> {
         use ActionKind::{Connect, Direct, Http, Tls, Tunnel};
         if let Some(attribute) = Attribute::named(self.action, None, name) {
             return Some(Node::Content(attribute));
+        }
+        if let Some(signal) = self.signal(name) {
+            return Some(Node::Fingerprint(signal));
         }
         Some(match (self.action, name) {
             (Connect | Direct, "ip") => Node::Ip,
             (Connect | Direct | Tls | Tunnel | Http, "port") => Node::Port,
             (Connect | Direct | Tunnel, "protocol") => Node::Protocol,
             (Tls, "alpn") => Node::Alpn,
-            (Tls, "ja4") => Node::Ja4,
+            (Tls, syntax::JA4) => Node::Ja4,
             (Http, "scheme") => Node::Scheme,
             (Http, "method") => Node::Method,
             (Http, "path") => Node::Path,
@@ -291,6 +300,10 @@ impl Lowering<'_> {
 
     fn has(&self, of: Var, name: &str) -> Option<Node> {
         let known = |is: bool| Some(Node::Const(Const::Bool(is)));
+        let signal = self.signal(name).filter(|_| of == Var::Context);
+        if let Some(signal) = signal {
+            return Some(Node::HasFingerprint(signal));
+        }
         match of {
             Var::Principal => match Membership::named(name) {
                 Some(group) => Some(Node::HasGroup(group)),

@@ -4,6 +4,7 @@ use cedar_policy_core::ast::Pattern;
 use ipnet::IpNet;
 
 use crate::content::Attribute;
+use crate::fingerprint::Signal;
 use crate::history;
 
 /// A type of entity.
@@ -187,6 +188,8 @@ pub(crate) enum Node {
     Path,
     Alpn,
     Ja4,
+    Fingerprint(Signal),
+    HasFingerprint(Signal),
     /// Of the record that `context.history` is.
     History(history::Field),
     /// Of what is said.

@@ -20,7 +20,7 @@ use crate::request::{Operation, Request};
 use crate::set::syntax::Policy;
 use crate::set::{Given, Inner};
 use crate::time::{Moment, Ticks};
-use crate::vocabulary::offered;
+use crate::vocabulary::{ActionKind, offered};
 
 /// A tree came to no answer: Cedar's evaluator has to be asked.
 pub(super) struct Unsure;
@@ -76,6 +76,12 @@ impl<'a> Ask<'a> {
         let (text, named) = (OnceCell::new(), OnceCell::new());
         let (sets, cedar) = (OnceCell::new(), OnceCell::new());
         Ok(Ask { inner, request, given, text, named, sets, cedar })
+    }
+
+    /// Whether nobody knows what the agent did before, of a request that policy may ask it of.
+    pub(super) fn lacks_history(&self) -> bool {
+        let is_of_addresses = ActionKind::of(&self.request.operation).is_of_addresses();
+        !is_of_addresses && self.given.history.is_none()
     }
 
     fn agent(&self) -> &'a Agent {
@@ -254,8 +260,14 @@ impl<'a> Ask<'a> {
             (Node::Method, Operation::Http { method, .. }) => Val::Str(method),
             (Node::Path, Operation::Http { path, .. }) => Val::Str(path),
             (Node::Alpn, Operation::Tls { alpn, .. }) => Val::Strings(alpn),
-            (Node::Ja4, Operation::Tls { ja4, .. }) => Val::Str(ja4),
+            (Node::Ja4, Operation::Tls { ja4, .. }) if !self.given.is_hello_unseen => Val::Str(ja4),
             (Node::History(field), _) => Val::of_fact(self.given.history.ok_or(Unsure)?.fact(*field)),
+            (Node::Fingerprint(signal), _) => {
+                Val::Str(self.given.fingerprints.and_then(|known| known.of(*signal)).ok_or(Unsure)?)
+            }
+            (Node::HasFingerprint(signal), _) => {
+                Val::Bool(self.given.fingerprints.ok_or(Unsure)?.of(*signal).is_some())
+            }
             (Node::Content(attribute), operation) => self.told(*attribute, operation)?,
             (Node::Time, _) => Val::Time(self.ticks()?.start_ms),
             (Node::Hour, _) => Val::Long(self.ticks()?.hour),

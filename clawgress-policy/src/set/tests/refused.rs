@@ -51,6 +51,14 @@ const REFUSED: &[(&str, &str)] = &[
         "1:72: policy `a`: attribute",
     ),
     (
+        r#"@id("a") permit (principal, action == Action::"connect", resource) when { context.executable == "x" };"#,
+        "1:75: policy `a`: attribute `executable`",
+    ),
+    (
+        r#"@id("a") permit (principal, action == Action::"http", resource) when { context.executable == "x" };"#,
+        "1:72: policy `a`: unable to guarantee safety of access to optional attribute",
+    ),
+    (
         r#"@id("a") permit (principal, action == Action::"http", resource is Network);"#,
         "1:1: policy `a`: unable to find an applicable action",
     ),
