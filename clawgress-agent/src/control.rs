@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clawgress_api::clock::{Clock, SystemClock};
-use clawgress_api::config::Config;
+use clawgress_api::config::{Config, DatapathMode};
 use clawgress_api::proto::admin_server::AdminServer;
 use clawgress_api::proto::audit_sink_server::AuditSinkServer;
 use clawgress_api::proto::enforcement_server::EnforcementServer;
@@ -170,6 +170,7 @@ pub async fn serve(
         tokio::spawn(sweep(Arc::clone(&control))),
         tokio::spawn(release(Arc::clone(&control))),
         tokio::spawn(keep_time(Arc::clone(&control))),
+        tokio::spawn(watch_kernel(Arc::clone(&control))),
         tokio::spawn(watch_geo(Arc::clone(&control))),
         tokio::spawn(fetch_keys(Arc::clone(&control))),
         tokio::spawn(observe(Arc::clone(&control))),
@@ -240,6 +241,15 @@ async fn release(control: Arc<Control>) {
 
 async fn sweep(control: Arc<Control>) {
     control.runs.sweep(control.stop.clone()).await;
+}
+
+async fn watch_kernel(control: Arc<Control>) {
+    if control.governor.config.datapath.mode == DatapathMode::None {
+        // There is no kernel plane that could be behind.
+        return;
+    }
+    let link = Arc::clone(&control.runs.link);
+    link.watch(&control.governor, &control.audit, control.stop.clone()).await;
 }
 
 async fn keep_time(control: Arc<Control>) {

@@ -309,8 +309,28 @@ async fn the_datapath_gets_the_live_generation_whenever_it_is_there() {
         warnings.iter().any(|w| w.contains("generation 2, not 3 (it refused generation 3: no room)"))
     })
     .await;
+    // For longer than it may be behind: that is critical, in status and in the log, and so is its end told.
+    until("that it matters", async || {
+        let warnings = status(&node).await.warnings;
+        warnings.iter().any(|w| w.starts_with("critical, for ") && w.contains("not 3"))
+    })
+    .await;
+    let told = async || {
+        let query = AuditQuery { kind: Some(RecordKind::Change), ..AuditQuery::default() };
+        let told = records(&node, query).await.into_iter();
+        let told = told.filter_map(|r| Some((r.severity, r.detail?)));
+        told.filter(|(_, detail)| detail.starts_with("the kernel plane ")).collect::<Vec<_>>()
+    };
+    until("its record", async || {
+        told().await.iter().any(|(severity, detail)| {
+            severity.as_deref() == Some("critical") && detail.contains("generation 3 within 5 s (it refused")
+        })
+    })
+    .await;
     *script.refusal.lock().await = None;
     until("the third generation", async || script.latest().await.is_some_and(|g| g.generation == 3)).await;
+    until("its end", async || told().await.iter().any(|(_, d)| d.contains("took generation 3, after"))).await;
+    assert!(!status(&node).await.warnings.iter().any(|w| w.starts_with("critical")));
 
     // It has pinned a generation that this store has never heard of.
     role.stop().await;

@@ -325,6 +325,9 @@ pub struct AuditRecord {
     /// For a gap: how many records are missing. For a repeated kernel drop: how many packets it stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// How much it matters, where the gateway itself says so: `critical`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub severity: Option<String>,
     /// For a change: what was changed. Never secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -394,6 +397,7 @@ impl AuditRecord {
             packets_received: None,
             latency_us: None,
             count: None,
+            severity: None,
             detail: None,
         }
     }

@@ -7,6 +7,7 @@
 
 mod accept;
 mod audit;
+mod boottime;
 mod connect;
 mod connection;
 mod decide;

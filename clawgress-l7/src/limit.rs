@@ -102,7 +102,7 @@ pub const AUDIT_FLUSH: Duration = Duration::from_secs(5);
 /// How long a process that has just started waits for something to decide by before it takes connections, which
 /// others may serve better. Then it denies them with a reason, rather than leave them without an answer.
 pub const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
-/// Longest time for which this process may stand still, or take to apply a generation that came, and go on deciding by the
+/// Longest time for which this process may stand still, or take to apply a generation that came or refuse it, and go on deciding by the
 /// one it has: several times what parsing a million prefixes takes, and what a busy machine leaves a process without.
 pub const STRAGGLE: Duration = Duration::from_secs(5);
 /// How often it shows itself that it does not stand still.

@@ -2,7 +2,7 @@
 //!
 //! INVARIANT: with no snapshot, or one that control could not confirm for longer than the configured
 //! time, there is no plan, and without a plan everything is denied. Nor is there one while a later generation waits to be
-//! applied for too long, or after this process stood still, until control has said what is live now: others may have gone
+//! applied for too long, also because it was refused, or after this process stood still, until control has said what is live now: others may have gone
 //! on without it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::limit;
+use crate::{boottime, limit};
 
 mod executables;
 mod straggle;
@@ -89,8 +89,7 @@ pub struct Snapshots {
     held: Mutex<BTreeMap<u32, Option<Instant>>>,
     changed: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
-    started: Instant,
-    /// Milliseconds after `started` since when nobody confirms the plan.
+    /// Milliseconds since boot from which on nobody confirms the plan.
     lost_ms: AtomicU64,
     stale_after: Duration,
     /// An issuer whose keys may have been rolled over, for control to know.
@@ -190,8 +189,7 @@ impl Snapshots {
             held: Mutex::default(),
             clock,
             changed: watch::channel(0).0,
-            started: Instant::now(),
-            lost_ms: AtomicU64::new(0),
+            lost_ms: AtomicU64::new(boottime::now_ms()),
             stale_after,
             unknown_key: watch::channel(None).0,
             straggle: Straggle::default(),
@@ -207,8 +205,7 @@ impl Snapshots {
             return Err(DropReason::SnapshotMissing);
         }
         let lost = self.lost_ms.load(Ordering::Acquire);
-        if lost != CONFIRMED
-            && self.started.elapsed().saturating_sub(Duration::from_millis(lost)) > self.stale_after
+        if lost != CONFIRMED && boottime::now().saturating_sub(Duration::from_millis(lost)) > self.stale_after
         {
             return Err(DropReason::SnapshotMissing);
         }
@@ -255,11 +252,11 @@ impl Snapshots {
     pub fn stale_in(&self) -> Option<Duration> {
         let lost = self.lost_ms.load(Ordering::Acquire);
         (lost != CONFIRMED)
-            .then(|| (Duration::from_millis(lost) + self.stale_after).saturating_sub(self.started.elapsed()))
+            .then(|| (Duration::from_millis(lost) + self.stale_after).saturating_sub(boottime::now()))
     }
 
     fn lose(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(CONFIRMED - 1);
+        let now = boottime::now_ms();
         // Only the first loss counts: a control that comes and goes without a snapshot confirms nothing.
         if self.lost_ms.compare_exchange(CONFIRMED, now, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.tell();
@@ -352,10 +349,10 @@ impl Snapshots {
             Ok(Err(error)) => error,
             Err(_) => "the snapshot could not be parsed".to_owned(),
         };
-        // What control wants is not what runs: the former generation counts for the grace time only.
+        // What control wants is not what runs, and may have been tightened: it waits on, as one that takes too long to
+        // apply does, so that the former generation counts for as long as that may.
         self.lose();
-        self.straggle.end();
-        tracing::error!(generation, %error, "snapshot refused; the former generation stays live until it is stale");
+        tracing::error!(generation, %error, "snapshot refused; the former generation counts for some seconds more");
         Applied { generation, error, quarantine }
     }
 
@@ -555,6 +552,15 @@ mod tests {
             assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
         }
         assert!(snapshots.stale_in().is_some());
+        // It may have been a tightening: nothing is decided by the former for longer than a straggler may.
+        let later_ms = |time: Duration| boottime::now_ms() + u64::try_from(time.as_millis()).expect("short");
+        assert!(!snapshots.straggle.is_behind_at(boottime::now_ms()));
+        assert!(snapshots.straggle.is_behind_at(later_ms(limit::STRAGGLE + limit::BEAT)));
+        assert_eq!(snapshots.apply(envelope(9, &EMPTY.replace('7', "9"))).await.error, "");
+        assert!(
+            !snapshots.straggle.is_behind_at(later_ms(limit::STRAGGLE + limit::BEAT)),
+            "the next is applied"
+        );
     }
 
     /// What control hands out is decided by: geo data and zone of the document, time of the clock.

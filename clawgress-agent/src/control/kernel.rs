@@ -2,7 +2,7 @@
 //! back, and takes in the records of the kernel plane. Never decides anything.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clawgress_api::proto::datapath_client::DatapathClient;
@@ -37,11 +37,17 @@ const ACKS_MAX: usize = 8;
 /// Pause before a batch that the audit log didn't take is tried again.
 const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long the kernel plane may stay behind the live generation before that is told as critical: as long as an L7 worker
+/// may go on by what it has. Nothing more can be done about it from here: who writes the tables is that role alone.
+const BEHIND_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// The way to the datapath role.
 #[derive(Debug)]
 pub struct Link {
     client: DatapathClient<Channel>,
     state: watch::Sender<State>,
+    /// Since when the kernel plane is behind, once that was told.
+    behind: Mutex<Option<Instant>>,
     /// Life of the datapath and number of the last batch that is durable here.
     taken: Mutex<(String, u64)>,
 }
@@ -68,7 +74,61 @@ impl Link {
         Link {
             client,
             state: watch::Sender::new(State { trouble, ..State::default() }),
+            behind: Mutex::default(),
             taken: Mutex::default(),
+        }
+    }
+
+    /// For how long the kernel plane has been behind the live generation, if for longer than it may.
+    #[must_use]
+    pub fn behind(&self) -> Option<Duration> {
+        self.behind.lock().map(|since| since.elapsed())
+    }
+
+    /// Tells when the kernel plane stays behind the live generation for longer than it may, and when it is there again,
+    /// until `stop`.
+    pub async fn watch(&self, governor: &Governor, audit: &AuditLog, stop: CancellationToken) {
+        let (mut live, mut state) = (governor.watch(), self.state.subscribe());
+        let mut since = None::<Instant>;
+        loop {
+            let wanted = live.borrow_and_update().model.generation;
+            let State { applied, trouble, .. } = state.borrow_and_update().clone();
+            let is_told = self.behind.lock().is_some();
+            let told = match since {
+                _ if applied >= wanted => {
+                    since = None;
+                    self.behind.lock().take().map(|since| caught_up(wanted, since.elapsed()))
+                }
+                Some(at) if !is_told && at.elapsed() >= BEHIND_TIME_MAX => {
+                    *self.behind.lock() = Some(at);
+                    Some(left_behind(wanted, trouble.as_deref()))
+                }
+                Some(_) => None,
+                None => {
+                    since = Some(Instant::now());
+                    None
+                }
+            };
+            if let Some((detail, severity)) = told {
+                let mut record = audit.record(RecordKind::Change, wanted);
+                record.detail = Some(detail);
+                record.severity = severity.map(str::to_owned);
+                if let Err(error) = audit.append(vec![record]).await {
+                    tracing::error!(%error, "how far the kernel plane is can't be recorded");
+                }
+            }
+            let due = since.filter(|_| self.behind.lock().is_none()).map(|since| since + BEHIND_TIME_MAX);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = live.changed() => if changed.is_err() { return },
+                changed = state.changed() => if changed.is_err() { return },
+                () = async {
+                    match due {
+                        Some(due) => tokio::time::sleep_until(due.into()).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
+            }
         }
     }
 
@@ -301,6 +361,23 @@ impl Link {
             Err(_) => Err(Status::deadline_exceeded("no answer")),
         }
     }
+}
+
+/// What is told of a kernel plane that stays behind, and how much that matters.
+fn left_behind(wanted: u64, trouble: Option<&str>) -> (String, Option<&'static str>) {
+    let limit = BEHIND_TIME_MAX.as_secs();
+    let why = trouble.map(|why| format!(" ({why})")).unwrap_or_default();
+    tracing::error!(generation = wanted, trouble, "the kernel plane stays behind");
+    let detail = format!(
+        "the kernel plane has not taken generation {wanted} within {limit} s{why}: what it forwards (`direct`) goes on by the former one; what L7 carries is judged by {wanted}"
+    );
+    (detail, Some("critical"))
+}
+
+/// What is told of one that was behind for so long.
+fn caught_up(generation: u64, time: Duration) -> (String, Option<&'static str>) {
+    tracing::info!(generation, "the kernel plane has caught up");
+    (format!("the kernel plane took generation {generation}, after {} s", time.as_secs()), None)
 }
 
 /// An answer that is passed on. That the role is away is not the caller's failure to reach control.

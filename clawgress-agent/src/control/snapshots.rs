@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clawgress_api::L7Status;
 use clawgress_api::proto::snapshots_server::Snapshots;
@@ -22,6 +22,8 @@ use super::quarantine::{Quarantined, Quarantines};
 const WORKERS_MAX: usize = 64;
 /// Longest wait for a worker's hello.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+/// After what time a worker that refused a generation denies (`limit::STRAGGLE` of L7), and a beat.
+const REFUSED_TIME_MAX: Duration = Duration::from_millis(5_500);
 /// Longest name or message of a worker that is kept, bytes.
 const TEXT_BYTES_MAX: usize = 512;
 
@@ -38,6 +40,9 @@ struct Worker {
     status: L7Status,
     /// Number of the quarantine it has.
     quarantine: Option<u64>,
+    /// The generation that it refused last, and since when it has refused all: it decides by the former one for
+    /// [`REFUSED_TIME_MAX`] more, and then denies.
+    refused: Option<(u64, Instant)>,
 }
 
 /// The service.
@@ -157,10 +162,21 @@ impl Workers {
         self.connected.borrow().values().map(|w| w.status.clone()).collect()
     }
 
-    /// Waits until every worker runs `generation` or has refused one.
+    /// Waits until no worker decides by a generation before this one: each runs it, or refused it and denies by now.
     pub async fn settled(&self, generation: u64) {
-        let settled = |w: &Worker| w.status.generation >= generation || w.status.error.is_some();
-        let _ = self.connected.subscribe().wait_for(|workers| workers.values().all(settled)).await;
+        let runs = |w: &Worker| w.status.generation >= generation;
+        let refused = |w: &Worker| w.refused.is_some_and(|(number, _)| number >= generation);
+        let told = |workers: &BTreeMap<u64, Worker>| workers.values().all(|w| runs(w) || refused(w));
+        let denies_at = match self.connected.subscribe().wait_for(told).await {
+            Ok(workers) => {
+                let refusing = workers.values().filter(|w| !runs(w)).filter_map(|w| w.refused);
+                refusing.map(|(_, since)| since + REFUSED_TIME_MAX).max()
+            }
+            Err(_) => None,
+        };
+        if let Some(at) = denies_at {
+            tokio::time::sleep_until(at.into()).await;
+        }
     }
 
     /// Waits until every worker has the quarantine of this number.
@@ -182,7 +198,7 @@ impl Workers {
         let instance = bounded(hello.instance);
         let status =
             L7Status { instance, pid: hello.pid, generation: 0, draining: false, refused: None, error: None };
-        let worker = Worker { status, quarantine: None };
+        let worker = Worker { status, quarantine: None, refused: None };
         let admitted = workers.connected.send_if_modified(|connected| {
             let room = connected.len() < WORKERS_MAX;
             if room {
@@ -236,7 +252,10 @@ impl Place {
             if error.is_empty() {
                 worker.status.generation = generation;
                 worker.status.error = None;
+                worker.refused = None;
             } else {
+                let since = worker.refused.map_or_else(Instant::now, |(_, since)| since);
+                worker.refused = Some((generation, since));
                 worker.status.error = Some(format!("generation {generation}: {error}"));
             }
         });

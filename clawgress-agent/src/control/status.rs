@@ -28,7 +28,8 @@ impl Control {
         match &datapath {
             Ok(status) => self.datapath_warnings(status, &live, &mut warnings),
             Err(error) => warnings.push(format!(
-                "the datapath role can't be reached ({error:#}): the kernel plane stays as it last was, and new policy does not reach it; start `clawgress-agent datapath`"
+                "{}the datapath role can't be reached ({error:#}): the kernel plane stays as it last was, and new policy does not reach it; start `clawgress-agent datapath`",
+                self.critical()
             )),
         }
         l7_warnings(&l7, live.model.generation, &mut warnings);
@@ -59,10 +60,19 @@ impl Control {
         let latest = live.model.generation;
         if status.generation != latest {
             let why = self.runs.link.state().trouble.map(|t| format!(" ({t})")).unwrap_or_default();
-            warnings
-                .push(format!("the kernel plane is at generation {}, not {latest}{why}", status.generation));
+            let critical = self.critical();
+            warnings.push(format!(
+                "{critical}the kernel plane is at generation {}, not {latest}{why}",
+                status.generation
+            ));
         }
         warnings.extend(status.absent.iter().map(|what| format!("not enforced: {what}")));
+    }
+
+    /// What a warning of a kernel plane begins with that is behind for longer than it may be.
+    fn critical(&self) -> String {
+        let behind = self.runs.link.behind();
+        behind.map(|time| format!("critical, for {} s: ", time.as_secs())).unwrap_or_default()
     }
 
     /// Addresses of the agents' interfaces: what agents' traffic may be routed to.
@@ -111,7 +121,9 @@ fn l7_warnings(l7: &[L7Status], latest: u64, warnings: &mut Vec<String>) {
         }));
         match error {
             Some(error) => {
-                warnings.push(format!("L7 worker `{instance}` stays at generation {generation}: {error}"))
+                warnings.push(format!(
+                    "L7 worker `{instance}` stays at generation {generation}, and denies everything 5 s after it refused the next: {error}"
+                ));
             }
             None if *generation != latest => {
                 warnings.push(format!("L7 worker `{instance}` is at generation {generation}, not {latest}"));

@@ -1,16 +1,15 @@
-//! Whether this process may be behind the others: it stood still (it was stopped, or its machine was), or a generation
-//! that came is not applied yet.
+//! Whether this process may be behind the others: it stood still (it was stopped, or its machine was, or suspended), or a
+//! generation that came is not applied, because that takes long or because it was refused.
 //!
 //! INVARIANT: once it stood still for longer than [`limit::STRAGGLE`], it is behind, for whoever asks first, until control
 //! has confirmed what is live after that. What control had sent before confirms nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::limit;
+use crate::{boottime, limit};
 
 /// No time.
 const NEVER: u64 = u64::MAX;
@@ -18,8 +17,7 @@ const NEVER: u64 = u64::MAX;
 /// See the module.
 #[derive(Debug)]
 pub struct Straggle {
-    began: Instant,
-    /// When it last showed that it goes on, in milliseconds after `began`; [`NEVER`] before anybody looks.
+    /// When it last showed that it goes on, in milliseconds since boot; [`NEVER`] before anybody looks.
     beat_ms: AtomicU64,
     /// Since when a generation waits to be applied; [`NEVER`] for none.
     waits_ms: AtomicU64,
@@ -33,7 +31,6 @@ pub struct Straggle {
 impl Default for Straggle {
     fn default() -> Self {
         Straggle {
-            began: Instant::now(),
             beat_ms: AtomicU64::new(NEVER),
             waits_ms: AtomicU64::new(NEVER),
             stalls: watch::channel(0).0,
@@ -48,10 +45,10 @@ impl Default for Straggle {
 impl Straggle {
     /// Whether it may be behind.
     pub fn is_behind(&self) -> bool {
-        self.is_behind_at(self.now_ms())
+        self.is_behind_at(boottime::now_ms())
     }
 
-    fn is_behind_at(&self, now_ms: u64) -> bool {
+    pub(super) fn is_behind_at(&self, now_ms: u64) -> bool {
         self.look(now_ms)
             || self.count.load(Ordering::Acquire) > self.confirmed.load(Ordering::Acquire)
             || is_over(now_ms, self.waits_ms.load(Ordering::Acquire))
@@ -73,7 +70,8 @@ impl Straggle {
 
     /// Notes that a generation came, unless one waits already.
     pub fn begin(&self) {
-        let _ = self.waits_ms.compare_exchange(NEVER, self.now_ms(), Ordering::AcqRel, Ordering::Acquire);
+        let _ =
+            self.waits_ms.compare_exchange(NEVER, boottime::now_ms(), Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Notes that the generation that came last is applied.
@@ -89,7 +87,7 @@ impl Straggle {
         let mut was_waiting = false;
         loop {
             turns.tick().await;
-            let now_ms = self.now_ms();
+            let now_ms = boottime::now_ms();
             self.look(now_ms);
             let stalls = *self.stalls.borrow();
             let waits = is_over(now_ms, self.waits_ms.load(Ordering::Acquire));
@@ -102,7 +100,7 @@ impl Straggle {
                 tell();
             }
             (known, was_waiting) = (stalls, waits);
-            self.beat_ms.store(self.now_ms(), Ordering::Release);
+            self.beat_ms.store(boottime::now_ms(), Ordering::Release);
         }
     }
 
@@ -130,10 +128,6 @@ impl Straggle {
     /// Takes note of what control has confirmed, after it was asked by this number; whether that is news.
     pub fn confirm(&self, number: u64) -> bool {
         self.confirmed.fetch_max(number, Ordering::AcqRel) < number
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(NEVER - 1)
     }
 }
 
