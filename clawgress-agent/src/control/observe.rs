@@ -7,13 +7,13 @@
 //! known to be.
 
 mod kept;
+mod places;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use clawgress_api::clock::Clock;
 use clawgress_api::{AgentRef, AuditRecord, Fingerprint, KnownFingerprint, Plane, RecordKind, Verdict};
 use clawgress_identity::{Agent, AgentId, IdentityMethod};
@@ -25,12 +25,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::kept::{Kept, Saved};
+use self::places::{Name, Places};
 use super::audit::AuditLog;
 use super::govern::Governor;
 
-/// Destinations that are remembered of one agent: who reaches more is told that the others are new.
+/// Destinations that are remembered of one agent: of who reaches more, those that were seen longest ago are forgotten.
 pub const DESTINATIONS_EACH_MAX: usize = 4_096;
-/// Destinations that are remembered of all agents, some 40 bytes each in memory.
+/// Destinations that are remembered of all agents, some 40 bytes each in memory. Each agent has its share of them: where all
+/// are taken, whoever has the most loses some.
 pub const DESTINATIONS_MAX: usize = 1_000_000;
 /// Fingerprints of one kind that are remembered of one agent; then the one that was seen longest ago is forgotten.
 pub const FINGERPRINTS_EACH_MAX: usize = 16;
@@ -66,16 +68,14 @@ struct Print {
 struct Observed {
     id: AgentId,
     past: Past,
-    destinations: HashSet<u128>,
+    places: Places,
     prints: BTreeMap<Kind, Vec<Print>>,
     /// When a fingerprint changed last, Unix seconds.
     changed_s: Option<i64>,
     /// When a change of each kind was told last, and how many were not since.
     told: BTreeMap<Kind, (i64, u64)>,
-    /// Whether something changed since it was saved, but for its destinations.
+    /// Whether something changed since it was saved, but for its places.
     dirty: bool,
-    /// Destinations that were not saved yet.
-    unsaved: Vec<u128>,
 }
 
 /// What is known of all of them.
@@ -132,12 +132,6 @@ fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, String)> {
     .filter_map(|(kind, value)| Some((kind, value?)))
 }
 
-/// Names a destination: a hash, so that what is kept has one size.
-fn destination(host: &str) -> u128 {
-    let hash = digest(&SHA256, host.as_bytes());
-    hash.as_ref().iter().take(16).fold(0, |name, byte| name << 8 | u128::from(*byte))
-}
-
 // === impl Observed ===
 
 impl Observed {
@@ -145,12 +139,11 @@ impl Observed {
         Observed {
             id,
             past: Past::default(),
-            destinations: HashSet::new(),
+            places: Places::default(),
             prints: BTreeMap::new(),
             changed_s: None,
             told: BTreeMap::new(),
             dirty: false,
-            unsaved: Vec::new(),
         }
     }
 
@@ -192,6 +185,17 @@ impl Observed {
 // === impl Agents ===
 
 impl Agents {
+    /// Has whoever has the most places forget some, while there are more than `max`: nobody who has no more than its share
+    /// of them, which is as many as each would have if all had alike.
+    fn make_room(&mut self, max: usize) {
+        while self.destinations > max {
+            let Some(observed) = self.known.values_mut().max_by_key(|observed| observed.places.len()) else {
+                return;
+            };
+            self.destinations -= observed.places.shed();
+        }
+    }
+
     /// Has a change recorded, or counts that it could not be.
     fn tell(&mut self, changes: &mpsc::Sender<AuditRecord>, change: AuditRecord) {
         self.lost += u64::from(changes.try_send(change).is_err());
@@ -223,7 +227,7 @@ impl Observations {
         let model = governor.live();
         for (index, observed) in saved {
             // Of agents that are no more too: they are removed when the rest is saved.
-            agents.destinations += observed.destinations.len();
+            agents.destinations += observed.places.len();
             agents.known.insert(index, observed);
         }
         if let Some(lost) = lost {
@@ -247,24 +251,21 @@ impl Observations {
         let Some((id, index)) = self.whose(reference) else { return };
         let now_s = self.clock.now().as_second();
         let mut agents = self.agents.lock();
-        let room = DESTINATIONS_MAX.saturating_sub(agents.destinations);
         let observed = agents.known.entry(index).or_insert_with(|| Observed::new(id));
-        let mut added = 0;
+        let before = observed.places.len();
         if is_decision {
             let is_denied = record.verdict != Some(Verdict::Allow);
             observed.past.note(is_denied, now_s);
             observed.dirty = true;
             if let Some(host) = record.destination.host.as_deref().filter(|_| !is_denied) {
-                let name = destination(host);
-                let is_known = observed.destinations.contains(&name);
-                if !is_known && room > 0 && observed.destinations.len() < DESTINATIONS_EACH_MAX {
-                    observed.destinations.insert(name);
-                    observed.unsaved.push(name);
-                    added = 1;
+                let name = Name::of(host);
+                if !observed.places.knows(name) && before >= DESTINATIONS_EACH_MAX {
+                    observed.places.shed();
                 }
+                observed.places.see(name, now_s);
             }
         }
-        let mut changed = Vec::new();
+        let (mut changed, after) = (Vec::new(), observed.places.len());
         for (kind, value) in prints(record) {
             if let Some(before) = observed.print(kind, &value, now_s)
                 && let Some(untold) = observed.tells(kind, now_s)
@@ -272,7 +273,8 @@ impl Observations {
                 changed.push((kind, value, before, untold));
             }
         }
-        agents.destinations += added;
+        agents.destinations = agents.destinations - before + after;
+        agents.make_room(DESTINATIONS_MAX);
         for (kind, value, before, untold) in changed {
             let mut change = self.changed(reference, kind, &value, &before);
             change.source = record.source.clone();
@@ -324,10 +326,13 @@ impl Observations {
             return History { first_seen: true, ..History::QUIET };
         };
         let (requests, denied) = observed.past.counts(now_s);
+        let (request_surge, denial_burst) = observed.past.anomalies(now_s);
         History {
             requests,
             denied,
-            first_seen: !observed.destinations.contains(&destination(host)),
+            request_surge,
+            denial_burst,
+            first_seen: !observed.places.knows(Name::of(host)),
             fingerprint_changed: observed.changed_s.is_some_and(|at| now_s.saturating_sub(at) < CHANGE_S),
         }
     }
@@ -411,15 +416,40 @@ impl Observations {
         known.retain(|index, observed| {
             let stays = live.model.agents.get(&observed.id).is_some_and(|agent| agent.index == *index);
             if !stays {
-                *destinations -= observed.destinations.len();
+                *destinations -= observed.places.len();
                 saved.push(Saved::Gone(*index));
-            } else if observed.dirty || !observed.unsaved.is_empty() {
+            } else if observed.dirty || observed.places.is_unsaved() {
                 observed.dirty = false;
-                let added = std::mem::take(&mut observed.unsaved);
-                saved.push(Saved::Changed(*index, observed.to_keep(), added));
+                let places = observed.places.take_unsaved();
+                saved.push(Saved::Changed(*index, observed.to_keep(), places));
             }
             stays
         });
         saved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_the_most_makes_room() {
+        let mut agents = Agents::default();
+        for (index, count) in [(1_u32, 300), (2, 20), (3, 100)] {
+            let mut observed = Observed::new(format!("a{index}").parse().unwrap());
+            for n in 0..count {
+                observed.places.see(Name::of(&format!("h{n}.test")), 1_795_632_300);
+            }
+            agents.destinations += count;
+            agents.known.insert(index, observed);
+        }
+        agents.make_room(1_000);
+        assert_eq!(agents.destinations, 420);
+        agents.make_room(180);
+        let have = |index| agents.known[&index].places.len();
+        assert_eq!(agents.destinations, have(1) + have(2) + have(3));
+        assert!(agents.destinations <= 180 && have(2) == 20, "no more than its share: {agents:?}");
+        assert!(have(1).abs_diff(have(3)) <= 5 && have(1) >= 60, "{} and {}", have(1), have(3));
     }
 }

@@ -122,7 +122,7 @@ fn l7_warnings(l7: &[L7Status], latest: u64, warnings: &mut Vec<String>) {
         match error {
             Some(error) => {
                 warnings.push(format!(
-                    "L7 worker `{instance}` stays at generation {generation}, and denies everything 5 s after it refused the next: {error}"
+                    "L7 worker `{instance}` stays at generation {generation}: {error}; it denies everything from 5 s after that on"
                 ));
             }
             None if *generation != latest => {

@@ -99,7 +99,7 @@ async fn what_was_recorded_is_known_and_outlives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_has_so_many_places_and_the_others_stay_new() {
+async fn an_agent_has_so_many_places_and_the_oldest_are_forgotten() {
     const MOST: usize = 4_096;
     let node = Node::new().start().await;
     let (agent, other) = (create(&node, "a").await.agent, create(&node, "b").await.agent);
@@ -108,8 +108,9 @@ async fn an_agent_has_so_many_places_and_the_others_stay_new() {
         let records: Vec<_> = some.iter().map(|host| decision(&agent, host, Verdict::Allow)).collect();
         hand_over(&node, &records).await;
     }
-    assert!(!history(&node, &agent, &places[MOST - 1]).await.first_seen);
-    assert!(history(&node, &agent, &places[MOST]).await.first_seen, "one too many");
+    assert!(!history(&node, &agent, &places[MOST]).await.first_seen);
+    assert!(!history(&node, &agent, &places[MOST / 2]).await.first_seen);
+    assert!(history(&node, &agent, &places[0]).await.first_seen, "one too many: the oldest is forgotten");
     hand_over(&node, &[decision(&other, &places[MOST], Verdict::Allow)]).await;
     assert!(!history(&node, &other, &places[MOST]).await.first_seen, "others have room");
 }

@@ -336,21 +336,25 @@ fn bundle(text: &str) -> PolicyBundle {
     PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }
 }
 
+fn key_record(secret: &hmac::Key, text: &str, agent: &str) -> ApiKeyRecord {
+    ApiKeyRecord {
+        id: ApiKey::parse(text).expect("key").id().to_owned(),
+        agent: agent.parse().expect("id"),
+        mac: mac(secret, text),
+        created_at_s: None,
+        not_before_s: None,
+        expires_at_s: None,
+        revoked_at_s: None,
+    }
+}
+
 impl Gateway {
     pub async fn start(options: Options) -> Gateway {
         let directory = tempfile::tempdir().expect("directory");
         let dns = Dns::start(ZONE).await;
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"the node's secret");
         let (key, other_key) = (ApiKey::compose([1; 6], [2; 32]), ApiKey::compose([3; 6], [4; 32]));
-        let record = |text: &str, agent: &str| ApiKeyRecord {
-            id: ApiKey::parse(text).expect("key").id().to_owned(),
-            agent: agent.parse().expect("id"),
-            mac: mac(&secret, text),
-            created_at_s: None,
-            not_before_s: None,
-            expires_at_s: None,
-            revoked_at_s: None,
-        };
+        let record = |text: &str, agent: &str| key_record(&secret, text, agent);
         let first = Snapshot {
             generation: 1,
             policy: options.policy.map(bundle),

@@ -50,6 +50,72 @@ fn every_attribute_has_its_name() {
     assert_eq!(Field::named("history"), None);
 }
 
+/// So many decisions in the hour that begins then.
+fn hour(past: &mut Past, at: i64, count: i64) {
+    for n in 0..count {
+        past.note(false, at + n * 3_599 / count.max(1));
+    }
+}
+
+#[test]
+fn a_surge_is_what_is_far_more_than_usual_at_that_hour() {
+    const NINE: i64 = 1_795_597_200;
+    const DAY: i64 = 86_400;
+    let surge = |past: &Past, at: i64| past.anomalies(at).0;
+    let mut past = Past::default();
+    // An agent that works from nine to eleven, some 200 an hour.
+    for day in 0..4 {
+        let at = NINE + day * DAY;
+        assert!(!surge(&past, at), "day {day}");
+        hour(&mut past, at, 200);
+        hour(&mut past, at + 3_600, 200);
+        assert!(!surge(&past, at + 7_199), "day {day}: it is as usual, or not known yet");
+    }
+    let morning = NINE + 4 * DAY;
+    let mut busy = past.clone();
+    hour(&mut busy, morning, 801);
+    assert!(surge(&busy, morning + 3_599), "more than four times");
+    hour(&mut busy, morning + 3_600, 820);
+    assert!(surge(&busy, morning + 7_199), "what was too much before does not make it usual");
+    let mut fair = past.clone();
+    hour(&mut fair, morning, 795);
+    assert!(!surge(&fair, morning + 3_599));
+    // At three in the afternoon it does nothing as a rule: a hundred are let be.
+    let (afternoon, mut some, mut more) = (morning + 6 * 3_600, past.clone(), past.clone());
+    hour(&mut some, afternoon, 100);
+    hour(&mut more, afternoon, 101);
+    assert!(!surge(&some, afternoon + 3_599) && surge(&more, afternoon + 3_599));
+    // What a clock that went back says, and what is written down and read, comes to the same.
+    let read: Past = serde_json::from_str(&serde_json::to_string(&busy).expect("json")).expect("read back");
+    assert_eq!(read, busy);
+    let mut back = past.clone();
+    back.note(false, morning - 40 * DAY);
+    assert!(!surge(&back, morning));
+    // After weeks of nothing, nothing is usual.
+    let later = morning + 30 * DAY;
+    hour(&mut past, later, 2_000);
+    assert!(!surge(&past, later + 3_599));
+}
+
+#[test]
+fn what_was_kept_before_there_were_averages_is_read() {
+    let mut old = serde_json::to_value(Past::default()).expect("json");
+    old.as_object_mut().expect("an object").remove("usual");
+    assert_eq!(serde_json::from_value::<Past>(old).expect("read"), Past::default());
+}
+
+#[test]
+fn a_burst_is_denial_after_denial() {
+    let burst = |allowed: u32, denied: u32| {
+        let mut past = Past::default();
+        (0..allowed).for_each(|_| past.note(false, 1_000_000));
+        (0..denied).for_each(|_| past.note(true, 1_000_000));
+        assert!(!past.anomalies(1_000_060).1, "over");
+        past.anomalies(1_000_059).1
+    };
+    assert_eq!([burst(0, 19), burst(0, 20), burst(20, 20), burst(21, 20)], [false, true, true, false]);
+}
+
 proptest! {
     /// What the windows say is what a list says, also after it was written down and read.
     #[test]

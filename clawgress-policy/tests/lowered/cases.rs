@@ -59,7 +59,14 @@ pub fn history(random: &mut Random) -> History {
         day: random.below(100) as u64,
     };
     let (requests, denied) = (counts(), counts());
-    History { requests, denied, first_seen: random.one_in(2), fingerprint_changed: random.one_in(2) }
+    History {
+        requests,
+        denied,
+        first_seen: random.one_in(2),
+        fingerprint_changed: random.one_in(2),
+        request_surge: random.one_in(2),
+        denial_burst: random.one_in(2),
+    }
 }
 
 pub fn fingerprints(random: &mut Random) -> Arc<Fingerprints> {

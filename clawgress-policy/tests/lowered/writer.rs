@@ -450,7 +450,10 @@ impl Writer<'_> {
         let operator = self.random.pick(&["==", "!=", "<", "<=", ">", ">="]);
         let count = self.random.pick(&["requests", "denied"]);
         match self.random.below(5) {
-            0 => "context.history.first_seen".to_owned(),
+            0 => {
+                let flag = self.random.pick(&["first_seen", "request_surge", "denial_burst"]);
+                format!("context.history.{flag}")
+            }
             1 => format!("context.history.fingerprint_changed == {}", self.bool(0)),
             2 => format!("context.history.{count}_last_minute {operator} context.port"),
             3 => format!("context.history.{count}_last_hour {operator} {}", self.random.below(6)),

@@ -10,6 +10,7 @@ use clawgress_identity::AgentId;
 use clawgress_policy::history::Past;
 use serde::{Deserialize, Serialize};
 
+use super::places::Name;
 use super::{Kind, Observed, Print};
 
 /// Memory for sled's pages: what is kept is read once, at the start.
@@ -41,8 +42,8 @@ pub(super) struct Document {
 /// Something to write.
 #[derive(Debug)]
 pub(super) enum Saved {
-    /// What changed, and destinations that are new.
-    Changed(u32, Box<Document>, Vec<u128>),
+    /// What changed, and destinations: when each was seen, or that it is forgotten.
+    Changed(u32, Box<Document>, Vec<(Name, Option<u64>)>),
     /// The agent is no more.
     Gone(u32),
 }
@@ -109,12 +110,14 @@ impl Kept {
             known.insert(u32::from_be_bytes(index), observed);
         }
         for entry in self.destinations.iter() {
-            let (key, _) = entry.context("cannot read its destinations")?;
+            let (key, seen) = entry.context("cannot read its destinations")?;
             let (index, name) = key.split_first_chunk::<INDEX_BYTES>().context("a destination of nobody")?;
             let name: [u8; NAME_BYTES] = name.try_into().context("a destination without a name")?;
             // An agent is written before its destinations: without it, they are of one that was removed.
             if let Some(observed) = known.get_mut(&u32::from_be_bytes(*index)) {
-                observed.destinations.insert(u128::from_be_bytes(name));
+                // Before it was written when, all were as old.
+                let seen = seen.as_ref().try_into().map_or(0, u64::from_be_bytes);
+                observed.places.restore(Name::from_be_bytes(name), seen);
             }
         }
         Ok(known)
@@ -127,8 +130,12 @@ impl Kept {
                 Saved::Changed(index, document, destinations) => {
                     let key = index.to_be_bytes();
                     self.agents.insert(key, serde_json::to_vec(document)?)?;
-                    for name in destinations {
-                        self.destinations.insert([&key[..], &name.to_be_bytes()].concat(), &[])?;
+                    for (name, seen) in destinations {
+                        let place = [&key[..], &name.to_be_bytes()].concat();
+                        match seen {
+                            Some(seen) => self.destinations.insert(place, &seen.to_be_bytes())?,
+                            None => self.destinations.remove(place)?,
+                        };
                     }
                 }
                 Saved::Gone(index) => self.remove(index.to_be_bytes())?,
