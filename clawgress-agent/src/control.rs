@@ -8,7 +8,9 @@ pub mod agents;
 pub mod api_keys;
 pub mod audit;
 mod authorities;
+mod bundles;
 mod enforcement;
+mod fetch;
 pub mod geo;
 mod geo_files;
 pub mod govern;
@@ -49,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use self::audit::{AuditLog, Bounds};
+use self::bundles::Bundles;
 use self::geo_files::GeoFiles;
 use self::govern::Governor;
 use self::kernel::Link;
@@ -77,6 +80,7 @@ struct Control {
     governor: Arc<Governor>,
     quarantines: Arc<Quarantines>,
     providers: Arc<Providers>,
+    bundles: Arc<Bundles>,
     audit: AuditLog,
     observations: Arc<Observations>,
     runs: Runs,
@@ -134,6 +138,7 @@ pub async fn serve(
         tracing::error!(%error, "groups that agents are in are not registered; the next start tries again");
     }
     let providers = Arc::new(Providers::open(Arc::clone(&governor), Arc::clone(&clock)).await);
+    let bundles = Arc::new(Bundles::open(Arc::clone(&governor), Arc::clone(&clock)).await);
     let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
     let quarantines = Arc::new(quarantines);
     let observations = observations(&config, &governor, &clock).await?;
@@ -155,6 +160,7 @@ pub async fn serve(
         governor,
         quarantines,
         providers,
+        bundles,
         audit,
         observations,
         runs,
@@ -173,6 +179,7 @@ pub async fn serve(
         tokio::spawn(watch_kernel(Arc::clone(&control))),
         tokio::spawn(watch_geo(Arc::clone(&control))),
         tokio::spawn(fetch_keys(Arc::clone(&control))),
+        tokio::spawn(follow_bundles(Arc::clone(&control))),
         tokio::spawn(observe(Arc::clone(&control))),
         tokio::spawn(end_adoption(signatures, stop.clone())),
     ];
@@ -268,6 +275,10 @@ type Planes = Either<
 
 async fn fetch_keys(control: Arc<Control>) {
     control.providers.run(control.stop.clone()).await;
+}
+
+async fn follow_bundles(control: Arc<Control>) {
+    control.bundles.run(control.stop.clone()).await;
 }
 
 /// What there was of the time before signatures is signed by now.

@@ -1,23 +1,17 @@
 //! Keys of issuers' providers as control fetches them: from a server of HTTPS, into every generation of L7, and out of it.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may fail")]
 
+#[path = "support/https.rs"]
+mod https;
 #[path = "support/node.rs"]
 mod node;
-
-use std::sync::Arc;
 
 use clawgress_api::ProviderStatus;
 use clawgress_api::proto::Empty;
 use clawgress_identity::{IssuerRecord, RootId};
 use clawgress_policy::PolicyBundle;
-use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 
+use self::https::{Ca, Site};
 use self::node::{Node, PATIENCE, Worker, document, parse, until};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
@@ -30,63 +24,28 @@ fn jwks(key: usize) -> String {
     format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"{key}","x":"{}"}}]}}"#, KEYS[key])
 }
 
-/// An OpenID provider at `localhost`, which answers one request a connection.
+/// An OpenID provider at `localhost`.
 struct Idp {
-    port: u16,
-    ca: String,
-    keys: Arc<Mutex<String>>,
-    task: JoinHandle<()>,
+    site: Site,
+    ca: Ca,
 }
 
 impl Idp {
     async fn start() -> Idp {
-        let (ca_key, key) = (KeyPair::generate().expect("key"), KeyPair::generate().expect("key"));
-        let mut params = CertificateParams::new([]).expect("names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = params.self_signed(&ca_key).expect("authority").pem();
-        let names = CertificateParams::new(["localhost".to_owned()]).expect("names");
-        let leaf = names.signed_by(&key, &Issuer::from_params(&params, &ca_key)).expect("certificate");
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone()], key)
-            .expect("TLS");
-        let tls = TlsAcceptor::from(Arc::new(tls));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let port = listener.local_addr().expect("address").port();
-        let keys = Arc::new(Mutex::new(jwks(0)));
-        let task = tokio::spawn({
-            let keys = Arc::clone(&keys);
-            async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    let Ok(mut stream) = tls.accept(stream).await else { continue };
-                    let mut head = vec![0; 4096];
-                    let read = stream.read(&mut head).await.unwrap_or(0);
-                    let head = String::from_utf8_lossy(&head[..read]).into_owned();
-                    let body = if head.starts_with("GET /.well-known/openid-configuration ") {
-                        format!(
-                            r#"{{"issuer":"https://localhost:{port}","jwks_uri":"https://localhost:{port}/jwks"}}"#
-                        )
-                    } else {
-                        keys.lock().clone()
-                    };
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-                    let _ = stream.write_all(answer.as_bytes()).await;
-                    let _ = stream.shutdown().await;
-                }
-            }
-        });
-        Idp { port, ca, keys, task }
+        let ca = Ca::new();
+        let site = Site::start(&ca.host("localhost")).await;
+        let at = format!("https://localhost:{}", site.port);
+        let discovery = format!(r#"{{"issuer":"{at}","jwks_uri":"{at}/jwks"}}"#);
+        site.serve("/.well-known/openid-configuration", &discovery);
+        site.serve("/jwks", &jwks(0));
+        Idp { site, ca }
     }
 
     fn record(&self, stale_s_max: u32, networks: &[&str]) -> IssuerRecord {
         let record = serde_json::json!({
-            "id": "idp", "issuer": format!("https://localhost:{}", self.port), "audiences": ["gateway"],
+            "id": "idp", "issuer": format!("https://localhost:{}", self.site.port), "audiences": ["gateway"],
             "algorithms": ["EdDSA"], "mapping": {"agent": {"from": "sub"}},
-            "provider": {"fresh_s_max": 1, "stale_s_max": stale_s_max, "networks": networks, "ca": self.ca}
+            "provider": {"fresh_s_max": 1, "stale_s_max": stale_s_max, "networks": networks, "ca": self.ca.pem}
         });
         serde_json::from_value(record).expect("record")
     }
@@ -123,10 +82,10 @@ async fn keys_are_fetched_rolled_over_kept_and_withdrawn() {
     node.admin().set_issuer(document(&idp.record(600, &["127.0.0.0/8", "::1/128"]))).await.expect("set");
     until_fetched(&mut worker, Some(&jwks(0))).await;
     // Other keys, and nobody does anything.
-    *idp.keys.lock() = jwks(1);
+    idp.site.serve("/jwks", &jwks(1));
     until_fetched(&mut worker, Some(&jwks(1))).await;
     // The provider is away, and control comes back: its last keys count.
-    idp.task.abort();
+    idp.site.stop();
     until("the provider to fail", async || status(&node).await.failures > 0).await;
     node.stop_control().await;
     node.start_control().await;

@@ -12,10 +12,12 @@ mod check;
 mod endpoint;
 mod intercept;
 mod interface;
+mod spiffe;
 
 pub use self::endpoint::Endpoint;
 pub use self::intercept::Intercept;
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
+pub use self::spiffe::{Spiffe, WorkloadEndpoint};
 
 /// The zone that needs no zone database.
 pub const UTC: &str = "UTC";
@@ -56,6 +58,9 @@ pub struct Config {
     /// The clock of policy's conditions on time.
     #[serde(default)]
     pub time: Time,
+    /// SPIFFE on this node.
+    #[serde(default)]
+    pub spiffe: Spiffe,
 }
 
 /// Geo data, for policy that names ASNs or countries: files in the MaxMind DB format, read by control, and

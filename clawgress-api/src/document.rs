@@ -243,6 +243,40 @@ pub struct ProviderStatus {
     pub error: Option<String>,
 }
 
+/// How the source of a trust domain's bundle is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleStatus {
+    /// The trust domain.
+    pub trust_domain: RootId,
+    /// Where its bundle comes from, in words.
+    pub source: String,
+    /// Whether its bundle counts.
+    pub state: KeysState,
+    /// SHA-256 of the certificates that do.
+    pub certificates: Vec<String>,
+    /// Thumbprints of the keys that do (RFC 7638).
+    pub keys: Vec<String>,
+    /// `spiffe_sequence` of the bundle, if it has one.
+    pub sequence: Option<u64>,
+    /// When its source last confirmed it.
+    pub confirmed_at: Option<Timestamp>,
+    /// Until when it is fresh.
+    pub fresh_until: Option<Timestamp>,
+    /// Until when it counts if nobody confirms it.
+    pub counts_until: Option<Timestamp>,
+    /// When its source is asked next; `None` while it says of each change by itself.
+    pub next_fetch_at: Option<Timestamp>,
+    /// How often it failed in a row.
+    pub failures: u32,
+    /// Since when it fails.
+    pub failing_since: Option<Timestamp>,
+    /// Why.
+    pub error: Option<String>,
+    /// Trust domains that the same source has bundles of and that nobody configured for it: they are not trusted.
+    pub ignored: Vec<String>,
+}
+
 /// An agent that is quarantined: nothing of it passes in either plane, whatever policy says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -23,6 +23,18 @@ pub mod proto {
     tonic::include_proto!("clawgress.v1");
 }
 
+/// The SPIFFE Workload API, whose package has no name: generated messages, client and server.
+#[expect(
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    clippy::doc_markdown,
+    reason = "generated code"
+)]
+pub mod workload_api {
+    tonic::include_proto!("_");
+}
+
 /// Ids, sources and agents, as the documents carry them.
 pub use clawgress_identity as identity;
 pub use document::*;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use nix::unistd::{Uid, User};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tonic::transport::{Channel, Endpoint, Error, Uri};
 use tower::service_fn;
 
-use crate::config::Access;
+use crate::config::{Access, WorkloadEndpoint};
 
 /// Time after which a connection attempt to a local role has failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,6 +117,23 @@ pub fn channel(path: &Path) -> Result<Channel, Error> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     })))
+}
+
+/// A lazy channel to the SPIFFE Workload API of the node. Who may listen there is for the directory of its socket to say,
+/// or for who may bind its port.
+#[must_use]
+pub fn workload_channel(at: &WorkloadEndpoint) -> Channel {
+    match at.clone() {
+        WorkloadEndpoint::Unix(path) => endpoint().connect_with_connector_lazy(service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        })),
+        WorkloadEndpoint::Tcp(address) => {
+            endpoint().connect_with_connector_lazy(service_fn(move |_: Uri| async move {
+                TcpStream::connect(address).await.map(TokioIo::new)
+            }))
+        }
+    }
 }
 
 fn endpoint() -> Endpoint {

@@ -20,6 +20,7 @@ mod jwks;
 mod mapping;
 mod oidc;
 mod quote;
+mod retry;
 mod root;
 mod roots;
 mod shared;
@@ -48,12 +49,14 @@ pub use oidc::{
     AnswerError, DISCOVERY_BYTES_MAX, Fetch, Next, Provider, ProviderError, ProviderRecord, ProviderUrl,
     UrlError, What,
 };
+pub use retry::Retry;
 pub use root::RootId;
 pub use roots::{RootError, RootRecords, Roots};
 pub use shared::{SharedSource, SourceId};
 pub use spiffe::{
-    BUNDLE_CERTIFICATES_MAX, BundleError, IdPart, SPIFFE_ID_BYTES_MAX, SpiffeBundle, SpiffeId, SpiffeIdError,
-    TrustDomain, TrustDomainError, TrustDomainName, TrustDomainRecord,
+    BUNDLE_CERTIFICATES_MAX, BundleEndpointRecord, BundleError, BundleSource, EndpointProfile,
+    FollowedBundle, IdPart, SPIFFE_ID_BYTES_MAX, SourceError, SpiffeBundle, SpiffeId, SpiffeIdError,
+    TrustDomain, TrustDomainError, TrustDomainName, TrustDomainRecord, WorkloadApiRecord,
 };
 pub use token::{TOKEN_BYTES_MAX, TokenError};
 pub use trust::{

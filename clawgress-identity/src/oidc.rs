@@ -8,11 +8,12 @@
 //! whatever goes wrong. Whoever sends tokens can make the provider be asked at a bounded rate only.
 
 use crate::json::{JsonError, Object};
-use crate::{JWKS_BYTES_MAX, JwksError, KeySet};
+use crate::{JWKS_BYTES_MAX, JwksError, KeySet, Retry};
 
 mod record;
 mod url;
 
+pub(crate) use record::check_fetching;
 pub use record::{ProviderError, ProviderRecord};
 pub use url::{ProviderUrl, UrlError};
 
@@ -26,9 +27,9 @@ const FRESH_S_DEFAULT: u32 = 15 * 60;
 /// How long a discovery document counts: it says where the keys are, which hardly ever changes.
 const DISCOVERY_S: i64 = 24 * 60 * 60;
 /// First pause after a failure, which doubles.
-const PAUSE_S_FIRST: i64 = 5;
+const PAUSE_S_FIRST: u32 = 5;
 /// Longest pause: what a provider that is back waits for at most.
-const PAUSE_S_MAX: i64 = 5 * 60;
+const PAUSE_S_MAX: u32 = 5 * 60;
 /// Failures in a row to fetch the keys after which the discovery document is asked again: they may have moved.
 const FAILURES_TO_DISCOVER: u32 = 3;
 /// Shortest time between two refreshes for keys that are not known: with it a rollover takes effect, and a flood of
@@ -93,8 +94,6 @@ pub struct Provider {
     key_hosts: Vec<String>,
     fresh_s_max: u32,
     stale_s: i64,
-    /// Spreads the requests of many gateways: below a tenth of each time, from 0 to 255.
-    spread: u8,
     keys_url: Option<Known<ProviderUrl>>,
     keys: Option<Known<KeySet>>,
     /// Grows with each key set that differs from the one before.
@@ -102,13 +101,9 @@ pub struct Provider {
     document: Vec<u8>,
     asked: Option<(Fetch, i64)>,
     number: u64,
-    failures: u32,
-    /// When the first of them was.
-    failing_since_s: Option<i64>,
-    /// How many there were when it was last known where the keys are.
+    retry: Retry,
+    /// How many failures there were when it was last known where the keys are.
     failures_at_discovery: u32,
-    /// Not before this.
-    pause_until_s: i64,
     refreshed_for_unknown_s: Option<i64>,
     is_wanted: bool,
 }
@@ -147,17 +142,14 @@ impl Provider {
             issuer,
             fresh_s_max: record.fresh_s_max,
             stale_s: i64::from(record.stale_s_max),
-            spread,
             keys_url: None,
             keys: None,
             version: 0,
             document: Vec::new(),
             asked: None,
             number: 0,
-            failures: 0,
-            failing_since_s: None,
+            retry: Retry::new(PAUSE_S_FIRST, PAUSE_S_MAX, spread),
             failures_at_discovery: 0,
-            pause_until_s: i64::MIN,
             refreshed_for_unknown_s: None,
             is_wanted: false,
         })
@@ -179,7 +171,7 @@ impl Provider {
 
     /// Has the provider asked again for all, at once, whatever pause there is.
     pub fn refresh(&mut self) {
-        self.pause_until_s = i64::MIN;
+        self.retry.at_once();
         self.keys_url = None;
         self.is_wanted = true;
     }
@@ -193,12 +185,11 @@ impl Provider {
             }
             self.fail(now_s);
         }
-        // A pause that is longer than any is left from before the clock stepped back.
-        let pause_s = self.pause_until_s.saturating_sub(now_s);
-        if (1..=PAUSE_S_MAX).contains(&pause_s) {
-            return Next::Wait(self.pause_until_s);
+        if let Some(until_s) = self.retry.pause(now_s) {
+            return Next::Wait(until_s);
         }
-        let has_moved = self.failures.saturating_sub(self.failures_at_discovery) >= FAILURES_TO_DISCOVER;
+        let has_moved =
+            self.retry.failures().saturating_sub(self.failures_at_discovery) >= FAILURES_TO_DISCOVER;
         let known = self.keys_url.as_ref().filter(|url| url.is_fresh(now_s) && !has_moved);
         let (url, what) = match (known, &self.keys) {
             (Some(_), Some(keys)) if keys.is_fresh(now_s) && !self.is_wanted => {
@@ -236,10 +227,9 @@ impl Provider {
             Ok(is_other) => {
                 self.asked = None;
                 if fetch.what == What::Keys {
-                    self.failures = 0;
-                    self.failing_since_s = None;
+                    self.retry.succeeded();
                 }
-                self.failures_at_discovery = self.failures;
+                self.failures_at_discovery = self.retry.failures();
                 Ok(is_other)
             }
             Err(error) => {
@@ -320,19 +310,19 @@ impl Provider {
     /// How often the provider has failed in a row.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.failures
+        self.retry.failures()
     }
 
     /// Since when it fails, if it does.
     #[must_use]
     pub fn failing_since_s(&self) -> Option<i64> {
-        self.failing_since_s
+        self.retry.since_s()
     }
 
     /// When it may be asked again after a failure.
     #[must_use]
     pub fn pause_until_s(&self) -> i64 {
-        self.pause_until_s
+        self.retry.until_s()
     }
 
     fn discovered(&mut self, body: &[u8], now_s: i64) -> Result<(), AnswerError> {
@@ -350,8 +340,7 @@ impl Provider {
         let value = KeySet::parse(body)?;
         let least_s = FRESH_S_LEAST.min(self.fresh_s_max);
         let fresh_s = i64::from(max_age_s.unwrap_or(FRESH_S_DEFAULT).clamp(least_s, self.fresh_s_max));
-        // Earlier by up to a tenth, so that gateways that started together don't ask together for ever.
-        let fresh_s = fresh_s.saturating_sub(fresh_s.saturating_mul(i64::from(self.spread)) / 2560);
+        let fresh_s = self.retry.spread(fresh_s);
         // By the keys: a document that only writes the same ones otherwise is no news for anybody.
         let is_other = self.keys.as_ref().is_none_or(|known| known.value != value);
         self.keys = Some(Known { value, fetched_s: now_s, fresh_s });
@@ -365,13 +354,7 @@ impl Provider {
 
     fn fail(&mut self, now_s: i64) {
         self.asked = None;
-        // Doubling ends at the longest pause; what is beyond it need not be counted.
-        let doublings = self.failures.min(16);
-        let pause_s = PAUSE_S_FIRST.saturating_mul(1 << doublings).min(PAUSE_S_MAX);
-        let pause_s = pause_s.saturating_sub(pause_s.saturating_mul(i64::from(self.spread)) / 2560).max(1);
-        self.failures = self.failures.saturating_add(1);
-        self.failing_since_s.get_or_insert(now_s);
-        self.pause_until_s = now_s.saturating_add(pause_s);
+        self.retry.failed(now_s);
     }
 }
 

@@ -29,6 +29,9 @@ pub struct RootRecords {
     /// Trust domains.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trust_domains: Vec<TrustDomainRecord>,
+    /// Bundles that came of trust domains' sources and count now: JSON documents.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bundles: BTreeMap<RootId, String>,
 }
 
 /// Everybody, ready to judge by.
@@ -87,11 +90,11 @@ impl Roots {
     /// certificates, because which of them are trusted by both, and so prove nobody, can't be known.
     #[must_use]
     pub fn renew(records: RootRecords, former: &Roots) -> (Roots, Vec<RootError>) {
-        let RootRecords { issuers, fetched, authorities, trust_domains } = records;
+        let RootRecords { issuers, fetched, authorities, trust_domains, bundles } = records;
         let mut refused = Vec::new();
         let issuers = renew_issuers(issuers, &fetched, &former.issuers, &mut refused);
         let authorities = renew_authorities(authorities, &former.authorities, &mut refused);
-        let domains = renew_domains(trust_domains, &former.domains, &mut refused);
+        let domains = renew_domains(trust_domains, &bundles, &former.domains, &mut refused);
         (Roots { issuers, authorities, domains }, refused)
     }
 
@@ -168,6 +171,7 @@ fn renew_authorities(
 
 fn renew_domains(
     records: Vec<TrustDomainRecord>,
+    bundles: &BTreeMap<RootId, String>,
     former: &TrustDomains,
     refused: &mut Vec<RootError>,
 ) -> TrustDomains {
@@ -190,11 +194,12 @@ fn renew_domains(
             unusable.push(name);
             continue;
         }
-        if let Some(same) = former.by_name(&name).filter(|former| *former.record() == record) {
+        let fetched = bundles.get(&id);
+        if let Some(same) = former.by_name(&name).filter(|former| former.is_of(&record, fetched)) {
             domains.push(Arc::clone(same));
             continue;
         }
-        match TrustDomain::new(record) {
+        match TrustDomain::with_fetched(record, fetched.cloned()) {
             Ok(domain) => domains.push(Arc::new(domain)),
             Err(error) => {
                 refused.push(RootError::TrustDomain(id, error));

@@ -96,22 +96,29 @@ fn read(set: &Set) -> Result<IssuerRecord, Failure> {
 
 /// Puts the certificates that `ca_file` of the provider names, from the settings' directory on, in its place.
 fn read_ca(set: &Set, settings: &mut toml::Table) -> Result<(), Failure> {
+    match settings.get_mut("provider") {
+        Some(toml::Value::Table(provider)) => read_ca_file(&set.settings, provider),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the certificates that `ca_file` of a table names, from the directory of its file on, in its place.
+pub fn read_ca_file(settings: &Path, table: &mut toml::Table) -> Result<(), Failure> {
     const CA_FILE: &str = "ca_file";
-    let Some(toml::Value::Table(provider)) = settings.get_mut("provider") else { return Ok(()) };
-    let Some(path) = provider.remove(CA_FILE) else { return Ok(()) };
-    let place = set.settings.display();
-    let Some(path) = path.as_str().filter(|_| !provider.contains_key("ca")) else {
+    let Some(path) = table.remove(CA_FILE) else { return Ok(()) };
+    let place = settings.display();
+    let Some(path) = path.as_str().filter(|_| !table.contains_key("ca")) else {
         return Err(Failure::Refused(format!(
             "{place}: `{CA_FILE}` is the path of a PEM file, and `ca` is not given besides it"
         )));
     };
-    let path = set.settings.parent().unwrap_or(Path::new("")).join(path);
-    provider.insert("ca".to_owned(), file(&path, FILE_BYTES_MAX)?.into());
+    let path = settings.parent().unwrap_or(Path::new("")).join(path);
+    table.insert("ca".to_owned(), file(&path, FILE_BYTES_MAX)?.into());
     Ok(())
 }
 
 /// A file of settings of `name`, in which what is given `elsewhere` has no place.
-fn table(settings: &Path, name: &RootId, elsewhere: &[&str]) -> Result<toml::Table, Failure> {
+pub fn table(settings: &Path, name: &RootId, elsewhere: &[&str]) -> Result<toml::Table, Failure> {
     let place = settings.display();
     let text = file(settings, FILE_BYTES_MAX)?;
     let mut table: toml::Table = text.parse().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
@@ -124,7 +131,8 @@ fn table(settings: &Path, name: &RootId, elsewhere: &[&str]) -> Result<toml::Tab
     Ok(table)
 }
 
-fn understood<T: DeserializeOwned>(settings: &Path, table: toml::Table) -> Result<T, Failure> {
+/// What a table of settings says.
+pub fn understood<T: DeserializeOwned>(settings: &Path, table: toml::Table) -> Result<T, Failure> {
     table.try_into().map_err(|e| Failure::Refused(format!("{}: {e}", settings.display())))
 }
 

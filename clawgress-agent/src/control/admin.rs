@@ -197,6 +197,10 @@ impl Admin for Service {
         roots::delete::<TrustDomainRecord>(&self.0, request).await
     }
 
+    async fn bundle_status(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        documents(self.0.bundles.status())
+    }
+
     async fn apply_policy(&self, request: Request<Document>) -> Answer {
         policies::apply(&self.0, request).await
     }

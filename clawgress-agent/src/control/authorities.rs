@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use clawgress_api::config::Config;
 use clawgress_identity::{
-    Authority, AuthorityRecord, ListDetails, Revocation, RootId, Roots, TrustDomain, TrustDomainRecord,
+    Authority, AuthorityRecord, BundleSource, ListDetails, Revocation, RootId, Roots, SpiffeBundle,
+    TrustDomainRecord,
 };
 use serde::Serialize;
 
@@ -27,6 +29,14 @@ pub(super) trait Root: Clone + Serialize + PartialEq {
 
     /// Refuses what would make something count again that was revoked.
     fn follows(&self, before: &Self) -> Result<(), Refusal>;
+
+    /// Refuses what this node is not set up for.
+    fn fits(&self, _: &Config) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    /// Lets go of what came of where it is no longer taken from.
+    fn let_go(_: &mut Draft, _: &RootId) {}
 
     /// What audit says of it: its settings, and hashes of what is trusted and revoked. All that could make
     /// certificates count that did not before changes something of it.
@@ -89,6 +99,13 @@ impl Root for AuthorityRecord {
     }
 }
 
+/// What audit says of a bundle.
+pub(super) fn trusted(bundle: &SpiffeBundle) -> String {
+    let certificates = bundle.thumbprints().join(" ");
+    let keys: Vec<String> = bundle.keys().thumbprints().collect();
+    format!("certificates {certificates} and keys {}", keys.join(" "))
+}
+
 /// How much is revoked by lists.
 fn depth(revocation: Revocation) -> u8 {
     match revocation {
@@ -132,13 +149,32 @@ impl Root for TrustDomainRecord {
         Ok(())
     }
 
+    fn fits(&self, config: &Config) -> Result<(), Refusal> {
+        if matches!(self.source, Some(BundleSource::WorkloadApi(_))) && config.spiffe.workload_api.is_none() {
+            return Err(Refusal::Unsupported(format!(
+                "the bundle of trust domain `{}` is to come by the Workload API, and this node knows of none: say where it \
+                 is by `workload_api` of [spiffe] in its configuration, and restart control",
+                self.id
+            )));
+        }
+        Ok(())
+    }
+
+    fn let_go(draft: &mut Draft, id: &RootId) {
+        draft.let_go_of_bundle(id);
+    }
+
     fn described(&self) -> String {
         let bare = TrustDomainRecord { bundle: String::new(), ..self.clone() };
         let settings = settings(&bare);
-        let Ok(domain) = TrustDomain::new(self.clone()) else { return settings };
-        let certificates = domain.bundle().thumbprints().join(" ");
-        let keys: Vec<String> = domain.bundle().keys().thumbprints().collect();
-        format!("{settings} with certificates {certificates} and keys {}", keys.join(" "))
+        let trusted =
+            SpiffeBundle::parse(self.bundle.as_bytes()).map_or("nothing".to_owned(), |b| trusted(&b));
+        let of = if self.source.is_some() { "the first bundle of its endpoint" } else { "with" };
+        if self.source.is_some() && self.bundle.is_empty() {
+            settings
+        } else {
+            format!("{settings} {of} {trusted}")
+        }
     }
 }
 
@@ -173,7 +209,9 @@ impl Draft {
             new.follows(before)?;
         }
         self.put(&format!("{}{}", R::KEY, new.id()), &new)?;
-        R::all_mut(&mut self.model).insert(new.id().clone(), new);
+        let id = new.id().clone();
+        R::all_mut(&mut self.model).insert(id.clone(), new);
+        R::let_go(self, &id);
         self.governs = true;
         // All together, by what L7 builds of them.
         Roots::new(self.model.roots()).map_err(|error| Refusal::Invalid(error.to_string()))?;
@@ -187,6 +225,7 @@ impl Draft {
     pub(super) fn delete_root<R: Root>(&mut self, id: &RootId) -> Result<R, Refusal> {
         let before: R = self.model.root::<R>(id)?.clone();
         R::all_mut(&mut self.model).remove(id);
+        R::let_go(self, id);
         self.delete(format!("{}{id}", R::KEY));
         self.governs = true;
         Ok(before)

@@ -19,13 +19,13 @@ use clawgress_policy::{
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditLog;
 use super::geo::GeoInForce;
 use super::model::{Draft, GENERATION, Model, Refusal, Run, Window, parse};
-use super::providers::{FETCHED, Fetched};
 use super::signatures::Signatures;
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
@@ -275,15 +275,20 @@ impl Governor {
         Ok(())
     }
 
-    /// Writes down when keys in force were confirmed: nobody decides differently for it, so it is no generation and has
+    /// Writes down, if it still counts, when something that was fetched was confirmed: nobody decides differently for it, so it is no generation and has
     /// no record.
-    pub(super) async fn confirm(&self, fetched: &Fetched) -> Result<(), Refusal> {
+    pub(super) async fn confirm(
+        &self,
+        key: &str,
+        fetched: &impl Serialize,
+        counts_in: impl Fn(&Model) -> bool,
+    ) -> Result<(), Refusal> {
         let _turn = self.turn.lock().await;
-        if !fetched.counts_in(&self.live().model) {
+        if !counts_in(&self.live().model) {
             return Ok(());
         }
         let json = serde_json::to_vec(fetched).map_err(|e| Refusal::Invalid(e.to_string()))?;
-        let writes = vec![Write::Put(format!("{FETCHED}{}", fetched.id), json)];
+        let writes = vec![Write::Put(key.to_owned(), json)];
         self.store.commit(Transaction { conditions: vec![], writes }).await?;
         Ok(())
     }

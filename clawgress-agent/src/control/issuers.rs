@@ -30,6 +30,12 @@ impl Model {
             fetched: fetched.map(|fetched| (fetched.id.clone(), fetched.document.clone())).collect(),
             authorities: self.authorities.values().cloned().collect(),
             trust_domains: self.trust_domains.values().cloned().collect(),
+            bundles: self
+                .bundles
+                .values()
+                .filter(|bundle| bundle.counts_in(self))
+                .map(|bundle| (bundle.id.clone(), bundle.document.clone()))
+                .collect(),
         }
     }
 }

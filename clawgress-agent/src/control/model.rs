@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::api_keys::{ENDED_KEY, KEY};
 use super::audit::AuditError;
 use super::authorities::{AUTHORITY, TRUST_DOMAIN};
+use super::bundles::{FetchedBundle, TRUST_BUNDLE};
 use super::geo::{GeoError, GeoInForce};
 use super::groups::{GROUP, with_built_in};
 use super::issuers::ISSUER;
@@ -115,6 +116,8 @@ pub struct Model {
     pub trust_domains: BTreeMap<RootId, TrustDomainRecord>,
     /// Keys that were fetched of their providers and count.
     pub fetched: BTreeMap<RootId, Fetched>,
+    /// Bundles that came of trust domains' sources and count.
+    pub bundles: BTreeMap<RootId, FetchedBundle>,
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
     /// The live policy, with its bundle.
@@ -225,6 +228,7 @@ impl Model {
             authorities: all(store, AUTHORITY, at, |a: &AuthorityRecord| a.id.clone()).await?,
             trust_domains: all(store, TRUST_DOMAIN, at, |d: &TrustDomainRecord| d.id.clone()).await?,
             fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
+            bundles: all(store, TRUST_BUNDLE, at, |b: &FetchedBundle| b.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policy,
             distrust,

@@ -4,15 +4,16 @@
 //! INVARIANT: keys that count no longer are withdrawn even if that can't be recorded now, and those of an issuer that is
 //! asked otherwise now are never used.
 
-mod fetch;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_api::clock::Clock;
 use clawgress_api::{KeysState, ProviderStatus, RecordKind};
-use clawgress_identity::{Fetch, IssuerRecord, KeySet, Next, Provider, ProviderRecord, RootId};
+use clawgress_identity::{
+    DISCOVERY_BYTES_MAX, Fetch, IssuerRecord, JWKS_BYTES_MAX, KeySet, Next, Provider, ProviderRecord, RootId,
+    What,
+};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::fetch::{Answer, FetchError};
+use super::fetch::{self, Answer, By, FetchError, Target};
 use super::govern::Governor;
 use super::model::{Draft, Model, Refusal};
 
@@ -124,7 +125,7 @@ impl Providers {
             self.settle().await;
             for (id, life, fetch, record) in self.due(FETCHES_MAX.saturating_sub(fetching.len())) {
                 fetching.spawn(async move {
-                    let answer = fetch::fetch(&fetch, &record).await;
+                    let answer = fetch::fetch(target(&fetch, &record)).await;
                     (id, life, fetch, answer)
                 });
             }
@@ -257,7 +258,10 @@ impl Providers {
                 let edit = |draft: &mut Draft| draft.withdraw_fetched(id);
                 self.governor.withdraw(|()| detail.clone(), edit).await.map(drop)
             }
-            Step::Confirm(fetched) => self.governor.confirm(fetched).await,
+            Step::Confirm(fetched) => {
+                let key = format!("{FETCHED}{id}");
+                self.governor.confirm(&key, fetched, |model| fetched.counts_in(model)).await
+            }
             Step::Tell(detail, _) => {
                 let generation = self.governor.live().model.generation;
                 let mut record = self.governor.audit.record(RecordKind::Change, generation);
@@ -393,12 +397,22 @@ impl Entry {
     }
 }
 
-fn time(s: i64) -> Option<Timestamp> {
+/// What to fetch, and how.
+fn target(fetch: &Fetch, record: &ProviderRecord) -> Target {
+    let bytes_max = match fetch.what {
+        What::Discovery => DISCOVERY_BYTES_MAX,
+        What::Keys => JWKS_BYTES_MAX,
+    };
+    let (by, networks) = (By::Host(record.ca.clone()), record.networks.clone());
+    Target { url: fetch.url.clone(), bytes_max, by, networks }
+}
+
+pub(super) fn time(s: i64) -> Option<Timestamp> {
     Timestamp::from_second(s).ok()
 }
 
 /// Words of another machine: of bounded length, without control characters.
-fn bounded(text: &str) -> String {
+pub(super) fn bounded(text: &str) -> String {
     let end = text.floor_char_boundary(ERROR_BYTES_MAX);
     text.get(..end).unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
 }

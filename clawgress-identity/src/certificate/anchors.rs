@@ -42,10 +42,11 @@ static SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
 ];
 
 /// How revocation lists count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Revocation {
     /// There are none: certificates count until they expire.
+    #[default]
     Off,
     /// A list of its authority must clear the client's certificate.
     Leaf,
@@ -124,7 +125,7 @@ pub enum AnchorsError {
 }
 
 /// Certificates that are trusted, parsed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Anchors {
     anchors: Vec<TrustAnchor<'static>>,
     /// SHA-256 of each certificate.
@@ -201,7 +202,8 @@ impl Anchors {
         self.anchors.len()
     }
 
-    /// Verifies the path from the first certificate of a chain to an anchor, for a TLS client, at a Unix time. What
+    /// Verifies the path from the first certificate of a chain to an anchor, at a Unix time, for a TLS client or
+    /// server. What
     /// each issuer on the path says of itself has to satisfy `is_issuer`. Returns until when that stands at most, if
     /// nothing changes but the time: the first second in which a certificate of the path has expired, or a list that
     /// counts now is too old.
@@ -209,6 +211,7 @@ impl Anchors {
         &self,
         chain: &[CertificateDer<'_>],
         now_s: i64,
+        usage: KeyUsage,
         is_issuer: impl Fn(&Details<'_>) -> bool,
     ) -> Result<i64, CertificateError> {
         let (leaf, intermediates) = chain.split_first().ok_or(CertificateError::Missing)?;
@@ -253,7 +256,7 @@ impl Anchors {
             &self.anchors,
             intermediates,
             UnixTime::since_unix_epoch(Duration::from_secs(time_s)),
-            KeyUsage::client_auth(),
+            usage,
             revocation,
             Some(&are_issuers),
         );

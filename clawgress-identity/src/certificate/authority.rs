@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use webpki::KeyUsage;
 
 use crate::certificate::{Anchors, AnchorsError, CertificateError, Details, ListDetails, Revocation};
 use crate::mapping::{Mapped, Values};
@@ -110,7 +111,7 @@ impl Authority {
         details: &Details<'_>,
         now_s: i64,
     ) -> Result<(Mapped, i64), CertificateError> {
-        let ends_s = self.anchors.verify(chain, now_s, |_| true)?;
+        let ends_s = self.anchors.verify(chain, now_s, KeyUsage::client_auth(), |_| true)?;
         Ok((self.mapping.apply(self.id.tenant(), |kind| kind.values(details))?, ends_s))
     }
 }

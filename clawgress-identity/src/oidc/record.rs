@@ -1,7 +1,5 @@
 //! How an issuer's provider is asked for keys, as the registry holds it.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +70,31 @@ pub enum ProviderError {
     CaSize,
 }
 
+/// Whether how long something fetched counts, and whom it is fetched of, is bounded.
+pub(crate) fn check_fetching(
+    fresh_s_max: u32,
+    stale_s_max: u32,
+    networks: &[IpNet],
+    ca: &str,
+) -> Result<(), ProviderError> {
+    if !(1..=FRESH_S_MAX).contains(&fresh_s_max) {
+        return Err(ProviderError::Fresh);
+    }
+    if stale_s_max > STALE_S_MAX {
+        return Err(ProviderError::Stale);
+    }
+    if networks.len() > NETWORKS_MAX {
+        return Err(ProviderError::Networks);
+    }
+    if ca.len() > CA_BYTES_MAX {
+        return Err(ProviderError::CaSize);
+    }
+    if !ca.is_empty() {
+        Anchors::from_pem(ca, "", Revocation::Off).map_err(ProviderError::Ca)?;
+    }
+    Ok(())
+}
+
 // === impl ProviderRecord ===
 
 impl ProviderRecord {
@@ -84,29 +107,8 @@ impl ProviderRecord {
         if let Some(host) = self.key_hosts.iter().find(|host| !url::is_host(host)) {
             return Err(ProviderError::Host(crate::quote::quote(host)));
         }
-        if !(1..=FRESH_S_MAX).contains(&self.fresh_s_max) {
-            return Err(ProviderError::Fresh);
-        }
-        if self.stale_s_max > STALE_S_MAX {
-            return Err(ProviderError::Stale);
-        }
-        if self.networks.len() > NETWORKS_MAX {
-            return Err(ProviderError::Networks);
-        }
-        if self.ca.len() > CA_BYTES_MAX {
-            return Err(ProviderError::CaSize);
-        }
-        if !self.ca.is_empty() {
-            Anchors::from_pem(&self.ca, "", Revocation::Off).map_err(ProviderError::Ca)?;
-        }
+        check_fetching(self.fresh_s_max, self.stale_s_max, &self.networks, &self.ca)?;
         Ok(issuer)
-    }
-
-    /// Whether one of its networks has this address.
-    #[must_use]
-    pub fn names(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        self.networks.iter().any(|network| network.contains(&ip))
     }
 
     /// Whether keys that were fetched as `self` says are what would be fetched as `other` says: only the times differ.

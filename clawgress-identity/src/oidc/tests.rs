@@ -124,7 +124,10 @@ fn a_refresh_waits_for_no_pause() {
     let asked = fetch(&mut provider, now_s);
     assert_eq!(asked.what, What::Discovery);
     provider.failed(&asked, now_s);
-    assert_eq!((wait_s(&mut provider, now_s), provider.failing_since_s()), (PAUSE_S_FIRST, Some(now_s)));
+    assert_eq!(
+        (wait_s(&mut provider, now_s), provider.failing_since_s()),
+        (i64::from(PAUSE_S_FIRST), Some(now_s))
+    );
     provider.refresh();
     let asked = fetch(&mut provider, now_s);
     provider.answered(&asked, discovery().as_bytes(), None, now_s).unwrap();
@@ -192,7 +195,7 @@ fn a_fetch_nobody_tells_of_has_failed() {
     let mut provider = provider();
     let first = fetch(&mut provider, START_S);
     assert_eq!(wait_s(&mut provider, START_S + 59), 1);
-    assert_eq!(wait_s(&mut provider, START_S + 60), PAUSE_S_FIRST);
+    assert_eq!(wait_s(&mut provider, START_S + 60), i64::from(PAUSE_S_FIRST));
     assert_eq!(provider.answered(&first, discovery().as_bytes(), None, START_S + 61), Err(AnswerError::Late));
     let second = fetch(&mut provider, START_S + 65);
     assert_ne!(first, second);
@@ -263,7 +266,7 @@ fn discovery_documents_that_are_refused() {
         let mut provider = provider();
         let asked = fetch(&mut provider, START_S);
         let answered = provider.answered(&asked, document.as_bytes(), None, START_S).err();
-        assert_eq!(wait_s(&mut provider, START_S), PAUSE_S_FIRST);
+        assert_eq!(wait_s(&mut provider, START_S), i64::from(PAUSE_S_FIRST));
         answered
     };
     let other = |from: &str, to: &str| with(&discovery().replace(from, to));

@@ -53,6 +53,11 @@ impl ProviderUrl {
         ProviderUrl::of(text, &url)
     }
 
+    /// A URL that is configured whole.
+    pub(crate) fn endpoint(text: &str) -> Result<ProviderUrl, UrlError> {
+        ProviderUrl::of(text, &parse(text)?)
+    }
+
     /// A key set's URL, at one of these hosts.
     pub(crate) fn keys(text: &str, hosts: &[String]) -> Result<ProviderUrl, UrlError> {
         let url = ProviderUrl::of(text, &parse(text)?)?;

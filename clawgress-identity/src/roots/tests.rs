@@ -28,6 +28,7 @@ fn domain(id: &str, name: &str, ca: &pki::Ca) -> TrustDomainRecord {
             r#"{{"keys":[{{"kty":"EC","use":"x509-svid","x5c":["{x5c}"]}},{}]}}"#,
             Signer::of(Algorithm::Es256).jwk(r#","use":"jwt-svid","kid":"ES256""#)
         ),
+        source: None,
     }
 }
 

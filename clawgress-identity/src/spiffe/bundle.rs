@@ -1,10 +1,15 @@
 //! SPIFFE bundles (SPIFFE Trust Domain and Bundle, section 4): what a trust domain's SVIDs are verified by.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
+use webpki::KeyUsage;
 
-use crate::certificate::Anchors;
+use super::SpiffeId;
+use super::domain::{is_signing, svid};
+use crate::certificate::{Anchors, CertificateError, Details};
 use crate::json::{Json, Object};
 use crate::jwks::{JWKS_BYTES_MAX, jwks};
 use crate::{AnchorsError, JwksError, KeySet};
@@ -17,7 +22,7 @@ const REFRESH_S_MIN: u64 = 60;
 const REFRESH_S_MAX: u64 = 24 * 60 * 60;
 
 /// A bundle, parsed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SpiffeBundle {
     /// `spiffe_sequence`, which grows with each change.
     pub sequence: Option<u64>,
@@ -46,6 +51,17 @@ pub enum BundleError {
     /// A `jwt-svid` key has no id.
     #[error("a `jwt-svid` key of the bundle has no `kid`")]
     KeyId,
+    /// Not DER, one certificate behind the other.
+    #[error("the certificates of the bundle are not DER, one behind the other")]
+    Der,
+    /// Its sequence number is below that of the bundle which counts.
+    #[error("the bundle is older than that in force: its `spiffe_sequence` is {is}, and was {was}")]
+    Older {
+        /// Its own.
+        is: u64,
+        /// That of the one which counts.
+        was: u64,
+    },
     /// Too many certificates.
     #[error("the bundle has more than {BUNDLE_CERTIFICATES_MAX} certificates")]
     TooMany,
@@ -112,6 +128,31 @@ impl SpiffeBundle {
     #[must_use]
     pub fn keys(&self) -> &KeySet {
         &self.keys
+    }
+
+    /// Whether another bundle trusts the same authorities and keys, whatever else it says.
+    #[must_use]
+    pub fn trusts_same(&self, other: &SpiffeBundle) -> bool {
+        let certificates =
+            |bundle: &SpiffeBundle| bundle.thumbprints().iter().cloned().collect::<BTreeSet<String>>();
+        certificates(self) == certificates(other) && self.keys == other.keys
+    }
+
+    /// Verifies the certificates of a TLS server that is to be `id`, a workload of this bundle's trust domain.
+    ///
+    /// # Errors
+    /// If they are no X.509-SVID of that ID by this bundle at `now_s`.
+    pub fn verify_server(
+        &self,
+        chain: &[CertificateDer<'_>],
+        id: &SpiffeId,
+        now_s: i64,
+    ) -> Result<(), CertificateError> {
+        let leaf = chain.first().ok_or(CertificateError::Missing)?;
+        if svid(&Details::read(leaf)?)? != *id {
+            return Err(CertificateError::NotAnSvid);
+        }
+        self.anchors.verify(chain, now_s, KeyUsage::server_auth(), is_signing).map(drop)
     }
 
     /// How many elements are of no known use.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use webpki::KeyUsage;
 
-use super::{BundleError, SpiffeBundle, SpiffeId, TrustDomainName};
+use super::{BundleError, BundleSource, SourceError, SpiffeBundle, SpiffeId, TrustDomainName};
 use crate::certificate::{CRL_SIGN, CertificateError, DIGITAL_SIGNATURE, Details, KEY_CERT_SIGN};
 use crate::claims::{self, SKEW_S_MAX, Window};
 use crate::json::Object;
@@ -39,8 +40,12 @@ pub struct TrustDomainRecord {
     pub skew_s: u32,
     /// Which agent an SVID proves.
     pub mapping: Mapping<IdPart>,
-    /// Its bundle: a JSON document.
+    /// Its bundle: a JSON document. Where it has a `source`, what the first connection to that is verified by.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub bundle: String,
+    /// Where its bundle comes from, in place of being given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<BundleSource>,
 }
 
 /// A part of a SPIFFE ID.
@@ -68,12 +73,21 @@ pub enum TrustDomainError {
     /// The bundle can't be read.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// There is neither a bundle nor where to get one.
+    #[error(
+        "it needs a bundle: give one (`--bundle`), or say where it comes from (`--workload-api`, `--bundle-endpoint`)"
+    )]
+    NoBundle,
+    /// Where its bundle comes from is not complete or not bounded.
+    #[error("its source: {0}")]
+    Source(#[from] SourceError),
 }
 
 /// A trust domain, ready to judge SVIDs with.
 #[derive(Clone, Debug)]
 pub struct TrustDomain {
     record: TrustDomainRecord,
+    fetched: Option<String>,
     bundle: SpiffeBundle,
 }
 
@@ -93,6 +107,18 @@ impl TrustDomain {
     /// # Errors
     /// If something is missing, beyond a bound, or not to be read.
     pub fn new(record: TrustDomainRecord) -> Result<TrustDomain, TrustDomainError> {
+        TrustDomain::with_fetched(record, None)
+    }
+
+    /// As [`new`](Self::new), with the bundle of its source, if there is one that counts. Without it nothing of the
+    /// trust domain is trusted.
+    ///
+    /// # Errors
+    /// As there, and if the fetched bundle is not to be read.
+    pub fn with_fetched(
+        record: TrustDomainRecord,
+        fetched: Option<String>,
+    ) -> Result<TrustDomain, TrustDomainError> {
         if record.audiences.len() > AUDIENCES_MAX || record.audiences.iter().any(String::is_empty) {
             return Err(TrustDomainError::Audiences);
         }
@@ -100,8 +126,22 @@ impl TrustDomain {
             return Err(TrustDomainError::Skew);
         }
         record.mapping.check()?;
-        let bundle = SpiffeBundle::parse(record.bundle.as_bytes())?;
-        Ok(TrustDomain { record, bundle })
+        let parse = |document: &String| SpiffeBundle::parse(document.as_bytes());
+        let given = Some(&record.bundle).filter(|document| !document.is_empty()).map(parse).transpose()?;
+        let bundle = match &record.source {
+            None => given.ok_or(TrustDomainError::NoBundle)?,
+            // INVARIANT: what is given only begins a connection, and proves no agent.
+            Some(source) => {
+                source.check(&record.domain, given.is_some())?;
+                fetched.as_ref().map(parse).transpose()?.unwrap_or_default()
+            }
+        };
+        Ok(TrustDomain { record, fetched, bundle })
+    }
+
+    /// Whether it is what this record and the bundle of its source make.
+    pub(crate) fn is_of(&self, record: &TrustDomainRecord, fetched: Option<&String>) -> bool {
+        self.record == *record && self.fetched.as_ref() == fetched
     }
 
     /// The record.
@@ -159,17 +199,11 @@ impl TrustDomain {
         details: &Details<'_>,
         now_s: i64,
     ) -> Result<(Mapped, i64), CertificateError> {
-        let id = workload(details).ok_or(CertificateError::NotAnSvid)?;
+        let id = svid(details)?;
         if id.domain() != &self.record.domain {
             return Err(CertificateError::NotAnSvid);
         }
-        // X.509-SVID sections 4.1 and 4.3.
-        let usage = details.key_usage.unwrap_or_default();
-        let is_leaf = usage & DIGITAL_SIGNATURE != 0 && usage & (KEY_CERT_SIGN | CRL_SIGN) == 0;
-        if details.is_authority || !is_leaf {
-            return Err(CertificateError::Usage);
-        }
-        let ends_s = self.bundle.anchors.verify(chain, now_s, is_signing)?;
+        let ends_s = self.bundle.anchors.verify(chain, now_s, KeyUsage::client_auth(), is_signing)?;
         Ok((self.map(&id)?, ends_s))
     }
 
@@ -178,8 +212,17 @@ impl TrustDomain {
     }
 }
 
+/// The workload whose X.509-SVID a certificate is, if it is one.
+pub(crate) fn svid(details: &Details<'_>) -> Result<SpiffeId, CertificateError> {
+    let id = workload(details).ok_or(CertificateError::NotAnSvid)?;
+    // X.509-SVID sections 4.1 and 4.3.
+    let usage = details.key_usage.unwrap_or_default();
+    let is_leaf = usage & DIGITAL_SIGNATURE != 0 && usage & (KEY_CERT_SIGN | CRL_SIGN) == 0;
+    if details.is_authority || !is_leaf { Err(CertificateError::Usage) } else { Ok(id) }
+}
+
 /// X.509-SVID section 3.2: a signing certificate signs certificates, and the ID it may have is a trust domain's.
-fn is_signing(details: &Details<'_>) -> bool {
+pub(crate) fn is_signing(details: &Details<'_>) -> bool {
     let may_sign = details.key_usage.is_some_and(|usage| usage & KEY_CERT_SIGN != 0);
     let mut ids = details.uris.iter().filter(|uri| is_spiffe(uri));
     may_sign && ids.all(|uri| uri.parse::<SpiffeId>().is_ok_and(|id| id.path().is_empty()))

@@ -19,7 +19,8 @@ const SCHEME: &str = "spiffe://";
 pub struct TrustDomainName(String);
 
 /// `spiffe://trust-domain/path`. The path is empty, or begins with `/`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
     domain: TrustDomainName,
     path: String,
@@ -128,6 +129,20 @@ impl FromStr for SpiffeId {
         } else {
             Err(SpiffeIdError::Path(quote(path)))
         }
+    }
+}
+
+impl TryFrom<String> for SpiffeId {
+    type Error = SpiffeIdError;
+
+    fn try_from(text: String) -> Result<Self, SpiffeIdError> {
+        text.parse()
+    }
+}
+
+impl From<SpiffeId> for String {
+    fn from(id: SpiffeId) -> String {
+        id.to_string()
     }
 }
 

@@ -19,6 +19,7 @@ where
     let new: R = parsed(request)?;
     let control = Arc::clone(control);
     let set = detached(async move {
+        new.fits(&control.governor.config)?;
         let detail = |before: &Option<R>| {
             let before = before.as_ref().map_or("nothing".to_owned(), R::described);
             format!("{} set by {by}: is {}, was {before}", R::WHAT, new.described())

@@ -33,6 +33,7 @@ fn domain(name: &str, keys: &[String]) -> TrustDomain {
         skew_s: 0,
         mapping: serde_json::from_str(BY_SEGMENT).unwrap(),
         bundle: bundle(keys),
+        source: None,
     })
     .unwrap()
 }
@@ -234,4 +235,89 @@ fn bundles() {
     for text in [r#"{"keys":[],"spiffe_sequence":-1}"#, r#"{"keys":[],"spiffe_sequence":1.5}"#] {
         assert_eq!(parse(text).err(), Some(BundleError::Number("spiffe_sequence")), "{text}");
     }
+}
+
+fn sourced(source: &str, bundle: &str, fetched: Option<String>) -> Result<TrustDomain, TrustDomainError> {
+    let record = serde_json::json!({
+        "id": "acme/spire", "domain": "d.test", "audiences": ["gateway"],
+        "mapping": serde_json::from_str::<serde_json::Value>(BY_SEGMENT).unwrap(),
+        "bundle": bundle, "source": serde_json::from_str::<serde_json::Value>(source).unwrap()
+    });
+    TrustDomain::with_fetched(serde_json::from_value(record).unwrap(), fetched)
+}
+
+/// A bundle that is fetched alone proves agents, and none is trusted before it came.
+#[test]
+fn bundles_of_a_source() {
+    let (old, new) = (pki::ca("old"), pki::ca("new"));
+    let (of_old, of_new) = (bundle(&[x509(&old)]), bundle(&[x509(&new)]));
+    let chain = |ca: &Ca| [leaf(ca, vec![uri(WEB)], |_| {})];
+    let by_spiffe =
+        r#"{"endpoint":{"url":"https://e.test/","profile":{"https_spiffe":"spiffe://d.test/server"}}}"#;
+    for (source, given) in [(r#"{"workload_api":{}}"#, ""), (by_spiffe, of_old.as_str())] {
+        let none = sourced(source, given, None).unwrap();
+        assert_eq!(judge(&none, &chain(&old)), Err(CertificateError::UnknownAuthority), "{source}");
+        let fetched = sourced(source, given, Some(of_new.clone())).unwrap();
+        assert_eq!(judge(&fetched, &chain(&new)), Ok("acme/web".to_owned()));
+        assert_eq!(judge(&fetched, &chain(&old)), Err(CertificateError::UnknownAuthority));
+        assert!(fetched.is_of(fetched.record(), Some(&of_new)) && !fetched.is_of(fetched.record(), None));
+        assert!(sourced(source, given, Some("[]".to_owned())).is_err());
+    }
+}
+
+#[test]
+fn sources_that_are_refused() {
+    use crate::{ProviderError, SourceError, UrlError};
+    let given = bundle(&[]);
+    let endpoint = |more: &str| format!(r#"{{"endpoint":{{"url":"https://e.test/b?x=1"{more}}}}}"#);
+    let by_spiffe = |id: &str| endpoint(&format!(r#","profile":{{"https_spiffe":"{id}"}}"#));
+    let at = |url: &str| format!(r#"{{"endpoint":{{"url":"{url}"}}}}"#);
+    for (source, given, error) in [
+        (endpoint(""), "", None),
+        (by_spiffe("spiffe://other.test/server"), "", None),
+        (by_spiffe("spiffe://d.test/server"), &*given, None),
+        (by_spiffe("spiffe://d.test/server"), "", Some(SourceError::First)),
+        (by_spiffe("spiffe://other.test/server"), &*given, Some(SourceError::Given)),
+        (by_spiffe("spiffe://other.test"), "", Some(SourceError::Id)),
+        (r#"{"workload_api":{}}"#.to_owned(), &*given, Some(SourceError::Given)),
+        (at("http://e.test/"), "", Some(SourceError::Url(UrlError::Scheme))),
+        (at("https://u@e.test/"), "", Some(SourceError::Url(UrlError::Parts))),
+        (endpoint(r#","fresh_s_max":0"#), "", Some(ProviderError::Fresh.into())),
+        (endpoint(r#","stale_s_max":604801"#), "", Some(ProviderError::Stale.into())),
+        (r#"{"workload_api":{"stale_s_max":604801}}"#.to_owned(), "", Some(ProviderError::Stale.into())),
+    ] {
+        let refused = sourced(&source, given, None).err();
+        assert_eq!(refused, error.map(TrustDomainError::Source), "{source}");
+    }
+    assert_eq!(sourced("null", "", None).err(), Some(TrustDomainError::NoBundle));
+    let with_ca = endpoint(&format!(
+        r#","profile":{{"https_spiffe":"spiffe://other.test/s"}},"ca":{}"#,
+        serde_json::Value::from(pki::ca("web").pem())
+    ));
+    assert_eq!(sourced(&with_ca, "", None).err(), Some(TrustDomainError::Source(SourceError::Ca)));
+}
+
+/// An endpoint by `https_spiffe` is the workload that it is to be, and no other of its trust domain.
+#[test]
+fn servers_by_their_svid() {
+    let (root, other) = (pki::ca("root"), pki::ca("other"));
+    let own = SpiffeBundle::parse(bundle(&[x509(&root)]).as_bytes()).unwrap();
+    let id: SpiffeId = "spiffe://d.test/server".parse().unwrap();
+    let verify = |ca: &Ca, names: Vec<SanType>, change: fn(&mut rcgen::CertificateParams)| {
+        own.verify_server(&[leaf(ca, names, change)], &id, NOW_S)
+    };
+    let right = || vec![uri("spiffe://d.test/server")];
+    assert_eq!(verify(&root, right(), |_| {}), Ok(()));
+    assert_eq!(verify(&root, right(), |p| p.extended_key_usages.clear()), Ok(()));
+    assert_eq!(verify(&other, right(), |_| {}), Err(CertificateError::UnknownAuthority));
+    for names in [vec![uri("spiffe://d.test/other")], vec![dns("d.test")], vec![uri("spiffe://d.test")]] {
+        assert_eq!(verify(&root, names, |_| {}), Err(CertificateError::NotAnSvid));
+    }
+    let for_clients = |p: &mut rcgen::CertificateParams| {
+        p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    assert_eq!(verify(&root, right(), for_clients), Err(CertificateError::Usage));
+    assert_eq!(own.verify_server(&[], &id, NOW_S), Err(CertificateError::Missing));
+    let late = own.verify_server(&[leaf(&root, right(), |_| {})], &id, NOW_S + 400_000_000);
+    assert_eq!(late, Err(CertificateError::Expired));
 }

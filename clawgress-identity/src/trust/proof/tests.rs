@@ -194,6 +194,7 @@ fn certificates_and_svids() {
             STANDARD.encode(ca.der()),
             Signer::of(Algorithm::Es256).jwk(r#","use":"jwt-svid","kid":"ES256""#)
         ),
+        source: None,
     };
     let authority = |mapping: &str| AuthorityRecord {
         id: "acme/ca".parse().unwrap(),

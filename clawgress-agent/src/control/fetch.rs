@@ -1,19 +1,22 @@
-//! One GET of a provider: HTTPS to the host that its URL names, to addresses alone that may be dialled, bounded in bytes
+//! One GET of who is trusted: HTTPS to the host that a URL names, to addresses alone that may be dialled, bounded in bytes
 //! and time. Must never follow a redirect, ask a proxy, or send anything but the request.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawgress_identity::{DISCOVERY_BYTES_MAX, Fetch, JWKS_BYTES_MAX, ProviderRecord, What};
+use clawgress_identity::{SpiffeBundle, SpiffeId};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, CACHE_CONTROL, HOST, HeaderMap, USER_AGENT};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -44,7 +47,7 @@ pub(super) enum FetchError {
     Resolve(String, std::io::Error),
     #[error(
         "`{0}` is at {1}, which is private or reserved: if that is meant, name its network in `networks` of the \
-         issuer's `[provider]`"
+         settings"
     )]
     Reserved(String, std::net::IpAddr),
     #[error("`{0}` has no address")]
@@ -67,18 +70,39 @@ pub(super) enum FetchError {
     Time,
 }
 
-/// Fetches what a provider says.
-pub(super) async fn fetch(fetch: &Fetch, record: &ProviderRecord) -> Result<Answer, FetchError> {
-    tokio::time::timeout(TIME_MAX, exchange(fetch, record)).await.unwrap_or(Err(FetchError::Time))
+/// What is fetched, and of whom.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub url: String,
+    /// Longest body that is read.
+    pub bytes_max: usize,
+    pub by: By,
+    /// Private and reserved networks that the host may have addresses in.
+    pub networks: Vec<IpNet>,
 }
 
-async fn exchange(fetch: &Fetch, record: &ProviderRecord) -> Result<Answer, FetchError> {
-    let url: Uri = fetch.url.parse().map_err(|_| FetchError::Url)?;
+/// By what a server is known.
+#[derive(Debug)]
+pub(super) enum By {
+    /// Its host's certificate, of these authorities (PEM), or of the system's where there are none.
+    Host(String),
+    /// An X.509-SVID of this ID.
+    Svid(Box<SpiffeBundle>, SpiffeId),
+}
+
+/// Fetches it.
+pub(super) async fn fetch(target: Target) -> Result<Answer, FetchError> {
+    tokio::time::timeout(TIME_MAX, exchange(target)).await.unwrap_or(Err(FetchError::Time))
+}
+
+async fn exchange(target: Target) -> Result<Answer, FetchError> {
+    let Target { url, bytes_max, by, networks } = target;
+    let url: Uri = url.parse().map_err(|_| FetchError::Url)?;
     let host = url.host().ok_or(FetchError::Url)?.to_owned();
     let authority = url.authority().ok_or(FetchError::Url)?.as_str().to_owned();
     let path = url.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let tls = TlsConnector::from(Arc::new(verifying(record.ca.clone()).await?));
-    let stream = dial(&host, url.port_u16().unwrap_or(443), record).await?;
+    let tls = TlsConnector::from(Arc::new(verifying(by).await?));
+    let stream = dial(&host, url.port_u16().unwrap_or(443), &networks).await?;
     let name = ServerName::try_from(host.clone()).map_err(|_| FetchError::Url)?;
     let stream = tls.connect(name, stream).await.map_err(|error| FetchError::Tls(host, error))?;
     let mut http = hyper::client::conn::http1::Builder::new();
@@ -97,23 +121,19 @@ async fn exchange(fetch: &Fetch, record: &ProviderRecord) -> Result<Answer, Fetc
         return Err(FetchError::Status(response.status()));
     }
     let max_age_s = max_age_s(response.headers());
-    let bytes_max = match fetch.what {
-        What::Discovery => DISCOVERY_BYTES_MAX,
-        What::Keys => JWKS_BYTES_MAX,
-    };
     let body = Limited::new(response.into_body(), bytes_max).collect().await;
     let body = body.map_err(|error| FetchError::Body(error, bytes_max))?;
     Ok(Answer { body: body.to_bytes().to_vec(), max_age_s })
 }
 
 /// A connection to one of the host's addresses that may be dialled. What is judged is what is dialled.
-async fn dial(host: &str, port: u16, record: &ProviderRecord) -> Result<TcpStream, FetchError> {
+async fn dial(host: &str, port: u16, networks: &[IpNet]) -> Result<TcpStream, FetchError> {
     let resolved = tokio::net::lookup_host((host, port)).await;
     let resolved = resolved.map_err(|error| FetchError::Resolve(host.to_owned(), error))?;
     let mut why = FetchError::NoAddress(host.to_owned());
     for address in resolved.take(ADDRESSES_MAX) {
         let ip = address.ip();
-        if clawgress_policy::is_reserved(ip) && !record.names(ip) {
+        if clawgress_policy::is_reserved(ip) && !is_named(networks, ip) {
             why = FetchError::Reserved(host.to_owned(), ip);
             continue;
         }
@@ -127,14 +147,78 @@ async fn dial(host: &str, port: u16, record: &ProviderRecord) -> Result<TcpStrea
     Err(why)
 }
 
-/// TLS that verifies by the provider's own authorities, or by the system's as they are now.
-async fn verifying(ca: String) -> Result<ClientConfig, FetchError> {
-    let roots = tokio::task::spawn_blocking(move || roots(&ca)).await;
-    let roots = roots.unwrap_or_else(|error| Err(FetchError::Roots(error.to_string())))?;
+fn is_named(networks: &[IpNet], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    networks.iter().any(|network| network.contains(&ip))
+}
+
+/// TLS that verifies by the host's own authorities, by the system's as they are now, or by an SVID.
+async fn verifying(by: By) -> Result<ClientConfig, FetchError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config =
+        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let config = config.map_err(|error| FetchError::Roots(error.to_string()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    match by {
+        By::Host(ca) => {
+            let roots = tokio::task::spawn_blocking(move || roots(&ca)).await;
+            let roots = roots.unwrap_or_else(|error| Err(FetchError::Roots(error.to_string())))?;
+            Ok(config.with_root_certificates(roots).with_no_client_auth())
+        }
+        By::Svid(bundle, id) => {
+            let verifier = Arc::new(SvidVerifier { bundle, id, provider });
+            Ok(config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+        }
+    }
+}
+
+/// Knows a server by its X.509-SVID, whatever its host is called (SPIFFE Federation section 5.2.2.4).
+#[derive(Debug)]
+struct SvidVerifier {
+    bundle: Box<SpiffeBundle>,
+    id: SpiffeId,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for SvidVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain: Vec<CertificateDer<'_>> =
+            std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let verified = self.bundle.verify_server(&chain, &self.id, now_s);
+        let refused = |error| rustls::Error::General(format!("it is not `{}`: {error}", self.id));
+        verified.map(|()| ServerCertVerified::assertion()).map_err(refused)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 fn roots(ca: &str) -> Result<RootCertStore, FetchError> {
@@ -193,10 +277,9 @@ mod tests {
     async fn reserved_addresses_are_dialled_only_where_they_are_named() {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let port = server.local_addr().expect("address").port();
-        let mut record: ProviderRecord = serde_json::from_str(r#"{"stale_s_max":1}"#).expect("record");
-        let refused = dial("127.0.0.1", port, &record).await.expect_err("reserved");
+        let refused = dial("127.0.0.1", port, &[]).await.expect_err("reserved");
         assert!(matches!(refused, FetchError::Reserved(..)), "{refused}");
-        record.networks = vec!["127.0.0.0/8".parse().expect("network")];
-        dial("127.0.0.1", port, &record).await.expect("dialled");
+        let networks = ["127.0.0.0/8".parse().expect("network")];
+        dial("127.0.0.1", port, &networks).await.expect("dialled");
     }
 }
