@@ -15,7 +15,7 @@ mod interface;
 mod spiffe;
 
 pub use self::endpoint::Endpoint;
-pub use self::intercept::Intercept;
+pub use self::intercept::{Intercept, excludes};
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
 pub use self::spiffe::{Spiffe, WorkloadEndpoint};
 

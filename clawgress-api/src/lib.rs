@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 mod document;
 pub mod handover;
+mod interception;
 pub mod notify;
 mod record;
 mod registry;
@@ -38,6 +39,7 @@ pub mod workload_api {
 /// Ids, sources and agents, as the documents carry them.
 pub use clawgress_identity as identity;
 pub use document::*;
+pub use interception::*;
 pub use record::*;
 pub use registry::*;
 pub use revision::*;

@@ -5,6 +5,7 @@
 mod agent;
 mod audit;
 mod authority;
+mod ca;
 mod client;
 mod completion;
 mod failure;
@@ -93,6 +94,9 @@ enum Verb {
     /// Certificate authorities: whose client certificates prove who agents are.
     #[command(subcommand)]
     Authority(authority::Verb),
+    /// The authority by which TLS is read, for clients to trust.
+    #[command(subcommand)]
+    Ca(ca::Verb),
     /// Trust domains: whose SVIDs prove who agents are.
     #[command(subcommand)]
     TrustDomain(trust_domain::Verb),
@@ -156,6 +160,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Source(verb) => source::run(&client, output, verb).await?,
             Verb::Issuer(verb) => issuer::run(&client, output, verb).await?,
             Verb::Authority(verb) => authority::run(&client, output, verb).await?,
+            Verb::Ca(verb) => ca::run(&client, output, verb).await?,
             Verb::TrustDomain(verb) => trust_domain::run(&client, output, verb).await?,
             Verb::Policy(verb) => policy::run(&client, output, verb).await?,
             Verb::Geo(verb) => geo::run(&client, output, verb).await?,

@@ -9,7 +9,7 @@ use std::env;
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 
 use clap::Args;
@@ -18,11 +18,13 @@ use clawgress_api::identity::AgentId;
 use clawgress_api::proto::{Empty, Name, NewRun};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
+use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::Streaming;
 
 use crate::agent::proxy_url;
+use crate::ca;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output;
@@ -30,23 +32,14 @@ use crate::output;
 /// Variables that lead to the proxy; programs differ in which spelling they read.
 const PROXY_VARIABLES: [&str; 6] =
     ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
-/// Variables that name the trusted certificates: OpenSSL, Python, Node, curl.
-const CA_VARIABLES: [&str; 4] =
-    ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
-/// Where distributions keep the system's certificates.
-const CA_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 /// Who a command is when root runs it, did not get there by sudo, and names no user.
 const NOBODY: &str = "nobody";
 
 #[derive(Args)]
 #[command(after_help = "\
-The command sees the system's certificates: the gateway does not intercept TLS yet, so there is no
-certificate of its own to trust. Variables that are set already stay as they are.")]
+The command is shown the system's certificates by the variables that curl, Python, Node, Go and git
+read, and where TLS is read, the gateway's authority with them. Variables that are set already stay
+as they are.")]
 pub struct Arguments {
     /// The agent: `NAME` or `TENANT/NAME`.
     #[arg(long)]
@@ -63,6 +56,27 @@ pub struct Arguments {
     command: Vec<OsString>,
 }
 
+/// Files of certificates for the command, which end with it.
+struct Trust {
+    variables: Vec<(&'static str, PathBuf)>,
+    _directory: Option<TempDir>,
+}
+
+// === impl Trust ===
+
+impl Trust {
+    async fn new(client: &Client) -> Result<Self, Failure> {
+        let Some(status) = ca::authority(client).await? else {
+            return Ok(Trust { variables: ca::system_variables(), _directory: None });
+        };
+        let directory = tempfile::Builder::new().prefix("clawgress-ca-").tempdir();
+        let directory = directory
+            .map_err(|e| Failure::Refused(format!("cannot make a directory for certificates: {e}")))?;
+        let variables = ca::variables(directory.path(), ca::own(&status))?;
+        Ok(Trust { variables, _directory: Some(directory) })
+    }
+}
+
 /// Runs the command; its exit code is this one's.
 pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Failure> {
     let mut admin = client.connect().await?;
@@ -71,9 +85,11 @@ pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Fail
     let answer = admin.open_run(new).await;
     let session: RunSession = client.document(answer)?;
     let name = Name { name: session.name.clone() };
+    // Of the command until it ends.
+    let trust = Trust::new(client).await?;
     // Held until it is closed: the agent closes by itself what nobody holds.
     let mut hold = client.answer(admin.hold_run(name.clone()).await)?;
-    let ended = governed(&mut hold, &arguments, &session).await;
+    let ended = governed(&mut hold, &arguments, &session, &trust).await;
     let closed = client.answer(admin.close_run(name).await);
     drop(hold);
     let status = ended?;
@@ -89,6 +105,7 @@ async fn governed(
     hold: &mut Streaming<Empty>,
     arguments: &Arguments,
     session: &RunSession,
+    trust: &Trust,
 ) -> Result<ExitStatus, Failure> {
     if session.cgroup_path.is_none() {
         if !arguments.proxy_only {
@@ -101,7 +118,7 @@ async fn governed(
             output::note(&format!("not enforced: {}", output::clean(absent)));
         }
     }
-    let mut child = spawn(arguments, session)?;
+    let mut child = spawn(arguments, session, trust)?;
     let mut held = true;
     let signals = |kind| signal(kind).map_err(|e| Failure::Refused(format!("cannot handle signals: {e}")));
     let mut interrupt = signals(SignalKind::interrupt())?;
@@ -132,7 +149,7 @@ fn pass_on(child: &Child, signal: Signal) {
     }
 }
 
-fn spawn(arguments: &Arguments, session: &RunSession) -> Result<Child, Failure> {
+fn spawn(arguments: &Arguments, session: &RunSession, trust: &Trust) -> Result<Child, Failure> {
     let own = env::current_exe().map_err(|e| Failure::Refused(format!("cannot find this program: {e}")))?;
     let mut command = Command::new(own);
     command.arg("run-child");
@@ -154,11 +171,9 @@ fn spawn(arguments: &Arguments, session: &RunSession) -> Result<Child, Failure> 
     for variable in ["NO_PROXY", "no_proxy"] {
         command.env(variable, "");
     }
-    if let Some(bundle) = CA_BUNDLES.iter().find(|path| Path::new(path).exists()) {
-        for variable in CA_VARIABLES {
-            if env::var_os(variable).is_none() {
-                command.env(variable, bundle);
-            }
+    for (variable, file) in &trust.variables {
+        if env::var_os(variable).is_none() {
+            command.env(variable, file);
         }
     }
     command.spawn().map_err(|e| Failure::Refused(format!("cannot start the command: {e}")))

@@ -225,6 +225,10 @@ impl Admin for Service {
         policies::signer(&self.0).await
     }
 
+    async fn interception(&self, _: Request<Empty>) -> Answer {
+        document(&self.0.interception().await.map_err(status)?)
+    }
+
     async fn geo_status(&self, _: Request<Empty>) -> Answer {
         policies::geo(&self.0)
     }

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawgress_api::proto::MacApiKeyRequest;
 use clawgress_api::proto::keys_client::KeysClient;
+use clawgress_api::proto::{Empty, InterceptionAuthority, MacApiKeyRequest};
 use clawgress_identity::{ApiKey, KEY_MAC_BYTES};
+use tonic::Code;
 use tonic::transport::Channel;
 
 use super::model::{CANARY, Refusal};
@@ -75,6 +76,20 @@ impl Keyring {
                 };
                 self.store.commit(transaction).await.err().map(|e| e.to_string())
             }
+        }
+    }
+
+    /// The authority by which TLS is read.
+    pub(super) async fn authority(&self) -> Result<InterceptionAuthority, Refusal> {
+        let mut client = self.client.clone();
+        let away = |why: &str| Refusal::Unavailable(format!("the keys role can't be reached ({why})"));
+        match tokio::time::timeout(CALL_TIME_MAX, client.describe_authority(Empty {})).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) if status.code() == Code::NotFound => {
+                Err(Refusal::Missing(status.message().to_owned()))
+            }
+            Ok(Err(status)) => Err(away(status.message())),
+            Err(_) => Err(away("no answer")),
         }
     }
 

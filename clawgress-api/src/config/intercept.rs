@@ -53,11 +53,17 @@ impl Intercept {
     /// Whether `host`, in canonical form, is never read.
     #[must_use]
     pub fn excludes(&self, host: &str) -> bool {
-        self.exclude.iter().any(|entry| match entry.strip_prefix(BELOW) {
-            Some(above) => host.strip_suffix(above).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
-            None => entry == host,
-        })
+        excludes(&self.exclude, host)
     }
+}
+
+/// Whether `host`, in canonical form, is among the hosts of a list as [`Intercept::exclude`] is.
+#[must_use]
+pub fn excludes(list: &[String], host: &str) -> bool {
+    list.iter().any(|entry| match entry.strip_prefix(BELOW) {
+        Some(above) => host.strip_suffix(above).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+        None => entry == host,
+    })
 }
 
 /// Checks names and paths; whether the files can be used is found out by who reads them.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clawgress_identity::{Agent, AgentId, AgentState};
 use serde::{Deserialize, Serialize};
 
-use super::explain::{Explanation, Target, explain};
+use super::explain::{Explanation, Target, TlsReading, explain};
 use crate::fingerprint::Fingerprints;
 use crate::history::History;
 use crate::{Geo, NamedSets, PolicySet, Surroundings};
@@ -188,7 +188,8 @@ impl Case {
         target: &Target,
     ) -> CaseResult {
         let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
-        let explanation = explain(set, parts, agent, target);
+        // Text alone does not say whether TLS is read.
+        let explanation = explain(set, parts, agent, target, TlsReading::Off);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {
             if let Some(wanted) = wanted.filter(|wanted| *wanted != got) {

@@ -53,6 +53,17 @@ pub enum Target {
     },
 }
 
+/// Whether TLS to a host is read where policy wants that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsReading {
+    /// No TLS is.
+    Off,
+    /// This host's is not.
+    Excluded,
+    /// It is.
+    On,
+}
+
 /// One phase's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
@@ -97,6 +108,9 @@ pub struct Explanation {
     /// The opaque permit (`tunnel` or `direct`) by which the content stays unread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opaque: Option<String>,
+    /// Whether its TLS is read, so that `http` is asked of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_read: bool,
     /// Ids of content policies (`http`) whose scope has this agent and destination, and which count for nothing since
     /// the content stays unread.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -113,6 +127,7 @@ pub fn explain(
     (text, sets, surroundings): (&str, &NamedSets, &Surroundings),
     agent: &Agent,
     target: &Target,
+    reading: TlsReading,
 ) -> Explanation {
     let is_supposed = set.asks_history() && !set.knows_history();
     let is_blind = set.asks_fingerprints() && !set.knows_fingerprints();
@@ -122,7 +137,7 @@ pub fn explain(
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
         Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint } => {
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
-            url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint))
+            url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint, reading))
         }
     };
     if is_blind && matches!(target, Target::Url { .. }) {
@@ -164,7 +179,8 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
         }
     };
     let phases = vec![connect, direct];
-    Explanation { allowed, decided: decided.to_owned(), reason, phases, opaque, moot: Vec::new(), notes }
+    let (decided, moot, is_read) = (decided.to_owned(), Vec::new(), false);
+    Explanation { allowed, decided, reason, phases, opaque, is_read, moot, notes }
 }
 
 fn url(
@@ -172,9 +188,9 @@ fn url(
     agent: &Agent,
     (host, port, scheme): (&Host, u16, Scheme),
     http: Operation<'_>,
-    (ip, ja4, is_endpoint): (Option<IpAddr>, &str, bool),
+    (ip, ja4, is_endpoint, reading): (Option<IpAddr>, &str, bool, TlsReading),
 ) -> Explanation {
-    let (mut phases, mut notes) = (Vec::new(), Vec::new());
+    let (mut phases, mut notes, mut is_read) = (Vec::new(), Vec::new(), false);
     match scheme {
         Scheme::Http => phases.push(ask(set, agent, http)),
         Scheme::Https if is_endpoint => {
@@ -184,15 +200,21 @@ fn url(
             phases.push(ask(set, agent, http));
         }
         Scheme::Https => {
-            phases.push(ask(set, agent, Operation::Tls { host, port, alpn: &[], ja4 }));
+            let tls = ask(set, agent, Operation::Tls { host, port, alpn: &[], ja4 });
             let protocol = TunnelProtocol::Tls;
             let mut tunnel = ask(set, agent, Operation::Tunnel { host, port, protocol });
-            let wants_reading = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
-            if wants_reading.iter().any(|r| tunnel.reason.as_deref() == Some(r.name())) {
-                // TLS is wanted, but read: the proxy's own words for it.
-                tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
-            }
-            phases.push(tunnel);
+            let is_to_be_read = reads(&tls, &mut tunnel, reading == TlsReading::Excluded);
+            is_read = is_to_be_read && reading == TlsReading::On;
+            phases.push(tls);
+            phases.push(if is_read { ask(set, agent, http) } else { tunnel });
+            let note = match reading {
+                TlsReading::On => {
+                    "its TLS is read, so that `http` is asked of each request instead of `tunnel`"
+                }
+                TlsReading::Excluded => "`exclude` in [intercept] keeps its TLS from being read",
+                TlsReading::Off => "no TLS is read: there is no [intercept] in the configuration",
+            };
+            notes.extend(is_to_be_read.then(|| note.to_owned()));
             let of_hello = if ja4.is_empty() { " and has no fingerprint" } else { "" };
             notes.push(format!("`tls` is told for a hello that offers no ALPN{of_hello}"));
         }
@@ -219,10 +241,31 @@ fn url(
     let allowed = phases.iter().all(|phase| phase.allowed);
     let opaque = match scheme {
         Scheme::Https if is_endpoint => None,
-        Scheme::Https if allowed => Some("tunnel".to_owned()),
+        Scheme::Https if allowed && !is_read => Some("tunnel".to_owned()),
         Scheme::Http | Scheme::Https => is_forwarded.then(|| "direct".to_owned()),
     };
-    Explanation { allowed, decided, reason, phases, opaque, moot: Vec::new(), notes }
+    Explanation { allowed, decided, reason, phases, opaque, is_read, moot: Vec::new(), notes }
+}
+
+/// Whether TLS is to be read: since `tunnel` is not permitted, or by an effect, which counts for nothing where the host is
+/// `excluded`. What `tunnel` says is told in the proxy's own words then.
+fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
+    let by = |phase: &Phase| {
+        let all = phase.effects.iter().filter(|effect| effect.effect == "intercept");
+        all.map(|effect| effect.policy.clone()).collect::<Vec<_>>()
+    };
+    let by_effect: Vec<String> =
+        if excluded { Vec::new() } else { by(tls).into_iter().chain(by(tunnel)).collect() };
+    let denied = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
+    let is_denied = denied.iter().any(|r| tunnel.reason.as_deref() == Some(r.name()));
+    if !is_denied && (by_effect.is_empty() || !tunnel.allowed) {
+        return false;
+    }
+    if tunnel.allowed {
+        (tunnel.allowed, tunnel.policies) = (false, by_effect);
+    }
+    tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
+    true
 }
 
 fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Phase {

@@ -6,7 +6,7 @@ use clawgress_identity::{Agent, AgentState};
 
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
-use super::explain::{Explanation, Target, explain};
+use super::explain::{Explanation, Target, TlsReading, explain};
 use super::replay::{Content, Known, Needs, Recorded, Replayed};
 use crate::{PolicyBundle, PolicySet, Surroundings};
 
@@ -52,7 +52,7 @@ fn explained(to: &str, protocol: Option<&str>, address: Option<&str>) -> Explana
     let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
     let target = Target::parse(to, None, protocol, address).unwrap();
     let parts = (bundle.text.as_str(), &bundle.sets, &surroundings);
-    explain(&set(TEXT), parts, &agent("a", "t", 1), &target)
+    explain(&set(TEXT), parts, &agent("a", "t", 1), &target, TlsReading::Off)
 }
 
 fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policies: &[&str]) {

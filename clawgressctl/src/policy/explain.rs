@@ -4,15 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use clawgress_api::config::excludes;
 use clawgress_api::identity::AgentId;
 use clawgress_policy::fingerprint::Fingerprints;
-use clawgress_policy::study::explain::{Explanation, Phase, Target, explain};
+use clawgress_policy::study::explain::{Explanation, Phase, Target, TlsReading, explain};
 use clawgress_policy::study::{caret, places};
-use clawgress_policy::{PolicySet, Surroundings};
+use clawgress_policy::{PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
 use super::files::Written;
 use super::{agents, named, no_agent, surroundings};
+use crate::ca;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -70,7 +72,8 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     let seen = Fingerprints { executable, certificate, mac };
     let set = if seen == Fingerprints::default() { set } else { set.seeing(Arc::new(seen)) };
     let parts = (written.bundle.text.as_str(), &written.bundle.sets, &surroundings);
-    let explanation = explain(&set, parts, agent, &target);
+    let reading = reading(client, &target).await;
+    let explanation = explain(&set, parts, agent, &target, reading);
     match output {
         Output::Json => output::json(&explanation)?,
         Output::Table => print(&written, &explanation)?,
@@ -90,6 +93,22 @@ fn target(arguments: &Arguments) -> Result<Target, String> {
         None => target,
     };
     if *endpoint { target.by_endpoint() } else { Ok(target) }
+}
+
+/// Whether the node reads TLS to the target.
+async fn reading(client: &Client, target: &Target) -> TlsReading {
+    let Target::Url { host, scheme: Scheme::Https, .. } = target else { return TlsReading::Off };
+    let host = host.to_string();
+    match ca::authority(client).await {
+        Ok(None) => TlsReading::Off,
+        // As the proxy: no certificate is verified for a name with `_`.
+        Ok(Some(status)) if excludes(&status.exclude, &host) || host.contains('_') => TlsReading::Excluded,
+        Ok(Some(_)) => TlsReading::On,
+        Err(failure) => {
+            output::note(&format!("note: whether TLS is read can't be found out: {failure}"));
+            TlsReading::Off
+        }
+    }
 }
 
 /// The set, to be asked here, with what it rests on. Which zone that is is said where it may matter.

@@ -1,0 +1,131 @@
+//! `ca`: the authority by which TLS is read, for clients to trust.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use clawgress_api::InterceptionStatus;
+use clawgress_api::proto::Empty;
+use tonic::Code;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+/// Where distributions keep the system's certificates.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Variables that name all certificates that are trusted: OpenSSL, Go and httpx; requests and pip; curl; git.
+const INSTEAD: [&str; 4] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"];
+/// The variable that names certificates that are trusted besides: Node.
+const BESIDES: &str = "NODE_EXTRA_CA_CERTS";
+/// Names of the two files.
+const BUNDLE: &str = "bundle.pem";
+const AUTHORITY: &str = "authority.pem";
+/// Anybody may read a certificate.
+const FILE_MODE: u32 = 0o644;
+const DIRECTORY_MODE: u32 = 0o755;
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Shows the authority by which TLS is read.
+    Show,
+    /// Prints its certificate, PEM, for clients to trust.
+    Export,
+    /// Writes it to files, alone and with the system's certificates, and prints the variables by which curl, Python,
+    /// Node, Go and git find them, for a shell.
+    Env(Env),
+}
+
+#[derive(Args)]
+pub struct Env {
+    /// Where the files go; made if it is not there.
+    #[arg(long)]
+    directory: PathBuf,
+}
+
+/// Does what was asked.
+pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Failure> {
+    let mut admin = client.connect().await?;
+    let status: InterceptionStatus = client.document(admin.interception(Empty {}).await)?;
+    match verb {
+        Verb::Show if output == Output::Json => output::json(&status),
+        Verb::Show => show(&status),
+        Verb::Export => output::line(own(&status).trim_end()),
+        Verb::Env(Env { directory }) => {
+            for (name, path) in variables(&directory, own(&status))? {
+                let path = path.display().to_string().replace('\'', r"'\''");
+                output::line(&format!("export {name}='{path}'"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The authority's certificate, if TLS is read.
+pub async fn authority(client: &Client) -> Result<Option<InterceptionStatus>, Failure> {
+    let mut admin = client.connect().await?;
+    match admin.interception(Empty {}).await {
+        Err(status) if status.code() == Code::NotFound => Ok(None),
+        answer => client.document(answer).map(Some),
+    }
+}
+
+/// What clients are to trust.
+pub fn own(status: &InterceptionStatus) -> &str {
+    status.chain.first().map_or("", String::as_str)
+}
+
+/// Writes the authority and the bundle with it, and returns the variables that name them.
+pub fn variables(directory: &Path, authority: &str) -> Result<Vec<(&'static str, PathBuf)>, Failure> {
+    let failed =
+        |path: &Path, e: std::io::Error| Failure::Refused(format!("cannot write `{}`: {e}", path.display()));
+    fs::create_dir_all(directory).map_err(|e| failed(directory, e))?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(DIRECTORY_MODE))
+        .map_err(|e| failed(directory, e))?;
+    let system = system().map(fs::read_to_string).transpose();
+    let system =
+        system.map_err(|e| Failure::Refused(format!("cannot read the system's certificates: {e}")))?;
+    let bundle = format!("{}{authority}", system.unwrap_or_default());
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(FILE_MODE).open(&path);
+        let written = file.and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.set_permissions(fs::Permissions::from_mode(FILE_MODE))
+        });
+        written.map_err(|e| failed(&path, e)).map(|()| path)
+    };
+    let (bundle, authority) = (write(BUNDLE, &bundle)?, write(AUTHORITY, authority)?);
+    Ok(INSTEAD.map(|name| (name, bundle.clone())).into_iter().chain([(BESIDES, authority)]).collect())
+}
+
+/// The variables where there is no authority besides the system's.
+pub fn system_variables() -> Vec<(&'static str, PathBuf)> {
+    let Some(bundle) = system() else { return Vec::new() };
+    INSTEAD.into_iter().chain([BESIDES]).map(|name| (name, bundle.to_owned())).collect()
+}
+
+fn system() -> Option<&'static Path> {
+    BUNDLES.iter().map(Path::new).find(|path| path.exists())
+}
+
+fn show(status: &InterceptionStatus) -> Result<(), Failure> {
+    let made = if status.is_own { "made by this node" } else { "brought by its operator" };
+    let line = |key: &str, value: &str| output::line(&format!("{key:<12} {}", output::clean(value)));
+    line("authority", &status.subject)?;
+    line("origin", made)?;
+    line("until", &status.not_after.to_string())?;
+    line("sha-256", &status.sha256)?;
+    if !status.exclude.is_empty() {
+        line("not read", &status.exclude.join(", "))?;
+    }
+    Ok(())
+}
