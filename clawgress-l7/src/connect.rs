@@ -152,7 +152,7 @@ async fn prospect(
     gateway.histories.inform(need, &who, &asked.host).await.map_err(deny)?;
     let (to, excluded) = ((&asked.host, asked.port), gateway.excludes(&asked.host));
     let tls = decide::tls_possible(&plan, &who, to, excluded);
-    let unknown = decide::unknown(&plan, &who, &asked.host, asked.port);
+    let unknown = decide::unknown(&plan, &who, &asked.host, asked.port, excluded);
     if tls.verdict.is_err() && unknown.verdict.is_err() {
         // What a fingerprint changes is told by the hello.
         let is_read =
@@ -261,7 +261,8 @@ impl Established<'_> {
                 match offered {
                     Ok(offered) => self.carry(Content::Tls(offered), stream, held).await,
                     Err(reason) => {
-                        opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason)).await;
+                        opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason), Some(200))
+                            .await;
                     }
                 }
             }
@@ -338,6 +339,8 @@ impl Established<'_> {
         let (plan, ruling) = match judged {
             Ok(judged) => judged,
             Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
+                // It was dialled for what would stay unread.
+                drop(self.upstream.take());
                 let wanted = Wanted { exchange: self.exchange, subject, stream, held, status: Some(200) };
                 return Box::pin(intercept::serve(self.serving, self.connection, wanted)).await;
             }

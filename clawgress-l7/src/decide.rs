@@ -89,6 +89,14 @@ impl Ruling {
         self
     }
 
+    /// What its duties come to change of the request.
+    #[must_use]
+    pub fn transforms(&self) -> Option<Arc<Changes>> {
+        let obligations = self.duties.iter().flat_map(|duties| &duties.obligations);
+        let changes = Changes::of(obligations.map(AsRef::as_ref));
+        (!changes.is_empty()).then(|| Arc::new(changes))
+    }
+
     /// Drops duties of some effects.
     fn forget(&mut self, is_dropped: impl Fn(&Effect) -> bool) {
         if let Some(duties) = &mut self.duties {
@@ -332,10 +340,18 @@ pub fn read_possible(plan: &Plan, who: &Who, to: (&Host, u16), excluded: bool) -
     guesses().iter().any(is_read)
 }
 
-/// `tunnel` for bytes that are neither TLS nor HTTP.
+/// `tunnel` for bytes that are neither TLS nor HTTP, and so can't be read: not where policy says that they are, unless
+/// the configuration has `excluded` that.
 #[must_use]
-pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16) -> Ruling {
-    let ruling = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown });
+pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16, excluded: bool) -> Ruling {
+    let mut ruling = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Unknown });
+    if excluded {
+        ruling.forget(|effect| *effect == Effect::Intercept);
+    }
+    let reads: Vec<String> = ruling.reads().collect();
+    if ruling.verdict.is_ok() && !reads.is_empty() {
+        return Ruling { verdict: Err(DropReason::InspectionRequired), policies: reads, ..ruling };
+    }
     let verdict = ruling.verdict.map_err(|reason| match reason {
         DropReason::PolicyDenied => DropReason::ProtocolUnknown,
         other => other,

@@ -17,6 +17,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::roots;
+
 /// Ports of the schemes (RFC 9110 section 4.2).
 const HTTP_PORT: u16 = 80;
 const HTTPS_PORT: u16 = 443;
@@ -33,7 +35,7 @@ pub struct Upstream {
     pub port: u16,
     /// What every path begins with: empty, or `/…` without a slash at its end.
     pub path: String,
-    /// What its certificate must lead to; `None` for the system's.
+    /// What its certificate must lead to; `None` where there is none.
     pub ca: Option<Arc<CaType>>,
 }
 
@@ -72,7 +74,11 @@ impl Upstream {
         if path.contains('?') || !path.is_empty() && proxy_request::plain_path(path).is_err() {
             bail!("its path must be plain, and without a query");
         }
-        let ca = ca.map(load).transpose()?;
+        let ca = match ca {
+            Some(path) => Some(load(path)?),
+            None if scheme == Scheme::Https => Some(roots::load(&[])?),
+            None => None,
+        };
         Ok(Upstream { number, scheme, host, port: port.unwrap_or(default), path: path.to_owned(), ca })
     }
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use clawgress_api::config::{Config, Intercept};
 use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
@@ -24,12 +25,12 @@ use crate::identify::Who;
 use crate::limit;
 use crate::opaque::{self, Content, Offered, Subject};
 use crate::plain_http::{Front, Place};
+use crate::roots;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
 
 mod leaves;
-mod roots;
 mod wire;
 
 use self::leaves::Leaves;
@@ -44,8 +45,8 @@ const ALPN: &str = "http/1.1";
 pub struct Interception {
     config: Intercept,
     leaves: Leaves,
-    /// What servers' certificates may lead to; `None` for the system's authorities alone.
-    roots: Option<Roots>,
+    /// What servers' certificates may lead to.
+    roots: Roots,
 }
 
 struct Roots(Arc<CaType>);
@@ -95,7 +96,7 @@ impl Interception {
     /// If a file of roots can't be used, or a user of the roles' does not exist.
     pub fn of(config: &Config) -> anyhow::Result<Option<Self>> {
         let Some(intercept) = &config.intercept else { return Ok(None) };
-        let roots = roots::load(&intercept.roots)?.map(Roots);
+        let roots = Roots(roots::load(&intercept.roots).context("`roots` in [intercept] can't be used")?);
         let servers = Servers::new(&config.access, Server::Keys)?;
         let leaves = Leaves::new(socket::channel_to(&config.leaves_socket(), servers));
         Ok(Some(Interception { config: intercept.clone(), leaves, roots }))
@@ -112,10 +113,10 @@ impl Interception {
         !host.to_string().contains('_')
     }
 
-    /// What servers' certificates may lead to; `None` for the system's authorities alone.
+    /// What servers' certificates may lead to.
     #[must_use]
-    pub fn roots(&self) -> Option<Arc<CaType>> {
-        self.roots.as_ref().map(|roots| Arc::clone(&roots.0))
+    pub fn roots(&self) -> Arc<CaType> {
+        Arc::clone(&self.roots.0)
     }
 }
 
@@ -176,7 +177,7 @@ pub async fn serve(serving: &Serving, connection: Connection, wanted: Wanted) {
     exchange.content(&subject.content);
     let (ruling, config) = match prepare(gateway, &subject, &offered, &mut exchange).await {
         Ok(prepared) => prepared,
-        Err(ruling) => return opaque::refuse_tls(exchange, stream, ruling).await,
+        Err(ruling) => return opaque::refuse_tls(exchange, stream, ruling, status).await,
     };
     exchange.intercepted();
     if let Err(reason) = exchange.allow(&ruling) {
@@ -216,10 +217,9 @@ async fn prepare(
     let mut ruling = decide::tls_read(&plan, &who, to, (&offered.alpn, offered.ja4.as_str()));
     drop(plan);
     let speaks = offered.alpn.is_empty() || offered.alpn.iter().any(|name| name == ALPN);
-    if ruling.verdict.is_ok() && offered.encrypted {
-        // Which name is meant, the hello hides; and the one that it shows is another.
-        ruling = deny(DropReason::InspectionRequired).obliged_by(&ruling);
-    } else if ruling.verdict.is_ok() && !speaks {
+    // A hello that hides another name is answered as by a server without ECH (RFC 9849 section 7): the client goes on by
+    // the name that it showed, and that was judged, or ends. Most that seem to hide one only grease.
+    if ruling.verdict.is_ok() && !speaks {
         ruling = deny(DropReason::UpgradeUnsupported).obliged_by(&ruling);
     }
     let ruling = enforce(gateway, ruling, exchange.id()).await;

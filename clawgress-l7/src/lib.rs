@@ -29,6 +29,7 @@ mod peek;
 mod plain_http;
 mod quota;
 mod resolve;
+mod roots;
 mod serve;
 mod snapshot;
 mod stream;

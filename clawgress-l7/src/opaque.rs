@@ -46,8 +46,6 @@ pub struct Offered {
     pub alpn: Vec<String>,
     /// Its fingerprint.
     pub ja4: Ja4,
-    /// Whether it has another name that only a server of the one it shows can read (RFC 9849), or seems to.
-    pub encrypted: bool,
 }
 
 /// Who wants what; can be judged under any plan.
@@ -75,7 +73,7 @@ impl Offered {
     /// What `hello` offers.
     #[must_use]
     pub fn of(hello: &ClientHello) -> Self {
-        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello), encrypted: hello.encrypted }
+        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello) }
     }
 }
 
@@ -95,7 +93,9 @@ impl Subject {
                 let excluded = gateway.excludes(&self.host);
                 decide::tls(plan, &who, (&self.host, self.port), (alpn, ja4.as_str()), excluded)
             }
-            Content::Unknown => decide::unknown(plan, &who, &self.host, self.port),
+            Content::Unknown => {
+                decide::unknown(plan, &who, &self.host, self.port, gateway.excludes(&self.host))
+            }
         };
         let Some(ip) = self.ip.filter(|_| ruling.verdict.is_ok()) else { return ruling };
         match decide::connect(plan, agent, &gateway.own, &[ip], self.port) {
@@ -238,16 +238,16 @@ pub async fn refuse(
     exchange.content(content);
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
-        Content::Tls(_) => refuse_tls(exchange, stream, ruling).await,
+        Content::Tls(_) => refuse_tls(exchange, stream, ruling, None).await,
         Content::Unknown => deny_silently(exchange, ruling),
     }
 }
 
-/// Denies TLS in the client's own terms.
-pub async fn refuse_tls(mut exchange: Exchange, stream: Stream, ruling: Ruling) {
+/// Denies TLS in the client's own terms, after that HTTP status, if it has got one.
+pub async fn refuse_tls(mut exchange: Exchange, stream: Stream, ruling: Ruling, status: Option<u16>) {
     let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
     exchange.deny(ruling);
-    exchange.end(End { reason: Some(reason), ..End::default() });
+    exchange.end(End { status, reason: Some(reason), ..End::default() });
     peek::say_and_close(stream, &page::alert(reason)).await;
 }
 
@@ -271,7 +271,7 @@ pub async fn transparent_tls(
     match tls_subject(gateway, connection, hello, &mut exchange) {
         Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
         Err(ruling) => {
-            refuse_tls(exchange, stream, ruling).await;
+            refuse_tls(exchange, stream, ruling, None).await;
             None
         }
     }
@@ -318,12 +318,11 @@ fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Resul
 pub async fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bool {
     let Ok(plan) = gateway.snapshots.current() else { return false };
     let Ok(Some(who)) = identify::bound(&plan, connection) else { return false };
-    let host = Host::Address(connection.local.ip());
-    let operation =
-        Operation::Tunnel { host: &host, port: connection.local.port(), protocol: TunnelProtocol::Unknown };
+    let (host, port) = (Host::Address(connection.local.ip()), connection.local.port());
+    let operation = Operation::Tunnel { host: &host, port, protocol: TunnelProtocol::Unknown };
     let need = decide::needs_history(&plan, &who, &[operation]);
     gateway.histories.inform(need, &who, &host).await.is_ok()
-        && decide::unknown(&plan, &who, &host, connection.local.port()).verdict.is_ok()
+        && decide::unknown(&plan, &who, &host, port, gateway.excludes(&host)).verdict.is_ok()
 }
 
 /// A steered connection of an unknown protocol, or one that waits for the server to begin (`held` is

@@ -387,8 +387,9 @@ impl ProxyHttp for App {
         let Some(changes) = context.granted.as_ref().and_then(|granted| granted.changes()) else {
             return Ok(());
         };
-        for name in &changes.remove {
-            request.remove_header(&**name);
+        let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
+        for name in names.cloned().collect::<Vec<_>>() {
+            request.remove_header(&name);
         }
         for (name, value) in &changes.set {
             request.insert_header(name.to_string(), &**value)?;

@@ -43,6 +43,13 @@ const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", 
 /// Fields that say where a message ends, whose variants with `_` a CGI server would take for the real ones.
 const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
+/// Whether two names, in lowercase, are one to servers that hand fields on as CGI does (RFC 3875 section 4.1.18).
+#[must_use]
+pub fn is_same(one: &str, other: &str) -> bool {
+    let plain = |b: u8| if b == b'_' { b'-' } else { b };
+    one.len() == other.len() && one.bytes().zip(other.bytes()).all(|(a, b)| plain(a) == plain(b))
+}
+
 /// Whether a client's field, by its name in lowercase, may go on.
 #[must_use]
 pub fn goes_on(name: &str) -> bool {

@@ -42,9 +42,19 @@ impl Changes {
         for obligation in obligations {
             let Effect::Transform(Transform { remove, set }) = &obligation.effect else { continue };
             changes.remove.extend(remove.iter().cloned());
-            changes.set.extend(set.iter().cloned());
+            if let Some((name, value)) = set {
+                changes.set.retain(|former, _| !fields::is_same(former, name));
+                changes.set.insert(name.clone(), value.clone());
+            }
         }
         changes
+    }
+
+    /// Whether a client's field, by its name in lowercase, stays behind: it is taken away, or another is set in its place.
+    /// Servers that take `_` for `-` would see two of what was set.
+    #[must_use]
+    pub fn takes(&self, name: &str) -> bool {
+        self.remove.iter().chain(self.set.keys()).any(|changed| fields::is_same(changed, name))
     }
 
     /// Whether nothing is changed.
@@ -157,6 +167,12 @@ mod tests {
         assert_eq!(changes.remove, ["x".into()]);
         let set: Vec<(&str, &str)> = changes.set.iter().map(|(name, value)| (&**name, &**value)).collect();
         assert_eq!(set, [("x", "1"), ("y", "2")]);
+        let posing = [change("a", None, Some(("x-a", "1"))), change("b", Some("x_b"), Some(("x_a", "2")))];
+        let changes = Changes::of(&posing);
+        assert_eq!(changes.set, [("x_a".into(), "2".into())].into());
+        assert!(
+            changes.takes("x-a") && changes.takes("x_a") && changes.takes("x-b") && !changes.takes("x-c")
+        );
         assert!(Changes::of(&[]).is_empty() && !changes.is_empty());
     }
 }

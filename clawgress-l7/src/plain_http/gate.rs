@@ -49,6 +49,10 @@ pub struct Gate {
     deadline: Pin<Box<Sleep>>,
     /// Whether the deadline of a head that has begun runs.
     timed: bool,
+    /// Whether no head was whole yet.
+    first: bool,
+    /// Until when what was written must have gone.
+    flushing: Option<Pin<Box<Sleep>>>,
     closed: bool,
 }
 
@@ -81,6 +85,8 @@ impl Gate {
             ready: Ready::Held(0),
             deadline: Box::pin(tokio::time::sleep_until(deadline)),
             timed: true,
+            first: true,
+            flushing: None,
             closed: false,
         }
     }
@@ -134,7 +140,7 @@ impl Gate {
     }
 
     fn head(&mut self, n: usize) {
-        self.timed = false;
+        (self.timed, self.first) = (false, false);
         let mut head = self.held.split_to(n);
         let judged = http1::parse(&head).map_err(|error| {
             tracing::debug!(%error, "refused head");
@@ -163,7 +169,8 @@ impl Gate {
 
     /// Whether the head that has begun took too long.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
-        let begun = self.framer.is_at_head() && !self.held.is_empty() && !self.front.is_busy();
+        let is_waited_for = !self.held.is_empty() || self.first;
+        let begun = self.framer.is_at_head() && is_waited_for && !self.front.is_busy();
         if !begun {
             return false;
         }
@@ -192,6 +199,11 @@ impl AsyncRead for Gate {
                 return Poll::Ready(Ok(()));
             }
             if this.poll_deadline(cx) {
+                if this.held.is_empty() {
+                    // Nothing was asked.
+                    this.closed = true;
+                    return Poll::Ready(Ok(()));
+                }
                 this.refuse(DropReason::Timeout, this.held.len());
                 continue;
             }
@@ -219,7 +231,14 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        if let Poll::Ready(done) = Pin::new(&mut self.inner).poll_flush(cx) {
+            self.flushing = None;
+            return Poll::Ready(done);
+        }
+        // In clear it is done at once; TLS has bytes of its own to send, and nobody else counts the time.
+        let late = self.flushing.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit::CLIENT_WRITE)));
+        ready!(late.as_mut().poll(cx));
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -244,7 +263,8 @@ impl AsyncWrite for Gate {
 #[async_trait]
 impl Shutdown for Gate {
     async fn shutdown(&mut self) {
-        let _ = self.inner.shutdown().await;
+        // What TLS has yet to send waits for a client that reads.
+        let _ = tokio::time::timeout(limit::LINGER, self.inner.shutdown()).await;
         // What the client still sends would become a reset, and the answer could be lost to it.
         let inner = &mut self.inner;
         let linger = async {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{Need, Operation, Scheme};
+use parking_lot::Mutex;
 use pingora_core::protocols::tls::CaType;
 
 use crate::decide::{self, Ruling};
@@ -31,6 +32,8 @@ pub struct Granted {
     attempt: AtomicUsize,
     /// The generation it was last judged under.
     generation: AtomicU64,
+    /// What of it is changed before it is sent on, under that.
+    changes: Mutex<Option<Arc<Changes>>>,
 }
 
 // === impl Granted ===
@@ -47,7 +50,8 @@ impl Granted {
         generation: u64,
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
-        Granted { admitted, who, addresses, reach, ruling, attempt, generation }
+        let changes = Mutex::new(ruling.changes.clone());
+        Granted { admitted, who, addresses, reach, ruling, attempt, generation, changes }
     }
 
     /// Who asked.
@@ -71,12 +75,12 @@ impl Granted {
         self.admitted.upstream.as_ref().map_or(0, |upstream| upstream.number)
     }
 
-    /// What its server's certificate must lead to; `None` for the system's authorities.
+    /// What its server's certificate must lead to; `None` where there is none.
     #[must_use]
     pub fn ca(&self, gateway: &Gateway) -> Option<Arc<CaType>> {
         match &self.admitted.upstream {
             Some(upstream) => upstream.ca.clone(),
-            None if self.is_intercepted() => gateway.interception.as_ref().and_then(Interception::roots),
+            None if self.is_intercepted() => gateway.interception.as_ref().map(Interception::roots),
             None => None,
         }
     }
@@ -89,8 +93,8 @@ impl Granted {
 
     /// What of it is changed before it is sent on.
     #[must_use]
-    pub fn changes(&self) -> Option<&Changes> {
-        self.ruling.changes.as_deref()
+    pub fn changes(&self) -> Option<Arc<Changes>> {
+        self.changes.lock().clone()
     }
 
     /// What granted it, at the address that is dialled.
@@ -138,7 +142,10 @@ impl Granted {
         };
         if !is_judged && !lacks_history() {
             let agent = &who.identity.agent;
-            rule(&plan, &who, &self.admitted).verdict?;
+            let ruling = rule(&plan, &who, &self.admitted);
+            ruling.verdict?;
+            // Of what has not gone on yet, as policy has it now.
+            *self.changes.lock() = ruling.transforms();
             if let Some((ip, port)) = self.dialled() {
                 decide::connect(&plan, agent, &gateway.own, &[ip], port)
                     .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;

@@ -1,4 +1,4 @@
-//! What the certificates of servers may lead to, where that is more than the system's authorities.
+//! What the certificates of servers may lead to, that L7 itself speaks TLS with.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,17 +11,18 @@ use rustls::pki_types::CertificateDer;
 
 use crate::endpoints;
 
-/// The system's authorities and those in `files`; `None` if there are no files.
+/// The system's authorities and those in `files`.
+///
+/// Given to each dial, though the system's are what Pingora takes by itself: with authorities of its own a dial has a
+/// client configuration of its own, and resumes no session. In what all dials share, a server would know one agent by the
+/// ticket of another (and its certificate would not be looked at again).
 ///
 /// # Errors
 /// If one can't be read or used.
-pub fn load(files: &[PathBuf]) -> Result<Option<Arc<CaType>>> {
-    if files.is_empty() {
-        return Ok(None);
-    }
+pub fn load(files: &[PathBuf]) -> Result<Arc<CaType>> {
     let mut all = Vec::new();
     for file in files {
-        all.extend(endpoints::certificates(file).context("`roots` in [intercept] can't be used")?);
+        all.extend(endpoints::certificates(file)?);
     }
     let system =
         rustls_native_certs::load_native_certs().context("the system's authorities can't be read")?;
@@ -35,5 +36,5 @@ pub fn load(files: &[PathBuf]) -> Result<Option<Arc<CaType>>> {
         }
     }
     let parsed = all.into_iter().map(|c| WrappedX509::new(c.to_vec(), parse_x509));
-    Ok(Some(parsed.collect::<Vec<_>>().into()))
+    Ok(parsed.collect::<Vec<_>>().into())
 }
