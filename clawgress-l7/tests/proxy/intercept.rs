@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
+use clawgress_ebpf_common::DropReason;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
@@ -216,7 +217,7 @@ async fn what_policy_wants_read_passes_no_tunnel_as_something_else() {
     assert_eq!(answer.status, 200, "{answer:?}");
     client.send("\0neither TLS nor HTTP").await;
     let refused = site.record(RecordKind::Decision, |r| r.verdict == Some(Verdict::Deny)).await;
-    assert_eq!(refused.reason.as_deref(), Some("inspection_required"), "{refused:?}");
+    assert_eq!(refused.reason, Some(DropReason::InspectionRequired), "{refused:?}");
     assert_eq!((refused.policies, refused.intercepted), (vec!["read".to_owned()], false));
 }
 
