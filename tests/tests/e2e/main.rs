@@ -22,6 +22,7 @@ mod certificates;
 mod faults;
 mod floods;
 mod geo;
+mod interception;
 mod interfaces;
 mod kernel;
 mod keys;

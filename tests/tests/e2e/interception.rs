@@ -1,0 +1,151 @@
+//! TLS that is read, by clients as they are: each with the variable it knows, by its route and by the proxy.
+
+use std::fs;
+
+use clawgress_api::{Ingress, RecordKind, Verdict};
+use clawgress_e2e::clients;
+use clawgress_e2e::lab::{GatewayOptions, Host, Lab, Output};
+use clawgress_e2e::plan::{LLM, WEB};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
+
+use crate::support::{agent, codes, curl, finish, pair, proxy, record, to_host};
+
+/// What is read besides: one host since it is no tunnel, another by the effect.
+const READ: &str = r#"
+@id("read-web") permit (principal in Team::"research", action == Action::"tls", resource == Host::"web.allowed.test");
+@id("read-llm") @effect("intercept") permit (principal, action == Action::"tunnel", resource == Host::"llm.allowed.test");
+@id("read-six") @effect("intercept") permit (principal, action == Action::"tunnel", resource == Host::"six.allowed.test");
+@id("whose") @effect("transform") @set_header("X-Cost-Centre: lab") permit (principal, action == Action::"http", resource);
+"#;
+
+/// A site that reads, and variables by which clients find its authority.
+struct Reading {
+    site: Site,
+    authority: String,
+    variables: Vec<String>,
+}
+
+impl Reading {
+    fn start() -> Reading {
+        let lab = Lab::builder().start().unwrap();
+        let roots = lab.ca().display().to_string();
+        let more = format!("[intercept]\nroots = [\"{roots}\"]\nexclude = [\"six.allowed.test\"]\n");
+        let options = GatewayOptions { more, units: true, ..GatewayOptions::default() };
+        let mut site = Site::start(lab, options).unwrap();
+        site.gateway.apply_policy(&format!("{POLICY}{READ}"), SETS).unwrap();
+        let trust = site.gateway.lab.dir().join("trust").display().to_string();
+        let printed =
+            site.gateway.ctl(&["ca", "env", "--directory", &trust]).unwrap().check().unwrap().stdout;
+        let variable = |line: &str| line.strip_prefix("export ").unwrap().replace('\'', "");
+        let variables = printed.lines().map(variable).collect();
+        Reading { site, authority: format!("{trust}/authority.pem"), variables }
+    }
+
+    /// `curl` that trusts the gateway's authority.
+    fn curl(&self, host: Host, args: &[&str]) -> Output {
+        let args: Vec<&str> = ["--cacert", &self.authority].into_iter().chain(args.iter().copied()).collect();
+        curl(&self.site, host, &args)
+    }
+
+    /// A client with the variables, and more of them.
+    fn run(&self, host: Host, more: &[String], args: &[&str]) -> Output {
+        let variables = self.variables.iter().chain(more).map(String::as_str);
+        let argv: Vec<&str> = ["env"].into_iter().chain(variables).chain(args.iter().copied()).collect();
+        self.site.gateway.lab.run(host, &argv).unwrap()
+    }
+}
+
+#[test]
+fn requests_inside_tls_are_judged_by_route_and_by_proxy() {
+    let reading = Reading::start();
+    let site = &reading.site;
+    let url = proxy(ASSISTANT, &site.assistant_key);
+    for (host, who, ingress, via) in [
+        (Host::Known, CRAWLER, Ingress::Transparent, vec![]),
+        (Host::Anon, ASSISTANT, Ingress::Proxy, vec!["-x", &url]),
+    ] {
+        let ask = |to: &str, more: &[&str]| {
+            let args: Vec<&str> = via.iter().chain(more).copied().chain([to]).collect();
+            reading.curl(host, &args)
+        };
+        let allowed = ask("https://web.allowed.test/public/page", &[]);
+        assert_eq!(codes(&allowed).0, 200, "{allowed:?}");
+        let denied = ask("https://web.allowed.test/private", &[]);
+        assert_eq!(codes(&denied).0, 403, "{denied:?}");
+        assert!(denied.stdout.contains("policy_denied"), "{denied:?}");
+        let other = ask("https://web.allowed.test/public/page", &["-H", "Host: api.allowed.test"]);
+        assert_eq!(codes(&other).0, 421, "{other:?}");
+        let (decision, outcome) = pair(site, "the page", |r| {
+            agent(r) == Some(who) && r.destination.path.as_deref() == Some("/public/page")
+        });
+        assert!(decision.intercepted && to_host(&decision, WEB), "{decision:?}");
+        assert_eq!((decision.ingress, decision.verdict), (Some(ingress), Some(Verdict::Allow)));
+        assert_eq!((decision.action.as_deref(), outcome.status), (Some("http"), Some(200)));
+        assert!(decision.effects.iter().any(|e| e.effect == "transform"), "{decision:?}");
+        let tls =
+            |r: &clawgress_api::AuditRecord| r.action.as_deref() == Some("tls") && agent(r) == Some(who);
+        let (opened, _) = pair(site, "the connection", tls);
+        assert!(opened.intercepted && to_host(&opened, WEB), "{opened:?}");
+    }
+    let seen = site.gateway.lab.world().unwrap().requests;
+    let web: Vec<_> = seen.iter().filter(|r| r.host == WEB).collect();
+    assert!(web.len() == 2 && web.iter().all(|r| r.tls && r.target == "/public/page"), "{seen:?}");
+    assert!(web.iter().all(|r| r.headers.get("x-cost-centre").is_some_and(|v| v == "lab")), "{seen:?}");
+    // An excluded host is a tunnel, by its server's own certificate, whatever the effect says.
+    let six = curl(site, Host::Known, &["https://six.allowed.test/"]);
+    assert_eq!(codes(&six).0, 200, "{six:?}");
+    // A client without the authority ends the handshake, and that is told.
+    let stranger = curl(site, Host::Known, &["https://web.allowed.test/public/page"]);
+    assert!(!stranger.ok() && codes(&stranger).0 == 0, "{stranger:?}");
+    let distrusted = |r: &clawgress_api::AuditRecord| {
+        r.kind == RecordKind::Outcome && r.reason.is_some_and(|r| r.name() == "authority_distrusted")
+    };
+    record(site, "the distrust", distrusted);
+    let explained =
+        site.gateway.ctl(&["policy", "explain", "--agent", CRAWLER, "https://web.allowed.test/private"]);
+    let explained = explained.unwrap();
+    assert!(explained.stdout.contains("http: deny (policy_denied)"), "{explained:?}");
+    finish(reading.site);
+}
+
+#[test]
+fn clients_trust_the_authority_by_the_variables_they_know() {
+    let reading = Reading::start();
+    let site = &reading.site;
+    let proxied = format!("HTTPS_PROXY={}", proxy(ASSISTANT, &site.assistant_key));
+    let python = clients::python().unwrap();
+    let python = python.to_str().unwrap();
+    let node = "fetch(process.argv[1]).then(async r => console.log(r.status, (await r.text()).length > 0))";
+    let page = "https://web.allowed.test/public/node";
+    let output = reading.run(Host::Known, &[], &["node", "-e", node, page]);
+    assert_eq!(output.stdout.trim(), "200 true", "{output:?}");
+    let plain = "import requests, sys; print(requests.get(sys.argv[1], timeout=8).status_code)";
+    let output = reading.run(Host::Anon, std::slice::from_ref(&proxied), &[python, "-c", plain, page]);
+    assert_eq!(output.stdout.trim(), "200", "{output:?}");
+    let stream = r"
+import sys
+from openai import OpenAI
+client = OpenAI(base_url=sys.argv[1], api_key='sk-of-the-server', max_retries=0, timeout=10)
+text = ''
+for chunk in client.chat.completions.create(
+    model='mock-1', stream=True, stream_options={'include_usage': True}, messages=[{'role': 'user', 'content': 'What?'}],
+):
+    if chunk.choices and chunk.choices[0].delta.content:
+        text += chunk.choices[0].delta.content
+print(text)
+";
+    let base = format!("https://{LLM}/v1");
+    let output = reading.run(Host::Known, &[], &[python, "-c", stream, &base]);
+    assert_eq!(output.stdout.trim(), "Egress is governed by one policy.", "{output:?}");
+    let (decision, outcome) = pair(site, "the completion", |r| {
+        to_host(r, LLM) && r.destination.path.as_deref() == Some("/v1/chat/completions")
+    });
+    assert!(decision.intercepted && agent(&decision) == Some(CRAWLER), "{decision:?}");
+    let tokens = outcome.tokens.unwrap();
+    assert_eq!((tokens.input, tokens.output), (11, 7));
+    let shown = site.gateway.ctl(&["ca", "show"]).unwrap().check().unwrap().stdout;
+    assert!(shown.contains("made by this node") && shown.contains("six.allowed.test"), "{shown}");
+    let exported = site.gateway.ctl(&["ca", "export"]).unwrap().check().unwrap().stdout;
+    assert_eq!(exported, fs::read_to_string(&reading.authority).unwrap());
+    finish(reading.site);
+}
