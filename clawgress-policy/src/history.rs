@@ -254,14 +254,15 @@ impl Usual {
         }
     }
 
-    /// Takes in the hours that are over. Where the clock went back, what happens counts as of the latest hour.
+    /// Takes in the hours that are over. Where the clock went back, what happens counts as of the latest hour; by more than
+    /// a day, it was wrong, and all is begun anew.
     fn advance(&mut self, now_s: i64) {
         let now = now_s.div_euclid(HOUR_S);
         let Some((mut hour, mut count)) = self.current else {
             self.current = Some((now, 0));
             return;
         };
-        if now.saturating_sub(hour) > USUAL_HOURS_MAX {
+        if now.saturating_sub(hour) > USUAL_HOURS_MAX || hour.saturating_sub(now) > HOURS as i64 {
             *self = Usual { current: Some((now, 0)), ..Usual::default() };
             return;
         }

@@ -170,8 +170,9 @@ impl Bundles {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = live.changed() => if changed.is_err() { return },
-                Some(done) = fetching.join_next() => if let Ok((id, life, answer)) = done {
-                    self.take(&id, life, answer);
+                Some(done) = fetching.join_next() => match done {
+                    Ok((id, life, answer)) => self.take(&id, life, answer),
+                    Err(error) => self.lost(&error.to_string()),
                 },
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(LOOK_AGAIN), if !is_idle => {}
@@ -224,7 +225,7 @@ impl Bundles {
             if entry.is_asked || waits {
                 continue;
             }
-            match entry.by(record, &live.model, now_s) {
+            match entry.by(record, &live.model) {
                 Ok(by) => {
                     let (url, networks) = (record.url.clone(), record.networks.clone());
                     due.push((
@@ -238,6 +239,15 @@ impl Bundles {
             }
         }
         due
+    }
+
+    /// Takes note that a fetch ended without an answer, of whichever endpoint: all that are being asked are asked again.
+    fn lost(&self, error: &str) {
+        let now_s = self.now_s();
+        for (id, entry) in self.entries.lock().iter_mut().filter(|(_, entry)| entry.is_asked) {
+            entry.is_asked = false;
+            entry.failed(id, format!("the fetch ended: {error}"), now_s);
+        }
     }
 
     /// Takes the answer of an endpoint.
@@ -350,7 +360,12 @@ impl Entry {
         let mut written = None;
         if let Some(kept) = kept {
             // Without it, it is asked for anew.
-            match followed.restore(&kept.document, kept.confirmed_s, kept.fresh_s) {
+            // What is configured may be less than it was.
+            let fresh_s = kept.fresh_s.min(match source {
+                BundleSource::WorkloadApi(_) => workload::FRESH_S,
+                BundleSource::Endpoint(endpoint) => endpoint.fresh_s_max,
+            });
+            match followed.restore(&kept.document, kept.confirmed_s, fresh_s) {
                 Ok(()) => written = Some((kept.confirmed_s, kept.fresh_s)),
                 Err(error) => {
                     tracing::error!(trust_domain = %record.id, %error, "the stored bundle can't be used");
@@ -374,14 +389,17 @@ impl Entry {
     }
 
     /// By what its endpoint is known now (SPIFFE Federation sections 5.2.1.4 and 5.2.2.4).
-    fn by(&self, record: &BundleEndpointRecord, model: &Model, now_s: i64) -> Result<By, String> {
+    fn by(&self, record: &BundleEndpointRecord, model: &Model) -> Result<By, String> {
         let EndpointProfile::HttpsSpiffe(id) = &record.profile else {
             return Ok(By::Host(record.ca.clone()));
         };
         let name = id.domain();
         let bundle = if *name == self.record.domain {
-            let latest = self.followed.in_force(now_s).map(|(bundle, _)| bundle.clone());
-            latest.map_or_else(|| SpiffeBundle::parse(self.record.bundle.as_bytes()), Ok)
+            // The first one only begins: its keys may have been taken out since.
+            self.followed
+                .last()
+                .cloned()
+                .map_or_else(|| SpiffeBundle::parse(self.record.bundle.as_bytes()), Ok)
         } else {
             let mut domains = model.trust_domains.values();
             let domain = domains.find(|domain| domain.domain == *name).ok_or_else(|| {

@@ -173,7 +173,7 @@ impl Observed {
     /// and must not fill the log with them, nor keep another's change out of it.
     fn tells(&mut self, kind: Kind, now_s: i64) -> Option<u64> {
         let (told_s, untold) = self.told.entry(kind).or_insert((i64::MIN, 0));
-        if now_s.saturating_sub(*told_s) < TOLD_EACH_S {
+        if (0..TOLD_EACH_S).contains(&now_s.saturating_sub(*told_s)) {
             *untold += 1;
             return None;
         }
@@ -333,7 +333,9 @@ impl Observations {
             request_surge,
             denial_burst,
             first_seen: !observed.places.knows(Name::of(host)),
-            fingerprint_changed: observed.changed_s.is_some_and(|at| now_s.saturating_sub(at) < CHANGE_S),
+            fingerprint_changed: observed
+                .changed_s
+                .is_some_and(|at| (0..CHANGE_S).contains(&now_s.saturating_sub(at))),
         }
     }
 

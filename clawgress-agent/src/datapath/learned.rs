@@ -27,8 +27,8 @@ const TTL_S_MAX: u64 = 3600;
 pub struct LearnedMap {
     map: HashMap<MapData, Plain<LearnedKey>, Plain<Learned>>,
     by_agent: Array<MapData, u64>,
-    /// Until when each entry is believed, ns.
-    entries: std::collections::HashMap<LearnedKey, u64>,
+    /// Until when each entry is believed, ns, and the generation it counts for.
+    entries: std::collections::HashMap<LearnedKey, (u64, u64)>,
     /// Entries by the place of their agent.
     counts: BTreeMap<usize, u64>,
     turn: Turn,
@@ -55,7 +55,7 @@ impl LearnedMap {
         };
         for entry in learned.map.iter() {
             let (key, value) = entry?;
-            learned.entries.insert(key.0, value.0.expires_ns);
+            learned.entries.insert(key.0, (value.0.expires_ns, value.0.generation));
         }
         for key in learned.entries.keys() {
             *learned.counts.entry(shares::index(key.agent)).or_default() += 1;
@@ -81,22 +81,26 @@ impl LearnedMap {
             self.entries.len()
         );
         let now_ns = monotonic_ns();
+        let mut is_changed = false;
         for (key, learned) in keys.iter().zip(&new.addresses) {
             let expires_ns = now_ns.saturating_add(learned.ttl_s.min(TTL_S_MAX) * 1_000_000_000);
             let value = Learned { expires_ns, generation: live, policies: learned.policies, pad: 0 };
             self.map.insert(Plain(*key), Plain(value), 0)?;
-            if self.entries.insert(*key, expires_ns).is_none() {
+            let former = self.entries.insert(*key, (expires_ns, live));
+            if former.is_none() {
                 // After the entry itself: until then it is not looked for.
                 self.count(key.agent, 1)?;
             }
+            // When one ends TC looks at, and is all that changes with a name that is asked for again.
+            is_changed |= former.is_none_or(|(_, generation)| generation != live);
         }
-        self.turn.turn()
+        if is_changed { self.turn.turn() } else { Ok(()) }
     }
 
     /// Whether something has expired.
     #[must_use]
     pub fn has_expired(&self, now_ns: u64) -> bool {
-        self.entries.values().any(|expires_ns| *expires_ns <= now_ns)
+        self.entries.values().any(|(expires_ns, _)| *expires_ns <= now_ns)
     }
 
     /// Forgets what has expired, but for what `in_use` holds.
@@ -104,15 +108,17 @@ impl LearnedMap {
     /// # Errors
     /// If a map can't be written.
     pub fn expire(&mut self, now_ns: u64, in_use: &HashSet<LearnedKey>) -> Result<()> {
-        let is_over =
-            |(key, expires_ns): &(&LearnedKey, &u64)| **expires_ns <= now_ns && !in_use.contains(*key);
+        let is_over = |(key, (expires_ns, _)): &(&LearnedKey, &(u64, u64))| {
+            *expires_ns <= now_ns && !in_use.contains(*key)
+        };
         let over: Vec<_> = self.entries.iter().filter(is_over).map(|(key, _)| *key).collect();
+        let is_changed = !over.is_empty();
         for key in over {
             self.map.remove(&Plain(key))?;
             self.entries.remove(&key);
             self.count(key.agent, -1)?;
         }
-        self.turn.turn()
+        if is_changed { self.turn.turn() } else { Ok(()) }
     }
 
     fn count(&mut self, agent: u32, by: i64) -> Result<()> {

@@ -18,6 +18,8 @@ const STEP_S_MAX: i64 = 60;
 pub struct FollowedBundle {
     stale_s: i64,
     known: Option<Known>,
+    /// The last one that could verify a server, whether it counts or not.
+    last: Option<SpiffeBundle>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +36,7 @@ impl FollowedBundle {
     /// Nothing, yet. What comes counts for so many seconds after it was fresh.
     #[must_use]
     pub fn new(stale_s_max: u32) -> FollowedBundle {
-        FollowedBundle { stale_s: i64::from(stale_s_max), known: None }
+        FollowedBundle { stale_s: i64::from(stale_s_max), known: None, last: None }
     }
 
     /// Takes back the bundle of an earlier life: when it was last confirmed, and how long it counts as fresh since. It
@@ -45,6 +47,7 @@ impl FollowedBundle {
     pub fn restore(&mut self, document: &str, confirmed_s: i64, fresh_s: u32) -> Result<(), BundleError> {
         let bundle = SpiffeBundle::parse(document.as_bytes())?;
         let (document, fresh_s) = (document.to_owned(), i64::from(fresh_s));
+        self.remember(&bundle);
         self.known = Some(Known { bundle, document, confirmed_s, fresh_s });
         Ok(())
     }
@@ -63,6 +66,7 @@ impl FollowedBundle {
             self.known = known;
             return Err(BundleError::Older { is, was });
         }
+        self.remember(&bundle);
         let is_other = known.as_ref().is_none_or(|known| !known.bundle.trusts_same(&bundle));
         // A document that only writes the same otherwise is no news for anybody.
         let document = match known {
@@ -71,6 +75,19 @@ impl FollowedBundle {
         };
         self.known = Some(Known { bundle, document, confirmed_s: now_s, fresh_s: i64::from(fresh_s) });
         Ok(is_other)
+    }
+
+    fn remember(&mut self, bundle: &SpiffeBundle) {
+        if bundle.authorities() > 0 {
+            self.last = Some(bundle.clone());
+        }
+    }
+
+    /// The bundle to verify the source itself by: the last that could, also when it counts no longer. What was there
+    /// before it must not come back by keys that it took out.
+    #[must_use]
+    pub fn last(&self) -> Option<&SpiffeBundle> {
+        self.last.as_ref()
     }
 
     /// How long a bundle of an endpoint counts as fresh by its refresh hint, seconds.
@@ -156,9 +173,12 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
     use crate::Algorithm;
-    use crate::testing::Signer;
+    use crate::testing::{Signer, pki};
 
     fn document(sequence: Option<u64>, key: Option<&str>) -> String {
         let sequence = sequence.map_or(String::new(), |n| format!(r#""spiffe_sequence":{n},"#));
@@ -224,6 +244,23 @@ mod tests {
             followed.take(&older, 10, 110),
             Ok(true),
             "nothing counts any more that it could come before"
+        );
+    }
+
+    #[test]
+    fn the_last_with_authorities_verifies_its_source_when_it_counts_no_longer() {
+        let mut followed = FollowedBundle::new(100);
+        assert!(followed.last().is_none());
+        followed.take(&document(None, Some("a")), 10, 0).unwrap();
+        assert!(followed.last().is_none(), "keys of JWT-SVIDs verify no server");
+        let x5c = STANDARD.encode(pki::ca("td").der());
+        let authority = format!(r#"{{"keys":[{{"kty":"EC","use":"x509-svid","x5c":["{x5c}"]}}]}}"#);
+        followed.take(&authority, 10, 1).unwrap();
+        followed.take(&document(None, None), 10, 2).unwrap();
+        followed.withdraw();
+        let parsed = SpiffeBundle::parse(authority.as_bytes()).unwrap();
+        assert!(
+            followed.in_force(2).is_none() && followed.last().is_some_and(|last| last.trusts_same(&parsed))
         );
     }
 

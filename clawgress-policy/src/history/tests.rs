@@ -91,6 +91,11 @@ fn a_surge_is_what_is_far_more_than_usual_at_that_hour() {
     let mut back = past.clone();
     back.note(false, morning - 40 * DAY);
     assert!(!surge(&back, morning));
+    // After a clock that was days ahead, nothing is usual until it is known anew.
+    let mut ahead = past.clone();
+    ahead.note(false, morning + 5 * DAY);
+    hour(&mut ahead, morning, 300);
+    assert!(!surge(&ahead, morning + 3_599));
     // After weeks of nothing, nothing is usual.
     let later = morning + 30 * DAY;
     hour(&mut past, later, 2_000);

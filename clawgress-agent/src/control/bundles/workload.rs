@@ -24,7 +24,7 @@ use crate::control::providers::bounded;
 /// Largest message, bytes: bundles of two hundred trust domains with three certificates each fit.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long a bundle counts as fresh after it was last confirmed, seconds: some looks at the streams.
-const FRESH_S: u32 = 10;
+pub(super) const FRESH_S: u32 = 10;
 /// Longest wait for the first message of each stream.
 const FIRST_TIME_MAX: Duration = Duration::from_secs(10);
 /// Pause after each message but the first of a stream: whatever it sends, it makes four generations a second at most. What
@@ -53,6 +53,9 @@ struct Wanted {
 enum Ended {
     #[error("{} ({:?})", .0.message(), .0.code())]
     Status(#[from] Status),
+    /// Of the stream of keys, which not every trust domain needs.
+    #[error("it gives no keys for JWT-SVIDs: {} ({:?})", .0.message(), .0.code())]
+    Keys(Status),
     #[error("it ended the stream")]
     Stream,
     #[error("it sent no first message within {} s", FIRST_TIME_MAX.as_secs())]
@@ -140,14 +143,17 @@ impl Bundles {
         let mut certificates = first(client.fetch_x509_bundles(request(X509BundlesRequest {}))).await?;
         let mut keys = None;
         if wanted.keys {
-            keys = Some(first(client.fetch_jwt_bundles(request(JwtBundlesRequest {}))).await?);
+            let stream = first(client.fetch_jwt_bundles(request(JwtBundlesRequest {}))).await;
+            keys = Some(stream.map_err(of_keys)?);
         }
         let deadline = tokio::time::Instant::now() + FIRST_TIME_MAX;
+        // Not anew with each message: whoever sends many would never be looked at.
+        let mut look = tokio::time::interval(LOOK_AGAIN);
         loop {
             let is_first = tokio::select! {
                 message = certificates.message() => said.certificates(message?.ok_or(Ended::Stream)?),
-                message = next(&mut keys) => said.keys(message?.ok_or(Ended::Stream)?),
-                () = tokio::time::sleep(LOOK_AGAIN) => {
+                message = next(&mut keys) => said.keys(message.map_err(Ended::Keys)?.ok_or(Ended::Stream)?),
+                _ = look.tick() => {
                     if self.wanted() != wanted {
                         return Err(Ended::Otherwise);
                     }
@@ -293,6 +299,14 @@ async fn first<T>(
 ) -> Result<Streaming<T>, Ended> {
     let opened = tokio::time::timeout(FIRST_TIME_MAX, call).await.map_err(|_| Ended::Silence)?;
     Ok(opened?.into_inner())
+}
+
+/// What the stream of keys ended by is nothing that certificates are taken back for.
+fn of_keys(ended: Ended) -> Ended {
+    match ended {
+        Ended::Status(status) => Ended::Keys(status),
+        other => other,
+    }
 }
 
 /// The next message of a stream, if there is one.

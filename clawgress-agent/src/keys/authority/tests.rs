@@ -1,3 +1,5 @@
+//! Authorities that can be used and that can not, and what they sign.
+
 use std::os::unix::fs::PermissionsExt as _;
 
 use aws_lc_rs::signature::KeyPair as _;
