@@ -18,8 +18,8 @@ use crate::pki::{Authority, Pair, Wanted};
 use crate::shared::wait_for;
 use crate::support::{admin, agent, codes, curl, denied, finish, record};
 
-const PROXY_TLS_PORT: u16 = 3130;
-const WRITER: &str = "writer";
+pub const PROXY_TLS_PORT: u16 = 3130;
+pub const WRITER: &str = "writer";
 const SETTINGS: &str = "[mapping]\nagent = { from = \"dns\", suffix = \".agents.test\" }\n";
 const SPIRE: &str = "domain = \"d.test\"\n[mapping]\nagent = { from = \"path\", prefix = \"/agent/\" }\n";
 
@@ -103,8 +103,8 @@ print('other', ends(tunnels[1].s), plain(plains[1]))
 ";
 
 /// A gateway whose proxy has a certificate.
-struct Setting {
-    site: Site,
+pub struct Setting {
+    pub site: Site,
     server_ca: Authority,
 }
 
@@ -118,7 +118,13 @@ fn give(from: &Path, to: &Path) {
 
 impl Setting {
     fn new() -> Setting {
+        Setting::with(|_| String::new())
+    }
+
+    /// With more tables in its configuration, which may name files of the lab's directory.
+    pub fn with(tables: impl FnOnce(&Path) -> String) -> Setting {
         let lab = Lab::builder().start().unwrap();
+        let tables = tables(lab.dir());
         let server_ca = Authority::new("the proxy's authority");
         let names = format!("IP:{},IP:{}", GATEWAY.v4, GATEWAY.v6);
         let server =
@@ -128,7 +134,7 @@ impl Setting {
         give(&server.key, &key);
         let more = format!(
             "\n[proxy.tls]\nlisten = [\"{}:{PROXY_TLS_PORT}\", \"[{}]:{PROXY_TLS_PORT}\"]\n\
-             certificate = \"{}\"\nkey = \"{}\"\n",
+             certificate = \"{}\"\nkey = \"{}\"\n{tables}",
             GATEWAY.v4,
             GATEWAY.v6,
             certificate.display(),
@@ -139,11 +145,11 @@ impl Setting {
         Setting { site, server_ca }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.site.gateway.lab.dir().join(name).to_str().unwrap().to_owned()
     }
 
-    fn file(&self, name: &str, text: &str) -> String {
+    pub fn file(&self, name: &str, text: &str) -> String {
         let path = self.path(name);
         fs::write(&path, text).unwrap();
         path
@@ -163,7 +169,7 @@ impl Setting {
     }
 
     /// What `curl` gets through the proxy over TLS, with a certificate or without.
-    fn ask(&self, host: Host, gateway: &str, pair: Option<&Pair>, to: &str) -> (u16, u16) {
+    pub fn ask(&self, host: Host, gateway: &str, pair: Option<&Pair>, to: &str) -> (u16, u16) {
         let (proxy, ca) = (format!("https://{gateway}:{PROXY_TLS_PORT}"), self.server_ca.file());
         let mut words = vec!["-x", &proxy, "--proxy-cacert", ca.to_str().unwrap()];
         if gateway.starts_with('[') {
@@ -177,14 +183,30 @@ impl Setting {
         words.push(to);
         codes(&curl(&self.site, host, &words))
     }
+
+    /// The client that holds connections of two agents, which talks by files of a directory.
+    pub fn client(&self, directory: &Path, pairs: [&Pair; 2]) -> Vec<String> {
+        let lab = &self.site.gateway.lab;
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mut client: Vec<String> = ["python3", "-c", CLIENT].map(str::to_owned).into();
+        client.extend([
+            text(directory),
+            text(&lab.ca()),
+            text(&self.server_ca.file()),
+            GATEWAY.v4.to_string(),
+        ]);
+        client.push(PROXY_TLS_PORT.to_string());
+        client.extend(pairs.iter().flat_map(|p| [text(&p.certificate), text(&p.key)]));
+        client
+    }
 }
 
-fn method(record: &AuditRecord) -> Option<IdentityMethod> {
+pub fn method(record: &AuditRecord) -> Option<IdentityMethod> {
     record.agent.as_ref().map(|agent| agent.method)
 }
 
 const TUNNEL: &str = "https://api.allowed.test/certificate";
-const PLAIN: &str = "http://api.allowed.test/certificate";
+pub const PLAIN: &str = "http://api.allowed.test/certificate";
 
 #[test]
 fn an_agent_with_a_certificate() {
@@ -242,11 +264,7 @@ fn what_a_certificate_opened_is_cut_when_it_is_revoked() {
     let lab = &s.site.gateway.lab;
     let directory = lab.dir().join("certificates");
     fs::create_dir(&directory).unwrap();
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let mut client: Vec<String> = ["python3", "-c", CLIENT].map(str::to_owned).into();
-    client.extend([text(&directory), text(&lab.ca()), text(&s.server_ca.file()), GATEWAY.v4.to_string()]);
-    client.push(PROXY_TLS_PORT.to_string());
-    client.extend([&writer, &assistant].iter().flat_map(|p| [text(&p.certificate), text(&p.key)]));
+    let client = s.client(&directory, [&writer, &assistant]);
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| lab.run(Host::Anon, &client).unwrap());
         wait_for(&s.site, &directory.join("ready"));

@@ -15,6 +15,9 @@ mod frames;
 #[expect(dead_code, clippy::expect_used, reason = "the proxy's tests make more kinds of certificates")]
 mod pki;
 mod support;
+#[path = "../../../clawgress-agent/tests/support/workload_api.rs"]
+#[expect(clippy::expect_used, reason = "shared with the tests of control")]
+mod workload_api;
 
 mod administration;
 mod audit;
@@ -35,6 +38,7 @@ mod quarantine;
 mod registry;
 mod shared;
 mod signals;
+mod spiffe;
 mod stragglers;
 mod tokens;
 mod transparent;

@@ -24,7 +24,7 @@ team = { from = "team" }
 "#;
 
 /// An identity provider of files: its key, and its key set.
-struct Idp {
+pub struct Idp {
     directory: PathBuf,
 }
 
@@ -39,7 +39,7 @@ pub fn openssl(directory: &Path, args: &[&str]) -> Vec<u8> {
 }
 
 impl Idp {
-    fn new(directory: &Path, name: &str) -> Idp {
+    pub fn new(directory: &Path, name: &str) -> Idp {
         let directory = directory.join(name);
         std::fs::create_dir(&directory).unwrap();
         openssl(&directory, &["genrsa", "-out", "key.pem", "2048"]);
@@ -61,7 +61,7 @@ impl Idp {
     }
 
     /// A header with a token of these claims, signed by `openssl`.
-    fn header(&self, header: &str, claims: &str) -> String {
+    pub fn header(&self, header: &str, claims: &str) -> String {
         let signed = format!("{}.{}", base64url(header.as_bytes()), base64url(claims.as_bytes()));
         std::fs::write(self.directory.join("signed"), &signed).unwrap();
         let signature = openssl(&self.directory, &["dgst", "-sha256", "-sign", "key.pem", "signed"]);
@@ -106,14 +106,14 @@ impl Idp {
     }
 
     /// The public key as a member of a header.
-    fn jwk(&self) -> String {
+    pub fn jwk(&self) -> String {
         let keys = std::fs::read_to_string(self.directory.join("jwks.json")).unwrap();
         let keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
         format!(r#""jwk":{}"#, keys["keys"][0])
     }
 }
 
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "a real token is of the real time")]
     let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).unwrap().as_secs()

@@ -1,4 +1,4 @@
-//! The demo's Python clients in a virtual environment of their own, each file checked against the
+//! The Python clients of the demo and the tests in a virtual environment of their own, each file checked against the
 //! hash in `tests/clients/requirements.txt`; and the OpenID provider of the end-to-end tests, by its lock file.
 
 use std::fs;
@@ -18,12 +18,12 @@ pub fn install() -> anyhow::Result<()> {
     let dir = cache::clients()?;
     let (venv, stamp) = (dir.join("venv"), dir.join("installed.txt"));
     let python = venv.join("bin/python");
-    let starts = || shell::succeeds(Command::new(&python).args(["-c", "import requests, openai"]));
+    let starts = || shell::succeeds(Command::new(&python).args(["-c", "import requests, openai, spiffe"]));
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) && starts() {
-        say("python clients", "present (requests, openai)");
+        say("python clients", "present (requests, openai, spiffe)");
         return Ok(());
     }
-    say("python clients", "missing: installing requests and openai, pinned by hash");
+    say("python clients", "missing: installing requests, openai and spiffe, pinned by hash");
     fs::create_dir_all(&dir)?;
     if venv.exists() {
         fs::remove_dir_all(&venv).context("cannot replace the clients' environment")?;
@@ -31,7 +31,7 @@ pub fn install() -> anyhow::Result<()> {
     shell::run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     let mut pip = Command::new(&python);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]);
-    shell::run(pip.arg(&requirements)).context("cannot install the demo's Python clients")?;
+    shell::run(pip.arg(&requirements)).context("cannot install the Python clients")?;
     fs::write(&stamp, wanted)?;
     say("python clients", "installed");
     Ok(())
