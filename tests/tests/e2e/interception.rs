@@ -101,8 +101,7 @@ fn requests_inside_tls_are_judged_by_route_and_by_proxy() {
         r.kind == RecordKind::Outcome && r.reason.is_some_and(|r| r.name() == "authority_distrusted")
     };
     record(site, "the distrust", distrusted);
-    let explained =
-        site.gateway.ctl(&["policy", "explain", "--agent", CRAWLER, "https://web.allowed.test/private"]);
+    let explained = site.gateway.ctl(&["policy", "explain", CRAWLER, "https://web.allowed.test/private"]);
     let explained = explained.unwrap();
     assert!(explained.stdout.contains("http: deny (policy_denied)"), "{explained:?}");
     finish(reading.site);
