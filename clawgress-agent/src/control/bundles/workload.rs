@@ -27,8 +27,8 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub(super) const FRESH_S: u32 = 10;
 /// Longest wait for the first message of each stream.
 const FIRST_TIME_MAX: Duration = Duration::from_secs(10);
-/// Pause after each message but the first of a stream: whatever it sends, it makes four generations a second at most. What
-/// it sends meanwhile waits in its own hands.
+/// Pause after each message but the first of a stream: whatever it sends, four messages a second are taken at most, each of
+/// which makes a generation for each bundle that it changes. What it sends meanwhile waits in its own hands.
 const MESSAGE_PAUSE: Duration = Duration::from_millis(250);
 /// First pause after a connection ended, which doubles up to the longest, seconds: an agent of the node is soon back.
 const PAUSE_S: (u32, u32) = (1, 30);
