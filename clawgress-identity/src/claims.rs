@@ -45,7 +45,7 @@ pub(crate) struct Window {
 }
 
 /// A claim's text, if it is there: bounded, not empty, and without control characters.
-pub(crate) fn text<'a>(claims: &'a Object, name: &'static str) -> Result<Option<&'a str>, TokenError> {
+pub(crate) fn text<'a>(claims: Object<'a>, name: &'static str) -> Result<Option<&'a str>, TokenError> {
     let text = claims.text(name).map_err(|()| TokenError::Claim(name))?;
     match text {
         Some(text) if !is_shown(text) => Err(TokenError::Claim(name)),
@@ -54,20 +54,31 @@ pub(crate) fn text<'a>(claims: &'a Object, name: &'static str) -> Result<Option<
 }
 
 fn is_shown(text: &str) -> bool {
-    !text.is_empty() && text.len() <= TEXT_BYTES_MAX && !text.chars().any(char::is_control)
+    !text.is_empty() && text.len() <= TEXT_BYTES_MAX && !has_control(text)
+}
+
+fn has_control(text: &str) -> bool {
+    if text.is_ascii() {
+        // Without an early end, so that several bytes are looked at at once.
+        return text.bytes().fold(false, |has, byte| has | byte.is_ascii_control());
+    }
+    text.chars().any(char::is_control)
 }
 
 /// Whether a token is for one of `own`.
-pub(crate) fn is_for(claims: &Object, own: &BTreeSet<String>) -> Result<bool, TokenError> {
+pub(crate) fn is_for(claims: Object<'_>, own: &BTreeSet<String>) -> Result<bool, TokenError> {
     const AUD: &str = "aud";
     match claims.find(AUD) {
         None => Err(TokenError::Audience),
-        Some(Json::Text(audience)) => Ok(own.contains(&**audience)),
-        Some(Json::List(audiences)) if audiences.len() <= AUDIENCES_MAX => {
+        Some(Json::Text(audience)) => Ok(own.contains(audience)),
+        Some(Json::List(audiences)) => {
             let mut is_any = false;
-            for audience in audiences {
+            for (n, audience) in audiences.iter().enumerate() {
                 let Json::Text(audience) = audience else { return Err(TokenError::Claim(AUD)) };
-                is_any |= own.contains(&**audience);
+                if n == AUDIENCES_MAX {
+                    return Err(TokenError::Claim(AUD));
+                }
+                is_any |= own.contains(audience);
             }
             Ok(is_any)
         }
@@ -77,10 +88,10 @@ pub(crate) fn is_for(claims: &Object, own: &BTreeSet<String>) -> Result<bool, To
 
 /// A time in Unix seconds, which may have a fraction. Whichever of two seconds it lies between is the stricter one
 /// counts: the earlier for an end, the later for a beginning.
-fn time_s(claims: &Object, name: &'static str, is_end: bool) -> Result<Option<i64>, TokenError> {
+fn time_s(claims: Object<'_>, name: &'static str, is_end: bool) -> Result<Option<i64>, TokenError> {
     let time_s = match claims.find(name) {
         None => return Ok(None),
-        Some(Json::Integer(time_s)) => *time_s,
+        Some(Json::Integer(time_s)) => time_s,
         Some(Json::Float(time_s)) => {
             let time_s = if is_end { time_s.floor() } else { time_s.ceil() };
             #[expect(clippy::cast_possible_truncation, reason = "out of range it saturates, and is refused")]
@@ -97,33 +108,31 @@ fn time_s(claims: &Object, name: &'static str, is_end: bool) -> Result<Option<i6
 const ID_TOKEN_CLAIMS: [&str; 4] = ["nonce", "at_hash", "c_hash", "s_hash"];
 
 /// Whether a token is evidently an ID token.
-pub(crate) fn is_id_token(claims: &Object) -> bool {
+pub(crate) fn is_id_token(claims: Object<'_>) -> bool {
     ID_TOKEN_CLAIMS.iter().any(|name| claims.find(name).is_some())
 }
 
-/// The chain of delegated agents as claims have it, who acts first.
-pub(crate) fn act_chain(claims: &Object) -> Result<Vec<&Object>, TokenError> {
-    let mut chain = Vec::new();
+/// The chain of delegated agents as claims have it, who acts first; at its end an error, if it is too long or broken.
+pub(crate) fn act_chain(claims: Object<'_>) -> impl Iterator<Item = Result<Object<'_>, TokenError>> {
     let mut next = claims.find(ACT);
-    while let Some(actor) = next {
-        let Json::Object(actor) = actor else { return Err(TokenError::Actors) };
-        if chain.len() == ACTORS_MAX {
-            return Err(TokenError::Actors);
+    (0..=ACTORS_MAX).map_while(move |n| match next.take()? {
+        Json::Object(actor) if n < ACTORS_MAX => {
+            next = actor.find(ACT);
+            Some(Ok(actor))
         }
-        chain.push(actor);
-        next = actor.find(ACT);
-    }
-    Ok(chain)
+        _ => Some(Err(TokenError::Actors)),
+    })
 }
 
 /// The chain of delegated agents, who acts first.
-pub(crate) fn actors(claims: &Object) -> Result<Vec<Actor>, TokenError> {
-    let actor = |actor: &Object| {
+pub(crate) fn actors(claims: Object<'_>) -> Result<Vec<Actor>, TokenError> {
+    let actor = |actor: Result<Object<'_>, TokenError>| {
+        let actor = actor?;
         let text = |name| text(actor, name).map_err(|_| TokenError::Actors);
         let subject = text("sub")?.ok_or(TokenError::Actors)?.to_owned();
         Ok(Actor { subject, issuer: text("iss")?.map(str::to_owned) })
     };
-    act_chain(claims)?.into_iter().map(actor).collect()
+    act_chain(claims).map(actor).collect()
 }
 
 // === impl Actor ===
@@ -139,7 +148,7 @@ impl fmt::Debug for Actor {
 
 impl Window {
     /// Judges `exp`, `nbf` and `iat` at `now_s`; returns when the token ends, the skew included.
-    pub(crate) fn check(&self, claims: &Object, now_s: i64) -> Result<i64, TokenError> {
+    pub(crate) fn check(&self, claims: Object<'_>, now_s: i64) -> Result<i64, TokenError> {
         let skew_s = i64::from(self.skew_s);
         let ends_s = time_s(claims, "exp", true)?.ok_or(TokenError::Missing("exp"))?;
         let (begins_s, issued_s) = (time_s(claims, "nbf", false)?, time_s(claims, "iat", false)?);
@@ -172,9 +181,10 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::Document;
 
-    fn claims(text: &str) -> Object {
-        Object::parse(text.as_bytes(), 1 << 16).unwrap()
+    fn claims(text: &str) -> Document {
+        Document::parse(text.into(), 1 << 16).unwrap()
     }
 
     #[test]
@@ -208,10 +218,10 @@ mod tests {
             (bounded, r#"{"exp":995,"iat":900}"#, Ok(1005)),
             (bounded, r#"{"exp":995,"iat":899}"#, Err(Revoked)),
         ] {
-            assert_eq!(window.check(&claims(text), 1000), expected, "{text}");
+            assert_eq!(window.check(claims(text).object(), 1000), expected, "{text}");
         }
-        assert_eq!(plain.check(&claims(r#"{"exp":1001}"#), i64::MAX), Err(Expired));
-        assert_eq!(plain.check(&claims(r#"{"exp":1001,"nbf":5}"#), i64::MIN), Err(NotYet));
+        assert_eq!(plain.check(claims(r#"{"exp":1001}"#).object(), i64::MAX), Err(Expired));
+        assert_eq!(plain.check(claims(r#"{"exp":1001,"nbf":5}"#).object(), i64::MIN), Err(NotYet));
     }
 
     #[test]
@@ -230,10 +240,10 @@ mod tests {
             (r#"{"aud":null}"#, Err(TokenError::Claim("aud"))),
             ("{}", Err(TokenError::Audience)),
         ] {
-            assert_eq!(is_for(&claims(text), &own), expected, "{text}");
+            assert_eq!(is_for(claims(text).object(), &own), expected, "{text}");
         }
         let many = format!(r#"{{"aud":["a"{}]}}"#, r#","x""#.repeat(AUDIENCES_MAX));
-        assert_eq!(is_for(&claims(&many), &own), Err(TokenError::Claim("aud")));
+        assert_eq!(is_for(claims(&many).object(), &own), Err(TokenError::Claim("aud")));
     }
 
     #[test]
@@ -243,7 +253,7 @@ mod tests {
             for n in 1..n {
                 text = format!(r#"{{"sub":"a{n}","iss":"i","act":{text}}}"#);
             }
-            actors(&claims(&format!(r#"{{"act":{text}}}"#)))
+            actors(claims(&format!(r#"{{"act":{text}}}"#)).object())
         };
         let two = chain(2).unwrap();
         let actor = |subject: &str, issuer: Option<&str>| Actor {
@@ -253,7 +263,7 @@ mod tests {
         assert_eq!(two, [actor("a1", Some("i")), actor("last", None)]);
         assert_eq!(chain(ACTORS_MAX).map(|c| c.len()), Ok(ACTORS_MAX));
         assert_eq!(chain(ACTORS_MAX + 1), Err(TokenError::Actors));
-        assert_eq!(actors(&claims("{}")), Ok(vec![]));
+        assert_eq!(actors(claims("{}").object()), Ok(vec![]));
         for wrong in [
             r#"{"act":"web"}"#,
             r#"{"act":null}"#,
@@ -262,7 +272,7 @@ mod tests {
             r#"{"act":{"sub":"a\u0000"}}"#,
             r#"{"act":{"sub":"a","act":[]}}"#,
         ] {
-            assert_eq!(actors(&claims(wrong)), Err(TokenError::Actors), "{wrong}");
+            assert_eq!(actors(claims(wrong).object()), Err(TokenError::Actors), "{wrong}");
         }
     }
 }

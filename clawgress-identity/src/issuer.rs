@@ -233,19 +233,19 @@ impl ClaimPath {
     }
 
     /// The texts there: of a list each, and numbers and truth values as JSON has them.
-    fn values<'a>(&self, claims: &'a Object) -> Values<'a> {
-        fn one(value: &Json) -> Option<Cow<'_, str>> {
+    fn values<'a>(&self, claims: Object<'a>) -> Values<'a> {
+        fn one(value: Json<'_>) -> Option<Cow<'_, str>> {
             match value {
                 Json::Text(text) => Some(Cow::Borrowed(text)),
                 Json::Integer(number) => Some(Cow::Owned(number.to_string())),
-                Json::Bool(truth) => Some(Cow::Borrowed(if *truth { "true" } else { "false" })),
+                Json::Bool(truth) => Some(Cow::Borrowed(if truth { "true" } else { "false" })),
                 _ => None,
             }
         }
         match claims.at(&self.0) {
             Some(Json::List(values)) => values.iter().filter_map(one).collect(),
             Some(value) => one(value).into_iter().collect(),
-            None => Vec::new(),
+            None => Values::from_iter([]),
         }
     }
 }
@@ -310,6 +310,7 @@ impl Issuer {
 
     /// Judges all but the signature, whose key has to be one still: now, and again whenever something changed.
     pub(crate) fn judge(&self, token: &VerifiedToken, now_s: i64) -> Result<Judged, TokenError> {
+        let claims = token.claims.object();
         token.stands(&self.keys, |algorithm| self.may_use(algorithm))?;
         if !self.is_type(token.typ.as_deref()) {
             return Err(TokenError::Type);
@@ -317,17 +318,17 @@ impl Issuer {
         // RFC 9068 section 2.1: what is typed as an access token is none, whatever it carries.
         let is_access_token =
             token.typ.as_deref().is_some_and(|typ| short(typ).eq_ignore_ascii_case("at+jwt"));
-        if !self.record.id_tokens && !is_access_token && claims::is_id_token(&token.claims) {
+        if !self.record.id_tokens && !is_access_token && claims::is_id_token(claims) {
             return Err(TokenError::IdToken);
         }
-        if claims::text(&token.claims, "iss")? != Some(&*self.record.issuer) {
+        if claims::text(claims, "iss")? != Some(&*self.record.issuer) {
             return Err(TokenError::UnknownIssuer);
         }
-        if !claims::is_for(&token.claims, &self.record.audiences)? {
+        if !claims::is_for(claims, &self.record.audiences)? {
             return Err(TokenError::Audience);
         }
         // RFC 9449 section 7.2, RFC 8705 section 3: to take it as a plain bearer token would undo the binding.
-        if token.claims.find("cnf").is_some() {
+        if claims.find("cnf").is_some() {
             return Err(TokenError::KeyBound);
         }
         if self.record.revoked.contains(&*token.id) {
@@ -338,22 +339,23 @@ impl Issuer {
             lifetime_s_max: self.record.lifetime_s_max,
             issued_after_s: self.record.issued_after_s,
         };
-        let ends_s = window.check(&token.claims, now_s)?;
+        let ends_s = window.check(claims, now_s)?;
         let tenant = self.record.id.tenant();
-        let mapped = self.record.mapping.apply(tenant, |path| path.values(&token.claims))?;
-        Ok(Judged { mapped, actors: self.actors(&token.claims)?, ends_s })
+        let mapped = self.record.mapping.apply(tenant, |path| path.values(claims))?;
+        Ok(Judged { mapped, actors: self.actors(claims)?, ends_s })
     }
 
     /// The agents that act in a token, as far as they have to be known.
-    fn actors(&self, claims: &Object) -> Result<Vec<AgentId>, TokenError> {
-        let chain = claims::act_chain(claims)?;
+    fn actors(&self, claims: Object<'_>) -> Result<Vec<AgentId>, TokenError> {
+        let length = claims::act_chain(claims).try_fold(0_usize, |n, actor| actor.map(|_| n + 1))?;
         let rule = match (self.record.act, &self.record.actor) {
             (Delegation::Record, _) => return Ok(Vec::new()),
-            (Delegation::None, _) if chain.is_empty() => return Ok(Vec::new()),
+            (Delegation::None, _) if length == 0 => return Ok(Vec::new()),
             (Delegation::None, _) => return Err(TokenError::Delegated),
             (Delegation::Known, rule) => rule.as_ref().ok_or(TokenError::UnknownActor)?,
         };
-        let agent = |actor: &Object| {
+        let agent = |actor: Result<Object<'_>, TokenError>| {
+            let actor = actor?;
             // Another issuer's names say nothing of ours.
             if claims::text(actor, "iss")?.is_some_and(|issuer| issuer != self.record.issuer) {
                 return Err(TokenError::UnknownActor);
@@ -361,7 +363,7 @@ impl Issuer {
             let name = rule.apply(Part::Actor, |path| path.values(actor))?;
             AgentId::new(self.record.id.tenant(), &name).map_err(|_| MappingError::Reserved.into())
         };
-        chain.into_iter().map(agent).collect()
+        claims::act_chain(claims).map(agent).collect()
     }
 
     /// RFC 7515 section 4.1.9: a media type, whose `application/` may be left out.
@@ -458,12 +460,12 @@ impl Issuers {
     }
 
     /// Whether any goes by this `iss`.
-    pub(crate) fn knows(&self, claims: &Object) -> bool {
+    pub(crate) fn knows(&self, claims: Object<'_>) -> bool {
         matches!(claims.text("iss"), Ok(Some(name)) if self.by_name.contains_key(name))
     }
 
     /// The one issuer a token names by `iss`, and by `aud` where several tenants trust the same.
-    pub(crate) fn of(&self, claims: &Object) -> Result<&Arc<Issuer>, TokenError> {
+    pub(crate) fn of(&self, claims: Object<'_>) -> Result<&Arc<Issuer>, TokenError> {
         let name = claims::text(claims, "iss")?.ok_or(TokenError::UnknownIssuer)?;
         let issuers = self.by_name.get(name).ok_or(TokenError::UnknownIssuer)?;
         let mut found = None;

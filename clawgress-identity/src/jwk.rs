@@ -51,7 +51,7 @@ pub(crate) enum JwkError {
 
 impl VerifyingKey {
     /// The key of a JSON Web Key with one of these values of `use`; `None` among them lets it be absent.
-    pub(crate) fn parse(jwk: &Object, uses: &[Option<&str>]) -> Result<VerifyingKey, JwkError> {
+    pub(crate) fn parse(jwk: Object<'_>, uses: &[Option<&str>]) -> Result<VerifyingKey, JwkError> {
         if PRIVATE_MEMBERS.iter().any(|m| jwk.find(m).is_some()) {
             return Err(JwkError::Private);
         }
@@ -107,10 +107,10 @@ impl fmt::Debug for VerifyingKey {
 }
 
 /// `key_ops`, where it is there, has to name what the key is for (RFC 7517 section 4.3).
-fn may_verify(jwk: &Object) -> Result<bool, JwkError> {
+fn may_verify(jwk: Object<'_>) -> Result<bool, JwkError> {
     match jwk.find("key_ops") {
         None => Ok(true),
-        Some(Json::List(ops)) => Ok(ops.iter().any(|op| matches!(op, Json::Text(op) if **op == *"verify"))),
+        Some(Json::List(ops)) => Ok(ops.iter().any(|op| matches!(op, Json::Text("verify")))),
         Some(_) => Err(JwkError::Unfit),
     }
 }
@@ -119,13 +119,13 @@ fn may_verify(jwk: &Object) -> Result<bool, JwkError> {
 type Parsed = (Vec<(&'static str, String)>, Vec<(Algorithm, ParsedPublicKey)>);
 
 /// The text of a member and the bytes it spells.
-fn bytes(jwk: &Object, name: &str) -> Result<(String, Vec<u8>), JwkError> {
+fn bytes(jwk: Object<'_>, name: &str) -> Result<(String, Vec<u8>), JwkError> {
     let text = jwk.text(name).ok().flatten().ok_or(JwkError::Unfit)?;
     let bytes = base64url::decode(text).ok_or(JwkError::Unfit)?;
     Ok((text.to_owned(), bytes))
 }
 
-fn rsa(jwk: &Object) -> Result<Parsed, JwkError> {
+fn rsa(jwk: Object<'_>) -> Result<Parsed, JwkError> {
     let ((e_text, e), (n_text, n)) = (bytes(jwk, "e")?, bytes(jwk, "n")?);
     // Big-endian without leading zeros (RFC 7518 section 6.3.1), so that the length in bits is that of the bytes.
     let (Some(first), Some(n_last), Some(e_last)) = (n.first(), n.last(), e.last()) else {
@@ -149,7 +149,7 @@ fn rsa(jwk: &Object) -> Result<Parsed, JwkError> {
     Ok((vec![("e", e_text), ("kty", "RSA".to_owned()), ("n", n_text)], parsed))
 }
 
-fn ec(jwk: &Object) -> Result<Parsed, JwkError> {
+fn ec(jwk: Object<'_>) -> Result<Parsed, JwkError> {
     let curve = jwk.text("crv").ok().flatten().ok_or(JwkError::Unfit)?;
     let (algorithm, coordinate_bytes) = match curve {
         "P-256" => (Algorithm::Es256, 32),
@@ -168,7 +168,7 @@ fn ec(jwk: &Object) -> Result<Parsed, JwkError> {
     Ok((members, vec![(algorithm, key)]))
 }
 
-fn ed25519(jwk: &Object) -> Result<Parsed, JwkError> {
+fn ed25519(jwk: Object<'_>) -> Result<Parsed, JwkError> {
     let curve = jwk.text("crv").ok().flatten().ok_or(JwkError::Unfit)?;
     if curve != "Ed25519" {
         return Err(JwkError::Unknown);

@@ -4,7 +4,7 @@
 //! with private or secret key material is refused whole: whoever publishes that has lost the key.
 
 use crate::Algorithm;
-use crate::json::{Json, JsonError, Object};
+use crate::json::{Document, Json, JsonError, Object};
 use crate::jwk::{JwkError, Thumbprint, VerifyingKey};
 
 /// Longest document, bytes: the largest of known providers have 20 KiB, with a certificate chain for each key.
@@ -80,15 +80,15 @@ impl KeySet {
 
     /// Reads the keys with one of these values of `use`; there may be none.
     pub(crate) fn parse_for(document: &[u8], uses: &[Option<&str>]) -> Result<KeySet, JwksError> {
-        let document = Object::parse(document, JWKS_BYTES_MAX)?;
+        let document = Document::parse(document.to_vec(), JWKS_BYTES_MAX)?;
         let mut set = KeySet::default();
-        for jwk in jwks(&document)? {
+        for jwk in jwks(document.object())? {
             set.push(jwk, uses)?;
         }
         Ok(set)
     }
 
-    pub(crate) fn push(&mut self, jwk: &Object, uses: &[Option<&str>]) -> Result<(), JwksError> {
+    pub(crate) fn push(&mut self, jwk: Object<'_>, uses: &[Option<&str>]) -> Result<(), JwksError> {
         let skipped = match VerifyingKey::parse(jwk, uses) {
             Ok(key) => {
                 self.keys.push(key);
@@ -181,16 +181,13 @@ impl PartialEq for KeySet {
 }
 
 /// The keys of a document.
-pub(crate) fn jwks(document: &Object) -> Result<impl Iterator<Item = &Object>, JwksError> {
+pub(crate) fn jwks(document: Object<'_>) -> Result<Vec<Object<'_>>, JwksError> {
     let Some(Json::List(keys)) = document.find("keys") else { return Err(JwksError::Keys) };
-    if keys.len() > JWKS_KEYS_MAX {
+    if keys.iter().count() > JWKS_KEYS_MAX {
         return Err(JwksError::TooMany);
     }
-    let object = |key: &Json| matches!(key, Json::Object(_));
-    if !keys.iter().all(object) {
-        return Err(JwksError::Keys);
-    }
-    Ok(keys.iter().filter_map(|key| if let Json::Object(key) = key { Some(key) } else { None }))
+    let object = |key| if let Json::Object(key) = key { Ok(key) } else { Err(JwksError::Keys) };
+    keys.iter().map(object).collect()
 }
 
 #[cfg(test)]

@@ -151,8 +151,33 @@ pub(crate) struct Mapped {
     parts: Vec<(Part, String)>,
 }
 
-/// The values that stand at a place of a credential.
-pub(crate) type Values<'a> = Vec<Cow<'a, str>>;
+/// The values that stand at a place of a credential. Most often there is one.
+#[derive(Clone, Debug)]
+pub(crate) enum Values<'a> {
+    One(Cow<'a, str>),
+    Others(Vec<Cow<'a, str>>),
+}
+
+// === impl Values ===
+
+impl<'a> Values<'a> {
+    fn iter(&self) -> impl Iterator<Item = &Cow<'a, str>> {
+        match self {
+            Values::One(value) => std::slice::from_ref(value).iter(),
+            Values::Others(values) => values.iter(),
+        }
+    }
+}
+
+impl<'a> FromIterator<Cow<'a, str>> for Values<'a> {
+    fn from_iter<I: IntoIterator<Item = Cow<'a, str>>>(values: I) -> Self {
+        let mut values = values.into_iter();
+        match (values.next(), values.next()) {
+            (Some(one), None) => Values::One(one),
+            (first, second) => Values::Others(first.into_iter().chain(second).chain(values).collect()),
+        }
+    }
+}
 
 // === impl Mapping ===
 
@@ -256,8 +281,8 @@ impl<S> Rule<S> {
     ) -> Result<String, MappingError> {
         let Some(from) = &self.from else { return self.value.clone().ok_or(MappingError::Nothing(part)) };
         let mut found: Option<String> = None;
-        for value in at(from) {
-            let Some(name) = self.name(&value) else { continue };
+        for value in at(from).iter() {
+            let Some(name) = self.name(value) else { continue };
             match &found {
                 Some(other) if other != name => return Err(MappingError::Several(part)),
                 Some(_) => {}

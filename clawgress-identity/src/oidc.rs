@@ -7,7 +7,7 @@
 //! INVARIANT: keys count until the time they may be stale has passed since they were last confirmed, and no longer,
 //! whatever goes wrong. Whoever sends tokens can make the provider be asked at a bounded rate only.
 
-use crate::json::{JsonError, Object};
+use crate::json::{Document, JsonError};
 use crate::{JWKS_BYTES_MAX, JwksError, KeySet, Retry};
 
 mod record;
@@ -326,7 +326,8 @@ impl Provider {
     }
 
     fn discovered(&mut self, body: &[u8], now_s: i64) -> Result<(), AnswerError> {
-        let document = Object::parse(body, DISCOVERY_BYTES_MAX)?;
+        let document = Document::parse(body.to_vec(), DISCOVERY_BYTES_MAX)?;
+        let document = document.object();
         if document.text("issuer") != Ok(Some(self.issuer.as_str())) {
             return Err(AnswerError::OtherIssuer);
         }

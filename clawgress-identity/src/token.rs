@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use aws_lc_rs::digest;
 
 use crate::claims;
-use crate::json::{JsonError, Object};
+use crate::json::{Document, JsonError, Object};
 use crate::jwk::{KID_BYTES_MAX, Thumbprint};
 use crate::jwks::NoKey;
 use crate::{Algorithm, KeySet, MappingError, base64url};
@@ -118,10 +118,8 @@ pub enum TokenError {
 /// A token whose signature nobody has checked: good for nothing but to find out who has to check it.
 pub(crate) struct UnverifiedToken<'a> {
     algorithm: Algorithm,
-    kid: Option<Box<str>>,
-    typ: Option<Box<str>>,
-    has_other_members: bool,
-    claims: Object,
+    header: Document,
+    claims: Document,
     signed: &'a [u8],
     signature: Vec<u8>,
 }
@@ -134,7 +132,7 @@ pub(crate) struct VerifiedToken {
     pub(crate) typ: Option<Box<str>>,
     /// Whether its header has more than `alg`, `kid` and `typ`.
     pub(crate) has_other_members: bool,
-    pub(crate) claims: Object,
+    pub(crate) claims: Document,
     /// `jti`, or the hash of what was signed.
     pub(crate) id: Box<str>,
 }
@@ -155,37 +153,32 @@ impl<'a> UnverifiedToken<'a> {
         }
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Form)?;
         let (header, claims) = signed.split_once('.').ok_or(TokenError::Form)?;
-        if header.is_empty() || claims.is_empty() || claims.contains('.') {
+        if header.is_empty() || claims.is_empty() {
             return Err(TokenError::Form);
         }
-        let decode = |part| base64url::decode(part).ok_or(TokenError::Encoding);
+        // A dot is no base64url either, so that it need only be looked for where something is wrong.
+        let why = || if claims.contains('.') { TokenError::Form } else { TokenError::Encoding };
+        let decode = |part| base64url::decode(part).ok_or_else(why);
         let (header, claims, signature) = (decode(header)?, decode(claims)?, decode(signature)?);
-        let header = Object::parse(&header, HEADER_BYTES_MAX).map_err(TokenError::Header)?;
+        let header = Document::parse(header, HEADER_BYTES_MAX).map_err(TokenError::Header)?;
+        let members = header.object();
         // Before anything else: extensions that a verifier does not know may change what all else means.
-        if header.find("crit").is_some() || header.find("b64").is_some() {
+        if members.find("crit").is_some() || members.find("b64").is_some() {
             return Err(TokenError::Critical);
         }
-        let text = |name| header.text(name).map_err(|()| TokenError::HeaderMember);
+        let text = |name| members.text(name).map_err(|()| TokenError::HeaderMember);
         let algorithm = text("alg")?.and_then(Algorithm::from_name).ok_or(TokenError::Algorithm)?;
-        let (kid, typ) = (text("kid")?, text("typ")?);
+        let (kid, _typ) = (text("kid")?, text("typ")?);
         if kid.is_some_and(|kid| kid.len() > KID_BYTES_MAX) {
             return Err(TokenError::HeaderMember);
         }
-        let claims = Object::parse(&claims, TOKEN_BYTES_MAX).map_err(TokenError::Claims)?;
-        Ok(UnverifiedToken {
-            algorithm,
-            kid: kid.map(Into::into),
-            typ: typ.map(Into::into),
-            has_other_members: header.names().any(|name| !HEADER_MEMBERS.contains(&name)),
-            claims,
-            signed: signed.as_bytes(),
-            signature,
-        })
+        let claims = Document::parse(claims, TOKEN_BYTES_MAX).map_err(TokenError::Claims)?;
+        Ok(UnverifiedToken { algorithm, header, claims, signed: signed.as_bytes(), signature })
     }
 
     /// The claims, to find the issuer by; not to be believed.
-    pub(crate) fn claims(&self) -> &Object {
-        &self.claims
+    pub(crate) fn claims(&self) -> Object<'_> {
+        self.claims.object()
     }
 
     /// Checks the signature.
@@ -197,19 +190,23 @@ impl<'a> UnverifiedToken<'a> {
         if !may_use(self.algorithm) {
             return Err(TokenError::AlgorithmNotAllowed);
         }
-        let key = keys.verify(self.kid.as_deref(), self.algorithm, self.signed, &self.signature).map_err(
-            |none| match none {
+        let header = self.header.object();
+        // Of another type they are refused where they are read first.
+        let text = |name| header.text(name).map_err(|()| TokenError::HeaderMember);
+        let (kid, typ) = (text("kid")?, text("typ")?);
+        let key =
+            keys.verify(kid, self.algorithm, self.signed, &self.signature).map_err(|none| match none {
                 NoKey::Unknown => TokenError::UnknownKey,
                 NoKey::Ambiguous => TokenError::AmbiguousKey,
                 NoKey::Signature => TokenError::Signature,
-            },
-        )?;
-        let id = claims::text(&self.claims, "jti")?.map_or_else(|| hash(self.signed).into(), Into::into);
+            })?;
+        let id =
+            claims::text(self.claims.object(), "jti")?.map_or_else(|| hash(self.signed).into(), Into::into);
         Ok(VerifiedToken {
             algorithm: self.algorithm,
             key,
-            typ: self.typ,
-            has_other_members: self.has_other_members,
+            typ: typ.map(Into::into),
+            has_other_members: header.names().any(|name| !HEADER_MEMBERS.contains(&name)),
             claims: self.claims,
             id,
         })

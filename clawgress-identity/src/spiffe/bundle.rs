@@ -10,7 +10,7 @@ use webpki::KeyUsage;
 use super::SpiffeId;
 use super::domain::{is_signing, svid};
 use crate::certificate::{Anchors, CertificateError, Details};
-use crate::json::{Json, Object};
+use crate::json::{Document, Json, Object};
 use crate::jwks::{JWKS_BYTES_MAX, jwks};
 use crate::{AnchorsError, JwksError, KeySet};
 
@@ -76,11 +76,12 @@ impl SpiffeBundle {
     /// If it is no bundle, is beyond a bound, or has a key that is not public, or a certificate that is no
     /// authority's.
     pub fn parse(document: &[u8]) -> Result<SpiffeBundle, BundleError> {
-        let document = Object::parse(document, JWKS_BYTES_MAX).map_err(JwksError::from)?;
-        let sequence = number(&document, "spiffe_sequence")?;
-        let refresh_hint_s = number(&document, "spiffe_refresh_hint")?;
+        let document = Document::parse(document.to_vec(), JWKS_BYTES_MAX).map_err(JwksError::from)?;
+        let document = document.object();
+        let sequence = number(document, "spiffe_sequence")?;
+        let refresh_hint_s = number(document, "spiffe_refresh_hint")?;
         let (mut keys, mut certificates, mut ignored) = (KeySet::default(), Vec::new(), 0);
-        for jwk in jwks(&document)? {
+        for jwk in jwks(document)? {
             match jwk.text("use") {
                 Ok(Some("jwt-svid")) => {
                     if !matches!(jwk.text("kid"), Ok(Some(kid)) if !kid.is_empty()) {
@@ -162,24 +163,21 @@ impl SpiffeBundle {
     }
 }
 
-fn number(document: &Object, name: &'static str) -> Result<Option<u64>, BundleError> {
+fn number(document: Object<'_>, name: &'static str) -> Result<Option<u64>, BundleError> {
     match document.find(name) {
         None => Ok(None),
-        Some(Json::Integer(number)) => {
-            u64::try_from(*number).map(Some).map_err(|_| BundleError::Number(name))
-        }
+        Some(Json::Integer(number)) => u64::try_from(number).map(Some).map_err(|_| BundleError::Number(name)),
         Some(_) => Err(BundleError::Number(name)),
     }
 }
 
 /// X.509-SVID section 6: `x5c` has the one certificate, in base64 and not base64url (RFC 7517 section 4.7).
-fn certificate(jwk: &Object) -> Result<CertificateDer<'static>, BundleError> {
+fn certificate(jwk: Object<'_>) -> Result<CertificateDer<'static>, BundleError> {
     match jwk.find("x5c") {
-        Some(Json::List(certificates)) => match certificates.as_slice() {
-            [Json::Text(certificate)] => STANDARD
-                .decode(&**certificate)
-                .map(CertificateDer::from)
-                .map_err(|_| BundleError::Certificate),
+        Some(Json::List(certificates)) => match (certificates.iter().next(), certificates.iter().nth(1)) {
+            (Some(Json::Text(certificate)), None) => {
+                STANDARD.decode(certificate).map(CertificateDer::from).map_err(|_| BundleError::Certificate)
+            }
             _ => Err(BundleError::Certificate),
         },
         _ => Err(BundleError::Certificate),

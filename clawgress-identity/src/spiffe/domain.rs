@@ -180,15 +180,16 @@ impl TrustDomain {
         if !matches!(token.typ.as_deref(), None | Some("JWT" | "JOSE")) {
             return Err(TokenError::Type);
         }
-        let id = subject(&token.claims).ok_or(TokenError::NotAnSvid)?;
+        let claims = token.claims.object();
+        let id = subject(claims).ok_or(TokenError::NotAnSvid)?;
         if *id.domain() != self.record.domain {
             return Err(TokenError::NotAnSvid);
         }
-        if !claims::is_for(&token.claims, &self.record.audiences)? {
+        if !claims::is_for(claims, &self.record.audiences)? {
             return Err(TokenError::Audience);
         }
         let window = Window { skew_s: self.record.skew_s, lifetime_s_max: None, issued_after_s: None };
-        let ends_s = window.check(&token.claims, now_s)?;
+        let ends_s = window.check(claims, now_s)?;
         Ok((self.map(&id)?, ends_s))
     }
 
@@ -240,7 +241,7 @@ fn workload(details: &Details<'_>) -> Option<SpiffeId> {
 }
 
 /// The workload a token says it is of.
-fn subject(claims: &Object) -> Option<SpiffeId> {
+fn subject(claims: Object<'_>) -> Option<SpiffeId> {
     let id: SpiffeId = claims.text("sub").ok()??.parse().ok()?;
     (!id.path().is_empty()).then_some(id)
 }
@@ -273,7 +274,7 @@ impl TrustDomains {
     }
 
     /// The trust domain of the workload that a token says it is of.
-    pub(crate) fn of_token(&self, claims: &Object) -> Option<&Arc<TrustDomain>> {
+    pub(crate) fn of_token(&self, claims: Object<'_>) -> Option<&Arc<TrustDomain>> {
         self.domains.get(subject(claims)?.domain())
     }
 

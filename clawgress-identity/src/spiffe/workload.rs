@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::bundle::{BUNDLE_CERTIFICATES_MAX, BundleError, SpiffeBundle};
 use super::{SpiffeId, TrustDomainName};
 use crate::JwksError;
-use crate::json::Object;
+use crate::json::Document;
 use crate::jwks::JWKS_BYTES_MAX;
 
 /// DER of a constructed SEQUENCE, which a certificate is.
@@ -50,8 +50,8 @@ impl SpiffeBundle {
 /// The keys of a key set that are for JWT-SVIDs, marked as such: servers may leave `use` out, or say `sig`.
 fn tokens_keys(keys: &[u8]) -> Result<Vec<Value>, BundleError> {
     // Strictly first, so that what is read again below can't be read otherwise.
-    let document = Object::parse(keys, JWKS_BYTES_MAX).map_err(JwksError::from)?;
-    crate::jwks::jwks(&document)?.for_each(drop);
+    let document = Document::parse(keys.to_vec(), JWKS_BYTES_MAX).map_err(JwksError::from)?;
+    crate::jwks::jwks(document.object())?;
     let mut document: Value = serde_json::from_slice(keys).map_err(|_| JwksError::Keys)?;
     let Some(Value::Array(keys)) = document.get_mut("keys").map(Value::take) else {
         return Err(JwksError::Keys.into());

@@ -274,12 +274,13 @@ fn token_facts(
     root: RootId,
     ends_s: i64,
 ) -> Result<ProofFacts, TokenError> {
+    let claims = token.claims.object();
     Ok(ProofFacts {
         method,
         root,
         credential: token.id.to_string(),
-        subject: claims::text(&token.claims, "sub")?.map(str::to_owned),
-        actors: claims::actors(&token.claims)?,
+        subject: claims::text(claims, "sub")?.map(str::to_owned),
+        actors: claims::actors(claims)?,
         expires_at_s: ends_s,
     })
 }
