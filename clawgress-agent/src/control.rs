@@ -15,6 +15,7 @@ pub mod geo;
 mod geo_files;
 pub mod govern;
 pub mod groups;
+mod in_force;
 mod interception;
 mod issuers;
 pub mod kernel;

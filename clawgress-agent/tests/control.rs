@@ -17,12 +17,16 @@ use clawgress_agent::control;
 use clawgress_agent::control::store::{Commit, MemoryStore, Read, StateStore, StoreError, Transaction};
 use clawgress_api::clock::{FixedClock, SystemClock};
 use clawgress_api::proto::keys_client::KeysClient;
-use clawgress_api::proto::{AuditBatch, Empty, MacApiKeyRequest, Name, NewRun, RevisionNumber, WatchRequest};
+use clawgress_api::proto::{
+    self, AuditBatch, Empty, MacApiKeyRequest, Name, NewRun, RevisionNumber, WatchRequest,
+};
 use clawgress_api::{
     AgentStateChange, AuditQuery, AuditRecord, CreatedAgent, MissingGroups, NewAgent, NewPolicy, Plane,
     PolicyRevision, RecordKind, RunSession, Status, socket,
 };
-use clawgress_identity::{Agent, AgentState, ApiKey, Identity, IdentityError, Origin, TrustSnapshot};
+use clawgress_identity::{
+    Agent, AgentState, ApiKey, Identity, IdentityError, Origin, PolicyOwner, TrustSnapshot,
+};
 use clawgress_policy::{PolicyBundle, PolicyProblem};
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
@@ -50,7 +54,7 @@ fn agent(name: &str) -> NewAgent {
 
 fn policy(text: &str) -> NewPolicy<PolicyBundle> {
     let bundle = PolicyBundle { text: text.into(), ..PolicyBundle::default() };
-    NewPolicy { bundle, message: "because".into(), author: "me".into() }
+    NewPolicy { owner: PolicyOwner::default(), bundle, message: "because".into(), author: "me".into() }
 }
 
 async fn create(node: &Node, name: &str) -> CreatedAgent {
@@ -179,14 +183,15 @@ async fn a_refused_policy_changes_nothing() {
     assert_eq!(changes(&node).await, log_before);
     let nothing = tokio::time::timeout(Duration::from_millis(100), worker.received.recv()).await;
     assert!(nothing.is_err(), "no snapshot is sent: {nothing:?}");
-    let live = node.admin().show_policy(RevisionNumber { number: 0 }).await.expect("live").into_inner();
+    let live = node.admin().show_policy(RevisionNumber::default()).await.expect("live").into_inner();
     let live: PolicyRevision<PolicyBundle> = parse(&live.json);
     assert_eq!(live.bundle, snapshot_before.policy);
 
     let second = apply(&node, &format!("{OPEN}\n// more")).await;
     assert_eq!((second.number, second.parent), (2, 1));
     assert_ne!(second.hash, first.hash);
-    let history = node.admin().policy_history(Empty {}).await.expect("history").into_inner().json;
+    let history =
+        node.admin().policy_history(proto::PolicyOwner::default()).await.expect("history").into_inner().json;
     let history: Vec<PolicyRevision<PolicyBundle>> = history.iter().map(|j| parse(j)).collect();
     assert_eq!(
         history.iter().map(|r| (r.number, r.generation)).collect::<Vec<_>>(),

@@ -18,6 +18,7 @@ use clawgress_api::proto::Empty;
 use clawgress_api::{
     AuditQuery, AuditRecord, GeoStatus, NewPolicy, PolicyRevision, RecordKind, Status, config,
 };
+use clawgress_identity::PolicyOwner;
 use clawgress_policy::{Geo, GeoNames, NamedSets, PolicyBundle, PolicyInForce, PolicyProblem};
 use jiff::Timestamp;
 use tonic::Code;
@@ -147,7 +148,8 @@ fn bad_files_are_refused_whole() {
 
 async fn apply(node: &Node, text: &str) -> Result<PolicyRevision<PolicyBundle>, tonic::Status> {
     let bundle = PolicyBundle { text: text.into(), sets: NamedSets::default() };
-    let new = NewPolicy { bundle, message: "because".into(), author: "me".into() };
+    let new =
+        NewPolicy { owner: PolicyOwner::default(), bundle, message: "because".into(), author: "me".into() };
     let answer = node.admin().apply_policy(document(&new)).await?;
     Ok(parse(&answer.into_inner().json))
 }
@@ -195,6 +197,7 @@ async fn without_data_a_policy_that_names_any_is_refused() {
     let wanted = "1:71: policy `de`: `DE` can't be looked up, because no country data are configured: set `[geo] country = ";
     assert!(told.len() == 1 && told.iter().all(|t| t.starts_with(wanted)), "{told:?}");
     let check = NewPolicy {
+        owner: PolicyOwner::default(),
         bundle: PolicyBundle { text: GERMANY.into(), ..PolicyBundle::default() },
         message: String::new(),
         author: String::new(),

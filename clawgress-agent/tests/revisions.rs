@@ -3,16 +3,19 @@
 
 #[path = "support/node.rs"]
 mod node;
+#[path = "revisions/tenants.rs"]
+mod tenants;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clawgress_agent::control::store::{RedbStore, StateStore, Transaction, Write};
-use clawgress_api::proto::{Empty, RevisionNumber};
+use clawgress_api::proto::{self, Empty, RevisionNumber};
 use clawgress_api::{
     AuditQuery, AuditRecord, NewAgent, NewPolicy, PolicyRevision, PolicySigner, RecordKind, Standing, Status,
     from_hex,
 };
+use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 
 use self::node::{Node, document, parse};
@@ -21,7 +24,12 @@ const OPEN: &str = "@id(\"all\") permit (principal, action == Action::\"tls\", r
 
 async fn apply(node: &Node, text: &str) -> PolicyRevision<PolicyBundle> {
     let bundle = PolicyBundle { text: text.into(), ..PolicyBundle::default() };
-    let new = NewPolicy { bundle, message: "because".into(), author: "somebody".into() };
+    let new = NewPolicy {
+        owner: PolicyOwner::default(),
+        bundle,
+        message: "because".into(),
+        author: "somebody".into(),
+    };
     parse(&node.admin().apply_policy(document(&new)).await.expect("applied").into_inner().json)
 }
 
@@ -30,11 +38,20 @@ async fn status(node: &Node) -> Status {
 }
 
 async fn show(node: &Node, number: u64) -> PolicyRevision<PolicyBundle> {
-    parse(&node.admin().show_policy(RevisionNumber { number }).await.expect("shown").into_inner().json)
+    parse(
+        &node
+            .admin()
+            .show_policy(RevisionNumber { number, ..RevisionNumber::default() })
+            .await
+            .expect("shown")
+            .into_inner()
+            .json,
+    )
 }
 
 async fn standings(node: &Node) -> Vec<(u64, Option<Standing>)> {
-    let history = node.admin().policy_history(Empty {}).await.expect("history").into_inner().json;
+    let history =
+        node.admin().policy_history(proto::PolicyOwner::default()).await.expect("history").into_inner().json;
     let history: Vec<PolicyRevision<PolicyBundle>> = history.iter().map(|json| parse(json)).collect();
     history.iter().map(|revision| (revision.number, revision.standing)).collect()
 }
@@ -107,7 +124,12 @@ async fn a_revision_is_signed_by_a_key_that_anybody_can_check() {
 
     // Without who signs, nothing becomes live; what is, stays.
     node.stop_keys().await;
-    let new = NewPolicy { bundle: PolicyBundle::default(), message: "m".into(), author: "a".into() };
+    let new = NewPolicy {
+        owner: PolicyOwner::default(),
+        bundle: PolicyBundle::default(),
+        message: "m".into(),
+        author: "a".into(),
+    };
     let refused = node.admin().apply_policy(document(&new)).await.expect_err("refused");
     assert_eq!(refused.code(), tonic::Code::Unavailable);
     assert!(refused.message().contains("start `clawgress-agent keys`"), "{refused}");

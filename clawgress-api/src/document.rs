@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, RootId, RootRecords, SharedSource, Source, SourceId,
+    Agent, AgentId, AgentState, ApiKeyRecord, PolicyOwner, RootId, RootRecords, SharedSource, Source,
+    SourceId,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,9 +19,18 @@ use crate::{Destination, GroupRef, MissingGroups, RecordKind, SourceRef, Verdict
 pub struct Snapshot<P> {
     /// Monotonic number, the same as the kernel plane's.
     pub generation: u64,
-    /// The policy with what its decisions rest on (`clawgress_policy::PolicyInForce`); `None` before the
-    /// first apply: deny.
+    /// The policy of the tenant `default` with what its decisions rest on (`clawgress_policy::PolicyInForce`); `None`
+    /// before its first apply: deny.
     pub policy: Option<P>,
+    /// The platform's, above all; `None` restricts nothing.
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub platform: Option<P>,
+    /// Those of other tenants, by the tenant's name. A tenant that has none is denied everything.
+    #[serde(default = "BTreeMap::new", skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<String, P>,
+    /// Numbers of the revisions that these are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revisions: BTreeMap<PolicyOwner, u64>,
     /// Agents.
     pub agents: Vec<Agent>,
     /// API keys, as keyed hashes.
@@ -49,6 +59,10 @@ pub struct RunRef {
     pub executable: Option<String>,
 }
 
+fn none<P>() -> Option<P> {
+    None
+}
+
 /// Everything the kernel plane needs at one generation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +76,9 @@ pub struct KernelGeneration<T> {
     /// Sources that several agents share.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedSource>,
+    /// Numbers of the revisions that the tables are made of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revisions: BTreeMap<PolicyOwner, u64>,
     /// When a condition on time turns, and with it the tables: soon after that, they must not count any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns_at: Option<Timestamp>,
@@ -299,12 +316,26 @@ pub struct Quarantine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewPolicy<P> {
+    /// Whose it is; the tenant `default`'s if nothing is said.
+    #[serde(default, skip_serializing_if = "PolicyOwner::is_default")]
+    pub owner: PolicyOwner,
     /// The bundle.
     pub bundle: P,
     /// Why.
     pub message: String,
     /// Who.
     pub author: String,
+}
+
+/// `PolicySurroundings`: what of a node is to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyTexts {
+    /// Whose decisions are to be made again: a tenant's, under the platform's.
+    #[serde(default)]
+    pub owner: PolicyOwner,
+    /// The texts whose ASNs and countries are to be told.
+    pub texts: Vec<String>,
 }
 
 /// A file of geo data.
@@ -594,8 +625,11 @@ pub struct Status {
     pub node: String,
     /// Version of the software.
     pub version: String,
-    /// Live policy revision, 0 for none.
+    /// Live policy revision of the tenant `default`, 0 for none.
     pub revision: u64,
+    /// Live policy revisions of everybody.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub policies: BTreeMap<PolicyOwner, u64>,
     /// Latest generation.
     pub generation: u64,
     /// Agents registered.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Actor, Agent, IdentityMethod, MacAddress, RootId};
+use clawgress_identity::{Actor, Agent, IdentityMethod, MacAddress, PolicyOwner, RootId};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -232,6 +232,29 @@ pub struct Attributes {
     pub geo: Option<String>,
 }
 
+/// Numbers of the policy revisions that judged, each absent where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revisions {
+    /// The platform's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<u64>,
+    /// The agent's tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<u64>,
+}
+
+impl Revisions {
+    /// Those that judge the agents of a tenant, of all that are live; `None` if none does.
+    #[must_use]
+    pub fn of(live: &BTreeMap<PolicyOwner, u64>, tenant: &str) -> Option<Revisions> {
+        let revisions = Revisions {
+            platform: live.get(&PolicyOwner::Platform).copied(),
+            tenant: live.get(&PolicyOwner::Tenant(tenant.to_owned())).copied(),
+        };
+        (revisions != Revisions::default()).then_some(revisions)
+    }
+}
+
 /// One audit record. Fields that don't apply are absent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -249,6 +272,9 @@ pub struct AuditRecord {
     pub request: String,
     /// The generation that decided.
     pub generation: u64,
+    /// The policy revisions that the generation is made of, for this agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisions: Option<Revisions>,
     /// How it came in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress: Option<Ingress>,
@@ -375,6 +401,7 @@ impl AuditRecord {
             plane,
             request,
             generation,
+            revisions: None,
             ingress: None,
             agent: None,
             source: SourceRef::default(),

@@ -2,6 +2,7 @@
 //!
 //! INVARIANT: the bytes are the same for the same revision in every version: a change of them is a new [`DOMAIN`].
 
+use clawgress_identity::PolicyOwner;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,10 @@ use crate::proto::RevisionStatement;
 
 /// What the signed bytes begin with: a signature of this key over anything else can't be taken for one of these.
 pub const DOMAIN: &[u8] = b"clawgress policy revision v1\0";
+/// The same for the platform's, and for those of tenants other than `default`: their bytes say whose they are.
+pub const DOMAIN_OWNED: &[u8] = b"clawgress policy revision v2\0";
+/// Longest name of whose a policy is, bytes.
+const OWNER_BYTES_MAX: usize = 128;
 /// Bytes of the bundle's hash: SHA-256.
 pub const HASH_BYTES: usize = 32;
 /// Longest author or message, bytes.
@@ -17,6 +22,9 @@ pub const REVISION_TEXT_BYTES_MAX: usize = 1024;
 /// A policy revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRevision<P> {
+    /// Whose it is; numbers are each owner's own.
+    #[serde(default, skip_serializing_if = "PolicyOwner::is_default")]
+    pub owner: PolicyOwner,
     /// Number, from 1.
     pub number: u64,
     /// The one before, 0 for none.
@@ -101,6 +109,9 @@ pub enum StatementError {
     /// Not a SHA-256.
     #[error("the hash of a bundle has {HASH_BYTES} bytes, in hex as lowercase digits")]
     Hash,
+    /// Nobody's.
+    #[error("a policy is the platform's or a tenant's")]
+    Owner,
     /// Too long.
     #[error("an author or a message has at most {REVISION_TEXT_BYTES_MAX} bytes")]
     Text,
@@ -124,6 +135,7 @@ impl<P> PolicyRevision<P> {
             author: self.author.clone(),
             message: self.message.clone(),
             hash,
+            owner: if self.owner.is_default() { String::new() } else { self.owner.to_string() },
         })
     }
 }
@@ -134,7 +146,8 @@ impl RevisionStatement {
     /// The bytes that are signed: [`DOMAIN`]; number, parent (8 bytes each) and time (8 bytes of seconds, 4 of
     /// nanoseconds); the hash (32 bytes); author and message, each after its length (4 bytes). Integers are big-endian,
     /// those of the time in two's complement. Every part has a length of its own or says it, so that no two statements
-    /// have the same bytes.
+    /// have the same bytes. Those of anybody's but the tenant `default` begin with [`DOMAIN_OWNED`] and whose it is, after its
+    /// length (4 bytes); the rest is the same.
     ///
     /// # Errors
     /// If a part is out of its bounds.
@@ -148,7 +161,17 @@ impl RevisionStatement {
         let texts = [&self.author, &self.message];
         let mut bytes =
             Vec::with_capacity(DOMAIN.len() + 64 + texts.iter().map(|t| t.len() + 4).sum::<usize>());
-        bytes.extend_from_slice(DOMAIN);
+        if self.owner.is_empty() {
+            bytes.extend_from_slice(DOMAIN);
+        } else {
+            let owner: PolicyOwner = self.owner.parse().map_err(|_| StatementError::Owner)?;
+            if owner.is_default() || self.owner.len() > OWNER_BYTES_MAX {
+                // One statement has one form.
+                return Err(StatementError::Owner);
+            }
+            bytes.extend_from_slice(DOMAIN_OWNED);
+            push_text(&mut bytes, &self.owner)?;
+        }
         bytes.extend_from_slice(&self.number.to_be_bytes());
         bytes.extend_from_slice(&self.parent.to_be_bytes());
         bytes.extend_from_slice(&self.time_s.to_be_bytes());
@@ -158,12 +181,18 @@ impl RevisionStatement {
             if text.len() > REVISION_TEXT_BYTES_MAX {
                 return Err(StatementError::Text);
             }
-            let length = u32::try_from(text.len()).map_err(|_| StatementError::Text)?;
-            bytes.extend_from_slice(&length.to_be_bytes());
-            bytes.extend_from_slice(text.as_bytes());
+            push_text(&mut bytes, text)?;
         }
         Ok(bytes)
     }
+}
+
+/// A text after its length.
+fn push_text(bytes: &mut Vec<u8>, text: &str) -> Result<(), StatementError> {
+    let length = u32::try_from(text.len()).map_err(|_| StatementError::Text)?;
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(text.as_bytes());
+    Ok(())
 }
 
 // === impl Standing ===
@@ -211,6 +240,7 @@ mod tests {
 
     fn revision() -> PolicyRevision<()> {
         PolicyRevision {
+            owner: PolicyOwner::default(),
             number: 2,
             parent: 1,
             time: "2026-11-22T14:00:00.000000007Z".parse().expect("time"),
@@ -241,10 +271,26 @@ mod tests {
         assert_eq!(hex(&bytes(&revision())), hex(&expected));
     }
 
+    /// Likewise for who is not the tenant `default`, whose revisions are signed as they always were.
+    #[test]
+    fn the_signed_bytes_say_whose_it_is() {
+        let owned = PolicyRevision { owner: PolicyOwner::Platform, ..revision() };
+        let mut expected = b"clawgress policy revision v2\0\0\0\0\x08platform".to_vec();
+        expected.extend(bytes(&revision()).get(DOMAIN.len()..).expect("the rest"));
+        assert_eq!(hex(&bytes(&owned)), hex(&expected));
+        let mut statement = owned.statement().expect("statement");
+        for nobody in ["acme", "tenant/default", "tenant/A", "platform "] {
+            statement.owner = nobody.to_owned();
+            assert_eq!(statement.signed_bytes(), Err(StatementError::Owner), "{nobody}");
+        }
+    }
+
     #[test]
     fn every_part_counts_and_none_flows_into_the_next() {
         let base = revision();
         let others = [
+            PolicyRevision { owner: PolicyOwner::Platform, ..base.clone() },
+            PolicyRevision { owner: PolicyOwner::Tenant("acme".into()), ..base.clone() },
             PolicyRevision { number: 3, ..base.clone() },
             PolicyRevision { parent: 0, ..base.clone() },
             PolicyRevision { time: "2026-11-22T14:00:00.000000008Z".parse().expect("time"), ..base.clone() },

@@ -19,6 +19,7 @@ mod jwk;
 mod jwks;
 mod mapping;
 mod oidc;
+mod owner;
 mod quote;
 mod retry;
 mod root;
@@ -49,6 +50,7 @@ pub use oidc::{
     AnswerError, DISCOVERY_BYTES_MAX, Fetch, Next, Provider, ProviderError, ProviderRecord, ProviderUrl,
     UrlError, What,
 };
+pub use owner::PolicyOwner;
 pub use retry::Retry;
 pub use root::RootId;
 pub use roots::{RootError, RootRecords, Roots};

@@ -167,7 +167,7 @@ async fn prospect(
     let allowed = if tls.verdict.is_ok() { &tls } else { &unknown };
     let reached = reach(serving, &plan, &who, asked, exchange).await;
     let reached = Some(reached.map_err(|refused| refused.obliged_by(allowed))?);
-    let is_obliged = plan.obliges_opaque();
+    let is_obliged = plan.obliges_opaque(&who.identity.agent);
     Ok(Prospect { who, tls, unknown, reached, is_obliged, is_open: false })
 }
 

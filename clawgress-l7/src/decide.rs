@@ -138,25 +138,26 @@ impl Ruling {
     }
 }
 
-/// The policy as it decides for `who`, now.
+/// The policy that decides for `who`, as it does now.
 fn policy(plan: &Plan, who: &Who) -> Option<PolicySet> {
-    let policy = plan.policy()?;
+    let agent = &who.identity.agent;
+    let policy = plan.policy(agent)?;
     let policy = match who.history() {
         Some(history) => policy.knowing(history),
         None => policy,
     };
-    let is_seen = plan.basis.asks_fingerprints;
+    let is_seen = plan.basis(agent.id.tenant()).asks_fingerprints;
     Some(if is_seen { policy.seeing(Arc::clone(who.seen())) } else { policy })
 }
 
 /// Who needs to know what `who` did before, if it asks for all of this.
 #[must_use]
 pub fn needs_history(plan: &Plan, who: &Who, operations: &[Operation<'_>]) -> Need {
-    if !plan.asks_history() {
+    let agent = &who.identity.agent;
+    if !plan.asks_history(agent) {
         return Need::None;
     }
     let Some(policy) = policy(plan, who) else { return Need::None };
-    let agent = &who.identity.agent;
     let needs = operations.iter().map(|operation| {
         let request = Request { agent, operation: *operation };
         policy.needs_history(&request)
@@ -395,6 +396,6 @@ fn connect_one(plan: &Plan, agent: &Agent, own: &Own, ip: IpAddr, port: u16) -> 
     if own.is(ip) || own.listens(ip, port) {
         return Ruling::deny("connect", DropReason::GatewayAddress);
     }
-    let Some(policy) = plan.policy() else { return Ruling::deny("connect", DropReason::PolicyMissing) };
+    let Some(policy) = plan.policy(agent) else { return Ruling::deny("connect", DropReason::PolicyMissing) };
     ruling("connect", agent, policy.reach(agent, ip, port, Transport::Tcp))
 }

@@ -19,7 +19,7 @@ use crate::decide::Ruling;
 use crate::gateway::Gateway;
 use crate::identify::Who;
 use crate::opaque::{Content, Offered};
-use crate::snapshot::{Basis, Plan};
+use crate::snapshot::{Basis, Plan, Snapshots};
 
 /// Most bytes of an agent's labels, and of what a hello offers, that a record holds: most have few, and a record is one
 /// line of a log.
@@ -109,12 +109,15 @@ impl Exchange {
             self.record.fingerprint.get_or_insert_default().executable.clone_from(executable);
         }
         self.record.generation = plan.generation;
-        self.read.by = Some((who.clone(), Arc::clone(&plan.basis)));
+        let basis = plan.basis(who.identity.agent.id.tenant());
+        self.record.revisions = basis.revisions;
+        self.read.by = Some((who.clone(), Arc::clone(basis)));
     }
 
-    /// Notes that it was judged again under a later generation.
-    pub fn under(&mut self, generation: u64) {
-        self.record.generation = generation;
+    /// Notes that it was judged again under the generation that is live now.
+    pub fn under(&mut self, snapshots: &Snapshots) {
+        let tenant = self.record.agent.as_ref().map(|agent| agent.tenant.as_str());
+        (self.record.generation, self.record.revisions) = snapshots.decides(tenant);
     }
 
     /// Notes what a tunnel carries.

@@ -363,7 +363,7 @@ impl ProxyHttp for App {
         if let Err(reason) = informed.and_then(|()| granted.judge_again(&self.gateway)) {
             context.reason = Some(reason);
             if !exchange.is_decided() {
-                exchange.under(self.gateway.snapshots.generation());
+                exchange.under(&self.gateway.snapshots);
                 exchange.deny(Ruling::deny("http", reason));
             }
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));

@@ -17,10 +17,10 @@ use clawgress_api::proto::snapshots_client::SnapshotsClient;
 use clawgress_api::proto::{
     Applied, Confirm, Draining, Hello, Refused, UnknownKey, WatchRequest, watch_request,
 };
-use clawgress_api::{MESSAGE_BYTES_MAX, Snapshot, proto};
+use clawgress_api::{MESSAGE_BYTES_MAX, Revisions, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{RootId, Roots, TrustSnapshot};
-use clawgress_policy::{PolicyInForce, PolicySet};
+use clawgress_identity::{Agent, PolicyOwner, RootId, Roots, TrustSnapshot};
+use clawgress_policy::{Geo, Policies, PolicyInForce, PolicySet};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
@@ -51,9 +51,9 @@ pub struct Plan {
     /// Its number.
     pub generation: u64,
     /// `None` before the first policy: deny.
-    policy: Option<PolicySet>,
-    /// Of the policy as it was written: SHA-256.
-    hash: Option<Digest>,
+    policies: Option<Policies>,
+    /// Of each policy: what is the same in the next generation is taken from here.
+    parts: BTreeMap<PolicyOwner, Part>,
     clock: Arc<dyn Clock>,
     /// Who is trusted to say who is who: what the next generation has of them is taken from here.
     roots: Arc<Roots>,
@@ -61,8 +61,24 @@ pub struct Plan {
     pub trust: TrustSnapshot,
     /// What local runs began with.
     pub executables: Arc<Executables>,
-    /// What decisions rest on besides.
-    pub basis: Arc<Basis>,
+    bases: Arc<Bases>,
+}
+
+/// What decisions rest on besides: by tenant, and for those without a policy.
+#[derive(Debug)]
+struct Bases {
+    tenants: BTreeMap<String, Arc<Basis>>,
+    none: Arc<Basis>,
+}
+
+/// One policy, as it was parsed.
+#[derive(Clone, Debug)]
+struct Part {
+    /// Of what was written: SHA-256.
+    hash: Digest,
+    set: PolicySet,
+    /// Names the geo data it rests on, if it asks for any.
+    geo: Option<String>,
 }
 
 /// What decisions rest on besides a request and the policy, as records tell it.
@@ -76,6 +92,8 @@ pub struct Basis {
     pub zone: Option<String>,
     /// Names the geo data in force, if policy asks for any.
     pub geo: Option<String>,
+    /// The revisions that decide.
+    pub revisions: Option<Revisions>,
 }
 
 /// The live plan.
@@ -97,17 +115,78 @@ pub struct Snapshots {
     straggle: Straggle,
 }
 
-fn parse(policy: Option<&PolicyInForce>) -> Result<(Option<PolicySet>, Arc<Basis>), String> {
-    let parse = |p: &PolicyInForce| PolicySet::parse_in(&p.text, &p.sets, &p.surroundings);
-    let set = policy.map(parse).transpose().map_err(|e| e.to_string())?;
-    let zone = set.as_ref().map(PolicySet::zone).filter(|zone| *zone != "UTC");
-    let basis = Arc::new(Basis {
-        asks_agent: set.as_ref().is_some_and(PolicySet::asks_agent),
-        asks_fingerprints: set.as_ref().is_some_and(PolicySet::asks_fingerprints),
-        zone: zone.map(str::to_owned),
-        geo: policy.and_then(|policy| policy.surroundings.geo.edition()),
-    });
-    Ok((set, basis))
+// === impl Part ===
+
+impl Part {
+    /// The part that `written` is, taken from `former` if that was written so. A key that is revoked must not wait for a
+    /// large policy to be parsed that stays what it is, nor one tenant for another's.
+    fn new(owner: &PolicyOwner, written: &str, former: Option<&Part>) -> Result<Part, String> {
+        let hash = digest(&SHA256, written.as_bytes());
+        if let Some(former) = former.filter(|former| former.hash.as_ref() == hash.as_ref()) {
+            return Ok(former.clone());
+        }
+        let policy: PolicyInForce = serde_json::from_str(written).map_err(unreadable)?;
+        let set = PolicySet::parse_for(owner, &policy.text, &policy.sets, &policy.surroundings);
+        let set = set.map_err(|error| error.to_string())?;
+        Ok(Part { hash, set, geo: policy.surroundings.geo.edition() })
+    }
+}
+
+fn unreadable(error: serde_json::Error) -> String {
+    format!("the snapshot is not readable: {error}")
+}
+
+/// The policies of a snapshot, by whose they are.
+fn parts(
+    snapshot: &Snapshot<Box<RawValue>>,
+    former: Option<&Plan>,
+) -> Result<BTreeMap<PolicyOwner, Part>, String> {
+    let own = snapshot.policy.iter().map(|written| (PolicyOwner::default(), written));
+    let platform = snapshot.platform.iter().map(|written| (PolicyOwner::Platform, written));
+    let tenants = snapshot.tenants.iter().map(|(name, written)| (PolicyOwner::Tenant(name.clone()), written));
+    let mut parts = BTreeMap::new();
+    for (owner, written) in own.chain(platform).chain(tenants) {
+        let former = former.and_then(|plan| plan.parts.get(&owner));
+        let part = Part::new(&owner, written.get(), former)?;
+        if parts.insert(owner.clone(), part).is_some() {
+            return Err(format!("the snapshot has two policies of {}", owner.told()));
+        }
+    }
+    Ok(parts)
+}
+
+/// The policies together; `None` if there are none.
+fn together(parts: &BTreeMap<PolicyOwner, Part>) -> Result<Option<Policies>, String> {
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    let platform = parts.get(&PolicyOwner::Platform).map(|part| part.set.clone());
+    let tenants = parts.iter().filter_map(|(o, part)| Some((o.tenant()?.to_owned(), part.set.clone())));
+    Policies::new(platform, tenants.collect()).map(Some).map_err(|error| error.to_string())
+}
+
+/// What decisions rest on, for each tenant that has a policy, and for those that have none.
+fn bases(
+    policies: Option<&Policies>,
+    parts: &BTreeMap<PolicyOwner, Part>,
+    revisions: &BTreeMap<PolicyOwner, u64>,
+) -> Bases {
+    let basis = |tenant: Option<&str>| {
+        let set = policies.map(|policies| policies.of(tenant.unwrap_or_default()));
+        let zone = set.map(PolicySet::zone).filter(|zone| *zone != "UTC");
+        let part = |owner: &PolicyOwner| parts.get(owner).and_then(|part| part.geo.clone());
+        let own = tenant.and_then(|tenant| part(&PolicyOwner::Tenant(tenant.to_owned())));
+        Arc::new(Basis {
+            asks_agent: set.is_some_and(PolicySet::asks_agent),
+            asks_fingerprints: set.is_some_and(PolicySet::asks_fingerprints),
+            zone: zone.map(str::to_owned),
+            geo: Geo::joint_edition(own, part(&PolicyOwner::Platform)),
+            revisions: Revisions::of(revisions, tenant.unwrap_or_default()),
+        })
+    };
+    let tenants = parts.keys().filter_map(PolicyOwner::tenant);
+    let tenants = tenants.map(|tenant| (tenant.to_owned(), basis(Some(tenant)))).collect();
+    Bases { tenants, none: basis(None) }
 }
 
 // === impl Plan ===
@@ -116,20 +195,10 @@ impl Plan {
     /// The plan of a snapshot. Whoever of those that are trusted can't be used is trusted for nothing, and the rest
     /// counts: one tenant's record must not keep every tenant's next policy from coming into force.
     fn new(document: &[u8], clock: Arc<dyn Clock>, former: Option<&Plan>) -> Result<Plan, String> {
-        let unreadable = |e: serde_json::Error| format!("the snapshot is not readable: {e}");
         let snapshot: Snapshot<Box<RawValue>> = serde_json::from_slice(document).map_err(unreadable)?;
-        let written = snapshot.policy.as_deref().map(RawValue::get);
-        let hash = written.map(|text| digest(&SHA256, text.as_bytes()));
-        let is_same =
-            |plan: &&Plan| plan.hash.as_ref().map(AsRef::as_ref) == hash.as_ref().map(AsRef::as_ref);
-        // A key that is revoked must not wait for a large policy to be parsed that stays what it is.
-        let (policy, basis) = match former.filter(is_same) {
-            Some(former) => (former.policy.clone(), Arc::clone(&former.basis)),
-            None => {
-                let policy = written.map(serde_json::from_str).transpose().map_err(unreadable)?;
-                parse(policy.as_ref())?
-            }
-        };
+        let parts = parts(&snapshot, former)?;
+        let policies = together(&parts)?;
+        let bases = Arc::new(bases(policies.as_ref(), &parts, &snapshot.revisions));
         let none = Roots::default();
         let (roots, refused) = Roots::renew(snapshot.roots, former.map_or(&none, |plan| &plan.roots));
         for error in refused {
@@ -140,38 +209,49 @@ impl Plan {
         let trust = trust.with_roots(Arc::clone(&roots));
         let executables = Arc::new(Executables::new(snapshot.runs, &trust));
         let generation = snapshot.generation;
-        Ok(Plan { generation, policy, hash, clock, roots, trust, executables, basis })
+        Ok(Plan { generation, policies, parts, clock, roots, trust, executables, bases })
     }
 
-    /// The policy as it decides now; `None` before the first: deny.
+    /// The policies that decide for an agent, as they do now: its tenant's, under the platform's. `None` before the
+    /// first of all: deny.
     #[must_use]
-    pub fn policy(&self) -> Option<PolicySet> {
-        self.policy.as_ref().map(|policy| policy.at(self.clock.now().as_millisecond()))
+    pub fn policy(&self, agent: &Agent) -> Option<PolicySet> {
+        self.of(agent).map(|policy| policy.at(self.clock.now().as_millisecond()))
     }
 
-    /// Whether policy may oblige what stays unread to something.
-    #[must_use]
-    pub fn obliges_opaque(&self) -> bool {
-        self.policy.as_ref().is_some_and(PolicySet::obliges_opaque)
+    fn of(&self, agent: &Agent) -> Option<&PolicySet> {
+        self.policies.as_ref().map(|policies| policies.of(agent.id.tenant()))
     }
 
-    /// Whether policy asks for what agents did before.
+    /// Whether policy may oblige what of an agent stays unread to something.
     #[must_use]
-    pub fn asks_history(&self) -> bool {
-        self.policy.as_ref().is_some_and(PolicySet::asks_history)
+    pub fn obliges_opaque(&self, agent: &Agent) -> bool {
+        self.of(agent).is_some_and(PolicySet::obliges_opaque)
+    }
+
+    /// Whether policy asks for what an agent did before.
+    #[must_use]
+    pub fn asks_history(&self, agent: &Agent) -> bool {
+        self.of(agent).is_some_and(PolicySet::asks_history)
+    }
+
+    /// What decisions for the agents of a tenant rest on besides.
+    #[must_use]
+    pub fn basis(&self, tenant: &str) -> &Arc<Basis> {
+        self.bases.tenants.get(tenant).unwrap_or(&self.bases.none)
     }
 
     /// The same generation with these agents quarantined.
     fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Plan {
         Plan {
             generation: self.generation,
-            policy: self.policy.clone(),
-            hash: self.hash,
+            policies: self.policies.clone(),
+            parts: self.parts.clone(),
             clock: Arc::clone(&self.clock),
             roots: Arc::clone(&self.roots),
             trust: self.trust.with_quarantined(quarantined),
             executables: Arc::clone(&self.executables),
-            basis: Arc::clone(&self.basis),
+            bases: Arc::clone(&self.bases),
         }
     }
 }
@@ -223,6 +303,14 @@ impl Snapshots {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.plan.load().as_ref().map_or(0, |p| p.generation)
+    }
+
+    /// The generation of the last plan, and the revisions in it that decide for a tenant.
+    #[must_use]
+    pub fn decides(&self, tenant: Option<&str>) -> (u64, Option<Revisions>) {
+        let plan = self.plan.load();
+        let Some(plan) = plan.as_ref() else { return (0, None) };
+        (plan.generation, tenant.and_then(|tenant| plan.basis(tenant).revisions))
     }
 
     /// Waits until there is a plan to decide by.
@@ -588,7 +676,7 @@ mod tests {
             let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(clock));
             assert_eq!(snapshots.apply(envelope(8, document)).await.error, "");
             let plan = snapshots.current().expect("plan");
-            let policy = plan.policy().expect("policy");
+            let policy = plan.policy(&agent).expect("policy");
             let ip = ip.parse().expect("address");
             let reach = policy.reach(&agent, ip, 443, clawgress_policy::Transport::Tcp);
             assert_eq!(reach.is_allow(), allowed, "{time} {ip}: {reach:?}");

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use clawgress_identity::{Agent, AgentState};
+use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::lint::Configuration;
 use clawgress_policy::{
     Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
@@ -78,6 +78,20 @@ fn agent() -> Agent {
     }
 }
 
+/// Policies of a platform: one that permits, and some that forbid what it must.
+const PLATFORM: usize = 20;
+
+fn platform() -> PolicySet {
+    let forbid = |n: usize| {
+        format!(
+            "@id(\"f{n}\") forbid (principal, action == Action::\"http\", resource) when {{ resource.name like \"*.denied{n}.example.com\" }};\n"
+        )
+    };
+    let text: String = (1..PLATFORM).map(forbid).collect();
+    let text = format!("{text}@id(\"all\") permit (principal, action, resource);");
+    PolicySet::parse_for(&PolicyOwner::Platform, &text, &sets(), &Surroundings::default()).unwrap()
+}
+
 fn median(mut samples: Vec<u64>) -> u64 {
     samples.sort_unstable();
     samples[samples.len() / 2]
@@ -129,6 +143,12 @@ fn decisions(c: &mut Criterion) {
             );
         }
         let request = Request { agent: &agent, operation: operations[4] };
+        let under = set.under(&platform());
+        let mut both = Vec::new();
+        for _ in 0..ROUNDS {
+            both.push(nanoseconds(ROUND, || drop(black_box(under.decide(black_box(&request))))));
+        }
+        println!("{size:>5} http     {:>6} ns under a platform's policy of {PLATFORM}", median(both));
         c.bench_function(&format!("http, {size} policies"), |b| b.iter(|| set.decide(black_box(&request))));
     }
 }

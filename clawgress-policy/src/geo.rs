@@ -62,6 +62,29 @@ impl Geo {
         Some(digest.finish().as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// One name for the data that two sets rest on, by the editions of either's.
+    #[must_use]
+    pub fn joint_edition(own: Option<String>, platform: Option<String>) -> Option<String> {
+        match (own, platform) {
+            (Some(own), Some(platform)) => Some(format!("{own}+{platform}")),
+            (own, platform) => own.or(platform),
+        }
+    }
+
+    /// The data of these names alone.
+    #[must_use]
+    pub fn only(&self, names: &GeoNames) -> Geo {
+        let asns = self.asns.as_ref().map(|all| {
+            let named = names.asns.iter().filter_map(|n| Some((*n, all.get(n)?.clone())));
+            named.collect()
+        });
+        let countries = self.countries.as_ref().map(|all| {
+            let named = names.countries.iter().filter_map(|c| Some((c.clone(), all.get(c)?.clone())));
+            named.collect()
+        });
+        Geo { asns, countries }
+    }
+
     /// Whether there is no prefix.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -86,6 +109,14 @@ impl GeoNames {
             }
         }
         names
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub fn and(mut self, other: GeoNames) -> GeoNames {
+        self.asns.extend(other.asns);
+        self.countries.extend(other.countries);
+        self
     }
 
     /// Whether nothing is named.

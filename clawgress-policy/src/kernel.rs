@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::canonical;
 use crate::request::Decision;
-use crate::{PolicyErrors, PolicySet, Transport};
+use crate::{Policies, PolicyErrors, PolicySet, Transport};
 
 mod cells;
+mod judge;
 pub(crate) mod limiter;
 pub(crate) mod plan;
 mod tabulate;
@@ -92,7 +93,7 @@ pub struct KernelTables {
     pub verdicts: Vec<VerdictCell>,
     /// Determining policy ids by index; index 0 is the empty list.
     pub policies: Vec<Vec<String>>,
-    /// The rate limits of the set, ascending by the policy's id.
+    /// The rate limits of all sets, ascending by the policy's id; those of several tenants may have the same.
     #[serde(default)]
     pub limiters: Vec<Limiter>,
     /// Sets of indices into `limiters`, each ascending; index 0 is the empty set.
@@ -167,7 +168,16 @@ pub fn default_reason(transport: Transport) -> DropReason {
 /// If the tables, or the work to make them, would exceed a bound. (Policies that have no exact
 /// compilation are refused by [`PolicySet::parse`] already.)
 pub fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
-    tabulate::tabulate(set.inner(), set.given(), agents)
+    tabulate::tabulate(&[set], |_| 0, agents)
+}
+
+/// [Compiles](compile) for all tenants: each agent by what decides for its own.
+///
+/// # Errors
+/// As there; bounds are those of all together.
+pub fn compile_all(policies: &Policies, agents: &[Agent]) -> Result<KernelTables, PolicyErrors> {
+    let sets: Vec<&PolicySet> = policies.sets().collect();
+    tabulate::tabulate(&sets, |agent| policies.place(agent.id.tenant()), agents)
 }
 
 /// What the kernel must do with a packet, by [`PolicySet::reach`] and [`PolicySet::forward`]: the meaning

@@ -15,6 +15,7 @@ pub mod host;
 pub mod kernel;
 pub mod lint;
 mod members;
+mod policies;
 mod prefix;
 pub mod quota;
 mod request;
@@ -28,13 +29,14 @@ pub use address::{embedded_ipv4, is_reserved};
 pub use geo::{GEO_PREFIXES_MAX, Geo, GeoNames};
 pub use host::{Host, HostError};
 pub use members::{SET_MEMBERS_MAX, SET_NAME_BYTES_MAX, SETS_MAX};
+pub use policies::Policies;
 pub use request::{
     ALPN_GUESSES, Decision, Operation, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
 };
 pub use set::{
-    NESTING_MAX, NamedSets, Need, OPERATORS_MAX, Outline, POLICIES_MAX, PROBLEMS_MAX, PolicyBundle,
-    PolicyErrors, PolicyInForce, PolicyInForceRef, PolicyProblem, PolicySet, SCHEMA_VERSION, Surroundings,
-    TEXT_BYTES_MAX,
+    NESTING_MAX, NamedSets, Need, OPERATORS_MAX, Outline, PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX,
+    PolicyBundle, PolicyErrors, PolicyInForce, PolicyInForceRef, PolicyProblem, PolicySet, SCHEMA_VERSION,
+    Surroundings, TEXT_BYTES_MAX,
 };
 pub use time::{ZONE_OFFSETS_MAX, Zone};
 pub use vocabulary::{SCHEMA, schema_json};

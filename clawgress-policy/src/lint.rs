@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use cedar_policy_core::ast::Effect;
 use cedar_policy_core::parser::Loc;
-use clawgress_identity::Agent;
+use clawgress_identity::{Agent, PolicyOwner};
 use serde::{Deserialize, Serialize};
 
 use crate::set::syntax::{self, ActionConstraint, Named, Policy};
@@ -21,6 +21,7 @@ mod facts;
 mod formula;
 mod moot;
 mod names;
+mod platform;
 mod search;
 mod spans;
 #[cfg(test)]
@@ -59,6 +60,8 @@ pub enum Lint {
     UnknownPrincipal,
     /// An opaque permit lets pass unread what it is about.
     Moot,
+    /// The platform's policy leaves nothing of it.
+    PlatformDenies,
     /// There was too much to compare.
     Unfinished,
 }
@@ -98,6 +101,8 @@ pub struct Configuration<'a> {
     pub enforced: Enforced,
     /// The registered agents, if they are known.
     pub agents: Option<&'a [Agent]>,
+    /// The text of the platform's policy, if the set stands under one.
+    pub platform: Option<&'a str>,
 }
 
 /// Actions that some plane asks about.
@@ -125,8 +130,8 @@ struct Linter<'a> {
 /// Checks a bundle where there are no geo data and no agents: what it comes to, unless a finding is an error, and all
 /// there is to say.
 #[must_use]
-pub fn examine(bundle: &PolicyBundle) -> (Option<Outline>, Vec<Finding>) {
-    match PolicySet::outlined(bundle) {
+pub fn examine(owner: &PolicyOwner, bundle: &PolicyBundle) -> (Option<Outline>, Vec<Finding>) {
+    match PolicySet::outlined(owner, bundle) {
         Ok((outline, set)) => {
             let findings = set.lint(&bundle.text, &Configuration::default());
             let is_refused = findings.iter().any(|finding| finding.severity == Certainty::Error);
@@ -174,7 +179,7 @@ impl Enforced {
 impl Default for Configuration<'_> {
     /// This version's planes, and nothing known of agents.
     fn default() -> Self {
-        Configuration { enforced: Enforced::default(), agents: None }
+        Configuration { enforced: Enforced::default(), agents: None, platform: None }
     }
 }
 
@@ -257,6 +262,7 @@ impl Linter<'_> {
             }
         }
         self.covered(&alive, &search);
+        self.under_platform(&alive, &search);
         self.moot(&alive, &search);
         self.principals(&alive);
         if search.gave_up() {

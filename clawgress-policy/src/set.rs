@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use clawgress_identity::PolicyOwner;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::effect::{Effect, Obligation};
+use crate::effect::Obligation;
 use crate::fingerprint::Fingerprints;
 use crate::history::History;
 use crate::kernel::Limiter;
@@ -18,6 +19,7 @@ use crate::time::{Moment, Schedule, Zone};
 use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 use crate::{Geo, time};
 
+mod conjunction;
 mod evaluate;
 mod lowered;
 mod obligation;
@@ -31,9 +33,10 @@ pub(crate) mod tests;
 mod text;
 mod written;
 
+use conjunction::kept_under;
 use lowered::Group;
 pub(crate) use parse::applies;
-pub use parse::{POLICIES_MAX, PROBLEMS_MAX};
+pub use parse::{PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX};
 pub(crate) use reach::{Name, Names, obliged_to};
 pub(crate) use review::Sense;
 pub(crate) use text::Source;
@@ -170,6 +173,8 @@ impl PolicyErrors {
 #[derive(Clone, Debug)]
 pub struct PolicySet {
     inner: Arc<Inner>,
+    /// The platform's, if one stands above it: see [`under`](PolicySet::under).
+    platform: Option<Arc<Inner>>,
     /// What it decides for, if it asks for the time; without one, conditions on time are errors, and deny.
     moment: Option<Moment>,
     /// What it decides for, if it asks for what the agent did before: without it, each policy whose answer depends on it
@@ -244,8 +249,31 @@ impl PolicySet {
         sets: &NamedSets,
         surroundings: &Surroundings,
     ) -> Result<PolicySet, PolicyErrors> {
+        PolicySet::parse_as(None, text, sets, surroundings)
+    }
+
+    /// Parses and validates what is somebody's: a tenant's names nobody of another tenant, and the platform's ids stand
+    /// behind [`PLATFORM_PREFIX`] in decisions.
+    ///
+    /// # Errors
+    /// As [`parse_in`](Self::parse_in); and each principal of another tenant.
+    pub fn parse_for(
+        owner: &PolicyOwner,
+        text: &str,
+        sets: &NamedSets,
+        surroundings: &Surroundings,
+    ) -> Result<PolicySet, PolicyErrors> {
+        PolicySet::parse_as(Some(owner), text, sets, surroundings)
+    }
+
+    fn parse_as(
+        owner: Option<&PolicyOwner>,
+        text: &str,
+        sets: &NamedSets,
+        surroundings: &Surroundings,
+    ) -> Result<PolicySet, PolicyErrors> {
         let members = parse::members(sets, &surroundings.geo)?;
-        let inner = parse::parse(text, members, surroundings.zone.clone())?;
+        let inner = parse::parse(text, members, surroundings.zone.clone(), owner)?;
         Ok(PolicySet::of(inner))
     }
 
@@ -253,16 +281,18 @@ impl PolicySet {
     ///
     /// # Errors
     /// As [`parse`](Self::parse); ASNs and countries are taken for known.
-    pub fn check(bundle: &PolicyBundle) -> Result<Outline, PolicyErrors> {
-        PolicySet::outlined(bundle).map(|(outline, _)| outline)
+    pub fn check(owner: &PolicyOwner, bundle: &PolicyBundle) -> Result<Outline, PolicyErrors> {
+        PolicySet::outlined(owner, bundle).map(|(outline, _)| outline)
     }
 
     /// The set, as it is [checked](Self::check), and what it comes to.
-    pub(crate) fn outlined(bundle: &PolicyBundle) -> Result<(Outline, PolicySet), PolicyErrors> {
+    pub(crate) fn outlined(
+        owner: &PolicyOwner,
+        bundle: &PolicyBundle,
+    ) -> Result<(Outline, PolicySet), PolicyErrors> {
         let mut members = parse::members(&bundle.sets, &Geo::default())?;
         members.assume_geo();
-        let inner = parse::parse(&bundle.text, members, Zone::default())?;
-        let set = PolicySet::of(inner).at(0);
+        let set = PolicySet::of(parse::parse(&bundle.text, members, Zone::default(), Some(owner))?).at(0);
         let tables = crate::kernel::compile(&set, &[])?;
         let outline = Outline {
             policies: set.len(),
@@ -275,7 +305,7 @@ impl PolicySet {
     }
 
     fn of(inner: Inner) -> PolicySet {
-        PolicySet { inner: Arc::new(inner), moment: None, history: None, fingerprints: None }
+        PolicySet { inner: Arc::new(inner), platform: None, moment: None, history: None, fingerprints: None }
     }
 
     /// The set as it decides at `now_ms` (Unix, milliseconds).
@@ -306,35 +336,21 @@ impl PolicySet {
     /// Whether any policy asks for what seems to be at the other end, besides the fingerprint of a hello.
     #[must_use]
     pub fn asks_fingerprints(&self) -> bool {
-        self.inner.reads.fingerprints
+        self.halves().any(|half| half.reads.fingerprints)
     }
 
     /// Who needs to know what the agent did before, for this request: the policies whose scopes fit it, and whose answer
     /// depends on it.
     #[must_use]
     pub fn needs_history(&self, request: &Request<'_>) -> Need {
-        let (inner, action) = (&self.inner, ActionKind::of(&request.operation));
-        if !inner.reads.history || action.is_of_addresses() {
-            return Need::None;
-        }
-        let depends =
-            |groups: &ByAction<Group>| inner.depends_on_history(groups.of(action), request, self.given());
-        if depends(&inner.guards_lowered) || depends(&inner.obliging_lowered) {
-            Need::Decided
-        } else if depends(&inner.logged_lowered) {
-            Need::Logged
-        } else {
-            Need::None
-        }
+        let needs = self.halves().map(|half| half.needs_history(request, self.given()));
+        needs.max().unwrap_or(Need::None)
     }
 
     /// Whether what is decided of this request, of which no hello was seen, depends on the fingerprint of one.
     #[must_use]
     pub fn needs_ja4(&self, request: &Request<'_>) -> bool {
-        let (inner, action) = (&self.inner, ActionKind::of(&request.operation));
-        let depends =
-            |groups: &ByAction<Group>| inner.depends_on_ja4(groups.of(action), request, self.given());
-        inner.reads.ja4 && (depends(&inner.guards_lowered) || depends(&inner.obliging_lowered))
+        self.halves().any(|half| half.needs_ja4(request, self.given()))
     }
 
     /// The same, unless a history is known.
@@ -352,23 +368,19 @@ impl PolicySet {
     /// Whether any policy asks for what the agent did before.
     #[must_use]
     pub fn asks_history(&self) -> bool {
-        self.inner.reads.history
+        self.halves().any(|half| half.reads.history)
     }
 
     /// Whether any policy may oblige what stays unread (`tls`, `tunnel`) to something.
     #[must_use]
     pub fn obliges_opaque(&self) -> bool {
-        let obligation = |id: &cedar_policy::PolicyId| self.inner.obligations.get(id.to_string().as_str());
-        // An alert is told whatever comes of the rest, and changes nothing.
-        let holds_back = |id| obligation(id).is_some_and(|o| o.effect != Effect::Alert);
-        let obliging = [ActionKind::Tls, ActionKind::Tunnel].map(|action| self.inner.obliging.of(action));
-        obliging.iter().any(|set| set.policies().any(|policy| holds_back(policy.id())))
+        self.halves().any(Inner::obliges_opaque)
     }
 
     /// Whether any policy asks for attributes or labels of the agent.
     #[must_use]
     pub fn asks_agent(&self) -> bool {
-        self.inner.reads.agent
+        self.halves().any(|half| half.reads.agent)
     }
 
     /// Name of the wall clock's zone.
@@ -380,14 +392,15 @@ impl PolicySet {
     /// Whether any policy asks for the time.
     #[must_use]
     pub fn asks_time(&self) -> bool {
-        self.inner.reads.time
+        self.halves().any(|half| half.reads.time)
     }
 
     /// When, after `now_ms`, a condition on time first answers otherwise than at `now_ms` (Unix,
     /// milliseconds; always a whole minute). `None` if none does, as far as can be told.
     #[must_use]
     pub fn next_turn_ms(&self, now_ms: i64) -> Option<i64> {
-        self.inner.schedule.next(time::minute_of(now_ms), &self.inner.zone).map(time::start_ms)
+        let next = |half: &Inner| half.schedule.next(time::minute_of(now_ms), &half.zone);
+        self.halves().filter_map(next).min().map(time::start_ms)
     }
 
     /// Decides one request: default deny, forbid wins, any evaluation error denies. Obligations do not count.
@@ -396,15 +409,21 @@ impl PolicySet {
     /// for [`reach`](Self::reach) to say.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        let action = ActionKind::of(&request.operation);
-        self.inner.decide_by(self.inner.guards_lowered.of(action), request, self.given())
+        let own = self.inner.decide_lowered(request, self.given());
+        match &self.platform {
+            None => own,
+            Some(platform) => own.under(platform.decide_lowered(request, self.given())),
+        }
     }
 
     /// What [`decide`](Self::decide) says, by Cedar's authorizer: slower by orders of magnitude, and what it is held to.
     #[must_use]
     pub fn decide_by_oracle(&self, request: &Request<'_>) -> Decision {
-        let action = ActionKind::of(&request.operation);
-        self.inner.decide_among(self.inner.by_action.of(action), request, self.given())
+        let own = self.inner.decide_oracle(request, self.given());
+        match &self.platform {
+            None => own,
+            Some(platform) => own.under(platform.decide_oracle(request, self.given())),
+        }
     }
 
     /// What a request that L7 decides is obliged to, whatever guards say of it: what all the obligations say that match,
@@ -414,21 +433,14 @@ impl PolicySet {
     /// # Errors
     /// The decision, if one can't be evaluated: that denies, as with a guard. Who knows what it would have held back?
     pub fn obligations(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
-        let action = ActionKind::of(&request.operation);
-        if action.is_of_addresses() {
+        if ActionKind::of(&request.operation).is_of_addresses() {
             return Ok(Vec::new());
         }
-        let mut kept = Vec::new();
-        if !self.inner.obligations.is_empty() {
-            let group = self.inner.obliging_lowered.of(action);
-            kept = self.inner.kept(self.inner.decide_by(group, request, self.given()))?;
+        let own = self.inner.obligations_lowered(request, self.given());
+        match &self.platform {
+            None => own,
+            Some(platform) => kept_under(own, platform.obligations_lowered(request, self.given())),
         }
-        let would = self.inner.would(self.inner.logged_lowered.of(action), request, self.given());
-        if !would.is_empty() {
-            kept.extend(would);
-            kept.sort_by(|a, b| a.policy.cmp(&b.policy));
-        }
-        Ok(kept)
     }
 
     /// What [`obligations`](Self::obligations) says, by Cedar's authorizer.
@@ -436,15 +448,14 @@ impl PolicySet {
     /// # Errors
     /// As there.
     pub fn obligations_by_oracle(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
-        let action = ActionKind::of(&request.operation);
-        let obliged = self.inner.decide_among(self.inner.obliging.of(action), request, self.given());
-        let mut kept = self.inner.kept(obliged)?;
-        kept.extend(self.inner.would_among(self.inner.logged.of(action), request, self.given()));
-        kept.sort_by(|a, b| a.policy.cmp(&b.policy));
-        Ok(kept)
+        let own = self.inner.obligations_oracle(request, self.given());
+        match &self.platform {
+            None => own,
+            Some(platform) => kept_under(own, platform.obligations_oracle(request, self.given())),
+        }
     }
 
-    /// How many policies there are.
+    /// How many policies there are, of its own.
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.count
@@ -456,14 +467,18 @@ impl PolicySet {
         self.inner.count == 0
     }
 
-    /// The rate limits of the set, ascending by the policy's id.
-    #[must_use]
-    pub fn limiters(&self) -> &[Limiter] {
-        &self.inner.limiters
+    /// The rate limits of the set, and of the platform's above it, each ascending by the policy's id.
+    pub fn limiters(&self) -> impl Iterator<Item = &Limiter> {
+        self.halves().flat_map(Inner::limiters)
     }
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
+    }
+
+    /// The platform's half, if there is one.
+    pub(crate) fn above(&self) -> Option<&Inner> {
+        self.platform.as_deref()
     }
 
     pub(crate) fn given(&self) -> Given<'_> {

@@ -1,10 +1,12 @@
 //! What `@effect("transform")` changes of a request: header fields that are taken away or set.
 //!
 //! Of all that match one request, what is taken away goes first, then what is set, in the order of the policies' ids: of
-//! two that set the same field, the one whose id comes last counts. Must never touch a field that judgement rests on.
+//! two that set the same field, the one whose id comes last counts. Those of the platform's policy come after all others:
+//! what it sets or takes away, no tenant's sets otherwise. Must never touch a field that judgement rests on.
 
 use std::collections::BTreeMap;
 
+use crate::PLATFORM_PREFIX;
 use crate::effect::{Effect, Obligation};
 use crate::fields;
 use crate::host::quote;
@@ -39,15 +41,30 @@ impl Changes {
     /// What `obligations`, ascending by their policies' ids, come to.
     pub fn of<'a>(obligations: impl IntoIterator<Item = &'a Obligation>) -> Changes {
         let mut changes = Changes::default();
-        for obligation in obligations {
-            let Effect::Transform(Transform { remove, set }) = &obligation.effect else { continue };
-            changes.remove.extend(remove.iter().cloned());
-            if let Some((name, value)) = set {
-                changes.set.retain(|former, _| !fields::is_same(former, name));
+        let is_platforms = |obligation: &&Obligation| obligation.policy.starts_with(PLATFORM_PREFIX);
+        let (platforms, own): (Vec<_>, Vec<_>) = obligations.into_iter().partition(is_platforms);
+        for obligations in [own, platforms] {
+            let transforms = || {
+                obligations.iter().filter_map(|obligation| match &obligation.effect {
+                    Effect::Transform(transform) => Some(transform),
+                    _ => None,
+                })
+            };
+            for name in transforms().filter_map(|transform| transform.remove.as_ref()) {
+                changes.unset(name);
+                changes.remove.push(name.clone());
+            }
+            for (name, value) in transforms().filter_map(|transform| transform.set.as_ref()) {
+                changes.unset(name);
                 changes.set.insert(name.clone(), value.clone());
             }
         }
         changes
+    }
+
+    /// Sets a field no longer, nor one that servers may take for it.
+    fn unset(&mut self, name: &str) {
+        self.set.retain(|former, _| !fields::is_same(former, name));
     }
 
     /// Whether a client's field, by its name in lowercase, stays behind: it is taken away, or another is set in its place.
@@ -174,5 +191,19 @@ mod tests {
             changes.takes("x-a") && changes.takes("x_a") && changes.takes("x-b") && !changes.takes("x-c")
         );
         assert!(Changes::of(&[]).is_empty() && !changes.is_empty());
+        // Whatever comes after it by its id, the platform's has the last word.
+        let all = [
+            change("platform/a", Some("y"), Some(("x", "9"))),
+            change("platform/b", None, Some(("z", "9"))),
+            change("x", None, Some(("x", "1"))),
+            change("y", Some("z"), Some(("y", "1"))),
+            // Servers may take it for the platform's.
+            change("z", None, Some(("y_y", "1"))),
+            change("platform/c", Some("y-y"), None),
+        ];
+        let changes = Changes::of(&all);
+        let set: Vec<(&str, &str)> = changes.set.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(set, [("x", "9"), ("z", "9")]);
+        assert_eq!(changes.remove, ["z".into(), "y".into(), "y-y".into()]);
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clawgress_identity::{Agent, AgentState};
+use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::{Counts, History};
@@ -74,15 +74,39 @@ fn every_example_is_valid_alone() {
         let parsed = PolicySet::parse_in(text, &sets(), &surroundings());
         assert!(parsed.as_ref().is_ok_and(|s| !s.is_empty()), "{text}");
         let enforced = lint::Enforced::all();
-        let findings = parsed.unwrap().lint(text, &lint::Configuration { enforced, agents: None });
+        let findings =
+            parsed.unwrap().lint(text, &lint::Configuration { enforced, agents: None, platform: None });
         assert!(findings.iter().all(|f| f.severity == lint::Certainty::Warning), "{findings:?}");
     }
+}
+
+/// The platform's example does what is said of it: it takes away, and opens nothing.
+#[test]
+fn the_platforms_example_takes_away() {
+    let text = blocks("cedar-platform").concat();
+    let platform = PolicySet::parse_for(&PolicyOwner::Platform, &text, &sets(), &surroundings()).unwrap();
+    let findings = platform.lint(&text, &lint::Configuration::default());
+    assert!(findings.iter().all(|f| f.severity == lint::Certainty::Warning), "{findings:?}");
+    let everything = r#"@id("all") permit (principal, action, resource);"#;
+    let parse = |text: &str| PolicySet::parse_in(text, &sets(), &surroundings()).unwrap().under(&platform);
+    let (all, none, agent) = (parse(everything), parse(""), agent());
+    let reach =
+        |set: &PolicySet, ip: &str| set.reach(&agent, ip.parse().unwrap(), 443, Transport::Tcp).policies;
+    assert_eq!(reach(&all, "203.0.113.200"), ["platform/never-there"]);
+    assert_eq!(reach(&all, "203.0.113.1"), ["all", "platform/what-tenants-permit"]);
+    assert_eq!(reach(&none, "203.0.113.1"), [""; 0]);
+    let host = Host::parse("api.example.com").unwrap();
+    let operation = Operation::Tunnel { host: &host, port: 443, protocol: TunnelProtocol::Tls };
+    let acme = Agent { id: "acme/crawler".parse().unwrap(), ..agent.clone() };
+    let tunnel = |agent| all.decide(&Request { agent, operation }).is_allow();
+    assert!(tunnel(&agent) && !tunnel(&acme));
 }
 
 #[test]
 fn what_is_refused_says_so() {
     for (text, shown) in blocks("cedar-refused").into_iter().zip(blocks("text")) {
-        let (outline, findings) = lint::examine(&PolicyBundle { text: text.to_owned(), sets: sets() });
+        let (outline, findings) =
+            lint::examine(&PolicyOwner::default(), &PolicyBundle { text: text.to_owned(), sets: sets() });
         assert_eq!(outline, None, "{text}");
         let (problem, shown) = (findings[0].problem(), shown.trim_end().trim_end_matches('…'));
         assert!(problem.to_string().starts_with(shown), "{problem}\n{shown}");
@@ -177,7 +201,7 @@ fn classes_and_hours_are_as_the_guide_says() {
 #[test]
 fn limits_are_as_the_guide_says() {
     let (set, agent) = (guide(), agent());
-    assert_eq!(set.limiters().len(), 3);
+    assert_eq!(set.limiters().count(), 3);
     let limits = |ip: &str, port, transport| {
         let ip = ip.parse().unwrap();
         let wanted = kernel::expected_limits(&set, &agent, ip, transport, port);

@@ -101,8 +101,7 @@ enum Verb {
     #[command(subcommand)]
     TrustDomain(trust_domain::Verb),
     /// Policy: what they may do.
-    #[command(subcommand)]
-    Policy(policy::Verb),
+    Policy(policy::Arguments),
     /// Geo data: which addresses an autonomous system or a country has.
     #[command(subcommand)]
     Geo(geo::Verb),
@@ -162,7 +161,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Authority(verb) => authority::run(&client, output, verb).await?,
             Verb::Ca(verb) => ca::run(&client, output, verb).await?,
             Verb::TrustDomain(verb) => trust_domain::run(&client, output, verb).await?,
-            Verb::Policy(verb) => policy::run(&client, output, verb).await?,
+            Verb::Policy(arguments) => policy::run(&client, output, arguments).await?,
             Verb::Geo(verb) => geo::run(&client, output, verb).await?,
             Verb::Audit(verb) => audit::run(&client, output, verb).await?,
             Verb::Flows(arguments) => live::flows(&client, output, arguments).await?,

@@ -3,10 +3,10 @@
 use std::env;
 use std::path::PathBuf;
 
-use clap::Subcommand;
-use clawgress_api::identity::{Agent, AgentId};
+use clap::{Args, Subcommand};
+use clawgress_api::identity::{Agent, AgentId, PolicyOwner};
 use clawgress_api::proto::{Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, Standing};
+use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, PolicyTexts, Standing};
 use clawgress_policy::study::replay::Needs;
 use clawgress_policy::{PolicyBundle, SCHEMA, Surroundings, schema_json};
 
@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::output::{self, Output};
 
 mod apply;
+mod around;
 mod check;
 mod diff;
 mod explain;
@@ -23,6 +24,25 @@ mod files;
 mod history;
 mod replay;
 mod test;
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    whose: Whose,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Whose policy is meant; the tenant `default`'s if nothing is said.
+#[derive(Args)]
+struct Whose {
+    /// The policy of this tenant; of `default` if absent.
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "platform")]
+    tenant: Option<String>,
+    /// The platform's policy, which stands above every tenant's.
+    #[arg(long, global = true)]
+    platform: bool,
+}
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -75,38 +95,71 @@ pub enum Verb {
 }
 
 /// Does what was asked.
-pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Failure> {
+pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { whose, verb } = arguments;
+    let owner = &whose.owner()?;
     match verb {
-        Verb::Check { files, node } => check::run(client, output, &files, node).await,
-        Verb::Test(arguments) => test::run(client, output, arguments).await,
-        Verb::Diff(arguments) => diff::run(client, output, arguments).await,
-        Verb::Replay(arguments) => replay::run(client, output, arguments).await,
-        Verb::Apply { files, dry_run: true, .. } => diff::dry_run(client, output, &files.read()?).await,
+        Verb::Check { files, node } => check::run(client, output, &files.read(owner)?, node).await,
+        Verb::Test(arguments) => test::run(client, output, owner, arguments).await,
+        Verb::Diff(arguments) => diff::run(client, output, owner, arguments).await,
+        Verb::Replay(arguments) => replay::run(client, output, owner, arguments).await,
+        Verb::Apply { files, dry_run: true, .. } => diff::dry_run(client, output, files.read(owner)?).await,
         Verb::Apply { files, message, .. } => {
-            apply::run(client, output, files.read()?, message.unwrap_or_default()).await
+            apply::run(client, output, files.read(owner)?, message.unwrap_or_default()).await
         }
-        Verb::Show { revision } => history::show(client, output, revision.unwrap_or(0)).await,
-        Verb::History => history::list(client, output).await,
+        Verb::Show { revision } => history::show(client, output, owner, revision.unwrap_or(0)).await,
+        Verb::History => history::list(client, output, owner).await,
+        Verb::Schema | Verb::Signer if whose.is_said() => Err(Failure::Refused(
+            "there is one schema and one signer for all: leave `--tenant` and `--platform` out".into(),
+        )),
         Verb::Schema => match output {
             Output::Table => output::line(SCHEMA.trim_end()),
             Output::Json => output::line(&schema_json().map_err(Failure::Refused)?),
         },
         Verb::Signer => history::signer(client, output).await,
-        Verb::Rollback { revision, message } => apply::rollback(client, output, revision, message).await,
-        Verb::Explain(arguments) => explain::run(client, output, *arguments).await,
+        Verb::Rollback { revision, message } => {
+            apply::rollback(client, output, owner, revision, message).await
+        }
+        Verb::Explain(arguments) => explain::run(client, output, whose, *arguments).await,
     }
 }
 
-/// A revision with its bundle; 0 is the live one.
-async fn revision(client: &Client, number: u64) -> Result<PolicyRevision<PolicyBundle>, Failure> {
+// === impl Whose ===
+
+impl Whose {
+    fn owner(&self) -> Result<PolicyOwner, Failure> {
+        match &self.tenant {
+            _ if self.platform => Ok(PolicyOwner::Platform),
+            Some(name) => PolicyOwner::of_tenant(name).map_err(|e| Failure::Refused(e.to_string())),
+            None => Ok(PolicyOwner::default()),
+        }
+    }
+
+    fn is_said(&self) -> bool {
+        self.platform || self.tenant.is_some()
+    }
+}
+
+/// Whose something is, behind its name; nothing of the tenant's of whom nothing needs saying.
+fn of(owner: &PolicyOwner) -> String {
+    if owner.is_default() { String::new() } else { format!(" of {}", owner.told()) }
+}
+
+/// A revision of an owner with its bundle; 0 is the live one.
+async fn revision(
+    client: &Client,
+    owner: &PolicyOwner,
+    number: u64,
+) -> Result<PolicyRevision<PolicyBundle>, Failure> {
     let mut admin = client.connect().await?;
-    client.document(admin.show_policy(RevisionNumber { number }).await)
+    let owner = owner.to_string();
+    client.document(admin.show_policy(RevisionNumber { number, owner }).await)
 }
 
 /// The live policy, or a revision of it, as something to ask, or to make live again: what is in the store counts as a
 /// policy only if its signature holds.
-async fn written(client: &Client, number: u64) -> Result<Written, Failure> {
-    let revision = revision(client, number).await?;
+async fn written(client: &Client, owner: &PolicyOwner, number: u64) -> Result<Written, Failure> {
+    let revision = revision(client, owner, number).await?;
     let wrong = match revision.standing {
         None | Some(Standing::Signed) => None,
         Some(Standing::Unknown) => {
@@ -124,22 +177,29 @@ async fn written(client: &Client, number: u64) -> Result<Written, Failure> {
     if let Some(wrong) = wrong {
         let number = revision.number;
         return Err(Failure::Refused(format!(
-            "revision {number} is not used: {wrong}; look its text over (`clawgressctl policy show {number}`), and apply it as a file if it is what you want"
+            "revision {number}{} is not used: {wrong}; look its text over (`clawgressctl policy show {number}`), and apply it as a file if it is what you want",
+            of(owner)
         )));
     }
-    Ok(Written::from_bundle(format!("revision {}", revision.number), revision.bundle.unwrap_or_default()))
+    let title = format!("revision {}{}", revision.number, of(owner));
+    Ok(Written::from_bundle(owner, title, revision.bundle.unwrap_or_default()))
 }
 
 /// A revision's number, or a file's path.
-async fn named(client: &Client, name: &str, sets: Option<&PathBuf>) -> Result<Written, Failure> {
+async fn named(
+    client: &Client,
+    owner: &PolicyOwner,
+    name: &str,
+    sets: Option<&PathBuf>,
+) -> Result<Written, Failure> {
     if let Ok(number) = name.parse() {
-        return written(client, number).await;
+        return written(client, owner, number).await;
     }
     let path = PathBuf::from(name);
     if path.is_dir() {
-        Written::from_directory(&path)
+        Written::from_directory(owner, &path)
     } else {
-        Written::from_files(&path, sets.map(PathBuf::as_path))
+        Written::from_files(owner, &path, sets.map(PathBuf::as_path))
     }
 }
 
@@ -151,12 +211,19 @@ async fn surroundings(client: &Client, written: &Written) -> Result<Surroundings
     if !needs.geo && !needs.time {
         return Ok(Surroundings::default());
     }
-    Ok(node_surroundings(client, text).await?.surroundings)
+    Ok(node_surroundings(client, &written.owner, &[text]).await?.surroundings)
 }
 
-async fn node_surroundings(client: &Client, text: &str) -> Result<PolicySurroundings<Surroundings>, Failure> {
+/// The same of several texts, for the decisions of an owner's agents.
+async fn node_surroundings(
+    client: &Client,
+    owner: &PolicyOwner,
+    texts: &[&str],
+) -> Result<PolicySurroundings<Surroundings>, Failure> {
     let mut admin = client.connect().await?;
-    client.document(admin.policy_surroundings(request(&text)?).await)
+    let texts = texts.iter().map(|text| (*text).to_owned()).collect();
+    let of = PolicyTexts { owner: owner.clone(), texts };
+    client.document(admin.policy_surroundings(request(&of)?).await)
 }
 
 async fn agents(client: &Client) -> Result<Vec<Agent>, Failure> {
@@ -174,5 +241,6 @@ fn author() -> String {
 }
 
 fn new_policy(written: &Written, message: String) -> Result<clawgress_api::proto::Document, Failure> {
-    request(&NewPolicy { bundle: written.bundle.clone(), message, author: author() })
+    let (owner, bundle) = (written.owner.clone(), written.bundle.clone());
+    request(&NewPolicy { owner, bundle, message, author: author() })
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_api::proto::admin_server::Admin;
-use clawgress_api::proto::{Document, Documents, Empty, Name, NewRun, RevisionNumber};
+use clawgress_api::proto::{Document, Documents, Empty, Name, NewRun, PolicyOwner, RevisionNumber};
 use clawgress_identity::{AgentId, AuthorityRecord, RootId, SourceId, TrustDomainRecord};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -213,8 +213,8 @@ impl Admin for Service {
         policies::show(&self.0, request).await
     }
 
-    async fn policy_history(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
-        policies::history(&self.0).await
+    async fn policy_history(&self, request: Request<PolicyOwner>) -> Result<Response<Documents>, Status> {
+        policies::history(&self.0, request).await
     }
 
     async fn policy_surroundings(&self, request: Request<Document>) -> Answer {

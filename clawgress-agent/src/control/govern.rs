@@ -3,19 +3,18 @@
 //! Its audit record is committed with it and taken out of the store when it is in the log: whatever ends
 //! this process in between, the next start puts it there. Twice is possible, missing is not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_api::clock::Clock;
 use clawgress_api::config::Config;
-use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, PolicyRevision, RecordKind, Snapshot};
+use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, RecordKind, Snapshot};
 use clawgress_ebpf_common::bound;
-use clawgress_identity::{Agent, SharedSource};
+use clawgress_identity::{Agent, PolicyOwner, SharedSource};
 use clawgress_policy::kernel::{self, KernelTables};
 use clawgress_policy::lint::{Configuration, Finding};
-use clawgress_policy::{
-    GeoNames, PolicyBundle, PolicyInForceRef, PolicySet, Surroundings, ZONE_OFFSETS_MAX, Zone,
-};
+use clawgress_policy::{GeoNames, Policies, PolicyBundle, PolicySet, Surroundings, ZONE_OFFSETS_MAX, Zone};
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditLog;
 use super::geo::GeoInForce;
+use super::in_force::{self, InForce, Unusable};
 use super::model::{Draft, GENERATION, Model, Refusal, Run, Window, parse};
 use super::signatures::Signatures;
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
@@ -55,24 +55,16 @@ pub struct Generation {
     pub snapshot: Vec<u8>,
     /// JSON of [`KernelGeneration`], for the datapath.
     pub kernel: Vec<u8>,
-    /// Why the stored policy is not in force, if it isn't; then everything is denied.
-    pub broken: Option<String>,
-    /// The policy, parsed.
-    parsed: Option<Parsed>,
+    /// Why stored policies are not in force, of those that aren't: then their tenant is denied everything, and everybody
+    /// if it is the platform's.
+    pub broken: BTreeMap<PolicyOwner, String>,
+    /// The policies, parsed.
+    pub(super) in_force: InForce,
     /// When a condition on time turns next, and with it the tables.
     pub turns_at: Option<Timestamp>,
 }
 
-/// A policy as it was parsed, and what from.
-#[derive(Clone, Debug)]
-struct Parsed {
-    policy: Arc<PolicyRevision<PolicyBundle>>,
-    geo: Arc<GeoInForce>,
-    surroundings: Arc<Surroundings>,
-    set: PolicySet,
-}
-
-/// What a policy comes to in the kernel.
+/// What a policy comes to, and the kernel's tables of all with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Policies.
@@ -242,14 +234,14 @@ impl Governor {
         let governs = draft.governs;
         let (model, writes) = draft.into_writes();
         let mut generation = if governs {
-            render(model, before.parsed.clone()).await?
+            render(model, before.in_force.clone(), Unusable::Refuse).await?
         } else {
             Generation {
                 model,
                 snapshot: before.snapshot.clone(),
                 kernel: before.kernel.clone(),
                 broken: before.broken.clone(),
-                parsed: before.parsed.clone(),
+                in_force: before.in_force.clone(),
                 turns_at: before.turns_at,
             }
         };
@@ -364,7 +356,7 @@ impl Governor {
     /// If it can't be made; then nothing was altered.
     pub async fn tick(&self) -> Result<(), Refusal> {
         let live = self.live();
-        if !live.parsed.as_ref().is_some_and(|parsed| parsed.set.asks_time()) {
+        if !live.in_force.policies().is_some_and(Policies::asks_time) {
             return Ok(());
         }
         let (now, made) = (self.window(), &live.model.window);
@@ -390,6 +382,30 @@ impl Governor {
         self.read_geo(names, false).await
     }
 
+    /// The geo data that all policies name once `text` is this owner's, likewise.
+    ///
+    /// # Errors
+    /// As [`geo_of`](Self::geo_of).
+    pub(super) async fn geo_with(&self, owner: &PolicyOwner, text: &str) -> Result<Arc<GeoInForce>, Refusal> {
+        self.geo_named(GeoNames::of(text).and(self.names_of_all(Some(owner)))).await
+    }
+
+    /// ASNs and countries that the live policies name, but this owner's.
+    fn names_of_all(&self, but: Option<&PolicyOwner>) -> GeoNames {
+        let live = self.live();
+        let others = live.model.policies.iter().filter(|(owner, _)| Some(*owner) != but);
+        let texts = others.filter_map(|(_, policy)| Some(policy.bundle.as_ref()?.text.as_str()));
+        texts.fold(GeoNames::default(), |names, text| names.and(GeoNames::of(text)))
+    }
+
+    /// The geo data of these names, likewise.
+    ///
+    /// # Errors
+    /// As [`geo_of`](Self::geo_of).
+    pub(super) async fn geo_named(&self, names: GeoNames) -> Result<Arc<GeoInForce>, Refusal> {
+        self.read_geo(names, false).await
+    }
+
     async fn read_geo(&self, names: GeoNames, all: bool) -> Result<Arc<GeoInForce>, Refusal> {
         let config = self.config.geo.clone();
         blocking(move || Ok(Arc::new(GeoInForce::read(&config, &names, all)?))).await
@@ -402,15 +418,12 @@ impl Governor {
     /// If a file can't be used, or no longer has what policy names; then nothing was altered.
     pub async fn reload_geo(&self, by: &str) -> Result<bool, Refusal> {
         let live = self.live();
-        let policy = live.model.policy.clone();
-        let text = policy.as_ref().and_then(|p| p.bundle.as_ref()).map_or("", |b| b.text.as_str());
-        let names = GeoNames::of(text);
+        let (names, revisions) = (self.names_of_all(None), live.model.revisions());
         // What nobody names is read all the same: that it can't be used is better known before.
         let geo = self.read_geo(names.clone(), true).await?;
         if names.is_empty() || *geo == *live.model.geo {
             return Ok(false);
         }
-        let revision = policy.as_ref().map_or(0, |p| p.number);
         let detail = |differs: &bool| {
             let sources = [&geo.asn, &geo.country].into_iter().flatten();
             let told: Vec<String> = sources
@@ -427,23 +440,26 @@ impl Governor {
             let what = if *differs { "" } else { ", with the same prefixes for what policy names" };
             format!("geo data reloaded by {by}: {}{what}", told.join(", "))
         };
-        self.change(detail, |draft| draft.set_geo(&geo, revision)).await.map(|(differs, _)| differs)
+        self.change(detail, |draft| draft.set_geo(&geo, &revisions)).await.map(|(differs, _)| differs)
     }
 
-    /// What a policy would come to, with the agents and the geo data there are.
+    /// What a policy of this owner's would come to, with the agents, the other policies and the geo data there are.
     ///
     /// # Errors
     /// If it is refused.
-    pub async fn check(&self, bundle: PolicyBundle) -> Result<Size, Refusal> {
-        let agents = self.live().model.agents.values().cloned().collect::<Vec<_>>();
+    pub async fn check(&self, owner: PolicyOwner, bundle: PolicyBundle) -> Result<Size, Refusal> {
+        let live = self.live();
+        let agents = live.model.agents.values().cloned().collect::<Vec<_>>();
         let geo = self.geo_of(&bundle.text).await?;
         let window = self.window();
         blocking(move || {
             let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
-            let set = PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings)?;
+            let set = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings)?;
             let policies = set.len() as u64;
-            let findings = lint(&set, &bundle.text, Some(&agents))?;
-            let tables = compile(&set.at(window.at.as_millisecond()), &agents)?;
+            let above = live.in_force.told(&PolicyOwner::Platform).filter(|_| owner.tenant().is_some());
+            let findings = lint(&set, &bundle.text, Some(&agents), above.map(|above| above.text))?;
+            let all = live.in_force.with(&owner, &set)?;
+            let tables = compile(&all.at(window.at.as_millisecond()), &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
             let limiters = tables.limiters.len() as u64;
             Ok(Size { policies, prefixes, cells, limiters, findings })
@@ -456,13 +472,13 @@ impl Governor {
     ///
     /// # Errors
     /// What is proven, by `lint`.
-    pub async fn lint(&self, bundle: PolicyBundle) -> Result<(), Refusal> {
+    pub async fn lint(&self, owner: PolicyOwner, bundle: PolicyBundle) -> Result<(), Refusal> {
         let geo = self.geo_of(&bundle.text).await?;
         let window = self.window();
         blocking(move || {
             let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
-            match PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings) {
-                Ok(set) => lint(&set, &bundle.text, None).map(drop),
+            match PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings) {
+                Ok(set) => lint(&set, &bundle.text, None, None).map(drop),
                 Err(_) => Ok(()),
             }
         })
@@ -506,28 +522,19 @@ impl Governor {
 /// The stored model as a generation. A policy that this version refuses is not in force: deny.
 pub(super) async fn load(store: &dyn StateStore, signatures: &Signatures) -> Result<Generation, Refusal> {
     let model = Model::load(store, signatures).await?;
-    match render(model.clone(), None).await {
+    match render(model.clone(), InForce::default(), Unusable::Suspend).await {
         Ok(generation) => Ok(generation),
         Err(refusal) => {
-            let broken = format!("{refusal}{}; apply a policy that this version accepts", problems(&refusal));
-            tracing::error!(broken, "the stored policy is refused: everything is denied");
-            let revision = model.policy.clone();
-            let mut generation = render(Model { policy: None, ..model }, None).await?;
-            generation.model.policy = revision;
-            generation.broken = Some(broken);
-            Ok(generation)
+            let why = in_force::suspended(&refusal);
+            tracing::error!(why, "the stored policies are refused together: everything is denied");
+            let suspended = InForce::suspended(&model, &why);
+            render(model, suspended, Unusable::Suspend).await
         }
     }
 }
 
-fn problems(refusal: &Refusal) -> String {
-    let Refusal::Policy(errors) = refusal else { return String::new() };
-    errors.problems.first().map(|p| format!("; the first: {}", p.message)).unwrap_or_default()
-}
-
-/// The model as the planes get it. What `former` has parsed is taken from it where nothing of it changed: a
-/// million prefixes take a second.
-async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refusal> {
+/// The model as the planes get it; what `former` holds of its policies is taken from there.
+async fn render(model: Model, former: InForce, unusable: Unusable) -> Result<Generation, Refusal> {
     blocking(move || {
         let agents: Vec<Agent> = model.agents.values().cloned().collect();
         let shared: Vec<SharedSource> = model.shared.values().cloned().collect();
@@ -539,17 +546,22 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
                 "{sources} source bindings don't fit into the kernel's {max}; nothing was changed"
             )));
         }
-        let parsed = Parsed::of(&model, former)?;
-        let set = parsed.as_ref().map(|parsed| parsed.set.at(model.window.at.as_millisecond()));
-        let tables = set.as_ref().map(|set| compile(set, &agents)).transpose()?;
+        let in_force = InForce::of(&model, &former, unusable)?;
+        let now_ms = model.window.at.as_millisecond();
+        let policies = in_force.policies().map(|policies| policies.at(now_ms));
+        let tables = policies.as_ref().map(|policies| compile(policies, &agents)).transpose()?;
         let json = |e: serde_json::Error| Refusal::Invalid(e.to_string());
-        let turn_ms = set.as_ref().and_then(|set| set.next_turn_ms(model.window.at.as_millisecond()));
+        let turn_ms = policies.as_ref().and_then(|policies| policies.next_turn_ms(now_ms));
         let turns_at = turn_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        let kernel = KernelGeneration { generation: model.generation, tables, agents, shared, turns_at };
+        let (generation, revisions) = (model.generation, in_force.revisions());
+        let kernel = KernelGeneration { generation, tables, agents, shared, revisions, turns_at };
         let kernel_json = serde_json::to_vec(&kernel).map_err(json)?;
         let snapshot = Snapshot {
-            generation: model.generation,
-            policy: parsed.as_ref().and_then(Parsed::in_force),
+            generation,
+            policy: in_force.told(&PolicyOwner::default()),
+            platform: in_force.told(&PolicyOwner::Platform),
+            tenants: in_force.told_of_tenants(),
+            revisions: kernel.revisions,
             agents: kernel.agents,
             keys: model.keys.values().cloned().collect(),
             shared: kernel.shared,
@@ -560,41 +572,10 @@ async fn render(model: Model, former: Option<Parsed>) -> Result<Generation, Refu
         if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {
             return Err(Refusal::Full(format!("a generation has at most {DOCUMENT_BYTES_MAX} bytes")));
         }
-        let broken = model.distrust.clone();
-        Ok(Generation { model, snapshot, kernel: kernel_json, broken, parsed, turns_at })
+        let broken = in_force.broken();
+        Ok(Generation { model, snapshot, kernel: kernel_json, broken, in_force, turns_at })
     })
     .await
-}
-
-// === impl Parsed ===
-
-impl Parsed {
-    /// The model's policy, if it has one.
-    fn of(model: &Model, former: Option<Parsed>) -> Result<Option<Parsed>, Refusal> {
-        let Some(policy) = model.policy.as_ref().filter(|_| model.distrust.is_none()) else {
-            return Ok(None);
-        };
-        let Some(bundle) = &policy.bundle else { return Ok(None) };
-        let zone = zone(&model.window)?;
-        if let Some(former) = former
-            && Arc::ptr_eq(&former.policy, policy)
-            && Arc::ptr_eq(&former.geo, &model.geo)
-            && former.surroundings.zone == zone
-        {
-            return Ok(Some(former));
-        }
-        let surroundings = Surroundings { geo: model.geo.geo.clone(), zone };
-        let set = PolicySet::parse_in(&bundle.text, &bundle.sets, &surroundings)?;
-        let (policy, geo) = (Arc::clone(policy), Arc::clone(&model.geo));
-        Ok(Some(Parsed { policy, geo, surroundings: Arc::new(surroundings), set }))
-    }
-
-    /// What L7 is to decide by.
-    fn in_force(&self) -> Option<PolicyInForceRef<'_>> {
-        let bundle = self.policy.bundle.as_ref()?;
-        let surroundings = self.surroundings.as_ref();
-        Some(PolicyInForceRef { text: &bundle.text, sets: &bundle.sets, surroundings })
-    }
 }
 
 /// The window's zone as its offsets around then.
@@ -621,14 +602,19 @@ pub(super) fn zone(window: &Window) -> Result<Zone, Refusal> {
 }
 
 /// What lint says with the planes and the agents there are.
-fn lint(set: &PolicySet, text: &str, agents: Option<&[Agent]>) -> Result<Vec<Finding>, Refusal> {
-    let configuration = Configuration { agents, ..Configuration::default() };
+fn lint(
+    set: &PolicySet,
+    text: &str,
+    agents: Option<&[Agent]>,
+    platform: Option<&str>,
+) -> Result<Vec<Finding>, Refusal> {
+    let configuration = Configuration { agents, platform, ..Configuration::default() };
     Ok(set.lint_to_apply(text, &configuration)?)
 }
 
 /// Compiles to the kernel's tables.
-fn compile(set: &PolicySet, agents: &[Agent]) -> Result<KernelTables, Refusal> {
-    Ok(kernel::compile(set, agents)?)
+fn compile(policies: &Policies, agents: &[Agent]) -> Result<KernelTables, Refusal> {
+    Ok(kernel::compile_all(policies, agents)?)
 }
 
 async fn blocking<T: Send + 'static>(

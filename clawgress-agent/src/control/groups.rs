@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_api::{GroupInfo, LabelChange};
-use clawgress_identity::{DEFAULT_TENANT, Group, GroupId, GroupKind};
+use clawgress_identity::{DEFAULT_TENANT, Group, GroupId, GroupKind, PolicyOwner};
+use clawgress_policy::PolicyBundle;
 use jiff::Timestamp;
 
 use super::agents::AGENTS_MAX;
@@ -105,6 +106,12 @@ impl Model {
             members.extend(authorities.map(|id| format!("authority `{id}`")));
             let domains = self.trust_domains.keys().filter(|id| id.tenant() == tenant);
             members.extend(domains.map(|id| format!("trust domain `{id}`")));
+            // Whoever comes next by this name must not find it.
+            let policy = self.policies.get(&PolicyOwner::Tenant(tenant.to_owned()));
+            let is_empty = |bundle: &PolicyBundle| bundle.text.trim().is_empty();
+            if policy.is_some_and(|policy| !policy.bundle.as_ref().is_some_and(is_empty)) {
+                members.push("a policy (apply an empty one first)".to_owned());
+            }
         }
         members
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, RunRef, hex};
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, AuthorityRecord, Group, GroupId, IssuerRecord, RootId,
-    SharedSource, SourceId, TrustDomainRecord,
+    Agent, AgentId, AgentState, ApiKeyRecord, AuthorityRecord, Group, GroupId, IssuerRecord, PolicyOwner,
+    RootId, SharedSource, SourceId, TrustDomainRecord,
 };
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
@@ -30,8 +30,10 @@ use super::store::{Entry, Revision, StateStore, StoreError, Write};
 pub const RUNS_MAX: usize = 256;
 /// Longest label, message or author, bytes.
 const TEXT_BYTES_MAX: usize = REVISION_TEXT_BYTES_MAX;
-/// Policy revisions kept with their text.
+/// Policy revisions kept with their text, of each owner.
 const REVISIONS_MAX: u64 = 10_000;
+/// Owners of policies: the platform, and tenants. A generation has to hold all of their texts.
+pub const OWNERS_MAX: usize = 1_024;
 
 pub(super) const GENERATION: &str = "generation";
 pub(super) const CANARY: &str = "canary";
@@ -43,6 +45,8 @@ pub(super) const AGENT: &str = "agent/";
 const RUN: &str = "run/";
 const REVISION: &str = "revision/";
 const BUNDLE: &str = "bundle/";
+/// Before the keys of everybody's but the tenant `default`, whose policy was the only one once.
+const OWNED: &str = "policy/";
 
 /// A run of a local command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,11 +124,11 @@ pub struct Model {
     pub bundles: BTreeMap<RootId, FetchedBundle>,
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
-    /// The live policy, with its bundle.
-    pub policy: Option<Arc<PolicyRevision<PolicyBundle>>>,
-    /// Why it is not to be trusted, and so not in force, if it isn't.
-    pub distrust: Option<String>,
-    /// The geo data in force: of what the live policy names.
+    /// The live policies, with their bundles, by whose they are.
+    pub policies: BTreeMap<PolicyOwner, Arc<PolicyRevision<PolicyBundle>>>,
+    /// Why some are not to be trusted, and so not in force.
+    pub distrust: BTreeMap<PolicyOwner, String>,
+    /// The geo data in force: of what the live policies name.
     pub geo: Arc<GeoInForce>,
     /// The moment of this generation.
     pub window: Window,
@@ -204,16 +208,15 @@ impl Model {
         let generation = store.read(GENERATION, None).await?;
         let at = Some(generation.revision);
         let next_index = store.read(NEXT_INDEX, at).await?.entries.first().map(parse).transpose()?;
-        let live: Option<u64> = store.read(LIVE_POLICY, at).await?.entries.first().map(parse).transpose()?;
-        let stored = match live {
-            Some(number) => revision(store, number, at).await?,
-            None => None,
-        };
-        let distrust = match &stored {
-            Some(stored) => distrusted(store, signatures, stored, at).await?,
-            None => None,
-        };
-        let policy = stored.map(|stored| Arc::new(stored.revision));
+        let (mut policies, mut distrust) = (BTreeMap::new(), BTreeMap::new());
+        for entry in store.scan(LIVE_POLICY, at).await?.entries {
+            let owner = owner_of_live(&entry.key)?;
+            let Some(stored) = revision(store, &owner, parse(&entry)?, at).await? else { continue };
+            if let Some(why) = distrusted(store, signatures, &stored, at).await? {
+                distrust.insert(owner.clone(), why);
+            }
+            policies.insert(owner, Arc::new(stored.revision));
+        }
         let geo: Option<GeoInForce> = store.read(GEO, at).await?.entries.first().map(parse).transpose()?;
         let window: Option<Window> = store.read(WINDOW, at).await?.entries.first().map(parse).transpose()?;
         Ok(Model {
@@ -230,12 +233,24 @@ impl Model {
             fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
             bundles: all(store, TRUST_BUNDLE, at, |b: &FetchedBundle| b.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
-            policy,
+            policies,
             distrust,
             geo: Arc::new(geo.unwrap_or_default()),
             window: window.unwrap_or_default(),
             next_index: next_index.unwrap_or(1),
         })
+    }
+
+    /// The number of an owner's live revision, 0 for none.
+    #[must_use]
+    pub fn revision_of(&self, owner: &PolicyOwner) -> u64 {
+        self.policies.get(owner).map_or(0, |policy| policy.number)
+    }
+
+    /// The numbers of all live revisions.
+    #[must_use]
+    pub fn revisions(&self) -> BTreeMap<PolicyOwner, u64> {
+        self.policies.iter().map(|(owner, policy)| (owner.clone(), policy.number)).collect()
     }
 
     /// Whether one more run of this agent may be opened.
@@ -263,7 +278,7 @@ pub struct Stored {
     pub revision: PolicyRevision<PolicyBundle>,
     /// SHA-256 of the stored bundle, hex.
     digest: Option<String>,
-    /// Whether it has the number under which it is stored.
+    /// Whether it has the owner and number under which it is stored.
     is_asked_for: bool,
     /// Whether what is stored of it is no revision at all, and `revision` says no more than its number.
     is_torn: bool,
@@ -286,8 +301,9 @@ impl Stored {
 }
 
 /// What there is to say of a revision that can't be read.
-fn torn(number: u64) -> PolicyRevision<PolicyBundle> {
+fn torn(owner: &PolicyOwner, number: u64) -> PolicyRevision<PolicyBundle> {
     PolicyRevision {
+        owner: owner.clone(),
         number,
         parent: 0,
         time: Timestamp::UNIX_EPOCH,
@@ -313,19 +329,21 @@ fn readable<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
 /// If the store fails.
 pub async fn revision(
     store: &dyn StateStore,
+    owner: &PolicyOwner,
     number: u64,
     at: Option<Revision>,
 ) -> Result<Option<Stored>, StoreError> {
-    let read = store.read(&numbered(REVISION, number), at).await?;
+    let read = store.read(&numbered(owner, REVISION, number), at).await?;
     let Some(entry) = read.entries.first() else { return Ok(None) };
     let stored: Option<PolicyRevision<PolicyBundle>> = readable(entry);
     let is_torn = stored.is_none();
-    let mut revision = stored.unwrap_or_else(|| torn(number));
-    let bundle = store.read(&numbered(BUNDLE, number), Some(read.revision)).await?;
+    let mut revision = stored.unwrap_or_else(|| torn(owner, number));
+    let bundle = store.read(&numbered(owner, BUNDLE, number), Some(read.revision)).await?;
     revision.bundle = bundle.entries.first().and_then(readable);
     let digest = |entry: &Entry| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &entry.value);
     let digest = bundle.entries.first().map(|entry| hex(digest(entry).as_ref()));
-    Ok(Some(Stored { is_asked_for: revision.number == number, revision, digest, is_torn }))
+    let is_asked_for = (&revision.owner, revision.number) == (owner, number);
+    Ok(Some(Stored { revision, digest, is_asked_for, is_torn }))
 }
 
 /// Why the live revision is not to be trusted, if it isn't. The one that is live is always the last: one that others
@@ -336,8 +354,8 @@ async fn distrusted(
     stored: &Stored,
     at: Option<Revision>,
 ) -> Result<Option<String>, Refusal> {
-    let number = stored.revision.number;
-    let later = store.read(&numbered(REVISION, number.saturating_add(1)), at).await?;
+    let (owner, number) = (&stored.revision.owner, stored.revision.number);
+    let later = store.read(&numbered(owner, REVISION, number.saturating_add(1)), at).await?;
     if !later.entries.is_empty() {
         return Ok(Some(format!(
             "it is not the last one, revision {} is: restore the state store from a backup, or apply a policy anew",
@@ -348,12 +366,16 @@ async fn distrusted(
     Ok(distrust(&stored.revision, signatures.standing(stored)))
 }
 
-/// All revisions that can be read, without their bundles, newest first.
+/// All revisions of an owner that can be read, without their bundles, newest first.
 ///
 /// # Errors
 /// If the store fails.
-pub async fn history(store: &dyn StateStore) -> Result<Vec<PolicyRevision<PolicyBundle>>, StoreError> {
-    Ok(store.scan(REVISION, None).await?.entries.iter().rev().filter_map(readable).collect())
+pub async fn history(
+    store: &dyn StateStore,
+    owner: &PolicyOwner,
+) -> Result<Vec<PolicyRevision<PolicyBundle>>, StoreError> {
+    let entries = store.scan(&prefixed(owner, REVISION), None).await?.entries;
+    Ok(entries.iter().rev().filter_map(readable).collect())
 }
 
 async fn all<K: Ord, T: DeserializeOwned>(
@@ -371,8 +393,34 @@ pub(super) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError>
         .map_err(|e| StoreError::Invalid(format!("the stored `{}` is not understood: {e}", entry.key)))
 }
 
-fn numbered(prefix: &str, number: u64) -> String {
-    format!("{prefix}{number:020}")
+/// The prefix of an owner's keys of this kind.
+fn prefixed(owner: &PolicyOwner, kind: &str) -> String {
+    if owner.is_default() { kind.to_owned() } else { format!("{OWNED}{owner}/{kind}") }
+}
+
+fn numbered(owner: &PolicyOwner, kind: &str, number: u64) -> String {
+    format!("{}{number:020}", prefixed(owner, kind))
+}
+
+/// The key of an owner's live revision's number.
+fn live_key(owner: &PolicyOwner) -> String {
+    if owner.is_default() { LIVE_POLICY.to_owned() } else { format!("{LIVE_POLICY}/{owner}") }
+}
+
+/// Whose live revision a key is of.
+fn owner_of_live(key: &str) -> Result<PolicyOwner, StoreError> {
+    let named = key.strip_prefix(LIVE_POLICY).unwrap_or_default();
+    let owner = match named.strip_prefix('/') {
+        None if named.is_empty() => Ok(PolicyOwner::default()),
+        None => Err(format!("`{key}` is nobody's")),
+        Some(owner) => owner.parse(),
+    };
+    let owner: PolicyOwner =
+        owner.map_err(|e| StoreError::Invalid(format!("the stored `{key}` is not understood: {e}")))?;
+    if live_key(&owner) == key {
+        return Ok(owner);
+    }
+    Err(StoreError::Invalid(format!("the stored `{key}` is not understood: that tenant has another key")))
 }
 
 // === impl Draft ===
@@ -427,31 +475,44 @@ impl Draft {
         Ok(())
     }
 
-    /// Makes a policy live as the next revision, with the geo data that it names.
+    /// Makes a policy live as its owner's next revision, with the geo data that all policies name then; `seen` are the
+    /// live revisions that they were read for.
     ///
     /// # Errors
-    /// If it does not come after the live one.
+    /// If it does not come after the live one, other policies are live than were seen, or there is no such tenant.
     pub fn apply_policy(
         &mut self,
         mut revision: PolicyRevision<PolicyBundle>,
-        geo: &Arc<GeoInForce>,
+        (geo, seen): (&Arc<GeoInForce>, &BTreeMap<PolicyOwner, u64>),
     ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
-        let parent = self.model.policy.as_ref().map_or(0, |p| p.number);
-        if (revision.parent, revision.number) != (parent, parent + 1) {
+        let owner = revision.owner.clone();
+        let parent = self.model.revision_of(&owner);
+        // The geo data are those of everybody's texts: another one's may name others.
+        if (revision.parent, revision.number) != (parent, parent + 1) || self.model.revisions() != *seen {
             return Err(Refusal::Overtaken);
+        }
+        if parent == 0 && self.model.policies.len() >= OWNERS_MAX {
+            return Err(Refusal::Full(format!("at most {OWNERS_MAX} tenants have policies")));
+        }
+        if let Some(tenant) = owner.tenant()
+            && !GroupId::of_tenant(tenant).is_ok_and(|id| self.model.groups.contains_key(&id))
+        {
+            return Err(Refusal::Missing(format!(
+                "there is no tenant `{tenant}`: register it first (`clawgressctl tenant create`)"
+            )));
         }
         let bundle = revision.bundle.take();
         self.put_revision(&revision)?;
-        self.put(&numbered(BUNDLE, revision.number), &bundle)?;
-        self.put(LIVE_POLICY, &revision.number)?;
+        self.put(&numbered(&owner, BUNDLE, revision.number), &bundle)?;
+        self.put(&live_key(&owner), &revision.number)?;
         if let Some(old) = revision.number.checked_sub(REVISIONS_MAX) {
-            self.delete(numbered(REVISION, old));
-            self.delete(numbered(BUNDLE, old));
+            self.delete(numbered(&owner, REVISION, old));
+            self.delete(numbered(&owner, BUNDLE, old));
         }
         let told = revision.clone();
         revision.bundle = bundle;
-        self.model.policy = Some(Arc::new(revision));
-        self.model.distrust = None;
+        self.model.distrust.remove(&owner);
+        self.model.policies.insert(owner, Arc::new(revision));
         self.put_geo(geo)?;
         self.governs = true;
         Ok(told)
@@ -462,7 +523,7 @@ impl Draft {
     /// # Errors
     /// If it can't be written as JSON.
     pub(super) fn put_revision(&mut self, revision: &PolicyRevision<PolicyBundle>) -> Result<(), Refusal> {
-        self.put(&numbered(REVISION, revision.number), revision)
+        self.put(&numbered(&revision.owner, REVISION, revision.number), revision)
     }
 
     /// Makes a generation of what there is.
@@ -475,13 +536,17 @@ impl Draft {
         self.put(GENERATION, &number)
     }
 
-    /// Puts geo data in force, for the live policy of this revision. Whether a plane would decide anything
+    /// Puts geo data in force, for the live policies of these revisions. Whether a plane would decide anything
     /// differently.
     ///
     /// # Errors
-    /// If another policy is live meanwhile, which may name others.
-    pub fn set_geo(&mut self, geo: &Arc<GeoInForce>, revision: u64) -> Result<bool, Refusal> {
-        if self.model.policy.as_ref().map_or(0, |p| p.number) != revision {
+    /// If other policies are live meanwhile, which may name others.
+    pub fn set_geo(
+        &mut self,
+        geo: &Arc<GeoInForce>,
+        revisions: &BTreeMap<PolicyOwner, u64>,
+    ) -> Result<bool, Refusal> {
+        if self.model.revisions() != *revisions {
             return Err(Refusal::Unavailable("another policy was applied meanwhile; try again".into()));
         }
         let differs = geo.geo != self.model.geo.geo;

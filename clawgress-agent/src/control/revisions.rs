@@ -2,16 +2,28 @@
 
 use std::sync::Arc;
 
-use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, hex};
-use clawgress_policy::{PolicyBundle, Surroundings};
+use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, PolicyTexts, hex};
+use clawgress_identity::PolicyOwner;
+use clawgress_policy::{GeoNames, PolicyBundle, Surroundings};
 
 use super::govern::{Generation, Governor, load, zone};
-use super::model::{self, Draft, Refusal};
+use super::model::{self, Draft, Model, Refusal};
 
 /// Revisions adopted by one change: two writes of a transaction for each would be the most.
 const ADOPTED_AT_ONCE: usize = 1024;
 /// Times a revision is signed again because another node's came first.
 const RACES_MAX: usize = 5;
+
+/// Whose a revision is, behind its number; nothing of the tenant's of whom nothing needs saying.
+pub(super) fn of(owner: &PolicyOwner) -> String {
+    if owner.is_default() { String::new() } else { format!(" of {}", owner.told()) }
+}
+
+/// What is denied where an owner's policy does not count.
+pub(super) fn denied(owner: &PolicyOwner, model: &Model) -> String {
+    let is_all = owner.tenant().is_none() || model.policies.len() == 1;
+    if is_all { "everything".to_owned() } else { format!("everything of {}", owner.told()) }
+}
 
 // === impl Governor ===
 
@@ -32,8 +44,8 @@ impl Governor {
         let author = if new.author.is_empty() { by.to_owned() } else { new.author };
         model::check_text("message", &new.message)?;
         model::check_text("author", &author)?;
-        let geo = self.geo_of(&new.bundle.text).await?;
         let mut revision = PolicyRevision {
+            owner: new.owner,
             number: 0,
             parent: 0,
             time: self.clock.now(),
@@ -46,14 +58,20 @@ impl Governor {
             standing: None,
         };
         let detail = |after: &PolicyRevision<PolicyBundle>| {
-            let PolicyRevision { number, parent, hash, message, .. } = after;
-            format!("policy revision {number} ({hash}) applied by {by} after revision {parent}: {message}")
+            let PolicyRevision { owner, number, parent, hash, message, .. } = after;
+            let of = of(owner);
+            format!(
+                "policy revision {number}{of} ({hash}) applied by {by} after revision {parent}: {message}"
+            )
         };
         for _ in 0..RACES_MAX {
-            revision.parent = self.live().model.policy.as_ref().map_or(0, |p| p.number);
+            let seen = self.live().model.revisions();
+            let text = revision.bundle.as_ref().map_or("", |bundle| bundle.text.as_str());
+            let geo = self.geo_with(&revision.owner, text).await?;
+            revision.parent = seen.get(&revision.owner).copied().unwrap_or(0);
             revision.number = revision.parent + 1;
             revision.signature = Some(self.signatures.sign(&revision).await?);
-            match self.change(detail, |draft| draft.apply_policy(revision.clone(), &geo)).await {
+            match self.change(detail, |draft| draft.apply_policy(revision.clone(), (&geo, &seen))).await {
                 Err(Refusal::Overtaken) => {}
                 other => return other,
             }
@@ -67,11 +85,11 @@ impl Governor {
     /// # Errors
     /// If the store or the keys role fails.
     pub(super) async fn settle_revisions(&self) -> Result<(), Refusal> {
-        if self.live().model.policy.is_none() {
+        if self.live().model.policies.is_empty() {
             return Ok(());
         }
         self.adopt().await?;
-        if self.live().model.distrust.is_some() {
+        if !self.live().model.distrust.is_empty() {
             let loaded = load(self.store.as_ref(), &self.signatures).await?;
             self.live.send_replace(Arc::new(loaded));
         }
@@ -83,12 +101,14 @@ impl Governor {
     /// # Errors
     /// If the store or the keys role fails.
     async fn adopt(&self) -> Result<(), Refusal> {
-        let all = model::history(self.store.as_ref()).await?;
+        // Of the time before signatures, when there was one policy.
+        let owner = PolicyOwner::default();
+        let all = model::history(self.store.as_ref(), &owner).await?;
         let unsigned: Vec<u64> = all.iter().filter(|r| r.signature.is_none()).map(|r| r.number).collect();
         for numbers in unsigned.chunks(ADOPTED_AT_ONCE) {
             let mut adopted = Vec::new();
             for number in numbers {
-                let Some(stored) = model::revision(self.store.as_ref(), *number, None).await? else {
+                let Some(stored) = model::revision(self.store.as_ref(), &owner, *number, None).await? else {
                     continue;
                 };
                 match self.signatures.adopt(&stored).await? {
@@ -112,26 +132,35 @@ impl Governor {
         Ok(())
     }
 
-    /// Has both planes deny, if the stored revision is not one to trust: they may run what it was before.
+    /// Has both planes deny, if a stored revision is not one to trust: they may run what it was before.
     ///
     /// # Errors
     /// If the store fails.
     async fn close_if_distrusted(&self) -> Result<(), Refusal> {
         let live = self.live();
-        let (Some(policy), Some(why)) = (&live.model.policy, &live.model.distrust) else { return Ok(()) };
-        let detail =
-            format!("policy revision {} is not in force, everything is denied: {why}", policy.number);
+        if live.model.distrust.is_empty() {
+            return Ok(());
+        }
+        let told = live.model.distrust.iter().map(|(owner, why)| {
+            let (number, what) = (live.model.revision_of(owner), denied(owner, &live.model));
+            format!("policy revision {number}{} is not in force, {what} is denied: {why}", of(owner))
+        });
+        let detail = told.collect::<Vec<_>>().join("; ");
         self.change(|()| detail.clone(), Draft::close).await.map(drop)
     }
 
-    /// What policy text would rest on if it were live now.
+    /// What policy texts would rest on if they were live now.
     ///
     /// # Errors
-    /// If a file of geo data that it needs can't be used.
-    pub(super) async fn surroundings(&self, text: &str) -> Result<PolicySurroundings<Surroundings>, Refusal> {
-        let named = self.geo_of(text).await?.geo.clone();
+    /// If a file of geo data that they need can't be used.
+    pub(super) async fn surroundings(
+        &self,
+        of: &PolicyTexts,
+    ) -> Result<PolicySurroundings<Surroundings>, Refusal> {
+        let named = of.texts.iter().fold(GeoNames::default(), |names, text| names.and(GeoNames::of(text)));
+        let named = self.geo_named(named).await?.geo.clone();
         let (zone, live) = (zone(&self.window())?, self.live());
-        let in_force = &live.model.geo.geo;
+        let in_force = &live.model.geo.geo.only(&live.in_force.names_for(&of.owner));
         let asns = named.asns.iter().flatten();
         let countries = named.countries.iter().flatten();
         let is_in_force =
@@ -141,37 +170,43 @@ impl Governor {
                     .all(|(c, p)| in_force.countries.as_ref().and_then(|all| all.get(c)) == Some(p));
         Ok(PolicySurroundings {
             generation: live.model.generation,
-            geo: in_force.edition(),
+            geo: live.in_force.geo_edition(&of.owner),
             is_in_force,
             surroundings: Surroundings { geo: named, zone },
         })
     }
 
-    /// One revision, and how it stands.
+    /// One revision of an owner, and how it stands.
     ///
     /// # Errors
     /// If the store fails.
     pub(super) async fn revision(
         &self,
+        owner: &PolicyOwner,
         number: u64,
     ) -> Result<Option<PolicyRevision<PolicyBundle>>, Refusal> {
-        let Some(stored) = model::revision(self.store.as_ref(), number, None).await? else { return Ok(None) };
+        let Some(stored) = model::revision(self.store.as_ref(), owner, number, None).await? else {
+            return Ok(None);
+        };
         // Without the signer it stands as one of which nobody knows.
         let _ = self.signatures.signer().await;
         let standing = Some(self.signatures.standing(&stored));
         Ok(Some(PolicyRevision { standing, ..stored.revision }))
     }
 
-    /// All revisions that can be read, without their bundles, newest first, and how they stand.
+    /// All revisions of an owner that can be read, without their bundles, newest first, and how they stand.
     ///
     /// # Errors
     /// If the store fails.
-    pub(super) async fn history(&self) -> Result<Vec<PolicyRevision<PolicyBundle>>, Refusal> {
-        let mut history = model::history(self.store.as_ref()).await?;
+    pub(super) async fn history(
+        &self,
+        owner: &PolicyOwner,
+    ) -> Result<Vec<PolicyRevision<PolicyBundle>>, Refusal> {
+        let mut history = model::history(self.store.as_ref(), owner).await?;
         let _ = self.signatures.signer().await;
         for revision in &mut history {
             // One after the other: a bundle may have megabytes.
-            let stored = model::revision(self.store.as_ref(), revision.number, None).await?;
+            let stored = model::revision(self.store.as_ref(), owner, revision.number, None).await?;
             revision.standing = stored.map(|stored| self.signatures.standing(&stored));
         }
         Ok(history)

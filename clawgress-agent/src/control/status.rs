@@ -1,13 +1,19 @@
 //! The node's state, with what is wrong in words.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use clawgress_api::config::{DatapathMode, Role};
 use clawgress_api::{DatapathStatus, L7Status, Status};
+use clawgress_identity::{AgentId, PolicyOwner};
 use nix::ifaddrs::getifaddrs;
 
 use super::Control;
 use super::govern::Generation;
+use super::revisions::{denied, of};
+
+/// Most tenants without a policy that are named; whoever repairs these sees the next.
+const UNRULED_MAX: usize = 10;
 
 // === impl Control ===
 
@@ -18,7 +24,7 @@ impl Control {
         let (datapath, keys) = tokio::join!(self.runs.link.status(), self.runs.keyring.trouble());
         let l7 = self.workers.list();
         let mut warnings = Vec::new();
-        warnings.extend(policy_warning(&live));
+        warnings.extend(policy_warnings(&live));
         warnings.extend(self.governor.late().map(|why| {
             format!("a condition on time has turned, and the former generation is still live: {why}")
         }));
@@ -36,7 +42,8 @@ impl Control {
         Status {
             node: self.governor.config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: live.model.policy.as_ref().map_or(0, |p| p.number),
+            revision: live.model.revision_of(&PolicyOwner::default()),
+            policies: live.model.revisions(),
             generation: live.model.generation,
             agents: live.model.agents.len() as u64,
             datapath: datapath.ok(),
@@ -92,16 +99,28 @@ impl Control {
     }
 }
 
-fn policy_warning(live: &Generation) -> Option<String> {
-    match (&live.model.policy, &live.broken) {
-        (Some(policy), Some(broken)) => {
-            Some(format!("revision {} is not in force, everything is denied: {broken}", policy.number))
-        }
-        (None, _) => {
-            Some("no policy has been applied: everything is denied; see `clawgressctl policy apply`".into())
-        }
-        (Some(_), None) => None,
+fn policy_warnings(live: &Generation) -> Vec<String> {
+    let model = &live.model;
+    if !model.policies.keys().any(|owner| owner.tenant().is_some()) {
+        let none = "no policy has been applied: everything is denied; see `clawgressctl policy apply`";
+        return vec![none.to_owned()];
     }
+    let broken = live.broken.iter().map(|(owner, why)| {
+        let (number, of, what) = (model.revision_of(owner), of(owner), denied(owner, model));
+        format!("revision {number}{of} is not in force, {what} is denied: {why}")
+    });
+    let unruled: BTreeSet<&str> = model
+        .agents
+        .keys()
+        .map(AgentId::tenant)
+        .filter(|tenant| !model.policies.contains_key(&PolicyOwner::Tenant((*tenant).to_owned())))
+        .collect();
+    let unruled = unruled.into_iter().take(UNRULED_MAX).map(|tenant| {
+        format!(
+            "tenant `{tenant}` has agents and no policy, so that everything of it is denied; see `clawgressctl policy apply --tenant {tenant}`"
+        )
+    });
+    broken.chain(unruled).collect()
 }
 
 fn l7_warnings(l7: &[L7Status], latest: u64, warnings: &mut Vec<String>) {

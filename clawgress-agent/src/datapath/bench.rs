@@ -176,6 +176,7 @@ fn generation() -> Result<KernelGeneration<KernelTables>> {
         tables: Some(tables),
         agents: vec![agent],
         shared: Vec::new(),
+        revisions: BTreeMap::new(),
         turns_at: None,
     })
 }

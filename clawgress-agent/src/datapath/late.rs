@@ -6,6 +6,7 @@
 
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
 
 use super::names::Document;
 use super::plane::KernelPlane;
@@ -29,6 +30,7 @@ pub fn without_policy(document: &Document) -> Document {
         tables: None,
         agents: document.agents.clone(),
         shared: document.shared.clone(),
+        revisions: BTreeMap::new(),
         turns_at: document.turns_at,
     }
 }
@@ -37,7 +39,14 @@ pub fn without_policy(document: &Document) -> Document {
 #[must_use]
 pub fn nothing() -> Document {
     // A generation has a number; without a policy, programs see none.
-    Document { generation: 1, tables: None, agents: Vec::new(), shared: Vec::new(), turns_at: None }
+    Document {
+        generation: 1,
+        tables: None,
+        agents: Vec::new(),
+        shared: Vec::new(),
+        revisions: BTreeMap::new(),
+        turns_at: None,
+    }
 }
 
 // === impl KernelPlane ===

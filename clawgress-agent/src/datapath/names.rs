@@ -12,14 +12,14 @@ use anyhow::{Context as _, Result, ensure};
 use clawgress_api::MESSAGE_BYTES_MAX;
 use clawgress_api::clock::Clock;
 use clawgress_api::{
-    AgentRef, AuditRecord, Destination, Ingress, KernelGeneration, Plane, RecordKind, SourceRef,
+    AgentRef, AuditRecord, Destination, Ingress, KernelGeneration, Plane, RecordKind, Revisions, SourceRef,
     Verdict as Said,
 };
 use clawgress_ebpf_common::user::ip;
 use clawgress_ebpf_common::{
     DropReason, Event, Flow, FlowKey, IFINDEX_LOCAL, event_kind, flow_flag, hook, protocol,
 };
-use clawgress_identity::{Agent, AgentId, IdentityMethod};
+use clawgress_identity::{Agent, AgentId, IdentityMethod, PolicyOwner};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::KernelTables;
 use jiff::Timestamp;
@@ -56,6 +56,7 @@ pub struct Names {
 struct Generation {
     agents: BTreeMap<u32, Agent>,
     policies: Vec<Vec<String>>,
+    revisions: BTreeMap<PolicyOwner, u64>,
 }
 
 impl Names {
@@ -145,7 +146,8 @@ impl Names {
         let limiters = document.tables.iter().flat_map(|t| &t.limiters);
         policies.extend(limiters.map(|limiter| vec![limiter.policy.clone()]));
         let agents = document.agents.iter().map(|a| (a.index, a.clone())).collect();
-        let generation = Generation { agents, policies };
+        let revisions = document.revisions.clone();
+        let generation = Generation { agents, policies, revisions };
         let mut generations = self.generations.write();
         generations.insert(document.generation, generation);
         while generations.len() > GENERATIONS_MAX {
@@ -292,6 +294,8 @@ impl Names {
         }
         if let Some(generation) = exact {
             record.policies = generation.policies.get(policies as usize).cloned().unwrap_or_default();
+            let tenant = record.agent.as_ref().map(|agent| agent.tenant.as_str());
+            record.revisions = tenant.and_then(|tenant| Revisions::of(&generation.revisions, tenant));
         }
     }
 }
@@ -379,7 +383,14 @@ mod tests {
     }
 
     fn document(generation: u64) -> Document {
-        KernelGeneration { generation, tables: None, agents: Vec::new(), shared: Vec::new(), turns_at: None }
+        KernelGeneration {
+            generation,
+            tables: None,
+            agents: Vec::new(),
+            shared: Vec::new(),
+            revisions: BTreeMap::new(),
+            turns_at: None,
+        }
     }
 
     #[test]

@@ -501,6 +501,7 @@ mod tests {
             tables: Some(tables),
             agents: Vec::new(),
             shared: Vec::new(),
+            revisions: BTreeMap::new(),
             turns_at: None,
         };
         let error = Plan::new(&document, &BTreeMap::new()).expect_err("must be refused");
@@ -537,6 +538,7 @@ mod tests {
             tables: None,
             agents: Vec::new(),
             shared: Vec::new(),
+            revisions: BTreeMap::new(),
             turns_at: None,
         };
         assert_eq!(Plan::new(&document, &BTreeMap::new()).expect_err("refused"), PlanError::Number);
@@ -554,6 +556,7 @@ mod tests {
             tables: None,
             agents: Vec::new(),
             shared: vec![shared("one"), shared("two")],
+            revisions: BTreeMap::new(),
             turns_at: None,
         };
         let error = Plan::new(&document, &BTreeMap::from([("e".into(), 7)])).expect_err("refused");

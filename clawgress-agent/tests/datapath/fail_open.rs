@@ -1,6 +1,7 @@
 //! What an interface does when something fails: closed, unless its configuration says `danger`. In either
 //! mode, and whatever fails, a stranger gets nowhere.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -212,7 +213,14 @@ async fn with_a_full_flow_table_an_open_interface_forwards_what_is_direct() {
 }
 
 fn without_policy(generation: u64) -> KernelGeneration<clawgress_policy::kernel::KernelTables> {
-    KernelGeneration { generation, tables: None, agents: agents(), shared: Vec::new(), turns_at: None }
+    KernelGeneration {
+        generation,
+        tables: None,
+        agents: agents(),
+        shared: Vec::new(),
+        revisions: BTreeMap::new(),
+        turns_at: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -123,6 +123,7 @@ impl Kernel {
             tables,
             agents,
             shared: self.shared.clone(),
+            revisions: BTreeMap::new(),
             turns_at: None,
         };
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);

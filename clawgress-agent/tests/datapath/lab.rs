@@ -1,6 +1,7 @@
 //! A gateway between two namespaces, with the agent daemon's datapath role in it as a process. The test
 //! plays control and L7. Everything is torn down when the lab is dropped.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -227,6 +228,7 @@ impl Lab {
             tables: Some(tables),
             agents,
             shared: Vec::new(),
+            revisions: BTreeMap::new(),
             turns_at: None,
         })
         .await

@@ -2,6 +2,7 @@
 //! at; and what must hold whatever the time: no bucket is charged for what another refuses, one limiter is one
 //! bucket for all CPUs, addresses and generations, and sources without a binding share theirs with nobody bound.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clawgress_agent::datapath::bpf::Plain;
@@ -394,6 +395,7 @@ fn more_limits_than_buckets_are_told_of() {
             tables: Some(tables),
             agents,
             shared: Vec::new(),
+            revisions: BTreeMap::new(),
             turns_at: None,
         };
         Plan::new(&document, &interfaces).expect("plan").skipped

@@ -459,6 +459,7 @@ async fn refused_generations_change_nothing() {
         tables: Some(tables()),
         agents: two,
         shared: Vec::new(),
+        revisions: BTreeMap::new(),
         turns_at: None,
     };
     for (generation, document, want) in [

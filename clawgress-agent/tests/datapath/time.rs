@@ -1,5 +1,6 @@
 //! A generation counts for its time, and not much longer.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clawgress_api::KernelGeneration;
@@ -16,7 +17,14 @@ const LATE: SignedDuration = SignedDuration::from_secs(60);
 const LEFT: SignedDuration = SignedDuration::from_secs(15);
 
 fn generation(generation: u64, turns_at: Option<Timestamp>) -> KernelGeneration<KernelTables> {
-    KernelGeneration { generation, tables: Some(tables()), agents: agents(), shared: Vec::new(), turns_at }
+    KernelGeneration {
+        generation,
+        tables: Some(tables()),
+        agents: agents(),
+        shared: Vec::new(),
+        revisions: BTreeMap::new(),
+        turns_at,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -348,6 +348,22 @@ fn key_record(secret: &hmac::Key, text: &str, agent: &str) -> ApiKeyRecord {
     }
 }
 
+/// The first generation.
+fn first(policy: Option<&str>, keys: Vec<ApiKeyRecord>) -> Snapshot<PolicyBundle> {
+    Snapshot {
+        generation: 1,
+        policy: policy.map(bundle),
+        platform: None,
+        tenants: BTreeMap::new(),
+        revisions: BTreeMap::new(),
+        agents: vec![agent("web", 1), agent("other", 2)],
+        keys,
+        shared: Vec::new(),
+        runs: Vec::new(),
+        roots: clawgress_identity::RootRecords::default(),
+    }
+}
+
 impl Gateway {
     pub async fn start(options: Options) -> Gateway {
         let directory = tempfile::tempdir().expect("directory");
@@ -355,15 +371,7 @@ impl Gateway {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"the node's secret");
         let (key, other_key) = (ApiKey::compose([1; 6], [2; 32]), ApiKey::compose([3; 6], [4; 32]));
         let record = |text: &str, agent: &str| key_record(&secret, text, agent);
-        let first = Snapshot {
-            generation: 1,
-            policy: options.policy.map(bundle),
-            agents: vec![agent("web", 1), agent("other", 2)],
-            keys: vec![record(&key, "web"), record(&other_key, "other")],
-            shared: Vec::new(),
-            runs: Vec::new(),
-            roots: clawgress_identity::RootRecords::default(),
-        };
+        let first = first(options.policy, vec![record(&key, "web"), record(&other_key, "other")]);
         let control = Control {
             snapshots: watch::channel(envelope(&first)).0,
             applied: watch::channel((0, String::new())).0,

@@ -27,6 +27,8 @@ mod obligations;
 #[cfg(test)]
 mod pki;
 #[cfg(test)]
+mod platform;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod requests;

@@ -6,6 +6,7 @@
 //! cell. Anything else is refused here with its place. Must never approximate, and never evaluate.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cedar_policy_core::ast::Effect;
 use clawgress_identity::Agent;
@@ -40,9 +41,50 @@ impl Atoms {
         self.destination_ids.iter().map(|(prefixes, id)| (prefixes, *id))
     }
 
+    /// Takes in the atoms of another plan. Those that are equal are one.
+    pub(crate) fn take_in(&mut self, others: &Atoms) -> Renumbering {
+        let mut renumbering = Renumbering::default();
+        for (prefixes, atom) in others.destinations() {
+            let next = u32::try_from(self.destination_ids.len()).unwrap_or(u32::MAX);
+            let here = *self.destination_ids.entry(Arc::clone(prefixes)).or_insert(next);
+            renumbering.destinations.insert(atom, here);
+        }
+        for (ranges, atom) in others.ports() {
+            let next = u32::try_from(self.port_ids.len()).unwrap_or(u32::MAX);
+            let here = *self.port_ids.entry(ranges.clone()).or_insert(next);
+            renumbering.ports.insert(atom, here);
+        }
+        renumbering
+    }
+
     /// Ranges of each port atom, with its id.
     pub(crate) fn ports(&self) -> impl Iterator<Item = (&PortRanges, u32)> {
         self.port_ids.iter().map(|(ranges, id)| (ranges, *id))
+    }
+}
+
+/// What the atoms of one plan are among those of several.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Renumbering {
+    destinations: BTreeMap<u32, u32>,
+    ports: BTreeMap<u32, u32>,
+}
+
+impl Renumbering {
+    /// These of a plan's destination atoms.
+    pub(crate) fn destinations<'a>(
+        &'a self,
+        atoms: impl Iterator<Item = &'a u32> + 'a,
+    ) -> impl Iterator<Item = u32> + 'a {
+        atoms.filter_map(|atom| self.destinations.get(atom)).copied()
+    }
+
+    /// These of its port atoms.
+    pub(crate) fn ports<'a>(
+        &'a self,
+        atoms: impl Iterator<Item = &'a u32> + 'a,
+    ) -> impl Iterator<Item = u32> + 'a {
+        atoms.filter_map(|atom| self.ports.get(atom)).copied()
     }
 }
 

@@ -1,38 +1,34 @@
 //! Cells to tables: decides every distinct cell once, then gives agents, destinations and ports that
 //! are decided alike one class. Must decide by the real evaluator only.
 
-use std::cell::LazyCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 
-use super::cells::{self, Cell, Destinations, Kind, PortCell};
-use super::plan::Rule;
+use super::cells::{self, Cell, Destinations, PortCell};
+use super::judge::{Court, Judge};
 use super::{
-    EVALUATIONS_MAX, KernelAction, KernelTables, LIMIT_SETS_MAX, LIMITS_PER_CELL_MAX, Limiter,
-    MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX, VerdictCell, default_reason,
+    KernelAction, KernelTables, LIMIT_SETS_MAX, Limiter, MATRIX_CELLS_MAX, PREFIXES_MAX, VERDICTS_MAX,
+    VerdictCell, default_reason,
 };
-use crate::PolicyErrors;
 use crate::prefix::{Prefix, bits};
-use crate::request::{Decision, Operation, Request, Transport};
-use crate::set::Given;
-use crate::set::{Inner, obliged_to};
-use crate::vocabulary::ActionKind;
+use crate::request::Transport;
+use crate::{PolicyErrors, PolicySet};
 
 /// Values to dense numbers, in order of first appearance.
 #[derive(Debug)]
-struct Numbers<T: Ord> {
+pub(super) struct Numbers<T: Ord> {
     numbers: BTreeMap<T, u32>,
 }
 
 impl<T: Ord> Numbers<T> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Numbers { numbers: BTreeMap::new() }
     }
 
-    fn number(&mut self, value: T) -> u32 {
+    pub(super) fn number(&mut self, value: T) -> u32 {
         let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
         *self.numbers.entry(value).or_insert(next)
     }
@@ -51,28 +47,21 @@ impl<T: Ord> Numbers<T> {
 
 /// What a cell does, why, and how fast at most.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Value {
-    action: KernelAction,
-    policies: Vec<String>,
+pub(super) struct Value {
+    pub(super) action: KernelAction,
+    pub(super) policies: Vec<String>,
     /// Indices of limiters, ascending.
-    limits: Vec<u32>,
-    never_direct: bool,
+    pub(super) limits: Vec<u32>,
+    pub(super) never_direct: bool,
 }
 
 /// Numbers of the values at one destination for one agent: what has no ports, then TCP and UDP by port
 /// kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Row {
-    portless: Vec<(Transport, u32)>,
-    tcp: Vec<u32>,
-    udp: Vec<u32>,
-}
-
-/// What one pair of decisions comes to at an address that need not be named, and at one that must be.
-#[derive(Clone, Copy)]
-struct Guarded<T> {
-    open: T,
-    reserved: T,
+pub(super) struct Row {
+    pub(super) portless: Vec<(Transport, u32)>,
+    pub(super) tcp: Vec<u32>,
+    pub(super) udp: Vec<u32>,
 }
 
 /// Port cells with the same true atoms are one kind.
@@ -83,30 +72,32 @@ struct PortKinds {
     samples: Vec<(u16, Vec<u32>)>,
 }
 
+/// Tables for agents, each decided by the set that `panel` says, of `sets`.
 pub(super) fn tabulate(
-    inner: &Inner,
-    given: Given<'_>,
+    sets: &[&PolicySet],
+    panel: impl Fn(&Agent) -> usize,
     agents: &[Agent],
 ) -> Result<KernelTables, PolicyErrors> {
-    let plan = inner.plan();
+    let court = Court::new(sets)?;
     // Cells with the same true atoms, reserved or not, are one kind; cell 0 is the whole space.
-    let Destinations { cells, kinds } = cells::destinations(&plan.atoms);
+    let Destinations { cells, kinds } = cells::destinations(&court.atoms);
     check(cells.len(), PREFIXES_MAX, "destination prefixes", "aggregate prefixes in the named sets")?;
-    let ports = cells::ports(&plan.atoms);
+    let ports = cells::ports(&court.atoms);
     let port_kinds = port_kinds(&ports);
 
     let mut agent_keys = Numbers::new();
-    let mut key_samples: Vec<&Agent> = Vec::new();
-    let key_of_agent: Vec<(u32, u32)> = agents
-        .iter()
-        .map(|agent| {
-            let key = agent_keys.number(plan.key(agent));
-            if key as usize == key_samples.len() {
-                key_samples.push(agent);
-            }
-            (agent.index, key)
-        })
-        .collect();
+    let mut key_samples: Vec<(usize, &Agent)> = Vec::new();
+    let mut key_of_agent: Vec<(u32, u32)> = Vec::with_capacity(agents.len());
+    for agent in agents {
+        let panel = panel(agent);
+        // One that nobody decides for is in no class, and so anonymous.
+        let Some(key) = court.key(panel, agent) else { continue };
+        let key = agent_keys.number(key);
+        if key as usize == key_samples.len() {
+            key_samples.push((panel, agent));
+        }
+        key_of_agent.push((agent.index, key));
+    }
     check(
         key_samples.len().saturating_mul(kinds.len()),
         MATRIX_CELLS_MAX,
@@ -114,24 +105,24 @@ pub(super) fn tabulate(
         "write policies for teams and named sets rather than single agents and addresses",
     )?;
 
-    let mut judge = Judge { inner, given, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 };
+    let mut judge = Judge::new(&court);
     // The defaults first, so that their numbers are the lowest.
     for transport in [Transport::Tcp, Transport::Gre] {
         judge.values.number(default_value(transport));
     }
     let matrix: Vec<Vec<u32>> = key_samples
         .iter()
-        .map(|agent| judge.agent(agent, &kinds, &port_kinds.samples))
+        .map(|sample| judge.agent(*sample, &kinds, &port_kinds.samples))
         .collect::<Result<_, _>>()?;
     let values = judge.values.into_values();
     let rows = judge.rows.into_values();
     let kinds = kinds.len();
-    let limiters = inner.limiters();
+    let limiters = &court.limiters;
     Classes { cells: &cells, kinds, ports: &ports, port_kinds: &port_kinds, values, rows, limiters }
         .tables(&matrix, &key_of_agent)
 }
 
-fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), PolicyErrors> {
+pub(super) fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Result<(), PolicyErrors> {
     if count <= bound {
         return Ok(());
     }
@@ -165,164 +156,6 @@ fn port_kinds(ports: &[PortCell]) -> PortKinds {
 /// Port ranges with their classes, and a port kind for each class.
 type PortClasses = (Vec<(u16, u16)>, Vec<usize>);
 
-/// Asks the evaluator.
-struct Judge<'a> {
-    inner: &'a Inner,
-    /// What the tables are for.
-    given: Given<'a>,
-    values: Numbers<Value>,
-    rows: Numbers<Row>,
-    evaluations: usize,
-}
-
-/// The policies that can match one agent.
-struct Slice {
-    connect: cedar_policy::PolicySet,
-    direct: cedar_policy::PolicySet,
-    obligations: cedar_policy::PolicySet,
-    destinations: BTreeSet<u32>,
-    ports: BTreeSet<u32>,
-    /// Whether there is a guard of `direct`, which may say no, or fail.
-    asks_direct: bool,
-}
-
-impl Slice {
-    fn new(rules: &[&Rule]) -> Result<Slice, PolicyErrors> {
-        let set = |applies: fn(&Rule) -> bool| {
-            let policies = rules.iter().filter(|r| applies(r)).filter_map(|r| r.cedar.clone());
-            cedar_policy::PolicySet::from_policies(policies).map_err(|e| PolicyErrors::one(e.to_string()))
-        };
-        Ok(Slice {
-            connect: set(|r| r.connect)?,
-            direct: set(|r| r.direct)?,
-            obligations: set(|r| r.is_obligation)?,
-            destinations: rules.iter().flat_map(|r| &r.destinations).copied().collect(),
-            ports: rules.iter().flat_map(|r| &r.ports).copied().collect(),
-            asks_direct: rules.iter().any(|r| r.direct),
-        })
-    }
-}
-
-impl Judge<'_> {
-    /// Numbers of the rows of every destination kind, for this agent. Only the atoms of policies that
-    /// can match the agent tell destinations and ports apart.
-    fn agent(
-        &mut self,
-        agent: &Agent,
-        destinations: &[Kind],
-        ports: &[(u16, Vec<u32>)],
-    ) -> Result<Vec<u32>, PolicyErrors> {
-        let slice = Slice::new(&self.inner.plan().rules_for(agent))?;
-        let relevant = |atoms: &[u32], among: &BTreeSet<u32>| -> Vec<u32> {
-            atoms.iter().filter(|a| among.contains(a)).copied().collect()
-        };
-        let mut port_numbers = Numbers::new();
-        let mut port_samples = Vec::new();
-        let port_of: Vec<u32> = ports
-            .iter()
-            .map(|(first, atoms)| {
-                let number = port_numbers.number(relevant(atoms, &slice.ports));
-                if number as usize == port_samples.len() {
-                    port_samples.push(*first);
-                }
-                number
-            })
-            .collect();
-        let mut known: BTreeMap<Vec<u32>, Guarded<u32>> = BTreeMap::new();
-        let mut rows = Vec::with_capacity(destinations.len());
-        for Kind { ip, is_reserved, atoms } in destinations {
-            let key = relevant(atoms, &slice.destinations);
-            let row = match known.get(&key) {
-                Some(row) => *row,
-                None => {
-                    let row = self.row(agent, &slice, *ip, &port_of, &port_samples)?;
-                    *known.entry(key).or_insert(row)
-                }
-            };
-            rows.push(if *is_reserved { row.reserved } else { row.open });
-        }
-        Ok(rows)
-    }
-
-    fn row(
-        &mut self,
-        agent: &Agent,
-        slice: &Slice,
-        ip: IpAddr,
-        port_of: &[u32],
-        port_samples: &[u16],
-    ) -> Result<Guarded<u32>, PolicyErrors> {
-        let transports: Vec<Transport> =
-            std::iter::once(Transport::Icmp).chain(self.inner.plan().transports()).collect();
-        let portless = transports
-            .into_iter()
-            .map(|transport| Ok((transport, self.value(agent, slice, ip, 0, transport)?)))
-            .collect::<Result<Vec<_>, PolicyErrors>>()?;
-        let mut by_port = |transport| {
-            port_samples
-                .iter()
-                .map(|port| self.value(agent, slice, ip, *port, transport))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let (tcp, udp) = (by_port(Transport::Tcp)?, by_port(Transport::Udp)?);
-        let mut row = |of: fn(&Guarded<u32>) -> u32| {
-            let spread = |values: &[Guarded<u32>]| -> Vec<u32> {
-                port_of.iter().filter_map(|n| values.get(*n as usize)).map(of).collect()
-            };
-            let portless = portless.iter().map(|(transport, value)| (*transport, of(value))).collect();
-            self.rows.number(Row { portless, tcp: spread(&tcp), udp: spread(&udp) })
-        };
-        Ok(Guarded { open: row(|v| v.open), reserved: row(|v| v.reserved) })
-    }
-
-    /// Indices of the limiters of these policies; both ascend by the policies' ids.
-    fn limits(&self, obligations: &[String]) -> Vec<u32> {
-        let index = |id: &String| self.inner.limiters().binary_search_by(|l| l.policy.cmp(id)).ok();
-        obligations.iter().filter_map(index).filter_map(|n| u32::try_from(n).ok()).collect()
-    }
-
-    fn value(
-        &mut self,
-        agent: &Agent,
-        slice: &Slice,
-        ip: IpAddr,
-        port: u16,
-        transport: Transport,
-    ) -> Result<Guarded<u32>, PolicyErrors> {
-        self.evaluations += 1;
-        check(
-            self.evaluations,
-            EVALUATIONS_MAX,
-            "decisions to compile",
-            "write policies for teams and named sets rather than single agents, addresses and ports",
-        )?;
-        let connect = Request { agent, operation: Operation::Connect { ip, port, transport } };
-        let direct = Request { agent, operation: Operation::Direct { ip, port, transport } };
-        let obliged = self.inner.decide_among(&slice.obligations, &connect, self.given);
-        let connect = self.inner.decide_among(&slice.connect, &connect, self.given);
-        let (connect, obligations) = obliged_to(connect, obliged);
-        let connect = self.inner.named(ActionKind::Connect, connect, transport);
-        let direct = LazyCell::new(|| {
-            let decision = self.inner.decide_among(&slice.direct, &direct, self.given);
-            self.inner.named(ActionKind::Direct, decision, transport)
-        });
-        let limits = self.limits(&obligations);
-        let value = |reach: Decision| {
-            let (action, policies) = super::combine(transport, reach, || (*direct).clone());
-            let limits = if may_pass(action) { limits.clone() } else { Vec::new() };
-            let never_direct =
-                slice.asks_direct && super::may_be_learned(transport, action) && super::forbids(&direct);
-            Value { action, policies, limits, never_direct }
-        };
-        let (open, reserved) = (value(connect.clone()), value(self.inner.guard(connect, ip)));
-        if open.limits.len() > LIMITS_PER_CELL_MAX || reserved.limits.len() > LIMITS_PER_CELL_MAX {
-            let place = format!("{} of `{}` to {ip}, port {port}", transport.name(), agent.id);
-            return Err(too_many_limits(&place, &obligations));
-        }
-        Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
-    }
-}
-
 /// Whether a packet of the cell may pass: also where nobody reads it, since the kernel lets it through by what it
 /// learned from DNS, or to the gateway's DNS.
 pub(super) fn may_pass(action: KernelAction) -> bool {
@@ -330,14 +163,6 @@ pub(super) fn may_pass(action: KernelAction) -> bool {
         KernelAction::Deny(code) => code == DropReason::InspectionRequired.code(),
         KernelAction::Steer | KernelAction::Direct => true,
     }
-}
-
-fn too_many_limits(place: &str, obligations: &[String]) -> PolicyErrors {
-    let shown = obligations.iter().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
-    PolicyErrors::one(format!(
-        "{} rate limits apply at once to {place}, and {LIMITS_PER_CELL_MAX} may: {shown}: narrow some, or put them together",
-        obligations.len()
-    ))
 }
 
 /// Gives equal agents, destinations and ports one class each.

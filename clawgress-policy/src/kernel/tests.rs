@@ -10,11 +10,14 @@ mod oracle;
 mod random;
 
 use oracle::{limits_alone, limits_of, never_direct, oracle};
-use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, moment, policies, sets};
+use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, moment, policies, sets, two};
 
 /// Packets compared in one run, over all random sets.
 const PACKETS: usize = 20_000;
 const PACKETS_PER_SET: usize = 100;
+/// Groups of tenants' sets under a platform's, in most runs and at most.
+const TENANT_SETS: usize = 20;
+const TENANT_SETS_MAX: usize = 10 * TENANT_SETS;
 /// Most policy sets: ten times as many as meet everything in most runs.
 const SETS_MAX: usize = 10 * PACKETS / PACKETS_PER_SET;
 
@@ -98,6 +101,87 @@ fn tables_equal_decisions_on_random_sets() {
     }
     let reserved = KernelAction::Deny(DropReason::AddressReserved.code());
     assert!(!seen.contains_key(&(false, reserved)), "seed {seed}: {seen:?}");
+}
+
+/// Two tenants' sets under the platform's, and a tenant without one: tables say what each pair of sets says.
+#[test]
+fn tables_equal_decisions_of_tenants_under_the_platform() {
+    let seed = match std::env::var("CLAWGRESS_SEED") {
+        Ok(text) => text.parse().expect("CLAWGRESS_SEED is a number"),
+        Err(_) => RandomState::new().build_hasher().finish(),
+    };
+    println!("CLAWGRESS_SEED={seed}");
+    let mut r = Random(seed);
+    let mut agents = agents();
+    agents.push(agent(12, "nobodys/web", Some("payments"), Some("prod"), Some("crawler")));
+    let mut seen = BTreeMap::new();
+    let met = |seen: &BTreeMap<(String, bool, KernelAction), usize>| {
+        tenants_outcomes().iter().all(|met| seen.contains_key(met))
+    };
+    for number in 0..TENANT_SETS_MAX {
+        if number >= TENANT_SETS && met(&seen) {
+            break;
+        }
+        let now_ms = moment(&mut r);
+        let (text, names_of, set, platform) = two(&mut r);
+        let (other_text, other_names, other) = policies(&mut r);
+        let has_platform = r.below(8) > 0;
+        let tenants = BTreeMap::from([("default".to_owned(), set), ("acme".to_owned(), other)]);
+        let policies = Policies::new(has_platform.then_some(platform), tenants).unwrap().at(now_ms);
+        // Limits of the other tenant and of the platform may be too many together.
+        let Ok(tables) = compile_all(&policies, &agents) else { continue };
+        let none = NamesOf::new();
+        for _ in 0..PACKETS_PER_SET {
+            let agent = r.pick(&agents);
+            let set = policies.of(agent.id.tenant());
+            let names_of = match agent.id.tenant() {
+                "default" => &names_of,
+                "acme" => &other_names,
+                _ => &none,
+            };
+            let ip = address(&mut r);
+            let transport = r.pick(&Transport::ALL);
+            let port = r.pick(&PORTS).wrapping_add([0, 1, u16::MAX][r.below(3)]);
+            let (action, ids) = tables.lookup(agent.index, ip, transport, port);
+            let wanted = oracle(set, names_of, &agent, ip, transport, port);
+            let told = || {
+                format!(
+                    "seed {seed}: {} to {ip} {transport:?} {port}\n{text}\n// acme\n{other_text}",
+                    agent.id
+                )
+            };
+            assert_eq!((action, ids.to_vec()), wanted, "{}", told());
+            assert_eq!(expected(set, &agent, ip, transport, port), wanted, "{}", told());
+            let limits = limits_of(&tables, agent.index, ip, transport, port);
+            assert_eq!(expected_limits(set, &agent, ip, transport, port), limits, "{}", told());
+            let never = tables.lookup_never_direct(agent.index, ip, transport, port);
+            assert_eq!(never, never_direct(set, &agent, ip, transport, port, action), "{}", told());
+            assert_eq!(never, expected_never_direct(set, &agent, ip, transport, port), "{}", told());
+            let by_platform = ids.iter().any(|id| id.starts_with(crate::PLATFORM_PREFIX));
+            *seen.entry((agent.id.tenant().to_owned(), by_platform, action)).or_insert(0) += 1;
+        }
+    }
+    println!("{seen:?}");
+    assert!(met(&seen), "seed {seed}: {seen:?}");
+    let passes = |action: &KernelAction| matches!(action, KernelAction::Direct | KernelAction::Steer);
+    assert!(!seen.keys().any(|(tenant, _, action)| tenant == "nobodys" && passes(action)), "{seen:?}");
+}
+
+/// What packets must meet: whose agents, whether a policy of the platform's determined it, and what is done.
+fn tenants_outcomes() -> Vec<(String, bool, KernelAction)> {
+    let deny = |reason: DropReason| KernelAction::Deny(reason.code());
+    let outcomes = [
+        ("default", true, KernelAction::Direct),
+        ("default", true, KernelAction::Steer),
+        ("default", true, deny(DropReason::PolicyForbidden)),
+        ("default", false, deny(DropReason::PolicyForbidden)),
+        ("acme", true, KernelAction::Steer),
+        ("acme", false, KernelAction::Steer),
+        ("acme", true, deny(DropReason::PolicyForbidden)),
+        ("nobodys", false, deny(DropReason::PolicyDenied)),
+        ("nobodys", true, deny(DropReason::PolicyForbidden)),
+    ];
+    outcomes.map(|(tenant, by_platform, action)| (tenant.to_owned(), by_platform, action)).into()
 }
 
 /// What packets must meet, reserved address or not, so that agreement means something.

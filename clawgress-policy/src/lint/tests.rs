@@ -43,7 +43,7 @@ fn lint(text: &str, configuration: &Configuration<'_>) -> Vec<Finding> {
 fn found(scope: &str, condition: &str) -> Vec<(Certainty, Lint)> {
     let when = if condition.is_empty() { String::new() } else { format!(" when {{ {condition} }}") };
     let text = format!("@id(\"p\") permit ({scope}){when};");
-    lint(&text, &Configuration { enforced: Enforced::all(), agents: None })
+    lint(&text, &Configuration { enforced: Enforced::all(), agents: None, platform: None })
         .into_iter()
         .map(|f| (f.severity, f.lint))
         .collect()
@@ -202,7 +202,8 @@ fn a_permit_below_a_forbid_is_proven() {
 
 #[test]
 fn actions_that_nothing_asks_about_are_refused() {
-    let configuration = Configuration { enforced: Enforced::of(&["connect", "tls"]).unwrap(), agents: None };
+    let configuration =
+        Configuration { enforced: Enforced::of(&["connect", "tls"]).unwrap(), agents: None, platform: None };
     let of = |scope: &str| {
         let text = format!("@id(\"p\") permit (principal, {scope}, resource);");
         lint(&text, &configuration)
@@ -286,4 +287,41 @@ fn much_is_bounded() {
         .map(|n| format!("@id(\"f{n}\") forbid ({HTTP}) when {{ context.path == \"/{n}\" }};\n@id(\"p{n}\") permit ({HTTP}) when {{ context.path == \"/x{n}\" }};\n"))
         .collect();
     assert_eq!(lint(&many, &Configuration::default()), []);
+}
+
+/// What the platform leaves nothing of is told as a warning, where that can be told: sets of one name are two.
+#[test]
+fn what_the_platform_denies_is_suspected() {
+    let above = r#"@id("p") permit (principal, action in Action::"reach", resource);
+        @id("web") permit (principal, action == Action::"http", resource) when { context.path like "/public/*" };
+        @id("no") forbid (principal, action == Action::"http", resource) when { context.method == "DELETE" };
+        @id("listed") forbid (principal, action == Action::"http", resource in HostSet::"saas");"#;
+    let told = |scope: &str, condition: &str, platform| {
+        let text = format!("@id(\"x\") permit ({scope}) when {{ {condition} }};");
+        let found = lint(&text, &Configuration { platform, ..Configuration::default() }).into_iter();
+        found.map(|f| (f.severity, f.lint, f.message)).collect::<Vec<_>>()
+    };
+    for (scope, condition, message) in [
+        (
+            HTTP,
+            r#"context.method == "DELETE" && context.path == "/public/x""#,
+            Some("`no` of the platform's policy forbids"),
+        ),
+        (HTTP, r#"context.path == "/private""#, Some("permits nothing of what it permits")),
+        ("principal, action == Action::\"tunnel\", resource", "context.port == 443", Some("permits nothing")),
+        (HTTP, r#"context.path == "/public/x""#, None),
+        (HTTP, r#"context.path == "/public/x" && resource in HostSet::"saas""#, None),
+        (CONNECT, "context.port == 443", None),
+    ] {
+        assert_eq!(told(scope, condition, None), [], "{condition}");
+        let told = told(scope, condition, Some(above));
+        match message {
+            None => assert_eq!(told, [], "{condition}"),
+            Some(message) => {
+                let [(severity, lint, said)] = told.as_slice() else { panic!("{condition}: {told:?}") };
+                assert_eq!((*severity, *lint), (Certainty::Warning, Lint::PlatformDenies));
+                assert!(said.contains(message), "{said}");
+            }
+        }
+    }
 }

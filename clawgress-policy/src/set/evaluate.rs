@@ -16,13 +16,14 @@ use super::{Given, Inner};
 use crate::Host;
 use crate::address::canonical;
 use crate::content;
-use crate::effect::{Obligation, Would};
+use crate::effect::{Effect, Obligation, Would};
 use crate::fingerprint::Signal;
 use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::members::Members;
 use crate::request::{Decision, Operation, Request};
+use crate::time::Zone;
 use crate::vocabulary::ActionKind;
 
 /// A request's resource and context in Cedar's terms.
@@ -41,6 +42,15 @@ impl Inner {
     /// The same, as decisions ask them.
     pub(super) fn limiting_lowered(&self) -> &Group {
         self.obliging_lowered.of(ActionKind::Connect)
+    }
+
+    /// Whether any policy may oblige what stays unread (`tls`, `tunnel`) to something.
+    pub(super) fn obliges_opaque(&self) -> bool {
+        let obligation = |id: &cedar_policy::PolicyId| self.obligations.get(id.to_string().as_str());
+        // An alert is told whatever comes of the rest, and changes nothing.
+        let holds_back = |id| obligation(id).is_some_and(|o| o.effect != Effect::Alert);
+        let obliging = [ActionKind::Tls, ActionKind::Tunnel].map(|action| self.obliging.of(action));
+        obliging.iter().any(|set| set.policies().any(|policy| holds_back(policy.id())))
     }
 
     /// The obligations that L7 keeps of those that match.
@@ -75,6 +85,10 @@ impl Inner {
 
     pub(crate) fn limiters(&self) -> &[Limiter] {
         &self.limiters
+    }
+
+    pub(crate) fn zone(&self) -> &Zone {
+        &self.zone
     }
 
     pub(crate) fn members(&self) -> &Members {

@@ -105,16 +105,17 @@ type Found<'a> = (&'a str, Option<usize>);
 /// A problem and where it is.
 type Trouble = (Option<usize>, String);
 
-/// Reads the obligation that a policy is, if it has an effect. `None` with problems: not one that holds.
+/// Reads the obligation that a policy is, if it has an effect: `id` is what its text calls it, `name` what decisions do.
+/// `None` with problems: not one that holds.
 pub(super) fn read(
     policy: &Policy,
-    id: &str,
+    (id, name): (&str, &str),
     source: &Source<'_>,
     problems: &mut Vec<PolicyProblem>,
 ) -> Option<Obliged> {
     let start = policy.loc().map(Loc::start);
-    let find = |name: &str| -> Option<Found<'_>> {
-        let (_, found) = policy.annotations().find(|(key, _)| key.to_string() == name)?;
+    let find = |wanted: &str| -> Option<Found<'_>> {
+        let (_, found) = policy.annotations().find(|(key, _)| key.to_string() == wanted)?;
         Some((found.val.as_str(), found.loc.as_ref().map(Loc::start).or(start)))
     };
     let mut troubles = Vec::new();
@@ -135,7 +136,7 @@ pub(super) fn read(
                 let message = "`@mode` is for guards, and a policy with an effect is none: remove it; to try a limit out, write `@effect(\"alert\")`";
                 troubles.push((at, message.to_owned()));
             }
-            obliged(policy, id, effect, &find, &mut troubles)
+            obliged(policy, name, effect, &find, &mut troubles)
         }
     };
     let is_sound = troubles.is_empty();

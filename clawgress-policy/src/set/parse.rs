@@ -11,6 +11,7 @@ use cedar_policy::{
 };
 use cedar_policy_core::ast;
 use cedar_policy_core::parser::Loc;
+use clawgress_identity::PolicyOwner;
 
 use super::lowered::Group;
 use super::obligation::{self, Obliged};
@@ -33,6 +34,9 @@ pub const POLICIES_MAX: usize = 8_192;
 /// Most problems reported at once; a person fixes the first ones first.
 pub const PROBLEMS_MAX: usize = 100;
 
+/// What stands before an id of the platform's policies in decisions and records. No tenant's id begins so.
+pub const PLATFORM_PREFIX: &str = "platform/";
+
 /// Annotations that only inform people.
 const ANNOTATIONS_INFORMATIVE: [&str; 3] = ["description", "owner", "reference"];
 /// Annotations that will change what a policy does; until then a policy must not carry them.
@@ -43,6 +47,8 @@ struct Draft {
     cedar: cedar_policy::Policy,
     start: usize,
     id: Option<String>,
+    /// What decisions call it: the id, behind [`PLATFORM_PREFIX`] if it is the platform's.
+    name: String,
     /// What it obliges to; `None` for a guard.
     obliged: Option<Obliged>,
 }
@@ -59,7 +65,13 @@ pub(super) fn members(sets: &NamedSets, geo: &Geo) -> Result<Members, PolicyErro
     Members::new(sets, geo).map_err(|messages| errors(messages.into_iter().map(problem).collect()))
 }
 
-pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, PolicyErrors> {
+/// `owner` is whose the text is; of nobody's it may name whomever it likes.
+pub(super) fn parse(
+    text: &str,
+    members: Members,
+    zone: Zone,
+    owner: Option<&PolicyOwner>,
+) -> Result<Inner, PolicyErrors> {
     let vocabulary = Vocabulary::shared().map_err(PolicyErrors::one)?;
     let source = Source::new(text);
     let report = |problems| errors(problems);
@@ -67,10 +79,10 @@ pub(super) fn parse(text: &str, members: Members, zone: Zone) -> Result<Inner, P
     let set = cedar_policy::PolicySet::from_str(text).map_err(|e| errors(syntax_problems(&e, &source)))?;
 
     let mut problems = template_problems(&set, &source);
-    let mut drafts = drafts(&set, &source, &mut problems);
+    let mut drafts = drafts(&set, &source, owner, &mut problems);
     let (limiters, obligations) = obliged(&mut drafts, &source, &mut problems);
     for draft in &drafts {
-        problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members));
+        problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members, owner));
         problems.extend(ranges::review(draft.ast(), draft.id.as_deref(), &source));
     }
     validate(vocabulary, &drafts, &source, &mut problems);
@@ -193,19 +205,23 @@ fn template_problems(set: &cedar_policy::PolicySet, source: &Source<'_>) -> Vec<
 fn drafts(
     set: &cedar_policy::PolicySet,
     source: &Source<'_>,
+    owner: Option<&PolicyOwner>,
     problems: &mut Vec<PolicyProblem>,
 ) -> Vec<Draft> {
     let mut drafts: Vec<Draft> = set
         .policies()
         .map(|cedar| {
             let ast: &Policy = cedar.as_ref();
-            Draft { start: ast.loc().map_or(0, Loc::start), cedar: cedar.clone(), id: None, obliged: None }
+            let start = ast.loc().map_or(0, Loc::start);
+            Draft { cedar: cedar.clone(), start, id: None, name: String::new(), obliged: None }
         })
         .collect();
     drafts.sort_by_key(|d| d.start);
     let mut seen = BTreeMap::new();
     for draft in &mut drafts {
-        draft.id = annotations(&draft.cedar, draft.start, source, problems);
+        draft.id = annotations(&draft.cedar, draft.start, source, owner, problems);
+        let prefix = if owner == Some(&PolicyOwner::Platform) { PLATFORM_PREFIX } else { "" };
+        draft.name = format!("{prefix}{}", draft.id.as_deref().unwrap_or_default());
         let Some(id) = &draft.id else { continue };
         if let Some(first) = seen.insert(id.clone(), draft.start) {
             let (first, _) = source.place(first);
@@ -226,10 +242,12 @@ fn obliged(
     let (mut limiters, mut obligations) = (Vec::new(), BTreeMap::new());
     for draft in drafts {
         let id = draft.id.clone().unwrap_or_default();
-        draft.obliged = obligation::read(draft.ast(), &id, source, problems);
+        draft.obliged = obligation::read(draft.ast(), (&id, &draft.name), source, problems);
         match &draft.obliged {
             Some(Obliged::Kernel(limiter)) => limiters.push(limiter.clone()),
-            Some(Obliged::L7(obligation)) => drop(obligations.insert(id, Arc::new(obligation.clone()))),
+            Some(Obliged::L7(obligation)) => {
+                obligations.insert(draft.name.clone(), Arc::new(obligation.clone()));
+            }
             Some(Obliged::Logged) | None => {}
         }
     }
@@ -262,6 +280,7 @@ fn annotations(
     cedar: &cedar_policy::Policy,
     start: usize,
     source: &Source<'_>,
+    owner: Option<&PolicyOwner>,
     problems: &mut Vec<PolicyProblem>,
 ) -> Option<String> {
     let ast: &Policy = cedar.as_ref();
@@ -274,6 +293,13 @@ fn annotations(
                 "`{}` cannot be an id: use 1 to {SET_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`, `/` or `:`",
                 quote(&annotation.val)
             ),
+            "id" if owner.is_some_and(|owner| owner.tenant().is_some())
+                && annotation.val.starts_with(PLATFORM_PREFIX) =>
+            {
+                format!(
+                    "`{PLATFORM_PREFIX}` is what ids of the platform's policies begin with in records: use another id"
+                )
+            }
             "id" => continue,
             known if ANNOTATIONS_INFORMATIVE.contains(&known) => continue,
             // Read when all ids are known to be there.
@@ -386,5 +412,5 @@ fn finish(draft: &Draft) -> Result<cedar_policy::Policy, PolicyProblem> {
     } else {
         draft.cedar.sub_entity_literals(renamed).map_err(|e| failed(&e))?
     };
-    Ok(policy.new_id(PolicyId::new(draft.id.as_deref().unwrap_or_default())))
+    Ok(policy.new_id(PolicyId::new(&draft.name)))
 }

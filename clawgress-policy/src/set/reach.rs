@@ -9,7 +9,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use ipnet::IpNet;
 
-use super::{Inner, PolicySet};
+use super::{Given, Inner, PolicySet};
 use crate::address::{canonical, is_reserved};
 use crate::members::{Class, Members};
 use crate::prefix::{Prefix, PrefixIndex};
@@ -83,16 +83,34 @@ impl PolicySet {
     ///
     /// Obligations allow and deny nothing; but one that can't be evaluated denies with
     /// [`DropReason::PolicyError`], as a guard does: who knows what it would have held back.
+    ///
+    /// Where the platform's set stands above this one, its `connect` has to allow it too. That names nothing and need
+    /// not: it only takes away.
     #[must_use]
     pub fn reach(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
         if !self.inner.plan.may_carry(transport) {
             return unnamed();
         }
         let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
-        let obliged = self.inner.decide_by(self.inner.limiting_lowered(), &request, self.given());
-        let (decision, _) = obliged_to(self.decide(&request), obliged);
-        let decision = self.inner.named(ActionKind::Connect, decision, transport);
-        if is_reserved(ip) { self.inner.guard(decision, ip) } else { decision }
+        let own = self.inner.reached(&request, self.given());
+        let own = self.inner.named(ActionKind::Connect, own, transport);
+        let own = if is_reserved(ip) { self.inner.guard(own, ip) } else { own };
+        match self.above() {
+            None => own,
+            Some(platform) => own.under(platform.reached(&request, self.given())),
+        }
+    }
+
+    /// The `connect` decision without the guards of what must be named: what a set that stands above others says.
+    pub(crate) fn reach_unguarded(
+        &self,
+        agent: &Agent,
+        ip: IpAddr,
+        port: u16,
+        transport: Transport,
+    ) -> Decision {
+        let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
+        self.inner.reached(&request, self.given())
     }
 
     /// Ids of the rate limits that what [`reach`](Self::reach) allows is subject to, ascending: each
@@ -100,16 +118,31 @@ impl PolicySet {
     #[must_use]
     pub fn limits(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Vec<String> {
         let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
-        let obliged = self.inner.decide_by(self.inner.limiting_lowered(), &request, self.given());
-        if obliged.is_allow() { obliged.policies } else { Vec::new() }
+        let limiting = |half: &Inner| half.decide_by(half.limiting_lowered(), &request, self.given());
+        let mut limits = Vec::new();
+        for obliged in self.halves().map(limiting) {
+            match obliged.verdict {
+                Ok(()) => limits.extend(obliged.policies),
+                Err(DropReason::PolicyError) => return Vec::new(),
+                // None matches.
+                Err(_) => {}
+            }
+        }
+        limits.sort_unstable();
+        limits
     }
 
     /// Whether what is in reach is forwarded by the kernel: the `direct` decision, with the same guard of
     /// transports that must be named.
     #[must_use]
     pub fn forward(&self, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Decision {
-        let decision = self.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
-        self.inner.named(ActionKind::Direct, decision, transport)
+        let request = Request { agent, operation: Operation::Direct { ip, port, transport } };
+        let own = self.inner.decide_lowered(&request, self.given());
+        let own = self.inner.named(ActionKind::Direct, own, transport);
+        match self.above() {
+            None => own,
+            Some(platform) => own.under(platform.decide_lowered(&request, self.given())),
+        }
     }
 }
 
@@ -140,6 +173,12 @@ fn unnamed() -> Decision {
 }
 
 impl Inner {
+    /// The `connect` decision of one set, denied where one of its limits can't be evaluated.
+    fn reached(&self, request: &Request<'_>, given: Given<'_>) -> Decision {
+        let obliged = self.decide_by(self.limiting_lowered(), request, given);
+        obliged_to(self.decide_lowered(request, given), obliged).0
+    }
+
     /// What becomes of a decision on a transport, which perhaps must be named.
     pub(crate) fn named(&self, action: ActionKind, decision: Decision, transport: Transport) -> Decision {
         if !transport.is_named_only() {

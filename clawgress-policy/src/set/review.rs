@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use cedar_policy_core::ast::{Effect, EntityUID, Expr, ExprKind, Pattern, PatternElem, Var};
-use clawgress_identity::{AgentId, AgentIdError, name_is_valid};
+use clawgress_identity::{AgentId, AgentIdError, DEFAULT_TENANT, PolicyOwner, name_is_valid};
 
 use super::syntax::{self, BinaryOp, Policy, UnaryOp};
 use super::text::Source;
@@ -79,12 +79,15 @@ pub(crate) fn review(
     id: Option<&str>,
     source: &Source<'_>,
     members: &Members,
+    owner: Option<&PolicyOwner>,
 ) -> Vec<PolicyProblem> {
     let sense = Sense::of(policy);
     let start = policy.loc().map(cedar_policy_core::parser::Loc::start);
     let protocols = protocols(policy);
     let resources = resources(policy);
-    let mut reviewer = Reviewer { id, source, members, start, protocols, resources, problems: Vec::new() };
+    let tenant = owner.and_then(PolicyOwner::tenant);
+    let mut reviewer =
+        Reviewer { id, source, members, tenant, start, protocols, resources, problems: Vec::new() };
     let principal = policy.principal_constraint();
     let resource = policy.resource_constraint();
     for uid in [syntax::scope_entity(principal.as_inner()), syntax::scope_entity(resource.as_inner())]
@@ -103,6 +106,8 @@ struct Reviewer<'a> {
     id: Option<&'a str>,
     source: &'a Source<'a>,
     members: &'a Members,
+    /// The tenant whose policy it is, which says nothing of others.
+    tenant: Option<&'a str>,
     start: Option<usize>,
     /// Values of `context.protocol`, over all actions of the policy.
     protocols: Vec<&'static str>,
@@ -187,6 +192,7 @@ impl Reviewer<'_> {
                 at,
                 format!("`Tenant::\"{}\"` is not a tenant: use 1 to 63 of a-z, 0-9, `-`, `_` or `.`", quote(id)),
             ),
+            "Agent" | "Team" | "Project" | "Environment" | "Tenant" => self.tenant(&kind, id, at),
             "Network" => self.network(id, at),
             "Host" => self.host(id, at),
             "NetworkSet" | "HostSet" => self.set(&kind, id, at),
@@ -210,6 +216,27 @@ impl Reviewer<'_> {
             "Country" => self.country(id, at),
             _ => {}
         }
+    }
+
+    /// A principal of another tenant than the one whose policy it is: it is asked of its own agents alone.
+    fn tenant(&mut self, kind: &str, id: &str, at: Option<usize>) {
+        let Some(own) = self.tenant else { return };
+        let (tenant, name) = match id.split_once('/') {
+            _ if kind == "Tenant" => (id, None),
+            Some((tenant, name)) => (tenant, Some(name)),
+            None => (DEFAULT_TENANT, Some(id)),
+        };
+        if tenant == own {
+            return;
+        }
+        let remedy = match name {
+            Some(name) if !id.contains('/') => format!("write `{kind}::\"{own}/{name}\"`"),
+            _ => "name its own, or leave the principal out, which is all of its agents".to_owned(),
+        };
+        let message = format!(
+            "`{kind}::\"{id}\"` is of tenant `{tenant}`, and a policy of tenant `{own}` is asked of its own agents alone: {remedy}"
+        );
+        self.problem(at, message);
     }
 
     /// A set that does not exist or is empty matches nothing.

@@ -3,10 +3,11 @@
 use super::*;
 use crate::{Host, Operation, Transport};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Agent, AgentId, AgentState};
+use clawgress_identity::{Agent, AgentId, AgentState, PolicyOwner};
 
 mod limits;
 mod obligations;
+mod platform;
 mod refused;
 
 pub(crate) fn agent(id: &str) -> Agent {
@@ -246,7 +247,7 @@ fn what_is_in_force_survives_json() {
 /// Text alone can be checked without data, and nothing can be decided so.
 #[test]
 fn an_outline_needs_no_data() {
-    let outline = |text: &str| PolicySet::check(&bundle(text));
+    let outline = |text: &str| PolicySet::check(&PolicyOwner::default(), &bundle(text));
     let named =
         outline(r#"@id("a") permit (principal, action == Action::"connect", resource in Country::"DE");"#);
     let wanted = Outline { policies: 1, prefixes: 0, cells: 0, limiters: 0, names_geo: true };

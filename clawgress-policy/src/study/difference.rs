@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::places;
 use crate::kernel::{self, KernelAction, KernelTables};
-use crate::{NamedSets, PolicyBundle, PolicyErrors, PolicySet, Transport};
+use crate::{NamedSets, Policies, PolicyBundle, PolicyErrors, PolicySet, Transport};
 
 /// Most addresses at which tables may change that are compared: each is looked for in every prefix.
 const EDGES_MAX: usize = 4_096;
@@ -127,11 +127,26 @@ impl ReachDifference {
     /// # Errors
     /// If one of them has no tables, since a bound is exceeded.
     pub fn between(a: &PolicySet, b: &PolicySet, agents: &[Agent]) -> Result<ReachDifference, PolicyErrors> {
-        let (a, b) = (kernel::compile(a, agents)?, kernel::compile(b, agents)?);
+        Ok(ReachDifference::of(&kernel::compile(a, agents)?, &kernel::compile(b, agents)?, agents))
+    }
+
+    /// Compares the same of all tenants' sets under the platform's.
+    ///
+    /// # Errors
+    /// As [`between`](Self::between).
+    pub fn between_all(
+        a: &Policies,
+        b: &Policies,
+        agents: &[Agent],
+    ) -> Result<ReachDifference, PolicyErrors> {
+        Ok(ReachDifference::of(&kernel::compile_all(a, agents)?, &kernel::compile_all(b, agents)?, agents))
+    }
+
+    fn of(a: &KernelTables, b: &KernelTables, agents: &[Agent]) -> ReachDifference {
         let mut groups: BTreeMap<(u32, u32), Vec<&Agent>> = BTreeMap::new();
         for agent in agents {
             let class = |tables: &KernelTables| tables.agents.get(&agent.index).copied().unwrap_or(0);
-            groups.entry((class(&a), class(&b))).or_default().push(agent);
+            groups.entry((class(a), class(b))).or_default().push(agent);
         }
         let edges = edges(a.destinations.iter().chain(&b.destinations).map(|(net, _)| *net));
         let ports: BTreeSet<u16> =
@@ -144,14 +159,14 @@ impl ReachDifference {
                 ports.len(),
                 groups.len()
             ));
-            return Ok(ReachDifference { reaches: Vec::new(), incomplete });
+            return ReachDifference { reaches: Vec::new(), incomplete };
         }
         let ports: Vec<u16> = ports.into_iter().collect();
         let mut difference = ReachDifference::default();
         for agents in groups.values() {
-            compare(&a, &b, agents, &edges, &ports, &mut difference);
+            compare(a, b, agents, &edges, &ports, &mut difference);
         }
-        Ok(difference)
+        difference
     }
 }
 

@@ -64,6 +64,19 @@ pub enum TlsReading {
     On,
 }
 
+/// What one of two sets says of a phase, both of which must allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Half {
+    /// Whether it allows.
+    pub allowed: bool,
+    /// Why not, if it doesn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Ids of the policies of it that determine that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+}
+
 /// One phase's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
@@ -82,6 +95,12 @@ pub struct Phase {
     /// Obligations that match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub effects: Vec<PhaseEffect>,
+    /// What the platform's set says alone, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Half>,
+    /// What the tenant's set says alone, if it stands under one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Half>,
 }
 
 /// An obligation that matches.
@@ -160,7 +179,10 @@ pub fn explain(
 
 fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Explanation {
     let connect = connect(set, agent, ip, port, transport);
+    let request = Request { agent, operation: Operation::Direct { ip, port, transport } };
     let direct = Phase::of("direct", set.forward(agent, ip, port, transport), Vec::new());
+    let direct =
+        direct.halved(set, |own| own.forward(agent, ip, port, transport), |above| above.decide(&request));
     let (action, _) = kernel::expected(set, agent, ip, transport, port);
     let mut notes = Vec::new();
     let (allowed, decided, reason, opaque) = match action {
@@ -271,16 +293,24 @@ fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
 fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Phase {
     let limits = set.limits(agent, ip, port, transport).into_iter();
     let effects = limits.map(|policy| {
-        let effect = set.limiters().iter().find(|l| l.policy == policy).map(|l| l.over);
+        let effect = set.limiters().find(|l| l.policy == policy).map(|l| l.over);
         let effect = if effect == Some(LimitAction::Pace) { "throttle" } else { "rate-limit" };
         PhaseEffect { effect: effect.to_owned(), policy }
     });
-    Phase::of("connect", set.reach(agent, ip, port, transport), effects.collect())
+    let phase = Phase::of("connect", set.reach(agent, ip, port, transport), effects.collect());
+    phase.halved(
+        set,
+        |own| own.reach(agent, ip, port, transport),
+        |above| above.reach_unguarded(agent, ip, port, transport),
+    )
 }
 
 fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Phase {
     let request = Request { agent, operation };
-    match set.obligations(&request) {
+    // One that can't say what it obliges to denies, as where both are asked.
+    let alone =
+        |half: &PolicySet| half.obligations(&request).map_or_else(|failed| failed, |_| half.decide(&request));
+    let phase = match set.obligations(&request) {
         Ok(obligations) => {
             let effect = |o: &Arc<Obligation>| PhaseEffect {
                 policy: o.policy.to_string(),
@@ -296,7 +326,8 @@ fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Phase {
             phase
         }
         Err(failed) => Phase::of(operation.action(), failed, Vec::new()),
-    }
+    };
+    phase.halved(set, alone, alone)
 }
 
 /// The policies of `http` whose scope has the agent and, where it is known, the host: they are asked without their
@@ -495,7 +526,26 @@ impl Explanation {
 
 // === impl Phase ===
 
+impl Half {
+    fn of(decision: Decision) -> Half {
+        let reason = decision.verdict.err().map(|reason| reason.name().to_owned());
+        Half { allowed: decision.is_allow(), reason, policies: decision.policies }
+    }
+}
+
 impl Phase {
+    /// The phase with what each set says alone, where one stands above the other.
+    fn halved(
+        self,
+        set: &PolicySet,
+        own: impl Fn(&PolicySet) -> Decision,
+        above: impl Fn(&PolicySet) -> Decision,
+    ) -> Phase {
+        let Some(platform) = set.platform() else { return self };
+        let (platform, tenant) = (Some(Half::of(above(&platform))), Some(Half::of(own(&set.alone()))));
+        Phase { platform, tenant, ..self }
+    }
+
     fn of(action: &str, decision: Decision, effects: Vec<PhaseEffect>) -> Phase {
         Phase {
             action: action.to_owned(),
@@ -504,6 +554,8 @@ impl Phase {
             policies: decision.policies,
             errors: decision.errors,
             effects,
+            platform: None,
+            tenant: None,
         }
     }
 }

@@ -131,6 +131,18 @@ pub struct Needs {
 // === impl Needs ===
 
 impl Needs {
+    /// Those of both.
+    #[must_use]
+    pub fn and(self, other: Needs) -> Needs {
+        Needs {
+            labels: self.labels | other.labels,
+            alpn: self.alpn | other.alpn,
+            fingerprints: self.fingerprints | other.fingerprints,
+            geo: self.geo | other.geo,
+            time: self.time | other.time,
+        }
+    }
+
     /// Those of policy text that is valid.
     #[must_use]
     pub fn of(text: &str) -> Needs {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Agent, AgentState};
+use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::{Counts, History};
@@ -209,6 +209,29 @@ fn payload<'a>(random: &mut Random, findings: &'a [String]) -> Payload<'a> {
     Payload { bytes: random.below(900) as u64, complete: random.one_in(2), media_type, findings }
 }
 
+/// What both must say of a request, from what the authorizer says of each alone: both allow, or it is denied.
+fn conjunction(set: &PolicySet, request: &Request<'_>) -> Decision {
+    let own = set.alone().decide_by_oracle(request);
+    let Some(platform) = set.platform() else { return own };
+    let both = [own, platform.decide_by_oracle(request)];
+    let union = |lists: [&Vec<String>; 2]| {
+        lists.into_iter().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    if both.iter().all(Decision::is_allow) {
+        let policies = union([&both[0].policies, &both[1].policies]);
+        return Decision { verdict: Ok(()), policies, errors: Vec::new() };
+    }
+    for reason in [DropReason::PolicyError, DropReason::PolicyForbidden] {
+        let none = Vec::new();
+        let by = both.each_ref().map(|d| if d.verdict == Err(reason) { &d.policies } else { &none });
+        let errors = union([&both[0].errors, &both[1].errors]);
+        if both.iter().any(|d| d.verdict == Err(reason)) {
+            return Decision { verdict: Err(reason), policies: union(by), errors };
+        }
+    }
+    Decision { verdict: Err(DropReason::PolicyDenied), policies: Vec::new(), errors: Vec::new() }
+}
+
 /// What both say of one request.
 fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     let policies = |set: Result<Vec<_>, Decision>| {
@@ -220,7 +243,9 @@ fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     if !matches!(request.operation, Operation::Connect { .. } | Operation::Direct { .. }) {
         assert_eq!(policies(obliged), policies(wanted), "obligations of {request:?}");
     }
-    (set.decide(request), set.decide_by_oracle(request))
+    let (lowered, oracle) = (set.decide(request), conjunction(set, request));
+    assert_eq!(set.decide_by_oracle(request), oracle, "{request:?}");
+    (lowered, oracle)
 }
 
 pub fn number(name: &str, otherwise: u64) -> u64 {
@@ -246,6 +271,19 @@ fn decisions_are_the_authorizers() {
     println!("{} cases in {rounds} rounds, no difference", rounds * cases);
 }
 
+/// A set of the platform's: what it does not forbid it mostly permits, or nothing would be allowed.
+fn platform(random: &mut Random, action: &str, pool: &[String]) -> Option<PolicySet> {
+    let mut text: String = (0..1 + random.below(4))
+        .map(|n| pool[random.below(pool.len())].replace("\"ID\"", &format!("\"p{n}\"")) + "\n")
+        .collect();
+    if !random.one_in(8) {
+        text.push_str(&format!(
+            "@id(\"base\") permit (principal, action == Action::\"{action}\", resource);"
+        ));
+    }
+    PolicySet::parse_for(&PolicyOwner::Platform, &text, &sets(), &Surroundings::default()).ok()
+}
+
 /// So many cases of this seed.
 fn round(seed: u64, cases: usize) {
     let random = &mut Random(seed);
@@ -264,7 +302,12 @@ fn round(seed: u64, cases: usize) {
             ));
         }
         // What a set may hold together is bounded for the kernel: then another.
-        let Some(set) = parse(&text) else { continue };
+        let Some(mut set) = parse(&text) else { continue };
+        if random.one_in(3) {
+            let Some(platform) = platform(random, action, pool) else { continue };
+            set = set.under(&platform);
+            text.push_str(" // under a platform's");
+        }
         let set = set.at(1_764_061_200_000 + i64::try_from(random.below(7 * 24 * 60)).unwrap() * 60_000);
         let agents = agents(random);
         for _ in 0..REQUESTS {

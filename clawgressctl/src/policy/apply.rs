@@ -1,5 +1,6 @@
 //! `policy apply` and `policy rollback`.
 
+use clawgress_api::identity::PolicyOwner;
 use clawgress_api::proto::Empty;
 use clawgress_api::{PolicyRevision, Status};
 use clawgress_policy::PolicyBundle;
@@ -7,7 +8,7 @@ use clawgress_policy::lint::Finding;
 use serde::Serialize;
 
 use super::files::Written;
-use super::{check, new_policy, revision, written};
+use super::{check, new_policy, of, revision, written};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -33,7 +34,8 @@ pub async fn run(client: &Client, output: Output, written: Written, message: Str
     }
     written.warn(&findings);
     let generation = output::or_dash(revision.generation);
-    output::line(&format!("revision {} is live in generation {generation}", revision.number))?;
+    let of = of(&written.owner);
+    output::line(&format!("revision {}{of} is live in generation {generation}", revision.number))?;
     // A plane that doesn't run it is news to whoever thinks it is in force.
     let status: Status = client.document(admin.status(Empty {}).await)?;
     for warning in status.warnings.iter().filter(|w| w.contains("generation")) {
@@ -46,10 +48,11 @@ pub async fn run(client: &Client, output: Output, written: Written, message: Str
 pub async fn rollback(
     client: &Client,
     output: Output,
+    owner: &PolicyOwner,
     number: Option<u64>,
     message: Option<String>,
 ) -> Result<(), Failure> {
-    let live = revision(client, 0).await?;
+    let live = revision(client, owner, 0).await?;
     let number = match number {
         Some(number) => number,
         None if live.parent == 0 => {
@@ -63,7 +66,7 @@ pub async fn rollback(
     if number == live.number {
         return Err(Failure::Refused(format!("revision {number} is live already")));
     }
-    let old = written(client, number).await?;
+    let old = written(client, owner, number).await?;
     let message = match message {
         Some(message) => format!("roll back to revision {number}: {message}"),
         None => format!("roll back to revision {number}"),

@@ -4,7 +4,7 @@ use clawgress_api::PolicyCheck;
 use clawgress_policy::lint::{self, Certainty, Finding};
 use serde::Serialize;
 
-use super::files::{Files, Written};
+use super::files::Written;
 use super::new_policy;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -17,10 +17,9 @@ struct Refused<'a> {
 }
 
 /// Checks, here or on the node.
-pub async fn run(client: &Client, output: Output, files: &Files, node: bool) -> Result<(), Failure> {
-    let written = files.read()?;
+pub async fn run(client: &Client, output: Output, written: &Written, node: bool) -> Result<(), Failure> {
     let (check, left_out) =
-        if node { (on_node(client, output, &written).await?, "") } else { here(output, &written)? };
+        if node { (on_node(client, output, written).await?, "") } else { here(output, written)? };
     match output {
         Output::Json => output::json(&check),
         Output::Table => {
@@ -51,7 +50,7 @@ pub async fn on_node(
 /// As the agent would check it, but for what depends on its agents and its geo data; and what that is, in
 /// words.
 fn here(output: Output, written: &Written) -> Result<(PolicyCheck<Finding>, &'static str), Failure> {
-    let (outline, findings) = lint::examine(&written.bundle);
+    let (outline, findings) = lint::examine(&written.owner, &written.bundle);
     let Some(outline) = outline else {
         if output == Output::Json {
             output::json(&Refused { findings: &findings })?;

@@ -3,16 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use clawgress_api::Status;
-use clawgress_api::identity::Agent;
-use clawgress_api::proto::Empty;
+use clawgress_api::identity::{Agent, PolicyOwner};
 use clawgress_policy::study::difference::{Reach, ReachDifference, TextDifference};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::explain::parsed;
+use super::around::{Around, live};
 use super::files::Written;
-use super::{agents, check, named, surroundings, written};
+use super::{agents, check, named, written};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -43,43 +41,54 @@ struct Shown {
 }
 
 /// Compares two.
-pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+pub async fn run(
+    client: &Client,
+    output: Output,
+    owner: &PolicyOwner,
+    arguments: Arguments,
+) -> Result<(), Failure> {
     let Arguments { first, second, first_sets, second_sets, text } = arguments;
-    let first = named(client, &first, first_sets.as_ref()).await?;
-    let second = named(client, second.as_deref().unwrap_or("0"), second_sets.as_ref()).await?;
+    let first = named(client, owner, &first, first_sets.as_ref()).await?;
+    let second = named(client, owner, second.as_deref().unwrap_or("0"), second_sets.as_ref()).await?;
     let agents = if text { None } else { Some(agents(client).await?) };
-    show(output, &compare(client, &first, &second, agents.as_deref()).await?)
+    show(output, &compare(client, first, second, agents.as_deref()).await?)
 }
 
 /// Lets the node check it, and compares it with what is live.
-pub async fn dry_run(client: &Client, output: Output, new: &Written) -> Result<(), Failure> {
-    let check = check::on_node(client, output, new).await?;
+pub async fn dry_run(client: &Client, output: Output, new: Written) -> Result<(), Failure> {
+    let check = check::on_node(client, output, &new).await?;
     new.warn(&check.findings);
-    let mut admin = client.connect().await?;
-    let status: Status = client.document(admin.status(Empty {}).await)?;
-    let live = match status.revision {
-        0 => Written::from_bundle("nothing".to_owned(), clawgress_policy::PolicyBundle::default()),
-        number => written(client, number).await?,
+    let live = match live(client).await?.get(&new.owner) {
+        None => {
+            Written::from_bundle(&new.owner, "nothing".to_owned(), clawgress_policy::PolicyBundle::default())
+        }
+        Some(number) => written(client, &new.owner, *number).await?,
     };
     let agents = agents(client).await?;
-    show(output, &compare(client, &live, new, Some(&agents)).await?)?;
+    show(output, &compare(client, live, new, Some(&agents)).await?)?;
     output::note("nothing was changed");
     Ok(())
 }
 
 async fn compare(
     client: &Client,
-    first: &Written,
-    second: &Written,
+    first: Written,
+    second: Written,
     agents: Option<&[Agent]>,
 ) -> Result<Shown, Failure> {
     let written = TextDifference::between(&first.bundle, &second.bundle);
     let Some(agents) = agents else { return Ok(Shown { written, reach: None }) };
+    let tenant = first.owner.tenant().map(str::to_owned);
+    let is_asked = |agent: &&Agent| tenant.as_deref().is_none_or(|tenant| agent.id.tenant() == tenant);
+    let agents: Vec<Agent> = agents.iter().filter(is_asked).cloned().collect();
     let now = Timestamp::now().as_millisecond();
-    let a = parsed(first, &surroundings(client, first).await?)?.at(now);
-    let b = parsed(second, &surroundings(client, second).await?)?.at(now);
-    let reach =
-        ReachDifference::between(&a, &b, agents).map_err(|errors| second.refused(&errors.problems))?;
+    let (first, second) = (Around::new(client, first).await?, Around::new(client, second).await?);
+    let (a, b) = (first.policies.at(now), second.policies.at(now));
+    let reach = ReachDifference::between_all(&a, &b, &agents);
+    let reach = reach.map_err(|errors| match second.written.values().next() {
+        Some(written) => written.refused(&errors.problems),
+        None => Failure::Refused(errors.to_string()),
+    })?;
     Ok(Shown { written, reach: Some(reach) })
 }
 

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use clap::Args;
 use clawgress_api::config::excludes;
-use clawgress_api::identity::AgentId;
+use clawgress_api::identity::{AgentId, PolicyOwner};
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::study::explain::{Explanation, Phase, Target, TlsReading, explain};
 use clawgress_policy::study::{caret, places};
-use clawgress_policy::{PolicySet, Scheme, Surroundings};
+use clawgress_policy::{PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
+use super::around::Around;
 use super::files::Written;
-use super::{agents, named, no_agent, surroundings};
+use super::{Whose, agents, named, no_agent, surroundings};
 use crate::ca;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -60,23 +61,44 @@ pub struct Arguments {
     at: Option<Timestamp>,
 }
 
+/// What the policies were read from that a decision names.
+struct Sources<'a> {
+    own: &'a Written,
+    platform: Option<&'a Written>,
+}
+
 /// Explains.
-pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Arguments) -> Result<(), Failure> {
     let target = target(&arguments).map_err(Failure::Refused)?;
     let Arguments { agent, policy, sets, at, executable, certificate, mac, .. } = arguments;
-    let written = named(client, policy.as_deref().unwrap_or("0"), sets.as_ref()).await?;
+    let tenant = PolicyOwner::Tenant(agent.tenant().to_owned());
+    // Without a word, the policy of the agent's own tenant.
+    let owner = if whose.is_said() { whose.owner()? } else { tenant.clone() };
+    if owner.tenant().is_some() && owner != tenant {
+        return Err(Failure::Refused(format!(
+            "`{agent}` is of {}, and no policy of {} is asked about it",
+            tenant.told(),
+            owner.told()
+        )));
+    }
+    let written = named(client, &owner, policy.as_deref().unwrap_or("0"), sets.as_ref()).await?;
     let agents = agents(client).await?;
     let agent = agents.iter().find(|a| a.id == agent).ok_or_else(|| no_agent(&agent))?;
-    let surroundings = surroundings(client, &written).await?;
-    let set = parsed(&written, &surroundings)?.at(at.unwrap_or_else(Timestamp::now).as_millisecond());
+    let around = Around::new(client, written).await?;
+    let set = around.policies.of(agent.id.tenant());
+    let set = set.at(at.unwrap_or_else(Timestamp::now).as_millisecond());
     let seen = Fingerprints { executable, certificate, mac };
     let set = if seen == Fingerprints::default() { set } else { set.seeing(Arc::new(seen)) };
-    let parts = (written.bundle.text.as_str(), &written.bundle.sets, &surroundings);
+    let none = Written::from_bundle(&tenant, "nothing".to_owned(), PolicyBundle::default());
+    let own = around.written.get(&tenant).unwrap_or(&none);
+    let surroundings = surroundings(client, own).await?;
+    let parts = (own.bundle.text.as_str(), &own.bundle.sets, &surroundings);
     let reading = reading(client, &target).await;
     let explanation = explain(&set, parts, agent, &target, reading);
+    let sources = Sources { own, platform: around.written.get(&PolicyOwner::Platform) };
     match output {
         Output::Json => output::json(&explanation)?,
-        Output::Table => print(&written, &explanation)?,
+        Output::Table => print(&sources, &explanation)?,
     }
     if explanation.allowed {
         return Ok(());
@@ -113,7 +135,7 @@ async fn reading(client: &Client, target: &Target) -> TlsReading {
 
 /// The set, to be asked here, with what it rests on. Which zone that is is said where it may matter.
 pub fn parsed(written: &Written, surroundings: &Surroundings) -> Result<PolicySet, Failure> {
-    let set = PolicySet::parse_in(&written.bundle.text, &written.bundle.sets, surroundings)
+    let set = PolicySet::parse_for(&written.owner, &written.bundle.text, &written.bundle.sets, surroundings)
         .map_err(|errors| written.refused(&errors.problems))?;
     if set.asks_time() {
         output::note(&format!(
@@ -124,7 +146,7 @@ pub fn parsed(written: &Written, surroundings: &Surroundings) -> Result<PolicySe
     Ok(set)
 }
 
-fn print(written: &Written, explanation: &Explanation) -> Result<(), Failure> {
+fn print(sources: &Sources<'_>, explanation: &Explanation) -> Result<(), Failure> {
     let verdict = match &explanation.reason {
         _ if explanation.allowed => "allowed".to_owned(),
         Some(reason) => format!("denied: {reason}"),
@@ -132,12 +154,12 @@ fn print(written: &Written, explanation: &Explanation) -> Result<(), Failure> {
     };
     output::line(&format!("{verdict} (decided by `{}`)", explanation.decided))?;
     for phase in &explanation.phases {
-        print_phase(written, phase)?;
+        print_phase(sources, phase)?;
     }
     if let Some(opaque) = explanation.opaque.as_ref().filter(|_| !explanation.moot.is_empty()) {
         output::line(&format!("\nmoot, since `{opaque}` lets the content pass unread:"))?;
         for id in &explanation.moot {
-            output::line(&format!("  {}", sourced(written, id)))?;
+            output::line(&format!("  {}", sources.shown(id)))?;
         }
     }
     for note in &explanation.notes {
@@ -146,7 +168,7 @@ fn print(written: &Written, explanation: &Explanation) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print_phase(written: &Written, phase: &Phase) -> Result<(), Failure> {
+fn print_phase(sources: &Sources<'_>, phase: &Phase) -> Result<(), Failure> {
     let says = match &phase.reason {
         Some(reason) => format!("deny ({reason})"),
         None => "allow".to_owned(),
@@ -156,25 +178,43 @@ fn print_phase(written: &Written, phase: &Phase) -> Result<(), Failure> {
         output::line("  no policy permits it")?;
     }
     for id in &phase.policies {
-        output::line(&format!("  by {}", sourced(written, id)))?;
+        output::line(&format!("  by {}", sources.shown(id)))?;
     }
     for error in &phase.errors {
         output::line(&format!("  error in {}", output::clean(error)))?;
     }
     for effect in &phase.effects {
-        output::line(&format!("  {} by {}", effect.effect, sourced(written, &effect.policy)))?;
+        output::line(&format!("  {} by {}", effect.effect, sources.shown(&effect.policy)))?;
+    }
+    for (name, half) in [("the platform", &phase.platform), ("the tenant", &phase.tenant)] {
+        let Some(half) = half else { continue };
+        let says = half.reason.as_deref().map_or("allow".to_owned(), |reason| format!("deny ({reason})"));
+        let by = if half.policies.is_empty() {
+            String::new()
+        } else {
+            format!(" by {}", half.policies.join(", "))
+        };
+        output::line(&format!("  {name} alone: {says}{by}"))?;
     }
     Ok(())
 }
 
-/// A policy's id and place, and its first line that is no annotation, with a caret.
-fn sourced(written: &Written, id: &str) -> String {
-    let places = places(&written.bundle.text);
-    let Some(place) = places.get(id) else { return format!("`{id}`") };
-    let head = place.text.lines().take_while(|line| line.trim_start().starts_with('@')).count();
-    let line = place.line.saturating_add(u32::try_from(head).unwrap_or(0));
-    let column = if head == 0 { place.column } else { 1 };
-    let shown = caret(&written.bundle.text, line, column).unwrap_or_default();
-    let shown: String = shown.lines().map(|line| format!("\n    {line}")).collect();
-    format!("`{id}` at {}{shown}", written.place(line))
+// === impl Sources ===
+
+impl Sources<'_> {
+    /// A policy's id and place, and its first line that is no annotation, with a caret.
+    fn shown(&self, id: &str) -> String {
+        let (written, name) = match (id.strip_prefix(PLATFORM_PREFIX), self.platform) {
+            (Some(name), Some(platform)) => (platform, name),
+            _ => (self.own, id),
+        };
+        let places = places(&written.bundle.text);
+        let Some(place) = places.get(name) else { return format!("`{id}`") };
+        let head = place.text.lines().take_while(|line| line.trim_start().starts_with('@')).count();
+        let line = place.line.saturating_add(u32::try_from(head).unwrap_or(0));
+        let column = if head == 0 { place.column } else { 1 };
+        let shown = caret(&written.bundle.text, line, column).unwrap_or_default();
+        let shown: String = shown.lines().map(|line| format!("\n    {line}")).collect();
+        format!("`{id}` at {}{shown}", written.place(line))
+    }
 }

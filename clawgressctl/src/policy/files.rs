@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clawgress_api::identity::PolicyOwner;
 use clawgress_policy::lint::Finding;
 use clawgress_policy::study::caret;
 use clawgress_policy::{NamedSets, PolicyBundle, PolicyProblem, PolicySet};
@@ -35,6 +36,8 @@ pub struct Files {
 
 /// A policy with the files it was read from.
 pub struct Written {
+    /// Whose it is.
+    pub owner: PolicyOwner,
     /// The policy.
     pub bundle: PolicyBundle,
     /// What to call it.
@@ -54,10 +57,10 @@ struct Part {
 
 impl Files {
     /// Reads what is named.
-    pub fn read(&self) -> Result<Written, Failure> {
+    pub fn read(&self, owner: &PolicyOwner) -> Result<Written, Failure> {
         match (&self.from, &self.file) {
-            (Some(dir), _) => Written::from_directory(dir),
-            (None, Some(file)) => Written::from_files(file, self.sets.as_deref()),
+            (Some(dir), _) => Written::from_directory(owner, dir),
+            (None, Some(file)) => Written::from_files(owner, file, self.sets.as_deref()),
             (None, None) => Err(Failure::Refused("name a policy file, or a directory with --from".into())),
         }
     }
@@ -67,22 +70,23 @@ impl Files {
 
 impl Written {
     /// A file, and its sets.
-    pub fn from_files(file: &Path, sets: Option<&Path>) -> Result<Written, Failure> {
+    pub fn from_files(owner: &PolicyOwner, file: &Path, sets: Option<&Path>) -> Result<Written, Failure> {
         let text = read(file)?;
         let sets = sets.map(self::sets).transpose()?.unwrap_or_default();
         let part = Part { path: file.to_owned(), text: text.clone(), first_line: 1 };
         let title = file.display().to_string();
-        Ok(Written { bundle: PolicyBundle { text, sets }, title, parts: vec![part] })
+        let bundle = PolicyBundle { text, sets };
+        Ok(Written { owner: owner.clone(), bundle, title, parts: vec![part] })
     }
 
     /// A bundle that was read from nowhere.
-    pub fn from_bundle(title: String, bundle: PolicyBundle) -> Written {
+    pub fn from_bundle(owner: &PolicyOwner, title: String, bundle: PolicyBundle) -> Written {
         let part = Part { path: PathBuf::from(&title), text: bundle.text.clone(), first_line: 1 };
-        Written { bundle, title, parts: vec![part] }
+        Written { owner: owner.clone(), bundle, title, parts: vec![part] }
     }
 
     /// All there is in a directory, in the order of the paths: the same files are the same policy.
-    pub fn from_directory(dir: &Path) -> Result<Written, Failure> {
+    pub fn from_directory(owner: &PolicyOwner, dir: &Path) -> Result<Written, Failure> {
         let mut paths = Vec::new();
         collect(dir, 0, &mut paths)?;
         paths.sort();
@@ -108,7 +112,8 @@ impl Written {
                 dir.display()
             )));
         }
-        let written = Written { bundle, title: dir.display().to_string(), parts };
+        let title = dir.display().to_string();
+        let written = Written { owner: owner.clone(), bundle, title, parts };
         written.check_parts()?;
         Ok(written)
     }
@@ -121,7 +126,7 @@ impl Written {
         let mut told = Vec::new();
         for part in &self.parts {
             let bundle = PolicyBundle { text: part.text.clone(), sets: self.bundle.sets.clone() };
-            if let Err(errors) = PolicySet::check(&bundle) {
+            if let Err(errors) = PolicySet::check(&self.owner, &bundle) {
                 told.extend(errors.problems.iter().map(|p| part.told(p)));
             }
         }

@@ -2,18 +2,19 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clawgress_api::proto::Empty;
+use clawgress_api::identity::PolicyOwner;
+use clawgress_api::proto::{Empty, PolicyOwner as OwnerMessage};
 use clawgress_api::{PolicyRevision, PolicySigner, Standing, from_hex};
 use clawgress_policy::{NamedSets, PolicyBundle};
 
-use super::revision;
+use super::{of, revision};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 
 /// Prints a revision's text.
-pub async fn show(client: &Client, output: Output, number: u64) -> Result<(), Failure> {
-    let revision = revision(client, number).await?;
+pub async fn show(client: &Client, output: Output, owner: &PolicyOwner, number: u64) -> Result<(), Failure> {
+    let revision = revision(client, owner, number).await?;
     if output == Output::Json {
         return output::json(&revision);
     }
@@ -21,8 +22,12 @@ pub async fn show(client: &Client, output: Output, number: u64) -> Result<(), Fa
     // The text alone goes to standard output, so that it can be applied again.
     let live = revision.generation.map(|g| format!(", live in generation {g}")).unwrap_or_default();
     output::note(&output::clean(&format!(
-        "revision {}{live}, by {} at {}: {}",
-        revision.number, revision.author, revision.time, revision.message
+        "revision {}{}{live}, by {} at {}: {}",
+        revision.number,
+        of(owner),
+        revision.author,
+        revision.time,
+        revision.message
     )));
     match revision.standing {
         None | Some(Standing::Signed) => {}
@@ -44,15 +49,21 @@ pub async fn show(client: &Client, output: Output, number: u64) -> Result<(), Fa
 }
 
 /// Lists the revisions.
-pub async fn list(client: &Client, output: Output) -> Result<(), Failure> {
+pub async fn list(client: &Client, output: Output, owner: &PolicyOwner) -> Result<(), Failure> {
     let mut admin = client.connect().await?;
-    let answer = admin.policy_history(Empty {}).await;
+    let answer = admin.policy_history(OwnerMessage { owner: owner.to_string() }).await;
     let revisions: Vec<PolicyRevision<PolicyBundle>> = client.documents(answer)?;
     if output == Output::Json {
         return output::json(&revisions);
     }
     if revisions.is_empty() {
-        return output::line("no policy has been applied yet: everything is denied");
+        let told = match owner {
+            PolicyOwner::Platform => {
+                "no policy of the platform has been applied: it restricts nothing".to_owned()
+            }
+            owner => format!("no policy{} has been applied yet: everything is denied", of(owner)),
+        };
+        return output::line(&told);
     }
     let rows: Vec<Vec<String>> = revisions
         .iter()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use clawgress_api::identity::{Agent, AgentId, AgentState};
+use clawgress_api::identity::{Agent, AgentId, AgentState, PolicyOwner};
 use clawgress_api::{
     AgentRef, Attributes, AuditQuery, AuditRecord, Plane, PolicySurroundings, RecordKind, Verdict,
 };
@@ -15,7 +15,7 @@ use clawgress_policy::study::replay::{Content, Known, Needs, Recorded, Replayed}
 use clawgress_policy::{PolicySet, Surroundings};
 use serde::Serialize;
 
-use super::explain::parsed;
+use super::around::Around;
 use super::{agents, named, node_surroundings};
 use crate::client::{Client, parse, request};
 use crate::failure::Failure;
@@ -48,6 +48,13 @@ const KERNEL_LATE_MS_MAX: i64 = 2 * 60_000;
 
 /// What the policy rests on at the node.
 type Node = PolicySurroundings<Surroundings>;
+
+/// What decides for the agents of one tenant.
+struct Judge {
+    set: PolicySet,
+    needs: Needs,
+    node: Node,
+}
 
 /// What came of it.
 #[derive(Default, Serialize)]
@@ -83,11 +90,15 @@ struct Changed {
 }
 
 /// Replays.
-pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
-    let written = named(client, &arguments.policy, arguments.sets.as_ref()).await?;
-    let node = node_surroundings(client, &written.bundle.text).await?;
-    let set = parsed(&written, &node.surroundings)?;
-    let needs = Needs::of(&written.bundle.text);
+pub async fn run(
+    client: &Client,
+    output: Output,
+    owner: &PolicyOwner,
+    arguments: Arguments,
+) -> Result<(), Failure> {
+    let written = named(client, owner, &arguments.policy, arguments.sets.as_ref()).await?;
+    let around = Around::new(client, written).await?;
+    let mut judges = BTreeMap::new();
     let registered: BTreeMap<AgentId, Agent> =
         agents(client).await?.into_iter().map(|agent| (agent.id.clone(), agent)).collect();
     let query = AuditQuery {
@@ -104,7 +115,16 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
         let next = records.message().await.map_err(|s| Failure::call(client.socket(), &s))?;
         let Some(document) = next else { break };
         let record: AuditRecord = parse(&document.json)?;
-        report.add(&record, (&set, needs), (&node, &registered), &mut changes);
+        let Some(who) = &record.agent else { continue };
+        // A tenant's policy is asked about its own agents alone.
+        if owner.tenant().is_some_and(|tenant| tenant != who.tenant) {
+            continue;
+        }
+        if !judges.contains_key(&who.tenant) {
+            judges.insert(who.tenant.clone(), Judge::new(client, &around, &who.tenant).await?);
+        }
+        let Some(judge) = judges.get(&who.tenant) else { continue };
+        report.add(&record, judge, &registered, &mut changes);
     }
     report.changed = changes.into_iter().map(|(change, count)| Changed { count, ..change }).collect();
     report.changed.sort_by_key(|change| std::cmp::Reverse(change.count));
@@ -148,14 +168,26 @@ fn print(report: &Report) -> Result<(), Failure> {
     Ok(())
 }
 
+// === impl Judge ===
+
+impl Judge {
+    async fn new(client: &Client, around: &Around, tenant: &str) -> Result<Judge, Failure> {
+        let owner = PolicyOwner::Tenant(tenant.to_owned());
+        let texts = around.texts(&owner);
+        let node = node_surroundings(client, &owner, &texts).await?;
+        let needs = texts.iter().map(|text| Needs::of(text)).fold(Needs::default(), Needs::and);
+        Ok(Judge { set: around.policies.of(tenant).clone(), needs, node })
+    }
+}
+
 // === impl Report ===
 
 impl Report {
     fn add(
         &mut self,
         record: &AuditRecord,
-        (set, needs): (&PolicySet, Needs),
-        (node, registered): (&Node, &BTreeMap<AgentId, Agent>),
+        Judge { set, needs, node }: &Judge,
+        registered: &BTreeMap<AgentId, Agent>,
         changes: &mut BTreeMap<Changed, u64>,
     ) {
         let (Some(who), Some(verdict)) = (&record.agent, record.verdict) else { return };
@@ -197,7 +229,7 @@ impl Report {
         if let Some(seen) = seen.and_then(|seen| serde_json::from_value::<Fingerprints>(seen).ok()) {
             set = set.seeing(Arc::new(seen));
         }
-        match recorded.replay(&set, needs) {
+        match recorded.replay(&set, *needs) {
             Replayed::Same => self.same += 1,
             Replayed::Otherwise { .. } => self.otherwise += 1,
             Replayed::Apart => self.apart += 1,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use clawgress_api::identity::{Agent, AgentId};
+use clawgress_api::identity::{Agent, AgentId, PolicyOwner};
 use clawgress_policy::study::cases::{CASES_MAX, Case, CaseResult, Cases};
 use clawgress_policy::study::replay::Needs;
 use clawgress_policy::{PolicySet, Surroundings, Zone};
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::explain::parsed;
 use super::files::{self, Written};
-use super::{agents, named, surroundings};
+use super::{agents, named};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -27,10 +27,21 @@ pub struct Arguments {
     /// Named sets of the policy file.
     #[arg(long, value_name = "FILE", requires = "policy")]
     sets: Option<PathBuf>,
+    /// The platform's policy above it: a revision's number, or a file or directory. Without it a policy is tested alone.
+    #[arg(long, value_name = "REVISION|PATH", conflicts_with = "platform")]
+    under: Option<String>,
+    /// Named sets of the platform's policy file.
+    #[arg(long, value_name = "FILE", requires = "under")]
+    under_sets: Option<PathBuf>,
 }
 
 /// Tests.
-pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Result<(), Failure> {
+pub async fn run(
+    client: &Client,
+    output: Output,
+    owner: &PolicyOwner,
+    arguments: Arguments,
+) -> Result<(), Failure> {
     let path = arguments.cases.display().to_string();
     let cases: Cases = files::toml(&arguments.cases)?;
     if cases.cases.is_empty() || cases.cases.len() > CASES_MAX {
@@ -39,7 +50,12 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
             "`{path}` has {count} cases: write 1 to {CASES_MAX} `[[case]]`"
         )));
     }
-    let written = named(client, arguments.policy.as_deref().unwrap_or("0"), arguments.sets.as_ref()).await?;
+    let written =
+        named(client, owner, arguments.policy.as_deref().unwrap_or("0"), arguments.sets.as_ref()).await?;
+    let platform = match &arguments.under {
+        Some(name) => Some(named(client, &PolicyOwner::Platform, name, arguments.under_sets.as_ref()).await?),
+        None => None,
+    };
     let mut known: BTreeMap<AgentId, Agent> =
         cases.agents.iter().map(|agent| (agent.id.clone(), agent.agent())).collect();
     // Without an agent that runs, a file must bring all it names.
@@ -49,15 +65,23 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
         }
     }
     let has_geo = cases.geo.asns.is_some() || cases.geo.countries.is_some();
-    let surroundings = if has_geo || !Needs::of(&written.bundle.text).geo {
-        // Nothing of a node, so that a case comes out the same everywhere.
-        Surroundings { geo: cases.geo.clone(), ..Surroundings::default() }
-    } else {
-        Surroundings { zone: Zone::default(), ..surroundings(client, &written).await? }
-    };
-    let set = parsed(&written, &surroundings)?;
+    let mut surroundings = Vec::new();
+    for text in [Some(&written), platform.as_ref()].into_iter().flatten() {
+        surroundings.push(if has_geo || !Needs::of(&text.bundle.text).geo {
+            // Nothing of a node, so that a case comes out the same everywhere.
+            Surroundings { geo: cases.geo.clone(), ..Surroundings::default() }
+        } else {
+            Surroundings { zone: Zone::default(), ..super::surroundings(client, text).await? }
+        });
+    }
+    let mut surroundings = surroundings.into_iter();
+    let own = surroundings.next().unwrap_or_default();
+    let mut set = parsed(&written, &own)?;
+    if let (Some(platform), Some(surroundings)) = (&platform, surroundings.next()) {
+        set = set.under(&parsed(platform, &surroundings)?);
+    }
     let now = Timestamp::now();
-    let results = cases.cases.iter().map(|case| one(&written, &set, &surroundings, case, &known, now));
+    let results = cases.cases.iter().map(|case| one(&written, &set, &own, case, &known, now));
     let results =
         results.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::Refused(format!("{path}: {e}")))?;
     tell(output, &results)
@@ -75,6 +99,13 @@ fn one(
     let agent = known.get(&case.agent).ok_or_else(|| {
         wrong(format!("there is no agent `{}`: add it as `[[agent]]`, or register it", case.agent))
     })?;
+    if let Some(tenant) = written.owner.tenant()
+        && agent.id.tenant() != tenant
+    {
+        let told =
+            format!("no policy of tenant `{tenant}` is asked about `{}`: say whose with --tenant", agent.id);
+        return Err(wrong(told));
+    }
     let target = case.target().map_err(wrong)?;
     let at = match &case.at {
         Some(at) => at.parse::<Timestamp>().map_err(|_| {

@@ -219,3 +219,112 @@ async fn lint_refuses_what_it_proves_and_tells_what_it_suspects() {
     let quiet = run(config, &["policy", "check", "--node", &typo]).await;
     assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
 }
+
+/// The platform's policy and a tenant's: each by its verbs, and both in what is asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_platforms_policy_and_a_tenants() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let (own, platform) = two_policies(&node);
+    check(&run(config, &["policy", "history", "--platform"]).await, 0, "it restricts nothing", "");
+    check(&run(config, &["policy", "history", "--tenant", "acme"]).await, 0, "everything is denied", "");
+    run(config, &["agent", "create", "acme/bot"]).await;
+    run(config, &["agent", "create", "web"]).await;
+    let applied = run(config, &["policy", "apply", "--platform", &platform, "-m", "x"]).await;
+    check(&applied, 0, "revision 1 of the platform is live", "");
+    let applied = run(config, &["policy", "apply", &own, "--tenant", "acme", "-m", "x"]).await;
+    check(
+        &applied,
+        0,
+        "revision 1 of tenant `acme` is live",
+        "policy `gone`: wherever it matches, `never` of the platform's policy",
+    );
+    let refused = run(config, &["policy", "apply", &own, "--tenant", "nobodys", "-m", "x"]).await;
+    check(&refused, 1, "", "there is no tenant `nobodys`");
+    check(&run(config, &["policy", "show", "--tenant", "A"]).await, 1, "", "");
+    check(&run(config, &["policy", "schema", "--platform"]).await, 1, "", "leave `--tenant`");
+    check(
+        &run(config, &["policy", "show", "--platform"]).await,
+        0,
+        "forbid (principal",
+        "revision 1 of the platform",
+    );
+    check(&run(config, &["policy", "show"]).await, 1, "", "no policy has been applied yet");
+
+    // What both say, and what each says alone.
+    let never = run(config, &["policy", "explain", "acme/bot", "http://api.test/never"]).await;
+    let why = "it would be denied by `http`: policy_forbidden";
+    check(&never, 5, "by `platform/never` at revision 1 of the platform:4", why);
+    check(&never, 5, "the platform alone: deny (policy_forbidden) by platform/never", why);
+    check(&never, 5, "the tenant alone: allow by gone, http", why);
+    let may = run(config, &["policy", "explain", "acme/bot", "http://api.test/x", "-o", "json"]).await;
+    let json: Value = parse(&may.stdout);
+    assert_eq!(json["phases"][0]["policies"], serde_json::json!(["http", "platform/all"]), "{json}");
+    let other = run(config, &["policy", "explain", "web", "http://api.test/x", "--policy", &own]).await;
+    check(&other, 0, "by `platform/all`", "");
+    let other = run(config, &["policy", "explain", "web", "http://api.test/x", "--tenant", "acme"]).await;
+    check(&other, 1, "", "no policy of tenant `acme` is asked about it");
+    // A platform's that is not live, above the tenant's that is.
+    let stricter = text(&file(&node, "stricter.cedar", "// nothing at all\n"));
+    let asked = ["policy", "explain", "acme/bot", "http://api.test/x", "--platform", "--policy", &stricter];
+    check(&run(config, &asked).await, 5, "the platform alone: deny (policy_denied)", "policy_denied");
+    let dry = run(config, &["policy", "apply", "--platform", &stricter, "--dry-run"]).await;
+    check(&dry, 0, "- policy `all`", "nothing was changed");
+
+    check(&run(config, &["policy", "rollback", "--platform"]).await, 1, "", "revision 1 is the first");
+    let named = text(&file(
+        &node,
+        "named.cedar",
+        "@id(\"a\")\npermit (principal in Tenant::\"default\", action, resource);\n",
+    ));
+    for more in [&["--tenant", "acme"][..], &["--tenant", "acme", "--node"]] {
+        let refused = run(config, &[&["policy", "check", &named][..], more].concat()).await;
+        check(&refused, 1, "", "named.cedar:2:");
+        check(&refused, 1, "", "is asked of its own agents alone");
+    }
+    check(&run(config, &["policy", "check", &named, "--platform"]).await, 0, "is valid", "");
+}
+
+/// Files of a tenant's policy and of the platform's, which leaves nothing of `gone`.
+fn two_policies(node: &Node) -> (String, String) {
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let own = text(&file(
+        node,
+        "own.cedar",
+        "@id(\"http\")\npermit (principal, action == Action::\"http\", resource);\n@id(\"gone\")\npermit (principal, action == Action::\"http\", resource)\nwhen { context.path == \"/never\" };\n",
+    ));
+    let platform = text(&file(
+        node,
+        "platform.cedar",
+        "@id(\"all\")\npermit (principal, action, resource);\n@id(\"never\")\nforbid (principal, action == Action::\"http\", resource)\nwhen { context.path == \"/never\" };\n",
+    ));
+    (own, platform)
+}
+
+/// Cases of a tenant's policy, alone and under the platform's, without a node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cases_of_a_tenants_policy() {
+    let node = Node::new();
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let (own, platform) = two_policies(&node);
+    // Cases, without a node.
+    let cases = |expect: &str, policies: &str| {
+        format!(
+            "[[agent]]\nid = \"acme/bot\"\n[[case]]\nagent = \"acme/bot\"\nto = \"http://api.test/never\"\nexpect = \"{expect}\"\npolicies = [{policies}]\n"
+        )
+    };
+    let alone = text(&file(&node, "alone.toml", &cases("allow", "\"gone\", \"http\"")));
+    let under = text(&file(&node, "under.toml", &cases("deny", "\"platform/never\"")));
+    let nowhere = Path::new("/nonexistent/admin.sock");
+    let test = |cases: &str, more: &[&str]| {
+        let args = [&["policy", "test", cases, "--policy", &own][..], more].concat();
+        ctl(nowhere, &args)
+    };
+    let passed = test(&alone, &["--tenant", "acme"]).output().await.expect("run");
+    check(&passed, 0, "1 passed", "");
+    let passed = test(&under, &["--tenant", "acme", "--under", &platform]).output().await.expect("run");
+    check(&passed, 0, "1 passed", "");
+    let failed = test(&alone, &[]).output().await.expect("run");
+    check(&failed, 1, "", "no policy of tenant `default` is asked about `acme/bot`");
+}

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use clawgress_api::proto::{Document, Documents, Empty, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, Standing};
+use clawgress_api::proto::{Document, Documents, Empty, PolicyOwner as OwnerMessage, RevisionNumber};
+use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, PolicyTexts, Standing};
+use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 use tonic::{Request, Response, Status};
 
@@ -11,6 +12,7 @@ use super::{Answer, caller, detached, document, documents, parsed, status};
 use crate::control::Control;
 use crate::control::govern::Size;
 use crate::control::model::Refusal;
+use crate::control::revisions::of;
 
 /// Makes a policy live as the next revision.
 pub(super) async fn apply(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -23,23 +25,24 @@ pub(super) async fn apply(control: &Arc<Control>, request: Request<Document>) ->
 /// What a policy would come to.
 pub(super) async fn check(control: &Arc<Control>, request: Request<Document>) -> Answer {
     let new: NewPolicy<PolicyBundle> = parsed(request)?;
-    let size = control.governor.check(new.bundle).await.map_err(status)?;
+    let size = control.governor.check(new.owner, new.bundle).await.map_err(status)?;
     let Size { policies, prefixes, cells, limiters, findings } = size;
     document(&PolicyCheck { policies, prefixes, cells, limiters, findings })
 }
 
 /// One revision, and how it stands; number 0 is the live one.
 pub(super) async fn show(control: &Arc<Control>, request: Request<RevisionNumber>) -> Answer {
-    let live = control.governor.live();
-    let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
-    let number = match request.into_inner().number {
-        0 => live_number,
-        number => number,
-    };
-    let found = control.governor.revision(number).await.map_err(status)?;
+    let RevisionNumber { number, owner } = request.into_inner();
+    let (live, owner) = (control.governor.live(), owned(&owner)?);
+    let live_number = live.model.revision_of(&owner);
+    let number = if number == 0 { live_number } else { number };
+    let found = control.governor.revision(&owner, number).await.map_err(status)?;
+    let of = of(&owner);
     let missing = || match number {
-        0 => Refusal::Missing("no policy has been applied yet; see `clawgressctl policy apply`".into()),
-        _ => Refusal::Missing(format!("there is no revision {number}; see `clawgressctl policy history`")),
+        0 => Refusal::Missing(format!("no policy{of} has been applied yet; see `clawgressctl policy apply`")),
+        _ => {
+            Refusal::Missing(format!("there is no revision {number}{of}; see `clawgressctl policy history`"))
+        }
     };
     let mut revision = found.ok_or_else(|| status(missing()))?;
     revision.generation = (number == live_number).then_some(live.model.generation);
@@ -47,10 +50,13 @@ pub(super) async fn show(control: &Arc<Control>, request: Request<RevisionNumber
 }
 
 /// The revisions without their bundles, and how they stand.
-pub(super) async fn history(control: &Arc<Control>) -> Result<Response<Documents>, Status> {
-    let live = control.governor.live();
-    let live_number = live.model.policy.as_ref().map_or(0, |p| p.number);
-    let mut history = control.governor.history().await.map_err(status)?;
+pub(super) async fn history(
+    control: &Arc<Control>,
+    request: Request<OwnerMessage>,
+) -> Result<Response<Documents>, Status> {
+    let (live, owner) = (control.governor.live(), owned(&request.into_inner().owner)?);
+    let live_number = live.model.revision_of(&owner);
+    let mut history = control.governor.history(&owner).await.map_err(status)?;
     for revision in &mut history {
         revision.generation = (revision.number == live_number).then_some(live.model.generation);
     }
@@ -59,8 +65,8 @@ pub(super) async fn history(control: &Arc<Control>) -> Result<Response<Documents
 
 /// What a policy would rest on here.
 pub(super) async fn surroundings(control: &Arc<Control>, request: Request<Document>) -> Answer {
-    let text: String = parsed(request)?;
-    document(&control.governor.surroundings(&text).await.map_err(status)?)
+    let of: PolicyTexts = parsed(request)?;
+    document(&control.governor.surroundings(&of).await.map_err(status)?)
 }
 
 /// Who signs revisions.
@@ -87,12 +93,21 @@ pub(super) async fn reload_geo(control: &Arc<Control>, request: Request<Empty>) 
     )
 }
 
+/// Whose policy is asked for.
+fn owned(owner: &str) -> Result<PolicyOwner, Status> {
+    if owner.is_empty() {
+        Ok(PolicyOwner::default())
+    } else {
+        owner.parse().map_err(Status::invalid_argument)
+    }
+}
+
 async fn applied(
     control: &Control,
     new: NewPolicy<PolicyBundle>,
     by: &str,
 ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
-    control.governor.lint(new.bundle.clone()).await?;
+    control.governor.lint(new.owner.clone(), new.bundle.clone()).await?;
     let (mut revision, generation) = control.governor.revise(new, by).await?;
     control.settled().await;
     revision.generation = Some(generation.model.generation);

@@ -4,7 +4,11 @@ use super::random::{NamesOf, Thing};
 use super::*;
 use crate::request::{Operation, Request};
 
-/// The meaning of the two decisions and of the guard, written down a second time.
+/// What is said, and by which policies.
+type Said = (Result<(), DropReason>, Vec<String>);
+
+/// The meaning of the two decisions and of the guards, written down a second time: a tenant's set, and what stands above
+/// it, each asked alone.
 pub(super) fn oracle(
     set: &PolicySet,
     names_of: &NamesOf,
@@ -13,57 +17,101 @@ pub(super) fn oracle(
     transport: Transport,
     port: u16,
 ) -> (KernelAction, Vec<String>) {
-    let has = |id: &String, n: usize, thing: &dyn Fn(&Thing) -> bool| {
-        names_of.get(id).is_some_and(|names| names[n].iter().any(thing))
-    };
-    let is_asked_for = |thing: &Thing| *thing == Thing::Transport(transport);
-    let unsupported = (KernelAction::Deny(DropReason::ProtocolUnsupported.code()), Vec::new());
-    if transport.is_named_only() && !names_of.keys().any(|id| has(id, 0, &is_asked_for)) {
-        return unsupported;
+    let names = Named { names_of, ip, transport };
+    let unsupported = DropReason::ProtocolUnsupported;
+    if transport.is_named_only() && !names_of.keys().any(|id| names.asks(id, 0)) {
+        return (KernelAction::Deny(unsupported.code()), Vec::new());
     }
-    let connect = set.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
-    let alone = limits_alone(set, agent, ip, transport, port);
-    if let Err(failed) = alone {
-        let mut failed = failed;
-        if connect.verdict == Err(DropReason::PolicyError) {
-            failed.extend(connect.policies);
-        }
-        failed.sort();
-        return (KernelAction::Deny(DropReason::PolicyError.code()), failed);
-    }
-    let mut direct = set.decide(&Request { agent, operation: Operation::Direct { ip, port, transport } });
-    let mut both: Vec<String> = connect.policies.iter().chain(&direct.policies).cloned().collect();
-    both.sort();
-    both.dedup();
-    let names = |id: &String| {
-        has(id, 0, &|thing| matches!(thing, Thing::Net(net) if net.contains(&ip.to_canonical())))
-    };
+    let (own, platform) = (set.alone(), set.platform());
+    let mut reach = reach_alone(&own, agent, ip, transport, port);
     if transport.is_named_only() {
-        if connect.verdict == Err(DropReason::PolicyDenied)
-            || (connect.is_allow() && !connect.policies.iter().any(|id| has(id, 0, &is_asked_for)))
-        {
-            return unsupported;
-        }
-        if direct.verdict == Err(DropReason::PolicyDenied)
-            || (direct.is_allow() && !direct.policies.iter().any(|id| has(id, 1, &is_asked_for)))
-        {
-            both.clone_from(&connect.policies);
-            direct.verdict = Err(DropReason::ProtocolUnsupported);
-        }
+        reach = names.asked(reach, 0);
     }
-    if let Err(reason) = connect.verdict {
-        (KernelAction::Deny(reason.code()), connect.policies)
-    } else if is_reserved(ip) && !connect.policies.iter().any(names) {
-        (KernelAction::Deny(DropReason::AddressReserved.code()), connect.policies)
-    } else if direct.is_allow() {
-        (KernelAction::Direct, both)
-    } else if direct.verdict == Err(DropReason::PolicyError) {
-        (KernelAction::Deny(DropReason::PolicyError.code()), direct.policies)
+    if reach.0.is_ok() && is_reserved(ip) && !reach.1.iter().any(|id| names.address(id)) {
+        reach.0 = Err(DropReason::AddressReserved);
+    }
+    let request = Request { agent, operation: Operation::Direct { ip, port, transport } };
+    let said = |decision: crate::Decision| (decision.verdict, decision.policies);
+    let mut direct = said(own.decide(&request));
+    if transport.is_named_only() {
+        direct = names.asked(direct, 1);
+    }
+    if let Some(platform) = platform {
+        reach = both(reach, reach_alone(&platform, agent, ip, transport, port));
+        direct = both(direct, said(platform.decide(&request)));
+    }
+    if let Err(reason) = reach.0 {
+        return (KernelAction::Deny(reason.code()), reach.1);
+    }
+    let mut all: Vec<String> = reach.1.iter().chain(&direct.1).cloned().collect();
+    all.sort();
+    all.dedup();
+    if direct.0.is_ok() {
+        (KernelAction::Direct, all)
+    } else if direct.0 == Err(DropReason::PolicyError) {
+        (KernelAction::Deny(DropReason::PolicyError.code()), direct.1)
     } else if transport == Transport::Tcp {
-        (KernelAction::Steer, connect.policies)
+        (KernelAction::Steer, reach.1)
     } else {
-        (KernelAction::Deny(DropReason::InspectionRequired.code()), both)
+        (KernelAction::Deny(DropReason::InspectionRequired.code()), all)
     }
+}
+
+/// What policies name, for one packet.
+struct Named<'a> {
+    names_of: &'a NamesOf,
+    ip: IpAddr,
+    transport: Transport,
+}
+
+impl Named<'_> {
+    fn has(&self, id: &String, n: usize, thing: impl Fn(&Thing) -> bool) -> bool {
+        self.names_of.get(id).is_some_and(|names| names[n].iter().any(thing))
+    }
+
+    fn asks(&self, id: &String, n: usize) -> bool {
+        self.has(id, n, |thing| *thing == Thing::Transport(self.transport))
+    }
+
+    fn address(&self, id: &String) -> bool {
+        self.has(id, 0, |thing| matches!(thing, Thing::Net(net) if net.contains(&self.ip.to_canonical())))
+    }
+
+    /// What becomes of what is said of a transport that must be named.
+    fn asked(&self, said: Said, n: usize) -> Said {
+        let is_named = said.1.iter().any(|id| self.asks(id, n));
+        if said.0 == Err(DropReason::PolicyDenied) || (said.0.is_ok() && !is_named) {
+            return (Err(DropReason::ProtocolUnsupported), Vec::new());
+        }
+        said
+    }
+}
+
+fn reach_alone(set: &PolicySet, agent: &Agent, ip: IpAddr, transport: Transport, port: u16) -> Said {
+    let connect = set.decide(&Request { agent, operation: Operation::Connect { ip, port, transport } });
+    match limits_alone(set, agent, ip, transport, port) {
+        Ok(_) => (connect.verdict, connect.policies),
+        Err(mut failed) => {
+            if connect.verdict == Err(DropReason::PolicyError) {
+                failed.extend(connect.policies);
+            }
+            failed.sort();
+            (Err(DropReason::PolicyError), failed)
+        }
+    }
+}
+
+/// Both must allow. Errors go before forbids, and these before anything else.
+fn both(own: Said, platform: Said) -> Said {
+    let worst = [Err(DropReason::PolicyError), Err(DropReason::PolicyForbidden)]
+        .into_iter()
+        .find(|reason| own.0 == *reason || platform.0 == *reason);
+    let verdict = worst.unwrap_or(if own.0.is_err() { own.0 } else { platform.0 });
+    let by = |said: Said| if said.0 == verdict { said.1 } else { Vec::new() };
+    // The platform's denial by default has no policies.
+    let mut policies = [by(own), by(platform)].concat();
+    policies.sort();
+    (verdict, policies)
 }
 
 /// The obligations that match, each asked alone; or those that fail.
@@ -76,13 +124,15 @@ pub(super) fn limits_alone(
 ) -> Result<Vec<String>, Vec<String>> {
     let request = Request { agent, operation: Operation::Connect { ip, port, transport } };
     let (mut matching, mut failed) = (Vec::new(), Vec::new());
-    for obligation in set.inner().limiting().policies() {
-        let id = obligation.id().to_string();
-        let one = cedar_policy::PolicySet::from_policies([obligation.clone()]).unwrap();
-        match set.inner().decide_among(&one, &request, set.given()).verdict {
-            Ok(()) => matching.push(id),
-            Err(DropReason::PolicyError) => failed.push(id),
-            Err(_) => {}
+    for half in [Some(set.inner()), set.above()].into_iter().flatten() {
+        for obligation in half.limiting().policies() {
+            let id = obligation.id().to_string();
+            let one = cedar_policy::PolicySet::from_policies([obligation.clone()]).unwrap();
+            match half.decide_among(&one, &request, set.given()).verdict {
+                Ok(()) => matching.push(id),
+                Err(DropReason::PolicyError) => failed.push(id),
+                Err(_) => {}
+            }
         }
     }
     matching.sort();

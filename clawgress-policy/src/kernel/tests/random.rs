@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use clawgress_identity::{Agent, AgentId, AgentState};
+use clawgress_identity::{Agent, AgentId, AgentState, PolicyOwner};
 use ipnet::IpNet;
 
 use crate::address::reserved;
@@ -468,10 +468,29 @@ pub(super) type NamesOf = BTreeMap<String, [Vec<Thing>; 2]>;
 
 /// A random set. Policies that can never apply are refused by validation, so they are left out.
 pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
+    // At most as many obligations as may apply at once.
+    let (text, names_of) = texts(r, LIMITS_PER_CELL_MAX);
+    let set = PolicySet::parse_in(&text, &sets(), &surroundings()).unwrap();
+    (text, names_of, set)
+}
+
+/// A random set, and another for the platform; both have room for the limits of the other.
+pub(super) fn two(r: &mut Random) -> (String, NamesOf, PolicySet, PolicySet) {
+    let ((text, names_of), (above, _)) =
+        (texts(r, LIMITS_PER_CELL_MAX / 2), texts(r, LIMITS_PER_CELL_MAX / 2));
+    // Both must allow: one that mostly forbids leaves nothing to compare.
+    let above = format!("{above}@id(\"base\") permit (principal, action, resource);\n");
+    let above = if r.below(4) == 0 { above } else { above.replace(") forbid (", ") permit (") };
+    let set = PolicySet::parse_in(&text, &sets(), &surroundings()).unwrap();
+    let platform = PolicySet::parse_for(&PolicyOwner::Platform, &above, &sets(), &surroundings()).unwrap();
+    (format!("{text}\n// platform\n{above}"), names_of, set, platform)
+}
+
+/// The text of a random set with at most so many obligations, and what its policies name.
+fn texts(r: &mut Random, obligations_max: usize) -> (String, NamesOf) {
     let (mut text, mut names_of) = (String::new(), NamesOf::new());
     let guards = 1 + r.below(7);
-    // At most as many obligations as may apply at once.
-    let obligations = r.below(LIMITS_PER_CELL_MAX + 1);
+    let obligations = r.below(obligations_max + 1);
     for number in 0..guards + obligations {
         let (policy, names, direct_names) = if number < guards {
             let mut again = Random(r.0);
@@ -497,8 +516,7 @@ pub(super) fn policies(r: &mut Random) -> (String, NamesOf, PolicySet) {
             ),
         }
     }
-    let set = PolicySet::parse_in(&text, &sets(), &surroundings()).unwrap();
-    (text, names_of, set)
+    (text, names_of)
 }
 
 pub(super) fn address(r: &mut Random) -> IpAddr {

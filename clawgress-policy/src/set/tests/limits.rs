@@ -11,7 +11,7 @@ fn obligation(annotations: &str) -> String {
 }
 
 fn limiter(annotations: &str) -> Limiter {
-    set(&obligation(annotations)).limiters()[0].clone()
+    set(&obligation(annotations)).limiters().next().unwrap().clone()
 }
 
 #[test]

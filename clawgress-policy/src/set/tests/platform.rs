@@ -1,0 +1,264 @@
+//! Sets under the platform's, and what a tenant's may say.
+
+use super::*;
+use crate::{PLATFORM_PREFIX, Policies, kernel};
+
+fn owned(owner: &str, text: &str) -> Result<PolicySet, PolicyErrors> {
+    let PolicyBundle { text, sets } = bundle(text);
+    PolicySet::parse_for(&owner.parse().unwrap(), &text, &sets, &Surroundings::default())
+}
+
+fn platform(text: &str) -> PolicySet {
+    owned("platform", text).unwrap_or_else(|e| panic!("{text}\n{:#?}", e.problems))
+}
+
+fn tenant(name: &str, text: &str) -> PolicySet {
+    owned(&format!("tenant/{name}"), text).unwrap_or_else(|e| panic!("{text}\n{:#?}", e.problems))
+}
+
+const EVERYTHING: &str = r#"@id("all") permit (principal, action, resource);"#;
+
+#[test]
+fn both_must_allow_and_both_are_named() {
+    let a = agent("web");
+    let own = set(EVERYTHING);
+    let denied = |reason| Err::<(), _>(reason);
+    for (above, verdict, policies) in [
+        ("", denied(DropReason::PolicyDenied), &[][..]),
+        (EVERYTHING, Ok(()), &["all", "platform/all"]),
+        (
+            r#"@id("all") permit (principal, action, resource); @id("no") forbid (principal, action == Action::"http", resource);"#,
+            denied(DropReason::PolicyForbidden),
+            &["platform/no"],
+        ),
+        (
+            r#"@id("all") permit (principal, action, resource);
+               @id("bad") forbid (principal, action == Action::"http", resource) when { context.port + 9223372036854775807 < 0 };"#,
+            denied(DropReason::PolicyError),
+            &["platform/bad"],
+        ),
+    ] {
+        let d = http(&own.under(&platform(above)), &a, "api.allowed.test", "GET", "/");
+        assert_eq!(
+            (d.verdict, d.policies.iter().map(String::as_str).collect::<Vec<_>>()),
+            (verdict, policies.to_vec()),
+            "{above}"
+        );
+        // What the platform permits, a tenant need not.
+        let none = set("").under(&platform(above));
+        assert!(!http(&none, &a, "api.allowed.test", "GET", "/").is_allow(), "{above}");
+    }
+}
+
+#[test]
+fn forbids_and_errors_of_both_are_told() {
+    let a = agent("web");
+    let text = r#"@id("no") forbid (principal, action == Action::"http", resource);"#;
+    let d = http(&set(text).under(&platform(text)), &a, "api.allowed.test", "GET", "/");
+    assert_eq!(
+        (d.verdict, d.policies),
+        (Err(DropReason::PolicyForbidden), vec!["no".into(), "platform/no".into()])
+    );
+    let text = r#"@id("bad") permit (principal, action == Action::"http", resource) when { context.port + 9223372036854775807 < 0 };"#;
+    let d = http(&set(text).under(&platform(text)), &a, "api.allowed.test", "GET", "/");
+    assert_eq!(d.policies, ["bad", "platform/bad"]);
+    assert!(d.errors[0].starts_with("bad: ") && d.errors[1].starts_with("platform/bad: "), "{:?}", d.errors);
+    // An error hides no forbid, and the other way round: it denies.
+    let forbids = platform(r#"@id("no") forbid (principal, action, resource);"#);
+    let d = http(&set(text).under(&forbids), &a, "api.allowed.test", "GET", "/");
+    assert_eq!((d.verdict, d.policies), (Err(DropReason::PolicyError), vec!["bad".into()]));
+}
+
+#[test]
+fn obligations_of_both_apply() {
+    let a = agent("web");
+    let host = Host::parse("api.allowed.test").unwrap();
+    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let request = Request { agent: &a, operation };
+    let own = set(
+        r#"@id("pace") @effect("rate-limit") @limit("5 requests/minute") permit (principal, action == Action::"http", resource);
+           @id("try") @mode("log-only") forbid (principal, action == Action::"http", resource);"#,
+    );
+    let above = platform(
+        r#"@id("pace") @effect("rate-limit") @limit("5 requests/minute") permit (principal, action == Action::"http", resource);
+           @id("tell") @effect("alert") permit (principal, action == Action::"http", resource);
+           @id("try") @mode("log-only") permit (principal, action == Action::"http", resource);"#,
+    );
+    let obligations = own.under(&above).obligations(&request).unwrap();
+    let told: Vec<(&str, &str)> = obligations.iter().map(|o| (&*o.policy, o.effect.name())).collect();
+    assert_eq!(
+        told,
+        [
+            ("pace", "rate-limit"),
+            ("platform/pace", "rate-limit"),
+            ("platform/tell", "alert"),
+            ("platform/try", "would-permit"),
+            ("try", "would-forbid")
+        ]
+    );
+    let keys: BTreeSet<u64> = obligations
+        .iter()
+        .filter_map(|o| match &o.effect {
+            crate::effect::Effect::Limit(limit) => Some(limit.key),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(keys.len(), 2, "the platform's buckets are its own");
+    let bad = r#"@id("bad") @effect("alert") permit (principal, action == Action::"http", resource) when { context.port + 9223372036854775807 < 0 };"#;
+    for (own, above) in [(bad, ""), ("", bad), (bad, bad)] {
+        let failed = set(own).under(&platform(above)).obligations(&request).unwrap_err();
+        assert_eq!(failed.verdict, Err(DropReason::PolicyError), "{own} {above}");
+        assert_eq!(failed.policies.len(), usize::from(!own.is_empty()) + usize::from(!above.is_empty()));
+    }
+}
+
+/// A platform that permits everything opens nothing that must be named, and one that names it doesn't either.
+#[test]
+fn what_must_be_named_the_tenant_names() {
+    let a = agent("web");
+    let broad = r#"@id("all") permit (principal, action, resource) when { true };"#;
+    let naming = r#"@id("named") permit (principal, action, resource) when { resource is Network && resource.ip.isInRange(ip("10.0.0.0/8")) };"#;
+    let ip = "10.1.2.3".parse().unwrap();
+    let reach =
+        |own: &str, above: &str| set(own).under(&platform(above)).reach(&a, ip, 443, Transport::Tcp).verdict;
+    assert_eq!(reach(broad, naming), Err(DropReason::AddressReserved));
+    assert_eq!(reach(naming, broad), Ok(()));
+    let gre = r#"@id("gre") permit (principal, action in [Action::"connect", Action::"direct"], resource) when { context.protocol == "gre" };"#;
+    let ip = "203.0.113.7".parse().unwrap();
+    let does = |own: &str, above: &str| {
+        kernel::expected(&set(own).under(&platform(above)), &a, ip, Transport::Gre, 0).0
+    };
+    assert_eq!(does(gre, EVERYTHING), kernel::KernelAction::Direct);
+    assert_eq!(does(EVERYTHING, gre), kernel::KernelAction::Deny(DropReason::ProtocolUnsupported.code()));
+}
+
+#[test]
+fn a_tenant_names_its_own_alone() {
+    for (owner, principal, wanted) in [
+        (
+            "tenant/default",
+            "principal == Agent::\"acme/web\"",
+            Some(
+                "1:31: policy `a`: `Agent::\"acme/web\"` is of tenant `acme`, and a policy of tenant `default` is asked of its own agents alone: name its own, or leave the principal out",
+            ),
+        ),
+        (
+            "tenant/acme",
+            "principal in Team::\"ops\"",
+            Some(
+                "1:31: policy `a`: `Team::\"ops\"` is of tenant `default`, and a policy of tenant `acme` is asked of its own agents alone: write `Team::\"acme/ops\"`",
+            ),
+        ),
+        (
+            "tenant/acme",
+            "principal in Tenant::\"default\"",
+            Some("1:31: policy `a`: `Tenant::\"default\"` is of tenant `default`"),
+        ),
+        ("tenant/acme", "principal in Team::\"acme/ops\"", None),
+        ("tenant/acme", "principal in Tenant::\"acme\"", None),
+        ("tenant/acme", "principal", None),
+        ("tenant/default", "principal in Team::\"ops\"", None),
+        ("tenant/default", "principal in Tenant::\"default\"", None),
+        ("platform", "principal in Team::\"acme/ops\"", None),
+    ] {
+        let parsed = owned(owner, &format!("@id(\"a\") permit ({principal}, action, resource);"));
+        match (parsed, wanted) {
+            (Ok(_), None) => {}
+            (Err(errors), Some(wanted)) => {
+                assert_eq!(errors.problems.len(), 1, "{errors:?}");
+                let told = errors.problems[0].to_string();
+                // The column of the entity, wherever the principal's words end.
+                let tail = |text: &str| text.split_once(": ").unwrap().1.to_owned();
+                assert!(tail(&told).starts_with(&tail(wanted)), "{told}");
+                assert!(errors.problems[0].column.is_some());
+            }
+            (parsed, _) => panic!("{owner} {principal}: {parsed:?}"),
+        }
+    }
+    let in_condition = r#"@id("a") permit (principal, action, resource)
+        when { principal has team && [Team::"ops", Team::"acme/ops"].contains(principal.team) };"#;
+    let errors = owned("tenant/default", in_condition).unwrap_err();
+    assert_eq!((errors.problems[0].line, errors.problems[0].column), (Some(2), Some(52)));
+    let compared =
+        r#"@id("a") forbid (principal, action, resource) unless { principal.tenant == Tenant::"acme" };"#;
+    assert!(owned("tenant/default", compared).is_err());
+}
+
+#[test]
+fn no_tenants_id_looks_like_the_platforms() {
+    let text = r#"@id("platform/a") permit (principal, action, resource);"#;
+    let errors = owned("tenant/default", text).unwrap_err();
+    assert!(errors.problems[0].message.starts_with("`platform/` is what ids"), "{errors:?}");
+    assert_eq!(PLATFORM_PREFIX, "platform/");
+    let d = http(&set(EVERYTHING).under(&platform(text)), &agent("web"), "api.allowed.test", "GET", "/");
+    assert_eq!(d.policies, ["all", "platform/platform/a"]);
+}
+
+#[test]
+fn tenants_are_apart() {
+    let sets = || {
+        BTreeMap::from([
+            (
+                "default".to_owned(),
+                tenant("default", r#"@id("a") permit (principal, action == Action::"http", resource);"#),
+            ),
+            (
+                "acme".to_owned(),
+                tenant("acme", r#"@id("b") permit (principal, action == Action::"connect", resource);"#),
+            ),
+        ])
+    };
+    let asked = |policies: &Policies, id: &str| {
+        let a = agent(id);
+        let set = policies.of(a.id.tenant());
+        (
+            http(set, &a, "api.allowed.test", "GET", "/").is_allow(),
+            connect(set, &a, "203.0.113.1", 443).is_allow(),
+        )
+    };
+    let free = Policies::new(None, sets()).unwrap();
+    assert_eq!(asked(&free, "web"), (true, false));
+    assert_eq!(asked(&free, "acme/web"), (false, true));
+    assert_eq!(asked(&free, "other/web"), (false, false), "a tenant without a policy permits nothing");
+    let above = platform(
+        r#"@id("all") permit (principal, action, resource); @id("no") forbid (principal in Tenant::"acme", action, resource);"#,
+    );
+    let governed = Policies::new(Some(above), sets()).unwrap();
+    assert_eq!(asked(&governed, "web"), (true, false));
+    assert_eq!(asked(&governed, "acme/web"), (false, false));
+    assert_eq!(asked(&governed, "other/web"), (false, false));
+    let alone = Policies::new(Some(platform(EVERYTHING)), BTreeMap::new()).unwrap();
+    assert_eq!(asked(&alone, "web"), (false, false), "what the platform permits, no tenant has yet");
+}
+
+/// Limits of two tenants may have one name; each counts for its own agents, and the platform's for all.
+#[test]
+fn limits_of_tenants_are_apart() {
+    let limited = |name: &str, rate: &str| {
+        tenant(
+            name,
+            &format!(
+                r#"@id("all") permit (principal, action, resource); @id("pace") @effect("rate-limit") @limit("{rate} packets/second") permit (principal, action == Action::"connect", resource);"#
+            ),
+        )
+    };
+    let above = platform(
+        r#"@id("all") permit (principal, action, resource); @id("pace") @effect("rate-limit") @limit("9 packets/second") permit (principal, action == Action::"connect", resource);"#,
+    );
+    let tenants = [("default", "5"), ("acme", "7"), ("same", "5")];
+    let sets = tenants.map(|(name, rate)| (name.to_owned(), limited(name, rate)));
+    let policies = Policies::new(Some(above), BTreeMap::from(sets)).unwrap().at(0);
+    let agents: Vec<Agent> =
+        (1..).zip(["web", "acme/web", "same/web"]).map(|(index, id)| Agent { index, ..agent(id) }).collect();
+    let tables = kernel::compile_all(&policies, &agents).unwrap();
+    assert_eq!(tables.limiters.len(), 3, "those that are the same are one: {:?}", tables.limiters);
+    let ip = "203.0.113.1".parse().unwrap();
+    for (index, rate) in [(1, 5), (2, 7), (3, 5)] {
+        let held: Vec<u64> = tables
+            .lookup_limits(index, ip, Transport::Tcp, 443)
+            .iter()
+            .map(|n| tables.limiters[*n as usize].count)
+            .collect();
+        assert_eq!(held, [rate, 9], "{index}");
+    }
+}
