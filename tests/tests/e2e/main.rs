@@ -40,6 +40,7 @@ mod shared;
 mod signals;
 mod spiffe;
 mod stragglers;
+mod tenants;
 mod tokens;
 mod transparent;
 mod units;
