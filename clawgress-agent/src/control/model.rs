@@ -39,6 +39,8 @@ pub(super) const GENERATION: &str = "generation";
 pub(super) const CANARY: &str = "canary";
 pub(super) const NEXT_INDEX: &str = "next-index";
 const LIVE_POLICY: &str = "policy-live";
+/// Why a policy doesn't count of which something is left in the store, and not what is live.
+const GONE: &str = "what is live of it is gone from the state store, which the control role never does: restore the store from a backup, or apply a policy anew";
 const GEO: &str = "geo";
 const WINDOW: &str = "window";
 pub(super) const AGENT: &str = "agent/";
@@ -210,12 +212,23 @@ impl Model {
         let next_index = store.read(NEXT_INDEX, at).await?.entries.first().map(parse).transpose()?;
         let (mut policies, mut distrust) = (BTreeMap::new(), BTreeMap::new());
         for entry in store.scan(LIVE_POLICY, at).await?.entries {
-            let owner = owner_of_live(&entry.key)?;
-            let Some(stored) = revision(store, &owner, parse(&entry)?, at).await? else { continue };
-            if let Some(why) = distrusted(store, signatures, &stored, at).await? {
-                distrust.insert(owner.clone(), why);
-            }
-            policies.insert(owner, Arc::new(stored.revision));
+            let (owner, number) = (owner_of_live(&entry.key)?, parse(&entry)?);
+            let (revision, why) = match revision(store, &owner, number, at).await? {
+                Some(stored) => {
+                    let why = distrusted(store, signatures, &stored, at).await?;
+                    (stored.revision, why)
+                }
+                // Without its revision, a policy of the platform's is not one that never was: that would let pass.
+                None => (torn(&owner, number), Some(GONE.to_owned())),
+            };
+            distrust.extend(why.map(|why| (owner.clone(), why)));
+            policies.insert(owner, Arc::new(revision));
+        }
+        if !policies.contains_key(&PolicyOwner::Platform)
+            && let Some(last) = last(store, &PolicyOwner::Platform, at).await?
+        {
+            policies.insert(PolicyOwner::Platform, Arc::new(torn(&PolicyOwner::Platform, last)));
+            distrust.insert(PolicyOwner::Platform, GONE.to_owned());
         }
         let geo: Option<GeoInForce> = store.read(GEO, at).await?.entries.first().map(parse).transpose()?;
         let window: Option<Window> = store.read(WINDOW, at).await?.entries.first().map(parse).transpose()?;
@@ -344,6 +357,19 @@ pub async fn revision(
     let digest = bundle.entries.first().map(|entry| hex(digest(entry).as_ref()));
     let is_asked_for = (&revision.owner, revision.number) == (owner, number);
     Ok(Some(Stored { revision, digest, is_asked_for, is_torn }))
+}
+
+/// The number of an owner's last revision, if there are any.
+async fn last(
+    store: &dyn StateStore,
+    owner: &PolicyOwner,
+    at: Option<Revision>,
+) -> Result<Option<u64>, StoreError> {
+    let prefix = prefixed(owner, REVISION);
+    let entries = store.scan(&prefix, at).await?.entries;
+    let number = |entry: &Entry| entry.key.strip_prefix(&prefix).and_then(|number| number.parse().ok());
+    // What nobody can have written is there all the same.
+    Ok(entries.last().map(|entry| number(entry).unwrap_or(0)))
 }
 
 /// Why the live revision is not to be trusted, if it isn't. The one that is live is always the last: one that others

@@ -210,3 +210,42 @@ async fn a_stored_revision_is_of_its_owner_alone() {
         node.stop_control().await;
     }
 }
+
+/// Nothing restricts where there never was a policy of the platform's, and not where something is left of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_of_the_platforms_that_is_gone_denies_everything() {
+    let mut node = Node::new().start().await;
+    create(&node, "acme/web").await;
+    apply(&node, OPEN).await;
+    apply_as(&node, "tenant/acme", OPEN).await;
+    apply_as(&node, "platform", LIMIT).await;
+    for gone in [key("policy/platform/revision", 1), "policy-live/platform".to_owned()] {
+        node.stop_control().await;
+        let store = RedbStore::open(&store_file(&node)).expect("opened");
+        let kept = value(&store, &gone).await;
+        let change = |write| Transaction { conditions: vec![], writes: vec![write] };
+        store.commit(change(Write::Delete(gone.clone()))).await.expect("deleted");
+        drop(store);
+        node.start_control().await;
+        assert_eq!(texts(&snapshot(&node).await), (None, None, vec![]), "{gone}");
+        let warnings = status(&node).await.warnings;
+        let what =
+            "revision 1 of the platform is not in force, everything is denied: what is live of it is gone";
+        assert!(warnings.iter().any(|w| w.contains(what)), "{gone}: {warnings:?}");
+        node.stop_control().await;
+        let store = RedbStore::open(&store_file(&node)).expect("opened");
+        store.commit(change(Write::Put(gone.clone(), kept.into()))).await.expect("put back");
+        drop(store);
+        node.start_control().await;
+        assert_eq!(texts(&snapshot(&node).await), (Some(OPEN), Some(LIMIT), vec![("acme", OPEN)]), "{gone}");
+    }
+    // Or it is applied anew, after the last there was.
+    node.stop_control().await;
+    let store = RedbStore::open(&store_file(&node)).expect("opened");
+    let writes = vec![Write::Delete("policy-live/platform".into())];
+    store.commit(Transaction { conditions: vec![], writes }).await.expect("deleted");
+    drop(store);
+    node.start_control().await;
+    assert_eq!(apply_as(&node, "platform", LIMIT).await.number, 2);
+    assert_eq!(texts(&snapshot(&node).await), (Some(OPEN), Some(LIMIT), vec![("acme", OPEN)]));
+}
