@@ -1,7 +1,8 @@
 //! Sets under the platform's, and what a tenant's may say.
 
 use super::*;
-use crate::{PLATFORM_PREFIX, Policies, kernel};
+use crate::history::History;
+use crate::{Need, PLATFORM_PREFIX, Policies, kernel};
 
 fn owned(owner: &str, text: &str) -> Result<PolicySet, PolicyErrors> {
     let PolicyBundle { text, sets } = bundle(text);
@@ -110,6 +111,52 @@ fn obligations_of_both_apply() {
         assert_eq!(failed.verdict, Err(DropReason::PolicyError), "{own} {above}");
         assert_eq!(failed.policies.len(), usize::from(!own.is_empty()) + usize::from(!above.is_empty()));
     }
+}
+
+/// What the policies of either need to know is needed, whosesoever they are.
+#[test]
+fn a_need_of_either_counts() {
+    let a = agent("web");
+    let host = Host::parse("api.allowed.test").unwrap();
+    let request =
+        Request { agent: &a, operation: Operation::Tls { host: &host, port: 443, alpn: &[], ja4: "" } };
+    let asking = |head: &str, what: &str| {
+        format!(
+            r#"{EVERYTHING} @id("ask") {head} (principal, action == Action::"tls", resource) when {{ {what} }};"#
+        )
+    };
+    let history = "context.history.denied_last_hour > 5";
+    let (decided, logged) = (asking("forbid", history), asking(r#"@mode("log-only") forbid"#, history));
+    let elsewhere = decided.replace("\"tls\"", "\"http\"");
+    for (one, other, need) in [
+        (&*decided, EVERYTHING, Need::Decided),
+        (&*logged, EVERYTHING, Need::Logged),
+        (&*logged, &*decided, Need::Decided),
+        (&*elsewhere, EVERYTHING, Need::None),
+    ] {
+        for (own, above) in [(one, other), (other, one)] {
+            let set = set(own).under(&platform(above));
+            assert!(set.asks_history());
+            assert_eq!(set.needs_history(&request), need, "{own}\n{above}");
+            let fails = set.decide(&request).verdict == Err(DropReason::PolicyError);
+            assert_eq!(fails, need == Need::Decided, "{own}\n{above}");
+            assert!(set.knowing(History::QUIET).decide(&request).is_allow());
+        }
+    }
+    let ja4 = asking("forbid", r#"context.ja4 == "t13d1516h2_8daaf6152771_e5627efa2ab1""#);
+    let executable = "ab".repeat(32);
+    let seen =
+        asking("forbid", &format!(r#"context has executable && context.executable == "{executable}""#));
+    for (own, above) in [(&*ja4, EVERYTHING), (EVERYTHING, &*ja4)] {
+        assert!(set(own).under(&platform(above)).needs_ja4(&request));
+    }
+    for (own, above) in [(&*seen, EVERYTHING), (EVERYTHING, &*seen)] {
+        let set = set(own).under(&platform(above));
+        assert!(set.asks_fingerprints() && !set.needs_ja4(&request));
+        assert_eq!(set.decide(&request).verdict, Err(DropReason::PolicyError), "nobody said what is known");
+        assert!(set.seeing(std::sync::Arc::default()).decide(&request).is_allow());
+    }
+    assert!(!set(EVERYTHING).under(&platform(EVERYTHING)).needs_ja4(&request));
 }
 
 /// A platform that permits everything opens nothing that must be named, and one that names it doesn't either.
