@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use aws_lc_rs::digest::{Digest, SHA256, digest};
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
 use clawgress_api::proto::{
@@ -20,7 +19,7 @@ use clawgress_api::proto::{
 use clawgress_api::{MESSAGE_BYTES_MAX, Revisions, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, PolicyOwner, RootId, Roots, TrustSnapshot};
-use clawgress_policy::{Geo, Policies, PolicyInForce, PolicySet};
+use clawgress_policy::{Policies, PolicySet};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
@@ -31,9 +30,12 @@ use tonic::transport::Channel;
 use crate::{boottime, limit};
 
 mod executables;
+mod parts;
 mod straggle;
 
 use self::executables::Executables;
+pub use self::parts::Basis;
+use self::parts::{Bases, Part};
 use self::straggle::Straggle;
 
 /// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
@@ -64,38 +66,6 @@ pub struct Plan {
     bases: Arc<Bases>,
 }
 
-/// What decisions rest on besides: by tenant, and for those without a policy.
-#[derive(Debug)]
-struct Bases {
-    tenants: BTreeMap<String, Arc<Basis>>,
-    none: Arc<Basis>,
-}
-
-/// One policy, as it was parsed.
-#[derive(Clone, Debug)]
-struct Part {
-    /// Of what was written: SHA-256.
-    hash: Digest,
-    set: PolicySet,
-    /// Names the geo data it rests on, if it asks for any.
-    geo: Option<String>,
-}
-
-/// What decisions rest on besides a request and the policy, as records tell it.
-#[derive(Debug)]
-pub struct Basis {
-    /// Whether policy asks for attributes of agents.
-    pub asks_agent: bool,
-    /// Whether it asks for what seems to be at the other end.
-    pub asks_fingerprints: bool,
-    /// Name of the wall clock's zone, unless it is UTC.
-    pub zone: Option<String>,
-    /// Names the geo data in force, if policy asks for any.
-    pub geo: Option<String>,
-    /// The revisions that decide.
-    pub revisions: Option<Revisions>,
-}
-
 /// The live plan.
 #[derive(Debug)]
 pub struct Snapshots {
@@ -115,90 +85,17 @@ pub struct Snapshots {
     straggle: Straggle,
 }
 
-// === impl Part ===
-
-impl Part {
-    /// The part that `written` is, taken from `former` if that was written so. A key that is revoked must not wait for a
-    /// large policy to be parsed that stays what it is, nor one tenant for another's.
-    fn new(owner: &PolicyOwner, written: &str, former: Option<&Part>) -> Result<Part, String> {
-        let hash = digest(&SHA256, written.as_bytes());
-        if let Some(former) = former.filter(|former| former.hash.as_ref() == hash.as_ref()) {
-            return Ok(former.clone());
-        }
-        let policy: PolicyInForce = serde_json::from_str(written).map_err(unreadable)?;
-        let set = PolicySet::parse_for(owner, &policy.text, &policy.sets, &policy.surroundings);
-        let set = set.map_err(|error| error.to_string())?;
-        Ok(Part { hash, set, geo: policy.surroundings.geo.edition() })
-    }
-}
-
-fn unreadable(error: serde_json::Error) -> String {
-    format!("the snapshot is not readable: {error}")
-}
-
-/// The policies of a snapshot, by whose they are.
-fn parts(
-    snapshot: &Snapshot<Box<RawValue>>,
-    former: Option<&Plan>,
-) -> Result<BTreeMap<PolicyOwner, Part>, String> {
-    let own = snapshot.policy.iter().map(|written| (PolicyOwner::default(), written));
-    let platform = snapshot.platform.iter().map(|written| (PolicyOwner::Platform, written));
-    let tenants = snapshot.tenants.iter().map(|(name, written)| (PolicyOwner::Tenant(name.clone()), written));
-    let mut parts = BTreeMap::new();
-    for (owner, written) in own.chain(platform).chain(tenants) {
-        let former = former.and_then(|plan| plan.parts.get(&owner));
-        let part = Part::new(&owner, written.get(), former)?;
-        if parts.insert(owner.clone(), part).is_some() {
-            return Err(format!("the snapshot has two policies of {}", owner.told()));
-        }
-    }
-    Ok(parts)
-}
-
-/// The policies together; `None` if there are none.
-fn together(parts: &BTreeMap<PolicyOwner, Part>) -> Result<Option<Policies>, String> {
-    if parts.is_empty() {
-        return Ok(None);
-    }
-    let platform = parts.get(&PolicyOwner::Platform).map(|part| part.set.clone());
-    let tenants = parts.iter().filter_map(|(o, part)| Some((o.tenant()?.to_owned(), part.set.clone())));
-    Policies::new(platform, tenants.collect()).map(Some).map_err(|error| error.to_string())
-}
-
-/// What decisions rest on, for each tenant that has a policy, and for those that have none.
-fn bases(
-    policies: Option<&Policies>,
-    parts: &BTreeMap<PolicyOwner, Part>,
-    revisions: &BTreeMap<PolicyOwner, u64>,
-) -> Bases {
-    let basis = |tenant: Option<&str>| {
-        let set = policies.map(|policies| policies.of(tenant.unwrap_or_default()));
-        let zone = set.map(PolicySet::zone).filter(|zone| *zone != "UTC");
-        let part = |owner: &PolicyOwner| parts.get(owner).and_then(|part| part.geo.clone());
-        let own = tenant.and_then(|tenant| part(&PolicyOwner::Tenant(tenant.to_owned())));
-        Arc::new(Basis {
-            asks_agent: set.is_some_and(PolicySet::asks_agent),
-            asks_fingerprints: set.is_some_and(PolicySet::asks_fingerprints),
-            zone: zone.map(str::to_owned),
-            geo: Geo::joint_edition(own, part(&PolicyOwner::Platform)),
-            revisions: Revisions::of(revisions, tenant.unwrap_or_default()),
-        })
-    };
-    let tenants = parts.keys().filter_map(PolicyOwner::tenant);
-    let tenants = tenants.map(|tenant| (tenant.to_owned(), basis(Some(tenant)))).collect();
-    Bases { tenants, none: basis(None) }
-}
-
 // === impl Plan ===
 
 impl Plan {
     /// The plan of a snapshot. Whoever of those that are trusted can't be used is trusted for nothing, and the rest
     /// counts: one tenant's record must not keep every tenant's next policy from coming into force.
     fn new(document: &[u8], clock: Arc<dyn Clock>, former: Option<&Plan>) -> Result<Plan, String> {
-        let snapshot: Snapshot<Box<RawValue>> = serde_json::from_slice(document).map_err(unreadable)?;
-        let parts = parts(&snapshot, former)?;
-        let policies = together(&parts)?;
-        let bases = Arc::new(bases(policies.as_ref(), &parts, &snapshot.revisions));
+        let snapshot: Snapshot<Box<RawValue>> =
+            serde_json::from_slice(document).map_err(parts::unreadable)?;
+        let parts = parts::parts(&snapshot, former.map(|plan| &plan.parts))?;
+        let policies = parts::together(&parts)?;
+        let bases = Arc::new(Bases::new(policies.as_ref(), &parts, &snapshot.revisions));
         let none = Roots::default();
         let (roots, refused) = Roots::renew(snapshot.roots, former.map_or(&none, |plan| &plan.roots));
         for error in refused {
@@ -238,7 +135,7 @@ impl Plan {
     /// What decisions for the agents of a tenant rest on besides.
     #[must_use]
     pub fn basis(&self, tenant: &str) -> &Arc<Basis> {
-        self.bases.tenants.get(tenant).unwrap_or(&self.bases.none)
+        self.bases.of(tenant)
     }
 
     /// The same generation with these agents quarantined.
