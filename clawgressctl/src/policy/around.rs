@@ -34,16 +34,26 @@ pub async fn live(client: &Client) -> Result<BTreeMap<PolicyOwner, u64>, Failure
 impl Around {
     /// With what is live on the node around `asked`.
     pub async fn new(client: &Client, asked: Written) -> Result<Around, Failure> {
-        let mut all = BTreeMap::new();
-        for (owner, number) in live(client).await? {
+        let owner = asked.owner.clone();
+        Around::with(client, &owner, Some(asked)).await
+    }
+
+    /// The same of this owner's; without one as if that had none, which of the platform's is not one that says nothing.
+    pub async fn with(
+        client: &Client,
+        owner: &PolicyOwner,
+        asked: Option<Written>,
+    ) -> Result<Around, Failure> {
+        let mut all: BTreeMap<PolicyOwner, Written> =
+            asked.into_iter().map(|asked| (owner.clone(), asked)).collect();
+        for (other, number) in live(client).await? {
             // Tenants say nothing of one another.
-            let counts = owner.tenant().is_none() || asked.owner.tenant().is_none();
-            if counts && owner != asked.owner {
-                let live = written(client, &owner, number).await?;
-                all.insert(owner, live);
+            let counts = other.tenant().is_none() || owner.tenant().is_none();
+            if counts && other != *owner {
+                let live = written(client, &other, number).await?;
+                all.insert(other, live);
             }
         }
-        all.insert(asked.owner.clone(), asked);
         let (mut platform, mut tenants) = (None, BTreeMap::<String, PolicySet>::new());
         for (owner, written) in &all {
             let set = parsed(written, &surroundings(client, written).await?)?;

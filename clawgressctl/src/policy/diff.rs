@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clawgress_api::identity::{Agent, PolicyOwner};
+use clawgress_policy::PolicyBundle;
 use clawgress_policy::study::difference::{Reach, ReachDifference, TextDifference};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -51,7 +52,7 @@ pub async fn run(
     let first = named(client, owner, &first, first_sets.as_ref()).await?;
     let second = named(client, owner, second.as_deref().unwrap_or("0"), second_sets.as_ref()).await?;
     let agents = if text { None } else { Some(agents(client).await?) };
-    show(output, &compare(client, first, second, agents.as_deref()).await?)
+    show(output, &compare(client, Some(first), second, agents.as_deref()).await?)
 }
 
 /// Lets the node check it, and compares it with what is live.
@@ -59,10 +60,8 @@ pub async fn dry_run(client: &Client, output: Output, new: Written) -> Result<()
     let check = check::on_node(client, output, &new).await?;
     new.warn(&check.findings);
     let live = match live(client).await?.get(&new.owner) {
-        None => {
-            Written::from_bundle(&new.owner, "nothing".to_owned(), clawgress_policy::PolicyBundle::default())
-        }
-        Some(number) => written(client, &new.owner, *number).await?,
+        None => None,
+        Some(number) => Some(written(client, &new.owner, *number).await?),
     };
     let agents = agents(client).await?;
     show(output, &compare(client, live, new, Some(&agents)).await?)?;
@@ -72,17 +71,19 @@ pub async fn dry_run(client: &Client, output: Output, new: Written) -> Result<()
 
 async fn compare(
     client: &Client,
-    first: Written,
+    first: Option<Written>,
     second: Written,
     agents: Option<&[Agent]>,
 ) -> Result<Shown, Failure> {
-    let written = TextDifference::between(&first.bundle, &second.bundle);
+    let (owner, none) = (second.owner.clone(), PolicyBundle::default());
+    let former = first.as_ref().map_or(&none, |first| &first.bundle);
+    let written = TextDifference::between(former, &second.bundle);
     let Some(agents) = agents else { return Ok(Shown { written, reach: None }) };
-    let tenant = first.owner.tenant().map(str::to_owned);
-    let is_asked = |agent: &&Agent| tenant.as_deref().is_none_or(|tenant| agent.id.tenant() == tenant);
+    let is_asked = |agent: &&Agent| owner.tenant().is_none_or(|tenant| agent.id.tenant() == tenant);
     let agents: Vec<Agent> = agents.iter().filter(is_asked).cloned().collect();
     let now = Timestamp::now().as_millisecond();
-    let (first, second) = (Around::new(client, first).await?, Around::new(client, second).await?);
+    let first = Around::with(client, &owner, first).await?;
+    let second = Around::new(client, second).await?;
     let (a, b) = (first.policies.at(now), second.policies.at(now));
     let reach = ReachDifference::between_all(&a, &b, &agents);
     let reach = reach.map_err(|errors| match second.written.values().next() {
