@@ -1,7 +1,6 @@
 //! The proxy as it runs, with real peers around it: the roles it talks to over Unix sockets, listeners
 //! handed over, a DNS server, upstreams. Everything is on loopback.
 
-use std::collections::BTreeMap;
 use std::iter;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -23,7 +22,7 @@ use clawgress_api::proto::{
     ReserveResponse, Snapshot as Envelope, WatchRequest, watch_request,
 };
 use clawgress_api::{AuditRecord, RecordKind, Snapshot};
-use clawgress_identity::{Agent, AgentState, ApiKey, ApiKeyRecord};
+use clawgress_identity::{ApiKey, ApiKeyRecord};
 use clawgress_policy::PolicyBundle;
 use clawgress_policy::history::History;
 use clawgress_policy::quota::{Answer as Reserved, Ledger, Pace, Scope};
@@ -39,6 +38,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::client::{Answer, Client};
 use crate::dns::Dns;
+use crate::generation::{bundle, envelope, first};
 use crate::leaves::Signing;
 use crate::pki::Pair;
 
@@ -319,23 +319,6 @@ impl Control {
     }
 }
 
-fn agent(name: &str, index: u32) -> Agent {
-    Agent {
-        id: name.parse().expect("id"),
-        index,
-        team: None,
-        project: None,
-        environment: None,
-        labels: BTreeMap::new(),
-        state: AgentState::Active,
-        sources: vec![],
-    }
-}
-
-fn bundle(text: &str) -> PolicyBundle {
-    PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }
-}
-
 fn key_record(secret: &hmac::Key, text: &str, agent: &str) -> ApiKeyRecord {
     ApiKeyRecord {
         id: ApiKey::parse(text).expect("key").id().to_owned(),
@@ -345,22 +328,6 @@ fn key_record(secret: &hmac::Key, text: &str, agent: &str) -> ApiKeyRecord {
         not_before_s: None,
         expires_at_s: None,
         revoked_at_s: None,
-    }
-}
-
-/// The first generation.
-fn first(policy: Option<&str>, keys: Vec<ApiKeyRecord>) -> Snapshot<PolicyBundle> {
-    Snapshot {
-        generation: 1,
-        policy: policy.map(bundle),
-        platform: None,
-        tenants: BTreeMap::new(),
-        revisions: BTreeMap::new(),
-        agents: vec![agent("web", 1), agent("other", 2)],
-        keys,
-        shared: Vec::new(),
-        runs: Vec::new(),
-        roots: clawgress_identity::RootRecords::default(),
     }
 }
 
@@ -487,8 +454,7 @@ impl Gateway {
     }
 
     pub async fn publish_policy(&self, text: &str) -> String {
-        self.publish(|s| s.policy = Some(PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }))
-            .await
+        self.publish(|s| s.policy = Some(bundle(text))).await
     }
 
     /// Ends the control role: its sockets close, as they do when its process dies.
@@ -602,11 +568,6 @@ impl Drop for Gateway {
         self.kill_keys();
         self.datapath.abort();
     }
-}
-
-fn envelope(snapshot: &Snapshot<PolicyBundle>) -> Envelope {
-    let document = serde_json::to_vec(snapshot).expect("json");
-    Envelope { generation: snapshot.generation, document, ..Envelope::default() }
 }
 
 fn serve_keys(directory: &Path, secret: hmac::Key) -> (Runtime, Arc<Signing>) {

@@ -9,6 +9,8 @@ mod endpoints;
 #[cfg(test)]
 mod fingerprints;
 #[cfg(test)]
+mod generation;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod histories;

@@ -8,14 +8,11 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 
+use crate::generation::bundle;
 use crate::harness::{Gateway, Options, PATIENCE};
 use crate::upstream::Upstream;
 
 const NET: &str = r#"@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };"#;
-
-fn bundle(text: &str) -> PolicyBundle {
-    PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() }
-}
 
 /// Makes the agent `other` one of the tenant `acme`, and gives everybody a policy.
 async fn governed(gateway: &Gateway, own: Option<&str>, acme: Option<&str>, platform: Option<&str>) {

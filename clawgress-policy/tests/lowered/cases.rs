@@ -211,9 +211,8 @@ fn payload<'a>(random: &mut Random, findings: &'a [String]) -> Payload<'a> {
 
 /// What both must say of a request, from what the authorizer says of each alone: both allow, or it is denied.
 fn conjunction(set: &PolicySet, request: &Request<'_>) -> Decision {
-    let own = set.alone().decide_by_oracle(request);
-    let Some(platform) = set.platform() else { return own };
-    let both = [own, platform.decide_by_oracle(request)];
+    let Some(platform) = set.platform() else { return set.decide_by_oracle(request) };
+    let both = [set.alone().decide_by_oracle(request), platform.decide_by_oracle(request)];
     let union = |lists: [&Vec<String>; 2]| {
         lists.into_iter().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
     };
@@ -243,9 +242,7 @@ fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     if !matches!(request.operation, Operation::Connect { .. } | Operation::Direct { .. }) {
         assert_eq!(policies(obliged), policies(wanted), "obligations of {request:?}");
     }
-    let (lowered, oracle) = (set.decide(request), conjunction(set, request));
-    assert_eq!(set.decide_by_oracle(request), oracle, "{request:?}");
-    (lowered, oracle)
+    (set.decide(request), conjunction(set, request))
 }
 
 pub fn number(name: &str, otherwise: u64) -> u64 {

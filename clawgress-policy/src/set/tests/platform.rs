@@ -39,7 +39,13 @@ fn both_must_allow_and_both_are_named() {
             &["platform/bad"],
         ),
     ] {
-        let d = http(&own.under(&platform(above)), &a, "api.allowed.test", "GET", "/");
+        let both = own.under(&platform(above));
+        let d = http(&both, &a, "api.allowed.test", "GET", "/");
+        let host = Host::parse("api.allowed.test").unwrap();
+        let operation =
+            Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+        let by_oracle = both.decide_by_oracle(&Request { agent: &a, operation });
+        assert_eq!(by_oracle.policies, d.policies, "{above}");
         assert_eq!(
             (d.verdict, d.policies.iter().map(String::as_str).collect::<Vec<_>>()),
             (verdict, policies.to_vec()),
