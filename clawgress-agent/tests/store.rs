@@ -11,6 +11,7 @@ use clawgress_agent::control::store::{
 };
 use futures_util::StreamExt as _;
 use proptest::prelude::*;
+use redb::ReadableTable as _;
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put(key.into(), value.into())
@@ -249,6 +250,48 @@ async fn what_is_no_store_is_refused_and_left_alone() {
 struct Step {
     conditions: Vec<(u8, Option<u64>)>,
     writes: Vec<(u8, Option<u8>)>,
+}
+
+/// A version that knows no policies but the tenant `default`'s must not open a store that has others: it would lift them.
+#[tokio::test]
+async fn a_store_with_others_policies_is_no_earlier_versions() {
+    const META: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("state.redb");
+    let format = |set: Option<u64>| {
+        let database = redb::Database::open(&path).expect("open");
+        let write = database.begin_write().expect("transaction");
+        let format = {
+            let mut meta = write.open_table(META).expect("table");
+            if let Some(format) = set {
+                meta.insert("format", format).expect("insert");
+            }
+            meta.get("format").expect("get").map(|format| format.value())
+        };
+        write.commit().expect("commit");
+        format
+    };
+    for (key, wanted) in [
+        ("policy-live", 1),
+        ("revision/1", 1),
+        ("policy", 1),
+        ("policy-live/platform", 2),
+        ("policy-live", 2),
+    ] {
+        let store = RedbStore::open(&path).expect("open");
+        store.commit(writes(vec![put(key, "1")])).await.expect("commit");
+        drop(store);
+        assert_eq!(format(None), Some(wanted), "{key}");
+    }
+    format(Some(1));
+    let store = RedbStore::open(&path).expect("open");
+    store.commit(writes(vec![put("policy/tenant/acme/revision/1", "1")])).await.expect("commit");
+    drop(store);
+    assert_eq!(format(None), Some(2));
+    format(Some(3));
+    let refused = RedbStore::open(&path).expect_err("refused").to_string();
+    assert!(refused.contains("was written by a later version; upgrade"), "{refused}");
+    assert_eq!(format(None), Some(3), "it is left as it is");
 }
 
 fn step() -> impl Strategy<Value = Step> {

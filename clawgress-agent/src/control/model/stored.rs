@@ -17,7 +17,8 @@ use crate::control::store::{Entry, Revision, StateStore, StoreError};
 const LIVE_POLICY: &str = "policy-live";
 pub(super) const REVISION: &str = "revision/";
 pub(super) const BUNDLE: &str = "bundle/";
-/// Before the keys of everybody's but the tenant `default`, whose policy was the only one once.
+/// Before the keys of everybody's but the tenant `default`, whose policy was the only one once. The store on disk knows
+/// these, and `policy-live/`: no version of before opens one that has any.
 const OWNED: &str = "policy/";
 /// Why a policy doesn't count of which something is left in the store, and not what is live.
 const GONE: &str = "what is live of it is gone from the state store, which the control role never does: restore the store from a backup, or apply a policy anew";

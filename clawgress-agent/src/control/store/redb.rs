@@ -23,7 +23,13 @@ use super::{
 /// Memory for cached pages, bytes: the whole state of ten thousand agents.
 const CACHE_BYTES: usize = 32 << 20;
 /// Version of the tables below.
-const FORMAT: u64 = 1;
+const FORMAT_LEAST: u64 = 1;
+/// The latest that this version knows: the same tables, with keys that no earlier version reads.
+const FORMAT: u64 = 2;
+/// Keys whose values restrict, and which a version that knows [`FORMAT_LEAST`] alone would pass over: the policies of the
+/// platform and of tenants. The first of them makes a store one of [`FORMAT`] 2 for good, so that going back to such a
+/// version is refused rather than lifts what they say; until then it is possible.
+const KEYS_SINCE_2: [&str; 2] = ["policy/", "policy-live/"];
 
 /// Key and revision of a version.
 type VersionKey = (&'static str, u64);
@@ -74,11 +80,12 @@ impl RedbStore {
         let transaction = begin(&database)?;
         let revision = {
             let mut meta = transaction.open_table(META).map_err(StoreError::storage)?;
-            if number(&meta, "format")? > FORMAT {
+            let format = number(&meta, "format")?;
+            if format > FORMAT {
                 let text = format!("`{}` was written by a later version; upgrade", path.display());
                 return Err(StoreError::Invalid(text));
             }
-            meta.insert("format", FORMAT).map_err(StoreError::storage)?;
+            meta.insert("format", format.max(FORMAT_LEAST)).map_err(StoreError::storage)?;
             transaction.open_table(VERSIONS).map_err(StoreError::storage)?;
             transaction.open_table(LOG).map_err(StoreError::storage)?;
             number(&meta, "revision")?
@@ -255,6 +262,10 @@ fn apply(write: &WriteTransaction, transaction: &Transaction) -> Result<Revision
         }
     }
     let revision = latest + 1;
+    let is_later = |write: &Write| KEYS_SINCE_2.iter().any(|prefix| write.key().starts_with(prefix));
+    if transaction.writes.iter().any(is_later) && number(&meta, "format")? < FORMAT {
+        meta.insert("format", FORMAT).map_err(StoreError::storage)?;
+    }
     for change in &transaction.writes {
         let (key, value) = match change {
             Write::Put(key, value) => (key.as_str(), Some(value.as_slice())),
