@@ -6,9 +6,11 @@
 pub mod cases;
 pub mod difference;
 pub mod explain;
+mod moot;
 mod places;
 pub mod replay;
 #[cfg(test)]
 mod tests;
 
+pub use moot::Texts;
 pub use places::{PolicyPlace, caret, places};

@@ -7,9 +7,10 @@ use clawgress_identity::{Agent, AgentId, AgentState};
 use serde::{Deserialize, Serialize};
 
 use super::explain::{Explanation, Target, TlsReading, explain};
+use super::moot::Texts;
 use crate::fingerprint::Fingerprints;
 use crate::history::History;
-use crate::{Geo, NamedSets, PolicySet, Surroundings};
+use crate::{Geo, PolicySet};
 
 /// Most cases in a file: some seconds of one core.
 pub const CASES_MAX: usize = 10_000;
@@ -178,18 +179,12 @@ impl Case {
         Fingerprints { executable, certificate, mac }
     }
 
-    /// Asks `set`, which is `parts` [at](PolicySet::at) the case's moment, for `agent`.
+    /// Asks `set`, which is `texts` [at](PolicySet::at) the case's moment, for `agent`.
     #[must_use]
-    pub fn check(
-        &self,
-        set: &PolicySet,
-        parts: (&str, &NamedSets, &Surroundings),
-        agent: &Agent,
-        target: &Target,
-    ) -> CaseResult {
+    pub fn check(&self, set: &PolicySet, texts: Texts<'_>, agent: &Agent, target: &Target) -> CaseResult {
         let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
         // Text alone does not say whether TLS is read.
-        let explanation = explain(set, parts, agent, target, TlsReading::Off);
+        let explanation = explain(set, texts, agent, target, TlsReading::Off);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {
             if let Some(wanted) = wanted.filter(|wanted| *wanted != got) {

@@ -1,6 +1,6 @@
 //! What a set says of one thing an agent may want, phase by phase, in the order in which traffic raises them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -8,16 +8,13 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
+use super::moot::{Texts, moot};
 use crate::effect::Obligation;
 use crate::history::History;
 use crate::host::quote;
 use crate::kernel::{self, KernelAction, LimitAction};
-use crate::set::applies;
-use crate::set::syntax::Policy;
-use crate::vocabulary::ActionKind;
 use crate::{
-    Decision, Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport,
-    TunnelProtocol, UPSTREAM_ALPN,
+    Decision, Host, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
 };
 
 /// What an agent may want.
@@ -139,11 +136,11 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
-/// Explains `target` for `agent`. `set` is `text` with `sets` and `surroundings`, [at](PolicySet::at) a moment.
+/// Explains `target` for `agent`. `set` is `texts`, [at](PolicySet::at) a moment.
 #[must_use]
 pub fn explain(
     set: &PolicySet,
-    (text, sets, surroundings): (&str, &NamedSets, &Surroundings),
+    texts: Texts<'_>,
     agent: &Agent,
     target: &Target,
     reading: TlsReading,
@@ -170,8 +167,8 @@ pub fn explain(
     }
     if explanation.allowed && explanation.opaque.is_some() {
         explanation.moot = match target {
-            Target::Address { .. } => content(text, sets, surroundings, agent, None),
-            Target::Url { host, port, .. } => content(text, sets, surroundings, agent, Some((host, *port))),
+            Target::Address { .. } => moot(texts, agent, None),
+            Target::Url { host, port, .. } => moot(texts, agent, Some((host, *port))),
         };
     }
     explanation
@@ -328,72 +325,6 @@ fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Phase {
         Err(failed) => Phase::of(operation.action(), failed, Vec::new()),
     };
     phase.halved(set, alone, alone)
-}
-
-/// The policies of `http` whose scope has the agent and, where it is known, the host: they are asked without their
-/// conditions, all as permits, so that each that matches determines.
-fn content(
-    text: &str,
-    sets: &NamedSets,
-    surroundings: &Surroundings,
-    agent: &Agent,
-    to: Option<(&Host, u16)>,
-) -> Vec<String> {
-    let Ok(set) = text.parse::<cedar_policy::PolicySet>() else { return Vec::new() };
-    let mut scopes = BTreeMap::new();
-    for cedar in set.policies() {
-        let ast: &Policy = cedar.as_ref();
-        if let Some(id) = cedar.annotation("id")
-            && applies(ast, ActionKind::Http)
-        {
-            scopes.insert(id.to_owned(), scope(cedar, to.is_some()));
-        }
-    }
-    let anywhere = Host::from_address(IpAddr::from([192, 0, 2, 1]));
-    let (host, port) = to.unwrap_or((&anywhere, 80));
-    let operation = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
-    // One whose scope can't be of `http` alone, such as a network's, has nothing to do with content: each round leaves
-    // out those that are refused, so that there are at most as many rounds as policies.
-    while !scopes.is_empty() {
-        let text: String = scopes.iter().map(|(id, scope)| format!("@id(\"{id}\") {scope}\n")).collect();
-        match PolicySet::parse_in(&text, sets, surroundings) {
-            Ok(scoped) => {
-                // Their conditions are gone, and with them all that has to be given.
-                return scoped.decide(&Request { agent, operation }).policies;
-            }
-            Err(errors) => {
-                let before = scopes.len();
-                for id in errors.problems.iter().filter_map(|problem| problem.policy.as_ref()) {
-                    scopes.remove(id);
-                }
-                if scopes.len() == before {
-                    return Vec::new();
-                }
-            }
-        }
-    }
-    Vec::new()
-}
-
-/// The policy as a permit of `http` with its principal and, if `with_resource`, its resource, and nothing else.
-fn scope(cedar: &cedar_policy::Policy, with_resource: bool) -> String {
-    use cedar_policy::{PrincipalConstraint, ResourceConstraint};
-    let principal = match cedar.principal_constraint() {
-        PrincipalConstraint::Any => "principal".to_owned(),
-        PrincipalConstraint::In(uid) => format!("principal in {uid}"),
-        PrincipalConstraint::Eq(uid) => format!("principal == {uid}"),
-        PrincipalConstraint::Is(kind) => format!("principal is {kind}"),
-        PrincipalConstraint::IsIn(kind, uid) => format!("principal is {kind} in {uid}"),
-    };
-    let resource = match cedar.resource_constraint() {
-        _ if !with_resource => "resource".to_owned(),
-        ResourceConstraint::Any => "resource".to_owned(),
-        ResourceConstraint::In(uid) => format!("resource in {uid}"),
-        ResourceConstraint::Eq(uid) => format!("resource == {uid}"),
-        ResourceConstraint::Is(kind) => format!("resource is {kind}"),
-        ResourceConstraint::IsIn(kind, uid) => format!("resource is {kind} in {uid}"),
-    };
-    format!("permit ({principal}, action == Action::\"http\", {resource});")
 }
 
 // === impl Target ===

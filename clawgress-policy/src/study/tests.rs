@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use clawgress_identity::{Agent, AgentState};
+use clawgress_identity::{Agent, AgentState, PolicyOwner};
 
+use super::Texts;
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
 use super::explain::{Explanation, Target, TlsReading, explain};
 use super::replay::{Content, Known, Needs, Recorded, Replayed};
-use crate::{PolicyBundle, PolicySet, Surroundings};
+use crate::{PolicyBundle, PolicyInForceRef, PolicySet, Surroundings};
 
 const TEXT: &str = r#"
 @id("web") permit (principal in Team::"t", action == Action::"connect", resource in NetworkSet::"lan")
@@ -44,6 +45,10 @@ fn agent(name: &str, team: &str, index: u32) -> Agent {
     }
 }
 
+fn texts<'a>(bundle: &'a PolicyBundle, surroundings: &'a Surroundings) -> Texts<'a> {
+    Texts { own: PolicyInForceRef { text: &bundle.text, sets: &bundle.sets, surroundings }, platform: None }
+}
+
 fn set(text: &str) -> PolicySet {
     PolicySet::parse(&bundle(text)).unwrap().at(0)
 }
@@ -51,8 +56,7 @@ fn set(text: &str) -> PolicySet {
 fn explained(to: &str, protocol: Option<&str>, address: Option<&str>) -> Explanation {
     let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
     let target = Target::parse(to, None, protocol, address).unwrap();
-    let parts = (bundle.text.as_str(), &bundle.sets, &surroundings);
-    explain(&set(TEXT), parts, &agent("a", "t", 1), &target, TlsReading::Off)
+    explain(&set(TEXT), texts(&bundle, &surroundings), &agent("a", "t", 1), &target, TlsReading::Off)
 }
 
 fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policies: &[&str]) {
@@ -92,6 +96,29 @@ fn opaque_permits_make_content_rules_moot() {
     assert_eq!(direct.opaque.as_deref(), Some("direct"));
     assert_eq!(direct.moot, ["http", "no-admin", "pace"]);
     assert!(explained("http://api.test/", None, None).moot.is_empty(), "it is read");
+}
+
+/// What the platform says of content has as little to say where content passes unread.
+#[test]
+fn opaque_permits_make_the_platforms_content_rules_moot() {
+    let (own, surroundings) = (bundle(TEXT), Surroundings::default());
+    let above = bundle(
+        r#"@id("all-opaque") permit (principal, action in [Action::"reach", Action::"opaque"], resource);
+        @id("no-admin") forbid (principal, action == Action::"http", resource) when { context.path like "/admin*" };
+        @id("elsewhere") forbid (principal, action == Action::"http", resource == Host::"other.test");"#,
+    );
+    let platform =
+        PolicySet::parse_for(&PolicyOwner::Platform, &above.text, &above.sets, &surroundings).unwrap();
+    let own = texts(&own, &surroundings);
+    let texts = Texts { platform: Some(texts(&above, &surroundings).own), ..own };
+    let set = set(TEXT).under(&platform);
+    let moot = |to, protocol| {
+        let target = Target::parse(to, None, protocol, None).unwrap();
+        explain(&set, texts, &agent("a", "t", 1), &target, TlsReading::Off).moot
+    };
+    assert_eq!(moot("https://api.test/admin", None), ["http", "no-admin", "pace", "platform/no-admin"]);
+    let all = ["http", "no-admin", "pace", "platform/elsewhere", "platform/no-admin"];
+    assert_eq!(moot("203.0.113.53:53", Some("udp")), all);
 }
 
 #[test]
@@ -143,10 +170,10 @@ fn cases_tell_what_is_not_as_wanted() {
     .unwrap();
     let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
     let agent = cases.agents[0].agent();
-    let results = cases.cases.iter().map(|case| {
-        let parts = (bundle.text.as_str(), &bundle.sets, &surroundings);
-        case.check(&set(TEXT), parts, &agent, &case.target().unwrap())
-    });
+    let results = cases
+        .cases
+        .iter()
+        .map(|case| case.check(&set(TEXT), texts(&bundle, &surroundings), &agent, &case.target().unwrap()));
     let results: Vec<_> = results.collect();
     assert!(results[0].differences.is_empty(), "{results:?}");
     assert_eq!(cases.cases[1].expect, Verdict::Allow);

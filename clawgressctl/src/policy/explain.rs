@@ -8,7 +8,7 @@ use clawgress_api::config::excludes;
 use clawgress_api::identity::{AgentId, PolicyOwner};
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::study::explain::{Explanation, Phase, Target, TlsReading, explain};
-use clawgress_policy::study::{caret, places};
+use clawgress_policy::study::{Texts, caret, places};
 use clawgress_policy::{PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
@@ -92,10 +92,18 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
     let none = Written::from_bundle(&tenant, "nothing".to_owned(), PolicyBundle::default());
     let own = around.written.get(&tenant).unwrap_or(&none);
     let surroundings = surroundings(client, own).await?;
-    let parts = (own.bundle.text.as_str(), &own.bundle.sets, &surroundings);
+    let platform = around.written.get(&PolicyOwner::Platform);
+    let above = match platform {
+        Some(platform) => super::surroundings(client, platform).await?,
+        None => Surroundings::default(),
+    };
+    let texts = Texts {
+        own: own.in_force(&surroundings),
+        platform: platform.map(|platform| platform.in_force(&above)),
+    };
     let reading = reading(client, &target).await;
-    let explanation = explain(&set, parts, agent, &target, reading);
-    let sources = Sources { own, platform: around.written.get(&PolicyOwner::Platform) };
+    let explanation = explain(&set, texts, agent, &target, reading);
+    let sources = Sources { own, platform };
     match output {
         Output::Json => output::json(&explanation)?,
         Output::Table => print(&sources, &explanation)?,

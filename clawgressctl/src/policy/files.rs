@@ -8,7 +8,7 @@ use clap::Args;
 use clawgress_api::identity::PolicyOwner;
 use clawgress_policy::lint::Finding;
 use clawgress_policy::study::caret;
-use clawgress_policy::{NamedSets, PolicyBundle, PolicyProblem, PolicySet};
+use clawgress_policy::{NamedSets, PolicyBundle, PolicyInForceRef, PolicyProblem, PolicySet, Surroundings};
 use tonic::{Response, Status as CallStatus};
 
 use crate::failure::Failure;
@@ -83,6 +83,11 @@ impl Written {
     pub fn from_bundle(owner: &PolicyOwner, title: String, bundle: PolicyBundle) -> Written {
         let part = Part { path: PathBuf::from(&title), text: bundle.text.clone(), first_line: 1 };
         Written { owner: owner.clone(), bundle, title, parts: vec![part] }
+    }
+
+    /// The same where it rests on these.
+    pub fn in_force<'a>(&'a self, surroundings: &'a Surroundings) -> PolicyInForceRef<'a> {
+        PolicyInForceRef { text: &self.bundle.text, sets: &self.bundle.sets, surroundings }
     }
 
     /// All there is in a directory, in the order of the paths: the same files are the same policy.

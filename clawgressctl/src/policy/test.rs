@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clawgress_api::identity::{Agent, AgentId, PolicyOwner};
+use clawgress_policy::study::Texts;
 use clawgress_policy::study::cases::{CASES_MAX, Case, CaseResult, Cases};
 use clawgress_policy::study::replay::Needs;
 use clawgress_policy::{PolicySet, Surroundings, Zone};
 use jiff::Timestamp;
 
 use super::explain::parsed;
-use super::files::{self, Written};
+use super::files;
 use super::{agents, named};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -74,23 +75,23 @@ pub async fn run(
             Surroundings { zone: Zone::default(), ..super::surroundings(client, text).await? }
         });
     }
-    let mut surroundings = surroundings.into_iter();
-    let own = surroundings.next().unwrap_or_default();
+    let own = surroundings.first().cloned().unwrap_or_default();
     let mut set = parsed(&written, &own)?;
-    if let (Some(platform), Some(surroundings)) = (&platform, surroundings.next()) {
-        set = set.under(&parsed(platform, &surroundings)?);
+    let mut texts = Texts { own: written.in_force(&own), platform: None };
+    if let (Some(platform), Some(surroundings)) = (&platform, surroundings.get(1)) {
+        set = set.under(&parsed(platform, surroundings)?);
+        texts.platform = Some(platform.in_force(surroundings));
     }
     let now = Timestamp::now();
-    let results = cases.cases.iter().map(|case| one(&written, &set, &own, case, &known, now));
+    let results = cases.cases.iter().map(|case| one(&written.owner, (&set, texts), case, &known, now));
     let results =
         results.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::Refused(format!("{path}: {e}")))?;
     tell(output, &results)
 }
 
 fn one(
-    written: &Written,
-    set: &PolicySet,
-    surroundings: &Surroundings,
+    owner: &PolicyOwner,
+    (set, texts): (&PolicySet, Texts<'_>),
     case: &Case,
     known: &BTreeMap<AgentId, Agent>,
     now: Timestamp,
@@ -99,7 +100,7 @@ fn one(
     let agent = known.get(&case.agent).ok_or_else(|| {
         wrong(format!("there is no agent `{}`: add it as `[[agent]]`, or register it", case.agent))
     })?;
-    if let Some(tenant) = written.owner.tenant()
+    if let Some(tenant) = owner.tenant()
         && agent.id.tenant() != tenant
     {
         let told =
@@ -113,8 +114,7 @@ fn one(
         })?,
         None => now,
     };
-    let parts = (written.bundle.text.as_str(), &written.bundle.sets, surroundings);
-    Ok(case.check(&set.at(at.as_millisecond()), parts, agent, &target))
+    Ok(case.check(&set.at(at.as_millisecond()), texts, agent, &target))
 }
 
 fn tell(output: Output, results: &[CaseResult]) -> Result<(), Failure> {
