@@ -139,7 +139,7 @@ pub const QUOTA_SETTLE: Duration = Duration::from_secs(5);
 /// The least that a request waits, or is told to wait.
 pub const QUOTA_WAIT_LEAST: Duration = Duration::from_millis(1);
 /// Limits that may hold one request: each may be a question to control.
-pub const QUOTA_LIMITS_MAX: usize = 16;
+pub const QUOTA_LIMITS_MAX: usize = clawgress_policy::quota::SCOPES_MAX;
 /// After how long units that nobody spends go back.
 pub const QUOTA_IDLE: Duration = Duration::from_secs(1);
 /// Units of one lot: this part of the burst, so that other workers find the rest,

@@ -229,6 +229,14 @@ impl Members {
         u32::try_from(at).ok()
     }
 
+    /// Some host that is in a host set, if there are any.
+    pub(crate) fn a_host_in(&self, set: &str) -> Option<String> {
+        let number = self.host_set_number(set)?;
+        let of = |(text, sets): (&String, &Vec<u32>)| sets.contains(&number).then(|| text.clone());
+        let below = || self.below.iter().find_map(of).map(|suffix| format!("host.{suffix}"));
+        self.exact.iter().find_map(of).or_else(below)
+    }
+
     /// The number of a class of addresses, if it exists.
     pub(crate) fn class_number(&self, class: &Class) -> Option<u32> {
         u32::try_from(self.classes.binary_search(class).ok()?).ok()

@@ -20,6 +20,7 @@ use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
 use crate::{Geo, time};
 
 mod conjunction;
+mod crowd;
 mod evaluate;
 mod lowered;
 mod obligation;

@@ -459,7 +459,9 @@ impl Governor {
             let above = live.in_force.told(&PolicyOwner::Platform).filter(|_| owner.tenant().is_some());
             let findings = lint(&set, &bundle.text, Some(&agents), above.map(|above| above.text))?;
             let all = live.in_force.with(&owner, &set)?;
-            let tables = compile(&all.at(window.at.as_millisecond()), &agents)?;
+            let all = all.at(window.at.as_millisecond());
+            all.check_limits(&agents)?;
+            let tables = compile(&all, &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
             let limiters = tables.limiters.len() as u64;
             Ok(Size { policies, prefixes, cells, limiters, findings })
@@ -467,20 +469,23 @@ impl Governor {
         .await
     }
 
-    /// Refuses a policy that holds what is proven to do nothing, whatever agents there are. One that does not parse is
-    /// left to who applies it.
+    /// Refuses a policy that holds what is proven to do nothing, whatever agents there are, and one that with the others
+    /// puts more limits on a request than it may have. Neither keeps a stored policy from force. One that does not parse
+    /// is left to who applies it.
     ///
     /// # Errors
-    /// What is proven, by `lint`.
+    /// What is proven, by `lint` or by a request.
     pub async fn lint(&self, owner: PolicyOwner, bundle: PolicyBundle) -> Result<(), Refusal> {
         let geo = self.geo_of(&bundle.text).await?;
-        let window = self.window();
+        let (window, live) = (self.window(), self.live());
         blocking(move || {
             let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
-            match PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings) {
-                Ok(set) => lint(&set, &bundle.text, None, None).map(drop),
-                Err(_) => Ok(()),
-            }
+            let parsed = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings);
+            let Ok(set) = parsed else { return Ok(()) };
+            lint(&set, &bundle.text, None, None)?;
+            let agents: Vec<Agent> = live.model.agents.values().cloned().collect();
+            let all = live.in_force.with(&owner, &set)?.at(window.at.as_millisecond());
+            Ok(all.check_limits(&agents)?)
         })
         .await
     }

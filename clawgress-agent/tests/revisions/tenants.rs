@@ -141,6 +141,20 @@ async fn a_tenant_touches_no_other() {
     }
     let refused = try_apply(&node, "tenant/nobodys", OPEN).await.expect_err("refused");
     assert!(refused.message().contains("register it first"), "{refused}");
+    // Each may have its limits, and not all of them at one request.
+    let limits = |count: usize| {
+        let one = |n| {
+            format!(
+                "@id(\"l{n}\") @effect(\"rate-limit\") @limit(\"{} requests/minute\") permit (principal, action == Action::\"http\", resource);",
+                n + 1
+            )
+        };
+        (0..count).map(one).collect::<String>()
+    };
+    let refused = try_apply(&node, "platform", &limits(17)).await.expect_err("too many");
+    let problems: Vec<PolicyProblem> = parse(refused.details());
+    let wanted = "17 limits apply at once to `http` of `acme/web` to any host, and 16 may: `platform/l0`, ";
+    assert!(problems[0].message.starts_with(wanted), "{problems:?}");
     assert_eq!(snapshot(&node).await, before, "what is refused alters nothing");
     assert_eq!(changes(&node).await.len(), told);
 

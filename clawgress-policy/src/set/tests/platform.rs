@@ -315,3 +315,64 @@ fn limits_of_tenants_are_apart() {
         assert_eq!(held, [rate, 9], "{index}");
     }
 }
+
+/// `count` limits of requests, with this in their scopes and conditions.
+fn pacing(name: &str, count: usize, action: &str, resource: &str, condition: &str) -> String {
+    let one = |n| {
+        format!(
+            "@id(\"{name}{n}\") @effect(\"rate-limit\") @limit(\"{} requests/minute\") permit (principal, action == Action::\"{action}\", {resource}){condition};\n",
+            n + 1
+        )
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn more_limits_than_a_request_may_have_are_refused_where_that_is_certain() {
+    let agents = [agent("web"), agent("acme/bot")];
+    let check = |own: &str, above: &str| {
+        let tenants =
+            BTreeMap::from([("default".to_owned(), set(own)), ("acme".to_owned(), tenant("acme", ""))]);
+        let told = Policies::new(Some(platform(above)), tenants).unwrap().at(0).check_limits(&agents);
+        told.map_err(|errors| errors.problems[0].message.clone())
+    };
+    let pacing = |name: &str, count| pacing(name, count, "http", "resource", "");
+    assert_eq!(check(&pacing("own", 8), &pacing("above", 8)), Ok(()));
+    let told = check(&pacing("own", 8), &pacing("above", 9)).unwrap_err();
+    for wanted in [
+        "17 limits apply at once to `http` of `default/web` to any host, and 16 may",
+        "`own7`",
+        "`platform/above8`",
+    ] {
+        assert!(told.contains(wanted), "{told}");
+    }
+    assert!(check(&pacing("own", 17), "").is_err(), "nor alone");
+    assert!(check("", &pacing("above", 17)).is_err(), "nor the platform's");
+    let many =
+        |resource: &str, condition: &str| super::platform::pacing("own", 17, "tunnel", resource, condition);
+    for (text, sure) in [
+        (many("resource == Host::\"api.allowed.test\"", ""), true),
+        (many("resource in HostSet::\"saas\"", ""), true),
+        (many("resource", " when { context.protocol == \"tls\" }"), true),
+        // What a request has to be for it, nobody knows here: it is denied.
+        (many("resource", " when { context.port == 8443 }"), false),
+        (
+            (0..17)
+                .map(|n| {
+                    super::platform::pacing(
+                        &format!("h{n}-"),
+                        1,
+                        "http",
+                        &format!("resource == Host::\"h{n}.test\""),
+                        "",
+                    )
+                })
+                .collect(),
+            false,
+        ),
+        (many("resource", "").replace("principal,", "principal in Team::\"nobodys\","), false),
+        (many("resource", "").replace("principal,", "principal == Agent::\"web\","), true),
+    ] {
+        assert_eq!(check(&text, "").is_err(), sure, "{text}");
+    }
+}

@@ -1,0 +1,141 @@
+//! More limits at one request than the proxy can ask for: found before a policy counts, rather than by the requests that
+//! would be denied. Must never call too many what no request can meet.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use cedar_policy::{PrincipalConstraint, ResourceConstraint};
+use clawgress_identity::Agent;
+
+use super::{Inner, PolicyErrors, PolicySet};
+use crate::effect::Effect;
+use crate::history::History;
+use crate::quota::SCOPES_MAX;
+use crate::request::{Operation, Request, Scheme, TunnelProtocol};
+use crate::vocabulary::ActionKind;
+use crate::{Host, Policies};
+
+/// Requests that are tried at most, of one tenant: a tenth of a second.
+const TRIED_MAX: usize = 50_000;
+/// What is told of one request's limits at most: who repairs these sees that there are more.
+const TOLD_MAX: usize = 20;
+/// A host that no policy names.
+const ANYWHERE: &str = "host.invalid";
+
+/// Actions that are asked for each request or connection.
+const ACTIONS: [ActionKind; 3] = [ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http];
+
+// === impl Policies ===
+
+impl Policies {
+    /// Refuses limits of a tenant's and the platform's of which more hold one request than may. One request of each kind
+    /// is tried, of each agent to each host that a limit names: what is found is so, and what conditions or other
+    /// agents bring together is left to who denies it.
+    ///
+    /// # Errors
+    /// The limits, if they are too many.
+    pub fn check_limits(&self, agents: &[Agent]) -> Result<(), PolicyErrors> {
+        for (tenant, set) in self.tenants() {
+            let own = agents.iter().filter(|agent| agent.id.tenant() == tenant);
+            set.check_limits(own)?;
+        }
+        Ok(())
+    }
+}
+
+// === impl PolicySet ===
+
+impl PolicySet {
+    fn check_limits<'a>(&self, agents: impl Iterator<Item = &'a Agent>) -> Result<(), PolicyErrors> {
+        let limits = || self.halves().flat_map(Inner::limits_of_requests);
+        if limits().count() <= SCOPES_MAX {
+            return Ok(());
+        }
+        let hosts: BTreeSet<String> = self.halves().flat_map(Inner::hosts_of_limits).collect();
+        let hosts = hosts.iter().map(String::as_str).chain([ANYWHERE]);
+        let hosts: Vec<Host> = hosts.filter_map(|host| Host::parse(host).ok()).collect();
+        let names_agents = limits().any(names_agent);
+        let set = self.supposing(History::QUIET).seeing(Arc::default());
+        let (mut tried, mut kinds) = (0, BTreeSet::new());
+        for agent in agents {
+            let kind = (&agent.team, &agent.project, &agent.environment, &agent.labels);
+            if !kinds.insert((kind, names_agents.then_some(&agent.id))) {
+                continue;
+            }
+            for host in &hosts {
+                for operation in operations(host) {
+                    tried += 1;
+                    if tried > TRIED_MAX {
+                        return Ok(());
+                    }
+                    set.check_request(&Request { agent, operation }, host)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_request(&self, request: &Request<'_>, host: &Host) -> Result<(), PolicyErrors> {
+        let Ok(obligations) = self.obligations(request) else { return Ok(()) };
+        let limits: Vec<&str> = obligations
+            .iter()
+            .filter(|obligation| matches!(obligation.effect, Effect::Limit(_)))
+            .map(|obligation| obligation.policy.as_ref())
+            .collect();
+        if limits.len() <= SCOPES_MAX {
+            return Ok(());
+        }
+        let shown = limits.iter().take(TOLD_MAX).map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
+        let more = if limits.len() > TOLD_MAX { ", …" } else { "" };
+        let to = if host.to_string() == ANYWHERE { "any host".to_owned() } else { format!("`{host}`") };
+        Err(PolicyErrors::one(format!(
+            "{} limits apply at once to `{}` of `{}` to {to}, and {SCOPES_MAX} may: {shown}{more}: narrow some, or put them together",
+            limits.len(),
+            request.operation.action(),
+            request.agent.id
+        )))
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// The policies that limit requests, once for each action.
+    fn limits_of_requests(&self) -> impl Iterator<Item = &cedar_policy::Policy> {
+        let obligation = |policy: &&cedar_policy::Policy| self.obligations.get(&policy.id().to_string());
+        let is_limit = move |policy: &&cedar_policy::Policy| {
+            obligation(policy).is_some_and(|o| matches!(o.effect, Effect::Limit(_)))
+        };
+        ACTIONS.into_iter().flat_map(|action| self.obliging.of(action).policies()).filter(is_limit)
+    }
+
+    /// Hosts that scopes of limits name, and one of each set that they name.
+    fn hosts_of_limits(&self) -> impl Iterator<Item = String> {
+        self.limits_of_requests().filter_map(|policy| match policy.resource_constraint() {
+            ResourceConstraint::Eq(uid) => Some(uid.id().unescaped().to_owned()),
+            ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
+                self.members().a_host_in(uid.id().unescaped())
+            }
+            ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
+        })
+    }
+}
+
+fn names_agent(policy: &cedar_policy::Policy) -> bool {
+    match policy.principal_constraint() {
+        PrincipalConstraint::Eq(uid) | PrincipalConstraint::In(uid) | PrincipalConstraint::IsIn(_, uid) => {
+            uid.type_name().to_string() == "Agent"
+        }
+        PrincipalConstraint::Any | PrincipalConstraint::Is(_) => false,
+    }
+}
+
+/// One of each kind.
+fn operations(host: &Host) -> [Operation<'_>; 4] {
+    [
+        Operation::Http { host, port: 443, scheme: Scheme::Https, method: "GET", path: "/" },
+        Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" },
+        Operation::Tls { host, port: 443, alpn: &[], ja4: "" },
+        Operation::Tunnel { host, port: 443, protocol: TunnelProtocol::Tls },
+    ]
+}
