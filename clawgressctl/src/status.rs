@@ -1,11 +1,15 @@
 //! `status`: the node's state.
 
+use clawgress_api::identity::PolicyOwner;
 use clawgress_api::proto::Empty;
 use clawgress_api::{Status, TrackingStatus};
 
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
+
+/// Most tenants whose policies are listed: a line that people read. `--output json` has all.
+const TENANTS_MAX: usize = 10;
 
 /// Shows it.
 pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
@@ -19,8 +23,6 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         || "not reached".to_owned(),
         |d| format!("{}, generation {}, {} of {} flows", d.mode, d.generation, d.flows, d.flows_max),
     );
-    let revision =
-        if status.revision == 0 { "none".to_owned() } else { format!("revision {}", status.revision) };
     let l7 = status.l7.iter().map(|w| {
         let draining = if w.draining { ", draining" } else { "" };
         let refused = if w.refused.is_some() { ", refused" } else { "" };
@@ -28,7 +30,7 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
     });
     let mut rows = vec![
         ("node", format!("{} (clawgress {})", status.node, status.version)),
-        ("policy", revision),
+        ("policy", revision(status.revision)),
         ("generation", status.generation.to_string()),
         ("agents", status.agents.to_string()),
         ("kernel plane", datapath),
@@ -36,6 +38,11 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         ("proxy", list(status.proxies.iter().map(ToString::to_string).collect())),
         ("audit records", status.audit_records.to_string()),
     ];
+    // Nothing is said of what a box of one tenant does not have.
+    let above = status.policies.get(&PolicyOwner::Platform);
+    let mut policies: Vec<_> = above.map(|n| ("platform's policy", revision(*n))).into_iter().collect();
+    policies.extend(tenants(&status).map(|told| ("tenants' policies", told)));
+    rows.splice(2..2, policies);
     if !status.proxies_tls.is_empty() {
         let addresses = status.proxies_tls.iter().map(ToString::to_string).collect();
         rows.push(("proxy over TLS", list(addresses)));
@@ -70,4 +77,19 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         output::line(&format!("warning: {}", output::clean(warning)))?;
     }
     Ok(())
+}
+
+fn revision(number: u64) -> String {
+    if number == 0 { "none".to_owned() } else { format!("revision {number}") }
+}
+
+/// The revisions of tenants other than `default`, if any has one.
+fn tenants(status: &Status) -> Option<String> {
+    let others = status.policies.iter().filter(|(owner, _)| !owner.is_default());
+    let others: Vec<_> =
+        others.filter_map(|(owner, n)| Some(format!("{} {}", owner.tenant()?, revision(*n)))).collect();
+    let more = others.len().saturating_sub(TENANTS_MAX);
+    let told = others.get(..TENANTS_MAX.min(others.len())).unwrap_or_default().join(", ");
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    (!told.is_empty()).then(|| told + &more)
 }

@@ -229,6 +229,12 @@ async fn the_platforms_policy_and_a_tenants() {
     let (own, platform) = two_policies(&node);
     check(&run(config, &["policy", "history", "--platform"]).await, 0, "it restricts nothing", "");
     check(&run(config, &["policy", "history", "--tenant", "acme"]).await, 0, "everything is denied", "");
+    check(
+        &run(config, &["policy", "show", "--platform"]).await,
+        1,
+        "",
+        "no policy of the platform has been applied yet",
+    );
     run(config, &["agent", "create", "acme/bot"]).await;
     run(config, &["agent", "create", "web"]).await;
     let applied = run(config, &["policy", "apply", "--platform", &platform, "-m", "x"]).await;
@@ -242,6 +248,18 @@ async fn the_platforms_policy_and_a_tenants() {
     );
     let refused = run(config, &["policy", "apply", &own, "--tenant", "nobodys", "-m", "x"]).await;
     check(&refused, 1, "", "there is no tenant `nobodys`");
+    // Everywhere it is seen what stands above, and for machines too.
+    let status = run(config, &["status"]).await;
+    check(&status, 0, "platform's policy  revision 1", "");
+    check(&status, 0, "tenants' policies  acme revision 1", "");
+    let json: Value = parse(&run(config, &["status", "-o", "json"]).await.stdout);
+    assert_eq!(json["policies"], serde_json::json!({ "platform": 1, "tenant/acme": 1 }), "{json}");
+    let history = run(config, &["policy", "history", "--platform", "-o", "json"]).await;
+    let json: Value = parse(&history.stdout);
+    assert_eq!((&json[0]["owner"], &json[0]["number"]), (&"platform".into(), &1.into()), "{json}");
+    let shown = run(config, &["policy", "show", "--platform", "-o", "json"]).await;
+    let json: Value = parse(&shown.stdout);
+    assert_eq!((&json["owner"], &json["standing"]), (&"platform".into(), &"signed".into()), "{json}");
     check(&run(config, &["policy", "show", "--tenant", "A"]).await, 1, "", "");
     check(&run(config, &["policy", "schema", "--platform"]).await, 1, "", "leave `--tenant`");
     check(
