@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clawgress_api::clock::Clock;
 use clawgress_api::config::Config;
-use clawgress_api::{AuditRecord, KernelGeneration, MESSAGE_BYTES_MAX, RecordKind, Snapshot};
+use clawgress_api::{AuditRecord, KernelGeneration, RecordKind, Snapshot};
 use clawgress_ebpf_common::bound;
 use clawgress_identity::{Agent, PolicyOwner, SharedSource};
 use clawgress_policy::kernel::{self, KernelTables};
@@ -34,9 +34,6 @@ const CONFLICTS_MAX: usize = 5;
 
 /// Keys of the records of changes that are not known to be in the audit log yet.
 const PENDING: &str = "pending/";
-
-/// Largest document of a generation: what a plane accepts, less its envelope.
-const DOCUMENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
 
 /// Shortest pause before the clock is looked at again: a turn is a minute's beginning.
 const CLOCK_PAUSE_LEAST: Duration = Duration::from_millis(10);
@@ -574,9 +571,7 @@ async fn render(model: Model, former: InForce, unusable: Unusable) -> Result<Gen
             roots: model.roots(),
         };
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
-        if snapshot.len().max(kernel_json.len()) > DOCUMENT_BYTES_MAX {
-            return Err(Refusal::Full(format!("a generation has at most {DOCUMENT_BYTES_MAX} bytes")));
-        }
+        in_force.fits(&former, snapshot.len().max(kernel_json.len()), unusable)?;
         let broken = in_force.broken();
         Ok(Generation { model, snapshot, kernel: kernel_json, broken, in_force, turns_at })
     })

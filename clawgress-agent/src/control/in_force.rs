@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use clawgress_api::PolicyRevision;
+use clawgress_api::{MESSAGE_BYTES_MAX, PolicyRevision};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::{
     Geo, GeoNames, Policies, PolicyBundle, PolicyErrors, PolicyInForceRef, PolicySet, Surroundings, Zone,
@@ -13,6 +13,12 @@ use clawgress_policy::{
 use super::geo::GeoInForce;
 use super::govern::zone;
 use super::model::{Model, Refusal};
+
+/// Largest document of a generation: what a plane accepts, less its envelope.
+const DOCUMENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
+/// What is left of it where a policy is applied: a tenant whose texts fill a generation must not keep keys from being
+/// revoked, and agents from being disabled, which takes some bytes for each of ten thousand.
+const DOCUMENT_ROOM_BYTES: usize = 16 << 20;
 
 type Revision = Arc<PolicyRevision<PolicyBundle>>;
 
@@ -113,6 +119,21 @@ impl InForce {
         Policies::new(platform, tenants)
     }
 
+    /// Refuses a generation whose documents have too many bytes: more than a message, or, where a policy is another than
+    /// in `former`, more than leaves room for what must never be refused. What is stored counts as it is.
+    pub(super) fn fits(&self, former: &InForce, bytes: usize, unusable: Unusable) -> Result<(), Refusal> {
+        let is_former = |(owner, parsed): (&PolicyOwner, &Parsed)| {
+            former.parsed.get(owner).is_some_and(|former| Arc::ptr_eq(&former.policy, &parsed.policy))
+        };
+        let is_applied = unusable == Unusable::Refuse && !self.parsed.iter().all(is_former);
+        let room = if is_applied { DOCUMENT_ROOM_BYTES } else { 0 };
+        let max = DOCUMENT_BYTES_MAX - room;
+        if bytes <= max {
+            return Ok(());
+        }
+        Err(Refusal::Full(format!("a generation has at most {max} bytes, and would have {bytes}")))
+    }
+
     /// What decides; `None` denies everything.
     pub(super) fn policies(&self) -> Option<&Policies> {
         self.policies.as_ref()
@@ -192,4 +213,44 @@ pub(super) fn suspended(refusal: &Refusal) -> String {
     };
     let first = first.map(|problem| format!("; the first: {}", problem.message)).unwrap_or_default();
     format!("{refusal}{first}; apply a policy that this version accepts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_force() -> InForce {
+        let bundle = PolicyBundle::default();
+        let set = PolicySet::parse(&bundle).expect("policy");
+        let revision = PolicyRevision {
+            owner: PolicyOwner::default(),
+            number: 1,
+            parent: 0,
+            time: jiff::Timestamp::UNIX_EPOCH,
+            author: String::new(),
+            message: String::new(),
+            hash: String::new(),
+            signature: None,
+            bundle: Some(bundle),
+            generation: None,
+            standing: None,
+        };
+        let (geo, names, surroundings) = (Arc::default(), GeoNames::default(), Arc::default());
+        let parsed = Parsed { policy: Arc::new(revision), geo, names, surroundings, set };
+        InForce { parsed: BTreeMap::from([(PolicyOwner::default(), parsed)]), ..InForce::default() }
+    }
+
+    #[test]
+    fn policies_leave_room_for_what_must_never_be_refused() {
+        let (former, next, none) = (in_force(), in_force(), InForce::default());
+        let fits = |next: &InForce, former, bytes, unusable| next.fits(former, bytes, unusable).is_ok();
+        let (full, less) = (DOCUMENT_BYTES_MAX, DOCUMENT_BYTES_MAX - DOCUMENT_ROOM_BYTES);
+        assert!(fits(&next, &former, less, Unusable::Refuse) && fits(&next, &none, less, Unusable::Refuse));
+        assert!(!fits(&next, &former, less + 1, Unusable::Refuse), "another policy");
+        assert!(!fits(&next, &none, less + 1, Unusable::Refuse), "a first policy");
+        assert!(fits(&former, &former, full, Unusable::Refuse), "a change of something else");
+        assert!(fits(&next, &none, full, Unusable::Suspend), "what is stored");
+        assert!(!fits(&former, &former, full + 1, Unusable::Refuse));
+        assert!(!fits(&next, &none, full + 1, Unusable::Suspend));
+    }
 }
