@@ -44,7 +44,7 @@ pub struct Ruling {
 pub struct Duties {
     /// Who asks.
     pub agent: Arc<Agent>,
-    /// At least one, ascending by their policies' ids.
+    /// At least one, ascending by their policies' ids; each once.
     pub obligations: Vec<Arc<Obligation>>,
 }
 
@@ -113,11 +113,11 @@ impl Ruling {
 
     /// This ruling with those of its duties alone that another has too.
     fn obliged_as(mut self, other: &Ruling) -> Self {
-        let has = |policy: &str| {
-            other.duties.as_ref().is_some_and(|d| d.obligations.iter().any(|o| *o.policy == *policy))
+        let has = |obligation: &Obligation| {
+            other.duties.as_ref().is_some_and(|d| d.obligations.iter().any(|o| obligation.repeats(o)))
         };
         if let Some(duties) = &mut self.duties {
-            duties.obligations.retain(|obligation| has(&obligation.policy));
+            duties.obligations.retain(|obligation| has(obligation));
         }
         self
     }
@@ -128,8 +128,8 @@ impl Ruling {
         match (&mut self.duties, &other.duties) {
             (Some(own), Some(other)) => {
                 own.obligations.extend(other.obligations.iter().cloned());
-                own.obligations.sort_by(|a, b| a.policy.cmp(&b.policy));
-                own.obligations.dedup_by(|a, b| a.policy == b.policy);
+                own.obligations.sort_by_key(|o| (Arc::clone(&o.policy), o.effect.name()));
+                own.obligations.dedup_by(|a, b| a.repeats(b));
             }
             (own @ None, other) => own.clone_from(other),
             (Some(_), None) => {}

@@ -14,6 +14,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::sniff::Protocol;
+use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Host, Need, Operation, TunnelProtocol};
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
@@ -203,9 +204,11 @@ impl Subject {
             }
         }
         // What the tunnel was obliged to already counted once.
-        let counted = |policy: &str| self.effects.iter().any(|effect| effect.policy == policy);
+        let counted = |o: &Obligation| {
+            self.effects.iter().any(|told| *told.policy == *o.policy && told.effect == o.effect.name())
+        };
         if let Some(duties) = &mut ruling.duties {
-            duties.obligations.retain(|obligation| !counted(&obligation.policy));
+            duties.obligations.retain(|obligation| !counted(obligation));
         }
         let ruling = enforce(gateway, ruling, request).await;
         subject.effects = ruling.effects;

@@ -116,6 +116,18 @@ impl Effect {
     }
 }
 
+// === impl Obligation ===
+
+impl Obligation {
+    /// Whether it is what another already says of the same exchange: that counts, and is told, once. Of the parts of one
+    /// exchange a guard that only logs may say different things, and a policy of the platform's is never a tenant's,
+    /// whatever both are called: its id says whose it is.
+    #[must_use]
+    pub fn repeats(&self, other: &Obligation) -> bool {
+        self.policy == other.policy && self.effect == other.effect
+    }
+}
+
 // === impl Would ===
 
 impl Would {

@@ -311,3 +311,38 @@ async fn a_guard_that_only_logs_is_told_and_decides_nothing() {
     let denied = decision(&gateway, "/denied").await;
     assert_eq!(denied.effects, [effect("denied-too", "would-permit", None)]);
 }
+
+/// What one guard that only logs says of both parts of a tunnel is told once; what it says otherwise of one, and what another of
+/// its name in the platform's policy says, is told as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_guards_that_only_log_say_is_merged_by_policy_and_word() {
+    let gateway = Gateway::start(Options::default()).await;
+    let watched = r#"
+        @id("watch") @mode("log-only") forbid (principal, action in [Action::"tls", Action::"tunnel"], resource);
+        @id("torn") @mode("log-only") forbid (principal, action in [Action::"tls", Action::"tunnel"], resource)
+        when { action == Action::"tls" || context.port + 9223372036854775807 < 0 };"#;
+    let above = r#"@id("all") permit (principal, action, resource);
+        @id("watch") @mode("log-only") permit (principal, action in [Action::"tls", Action::"tunnel"], resource);"#;
+    let bundle = |text: &str| clawgress_policy::PolicyBundle { text: text.to_owned(), ..Default::default() };
+    let published = gateway.publish(|s| {
+        s.policy = Some(bundle(&format!("{POLICY}{watched}")));
+        s.platform = Some(bundle(above));
+    });
+    assert_eq!(published.await, "");
+    let upstream = Upstream::tls("127.1.0.1", "api.allowed.test").await;
+    let (mut client, answer) =
+        gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
+    assert_eq!(answer.status, 200);
+    client.send(crate::tunnels::hello("api.allowed.test")).await;
+    gateway.decisions(1).await;
+    let records = gateway.control.records();
+    let decision = records.iter().find(|r| r.kind == RecordKind::Decision).expect("a decision");
+    let told = [
+        effect("platform/watch", "would-permit", None),
+        effect("torn", "would-fail", None),
+        effect("torn", "would-forbid", None),
+        effect("watch", "would-forbid", None),
+    ];
+    assert_eq!(decision.effects, told);
+    assert_eq!(decision.reason, None, "none of them decides");
+}
