@@ -52,6 +52,15 @@ pub struct Gateway {
     pub cut: CancellationToken,
 }
 
+/// How soon to look whether what ends at a Unix time in seconds has ended, at one in milliseconds: at its very end, and
+/// before that now and then.
+fn look_in(end_s: i64, now_ms: i64) -> Duration {
+    let left_ms = end_s.saturating_mul(1000).saturating_sub(now_ms);
+    // Not at once again where it should have ended by what it was first judged by, and did not by what counts now.
+    let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
+    left.clamp(limit::EXPIRY_LOOK_LEAST, limit::EXPIRY_LOOK)
+}
+
 // === impl Gateway ===
 
 impl Gateway {
@@ -74,12 +83,7 @@ impl Gateway {
     ) -> Result<(), DropReason> {
         // The plan counts up to its last instant; look right after it.
         let stale_in = self.snapshots.stale_in().map(|left| left + Duration::from_millis(1));
-        let expires_in = expires_at_s.map(|t| {
-            let left_s = u64::try_from(t.saturating_sub(self.now_s())).unwrap_or(0);
-            // Not at once again where it should have ended by what it was first judged by, and did not by what
-            // counts now.
-            Duration::from_secs(left_s).clamp(limit::EXPIRY_LOOK_LEAST, limit::EXPIRY_LOOK)
-        });
+        let expires_in = expires_at_s.map(|end_s| look_in(end_s, self.audit.now().as_millisecond()));
         let aged = async {
             match stale_in.into_iter().chain(expires_in).min() {
                 Some(left) => tokio::time::sleep(left).await,
@@ -90,6 +94,30 @@ impl Gateway {
             changed = changes.changed() => changed.map_err(|_| DropReason::SnapshotMissing),
             () = aged => Ok(()),
             () = self.cut.cancelled() => Err(DropReason::Draining),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the second that has begun nothing is waited for: what ends is cut as it ends.
+    #[test]
+    fn an_end_is_looked_for_when_it_comes() {
+        let ms = Duration::from_millis;
+        for (end_s, now_ms, left) in [
+            (14, 10_000, ms(4_000)),
+            (14, 10_900, ms(3_100)),
+            (14, 13_600, ms(400)),
+            (14, 13_999, limit::EXPIRY_LOOK_LEAST),
+            (14, 14_000, limit::EXPIRY_LOOK_LEAST),
+            (14, 99_000, limit::EXPIRY_LOOK_LEAST),
+            (14_000, 0, limit::EXPIRY_LOOK),
+            (i64::MAX, 0, limit::EXPIRY_LOOK),
+            (i64::MIN, i64::MAX, limit::EXPIRY_LOOK_LEAST),
+        ] {
+            assert_eq!(look_in(end_s, now_ms), left, "{end_s} {now_ms}");
         }
     }
 }

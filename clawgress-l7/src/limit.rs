@@ -71,7 +71,7 @@ pub const REST_MAX: usize = 4096;
 pub const KEYS_CALL: Duration = Duration::from_secs(2);
 /// Questions to the keys role at once.
 pub const KEYS_CALLS_MAX: usize = 64;
-/// How often the clock is asked whether a key has expired at the latest: it may be set meanwhile.
+/// How often the clock is asked whether a credential has expired at the latest. That the clock was set is noticed apart.
 pub const EXPIRY_LOOK: Duration = Duration::from_secs(60);
 /// The least time until that look: what expires ends within this of its time.
 pub const EXPIRY_LOOK_LEAST: Duration = Duration::from_millis(250);

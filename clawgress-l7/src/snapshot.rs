@@ -32,6 +32,7 @@ use crate::{boottime, limit};
 mod executables;
 mod parts;
 mod straggle;
+mod wall;
 
 use self::executables::Executables;
 pub use self::parts::Basis;
@@ -357,7 +358,8 @@ impl Snapshots {
         refused: watch::Receiver<Option<String>>,
     ) {
         let watched = self.straggle.watch(|| self.tell());
-        tokio::join!(watched, self.follow_control(channel, instance, draining, refused));
+        let clock = wall::watch(self.clock.as_ref(), || self.tell());
+        tokio::join!(watched, clock, self.follow_control(channel, instance, draining, refused));
     }
 
     async fn follow_control(
