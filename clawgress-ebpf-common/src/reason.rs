@@ -151,6 +151,8 @@ drop_reasons! {
     AuthorityDistrusted = 56, "authority_distrusted", l7;
     /// The upstream's certificate does not prove its name.
     UpstreamUntrusted = 57, "upstream_untrusted", l7;
+    /// The credential is valid, and the agent that it proves is not registered.
+    AgentUnknown = 58, "agent_unknown", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;

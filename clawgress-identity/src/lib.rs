@@ -62,5 +62,6 @@ pub use spiffe::{
 };
 pub use token::{TOKEN_BYTES_MAX, TokenError};
 pub use trust::{
-    Identity, IdentityError, IdentityMethod, Origin, Proof, ProofFacts, Proven, RefusedToken, TrustSnapshot,
+    Identity, IdentityError, IdentityMethod, Origin, Proof, ProofFacts, Proven, RefusedCredential,
+    RefusedToken, TrustSnapshot,
 };

@@ -13,7 +13,7 @@ use crate::{
 
 mod proof;
 
-pub use proof::{Proof, ProofFacts, Proven, RefusedToken};
+pub use proof::{Proof, ProofFacts, Proven, RefusedCredential, RefusedToken};
 
 /// How an identity was established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -79,13 +79,17 @@ pub async fn serve(
     let asked = match asked {
         Ok(asked) => asked,
         Err(reason) => {
-            return refuse(&serving.gateway, exchange, stream, Ruling::deny("tunnel", reason)).await;
+            let ruling = Ruling::deny("tunnel", reason);
+            return refuse(&serving.gateway, exchange, stream, ruling, false).await;
         }
     };
     exchange.host(&asked.host, asked.port);
     let prospect = match prospect(serving, &connection, &asked, &mut exchange).await {
         Ok(prospect) => prospect,
-        Err(ruling) => return refuse(&serving.gateway, exchange, stream, ruling).await,
+        Err(ruling) => {
+            let has_presented = asked.credential.is_some() || connection.certificate.is_some();
+            return refuse(&serving.gateway, exchange, stream, ruling, has_presented).await;
+        }
     };
     let asked_at = std::time::Instant::now();
     let mut established = Established { serving, connection, exchange, asked, prospect, upstream: None };
@@ -99,12 +103,19 @@ pub async fn serve(
     Box::pin(established.first_bytes(stream, held, asked_at)).await;
 }
 
-async fn refuse(gateway: &Gateway, mut exchange: Exchange, stream: Stream, ruling: Ruling) {
+async fn refuse(
+    gateway: &Gateway,
+    mut exchange: Exchange,
+    stream: Stream,
+    ruling: Ruling,
+    has_presented: bool,
+) {
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
     exchange.deny(ruling);
-    exchange.end(End { status: Some(page::status(reason)), reason: Some(reason), ..End::default() });
-    let word = page::response(reason, exchange.id());
+    let status = Some(page::status_as(page::Client::of_proxy(has_presented), reason));
+    exchange.end(End { status, reason: Some(reason), ..End::default() });
+    let word = page::response(reason, exchange.id(), has_presented);
     peek::say_and_close(stream, word.as_bytes()).await;
 }
 
@@ -146,7 +157,8 @@ async fn prospect(
         exchange.agent(&bound, &plan);
     }
     let credential = asked.credential.as_ref().map(|c| c.as_slice());
-    let who = identify::identify(gateway, &plan, connection, credential).await.map_err(deny)?;
+    let who = identify::identify(gateway, &plan, connection, credential).await;
+    let who = who.map_err(|stranger| deny(exchange.stranger(*stranger)))?;
     exchange.agent(&who, &plan);
     let need = decide::connect_needs_history(&plan, &who, &asked.host, asked.port);
     gateway.histories.inform(need, &who, &asked.host).await.map_err(deny)?;
@@ -312,11 +324,11 @@ impl Established<'_> {
     async fn unreachable(mut self, reason: DropReason, stream: Stream) {
         let ruling = enforce(&self.serving.gateway, self.ruling(), self.exchange.id()).await;
         if ruling.verdict.is_err() {
-            return refuse(&self.serving.gateway, self.exchange, stream, ruling).await;
+            return refuse(&self.serving.gateway, self.exchange, stream, ruling, false).await;
         }
         let _ = self.exchange.allow(&ruling);
         self.exchange.end(End { status: Some(page::status(reason)), reason: Some(reason), ..End::default() });
-        let word = page::response(reason, self.exchange.id());
+        let word = page::response(reason, self.exchange.id(), false);
         peek::say_and_close(stream, word.as_bytes()).await;
     }
 

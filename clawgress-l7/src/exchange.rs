@@ -17,7 +17,7 @@ use crate::audit::{Audit, Room};
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::gateway::Gateway;
-use crate::identify::Who;
+use crate::identify::{Stranger, Who};
 use crate::opaque::{Content, Offered};
 use crate::snapshot::{Basis, Plan, Snapshots};
 
@@ -112,6 +112,12 @@ impl Exchange {
         let basis = plan.basis(who.identity.agent.id.tenant());
         self.record.revisions = basis.revisions;
         self.read.by = Some((who.clone(), Arc::clone(basis)));
+    }
+
+    /// Notes what is known of who is nobody; returns why.
+    pub fn stranger(&mut self, stranger: Stranger) -> DropReason {
+        self.record.detail = stranger.detail;
+        stranger.reason
     }
 
     /// Notes that it was judged again under the generation that is live now.

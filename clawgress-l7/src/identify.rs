@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwapOption;
 use clawgress_api::{AgentRef, CredentialRef};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, IdentityMethod, Origin, Proof};
+use clawgress_identity::{AgentId, ApiKey, Identity, IdentityError, IdentityMethod, Origin, Proof, RootId};
 use clawgress_inspect::proxy_authorization;
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::History;
@@ -57,6 +57,39 @@ pub struct Certificate {
     chain: Arc<[CertificateDer<'static>]>,
     /// What they were found to prove: for all requests of the connection.
     held: Arc<Held>,
+}
+
+/// Who is nobody here.
+#[derive(Debug)]
+pub struct Stranger {
+    /// Why.
+    pub reason: DropReason,
+    /// Of a credential that is right and whose agent may not act: which, and whose. For the audit log alone.
+    pub detail: Option<String>,
+}
+
+// === impl Stranger ===
+
+impl Stranger {
+    /// Of a credential; `named` tells which it is and whose, and is asked only where the credential is right.
+    fn of(error: IdentityError, named: impl FnOnce() -> Option<String>) -> Box<Stranger> {
+        let is_right = matches!(
+            error,
+            IdentityError::UnknownAgent | IdentityError::Disabled | IdentityError::Quarantined
+        );
+        Box::new(Stranger { reason: reason(error), detail: is_right.then(named).flatten() })
+    }
+}
+
+impl From<DropReason> for Box<Stranger> {
+    fn from(reason: DropReason) -> Box<Stranger> {
+        Box::new(Stranger { reason, detail: None })
+    }
+}
+
+/// An agent and the credential that proves it, in words.
+fn named(agent: &AgentId, credential: &str, root: &RootId) -> String {
+    format!("agent `{agent}` by the credential `{credential}` of `{root}`")
 }
 
 // === impl Certificate ===
@@ -117,8 +150,15 @@ impl Who {
                 }
             }
         }
-        let identity = plan.trust.by_source(agent.index, *method).map_err(reason)?;
+        let why = if self.has_presented() { reason } else { of_source };
+        let identity = plan.trust.by_source(agent.index, *method).map_err(why)?;
         Ok(Who { identity, ..self.clone() })
+    }
+
+    /// Whether a credential proves it, and not its source alone.
+    #[must_use]
+    pub fn has_presented(&self) -> bool {
+        self.presented.is_some()
     }
 
     /// What it did before, if that is known.
@@ -234,7 +274,7 @@ impl By {
 /// If that can't be known, or the agent is gone or disabled.
 pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
     let Some(bound) = connection.bound? else { return Ok(None) };
-    let identity = plan.trust.by_source(bound.index, bound.method).map_err(reason)?;
+    let identity = plan.trust.by_source(bound.index, bound.method).map_err(of_source)?;
     let who = Who { identity, presented: None, history: Arc::default(), seen: Arc::default() };
     Ok(Some(who.seen_by(plan, connection)))
 }
@@ -249,14 +289,14 @@ pub async fn identify(
     plan: &Plan,
     connection: &Connection,
     credential: Option<&[u8]>,
-) -> Result<Who, DropReason> {
+) -> Result<Who, Box<Stranger>> {
     let bound = bound(plan, connection)?;
     let credential = credential.filter(|_| connection.is_explicit());
     let certificate = connection.certificate.as_ref();
     match (bound, credential, certificate) {
         (Some(who), None, None) => Ok(who),
-        (None, None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing),
-        (None, None, None) => Err(DropReason::Anonymous),
+        (None, None, None) if connection.is_explicit() => Err(DropReason::CredentialMissing.into()),
+        (None, None, None) => Err(DropReason::Anonymous.into()),
         (bound, credential, certificate) => {
             let address = connection.peer.ip();
             let anyone = Origin::Address { interface: connection.interface.as_deref(), address };
@@ -275,7 +315,7 @@ pub async fn identify(
                 proven.push(by_certificate(gateway, plan, origin, certificate)?);
             }
             let from = bound.is_none().then(|| (connection.interface.clone(), address));
-            agreed(proven, from).map(|who| who.seen_by(plan, connection))
+            Ok(agreed(proven, from)?.seen_by(plan, connection))
         }
     }
 }
@@ -297,14 +337,17 @@ fn by_token(
     plan: &Plan,
     origin: Origin<'_>,
     token: &str,
-) -> Result<(Identity, By), DropReason> {
+) -> Result<(Identity, By), Box<Stranger>> {
     let proven = plan.trust.by_token(token, origin, gateway.now_s()).map_err(|refused| {
         // Why, for whoever runs the gateway; the client is told what to do.
         tracing::debug!(%refused, "a token was refused");
         if let Some(issuer) = &refused.unknown_key_of {
             gateway.snapshots.unknown_key(issuer);
         }
-        reason(refused.why)
+        let credential = refused.credential.as_ref();
+        Stranger::of(refused.why, || {
+            credential.and_then(|of| Some(named(of.agent.as_ref()?, &of.id, &of.root)))
+        })
     })?;
     Ok((proven.identity, By::Proof(Held::new(proven.proof))))
 }
@@ -314,7 +357,7 @@ fn by_certificate(
     plan: &Plan,
     origin: Origin<'_>,
     certificate: &Certificate,
-) -> Result<(Identity, By), DropReason> {
+) -> Result<(Identity, By), Box<Stranger>> {
     let Certificate { chain, held } = certificate;
     let now_s = gateway.now_s();
     let judged = match held.again(plan, origin, now_s) {
@@ -327,7 +370,10 @@ fn by_certificate(
     };
     let identity = judged.map_err(|error| {
         tracing::debug!(%error, "a certificate was refused");
-        reason(error)
+        Stranger::of(error, || {
+            let (agent, facts) = plan.trust.named_by_certificate(chain, now_s)?;
+            Some(named(&agent, &facts.credential, &facts.root))
+        })
     })?;
     Ok((identity, By::Proof(Arc::clone(held))))
 }
@@ -337,14 +383,14 @@ async fn by_key(
     plan: &Plan,
     origin: Origin<'_>,
     value: &[u8],
-) -> Result<(Identity, By), DropReason> {
+) -> Result<(Identity, By), Box<Stranger>> {
     let invalid = |_| DropReason::CredentialInvalid;
     let credential = proxy_authorization::parse(value).map_err(|_| DropReason::CredentialInvalid)?;
     let user: AgentId = credential.user.parse().map_err(|_| DropReason::CredentialInvalid)?;
     let key = ApiKey::parse(&credential.secret).map_err(invalid)?;
     // Others cost no question to the keys role.
     if plan.trust.api_key(key.id()).is_none() {
-        return Err(DropReason::CredentialInvalid);
+        return Err(DropReason::CredentialInvalid.into());
     }
     by_key_of(gateway, plan, origin, key, &user).await
 }
@@ -355,7 +401,7 @@ async fn by_key_alone(
     plan: &Plan,
     origin: Origin<'_>,
     text: &str,
-) -> Result<(Identity, By), DropReason> {
+) -> Result<(Identity, By), Box<Stranger>> {
     let key = ApiKey::parse(text).map_err(|_| DropReason::CredentialInvalid)?;
     let record = plan.trust.api_key(key.id()).ok_or(DropReason::CredentialInvalid)?;
     by_key_of(gateway, plan, origin, key, &record.agent).await
@@ -367,13 +413,25 @@ async fn by_key_of(
     origin: Origin<'_>,
     key: ApiKey<'_>,
     user: &AgentId,
-) -> Result<(Identity, By), DropReason> {
+) -> Result<(Identity, By), Box<Stranger>> {
     let mac = gateway.keys.mac(key).await?;
-    let identity = plan.trust.by_api_key(key, &mac, user, origin, gateway.now_s()).map_err(reason)?;
+    let judged = plan.trust.by_api_key(key, &mac, user, origin, gateway.now_s());
+    let named = || Some(format!("agent `{user}` by the API key `{}`", key.id()));
+    let identity = judged.map_err(|error| Stranger::of(error, named))?;
     gateway.keys.remember(key, mac);
     Ok((identity, By::Key(key.id().to_owned())))
 }
 
+/// Why a source that is bound proves nobody.
+fn of_source(error: IdentityError) -> DropReason {
+    match error {
+        // Whom it was bound to is gone.
+        IdentityError::UnknownAgent => DropReason::Anonymous,
+        other => reason(other),
+    }
+}
+
+/// Why a credential proves nobody.
 fn reason(error: IdentityError) -> DropReason {
     match error {
         IdentityError::UnknownKey
@@ -384,7 +442,7 @@ fn reason(error: IdentityError) -> DropReason {
         | IdentityError::Token(_)
         | IdentityError::Certificate(_)
         | IdentityError::Mapping(_) => DropReason::CredentialInvalid,
-        IdentityError::UnknownAgent => DropReason::Anonymous,
+        IdentityError::UnknownAgent => DropReason::AgentUnknown,
         IdentityError::Disabled => DropReason::AgentDisabled,
         IdentityError::Quarantined => DropReason::AgentQuarantined,
         IdentityError::Conflict => DropReason::IdentityConflict,

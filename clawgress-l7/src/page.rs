@@ -25,11 +25,30 @@ pub enum Guise {
     Server,
 }
 
+/// Who is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// What it takes the gateway for.
+    pub guise: Guise,
+    /// Whether it presented a credential, and not its source alone says whose it is: then another one may help.
+    pub has_presented: bool,
+}
+
+// === impl Client ===
+
+impl Client {
+    /// One that takes the gateway for a proxy.
+    #[must_use]
+    pub fn of_proxy(has_presented: bool) -> Client {
+        Client { guise: Guise::Proxy, has_presented }
+    }
+}
+
 /// HTTP status for a reason.
 #[must_use]
 pub fn status(reason: DropReason) -> u16 {
     match reason {
-        DropReason::CredentialMissing | DropReason::CredentialInvalid => 407,
+        DropReason::CredentialMissing | DropReason::CredentialInvalid | DropReason::AgentUnknown => 407,
         DropReason::HttpMalformed | DropReason::HostInvalid => 400,
         DropReason::EndpointUnknown => 404,
         DropReason::Timeout => 408,
@@ -50,10 +69,15 @@ pub fn status(reason: DropReason) -> u16 {
     }
 }
 
-/// As [`status`], as who the client takes the gateway for: who knows of no proxy can't be asked for its credential.
+/// As [`status`], for a client: who knows of no proxy can't be asked for its credential, and whose credential proves an
+/// agent that may not act is asked for another.
 #[must_use]
-pub fn status_as(guise: Guise, reason: DropReason) -> u16 {
-    match (guise, status(reason)) {
+pub fn status_as(client: Client, reason: DropReason) -> u16 {
+    let status = match reason {
+        DropReason::AgentDisabled if client.has_presented => 407,
+        other => status(other),
+    };
+    match (client.guise, status) {
         (Guise::Endpoint, 407) => 401,
         (Guise::Server, 407) => 403,
         (_, status) => status,
@@ -61,9 +85,9 @@ pub fn status_as(guise: Guise, reason: DropReason) -> u16 {
 }
 
 /// What the reader of the page can do about it.
-fn remedy(reason: DropReason, guise: Guise) -> &'static str {
+fn remedy(reason: DropReason, client: Client) -> &'static str {
     match reason {
-        DropReason::CredentialMissing | DropReason::CredentialInvalid if guise == Guise::Endpoint => {
+        DropReason::CredentialMissing | DropReason::CredentialInvalid if client.guise == Guise::Endpoint => {
             "use the agent's API key, or a token that is meant for this gateway, as the key of your client: in Authorization: Bearer, x-api-key, or x-clawgress-key where the server's own key goes along"
         }
         DropReason::CredentialMissing => {
@@ -71,6 +95,12 @@ fn remedy(reason: DropReason, guise: Guise) -> &'static str {
         }
         DropReason::CredentialInvalid => {
             "check the agent's name and its API key, or get a new token that is meant for this gateway"
+        }
+        DropReason::AgentUnknown => {
+            "ask whoever runs the gateway to register the agent that this credential is for, or use the credential of one that is registered; name the request id"
+        }
+        DropReason::AgentDisabled if client.has_presented => {
+            "ask whoever runs the gateway to enable the agent that this credential is for, or use the credential of one that is enabled; name the request id"
         }
         DropReason::PolicyDenied | DropReason::PolicyForbidden => {
             "ask whoever keeps the policy; name the request id"
@@ -105,29 +135,24 @@ fn remedy(reason: DropReason, guise: Guise) -> &'static str {
     }
 }
 
-/// The body of a response to who takes the gateway for a proxy.
-#[must_use]
-pub fn body(reason: DropReason, request: &str) -> String {
-    body_as(Guise::Proxy, reason, request)
-}
-
 /// The body: JSON in the shape that model providers' clients show as an error.
 #[must_use]
-pub fn body_as(guise: Guise, reason: DropReason, request: &str) -> String {
+pub fn body_as(client: Client, reason: DropReason, request: &str) -> String {
     serde_json::json!({ "error": {
         "type": "clawgress_denied",
         "code": reason.name(),
-        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason, guise)),
+        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason, client)),
         "request": request,
     }})
     .to_string()
         + "\n"
 }
 
-/// A whole HTTP/1.1 response after which the connection closes.
+/// A whole HTTP/1.1 response, to who takes the gateway for a proxy, after which the connection closes.
 #[must_use]
-pub fn response(reason: DropReason, request: &str) -> String {
-    let (status, body) = (status(reason), body(reason, request));
+pub fn response(reason: DropReason, request: &str, has_presented: bool) -> String {
+    let client = Client::of_proxy(has_presented);
+    let (status, body) = (status_as(client, reason), body_as(client, reason, request));
     let phrase =
         http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or_default();
     let challenge = match status {
@@ -163,12 +188,33 @@ mod tests {
     fn every_reason_has_a_page_and_a_denying_status() {
         for reason in DropReason::ALL {
             assert!(status(*reason) >= 400, "{reason}");
-            let page = response(*reason, "r-1");
-            let (head, body) = page.split_once("\r\n\r\n").expect("head");
-            assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
-            assert_eq!(head.contains("Proxy-Authenticate"), status(*reason) == 407);
-            let json: serde_json::Value = serde_json::from_str(body).expect("json");
-            assert_eq!(json["error"]["code"], reason.name());
+            for has_presented in [false, true] {
+                let page = response(*reason, "r-1", has_presented);
+                let (head, body) = page.split_once("\r\n\r\n").expect("head");
+                assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
+                let status = status_as(Client::of_proxy(has_presented), *reason);
+                assert_eq!(head.contains("Proxy-Authenticate"), status == 407);
+                let json: serde_json::Value = serde_json::from_str(body).expect("json");
+                assert_eq!(json["error"]["code"], reason.name());
+            }
         }
+    }
+
+    /// Who proves an agent that may not act is asked for another credential, where it can be; whose source says who it is,
+    /// has none to present.
+    #[test]
+    fn an_agent_that_may_not_act_is_asked_for_another_credential() {
+        use DropReason::{AgentDisabled, AgentQuarantined, AgentUnknown, CredentialInvalid};
+        let of = |guise, has_presented, reason| status_as(Client { guise, has_presented }, reason);
+        for (reason, statuses) in [
+            (CredentialInvalid, [407, 401, 403]),
+            (AgentUnknown, [407, 401, 403]),
+            (AgentDisabled, [407, 401, 403]),
+            (AgentQuarantined, [403, 403, 403]),
+        ] {
+            let told = [Guise::Proxy, Guise::Endpoint, Guise::Server].map(|guise| of(guise, true, reason));
+            assert_eq!(told, statuses, "{reason}");
+        }
+        assert_eq!(of(Guise::Proxy, false, AgentDisabled), 403);
     }
 }

@@ -22,7 +22,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify;
-use crate::page::Guise;
+use crate::page::Client;
 use crate::{dial, limit, page};
 
 mod admit;
@@ -119,7 +119,10 @@ impl App {
         exchange.scheme(admitted.scheme());
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = match &front.place {
-            Place::Tunnel { who, .. } => who.under(&plan, gateway.now_s()).map_err(deny)?,
+            Place::Tunnel { who, .. } => {
+                front.presents(who.has_presented());
+                who.under(&plan, gateway.now_s()).map_err(deny)?
+            }
             Place::Read(opened) => opened.who.under(&plan, gateway.now_s()).map_err(deny)?,
             Place::Explicit { .. } | Place::Transparent { .. } => {
                 if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
@@ -127,7 +130,9 @@ impl App {
                 }
                 let credential = admitted.credential.take();
                 let credential = credential.as_ref().map(|c| c.as_slice());
-                identify::identify(gateway, &plan, &front.connection, credential).await.map_err(deny)?
+                front.presents(credential.is_some() || front.connection.certificate.is_some());
+                let who = identify::identify(gateway, &plan, &front.connection, credential).await;
+                who.map_err(|stranger| deny(exchange.stranger(*stranger)))?
             }
         };
         // Of each request in a tunnel anew, and recorded as what it is judged by.
@@ -186,11 +191,11 @@ async fn respond(
     reason: DropReason,
     request: &str,
     reusable: bool,
-    guise: Guise,
+    client: Client,
     retry_after: Option<Duration>,
 ) -> Result<()> {
-    let status = page::status_as(guise, reason);
-    let body = page::body_as(guise, reason, request);
+    let status = page::status_as(client, reason);
+    let body = page::body_as(client, reason, request);
     let mut header = ResponseHeader::build(status, Some(8))?;
     header.insert_header("content-type", "application/json")?;
     header.insert_header("content-length", body.len().to_string())?;
@@ -245,6 +250,7 @@ fn is_stranger(reason: DropReason) -> bool {
             | DropReason::CredentialInvalid
             | DropReason::IdentityConflict
             | DropReason::Anonymous
+            | DropReason::AgentUnknown
             | DropReason::AgentDisabled
             | DropReason::AgentQuarantined
     )
@@ -290,7 +296,7 @@ impl ProxyHttp for App {
                 // A client that was told no instead of 100 may send its body or not.
                 let reusable =
                     reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
-                respond(session, reason, exchange.id(), reusable, front.guise(), retry_after).await?;
+                respond(session, reason, exchange.id(), reusable, front.client(), retry_after).await?;
                 Ok(true)
             }
         }
@@ -469,9 +475,10 @@ impl ProxyHttp for App {
         let mut error_code = 0;
         if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
         {
-            let guise = context.front.as_ref().map_or(Guise::Proxy, |front| front.guise());
-            error_code = page::status_as(guise, reason);
-            let _ = respond(session, reason, exchange.id(), false, guise, None).await;
+            let of_proxy = || Client::of_proxy(false);
+            let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
+            error_code = page::status_as(client, reason);
+            let _ = respond(session, reason, exchange.id(), false, client, None).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

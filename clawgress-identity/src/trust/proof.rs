@@ -71,12 +71,22 @@ struct Judged {
 pub struct RefusedToken {
     /// Why.
     pub why: IdentityError,
-    /// Its issuer here, and its id as [`ProofFacts::credential`] has it; only if the signature was right, for before
-    /// that anybody may have written it.
-    pub credential: Option<(RootId, String)>,
+    /// What it is; only if the signature was right, for before that anybody may have written it.
+    pub credential: Option<RefusedCredential>,
     /// The issuer it says it is of, if that one has a provider and no key by which the token could be signed: the
     /// keys may have been rolled over.
     pub unknown_key_of: Option<RootId>,
+}
+
+/// What a token is whose signature was right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedCredential {
+    /// Its issuer here.
+    pub root: RootId,
+    /// Its id as [`ProofFacts::credential`] has it.
+    pub id: String,
+    /// Whom it stands for, if it counts but for that.
+    pub agent: Option<AgentId>,
 }
 
 /// A credential's identity, and the credential to be judged again.
@@ -105,8 +115,10 @@ impl TrustSnapshot {
         {
             let token = domain.verify(token)?;
             let judged = self.by_svid(domain, &token, origin, now_s);
-            let (identity, mapped, facts) =
-                judged.map_err(|why| RefusedToken::of(why, &domain.record().id, &token))?;
+            let (identity, mapped, facts) = judged.map_err(|why| {
+                let mapped = domain.judge_token(&token, now_s).map(|(mapped, _)| mapped.agent);
+                RefusedToken::of(why, &domain.record().id, &token, mapped.ok())
+            })?;
             let kind = Kind::Svid(domain.record().domain.clone(), token);
             return Ok(Proven::new(identity, mapped, facts, kind));
         }
@@ -121,7 +133,10 @@ impl TrustSnapshot {
             }
         })?;
         let judged = self.by_issued(issuer, &token, origin, now_s);
-        let (identity, mapped, facts) = judged.map_err(|why| RefusedToken::of(why, id, &token))?;
+        let (identity, mapped, facts) = judged.map_err(|why| {
+            let mapped = issuer.judge(&token, now_s).map(|judged| judged.mapped.agent);
+            RefusedToken::of(why, id, &token, mapped.ok())
+        })?;
         Ok(Proven::new(identity, mapped, facts, Kind::Token(token)))
     }
 
@@ -218,6 +233,17 @@ impl TrustSnapshot {
         Ok(Proven::new(identity, mapped, facts, proof.kind.clone()))
     }
 
+    /// Whom a client's certificate chain stands for, whether there is such an agent or not, and what may be shown of the
+    /// chain; `None` if it proves nobody.
+    #[must_use]
+    pub fn named_by_certificate(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now_s: i64,
+    ) -> Option<(AgentId, ProofFacts)> {
+        self.judge_chain(chain, now_s).ok().map(|(mapped, facts)| (mapped.agent, facts))
+    }
+
     fn judge_chain(
         &self,
         chain: &[CertificateDer<'_>],
@@ -289,8 +315,13 @@ fn token_facts(
 
 impl RefusedToken {
     /// Of a token whose signature was right.
-    fn of(why: IdentityError, root: &RootId, token: &VerifiedToken) -> Box<RefusedToken> {
-        let credential = Some((root.clone(), token.id.to_string()));
+    fn of(
+        why: IdentityError,
+        root: &RootId,
+        token: &VerifiedToken,
+        agent: Option<AgentId>,
+    ) -> Box<RefusedToken> {
+        let credential = Some(RefusedCredential { root: root.clone(), id: token.id.to_string(), agent });
         Box::new(RefusedToken { why, credential, unknown_key_of: None })
     }
 }

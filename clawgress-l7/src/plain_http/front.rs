@@ -12,7 +12,7 @@ use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::limit;
-use crate::page::Guise;
+use crate::page::{Client, Guise};
 
 use super::{Admitted, Granted, Place};
 
@@ -31,6 +31,8 @@ pub struct Front {
     cut: OnceLock<DropReason>,
     /// Whether the request at hand is for an endpoint.
     is_endpoint: AtomicBool,
+    /// Whether a credential came with it, or with its connection.
+    has_presented: AtomicBool,
     /// Requests of nobody.
     strangers: AtomicU32,
     /// Requests whose head went on, and requests that were answered.
@@ -56,6 +58,7 @@ impl Front {
             granted: Notify::new(),
             cut: OnceLock::new(),
             is_endpoint: AtomicBool::new(false),
+            has_presented: AtomicBool::new(false),
             strangers: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -82,14 +85,20 @@ impl Front {
         self.is_endpoint.load(Ordering::Relaxed)
     }
 
-    /// What the client takes the gateway for.
+    /// Notes whether a credential came with the request at hand, or with its connection.
+    pub fn presents(&self, has_presented: bool) {
+        self.has_presented.store(has_presented, Ordering::Relaxed);
+    }
+
+    /// Who is answered.
     #[must_use]
-    pub fn guise(&self) -> Guise {
-        match &self.place {
+    pub fn client(&self) -> Client {
+        let guise = match &self.place {
             Place::Read(_) => Guise::Server,
             _ if self.is_endpoint() => Guise::Endpoint,
             _ => Guise::Proxy,
-        }
+        };
+        Client { guise, has_presented: self.has_presented.load(Ordering::Relaxed) }
     }
 
     /// Notes where a request goes whose TLS is read, also one that is not understood.

@@ -169,6 +169,16 @@ async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
         let body = String::from_utf8(answer.body).expect("text");
         assert!(body.contains("x-api-key") && !body.contains("claw_"), "{body}");
     }
+    // Nor who proves an agent that may not act.
+    let fields = format!("x-api-key: {other}\r\n");
+    let set = |state| {
+        move |s: &mut clawgress_api::Snapshot<clawgress_policy::PolicyBundle>| s.agents[1].state = state
+    };
+    site.gateway.publish(set(clawgress_identity::AgentState::Disabled)).await;
+    let answer = site.ask("/llm/v1/models", &fields).await;
+    assert_eq!((answer.status, answer.reason()), (401, "agent_disabled"));
+    assert!(answer.text().contains("enable the agent"), "{}", answer.text());
+    site.gateway.publish(set(clawgress_identity::AgentState::Active)).await;
     // What is proved is not yet permitted.
     let fields = format!("Authorization: Bearer {other}\r\n");
     let answer = site.ask("/llm/v1/models", &fields).await;

@@ -175,12 +175,22 @@ async fn a_certificate_proves_its_agent() {
     }
     assert_eq!(s.gateway.publish_policy(POLICY).await, "");
     // By the registry and policy: who is not there is nobody, and who may nothing is denied.
-    for (file, names, reason) in
-        [("other", "DNS:other.agents.test", "policy_denied"), ("gone", "DNS:gone.agents.test", "anonymous")]
-    {
+    for (file, names, reason) in [
+        ("other", "DNS:other.agents.test", "policy_denied"),
+        ("gone", "DNS:gone.agents.test", "agent_unknown"),
+    ] {
         let pair = s.agents_ca.issue(file, &Wanted { names, ..Wanted::default() });
-        assert_eq!(s.ask(&pair, &get(&host, "")).await.reason(), reason);
+        let answer = s.ask(&pair, &get(&host, "")).await;
+        let status = if reason == "agent_unknown" { 407 } else { 403 };
+        assert_eq!((answer.status, answer.reason()), (status, reason));
     }
+    let records = s.gateway.control.records();
+    let unknown = records.iter().find(|r| r.reason == Some(DropReason::AgentUnknown)).expect("recorded");
+    let detail = unknown.detail.as_deref().expect("whose it is");
+    assert!(
+        detail.starts_with("agent `default/gone` by the credential `sha256:") && detail.contains("corporate"),
+        "{detail}"
+    );
     // Without a certificate a key or a token will do, as in clear.
     let mut stranger = s.stranger().await;
     stranger.send(get(&host, &s.gateway.web())).await;

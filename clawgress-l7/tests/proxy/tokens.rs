@@ -125,13 +125,50 @@ async fn tokens_that_prove_nobody() {
         }
     }
     assert!(pages.iter().all(|page| *page == pages[0]), "{pages:#?}");
-    let unknown = client_refused(&gateway, &get(&host, &idp.bearer("unknown", "t", in_s(60)))).await;
-    assert_eq!(unknown.1, "anonymous");
     assert!(sink.seen.bytes.lock().is_empty());
     assert_eq!(
         gateway.ask(&get(&host, "")).await.field("proxy-authenticate").map(|f| f.starts_with("Basic")),
         Some(true)
     );
+}
+
+/// A token that is right for an agent that is not there, or may not act: asked for another, and recorded as what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_agents_that_may_not_act() {
+    let idp = Idp::new();
+    let gateway = trusting(&idp).await;
+    let host = "api.allowed.test";
+    gateway.publish(|s| s.agents[1].state = clawgress_identity::AgentState::Disabled).await;
+    for (agent, reason, remedy) in
+        [("unknown", "agent_unknown", "register the agent"), ("other", "agent_disabled", "enable the agent")]
+    {
+        let credential = idp.bearer(agent, "t9", in_s(60));
+        for request in [
+            get(host, &credential),
+            format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n{credential}\r\n"),
+        ] {
+            let answer = gateway.ask(&request).await;
+            assert_eq!((answer.status, answer.reason()), (407, reason));
+            assert!(answer.field("proxy-authenticate").is_some());
+            let page = answer.text();
+            assert!(page.contains(remedy) && !page.contains(&format!("default/{agent}")), "{page}");
+        }
+    }
+    // The same by an agent's key.
+    let other = gateway.authorization("other", &gateway.other_key);
+    assert_eq!(client_refused(&gateway, &get(host, &other)).await, (407, "agent_disabled".to_owned()));
+    gateway.publish(|s| drop(s.agents.pop())).await;
+    assert_eq!(client_refused(&gateway, &get(host, &other)).await, (407, "agent_unknown".to_owned()));
+    let records = gateway.records(6).await;
+    let details = |reason: DropReason| {
+        let all = records.iter().filter(move |r| r.kind == RecordKind::Decision && r.reason == Some(reason));
+        all.map(|r| r.detail.clone().expect("whose")).collect::<std::collections::BTreeSet<_>>()
+    };
+    let key = clawgress_identity::ApiKey::parse(&gateway.other_key).expect("key").id().to_owned();
+    let by_key = format!("agent `default/other` by the API key `{key}`");
+    let by_token = |agent: &str| format!("agent `default/{agent}` by the credential `t9` of `default/idp`");
+    assert_eq!(details(DropReason::AgentUnknown), [by_token("unknown"), by_key.clone()].into());
+    assert_eq!(details(DropReason::AgentDisabled), [by_token("other"), by_key].into());
 }
 
 /// Each change of a snapshot ends what its tokens opened, and a token's own end does.

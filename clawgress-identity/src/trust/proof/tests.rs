@@ -311,11 +311,17 @@ fn a_refused_token_is_named_once_its_signature_is_right() {
     let right = signed(&claims("web", ""));
     let id = || "acme/idp".parse().unwrap();
     let said = refused(&right);
-    assert_eq!((said.why, said.credential), (TokenError::Revoked.into(), Some((id(), "t1".to_owned()))));
+    let of = |token: &str, agent: Option<&str>| {
+        let agent = agent.map(|agent| agent.parse().unwrap());
+        Some(RefusedCredential { root: id(), id: token.to_owned(), agent })
+    };
+    assert_eq!((said.why, said.credential), (TokenError::Revoked.into(), of("t1", None)));
     let unknown = claims("nobody", "").replace("t1", "t2");
-    assert_eq!(refused(&signed(&unknown)).credential, Some((id(), "t2".to_owned())));
+    // Whom it stands for is told where nothing else is wrong with it.
+    let said = refused(&signed(&unknown));
+    assert_eq!((said.why, said.credential), (IdentityError::UnknownAgent, of("t2", Some("acme/nobody"))));
     let unnamed = claims("nobody", "").replace(r#""jti":"t1","#, "");
-    assert!(refused(&signed(&unnamed)).credential.unwrap().1.starts_with("sha256:"));
+    assert!(refused(&signed(&unnamed)).credential.unwrap().id.starts_with("sha256:"));
     // Within the signature, where all six bits of a character count: never the same one.
     let (start, end) = right.split_at(right.len() - 20);
     let other = if end.starts_with('A') { 'B' } else { 'A' };
