@@ -54,7 +54,13 @@ fn agent(name: &str) -> NewAgent {
 
 fn policy(text: &str) -> NewPolicy<PolicyBundle> {
     let bundle = PolicyBundle { text: text.into(), ..PolicyBundle::default() };
-    NewPolicy { owner: PolicyOwner::default(), bundle, message: "because".into(), author: "me".into() }
+    NewPolicy {
+        owner: PolicyOwner::default(),
+        bundle,
+        message: "because".into(),
+        author: "me".into(),
+        accepted: Vec::new(),
+    }
 }
 
 async fn create(node: &Node, name: &str) -> CreatedAgent {

@@ -148,8 +148,13 @@ fn bad_files_are_refused_whole() {
 
 async fn apply(node: &Node, text: &str) -> Result<PolicyRevision<PolicyBundle>, tonic::Status> {
     let bundle = PolicyBundle { text: text.into(), sets: NamedSets::default() };
-    let new =
-        NewPolicy { owner: PolicyOwner::default(), bundle, message: "because".into(), author: "me".into() };
+    let new = NewPolicy {
+        owner: PolicyOwner::default(),
+        bundle,
+        message: "because".into(),
+        author: "me".into(),
+        accepted: Vec::new(),
+    };
     let answer = node.admin().apply_policy(document(&new)).await?;
     Ok(parse(&answer.into_inner().json))
 }
@@ -201,6 +206,7 @@ async fn without_data_a_policy_that_names_any_is_refused() {
         bundle: PolicyBundle { text: GERMANY.into(), ..PolicyBundle::default() },
         message: String::new(),
         author: String::new(),
+        accepted: Vec::new(),
     };
     node.admin().check_policy(document(&check)).await.expect_err("refused");
     assert_eq!(status(&node).await.generation, 0, "nothing was changed");

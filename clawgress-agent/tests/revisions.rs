@@ -29,6 +29,7 @@ async fn apply(node: &Node, text: &str) -> PolicyRevision<PolicyBundle> {
         bundle,
         message: "because".into(),
         author: "somebody".into(),
+        accepted: Vec::new(),
     };
     parse(&node.admin().apply_policy(document(&new)).await.expect("applied").into_inner().json)
 }
@@ -129,6 +130,7 @@ async fn a_revision_is_signed_by_a_key_that_anybody_can_check() {
         bundle: PolicyBundle::default(),
         message: "m".into(),
         author: "a".into(),
+        accepted: Vec::new(),
     };
     let refused = node.admin().apply_policy(document(&new)).await.expect_err("refused");
     assert_eq!(refused.code(), tonic::Code::Unavailable);

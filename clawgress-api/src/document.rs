@@ -325,6 +325,9 @@ pub struct NewPolicy<P> {
     pub message: String,
     /// Who.
     pub author: String,
+    /// Findings that are proven and accepted, each as `KIND` or `KIND:POLICY` (`clawgress_policy::lint::Accepted`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
 }
 
 /// `PolicySurroundings`: what of a node is to be told.

@@ -12,12 +12,18 @@ use crate::proto::RevisionStatement;
 pub const DOMAIN: &[u8] = b"clawgress policy revision v1\0";
 /// The same for the platform's, and for those of tenants other than `default`: their bytes say whose they are.
 pub const DOMAIN_OWNED: &[u8] = b"clawgress policy revision v2\0";
+/// The same for those that were applied with findings accepted, whosesoever they are: their bytes say which as well.
+pub const DOMAIN_ACCEPTED: &[u8] = b"clawgress policy revision v3\0";
 /// Longest name of whose a policy is, bytes.
 const OWNER_BYTES_MAX: usize = 128;
 /// Bytes of the bundle's hash: SHA-256.
 pub const HASH_BYTES: usize = 32;
 /// Longest author or message, bytes.
 pub const REVISION_TEXT_BYTES_MAX: usize = 1024;
+/// Most findings, or kinds of them, that a revision was applied with (`clawgress_policy::lint::ACCEPTED_MAX`).
+const ACCEPTED_MAX: usize = 16;
+/// Longest name of a finding, bytes: a kind, and a policy's id.
+const ACCEPTED_BYTES_MAX: usize = 256;
 
 /// A policy revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +43,9 @@ pub struct PolicyRevision<P> {
     pub message: String,
     /// SHA-256 of the bundle's JSON, hex.
     pub hash: String,
+    /// Findings that were proven, and that whoever applied it accepted, as `KIND` or `KIND:POLICY`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
     /// What the keys role says of all of the above; absent where it was never asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
@@ -112,6 +121,9 @@ pub enum StatementError {
     /// Nobody's.
     #[error("a policy is the platform's or a tenant's")]
     Owner,
+    /// Too many, or one that is none.
+    #[error("at most {ACCEPTED_MAX} findings of {ACCEPTED_BYTES_MAX} bytes are accepted by name")]
+    Accepted,
     /// Too long.
     #[error("an author or a message has at most {REVISION_TEXT_BYTES_MAX} bytes")]
     Text,
@@ -136,6 +148,7 @@ impl<P> PolicyRevision<P> {
             message: self.message.clone(),
             hash,
             owner: if self.owner.is_default() { String::new() } else { self.owner.to_string() },
+            accepted: self.accepted.clone(),
         })
     }
 }
@@ -147,7 +160,8 @@ impl RevisionStatement {
     /// nanoseconds); the hash (32 bytes); author and message, each after its length (4 bytes). Integers are big-endian,
     /// those of the time in two's complement. Every part has a length of its own or says it, so that no two statements
     /// have the same bytes. Those of anybody's but the tenant `default` begin with [`DOMAIN_OWNED`] and whose it is, after its
-    /// length (4 bytes); the rest is the same.
+    /// length (4 bytes); the rest is the same. Where findings were accepted they begin with [`DOMAIN_ACCEPTED`] and whose it is
+    /// (nothing for the tenant `default`), and end with how many (4 bytes) and each after its length.
     ///
     /// # Errors
     /// If a part is out of its bounds.
@@ -161,17 +175,7 @@ impl RevisionStatement {
         let texts = [&self.author, &self.message];
         let mut bytes =
             Vec::with_capacity(DOMAIN.len() + 64 + texts.iter().map(|t| t.len() + 4).sum::<usize>());
-        if self.owner.is_empty() {
-            bytes.extend_from_slice(DOMAIN);
-        } else {
-            let owner: PolicyOwner = self.owner.parse().map_err(|_| StatementError::Owner)?;
-            if owner.is_default() || self.owner.len() > OWNER_BYTES_MAX {
-                // One statement has one form.
-                return Err(StatementError::Owner);
-            }
-            bytes.extend_from_slice(DOMAIN_OWNED);
-            push_text(&mut bytes, &self.owner)?;
-        }
+        self.push_domain(&mut bytes)?;
         bytes.extend_from_slice(&self.number.to_be_bytes());
         bytes.extend_from_slice(&self.parent.to_be_bytes());
         bytes.extend_from_slice(&self.time_s.to_be_bytes());
@@ -183,7 +187,39 @@ impl RevisionStatement {
             }
             push_text(&mut bytes, text)?;
         }
+        if !self.accepted.is_empty() {
+            let is_name = |name: &String| (1..=ACCEPTED_BYTES_MAX).contains(&name.len());
+            let count = u32::try_from(self.accepted.len()).map_err(|_| StatementError::Accepted)?;
+            if self.accepted.len() > ACCEPTED_MAX || !self.accepted.iter().all(is_name) {
+                return Err(StatementError::Accepted);
+            }
+            bytes.extend_from_slice(&count.to_be_bytes());
+            self.accepted.iter().try_for_each(|name| push_text(&mut bytes, name))?;
+        }
         Ok(bytes)
+    }
+
+    /// What the bytes begin with: what they are of, and whose it is.
+    fn push_domain(&self, bytes: &mut Vec<u8>) -> Result<(), StatementError> {
+        if !self.owner.is_empty() {
+            let owner: PolicyOwner = self.owner.parse().map_err(|_| StatementError::Owner)?;
+            if owner.is_default() || self.owner.len() > OWNER_BYTES_MAX {
+                // One statement has one form.
+                return Err(StatementError::Owner);
+            }
+        }
+        match (self.accepted.is_empty(), self.owner.is_empty()) {
+            (true, true) => bytes.extend_from_slice(DOMAIN),
+            (true, false) => {
+                bytes.extend_from_slice(DOMAIN_OWNED);
+                push_text(bytes, &self.owner)?;
+            }
+            (false, _) => {
+                bytes.extend_from_slice(DOMAIN_ACCEPTED);
+                push_text(bytes, &self.owner)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -247,6 +283,7 @@ mod tests {
             author: "me".to_owned(),
             message: "because".to_owned(),
             hash: "ab".repeat(32),
+            accepted: Vec::new(),
             signature: None,
             bundle: None,
             generation: None,
@@ -285,6 +322,30 @@ mod tests {
         }
     }
 
+    /// Likewise where findings were accepted.
+    #[test]
+    fn the_signed_bytes_say_what_was_accepted() {
+        let accepted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let base = PolicyRevision { accepted: accepted(&["never-matches", "moot:a"]), ..revision() };
+        let mut expected = b"clawgress policy revision v3\0\0\0\0\0".to_vec();
+        expected.extend(bytes(&revision()).get(DOMAIN.len()..).expect("the rest"));
+        expected.extend(b"\0\0\0\x02\0\0\0\x0dnever-matches\0\0\0\x06moot:a");
+        assert_eq!(hex(&bytes(&base)), hex(&expected));
+        let owned = PolicyRevision { owner: PolicyOwner::Platform, ..base.clone() };
+        let mut expected = b"clawgress policy revision v3\0\0\0\0\x08platform".to_vec();
+        expected.extend(bytes(&base).get(DOMAIN.len() + 4..).expect("the rest"));
+        assert_eq!(hex(&bytes(&owned)), hex(&expected));
+        for bad in [
+            accepted(&[""]),
+            vec!["a".repeat(ACCEPTED_BYTES_MAX + 1)],
+            vec!["a".to_owned(); ACCEPTED_MAX + 1],
+        ] {
+            let revision = PolicyRevision { accepted: bad, ..revision() };
+            let statement = revision.statement().expect("statement");
+            assert_eq!(statement.signed_bytes(), Err(StatementError::Accepted));
+        }
+    }
+
     #[test]
     fn every_part_counts_and_none_flows_into_the_next() {
         let base = revision();
@@ -297,6 +358,9 @@ mod tests {
             PolicyRevision { time: "2026-11-22T14:00:01.000000007Z".parse().expect("time"), ..base.clone() },
             PolicyRevision { author: "meb".into(), message: "ecause".into(), ..base.clone() },
             PolicyRevision { message: "because ".into(), ..base.clone() },
+            PolicyRevision { accepted: vec!["moot".into()], ..base.clone() },
+            PolicyRevision { owner: PolicyOwner::Platform, accepted: vec!["moot".into()], ..base.clone() },
+            PolicyRevision { accepted: vec!["moot".into(), "moot".into()], ..base.clone() },
             PolicyRevision { hash: "ac".repeat(32), ..base.clone() },
         ];
         for other in &others {

@@ -16,19 +16,23 @@ use crate::set::{Source, applies};
 use crate::vocabulary::ActionKind;
 use crate::{Outline, PolicyBundle, PolicyErrors, PolicyProblem, PolicySet};
 
+mod accepted;
 mod covered;
 mod facts;
 mod formula;
 mod moot;
 mod names;
 mod platform;
+mod reading;
 mod search;
 mod spans;
 #[cfg(test)]
 mod tests;
 
+pub use accepted::{ACCEPTED_MAX, Acceptance, Accepted, AcceptedError};
 use covered::Forbids;
 use formula::Reading;
+pub use reading::ReadTls;
 use search::Search;
 
 /// Most findings told at once; a person looks at the first ones first.
@@ -40,6 +44,8 @@ pub const FINDINGS_MAX: usize = 100;
 pub enum Certainty {
     /// Proven: the policy, or a part of it, does nothing. It is refused.
     Error,
+    /// Proven, and accepted by whoever applies it.
+    Accepted,
     /// Suspected, or true only as things are now.
     Warning,
 }
@@ -60,6 +66,8 @@ pub enum Lint {
     UnknownPrincipal,
     /// An opaque permit lets pass unread what it is about.
     Moot,
+    /// What it is about is never read.
+    NeverRead,
     /// The platform's policy leaves nothing of it.
     PlatformDenies,
     /// There was too much to compare.
@@ -103,6 +111,8 @@ pub struct Configuration<'a> {
     pub agents: Option<&'a [Agent]>,
     /// The text of the platform's policy, if the set stands under one.
     pub platform: Option<&'a str>,
+    /// Which TLS is read, if that is known.
+    pub reading: Option<&'a ReadTls>,
 }
 
 /// Actions that some plane asks about.
@@ -127,13 +137,17 @@ struct Linter<'a> {
     findings: Vec<Finding>,
 }
 
-/// Checks a bundle where there are no geo data and no agents: what it comes to, unless a finding is an error, and all
-/// there is to say.
+/// Checks a bundle where there are no geo data and no agents: what it comes to, unless a finding is an error that is not
+/// `accepted`, and all there is to say.
 #[must_use]
-pub fn examine(owner: &PolicyOwner, bundle: &PolicyBundle) -> (Option<Outline>, Vec<Finding>) {
+pub fn examine(
+    owner: &PolicyOwner,
+    bundle: &PolicyBundle,
+    accepted: &[Accepted],
+) -> (Option<Outline>, Vec<Finding>) {
     match PolicySet::outlined(owner, bundle) {
         Ok((outline, set)) => {
-            let findings = set.lint(&bundle.text, &Configuration::default());
+            let (findings, _) = set.weighed(&bundle.text, &Configuration::default(), accepted);
             let is_refused = findings.iter().any(|finding| finding.severity == Certainty::Error);
             ((!is_refused).then_some(outline), findings)
         }
@@ -179,7 +193,7 @@ impl Enforced {
 impl Default for Configuration<'_> {
     /// This version's planes, and nothing known of agents.
     fn default() -> Self {
-        Configuration { enforced: Enforced::default(), agents: None, platform: None }
+        Configuration { enforced: Enforced::default(), agents: None, platform: None, reading: None }
     }
 }
 
@@ -204,12 +218,26 @@ impl From<PolicyProblem> for Finding {
 }
 
 impl Finding {
-    /// The finding as a problem, its remedy in the message.
+    /// The finding as a problem, its remedy in the message; of one that is refused and can be accepted, how.
     #[must_use]
     pub fn problem(&self) -> PolicyProblem {
         let Finding { policy, line, column, message, remedy, .. } = self;
-        let message = if remedy.is_empty() { message.clone() } else { format!("{message}: {remedy}") };
+        let mut message = if remedy.is_empty() { message.clone() } else { format!("{message}: {remedy}") };
+        if self.severity == Certainty::Error
+            && let Some(name) = self.name()
+        {
+            message.push_str(&format!(", or accept it (`--accept-findings {name}`)"));
+        }
         PolicyProblem { policy: policy.clone(), line: *line, column: *column, message }
+    }
+}
+
+impl Finding {
+    /// What it is accepted by, if it can be: `KIND:POLICY`.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        let policy = self.policy.as_ref().filter(|_| self.lint.is_acceptable())?;
+        Some(format!("{}:{policy}", self.lint.name()))
     }
 }
 
@@ -219,20 +247,37 @@ impl PolicySet {
     /// Looks at the set as it is written in `text`, which it was parsed from: errors first, then by place.
     #[must_use]
     pub fn lint(&self, text: &str, configuration: &Configuration<'_>) -> Vec<Finding> {
+        self.weighed(text, configuration, &[]).0
+    }
+
+    /// The same with what is accepted marked, and what that was: of all findings, also those that are too many to tell.
+    fn weighed(
+        &self,
+        text: &str,
+        configuration: &Configuration<'_>,
+        accepted: &[Accepted],
+    ) -> (Vec<Finding>, Acceptance) {
+        let mut findings = self.found(text, configuration);
+        let acceptance = Accepted::mark(accepted, &mut findings);
+        findings.sort_by(|a, b| {
+            (a.severity, a.line, a.column, a.lint).cmp(&(b.severity, b.line, b.column, b.lint))
+        });
+        findings.truncate(FINDINGS_MAX);
+        (findings, acceptance)
+    }
+
+    /// All findings, in no order that counts.
+    fn found(&self, text: &str, configuration: &Configuration<'_>) -> Vec<Finding> {
         let Ok(cedar) = text.parse::<cedar_policy::PolicySet>() else { return Vec::new() };
         let mut policies: Vec<&cedar_policy::Policy> = cedar.policies().collect();
         policies.sort_by_key(|policy| start(policy.as_ref()));
         let mut linter = Linter { set: self, source: Source::new(text), configuration, findings: Vec::new() };
         linter.look(&policies);
-        let mut findings = linter.findings;
-        findings.sort_by(|a, b| {
-            (a.severity, a.line, a.column, a.lint).cmp(&(b.severity, b.line, b.column, b.lint))
-        });
-        findings.truncate(FINDINGS_MAX);
-        findings
+        linter.findings
     }
 
-    /// [Lints](Self::lint), and refuses what is proven to do nothing.
+    /// [Lints](Self::lint), and refuses what is proven to do nothing, unless that is `accepted`. Returns what there is to
+    /// say, and what was accepted.
     ///
     /// # Errors
     /// The findings that are errors, as problems.
@@ -240,11 +285,13 @@ impl PolicySet {
         &self,
         text: &str,
         configuration: &Configuration<'_>,
-    ) -> Result<Vec<Finding>, PolicyErrors> {
-        let findings = self.lint(text, configuration);
+        accepted: &[Accepted],
+    ) -> Result<(Vec<Finding>, Acceptance), PolicyErrors> {
+        let (findings, acceptance) = self.weighed(text, configuration, accepted);
+        // They come first, so that none of them is among those that are too many to tell.
         let proven = findings.iter().filter(|finding| finding.severity == Certainty::Error);
         let problems: Vec<PolicyProblem> = proven.map(Finding::problem).collect();
-        if problems.is_empty() { Ok(findings) } else { Err(PolicyErrors { problems }) }
+        if problems.is_empty() { Ok((findings, acceptance)) } else { Err(PolicyErrors { problems }) }
     }
 }
 
@@ -264,6 +311,7 @@ impl Linter<'_> {
         self.covered(&alive, &search);
         self.under_platform(&alive, &search);
         self.moot(&alive, &search);
+        self.never_read(&alive, &search);
         self.principals(&alive);
         if search.gave_up() {
             self.findings.push(Finding {

@@ -75,7 +75,7 @@ fn every_example_is_valid_alone() {
         assert!(parsed.as_ref().is_ok_and(|s| !s.is_empty()), "{text}");
         let enforced = lint::Enforced::all();
         let findings =
-            parsed.unwrap().lint(text, &lint::Configuration { enforced, agents: None, platform: None });
+            parsed.unwrap().lint(text, &lint::Configuration { enforced, ..lint::Configuration::default() });
         assert!(findings.iter().all(|f| f.severity == lint::Certainty::Warning), "{findings:?}");
     }
 }
@@ -105,8 +105,11 @@ fn the_platforms_example_takes_away() {
 #[test]
 fn what_is_refused_says_so() {
     for (text, shown) in blocks("cedar-refused").into_iter().zip(blocks("text")) {
-        let (outline, findings) =
-            lint::examine(&PolicyOwner::default(), &PolicyBundle { text: text.to_owned(), sets: sets() });
+        let (outline, findings) = lint::examine(
+            &PolicyOwner::default(),
+            &PolicyBundle { text: text.to_owned(), sets: sets() },
+            &[],
+        );
         assert_eq!(outline, None, "{text}");
         let (problem, shown) = (findings[0].problem(), shown.trim_end().trim_end_matches('…'));
         assert!(problem.to_string().starts_with(shown), "{problem}\n{shown}");

@@ -16,6 +16,9 @@ pub enum Failure {
     /// The policy that was asked denies; its answer is printed.
     #[error("{0}")]
     WouldDeny(String),
+    /// The policy that was asked denies nothing of what it was asked, and more would have to be; its answer is printed.
+    #[error("{0}")]
+    NotKnown(String),
     /// The agent can't be reached.
     #[error("{0}")]
     Unreachable(String),
@@ -34,6 +37,7 @@ impl Failure {
             Failure::Unreachable(_) => 3,
             Failure::Denied(_) => 4,
             Failure::WouldDeny(_) => 5,
+            Failure::NotKnown(_) => 6,
         })
     }
 

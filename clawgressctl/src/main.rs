@@ -41,6 +41,7 @@ Exit codes:
   3  the agent can't be reached
   4  this user may not administer
   5  `policy explain`: it would be denied
+  6  `policy explain`: not known; nothing that was asked denies it, and more is asked before it passes
   `run` passes on the command's own code, or 128 and the signal's number.";
 
 /// Administers the Clawgress agent on this machine.

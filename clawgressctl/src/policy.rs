@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use clawgress_api::identity::{Agent, AgentId, PolicyOwner};
 use clawgress_api::proto::{Empty, RevisionNumber};
 use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, PolicyTexts, Standing};
+use clawgress_policy::lint::Accepted;
 use clawgress_policy::study::replay::Needs;
 use clawgress_policy::{PolicyBundle, SCHEMA, Surroundings, schema_json};
 
@@ -44,12 +45,23 @@ struct Whose {
     platform: bool,
 }
 
+/// What whoever applies a policy takes responsibility for.
+#[derive(Args)]
+pub struct Accept {
+    /// Apply it although it is proven to do nothing there: `KIND:POLICY` as the finding has it, or `KIND` for all of that
+    /// kind (`never-matches`, `covered-by-forbid`, `not-enforced`). The revision and the audit log say so for ever.
+    #[arg(long = "accept-findings", value_name = "KIND[:POLICY]", value_delimiter = ',')]
+    findings: Vec<Accepted>,
+}
+
 #[derive(Subcommand)]
 pub enum Verb {
     /// Checks a policy, without an agent; changes nothing.
     Check {
         #[command(flatten)]
         files: Files,
+        #[command(flatten)]
+        accept: Accept,
         /// Let the running agent check it, against its agents and the kernel's tables.
         #[arg(long)]
         node: bool,
@@ -64,6 +76,8 @@ pub enum Verb {
     Apply {
         #[command(flatten)]
         files: Files,
+        #[command(flatten)]
+        accept: Accept,
         /// Why, for the history.
         #[arg(long, short, required_unless_present = "dry_run")]
         message: Option<String>,
@@ -86,11 +100,15 @@ pub enum Verb {
     Rollback {
         /// Number of the revision; the one before the live one, if absent.
         revision: Option<u64>,
+        /// What is accepted besides what the older revision was applied with.
+        #[command(flatten)]
+        accept: Accept,
         /// Why, for the history.
         #[arg(long, short)]
         message: Option<String>,
     },
-    /// Shows what policy says of an agent's URL or address, phase by phase, and why.
+    /// Shows what policy says of an agent's URL or address, phase by phase, and why. Exits with 0 if it passes, 5 if it would be
+    /// denied, and 6 if that is not known, since not everything could be asked (a URL without --address, say).
     Explain(Box<explain::Arguments>),
 }
 
@@ -99,13 +117,18 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     let Arguments { whose, verb } = arguments;
     let owner = &whose.owner()?;
     match verb {
-        Verb::Check { files, node } => check::run(client, output, &files.read(owner)?, node).await,
+        Verb::Check { files, accept, node } => {
+            check::run(client, output, &files.read(owner)?.accepting(accept.findings), node).await
+        }
         Verb::Test(arguments) => test::run(client, output, owner, arguments).await,
         Verb::Diff(arguments) => diff::run(client, output, owner, arguments).await,
         Verb::Replay(arguments) => replay::run(client, output, owner, arguments).await,
-        Verb::Apply { files, dry_run: true, .. } => diff::dry_run(client, output, files.read(owner)?).await,
-        Verb::Apply { files, message, .. } => {
-            apply::run(client, output, files.read(owner)?, message.unwrap_or_default()).await
+        Verb::Apply { files, accept, dry_run: true, .. } => {
+            diff::dry_run(client, output, files.read(owner)?.accepting(accept.findings)).await
+        }
+        Verb::Apply { files, accept, message, .. } => {
+            let written = files.read(owner)?.accepting(accept.findings);
+            apply::run(client, output, written, message.unwrap_or_default()).await
         }
         Verb::Show { revision } => history::show(client, output, owner, revision.unwrap_or(0)).await,
         Verb::History => history::list(client, output, owner).await,
@@ -117,8 +140,8 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
             Output::Json => output::line(&schema_json().map_err(Failure::Refused)?),
         },
         Verb::Signer => history::signer(client, output).await,
-        Verb::Rollback { revision, message } => {
-            apply::rollback(client, output, owner, revision, message).await
+        Verb::Rollback { revision, accept, message } => {
+            apply::rollback(client, output, owner, (revision, accept.findings), message).await
         }
         Verb::Explain(arguments) => explain::run(client, output, whose, *arguments).await,
     }
@@ -182,7 +205,9 @@ async fn written(client: &Client, owner: &PolicyOwner, number: u64) -> Result<Wr
         )));
     }
     let title = format!("revision {}{}", revision.number, of(owner));
-    Ok(Written::from_bundle(owner, title, revision.bundle.unwrap_or_default()))
+    // Of a kind that this version doesn't know, nothing is accepted.
+    let accepted = revision.accepted.iter().filter_map(|name| name.parse().ok()).collect();
+    Ok(Written::from_bundle(owner, title, revision.bundle.unwrap_or_default()).accepting(accepted))
 }
 
 /// A revision's number, or a file's path.
@@ -242,5 +267,6 @@ fn author() -> String {
 
 fn new_policy(written: &Written, message: String) -> Result<clawgress_api::proto::Document, Failure> {
     let (owner, bundle) = (written.owner.clone(), written.bundle.clone());
-    request(&NewPolicy { owner, bundle, message, author: author() })
+    let accepted = written.accepted.iter().map(ToString::to_string).collect();
+    request(&NewPolicy { owner, bundle, message, author: author(), accepted })
 }

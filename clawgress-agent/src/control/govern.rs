@@ -9,12 +9,9 @@ use std::time::Duration;
 
 use clawgress_api::clock::Clock;
 use clawgress_api::config::Config;
-use clawgress_api::{AuditRecord, KernelGeneration, RecordKind, Snapshot};
-use clawgress_ebpf_common::bound;
-use clawgress_identity::{Agent, PolicyOwner, SharedSource};
-use clawgress_policy::kernel::{self, KernelTables};
-use clawgress_policy::lint::{Configuration, Finding};
-use clawgress_policy::{GeoNames, Policies, PolicyBundle, PolicySet, Surroundings, ZONE_OFFSETS_MAX, Zone};
+use clawgress_api::{AuditRecord, RecordKind};
+use clawgress_identity::PolicyOwner;
+use clawgress_policy::{GeoNames, Policies, ZONE_OFFSETS_MAX, Zone};
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -25,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::audit::AuditLog;
 use super::geo::GeoInForce;
 use super::in_force::{self, InForce, Unusable};
-use super::model::{Draft, GENERATION, Model, Refusal, Run, Window, parse};
+use super::model::{Draft, GENERATION, Model, Refusal, Window, parse};
+use super::render::{Compiled, Former, render};
 use super::signatures::Signatures;
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
@@ -48,32 +46,19 @@ const TURN_RETRY_MAX: Duration = Duration::from_secs(60);
 pub struct Generation {
     /// What is governed.
     pub model: Model,
-    /// JSON of [`Snapshot`], for L7.
+    /// JSON of [`Snapshot`](clawgress_api::Snapshot), for L7.
     pub snapshot: Vec<u8>,
-    /// JSON of [`KernelGeneration`], for the datapath.
+    /// JSON of [`KernelGeneration`](clawgress_api::KernelGeneration), for the datapath.
     pub kernel: Vec<u8>,
     /// Why stored policies are not in force, of those that aren't: then their tenant is denied everything, and everybody
     /// if it is the platform's.
     pub broken: BTreeMap<PolicyOwner, String>,
     /// The policies, parsed.
     pub(super) in_force: InForce,
+    /// The kernel's tables.
+    pub(super) tables: Option<Compiled>,
     /// When a condition on time turns next, and with it the tables.
     pub turns_at: Option<Timestamp>,
-}
-
-/// What a policy comes to, and the kernel's tables of all with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Size {
-    /// Policies.
-    pub policies: u64,
-    /// Destination prefixes.
-    pub prefixes: u64,
-    /// Verdict cells.
-    pub cells: u64,
-    /// Rate limits.
-    pub limiters: u64,
-    /// What lint says of it; none is an error.
-    pub findings: Vec<Finding>,
 }
 
 /// Makes changes, one at a time.
@@ -231,7 +216,8 @@ impl Governor {
         let governs = draft.governs;
         let (model, writes) = draft.into_writes();
         let mut generation = if governs {
-            render(model, before.in_force.clone(), Unusable::Refuse).await?
+            let former = Former { in_force: before.in_force.clone(), tables: before.tables.clone() };
+            render(model, former, Unusable::Refuse).await?
         } else {
             Generation {
                 model,
@@ -239,6 +225,7 @@ impl Governor {
                 kernel: before.kernel.clone(),
                 broken: before.broken.clone(),
                 in_force: before.in_force.clone(),
+                tables: before.tables.clone(),
                 turns_at: before.turns_at,
             }
         };
@@ -440,53 +427,6 @@ impl Governor {
         self.change(detail, |draft| draft.set_geo(&geo, &revisions)).await.map(|(differs, _)| differs)
     }
 
-    /// What a policy of this owner's would come to, with the agents, the other policies and the geo data there are.
-    ///
-    /// # Errors
-    /// If it is refused.
-    pub async fn check(&self, owner: PolicyOwner, bundle: PolicyBundle) -> Result<Size, Refusal> {
-        let live = self.live();
-        let agents = live.model.agents.values().cloned().collect::<Vec<_>>();
-        let geo = self.geo_of(&bundle.text).await?;
-        let window = self.window();
-        blocking(move || {
-            let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
-            let set = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings)?;
-            let policies = set.len() as u64;
-            let above = live.in_force.told(&PolicyOwner::Platform).filter(|_| owner.tenant().is_some());
-            let findings = lint(&set, &bundle.text, Some(&agents), above.map(|above| above.text))?;
-            let all = live.in_force.with(&owner, &set)?;
-            let all = all.at(window.at.as_millisecond());
-            all.check_limits(&agents)?;
-            let tables = compile(&all, &agents)?;
-            let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
-            let limiters = tables.limiters.len() as u64;
-            Ok(Size { policies, prefixes, cells, limiters, findings })
-        })
-        .await
-    }
-
-    /// Refuses a policy that holds what is proven to do nothing, whatever agents there are, and one that with the others
-    /// puts more limits on a request than it may have. Neither keeps a stored policy from force. One that does not parse
-    /// is left to who applies it.
-    ///
-    /// # Errors
-    /// What is proven, by `lint` or by a request.
-    pub async fn lint(&self, owner: PolicyOwner, bundle: PolicyBundle) -> Result<(), Refusal> {
-        let geo = self.geo_of(&bundle.text).await?;
-        let (window, live) = (self.window(), self.live());
-        blocking(move || {
-            let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
-            let parsed = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings);
-            let Ok(set) = parsed else { return Ok(()) };
-            lint(&set, &bundle.text, None, None)?;
-            let agents: Vec<Agent> = live.model.agents.values().cloned().collect();
-            let all = live.in_force.with(&owner, &set)?.at(window.at.as_millisecond());
-            Ok(all.check_limits(&agents)?)
-        })
-        .await
-    }
-
     /// Follows changes that other nodes make to the same store.
     pub async fn follow(&self, stop: CancellationToken) {
         loop {
@@ -524,58 +464,15 @@ impl Governor {
 /// The stored model as a generation. A policy that this version refuses is not in force: deny.
 pub(super) async fn load(store: &dyn StateStore, signatures: &Signatures) -> Result<Generation, Refusal> {
     let model = Model::load(store, signatures).await?;
-    match render(model.clone(), InForce::default(), Unusable::Suspend).await {
+    match render(model.clone(), Former::default(), Unusable::Suspend).await {
         Ok(generation) => Ok(generation),
         Err(refusal) => {
             let why = in_force::suspended(&refusal);
             tracing::error!(why, "the stored policies are refused together: everything is denied");
-            let suspended = InForce::suspended(&model, &why);
+            let suspended = Former { in_force: InForce::suspended(&model, &why), tables: None };
             render(model, suspended, Unusable::Suspend).await
         }
     }
-}
-
-/// The model as the planes get it; what `former` holds of its policies is taken from there.
-async fn render(model: Model, former: InForce, unusable: Unusable) -> Result<Generation, Refusal> {
-    blocking(move || {
-        let agents: Vec<Agent> = model.agents.values().cloned().collect();
-        let shared: Vec<SharedSource> = model.shared.values().cloned().collect();
-        let sources = agents.iter().map(|a| a.sources.len()).chain(shared.iter().map(|s| s.at.len()));
-        let sources: usize = sources.sum();
-        if sources > bound::BINDINGS_MAX as usize {
-            let max = bound::BINDINGS_MAX;
-            return Err(Refusal::Full(format!(
-                "{sources} source bindings don't fit into the kernel's {max}; nothing was changed"
-            )));
-        }
-        let in_force = InForce::of(&model, &former, unusable)?;
-        let now_ms = model.window.at.as_millisecond();
-        let policies = in_force.policies().map(|policies| policies.at(now_ms));
-        let tables = policies.as_ref().map(|policies| compile(policies, &agents)).transpose()?;
-        let json = |e: serde_json::Error| Refusal::Invalid(e.to_string());
-        let turn_ms = policies.as_ref().and_then(|policies| policies.next_turn_ms(now_ms));
-        let turns_at = turn_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        let (generation, revisions) = (model.generation, in_force.revisions());
-        let kernel = KernelGeneration { generation, tables, agents, shared, revisions, turns_at };
-        let kernel_json = serde_json::to_vec(&kernel).map_err(json)?;
-        let snapshot = Snapshot {
-            generation,
-            policy: in_force.told(&PolicyOwner::default()),
-            platform: in_force.told(&PolicyOwner::Platform),
-            tenants: in_force.told_of_tenants(),
-            revisions: kernel.revisions,
-            agents: kernel.agents,
-            keys: model.keys.values().cloned().collect(),
-            shared: kernel.shared,
-            runs: model.runs.values().map(Run::reference).collect(),
-            roots: model.roots(),
-        };
-        let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
-        in_force.fits(&former, snapshot.len().max(kernel_json.len()), unusable)?;
-        let broken = in_force.broken();
-        Ok(Generation { model, snapshot, kernel: kernel_json, broken, in_force, turns_at })
-    })
-    .await
 }
 
 /// The window's zone as its offsets around then.
@@ -601,23 +498,7 @@ pub(super) fn zone(window: &Window) -> Result<Zone, Refusal> {
     Ok(Zone { name: name.clone(), offsets })
 }
 
-/// What lint says with the planes and the agents there are.
-fn lint(
-    set: &PolicySet,
-    text: &str,
-    agents: Option<&[Agent]>,
-    platform: Option<&str>,
-) -> Result<Vec<Finding>, Refusal> {
-    let configuration = Configuration { agents, platform, ..Configuration::default() };
-    Ok(set.lint_to_apply(text, &configuration)?)
-}
-
-/// Compiles to the kernel's tables.
-fn compile(policies: &Policies, agents: &[Agent]) -> Result<KernelTables, Refusal> {
-    Ok(kernel::compile_all(policies, agents)?)
-}
-
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;

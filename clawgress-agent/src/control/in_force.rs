@@ -134,6 +134,19 @@ impl InForce {
         Err(Refusal::Full(format!("a generation has at most {max} bytes, and would have {bytes}")))
     }
 
+    /// Whether it decides as `other` does, as far as that is known without asking: by the very same policies, over the same
+    /// data.
+    pub(super) fn is_as(&self, other: &InForce) -> bool {
+        let is_same = |(a, b): ((&PolicyOwner, &Parsed), (&PolicyOwner, &Parsed))| {
+            a.0 == b.0
+                && Arc::ptr_eq(&a.1.policy, &b.1.policy)
+                && Arc::ptr_eq(&a.1.surroundings, &b.1.surroundings)
+        };
+        self.parsed.len() == other.parsed.len()
+            && self.broken.keys().eq(other.broken.keys())
+            && self.parsed.iter().zip(&other.parsed).all(is_same)
+    }
+
     /// What decides; `None` denies everything.
     pub(super) fn policies(&self) -> Option<&Policies> {
         self.policies.as_ref()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, PolicyTexts, hex};
 use clawgress_identity::PolicyOwner;
+use clawgress_policy::lint::Acceptance;
 use clawgress_policy::{GeoNames, PolicyBundle, Surroundings};
 
 use super::govern::{Generation, Governor, load, zone};
@@ -28,13 +29,14 @@ pub(super) fn denied(owner: &PolicyOwner, model: &Model) -> String {
 // === impl Governor ===
 
 impl Governor {
-    /// Makes a policy live as the next revision, signed.
+    /// Makes a policy live as the next revision, signed, with what of its findings was accepted.
     ///
     /// # Errors
     /// If it is refused; then nothing was altered.
     pub(super) async fn revise(
         &self,
         new: NewPolicy<PolicyBundle>,
+        acceptance: Acceptance,
         by: &str,
     ) -> Result<(PolicyRevision<PolicyBundle>, Arc<Generation>), Refusal> {
         // One after the other: each names the one before it, and is signed with that.
@@ -52,6 +54,7 @@ impl Governor {
             author,
             message: new.message,
             hash: hex(digest.as_ref()),
+            accepted: acceptance.by,
             signature: None,
             bundle: Some(new.bundle),
             generation: None,
@@ -60,8 +63,12 @@ impl Governor {
         let detail = |after: &PolicyRevision<PolicyBundle>| {
             let PolicyRevision { owner, number, parent, hash, message, .. } = after;
             let of = of(owner);
+            let accepted = match acceptance.findings.as_slice() {
+                [] => String::new(),
+                findings => format!("; accepted that it does nothing: {}", findings.join(", ")),
+            };
             format!(
-                "policy revision {number}{of} ({hash}) applied by {by} after revision {parent}: {message}"
+                "policy revision {number}{of} ({hash}) applied by {by} after revision {parent}: {message}{accepted}"
             )
         };
         for _ in 0..RACES_MAX {

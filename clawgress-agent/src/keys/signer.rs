@@ -19,8 +19,8 @@ use super::secret::{self, API_KEYS, REVISIONS};
 
 /// Says that nothing is adopted any more.
 const ADOPTED: &str = "revision-adopted-v1";
-/// Largest request on the wire: a statement with an author and a message, and its envelope.
-pub const REQUEST_BYTES_MAX: usize = 4096;
+/// Largest request on the wire: a statement with an author, a message and the names of accepted findings, and its envelope.
+pub const REQUEST_BYTES_MAX: usize = 8192;
 
 /// The service.
 #[derive(Clone)]

@@ -19,7 +19,13 @@ async fn try_apply(
     text: &str,
 ) -> Result<PolicyRevision<PolicyBundle>, tonic::Status> {
     let bundle = PolicyBundle { text: text.into(), ..PolicyBundle::default() };
-    let new = NewPolicy { owner: owner(whose), bundle, message: "because".into(), author: "somebody".into() };
+    let new = NewPolicy {
+        owner: owner(whose),
+        bundle,
+        message: "because".into(),
+        author: "somebody".into(),
+        accepted: Vec::new(),
+    };
     node.admin().apply_policy(document(&new)).await.map(|answer| parse(&answer.into_inner().json))
 }
 

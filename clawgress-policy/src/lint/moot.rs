@@ -23,7 +23,7 @@ impl Linter<'_> {
         let directs: Vec<&Rule<'_>> =
             of(ActionKind::Direct).filter(|rule| self.lets_web_pass(rule, search)).collect();
         for content in rules.iter().filter(|rule| is_content(rule)) {
-            let tunnel = tunnels.iter().find(|opaque| self.meet(content, opaque, search));
+            let tunnel = tunnels.iter().find(|opaque| self.meet(content, opaque, rules, search));
             let found = tunnel.map(|opaque| (*opaque, "TLS")).or_else(|| {
                 let direct = directs.iter().find(|opaque| self.meet_anywhere(content, opaque, search));
                 direct.map(|opaque| (*opaque, "what the kernel forwards"))
@@ -57,13 +57,13 @@ impl Linter<'_> {
         search.is_possible(&[&matches, &tcp, &web])
     }
 
-    /// Whether two rules are about the same agent and host.
-    fn meet(&self, content: &Rule<'_>, opaque: &Rule<'_>, search: &Search<'_>) -> bool {
+    /// Whether two rules are about the same agent and host, and what the one permits is not read all the same.
+    fn meet(&self, content: &Rule<'_>, opaque: &Rule<'_>, rules: &[Rule<'_>], search: &Search<'_>) -> bool {
         let members = self.set.inner().members();
         let there = Reading::who_and_where(ActionKind::Tunnel, members).policy(opaque.ast(), true);
         let is_there = |action: &ActionKind| {
             let here = Reading::who_and_where(*action, members).policy(content.ast(), true);
-            search.is_possible(&[&here, &there])
+            search.is_possible(&[&here, &there]) && !self.is_read_all_the_same(&here, opaque, rules, search)
         };
         self.have_an_agent(content, opaque)
             && content.actions.iter().filter(|action| action.is_content()).any(is_there)
@@ -101,7 +101,7 @@ impl Linter<'_> {
     }
 }
 
-fn is_content(rule: &Rule<'_>) -> bool {
+pub(super) fn is_content(rule: &Rule<'_>) -> bool {
     // One that is about everything is not about content.
     let is_of_all = ActionKind::ALL.into_iter().any(|a| !a.is_content() && rule.actions.contains(&a));
     !is_of_all && rule.actions.iter().any(|action| action.is_content())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_identity::{Agent, AgentState};
 
-use super::{Certainty, Configuration, Enforced, Finding, Lint};
+use super::{Accepted, Certainty, Configuration, Enforced, FINDINGS_MAX, Finding, Lint, ReadTls};
 use crate::{NamedSets, PolicySet, Surroundings};
 
 fn sets() -> NamedSets {
@@ -43,7 +43,7 @@ fn lint(text: &str, configuration: &Configuration<'_>) -> Vec<Finding> {
 fn found(scope: &str, condition: &str) -> Vec<(Certainty, Lint)> {
     let when = if condition.is_empty() { String::new() } else { format!(" when {{ {condition} }}") };
     let text = format!("@id(\"p\") permit ({scope}){when};");
-    lint(&text, &Configuration { enforced: Enforced::all(), agents: None, platform: None })
+    lint(&text, &Configuration { enforced: Enforced::all(), ..Configuration::default() })
         .into_iter()
         .map(|f| (f.severity, f.lint))
         .collect()
@@ -203,7 +203,7 @@ fn a_permit_below_a_forbid_is_proven() {
 #[test]
 fn actions_that_nothing_asks_about_are_refused() {
     let configuration =
-        Configuration { enforced: Enforced::of(&["connect", "tls"]).unwrap(), agents: None, platform: None };
+        Configuration { enforced: Enforced::of(&["connect", "tls"]).unwrap(), ..Configuration::default() };
     let of = |scope: &str| {
         let text = format!("@id(\"p\") permit (principal, {scope}, resource);");
         lint(&text, &configuration)
@@ -323,5 +323,144 @@ fn what_the_platform_denies_is_suspected() {
                 assert!(said.contains(message), "{said}");
             }
         }
+    }
+}
+
+/// What is proven is refused unless it is accepted by its name, or its kind; what is accepted is told.
+#[test]
+fn what_is_accepted_is_applied_and_told() {
+    let text = format!(
+        "@id(\"no\") forbid ({HTTP});\n@id(\"a\") permit ({HTTP});\n@id(\"b\") permit ({HTTP}) when {{ context.path == \"/b\" }};\n@id(\"c\") permit ({HTTP}) when {{ context.path == \"/\" && context.path == \"/c\" }};"
+    );
+    let set = PolicySet::parse_in(&text, &sets(), &Surroundings::default()).unwrap();
+    let apply = |accepted: &[&str]| {
+        let accepted: Vec<Accepted> = accepted.iter().map(|name| name.parse().unwrap()).collect();
+        set.lint_to_apply(&text, &Configuration::default(), &accepted)
+    };
+    let refused = |accepted: &[&str]| {
+        let problems = apply(accepted).unwrap_err().problems;
+        problems.into_iter().map(|p| p.policy.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(refused(&[]), ["a", "b", "c"]);
+    let told = &apply(&[]).unwrap_err().problems[0].message;
+    assert!(told.ends_with(", or accept it (`--accept-findings covered-by-forbid:a`)"), "{told}");
+    assert_eq!(refused(&["covered-by-forbid:a"]), ["b", "c"]);
+    assert_eq!(refused(&["covered-by-forbid"]), ["c"]);
+    assert_eq!(refused(&["covered-by-forbid", "never-matches:a"]), ["c"], "of another policy");
+    let (findings, acceptance) = apply(&["covered-by-forbid", "never-matches:c", "not-enforced"]).unwrap();
+    assert_eq!(acceptance.by, ["covered-by-forbid", "never-matches:c"], "what accepted nothing is not kept");
+    assert_eq!(acceptance.findings, ["never-matches:c", "covered-by-forbid:a", "covered-by-forbid:b"]);
+    assert!(findings.iter().all(|f| f.severity == Certainty::Accepted), "{findings:?}");
+    for (name, said) in [
+        ("invalid", "correct it"),
+        ("moot:a", "is only ever a warning"),
+        ("covered", "is no finding"),
+        ("", "is no finding"),
+        ("never-matches:", "is no policy's id"),
+        ("never-matches:a b", "is no policy's id"),
+    ] {
+        let refused = name.parse::<Accepted>().unwrap_err().to_string();
+        assert!(refused.contains(said), "{name}: {refused}");
+    }
+    for lint in Lint::ALL {
+        let json = serde_json::to_string(&lint).unwrap();
+        assert_eq!(json.trim_matches('"'), lint.name());
+    }
+}
+
+/// Too many to tell are too many to be overlooked: what is not accepted is refused, wherever it stands.
+#[test]
+fn among_many_that_are_accepted_none_slips_through() {
+    let many: String = (0..150)
+        .map(|n| format!("@id(\"p{n}\") permit ({HTTP}) when {{ context.path == \"/{n}\" }};\n"))
+        .collect();
+    let never =
+        format!("@id(\"last\") permit ({CONNECT}) when {{ context.port == 1 && context.port == 2 }};");
+    let text = format!("@id(\"no\") forbid ({HTTP});\n{many}{never}");
+    let set = PolicySet::parse_in(&text, &sets(), &Surroundings::default()).unwrap();
+    let all = ["covered-by-forbid".parse().unwrap()];
+    let problems = set.lint_to_apply(&text, &Configuration::default(), &all).unwrap_err().problems;
+    assert_eq!(problems.iter().map(|p| p.policy.as_deref()).collect::<Vec<_>>(), [Some("last")]);
+    let all = ["covered-by-forbid".parse().unwrap(), "never-matches:last".parse().unwrap()];
+    let (told, acceptance) = set.lint_to_apply(&text, &Configuration::default(), &all).unwrap();
+    assert_eq!((told.len(), acceptance.findings.len()), (FINDINGS_MAX, 151));
+}
+
+/// What an effect reads all the same is not moot; where it can't count, it is.
+#[test]
+fn content_that_is_read_all_the_same_is_not_moot() {
+    let rules = r#"
+        @id("no-admin") forbid (principal, action == Action::"http", resource) when { context.path like "/admin*" };
+        @id("opaque") permit (principal, action == Action::"tunnel", resource) when { context.protocol == "tls" };
+    "#;
+    let excludes = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let (none, some) = (excludes(&[]), excludes(&["*.bank.test", "pinned.test"]));
+    let read = ReadTls::new(Some(&none), Vec::new());
+    let excluding = ReadTls::new(Some(&some), Vec::new());
+    let off = ReadTls::new(None, Vec::new());
+    let is_moot = |reads: &str, reading: Option<&ReadTls>| {
+        let text = format!("{rules}\n{reads}");
+        let found = lint(&text, &Configuration { reading, ..Configuration::default() });
+        found.iter().any(|f| f.lint == Lint::Moot && f.policy.as_deref() == Some("no-admin"))
+    };
+    let all = r#"@id("read") @effect("intercept") permit (principal, action == Action::"tunnel", resource);"#;
+    let by_tls = all.replace("tunnel", "tls");
+    for reading in [None, Some(&read)] {
+        assert!(is_moot("", reading));
+        assert!(!is_moot(all, reading) && !is_moot(&by_tls, reading));
+    }
+    // Where nobody can read it, it is denied rather than passed; of what is excluded the effect says nothing.
+    assert!(!is_moot(all, Some(&off)));
+    assert!(is_moot(all, Some(&excluding)));
+    for some_only in [
+        r#"@id("read") @effect("intercept") permit (principal in Team::"a", action == Action::"tunnel", resource);"#,
+        r#"@id("read") @effect("intercept") permit (principal, action == Action::"tunnel", resource in HostSet::"saas");"#,
+        r#"@id("read") @effect("intercept") permit (principal, action == Action::"tls", resource) when { context.alpn.contains("h2") };"#,
+        r#"@id("read") @effect("intercept") permit (principal, action == Action::"tunnel", resource) when { context.port == 443 };"#,
+    ] {
+        assert!(is_moot(some_only, Some(&read)), "{some_only}");
+    }
+    // Two that are all of it together.
+    let halves = r#"@id("r1") @effect("intercept") permit (principal, action == Action::"tunnel", resource) when { context.port == 443 };
+        @id("r2") @effect("intercept") permit (principal, action == Action::"tunnel", resource) when { context.port != 443 };"#;
+    assert!(!is_moot(halves, Some(&read)));
+}
+
+#[test]
+fn rules_about_what_is_never_read_are_suspected() {
+    let excludes = ["*.bank.test".to_owned(), "pinned.test".to_owned()];
+    let excluding = ReadTls::new(Some(&excludes), vec!["llm.bank.test".to_owned()]);
+    let off = ReadTls::new(None, vec!["llm.test".to_owned()]);
+    let told = |condition: &str, reading: Option<&ReadTls>| {
+        let text = format!("@id(\"p\") forbid ({HTTP}) when {{ {condition} }};");
+        let found = lint(&text, &Configuration { reading, ..Configuration::default() });
+        found.into_iter().map(|f| (f.severity, f.lint)).collect::<Vec<_>>()
+    };
+    let suspected = [(Certainty::Warning, Lint::NeverRead)];
+    for condition in [
+        r#"resource.name == "pinned.test""#,
+        r#"resource.name like "*.bank.test" && resource.name != "llm.bank.test""#,
+        r#"resource == Host::"pinned.test" && context.path like "/admin*""#,
+        r#"context.scheme == "https" && resource == Host::"pinned.test""#,
+    ] {
+        assert_eq!(told(condition, None), [], "nothing is known of the configuration");
+        assert_eq!(told(condition, Some(&excluding)), suspected, "{condition}");
+    }
+    for condition in [
+        "true",
+        r#"resource.name like "*.test""#,
+        r#"resource.name like "*.bank.test""#,
+        r#"context.scheme == "https" && resource == Host::"api.test""#,
+    ] {
+        assert_eq!(told(condition, Some(&excluding)), [], "{condition}");
+    }
+    for (condition, is_told) in [
+        (r#"context.scheme == "https""#, false),
+        (r#"context.scheme == "https" && resource == Host::"api.test""#, true),
+        (r#"context.port == 443 && resource == Host::"api.test""#, true),
+        (r#"context.scheme == "https" && resource == Host::"llm.test""#, false),
+        (r#"resource == Host::"api.test""#, false),
+    ] {
+        assert_eq!(!told(condition, Some(&off)).is_empty(), is_told, "{condition}");
     }
 }

@@ -25,9 +25,20 @@ pub struct Cases {
     /// Geo data to test with: of the ASNs and countries that the policy names.
     #[serde(default)]
     pub geo: Geo,
+    /// Where TLS is read, as the node's configuration has it; nowhere if absent.
+    pub intercept: Option<CaseIntercept>,
     /// The cases.
     #[serde(default, rename = "case")]
     pub cases: Vec<Case>,
+}
+
+/// Where TLS is read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseIntercept {
+    /// Hosts that are never read: a name, or `*.` and a name for what is below it.
+    #[serde(default)]
+    pub exclude: Vec<String>,
 }
 
 /// An agent that exists in cases.
@@ -72,6 +83,8 @@ pub struct Case {
     /// Whether the URL is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
     #[serde(default)]
     pub endpoint: bool,
+    /// Whether TLS to the URL's host is read where policy wants that; as `[intercept]` of the file says if absent.
+    pub read: Option<bool>,
     /// What is wanted.
     pub expect: Verdict,
     /// Phase that is wanted to decide: the first that denies, else the last.
@@ -179,12 +192,18 @@ impl Case {
         Fingerprints { executable, certificate, mac }
     }
 
-    /// Asks `set`, which is `texts` [at](PolicySet::at) the case's moment, for `agent`.
+    /// Asks `set`, which is `texts` [at](PolicySet::at) the case's moment, for `agent`, where TLS to the target is or isn't read.
     #[must_use]
-    pub fn check(&self, set: &PolicySet, texts: Texts<'_>, agent: &Agent, target: &Target) -> CaseResult {
+    pub fn check(
+        &self,
+        set: &PolicySet,
+        texts: Texts<'_>,
+        agent: &Agent,
+        target: &Target,
+        reading: TlsReading,
+    ) -> CaseResult {
         let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
-        // Text alone does not say whether TLS is read.
-        let explanation = explain(set, texts, agent, target, TlsReading::Off);
+        let explanation = explain(set, texts, agent, target, reading);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {
             if let Some(wanted) = wanted.filter(|wanted| *wanted != got) {

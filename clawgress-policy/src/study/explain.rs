@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::Agent;
+use clawgress_identity::{Agent, AgentState};
 use serde::{Deserialize, Serialize};
 
 use super::moot::{Texts, moot};
@@ -131,6 +131,10 @@ pub struct Explanation {
     /// the content stays unread.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moot: Vec<String>,
+    /// Actions that are asked yet before anything passes, and of which nothing is known: what is allowed so far may be denied
+    /// by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unasked: Vec<String>,
     /// What was not asked, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -181,7 +185,7 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
     let direct =
         direct.halved(set, |own| own.forward(agent, ip, port, transport), |above| above.decide(&request));
     let (action, _) = kernel::expected(set, agent, ip, transport, port);
-    let mut notes = Vec::new();
+    let (mut notes, mut unasked) = (Vec::new(), Vec::new());
     let (allowed, decided, reason, opaque) = match action {
         KernelAction::Direct => (true, "direct", None, Some("direct".to_owned())),
         KernelAction::Steer => {
@@ -189,6 +193,7 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
                 "led to the proxy, which asks `tls` and `tunnel`, or `http`, by what the bytes are: name a URL to see them"
                     .to_owned(),
             );
+            unasked = ["tls", "tunnel", "http"].map(str::to_owned).to_vec();
             (true, "connect", None, None)
         }
         KernelAction::Deny(code) => {
@@ -199,7 +204,7 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
     };
     let phases = vec![connect, direct];
     let (decided, moot, is_read) = (decided.to_owned(), Vec::new(), false);
-    Explanation { allowed, decided, reason, phases, opaque, is_read, moot, notes }
+    Explanation { allowed, decided, reason, phases, opaque, is_read, moot, unasked, notes }
 }
 
 fn url(
@@ -210,6 +215,7 @@ fn url(
     (ip, ja4, is_endpoint, reading): (Option<IpAddr>, &str, bool, TlsReading),
 ) -> Explanation {
     let (mut phases, mut notes, mut is_read) = (Vec::new(), Vec::new(), false);
+    let mut unasked = Vec::new();
     match scheme {
         Scheme::Http => phases.push(ask(set, agent, http)),
         Scheme::Https if is_endpoint => {
@@ -245,9 +251,12 @@ fn url(
             phases.push(connect(set, agent, ip, port, Transport::Tcp));
             is_forwarded = kernel::expected(set, agent, ip, Transport::Tcp, port).0 == KernelAction::Direct;
         }
-        None => notes.push(format!(
-            "`connect` is asked of each address that `{host}` resolves to: name one with --address"
-        )),
+        None => {
+            unasked.push("connect".to_owned());
+            notes.push(format!(
+                "`connect` is asked of each address that `{host}` resolves to: name one with --address"
+            ));
+        }
     }
     if is_forwarded && !is_endpoint {
         notes.push(
@@ -263,7 +272,7 @@ fn url(
         Scheme::Https if allowed && !is_read => Some("tunnel".to_owned()),
         Scheme::Http | Scheme::Https => is_forwarded.then(|| "direct".to_owned()),
     };
-    Explanation { allowed, decided, reason, phases, opaque, is_read, moot: Vec::new(), notes }
+    Explanation { allowed, decided, reason, phases, opaque, is_read, moot: Vec::new(), unasked, notes }
 }
 
 /// Whether TLS is to be read: since `tunnel` is not permitted, or by an effect, which counts for nothing where the host is
@@ -432,10 +441,24 @@ impl Target {
 // === impl Explanation ===
 
 impl Explanation {
-    /// Whether `connect` was asked: without it, nobody knows whether what the other phases allow passes.
+    /// The same of an agent in this state: one that is not active is denied before anything is asked of policy.
     #[must_use]
-    pub fn asked_connect(&self) -> bool {
-        self.phases.iter().any(|phase| phase.action == "connect")
+    pub fn in_state(self, state: AgentState) -> Explanation {
+        let reason = match state {
+            AgentState::Active => return self,
+            AgentState::Quarantined => DropReason::AgentQuarantined,
+            AgentState::Disabled => DropReason::AgentDisabled,
+        };
+        let note = "phases are told as if the agent were active".to_owned();
+        let notes = self.notes.into_iter().chain([note]).collect();
+        let (decided, reason) = ("identity".to_owned(), Some(reason.name().to_owned()));
+        Explanation { allowed: false, decided, reason, opaque: None, moot: Vec::new(), notes, ..self }
+    }
+
+    /// Whether it is known whether it passes: it is denied, or everything that is asked was.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !self.allowed || self.unasked.is_empty()
     }
 
     /// Ids of the policies that determine it: of the phase that denies, or of all.

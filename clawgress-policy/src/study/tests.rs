@@ -79,7 +79,16 @@ fn the_earliest_phase_decides() {
     assert_eq!(both.phases.len(), 2);
     let address = explained("http://api.test/x", None, Some("203.0.113.66"));
     check(&address, "connect", Some("policy_forbidden"), &["no-bad"]);
-    assert!(address.asked_connect() && !admin.asked_connect());
+    // What is allowed as far as it was asked is not known to pass; what is denied is known.
+    let open = explained("http://api.test/x", None, None);
+    assert!(open.allowed && !open.is_known() && open.unasked == ["connect"], "{open:?}");
+    assert!(admin.is_known() && address.is_known() && address.unasked.is_empty());
+    let steered = explained("203.0.113.5:443", None, None);
+    assert!(steered.allowed && !steered.is_known(), "{steered:?}");
+    let direct = explained("203.0.113.53:53", Some("udp"), None);
+    assert!(direct.allowed && direct.is_known(), "{direct:?}");
+    let off = direct.in_state(AgentState::Disabled);
+    assert_eq!((off.allowed, off.reason.as_deref(), off.is_known()), (false, Some("agent_disabled"), true));
     check(&explained("203.0.113.5:443", None, None), "connect", None, &["web"]);
     check(&explained("203.0.113.5:22", None, None), "connect", Some("policy_denied"), &[]);
     check(&explained("https://other.test/", None, None), "tls", Some("policy_denied"), &[]);
@@ -170,10 +179,10 @@ fn cases_tell_what_is_not_as_wanted() {
     .unwrap();
     let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
     let agent = cases.agents[0].agent();
-    let results = cases
-        .cases
-        .iter()
-        .map(|case| case.check(&set(TEXT), texts(&bundle, &surroundings), &agent, &case.target().unwrap()));
+    let results = cases.cases.iter().map(|case| {
+        let texts = texts(&bundle, &surroundings);
+        case.check(&set(TEXT), texts, &agent, &case.target().unwrap(), TlsReading::Off)
+    });
     let results: Vec<_> = results.collect();
     assert!(results[0].differences.is_empty(), "{results:?}");
     assert_eq!(cases.cases[1].expect, Verdict::Allow);
@@ -181,6 +190,28 @@ fn cases_tell_what_is_not_as_wanted() {
         results[1].differences.iter().map(|d| (d.what.as_str(), d.wanted.as_str(), d.got.as_str())).collect();
     assert_eq!(told, [("verdict", "allow", "deny"), ("policies", "http", "no-admin")]);
     assert!(toml::from_str::<Cases>("[[case]]\nagent = \"a\"\nto = \"x\"\nexpects = \"deny\"").is_err());
+}
+
+/// What is read is asked for its requests, and what isn't passes as a tunnel or not at all.
+#[test]
+fn cases_say_whether_tls_is_read() {
+    let text = TEXT.replace("Action::\"tls\", Action::\"tunnel\"", "Action::\"tls\"");
+    let cases: Cases = toml::from_str(
+        "[intercept]\nexclude = [\"*.bank.test\"]\n[[case]]\nagent = \"a\"\nto = \"https://api.test/admin\"\nexpect = \"deny\"\nread = true\n",
+    )
+    .unwrap();
+    assert_eq!(cases.intercept.as_ref().unwrap().exclude, ["*.bank.test"]);
+    assert_eq!(cases.cases[0].read, Some(true));
+    let (bundle, surroundings, agent) = (bundle(&text), Surroundings::default(), agent("a", "t", 1));
+    let of = |to: &str, reading| {
+        let target = Target::parse(to, None, None, None).unwrap();
+        explain(&set(&text), texts(&bundle, &surroundings), &agent, &target, reading)
+    };
+    check(&of("https://api.test/admin", TlsReading::On), "http", Some("policy_forbidden"), &["no-admin"]);
+    check(&of("https://api.test/x", TlsReading::On), "http", None, &["http", "saas"]);
+    for reading in [TlsReading::Off, TlsReading::Excluded] {
+        check(&of("https://api.test/x", reading), "tunnel", Some("inspection_required"), &[]);
+    }
 }
 
 #[test]

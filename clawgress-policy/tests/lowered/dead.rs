@@ -17,9 +17,8 @@ const REQUESTS: usize = 60;
 
 /// Policies that lint proves dead.
 fn dead(set: &PolicySet, text: &str) -> BTreeSet<String> {
-    let found = set
-        .lint(text, &Configuration { enforced: Enforced::all(), agents: None, platform: None })
-        .into_iter();
+    let found =
+        set.lint(text, &Configuration { enforced: Enforced::all(), ..Configuration::default() }).into_iter();
     let proven = found.filter(|f| f.severity == Certainty::Error);
     proven
         .inspect(|f| assert!(matches!(f.lint, Lint::NeverMatches | Lint::CoveredByForbid), "{f:?}"))

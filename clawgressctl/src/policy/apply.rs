@@ -4,7 +4,7 @@ use clawgress_api::identity::PolicyOwner;
 use clawgress_api::proto::Empty;
 use clawgress_api::{PolicyRevision, Status};
 use clawgress_policy::PolicyBundle;
-use clawgress_policy::lint::Finding;
+use clawgress_policy::lint::{Accepted, Finding};
 use serde::Serialize;
 
 use super::files::Written;
@@ -18,7 +18,7 @@ use crate::output::{self, Output};
 struct Applied<'a> {
     #[serde(flatten)]
     revision: &'a PolicyRevision<PolicyBundle>,
-    /// What lint suspects of it.
+    /// What lint suspects of it, and what was accepted.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     findings: &'a [Finding],
 }
@@ -49,7 +49,7 @@ pub async fn rollback(
     client: &Client,
     output: Output,
     owner: &PolicyOwner,
-    number: Option<u64>,
+    (number, accepted): (Option<u64>, Vec<Accepted>),
     message: Option<String>,
 ) -> Result<(), Failure> {
     let live = revision(client, owner, 0).await?;
@@ -66,7 +66,7 @@ pub async fn rollback(
     if number == live.number {
         return Err(Failure::Refused(format!("revision {number} is live already")));
     }
-    let old = written(client, owner, number).await?;
+    let old = written(client, owner, number).await?.accepting(accepted);
     let message = match message {
         Some(message) => format!("roll back to revision {number}: {message}"),
         None => format!("roll back to revision {number}"),

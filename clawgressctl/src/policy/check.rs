@@ -50,7 +50,7 @@ pub async fn on_node(
 /// As the agent would check it, but for what depends on its agents and its geo data; and what that is, in
 /// words.
 fn here(output: Output, written: &Written) -> Result<(PolicyCheck<Finding>, &'static str), Failure> {
-    let (outline, findings) = lint::examine(&written.owner, &written.bundle);
+    let (outline, findings) = lint::examine(&written.owner, &written.bundle, &written.accepted);
     let Some(outline) = outline else {
         if output == Output::Json {
             output::json(&Refused { findings: &findings })?;

@@ -102,11 +102,24 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
         platform: platform.map(|platform| platform.in_force(&above)),
     };
     let reading = reading(client, &target).await;
-    let explanation = explain(&set, texts, agent, &target, reading);
+    let by = |reading| explain(&set, texts, agent, &target, reading).in_state(agent.state);
+    let mut explanation = by(reading.unwrap_or(TlsReading::Off));
+    if reading.is_none() && explanation.allowed != by(TlsReading::On).allowed {
+        // Denied, or allowed, by what nobody knows.
+        (explanation.allowed, explanation.reason) = (true, None);
+        explanation.unasked.extend(["tunnel".to_owned(), "http".to_owned()]);
+    }
     let sources = Sources { own, platform };
     match output {
         Output::Json => output::json(&explanation)?,
         Output::Table => print(&sources, &explanation)?,
+    }
+    if !explanation.is_known() {
+        let unasked = explanation.unasked.iter().map(|action| format!("`{action}`")).collect::<Vec<_>>();
+        return Err(Failure::NotKnown(format!(
+            "nothing that was asked denies it, but {} may: see the notes for what to name",
+            unasked.join(", ")
+        )));
     }
     if explanation.allowed {
         return Ok(());
@@ -125,20 +138,26 @@ fn target(arguments: &Arguments) -> Result<Target, String> {
     if *endpoint { target.by_endpoint() } else { Ok(target) }
 }
 
-/// Whether the node reads TLS to the target.
-async fn reading(client: &Client, target: &Target) -> TlsReading {
-    let Target::Url { host, scheme: Scheme::Https, .. } = target else { return TlsReading::Off };
-    let host = host.to_string();
+/// Whether the node reads TLS to the target; `None` if that can't be found out.
+async fn reading(client: &Client, target: &Target) -> Option<TlsReading> {
+    let Target::Url { scheme: Scheme::Https, .. } = target else { return Some(TlsReading::Off) };
     match ca::authority(client).await {
-        Ok(None) => TlsReading::Off,
-        // As the proxy: no certificate is verified for a name with `_`.
-        Ok(Some(status)) if excludes(&status.exclude, &host) || host.contains('_') => TlsReading::Excluded,
-        Ok(Some(_)) => TlsReading::On,
+        Ok(authority) => Some(of_target(target, authority.as_ref().map(|status| status.exclude.as_slice()))),
         Err(failure) => {
             output::note(&format!("note: whether TLS is read can't be found out: {failure}"));
-            TlsReading::Off
+            None
         }
     }
+}
+
+/// Whether TLS to the target is read, where it is (`exclude` of `[intercept]`) or isn't: as the proxy does.
+pub fn of_target(target: &Target, exclude: Option<&[String]>) -> TlsReading {
+    let (Target::Url { host, scheme: Scheme::Https, .. }, Some(exclude)) = (target, exclude) else {
+        return TlsReading::Off;
+    };
+    let host = host.to_string();
+    // No certificate is verified for a name with `_`.
+    if excludes(exclude, &host) || host.contains('_') { TlsReading::Excluded } else { TlsReading::On }
 }
 
 /// The set, to be asked here, with what it rests on. Which zone that is is said where it may matter.
@@ -156,6 +175,7 @@ pub fn parsed(written: &Written, surroundings: &Surroundings) -> Result<PolicySe
 
 fn print(sources: &Sources<'_>, explanation: &Explanation) -> Result<(), Failure> {
     let verdict = match &explanation.reason {
+        _ if !explanation.is_known() => "allowed as far as it was asked".to_owned(),
         _ if explanation.allowed => "allowed".to_owned(),
         Some(reason) => format!("denied: {reason}"),
         None => "denied".to_owned(),

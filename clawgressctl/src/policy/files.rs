@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clawgress_api::identity::PolicyOwner;
-use clawgress_policy::lint::Finding;
+use clawgress_policy::lint::{Accepted, Certainty, FINDINGS_MAX, Finding};
 use clawgress_policy::study::caret;
 use clawgress_policy::{NamedSets, PolicyBundle, PolicyInForceRef, PolicyProblem, PolicySet, Surroundings};
+use serde::de::DeserializeOwned;
+use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 use tonic::{Response, Status as CallStatus};
 
 use crate::failure::Failure;
@@ -42,6 +44,8 @@ pub struct Written {
     pub bundle: PolicyBundle,
     /// What to call it.
     pub title: String,
+    /// Findings that it is applied with all the same.
+    pub accepted: Vec<Accepted>,
     parts: Vec<Part>,
 }
 
@@ -76,13 +80,21 @@ impl Written {
         let part = Part { path: file.to_owned(), text: text.clone(), first_line: 1 };
         let title = file.display().to_string();
         let bundle = PolicyBundle { text, sets };
-        Ok(Written { owner: owner.clone(), bundle, title, parts: vec![part] })
+        Ok(Written { owner: owner.clone(), bundle, title, accepted: Vec::new(), parts: vec![part] })
     }
 
     /// A bundle that was read from nowhere.
     pub fn from_bundle(owner: &PolicyOwner, title: String, bundle: PolicyBundle) -> Written {
         let part = Part { path: PathBuf::from(&title), text: bundle.text.clone(), first_line: 1 };
-        Written { owner: owner.clone(), bundle, title, parts: vec![part] }
+        Written { owner: owner.clone(), bundle, title, accepted: Vec::new(), parts: vec![part] }
+    }
+
+    /// The same with these findings accepted, besides those that are.
+    pub fn accepting(mut self, accepted: Vec<Accepted>) -> Written {
+        self.accepted.extend(accepted);
+        self.accepted.sort();
+        self.accepted.dedup();
+        self
     }
 
     /// The same where it rests on these.
@@ -118,7 +130,7 @@ impl Written {
             )));
         }
         let title = dir.display().to_string();
-        let written = Written { owner: owner.clone(), bundle, title, parts };
+        let written = Written { owner: owner.clone(), bundle, title, accepted: Vec::new(), parts };
         written.check_parts()?;
         Ok(written)
     }
@@ -163,10 +175,17 @@ impl Written {
         }
     }
 
-    /// Tells what lint suspects, beside the output.
+    /// Tells what lint suspects and what was accepted, beside the output, and of what is to be accepted that there is none.
     pub fn warn(&self, findings: &[Finding]) {
         for finding in findings {
-            output::note(&format!("warning: {}", self.told(&finding.problem())));
+            let word = if finding.severity == Certainty::Accepted { "accepted" } else { "warning" };
+            output::note(&format!("{word}: {}", self.told(&finding.problem())));
+        }
+        // Of too many nobody is told of all.
+        let is_whole = findings.len() < FINDINGS_MAX;
+        let took_none = |accepted: &&Accepted| is_whole && !findings.iter().any(|f| accepted.took(f));
+        for accepted in self.accepted.iter().filter(took_none) {
+            output::note(&format!("note: there is no finding `{accepted}`: nothing is accepted by it"));
         }
     }
 
@@ -283,18 +302,38 @@ fn sets(path: &Path) -> Result<NamedSets, Failure> {
 }
 
 /// Reads a file of TOML; what is wrong is told with its place.
-pub fn toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+pub fn toml<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
     let text = read(path)?;
     toml::from_str(&text).map_err(|e| {
         let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        let places = (u32::try_from(line), u32::try_from(column));
-        let shown = match places {
-            (Ok(line), Ok(column)) => caret(&text, line, column),
-            _ => None,
-        };
-        let shown: String = shown.iter().flat_map(|s| s.lines()).map(|l| format!("\n  {l}")).collect();
-        Failure::Refused(format!("{}:{line}:{column}: {}{shown}", path.display(), output::clean(e.message())))
+        misread(path, &text, Some((line as u64, column as u64)), e.message())
     })
+}
+
+/// Reads a file of YAML if its name says so, else of TOML; likewise.
+pub fn yaml_or_toml<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    if !path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+        return toml(path);
+    }
+    let text = read(path)?;
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text, options).map_err(|e| {
+        let place = e.location().map(|at| (at.line(), at.column()));
+        misread(path, &text, place, &UserMessageFormatter.format_message(&e))
+    })
+}
+
+/// What is wrong with a file, with its place and its line.
+fn misread(path: &Path, text: &str, place: Option<(u64, u64)>, message: &str) -> Failure {
+    let path = path.display();
+    let message = output::clean(message);
+    let Some((line, column)) = place else { return Failure::Refused(format!("{path}: {message}")) };
+    let shown = match (u32::try_from(line), u32::try_from(column)) {
+        (Ok(line), Ok(column)) => caret(text, line, column),
+        _ => None,
+    };
+    let shown: String = shown.iter().flat_map(|s| s.lines()).map(|l| format!("\n  {l}")).collect();
+    Failure::Refused(format!("{path}:{line}:{column}: {message}{shown}"))
 }

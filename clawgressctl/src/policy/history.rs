@@ -29,6 +29,15 @@ pub async fn show(client: &Client, output: Output, owner: &PolicyOwner, number: 
         revision.time,
         revision.message
     )));
+    let after = if revision.parent == 0 { "the first".to_owned() } else { format!("after {}", revision.parent) };
+    let standing = revision.standing.map_or("-", Standing::name);
+    output::note(&output::clean(&format!("{after}, SHA-256 {}, signature: {standing}", revision.hash)));
+    if !revision.accepted.is_empty() {
+        output::note(&format!(
+            "accepted that it does nothing: {}",
+            output::clean(&revision.accepted.join(", "))
+        ));
+    }
     match revision.standing {
         None | Some(Standing::Signed) => {}
         Some(Standing::Unknown) => {
@@ -76,12 +85,13 @@ pub async fn list(client: &Client, output: Output, owner: &PolicyOwner) -> Resul
                 r.author.clone(),
                 r.hash.chars().take(12).collect(),
                 r.standing.map_or("-", Standing::name).to_owned(),
+                if r.accepted.is_empty() { "-".to_owned() } else { r.accepted.join(" ") },
                 r.message.clone(),
             ]
         })
         .collect();
     output::table(
-        &["REVISION", "LIVE", "PARENT", "TIME (UTC)", "AUTHOR", "HASH", "SIGNATURE", "MESSAGE"],
+        &["REVISION", "LIVE", "PARENT", "TIME (UTC)", "AUTHOR", "HASH", "SIGNATURE", "ACCEPTED", "MESSAGE"],
         &rows,
     )
 }

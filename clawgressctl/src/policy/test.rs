@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 use clawgress_api::identity::{Agent, AgentId, PolicyOwner};
 use clawgress_policy::study::Texts;
-use clawgress_policy::study::cases::{CASES_MAX, Case, CaseResult, Cases};
+use clawgress_policy::study::cases::{CASES_MAX, Case, CaseIntercept, CaseResult, Cases};
+use clawgress_policy::study::explain::{Target, TlsReading};
 use clawgress_policy::study::replay::Needs;
 use clawgress_policy::{PolicySet, Surroundings, Zone};
 use jiff::Timestamp;
 
-use super::explain::parsed;
+use super::explain::{of_target, parsed};
 use super::files;
 use super::{agents, named};
 use crate::client::Client;
@@ -20,7 +21,7 @@ use crate::output::{self, Output};
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Cases: TOML with `[[agent]]` and `[[case]]`.
+    /// Cases: TOML with `[[agent]]` and `[[case]]`, or the same as YAML if the name ends in `.yaml` or `.yml`.
     cases: PathBuf,
     /// Number of a revision, or a policy file or directory; the live revision if absent.
     #[arg(long, value_name = "REVISION|PATH")]
@@ -44,7 +45,7 @@ pub async fn run(
     arguments: Arguments,
 ) -> Result<(), Failure> {
     let path = arguments.cases.display().to_string();
-    let cases: Cases = files::toml(&arguments.cases)?;
+    let cases: Cases = files::yaml_or_toml(&arguments.cases)?;
     if cases.cases.is_empty() || cases.cases.len() > CASES_MAX {
         let count = cases.cases.len();
         return Err(Failure::Refused(format!(
@@ -83,38 +84,63 @@ pub async fn run(
         texts.platform = Some(platform.in_force(surroundings));
     }
     let now = Timestamp::now();
-    let results = cases.cases.iter().map(|case| one(&written.owner, (&set, texts), case, &known, now));
+    let intercept = cases.intercept.as_ref();
+    let asked = Asked { owner: &written.owner, set: &set, texts, intercept };
+    let results = cases.cases.iter().map(|case| asked.one(case, &known, now));
     let results =
         results.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::Refused(format!("{path}: {e}")))?;
     tell(output, &results)
 }
 
-fn one(
-    owner: &PolicyOwner,
-    (set, texts): (&PolicySet, Texts<'_>),
-    case: &Case,
-    known: &BTreeMap<AgentId, Agent>,
-    now: Timestamp,
-) -> Result<CaseResult, String> {
-    let wrong = |what: String| format!("case `{}`: {what}", output::clean(&case.title()));
-    let agent = known.get(&case.agent).ok_or_else(|| {
-        wrong(format!("there is no agent `{}`: add it as `[[agent]]`, or register it", case.agent))
-    })?;
-    if let Some(tenant) = owner.tenant()
-        && agent.id.tenant() != tenant
-    {
-        let told =
-            format!("no policy of tenant `{tenant}` is asked about `{}`: say whose with --tenant", agent.id);
-        return Err(wrong(told));
+/// What cases are asked of.
+struct Asked<'a> {
+    owner: &'a PolicyOwner,
+    set: &'a PolicySet,
+    texts: Texts<'a>,
+    intercept: Option<&'a CaseIntercept>,
+}
+
+// === impl Asked ===
+
+impl Asked<'_> {
+    fn one(
+        &self,
+        case: &Case,
+        known: &BTreeMap<AgentId, Agent>,
+        now: Timestamp,
+    ) -> Result<CaseResult, String> {
+        let wrong = |what: String| format!("case `{}`: {what}", output::clean(&case.title()));
+        let agent = known.get(&case.agent).ok_or_else(|| {
+            wrong(format!("there is no agent `{}`: add it as `[[agent]]`, or register it", case.agent))
+        })?;
+        if let Some(tenant) = self.owner.tenant()
+            && agent.id.tenant() != tenant
+        {
+            let told = format!(
+                "no policy of tenant `{tenant}` is asked about `{}`: say whose with --tenant",
+                agent.id
+            );
+            return Err(wrong(told));
+        }
+        let target = case.target().map_err(wrong)?;
+        let at = match &case.at {
+            Some(at) => at.parse::<Timestamp>().map_err(|_| {
+                wrong(format!("`{}` is not a time: write such as `2026-11-22T14:00Z`", output::clean(at)))
+            })?,
+            None => now,
+        };
+        let reading = self.reading(case, &target);
+        Ok(case.check(&self.set.at(at.as_millisecond()), self.texts, agent, &target, reading))
     }
-    let target = case.target().map_err(wrong)?;
-    let at = match &case.at {
-        Some(at) => at.parse::<Timestamp>().map_err(|_| {
-            wrong(format!("`{}` is not a time: write such as `2026-11-22T14:00Z`", output::clean(at)))
-        })?,
-        None => now,
-    };
-    Ok(case.check(&set.at(at.as_millisecond()), texts, agent, &target))
+
+    /// Whether TLS to the target is read: as the case says, else as the file does, and by the proxy's own rule.
+    fn reading(&self, case: &Case, target: &Target) -> TlsReading {
+        match case.read {
+            Some(true) => TlsReading::On,
+            Some(false) => TlsReading::Off,
+            None => of_target(target, self.intercept.map(|intercept| intercept.exclude.as_slice())),
+        }
+    }
 }
 
 fn tell(output: Output, results: &[CaseResult]) -> Result<(), Failure> {

@@ -102,6 +102,22 @@ async fn test_diff_and_explain() {
     check(&passed, 0, "\"differences\": []", "");
     let failed = offline(&bad).output().await.expect("run");
     check(&failed, 1, "\"wanted\": \"allow\"", "1 of 1 cases failed");
+    // The same as YAML, and what is wrong there with its place.
+    let yaml = "agent:\n- {id: a, team: t}\ncase:\n- name: admin\n  agent: a\n  to: http://api.test/admin\n  expect: deny\n  policies: [no-admin]\n";
+    let asked = offline(&text(&file(&node, "cases.yaml", yaml))).output().await.expect("run");
+    check(&asked, 0, "\"differences\": []", "");
+    for (from, to, place, said) in [
+        ("expect: deny", "expects: deny", "bad.yml:7:3: ", "expects"),
+        ("expect: deny", "expect: maybe", "bad.yml:7:11: ", "maybe"),
+        ("[no-admin]", "[no-admin", "bad.yml:", ""),
+        ("agent: a\n", "agent: a\n  agent: a\n", "bad.yml:6:3: ", "agent"),
+    ] {
+        let bad = text(&file(&node, "bad.yml", &yaml.replacen(from, to, 1)));
+        let refused = offline(&bad).output().await.expect("run");
+        check(&refused, 1, "", place);
+        check(&refused, 1, "", said);
+        check(&refused, 1, "", "^");
+    }
 
     run(config, &["agent", "create", "a", "--team", "t"]).await;
     check(&run(config, &["policy", "apply", &policy, "--sets", &sets, "-m", "x"]).await, 0, "revision 1", "");
@@ -118,6 +134,7 @@ async fn test_diff_and_explain() {
     check(&explained, 5, "by `no-admin` at revision 1:4", "it would be denied by `http`: policy_forbidden");
     check(&explained, 5, "4 | forbid (principal", "it would be denied by `http`: policy_forbidden");
     let explained = run(config, &["policy", "explain", "a", "http://api.test/x", "-o", "json"]).await;
+    assert_eq!(explained.status.code(), Some(6), "its address is not known");
     let json: Value = parse(&explained.stdout);
     assert_eq!(
         (json["allowed"].as_bool(), json["phases"][0]["policies"][0].as_str()),
@@ -134,6 +151,125 @@ async fn test_diff_and_explain() {
     check(&diff, 0, "203.0.113.0 - 203.0.113.255", "");
     let same = run(config, &["policy", "diff", "1"]).await;
     check(&same, 0, "registered agents reach the same addresses", "");
+}
+
+/// What is proven to do nothing is applied where somebody says so by name; that is signed, shown and in the audit log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn findings_are_accepted_by_name_and_that_is_kept() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let normal = "@id(\"web\")\npermit (principal, action == Action::\"http\", resource);\n@id(\"api\")\npermit (principal, action == Action::\"http\", resource)\nwhen { context.path == \"/api\" };\n";
+    let stop = format!("{normal}@id(\"stop\")\nforbid (principal, action == Action::\"http\", resource);\n");
+    let (normal, stop) =
+        (text(&file(&node, "normal.cedar", normal)), text(&file(&node, "stop.cedar", &stop)));
+    check(&run(config, &["policy", "apply", &normal, "-m", "as usual"]).await, 0, "revision 1 is live", "");
+    let apply = async |more: &[&str]| {
+        run(config, &[&["policy", "apply", &stop, "-m", "stop"][..], more].concat()).await
+    };
+    let refused = apply(&[]).await;
+    check(
+        &refused,
+        1,
+        "",
+        "stop.cedar:1:1: policy `web`: wherever it matches, so does `stop`, which forbids",
+    );
+    check(&refused, 1, "", "or accept it (`--accept-findings covered-by-forbid:web`)");
+    check(&refused, 1, "", "2 problems; nothing was changed");
+    check(&apply(&["--accept-findings", "covered-by-forbid:web"]).await, 1, "", "policy `api`: wherever");
+    check(&apply(&["--accept-findings", "invalid"]).await, 2, "", "what is invalid can't be accepted");
+    check(&apply(&["--accept-findings", "covered"]).await, 2, "", "is no finding");
+    let broken = text(&file(
+        &node,
+        "broken.cedar",
+        "@id(\"x\")\npermit (principal, action == Action::\"fly\", resource);\n",
+    ));
+    let accepting = [
+        "policy",
+        "apply",
+        &broken,
+        "-m",
+        "x",
+        "--accept-findings",
+        "covered-by-forbid,never-matches,not-enforced",
+    ];
+    check(&run(config, &accepting).await, 1, "", "broken.cedar:2:");
+    let both = "covered-by-forbid:web,covered-by-forbid:api,never-matches";
+    let checked = run(config, &["policy", "check", &stop, "--accept-findings", both]).await;
+    check(&checked, 0, "is valid", "accepted: ");
+    check(
+        &apply(&["--dry-run", "--accept-findings", both]).await,
+        0,
+        "+ policy `stop`",
+        "nothing was changed",
+    );
+    let applied = apply(&["--accept-findings", both]).await;
+    check(&applied, 0, "revision 2 is live", "accepted: ");
+    check(&applied, 0, "", "there is no finding `never-matches`: nothing is accepted by it");
+
+    let shown: PolicyRevision<PolicyBundle> =
+        parse(&run(config, &["policy", "show", "-o", "json"]).await.stdout);
+    assert_eq!(shown.accepted, ["covered-by-forbid:api", "covered-by-forbid:web"]);
+    assert_eq!(shown.standing, Some(clawgress_api::Standing::Signed));
+    let note = "accepted that it does nothing: covered-by-forbid:api, covered-by-forbid:web";
+    check(&run(config, &["policy", "show"]).await, 0, "@id(\"stop\")", note);
+    check(&run(config, &["policy", "history"]).await, 0, "covered-by-forbid:api covered-by-forbid:web", "");
+    let changes = run(config, &["audit", "search", "--kind", "change"]).await;
+    check(
+        &changes,
+        0,
+        "stop; accepted that it does nothing: covered-by-forbid:web, covered-by-forbid:api",
+        "",
+    );
+
+    // Back, and to the stop again: what it was applied with counts again, of a kind or by name.
+    check(&run(config, &["policy", "rollback"]).await, 0, "revision 3 is live", "");
+    check(&run(config, &["policy", "rollback", "2"]).await, 0, "revision 4 is live", "accepted: ");
+    let history: Vec<PolicyRevision<PolicyBundle>> =
+        parse(&run(config, &["policy", "history", "-o", "json"]).await.stdout);
+    let kept: Vec<_> = history.iter().map(|r| (r.number, r.accepted.len(), r.standing)).collect();
+    let holds = Some(clawgress_api::Standing::Signed);
+    assert_eq!(kept, [(4, 2, holds), (3, 0, holds), (2, 2, holds), (1, 0, holds)]);
+}
+
+/// 0 is for what passes, 5 for what is denied, and 6 where that is not known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn explain_exits_with_what_is_known() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let policy = "@id(\"http\")\npermit (principal, action == Action::\"http\", resource == Host::\"api.test\");\n@id(\"net\")\npermit (principal, action == Action::\"connect\", resource)\nwhen { context.ip.isInRange(ip(\"203.0.113.0/24\")) };\n@id(\"dns\")\npermit (principal, action == Action::\"direct\", resource)\nwhen { context.port == 53 && context.protocol == \"udp\" };\n";
+    let policy = file(&node, "p.cedar", policy);
+    run(config, &["agent", "create", "a"]).await;
+    let policy = policy.to_str().expect("text");
+    check(&run(config, &["policy", "apply", policy, "-m", "x"]).await, 0, "revision 1", "");
+    let explain = async |more: &[&str]| run(config, &[&["policy", "explain", "a"][..], more].concat()).await;
+    let open = explain(&["http://api.test/"]).await;
+    check(
+        &open,
+        6,
+        "allowed as far as it was asked (decided by `http`)",
+        "nothing that was asked denies it, but `connect` may",
+    );
+    check(&open, 6, "", "name one with --address");
+    let json: Value = parse(&explain(&["http://api.test/", "-o", "json"]).await.stdout);
+    assert_eq!((json["allowed"].as_bool(), json["unasked"][0].as_str()), (Some(true), Some("connect")));
+    let passes = explain(&["http://api.test/", "--address", "203.0.113.1"]).await;
+    check(&passes, 0, "allowed (decided by `connect`)", "");
+    check(&explain(&["http://api.test/", "--address", "198.51.100.1"]).await, 5, "denied: policy_denied", "");
+    check(&explain(&["http://other.test/"]).await, 5, "denied: policy_denied (decided by `http`)", "");
+    // What is handed to the proxy is asked more there; what the kernel forwards is not.
+    check(&explain(&["203.0.113.1:443"]).await, 6, "allowed as far as", "but `tls`, `tunnel`, `http` may");
+    check(&explain(&["203.0.113.1:53", "--protocol", "udp"]).await, 0, "allowed (decided by `direct`)", "");
+    check(&run(config, &["agent", "quarantine", "a", "--for", "1h"]).await, 0, "", "");
+    let quarantined = explain(&["http://api.test/", "--address", "203.0.113.1"]).await;
+    check(
+        &quarantined,
+        5,
+        "denied: agent_quarantined (decided by `identity`)",
+        "as if the agent were active",
+    );
+    let help = run(config, &["--help"]).await;
+    check(&help, 0, "6  `policy explain`: not known", "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,7 +416,7 @@ async fn the_platforms_policy_and_a_tenants() {
     let json: Value = parse(&may.stdout);
     assert_eq!(json["phases"][0]["policies"], serde_json::json!(["http", "platform/all"]), "{json}");
     let other = run(config, &["policy", "explain", "web", "http://api.test/x", "--policy", &own]).await;
-    check(&other, 0, "by `platform/all`", "");
+    check(&other, 6, "by `platform/all`", "");
     let other = run(config, &["policy", "explain", "web", "http://api.test/x", "--tenant", "acme"]).await;
     check(&other, 1, "", "no policy of tenant `acme` is asked about it");
     // A platform's that is not live, above the tenant's that is.

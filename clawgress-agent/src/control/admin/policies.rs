@@ -6,11 +6,12 @@ use clawgress_api::proto::{Document, Documents, Empty, PolicyOwner as OwnerMessa
 use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, PolicyTexts, Standing};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
+use clawgress_policy::lint::{ACCEPTED_MAX, Accepted};
 use tonic::{Request, Response, Status};
 
 use super::{Answer, caller, detached, document, documents, parsed, status};
 use crate::control::Control;
-use crate::control::govern::Size;
+use crate::control::candidate::Size;
 use crate::control::model::Refusal;
 use crate::control::revisions::of;
 
@@ -25,7 +26,8 @@ pub(super) async fn apply(control: &Arc<Control>, request: Request<Document>) ->
 /// What a policy would come to.
 pub(super) async fn check(control: &Arc<Control>, request: Request<Document>) -> Answer {
     let new: NewPolicy<PolicyBundle> = parsed(request)?;
-    let size = control.governor.check(new.owner, new.bundle).await.map_err(status)?;
+    let accepted = accepted(&new).map_err(status)?;
+    let size = control.governor.check(new.owner, new.bundle, accepted).await.map_err(status)?;
     let Size { policies, prefixes, cells, limiters, findings } = size;
     document(&PolicyCheck { policies, prefixes, cells, limiters, findings })
 }
@@ -102,13 +104,25 @@ fn owned(owner: &str) -> Result<PolicyOwner, Status> {
     }
 }
 
+/// What is accepted of a policy's findings.
+fn accepted(new: &NewPolicy<PolicyBundle>) -> Result<Vec<Accepted>, Refusal> {
+    if new.accepted.len() > ACCEPTED_MAX {
+        return Err(Refusal::Invalid(format!(
+            "at most {ACCEPTED_MAX} findings are accepted by name: name their kinds instead"
+        )));
+    }
+    let named = new.accepted.iter().map(|name| name.parse::<Accepted>());
+    named.collect::<Result<_, _>>().map_err(|e| Refusal::Invalid(e.to_string()))
+}
+
 async fn applied(
     control: &Control,
     new: NewPolicy<PolicyBundle>,
     by: &str,
 ) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
-    control.governor.lint(new.owner.clone(), new.bundle.clone()).await?;
-    let (mut revision, generation) = control.governor.revise(new, by).await?;
+    let accepted = accepted(&new)?;
+    let acceptance = control.governor.lint(new.owner.clone(), new.bundle.clone(), accepted).await?;
+    let (mut revision, generation) = control.governor.revise(new, acceptance, by).await?;
     control.settled().await;
     revision.generation = Some(generation.model.generation);
     revision.standing = Some(Standing::Signed);

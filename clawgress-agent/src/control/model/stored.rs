@@ -65,6 +65,7 @@ fn torn(owner: &PolicyOwner, number: u64) -> PolicyRevision<PolicyBundle> {
         author: String::new(),
         message: String::new(),
         hash: String::new(),
+        accepted: Vec::new(),
         signature: None,
         bundle: None,
         generation: None,

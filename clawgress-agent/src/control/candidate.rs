@@ -1,0 +1,109 @@
+//! Policies that are not live yet: what each would come to, and whether it says anything that does nothing.
+
+use clawgress_api::config::Endpoint;
+use clawgress_identity::{Agent, PolicyOwner};
+use clawgress_policy::lint::{Acceptance, Accepted, Configuration, Finding, ReadTls};
+use clawgress_policy::study::explain::Target;
+use clawgress_policy::{PolicyBundle, PolicySet, Scheme, Surroundings};
+
+use super::govern::{Governor, blocking, zone};
+use super::model::Refusal;
+use super::render::compile;
+
+/// What a policy comes to, and the kernel's tables of all with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Policies.
+    pub policies: u64,
+    /// Destination prefixes.
+    pub prefixes: u64,
+    /// Verdict cells.
+    pub cells: u64,
+    /// Rate limits.
+    pub limiters: u64,
+    /// What lint says of it; none is an error that was not accepted.
+    pub findings: Vec<Finding>,
+}
+
+/// The host of an endpoint that is asked over TLS.
+fn tls_host(endpoint: &Endpoint) -> Option<String> {
+    match Target::parse(&endpoint.upstream, None, None, None).ok()? {
+        Target::Url { host, scheme: Scheme::Https, .. } => Some(host.to_string()),
+        _ => None,
+    }
+}
+
+// === impl Governor ===
+
+impl Governor {
+    /// What a policy of this owner's would come to, with the agents, the other policies and the geo data there are.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub async fn check(
+        &self,
+        owner: PolicyOwner,
+        bundle: PolicyBundle,
+        accepted: Vec<Accepted>,
+    ) -> Result<Size, Refusal> {
+        let live = self.live();
+        let agents = live.model.agents.values().cloned().collect::<Vec<_>>();
+        let reading = self.reading();
+        let geo = self.geo_of(&bundle.text).await?;
+        let window = self.window();
+        blocking(move || {
+            let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
+            let set = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings)?;
+            let policies = set.len() as u64;
+            let above = live.in_force.told(&PolicyOwner::Platform).filter(|_| owner.tenant().is_some());
+            let configuration = Configuration {
+                agents: Some(&agents),
+                platform: above.map(|above| above.text),
+                reading: Some(&reading),
+                ..Configuration::default()
+            };
+            let (findings, _) = set.lint_to_apply(&bundle.text, &configuration, &accepted)?;
+            let all = live.in_force.with(&owner, &set)?;
+            let all = all.at(window.at.as_millisecond());
+            all.check_limits(&agents)?;
+            let tables = compile(&all, &agents)?;
+            let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
+            let limiters = tables.limiters.len() as u64;
+            Ok(Size { policies, prefixes, cells, limiters, findings })
+        })
+        .await
+    }
+
+    /// Which TLS L7 reads, by the configuration.
+    fn reading(&self) -> ReadTls {
+        let exclude = self.config.intercept.as_ref().map(|intercept| intercept.exclude.as_slice());
+        ReadTls::new(exclude, self.config.endpoints.iter().filter_map(tls_host).collect())
+    }
+
+    /// Refuses a policy that holds what is proven to do nothing, whatever agents there are, and is not `accepted`, and one
+    /// that with the others puts more limits on a request than it may have. Neither keeps a stored policy from force. Returns
+    /// what was accepted. One that does not parse is left to who applies it.
+    ///
+    /// # Errors
+    /// What is proven, by `lint` or by a request.
+    pub async fn lint(
+        &self,
+        owner: PolicyOwner,
+        bundle: PolicyBundle,
+        accepted: Vec<Accepted>,
+    ) -> Result<Acceptance, Refusal> {
+        let geo = self.geo_of(&bundle.text).await?;
+        let (window, live) = (self.window(), self.live());
+        blocking(move || {
+            let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
+            let parsed = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings);
+            let Ok(set) = parsed else { return Ok(Acceptance::default()) };
+            let (_, acceptance) = set.lint_to_apply(&bundle.text, &Configuration::default(), &accepted)?;
+            let agents: Vec<Agent> = live.model.agents.values().cloned().collect();
+            let all = live.in_force.with(&owner, &set)?.at(window.at.as_millisecond());
+            all.check_limits(&agents)?;
+            Ok(acceptance)
+        })
+        .await
+    }
+}
