@@ -271,16 +271,39 @@ pub enum ConfigError {
         error: io::Error,
     },
     /// Not what it should be.
-    #[error("{path}:{line}: {message}")]
+    #[error("{path}:{line}:{column}: {message}{shown}")]
     Invalid {
         /// The file.
         path: PathBuf,
         /// Line, from 1 (0 if it is the file as a whole).
         line: usize,
+        /// Column, from 1, in characters.
+        column: usize,
         /// What is wrong and what to do.
         message: String,
+        /// The line, and a caret below it.
+        shown: String,
     },
 }
+
+/// What is wrong with a file, at the byte `at` of it; as a whole, if there is none.
+fn invalid(path: &Path, text: &str, at: Option<usize>, message: String) -> ConfigError {
+    let path = path.to_owned();
+    let Some(before) = at.and_then(|at| text.get(..text.floor_char_boundary(at))) else {
+        return ConfigError::Invalid { path, line: 0, column: 0, message, shown: String::new() };
+    };
+    let line = before.matches('\n').count() + 1;
+    let ahead = before.rsplit('\n').next().unwrap_or_default().chars().count();
+    let written: String =
+        text.lines().nth(line - 1).unwrap_or_default().chars().take(LINE_CHARS_MAX).collect();
+    let written: String = written.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let (margin, under) = (" ".repeat(line.to_string().len()), " ".repeat(ahead.min(LINE_CHARS_MAX)));
+    let shown = format!("\n  {line} | {written}\n  {margin} | {under}^");
+    ConfigError::Invalid { path, line, column: ahead + 1, message, shown }
+}
+
+/// Most characters of a line that are shown.
+const LINE_CHARS_MAX: usize = 160;
 
 fn state_dir() -> PathBuf {
     PathBuf::from("/var/lib/clawgress")
@@ -331,15 +354,16 @@ impl Config {
     /// # Errors
     /// With file, line and remedy.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        let invalid =
-            |line: usize, message: String| ConfigError::Invalid { path: path.to_owned(), line, message };
-        let config: Config = toml::from_str(text).map_err(|e| {
-            let line =
-                e.span().map_or(0, |s| text.get(..s.start).unwrap_or_default().matches('\n').count() + 1);
-            invalid(line, e.message().to_owned())
-        })?;
-        let line_of = |what: &str| text.lines().position(|l| l.contains(what)).map_or(0, |n| n + 1);
-        check::check(&config).map_err(|(what, message)| invalid(line_of(what), message))?;
+        let config: Config = toml::from_str(text)
+            .map_err(|e| invalid(path, text, e.span().map(|span| span.start), e.message().to_owned()))?;
+        // Where it is written first, in its line.
+        let place_of = |what: &str| {
+            let at = text.find(what)?;
+            let line = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
+            let indented = text.get(line..)?.len() - text.get(line..)?.trim_start().len();
+            Some(line + indented)
+        };
+        check::check(&config).map_err(|(what, message)| invalid(path, text, place_of(what), message))?;
         Ok(config)
     }
 

@@ -8,8 +8,8 @@ use clawgress_api::proto::{Empty, Name};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
-use crate::issuer::{self, file};
 use crate::output::{self, Output};
+use crate::{input, issuer};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -76,9 +76,9 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
 
 /// The record that the files make, checked as the agent will.
 fn read(set: &Set) -> Result<AuthorityRecord, Failure> {
-    let mut given = vec![("certificates", file(&set.certificates, PEM_BYTES_MAX)?)];
+    let mut given = vec![("certificates", input::read_within(&set.certificates, PEM_BYTES_MAX)?)];
     if let Some(lists) = &set.revocation_lists {
-        given.push(("revocation_lists", file(lists, PEM_BYTES_MAX)?));
+        given.push(("revocation_lists", input::read_within(lists, PEM_BYTES_MAX)?));
     }
     let record: AuthorityRecord =
         issuer::record(&set.settings, &set.name, &["certificates", "revocation_lists"], given)?;

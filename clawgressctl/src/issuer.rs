@@ -1,6 +1,5 @@
 //! `issuer`: who is trusted to say by tokens who agents are.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -11,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
+use crate::input;
 use crate::output::{self, Output};
 
 /// Largest file of settings, bytes: a table of a thousand agents and ten thousand revoked tokens fit.
@@ -86,7 +86,7 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
 fn read(set: &Set) -> Result<IssuerRecord, Failure> {
     let mut settings = table(&set.settings, &set.name, &["keys"])?;
     if let Some(keys) = &set.keys {
-        settings.insert("keys".to_owned(), file(keys, JWKS_BYTES_MAX)?.into());
+        settings.insert("keys".to_owned(), input::json_text(keys, JWKS_BYTES_MAX)?.into());
     }
     read_ca(set, &mut settings)?;
     let record: IssuerRecord = understood(&set.settings, settings)?;
@@ -113,15 +113,15 @@ pub fn read_ca_file(settings: &Path, table: &mut toml::Table) -> Result<(), Fail
         )));
     };
     let path = settings.parent().unwrap_or(Path::new("")).join(path);
-    table.insert("ca".to_owned(), file(&path, FILE_BYTES_MAX)?.into());
+    table.insert("ca".to_owned(), input::read_within(&path, FILE_BYTES_MAX)?.into());
     Ok(())
 }
 
 /// A file of settings of `name`, in which what is given `elsewhere` has no place.
 pub fn table(settings: &Path, name: &RootId, elsewhere: &[&str]) -> Result<toml::Table, Failure> {
     let place = settings.display();
-    let text = file(settings, FILE_BYTES_MAX)?;
-    let mut table: toml::Table = text.parse().map_err(|e| Failure::Refused(format!("{place}: {e}")))?;
+    let text = input::read_within(settings, FILE_BYTES_MAX)?;
+    let mut table: toml::Table = input::toml_of(settings, &text)?;
     if let Some(given) = ["id"].iter().chain(elsewhere).find(|key| table.contains_key(**key)) {
         return Err(Failure::Refused(format!(
             "{place}: `{given}` is given on the command line; leave it out"
@@ -131,9 +131,19 @@ pub fn table(settings: &Path, name: &RootId, elsewhere: &[&str]) -> Result<toml:
     Ok(table)
 }
 
-/// What a table of settings says.
+/// What a table of settings says, which a file and the command line made.
 pub fn understood<T: DeserializeOwned>(settings: &Path, table: toml::Table) -> Result<T, Failure> {
-    table.try_into().map_err(|e| Failure::Refused(format!("{}: {e}", settings.display())))
+    table.clone().try_into().map_err(|e: toml::de::Error| {
+        // A table has no places: the text is asked again, with what did not come from it before it.
+        let text = input::read_within(settings, FILE_BYTES_MAX).unwrap_or_default();
+        let own: toml::Table = text.parse().unwrap_or_default();
+        let given = table.iter().filter(|(key, value)| value.is_str() && !own.contains_key(*key));
+        let given: String = given.map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let again = toml::from_str::<T>(&format!("{given}{text}")).err();
+        let at = again.filter(|again| again.message() == e.message()).and_then(|again| again.span());
+        let place = at.and_then(|at| Some(input::place(&text, at.start.checked_sub(given.len())?)));
+        input::misread(settings, &text, place, e.message())
+    })
 }
 
 /// The record of `name` that a file of settings makes with what else is `given`, or may be.
@@ -146,19 +156,6 @@ pub fn record<T: DeserializeOwned>(
     let mut table = table(settings, name, elsewhere)?;
     table.extend(given.into_iter().map(|(key, text)| (key.to_owned(), text.into())));
     understood(settings, table)
-}
-
-/// The text of a file of so many bytes at most.
-pub fn file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
-    let place = path.display();
-    let refuse = |e: std::io::Error| Failure::Refused(format!("cannot read {place}: {e}"));
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(refuse)?;
-    file.take(bytes_max as u64 + 1).read_to_string(&mut text).map_err(refuse)?;
-    if text.len() > bytes_max {
-        return Err(Failure::Refused(format!("{place} has more than {bytes_max} bytes")));
-    }
-    Ok(text)
 }
 
 fn list(output: Output, issuers: &[IssuerRecord], statuses: &[ProviderStatus]) -> Result<(), Failure> {

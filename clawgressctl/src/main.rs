@@ -11,6 +11,7 @@ mod completion;
 mod failure;
 mod geo;
 mod group;
+mod input;
 mod issuer;
 mod key;
 mod live;

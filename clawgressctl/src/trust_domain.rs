@@ -11,8 +11,8 @@ use clawgress_api::{BundleStatus, KeysState};
 
 use crate::client::{Client, request};
 use crate::failure::Failure;
-use crate::issuer::{self, file};
 use crate::output::{self, Output};
+use crate::{input, issuer};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -93,7 +93,7 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
 fn read(set: &Set) -> Result<TrustDomainRecord, Failure> {
     let mut settings = issuer::table(&set.settings, &set.name, &["bundle"])?;
     if let Some(bundle) = &set.bundle {
-        settings.insert("bundle".to_owned(), file(bundle, JWKS_BYTES_MAX)?.into());
+        settings.insert("bundle".to_owned(), input::json_text(bundle, JWKS_BYTES_MAX)?.into());
     }
     read_source(set, &mut settings)?;
     let record: TrustDomainRecord = issuer::understood(&set.settings, settings)?;

@@ -5,6 +5,8 @@
 mod datapath;
 #[path = "cli/groups.rs"]
 mod group_verbs;
+#[path = "cli/input.rs"]
+mod input;
 #[path = "cli/keys.rs"]
 mod key_verbs;
 #[path = "../../clawgress-agent/tests/support/node.rs"]

@@ -207,7 +207,8 @@ mod tests {
         ];
         for other in &others {
             assert!(!Arc::ptr_eq(tables(&first), tables(other)), "{:?}", other.model);
-            let anew = render(other.model.clone(), Former::default(), Unusable::Refuse).await.expect("rendered");
+            let anew =
+                render(other.model.clone(), Former::default(), Unusable::Refuse).await.expect("rendered");
             assert_eq!(tables(other), tables(&anew));
         }
         let before_it = turns_at.saturating_sub(jiff::SignedDuration::from_millis(1)).expect("time");

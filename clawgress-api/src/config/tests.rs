@@ -10,7 +10,24 @@ const GOOD: &str =
 #[track_caller]
 fn check(text: &str, want: &str) {
     let error = Config::parse(text, Path::new("c.toml")).expect_err("must be refused").to_string();
-    assert!(error.contains(want), "`{error}` should contain `{want}`");
+    // Each has a column as well, and shows its line.
+    let (place, message) = error.split_once(": ").expect("a place");
+    let (line, column) = place.rsplit_once(':').expect("a column");
+    let told = format!("{line}: {message}");
+    assert!(told.contains(want), "`{error}` should contain `{want}`");
+    assert!(column == "0" || error.ends_with('^'), "{error}");
+}
+
+#[test]
+fn refusals_show_the_place() {
+    let refused = |text: &str| Config::parse(text, Path::new("c.toml")).expect_err("refused").to_string();
+    let unknown = refused(&GOOD.replace("[l7]", "[l7]\n  threds = 3"));
+    assert!(unknown.starts_with("c.toml:8:3: unknown field `threds`"), "{unknown}");
+    assert!(unknown.ends_with("\n  8 |   threds = 3\n    |   ^"), "{unknown}");
+    let torn = refused("[node\n");
+    assert!(torn.starts_with("c.toml:1:") && torn.contains("\n  1 | [node\n"), "{torn}");
+    let wrong = refused(&GOOD.replace("gw", ""));
+    assert!(wrong.contains("c.toml:2:1: the node's `name`") && wrong.contains("\n    | ^"), "{wrong}");
 }
 
 #[test]

@@ -111,8 +111,6 @@ impl Linter<'_> {
         search: &Search<'_>,
     ) -> bool {
         let members = self.set.inner().members();
-        let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
-        let there = Reading::whole(ActionKind::Tunnel, members).policy(opaque.ast(), true);
         let reads = rules.iter().filter(|rule| rule.cedar.annotation("effect") == Some("intercept"));
         // It is read where any of them matches, of `tls` or of `tunnel`.
         let unread = reads.flat_map(|rule| {
@@ -123,6 +121,8 @@ impl Linter<'_> {
         if unread.is_empty() {
             return false;
         }
+        let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
+        let there = Reading::whole(ActionKind::Tunnel, members).policy(opaque.ast(), true);
         let passes: Vec<&Formula<'_>> = [content, &there, &tls].into_iter().chain(&unread).collect();
         if search.is_possible(&passes) {
             return false;

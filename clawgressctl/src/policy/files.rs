@@ -1,7 +1,7 @@
 //! What a policy is read from: a file and its sets, or a directory of both. Each problem names the file it is in.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,15 +9,11 @@ use clawgress_api::identity::PolicyOwner;
 use clawgress_policy::lint::{Accepted, Certainty, FINDINGS_MAX, Finding};
 use clawgress_policy::study::caret;
 use clawgress_policy::{NamedSets, PolicyBundle, PolicyInForceRef, PolicyProblem, PolicySet, Surroundings};
-use serde::de::DeserializeOwned;
-use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 use tonic::{Response, Status as CallStatus};
 
 use crate::failure::Failure;
-use crate::output;
+use crate::{input, output};
 
-/// Largest file, bytes: what the agent takes.
-const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Most files and directories looked at in a directory: one a policy, with room.
 const ENTRIES_MAX: usize = 8_192;
 /// Deepest directory below the one that is named: links to above would have no end.
@@ -47,6 +43,8 @@ pub struct Written {
     /// Findings that it is applied with all the same.
     pub accepted: Vec<Accepted>,
     parts: Vec<Part>,
+    /// Files of named sets.
+    sets: Vec<(PathBuf, String)>,
 }
 
 /// A file of Cedar text.
@@ -75,18 +73,25 @@ impl Files {
 impl Written {
     /// A file, and its sets.
     pub fn from_files(owner: &PolicyOwner, file: &Path, sets: Option<&Path>) -> Result<Written, Failure> {
-        let text = read(file)?;
-        let sets = sets.map(self::sets).transpose()?.unwrap_or_default();
+        let text = input::read(file)?;
+        let (mut all, mut read) = (NamedSets::default(), Vec::new());
+        if let Some(path) = sets {
+            let (sets, text) = self::sets(path)?;
+            all = sets;
+            read.push((path.to_owned(), text));
+        }
         let part = Part { path: file.to_owned(), text: text.clone(), first_line: 1 };
         let title = file.display().to_string();
-        let bundle = PolicyBundle { text, sets };
-        Ok(Written { owner: owner.clone(), bundle, title, accepted: Vec::new(), parts: vec![part] })
+        let bundle = PolicyBundle { text, sets: all };
+        let (owner, accepted, parts) = (owner.clone(), Vec::new(), vec![part]);
+        Ok(Written { owner, bundle, title, accepted, parts, sets: read })
     }
 
     /// A bundle that was read from nowhere.
     pub fn from_bundle(owner: &PolicyOwner, title: String, bundle: PolicyBundle) -> Written {
         let part = Part { path: PathBuf::from(&title), text: bundle.text.clone(), first_line: 1 };
-        Written { owner: owner.clone(), bundle, title, accepted: Vec::new(), parts: vec![part] }
+        let (owner, accepted, parts) = (owner.clone(), Vec::new(), vec![part]);
+        Written { owner, bundle, title, accepted, parts, sets: Vec::new() }
     }
 
     /// The same with these findings accepted, besides those that are.
@@ -107,14 +112,16 @@ impl Written {
         let mut paths = Vec::new();
         collect(dir, 0, &mut paths)?;
         paths.sort();
-        let (mut bundle, mut parts) = (PolicyBundle::default(), Vec::new());
+        let (mut bundle, mut parts, mut read) = (PolicyBundle::default(), Vec::new(), Vec::new());
         let mut line = 1_u32;
         for path in paths {
             if path.extension().is_some_and(|e| e == "toml") {
-                merge(&mut bundle.sets, sets(&path)?, &path)?;
+                let (sets, text) = sets(&path)?;
+                merge(&mut bundle.sets, sets, &path)?;
+                read.push((path, text));
                 continue;
             }
-            let mut text = read(&path)?;
+            let mut text = input::read(&path)?;
             if !text.ends_with('\n') {
                 text.push('\n');
             }
@@ -130,7 +137,8 @@ impl Written {
             )));
         }
         let title = dir.display().to_string();
-        let written = Written { owner: owner.clone(), bundle, title, accepted: Vec::new(), parts };
+        let (owner, accepted) = (owner.clone(), Vec::new());
+        let written = Written { owner, bundle, title, accepted, parts, sets: read };
         written.check_parts()?;
         Ok(written)
     }
@@ -163,8 +171,20 @@ impl Written {
                 let line = problem.line.map(|line| line - part.first_line + 1);
                 part.told(&PolicyProblem { line, ..problem.clone() })
             }
-            None => format!("{}: {}", self.title, output::clean(&problem.to_string())),
+            None => self.told_of_sets(problem),
         }
+    }
+
+    /// A problem that is at no place of the text: of a named set, as a rule, where it is written.
+    fn told_of_sets(&self, problem: &PolicyProblem) -> String {
+        let mut quoted = problem.message.split('`').skip(1).step_by(2);
+        let (name, member) = (quoted.next(), quoted.next());
+        let found = self.sets.iter().find_map(|(path, text)| {
+            let set = text.find(&format!("{} =", name?)).or_else(|| text.find(name?))?;
+            let at = member.and_then(|member| text.get(set..)?.find(&format!("\"{member}\"")));
+            Some(input::told(path, text, Some(input::place(text, set + at.unwrap_or(0))), &problem.message))
+        });
+        found.unwrap_or_else(|| format!("{}: {}", self.title, output::clean(&problem.to_string())))
     }
 
     /// Where a line of the whole text is, as `file:line`.
@@ -282,58 +302,8 @@ fn merge(into: &mut NamedSets, more: NamedSets, path: &Path) -> Result<(), Failu
     Ok(())
 }
 
-/// Reads a file, or standard input.
-pub fn read(path: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    let read = if path == Path::new("-") {
-        io::stdin().lock().take(FILE_BYTES_MAX + 1).read_to_string(&mut text)
-    } else {
-        fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-    };
-    read.map_err(|e| Failure::Refused(format!("cannot read `{}`: {e}", path.display())))?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(Failure::Refused(format!("`{}` is over {FILE_BYTES_MAX} bytes", path.display())));
-    }
-    Ok(text)
-}
-
-fn sets(path: &Path) -> Result<NamedSets, Failure> {
-    toml(path)
-}
-
-/// Reads a file of TOML; what is wrong is told with its place.
-pub fn toml<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
-    let text = read(path)?;
-    toml::from_str(&text).map_err(|e| {
-        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        misread(path, &text, Some((line as u64, column as u64)), e.message())
-    })
-}
-
-/// Reads a file of YAML if its name says so, else of TOML; likewise.
-pub fn yaml_or_toml<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
-    if !path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-        return toml(path);
-    }
-    let text = read(path)?;
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(&text, options).map_err(|e| {
-        let place = e.location().map(|at| (at.line(), at.column()));
-        misread(path, &text, place, &UserMessageFormatter.format_message(&e))
-    })
-}
-
-/// What is wrong with a file, with its place and its line.
-fn misread(path: &Path, text: &str, place: Option<(u64, u64)>, message: &str) -> Failure {
-    let path = path.display();
-    let message = output::clean(message);
-    let Some((line, column)) = place else { return Failure::Refused(format!("{path}: {message}")) };
-    let shown = match (u32::try_from(line), u32::try_from(column)) {
-        (Ok(line), Ok(column)) => caret(text, line, column),
-        _ => None,
-    };
-    let shown: String = shown.iter().flat_map(|s| s.lines()).map(|l| format!("\n  {l}")).collect();
-    Failure::Refused(format!("{path}:{line}:{column}: {message}{shown}"))
+/// Named sets, and the text that they are of.
+fn sets(path: &Path) -> Result<(NamedSets, String), Failure> {
+    let text = input::read(path)?;
+    Ok((input::toml_of(path, &text)?, text))
 }

@@ -29,7 +29,8 @@ pub async fn show(client: &Client, output: Output, owner: &PolicyOwner, number: 
         revision.time,
         revision.message
     )));
-    let after = if revision.parent == 0 { "the first".to_owned() } else { format!("after {}", revision.parent) };
+    let after =
+        if revision.parent == 0 { "the first".to_owned() } else { format!("after {}", revision.parent) };
     let standing = revision.standing.map_or("-", Standing::name);
     output::note(&output::clean(&format!("{after}, SHA-256 {}, signature: {standing}", revision.hash)));
     if !revision.accepted.is_empty() {

@@ -13,10 +13,10 @@ use clawgress_policy::{PolicySet, Surroundings, Zone};
 use jiff::Timestamp;
 
 use super::explain::{of_target, parsed};
-use super::files;
 use super::{agents, named};
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::input;
 use crate::output::{self, Output};
 
 #[derive(Args)]
@@ -45,7 +45,7 @@ pub async fn run(
     arguments: Arguments,
 ) -> Result<(), Failure> {
     let path = arguments.cases.display().to_string();
-    let cases: Cases = files::yaml_or_toml(&arguments.cases)?;
+    let cases: Cases = input::yaml_or_toml(&arguments.cases)?;
     if cases.cases.is_empty() || cases.cases.len() > CASES_MAX {
         let count = cases.cases.len();
         return Err(Failure::Refused(format!(
