@@ -243,6 +243,7 @@ mod tests {
             author: String::new(),
             message: String::new(),
             hash: String::new(),
+            accepted: Vec::new(),
             signature: None,
             bundle: Some(bundle),
             generation: None,
