@@ -184,7 +184,7 @@ async fn a_certificate_proves_its_agent() {
         let status = if reason == "agent_unknown" { 407 } else { 403 };
         assert_eq!((answer.status, answer.reason()), (status, reason));
     }
-    let records = s.gateway.control.records();
+    let records = s.gateway.records(6).await;
     let unknown = records.iter().find(|r| r.reason == Some(DropReason::AgentUnknown)).expect("recorded");
     let detail = unknown.detail.as_deref().expect("whose it is");
     assert!(
@@ -461,7 +461,9 @@ async fn what_a_certificate_opened_ends_with_it() {
     assert!(!kept_open.is_closed(Duration::from_millis(300)).await, "only what is revoked ends");
     // A list that nobody renews in time clears nobody any more, and the certificate ends by itself.
     let now_s = || jiff::Timestamp::now().as_second();
-    let (soon, ends_s) = (s.agents_ca.list(4), now_s() + 3);
+    // First of all: what is made later ends later.
+    let ends_s = now_s() + 3;
+    let soon = s.agents_ca.list(4);
     s.set(|ca| ca.revocation_lists = soon).await;
     let short = s.agents_ca.issue("short", &Wanted { until_s: 3, ..Wanted::default() });
     let mut short_open = s.open(&short, &host).await;
