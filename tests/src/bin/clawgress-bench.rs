@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what Clawgress adds. Kernel programs by test run; connections and requests in
+//! `cargo xtask bench`: what Clawgress adds. Identity and policy by themselves; kernel programs by test run; connections and requests in
 //! the lab, against the same path without a gateway and against a bare Pingora, in interleaved rounds of
 //! one run. Writes `docs/benchmarks.md`; fails if more latency is added than promised.
 #![forbid(unsafe_code)]
@@ -6,6 +6,8 @@
 
 #[path = "bench/client.rs"]
 mod client;
+#[path = "bench/decisions.rs"]
+mod decisions;
 #[path = "bench/report.rs"]
 mod report;
 
@@ -39,9 +41,19 @@ struct Args {
     /// Samples of each kind in a round
     #[arg(long, default_value_t = 100)]
     samples: usize,
+    /// Only this part: it is printed, and no file is written
+    #[arg(long, value_name = "PART")]
+    part: Option<Part>,
     /// The file to write
     #[arg(long, default_value = "docs/benchmarks.md", value_name = "FILE")]
     report: PathBuf,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Part {
+    /// Identity and policy
+    Decisions,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +71,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         println!("bench: this is a debug build; `cargo xtask bench` makes the right one");
     }
+    if let Some(Part::Decisions) = args.part {
+        let decisions = decisions::measure();
+        println!("{}\n\n{}", report::machine()?, decisions.markdown().join("\n"));
+        return Ok(());
+    }
+    println!("bench: identity and policy");
+    let decisions = decisions::measure();
     println!("bench: kernel programs by test run");
     let kernel = agent("bench-kernel")?;
     println!("bench: packets dropped a second, beside nftables");
@@ -76,7 +95,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let forbidden = site.gateway.lab.forbidden()?;
     ensure!(forbidden == Forbidden::default(), "something reached FORBIDDEN: {forbidden:?}");
 
-    let report = Report { rounds: args.rounds, samples: args.samples, kernel, drops, measured };
+    let report = Report { rounds: args.rounds, samples: args.samples, kernel, drops, decisions, measured };
     let text = report.markdown()?;
     std::fs::write(&args.report, &text)
         .with_context(|| format!("cannot write `{}`", args.report.display()))?;

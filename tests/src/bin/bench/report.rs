@@ -11,6 +11,7 @@ use clawgress_api::clock::{Clock as _, SystemClock};
 use serde_json::Value;
 
 use crate::client::{Probe, Way};
+use crate::decisions::Decisions;
 
 /// One probe's rounds.
 #[derive(Debug)]
@@ -21,7 +22,6 @@ pub struct Measured {
 }
 
 /// Everything that was measured.
-#[derive(Debug)]
 pub struct Report {
     /// Rounds counted.
     pub rounds: usize,
@@ -31,22 +31,31 @@ pub struct Report {
     pub kernel: Value,
     /// As `clawgress-agent bench-drops` prints it.
     pub drops: Value,
+    /// Identity and policy.
+    pub decisions: Decisions,
     /// What went over the lab's links.
     pub measured: Vec<Measured>,
 }
 
 /// Least, median, most.
 #[derive(Clone, Copy, Debug)]
-struct Spread(f64, f64, f64);
+pub struct Spread(f64, f64, f64);
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Spread {
+    /// Of all values.
+    pub fn of(mut values: Vec<f64>) -> Spread {
         values.sort_by(f64::total_cmp);
         let at = |n: usize| values.get(n).copied().unwrap_or(f64::NAN);
         Spread(at(0), at(values.len() / 2), at(values.len().saturating_sub(1)))
     }
 
-    fn text(self, digits: usize) -> String {
+    /// The one in the middle.
+    pub fn median(self) -> f64 {
+        self.1
+    }
+
+    /// All three.
+    pub fn text(self, digits: usize) -> String {
         format!("{:.digits$} / **{:.digits$}** / {:.digits$}", self.0, self.1, self.2)
     }
 }
@@ -108,6 +117,7 @@ impl Report {
         writeln!(text, "{}\n", machine()?)?;
         self.kernel(&mut text)?;
         self.drops(&mut text)?;
+        writeln!(text, "{}\n", self.decisions.markdown().join("\n"))?;
         writeln!(text, "## Latency\n")?;
         writeln!(
             text,
@@ -254,7 +264,8 @@ fn words(way: &str) -> &str {
     }
 }
 
-fn machine() -> anyhow::Result<String> {
+/// The machine, the commit, the day and the load.
+pub fn machine() -> anyhow::Result<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_default();
