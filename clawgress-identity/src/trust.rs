@@ -200,6 +200,22 @@ impl TrustSnapshot {
         }
     }
 
+    /// Whether the source at `address` of `interface` is bound to `agent`. The kernel plane may have found that under
+    /// another generation.
+    #[must_use]
+    pub fn is_bound(&self, interface: Option<&str>, address: IpAddr, agent: &AgentId) -> bool {
+        let holders = &self.registry.holders;
+        let is_own = |holder: &Holder| matches!(holder, Holder::Agent(own) if own.id == *agent);
+        match interface {
+            Some(interface) => holders.on(interface, address).is_some_and(is_own),
+            // INVARIANT: as in `may_present`, not to be found never permits more than to be found.
+            None => {
+                let mut all = holders.anywhere(address).peekable();
+                all.peek().is_some() && all.all(is_own)
+            }
+        }
+    }
+
     /// The record of the API key with this public id.
     #[must_use]
     pub fn api_key(&self, id: &str) -> Option<&ApiKeyRecord> {

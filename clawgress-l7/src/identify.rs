@@ -24,6 +24,9 @@ pub struct Who {
     pub identity: Identity,
     /// What proved it, if something did.
     presented: Option<Presented>,
+    /// Interface and address that the kernel plane found bound to it, if that is what it came by: the binding may go to
+    /// another while the connection lives.
+    at: Option<(Option<String>, IpAddr)>,
     /// What it did before, once that is known: shared by all that one request is judged by.
     history: Arc<OnceLock<History>>,
     /// What seemed to be at the other end when it came.
@@ -131,6 +134,7 @@ impl Who {
     /// the agent is disabled.
     pub fn under(&self, plan: &Plan, now_s: i64) -> Result<Who, DropReason> {
         let Identity { agent, method } = &self.identity;
+        self.is_still_bound(plan)?;
         for (by, origin) in
             self.presented.iter().flat_map(|p| p.by.iter().map(|by| (by, p.origin(&agent.id))))
         {
@@ -159,6 +163,12 @@ impl Who {
     #[must_use]
     pub fn has_presented(&self) -> bool {
         self.presented.is_some()
+    }
+
+    fn is_still_bound(&self, plan: &Plan) -> Result<(), DropReason> {
+        let Some((interface, address)) = &self.at else { return Ok(()) };
+        let is_bound = plan.trust.is_bound(interface.as_deref(), *address, &self.identity.agent.id);
+        if is_bound { Ok(()) } else { Err(DropReason::IdentityConflict) }
     }
 
     /// What it did before, if that is known.
@@ -271,11 +281,14 @@ impl By {
 /// The agent the source is bound to, if it is bound.
 ///
 /// # Errors
-/// If that can't be known, or the agent is gone or disabled.
+/// If that can't be known, the agent is gone or disabled, or the source is bound to another by now.
 pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropReason> {
     let Some(bound) = connection.bound? else { return Ok(None) };
     let identity = plan.trust.by_source(bound.index, bound.method).map_err(of_source)?;
-    let who = Who { identity, presented: None, history: Arc::default(), seen: Arc::default() };
+    let is_of_source = bound.method == IdentityMethod::Source;
+    let at = is_of_source.then(|| (connection.interface.clone(), connection.peer.ip()));
+    let who = Who { identity, presented: None, at, history: Arc::default(), seen: Arc::default() };
+    who.is_still_bound(plan)?;
     Ok(Some(who.seen_by(plan, connection)))
 }
 
@@ -315,7 +328,8 @@ pub async fn identify(
                 proven.push(by_certificate(gateway, plan, origin, certificate)?);
             }
             let from = bound.is_none().then(|| (connection.interface.clone(), address));
-            Ok(agreed(proven, from)?.seen_by(plan, connection))
+            let at = bound.and_then(|who| who.at);
+            Ok(Who { at, ..agreed(proven, from)? }.seen_by(plan, connection))
         }
     }
 }
@@ -329,7 +343,7 @@ fn agreed(proven: Vec<(Identity, By)>, from: Option<(Option<String>, IpAddr)>) -
         return Err(DropReason::IdentityConflict);
     }
     let presented = Some(Presented { by, from });
-    Ok(Who { identity, presented, history: Arc::default(), seen: Arc::default() })
+    Ok(Who { identity, presented, at: None, history: Arc::default(), seen: Arc::default() })
 }
 
 fn by_token(
