@@ -1,5 +1,9 @@
 //! `ca`: the authority by which TLS is read, for clients to trust.
 
+mod check;
+mod install;
+mod java;
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -13,6 +17,9 @@ use tonic::Code;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
+
+use self::check::Check;
+use self::install::Install;
 
 /// Where distributions keep the system's certificates.
 const BUNDLES: [&str; 4] = [
@@ -39,8 +46,14 @@ pub enum Verb {
     /// Prints its certificate, PEM, for clients to trust.
     Export,
     /// Writes it to files, alone and with the system's certificates, and prints the variables by which curl, Python,
-    /// Node, Go and git find them, for a shell.
+    /// Node, Go, Ruby, git and Java find them, for a shell.
     Env(Env),
+    /// Puts it into the trust store of this whole host.
+    Install(Install),
+    /// Takes it out of this host's trust store.
+    Uninstall,
+    /// Says which runtimes of this machine trust it, by asking with each for a URL that the gateway reads.
+    Check(Check),
 }
 
 #[derive(Args)]
@@ -52,16 +65,31 @@ pub struct Env {
 
 /// Does what was asked.
 pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Failure> {
+    // What is for a client's host, where there is no agent to ask.
+    match verb {
+        Verb::Check(check) => return check::run_all(output, check).await,
+        Verb::Uninstall => return install::uninstall(output),
+        Verb::Install(ref install) => {
+            if let Some(authority) = install.read()? {
+                return install::install(output, &authority);
+            }
+        }
+        Verb::Show | Verb::Export | Verb::Env(_) => {}
+    }
     let mut admin = client.connect().await?;
     let status: InterceptionStatus = client.document(admin.interception(Empty {}).await)?;
     match verb {
+        Verb::Install(_) => install::install(output, own(&status)),
+        Verb::Check(_) | Verb::Uninstall => Ok(()),
         Verb::Show if output == Output::Json => output::json(&status),
         Verb::Show => show(&status),
         Verb::Export => output::line(own(&status).trim_end()),
         Verb::Env(Env { directory }) => {
-            for (name, path) in variables(&directory, own(&status))? {
-                let path = path.display().to_string().replace('\'', r"'\''");
-                output::line(&format!("export {name}='{path}'"))?;
+            let mut all = variables(&directory, own(&status))?;
+            all.extend(java_variable(&directory)?);
+            for (name, value) in all {
+                let value = value.replace('\'', r"'\''");
+                output::line(&format!("export {name}='{value}'"))?;
             }
             Ok(())
         }
@@ -83,7 +111,7 @@ pub fn own(status: &InterceptionStatus) -> &str {
 }
 
 /// Writes the authority and the bundle with it, and returns the variables that name them.
-pub fn variables(directory: &Path, authority: &str) -> Result<Vec<(&'static str, PathBuf)>, Failure> {
+pub fn variables(directory: &Path, authority: &str) -> Result<Vec<(&'static str, String)>, Failure> {
     let failed =
         |path: &Path, e: std::io::Error| Failure::Refused(format!("cannot write `{}`: {e}", path.display()));
     fs::create_dir_all(directory).map_err(|e| failed(directory, e))?;
@@ -101,16 +129,23 @@ pub fn variables(directory: &Path, authority: &str) -> Result<Vec<(&'static str,
             file.write_all(text.as_bytes())?;
             file.set_permissions(fs::Permissions::from_mode(FILE_MODE))
         });
-        written.map_err(|e| failed(&path, e)).map(|()| path)
+        written.map_err(|e| failed(&path, e)).map(|()| path.display().to_string())
     };
     let (bundle, authority) = (write(BUNDLE, &bundle)?, write(AUTHORITY, authority)?);
     Ok(INSTEAD.map(|name| (name, bundle.clone())).into_iter().chain([(BESIDES, authority)]).collect())
 }
 
+/// The variable by which Java trusts what [`variables`] has written into `directory`; `None` where there is no Java. It takes
+/// a second, since Java itself is asked.
+pub fn java_variable(directory: &Path) -> Result<Option<(&'static str, String)>, Failure> {
+    let store = java::store(directory, &directory.join(AUTHORITY))?;
+    Ok(store.map(|value| (java::VARIABLE, value)))
+}
+
 /// The variables where there is no authority besides the system's.
-pub fn system_variables() -> Vec<(&'static str, PathBuf)> {
+pub fn system_variables() -> Vec<(&'static str, String)> {
     let Some(bundle) = system() else { return Vec::new() };
-    INSTEAD.into_iter().chain([BESIDES]).map(|name| (name, bundle.to_owned())).collect()
+    INSTEAD.into_iter().chain([BESIDES]).map(|name| (name, bundle.display().to_string())).collect()
 }
 
 fn system() -> Option<&'static Path> {

@@ -9,7 +9,7 @@ use std::env;
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 
 use clap::Args;
@@ -51,6 +51,9 @@ pub struct Arguments {
     /// primary group and no other.
     #[arg(long)]
     user: Option<String>,
+    /// Gives Java a store of certificates with the one by which TLS is read, which takes a second.
+    #[arg(long)]
+    java: bool,
     /// The command and its arguments.
     #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -58,21 +61,24 @@ pub struct Arguments {
 
 /// Files of certificates for the command, which end with it.
 struct Trust {
-    variables: Vec<(&'static str, PathBuf)>,
+    variables: Vec<(&'static str, String)>,
     _directory: Option<TempDir>,
 }
 
 // === impl Trust ===
 
 impl Trust {
-    async fn new(client: &Client) -> Result<Self, Failure> {
+    async fn new(client: &Client, java: bool) -> Result<Self, Failure> {
         let Some(status) = ca::authority(client).await? else {
             return Ok(Trust { variables: ca::system_variables(), _directory: None });
         };
         let directory = tempfile::Builder::new().prefix("clawgress-ca-").tempdir();
         let directory = directory
             .map_err(|e| Failure::Refused(format!("cannot make a directory for certificates: {e}")))?;
-        let variables = ca::variables(directory.path(), ca::own(&status))?;
+        let mut variables = ca::variables(directory.path(), ca::own(&status))?;
+        if java {
+            variables.extend(ca::java_variable(directory.path())?);
+        }
         Ok(Trust { variables, _directory: Some(directory) })
     }
 }
@@ -86,7 +92,7 @@ pub async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode, Fail
     let session: RunSession = client.document(answer)?;
     let name = Name { name: session.name.clone() };
     // Of the command until it ends.
-    let trust = Trust::new(client).await?;
+    let trust = Trust::new(client, arguments.java).await?;
     // Held until it is closed: the agent closes by itself what nobody holds.
     let mut hold = client.answer(admin.hold_run(name.clone()).await)?;
     let ended = governed(&mut hold, &arguments, &session, &trust).await;

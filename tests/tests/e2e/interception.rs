@@ -4,7 +4,7 @@ use std::fs;
 
 use clawgress_api::{Ingress, RecordKind, Verdict};
 use clawgress_e2e::clients;
-use clawgress_e2e::lab::{GatewayOptions, Host, Lab, Output};
+use clawgress_e2e::lab::{GatewayOptions, Host, Lab, Output, program};
 use clawgress_e2e::plan::{LLM, WEB};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 
@@ -146,5 +146,58 @@ print(text)
     assert!(shown.contains("made by this node") && shown.contains("six.allowed.test"), "{shown}");
     let exported = site.gateway.ctl(&["ca", "export"]).unwrap().check().unwrap().stdout;
     assert_eq!(exported, fs::read_to_string(&reading.authority).unwrap());
+    finish(reading.site);
+}
+
+/// What each runtime says, by `clawgressctl ca check` on the known host.
+fn checked(output: &Output) -> std::collections::BTreeMap<String, String> {
+    let all: serde_json::Value =
+        serde_json::from_str(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    all.as_array().unwrap().iter().map(|found| (text(&found["runtime"]), text(&found["result"]))).collect()
+}
+
+#[test]
+fn the_trust_kit_says_who_trusts_and_makes_the_host_trust() {
+    let reading = Reading::start();
+    let site = &reading.site;
+    let ctl = program("clawgressctl").unwrap().display().to_string();
+    let page = "https://web.allowed.test/public/checked";
+    let check = [&*ctl, "-o", "json", "ca", "check", page];
+    // As it is: every runtime is here, and none trusts.
+    let before = site.gateway.lab.run(Host::Known, &check).unwrap();
+    let said = checked(&before);
+    for runtime in ["curl", "python", "node", "git"] {
+        assert_eq!(said[runtime], "distrusts", "{runtime}: {before:?}");
+    }
+    assert!(before.code == Some(1) && before.stderr.contains("not trusted by curl"), "{before:?}");
+    // By the variables.
+    let after = reading.run(Host::Known, &[], &check);
+    let said = checked(&after);
+    for runtime in ["curl", "python", "node", "git"] {
+        assert_eq!(said[runtime], "trusts", "{runtime}: {after:?}");
+    }
+    assert!(matches!(&*said["java"], "trusts" | "absent"), "{after:?}");
+    // By the explicit proxy, as another agent.
+    let own = proxy(ASSISTANT, &site.assistant_key);
+    let proxied = reading.run(Host::Anon, &[], &[&check[..], &["--proxy", &own]].concat());
+    let said = checked(&proxied);
+    for runtime in ["curl", "python", "node"] {
+        assert_eq!(said[runtime], "trusts", "{runtime}: {proxied:?}");
+    }
+    // By the store of the host, which is this machine's own but for a copy of its certificates.
+    let scratch = site.gateway.lab.dir().join("store").display().to_string();
+    let script = format!(
+        "set -e; mkdir -p {scratch}/more; cp -a /etc/ssl {scratch}/ssl; mount --bind {scratch}/ssl /etc/ssl; \
+         mkdir -p /usr/local/share/ca-certificates; mount --bind {scratch}/more /usr/local/share/ca-certificates; \
+         {ctl} ca install --certificate {authority} >&2; {ctl} ca install --certificate {authority} >&2; \
+         curl -s -o /dev/null -w '%{{http_code}} ' --max-time 8 {page}; \
+         python3 -c 'import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=8).status)' {page}; \
+         {ctl} ca uninstall >&2; {ctl} ca uninstall >&2; ! curl -s -o /dev/null --max-time 8 {page}",
+        authority = reading.authority
+    );
+    let installed = site.gateway.lab.run(Host::Known, &["unshare", "-m", "bash", "-c", &script]).unwrap();
+    assert_eq!(installed.stdout.trim(), "200 200", "{installed:?}");
+    assert!(installed.ok() && installed.stderr.contains("is there already"), "{installed:?}");
     finish(reading.site);
 }
