@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 mod check;
@@ -155,6 +156,10 @@ pub struct Proxy {
     /// The same over TLS, where clients may prove themselves by certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ProxyTls>,
+    /// Load balancers, whose connections all begin with a header of version 2 of the PROXY protocol that says whose they
+    /// are. From elsewhere none is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub balancers: Vec<IpNet>,
 }
 
 /// The explicit proxy over TLS.

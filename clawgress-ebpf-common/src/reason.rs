@@ -153,6 +153,12 @@ drop_reasons! {
     UpstreamUntrusted = 57, "upstream_untrusted", l7;
     /// The credential is valid, and the agent that it proves is not registered.
     AgentUnknown = 58, "agent_unknown", l7;
+    /// SOCKS 4, `BIND` and `UDP ASSOCIATE` are not served.
+    SocksUnsupported = 59, "socks_unsupported", l7;
+    /// What came from a load balancer does not begin with a header of version 2 of the PROXY protocol.
+    ProxyHeaderMalformed = 64, "proxy_header_malformed", l7;
+    /// The SOCKS message is malformed, or the client left before it was whole.
+    SocksMalformed = 65, "socks_malformed", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;

@@ -9,6 +9,8 @@ pub mod client_hello;
 pub mod http1;
 pub mod ja4;
 pub mod proxy_authorization;
+pub mod proxy_header;
 pub mod proxy_request;
 pub mod sniff;
+pub mod socks5;
 pub mod usage;

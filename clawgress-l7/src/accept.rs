@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clawgress_api::handover::ListenerKind;
 use clawgress_ebpf_common::user::ingress;
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -31,6 +32,23 @@ pub struct Accepting {
     /// All connections.
     pub connections: Arc<Semaphore>,
     /// Connections by source.
+    pub sources: Arc<Sources>,
+    /// Load balancers, whose connections are of many sources.
+    pub balancers: Arc<[IpNet]>,
+}
+
+/// A connection that was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// By which listener.
+    pub kind: ListenerKind,
+    /// What is known of it.
+    pub connection: Connection,
+    /// The client, or the load balancer that passes it on.
+    pub stream: TcpStream,
+    /// Its source's share; `None`: it is a load balancer's, and begins by saying whose it is.
+    pub share: Option<Share>,
+    /// Where its client is counted then.
     pub sources: Arc<Sources>,
 }
 
@@ -88,7 +106,8 @@ impl Sources {
         Some(Share { sources: Arc::clone(self), source })
     }
 
-    fn refuse(&self, what: &str) {
+    /// Counts a connection that is closed for `what`, and says so now and then.
+    pub fn refuse(&self, what: &str) {
         let n = self.refused.fetch_add(1, Ordering::Relaxed);
         if n.is_multiple_of(OVERLOADED_LOG) {
             tracing::warn!(
@@ -186,17 +205,21 @@ impl Accepting {
 
     fn admit(&self, kind: ListenerKind, stream: TcpStream, peer: std::net::SocketAddr, flows: &Flows) {
         let Ok(local) = stream.local_addr() else { return };
-        let Some(share) = self.sources.take(peer.ip()) else {
+        let is_balanced = matches!(kind, ListenerKind::Proxy | ListenerKind::ProxyTls)
+            && self.balancers.iter().any(|net| net.contains(&peer.ip().to_canonical()));
+        let share = if is_balanced { None } else { self.sources.take(peer.ip()) };
+        if share.is_none() && !is_balanced {
             return self.sources.refuse("a source");
-        };
+        }
         let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
             return self.sources.refuse("`connections_max`");
         };
         let connection = Connection::new(kind, peer, local, || ingress(&stream), flows);
         let serving = self.serving.clone();
+        let sources = Arc::clone(&self.sources);
         tokio::spawn(async move {
-            serving.accepted(kind, connection, stream).await;
-            drop((share, permit));
+            serving.accepted(Accepted { kind, connection, stream, share, sources }).await;
+            drop(permit);
         });
     }
 }

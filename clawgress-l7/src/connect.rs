@@ -1,7 +1,9 @@
-//! CONNECT (RFC 9110 section 9.3.6): an explicit proxy's tunnel.
+//! An explicit proxy's tunnel, by CONNECT (RFC 9110 section 9.3.6) or [`crate::socks`].
 //!
-//! What can be refused is refused before the 200, as a proper response. What follows the 200 must be
-//! what was judged: TLS whose server name is the CONNECT host, or HTTP, which is then read.
+//! What can be refused is refused before the client is told to begin, as a proper response. What follows must be
+//! what was judged: TLS whose server name is the host that was asked for, or HTTP, which is then read.
+
+mod manner;
 
 use std::sync::Arc;
 
@@ -19,7 +21,6 @@ use crate::connection::Connection;
 use crate::decide::{self, Judged, Ruling};
 use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
-use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::intercept::{self, Wanted};
 use crate::opaque::{self, Content, Enforced, Offered, Subject};
@@ -27,18 +28,25 @@ use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
-use crate::{dial, limit, page, peek};
+use crate::{dial, limit, peek};
 
-const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+pub use self::manner::{Manner, Refused};
+
 /// The ports at which plain HTTP, and only TLS, is expected inside a tunnel.
 const HTTP_PORT: u16 = 80;
 const TLS_PORT: u16 = 443;
 
-/// What a CONNECT asks for.
-struct Asked {
-    host: Host,
-    port: u16,
-    credential: Option<Zeroizing<Vec<u8>>>,
+/// What a client asks for.
+#[derive(Debug)]
+pub struct Asked {
+    /// How it asked, and is answered.
+    pub manner: Manner,
+    /// Where to.
+    pub host: Host,
+    /// At which port.
+    pub port: u16,
+    /// As `Proxy-Authorization` has it.
+    pub credential: Option<Zeroizing<Vec<u8>>>,
 }
 
 /// What was found permissible before the 200.
@@ -65,7 +73,7 @@ pub async fn serve(
     mut held: Vec<u8>,
     deadline: Instant,
 ) {
-    let mut exchange = Exchange::new(&serving.gateway, &connection);
+    let exchange = Exchange::new(&serving.gateway, &connection);
     let asked = match peek::head(&mut stream, &mut held, deadline).await {
         Ok(n) => {
             let rest = held.split_off(n);
@@ -79,16 +87,34 @@ pub async fn serve(
     let asked = match asked {
         Ok(asked) => asked,
         Err(reason) => {
-            let ruling = Ruling::deny("tunnel", reason);
-            return refuse(&serving.gateway, exchange, stream, ruling, false).await;
+            let refused = Refused { manner: Manner::Connect, exchange, stream, has_presented: false };
+            return refused.end(&serving.gateway, Ruling::deny("tunnel", reason)).await;
         }
     };
+    open(serving, connection, Begun { exchange, stream, held }, asked).await;
+}
+
+/// What a tunnel is made of, whose client waits for an answer.
+#[derive(Debug)]
+pub struct Begun {
+    /// What is recorded of it.
+    pub exchange: Exchange,
+    /// The client.
+    pub stream: Stream,
+    /// What it has sent already of what the tunnel is to carry.
+    pub held: Vec<u8>,
+}
+
+/// Opens what was asked for, and carries it to its end.
+pub async fn open(serving: &Serving, connection: Connection, begun: Begun, asked: Asked) {
+    let Begun { mut exchange, mut stream, held } = begun;
+    let manner = asked.manner;
     exchange.host(&asked.host, asked.port);
     let prospect = match prospect(serving, &connection, &asked, &mut exchange).await {
         Ok(prospect) => prospect,
         Err(ruling) => {
             let has_presented = asked.credential.is_some() || connection.certificate.is_some();
-            return refuse(&serving.gateway, exchange, stream, ruling, has_presented).await;
+            return Refused { manner, exchange, stream, has_presented }.end(&serving.gateway, ruling).await;
         }
     };
     let asked_at = std::time::Instant::now();
@@ -96,27 +122,11 @@ pub async fn serve(
     if let Err(reason) = established.dial_early().await {
         return established.unreachable(reason, stream).await;
     }
-    if stream.write_all(ESTABLISHED).await.is_err() || stream.flush().await.is_err() {
+    if stream.write_all(manner.established()).await.is_err() || stream.flush().await.is_err() {
         return established.record_dial().await;
     }
     // Boxed: every idle tunnel would hold what only its beginning takes.
     Box::pin(established.first_bytes(stream, held, asked_at)).await;
-}
-
-async fn refuse(
-    gateway: &Gateway,
-    mut exchange: Exchange,
-    stream: Stream,
-    ruling: Ruling,
-    has_presented: bool,
-) {
-    let ruling = enforce(gateway, ruling, exchange.id()).await;
-    let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
-    exchange.deny(ruling);
-    let status = Some(page::status_as(page::Client::of_proxy(has_presented), reason));
-    exchange.end(End { status, reason: Some(reason), ..End::default() });
-    let word = page::response(reason, exchange.id(), has_presented);
-    peek::say_and_close(stream, word.as_bytes()).await;
 }
 
 fn parse(head: &[u8]) -> Result<Asked, DropReason> {
@@ -141,7 +151,7 @@ fn parse(head: &[u8]) -> Result<Asked, DropReason> {
     if credentials.next().is_some() {
         return Err(DropReason::CredentialInvalid);
     }
-    Ok(Asked { host, port, credential })
+    Ok(Asked { manner: Manner::Connect, host, port, credential })
 }
 
 async fn prospect(
@@ -273,8 +283,8 @@ impl Established<'_> {
                 match offered {
                     Ok(offered) => self.carry(Content::Tls(offered), stream, held).await,
                     Err(reason) => {
-                        opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason), Some(200))
-                            .await;
+                        let status = self.asked.manner.status();
+                        opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason), status).await;
                     }
                 }
             }
@@ -317,25 +327,26 @@ impl Established<'_> {
             Ok(()) => drop(self.exchange.allow(&ruling)),
             Err(_) => self.exchange.deny(ruling),
         }
-        self.exchange.end(End { status: Some(200), ..End::default() });
+        self.exchange.end(End { status: self.asked.manner.status(), ..End::default() });
     }
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
-    async fn unreachable(mut self, reason: DropReason, stream: Stream) {
+    async fn unreachable(self, reason: DropReason, stream: Stream) {
         let ruling = enforce(&self.serving.gateway, self.ruling(), self.exchange.id()).await;
+        let (manner, has_presented) = (self.asked.manner, false);
+        let mut refused = Refused { manner, exchange: self.exchange, stream, has_presented };
         if ruling.verdict.is_err() {
-            return refuse(&self.serving.gateway, self.exchange, stream, ruling, false).await;
+            return refused.end(&self.serving.gateway, ruling).await;
         }
-        let _ = self.exchange.allow(&ruling);
-        self.exchange.end(End { status: Some(page::status(reason)), reason: Some(reason), ..End::default() });
-        let word = page::response(reason, self.exchange.id(), false);
-        peek::say_and_close(stream, word.as_bytes()).await;
+        let _ = refused.exchange.allow(&ruling);
+        refused.say(reason).await;
     }
 
     /// Judges what is really there, and carries it.
     async fn carry(mut self, content: Content, stream: Stream, held: Vec<u8>) {
         let gateway: &Arc<_> = &self.serving.gateway;
-        let Asked { host, port, .. } = &self.asked;
+        let Asked { host, port, manner, .. } = &self.asked;
+        let status = manner.status();
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
         let mut subject =
             Subject { who, host, port, content, steered_to: None, ip: None, effects: Box::default() };
@@ -353,7 +364,7 @@ impl Established<'_> {
             Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
                 // It was dialled for what would stay unread.
                 drop(self.upstream.take());
-                let wanted = Wanted { exchange: self.exchange, subject, stream, held, status: Some(200) };
+                let wanted = Wanted { exchange: self.exchange, subject, stream, held, status };
                 return Box::pin(intercept::serve(self.serving, self.connection, wanted)).await;
             }
             Err(ruling) => {
@@ -385,7 +396,7 @@ impl Established<'_> {
         match upstream {
             Ok((upstream, ip)) => {
                 subject.ip = Some(ip);
-                let enforced = Enforced { effects: ruling.effects, status: Some(200) };
+                let enforced = Enforced { effects: ruling.effects, status };
                 opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced).await;
             }
             Err(reason) => {

@@ -95,6 +95,13 @@ impl Connection {
         Connection { peer, local, ingress, is_steered, bound, interface, certificate: None }
     }
 
+    /// The same, passed on by a load balancer for `source`. What the kernel plane bound is the balancer's, not the
+    /// client's: whose it is has to be shown by a credential.
+    #[must_use]
+    pub fn passed_on(self, source: SocketAddr) -> Self {
+        Connection { peer: canonical(source), bound: self.bound.map(|_| None), interface: None, ..self }
+    }
+
     /// Where the client pointed it, if it was steered here.
     #[must_use]
     pub fn steered_to(&self) -> Option<SocketAddr> {

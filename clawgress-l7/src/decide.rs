@@ -111,6 +111,25 @@ impl Ruling {
         all.filter(|o| o.effect == Effect::Intercept).map(|o| o.policy.as_ref().to_owned())
     }
 
+    /// This ruling on `tunnel`, unless what it permits unread is to be read, by these policies.
+    fn unless_read(self, reads: Vec<String>) -> Self {
+        if self.verdict.is_err() || reads.is_empty() {
+            return self;
+        }
+        Ruling { verdict: Err(DropReason::InspectionRequired), policies: reads, ..self }
+    }
+
+    /// This ruling on `tunnel`, which was asked since `wanted` permits what would have to stay unread.
+    fn after(self, wanted: &Ruling) -> Self {
+        let verdict = self.verdict.map_err(|reason| match reason {
+            // It is wanted, but read.
+            DropReason::PolicyDenied | DropReason::PolicyForbidden => DropReason::InspectionRequired,
+            other => other,
+        });
+        let policies = if verdict.is_ok() { &wanted.policies[..] } else { &[] };
+        Ruling { verdict, ..self }.with(policies).obliged_by(wanted)
+    }
+
     /// This ruling with those of its duties alone that another has too.
     fn obliged_as(mut self, other: &Ruling) -> Self {
         let has = |obligation: &Obligation| {
@@ -296,17 +315,20 @@ pub fn tls(
             ruling.forget(|effect| *effect == Effect::Intercept);
         }
     }
-    let reads: Vec<String> = [&tls, &tunnel].into_iter().flat_map(Ruling::reads).collect();
-    if tunnel.verdict.is_ok() && !reads.is_empty() {
-        tunnel = Ruling { verdict: Err(DropReason::InspectionRequired), policies: reads, ..tunnel };
+    let reads = [&tls, &tunnel].into_iter().flat_map(Ruling::reads).collect();
+    tunnel.unless_read(reads).after(&tls)
+}
+
+/// `http` of a request that opens a WebSocket, given what it says, then `tunnel`, because the messages stay unread; and
+/// not where policy says that they are read.
+#[must_use]
+pub fn web_socket(plan: &Plan, who: &Who, (host, port): (&Host, u16), http: Ruling) -> Ruling {
+    if http.verdict.is_err() {
+        return http;
     }
-    let verdict = tunnel.verdict.map_err(|reason| match reason {
-        // TLS is wanted, but read.
-        DropReason::PolicyDenied | DropReason::PolicyForbidden => DropReason::InspectionRequired,
-        other => other,
-    });
-    let policies = if verdict.is_ok() { &tls.policies[..] } else { &[] };
-    Ruling { verdict, ..tunnel }.with(policies).obliged_by(&tls)
+    let tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket });
+    let reads = tunnel.reads().collect();
+    tunnel.unless_read(reads).after(&http)
 }
 
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
@@ -349,10 +371,8 @@ pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16, excluded: bool) -
     if excluded {
         ruling.forget(|effect| *effect == Effect::Intercept);
     }
-    let reads: Vec<String> = ruling.reads().collect();
-    if ruling.verdict.is_ok() && !reads.is_empty() {
-        return Ruling { verdict: Err(DropReason::InspectionRequired), policies: reads, ..ruling };
-    }
+    let reads = ruling.reads().collect();
+    let ruling = ruling.unless_read(reads);
     let verdict = ruling.verdict.map_err(|reason| match reason {
         DropReason::PolicyDenied => DropReason::ProtocolUnknown,
         other => other,

@@ -136,6 +136,11 @@ impl Exchange {
         self.read.alpn = alpn;
     }
 
+    /// Notes what a request opens that is not read.
+    pub fn carries(&mut self, protocol: TunnelProtocol) {
+        self.read.protocol = Some(protocol);
+    }
+
     /// Notes what the hello of the connection offered that a request was read of.
     pub fn offered(&mut self, offered: &Offered) {
         self.read.alpn = Some(offered.alpn.clone());

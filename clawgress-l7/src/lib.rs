@@ -32,6 +32,7 @@ mod resolve;
 mod roots;
 mod serve;
 mod snapshot;
+mod socks;
 mod stream;
 mod tls;
 mod tunnel;

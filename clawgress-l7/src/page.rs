@@ -49,11 +49,11 @@ impl Client {
 pub fn status(reason: DropReason) -> u16 {
     match reason {
         DropReason::CredentialMissing | DropReason::CredentialInvalid | DropReason::AgentUnknown => 407,
-        DropReason::HttpMalformed | DropReason::HostInvalid => 400,
+        DropReason::HttpMalformed | DropReason::SocksMalformed | DropReason::HostInvalid => 400,
         DropReason::EndpointUnknown => 404,
         DropReason::Timeout => 408,
         DropReason::RateLimited => 429,
-        DropReason::UpgradeUnsupported => 501,
+        DropReason::UpgradeUnsupported | DropReason::SocksUnsupported => 501,
         DropReason::SniMismatch => 421,
         DropReason::ResolveFailed | DropReason::UpstreamFailed | DropReason::UpstreamUntrusted => 502,
         DropReason::SnapshotMissing
@@ -117,7 +117,7 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
             "the destination is private or reserved; a policy must name its address"
         }
         DropReason::RateLimited => "ask less often: the response says after how many seconds (Retry-After)",
-        DropReason::UpgradeUnsupported => "use HTTP/1.1 without Upgrade, or TLS",
+        DropReason::UpgradeUnsupported => "use HTTP/1.1 without Upgrade (but for WebSocket), or TLS",
         DropReason::UpstreamUntrusted => {
             "the destination's certificate has expired, is for another name, or leads to no authority that the gateway trusts; ask whoever runs the gateway to add its authority (`roots` in [intercept], `ca` of an endpoint)"
         }

@@ -3,6 +3,7 @@
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::{ClientHello, Reassembler};
 use clawgress_inspect::http1;
+use clawgress_inspect::proxy_header::{self, Header, HeaderError};
 use clawgress_inspect::sniff::{Protocol, sniff};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -14,7 +15,10 @@ use crate::stream::Stream;
 const READ_BYTES: usize = 4096;
 
 /// Reads more into `held`; 0 at the end.
-async fn more(
+///
+/// # Errors
+/// [`DropReason::Timeout`].
+pub async fn more(
     stream: &mut (impl AsyncRead + Unpin),
     held: &mut Vec<u8>,
     deadline: Instant,
@@ -43,6 +47,40 @@ pub async fn protocol(
         if more(stream, held, deadline).await? == 0 {
             return Ok((!held.is_empty()).then_some(Protocol::Unknown));
         }
+    }
+}
+
+/// The header by which a load balancer begins, and not a byte more; `None` if it left without any, as it does to see
+/// whether anybody is there.
+///
+/// # Errors
+/// [`DropReason::ProxyHeaderMalformed`] or [`DropReason::Timeout`].
+pub async fn proxy_header(
+    stream: &mut (impl AsyncRead + Unpin),
+    deadline: Instant,
+) -> Result<Option<Header>, DropReason> {
+    let malformed = |error: HeaderError| {
+        tracing::warn!(%error, "refused what a load balancer (`balancers` in [proxy]) began with");
+        DropReason::ProxyHeaderMalformed
+    };
+    let mut fixed = [0; proxy_header::FIXED_BYTES];
+    let mut n = 0;
+    while let Some(rest) = fixed.get_mut(n..).filter(|rest| !rest.is_empty()) {
+        match timeout_at(deadline, stream.read(rest)).await {
+            Ok(Ok(read @ 1..)) => n += read,
+            Ok(_) if n == 0 => return Ok(None),
+            Ok(_) => return Err(DropReason::ProxyHeaderMalformed),
+            Err(_) => return Err(DropReason::Timeout),
+        }
+    }
+    let length = proxy_header::length(&fixed).map_err(malformed)?;
+    let mut header = fixed.to_vec();
+    header.resize(length, 0);
+    let rest = header.get_mut(proxy_header::FIXED_BYTES..).unwrap_or_default();
+    match timeout_at(deadline, stream.read_exact(rest)).await {
+        Ok(Ok(_)) => proxy_header::parse(&header).map(Some).map_err(malformed),
+        Ok(Err(_)) => Err(DropReason::ProxyHeaderMalformed),
+        Err(_) => Err(DropReason::Timeout),
     }
 }
 

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use clawgress_api::TokenUsage;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::usage::{Extractor, Format};
+use clawgress_policy::TunnelProtocol;
+use http::StatusCode;
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora_core::upstreams::peer::{H1UpgradePolicy, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
@@ -33,7 +35,7 @@ mod granted;
 
 #[cfg(test)]
 pub use admit::admit;
-pub use admit::{Admitted, Place};
+pub use admit::{Admitted, Place, Upgrade};
 pub use front::Front;
 pub use gate::Gate;
 pub use granted::Granted;
@@ -117,6 +119,9 @@ impl App {
         exchange.host(&admitted.host, admitted.port);
         exchange.request(&admitted.method, &admitted.path);
         exchange.scheme(admitted.scheme());
+        if admitted.upgrade == Upgrade::WebSocket {
+            exchange.carries(TunnelProtocol::WebSocket);
+        }
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = match &front.place {
             Place::Tunnel { who, .. } => {
@@ -141,7 +146,7 @@ impl App {
         let need = granted::needs_history(&plan, &who, &admitted);
         gateway.histories.inform(need, &who, &admitted.host).await.map_err(deny)?;
         let mut ruling = rule(&plan, &who, &admitted);
-        if ruling.verdict.is_ok() && admitted.upgrade {
+        if ruling.verdict.is_ok() && admitted.upgrade == Upgrade::Other {
             // After policy, whose denials and obligations count for this as for any other request.
             ruling = deny(DropReason::UpgradeUnsupported).obliged_by(&ruling);
         }
@@ -222,6 +227,20 @@ async fn respond(
     }
     session.write_response_header(Box::new(header), false).await?;
     session.write_response_body(Some(Bytes::from(body)), true).await
+}
+
+/// Lets what follows through as a WebSocket's messages, if that is what the server has begun.
+fn switch(session: &mut Session, response: &ResponseHeader, context: &mut Context) -> Result<()> {
+    let opens = context.granted.as_ref().is_some_and(|granted| granted.opens_web_socket());
+    let upgrade = response.headers.get("upgrade").map(|v| v.as_bytes());
+    let is_one = upgrade.is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"));
+    let Some(front) = context.front.as_ref().filter(|_| opens && is_one) else {
+        context.reason = Some(DropReason::UpstreamFailed);
+        return Error::e_explain(ErrorType::HTTPStatus(502), "a protocol that nobody asked for");
+    };
+    session.set_read_timeout(Some(limit::TUNNEL_IDLE));
+    front.upgrade();
+    Ok(())
 }
 
 /// Whether a connection failed because its server did not prove its name. Pingora tells it in words alone.
@@ -330,6 +349,10 @@ impl ProxyHttp for App {
         options.write_timeout = Some(limit::UPSTREAM_WRITE);
         options.idle_timeout = Some(limit::UPSTREAM_IDLE);
         options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        if granted.opens_web_socket() {
+            options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::WebSocketOnly;
+            options.read_timeout = Some(limit::TUNNEL_IDLE);
+        }
         Ok(Box::new(peer))
     }
 
@@ -415,7 +438,7 @@ impl ProxyHttp for App {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
@@ -432,6 +455,9 @@ impl ProxyHttp for App {
         response.remove_header(page::REQUEST_FIELD);
         let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
         context.status = Some(response.status.as_u16());
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            return switch(session, response, context);
+        }
         let coded = text("content-encoding").is_some_and(|c| !c.eq_ignore_ascii_case("identity"));
         if !coded && !response.status.is_informational() {
             context.usage = text("content-type").and_then(Format::of).map(Extractor::new);

@@ -10,6 +10,7 @@ use clawgress_api::handover::ListenerKind;
 use clawgress_api::notify;
 use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::proxy_header::Header;
 use clawgress_inspect::sniff::Protocol;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use tokio::net::TcpStream;
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize as _;
 
-use crate::accept::{Accepting, Sources};
+use crate::accept::{Accepted, Accepting, Sources};
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::dial::Dials;
@@ -37,7 +38,7 @@ use crate::snapshot::Snapshots;
 use crate::stream::Stream;
 use crate::tls::Terminal;
 use crate::tunnel::Pipes;
-use crate::{audit, connect, handover, intercept, limit, opaque, peek};
+use crate::{audit, connect, handover, intercept, limit, opaque, peek, socks};
 
 /// For tasks to write their outcomes after they were cut.
 const CUT: Duration = Duration::from_secs(1);
@@ -60,10 +61,38 @@ impl std::fmt::Debug for Serving {
 }
 
 impl Serving {
-    /// Serves what was accepted from a listener of `kind` to its end.
-    pub async fn accepted(&self, kind: ListenerKind, mut connection: Connection, stream: TcpStream) {
+    /// Serves what was accepted to its end.
+    pub async fn accepted(&self, accepted: Accepted) {
+        let Accepted { kind, mut connection, mut stream, share, sources } = accepted;
         let _ = stream.set_nodelay(true);
         let deadline = Instant::now() + limit::PEEK;
+        let share = match share {
+            Some(share) => share,
+            None => match peek::proxy_header(&mut stream, deadline).await {
+                Ok(Some(Header::Proxied { source, .. })) => {
+                    connection = connection.passed_on(source);
+                    let Some(share) = sources.take(source.ip()) else {
+                        return sources.refuse("a source behind a load balancer");
+                    };
+                    share
+                }
+                // Nothing was asked, so nothing is decided.
+                Ok(Some(Header::Local) | None) => return,
+                Err(reason) => return self.deny(&connection, reason),
+            },
+        };
+        self.known(kind, connection, stream, deadline).await;
+        drop(share);
+    }
+
+    /// Serves what is known whose it is.
+    async fn known(
+        &self,
+        kind: ListenerKind,
+        mut connection: Connection,
+        stream: TcpStream,
+        deadline: Instant,
+    ) {
         if kind != ListenerKind::ProxyTls {
             return self.connection(connection, stream.into(), deadline).await;
         }
@@ -125,6 +154,9 @@ impl Serving {
             Ok(Protocol::Unknown) if !connection.is_explicit() => {
                 Box::pin(opaque::transparent_unknown(gateway, &connection, stream, held)).await;
             }
+            Ok(Protocol::Unknown) if socks::is_meant(&held) => {
+                Box::pin(socks::serve(self, connection, stream, held, deadline)).await;
+            }
             Ok(Protocol::Http2) => self.deny(&connection, DropReason::UpgradeUnsupported),
             Ok(Protocol::Tls | Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
             Err(reason) => self.deny(&connection, reason),
@@ -176,7 +208,7 @@ impl Serving {
     }
 
     /// Notes the agent that the kernel plane found at the source.
-    fn note_bound(&self, connection: &Connection, exchange: &mut Exchange) {
+    pub fn note_bound(&self, connection: &Connection, exchange: &mut Exchange) {
         if let Ok(plan) = self.gateway.snapshots.current()
             && let Ok(Some(who)) = crate::identify::bound(&plan, connection)
         {
@@ -245,6 +277,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         serving,
         connections: Arc::clone(&connections),
         sources: Sources::new(connections_max),
+        balancers: config.proxy.balancers.clone().into(),
     });
     let listening =
         handover::follow(config.handover_socket(), datapath, accepting, refused, draining.clone());

@@ -99,6 +99,8 @@ pub enum TunnelProtocol {
     Tls,
     /// Neither TLS nor HTTP.
     Unknown,
+    /// Messages of a WebSocket, whose opening request is read, and judged as `http`.
+    WebSocket,
 }
 
 /// URL scheme of an HTTP request.

@@ -517,6 +517,7 @@ impl TunnelProtocol {
         match self {
             TunnelProtocol::Tls => "tls",
             TunnelProtocol::Unknown => "unknown",
+            TunnelProtocol::WebSocket => "websocket",
         }
     }
 }

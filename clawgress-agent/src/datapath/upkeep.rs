@@ -357,7 +357,10 @@ mod tests {
         let port = |listen: &str, at: &str| {
             let listen = vec![listen.parse().expect("socket address")];
             let tls = ProxyTls { listen: listen.clone(), certificate: "/c".into(), key: "/k".into() };
-            let (clear, tls) = (Proxy { listen, tls: None }, Proxy { listen: vec![], tls: Some(tls) });
+            let (clear, tls) = (
+                Proxy { listen, tls: None, balancers: vec![] },
+                Proxy { listen: vec![], tls: Some(tls), balancers: vec![] },
+            );
             let at = user::address(ip(at));
             let (clear, tls) = (services(&all, &clear)[&at], services(&all, &tls)[&at]);
             assert_eq!((clear.proxy_tls_port_be, tls.proxy_port_be), (0, 0));

@@ -86,6 +86,12 @@ fn check_proxy(proxy: &Proxy, mode: DatapathMode) -> Result<(), Refused> {
             "`mode = \"none\"` needs an address in `listen`: there would be no way in".into(),
         ));
     }
+    if let Some(all) = proxy.balancers.iter().find(|net| net.prefix_len() == 0) {
+        return Err((
+            "balancers",
+            format!("`{all}` in `balancers` would let everybody say who they are: name the load balancers"),
+        ));
+    }
     proxy.tls.as_ref().map_or(Ok(()), |tls| check_proxy_tls(tls, first))
 }
 

@@ -98,6 +98,15 @@ fn refusals_name_file_line_and_remedy() {
 }
 
 #[test]
+fn balancers_are_named() {
+    let with = |value: &str| GOOD.replace("[l7]", &format!("balancers = [\"{value}\"]\n[l7]"));
+    let config = Config::parse(&with("192.0.2.7/32"), Path::new("c.toml")).expect("valid");
+    assert_eq!(config.proxy.balancers.len(), 1);
+    check(&with("::/0"), "c.toml:7: `::/0` in `balancers` would let everybody");
+    check(&with("192.0.2.7"), "invalid IP address syntax");
+}
+
+#[test]
 fn the_proxy_over_tls_has_a_port_and_files_of_its_own() {
     let with = |tls: &str| GOOD.replace("[l7]", &format!("[proxy.tls]\n{tls}\n[l7]"));
     let right = "listen = [\"127.0.0.1:3130\"]\ncertificate = \"/etc/proxy.pem\"\nkey = \"/etc/proxy.key\"";

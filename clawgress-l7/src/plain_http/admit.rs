@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{Body, Head};
 use clawgress_inspect::proxy_request::{self, Target};
@@ -19,6 +21,8 @@ use crate::intercept::Opened;
 /// Ports of `http://` and `https://` (RFC 9110 section 4.2).
 const PORT: u16 = 80;
 const TLS_PORT: u16 = 443;
+/// Bytes of a WebSocket's key (RFC 6455 section 4.1).
+const WEB_SOCKET_KEY_BYTES: usize = 16;
 
 /// What a connection's requests are taken for.
 #[derive(Clone, Debug)]
@@ -65,9 +69,45 @@ pub struct Admitted {
     /// The connection, if its TLS is read.
     pub opened: Option<Arc<Opened>>,
     /// Whether it asks for another protocol.
-    pub upgrade: bool,
+    pub upgrade: Upgrade,
     /// Whether the client waits for a 100.
     pub awaits_continue: bool,
+}
+
+/// What other protocol a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upgrade {
+    /// None.
+    None,
+    /// A WebSocket, as RFC 6455 section 4.1 has it.
+    WebSocket,
+    /// One that is not served.
+    Other,
+}
+
+// === impl Upgrade ===
+
+impl Upgrade {
+    fn of(head: &Head<'_>) -> Upgrade {
+        let values = |name: &'static str| {
+            head.fields.iter().filter(move |f| f.name.eq_ignore_ascii_case(name)).map(|f| f.value)
+        };
+        let only = |name: &'static str| {
+            let mut values = values(name);
+            values.next().filter(|_| values.next().is_none())
+        };
+        if values("upgrade").next().is_none() && values("http2-settings").next().is_none() {
+            return Upgrade::None;
+        }
+        let is_key = |key: &[u8]| BASE64.decode(key).is_ok_and(|key| key.len() == WEB_SOCKET_KEY_BYTES);
+        let is_web_socket = only("upgrade").is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"))
+            && values("connection").any(|v| has_token(v, b"upgrade"))
+            && only("sec-websocket-version") == Some(b"13")
+            && only("sec-websocket-key").is_some_and(is_key)
+            && values("http2-settings").next().is_none()
+            && (head.method, head.minor, head.body) == ("GET", 1, Body::Length(0));
+        if is_web_socket { Upgrade::WebSocket } else { Upgrade::Other }
+    }
 }
 
 // === impl Place ===
@@ -129,7 +169,7 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
             Place::Read(opened) => Some(Arc::clone(opened)),
             _ => None,
         },
-        upgrade: has("upgrade") || has("http2-settings"),
+        upgrade: Upgrade::of(head),
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
         host,
         port,
@@ -208,7 +248,9 @@ fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str, ours: Option<&Our
     let version: &[u8] = if head.minor == 0 { b" HTTP/1.0" } else { b" HTTP/1.1" };
     line(&[head.method.as_bytes(), b" ", target.as_bytes(), version]);
     line(&[b"Host: ", authority(&admitted.host, admitted.port, admitted.scheme()).as_bytes()]);
-    if closes(head) {
+    if admitted.upgrade == Upgrade::WebSocket {
+        line(&[b"Connection: Upgrade\r\nUpgrade: websocket"]);
+    } else if closes(head) {
         line(&[b"Connection: close"]);
     }
     let nominated = nominated(head);
@@ -234,8 +276,12 @@ fn nominated(head: &Head<'_>) -> Vec<String> {
 fn closes(head: &Head<'_>) -> bool {
     let of_hop =
         |name: &str| name.eq_ignore_ascii_case("connection") || name.eq_ignore_ascii_case("proxy-connection");
-    let close = |v: &[u8]| v.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"close"));
-    head.fields.iter().any(|f| of_hop(f.name) && close(f.value))
+    head.fields.iter().any(|f| of_hop(f.name) && has_token(f.value, b"close"))
+}
+
+/// Whether a list has a token.
+fn has_token(list: &[u8], token: &[u8]) -> bool {
+    list.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(token))
 }
 
 fn authority(host: &Host, port: u16, scheme: Scheme) -> String {
@@ -368,7 +414,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4096))]
+        #![proptest_config(ProptestConfig::with_cases(1024))]
 
         /// What is sent on says to every other parser what policy is asked about.
         #[test]
@@ -403,13 +449,49 @@ mod tests {
     }
 
     #[test]
+    fn a_web_socket_is_opened_by_the_book_or_not_at_all() {
+        const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+        let opening = format!(
+            "GET /chat HTTP/1.1\nHost: a.test\nConnection: keep-alive, Upgrade\nUpgrade: WebSocket\nSec-WebSocket-Version: 13\n{KEY}\nSec-WebSocket-Protocol: realtime"
+        );
+        check(
+            &opening,
+            &STEERED,
+            &format!(
+                "GET /chat HTTP/1.1\nHost: a.test\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n{KEY}\nSec-WebSocket-Protocol: realtime\n\n"
+            ),
+        );
+        let upgrade = |raw: &str| run(raw, &STEERED).expect("admitted").0.upgrade;
+        assert_eq!(upgrade(&opening), Upgrade::WebSocket);
+        for (from, to) in [
+            ("GET", "POST"),
+            ("HTTP/1.1", "HTTP/1.0"),
+            ("keep-alive, Upgrade", "keep-alive"),
+            ("Upgrade: WebSocket", "Upgrade: WebSocket, h2c"),
+            ("Upgrade: WebSocket", "Upgrade: WebSocket\nUpgrade: h2c"),
+            ("Version: 13", "Version: 8"),
+            ("Version: 13", "Version: 13\nContent-Length: 1"),
+            (KEY, "Sec-WebSocket-Key: c2hvcnQ="),
+            (KEY, "X: y"),
+            (KEY, &format!("{KEY}\n{KEY}")),
+            (KEY, &format!("{KEY}\nHTTP2-Settings: AAMAAABkAARAAAAA")),
+        ] {
+            let raw = opening.replace(from, to);
+            assert_ne!(raw, opening, "{from}");
+            let (admitted, sent) = run(&raw, &STEERED).expect("admitted");
+            assert_eq!(admitted.upgrade, Upgrade::Other, "{from} -> {to}");
+            assert!(!sent.to_lowercase().contains("\nupgrade:"), "{sent}");
+        }
+    }
+
+    #[test]
     fn facts_are_taken_from_the_head() {
         let raw = "POST /a%20..?x HTTP/1.1\nHost: a.test\nExpect: 100-continue\nContent-Length: 1\nUpgrade: h2c\nProxy-Authorization: Basic abc";
         let (admitted, _) = run(raw, &STEERED).expect("admitted");
         let [a, b, c] = [b'a', b'b', b'c'];
         assert!(!format!("{admitted:?}").contains(&format!("{a}, {b}, {c}")), "no credential in a log");
         assert_eq!((admitted.method.as_str(), admitted.path.as_str()), ("POST", "/a%20.."));
-        assert!(admitted.upgrade && admitted.awaits_continue);
+        assert!(admitted.upgrade == Upgrade::Other && admitted.awaits_continue);
         assert_eq!(admitted.credential.map(|c| c.to_vec()), Some(b"Basic abc".to_vec()));
         let twice = "GET / HTTP/1.1\nHost: a\nProxy-Authorization: Basic a\nProxy-Authorization: Basic b";
         refused(twice, &STEERED, DropReason::CredentialInvalid);

@@ -33,6 +33,8 @@ pub struct Front {
     is_endpoint: AtomicBool,
     /// Whether a credential came with it, or with its connection.
     has_presented: AtomicBool,
+    /// Whether what follows is no HTTP any more.
+    is_upgraded: AtomicBool,
     /// Requests of nobody.
     strangers: AtomicU32,
     /// Requests whose head went on, and requests that were answered.
@@ -59,6 +61,7 @@ impl Front {
             cut: OnceLock::new(),
             is_endpoint: AtomicBool::new(false),
             has_presented: AtomicBool::new(false),
+            is_upgraded: AtomicBool::new(false),
             strangers: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -108,6 +111,16 @@ impl Front {
             exchange.offered(&opened.offered);
             exchange.host(&opened.host, opened.port);
         }
+    }
+
+    /// Notes that what follows is no HTTP any more.
+    pub fn upgrade(&self) {
+        self.is_upgraded.store(true, Ordering::Release);
+    }
+
+    /// Whether it is not.
+    pub(super) fn is_upgraded(&self) -> bool {
+        self.is_upgraded.load(Ordering::Acquire)
     }
 
     /// The request whose head arrived last.

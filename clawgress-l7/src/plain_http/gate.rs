@@ -114,6 +114,10 @@ impl Gate {
 
     /// Judges bytes held. `Ok(false)` if more are needed.
     fn step(&mut self) -> io::Result<bool> {
+        if self.front.is_upgraded() && !self.held.is_empty() {
+            self.ready = Ready::Held(self.held.len());
+            return Ok(true);
+        }
         if self.closed || self.framer.is_at_head() && (self.front.is_busy() || self.held.is_empty()) {
             return Ok(false);
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::transform::Changes;
-use clawgress_policy::{Need, Operation, Scheme};
+use clawgress_policy::{Need, Operation, Scheme, TunnelProtocol};
 use parking_lot::Mutex;
 use pingora_core::protocols::tls::CaType;
 
@@ -16,7 +16,7 @@ use crate::identify::Who;
 use crate::intercept::Interception;
 use crate::snapshot::Plan;
 
-use super::Admitted;
+use super::{Admitted, Upgrade};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
 #[derive(Debug)]
@@ -91,6 +91,12 @@ impl Granted {
         self.admitted.opened.is_some()
     }
 
+    /// Whether it opens a WebSocket.
+    #[must_use]
+    pub fn opens_web_socket(&self) -> bool {
+        self.admitted.upgrade == Upgrade::WebSocket
+    }
+
     /// What of it is changed before it is sent on.
     #[must_use]
     pub fn changes(&self) -> Option<Arc<Changes>> {
@@ -159,19 +165,32 @@ impl Granted {
 /// The ruling on a request, but for where it goes.
 #[must_use]
 pub fn rule(plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
-    match &admitted.opened {
+    let ruling = match &admitted.opened {
         Some(opened) => opened.rule(plan, who, operation(admitted)),
         None => decide::read(plan, who, operation(admitted)),
+    };
+    match admitted.upgrade {
+        Upgrade::None | Upgrade::Other => ruling,
+        Upgrade::WebSocket => decide::web_socket(plan, who, (&admitted.host, admitted.port), ruling),
     }
 }
 
 /// Who needs to know what `who` did before, for what [`rule`] asks.
 pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
     let operation = operation(admitted);
-    match &admitted.opened {
+    let need = match &admitted.opened {
         Some(opened) => opened.needs_history(plan, who).max(decide::needs_history(plan, who, &[operation])),
         None => decide::read_needs_history(plan, who, operation),
+    };
+    match admitted.upgrade {
+        Upgrade::None | Upgrade::Other => need,
+        Upgrade::WebSocket => need.max(decide::needs_history(plan, who, &[messages(admitted)])),
     }
+}
+
+/// What policy is asked about what follows a request that opens a WebSocket.
+fn messages(admitted: &Admitted) -> Operation<'_> {
+    Operation::Tunnel { host: &admitted.host, port: admitted.port, protocol: TunnelProtocol::WebSocket }
 }
 
 /// What policy is asked about.

@@ -19,7 +19,7 @@ mod dns;
 const DIALLED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
 const SNAPSHOT: &str = r#"{"generation":3,"agents":[
-    {"id":"default/web","index":1,"state":"active"},{"id":"default/off","index":2,"state":"disabled"}],"keys":[],
+    {"id":"default/web","index":1,"state":"active","sources":[{"interface":"agents0","prefix":"127.0.0.0/8","mac":null}]},{"id":"default/off","index":2,"state":"disabled"}],"keys":[],
     "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) }; @id(\"web\") permit (principal, action in [Action::\"http\", Action::\"tls\", Action::\"tunnel\"], resource) when { resource.name like \"*.allowed.test\" }; @id(\"tls\") permit (principal, action == Action::\"tls\", resource == Host::\"read.test\"); @id(\"raw\") permit (principal, action == Action::\"tunnel\", resource == Host::\"127.1.0.9\");"}}"#;
 
 struct Steered {
@@ -127,10 +127,11 @@ impl Steered {
             certificate: None,
         };
         let serving = self.serving.clone();
-        let task =
-            tokio::spawn(
-                async move { serving.accepted(ListenerKind::Transparent, connection, server).await },
-            );
+        let sources = Sources::new(limit::SOURCE_SHARE);
+        let share = sources.take(peer.ip());
+        let (kind, stream) = (ListenerKind::Transparent, server);
+        let accepted = Accepted { kind, connection, stream, share, sources };
+        let task = tokio::spawn(async move { serving.accepted(accepted).await });
         let mut got = vec![];
         if late {
             client.read_buf(&mut got).await.expect("a greeting");
@@ -303,7 +304,7 @@ async fn a_request_that_was_never_judged_is_recorded() {
     let mut steered = Steered::new().await;
     let method = IdentityMethod::Source;
     let connection = Connection {
-        peer: dialled(1000),
+        peer: (std::net::Ipv4Addr::LOCALHOST, 1000).into(),
         local: dialled(80),
         ingress: Ingress::Transparent,
         is_steered: true,
@@ -413,6 +414,7 @@ async fn a_bound_source_needs_no_credential_and_may_present_no_other() {
 /// Two agents with a key each, and a source that the client's address belongs to, which may present the first.
 fn shared_snapshot(keys: [&str; 2]) -> serde_json::Value {
     let mut snapshot: serde_json::Value = serde_json::from_str(SNAPSHOT).expect("json");
+    snapshot["agents"][0]["sources"] = serde_json::json!([]);
     snapshot["agents"][1] =
         serde_json::json!({ "id": "default/other", "index": 2, "state": "active", "sources": [] });
     snapshot["keys"] = vec![key_record(keys[0], "default/web"), key_record(keys[1], "default/other")].into();
@@ -484,4 +486,40 @@ async fn a_tunnel_ends_when_its_source_may_present_the_agent_no_more() {
     assert_eq!(reason(&records), None);
     assert_eq!(records[1].reason, Some(DropReason::IdentityConflict));
     keys.abort();
+}
+
+/// The kernel plane found the agent under another generation, and goes on saying so of a connection that lives.
+#[tokio::test]
+async fn a_source_that_is_bound_to_another_is_the_agents_no_more() {
+    let mut snapshot: serde_json::Value = serde_json::from_str(SNAPSHOT).expect("json");
+    let other = serde_json::json!({ "id": "default/other", "index": 2, "state": "active", "sources": [] });
+    snapshot["agents"][1] = other;
+    let mut steered = Steered::with(Path::new("/nonexistent/keys.sock"), &snapshot.to_string()).await;
+    steered.ingress = Ingress::Proxy;
+    let upstream = TcpListener::bind("127.1.0.1:0").await.expect("bind");
+    let port = upstream.local_addr().expect("address").port();
+    let head = format!("CONNECT api.allowed.test:{port} HTTP/1.1\r\n\r\n");
+    let bytes = [head.as_bytes(), &hello(Some("api.allowed.test"))].concat();
+    let snapshots = Arc::clone(&steered.serving.gateway.snapshots);
+    let change = async {
+        let (mut server, _) = upstream.accept().await.expect("accept");
+        server.read_exact(&mut [0; 5]).await.expect("the hello");
+        snapshot["generation"] = 4.into();
+        let nearer = serde_json::json!([{ "interface": "agents0", "prefix": "127.0.0.1/32", "mac": null }]);
+        snapshot["agents"][1]["sources"] = nearer;
+        let document = snapshot.to_string().into_bytes();
+        let envelope = clawgress_api::proto::Snapshot { generation: 4, document, ..Default::default() };
+        snapshots.apply_for_test(envelope).await;
+        // The client has not closed.
+        let _ = server.read_to_end(&mut vec![]).await;
+    };
+    let waiting = steered.converse_for(Duration::from_secs(30), Ok(1), dialled(3128), &bytes, false);
+    let ((), (got, records)) = tokio::join!(change, waiting);
+    assert!(got.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&got));
+    assert_eq!((reason(&records), records[1].reason), (None, Some(DropReason::IdentityConflict)));
+    // As the next request of a connection that was kept.
+    let (_, records) = steered.say(Ok(1), dialled(3128), &ask("", "")).await;
+    assert_eq!(reason(&records), Some(DropReason::IdentityConflict));
+    let (_, records) = steered.say(Ok(2), dialled(3128), &ask("", "")).await;
+    assert_eq!(reason(&records), Some(DropReason::PolicyDenied));
 }

@@ -80,6 +80,8 @@ pub struct Options {
     pub relayed: bool,
     /// The proxy's certificate, if it is to listen for TLS too.
     pub tls: Option<Pair>,
+    /// More of the table of the explicit proxy.
+    pub proxy: &'static str,
     /// More tables of the configuration.
     pub more: String,
 }
@@ -92,6 +94,7 @@ impl Default for Options {
             connections_max: 500,
             relayed: false,
             tls: None,
+            proxy: "",
             more: String::new(),
         }
     }
@@ -368,8 +371,9 @@ impl Gateway {
         let listeners = iter::once((ListenerKind::Proxy, listener)).chain(listener_tls).collect();
         let datapath = hand_over(directory.path(), listeners);
         let text = format!(
-            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{tls}[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n{}",
+            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{}\n{tls}[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n{}",
             directory.path().display(),
+            options.proxy,
             dns.address,
             options.stale_s,
             options.connections_max,

@@ -1,6 +1,8 @@
 //! The proxy under test over real sockets: allowed and denied traffic, hostile bytes, loss of its peers.
 
 #[cfg(test)]
+mod balancers;
+#[cfg(test)]
 mod client;
 #[cfg(test)]
 mod dns;
@@ -35,8 +37,12 @@ mod process;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]
+mod socks;
+#[cfg(test)]
 mod tokens;
 #[cfg(test)]
 mod tunnels;
 #[cfg(test)]
 mod upstream;
+#[cfg(test)]
+mod web_sockets;

@@ -17,7 +17,7 @@ use crate::vocabulary::ActionKind;
 use crate::{Host, PolicyProblem, Transport};
 
 /// Values of `context.protocol` for `tunnel`.
-const TUNNEL_PROTOCOLS: [&str; 2] = ["tls", "unknown"];
+const TUNNEL_PROTOCOLS: [&str; 3] = ["tls", "unknown", "websocket"];
 /// What people call a protocol, and its name here.
 const PROTOCOL_ALIASES: [(&str, &str); 9] = [
     ("icmpv6", "icmp"),

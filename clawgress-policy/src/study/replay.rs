@@ -77,6 +77,8 @@ pub enum Content {
     Tls,
     /// Neither TLS nor HTTP.
     Unknown,
+    /// The messages of a WebSocket, which a request that is read opens.
+    WebSocket,
     /// It was decided before that was seen: of a `CONNECT`, whatever may follow was denied.
     Unseen,
     /// The record is older than that it says so.
@@ -246,7 +248,7 @@ impl Recorded<'_> {
                     Err(why) => unknown(why),
                 };
             }
-            "tls" if self.method.is_some() => self.http(set, &host, port, needs),
+            "tls" | "tunnel" if self.method.is_some() => self.http(set, &host, port, needs),
             "tls" | "tunnel" => self.opaque(set, &host, port, needs),
             // It was denied by its address, after this was asked.
             _ if self.method.is_some() => self.http(set, &host, port, needs),
@@ -304,8 +306,12 @@ impl Recorded<'_> {
         let is_read_over_tls = self.scheme.is_some_and(|scheme| scheme != Scheme::Http.name());
         let scheme = if is_read_over_tls { Scheme::Https } else { Scheme::Http };
         let http = Operation::Http { host, port, scheme, method, path };
+        let asked = || match self.content {
+            Content::WebSocket => self.web_socket(set, host, port, ask(set, self.agent, http)?),
+            _ => ask(set, self.agent, http),
+        };
         if !is_read_over_tls {
-            return ask(set, self.agent, http);
+            return asked();
         }
         let tls = if self.intercepted {
             self.opened(set, host, port, needs)?
@@ -314,7 +320,26 @@ impl Recorded<'_> {
             let alpn = [UPSTREAM_ALPN.to_owned()];
             ask(set, self.agent, Operation::Tls { host, port, alpn: &alpn, ja4: "" })?
         };
-        if tls.denied.is_some() { Ok(tls) } else { Ok(tls.then(ask(set, self.agent, http)?)) }
+        if tls.denied.is_some() { Ok(tls) } else { Ok(tls.then(asked()?)) }
+    }
+
+    /// `tunnel` after `http`, for messages that nobody reads.
+    fn web_socket(
+        &self,
+        set: &PolicySet,
+        host: &Host,
+        port: u16,
+        http: Answer,
+    ) -> Result<Answer, &'static str> {
+        if http.denied.is_some() && http.quarantine.is_none() {
+            return Ok(http);
+        }
+        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket };
+        let mut tunnel = ask(set, self.agent, operation)?;
+        if matches!(tunnel.denied, Some(DropReason::PolicyDenied | DropReason::PolicyForbidden)) {
+            tunnel.denied = Some(DropReason::InspectionRequired);
+        }
+        Ok(http.then(tunnel))
     }
 
     /// `tls` and `tunnel`, or `tunnel` alone for what was no TLS. Where a record doesn't tell which, both must say the same.
@@ -337,6 +362,7 @@ impl Recorded<'_> {
         match self.content {
             Content::Tls => self.tls(set, hello),
             Content::Unknown => self.other(set, host, port),
+            Content::WebSocket => Err("the request that opened it"),
             Content::Unseen => self.unseen(set, host, port),
             Content::Untold if is_unknown => self.other(set, host, port),
             Content::Untold => {

@@ -8,9 +8,10 @@
 use clawgress_inspect::client_hello::{ClientHello, HelloError, Reassembler};
 use clawgress_inspect::http1::{self, Framer, HttpError, Step};
 use clawgress_inspect::ja4::Ja4;
+use clawgress_inspect::proxy_header::{self, Header};
 use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::usage::{Extractor, Format};
-use clawgress_inspect::{proxy_authorization, sniff};
+use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
 #[path = "identity.rs"]
 mod identity;
@@ -35,7 +36,9 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("jwks", jwks),
     ("jwt", jwt),
     ("proxy_authorization", proxy_authorization),
+    ("proxy_header", proxy_header),
     ("sniff", sniff),
+    ("socks5", socks5),
     ("spiffe_bundle", spiffe_bundle),
     ("spiffe_id", spiffe_id),
     ("usage", usage),
@@ -134,6 +137,22 @@ pub fn proxy_authorization(data: &[u8]) {
     }
 }
 
+/// A header says who, or nothing.
+pub fn proxy_header(data: &[u8]) {
+    if let Some(fixed) = data.first_chunk::<{ proxy_header::FIXED_BYTES }>()
+        && let Ok(length) = proxy_header::length(fixed)
+        && let Some(whole) = data.get(..length)
+        && let Ok(Header::Proxied { source, destination }) = proxy_header::parse(whole)
+    {
+        assert!(length >= proxy_header::FIXED_BYTES + 12);
+        assert_eq!(
+            (source.ip().to_canonical(), destination.ip().to_canonical()),
+            (source.ip(), destination.ip())
+        );
+    }
+    assert!(proxy_header::parse(data).is_err() || data.starts_with(&proxy_header::SIGNATURE));
+}
+
 /// An answer never changes when more bytes come, and there is one before long.
 pub fn sniff(data: &[u8]) {
     let mut answer = None;
@@ -143,6 +162,28 @@ pub fn sniff(data: &[u8]) {
         assert!(now.is_some() || n < sniff::BYTES_MAX);
         answer = now;
     }
+}
+
+/// A message is taken when it is whole, as the same whatever follows, and never waits for more than it may have.
+pub fn socks5(data: &[u8]) {
+    whole(data, socks5::greeting);
+    whole(data, socks5::login);
+    whole(data, socks5::request);
+    if let Ok(Some((_, login))) = socks5::login(data) {
+        assert!(!login.user.is_empty() && !login.password.chars().any(char::is_control));
+    }
+    if let Ok(Some((_, request))) = socks5::request(data) {
+        assert_ne!(request.port, 0);
+    }
+}
+
+fn whole<T: PartialEq + std::fmt::Debug>(data: &[u8], parse: fn(&[u8]) -> socks5::Parsed<T>) {
+    let answer = parse(data);
+    assert!(answer != Ok(None) || data.len() < socks5::BYTES_MAX);
+    let Ok(Some((n, _))) = &answer else { return };
+    assert!(*n <= data.len() && *n <= socks5::BYTES_MAX);
+    assert_eq!(parse(&data[..*n]), answer);
+    assert!((0..*n).all(|n| parse(&data[..n]) == Ok(None)));
 }
 
 /// The same usage, whole or in pieces.

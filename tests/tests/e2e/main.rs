@@ -45,4 +45,5 @@ mod tokens;
 mod transparent;
 mod units;
 mod up;
+mod web_sockets;
 mod workers;

@@ -64,6 +64,47 @@ fn a_key_opens_connect_and_absolute_form_from_any_host() {
 }
 
 #[test]
+fn socks_is_governed_as_connect_is() {
+    let site = site();
+    let socks = |credential: &str| format!("socks5h://{credential}{}:{PROXY_PORT}", GATEWAY.v4);
+    let own = socks(&format!("{ASSISTANT}:{}@", site.assistant_key));
+    let ask = |host, url: &str, to: &str| curl(&site, host, &["-x", url, to]);
+    // TLS unread, HTTP read, by name; from a host that is nobody, with a key.
+    for to in ["https://api.allowed.test/socks-tls", "http://api.allowed.test/socks-http"] {
+        let output = ask(Host::Anon, &own, to);
+        assert_eq!(codes(&output).0, 200, "{output:?}");
+    }
+    let v6 = format!("socks5h://{ASSISTANT}:{}@[{}]:{PROXY_PORT}", site.assistant_key, GATEWAY.v6);
+    assert_eq!(codes(&ask(Host::Anon, &v6, "https://six.allowed.test/")).0, 200);
+    // A bound host needs no key.
+    let output = ask(Host::Known, &socks(""), "http://api.allowed.test/socks-bound");
+    assert_eq!(codes(&output).0, 200, "{output:?}");
+    // curl's 97: the proxy refused.
+    for (url, to) in [
+        (socks(""), "https://api.allowed.test/"),
+        (socks(&format!("{ASSISTANT}:wrong@")), "https://api.allowed.test/"),
+        (own.clone(), "https://secret.denied.test/"),
+        (own.clone(), "https://198.51.100.66/"),
+        (own.clone(), "https://169.254.169.254/"),
+        (own.replace("socks5h", "socks4a"), "https://api.allowed.test/"),
+    ] {
+        let output = ask(Host::Anon, &url, to);
+        assert_eq!(output.code, Some(97), "{url} {to}: {output:?}");
+    }
+    // What is read inside gets a page.
+    assert_eq!(codes(&ask(Host::Anon, &own, "http://api.allowed.test/admin/x")).0, 403);
+    let (decision, _) = pair(&site, "TLS by SOCKS", |r| {
+        to_host(r, API) && agent(r) == Some(ASSISTANT) && r.action.as_deref() == Some("tunnel")
+    });
+    assert_eq!((decision.ingress, decision.verdict), (Some(Ingress::Proxy), Some(Verdict::Allow)));
+    pair(&site, "HTTP by SOCKS", |r| r.destination.path.as_deref() == Some("/socks-http"));
+    record(&site, "no credential", |r| denied(r, "credential_missing"));
+    record(&site, "a wrong key", |r| denied(r, "credential_invalid"));
+    record(&site, "SOCKS 4", |r| denied(r, "socks_unsupported"));
+    finish(site);
+}
+
+#[test]
 fn denials_by_name_path_and_team() {
     let site = site();
     let url = proxy(ASSISTANT, &site.assistant_key);

@@ -18,12 +18,19 @@ pub fn install() -> anyhow::Result<()> {
     let dir = cache::clients()?;
     let (venv, stamp) = (dir.join("venv"), dir.join("installed.txt"));
     let python = venv.join("bin/python");
-    let starts = || shell::succeeds(Command::new(&python).args(["-c", "import requests, openai, spiffe"]));
+    let starts = || {
+        shell::succeeds(
+            Command::new(&python).args(["-c", "import requests, openai, socks, spiffe, websockets"]),
+        )
+    };
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) && starts() {
-        say("python clients", "present (requests, openai, spiffe)");
+        say("python clients", "present (requests with SOCKS, openai, spiffe, websockets)");
         return Ok(());
     }
-    say("python clients", "missing: installing requests, openai and spiffe, pinned by hash");
+    say(
+        "python clients",
+        "missing: installing requests with SOCKS, openai, spiffe and websockets, pinned by hash",
+    );
     fs::create_dir_all(&dir)?;
     if venv.exists() {
         fs::remove_dir_all(&venv).context("cannot replace the clients' environment")?;

@@ -1,0 +1,106 @@
+//! How a client asks for a tunnel, and what it is answered.
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::socks5::{self, Reply};
+
+use crate::decide::Ruling;
+use crate::enforce::enforce;
+use crate::exchange::{End, Exchange};
+use crate::gateway::Gateway;
+use crate::stream::Stream;
+use crate::{page, peek};
+
+const CONNECTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+const SUCCEEDED: &[u8] = &socks5::reply(Reply::Succeeded);
+
+/// How a tunnel is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// The method CONNECT of HTTP/1.1.
+    Connect,
+    /// A request of SOCKS 5.
+    Socks5,
+}
+
+/// A tunnel that is refused before its client was told to begin.
+#[derive(Debug)]
+pub struct Refused {
+    /// How it was asked for.
+    pub manner: Manner,
+    /// What is recorded of it.
+    pub exchange: Exchange,
+    /// The client, who waits for an answer.
+    pub stream: Stream,
+    /// Whether a credential came with it, or with its connection.
+    pub has_presented: bool,
+}
+
+// === impl Manner ===
+
+impl Manner {
+    /// What tells the client to begin.
+    #[must_use]
+    pub fn established(self) -> &'static [u8] {
+        match self {
+            Manner::Connect => CONNECTED,
+            Manner::Socks5 => SUCCEEDED,
+        }
+    }
+
+    /// The HTTP status by which the client is told to begin, if it is told by one.
+    #[must_use]
+    pub fn status(self) -> Option<u16> {
+        match self {
+            Manner::Connect => Some(200),
+            Manner::Socks5 => None,
+        }
+    }
+}
+
+// === impl Refused ===
+
+impl Refused {
+    /// Enforces `ruling`, which denies, records it, and tells the client.
+    pub async fn end(mut self, gateway: &Gateway, ruling: Ruling) {
+        let ruling = enforce(gateway, ruling, self.exchange.id()).await;
+        let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
+        self.exchange.deny(ruling);
+        self.say(reason).await;
+    }
+
+    /// Tells the client why it can't begin, and records that.
+    pub async fn say(mut self, reason: DropReason) {
+        let client = page::Client::of_proxy(self.has_presented);
+        let status = self.manner.status().map(|_| page::status_as(client, reason));
+        self.exchange.end(End { status, reason: Some(reason), ..End::default() });
+        match self.manner {
+            Manner::Connect => {
+                let word = page::response(reason, self.exchange.id(), self.has_presented);
+                peek::say_and_close(self.stream, word.as_bytes()).await;
+            }
+            Manner::Socks5 => peek::say_and_close(self.stream, &socks5::reply(word(reason))).await,
+        }
+    }
+}
+
+/// The one byte that SOCKS has for a reason: those of RFC 1928 section 6 that come nearest.
+fn word(reason: DropReason) -> Reply {
+    match reason {
+        DropReason::ResolveFailed => Reply::HostUnreachable,
+        DropReason::UpstreamFailed => Reply::Refused,
+        DropReason::SocksUnsupported => Reply::CommandUnsupported,
+        DropReason::HostInvalid => Reply::AddressUnsupported,
+        DropReason::SnapshotMissing
+        | DropReason::InterceptionUnavailable
+        | DropReason::PolicyMissing
+        | DropReason::AuditUnavailable
+        | DropReason::IdentityUnavailable
+        | DropReason::LimitUnavailable
+        | DropReason::HistoryUnavailable
+        | DropReason::Overloaded
+        | DropReason::Draining
+        | DropReason::Timeout
+        | DropReason::SocksMalformed => Reply::Failure,
+        _ => Reply::NotAllowed,
+    }
+}

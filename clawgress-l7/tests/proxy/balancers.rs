@@ -1,0 +1,89 @@
+//! Load balancers that say by the PROXY protocol whose connections they pass on, and others that would like to.
+
+use clawgress_api::Verdict;
+use clawgress_ebpf_common::DropReason;
+use tokio::net::TcpSocket;
+
+use crate::client::Client;
+use crate::harness::{Gateway, Options};
+use crate::upstream::Upstream;
+
+const BALANCERS: &str = "balancers = [\"127.1.9.0/24\"]";
+/// The client, at port 4660, and what it connected to.
+const HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xcb\x00\x71\x09\xc6\x33\x64\x02\x12\x34\x0c\x38";
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+
+async fn from(gateway: &Gateway, ip: &str) -> Client {
+    let socket = TcpSocket::new_v4().expect("socket");
+    socket.bind(format!("{ip}:0").parse().expect("address")).expect("bind");
+    Client::over(socket.connect(gateway.proxy).await.expect("connect"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_balancer_says_whose_its_connections_are() {
+    let gateway = Gateway::start(Options { proxy: BALANCERS, ..Options::default() }).await;
+    let sink = Upstream::sink("127.1.0.1").await;
+    let target = format!("api.allowed.test:{}", sink.address.port());
+    let connect = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{}\r\n", gateway.web());
+    let whole = [HEADER, connect.as_bytes()].concat();
+    for pieces in [vec![&whole[..]], whole.chunks(1).collect(), vec![&whole[..7], &whole[7..]]] {
+        let n = gateway.outcomes();
+        let mut client = from(&gateway, "127.1.9.1").await;
+        for piece in pieces {
+            client.send(piece).await;
+        }
+        assert_eq!(client.answer_head().await.status, 200);
+        drop(client);
+        let (decision, _) = gateway.exchange(n).await;
+        let source = (decision.source.ip.map(|ip| ip.to_string()), decision.source.port);
+        assert_eq!(source, (Some("203.0.113.9".to_owned()), Some(4660)));
+        assert_eq!(decision.agent.map(|a| a.agent.to_string()).as_deref(), Some("web"));
+    }
+    // Who has no credential is nobody, whoever passes it on.
+    let mut client = from(&gateway, "127.1.9.1").await;
+    client
+        .send(
+            [HEADER, b"CONNECT api.allowed.test:443 HTTP/1.1\r\nHost: api.allowed.test:443\r\n\r\n"].concat(),
+        )
+        .await;
+    assert_eq!(client.answer().await.reason(), "credential_missing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_else_is_believed_and_balancers_must_say_it() {
+    let gateway = Gateway::start(Options { proxy: BALANCERS, ..Options::default() }).await;
+    let get =
+        format!("GET http://api.allowed.test/ HTTP/1.1\r\nHost: api.allowed.test\r\n{}\r\n", gateway.web());
+    for (ip, bytes, source, reason) in [
+        ("127.0.0.1", HEADER.to_vec(), "127.0.0.1", DropReason::ProtocolUnknown),
+        ("127.1.9.1", get.as_bytes().to_vec(), "127.1.9.1", DropReason::ProxyHeaderMalformed),
+        ("127.1.9.1", HEADER[..20].to_vec(), "127.1.9.1", DropReason::ProxyHeaderMalformed),
+        (
+            "127.1.9.1",
+            b"PROXY TCP4 203.0.113.9 198.51.100.2 1 2\r\n".to_vec(),
+            "127.1.9.1",
+            DropReason::ProxyHeaderMalformed,
+        ),
+        ("127.1.9.1", [HEADER, HEADER].concat(), "203.0.113.9", DropReason::ProtocolUnknown),
+    ] {
+        let n = gateway.outcomes();
+        let mut client = from(&gateway, ip).await;
+        client.send(&bytes).await;
+        tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.expect("shutdown");
+        assert!(client.rest().await.is_empty());
+        let (decision, _) = gateway.exchange(n).await;
+        assert_eq!((decision.verdict, decision.reason), (Some(Verdict::Deny), Some(reason)), "{ip}");
+        assert_eq!(decision.source.ip.map(|ip| ip.to_string()).as_deref(), Some(source));
+    }
+    // It asks whether anybody is there.
+    let n = gateway.outcomes();
+    for bytes in [LOCAL, b""] {
+        let mut client = from(&gateway, "127.1.9.1").await;
+        client.send(bytes).await;
+        tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.expect("shutdown");
+        assert!(client.rest().await.is_empty());
+    }
+    gateway.ask(&get.replace("/ ", "/denied ")).await;
+    gateway.records(n + 1).await;
+    assert_eq!(gateway.outcomes(), n + 1, "nothing was asked, so nothing is recorded");
+}

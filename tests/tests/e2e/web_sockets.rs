@@ -1,0 +1,120 @@
+//! WebSockets of a real client to a real server, by the route and by the explicit proxy; and SOCKS by Python.
+
+use clawgress_api::Verdict;
+use clawgress_e2e::clients;
+use clawgress_e2e::lab::{Host, Output};
+use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
+
+use crate::support::{agent, finish, pair, proxy, record, site, to_host};
+
+/// Sends back what it gets.
+const SERVER: &str = r#"
+import asyncio, websockets
+async def echo(ws):
+    async for message in ws:
+        await ws.send(message)
+async def main():
+    async with websockets.serve(echo, "203.0.113.10", 8081, max_size=None):
+        await asyncio.Future()
+asyncio.run(main())
+"#;
+
+/// Opens one, and prints what comes back of a word and of a hundred thousand bytes.
+const CLIENT: &str = r#"
+import asyncio, sys, websockets
+async def main():
+    async with websockets.connect(sys.argv[1], proxy=sys.argv[2] or None, max_size=None, open_timeout=8) as ws:
+        await ws.send("hello")
+        word = await ws.recv()
+        await ws.send(bytes(100_000))
+        print(word, len(await ws.recv()))
+try:
+    asyncio.run(main())
+except websockets.exceptions.InvalidStatus as refused:
+    print(refused.response.status_code, refused.response.headers["x-clawgress-reason"])
+"#;
+
+/// Both planes have to permit the port; the messages need a permit of their own.
+const PORT: &str = r#"
+@id("reach-8081") permit (principal in Team::"research", action == Action::"connect", resource in NetworkSet::"web")
+when { context.protocol == "tcp" && context.port == 8081 };
+"#;
+const MESSAGES: &str = r#"
+@id("messages") permit (principal in Team::"research", action == Action::"tunnel", resource == Host::"api.allowed.test")
+when { context.protocol == "websocket" };
+"#;
+
+fn open(site: &Site, host: Host, path: &str, proxy: &str) -> Output {
+    let python = clients::python().unwrap();
+    let url = format!("ws://{API}:8081{path}");
+    site.gateway.lab.run(host, &[python.to_str().unwrap(), "-c", CLIENT, &url, proxy]).unwrap()
+}
+
+#[test]
+fn messages_pass_where_their_request_and_they_are_permitted() {
+    let mut site = site();
+    let python = clients::python().unwrap();
+    let mut server =
+        site.gateway.lab.spawn(Host::World, "websockets", &[python.to_str().unwrap(), "-c", SERVER]).unwrap();
+    let listens = "exec 3<>/dev/tcp/203.0.113.10/8081";
+    site.gateway
+        .lab
+        .wait("the server of WebSockets", std::time::Duration::from_secs(15), || {
+            Ok(site.gateway.lab.run(Host::World, &["bash", "-c", listens])?.ok().then_some(()))
+        })
+        .unwrap();
+    let own = proxy(ASSISTANT, &site.assistant_key);
+    site.gateway.apply_policy(&format!("{POLICY}{PORT}"), SETS).unwrap();
+    for (host, proxy) in [(Host::Known, ""), (Host::Anon, &*own)] {
+        let output = open(&site, host, "/chat", proxy);
+        assert_eq!(output.stdout.trim(), "403 inspection_required", "{output:?}");
+    }
+    site.gateway.apply_policy(&format!("{POLICY}{PORT}{MESSAGES}"), SETS).unwrap();
+    for (host, who, proxy) in [(Host::Known, CRAWLER, ""), (Host::Anon, ASSISTANT, &*own)] {
+        let output = open(&site, host, "/chat", proxy);
+        assert_eq!(output.stdout.trim(), "hello 100000", "{output:?}");
+        let (decision, outcome) = pair(&site, "the WebSocket", |r| {
+            to_host(r, API)
+                && agent(r) == Some(who)
+                && r.verdict == Some(Verdict::Allow)
+                && r.action.as_deref() == Some("tunnel")
+        });
+        assert!(decision.policies.contains(&"messages".to_owned()), "{decision:?}");
+        assert_eq!(outcome.status, Some(101));
+        assert!(outcome.bytes_sent > Some(100_000) && outcome.bytes_received > Some(100_000), "{outcome:?}");
+        let output = open(&site, host, "/admin/chat", proxy);
+        assert_eq!(output.stdout.trim(), "403 policy_forbidden", "{output:?}");
+    }
+    // Under what permits no messages, what was opened would not be.
+    let without = site.gateway.lab.dir().join("without.cedar");
+    std::fs::write(&without, format!("{POLICY}{PORT}")).unwrap();
+    let sets = site.gateway.lab.dir().join("without.toml");
+    std::fs::write(&sets, SETS).unwrap();
+    let (without, sets) = (without.display().to_string(), sets.display().to_string());
+    let args = ["policy", "replay", &without, "--sets", &sets, "--since", "10m", "-o", "json"];
+    let replayed = site.gateway.ctl(&args).unwrap().stdout;
+    assert!(replayed.contains("inspection_required"), "{replayed}");
+    server.kill().unwrap();
+    finish(site);
+}
+
+#[test]
+fn python_goes_by_socks() {
+    let site = site();
+    let python = clients::python().unwrap();
+    let script = "import requests, sys; p = sys.argv[2]; print(requests.get(sys.argv[1], proxies={'http': p, 'https': p}, timeout=8, verify=sys.argv[3]).status_code)";
+    let url = format!("socks5h://{ASSISTANT}:{}@{}:{PROXY_PORT}", site.assistant_key, GATEWAY.v4);
+    let ca = site.gateway.lab.ca().display().to_string();
+    for (to, printed) in [
+        ("https://api.allowed.test/python-tls", "200"),
+        ("http://api.allowed.test/python", "200"),
+        ("http://api.allowed.test/admin/python", "403"),
+    ] {
+        let argv = [python.to_str().unwrap(), "-c", script, to, &url, &ca];
+        let output = site.gateway.lab.run(Host::Anon, &argv).unwrap();
+        assert_eq!(output.stdout.trim(), printed, "{output:?}");
+    }
+    record(&site, "what was read", |r| r.destination.path.as_deref() == Some("/python"));
+    finish(site);
+}
