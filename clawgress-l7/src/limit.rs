@@ -109,8 +109,8 @@ pub const STRAGGLE: Duration = Duration::from_secs(5);
 pub const BEAT: Duration = Duration::from_millis(500);
 /// First and longest pause before a local role is dialled again.
 pub const REDIAL_FIRST: Duration = Duration::from_millis(100);
-/// See [`REDIAL_FIRST`].
-pub const REDIAL_MAX: Duration = Duration::from_secs(2);
+/// See [`REDIAL_FIRST`]: what is revoked right after control came again has to be known within a second.
+pub const REDIAL_MAX: Duration = Duration::from_millis(500);
 /// How long listeners that nothing new is steered to are still accepted from: for handshakes that have begun, and
 /// what is in their queues.
 pub const HANDOVER_OVERLAP: Duration = Duration::from_secs(1);
