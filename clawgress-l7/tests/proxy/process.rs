@@ -88,5 +88,5 @@ fn a_bad_configuration_is_named_with_file_and_line() {
     assert_eq!(wait(&mut running), Some(1));
     let mut said = String::new();
     std::io::Read::read_to_string(running.0.stderr.as_mut().expect("stderr"), &mut said).expect("read");
-    assert!(said.contains("clawgress.toml:9: unknown field `threds`"), "{said}");
+    assert!(said.contains("clawgress.toml:9:1: unknown field `threds`"), "{said}");
 }

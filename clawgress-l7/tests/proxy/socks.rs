@@ -179,7 +179,7 @@ async fn what_policy_denies_is_refused_before_it_begins() {
     }
     let five = |command: u8, rest: &[u8]| [&[5, command, 0][..], rest].concat();
     for (request, byte, reason) in [
-        (five(1, b"\x01\xa9\xfe\xa9\xfe\x00\x50"), 2, DropReason::PolicyDenied),
+        (five(1, b"\x01\xa9\xfe\xa9\xfe\x01\xbb"), 2, DropReason::PolicyDenied),
         (five(2, b"\x01\x7f\x01\x00\x01\x00\x50"), 7, DropReason::SocksUnsupported),
         (five(3, b"\x01\x00\x00\x00\x00\x00\x35"), 7, DropReason::SocksUnsupported),
         (five(1, b"\x02"), 8, DropReason::HostInvalid),
