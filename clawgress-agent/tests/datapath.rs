@@ -55,6 +55,8 @@ mod recent;
 mod refusals;
 #[path = "datapath/removal.rs"]
 mod removal;
+#[path = "datapath/reuse.rs"]
+mod reuse;
 #[path = "datapath/scale.rs"]
 mod scale;
 #[path = "datapath/shared.rs"]

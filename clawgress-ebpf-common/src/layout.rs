@@ -316,6 +316,8 @@ pub mod flow_flag {
     pub const OPEN_REVISION: u16 = 64;
     /// A connection of the proxy for one that was steered to it, and charged where it came in.
     pub const CHARGED: u16 = 128;
+    /// TCP, and nothing but SYNs came from the agent yet.
+    pub const OPENING: u16 = 256;
     /// Why it was let through, if it was.
     pub const OPEN: u16 = OPEN_L7 | OPEN_FLOW_TABLE | OPEN_REVISION;
 }
@@ -536,6 +538,21 @@ pub struct Event {
     pub count: u64,
 }
 pod!(Event, 88);
+
+/// What the kernel tells of a flow that ended because another one has its tuple now: told apart from an [`Event`] by
+/// its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ended {
+    /// Its record, as it was at the end.
+    pub flow: Flow,
+    /// Its tuple.
+    pub key: FlowKey,
+    /// Zero.
+    pub pad: u32,
+}
+pod!(Ended, 120);
+const _: () = assert!(size_of::<Ended>() != size_of::<Event>());
 
 /// Codes of [`Event::kind`].
 pub mod event_kind {

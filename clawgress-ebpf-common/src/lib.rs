@@ -65,7 +65,7 @@ pub mod map {
     /// `SockMap[LISTENER_SLOTS]`: the transparent listeners that flows are steered to; see
     /// [`listener`](super::listener).
     pub const LISTENERS: &str = "claw_lstn_v2";
-    /// `RingBuf`: [`Event`](super::Event)s.
+    /// `RingBuf`: [`Event`](super::Event)s, and [`Ended`](super::Ended) flows.
     pub const EVENTS: &str = "claw_evnt_v2";
     /// `PerCpuArray<u64>[COUNTERS]`: see [`counter`](super::counter).
     pub const COUNTERS: &str = "claw_cnt_v1";
@@ -111,6 +111,13 @@ pub mod bound {
     pub const FLOWS_MAX: u32 = 262_144;
     /// Concurrent flows of one agent: no seven of them can fill the table. Each CPU may be one flow over.
     pub const FLOWS_PER_AGENT_MAX: u64 = FLOWS_MAX as u64 / 8;
+    /// How long a SYN may be one that is sent again (RFC 9293 3.8.3 wants three minutes at least). Later, it is another
+    /// connection's.
+    pub const HANDSHAKE_NS: u64 = 180_000_000_000;
+    /// A tuple begins a flow that is told at most once in this time, so that no agent tells more of them than it may
+    /// have flows; the SYN is dropped, and sent again after as long (RFC 6298 2.1). Few do it sooner: even a socket
+    /// that waits for late segments is not used again before (RFC 6191 2).
+    pub const REUSE_NS: u64 = 1_000_000_000;
     /// Limiters of a policy.
     pub const LIMITERS_MAX: u32 = 1_024;
     /// Combinations of limiters that apply to something: what a flow record can number.

@@ -24,7 +24,7 @@ pub fn claw_confirm(ctx: TcContext) -> i32 {
     if unsafe { (*record).action } == action::LOCAL {
         return 0;
     }
-    match flow::confirm(record, &key, generation(), false) {
+    match flow::confirm(record, &key, generation()) {
         Ok(_) => 0,
         Err(judged) => judged.reason as i32,
     }

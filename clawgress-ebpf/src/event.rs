@@ -5,7 +5,7 @@ use core::mem::transmute;
 
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use clawgress_ebpf_common::{
-    Address, DropReason, Event, FlowKey, Seen, SeenKey, action, bound, counter, event_kind,
+    Address, DropReason, Ended, Event, Flow, FlowKey, Seen, SeenKey, action, bound, counter, event_kind,
 };
 
 use crate::judge::Judgement;
@@ -45,6 +45,24 @@ pub fn opened(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, begu
 #[inline(always)]
 pub fn flow(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {
     write(place, key, judged, bytes, event_kind::FLOW, at_ns);
+}
+
+/// Reports the end of a flow whose record another one takes.
+#[inline(always)]
+pub fn ended(key: &FlowKey, flow: *const Flow) {
+    let Some(mut entry) = EVENTS.reserve::<Ended>(0) else {
+        count(counter::EVENTS_LOST);
+        return;
+    };
+    let ended = entry.as_mut_ptr();
+    // VERIFIER: part by part, since the whole would be made on the stack first.
+    // SAFETY: `ended` is the reserved entry, `flow` a record, and both are words; every byte is written.
+    unsafe {
+        (&raw mut (*ended).flow).cast::<[u64; 9]>().write(flow.cast::<[u64; 9]>().read());
+        (&raw mut (*ended).key).write(*key);
+        (&raw mut (*ended).pad).write(0);
+    }
+    entry.submit(0);
 }
 
 /// Counts a drop, and reports it unless the same was reported a moment ago.

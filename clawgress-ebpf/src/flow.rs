@@ -8,7 +8,7 @@ use clawgress_ebpf_common::{
     fail_open, flow_flag, protocol,
 };
 
-use crate::event::now;
+use crate::event::{self, now};
 use crate::image::image;
 use crate::judge::{self, Judgement, Who};
 use crate::learned;
@@ -40,19 +40,23 @@ pub fn holder(flow: *mut Flow) -> (u32, u16) {
     unsafe { ((*flow).agent, (*flow).action) }
 }
 
-/// Whether the connection of a record has ended or is ending, so that a SYN begins another: one that is sent again
-/// because nobody answered begins none.
-#[inline(always)]
-pub fn is_over(flow: *mut Flow) -> bool {
-    // SAFETY: as in `touch`.
-    unsafe { (*flow).flags & (flow_flag::RST | flow_flag::FIN_TX | flow_flag::FIN_RX) != 0 }
-}
-
 /// Whether `packet` may start a flow: any UDP or echo, but TCP only by SYN.
 #[inline(always)]
 pub fn is_start(packet: &Packet) -> bool {
     packet.key.protocol != protocol::TCP
         || packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST) == TCP_SYN
+}
+
+/// Whether a packet that may start a flow asks for a TCP connection.
+#[inline(always)]
+pub fn is_syn(packet: &Packet, is_start: bool) -> bool {
+    is_start && packet.key.protocol == protocol::TCP
+}
+
+/// The bits of a record that a packet begins.
+#[inline(always)]
+fn opening(packet: &Packet) -> u16 {
+    if is_syn(packet, is_start(packet)) { flow_flag::OPENING } else { 0 }
 }
 
 /// Whether a permitted connection of this interface and family goes unread because nobody is there to
@@ -105,7 +109,7 @@ fn record(packet: &Packet, generation: u64, judged: &Judgement, flags: u16) -> u
         agent: judged.agent,
         policies: judged.policies,
         action: judged.action,
-        flags: flags | if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 },
+        flags: flags | reported(judged) | opening(packet),
         limits: judged.limits as u16,
         pad: 0,
     };
@@ -134,19 +138,35 @@ pub fn share_index(agent: u32) -> u32 {
     agent & (bound::SHARES - 1)
 }
 
-/// Begins a steered flow anew as one that goes unread; gives its beginning.
+/// Whether an event tells of a flow's beginning: what is steered is told by who reads it.
 #[inline(always)]
-pub fn open(flow: *mut Flow, generation: u64) -> u64 {
+fn reported(judged: &Judgement) -> u16 {
+    if judged.action == action::DIRECT { flow_flag::REPORTED } else { 0 }
+}
+
+/// Begins another flow where the record of one is that had the same tuple, with these bits of [`flow_flag`]. The end
+/// of that one is told, if its beginning was. Gives the beginning.
+// VERIFIER: a function of its own, so that the programs share its instructions; most packets do without.
+#[inline(never)]
+pub fn anew(flow: *mut Flow, packet: &Packet, generation: u64, judged: &Judgement, flags: u16) -> u64 {
     let at_ns = now();
-    // SAFETY: as in `touch`. The packet starts a connection, so what was counted is another's.
+    // SAFETY: as in `touch`. As in `settle`, a reader who sees the generation sees the rest.
     unsafe {
+        if (*flow).flags & flow_flag::REPORTED != 0 {
+            event::ended(&packet.key, flow);
+        }
+        (&raw mut (*flow).generation).write_volatile(0);
         (*flow).created_ns = at_ns;
-        (*flow).tx_packets = 0;
-        (*flow).tx_bytes = 0;
+        (*flow).last_ns = at_ns;
+        (*flow).tx_packets = 1;
+        (*flow).tx_bytes = packet.bytes as u64;
         (*flow).rx_packets = 0;
         (*flow).rx_bytes = 0;
-        (*flow).flags = flow_flag::REPORTED | flow_flag::OPEN_L7;
-        (&raw mut (*flow).action).write_volatile(action::DIRECT);
+        (&raw mut (*flow).agent).write_volatile(judged.agent);
+        (&raw mut (*flow).policies).write_volatile(judged.policies);
+        (&raw mut (*flow).limits).write_volatile(judged.limits as u16);
+        (&raw mut (*flow).flags).write_volatile(flags | reported(judged) | opening(packet));
+        (&raw mut (*flow).action).write_volatile(judged.action);
         (&raw mut (*flow).generation).write_volatile(generation);
     }
     at_ns
@@ -182,14 +202,17 @@ pub fn touch(flow: *mut Flow, packet: &Packet, way: Way) {
         }
         // Two CPUs may lose one of two flags set at once; user space then waits the longer time-out.
         let flags = (*flow).flags;
-        let mut next = flags;
+        let is_again = way == Way::Out && is_start(packet);
+        // An ICMP error about the flow has no flags.
+        let is_past = way == Way::Out && !is_again && packet.tcp_flags != 0;
+        let mut next = if is_past { flags & !flow_flag::OPENING } else { flags };
         if packet.tcp_flags & TCP_RST != 0 {
             next |= flow_flag::RST;
         } else if packet.tcp_flags & TCP_FIN != 0 {
             next |= if way == Way::Out { flow_flag::FIN_TX } else { flow_flag::FIN_RX };
-        } else if way == Way::Out && is_start(packet) {
-            // The tuple is used again.
-            next &= flow_flag::REPORTED | flow_flag::OPEN | flow_flag::CHARGED;
+        } else if is_again {
+            // To the proxy the tuple may be used again; elsewhere nothing of it has ended.
+            next &= flow_flag::REPORTED | flow_flag::OPEN | flow_flag::CHARGED | flow_flag::OPENING;
         }
         if next != flags {
             (*flow).flags = next;
@@ -213,12 +236,7 @@ pub unsafe fn add(to: *mut u64, value: u64) {
 /// one that may not go on as it was stays, marked denied, until user space has told its end. One that goes
 /// unread is judged again at every packet, and ends as soon as there is a listener.
 #[inline(always)]
-pub fn confirm(
-    flow: *mut Flow,
-    key: &FlowKey,
-    generation: Generation,
-    is_start: bool,
-) -> Result<Judgement, Judgement> {
+pub fn confirm(flow: *mut Flow, key: &FlowKey, generation: Generation) -> Result<Judgement, Judgement> {
     // SAFETY: as in `touch`.
     let agent = unsafe { (*flow).agent };
     if judge::is_quarantined(agent) {
@@ -229,7 +247,22 @@ pub fn confirm(
     }
     let mut judged = Judgement::none();
     again(generation.pack(), key, &mut judged);
-    if renew(flow, key, generation.pack(), is_start, &mut judged) { Ok(judged) } else { Err(judged) }
+    match renew(flow, key, generation.pack(), false, &mut judged) {
+        Settled::Refused => Err(judged),
+        _ => Ok(judged),
+    }
+}
+
+/// What becomes of a packet whose record was judged again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Settled {
+    /// It may not go on.
+    Refused,
+    /// It goes on as the record says now.
+    GoesOn,
+    /// It begins another flow, which [`anew`] is to note.
+    Anew,
 }
 
 /// [`settle`]s, but for what goes unread.
@@ -241,19 +274,24 @@ pub fn renew(
     generation: u64,
     is_start: bool,
     judged: &mut Judgement,
-) -> bool {
+) -> Settled {
     // SAFETY: as in `touch`.
     let (code, flags) = unsafe { ((*flow).action, (*flow).flags) };
     let is_unread = code == action::DIRECT && flags & flow_flag::OPEN_L7 != 0;
-    if is_unread && judged.action == action::STEER && goes_unread(key, is_v6(key)) {
+    let may_go_unread = judged.action == action::STEER && goes_unread(key, is_v6(key));
+    if may_go_unread && is_unread {
         judged.action = action::DIRECT;
     }
-    let settled = settle(flow, Generation::unpack(generation), judged, is_start);
-    let may_go_on = settled.is_ok();
-    *judged = match settled {
-        Ok(settled) | Err(settled) => settled,
-    };
-    may_go_on
+    let settled = settle(flow, key.protocol, Generation::unpack(generation), judged, is_start);
+    if settled == Settled::GoesOn && may_go_unread && !is_unread && is_start {
+        // It was steered until now, and is to be read no more.
+        return Settled::Anew;
+    }
+    if settled == Settled::Anew && may_go_unread {
+        // Who begins it says why it goes unread.
+        judged.action = action::STEER;
+    }
+    settled
 }
 
 /// The action of a flow that `generation` has judged already, and permitted.
@@ -273,43 +311,75 @@ pub fn current(flow: *mut Flow, generation: Generation) -> Option<Judgement> {
     if is_live { Some(judged) } else { None }
 }
 
-/// Brings a record up to date with what `generation` says of it, `judged`.
+/// Brings a record up to date with what `generation` says of it, `judged`, or with why its packet may not go on; or
+/// says that it begins another flow, and leaves the record to [`anew`].
 #[inline(always)]
 pub fn settle(
     flow: *mut Flow,
+    protocol: u8,
     generation: Generation,
-    judged: &Judgement,
+    judged: &mut Judgement,
     is_start: bool,
-) -> Result<Judgement, Judgement> {
-    // SAFETY: as in `touch`.
-    let (agent, code, flags) = unsafe { ((*flow).agent, (*flow).action, (*flow).flags) };
-    let is_unread = flags & flow_flag::OPEN_L7 != 0;
+) -> Settled {
+    let (agent, code) = holder(flow);
     let is_same = judged.agent == agent && judged.action == code;
+    let is_syn = is_start && protocol == protocol::TCP;
+    if judged.action == action::DENY && is_syn {
+        // One that arrives late ends nothing: what lives is judged by its own packets.
+        return Settled::Refused;
+    }
+    if judged.action != action::DENY && is_start {
+        if !is_same {
+            return Settled::Anew;
+        }
+        if is_syn && !is_opening(flow) {
+            return begins_again(flow, judged);
+        }
+    }
     // A connection cannot move between L7 and the kernel, or to another agent, in its midst.
-    let is_allowed = judged.action != action::DENY && (is_same || is_start);
+    let is_allowed = judged.action != action::DENY && is_same;
     let next = if is_allowed { judged.action } else { action::DENY };
     // SAFETY: as in `touch`. Whoever judges at this generation writes the same values; the generation
     // is written last, so that a reader who sees it sees the rest.
     unsafe {
         (&raw mut (*flow).generation).write_volatile(0);
         if is_allowed {
-            (&raw mut (*flow).agent).write_volatile(judged.agent);
             (&raw mut (*flow).policies).write_volatile(judged.policies);
             (&raw mut (*flow).limits).write_volatile(judged.limits as u16);
-        }
-        if is_unread && next == action::STEER {
-            (&raw mut (*flow).flags).write_volatile(0);
         }
         (&raw mut (*flow).action).write_volatile(next);
         (&raw mut (*flow).generation).write_volatile(generation.number);
     }
     if is_allowed {
-        Ok(*judged)
-    } else if judged.action == action::DENY {
-        Err(*judged)
-    } else {
-        Err(Judgement::deny(DropReason::FlowUnknown, agent))
+        return Settled::GoesOn;
     }
+    if judged.action != action::DENY {
+        *judged = Judgement::deny(DropReason::FlowUnknown, agent);
+    }
+    Settled::Refused
+}
+
+/// Whether a SYN may be one that is sent again: nothing of the connection has followed it either way that ends
+/// or opens it. Its sequence number would say no more: before the agent's acknowledgement nothing passes.
+#[inline(always)]
+fn is_opening(flow: *mut Flow) -> bool {
+    let over = flow_flag::RST | flow_flag::FIN_TX | flow_flag::FIN_RX;
+    // SAFETY: as in `touch`.
+    let (flags, created_ns) = unsafe { ((*flow).flags, (*flow).created_ns) };
+    flags & (flow_flag::OPENING | over) == flow_flag::OPENING
+        && now().wrapping_sub(created_ns) < bound::HANDSHAKE_NS
+}
+
+/// A connection by the tuple of another that is judged as that one is: one in [`bound::REUSE_NS`], where it is told.
+#[inline(always)]
+fn begins_again(flow: *mut Flow, judged: &mut Judgement) -> Settled {
+    // SAFETY: as in `touch`.
+    let age_ns = now().wrapping_sub(unsafe { (*flow).created_ns });
+    if judged.action == action::DIRECT && age_ns < bound::REUSE_NS {
+        *judged = Judgement::deny(DropReason::RateLimited, judged.agent);
+        return Settled::Refused;
+    }
+    Settled::Anew
 }
 
 /// The same flow seen from the other end.

@@ -14,7 +14,7 @@ use clawgress_ebpf_common::{
 };
 
 use crate::event::{self, Place, unidentified};
-use crate::flow::{self, Way, confirm, goes_unread, reversed};
+use crate::flow::{self, Settled, Way, confirm, goes_unread, reversed};
 use crate::frame::Raw;
 use crate::image::image;
 use crate::judge::{self, Judgement, Toward};
@@ -155,18 +155,23 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
             return Ok(mark::LOCAL);
         }
     }
-    let mut judged = match record.and_then(|record| flow::current(record, generation)) {
-        Some(judged) => judged,
-        None => Judgement::none(),
+    // A SYN is judged anew, so that no connection begins by what another one was permitted.
+    let is_syn = flow::is_syn(packet, is_start);
+    let mut judged = match record {
+        Some(record) if !is_syn => flow::current(record, generation).unwrap_or(Judgement::none()),
+        _ => Judgement::none(),
     };
+    let mut begins = record.is_none();
     // Whose it is, and whether that one is quarantined, was asked for this packet. A record that is current was
     // judged by the same binding.
     if judged.action == action::DENY {
-        learned::judge(generation.pack(), who.pack(), &packet.key, record.is_some(), &mut judged);
+        let is_live = record.is_some() && !is_syn;
+        learned::judge(generation.pack(), who.pack(), &packet.key, is_live, &mut judged);
         match record {
             Some(record) => {
-                if !flow::renew(record, &packet.key, generation.pack(), is_start, &mut judged) {
-                    return Err(judged);
+                match flow::renew(record, &packet.key, generation.pack(), is_start, &mut judged) {
+                    Settled::Refused => return Err(judged),
+                    settled => begins = settled == Settled::Anew,
                 }
             }
             None if is_error => return Err(Judgement::deny(DropReason::FlowUnknown, who.agent)),
@@ -176,20 +181,12 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     if judged.agent != who.agent {
         return Err(Judgement::deny(DropReason::FlowUnknown, who.agent));
     }
-    let is_new = is_start && record.is_none_or(flow::is_over);
-    let charge = Charge { skb: ctx.skb.skb, packet, is_new, cgroup: 0, may_wait: false };
+    let charge = Charge { skb: ctx.skb.skb, packet, is_new: is_start && begins, cgroup: 0, may_wait: false };
     limit::charge(generation, &judged, charge)?;
     match record {
-        Some(record) => {
-            if judged.action == action::STEER && is_start && goes_unread(&packet.key, packet.is_v6) {
-                judged.action = action::DIRECT;
-                let at_ns = flow::open(record, generation.number);
-                report_opened(generation, packet, judged, DropReason::ListenerMissing, at_ns);
-            }
-            flow::touch(record, packet, Way::Out);
-        }
-        None => {
-            if !begin(packet, generation.pack(), &mut judged) {
+        Some(record) if !begins => flow::touch(record, packet, Way::Out),
+        _ => {
+            if !begin(packet, generation.pack(), record.is_some(), &mut judged) {
                 return Err(judged);
             }
         }
@@ -255,12 +252,12 @@ fn is_loose(packet: &Packet, judged: &Judgement) -> bool {
     judged.action == action::DIRECT && fails_open(packet.key.ifindex, fail_open::FLOW_TABLE)
 }
 
-/// Records the flow that a packet begins.
+/// Records the flow that a packet begins; `is_anew`: in place of the one that has its record.
 // VERIFIER: this and the next are functions of their own, since most packets do without; such a function
 // returns a number.
 #[inline(never)]
-fn begin(packet: &Packet, generation: u64, judged: &mut Judgement) -> bool {
-    match begun(packet, Generation::unpack(generation), judged) {
+fn begin(packet: &Packet, generation: u64, is_anew: bool, judged: &mut Judgement) -> bool {
+    match begun(packet, Generation::unpack(generation), is_anew, judged) {
         Ok(()) => true,
         Err(full) => {
             *judged = full;
@@ -270,7 +267,12 @@ fn begin(packet: &Packet, generation: u64, judged: &mut Judgement) -> bool {
 }
 
 #[inline(always)]
-fn begun(packet: &Packet, generation: Generation, judged: &mut Judgement) -> Result<(), Judgement> {
+fn begun(
+    packet: &Packet,
+    generation: Generation,
+    is_anew: bool,
+    judged: &mut Judgement,
+) -> Result<(), Judgement> {
     let is_start = flow::is_start(packet);
     let opened = if judged.action == action::STEER && goes_unread(&packet.key, packet.is_v6) {
         judged.action = action::DIRECT;
@@ -283,7 +285,12 @@ fn begun(packet: &Packet, generation: Generation, judged: &mut Judgement) -> Res
         None
     };
     let flag = if let Some((flag, _)) = opened { flag } else { 0 };
-    match flow::create_with(packet, generation.number, judged, flag) {
+    let former = if is_anew { flow::find(&packet.key) } else { None };
+    let at_ns = match former {
+        Some(record) => Ok(flow::anew(record, packet, generation.number, judged, flag)),
+        None => flow::create_with(packet, generation.number, judged, flag),
+    };
+    match at_ns {
         Ok(at_ns) => match opened {
             Some((_, reason)) => report_opened(generation, packet, *judged, reason, at_ns),
             None if judged.action == action::DIRECT => {
@@ -455,7 +462,7 @@ fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resul
             // SAFETY: as in `flow::touch`.
             let (agent, code) = unsafe { ((*record).agent, (*record).action) };
             let goes_on = if code != action::LOCAL {
-                confirm(record, &key, generation, false).map(drop)
+                confirm(record, &key, generation).map(drop)
             } else if judge::is_quarantined(agent) {
                 Err(Judgement::deny(DropReason::AgentQuarantined, agent))
             } else {

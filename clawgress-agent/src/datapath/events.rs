@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
-use clawgress_ebpf_common::{DropReason, Event, counter};
+use clawgress_ebpf_common::{DropReason, Ended, Event, counter};
 use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -22,6 +22,19 @@ use super::spool::Spool;
 const LOSS_INTERVAL: Duration = Duration::from_secs(2);
 /// Events read in one go before other tasks have a turn.
 const EVENTS_PER_TURN: usize = 1024;
+
+/// Sizes of what the ring holds.
+const EVENT: usize = size_of::<Event>();
+const ENDED: usize = size_of::<Ended>();
+
+/// What the kernel programs tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A flow that begins, or drops.
+    Event(Event),
+    /// A flow that ended, since another has its tuple.
+    Ended(Ended),
+}
 
 /// The per-CPU counters.
 pub struct Counters {
@@ -154,8 +167,13 @@ fn drain(
 ) -> bool {
     for _ in 0..EVENTS_PER_TURN {
         let Some(item) = ring.next() else { return false };
-        match event(&item) {
-            Some(event) => repeats.rest(&event).iter().for_each(|event| tell(event, names, spool, drops)),
+        match Told::read(&item) {
+            Some(Told::Event(event)) => {
+                repeats.rest(&event).iter().for_each(|event| tell(event, names, spool, drops));
+            }
+            Some(Told::Ended(ended)) => {
+                names.outcome(&ended.key, &ended.flow).into_iter().for_each(|record| spool.push(record));
+            }
             // Another size would be another ABI, and that is checked at load.
             None => spool.lose(1),
         }
@@ -168,8 +186,17 @@ fn tell(event: &Event, names: &Names, spool: &Spool, drops: &Drops) {
     spool.push(names.decision(event));
 }
 
-fn event(bytes: &[u8]) -> Option<Event> {
-    let bytes: &[u8; size_of::<Event>()] = bytes.try_into().ok()?;
-    // SAFETY: the size is the event's, every bit pattern is one, and the read needs no alignment.
-    Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
+impl Told {
+    /// An entry of the ring, which its size tells apart.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Told> {
+        // SAFETY: the sizes are those of the types, every bit pattern is one of either, and the reads need no alignment.
+        unsafe {
+            match bytes.len() {
+                EVENT => Some(Told::Event(bytes.as_ptr().cast::<Event>().read_unaligned())),
+                ENDED => Some(Told::Ended(bytes.as_ptr().cast::<Ended>().read_unaligned())),
+                _ => None,
+            }
+        }
+    }
 }

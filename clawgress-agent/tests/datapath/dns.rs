@@ -32,7 +32,7 @@ use crate::workload::open_workload;
 const DNS: u16 = 53;
 
 /// The lab's tables, where DNS to one network is `direct` and to the other may be reached and is unread.
-fn tables() -> KernelTables {
+pub fn tables() -> KernelTables {
     let cell = |destination_class, transport, action| VerdictCell {
         agent_class: 1,
         destination_class,
@@ -235,15 +235,15 @@ pub fn learned(generation: u64, addresses: &[(u32, &str, u16, u64)]) -> LearnedA
     LearnedAddresses { generation, addresses: addresses.iter().map(address).collect() }
 }
 
-const SSH: u16 = 22;
+pub const SSH: u16 = 22;
 
-fn ssh_agents() -> Vec<clawgress_identity::Agent> {
+pub fn ssh_agents() -> Vec<clawgress_identity::Agent> {
     vec![agent(1, &["lo=10.9.0.2,any-mac", "lo=fd00::2,any-mac"]), agent(2, &["lo=10.9.0.3,any-mac"])]
 }
 
 /// SSH is forbidden to one network, steered to another, and not spoken of for the rest; but to go direct is
 /// forbidden for two more, of which one is steered.
-fn ssh() -> KernelTables {
+pub fn ssh() -> KernelTables {
     let cell = |destination_class, action, never_direct| VerdictCell {
         agent_class: 1,
         destination_class,

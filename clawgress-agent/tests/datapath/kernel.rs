@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, RingBuf};
 use aya::programs::{Program, SchedClassifier};
 use aya::{TestRun as _, TestRunOptions};
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::buckets::Buckets;
 use clawgress_agent::datapath::epoch::Turn;
-use clawgress_agent::datapath::events::Counters;
+use clawgress_agent::datapath::events::{Counters, Told};
 use clawgress_agent::datapath::flows::Flows;
 use clawgress_agent::datapath::object::{self, Objects, program};
 use clawgress_agent::datapath::own::Own;
@@ -167,6 +167,24 @@ impl Kernel {
 
     pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.get(&Plain(*key), 0).ok().map(|f| f.0)
+    }
+
+    /// Has a flow begun so much earlier.
+    pub fn age(&mut self, key: &FlowKey, ns: u64) {
+        let flow = self.flow(key).expect("a flow");
+        let flow = Flow { created_ns: flow.created_ns - ns, ..flow };
+        self.flows.insert(Plain(*key), Plain(flow), 0).expect("the flow");
+    }
+
+    /// What the kernel told since this was asked last.
+    pub fn told(&mut self) -> Vec<Told> {
+        let map = self.objects.map_mut(clawgress_ebpf_common::map::EVENTS).expect("ring");
+        let mut ring = RingBuf::try_from(map).expect("a ring");
+        let mut told = Vec::new();
+        while let Some(item) = ring.next() {
+            told.push(Told::read(&item).expect("one of the two"));
+        }
+        told
     }
 
     /// What `name` does with `frame`, fast where it does what `want` says.

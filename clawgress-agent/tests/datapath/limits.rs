@@ -9,7 +9,9 @@ use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::names::monotonic_ns;
 use clawgress_agent::datapath::tables::Plan;
 use clawgress_api::LiveQuery;
-use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, SUBJECT_CGROUP, bound, dial_flag, mark};
+use clawgress_ebpf_common::{
+    Bucket, BucketKey, DropReason, FlowKey, SUBJECT_CGROUP, bound, dial_flag, mark, protocol,
+};
 use clawgress_identity::AgentId;
 use clawgress_policy::kernel::{KernelTables, LimitAction, LimitSubject, LimitUnit, Limiter};
 
@@ -292,6 +294,9 @@ async fn a_tuple_used_again_is_another_connection() {
                 assert_eq!(kernel.ingress(&segment(SYN)), PASSED);
             }
             assert_eq!(kernel.ingress(&segment(end)), PASSED);
+            let flow = verdicts::key(&f, f.direct, 443, protocol::TCP);
+            let flow = FlowKey { source_port_be: 7_u16.to_be(), ..flow };
+            kernel.age(&flow, bound::REUSE_NS);
         }
         assert_eq!(bucket(&kernel, key).passed, 3);
         assert_eq!(kernel.ingress(&segment(SYN)), DROPPED, "the fourth");

@@ -19,7 +19,7 @@ use super::connect::{address4, address6, port};
 use super::packet::{charge, read};
 use super::{ALLOW, REFUSE, destination, permit};
 use crate::event::{self, Place, unidentified};
-use crate::flow::{self, Way, reversed};
+use crate::flow::{self, Settled, Way, reversed};
 use crate::judge::{self, Judgement};
 use crate::map::{AGENTS, DIALS, RESOLVERS, count, generation};
 use crate::parse::Packet;
@@ -212,17 +212,23 @@ fn begin(
     if judge::services(&packet.key.source).is_none() {
         return Err(Judgement::deny(DropReason::SourceSpoofed, judged.agent));
     }
+    let flags = if is_charged { flow_flag::CHARGED } else { 0 };
     match flow::find(&packet.key) {
         Some(record) => {
-            flow::settle(record, generation, judged, true)?;
-            flow::charged(record, is_charged);
-            flow::touch(record, packet, Way::Out);
+            let mut judged = *judged;
+            match flow::settle(record, packet.key.protocol, generation, &mut judged, true) {
+                Settled::Refused => return Err(judged),
+                Settled::GoesOn => {
+                    flow::charged(record, is_charged);
+                    flow::touch(record, packet, Way::Out);
+                }
+                Settled::Anew => {
+                    flow::anew(record, packet, generation.number, &judged, flags);
+                }
+            }
             Ok(())
         }
-        None => {
-            let flags = if is_charged { flow_flag::CHARGED } else { 0 };
-            flow::create_with(packet, generation.number, judged, flags).map(drop)
-        }
+        None => flow::create_with(packet, generation.number, judged, flags).map(drop),
     }
 }
 
@@ -239,8 +245,11 @@ fn confirm(record: *mut Flow, generation: Generation, key: &FlowKey) -> Result<J
     if is_enabled && let Some(judged) = flow::current(record, generation) {
         return Ok(judged);
     }
-    let judged = match reach(generation, agent, key) {
+    let mut judged = match reach(generation, agent, key) {
         Ok(judged) | Err(judged) => judged,
     };
-    flow::settle(record, generation, &judged, false)
+    match flow::settle(record, key.protocol, generation, &mut judged, false) {
+        Settled::Refused => Err(judged),
+        _ => Ok(judged),
+    }
 }

@@ -13,7 +13,7 @@ use clawgress_ebpf_common::{
 use super::packet::{charge, read};
 use super::{ALLOW, REFUSE, nearest, weigh_workload};
 use crate::event::{self, Place, unidentified};
-use crate::flow::{self, Way, reversed};
+use crate::flow::{self, Settled, Way, reversed};
 use crate::judge::{self, Judgement};
 use crate::map::{count, generation};
 use crate::parse::Packet;
@@ -53,12 +53,15 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
     let (cgroup, bind) = identify(skb, generation, packet)?;
     let is_start = flow::is_start(packet);
     let record = flow::find(&packet.key);
-    let judged = confirm(record, generation, &bind, packet, is_start)?;
-    let is_new = is_start && record.is_none_or(flow::is_over);
-    charge(skb, generation, &judged, packet, cgroup, is_new)?;
+    let mut judged = Judgement::none();
+    let settled = confirm(record, generation, &bind, packet, is_start, &mut judged);
+    if settled == Settled::Refused {
+        return Err(judged);
+    }
+    charge(skb, generation, &judged, packet, cgroup, settled == Settled::Anew)?;
     match record {
-        Some(record) => flow::touch(record, packet, Way::Out),
-        None => begin(generation, packet, &judged)?,
+        Some(record) if settled == Settled::GoesOn => flow::touch(record, packet, Way::Out),
+        _ => begin(generation, packet, record, &judged)?,
     }
     // SAFETY: the context is the program's own.
     let ifindex = unsafe { (*skb).ifindex };
@@ -83,7 +86,10 @@ fn inward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> R
     let Some(record) = flow::find(&packet.key) else {
         return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
     };
-    confirm(Some(record), generation, &bind, packet, false)?;
+    let mut judged = Judgement::none();
+    if confirm(Some(record), generation, &bind, packet, false, &mut judged) == Settled::Refused {
+        return Err(judged);
+    }
     flow::touch(record, packet, Way::Back);
     Ok(())
 }
@@ -113,10 +119,18 @@ fn identify(
     }
 }
 
-/// The record of a new flow.
+/// The record of a new flow, in place of the one that had the tuple.
 #[inline(always)]
-fn begin(generation: Generation, packet: &Packet, judged: &Judgement) -> Result<(), Judgement> {
-    let at_ns = flow::create(packet, generation.number, judged)?;
+fn begin(
+    generation: Generation,
+    packet: &Packet,
+    former: Option<*mut Flow>,
+    judged: &Judgement,
+) -> Result<(), Judgement> {
+    let at_ns = match former {
+        Some(record) => flow::anew(record, packet, generation.number, judged, 0),
+        None => flow::create(packet, generation.number, judged)?,
+    };
     if judged.action == action::DIRECT {
         let place = Place { hook: hook::CGROUP, generation: generation.number };
         event::flow(&place, &packet.key, judged, packet.bytes, at_ns);
@@ -124,8 +138,8 @@ fn begin(generation: Generation, packet: &Packet, judged: &Judgement) -> Result<
     Ok(())
 }
 
-/// As for agents behind an interface: judged anew by another generation, and for another workload. Without a
-/// record, whether a flow may begin.
+/// As for agents behind an interface: judged anew by another generation, for another workload, and for a SYN.
+/// Without a record, whether a flow may begin.
 #[inline(always)]
 fn confirm(
     record: Option<*mut Flow>,
@@ -133,27 +147,32 @@ fn confirm(
     bind: &Bind,
     packet: &Packet,
     is_start: bool,
-) -> Result<Judgement, Judgement> {
+    judged: &mut Judgement,
+) -> Settled {
+    let is_syn = flow::is_syn(packet, is_start);
     if let Some(record) = record
-        && let Some(judged) = flow::current(record, generation)
-        && judged.agent == bind.agent
+        && !is_syn
+        && let Some(current) = flow::current(record, generation)
+        && current.agent == bind.agent
     {
-        return Ok(judged);
+        *judged = current;
+        return Settled::GoesOn;
     }
-    let mut judged = Judgement::none();
-    weigh_workload(generation.pack(), bind, &packet.key, record.is_some(), &mut judged);
+    weigh_workload(generation.pack(), bind, &packet.key, record.is_some() && !is_syn, judged);
     if let Some(record) = record {
-        return flow::settle(record, generation, &judged, is_start);
+        return flow::settle(record, packet.key.protocol, generation, judged, is_start);
     }
     if judged.action == action::DENY {
-        return Err(judged);
+        return Settled::Refused;
     }
     if !is_start {
-        return Err(Judgement::deny(DropReason::FlowUnknown, bind.agent));
+        *judged = Judgement::deny(DropReason::FlowUnknown, bind.agent);
+        return Settled::Refused;
     }
     // A socket may be bound to an address nobody has (`IP_FREEBIND`).
     if judge::services(&packet.key.source).is_none() {
-        return Err(Judgement::deny(DropReason::SourceSpoofed, bind.agent));
+        *judged = Judgement::deny(DropReason::SourceSpoofed, bind.agent);
+        return Settled::Refused;
     }
-    Ok(judged)
+    Settled::Anew
 }
