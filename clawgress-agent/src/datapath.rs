@@ -61,7 +61,7 @@ use self::handover::Offer;
 use self::learned::LearnedMap;
 use self::modes::Modes;
 use self::names::{Document, Names};
-use self::network::{Firewall, Interfaces, Netlink, Routes, Tracked, Watch};
+use self::network::{Firewall, Interfaces, Neighbours, Netlink, Routes, Tracked, Watch};
 use self::object::Objects;
 use self::own::Own;
 use self::pacing::Pacing;
@@ -147,8 +147,7 @@ async fn start(
     let workloads = open_workloads(&mut programs, config);
     let routes = Routes::open(netlink.clone()).await?;
     routes.install().await?;
-    network::configure(&interfaces)?;
-
+    network::prepare(&interfaces)?;
     let objects = programs.objects();
     let proxy = open_proxy(objects, config, spool, tasks, stop)?;
     let modes = Arc::new(Modes::new(config, objects, Arc::clone(spool))?);
@@ -400,8 +399,9 @@ pub fn detach(config: &Config) -> Result<()> {
     bpf::remove_directory(&config.datapath.bpffs)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let routes = Routes::open(Netlink::open()?).await?;
-        routes.remove().await;
+        let netlink = Netlink::open()?;
+        netlink.bind(&Neighbours::new()).await?;
+        Routes::open(netlink).await?.remove().await;
         Ok::<_, anyhow::Error>(())
     })?;
     // Without programs there is no mark, so the table drops everything until this one takes its place.

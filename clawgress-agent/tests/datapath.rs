@@ -37,6 +37,8 @@ mod local;
 mod machine;
 #[path = "datapath/model.rs"]
 mod model;
+#[path = "datapath/neighbours.rs"]
+mod neighbours;
 #[path = "datapath/network.rs"]
 mod network;
 #[path = "datapath/older.rs"]
@@ -49,6 +51,8 @@ mod peer;
 mod property;
 #[path = "datapath/puppet.rs"]
 mod puppet;
+#[path = "datapath/random.rs"]
+mod random;
 #[path = "datapath/recent.rs"]
 mod recent;
 #[path = "datapath/refusals.rs"]

@@ -54,9 +54,10 @@ pub mod map {
     /// `Array<Limiter>[2]`: how many connections and datagrams to the gateway a source without a binding may
     /// begin, and all of them together.
     pub const UNBOUND: &str = "claw_unbd_v1";
-    /// `Array<Bucket>[UNBOUND_BUCKETS + 1]`: the buckets of sources without a binding, by a hash of the
-    /// source, and last that of all of them.
-    pub const UNBOUND_BUCKETS: &str = "claw_unbb_v1";
+    /// `Array<Bucket>[UNBOUND_BUCKETS + 2 + SHARES]`: the buckets of sources without a binding, and of MACs of nobody
+    /// known that send neighbour messages, by a hash of who it is; behind them that of all such sources, that of all
+    /// such messages, and those of each agent's own messages, by its index modulo `SHARES`.
+    pub const UNBOUND_BUCKETS: &str = "claw_unbb_v2";
     /// `Hash<LearnedKey, Learned>`: addresses that DNS answers gave for names permitted `direct`.
     pub const LEARNED: &str = "claw_lern_v1";
     /// `Array<u64>[SHARES]`: how many of those there are, by agent index modulo its length; written by user

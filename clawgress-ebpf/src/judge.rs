@@ -133,23 +133,30 @@ pub fn is_quarantined(agent: u32) -> bool {
     }
 }
 
-/// Whether a neighbour message may speak for the address it claims: not for the gateway's, and not
-/// for one that is bound to another MAC.
+/// Whether a neighbour message may speak for the address it claims: not for the gateway's, and not for one that is
+/// bound to another MAC. Gives the agent that has the address, or 0.
+// Who is nobody may claim one wherever it is: routers on the way to agents are bound to nobody.
 #[inline(always)]
-pub fn neighbour(generation: Generation, packet: &Packet) -> Result<(), Judgement> {
-    let may_claim = may_claim(generation.pack(), packet);
-    if may_claim { Ok(()) } else { Err(Judgement::deny(DropReason::SourceSpoofed, 0)) }
+pub fn neighbour(generation: Generation, packet: &Packet) -> Result<u32, Judgement> {
+    match claimant(generation.pack(), packet) {
+        SPOOFED => Err(Judgement::deny(DropReason::SourceSpoofed, 0)),
+        agent => Ok(agent),
+    }
 }
+
+/// What [`claimant`] says of who is none: no agent has an index that large.
+const SPOOFED: u32 = u32::MAX;
 
 // VERIFIER: a function of its own, so that both hooks share its instructions; most packets do without.
 #[inline(never)]
-fn may_claim(generation: u64, packet: &Packet) -> bool {
+fn claimant(generation: u64, packet: &Packet) -> u32 {
     if services(&packet.key.source).is_some() {
-        return false;
+        return SPOOFED;
     }
     match binding(&image(Generation::unpack(generation)), packet.key.ifindex, &packet.key.source) {
-        Some(bind) => bind.flags & bind_flag::MAC == 0 || mac(bind.mac) == packet.mac,
-        None => true,
+        Some(bind) if bind.flags & bind_flag::MAC != 0 && mac(bind.mac) != packet.mac => SPOOFED,
+        Some(bind) => bind.agent,
+        None => 0,
     }
 }
 

@@ -322,36 +322,57 @@ unsafe fn replace(at: *mut u64, expected: u64, next: u64) {
 /// by its own bucket, and by that of all such sources.
 #[inline(always)]
 pub fn unbound(source: &Address, ifindex: u32, is_charge: bool) -> Result<(), Judgement> {
-    let is_there = spend_unbound(source, ifindex, is_charge);
+    // SAFETY: 16 plain bytes either way.
+    let [high, low] = unsafe { core::mem::transmute::<Address, [u64; 2]>(*source) };
+    let is_there = spend_unbound(place(low ^ high.rotate_left(29), ifindex), ALL_BEGINNINGS, is_charge);
     if is_there { Ok(()) } else { Err(Judgement::deny(DropReason::RateLimited, 0)) }
 }
 
+/// Whether one more neighbour message may be heard, each of which may cost a place in the kernel's table: of `agent`,
+/// wherever it says that it is, by a bucket of its own; of nobody known by that of its MAC, and that of all such.
+#[inline(always)]
+pub fn neighbour(agent: u32, packet: &Packet) -> Result<(), Judgement> {
+    let is_there = if agent == 0 {
+        let [a, b, c] = packet.mac;
+        let mac = a as u64 | (b as u64) << 16 | (c as u64) << 32;
+        // Apart from what an address may begin.
+        spend_unbound(place(mac, !packet.key.ifindex), ALL_NEIGHBOURS, true)
+    } else {
+        let own = AGENTS_NEIGHBOURS + share_index(agent);
+        spend_unbound(own, own, true)
+    };
+    if is_there { Ok(()) } else { Err(Judgement::deny(DropReason::RateLimited, agent)) }
+}
+
+/// Where the buckets of all are, behind those of each, and those of agents.
+const ALL_BEGINNINGS: u32 = bound::UNBOUND_BUCKETS;
+const ALL_NEIGHBOURS: u32 = bound::UNBOUND_BUCKETS + 1;
+const AGENTS_NEIGHBOURS: u32 = bound::UNBOUND_BUCKETS + 2;
+
+/// Takes one from the buckets `own` and `all`, which may be the same.
 // VERIFIER: a function of its own, so that both hooks share its instructions.
 #[inline(never)]
-fn spend_unbound(source: &Address, ifindex: u32, is_charge: bool) -> bool {
-    let all = bound::UNBOUND_BUCKETS;
+fn spend_unbound(own: u32, all: u32, is_charge: bool) -> bool {
     // SAFETY: the helper takes nothing and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let place = place(source, ifindex);
-    let (Some(own), Some(total)) = (UNBOUND_BUCKETS.get_ptr_mut(place), UNBOUND_BUCKETS.get_ptr_mut(all))
+    let is_alone = own == all;
+    let (Some(own), Some(total)) = (UNBOUND_BUCKETS.get_ptr_mut(own), UNBOUND_BUCKETS.get_ptr_mut(all))
     else {
         return false;
     };
     let (Some(each), Some(every)) = (UNBOUND.get(0), UNBOUND.get(1)) else { return false };
     let how = if is_charge { Taking::Charge } else { Taking::Look };
     let is_there = take(own, each, now_ns, 1, 0, Taking::Look).is_some()
-        && take(total, every, now_ns, 1, 0, how).is_some();
+        && (is_alone || take(total, every, now_ns, 1, 0, how).is_some());
     if is_there && is_charge {
         take(own, each, now_ns, 1, 0, Taking::Sure);
     }
     is_there
 }
 
-/// The bucket of a source.
+/// The bucket of somebody at an interface.
 #[inline(always)]
-fn place(source: &Address, ifindex: u32) -> u32 {
-    // SAFETY: 16 plain bytes either way.
-    let [high, low] = unsafe { core::mem::transmute::<Address, [u64; 2]>(*source) };
-    let folded = low ^ high.rotate_left(29) ^ (ifindex as u64) << 16;
+fn place(who: u64, ifindex: u32) -> u32 {
+    let folded = who ^ (ifindex as u64) << 16;
     (folded.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 52) as u32 & (bound::UNBOUND_BUCKETS - 1)
 }

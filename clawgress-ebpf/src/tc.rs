@@ -125,7 +125,8 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         Err(reason) => return Err(unidentified(reason)),
     };
     if kind == Kind::Neighbour {
-        judge::neighbour(generation, packet)?;
+        let agent = judge::neighbour(generation, packet)?;
+        limit::neighbour(agent, packet)?;
         return Ok(mark::LOCAL);
     }
     let is_error = kind == Kind::Error;
@@ -138,7 +139,8 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     } else {
         let (who, toward) = judge::packet(generation, &image(generation), packet)?;
         if let Toward::Gateway { is_bound } = toward {
-            return local(packet, generation, who.agent, is_bound, is_start);
+            let noted = if is_bound { note(packet, generation.pack(), who.agent) } else { Noted::Unknown };
+            return local(ctx.skb.skb, packet, noted, who.agent, is_bound);
         }
         who
     };
@@ -212,22 +214,50 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
 /// A packet to a service of the gateway. Sources without a binding begin only so many.
 #[inline(always)]
 fn local(
+    skb: *mut __sk_buff,
     packet: &Packet,
-    generation: Generation,
+    noted: Noted,
     agent: u32,
     is_bound: bool,
-    is_start: bool,
 ) -> Result<u32, Judgement> {
-    if !is_bound && is_start {
+    match noted {
+        Noted::Known => return Ok(mark::LOCAL),
+        Noted::TableFull => return Err(Judgement::deny(DropReason::FlowTableFull, agent)),
+        Noted::ShareFull => return Err(Judgement::deny(DropReason::FlowShareFull, agent)),
+        Noted::Unknown => {}
+    }
+    let begins = flow::is_start(packet);
+    if is_bound && begins {
+        return Ok(mark::LOCAL);
+    }
+    // Of a connection that nobody has, each packet is answered by a reset, and whoever it says it is from asked for.
+    // The first after a SYN cookie (RFC 4987 3.6) is of one, too, and its source begins something by it.
+    if begins || !is_connected(skb, packet) {
+        if agent != 0 {
+            return Err(Judgement::deny(DropReason::FlowUnknown, agent));
+        }
         limit::unbound(&packet.key.source, packet.key.ifindex, true)?;
     }
-    if is_bound && packet.key.protocol == protocol::TCP {
-        let mut judged = Judgement { action: action::LOCAL, agent, ..Judgement::none() };
-        if !note(packet, generation.pack(), &mut judged) {
-            return Err(judged);
-        }
-    }
     Ok(mark::LOCAL)
+}
+
+/// Whether there is a socket of the packet's connection.
+// VERIFIER: as `steer`.
+#[inline(never)]
+fn is_connected(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    let mut tuple = tuple(packet);
+    let bytes = if packet.is_v6 { TUPLE_V6_BYTES } else { TUPLE_V4_BYTES };
+    // SAFETY: the tuple holds `bytes` of the family; the reference is released below.
+    let socket = unsafe { bpf_skc_lookup_tcp(skb.cast(), &mut tuple, bytes, BPF_F_CURRENT_NETNS as u64, 0) };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a referenced socket, whose state is read before it is released, once.
+    unsafe {
+        let is_listener = (*socket).state == TCP_LISTEN;
+        bpf_sk_release(socket.cast());
+        !is_listener
+    }
 }
 
 /// Whether a packet of no known flow may begin one, or go on without.
@@ -321,37 +351,56 @@ fn report_opened(
     event::opened(&place, &packet.key, &judged, packet.bytes, begun_ns);
 }
 
-/// The record by which L7 learns which agent a connection to the proxy comes from (`judged` says which), or by
-/// which interface, where several agents share the source (agent 0).
+/// What is known of a connection to the proxy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Noted {
+    /// It has a record, or may do without.
+    Known,
+    /// It has none, and this packet begins none.
+    Unknown,
+    /// There is no room for its record.
+    TableFull,
+    /// Nor in its agent's share.
+    ShareFull,
+}
+
+/// The record by which L7 learns which agent a connection to the proxy comes from, or by which interface, where
+/// several agents share the source (agent 0).
 #[inline(never)]
-fn note(packet: &Packet, generation: u64, judged: &mut Judgement) -> bool {
+fn note(packet: &Packet, generation: u64, agent: u32) -> Noted {
+    if packet.key.protocol != protocol::TCP {
+        return Noted::Unknown;
+    }
     let generation = Generation::unpack(generation);
     if let Some(record) = flow::find(&packet.key) {
         // SAFETY: as in `flow::touch`. The binding was read for this packet, so it is the truth
         // about the source; the record follows it.
         unsafe {
-            (&raw mut (*record).agent).write_volatile(judged.agent);
+            (&raw mut (*record).agent).write_volatile(agent);
             (&raw mut (*record).action).write_volatile(action::LOCAL);
             (&raw mut (*record).generation).write_volatile(generation.number);
         }
         flow::touch(record, packet, Way::Out);
-        return true;
+        return Noted::Known;
     }
     if !flow::is_start(packet) {
-        return true;
+        return Noted::Unknown;
     }
-    match flow::create(packet, generation.number, judged) {
-        // Without a record L7 asks for a credential: it is trusted less, not more. All shared sources
-        // have one share of the table, and none may shut the others out by filling it.
-        Err(full)
-            if judged.agent != 0
-                && (full.reason != DropReason::FlowTableFull.code()
-                    || !fails_open(packet.key.ifindex, fail_open::FLOW_TABLE)) =>
-        {
-            *judged = full;
-            false
-        }
-        _ => true,
+    let judged = Judgement { action: action::LOCAL, agent, ..Judgement::none() };
+    let full = match flow::create(packet, generation.number, &judged) {
+        Ok(_) => return Noted::Known,
+        Err(full) => full.reason,
+    };
+    // Without a record L7 asks for a credential: it is trusted less, not more. All shared sources
+    // have one share of the table, and none may shut the others out by filling it.
+    if full != DropReason::FlowTableFull.code() {
+        return if agent == 0 { Noted::Known } else { Noted::ShareFull };
+    }
+    if agent == 0 || fails_open(packet.key.ifindex, fail_open::FLOW_TABLE) {
+        Noted::Known
+    } else {
+        Noted::TableFull
     }
 }
 

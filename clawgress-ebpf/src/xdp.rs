@@ -75,7 +75,7 @@ fn admit(frame: &Raw, generation: Generation, packet: &mut Packet) -> Result<boo
         Err(reason) => return Err(unidentified(reason)),
     };
     if kind == Kind::Neighbour {
-        return judge::neighbour(generation, packet).map(|()| false);
+        return judge::neighbour(generation, packet).map(|_| false);
     }
     if kind == Kind::Error {
         return judge::error(generation, packet).map(|_| false);

@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod firewall;
+mod neighbours;
 mod queues;
 mod routes;
 mod watch;
@@ -17,12 +18,14 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clawgress_api::config::{Config, Role};
+use clawgress_ebpf_common::bound as limits;
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
 
 pub use conntrack::{Conntrack, Tracked};
 pub use firewall::Firewall;
+pub use neighbours::{Neighbours, bound};
 pub use routes::Routes;
 pub use watch::{Changes, Watch};
 
@@ -174,6 +177,52 @@ fn settings(interfaces: &Interfaces) -> Vec<(String, &'static str)> {
     settings
 }
 
+/// Least values of the neighbour tables' bounds, from the last to the first: as many entries as there may be flows,
+/// since a source that is answered has one, and does not end before its flow does; and none is looked through for what
+/// could go before there are more than sources may be bound. An entry takes half a KiB. All interfaces of all network
+/// namespaces share a table, and only that of the machine itself can change it.
+const NEIGHBOURS: [(&str, u32); 3] = [
+    ("gc_thresh3", limits::FLOWS_MAX),
+    ("gc_thresh2", limits::FLOWS_MAX / 2),
+    ("gc_thresh1", limits::BINDINGS_MAX),
+];
+
+/// Raises the bounds of the neighbour tables below `root` that are lower, and tells which.
+fn raise(root: &Path) -> Result<Vec<String>> {
+    let mut raised = Vec::new();
+    for family in ["ipv4", "ipv6"] {
+        for (bound, least) in NEIGHBOURS {
+            let name = format!("{family}/neigh/default/{bound}");
+            let path = root.join(&name);
+            // There is none in a container, nor without IPv6.
+            let Ok(value) = fs::read_to_string(&path) else { continue };
+            if value.trim().parse::<u32>().is_ok_and(|value| value >= least) {
+                continue;
+            }
+            fs::write(&path, least.to_string())
+                .with_context(|| format!("cannot write `{}`", path.display()))?;
+            raised.push(format!("{name}={least}"));
+        }
+    }
+    Ok(raised)
+}
+
+/// [`configure`]s at the start. Says so where this process can't change the bounds of the neighbour tables: they are the
+/// machine's, not its namespace's.
+///
+/// # Errors
+/// As [`configure`].
+pub fn prepare(interfaces: &Interfaces) -> Result<()> {
+    configure(interfaces)?;
+    if !Path::new("/proc/sys/net/ipv4/neigh/default/gc_thresh3").exists() {
+        tracing::warn!(
+            "the neighbour tables are the host's, and their bounds can't be set from here: raise \
+             net.ipv4.neigh.default.gc_thresh1..3 and net.ipv6.neigh.default.gc_thresh1..3 there"
+        );
+    }
+    Ok(())
+}
+
 /// Sets what is not set, and tells what that was.
 ///
 /// # Errors
@@ -187,7 +236,7 @@ pub fn configure(interfaces: &Interfaces) -> Result<Vec<String>> {
             fs::write(&path, "2").with_context(|| format!("cannot write `{}`", path.display()))?;
         }
     }
-    let mut changed = Vec::new();
+    let mut changed = raise(root)?;
     for (name, wanted) in settings(interfaces) {
         let path = root.join(&name);
         match fs::read_to_string(&path) {
@@ -201,4 +250,25 @@ pub fn configure(interfaces: &Interfaces) -> Result<Vec<String>> {
         }
     }
     Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_of_neighbour_tables_are_raised_and_never_lowered() {
+        let root = tempfile::tempdir().expect("directory");
+        assert_eq!(raise(root.path()).expect("nothing there"), Vec::<String>::new());
+        let directory = root.path().join("ipv4/neigh/default");
+        fs::create_dir_all(&directory).expect("directory");
+        let read = |name: &str| fs::read_to_string(directory.join(name)).expect("value").trim().to_owned();
+        for (name, value) in [("gc_thresh1", "128"), ("gc_thresh2", "1000000"), ("gc_thresh3", "1024")] {
+            fs::write(directory.join(name), format!("{value}\n")).expect("value");
+        }
+        let wanted = ["ipv4/neigh/default/gc_thresh3=262144", "ipv4/neigh/default/gc_thresh1=65536"];
+        assert_eq!(raise(root.path()).expect("raised"), wanted);
+        assert_eq!(["gc_thresh1", "gc_thresh2", "gc_thresh3"].map(read), ["65536", "1000000", "262144"]);
+        assert_eq!(raise(root.path()).expect("again"), Vec::<String>::new());
+    }
 }

@@ -22,7 +22,7 @@ use super::late;
 use super::learned::LearnedMap;
 use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
-use super::network::{Interfaces, Tracked};
+use super::network::{self, Interfaces, Neighbours, Tracked};
 use super::pacing::Pacing;
 use super::programs;
 use super::proxy::Proxy;
@@ -307,6 +307,17 @@ impl KernelPlane {
         let indices: Vec<u32> = interfaces.agents.values().copied().collect();
         let is_ours = |key: &FlowKey| matches!(key.ifindex, IFINDEX_LOCAL | IFINDEX_DIAL);
         self.end(|key| !is_ours(key) && !indices.contains(&key.ifindex))
+    }
+
+    /// The neighbours that the live generation's sources say where they are.
+    pub fn bound(&self) -> Neighbours {
+        let interfaces = self.interfaces.lock().agents.clone();
+        let live = self.live.lock();
+        let sources = live.iter().flat_map(|document| {
+            let agents = document.agents.iter().flat_map(|agent| &agent.sources);
+            agents.chain(document.shared.iter().flat_map(|shared| &shared.at))
+        });
+        network::bound(sources, &interfaces)
     }
 
     /// The live generation, 0 before the first.

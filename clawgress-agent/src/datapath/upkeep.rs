@@ -77,6 +77,8 @@ pub struct Upkeep {
     config: Config,
     keep: Keep,
     written: Option<BTreeMap<Address, SelfAddress>>,
+    /// The generation whose sources' neighbours are noted, and the interfaces that they are noted at.
+    noted: Option<(u64, BTreeMap<String, u32>)>,
     troubles: BTreeMap<Part, String>,
     told: Told,
     started: Instant,
@@ -91,7 +93,8 @@ impl Upkeep {
     #[must_use]
     pub fn new(config: &Config, keep: Keep) -> Self {
         let (troubles, told) = (BTreeMap::new(), Told(BTreeMap::new()));
-        Upkeep { config: config.clone(), keep, written: None, troubles, told, started: Instant::now() }
+        let (config, started) = (config.clone(), Instant::now());
+        Upkeep { config, keep, written: None, noted: None, troubles, told, started }
     }
 
     /// Writes the gateway's own addresses, and the services there, into the map.
@@ -142,8 +145,9 @@ impl Upkeep {
 
     /// Looks at what changed, at what is never announced, and at what was in trouble the last time.
     async fn look(&mut self, changes: Changes) {
+        let is_noted = self.noted.as_ref().is_some_and(|(n, _)| *n == self.keep.plane.generation());
         let is_due = |part, troubles: &BTreeMap<Part, String>| match part {
-            Part::Network => changes.network || troubles.contains_key(&part),
+            Part::Network => changes.network || !is_noted || troubles.contains_key(&part),
             Part::Firewall => changes.firewall || troubles.contains_key(&part),
             // The first is cheap, and the others go by it.
             Part::Time | Part::Interfaces | Part::Programs | Part::Settings | Part::Tracking => true,
@@ -250,6 +254,16 @@ impl Upkeep {
         self.queues().await?;
         if self.keep.routes.install().await? > 0 {
             self.tell("rules or routes of steered packets were missing, and were added again");
+        }
+        self.neighbours().await
+    }
+
+    /// Notes where the bound sources are.
+    async fn neighbours(&mut self) -> Result<()> {
+        let noted = (self.keep.plane.generation(), self.keep.interfaces.agents.clone());
+        let changed = self.keep.netlink.bind(&self.keep.plane.bound()).await?;
+        if self.noted.replace(noted) == self.noted && changed > 0 {
+            self.tell("neighbours of bound sources were changed or missing, and were noted again");
         }
         Ok(())
     }

@@ -247,6 +247,17 @@ async fn errors_that_agents_report() {
             let error = about(&f, f.agent, f.direct, kind, &answer);
             check(&kernel, "about a live flow", &error, Did::Marked(mark::DIRECT));
         }
+        // Of 576 bytes, or 1,280: what more it carried would be a tunnel's.
+        let most = if f.icmp == 1 { 576 - 28 - 28 } else { 1280 - 48 - 48 };
+        let quoting = |bytes| ip(MAC, f.direct, f.agent, 17, &udp(443, 40_100, &vec![7; bytes]));
+        let long = about(&f, f.agent, f.direct, unreachable, &quoting(most));
+        check(&kernel, "as long as errors may be", &long, Did::Marked(mark::DIRECT));
+        let longer = about(&f, f.agent, f.direct, unreachable, &quoting(most + 1));
+        check(&kernel, "longer", &longer, dropped(DropReason::IcmpPayload));
+        let sent = |bytes| ip(MAC, f.agent, f.direct, 17, &udp(40_100, 443, &vec![7; bytes]));
+        let back = |bytes| about(&f, f.direct, f.agent, unreachable, &sent(bytes));
+        assert_eq!(kernel.egress(&back(most)), Did::Marked(0));
+        assert_eq!(kernel.egress(&back(most + 1)), dropped(DropReason::IcmpPayload));
         let elsewhere = about(&f, f.agent, f.unnamed, unreachable, &answer);
         check(&kernel, "to another than its sender", &elsewhere, dropped(DropReason::IcmpUnsupported));
         let theirs = about(&f, f.stranger, f.direct, unreachable, &answer);

@@ -21,8 +21,8 @@ use crate::kernel::{Did, Kernel, PROXY_PORT, agent};
 use crate::lab::{Lab, at};
 use crate::local::{DIRECT, STEERED};
 use crate::network::Server;
-use crate::property::Random;
 use crate::puppet::Puppet;
+use crate::random::Random;
 use crate::verdicts::{self, Family, MAC, agents, families, ready};
 use crate::workload::{self, PORT, open_workload};
 
@@ -445,9 +445,11 @@ async fn sources_without_a_binding_begin_only_so_many() {
             }
         }
         assert!((2..50).contains(&passed), "{passed}");
-        // What goes on is not a beginning; who is bound is not a stranger.
+        // Segments of no connection, each of which would be answered, are no way around it; who is bound is not a
+        // stranger.
         let next = ip(MAC, f.stranger, f.gateway, 6, &tcp(1, PROXY_PORT, ACK));
-        assert_eq!((kernel.xdp(&next), kernel.ingress(&next)), local);
+        let passed = (0..50).filter(|_| kernel.ingress(&next) != DROPPED).count();
+        assert!(passed < 50, "{passed}");
         for port in 0..50 {
             assert_eq!(go(f.agent, port), local, "{port}");
         }

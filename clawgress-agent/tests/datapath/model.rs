@@ -29,6 +29,12 @@ pub struct World {
     pub quarantined: BTreeSet<u32>,
     /// Flows that were begun, and what becomes of their packets.
     pub flows: BTreeMap<Tuple, u32>,
+    /// Those of them whose agent sent more than SYNs.
+    pub past: BTreeSet<Tuple>,
+    /// What the last packet asked of the tables: who, where, and what they said.
+    pub asked: Option<(u32, Tuple, KernelAction)>,
+    /// The flow that the last packet ended by beginning another.
+    pub again: Option<Tuple>,
 }
 
 /// A flow from the agent's point of view.
@@ -52,6 +58,7 @@ type Parsed<T> = Result<T, DropReason>;
 
 /// What XDP and TC must do; the model's flows are as after TC.
 pub fn run(world: &mut World, frame: &[u8]) -> (Did, Did) {
+    (world.asked, world.again) = (None, None);
     let (mac, shape) = match parse(frame) {
         Ok(parsed) => parsed,
         Err(reason) => return (Did::Dropped(reason), Did::Dropped(reason)),
@@ -100,7 +107,9 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
         if world.bound.contains_key(&tuple.source) && is_start {
             world.flows.insert(tuple, mark::LOCAL);
         }
-        return Ok(Did::Marked(mark::LOCAL));
+        // Nobody has connections here. Who is bound has them by a record; others, and who shares a source, by limits.
+        let is_unknown = agent != 0 && !world.flows.contains_key(&tuple);
+        return Ok(if is_unknown { Did::Dropped(DropReason::FlowUnknown) } else { Did::Marked(mark::LOCAL) });
     }
     if !world.tables.agents.contains_key(&agent) {
         return Err(DropReason::Anonymous);
@@ -108,6 +117,7 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
     let transport = Transport::ALL.into_iter().find(|t| t.number() == tuple.protocol);
     let transport = transport.expect("others are refused before");
     let (action, _) = world.tables.lookup(agent, tuple.destination, transport, tuple.destination_port);
+    world.asked = Some((agent, tuple, action));
     let (mark, did) = match action {
         // TC would steer it to whoever serves DNS, and nobody does here.
         KernelAction::Deny(code) if is_unread_dns(code, &tuple) => {
@@ -123,6 +133,9 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
     };
     if is_start {
         world.flows.insert(tuple, mark);
+        world.again = world.past.take(&tuple);
+    } else if world.flows.contains_key(&tuple) {
+        world.past.insert(tuple);
     }
     Ok(if world.flows.contains_key(&tuple) { did } else { Did::Dropped(DropReason::FlowUnknown) })
 }
@@ -399,6 +412,9 @@ fn transport(rest: &[u8], next: u8, source: IpAddr, destination: IpAddr) -> Pars
             }
             if !errors.contains(&rest[0]) {
                 return Err(IcmpUnsupported);
+            }
+            if rest.len() > if is_v4 { 556 } else { 1240 } {
+                return Err(IcmpPayload);
             }
             quoted(&rest[8..], is_v4, destination)
                 .map(|quoted| Shape::Error { quoted, outer: source })

@@ -3,215 +3,37 @@
 //! `CLAWGRESS_FUZZ_MINUTES` to go on for that long (`cargo xtask fuzz-datapath` does both).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_agent::datapath::object::program;
-use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, mark, user};
+use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, bound, mark, user};
 use clawgress_identity::Agent;
-use clawgress_policy::kernel::{
-    KernelAction, KernelTables, LimitUnit, Limiter, VerdictCell, compile, expected,
-};
+use clawgress_policy::kernel::{KernelAction, KernelTables, compile, expected};
 use clawgress_policy::{PolicyBundle, PolicySet, Transport};
-use ipnet::IpNet;
 
 use crate::frames::{ACK, FIN, RST, SYN, arp, echo, icmp, ip, neighbour, tagged, tcp, udp, with_hops};
-use crate::kernel::{Did, Kernel, PROXY_PORT, PROXY_TLS_PORT, agent};
-use crate::limits;
+use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, PROXY_TLS_PORT, agent};
 use crate::model::{self, Bound, Tuple, World};
+use crate::random::{AGENTS, CLASSLESS, Random, seed};
 use crate::shared;
 
 /// Generations, and packets through each: 200,000 packets, XDP and TC each.
 const GENERATIONS: u64 = 40;
 const PACKETS: u64 = 5_000;
 /// One generation in this many is a policy, which takes longer to make than tables.
-const POLICY_EACH: u64 = 5;
-/// One packet in this many is put to the evaluator itself too, which takes a hundred times as long.
-const EVALUATE_EACH: u64 = 50;
-const AGENTS: u32 = 6;
-const LIMITERS: u64 = 7;
+const POLICY_EACH: u64 = 3;
+/// One packet in this many is put to the evaluator itself too, which takes a hundred times as long; and as many more
+/// questions that no packet asks. One in as many is answered.
+const EVALUATE_EACH: u64 = 8;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-/// One more than have a class.
-const CLASSLESS: u32 = AGENTS;
 /// Known by its address alone.
 const ANY_MAC: u32 = 2;
 const QUARANTINED: u32 = 3;
 /// Whose address several agents share. The one between the agents' and this is bound to nobody.
 const SHARED: u32 = AGENTS + 2;
-
-/// SplitMix64: small, seeded, the same everywhere.
-pub struct Random(pub u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    /// Whether, once in `n` times.
-    fn once_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn index(&mut self, n: usize) -> usize {
-        usize::try_from(self.below(n as u64)).expect("index")
-    }
-
-    fn pick<T: Clone>(&mut self, list: &[T]) -> T {
-        list[self.index(list.len())].clone()
-    }
-
-    fn u8(&mut self) -> u8 {
-        u8::try_from(self.below(256)).expect("8 bits")
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::try_from(self.below(1 << 16)).expect("16 bits")
-    }
-
-    /// Few distinct bytes, so that prefixes and packets meet.
-    fn byte(&mut self) -> u8 {
-        self.pick(&[0, 1, 2, 127, 128, 200, 254, 255])
-    }
-
-    fn address(&mut self, v4: bool) -> IpAddr {
-        if v4 {
-            IpAddr::from([10 + self.byte() % 3, self.byte(), self.byte(), self.byte()])
-        } else {
-            let mut bytes = [0; 16];
-            bytes.fill_with(|| self.byte());
-            bytes[0] = 0x20;
-            IpAddr::from(bytes)
-        }
-    }
-
-    fn net(&mut self) -> IpNet {
-        let v4 = self.below(2) == 0;
-        let max: u64 = if v4 { 32 } else { 128 };
-        let length = if self.below(4) == 0 { max } else { self.below(max + 1) };
-        let address = if length == 0 && v4 {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-        } else if length == 0 {
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        } else {
-            self.address(v4)
-        };
-        IpNet::new(address, u8::try_from(length).expect("length")).expect("net").trunc()
-    }
-
-    fn tables(&mut self) -> KernelTables {
-        let mut destinations = BTreeMap::new();
-        for _ in 0..self.below(30) {
-            let class = 1 + u32::try_from(self.below(5)).expect("class");
-            destinations.insert(self.net(), class);
-        }
-        let mut ports = BTreeMap::from([(0, 0)]);
-        for _ in 0..self.below(6) {
-            ports.insert(self.u16() % 64, u16::try_from(self.below(4)).expect("class"));
-        }
-        let limits = self.limits();
-        let mut verdicts = Vec::new();
-        for agent_class in 1..4 {
-            for destination_class in 0..6 {
-                for transport in Transport::ALL {
-                    for port_class in 0..if transport.has_ports() { 4 } else { 1 } {
-                        let action = match self.below(5) {
-                            0 => KernelAction::Deny(DropReason::PolicyForbidden.code()),
-                            1 | 2 => KernelAction::Direct,
-                            3 if transport == Transport::Tcp => KernelAction::Steer,
-                            _ => continue,
-                        };
-                        let is_denied = matches!(action, KernelAction::Deny(_));
-                        let limits = if is_denied { 0 } else { self.index(limits.len()) };
-                        verdicts.push(VerdictCell {
-                            agent_class,
-                            destination_class,
-                            transport,
-                            port_class,
-                            action,
-                            policies: 0,
-                            limits: u32::try_from(limits).expect("few"),
-                            never_direct: false,
-                        });
-                    }
-                }
-            }
-        }
-        KernelTables {
-            agents: (1..CLASSLESS).map(|a| (a, 1 + a % 3)).collect(),
-            destinations: destinations.into_iter().collect(),
-            ports: ports.into_iter().collect(),
-            verdicts,
-            policies: vec![vec![]],
-            limiters: (1..=LIMITERS).map(loose).collect(),
-            limits,
-        }
-    }
-
-    /// Sets of limiters, the first one empty.
-    fn limits(&mut self) -> Vec<Vec<u32>> {
-        let mut sets = vec![Vec::new()];
-        for _ in 0..self.below(100) {
-            let mut set = BTreeSet::new();
-            for _ in 0..self.below(5) {
-                set.insert(u32::try_from(self.below(LIMITERS)).expect("few"));
-            }
-            sets.push(set.into_iter().collect());
-        }
-        sets
-    }
-
-    /// Text of a small policy set, about what packets are made of.
-    fn policy(&mut self) -> String {
-        let mut text = String::new();
-        for number in 0..2 + self.below(4) {
-            let effect = if self.once_in(4) { "forbid" } else { "permit" };
-            let who = 1 + self.below(u64::from(AGENTS));
-            let principal =
-                if self.once_in(3) { format!("principal == Agent::\"a{who}\"") } else { "principal".into() };
-            let action = self.pick(&[
-                "action == Action::\"connect\"",
-                "action == Action::\"direct\"",
-                "action in [Action::\"connect\", Action::\"direct\"]",
-                "action in [Action::\"connect\", Action::\"direct\"]",
-            ]);
-            let mut conditions = Vec::new();
-            if self.once_in(2) {
-                let net = self.net();
-                conditions.push(format!("context.ip.isInRange(ip(\"{net}\"))"));
-            }
-            if self.once_in(2) {
-                let port = self.below(64);
-                conditions.push(format!("context.port {} {port}", self.pick(&["==", "!=", "<", ">="])));
-            }
-            if self.once_in(2) {
-                let (one, two) = (self.pick(&Transport::ALL).name(), self.pick(&Transport::ALL).name());
-                conditions.push(self.pick(&[
-                    format!("context.protocol == \"{one}\""),
-                    format!("context.protocol != \"{one}\""),
-                    format!("[\"{one}\", \"{two}\"].contains(context.protocol)"),
-                ]));
-            }
-            let when = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" && ") };
-            writeln!(
-                text,
-                "@id(\"p{number}\") {effect} ({principal}, {action}, resource) when {{ {when} }};"
-            )
-            .expect("text");
-        }
-        text
-    }
-}
 
 /// Address of an agent: outside what [`Random::address`] makes.
 fn source(agent: u32, v4: bool) -> IpAddr {
@@ -225,19 +47,6 @@ fn source(agent: u32, v4: bool) -> IpAddr {
 
 fn gateway(v4: bool) -> IpAddr {
     source(250, v4)
-}
-
-/// The seed of this run, printed for the next.
-pub fn seed() -> u64 {
-    let seed = match std::env::var("CLAWGRESS_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("a number"),
-        Err(_) => {
-            u64::from(std::process::id()) << 32
-                | u64::from(std::time::UNIX_EPOCH.elapsed().expect("time").subsec_nanos())
-        }
-    };
-    println!("CLAWGRESS_TEST_SEED={seed}");
-    seed
 }
 
 // === frames ===
@@ -348,7 +157,20 @@ fn extended(r: &mut Random, mut next: u8, mut rest: Vec<u8>) -> (u8, Vec<u8>) {
     (next, rest)
 }
 
+/// A segment of a flow that lives.
+fn again(r: &mut Random, world: &World) -> Option<Vec<u8>> {
+    let tuple = world.flows.keys().nth(r.index(world.flows.len().max(1)))?;
+    let flags = r.pick(&[SYN, SYN, ACK, ACK, FIN | ACK, RST]);
+    let body = tcp(tuple.source_port, tuple.destination_port, flags);
+    (tuple.protocol == 6).then(|| ip(MAC, tuple.source, tuple.destination, 6, &body))
+}
+
 fn frame(r: &mut Random, world: &World) -> Vec<u8> {
+    if r.once_in(16)
+        && let Some(frame) = again(r, world)
+    {
+        return frame;
+    }
     let v4 = r.below(2) == 0;
     let agent = source(1 + u32::try_from(r.below(u64::from(SHARED))).expect("agent"), v4);
     let mac = if r.once_in(16) { r.pick(&[OTHER_MAC, [3, 0, 0, 0, 0, 1], [0; 6]]) } else { MAC };
@@ -425,12 +247,6 @@ fn is_long_enough(frame: &[u8]) -> bool {
     }
 }
 
-/// A limit that nothing here reaches.
-fn loose(key: u64) -> Limiter {
-    let unit = [LimitUnit::Packets, LimitUnit::Bytes, LimitUnit::Connections][(key % 3) as usize];
-    limits::limiter(key, unit, 100_000_000, 1, 100_000_000)
-}
-
 // === the comparison ===
 
 fn agents() -> Vec<Agent> {
@@ -455,6 +271,9 @@ fn world() -> World {
         tables: KernelTables::default(),
         quarantined: BTreeSet::from([QUARANTINED]),
         flows: BTreeMap::new(),
+        past: BTreeSet::new(),
+        asked: None,
+        again: None,
     }
 }
 
@@ -490,9 +309,14 @@ fn check_meaning(r: &mut Random, set: &PolicySet, tables: &KernelTables, agents:
 }
 
 /// The tables of a generation: random ones, or a policy's.
-fn next_tables(r: &mut Random, generation: u64, agents: &[Agent], what: &mut String) -> KernelTables {
+fn next_tables(
+    r: &mut Random,
+    generation: u64,
+    agents: &[Agent],
+    what: &mut String,
+) -> (KernelTables, Option<PolicySet>) {
     if !generation.is_multiple_of(POLICY_EACH) {
-        return r.tables();
+        return (r.tables(), None);
     }
     let text = r.policy();
     what.push('\n');
@@ -502,18 +326,88 @@ fn next_tables(r: &mut Random, generation: u64, agents: &[Agent], what: &mut Str
     let mut tables = compile(&set, &agents[..agents.len() - 1]).expect("tables");
     tables.agents.remove(&CLASSLESS);
     check_meaning(r, &set, &tables, agents, what);
-    tables
+    (tables, Some(set))
 }
 
 /// How often each outcome was met.
 type Seen = BTreeMap<String, u64>;
 
-/// Packets of one generation through model and programs.
-fn compare(r: &mut Random, world: &mut World, kernel: &Kernel, seen: &mut Seen, what: &str) {
+/// That what the last packet asked of the tables is what the evaluator says.
+fn evaluate(set: &PolicySet, agents: &[Agent], world: &World, what: &str) -> bool {
+    let Some((index, tuple, says)) = world.asked else { return false };
+    let asked = agents.iter().find(|agent| agent.index == index).expect("an agent");
+    let transport = Transport::ALL.into_iter().find(|t| t.number() == tuple.protocol).expect("named");
+    let want = expected(set, asked, tuple.destination, transport, tuple.destination_port).0;
+    assert_eq!(says, want, "{what}");
+    true
+}
+
+/// The record of a flow.
+fn record(tuple: &Tuple) -> FlowKey {
+    FlowKey {
+        source: user::address(tuple.source),
+        destination: user::address(tuple.destination),
+        source_port_be: tuple.source_port.to_be(),
+        destination_port_be: tuple.destination_port.to_be(),
+        ifindex: LOOPBACK,
+        protocol: tuple.protocol,
+        pad: [0; 3],
+    }
+}
+
+/// That an answer passes, and what answers nothing does not.
+fn answer(kernel: &Kernel, world: &World, what: &str) -> u64 {
+    let Some((_, tuple, KernelAction::Direct)) = world.asked else { return 0 };
+    let (from, to) = (tuple.destination_port, tuple.source_port);
+    // Damaged frames go anywhere, where nobody answers from.
+    let is_usual = match tuple.destination {
+        IpAddr::V4(v4) => matches!(v4.octets(), [10..=12, ..]),
+        IpAddr::V6(v6) => v6.octets()[0] == 0x20,
+    };
+    if !is_usual || from >= 64 {
+        return 0;
+    }
+    let body = |from| match tuple.protocol {
+        6 => Some(tcp(from, to, ACK)),
+        17 => Some(udp(from, to, b"answer")),
+        _ => None,
+    };
+    let unknown = Did::Dropped(DropReason::FlowUnknown);
+    let is_known = world.flows.contains_key(&tuple);
+    let wanted = [(from, if is_known { Did::Marked(0) } else { unknown }), (from + 1_000, unknown)];
+    let mut answers = 0;
+    for (from, want) in wanted {
+        let Some(body) = body(from) else { return 0 };
+        let frame = ip(MAC, tuple.destination, tuple.source, tuple.protocol, &body);
+        assert_eq!(kernel.did(program::TC_OUT, &frame, want), want, "egress, {what}: {frame:02x?}");
+        answers += 1;
+    }
+    answers
+}
+
+/// Packets of one generation through model and programs; through the evaluator some, if there is a policy. How many
+/// those were, and the answers to some.
+fn compare(
+    r: &mut Random,
+    world: &mut World,
+    kernel: &mut Kernel,
+    (seen, what): (&mut Seen, &str),
+    policy: Option<(&PolicySet, &[Agent])>,
+) -> (u64, u64) {
+    let (mut evaluated, mut answered) = (0, 0);
     for n in 0..PACKETS {
         let frame = frame(r, world);
         let (early, late) = model::run(world, &frame);
         let what = || format!("{what}, packet {n}: {frame:02x?}");
+        if let Some(tuple) = &world.again {
+            // As if it were sent when a tuple may begin another flow.
+            kernel.age(&record(tuple), bound::REUSE_NS);
+        }
+        if let Some((set, agents)) = policy
+            && n.is_multiple_of(EVALUATE_EACH)
+        {
+            evaluated += u64::from(evaluate(set, agents, world, &what()));
+        }
         assert_eq!(kernel.did(program::XDP, &frame, early), early, "xdp, {}", what());
         *seen.entry(format!("{early:?}")).or_default() += 1;
         if is_long_enough(&frame) {
@@ -522,7 +416,11 @@ fn compare(r: &mut Random, world: &mut World, kernel: &Kernel, seen: &mut Seen, 
         } else {
             assert!(matches!(late, Did::Dropped(_)), "{}", what());
         }
+        if n.is_multiple_of(EVALUATE_EACH) {
+            answered += answer(kernel, world, &what());
+        }
     }
+    (evaluated, answered)
 }
 
 /// That a flow is held to the limits of its verdict.
@@ -582,6 +480,7 @@ async fn the_kernel_says_what_policy_says() {
     let (agents, mut world) = (agents(), world());
     let mut kernel = load(&world);
     let (mut seen, mut generation, mut held) = (Seen::new(), 0, 0);
+    let (mut evaluated, mut answered) = (0, 0);
     while goes_on(begun, generation + 1) {
         generation += 1;
         // Flows that a test takes away still count in their agents' shares.
@@ -590,10 +489,15 @@ async fn the_kernel_says_what_policy_says() {
             kernel = load(&world);
         }
         let mut what = format!("seed {seed}, generation {generation}");
-        world.tables = next_tables(&mut r, generation, &agents, &mut what);
+        let (tables, set) = next_tables(&mut r, generation, &agents, &mut what);
+        world.tables = tables;
         world.flows.clear();
+        world.past.clear();
         kernel.apply(generation, Some(world.tables.clone()), agents.clone()).await;
-        compare(&mut r, &mut world, &kernel, &mut seen, &what);
+        let policy = set.as_ref().map(|set| (set, agents.as_slice()));
+        let (by_policy, answers) = compare(&mut r, &mut world, &mut kernel, (&mut seen, &what), policy);
+        evaluated += by_policy;
+        answered += answers;
         let keys: Vec<Plain<FlowKey>> = kernel.flows.keys().collect::<Result<_, _>>().expect("flows");
         assert_eq!(keys.len(), world.flows.len(), "{what}: flows");
         for key in keys {
@@ -605,6 +509,8 @@ async fn the_kernel_says_what_policy_says() {
     }
     kernel.check_counts();
     println!("{} packets in {:?}: {seen:#?}", generation * PACKETS, begun.elapsed());
+    println!("{evaluated} of them through the evaluator, {answered} answers");
     check_coverage(seed, &seen);
+    assert!(evaluated >= 1_000 && answered >= 1_000, "seed {seed}: {evaluated}, {answered}");
     assert!(held >= 100, "seed {seed}: {held} flows were held to limits");
 }

@@ -16,7 +16,7 @@ use crate::frames::{ACK, SYN, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, PROXY_PORT};
 use crate::lab::at;
 use crate::network::WORKS;
-use crate::property::{Random, seed};
+use crate::random::{Random, seed};
 use crate::verdicts::{self, MAC, OTHER_MAC, agents, families, tables};
 
 /// Times a packet comes, so that it is remembered, and then gone by.

@@ -109,7 +109,7 @@ fn flooded(lab: &Lab, what: &str, source: &str, (p50, p99): (Duration, Duration)
     );
 }
 
-fn agents_mac() -> [u8; 6] {
+pub fn agents_mac() -> [u8; 6] {
     let mac: Vec<u8> = AGENT_MAC.split(':').map(|b| u8::from_str_radix(b, 16).expect("MAC")).collect();
     mac.try_into().expect("six bytes")
 }

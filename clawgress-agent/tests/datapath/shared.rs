@@ -11,7 +11,7 @@ use clawgress_identity::{Agent, Holder, Holders, SharedSource, Source};
 
 use crate::frames::{ACK, SYN, arp, icmp, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, agent};
-use crate::property::{Random, seed};
+use crate::random::{Random, seed};
 use crate::verdicts::{Family, MAC, OTHER_MAC, families, tables};
 
 pub fn shared(name: &str, at: &[&str]) -> SharedSource {

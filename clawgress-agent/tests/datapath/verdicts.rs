@@ -168,7 +168,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::BUCKET_SHARES, 4, 8, bound::SHARES),
         (map::PACED, 4, 4, bound::INTERFACES_MAX),
         (map::UNBOUND, 4, size(size_of::<Limiter>()), 2),
-        (map::UNBOUND_BUCKETS, 4, size(size_of::<Bucket>()), bound::UNBOUND_BUCKETS + 1),
+        (map::UNBOUND_BUCKETS, 4, size(size_of::<Bucket>()), bound::UNBOUND_BUCKETS + 2 + bound::SHARES),
         (map::LEARNED, size(size_of::<LearnedKey>()), size(size_of::<Learned>()), bound::LEARNED_MAX),
         (map::LEARNED_BY, 4, 8, bound::SHARES),
         (map::LISTENERS, 4, 4, listener::SLOTS),

@@ -8,6 +8,10 @@ use crate::frame::{Frame, at, copy};
 /// Most bytes an echo carries behind its header: `ping` sends 56 unasked on Linux, BSD and macOS, 32 on
 /// Windows. More is a tunnel's, or a flood's.
 const ECHO_BYTES_MAX: u32 = 64;
+/// Most bytes of an ICMP error behind its IP header, what it quotes included: a packet of 576 bytes (RFC 1812 4.3.2.3,
+/// within which RFC 4884 stays), or one that fits IPv6's least MTU (RFC 4443 2.4).
+const ERROR_V4_BYTES_MAX: u32 = 576 - 20;
+const ERROR_V6_BYTES_MAX: u32 = 1280 - 40;
 /// Least bytes of the transports of [`protocol::is_named_only`]: a GRE header without options.
 const NAMED_ONLY_BYTES_MIN: u32 = 4;
 
@@ -123,7 +127,11 @@ fn icmp(
         return if is_ordinary { Ok(Kind::Flow) } else { Err(DropReason::IcmpPayload) };
     }
     let is_error = if packet.is_v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
-    if is_error { quoted(frame, packet, layer) } else { Err(DropReason::IcmpUnsupported) }
+    if !is_error {
+        return Err(DropReason::IcmpUnsupported);
+    }
+    let most = if packet.is_v6 { ERROR_V6_BYTES_MAX } else { ERROR_V4_BYTES_MAX };
+    if layer.length > most { Err(DropReason::IcmpPayload) } else { quoted(frame, packet, layer) }
 }
 
 /// Bytes of an ICMP error's own header, and of the quoted transport header that is looked at.
