@@ -143,7 +143,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
     // These two need no agent, and the second no runtime: its threads would not survive.
     match verb {
         Verb::Completion(arguments) => return completion::print(&arguments).map(|()| ExitCode::SUCCESS),
-        Verb::RunChild(arguments) => return Err(run::child::become_command(&arguments)),
+        Verb::RunChild(arguments) => return run::child::start(&arguments),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

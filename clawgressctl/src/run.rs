@@ -4,6 +4,7 @@
 pub mod child;
 mod executable;
 mod sockets;
+mod space;
 
 use std::env;
 use std::ffi::OsString;

@@ -13,6 +13,8 @@ mod key_verbs;
 mod node;
 #[path = "cli/policy.rs"]
 mod policy_verbs;
+#[path = "cli/run.rs"]
+mod run_verb;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

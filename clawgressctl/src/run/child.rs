@@ -1,12 +1,11 @@
-//! What a governed command does before it is that command: goes into its cgroup, gives up every privilege
-//! and every descriptor it was not meant to have, then becomes the command. No step may be skipped when
+//! What a governed command does before it is that command: goes into a PID namespace and a cgroup of its own, gives up
+//! every privilege and every descriptor it was not meant to have, then becomes the command. No step may be skipped when
 //! it fails.
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use clap::Args;
 use nix::unistd::{Uid, User, close, getresuid, setgid, setgroups, setuid};
@@ -15,7 +14,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-use super::sockets;
+use super::{sockets, space};
 use crate::failure::Failure;
 
 /// Highest number the kernel may have for a capability: the sets are 64 bits wide.
@@ -31,30 +30,54 @@ pub struct Arguments {
     /// User to become.
     #[arg(long)]
     user: Option<String>,
+    /// Among its own processes already.
+    #[arg(long)]
+    inside: bool,
     /// The command and its arguments.
     #[arg(trailing_var_arg = true, required = true)]
     command: Vec<OsString>,
 }
 
-/// Becomes the command; returns only if it can't.
-pub fn become_command(arguments: &Arguments) -> Failure {
+/// Becomes the command, or starts it among processes of its own and ends as it does.
+pub fn start(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let Some((program, rest)) = arguments.command.split_first() else {
-        return Failure::Refused("no command was given".into());
+        return Err(Failure::Refused("no command was given".into()));
     };
-    if let Err(failure) = confine(arguments) {
-        return failure;
+    let mut command = Command::new(program);
+    command.args(rest);
+    let Some(cgroup) = &arguments.cgroup else {
+        confine(arguments)?;
+        return Err(space::become_it(&mut command));
+    };
+    // Whoever may enter without being root may leave in the same way.
+    let user = arguments.user.as_deref().filter(|_| Uid::effective().is_root());
+    let user = user.ok_or_else(|| sudo_needed(cgroup))?;
+    if arguments.inside {
+        space::furnish(&find(user)?)?;
+        confine(arguments)?;
+        return space::attend(&mut command);
     }
-    let error = Command::new(program).args(rest).exec();
-    Failure::Refused(format!("cannot run `{}`: {error}", program.display()))
+    let own =
+        std::env::current_exe().map_err(|e| Failure::Refused(format!("cannot find this program: {e}")))?;
+    space::leave()?;
+    let mut first = Command::new(own);
+    first.args(["run-child", "--inside", "--user", user, "--cgroup"]).arg(cgroup).arg("--");
+    space::attend(first.args(&arguments.command))
+}
+
+/// The user, never root, which owns its cgroup's files and could walk out.
+fn find(name: &str) -> Result<User, Failure> {
+    let failed = |e: String| Failure::Refused(format!("cannot become user `{name}`: {e}"));
+    let user = User::from_name(name).map_err(|e| failed(e.to_string()))?;
+    let user = user.ok_or_else(|| failed("it does not exist".into()))?;
+    if user.uid.is_root() { Err(root_refused(name)) } else { Ok(user) }
 }
 
 fn confine(arguments: &Arguments) -> Result<(), Failure> {
     let failed = |what: &'static str| move |e: String| Failure::Refused(format!("cannot {what}: {e}"));
     if let Some(path) = &arguments.cgroup {
         sockets::refuse_inherited()?;
-        // Whoever may enter without being root may leave in the same way.
-        let user = arguments.user.as_deref().filter(|_| Uid::effective().is_root());
-        let user = user.ok_or_else(|| sudo_needed(path))?;
+        let user = arguments.user.as_deref().ok_or_else(|| sudo_needed(path))?;
         enter(path)?;
         drop_bounding_set().map_err(|e| failed("give up capabilities")(e.to_string()))?;
         assume(user)?;
@@ -115,11 +138,7 @@ fn drop_bounding_set() -> rustix::io::Result<()> {
 /// Becomes `name` with its primary group alone: a supplementary one could be the administrators'.
 fn assume(name: &str) -> Result<(), Failure> {
     let failed = |e: String| Failure::Refused(format!("cannot become user `{name}`: {e}"));
-    let user = User::from_name(name).map_err(|e| failed(e.to_string()))?;
-    let user = user.ok_or_else(|| failed("it does not exist".into()))?;
-    if user.uid.is_root() {
-        return Err(root_refused(name));
-    }
+    let user = find(name)?;
     setgroups(&[])
         .and_then(|()| setgid(user.gid))
         .and_then(|()| setuid(user.uid))

@@ -1,5 +1,6 @@
 //! Which sockets a governed command may have: only those that the hooks of its cgroup see when it makes
-//! them. Never decides where a socket may lead; that is the kernel plane's.
+//! them, and none by another process or a terminal that does its work. Never decides where a socket may lead; that is
+//! the kernel plane's.
 
 use nix::libc;
 use rustix::fs::{FileType, fstat};
@@ -14,6 +15,9 @@ use crate::failure::Failure;
 /// Families that a command may open: those that the kernel plane judges, and those that don't leave the
 /// machine but programs need (name services, interface lists).
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Requests that put characters into a terminal's input, and that paste a console's selection (`asm-generic/ioctls.h`).
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541C;
 /// Marks a call of the x32 ABI, which has the numbers of the 64-bit one otherwise.
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
@@ -46,6 +50,11 @@ pub fn restrict() -> Result<(), String> {
     seccompiler::apply_filter(&program).map_err(|e| e.to_string())
 }
 
+/// An `ioctl` of this number: the kernel looks at 32 bits of it.
+fn request(number: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number)?])
+}
+
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let other = FAMILIES.iter().map(|family| {
         let family = u64::from(family.unsigned_abs());
@@ -62,6 +71,9 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         (libc::SYS_pidfd_getfd, vec![]),
         (libc::SYS_ptrace, vec![]),
         (libc::SYS_process_vm_writev, vec![]),
+        (libc::SYS_process_vm_readv, vec![]),
+        // Nor may it type into the terminal that it shares with who started it, who may be root.
+        (libc::SYS_ioctl, vec![request(TIOCSTI)?, request(TIOCLINUX)?]),
     ];
     let mut rules = std::collections::BTreeMap::new();
     for (number, conditions) in calls {
