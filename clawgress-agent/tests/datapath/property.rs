@@ -511,6 +511,6 @@ async fn the_kernel_says_what_policy_says() {
     println!("{} packets in {:?}: {seen:#?}", generation * PACKETS, begun.elapsed());
     println!("{evaluated} of them through the evaluator, {answered} answers");
     check_coverage(seed, &seen);
-    assert!(evaluated >= 1_000 && answered >= 1_000, "seed {seed}: {evaluated}, {answered}");
+    assert!(evaluated >= 500 && answered >= 500, "seed {seed}: {evaluated}, {answered}");
     assert!(held >= 100, "seed {seed}: {held} flows were held to limits");
 }
