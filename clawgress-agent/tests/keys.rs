@@ -7,6 +7,7 @@ mod node;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_api::proto::leaves_client::LeavesClient;
@@ -381,4 +382,55 @@ async fn until_gone(worker: &mut Worker, key: &str) {
             return;
         }
     }
+}
+
+/// Thousands of policies, of each kind that is enforced.
+fn many_policies() -> String {
+    let one = |n: usize| {
+        let (team, host) = (n % 10, n % 997);
+        let (scope, condition) = match n % 10 {
+            0 => (
+                r#"action == Action::"connect""#,
+                format!(
+                    "context.ip.isInRange(ip(\"198.{}.{}.0/24\")) && context.port == 443",
+                    18 + n % 2,
+                    n / 20
+                ),
+            ),
+            1 => (r#"action == Action::"tls""#, format!("resource.name == \"h{host}.test\"")),
+            _ => (
+                r#"action == Action::"http""#,
+                format!(
+                    "resource.name == \"h{host}.test\" && context.path like \"/v{n}/*\" && context.method != \"PUT\""
+                ),
+            ),
+        };
+        format!(
+            "@id(\"p{n}\") permit (principal in Team::\"t{team}\", {scope}, resource) when {{ {condition} }};\n"
+        )
+    };
+    (0..5_000).map(one).collect()
+}
+
+/// What a revocation costs where there is much policy: it compiles none of it, as a new agent does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; run with --ignored --nocapture"]
+async fn revocation_cost() {
+    let node = Node::new().start().await;
+    let mut worker = node.worker("w").await;
+    for n in 0..10 {
+        let new = serde_json::json!({"id": format!("a{n}"), "team": format!("t{n}"), "key": true});
+        let new: NewAgent = serde_json::from_value(new).expect("agent");
+        node.admin().create_agent(document(&new)).await.expect("created");
+    }
+    let lost = agent(&node, "lost").await;
+    let policy = serde_json::json!({"bundle": {"text": many_policies()}, "message": "many", "author": "me"});
+    node.admin().apply_policy(document(&policy)).await.expect("applied");
+    let begun = Instant::now();
+    agent(&node, "later").await;
+    println!("5,000 policies: an agent created, which compiles them, in {:?}", begun.elapsed());
+    let begun = Instant::now();
+    revoke(&node, &id(&lost)).await.expect("revoked");
+    until_gone(&mut worker, &id(&lost)).await;
+    println!("5,000 policies: a key revoked, at each worker, in {:?}", begun.elapsed());
 }

@@ -252,3 +252,35 @@ async fn a_generation_without_its_document_is_asked_for_anew() {
     let decision = gateway.exchange(0).await.0;
     assert_eq!(decision.generation, 2);
 }
+
+/// What a revocation costs a worker with much policy and many live connections: from the snapshot to the last that is cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; run with --ignored --nocapture"]
+async fn revocation_cost() {
+    let gateway = Gateway::start(Options::default()).await;
+    let more: String = (0..2_000)
+        .map(|n| {
+            format!(
+                "@id(\"p{n}\") permit (principal in Team::\"t{}\", action == Action::\"http\", resource) when {{ resource.name == \"h{}.test\" && context.path like \"/v{n}/*\" }};\n",
+                n % 50,
+                n % 997
+            )
+        })
+        .collect();
+    assert_eq!(gateway.publish_policy(&format!("{POLICY}{more}")).await, "");
+    let greeting = Upstream::server_first("127.1.0.1").await;
+    let host = format!("raw.allowed.test:{}", greeting.address.port());
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        let (mut tunnel, _) = gateway.connect(&host).await;
+        tunnel.until("220 hello\r\n").await;
+        tunnel.held.clear();
+        open.push(tunnel);
+    }
+    let begun = Instant::now();
+    gateway.publish(|s| s.keys.clear()).await;
+    for tunnel in &mut open {
+        assert!(tunnel.is_closed(PATIENCE).await);
+    }
+    println!("2,000 policies, 100 tunnels: the last is cut after {:?}", begun.elapsed());
+}
