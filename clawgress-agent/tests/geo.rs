@@ -372,3 +372,71 @@ async fn a_condition_on_time_makes_a_generation_when_it_turns() {
     assert_eq!(moved.policy.expect("policy").surroundings.zone.name, "Asia/Tokyo");
     role.stop().await;
 }
+
+/// A tenant's policy that has no tables at some hour takes from itself what it has, and from nobody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_fails_at_a_turn_takes_from_nobody_else() {
+    let mut node = Node::configured(|_| String::new());
+    node.start_keys().await;
+    let clock = Arc::new(SetClock(AtomicI64::new(0)));
+    clock.set("2026-11-25T02:59:30Z");
+    let store = MemoryStore::default();
+    let start = |node: &Node| {
+        let (config, store) = (Arc::clone(&node.config), Arc::new(store.clone()));
+        let clock: Arc<dyn Clock> = Arc::clone(&clock) as Arc<dyn Clock>;
+        Role::start(|stop| control::serve(config, store, clock, stop))
+    };
+    let role = start(&node);
+    node::until_there(&node.config.admin_socket()).await;
+    for id in ["web", "other", "acme/web"] {
+        let agent = clawgress_api::NewAgent {
+            id: id.parse().expect("id"),
+            team: None,
+            project: None,
+            environment: None,
+            labels: std::collections::BTreeMap::new(),
+            sources: vec![],
+            key: false,
+            missing: clawgress_api::MissingGroups::Create,
+        };
+        node.admin().create_agent(document(&agent)).await.expect("created");
+    }
+    let open = r#"@id("all") permit (principal, action == Action::"connect", resource);"#;
+    let limit = |n| {
+        format!(
+            "@id(\"l{n}\") @effect(\"rate-limit\") @limit(\"{} connections/second\") permit (principal, action == Action::\"connect\", resource) when {{ context.hour == 3 }};",
+            n + 1
+        )
+    };
+    let five = format!("{open}{}", (0..5).map(limit).collect::<String>());
+    let apply = async |owner: PolicyOwner, text: &str| {
+        let bundle = PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() };
+        let (message, author) = ("x".to_owned(), "x".to_owned());
+        let new = NewPolicy { owner, bundle, message, author, accepted: Vec::new() };
+        node.admin().apply_policy(document(&new)).await
+    };
+    let acme = || PolicyOwner::Tenant("acme".into());
+    apply(PolicyOwner::default(), open).await.expect("applied");
+    apply(acme(), &five).await.expect("applied: at this hour there is none of them");
+    clock.set("2026-11-25T03:00:00Z");
+    let suspended = async || {
+        let warnings = status(&node).await.warnings;
+        warnings
+            .iter()
+            .any(|w| w.contains("everything of tenant `acme` is denied: ") && w.contains("5 rate limits"))
+    };
+    until("it is suspended", suspended).await;
+    let told = snapshot(&mut node.worker("w").await).await;
+    assert!(told.policy.is_some() && told.tenants.is_empty(), "{told:?}");
+    // Whatever else is to be changed is, now, and after a restart in that hour.
+    node.admin().delete_agent(clawgress_api::proto::Name { name: "other".into() }).await.expect("deleted");
+    role.stop().await;
+    let role = start(&node);
+    node::until_there(&node.config.admin_socket()).await;
+    let told = snapshot(&mut node.worker("w").await).await;
+    assert!(told.policy.is_some() && told.tenants.is_empty(), "{told:?}");
+    apply(acme(), open).await.expect("applied");
+    let told = snapshot(&mut node.worker("w").await).await;
+    assert!(told.policy.is_some() && told.tenants.len() == 1, "{told:?}");
+    role.stop().await;
+}

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::{NamedSets, PolicyErrors, PolicySet, Surroundings};
+use clawgress_identity::Agent;
+
+use crate::{NamedSets, PolicyErrors, PolicySet, Surroundings, kernel};
 
 /// The platform's set, if it has one, and each tenant's. Cloning shares them.
 ///
@@ -62,6 +64,22 @@ impl Policies {
     #[must_use]
     pub fn next_turn_ms(&self, now_ms: i64) -> Option<i64> {
         self.sets().filter_map(|set| set.next_turn_ms(now_ms)).min()
+    }
+
+    /// Tenants of whose sets, under the platform's, no kernel tables can be made for their own agents, whatever others
+    /// say; and why. None where that is so of every tenant that has agents and a set: then it is the platform's fault.
+    #[must_use]
+    pub fn without_tables(&self, agents: &[Agent]) -> BTreeMap<String, PolicyErrors> {
+        let (mut failing, mut asked) = (BTreeMap::new(), 0);
+        for (tenant, set) in self.tenants() {
+            let own = agents.iter().filter(|agent| agent.id.tenant() == tenant);
+            let own: Vec<Agent> = own.cloned().collect();
+            asked += usize::from(!own.is_empty());
+            if let Err(errors) = kernel::compile(set, &own) {
+                failing.insert(tenant.to_owned(), errors);
+            }
+        }
+        if failing.len() >= asked { BTreeMap::new() } else { failing }
     }
 
     /// The platform's set, if it has one, as it decides alone.

@@ -213,11 +213,11 @@ impl Governor {
         let mut record = self.audit.record(RecordKind::Change, number);
         record.detail = Some(bounded(detail));
         draft.put(&self.pending(&record.request), &record)?;
-        let governs = draft.governs;
+        let (governs, unusable) = (draft.governs, draft.unusable);
         let (model, writes) = draft.into_writes();
         let mut generation = if governs {
             let former = Former { in_force: before.in_force.clone(), tables: before.tables.clone() };
-            render(model, former, Unusable::Refuse).await?
+            render(model, former, unusable).await?
         } else {
             Generation {
                 model,
@@ -354,7 +354,12 @@ impl Governor {
             return Ok(());
         };
         let detail = format!("{why}: compiled for {} in {}", now.at, now.zone);
-        self.change(|()| detail.clone(), |draft| draft.enter(now.clone())).await.map(drop)
+        let turn = |draft: &mut Draft| {
+            // One tenant's that has no tables at this moment must not take from everybody what they have.
+            draft.unusable = Unusable::Suspend;
+            draft.enter(now.clone())
+        };
+        self.change(|()| detail.clone(), turn).await.map(drop)
     }
 
     /// The geo data that `text` names, as the files have them now.

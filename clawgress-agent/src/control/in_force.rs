@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clawgress_api::{MESSAGE_BYTES_MAX, PolicyRevision};
-use clawgress_identity::PolicyOwner;
+use clawgress_identity::{Agent, PolicyOwner};
 use clawgress_policy::{
     Geo, GeoNames, Policies, PolicyBundle, PolicyErrors, PolicyInForceRef, PolicySet, Surroundings, Zone,
 };
@@ -87,6 +87,27 @@ impl InForce {
         let broken = model.policies.iter();
         let broken = broken.map(|(owner, policy)| (owner.clone(), (Arc::clone(policy), why.to_owned())));
         InForce { broken: broken.collect(), ..InForce::default() }
+    }
+
+    /// Takes the tenants' policies from force that have no kernel tables of their own at this moment, so that they take from
+    /// nobody else. Whether there are any.
+    pub(super) fn suspend_without_tables(
+        &mut self,
+        agents: &[Agent],
+        now_ms: i64,
+    ) -> Result<bool, PolicyErrors> {
+        let Some(policies) = &self.policies else { return Ok(false) };
+        let failing = policies.at(now_ms).without_tables(agents);
+        let is_any = !failing.is_empty();
+        for (tenant, errors) in failing {
+            let owner = PolicyOwner::Tenant(tenant);
+            let Some(parsed) = self.parsed.remove(&owner) else { continue };
+            let why = suspended(&Refusal::Policy(errors));
+            tracing::error!(%owner, why, "a policy has no kernel tables at this moment, and leaves force");
+            self.broken.insert(owner, (parsed.policy, why));
+        }
+        self.together()?;
+        Ok(is_any)
     }
 
     fn together(&mut self) -> Result<(), PolicyErrors> {

@@ -20,6 +20,7 @@ use super::authorities::{AUTHORITY, TRUST_DOMAIN};
 use super::bundles::{FetchedBundle, TRUST_BUNDLE};
 use super::geo::{GeoError, GeoInForce};
 use super::groups::{GROUP, with_built_in};
+use super::in_force::Unusable;
 use super::issuers::ISSUER;
 use super::providers::{FETCHED, Fetched};
 use super::signatures::Signatures;
@@ -184,6 +185,8 @@ pub struct Draft {
     pub(super) writes: BTreeMap<String, Option<Vec<u8>>>,
     /// Whether a plane would decide anything differently: then it needs a new generation.
     pub(super) governs: bool,
+    /// What becomes of policies that can't be used any more.
+    pub(super) unusable: Unusable,
 }
 
 // === impl Run ===
@@ -282,7 +285,7 @@ pub(super) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, StoreError>
 
 impl Draft {
     pub(super) fn new(model: Model) -> Self {
-        Draft { model, writes: BTreeMap::new(), governs: false }
+        Draft { model, writes: BTreeMap::new(), governs: false, unusable: Unusable::Refuse }
     }
 
     /// The model as it would be.

@@ -44,25 +44,17 @@ pub(super) async fn render(model: Model, former: Former, unusable: Unusable) -> 
                 "{sources} source bindings don't fit into the kernel's {max}; nothing was changed"
             )));
         }
-        let in_force = InForce::of(&model, &former.in_force, unusable)?;
+        let mut in_force = InForce::of(&model, &former.in_force, unusable)?;
         let now_ms = model.window.at.as_millisecond();
-        let policies = in_force.policies().map(|policies| policies.at(now_ms));
-        let turn_ms = policies.as_ref().and_then(|policies| policies.next_turn_ms(now_ms));
-        let same = former.tables.filter(|_| in_force.is_as(&former.in_force));
-        let same = same.filter(|compiled| compiled.is_of(&agents, now_ms));
-        let compile = |policies: &Policies| match same {
-            Some(same) => Ok(same),
-            None => {
-                let tables = Arc::new(compile(policies, &agents)?);
-                Ok::<_, Refusal>(Compiled {
-                    tables,
-                    agents: Arc::clone(&agents),
-                    from_ms: now_ms,
-                    until_ms: turn_ms,
-                })
-            }
-        };
-        let compiled = policies.as_ref().map(compile).transpose()?;
+        let mut compiled = Compiled::of(&in_force, &former, &agents, now_ms);
+        // One tenant's that has no tables at this moment must not take from everybody what they have.
+        if compiled.is_err()
+            && unusable == Unusable::Suspend
+            && in_force.suspend_without_tables(&agents, now_ms)?
+        {
+            compiled = Compiled::of(&in_force, &former, &agents, now_ms);
+        }
+        let (compiled, turn_ms) = compiled?;
         let tables = compiled.as_ref().map(|compiled| &*compiled.tables);
         let agents = agents.to_vec();
         let json = |e: serde_json::Error| Refusal::Invalid(e.to_string());
@@ -98,6 +90,28 @@ pub(super) fn compile(policies: &Policies, agents: &[Agent]) -> Result<KernelTab
 // === impl Compiled ===
 
 impl Compiled {
+    /// What the policies in force come to at a moment, and when that turns; as `former` has it, where that is the same.
+    fn of(
+        in_force: &InForce,
+        former: &Former,
+        agents: &Arc<Vec<Agent>>,
+        now_ms: i64,
+    ) -> Result<(Option<Compiled>, Option<i64>), Refusal> {
+        let policies = in_force.policies().map(|policies| policies.at(now_ms));
+        let until_ms = policies.as_ref().and_then(|policies| policies.next_turn_ms(now_ms));
+        let same = former.tables.as_ref().filter(|_| in_force.is_as(&former.in_force));
+        let same = same.filter(|compiled| compiled.is_of(agents, now_ms));
+        let compiled = |policies: &Policies| match same {
+            Some(same) => Ok(same.clone()),
+            None => {
+                let tables = Arc::new(compile(policies, agents)?);
+                let agents = Arc::clone(agents);
+                Ok::<_, Refusal>(Compiled { tables, agents, from_ms: now_ms, until_ms })
+            }
+        };
+        Ok((policies.as_ref().map(compiled).transpose()?, until_ms))
+    }
+
     /// Whether compiling again, for these agents and this moment, would come to the same.
     fn is_of(&self, agents: &[Agent], now_ms: i64) -> bool {
         let is_then = self.from_ms <= now_ms && self.until_ms.is_none_or(|until_ms| now_ms < until_ms);
