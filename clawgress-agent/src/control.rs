@@ -26,6 +26,7 @@ mod observe;
 mod providers;
 pub mod quarantine;
 mod render;
+mod resolved;
 mod revisions;
 mod runs;
 pub mod signatures;
@@ -63,6 +64,7 @@ use self::keyring::Keyring;
 use self::observe::Observations;
 use self::providers::Providers;
 use self::quarantine::Quarantines;
+use self::resolved::Resolved;
 use self::runs::Runs;
 use self::signatures::Signatures;
 use self::snapshots::Workers;
@@ -88,6 +90,7 @@ struct Control {
     audit: AuditLog,
     observations: Arc<Observations>,
     runs: Runs,
+    resolved: Arc<Resolved>,
     workers: Arc<Workers>,
     geo: GeoFiles,
     clock: Arc<dyn Clock>,
@@ -158,6 +161,7 @@ pub async fn serve(
         ended: Notify::new(),
     };
     runs.close_orphans().await?;
+    let resolved = Arc::new(Resolved::new(&governor, &observations, &link, &clock));
     let workers = Arc::new(Workers::default());
     let geo = GeoFiles::default();
     let control = Arc::new(Control {
@@ -168,6 +172,7 @@ pub async fn serve(
         audit,
         observations,
         runs,
+        resolved,
         workers,
         geo,
         clock,
@@ -184,6 +189,7 @@ pub async fn serve(
         tokio::spawn(watch_geo(Arc::clone(&control))),
         tokio::spawn(fetch_keys(Arc::clone(&control))),
         tokio::spawn(follow_bundles(Arc::clone(&control))),
+        tokio::spawn(tell_resolved(Arc::clone(&control))),
         tokio::spawn(observe(Arc::clone(&control))),
         tokio::spawn(end_adoption(signatures, stop.clone())),
     ];
@@ -217,6 +223,10 @@ async fn observations(
         }
     });
     Ok(observations)
+}
+
+async fn tell_resolved(control: Arc<Control>) {
+    control.resolved.run(control.stop.clone()).await;
 }
 
 async fn observe(control: Arc<Control>) {
@@ -303,6 +313,7 @@ fn planes(control: &Control) -> Planes {
         quarantines: Arc::clone(&control.quarantines),
         observations: Arc::clone(&control.observations),
         quota: Arc::default(),
+        resolved: Arc::clone(&control.resolved),
     };
     Either(
         SnapshotsServer::new(snapshots),

@@ -10,11 +10,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod dns;
 mod endpoint;
 mod intercept;
 mod interface;
 mod spiffe;
 
+pub use self::dns::Dns;
 pub use self::endpoint::Endpoint;
 pub use self::intercept::{Intercept, excludes};
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
@@ -47,6 +49,9 @@ pub struct Config {
     /// Reading TLS; it is not read if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intercept: Option<Intercept>,
+    /// What agents may ask the gateway's DNS.
+    #[serde(default)]
+    pub dns: Dns,
     /// Who may use which socket.
     #[serde(default)]
     pub access: Access,

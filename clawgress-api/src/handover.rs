@@ -141,6 +141,17 @@ pub fn refusal(error: &io::Error) -> Option<&Refusal> {
     error.get_ref()?.downcast_ref()
 }
 
+/// Says [`SERVES_DNS`], which is the first thing that is said.
+///
+/// # Errors
+/// If the peer is gone, or takes nothing.
+pub fn say_serves_dns(stream: &UnixStream) -> io::Result<()> {
+    match stream.try_write(&[SERVES_DNS])? {
+        1 => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
 /// Says [`ALIVE`]. To a peer that lets what was said before lie, nothing is said.
 ///
 /// # Errors

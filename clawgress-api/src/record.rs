@@ -168,7 +168,7 @@ pub struct Destination {
     /// `tcp`, `udp`, `icmp`, or the protocol's number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
-    /// HTTP method.
+    /// HTTP method; of a question to DNS, the type asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// HTTP path, without the query (which may hold secrets).
@@ -290,7 +290,7 @@ pub struct AuditRecord {
     /// To where.
     #[serde(default)]
     pub destination: Destination,
-    /// The action that determined the verdict: `connect`, `direct`, `tls`, `tunnel`, `http`.
+    /// The action that determined the verdict: `connect`, `direct`, `tls`, `tunnel`, `http`, `resolve`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// The verdict.
@@ -302,6 +302,9 @@ pub struct AuditRecord {
     /// Obligations that matched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub effects: Vec<EffectRef>,
+    /// What was found in what was sent or asked, that nobody has to have done wrong for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// What else the decision read, in L7.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<Box<Attributes>>,
@@ -411,6 +414,7 @@ impl AuditRecord {
             verdict: None,
             policies: Vec::new(),
             effects: Vec::new(),
+            findings: Vec::new(),
             attributes: None,
             intercepted: false,
             truncated: false,

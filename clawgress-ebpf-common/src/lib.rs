@@ -256,6 +256,8 @@ pub mod mark {
     pub const LOCAL: u32 = 0xC1A3_0000;
     /// Refused, and nftables says so with an ICMP error or a reset: never forwarded, never delivered.
     pub const REJECT: u32 = 0xC1A4_0000;
+    /// On the socket by which steered DNS is answered: nftables has its datagrams come from the port that was asked.
+    pub const DNS_ANSWER: u32 = 0xC1A5_0000;
 }
 
 /// Indices of [`map::COUNTERS`]. Below [`counter::XDP_PASSED`] the index is a `DropReason` code

@@ -168,6 +168,11 @@ drop_reasons! {
     BucketTableFull = 62, "bucket_table_full", kernel;
     /// The agent has as many token buckets as one agent may have, so a rate limit can't be kept.
     BucketShareFull = 63, "bucket_share_full", kernel;
+
+    /// The DNS message is malformed, or asks for what is not forwarded: another class, an update, a transfer.
+    DnsMalformed = 71, "dns_malformed", l7;
+    /// More questions to DNS of the kind that tunnels are made of than `[dns]` lets one agent ask in a minute.
+    DnsCapped = 72, "dns_capped", l7;
 }
 
 impl core::fmt::Display for DropReason {

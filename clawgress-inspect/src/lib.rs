@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client_hello;
+pub mod dns;
 pub mod http1;
 pub mod ja4;
 pub mod proxy_authorization;

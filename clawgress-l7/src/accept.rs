@@ -133,7 +133,8 @@ impl Drop for Share {
 // === impl Beat ===
 
 impl Beat {
-    fn set(&self) {
+    /// Says that it comes round.
+    pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 

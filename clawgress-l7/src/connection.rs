@@ -67,7 +67,9 @@ impl Connection {
         flows: &Flows,
     ) -> Self {
         let (peer, local) = (canonical(peer), canonical(local));
-        let found = flows.find(peer, local, entered);
+        let is_steered = !matches!(kind, ListenerKind::Proxy | ListenerKind::ProxyTls);
+        let protocol = if kind == ListenerKind::DnsDatagram { protocol::UDP } else { protocol::TCP };
+        let found = flows.find(peer, local, protocol, entered);
         let flow = found.as_ref().ok().and_then(Option::as_ref);
         let workload = flow.is_some_and(|(ifindex, _)| *ifindex == IFINDEX_LOCAL);
         let ingress = match kind {
@@ -84,14 +86,13 @@ impl Connection {
         let bound = match found {
             Ok(Some((_, flow))) => Ok((flow.agent != 0).then_some(Bound { index: flow.agent, method })),
             // A steered connection has a record, or it was never permitted.
-            Ok(None) if kind == ListenerKind::Transparent => Err(DropReason::FlowRecordMissing),
+            Ok(None) if is_steered => Err(DropReason::FlowRecordMissing),
             Ok(None) => Ok(None),
             Err(error) => {
                 tracing::error!(%error, "whose a connection is can't be looked up");
                 Err(DropReason::IdentityUnavailable)
             }
         };
-        let is_steered = kind == ListenerKind::Transparent;
         Connection { peer, local, ingress, is_steered, bound, interface, certificate: None }
     }
 
@@ -144,6 +145,7 @@ impl Flows {
         &self,
         peer: SocketAddr,
         local: SocketAddr,
+        protocol: u8,
         entered: impl FnOnce() -> io::Result<u32>,
     ) -> io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
@@ -155,7 +157,7 @@ impl Flows {
             source_port_be: peer.port().to_be(),
             destination_port_be: local.port().to_be(),
             ifindex,
-            protocol: protocol::TCP,
+            protocol,
             pad: [0; 3],
         };
         Ok(table.lookup(&key)?.map(|flow| (ifindex, flow)))

@@ -363,6 +363,12 @@ pub fn read_possible(plan: &Plan, who: &Who, to: (&Host, u16), excluded: bool) -
     guesses().iter().any(is_read)
 }
 
+/// `resolve`.
+#[must_use]
+pub fn resolve(plan: &Plan, who: &Who, host: &Host, port: u16, query_type: &str) -> Ruling {
+    ask(plan, who, Operation::Resolve { host, port, query_type })
+}
+
 /// `tunnel` for bytes that are neither TLS nor HTTP, and so can't be read: not where policy says that they are, unless
 /// the configuration has `excluded` that.
 #[must_use]

@@ -182,6 +182,21 @@ impl Exchange {
         self.record.destination.path = Some(path.to_owned());
     }
 
+    /// Notes how it travels, where that is not TCP.
+    pub fn protocol(&mut self, protocol: &str) {
+        self.record.destination.protocol = Some(protocol.to_owned());
+    }
+
+    /// Notes the type that is asked of DNS.
+    pub fn query_type(&mut self, query_type: &str) {
+        self.record.destination.method = Some(query_type.to_owned());
+    }
+
+    /// Notes what it looks like.
+    pub fn findings(&mut self, findings: impl Iterator<Item = String>) {
+        self.record.findings.extend(findings);
+    }
+
     /// Notes obligations that matched after it was decided: of what a client turned out to say.
     pub fn effects(&mut self, effects: &[EffectRef]) {
         self.record.effects.extend_from_slice(effects);

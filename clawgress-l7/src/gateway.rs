@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::dial::Dials;
+use crate::dns::Desk;
 use crate::endpoints::Endpoints;
 use crate::history::Histories;
 use crate::intercept::Interception;
@@ -32,8 +33,10 @@ pub struct Gateway {
     pub quota: Quota,
     /// What agents did before.
     pub histories: Histories,
-    /// DNS.
+    /// DNS, for the gateway itself.
     pub resolver: Resolver,
+    /// DNS, for agents.
+    pub dns: Desk,
     /// Where sockets are registered before they are dialled.
     pub dials: Arc<Dials>,
     /// Upstreams for clients that take a base URL.

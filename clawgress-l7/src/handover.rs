@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Accepting, Beat};
 use crate::connection::Flows;
-use crate::limit;
+use crate::{dns, limit};
 
 /// A listener among those of one role.
 type Key = (ListenerKind, SocketAddr);
@@ -76,6 +76,10 @@ pub async fn follow(
         };
         let taken = asked.and_then(|(stream, handover, descriptors)| {
             listening.replace(handover, descriptors)?;
+            // Not before there is somebody to answer.
+            if listening.serves_dns() {
+                handover::say_serves_dns(&stream)?;
+            }
             Ok(stream)
         });
         match taken {
@@ -201,6 +205,11 @@ impl Listening {
         }
     }
 
+    /// Whether it answers steered DNS.
+    fn serves_dns(&self) -> bool {
+        self.current.keys().any(|(kind, _)| *kind == ListenerKind::DnsDatagram)
+    }
+
     /// Whether every loop has come round since this was asked last.
     fn is_alive(&self) -> bool {
         // Each is asked, whatever the others say.
@@ -212,10 +221,6 @@ impl Listening {
         while self.loops.try_join_next().is_some() {}
         let mut wanted = HashMap::new();
         for (listener, descriptor) in listeners.iter().zip(descriptors) {
-            // This version serves no DNS, and has not said that it does.
-            if matches!(listener.kind, ListenerKind::DnsStream | ListenerKind::DnsDatagram) {
-                continue;
-            }
             let key = (listener.kind, listener.address);
             let accepted = match self.current.remove(&key) {
                 Some(known) => Ok(known),
@@ -229,17 +234,25 @@ impl Listening {
         for (_, former) in std::mem::replace(&mut self.current, wanted) {
             retire(former.stop, &mut self.loops);
         }
-        let addresses = self.current.keys().map(|(_, address)| *address);
+        // A connection can't come back to a socket of datagrams.
+        let streams = self.current.keys().filter(|(kind, _)| *kind != ListenerKind::DnsDatagram);
+        let addresses = streams.map(|(_, address)| *address);
         self.accepting.serving.gateway.own.set_listeners(addresses);
     }
 
     fn accept(&mut self, listener: &handover::Listener, descriptor: OwnedFd) -> io::Result<Loop> {
-        let socket = StdListener::from(descriptor);
-        socket.set_nonblocking(true)?;
-        let socket = TcpListener::from_std(socket)?;
         tracing::info!(kind = ?listener.kind, address = %listener.address, "accepting");
         let (accepting, flows) = (Arc::clone(&self.accepting), Arc::clone(&self.flows));
         let (stop, beat) = (CancellationToken::new(), Beat::default());
+        if listener.kind == ListenerKind::DnsDatagram {
+            let socket = dns::Datagrams::new(descriptor, listener.address.is_ipv6())?;
+            let gateway = Arc::clone(&accepting.serving.gateway);
+            self.loops.spawn(dns::datagrams(gateway, socket, flows, stop.clone(), beat.clone()));
+            return Ok(Loop { stop, beat });
+        }
+        let socket = StdListener::from(descriptor);
+        socket.set_nonblocking(true)?;
+        let socket = TcpListener::from_std(socket)?;
         self.loops.spawn(accepting.accept(listener.kind, socket, flows, stop.clone(), beat.clone()));
         Ok(Loop { stop, beat })
     }

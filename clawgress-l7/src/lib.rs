@@ -12,6 +12,7 @@ mod connect;
 mod connection;
 mod decide;
 mod dial;
+mod dns;
 mod endpoints;
 mod enforce;
 mod exchange;

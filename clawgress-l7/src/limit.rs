@@ -67,6 +67,26 @@ pub const WITHDRAW: Duration = Duration::from_secs(2);
 /// `net.core.somaxconn` by default).
 pub const REST_MAX: usize = 4096;
 
+/// Questions to DNS by datagrams under way, all agents together: each is a task of some KiB, and waits for an upstream for
+/// [`RESOLVE`] at most.
+pub const DNS_DATAGRAMS_MAX: usize = 1024;
+/// Questions to DNS under way of one agent: a browser begins some tens at once.
+pub const DNS_AGENT_MAX: usize = 64;
+/// Agents whose questions are counted at once: what each asked in a minute is some KiB.
+pub const DNS_AGENTS_MAX: usize = 16 * 1024;
+/// Questions on one connection, which are answered in their order: clients that ask more connect again.
+pub const DNS_STREAM_QUESTIONS_MAX: usize = 256;
+/// Between two questions on a connection: what RFC 7766 (6.2.3) calls the order of seconds.
+pub const DNS_STREAM_IDLE: Duration = Duration::from_secs(10);
+/// For a client to take an answer.
+pub const DNS_STREAM_WRITE: Duration = Duration::from_secs(5);
+/// For addresses to be learned, by way of control and the datapath role: less than what clients wait for an answer.
+pub const DNS_LEARN: Duration = Duration::from_secs(2);
+/// The least time for which an address is open that was just told.
+pub const DNS_OPEN_LEAST: Duration = Duration::from_secs(10);
+/// Pause after a datagram could not be received.
+pub const DNS_PAUSE: Duration = Duration::from_millis(50);
+
 /// For one question to the keys role.
 pub const KEYS_CALL: Duration = Duration::from_secs(2);
 /// Questions to the keys role at once.

@@ -9,6 +9,9 @@ use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError, NoRecords};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use tokio::time::timeout;
 
 use crate::limit;
@@ -17,6 +20,19 @@ use crate::limit;
 const CACHE_NAMES: u64 = 8192;
 /// Questions to one server before the next is asked.
 const ATTEMPTS: usize = 2;
+
+/// What there is for a name and a type.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The name.
+    pub name: Name,
+    /// What the server says of it.
+    pub code: ResponseCode,
+    /// Records, as they came.
+    pub answers: Vec<Record>,
+    /// How long it is not there.
+    pub soa: Option<Record>,
+}
 
 /// The resolver.
 #[derive(Clone)]
@@ -62,6 +78,32 @@ impl Resolver {
         }
         let resolver = builder.build().map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
         Ok(Resolver(resolver))
+    }
+
+    /// What there is for `host` and a type, for an agent that asks.
+    ///
+    /// # Errors
+    /// [`DropReason::ResolveFailed`].
+    pub async fn records(&self, host: &Host, kind: RecordType) -> Result<Found, DropReason> {
+        let failed = |_| DropReason::ResolveFailed;
+        let mut name = Name::from_ascii(host.to_string()).map_err(failed)?;
+        name.set_fqdn(true);
+        let none = |code, soa| Found { name: name.clone(), code, answers: Vec::new(), soa };
+        match timeout(limit::RESOLVE, self.0.lookup(name.clone(), kind)).await {
+            Ok(Ok(found)) => {
+                Ok(Found { answers: found.answers().to_vec(), ..none(ResponseCode::NoError, None) })
+            }
+            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, soa, .. }))))
+                if matches!(response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+            {
+                Ok(none(response_code, soa.map(|soa| soa.into_record_of_rdata())))
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%host, %kind, %error, "not resolved");
+                Err(DropReason::ResolveFailed)
+            }
+            Err(_) => Err(DropReason::ResolveFailed),
+        }
     }
 
     /// The addresses of `host`, at most [`limit::ADDRESSES_MAX`], at least one.

@@ -24,6 +24,7 @@ use crate::accept::{Accepted, Accepting, Sources};
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::dial::Dials;
+use crate::dns::{self, Desk};
 use crate::endpoints::Endpoints;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
@@ -65,6 +66,9 @@ impl Serving {
     pub async fn accepted(&self, accepted: Accepted) {
         let Accepted { kind, mut connection, mut stream, share, sources } = accepted;
         let _ = stream.set_nodelay(true);
+        if kind == ListenerKind::DnsStream {
+            return dns::stream(&self.gateway, &connection, stream).await;
+        }
         let deadline = Instant::now() + limit::PEEK;
         let share = match share {
             Some(share) => share,
@@ -242,6 +246,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
         histories: Histories::new(control.clone()),
         resolver: Resolver::new(&config.l7.resolvers)?,
+        dns: Desk::new(&config.dns, control.clone()),
         dials: Arc::new(Dials::default()),
         endpoints: Arc::new(Endpoints::new(&config.endpoints)?),
         own: Arc::new(Own::default()),
@@ -307,4 +312,4 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

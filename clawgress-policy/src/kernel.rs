@@ -25,6 +25,11 @@ mod tabulate;
 #[cfg(test)]
 mod tests;
 
+/// The first port of each range that the set's policies of `connect` and `direct` tell apart, ascending.
+pub(crate) fn first_ports(inner: &crate::set::Inner) -> Vec<u16> {
+    cells::ports(&inner.plan().atoms).into_iter().map(|cell| cell.first).collect()
+}
+
 pub use limiter::{
     LIMIT_BURST_BYTES_MIN, LIMIT_BURST_S_MAX, LIMIT_BYTES_PER_HOUR_MAX, LIMIT_BYTES_PER_HOUR_MIN,
     LIMIT_COUNT_PER_HOUR_MAX, LIMIT_SETS_MAX, LIMITERS_MAX, LIMITS_PER_CELL_MAX, LimitAction, LimitSubject,
@@ -70,7 +75,7 @@ pub struct VerdictCell {
     pub action: KernelAction,
     /// Index into [`KernelTables::policies`].
     pub policies: u32,
-    /// Index into [`KernelTables::limits`]; 0 where it denies, but for `inspection_required`.
+    /// Index into [`KernelTables::limits`]; 0 where it denies and nothing that is learned makes it pass.
     #[serde(default)]
     pub limits: u32,
     /// Whether no address that DNS taught is `direct` here: see [`expected_never_direct`].
@@ -203,7 +208,7 @@ pub fn expected_limits(
     transport: Transport,
     port: u16,
 ) -> Vec<String> {
-    if tabulate::may_pass(expected(set, agent, ip, transport, port).0) {
+    if tabulate::may_pass(transport, expected(set, agent, ip, transport, port).0, set.opens_by_name()) {
         set.limits(agent, ip, port, transport)
     } else {
         Vec::new()

@@ -24,6 +24,7 @@ mod crowd;
 mod evaluate;
 mod lowered;
 mod obligation;
+mod opening;
 mod parse;
 mod ranges;
 mod reach;
@@ -36,6 +37,7 @@ mod written;
 
 use conjunction::kept_under;
 use lowered::Group;
+pub use opening::Opening;
 pub(crate) use parse::applies;
 pub use parse::{PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX};
 pub(crate) use reach::{Name, Names, obliged_to};
@@ -225,6 +227,8 @@ pub(crate) struct Inner {
     limiters: Vec<Limiter>,
     /// What the others oblige to, by the policy's id.
     obligations: BTreeMap<String, Arc<Obligation>>,
+    /// What permits of `resolve` open besides, by the policy's id.
+    openings: BTreeMap<String, Vec<Opening>>,
     members: Members,
     reads: Reads,
     plan: Plan,

@@ -119,8 +119,8 @@ impl ActionKind {
 
     /// Whether some plane asks about it.
     pub(crate) fn is_asked(self) -> bool {
-        use ActionKind::{Connect, Direct, Http, Tls, Tunnel};
-        matches!(self, Connect | Direct | Tls | Tunnel | Http)
+        use ActionKind::{Connect, Direct, Http, Resolve, Tls, Tunnel};
+        matches!(self, Connect | Direct | Tls | Tunnel | Http | Resolve)
     }
 
     /// Whether it is about what is said, rather than to whom.

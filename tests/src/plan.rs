@@ -70,6 +70,13 @@ pub const REBIND: &str = "rebind.allowed.test";
 /// An allowed name that resolves to a cloud's metadata service.
 pub const METADATA: &str = "metadata.allowed.test";
 
+/// A name that policies of DNS open a port of: [`DATABASE_PORT`].
+pub const DATABASE: &str = "db.allowed.test";
+/// Port of a server outside that is neither a web server's nor permitted by its address.
+pub const DATABASE_PORT: u16 = 5432;
+/// Has a `TXT` record larger than a datagram.
+pub const LARGE: &str = "large.allowed.test";
+
 /// A name and what it resolves to.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -96,6 +103,8 @@ pub const ZONE: &[Entry] = &[
     Entry::both(SECRET, v4(198, 51, 100, 66), v6(0x51, 0x66)),
     Entry::both(INSPECT, v4(198, 51, 100, 67), v6(0x51, 0x67)),
     Entry { name: BLOCKED, v4: Some(v4(198, 51, 100, 130)), v6: Some(BLOCKED_V6) },
+    Entry::both(DATABASE, v4(203, 0, 113, 14), v6(0x113, 0x14)),
+    Entry::both(LARGE, v4(203, 0, 113, 15), v6(0x113, 0x15)),
     Entry { name: REBIND, v4: Some(GATEWAY.v4), v6: None },
     Entry { name: METADATA, v4: Some(v4(169, 254, 169, 254)), v6: None },
 ];

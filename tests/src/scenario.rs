@@ -52,7 +52,7 @@ saas = ["api.allowed.test", "llm.allowed.test", "six.allowed.test", "rebind.allo
 [networks]
 # The second pair is FORBIDDEN by name only: names must keep agents out.
 web = ["203.0.113.0/24", "2001:db8:113::/64", "198.51.100.0/25", "2001:db8:51::/80"]
-dns = ["203.0.113.53/32", "2001:db8:113::53/128"]
+dns = ["203.0.113.53/32", "2001:db8:113::35/128"]
 "#;
 
 /// A lab with a gateway, its agents and its policy.

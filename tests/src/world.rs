@@ -41,6 +41,7 @@ pub async fn serve(dir: &Path) -> anyhow::Result<()> {
         let at = |port| SocketAddr::new(ip, port);
         tokio::spawn(http::serve(listen(at(80))?, None, Arc::clone(&state)));
         tokio::spawn(http::serve(listen(at(443))?, Some(Arc::clone(&tls)), Arc::clone(&state)));
+        tokio::spawn(http::serve(listen(at(crate::plan::DATABASE_PORT))?, None, Arc::clone(&state)));
         tokio::spawn(sink::serve_tcp(listen(at(SINK_PORT))?, Arc::clone(&state)));
         tokio::spawn(sink::serve_udp(udp(at(SINK_PORT))?, Arc::clone(&state)));
     }

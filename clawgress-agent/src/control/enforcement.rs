@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clawgress_api::proto::enforcement_server::Enforcement;
 use clawgress_api::proto::{
     CommitRequest, Document, Empty, HistoryRequest, ImposeRequest, QuotaScope, ReleaseRequest,
-    ReserveRequest, ReserveResponse,
+    ReserveRequest, ReserveResponse, ResolvedRequest,
 };
 use clawgress_policy::quota::{Answer, Ledger, Pace, QuotaError, ReservationId, Scope};
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 use super::model::Refusal;
 use super::observe::Observations;
 use super::quarantine::Quarantines;
+use super::resolved::Resolved;
 
 /// Longest policy id or request id that is taken, bytes.
 const TEXT_BYTES_MAX: usize = 512;
@@ -29,6 +30,7 @@ pub(super) struct Service {
     pub quarantines: Arc<Quarantines>,
     pub observations: Arc<Observations>,
     pub quota: Arc<Quota>,
+    pub resolved: Arc<Resolved>,
 }
 
 /// The ledger, on a clock that only goes forward.
@@ -118,6 +120,11 @@ impl Enforcement for Service {
         let history = self.observations.history(agent, &host);
         let json = serde_json::to_vec(&history).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(Document { json }))
+    }
+
+    async fn resolved(&self, request: Request<ResolvedRequest>) -> Result<Response<Empty>, Status> {
+        self.resolved.tell(request.into_inner()).await?;
+        Ok(Response::new(Empty {}))
     }
 
     async fn impose(&self, request: Request<ImposeRequest>) -> Result<Response<Empty>, Status> {

@@ -10,7 +10,7 @@ use clawgress_api::proto::{
     AuditAck, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
     Quarantined as QuarantinedMessage, Workload,
 };
-use clawgress_api::{DatapathStatus, MESSAGE_BYTES_MAX, RecordKind};
+use clawgress_api::{DatapathStatus, LearnedAddresses, MESSAGE_BYTES_MAX, RecordKind};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::error::Elapsed;
@@ -219,6 +219,22 @@ impl Link {
     pub async fn limits(&self, query: Document) -> Result<Documents, Status> {
         let mut client = self.client.clone();
         answered(tokio::time::timeout(CALL_TIME_MAX, client.limits(query)).await)
+    }
+
+    /// Lets agents go direct to addresses.
+    ///
+    /// # Errors
+    /// If the role is away, or refuses them.
+    pub async fn learn(&self, addresses: &LearnedAddresses) -> Result<(), Status> {
+        let json = serde_json::to_vec(addresses).map_err(|error| Status::internal(error.to_string()))?;
+        let mut client = self.client.clone();
+        answered(tokio::time::timeout(CALL_TIME_MAX, client.learn(Document { json })).await).map(drop)
+    }
+
+    /// How it stands, as it changes.
+    #[must_use]
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
     }
 
     /// Keeps the datapath at the live generation and takes in its records, until `stop`.

@@ -244,7 +244,9 @@ impl Observations {
     /// Takes note of a record that has become durable.
     pub fn note(&self, record: &AuditRecord) {
         let Some(reference) = &record.agent else { return };
-        let is_decision = record.plane == Plane::L7 && record.kind == RecordKind::Decision;
+        // To ask for a name is to have been nowhere yet, and it would make every host one that was seen.
+        let is_asked = record.action.as_deref() == Some("resolve");
+        let is_decision = record.plane == Plane::L7 && record.kind == RecordKind::Decision && !is_asked;
         if !is_decision && record.fingerprint.is_none() {
             return;
         }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context as _, Result};
 use clawgress_api::config::Config;
 use clawgress_api::handover::{self, ListenerKind};
+use clawgress_ebpf_common::mark;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Ipv4OrigDstAddr, Ipv6OrigDstAddr};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -108,6 +109,11 @@ fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    if is_datagram {
+        // Answers have to come from where the agent asked. Their address L7 gives itself, from a transparent socket;
+        // another port than its own it can't.
+        socket.set_mark(mark::DNS_ANSWER).context("cannot mark a DNS socket; that needs CAP_NET_ADMIN")?;
+    }
     match kind {
         // L7 may still hold the listener of a datapath role that is gone.
         ListenerKind::Proxy | ListenerKind::ProxyTls => socket.set_reuse_port(true),

@@ -13,7 +13,7 @@ use super::*;
 use crate::connection::Bound;
 
 #[path = "../../tests/proxy/dns.rs"]
-mod dns;
+pub(crate) mod dns;
 
 /// What the client dialled; nobody is there, so reaching it would show.
 const DIALLED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
@@ -21,6 +21,37 @@ const DIALLED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const SNAPSHOT: &str = r#"{"generation":3,"agents":[
     {"id":"default/web","index":1,"state":"active","sources":[{"interface":"agents0","prefix":"127.0.0.0/8","mac":null}]},{"id":"default/off","index":2,"state":"disabled"}],"keys":[],
     "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) }; @id(\"web\") permit (principal, action in [Action::\"http\", Action::\"tls\", Action::\"tunnel\"], resource) when { resource.name like \"*.allowed.test\" }; @id(\"tls\") permit (principal, action == Action::\"tls\", resource == Host::\"read.test\"); @id(\"raw\") permit (principal, action == Action::\"tunnel\", resource == Host::\"127.1.0.9\");"}}"#;
+
+/// The proxy's parts, which decide by `snapshot` and ask DNS at `resolver`.
+pub(crate) async fn gateway(
+    keys: &Path,
+    snapshot: &str,
+    resolver: SocketAddr,
+) -> (Arc<Gateway>, audit::Carrier) {
+    let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
+    let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock)));
+    let document = snapshot.as_bytes().to_vec();
+    snapshots
+        .apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document, ..Default::default() })
+        .await;
+    let gateway = Arc::new(Gateway {
+        snapshots,
+        keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
+        quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
+        histories: Histories::new(socket::channel(keys).expect("channel")),
+        resolver: Resolver::new(&[resolver]).expect("resolver"),
+        dns: Desk::new(&clawgress_api::config::Dns::default(), socket::channel(keys).expect("channel")),
+        dials: Arc::new(Dials::default()),
+        endpoints: Arc::default(),
+        own: Arc::new(Own::default()),
+        audit,
+        tls: None,
+        interception: None,
+        pipes: Arc::new(Pipes::default()),
+        cut: CancellationToken::new(),
+    });
+    (gateway, carrier)
+}
 
 struct Steered {
     ingress: Ingress,
@@ -44,27 +75,7 @@ impl Steered {
             ("raw.allowed.test", &["127.1.0.9"]),
         ];
         let dns = dns::Dns::start(zone).await;
-        let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
-        let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock)));
-        let document = snapshot.as_bytes().to_vec();
-        snapshots
-            .apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document, ..Default::default() })
-            .await;
-        let gateway = Arc::new(Gateway {
-            snapshots,
-            keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
-            quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
-            histories: Histories::new(socket::channel(keys).expect("channel")),
-            resolver: Resolver::new(&[dns.address]).expect("resolver"),
-            dials: Arc::new(Dials::default()),
-            endpoints: Arc::default(),
-            own: Arc::new(Own::default()),
-            audit,
-            tls: None,
-            interception: None,
-            pipes: Arc::new(Pipes::default()),
-            cut: CancellationToken::new(),
-        });
+        let (gateway, carrier) = gateway(keys, snapshot, dns.address).await;
         let (stopping_sender, stopping) = watch::channel(false);
         let proxy = plain_http::proxy(&gateway, Some(1));
         let serving = Serving { gateway, proxy, stopping };

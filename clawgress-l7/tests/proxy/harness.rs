@@ -19,7 +19,7 @@ use clawgress_api::proto::snapshots_server::{Snapshots, SnapshotsServer};
 use clawgress_api::proto::{
     AuditAck, AuditBatch, CommitRequest, Document, Empty, HistoryRequest, ImposeRequest,
     InterceptionAuthority, MacApiKeyRequest, MacApiKeyResponse, ReleaseRequest, ReserveRequest,
-    ReserveResponse, Snapshot as Envelope, WatchRequest, watch_request,
+    ReserveResponse, ResolvedRequest, Snapshot as Envelope, WatchRequest, watch_request,
 };
 use clawgress_api::{AuditRecord, RecordKind, Snapshot};
 use clawgress_identity::{ApiKey, ApiKeyRecord};
@@ -266,6 +266,10 @@ impl Enforcement for Control {
         self.asked.lock().push(request.into_inner());
         let json = serde_json::to_vec(&*self.history.lock()).expect("json");
         Ok(Response::new(Document { json }))
+    }
+
+    async fn resolved(&self, _: Request<ResolvedRequest>) -> Result<Response<Empty>, Status> {
+        Err(Status::unimplemented("the proxy alone resolves nothing for agents"))
     }
 
     async fn impose(&self, request: Request<ImposeRequest>) -> Result<Response<Empty>, Status> {

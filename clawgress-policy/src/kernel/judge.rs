@@ -322,10 +322,11 @@ impl<'a> Judge<'a> {
         )?;
         let (guarded, limits, obligations) = bench.connect(ip, port, transport);
         let asks_direct = bench.slices().any(|slice| slice.asks_direct);
+        let opens = bench.slices().any(|slice| slice.half.inner.opens_by_name());
         let direct = LazyCell::new(|| bench.direct(ip, port, transport));
         let value = |reach: Decision| {
             let (action, policies) = super::combine(transport, reach, || (*direct).clone());
-            let limits = if may_pass(action) { limits.clone() } else { Vec::new() };
+            let limits = if may_pass(transport, action, opens) { limits.clone() } else { Vec::new() };
             let never_direct =
                 asks_direct && super::may_be_learned(transport, action) && super::forbids(&direct);
             Value { action, policies, limits, never_direct }

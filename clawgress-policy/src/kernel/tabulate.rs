@@ -157,10 +157,13 @@ fn port_kinds(ports: &[PortCell]) -> PortKinds {
 type PortClasses = (Vec<(u16, u16)>, Vec<usize>);
 
 /// Whether a packet of the cell may pass: also where nobody reads it, since the kernel lets it through by what it
-/// learned from DNS, or to the gateway's DNS.
-pub(super) fn may_pass(action: KernelAction) -> bool {
+/// learned from DNS, or to the gateway's DNS; and where nothing permits it by its address, if policy `opens` ports by name.
+pub(super) fn may_pass(transport: Transport, action: KernelAction, opens: bool) -> bool {
     match action {
-        KernelAction::Deny(code) => code == DropReason::InspectionRequired.code(),
+        KernelAction::Deny(code) => {
+            code == DropReason::InspectionRequired.code()
+                || opens && transport.has_ports() && code == DropReason::PolicyDenied.code()
+        }
         KernelAction::Steer | KernelAction::Direct => true,
     }
 }

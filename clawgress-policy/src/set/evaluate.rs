@@ -12,7 +12,7 @@ use cedar_policy_core::extensions::Extensions;
 use clawgress_ebpf_common::DropReason;
 
 use super::lowered::Group;
-use super::{Given, Inner};
+use super::{Given, Inner, Opening};
 use crate::Host;
 use crate::address::canonical;
 use crate::content;
@@ -97,6 +97,11 @@ impl Inner {
 
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What the permits of these ids open, of those that are its own.
+    pub(super) fn opened(&self, policies: &[String]) -> impl Iterator<Item = Opening> {
+        policies.iter().filter_map(|id| self.openings.get(id)).flatten().copied()
     }
 
     /// Decides on `policies` alone: all that apply to the action, or those of them that can match the

@@ -15,6 +15,7 @@ use clawgress_identity::PolicyOwner;
 
 use super::lowered::Group;
 use super::obligation::{self, Obliged};
+use super::opening::{self, Opening};
 use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
@@ -81,6 +82,7 @@ pub(super) fn parse(
     let mut problems = template_problems(&set, &source);
     let mut drafts = drafts(&set, &source, owner, &mut problems);
     let (limiters, obligations) = obliged(&mut drafts, &source, &mut problems);
+    let openings = openings(&drafts, &source, &mut problems);
     for draft in &drafts {
         problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members, owner));
         problems.extend(ranges::review(draft.ast(), draft.id.as_deref(), &source));
@@ -138,6 +140,7 @@ pub(super) fn parse(
         logged,
         logged_lowered,
         obligations,
+        openings,
         limiters,
         members,
         reads,
@@ -275,6 +278,23 @@ fn obliged(
     (limiters, obligations)
 }
 
+/// What permits of `resolve` open besides, by the policy's id.
+fn openings(
+    drafts: &[Draft],
+    source: &Source<'_>,
+    problems: &mut Vec<PolicyProblem>,
+) -> BTreeMap<String, Vec<Opening>> {
+    let mut openings = BTreeMap::new();
+    for draft in drafts {
+        let id = draft.id.as_deref().unwrap_or_default();
+        let opened = opening::read(draft.ast(), id, draft.obliged.is_none(), source, problems);
+        if !opened.is_empty() {
+            openings.insert(draft.name.clone(), opened);
+        }
+    }
+    openings
+}
+
 /// Checks a policy's annotations; gives its id.
 fn annotations(
     cedar: &cedar_policy::Policy,
@@ -304,11 +324,12 @@ fn annotations(
             known if ANNOTATIONS_INFORMATIVE.contains(&known) => continue,
             // Read when all ids are known to be there.
             known if obligation::ANNOTATIONS.contains(&known) || known == obligation::MODE => continue,
+            opening::DIRECT => continue,
             future if ANNOTATIONS_FUTURE.contains(&future) => format!(
                 "`@{future}` is not available yet, and a rule must not silently do nothing: remove it"
             ),
             _ => format!(
-                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header` and `@mode`",
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header`, `@mode` and `@direct`",
                 quote(&key)
             ),
         };

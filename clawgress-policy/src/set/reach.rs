@@ -174,7 +174,7 @@ fn unnamed() -> Decision {
 
 impl Inner {
     /// The `connect` decision of one set, denied where one of its limits can't be evaluated.
-    fn reached(&self, request: &Request<'_>, given: Given<'_>) -> Decision {
+    pub(super) fn reached(&self, request: &Request<'_>, given: Given<'_>) -> Decision {
         let obliged = self.decide_by(self.limiting_lowered(), request, given);
         obliged_to(self.decide_lowered(request, given), obliged).0
     }

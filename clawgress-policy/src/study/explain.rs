@@ -17,6 +17,9 @@ use crate::{
     Decision, Host, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
 };
 
+/// The port of DNS.
+const DNS: u16 = 53;
+
 /// What an agent may want.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -47,6 +50,13 @@ pub enum Target {
         ja4: String,
         /// Whether it is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
         is_endpoint: bool,
+    },
+    /// What a name resolves to.
+    Name {
+        /// Name.
+        host: Host,
+        /// Type of record.
+        query_type: String,
     },
 }
 
@@ -159,6 +169,7 @@ pub fn explain(
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
             url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint, reading))
         }
+        Target::Name { host, query_type } => name(set, agent, host, query_type),
     };
     if is_blind && matches!(target, Target::Url { .. }) {
         let blind = "no executable, certificate or MAC address is known";
@@ -171,7 +182,7 @@ pub fn explain(
     }
     if explanation.allowed && explanation.opaque.is_some() {
         explanation.moot = match target {
-            Target::Address { .. } => moot(texts, agent, None),
+            Target::Address { .. } | Target::Name { .. } => moot(texts, agent, None),
             Target::Url { host, port, .. } => moot(texts, agent, Some((host, *port))),
         };
     }
@@ -296,6 +307,34 @@ fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
     true
 }
 
+fn name(set: &PolicySet, agent: &Agent, host: &Host, query_type: &str) -> Explanation {
+    let phase = ask(set, agent, Operation::Resolve { host, port: DNS, query_type });
+    let mut notes = vec![format!(
+        "`connect` at port {DNS}, UDP or TCP, is asked of the address of the resolver that the agent asks, which must not be `direct`"
+    )];
+    // No address is forbidden in advance: what is opened is asked of each that the answer has.
+    for (transport, port) in set.opens(&phase.policies, agent, IpAddr::from([192, 0, 2, 1])) {
+        if phase.allowed {
+            notes.push(format!(
+                "`@direct` opens {} port {port} of its addresses, unless a policy forbids `direct` there",
+                transport.name()
+            ));
+        }
+    }
+    let (allowed, reason) = (phase.allowed, phase.reason.clone());
+    let decided = phase.action.clone();
+    Explanation {
+        allowed,
+        decided,
+        reason,
+        phases: vec![phase],
+        is_read: false,
+        opaque: None,
+        moot: Vec::new(),
+        notes,
+    }
+}
+
 fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Phase {
     let limits = set.limits(agent, ip, port, transport).into_iter();
     let effects = limits.map(|policy| {
@@ -356,9 +395,14 @@ impl Target {
                 return Err("a protocol goes with an address, not with a URL".to_owned());
             }
             let (scheme, port) = match scheme.to_ascii_lowercase().as_str() {
+                "dns" if method.is_none() && address.is_none() => return Target::of_name(rest),
                 "http" => (Scheme::Http, 80),
                 "https" => (Scheme::Https, 443),
-                _ => return Err(format!("`{shown}` is neither `http://…` nor `https://…`")),
+                _ => {
+                    return Err(format!(
+                        "`{shown}` is neither `http://…`, `https://…` nor `dns://NAME/TYPE`"
+                    ));
+                }
             };
             let ip = |text: &str| text.parse().map_err(|_| format!("`{}` is not an address", quote(text)));
             let ip = address.map(ip).transpose()?;
@@ -406,6 +450,20 @@ impl Target {
             _ => return Err("what is asked of an endpoint goes on as `https://…`".to_owned()),
         }
         Ok(self)
+    }
+
+    /// `NAME` or `NAME/TYPE`.
+    fn of_name(text: &str) -> Result<Target, String> {
+        let (name, query_type) = text.split_once('/').unwrap_or((text, "A"));
+        let host = Host::parse(name).map_err(|error| error.to_string())?;
+        let is_type = !query_type.is_empty() && query_type.bytes().all(|b| b.is_ascii_alphanumeric());
+        if host.address().is_some() || !is_type {
+            return Err(format!(
+                "`{}` is not a name and a type: write such as `dns://api.example/AAAA`",
+                quote(text)
+            ));
+        }
+        Ok(Target::Name { host, query_type: query_type.to_ascii_uppercase() })
     }
 
     fn of_url(

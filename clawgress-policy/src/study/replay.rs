@@ -234,6 +234,9 @@ impl Recorded<'_> {
     fn proxied(&self, set: &PolicySet, needs: Needs) -> Replayed {
         let before = self.verdict.err().unwrap_or("allow");
         let Some(port) = self.port else { return unknown("the port") };
+        if self.action == "resolve" {
+            return self.resolved(set, port, before);
+        }
         let host = self.host.map_or_else(|| self.ip.map(Host::from_address), |host| Host::parse(host).ok());
         let Some(host) = host else { return unknown("the host") };
         let wanted = match self.action {
@@ -278,6 +281,21 @@ impl Recorded<'_> {
                     self.changed(before, "allow", policies)
                 }
             },
+        }
+    }
+
+    /// A question to DNS: its type is recorded as a method, and its address is the resolver's.
+    fn resolved(&self, set: &PolicySet, port: u16, before: &str) -> Replayed {
+        let Some(host) = self.host.and_then(|host| Host::parse(host).ok()) else {
+            return unknown("the host");
+        };
+        let Some(query_type) = self.method else { return unknown("the type that was asked for") };
+        let operation = Operation::Resolve { host: &host, port, query_type };
+        match ask(set, self.agent, operation) {
+            Ok(answer) => {
+                self.changed(before, answer.denied.map_or("allow", DropReason::name), answer.policies)
+            }
+            Err(why) => unknown(why),
         }
     }
 

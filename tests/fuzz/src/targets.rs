@@ -6,6 +6,7 @@
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::expect_used, reason = "a panic is a finding")]
 
 use clawgress_inspect::client_hello::{ClientHello, HelloError, Reassembler};
+use clawgress_inspect::dns;
 use clawgress_inspect::http1::{self, Framer, HttpError, Step};
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::proxy_header::{self, Header};
@@ -31,6 +32,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("client_chain", client_chain),
     ("client_hello", client_hello),
     ("connect_target", connect_target),
+    ("dns_message", dns_message),
     ("host", host),
     ("http1", http1),
     ("jwks", jwks),
@@ -73,6 +75,32 @@ pub fn client_hello(data: &[u8]) {
         assert!(!name.is_empty() && name.len() <= 253 && name.is_ascii());
         // What passes for a name is a name to the canonical parser too, or refused: never an address.
         assert!(!matches!(Host::parse(&name), Ok(Host::Address(_))), "{name}");
+    }
+}
+
+/// A question that is read is all there is: it can be written again from what was read, but for its options; and what
+/// it looks like stays within its bounds.
+pub fn dns_message(data: &[u8]) {
+    let Ok(asked) = dns::question(data) else { return };
+    assert!(data.len() <= dns::QUESTION_BYTES_MAX);
+    assert!(asked.wire_name.len() <= 255 && asked.wire_name.last() == Some(&0));
+    let mut again = data[..12].to_vec();
+    again.extend(&asked.wire_name);
+    again.extend(asked.kind.to_be_bytes());
+    again.extend([0, 1]);
+    assert_eq!(again, data[..again.len()]);
+    assert_eq!(asked.edns.is_some(), data.len() > again.len());
+    if let Some(name) = &asked.name {
+        assert!(!name.is_empty() && name.len() <= 253 && !name.bytes().any(|b| b.is_ascii_uppercase()));
+        if let Ok(Host::Name(canonical)) = Host::parse(name) {
+            assert!(canonical == *name || name.contains("xn--"), "{name}");
+        }
+        let limits = dns::watch::Limits { names_max: 1, uncommon_max: 1, bytes_max: 1024 };
+        let mut watch = dns::watch::Watch::default();
+        let first = watch.asked(0, name, asked.kind, data.len(), &limits);
+        assert_eq!(first, dns::watch::Watch::default().asked(0, name, asked.kind, data.len(), &limits));
+        assert_eq!(first.over, None, "one question is never too many");
+        assert!(name.ends_with(dns::watch::parent(name)));
     }
 }
 

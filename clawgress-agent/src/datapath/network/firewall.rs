@@ -14,7 +14,8 @@ use clawgress_ebpf_common::mark;
 pub(super) const NAME: &str = "clawgress";
 const TABLE: &str = "inet clawgress";
 /// What the table is made of.
-const CHAINS: [&str; 6] = ["refused", "answer", "forward", "input", "from_agents", "postrouting"];
+const CHAINS: [&str; 7] =
+    ["refused", "answer", "forward", "input", "from_agents", "dns_answers", "postrouting"];
 const SETS: [(&str, Role); 3] =
     [("agents", Role::Agents), ("uplinks", Role::Uplink), ("management", Role::Management)];
 
@@ -103,6 +104,7 @@ fn closed(config: &Config) -> String {
 fn script(config: &Config) -> String {
     let mask = mark::MASK;
     let (steer, direct, local, reject) = (mark::STEER, mark::DIRECT, mark::LOCAL, mark::REJECT);
+    let dns = mark::DNS_ANSWER;
     let mut text = format!("table {TABLE} {{\n");
     for (name, role) in SETS {
         let members = config.interfaces.iter().filter(|i| i.role == role);
@@ -139,6 +141,10 @@ fn script(config: &Config) -> String {
 		meta mark and {mask:#x} == {steer:#x} accept
 		meta mark and {mask:#x} == {local:#x} accept
 		drop
+	}}
+	chain dns_answers {{
+		type filter hook output priority raw; policy accept;
+		oifname @agents meta mark and {mask:#x} == {dns:#x} udp sport set 53
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
