@@ -136,6 +136,9 @@ pub mod bound {
     pub const UNBOUND_BUCKETS: u32 = 4_096;
     /// Learned addresses of all agents: those of a thousand names each for dozens of busy agents, some 8 MiB.
     pub const LEARNED_MAX: u32 = 65_536;
+    /// Those of one agent, or of agents that share a place among [`SHARES`]: twice as many as are learned for it at once,
+    /// since each is kept as long as its flows.
+    pub const LEARNED_AGENT_MAX: u32 = LEARNED_MAX / 8;
     /// Agents with a share of their own, a power of two: several times the promised 10,000. Indices are never
     /// reused; two that are this far apart share.
     pub const SHARES: u32 = 65_536;
@@ -256,8 +259,9 @@ pub mod mark {
     pub const LOCAL: u32 = 0xC1A3_0000;
     /// Refused, and nftables says so with an ICMP error or a reset: never forwarded, never delivered.
     pub const REJECT: u32 = 0xC1A4_0000;
-    /// On the socket by which steered DNS is answered: nftables has its datagrams come from the port that was asked.
-    pub const DNS_ANSWER: u32 = 0xC1A5_0000;
+    /// On the sockets that L7 is handed: nftables lets them answer and begin nothing, and has datagrams come from the port that
+    /// was asked.
+    pub const HANDED: u32 = 0xC1A5_0000;
 }
 
 /// Indices of [`map::COUNTERS`]. Below [`counter::XDP_PASSED`] the index is a `DropReason` code

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::audit_sink_client::AuditSinkClient;
 use clawgress_api::proto::{AuditAck, AuditBatch};
-use clawgress_api::{AuditRecord, MESSAGE_BYTES_MAX, Plane, RecordKind};
+use clawgress_api::{AgentRef, AuditRecord, MESSAGE_BYTES_MAX, Plane, RecordKind};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::OwnedPermit;
 use tokio_stream::wrappers::ReceiverStream;
@@ -118,6 +118,18 @@ impl Audit {
     /// Counts records that were never put.
     pub fn lose(&self, n: u64) {
         self.shared.lost.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Records that so many exchanges, of which each has two records, are not recorded one by one; with why, and whose they
+    /// are if that is known.
+    pub fn gap(&self, agent: Option<AgentRef>, exchanges: u64, why: &str) {
+        let mut record = self.record(0);
+        record.kind = RecordKind::Gap;
+        let count = exchanges.saturating_mul(2);
+        (record.agent, record.count, record.detail) = (agent, Some(count), Some(why.to_owned()));
+        if !self.try_put(record) {
+            self.lose(count);
+        }
     }
 
     /// Waits until everything put so far is acknowledged, or `limit` has passed; says which.

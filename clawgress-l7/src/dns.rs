@@ -2,15 +2,19 @@
 //! servers, and answered with what may be told.
 //!
 //! INVARIANT: nothing of a question goes on before it is judged and recorded, and nothing but its name and type ever
-//! does; an address that policy opens by name is open before the answer that tells it is released.
+//! does; an address that policy opens by name is open before the answer that tells it is released. A question takes its
+//! agent's share before anything is recorded or waited for.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use clawgress_api::AgentRef;
 use clawgress_ebpf_common::DropReason;
+use clawgress_identity::IdentityMethod;
 use clawgress_inspect::dns::{DnsError, Question, question};
 use clawgress_policy::{Host, Operation, is_reserved};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::RecordType;
+use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -27,6 +31,7 @@ use crate::limit;
 use crate::resolve::Found;
 use crate::snapshot::Plan;
 
+mod cache;
 mod desk;
 mod judge;
 mod socket;
@@ -44,7 +49,6 @@ struct Admitted {
     host: Host,
     kind: RecordType,
     query_type: String,
-    running: Running,
 }
 
 /// What came of a question.
@@ -52,8 +56,20 @@ struct Asked {
     said: Said,
     /// Why not, or not all, of what was asked for.
     reason: Option<DropReason>,
-    /// If it was asked anybody.
-    running: Option<Running>,
+    /// Whether it was asked anybody.
+    is_asked: bool,
+}
+
+/// What comes with a question.
+struct Asking<'a> {
+    connection: &'a Connection,
+    question: &'a Question,
+    /// Its bytes.
+    bytes: usize,
+    /// Its agent, by the plan that was current when it came.
+    who: Result<(Arc<Plan>, Who), DropReason>,
+    /// Its place among those under way.
+    running: Result<&'a Running, DropReason>,
 }
 
 /// Answers datagrams until `stop`.
@@ -74,11 +90,12 @@ pub async fn datagrams(
             Some((permit, socket.receive().await))
         };
         let received = tokio::select! {
-            biased;
             () = stop.cancelled() => return,
             received = next => received,
+            // In its turn also while datagrams never cease.
             _ = looks.tick() => {
                 beat.set();
+                tell_unrecorded(&gateway);
                 continue;
             }
         };
@@ -137,6 +154,16 @@ async fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Records how many questions there were beside those that are recorded, and whose.
+fn tell_unrecorded(gateway: &Gateway) {
+    for (agent, count) in gateway.dns.unrecorded() {
+        let plan = gateway.snapshots.current().ok();
+        let identity = plan.and_then(|plan| plan.trust.by_source(agent, IdentityMethod::Source).ok());
+        let reference = identity.map(|identity| AgentRef::new(&identity.agent, identity.method));
+        gateway.audit.gap(reference, count, "questions to DNS beyond `questions_per_second_max`");
+    }
+}
+
 /// The answer to a question; none to what is no question.
 async fn answer(
     gateway: &Gateway,
@@ -148,8 +175,20 @@ async fn answer(
     if read == Err(DnsError::NoQuestion) {
         return None;
     }
+    let agent = connection.bound.as_ref().ok().and_then(Option::as_ref).map_or(0, |bound| bound.index);
+    let (now, now_s) = (Instant::now(), gateway.now_s());
+    if !gateway.dns.admits(agent, now, now_s) {
+        // Its id is its first word.
+        let id = u16::from_be_bytes(*bytes.first_chunk()?);
+        return wire::bare(id, 0, ResponseCode::ServFail);
+    }
+    let running = gateway.dns.begin(agent, now, now_s);
     let mut exchange = Exchange::new(gateway, connection);
     exchange.protocol(carriage.name());
+    let who = identified(gateway, connection);
+    if let Ok((plan, who)) = &who {
+        exchange.agent(who, plan);
+    }
     let question = match read {
         Ok(question) => question,
         Err(error) => {
@@ -160,15 +199,28 @@ async fn answer(
             return said;
         }
     };
+    let asking = Asking {
+        connection,
+        question: &question,
+        bytes: bytes.len(),
+        who,
+        running: running.as_ref().map_err(|reason| *reason),
+    };
     // Boxed: tasks of datagrams wait in thousands.
-    let asked = Box::pin(ask(gateway, connection, &question, bytes.len(), &mut exchange)).await;
-    let Asked { said, reason, running } = asked;
+    let Asked { said, reason, is_asked } = Box::pin(ask(gateway, asking, &mut exchange)).await;
     let said = said.answer(&question, carriage);
-    if let (Some(running), Some(said)) = (running, &said) {
+    if let (Ok(running), Some(said), true) = (&running, &said, is_asked) {
         running.answered(gateway.now_s(), said.len());
     }
     exchange.end(End { reason, ..sizes(bytes, said.as_ref()) });
     said
+}
+
+/// Whose source it is.
+fn identified(gateway: &Gateway, connection: &Connection) -> Result<(Arc<Plan>, Who), DropReason> {
+    let plan = gateway.snapshots.current()?;
+    let who = identify::bound(&plan, connection)?.ok_or(DropReason::Anonymous)?;
+    Ok((plan, who))
 }
 
 fn sizes(asked: &[u8], said: Option<&Vec<u8>>) -> End {
@@ -185,19 +237,14 @@ fn malformed(error: DnsError) -> Option<Vec<u8>> {
 }
 
 /// What is said to a question.
-async fn ask(
-    gateway: &Gateway,
-    connection: &Connection,
-    question: &Question,
-    bytes: usize,
-    exchange: &mut Exchange,
-) -> Asked {
+async fn ask(gateway: &Gateway, asking: Asking<'_>, exchange: &mut Exchange) -> Asked {
     let refuse = |reason, exchange: &Exchange| Asked {
         said: Said::refused(reason, exchange.id()),
         reason: Some(reason),
-        running: None,
+        is_asked: false,
     };
-    let admitted = admit(gateway, connection, question, bytes, exchange).await;
+    let port = asking.connection.local.port();
+    let admitted = admit(gateway, asking, exchange).await;
     let (admitted, ruling) = match admitted {
         Ok((admitted, ruling)) => (Some(admitted), ruling),
         Err(ruling) => (None, ruling),
@@ -212,59 +259,55 @@ async fn ask(
     if let Err(reason) = exchange.allow(&ruling) {
         return refuse(reason, exchange);
     }
-    let Ok(found) = gateway.resolver.records(&admitted.host, admitted.kind).await else {
-        return refuse(DropReason::ResolveFailed, exchange);
+    let Ok(found) = gateway.dns.find(&admitted.host, admitted.kind).await else {
+        return Asked { is_asked: true, ..refuse(DropReason::ResolveFailed, exchange) };
     };
-    match released(gateway, connection.local.port(), &admitted, found).await {
-        Ok((said, judged)) => {
-            if let Some((ip, reason)) = judged.is_emptied(admitted.kind) {
+    let (reason, said) = match released(gateway, port, &admitted, found, exchange).await {
+        Ok((said, judged)) => match judged.is_emptied(admitted.kind) {
+            Some((ip, reason)) => {
                 exchange.address(ip);
-                return refuse(reason, exchange);
+                (Some(reason), None)
             }
-            let reason = judged.refused.map(|(_, reason)| reason);
-            Asked { said, reason, running: Some(admitted.running) }
-        }
-        Err(reason) => refuse(reason, exchange),
-    }
+            None => (judged.refused.map(|(_, reason)| reason), Some(said)),
+        },
+        Err(reason) => (Some(reason), None),
+    };
+    let said =
+        said.unwrap_or_else(|| Said::refused(reason.unwrap_or(DropReason::PolicyDenied), exchange.id()));
+    Asked { said, reason, is_asked: true }
 }
 
 /// Judges a question as it comes.
 async fn admit(
     gateway: &Gateway,
-    connection: &Connection,
-    question: &Question,
-    bytes: usize,
+    asking: Asking<'_>,
     exchange: &mut Exchange,
 ) -> Result<(Admitted, Ruling), Ruling> {
+    let Asking { connection, question, bytes, who, running } = asking;
     let deny = |reason| Ruling::deny("resolve", reason);
-    let kind = RecordType::from(question.kind);
+    let (kind, port) = (RecordType::from(question.kind), connection.local.port());
     let query_type = type_name(kind);
-    let plan = gateway.snapshots.current().map_err(deny)?;
     let host = name(question);
     if let Some(host) = &host {
-        exchange.host(host, connection.local.port());
+        exchange.host(host, port);
     }
     exchange.query_type(&query_type);
-    let who = identify::bound(&plan, connection).map_err(deny)?.ok_or(deny(DropReason::Anonymous))?;
-    exchange.agent(&who, &plan);
+    let (plan, who) = who.map_err(deny)?;
+    let running = running.map_err(deny)?;
     let host = host.ok_or(deny(DropReason::HostInvalid))?;
-    let operation =
-        Operation::Resolve { host: &host, port: connection.local.port(), query_type: &query_type };
+    let operation = Operation::Resolve { host: &host, port, query_type: &query_type };
     let need = decide::needs_history(&plan, &who, &[operation]);
     gateway.histories.inform(need, &who, &host).await.map_err(deny)?;
-    let agent = who.identity.agent.index;
-    let ruling = decide::resolve(&plan, &who, &host, connection.local.port(), &query_type);
+    let ruling = decide::resolve(&plan, &who, &host, port, &query_type);
     if ruling.verdict.is_err() {
         return Err(ruling);
     }
-    let now_s = gateway.now_s();
-    let running = gateway.dns.begin(agent, now_s).map_err(|reason| deny(reason).obliged_by(&ruling))?;
-    let noted = running.asked(&gateway.dns, now_s, &host.to_string(), question.kind, bytes);
+    let noted = running.asked(&gateway.dns, gateway.now_s(), &host.to_string(), question.kind, bytes);
     exchange.findings(noted.found.iter().map(|finding| finding.name().to_owned()));
     if noted.over.is_some() {
         return Err(deny(DropReason::DnsCapped).obliged_by(&ruling));
     }
-    Ok((Admitted { who, host, kind, query_type, running }, ruling))
+    Ok((Admitted { who, host, kind, query_type }, ruling))
 }
 
 /// The canonical name that is asked for, if there is one: in another spelling it would be judged as one name and asked
@@ -292,8 +335,9 @@ async fn released(
     port: u16,
     admitted: &Admitted,
     found: Found,
+    exchange: &mut Exchange,
 ) -> Result<(Said, Judged), DropReason> {
-    let Admitted { who, host, kind, query_type, .. } = admitted;
+    let Admitted { who, host, kind, query_type } = admitted;
     let plan = gateway.snapshots.current()?;
     let who = who.under(&plan, gateway.now_s())?;
     // A condition on history that is new with this plan denies: nothing is known for it.
@@ -311,10 +355,38 @@ async fn released(
     };
     let Found { name, code, answers, soa, .. } = found;
     let judged = judge::judge(&name, *kind, &answers, refuse);
+    for alias in &judged.aliases {
+        if let Err(reason) = may_lead_to(gateway, &plan, &who, (alias, query_type, port)).await {
+            exchange.detail(&format!("by way of `{alias}`"));
+            return Err(reason);
+        }
+    }
     open(gateway, &plan, &who, (host, query_type, port), (&ruling.policies, &judged)).await?;
     let said =
         Said { answers: judged.records.clone(), authorities: soa.into_iter().collect(), ..Said::only(code) };
     Ok((said, judged))
+}
+
+/// Whether an answer may lead on to another name. Whoever is permitted a name takes whatever names whoever serves it has behind
+/// it, so they need no permit; but what is forbidden, or can't be judged, isn't reached by another name either.
+async fn may_lead_to(
+    gateway: &Gateway,
+    plan: &Plan,
+    who: &Who,
+    (alias, query_type, port): (&Name, &str, u16),
+) -> Result<(), DropReason> {
+    let text = alias.to_lowercase().to_ascii();
+    let text = text.strip_suffix('.').unwrap_or(&text);
+    let host = match Host::parse(text) {
+        Ok(host @ Host::Name(_)) if host.to_string() == text => host,
+        _ => return Err(DropReason::HostInvalid),
+    };
+    let operation = Operation::Resolve { host: &host, port, query_type };
+    gateway.histories.inform(decide::needs_history(plan, who, &[operation]), who, &host).await?;
+    match decide::resolve(plan, who, &host, port, query_type).verdict {
+        Ok(()) | Err(DropReason::PolicyDenied) => Ok(()),
+        Err(reason) => Err(reason),
+    }
 }
 
 /// Has the addresses opened, before they are told, that the permits of the name open.

@@ -192,6 +192,11 @@ impl Exchange {
         self.record.destination.method = Some(query_type.to_owned());
     }
 
+    /// Notes in words what its outcome came of.
+    pub fn detail(&mut self, detail: &str) {
+        self.record.detail = Some(detail.to_owned());
+    }
+
     /// Notes what it looks like.
     pub fn findings(&mut self, findings: impl Iterator<Item = String>) {
         self.record.findings.extend(findings);

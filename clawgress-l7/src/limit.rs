@@ -67,13 +67,27 @@ pub const WITHDRAW: Duration = Duration::from_secs(2);
 /// `net.core.somaxconn` by default).
 pub const REST_MAX: usize = 4096;
 
-/// Questions to DNS by datagrams under way, all agents together: each is a task of some KiB, and waits for an upstream for
-/// [`RESOLVE`] at most.
-pub const DNS_DATAGRAMS_MAX: usize = 1024;
+/// Questions to DNS under way, all agents together: each is a task of some KiB, and waits for an upstream for [`RESOLVE`] at
+/// most.
+pub const DNS_QUESTIONS_MAX: usize = 1024;
+/// From so many on, an agent may have [`DNS_AGENT_LEAST`] and no more, so that a few can't take all.
+pub const DNS_QUESTIONS_SHARED: usize = DNS_QUESTIONS_MAX / 4 * 3;
 /// Questions to DNS under way of one agent: a browser begins some tens at once.
 pub const DNS_AGENT_MAX: usize = 64;
+/// What an agent has also when others ask much: both addresses of two names.
+pub const DNS_AGENT_LEAST: usize = 4;
+/// Datagrams that are looked at, twice as many as may be under way: what is refused is never waited for.
+pub const DNS_DATAGRAMS_MAX: usize = 2 * DNS_QUESTIONS_MAX;
+/// Seconds' worth of questions that an agent may ask at once.
+pub const DNS_BURST_S: f64 = 4.0;
 /// Agents whose questions are counted at once: what each asked in a minute is some KiB.
 pub const DNS_AGENTS_MAX: usize = 16 * 1024;
+/// What was found for agents and is kept, about, bytes: some ten thousand names.
+pub const DNS_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest answer that is kept, about, bytes: the addresses of a large content network several times over.
+pub const DNS_CACHED_BYTES_MAX: usize = 16 * 1024;
+/// How long it is kept at most: whoever changes addresses doesn't wait longer.
+pub const DNS_CACHED: Duration = Duration::from_secs(3600);
 /// Questions on one connection, which are answered in their order: clients that ask more connect again.
 pub const DNS_STREAM_QUESTIONS_MAX: usize = 256;
 /// Between two questions on a connection: what RFC 7766 (6.2.3) calls the order of seconds.

@@ -52,6 +52,18 @@ impl Resolver {
     /// # Errors
     /// If the system's configuration can't be read.
     pub fn new(servers: &[SocketAddr]) -> anyhow::Result<Self> {
+        Self::caching(servers, CACHE_NAMES)
+    }
+
+    /// As [`Resolver::new`], and remembers nothing: for who keeps what it finds by a bound of its own.
+    ///
+    /// # Errors
+    /// As [`Resolver::new`].
+    pub fn without_cache(servers: &[SocketAddr]) -> anyhow::Result<Self> {
+        Self::caching(servers, 0)
+    }
+
+    fn caching(servers: &[SocketAddr], names: u64) -> anyhow::Result<Self> {
         let mut builder = if servers.is_empty() {
             TokioResolver::builder_tokio().map_err(|e| {
                 anyhow::anyhow!("cannot read `/etc/resolv.conf`: {e}; name DNS servers in [l7] `resolvers`")
@@ -69,7 +81,10 @@ impl Resolver {
         };
         let options = builder.options_mut();
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.cache_size = CACHE_NAMES;
+        options.cache_size = names;
+        // Besides the port and the id, a spoofed answer has to guess the case of each letter; a server that doesn't repeat
+        // it is asked over TCP.
+        options.case_randomization = true;
         options.attempts = ATTEMPTS;
         options.timeout = limit::RESOLVE / 2;
         if !servers.is_empty() {

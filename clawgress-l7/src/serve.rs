@@ -246,7 +246,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
         histories: Histories::new(control.clone()),
         resolver: Resolver::new(&config.l7.resolvers)?,
-        dns: Desk::new(&config.dns, control.clone()),
+        dns: Desk::new(&config.dns, Resolver::without_cache(&config.l7.resolvers)?, control.clone()),
         dials: Arc::new(Dials::default()),
         endpoints: Arc::new(Endpoints::new(&config.endpoints)?),
         own: Arc::new(Own::default()),

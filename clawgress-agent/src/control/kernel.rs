@@ -55,6 +55,8 @@ pub struct Link {
 /// How it stands between control and datapath.
 #[derive(Clone, Debug, Default)]
 pub struct State {
+    /// Which of the role's lives this is, as far as it shows from here: it may know nothing of what a former one was told.
+    pub life: u64,
     /// The generation it last applied.
     pub applied: u64,
     /// Number of the quarantine it has.
@@ -254,7 +256,8 @@ impl Link {
                 Ok(()) => "it has closed the stream of its records".to_owned(),
                 Err(error) => format!("{error:#}"),
             };
-            let now = State { trouble: Some(trouble), ..State::default() };
+            let life = self.state.borrow().life + 1;
+            let now = State { life, trouble: Some(trouble), ..State::default() };
             let before = self.state.send_replace(now.clone());
             // Said once, not at every attempt.
             if before.trouble != now.trouble {

@@ -3,14 +3,12 @@
 //!
 //! A worker can make a name resolve to what it likes; it can't open what policy doesn't open for that name.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clawgress_api::proto::{ResolvedAddress, ResolvedRequest};
 use clawgress_api::{LearnedAddress, LearnedAddresses, LearnedProtocol};
-use clawgress_ebpf_common::bound;
 use clawgress_identity::Agent;
 use clawgress_policy::{Host, Operation, PolicySet, Request, Transport, is_reserved};
 use jiff::Timestamp;
@@ -18,10 +16,13 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use self::known::{AGENT_OPENINGS_MAX, Address, Full, Known, Name};
 use super::govern::{Generation, Governor};
-use super::kernel::Link;
+use super::kernel::{Link, State};
 use super::observe::Observations;
 use clawgress_api::clock::Clock;
+
+mod known;
 
 /// Most addresses of one answer.
 const ADDRESSES_MAX: usize = 16;
@@ -31,8 +32,6 @@ const NAME_BYTES_MAX: usize = 253;
 const TYPE_BYTES_MAX: usize = 16;
 /// Longest time an address is remembered: as long as the datapath role believes it.
 const TTL_MAX: Duration = Duration::from_secs(3600);
-/// Addresses remembered: as many as the kernel's table holds.
-const KNOWN_MAX: usize = bound::LEARNED_MAX as usize;
 /// Addresses in one message to the datapath role.
 const BATCH_MAX: usize = 1024;
 /// For the datapath role to run the generation by which addresses are learned.
@@ -45,16 +44,14 @@ pub struct Resolved {
     observations: Arc<Observations>,
     link: Arc<Link>,
     clock: Arc<dyn Clock>,
-    known: Mutex<BTreeMap<Name, BTreeMap<IpAddr, Instant>>>,
+    known: Mutex<Known>,
 }
 
-/// Who asked for what.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Name {
-    agent: u32,
-    host: Host,
-    query_type: String,
-    port: u16,
+/// What the datapath role was told last: in which of its lives, at which generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    life: u64,
+    generation: u64,
 }
 
 // === impl Resolved ===
@@ -85,7 +82,7 @@ impl Resolved {
         if opened.is_empty() {
             return Err(Status::permission_denied("policy opens nothing of this name for this agent"));
         }
-        self.remember(name, addresses)?;
+        self.remember(&name, &addresses, &opened)?;
         let _ = tokio::time::timeout(SETTLE, self.link.settled(live.model.generation)).await;
         self.link.learn(&LearnedAddresses { generation: live.model.generation, addresses: opened }).await
     }
@@ -93,7 +90,7 @@ impl Resolved {
     /// Tells the datapath role at each generation what holds of what it was told before, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let mut states = self.link.states();
-        let mut told = 0;
+        let mut told = Told::default();
         loop {
             let changed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -102,9 +99,8 @@ impl Resolved {
             if changed.is_err() {
                 return;
             }
-            let applied = states.borrow_and_update().applied;
-            if applied != told && applied == self.governor.live().model.generation {
-                told = applied;
+            let state = states.borrow_and_update().clone();
+            if told.is_due(&state, self.governor.live().model.generation) {
                 self.tell_again().await;
             }
         }
@@ -113,24 +109,21 @@ impl Resolved {
     async fn tell_again(&self) {
         let live = self.governor.live();
         let now = Instant::now();
-        let names: Vec<(Name, Vec<(IpAddr, u64)>)> = {
-            let mut known = self.known.lock();
-            forget(&mut known, now);
-            let left = |until: &Instant| until.saturating_duration_since(now).as_secs();
-            let each = |(name, ips): (&Name, &BTreeMap<IpAddr, Instant>)| {
-                (name.clone(), ips.iter().map(|(ip, until)| (*ip, left(until))).collect())
-            };
-            known.iter().map(each).collect()
-        };
-        let opened: Vec<LearnedAddress> =
-            names.iter().flat_map(|(name, ips)| self.opened(&live, name, ips)).collect();
-        for addresses in opened.chunks(BATCH_MAX) {
-            let generation = live.model.generation;
-            let told = self.link.learn(&LearnedAddresses { generation, addresses: addresses.to_vec() }).await;
-            if let Err(error) = told {
-                // Those flows end; who resolves the name anew goes on.
-                tracing::warn!(%error, generation, "addresses of names are not open in a new generation");
-                return;
+        let agents = self.known.lock().believed(now);
+        let left = |until: &Instant| until.saturating_duration_since(now).as_secs();
+        for names in agents {
+            let opened = names.iter().flat_map(|(name, ips)| {
+                let ips: Vec<(IpAddr, u64)> = ips.iter().map(|(ip, until)| (*ip, left(until))).collect();
+                self.opened(&live, name, &ips)
+            });
+            let opened: Vec<LearnedAddress> = opened.collect();
+            for addresses in opened.chunks(BATCH_MAX) {
+                let generation = live.model.generation;
+                let told = LearnedAddresses { generation, addresses: addresses.to_vec() };
+                if let Err(error) = self.link.learn(&told).await {
+                    // Those flows end; who resolves the name anew goes on.
+                    tracing::warn!(%error, generation, "addresses of names are not open in a new generation");
+                }
             }
         }
     }
@@ -169,30 +162,40 @@ impl Resolved {
         opened
     }
 
-    fn remember(&self, name: Name, addresses: Vec<(IpAddr, Duration)>) -> Result<(), Status> {
+    fn remember(
+        &self,
+        name: &Name,
+        addresses: &[(IpAddr, Duration)],
+        opened: &[LearnedAddress],
+    ) -> Result<(), Status> {
         let now = Instant::now();
-        let mut known = self.known.lock();
-        let count = |known: &BTreeMap<Name, BTreeMap<IpAddr, Instant>>| -> usize {
-            known.values().map(BTreeMap::len).sum()
-        };
-        if count(&known) + addresses.len() > KNOWN_MAX {
-            forget(&mut known, now);
-            if count(&known) + addresses.len() > KNOWN_MAX {
-                return Err(Status::resource_exhausted(
-                    "more addresses of names are known than there is room for",
-                ));
-            }
-        }
-        known.entry(name).or_default().extend(addresses.into_iter().map(|(ip, ttl)| (ip, now + ttl)));
-        Ok(())
+        let openings = |ip: IpAddr| opened.iter().filter(|opening| opening.ip == ip).count();
+        let address =
+            |(ip, ttl): &(IpAddr, Duration)| Address { ip: *ip, until: now + *ttl, openings: openings(*ip) };
+        let addresses: Vec<Address> = addresses.iter().map(address).collect();
+        self.known.lock().remember(name, &addresses, now).map_err(|full| {
+            Status::resource_exhausted(match full {
+                Full::Agent => format!(
+                    "{AGENT_OPENINGS_MAX} ports of addresses are open for this agent, which is as many as one may have"
+                ),
+                Full::All => "more addresses of names are known than there is room for".to_owned(),
+            })
+        })
     }
 }
 
-fn forget(known: &mut BTreeMap<Name, BTreeMap<IpAddr, Instant>>, now: Instant) {
-    known.retain(|_, ips| {
-        ips.retain(|_, until| *until > now);
-        !ips.is_empty()
-    });
+// === impl Told ===
+
+impl Told {
+    /// Whether there is something to be told in this state, at the live generation; then it is told.
+    fn is_due(&mut self, state: &State, live: u64) -> bool {
+        let now = Told { life: state.life, generation: state.applied };
+        let is_due = *self != now && state.applied != 0 && state.applied == live;
+        if is_due {
+            *self = now;
+        }
+        is_due
+    }
 }
 
 /// The policies by which the agent may resolve the name, if it may.
@@ -228,5 +231,31 @@ impl Generation {
     #[must_use]
     pub fn policy_at(&self, agent: &Agent, now: Timestamp) -> Option<PolicySet> {
         self.in_force.policies().map(|policies| policies.of(agent.id.tenant()).at(now.as_millisecond()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_life_of_the_datapath_role_is_told_at_each_generation() {
+        let mut told = Told::default();
+        let state = |life, applied| State { life, applied, ..State::default() };
+        for (state, live, is_due) in [
+            (state(1, 0), 3, false),
+            (state(1, 2), 3, false),
+            (state(1, 3), 3, true),
+            (state(1, 3), 3, false),
+            // It is away, and back.
+            (state(2, 0), 3, false),
+            (state(2, 3), 3, true),
+            // Again, and nobody looked in between.
+            (state(3, 3), 3, true),
+            (state(3, 4), 4, true),
+            (state(3, 4), 4, false),
+        ] {
+            assert_eq!(told.is_due(&state, live), is_due, "{state:?} at {live}");
+        }
     }
 }

@@ -80,10 +80,14 @@ impl LearnedMap {
             "{} learned addresses are known already",
             self.entries.len()
         );
+        self.share(&fresh)?;
         let now_ns = monotonic_ns();
         let mut is_changed = false;
         for (key, learned) in keys.iter().zip(&new.addresses) {
-            let expires_ns = now_ns.saturating_add(learned.ttl_s.min(TTL_S_MAX) * 1_000_000_000);
+            let believed_ns = now_ns.saturating_add(learned.ttl_s.min(TTL_S_MAX) * 1_000_000_000);
+            // Another answer may live for less; whoever was told the address by the former one still dials it.
+            let former_ns = self.entries.get(key).filter(|(_, generation)| *generation == live);
+            let expires_ns = former_ns.map_or(believed_ns, |(former_ns, _)| believed_ns.max(*former_ns));
             let value = Learned { expires_ns, generation: live, policies: learned.policies, pad: 0 };
             self.map.insert(Plain(*key), Plain(value), 0)?;
             let former = self.entries.insert(*key, (expires_ns, live));
@@ -95,6 +99,22 @@ impl LearnedMap {
             is_changed |= former.is_none_or(|(_, generation)| generation != live);
         }
         if is_changed { self.turn.turn() } else { Ok(()) }
+    }
+
+    /// That nobody takes the others' room.
+    fn share(&self, fresh: &HashSet<&LearnedKey>) -> Result<()> {
+        let mut more = BTreeMap::<usize, u64>::new();
+        for key in fresh {
+            *more.entry(shares::index(key.agent)).or_default() += 1;
+        }
+        for (index, more) in more {
+            let known = self.counts.get(&index).copied().unwrap_or_default();
+            ensure!(
+                known + more <= u64::from(bound::LEARNED_AGENT_MAX),
+                "{known} learned addresses of one agent are known already"
+            );
+        }
+        Ok(())
     }
 
     /// Whether something has expired.

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context as _, Result};
-use clawgress_api::config::Config;
+use clawgress_api::config::{Config, DatapathMode};
 use clawgress_api::handover::{self, ListenerKind};
 use clawgress_ebpf_common::mark;
 use nix::sys::socket::setsockopt;
@@ -62,9 +62,9 @@ impl AsFd for Listener {
 /// # Errors
 /// If IPv4's can't be opened. Without IPv6 on this machine there is none to steer.
 pub fn transparent() -> Result<Vec<Listener>> {
-    let v4 = open(ListenerKind::Transparent, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
+    let v4 = open(ListenerKind::Transparent, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), true)?;
     let mut listeners = vec![v4];
-    match open(ListenerKind::Transparent, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))) {
+    match open(ListenerKind::Transparent, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), true) {
         Ok(v6) => listeners.push(v6),
         Err(error) => tracing::warn!("no transparent listener for IPv6: {error:#}"),
     }
@@ -78,8 +78,8 @@ pub fn transparent() -> Result<Vec<Listener>> {
 pub fn dns() -> Result<Vec<Listener>> {
     let mut sockets = Vec::new();
     for kind in [ListenerKind::DnsStream, ListenerKind::DnsDatagram] {
-        sockets.push(open(kind, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?);
-        match open(kind, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))) {
+        sockets.push(open(kind, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), true)?);
+        match open(kind, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), true) {
             Ok(v6) => sockets.push(v6),
             Err(error) => tracing::warn!("no DNS socket for IPv6: {error:#}"),
         }
@@ -95,10 +95,12 @@ pub fn proxies(config: &Config) -> Result<Vec<Listener>> {
     let clear = config.proxy.listen.iter().map(|address| (ListenerKind::Proxy, *address));
     let tls = config.proxy.tls.iter().flat_map(|tls| &tls.listen);
     let tls = tls.map(|address| (ListenerKind::ProxyTls, *address));
-    clear.chain(tls).map(|(kind, address)| open(kind, address)).collect()
+    let is_kernel = config.datapath.mode == DatapathMode::Kernel;
+    clear.chain(tls).map(|(kind, address)| open(kind, address, is_kernel)).collect()
 }
 
-fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
+/// `is_kernel` is whether the kernel plane holds what leaves by it.
+fn open(kind: ListenerKind, address: SocketAddr, is_kernel: bool) -> Result<Listener> {
     let domain = Domain::for_address(address);
     let is_datagram = kind == ListenerKind::DnsDatagram;
     let (form, protocol) =
@@ -109,10 +111,11 @@ fn open(kind: ListenerKind, address: SocketAddr) -> Result<Listener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
-    if is_datagram {
-        // Answers have to come from where the agent asked. Their address L7 gives itself, from a transparent socket;
+    if is_kernel {
+        // No program of L7's cgroup judges what it sends by a socket that was made here, nor by what is accepted from it:
+        // nftables does. It gives answers to DNS their port, too: their address L7 gives itself, from a transparent socket;
         // another port than its own it can't.
-        socket.set_mark(mark::DNS_ANSWER).context("cannot mark a DNS socket; that needs CAP_NET_ADMIN")?;
+        socket.set_mark(mark::HANDED).context("cannot mark a listener; that needs CAP_NET_ADMIN")?;
     }
     match kind {
         // L7 may still hold the listener of a datapath role that is gone.

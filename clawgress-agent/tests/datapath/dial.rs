@@ -13,6 +13,7 @@ use clawgress_ebpf_common::{Dial, DropReason, bound, map};
 use clawgress_identity::AgentState;
 use nix::sys::signal::Signal;
 
+use crate::dns::kept_back;
 use crate::kernel::agent;
 use crate::lab::{Lab, PROXY_PORT, Place, at};
 use crate::local::{DIRECT, STEERED, nothing};
@@ -136,6 +137,41 @@ async fn the_proxy_may_ask_its_dns_servers_for_itself() {
     let stranger = lab.inside(Place::Outside, || UdpSocket::bind((at("192.0.2.5"), DNS_PORT)).expect("bind"));
     stranger.send_to(b"answer", peer).expect("send");
     assert_eq!(proxy.tell("held['udp'].recv(64)"), "timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_proxy_was_handed_begins_no_connection() {
+    let cgroup = Cgroup::new("handed");
+    let lab = lab(&cgroup).await;
+    let servers: Vec<_> = ["192.0.2.5", "2001:db8:3::5"]
+        .into_iter()
+        .chain(DIRECT)
+        .map(|a| Server::start(&lab, at(a)))
+        .collect();
+    let mut proxy = Puppet::new(&lab, cgroup.path());
+    take(&mut proxy, &lab);
+    proxy.tell("unprivileged()");
+    let listeners = "[s for s in [socket.socket(fileno=os.dup(f)) for f in held['fds'][:8]] \
+                     if s.type == socket.SOCK_STREAM]";
+    assert_eq!(proxy.tell(&format!("len(held.setdefault('l', {listeners}))")), "6");
+    let before = kept_back(&lab)[0];
+    for n in 0..6 {
+        let listens =
+            proxy.tell(&format!("held['l'][{n}].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)"));
+        assert_eq!(listens, "1");
+        // It listens no more, and may be pointed elsewhere: the hooks are those of who made it.
+        proxy.tell(&format!("held['l'][{n}].shutdown(socket.SHUT_RD)"));
+        proxy.tell(&format!("held['l'][{n}].settimeout(0.7)"));
+        let is_v6 = proxy.tell(&format!("held['l'][{n}].family == socket.AF_INET6")) == "True";
+        for to in ["192.0.2.5", "2001:db8:3::5"].into_iter().chain(DIRECT) {
+            if to.contains(':') == is_v6 {
+                let answer = proxy.tell(&format!("held['l'][{n}].connect(('{to}', {PORT}))"));
+                assert_ne!(answer, "None", "{n} to {to}");
+            }
+        }
+    }
+    assert!(kept_back(&lab)[0] > before, "and it is counted");
+    assert_eq!(servers.iter().map(Server::accepted).sum::<usize>(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

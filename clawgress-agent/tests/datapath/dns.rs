@@ -14,10 +14,11 @@ use clawgress_agent::datapath::learned::{self, LearnedMap};
 use clawgress_agent::datapath::names::monotonic_ns;
 use clawgress_api::handover::{ListenerKind, SERVES_DNS};
 use clawgress_api::{LearnedAddress, LearnedAddresses, LearnedProtocol};
-use clawgress_ebpf_common::{DropReason, mark};
+use clawgress_ebpf_common::{DropReason, bound, mark};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
 use socket2::{Domain, Socket, Type};
 use tokio::io::AsyncWriteExt as _;
 
@@ -327,10 +328,16 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
         assert_eq!(kernel.ingress(&begin("9.9.9.4", SSH)), denied, "all or none: {entry:?}");
     }
 
-    // Expired: what lives goes on, and nothing new begins. While it lives, the entry is kept.
-    let again = to("10.9.0.2", "9.9.9.5", SSH, 40_000, ACK);
+    // Another answer of this generation doesn't shorten the time.
     let new = to("10.9.0.2", "9.9.9.5", SSH, 40_001, SYN);
     map.learn(1, &learned(1, &[(1, "9.9.9.5", SSH, 0)])).expect("learned");
+    assert_eq!(kernel.ingress(&new), Did::Marked(mark::DIRECT));
+
+    // Expired: what lives goes on, and nothing new begins. While it lives, the entry is kept.
+    let again = to("10.9.0.2", "9.9.9.5", SSH, 40_000, ACK);
+    let new = to("10.9.0.2", "9.9.9.5", SSH, 40_002, SYN);
+    kernel.apply(2, Some(ssh()), ssh_agents()).await;
+    map.learn(2, &learned(2, &[(1, "9.9.9.5", SSH, 0)])).expect("learned");
     assert_eq!(kernel.xdp(&again), Did::Passed, "only TC knows of the flow");
     assert_eq!(kernel.ingress(&again), Did::Marked(mark::DIRECT));
     assert_eq!(kernel.ingress(&new), denied);
@@ -342,21 +349,144 @@ async fn a_learned_address_is_one_agents_and_one_ports() {
     map.expire(monotonic_ns(), &in_use(&kernel)).expect("expire");
 
     // Another generation knows of nothing until it is told; then the flow goes on by the expired entry.
-    kernel.apply(2, Some(ssh()), ssh_agents()).await;
-    map.learn(2, &learned(2, &[(1, "9.9.9.5", SSH, 0)])).expect("learned");
+    kernel.apply(3, Some(ssh()), ssh_agents()).await;
+    map.learn(3, &learned(3, &[(1, "9.9.9.5", SSH, 0)])).expect("learned");
     assert_eq!(kernel.ingress(&again), Did::Marked(mark::DIRECT));
     assert_eq!(kernel.ingress(&new), denied);
     // A forbid reaches what lives, whoever teaches the address again.
     let mut forbidden = ssh();
     forbidden.destinations.push(("9.9.9.0/24".parse().expect("prefix"), 4));
-    kernel.apply(3, Some(forbidden), ssh_agents()).await;
-    map.learn(3, &learned(3, &[(1, "9.9.9.5", SSH, 60)])).expect("learned");
+    kernel.apply(4, Some(forbidden), ssh_agents()).await;
+    map.learn(4, &learned(4, &[(1, "9.9.9.5", SSH, 60)])).expect("learned");
     assert_eq!(kernel.ingress(&again), denied, "direct is forbidden now");
     assert_eq!(kernel.ingress(&new), denied);
-    kernel.apply(4, Some(ssh()), ssh_agents()).await;
+    kernel.apply(5, Some(ssh()), ssh_agents()).await;
     assert_eq!(kernel.ingress(&again), denied, "nobody said that it may go on");
     map.expire(u64::MAX, &in_use(&kernel)).expect("expire");
     assert!(!map.has_expired(monotonic_ns()), "the flow ended, and the entry with it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_agent_does_not_take_the_room_of_the_others() {
+    let mut kernel = Kernel::load();
+    kernel.apply(1, Some(ssh()), ssh_agents()).await;
+    let mut map = LearnedMap::take(&mut kernel.objects).expect("maps");
+    let addresses = |agent, from: u32, n: u32| {
+        let address = |n| LearnedAddress {
+            agent,
+            ip: std::net::Ipv4Addr::from(0x0900_0000 + n).into(),
+            port: SSH,
+            protocol: LearnedProtocol::Tcp,
+            ttl_s: 60,
+            policies: 0,
+        };
+        LearnedAddresses { generation: 1, addresses: (from..from + n).map(address).collect() }
+    };
+    map.learn(1, &addresses(1, 0, bound::LEARNED_AGENT_MAX)).expect("as many as it may");
+    map.learn(1, &addresses(1, bound::LEARNED_AGENT_MAX, 1)).expect_err("one more");
+    map.learn(1, &addresses(1, 0, 1)).expect("what is known takes no room");
+    map.learn(1, &addresses(2, 0, 1)).expect("another agent");
+}
+
+/// Sends by a socket that was handed over, from `source`, as L7 answers.
+fn answer_by(socket: &OwnedFd, source: IpAddr, to: SocketAddr) -> io::Result<()> {
+    let to = SockaddrStorage::from(to);
+    let send = |control: ControlMessage<'_>| {
+        sendmsg(
+            socket.as_raw_fd(),
+            &[io::IoSlice::new(b"answer")],
+            &[control],
+            MsgFlags::MSG_DONTWAIT,
+            Some(&to),
+        )
+    };
+    let sent = match source {
+        IpAddr::V4(ip) => send(ControlMessage::Ipv4PacketInfo(&in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
+            ipi_addr: in_addr { s_addr: 0 },
+        })),
+        IpAddr::V6(ip) => send(ControlMessage::Ipv6PacketInfo(&in6_pktinfo {
+            ipi6_addr: in6_addr { s6_addr: ip.octets() },
+            ipi6_ifindex: 0,
+        })),
+    };
+    Ok(sent.map(drop)?)
+}
+
+/// Packets that the firewall took from the sockets that were handed over: of those that may go nowhere, and of those that
+/// answer nothing.
+pub fn kept_back(lab: &Lab) -> [u64; 2] {
+    ["handed_sends", "handed_tracked"].map(|chain| {
+        let listing = lab.inside(Place::Gateway, || {
+            let output = std::process::Command::new("nft")
+                .args(["list", "chain", "inet", "clawgress", chain])
+                .output()
+                .expect("nft");
+            String::from_utf8(output.stdout).expect("text")
+        });
+        let counters = listing.split("counter packets ").skip(1);
+        counters
+            .map(|c| c.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).expect("a number"))
+            .sum()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_the_socket_of_dns_answers_nothing_but_answers_leave() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), network::agents()).await;
+    let (mut loan, handover, descriptors) = take(&lab).await;
+    loan.write_all(&[SERVES_DNS]).await.expect("the word");
+    for f in network::families() {
+        let v4 = f.known.is_ipv4();
+        let n = handover
+            .listeners
+            .iter()
+            .position(|l| l.kind == ListenerKind::DnsDatagram && l.address.is_ipv4() == v4)
+            .expect("a DNS socket");
+        let socket = &descriptors[n];
+        let agent = lab.inside(Place::Agents, || UdpSocket::bind((f.known, 0)).expect("bind"));
+        agent.set_read_timeout(Some(WORKS)).expect("time-out");
+        let until = Instant::now() + WORKS;
+        let peer = loop {
+            agent.send_to(b"who", (f.steered, DNS)).expect("asked");
+            std::thread::sleep(Duration::from_millis(20));
+            match receive(socket) {
+                Ok((_, asked, peer)) => {
+                    assert_eq!(asked, SocketAddr::from((f.steered, DNS)));
+                    break peer;
+                }
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+        };
+        // Whoever is not an agent, and this machine itself, first: the answer below comes after them.
+        let outside = lab.inside(Place::Outside, || UdpSocket::bind((f.steered, 0)).expect("bind"));
+        let own = lab.inside(Place::Gateway, || {
+            UdpSocket::bind((if v4 { at("127.0.0.1") } else { at("::1") }, 0)).expect("bind")
+        });
+        let before = kept_back(&lab);
+        for target in [&outside, &own] {
+            target.set_read_timeout(Some(REFUSED)).expect("time-out");
+            // Some kernels say so to who sends.
+            let _ = answer_by(socket, f.steered, target.local_addr().expect("address"));
+            target.recv(&mut [0; 8]).expect_err("it is no agent's");
+        }
+        // An agent that asked nothing, or another server.
+        let silent = lab.inside(Place::Agents, || UdpSocket::bind((f.known, 0)).expect("bind"));
+        silent.set_read_timeout(Some(REFUSED)).expect("time-out");
+        let _ = answer_by(socket, f.steered, silent.local_addr().expect("address"));
+        silent.recv(&mut [0; 8]).expect_err("it asked nothing");
+        let _ = answer_by(socket, f.direct, peer);
+        let after = kept_back(&lab);
+        assert_eq!([after[0] - before[0], after[1] - before[1]], [2, 2], "{}", f.steered);
+        answer_by(socket, f.steered, peer).expect("sent");
+        let mut bytes = [0; 8];
+        let (n, from) = agent.recv_from(&mut bytes).expect("the answer");
+        assert_eq!((&bytes[..n], from), (&b"answer"[..], SocketAddr::from((f.steered, DNS))));
+        assert_eq!(kept_back(&lab), after);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

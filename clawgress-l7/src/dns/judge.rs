@@ -10,6 +10,8 @@ use hickory_resolver::proto::rr::rdata::svcb::{IpHint, Mandatory, SVCB, SvcParam
 use hickory_resolver::proto::rr::rdata::{A, AAAA, HTTPS};
 use hickory_resolver::proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
+use crate::limit;
+
 /// Longest chain of CNAME records: what common resolvers follow at most.
 const CHAIN_MAX: usize = 16;
 /// Most records of an answer that go on: more than any public name has.
@@ -20,7 +22,10 @@ const RECORDS_MAX: usize = 64;
 pub struct Judged {
     /// In the order of the chain.
     pub records: Vec<Record>,
-    /// Addresses among them, with their time to live in seconds.
+    /// The names that the chain leads to, in lower case.
+    pub aliases: Vec<Name>,
+    /// Addresses among them, with their time to live in seconds: [`limit::ADDRESSES_MAX`] at most, since each may have to be
+    /// opened before it is told. Others are left out.
     pub addresses: Vec<(IpAddr, u32)>,
     /// Why an address was taken out, if one was.
     pub refused: Option<(IpAddr, DropReason)>,
@@ -45,6 +50,7 @@ pub fn judge(
         match alias {
             Some((record, target)) => {
                 judged.records.push(record.clone());
+                judged.aliases.push(target.clone());
                 // Asked for itself, it is the answer; and one that leads back leads nowhere.
                 let is_loop = judged.records.iter().any(|r| r.name.to_lowercase() == target);
                 if kind == RecordType::CNAME || is_loop {
@@ -94,6 +100,7 @@ impl Judged {
     fn may_tell(&mut self, ip: IpAddr, ttl: u32, refuse: &impl Fn(IpAddr) -> Option<DropReason>) -> bool {
         let ip = ip.to_canonical();
         match refuse(ip) {
+            None if self.addresses.len() >= limit::ADDRESSES_MAX => false,
             None => {
                 self.addresses.push((ip, ttl));
                 true
@@ -172,6 +179,7 @@ mod tests {
         let judged = judge(&name("api.allowed.test."), RecordType::A, &answers, anything);
         assert_eq!(judged.records, [answers[1].clone(), answers[2].clone()]);
         assert_eq!(judged.addresses, [("203.0.113.2".parse().expect("address"), 60)]);
+        assert_eq!(judged.aliases, [name("edge.cdn.test.")]);
         let judged = judge(&name("api.allowed.test."), RecordType::CNAME, &answers, anything);
         assert_eq!(judged.records, [answers[1].clone()]);
         let judged = judge(&name("other.test."), RecordType::A, &answers, anything);
@@ -190,7 +198,12 @@ mod tests {
         assert_eq!(judge(&name("n0.test."), RecordType::A, &long, anything), Judged::default());
         assert_eq!(judge(&name("n10.test."), RecordType::A, &long, anything).addresses.len(), 1);
         let many: Vec<Record> = (0..200).map(|n| a("a.test.", n)).collect();
-        assert_eq!(judge(&name("a.test."), RecordType::A, &many, anything).records.len(), RECORDS_MAX);
+        let judged = judge(&name("a.test."), RecordType::A, &many, anything);
+        assert_eq!(judged.records.len(), limit::ADDRESSES_MAX, "no more than may be opened");
+        assert_eq!(judged.addresses.len(), limit::ADDRESSES_MAX);
+        let texts: Vec<Record> =
+            (0..200).map(|n| record("a.test.", RData::TXT(TXT::new(vec![n.to_string()])))).collect();
+        assert_eq!(judge(&name("a.test."), RecordType::TXT, &texts, anything).records.len(), RECORDS_MAX);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Steered datagrams: each with where it was sent to and by which interface it came; each answer leaves from there.
 //!
 //! The socket is transparent, so that it may send from an address that is not this machine's. Its port is another than
-//! the agent asked; nftables rewrites that (`mark::DNS_ANSWER`).
+//! the agent asked; nftables rewrites that (`mark::HANDED`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};

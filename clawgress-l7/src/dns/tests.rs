@@ -16,8 +16,9 @@ use crate::connection::Bound;
 use crate::serve::tests::dns as zone;
 
 const SNAPSHOT: &str = r#"{"generation":3,"agents":[
-    {"id":"default/web","index":1,"state":"active"},{"id":"default/off","index":2,"state":"disabled"}],"keys":[],
-    "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) && context.port == 80 }; @id(\"names\") permit (principal, action == Action::\"resolve\", resource) when { resource.name like \"*.allowed.test\" && [\"A\", \"AAAA\", \"TXT\", \"TYPE65399\"].contains(context.query_type) }; @id(\"no\") forbid (principal, action == Action::\"resolve\", resource == Host::\"no.allowed.test\"); @id(\"open\") @direct(\"tcp 5432\") permit (principal, action == Action::\"resolve\", resource == Host::\"db.allowed.test\");"}}"#;
+    {"id":"default/web","index":1,"state":"active"},{"id":"default/off","index":2,"state":"disabled"},
+    {"id":"default/other","index":3,"state":"active"}],"keys":[],
+    "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) && context.port == 80 }; @id(\"names\") permit (principal, action == Action::\"resolve\", resource) when { resource.name like \"*.allowed.test\" && [\"A\", \"AAAA\", \"TXT\", \"TYPE65399\"].contains(context.query_type) }; @id(\"no\") forbid (principal, action == Action::\"resolve\", resource == Host::\"no.allowed.test\"); @id(\"open\") @direct(\"tcp 5432\") permit (principal, action == Action::\"resolve\", resource == Host::\"db.allowed.test\"); @id(\"known\") permit (principal, action == Action::\"resolve\", resource == Host::\"known.test\") when { context.history.denied_last_hour < 5 };"}}"#;
 
 struct Desk {
     gateway: Arc<Gateway>,
@@ -27,6 +28,10 @@ struct Desk {
 
 impl Desk {
     async fn new() -> Desk {
+        Desk::with(Path::new("/nonexistent/clawgress.sock")).await
+    }
+
+    async fn with(control: &Path) -> Desk {
         let zone = zone::Dns::start(&[
             ("api.allowed.test", &["192.0.2.1", "2001:db8::1"]),
             ("local.allowed.test", &["127.1.0.1"]),
@@ -35,10 +40,17 @@ impl Desk {
             ("no.allowed.test", &["192.0.2.3"]),
             ("db.allowed.test", &["192.0.2.4"]),
             ("other.test", &["192.0.2.5"]),
+            ("cdn.allowed.test", &["edge.other.test"]),
+            ("edge.other.test", &["192.0.2.6"]),
+            ("way.allowed.test", &["on.other.test"]),
+            ("on.other.test", &["no.allowed.test"]),
+            ("inward.allowed.test", &["host.other.test"]),
+            ("host.other.test", &["10.0.0.2"]),
+            ("odd.allowed.test", &["xn--a.other.test"]),
+            ("xn--a.other.test", &["192.0.2.7"]),
         ])
         .await;
-        let nowhere = Path::new("/nonexistent/clawgress.sock");
-        let (gateway, carrier) = crate::serve::tests::gateway(nowhere, SNAPSHOT, zone.address).await;
+        let (gateway, carrier) = crate::serve::tests::gateway(control, SNAPSHOT, zone.address).await;
         Desk { gateway, carrier, zone }
     }
 
@@ -210,7 +222,87 @@ async fn what_is_no_question_is_not_answered_or_said_to_be_malformed() {
     let said = answer(&desk.gateway, &connection, &two, Carriage::Udp).await.expect("an answer");
     let said = Message::from_vec(&said).expect("readable");
     assert_eq!((said.metadata.id, said.metadata.response_code), (7, ResponseCode::FormErr));
-    assert_eq!(desk.carrier.drain_for_test()[0].reason, Some(DropReason::DnsMalformed));
+    let records = desk.carrier.drain_for_test();
+    assert_eq!(records[0].reason, Some(DropReason::DnsMalformed));
+    let agent = records[0].agent.as_ref().map(|agent| agent.agent.as_str());
+    assert_eq!(agent, Some("web"), "the source tells whose it is");
+}
+
+#[tokio::test]
+async fn an_alias_needs_no_permit_and_is_no_way_around_a_forbid() {
+    let mut desk = Desk::new().await;
+    let (said, _) = desk.ask(Ok(1), "cdn.allowed.test", 1).await;
+    assert_eq!((said.metadata.response_code, said.answers.len()), (ResponseCode::NoError, 2), "{said:?}");
+    for (name, reason, alias) in [
+        ("way.allowed.test", DropReason::PolicyForbidden, Some("by way of `no.allowed.test.`")),
+        ("odd.allowed.test", DropReason::HostInvalid, Some("by way of `xn--a.other.test.`")),
+        ("inward.allowed.test", DropReason::AddressReserved, None),
+    ] {
+        let (said, records) = desk.ask(Ok(1), name, 1).await;
+        assert_eq!((said.metadata.response_code, said.answers.len()), (ResponseCode::Refused, 0), "{name}");
+        assert_eq!((records[1].reason, records[1].detail.as_deref()), (Some(reason), alias), "{records:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_flood_is_answered_counted_and_not_recorded_one_by_one() {
+    let mut desk = Desk::new().await;
+    let mut two = asked("api.allowed.test", 1);
+    two[5] = 2;
+    let mut busy = 0;
+    for n in 0..4000 {
+        // Neither what is malformed nor what is denied.
+        let bytes = if n % 2 == 0 { two.clone() } else { asked("other.test", 1) };
+        let said = answer(&desk.gateway, &connection(Ok(1)), &bytes, Carriage::Udp).await.expect("an answer");
+        let said = Message::from_vec(&said).expect("readable");
+        busy += u64::from(said.metadata.response_code == ResponseCode::ServFail);
+    }
+    // Some seconds may have passed.
+    assert!(busy > 1000, "{busy}");
+    let others = answer(&desk.gateway, &connection(Ok(0)), &two, Carriage::Udp).await.expect("an answer");
+    assert_eq!(Message::from_vec(&others).expect("readable").metadata.response_code, ResponseCode::FormErr);
+    tell_unrecorded(&desk.gateway);
+    let records = desk.carrier.drain_for_test();
+    let gap = records.last().expect("a record");
+    assert_eq!((gap.kind, gap.count), (RecordKind::Gap, Some(2 * busy)), "{gap:?}");
+    assert_eq!(gap.agent.as_ref().map(|agent| agent.agent.as_str()), Some("web"));
+    assert_eq!(records.len() as u64, 2 * (4000 - busy) + 2 + 1, "none is lost in silence");
+    tell_unrecorded(&desk.gateway);
+    assert!(desk.carrier.drain_for_test().is_empty(), "told once");
+}
+
+#[tokio::test]
+async fn what_waits_for_control_takes_the_share_of_its_agent_alone() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("control.sock");
+    // It takes connections, and answers nothing.
+    let _control = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let mut desk = Desk::with(&path).await;
+    let waiting: Vec<_> = (0..limit::DNS_AGENT_MAX)
+        .map(|_| {
+            let gateway = Arc::clone(&desk.gateway);
+            tokio::spawn(async move {
+                answer(&gateway, &connection(Ok(1)), &asked("known.test", 1), Carriage::Udp).await
+            })
+        })
+        .collect();
+    let taken = async {
+        while desk.gateway.dns.running() < limit::DNS_AGENT_MAX {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(limit::RESOLVE, taken).await.expect("a share is taken before anything is waited for");
+    let (_, records) = desk.ask(Ok(1), "known.test", 1).await;
+    let over = records.iter().find(|record| record.kind == RecordKind::Decision).expect("a decision");
+    assert_eq!(over.reason, Some(DropReason::Overloaded), "{records:?}");
+    let (said, _) = desk.ask(Ok(3), "api.allowed.test", 1).await;
+    assert_eq!(said.answers.len(), 1, "another agent is answered");
+    for task in waiting {
+        let said = task.await.expect("ended").expect("an answer");
+        let code = Message::from_vec(&said).expect("readable").metadata.response_code;
+        assert_ne!(code, ResponseCode::NoError, "nobody knows its history");
+    }
+    assert_eq!(desk.gateway.dns.running(), 0);
 }
 
 #[tokio::test]

@@ -40,7 +40,11 @@ pub(crate) async fn gateway(
         quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
         histories: Histories::new(socket::channel(keys).expect("channel")),
         resolver: Resolver::new(&[resolver]).expect("resolver"),
-        dns: Desk::new(&clawgress_api::config::Dns::default(), socket::channel(keys).expect("channel")),
+        dns: Desk::new(
+            &clawgress_api::config::Dns::default(),
+            Resolver::without_cache(&[resolver]).expect("resolver"),
+            socket::channel(keys).expect("channel"),
+        ),
         dials: Arc::new(Dials::default()),
         endpoints: Arc::default(),
         own: Arc::new(Own::default()),

@@ -9,7 +9,10 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// Answers from a table; names it does not hold don't exist.
+/// The type of an alias (RFC 1035 3.2.2).
+const CNAME: u16 = 5;
+
+/// Answers from a table; names it does not hold don't exist. What is no address is the name that a name is an alias of.
 #[derive(Debug)]
 pub struct Dns {
     pub address: SocketAddr,
@@ -21,9 +24,9 @@ pub struct Dns {
 
 impl Dns {
     pub async fn start(zone: &[(&str, &[&str])]) -> Dns {
-        let parse = |ips: &[&str]| ips.iter().map(|ip| ip.parse().expect("address")).collect::<Vec<IpAddr>>();
-        let zone: HashMap<String, Vec<IpAddr>> =
-            zone.iter().map(|(n, ips)| ((*n).to_owned(), parse(ips))).collect();
+        let parse = |text: &&str| text.parse().map_err(|_| (*text).to_owned());
+        let zone: HashMap<String, Vec<Data>> =
+            zone.iter().map(|(n, data)| ((*n).to_owned(), data.iter().map(parse).collect())).collect();
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
         let address = socket.local_addr().expect("address");
         let asked = Arc::<Mutex<Vec<String>>>::default();
@@ -58,7 +61,10 @@ impl Drop for Dns {
     }
 }
 
-fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<(String, Vec<u8>)> {
+/// An address, or another name.
+type Data = Result<IpAddr, String>;
+
+fn answer(query: &[u8], zone: &HashMap<String, Vec<Data>>) -> Option<(String, Vec<u8>)> {
     let (mut at, mut labels) = (12, vec![]);
     loop {
         let n = usize::from(*query.get(at)?);
@@ -73,10 +79,10 @@ fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<(String, 
     let question = query.get(12..at + 4)?;
     let name = labels.join(".");
     let found = zone.get(&name);
-    let answers: Vec<&IpAddr> = found
+    let answers: Vec<&Data> = found
         .into_iter()
         .flatten()
-        .filter(|ip| matches!((kind, ip), (1, IpAddr::V4(_)) | (28, IpAddr::V6(_))))
+        .filter(|data| matches!((kind, data), (1, Ok(IpAddr::V4(_))) | (28, Ok(IpAddr::V6(_))) | (_, Err(_))))
         .collect();
     let mut out = query.get(..2)?.to_vec();
     // Response, authoritative, recursion available; NXDOMAIN if the name is unknown.
@@ -84,15 +90,22 @@ fn answer(query: &[u8], zone: &HashMap<String, Vec<IpAddr>>) -> Option<(String, 
     out.extend(u16::try_from(answers.len()).ok()?.to_be_bytes());
     out.extend([0, 0, 0, 0]);
     out.extend(question);
-    for ip in answers {
+    for data in answers {
         out.extend([0xc0, 12]);
-        out.extend(kind.to_be_bytes());
+        out.extend(if data.is_ok() { kind } else { CNAME }.to_be_bytes());
         // Class IN, TTL 0: whoever wants to rebind says so.
         out.extend([0, 1, 0, 0, 0, 0]);
-        match ip {
-            IpAddr::V4(ip) => out.extend([&[0, 4][..], &ip.octets()].concat()),
-            IpAddr::V6(ip) => out.extend([&[0, 16][..], &ip.octets()].concat()),
-        }
+        let bytes = match data {
+            Ok(IpAddr::V4(ip)) => ip.octets().to_vec(),
+            Ok(IpAddr::V6(ip)) => ip.octets().to_vec(),
+            Err(name) => {
+                let label =
+                    |label: &str| [&[u8::try_from(label.len()).unwrap_or(0)], label.as_bytes()].concat();
+                name.split('.').flat_map(label).chain([0]).collect()
+            }
+        };
+        out.extend(u16::try_from(bytes.len()).ok()?.to_be_bytes());
+        out.extend(bytes);
     }
     Some((name, out))
 }

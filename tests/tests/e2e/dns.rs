@@ -1,10 +1,12 @@
 //! DNS: agents ask whatever server they like, and the gateway answers: what policy permits, without what must not be
 //! told, and with what it opens.
 
-use clawgress_api::{Ingress, RecordKind};
+use std::time::Duration;
+
+use clawgress_api::{Ingress, RecordKind, Verdict};
 use clawgress_e2e::lab::{Host, Output};
 use clawgress_e2e::plan::{
-    API, BLOCKED, DATABASE, DATABASE_PORT, DNS, LARGE, METADATA, REBIND, SECRET, V6_ONLY, addresses,
+    API, BLOCKED, DATABASE, DATABASE_PORT, DNS, LARGE, METADATA, REBIND, SECRET, V6_ONLY, WEB, addresses,
 };
 use clawgress_e2e::scenario::{CRAWLER, POLICY, SETS, Site};
 
@@ -139,6 +141,14 @@ fn what_is_not_permitted_is_refused_and_goes_nowhere() {
     let output = dig(&site, Host::Known, &["+time=2", "+tls", API]);
     assert!(!output.stdout.contains("status: NOERROR"), "DNS over TLS needs a permit: {output:?}");
     record(&site, "port 853", |r| r.destination.port == Some(853) && denied(r, "policy_denied"));
+    // Nor over HTTPS: not to a server by its address, nor to one by a name.
+    let [web, _] = addresses(WEB)[..] else { panic!("two addresses") };
+    let output = dig(&site, Host::Known, &[&format!("@{web}"), "+time=2", "+https", API]);
+    assert!(!output.stdout.contains("status: NOERROR"), "DNS over HTTPS needs a permit: {output:?}");
+    record(&site, "port 443", |r| r.destination.port == Some(443) && r.verdict == Some(Verdict::Deny));
+    let doh =
+        ["--doh-url", "https://web.allowed.test/dns-query", "--doh-insecure", "http://api.allowed.test/"];
+    assert!(!curl(&site, Host::Known, &doh).ok(), "its name is not permitted");
     finish(site);
 }
 
@@ -216,7 +226,7 @@ fn a_quarantined_agent_is_told_nothing() {
     let output = dig(&site, Host::Known, &["+time=2", API, "A"]);
     assert!(!output.stdout.contains("status: NOERROR"), "{output:?}");
     site.gateway.ctl(&["agent", "release", CRAWLER]).unwrap().check().unwrap();
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let until = std::time::Instant::now() + Duration::from_secs(10);
     while short(&site, &["+time=1", API, "A"]).len() != 1 {
         assert!(std::time::Instant::now() < until, "it is released");
     }

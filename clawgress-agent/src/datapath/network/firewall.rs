@@ -14,8 +14,17 @@ use clawgress_ebpf_common::mark;
 pub(super) const NAME: &str = "clawgress";
 const TABLE: &str = "inet clawgress";
 /// What the table is made of.
-const CHAINS: [&str; 7] =
-    ["refused", "answer", "forward", "input", "from_agents", "dns_answers", "postrouting"];
+const CHAINS: [&str; 9] = [
+    "refused",
+    "answer",
+    "forward",
+    "input",
+    "from_agents",
+    "handed",
+    "handed_sends",
+    "handed_tracked",
+    "postrouting",
+];
 const SETS: [(&str, Role); 3] =
     [("agents", Role::Agents), ("uplinks", Role::Uplink), ("management", Role::Management)];
 
@@ -84,6 +93,7 @@ impl Firewall {
 fn closed(config: &Config) -> String {
     let agents = config.interfaces.iter().filter(|i| i.role == Role::Agents);
     let agents = set("agents", agents.map(|i| i.name.as_str()));
+    let (mask, handed) = (mark::MASK, mark::HANDED);
     format!(
         r#"table {TABLE} {{
 {agents}	chain forward {{
@@ -95,16 +105,26 @@ fn closed(config: &Config) -> String {
 		type filter hook input priority filter; policy accept;
 		iifname @agents drop
 	}}
+	chain handed {{
+		type filter hook output priority raw; policy accept;
+		meta mark and {mask:#x} == {handed:#x} meta l4proto udp counter drop
+		meta mark and {mask:#x} == {handed:#x} tcp flags & (syn | ack) == syn counter drop
+	}}
 }}
 "#
     )
 }
 
 /// Everything agents send and everything forwarded is dropped, but for what carries a mark.
+///
+/// The sockets that L7 is handed were made by the datapath role, so no program of L7's cgroup judges what leaves by them, or by
+/// what is accepted from them: here they are held to answering. They begin no connection; and datagrams go to agents'
+/// interfaces, from the port that was asked, which is set before they are tracked, and only as what tracking knows as the
+/// answer to a question.
 fn script(config: &Config) -> String {
     let mask = mark::MASK;
     let (steer, direct, local, reject) = (mark::STEER, mark::DIRECT, mark::LOCAL, mark::REJECT);
-    let dns = mark::DNS_ANSWER;
+    let handed = mark::HANDED;
     let mut text = format!("table {TABLE} {{\n");
     for (name, role) in SETS {
         let members = config.interfaces.iter().filter(|i| i.role == role);
@@ -142,9 +162,20 @@ fn script(config: &Config) -> String {
 		meta mark and {mask:#x} == {local:#x} accept
 		drop
 	}}
-	chain dns_answers {{
+	chain handed {{
 		type filter hook output priority raw; policy accept;
-		oifname @agents meta mark and {mask:#x} == {dns:#x} udp sport set 53
+		meta mark and {mask:#x} == {handed:#x} jump handed_sends
+	}}
+	chain handed_sends {{
+		tcp flags & (syn | ack) == syn counter drop
+		meta l4proto tcp return
+		oifname @agents meta l4proto udp udp sport set 53 return
+		counter drop
+	}}
+	chain handed_tracked {{
+		type filter hook output priority filter; policy accept;
+		meta mark and {mask:#x} == {handed:#x} meta l4proto udp ct state established ct direction reply accept
+		meta mark and {mask:#x} == {handed:#x} meta l4proto udp counter drop
 	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
@@ -225,12 +256,13 @@ mod tests {
 
     use super::*;
 
+    const CONFIG: &str = "[node]\nname = \"gw\"\n[datapath]\nmode = \"kernel\"\n[proxy]\nlisten = []\n[l7]\n\
+                          [[interface]]\nname = \"a0\"\nrole = \"agents\"\n\
+                          [[interface]]\nname = \"u0\"\nrole = \"uplink\"\n";
+
     #[test]
     fn nothing_is_accepted_from_agents_without_a_mark() {
-        let text = "[node]\nname = \"gw\"\n[datapath]\nmode = \"kernel\"\n[proxy]\nlisten = []\n[l7]\n\
-                    [[interface]]\nname = \"a0\"\nrole = \"agents\"\n\
-                    [[interface]]\nname = \"u0\"\nrole = \"uplink\"\n";
-        let text = script(&Config::parse(text, Path::new("c.toml")).expect("valid"));
+        let text = script(&Config::parse(CONFIG, Path::new("c.toml")).expect("valid"));
         for line in text.lines().filter(|l| l.contains("iifname @agents") && l.contains("accept")) {
             assert!(line.contains("meta mark"), "`{line}` accepts without a mark");
         }
@@ -239,6 +271,10 @@ mod tests {
         assert!(text.contains("set management { type ifname; }"));
         for chain in CHAINS {
             assert!(text.contains(&format!("chain {chain} {{")));
+        }
+        // What is sent by the sockets that L7 was handed is an answer, or goes nowhere.
+        for script in [&text, &closed(&Config::parse(CONFIG, Path::new("c.toml")).expect("valid"))] {
+            assert!(script.contains("counter drop") && script.contains("chain handed {"), "{script}");
         }
         // What is refused never gets as far as routing.
         let (before, after) = text.split_once("chain answer").expect("chain");
