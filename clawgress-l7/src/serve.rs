@@ -221,6 +221,13 @@ impl Serving {
     }
 }
 
+/// What this process calls itself.
+fn instance() -> anyhow::Result<String> {
+    let mut random = [0; 6];
+    getrandom::fill(&mut random).context("the system has no randomness")?;
+    Ok(random.iter().map(|b| format!("{b:02x}")).collect())
+}
+
 /// Serves until `stop` ends, then drains.
 ///
 /// # Errors
@@ -228,9 +235,7 @@ impl Serving {
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     // Before any connector of Pingora's is made: it would install another provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let mut random = [0; 6];
-    getrandom::fill(&mut random).context("the system has no randomness")?;
-    let instance = random.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let instance = instance()?;
     let clock = Arc::new(SystemClock);
     let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
     let stale_after = Duration::from_secs(config.l7.snapshot_stale_s_max);

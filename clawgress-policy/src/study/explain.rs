@@ -331,6 +331,7 @@ fn name(set: &PolicySet, agent: &Agent, host: &Host, query_type: &str) -> Explan
         is_read: false,
         opaque: None,
         moot: Vec::new(),
+        unasked: Vec::new(),
         notes,
     }
 }

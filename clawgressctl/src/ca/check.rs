@@ -300,6 +300,77 @@ mod tests {
 
     use super::*;
 
+    /// Program, exit code, what it said, and what that means.
+    const SAID: &[(&str, i32, &str, Trust)] = &[
+        ("curl", 0, "", Trust::Trusts),
+        (
+            "curl",
+            60,
+            "curl: (60) SSL certificate problem: unable to get local issuer certificate",
+            Trust::Distrusts,
+        ),
+        ("curl", 56, "curl: (56) CONNECT tunnel failed, response 407", Trust::Unknown),
+        ("wget", 5, "ERROR: The certificate of 'a.test' is not trusted.", Trust::Distrusts),
+        ("wget", 8, "ERROR 403: Forbidden.", Trust::Trusts),
+        (
+            "git",
+            128,
+            "fatal: unable to access 'https://a.test/': server certificate verification failed. CAfile: none CRLfile: none",
+            Trust::Distrusts,
+        ),
+        ("git", 128, "fatal: repository 'https://a.test/' not found", Trust::Trusts),
+        (
+            "git",
+            128,
+            "fatal: unable to access 'https://a.test/': The requested URL returned error: 403",
+            Trust::Trusts,
+        ),
+        ("git", 128, "fatal: https://a.test/info/refs not valid: is this a git repository?", Trust::Trusts),
+        (
+            "git",
+            128,
+            "fatal: unable to access 'https://a.test/': Could not resolve host: a.test",
+            Trust::Unknown,
+        ),
+        (
+            "python3",
+            1,
+            "ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate (_ssl.c:992)",
+            Trust::Distrusts,
+        ),
+        (
+            "node",
+            1,
+            "UNABLE_TO_VERIFY_LEAF_SIGNATURE unable to verify the first certificate",
+            Trust::Distrusts,
+        ),
+        (
+            "node",
+            1,
+            "SELF_SIGNED_CERT_IN_CHAIN self-signed certificate in certificate chain",
+            Trust::Distrusts,
+        ),
+        (
+            "java",
+            1,
+            "javax.net.ssl.SSLHandshakeException: PKIX path building failed: unable to find valid certification path",
+            Trust::Distrusts,
+        ),
+        (
+            "go",
+            1,
+            "Get \"https://a.test/\": tls: failed to verify certificate: x509: certificate signed by unknown authority",
+            Trust::Distrusts,
+        ),
+        (
+            "ruby",
+            1,
+            "SSL_connect returned=1 errno=0 state=error: certificate verify failed (unable to get local issuer certificate)",
+            Trust::Distrusts,
+        ),
+        ("ruby", 1, "Failed to open TCP connection", Trust::Unknown),
+    ];
+
     #[test]
     fn what_runtimes_say_is_understood() {
         let ended = |code: i32, said: &str| Ended {
@@ -307,81 +378,8 @@ mod tests {
             stdout: b"403".to_vec(),
             stderr: said.as_bytes().to_vec(),
         };
-        for (program, code, said, result) in [
-            ("curl", 0, "", Trust::Trusts),
-            (
-                "curl",
-                60,
-                "curl: (60) SSL certificate problem: unable to get local issuer certificate",
-                Trust::Distrusts,
-            ),
-            ("curl", 56, "curl: (56) CONNECT tunnel failed, response 407", Trust::Unknown),
-            ("wget", 5, "ERROR: The certificate of 'a.test' is not trusted.", Trust::Distrusts),
-            ("wget", 8, "ERROR 403: Forbidden.", Trust::Trusts),
-            (
-                "git",
-                128,
-                "fatal: unable to access 'https://a.test/': server certificate verification failed. CAfile: none CRLfile: none",
-                Trust::Distrusts,
-            ),
-            ("git", 128, "fatal: repository 'https://a.test/' not found", Trust::Trusts),
-            (
-                "git",
-                128,
-                "fatal: unable to access 'https://a.test/': The requested URL returned error: 403",
-                Trust::Trusts,
-            ),
-            (
-                "git",
-                128,
-                "fatal: https://a.test/info/refs not valid: is this a git repository?",
-                Trust::Trusts,
-            ),
-            (
-                "git",
-                128,
-                "fatal: unable to access 'https://a.test/': Could not resolve host: a.test",
-                Trust::Unknown,
-            ),
-            (
-                "python3",
-                1,
-                "ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate (_ssl.c:992)",
-                Trust::Distrusts,
-            ),
-            (
-                "node",
-                1,
-                "UNABLE_TO_VERIFY_LEAF_SIGNATURE unable to verify the first certificate",
-                Trust::Distrusts,
-            ),
-            (
-                "node",
-                1,
-                "SELF_SIGNED_CERT_IN_CHAIN self-signed certificate in certificate chain",
-                Trust::Distrusts,
-            ),
-            (
-                "java",
-                1,
-                "javax.net.ssl.SSLHandshakeException: PKIX path building failed: unable to find valid certification path",
-                Trust::Distrusts,
-            ),
-            (
-                "go",
-                1,
-                "Get \"https://a.test/\": tls: failed to verify certificate: x509: certificate signed by unknown authority",
-                Trust::Distrusts,
-            ),
-            (
-                "ruby",
-                1,
-                "SSL_connect returned=1 errno=0 state=error: certificate verify failed (unable to get local issuer certificate)",
-                Trust::Distrusts,
-            ),
-            ("ruby", 1, "Failed to open TCP connection", Trust::Unknown),
-        ] {
-            assert_eq!(judge(program, &ended(code, said)).0, result, "{program}: {said}");
+        for (program, code, said, result) in SAID {
+            assert_eq!(judge(program, &ended(*code, said)).0, *result, "{program}: {said}");
         }
     }
 }

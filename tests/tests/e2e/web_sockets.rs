@@ -61,7 +61,7 @@ fn messages_pass_where_their_request_and_they_are_permitted() {
     site.gateway
         .lab
         .wait("the server of WebSockets", std::time::Duration::from_secs(15), || {
-            Ok(site.gateway.lab.run(Host::World, &["bash", "-c", listens])?.ok().then_some(()))
+            Ok(site.gateway.lab.run(Host::World, &["bash", "-c", listens])?.ok())
         })
         .unwrap();
     let own = proxy(ASSISTANT, &site.assistant_key);
