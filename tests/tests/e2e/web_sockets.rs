@@ -24,7 +24,7 @@ asyncio.run(main())
 const CLIENT: &str = r#"
 import asyncio, sys, websockets
 async def main():
-    async with websockets.connect(sys.argv[1], proxy=sys.argv[2] or None, max_size=None, open_timeout=8) as ws:
+    async with websockets.connect(sys.argv[1], proxy=sys.argv[2] or None, max_size=None, open_timeout=8, compression=None) as ws:
         await ws.send("hello")
         word = await ws.recv()
         await ws.send(bytes(100_000))
@@ -44,6 +44,14 @@ const MESSAGES: &str = r#"
 @id("messages") permit (principal in Team::"research", action == Action::"tunnel", resource == Host::"api.allowed.test")
 when { context.protocol == "websocket" };
 "#;
+
+/// The lab's policy, whose tunnels are at the port of TLS alone.
+fn closed() -> String {
+    let tunnels = r#"Action::"tunnel"], resource in HostSet::"saas")"#;
+    let policy = POLICY.replace(tunnels, &format!("{tunnels} when {{ context.port == 443 }}"));
+    assert_ne!(policy, POLICY);
+    policy + PORT
+}
 
 fn open(site: &Site, host: Host, path: &str, proxy: &str) -> Output {
     let python = clients::python().unwrap();
@@ -65,12 +73,12 @@ fn messages_pass_where_their_request_and_they_are_permitted() {
         })
         .unwrap();
     let own = proxy(ASSISTANT, &site.assistant_key);
-    site.gateway.apply_policy(&format!("{POLICY}{PORT}"), SETS).unwrap();
+    site.gateway.apply_policy(&closed(), SETS).unwrap();
     for (host, proxy) in [(Host::Known, ""), (Host::Anon, &*own)] {
         let output = open(&site, host, "/chat", proxy);
         assert_eq!(output.stdout.trim(), "403 inspection_required", "{output:?}");
     }
-    site.gateway.apply_policy(&format!("{POLICY}{PORT}{MESSAGES}"), SETS).unwrap();
+    site.gateway.apply_policy(&(closed() + MESSAGES), SETS).unwrap();
     for (host, who, proxy) in [(Host::Known, CRAWLER, ""), (Host::Anon, ASSISTANT, &*own)] {
         let output = open(&site, host, "/chat", proxy);
         assert_eq!(output.stdout.trim(), "hello 100000", "{output:?}");
@@ -88,7 +96,7 @@ fn messages_pass_where_their_request_and_they_are_permitted() {
     }
     // Under what permits no messages, what was opened would not be.
     let without = site.gateway.lab.dir().join("without.cedar");
-    std::fs::write(&without, format!("{POLICY}{PORT}")).unwrap();
+    std::fs::write(&without, closed()).unwrap();
     let sets = site.gateway.lab.dir().join("without.toml");
     std::fs::write(&sets, SETS).unwrap();
     let (without, sets) = (without.display().to_string(), sets.display().to_string());
