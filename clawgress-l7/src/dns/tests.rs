@@ -16,8 +16,8 @@ use crate::connection::Bound;
 use crate::serve::tests::dns as zone;
 
 const SNAPSHOT: &str = r#"{"generation":3,"agents":[
-    {"id":"default/web","index":1,"state":"active"},{"id":"default/off","index":2,"state":"disabled"},
-    {"id":"default/other","index":3,"state":"active"}],"keys":[],
+    {"id":"default/web","index":1,"state":"active","sources":[{"interface":"agents0","prefix":"10.0.0.1/32","mac":null}]},{"id":"default/off","index":2,"state":"disabled","sources":[{"interface":"agents0","prefix":"10.0.0.2/32","mac":null}]},
+    {"id":"default/other","index":3,"state":"active","sources":[{"interface":"agents0","prefix":"10.0.0.3/32","mac":null}]}],"keys":[],
     "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) && context.port == 80 }; @id(\"names\") permit (principal, action == Action::\"resolve\", resource) when { resource.name like \"*.allowed.test\" && [\"A\", \"AAAA\", \"TXT\", \"TYPE65399\"].contains(context.query_type) }; @id(\"no\") forbid (principal, action == Action::\"resolve\", resource == Host::\"no.allowed.test\"); @id(\"open\") @direct(\"tcp 5432\") permit (principal, action == Action::\"resolve\", resource == Host::\"db.allowed.test\"); @id(\"known\") permit (principal, action == Action::\"resolve\", resource == Host::\"known.test\") when { context.history.denied_last_hour < 5 };"}}"#;
 
 struct Desk {
@@ -81,7 +81,7 @@ fn connection(bound: Result<u32, DropReason>) -> Connection {
     let at = |text: &str| text.parse::<SocketAddr>().expect("address");
     let method = IdentityMethod::Source;
     Connection {
-        peer: at("10.0.0.2:40000"),
+        peer: at(&format!("10.0.0.{}:40000", bound.unwrap_or_default())),
         local: at("192.0.2.53:53"),
         ingress: Ingress::Transparent,
         is_steered: true,
