@@ -167,14 +167,16 @@ fn first_step(last: u64) -> u64 {
     let filled = last | last >> 1;
     let filled = filled | filled >> 2;
     let filled = filled | filled >> 4;
-    hidden(filled - (filled >> 1))
+    // VERIFIER: it knows no bound of a difference, and would walk a round for each bit of a word.
+    hidden(filled - (filled >> 1)) & node::LENGTH_MASK as u64
 }
 
 /// All ones if `a` is above `b`, else zero: the borrow of `b - a` (Warren, Hacker's Delight, 2-13).
+// VERIFIER: hidden at the end, too: of what is all ones or none the compiler makes a branch.
 #[inline(always)]
 fn above(a: u64, b: u64) -> u64 {
-    let borrow = hidden((!b & a) | ((!b | a) & hidden(b.wrapping_sub(a))));
-    0u64.wrapping_sub(borrow >> 63)
+    let borrow = (!b & a) | ((!b | a) & hidden(b.wrapping_sub(a)));
+    hidden(0u64.wrapping_sub(borrow >> 63))
 }
 
 /// Half of `step`, without telling the compiler what it is.

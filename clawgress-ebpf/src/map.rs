@@ -83,11 +83,19 @@ pub static META: Array<u32> = Array::with_max_entries(1, 0);
 /// The live generation, read once a packet. Without one, number 0, which denies.
 #[inline(always)]
 pub fn generation() -> Generation {
-    match GENERATION.get_ptr(0) {
-        // SAFETY: array elements live as long as the map; volatile makes it one 8-byte read.
-        Some(value) => Generation::unpack(unsafe { value.read_volatile() }),
+    match written() {
+        Some(generation) => generation,
         None => Generation { number: 0, slot: 0 },
     }
+}
+
+/// The same; none only where the verifier thinks there may be none.
+// VERIFIER: whoever ends at that has nothing walked once more for a generation of which everything is known.
+#[inline(always)]
+pub fn written() -> Option<Generation> {
+    let value = GENERATION.get_ptr(0)?;
+    // SAFETY: array elements live as long as the map; volatile makes it one 8-byte read.
+    Some(Generation::unpack(unsafe { value.read_volatile() }))
 }
 
 /// Adds one to a counter of this CPU.

@@ -63,12 +63,13 @@ pub struct Now {
     ticks: u64,
 }
 
-/// What tells verdicts of now from those of before.
+/// What tells verdicts of now from those of before; none only where the verifier thinks there may be none, as
+/// [`written`](crate::map::written).
 #[inline(always)]
-pub fn now() -> Now {
-    let Some(epoch) = EPOCH.get_ptr(0) else { return Now { epoch: 0, ticks: 0 } };
+pub fn now() -> Option<Now> {
+    let epoch = EPOCH.get_ptr(0)?;
     // SAFETY: array elements live as long as the map; volatile makes the number one 8-byte read.
-    unsafe { Now { epoch: (&raw const (*epoch).number).read_volatile() as u32, ticks: (*epoch).ticks } }
+    unsafe { Some(Now { epoch: (&raw const (*epoch).number).read_volatile() as u32, ticks: (*epoch).ticks }) }
 }
 
 /// What was said lately of a packet like this one.

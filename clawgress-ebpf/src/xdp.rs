@@ -13,7 +13,7 @@ use crate::image::live;
 use crate::judge::{self, Judgement, Toward};
 use crate::learned;
 use crate::limit;
-use crate::map::{count, generation};
+use crate::map::{count, written};
 use crate::parse::{Kind, Packet, parse_laid_out};
 use crate::recent::{self, Said};
 use crate::reject;
@@ -21,9 +21,9 @@ use crate::reject;
 /// XDP on an agents' interface.
 #[xdp(frags)]
 pub fn claw_xdp(ctx: XdpContext) -> u32 {
-    let generation = generation();
+    let (Some(generation), Some(now)) = (written(), recent::now()) else { return drop() };
     let frame = Raw::xdp(&ctx);
-    match recent::said(&frame, frame.ifindex(), generation, recent::now()) {
+    match recent::said(&frame, frame.ifindex(), generation, now) {
         Said::Nothing => {}
         Said::Pass => return pass(),
         Said::Drop => return drop(),
@@ -31,7 +31,8 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
     let frame = frame.anew();
     let mut packet = Packet::new(frame.ifindex());
     // Before it is judged.
-    packet.epoch = recent::now().epoch;
+    let Some(now) = recent::now() else { return drop() };
+    packet.epoch = now.epoch;
     packet.bytes = xdp_length(&ctx);
     match admit(&frame, generation, &mut packet) {
         Ok(lasts) => {
@@ -41,6 +42,7 @@ pub fn claw_xdp(ctx: XdpContext) -> u32 {
             pass()
         }
         Err(judged) => {
+            let judged = judged.concealed(generation);
             let at_ns = event::now();
             // TC has it answered: only there a packet can be marked.
             if reject::is_due(reject::EARLY, &judged, at_ns) {
