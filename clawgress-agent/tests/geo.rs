@@ -440,3 +440,52 @@ async fn a_tenant_that_fails_at_a_turn_takes_from_nobody_else() {
     assert!(told.policy.is_some() && told.tenants.len() == 1, "{told:?}");
     role.stop().await;
 }
+
+/// What takes away is done also where nothing else can be, since a policy has no tables at this hour.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_away_does_not_wait_for_an_hour_that_has_tables() {
+    let mut node = Node::configured(|_| String::new());
+    node.start_keys().await;
+    let clock = Arc::new(SetClock(AtomicI64::new(0)));
+    clock.set("2026-11-25T02:59:30Z");
+    let (config, store) = (Arc::clone(&node.config), Arc::new(MemoryStore::default()));
+    let shared: Arc<dyn Clock> = Arc::clone(&clock) as Arc<dyn Clock>;
+    let role = Role::start(|stop| control::serve(config, store, shared, stop));
+    node::until_there(&node.config.admin_socket()).await;
+    let new = |id: &str| clawgress_api::NewAgent {
+        id: id.parse().expect("id"),
+        team: None,
+        project: None,
+        environment: None,
+        labels: std::collections::BTreeMap::new(),
+        sources: vec![],
+        key: false,
+        missing: clawgress_api::MissingGroups::Create,
+    };
+    for id in ["web", "other"] {
+        node.admin().create_agent(document(&new(id))).await.expect("created");
+    }
+    let limits = (1..=5).map(|n| {
+        format!(
+            "@id(\"l{n}\") @effect(\"rate-limit\") @limit(\"{n} connections/second\") permit (principal, action == Action::\"connect\", resource) when {{ context.hour == 3 }};"
+        )
+    });
+    let open = r#"@id("all") permit (principal, action == Action::"connect", resource);"#.to_owned();
+    let bundle =
+        PolicyBundle { text: limits.fold(open, |text, limit| text + &limit), ..PolicyBundle::default() };
+    let (owner, message, author) = (PolicyOwner::default(), "x".to_owned(), "x".to_owned());
+    let policy = NewPolicy { owner, bundle, message, author, accepted: Vec::new() };
+    node.admin().apply_policy(document(&policy)).await.expect("applied: at this hour there is none of them");
+    clock.set("2026-11-25T03:00:00Z");
+    // Nobody else has tables either, so it is suspended for nobody's sake.
+    node.admin().create_agent(document(&new("more"))).await.expect_err("no tables");
+    let before = snapshot(&mut node.worker("w").await).await;
+    node.admin().delete_agent(clawgress_api::proto::Name { name: "other".into() }).await.expect("deleted");
+    let after = snapshot(&mut node.worker("w").await).await;
+    assert!(after.generation > before.generation);
+    let names: Vec<String> = after.agents.iter().map(|agent| agent.id.to_string()).collect();
+    assert_eq!(names, ["default/web"]);
+    clock.set("2026-11-25T04:00:00Z");
+    node.admin().create_agent(document(&new("more"))).await.expect("created");
+    role.stop().await;
+}

@@ -67,6 +67,8 @@ pub const WITHDRAW: Duration = Duration::from_secs(2);
 /// `net.core.somaxconn` by default).
 pub const REST_MAX: usize = 4096;
 
+/// Longest time for which an answer is told to be good, seconds: what is opened by it is so for no longer.
+pub const DNS_TTL_S_MAX: u32 = 3600;
 /// Questions to DNS under way, all agents together: each is a task of some KiB, and waits for an upstream for [`RESOLVE`] at
 /// most.
 pub const DNS_QUESTIONS_MAX: usize = 1024;

@@ -50,6 +50,11 @@ pub async fn protocol(
     }
 }
 
+/// Whether no client of a load balancer has this address.
+fn is_no_client(ip: std::net::IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
+}
+
 /// The header by which a load balancer begins, and not a byte more; `None` if it left without any, as it does to see
 /// whether anybody is there.
 ///
@@ -78,7 +83,13 @@ pub async fn proxy_header(
     header.resize(length, 0);
     let rest = header.get_mut(proxy_header::FIXED_BYTES..).unwrap_or_default();
     match timeout_at(deadline, stream.read_exact(rest)).await {
-        Ok(Ok(_)) => proxy_header::parse(&header).map(Some).map_err(malformed),
+        Ok(Ok(_)) => match proxy_header::parse(&header).map_err(malformed)? {
+            // What counts for less at this machine's own addresses is said of nobody else.
+            Header::Proxied { source, .. } if is_no_client(source.ip()) => {
+                Err(DropReason::ProxyHeaderMalformed)
+            }
+            header => Ok(Some(header)),
+        },
         Ok(Err(_)) => Err(DropReason::ProxyHeaderMalformed),
         Err(_) => Err(DropReason::Timeout),
     }

@@ -159,18 +159,28 @@ impl Governor {
         if let Some(failure) = self.audit.failure() {
             return Err(Refusal::Unavailable(format!("nothing can be changed now: {failure}")));
         }
-        self.withdraw(detail, edit).await
+        self.make(detail, edit, false).await
     }
 
     /// As [`change`](Self::change), for what only takes away: it is made even while nothing can be recorded, and
-    /// recorded by the next start at the latest.
+    /// recorded by the next start at the latest; and where a condition on time has turned and no tables can be made of
+    /// what it says now, of the moment before.
     ///
     /// # Errors
     /// As there.
     pub(super) async fn withdraw<T>(
         &self,
         detail: impl Fn(&T) -> String + Send,
+        edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
+    ) -> Result<(T, Arc<Generation>), Refusal> {
+        self.make(detail, edit, true).await
+    }
+
+    async fn make<T>(
+        &self,
+        detail: impl Fn(&T) -> String + Send,
         mut edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
+        takes_away: bool,
     ) -> Result<(T, Arc<Generation>), Refusal> {
         let _turn = self.turn.lock().await;
         for _ in 0..CONFLICTS_MAX {
@@ -180,7 +190,13 @@ impl Governor {
             if draft.writes.is_empty() {
                 return Ok((done, before));
             }
-            match self.commit(draft, &before, detail(&done)).await {
+            let mut committed = self.commit(draft, &before, self.window(), detail(&done)).await;
+            if takes_away && committed.as_ref().is_err_and(Refusal::is_of_policies) {
+                let mut draft = Draft::new(before.model.clone());
+                let done = edit(&mut draft)?;
+                committed = self.commit(draft, &before, before.model.window.clone(), detail(&done)).await;
+            }
+            match committed {
                 Ok((generation, record)) => {
                     let generation = Arc::new(generation);
                     self.live.send_replace(Arc::clone(&generation));
@@ -200,12 +216,13 @@ impl Governor {
         &self,
         mut draft: Draft,
         before: &Generation,
+        window: Window,
         detail: String,
     ) -> Result<(Generation, AuditRecord), Refusal> {
         let stored = draft.model.stored;
         if draft.governs {
             draft.model.generation += 1;
-            draft.enter(self.window())?;
+            draft.enter(window)?;
         }
         let number = draft.model.generation;
         // Written even if it stays the same: it is what concurrent changes are compared by.

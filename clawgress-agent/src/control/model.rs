@@ -178,6 +178,15 @@ pub enum Refusal {
     Audit(#[from] AuditError),
 }
 
+// === impl Refusal ===
+
+impl Refusal {
+    /// Whether it is about what policies come to.
+    pub(super) fn is_of_policies(&self) -> bool {
+        matches!(self, Refusal::Policy(_) | Refusal::Geo(_) | Refusal::Full(_))
+    }
+}
+
 /// A change in the making: the model as it would be, and the writes that make it so.
 #[derive(Debug)]
 pub struct Draft {

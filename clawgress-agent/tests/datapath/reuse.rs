@@ -46,17 +46,20 @@ fn flow(kernel: &Kernel, key: &FlowKey) -> Flow {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_connection_begins_by_an_address_that_has_expired() {
+    /// Long enough for four packets of a test run.
+    const LIFE_S: u64 = 4;
     let mut kernel = Kernel::load();
     kernel.apply(1, Some(ssh()), ssh_agents()).await;
     let mut map = LearnedMap::take(&mut kernel.objects).expect("maps");
     let pairs = [("10.9.0.2", "9.9.9.5"), ("fd00::2", "2a01:db8::5")];
-    map.learn(1, &learned(1, &pairs.map(|(_, to)| (1, to, SSH, 60)))).expect("learned");
+    map.learn(1, &learned(1, &pairs.map(|(_, to)| (1, to, SSH, LIFE_S)))).expect("learned");
     let segment = |(from, to): (&str, &str), flags| ip(MAC, at(from), at(to), 6, &tcp(40_000, SSH, flags));
     for pair in pairs {
         assert_eq!(kernel.ingress(&segment(pair, SYN)), PASSED);
         assert_eq!(kernel.ingress(&segment(pair, ACK)), PASSED);
     }
-    map.learn(1, &learned(1, &pairs.map(|(_, to)| (1, to, SSH, 0)))).expect("learned");
+    // A later answer shortens nothing, so its time has to come.
+    tokio::time::sleep(Duration::from_secs(LIFE_S + 1)).await;
     for pair in pairs {
         let denied = Did::Dropped(DropReason::PolicyDenied);
         assert_eq!(kernel.ingress(&segment(pair, SYN)), denied, "by the same tuple");

@@ -82,6 +82,7 @@ impl Judged {
 
     fn push(&mut self, record: &Record, refuse: &impl Fn(IpAddr) -> Option<DropReason>) {
         let mut record = record.clone();
+        record.ttl = record.ttl.min(limit::DNS_TTL_S_MAX);
         let ttl = record.ttl;
         let is_told = match &mut record.data {
             RData::A(A(ip)) => self.may_tell(IpAddr::V4(*ip), ttl, refuse),

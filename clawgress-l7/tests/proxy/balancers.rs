@@ -54,6 +54,8 @@ async fn nobody_else_is_believed_and_balancers_must_say_it() {
     let gateway = Gateway::start(Options { proxy: BALANCERS, ..Options::default() }).await;
     let get =
         format!("GET http://api.allowed.test/ HTTP/1.1\r\nHost: api.allowed.test\r\n{}\r\n", gateway.web());
+    let mut loopback = HEADER.to_vec();
+    loopback[16..20].copy_from_slice(&[127, 0, 0, 1]);
     for (ip, bytes, source, reason) in [
         ("127.0.0.1", HEADER.to_vec(), "127.0.0.1", DropReason::ProtocolUnknown),
         ("127.1.9.1", get.as_bytes().to_vec(), "127.1.9.1", DropReason::ProxyHeaderMalformed),
@@ -65,6 +67,7 @@ async fn nobody_else_is_believed_and_balancers_must_say_it() {
             DropReason::ProxyHeaderMalformed,
         ),
         ("127.1.9.1", [HEADER, HEADER].concat(), "203.0.113.9", DropReason::ProtocolUnknown),
+        ("127.1.9.1", loopback, "127.1.9.1", DropReason::ProxyHeaderMalformed),
     ] {
         let n = gateway.outcomes();
         let mut client = from(&gateway, ip).await;

@@ -23,7 +23,8 @@ const DETAIL_BYTES_MAX: usize = 160;
 pub struct Check {
     /// A URL whose TLS the gateway reads: `https://HOST/PATH`.
     url: String,
-    /// The explicit proxy's URL, for clients that are not led there by their route.
+    /// The explicit proxy's URL, for clients that are not led there by their route. Other users of this machine see it:
+    /// set HTTPS_PROXY instead where it holds a key.
     #[arg(long)]
     proxy: Option<String>,
 }
@@ -169,12 +170,12 @@ impl Runtime {
     async fn ask(&self, check: &Check, directory: &Path) -> Result<Found, Failure> {
         let found = |result, detail| Ok(Found { runtime: self.name, result, detail });
         if let Some(args) = self.present {
-            match run(self.command(args, check)).await {
-                Some(ended) if ended.status.success() => {}
+            match run(self.command(args, check, directory)).await {
+                Some(Some(ended)) if ended.status.success() => {}
                 _ => return found(Trust::Absent, String::new()),
             }
         }
-        let mut command = self.command(self.args, check);
+        let mut command = self.command(self.args, check, directory);
         if let Some((name, text)) = self.script {
             let path = directory.join(name);
             let written = std::fs::write(&path, text);
@@ -184,16 +185,18 @@ impl Runtime {
         command.arg(&check.url);
         match run(command).await {
             None => found(Trust::Absent, String::new()),
-            Some(ended) => {
+            Some(None) => found(Trust::Unknown, format!("no answer within {} s", PATIENCE.as_secs())),
+            Some(Some(ended)) => {
                 let (result, detail) = judge(self.program, &ended);
                 found(result, detail)
             }
         }
     }
 
-    fn command(&self, args: &[&str], check: &Check) -> Command {
+    /// In a directory of its own: some runtimes load what lies where they are started, which is somebody else's.
+    fn command(&self, args: &[&str], check: &Check, directory: &Path) -> Command {
         let mut command = Command::new(self.program);
-        command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(args).current_dir(directory).stdin(Stdio::null()).kill_on_drop(true);
         command.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C");
         for name in check.proxy.iter().flat_map(|_| ["HTTPS_PROXY", "https_proxy"]) {
             command.env(name, check.proxy.as_deref().unwrap_or_default());
@@ -202,12 +205,12 @@ impl Runtime {
     }
 }
 
-/// How it ended; `None` if it can't be started.
-async fn run(mut command: Command) -> Option<Ended> {
+/// How it ended, if it did in time; `None` if it can't be started.
+async fn run(mut command: Command) -> Option<Option<Ended>> {
     match timeout(PATIENCE, command.output()).await {
-        Ok(ended) => ended.ok(),
+        Ok(ended) => ended.ok().map(Some),
         // Killed as it is dropped.
-        Err(_) => None,
+        Err(_) => Some(None),
     }
 }
 

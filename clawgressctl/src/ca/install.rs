@@ -17,6 +17,7 @@ const FILE: &str = "clawgress-interception.crt";
 /// Most bytes of a certificate's file.
 const BYTES_MAX: u64 = 64 * 1024;
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
 
 /// A store of a distribution: where its additions are, and what takes them in, and out again.
 struct Store {
@@ -56,13 +57,21 @@ impl Install {
         }
         let text = fs::read_to_string(path).map_err(|e| refuse(&e))?;
         // A bundle would put whatever else is in it into the store.
-        if text.matches(BEGIN).count() != 1 || !text.trim_start().starts_with(BEGIN) {
+        if !is_one_certificate(&text) {
             return Err(Failure::Refused(format!(
                 "`{place}` is not one certificate; take what `clawgressctl ca export` prints"
             )));
         }
         Ok(Some(text))
     }
+}
+
+/// Whether it is that and nothing else: a store can be read by everybody, and what else is in a file may be its key.
+fn is_one_certificate(text: &str) -> bool {
+    let inside = text.trim().strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END));
+    let is_base64 =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=') || c.is_ascii_whitespace();
+    inside.is_some_and(|text| !text.trim().is_empty() && text.chars().all(is_base64))
 }
 
 /// Puts `authority` into the host's store.
@@ -161,7 +170,15 @@ mod tests {
             Install { certificate: Some(path.clone()) }.read()
         };
         assert_eq!(read(&one).expect("one"), Some(one.clone()));
-        for wrong in [format!("{one}{one}"), String::new(), "-----BEGIN PRIVATE KEY-----".to_owned()] {
+        let key = "-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n";
+        let wrong = [
+            format!("{one}{one}"),
+            String::new(),
+            key.to_owned(),
+            format!("{one}{key}"),
+            format!("{key}{one}"),
+        ];
+        for wrong in wrong {
             assert!(read(&wrong).is_err(), "{wrong}");
         }
         assert!(Install { certificate: None }.read().expect("none").is_none());

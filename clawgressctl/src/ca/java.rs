@@ -24,7 +24,9 @@ pub fn store(directory: &Path, authority: &Path) -> Result<Option<String>, Failu
     let home = keytool.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let own = home.join("lib/security/cacerts");
     let path = directory.join(STORE);
-    fs::copy(&own, &path).map_err(|e| failed(format!("cannot copy `{}`: {e}", own.display())))?;
+    // Not by `fs::copy`, which would keep a mode by which nothing can be added.
+    let certificates = fs::read(&own).map_err(|e| failed(format!("cannot read `{}`: {e}", own.display())))?;
+    fs::write(&path, certificates).map_err(|e| failed(format!("cannot write `{}`: {e}", path.display())))?;
     let mut command = Command::new(&keytool);
     command.args(["-importcert", "-noprompt", "-alias", ALIAS, "-storepass", PASSWORD, "-file"]);
     command.arg(authority).arg("-keystore").arg(&path).stdin(Stdio::null());
