@@ -101,7 +101,9 @@ fn what_policy_verbs_say_is_what_the_planes_do() {
     let page = "http://web.allowed.test/public/x";
     let admin_page = "http://api.allowed.test/admin/x";
     assert_eq!((get(page), get(admin_page)), (200, 403));
-    said(&ctl(&["policy", "explain", CRAWLER, page]), 0, "by `public-pages` at revision 1:");
+    let explain = ["policy", "explain", CRAWLER, page];
+    said(&ctl(&explain), 6, "by `public-pages` at revision 1:");
+    said(&ctl(&[&explain[..], &["--address", "203.0.113.11"]].concat()), 0, "connect: allow");
     said(
         &ctl(&["policy", "explain", CRAWLER, admin_page]),
         5,
