@@ -42,6 +42,9 @@ async fn echo(mut stream: TcpStream) {
             "/ws" => "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n".to_owned(),
             _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_owned(),
         };
+        // As across a network: Pingora 0.9.1 ends an exchange whose 101 comes before it has noted that the opening has no
+        // body, some microseconds after it was sent.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         if stream.write_all(answer.as_bytes()).await.is_err() {
             return;
         }

@@ -144,7 +144,7 @@ fn tokens_of_an_openid_provider_whose_keys_roll_over() {
     assert_eq!(credential(&seen).unwrap().0, "default/idp");
     for (what, wrong, code) in [
         ("for another resource", idp.bearer(&site, ASSISTANT, "urn:other"), 407),
-        ("of a client that is no agent", idp.bearer(&site, "stranger", "urn:clawgress"), 403),
+        ("of a client that is no agent", idp.bearer(&site, "stranger", "urn:clawgress"), 407),
         ("cut short", token.get(..token.len() - 2).unwrap().to_owned(), 407),
     ] {
         assert_eq!(ask(&site, &wrong, API), (0, code), "{what}");
