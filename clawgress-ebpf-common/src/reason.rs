@@ -94,7 +94,7 @@ drop_reasons! {
     RouterMessage = 28, "router_message", kernel;
     /// Multicast membership reports end at the gateway.
     MulticastListener = 29, "multicast_listener", kernel;
-    /// The echo carries more bytes than `ping` sends unasked.
+    /// The echo carries more bytes than `ping` sends unasked, or the error more than errors may.
     IcmpPayload = 30, "icmp_payload", kernel;
     /// The source MAC is one no host sends from: a group address, or zero.
     SourceMacGroup = 31, "source_mac_group", kernel;
@@ -155,10 +155,6 @@ drop_reasons! {
     AgentUnknown = 58, "agent_unknown", l7;
     /// SOCKS 4, `BIND` and `UDP ASSOCIATE` are not served.
     SocksUnsupported = 59, "socks_unsupported", l7;
-    /// What came from a load balancer does not begin with a header of version 2 of the PROXY protocol.
-    ProxyHeaderMalformed = 64, "proxy_header_malformed", l7;
-    /// The SOCKS message is malformed, or the client left before it was whole.
-    SocksMalformed = 65, "socks_malformed", l7;
 
     /// The proxy used a socket that it had not registered for an agent.
     DialUnregistered = 60, "dial_unregistered", kernel;
@@ -168,6 +164,10 @@ drop_reasons! {
     BucketTableFull = 62, "bucket_table_full", kernel;
     /// The agent has as many token buckets as one agent may have, so a rate limit can't be kept.
     BucketShareFull = 63, "bucket_share_full", kernel;
+    /// What came from a load balancer does not begin with a header of version 2 of the PROXY protocol.
+    ProxyHeaderMalformed = 64, "proxy_header_malformed", l7;
+    /// The SOCKS message is malformed, or the client left before it was whole.
+    SocksMalformed = 65, "socks_malformed", l7;
 
     /// The DNS message is malformed, or asks for what is not forwarded: another class, an update, a transfer.
     DnsMalformed = 71, "dns_malformed", l7;
