@@ -16,10 +16,14 @@ use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
 #[path = "identity.rs"]
 mod identity;
+#[path = "payload.rs"]
+mod payload;
 
 pub use identity::{
     claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
 };
+
+pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 
 use super::Host;
 
@@ -37,6 +41,10 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("http1", http1),
     ("jwks", jwks),
     ("jwt", jwt),
+    ("payload_body", payload_body),
+    ("payload_coding", payload_coding),
+    ("payload_json", payload_json),
+    ("payload_multipart", payload_multipart),
     ("proxy_authorization", proxy_authorization),
     ("proxy_header", proxy_header),
     ("sniff", sniff),

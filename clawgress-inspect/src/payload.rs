@@ -1,0 +1,250 @@
+//! Bodies, as they stream by: content codings taken off, multipart, JSON and forms read to their fields, and detectors on
+//! all of it.
+//!
+//! What is found, and what can't be read, never depends on the pieces a body comes in. Memory is bounded by the windows of
+//! the codings, which [`Inspector::memory_bytes`] tells. Must never change or keep the bytes it is shown, and never call
+//! readable what a server could read otherwise: who asks about content denies that.
+
+use std::collections::BTreeSet;
+
+pub mod coding;
+mod detect;
+pub mod json;
+mod layer;
+mod media;
+pub mod multipart;
+
+pub use coding::Coding;
+use json::JsonError;
+use layer::Layer;
+pub use media::{Claims, Seen};
+use multipart::MultipartError;
+
+/// Codings inside one another that are taken off: a file that was packed, sent as a body that is.
+pub const CODINGS_MAX: u8 = 3;
+/// Levels of parts, fields and documents inside one another that are looked into.
+pub const LEVELS_MAX: u8 = 8;
+/// What an inspector takes besides its decoders, bytes: heads of parts, and boxes.
+const OWN_BYTES: usize = 16 * 1024;
+
+/// What was found in a body. The names are words of policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Finding {
+    /// The first line of a private key in PEM.
+    PrivateKey,
+    /// It does not begin like what its media type says, or that of one of its parts.
+    MediaTypeMismatch,
+    /// It holds an archive, or a coding of one, that is not read.
+    ArchiveUnread,
+}
+
+/// Why a body can't be read with certainty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// More than one media type, or coding of it; or one that is none.
+    #[error("its Content-Type says more than one thing, or nothing")]
+    ClaimAmbiguous,
+    /// A charset whose letters are not at ASCII's places.
+    #[error("its charset is none that extends ASCII")]
+    Charset,
+    /// A coding that is not known.
+    #[error("its Content-Encoding is none of gzip, deflate, br and zstd")]
+    CodingUnknown,
+    /// More than one coding.
+    #[error("it has more than one Content-Encoding")]
+    CodingStacked,
+    /// Not what its coding has, or not whole.
+    #[error("it is not what its Content-Encoding says")]
+    CodingMalformed,
+    /// A window larger than the caps.
+    #[error("its Content-Encoding needs too large a window")]
+    WindowTooLarge,
+    /// It comes to more bytes than the caps allow.
+    #[error("it comes to too many bytes when it is decoded")]
+    TooLarge,
+    /// It comes to more bytes for each of its own than the caps allow.
+    #[error("it comes to too many bytes for its size when it is decoded")]
+    RatioTooLarge,
+    /// More than [`CODINGS_MAX`] codings inside one another.
+    #[error("it is packed too often")]
+    NestingTooDeep,
+    /// It is said to be JSON, and is not.
+    #[error("it is no sound JSON")]
+    JsonMalformed,
+    /// More levels than are followed.
+    #[error("its JSON has too many levels")]
+    JsonTooDeep,
+    /// It is said to be multipart, and is not, or parsers would disagree about it.
+    #[error("it is no sound multipart body")]
+    MultipartMalformed,
+    /// The head of a part is not sound.
+    #[error("the head of one of its parts is not sound")]
+    PartMalformed,
+    /// A part in a transfer encoding.
+    #[error("one of its parts has a Content-Transfer-Encoding that is not read")]
+    PartCoded,
+}
+
+/// Caps of what one body may come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most bytes that all its codings together may come to.
+    pub decoded_bytes_max: u64,
+    /// Most bytes for each byte of a coding, beyond the first MiB.
+    pub ratio_max: u64,
+}
+
+/// What is known of a body besides what was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Bytes as they were sent.
+    pub bytes: u64,
+    /// Bytes that its codings came to; 0 without any.
+    pub decoded_bytes: u64,
+    /// Parts, and strings and words of JSON, and fields of forms.
+    pub fields: u64,
+    /// Whether all of it was seen.
+    pub complete: bool,
+}
+
+/// An inspector of one body.
+#[derive(Debug)]
+pub struct Inspector {
+    layer: Layer,
+    tally: Tally,
+    bytes: u64,
+    complete: bool,
+    failed: Option<Unreadable>,
+}
+
+/// What all layers of a body add up to.
+#[derive(Debug)]
+struct Tally {
+    limits: Limits,
+    findings: BTreeSet<Finding>,
+    decoded_bytes: u64,
+    fields: u64,
+    seen: Seen,
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// Every one.
+    pub const ALL: [Finding; 3] = [Finding::PrivateKey, Finding::MediaTypeMismatch, Finding::ArchiveUnread];
+
+    /// Its name in policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Finding::PrivateKey => "private_key",
+            Finding::MediaTypeMismatch => "media_type_mismatch",
+            Finding::ArchiveUnread => "archive_unread",
+        }
+    }
+}
+
+// === impl Unreadable ===
+
+impl From<JsonError> for Unreadable {
+    fn from(error: JsonError) -> Unreadable {
+        match error {
+            JsonError::Malformed => Unreadable::JsonMalformed,
+            JsonError::TooDeep => Unreadable::JsonTooDeep,
+        }
+    }
+}
+
+impl From<MultipartError> for Unreadable {
+    fn from(_: MultipartError) -> Unreadable {
+        Unreadable::MultipartMalformed
+    }
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    /// 256 MiB, and 250 bytes for one: texts of logs come to less than a hundred.
+    fn default() -> Limits {
+        Limits { decoded_bytes_max: 256 * 1024 * 1024, ratio_max: 250 }
+    }
+}
+
+// === impl Inspector ===
+
+impl Inspector {
+    /// An inspector of a body of which this is said.
+    #[must_use]
+    pub fn new(claims: Claims, limits: Limits) -> Inspector {
+        let failed = claims.refusal;
+        let tally =
+            Tally { limits, findings: BTreeSet::new(), decoded_bytes: 0, fields: 0, seen: Seen::Nothing };
+        Inspector { layer: Layer::new(claims, 0, 0), tally, bytes: 0, complete: false, failed }
+    }
+
+    /// Looks at what comes next, in any segmentation.
+    ///
+    /// # Errors
+    /// Why it can't be read: from then on for good.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Unreadable> {
+        self.bytes += bytes.len() as u64;
+        self.failed.map_or(Ok(()), Err)?;
+        let looked = self.layer.push(bytes, &mut self.tally);
+        self.note(looked)
+    }
+
+    /// Ends the body.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); and if it is not whole.
+    pub fn finish(&mut self) -> Result<(), Unreadable> {
+        self.failed.map_or(Ok(()), Err)?;
+        if std::mem::replace(&mut self.complete, true) {
+            return Ok(());
+        }
+        let looked = self.layer.finish(&mut self.tally);
+        self.note(looked)
+    }
+
+    /// What was found so far; nothing in what can't be read.
+    pub fn findings(&self) -> impl Iterator<Item = Finding> {
+        self.tally.findings.iter().copied()
+    }
+
+    /// How many findings there are.
+    #[must_use]
+    pub fn findings_count(&self) -> usize {
+        self.tally.findings.len()
+    }
+
+    /// What it looks like, its coding taken off.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.tally.seen
+    }
+
+    /// What else is known.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        let Tally { decoded_bytes, fields, .. } = self.tally;
+        Facts { bytes: self.bytes, decoded_bytes, fields, complete: self.complete && self.failed.is_none() }
+    }
+
+    /// Bytes of memory that it may take by now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        OWN_BYTES + self.layer.memory_bytes()
+    }
+
+    fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), Unreadable> {
+        if looked.is_err() {
+            // How much of it was looked at before depends on the pieces.
+            self.tally.findings.clear();
+            self.failed = looked.err();
+        }
+        looked
+    }
+}
+
+#[cfg(test)]
+mod tests;

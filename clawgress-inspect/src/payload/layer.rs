@@ -1,0 +1,361 @@
+//! One run of bytes: a body, a part, a field, or what a coding came to. Must never hold more of it than its first bytes.
+
+use super::coding::{Caps, Decoder};
+use super::detect::Detectors;
+use super::json::{Event as JsonEvent, Json, Kind};
+use super::media::{Claims, HEAD_BYTES, Reading, Seen};
+use super::multipart::{Event as PartEvent, Multipart};
+use super::{CODINGS_MAX, Finding, LEVELS_MAX, Tally, Unreadable};
+
+/// The layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    claims: Claims,
+    /// Whether it is a field, which is text of some document.
+    is_field: bool,
+    /// Layers around it, and those of them that are codings.
+    level: u8,
+    codings: u8,
+    detectors: Detectors,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Its first bytes, but for blanks.
+    Head(Vec<u8>),
+    /// Nothing but detectors looks at it.
+    Plain,
+    Packed {
+        decoder: Box<Decoder>,
+        inner: Box<Layer>,
+        is_claimed: bool,
+    },
+    Json {
+        json: Json,
+        field: Option<Box<Layer>>,
+        is_claimed: bool,
+    },
+    Multipart {
+        multipart: Multipart,
+        part: Option<Box<Layer>>,
+    },
+    Form(Form),
+}
+
+/// A form (WHATWG URL section 5.1).
+#[derive(Debug)]
+struct Form {
+    field: Box<Layer>,
+    /// What was seen of a percent-encoded byte.
+    escape: Vec<u8>,
+    has_begun: bool,
+}
+
+// === impl Layer ===
+
+impl Layer {
+    /// A body, or part, of which this is said.
+    pub(super) fn new(claims: Claims, level: u8, codings: u8) -> Layer {
+        let mut layer = Layer {
+            claims,
+            is_field: false,
+            level,
+            codings,
+            detectors: Detectors::default(),
+            state: State::Head(Vec::new()),
+        };
+        if matches!(layer.claims.reading, Reading::Multipart { .. } | Reading::Form) {
+            layer.state = State::Plain;
+        }
+        layer
+    }
+
+    fn field(level: u8, codings: u8) -> Layer {
+        Layer { is_field: true, ..Layer::new(Claims::new(&[], &[]), level, codings) }
+    }
+
+    /// Makes it the next field.
+    fn again(&mut self) {
+        self.detectors = Detectors::default();
+        match &mut self.state {
+            State::Head(head) => head.clear(),
+            state => *state = State::Head(Vec::new()),
+        }
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        match &self.state {
+            State::Packed { decoder, inner, .. } => decoder.memory_bytes() + inner.memory_bytes(),
+            State::Json { field: Some(inner), .. } | State::Multipart { part: Some(inner), .. } => {
+                inner.memory_bytes()
+            }
+            State::Form(form) => form.field.memory_bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Begins to read it as what is said of it, where that is sure before its first byte.
+    fn begin(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        self.claims.refusal.map_or(Ok(()), Err)?;
+        if let Some(coding) = self.claims.coding.take() {
+            self.state = self.packed(coding, true, tally)?;
+            return Ok(());
+        }
+        match &self.claims.reading {
+            Reading::Multipart { boundary } if self.level < LEVELS_MAX => {
+                self.state = State::Multipart { multipart: Multipart::new(boundary)?, part: None };
+            }
+            Reading::Multipart { .. } => return Err(Unreadable::NestingTooDeep),
+            Reading::Form => {
+                let field = Box::new(Layer::field(self.level + 1, self.codings));
+                self.state = State::Form(Form { field, escape: Vec::new(), has_begun: false });
+            }
+            Reading::Sniffed | Reading::Json { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn packed(&self, coding: super::Coding, is_claimed: bool, tally: &Tally) -> Result<State, Unreadable> {
+        if self.codings == CODINGS_MAX {
+            return Err(Unreadable::NestingTooDeep);
+        }
+        let caps = Caps { bytes_max: tally.limits.decoded_bytes_max, ratio_max: tally.limits.ratio_max };
+        // What a packed file holds, nothing says.
+        let claims = if is_claimed { self.claims.clone() } else { Claims::new(&[], &[]) };
+        let inner = Box::new(Layer::new(claims, self.level + 1, self.codings + 1));
+        Ok(State::Packed { decoder: Box::new(Decoder::new(coding, caps)), inner, is_claimed })
+    }
+
+    /// Looks at what comes next.
+    pub(super) fn push(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.start(tally)?;
+        if !matches!(self.state, State::Packed { is_claimed: true, .. }) {
+            self.detectors.scan(bytes, &mut |finding| {
+                tally.findings.insert(finding);
+            });
+        }
+        let State::Head(head) = &mut self.state else { return self.read(bytes, tally) };
+        let blanks = |b: &&u8| matches!(**b, b' ' | b'\t' | b'\r' | b'\n');
+        let skipped = if head.is_empty() { bytes.iter().take_while(blanks).count() } else { 0 };
+        let bytes = bytes.get(skipped..).unwrap_or_default();
+        let taken = HEAD_BYTES.saturating_sub(head.len()).min(bytes.len());
+        let (first, rest) = bytes.split_at_checked(taken).unwrap_or((bytes, &[]));
+        head.extend_from_slice(first);
+        if head.len() < HEAD_BYTES {
+            return Ok(());
+        }
+        self.settle(tally)?;
+        self.read(rest, tally)
+    }
+
+    /// Ends it.
+    pub(super) fn finish(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        self.start(tally)?;
+        if matches!(self.state, State::Head(_)) {
+            self.settle(tally)?;
+        }
+        let level = (self.level + 1, self.codings);
+        let done = match &mut self.state {
+            State::Head(_) | State::Plain => Ok(()),
+            State::Packed { decoder, inner, .. } => {
+                let decoded = decoder.finish(&mut |bytes| decoded(bytes, inner, tally));
+                decoded.and_then(|()| inner.finish(tally))
+            }
+            State::Json { json, field, .. } => json.finish(&mut |event| of_json(event, field, level, tally)),
+            State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
+            State::Form(form) => form.finish(tally),
+        };
+        self.forgive(done, tally)
+    }
+
+    /// Begins it, if this is its first byte, or its end.
+    fn start(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        let is_first = match &self.state {
+            State::Head(head) => head.is_empty() && !self.is_field,
+            // What is read as said of it begins as plain.
+            State::Plain => matches!(self.claims.reading, Reading::Multipart { .. } | Reading::Form),
+            _ => false,
+        };
+        if is_first { self.begin(tally) } else { Ok(()) }
+    }
+
+    /// Decides how it is read, by its first bytes.
+    fn settle(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        let State::Head(head) = std::mem::replace(&mut self.state, State::Plain) else { return Ok(()) };
+        let marked = head.strip_prefix(b"\xef\xbb\xbf");
+        let first = marked.map_or(&*head, <[u8]>::trim_ascii_start);
+        let seen = if self.is_field { Seen::of_text(first) } else { Seen::of(first) };
+        if self.level == self.codings && !self.is_field && tally.seen == Seen::Nothing {
+            tally.seen = seen;
+        }
+        if self.claims.differs(seen) {
+            tally.findings.insert(Finding::MediaTypeMismatch);
+        }
+        let is_text = self.claims.media_type.is_empty() || self.claims.media_type.starts_with("text/");
+        let state = match (&self.claims.reading, seen) {
+            (Reading::Json { .. }, Seen::Wide) => return Err(Unreadable::Charset),
+            (Reading::Json { is_sequence }, _) => {
+                State::Json { json: Json::new(*is_sequence), field: None, is_claimed: true }
+            }
+            (_, Seen::Wide) if is_text => return Err(Unreadable::Charset),
+            (_, Seen::Packed(coding)) => self.packed(coding, false, tally)?,
+            (_, Seen::Json) if self.level < LEVELS_MAX => {
+                State::Json { json: Json::new(true), field: None, is_claimed: false }
+            }
+            (_, Seen::Archive) => {
+                tally.findings.insert(Finding::ArchiveUnread);
+                State::Plain
+            }
+            _ => State::Plain,
+        };
+        self.state = state;
+        let first = first.to_vec();
+        self.read(&first, tally)
+    }
+
+    /// Reads what comes next as what it is.
+    fn read(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
+        let level = (self.level + 1, self.codings);
+        let read = match &mut self.state {
+            State::Head(_) | State::Plain => Ok(()),
+            State::Packed { decoder, inner, .. } => {
+                decoder.push(bytes, &mut |bytes| decoded(bytes, inner, tally))
+            }
+            State::Json { json, field, .. } => {
+                json.push(bytes, &mut |event| of_json(event, field, level, tally))
+            }
+            State::Multipart { multipart, part } => {
+                multipart.push(bytes, &mut |event| of_part(event, part, level, tally))
+            }
+            State::Form(form) => form.push(bytes, tally),
+        };
+        self.forgive(read, tally)
+    }
+
+    /// What only looked like something, and is not, is plain.
+    fn forgive(&mut self, read: Result<(), Unreadable>, tally: &mut Tally) -> Result<(), Unreadable> {
+        match (&self.state, read) {
+            (
+                State::Json { is_claimed: false, .. },
+                Err(Unreadable::JsonMalformed | Unreadable::JsonTooDeep),
+            ) => {
+                self.state = State::Plain;
+                Ok(())
+            }
+            (
+                State::Packed { is_claimed: false, .. },
+                Err(Unreadable::CodingMalformed | Unreadable::WindowTooLarge),
+            ) => {
+                tally.findings.insert(Finding::ArchiveUnread);
+                self.state = State::Plain;
+                Ok(())
+            }
+            (_, read) => read,
+        }
+    }
+}
+
+/// What a coding came to.
+fn decoded(bytes: &[u8], inner: &mut Layer, tally: &mut Tally) -> Result<(), Unreadable> {
+    tally.decoded_bytes += bytes.len() as u64;
+    if tally.decoded_bytes > tally.limits.decoded_bytes_max {
+        return Err(Unreadable::TooLarge);
+    }
+    inner.push(bytes, tally)
+}
+
+fn of_json(
+    event: JsonEvent<'_>,
+    field: &mut Option<Box<Layer>>,
+    (level, codings): (u8, u8),
+    tally: &mut Tally,
+) -> Result<(), Unreadable> {
+    match event {
+        JsonEvent::Open { .. } | JsonEvent::Close => Ok(()),
+        JsonEvent::Begin(kind) => {
+            tally.fields += u64::from(kind != Kind::Key);
+            match field {
+                Some(field) => field.again(),
+                None => *field = Some(Box::new(Layer::field(level, codings))),
+            }
+            Ok(())
+        }
+        JsonEvent::Piece(bytes) => field.as_mut().map_or(Ok(()), |field| field.push(bytes, tally)),
+        JsonEvent::End => field.as_mut().map_or(Ok(()), |field| field.finish(tally)),
+    }
+}
+
+fn of_part(
+    event: PartEvent<'_>,
+    part: &mut Option<Box<Layer>>,
+    (level, codings): (u8, u8),
+    tally: &mut Tally,
+) -> Result<(), Unreadable> {
+    match event {
+        PartEvent::Begin(head) => {
+            tally.fields += 1;
+            *part = Some(Box::new(Layer::new(Claims::of_part(head), level, codings)));
+            Ok(())
+        }
+        PartEvent::Piece(bytes) => part.as_mut().map_or(Ok(()), |part| part.push(bytes, tally)),
+        PartEvent::End => part.take().map_or(Ok(()), |mut part| part.finish(tally)),
+    }
+}
+
+// === impl Form ===
+
+impl Form {
+    fn push(&mut self, mut bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
+        while let Some((byte, rest)) = bytes.split_first() {
+            if !std::mem::replace(&mut self.has_begun, true) {
+                tally.fields += 1;
+            }
+            let is_plain = |b: &&u8| !matches!(**b, b'%' | b'+' | b'&' | b'=');
+            let plain = if self.escape.is_empty() { bytes.iter().take_while(is_plain).count() } else { 0 };
+            if plain > 0 {
+                let (text, rest) = bytes.split_at_checked(plain).unwrap_or((bytes, &[]));
+                self.field.push(text, tally)?;
+                bytes = rest;
+                continue;
+            }
+            bytes = rest;
+            self.byte(*byte, tally)?;
+        }
+        Ok(())
+    }
+
+    fn byte(&mut self, byte: u8, tally: &mut Tally) -> Result<(), Unreadable> {
+        if !self.escape.is_empty() && byte.is_ascii_hexdigit() {
+            self.escape.push(byte);
+            let [_, high, low] = self.escape[..] else { return Ok(()) };
+            let digit = |b: u8| char::from(b).to_digit(16).unwrap_or_default();
+            let byte = u8::try_from(digit(high) << 4 | digit(low)).unwrap_or_default();
+            self.escape.clear();
+            return self.field.push(&[byte], tally);
+        }
+        // What is no escape is what it looks like.
+        let escape = std::mem::take(&mut self.escape);
+        self.field.push(&escape, tally)?;
+        match byte {
+            b'%' => self.escape.push(byte),
+            b'+' => return self.field.push(b" ", tally),
+            b'&' | b'=' => {
+                tally.fields += u64::from(byte == b'&');
+                self.field.finish(tally)?;
+                self.field.again();
+            }
+            byte => return self.field.push(&[byte], tally),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        let escape = std::mem::take(&mut self.escape);
+        self.field.push(&escape, tally)?;
+        self.field.finish(tally)
+    }
+}

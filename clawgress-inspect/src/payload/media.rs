@@ -1,0 +1,274 @@
+//! What a body is said to be, by its head, and what it looks like. Must never take two claims for one.
+
+use super::coding::Coding;
+use super::{Unreadable, multipart};
+
+/// Longest media type that is told apart from others, bytes (RFC 6838 section 4.2).
+const TYPE_BYTES_MAX: usize = 255;
+/// Bytes that tell what a body looks like.
+pub(super) const HEAD_BYTES: usize = 8;
+
+/// What is said of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// Media type in lowercase, without parameters; empty if none is given.
+    pub media_type: String,
+    /// Content coding; `None` for none.
+    pub coding: Option<Coding>,
+    pub(super) reading: Reading,
+    /// Why it can't be read, whatever it holds.
+    pub(super) refusal: Option<Unreadable>,
+}
+
+/// How a body is read, by what is said of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// By what it looks like.
+    Sniffed,
+    Json {
+        is_sequence: bool,
+    },
+    Multipart {
+        boundary: Vec<u8>,
+    },
+    Form,
+}
+
+/// What a body looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Not enough bytes to tell, or none.
+    Nothing,
+    /// An object or array of JSON, perhaps.
+    Json,
+    /// A file that is a coding of another.
+    Packed(Coding),
+    /// An archive that is not read: zip, 7z, rar, xz, bzip2.
+    Archive,
+    /// PDF.
+    Pdf,
+    /// PNG, JPEG, GIF or WebP.
+    Image,
+    /// Text that is not ASCII's extension, by its byte order mark.
+    Wide,
+    /// Anything else.
+    Other,
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// What the fields of a head say: all there are of `Content-Type` and of `Content-Encoding`.
+    #[must_use]
+    pub fn new(types: &[&[u8]], codings: &[&[u8]]) -> Claims {
+        let (coding, refused) = coding(codings);
+        let mut claims = Claims::of_type(types);
+        claims.coding = coding;
+        claims.refusal = claims.refusal.or(refused);
+        claims
+    }
+
+    /// What the head of a part says.
+    pub(super) fn of_part(head: &[u8]) -> Claims {
+        let lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        let (mut types, mut codings, mut refusal) = (Vec::new(), Vec::new(), None);
+        for line in lines.filter(|line| !line.is_empty()) {
+            let Some(colon) = line.iter().position(|b| *b == b':') else {
+                // Folded, or no field: what one parser takes for a value, another drops.
+                refusal = Some(Unreadable::PartMalformed);
+                continue;
+            };
+            let (name, value) = line.split_at_checked(colon).unwrap_or_default();
+            let value = value.strip_prefix(b":").unwrap_or(value).trim_ascii();
+            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+            if name.is_empty() || name.iter().any(u8::is_ascii_whitespace) {
+                refusal = Some(Unreadable::PartMalformed);
+            } else if is("content-type") {
+                types.push(value);
+            } else if is("content-encoding") {
+                codings.push(value);
+            } else if is("content-transfer-encoding") {
+                let is_plain =
+                    ["7bit", "8bit", "binary"].iter().any(|p| value.eq_ignore_ascii_case(p.as_bytes()));
+                refusal = refusal.or((!is_plain).then_some(Unreadable::PartCoded));
+            }
+        }
+        let mut claims = Claims::of_type(&types);
+        let (coding, refused) = coding(&codings);
+        claims.coding = coding;
+        claims.refusal = claims.refusal.or(refused).or(refusal);
+        claims
+    }
+
+    fn of_type(types: &[&[u8]]) -> Claims {
+        let none =
+            |refusal| Claims { media_type: String::new(), coding: None, reading: Reading::Sniffed, refusal };
+        let value = match types {
+            [] => return none(None),
+            [value] => value,
+            _ => return none(Some(Unreadable::ClaimAmbiguous)),
+        };
+        let Some((media_type, parameters)) = split(value) else {
+            return none(Some(Unreadable::ClaimAmbiguous));
+        };
+        let only = |name: &str| {
+            let mut all = parameters.iter().filter(|(known, _)| known == name).map(|(_, value)| value);
+            match (all.next(), all.next()) {
+                (found, None) => Ok(found),
+                _ => Err(Unreadable::ClaimAmbiguous),
+            }
+        };
+        let mut refusal = only("charset").map_or_else(Some, |charset| {
+            let is_ascii = charset.is_none_or(|charset| extends_ascii(charset));
+            (!is_ascii).then_some(Unreadable::Charset)
+        });
+        let subtype = media_type.split_once('/').map_or("", |(_, subtype)| subtype);
+        let lines = ["x-ndjson", "ndjson", "jsonl", "x-jsonlines", "jsonlines", "json-seq", "jsonl+json"];
+        let reading = match &*media_type {
+            "application/x-www-form-urlencoded" => Reading::Form,
+            kind if kind.starts_with("multipart/") => match only("boundary") {
+                Ok(Some(boundary)) if multipart::Multipart::new(boundary).is_ok() => {
+                    Reading::Multipart { boundary: boundary.clone() }
+                }
+                _ => {
+                    refusal = refusal.or(Some(Unreadable::MultipartMalformed));
+                    Reading::Sniffed
+                }
+            },
+            _ if lines.contains(&subtype) => Reading::Json { is_sequence: true },
+            _ if subtype == "json" || subtype.ends_with("+json") => Reading::Json { is_sequence: false },
+            _ => Reading::Sniffed,
+        };
+        Claims { media_type, coding: None, reading, refusal }
+    }
+
+    /// Whether what is `seen` is not what is said.
+    pub(super) fn differs(&self, seen: Seen) -> bool {
+        let (kind, subtype) = self.media_type.split_once('/').unwrap_or_default();
+        match (kind, subtype, seen) {
+            (_, _, Seen::Nothing) => false,
+            ("image", "png" | "jpeg" | "gif" | "webp", seen) => seen != Seen::Image,
+            ("application", "pdf", seen) => seen != Seen::Pdf,
+            ("application", "zip", seen) => seen != Seen::Archive,
+            ("application", "gzip" | "x-gzip", seen) => seen != Seen::Packed(Coding::Gzip),
+            ("application", "zstd", seen) => seen != Seen::Packed(Coding::Zstd),
+            ("text", ..) | (_, "x-www-form-urlencoded", _) => !matches!(seen, Seen::Json | Seen::Other),
+            _ => false,
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// What a body looks like that begins like this, but for blanks and a byte order mark of UTF-8.
+    pub(super) fn of(head: &[u8]) -> Seen {
+        if let Some(coding) = Coding::seen(head) {
+            return Seen::Packed(coding);
+        }
+        match head {
+            [] => Seen::Nothing,
+            [b'{' | b'[', ..] => Seen::Json,
+            [b'P', b'K', 3 | 5, 4 | 6, ..]
+            | [b'7', b'z', 0xbc, 0xaf, ..]
+            | [b'R', b'a', b'r', b'!', ..]
+            | [0xfd, b'7', b'z', b'X', b'Z', ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', ..] => Seen::Archive,
+            [b'%', b'P', b'D', b'F', b'-', ..] => Seen::Pdf,
+            [0x89, b'P', b'N', b'G', ..]
+            | [0xff, 0xd8, 0xff, ..]
+            | [b'G', b'I', b'F', b'8', ..]
+            | [b'R', b'I', b'F', b'F', ..] => Seen::Image,
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 0, 0xfe, 0xff, ..] => Seen::Wide,
+            _ => Seen::Other,
+        }
+    }
+}
+
+impl Seen {
+    /// The same of a field, which can only be text.
+    pub(super) fn of_text(head: &[u8]) -> Seen {
+        match Seen::of(head) {
+            seen @ (Seen::Nothing | Seen::Json) => seen,
+            _ => Seen::Other,
+        }
+    }
+}
+
+/// The one coding of a body. More than one could be taken off in another order, or not at all.
+fn coding(fields: &[&[u8]]) -> (Option<Coding>, Option<Unreadable>) {
+    let names = fields.iter().flat_map(|value| value.split(|b| *b == b',')).map(<[u8]>::trim_ascii);
+    let mut names = names.filter(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"));
+    match (names.next(), names.next()) {
+        (None, _) => (None, None),
+        (Some(_), Some(_)) => (None, Some(Unreadable::CodingStacked)),
+        (Some(name), None) => match Coding::named(name) {
+            Some(coding) => (Some(coding), None),
+            None => (None, Some(Unreadable::CodingUnknown)),
+        },
+    }
+}
+
+/// Whether text of a charset has ASCII's characters at ASCII's places.
+fn extends_ascii(charset: &[u8]) -> bool {
+    let name = charset.to_ascii_lowercase();
+    ["utf-8", "utf8", "us-ascii", "ascii", "latin1"].iter().any(|known| name == known.as_bytes())
+        || name.starts_with(b"iso-8859-")
+        || name.starts_with(b"windows-125")
+}
+
+/// A parameter's name in lowercase, and its value.
+type Parameter = (String, Vec<u8>);
+
+/// A media type in lowercase and its parameters, their names in lowercase (RFC 9110 section 8.3.1).
+fn split(value: &[u8]) -> Option<(String, Vec<Parameter>)> {
+    let end = value.iter().position(|b| *b == b';').unwrap_or(value.len());
+    let (media_type, mut rest) = value.split_at_checked(end)?;
+    let media_type = std::str::from_utf8(media_type.trim_ascii()).ok()?.to_ascii_lowercase();
+    let is_token =
+        |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b));
+    let parts = media_type.split('/').collect::<Vec<_>>();
+    let is_type = parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && is_token(part));
+    if !is_type || media_type.len() > TYPE_BYTES_MAX {
+        return None;
+    }
+    let mut parameters = Vec::new();
+    while let Some(after) = rest.strip_prefix(b";") {
+        let after = after.trim_ascii_start();
+        if after.is_empty() || after.starts_with(b";") {
+            rest = after;
+            continue;
+        }
+        let equals = after.iter().position(|b| *b == b'=')?;
+        let (name, value) = after.split_at_checked(equals)?;
+        let name = std::str::from_utf8(name).ok()?.to_ascii_lowercase();
+        if name.is_empty() || !is_token(&name) {
+            return None;
+        }
+        let (value, left) = parameter(value.strip_prefix(b"=")?)?;
+        parameters.push((name, value));
+        rest = left.trim_ascii_start();
+    }
+    rest.is_empty().then_some((media_type, parameters))
+}
+
+/// The value of a parameter, and what follows it.
+fn parameter(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        let end = text.iter().position(|b| *b == b';').unwrap_or(text.len());
+        let (value, rest) = text.split_at_checked(end)?;
+        return Some((value.trim_ascii_end().to_vec(), rest));
+    };
+    let (mut value, mut escaped) = (Vec::new(), false);
+    for (n, byte) in quoted.iter().enumerate() {
+        match byte {
+            b'\\' if !escaped => escaped = true,
+            b'"' if !escaped => return Some((value, quoted.get(n + 1..)?)),
+            byte => {
+                escaped = false;
+                value.push(*byte);
+            }
+        }
+    }
+    None
+}
