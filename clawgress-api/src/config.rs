@@ -10,12 +10,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 mod check;
+mod content;
 mod dns;
 mod endpoint;
 mod intercept;
 mod interface;
 mod spiffe;
 
+pub use self::content::Content;
 pub use self::dns::Dns;
 pub use self::endpoint::Endpoint;
 pub use self::intercept::{Intercept, excludes};
@@ -52,6 +54,9 @@ pub struct Config {
     /// What agents may ask the gateway's DNS.
     #[serde(default)]
     pub dns: Dns,
+    /// How bodies are read, where policy asks about them.
+    #[serde(default)]
+    pub content: Content,
     /// Who may use which socket.
     #[serde(default)]
     pub access: Access,

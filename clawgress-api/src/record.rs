@@ -224,12 +224,33 @@ pub struct Attributes {
     /// (`clawgress_policy::fingerprint::Fingerprints`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprints: Option<serde_json::Value>,
+    /// What was sent, where policy asks about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<PayloadFacts>,
     /// Name of the wall clock's zone; absent where it is UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
     /// Names the geo data in force (`clawgress_policy::Geo::edition`), where policy asks for any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub geo: Option<String>,
+}
+
+/// What was known of a payload when it was decided. What was found in it is in the record's `findings`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PayloadFacts {
+    /// Bytes as they are sent: those declared, or those seen.
+    pub bytes: u64,
+    /// Whether all of it was seen.
+    pub complete: bool,
+    /// Its media type, if one was given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub media_type: String,
+    /// Bytes that it came to without its content coding, as far as it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoded_bytes: Option<u64>,
+    /// Its parts, fields and values, as far as it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<u64>,
 }
 
 /// Numbers of the policy revisions that judged, each absent where there is none.

@@ -173,6 +173,12 @@ drop_reasons! {
     DnsMalformed = 71, "dns_malformed", l7;
     /// More questions to DNS of the kind that tunnels are made of than `[dns]` lets one agent ask in a minute.
     DnsCapped = 72, "dns_capped", l7;
+    /// Policy asks about what is sent, and that can't be read with certainty.
+    ContentUnreadable = 73, "content_unreadable", l7;
+    /// There is no memory left for bodies that have to be read before they go on.
+    ContentMemoryFull = 74, "content_memory_full", l7;
+    /// Bodies of the agent that have to be read before they go on take as much memory as one agent's may.
+    ContentShareFull = 75, "content_share_full", l7;
 }
 
 impl core::fmt::Display for DropReason {

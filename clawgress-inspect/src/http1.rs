@@ -312,6 +312,12 @@ impl Framer {
         matches!(self.state, State::Head { .. })
     }
 
+    /// Whether the next bytes are the body's own, and none of its framing.
+    #[must_use]
+    pub fn is_in_data(&self) -> bool {
+        matches!(self.state, State::Length(_) | State::Chunk(_))
+    }
+
     /// Looks at `input`, the bytes not yet consumed. The caller consumes what the step says and calls
     /// again; at [`Step::More`] it adds bytes. Never asks to hold more than [`HEAD_BYTES_MAX`] bytes.
     ///

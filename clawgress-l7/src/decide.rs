@@ -12,8 +12,8 @@ use clawgress_identity::Agent;
 use clawgress_policy::effect::{Effect, Obligation};
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{
-    ALPN_GUESSES, Decision, Host, Need, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol,
-    UPSTREAM_ALPN,
+    ALPN_GUESSES, Decision, Host, Need, Operation, PayloadNeed, PolicySet, Request, Scheme, Transport,
+    TunnelProtocol, UPSTREAM_ALPN,
 };
 
 use crate::identify::Who;
@@ -384,6 +384,38 @@ pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16, excluded: bool) -
         other => other,
     });
     Ruling { verdict, ..ruling }
+}
+
+/// Whether anything is to be asked about bodies of `who`'s requests.
+#[must_use]
+pub fn asks_send(plan: &Plan, who: &Who) -> bool {
+    plan.policy(&who.identity.agent).is_some_and(|policy| policy.names_send())
+}
+
+/// Who needs to know what `who` did before, of this `send`, of whose body nothing is known yet.
+#[must_use]
+pub fn send_needs_history(plan: &Plan, who: &Who, operation: Operation<'_>) -> Need {
+    let agent = &who.identity.agent;
+    if !plan.asks_history(agent) {
+        return Need::None;
+    }
+    let request = Request { agent, operation };
+    policy(plan, who).map_or(Need::None, |policy| policy.needs_history_unseen(&request))
+}
+
+/// How much of the body of this `send` has to be seen, whose size is told where it is declared.
+#[must_use]
+pub fn payload_need(plan: &Plan, who: &Who, operation: Operation<'_>, is_size_known: bool) -> PayloadNeed {
+    let (Some(policy), agent) = (policy(plan, who), &who.identity.agent) else {
+        return PayloadNeed::default();
+    };
+    policy.needs_payload(&Request { agent, operation }, is_size_known)
+}
+
+/// `send`.
+#[must_use]
+pub fn send(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    ask(plan, who, operation)
 }
 
 /// `connect`, on every address: those that are permitted.

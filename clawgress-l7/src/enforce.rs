@@ -81,7 +81,8 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
     }
 }
 
-fn reference(obligation: &Obligation) -> EffectRef {
+/// How a record tells it.
+pub fn reference(obligation: &Obligation) -> EffectRef {
     EffectRef {
         policy: obligation.policy.as_ref().to_owned(),
         effect: obligation.effect.name().to_owned(),

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{Attributes, AuditRecord, EffectRef, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{Attributes, AuditRecord, EffectRef, PayloadFacts, RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::fingerprint::Fingerprints;
@@ -53,6 +53,7 @@ struct Read {
     scheme: Option<Scheme>,
     protocol: Option<TunnelProtocol>,
     alpn: Option<Vec<String>>,
+    payload: Option<PayloadFacts>,
 }
 
 /// How it went.
@@ -202,6 +203,18 @@ impl Exchange {
         self.record.findings.extend(findings);
     }
 
+    /// Notes what is known of what is sent, and all that was found in it.
+    pub fn payload(&mut self, facts: PayloadFacts, findings: &[String]) {
+        self.read.payload = Some(facts);
+        self.record.findings = findings.to_vec();
+    }
+
+    /// Notes by what it was stopped after it was allowed: of what the agent turned out to send.
+    pub fn stopped(&mut self, ruling: &Ruling) {
+        self.record.action = Some(ruling.action.to_owned());
+        self.record.policies.clone_from(&ruling.policies);
+    }
+
     /// Notes obligations that matched after it was decided: of what a client turned out to say.
     pub fn effects(&mut self, effects: &[EffectRef]) {
         self.record.effects.extend_from_slice(effects);
@@ -304,6 +317,7 @@ impl Read {
             labels: (basis.asks_agent && is_short).then(|| labels.clone()),
             history: who.history().and_then(|history| serde_json::to_value(history).ok()),
             fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
+            payload: self.payload.clone(),
             zone: basis.zone.clone(),
             geo: basis.geo.clone(),
         }))

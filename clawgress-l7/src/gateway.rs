@@ -15,6 +15,7 @@ use crate::history::Histories;
 use crate::intercept::Interception;
 use crate::keys::Keys;
 use crate::limit;
+use crate::memory::Memory;
 use crate::own::Own;
 use crate::quota::Quota;
 use crate::resolve::Resolver;
@@ -49,6 +50,8 @@ pub struct Gateway {
     pub tls: Option<Terminal>,
     /// What reads TLS, where it is read.
     pub interception: Option<Interception>,
+    /// Memory for bodies that policy asks about, and how they are read.
+    pub memory: Arc<Memory>,
     /// Pipes for tunnels.
     pub pipes: Arc<Pipes>,
     /// Cancelled when the time to drain is over: whatever still runs ends.

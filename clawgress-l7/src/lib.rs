@@ -23,6 +23,7 @@ mod identify;
 mod intercept;
 mod keys;
 mod limit;
+mod memory;
 mod opaque;
 mod own;
 mod page;

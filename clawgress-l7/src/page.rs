@@ -52,6 +52,7 @@ pub fn status(reason: DropReason) -> u16 {
         DropReason::HttpMalformed | DropReason::SocksMalformed | DropReason::HostInvalid => 400,
         DropReason::EndpointUnknown => 404,
         DropReason::Timeout => 408,
+        DropReason::ContentUnreadable => 415,
         DropReason::RateLimited => 429,
         DropReason::UpgradeUnsupported | DropReason::SocksUnsupported => 501,
         DropReason::SniMismatch => 421,
@@ -63,6 +64,8 @@ pub fn status(reason: DropReason) -> u16 {
         | DropReason::IdentityUnavailable
         | DropReason::LimitUnavailable
         | DropReason::HistoryUnavailable
+        | DropReason::ContentMemoryFull
+        | DropReason::ContentShareFull
         | DropReason::Overloaded
         | DropReason::Draining => 503,
         _ => 403,
@@ -120,6 +123,12 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
         DropReason::UpgradeUnsupported => "use HTTP/1.1 without Upgrade (but for WebSocket), or TLS",
         DropReason::UpstreamUntrusted => {
             "the destination's certificate has expired, is for another name, or leads to no authority that the gateway trusts; ask whoever runs the gateway to add its authority (`roots` in [intercept], `ca` of an endpoint)"
+        }
+        DropReason::ContentUnreadable => {
+            "send the body in none of the content codings, or in one of gzip, deflate, br and zstd, and as what its Content-Type says; name the request id to whoever runs the gateway"
+        }
+        DropReason::ContentMemoryFull | DropReason::ContentShareFull => {
+            "send fewer or smaller bodies at once, and try again soon"
         }
         DropReason::SniMismatch => "send each request over a connection to its own host",
         DropReason::UpstreamFailed => "the destination can't be reached now; try again later",

@@ -23,15 +23,18 @@ use crate::decide::{self, Ruling};
 use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
-use crate::identify;
+use crate::identify::{self, Who};
 use crate::page::Client;
+use crate::snapshot::Plan;
 use crate::{dial, limit, page};
 
 mod admit;
+mod content;
 mod credential;
 mod front;
 mod gate;
 mod granted;
+mod hold;
 
 #[cfg(test)]
 pub use admit::admit;
@@ -56,6 +59,8 @@ pub struct Context {
     front: Option<Arc<Front>>,
     exchange: Option<Exchange>,
     granted: Option<Arc<Granted>>,
+    /// The body of the request, where policy asks about it.
+    content: content::Judged,
     usage: Option<Extractor>,
     /// Status of the upstream's answer.
     status: Option<u16>,
@@ -109,8 +114,12 @@ pub fn proxy(gateway: &Arc<Gateway>, threads: Option<usize>) -> Arc<Proxy> {
 // === impl App ===
 
 impl App {
-    /// Judges a request in every respect.
-    async fn judge(&self, front: &Front, exchange: &mut Exchange) -> Result<Granted, Ruling> {
+    /// Finds out what is asked, and by whom.
+    async fn recognise(
+        &self,
+        front: &Front,
+        exchange: &mut Exchange,
+    ) -> Result<(Admitted, Who, Arc<Plan>), Ruling> {
         let gateway = &self.gateway;
         let deny = |reason| Ruling::deny("http", reason);
         front.note_read(exchange);
@@ -145,10 +154,22 @@ impl App {
         exchange.agent(&who, &plan);
         let need = granted::needs_history(&plan, &who, &admitted);
         gateway.histories.inform(need, &who, &admitted.host).await.map_err(deny)?;
+        Ok((admitted, who, plan))
+    }
+
+    /// Judges a request in every respect.
+    async fn judge(
+        &self,
+        session: &mut Session,
+        (front, exchange): (&Front, &mut Exchange),
+        content: &mut content::Judged,
+    ) -> Result<Granted, Ruling> {
+        let gateway = &self.gateway;
+        let (admitted, who, plan) = self.recognise(front, exchange).await?;
         let mut ruling = rule(&plan, &who, &admitted);
         if ruling.verdict.is_ok() && admitted.upgrade == Upgrade::Other {
             // After policy, whose denials and obligations count for this as for any other request.
-            ruling = deny(DropReason::UpgradeUnsupported).obliged_by(&ruling);
+            ruling = Ruling::deny("http", DropReason::UpgradeUnsupported).obliged_by(&ruling);
         }
         if ruling.verdict.is_err() {
             return Err(enforce(gateway, ruling, exchange.id()).await);
@@ -163,15 +184,22 @@ impl App {
             }
         };
         match decide::connect(&plan, &who.identity.agent, &gateway.own, &addresses, admitted.port) {
-            Ok(judged) => {
+            Ok(reach) => {
                 let chosen = front.connection.steered_to().map(|to| to.ip());
-                let addresses = dial::order(&judged.addresses, chosen, false);
+                let addresses = dial::order(&reach.addresses, chosen, false);
+                let asked = (&*plan, &who, &admitted);
+                let ruling = Box::pin(content::judge(gateway, session, asked, ruling, exchange));
+                let (ruling, judged) = ruling.await;
+                *content = judged;
                 // Last, so that nothing is spent on what is denied.
                 let ruling = enforce(gateway, ruling, exchange.id()).await;
                 if ruling.verdict.is_err() {
                     return Err(ruling);
                 }
-                Ok(Granted::new(admitted, who, (addresses, judged.by_address), ruling, plan.generation))
+                let granted =
+                    Granted::new(admitted, who, (addresses, reach.by_address), ruling, plan.generation);
+                content.said.take().into_iter().for_each(|said| granted.says(said));
+                Ok(granted)
             }
             Err((refused, ip)) => {
                 ip.into_iter().for_each(|ip| exchange.address(ip));
@@ -295,7 +323,9 @@ impl ProxyHttp for App {
         let exchange = Exchange::new(&self.gateway, &front.connection);
         let (front, exchange) = (context.front.insert(front), context.exchange.insert(exchange));
         let awaits_continue = front.awaits_continue();
-        match self.judge(front, exchange).await {
+        let judged = self.judge(session, (front, exchange), &mut context.content).await;
+        let awaits_continue = awaits_continue && !context.content.continued;
+        match judged {
             Ok(granted) => {
                 if awaits_continue {
                     session.write_continue_response().await?;
@@ -397,6 +427,7 @@ impl ProxyHttp for App {
             }
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
         }
+        context.content.body.iter_mut().for_each(content::Body::attempt);
         if exchange.is_decided() {
             return Ok(());
         }
@@ -429,11 +460,28 @@ impl ProxyHttp for App {
     async fn request_body_filter(
         &self,
         _session: &mut Session,
-        _body: &mut Option<Bytes>,
-        _end: bool,
+        body: &mut Option<Bytes>,
+        end: bool,
         context: &mut Context,
     ) -> Result<()> {
-        self.still_allowed(context)
+        self.still_allowed(context)?;
+        let (Some(granted), Some(exchange)) = (&context.granted, &mut context.exchange) else {
+            return Ok(());
+        };
+        if let Some(content) = &mut context.content.body {
+            let bytes = body.as_deref().unwrap_or_default();
+            let passed = content.pass(&self.gateway, granted, exchange, (bytes, end));
+            if let Err(reason) = Box::pin(passed).await {
+                context.reason = Some(reason);
+                // The upstream's connection ends in the middle of the message.
+                let status = ErrorType::HTTPStatus(page::status(reason));
+                return Error::e_explain(status, "the body may not go on");
+            }
+        }
+        if end {
+            granted.sent();
+        }
+        Ok(())
     }
 
     async fn response_filter(

@@ -31,6 +31,7 @@ use crate::gateway::Gateway;
 use crate::history::Histories;
 use crate::intercept::Interception;
 use crate::keys::Keys;
+use crate::memory::Memory;
 use crate::own::Own;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
 use crate::quota::Quota;
@@ -258,6 +259,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         audit: audit.clone(),
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
         interception: Interception::of(&config)?,
+        memory: Arc::new(Memory::new(&config.content)),
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

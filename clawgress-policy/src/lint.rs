@@ -336,7 +336,9 @@ impl Linter<'_> {
         let enforced = &self.configuration.enforced;
         let in_scope = |action: &ActionKind| applies(ast, *action);
         let all: Vec<ActionKind> = ActionKind::ALL.into_iter().filter(in_scope).collect();
-        let actions: Vec<ActionKind> = all.iter().copied().filter(|a| enforced.has(*a)).collect();
+        // What is asked by name, nobody asks where it has none.
+        let is_asked = |action: &ActionKind| enforced.has(*action) && self.set.inner().names(*action);
+        let actions: Vec<ActionKind> = all.iter().copied().filter(is_asked).collect();
         let idle: Vec<(&'static str, Option<usize>)> = named(ast)
             .into_iter()
             .filter(|(action, _)| !enforced.has(*action))

@@ -26,6 +26,7 @@ mod lowered;
 mod obligation;
 mod opening;
 mod parse;
+mod payload;
 mod ranges;
 mod reach;
 mod review;
@@ -40,13 +41,15 @@ use lowered::Group;
 pub use opening::Opening;
 pub(crate) use parse::applies;
 pub use parse::{PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX};
+use payload::Naming;
+pub use payload::{Look, PayloadNeed};
 pub(crate) use reach::{Name, Names, obliged_to};
 pub(crate) use review::Sense;
 pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 5;
+pub const SCHEMA_VERSION: u32 = 6;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +209,9 @@ pub(crate) struct Given<'a> {
     pub(crate) fingerprints: Option<&'a Fingerprints>,
     /// Whether the fingerprint of the hello is not known yet: trees that read it are not certain.
     pub(crate) is_hello_unseen: bool,
+    /// Whether the body is not known yet, and its size neither: likewise.
+    pub(crate) is_payload_unseen: bool,
+    pub(crate) is_size_unseen: bool,
 }
 
 #[derive(Debug)]
@@ -229,6 +235,8 @@ pub(crate) struct Inner {
     obligations: BTreeMap<String, Arc<Obligation>>,
     /// What permits of `resolve` open besides, by the policy's id.
     openings: BTreeMap<String, Vec<Opening>>,
+    /// Where policies name the actions that are asked by name.
+    naming: Naming,
     members: Members,
     reads: Reads,
     plan: Plan,
@@ -492,6 +500,8 @@ impl PolicySet {
             history: self.history.as_ref(),
             fingerprints: self.fingerprints.as_deref(),
             is_hello_unseen: false,
+            is_payload_unseen: false,
+            is_size_unseen: false,
         }
     }
 }

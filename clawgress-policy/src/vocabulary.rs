@@ -17,6 +17,9 @@ use crate::members::Class;
 /// The Cedar schema that policy text is validated against, for editors and people.
 pub const SCHEMA: &str = include_str!("schema.cedarschema");
 
+/// Behind this line of the schema are the actions that are asked about where policy names one.
+const NAMED: &str = "// === what is asked where policy names it ===\n";
+
 /// Behind this line of the schema are the actions that nothing asks about yet.
 const UNASKED: &str = "// === what nothing asks about yet ===\n";
 
@@ -119,8 +122,13 @@ impl ActionKind {
 
     /// Whether some plane asks about it.
     pub(crate) fn is_asked(self) -> bool {
-        use ActionKind::{Connect, Direct, Http, Resolve, Tls, Tunnel};
-        matches!(self, Connect | Direct | Tls | Tunnel | Http | Resolve)
+        use ActionKind::{Connect, Direct, Http, Resolve, Send, Tls, Tunnel};
+        matches!(self, Connect | Direct | Tls | Tunnel | Http | Resolve | Send)
+    }
+
+    /// Whether it is asked only of who has a policy that names it: where none does, it is as if there were no such action.
+    pub(crate) fn is_asked_by_name(self) -> bool {
+        self == ActionKind::Send
     }
 
     /// Whether it is about what is said, rather than to whom.
@@ -196,6 +204,10 @@ pub(crate) struct Reads {
     pub(crate) history: bool,
     /// What seems to be at the other end, but for the hello.
     pub(crate) fingerprints: bool,
+    /// Anything of a body but what is said of it.
+    pub(crate) payload: bool,
+    /// What was found in it.
+    pub(crate) findings: bool,
 }
 
 /// Cedar's functions on time.
@@ -215,6 +227,8 @@ pub(crate) struct Vocabulary {
     /// The same without the actions that nothing asks about: for policies that name none of them, so that one about a
     /// group, or about everything, stays valid when the language gets an action that its condition doesn't fit.
     pub(crate) asked: Schema,
+    /// The same with the actions that are asked where policy names them.
+    pub(crate) named: Schema,
     tenant: EntityType,
     team: EntityType,
     project: EntityType,
@@ -248,8 +262,9 @@ impl Vocabulary {
     fn load() -> Result<Vocabulary, String> {
         let broken = |what: &dyn std::fmt::Display| format!("the built-in schema is broken: {what}");
         let (schema, _warnings) = Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(&e))?;
-        let (asked, _) = SCHEMA.split_once(UNASKED).ok_or_else(|| broken(&"a line is missing"))?;
-        let (asked, _warnings) = Schema::from_cedarschema_str(asked).map_err(|e| broken(&e))?;
+        let before = |line| SCHEMA.split_once(line).ok_or_else(|| broken(&"a line is missing"));
+        let read = |text| Schema::from_cedarschema_str(text).map_err(|e| broken(&e));
+        let ((asked, _), (named, _)) = (read(before(NAMED)?.0)?, read(before(UNASKED)?.0)?);
         let kind = |text: &str| text.parse::<EntityType>().map_err(|e| broken(&e));
         let name = |text: &str| text.parse::<Name>().map_err(|e| broken(&e));
         let action_type = kind("Action")?;
@@ -262,6 +277,7 @@ impl Vocabulary {
         Ok(Vocabulary {
             schema,
             asked,
+            named,
             tenant: kind("Tenant")?,
             team: kind("Team")?,
             project: kind("Project")?,
@@ -436,7 +452,9 @@ mod tests {
             assert_eq!(group, [action.group()]);
         }
         assert_eq!(vocabulary.schema.actions().count(), ActionKind::ALL.len() + 3);
-        let asked = ActionKind::ALL.into_iter().filter(|action| action.is_asked()).count();
-        assert_eq!(vocabulary.asked.actions().count(), asked + 3);
+        let asked = || ActionKind::ALL.into_iter().filter(|action| action.is_asked());
+        assert_eq!(vocabulary.named.actions().count(), asked().count() + 3);
+        let always = asked().filter(|action| !action.is_asked_by_name()).count();
+        assert_eq!(vocabulary.asked.actions().count(), always + 3);
     }
 }

@@ -4,12 +4,16 @@ use std::net::SocketAddr;
 use std::path::Component;
 
 use super::{
-    Audit, Config, Danger, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC, UnboundSources,
+    Audit, Config, Content, Danger, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC,
+    UnboundSources,
 };
 use super::{endpoint, intercept};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
+
+/// What the reader of a body takes, with the largest window of a coding, bytes.
+const CONTENT_READER_BYTES: u64 = 18 << 20;
 
 /// Least size of an audit segment, bytes: smaller ones would be mostly directory entries.
 const AUDIT_SEGMENT_BYTES_LEAST: u64 = 4096;
@@ -26,7 +30,29 @@ pub fn check(config: &Config) -> Result<(), Refused> {
     check_l7(&config.l7, config.datapath.mode)?;
     endpoint::check(&config.endpoints)?;
     config.intercept.as_ref().map_or(Ok(()), intercept::check)?;
+    check_content(&config.content)?;
     check_surroundings(config)
+}
+
+fn check_content(content: &Content) -> Result<(), Refused> {
+    let (all, own) = (content.memory_bytes_max, content.agent_memory_bytes_max);
+    if own > all {
+        return Err((
+            "agent_memory_bytes_max",
+            "one agent can't have more memory than all: lower it, or raise `memory_bytes_max`".into(),
+        ));
+    }
+    // What is held, at the end of growing, and what reads it.
+    let least = u64::from(content.hold_bytes_max.get()) * 2 + CONTENT_READER_BYTES;
+    if own.get() < least {
+        return Err((
+            "agent_memory_bytes_max",
+            format!(
+                "a body of `hold_bytes_max` takes {least} bytes while it is held: raise this to that, or lower `hold_bytes_max`"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn check_node(node: &Node) -> Result<(), Refused> {

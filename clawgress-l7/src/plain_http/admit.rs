@@ -72,6 +72,8 @@ pub struct Admitted {
     pub upgrade: Upgrade,
     /// Whether the client waits for a 100.
     pub awaits_continue: bool,
+    /// How its body is delimited.
+    pub body: Body,
 }
 
 /// What other protocol a request asks for.
@@ -171,6 +173,7 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
         },
         upgrade: Upgrade::of(head),
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
+        body: head.body,
         host,
         port,
     };

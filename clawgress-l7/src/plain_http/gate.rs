@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use bytes::{Buf as _, BytesMut};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{self, Framer, Step};
+use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
@@ -32,20 +33,27 @@ use crate::stream::Stream;
 /// What stands for a head that was refused.
 const SUBSTITUTE: &[u8] = b"GET / HTTP/1.1\r\nHost: refused.invalid\r\nConnection: close\r\n\r\n";
 /// Bytes read at once.
-const READ_BYTES: usize = 16 * 1024;
+pub(super) const READ_BYTES: usize = 16 * 1024;
 /// Bytes held at most: a head, and what comes with its end.
 const HELD_BYTES_MAX: usize = http1::HEAD_BYTES_MAX + READ_BYTES;
 
 /// The stream.
 pub struct Gate {
-    inner: Stream,
     digest: Arc<SocketDigest>,
     front: Arc<Front>,
-    framer: Framer,
+    /// Pingora has the stream to itself; whoever [holds](super::hold) a body reads it through a reference.
+    reader: Mutex<Reader>,
+}
+
+/// What is read, and to where it was judged.
+pub(super) struct Reader {
+    pub(super) inner: Stream,
+    pub(super) front: Arc<Front>,
+    pub(super) framer: Framer,
     /// Read, not yet judged.
-    held: BytesMut,
-    /// Judged bytes at the front of `held`, or a rewritten head.
-    ready: Ready,
+    pub(super) held: BytesMut,
+    /// Judged bytes at the front of `held`, or a rewritten head, or a body that was held.
+    pub(super) ready: Ready,
     deadline: Pin<Box<Sleep>>,
     /// Whether the deadline of a head that has begun runs.
     timed: bool,
@@ -53,15 +61,15 @@ pub struct Gate {
     first: bool,
     /// Until when what was written must have gone.
     flushing: Option<Pin<Box<Sleep>>>,
-    closed: bool,
+    pub(super) closed: bool,
 }
 
 /// Bytes that may go on.
-enum Ready {
+pub(super) enum Ready {
     /// This many of the bytes held.
     Held(usize),
-    /// A head.
-    Head(BytesMut),
+    /// These, before them: a head, or what of a body was held. They are counted.
+    Own(BytesMut),
 }
 
 // === impl Gate ===
@@ -76,10 +84,10 @@ impl Gate {
     /// A gate before `stream`, of which `held` was read; the first head must be whole by `deadline`.
     #[must_use]
     pub fn new(front: Arc<Front>, stream: Stream, held: &[u8], deadline: Instant) -> Self {
-        Gate {
-            digest: Arc::new(SocketDigest::from_raw_fd(stream.as_raw_fd())),
+        let digest = Arc::new(SocketDigest::from_raw_fd(stream.as_raw_fd()));
+        let reader = Reader {
             inner: stream,
-            front,
+            front: Arc::clone(&front),
             framer: Framer::default(),
             held: BytesMut::from(held),
             ready: Ready::Held(0),
@@ -88,15 +96,25 @@ impl Gate {
             first: true,
             flushing: None,
             closed: false,
-        }
+        };
+        Gate { digest, front, reader: Mutex::new(reader) }
     }
 
+    /// What is read.
+    pub(super) fn reader(&self) -> &Mutex<Reader> {
+        &self.reader
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
     /// Gives out what is ready. `false` if nothing is.
     fn give(&mut self, out: &mut ReadBuf<'_>) -> bool {
         let (source, left) = match &mut self.ready {
             Ready::Held(0) => return false,
             Ready::Held(n) => (&mut self.held, Some(n)),
-            Ready::Head(head) => (head, None),
+            Ready::Own(head) => (head, None),
         };
         let n = left.as_deref().copied().unwrap_or(source.len()).min(out.remaining());
         out.put_slice(source.get(..n).unwrap_or_default());
@@ -153,7 +171,7 @@ impl Gate {
         match judged.and_then(|parsed| Ok((parsed.body, admit(&parsed, &self.front.place)?))) {
             Ok((body, (admitted, rewritten))) => {
                 self.framer.body(body);
-                self.ready = Ready::Head(BytesMut::from(&*rewritten));
+                self.ready = Ready::Own(BytesMut::from(&*rewritten));
                 self.front.begin(Ok(admitted), n);
             }
             Err(reason) => self.refuse(reason, n),
@@ -167,8 +185,18 @@ impl Gate {
         self.closed = true;
         self.timed = false;
         self.held.clear();
-        self.ready = Ready::Head(BytesMut::from(SUBSTITUTE));
+        self.ready = Ready::Own(BytesMut::from(SUBSTITUTE));
         self.front.begin(Err(reason), head_bytes);
+    }
+
+    /// Reads more, if there is room for it. `false` at the end.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut buffer = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
+        let mut read = ReadBuf::uninit(&mut buffer);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut read))?;
+        self.closed = read.filled().is_empty();
+        self.held.extend_from_slice(read.filled());
+        Poll::Ready(Ok(!self.closed))
     }
 
     /// Whether the head that has begun took too long.
@@ -191,7 +219,7 @@ impl AsyncRead for Gate {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+        let this = self.reader.get_mut();
         loop {
             if out.remaining() == 0 || this.give(out) {
                 return Poll::Ready(Ok(()));
@@ -215,38 +243,34 @@ impl AsyncRead for Gate {
                 // Requests that wait for their turn. Whoever has answered the one at hand asks again.
                 return Poll::Pending;
             }
-            let mut buffer = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
-            let mut read = ReadBuf::uninit(&mut buffer);
-            ready!(Pin::new(&mut this.inner).poll_read(cx, &mut read))?;
-            if read.filled().is_empty() {
-                this.closed = true;
+            if !ready!(this.poll_more(cx))? {
                 return Poll::Ready(Ok(()));
             }
-            this.held.extend_from_slice(read.filled());
         }
     }
 }
 
 impl AsyncWrite for Gate {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
+        let n = ready!(Pin::new(&mut self.reader.get_mut().inner).poll_write(cx, bytes))?;
         self.front.count_written(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(done) = Pin::new(&mut self.inner).poll_flush(cx) {
-            self.flushing = None;
+        let this = self.reader.get_mut();
+        if let Poll::Ready(done) = Pin::new(&mut this.inner).poll_flush(cx) {
+            this.flushing = None;
             return Poll::Ready(done);
         }
         // In clear it is done at once; TLS has bytes of its own to send, and nobody else counts the time.
-        let late = self.flushing.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit::CLIENT_WRITE)));
+        let late = this.flushing.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit::CLIENT_WRITE)));
         ready!(late.as_mut().poll(cx));
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        Pin::new(&mut self.reader.get_mut().inner).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -254,23 +278,23 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, slices))?;
+        let n = ready!(Pin::new(&mut self.reader.get_mut().inner).poll_write_vectored(cx, slices))?;
         self.front.count_written(n);
         Poll::Ready(Ok(n))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.reader.lock().inner.is_write_vectored()
     }
 }
 
 #[async_trait]
 impl Shutdown for Gate {
     async fn shutdown(&mut self) {
+        let inner = &mut self.reader.get_mut().inner;
         // What TLS has yet to send waits for a client that reads.
-        let _ = tokio::time::timeout(limit::LINGER, self.inner.shutdown()).await;
+        let _ = tokio::time::timeout(limit::LINGER, inner.shutdown()).await;
         // What the client still sends would become a reset, and the answer could be lost to it.
-        let inner = &mut self.inner;
         let linger = async {
             let (mut sink, mut thrown) = (vec![0; READ_BYTES], 0);
             while thrown < limit::LINGER_BYTES {
@@ -286,7 +310,7 @@ impl Shutdown for Gate {
 
 impl UniqueID for Gate {
     fn id(&self) -> UniqueIDType {
-        self.inner.as_raw_fd()
+        self.reader.lock().inner.as_raw_fd()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::transform::Changes;
@@ -16,6 +16,7 @@ use crate::identify::Who;
 use crate::intercept::Interception;
 use crate::snapshot::Plan;
 
+use super::content::{self, Said};
 use super::{Admitted, Upgrade};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
@@ -34,6 +35,10 @@ pub struct Granted {
     generation: AtomicU64,
     /// What of it is changed before it is sent on, under that.
     changes: Mutex<Option<Arc<Changes>>>,
+    /// What is known of its body, if policy asked about that when it came.
+    said: Mutex<Option<Said>>,
+    /// Whether its body has gone on, all of it.
+    is_sent: AtomicBool,
 }
 
 // === impl Granted ===
@@ -51,7 +56,35 @@ impl Granted {
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
         let changes = Mutex::new(ruling.changes.clone());
-        Granted { admitted, who, addresses, reach, ruling, attempt, generation, changes }
+        let (said, is_sent) = (Mutex::default(), AtomicBool::new(false));
+        Granted { admitted, who, addresses, reach, ruling, attempt, generation, changes, said, is_sent }
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    /// Notes what is known of its body.
+    pub fn says(&self, said: Said) {
+        *self.said.lock() = Some(said);
+    }
+
+    /// Notes that its body has gone on.
+    pub fn sent(&self) {
+        self.is_sent.store(true, Ordering::Release);
+    }
+
+    /// Judges its body again, or what is known of it: what of it has gone on is not called back.
+    fn judge_body(&self, plan: &Plan, who: &Who) -> Result<(), DropReason> {
+        if self.is_sent.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &*self.said.lock() {
+            Some(said) => said.rule(plan, who, &self.admitted).verdict,
+            None => content::judge_unseen(plan, who, &self.admitted),
+        }
     }
 
     /// Who asked.
@@ -150,6 +183,7 @@ impl Granted {
             let agent = &who.identity.agent;
             let ruling = rule(&plan, &who, &self.admitted);
             ruling.verdict?;
+            self.judge_body(&plan, &who)?;
             // Of what has not gone on yet, as policy has it now.
             *self.changes.lock() = ruling.transforms();
             if let Some((ip, port)) = self.dialled() {
@@ -181,6 +215,10 @@ pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
     let need = match &admitted.opened {
         Some(opened) => opened.needs_history(plan, who).max(decide::needs_history(plan, who, &[operation])),
         None => decide::read_needs_history(plan, who, operation),
+    };
+    let need = match content::unseen(admitted).filter(|_| decide::asks_send(plan, who)) {
+        Some(body) => need.max(decide::send_needs_history(plan, who, body)),
+        None => need,
     };
     match admitted.upgrade {
         Upgrade::None | Upgrade::Other => need,

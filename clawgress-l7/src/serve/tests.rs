@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use clawgress_api::config::Content;
 use clawgress_api::{AuditRecord, Ingress, RecordKind, Verdict};
 use clawgress_identity::IdentityMethod;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -51,6 +52,7 @@ pub(crate) async fn gateway(
         audit,
         tls: None,
         interception: None,
+        memory: Arc::new(Memory::new(&Content::default())),
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

@@ -10,13 +10,13 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Gateway, Options};
+use crate::harness::{Gateway, Options, POLICY};
 use crate::upstream::{Seen, Upstream};
 
 /// Two endpoints of one server over TLS: by the authority that made its certificate, and by the system's.
-struct Site {
-    gateway: Gateway,
-    upstream: Upstream,
+pub struct Site {
+    pub gateway: Gateway,
+    pub upstream: Upstream,
     _directory: TempDir,
 }
 
@@ -66,6 +66,11 @@ pub async fn https_by(
 
 impl Site {
     async fn start() -> Site {
+        Site::by(POLICY).await
+    }
+
+    /// With this policy.
+    pub async fn by(policy: &'static str) -> Site {
         let directory = tempfile::tempdir().expect("directory");
         let (upstream, pem) = https("127.1.0.1", "api.allowed.test").await;
         let ca = directory.path().join("ca.pem");
@@ -77,7 +82,7 @@ impl Site {
              [[endpoint]]\nname = \"denied\"\nupstream = \"https://denied.test:{port}\"\n",
             ca.display()
         );
-        let gateway = Gateway::start(Options { more, ..Options::default() }).await;
+        let gateway = Gateway::start(Options { policy: Some(policy), more, ..Options::default() }).await;
         Site { gateway, upstream, _directory: directory }
     }
 

@@ -19,13 +19,13 @@ use crate::upstream::Upstream;
 const HOST: &str = "read.allowed.test";
 
 /// A gateway that reads, and a server behind it.
-struct Site {
-    gateway: Gateway,
-    upstream: Upstream,
+pub struct Site {
+    pub gateway: Gateway,
+    pub upstream: Upstream,
     _directory: TempDir,
 }
 
-type Inside = Client<TlsStream<TcpStream>>;
+pub type Inside = Client<TlsStream<TcpStream>>;
 
 fn trusting(roots: &[CertificateDer<'static>], alpn: &[&str]) -> Arc<ClientConfig> {
     let mut store = RootCertStore::empty();
@@ -41,7 +41,7 @@ fn trusting(roots: &[CertificateDer<'static>], alpn: &[&str]) -> Arc<ClientConfi
 }
 
 impl Site {
-    async fn start(policy: &'static str, more: &str) -> Site {
+    pub async fn start(policy: &'static str, more: &str) -> Site {
         let (upstream, pem) = https("127.1.0.1", HOST).await;
         Site::before(upstream, &pem, policy, more).await
     }
@@ -69,12 +69,12 @@ impl Site {
         Ok(Client::over(stream))
     }
 
-    async fn inside(&self) -> Inside {
+    pub async fn inside(&self) -> Inside {
         let config = trusting(&[self.gateway.authority.certificate()], &["h2", "http/1.1"]);
         self.shake(HOST, config).await.expect("handshake")
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("{HOST}:{}", self.port())
     }
 

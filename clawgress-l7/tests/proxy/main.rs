@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod balancers;
 #[cfg(test)]
+mod body;
+#[cfg(test)]
 mod client;
 #[cfg(test)]
 mod dns;

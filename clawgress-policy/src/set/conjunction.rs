@@ -96,17 +96,26 @@ pub(super) fn kept_under(own: Kept, platform: Kept) -> Kept {
 impl Inner {
     /// What one set decides on its own.
     pub(super) fn decide_lowered(&self, request: &Request<'_>, given: Given<'_>) -> Decision {
+        if let Some(unasked) = self.unasked(request) {
+            return unasked;
+        }
         self.decide_by(self.guards_lowered.of(ActionKind::of(&request.operation)), request, given)
     }
 
     /// The same by Cedar's authorizer.
     pub(super) fn decide_oracle(&self, request: &Request<'_>, given: Given<'_>) -> Decision {
+        if let Some(unasked) = self.unasked(request) {
+            return unasked;
+        }
         self.decide_among(self.by_action.of(ActionKind::of(&request.operation)), request, given)
     }
 
     /// What one set obliges to, of what L7 decides.
     pub(super) fn obligations_lowered(&self, request: &Request<'_>, given: Given<'_>) -> Kept {
         let action = ActionKind::of(&request.operation);
+        if !self.names(action) {
+            return Ok(Vec::new());
+        }
         let mut kept = Vec::new();
         if !self.obligations.is_empty() {
             kept = self.kept(self.decide_by(self.obliging_lowered.of(action), request, given))?;
@@ -122,6 +131,9 @@ impl Inner {
     /// The same by Cedar's authorizer.
     pub(super) fn obligations_oracle(&self, request: &Request<'_>, given: Given<'_>) -> Kept {
         let action = ActionKind::of(&request.operation);
+        if !self.names(action) {
+            return Ok(Vec::new());
+        }
         let mut kept = self.kept(self.decide_among(self.obliging.of(action), request, given))?;
         kept.extend(self.would_among(self.logged.of(action), request, given));
         kept.sort_by(|a, b| a.policy.cmp(&b.policy));

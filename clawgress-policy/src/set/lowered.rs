@@ -17,7 +17,7 @@ use self::lower::{Key, Lowering};
 use self::node::{Kind, Node};
 use self::run::{Ask, Val};
 use super::syntax::{self, Policy};
-use super::{Given, Inner};
+use super::{Given, Inner, Look};
 use crate::effect::{Obligation, Would};
 use crate::request::{Decision, Request};
 use crate::vocabulary::{ActionKind, Reads};
@@ -224,6 +224,20 @@ impl Inner {
     pub(super) fn depends_on_ja4(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
         let given = Given { is_hello_unseen: true, ..given };
         group.reads.ja4 && self.depends(group, request, given, |reads| reads.ja4)
+    }
+
+    /// How much of a body that was not seen the answer of any policy of the group that can match depends on.
+    pub(super) fn depends_on_payload(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> Look {
+        let given = Given { is_payload_unseen: true, ..given };
+        if !group.reads.payload {
+            Look::Nothing
+        } else if group.reads.findings && self.depends(group, request, given, |reads| reads.findings) {
+            Look::Content
+        } else if self.depends(group, request, given, |reads| reads.payload) {
+            Look::Size
+        } else {
+            Look::Nothing
+        }
     }
 
     /// Whether any policy that can match and reads something has no certain answer without it. What can't be asked at all

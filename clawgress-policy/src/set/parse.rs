@@ -16,6 +16,7 @@ use clawgress_identity::PolicyOwner;
 use super::lowered::Group;
 use super::obligation::{self, Obliged};
 use super::opening::{self, Opening};
+use super::payload::Naming;
 use super::review::review;
 use super::syntax::{self, ActionConstraint, Policy};
 use super::text::Source;
@@ -130,6 +131,7 @@ pub(super) fn parse(
         syntax::reads(condition, &mut reads);
     }
     let count = drafts.len();
+    let naming = Naming::of(drafts.iter().map(|draft| (draft.ast(), draft.obliged.is_none())));
     Ok(Inner {
         vocabulary,
         count,
@@ -141,6 +143,7 @@ pub(super) fn parse(
         logged_lowered,
         obligations,
         openings,
+        naming,
         limiters,
         members,
         reads,
@@ -350,21 +353,31 @@ fn validate(
     problems: &mut Vec<PolicyProblem>,
 ) {
     let (future, asked): (Vec<&Draft>, Vec<&Draft>) = drafts.iter().partition(|d| names_unasked(d.ast()));
-    for (schema, drafts) in [(&vocabulary.asked, asked), (&vocabulary.schema, future)] {
+    let by_name =
+        |action: ActionKind| action.is_asked_by_name() && drafts.iter().any(|d| names(d.ast(), action));
+    // What no policy names, a policy about a group need not fit.
+    let is_named = ActionKind::ALL.into_iter().any(by_name);
+    let known = if is_named { &vocabulary.named } else { &vocabulary.asked };
+    for (schema, drafts) in [(known, asked), (&vocabulary.schema, future)] {
         validate_by(schema, &drafts, source, problems);
     }
 }
 
 /// Whether the scope names an action that nothing asks about yet.
 fn names_unasked(policy: &Policy) -> bool {
-    let is_unasked = |uid: &ast::EntityUID| {
+    ActionKind::ALL.into_iter().any(|action| !action.is_asked() && names(policy, action))
+}
+
+/// Whether the scope names the action itself, and not a group that it is in.
+pub(super) fn names(policy: &Policy, action: ActionKind) -> bool {
+    let is_it = |uid: &ast::EntityUID| {
         let name: &str = uid.eid().as_ref();
-        ActionKind::ALL.into_iter().any(|action| !action.is_asked() && action.name() == name)
+        name == action.name()
     };
     match policy.action_constraint() {
         ActionConstraint::Any => false,
-        ActionConstraint::Eq(uid) => is_unasked(uid),
-        ActionConstraint::In(uids) => uids.iter().any(|uid| is_unasked(uid)),
+        ActionConstraint::Eq(uid) => is_it(uid),
+        ActionConstraint::In(uids) => uids.iter().any(|uid| is_it(uid)),
     }
 }
 

@@ -185,6 +185,8 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         reads.ja4 |= attribute == JA4;
         reads.history |= attribute == Field::RECORD;
         reads.fingerprints |= Signal::named(attribute).is_some();
+        reads.findings |= attribute == "findings";
+        reads.payload |= matches!(attribute, "findings" | "bytes" | "complete");
     }
     match base.map(|base| variable(base)) {
         Some(Some(Var::Context)) | None => {}

@@ -7,6 +7,7 @@ use clawgress_identity::{Agent, AgentId, AgentState, PolicyOwner};
 
 mod limits;
 mod obligations;
+mod payload;
 mod platform;
 mod refused;
 

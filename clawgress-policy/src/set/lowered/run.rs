@@ -278,6 +278,14 @@ impl<'a> Ask<'a> {
     }
 
     fn told(&self, attribute: Attribute, operation: &Operation<'a>) -> Result<Val<'_>, Unsure> {
+        let is_unseen = match attribute {
+            Attribute::Findings | Attribute::Complete => self.given.is_payload_unseen,
+            Attribute::Bytes => self.given.is_size_unseen,
+            _ => false,
+        };
+        if is_unseen {
+            return Err(Unsure);
+        }
         Ok(match attribute.told(operation).ok_or(Unsure)? {
             Told::Bool(b) => Val::Bool(b),
             Told::Long(n) => Val::Long(n),

@@ -1,0 +1,391 @@
+//! The body gate: `send` judged on what a body holds, before the upstream is dialled where it can be held that long, and as
+//! it streams where it can't.
+//!
+//! INVARIANT: of a body whose content decides, nothing goes on that was not looked at; and its end only when all of it was
+//! judged. What can't be read with certainty doesn't go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clawgress_api::PayloadFacts;
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::http1;
+use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
+use clawgress_policy::content::Payload;
+use clawgress_policy::effect::Obligation;
+use clawgress_policy::{Look, Operation, PayloadNeed};
+use pingora_proxy::Session;
+use tokio::time::Instant;
+
+use super::hold::{self, Held};
+use super::{Admitted, Granted};
+use crate::decide::{self, Ruling};
+use crate::enforce::{enforce, reference};
+use crate::exchange::Exchange;
+use crate::gateway::Gateway;
+use crate::identify::Who;
+use crate::memory::Charge;
+use crate::snapshot::Plan;
+
+/// Bytes after which a body that streams is judged again, though nothing more was found in it: policy may ask for its size.
+const JUDGED_BYTES: u64 = 64 * 1024;
+/// After what time there may be memory again.
+const MEMORY_WAIT: Duration = Duration::from_secs(1);
+
+/// What policy is asked about a body.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// How much of it is looked at.
+    looked: Look,
+    media_type: String,
+    /// Those declared.
+    declared: Option<u64>,
+    /// Those seen.
+    seen: u64,
+    complete: bool,
+    findings: Vec<String>,
+}
+
+/// What judging a body came to, besides the ruling.
+#[derive(Debug, Default)]
+pub struct Judged {
+    /// What is known of the body, if anything was asked about it.
+    pub said: Option<Said>,
+    /// The body, if it is looked at.
+    pub body: Option<Body>,
+    /// Whether the client was told to send it.
+    pub continued: bool,
+}
+
+/// A body that is looked at.
+#[derive(Debug)]
+pub struct Body {
+    said: Said,
+    need: PayloadNeed,
+    /// What reads it, where what is in it matters.
+    inspector: Option<Inspector>,
+    /// Why it can't be read.
+    unreadable: Option<Unreadable>,
+    charge: Charge,
+    spool_bytes: usize,
+    /// Bytes that went by in this attempt to send it; after a connection that died there is another.
+    passed: u64,
+    /// How much was seen when it was judged last.
+    judged: u64,
+    /// What was enforced.
+    kept: Vec<Arc<Obligation>>,
+}
+
+// === impl Said ===
+
+impl Said {
+    fn payload(&self, complete: bool) -> Payload<'_> {
+        Payload {
+            bytes: self.declared.unwrap_or(self.seen),
+            complete,
+            media_type: &self.media_type,
+            findings: &self.findings,
+        }
+    }
+
+    /// What policy says of it. Of one that is not complete, a forbid counts as it is; and a permit must hold as if what was
+    /// seen were all: nothing goes on that none covers.
+    #[must_use]
+    pub fn rule(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+        let asked = |complete| operation(admitted, self.payload(complete));
+        if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
+            // Policy asks for more than it did when the body began to come.
+            return Ruling::deny("send", DropReason::InspectionRequired);
+        }
+        let ask = |complete| decide::send(plan, who, asked(complete));
+        let now = ask(self.complete);
+        if self.complete || now.verdict.is_ok() || now.verdict == Err(DropReason::PolicyDenied) {
+            let whole = if self.complete { return now } else { ask(true) };
+            return match whole.verdict {
+                // A forbid of what is complete is for when it is.
+                Ok(()) | Err(DropReason::PolicyForbidden) => {
+                    Ruling { verdict: Ok(()), policies: whole.policies, ..now }
+                }
+                Err(_) => Ruling { verdict: whole.verdict, policies: whole.policies, ..now },
+            };
+        }
+        now
+    }
+}
+
+// === impl Body ===
+
+impl Body {
+    /// The body of a request, of which nothing was looked at yet.
+    fn of(gateway: &Gateway, session: &Session, (plan, who, admitted): (&Plan, &Who, &Admitted)) -> Body {
+        let headers = &session.req_header().headers;
+        let all = |name: &str| headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
+        let claims = Claims::new(&all("content-type"), &all("content-encoding"));
+        let declared = match admitted.body {
+            http1::Body::Length(n) => Some(n),
+            http1::Body::Chunked => None,
+        };
+        let mut said = Said { media_type: claims.media_type.clone(), declared, ..Said::default() };
+        let asked = operation(admitted, said.payload(false));
+        let need = decide::payload_need(plan, who, asked, declared.is_some());
+        said.looked = need.look();
+        let limits = Limits {
+            decoded_bytes_max: gateway.memory.content.decoded_bytes_max.get(),
+            ratio_max: gateway.memory.content.ratio_max.get().into(),
+        };
+        Body {
+            said,
+            need,
+            inspector: (need.look() == Look::Content).then(|| Inspector::new(claims, limits)),
+            unreadable: None,
+            charge: gateway.memory.charge(who.identity.agent.index),
+            spool_bytes: 0,
+            passed: 0,
+            judged: 0,
+            kept: Vec::new(),
+        }
+    }
+
+    /// Has so many bytes taken from memory for what is held.
+    ///
+    /// # Errors
+    /// If there are not so many.
+    pub fn charge(&mut self, spool_bytes: usize) -> Result<(), DropReason> {
+        self.spool_bytes = spool_bytes;
+        let own = self.inspector.as_ref().map_or(0, Inspector::memory_bytes);
+        self.charge.set(spool_bytes + own)
+    }
+
+    /// Looks at what came next.
+    ///
+    /// # Errors
+    /// Why it must not go on.
+    pub fn look(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
+        self.said.seen += bytes.len() as u64;
+        let Some(inspector) = &mut self.inspector else { return Ok(()) };
+        let looked = inspector.push(bytes);
+        self.note(looked)
+    }
+
+    /// Ends it.
+    fn finish(&mut self) -> Result<(), DropReason> {
+        self.said.complete = true;
+        let Some(inspector) = &mut self.inspector else { return Ok(()) };
+        let looked = inspector.finish();
+        self.note(looked)
+    }
+
+    fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), DropReason> {
+        if let Err(why) = looked {
+            self.inspector = None;
+            self.unreadable = Some(why);
+            self.said.looked = Look::Size;
+            self.said.findings.clear();
+            // What is only told must not deny.
+            return if self.need.decided == Look::Content {
+                Err(DropReason::ContentUnreadable)
+            } else {
+                Ok(())
+            };
+        }
+        if let Some(inspector) = &self.inspector
+            && inspector.findings_count() != self.said.findings.len()
+        {
+            self.said.findings = inspector.findings().map(|finding| finding.name().to_owned()).collect();
+        }
+        self.charge(self.spool_bytes)
+    }
+
+    /// Notes in the record what is known of it.
+    fn tell(&self, exchange: &mut Exchange) {
+        let facts = self.inspector.as_ref().map(Inspector::facts);
+        let payload = self.said.payload(self.said.complete);
+        exchange.payload(
+            PayloadFacts {
+                bytes: payload.bytes,
+                complete: payload.complete,
+                media_type: payload.media_type.to_owned(),
+                decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
+                fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
+            },
+            payload.findings,
+        );
+        if let Some(why) = self.unreadable {
+            exchange.detail(&format!("the body was not read: {why}"));
+        }
+    }
+
+    /// Notes that it is sent, perhaps again.
+    pub fn attempt(&mut self) {
+        self.passed = 0;
+    }
+
+    /// Looks at what goes by, and judges it where that may say something else than before: its end at least.
+    ///
+    /// # Errors
+    /// Why it must not go on.
+    pub async fn pass(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        exchange: &mut Exchange,
+        (bytes, end): (&[u8], bool),
+    ) -> Result<(), DropReason> {
+        let skipped = usize::try_from(self.said.seen.saturating_sub(self.passed)).unwrap_or(usize::MAX);
+        self.passed += bytes.len() as u64;
+        if self.said.complete {
+            if self.passed >= self.said.seen {
+                // What was held is gone.
+                self.inspector = None;
+                return self.charge(0);
+            }
+            return Ok(());
+        }
+        let new = bytes.get(skipped.min(bytes.len())..).unwrap_or_default();
+        if !new.is_empty() {
+            // What was held is gone by now.
+            self.spool_bytes = 0;
+        }
+        let known = self.said.findings.len();
+        let mut looked = self.look(new);
+        let ends = end || self.said.declared == Some(self.said.seen);
+        if looked.is_ok() && ends {
+            looked = self.finish();
+        }
+        let is_news = ends || self.said.findings.len() != known;
+        if looked.is_ok() && !is_news && self.said.seen < self.judged + JUDGED_BYTES {
+            return Ok(());
+        }
+        self.judged = self.said.seen;
+        granted.says(self.said.clone());
+        self.tell(exchange);
+        let judged = match looked {
+            Ok(()) => self.judge(gateway, granted, exchange).await,
+            Err(reason) => Err(Ruling::deny("send", reason)),
+        };
+        judged.map_err(|ruling| {
+            exchange.stopped(&ruling);
+            ruling.verdict.err().unwrap_or(DropReason::PolicyDenied)
+        })
+    }
+
+    /// Judges it as it streams; what it is obliged to is enforced once.
+    async fn judge(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        exchange: &mut Exchange,
+    ) -> Result<(), Ruling> {
+        let deny = |reason| Ruling::deny("send", reason);
+        let plan = gateway.snapshots.current().map_err(deny)?;
+        let who = granted.who().under(&plan, gateway.now_s()).map_err(deny)?;
+        let mut ruling = self.said.rule(&plan, &who, granted.admitted());
+        if let Some(duties) = &mut ruling.duties {
+            duties.obligations.retain(|obligation| !self.kept.iter().any(|kept| kept.repeats(obligation)));
+            self.kept.extend(duties.obligations.iter().cloned());
+        }
+        ruling.duties = ruling.duties.take().filter(|duties| !duties.obligations.is_empty());
+        if let Some(duties) = &ruling.duties {
+            let effects: Vec<_> = duties.obligations.iter().map(|o| reference(o)).collect();
+            exchange.effects(&effects);
+            // A quarantine cuts this very connection, which must not keep control from being told of it.
+            let (gateway, id, denied) =
+                (Arc::clone(gateway), exchange.id().to_owned(), deny(DropReason::Draining));
+            let enforced = tokio::spawn(async move { enforce(&gateway, ruling, &id).await });
+            ruling = enforced.await.unwrap_or(denied);
+        }
+        if ruling.verdict.is_ok() { Ok(()) } else { Err(ruling) }
+    }
+}
+
+/// What policy is asked about a body.
+fn operation<'a>(admitted: &'a Admitted, payload: Payload<'a>) -> Operation<'a> {
+    let Admitted { host, port, method, path, .. } = admitted;
+    Operation::Send { host, port: *port, method, path, payload }
+}
+
+/// What policy is asked about a body of which nothing is known.
+#[must_use]
+pub fn unseen(admitted: &Admitted) -> Option<Operation<'_>> {
+    let payload = Payload { bytes: 0, complete: false, media_type: "", findings: &[] };
+    (admitted.body != http1::Body::Length(0)).then(|| operation(admitted, payload))
+}
+
+/// Whether a request may go on of whose body nothing is known, since nobody asked when it came.
+///
+/// # Errors
+/// [`DropReason::InspectionRequired`] if a guard asks about it now.
+pub fn judge_unseen(plan: &Plan, who: &Who, admitted: &Admitted) -> Result<(), DropReason> {
+    let Some(unseen) = unseen(admitted).filter(|_| decide::asks_send(plan, who)) else { return Ok(()) };
+    let ruling = decide::send(plan, who, unseen);
+    // What no guard is asked about, no policy permits.
+    let is_asked = ruling.verdict.is_err() || !ruling.policies.is_empty();
+    if is_asked { Err(DropReason::InspectionRequired) } else { Ok(()) }
+}
+
+/// The ruling on a request that `http` says `ruling` of, once its body is judged.
+pub async fn judge(
+    gateway: &Gateway,
+    session: &mut Session,
+    (plan, who, admitted): (&Plan, &Who, &Admitted),
+    ruling: Ruling,
+    exchange: &mut Exchange,
+) -> (Ruling, Judged) {
+    if admitted.body == http1::Body::Length(0) || !decide::asks_send(plan, who) {
+        return (ruling, Judged::default());
+    }
+    let mut body = Body::of(gateway, session, (plan, who, admitted));
+    let look = body.need.look();
+    let mut judged =
+        Judged { continued: look != Look::Nothing && admitted.awaits_continue, ..Judged::default() };
+    if look != Look::Nothing
+        && let Err(reason) = hold(gateway, session, judged.continued, &mut body, exchange).await
+    {
+        body.tell(exchange);
+        let is_full = matches!(reason, DropReason::ContentMemoryFull | DropReason::ContentShareFull);
+        let retry_after = is_full.then_some(MEMORY_WAIT);
+        return (Ruling { retry_after, ..Ruling::deny("send", reason) }.obliged_by(&ruling), judged);
+    }
+    body.tell(exchange);
+    let said = match look {
+        // It took no time.
+        Look::Nothing => body.said.rule(plan, who, admitted),
+        _ => match gateway.snapshots.current().and_then(|now| Ok((who.under(&now, gateway.now_s())?, now))) {
+            Ok((who, now)) => body.said.rule(&now, &who, admitted),
+            Err(reason) => Ruling::deny("send", reason),
+        },
+    };
+    let (action, policies) = match said.verdict {
+        Ok(()) => (ruling.action, &ruling.policies[..]),
+        Err(_) => (said.action, &[][..]),
+    };
+    let ruling = Ruling { action, ..said }.with(policies).obliged_by(&ruling);
+    body.judged = body.said.seen;
+    body.kept = ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()).collect();
+    judged.said = Some(body.said.clone());
+    judged.body = (look != Look::Nothing).then_some(body);
+    (ruling, judged)
+}
+
+/// Holds a body, up to the bound, or its end.
+async fn hold(
+    gateway: &Gateway,
+    session: &mut Session,
+    awaits_continue: bool,
+    body: &mut Body,
+    exchange: &mut Exchange,
+) -> Result<(), DropReason> {
+    if awaits_continue {
+        let keepalive = session.get_keepalive();
+        session.write_continue_response().await.map_err(|_| DropReason::HttpMalformed)?;
+        // Pingora takes the 100 for an answer before the end of the body, and would close.
+        session.set_keepalive(keepalive);
+    }
+    let Some(gate) = hold::gate(session) else { return Err(DropReason::Overloaded) };
+    let bytes_max = usize::try_from(gateway.memory.content.hold_bytes_max.get()).unwrap_or(usize::MAX);
+    let began = Instant::now();
+    let deadline = began + Duration::from_secs(gateway.memory.content.hold_s_max.get().into());
+    let held = gate.hold((bytes_max, deadline), body).await;
+    exchange.waited(began.elapsed());
+    if held? == Held::Whole { body.finish() } else { Ok(()) }
+}

@@ -1,0 +1,123 @@
+//! Bodies: which sets ask about them at all, and how much of one has to be seen for an answer. Must never call enough what
+//! an answer may depend on.
+//!
+//! `send` is asked by name: a set of policies none of which names it says nothing of bodies, as before there was such an
+//! action. Until a guard names it, it denies nothing: obligations, and guards that only log, change nothing by being there.
+
+use clawgress_ebpf_common::DropReason;
+
+use super::lowered::Group;
+use super::parse::names;
+use super::syntax::Policy;
+use super::{Given, Inner, Need, PolicySet};
+use crate::request::{Decision, Operation, Request};
+use crate::vocabulary::{ActionKind, ByAction};
+
+/// How much of a body has to be seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Look {
+    /// Nothing: what is said of it, and its declared length, are enough.
+    #[default]
+    Nothing,
+    /// How long it is, and whether all of it was seen.
+    Size,
+    /// What is in it.
+    Content,
+}
+
+/// Who needs to see how much of a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PayloadNeed {
+    /// What is decided: by guards, and what is obliged to.
+    pub decided: Look,
+    /// What is only told: by guards that only log.
+    pub logged: Look,
+}
+
+/// Where policies of a set name the action that is asked by name.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Naming {
+    guards: bool,
+    any: bool,
+}
+
+// === impl Naming ===
+
+impl Naming {
+    /// Of policies, and whether each is a guard that decides.
+    pub(super) fn of<'a>(policies: impl Iterator<Item = (&'a Policy, bool)>) -> Naming {
+        policies.filter(|(policy, _)| names(policy, ActionKind::Send)).fold(
+            Naming::default(),
+            |naming, (_, is_guard)| Naming { guards: naming.guards || is_guard, any: true },
+        )
+    }
+}
+
+// === impl PayloadNeed ===
+
+impl PayloadNeed {
+    /// What has to be seen for all of it.
+    #[must_use]
+    pub fn look(self) -> Look {
+        self.decided.max(self.logged)
+    }
+
+    fn max(self, other: PayloadNeed) -> PayloadNeed {
+        PayloadNeed { decided: self.decided.max(other.decided), logged: self.logged.max(other.logged) }
+    }
+}
+
+// === impl PolicySet ===
+
+impl PolicySet {
+    /// Whether any policy names `send`: where none does, nothing is to be asked about bodies.
+    #[must_use]
+    pub fn names_send(&self) -> bool {
+        self.halves().any(|half| half.naming.any)
+    }
+
+    /// The same as [`needs_history`](Self::needs_history), of a request of whose body nothing is known yet.
+    #[must_use]
+    pub fn needs_history_unseen(&self, request: &Request<'_>) -> Need {
+        let given = Given { is_payload_unseen: true, is_size_unseen: true, ..self.given() };
+        self.halves().map(|half| half.needs_history(request, given)).max().unwrap_or(Need::None)
+    }
+
+    /// How much of the body of this `send` has to be seen. Its findings and whether it is complete are taken for unknown;
+    /// its size too, unless it is declared.
+    #[must_use]
+    pub fn needs_payload(&self, request: &Request<'_>, is_size_known: bool) -> PayloadNeed {
+        let given = Given { is_size_unseen: !is_size_known, ..self.given() };
+        let needs = self.halves().map(|half| half.needs_payload(request, given));
+        needs.fold(PayloadNeed::default(), PayloadNeed::max)
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Whether the set asks about an action at all.
+    pub(crate) fn names(&self, action: ActionKind) -> bool {
+        !action.is_asked_by_name() || self.naming.any
+    }
+
+    /// The answer to what no guard asks about.
+    pub(super) fn unasked(&self, request: &Request<'_>) -> Option<Decision> {
+        let is_asked = !matches!(request.operation, Operation::Send { .. }) || self.naming.guards;
+        let verdict: Result<(), DropReason> = Ok(());
+        (!is_asked).then(|| Decision { verdict, policies: Vec::new(), errors: Vec::new() })
+    }
+
+    fn needs_payload(&self, request: &Request<'_>, given: Given<'_>) -> PayloadNeed {
+        let action = ActionKind::of(&request.operation);
+        if !self.reads.payload || !self.names(action) {
+            return PayloadNeed::default();
+        }
+        let depends = |groups: &ByAction<Group>| self.depends_on_payload(groups.of(action), request, given);
+        let guards = if self.naming.guards { depends(&self.guards_lowered) } else { Look::Nothing };
+        PayloadNeed {
+            decided: guards.max(depends(&self.obliging_lowered)),
+            logged: depends(&self.logged_lowered),
+        }
+    }
+}

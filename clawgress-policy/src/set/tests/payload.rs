@@ -1,0 +1,127 @@
+//! `send` is asked of who names it, and how much of a body has to be seen.
+
+use super::*;
+use crate::content::Payload;
+use crate::effect::Effect;
+use crate::{Look, PayloadNeed};
+
+const HTTP: &str = "@id(\"http\") permit (principal, action in Action::\"use\", resource);";
+
+fn payload(bytes: u64, complete: bool, findings: &[String]) -> Payload<'_> {
+    Payload { bytes, complete, media_type: "application/json", findings }
+}
+
+fn decided(set: &PolicySet, payload: Payload<'_>) -> Result<(), DropReason> {
+    let (agent, host) = (agent("web"), Host::parse("api.allowed.test").expect("host"));
+    let operation = Operation::Send { host: &host, port: 443, method: "POST", path: "/v1", payload };
+    let request = Request { agent: &agent, operation };
+    let decision = set.decide(&request);
+    assert_eq!(decision, set.decide_by_oracle(&request));
+    decision.verdict
+}
+
+fn need(set: &PolicySet, is_size_known: bool) -> PayloadNeed {
+    let (agent, host) = (agent("web"), Host::parse("api.allowed.test").expect("host"));
+    let payload = payload(100, false, &[]);
+    let operation = Operation::Send { host: &host, port: 443, method: "POST", path: "/v1", payload };
+    set.needs_payload(&Request { agent: &agent, operation }, is_size_known)
+}
+
+#[test]
+fn bodies_are_asked_about_where_a_guard_names_them() {
+    let keys = ["private_key".to_owned()];
+    let (harmless, leak) = (payload(1, true, &[]), payload(1, true, &keys));
+    // Nobody names it: as before there was such an action, whatever the rest says.
+    for text in [
+        HTTP.to_owned(),
+        // What is about a group, or everything, need not fit it.
+        format!(
+            "{HTTP} @id(\"f\") forbid (principal, action in Action::\"use\", resource) when {{ context.scheme == \"http\" }};"
+        ),
+        "@id(\"h\") permit (principal, action == Action::\"http\", resource);".to_owned(),
+    ] {
+        let set = set(&text);
+        assert!(!set.names_send() && need(&set, false) == PayloadNeed::default(), "{text}");
+        assert_eq!((decided(&set, leak), decided(&set, harmless)), (Ok(()), Ok(())), "{text}");
+    }
+    // What only tells, changes nothing.
+    let told = "@id(\"a\") @effect(\"alert\") permit (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };
+        @id(\"l\") @mode(\"log-only\") forbid (principal, action == Action::\"send\", resource) when { context.complete };";
+    let tried = set(&format!("@id(\"h\") permit (principal, action == Action::\"http\", resource); {told}"));
+    assert!(tried.names_send());
+    assert_eq!(decided(&tried, leak), Ok(()));
+    assert_eq!(need(&tried, true), PayloadNeed { decided: Look::Content, logged: Look::Size });
+    // A guard that names it has it asked; then it must be permitted as everything.
+    let guard = "@id(\"k\") forbid (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };";
+    let only = set(&format!("@id(\"h\") permit (principal, action == Action::\"http\", resource); {guard}"));
+    assert_eq!(decided(&only, harmless), Err(DropReason::PolicyDenied));
+    let both = set(&format!("{HTTP} {guard}"));
+    assert_eq!((decided(&both, harmless), decided(&both, leak)), (Ok(()), Err(DropReason::PolicyForbidden)));
+    assert_eq!(need(&both, true).decided, Look::Content);
+    // Then what is about its group has to fit it.
+    let unfit = format!(
+        "{HTTP} {guard} @id(\"f\") forbid (principal, action in Action::\"use\", resource) when {{ context.scheme == \"http\" }};"
+    );
+    let errors = PolicySet::parse(&bundle(&unfit)).expect_err("does not fit");
+    assert!(errors.problems[0].message.contains("scheme"), "{errors:?}");
+    // Either half may ask, for itself alone.
+    let under = set(HTTP).under(&both);
+    assert_eq!(
+        (decided(&under, harmless), decided(&under, leak)),
+        (Ok(()), Err(DropReason::PolicyForbidden))
+    );
+    assert_eq!(need(&under, true).decided, Look::Content);
+}
+
+#[test]
+fn no_more_of_a_body_is_seen_than_an_answer_depends_on() {
+    let of = |condition: &str| {
+        set(&format!(
+            "@id(\"p\") permit (principal, action == Action::\"send\", resource) when {{ {condition} }};"
+        ))
+    };
+    for (condition, known, unknown) in [
+        (
+            "context.method == \"POST\" && context.media_type like \"application/*\"",
+            Look::Nothing,
+            Look::Nothing,
+        ),
+        ("context.bytes < 1000", Look::Nothing, Look::Size),
+        ("context.complete", Look::Size, Look::Size),
+        ("context.bytes < 1000 && context.complete", Look::Size, Look::Size),
+        ("!context.findings.contains(\"x\")", Look::Content, Look::Content),
+        // What is decided without it.
+        ("context.method == \"GET\" && context.findings.contains(\"x\")", Look::Nothing, Look::Nothing),
+        ("context.bytes > 1000 && context.findings.contains(\"x\")", Look::Nothing, Look::Content),
+        ("context.path like \"/v1*\" || context.findings.contains(\"x\")", Look::Nothing, Look::Nothing),
+    ] {
+        let set = of(condition);
+        assert_eq!((need(&set, true).look(), need(&set, false).look()), (known, unknown), "{condition}");
+    }
+    // Nor where the scope fits nobody who asks.
+    let other = "@id(\"p\") permit (principal == Agent::\"other\", action == Action::\"send\", resource) when { context.complete };";
+    assert_eq!(need(&set(other), true), PayloadNeed::default());
+    assert_eq!(decided(&set(other), payload(1, true, &[])), Err(DropReason::PolicyDenied));
+}
+
+#[test]
+fn obligations_of_bodies_hold_where_they_are_named() {
+    let text = "@id(\"duty\") @effect(\"quarantine\") @for(\"15m\") permit (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };";
+    let (agent, host, keys) =
+        (agent("web"), Host::parse("a.test").expect("host"), ["private_key".to_owned()]);
+    let obliged = |text: &str, findings| {
+        let set = set(text);
+        let payload = payload(1, true, findings);
+        let operation = Operation::Send { host: &host, port: 443, method: "POST", path: "/", payload };
+        let request = Request { agent: &agent, operation };
+        let kept = set.obligations(&request).expect("evaluated");
+        assert_eq!(Ok(&kept), set.obligations_by_oracle(&request).as_ref());
+        kept.iter().map(|o| o.effect.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(obliged(text, &keys), [Effect::Quarantine(Some(900))]);
+    assert_eq!(obliged(text, &[]), []);
+    // What is about a group is of bodies only where something names them.
+    let group = "@id(\"g\") @effect(\"alert\") permit (principal, action in Action::\"use\", resource);";
+    assert_eq!(obliged(group, &[]), []);
+    assert_eq!(obliged(&format!("{group} {text}"), &[]), [Effect::Alert]);
+}
