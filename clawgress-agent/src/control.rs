@@ -12,6 +12,7 @@ mod bundles;
 mod candidate;
 mod enforcement;
 mod fetch;
+mod generation;
 pub mod geo;
 mod geo_files;
 pub mod govern;
@@ -23,6 +24,8 @@ pub mod kernel;
 mod keyring;
 pub mod model;
 mod observe;
+mod planes;
+mod prepare;
 mod providers;
 pub mod quarantine;
 mod render;
@@ -162,8 +165,8 @@ pub async fn serve(
     };
     runs.close_orphans().await?;
     let resolved = Arc::new(Resolved::new(&governor, &observations, &link, &clock));
-    let workers = Arc::new(Workers::default());
-    let geo = GeoFiles::default();
+    let workers = Arc::new(Workers::new(config.l7.snapshot_stale_s_max));
+    governor.prepare_by(prepare::Planes { link: Arc::clone(&link), workers: Arc::clone(&workers) });
     let control = Arc::new(Control {
         governor,
         quarantines,
@@ -174,7 +177,7 @@ pub async fn serve(
         runs,
         resolved,
         workers,
-        geo,
+        geo: GeoFiles::default(),
         clock,
         stop: stop.clone(),
     });

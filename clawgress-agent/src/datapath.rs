@@ -25,6 +25,7 @@ pub mod object;
 pub mod own;
 mod pacing;
 mod plane;
+mod prepared;
 mod programs;
 mod proxy;
 pub mod quarantine;
@@ -177,6 +178,7 @@ async fn start(
         modes,
         troubles: Arc::default(),
         late: Mutex::default(),
+        prepared: Mutex::default(),
     });
     resume(&plane).await?;
 
@@ -191,15 +193,14 @@ async fn start(
         stop.clone(),
     ));
     sweep(&plane, names, tasks, stop);
-    let own = Own::take(objects)?;
     let keep = Keep {
+        own: Own::take(objects)?,
         netlink,
         watch,
         interfaces,
         programs,
         firewall,
         routes,
-        own,
         plane: Arc::clone(&plane),
         offer: Arc::clone(&offer),
     };

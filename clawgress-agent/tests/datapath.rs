@@ -47,6 +47,8 @@ mod older;
 mod pacing;
 #[path = "datapath/peer.rs"]
 mod peer;
+#[path = "datapath/prepared.rs"]
+mod prepared;
 #[path = "datapath/property.rs"]
 mod property;
 #[path = "datapath/puppet.rs"]

@@ -1,8 +1,12 @@
 //! Signatures of policy revisions, with the real keys and control roles: what the store holds counts only as it was signed.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
+#[path = "support/datapath.rs"]
+mod datapath;
 #[path = "support/node.rs"]
 mod node;
+#[path = "revisions/planes.rs"]
+mod planes;
 #[path = "revisions/tenants.rs"]
 mod tenants;
 

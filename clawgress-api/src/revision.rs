@@ -6,6 +6,7 @@ use clawgress_identity::PolicyOwner;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::Plane;
 use crate::proto::RevisionStatement;
 
 /// What the signed bytes begin with: a signature of this key over anything else can't be taken for one of these.
@@ -86,6 +87,39 @@ pub enum Standing {
     Unknown,
 }
 
+/// A policy that was made live, and which planes run it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(deserialize = "P: Deserialize<'de> + Default"))]
+pub struct AppliedPolicy<P> {
+    /// The revision, with the generation that it went live in.
+    #[serde(flatten)]
+    pub revision: PolicyRevision<P>,
+    /// The planes that run that generation, or a later one.
+    #[serde(default)]
+    pub running: Vec<PlaneState>,
+    /// Those that don't: what they carry is decided by what they had, for as long as each says.
+    #[serde(default)]
+    pub behind: Vec<PlaneState>,
+}
+
+/// A plane, or one process of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaneState {
+    /// Which.
+    pub plane: Plane,
+    /// Name of the process, of L7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// Its id, of L7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The generation it said that it runs, 0 for none.
+    pub generation: u64,
+    /// Why it is behind, and until when that matters, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
 /// What a policy would rest on at this node, so that it can be asked elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySurroundings<S> {
@@ -129,7 +163,23 @@ pub enum StatementError {
     Text,
 }
 
-// === impl PolicyRevision ===
+// === impl PlaneState and PolicyRevision ===
+
+impl PlaneState {
+    /// What it is called.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match (self.plane, &self.instance) {
+            (Plane::L7, Some(instance)) => {
+                let pid = self.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+                format!("L7 worker `{instance}`{pid}")
+            }
+            (Plane::L7, None) => "L7".to_owned(),
+            (Plane::Kernel, _) => "the kernel plane".to_owned(),
+            (Plane::Control, _) => "control".to_owned(),
+        }
+    }
+}
 
 impl<P> PolicyRevision<P> {
     /// What its signature is over.

@@ -23,6 +23,7 @@ use clawgress_policy::{Policies, PolicySet};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -31,12 +32,14 @@ use crate::{boottime, limit};
 
 mod executables;
 mod parts;
+mod prepared;
 mod straggle;
 mod wall;
 
 use self::executables::Executables;
 pub use self::parts::Basis;
 use self::parts::{Bases, Part};
+use self::prepared::{Held, Preparing};
 use self::straggle::Straggle;
 
 /// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
@@ -84,6 +87,8 @@ pub struct Snapshots {
     /// An issuer whose keys may have been rolled over, for control to know.
     unknown_key: watch::Sender<Option<RootId>>,
     straggle: Straggle,
+    /// What may come, and is not live.
+    next: Held,
 }
 
 // === impl Plan ===
@@ -171,6 +176,7 @@ impl Snapshots {
             stale_after,
             unknown_key: watch::channel(None).0,
             straggle: Straggle::default(),
+            next: Held::default(),
         }
     }
 
@@ -310,10 +316,10 @@ impl Snapshots {
             return Applied { generation, error: String::new(), quarantine };
         }
         self.straggle.begin();
-        // Parsing a large policy takes long enough to hold up other tasks.
-        let (clock, former) = (Arc::clone(&self.clock), self.plan.load_full());
-        let parse = move || Plan::new(&envelope.document, clock, former.as_deref());
-        let parsed = tokio::task::spawn_blocking(parse).await;
+        let parsed = match self.next.take(envelope.commit) {
+            Some(plan) => Ok(Ok(plan)),
+            None => self.parse(envelope.document).await,
+        };
         let error = match parsed {
             Ok(Ok(plan)) if plan.generation == generation => {
                 let former = self.generation();
@@ -340,6 +346,12 @@ impl Snapshots {
         self.lose();
         tracing::error!(generation, %error, "snapshot refused; the former generation counts for some seconds more");
         Applied { generation, error, quarantine }
+    }
+
+    /// Parses a document. A large policy takes long enough to hold up other tasks.
+    fn parse(&self, document: Vec<u8>) -> JoinHandle<Result<Plan, String>> {
+        let (clock, former) = (Arc::clone(&self.clock), self.plan.load_full());
+        tokio::task::spawn_blocking(move || Plan::new(&document, clock, former.as_deref()))
     }
 
     /// Applies a snapshot as if control had sent it.
@@ -384,6 +396,23 @@ impl Snapshots {
         }
     }
 
+    /// Takes in what is live.
+    async fn take_in(&self, envelope: proto::Snapshot) -> Result<Applied, tonic::Status> {
+        let (generation, hollow) = (envelope.generation, envelope.document.is_empty());
+        let confirms = envelope.confirms;
+        let applied = self.apply(envelope).await;
+        if hollow && !self.runs(generation) {
+            // Control takes this worker for one that has it. A new stream begins with the whole.
+            let told = format!("control sent generation {generation} without its document");
+            return Err(tonic::Status::data_loss(told));
+        }
+        if applied.error.is_empty() && self.runs(generation) && self.straggle.confirm(confirms) {
+            tracing::warn!(generation, "this process stood still; control has confirmed what it decides by");
+            self.tell();
+        }
+        Ok(applied)
+    }
+
     /// Follows one stream to its end; returns whether a snapshot came.
     async fn follow_once(
         &self,
@@ -397,6 +426,7 @@ impl Snapshots {
             instance: instance.to_owned(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            prepares: true,
         };
         let say = |kind| WatchRequest { kind: Some(kind) };
         let gone = |_| tonic::Status::unavailable("the stream ended");
@@ -406,6 +436,9 @@ impl Snapshots {
         let (mut any, mut is_told) = (false, false);
         let (mut unknown_key, mut told) = (self.unknown_key.subscribe(), None::<Instant>);
         let mut stalls = self.straggle.stalls();
+        // Of another stream, where numbers are others.
+        self.next.clear();
+        let mut preparing = Preparing::default();
         if refused.borrow().is_some() {
             // Who is at the other end now has not heard it.
             refused.mark_changed();
@@ -437,6 +470,11 @@ impl Snapshots {
                     requests.send(say(kind)).await.map_err(gone)?;
                     continue;
                 }
+                (number, parsed) = preparing.ended() => {
+                    let kind = watch_request::Kind::Prepared(self.next.hold(number, parsed));
+                    requests.send(say(kind)).await.map_err(gone)?;
+                    continue;
+                }
                 // Its sender lives as long as this worker takes connections.
                 Ok(()) = refused.changed() => {
                     let why = refused.borrow_and_update().clone().unwrap_or_default();
@@ -445,147 +483,17 @@ impl Snapshots {
                 }
             };
             let Some(envelope) = message else { return Ok(any) };
-            let (generation, hollow) = (envelope.generation, envelope.document.is_empty());
-            let confirms = envelope.confirms;
-            let applied = self.apply(envelope).await;
-            if hollow && !self.runs(generation) {
-                // Control takes this worker for one that has it. A new stream begins with the whole.
-                let told = format!("control sent generation {generation} without its document");
-                return Err(tonic::Status::data_loss(told));
+            if envelope.prepare != 0 {
+                // Beside all else: what is live must not wait for it.
+                preparing = Preparing::new(envelope.prepare, self.parse(envelope.document));
+                continue;
             }
+            let applied = self.take_in(envelope).await?;
             any |= applied.error.is_empty();
-            if applied.error.is_empty() && self.runs(generation) && self.straggle.confirm(confirms) {
-                tracing::warn!(
-                    generation,
-                    "this process stood still; control has confirmed what it decides by"
-                );
-                self.tell();
-            }
             requests.send(say(watch_request::Kind::Applied(applied))).await.map_err(gone)?;
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use clawgress_api::clock::{FixedClock, SystemClock};
-
-    use super::*;
-
-    fn envelope(generation: u64, document: &str) -> proto::Snapshot {
-        proto::Snapshot { generation, document: document.as_bytes().to_vec(), ..proto::Snapshot::default() }
-    }
-
-    const EMPTY: &str = r#"{"generation":7,"policy":null,"agents":[],"keys":[]}"#;
-
-    #[tokio::test]
-    async fn there_is_a_plan_only_while_it_counts() {
-        let snapshots = Snapshots::new(Duration::from_millis(50), Arc::new(SystemClock));
-        assert_eq!(snapshots.current().err(), Some(DropReason::SnapshotMissing));
-        assert_eq!(snapshots.apply(envelope(7, EMPTY)).await.error, "");
-        assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
-        tokio::time::sleep(Duration::from_millis(80)).await;
-        assert!(snapshots.current().is_ok(), "confirmed plans don't age");
-        snapshots.lose();
-        assert!(snapshots.current().is_ok());
-        tokio::time::sleep(Duration::from_millis(80)).await;
-        assert_eq!(snapshots.current().err(), Some(DropReason::SnapshotMissing));
-    }
-
-    #[tokio::test]
-    async fn quarantine_is_outside_generations() {
-        let document = |generation: u64| {
-            let agent = r#"{"id":"web","index":5,"state":"active"}"#;
-            format!(r#"{{"generation":{generation},"policy":null,"agents":[{agent}],"keys":[]}}"#)
-        };
-        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
-        let isolated = |generation, document: &str, quarantined: &[u32], quarantine| proto::Snapshot {
-            quarantined: quarantined.to_vec(),
-            quarantine,
-            ..envelope(generation, document)
-        };
-        let who = || {
-            let plan = snapshots.current().expect("a plan");
-            plan.trust.by_source(5, clawgress_identity::IdentityMethod::Source).map(|_| plan.generation)
-        };
-        let quarantined = Err(clawgress_identity::IdentityError::Quarantined);
-        assert_eq!(snapshots.apply(isolated(7, &document(7), &[5], 1)).await.quarantine, 1);
-        assert_eq!(who(), quarantined);
-        let mut changes = snapshots.subscribe();
-        changes.mark_unchanged();
-        assert_eq!(snapshots.apply(isolated(7, "", &[], 2)).await.quarantine, 2);
-        assert!(changes.has_changed().expect("alive"), "what lives is judged again");
-        assert_eq!(who(), Ok(7));
-        snapshots.apply(isolated(7, "", &[5, 6], 3)).await;
-        assert_eq!(who(), quarantined);
-        snapshots.apply(isolated(8, &document(8), &[5], 3)).await;
-        assert_eq!(who(), quarantined, "a generation releases nobody");
-        // A refused generation still tells who is quarantined.
-        assert_ne!(snapshots.apply(isolated(9, "{}", &[], 4)).await.error, "");
-        assert_eq!(who(), Ok(8));
-    }
-
-    #[tokio::test]
-    async fn a_bad_snapshot_changes_nothing_and_starts_the_clock() {
-        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
-        snapshots.apply(envelope(7, EMPTY)).await;
-        for bad in [
-            "",
-            "{}",
-            r#"{"generation":9,"policy":null,"agents":[],"keys":[]}"#,
-            r#"{"generation":8,"policy":{"text":"permit("},"agents":[],"keys":[]}"#,
-        ] {
-            assert_ne!(snapshots.apply(envelope(8, bad)).await.error, "", "{bad}");
-            assert_eq!(snapshots.current().map(|p| p.generation), Ok(7));
-        }
-        assert!(snapshots.stale_in().is_some());
-        // It may have been a tightening: nothing is decided by the former for longer than a straggler may.
-        let later_ms = |time: Duration| boottime::now_ms() + u64::try_from(time.as_millis()).expect("short");
-        assert!(!snapshots.straggle.is_behind_at(boottime::now_ms()));
-        assert!(snapshots.straggle.is_behind_at(later_ms(limit::STRAGGLE + limit::BEAT)));
-        assert_eq!(snapshots.apply(envelope(9, &EMPTY.replace('7', "9"))).await.error, "");
-        assert!(
-            !snapshots.straggle.is_behind_at(later_ms(limit::STRAGGLE + limit::BEAT)),
-            "the next is applied"
-        );
-    }
-
-    /// What control hands out is decided by: geo data and zone of the document, time of the clock.
-    #[tokio::test]
-    async fn the_surroundings_of_the_snapshot_count() {
-        let document = r#"{"generation":8,"agents":[],"keys":[],"policy":{
-            "text":"@id(\"a\") permit (principal, action == Action::\"connect\", resource in Asn::\"AS64500\") when { context.hour == 9 };",
-            "surroundings":{"geo":{"asns":{"64500":["203.0.113.0/24"]}},"zone":{"name":"Z","offsets":[[0,3600]]}}}}"#;
-        let agent = clawgress_identity::Agent {
-            id: "web".parse().expect("id"),
-            index: 1,
-            team: None,
-            project: None,
-            environment: None,
-            labels: std::collections::BTreeMap::new(),
-            state: clawgress_identity::AgentState::Active,
-            sources: Vec::new(),
-        };
-        for (time, ip, allowed) in [
-            ("2026-11-25T08:59:59Z", "203.0.113.7", true),
-            ("2026-11-25T09:00:00Z", "203.0.113.7", false),
-            ("2026-11-25T08:00:00Z", "203.0.112.7", false),
-        ] {
-            let clock = FixedClock(time.parse().expect("time"));
-            let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(clock));
-            assert_eq!(snapshots.apply(envelope(8, document)).await.error, "");
-            let plan = snapshots.current().expect("plan");
-            let policy = plan.policy(&agent).expect("policy");
-            let ip = ip.parse().expect("address");
-            let reach = policy.reach(&agent, ip, 443, clawgress_policy::Transport::Tcp);
-            assert_eq!(reach.is_allow(), allowed, "{time} {ip}: {reach:?}");
-        }
-        let lost = document.replace("64500\":", "64501\":");
-        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
-        assert_ne!(
-            snapshots.apply(envelope(8, &lost)).await.error,
-            "",
-            "what the data lack is refused here too"
-        );
-    }
-}
+mod tests;

@@ -19,6 +19,9 @@ pub enum Failure {
     /// The policy that was asked denies nothing of what it was asked, and more would have to be; its answer is printed.
     #[error("{0}")]
     NotKnown(String),
+    /// Done, and not every plane runs it; its answer is printed.
+    #[error("{0}")]
+    Behind(String),
     /// The agent can't be reached.
     #[error("{0}")]
     Unreachable(String),
@@ -38,6 +41,7 @@ impl Failure {
             Failure::Denied(_) => 4,
             Failure::WouldDeny(_) => 5,
             Failure::NotKnown(_) => 6,
+            Failure::Behind(_) => 7,
         })
     }
 

@@ -43,6 +43,7 @@ Exit codes:
   4  this user may not administer
   5  `policy explain`: it would be denied
   6  `policy explain`: not known; nothing that was asked denies it, and more is asked before it passes
+  7  `policy apply`, `policy rollback`: it is live, and a plane doesn't run it yet
   `run` passes on the command's own code, or 128 and the signal's number.";
 
 /// Administers the Clawgress agent on this machine.

@@ -282,8 +282,7 @@ impl Control {
 
     /// Whether both planes run `generation` or a later one.
     fn is_in_force(&self, generation: u64) -> bool {
-        self.runs.link.state().applied >= generation
-            && self.workers.list().iter().all(|worker| worker.generation >= generation)
+        self.runs.link.state().applied >= generation && self.workers.all_run(generation)
     }
 
     /// A new API key: what the registry keeps of it, and its text for the one answer.
@@ -356,7 +355,7 @@ fn status(refusal: Refusal) -> Status {
         Refusal::Invalid(_) | Refusal::Geo(_) | Refusal::Store(StoreError::Invalid(_)) => {
             Status::invalid_argument(text)
         }
-        Refusal::Unsupported(_) | Refusal::InUse(_) => Status::failed_precondition(text),
+        Refusal::Unsupported(_) | Refusal::InUse(_) | Refusal::Plane(_) => Status::failed_precondition(text),
         Refusal::Full(_) => Status::resource_exhausted(text),
         Refusal::Policy(errors) => {
             let problems = serde_json::to_vec(&errors.problems).unwrap_or_default();

@@ -3,8 +3,8 @@
 //! Its audit record is committed with it and taken out of the store when it is in the log: whatever ends
 //! this process in between, the next start puts it there. Twice is possible, missing is not.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clawgress_api::clock::Clock;
@@ -13,17 +13,18 @@ use clawgress_api::{AuditRecord, RecordKind};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::{GeoNames, Policies, ZONE_OFFSETS_MAX, Zone};
 use futures_util::StreamExt as _;
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::audit::AuditLog;
+pub use super::generation::Generation;
 use super::geo::GeoInForce;
 use super::in_force::{self, InForce, Unusable};
 use super::model::{Draft, GENERATION, Model, Refusal, Window, parse};
-use super::render::{Compiled, Former, render};
+use super::prepare::{Candidate, Manner, Planes};
+use super::render::{Former, render};
 use super::signatures::Signatures;
 use super::store::{Condition, StateStore, StoreError, Transaction, Write};
 
@@ -41,26 +42,6 @@ const CLOCK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Longest pause before a turn that failed is tried again; pauses double from [`CLOCK_PAUSE_MAX`].
 const TURN_RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// One generation, as both planes get it.
-#[derive(Debug)]
-pub struct Generation {
-    /// What is governed.
-    pub model: Model,
-    /// JSON of [`Snapshot`](clawgress_api::Snapshot), for L7.
-    pub snapshot: Vec<u8>,
-    /// JSON of [`KernelGeneration`](clawgress_api::KernelGeneration), for the datapath.
-    pub kernel: Vec<u8>,
-    /// Why stored policies are not in force, of those that aren't: then their tenant is denied everything, and everybody
-    /// if it is the platform's.
-    pub broken: BTreeMap<PolicyOwner, String>,
-    /// The policies, parsed.
-    pub(super) in_force: InForce,
-    /// The kernel's tables.
-    pub(super) tables: Option<Compiled>,
-    /// When a condition on time turns next, and with it the tables.
-    pub turns_at: Option<Timestamp>,
-}
-
 /// Makes changes, one at a time.
 #[derive(Debug)]
 pub struct Governor {
@@ -76,6 +57,21 @@ pub struct Governor {
     late: parking_lot::Mutex<Option<String>>,
     /// Held while a change is made, so that two of this process never race.
     turn: Mutex<()>,
+    /// Held while one is prepared and then made, with that lock free in between: what must not wait comes in there.
+    preparing: Mutex<()>,
+    /// Who prepares; nobody before there are planes.
+    planes: OnceLock<Planes>,
+    /// Numbers of what was to be prepared.
+    candidates: AtomicU64,
+}
+
+/// A change that is whole, and not committed.
+struct Drafted<T> {
+    done: T,
+    governs: bool,
+    generation: Generation,
+    transaction: Transaction,
+    record: AuditRecord,
 }
 
 /// Most bytes of what a record says of a change: with JSON's escapes, well below what the log takes.
@@ -116,6 +112,9 @@ impl Governor {
             live,
             late: parking_lot::Mutex::default(),
             turn: Mutex::new(()),
+            preparing: Mutex::new(()),
+            planes: OnceLock::new(),
+            candidates: AtomicU64::new(0),
         };
         let pending = governor.store.scan(&governor.pending(""), None).await?;
         let pending = pending.entries.iter().map(parse).collect::<Result<Vec<AuditRecord>, _>>();
@@ -145,13 +144,32 @@ impl Governor {
         self.live.subscribe()
     }
 
-    /// Makes a change: `edit` drafts it (again, if another node's change came first). Returns what `edit`
-    /// did and the generation in which it is live. `detail` tells the audit log who did what.
+    /// From now on, changes are prepared by these planes.
+    pub(super) fn prepare_by(&self, planes: Planes) {
+        // Once, at the start.
+        let _ = self.planes.set(planes);
+    }
+
+    /// Makes a change: `edit` drafts it (again, if another change came first), planes prepare it, and it is committed.
+    /// Returns what `edit` did and the generation in which it is live. `detail` tells the audit log who did what.
     ///
     /// # Errors
     /// If it is refused; then nothing was altered. Only [`Refusal::Audit`] can come after the commit.
-    pub async fn change<T>(
+    pub async fn change<T: Send>(
         &self,
+        detail: impl Fn(&T) -> String + Send,
+        edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
+    ) -> Result<(T, Arc<Generation>), Refusal> {
+        self.change_by(Manner::Prepared, detail, edit).await
+    }
+
+    /// As [`change`](Self::change), in the manner that is right for it.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn change_by<T: Send>(
+        &self,
+        manner: Manner,
         detail: impl Fn(&T) -> String + Send,
         edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
     ) -> Result<(T, Arc<Generation>), Refusal> {
@@ -159,48 +177,67 @@ impl Governor {
         if let Some(failure) = self.audit.failure() {
             return Err(Refusal::Unavailable(format!("nothing can be changed now: {failure}")));
         }
-        self.make(detail, edit, false).await
+        // Boxed, for what it holds of two generations.
+        Box::pin(self.make(manner, detail, edit)).await
     }
 
-    /// As [`change`](Self::change), for what only takes away: it is made even while nothing can be recorded, and
-    /// recorded by the next start at the latest; and where a condition on time has turned and no tables can be made of
-    /// what it says now, of the moment before.
+    /// As [`change`](Self::change), for what only takes away: see [`Manner::Withdrawn`]. It is recorded by the next start at
+    /// the latest.
     ///
     /// # Errors
     /// As there.
-    pub(super) async fn withdraw<T>(
+    pub(super) async fn withdraw<T: Send>(
         &self,
         detail: impl Fn(&T) -> String + Send,
         edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
     ) -> Result<(T, Arc<Generation>), Refusal> {
-        self.make(detail, edit, true).await
+        Box::pin(self.make(Manner::Withdrawn, detail, edit)).await
     }
 
-    async fn make<T>(
+    async fn make<T: Send>(
         &self,
+        manner: Manner,
         detail: impl Fn(&T) -> String + Send,
         mut edit: impl FnMut(&mut Draft) -> Result<T, Refusal> + Send,
-        takes_away: bool,
     ) -> Result<(T, Arc<Generation>), Refusal> {
-        let _turn = self.turn.lock().await;
+        let _preparing = match manner {
+            Manner::Prepared => Some(self.preparing.lock().await),
+            Manner::Forced | Manner::Withdrawn => None,
+        };
+        // What was live when the planes accepted it.
+        let mut accepted = None::<Arc<Generation>>;
         for _ in 0..CONFLICTS_MAX {
+            let mut turn = self.turn.lock().await;
             let before = self.live();
             let mut draft = Draft::new(before.model.clone());
             let done = edit(&mut draft)?;
             if draft.writes.is_empty() {
                 return Ok((done, before));
             }
-            let mut committed = self.commit(draft, &before, self.window(), detail(&done)).await;
-            if takes_away && committed.as_ref().is_err_and(Refusal::is_of_policies) {
+            let mut drafted = self.finish(draft, &before, self.window(), (&detail, done)).await;
+            if manner == Manner::Withdrawn && drafted.as_ref().is_err_and(Refusal::is_of_policies) {
                 let mut draft = Draft::new(before.model.clone());
                 let done = edit(&mut draft)?;
-                committed = self.commit(draft, &before, before.model.window.clone(), detail(&done)).await;
+                drafted = self.finish(draft, &before, before.model.window.clone(), (&detail, done)).await;
             }
-            match committed {
-                Ok((generation, record)) => {
+            let mut drafted = drafted?;
+            // Who accepted it accepts what gives less.
+            let is_known = accepted.as_ref().is_some_and(|accepted| before.gives_no_more_than(accepted));
+            if manner == Manner::Prepared && drafted.governs && !is_known {
+                drop(turn);
+                self.prepare(&mut drafted.generation, before.model.generation).await?;
+                turn = self.turn.lock().await;
+                accepted = Some(Arc::clone(&before));
+                if !Arc::ptr_eq(&before, &self.live()) {
+                    continue;
+                }
+            }
+            match self.commit(drafted).await {
+                Ok((done, generation, record)) => {
                     let generation = Arc::new(generation);
                     self.live.send_replace(Arc::clone(&generation));
                     self.record(record).await?;
+                    drop(turn);
                     return Ok((done, generation));
                 }
                 Err(Refusal::Store(StoreError::Conflict(_))) => {
@@ -212,13 +249,27 @@ impl Governor {
         Err(Refusal::Unavailable("too many changes at once; try again".into()))
     }
 
-    async fn commit(
+    /// Has the planes prepare it.
+    async fn prepare(&self, generation: &mut Generation, live: u64) -> Result<(), Refusal> {
+        let Some(planes) = self.planes.get() else { return Ok(()) };
+        let candidate = Candidate {
+            number: self.candidates.fetch_add(1, Ordering::Relaxed) + 1,
+            generation: generation.model.generation,
+            snapshot: Arc::clone(&generation.snapshot),
+            kernel: Arc::clone(&generation.kernel),
+        };
+        generation.candidate = candidate.number;
+        planes.prepare(&Arc::new(candidate), live).await
+    }
+
+    /// A draft as the generation that it makes, and what is written with it.
+    async fn finish<T>(
         &self,
         mut draft: Draft,
         before: &Generation,
         window: Window,
-        detail: String,
-    ) -> Result<(Generation, AuditRecord), Refusal> {
+        (detail, done): (impl Fn(&T) -> String, T),
+    ) -> Result<Drafted<T>, Refusal> {
         let stored = draft.model.stored;
         if draft.governs {
             draft.model.generation += 1;
@@ -228,31 +279,28 @@ impl Governor {
         // Written even if it stays the same: it is what concurrent changes are compared by.
         draft.put(GENERATION, &number)?;
         let mut record = self.audit.record(RecordKind::Change, number);
-        record.detail = Some(bounded(detail));
+        record.detail = Some(bounded(detail(&done)));
         draft.put(&self.pending(&record.request), &record)?;
         let (governs, unusable) = (draft.governs, draft.unusable);
         let (model, writes) = draft.into_writes();
-        let mut generation = if governs {
+        let generation = if governs {
             let former = Former { in_force: before.in_force.clone(), tables: before.tables.clone() };
             render(model, former, unusable).await?
         } else {
-            Generation {
-                model,
-                snapshot: before.snapshot.clone(),
-                kernel: before.kernel.clone(),
-                broken: before.broken.clone(),
-                in_force: before.in_force.clone(),
-                tables: before.tables.clone(),
-                turns_at: before.turns_at,
-            }
+            before.with(model)
         };
         let condition = match stored {
             Some(revision) => Condition::ModifiedAt(GENERATION.into(), revision),
             None => Condition::Absent(GENERATION.into()),
         };
         let transaction = Transaction { conditions: vec![condition], writes };
+        Ok(Drafted { done, governs, generation, transaction, record })
+    }
+
+    async fn commit<T>(&self, drafted: Drafted<T>) -> Result<(T, Generation, AuditRecord), Refusal> {
+        let Drafted { done, mut generation, transaction, record, .. } = drafted;
         generation.model.stored = Some(self.store.commit(transaction).await?);
-        Ok((generation, record))
+        Ok((done, generation, record))
     }
 
     /// Writes the record of a committed change to the audit log, where it is durable on return, and takes it
@@ -306,7 +354,7 @@ impl Governor {
             }
             Ok(())
         };
-        self.change(|()| detail.clone(), edit).await.map(drop)
+        self.change_by(Manner::Forced, |()| detail.clone(), edit).await.map(drop)
     }
 
     /// The moment that a generation made now is for.
@@ -376,7 +424,8 @@ impl Governor {
             draft.unusable = Unusable::Suspend;
             draft.enter(now.clone())
         };
-        self.change(|()| detail.clone(), turn).await.map(drop)
+        // The moment before is over, whoever can take this one.
+        self.change_by(Manner::Forced, |()| detail.clone(), turn).await.map(drop)
     }
 
     /// The geo data that `text` names, as the files have them now.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use aws_lc_rs::digest::{SHA256, digest};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{
     AuditAck, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
@@ -22,6 +23,7 @@ use tonic::{Code, Response, Status, Streaming};
 use super::audit::{AuditError, AuditLog};
 use super::govern::{Generation, Governor};
 use super::model::{Refusal, RunWorkload};
+use super::prepare::Candidate;
 use super::quarantine::{Quarantined, Quarantines};
 
 /// First and longest pause before the datapath is tried again: soon enough after a restart, and no spin.
@@ -59,8 +61,10 @@ pub struct State {
     pub life: u64,
     /// The generation it last applied.
     pub applied: u64,
-    /// Number of the quarantine it has.
+    /// Number of the quarantine it has; none if it is away.
     pub quarantine: Option<u64>,
+    /// What it was given to hold: the number of the candidate, and its name there.
+    pub(super) held: Option<(u64, Vec<u8>)>,
     /// Why it is away, or what it refused.
     pub trouble: Option<String>,
 }
@@ -144,6 +148,32 @@ impl Link {
     pub async fn settled(&self, generation: u64) {
         let settled = |state: &State| state.applied >= generation || state.trouble.is_some();
         let _ = self.state.subscribe().wait_for(settled).await;
+    }
+
+    /// Has the role prepare what may come, if it is there.
+    ///
+    /// # Errors
+    /// If it can't, in words.
+    pub(super) async fn prepare(&self, candidate: &Candidate) -> Result<(), String> {
+        if self.state.borrow().quarantine.is_none() {
+            return Ok(());
+        }
+        let document = candidate.kernel.to_vec();
+        let name = digest(&SHA256, &document).as_ref().to_vec();
+        let call = KernelGeneration { generation: candidate.generation, document, name: name.clone() };
+        let mut client = self.client.clone();
+        match client.prepare(call).await {
+            Ok(_) => {
+                let held = Some((candidate.number, name));
+                self.state.send_modify(|state| state.held = held);
+                Ok(())
+            }
+            Err(status) => match status.code() {
+                // Gone, or of a version that can't: what is told of those is told of it.
+                Code::Unavailable | Code::Unimplemented | Code::PermissionDenied => Ok(()),
+                _ => Err(format!("the kernel plane can't take it: {}", status.message())),
+            },
+        }
     }
 
     /// Waits until the role has the quarantine of this number, unless it is away.
@@ -372,11 +402,25 @@ impl Link {
         if number == 0 {
             return Ok(0);
         }
+        let held = self.state.borrow().held.clone();
+        if let Some((_, name)) = held.filter(|(candidate, _)| *candidate == generation.candidate) {
+            let committed =
+                self.send(KernelGeneration { generation: number, document: Vec::new(), name }).await;
+            match committed {
+                // It holds nothing any more: it is another process, say.
+                Err(status) if status.code() == Code::NotFound => {}
+                other => return other.map(|()| number),
+            }
+        }
+        let document = generation.kernel.to_vec();
+        let whole = KernelGeneration { generation: number, document, name: Vec::new() };
+        self.send(whole).await.map(|()| number)
+    }
+
+    async fn send(&self, generation: KernelGeneration) -> Result<(), Status> {
         let mut client = self.client.clone();
-        let document = generation.kernel.clone();
-        let call = client.apply(KernelGeneration { generation: number, document });
-        match tokio::time::timeout(APPLY_TIME_MAX, call).await {
-            Ok(answer) => answer.map(|_| number),
+        match tokio::time::timeout(APPLY_TIME_MAX, client.apply(generation)).await {
+            Ok(answer) => answer.map(drop),
             Err(_) => Err(Status::deadline_exceeded("no answer")),
         }
     }

@@ -158,6 +158,9 @@ pub enum Refusal {
     /// A bound is reached.
     #[error("{0}")]
     Full(String),
+    /// A plane can't take it.
+    #[error("{0}")]
+    Plane(String),
     /// The policy has problems.
     #[error(transparent)]
     Policy(#[from] PolicyErrors),

@@ -77,7 +77,8 @@ pub(super) async fn render(model: Model, former: Former, unusable: Unusable) -> 
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
         in_force.fits(&former.in_force, snapshot.len().max(kernel_json.len()), unusable)?;
         let broken = in_force.broken();
-        Ok(Generation { model, snapshot, kernel: kernel_json, broken, in_force, tables: compiled, turns_at })
+        let (snapshot, kernel) = (Arc::new(snapshot), Arc::new(kernel_json));
+        Ok(Generation { model, snapshot, kernel, candidate: 0, broken, in_force, tables: compiled, turns_at })
     })
     .await
 }

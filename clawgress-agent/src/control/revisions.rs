@@ -5,10 +5,13 @@ use std::sync::Arc;
 use clawgress_api::{NewPolicy, PolicyRevision, PolicySurroundings, PolicyTexts, hex};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::lint::Acceptance;
+use clawgress_policy::study::difference::TextDifference;
 use clawgress_policy::{GeoNames, PolicyBundle, Surroundings};
 
+use super::geo::GeoInForce;
 use super::govern::{Generation, Governor, load, zone};
 use super::model::{self, Draft, Model, Refusal};
+use super::prepare::Manner;
 
 /// Revisions adopted by one change: two writes of a transaction for each would be the most.
 const ADOPTED_AT_ONCE: usize = 1024;
@@ -78,12 +81,30 @@ impl Governor {
             revision.parent = seen.get(&revision.owner).copied().unwrap_or(0);
             revision.number = revision.parent + 1;
             revision.signature = Some(self.signatures.sign(&revision).await?);
-            match self.change(detail, |draft| draft.apply_policy(revision.clone(), (&geo, &seen))).await {
+            let manner = self.manner(&revision, &geo);
+            let edit = |draft: &mut Draft| draft.apply_policy(revision.clone(), (&geo, &seen));
+            match self.change_by(manner, detail, edit).await {
                 Err(Refusal::Overtaken) => {}
                 other => return other,
             }
         }
         Err(Refusal::Overtaken)
+    }
+
+    /// How a revision comes into force: one that only takes away waits for no plane.
+    fn manner(&self, revision: &PolicyRevision<PolicyBundle>, geo: &Arc<GeoInForce>) -> Manner {
+        let (live, none) = (self.live(), PolicyBundle::default());
+        let former = live.model.policies.get(&revision.owner).map(|former| former.bundle.as_ref());
+        let takes_away = match former {
+            // A platform without one restricts nothing.
+            None => revision.owner.tenant().is_none(),
+            Some(former) => {
+                let (former, next) = (former.unwrap_or(&none), revision.bundle.as_ref().unwrap_or(&none));
+                TextDifference::between(former, next).only_takes_away()
+            }
+        };
+        // Other data may mean more to what stays as it is written.
+        if takes_away && **geo == *live.model.geo { Manner::Forced } else { Manner::Prepared }
     }
 
     /// What this role's start does about revisions: signs those of before signatures, and has both planes deny if the
@@ -153,7 +174,7 @@ impl Governor {
             format!("policy revision {number}{} is not in force, {what} is denied: {why}", of(owner))
         });
         let detail = told.collect::<Vec<_>>().join("; ");
-        self.change(|()| detail.clone(), Draft::close).await.map(drop)
+        self.change_by(Manner::Forced, |()| detail.clone(), Draft::close).await.map(drop)
     }
 
     /// What policy texts would rest on if they were live now.

@@ -1,5 +1,5 @@
 //! Snapshots to L7: each worker gets the live generation and every later one, and says which it runs.
-//! A worker that is slow gets the newest only.
+//! A worker that is slow gets the newest only. One that is lost is a straggler as long as it may decide by what it had.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,15 +8,21 @@ use std::time::{Duration, Instant};
 
 use clawgress_api::L7Status;
 use clawgress_api::proto::snapshots_server::Snapshots;
-use clawgress_api::proto::{Applied, Hello, Snapshot, WatchRequest, watch_request::Kind};
+use clawgress_api::proto::{Applied, Hello, Prepared, Snapshot, WatchRequest, watch_request::Kind};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::govern::{Generation, Governor};
+use super::prepare::Candidate;
 use super::providers::Providers;
 use super::quarantine::{Quarantined, Quarantines};
+use crate::peer::Peer;
 
 /// Workers at once: one for each core of a large machine.
 const WORKERS_MAX: usize = 64;
@@ -24,25 +30,55 @@ const WORKERS_MAX: usize = 64;
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 /// After what time a worker that refused a generation denies (`limit::STRAGGLE` of L7), and a beat.
 const REFUSED_TIME_MAX: Duration = Duration::from_millis(5_500);
+/// How often somebody who waits for lost workers looks whether they ended: their connections break a moment before.
+const LOST_LOOK: Duration = Duration::from_millis(50);
 /// Longest name or message of a worker that is kept, bytes.
 const TEXT_BYTES_MAX: usize = 512;
 
-/// The L7 workers that are connected.
-#[derive(Debug, Default)]
+/// The L7 workers that are connected, and those that were lost.
+#[derive(Debug)]
 pub struct Workers {
-    connected: watch::Sender<BTreeMap<u64, Worker>>,
+    pub(super) connected: watch::Sender<BTreeMap<u64, Worker>>,
     next: AtomicU64,
+    pub(super) lost: Mutex<Vec<Lost>>,
+    /// For how long a worker goes on by its last snapshot while control is away.
+    stale_after: Duration,
+    /// What they are to prepare now.
+    candidate: watch::Sender<Option<Arc<Candidate>>>,
 }
 
 /// One of them.
 #[derive(Debug)]
-struct Worker {
-    status: L7Status,
+pub(super) struct Worker {
+    pub(super) status: L7Status,
+    /// The process at the other end, as the kernel names it here.
+    pid: Option<i32>,
+    /// Whether it can prepare, and how that went: the candidate's number, and why not, if it can't.
+    prepares: bool,
+    prepared: Option<(u64, Option<String>)>,
     /// Number of the quarantine it has.
     quarantine: Option<u64>,
     /// The generation that it refused last, and since when it has refused all: it decides by the former one for
     /// [`REFUSED_TIME_MAX`] more, and then denies.
     refused: Option<(u64, Instant)>,
+}
+
+/// A worker whose connection broke, and whose process may live: it decides by what it had, until that is stale.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) status: L7Status,
+    pid: Option<i32>,
+    quarantine: Option<u64>,
+    pub(super) since: Instant,
+    pub(super) until: Instant,
+}
+
+/// What a worker is sent next.
+enum Next {
+    /// What is live.
+    Live,
+    /// What it is to prepare, if that still is.
+    Candidate(Option<Arc<Candidate>>),
 }
 
 /// The service.
@@ -59,6 +95,7 @@ pub(super) struct Service {
 struct Place {
     workers: Arc<Workers>,
     number: u64,
+    prepares: bool,
 }
 
 #[tonic::async_trait]
@@ -69,6 +106,7 @@ impl Snapshots for Service {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let pid = request.extensions().get::<Peer>().and_then(|peer| peer.pid);
         let mut requests = request.into_inner();
         let hello = match tokio::time::timeout(HELLO_TIME_MAX, requests.message()).await {
             Ok(Ok(Some(WatchRequest { kind: Some(Kind::Hello(hello)) }))) => hello,
@@ -76,7 +114,7 @@ impl Snapshots for Service {
             Ok(Ok(_)) => return Err(Status::invalid_argument("a worker says hello first")),
             Err(_) => return Err(Status::deadline_exceeded("a worker says hello first")),
         };
-        let place = Workers::admit(&self.workers, hello)?;
+        let place = Workers::admit(&self.workers, hello, pid)?;
         // One waits in the channel, one is being sent: a slow worker never has a backlog.
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(self.clone().serve(place, requests, sender));
@@ -94,7 +132,13 @@ impl Service {
         sender: mpsc::Sender<Result<Snapshot, Status>>,
     ) {
         let (mut live, mut quarantined) = (self.governor.watch(), self.quarantines.watch());
+        let mut candidates = self.workers.candidate.subscribe();
         live.mark_changed();
+        if candidates.borrow().is_some() {
+            candidates.mark_changed();
+        }
+        // What it said that it holds.
+        let mut held = None;
         // The generation whose document was sent last.
         let mut sent = None;
         // What the worker wants confirmed, and what was.
@@ -108,6 +152,10 @@ impl Service {
                     Ok(Some(WatchRequest { kind: Some(Kind::Draining(_)) })) => place.drain(),
                     Ok(Some(WatchRequest { kind: Some(Kind::Refused(refused)) })) => place.refuse(refused.why),
                     Ok(Some(WatchRequest { kind: Some(Kind::Confirm(confirm)) })) => asked = confirm.number,
+                    Ok(Some(WatchRequest { kind: Some(Kind::Prepared(prepared)) })) => {
+                        held = prepared.error.is_empty().then_some(prepared.number);
+                        place.prepared(prepared);
+                    }
                     Ok(Some(WatchRequest { kind: Some(Kind::UnknownKey(key)) })) => {
                         self.providers.unknown_key(&key.issuer);
                     }
@@ -125,44 +173,85 @@ impl Service {
                         changed = live.changed() => changed.ok()?,
                         changed = quarantined.changed() => changed.ok()?,
                         () = std::future::ready(()), if asked != confirmed => {}
+                        changed = candidates.changed(), if place.prepares => {
+                            changed.ok()?;
+                            return Some((permit, Next::Candidate(candidates.borrow().clone())));
+                        }
                     }
-                    Some(permit)
+                    Some((permit, Next::Live))
                 } => {
-                    let Some(permit) = permit else { return };
+                    let Some((permit, next)) = permit else { return };
+                    if let Next::Candidate(candidate) = next {
+                        if let Some(candidate) = candidate {
+                            permit.send(Ok(to_prepare(&candidate)));
+                        }
+                        continue;
+                    }
                     let generation = Arc::clone(&live.borrow_and_update());
                     let isolated = Arc::clone(&quarantined.borrow_and_update());
                     // By what is sent, not by what woke this: either may change in between.
                     let number = generation.model.generation;
                     let is_new = sent.replace(number) != Some(number);
                     confirmed = asked;
-                    permit.send(Ok(Snapshot { confirms: asked, ..snapshot(&generation, &isolated, is_new) }));
+                    let held = if is_new { held.take() } else { None };
+                    let snapshot = snapshot(&generation, &isolated, is_new, held);
+                    permit.send(Ok(Snapshot { confirms: asked, ..snapshot }));
                 }
             }
         }
     }
 }
 
-/// What a worker is sent. Its generation's document goes along only if the worker was not sent it before.
-fn snapshot(generation: &Generation, quarantined: &Quarantined, is_new: bool) -> Snapshot {
+/// What a worker is sent. Its generation's document goes along only if the worker was not sent it before, be it to prepare
+/// it and `held` since.
+fn snapshot(generation: &Generation, quarantined: &Quarantined, is_new: bool, held: Option<u64>) -> Snapshot {
+    let commit = held.filter(|candidate| *candidate == generation.candidate).unwrap_or(0);
+    let is_sent = is_new && commit == 0;
     Snapshot {
         generation: generation.model.generation,
-        document: if is_new { generation.snapshot.clone() } else { Vec::new() },
+        document: if is_sent { generation.snapshot.to_vec() } else { Vec::new() },
         quarantined: quarantined.indices().collect(),
         quarantine: quarantined.serial,
         confirms: 0,
+        prepare: 0,
+        commit,
     }
+}
+
+fn to_prepare(candidate: &Candidate) -> Snapshot {
+    let Candidate { number, generation, .. } = *candidate;
+    Snapshot { generation, document: candidate.snapshot.to_vec(), prepare: number, ..Snapshot::default() }
 }
 
 // === impl Workers ===
 
 impl Workers {
+    /// With no worker yet; each goes on by its last snapshot for so long when control is away.
+    #[must_use]
+    pub fn new(stale_s_max: u64) -> Self {
+        Workers {
+            connected: watch::Sender::default(),
+            next: AtomicU64::new(0),
+            lost: Mutex::default(),
+            stale_after: Duration::from_secs(stale_s_max),
+            candidate: watch::Sender::new(None),
+        }
+    }
+
     /// The workers, in the order in which they came.
     #[must_use]
     pub fn list(&self) -> Vec<L7Status> {
         self.connected.borrow().values().map(|w| w.status.clone()).collect()
     }
 
-    /// Waits until no worker decides by a generation before this one: each runs it, or refused it and denies by now.
+    /// Whether every worker runs this generation or a later one, also those that were lost and may decide.
+    pub(super) fn all_run(&self, generation: u64) -> bool {
+        let lost = self.lost.lock().iter().all(|l| l.status.generation >= generation || !l.may_decide());
+        lost && self.connected.borrow().values().all(|w| w.status.generation >= generation)
+    }
+
+    /// Waits until no worker decides by a generation before this one: each runs it, or refused it and denies by now, or
+    /// is lost and ended.
     pub async fn settled(&self, generation: u64) {
         let runs = |w: &Worker| w.status.generation >= generation;
         let refused = |w: &Worker| w.refused.is_some_and(|(number, _)| number >= generation);
@@ -177,17 +266,56 @@ impl Workers {
         if let Some(at) = denies_at {
             tokio::time::sleep_until(at.into()).await;
         }
+        self.found(|lost| lost.status.generation >= generation).await;
     }
 
     /// Waits until every worker has the quarantine of this number.
     pub async fn isolated(&self, serial: u64) {
-        let isolated = |places: &BTreeMap<u64, Worker>| {
-            places.values().all(|w| w.quarantine.is_some_and(|q| q >= serial))
-        };
+        let has = |quarantine: Option<u64>| quarantine.is_some_and(|q| q >= serial);
+        let isolated = |places: &BTreeMap<u64, Worker>| places.values().all(|w| has(w.quarantine));
         let _ = self.connected.subscribe().wait_for(isolated).await;
+        self.found(|lost| has(lost.quarantine)).await;
     }
 
-    fn admit(workers: &Arc<Workers>, hello: Hello) -> Result<Place, Status> {
+    /// Waits until all of the lost ended, came back, or are so far.
+    async fn found(&self, is_so_far: impl Fn(&Lost) -> bool) {
+        while !self.lost.lock().iter().filter(|lost| lost.may_decide()).all(&is_so_far) {
+            tokio::time::sleep(LOST_LOOK).await;
+        }
+    }
+
+    /// Has the workers that run generation `live` prepare what may come.
+    ///
+    /// # Errors
+    /// If one can't, in words.
+    pub(super) async fn prepare(&self, candidate: &Arc<Candidate>, live: u64) -> Result<(), String> {
+        let mut workers = self.connected.subscribe();
+        let is_asked = |w: &Worker| w.prepares && w.status.generation == live;
+        let asked: Vec<u64> =
+            workers.borrow().iter().filter(|(_, w)| is_asked(w)).map(|(number, _)| *number).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        self.candidate.send_replace(Some(Arc::clone(candidate)));
+        // Also where nobody waits any more.
+        let _over = Over(&self.candidate);
+        let answers = |workers: &BTreeMap<u64, Worker>| -> Vec<Option<Option<String>>> {
+            let of =
+                |w: &Worker| w.prepared.clone().filter(|(n, _)| *n == candidate.number).map(|(_, why)| why);
+            let asked = asked.iter().filter_map(|number| workers.get(number));
+            asked.map(|w| of(w).map(|why| why.map(|why| told_of(&w.status, &why)))).collect()
+        };
+        let is_known = |workers: &BTreeMap<u64, Worker>| {
+            let answers = answers(workers);
+            answers.iter().flatten().any(Option::is_some) || answers.iter().all(Option::is_some)
+        };
+        match workers.wait_for(is_known).await {
+            Ok(workers) => answers(&workers).into_iter().flatten().flatten().next().map_or(Ok(()), Err),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn admit(workers: &Arc<Workers>, hello: Hello, pid: Option<i32>) -> Result<Place, Status> {
         let number = workers.next.fetch_add(1, Ordering::Relaxed);
         tracing::info!(
             instance = hello.instance,
@@ -198,7 +326,13 @@ impl Workers {
         let instance = bounded(hello.instance);
         let status =
             L7Status { instance, pid: hello.pid, generation: 0, draining: false, refused: None, error: None };
-        let worker = Worker { status, quarantine: None, refused: None };
+        let prepares = hello.prepares;
+        // Whoever says the same name from the same process is the one that was lost.
+        workers
+            .lost
+            .lock()
+            .retain(|l| l.may_decide() && (l.pid, &l.status.instance) != (pid, &status.instance));
+        let worker = Worker { status, pid, prepares, prepared: None, quarantine: None, refused: None };
         let admitted = workers.connected.send_if_modified(|connected| {
             let room = connected.len() < WORKERS_MAX;
             if room {
@@ -209,13 +343,49 @@ impl Workers {
         if !admitted {
             return Err(Status::resource_exhausted(format!("at most {WORKERS_MAX} workers")));
         }
-        Ok(Place { workers: Arc::clone(workers), number })
+        Ok(Place { workers: Arc::clone(workers), number, prepares })
     }
+}
+
+// === impl Lost ===
+
+impl Lost {
+    /// Whether it may still decide by what it had: its time is not over, and its process not known to have ended. One
+    /// that the kernel can't name here, or whose number another has by now, is taken for the one.
+    pub(super) fn may_decide(&self) -> bool {
+        let ended = || self.pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH));
+        Instant::now() < self.until && !ended()
+    }
+}
+
+/// Ends what workers are to prepare when dropped.
+struct Over<'a>(&'a watch::Sender<Option<Arc<Candidate>>>);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}
+
+/// Why a worker can't take a generation, for people.
+fn told_of(worker: &L7Status, why: &str) -> String {
+    let L7Status { instance, pid, .. } = worker;
+    format!("L7 worker `{instance}` (pid {pid}) can't take it: {why}")
 }
 
 // === impl Place ===
 
 impl Place {
+    fn prepared(&self, prepared: Prepared) {
+        let Prepared { number, error } = prepared;
+        let error = bounded(error);
+        self.workers.connected.send_modify(|connected| {
+            if let Some(worker) = connected.get_mut(&self.number) {
+                worker.prepared = Some((number, (!error.is_empty()).then_some(error)));
+            }
+        });
+    }
+
     fn drain(&self) {
         self.workers.connected.send_modify(|connected| {
             if let Some(worker) = connected.get_mut(&self.number) {
@@ -265,9 +435,19 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.workers.connected.send_modify(|connected| {
-            if let Some(worker) = connected.remove(&self.number) {
-                tracing::info!(instance = worker.status.instance, "an L7 worker went");
+            let Some(Worker { status, pid, quarantine, .. }) = connected.remove(&self.number) else { return };
+            tracing::info!(instance = status.instance, "an L7 worker went");
+            let since = Instant::now();
+            // It may take a moment to notice.
+            let until = since + self.workers.stale_after + REFUSED_TIME_MAX;
+            // Noted before it is missing, for who looks at both.
+            let mut lost = self.workers.lost.lock();
+            lost.retain(Lost::may_decide);
+            if lost.len() >= WORKERS_MAX {
+                // Bounded, by those that may decide for the longest.
+                lost.remove(0);
             }
+            lost.push(Lost { status, pid, quarantine, since, until });
         });
     }
 }
@@ -279,4 +459,34 @@ fn bounded(text: String) -> String {
         end -= 1;
     }
     text.get(..end).unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_worker_may_decide_until_it_ended_or_is_stale() {
+        let status = L7Status {
+            instance: "w".to_owned(),
+            pid: 1,
+            generation: 1,
+            draining: false,
+            refused: None,
+            error: None,
+        };
+        let now = Instant::now();
+        let lost = |pid: Option<u32>, until| {
+            let pid = pid.map(|pid| i32::try_from(pid).expect("pid"));
+            Lost { status: status.clone(), pid, quarantine: None, since: now, until }
+        };
+        let later = now + Duration::from_secs(600);
+        let mut ended = std::process::Command::new("true").spawn().expect("a process");
+        let id = ended.id();
+        ended.wait().expect("ended");
+        assert!(lost(Some(std::process::id()), later).may_decide());
+        assert!(lost(None, later).may_decide(), "nobody knows");
+        assert!(!lost(Some(id), later).may_decide());
+        assert!(!lost(Some(std::process::id()), now).may_decide());
+    }
 }

@@ -39,6 +39,7 @@ impl Control {
             )),
         }
         l7_warnings(&l7, live.model.generation, &mut warnings);
+        warnings.extend(self.lost_warnings(live.model.generation));
         Status {
             node: self.governor.config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -24,11 +24,12 @@ use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
 use super::network::{self, Interfaces, Neighbours, Tracked};
 use super::pacing::Pacing;
+use super::prepared::Prepared;
 use super::programs;
 use super::proxy::Proxy;
 use super::quarantine::Quarantine;
 use super::spool::Spool;
-use super::tables::{Plan, Tables};
+use super::tables::{Plan, Tables, Written};
 use super::workloads::Workloads;
 
 /// Either kernel plane. Two modes and no third: an enum says so better than a trait.
@@ -92,6 +93,14 @@ pub struct KernelPlane {
     pub troubles: Arc<Mutex<Vec<String>>>,
     /// Why the live generation is closed, if it is of a time that is over.
     pub late: Mutex<Option<String>>,
+    /// What is written and not live; at most one.
+    pub prepared: Mutex<Option<Prepared>>,
+}
+
+/// What goes live: as it was prepared, or to be written yet.
+enum Either {
+    Written(Written),
+    Plan(Plan),
 }
 
 impl Plane {
@@ -101,11 +110,44 @@ impl Plane {
     /// If it is refused; the former one stays live.
     pub async fn apply(&self, document: Document) -> Result<()> {
         match self {
-            Plane::Kernel(plane) => plane.apply(document).await,
+            Plane::Kernel(plane) => plane.apply(document, None).await,
             Plane::None { generation } => {
                 generation.store(document.generation, Ordering::SeqCst);
                 Ok(())
             }
+        }
+    }
+
+    /// Does of a generation all that can fail, and holds it under `name`, instead of what was held before.
+    ///
+    /// # Errors
+    /// If it is refused; nothing is held then.
+    pub fn prepare(&self, name: Vec<u8>, document: Document) -> Result<()> {
+        match self {
+            Plane::Kernel(plane) => plane.prepare(name, document),
+            // There is nothing to be done of it, and nothing that could fail.
+            Plane::None { .. } => Ok(()),
+        }
+    }
+
+    /// What is held; it is not any more then.
+    #[must_use]
+    pub fn take_prepared(&self) -> Option<Prepared> {
+        match self {
+            Plane::Kernel(plane) => plane.prepared.lock().take(),
+            Plane::None { .. } => None,
+        }
+    }
+
+    /// Applies what was prepared.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn commit(&self, mut prepared: Prepared) -> Result<()> {
+        let document = prepared.take_document();
+        match self {
+            Plane::Kernel(plane) => plane.apply(document, Some(prepared)).await,
+            Plane::None { .. } => self.apply(document).await,
         }
     }
 
@@ -220,12 +262,15 @@ impl KernelPlane {
         if is_over { self.plan(&late::without_policy(document), agents) } else { self.plan(document, agents) }
     }
 
-    async fn apply(&self, document: Document) -> Result<()> {
+    pub(super) async fn apply(&self, document: Document, prepared: Option<Prepared>) -> Result<()> {
         // From here on, the interfaces stay as they are: see `follow`.
         let mut tables = self.tables.lock().await;
         let agents = self.interfaces.lock().agents.clone();
         let over = late::over_since(&document, self.names.now()).map(|turned| (document.generation, turned));
-        let plan = self.plan_in_time(&document, &agents, over.is_some())?;
+        let plan = match prepared.and_then(|prepared| prepared.written_for(&agents, over.is_some())) {
+            Some(written) => Either::Written(written),
+            None => Either::Plan(self.plan_in_time(&document, &agents, over.is_some())?),
+        };
         let live = tables.live()?.number;
         let known = self.live.lock().clone();
         if let Some(known) = &known
@@ -240,37 +285,50 @@ impl KernelPlane {
         }
         let before = known.map_or(live, |k| k.generation);
         if before >= document.generation {
-            // Numbers ran backwards (the state was lost, or the file that tells what is live): records
-            // of flows may carry this very number, so none may survive.
-            tracing::warn!(before, generation = document.generation, "generation numbers ran backwards");
-            // That there is no generation for a moment is no failure to be open for.
-            self.modes.close()?;
-            tables.close()?;
-            self.flush()?;
-            let detail = format!(
-                "generation {} follows {before}: live flows were cut, to be judged anew",
-                document.generation
-            );
-            self.spool.change(detail);
+            self.begin_again(&mut tables, before, document.generation)?;
         }
         if over.is_some() {
             self.modes.close()?;
         }
-        tables.apply(&plan).await?;
+        let skipped = match plan {
+            Either::Written(written) => {
+                let skipped = written.plan().skipped.clone();
+                tables.commit(written).await?;
+                skipped
+            }
+            Either::Plan(plan) => {
+                tables.apply(&plan).await?;
+                plan.skipped
+            }
+        };
         self.note_late(over);
         if over.is_none() {
             self.modes.follow(&self.interfaces.lock().agents)?;
             self.modes.turn(Failure::Revision, document.tables.is_none());
         }
         self.names.learn(&document);
-        for skipped in &plan.skipped {
+        for skipped in &skipped {
             tracing::warn!("{skipped}");
         }
-        *self.skipped.lock() = plan.skipped;
+        *self.skipped.lock() = skipped;
         tracing::info!(generation = document.generation, "generation is live");
         *self.live.lock() = Some(document);
         let live: BTreeSet<u64> = self.limiters().iter().map(|limiter| limiter.key).collect();
         self.buckets.lock().retain(|limiter| live.contains(&limiter));
+        Ok(())
+    }
+
+    /// Lets nothing live on where numbers ran backwards (the state was lost, or the file that tells what is live): records
+    /// of flows may carry this very number.
+    fn begin_again(&self, tables: &mut Tables, before: u64, generation: u64) -> Result<()> {
+        tracing::warn!(before, generation, "generation numbers ran backwards");
+        // That there is no generation for a moment is no failure to be open for.
+        self.modes.close()?;
+        tables.close()?;
+        self.flush()?;
+        let detail =
+            format!("generation {generation} follows {before}: live flows were cut, to be judged anew");
+        self.spool.change(detail);
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::live;
 use super::names;
 use super::plane::Plane;
+use super::prepared::Prepared;
 use super::spool::{Reader, Spool};
 
 /// Batches on their way to control that are not in the connection's window yet.
@@ -50,6 +51,16 @@ impl Service {
     }
 }
 
+/// The document of a generation.
+fn document(message: &KernelGeneration) -> Result<names::Document, Status> {
+    let document: names::Document = serde_json::from_slice(&message.document)
+        .map_err(|e| Status::invalid_argument(format!("the generation's document is malformed: {e}")))?;
+    if document.generation != message.generation {
+        return Err(Status::invalid_argument("the envelope and the document differ in their generation"));
+    }
+    Ok(document)
+}
+
 fn internal(error: &anyhow::Error) -> Status {
     Status::internal(format!("{error:#}"))
 }
@@ -58,16 +69,34 @@ fn internal(error: &anyhow::Error) -> Status {
 impl Datapath for Service {
     type EventsStream = Pin<Box<dyn Stream<Item = Result<KernelBatch, Status>> + Send>>;
 
+    async fn prepare(&self, request: Request<KernelGeneration>) -> Result<Response<Empty>, Status> {
+        let message = request.into_inner();
+        let document = document(&message)?;
+        let plane = Arc::clone(&self.plane);
+        let prepared = tokio::spawn(async move { plane.prepare(message.name, document) }).await;
+        match prepared {
+            Ok(Ok(())) => Ok(Response::new(Empty {})),
+            Ok(Err(error)) => Err(Status::failed_precondition(format!("{error:#}"))),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+
     async fn apply(&self, request: Request<KernelGeneration>) -> Result<Response<DatapathStatus>, Status> {
         let message = request.into_inner();
-        let document: names::Document = serde_json::from_slice(&message.document)
-            .map_err(|e| Status::invalid_argument(format!("the generation's document is malformed: {e}")))?;
-        if document.generation != message.generation {
-            return Err(Status::invalid_argument("the envelope and the document differ in their generation"));
-        }
+        // Taken whatever is applied: what was prepared for a change that was not made is not kept.
+        let prepared = self.plane.take_prepared();
         let plane = Arc::clone(&self.plane);
         // In a task of its own: a caller that goes away must not leave an apply half done.
-        let applied = tokio::spawn(async move { plane.apply(document).await }).await;
+        let applied = if message.document.is_empty() {
+            let is_it = |p: &Prepared| p.is(&message.name, message.generation);
+            let gone = || Status::not_found("what was prepared is not held any more");
+            let prepared = prepared.filter(is_it).ok_or_else(gone)?;
+            tokio::spawn(async move { plane.commit(prepared).await }).await
+        } else {
+            drop(prepared);
+            let document = document(&message)?;
+            tokio::spawn(async move { plane.apply(document).await }).await
+        };
         match applied {
             Ok(Ok(())) => self.status(),
             Ok(Err(error)) => Err(Status::failed_precondition(format!("{error:#}"))),

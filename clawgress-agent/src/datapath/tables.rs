@@ -43,6 +43,12 @@ pub struct Plan {
     pub skipped: Vec<String>,
 }
 
+/// A plan with its image in the kernel, where no program sees it.
+pub struct Written {
+    plan: Plan,
+    image: Array<MapData, Page>,
+}
+
 /// Why a generation was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
@@ -198,10 +204,43 @@ impl Plan {
         Ok(())
     }
 
+    /// Writes the image to a map of its own, in which nobody looks yet. The pages are not kept.
+    ///
+    /// # Errors
+    /// If the kernel refuses, most often for want of memory.
+    pub fn write(mut self) -> Result<Written> {
+        let image = written(&std::mem::take(&mut self.image))?;
+        Ok(Written { plan: self, image })
+    }
+
     /// Pages of the image.
     #[must_use]
     pub fn pages(&self) -> usize {
         self.image.len()
+    }
+}
+
+fn written(pages: &[Page]) -> Result<Array<MapData, Page>> {
+    let mut image = object::image_map()?;
+    for (number, page) in (0..).zip(pages) {
+        image.set(number, page, 0)?;
+    }
+    Ok(image)
+}
+
+// === impl Written ===
+
+impl std::fmt::Debug for Written {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Written").field("number", &self.plan.number).finish_non_exhaustive()
+    }
+}
+
+impl Written {
+    /// The plan, without its pages.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 }
 
@@ -385,11 +424,24 @@ impl Tables {
     /// # Errors
     /// If a map can't be written; the former generation is live then.
     pub async fn apply(&mut self, plan: &Plan) -> Result<()> {
+        self.switch(plan, None).await
+    }
+
+    /// As [`apply`](Self::apply), of what is written already.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn commit(&mut self, written: Written) -> Result<()> {
+        let Written { plan, image } = written;
+        self.switch(&plan, Some(image)).await
+    }
+
+    async fn switch(&mut self, plan: &Plan, image: Option<Array<MapData, Page>>) -> Result<()> {
         if let Some(committed) = self.committed {
             tokio::time::sleep_until((committed + GRACE).into()).await;
         }
         let slot = 1 - self.live()?.slot;
-        tokio::task::block_in_place(|| self.prepare(plan, slot)).context("cannot write the tables")?;
+        tokio::task::block_in_place(|| self.prepare(plan, image, slot)).context("cannot write the tables")?;
         self.generation.set(0, Generation { number: plan.number, slot }.pack(), 0)?;
         self.turn.turn()?;
         self.committed = Some(Instant::now());
@@ -402,13 +454,10 @@ impl Tables {
         Ok(())
     }
 
-    fn prepare(&mut self, plan: &Plan, slot: u32) -> Result<()> {
+    fn prepare(&mut self, plan: &Plan, image: Option<Array<MapData, Page>>, slot: u32) -> Result<()> {
         let workloads: Vec<_> = self.workloads()?;
         self.clear(slot)?;
-        let mut image = object::image_map()?;
-        for (number, page) in (0..).zip(&plan.image) {
-            image.set(number, page, 0)?;
-        }
+        let image = image.map_or_else(|| written(&plan.image), Ok)?;
         self.images.set(slot, &image, 0)?;
         for &agent in plan.classes.keys() {
             let bind = workload(&plan.classes, agent);

@@ -238,7 +238,12 @@ impl Lab {
     pub async fn apply_document(&self, document: KernelGeneration<KernelTables>) -> DatapathStatus {
         let generation = document.generation;
         let document = serde_json::to_vec(&document).expect("document");
-        let answer = self.client().await.apply(Envelope { generation, document }).await.expect("apply");
+        let answer = self
+            .client()
+            .await
+            .apply(Envelope { generation, document, name: Vec::new() })
+            .await
+            .expect("apply");
         serde_json::from_slice(&answer.into_inner().document).expect("status")
     }
 

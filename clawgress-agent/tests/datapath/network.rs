@@ -467,7 +467,7 @@ async fn refused_generations_change_nothing() {
         (6, b"{".to_vec(), "malformed"),
         (7, serde_json::to_vec(&document).expect("document"), "differ in their generation"),
     ] {
-        let envelope = clawgress_api::proto::KernelGeneration { generation, document };
+        let envelope = clawgress_api::proto::KernelGeneration { generation, document, name: Vec::new() };
         let error = client.apply(envelope).await.expect_err("must be refused");
         assert!(error.message().contains(want), "`{}` should contain `{want}`", error.message());
         assert_eq!(lab.status().await.generation, 5);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use clawgress_agent::peer::{Access, Socket};
 use clawgress_agent::serve::{SOCKET_MODE, grpc};
@@ -33,6 +33,12 @@ pub type Applied = clawgress_api::KernelGeneration<KernelTables>;
 pub struct Script {
     pub applied: Mutex<Vec<Applied>>,
     pub refusal: Mutex<Option<String>>,
+    /// Names and generations of what was to be prepared, and why the next is refused; and whether none is answered.
+    pub prepared: Mutex<Vec<(Vec<u8>, Applied)>>,
+    pub unprepared: Mutex<Option<String>>,
+    pub is_stuck: AtomicBool,
+    /// How many generations were applied by their names alone.
+    pub by_name: AtomicU64,
     /// What was told, in order: who is quarantined, and how many generations had been applied then.
     pub quarantined: Mutex<Vec<(Vec<u32>, usize)>>,
     pub generation: AtomicU64,
@@ -108,12 +114,32 @@ impl Script {
 impl Datapath for Service {
     type EventsStream = ReceiverStream<Result<KernelBatch, Status>>;
 
+    async fn prepare(&self, request: Request<KernelGeneration>) -> Result<Response<Empty>, Status> {
+        let KernelGeneration { document, name, .. } = request.into_inner();
+        let document = serde_json::from_slice(&document).expect("document");
+        self.0.prepared.lock().await.push((name, document));
+        if self.0.is_stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        match self.0.unprepared.lock().await.as_ref() {
+            Some(why) => Err(Status::failed_precondition(why)),
+            None => Ok(Response::new(Empty {})),
+        }
+    }
+
     async fn apply(&self, request: Request<KernelGeneration>) -> Result<Response<DatapathStatus>, Status> {
         if let Some(refusal) = self.0.refusal.lock().await.as_ref() {
             return Err(Status::invalid_argument(refusal));
         }
-        let KernelGeneration { generation, document } = request.into_inner();
-        let applied: Applied = serde_json::from_slice(&document).expect("document");
+        let KernelGeneration { generation, document, name } = request.into_inner();
+        let prepared = self.0.prepared.lock().await.pop();
+        let applied: Applied = if document.is_empty() {
+            self.0.by_name.fetch_add(1, Ordering::SeqCst);
+            let held = prepared.filter(|(held, _)| *held == name);
+            held.ok_or_else(|| Status::not_found("not held"))?.1
+        } else {
+            serde_json::from_slice(&document).expect("document")
+        };
         assert_eq!(applied.generation, generation);
         self.0.generation.store(generation, Ordering::SeqCst);
         self.0.applied.lock().await.push(applied);

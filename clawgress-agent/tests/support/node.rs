@@ -12,7 +12,7 @@ use clawgress_api::config::Config;
 use clawgress_api::proto::admin_client::AdminClient;
 use clawgress_api::proto::audit_sink_client::AuditSinkClient;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
-use clawgress_api::proto::{Applied, Document, Hello, Snapshot, WatchRequest, watch_request::Kind};
+use clawgress_api::proto::{Applied, Document, Hello, Prepared, Snapshot, WatchRequest, watch_request::Kind};
 use clawgress_api::{MESSAGE_BYTES_MAX, socket};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -150,12 +150,46 @@ impl Node {
         Worker { received }
     }
 
+    /// A worker that can prepare and acknowledges what it gets; of what it is to prepare it says what `answer` says, if that
+    /// says anything: nothing for that it holds it, or why it can't.
+    pub async fn preparing_worker(
+        &self,
+        name: &str,
+        answer: impl Fn(&Snapshot) -> Option<String> + Send + 'static,
+    ) -> Worker {
+        let Silent { requests, mut snapshots } = self.connect(name, true).await;
+        let (sender, received) = mpsc::channel(256);
+        tokio::spawn(async move {
+            while let Ok(Some(snapshot)) = snapshots.message().await {
+                let Snapshot { generation, quarantine, prepare: number, .. } = snapshot;
+                let kind = match number {
+                    0 => Some(Kind::Applied(Applied { generation, error: String::new(), quarantine })),
+                    _ => answer(&snapshot).map(|error| Kind::Prepared(Prepared { number, error })),
+                };
+                // First for the test, so that it knows of what has an effect.
+                if sender.send(snapshot).await.is_err() {
+                    return;
+                }
+                if let Some(kind) = kind
+                    && requests.send(WatchRequest { kind: Some(kind) }).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Worker { received }
+    }
+
     /// A worker that says nothing but its name.
     pub async fn silent_worker(&self, name: &str) -> Silent {
+        self.connect(name, false).await
+    }
+
+    async fn connect(&self, name: &str, prepares: bool) -> Silent {
         let channel = socket::channel(&self.config.control_socket()).expect("channel");
         let mut client = SnapshotsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (requests, receiver) = mpsc::channel(4);
-        let hello = Hello { instance: name.into(), pid: 1, version: "test".into() };
+        let hello = Hello { instance: name.into(), pid: 1, version: "test".into(), prepares };
         requests.send(WatchRequest { kind: Some(Kind::Hello(hello)) }).await.expect("hello");
         let snapshots = client.watch(ReceiverStream::new(receiver)).await.expect("watch").into_inner();
         Silent { requests, snapshots }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use cedar_policy::{Effect, Policy};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use ipnet::IpNet;
@@ -72,6 +73,25 @@ impl TextDifference {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == TextDifference::default()
+    }
+
+    /// Whether what the second permits, the first surely permits too: it has forbids more, or permits less, and all else is
+    /// as it was. For other changes nobody says; obligations and sets may go either way.
+    #[must_use]
+    pub fn only_takes_away(&self) -> bool {
+        let is = |text: &String, effect: Effect| {
+            Policy::parse(None, text).is_ok_and(|policy| {
+                policy.effect() == effect
+                    && policy.annotations().all(|(name, _)| matches!(name, "id" | "mode"))
+            })
+        };
+        let turns =
+            |(before, after): &(String, String)| is(before, Effect::Permit) && is(after, Effect::Forbid);
+        self.changed.values().all(turns)
+            && self.members_added.is_empty()
+            && self.members_removed.is_empty()
+            && self.added.values().all(|text| is(text, Effect::Forbid))
+            && self.removed.values().all(|text| is(text, Effect::Permit))
     }
 
     /// Compares what is written: order, and what stands between policies, do not count.

@@ -67,6 +67,33 @@ fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policie
     assert_eq!(got.iter().map(String::as_str).collect::<Vec<_>>(), policies, "{explanation:?}");
 }
 
+/// What waits for no plane must not give anything.
+#[test]
+fn it_is_known_of_some_changes_that_they_only_take_away() {
+    let bundle = |text: &str| PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() };
+    let permit =
+        |id: &str| format!("@id(\"{id}\") permit (principal, action == Action::\"tls\", resource);\n");
+    let forbid = |id: &str| permit(id).replace("permit", "forbid");
+    let takes_away = |a: &str, b: &str| TextDifference::between(&bundle(a), &bundle(b)).only_takes_away();
+    let (a, b) = (permit("a"), permit("b"));
+    assert!(takes_away(&a, &a));
+    assert!(takes_away(&a, &format!("{a}{}", forbid("b"))), "a forbid more");
+    assert!(takes_away(&format!("{a}{b}"), &b), "a permit less");
+    assert!(takes_away(&a, &forbid("a")), "forbidden instead");
+    assert!(!takes_away(&a, &format!("{a}{b}")), "a permit more");
+    assert!(!takes_away(&format!("{a}{}", forbid("b")), &a), "a forbid less");
+    assert!(!takes_away(&a, &a.replace("tls", "http")), "another permit");
+    assert!(!takes_away(&forbid("a"), &forbid("a").replace("tls", "http")), "another forbid");
+    let pace = format!("@effect(\"throttle\") @limit(\"1 requests/second\") {}", permit("pace"));
+    assert!(!takes_away(&format!("{a}{pace}"), &a), "a limit less");
+    let mut sets = bundle(&a);
+    sets.sets.hosts.insert("some".to_owned(), ["a.test".to_owned()].into());
+    assert!(
+        !TextDifference::between(&bundle(&a), &sets).only_takes_away(),
+        "members of a set, whoever asks for it"
+    );
+}
+
 #[test]
 fn the_earliest_phase_decides() {
     check(&explained("http://api.test/x", None, Some("203.0.113.5")), "connect", None, &["http", "web"]);

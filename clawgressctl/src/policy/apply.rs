@@ -1,8 +1,7 @@
 //! `policy apply` and `policy rollback`.
 
 use clawgress_api::identity::PolicyOwner;
-use clawgress_api::proto::Empty;
-use clawgress_api::{PolicyRevision, Status};
+use clawgress_api::{AppliedPolicy, PlaneState};
 use clawgress_policy::PolicyBundle;
 use clawgress_policy::lint::{Accepted, Finding};
 use serde::Serialize;
@@ -15,9 +14,9 @@ use crate::output::{self, Output};
 
 /// What is printed as JSON.
 #[derive(Serialize)]
-struct Applied<'a> {
+struct Shown<'a> {
     #[serde(flatten)]
-    revision: &'a PolicyRevision<PolicyBundle>,
+    applied: &'a AppliedPolicy<PolicyBundle>,
     /// What lint suspects of it, and what was accepted.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     findings: &'a [Finding],
@@ -28,18 +27,42 @@ pub async fn run(client: &Client, output: Output, written: Written, message: Str
     let findings = check::on_node(client, output, &written).await?.findings;
     let mut admin = client.connect().await?;
     let answer = admin.apply_policy(new_policy(&written, message)?).await;
-    let revision: PolicyRevision<PolicyBundle> = client.document(written.explained(answer)?)?;
+    let applied: AppliedPolicy<PolicyBundle> = client.document(written.explained(answer)?)?;
     if output == Output::Json {
-        return output::json(&Applied { revision: &revision, findings: &findings });
+        output::json(&Shown { applied: &applied, findings: &findings })?;
+    } else {
+        written.warn(&findings);
+        show(&written.owner, &applied)?;
     }
-    written.warn(&findings);
-    let generation = output::or_dash(revision.generation);
-    let of = of(&written.owner);
-    output::line(&format!("revision {}{of} is live in generation {generation}", revision.number))?;
     // A plane that doesn't run it is news to whoever thinks it is in force.
-    let status: Status = client.document(admin.status(Empty {}).await)?;
-    for warning in status.warnings.iter().filter(|w| w.contains("generation")) {
-        output::note(&format!("warning: {}", output::clean(warning)));
+    if applied.behind.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = applied.behind.iter().map(PlaneState::told).collect();
+    Err(Failure::Behind(output::clean(&format!(
+        "revision {}{} is live, and not everywhere yet: {}; see `clawgressctl status`",
+        applied.revision.number,
+        of(&written.owner),
+        names.join(", ")
+    ))))
+}
+
+fn show(owner: &PolicyOwner, applied: &AppliedPolicy<PolicyBundle>) -> Result<(), Failure> {
+    let generation = output::or_dash(applied.revision.generation);
+    output::line(&format!(
+        "revision {}{} is live in generation {generation}",
+        applied.revision.number,
+        of(owner)
+    ))?;
+    for plane in &applied.running {
+        output::line(&output::clean(&format!("  runs it: {}", plane.told())))?;
+    }
+    for plane in &applied.behind {
+        let (told, why) = (plane.told(), plane.why.as_deref().unwrap_or("it has not said why"));
+        output::line(&output::clean(&format!(
+            "  behind, at generation {}: {told}: {why}",
+            plane.generation
+        )))?;
     }
     Ok(())
 }

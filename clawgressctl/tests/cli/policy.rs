@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use clawgress_agent::control::store::{RedbStore, StateStore as _, Transaction, Write};
 use clawgress_api::PolicyRevision;
 use clawgress_policy::PolicyBundle;
 use serde_json::Value;
 
-use super::node::{Node, parse};
-use super::{check, ctl, file, run};
+use super::datapath::Script;
+use super::node::{Node, parse, until};
+use super::{GOOD, check, ctl, file, run};
 
 const WEB: &str = "@id(\"web\")\npermit (principal in Team::\"t\", action == Action::\"http\", resource in HostSet::\"saas\");\n";
 const ADMIN: &str = "@id(\"no-admin\")\nforbid (principal, action == Action::\"http\", resource)\nwhen { context.path like \"/admin*\" };\n";
@@ -481,4 +483,34 @@ async fn cases_of_a_tenants_policy() {
     check(&passed, 0, "1 passed", "");
     let failed = test(&alone, &[]).output().await.expect("run");
     check(&failed, 1, "", "no policy of tenant `default` is asked about `acme/bot`");
+}
+
+/// What is live and not everywhere is no failure, and not what a script should take for done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plane_that_is_behind_has_an_exit_code_of_its_own() {
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    let policy = file(&node, "p.cedar", GOOD);
+    let sets = file(&node, "s.toml", "[hosts]\nsaas = [\"a.test\"]\n");
+    let (policy, sets) = (policy.to_string_lossy().into_owned(), sets.to_string_lossy().into_owned());
+    let apply = ["policy", "apply", &policy, "--sets", &sets, "-m", "x"];
+    let told = run(config, &apply).await;
+    check(
+        &told,
+        7,
+        "revision 1 is live in generation 1",
+        "revision 1 is live, and not everywhere yet: the kernel plane",
+    );
+    check(&told, 7, "behind, at generation 0: the kernel plane: the datapath role can't be reached (", "");
+    let json = run(config, &[&apply[..], &["-o", "json"]].concat()).await;
+    check(&json, 7, "", "");
+    let json: serde_json::Value = parse(&json.stdout);
+    assert_eq!((&json["number"], &json["behind"][0]["plane"]), (&2.into(), &"kernel".into()), "{json}");
+    assert_eq!(json["running"], serde_json::json!([]));
+    check(&run(config, &["policy", "rollback", "1"]).await, 7, "revision 3 is live", "not everywhere yet");
+
+    let script = Arc::new(Script::default());
+    let _role = script.serve(config);
+    until("the kernel plane", async || run(config, &apply).await.status.code() == Some(0)).await;
+    check(&run(config, &apply).await, 0, "  runs it: the kernel plane", "");
 }

@@ -18,6 +18,8 @@ use super::{Host, Lab, RUN_TIME_MAX, program};
 use crate::admin::Admin;
 use crate::plan::{DNS, GATEWAY, KNOWN, PROXY_PORT};
 
+/// Exit code of `policy apply` where a plane does not run it yet.
+const BEHIND: i32 = 7;
 /// Time for all processes to be up and to agree on a generation, on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Where the BPF file system belongs.
@@ -284,7 +286,11 @@ impl Gateway {
     /// # Errors
     /// If it is refused or does not go live.
     pub fn apply_policy(&mut self, text: &str, sets: &str) -> anyhow::Result<()> {
-        self.admin()?.apply_text(self.lab.dir(), text, sets)?.check()?;
+        let applied = self.admin()?.apply_text(self.lab.dir(), text, sets)?;
+        // It is live also where not every plane runs it yet: tests stop some.
+        if applied.code != Some(BEHIND) {
+            applied.check()?;
+        }
         self.ready()
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clawgress_api::proto::{Document, Documents, Empty, PolicyOwner as OwnerMessage, RevisionNumber};
-use clawgress_api::{NewPolicy, PolicyCheck, PolicyRevision, PolicyTexts, Standing};
+use clawgress_api::{AppliedPolicy, NewPolicy, PolicyCheck, PolicyTexts, Standing};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 use clawgress_policy::lint::{ACCEPTED_MAX, Accepted};
@@ -119,12 +119,12 @@ async fn applied(
     control: &Control,
     new: NewPolicy<PolicyBundle>,
     by: &str,
-) -> Result<PolicyRevision<PolicyBundle>, Refusal> {
+) -> Result<AppliedPolicy<PolicyBundle>, Refusal> {
     let accepted = accepted(&new)?;
     let acceptance = control.governor.lint(new.owner.clone(), new.bundle.clone(), accepted).await?;
     let (mut revision, generation) = control.governor.revise(new, acceptance, by).await?;
-    control.settled().await;
+    let (running, behind) = control.in_force(generation.model.generation).await;
     revision.generation = Some(generation.model.generation);
     revision.standing = Some(Standing::Signed);
-    Ok(revision)
+    Ok(AppliedPolicy { revision, running, behind })
 }
