@@ -47,6 +47,8 @@ enum State {
 #[derive(Debug)]
 struct Form {
     field: Box<Layer>,
+    /// The same bytes as what they look like: clients call anything a form, unless they are told otherwise.
+    other: Box<Layer>,
     /// What was seen of a percent-encoded byte.
     escape: Vec<u8>,
     has_begun: bool,
@@ -90,7 +92,7 @@ impl Layer {
             State::Json { field: Some(inner), .. } | State::Multipart { part: Some(inner), .. } => {
                 inner.memory_bytes()
             }
-            State::Form(form) => form.field.memory_bytes(),
+            State::Form(form) => form.field.memory_bytes() + form.other.memory_bytes(),
             _ => 0,
         }
     }
@@ -109,7 +111,9 @@ impl Layer {
             Reading::Multipart { .. } => return Err(Unreadable::NestingTooDeep),
             Reading::Form => {
                 let field = Box::new(Layer::field(self.level + 1, self.codings));
-                self.state = State::Form(Form { field, escape: Vec::new(), has_begun: false });
+                let claims = Claims { reading: Reading::Sniffed, ..self.claims.clone() };
+                let other = Box::new(Layer::new(claims, self.level + 1, self.codings));
+                self.state = State::Form(Form { field, other, escape: Vec::new(), has_begun: false });
             }
             Reading::Sniffed | Reading::Json { .. } => {}
         }
@@ -310,6 +314,7 @@ fn of_part(
 
 impl Form {
     fn push(&mut self, mut bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
+        self.other.push(bytes, tally)?;
         while let Some((byte, rest)) = bytes.split_first() {
             if !std::mem::replace(&mut self.has_begun, true) {
                 tally.fields += 1;
@@ -356,6 +361,7 @@ impl Form {
     fn finish(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         let escape = std::mem::take(&mut self.escape);
         self.field.push(&escape, tally)?;
-        self.field.finish(tally)
+        self.field.finish(tally)?;
+        self.other.finish(tally)
     }
 }

@@ -123,6 +123,10 @@ fn a_key_is_found_wherever_it_is() {
     finds("application/x-ndjson", "", format!("{{}}\n{json}\n").as_bytes(), found);
     let form = KEY.replace('-', "%2D").replace(' ', "+").replace('\n', "%0a");
     finds("application/x-www-form-urlencoded", "", format!("a=1&b={form}&c").as_bytes(), found);
+    // What curl calls a form, unless it is told otherwise.
+    let form = "application/x-www-form-urlencoded";
+    finds(form, "", json.as_bytes(), found);
+    finds(form, "", &packed(Coding::Gzip, KEY.as_bytes()), &["private_key", "media_type_mismatch"]);
     let body = form_data(&[("", b"x"), ("Content-Type: application/json\r\n", json.as_bytes())]);
     finds(FORM_DATA, "", &body, found);
     for coding in CODINGS {
@@ -418,6 +422,9 @@ impl Random {
                     .collect();
                 let parts: Vec<_> = parts.iter().map(|(head, bytes)| (*head, &bytes[..])).collect();
                 (FORM_DATA.to_owned(), form_data(&parts))
+            }
+            3 if self.below(2) == 0 => {
+                ("application/x-www-form-urlencoded".to_owned(), self.json(2).into_bytes())
             }
             3 => ("application/x-www-form-urlencoded".to_owned(), self.text().into_bytes()),
             4 => (self.pick(&["", "text/plain", "image/png"]).to_owned(), self.json(3).into_bytes()),
