@@ -193,7 +193,26 @@ impl Body {
         {
             self.said.findings = inspector.findings().map(|finding| finding.name().to_owned()).collect();
         }
-        self.charge(self.spool_bytes)
+        let charged = self.charge(self.spool_bytes);
+        if charged.is_err() && !self.decides() {
+            self.forgo();
+            return Ok(());
+        }
+        charged
+    }
+
+    /// Whether anything that is decided depends on it.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.need.decided != Look::Nothing
+    }
+
+    /// Looks at it no longer.
+    fn forgo(&mut self) {
+        self.inspector = None;
+        self.said.looked = Look::Size;
+        // What is less always can be.
+        let _ = self.charge(self.spool_bytes);
     }
 
     /// Notes in the record what is known of it.
@@ -263,6 +282,11 @@ impl Body {
             Ok(()) => self.judge(gateway, granted, exchange).await,
             Err(reason) => Err(Ruling::deny("send", reason)),
         };
+        if ends {
+            // An answer may stream for long from here on.
+            self.inspector = None;
+            let _ = self.charge(0);
+        }
         judged.map_err(|ruling| {
             exchange.stopped(&ruling);
             ruling.verdict.err().unwrap_or(DropReason::PolicyDenied)

@@ -29,6 +29,11 @@ pub enum Held {
     Part,
 }
 
+/// What becomes of a body that can't be held any longer: what is only told must not deny.
+fn part(body: &Body, reason: DropReason) -> Result<Held, DropReason> {
+    if body.decides() { Err(reason) } else { Ok(Held::Part) }
+}
+
 /// The gate below a session.
 #[must_use]
 pub fn gate(session: &Session) -> Option<&Gate> {
@@ -53,7 +58,7 @@ impl Gate {
             if spool.capacity() - spool.len() < READ_BYTES && spool.len() < bytes_max {
                 let wanted = (spool.capacity() * 2).clamp(SPOOL_BYTES_LEAST, bytes_max + READ_BYTES);
                 if let Err(reason) = body.charge(wanted) {
-                    break Err(reason);
+                    break part(body, reason);
                 }
                 spool.reserve(wanted - spool.len());
             }
@@ -62,7 +67,7 @@ impl Gate {
                 Ok(Ok(None)) => {}
                 Ok(Ok(Some(held))) => break Ok(held),
                 Ok(Err(reason)) => break Err(reason),
-                Err(_) => break Err(DropReason::Timeout),
+                Err(_) => break part(body, DropReason::Timeout),
             }
         };
         // Also what is denied: Pingora reads it, and throws it away.

@@ -329,29 +329,25 @@ async fn memory_is_bounded_and_given_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_streams_is_cut_where_a_forbid_matches() {
-    let site = Site::start(POLICY, SMALL).await;
     let (before, after) = (noise(400_000), noise(100_000));
     let body = [&before[..], KEY.as_bytes(), &after].concat();
-    for (n, (fields, sent)) in [
+    for (fields, sent) in [
         (format!("Content-Length: {}\r\n", body.len()), body.clone()),
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunked(&body, 9000)),
         ("Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n".to_owned(), chunked(&gzip(&body), 5000)),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        site.upstream.seen.bytes.lock().clear();
+    ] {
+        let site = Site::start(POLICY, SMALL).await;
         let mut client = site.gateway.client().await;
         client.send(site.head("/echo", &fields)).await;
         client.send(sent).await;
         assert_eq!(said(&client.answer().await), (403, "policy_forbidden"), "{fields}");
-        assert_eq!(site.upstream.connections(), n + 1, "it was dialled, and its connection not used again");
+        assert_eq!(site.upstream.connections(), 1);
         let seen = site.upstream.seen.bytes.lock().clone();
         // How much of it the server has read by now is its affair.
         assert!(seen.len() < 65_536 + 420_000, "{}", seen.len());
         assert!(!seen.windows(20).any(|w| w == b"RSA PRIVATE KEY-----"), "{fields}");
         assert!(!seen.ends_with(b"0\r\n\r\n"), "the message has no end");
-        let (decision, outcome) = site.gateway.exchange(n).await;
+        let (decision, outcome) = site.gateway.exchange(0).await;
         assert_eq!((decision.verdict, decision.action.as_deref()), (Some(Verdict::Allow), Some("http")));
         assert!(!decision.attributes.expect("attributes").payload.expect("payload").complete);
         assert_eq!(
@@ -365,6 +361,7 @@ async fn what_streams_is_cut_where_a_forbid_matches() {
         assert_eq!(outcome.status, Some(403));
     }
     // Without it, all of it passes.
+    let site = Site::start(POLICY, SMALL).await;
     for (fields, sent) in [
         (format!("Content-Length: {}\r\n", before.len()), before.clone()),
         ("Transfer-Encoding: chunked\r\n".to_owned(), chunked(&before, 70_001)),
@@ -483,4 +480,22 @@ async fn it_holds_inside_tls_that_is_read_and_at_endpoints() {
         assert_eq!(said(&site.gateway.ask(&(head + body)).await), expected);
     }
     assert_eq!(site.upstream.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_that_is_tried_out_denies_nothing() {
+    let site = Site::start(crate::harness::POLICY, "[content]\nhold_s_max = 1\n").await;
+    let tried = "@id(\"tried\") @mode(\"log-only\") forbid (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };";
+    let policy = format!("{}{tried}", crate::harness::POLICY);
+    assert_eq!(site.gateway.publish_policy(&policy).await, "");
+    assert_eq!(site.ask("/echo", "", KEY.as_bytes()).await.status, 200);
+    let (told, _) = site.gateway.exchange(0).await;
+    assert_eq!((told.effects[0].policy.as_str(), told.effects[0].effect.as_str()), ("tried", "would-forbid"));
+    // Nor what can't be read, nor a body that takes its time.
+    assert_eq!(site.ask("/echo", "Content-Encoding: compress\r\n", b"x").await.status, 200);
+    let mut slow = site.gateway.client().await;
+    slow.send(site.head("/echo", "Content-Length: 10\r\n") + "slow.").await;
+    site.seen(|bytes| bytes.ends_with(b"slow.")).await;
+    slow.send("also.").await;
+    assert_eq!(slow.answer().await.body, b"slow.also.");
 }

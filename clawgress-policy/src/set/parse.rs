@@ -368,6 +368,11 @@ fn names_unasked(policy: &Policy) -> bool {
     ActionKind::ALL.into_iter().any(|action| !action.is_asked() && names(policy, action))
 }
 
+/// Whether the scope names an action that is asked only where it is named.
+pub(crate) fn names_asked_by_name(policy: &Policy) -> bool {
+    ActionKind::ALL.into_iter().any(|action| action.is_asked_by_name() && names(policy, action))
+}
+
 /// Whether the scope names the action itself, and not a group that it is in.
 pub(super) fn names(policy: &Policy, action: ActionKind) -> bool {
     let is_it = |uid: &ast::EntityUID| {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::places;
 use crate::kernel::{self, KernelAction, KernelTables};
+use crate::set::names_asked_by_name;
 use crate::{NamedSets, Policies, PolicyBundle, PolicyErrors, PolicySet, Transport};
 
 /// Most addresses at which tables may change that are compared: each is looked for in every prefix.
@@ -85,6 +86,10 @@ impl TextDifference {
                     && policy.annotations().all(|(name, _)| matches!(name, "id" | "mode"))
             })
         };
+        // Without the last guard that names such an action, nobody asks about it.
+        let opens = |text: &String| {
+            Policy::parse(None, text).is_ok_and(|policy| names_asked_by_name(policy.as_ref()))
+        };
         let turns =
             |(before, after): &(String, String)| is(before, Effect::Permit) && is(after, Effect::Forbid);
         self.changed.values().all(turns)
@@ -92,6 +97,7 @@ impl TextDifference {
             && self.members_removed.is_empty()
             && self.added.values().all(|text| is(text, Effect::Forbid))
             && self.removed.values().all(|text| is(text, Effect::Permit))
+            && !self.changed.values().map(|(before, _)| before).chain(self.removed.values()).any(opens)
     }
 
     /// Compares what is written: order, and what stands between policies, do not count.

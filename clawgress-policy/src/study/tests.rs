@@ -84,6 +84,10 @@ fn it_is_known_of_some_changes_that_they_only_take_away() {
     assert!(!takes_away(&format!("{a}{}", forbid("b")), &a), "a forbid less");
     assert!(!takes_away(&a, &a.replace("tls", "http")), "another permit");
     assert!(!takes_away(&forbid("a"), &forbid("a").replace("tls", "http")), "another forbid");
+    let bodies = permit("bodies").replace("tls", "send");
+    assert!(takes_away(&a, &format!("{a}{}", bodies.replace("permit", "forbid"))), "nobody asked before");
+    assert!(!takes_away(&format!("{a}{bodies}"), &a), "without it nobody asks");
+    assert!(!takes_away(&bodies, &bodies.replace("permit", "forbid").replace("send", "tls")), "nor here");
     let pace = format!("@effect(\"throttle\") @limit(\"1 requests/second\") {}", permit("pace"));
     assert!(!takes_away(&format!("{a}{pace}"), &a), "a limit less");
     let mut sets = bundle(&a);
