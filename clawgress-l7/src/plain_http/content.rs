@@ -27,8 +27,6 @@ use crate::identify::Who;
 use crate::memory::Charge;
 use crate::snapshot::Plan;
 
-/// Bytes after which a body that streams is judged again, though nothing more was found in it: policy may ask for its size.
-const JUDGED_BYTES: u64 = 64 * 1024;
 /// After what time there may be memory again.
 const MEMORY_WAIT: Duration = Duration::from_secs(1);
 
@@ -70,8 +68,6 @@ pub struct Body {
     spool_bytes: usize,
     /// Bytes that went by in this attempt to send it; after a connection that died there is another.
     passed: u64,
-    /// How much was seen when it was judged last.
-    judged: u64,
     /// What was enforced.
     kept: Vec<Arc<Obligation>>,
 }
@@ -141,7 +137,6 @@ impl Body {
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
-            judged: 0,
             kept: Vec::new(),
         }
     }
@@ -271,11 +266,11 @@ impl Body {
         if looked.is_ok() && ends {
             looked = self.finish();
         }
-        let is_news = ends || self.said.findings.len() != known;
-        if looked.is_ok() && !is_news && self.said.seen < self.judged + JUDGED_BYTES {
+        // Policy may ask for its size, which is news wherever none is declared.
+        let is_news = ends || self.said.findings.len() != known || self.said.declared.is_none();
+        if looked.is_ok() && !is_news {
             return Ok(());
         }
-        self.judged = self.said.seen;
         granted.says(self.said.clone());
         self.tell(exchange);
         let judged = match looked {
@@ -384,7 +379,6 @@ pub async fn judge(
         Err(_) => (said.action, &[][..]),
     };
     let ruling = Ruling { action, ..said }.with(policies).obliged_by(&ruling);
-    body.judged = body.said.seen;
     body.kept = ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()).collect();
     judged.said = Some(body.said.clone());
     judged.body = (look != Look::Nothing).then_some(body);

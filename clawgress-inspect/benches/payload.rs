@@ -1,0 +1,69 @@
+//! What it costs to look into a body: a chat request of 4 KiB and one of 1 MiB, as they are and packed, in the pieces that the
+//! proxy reads.
+#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark stops at what it does not expect")]
+
+use std::hint::black_box;
+use std::io::Write as _;
+use std::time::Duration;
+
+use clawgress_inspect::payload::{Claims, Inspector, Limits};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flate2::{Compress, Compression, FlushCompress};
+
+/// Bytes that the proxy reads at once.
+const READ_BYTES: usize = 16 * 1024;
+
+/// A chat request of about so many bytes.
+fn chat(bytes: usize) -> Vec<u8> {
+    let mut body = br#"{"model":"gpt-5-mini","stream":true,"messages":["#.to_vec();
+    let turn = r#"{"role":"user","content":"Please read the report below - all of it - and tell me \"what changed\"\nsince last week: revenue \u2013 costs \u2013 people. Then write a summary."},"#;
+    while body.len() < bytes {
+        body.extend_from_slice(turn.as_bytes());
+    }
+    body.pop();
+    body.extend_from_slice(b"]}");
+    body
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + 1024);
+    Compress::new_gzip(Compression::new(6), 15).compress_vec(bytes, &mut out, FlushCompress::Finish).unwrap();
+    out
+}
+
+fn brotli(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    brotli::CompressorWriter::new(&mut out, 4096, 5, 20).write_all(bytes).unwrap();
+    out
+}
+
+fn look(body: &[u8], coding: &[u8]) -> u64 {
+    let mut inspector = Inspector::new(Claims::new(&[b"application/json"], &[coding]), Limits::default());
+    body.chunks(READ_BYTES).for_each(|piece| inspector.push(piece).unwrap());
+    inspector.finish().unwrap();
+    inspector.facts().fields
+}
+
+fn bodies(c: &mut Criterion) {
+    for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
+        let plain = chat(size);
+        let mut group = c.benchmark_group(name);
+        group.throughput(Throughput::Bytes(plain.len() as u64));
+        for (coding, body) in [
+            ("identity", plain.clone()),
+            ("gzip", gzip(&plain)),
+            ("br", brotli(&plain)),
+            ("zstd", zstd::bulk::compress(&plain, 3).unwrap()),
+        ] {
+            group.bench_function(coding, |b| b.iter(|| look(black_box(&body), coding.as_bytes())));
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).sample_size(30);
+    targets = bodies
+}
+criterion_main!(benches);
