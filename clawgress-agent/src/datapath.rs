@@ -16,6 +16,7 @@ mod handover;
 mod image;
 mod late;
 pub mod learned;
+pub mod lease;
 mod listeners;
 mod live;
 mod modes;
@@ -60,6 +61,7 @@ use self::events::Counters;
 use self::flows::Flows;
 use self::handover::Offer;
 use self::learned::LearnedMap;
+use self::lease::Lease;
 use self::modes::Modes;
 use self::names::{Document, Names};
 use self::network::{Firewall, Interfaces, Neighbours, Netlink, Routes, Tracked, Watch};
@@ -151,8 +153,7 @@ async fn start(
     network::prepare(&interfaces)?;
     let objects = programs.objects();
     let proxy = open_proxy(objects, config, spool, tasks, stop)?;
-    let modes = Arc::new(Modes::new(config, objects, Arc::clone(spool))?);
-    modes.follow(&interfaces.agents)?;
+    let (modes, lease) = take_modes(objects, config, spool, &interfaces)?;
     let offer = Arc::new(offer(objects, config, &interfaces, proxy.clone(), Arc::clone(&modes))?);
     let plane = Arc::new(KernelPlane {
         flows: Arc::new(Flows::new(objects)?),
@@ -179,6 +180,7 @@ async fn start(
         troubles: Arc::default(),
         late: Mutex::default(),
         prepared: Mutex::default(),
+        lease,
     });
     resume(&plane).await?;
 
@@ -212,7 +214,20 @@ async fn start(
     Ok((plane, offer))
 }
 
-/// Looks after the flow table and what answers taught, until `stop`.
+/// What interfaces do when something fails, and who notices that nobody vouches for the tables.
+fn take_modes(
+    objects: &mut Objects,
+    config: &Config,
+    spool: &Arc<Spool>,
+    interfaces: &Interfaces,
+) -> Result<(Arc<Modes>, Arc<Lease>)> {
+    let modes = Arc::new(Modes::new(config, objects, Arc::clone(spool))?);
+    modes.follow(&interfaces.agents)?;
+    let lease = Lease::take(objects, config, Arc::clone(&modes))?;
+    Ok((modes, Arc::new(lease)))
+}
+
+/// Looks after the flow table, what answers taught, and the lease, until `stop`.
 fn sweep(
     plane: &Arc<KernelPlane>,
     names: Arc<Names>,
@@ -223,6 +238,7 @@ fn sweep(
         let plane = Arc::clone(plane);
         move || plane.generation()
     };
+    tasks.spawn(Arc::clone(&plane.lease).keep(stop.clone()));
     let swept = (Arc::clone(&plane.flows), Arc::clone(&plane.learned), Arc::clone(&plane.buckets));
     let sweep = flows::sweep(swept, names, Arc::clone(&plane.spool), generation, stop.clone());
     tasks.spawn(async move {

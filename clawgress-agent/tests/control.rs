@@ -278,6 +278,8 @@ async fn the_datapath_gets_the_live_generation_whenever_it_is_there() {
     until("the first generation", async || script.latest().await.is_some_and(|g| g.generation == 1)).await;
     apply(&node, OPEN).await;
     until("the second", async || script.latest().await.is_some_and(|g| g.generation == 2)).await;
+    let is_confirmed = async |number| script.confirmed.load(Ordering::SeqCst) == number;
+    until("its word for it", async || is_confirmed(2).await).await;
     let latest = script.latest().await.expect("applied");
     assert!(latest.tables.is_some() && latest.agents.len() == 1);
     let log = status(&node).await;
@@ -315,6 +317,7 @@ async fn the_datapath_gets_the_live_generation_whenever_it_is_there() {
     // It refuses, which changes nothing but the status, and is asked again.
     *script.refusal.lock().await = Some("no room".into());
     create(&node, "b").await;
+    until("its word for what is refused", async || is_confirmed(3).await).await;
     until("the refusal to show", async || {
         let warnings = status(&node).await.warnings;
         warnings.iter().any(|w| w.contains("generation 2, not 3 (it refused generation 3: no room)"))

@@ -29,6 +29,8 @@ mod joined;
 mod kernel;
 #[path = "datapath/lab.rs"]
 mod lab;
+#[path = "datapath/lease.rs"]
+mod lease;
 #[path = "datapath/limits.rs"]
 mod limits;
 #[path = "datapath/local.rs"]

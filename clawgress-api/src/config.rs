@@ -135,6 +135,15 @@ pub struct Datapath {
     /// The same for all such sources together.
     #[serde(default = "unbound_all_per_s")]
     pub unbound_all_per_s: NonZeroU32,
+    /// How long what policy permits `direct` goes on without a datapath role that vouches for it, seconds: longer than a
+    /// restart takes.
+    #[serde(default = "lease_s")]
+    pub lease_s: u32,
+}
+
+/// A restart takes a few seconds, most of them the kernel's for looking at the programs.
+fn lease_s() -> u32 {
+    15
 }
 
 /// What one host that presents credentials needs, and no more.

@@ -298,6 +298,19 @@ pub struct Learned {
 }
 pod!(Learned, 24);
 
+/// Until when somebody vouches for the tables. What lapses is what the kernel would forward unseen by L7: which judges
+/// by a policy of its own, that grows stale by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Lease {
+    /// `CLOCK_MONOTONIC` from which nothing goes `direct`, ns. 0: nothing may yet.
+    pub until_ns: u64,
+    /// `CLOCK_MONOTONIC` when control last said that the live generation is the one to run, ns; 0: never. No program
+    /// reads it: it is here so that it outlives the role.
+    pub confirmed_ns: u64,
+}
+pod!(Lease, 16);
+
 /// Bits of [`Flow::flags`].
 pub mod flow_flag {
     /// The agent sent FIN.
@@ -318,8 +331,10 @@ pub mod flow_flag {
     pub const CHARGED: u16 = 128;
     /// TCP, and nothing but SYNs came from the agent yet.
     pub const OPENING: u16 = 256;
+    /// Let through by [`fail_open::AGENT`](crate::fail_open::AGENT).
+    pub const OPEN_AGENT: u16 = 512;
     /// Why it was let through, if it was.
-    pub const OPEN: u16 = OPEN_L7 | OPEN_FLOW_TABLE | OPEN_REVISION;
+    pub const OPEN: u16 = OPEN_L7 | OPEN_FLOW_TABLE | OPEN_REVISION | OPEN_AGENT;
 }
 
 /// Key of [`map::CGROUPS`](crate::map::CGROUPS).

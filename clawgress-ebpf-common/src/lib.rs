@@ -21,7 +21,7 @@ pub use reason::DropReason;
 
 /// Version of everything in this crate that both sides must agree on. A process that finds pinned
 /// maps of another version replaces maps and programs whole.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Names of maps; 15 bytes at most (`BPF_OBJ_NAME_LEN` less the NUL). A layout change is a new `_vN`.
 pub mod map {
@@ -91,6 +91,8 @@ pub mod map {
     pub const DIALS: &str = "claw_dial_v1";
     /// `Hash<ResolverKey, u32>`: DNS servers the proxy may ask for itself.
     pub const RESOLVERS: &str = "claw_dns_v1";
+    /// `Array<Lease>[1]`: until when somebody vouches for the tables. Outside generations.
+    pub const LEASE: &str = "claw_leas_v1";
     /// `Hash<u32, u32>`: agents' interface (index) to [`fail_open`](super::fail_open) bits. One that is not
     /// in it fails closed.
     pub const INTERFACES: &str = "claw_if_v1";
@@ -199,6 +201,8 @@ pub mod fail_open {
     pub const FLOW_TABLE: u32 = 2;
     /// No policy was ever loaded: all of a known source is forwarded.
     pub const REVISION: u32 = 4;
+    /// Nobody vouches for the tables any more: what they permit `direct` is forwarded all the same.
+    pub const AGENT: u32 = 8;
 }
 
 /// Slots of [`map::LISTENERS`], for each family its own. A new connection has one of [`PARTS`](listener::PARTS) by

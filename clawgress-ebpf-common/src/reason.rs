@@ -169,6 +169,8 @@ drop_reasons! {
     /// The SOCKS message is malformed, or the client left before it was whole.
     SocksMalformed = 65, "socks_malformed", l7;
 
+    /// Nobody has vouched for the kernel's tables lately: the datapath or the control role is away or behind.
+    LeaseLapsed = 70, "lease_lapsed", kernel;
     /// The DNS message is malformed, or asks for what is not forwarded: another class, an update, a transfer.
     DnsMalformed = 71, "dns_malformed", l7;
     /// More questions to DNS of the kind that tunnels are made of than `[dns]` lets one agent ask in a minute.

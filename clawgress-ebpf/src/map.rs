@@ -11,7 +11,7 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf, SockMap};
 use clawgress_ebpf_common::image::Limiter;
 use clawgress_ebpf_common::{
     Address, AgentKey, Bind, Bucket, BucketKey, CgroupKey, Dial, Epoch, Flow, FlowKey, Generation, Learned,
-    LearnedKey, Pace, Recent, ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
+    LearnedKey, Lease, Pace, Recent, ResolverKey, Seen, SelfAddress, bound, counter, listener, protocol,
 };
 
 #[map(name = "claw_gen_v1")]
@@ -74,6 +74,8 @@ pub static AGENTS: HashMap<AgentKey, Bind> = HashMap::with_max_entries(bound::AG
 pub static DIALS: HashMap<u64, Dial> = HashMap::with_max_entries(bound::DIALS_MAX, 0);
 #[map(name = "claw_dns_v1")]
 pub static RESOLVERS: HashMap<ResolverKey, u32> = HashMap::with_max_entries(bound::RESOLVERS_MAX, 0);
+#[map(name = "claw_leas_v1")]
+pub static LEASE: Array<Lease> = Array::with_max_entries(1, 0);
 #[map(name = "claw_if_v1")]
 pub static INTERFACES: HashMap<u32, u32> =
     HashMap::with_max_entries(bound::INTERFACES_MAX, BPF_F_NO_PREALLOC);

@@ -31,6 +31,8 @@ mod judge;
 #[cfg(target_arch = "bpf")]
 mod learned;
 #[cfg(target_arch = "bpf")]
+mod lease;
+#[cfg(target_arch = "bpf")]
 mod limit;
 #[cfg(target_arch = "bpf")]
 mod map;

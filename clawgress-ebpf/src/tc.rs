@@ -19,6 +19,7 @@ use crate::frame::Raw;
 use crate::image::image;
 use crate::judge::{self, Judgement, Toward};
 use crate::learned;
+use crate::lease;
 use crate::limit::{self, Charge};
 use crate::map::{count, fails_open, generation, listener};
 use crate::parse::{HEADERS_BYTES, Kind, Packet, TCP_RST, names_vlan, parse};
@@ -183,6 +184,9 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
     if judged.agent != who.agent {
         return Err(Judgement::deny(DropReason::FlowUnknown, who.agent));
     }
+    if judged.action == action::DIRECT && !lease::permits(packet.key.ifindex) {
+        return Err(Judgement::deny(DropReason::LeaseLapsed, who.agent));
+    }
     let charge = Charge { skb: ctx.skb.skb, packet, is_new: is_start && begins, cgroup: 0, may_wait: false };
     limit::charge(generation, &judged, charge)?;
     match record {
@@ -309,6 +313,8 @@ fn begun(
         Some((flow_flag::OPEN_L7, DropReason::ListenerMissing))
     } else if generation.number == 0 {
         Some((flow_flag::OPEN_REVISION, DropReason::PolicyMissing))
+    } else if judged.action == action::DIRECT && !lease::is_live() {
+        Some((flow_flag::OPEN_AGENT, DropReason::LeaseLapsed))
     } else if !is_start {
         Some((flow_flag::OPEN_FLOW_TABLE, DropReason::FlowUnknown))
     } else {
@@ -510,7 +516,9 @@ fn egress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resul
         if let Some(record) = flow::find(&key) {
             // SAFETY: as in `flow::touch`.
             let (agent, code) = unsafe { ((*record).agent, (*record).action) };
-            let goes_on = if code != action::LOCAL {
+            let goes_on = if code == action::DIRECT && !lease::permits(key.ifindex) {
+                Err(Judgement::deny(DropReason::LeaseLapsed, agent))
+            } else if code != action::LOCAL {
                 confirm(record, &key, generation).map(drop)
             } else if judge::is_quarantined(agent) {
                 Err(Judgement::deny(DropReason::AgentQuarantined, agent))
@@ -557,7 +565,10 @@ fn is_answer(ctx: &TcContext, kind: Kind, packet: &Packet) -> bool {
 fn is_unrecorded(ctx: &TcContext, generation: Generation, key: &FlowKey) -> bool {
     // SAFETY: the context is the program's own.
     let mark = unsafe { (*ctx.skb.skb).mark };
-    if mark & mark::MASK != mark::DIRECT || !fails_open(key.ifindex, fail_open::FLOW_TABLE) {
+    if mark & mark::MASK != mark::DIRECT
+        || !fails_open(key.ifindex, fail_open::FLOW_TABLE)
+        || !lease::permits(key.ifindex)
+    {
         return false;
     }
     let mut judged = Judgement::none();

@@ -8,12 +8,13 @@ use anyhow::{Context as _, Result, bail};
 use aws_lc_rs::digest::{SHA256, digest};
 use clawgress_api::proto::datapath_client::DatapathClient;
 use clawgress_api::proto::{
-    AuditAck, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
+    AuditAck, Confirmed, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
     Quarantined as QuarantinedMessage, Workload,
 };
 use clawgress_api::{DatapathStatus, LearnedAddresses, MESSAGE_BYTES_MAX, RecordKind};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio::time::error::Elapsed;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,8 @@ const ACKS_MAX: usize = 8;
 /// Pause before a batch that the audit log didn't take is tried again.
 const AUDIT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often the role is told what is live: a part of the shortest lease.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the kernel plane may stay behind the live generation before that is told as critical: as long as an L7 worker
 /// may go on by what it has. Nothing more can be done about it from here: who writes the tables is that role alone.
 const BEHIND_TIME_MAX: Duration = Duration::from_secs(5);
@@ -321,6 +324,20 @@ impl Link {
             end = self.take_in(events, acks, audit, governor) => end,
             end = self.push(governor.watch()) => end,
             end = self.isolate(quarantined) => end,
+            end = self.confirm(governor) => end,
+        }
+    }
+
+    /// Says each second which generation is live: without that word the role vouches for its tables no longer.
+    async fn confirm(&self, governor: &Governor) -> Result<()> {
+        let mut ticks = tokio::time::interval(CONFIRM_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut client = self.client.clone();
+        loop {
+            ticks.tick().await;
+            let generation = governor.live().model.generation;
+            let call = client.confirm(Confirmed { generation });
+            tokio::time::timeout(CALL_TIME_MAX, call).await.context("no answer")?.map_err(told)?;
         }
     }
 
@@ -432,7 +449,7 @@ fn left_behind(wanted: u64, trouble: Option<&str>) -> (String, Option<&'static s
     let why = trouble.map(|why| format!(" ({why})")).unwrap_or_default();
     tracing::error!(generation = wanted, trouble, "the kernel plane stays behind");
     let detail = format!(
-        "the kernel plane has not taken generation {wanted} within {limit} s{why}: what it forwards (`direct`) goes on by the former one; what L7 carries is judged by {wanted}"
+        "the kernel plane has not taken generation {wanted} within {limit} s{why}: what it forwards (`direct`) goes on by the former one until its lease is over (`lease_s`), and is denied then; what L7 carries is judged by {wanted}"
     );
     (detail, Some("critical"))
 }

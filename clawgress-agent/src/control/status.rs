@@ -34,7 +34,7 @@ impl Control {
         match &datapath {
             Ok(status) => self.datapath_warnings(status, &live, &mut warnings),
             Err(error) => warnings.push(format!(
-                "{}the datapath role can't be reached ({error:#}): the kernel plane stays as it last was, and new policy does not reach it; start `clawgress-agent datapath`",
+                "{}the datapath role can't be reached ({error:#}): the kernel plane stays as it last was, and forwards nothing (`direct`) once its lease is over (`lease_s`); start `clawgress-agent datapath`",
                 self.critical()
             )),
         }

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::bpf;
 use super::epoch::Turn;
+use super::lease;
 use super::object::{self, Objects, program};
 use super::tables::{Plan, Tables};
 
@@ -54,6 +55,7 @@ pub fn bench_kernel() -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut figures = runtime.block_on(async {
         let mut objects = object::load(None)?;
+        lease::hold(&objects, u64::MAX)?;
         let mut tables = Tables::take(&mut objects)?;
         let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
         tables.apply(&Plan::new(&generation()?, &interfaces)?).await?;

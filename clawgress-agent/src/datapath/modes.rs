@@ -20,6 +20,8 @@ use super::spool::Spool;
 /// What may fail while programs run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
+    /// Nobody vouches for the tables.
+    Agent,
     /// No L7 holds the listeners.
     L7,
     /// The flow table is full.
@@ -53,6 +55,7 @@ impl std::fmt::Debug for Modes {
 impl Failure {
     fn what(self) -> &'static str {
         match self {
+            Failure::Agent => "nobody vouches for the kernel's tables",
             Failure::L7 => "no L7 accepts steered connections",
             Failure::FlowTable => "the flow table is full",
             Failure::Conntrack => "the kernel's connection tracking is full",
@@ -63,6 +66,7 @@ impl Failure {
     /// As the configuration calls it.
     fn cause(self) -> FailOpen {
         match self {
+            Failure::Agent => FailOpen::Agent,
             Failure::L7 => FailOpen::L7,
             Failure::FlowTable => FailOpen::FlowTable,
             Failure::Conntrack => FailOpen::Conntrack,
@@ -77,8 +81,9 @@ fn consequence(cause: FailOpen) -> &'static str {
         FailOpen::L7 => "what policy permits to connect is forwarded unread",
         FailOpen::FlowTable => "what policy permits to go direct is forwarded without a record",
         FailOpen::Revision => "everything of a known source is forwarded",
-        // The configuration refuses these.
-        FailOpen::Agent | FailOpen::Conntrack => "nothing more is let through",
+        FailOpen::Agent => "what the last generation permits to go direct is forwarded",
+        // The configuration refuses it.
+        FailOpen::Conntrack => "nothing more is let through",
     }
 }
 
@@ -88,7 +93,8 @@ fn bits(causes: &[FailOpen]) -> u32 {
         FailOpen::L7 => fail_open::L7,
         FailOpen::FlowTable => fail_open::FLOW_TABLE,
         FailOpen::Revision => fail_open::REVISION,
-        FailOpen::Agent | FailOpen::Conntrack => 0,
+        FailOpen::Agent => fail_open::AGENT,
+        FailOpen::Conntrack => 0,
     };
     causes.iter().map(bit).fold(0, |all, bit| all | bit)
 }

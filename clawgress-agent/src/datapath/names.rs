@@ -306,6 +306,7 @@ fn failed_open(flags: u16) -> Option<DropReason> {
         (flow_flag::OPEN_L7, DropReason::ListenerMissing),
         (flow_flag::OPEN_FLOW_TABLE, DropReason::FlowUnknown),
         (flow_flag::OPEN_REVISION, DropReason::PolicyMissing),
+        (flow_flag::OPEN_AGENT, DropReason::LeaseLapsed),
     ]
     .into_iter()
     .find_map(|(flag, reason)| (flags & flag != 0).then_some(reason))

@@ -1,12 +1,13 @@
 //! The embedded kernel objects: loading them, with maps pinned or not. That of packets has every map but those that
 //! sockets' programs alone use. A pinned map of another ABI version is never reused.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
-use aya::programs::Program;
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use clawgress_ebpf_common::image::{PAGE_BYTES, PAGES, Page};
 use clawgress_ebpf_common::{ABI_VERSION, map};
@@ -22,7 +23,7 @@ static PACKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/p
 static SOCKETS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sockets.o"));
 
 /// Every map of the objects.
-pub const MAPS: [&str; 28] = [
+pub const MAPS: [&str; 29] = [
     map::GENERATION,
     map::IMAGES,
     map::SELF,
@@ -50,11 +51,15 @@ pub const MAPS: [&str; 28] = [
     map::DIALS,
     map::RESOLVERS,
     map::INTERFACES,
+    map::LEASE,
     map::META,
 ];
 
 /// Images there are: the live one, and the one that is being written.
 const IMAGE_SLOTS: u32 = 2;
+
+/// How often a program is loaded that a signal interrupts: as often as libbpf does it.
+const VERIFY_TRIES: u32 = 5;
 
 /// Names of the programs.
 pub mod program {
@@ -172,7 +177,16 @@ fn loaded(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf> {
     let mut ebpf =
         loader.load(object).context("cannot create the kernel maps (is this root, Linux 6.1 or later?)")?;
     for (name, program) in ebpf.programs_mut() {
-        match program {
+        verified(name, program).with_context(|| format!("the kernel refused program `{name}`"))?;
+    }
+    Ok(ebpf)
+}
+
+/// Loads a program. A signal that comes while the kernel verifies it, for whatever thread or debugger, ends that with
+/// `EAGAIN`, which says nothing of the program.
+fn verified(name: &str, program: &mut Program) -> Result<()> {
+    for left in (0..VERIFY_TRIES).rev() {
+        let loaded = match program {
             Program::Xdp(p) => p.load(),
             Program::SchedClassifier(p) => p.load(),
             Program::SkLookup(p) => p.load(),
@@ -180,10 +194,17 @@ fn loaded(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf> {
             Program::CgroupSock(p) => p.load(),
             Program::CgroupSkb(p) => p.load(),
             _ => return Err(anyhow!("kernel program `{name}` is of a kind nobody loads")),
+        };
+        match loaded {
+            Err(ProgramError::LoadError { io_error, .. })
+                if left > 0 && io_error.kind() == io::ErrorKind::WouldBlock =>
+            {
+                tracing::info!(name, "the kernel's verifier was interrupted; again");
+            }
+            loaded => return Ok(loaded?),
         }
-        .with_context(|| format!("the kernel refused program `{name}`"))?;
     }
-    Ok(ebpf)
+    Err(anyhow!("its verifier was interrupted {VERIFY_TRIES} times"))
 }
 
 /// An array for an image: of zeroes, which deny everything, until it is written.

@@ -20,6 +20,7 @@ use super::flows::Flows;
 use super::handover;
 use super::late;
 use super::learned::LearnedMap;
+use super::lease::Lease;
 use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
 use super::network::{self, Interfaces, Neighbours, Tracked};
@@ -95,6 +96,8 @@ pub struct KernelPlane {
     pub late: Mutex<Option<String>>,
     /// What is written and not live; at most one.
     pub prepared: Mutex<Option<Prepared>>,
+    /// Whether somebody vouches for the tables.
+    pub lease: Arc<Lease>,
 }
 
 /// What goes live: as it was prepared, or to be written yet.
@@ -179,6 +182,17 @@ impl Plane {
     pub fn quarantine(&self, agents: &BTreeSet<u32>) -> Result<()> {
         match self {
             Plane::Kernel(plane) => plane.quarantine.lock().set(agents),
+            Plane::None { .. } => Ok(()),
+        }
+    }
+
+    /// Control runs by this generation.
+    ///
+    /// # Errors
+    /// If that can't be noted.
+    pub fn confirm(&self, generation: u64) -> Result<()> {
+        match self {
+            Plane::Kernel(plane) => plane.lease.confirm(generation, plane.generation()),
             Plane::None { .. } => Ok(()),
         }
     }
@@ -281,7 +295,7 @@ impl KernelPlane {
                 "generation {} is live with other contents; a change needs a new number",
                 document.generation
             );
-            return Ok(());
+            return self.lease.confirm(known.generation, known.generation);
         }
         let before = known.map_or(live, |k| k.generation);
         if before >= document.generation {
@@ -312,7 +326,9 @@ impl KernelPlane {
         }
         *self.skipped.lock() = skipped;
         tracing::info!(generation = document.generation, "generation is live");
+        let number = document.generation;
         *self.live.lock() = Some(document);
+        self.lease.confirm(number, number)?;
         let live: BTreeSet<u64> = self.limiters().iter().map(|limiter| limiter.key).collect();
         self.buckets.lock().retain(|limiter| live.contains(&limiter));
         Ok(())
@@ -400,6 +416,7 @@ impl KernelPlane {
         let generation = self.live.lock().as_ref().map_or(0, |d| d.generation);
         let mut absent = self.troubles.lock().clone();
         absent.extend(self.late.lock().clone());
+        absent.extend(self.lease.trouble());
         absent.extend(self.modes.warnings());
         absent.extend(self.interfaces.lock().absent.iter().map(|a| a.why.clone()));
         absent.extend(self.skipped.lock().iter().cloned());

@@ -8,8 +8,8 @@ use std::time::Duration;
 use clawgress_api::LiveQuery;
 use clawgress_api::proto::datapath_server::Datapath;
 use clawgress_api::proto::{
-    AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
-    Quarantined, Workload,
+    AuditAck, Confirmed, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration,
+    OpenWorkloadRequest, Quarantined, Workload,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -121,6 +121,11 @@ impl Datapath for Service {
     async fn quarantine(&self, request: Request<Quarantined>) -> Result<Response<Empty>, Status> {
         let agents = request.into_inner().agents.into_iter().collect();
         self.plane.quarantine(&agents).map_err(|e| Status::failed_precondition(format!("{e:#}")))?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn confirm(&self, request: Request<Confirmed>) -> Result<Response<Empty>, Status> {
+        self.plane.confirm(request.into_inner().generation).map_err(|e| internal(&e))?;
         Ok(Response::new(Empty {}))
     }
 

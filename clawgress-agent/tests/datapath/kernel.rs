@@ -11,6 +11,7 @@ use clawgress_agent::datapath::buckets::Buckets;
 use clawgress_agent::datapath::epoch::Turn;
 use clawgress_agent::datapath::events::{Counters, Told};
 use clawgress_agent::datapath::flows::Flows;
+use clawgress_agent::datapath::lease;
 use clawgress_agent::datapath::object::{self, Objects, program};
 use clawgress_agent::datapath::own::Own;
 use clawgress_agent::datapath::quarantine::Quarantine;
@@ -71,6 +72,7 @@ pub struct Kernel {
 impl Kernel {
     pub fn load() -> Kernel {
         let mut objects = object::load(None).expect("these tests need root and a kernel with BPF");
+        lease::hold(&objects, u64::MAX).expect("lease");
         let infos = objects.maps().map(|(name, map)| (name.to_owned(), info(map))).collect();
         let mut kernel = Kernel {
             infos,
@@ -98,6 +100,11 @@ impl Kernel {
         // Most tests are about what is dropped, and where.
         (1..16).for_each(|agent| kernel.answer(agent, false));
         kernel
+    }
+
+    /// Whether somebody vouches for the tables.
+    pub fn vouch(&self, is_vouched: bool) {
+        lease::hold(&self.objects, if is_vouched { u64::MAX } else { 1 }).expect("lease");
     }
 
     /// Whether refusals of this agent are answered: as many as any agent's, or none.

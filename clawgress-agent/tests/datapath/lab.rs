@@ -28,6 +28,10 @@ const BINARY: &str = env!("CARGO_BIN_EXE_clawgress-agent");
 /// programs alone are verified for most of a minute.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// How long what is vouched for stays so, in the tests of other things: a role that is replaced in an emulated machine
+/// takes long to start.
+const LEASE: &str = "lease_s = 300\n";
+
 pub const AGENT_MAC: &str = "02:00:00:00:00:01";
 pub const PROXY_PORT: u16 = 3128;
 
@@ -56,20 +60,25 @@ impl Lab {
 
     /// The same, with these lines in `[l7]`.
     pub fn with_l7(l7: &str) -> Lab {
-        Lab::make(l7, "", "")
+        Lab::make(l7, "", "", LEASE)
     }
 
     /// The same, with more in the configuration: of the agents' interface, and at the end.
     pub fn with(agents: &str, more: &str) -> Lab {
-        Lab::make("", agents, more)
+        Lab::make("", agents, more, LEASE)
     }
 
-    fn make(l7: &str, agents: &str, more: &str) -> Lab {
+    /// The same, with these lines in `[l7]`, of the agents' interface, and in `[datapath]`.
+    pub fn leased(l7: &str, agents: &str, datapath: &str) -> Lab {
+        Lab::make(l7, agents, "", datapath)
+    }
+
+    fn make(l7: &str, agents: &str, more: &str, datapath: &str) -> Lab {
         let name = format!("cd{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::SeqCst));
         let directory = tempfile::tempdir().expect("directory");
         let text = format!(
             "[node]\nname = \"gw\"\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
-             [datapath]\nmode = \"kernel\"\nbpffs = \"{0}/bpf/claw\"\n\
+             [datapath]\nmode = \"kernel\"\nbpffs = \"{0}/bpf/claw\"\n{datapath}\
              [proxy]\nlisten = [\"10.77.0.1:{PROXY_PORT}\", \"[fd77::1]:{PROXY_PORT}\"]\n[l7]\n{l7}\n\
              [[interface]]\nname = \"ga\"\nrole = \"agents\"\n{agents}\
              [[interface]]\nname = \"gu\"\nrole = \"uplink\"\n{more}",

@@ -27,6 +27,8 @@ pub struct World {
     pub proxy_ports: [u16; 2],
     pub tables: KernelTables,
     pub quarantined: BTreeSet<u32>,
+    /// Whether somebody vouches for the tables.
+    pub vouched: bool,
     /// Flows that were begun, and what becomes of their packets.
     pub flows: BTreeMap<Tuple, u32>,
     /// Those of them whose agent sent more than SYNs.
@@ -127,6 +129,10 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
             return Ok(Did::Dropped(DropReason::InspectionRequired));
         }
         KernelAction::Deny(code) => return Err(DropReason::from_code(code).expect("a reason")),
+        KernelAction::Direct if !world.vouched && (is_start || world.flows.contains_key(&tuple)) => {
+            world.again = world.past.get(&tuple).copied().filter(|_| is_start);
+            return Ok(Did::Dropped(DropReason::LeaseLapsed));
+        }
         KernelAction::Direct => (mark::DIRECT, Did::Marked(mark::DIRECT)),
         // Nobody listens here.
         KernelAction::Steer => (mark::STEER, Did::Dropped(DropReason::ListenerMissing)),
@@ -160,7 +166,11 @@ fn error(world: &World, mac: Mac, quoted: Tuple, outer: IpAddr) -> Parsed<Did> {
         destination_port: quoted.source_port,
         protocol: quoted.protocol,
     };
-    Ok(world.flows.get(&tuple).map_or(Did::Dropped(DropReason::FlowUnknown), |mark| Did::Marked(*mark)))
+    Ok(match world.flows.get(&tuple) {
+        None => Did::Dropped(DropReason::FlowUnknown),
+        Some(&mark::DIRECT) if !world.vouched => Did::Dropped(DropReason::LeaseLapsed),
+        Some(mark) => Did::Marked(*mark),
+    })
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize, reason: DropReason) -> Parsed<[u8; N]> {

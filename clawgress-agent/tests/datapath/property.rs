@@ -27,6 +27,8 @@ const POLICY_EACH: u64 = 3;
 /// One packet in this many is put to the evaluator itself too, which takes a hundred times as long; and as many more
 /// questions that no packet asks. One in as many is answered.
 const EVALUATE_EACH: u64 = 8;
+/// So many packets come while the tables are vouched for, or while they are not.
+const VOUCH_EACH: u64 = 50;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// Known by its address alone.
@@ -270,6 +272,7 @@ fn world() -> World {
         proxy_ports: [PROXY_PORT, PROXY_TLS_PORT],
         tables: KernelTables::default(),
         quarantined: BTreeSet::from([QUARANTINED]),
+        vouched: true,
         flows: BTreeMap::new(),
         past: BTreeSet::new(),
         asked: None,
@@ -374,7 +377,12 @@ fn answer(kernel: &Kernel, world: &World, what: &str) -> u64 {
     };
     let unknown = Did::Dropped(DropReason::FlowUnknown);
     let is_known = world.flows.contains_key(&tuple);
-    let wanted = [(from, if is_known { Did::Marked(0) } else { unknown }), (from + 1_000, unknown)];
+    let want = match (is_known, world.vouched) {
+        (true, true) => Did::Marked(0),
+        (true, false) => Did::Dropped(DropReason::LeaseLapsed),
+        (false, _) => unknown,
+    };
+    let wanted = [(from, want), (from + 1_000, unknown)];
     let mut answers = 0;
     for (from, want) in wanted {
         let Some(body) = body(from) else { return 0 };
@@ -396,6 +404,10 @@ fn compare(
 ) -> (u64, u64) {
     let (mut evaluated, mut answered) = (0, 0);
     for n in 0..PACKETS {
+        if n.is_multiple_of(VOUCH_EACH) {
+            world.vouched = r.below(5) != 0;
+            kernel.vouch(world.vouched);
+        }
         let frame = frame(r, world);
         let (early, late) = model::run(world, &frame);
         let what = || format!("{what}, packet {n}: {frame:02x?}");
@@ -464,6 +476,7 @@ fn check_coverage(seed: u64, seen: &Seen) {
         DropReason::RouterMessage,
         DropReason::MulticastListener,
         DropReason::IcmpPayload,
+        DropReason::LeaseLapsed,
     ]
     .map(Did::Dropped);
     for did in [Did::Marked(mark::DIRECT), Did::Marked(mark::LOCAL)].into_iter().chain(dropped) {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use clawgress_agent::datapath::bpf::Plain;
 use clawgress_ebpf_common::image::Limiter;
 use clawgress_ebpf_common::{
-    Bind, Bucket, CgroupKey, DropReason, Epoch, Flow, FlowKey, Learned, LearnedKey, Pace, Recent, Seen,
-    SelfAddress, action, bound, counter, listener, map, mark, protocol, user,
+    Bind, Bucket, CgroupKey, DropReason, Epoch, Flow, FlowKey, Learned, LearnedKey, Lease, Pace, Recent,
+    Seen, SelfAddress, action, bound, counter, listener, map, mark, protocol, user,
 };
 use clawgress_identity::AgentState;
 use clawgress_policy::Transport;
@@ -137,6 +137,7 @@ fn is_stateful(reason: DropReason) -> bool {
             | DropReason::FlowTableFull
             | DropReason::FlowShareFull
             | DropReason::ListenerMissing
+            | DropReason::LeaseLapsed
     )
 }
 
@@ -180,6 +181,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::PACE, 4, size(size_of::<Pace>()), 1),
         (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
         (map::QUARANTINE, 4, 8, bound::QUARANTINE_WORDS),
+        (map::LEASE, 4, size(size_of::<Lease>()), 1),
         (map::INTERFACES, 4, 4, bound::INTERFACES_MAX),
         (map::META, 4, 4, 1),
     ] {

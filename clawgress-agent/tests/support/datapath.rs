@@ -13,8 +13,8 @@ use clawgress_agent::serve::{SOCKET_MODE, grpc};
 use clawgress_api::config::Config;
 use clawgress_api::proto::datapath_server::{Datapath, DatapathServer};
 use clawgress_api::proto::{
-    AuditAck, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration, OpenWorkloadRequest,
-    Quarantined, Workload,
+    AuditAck, Confirmed, DatapathStatus, Document, Documents, Empty, KernelBatch, KernelGeneration,
+    OpenWorkloadRequest, Quarantined, Workload,
 };
 use clawgress_api::{
     AuditRecord, LiveFlow, LiveFlows, LiveLimit, LiveQuery, RecentDrop, TrackingStatus, socket,
@@ -50,6 +50,8 @@ pub struct Script {
     pub recent_drops: Mutex<Vec<RecentDrop>>,
     pub limits: Mutex<Vec<LiveLimit>>,
     pub asked: Mutex<Vec<LiveQuery>>,
+    /// The generation that control said last it runs by.
+    pub confirmed: AtomicU64,
     events: Mutex<Option<mpsc::Sender<Result<KernelBatch, Status>>>>,
     /// Numbers of the batches that control has acknowledged.
     pub acknowledged: Mutex<Vec<u64>>,
@@ -168,6 +170,11 @@ impl Datapath for Service {
     async fn quarantine(&self, request: Request<Quarantined>) -> Result<Response<Empty>, Status> {
         let applied = self.0.applied.lock().await.len();
         self.0.quarantined.lock().await.push((request.into_inner().agents, applied));
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn confirm(&self, request: Request<Confirmed>) -> Result<Response<Empty>, Status> {
+        self.0.confirmed.store(request.into_inner().generation, Ordering::SeqCst);
         Ok(Response::new(Empty {}))
     }
 

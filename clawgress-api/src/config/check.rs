@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Component;
 
 use super::{
-    Audit, Config, Content, Danger, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC,
+    Audit, Config, Content, Danger, Datapath, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC,
     UnboundSources,
 };
 use super::{endpoint, intercept};
@@ -14,6 +14,9 @@ const INTERFACES_MAX: usize = 128;
 
 /// What the reader of a body takes, with the largest window of a coding, bytes.
 const CONTENT_READER_BYTES: u64 = 18 << 20;
+
+/// Bounds of a lease, seconds: the role vouches each second, and who would wait longer wants `fail_open = ["agent"]`.
+const LEASE_S: std::ops::RangeInclusive<u32> = 2..=300;
 
 /// Least size of an audit segment, bytes: smaller ones would be mostly directory entries.
 const AUDIT_SEGMENT_BYTES_LEAST: u64 = 4096;
@@ -25,6 +28,7 @@ pub(super) type Refused = (&'static str, String);
 pub fn check(config: &Config) -> Result<(), Refused> {
     check_node(&config.node)?;
     check_interfaces(config)?;
+    check_datapath(&config.datapath)?;
     check_proxy(&config.proxy, config.datapath.mode)?;
     check_audit(&config.audit)?;
     check_l7(&config.l7, config.datapath.mode)?;
@@ -98,6 +102,14 @@ fn check_interfaces(config: &Config) -> Result<(), Refused> {
         check_danger(interface)?;
     }
     Ok(())
+}
+
+fn check_datapath(datapath: &Datapath) -> Result<(), Refused> {
+    if LEASE_S.contains(&datapath.lease_s) {
+        return Ok(());
+    }
+    let (least, most) = LEASE_S.into_inner();
+    Err(("lease_s", format!("`lease_s` must be {least} to {most} seconds")))
 }
 
 fn check_proxy(proxy: &Proxy, mode: DatapathMode) -> Result<(), Refused> {

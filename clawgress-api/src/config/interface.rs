@@ -54,7 +54,7 @@ impl Danger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailOpen {
-    /// The agent daemon is gone. Refused: see [`FailOpen::refusal`].
+    /// Nobody vouches for the kernel's tables, since the daemon is gone or behind: what they permit `direct` is forwarded.
     Agent,
     /// No L7 accepts steered connections: what policy permits to `connect` is forwarded, unread.
     L7,
@@ -83,15 +83,11 @@ impl FailOpen {
     #[must_use]
     pub fn refusal(self) -> Option<&'static str> {
         match self {
-            FailOpen::Agent => Some(
-                "without the daemon the kernel goes on with the last policy, and without its programs nothing \
-                 could tell an agent from a stranger",
-            ),
             FailOpen::Conntrack => Some(
                 "a packet that is not tracked leaves with the agent's own address, and its answer can't be told \
                  from a stranger's; raise `net.netfilter.nf_conntrack_max`",
             ),
-            FailOpen::L7 | FailOpen::FlowTable | FailOpen::Revision => None,
+            FailOpen::Agent | FailOpen::L7 | FailOpen::FlowTable | FailOpen::Revision => None,
         }
     }
 }

@@ -75,14 +75,13 @@ fn refusals_name_file_line_and_remedy() {
         )
     };
     check(&danger("uplink", "\"l7\""), "c.toml:15: interface `b` has no agents behind it");
-    check(&danger("agents", "\"agent\""), "c.toml:15: interface `b` can't fail open for `agent`: without");
     check(&danger("agents", "\"conntrack\""), "c.toml:15: interface `b` can't fail open for `conntrack`: a");
     check(&danger("agents", "\"l7\", \"l7\""), "c.toml:15: `l7` is named twice");
     check(&danger("agents", "\"everything\""), "c.toml:15: unknown variant `everything`");
-    let good = danger("agents", "\"l7\", \"flow_table\", \"revision\"");
+    let good = danger("agents", "\"l7\", \"flow_table\", \"revision\", \"agent\"");
     let good = Config::parse(&good, Path::new("c.toml")).expect("valid");
     let open: Vec<_> = good.agents_interfaces().map(|i| i.danger.fail_open.len()).collect();
-    assert_eq!(open, [0, 3], "what is not said fails closed");
+    assert_eq!(open, [0, 4], "what is not said fails closed");
     let with = |table: &str| format!("{GOOD}{table}\n");
     check(&with("[access]\nl7 = \"x\""), "c.toml:9: unknown field `l7`");
     check(&with("[geo]\nasn = \"asn.mmdb\""), "c.toml:9: `asn` must be an absolute path");

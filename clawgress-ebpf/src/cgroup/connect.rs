@@ -12,6 +12,7 @@ use clawgress_ebpf_common::{Address, DropReason, action, counter, hook, mark, pr
 use super::{ALLOW, REFUSE, caller, destination, weigh_workload};
 use crate::event::{self, Place};
 use crate::judge::Judgement;
+use crate::lease;
 use crate::map::{count, generation};
 use crate::parse::mapped;
 
@@ -194,7 +195,13 @@ fn decide(sock_addr: *mut bpf_sock_addr, address: &Address, may_live: bool) -> i
         Some(bind) => {
             let mut judged = Judgement::none();
             weigh_workload(generation.pack(), &bind, &key, may_live, &mut judged);
-            if judged.action == action::DENY { Err(judged) } else { Ok(judged) }
+            match judged.action {
+                action::DENY => Err(judged),
+                action::DIRECT if !lease::is_live() => {
+                    Err(Judgement::deny(DropReason::LeaseLapsed, bind.agent))
+                }
+                _ => Ok(judged),
+            }
         }
         None => Err(Judgement::deny(DropReason::Anonymous, 0)),
     };

@@ -15,6 +15,7 @@ use super::{ALLOW, REFUSE, nearest, weigh_workload};
 use crate::event::{self, Place, unidentified};
 use crate::flow::{self, Settled, Way, reversed};
 use crate::judge::{self, Judgement};
+use crate::lease;
 use crate::map::{count, generation};
 use crate::parse::Packet;
 
@@ -58,6 +59,7 @@ fn outward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> 
     if settled == Settled::Refused {
         return Err(judged);
     }
+    leased(&judged)?;
     charge(skb, generation, &judged, packet, cgroup, settled == Settled::Anew)?;
     match record {
         Some(record) if settled == Settled::GoesOn => flow::touch(record, packet, Way::Out),
@@ -90,7 +92,17 @@ fn inward(skb: *mut __sk_buff, generation: Generation, packet: &mut Packet) -> R
     if confirm(Some(record), generation, &bind, packet, false, &mut judged) == Settled::Refused {
         return Err(judged);
     }
+    leased(&judged)?;
     flow::touch(record, packet, Way::Back);
+    Ok(())
+}
+
+/// Nothing goes direct by tables that nobody vouches for: see [`lease`].
+#[inline(always)]
+fn leased(judged: &Judgement) -> Result<(), Judgement> {
+    if judged.action == action::DIRECT && !lease::is_live() {
+        return Err(Judgement::deny(DropReason::LeaseLapsed, judged.agent));
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use super::super::events::Counters;
+use super::super::lease;
 use super::super::object::{self, Objects, program};
 use super::super::tables::{Plan, Tables};
 use super::generator::{Generator, pass};
@@ -118,6 +119,7 @@ impl Bench {
         let networks: Vec<Ipv4Net> = networks.collect::<Result<_, _>>()?;
         feed(Command::new("nft").args(["-f", "-"]), &rules(&networks)?)?;
         let mut objects = object::load(None)?;
+        lease::hold(&objects, u64::MAX)?;
         let mut tables = Tables::take(&mut objects)?;
         let mut document = generation()?;
         document.tables = Some(blocked(&networks));

@@ -14,6 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 
 use super::super::epoch::Turn;
+use super::super::lease;
 use super::super::object::{self, Objects, program};
 use super::super::tables::{Plan, Tables};
 use super::{AGENT, LOOPBACK, MAC, UDP, frame, generation, run};
@@ -58,6 +59,7 @@ async fn size(prefixes: u32, agents: u32) -> Result<Value> {
     }
     let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
     let mut objects = object::load(None)?;
+    lease::hold(&objects, u64::MAX)?;
     let mut tables = Tables::take(&mut objects)?;
     let begun = Instant::now();
     let plan = Plan::new(&document, &interfaces)?;
