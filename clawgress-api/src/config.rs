@@ -132,7 +132,7 @@ pub struct Datapath {
     /// begin a second, and twice as many at once.
     #[serde(default = "unbound_per_s")]
     pub unbound_per_s: NonZeroU32,
-    /// The same for all such sources together.
+    /// The same for all such sources at an interface together.
     #[serde(default = "unbound_all_per_s")]
     pub unbound_all_per_s: NonZeroU32,
     /// How long what policy permits `direct` goes on without a datapath role that vouches for it, seconds: longer than a

@@ -54,10 +54,10 @@ pub mod map {
     /// `Array<Limiter>[2]`: how many connections and datagrams to the gateway a source without a binding may
     /// begin, and all of them together.
     pub const UNBOUND: &str = "claw_unbd_v1";
-    /// `Array<Bucket>[UNBOUND_BUCKETS + 2 + SHARES]`: the buckets of sources without a binding, and of MACs of nobody
-    /// known that send neighbour messages, by a hash of who it is; behind them that of all such sources, that of all
-    /// such messages, and those of each agent's own messages, by its index modulo `SHARES`.
-    pub const UNBOUND_BUCKETS: &str = "claw_unbb_v2";
+    /// `Array<Bucket>[UNBOUND_BUCKETS_ALL]`: the buckets of sources without a binding, and of MACs of nobody known that
+    /// send neighbour messages, by a hash of who it is; behind them those of all such sources at an interface, those of
+    /// all such messages there, and those of each agent's own messages, by its index modulo `SHARES`.
+    pub const UNBOUND_BUCKETS: &str = "claw_unbb_v3";
     /// `Hash<LearnedKey, Learned>`: addresses that DNS answers gave for names permitted `direct`.
     pub const LEARNED: &str = "claw_lern_v1";
     /// `Array<u64>[SHARES]`: how many of those there are, by agent index modulo its length; written by user
@@ -136,6 +136,11 @@ pub mod bound {
     /// Buckets of sources without a binding, a power of two: several times those of a subnet. Sources that
     /// meet in one share it, and nobody can make more.
     pub const UNBOUND_BUCKETS: u32 = 4_096;
+    /// Buckets of all such sources at an interface, by its index, a power of two: twice as many as a node may have
+    /// interfaces, whose indices mostly follow each other. Those that meet in one share it.
+    pub const UNBOUND_INTERFACES: u32 = 256;
+    /// All buckets of those who are not known, and of agents' neighbour messages.
+    pub const UNBOUND_BUCKETS_ALL: u32 = 2 * UNBOUND_BUCKETS + 2 * UNBOUND_INTERFACES + SHARES;
     /// Learned addresses of all agents: those of a thousand names each for dozens of busy agents, some 8 MiB.
     pub const LEARNED_MAX: u32 = 65_536;
     /// Those of one agent, or of agents that share a place among [`SHARES`]: twice as many as are learned for it at once,

@@ -12,7 +12,6 @@ use crate::event::{self, now};
 use crate::image::image;
 use crate::judge::{self, Judgement, Who};
 use crate::learned;
-use crate::lease;
 use crate::map::{FLOWS, SHARES, fails_open, has_listener};
 use crate::parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -65,10 +64,7 @@ fn opening(packet: &Packet) -> u16 {
 #[inline(always)]
 pub fn goes_unread(key: &FlowKey, is_v6: bool) -> bool {
     // DNS by datagrams, which may be steered, too, is never forwarded for want of somebody to read it.
-    key.protocol == protocol::TCP
-        && fails_open(key.ifindex, fail_open::L7)
-        && lease::permits(key.ifindex)
-        && !has_listener(key, is_v6)
+    key.protocol == protocol::TCP && fails_open(key.ifindex, fail_open::L7) && !has_listener(key, is_v6)
 }
 
 /// Records a permitted new flow.

@@ -37,8 +37,7 @@ impl Judgement {
     // VERIFIER: else it would walk all that follows once for each reason.
     #[inline(always)]
     pub fn concealed(self, generation: Generation) -> Self {
-        // It can't tell that no generation has a number that large.
-        let zero = 0u64.wrapping_sub(generation.number >> 62);
+        let zero = unknown_zero(generation);
         Judgement {
             action: self.action | zero as u16,
             reason: self.reason | zero as u16,
@@ -53,6 +52,12 @@ impl Judgement {
     pub fn none() -> Self {
         Judgement { action: action::DENY, reason: 0, policies: 0, agent: 0, limits: 0 }
     }
+}
+
+/// Zero, of which the verifier does not know that it is: it can't tell that no generation has a number that large.
+#[inline(always)]
+pub fn unknown_zero(generation: Generation) -> u64 {
+    0u64.wrapping_sub(generation.number >> 62)
 }
 
 /// Who a packet is from, as far as policy asks.

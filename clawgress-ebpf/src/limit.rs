@@ -324,7 +324,8 @@ unsafe fn replace(at: *mut u64, expected: u64, next: u64) {
 pub fn unbound(source: &Address, ifindex: u32, is_charge: bool) -> Result<(), Judgement> {
     // SAFETY: 16 plain bytes either way.
     let [high, low] = unsafe { core::mem::transmute::<Address, [u64; 2]>(*source) };
-    let is_there = spend_unbound(place(low ^ high.rotate_left(29), ifindex), ALL_BEGINNINGS, is_charge);
+    let own = place(low ^ high.rotate_left(29), ifindex);
+    let is_there = spend_unbound(own, of_all(ALL_BEGINNINGS, ifindex), is_charge);
     if is_there { Ok(()) } else { Err(Judgement::deny(DropReason::RateLimited, 0)) }
 }
 
@@ -335,8 +336,8 @@ pub fn neighbour(agent: u32, packet: &Packet) -> Result<(), Judgement> {
     let is_there = if agent == 0 {
         let [a, b, c] = packet.mac;
         let mac = a as u64 | (b as u64) << 16 | (c as u64) << 32;
-        // Apart from what an address may begin.
-        spend_unbound(place(mac, !packet.key.ifindex), ALL_NEIGHBOURS, true)
+        let ifindex = packet.key.ifindex;
+        spend_unbound(NEIGHBOURS + place(mac, ifindex), of_all(ALL_NEIGHBOURS, ifindex), true)
     } else {
         let own = AGENTS_NEIGHBOURS + share_index(agent);
         spend_unbound(own, own, true)
@@ -344,10 +345,18 @@ pub fn neighbour(agent: u32, packet: &Packet) -> Result<(), Judgement> {
     if is_there { Ok(()) } else { Err(Judgement::deny(DropReason::RateLimited, agent)) }
 }
 
-/// Where the buckets of all are, behind those of each, and those of agents.
-const ALL_BEGINNINGS: u32 = bound::UNBOUND_BUCKETS;
-const ALL_NEIGHBOURS: u32 = bound::UNBOUND_BUCKETS + 1;
-const AGENTS_NEIGHBOURS: u32 = bound::UNBOUND_BUCKETS + 2;
+/// Where the buckets are, behind those of each source's beginnings: those of each MAC's messages, of all beginnings and
+/// all messages at an interface, and of agents' messages.
+const NEIGHBOURS: u32 = bound::UNBOUND_BUCKETS;
+const ALL_BEGINNINGS: u32 = 2 * bound::UNBOUND_BUCKETS;
+const ALL_NEIGHBOURS: u32 = ALL_BEGINNINGS + bound::UNBOUND_INTERFACES;
+const AGENTS_NEIGHBOURS: u32 = ALL_NEIGHBOURS + bound::UNBOUND_INTERFACES;
+
+/// The bucket of all at an interface, of those that begin at `base`.
+#[inline(always)]
+fn of_all(base: u32, ifindex: u32) -> u32 {
+    base + (ifindex & (bound::UNBOUND_INTERFACES - 1))
+}
 
 /// Takes one from the buckets `own` and `all`, which may be the same.
 // VERIFIER: a function of its own, so that both hooks share its instructions.

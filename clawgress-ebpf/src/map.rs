@@ -39,9 +39,8 @@ pub static BUCKETS: HashMap<BucketKey, Bucket> = HashMap::with_max_entries(bound
 pub static BUCKET_SHARES: Array<u64> = Array::with_max_entries(bound::SHARES, BPF_F_MMAPABLE);
 #[map(name = "claw_unbd_v1")]
 pub static UNBOUND: Array<Limiter> = Array::with_max_entries(2, 0);
-#[map(name = "claw_unbb_v2")]
-pub static UNBOUND_BUCKETS: Array<Bucket> =
-    Array::with_max_entries(bound::UNBOUND_BUCKETS + 2 + bound::SHARES, 0);
+#[map(name = "claw_unbb_v3")]
+pub static UNBOUND_BUCKETS: Array<Bucket> = Array::with_max_entries(bound::UNBOUND_BUCKETS_ALL, 0);
 // Not preallocated: few nodes learn many, and entries are written by user space only.
 #[map(name = "claw_lern_v1")]
 pub static LEARNED: HashMap<LearnedKey, Learned> =

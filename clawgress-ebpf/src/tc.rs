@@ -308,52 +308,69 @@ fn begun(
     judged: &mut Judgement,
 ) -> Result<(), Judgement> {
     let is_start = flow::is_start(packet);
-    let opened = if judged.action == action::STEER && goes_unread(&packet.key, packet.is_v6) {
-        judged.action = action::DIRECT;
-        Some((flow_flag::OPEN_L7, DropReason::ListenerMissing))
-    } else if generation.number == 0 {
-        Some((flow_flag::OPEN_REVISION, DropReason::PolicyMissing))
-    } else if judged.action == action::DIRECT && !lease::is_live() {
-        Some((flow_flag::OPEN_AGENT, DropReason::LeaseLapsed))
-    } else if !is_start {
-        Some((flow_flag::OPEN_FLOW_TABLE, DropReason::FlowUnknown))
-    } else {
-        None
-    };
-    let flag = if let Some((flag, _)) = opened { flag } else { 0 };
+    let opened = opened(packet, generation, is_start, judged)?;
+    let (flag, reason) = (opened.flag, opened.reason);
     let former = if is_anew { flow::find(&packet.key) } else { None };
     let at_ns = match former {
         Some(record) => Ok(flow::anew(record, packet, generation.number, judged, flag)),
         None => flow::create_with(packet, generation.number, judged, flag),
     };
     match at_ns {
-        Ok(at_ns) => match opened {
-            Some((_, reason)) => report_opened(generation, packet, *judged, reason, at_ns),
-            None if judged.action == action::DIRECT => {
+        Ok(at_ns) => {
+            if flag != 0 {
+                report_opened(generation, packet, *judged, reason, at_ns);
+            } else if judged.action == action::DIRECT {
                 let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
                 event::flow(&place, &packet.key, judged, packet.bytes, at_ns);
             }
-            None => {}
-        },
+        }
         Err(full) if full.reason == DropReason::FlowTableFull.code() && is_loose(packet, judged) => {
-            report_opened(generation, packet, *judged, DropReason::FlowTableFull, 0);
+            report_opened(generation, packet, *judged, DropReason::FlowTableFull.code(), 0);
         }
         Err(full) => return Err(full),
     }
     Ok(())
 }
 
+/// Why a flow begins although something failed: its bit of [`flow_flag`], and the reason it would be denied for. Zeroes
+/// if nothing has.
+struct Opened {
+    flag: u16,
+    reason: u16,
+}
+
+#[inline(always)]
+fn opened(
+    packet: &Packet,
+    generation: Generation,
+    is_start: bool,
+    judged: &mut Judgement,
+) -> Result<Opened, Judgement> {
+    let (flag, reason) = if judged.action == action::STEER && goes_unread(&packet.key, packet.is_v6) {
+        if !lease::permits(packet.key.ifindex) {
+            return Err(Judgement::deny(DropReason::LeaseLapsed, judged.agent));
+        }
+        judged.action = action::DIRECT;
+        (flow_flag::OPEN_L7, DropReason::ListenerMissing.code())
+    } else if generation.number == 0 {
+        (flow_flag::OPEN_REVISION, DropReason::PolicyMissing.code())
+    } else if judged.action == action::DIRECT && !lease::is_live() {
+        (flow_flag::OPEN_AGENT, DropReason::LeaseLapsed.code())
+    } else if !is_start {
+        (flow_flag::OPEN_FLOW_TABLE, DropReason::FlowUnknown.code())
+    } else {
+        (0, 0)
+    };
+    // VERIFIER: it would walk all that follows once for each.
+    let zero = judge::unknown_zero(generation) as u16;
+    Ok(Opened { flag, reason: reason | zero })
+}
+
 /// Tells of a flow that goes on only because its interface fails open.
 #[inline(always)]
-fn report_opened(
-    generation: Generation,
-    packet: &Packet,
-    judged: Judgement,
-    reason: DropReason,
-    begun_ns: u64,
-) {
+fn report_opened(generation: Generation, packet: &Packet, judged: Judgement, reason: u16, begun_ns: u64) {
     let place = Place { hook: hook::TC_INGRESS, generation: generation.number };
-    let judged = Judgement { reason: reason.code(), ..judged };
+    let judged = Judgement { reason, ..judged };
     event::opened(&place, &packet.key, &judged, packet.bytes, begun_ns);
 }
 

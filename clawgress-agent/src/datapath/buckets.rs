@@ -83,7 +83,7 @@ impl Buckets {
     }
 
     /// Lets a source without a binding begin so many connections and datagrams a second, and all of them
-    /// together so many.
+    /// together, at each interface, so many.
     ///
     /// # Errors
     /// If the map can't be written.
@@ -103,12 +103,19 @@ impl Buckets {
     }
 
     /// Beginnings of sources without a binding that passed, and that were dropped at TC or XDP for being too many
-    /// of all such sources.
+    /// of all such sources at their interface; and when the fullest of those buckets is empty again.
     ///
     /// # Errors
     /// If the map can't be read.
     pub fn unbound(&self) -> Result<Bucket> {
-        Ok(self.unbound_buckets.get(&bound::UNBOUND_BUCKETS, 0)?.0)
+        let mut all = Bucket::default();
+        for n in 0..bound::UNBOUND_INTERFACES {
+            let Plain(one) = self.unbound_buckets.get(&(2 * bound::UNBOUND_BUCKETS + n), 0)?;
+            all.full_ns = all.full_ns.max(one.full_ns);
+            all.passed += one.passed;
+            all.dropped += one.dropped;
+        }
+        Ok(all)
     }
 
     /// Every bucket.

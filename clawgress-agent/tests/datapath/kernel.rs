@@ -29,9 +29,10 @@ pub const PROXY_PORT: u16 = 3128;
 pub const PROXY_TLS_PORT: u16 = 3130;
 
 const SHOT: u32 = 2;
-/// Size of `struct __sk_buff`, and where its mark is.
+/// Size of `struct __sk_buff`, and where its mark and its interface are.
 const SKB_BYTES: usize = 192;
 const SKB_MARK: std::ops::Range<usize> = 8..12;
+const SKB_IFINDEX: std::ops::Range<usize> = 40..44;
 
 /// What a program did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +161,18 @@ impl Kernel {
 
     pub fn egress(&self, frame: &[u8]) -> Did {
         self.run(program::TC_OUT, frame)
+    }
+
+    /// TC ingress of another interface than the test run's, in whose namespace this has to be called: whether it lets
+    /// the packet through.
+    pub fn passes_at(&self, ifindex: u32, frame: &[u8]) -> bool {
+        let program: &SchedClassifier =
+            self.objects.program(program::TC_IN).expect("program").try_into().expect("a classifier");
+        let mut skb = vec![0; SKB_BYTES];
+        skb[SKB_IFINDEX].copy_from_slice(&ifindex.to_ne_bytes());
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&skb), ..TestRunOptions::default() };
+        program.test_run(options).expect("test run").return_value != SHOT
     }
 
     /// TC ingress for many packets, whatever becomes of each.

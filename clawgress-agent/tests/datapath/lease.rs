@@ -213,3 +213,20 @@ async fn a_local_command_goes_nowhere_by_such_tables() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_go_unread_needs_it_too() {
+    let mut lab =
+        Lab::leased("snapshot_stale_s_max = 1", "[interface.danger]\nfail_open = [\"l7\"]\n", LEASE);
+    lab.start().await;
+    lab.apply(1, network::tables(), network::agents()).await;
+    let [f, _] = network::families();
+    let server = Server::start(&lab, f.steered);
+    let mut open = dial(&lab, f.known, (f.steered, PORT), WORKS).expect("forwarded unread");
+    talk(&mut open, b"unread");
+    until_closed(&lab, f.known, f.steered);
+    let before = server.accepted();
+    open.write_all(b"more").expect("into the socket's own buffer");
+    nothing_comes(&mut open);
+    assert_eq!(server.accepted(), before);
+}

@@ -14,11 +14,12 @@ use clawgress_ebpf_common::{
 };
 use clawgress_identity::AgentId;
 use clawgress_policy::kernel::{KernelTables, LimitAction, LimitSubject, LimitUnit, Limiter};
+use nix::net::if_::if_nametoindex;
 
 use crate::dial::{self, Cgroup};
-use crate::frames::{ACK, FIN, RST, SYN, ip, tcp, udp};
+use crate::frames::{ACK, FIN, RST, SYN, arp, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, PROXY_PORT, agent};
-use crate::lab::{Lab, at};
+use crate::lab::{Lab, Place, at};
 use crate::local::{DIRECT, STEERED};
 use crate::network::Server;
 use crate::puppet::Puppet;
@@ -462,6 +463,27 @@ async fn sources_without_a_binding_begin_only_so_many() {
     assert!((1..100).contains(&passed), "{passed}");
     assert!(kernel.buckets.unbound().expect("bucket").dropped > 0);
     kernel.check_counts();
+}
+
+/// Strangers, and ARP of nobody known: an interface whose bucket is empty leaves the others theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_at_one_interface_is_that_interfaces_alone() {
+    let lab = Lab::new();
+    let mut kernel = ready().await;
+    kernel.buckets.limit_unbound(1_000, 3).expect("limit");
+    let [f, _] = families();
+    let hello = |n: u8| ip(MAC, IpAddr::from([10, 9, 7, n]), f.gateway, 6, &tcp(9, PROXY_PORT, SYN));
+    let asks = |n: u8| arp([2, 0, 0, 0, 7, n], [2, 0, 0, 0, 7, n], [10, 9, 7, n], [10, 9, 0, 1]);
+    lab.inside(Place::Gateway, || {
+        let [flooded, other] = ["ga", "gu"].map(|name| if_nametoindex(name).expect("interface"));
+        for frame in [&hello as &dyn Fn(u8) -> Vec<u8>, &asks] {
+            let passed = |at, frame: &dyn Fn(u8) -> Vec<u8>| {
+                (0..100).filter(|n| kernel.passes_at(at, &frame(*n))).count()
+            };
+            assert!((1..100).contains(&passed(flooded, frame)));
+            assert!(kernel.passes_at(other, &frame(0)), "another interface's bucket");
+        }
+    });
 }
 
 /// Local commands: each has a bucket of its own, or all of an agent's share one, as policy says.

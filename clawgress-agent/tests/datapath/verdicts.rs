@@ -169,7 +169,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::BUCKET_SHARES, 4, 8, bound::SHARES),
         (map::PACED, 4, 4, bound::INTERFACES_MAX),
         (map::UNBOUND, 4, size(size_of::<Limiter>()), 2),
-        (map::UNBOUND_BUCKETS, 4, size(size_of::<Bucket>()), bound::UNBOUND_BUCKETS + 2 + bound::SHARES),
+        (map::UNBOUND_BUCKETS, 4, size(size_of::<Bucket>()), bound::UNBOUND_BUCKETS_ALL),
         (map::LEARNED, size(size_of::<LearnedKey>()), size(size_of::<Learned>()), bound::LEARNED_MAX),
         (map::LEARNED_BY, 4, 8, bound::SHARES),
         (map::LISTENERS, 4, 4, listener::SLOTS),
@@ -190,9 +190,10 @@ fn maps_have_the_layout_of_the_abi() {
     }
 }
 
-/// Each verifier walks another number of states for the same program (Linux 6.1 up to twice as many): half of what
-/// it may, which is a million instructions.
-pub const INSTRUCTIONS_MAX: u32 = 500_000;
+/// Each verifier walks another number of states for the same program (Linux 6.1 up to twice as many), and a few
+/// instructions more or less move where it remembers one, which is a tenth of them: well below what it may walk,
+/// which is a million instructions.
+pub const INSTRUCTIONS_MAX: u32 = 600_000;
 
 #[test]
 fn programs_verify_with_headroom() {

@@ -185,27 +185,30 @@ impl Report {
         writeln!(text, "### With many prefixes and agents\n")?;
         writeln!(
             text,
-            "IPv4 prefixes of /14 to /32, most of them /24. Each packet judged in full: nothing is remembered. To one destination, ns a packet; to random destinations each packet is a run of its own, \
-             with that run's cost in it. Median of the runs, and in brackets how many times that of the first row.\n"
+            "IPv4 prefixes of /14 to /32, most of them /24; IPv6 of /29 to /64, most of them /48. Each packet judged in full: nothing is remembered. To one destination, ns a packet; what is steered comes as far as to its \
+             listener. To random destinations each packet is a run of its own, with that run's cost in it. Median of the runs, and in brackets how many times that of the family's first row.\n"
         )?;
         writeln!(
             text,
-            "| prefixes | agents | tables, MiB | build, ms | swap, ms | `xdp_drop` | `xdp_pass` | `tc_direct` | random, XDP |\n|---|---|---|---|---|---|---|---|---|"
+            "| family | prefixes | agents | tables, MiB | build, ms | swap, ms | `xdp_drop` | `xdp_pass` | `tc_direct` | `tc_steer` | random, XDP |\n|---|---|---|---|---|---|---|---|---|---|---|"
         )?;
         let sizes = self.kernel.get("prefixes").and_then(|p| p.get("sizes")).and_then(Value::as_array);
         let sizes = sizes.context("`bench-kernel` gave no figures of prefixes")?;
         let median = |size: &Value, case: &str| {
             size.get("ns").and_then(|ns| ns.get(case)?.get("median")?.as_f64()).context("no median")
         };
-        let first = sizes.first().context("no sizes")?;
+        let family = |size: &Value| size.get("family").and_then(Value::as_str).map(str::to_owned);
         for size in sizes {
+            let name = family(size).context("no family")?;
+            let first =
+                sizes.iter().find(|other| family(other).as_ref() == Some(&name)).context("no sizes")?;
             let number =
                 |key: &str| size.get(key).and_then(Value::as_u64).with_context(|| format!("no `{key}`"));
-            write!(text, "|")?;
+            write!(text, "| {name} |")?;
             for key in ["prefixes", "agents", "mib", "build_ms", "swap_ms"] {
                 write!(text, " {} |", number(key)?)?;
             }
-            for case in ["xdp_drop", "xdp_pass", "tc_direct", "xdp_random"] {
+            for case in ["xdp_drop", "xdp_pass", "tc_direct", "tc_steer", "xdp_random"] {
                 let ns = median(size, case)?;
                 write!(text, " **{ns:.0}** ({:.2}) |", ns / median(first, case)?)?;
             }
