@@ -17,6 +17,7 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +73,7 @@ struct Asking<'a> {
     running: Result<&'a Running, DropReason>,
 }
 
-/// Answers datagrams until `stop`.
+/// Answers datagrams until `stop`, and then those it has taken.
 pub async fn datagrams(
     gateway: Arc<Gateway>,
     socket: Datagrams,
@@ -81,6 +82,7 @@ pub async fn datagrams(
     beat: Beat,
 ) {
     let socket = Arc::new(socket);
+    let mut answers = JoinSet::new();
     let mut looks = tokio::time::interval(limit::ACCEPT_BEAT);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -90,7 +92,7 @@ pub async fn datagrams(
             Some((permit, socket.receive().await))
         };
         let received = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             received = next => received,
             // In its turn also while datagrams never cease.
             _ = looks.tick() => {
@@ -100,13 +102,14 @@ pub async fn datagrams(
             }
         };
         beat.set();
+        while answers.try_join_next().is_some() {}
         match received {
             Some((permit, Ok(Some(datagram)))) => {
                 let entered = || Ok(datagram.ifindex);
                 let kind = clawgress_api::handover::ListenerKind::DnsDatagram;
                 let connection = Connection::new(kind, datagram.peer, datagram.asked, entered, &flows);
                 let (gateway, socket) = (Arc::clone(&gateway), Arc::clone(&socket));
-                tokio::spawn(async move {
+                answers.spawn(async move {
                     let said = answer(&gateway, &connection, &datagram.bytes, Carriage::Udp).await;
                     if let Some(bytes) = said
                         && let Err(error) = socket.answer(&datagram, &bytes)
@@ -121,9 +124,13 @@ pub async fn datagrams(
                 tracing::warn!(%error, "a datagram can't be received");
                 tokio::time::sleep(limit::DNS_PAUSE).await;
             }
-            None => return,
+            None => break,
         }
     }
+    // What takes longer ends with its record.
+    let answered = async { while answers.join_next().await.is_some() {} };
+    let _late = timeout(limit::DNS_LAST, answered).await;
+    tell_unrecorded(&gateway);
 }
 
 /// Answers the questions of one connection, one after the other (RFC 7766), until it ends or idles.

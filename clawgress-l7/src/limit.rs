@@ -100,6 +100,8 @@ pub const DNS_STREAM_WRITE: Duration = Duration::from_secs(5);
 pub const DNS_LEARN: Duration = Duration::from_secs(2);
 /// The least time for which an address is open that was just told.
 pub const DNS_OPEN_LEAST: Duration = Duration::from_secs(10);
+/// For answers under way to datagrams, when their socket is given back: what an upstream has to answer in.
+pub const DNS_LAST: Duration = RESOLVE;
 /// Pause after a datagram could not be received.
 pub const DNS_PAUSE: Duration = Duration::from_millis(50);
 

@@ -338,6 +338,36 @@ async fn datagrams_are_answered_from_where_they_were_sent_to() {
 }
 
 #[tokio::test]
+async fn what_was_counted_is_told_when_the_socket_is_given_back() {
+    const QUESTIONS: u64 = 2_000;
+    let mut desk = Desk::new().await;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+    socket.set_nonblocking(true).expect("nonblocking");
+    setsockopt(&socket, Ipv4OrigDstAddr, &true).expect("option");
+    let to = socket.local_addr().expect("address");
+    let served = Datagrams::new(socket.into(), false).expect("a socket");
+    let stop = CancellationToken::new();
+    let gateway = Arc::clone(&desk.gateway);
+    let serving =
+        tokio::spawn(datagrams(gateway, served, Arc::new(Flows::default()), stop.clone(), Beat::default()));
+    let client = UdpSocket::bind("127.0.0.9:0").await.expect("bind");
+    client.connect(to).await.expect("connect");
+    for _ in 0..QUESTIONS {
+        client.send(&asked("api.allowed.test", 1)).await.expect("sent");
+        let mut bytes = [0; 2048];
+        timeout(limit::RESOLVE, client.recv(&mut bytes)).await.expect("in time").expect("an answer");
+    }
+    stop.cancel();
+    serving.await.expect("ended");
+    let records = desk.carrier.drain_for_test();
+    let decided = records.iter().filter(|r| r.kind == RecordKind::Decision).count() as u64;
+    let counted: u64 = records.iter().filter(|r| r.kind == RecordKind::Gap).filter_map(|r| r.count).sum();
+    assert!(counted > 0);
+    // Each would have had a decision and an outcome.
+    assert_eq!(2 * decided + counted, 2 * QUESTIONS, "none is lost in silence");
+}
+
+#[tokio::test]
 async fn questions_of_a_connection_are_answered_in_their_order() {
     let desk = Desk::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
