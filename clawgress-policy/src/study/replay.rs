@@ -55,6 +55,8 @@ pub struct Recorded<'a> {
     pub alpn: Option<&'a [String]>,
     /// Its fingerprint.
     pub ja4: Option<&'a str>,
+    /// Whether something is told of its body.
+    pub has_payload: bool,
 }
 
 /// What is known of the time of a decision, besides its record's own parts.
@@ -276,12 +278,20 @@ impl Recorded<'_> {
             (Ok(_), None) => unknown("the address"),
             (Ok(answer), Some(reach)) => match reach.verdict {
                 Err(reason) => self.changed(before, reason.name(), reach.policies),
+                // What it held, no record tells whole.
+                Ok(()) if self.may_have_body(set) => unknown("what was sent"),
                 Ok(()) => {
                     let policies = answer.policies.into_iter().chain(reach.policies).collect();
                     self.changed(before, "allow", policies)
                 }
             },
         }
+    }
+
+    /// Whether it may have had a body that the set asks about. Where nobody asked, records tell nothing of one.
+    fn may_have_body(&self, set: &PolicySet) -> bool {
+        let has_none = |method: &str| ["GET", "HEAD", "OPTIONS"].contains(&method);
+        set.names_send() && (self.has_payload || self.method.is_some_and(|method| !has_none(method)))
     }
 
     /// A question to DNS: its type is recorded as a method, and its address is the resolver's.

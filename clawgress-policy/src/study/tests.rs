@@ -314,6 +314,7 @@ fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
         intercepted: false,
         alpn: None,
         ja4: None,
+        has_payload: false,
     }
 }
 
@@ -347,6 +348,17 @@ fn a_replay_is_exact_where_the_record_holds_all() {
         undecidable(&Recorded { known, ..recorded.clone() }, &timed, said);
         assert_eq!(replay(&Recorded { known, ..recorded.clone() }, TEXT), Replayed::Same, "{said}");
     }
+    // Of a body no record tells all that policy may ask; where nobody asks, nothing is missing.
+    let bodies = format!("{TEXT}@id(\"bodies\") permit (principal, action == Action::\"send\", resource);");
+    for sent in [
+        Recorded { method: Some("POST"), ..recorded.clone() },
+        Recorded { has_payload: true, ..recorded.clone() },
+        Recorded { has_payload: true, action: "send", verdict: Err("policy_forbidden"), ..recorded.clone() },
+    ] {
+        undecidable(&sent, &bodies, "what was sent");
+    }
+    assert_eq!(replay(&recorded, &bodies), Replayed::Same);
+    assert_eq!(replay(&Recorded { method: Some("POST"), ..recorded.clone() }, TEXT), Replayed::Same);
     let placed = TEXT.replace("resource in NetworkSet::\"lan\")\nwhen", "resource in Country::\"DE\")\nwhen");
     assert!(Needs::of(&placed).geo && !Needs::of(TEXT).geo);
     // A tunnel by what it carries; and one of which nothing was seen, by all that may have come.

@@ -219,6 +219,7 @@ impl Report {
             intercepted: record.intercepted,
             alpn: attributes.and_then(|a| a.alpn.as_deref()),
             ja4: record.fingerprint.as_ref().and_then(|f| f.ja4.as_deref()),
+            has_payload: attributes.is_some_and(|a| a.payload.is_some()),
         };
         let mut set = set.at(record.time.as_millisecond());
         let history = attributes.and_then(|a| a.history.clone());
