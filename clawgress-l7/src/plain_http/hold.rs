@@ -61,6 +61,10 @@ impl Gate {
                     break part(body, reason);
                 }
                 spool.reserve(wanted - spool.len());
+                // It may be more than was asked for.
+                if let Err(reason) = body.charge(spool.capacity()) {
+                    break part(body, reason);
+                }
             }
             let step = poll_fn(|cx| self.reader().lock().poll_body(cx, bytes_max, &mut spool, body));
             match tokio::time::timeout_at(deadline, step).await {
