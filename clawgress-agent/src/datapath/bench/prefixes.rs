@@ -27,6 +27,8 @@ use super::{AGENT, LOOPBACK, MAC, TCP, UDP, frame, generation, run};
 
 /// Prefixes and agents of each case.
 const SIZES: [(u32, u32); 5] = [(1, 1), (1_000, 1), (100_000, 1), (1_000_000, 1), (1_000_000, 10_000)];
+/// The same over IPv6, of which an image holds fewer: as many as are announced in all the world.
+const SIZES_V6: [(u32, u32); 5] = [(1, 1), (1_000, 1), (100_000, 1), (250_000, 1), (250_000, 10_000)];
 /// The first agent's address over IPv6; the others follow.
 const AGENT6: Ipv6Addr = Ipv6Addr::new(0xFD09, 0, 0, 0, 0, 0, 0, 2);
 /// Runs to one destination, and packets in each.
@@ -44,6 +46,8 @@ const CLASSES: u32 = 3;
 const FLAGS_V4: usize = 14 + 20 + 13;
 const FLAGS_V6: usize = 14 + 40 + 13;
 const ACK: u8 = 0x10;
+/// Allocations of /32 that IPv6 networks lie in: about what the global routing table has.
+const ALLOCATIONS: u64 = 40_000;
 const SEED: u64 = 0x5eed_0003;
 
 /// Measures all sizes. Needs root.
@@ -53,8 +57,8 @@ const SEED: u64 = 0x5eed_0003;
 pub fn measure() -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut sizes = Vec::new();
-    for is_v6 in [false, true] {
-        for (prefixes, agents) in SIZES {
+    for (is_v6, all) in [(false, SIZES), (true, SIZES_V6)] {
+        for (prefixes, agents) in all {
             sizes.push(runtime.block_on(size(prefixes, agents, is_v6))?);
         }
     }
@@ -181,8 +185,8 @@ fn spread(mut ns: Vec<u64>) -> Value {
     json!({ "min": at(0), "median": at(ns.len() / 2), "max": at(ns.len().saturating_sub(1)) })
 }
 
-/// Random networks, none twice: of /14 to /32, most of them /24, as routing tables have them; over IPv6 of /29 to /64,
-/// most of them /48.
+/// Random networks, none twice: of /14 to /32, most of them /24, as routing tables have them; over IPv6 of /32 to /64,
+/// most of them /48, in so many allocations as are announced.
 fn networks(count: u32, is_v6: bool) -> Result<Vec<IpNet>> {
     let mut random = SEED;
     let mut found = std::collections::BTreeSet::new();
@@ -191,12 +195,14 @@ fn networks(count: u32, is_v6: bool) -> Result<Vec<IpNet>> {
         let (kind, more) = (next(&mut random) % 10, u8::try_from(next(&mut random) % 16)?);
         if is_v6 {
             let length = match kind {
-                0 => 29 + more,
+                0 => 32 + more,
                 1 => 49 + more,
                 _ => 48,
             };
-            // Global unicast (RFC 4291 2.4): 2000::/3.
-            let bits = u128::from(bits >> 3 | 1 << 61) << 64;
+            // Of so many registries' allocations, in global unicast space (RFC 4291 2.4: 2000::/3).
+            let mut allocation = bits % ALLOCATIONS;
+            let high = next(&mut allocation) >> 3 & !0xFFFF_FFFF | 1 << 61;
+            let bits = u128::from(high | bits >> 32) << 64;
             found.insert(IpNet::V6(Ipv6Net::new(Ipv6Addr::from_bits(bits), length)?.trunc()));
             continue;
         }
