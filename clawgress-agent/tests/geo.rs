@@ -5,6 +5,8 @@
 mod mmdb;
 #[path = "support/node.rs"]
 mod node;
+#[path = "geo/shares.rs"]
+mod shares;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -296,7 +298,7 @@ async fn data_are_reloaded_live_and_bad_data_change_nothing() {
 }
 
 #[derive(Debug)]
-struct SetClock(AtomicI64);
+pub struct SetClock(AtomicI64);
 
 impl SetClock {
     fn set(&self, time: &str) {
@@ -435,6 +437,16 @@ async fn a_tenant_that_fails_at_a_turn_takes_from_nobody_else() {
     node::until_there(&node.config.admin_socket()).await;
     let told = snapshot(&mut node.worker("w").await).await;
     assert!(told.policy.is_some() && told.tenants.is_empty(), "{told:?}");
+    // It counts again when the hour is over, by itself.
+    clock.set("2026-11-25T04:00:00Z");
+    until("it to count again", async || !suspended().await).await;
+    let told = snapshot(&mut node.worker("w").await).await;
+    assert!(told.policy.is_some() && told.tenants.len() == 1, "{told:?}");
+    let is_told = async || changes(&node).await.iter().any(|d| d.contains("there is room again"));
+    until("its record", is_told).await;
+    // So it goes the next day, and another policy ends it at once.
+    clock.set("2026-11-26T03:00:00Z");
+    until("it is suspended again", suspended).await;
     apply(acme(), open).await.expect("applied");
     let told = snapshot(&mut node.worker("w").await).await;
     assert!(told.policy.is_some() && told.tenants.len() == 1, "{told:?}");

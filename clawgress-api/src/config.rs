@@ -16,6 +16,7 @@ mod endpoint;
 mod intercept;
 mod interface;
 mod spiffe;
+mod tenants;
 
 pub use self::content::Content;
 pub use self::dns::Dns;
@@ -23,6 +24,7 @@ pub use self::endpoint::Endpoint;
 pub use self::intercept::{Intercept, excludes};
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
 pub use self::spiffe::{Spiffe, WorkloadEndpoint};
+pub use self::tenants::Tenants;
 
 /// The zone that needs no zone database.
 pub const UTC: &str = "UTC";
@@ -72,6 +74,9 @@ pub struct Config {
     /// SPIFFE on this node.
     #[serde(default)]
     pub spiffe: Spiffe,
+    /// What tenants share.
+    #[serde(default)]
+    pub tenants: Tenants,
 }
 
 /// Geo data, for policy that names ASNs or countries: files in the MaxMind DB format, read by control, and

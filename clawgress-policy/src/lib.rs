@@ -29,7 +29,7 @@ pub use address::{embedded_ipv4, is_reserved};
 pub use geo::{GEO_PREFIXES_MAX, Geo, GeoNames};
 pub use host::{Host, HostError};
 pub use members::{SET_MEMBERS_MAX, SET_NAME_BYTES_MAX, SETS_MAX};
-pub use policies::Policies;
+pub use policies::{Alone, Policies, Share};
 pub use request::{
     ALPN_GUESSES, Decision, Operation, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
 };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use clawgress_identity::Agent;
 
+use crate::kernel::KernelTables;
 use crate::{NamedSets, PolicyErrors, PolicySet, Surroundings, kernel};
 
 /// The platform's set, if it has one, and each tenant's. Cloning shares them.
@@ -17,6 +18,62 @@ pub struct Policies {
     tenants: BTreeMap<String, PolicySet>,
     /// Permits nothing, under the platform's: what counts for tenants without a set of their own.
     none: PolicySet,
+}
+
+/// What a tenant takes of the kernel's tables: of the bound that it takes most of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The tenant.
+    pub tenant: String,
+    /// Of what.
+    pub what: &'static str,
+    /// How much.
+    pub count: usize,
+    /// How much there is for all.
+    pub bound: usize,
+    parts_per_million: usize,
+}
+
+/// Tenants' tables, each without the others'.
+#[derive(Debug, Default)]
+pub struct Alone {
+    /// Those of whom there are none, and why. Nobody, where that is so of every tenant: then it is the platform's fault.
+    pub failing: BTreeMap<String, PolicyErrors>,
+    /// What the others take, the largest first, equal ones by name.
+    pub shares: Vec<Share>,
+}
+
+// === impl Share ===
+
+impl Share {
+    fn of(tenant: &str, tables: &KernelTables) -> Share {
+        let share = |what, count: usize, bound: usize| {
+            let parts_per_million = count.saturating_mul(1_000_000) / bound.max(1);
+            Share { tenant: tenant.to_owned(), what, count, bound, parts_per_million }
+        };
+        let verdicts = share("verdicts", tables.verdicts.len(), kernel::VERDICTS_MAX);
+        let others = [
+            share("destination prefixes", tables.destinations.len(), kernel::PREFIXES_MAX),
+            share("rate limits", tables.limiters.len(), kernel::LIMITERS_MAX),
+            share("combinations of rate limits", tables.limits.len(), kernel::LIMIT_SETS_MAX),
+        ];
+        // Of equal ones the first.
+        let larger = |a: Share, b: Share| if b.parts_per_million > a.parts_per_million { b } else { a };
+        others.into_iter().fold(verdicts, larger)
+    }
+
+    /// Whether it is more than so much of the bound.
+    #[must_use]
+    pub fn exceeds(&self, percent: u8) -> bool {
+        self.parts_per_million > usize::from(percent) * 10_000
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let Share { tenant, what, count, bound, .. } = self;
+        format!("tenant `{tenant}` takes {count} of {bound} {what}")
+    }
 }
 
 // === impl Policies ===
@@ -66,23 +123,48 @@ impl Policies {
         self.sets().filter_map(|set| set.next_turn_ms(now_ms)).min()
     }
 
-    /// Tenants of whose sets, under the platform's, no kernel tables can be made for their own agents, whatever others
-    /// say; and why. None where that is so of every tenant that has agents and a set: then it is the platform's fault.
+    /// What each tenant that has agents and a set comes to, under the platform's and by its own agents, whatever others say.
     #[must_use]
-    pub fn without_tables(&self, agents: &[Agent]) -> BTreeMap<String, PolicyErrors> {
-        let (mut failing, mut asked) = (BTreeMap::new(), 0);
-        for (tenant, set) in self.tenants() {
-            let own = agents.iter().filter(|agent| agent.id.tenant() == tenant);
-            let own: Vec<Agent> = own.cloned().collect();
-            if own.is_empty() {
-                continue;
-            }
+    pub fn alone(&self, agents: &[Agent]) -> Alone {
+        let mut alone = Alone::default();
+        let mut asked = 0;
+        for tenant in self.tenants.keys() {
+            let Some(tables) = self.tables_of(tenant, agents) else { continue };
             asked += 1;
-            if let Err(errors) = kernel::compile(set, &own) {
-                failing.insert(tenant.to_owned(), errors);
+            match tables {
+                Ok(tables) => alone.shares.push(Share::of(tenant, &tables)),
+                Err(errors) => drop(alone.failing.insert(tenant.clone(), errors)),
             }
         }
-        if failing.len() >= asked { BTreeMap::new() } else { failing }
+        if alone.failing.len() >= asked {
+            alone.failing.clear();
+        }
+        let by_share = |a: &Share, b: &Share| {
+            b.parts_per_million.cmp(&a.parts_per_million).then_with(|| a.tenant.cmp(&b.tenant))
+        };
+        alone.shares.sort_by(by_share);
+        alone
+    }
+
+    /// What a tenant takes of the kernel's tables, likewise.
+    #[must_use]
+    pub fn share(&self, tenant: &str, agents: &[Agent]) -> Option<Share> {
+        let tables = self.tables_of(tenant, agents)?.ok()?;
+        Some(Share::of(tenant, &tables))
+    }
+
+    fn tables_of(&self, tenant: &str, agents: &[Agent]) -> Option<Result<KernelTables, PolicyErrors>> {
+        let set = self.tenants.get(tenant)?;
+        let own: Vec<Agent> = agents.iter().filter(|agent| agent.id.tenant() == tenant).cloned().collect();
+        (!own.is_empty()).then(|| kernel::compile(set, &own))
+    }
+
+    /// The same without these tenants' sets.
+    #[must_use]
+    pub fn without(&self, tenants: &[&str]) -> Policies {
+        let left = self.tenants.iter().filter(|(name, _)| !tenants.contains(&name.as_str()));
+        let tenants = left.map(|(name, set)| (name.clone(), set.clone())).collect();
+        Policies { platform: self.platform.clone(), tenants, none: self.none.clone() }
     }
 
     /// The platform's set, if it has one, as it decides alone.

@@ -167,6 +167,15 @@ pub struct PolicyErrors {
 }
 
 impl PolicyErrors {
+    /// The same, with a word more behind the last problem.
+    #[must_use]
+    pub fn and_told(mut self, more: &str) -> Self {
+        if let Some(last) = self.problems.last_mut() {
+            last.message = format!("{}; {more}", last.message);
+        }
+        self
+    }
+
     /// One problem without a place.
     pub(crate) fn one(message: impl Into<String>) -> Self {
         PolicyErrors {

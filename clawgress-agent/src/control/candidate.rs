@@ -1,10 +1,12 @@
 //! Policies that are not live yet: what each would come to, and whether it says anything that does nothing.
 
+use std::num::NonZeroU8;
+
 use clawgress_api::config::Endpoint;
 use clawgress_identity::{Agent, PolicyOwner};
 use clawgress_policy::lint::{Acceptance, Accepted, Configuration, Finding, ReadTls};
 use clawgress_policy::study::explain::Target;
-use clawgress_policy::{PolicyBundle, PolicySet, Scheme, Surroundings};
+use clawgress_policy::{Policies, PolicyBundle, PolicySet, Scheme, Surroundings};
 
 use super::govern::{Governor, blocking, zone};
 use super::model::Refusal;
@@ -23,6 +25,24 @@ pub struct Size {
     pub limiters: u64,
     /// What lint says of it; none is an error that was not accepted.
     pub findings: Vec<Finding>,
+}
+
+/// Refuses a tenant's policy that takes more of the kernel's tables than one of several tenants may.
+fn within_share(
+    all: &Policies,
+    owner: &PolicyOwner,
+    agents: &[Agent],
+    percent: NonZeroU8,
+) -> Result<(), Refusal> {
+    let Some(tenant) = owner.tenant().filter(|_| all.tenants().count() > 1) else { return Ok(()) };
+    let share = all.share(tenant, agents).filter(|share| share.exceeds(percent.get()));
+    match share {
+        None => Ok(()),
+        Some(share) => Err(Refusal::Full(format!(
+            "{} of the kernel's tables, and one of several tenants may take {percent} %: narrow it, or raise `share_percent_max` in [tenants] of the configuration",
+            share.told()
+        ))),
+    }
 }
 
 /// The host of an endpoint that is asked over TLS.
@@ -50,6 +70,7 @@ impl Governor {
         let agents = live.model.agents.values().cloned().collect::<Vec<_>>();
         let reading = self.reading();
         let geo = self.geo_of(&bundle.text).await?;
+        let share = self.config.tenants.share_percent_max;
         let window = self.window();
         blocking(move || {
             let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
@@ -66,6 +87,7 @@ impl Governor {
             let all = live.in_force.with(&owner, &set)?;
             let all = all.at(window.at.as_millisecond());
             all.check_limits(&agents)?;
+            within_share(&all, &owner, &agents, share)?;
             let tables = compile(&all, &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
             let limiters = tables.limiters.len() as u64;
@@ -94,6 +116,7 @@ impl Governor {
     ) -> Result<Acceptance, Refusal> {
         let geo = self.geo_of(&bundle.text).await?;
         let (window, live) = (self.window(), self.live());
+        let share = self.config.tenants.share_percent_max;
         blocking(move || {
             let surroundings = Surroundings { geo: geo.geo.clone(), zone: zone(&window)? };
             let parsed = PolicySet::parse_for(&owner, &bundle.text, &bundle.sets, &surroundings);
@@ -102,6 +125,7 @@ impl Governor {
             let agents: Vec<Agent> = live.model.agents.values().cloned().collect();
             let all = live.in_force.with(&owner, &set)?.at(window.at.as_millisecond());
             all.check_limits(&agents)?;
+            within_share(&all, &owner, &agents, share)?;
             Ok(acceptance)
         })
         .await

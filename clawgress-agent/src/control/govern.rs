@@ -63,6 +63,18 @@ pub struct Governor {
     planes: OnceLock<Planes>,
     /// Numbers of what was to be prepared.
     candidates: AtomicU64,
+    /// When policies that lack room were last tried.
+    tried: parking_lot::Mutex<Option<Tried>>,
+}
+
+/// For what it is known that policies that lack room still do.
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    /// The live generation.
+    generation: u64,
+    /// From when, and until when, their conditions on time say the same: Unix milliseconds.
+    at_ms: i64,
+    until_ms: Option<i64>,
 }
 
 /// A change that is whole, and not committed.
@@ -115,6 +127,7 @@ impl Governor {
             preparing: Mutex::new(()),
             planes: OnceLock::new(),
             candidates: AtomicU64::new(0),
+            tried: parking_lot::Mutex::default(),
         };
         let pending = governor.store.scan(&governor.pending(""), None).await?;
         let pending = pending.entries.iter().map(parse).collect::<Result<Vec<AuditRecord>, _>>();
@@ -405,16 +418,16 @@ impl Governor {
     /// If it can't be made; then nothing was altered.
     pub async fn tick(&self) -> Result<(), Refusal> {
         let live = self.live();
-        if !live.in_force.policies().is_some_and(Policies::asks_time) {
-            return Ok(());
-        }
+        let asks_time = live.in_force.policies().is_some_and(Policies::asks_time);
         let (now, made) = (self.window(), &live.model.window);
-        let why = if live.turns_at.is_some_and(|turn| now.at >= turn) {
+        let why = if asks_time && live.turns_at.is_some_and(|turn| now.at >= turn) {
             "a condition on time turned"
-        } else if now.at < made.at {
+        } else if asks_time && now.at < made.at {
             "the clock was set back"
-        } else if now.zone != made.zone {
+        } else if asks_time && now.zone != made.zone {
             "the time zone was changed"
+        } else if self.has_room_again(&live, &now).await? {
+            "there is room again for a policy that had no kernel tables"
         } else {
             return Ok(());
         };
@@ -422,10 +435,44 @@ impl Governor {
         let turn = |draft: &mut Draft| {
             // One tenant's that has no tables at this moment must not take from everybody what they have.
             draft.unusable = Unusable::Suspend;
+            // Also where this moment is the live generation's: what has room again is no other moment.
+            draft.close()?;
             draft.enter(now.clone())
         };
         // The moment before is over, whoever can take this one.
-        self.change_by(Manner::Forced, |()| detail.clone(), turn).await.map(drop)
+        let (_, made) = self.change_by(Manner::Forced, |()| detail.clone(), turn).await?;
+        // What lacks room in it was just tried.
+        self.note_tried(&made).await
+    }
+
+    /// Whether a policy that left force for want of room would count now. Tried when something changed since it last was:
+    /// it takes as long as a change.
+    async fn has_room_again(&self, live: &Generation, now: &Window) -> Result<bool, Refusal> {
+        if !live.in_force.lacks_room() {
+            return Ok(false);
+        }
+        let (generation, at_ms) = (live.model.generation, now.at.as_millisecond());
+        let tried = *self.tried.lock();
+        let is_known = |t: &Tried| {
+            t.generation == generation && (t.at_ms..t.until_ms.unwrap_or(i64::MAX)).contains(&at_ms)
+        };
+        if tried.as_ref().is_some_and(is_known) {
+            return Ok(false);
+        }
+        let model = Model { window: now.clone(), ..live.model.clone() };
+        let former = Former { in_force: live.in_force.clone(), tables: live.tables.clone() };
+        let trial = render(model, former, Unusable::Suspend).await?;
+        self.note_tried(&trial).await?;
+        Ok(trial.broken.len() < live.broken.len())
+    }
+
+    /// Notes what a generation was tried for, at its moment.
+    async fn note_tried(&self, generation: &Generation) -> Result<(), Refusal> {
+        let at_ms = generation.model.window.at.as_millisecond();
+        let (in_force, generation) = (generation.in_force.clone(), generation.model.generation);
+        let until_ms = blocking(move || Ok(in_force.lacking_until_ms(at_ms))).await?;
+        *self.tried.lock() = Some(Tried { generation, at_ms, until_ms });
+        Ok(())
     }
 
     /// The geo data that `text` names, as the files have them now.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use clawgress_api::{MESSAGE_BYTES_MAX, PolicyRevision};
 use clawgress_identity::{Agent, PolicyOwner};
 use clawgress_policy::{
-    Geo, GeoNames, Policies, PolicyBundle, PolicyErrors, PolicyInForceRef, PolicySet, Surroundings, Zone,
+    Alone, Geo, GeoNames, Policies, PolicyBundle, PolicyErrors, PolicyInForceRef, PolicySet, Share,
+    Surroundings, Zone, kernel,
 };
 
 use super::geo::GeoInForce;
@@ -27,9 +28,18 @@ type Revision = Arc<PolicyRevision<PolicyBundle>>;
 pub(super) struct InForce {
     parsed: BTreeMap<PolicyOwner, Parsed>,
     /// Those that don't count, and why.
-    broken: BTreeMap<PolicyOwner, (Revision, String)>,
+    broken: BTreeMap<PolicyOwner, Broken>,
     /// Those that count, together; `None` denies everything.
     policies: Option<Policies>,
+}
+
+/// A policy that doesn't count.
+#[derive(Clone, Debug)]
+struct Broken {
+    policy: Revision,
+    why: String,
+    /// As it was parsed, if all it lacks is room in the kernel's tables: then it counts again when there is some.
+    parsed: Option<Parsed>,
 }
 
 /// A policy as it was parsed, and what from.
@@ -61,19 +71,26 @@ impl InForce {
         let mut this = InForce::default();
         for (owner, policy) in &model.policies {
             if let Some(why) = model.distrust.get(owner) {
-                this.broken.insert(owner.clone(), (Arc::clone(policy), why.clone()));
+                let broken = Broken { policy: Arc::clone(policy), why: why.clone(), parsed: None };
+                this.broken.insert(owner.clone(), broken);
                 continue;
             }
-            if let Some(known) = former.broken.get(owner).filter(|known| Arc::ptr_eq(&known.0, policy)) {
+            let known = former.broken.get(owner).filter(|known| Arc::ptr_eq(&known.policy, policy));
+            let lacks_room = known.and_then(|known| known.parsed.as_ref());
+            // What lacked room is tried again where it can be taken from force again.
+            if let Some(known) = known
+                && (lacks_room.is_none() || unusable == Unusable::Refuse)
+            {
                 this.broken.insert(owner.clone(), known.clone());
                 continue;
             }
-            match Parsed::of(policy, model, &zone, former.parsed.get(owner)) {
+            match Parsed::of(policy, model, &zone, lacks_room.or_else(|| former.parsed.get(owner))) {
                 Ok(parsed) => drop(this.parsed.insert(owner.clone(), parsed)),
                 Err(refusal) if unusable == Unusable::Suspend => {
                     let why = suspended(&refusal);
                     tracing::error!(%owner, why, "a stored policy is refused");
-                    this.broken.insert(owner.clone(), (Arc::clone(policy), why));
+                    let broken = Broken { policy: Arc::clone(policy), why, parsed: None };
+                    this.broken.insert(owner.clone(), broken);
                 }
                 Err(refusal) => return Err(refusal),
             }
@@ -85,29 +102,86 @@ impl InForce {
     /// None of the model's policies, for this reason.
     pub(super) fn suspended(model: &Model, why: &str) -> InForce {
         let broken = model.policies.iter();
-        let broken = broken.map(|(owner, policy)| (owner.clone(), (Arc::clone(policy), why.to_owned())));
+        let broken = broken.map(|(owner, policy)| {
+            let (policy, why) = (Arc::clone(policy), why.to_owned());
+            (owner.clone(), Broken { policy, why, parsed: None })
+        });
         InForce { broken: broken.collect(), ..InForce::default() }
     }
 
     /// Takes the tenants' policies from force that have no kernel tables of their own at this moment, so that they take from
-    /// nobody else. Whether there are any.
-    pub(super) fn suspend_without_tables(
+    /// nobody else; and where there are still none, with `is_enough` asked, as few as it takes of those that take most of what
+    /// all share. Whether there are any.
+    pub(super) fn suspend(
         &mut self,
         agents: &[Agent],
         now_ms: i64,
+        is_enough: impl Fn(&InForce) -> bool,
     ) -> Result<bool, PolicyErrors> {
         let Some(policies) = &self.policies else { return Ok(false) };
-        let failing = policies.at(now_ms).without_tables(agents);
-        let is_any = !failing.is_empty();
-        for (tenant, errors) in failing {
+        let Alone { failing, shares } = policies.at(now_ms).alone(agents);
+        let failing =
+            failing.into_iter().map(|(tenant, errors)| (tenant, suspended(&Refusal::Policy(errors))));
+        let is_any = self.take_from_force(failing.collect())?;
+        if is_any && is_enough(self) {
+            return Ok(true);
+        }
+        Ok(self.suspend_largest(agents, now_ms, &shares)? || is_any)
+    }
+
+    fn suspend_largest(
+        &mut self,
+        agents: &[Agent],
+        now_ms: i64,
+        shares: &[Share],
+    ) -> Result<bool, PolicyErrors> {
+        let Some(policies) = &self.policies else { return Ok(false) };
+        let policies = policies.at(now_ms);
+        let fits = |count: usize| {
+            let without: Vec<&str> = shares.iter().take(count).map(|share| share.tenant.as_str()).collect();
+            kernel::compile_all(&policies.without(&without), agents).is_ok()
+        };
+        // The least number that is enough: between one that isn't, and one that is. The last is nobody's burden.
+        let (mut fails, mut enough) = (0, shares.len().saturating_sub(1));
+        if enough == 0 || !fits(enough) {
+            return Ok(false);
+        }
+        while enough - fails > 1 {
+            let middle = usize::midpoint(fails, enough);
+            if fits(middle) { enough = middle } else { fails = middle }
+        }
+        let told = |share: &Share| {
+            let why = format!(
+                "the kernel's tables can't hold all tenants' policies at this moment, and {}, the most; it counts again when there is room: narrow it, or that of others",
+                share.told()
+            );
+            (share.tenant.clone(), why)
+        };
+        self.take_from_force(shares.iter().take(enough).map(told).collect())
+    }
+
+    fn take_from_force(&mut self, tenants: Vec<(String, String)>) -> Result<bool, PolicyErrors> {
+        let is_any = !tenants.is_empty();
+        for (tenant, why) in tenants {
             let owner = PolicyOwner::Tenant(tenant);
             let Some(parsed) = self.parsed.remove(&owner) else { continue };
-            let why = suspended(&Refusal::Policy(errors));
             tracing::error!(%owner, why, "a policy has no kernel tables at this moment, and leaves force");
-            self.broken.insert(owner, (parsed.policy, why));
+            let broken = Broken { policy: Arc::clone(&parsed.policy), why, parsed: Some(parsed) };
+            self.broken.insert(owner, broken);
         }
         self.together()?;
         Ok(is_any)
+    }
+
+    /// Whether there are policies that don't count for want of room alone.
+    pub(super) fn lacks_room(&self) -> bool {
+        self.broken.values().any(|broken| broken.parsed.is_some())
+    }
+
+    /// When a condition on time of any of these turns next.
+    pub(super) fn lacking_until_ms(&self, now_ms: i64) -> Option<i64> {
+        let lacking = self.broken.values().filter_map(|broken| broken.parsed.as_ref());
+        lacking.filter_map(|parsed| parsed.set.next_turn_ms(now_ms)).min()
     }
 
     fn together(&mut self) -> Result<(), PolicyErrors> {
@@ -175,7 +249,7 @@ impl InForce {
 
     /// Policies that don't count, and why.
     pub(super) fn broken(&self) -> BTreeMap<PolicyOwner, String> {
-        self.broken.iter().map(|(owner, (_, why))| (owner.clone(), why.clone())).collect()
+        self.broken.iter().map(|(owner, broken)| (owner.clone(), broken.why.clone())).collect()
     }
 
     /// What L7 is to decide by, of one owner.

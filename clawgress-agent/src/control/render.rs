@@ -5,13 +5,16 @@ use std::sync::Arc;
 use clawgress_api::{KernelGeneration, Snapshot};
 use clawgress_ebpf_common::bound;
 use clawgress_identity::{Agent, PolicyOwner, SharedSource};
-use clawgress_policy::Policies;
 use clawgress_policy::kernel::{self, KernelTables};
+use clawgress_policy::{Policies, Share};
 use jiff::Timestamp;
 
 use super::govern::{Generation, blocking};
 use super::in_force::{InForce, Unusable};
 use super::model::{Model, Refusal, Run};
+
+/// Most tenants that are named where the tables can't hold what all want.
+const SHARES_TOLD_MAX: usize = 3;
 
 /// Tables of the kernel, and what they were compiled from besides the policies in force.
 #[derive(Clone, Debug)]
@@ -47,12 +50,12 @@ pub(super) async fn render(model: Model, former: Former, unusable: Unusable) -> 
         let mut in_force = InForce::of(&model, &former.in_force, unusable)?;
         let now_ms = model.window.at.as_millisecond();
         let mut compiled = Compiled::of(&in_force, &former, &agents, now_ms);
-        // One tenant's that has no tables at this moment must not take from everybody what they have.
-        if compiled.is_err()
-            && unusable == Unusable::Suspend
-            && in_force.suspend_without_tables(&agents, now_ms)?
-        {
-            compiled = Compiled::of(&in_force, &former, &agents, now_ms);
+        // One tenant's that has no tables at this moment, or too large ones, must not take from everybody what they have.
+        if compiled.is_err() && unusable == Unusable::Suspend {
+            let is_enough = |left: &InForce| Compiled::of(left, &former, &agents, now_ms).is_ok();
+            if in_force.suspend(&agents, now_ms, is_enough)? {
+                compiled = Compiled::of(&in_force, &former, &agents, now_ms);
+            }
         }
         let (compiled, turn_ms) = compiled?;
         let tables = compiled.as_ref().map(|compiled| &*compiled.tables);
@@ -83,9 +86,16 @@ pub(super) async fn render(model: Model, former: Former, unusable: Unusable) -> 
     .await
 }
 
-/// Compiles to the kernel's tables.
+/// Compiles to the kernel's tables. Where these can't hold what all tenants want, it is told who takes most of them.
 pub(super) fn compile(policies: &Policies, agents: &[Agent]) -> Result<KernelTables, Refusal> {
-    Ok(kernel::compile_all(policies, agents)?)
+    kernel::compile_all(policies, agents).map_err(|errors| {
+        let shares = policies.alone(agents).shares;
+        if shares.len() < 2 {
+            return errors.into();
+        }
+        let told: Vec<String> = shares.iter().take(SHARES_TOLD_MAX).map(Share::told).collect();
+        errors.and_told(&format!("alone, {}", told.join(", "))).into()
+    })
 }
 
 // === impl Compiled ===
