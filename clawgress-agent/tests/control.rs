@@ -60,6 +60,7 @@ fn policy(text: &str) -> NewPolicy<PolicyBundle> {
         message: "because".into(),
         author: "me".into(),
         accepted: Vec::new(),
+        parent: None,
     }
 }
 

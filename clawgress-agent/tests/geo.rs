@@ -156,6 +156,7 @@ async fn apply(node: &Node, text: &str) -> Result<PolicyRevision<PolicyBundle>, 
         message: "because".into(),
         author: "me".into(),
         accepted: Vec::new(),
+        parent: None,
     };
     let answer = node.admin().apply_policy(document(&new)).await?;
     Ok(parse(&answer.into_inner().json))
@@ -209,6 +210,7 @@ async fn without_data_a_policy_that_names_any_is_refused() {
         message: String::new(),
         author: String::new(),
         accepted: Vec::new(),
+        parent: None,
     };
     node.admin().check_policy(document(&check)).await.expect_err("refused");
     assert_eq!(status(&node).await.generation, 0, "nothing was changed");
@@ -414,7 +416,7 @@ async fn a_tenant_that_fails_at_a_turn_takes_from_nobody_else() {
     let apply = async |owner: PolicyOwner, text: &str| {
         let bundle = PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() };
         let (message, author) = ("x".to_owned(), "x".to_owned());
-        let new = NewPolicy { owner, bundle, message, author, accepted: Vec::new() };
+        let new = NewPolicy { owner, bundle, message, author, accepted: Vec::new(), parent: None };
         node.admin().apply_policy(document(&new)).await
     };
     let acme = || PolicyOwner::Tenant("acme".into());
@@ -486,7 +488,7 @@ async fn what_takes_away_does_not_wait_for_an_hour_that_has_tables() {
     let bundle =
         PolicyBundle { text: limits.fold(open, |text, limit| text + &limit), ..PolicyBundle::default() };
     let (owner, message, author) = (PolicyOwner::default(), "x".to_owned(), "x".to_owned());
-    let policy = NewPolicy { owner, bundle, message, author, accepted: Vec::new() };
+    let policy = NewPolicy { owner, bundle, message, author, accepted: Vec::new(), parent: None };
     node.admin().apply_policy(document(&policy)).await.expect("applied: at this hour there is none of them");
     clock.set("2026-11-25T03:00:00Z");
     // Nobody else has tables either, so it is suspended for nobody's sake.

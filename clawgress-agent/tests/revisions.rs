@@ -34,6 +34,7 @@ async fn apply(node: &Node, text: &str) -> PolicyRevision<PolicyBundle> {
         message: "because".into(),
         author: "somebody".into(),
         accepted: Vec::new(),
+        parent: None,
     };
     parse(&node.admin().apply_policy(document(&new)).await.expect("applied").into_inner().json)
 }
@@ -135,6 +136,7 @@ async fn a_revision_is_signed_by_a_key_that_anybody_can_check() {
         message: "m".into(),
         author: "a".into(),
         accepted: Vec::new(),
+        parent: None,
     };
     let refused = node.admin().apply_policy(document(&new)).await.expect_err("refused");
     assert_eq!(refused.code(), tonic::Code::Unavailable);

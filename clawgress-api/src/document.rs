@@ -328,6 +328,9 @@ pub struct NewPolicy<P> {
     /// Findings that are proven and accepted, each as `KIND` or `KIND:POLICY` (`clawgress_policy::lint::Accepted`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<String>,
+    /// The revision that it is to follow, 0 for none: with another one live it is refused. Absent, it follows any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u64>,
 }
 
 /// `PolicySurroundings`: what of a node is to be told.

@@ -81,6 +81,10 @@ pub enum Verb {
         /// Why, for the history.
         #[arg(long, short, required_unless_present = "dry_run")]
         message: Option<String>,
+        /// Refuse it if another revision than this one is live, 0 for none: what two pipelines apply at once is then never
+        /// undone by the slower one.
+        #[arg(long, value_name = "REVISION", conflicts_with = "dry_run")]
+        parent: Option<u64>,
         /// Only let the running agent check it, and show what would change.
         #[arg(long)]
         dry_run: bool,
@@ -126,9 +130,9 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
         Verb::Apply { files, accept, dry_run: true, .. } => {
             diff::dry_run(client, output, files.read(owner)?.accepting(accept.findings)).await
         }
-        Verb::Apply { files, accept, message, .. } => {
+        Verb::Apply { files, accept, message, parent, .. } => {
             let written = files.read(owner)?.accepting(accept.findings);
-            apply::run(client, output, written, message.unwrap_or_default()).await
+            apply::run(client, output, written, (message.unwrap_or_default(), parent)).await
         }
         Verb::Show { revision } => history::show(client, output, owner, revision.unwrap_or(0)).await,
         Verb::History => history::list(client, output, owner).await,
@@ -265,8 +269,12 @@ fn author() -> String {
     env::var("SUDO_USER").or_else(|_| env::var("USER")).unwrap_or_default()
 }
 
-fn new_policy(written: &Written, message: String) -> Result<clawgress_api::proto::Document, Failure> {
+fn new_policy(
+    written: &Written,
+    message: String,
+    parent: Option<u64>,
+) -> Result<clawgress_api::proto::Document, Failure> {
     let (owner, bundle) = (written.owner.clone(), written.bundle.clone());
     let accepted = written.accepted.iter().map(ToString::to_string).collect();
-    request(&NewPolicy { owner, bundle, message, author: author(), accepted })
+    request(&NewPolicy { owner, bundle, message, author: author(), accepted, parent })
 }

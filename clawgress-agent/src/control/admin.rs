@@ -356,6 +356,7 @@ fn status(refusal: Refusal) -> Status {
             Status::invalid_argument(text)
         }
         Refusal::Unsupported(_) | Refusal::InUse(_) | Refusal::Plane(_) => Status::failed_precondition(text),
+        Refusal::Parent(_) => Status::aborted(text),
         Refusal::Full(_) => Status::resource_exhausted(text),
         Refusal::Policy(errors) => {
             let problems = serde_json::to_vec(&errors.problems).unwrap_or_default();

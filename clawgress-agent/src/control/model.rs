@@ -167,6 +167,9 @@ pub enum Refusal {
     /// The geo data that the policy needs can't be used.
     #[error(transparent)]
     Geo(#[from] GeoError),
+    /// Another revision is live than the one that it was to follow.
+    #[error("{0}")]
+    Parent(String),
     /// Another revision was applied meanwhile.
     #[error("another policy was applied meanwhile; try again")]
     Overtaken,

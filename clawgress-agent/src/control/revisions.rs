@@ -29,6 +29,20 @@ pub(super) fn denied(owner: &PolicyOwner, model: &Model) -> String {
     if is_all { "everything".to_owned() } else { format!("everything of {}", owner.told()) }
 }
 
+/// Refuses what is to follow another revision than the one that is live: whoever wrote it has not seen that one.
+fn follows(parent: Option<u64>, owner: &PolicyOwner, live: u64) -> Result<(), Refusal> {
+    let Some(parent) = parent.filter(|parent| *parent != live) else { return Ok(()) };
+    let named = |number: u64| {
+        if number == 0 { "no revision".to_owned() } else { format!("revision {number}") }
+    };
+    let of = of(owner);
+    Err(Refusal::Parent(format!(
+        "{}{of} is live, and this was to follow {}; nothing was changed: see what came in between (`clawgressctl policy history`, `policy diff {parent} {live}`), and apply it with `--parent {live}` if it still holds",
+        named(live),
+        named(parent)
+    )))
+}
+
 // === impl Governor ===
 
 impl Governor {
@@ -76,6 +90,7 @@ impl Governor {
         };
         for _ in 0..RACES_MAX {
             let seen = self.live().model.revisions();
+            follows(new.parent, &revision.owner, seen.get(&revision.owner).copied().unwrap_or(0))?;
             let text = revision.bundle.as_ref().map_or("", |bundle| bundle.text.as_str());
             let geo = self.geo_with(&revision.owner, text).await?;
             revision.parent = seen.get(&revision.owner).copied().unwrap_or(0);

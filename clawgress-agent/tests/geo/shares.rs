@@ -88,7 +88,7 @@ impl Tenants {
         let owner = PolicyOwner::of_tenant(tenant).expect("tenant");
         let bundle = PolicyBundle { text: text.to_owned(), ..PolicyBundle::default() };
         let (message, author) = ("x".to_owned(), "x".to_owned());
-        let new = NewPolicy { owner, bundle, message, author, accepted: Vec::new() };
+        let new = NewPolicy { owner, bundle, message, author, accepted: Vec::new(), parent: None };
         self.node.admin().apply_policy(document(&new)).await.map(drop)
     }
 

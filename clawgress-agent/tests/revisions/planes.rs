@@ -27,6 +27,7 @@ fn policy(text: &str) -> NewPolicy<PolicyBundle> {
         message: "because".into(),
         author: "somebody".into(),
         accepted: Vec::new(),
+        parent: None,
     }
 }
 

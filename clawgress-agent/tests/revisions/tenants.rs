@@ -25,6 +25,7 @@ async fn try_apply(
         message: "because".into(),
         author: "somebody".into(),
         accepted: Vec::new(),
+        parent: None,
     };
     node.admin().apply_policy(document(&new)).await.map(|answer| parse(&answer.into_inner().json))
 }

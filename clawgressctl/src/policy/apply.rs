@@ -22,11 +22,16 @@ struct Shown<'a> {
     findings: &'a [Finding],
 }
 
-/// Makes it live.
-pub async fn run(client: &Client, output: Output, written: Written, message: String) -> Result<(), Failure> {
+/// Makes it live, after this revision alone, if one is said.
+pub async fn run(
+    client: &Client,
+    output: Output,
+    written: Written,
+    (message, parent): (String, Option<u64>),
+) -> Result<(), Failure> {
     let findings = check::on_node(client, output, &written).await?.findings;
     let mut admin = client.connect().await?;
-    let answer = admin.apply_policy(new_policy(&written, message)?).await;
+    let answer = admin.apply_policy(new_policy(&written, message, parent)?).await;
     let applied: AppliedPolicy<PolicyBundle> = client.document(written.explained(answer)?)?;
     if output == Output::Json {
         output::json(&Shown { applied: &applied, findings: &findings })?;
@@ -94,5 +99,6 @@ pub async fn rollback(
         Some(message) => format!("roll back to revision {number}: {message}"),
         None => format!("roll back to revision {number}"),
     };
-    run(client, output, old, message).await
+    // What was gone back from is what is live still.
+    run(client, output, old, (message, Some(live.number))).await
 }

@@ -39,7 +39,7 @@ pub async fn on_node(
     written: &Written,
 ) -> Result<PolicyCheck<Finding>, Failure> {
     let mut admin = client.connect().await?;
-    let answer = admin.check_policy(new_policy(written, String::new())?).await;
+    let answer = admin.check_policy(new_policy(written, String::new(), None)?).await;
     if let (Output::Json, Some(problems)) = (output, Written::problems(&answer)) {
         let findings: Vec<Finding> = problems.into_iter().map(Finding::from).collect();
         output::json(&Refused { findings: &findings })?;

@@ -514,3 +514,27 @@ async fn a_plane_that_is_behind_has_an_exit_code_of_its_own() {
     until("the kernel plane", async || run(config, &apply).await.status.code() == Some(0)).await;
     check(&run(config, &apply).await, 0, "  runs it: the kernel plane", "");
 }
+
+/// Of those who apply at once what they wrote for the same revision, one does, and nobody is undone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_for_another_revision_is_refused() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let policy = file(&node, "p.cedar", WEB);
+    let sets = file(&node, "s.toml", "[hosts]\nsaas = [\"a.test\"]\n");
+    let (policy, sets) = (policy.to_string_lossy().into_owned(), sets.to_string_lossy().into_owned());
+    let apply = async |parent: &str| {
+        run(config, &["policy", "apply", &policy, "--sets", &sets, "-m", "x", "--parent", parent]).await
+    };
+    check(&apply("1").await, 1, "", "no revision is live, and this was to follow revision 1");
+    check(&apply("0").await, 0, "revision 1 is live", "");
+    let refused = apply("0").await;
+    check(&refused, 1, "", "revision 1 is live, and this was to follow no revision; nothing was changed");
+    check(&refused, 1, "", "--parent 1");
+    let (a, b, c) = tokio::join!(apply("1"), apply("1"), apply("1"));
+    let mut codes = [a.status.code(), b.status.code(), c.status.code()];
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(1), Some(1)]);
+    check(&run(config, &["policy", "rollback", "1"]).await, 0, "revision 3 is live", "");
+    check(&apply("2").await, 1, "", "revision 3 is live, and this was to follow revision 2");
+}
