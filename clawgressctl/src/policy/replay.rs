@@ -23,6 +23,8 @@ use crate::output::{self, Output};
 
 /// Most kinds of change that are shown: those of the most records come first.
 const CHANGES_SHOWN_MAX: usize = 200;
+/// Most records that control searches for at once (`SEARCH_RECORDS_MAX` of its log).
+const SEARCH_RECORDS_MAX: u64 = 50_000;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -72,6 +74,10 @@ struct Report {
     unknown: BTreeMap<String, u64>,
     /// Those that would change.
     changed: Vec<Changed>,
+    /// Records that were not asked, since they are older than so many as were to be.
+    left_out: u64,
+    /// Whether there may be more of those than could be counted.
+    left_out_is_least: bool,
 }
 
 /// Decisions that would change alike.
@@ -111,9 +117,11 @@ pub async fn run(
     let mut admin = client.connect().await?;
     let mut records = client.answer(admin.search_audit(request(&query)?).await)?;
     let (mut report, mut changes) = (Report::default(), BTreeMap::<Changed, u64>::new());
+    let mut asked = 0;
     loop {
         let next = records.message().await.map_err(|s| Failure::call(client.socket(), &s))?;
         let Some(document) = next else { break };
+        asked += 1;
         let record: AuditRecord = parse(&document.json)?;
         let Some(who) = &record.agent else { continue };
         // A tenant's policy is asked about its own agents alone.
@@ -126,6 +134,11 @@ pub async fn run(
         let Some(judge) = judges.get(&who.tenant) else { continue };
         report.add(&record, judge, &registered, &mut changes);
     }
+    if asked >= arguments.limit {
+        // As many as may be counted at once.
+        let all = count(client, &AuditQuery { limit: Some(SEARCH_RECORDS_MAX), ..query }).await?;
+        (report.left_out, report.left_out_is_least) = (all.saturating_sub(asked), all >= SEARCH_RECORDS_MAX);
+    }
     report.changed = changes.into_iter().map(|(change, count)| Changed { count, ..change }).collect();
     report.changed.sort_by_key(|change| std::cmp::Reverse(change.count));
     match output {
@@ -134,7 +147,25 @@ pub async fn run(
     }
 }
 
+/// How many records match.
+async fn count(client: &Client, query: &AuditQuery) -> Result<u64, Failure> {
+    let mut admin = client.connect().await?;
+    let mut records = client.answer(admin.search_audit(request(query)?).await)?;
+    let mut count = 0;
+    while records.message().await.map_err(|s| Failure::call(client.socket(), &s))?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
 fn print(report: &Report) -> Result<(), Failure> {
+    if report.left_out > 0 || report.left_out_is_least {
+        let least = if report.left_out_is_least { "at least " } else { "" };
+        output::note(&format!(
+            "note: {least}{} older records were left out: raise --limit, or ask for less with --since or --agent",
+            report.left_out
+        ));
+    }
     let cannot: u64 = report.unknown.values().sum();
     let changed: u64 = report.changed.iter().map(|change| change.count).sum();
     output::line(&format!(

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clawgress_agent::control::store::{RedbStore, StateStore as _, Transaction, Write};
-use clawgress_api::PolicyRevision;
+use clawgress_api::proto::AuditBatch;
+use clawgress_api::{AuditRecord, Plane, PolicyRevision, RecordKind};
 use clawgress_policy::PolicyBundle;
 use serde_json::Value;
 
@@ -537,4 +538,39 @@ async fn what_was_written_for_another_revision_is_refused() {
     assert_eq!(codes, [Some(0), Some(1), Some(1)]);
     check(&run(config, &["policy", "rollback", "1"]).await, 0, "revision 3 is live", "");
     check(&apply("2").await, 1, "", "revision 3 is live, and this was to follow revision 2");
+}
+
+/// What a limit leaves out of a replay is told: who reads "nothing changed" must know of how much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_tells_what_its_limit_left_out() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let policy = file(&node, "p.cedar", WEB);
+    let sets = file(&node, "s.toml", "[hosts]\nsaas = [\"a.test\"]\n");
+    let (policy, sets) = (policy.to_string_lossy().into_owned(), sets.to_string_lossy().into_owned());
+    let records = (0..3).map(|n| {
+        let time = "2026-11-26T12:00:00Z".parse().expect("time");
+        let record = AuditRecord::new(time, "test", RecordKind::Decision, Plane::L7, format!("r-{n}"), 1);
+        serde_json::to_vec(&record).expect("json")
+    });
+    let batch = AuditBatch { sequence: 0, records: records.collect() };
+    let acks = node.audit().append(tokio_stream::iter([batch])).await.expect("taken");
+    assert!(acks.into_inner().message().await.expect("an answer").is_some(), "they are durable");
+    let replay = async |limit: &str, output: &str| {
+        run(config, &["policy", "replay", &policy, "--sets", &sets, "-n", limit, "-o", output]).await
+    };
+    check(
+        &replay("2", "table").await,
+        0,
+        "0 decisions",
+        "note: 1 older records were left out: raise --limit",
+    );
+    for (limit, left_out) in [("1", 2), ("2", 1), ("3", 0), ("9", 0)] {
+        let json: Value = parse(&replay(limit, "json").await.stdout);
+        assert_eq!(
+            (&json["left_out"], &json["left_out_is_least"]),
+            (&left_out.into(), &false.into()),
+            "{limit}"
+        );
+    }
 }
