@@ -145,11 +145,13 @@ async fn a_workload_api_is_followed_as_it_rotates_and_takes_back() {
         (KeysState::Fresh, vec![old.thumbprint()], None)
     );
     assert!(fresh.source.contains(&format!("unix://{}", path.display())), "{}", fresh.source);
-    // An authority more, and then the first no more.
+    // An authority more, and then the first no more, whatever planes say.
+    let refusing = node.refusing_worker().await;
     api.say(|says| says.certificates = self::says(&[&old, &new]).certificates);
     until_trusted(&mut worker, of(&[&old, &new], 1)).await;
     api.say(|says| says.certificates = self::says(&[&new]).certificates);
     until_trusted(&mut worker, of(&[&new], 1)).await;
+    drop(refusing);
     api.say(|says| says.keys.insert(DOMAIN.to_owned(), br#"{"keys":[]}"#.to_vec()).map_or((), drop));
     until_trusted(&mut worker, of(&[&new], 0)).await;
     // Trust domains that nobody configured are told of, and never trusted.

@@ -248,9 +248,11 @@ async fn data_are_reloaded_live_and_bad_data_change_nothing() {
     assert_eq!((first.generation, before.generation), (Some(1), 1));
     assert_eq!(countries(before), "198.51.100.0/24");
 
-    // Better data: a new generation of the same revision, by itself.
+    // Better data: a new generation of the same revision, by itself, and no plane is asked.
+    let refusing = node.refusing_worker().await;
     mmdb::put(&country, &mmdb::countries(&[("198.51.100.0/25", "DE"), ("2001:db8::/32", "DE")]));
     let after = snapshot(&mut worker).await;
+    drop(refusing);
     assert_eq!(after.generation, 2);
     assert_eq!(countries(after), "198.51.100.0/25 2001:db8::/32");
     assert_eq!(status(&node).await.revision, 1);

@@ -81,9 +81,11 @@ async fn keys_are_fetched_rolled_over_kept_and_withdrawn() {
     let mut worker = node.worker("w").await;
     node.admin().set_issuer(document(&idp.record(600, &["127.0.0.0/8", "::1/128"]))).await.expect("set");
     until_fetched(&mut worker, Some(&jwks(0))).await;
-    // Other keys, and nobody does anything.
+    // Other keys, and nobody does anything; no plane is asked whether the former may end.
+    let refusing = node.refusing_worker().await;
     idp.site.serve("/jwks", &jwks(1));
     until_fetched(&mut worker, Some(&jwks(1))).await;
+    drop(refusing);
     // The provider is away, and control comes back: its last keys count.
     idp.site.stop();
     until("the provider to fail", async || status(&node).await.failures > 0).await;

@@ -28,6 +28,7 @@ use super::authorities::trusted;
 use super::fetch::{self, Answer, By, FetchError, Target};
 use super::govern::Governor;
 use super::model::{Draft, Model, Refusal};
+use super::prepare::Manner;
 use super::providers::{bounded, time};
 
 /// Keys of bundles that came of a source.
@@ -298,7 +299,8 @@ impl Bundles {
                 let trusts = trusts.unwrap_or_default();
                 let detail = format!("bundle of trust domain `{id}` came of its source: {trusts}");
                 let edit = |draft: &mut Draft| draft.put_bundle(bundle);
-                self.governor.change(|()| detail.clone(), edit).await.map(drop)
+                // A key that is not in it any more may be in other hands.
+                self.governor.change_by(Manner::Forced, |()| detail.clone(), edit).await.map(drop)
             }
             Step::Withdraw(why) => {
                 let detail = format!("bundle of trust domain `{id}` withdrawn: {why}");

@@ -63,6 +63,8 @@ pub struct Governor {
     planes: OnceLock<Planes>,
     /// Numbers of what was to be prepared.
     candidates: AtomicU64,
+    /// How many changes were forced: one may give something, too.
+    forced: AtomicU64,
     /// When policies that lack room were last tried.
     tried: parking_lot::Mutex<Option<Tried>>,
 }
@@ -127,6 +129,7 @@ impl Governor {
             preparing: Mutex::new(()),
             planes: OnceLock::new(),
             candidates: AtomicU64::new(0),
+            forced: AtomicU64::new(0),
             tried: parking_lot::Mutex::default(),
         };
         let pending = governor.store.scan(&governor.pending(""), None).await?;
@@ -163,7 +166,7 @@ impl Governor {
         let _ = self.planes.set(planes);
     }
 
-    /// Makes a change: `edit` drafts it (again, if another change came first), planes prepare it, and it is committed.
+    /// Makes a change that only gives: `edit` drafts it (again, if another change came first), planes prepare it, and it is committed.
     /// Returns what `edit` did and the generation in which it is live. `detail` tells the audit log who did what.
     ///
     /// # Errors
@@ -218,10 +221,10 @@ impl Governor {
             Manner::Forced | Manner::Withdrawn => None,
         };
         // What was live when the planes accepted it.
-        let mut accepted = None::<Arc<Generation>>;
+        let mut accepted = None::<(Arc<Generation>, u64)>;
         for _ in 0..CONFLICTS_MAX {
             let mut turn = self.turn.lock().await;
-            let before = self.live();
+            let (before, forced) = (self.live(), self.forced.load(Ordering::Relaxed));
             let mut draft = Draft::new(before.model.clone());
             let done = edit(&mut draft)?;
             if draft.writes.is_empty() {
@@ -235,12 +238,14 @@ impl Governor {
             }
             let mut drafted = drafted?;
             // Who accepted it accepts what gives less.
-            let is_known = accepted.as_ref().is_some_and(|accepted| before.gives_no_more_than(accepted));
+            let is_known = accepted.as_ref().is_some_and(|(accepted, forced_then)| {
+                *forced_then == forced && before.gives_no_more_than(accepted)
+            });
             if manner == Manner::Prepared && drafted.governs && !is_known {
                 drop(turn);
                 self.prepare(&mut drafted.generation, before.model.generation).await?;
                 turn = self.turn.lock().await;
-                accepted = Some(Arc::clone(&before));
+                accepted = Some((Arc::clone(&before), forced));
                 if !Arc::ptr_eq(&before, &self.live()) {
                     continue;
                 }
@@ -249,6 +254,9 @@ impl Governor {
                 Ok((done, generation, record)) => {
                     let generation = Arc::new(generation);
                     self.live.send_replace(Arc::clone(&generation));
+                    if manner == Manner::Forced {
+                        self.forced.fetch_add(1, Ordering::Relaxed);
+                    }
                     self.record(record).await?;
                     drop(turn);
                     return Ok((done, generation));
@@ -542,7 +550,9 @@ impl Governor {
             let what = if *differs { "" } else { ", with the same prefixes for what policy names" };
             format!("geo data reloaded by {by}: {}{what}", told.join(", "))
         };
-        self.change(detail, |draft| draft.set_geo(&geo, &revisions)).await.map(|(differs, _)| differs)
+        // Prefixes of what is forbidden may have come, and of what is permitted may have gone.
+        let set = self.change_by(Manner::Forced, detail, |draft| draft.set_geo(&geo, &revisions));
+        set.await.map(|(differs, _)| differs)
     }
 
     /// Follows changes that other nodes make to the same store.

@@ -1,8 +1,8 @@
 //! What a generation comes to before it is one: the planes prepare it, and hold it until it is committed. A plane that can't
 //! is found out while nobody runs anything of it.
 //!
-//! INVARIANT: nothing that takes away waits here, neither for a plane nor for another change that does: see
-//! [`Manner`].
+//! INVARIANT: nothing that may take away waits here, neither for a plane nor for another change that does: see
+//! [`Manner`]. What only gives waits, and is refused where a plane can't take it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,9 @@ pub(super) const PREPARE_TIME_MAX: Duration = Duration::from_secs(5);
 /// How a change comes into force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// Planes prepare it first, and one that can't keeps it from being made.
+    /// Planes prepare it first, and one that can't keeps it from being made: it only gives, or is a policy.
     Prepared,
-    /// At once: it is not for planes to refuse.
+    /// At once: it may take something away, and is not for planes to refuse.
     Forced,
     /// At once, since it only takes away: even while nothing can be recorded, and where a condition on time has turned and
     /// no tables can be made of what it says now, of the moment before.
@@ -45,6 +45,15 @@ pub(super) struct Candidate {
 pub(super) struct Planes {
     pub link: Arc<Link>,
     pub workers: Arc<Workers>,
+}
+
+// === impl Manner ===
+
+impl Manner {
+    /// Of setting what there is already, which may make it less, or of adding it, which doesn't.
+    pub(super) fn of_setting(is_there: bool) -> Self {
+        if is_there { Manner::Forced } else { Manner::Prepared }
+    }
 }
 
 // === impl Planes ===

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::fetch::{self, Answer, By, FetchError, Target};
 use super::govern::Governor;
 use super::model::{Draft, Model, Refusal};
+use super::prepare::Manner;
 
 /// Keys of what was fetched.
 pub(super) const FETCHED: &str = "fetched/";
@@ -249,7 +250,8 @@ impl Providers {
                 let keys: Vec<String> = keys.map(|keys| keys.thumbprints().collect()).unwrap_or_default();
                 let detail = format!("keys of issuer `{id}` fetched of its provider: {}", keys.join(" "));
                 let edit = |draft: &mut Draft| draft.put_fetched(fetched);
-                self.governor.change(|()| detail.clone(), edit).await.map(drop)
+                // A key that is not among them any more may be in other hands.
+                self.governor.change_by(Manner::Forced, |()| detail.clone(), edit).await.map(drop)
             }
             Step::Withdraw => {
                 let detail = format!(

@@ -20,6 +20,7 @@ use super::kernel::Link;
 use super::keyring::Keyring;
 use super::model::{Refusal, Run};
 use super::observe::Observations;
+use super::prepare::Manner;
 use super::quarantine::Quarantines;
 
 /// Longest life of a run; its key has this expiry, whatever else fails.
@@ -179,7 +180,9 @@ impl Runs {
             self.link.close_workload(workload.clone()).await?;
         }
         let detail = format!("cgroup of run `{}` removed", run.name);
-        self.governor.change(|()| detail.clone(), |draft| draft.forget_run(&run.name)).await?;
+        self.governor
+            .change_by(Manner::Forced, |()| detail.clone(), |draft| draft.forget_run(&run.name))
+            .await?;
         Ok(())
     }
 }

@@ -78,6 +78,14 @@ impl Model {
         Ok(())
     }
 
+    /// Whether somebody may present less, or from fewer places, once this is changed.
+    pub(super) fn is_narrowed_by(&self, change: &SharedSourceChange) -> bool {
+        let Some(before) = self.shared.get(&change.id) else { return false };
+        let agents = change.may_present.as_ref();
+        agents.is_some_and(|after| !before.may_present.is_subset(after))
+            || change.at.as_ref().is_some_and(|after| before.at.iter().any(|at| !after.contains(at)))
+    }
+
     fn check_presented(&self, agents: &BTreeSet<AgentId>) -> Result<(), Refusal> {
         if agents.is_empty() {
             return Err(Refusal::Invalid("a shared source may present at least one agent".into()));

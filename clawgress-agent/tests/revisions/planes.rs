@@ -7,10 +7,12 @@ use std::sync::mpsc;
 
 use clawgress_api::proto::{Empty, Snapshot};
 use clawgress_api::{
-    AgentStateChange, AppliedPolicy, MissingGroups, NewAgent, NewPolicy, Plane, PlaneState, Status,
+    AgentStateChange, ApiKeyRotation, AppliedPolicy, CreatedAgent, MissingGroups, NewAgent, NewPolicy, Plane,
+    PlaneState, Status,
 };
-use clawgress_identity::{AgentState, PolicyOwner};
+use clawgress_identity::{AgentState, ApiKey, PolicyOwner, Source};
 use clawgress_policy::PolicyBundle;
+use serde_json::json;
 
 use super::datapath::Script;
 use super::node::{Node, Worker, applied, document, parse, until};
@@ -19,6 +21,9 @@ const OPEN: &str = "@id(\"web\") permit (principal, action == Action::\"tls\", r
 const MORE: &str = "@id(\"more\") permit (principal, action == Action::\"http\", resource);\n";
 const LESS: &str =
     "@id(\"less\") forbid (principal, action == Action::\"tls\", resource) when { context.port == 8443 };\n";
+/// The key of RFC 8037 appendix A.2.
+const KEYS: &str =
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
 fn policy(text: &str) -> NewPolicy<PolicyBundle> {
     NewPolicy {
@@ -143,6 +148,46 @@ async fn what_only_takes_away_waits_for_no_plane() {
     assert_eq!(names(&slow.running), [(Plane::Kernel, None)]);
     let latest = script.latest().await.expect("applied");
     assert_eq!(latest.agents.first().map(|agent| agent.state), Some(AgentState::Disabled));
+}
+
+/// What may take something away is no policy alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_what_else_may_take_away() {
+    let script = Arc::new(Script::default());
+    let (node, _role) = node(&script).await;
+    let new = |value: serde_json::Value| document(&value);
+    let create = new(json!({"id": "web", "key": true, "missing": "create"}));
+    let created = node.admin().create_agent(create).await.expect("created").into_inner();
+    let created: CreatedAgent = parse(&created.json);
+    let key = ApiKey::parse(&created.api_key.expect("key")).expect("key").id().to_owned();
+    let issuer = |audience: &str| {
+        new(json!({
+            "id": "idp", "issuer": "https://idp.test", "audiences": [audience], "algorithms": ["EdDSA"],
+            "mapping": {"agent": {"from": "sub"}}, "keys": KEYS
+        }))
+    };
+    let place = |text: &str| json!(text.parse::<Source>().expect("source"));
+    let places = ["lo=192.0.2.1/32,any-mac", "lo=192.0.2.2/32,any-mac"].map(place);
+    node.admin().set_issuer(issuer("gateway")).await.expect("set");
+    let source = json!({"id": "nat", "at": places, "may_present": ["web"]});
+    node.admin().add_source(new(source)).await.expect("added");
+    let (live, asked) = (status(&node).await.generation, script.prepared.lock().await.len());
+
+    *script.unprepared.lock().await = Some("it is asked".into());
+    node.admin()
+        .set_agent(new(json!({"id": "web", "missing": "create", "team": {"set": "a"}})))
+        .await
+        .expect("set");
+    node.admin().set_issuer(issuer("other")).await.expect("set");
+    node.admin().set_source(new(json!({"id": "nat", "at": [places[0]]}))).await.expect("set");
+    let rotation = ApiKeyRotation { id: key, overlap_s: 0, expires: None };
+    node.admin().rotate_key(document(&rotation)).await.expect("rotated");
+    assert_eq!(script.prepared.lock().await.len(), asked);
+    assert_eq!(status(&node).await.generation, live + 4);
+    // What only gives is asked about, and refused.
+    node.admin().set_source(new(json!({"id": "nat", "at": places}))).await.expect_err("refused");
+    node.admin().create_agent(new(json!({"id": "b", "missing": "create"}))).await.expect_err("refused");
+    assert_eq!(status(&node).await.generation, live + 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,8 +12,10 @@ use clawgress_api::config::Config;
 use clawgress_api::proto::admin_client::AdminClient;
 use clawgress_api::proto::audit_sink_client::AuditSinkClient;
 use clawgress_api::proto::snapshots_client::SnapshotsClient;
-use clawgress_api::proto::{Applied, Document, Hello, Prepared, Snapshot, WatchRequest, watch_request::Kind};
-use clawgress_api::{MESSAGE_BYTES_MAX, socket};
+use clawgress_api::proto::{
+    Applied, Document, Empty, Hello, Prepared, Snapshot, WatchRequest, watch_request::Kind,
+};
+use clawgress_api::{MESSAGE_BYTES_MAX, Status, socket};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
@@ -178,6 +180,18 @@ impl Node {
             }
         });
         Worker { received }
+    }
+
+    /// A worker that runs what is live, and can't take anything else: once control knows that.
+    pub async fn refusing_worker(&self) -> Worker {
+        let worker = self.preparing_worker("refusing", |_| Some("it is asked".into())).await;
+        let runs = async || {
+            let status = self.admin().status(Empty {}).await.expect("status").into_inner();
+            let status: Status = parse(&status.json);
+            status.l7.iter().any(|w| w.instance == "refusing" && w.generation == status.generation)
+        };
+        until("its word", runs).await;
+        worker
     }
 
     /// A worker that says nothing but its name.

@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::control::api_keys::Terms;
 use crate::control::groups::besides;
 use crate::control::model::{Draft, Refusal};
+use crate::control::prepare::Manner;
 
 /// Registers an agent, with a key if one is asked for.
 pub(super) async fn create(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -86,7 +87,8 @@ pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> A
             format!("agent set by {by}: is {}, was {}{}", json(after), json(before), besides(registered))
         };
         let now_s = control.clock.now().as_second();
-        let set = control.governor.change(detail, |draft| draft.set_agent(&change, now_s));
+        // What policy says by groups and labels may be less by the new ones.
+        let set = control.governor.change_by(Manner::Forced, detail, |draft| draft.set_agent(&change, now_s));
         let ((_, after, registered), _) = set.await?;
         control.settled().await;
         let registered = registered.iter().map(GroupRef::from).collect();

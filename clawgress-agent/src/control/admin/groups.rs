@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Answer, caller, detached, document, documents, json, parsed};
 use crate::control::Control;
+use crate::control::prepare::Manner;
 
 /// Registers a group.
 pub(super) async fn create(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -45,7 +46,8 @@ pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> A
         let detail = |(before, after): &(Group, Group)| {
             format!("{} set by {by}: is {}, was {}", id.kind().name(), json(after), json(before))
         };
-        let set = control.governor.change(detail, |draft| draft.set_group(&id, &labels));
+        // What policy says by labels may be less by the new ones.
+        let set = control.governor.change_by(Manner::Forced, detail, |draft| draft.set_group(&id, &labels));
         let ((_, after), generation) = set.await?;
         Ok(generation.model.group_info(&after))
     });

@@ -11,6 +11,7 @@ use crate::control::Control;
 use crate::control::groups::besides;
 use crate::control::issuers::described;
 use crate::control::model::Draft;
+use crate::control::prepare::Manner;
 
 /// Adds an issuer, or changes it.
 pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -28,7 +29,8 @@ pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> A
             let registered = draft.register_tenant(new.id.tenant(), now_s)?;
             Ok((draft.set_issuer(new.clone())?, registered))
         };
-        control.governor.change(detail, edit).await?;
+        let is_there = control.governor.live().model.issuers.contains_key(&new.id);
+        control.governor.change_by(Manner::of_setting(is_there), detail, edit).await?;
         control.settled().await;
         Ok(new)
     });

@@ -11,6 +11,7 @@ use super::{Answer, agent_id, caller, detached, document, documents, json, parse
 use crate::control::Control;
 use crate::control::api_keys::Terms;
 use crate::control::model::Refusal;
+use crate::control::prepare::Manner;
 
 /// Makes a key of an agent.
 pub(super) async fn create(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -84,8 +85,10 @@ async fn rotated(control: &Control, rotation: &ApiKeyRotation, by: &str) -> Resu
         format!("API key rotated by {by}: the new one is {new}, the old one is {after}, was {before}")
     };
     let ApiKeyRotation { id, overlap_s, .. } = rotation;
-    let rotate =
-        control.governor.change(detail, |draft| draft.rotate_key(id, *overlap_s, &made, expires_at_s));
+    // The former one ends, be it later.
+    let rotate = control
+        .governor
+        .change_by(Manner::Forced, detail, |draft| draft.rotate_key(id, *overlap_s, &made, expires_at_s));
     let ([_, old, new], generation) = rotate.await?;
     control.settled().await;
     let info = |key| generation.model.key_info(key, made.at_s);

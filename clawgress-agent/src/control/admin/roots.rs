@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::{Answer, caller, detached, document, documents, parsed, root_id, status};
 use crate::control::Control;
 use crate::control::authorities::Root;
+use crate::control::prepare::Manner;
 
 /// Adds who is trusted, or changes it.
 pub(super) async fn set<R>(control: &Arc<Control>, request: Request<Document>) -> Answer
@@ -24,7 +25,8 @@ where
             let before = before.as_ref().map_or("nothing".to_owned(), R::described);
             format!("{} set by {by}: is {}, was {before}", R::WHAT, new.described())
         };
-        control.governor.change(detail, |draft| draft.set_root(new.clone())).await?;
+        let manner = Manner::of_setting(R::all(&control.governor.live().model).contains_key(new.id()));
+        control.governor.change_by(manner, detail, |draft| draft.set_root(new.clone())).await?;
         control.settled().await;
         Ok(new)
     });

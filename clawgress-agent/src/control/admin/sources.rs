@@ -11,6 +11,7 @@ use super::{Answer, caller, detached, document, documents, json, parsed, source_
 use crate::control::Control;
 use crate::control::groups::besides;
 use crate::control::model::Draft;
+use crate::control::prepare::Manner;
 
 /// Adds a shared source.
 pub(super) async fn add(control: &Arc<Control>, request: Request<Document>) -> Answer {
@@ -62,7 +63,8 @@ pub(super) async fn set(control: &Arc<Control>, request: Request<Document>) -> A
             format!("shared source `{}` {}, by {by}", before.id, told.join(" and "))
         };
         let edit = |draft: &mut Draft| draft.set_source(&change, &control.governor.config);
-        let ((_, after), _) = control.governor.change(detail, edit).await?;
+        let manner = Manner::of_setting(control.governor.live().model.is_narrowed_by(&change));
+        let ((_, after), _) = control.governor.change_by(manner, detail, edit).await?;
         control.settled().await;
         Ok(after)
     });
