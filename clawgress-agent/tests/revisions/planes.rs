@@ -192,7 +192,7 @@ async fn nor_does_what_else_may_take_away() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_behind_is_told_until_it_denies() {
-    let node = Node::configured(|_| "snapshot_stale_s_max = 1\n".into()).start().await;
+    let node = Node::configured(|_| "snapshot_stale_s_max = 3\n".into()).start().await;
     apply(&node, OPEN).await.expect("applied");
     let mut silent = node.silent_worker("silent").await;
     let live = silent.next().await.generation;
