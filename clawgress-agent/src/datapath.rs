@@ -69,6 +69,7 @@ use self::object::Objects;
 use self::own::Own;
 use self::pacing::Pacing;
 use self::plane::{KernelPlane, Plane};
+use self::prepared::Preparing;
 use self::programs::Programs;
 use self::proxy::Proxy;
 use self::quarantine::Quarantine;
@@ -179,7 +180,7 @@ async fn start(
         modes,
         troubles: Arc::default(),
         late: Mutex::default(),
-        prepared: Mutex::default(),
+        prepared: Preparing::default(),
         lease,
     });
     resume(&plane).await?;
@@ -360,8 +361,14 @@ async fn resume(plane: &KernelPlane) -> Result<()> {
             *plane.skipped.lock() = plan.skipped;
             *plane.live.lock() = Some(document);
         }
-        Ok(None) => tracing::warn!(generation = live.number, "a generation is live whose names are lost"),
-        Err(error) => tracing::warn!("{error:#}"),
+        known => {
+            match known {
+                Err(error) => tracing::warn!("{error:#}"),
+                _ => tracing::warn!(generation = live.number, "a generation is live whose names are lost"),
+            }
+            // Nobody can say whether control runs by it.
+            plane.lease.doubt()?;
+        }
     }
     Ok(())
 }

@@ -308,8 +308,10 @@ pub struct Lease {
     /// `CLOCK_MONOTONIC` when control last said that the live generation is the one to run, ns; 0: never. No program
     /// reads it: it is here so that it outlives the role.
     pub confirmed_ns: u64,
+    /// `CLOCK_MONOTONIC` since when the tables are not those that control runs by, ns; 0: they are. As above.
+    pub behind_ns: u64,
 }
-pod!(Lease, 16);
+pod!(Lease, 24);
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flag {

@@ -38,8 +38,8 @@ pub struct Lease {
 
 struct State {
     map: Array<MapData, Plain<Held>>,
-    /// Since when the tables are not those that control runs by (`CLOCK_MONOTONIC`, ns).
-    behind_ns: Option<u64>,
+    /// Whether the tables are not what their number says, or nobody knows whether they are.
+    is_doubtful: bool,
     /// Why nobody vouches.
     trouble: Option<String>,
 }
@@ -57,7 +57,7 @@ impl Lease {
     /// If it is missing or of another layout.
     pub fn take(objects: &mut Objects, config: &Config, modes: Arc<Modes>) -> Result<Lease> {
         let map = object::take(objects, map::LEASE)?;
-        let held = Mutex::new(State { map, behind_ns: None, trouble: None });
+        let held = Mutex::new(State { map, is_doubtful: false, trouble: None });
         let term = Duration::from_secs(config.datapath.lease_s.into());
         Ok(Lease { held, modes, term, stale: Duration::from_secs(config.l7.snapshot_stale_s_max) })
     }
@@ -68,17 +68,34 @@ impl Lease {
     /// If the map can't be written.
     pub fn confirm(&self, wanted: u64, applied: u64) -> Result<()> {
         let mut held = self.held.lock();
-        let now = monotonic_ns();
-        if applied < wanted {
-            held.behind_ns.get_or_insert(now);
-            return Ok(());
-        }
-        held.behind_ns = None;
-        let Plain(before) = held.map.get(&0, 0)?;
-        held.map.set(0, Plain(Held { confirmed_ns: now, ..before }), 0)?;
+        let is_behind = applied < wanted || held.is_doubtful;
+        held.note(is_behind)?;
         drop(held);
         // The first word opens at once.
+        if is_behind { Ok(()) } else { self.vouch() }
+    }
+
+    /// The tables have become those that control runs by.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn applied(&self) -> Result<()> {
+        let mut held = self.held.lock();
+        held.is_doubtful = false;
+        held.note(false)?;
+        drop(held);
         self.vouch()
+    }
+
+    /// What control runs by was refused, or nobody knows what the tables are of: whatever their number, they don't count
+    /// for it.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn doubt(&self) -> Result<()> {
+        let mut held = self.held.lock();
+        held.is_doubtful = true;
+        held.note(true)
     }
 
     /// Vouches for the tables if it may, and tells when that has changed.
@@ -89,13 +106,9 @@ impl Lease {
         let mut held = self.held.lock();
         let now = monotonic_ns();
         let Plain(before) = held.map.get(&0, 0)?;
-        if before.confirmed_ns == 0 {
-            // Nothing was ever to be vouched for: that there is no policy yet is another failure.
-            return Ok(());
-        }
-        let refusal = refusal(before.confirmed_ns, held.behind_ns, self.stale, now);
+        let refusal = refusal(before, self.stale, now);
         if refusal.is_none() {
-            let until_ns = now.saturating_add(ns(self.term));
+            let until_ns = until(before, self.term, self.stale, now);
             held.map.set(0, Plain(Held { until_ns, ..before }), 0)?;
         }
         let is_lapsed = refusal.is_some() && before.until_ns <= now;
@@ -146,27 +159,56 @@ impl Lease {
 pub fn hold(objects: &Objects, until_ns: u64) -> Result<()> {
     let data = MapData::from_fd(object::descriptor(objects, map::LEASE)?)?;
     let mut map: Array<MapData, Plain<Held>> = Array::try_from(Map::from_map_data(data)?)?;
-    Ok(map.set(0, Plain(Held { until_ns, confirmed_ns: 0 }), 0)?)
+    Ok(map.set(0, Plain(Held { until_ns, confirmed_ns: 0, behind_ns: 0 }), 0)?)
+}
+
+// === impl State ===
+
+impl State {
+    /// Notes what control said, or that the tables are behind it.
+    fn note(&mut self, is_behind: bool) -> Result<()> {
+        let now = monotonic_ns();
+        let Plain(before) = self.map.get(&0, 0)?;
+        let after = if !is_behind {
+            Held { confirmed_ns: now, behind_ns: 0, ..before }
+        } else if before.behind_ns == 0 {
+            Held { behind_ns: now, ..before }
+        } else {
+            return Ok(());
+        };
+        Ok(self.map.set(0, Plain(after), 0)?)
+    }
 }
 
 /// Why the tables may not be vouched for at `now_ns`, if they may not.
-fn refusal(confirmed_ns: u64, behind_ns: Option<u64>, stale: Duration, now_ns: u64) -> Option<String> {
+fn refusal(held: Held, stale: Duration, now_ns: u64) -> Option<String> {
     let since = |at_ns: u64| Duration::from_nanos(now_ns.saturating_sub(at_ns));
-    if let Some(behind) = behind_ns.map(since).filter(|behind| *behind > BEHIND_TIME_MAX) {
+    let behind = since(held.behind_ns);
+    if held.behind_ns != 0 && behind > BEHIND_TIME_MAX {
         return Some(format!(
             "the kernel's tables have not become those of the live generation for {} s: what they permit `direct` is \
              denied; see the log of the datapath role for why it refuses them",
             behind.as_secs()
         ));
     }
-    let unheard = since(confirmed_ns);
-    (unheard > stale).then(|| {
+    // Before the first word there are no tables: that is another failure.
+    let unheard = since(held.confirmed_ns);
+    (held.confirmed_ns != 0 && unheard > stale).then(|| {
         format!(
             "control has not been heard of for {} s, longer than `snapshot_stale_s_max`: what the kernel's tables permit \
              `direct` is denied; start `clawgress-agent control`",
             unheard.as_secs()
         )
     })
+}
+
+/// Until when they are vouched for: not for longer than the word of control counts.
+fn until(held: Held, term: Duration, stale: Duration, now_ns: u64) -> u64 {
+    let until_ns = now_ns.saturating_add(ns(term));
+    match held.confirmed_ns {
+        0 => until_ns,
+        confirmed_ns => until_ns.min(confirmed_ns.saturating_add(ns(stale))),
+    }
 }
 
 fn ns(time: Duration) -> u64 {
@@ -182,14 +224,22 @@ mod tests {
     #[test]
     fn only_a_late_control_or_late_tables_end_it() {
         let stale = Duration::from_secs(300);
-        let is_refused = |confirmed, behind, now| refusal(confirmed, behind, stale, now).is_some();
-        assert!(!is_refused(10 * S, None, 310 * S), "as long as an L7 process goes on");
-        assert!(is_refused(10 * S, None, 310 * S + 1));
-        assert!(!is_refused(10 * S, Some(20 * S), 25 * S));
-        assert!(
-            is_refused(10 * S, Some(20 * S), 25 * S + 1),
-            "control says so each second, and it is no use"
-        );
-        assert!(!is_refused(10 * S, None, 0), "a clock behind its own reading is no lapse");
+        let held = |confirmed_ns, behind_ns| Held { until_ns: 0, confirmed_ns, behind_ns };
+        let is_refused = |confirmed, behind, now| refusal(held(confirmed, behind), stale, now).is_some();
+        assert!(!is_refused(10 * S, 0, 310 * S), "as long as an L7 process goes on");
+        assert!(is_refused(10 * S, 0, 310 * S + 1));
+        assert!(!is_refused(10 * S, 20 * S, 25 * S));
+        assert!(is_refused(10 * S, 20 * S, 25 * S + 1), "control says so each second, and it is no use");
+        assert!(!is_refused(10 * S, 0, 0), "a clock behind its own reading is no lapse");
+        assert!(!is_refused(0, 0, 900 * S), "there are no tables before the first word");
+    }
+
+    #[test]
+    fn no_lease_outlives_the_word_of_control() {
+        let (term, stale) = (Duration::from_secs(15), Duration::from_secs(300));
+        let held = |confirmed_ns| Held { until_ns: 0, confirmed_ns, behind_ns: 0 };
+        assert_eq!(until(held(10 * S), term, stale, 11 * S), 26 * S);
+        assert_eq!(until(held(10 * S), term, stale, 309 * S), 310 * S);
+        assert_eq!(until(held(0), term, stale, 900 * S), 915 * S);
     }
 }

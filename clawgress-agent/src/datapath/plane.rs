@@ -25,7 +25,7 @@ use super::modes::{Failure, Modes};
 use super::names::{Document, Names};
 use super::network::{self, Interfaces, Neighbours, Tracked};
 use super::pacing::Pacing;
-use super::prepared::Prepared;
+use super::prepared::{Prepared, Preparing};
 use super::programs;
 use super::proxy::Proxy;
 use super::quarantine::Quarantine;
@@ -95,7 +95,7 @@ pub struct KernelPlane {
     /// Why the live generation is closed, if it is of a time that is over.
     pub late: Mutex<Option<String>>,
     /// What is written and not live; at most one.
-    pub prepared: Mutex<Option<Prepared>>,
+    pub prepared: Preparing,
     /// Whether somebody vouches for the tables.
     pub lease: Arc<Lease>,
 }
@@ -137,7 +137,7 @@ impl Plane {
     #[must_use]
     pub fn take_prepared(&self) -> Option<Prepared> {
         match self {
-            Plane::Kernel(plane) => plane.prepared.lock().take(),
+            Plane::Kernel(plane) => plane.prepared.held.lock().take(),
             Plane::None { .. } => None,
         }
     }
@@ -277,6 +277,15 @@ impl KernelPlane {
     }
 
     pub(super) async fn apply(&self, document: Document, prepared: Option<Prepared>) -> Result<()> {
+        let applied = self.put(document, prepared).await;
+        if applied.is_err() {
+            // What is live is not what control runs by, whatever its number.
+            self.lease.doubt()?;
+        }
+        applied
+    }
+
+    async fn put(&self, document: Document, prepared: Option<Prepared>) -> Result<()> {
         // From here on, the interfaces stay as they are: see `follow`.
         let mut tables = self.tables.lock().await;
         let agents = self.interfaces.lock().agents.clone();
@@ -295,7 +304,7 @@ impl KernelPlane {
                 "generation {} is live with other contents; a change needs a new number",
                 document.generation
             );
-            return self.lease.confirm(known.generation, known.generation);
+            return self.lease.applied();
         }
         let before = known.map_or(live, |k| k.generation);
         if before >= document.generation {
@@ -326,9 +335,8 @@ impl KernelPlane {
         }
         *self.skipped.lock() = skipped;
         tracing::info!(generation = document.generation, "generation is live");
-        let number = document.generation;
         *self.live.lock() = Some(document);
-        self.lease.confirm(number, number)?;
+        self.lease.applied()?;
         let live: BTreeSet<u64> = self.limiters().iter().map(|limiter| limiter.key).collect();
         self.buckets.lock().retain(|limiter| live.contains(&limiter));
         Ok(())

@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 
 use super::late;
 use super::names::Document;
 use super::plane::KernelPlane;
-use super::tables::Written;
+use super::tables::{Plan, Written};
 
 /// See the module.
 #[derive(Debug)]
@@ -20,6 +21,15 @@ pub struct Prepared {
     /// The interfaces it was made for.
     agents: BTreeMap<String, u32>,
     written: Written,
+}
+
+/// What is held, and what is being written.
+#[derive(Debug, Default)]
+pub struct Preparing {
+    /// At most one.
+    pub held: Mutex<Option<Prepared>>,
+    /// One is written at a time: whoever asked for the former may have given up on it.
+    writing: Mutex<()>,
 }
 
 // === impl Prepared ===
@@ -51,14 +61,16 @@ impl KernelPlane {
     /// # Errors
     /// If it is inconsistent or exceeds a bound, or the kernel refuses a map; nothing is held then.
     pub(super) fn prepare(&self, name: Vec<u8>, document: Document) -> Result<()> {
-        // Before there are two of them: each has 32 MiB.
-        drop(self.prepared.lock().take());
-        // Neither tables nor interfaces are held: what is applied meanwhile doesn't wait, and what changes is found then.
-        let agents = self.interfaces.lock().agents.clone();
-        let plan = self.plan(&document, &agents)?;
-        let written = tokio::task::block_in_place(|| plan.write())?;
-        let generation = document.generation;
-        *self.prepared.lock() = Some(Prepared { name, generation, document, agents, written });
-        Ok(())
+        tokio::task::block_in_place(|| {
+            let _one = self.prepared.writing.lock();
+            // Before there are two of them: each has 32 MiB.
+            drop(self.prepared.held.lock().take());
+            // Neither tables nor interfaces are held: what is applied meanwhile doesn't wait, and what changes is found then.
+            let agents = self.interfaces.lock().agents.clone();
+            let written = Plan::closing(&document, &agents, &self.closed)?.write()?;
+            let generation = document.generation;
+            *self.prepared.held.lock() = Some(Prepared { name, generation, document, agents, written });
+            Ok(())
+        })
     }
 }

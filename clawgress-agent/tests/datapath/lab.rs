@@ -245,15 +245,19 @@ impl Lab {
 
     /// Applies a generation, which may have no policy.
     pub async fn apply_document(&self, document: KernelGeneration<KernelTables>) -> DatapathStatus {
+        self.try_apply(document).await.expect("apply")
+    }
+
+    /// The same, if it is taken.
+    pub async fn try_apply(
+        &self,
+        document: KernelGeneration<KernelTables>,
+    ) -> Result<DatapathStatus, Status> {
         let generation = document.generation;
         let document = serde_json::to_vec(&document).expect("document");
-        let answer = self
-            .client()
-            .await
-            .apply(Envelope { generation, document, name: Vec::new() })
-            .await
-            .expect("apply");
-        serde_json::from_slice(&answer.into_inner().document).expect("status")
+        let envelope = Envelope { generation, document, name: Vec::new() };
+        let answer = self.client().await.apply(envelope).await?;
+        Ok(serde_json::from_slice(&answer.into_inner().document).expect("status"))
     }
 
     /// Live flows.

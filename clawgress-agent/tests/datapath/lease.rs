@@ -1,12 +1,14 @@
 //! What the tables permit `direct` goes only while somebody vouches for them: a role that runs, by the word of a control
 //! that runs by the same generation. What L7 reads is not asked for it, and a flow that waited goes on.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use clawgress_api::proto::Confirmed;
-use clawgress_api::{AuditRecord, RecordKind, Verdict};
+use clawgress_api::{AuditRecord, KernelGeneration, RecordKind, Verdict};
 use clawgress_ebpf_common::{DropReason, FlowKey, mark};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,6 +75,26 @@ fn until_closed(lab: &Lab, from: IpAddr, to: IpAddr) {
     }
 }
 
+/// A control that says now and then that it runs by a generation, as long as it is there.
+struct Control(tokio::task::JoinHandle<()>);
+
+impl Control {
+    async fn of(lab: &Lab, generation: u64) -> Control {
+        let mut client = lab.client().await;
+        Control(tokio::spawn(async move {
+            while client.confirm(Confirmed { generation }).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Says what control would say, each second, until `is_there`.
 async fn say(lab: &Lab, generation: u64, is_there: impl AsyncFn() -> bool) {
     let until = Instant::now() + WORKS;
@@ -135,7 +157,9 @@ async fn a_role_vouches_by_the_word_of_control_alone() {
     lab.apply(1, network::tables(), network::agents()).await;
     let [f, _] = network::families();
     let _server = Server::start(&lab, f.direct);
-    dial(&lab, f.known, (f.direct, PORT), WORKS).expect("permitted by control's own word");
+    let control = Control::of(&lab, 1).await;
+    dial(&lab, f.known, (f.direct, PORT), WORKS).expect("permitted by control's word");
+    drop(control);
 
     let says = async |what: &str| lab.status().await.absent.iter().any(|why| why.contains(what));
     let until = Instant::now() + WORKS;
@@ -147,14 +171,58 @@ async fn a_role_vouches_by_the_word_of_control_alone() {
     records(&lab, WORKS, |r| told(r, "nobody vouches for the kernel's tables: interface `ga` fails closed"))
         .await;
 
-    lab.client().await.confirm(Confirmed { generation: 1 }).await.expect("confirmed");
-    dial(&lab, f.known, (f.direct, PORT), WORKS).expect("at once");
+    let control = Control::of(&lab, 1).await;
+    say(&lab, 1, async || !says("control has not been heard of for").await).await;
+    dial(&lab, f.known, (f.direct, PORT), WORKS).expect("again");
+    drop(control);
 
     // It has a generation that the tables are not those of, for longer than that takes.
     say(&lab, 2, async || says("have not become those of the live generation").await).await;
     refused(&lab, "of a former generation", f.known, f.direct);
     lab.apply(2, network::tables(), network::agents()).await;
+    let control = Control::of(&lab, 2).await;
     dial(&lab, f.known, (f.direct, PORT), WORKS).expect("of the live one");
+    drop(control);
+
+    // The number is that of the tables, and what control has under it is not in them.
+    let other = KernelGeneration {
+        generation: 2,
+        tables: None,
+        agents: network::agents(),
+        shared: Vec::new(),
+        revisions: BTreeMap::new(),
+        turns_at: None,
+    };
+    let error = lab.try_apply(other).await.expect_err("other contents");
+    assert!(error.message().contains("is live with other contents"), "{error}");
+    say(&lab, 2, async || says("have not become those of the live generation").await).await;
+    refused(&lab, "by what control does not run by", f.known, f.direct);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_goes_on_from_what_was_said_and_from_no_more() {
+    let mut lab = Lab::leased("", "", "lease_s = 20\n");
+    lab.start().await;
+    lab.apply(1, network::tables(), network::agents()).await;
+    let [f, _] = network::families();
+    let _server = Server::start(&lab, f.direct);
+    lab.stop(Signal::SIGKILL);
+    dial(&lab, f.known, (f.direct, PORT), WORKS).expect("the lease is not over");
+    lab.start().await;
+    dial(&lab, f.known, (f.direct, PORT), WORKS).expect("by the word of control, which this one never heard");
+
+    // What they are of is known to nobody now: a word for number 0, of a control that has lost its state, is none for them.
+    lab.stop(Signal::SIGTERM);
+    fs::remove_dir_all(lab.config.node.run_dir.join("datapath")).expect("what it kept");
+    lab.start().await;
+    let says = async |what: &str| lab.status().await.absent.iter().any(|why| why.contains(what));
+    let until = Instant::now() + Duration::from_secs(120);
+    while !says("have not become those of the live generation").await {
+        assert!(Instant::now() < until, "{:?}", lab.status().await.absent);
+        lab.client().await.confirm(Confirmed { generation: 0 }).await.expect("heard");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    refused(&lab, "by tables that nobody knows", f.known, f.direct);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,13 +285,15 @@ async fn a_local_command_goes_nowhere_by_such_tables() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_would_go_unread_needs_it_too() {
     let mut lab =
-        Lab::leased("snapshot_stale_s_max = 1", "[interface.danger]\nfail_open = [\"l7\"]\n", LEASE);
+        Lab::leased("snapshot_stale_s_max = 2", "[interface.danger]\nfail_open = [\"l7\"]\n", LEASE);
     lab.start().await;
     lab.apply(1, network::tables(), network::agents()).await;
     let [f, _] = network::families();
     let server = Server::start(&lab, f.steered);
+    let control = Control::of(&lab, 1).await;
     let mut open = dial(&lab, f.known, (f.steered, PORT), WORKS).expect("forwarded unread");
     talk(&mut open, b"unread");
+    drop(control);
     until_closed(&lab, f.known, f.steered);
     let before = server.accepted();
     open.write_all(b"more").expect("into the socket's own buffer");

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use clawgress_api::Status;
 use tokio::signal::unix::{SignalKind, signal};
@@ -96,6 +96,12 @@ async fn serve(layout: &Layout, processes: &mut Processes) -> anyhow::Result<()>
         tokio::time::sleep(LOOK).await;
     }
     let key = first_agent(layout)?;
+    // Control may reach a role some seconds after that has come.
+    while let Err(error) = admin.agreed() {
+        processes.running()?;
+        ensure!(begun.elapsed() <= READY_MAX, "the planes are not ready within {READY_MAX:?}: {error:#}");
+        tokio::time::sleep(LOOK).await;
+    }
     if admin.status()?.revision == 0 {
         let applied = admin.apply(&layout.policy(), &layout.sets(), "starter policy")?;
         applied.check().context("the starter policy was refused")?;
