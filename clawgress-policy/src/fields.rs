@@ -43,6 +43,9 @@ const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", 
 /// Fields that say where a message ends, whose variants with `_` a CGI server would take for the real ones.
 const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
+/// Fields that say how a body is read, by which it is judged.
+const READING: [&str; 2] = ["content-encoding", "content-type"];
+
 /// Whether two names, in lowercase, are one to servers that hand fields on as CGI does (RFC 3875 section 4.1.18).
 #[must_use]
 pub fn is_same(one: &str, other: &str) -> bool {
@@ -54,7 +57,8 @@ pub fn is_same(one: &str, other: &str) -> bool {
 #[must_use]
 pub fn goes_on(name: &str) -> bool {
     let cgi = name.replace('_', "-");
-    let posing = name != cgi && (FRAMING.contains(&&*cgi) || HOP.contains(&&*cgi));
+    let known = [&FRAMING[..], &READING, &HOP].concat();
+    let posing = name != cgi && known.contains(&&*cgi);
     !posing && !HOP.contains(&name) && !is_identity(&cgi)
 }
 
@@ -67,6 +71,9 @@ pub(crate) fn refusal(name: &str) -> Option<&'static str> {
     }
     if FRAMING.contains(&&*cgi) {
         return Some("it says where the request ends");
+    }
+    if READING.contains(&&*cgi) {
+        return Some("it says how the body is read, which has been judged already");
     }
     is_identity(&cgi).then_some(
         "servers are told by it who the client is, or what it asked for, and that is the gateway's to say",

@@ -149,6 +149,8 @@ mod tests {
             "Connection: a",
             "Content-Length: 1",
             "Content_Length: 1",
+            "Content-Encoding: gzip",
+            "Content_Type: text/plain",
             "Transfer-Encoding: chunked",
             "Proxy-Authorization: a",
             "X-Clawgress-Key: a",

@@ -217,42 +217,51 @@ impl Inner {
     /// Whether the answer of any policy of the group that can match depends on what the agent did before.
     pub(super) fn depends_on_history(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
         let given = Given { history: None, ..given };
-        group.reads.history && self.depends(group, request, given, |reads| reads.history)
+        group.reads.history && self.depends(group, request, given, |policy| policy.reads.history)
     }
 
     /// Whether the answer of any policy of the group that can match depends on the fingerprint of a hello.
     pub(super) fn depends_on_ja4(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
         let given = Given { is_hello_unseen: true, ..given };
-        group.reads.ja4 && self.depends(group, request, given, |reads| reads.ja4)
+        group.reads.ja4 && self.depends(group, request, given, |policy| policy.reads.ja4)
     }
 
-    /// How much of a body that was not seen the answer of any policy of the group that can match depends on.
-    pub(super) fn depends_on_payload(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> Look {
+    /// How much of a body that was not seen the answer of any policy of the group that can match, and whose id `counts`,
+    /// depends on.
+    pub(super) fn depends_on_payload(
+        &self,
+        group: &Group,
+        (request, given): (&Request<'_>, Given<'_>),
+        counts: impl Fn(&str) -> bool,
+    ) -> Look {
         let given = Given { is_payload_unseen: true, ..given };
+        let depends = |reads: fn(&Reads) -> bool| {
+            self.depends(group, request, given, |policy| reads(&policy.reads) && counts(&policy.id))
+        };
         if !group.reads.payload {
             Look::Nothing
-        } else if group.reads.findings && self.depends(group, request, given, |reads| reads.findings) {
+        } else if group.reads.findings && depends(|reads| reads.findings) {
             Look::Content
-        } else if self.depends(group, request, given, |reads| reads.payload) {
+        } else if depends(|reads| reads.payload) {
             Look::Size
         } else {
             Look::Nothing
         }
     }
 
-    /// Whether any policy that can match and reads something has no certain answer without it. What can't be asked at all
+    /// Whether any policy that can match, and that this `concerns`, has no certain answer without it. What can't be asked at all
     /// is denied with it or without.
     fn depends(
         &self,
         group: &Group,
         request: &Request<'_>,
         given: Given<'_>,
-        reads: impl Fn(&Reads) -> bool,
+        concerns: impl Fn(&Lowered) -> bool,
     ) -> bool {
         let Ok(ask) = Ask::new(self, request, given) else { return false };
         let depends = |number: u32| {
             let policy = group.policies.get(number as usize);
-            policy.is_some_and(|policy| reads(&policy.reads) && policy.certain(&ask).is_none())
+            policy.is_some_and(|policy| concerns(policy) && policy.certain(&ask).is_none())
         };
         let mut buckets = group.buckets(request.agent);
         buckets.any(|bucket| bucket.candidates(&ask).any(depends))

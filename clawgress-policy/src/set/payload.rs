@@ -10,6 +10,7 @@ use super::lowered::Group;
 use super::parse::names;
 use super::syntax::Policy;
 use super::{Given, Inner, Need, PolicySet};
+use crate::effect::Effect;
 use crate::request::{Decision, Operation, Request};
 use crate::vocabulary::{ActionKind, ByAction};
 
@@ -28,9 +29,9 @@ pub enum Look {
 /// Who needs to see how much of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PayloadNeed {
-    /// What is decided: by guards, and what is obliged to.
+    /// What is decided: by guards, and what is obliged to but for alerts.
     pub decided: Look,
-    /// What is only told: by guards that only log.
+    /// What is only told: by guards that only log, and alerts.
     pub logged: Look,
 }
 
@@ -113,11 +114,16 @@ impl Inner {
         if !self.reads.payload || !self.names(action) {
             return PayloadNeed::default();
         }
-        let depends = |groups: &ByAction<Group>| self.depends_on_payload(groups.of(action), request, given);
-        let guards = if self.naming.guards { depends(&self.guards_lowered) } else { Look::Nothing };
+        let depends = |groups: &ByAction<Group>, counts: &dyn Fn(&str) -> bool| {
+            self.depends_on_payload(groups.of(action), (request, given), counts)
+        };
+        // An alert is told, and denies nothing.
+        let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
+        let guards =
+            if self.naming.guards { depends(&self.guards_lowered, &|_| true) } else { Look::Nothing };
         PayloadNeed {
-            decided: guards.max(depends(&self.obliging_lowered)),
-            logged: depends(&self.logged_lowered),
+            decided: guards.max(depends(&self.obliging_lowered, &|id| !is_told(id))),
+            logged: depends(&self.logged_lowered, &|_| true).max(depends(&self.obliging_lowered, &is_told)),
         }
     }
 }

@@ -50,7 +50,7 @@ fn bodies_are_asked_about_where_a_guard_names_them() {
     let tried = set(&format!("@id(\"h\") permit (principal, action == Action::\"http\", resource); {told}"));
     assert!(tried.names_send());
     assert_eq!(decided(&tried, leak), Ok(()));
-    assert_eq!(need(&tried, true), PayloadNeed { decided: Look::Content, logged: Look::Size });
+    assert_eq!(need(&tried, true), PayloadNeed { decided: Look::Nothing, logged: Look::Content });
     // A guard that names it has it asked; then it must be permitted as everything.
     let guard = "@id(\"k\") forbid (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };";
     let only = set(&format!("@id(\"h\") permit (principal, action == Action::\"http\", resource); {guard}"));
