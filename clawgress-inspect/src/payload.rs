@@ -24,6 +24,9 @@ use multipart::MultipartError;
 pub const CODINGS_MAX: u8 = 3;
 /// Levels of parts, fields and documents inside one another that are looked into.
 pub const LEVELS_MAX: u8 = 8;
+/// Most fields of one body, in all its documents: each costs the worker more than its bytes do, and a coding makes many of
+/// few. The largest batches of vectors that APIs take are within.
+pub const FIELDS_MAX: u64 = 1 << 22;
 /// What an inspector takes besides its decoders, bytes: heads of parts, and boxes.
 const OWN_BYTES: usize = 16 * 1024;
 
@@ -65,6 +68,12 @@ pub enum Unreadable {
     /// It comes to more bytes for each of its own than the caps allow.
     #[error("it comes to too many bytes for its size when it is decoded")]
     RatioTooLarge,
+    /// More than [`coding::MEMBERS_MAX`] members of gzip or frames of zstd, in all its codings.
+    #[error("its Content-Encoding has too many members or frames")]
+    MembersTooMany,
+    /// More than [`FIELDS_MAX`] parts, strings and words.
+    #[error("it has too many parts or fields")]
+    FieldsTooMany,
     /// More than [`CODINGS_MAX`] codings inside one another.
     #[error("it is packed too often")]
     NestingTooDeep,
@@ -124,6 +133,7 @@ struct Tally {
     findings: BTreeSet<Finding>,
     decoded_bytes: u64,
     fields: u64,
+    members: u32,
     seen: Seen,
 }
 
@@ -161,6 +171,22 @@ impl From<MultipartError> for Unreadable {
     }
 }
 
+// === impl Tally ===
+
+impl Tally {
+    /// Counts fields.
+    fn has_fields(&mut self, more: u64) -> Result<(), Unreadable> {
+        self.fields += more;
+        if self.fields > FIELDS_MAX { Err(Unreadable::FieldsTooMany) } else { Ok(()) }
+    }
+
+    /// Counts members and frames.
+    fn has_members(&mut self, more: u32) -> Result<(), Unreadable> {
+        self.members = self.members.saturating_add(more);
+        if self.members > coding::MEMBERS_MAX { Err(Unreadable::MembersTooMany) } else { Ok(()) }
+    }
+}
+
 // === impl Limits ===
 
 impl Default for Limits {
@@ -177,8 +203,14 @@ impl Inspector {
     #[must_use]
     pub fn new(claims: Claims, limits: Limits) -> Inspector {
         let failed = claims.refusal;
-        let tally =
-            Tally { limits, findings: BTreeSet::new(), decoded_bytes: 0, fields: 0, seen: Seen::Nothing };
+        let tally = Tally {
+            limits,
+            findings: BTreeSet::new(),
+            decoded_bytes: 0,
+            fields: 0,
+            members: 0,
+            seen: Seen::Nothing,
+        };
         Inspector { layer: Layer::new(claims, 0, 0), tally, bytes: 0, complete: false, failed }
     }
 

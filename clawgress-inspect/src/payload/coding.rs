@@ -11,6 +11,9 @@ use super::Unreadable;
 
 /// Bytes of input that a library is given at once.
 pub const BLOCK_BYTES: usize = 256;
+/// Most members of gzip or frames of zstd: each makes the library begin anew, which costs more than a thousand of its bytes
+/// do. Files that were packed in parallel have a member for each MiB or so.
+pub const MEMBERS_MAX: u32 = 1024;
 /// Bytes that are decoded at once: what a library fills before they are looked at.
 const OUT_BYTES: usize = 16 * 1024;
 /// Longest header of a frame of zstd, and longer than what the others are told apart by, bytes.
@@ -23,7 +26,7 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 const BROTLI_WINDOW_LOG_MAX: u32 = 24;
 /// What a decoder needs besides its window: tables, and the buffers here.
 const INFLATE_BYTES: usize = 64 * 1024;
-const BROTLI_BYTES: usize = 1024 * 1024;
+const BROTLI_BYTES: usize = 4 * 1024 * 1024;
 const ZSTD_BYTES: usize = 768 * 1024;
 
 /// A content coding that can be decoded.
@@ -58,6 +61,9 @@ pub struct Decoder {
     /// Input given to the library, and what came out.
     read: u64,
     written: u64,
+    /// Members or frames that began, and those of them that were not told yet.
+    members: u32,
+    members_new: u32,
     memory_bytes: usize,
     out: Box<[u8]>,
 }
@@ -102,7 +108,8 @@ impl Coding {
     pub fn seen(head: &[u8]) -> Option<Coding> {
         match head {
             [0x1f, 0x8b, 8, ..] => Some(Coding::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Coding::Zstd),
+            // A frame, or one to be skipped, which a file may begin with.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Coding::Zstd),
             _ => None,
         }
     }
@@ -144,6 +151,8 @@ impl Decoder {
             filled: 0,
             read: 0,
             written: 0,
+            members: 0,
+            members_new: 0,
             memory_bytes: OUT_BYTES,
             out: vec![0; OUT_BYTES].into_boxed_slice(),
         }
@@ -159,6 +168,11 @@ impl Decoder {
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written
+    }
+
+    /// Members or frames that began since it was asked last.
+    pub fn take_members(&mut self) -> u32 {
+        std::mem::take(&mut self.members_new)
     }
 
     /// Bytes of memory that it may take, as far as what was read says.
@@ -248,9 +262,15 @@ impl Decoder {
 
     /// Begins a member or frame, which `input` is the first bytes of.
     fn begin(&mut self, input: &[u8]) -> Result<(), Unreadable> {
+        (self.members, self.members_new) = (self.members + 1, self.members_new + 1);
+        if self.members > MEMBERS_MAX {
+            return Err(Unreadable::MembersTooMany);
+        }
         let engine_bytes;
         (self.engine, engine_bytes) = match self.coding {
             Coding::Gzip => (Engine::Inflate(Decompress::new_gzip(15)), INFLATE_BYTES),
+            // With and without zlib it would be something else.
+            Coding::Deflate if is_polyglot(input) => return Err(Unreadable::CodingMalformed),
             Coding::Deflate => (Engine::Inflate(Decompress::new(is_zlib(input))), INFLATE_BYTES),
             Coding::Brotli => {
                 let window = brotli_window_log(input.first().copied().unwrap_or_default());
@@ -343,6 +363,13 @@ impl Decoder {
 fn is_zlib(input: &[u8]) -> bool {
     let (Some(method), Some(flags)) = (input.first(), input.get(1)) else { return true };
     method & 0x0f == 8 && method >> 4 <= 7 && (u16::from(*method) << 8 | u16::from(*flags)) % 31 == 0
+}
+
+/// Whether bytes that begin like zlib are a stored block (RFC 1951 section 3.2.4) just as well: zlib's first byte always
+/// begins one, so the length that follows tells.
+fn is_polyglot(input: &[u8]) -> bool {
+    let [_, a, b, c, d, ..] = input else { return false };
+    is_zlib(input) && (*a, *b) == (!*c, !*d)
 }
 
 /// The window that a stream of brotli declares, as an exponent (RFC 7932 section 9.1); `None` for what is none.

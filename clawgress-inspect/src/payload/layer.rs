@@ -52,6 +52,8 @@ struct Form {
     /// What was seen of a percent-encoded byte.
     escape: Vec<u8>,
     has_begun: bool,
+    /// Behind the first `=` of a field; another is text.
+    in_value: bool,
 }
 
 // === impl Layer ===
@@ -113,7 +115,8 @@ impl Layer {
                 let field = Box::new(Layer::field(self.level + 1, self.codings));
                 let claims = Claims { reading: Reading::Sniffed, ..self.claims.clone() };
                 let other = Box::new(Layer::new(claims, self.level + 1, self.codings));
-                self.state = State::Form(Form { field, other, escape: Vec::new(), has_begun: false });
+                let escape = Vec::new();
+                self.state = State::Form(Form { field, other, escape, has_begun: false, in_value: false });
             }
             Reading::Sniffed | Reading::Json { .. } => {}
         }
@@ -137,11 +140,10 @@ impl Layer {
             return Ok(());
         }
         self.start(tally)?;
-        if !matches!(self.state, State::Packed { is_claimed: true, .. }) {
-            self.detectors.scan(bytes, &mut |finding| {
-                tally.findings.insert(finding);
-            });
-        }
+        // Packed bytes too: names, comments and frames that decoders skip hold text as it is.
+        self.detectors.scan(bytes, &mut |finding| {
+            tally.findings.insert(finding);
+        });
         let State::Head(head) = &mut self.state else { return self.read(bytes, tally) };
         let blanks = |b: &&u8| matches!(**b, b' ' | b'\t' | b'\r' | b'\n');
         let skipped = if head.is_empty() { bytes.iter().take_while(blanks).count() } else { 0 };
@@ -167,7 +169,8 @@ impl Layer {
             State::Head(_) | State::Plain => Ok(()),
             State::Packed { decoder, inner, .. } => {
                 let decoded = decoder.finish(&mut |bytes| decoded(bytes, inner, tally));
-                decoded.and_then(|()| inner.finish(tally))
+                let counted = tally.has_members(decoder.take_members());
+                counted.and(decoded).and_then(|()| inner.finish(tally))
             }
             State::Json { json, field, .. } => json.finish(&mut |event| of_json(event, field, level, tally)),
             State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
@@ -199,13 +202,12 @@ impl Layer {
         if self.claims.differs(seen) {
             tally.findings.insert(Finding::MediaTypeMismatch);
         }
-        let is_text = self.claims.media_type.is_empty() || self.claims.media_type.starts_with("text/");
         let state = match (&self.claims.reading, seen) {
             (Reading::Json { .. }, Seen::Wide) => return Err(Unreadable::Charset),
             (Reading::Json { is_sequence }, _) => {
                 State::Json { json: Json::new(*is_sequence), field: None, is_claimed: true }
             }
-            (_, Seen::Wide) if is_text => return Err(Unreadable::Charset),
+            (_, Seen::Wide) if self.claims.may_be_text() => return Err(Unreadable::Charset),
             (_, Seen::Packed(coding)) => self.packed(coding, false, tally)?,
             (_, Seen::Json) if self.level < LEVELS_MAX => {
                 State::Json { json: Json::new(true), field: None, is_claimed: false }
@@ -227,7 +229,9 @@ impl Layer {
         let read = match &mut self.state {
             State::Head(_) | State::Plain => Ok(()),
             State::Packed { decoder, inner, .. } => {
-                decoder.push(bytes, &mut |bytes| decoded(bytes, inner, tally))
+                let decoded = decoder.push(bytes, &mut |bytes| decoded(bytes, inner, tally));
+                // First, since what is malformed behind too many may be forgiven, and must not be by how it was cut.
+                tally.has_members(decoder.take_members()).and(decoded)
             }
             State::Json { json, field, .. } => {
                 json.push(bytes, &mut |event| of_json(event, field, level, tally))
@@ -243,10 +247,7 @@ impl Layer {
     /// What only looked like something, and is not, is plain.
     fn forgive(&mut self, read: Result<(), Unreadable>, tally: &mut Tally) -> Result<(), Unreadable> {
         match (&self.state, read) {
-            (
-                State::Json { is_claimed: false, .. },
-                Err(Unreadable::JsonMalformed | Unreadable::JsonTooDeep),
-            ) => {
+            (State::Json { is_claimed: false, .. }, Err(Unreadable::JsonMalformed)) => {
                 self.state = State::Plain;
                 Ok(())
             }
@@ -281,7 +282,7 @@ fn of_json(
     match event {
         JsonEvent::Open { .. } | JsonEvent::Close => Ok(()),
         JsonEvent::Begin(kind) => {
-            tally.fields += u64::from(kind != Kind::Key);
+            tally.has_fields(u64::from(kind != Kind::Key))?;
             match field {
                 Some(field) => field.again(),
                 None => *field = Some(Box::new(Layer::field(level, codings))),
@@ -301,7 +302,7 @@ fn of_part(
 ) -> Result<(), Unreadable> {
     match event {
         PartEvent::Begin(head) => {
-            tally.fields += 1;
+            tally.has_fields(1)?;
             *part = Some(Box::new(Layer::new(Claims::of_part(head), level, codings)));
             Ok(())
         }
@@ -317,9 +318,10 @@ impl Form {
         self.other.push(bytes, tally)?;
         while let Some((byte, rest)) = bytes.split_first() {
             if !std::mem::replace(&mut self.has_begun, true) {
-                tally.fields += 1;
+                tally.has_fields(1)?;
             }
-            let is_plain = |b: &&u8| !matches!(**b, b'%' | b'+' | b'&' | b'=');
+            let in_value = self.in_value;
+            let is_plain = |b: &&u8| !matches!(**b, b'%' | b'+' | b'&') && (in_value || **b != b'=');
             let plain = if self.escape.is_empty() { bytes.iter().take_while(is_plain).count() } else { 0 };
             if plain > 0 {
                 let (text, rest) = bytes.split_at_checked(plain).unwrap_or((bytes, &[]));
@@ -348,8 +350,10 @@ impl Form {
         match byte {
             b'%' => self.escape.push(byte),
             b'+' => return self.field.push(b" ", tally),
+            b'=' if self.in_value => return self.field.push(b"=", tally),
             b'&' | b'=' => {
-                tally.fields += u64::from(byte == b'&');
+                self.in_value = byte == b'=';
+                tally.has_fields(u64::from(byte == b'&'))?;
                 self.field.finish(tally)?;
                 self.field.again();
             }

@@ -39,7 +39,7 @@ pub(super) enum Reading {
 pub enum Seen {
     /// Not enough bytes to tell, or none.
     Nothing,
-    /// An object or array of JSON, perhaps.
+    /// An object, array or string of JSON, perhaps.
     Json,
     /// A file that is a coding of another.
     Packed(Coding),
@@ -49,7 +49,7 @@ pub enum Seen {
     Pdf,
     /// PNG, JPEG, GIF or WebP.
     Image,
-    /// Text that is not ASCII's extension, by its byte order mark.
+    /// Text that is not ASCII's extension, by its byte order mark, or by where its first bytes are 0 (RFC 4627 section 3).
     Wide,
     /// Anything else.
     Other,
@@ -112,7 +112,7 @@ impl Claims {
             return none(Some(Unreadable::ClaimAmbiguous));
         };
         let only = |name: &str| {
-            let mut all = parameters.iter().filter(|(known, _)| known == name).map(|(_, value)| value);
+            let mut all = parameters.iter().filter(|known| known.name == name).map(|known| &known.value);
             match (all.next(), all.next()) {
                 (found, None) => Ok(found),
                 _ => Err(Unreadable::ClaimAmbiguous),
@@ -127,6 +127,11 @@ impl Claims {
         let reading = match &*media_type {
             "application/x-www-form-urlencoded" => Reading::Form,
             kind if kind.starts_with("multipart/") => match only("boundary") {
+                // One that another parser may take for the boundary, or read to another end.
+                _ if parameters.iter().any(Parameter::is_doubtful) => {
+                    refusal = refusal.or(Some(Unreadable::ClaimAmbiguous));
+                    Reading::Sniffed
+                }
                 Ok(Some(boundary)) if multipart::Multipart::new(boundary).is_ok() => {
                     Reading::Multipart { boundary: boundary.clone() }
                 }
@@ -140,6 +145,14 @@ impl Claims {
             _ => Reading::Sniffed,
         };
         Claims { media_type, coding: None, reading, refusal }
+    }
+
+    /// Whether what is said to be so may be read as text, in whatever charset it seems to be: all but what is known to be
+    /// none.
+    pub(super) fn may_be_text(&self) -> bool {
+        let (kind, subtype) = self.media_type.split_once('/').unwrap_or_default();
+        subtype.ends_with("+xml")
+            || !(matches!(kind, "image" | "audio" | "video") || self.media_type == "application/octet-stream")
     }
 
     /// Whether what is `seen` is not what is said.
@@ -168,7 +181,14 @@ impl Seen {
         }
         match head {
             [] => Seen::Nothing,
-            [b'{' | b'[', ..] => Seen::Json,
+            [0xff, 0xfe, ..]
+            | [0xfe, 0xff, ..]
+            | [0, 0, 0xfe, 0xff, ..]
+            | [0, 0, 0, 1..=255, ..]
+            | [0, 1..=255, 0, 1..=255, ..]
+            | [1..=255, 0, 0, 0, ..]
+            | [1..=255, 0, 1..=255, 0, ..] => Seen::Wide,
+            [b'{' | b'[' | b'"', ..] => Seen::Json,
             [b'P', b'K', 3 | 5, 4 | 6, ..]
             | [b'7', b'z', 0xbc, 0xaf, ..]
             | [b'R', b'a', b'r', b'!', ..]
@@ -179,7 +199,6 @@ impl Seen {
             | [0xff, 0xd8, 0xff, ..]
             | [b'G', b'I', b'F', b'8', ..]
             | [b'R', b'I', b'F', b'F', ..] => Seen::Image,
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 0, 0xfe, 0xff, ..] => Seen::Wide,
             _ => Seen::Other,
         }
     }
@@ -217,16 +236,31 @@ fn extends_ascii(charset: &[u8]) -> bool {
         || name.starts_with(b"windows-125")
 }
 
-/// A parameter's name in lowercase, and its value.
-type Parameter = (String, Vec<u8>);
+/// A parameter of a media type.
+struct Parameter {
+    /// In lowercase.
+    name: String,
+    value: Vec<u8>,
+    is_quoted: bool,
+}
+
+impl Parameter {
+    /// Whether parsers of multipart bodies may take it for another, or end its value elsewhere.
+    fn is_doubtful(&self) -> bool {
+        let is_token = std::str::from_utf8(&self.value).is_ok_and(is_token);
+        self.name != "boundary" && self.name.contains("boundary") || !self.is_quoted && !is_token
+    }
+}
+
+fn is_token(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b))
+}
 
 /// A media type in lowercase and its parameters, their names in lowercase (RFC 9110 section 8.3.1).
 fn split(value: &[u8]) -> Option<(String, Vec<Parameter>)> {
     let end = value.iter().position(|b| *b == b';').unwrap_or(value.len());
     let (media_type, mut rest) = value.split_at_checked(end)?;
     let media_type = std::str::from_utf8(media_type.trim_ascii()).ok()?.to_ascii_lowercase();
-    let is_token =
-        |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b));
     let parts = media_type.split('/').collect::<Vec<_>>();
     let is_type = parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && is_token(part));
     if !is_type || media_type.len() > TYPE_BYTES_MAX {
@@ -242,11 +276,14 @@ fn split(value: &[u8]) -> Option<(String, Vec<Parameter>)> {
         let equals = after.iter().position(|b| *b == b'=')?;
         let (name, value) = after.split_at_checked(equals)?;
         let name = std::str::from_utf8(name).ok()?.to_ascii_lowercase();
-        if name.is_empty() || !is_token(&name) {
+        // A charset, or a part, is said of a value so (RFC 2231), which some read and others don't.
+        if name.is_empty() || !is_token(&name) || name.contains('*') {
             return None;
         }
-        let (value, left) = parameter(value.strip_prefix(b"=")?)?;
-        parameters.push((name, value));
+        let value = value.strip_prefix(b"=")?;
+        let is_quoted = value.starts_with(b"\"");
+        let (value, left) = parameter(value)?;
+        parameters.push(Parameter { name, value, is_quoted });
         rest = left.trim_ascii_start();
     }
     rest.is_empty().then_some((media_type, parameters))

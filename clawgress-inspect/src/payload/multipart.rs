@@ -1,7 +1,8 @@
 //! Multipart bodies (RFC 2046 section 5.1, RFC 7578) to their parts, as they stream by.
 //!
 //! Holds no more than the head of one part, in any segmentation of its input. Where parsers in use disagree about where a
-//! part begins (line ends without CR, a longer line that begins like a boundary) it must refuse, and never choose.
+//! part begins (a boundary in the middle of a line, behind another line end than CRLF, or behind the last one; a longer line
+//! that begins like one) it must refuse, and never choose.
 
 /// Longest boundary (RFC 2046 section 5.1.1), bytes.
 pub const BOUNDARY_BYTES_MAX: usize = 70;
@@ -9,6 +10,9 @@ pub const BOUNDARY_BYTES_MAX: usize = 70;
 pub const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Most parts.
 pub const PARTS_MAX: u32 = 1024;
+
+/// Bytes of the line end before a boundary.
+const LINE_END: usize = 2;
 
 /// Why it is no multipart body, or one that can't be read with certainty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,8 +71,10 @@ pub struct Multipart {
     state: State,
     /// Bytes of the delimiter that the last bytes were.
     matched: usize,
-    /// The same of the delimiter without its CR, whatever came before.
+    /// The same of the delimiter without its line end, wherever it is.
     bare: usize,
+    /// Of so many of its bytes, how many begin it again: where to go on once the next is another (Knuth, Morris, Pratt).
+    borders: Vec<usize>,
     head: Vec<u8>,
     parts: u32,
 }
@@ -89,8 +95,10 @@ impl Multipart {
             return Err(MultipartError::Boundary);
         }
         let delimiter = [b"\r\n--", boundary].concat();
+        let borders = borders(delimiter.get(LINE_END..).unwrap_or_default());
+        let (state, head) = (State::Preamble, Vec::new());
         // The first boundary may stand at the very beginning: as if a line had ended there.
-        Ok(Multipart { delimiter, state: State::Preamble, matched: 2, bare: 1, head: Vec::new(), parts: 0 })
+        Ok(Multipart { delimiter, state, matched: LINE_END, bare: 0, borders, head, parts: 0 })
     }
 
     /// Decodes what comes next.
@@ -101,8 +109,8 @@ impl Multipart {
         while let Some((byte, rest)) = bytes.split_first() {
             let in_text = matches!(self.state, State::Preamble | State::Part);
             if in_text && self.matched == 0 && self.bare == 0 {
-                // Most of a body: nothing but a line end can begin a boundary.
-                let plain = bytes.iter().take_while(|b| !matches!(**b, b'\r' | b'\n')).count();
+                // Most of a body: nothing else can begin a boundary.
+                let plain = bytes.iter().take_while(|b| !matches!(**b, b'\r' | b'-')).count();
                 if plain > 0 {
                     let (text, rest) = bytes.split_at_checked(plain).unwrap_or((bytes, &[]));
                     self.piece(text, sink)?;
@@ -110,9 +118,12 @@ impl Multipart {
                     continue;
                 }
             }
+            let is_one = self.looks_like_one(*byte);
             match self.state {
-                State::Preamble | State::Part => self.text(*byte, sink)?,
-                State::Epilogue => return Ok(()),
+                State::Preamble | State::Part => self.text(*byte, is_one, sink)?,
+                // In a head, or behind the last one, some look for more, and others don't.
+                _ if is_one => return Err(MultipartError::Malformed.into()),
+                State::Epilogue => {}
                 _ => self.boundary(*byte, sink)?,
             }
             bytes = rest;
@@ -132,22 +143,24 @@ impl Multipart {
         if self.state == State::Part && !bytes.is_empty() { sink(Event::Piece(bytes)) } else { Ok(()) }
     }
 
-    fn text<E: From<MultipartError>>(&mut self, byte: u8, sink: Sink<'_, E>) -> Result<(), E> {
-        let is_next = |n: usize, from: usize| self.delimiter.get(n + from) == Some(&byte);
-        self.bare = match self.bare {
-            n if is_next(n, 1) => n + 1,
-            _ => usize::from(byte == b'\n'),
-        };
-        if is_next(self.matched, 0) {
+    /// Whether two dashes and the boundary end with this byte, whatever is before them.
+    fn looks_like_one(&mut self, byte: u8) -> bool {
+        let mark = self.delimiter.get(LINE_END..).unwrap_or_default();
+        self.bare = extended(mark, &self.borders, self.bare, byte);
+        self.bare == mark.len()
+    }
+
+    fn text<E: From<MultipartError>>(&mut self, byte: u8, is_one: bool, sink: Sink<'_, E>) -> Result<(), E> {
+        if self.delimiter.get(self.matched) == Some(&byte) {
             self.matched += 1;
             if self.matched == self.delimiter.len() {
-                (self.matched, self.bare) = (0, 0);
+                self.matched = 0;
                 let ended = std::mem::replace(&mut self.state, State::Boundary);
                 return if ended == State::Part { sink(Event::End) } else { Ok(()) };
             }
             return Ok(());
         }
-        if self.bare + 1 == self.delimiter.len() {
+        if is_one {
             return Err(MultipartError::Malformed.into());
         }
         // What looked like a boundary is text; of a virtual line end nothing was there.
@@ -191,8 +204,33 @@ impl Multipart {
         }
         self.state = State::Part;
         // Some take the line end of the head for that of a boundary which follows at once, and some don't: refused.
-        (self.matched, self.bare) = (0, 1);
+        self.matched = 0;
         let head = std::mem::take(&mut self.head);
         sink(Event::Begin(head.strip_suffix(b"\r\n").unwrap_or(&head)))
     }
+}
+
+/// How much of `mark` the last bytes are once `byte` comes, of which they were `matched` before.
+fn extended(mark: &[u8], borders: &[usize], mut matched: usize, byte: u8) -> usize {
+    loop {
+        if mark.get(matched) == Some(&byte) {
+            return matched + 1;
+        }
+        if matched == 0 {
+            return 0;
+        }
+        matched = borders.get(matched - 1).copied().unwrap_or_default();
+    }
+}
+
+fn borders(mark: &[u8]) -> Vec<usize> {
+    let mut borders = Vec::with_capacity(mark.len());
+    for byte in mark {
+        let border = match borders.last() {
+            Some(last) => extended(mark, &borders, *last, *byte),
+            None => 0,
+        };
+        borders.push(border);
+    }
+    borders
 }

@@ -205,6 +205,12 @@ fn what_can_not_be_read_with_certainty_is_refused() {
         "--b1\r\n\r\n--b1--",
         "--b1\r\n\r\nx\r\n--b12\r\n--b1--",
         "--b1\r\nA: b\nC: d\r\n\r\nx\r\n--b1--",
+        "--b1\r\n\r\nx\r--b1\r\n\r\ny\r\n--b1--",
+        "--b1\r\n\r\nx---b1\r\n\r\ny\r\n--b1--",
+        "x--b1\r\n\r\ny\r\n--b1\r\n\r\nx\r\n--b1--",
+        "--b1\r\n\r\nx\r\n--b1--\r\n--b1\r\n\r\ny\r\n--b1--",
+        "--b1\r\n\r\nx\r\n--b1--b1\r\n\r\ny\r\n--b1--",
+        "--b1\r\nA: --b1\r\n\r\nx\r\n--b1--",
     ] {
         refuses(FORM_DATA, "", broken.as_bytes(), U::MultipartMalformed);
     }
@@ -213,6 +219,76 @@ fn what_can_not_be_read_with_certainty_is_refused() {
     refuses(FORM_DATA, "", &part("Content-Encoding: compress\r\n"), U::CodingUnknown);
     refuses(FORM_DATA, "", &part(" folded\r\n"), U::PartMalformed);
     refuses(FORM_DATA, "", &part(&"A: b\r\n".repeat(2000)), U::MultipartMalformed);
+}
+
+#[test]
+fn what_decoders_skip_is_looked_at() {
+    let skipped = |bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [&[0x50, 0x2a, 0x4d, 0x18], &length[..], bytes].concat()
+    };
+    let found: &[&str] = &["private_key"];
+    let frames = [skipped(KEY.as_bytes()), packed(Coding::Zstd, b"x")].concat();
+    finds("", "zstd", &frames, found);
+    // A file may begin so.
+    let file = [skipped(b"x"), packed(Coding::Zstd, KEY.as_bytes())].concat();
+    finds("application/zstd", "", &file, found);
+    let mut named = packed(Coding::Gzip, b"x");
+    named[3] |= 8;
+    let rest = named.split_off(10);
+    finds("", "gzip", &[&named[..], KEY.as_bytes(), b"\0", &rest].concat(), found);
+}
+
+#[test]
+fn what_two_parsers_read_in_two_ways_is_refused() {
+    use Unreadable as U;
+    for media_type in [
+        "multipart/form-data; boundary=b1; xboundary=b2",
+        "multipart/form-data; boundary=b1; x=a,boundary=b2",
+        "multipart/form-data; boundary=b1/x",
+        "text/plain; charset*=utf-8''utf-16",
+        "multipart/form-data; boundary=b1; boundary*0=b2",
+    ] {
+        refuses(media_type, "", b"--b1--", U::ClaimAmbiguous);
+    }
+    finds("multipart/form-data; boundary=\"b:1\"", "", b"--b:1--", &[]);
+    // zlib's header, and a stored block of its length.
+    refuses("", "deflate", &[0x78, 0x01, 0x00, 0xfe, 0xff, 1, 2, 3], U::CodingMalformed);
+    let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let wider = |text: &str| text.chars().flat_map(|c| u32::from(c).to_be_bytes()).collect::<Vec<u8>>();
+    for text in [wide("{\"a\": 1}"), wider("{\"a\": 1}"), wide("plain")] {
+        for media_type in ["", "text/plain", "application/json", "application/xml", "image/svg+xml"] {
+            refuses(media_type, "", &text, U::Charset);
+        }
+        finds("application/octet-stream", "", &text, &[]);
+    }
+    // Only the first `=` of a field ends its name.
+    let form = "a=-----BEGIN=PRIVATE KEY-----&b==-----BEGIN%20PRIVATE KEY-----";
+    finds("application/x-www-form-urlencoded", "", form.as_bytes(), &["private_key"]);
+    finds(
+        "application/x-www-form-urlencoded",
+        "",
+        b"a=[\"x=\\u002d----BEGIN PRIVATE KEY-----\"]",
+        &["private_key"],
+    );
+    // A document of one string, and one of too many levels.
+    finds("", "", b"\"\\u002d----BEGIN PRIVATE KEY-----\"", &["private_key"]);
+    finds("", "", b"\"a\",\"b\"\r\n", &[]);
+    refuses("", "", "[".repeat(65).as_bytes(), U::JsonTooDeep);
+}
+
+#[test]
+fn what_costs_more_than_its_bytes_is_bounded() {
+    let skipped = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+    finds("", "zstd", &skipped.repeat(1000), &[]);
+    refuses("", "zstd", &skipped.repeat(1025), Unreadable::MembersTooMany);
+    let member = packed(Coding::Gzip, b"");
+    refuses("", "gzip", &member.repeat(1025), Unreadable::MembersTooMany);
+    // Of all its parts together.
+    let file = skipped.repeat(600);
+    refuses(FORM_DATA, "", &form_data(&[("", &file), ("", &file)]), Unreadable::MembersTooMany);
+    let many = [b"[".to_vec(), b"1,".repeat(usize::try_from(FIELDS_MAX).unwrap()), b"1]".to_vec()].concat();
+    refuses("application/json", "", &many, Unreadable::FieldsTooMany);
 }
 
 #[test]
@@ -244,7 +320,7 @@ fn memory_is_told_before_it_is_taken() {
         (Coding::Gzip, 64 * 1024, 256 * 1024),
         (Coding::Deflate, 64 * 1024, 256 * 1024),
         // Its window was written as 20 bits.
-        (Coding::Brotli, 1 << 20, 4 << 20),
+        (Coding::Brotli, 4 << 20, 8 << 20),
         (Coding::Zstd, 512 * 1024, 10 << 20),
     ] {
         let mut inspector = Inspector::new(Claims::new(&[], &[coding.name().as_bytes()]), Limits::default());
@@ -325,7 +401,7 @@ fn fields_are_what_was_meant() {
         (Kind::Word, "null"),
     ];
     assert_eq!(fields, want);
-    let body = b"preamble\r\n--b1 \r\nA: b\r\n\r\nx\r\n--b\r\r\n\r\n--b1\r\n\r\n\r\n--b1--epilogue\r\n--b1";
+    let body = b"preamble\r\n--b1 \r\nA: b\r\n\r\nx\r\n--b\r\r\n\r\n--b1\r\n\r\n\r\n--b1--epilogue\r\n--b2";
     let found = parts(std::iter::once(&body[..])).unwrap();
     assert_eq!(found, [(b"A: b\r\n".to_vec(), b"x\r\n--b\r\r\n".to_vec()), (b"".to_vec(), b"".to_vec())]);
 }
