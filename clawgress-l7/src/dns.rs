@@ -130,6 +130,8 @@ pub async fn datagrams(
     // What takes longer ends with its record.
     let answered = async { while answers.join_next().await.is_some() {} };
     let _late = timeout(limit::DNS_LAST, answered).await;
+    // One that still ran would count after it was told how many were not recorded.
+    answers.shutdown().await;
     tell_unrecorded(&gateway);
 }
 

@@ -469,8 +469,7 @@ impl ProxyHttp for App {
             return Ok(());
         };
         if let Some(content) = &mut context.content.body {
-            let bytes = body.as_deref().unwrap_or_default();
-            let passed = content.pass(&self.gateway, granted, exchange, (bytes, end));
+            let passed = content.pass(&self.gateway, granted, exchange, (body, end));
             if let Err(reason) = Box::pin(passed).await {
                 context.reason = Some(reason);
                 // The upstream's connection ends in the middle of the message.

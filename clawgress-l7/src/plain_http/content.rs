@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use clawgress_api::PayloadFacts;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1;
@@ -27,6 +28,11 @@ use crate::identify::Who;
 use crate::memory::Charge;
 use crate::snapshot::Plan;
 
+/// Bytes of what streams that are kept back until it is looked at whole: decoders hold back blocks of what they are given, in
+/// each of the codings inside one another, and small pieces may be many before one of them is decoded.
+const TAIL_BYTES: usize = 4096;
+/// Most bytes that are looked at without letting others run: a coding may make some hundred of each.
+pub(super) const LOOK_BYTES: usize = 2048;
 /// After what time there may be memory again.
 const MEMORY_WAIT: Duration = Duration::from_secs(1);
 
@@ -68,6 +74,8 @@ pub struct Body {
     spool_bytes: usize,
     /// Bytes that went by in this attempt to send it; after a connection that died there is another.
     passed: u64,
+    /// The newest of them, which have not gone on.
+    tail: BytesMut,
     /// What was enforced.
     kept: Vec<Arc<Obligation>>,
 }
@@ -98,10 +106,12 @@ impl Said {
         if self.complete || now.verdict.is_ok() || now.verdict == Err(DropReason::PolicyDenied) {
             let whole = if self.complete { return now } else { ask(true) };
             return match whole.verdict {
-                // A forbid of what is complete is for when it is.
-                Ok(()) | Err(DropReason::PolicyForbidden) => {
-                    Ruling { verdict: Ok(()), policies: whole.policies, ..now }
-                }
+                Ok(()) => Ruling { verdict: Ok(()), policies: whole.policies, ..now },
+                // A forbid of what is complete is for when it is; whether anything permits it, it hides.
+                Err(DropReason::PolicyForbidden) => match now.verdict {
+                    Ok(()) => Ruling { policies: whole.policies, ..now },
+                    Err(_) => now,
+                },
                 Err(_) => Ruling { verdict: whole.verdict, policies: whole.policies, ..now },
             };
         }
@@ -137,6 +147,7 @@ impl Body {
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
+            tail: BytesMut::new(),
             kept: Vec::new(),
         }
     }
@@ -232,6 +243,7 @@ impl Body {
     /// Notes that it is sent, perhaps again.
     pub fn attempt(&mut self) {
         self.passed = 0;
+        self.tail.clear();
     }
 
     /// Looks at what goes by, and judges it where that may say something else than before: its end at least.
@@ -239,6 +251,36 @@ impl Body {
     /// # Errors
     /// Why it must not go on.
     pub async fn pass(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        exchange: &mut Exchange,
+        (piece, end): (&mut Option<Bytes>, bool),
+    ) -> Result<(), DropReason> {
+        let bytes = piece.clone().unwrap_or_default();
+        self.go_by(gateway, granted, exchange, (&bytes, end)).await?;
+        self.keep_back(piece, end);
+        Ok(())
+    }
+
+    /// Takes the newest bytes out of what goes on while what they hold may not be known, and gives them back once it is.
+    fn keep_back(&mut self, piece: &mut Option<Bytes>, end: bool) {
+        // What is only told holds nothing back.
+        let decides = self.inspector.is_some() && self.need.decided == Look::Content;
+        let most = if decides && !self.said.complete { TAIL_BYTES } else { 0 };
+        if self.tail.is_empty() && most == 0 {
+            return;
+        }
+        let mut all = std::mem::take(&mut self.tail);
+        all.extend_from_slice(piece.as_deref().unwrap_or_default());
+        let gone = all.len().saturating_sub(most);
+        self.tail = BytesMut::from(all.get(gone..).unwrap_or_default());
+        all.truncate(gone);
+        // Pingora takes none at all for the end, and sends nothing of one that is empty.
+        *piece = (!end || !all.is_empty()).then(|| all.freeze());
+    }
+
+    async fn go_by(
         &mut self,
         gateway: &Arc<Gateway>,
         granted: &Granted,
@@ -258,10 +300,14 @@ impl Body {
         let new = bytes.get(skipped.min(bytes.len())..).unwrap_or_default();
         if !new.is_empty() {
             // What was held is gone by now.
-            self.spool_bytes = 0;
+            self.spool_bytes = TAIL_BYTES;
         }
         let known = self.said.findings.len();
-        let mut looked = self.look(new);
+        let mut looked = Ok(());
+        for part in new.chunks(LOOK_BYTES) {
+            looked = looked.and_then(|()| self.look(part));
+            tokio::task::yield_now().await;
+        }
         let ends = end || self.said.declared == Some(self.said.seen);
         if looked.is_ok() && ends {
             looked = self.finish();
@@ -361,6 +407,8 @@ pub async fn judge(
         && let Err(reason) = hold(gateway, session, judged.continued, &mut body, exchange).await
     {
         body.tell(exchange);
+        // What is held of it stays until it is thrown away, and so does what it takes.
+        judged.body = Some(body);
         let is_full = matches!(reason, DropReason::ContentMemoryFull | DropReason::ContentShareFull);
         let retry_after = is_full.then_some(MEMORY_WAIT);
         return (Ruling { retry_after, ..Ruling::deny("send", reason) }.obliged_by(&ruling), judged);
@@ -370,7 +418,12 @@ pub async fn judge(
         // It took no time.
         Look::Nothing => body.said.rule(plan, who, admitted),
         _ => match gateway.snapshots.current().and_then(|now| Ok((who.under(&now, gateway.now_s())?, now))) {
-            Ok((who, now)) => body.said.rule(&now, &who, admitted),
+            Ok((who, now)) => {
+                if now.generation != plan.generation {
+                    exchange.under(&gateway.snapshots);
+                }
+                body.said.rule(&now, &who, admitted)
+            }
             Err(reason) => Ruling::deny("send", reason),
         },
     };

@@ -14,7 +14,7 @@ use clawgress_inspect::http1::Step;
 use pingora_proxy::Session;
 use tokio::time::Instant;
 
-use super::content::Body;
+use super::content::{Body, LOOK_BYTES};
 use super::gate::{Gate, READ_BYTES, Reader, Ready};
 
 /// Least bytes that are taken for what is held.
@@ -68,7 +68,10 @@ impl Gate {
             }
             let step = poll_fn(|cx| self.reader().lock().poll_body(cx, bytes_max, &mut spool, body));
             match tokio::time::timeout_at(deadline, step).await {
-                Ok(Ok(None)) => {}
+                // What is there already is as long as its client likes, and decoding it may take long: others run in between,
+                // and a timer whose future is always ready never fires.
+                Ok(Ok(None)) if Instant::now() >= deadline => break part(body, DropReason::Timeout),
+                Ok(Ok(None)) => tokio::task::yield_now().await,
                 Ok(Ok(Some(held))) => break Ok(held),
                 Ok(Err(reason)) => break Err(reason),
                 Err(_) => break part(body, DropReason::Timeout),
@@ -94,7 +97,7 @@ impl Reader {
         if self.framer.is_at_head() {
             return Poll::Ready(Ok(Some(Held::Whole)));
         }
-        let room = bytes_max.saturating_sub(spool.len()).min(READ_BYTES);
+        let room = bytes_max.saturating_sub(spool.len()).min(LOOK_BYTES);
         if room == 0 {
             return Poll::Ready(Ok(Some(Held::Part)));
         }

@@ -403,6 +403,47 @@ async fn what_streams_needs_a_permit_all_along_and_its_end_is_judged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_decoder_holds_back_is_not_sent_before_the_end_is_judged() {
+    let site = Site::start(POLICY, SMALL).await;
+    let (before, last) = (gzip(&noise(400_000)), gzip(KEY.as_bytes()));
+    assert!(last.len() < 256, "less than a decoder reads at once");
+    let has_last = |bytes: &[u8]| bytes.windows(last.len()).any(|w| w == last);
+    let sound = [&before[..], &gzip(b"harmless")].concat();
+    for size in [8192, 100, 1] {
+        let fields = "Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n";
+        let mut client = site.gateway.client().await;
+        client.send(site.head("/echo", fields)).await;
+        let all = [chunked(&before, 8192), chunked(&last, size)];
+        let all = all.map(|chunks| chunks.strip_suffix(b"0\r\n\r\n").expect("an end").to_vec()).concat();
+        client.send(all).await;
+        let sent = before.len() - 8192;
+        site.seen(|bytes| bytes.len() > sent).await;
+        client.send("0\r\n\r\n").await;
+        let rest = client.rest().await;
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(rest.is_empty() || rest.contains("policy_forbidden"), "{rest}");
+        assert!(!has_last(&site.upstream.seen.bytes.lock()), "{size}");
+        site.upstream.seen.bytes.lock().clear();
+        // What is kept back of what is harmless goes on at its end.
+        client = site.gateway.client().await;
+        client.send(site.head("/echo", fields)).await;
+        client.send(chunked(&sound, 9000)).await;
+        let answer = client.answer().await;
+        assert!(answer.status == 200 && answer.body == sound);
+        site.upstream.seen.bytes.lock().clear();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forbid_of_what_is_complete_permits_nothing_before() {
+    let site = Site::start(POLICY, SMALL).await;
+    let late = r#"@id("late") forbid (principal, action == Action::"send", resource) when { context.path == "/sealed" && context.complete };"#;
+    assert_eq!(site.gateway.publish_policy(&format!("{POLICY}{late}")).await, "");
+    assert_eq!(said(&site.ask("/sealed", "", &noise(300_000)).await), (403, "policy_denied"));
+    assert_eq!(site.upstream.connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_nobody_asks_nothing_is_held_and_when_somebody_does_it_ends() {
     let site = Site::start(crate::harness::POLICY, "").await;
     let mut client = site.gateway.client().await;
