@@ -57,8 +57,7 @@ pub fn is_same(one: &str, other: &str) -> bool {
 #[must_use]
 pub fn goes_on(name: &str) -> bool {
     let cgi = name.replace('_', "-");
-    let known = [&FRAMING[..], &READING, &HOP].concat();
-    let posing = name != cgi && known.contains(&&*cgi);
+    let posing = name != cgi && [&FRAMING[..], &READING, &HOP].iter().any(|known| known.contains(&&*cgi));
     !posing && !HOP.contains(&name) && !is_identity(&cgi)
 }
 

@@ -486,12 +486,17 @@ when { context.findings.contains("private_key") };
     let (allowed, _) = site.gateway.exchange(0).await;
     assert_eq!((allowed.effects[0].policy.as_str(), allowed.effects[0].effect.as_str()), ("told", "alert"));
     assert_eq!(allowed.findings, ["media_type_mismatch"]);
+    // Nor does one where what it asks can't be known.
+    let (alert, _) = DUTIES.split_once("@id(\"leak\")").expect("two");
+    assert_eq!(site.gateway.publish_policy(&format!("{}{alert}", crate::harness::POLICY)).await, "");
+    assert_eq!(site.ask("/", "Content-Encoding: compress\r\n", b"x").await.status, 200);
+    assert_eq!(site.gateway.publish_policy(&policy).await, "");
     // In the middle of what streams.
     let body = [&noise(300_000)[..], KEY.as_bytes()].concat();
     let answer = site.ask("/echo", "", &body).await;
     // Its connection is cut with all others of the agent, perhaps before the answer.
     assert!(answer.status == 0 || said(&answer) == (403, "agent_quarantined"), "{answer:?}");
-    let (_, outcome) = site.gateway.exchange(1).await;
+    let (_, outcome) = site.gateway.exchange(2).await;
     assert_eq!(outcome.effects.iter().map(|e| e.policy.as_str()).collect::<Vec<_>>(), ["leak"]);
     assert_eq!(outcome.reason, Some(DropReason::AgentQuarantined));
     let deadline = tokio::time::Instant::now() + PATIENCE;
