@@ -68,6 +68,12 @@ impl Share {
         self.parts_per_million > usize::from(percent) * 10_000
     }
 
+    /// Whether it is a larger part of its bound than the other is of its.
+    #[must_use]
+    pub fn is_above(&self, other: &Share) -> bool {
+        self.parts_per_million > other.parts_per_million
+    }
+
     /// In words.
     #[must_use]
     pub fn told(&self) -> String {

@@ -6,11 +6,12 @@ use clawgress_api::config::Endpoint;
 use clawgress_identity::{Agent, PolicyOwner};
 use clawgress_policy::lint::{Acceptance, Accepted, Configuration, Finding, ReadTls};
 use clawgress_policy::study::explain::Target;
-use clawgress_policy::{Policies, PolicyBundle, PolicySet, Scheme, Surroundings};
+use clawgress_policy::{Policies, PolicyBundle, PolicySet, Scheme, Share, Surroundings};
 
-use super::govern::{Governor, blocking, zone};
+use super::govern::{Generation, Governor, blocking, zone};
 use super::model::Refusal;
 use super::render::compile;
+use super::revisions::takes_away;
 
 /// What a policy comes to, and the kernel's tables of all with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,17 +28,29 @@ pub struct Size {
     pub findings: Vec<Finding>,
 }
 
-/// Refuses a tenant's policy that takes more of the kernel's tables than one of several tenants may.
+/// Refuses a tenant's policy that takes more of the kernel's tables than one of several tenants may, unless it takes no more
+/// than what it has in force, or only takes something away from that: whoever is above its share must be able to tighten.
 fn within_share(
-    all: &Policies,
-    owner: &PolicyOwner,
+    (all, live, now_ms): (&Policies, &Generation, i64),
+    (owner, bundle): (&PolicyOwner, &PolicyBundle),
     agents: &[Agent],
     percent: NonZeroU8,
 ) -> Result<(), Refusal> {
-    let Some(tenant) = owner.tenant().filter(|_| all.tenants().count() > 1) else { return Ok(()) };
+    let Some(tenant) = owner.tenant() else { return Ok(()) };
+    // Also those whose policies left force for want of room: it is not for others to keep it from them.
+    if !live.model.policies.keys().any(|other| other != owner && other.tenant().is_some()) {
+        return Ok(());
+    }
     let share = all.share(tenant, agents).filter(|share| share.exceeds(percent.get()));
+    let is_in_force = live.in_force.told(owner).is_some();
+    let former = |share: &Share| {
+        let former = live.in_force.policies()?.at(now_ms).share(tenant, agents)?;
+        (!share.is_above(&former)).then_some(())
+    };
     match share {
         None => Ok(()),
+        Some(_) if is_in_force && takes_away(live, owner, bundle) => Ok(()),
+        Some(share) if former(&share).is_some() => Ok(()),
         Some(share) => Err(Refusal::Full(format!(
             "{} of the kernel's tables, and one of several tenants may take {percent} %: narrow it, or raise `share_percent_max` in [tenants] of the configuration",
             share.told()
@@ -85,9 +98,10 @@ impl Governor {
             };
             let (findings, _) = set.lint_to_apply(&bundle.text, &configuration, &accepted)?;
             let all = live.in_force.with(&owner, &set)?;
-            let all = all.at(window.at.as_millisecond());
+            let now_ms = window.at.as_millisecond();
+            let all = all.at(now_ms);
             all.check_limits(&agents)?;
-            within_share(&all, &owner, &agents, share)?;
+            within_share((&all, &live, now_ms), (&owner, &bundle), &agents, share)?;
             let tables = compile(&all, &agents)?;
             let (prefixes, cells) = (tables.destinations.len() as u64, tables.verdicts.len() as u64);
             let limiters = tables.limiters.len() as u64;
@@ -123,9 +137,10 @@ impl Governor {
             let Ok(set) = parsed else { return Ok(Acceptance::default()) };
             let (_, acceptance) = set.lint_to_apply(&bundle.text, &Configuration::default(), &accepted)?;
             let agents: Vec<Agent> = live.model.agents.values().cloned().collect();
-            let all = live.in_force.with(&owner, &set)?.at(window.at.as_millisecond());
+            let now_ms = window.at.as_millisecond();
+            let all = live.in_force.with(&owner, &set)?.at(now_ms);
             all.check_limits(&agents)?;
-            within_share(&all, &owner, &agents, share)?;
+            within_share((&all, &live, now_ms), (&owner, &bundle), &agents, share)?;
             Ok(acceptance)
         })
         .await

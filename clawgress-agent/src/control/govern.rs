@@ -3,6 +3,7 @@
 //! Its audit record is committed with it and taken out of the store when it is in the log: whatever ends
 //! this process in between, the next start puts it there. Twice is possible, missing is not.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -388,10 +389,8 @@ impl Governor {
         let mut retry = CLOCK_PAUSE_MAX;
         loop {
             let is_made = self.turn_if_due().await;
-            // Never past the turn, and never long: clocks are set, and machines sleep.
             let turns_in = self.live().turns_at.map(|at| at.duration_since(self.clock.now()));
-            let pause = turns_in.and_then(|d| Duration::try_from(d).ok()).unwrap_or(CLOCK_PAUSE_MAX);
-            let pause = if is_made { pause.clamp(CLOCK_PAUSE_LEAST, CLOCK_PAUSE_MAX) } else { retry };
+            let pause = pause(is_made, turns_in.and_then(|d| Duration::try_from(d).ok()), retry);
             retry = if is_made { CLOCK_PAUSE_MAX } else { (retry * 2).min(TURN_RETRY_MAX) };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -434,7 +433,7 @@ impl Governor {
             "the clock was set back"
         } else if asks_time && now.zone != made.zone {
             "the time zone was changed"
-        } else if self.has_room_again(&live, &now).await? {
+        } else if self.has_room_again(&live, &now).await {
             "there is room again for a policy that had no kernel tables"
         } else {
             return Ok(());
@@ -450,14 +449,17 @@ impl Governor {
         // The moment before is over, whoever can take this one.
         let (_, made) = self.change_by(Manner::Forced, |()| detail.clone(), turn).await?;
         // What lacks room in it was just tried.
-        self.note_tried(&made).await
+        let (number, in_force) = (made.model.generation, made.in_force.clone());
+        self.note_tried(number, in_force, made.model.window.at.as_millisecond()).await;
+        Ok(())
     }
 
     /// Whether a policy that left force for want of room would count now. Tried when something changed since it last was:
     /// it takes as long as a change.
-    async fn has_room_again(&self, live: &Generation, now: &Window) -> Result<bool, Refusal> {
+    /// What fails is no room: the live generation stays, and is late for nothing.
+    async fn has_room_again(&self, live: &Generation, now: &Window) -> bool {
         if !live.in_force.lacks_room() {
-            return Ok(false);
+            return false;
         }
         let (generation, at_ms) = (live.model.generation, now.at.as_millisecond());
         let tried = *self.tried.lock();
@@ -465,22 +467,28 @@ impl Governor {
             t.generation == generation && (t.at_ms..t.until_ms.unwrap_or(i64::MAX)).contains(&at_ms)
         };
         if tried.as_ref().is_some_and(is_known) {
-            return Ok(false);
+            return false;
         }
         let model = Model { window: now.clone(), ..live.model.clone() };
         let former = Former { in_force: live.in_force.clone(), tables: live.tables.clone() };
-        let trial = render(model, former, Unusable::Suspend).await?;
-        self.note_tried(&trial).await?;
-        Ok(trial.broken.len() < live.broken.len())
+        let trial = render(model, former, Unusable::Suspend).await;
+        let tried = trial.as_ref().map_or(&live.in_force, |trial| &trial.in_force);
+        self.note_tried(generation, tried.clone(), at_ms).await;
+        match trial {
+            Ok(trial) => is_less(&trial.broken, &live.broken),
+            Err(error) => {
+                tracing::debug!(%error, "there is no room for a policy that had no kernel tables");
+                false
+            }
+        }
     }
 
-    /// Notes what a generation was tried for, at its moment.
-    async fn note_tried(&self, generation: &Generation) -> Result<(), Refusal> {
-        let at_ms = generation.model.window.at.as_millisecond();
-        let (in_force, generation) = (generation.in_force.clone(), generation.model.generation);
-        let until_ms = blocking(move || Ok(in_force.lacking_until_ms(at_ms))).await?;
+    /// Notes what a generation was tried for, at this moment.
+    async fn note_tried(&self, generation: u64, in_force: InForce, at_ms: i64) {
+        let until_ms = blocking(move || Ok(in_force.lacking_until_ms(at_ms))).await;
+        // Of what can't be told it is asked again.
+        let until_ms = until_ms.unwrap_or(Some(at_ms));
         *self.tried.lock() = Some(Tried { generation, at_ms, until_ms });
-        Ok(())
     }
 
     /// The geo data that `text` names, as the files have them now.
@@ -589,6 +597,18 @@ impl Governor {
     }
 }
 
+/// How long to wait before the clock is looked at again: never past a turn that is to come, and never long, since clocks are
+/// set and machines sleep; where a turn could not be made, until it is tried again.
+fn pause(is_made: bool, turns_in: Option<Duration>, retry: Duration) -> Duration {
+    let longest = if is_made { CLOCK_PAUSE_MAX } else { retry };
+    turns_in.unwrap_or(longest).clamp(CLOCK_PAUSE_LEAST, longest)
+}
+
+/// Whether some of these policies are in force again, and none that was is not.
+fn is_less(trial: &BTreeMap<PolicyOwner, String>, live: &BTreeMap<PolicyOwner, String>) -> bool {
+    trial.len() < live.len() && trial.keys().all(|owner| live.contains_key(owner))
+}
+
 /// The stored model as a generation. A policy that this version refuses is not in force: deny.
 pub(super) async fn load(store: &dyn StateStore, signatures: &Signatures) -> Result<Generation, Refusal> {
     let model = Model::load(store, signatures).await?;
@@ -631,4 +651,30 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Refusal::Invalid(format!("the policy can't be compiled: {e}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_some_takes_it_from_nobody() {
+        let of = |tenants: &[&str]| -> BTreeMap<PolicyOwner, String> {
+            let owner = |tenant: &&str| (PolicyOwner::Tenant((*tenant).to_owned()), String::new());
+            tenants.iter().map(owner).collect()
+        };
+        assert!(is_less(&of(&["a"]), &of(&["a", "c"])) && is_less(&of(&[]), &of(&["a"])));
+        assert!(!is_less(&of(&["b"]), &of(&["a", "c"])), "one leaves force for two");
+        assert!(!is_less(&of(&["a", "c"]), &of(&["a", "c"])));
+    }
+
+    #[test]
+    fn what_failed_holds_up_no_turn_that_is_to_come() {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        assert_eq!(pause(true, None, minute), CLOCK_PAUSE_MAX);
+        assert_eq!(pause(true, Some(minute), second), CLOCK_PAUSE_MAX);
+        assert_eq!(pause(false, None, minute), minute, "it was due, and is tried again");
+        assert_eq!(pause(false, Some(second), minute), second);
+        assert_eq!(pause(false, Some(Duration::ZERO), minute), CLOCK_PAUSE_LEAST);
+    }
 }

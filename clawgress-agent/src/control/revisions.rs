@@ -43,6 +43,18 @@ fn follows(parent: Option<u64>, owner: &PolicyOwner, live: u64) -> Result<(), Re
     )))
 }
 
+/// Whether a policy of this owner's only takes away, by its text, from what the former one gives.
+pub(super) fn takes_away(live: &Generation, owner: &PolicyOwner, next: &PolicyBundle) -> bool {
+    match live.model.policies.get(owner) {
+        // A platform without one restricts nothing.
+        None => owner.tenant().is_none(),
+        Some(former) => {
+            let none = PolicyBundle::default();
+            TextDifference::between(former.bundle.as_ref().unwrap_or(&none), next).only_takes_away()
+        }
+    }
+}
+
 // === impl Governor ===
 
 impl Governor {
@@ -109,15 +121,7 @@ impl Governor {
     /// How a revision comes into force: one that only takes away waits for no plane.
     fn manner(&self, revision: &PolicyRevision<PolicyBundle>, geo: &Arc<GeoInForce>) -> Manner {
         let (live, none) = (self.live(), PolicyBundle::default());
-        let former = live.model.policies.get(&revision.owner).map(|former| former.bundle.as_ref());
-        let takes_away = match former {
-            // A platform without one restricts nothing.
-            None => revision.owner.tenant().is_none(),
-            Some(former) => {
-                let (former, next) = (former.unwrap_or(&none), revision.bundle.as_ref().unwrap_or(&none));
-                TextDifference::between(former, next).only_takes_away()
-            }
-        };
+        let takes_away = takes_away(&live, &revision.owner, revision.bundle.as_ref().unwrap_or(&none));
         // Other data may mean more to what stays as it is written.
         if takes_away && **geo == *live.model.geo { Manner::Forced } else { Manner::Prepared }
     }

@@ -48,6 +48,8 @@ async fn sometime(what: &str, done: impl AsyncFn() -> bool) {
 /// More than half of what there is, and less than half, and both too much.
 const MORE: usize = 33;
 const LESS: usize = 30;
+/// More than there is.
+const MUCH: usize = 46;
 
 const AT_THREE: &str = "context.hour == 3 && ";
 
@@ -146,5 +148,27 @@ async fn a_tenant_takes_no_more_than_its_share() {
     assert!(problems.contains(&format!("tenant `acme` takes {more} of 4096")), "{problems}");
     assert!(problems.contains(&format!("tenant `beta` takes {less} of 4096")), "{problems}");
     tenants.apply("beta", OPEN).await.expect("applied");
+
+    // Who is above its share by then may tighten, shrink and change; not grow.
+    let forbid =
+        "@id(\"no\") forbid (principal, action == Action::\"connect\", resource) when { context.port == 9 };";
+    tenants.apply("acme", &format!("{}{forbid}", limits(MORE, 3, ""))).await.expect("it only takes away");
+    tenants.apply("acme", &limits(MORE - 1, 4, "")).await.expect("it shrinks");
+    tenants.apply("acme", &limits(MORE - 1, 5, "")).await.expect("it takes the same");
+    let refused = tenants.apply("acme", &limits(MORE, 3, "")).await.expect_err("refused");
+    assert!(refused.message().contains("may take 50 %"), "{refused}");
+    tenants.role.stop().await;
+}
+
+/// One whose policy left force for want of room has its share all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_left_force_keeps_its_share() {
+    let tenants = Tenants::start("").await;
+    tenants.apply("default", OPEN).await.expect("applied");
+    tenants.apply("acme", &limits(MUCH, 3, AT_THREE)).await.expect("applied: there is none of it yet");
+    tenants.clock.set("2026-11-25T03:00:00Z");
+    sometime("it to leave force", async || tenants.suspends("acme").await).await;
+    let refused = tenants.apply("beta", &limits(MORE, 2, "")).await.expect_err("refused");
+    assert!(refused.message().contains("may take 50 %"), "{refused}");
     tenants.role.stop().await;
 }
