@@ -244,7 +244,7 @@ impl Governor {
             });
             if manner == Manner::Prepared && drafted.governs && !is_known {
                 drop(turn);
-                self.prepare(&mut drafted.generation, before.model.generation).await?;
+                self.prepare(&mut drafted.generation).await?;
                 turn = self.turn.lock().await;
                 accepted = Some((Arc::clone(&before), forced));
                 if !Arc::ptr_eq(&before, &self.live()) {
@@ -272,7 +272,7 @@ impl Governor {
     }
 
     /// Has the planes prepare it.
-    async fn prepare(&self, generation: &mut Generation, live: u64) -> Result<(), Refusal> {
+    async fn prepare(&self, generation: &mut Generation) -> Result<(), Refusal> {
         let Some(planes) = self.planes.get() else { return Ok(()) };
         let candidate = Candidate {
             number: self.candidates.fetch_add(1, Ordering::Relaxed) + 1,
@@ -281,7 +281,7 @@ impl Governor {
             kernel: Arc::clone(&generation.kernel),
         };
         generation.candidate = candidate.number;
-        planes.prepare(&Arc::new(candidate), live).await
+        planes.prepare(&Arc::new(candidate)).await
     }
 
     /// A draft as the generation that it makes, and what is written with it.

@@ -70,6 +70,8 @@ pub struct State {
     pub(super) held: Option<(u64, Vec<u8>)>,
     /// Why it is away, or what it refused.
     pub trouble: Option<String>,
+    /// The generation that it refused, if that is the trouble.
+    pub refused: Option<u64>,
 }
 
 // === impl Link ===
@@ -149,7 +151,9 @@ impl Link {
 
     /// Waits until the role runs `generation`, unless it is away or has refused.
     pub async fn settled(&self, generation: u64) {
-        let settled = |state: &State| state.applied >= generation || state.trouble.is_some();
+        // What it says of an earlier one says nothing of this.
+        let answered = |state: &State| state.refused.map_or(state.trouble.is_some(), |n| n >= generation);
+        let settled = |state: &State| state.applied >= generation || answered(state);
         let _ = self.state.subscribe().wait_for(settled).await;
     }
 
@@ -172,9 +176,12 @@ impl Link {
                 Ok(())
             }
             Err(status) => match status.code() {
-                // Gone, or of a version that can't: what is told of those is told of it.
-                Code::Unavailable | Code::Unimplemented | Code::PermissionDenied => Ok(()),
-                _ => Err(format!("the kernel plane can't take it: {}", status.message())),
+                // It has looked at it, and says so.
+                Code::FailedPrecondition | Code::InvalidArgument | Code::ResourceExhausted => {
+                    Err(format!("the kernel plane can't take it: {}", status.message()))
+                }
+                // Gone, or going, or of a version that can't: what is told of those is told of it.
+                _ => Ok(()),
             },
         }
     }
@@ -337,7 +344,14 @@ impl Link {
             ticks.tick().await;
             let generation = governor.live().model.generation;
             let call = client.confirm(Confirmed { generation });
-            tokio::time::timeout(CALL_TIME_MAX, call).await.context("no answer")?.map_err(told)?;
+            match tokio::time::timeout(CALL_TIME_MAX, call).await.context("no answer")? {
+                Err(status) if status.code() == Code::Unimplemented => {
+                    // Of a version that needs no word: its session must not end for that.
+                    tracing::warn!("the datapath role is of a version without leases: upgrade it");
+                    return std::future::pending().await;
+                }
+                confirmed => drop(confirmed.map_err(told)?),
+            }
         }
     }
 
@@ -391,6 +405,7 @@ impl Link {
                     self.state.send_modify(|state| {
                         state.applied = applied;
                         state.trouble = None;
+                        state.refused = None;
                     });
                     live.changed().await?;
                     pause = PAUSE_LEAST;
@@ -402,7 +417,10 @@ impl Link {
                     let number = generation.model.generation;
                     let trouble = format!("it refused generation {number}: {}", status.message());
                     tracing::error!(trouble, "the kernel plane stays at the former generation");
-                    self.state.send_modify(|state| state.trouble = Some(trouble));
+                    self.state.send_modify(|state| {
+                        state.trouble = Some(trouble);
+                        state.refused = Some(number);
+                    });
                     tokio::select! {
                         changed = live.changed() => changed?,
                         () = tokio::time::sleep(pause) => {}

@@ -44,14 +44,16 @@ impl Control {
         let state = self.runs.link.state();
         let generation = state.applied;
         let why = (generation < wanted).then(|| {
-            let why = match state.trouble {
+            // What it says of an earlier one is not why.
+            let trouble = state.trouble.filter(|_| state.refused.is_none_or(|refused| refused >= wanted));
+            let why = match trouble {
                 Some(why) if state.quarantine.is_none() => {
                     format!("the datapath role can't be reached ({why}): start `clawgress-agent datapath`")
                 }
                 Some(why) => why,
                 None => "it has not said yet that it has taken it".to_owned(),
             };
-            format!("{why}; what it forwards (`direct`) goes on by what it had until it has")
+            format!("{why}; what it forwards (`direct`) goes on by what it had until its lease is over (`lease_s`), and is denied then")
         });
         PlaneState { plane: Plane::Kernel, instance: None, pid: None, generation, why }
     }

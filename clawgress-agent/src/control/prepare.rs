@@ -59,13 +59,13 @@ impl Manner {
 // === impl Planes ===
 
 impl Planes {
-    /// Has those planes prepare it that are there; of L7, those that run generation `live`: who is behind denies anyway.
+    /// Has those planes prepare it that are there; of L7, those that refused nothing: who did denies anyway.
     ///
     /// # Errors
     /// If one can't. Nobody runs anything of it then.
-    pub(super) async fn prepare(&self, candidate: &Arc<Candidate>, live: u64) -> Result<(), Refusal> {
+    pub(super) async fn prepare(&self, candidate: &Arc<Candidate>) -> Result<(), Refusal> {
         let both = async {
-            tokio::try_join!(self.link.prepare(candidate), self.workers.prepare(candidate, live)).map(drop)
+            tokio::try_join!(self.link.prepare(candidate), self.workers.prepare(candidate)).map(drop)
         };
         match tokio::time::timeout(PREPARE_TIME_MAX, both).await {
             Ok(prepared) => prepared.map_err(|why| Refusal::Plane(format!("{why}; nothing was changed"))),

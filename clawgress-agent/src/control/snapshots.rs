@@ -169,13 +169,20 @@ impl Service {
                 // and a change is marked as seen only when it is.
                 permit = async {
                     let permit = sender.reserve().await.ok()?;
+                    // What is live before what may come: a worker holds one candidate, and may have to commit it first.
                     tokio::select! {
+                        biased;
                         changed = live.changed() => changed.ok()?,
                         changed = quarantined.changed() => changed.ok()?,
                         () = std::future::ready(()), if asked != confirmed => {}
                         changed = candidates.changed(), if place.prepares => {
                             changed.ok()?;
-                            return Some((permit, Next::Candidate(candidates.borrow().clone())));
+                            let candidate = candidates.borrow().clone();
+                            // It may have become live while this was looked at.
+                            if sent == Some(live.borrow().model.generation) {
+                                return Some((permit, Next::Candidate(candidate)));
+                            }
+                            candidates.mark_changed();
                         }
                     }
                     Some((permit, Next::Live))
@@ -246,8 +253,11 @@ impl Workers {
 
     /// Whether every worker runs this generation or a later one, also those that were lost and may decide.
     pub(super) fn all_run(&self, generation: u64) -> bool {
-        let lost = self.lost.lock().iter().all(|l| l.status.generation >= generation || !l.may_decide());
-        lost && self.connected.borrow().values().all(|w| w.status.generation >= generation)
+        // Both at once: one that comes or goes in between is in neither, or in the other.
+        let connected = self.connected.borrow();
+        let lost = self.lost.lock();
+        connected.values().all(|w| w.status.generation >= generation)
+            && lost.iter().all(|l| l.status.generation >= generation || !l.may_decide())
     }
 
     /// Waits until no worker decides by a generation before this one: each runs it, or refused it and denies by now, or
@@ -284,13 +294,14 @@ impl Workers {
         }
     }
 
-    /// Has the workers that run generation `live` prepare what may come.
+    /// Has the workers prepare what may come, but those that refused what is live. One that has not said yet that it runs it
+    /// is asked, too: it may be a moment behind.
     ///
     /// # Errors
     /// If one can't, in words.
-    pub(super) async fn prepare(&self, candidate: &Arc<Candidate>, live: u64) -> Result<(), String> {
+    pub(super) async fn prepare(&self, candidate: &Arc<Candidate>) -> Result<(), String> {
         let mut workers = self.connected.subscribe();
-        let is_asked = |w: &Worker| w.prepares && w.status.generation == live;
+        let is_asked = |w: &Worker| w.prepares && w.refused.is_none();
         let asked: Vec<u64> =
             workers.borrow().iter().filter(|(_, w)| is_asked(w)).map(|(number, _)| *number).collect();
         if asked.is_empty() {
@@ -327,16 +338,15 @@ impl Workers {
         let status =
             L7Status { instance, pid: hello.pid, generation: 0, draining: false, refused: None, error: None };
         let prepares = hello.prepares;
-        // Whoever says the same name from the same process is the one that was lost.
-        workers
-            .lost
-            .lock()
-            .retain(|l| l.may_decide() && (l.pid, &l.status.instance) != (pid, &status.instance));
+        let instance = status.instance.clone();
         let worker = Worker { status, pid, prepares, prepared: None, quarantine: None, refused: None };
         let admitted = workers.connected.send_if_modified(|connected| {
             let room = connected.len() < WORKERS_MAX;
             if room {
                 connected.insert(number, worker);
+                // Whoever says the same name from the same process is the one that was lost: it is never in neither.
+                let is_other = |l: &Lost| (l.pid, &l.status.instance) != (pid, &instance);
+                workers.lost.lock().retain(|l| l.may_decide() && is_other(l));
             }
             room
         });
@@ -353,9 +363,20 @@ impl Lost {
     /// Whether it may still decide by what it had: its time is not over, and its process not known to have ended. One
     /// that the kernel can't name here, or whose number another has by now, is taken for the one.
     pub(super) fn may_decide(&self) -> bool {
-        let ended = || self.pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH));
+        let ended = || self.pid.is_some_and(has_ended);
         Instant::now() < self.until && !ended()
     }
+}
+
+/// Whether a process is known to have ended, be it that nobody has taken note of it yet: signals still reach those.
+fn has_ended(pid: i32) -> bool {
+    if kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
+        return true;
+    }
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state is behind the name, which may hold anything (proc_pid_stat(5)).
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('Z' | 'X'))
 }
 
 /// Ends what workers are to prepare when dropped.
@@ -463,6 +484,8 @@ fn bounded(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
     use super::*;
 
     #[test]
@@ -483,6 +506,9 @@ mod tests {
         let later = now + Duration::from_secs(600);
         let mut ended = std::process::Command::new("true").spawn().expect("a process");
         let id = ended.id();
+        let pid = Pid::from_raw(i32::try_from(id).expect("pid"));
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("it ends");
+        assert!(!lost(Some(id), later).may_decide(), "nobody has waited for it");
         ended.wait().expect("ended");
         assert!(lost(Some(std::process::id()), later).may_decide());
         assert!(lost(None, later).may_decide(), "nobody knows");

@@ -224,3 +224,31 @@ async fn who_is_behind_is_told_until_it_denies() {
     until("its snapshot to be stale", async || !told().await).await;
     assert_eq!(apply(&node, OPEN).await.expect("applied").behind, []);
 }
+
+/// An older datapath role takes no word of what is live, and is governed all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_datapath_role_is_governed() {
+    let script = Arc::new(Script::default());
+    script.is_older.store(true, Ordering::SeqCst);
+    let (node, _role) = node(&script).await;
+    until("a word", async || script.confirms.load(Ordering::SeqCst) > 0).await;
+    for text in [format!("{OPEN}{MORE}"), OPEN.to_owned(), format!("{OPEN}{MORE}")] {
+        assert_eq!(names(&apply(&node, &text).await.expect("applied").running), [(Plane::Kernel, None)]);
+    }
+    assert_eq!(script.quarantined.lock().await.len(), 1, "one session");
+    assert_eq!(script.confirms.load(Ordering::SeqCst), 1);
+}
+
+/// What the kernel plane says of a generation is no answer to the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_refused_says_nothing_of_what_came_after() {
+    let script = Arc::new(Script::default());
+    let (node, _role) = node(&script).await;
+    *script.refusal.lock().await = Some("no room".into());
+    let refused = apply(&node, &format!("{OPEN}{MORE}")).await.expect("applied");
+    let why = refused.behind.first().and_then(|plane| plane.why.clone()).unwrap_or_default();
+    assert!(why.contains("no room") && why.contains("until its lease is over"), "{why}");
+    *script.refusal.lock().await = None;
+    let next = apply(&node, OPEN).await.expect("applied");
+    assert_eq!((names(&next.running), next.behind), (vec![(Plane::Kernel, None)], vec![]));
+}

@@ -52,6 +52,9 @@ pub struct Script {
     pub asked: Mutex<Vec<LiveQuery>>,
     /// The generation that control said last it runs by.
     pub confirmed: AtomicU64,
+    /// Whether it is of a version that takes no such word, and how often it was given one.
+    pub is_older: AtomicBool,
+    pub confirms: AtomicU64,
     events: Mutex<Option<mpsc::Sender<Result<KernelBatch, Status>>>>,
     /// Numbers of the batches that control has acknowledged.
     pub acknowledged: Mutex<Vec<u64>>,
@@ -174,6 +177,10 @@ impl Datapath for Service {
     }
 
     async fn confirm(&self, request: Request<Confirmed>) -> Result<Response<Empty>, Status> {
+        self.0.confirms.fetch_add(1, Ordering::SeqCst);
+        if self.0.is_older.load(Ordering::SeqCst) {
+            return Err(Status::unimplemented("of an older version"));
+        }
         self.0.confirmed.store(request.into_inner().generation, Ordering::SeqCst);
         Ok(Response::new(Empty {}))
     }
