@@ -1,7 +1,7 @@
 //! `policy apply` and `policy rollback`.
 
 use clawgress_api::identity::PolicyOwner;
-use clawgress_api::{AppliedPolicy, PlaneState};
+use clawgress_api::{AppliedPolicy, Plane, PlaneState};
 use clawgress_policy::PolicyBundle;
 use clawgress_policy::lint::{Accepted, Finding};
 use serde::Serialize;
@@ -64,10 +64,12 @@ fn show(owner: &PolicyOwner, applied: &AppliedPolicy<PolicyBundle>) -> Result<()
     }
     for plane in &applied.behind {
         let (told, why) = (plane.told(), plane.why.as_deref().unwrap_or("it has not said why"));
-        output::line(&output::clean(&format!(
-            "  behind, at generation {}: {told}: {why}",
-            plane.generation
-        )))?;
+        // One that can't be reached may run any: none is said of it.
+        let at = match plane.generation {
+            0 if plane.plane == Plane::Kernel => "away".to_owned(),
+            generation => format!("at generation {generation}"),
+        };
+        output::line(&output::clean(&format!("  behind, {at}: {told}: {why}")))?;
     }
     Ok(())
 }

@@ -502,7 +502,7 @@ async fn a_plane_that_is_behind_has_an_exit_code_of_its_own() {
         "revision 1 is live in generation 1",
         "revision 1 is live, and not everywhere yet: the kernel plane",
     );
-    check(&told, 7, "behind, at generation 0: the kernel plane: the datapath role can't be reached (", "");
+    check(&told, 7, "behind, away: the kernel plane: the datapath role can't be reached (", "");
     let json = run(config, &[&apply[..], &["-o", "json"]].concat()).await;
     check(&json, 7, "", "");
     let json: serde_json::Value = parse(&json.stdout);
