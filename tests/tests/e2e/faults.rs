@@ -66,10 +66,10 @@ fn with_every_process_killed_the_kernel_still_governs() {
     for role in Role::ALL {
         site.gateway.kill(role).unwrap();
     }
-    nothing_forbidden_passes(&site, "all killed");
-    // Policy said that DNS goes direct; the pinned programs still do as they were told.
+    // Policy said that DNS goes direct; the pinned programs still do as they were told, until the lease is over.
     let output = site.gateway.lab.run(Host::Known, &["getent", "ahosts", "api.allowed.test"]).unwrap();
     assert!(output.stdout.contains("203.0.113.10"), "the last generation is in force: {output:?}");
+    nothing_forbidden_passes(&site, "all killed");
     // Nothing stands behind the listeners, so not even allowed flows go on, let alone around them.
     assert!(!curl_within(&site, Host::Known, 2, &["https://api.allowed.test/"]).ok());
     for role in Role::ALL {
@@ -86,8 +86,12 @@ fn l7_without_control_denies_after_its_time() {
     let served = curl(&site, Host::Known, &["http://api.allowed.test/at-once"]);
     assert_eq!(codes(&served).0, 200, "the last snapshot is served for its time: {served:?}");
     std::thread::sleep(Duration::from_secs(4));
-    let output = curl(&site, Host::Known, &["http://api.allowed.test/stale"]);
+    let to = ["--resolve", "api.allowed.test:80:203.0.113.10", "http://api.allowed.test/stale"];
+    let output = curl(&site, Host::Known, &to);
     assert_eq!(codes(&output).0, 503, "{output:?}");
+    // DNS goes direct here, by tables that nobody vouches for any more.
+    let output = curl(&site, Host::Known, &["http://api.allowed.test/stale"]);
+    assert!(output.stderr.contains("Could not resolve host"), "{output:?}");
     let url = proxy("assistant", &site.assistant_key);
     assert!(!curl(&site, Host::Anon, &["-x", &url, "https://api.allowed.test/stale"]).ok());
     nothing_forbidden_passes(&site, "stale");
