@@ -279,8 +279,10 @@ impl KernelPlane {
     pub(super) async fn apply(&self, document: Document, prepared: Option<Prepared>) -> Result<()> {
         let applied = self.put(document, prepared).await;
         if applied.is_err() {
-            // What is live is not what control runs by, whatever its number.
-            self.lease.doubt()?;
+            // What is live is not what control runs by, whatever its number. Why it is not is what the caller is told.
+            if let Err(error) = self.lease.doubt() {
+                tracing::error!("that tables are behind can't be noted: {error:#}");
+            }
         }
         applied
     }

@@ -42,9 +42,12 @@ const DIRECT: u32 = 1;
 const DENIED: u32 = 2;
 const STEERED: u32 = 3;
 const CLASSES: u32 = 3;
-/// TCP: where its flags are behind an Ethernet and an IPv4 or IPv6 header, and those of a segment of data.
-const FLAGS_V4: usize = 14 + 20 + 13;
-const FLAGS_V6: usize = 14 + 40 + 13;
+/// Bytes before the transport's header: of an Ethernet and an IPv4 or IPv6 header.
+const L4_V4: usize = 14 + 20;
+const L4_V6: usize = 14 + 40;
+/// TCP: where its flags are, and those of a segment of data.
+const FLAGS_V4: usize = L4_V4 + 13;
+const FLAGS_V6: usize = L4_V6 + 13;
 const ACK: u8 = 0x10;
 /// Allocations of /32 that IPv6 networks lie in: about what the global routing table has.
 const ALLOCATIONS: u64 = 40_000;
@@ -165,7 +168,8 @@ fn packet(destination: IpAddr, protocol: u8) -> Vec<u8> {
     frame.extend([0x86, 0xDD, 0x60, 0, 0, 0, 0, length, protocol, 64]);
     frame.extend(AGENT6.octets());
     frame.extend(destination.octets());
-    frame.extend(v4.iter().skip(34).take(length.into()));
+    // The transport's header is the same over either.
+    frame.extend(v4.iter().skip(L4_V4).take(length.into()));
     frame
 }
 
