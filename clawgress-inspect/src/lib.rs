@@ -9,6 +9,7 @@ pub mod client_hello;
 pub mod dns;
 pub mod http1;
 pub mod ja4;
+pub mod llm;
 pub mod payload;
 pub mod proxy_authorization;
 pub mod proxy_header;

@@ -1,0 +1,192 @@
+//! Texts of a request, put together from how they come and cut again at the same places, in order, and each with its role.
+//! Must never hold more than one block and what waits for its role.
+
+use super::{Piece, Provenance, Role};
+
+/// Longest piece, bytes.
+pub const BLOCK_BYTES: usize = 4096;
+/// Most bytes of a message's texts that wait for its role, where that comes behind them. Beyond that the role is unknown.
+pub const PENDING_BYTES_MAX: usize = 64 * 1024;
+
+/// A piece that waits for its role.
+#[derive(Debug)]
+struct Pending {
+    provenance: Option<Provenance>,
+    number: u32,
+    begins: bool,
+    ends: bool,
+    text: String,
+}
+
+/// What puts texts together.
+#[derive(Debug, Default)]
+pub struct Texts {
+    /// Of the text at hand, what no piece was told of.
+    block: Vec<u8>,
+    number: u32,
+    begins: bool,
+    /// Of the text at hand, where that is not by its role.
+    provenance: Option<Provenance>,
+    /// Of the message at hand.
+    role: Option<Role>,
+    pending: Vec<Pending>,
+    pending_bytes: usize,
+}
+
+// === impl Texts ===
+
+impl Texts {
+    /// Begins a message, whose role is known or yet to come.
+    pub fn message(&mut self, role: Option<Role>, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.settle(Role::Unknown, sink);
+        self.role = role;
+    }
+
+    /// The role of the message at hand. The first one counts, as whoever calls refuses another.
+    pub fn is_by(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {
+        if self.role.is_none() {
+            self.settle(role, sink);
+            self.role = Some(role);
+        }
+    }
+
+    /// Begins a text; where it comes from, unless its role says so.
+    pub fn begin(&mut self, provenance: Option<Provenance>) {
+        self.begins = true;
+        self.provenance = provenance;
+        self.block.clear();
+    }
+
+    /// Some of its bytes.
+    pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(&Piece<'_>)) {
+        while !bytes.is_empty() {
+            let room = BLOCK_BYTES.saturating_sub(self.block.len());
+            let (now, later) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+            self.block.extend_from_slice(now);
+            bytes = later;
+            if self.block.len() >= BLOCK_BYTES {
+                self.tell(false, sink);
+            }
+        }
+    }
+
+    /// Ends it.
+    pub fn end(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.tell(true, sink);
+        self.number = self.number.saturating_add(1);
+    }
+
+    /// Ends the request.
+    pub fn finish(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.settle(Role::Unknown, sink);
+    }
+
+    /// How many texts there were.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.number
+    }
+
+    /// Bytes that it holds at most by now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.block.capacity() + self.pending_bytes
+    }
+
+    fn tell(&mut self, ends: bool, sink: &mut dyn FnMut(&Piece<'_>)) {
+        let block = std::mem::take(&mut self.block);
+        // A character that is cut waits for its rest, unless there is none.
+        let whole = match std::str::from_utf8(&block) {
+            Err(error) if !ends && error.error_len().is_none() => error.valid_up_to(),
+            _ => block.len(),
+        };
+        let (now, later) = block.split_at_checked(whole).unwrap_or((&block, &[]));
+        let text = String::from_utf8_lossy(now);
+        let (begins, number) = (std::mem::take(&mut self.begins), self.number);
+        match self.role {
+            Some(role) => sink(&Piece {
+                role,
+                provenance: self.provenance.unwrap_or_else(|| role.provenance()),
+                number,
+                begins,
+                ends,
+                text: &text,
+            }),
+            None => {
+                self.pending_bytes += text.len();
+                let (provenance, text) = (self.provenance, text.into_owned());
+                self.pending.push(Pending { provenance, number, begins, ends, text });
+                if self.pending_bytes > PENDING_BYTES_MAX {
+                    self.is_by(Role::Unknown, sink);
+                }
+            }
+        }
+        let mut rest = later.to_vec();
+        // Its room serves the next.
+        std::mem::swap(&mut self.block, &mut rest);
+        if self.block.is_empty() {
+            self.block = block;
+            self.block.clear();
+        }
+    }
+
+    fn settle(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.pending_bytes = 0;
+        for Pending { provenance, number, begins, ends, text } in self.pending.drain(..) {
+            let provenance = provenance.unwrap_or_else(|| role.provenance());
+            sink(&Piece { role, provenance, number, begins, ends, text: &text });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Told = (Role, Provenance, u32, bool, bool, String);
+
+    fn told(role: Option<Role>, late: Option<Role>, texts: &[&[u8]], step: usize) -> Vec<Told> {
+        let (mut all, mut out) = (Texts::default(), Vec::new());
+        let mut sink = |p: &Piece<'_>| {
+            out.push((p.role, p.provenance, p.number, p.begins, p.ends, p.text.to_owned()));
+        };
+        all.message(role, &mut sink);
+        for text in texts {
+            all.begin(None);
+            text.chunks(step).for_each(|piece| all.push(piece, &mut sink));
+            all.end(&mut sink);
+        }
+        late.into_iter().for_each(|role| all.is_by(role, &mut sink));
+        all.finish(&mut sink);
+        out
+    }
+
+    #[test]
+    fn texts_are_the_same_however_they_come() {
+        let long = "a\u{20ac}".repeat(BLOCK_BYTES);
+        let texts: [&[u8]; 4] = [b"", "\u{1f600}x".as_bytes(), long.as_bytes(), b"\xff\xe2\x82"];
+        for (role, late) in
+            [(Some(Role::User), None), (None, Some(Role::Tool)), (None, None), (Some(Role::System), None)]
+        {
+            let whole = told(role, late, &texts, usize::MAX);
+            for step in [1, 2, 3, 7, 4095, 4096, 4097] {
+                assert_eq!(told(role, late, &texts, step), whole, "{role:?} {late:?} {step}");
+            }
+            let of = |n: u32| whole.iter().filter(|t| t.2 == n).map(|t| t.5.as_str()).collect::<String>();
+            assert_eq!((of(0), of(2)), (String::new(), long.clone()));
+            assert_eq!(of(3), "\u{fffd}\u{fffd}");
+            assert!(whole.iter().all(|t| t.5.len() <= BLOCK_BYTES + 8));
+            let ends: Vec<_> = whole.iter().filter(|t| t.4).map(|t| t.2).collect();
+            assert_eq!(ends, [0, 1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn a_role_counts_for_what_came_before_it() {
+        let tool = (Role::Tool, Provenance::ToolOutput);
+        assert!(told(None, Some(Role::Tool), &[b"x", b"y"], 1).iter().all(|t| (t.0, t.1) == tool));
+        let long = vec![b'a'; PENDING_BYTES_MAX + BLOCK_BYTES];
+        let unknown = (Role::Unknown, Provenance::Unknown);
+        assert!(told(None, Some(Role::Tool), &[&long], 999).iter().all(|t| (t.0, t.1) == unknown));
+    }
+}
