@@ -3,8 +3,24 @@
 //! Works on bytes as they stream by, in memory that is bounded, and says the same of them however they are cut. Must never
 //! take a request for another than its server would: what servers may read in two ways is refused.
 
+mod attachment;
+mod call;
+mod estimate;
+mod form;
+mod grammar;
+mod key;
+pub mod model;
+pub mod request;
+pub mod route;
 mod text;
 
+pub use attachment::Attachments;
+pub use call::{Call, CallError, Choice, Shape};
+pub use estimate::Estimator;
+pub use form::Field;
+pub use model::ModelName;
+pub use request::Request;
+pub use route::{Route, Server, Surface, Target, route};
 pub use text::{BLOCK_BYTES, PENDING_BYTES_MAX, Texts};
 
 /// Who says a text, as the request has it.

@@ -15,10 +15,12 @@ mod media;
 pub mod multipart;
 
 pub use coding::Coding;
-use json::JsonError;
+use json::{Event, JsonError};
 use layer::Layer;
 pub use media::{Claims, Seen};
 use multipart::MultipartError;
+
+use crate::llm::{CallError, Field, Request};
 
 /// Codings inside one another that are taken off: a file that was packed, sent as a body that is.
 pub const CODINGS_MAX: u8 = 3;
@@ -92,6 +94,9 @@ pub enum Unreadable {
     /// A part in a transfer encoding.
     #[error("one of its parts has a Content-Transfer-Encoding that is not read")]
     PartCoded,
+    /// It calls a model, and servers could read what it asks for in two ways.
+    #[error("{0}")]
+    Call(CallError),
 }
 
 /// Caps of what one body may come to.
@@ -135,6 +140,10 @@ struct Tally {
     fields: u64,
     members: u32,
     seen: Seen,
+    /// What reads it as a call of a model, if it may be one.
+    call: Option<Box<Request>>,
+    /// Whether it is one, by where it goes.
+    is_call: bool,
 }
 
 // === impl Finding ===
@@ -187,6 +196,40 @@ impl Tally {
     }
 }
 
+// === impl Tally, of calls of models ===
+
+impl Tally {
+    /// What comes next of the body's own document.
+    fn of_call(&mut self, event: Event<'_>) -> Result<(), Unreadable> {
+        let Some(call) = &mut self.call else { return Ok(()) };
+        let read = call.event(event, &mut |_| {});
+        self.sure(read)
+    }
+
+    /// A part of a form begins, and whether it is one of a call.
+    fn of_call_begins(&mut self, head: &[u8]) -> Result<bool, Unreadable> {
+        let Some(call) = &mut self.call else { return Ok(false) };
+        let read = Field::of(head).and_then(|field| match field {
+            Some(field) => call.begin_field(&field, &mut |_| {}).map(|()| true),
+            None => Ok(false),
+        });
+        let is_field = read.unwrap_or(false);
+        self.sure(read.map(drop)).map(|()| is_field)
+    }
+
+    fn call_ends(&mut self) -> Result<(), Unreadable> {
+        let Some(call) = &mut self.call else { return Ok(()) };
+        call.finish(&mut |_| {});
+        let has_begun = call.has_begun();
+        self.sure(if has_begun { Ok(()) } else { Err(CallError::NoObject) })
+    }
+
+    /// What only looks like a call is none where it can't be read.
+    fn sure(&self, read: Result<(), CallError>) -> Result<(), Unreadable> {
+        read.or_else(|why| if self.is_call { Err(Unreadable::Call(why)) } else { Ok(()) })
+    }
+}
+
 // === impl Limits ===
 
 impl Default for Limits {
@@ -210,8 +253,30 @@ impl Inspector {
             fields: 0,
             members: 0,
             seen: Seen::Nothing,
+            call: None,
+            is_call: false,
         };
-        Inspector { layer: Layer::new(claims, 0, 0), tally, bytes: 0, complete: false, failed }
+        Inspector { layer: Layer::root(claims), tally, bytes: 0, complete: false, failed }
+    }
+
+    /// An inspector that reads what a body says as a call of a model: one that it `is` by where it goes, and has to be
+    /// readable; or that it may turn out to be.
+    #[must_use]
+    pub fn of_call(mut claims: Claims, limits: Limits, is: bool) -> Inspector {
+        if is {
+            claims.is_document();
+        }
+        let may_be = is || !claims.is_sequence();
+        let mut inspector = Inspector::new(claims, limits);
+        inspector.tally.call = may_be.then(Box::default);
+        inspector.tally.is_call = is;
+        inspector
+    }
+
+    /// What it says as a call of a model.
+    #[must_use]
+    pub fn call(&self) -> Option<&Request> {
+        self.tally.call.as_deref()
     }
 
     /// Looks at what comes next, in any segmentation.
@@ -234,7 +299,7 @@ impl Inspector {
         if std::mem::replace(&mut self.complete, true) {
             return Ok(());
         }
-        let looked = self.layer.finish(&mut self.tally);
+        let looked = self.layer.finish(&mut self.tally).and_then(|()| self.tally.call_ends());
         self.note(looked)
     }
 
@@ -265,7 +330,8 @@ impl Inspector {
     /// Bytes of memory that it may take by now.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        OWN_BYTES + self.layer.memory_bytes()
+        let call = self.tally.call.as_deref().map_or(0, Request::memory_bytes);
+        OWN_BYTES + self.layer.memory_bytes() + call
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), Unreadable> {

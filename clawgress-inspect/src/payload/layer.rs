@@ -13,6 +13,8 @@ pub(super) struct Layer {
     claims: Claims,
     /// Whether it is a field, which is text of some document.
     is_field: bool,
+    /// Whether it is the body itself, its coding taken off.
+    is_root: bool,
     /// Layers around it, and those of them that are codings.
     level: u8,
     codings: u8,
@@ -39,6 +41,8 @@ enum State {
     Multipart {
         multipart: Multipart,
         part: Option<Box<Layer>>,
+        /// Whether the part at hand is a field of a call of a model.
+        is_of_call: bool,
     },
     Form(Form),
 }
@@ -64,6 +68,7 @@ impl Layer {
         let mut layer = Layer {
             claims,
             is_field: false,
+            is_root: false,
             level,
             codings,
             detectors: Detectors::default(),
@@ -73,6 +78,11 @@ impl Layer {
             layer.state = State::Plain;
         }
         layer
+    }
+
+    /// The body itself.
+    pub(super) fn root(claims: Claims) -> Layer {
+        Layer { is_root: true, ..Layer::new(claims, 0, 0) }
     }
 
     fn field(level: u8, codings: u8) -> Layer {
@@ -108,13 +118,15 @@ impl Layer {
         }
         match &self.claims.reading {
             Reading::Multipart { boundary } if self.level < LEVELS_MAX => {
-                self.state = State::Multipart { multipart: Multipart::new(boundary)?, part: None };
+                self.state =
+                    State::Multipart { multipart: Multipart::new(boundary)?, part: None, is_of_call: false };
             }
             Reading::Multipart { .. } => return Err(Unreadable::NestingTooDeep),
             Reading::Form => {
                 let field = Box::new(Layer::field(self.level + 1, self.codings));
                 let claims = Claims { reading: Reading::Sniffed, ..self.claims.clone() };
-                let other = Box::new(Layer::new(claims, self.level + 1, self.codings));
+                let other = Layer::new(claims, self.level + 1, self.codings);
+                let other = Box::new(Layer { is_root: self.is_root, ..other });
                 let escape = Vec::new();
                 self.state = State::Form(Form { field, other, escape, has_begun: false, in_value: false });
             }
@@ -130,7 +142,8 @@ impl Layer {
         let caps = Caps { bytes_max: tally.limits.decoded_bytes_max, ratio_max: tally.limits.ratio_max };
         // What a packed file holds, nothing says.
         let claims = if is_claimed { self.claims.clone() } else { Claims::new(&[], &[]) };
-        let inner = Box::new(Layer::new(claims, self.level + 1, self.codings + 1));
+        let inner = Layer::new(claims, self.level + 1, self.codings + 1);
+        let inner = Box::new(Layer { is_root: self.is_root && is_claimed, ..inner });
         Ok(State::Packed { decoder: Box::new(Decoder::new(coding, caps)), inner, is_claimed })
     }
 
@@ -164,7 +177,7 @@ impl Layer {
         if matches!(self.state, State::Head(_)) {
             self.settle(tally)?;
         }
-        let level = (self.level + 1, self.codings);
+        let (level, is_root) = ((self.level + 1, self.codings), self.is_root);
         let done = match &mut self.state {
             State::Head(_) | State::Plain => Ok(()),
             State::Packed { decoder, inner, .. } => {
@@ -172,7 +185,9 @@ impl Layer {
                 let counted = tally.has_members(decoder.take_members());
                 counted.and(decoded).and_then(|()| inner.finish(tally))
             }
-            State::Json { json, field, .. } => json.finish(&mut |event| of_json(event, field, level, tally)),
+            State::Json { json, field, .. } => {
+                json.finish(&mut |event| of_json(event, field, is_root, level, tally))
+            }
             State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
             State::Form(form) => form.finish(tally),
         };
@@ -225,7 +240,7 @@ impl Layer {
 
     /// Reads what comes next as what it is.
     fn read(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
-        let level = (self.level + 1, self.codings);
+        let (level, is_root) = ((self.level + 1, self.codings), self.is_root);
         let read = match &mut self.state {
             State::Head(_) | State::Plain => Ok(()),
             State::Packed { decoder, inner, .. } => {
@@ -234,11 +249,14 @@ impl Layer {
                 tally.has_members(decoder.take_members()).and(decoded)
             }
             State::Json { json, field, .. } => {
-                json.push(bytes, &mut |event| of_json(event, field, level, tally))
+                json.push(bytes, &mut |event| of_json(event, field, is_root, level, tally))
             }
-            State::Multipart { multipart, part } => {
-                multipart.push(bytes, &mut |event| of_part(event, part, level, tally))
-            }
+            State::Multipart { multipart, part, is_of_call } => multipart.push(bytes, &mut |event| {
+                if is_root {
+                    of_call(event, is_of_call, tally)?;
+                }
+                of_part(event, part, level, tally)
+            }),
             State::Form(form) => form.push(bytes, tally),
         };
         self.forgive(read, tally)
@@ -276,9 +294,13 @@ fn decoded(bytes: &[u8], inner: &mut Layer, tally: &mut Tally) -> Result<(), Unr
 fn of_json(
     event: JsonEvent<'_>,
     field: &mut Option<Box<Layer>>,
+    is_root: bool,
     (level, codings): (u8, u8),
     tally: &mut Tally,
 ) -> Result<(), Unreadable> {
+    if is_root {
+        tally.of_call(event)?;
+    }
     match event {
         JsonEvent::Open { .. } | JsonEvent::Close => Ok(()),
         JsonEvent::Begin(kind) => {
@@ -291,6 +313,19 @@ fn of_json(
         }
         JsonEvent::Piece(bytes) => field.as_mut().map_or(Ok(()), |field| field.push(bytes, tally)),
         JsonEvent::End => field.as_mut().map_or(Ok(()), |field| field.finish(tally)),
+    }
+}
+
+/// What a form of parts says as a call of a model.
+fn of_call(event: PartEvent<'_>, is_of_call: &mut bool, tally: &mut Tally) -> Result<(), Unreadable> {
+    match event {
+        PartEvent::Begin(head) => {
+            *is_of_call = tally.of_call_begins(head)?;
+            Ok(())
+        }
+        PartEvent::Piece(bytes) if *is_of_call => tally.of_call(JsonEvent::Piece(bytes)),
+        PartEvent::End if *is_of_call => tally.of_call(JsonEvent::End),
+        PartEvent::Piece(_) | PartEvent::End => Ok(()),
     }
 }
 

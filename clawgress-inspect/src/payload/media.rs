@@ -147,6 +147,18 @@ impl Claims {
         Claims { media_type, coding: None, reading, refusal }
     }
 
+    /// Takes it for a JSON document, or a form of parts: servers that take nothing else often don't look at what is said.
+    pub(super) fn is_document(&mut self) {
+        if !matches!(self.reading, Reading::Multipart { .. }) {
+            self.reading = Reading::Json { is_sequence: false };
+        }
+    }
+
+    /// Whether it is said to be documents that follow one another.
+    pub(super) fn is_sequence(&self) -> bool {
+        self.reading == Reading::Json { is_sequence: true }
+    }
+
     /// Whether what is said to be so may be read as text, in whatever charset it seems to be: all but what is known to be
     /// none.
     pub(super) fn may_be_text(&self) -> bool {

@@ -1,0 +1,96 @@
+//! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
+
+use super::Attachments;
+
+/// Why what a request asks for can't be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// A name twice in an object.
+    #[error("a field of the model call comes twice, and servers differ in which they take")]
+    Twice,
+    /// A name that is a known one but for its letters' case.
+    #[error("a field of the model call is written in other letters, and some servers take it")]
+    Letters,
+    /// A value that is not of its field's type.
+    #[error("a field of the model call is not of its type")]
+    Type,
+    /// A name beyond [`NAME_BYTES_MAX`](super::request::NAME_BYTES_MAX), or not of plain characters.
+    #[error("a name in the model call is too long, or not of plain characters")]
+    Name,
+    /// More than [`TOOLS_MAX`](super::request::TOOLS_MAX) tools.
+    #[error("the model call offers too many tools")]
+    ToolsTooMany,
+    /// No JSON object.
+    #[error("the model call is no JSON object")]
+    NoObject,
+}
+
+/// What the model is to do about tools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// Nothing is said: up to the model.
+    #[default]
+    Unsaid,
+    /// `auto`, `none`, `required`, `any`; or a tool by its name.
+    Named(String),
+}
+
+/// What a request says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Call {
+    /// The model, as it is named; `None` where the body names none.
+    pub model: Option<String>,
+    /// Whether the answer is to be streamed, if that is said.
+    pub stream: Option<bool>,
+    /// Whether usage is to be told at the end of the stream, if that is said.
+    pub include_usage: Option<bool>,
+    /// Most tokens that may be answered: the largest there is; `None` where none is set.
+    pub tokens_max: Option<u64>,
+    /// Tokens of what the model is shown, estimated.
+    pub tokens_estimated: u64,
+    /// Messages, by [`Role`]: system, user, assistant, tool, unknown.
+    pub messages: [u32; 5],
+    /// Texts.
+    pub texts: u32,
+    /// Names of the tools that are offered, each once, in order of the first; of those without a name their type.
+    pub tools: Vec<String>,
+    /// What is to be done about them.
+    pub tool_choice: Choice,
+    /// What is attached.
+    pub attachments: Attachments,
+    /// Who it is for, as the client says.
+    pub end_user: Option<String>,
+    /// Whether the server may keep it, if that is said.
+    pub store: Option<bool>,
+    /// Whether the model is shown what only the server has: an earlier answer, a conversation, a file, a stored prompt.
+    pub is_partial: bool,
+    /// What the body looks like.
+    pub shape: Shape,
+}
+
+/// Which fields of a body tell that it is a model call, and of what kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// `messages` whose first has a role that is known.
+    pub messages: bool,
+    /// `contents` with parts, as Gemini has them.
+    pub contents: bool,
+    /// `input` or `inputs`.
+    pub input: bool,
+    /// `prompt`, or another single text.
+    pub prompt: bool,
+    /// Any field that only model calls have: a cap, tools, a sampling parameter.
+    pub tuned: bool,
+}
+
+// === impl Shape ===
+
+impl Shape {
+    /// Whether it looks like a call of a model, whoever it goes to.
+    #[must_use]
+    pub fn is_call(self, has_model: bool) -> bool {
+        self.contents
+            || self.messages && (has_model || self.tuned)
+            || has_model && (self.input || self.prompt)
+    }
+}

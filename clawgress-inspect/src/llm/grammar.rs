@@ -1,0 +1,269 @@
+//! Where in a request what stands, in all dialects at once: their names for the same things differ, and the same names mean
+//! the same. Must never skip what a model is shown.
+
+use super::key::Key;
+use super::{Provenance, Role};
+
+/// A place in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Node {
+    /// The request; or one of several in it.
+    Root,
+    /// Of no matter.
+    Skip,
+    Model,
+    Stream,
+    /// How many tokens may be answered.
+    Cap,
+    EndUser,
+    Store,
+    /// What names something that the server has and the request does not show.
+    Remote,
+    IncludeUsage,
+    RoleName,
+    TypeName,
+    /// Of a message, or item: which may say whose it is.
+    ItemType,
+    Config,
+    StreamOptions,
+    Metadata,
+    Messages,
+    Message,
+    /// Text, or texts, or parts, by somebody that is known.
+    Say(Role),
+    /// Texts of a message, or its parts; where they come from, unless its role says so.
+    Content(Option<Provenance>),
+    Part(Option<Provenance>),
+    /// Items of a conversation, or texts, or tokens.
+    Input,
+    /// All texts within.
+    Every(Provenance),
+    ToolCalls,
+    ToolCall,
+    Tools,
+    Tool,
+    ToolName,
+    ToolType,
+    /// A tool by what it is called in its place, whatever it says of itself.
+    Builtin,
+    McpServers,
+    ToolChoice,
+    ChoiceName,
+    ToolConfig,
+    Documents,
+    Document,
+    /// Data of an attachment, with or without a scheme, in base64.
+    Blob,
+    /// Where an attachment is; or its data, as a URL of them.
+    Link,
+    MediaType,
+    /// What holds an attachment.
+    Attachment,
+    Requests,
+    /// A prompt: text, or the name of one that the server has.
+    Prompt,
+    StoredPrompt,
+}
+
+use Node as N;
+
+// === impl Node ===
+
+impl Node {
+    /// The place of a member.
+    pub(super) fn member(self, key: Key) -> Node {
+        match self {
+            N::Root => root(key),
+            N::Config => match key {
+                Key::MaxTokens | Key::MaxOutputTokens | Key::MaxCompletionTokens => N::Cap,
+                Key::NumPredict | Key::MaxTokenCount => N::Cap,
+                _ => N::Skip,
+            },
+            N::StreamOptions if key == Key::IncludeUsage => N::IncludeUsage,
+            N::Metadata if key == Key::UserId => N::EndUser,
+            N::Message => message(key),
+            N::Part(from) => part(key, from),
+            N::ToolCall => match key {
+                Key::Function => N::ToolCall,
+                Key::Arguments | Key::Args | Key::Input | Key::Parameters => {
+                    N::Every(Provenance::ToolArguments)
+                }
+                Key::Response => N::Every(Provenance::ToolOutput),
+                Key::Output | Key::Content => N::Content(Some(Provenance::ToolOutput)),
+                _ => N::Skip,
+            },
+            N::Tool => tool(key),
+            N::McpServers => match key {
+                Key::Name => N::ToolName,
+                Key::Url => N::Remote,
+                _ => N::Skip,
+            },
+            N::ToolChoice => match key {
+                Key::Type | Key::Mode | Key::Name => N::ChoiceName,
+                Key::Function | Key::Tool | Key::FunctionCallingConfig => N::ToolChoice,
+                _ => N::Skip,
+            },
+            N::ToolConfig => match key {
+                Key::Tools => N::Tools,
+                Key::ToolChoice | Key::FunctionCallingConfig => N::ToolChoice,
+                _ => N::Skip,
+            },
+            N::Document => match key {
+                Key::Id | Key::Type => N::Skip,
+                _ => N::Every(Provenance::Retrieved),
+            },
+            N::Attachment => match key {
+                Key::Data | Key::Bytes | Key::FileData => N::Blob,
+                Key::Url | Key::FileUri | Key::FileUrl | Key::FileId => N::Link,
+                Key::MediaType | Key::MimeType => N::MediaType,
+                Key::Source | Key::File => N::Attachment,
+                // A document that is text.
+                Key::Text | Key::Content | Key::Title | Key::Context => {
+                    N::Content(Some(Provenance::Retrieved))
+                }
+                _ => N::Skip,
+            },
+            N::StoredPrompt => match key {
+                Key::Id => N::Remote,
+                Key::Variables => N::Every(Provenance::User),
+                _ => N::Skip,
+            },
+            N::Every(from) => N::Every(from),
+            _ => N::Skip,
+        }
+    }
+
+    /// The place of a member whose name means nothing here.
+    pub(super) fn other(self) -> Node {
+        match self {
+            // What tools answer has whatever shape it has, and is shown.
+            N::Part(Some(from)) | N::Every(from) => N::Every(from),
+            N::Document => N::Every(Provenance::Retrieved),
+            _ => N::Skip,
+        }
+    }
+
+    /// What an object, or an array, at this place is.
+    pub(super) fn opened(self, is_object: bool) -> Node {
+        match (self, is_object) {
+            (N::Messages | N::Input, true) => N::Message,
+            (N::Content(from), true) => N::Part(from),
+            (N::Say(_), true) => N::Part(None),
+            (N::ToolCalls, true) => N::ToolCall,
+            (N::Tools, true) => N::Tool,
+            (N::Documents, true) => N::Document,
+            (N::Requests, true) => N::Root,
+            (N::Prompt, true) => N::StoredPrompt,
+            (N::Link | N::Blob, true) => N::Attachment,
+            // Called by its name alone elsewhere.
+            (N::ToolName, _) => N::Skip,
+            (node, _) => node,
+        }
+    }
+
+    /// Whether a value of this place must be a string or a word, so that servers can't take one for another.
+    pub(super) fn is_scalar(self) -> bool {
+        matches!(self, N::Model | N::Stream | N::Cap | N::RoleName | N::IncludeUsage | N::Store)
+    }
+}
+
+fn root(key: Key) -> Node {
+    match key {
+        Key::Model => N::Model,
+        Key::Stream => N::Stream,
+        Key::MaxTokens | Key::MaxCompletionTokens | Key::MaxOutputTokens | Key::MaxTokensToSample => N::Cap,
+        Key::MaxGenLen => N::Cap,
+        Key::Messages | Key::ChatHistory | Key::Contents => N::Messages,
+        Key::Input | Key::Inputs => N::Input,
+        Key::Suffix | Key::Query | Key::Texts | Key::InputText | Key::Message => N::Say(Role::User),
+        Key::Content => N::Say(Role::User),
+        Key::Prompt => N::Prompt,
+        Key::Prediction => N::Say(Role::Assistant),
+        Key::System | Key::SystemInstruction | Key::Instructions | Key::Preamble | Key::Template => {
+            N::Say(Role::System)
+        }
+        Key::Documents => N::Documents,
+        Key::ToolResults => N::Every(Provenance::ToolOutput),
+        Key::Instances => N::Every(Provenance::User),
+        Key::Requests => N::Requests,
+        Key::GenerateContentRequest => N::Root,
+        Key::Tools | Key::Functions | Key::Connectors => N::Tools,
+        Key::McpServers => N::McpServers,
+        Key::ToolChoice | Key::FunctionCall => N::ToolChoice,
+        Key::ToolConfig => N::ToolConfig,
+        Key::Config | Key::InferenceConfig | Key::Options | Key::Parameters => N::Config,
+        Key::StreamOptions => N::StreamOptions,
+        Key::User | Key::SafetyIdentifier => N::EndUser,
+        Key::Metadata => N::Metadata,
+        Key::Store => N::Store,
+        Key::PreviousResponseId | Key::Conversation | Key::CachedContent => N::Remote,
+        Key::Blobs | Key::Image => N::Blob,
+        _ => N::Skip,
+    }
+}
+
+fn message(key: Key) -> Node {
+    match key {
+        Key::Role => N::RoleName,
+        Key::Type => N::ItemType,
+        Key::Content | Key::Parts | Key::Text => N::Content(None),
+        // A message of cohere's, whose text has this name.
+        Key::Message => N::Content(None),
+        Key::Reasoning | Key::ReasoningContent | Key::Thinking | Key::Refusal | Key::ToolPlan => {
+            N::Content(Some(Provenance::Model))
+        }
+        Key::Summary => N::Content(Some(Provenance::Model)),
+        Key::ToolCalls => N::ToolCalls,
+        Key::FunctionCall => N::ToolCall,
+        Key::Arguments | Key::Input => N::Every(Provenance::ToolArguments),
+        Key::Output | Key::ToolResults => N::Content(Some(Provenance::ToolOutput)),
+        Key::Results => N::Every(Provenance::Retrieved),
+        Key::Code => N::Every(Provenance::Model),
+        Key::Blobs => N::Blob,
+        _ => N::Skip,
+    }
+}
+
+fn part(key: Key, from: Option<Provenance>) -> Node {
+    match key {
+        Key::Type => N::TypeName,
+        Key::Text => N::Content(from),
+        Key::Parts => N::Content(from),
+        // Of what a tool answered, or was found.
+        Key::Content => N::Content(Some(from.unwrap_or(Provenance::ToolOutput))),
+        Key::Thinking | Key::Reasoning | Key::Refusal | Key::Summary => N::Content(Some(Provenance::Model)),
+        Key::ReasoningContent | Key::ReasoningText => N::Content(Some(Provenance::Model)),
+        Key::Title | Key::Context => N::Every(Provenance::Retrieved),
+        Key::Input | Key::Args | Key::Arguments => N::Every(Provenance::ToolArguments),
+        Key::FunctionCall | Key::ToolUse => N::ToolCall,
+        Key::FunctionResponse | Key::ToolResult => N::ToolCall,
+        Key::Response | Key::Output | Key::Json | Key::Results => N::Every(Provenance::ToolOutput),
+        Key::ExecutableCode => N::Every(Provenance::Model),
+        Key::CodeExecutionResult => N::Every(Provenance::ToolOutput),
+        Key::GuardContent => N::Content(from),
+        Key::Source | Key::Image | Key::Video | Key::InputAudio | Key::Audio => N::Attachment,
+        Key::Document => N::Attachment,
+        Key::InlineData | Key::File => N::Attachment,
+        // Of Gemini an object, of OpenAI a string.
+        Key::FileData | Key::Data => N::Blob,
+        Key::ImageUrl | Key::FileUrl | Key::FileUri | Key::FileId => N::Link,
+        _ => N::Part(from).other(),
+    }
+}
+
+fn tool(key: Key) -> Node {
+    match key {
+        Key::Name => N::ToolName,
+        Key::Type | Key::Id => N::ToolType,
+        Key::Function | Key::ToolSpec => N::Tool,
+        Key::FunctionDeclarations | Key::Tools => N::Tools,
+        Key::Description => N::Every(Provenance::ToolDefinition),
+        Key::Parameters | Key::InputSchema | Key::ParameterDefinitions | Key::ParametersJsonSchema => {
+            N::Every(Provenance::ToolDefinition)
+        }
+        Key::GoogleSearch | Key::GoogleSearchRetrieval | Key::CodeExecution | Key::UrlContext => N::Builtin,
+        Key::ComputerUse => N::Builtin,
+        Key::ServerUrl => N::Remote,
+        _ => N::Skip,
+    }
+}

@@ -1,0 +1,197 @@
+//! Names of members that mean something in requests of any dialect. Must never take a name for one that some servers read
+//! otherwise: those in Go match names in any letter case, and refuse none.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// Longest name that is told apart, bytes: no known one is longer.
+pub(super) const KEY_BYTES_MAX: usize = 32;
+
+macro_rules! keys {
+    ($($variant:ident = $($name:literal)|+),* $(,)?) => {
+        /// A name, or some that mean the same in one dialect.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub(super) enum Key { $($variant),* }
+
+        impl Key {
+            /// The one that is written exactly so.
+            pub(super) fn exact(name: &str) -> Option<Key> {
+                match name { $($($name)|+ => Some(Key::$variant),)* _ => None }
+            }
+
+            /// Every name.
+            const ALL: &[(&str, Key)] = &[$($(($name, Key::$variant),)+)*];
+        }
+    };
+}
+
+keys! {
+    Any = "any",
+    Args = "args",
+    Arguments = "arguments",
+    Audio = "audio",
+    Auto = "auto",
+    Blobs = "images",
+    Bytes = "bytes",
+    CachedContent = "cachedContent" | "cached_content",
+    ChatHistory = "chat_history",
+    Code = "code",
+    CodeExecution = "codeExecution" | "code_execution",
+    CodeExecutionResult = "codeExecutionResult" | "code_execution_result",
+    ComputerUse = "computerUse" | "computer_use",
+    Config = "generationConfig" | "generation_config" | "textGenerationConfig",
+    Connectors = "connectors",
+    Content = "content",
+    Contents = "contents",
+    Context = "context",
+    Conversation = "conversation",
+    Data = "data",
+    Description = "description",
+    Document = "document",
+    Documents = "documents",
+    ExecutableCode = "executableCode" | "executable_code",
+    File = "file",
+    FileData = "fileData" | "file_data",
+    FileId = "file_id",
+    FileUri = "fileUri" | "file_uri",
+    FileUrl = "file_url",
+    Function = "function",
+    FunctionCall = "functionCall" | "function_call",
+    FunctionCallingConfig = "functionCallingConfig" | "function_calling_config",
+    FunctionDeclarations = "functionDeclarations" | "function_declarations",
+    FunctionResponse = "functionResponse" | "function_response",
+    Functions = "functions",
+    GenerateContentRequest = "generateContentRequest" | "generate_content_request",
+    GoogleSearch = "googleSearch" | "google_search",
+    GoogleSearchRetrieval = "googleSearchRetrieval" | "google_search_retrieval",
+    GuardContent = "guardContent",
+    Id = "id",
+    Image = "image",
+    ImageUrl = "image_url",
+    IncludeUsage = "include_usage",
+    InferenceConfig = "inferenceConfig",
+    InlineData = "inlineData" | "inline_data",
+    Input = "input",
+    InputAudio = "input_audio",
+    InputSchema = "inputSchema" | "input_schema",
+    InputText = "inputText",
+    Inputs = "inputs",
+    Instances = "instances",
+    Instructions = "instructions",
+    Json = "json",
+    MaxCompletionTokens = "max_completion_tokens",
+    MaxGenLen = "max_gen_len",
+    MaxOutputTokens = "maxOutputTokens" | "max_output_tokens",
+    MaxTokenCount = "maxTokenCount",
+    MaxTokens = "maxTokens" | "max_tokens",
+    MaxTokensToSample = "max_tokens_to_sample",
+    McpServers = "mcp_servers",
+    MediaType = "media_type",
+    Message = "message",
+    Messages = "messages",
+    Metadata = "metadata",
+    MimeType = "mimeType" | "mime_type",
+    Mode = "mode",
+    Model = "model",
+    Name = "name",
+    NumPredict = "num_predict",
+    Options = "options",
+    Output = "output",
+    ParameterDefinitions = "parameter_definitions",
+    Parameters = "parameters",
+    ParametersJsonSchema = "parametersJsonSchema" | "parameters_json_schema",
+    Parts = "parts",
+    Preamble = "preamble",
+    Prediction = "prediction",
+    PreviousResponseId = "previous_response_id",
+    Prompt = "prompt",
+    Query = "query",
+    Reasoning = "reasoning",
+    ReasoningContent = "reasoning_content" | "reasoningContent",
+    ReasoningText = "reasoningText",
+    Refusal = "refusal",
+    Requests = "requests",
+    Response = "response",
+    Results = "results",
+    Role = "role",
+    SafetyIdentifier = "safety_identifier",
+    ServerUrl = "server_url",
+    Source = "source",
+    Store = "store",
+    Stream = "stream",
+    StreamOptions = "stream_options",
+    Suffix = "suffix",
+    Summary = "summary",
+    System = "system",
+    SystemInstruction = "systemInstruction" | "system_instruction",
+    Template = "template",
+    Text = "text",
+    Texts = "texts",
+    Thinking = "thinking",
+    Title = "title",
+    Tool = "tool",
+    ToolCalls = "tool_calls",
+    ToolChoice = "toolChoice" | "tool_choice",
+    ToolConfig = "toolConfig" | "tool_config",
+    ToolPlan = "tool_plan",
+    ToolResult = "toolResult",
+    ToolResults = "tool_results",
+    ToolSpec = "toolSpec",
+    ToolUse = "toolUse",
+    Tools = "tools",
+    Type = "type",
+    Url = "url",
+    UrlContext = "urlContext" | "url_context",
+    User = "user",
+    UserId = "user_id",
+    Variables = "variables",
+    Video = "video",
+}
+
+/// Names as servers in Go compare them, which fold letters (Unicode simple folding).
+static FOLDED: LazyLock<HashMap<String, Key>> =
+    LazyLock::new(|| Key::ALL.iter().map(|(name, key)| (fold(name), *key)).collect());
+
+impl Key {
+    /// The one that some servers take `name` for, though it is written otherwise.
+    pub(super) fn folded(name: &str) -> Option<Key> {
+        FOLDED.get(&fold(name)).copied()
+    }
+
+    /// A bit of a set.
+    pub(super) fn bit(self) -> u128 {
+        1 << (self as u8)
+    }
+}
+
+fn fold(name: &str) -> String {
+    name.chars()
+        .map(|c| match c {
+            // The two letters outside ASCII that fold to one of it.
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            c => c.to_ascii_lowercase(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_within_their_bounds() {
+        let last = Key::ALL.last().expect("some").1;
+        assert!((last as u8) < 128, "one bit for each");
+        for (name, key) in Key::ALL {
+            assert_eq!(Key::exact(name), Some(*key));
+            assert!(name.len() <= KEY_BYTES_MAX && Key::folded(name).is_some(), "{name}");
+        }
+        for (name, key) in [("MODEL", Key::Model), ("\u{17f}tream", Key::Stream), ("to\u{212a}en", Key::Any)]
+        {
+            assert_eq!(Key::exact(name), None);
+            assert_eq!(Key::folded(name).is_some_and(|found| found == key), key != Key::Any, "{name}");
+        }
+    }
+}

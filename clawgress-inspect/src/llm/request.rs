@@ -1,0 +1,590 @@
+//! What a request says, from its fields as they stream by: which model, of whom it is asked, with which tools, and what
+//! it is shown.
+//!
+//! Works in bounded memory, one step for each field and byte. Must never decide by a value that a server could take for
+//! another: names that come twice, or in other letters, and values of another type are refused.
+
+use std::collections::HashSet;
+
+use super::attachment::Attachment;
+use super::call::{Call, CallError, Choice};
+use super::estimate::Estimator;
+use super::grammar::Node;
+use super::key::{KEY_BYTES_MAX, Key};
+use super::{Field, Piece, Provenance, Role, Texts};
+use crate::payload::json::{DEPTH_MAX, Event, Kind};
+
+/// Longest name of a model or tool, or of a user, bytes: beyond it, what is asked for can't be judged.
+pub const NAME_BYTES_MAX: usize = 256;
+/// Most tools of a request that are told apart: a policy must see all of them.
+pub const TOOLS_MAX: usize = 1024;
+/// What a tool without a name and a type is called in policy.
+pub const UNNAMED: &str = "unnamed";
+/// What else only calls of models say.
+const TUNING: [&str; 12] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "n",
+    "stop",
+    "frequency_penalty",
+    "presence_penalty",
+    "logprobs",
+    "anthropic_version",
+    "reasoning_effort",
+    "response_format",
+    "stop_sequences",
+];
+
+/// An object or array that is open.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    node: Node,
+    is_object: bool,
+    /// Known names that were seen.
+    keys: u128,
+    /// Tools that were named when it began.
+    offered: u64,
+    role: Role,
+}
+
+/// What becomes of the string or word at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scalar {
+    Skip,
+    Key,
+    /// Kept whole, up to a bound.
+    Keep(Node),
+    /// Told as a text of its own.
+    Text,
+    /// Told as a part of the text that all within is.
+    Within,
+    /// Counted.
+    Blob,
+    /// A file of a form.
+    File,
+    /// A token, or another number that stands for a text.
+    Token,
+}
+
+/// What reads the fields of one request.
+#[derive(Debug)]
+pub struct Request {
+    call: Call,
+    texts: Texts,
+    estimator: Estimator,
+    attachment: Attachment,
+    frames: Vec<Frame>,
+    /// Where the next value is.
+    next: Node,
+    scalar: Scalar,
+    kind: Kind,
+    /// A name, or what is kept of a value.
+    buffer: Vec<u8>,
+    is_too_long: bool,
+    /// How deep the tool is whose type was read last, and that.
+    tool_type: Option<(usize, String)>,
+    /// Tools that were named, each time.
+    offered: u64,
+    known: HashSet<String>,
+    /// How deep the text begins that all within is.
+    every: Option<usize>,
+    error: Option<CallError>,
+    /// Whether its one document has begun.
+    has_begun: bool,
+    /// Events and bytes that were taken, and objects that were looked at besides.
+    #[cfg(test)]
+    steps: std::cell::Cell<u64>,
+}
+
+// === impl Request ===
+
+impl Default for Request {
+    fn default() -> Self {
+        Request {
+            call: Call::default(),
+            texts: Texts::default(),
+            estimator: Estimator::default(),
+            attachment: Attachment::default(),
+            frames: Vec::with_capacity(DEPTH_MAX as usize),
+            next: Node::Root,
+            scalar: Scalar::Skip,
+            buffer: Vec::with_capacity(NAME_BYTES_MAX),
+            kind: Kind::Key,
+            is_too_long: false,
+            tool_type: None,
+            offered: 0,
+            known: HashSet::new(),
+            every: None,
+            error: None,
+            has_begun: false,
+            #[cfg(test)]
+            steps: std::cell::Cell::default(),
+        }
+    }
+}
+
+impl Request {
+    /// Takes what comes next of its document, and tells `sink` the pieces of texts that it shows.
+    ///
+    /// # Errors
+    /// Why what it asks for can't be known: from then on for good.
+    pub fn event(&mut self, event: Event<'_>, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        self.error.map_or(Ok(()), Err)?;
+        #[cfg(test)]
+        self.steps.update(|n| n + if let Event::Piece(bytes) = event { bytes.len() as u64 } else { 1 });
+        let taken = match event {
+            Event::Open { object } => self.open(object, sink),
+            Event::Close => self.close(sink),
+            Event::Begin(kind) => self.begin(kind, sink),
+            Event::Piece(bytes) => {
+                self.piece(bytes, sink);
+                Ok(())
+            }
+            Event::End => self.end(sink),
+        };
+        self.error = taken.err();
+        taken
+    }
+
+    /// Begins a field of a form, which stands for a member of the document.
+    ///
+    /// # Errors
+    /// As [`event`](Self::event).
+    pub fn begin_field(&mut self, field: &Field, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        if self.frames.is_empty() {
+            self.event(Event::Open { object: true }, sink)?;
+        }
+        self.event(Event::Begin(Kind::Key), sink)?;
+        self.event(Event::Piece(field.name.as_bytes()), sink)?;
+        self.event(Event::End, sink)?;
+        if field.is_file {
+            // Its bytes are as they are.
+            let is_typed = self.next.is_scalar();
+            (self.scalar, self.next) = (Scalar::File, Node::Skip);
+            self.attachment = Attachment::default();
+            return if is_typed { self.event_fails(CallError::Type) } else { Ok(()) };
+        }
+        let is_word = self.next.is_scalar() && self.next != Node::Model;
+        self.event(Event::Begin(if is_word { Kind::Word } else { Kind::Text }), sink)
+    }
+
+    fn event_fails(&mut self, error: CallError) -> Result<(), CallError> {
+        self.error = Some(error);
+        Err(error)
+    }
+
+    /// Ends it.
+    pub fn finish(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.texts.finish(sink);
+    }
+
+    /// What it says, so far.
+    #[must_use]
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// Why what it asks for can't be known.
+    #[must_use]
+    pub fn error(&self) -> Option<CallError> {
+        self.error
+    }
+
+    /// Whether any of it was read.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Whether it looks like a call of a model, by what was read.
+    #[must_use]
+    pub fn is_call(&self) -> bool {
+        self.call.shape.is_call(self.call.model.is_some())
+    }
+
+    /// Bytes that it holds at most by now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let tools: usize = self.call.tools.iter().map(|tool| tool.len() + size_of::<String>()).sum();
+        size_of::<Frame>() * DEPTH_MAX as usize + self.texts.memory_bytes() + 2 * tools
+    }
+
+    /// Where the value that begins now is.
+    fn place(&mut self) -> Node {
+        match self.frames.last() {
+            Some(frame) if !frame.is_object => frame.node,
+            _ => std::mem::replace(&mut self.next, Node::Skip),
+        }
+    }
+
+    fn open(&mut self, is_object: bool, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        if self.frames.is_empty() {
+            if !is_object || self.has_begun {
+                return Err(CallError::NoObject);
+            }
+            self.has_begun = true;
+        }
+        let place = self.place();
+        if place.is_scalar() {
+            return Err(CallError::Type);
+        }
+        self.call.is_partial |= place == Node::Remote;
+        let node = place.opened(is_object);
+        let outer = self.frames.last().map_or(Role::Unknown, |frame| frame.role);
+        let says = match (place, node) {
+            (_, Node::Message) => Some(None),
+            (Node::Say(role), _) => Some(Some(role)),
+            (Node::Prompt, _) => Some(Some(Role::User)),
+            // Not of the message before it.
+            (Node::Documents, _) if self.frames.len() == 1 => Some(Some(Role::User)),
+            (Node::Tools | Node::ToolConfig, _) if self.frames.len() == 1 => Some(Some(Role::System)),
+            _ => None,
+        };
+        if let Some(role) = says {
+            self.texts.message(role, sink);
+        }
+        let role = says.map_or(outer, Option::unwrap_or_default);
+        if let (Node::Every(from), None) = (node, self.every) {
+            self.every = Some(self.frames.len());
+            self.texts.begin(Some(from));
+        }
+        if matches!(node, Node::Attachment) && self.attachment_depth() == 0 {
+            self.attachment = Attachment::default();
+        }
+        if is_object && matches!(place, Node::Tools | Node::Tool) {
+            self.call.shape.tuned = true;
+        }
+        self.frames.push(Frame { node, is_object, keys: 0, offered: self.offered, role });
+        Ok(())
+    }
+
+    /// How many of the open objects hold the attachment at hand.
+    fn attachment_depth(&self) -> usize {
+        let depth = self.frames.iter().rev().take_while(|frame| frame.node == Node::Attachment).count();
+        #[cfg(test)]
+        self.steps.update(|n| n + depth as u64);
+        depth
+    }
+
+    fn close(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        let Some(frame) = self.frames.pop() else { return Ok(()) };
+        if self.every == Some(self.frames.len()) {
+            self.every = None;
+            self.end_text(sink);
+        }
+        match frame.node {
+            Node::Message => {
+                let role = frame.role as usize;
+                if let Some(count) = self.call.messages.get_mut(role) {
+                    *count = count.saturating_add(1);
+                }
+                self.estimator.message();
+            }
+            Node::Attachment if frame.is_object && self.attachment_depth() == 0 => {
+                let attachment = std::mem::take(&mut self.attachment);
+                self.call.attachments.add(&attachment);
+            }
+            Node::Tool if self.offered == frame.offered => {
+                let depth = self.frames.len() + 1;
+                let kind = self.tool_type.take().filter(|(known, _)| *known == depth);
+                let is_group = frame.keys & Key::FunctionDeclarations.bit() != 0;
+                if !is_group {
+                    self.offer(kind.map_or_else(|| UNNAMED.to_owned(), |(_, kind)| kind))?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, kind: Kind, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        (self.kind, self.is_too_long) = (kind, false);
+        self.buffer.clear();
+        if kind == Kind::Key {
+            self.scalar = Scalar::Key;
+            return Ok(());
+        }
+        let place = self.place();
+        if self.frames.is_empty() {
+            return Err(CallError::NoObject);
+        }
+        self.scalar = match (place, kind) {
+            _ if self.every.is_some() => Scalar::Within,
+            (Node::Content(from), Kind::Text) => self.begin_text(from),
+            (Node::Every(from), Kind::Text) => self.begin_text(Some(from)),
+            (Node::Say(role), Kind::Text) => {
+                self.texts.message(Some(role), sink);
+                self.begin_text(None)
+            }
+            (Node::Prompt | Node::Input, Kind::Text) => {
+                self.texts.message(Some(Role::User), sink);
+                self.begin_text(None)
+            }
+            (Node::Messages, Kind::Text) => {
+                self.texts.message(None, sink);
+                self.begin_text(None)
+            }
+            (Node::Documents, Kind::Text) => {
+                self.texts.message(Some(Role::User), sink);
+                self.begin_text(Some(Provenance::Retrieved))
+            }
+            (Node::Input | Node::Say(_) | Node::Prompt, _) => Scalar::Token,
+            (Node::Blob | Node::Link, Kind::Text) => {
+                if self.attachment_depth() == 0 {
+                    self.attachment = Attachment::default();
+                }
+                self.attachment.begin(place == Node::Link);
+                Scalar::Blob
+            }
+            (Node::Tools, Kind::Text) => Scalar::Keep(Node::ToolName),
+            (Node::Skip, _) => Scalar::Skip,
+            (node, _) => Scalar::Keep(node),
+        };
+        Ok(())
+    }
+
+    fn begin_text(&mut self, from: Option<Provenance>) -> Scalar {
+        self.texts.begin(from);
+        Scalar::Text
+    }
+
+    fn end_text(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.texts.end(sink);
+        self.estimator.end();
+        self.call.texts = self.texts.count();
+        self.call.tokens_estimated = self.estimator.tokens();
+    }
+
+    fn piece(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&Piece<'_>)) {
+        match self.scalar {
+            Scalar::Skip | Scalar::Token => {}
+            Scalar::Text => {
+                self.estimator.push(bytes);
+                self.texts.push(bytes, sink);
+            }
+            Scalar::Key if self.every.is_some() => {
+                self.estimator.push(bytes);
+                self.texts.push(bytes, sink);
+            }
+            Scalar::Within => {
+                self.estimator.push(bytes);
+                self.texts.push(bytes, sink);
+            }
+            Scalar::Key | Scalar::Keep(_) => {
+                let bytes_max = if self.scalar == Scalar::Key { KEY_BYTES_MAX } else { NAME_BYTES_MAX };
+                if self.buffer.len() + bytes.len() > bytes_max {
+                    self.is_too_long = true;
+                } else {
+                    self.buffer.extend_from_slice(bytes);
+                }
+            }
+            Scalar::File => self.attachment.count(bytes),
+            Scalar::Blob => {
+                let (texts, estimator) = (&mut self.texts, &mut self.estimator);
+                self.attachment.push(bytes, &mut |begins, text| {
+                    if begins {
+                        texts.begin(Some(Provenance::Retrieved));
+                    }
+                    estimator.push(text);
+                    texts.push(text, sink);
+                });
+            }
+        }
+    }
+
+    fn end(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        match self.scalar {
+            Scalar::Skip => Ok(()),
+            Scalar::Token => {
+                self.estimator.token();
+                self.call.tokens_estimated = self.estimator.tokens();
+                Ok(())
+            }
+            Scalar::Text => {
+                self.end_text(sink);
+                Ok(())
+            }
+            Scalar::Key if self.every.is_none() => self.key(),
+            // One text of all there is, whose fields are apart.
+            Scalar::Key | Scalar::Within => {
+                let between: &[u8] = if self.scalar == Scalar::Key { b": " } else { b"\n" };
+                self.estimator.push(between);
+                self.texts.push(between, sink);
+                Ok(())
+            }
+            Scalar::File => {
+                let attachment = std::mem::take(&mut self.attachment);
+                self.call.attachments.add(&attachment);
+                Ok(())
+            }
+            Scalar::Blob => {
+                if self.attachment.end() {
+                    self.end_text(sink);
+                }
+                if self.attachment_depth() == 0 {
+                    let attachment = std::mem::take(&mut self.attachment);
+                    self.call.attachments.add(&attachment);
+                }
+                Ok(())
+            }
+            Scalar::Keep(node) => self.keep(node, sink),
+        }
+    }
+
+    /// A name, and where its value is.
+    fn key(&mut self) -> Result<(), CallError> {
+        let Some(frame) = self.frames.last_mut() else { return Ok(()) };
+        let name = if self.is_too_long { "" } else { std::str::from_utf8(&self.buffer).unwrap_or_default() };
+        let Some(key) = Key::exact(name) else {
+            let folded = Key::folded(name).map(|key| frame.node.member(key));
+            if folded.is_some_and(|node| !matches!(node, Node::Skip | Node::Every(_))) {
+                return Err(CallError::Letters);
+            }
+            self.next = frame.node.other();
+            if self.frames.len() == 1 && TUNING.contains(&name) {
+                self.call.shape.tuned = true;
+            }
+            return Ok(());
+        };
+        self.next = frame.node.member(key);
+        if self.next != Node::Skip && frame.keys & key.bit() != 0 {
+            return Err(CallError::Twice);
+        }
+        frame.keys |= key.bit();
+        let (node, is_root) = (frame.node, self.frames.len() == 1);
+        let shape = &mut self.call.shape;
+        shape.input |= is_root && self.next == Node::Input;
+        shape.prompt |= is_root && matches!(self.next, Node::Prompt | Node::Say(Role::User));
+        shape.tuned |=
+            is_root && matches!(self.next, Node::Cap | Node::Stream | Node::Config | Node::ToolConfig);
+        shape.contents |= node == Node::Message && key == Key::Parts;
+        if self.next == Node::Builtin {
+            let name = name.to_owned();
+            return self.offer(name);
+        }
+        Ok(())
+    }
+
+    /// A tool that is offered.
+    fn offer(&mut self, name: String) -> Result<(), CallError> {
+        self.offered += 1;
+        if self.known.contains(&name) {
+            return Ok(());
+        }
+        if self.call.tools.len() >= TOOLS_MAX {
+            return Err(CallError::ToolsTooMany);
+        }
+        self.known.insert(name.clone());
+        self.call.tools.push(name);
+        Ok(())
+    }
+
+    /// A value that is kept whole.
+    fn keep(&mut self, node: Node, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        let is_null = self.kind == Kind::Word && self.buffer == b"null";
+        let text = std::str::from_utf8(&self.buffer).ok().filter(|_| !self.is_too_long);
+        if is_null {
+            return Ok(());
+        }
+        // Of several requests in one, only the outer says what is asked for.
+        let is_outer = self.frames.len() == 1;
+        match (node, self.kind, text) {
+            (Node::Model | Node::Stream | Node::Store, ..) if !is_outer => {}
+            (Node::Model, Kind::Text, text) => {
+                self.call.model = Some(name(text)?);
+            }
+            (Node::Stream, Kind::Word, text) => self.call.stream = Some(truth(text)?),
+            (Node::IncludeUsage, Kind::Word, text) => self.call.include_usage = Some(truth(text)?),
+            (Node::Store, Kind::Word, text) => self.call.store = Some(truth(text)?),
+            (Node::Cap, Kind::Word, text) => {
+                let most = text.map_or(u64::MAX, most);
+                self.call.tokens_max = self.call.tokens_max.max(Some(most));
+            }
+            (Node::RoleName, Kind::Text, text) => {
+                let role = Role::named(text.unwrap_or_default());
+                self.call.shape.messages |= role != Role::Unknown;
+                self.is_by(role, sink);
+            }
+            (node, ..) if node.is_scalar() => return Err(CallError::Type),
+            (Node::ItemType, Kind::Text, Some(kind)) => {
+                self.call.is_partial |= kind == "item_reference";
+                match kind {
+                    _ if kind.ends_with("_output") => self.is_by(Role::Tool, sink),
+                    "reasoning" | "function_call" | "custom_tool_call" => self.is_by(Role::Assistant, sink),
+                    _ => {}
+                }
+            }
+            (Node::ToolName, Kind::Text, text) => {
+                let name = name(text)?;
+                self.estimator.push(name.as_bytes());
+                self.estimator.end();
+                self.offer(name)?;
+            }
+            (Node::ToolType, Kind::Text, text) => self.tool_type = Some((self.frames.len(), name(text)?)),
+            (Node::ToolChoice | Node::ChoiceName, Kind::Text, text) => self.choose(name(text)?),
+            (Node::EndUser, _, Some(user)) if !user.is_empty() => {
+                self.call.end_user.get_or_insert_with(|| user.to_owned());
+            }
+            (Node::MediaType, Kind::Text, Some(text)) => self.attachment.media_type(text),
+            (Node::Remote, Kind::Text, _) => self.call.is_partial = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A tool by its name is more than how any is chosen.
+    fn choose(&mut self, name: String) {
+        let is_manner = |name: &str| {
+            ["auto", "none", "any", "required", "tool", "function", "validated"]
+                .iter()
+                .any(|m| name.eq_ignore_ascii_case(m))
+        };
+        match &self.call.tool_choice {
+            Choice::Named(known) if !is_manner(known) && is_manner(&name) => {}
+            _ => self.call.tool_choice = Choice::Named(name),
+        }
+    }
+
+    fn is_by(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {
+        self.texts.is_by(role, sink);
+        if let Some(frame) = self.frames.last_mut()
+            && frame.role == Role::Unknown
+        {
+            frame.role = role;
+        }
+    }
+}
+
+/// A name that asks for what it says, and nothing that is written like it.
+fn name(text: Option<&str>) -> Result<String, CallError> {
+    let is_plain = |text: &&str| !text.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER);
+    text.filter(is_plain).map(str::to_owned).ok_or(CallError::Name)
+}
+
+fn truth(word: Option<&str>) -> Result<bool, CallError> {
+    match word {
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        _ => Err(CallError::Type),
+    }
+}
+
+/// How many tokens a number allows: what is none, or negative, allows any.
+fn most(word: &str) -> u64 {
+    if let Ok(count) = word.parse() {
+        return count;
+    }
+    match word.parse::<f64>() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, and is positive"
+        )]
+        Ok(count) if count >= 0.0 => count.ceil() as u64,
+        _ => u64::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,340 @@
+//! Which requests are calls of models, by where they go: providers that are known, and servers that the operator names.
+//! Must never take a request to one of these for no call because its path is not known: whoever asks by model denies that.
+
+use std::sync::Arc;
+
+/// What is asked of a provider, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Surface {
+    /// `/chat/completions`, of OpenAI and all who are compatible.
+    ChatCompletions,
+    /// `/responses`.
+    Responses,
+    /// `/completions`, and Mistral's `/fim/completions`.
+    Completions,
+    /// `/embeddings`, and the like of others.
+    Embeddings,
+    /// `/images/…`, JSON or a form.
+    Images,
+    /// `/audio/…`, JSON or a form.
+    Audio,
+    /// `/moderations`.
+    Moderations,
+    /// A WebSocket, whose messages are not read.
+    Realtime,
+    /// Calls that are made later, from a file or many in one.
+    Batches,
+    /// Files, which batches and prompts refer to.
+    Files,
+    /// Anthropic's `/messages`.
+    Messages,
+    /// How many tokens a prompt has.
+    CountTokens,
+    /// Gemini's `:generateContent`, and its stream.
+    GenerateContent,
+    /// Vertex's `:predict` and `:rawPredict`.
+    Predict,
+    /// Bedrock's `/converse`, and its stream.
+    Converse,
+    /// Bedrock's `/invoke`, and its stream: in the shape that the model has.
+    Invoke,
+    /// Cohere's `/chat`.
+    CohereChat,
+    /// Documents in order.
+    Rerank,
+    /// Ollama's `/api/chat`.
+    OllamaChat,
+    /// Ollama's `/api/generate`.
+    OllamaGenerate,
+    /// Any other path of a provider, to which something is sent.
+    Other,
+}
+
+/// A server that the operator names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// The provider, as policy has it.
+    pub name: Arc<str>,
+    /// Canonical host.
+    pub host: String,
+    /// Port; any if none is given.
+    pub port: Option<u16>,
+    /// What its paths begin with: whole segments, without a slash at the end.
+    pub path: String,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Canonical host.
+    pub host: &'a str,
+    /// Port.
+    pub port: u16,
+    /// Path, without the query: one that [`plain_path`](crate::proxy_request::plain_path) has.
+    pub path: &'a str,
+    /// What follows the `?`.
+    pub query: &'a str,
+    /// Whether it opens a WebSocket.
+    pub is_upgrade: bool,
+    /// Whether it has a body.
+    pub has_body: bool,
+}
+
+/// What a request is taken for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The provider, as policy has it.
+    pub provider: Arc<str>,
+    /// What is asked of it.
+    pub surface: Surface,
+    /// The model, where its path or query names one: it counts, and not what the body says.
+    pub model: Option<String>,
+    /// Whether the answer is streamed, where the path says so.
+    pub stream: Option<bool>,
+}
+
+/// Providers, by the hosts of their APIs: `*` stands for anything, once.
+const PROVIDERS: &[(&str, &str)] = &[
+    ("api.openai.com", "openai"),
+    ("*.api.openai.com", "openai"),
+    ("chatgpt.com", "openai"),
+    ("*.openai.azure.com", "azure"),
+    ("*.cognitiveservices.azure.com", "azure"),
+    ("*.services.ai.azure.com", "azure"),
+    ("*.models.ai.azure.com", "azure"),
+    ("models.github.ai", "github"),
+    ("api.githubcopilot.com", "github"),
+    ("api.anthropic.com", "anthropic"),
+    ("generativelanguage.googleapis.com", "gemini"),
+    ("cloudcode-pa.googleapis.com", "gemini"),
+    ("aiplatform.googleapis.com", "vertex"),
+    ("*-aiplatform.googleapis.com", "vertex"),
+    ("aiplatform.*.rep.googleapis.com", "vertex"),
+    ("bedrock-runtime.*.amazonaws.com", "bedrock"),
+    ("bedrock-runtime-fips.*.amazonaws.com", "bedrock"),
+    ("bedrock-runtime.*.amazonaws.com.cn", "bedrock"),
+    ("bedrock-runtime.*.api.aws", "bedrock"),
+    ("bedrock-mantle.*.api.aws", "bedrock"),
+    ("*.bedrock-runtime.*.vpce.amazonaws.com", "bedrock"),
+    ("api.cohere.ai", "cohere"),
+    ("api.cohere.com", "cohere"),
+    ("api.mistral.ai", "mistral"),
+    ("codestral.mistral.ai", "mistral"),
+    ("ollama.com", "ollama"),
+    ("api.groq.com", "groq"),
+    ("api.together.ai", "together"),
+    ("api.together.xyz", "together"),
+    ("api.fireworks.ai", "fireworks"),
+    ("api.deepseek.com", "deepseek"),
+    ("openrouter.ai", "openrouter"),
+    ("api.x.ai", "xai"),
+    ("api.perplexity.ai", "perplexity"),
+    ("api.cerebras.ai", "cerebras"),
+    ("api.sambanova.ai", "sambanova"),
+    ("integrate.api.nvidia.com", "nvidia"),
+    ("router.huggingface.co", "huggingface"),
+    ("api-inference.huggingface.co", "huggingface"),
+    ("api.ai21.com", "ai21"),
+    ("api.moonshot.ai", "moonshot"),
+    ("api.moonshot.cn", "moonshot"),
+    ("dashscope.aliyuncs.com", "alibaba"),
+    ("dashscope-*.aliyuncs.com", "alibaba"),
+    ("api.z.ai", "zhipu"),
+    ("open.bigmodel.cn", "zhipu"),
+    ("api.minimax.io", "minimax"),
+    ("api.replicate.com", "replicate"),
+    ("api.voyageai.com", "voyage"),
+    ("api.jina.ai", "jina"),
+];
+
+// === impl Surface ===
+
+impl Surface {
+    /// Its name in policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Surface::ChatCompletions => "chat_completions",
+            Surface::Responses => "responses",
+            Surface::Completions => "completions",
+            Surface::Embeddings => "embeddings",
+            Surface::Images => "images",
+            Surface::Audio => "audio",
+            Surface::Moderations => "moderations",
+            Surface::Realtime => "realtime",
+            Surface::Batches => "batches",
+            Surface::Files => "files",
+            Surface::Messages => "messages",
+            Surface::CountTokens => "count_tokens",
+            Surface::GenerateContent => "generate_content",
+            Surface::Predict => "predict",
+            Surface::Converse => "converse",
+            Surface::Invoke => "invoke",
+            Surface::CohereChat => "cohere_chat",
+            Surface::Rerank => "rerank",
+            Surface::OllamaChat => "ollama_chat",
+            Surface::OllamaGenerate => "ollama_generate",
+            Surface::Other => "other",
+        }
+    }
+
+    /// Whether what it says is a JSON object, or a form of several parts, whatever the body is said to be.
+    #[must_use]
+    pub fn is_read(self) -> bool {
+        !matches!(self, Surface::Realtime | Surface::Files | Surface::Batches | Surface::Other)
+    }
+
+    /// Whether answers are streamed unless the request says otherwise.
+    #[must_use]
+    pub fn streams_by_default(self) -> bool {
+        matches!(self, Surface::OllamaChat | Surface::OllamaGenerate)
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    fn takes(&self, target: &Target<'_>) -> bool {
+        let rest = target.path.strip_prefix(&*self.path);
+        self.host == target.host
+            && self.port.is_none_or(|port| port == target.port)
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+/// What a request is, if it is a call of a model: something that is sent to a provider, or to a server that is named.
+#[must_use]
+pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
+    if !target.has_body && !target.is_upgrade {
+        return None;
+    }
+    let named = servers.iter().find(|server| server.takes(target)).map(|server| Arc::clone(&server.name));
+    let provider = named.or_else(|| {
+        let known = PROVIDERS.iter().find(|(pattern, _)| matches(pattern, target.host));
+        known.map(|(_, name)| Arc::from(*name))
+    })?;
+    let decoded: Vec<String> = target.path.split('/').filter(|s| !s.is_empty()).map(decode).collect();
+    let mut route = Route { provider, surface: Surface::Other, model: None, stream: None };
+    if target.is_upgrade {
+        route.surface = Surface::Realtime;
+        route.model = of_query(target.query);
+        return Some(route);
+    }
+    let lower: Vec<String> = decoded.iter().map(|segment| segment.to_ascii_lowercase()).collect();
+    let words: Vec<&str> = lower.iter().map(String::as_str).collect();
+    let last = decoded.last().map(String::as_str).unwrap_or_default();
+    if let Some((model, verb)) = last.rsplit_once(':') {
+        google(&mut route, &decoded, model, &verb.to_ascii_lowercase());
+    } else {
+        by_words(&mut route, &words, &decoded);
+    }
+    // A deployment of Azure's: the body's model is not looked at.
+    let deployment = words.iter().position(|word| *word == "deployments").and_then(|at| decoded.get(at + 1));
+    route.model = route.model.or_else(|| deployment.cloned());
+    Some(route)
+}
+
+/// Gemini's and Vertex's paths end in `{model}:{verb}`.
+fn google(route: &mut Route, decoded: &[String], model: &str, verb: &str) {
+    (route.surface, route.stream) = match verb {
+        "generatecontent" => (Surface::GenerateContent, Some(false)),
+        "streamgeneratecontent" => (Surface::GenerateContent, Some(true)),
+        "counttokens" => (Surface::CountTokens, Some(false)),
+        "embedcontent" | "batchembedcontents" | "batchembedtext" | "embedtext" => {
+            (Surface::Embeddings, Some(false))
+        }
+        "predict" | "rawpredict" | "predictlongrunning" | "servergenerate" => (Surface::Predict, Some(false)),
+        "streamrawpredict" | "serverstreamingpredict" => (Surface::Predict, Some(true)),
+        "batchgeneratecontent" => (Surface::Batches, None),
+        _ => (Surface::Other, None),
+    };
+    let owner = decoded.iter().rev().nth(1).map(|segment| segment.to_ascii_lowercase());
+    route.model = match owner.as_deref() {
+        Some("tunedmodels") => Some(format!("tunedModels/{model}")),
+        Some("models" | "endpoints") => Some(model.to_owned()),
+        // Of Cloud Code, the body names it.
+        _ => None,
+    };
+}
+
+fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
+    let stream = |on| Some(on);
+    (route.surface, route.stream) = match words {
+        // Of threads, runs and the like, nothing is known.
+        [.., "threads", _, "messages"] => (Surface::Other, None),
+        [.., "chat", "completions"] => (Surface::ChatCompletions, None),
+        [.., "completions"] | [.., "complete"] => (Surface::Completions, None),
+        [.., "responses", "input_tokens"] => (Surface::CountTokens, None),
+        [.., "responses"] | [.., "responses", "compact"] => (Surface::Responses, None),
+        [.., "api", "embeddings" | "embed"] => (Surface::Embeddings, stream(false)),
+        [.., "embeddings" | "embed"] => (Surface::Embeddings, stream(false)),
+        [.., "images", "generations" | "edits" | "variations"] => (Surface::Images, None),
+        [.., "audio", "speech" | "transcriptions" | "translations"] => (Surface::Audio, None),
+        [.., "moderations"] => (Surface::Moderations, stream(false)),
+        [.., "messages", "count_tokens"] => (Surface::CountTokens, stream(false)),
+        [.., "messages", "batches"] | [.., "batches"] | [.., "batch", "jobs"] => (Surface::Batches, None),
+        [.., "files"] | [.., "uploads"] => (Surface::Files, None),
+        [.., "messages"] => (Surface::Messages, None),
+        [.., "model", _, "converse"] => (Surface::Converse, stream(false)),
+        [.., "model", _, "converse-stream"] => (Surface::Converse, stream(true)),
+        [.., "model", _, "invoke"] => (Surface::Invoke, stream(false)),
+        [.., "model", _, "invoke-with-response-stream"] => (Surface::Invoke, stream(true)),
+        [.., "model", _, "count-tokens"] => (Surface::CountTokens, stream(false)),
+        [.., "api", "chat"] => (Surface::OllamaChat, None),
+        [.., "api", "generate"] => (Surface::OllamaGenerate, None),
+        [.., "v1" | "v2", "chat"] => (Surface::CohereChat, None),
+        [.., "v1", "generate"] => (Surface::Completions, None),
+        [.., "rerank"] => (Surface::Rerank, stream(false)),
+        _ => (Surface::Other, None),
+    };
+    if matches!(words, [.., "model", _, _]) && route.surface != Surface::Other {
+        route.model = decoded.iter().rev().nth(1).cloned();
+    }
+}
+
+/// The model that a query names: no two of them.
+fn of_query(query: &str) -> Option<String> {
+    let named = query.split('&').filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name).to_ascii_lowercase();
+        matches!(&*name, "model" | "deployment").then(|| decode(&value.replace('+', " ")))
+    });
+    let all: Vec<String> = named.collect();
+    match &all[..] {
+        [one] if !one.is_empty() => Some(one.clone()),
+        _ => None,
+    }
+}
+
+/// A segment as servers read it.
+fn decode(text: &str) -> String {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((first, tail)) = rest.split_first() {
+        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(u8::try_from(high << 4 | low).unwrap_or_default());
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Whether a host is one of a pattern: each `*` stands for at least one character.
+fn matches(pattern: &str, host: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == host };
+    let Some(rest) = host.strip_prefix(before).filter(|rest| !rest.is_empty()) else { return false };
+    if !after.contains('*') {
+        return rest.len() > after.len() && rest.ends_with(after);
+    }
+    // Where the next part begins, which nothing but `*` is before.
+    rest.char_indices().skip(1).any(|(at, _)| rest.get(at..).is_some_and(|rest| matches(after, rest)))
+}
+
+#[cfg(test)]
+mod tests;

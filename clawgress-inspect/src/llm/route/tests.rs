@@ -1,0 +1,175 @@
+//! Tables of where requests go.
+
+use super::*;
+
+fn servers() -> Vec<Server> {
+    let server = |name: &str, host: &str, port, path: &str| Server {
+        name: name.into(),
+        host: host.to_owned(),
+        port,
+        path: path.to_owned(),
+    };
+    vec![server("local", "10.0.0.7", Some(11434), ""), server("farm", "llm.internal", None, "/serve")]
+}
+
+fn of(url: &str) -> Option<Route> {
+    let (host, rest) = url.split_once('/').unwrap_or((url, ""));
+    let (host, port) = host.split_once(':').map_or((host, 443), |(h, p)| (h, p.parse().expect("port")));
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = format!("/{path}");
+    let is_upgrade = url.contains("realtime") || url.contains("Bidi");
+    route(&servers(), &Target { host, port, path: &path, query, is_upgrade, has_body: !is_upgrade })
+}
+
+use Surface as S;
+
+/// A URL; its provider, surface and model, and whether its answer is streamed.
+type Row = (&'static str, &'static str, Surface, &'static str, Option<bool>);
+
+const ROWS: &[Row] = &[
+    ("api.openai.com/v1/chat/completions", "openai", S::ChatCompletions, "", None),
+    ("eu.api.openai.com/v1/responses", "openai", S::Responses, "", None),
+    ("api.openai.com/v1/responses/input_tokens", "openai", S::CountTokens, "", None),
+    ("api.openai.com/v1/completions/", "openai", S::Completions, "", None),
+    ("api.openai.com/v1/embeddings", "openai", S::Embeddings, "", Some(false)),
+    ("api.openai.com/v1/images/edits", "openai", S::Images, "", None),
+    ("api.openai.com/v1/audio/transcriptions", "openai", S::Audio, "", None),
+    ("api.openai.com/v1/moderations", "openai", S::Moderations, "", Some(false)),
+    ("api.openai.com/v1/batches", "openai", S::Batches, "", None),
+    ("api.openai.com/v1/files", "openai", S::Files, "", None),
+    ("api.openai.com/v1/threads/t/messages", "openai", S::Other, "", None),
+    ("api.openai.com/v1/fine_tuning/jobs", "openai", S::Other, "", None),
+    ("api.openai.com/v1/realtime?model=gpt-realtime", "openai", S::Realtime, "gpt-realtime", None),
+    ("api.openai.com/v1/realtime?model=a&MODEL=b", "openai", S::Realtime, "", None),
+    (
+        "x.openai.azure.com/openai/deployments/Prod%2B1/chat/completions?api-version=1",
+        "azure",
+        S::ChatCompletions,
+        "Prod+1",
+        None,
+    ),
+    ("x.openai.azure.com/openai/v1/responses", "azure", S::Responses, "", None),
+    (
+        "x.services.ai.azure.com/api/projects/p/openai/v1/chat/completions",
+        "azure",
+        S::ChatCompletions,
+        "",
+        None,
+    ),
+    ("x.services.ai.azure.com/anthropic/v1/messages", "azure", S::Messages, "", None),
+    ("api.anthropic.com/v1/messages", "anthropic", S::Messages, "", None),
+    ("api.anthropic.com/V1/Messages", "anthropic", S::Messages, "", None),
+    ("api.anthropic.com/v1/messages/count_tokens", "anthropic", S::CountTokens, "", Some(false)),
+    ("api.anthropic.com/v1/messages/batches", "anthropic", S::Batches, "", None),
+    (
+        "generativelanguage.googleapis.com/v1beta/models/gemini-2.5-pro:generateContent",
+        "gemini",
+        S::GenerateContent,
+        "gemini-2.5-pro",
+        Some(false),
+    ),
+    (
+        "generativelanguage.googleapis.com/v1beta/models/gemini-2.5-pro%3AstreamGenerateContent?alt=sse",
+        "gemini",
+        S::GenerateContent,
+        "gemini-2.5-pro",
+        Some(true),
+    ),
+    (
+        "generativelanguage.googleapis.com/v1beta/tunedModels/m:generateContent",
+        "gemini",
+        S::GenerateContent,
+        "tunedModels/m",
+        Some(false),
+    ),
+    (
+        "generativelanguage.googleapis.com/v1beta/models/m:countTokens",
+        "gemini",
+        S::CountTokens,
+        "m",
+        Some(false),
+    ),
+    ("generativelanguage.googleapis.com/v1beta/models/m:fly", "gemini", S::Other, "m", None),
+    (
+        "generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+        "gemini",
+        S::ChatCompletions,
+        "",
+        None,
+    ),
+    ("cloudcode-pa.googleapis.com/v1internal:generateContent", "gemini", S::GenerateContent, "", Some(false)),
+    (
+        "us-central1-aiplatform.googleapis.com/v1/projects/p/locations/l/publishers/anthropic/models/claude-sonnet-4@20250514:streamRawPredict",
+        "vertex",
+        S::Predict,
+        "claude-sonnet-4@20250514",
+        Some(true),
+    ),
+    (
+        "aiplatform.us.rep.googleapis.com/v1/projects/p/locations/l/publishers/google/models/g:predict",
+        "vertex",
+        S::Predict,
+        "g",
+        Some(false),
+    ),
+    (
+        "aiplatform.googleapis.com/v1/projects/p/locations/l/endpoints/openapi/chat/completions",
+        "vertex",
+        S::ChatCompletions,
+        "",
+        None,
+    ),
+    (
+        "bedrock-runtime.eu-west-1.amazonaws.com/model/us.anthropic.claude-v1%3A0/converse-stream",
+        "bedrock",
+        S::Converse,
+        "us.anthropic.claude-v1:0",
+        Some(true),
+    ),
+    ("bedrock-runtime.eu-west-1.amazonaws.com/model/m/invoke", "bedrock", S::Invoke, "m", Some(false)),
+    ("bedrock-runtime.eu-west-1.amazonaws.com/model/m/fly", "bedrock", S::Other, "", None),
+    ("api.cohere.com/v2/chat", "cohere", S::CohereChat, "", None),
+    ("api.cohere.ai/v1/rerank", "cohere", S::Rerank, "", Some(false)),
+    ("api.cohere.com/v2/embed", "cohere", S::Embeddings, "", Some(false)),
+    ("api.mistral.ai/v1/fim/completions", "mistral", S::Completions, "", None),
+    ("api.groq.com/openai/v1/chat/completions", "groq", S::ChatCompletions, "", None),
+    ("10.0.0.7:11434/api/chat", "local", S::OllamaChat, "", None),
+    ("10.0.0.7:11434/api/generate", "local", S::OllamaGenerate, "", None),
+    ("10.0.0.7:11434/api/embed", "local", S::Embeddings, "", Some(false)),
+    ("10.0.0.7:11434/v1/chat/completions", "local", S::ChatCompletions, "", None),
+    ("llm.internal/serve/v1/completions", "farm", S::Completions, "", None),
+];
+
+#[test]
+fn every_surface_is_known_by_its_path() {
+    for (url, provider, surface, model, stream) in ROWS {
+        let route = of(url).expect(url);
+        let found = (&*route.provider, route.surface, route.model.as_deref().unwrap_or(""), route.stream);
+        assert_eq!(found, (*provider, *surface, *model, *stream), "{url}");
+    }
+}
+
+#[test]
+fn others_are_none() {
+    for url in [
+        "example.com/v1/chat/completions",
+        "api.openai.com.evil.test/v1/chat/completions",
+        "notapi.openai.com/v1/chat/completions",
+        ".openai.azure.com/x",
+        "bedrock-runtime..amazonaws.com.evil/model/m/invoke",
+        "llm.internal/server/v1/completions",
+        "10.0.0.7:80/api/chat",
+    ] {
+        assert_eq!(of(url), None, "{url}");
+    }
+    let listing = Target {
+        host: "api.openai.com",
+        port: 443,
+        path: "/v1/models",
+        query: "",
+        is_upgrade: false,
+        has_body: false,
+    };
+    assert_eq!(route(&[], &listing), None, "nothing is sent");
+    assert!(matches("*.b.*.c", "a.b.x.c") && !matches("*.b.*.c", "a.b..c") && !matches("*.b.*.c", "a.b.c"));
+}
