@@ -64,10 +64,10 @@ pub struct Carrier {
 }
 
 /// The queue, for `connections_max` connections at once, and what empties it. A connection that is read has two records
-/// open at a time: its own, and that of a request in it.
+/// open at a time: its own, and that of a request in it; and there are as many streams of HTTP/2 at most.
 #[must_use]
 pub fn queue(node: &str, clock: Arc<dyn Clock>, connections_max: usize, instance: &str) -> (Audit, Carrier) {
-    let (sender, receiver) = mpsc::channel(limit::AUDIT_BACKLOG + 2 * connections_max);
+    let (sender, receiver) = mpsc::channel(limit::AUDIT_BACKLOG + 3 * connections_max);
     let shared = Arc::new(Shared {
         node: node.to_owned(),
         clock,

@@ -28,7 +28,7 @@ use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
-use crate::{dial, limit, peek};
+use crate::{dial, http2, limit, peek};
 
 pub use self::manner::{Manner, Refused};
 
@@ -288,20 +288,21 @@ impl Established<'_> {
                     }
                 }
             }
-            Ok(Some(Protocol::Http1)) => {
+            Ok(Some(spoken @ (Protocol::Http1 | Protocol::Http2))) => {
                 self.record_dial().await;
                 let Asked { host, port, .. } = self.asked;
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
                 drop(self.upstream);
-                let _cut = self.serving.plain_http(front, stream, held, deadline).await;
+                let _cut = if spoken == Protocol::Http2 {
+                    Box::pin(http2::serve(self.serving, front, stream, held, deadline)).await
+                } else {
+                    self.serving.plain_http(front, stream, held, deadline).await
+                };
             }
             Ok(Some(Protocol::Unknown)) => {
                 self.exchange.waited(since.elapsed());
                 self.carry(Content::Unknown, stream, held).await;
-            }
-            Ok(Some(Protocol::Http2)) => {
-                opaque::deny_silently(self.exchange, deny(DropReason::UpgradeUnsupported));
             }
             Ok(None) => self.record_dial().await,
             Err(reason) => opaque::deny_silently(self.exchange, deny(reason)),

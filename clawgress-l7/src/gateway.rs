@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_ebpf_common::DropReason;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
@@ -34,6 +34,8 @@ pub struct Gateway {
     pub quota: Quota,
     /// What agents did before.
     pub histories: Histories,
+    /// Streams of HTTP/2 under way.
+    pub streams: Arc<Semaphore>,
     /// DNS, for the gateway itself.
     pub resolver: Resolver,
     /// DNS, for agents.

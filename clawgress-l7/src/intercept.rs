@@ -22,23 +22,23 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::Who;
-use crate::limit;
 use crate::opaque::{self, Content, Offered, Subject};
 use crate::plain_http::{Front, Place};
 use crate::roots;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
+use crate::{http2, limit};
 
 mod leaves;
 mod wire;
 
 use self::leaves::Leaves;
-use self::wire::Meter;
-pub use self::wire::Wire;
+pub use self::wire::{Meter, Wire};
 
-/// The one protocol inside.
-const ALPN: &str = "http/1.1";
+/// The protocols inside, the better first. A client gets one that it offers.
+const ALPN: [&str; 2] = [ALPN_HTTP2, "http/1.1"];
+const ALPN_HTTP2: &str = "h2";
 
 /// What reading takes.
 #[derive(Debug)]
@@ -190,8 +190,13 @@ pub async fn serve(serving: &Serving, connection: Connection, wanted: Wanted) {
         Ok(Ok(stream)) => {
             let Subject { who, host, port, .. } = subject;
             let front = Front::new(connection, Place::Read(Arc::new(Opened { who, host, port, offered })));
-            let stream = Stream::Read(Box::new(stream));
-            serving.plain_http(front, stream, Vec::new(), Instant::now() + limit::PEEK).await
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2.as_bytes());
+            let (stream, deadline) = (Stream::Read(Box::new(stream)), Instant::now() + limit::PEEK);
+            if is_http2 {
+                Box::pin(http2::serve(serving, front, stream, Vec::new(), deadline)).await
+            } else {
+                serving.plain_http(front, stream, Vec::new(), deadline).await
+            }
         }
         Ok(Err(error)) => Some(failure(&error)),
         Err(_) => Some(DropReason::Timeout),
@@ -216,7 +221,7 @@ async fn prepare(
     let to = (&subject.host, subject.port);
     let mut ruling = decide::tls_read(&plan, &who, to, (&offered.alpn, offered.ja4.as_str()));
     drop(plan);
-    let speaks = offered.alpn.is_empty() || offered.alpn.iter().any(|name| name == ALPN);
+    let speaks = offered.alpn.is_empty() || offered.alpn.iter().any(|name| ALPN.contains(&&**name));
     // A hello that hides another name is answered as by a server without ECH (RFC 9849 section 7): the client goes on by
     // the name that it showed, and that was judged, or ends. Most that seem to hide one only grease.
     if ruling.verdict.is_ok() && !speaks {

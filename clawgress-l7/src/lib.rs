@@ -19,6 +19,7 @@ mod exchange;
 mod gateway;
 mod handover;
 mod history;
+mod http2;
 mod identify;
 mod intercept;
 mod keys;

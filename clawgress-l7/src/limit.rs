@@ -50,6 +50,35 @@ pub const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
 /// Pooled upstream connections, all agents together.
 pub const UPSTREAM_POOL: usize = 512;
 
+/// Streams of a client's connection of HTTP/2 at once: what RFC 9113 (6.5.2) calls the least that is useful.
+pub const STREAMS_MAX: u32 = 100;
+/// Most bytes of a stream's head, before it was compressed: what a head of HTTP/1 may have.
+pub const STREAM_HEAD_BYTES: u32 = 64 * 1024;
+/// What a client's compression may remember, bytes: what RFC 7541 has by default.
+pub const STREAM_TABLE_BYTES: u32 = 4096;
+/// Bytes of a stream's body that may be under way, and those of all streams of a connection: what is held of a client that
+/// nobody reads. Some hundred megabits a second from the other end of a continent.
+pub const STREAM_WINDOW: u32 = 128 * 1024;
+/// See [`STREAM_WINDOW`].
+pub const STREAMS_WINDOW: u32 = 256 * 1024;
+/// Bytes of an answer that wait for a client to take them, of each stream.
+pub const STREAM_SEND_BYTES: usize = 64 * 1024;
+/// Malformed streams of a connection before it is closed.
+pub const STREAM_ERRORS_MAX: usize = 32;
+/// Streams that a client reset before they were looked at, before its connection is closed (CVE-2023-44487).
+pub const STREAM_RESETS_MAX: usize = 20;
+/// Bytes of a body that are kept for another attempt to send it, as Pingora does of HTTP/1.
+pub const RETRY_BYTES: usize = 64 * 1024;
+
+/// Streams of one agent on one connection to an upstream.
+pub const UPSTREAM_STREAMS_MAX: usize = 100;
+/// Bytes of an answer that may be under way, and those of all on a connection.
+pub const UPSTREAM_STREAM_WINDOW: u32 = 256 * 1024;
+/// See [`UPSTREAM_STREAM_WINDOW`].
+pub const UPSTREAM_WINDOW: u32 = 1024 * 1024;
+/// How often an upstream of HTTP/2 is asked whether it is there.
+pub const UPSTREAM_PING: Duration = Duration::from_secs(30);
+
 /// Idle time of a tunnel: what load balancers grant WebSockets at most. Dead peers are found earlier,
 /// by TCP keep-alive.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);

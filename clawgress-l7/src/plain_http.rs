@@ -12,7 +12,7 @@ use clawgress_api::TokenUsage;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::usage::{Extractor, Format};
 use clawgress_policy::TunnelProtocol;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{H1UpgradePolicy, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -35,14 +35,20 @@ mod front;
 mod gate;
 mod granted;
 mod hold;
+mod respond;
 
-#[cfg(test)]
-pub use admit::admit;
-pub use admit::{Admitted, Place, Upgrade};
+pub use admit::{Admitted, Place, Upgrade, admit};
+pub use content::{Body, LOOK_BYTES};
 pub use front::Front;
 pub use gate::Gate;
 pub use granted::Granted;
 use granted::rule;
+pub use hold::{Held, Source};
+use respond::{is_stranger, is_untrusted, respond, reusable, switch};
+
+/// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
+/// round it (RFC 7838).
+const OF_HOP: [&str; 4] = ["proxy-authenticate", "proxy-authentication-info", "proxy-connection", "alt-svc"];
 
 /// Pingora's proxy with our application.
 pub type Proxy = HttpProxy<App>;
@@ -213,94 +219,10 @@ impl App {
         let Some(granted) = &context.granted else { return Ok(()) };
         granted.judge_again(&self.gateway).map(drop).map_err(|reason| {
             context.reason = Some(reason);
-            Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed")
+            // As if the client had left: of anything else Pingora would wait for the answer of an upstream of HTTP/2.
+            Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed").into_down()
         })
     }
-}
-
-/// Says why, as a response. The connection lives on if `reusable`.
-async fn respond(
-    session: &mut Session,
-    reason: DropReason,
-    request: &str,
-    reusable: bool,
-    client: Client,
-    retry_after: Option<Duration>,
-) -> Result<()> {
-    let status = page::status_as(client, reason);
-    let body = page::body_as(client, reason, request);
-    let mut header = ResponseHeader::build(status, Some(8))?;
-    header.insert_header("content-type", "application/json")?;
-    header.insert_header("content-length", body.len().to_string())?;
-    header.insert_header("cache-control", "no-store")?;
-    header.insert_header(page::REASON_FIELD, reason.name())?;
-    header.insert_header(page::REQUEST_FIELD, request)?;
-    if let Some(wait) = retry_after {
-        // RFC 9110 section 10.2.3: whole seconds; rounded up, so that who keeps to it is served.
-        header.insert_header("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string())?;
-    }
-    if status == 401 {
-        header.insert_header("www-authenticate", page::ENDPOINT_CHALLENGE)?;
-    }
-    if status == 407 {
-        for challenge in page::CHALLENGES {
-            header.append_header("proxy-authenticate", challenge)?;
-        }
-    }
-    if reusable {
-        // The rest of the body is read and thrown away, for a short time.
-        session.set_close_on_response_before_downstream_finish(false);
-    } else {
-        session.set_keepalive(None);
-    }
-    session.write_response_header(Box::new(header), false).await?;
-    session.write_response_body(Some(Bytes::from(body)), true).await
-}
-
-/// Lets what follows through as a WebSocket's messages, if that is what the server has begun.
-fn switch(session: &mut Session, response: &ResponseHeader, context: &mut Context) -> Result<()> {
-    let opens = context.granted.as_ref().is_some_and(|granted| granted.opens_web_socket());
-    let upgrade = response.headers.get("upgrade").map(|v| v.as_bytes());
-    let is_one = upgrade.is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"));
-    let Some(front) = context.front.as_ref().filter(|_| opens && is_one) else {
-        context.reason = Some(DropReason::UpstreamFailed);
-        return Error::e_explain(ErrorType::HTTPStatus(502), "a protocol that nobody asked for");
-    };
-    session.set_read_timeout(Some(limit::TUNNEL_IDLE));
-    front.upgrade();
-    Ok(())
-}
-
-/// Whether a connection failed because its server did not prove its name. Pingora tells it in words alone.
-fn is_untrusted(error: &Error) -> bool {
-    *error.root_etype() == ErrorType::TLSHandshakeFailure
-        && error.to_string().contains("invalid peer certificate")
-}
-
-/// Whether the connection is sound after a denial for `reason`.
-fn reusable(reason: DropReason) -> bool {
-    !matches!(
-        reason,
-        DropReason::HttpMalformed
-            | DropReason::EndpointUnknown
-            | DropReason::SniMismatch
-            | DropReason::Timeout
-            | DropReason::UpgradeUnsupported
-    )
-}
-
-/// Whether a denial for `reason` says that the client is nobody.
-fn is_stranger(reason: DropReason) -> bool {
-    matches!(
-        reason,
-        DropReason::CredentialMissing
-            | DropReason::CredentialInvalid
-            | DropReason::IdentityConflict
-            | DropReason::Anonymous
-            | DropReason::AgentUnknown
-            | DropReason::AgentDisabled
-            | DropReason::AgentQuarantined
-    )
 }
 
 #[async_trait]
@@ -345,6 +267,9 @@ impl ProxyHttp for App {
                 // A client that was told no instead of 100 may send its body or not.
                 let reusable =
                     reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
+                if !reusable {
+                    front.ending().cancel();
+                }
                 respond(session, reason, exchange.id(), reusable, front.client(), retry_after).await?;
                 Ok(true)
             }
@@ -367,8 +292,17 @@ impl ProxyHttp for App {
         let endpoint = u64::from(granted.endpoint());
         // Nor those that a client sent over TLS with those that the gateway starts it for: their roots are others.
         let is_read = u64::from(granted.is_intercepted());
-        peer.group_key = u64::from(agent) | u64::from(is_charged) << 32 | is_read << 33 | endpoint << 34;
+        let alpn = granted.alpn();
+        let protocol =
+            u64::from(alpn.get_max_http_version()) << 34 | u64::from(alpn.get_min_http_version()) << 36;
+        peer.group_key =
+            u64::from(agent) | u64::from(is_charged) << 32 | is_read << 33 | protocol | endpoint << 38;
         let options = &mut peer.options;
+        options.alpn = alpn;
+        options.max_h2_streams = limit::UPSTREAM_STREAMS_MAX;
+        options.h2_stream_window_size = Some(limit::UPSTREAM_STREAM_WINDOW);
+        options.h2_connection_window_size = Some(limit::UPSTREAM_WINDOW);
+        options.h2_ping_interval = Some(limit::UPSTREAM_PING);
         options.ca = granted.ca(&self.gateway);
         let dials = Arc::clone(&self.gateway.dials);
         options.custom_l4 =
@@ -444,9 +378,12 @@ impl ProxyHttp for App {
         request: &mut RequestHeader,
         context: &mut Context,
     ) -> Result<()> {
-        let Some(changes) = context.granted.as_ref().and_then(|granted| granted.changes()) else {
-            return Ok(());
-        };
+        let Some(granted) = &context.granted else { return Ok(()) };
+        if request.version == Version::HTTP_2 && granted.admitted().takes_trailers {
+            // Of this hop, and asked for by servers of gRPC, whose status is a trailer.
+            request.insert_header("te", "trailers")?;
+        }
+        let Some(changes) = granted.changes() else { return Ok(()) };
         let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
         for name in names.cloned().collect::<Vec<_>>() {
             request.remove_header(&name);
@@ -474,7 +411,8 @@ impl ProxyHttp for App {
                 context.reason = Some(reason);
                 // The upstream's connection ends in the middle of the message.
                 let status = ErrorType::HTTPStatus(page::status(reason));
-                return Error::e_explain(status, "the body may not go on");
+                // As if the client had left, for an upstream of HTTP/2 to be told that this is not all.
+                return Err(Error::explain(status, "the body may not go on").into_down());
             }
         }
         if end {
@@ -489,9 +427,7 @@ impl ProxyHttp for App {
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
-        // An origin must not be able to ask for the credential of this hop, to speak in the gateway's
-        // name, or to send the client round it (RFC 7838).
-        for name in ["proxy-authenticate", "proxy-authentication-info", "proxy-connection", "alt-svc"] {
+        for name in OF_HOP {
             response.remove_header(name);
         }
         if context.front.as_ref().is_some_and(|front| front.is_endpoint()) {
@@ -510,6 +446,19 @@ impl ProxyHttp for App {
             context.usage = text("content-type").and_then(Format::of).map(Extractor::new);
         }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        _context: &mut Context,
+    ) -> Result<Option<Bytes>> {
+        // As of its head.
+        for name in OF_HOP.into_iter().chain(["set-cookie", page::REASON_FIELD, page::REQUEST_FIELD]) {
+            trailers.remove(name);
+        }
+        Ok(None)
     }
 
     fn response_body_filter(

@@ -40,7 +40,7 @@ use crate::snapshot::Snapshots;
 use crate::stream::Stream;
 use crate::tls::Terminal;
 use crate::tunnel::Pipes;
-use crate::{audit, connect, handover, intercept, limit, opaque, peek, socks};
+use crate::{audit, connect, handover, http2, intercept, limit, opaque, peek, socks};
 
 /// For tasks to write their outcomes after they were cut.
 const CUT: Duration = Duration::from_secs(1);
@@ -162,6 +162,13 @@ impl Serving {
             Ok(Protocol::Unknown) if socks::is_meant(&held) => {
                 Box::pin(socks::serve(self, connection, stream, held, deadline)).await;
             }
+            // A client that knows that its server speaks it. To a proxy there is no such thing in clear: who is meant, the
+            // proxy or who is behind it, can't be told.
+            Ok(Protocol::Http2) if !connection.is_explicit() => {
+                let place = Place::Transparent { port: connection.local.port() };
+                let front = Front::new(connection, place);
+                let _cut = Box::pin(http2::serve(self, front, stream, held, deadline)).await;
+            }
             Ok(Protocol::Http2) => self.deny(&connection, DropReason::UpgradeUnsupported),
             Ok(Protocol::Tls | Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
             Err(reason) => self.deny(&connection, reason),
@@ -198,8 +205,20 @@ impl Serving {
         front.was_cut()
     }
 
+    /// What serves requests.
+    #[must_use]
+    pub fn proxy(&self) -> &Arc<Proxy> {
+        &self.proxy
+    }
+
+    /// Says when this process stops.
+    #[must_use]
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.clone()
+    }
+
     /// Records a request that never came to be judged: Pingora may refuse what the gate let through.
-    fn record_untaken(&self, front: &Front) {
+    pub fn record_untaken(&self, front: &Front) {
         let Some(request) = front.untaken() else { return };
         let mut exchange = Exchange::new(&self.gateway, &front.connection);
         self.note_bound(&front.connection, &mut exchange);
@@ -237,10 +256,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     // Before any connector of Pingora's is made: it would install another provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let instance = instance()?;
-    let clock = Arc::new(SystemClock);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
     let stale_after = Duration::from_secs(config.l7.snapshot_stale_s_max);
-    let snapshots = Arc::new(Snapshots::new(stale_after, Arc::clone(&clock) as Arc<dyn Clock>));
+    let snapshots = Arc::new(Snapshots::new(stale_after, Arc::clone(&clock)));
     let (audit, carrier) = audit::queue(&config.node.name, clock, connections_max, &instance);
     let servers = |server| Servers::new(&config.access, server);
     let control = socket::channel_to(&config.control_socket(), servers(Server::Control)?);
@@ -251,6 +270,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         keys: Keys::new(keys).context("the system has no randomness")?,
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
         histories: Histories::new(control.clone()),
+        streams: Arc::new(Semaphore::new(connections_max)),
         resolver: Resolver::new(&config.l7.resolvers)?,
         dns: Desk::new(&config.dns, Resolver::without_cache(&config.l7.resolvers)?, control.clone()),
         dials: Arc::new(Dials::default()),
@@ -304,18 +324,22 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let _present = listening.await;
     stopping_sender.send_replace(true);
     proxy.http_cleanup().await;
-    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-    let drain = Duration::from_secs(config.l7.drain_s_max);
-    if tokio::time::timeout(drain, connections.acquire_many(all)).await.is_err() {
-        gateway.cut.cancel();
-        let _ = tokio::time::timeout(CUT, connections.acquire_many(all)).await;
-    }
+    drain(&gateway, &connections, connections_max, Duration::from_secs(config.l7.drain_s_max)).await;
     gateway.quota.give_back(Duration::ZERO).await;
     if !audit.flush(limit::AUDIT_FLUSH).await {
         tracing::error!("audit records are left that control did not take");
     }
     background.shutdown().await;
     Ok(())
+}
+
+/// Waits for all `connections_max` of the connections to end, for some time, and cuts them then.
+async fn drain(gateway: &Gateway, connections: &Semaphore, connections_max: usize, patience: Duration) {
+    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
+    if tokio::time::timeout(patience, connections.acquire_many(all)).await.is_err() {
+        gateway.cut.cancel();
+        let _ = tokio::time::timeout(CUT, connections.acquire_many(all)).await;
+    }
 }
 
 #[cfg(test)]

@@ -74,6 +74,12 @@ pub struct Admitted {
     pub awaits_continue: bool,
     /// How its body is delimited.
     pub body: Body,
+    /// Whether it came by HTTP/2.
+    pub is_http2: bool,
+    /// Whether its client takes the gateway for the server.
+    pub is_direct: bool,
+    /// Whether the client takes trailers.
+    pub takes_trailers: bool,
 }
 
 /// What other protocol a request asks for.
@@ -174,6 +180,12 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
         upgrade: Upgrade::of(head),
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
         body: head.body,
+        is_http2: false,
+        is_direct: !matches!(place, Place::Explicit { .. }),
+        takes_trailers: head
+            .fields
+            .iter()
+            .any(|f| f.name == "te" && f.value.eq_ignore_ascii_case(b"trailers")),
         host,
         port,
     };

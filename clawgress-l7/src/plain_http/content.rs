@@ -32,7 +32,7 @@ use crate::snapshot::Plan;
 /// each of the codings inside one another, and small pieces may be many before one of them is decoded.
 const TAIL_BYTES: usize = 4096;
 /// Most bytes that are looked at without letting others run: a coding may make some hundred of each.
-pub(super) const LOOK_BYTES: usize = 2048;
+pub const LOOK_BYTES: usize = 2048;
 /// After what time there may be memory again.
 const MEMORY_WAIT: Duration = Duration::from_secs(1);
 
@@ -452,11 +452,11 @@ async fn hold(
         // Pingora takes the 100 for an answer before the end of the body, and would close.
         session.set_keepalive(keepalive);
     }
-    let Some(gate) = hold::gate(session) else { return Err(DropReason::Overloaded) };
+    let Some(below) = hold::below(session) else { return Err(DropReason::Overloaded) };
     let bytes_max = usize::try_from(gateway.memory.content.hold_bytes_max.get()).unwrap_or(usize::MAX);
     let began = Instant::now();
     let deadline = began + Duration::from_secs(gateway.memory.content.hold_s_max.get().into());
-    let held = gate.hold((bytes_max, deadline), body).await;
+    let held = below.hold((bytes_max, deadline), body).await;
     exchange.waited(began.elapsed());
     if held? == Held::Whole { body.finish() } else { Ok(()) }
 }

@@ -7,16 +7,18 @@ use clawgress_ebpf_common::DropReason;
 use parking_lot::Mutex;
 use pingora_proxy::Session;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
+use crate::http2::Incoming;
 use crate::limit;
 use crate::page::{Client, Guise};
 
 use super::{Admitted, Granted, Place};
 
-/// One connection's side of the client.
+/// One connection's side of the client, or that of one of its streams.
 #[derive(Debug)]
 pub struct Front {
     /// The connection.
@@ -29,14 +31,16 @@ pub struct Front {
     live: Mutex<Option<Arc<Granted>>>,
     granted: Notify,
     cut: OnceLock<DropReason>,
+    /// What a connection's streams have in common.
+    common: Arc<Common>,
+    /// The body of a stream's request; of a connection there is none.
+    incoming: Option<Arc<Incoming>>,
     /// Whether the request at hand is for an endpoint.
     is_endpoint: AtomicBool,
     /// Whether a credential came with it, or with its connection.
     has_presented: AtomicBool,
     /// Whether what follows is no HTTP any more.
     is_upgraded: AtomicBool,
-    /// Requests of nobody.
-    strangers: AtomicU32,
     /// Requests whose head went on, and requests that were answered.
     begun: AtomicU64,
     answered: AtomicU64,
@@ -45,12 +49,41 @@ pub struct Front {
     written: AtomicU64,
 }
 
+/// What a connection's streams have in common. Of HTTP/1 there is one.
+#[derive(Debug, Default)]
+struct Common {
+    /// Why the connection was cut.
+    cut: OnceLock<DropReason>,
+    /// Requests of nobody.
+    strangers: AtomicU32,
+    /// No more requests are taken.
+    ending: CancellationToken,
+    /// There is no connection any more.
+    gone: CancellationToken,
+}
+
 // === impl Front ===
 
 impl Front {
     /// The front of a connection.
     #[must_use]
     pub fn new(connection: Connection, place: Place) -> Self {
+        Front::with(connection, place, Arc::default(), None)
+    }
+
+    /// The front of a stream of `connection`, whose body comes by `incoming`.
+    #[must_use]
+    pub fn of_stream(connection: &Front, incoming: Arc<Incoming>) -> Self {
+        let Front { connection, place, common, .. } = connection;
+        Front::with(connection.clone(), place.clone(), Arc::clone(common), Some(incoming))
+    }
+
+    fn with(
+        connection: Connection,
+        place: Place,
+        common: Arc<Common>,
+        incoming: Option<Arc<Incoming>>,
+    ) -> Self {
         Front {
             connection,
             place,
@@ -59,10 +92,11 @@ impl Front {
             live: Mutex::default(),
             granted: Notify::new(),
             cut: OnceLock::new(),
+            common,
+            incoming,
             is_endpoint: AtomicBool::new(false),
             has_presented: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
-            strangers: AtomicU32::new(0),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -157,8 +191,10 @@ impl Front {
             }
             let judged = match (&granted, &self.place) {
                 (Some(granted), _) => Some(granted.judge_again(gateway)),
-                // What was opened for one request is there for the next.
-                (None, Place::Read(opened)) => Some(opened.judge_again(gateway).await),
+                // What was opened for one request is there for the next. Of streams the connection's front sees to it.
+                (None, Place::Read(opened)) if self.incoming.is_none() => {
+                    Some(opened.judge_again(gateway).await)
+                }
                 (None, _) => None,
             };
             let expires_at_s = match judged {
@@ -182,21 +218,40 @@ impl Front {
         }
     }
 
-    /// Notes why the connection is cut.
+    /// Notes why it is cut: a connection with all its streams, or one stream.
     pub fn cut(&self, reason: DropReason) {
-        let _ = self.cut.set(reason);
+        let cut = if self.incoming.is_some() { &self.cut } else { &self.common.cut };
+        let _ = cut.set(reason);
     }
 
-    /// Why the connection was cut.
+    /// Why it was cut, or its connection.
     #[must_use]
     pub fn was_cut(&self) -> Option<DropReason> {
-        self.cut.get().copied()
+        self.cut.get().or(self.common.cut.get()).copied()
+    }
+
+    /// The body of the stream, if it is one's.
+    #[must_use]
+    pub fn incoming(&self) -> Option<Arc<Incoming>> {
+        self.incoming.clone()
+    }
+
+    /// Cancelled when no more requests are taken: the connection ends after what is under way.
+    #[must_use]
+    pub fn ending(&self) -> &CancellationToken {
+        &self.common.ending
+    }
+
+    /// Cancelled when there is no connection any more.
+    #[must_use]
+    pub fn gone(&self) -> &CancellationToken {
+        &self.common.gone
     }
 
     /// Notes a request of nobody; whether more of them are answered on this connection.
     #[must_use]
     pub fn stranger(&self) -> bool {
-        self.strangers.fetch_add(1, Ordering::Relaxed) + 1 < limit::STRANGER_REQUESTS_MAX
+        self.common.strangers.fetch_add(1, Ordering::Relaxed) + 1 < limit::STRANGER_REQUESTS_MAX
     }
 
     /// Whether the client waits for a 100 before it sends its body.
@@ -232,17 +287,17 @@ impl Front {
     }
 
     /// Notes what is wrong with a body.
-    pub(super) fn violate(&self, reason: DropReason) {
+    pub(crate) fn violate(&self, reason: DropReason) {
         *self.violation.lock() = Some(reason);
     }
 
     /// Counts bytes of a body.
-    pub(super) fn count_read(&self, n: usize) {
+    pub(crate) fn count_read(&self, n: usize) {
         self.read.fetch_add(n as u64, Ordering::Relaxed);
     }
 
     /// Counts bytes of a response.
-    pub(super) fn count_written(&self, n: usize) {
+    pub(crate) fn count_written(&self, n: usize) {
         self.written.fetch_add(n as u64, Ordering::Relaxed);
     }
 }

@@ -8,6 +8,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{Need, Operation, Scheme, TunnelProtocol};
 use parking_lot::Mutex;
+use pingora_core::protocols::ALPN;
 use pingora_core::protocols::tls::CaType;
 
 use crate::decide::{self, Ruling};
@@ -99,6 +100,20 @@ impl Granted {
         match (self.admitted.scheme(), &self.admitted.host) {
             (Scheme::Https, host) => (true, host.to_string()),
             (Scheme::Http, _) => (false, String::new()),
+        }
+    }
+
+    /// Which protocols it is offered to its server by. In clear there is nothing to choose by: a server is spoken to in HTTP/2
+    /// whose client knows that it does.
+    #[must_use]
+    pub fn alpn(&self) -> ALPN {
+        let is_known = self.admitted.is_http2 && self.admitted.is_direct;
+        match self.admitted.scheme() {
+            // Over HTTP/2 it would be opened otherwise (RFC 8441).
+            _ if self.opens_web_socket() => ALPN::H1,
+            Scheme::Https => ALPN::H2H1,
+            Scheme::Http if is_known => ALPN::H2,
+            Scheme::Http => ALPN::H1,
         }
     }
 

@@ -1,11 +1,12 @@
 //! A body read ahead of Pingora: held in the gate until it is judged, and then read by Pingora as if it just came.
 //!
 //! Pingora's filters see a body only after the upstream was dialled and sent the head. This reads it below Pingora, framed
-//! as the gate frames all that goes on, in whatever framing it comes: no session has to be built again, and no size is
-//! special. Must never hold more than it is told to.
+//! as the gate frames all that goes on, in whatever framing it comes, or as a stream of HTTP/2 has it: no session has to be
+//! built again, and no size is special. Must never hold more than it is told to.
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, BytesMut};
@@ -15,7 +16,9 @@ use pingora_proxy::Session;
 use tokio::time::Instant;
 
 use super::content::{Body, LOOK_BYTES};
+use super::front::Front;
 use super::gate::{Gate, READ_BYTES, Reader, Ready};
+use crate::http2::Incoming;
 
 /// Least bytes that are taken for what is held.
 const SPOOL_BYTES_LEAST: usize = READ_BYTES;
@@ -34,52 +37,102 @@ fn part(body: &Body, reason: DropReason) -> Result<Held, DropReason> {
     if body.decides() { Err(reason) } else { Ok(Held::Part) }
 }
 
-/// The gate below a session.
-#[must_use]
-pub fn gate(session: &Session) -> Option<&Gate> {
-    session.as_downstream().as_http1()?.stream().as_any().downcast_ref()
+/// What a body comes by, below Pingora.
+pub trait Source {
+    /// Moves what there is of the body to `spool`, after one read at most; how much is held once that is decided.
+    fn poll_body(
+        &self,
+        cx: &mut Context<'_>,
+        bytes_max: usize,
+        spool: &mut BytesMut,
+        body: &mut Body,
+    ) -> Poll<Result<Option<Held>, DropReason>>;
+
+    /// Has Pingora read this first.
+    fn keep(&self, spool: BytesMut);
 }
 
-// === impl Gate ===
+/// What is below a session.
+#[derive(Debug)]
+pub enum Below<'a> {
+    /// A connection of HTTP/1.
+    Gate(&'a Gate),
+    /// A stream of HTTP/2.
+    Stream(Arc<Incoming>),
+}
 
-impl Gate {
+/// What is below `session`.
+#[must_use]
+pub fn below(session: &Session) -> Option<Below<'_>> {
+    if let Some(http1) = session.as_downstream().as_http1() {
+        return http1.stream().as_any().downcast_ref().map(Below::Gate);
+    }
+    Front::of(session)?.incoming().map(Below::Stream)
+}
+
+// === impl Below ===
+
+impl Below<'_> {
     /// Holds the body of the request at hand until `deadline`, up to `bytes_max` bytes with its framing, as `body` looks at it. What is held
     /// goes on when Pingora reads it.
     ///
     /// # Errors
     /// What `body` says; [`DropReason::Timeout`]; [`DropReason::HttpMalformed`] if the body is not sound, or the client leaves in the middle.
-    pub async fn hold(
+    pub async fn hold(&self, bounds: (usize, Instant), body: &mut Body) -> Result<Held, DropReason> {
+        match self {
+            Below::Gate(gate) => hold(*gate, bounds, body).await,
+            Below::Stream(incoming) => hold(&**incoming, bounds, body).await,
+        }
+    }
+}
+
+async fn hold(
+    source: &impl Source,
+    (bytes_max, deadline): (usize, Instant),
+    body: &mut Body,
+) -> Result<Held, DropReason> {
+    let mut spool = BytesMut::new();
+    let held = loop {
+        if spool.capacity() - spool.len() < READ_BYTES && spool.len() < bytes_max {
+            let wanted = (spool.capacity() * 2).clamp(SPOOL_BYTES_LEAST, bytes_max + READ_BYTES);
+            if let Err(reason) = body.charge(wanted) {
+                break part(body, reason);
+            }
+            spool.reserve(wanted - spool.len());
+            // It may be more than was asked for.
+            if let Err(reason) = body.charge(spool.capacity()) {
+                break part(body, reason);
+            }
+        }
+        let step = poll_fn(|cx| source.poll_body(cx, bytes_max, &mut spool, body));
+        match tokio::time::timeout_at(deadline, step).await {
+            // What is there already is as long as its client likes, and decoding it may take long: others run in between,
+            // and a timer whose future is always ready never fires.
+            Ok(Ok(None)) if Instant::now() >= deadline => break part(body, DropReason::Timeout),
+            Ok(Ok(None)) => tokio::task::yield_now().await,
+            Ok(Ok(Some(held))) => break Ok(held),
+            Ok(Err(reason)) => break Err(reason),
+            Err(_) => break part(body, DropReason::Timeout),
+        }
+    };
+    // Also what is denied: Pingora reads it, and throws it away.
+    source.keep(spool);
+    held
+}
+
+impl Source for Gate {
+    fn poll_body(
         &self,
-        (bytes_max, deadline): (usize, Instant),
+        cx: &mut Context<'_>,
+        bytes_max: usize,
+        spool: &mut BytesMut,
         body: &mut Body,
-    ) -> Result<Held, DropReason> {
-        let mut spool = BytesMut::new();
-        let held = loop {
-            if spool.capacity() - spool.len() < READ_BYTES && spool.len() < bytes_max {
-                let wanted = (spool.capacity() * 2).clamp(SPOOL_BYTES_LEAST, bytes_max + READ_BYTES);
-                if let Err(reason) = body.charge(wanted) {
-                    break part(body, reason);
-                }
-                spool.reserve(wanted - spool.len());
-                // It may be more than was asked for.
-                if let Err(reason) = body.charge(spool.capacity()) {
-                    break part(body, reason);
-                }
-            }
-            let step = poll_fn(|cx| self.reader().lock().poll_body(cx, bytes_max, &mut spool, body));
-            match tokio::time::timeout_at(deadline, step).await {
-                // What is there already is as long as its client likes, and decoding it may take long: others run in between,
-                // and a timer whose future is always ready never fires.
-                Ok(Ok(None)) if Instant::now() >= deadline => break part(body, DropReason::Timeout),
-                Ok(Ok(None)) => tokio::task::yield_now().await,
-                Ok(Ok(Some(held))) => break Ok(held),
-                Ok(Err(reason)) => break Err(reason),
-                Err(_) => break part(body, DropReason::Timeout),
-            }
-        };
-        // Also what is denied: Pingora reads it, and throws it away.
+    ) -> Poll<Result<Option<Held>, DropReason>> {
+        self.reader().lock().poll_body(cx, bytes_max, spool, body)
+    }
+
+    fn keep(&self, spool: BytesMut) {
         self.reader().lock().ready = Ready::Own(spool);
-        held
     }
 }
 

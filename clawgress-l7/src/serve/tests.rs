@@ -40,6 +40,7 @@ pub(crate) async fn gateway(
         keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
         quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
         histories: Histories::new(socket::channel(keys).expect("channel")),
+        streams: Arc::new(tokio::sync::Semaphore::new(16)),
         resolver: Resolver::new(&[resolver]).expect("resolver"),
         dns: Desk::new(
             &clawgress_api::config::Dns::default(),
@@ -170,6 +171,18 @@ fn dialled(port: u16) -> SocketAddr {
     SocketAddr::new(DIALLED, port)
 }
 
+/// A client of HTTP/2 that knows its server, and asks for one page of `host`.
+fn http2_get(host: &str) -> Vec<u8> {
+    let n = |n: usize| u8::try_from(n).expect("short");
+    // RFC 7541: `GET`, `http`, and two literals.
+    let block = [&[0x82, 0x86, 0x04, 2][..], b"/p", &[0x01, n(host.len())], host.as_bytes()].concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        [&[0, 0, n(payload.len()), kind, flags, 0, 0, 0, stream][..], payload].concat()
+    };
+    // Its settings, and a stream with nothing but a head.
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &block)].concat()
+}
+
 /// A ClientHello for `name`.
 fn hello(name: Option<&str>) -> Vec<u8> {
     let list = name.map_or(vec![], |n| {
@@ -252,11 +265,13 @@ async fn http_is_judged_and_other_protocols_need_a_permit_for_the_address() {
         (Ok(1), get("10.0.0.1"), DropReason::PolicyDenied),
         (Err(DropReason::FlowRecordMissing), get("api.allowed.test"), DropReason::FlowRecordMissing),
         (Ok(1), b"SSH-2.0-x\r\n".to_vec(), DropReason::ProtocolUnknown),
-        (Ok(1), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), DropReason::UpgradeUnsupported),
+        (Ok(1), http2_get("denied.test"), DropReason::PolicyDenied),
+        (Ok(1), http2_get("api.allowed.test:81"), DropReason::HttpMalformed),
+        (Err(DropReason::FlowRecordMissing), http2_get("api.allowed.test"), DropReason::FlowRecordMissing),
     ] {
         let (got, records) = steered.say(bound, dialled(80), &bytes).await;
         assert_eq!(reason(&records), Some(want));
-        let page = String::from_utf8(got).expect("text");
+        let page = String::from_utf8_lossy(&got);
         let http = bytes.starts_with(b"GET");
         assert_eq!(page.contains(&format!("x-clawgress-reason: {want}")), http, "{page}");
         assert!(!page.contains("407") && !page.to_lowercase().contains("proxy-authenticate"));

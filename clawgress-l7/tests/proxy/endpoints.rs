@@ -53,6 +53,14 @@ pub async fn https_by(
                     seen.requests.lock().push(String::from_utf8_lossy(&head).into_owned());
                     let peer = stream.get_ref().0.peer_addr().expect("address");
                     seen.ports.lock().push(peer.port());
+                    if head.to_ascii_lowercase().windows(7).any(|w| w == b"chunked") {
+                        while !held.ends_with(b"0\r\n\r\n") {
+                            let Ok(n @ 1..) = stream.read(&mut buffer).await else { return };
+                            held.extend_from_slice(&buffer[..n]);
+                            seen.bytes.lock().extend_from_slice(&buffer[..n]);
+                        }
+                        held.clear();
+                    }
                     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
                     if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() {
                         return;

@@ -16,7 +16,7 @@ use crate::endpoints::{https, https_by};
 use crate::harness::{Gateway, Options, PATIENCE, POLICY};
 use crate::upstream::Upstream;
 
-const HOST: &str = "read.allowed.test";
+pub const HOST: &str = "read.allowed.test";
 
 /// A gateway that reads, and a server behind it.
 pub struct Site {
@@ -27,7 +27,7 @@ pub struct Site {
 
 pub type Inside = Client<TlsStream<TcpStream>>;
 
-fn trusting(roots: &[CertificateDer<'static>], alpn: &[&str]) -> Arc<ClientConfig> {
+pub fn trusting(roots: &[CertificateDer<'static>], alpn: &[&str]) -> Arc<ClientConfig> {
     let mut store = RootCertStore::empty();
     roots.iter().for_each(|root| store.add(root.clone()).expect("root"));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -47,7 +47,7 @@ impl Site {
     }
 
     /// Before this server, whose authority is in `pem`.
-    async fn before(upstream: Upstream, pem: &str, policy: &'static str, more: &str) -> Site {
+    pub async fn before(upstream: Upstream, pem: &str, policy: &'static str, more: &str) -> Site {
         let directory = tempfile::tempdir().expect("directory");
         let roots = directory.path().join("roots.pem");
         std::fs::write(&roots, pem).expect("written");
@@ -56,12 +56,12 @@ impl Site {
         Site { gateway, upstream, _directory: directory }
     }
 
-    fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.upstream.address.port()
     }
 
     /// A client that trusts the gateway's authority, or says why it doesn't.
-    async fn shake(&self, host: &'static str, config: Arc<ClientConfig>) -> std::io::Result<Inside> {
+    pub async fn shake(&self, host: &'static str, config: Arc<ClientConfig>) -> std::io::Result<Inside> {
         let (client, answer) = self.gateway.connect(&format!("{host}:{}", self.port())).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let name = ServerName::try_from(host).expect("name");
@@ -70,7 +70,7 @@ impl Site {
     }
 
     pub async fn inside(&self) -> Inside {
-        let config = trusting(&[self.gateway.authority.certificate()], &["h2", "http/1.1"]);
+        let config = trusting(&[self.gateway.authority.certificate()], &["http/1.1"]);
         self.shake(HOST, config).await.expect("handshake")
     }
 
@@ -83,7 +83,7 @@ impl Site {
     }
 
     /// The one record of `kind` that fits.
-    async fn record(&self, kind: RecordKind, fits: impl Fn(&AuditRecord) -> bool) -> AuditRecord {
+    pub async fn record(&self, kind: RecordKind, fits: impl Fn(&AuditRecord) -> bool) -> AuditRecord {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let records = self.gateway.control.records();
@@ -236,7 +236,7 @@ async fn what_can_not_be_read_is_denied_and_says_why() {
     assert!(distrusted.intercepted && distrusted.verdict == Some(Verdict::Allow));
     assert!(distrusted.bytes_received > Some(0));
     // One that speaks only what is not read.
-    let config = trusting(&[site.gateway.authority.certificate()], &["h2"]);
+    let config = trusting(&[site.gateway.authority.certificate()], &["h3"]);
     let error = site.shake(HOST, config).await.expect_err("no protocol").to_string();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
     outcome("upgrade_unsupported").await;

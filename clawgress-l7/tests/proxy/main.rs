@@ -21,6 +21,8 @@ mod histories;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod http2;
+#[cfg(test)]
 mod intercept;
 #[cfg(test)]
 mod leaves;
@@ -40,6 +42,8 @@ mod process;
 mod requests;
 #[cfg(test)]
 mod socks;
+#[cfg(test)]
+mod streams;
 #[cfg(test)]
 mod tokens;
 #[cfg(test)]

@@ -257,7 +257,6 @@ async fn what_follows_the_200_must_be_what_was_judged() {
     for (bytes, reason) in [
         (&b"SSH-2.0-OpenSSH_9.9\r\n"[..], DropReason::ProtocolUnknown),
         (b"\0\0\0\0", DropReason::ProtocolUnknown),
-        (PREFACE, DropReason::UpgradeUnsupported),
     ] {
         let n = gateway.outcomes();
         let (mut client, _) = gateway.connect(&target).await;

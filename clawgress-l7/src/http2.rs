@@ -1,0 +1,187 @@
+//! HTTP/2 from clients: each stream is a request like any other, judged and served by itself.
+//!
+//! The `h2` crate frames; what it lets through is said again in HTTP/1.1 and judged by the one strict parser
+//! ([`clawgress_inspect::http2`]). Must never let a stream outlive its connection, nor a connection have more of them served
+//! than it may, whatever the client has reset.
+
+mod incoming;
+mod request;
+mod session;
+mod under_way;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clawgress_ebpf_common::DropReason;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use pingora_core::apps::HttpServerApp as _;
+use pingora_core::protocols::http::ServerSession;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+pub use self::incoming::Incoming;
+use self::session::Session;
+use self::under_way::{Place, UnderWay};
+use crate::intercept::{Meter, Wire};
+use crate::limit;
+use crate::plain_http::Front;
+use crate::serve::Serving;
+use crate::stream::Stream;
+
+/// What is in a frame of a client's connection.
+type Framed = Connection<Wire, Bytes>;
+
+/// Serves the streams on `stream`, of which `held` was read, with the preface; returns why the connection was cut, if it was.
+pub async fn serve(
+    serving: &Serving,
+    front: Front,
+    stream: Stream,
+    held: Vec<u8>,
+    deadline: Instant,
+) -> Option<DropReason> {
+    let front = Arc::new(front);
+    let streams = UnderWay::default();
+    // Whatever ends this ends them.
+    let _gone = front.gone().clone().drop_guard();
+    let wire = Wire::new(stream, held, Arc::new(Meter::default()));
+    let client = Client { serving, front: &front, streams: &streams };
+    // Boxed: every idle connection would hold as much twice.
+    let mut driving = Box::pin(client.drive(wire, deadline));
+    tokio::select! {
+        () = async {
+            (&mut driving).await;
+            // The client is gone: what is still under way finds that out by itself, within bounds of its own.
+            streams.none().await;
+        } => {}
+        reason = front.forbidden(&serving.gateway) => {
+            front.cut(reason);
+            front.gone().cancel();
+            // Before the connection: a stream must not take its end for the client's doing.
+            streams.none().await;
+        }
+    }
+    drop(driving);
+    front.was_cut()
+}
+
+/// A client's connection.
+#[derive(Clone, Copy)]
+struct Client<'a> {
+    serving: &'a Serving,
+    front: &'a Arc<Front>,
+    streams: &'a UnderWay,
+}
+
+/// What happened on it.
+enum Event {
+    Stream(Box<http::Request<RecvStream>>, SendResponse<Bytes>),
+    /// There is nothing under way, and was not for long.
+    Idle,
+    /// It is to end once what is under way has.
+    Ending,
+    Gone,
+}
+
+// === impl Client ===
+
+impl Client<'_> {
+    async fn drive(self, wire: Wire, deadline: Instant) {
+        let Ok(Ok(mut connection)) = timeout_at(deadline, settings().handshake(wire)).await else { return };
+        let (mut is_ending, mut idle_until) = (false, deadline);
+        loop {
+            let patience = if is_ending { limit::LINGER } else { Duration::from_secs(limit::KEEPALIVE_S) };
+            match self.event(&mut connection, is_ending, idle_until).await {
+                Event::Stream(request, response) => {
+                    self.accept(*request, response, is_ending);
+                    idle_until = Instant::now() + patience;
+                }
+                Event::Ending | Event::Idle if !is_ending => {
+                    // It says that no more streams are taken, and goes on with those that are there.
+                    connection.graceful_shutdown();
+                    (is_ending, idle_until) = (true, Instant::now() + limit::LINGER);
+                }
+                Event::Ending | Event::Idle | Event::Gone => return,
+            }
+        }
+    }
+
+    /// What comes next. Polling for streams drives the connection.
+    async fn event(self, connection: &mut Framed, is_ending: bool, idle_until: Instant) -> Event {
+        let mut stopping = self.serving.stopping();
+        let ending = async {
+            tokio::select! {
+                () = self.front.ending().cancelled() => {}
+                _ = stopping.wait_for(|stops| *stops) => {}
+            }
+        };
+        let idle = async {
+            self.streams.none().await;
+            sleep_until(idle_until.max(Instant::now())).await;
+        };
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, response))) => Event::Stream(Box::new(request), response),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a client's connection of HTTP/2 ended");
+                    Event::Gone
+                }
+                None => Event::Gone,
+            },
+            () = ending, if !is_ending => Event::Ending,
+            () = idle => Event::Idle,
+        }
+    }
+
+    /// Begins to serve a stream, if there is room for it.
+    fn accept(self, request: http::Request<RecvStream>, mut response: SendResponse<Bytes>, is_ending: bool) {
+        // Streams that were reset have a place as long as they are served: who resets what it asks for gains nothing.
+        let place = self.streams.take(limit::STREAMS_MAX);
+        let shared = Arc::clone(&self.serving.gateway.streams).try_acquire_owned();
+        let (Some(place), Ok(shared), false) = (place, shared, is_ending) else {
+            // Nothing was asked, and the client knows that it may ask again (RFC 9113 section 8.7).
+            return response.send_reset(Reason::REFUSED_STREAM);
+        };
+        let (parts, body) = request.into_parts();
+        let asked = request::ask(&parts, body.is_end_stream(), &self.front.place);
+        let incoming = Arc::new(Incoming::new(body));
+        let front = Arc::new(Front::of_stream(self.front, Arc::clone(&incoming)));
+        incoming.counts_for(&front);
+        let head = asked.head;
+        front.begin(asked.admitted, asked.head_bytes);
+        let session = Session::new(head, incoming, response, Arc::clone(&front));
+        tokio::spawn(run(self.serving.clone(), front, session, (place, shared)));
+    }
+}
+
+/// What a client may do at most. What it may reset, ping and split is bounded by the crate: see the tests.
+fn settings() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(limit::STREAMS_MAX)
+        .max_header_list_size(limit::STREAM_HEAD_BYTES)
+        .header_table_size(limit::STREAM_TABLE_BYTES)
+        .initial_window_size(limit::STREAM_WINDOW)
+        .initial_connection_window_size(limit::STREAMS_WINDOW)
+        .max_send_buffer_size(limit::STREAM_SEND_BYTES)
+        .max_local_error_reset_streams(Some(limit::STREAM_ERRORS_MAX))
+        .max_pending_accept_reset_streams(limit::STREAM_RESETS_MAX);
+    builder
+}
+
+/// Serves a stream to its end.
+async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Place, OwnedSemaphorePermit)) {
+    let session = ServerSession::new_custom(Box::new(session));
+    let stopping = serving.stopping();
+    let mut serve = Box::pin(serving.proxy().process_new_http(session, &stopping));
+    tokio::select! {
+        _ = &mut serve => {}
+        reason = front.forbidden(&serving.gateway) => front.cut(reason),
+        () = front.gone().cancelled() => {}
+    }
+    // What it was at records why it ends.
+    drop(serve);
+    serving.record_untaken(&front);
+    drop(permits);
+}

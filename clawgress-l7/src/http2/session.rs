@@ -1,0 +1,447 @@
+//! A stream as Pingora's session: its head is what was judged, its body comes by [`Incoming`], its answer goes to the stream.
+//!
+//! INVARIANT: what was not finished never ends as if it were: a session that is dropped before its end resets its stream.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
+use http::{HeaderMap, StatusCode, header};
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::custom::CustomMessageWrite;
+use pingora_core::protocols::http::custom::server::Session as Custom;
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_error::{Error, ErrorType, OrErr as _, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use tokio::time::timeout;
+
+use super::Incoming;
+use crate::limit;
+use crate::plain_http::Front;
+
+/// Fields of a connection of HTTP/1 (RFC 9113 section 8.2.2).
+const CONNECTION_FIELDS: [&str; 6] =
+    ["connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", "te"];
+
+/// The session.
+pub struct Session {
+    head: RequestHeader,
+    incoming: Arc<Incoming>,
+    outgoing: Outgoing,
+    front: Arc<Front>,
+    digest: Digest,
+    written: Option<Box<ResponseHeader>>,
+    is_ended: bool,
+    /// What of the body has gone on, for another attempt.
+    retry: Option<Retry>,
+    read_bytes: usize,
+    written_bytes: usize,
+    read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+    drain_timeout: Option<Duration>,
+}
+
+/// What answers.
+enum Outgoing {
+    Response(SendResponse<Bytes>),
+    Body(SendStream<Bytes>),
+}
+
+#[derive(Default)]
+struct Retry {
+    bytes: BytesMut,
+    is_truncated: bool,
+}
+
+// === impl Session ===
+
+impl Session {
+    /// The session of a stream with a judged head.
+    #[must_use]
+    pub fn new(
+        head: RequestHeader,
+        incoming: Arc<Incoming>,
+        response: SendResponse<Bytes>,
+        front: Arc<Front>,
+    ) -> Session {
+        let proxy_digest = ResponseHeader::build(200, Some(0)).ok().map(|response| {
+            // This is how a session finds its connection.
+            Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(Arc::clone(&front)))))
+        });
+        Session {
+            head,
+            incoming,
+            outgoing: Outgoing::Response(response),
+            front,
+            digest: Digest { proxy_digest, ..Digest::default() },
+            written: None,
+            is_ended: false,
+            retry: None,
+            read_bytes: 0,
+            written_bytes: 0,
+            read_timeout: None,
+            write_timeout: None,
+            drain_timeout: None,
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>> {
+        let within = self.read_timeout.unwrap_or(limit::BODY_READ);
+        let read = match timeout(within, self.incoming.next()).await {
+            Ok(read) => read.or_err(ErrorType::ReadError, "a body ends in the middle"),
+            Err(_) => Error::e_explain(ErrorType::ReadTimedout, "a body does not come"),
+        };
+        let bytes = read.map_err(Error::into_down)?;
+        if let Some(bytes) = &bytes {
+            self.read_bytes += bytes.len();
+            if let Some(retry) = &mut self.retry {
+                retry.keep(bytes);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Ends when the client resets the stream, or its connection ends.
+    async fn reset(&mut self) -> Box<Error> {
+        let why = poll_fn(|cx| match &mut self.outgoing {
+            Outgoing::Response(response) => response.poll_reset(cx),
+            Outgoing::Body(body) => body.poll_reset(cx),
+        });
+        let _ = why.await;
+        Error::explain(ErrorType::ConnectionClosed, "the client has left").into_down()
+    }
+
+    fn write_head(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
+        if self.is_ended || self.written.is_some() {
+            return Ok(());
+        }
+        let mut head = http::Response::new(());
+        *head.status_mut() = response.status;
+        *head.headers_mut() = of_stream(&response.headers);
+        let fields = head.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+        self.front.count_written(fields.sum());
+        let Outgoing::Response(sender) = &mut self.outgoing else { return Ok(()) };
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Error::e_explain(ErrorType::InternalError, "a stream is never upgraded");
+        }
+        let failed = "an answer can't be begun";
+        if response.status.is_informational() {
+            return sender
+                .send_informational(head)
+                .or_err(ErrorType::WriteError, failed)
+                .map_err(Error::into_down);
+        }
+        let body = sender.send_response(head, end).or_err(ErrorType::WriteError, failed);
+        self.outgoing = Outgoing::Body(body.map_err(Error::into_down)?);
+        self.written = Some(Box::new(response.clone()));
+        self.is_ended = end;
+        Ok(())
+    }
+
+    async fn write(&mut self, mut bytes: Bytes, end: bool) -> Result<()> {
+        if self.is_ended {
+            return Ok(());
+        }
+        let within = self.write_timeout.unwrap_or(limit::CLIENT_WRITE);
+        let Outgoing::Body(body) = &mut self.outgoing else {
+            return Error::e_explain(ErrorType::InternalError, "a body before its head");
+        };
+        while !bytes.is_empty() {
+            body.reserve_capacity(bytes.len());
+            let room = poll_fn(|cx| {
+                if body.poll_reset(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(match ready!(body.poll_capacity(cx)) {
+                    Some(Ok(n)) => Some(n),
+                    Some(Err(_)) | None => None,
+                })
+            });
+            let room = match timeout(within, room).await {
+                Ok(Some(room)) => room,
+                Ok(None) => {
+                    let gone = Error::explain(ErrorType::WriteError, "the client has left");
+                    return Err(gone.into_down());
+                }
+                Err(_) => {
+                    let late = Error::explain(ErrorType::WriteTimedout, "the client takes nothing");
+                    return Err(late.into_down());
+                }
+            };
+            let piece = bytes.split_to(room.min(bytes.len()));
+            let n = piece.len();
+            let sent = body.send_data(piece, end && bytes.is_empty());
+            sent.or_err(ErrorType::WriteError, "a body can't go on").map_err(Error::into_down)?;
+            self.written_bytes += n;
+            self.front.count_written(n);
+            self.is_ended = end && bytes.is_empty();
+        }
+        if end && !self.is_ended { self.end() } else { Ok(()) }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.is_ended {
+            return Ok(());
+        }
+        if let Outgoing::Body(body) = &mut self.outgoing {
+            let ended = body.send_data(Bytes::new(), true);
+            ended.or_err(ErrorType::WriteError, "an answer can't be ended").map_err(Error::into_down)?;
+            self.is_ended = true;
+        }
+        Ok(())
+    }
+
+    fn reset_with(&mut self, reason: Reason) {
+        if self.is_ended {
+            return;
+        }
+        match &mut self.outgoing {
+            Outgoing::Response(response) => response.send_reset(reason),
+            Outgoing::Body(body) => body.send_reset(reason),
+        }
+        self.is_ended = true;
+    }
+}
+
+/// The fields of a response that a stream may have.
+fn of_stream(fields: &HeaderMap) -> HeaderMap {
+    let mut kept = fields.clone();
+    let nominated = fields.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    for name in nominated.flat_map(|list| list.split(',')) {
+        kept.remove(name.trim());
+    }
+    for name in CONNECTION_FIELDS {
+        kept.remove(name);
+    }
+    kept
+}
+
+// === impl Retry ===
+
+impl Retry {
+    fn keep(&mut self, bytes: &Bytes) {
+        self.is_truncated |= self.bytes.len() + bytes.len() > limit::RETRY_BYTES;
+        if self.is_truncated {
+            self.bytes = BytesMut::new();
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+}
+
+#[async_trait]
+impl Custom for Session {
+    fn req_header(&self) -> &RequestHeader {
+        &self.head
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        &mut self.head
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        self.read().await
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        let within = self.drain_timeout.unwrap_or(limit::DRAIN_BODY);
+        let drained = timeout(within, async {
+            while self.incoming.next().await?.is_some() {}
+            Ok::<_, h2::Error>(())
+        });
+        // Of a client that goes on longer the stream is reset, with the answer whole (RFC 9113 section 8.1).
+        let _ = drained.await;
+        Ok(())
+    }
+
+    async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
+        self.write_head(&response, end)
+    }
+
+    async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
+        self.write_head(response, end)
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.write(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        if self.is_ended {
+            return Ok(());
+        }
+        let Outgoing::Body(body) = &mut self.outgoing else {
+            return Error::e_explain(ErrorType::InternalError, "trailers before a head");
+        };
+        let sent = body.send_trailers(of_stream(&trailers));
+        sent.or_err(ErrorType::WriteError, "trailers can't go on").map_err(Error::into_down)?;
+        self.is_ended = true;
+        Ok(())
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut is_end = false;
+        for task in tasks {
+            is_end |= match task {
+                HttpTask::Header(head, end) => {
+                    self.write_head(&head, end)?;
+                    end
+                }
+                HttpTask::Body(data, end) => {
+                    if let Some(data) = data.filter(|data| !data.is_empty()) {
+                        self.write(data, end).await?;
+                    }
+                    end
+                }
+                HttpTask::UpgradedBody(..) => {
+                    return Error::e_explain(ErrorType::InternalError, "a stream is never upgraded");
+                }
+                HttpTask::Trailer(Some(trailers)) => {
+                    self.write_trailers(*trailers).await?;
+                    true
+                }
+                HttpTask::Trailer(None) | HttpTask::Done => true,
+                HttpTask::Failed(error) => return Err(error),
+            };
+        }
+        if is_end {
+            self.end()?;
+        }
+        Ok(is_end)
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.read_timeout = timeout;
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.read_timeout
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.write_timeout = timeout;
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.write_timeout
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.drain_timeout = timeout;
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.drain_timeout
+    }
+
+    fn request_summary(&self) -> String {
+        format!("{} {}", self.head.method, self.head.uri.path())
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.written.as_deref()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _context: &str) {
+        self.reset_with(Reason::INTERNAL_ERROR);
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.incoming.is_done()
+    }
+
+    /// Ends an answer that is whole, and lets the client finish what it is sending.
+    async fn finish(&mut self) -> Result<()> {
+        self.end()?;
+        if self.is_ended && !self.incoming.is_done() {
+            self.drain_request_body().await?;
+        }
+        Ok(())
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.read_bytes == 0 && self.incoming.is_done()
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if no_body_expected || self.incoming.is_done() {
+            return Err(self.reset().await);
+        }
+        self.read().await
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.written_bytes
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.read_bytes
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        Some(&self.digest)
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        Some(&mut self.digest)
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        None
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        None
+    }
+
+    /// For subrequests, of which there are none.
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        Bytes::new()
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.retry.get_or_insert_default();
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        self.retry.as_ref().is_some_and(|retry| retry.is_truncated)
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        let retry = self.retry.as_ref().filter(|retry| !retry.is_truncated && !retry.bytes.is_empty())?;
+        Some(Bytes::copy_from_slice(&retry.bytes))
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _reader: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! What the gateway answers by itself, and after which answers a connection goes on.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clawgress_ebpf_common::DropReason;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::Context;
+use crate::limit;
+use crate::page::{self, Client};
+
+/// Says why, as a response. The connection lives on if `reusable`.
+pub async fn respond(
+    session: &mut Session,
+    reason: DropReason,
+    request: &str,
+    reusable: bool,
+    client: Client,
+    retry_after: Option<Duration>,
+) -> Result<()> {
+    let status = page::status_as(client, reason);
+    let body = page::body_as(client, reason, request);
+    let mut header = ResponseHeader::build(status, Some(8))?;
+    header.insert_header("content-type", "application/json")?;
+    header.insert_header("content-length", body.len().to_string())?;
+    header.insert_header("cache-control", "no-store")?;
+    header.insert_header(page::REASON_FIELD, reason.name())?;
+    header.insert_header(page::REQUEST_FIELD, request)?;
+    if let Some(wait) = retry_after {
+        // RFC 9110 section 10.2.3: whole seconds; rounded up, so that who keeps to it is served.
+        header.insert_header("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string())?;
+    }
+    if status == 401 {
+        header.insert_header("www-authenticate", page::ENDPOINT_CHALLENGE)?;
+    }
+    if status == 407 {
+        for challenge in page::CHALLENGES {
+            header.append_header("proxy-authenticate", challenge)?;
+        }
+    }
+    if reusable {
+        // The rest of the body is read and thrown away, for a short time.
+        session.set_close_on_response_before_downstream_finish(false);
+    } else {
+        session.set_keepalive(None);
+    }
+    session.write_response_header(Box::new(header), false).await?;
+    session.write_response_body(Some(Bytes::from(body)), true).await
+}
+
+/// Lets what follows through as a WebSocket's messages, if that is what the server has begun.
+pub fn switch(session: &mut Session, response: &ResponseHeader, context: &mut Context) -> Result<()> {
+    let opens = context.granted.as_ref().is_some_and(|granted| granted.opens_web_socket());
+    let upgrade = response.headers.get("upgrade").map(|v| v.as_bytes());
+    let is_one = upgrade.is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"));
+    let Some(front) = context.front.as_ref().filter(|_| opens && is_one) else {
+        context.reason = Some(DropReason::UpstreamFailed);
+        return Error::e_explain(ErrorType::HTTPStatus(502), "a protocol that nobody asked for");
+    };
+    session.set_read_timeout(Some(limit::TUNNEL_IDLE));
+    front.upgrade();
+    Ok(())
+}
+
+/// Whether a connection failed because its server did not prove its name. Pingora tells it in words alone.
+pub fn is_untrusted(error: &Error) -> bool {
+    *error.root_etype() == ErrorType::TLSHandshakeFailure
+        && error.to_string().contains("invalid peer certificate")
+}
+
+/// Whether the connection is sound after a denial for `reason`.
+pub fn reusable(reason: DropReason) -> bool {
+    !matches!(
+        reason,
+        DropReason::HttpMalformed
+            | DropReason::EndpointUnknown
+            | DropReason::SniMismatch
+            | DropReason::Timeout
+            | DropReason::UpgradeUnsupported
+    )
+}
+
+/// Whether a denial for `reason` says that the client is nobody.
+pub fn is_stranger(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::CredentialMissing
+            | DropReason::CredentialInvalid
+            | DropReason::IdentityConflict
+            | DropReason::Anonymous
+            | DropReason::AgentUnknown
+            | DropReason::AgentDisabled
+            | DropReason::AgentQuarantined
+    )
+}
