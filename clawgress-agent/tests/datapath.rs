@@ -9,6 +9,8 @@
     reason = "test code, in functions that the lint does not know for such"
 )]
 
+#[path = "datapath/crowded.rs"]
+mod crowded;
 #[path = "datapath/dial.rs"]
 mod dial;
 #[path = "datapath/dns.rs"]

@@ -2,9 +2,9 @@
 //! array map. User space writes an image aside, and one write of the generation index makes it live.
 //!
 //! Page 0 is the [`Header`]. Prefixes are held as a trie of [`node`]s over the address, its bits taken
-//! from the top: eight (a page of children) or sixteen (256 pages) at a time, and where few boundaries
-//! are left, a sorted bucket of them. So a lookup costs about one memory access in a small image, and two
-//! or three in one of a million prefixes.
+//! from the top: eight (a page of children) or sixteen (256 pages) at a time where boundaries are many, and
+//! then by sorted buckets of them, each eight bytes. So a lookup costs about one memory access in a small
+//! image, and two or three in one of a million prefixes.
 
 use core::mem::{offset_of, size_of};
 
@@ -191,20 +191,23 @@ impl Interface {
     }
 }
 
-/// Nodes of a trie: one word, its kind in the top two bits.
+/// Nodes of a trie: one word, its kind in the top two bits. Chunks come first, buckets below them.
 pub mod node {
     /// Bits of the kind.
     pub const KIND: u32 = 3 << 30;
-    /// A value, in the other bits: the same for all addresses below.
+    /// A value, in the low 29 bits: the same for all addresses below.
     pub const LEAF: u32 = 0;
     /// A page of 256 nodes, by the next eight bits of the address.
     pub const CHUNK: u32 = 1 << 30;
     /// 256 pages of nodes, by the next sixteen bits of the address.
     pub const WIDE: u32 = 2 << 30;
-    /// A bucket: boundaries in ascending order, each with the value from there on.
+    /// A bucket: boundaries in ascending order, the first one 0, each with the node from there on: a leaf or another
+    /// bucket. It compares the next 32 bits of the address and takes none of them off.
     pub const BUCKET: u32 = 3 << 30;
 
-    /// In a bucket: its items are [`LONG_WORDS`] long, else [`SHORT_WORDS`].
+    /// In a bucket: 32 bits of the address are taken off before it is searched.
+    pub const DEEP: u32 = 1 << 29;
+    /// In a leaf: it is a last bucket, of all that is left of the address; the other bits as a bucket's.
     pub const LONG: u32 = 1 << 29;
     /// Bits of a bucket's page, start and length less one.
     pub const PAGE_SHIFT: u32 = 12;
@@ -219,10 +222,14 @@ pub mod node {
 
     /// Most items of a bucket: five comparisons.
     pub const ITEMS_MAX: u32 = 32;
-    /// A short item: the next 32 bits of the address, the value.
-    pub const SHORT_WORDS: u32 = 2;
-    /// A long item: the rest of the address as two 64-bit words (each low half first), the value, zero.
-    pub const LONG_WORDS: u32 = 6;
-    /// Most levels of chunks and buckets below one another: all 128 bits, eight at a time, and a leaf.
-    pub const DEPTH_MAX: u32 = 17;
+    /// An item: 32 bits of the address, the node.
+    pub const ITEM_WORDS: u32 = 2;
+    /// Most items of a long bucket: four comparisons.
+    pub const LONG_ITEMS_MAX: u32 = 16;
+    /// A long item: what is left of the address as two 64-bit words (each low half first), the value, zero.
+    pub const LONG_ITEM_WORDS: u32 = 6;
+    /// Most chunks below one another: 40 bits, if the first is wide.
+    pub const CHUNKS_MAX: u32 = 4;
+    /// Most buckets below one another: three for each 32 bits of an address, which hold 32,768 boundaries.
+    pub const BUCKETS_MAX: u32 = 12;
 }

@@ -21,7 +21,7 @@ pub use reason::DropReason;
 
 /// Version of everything in this crate that both sides must agree on. A process that finds pinned
 /// maps of another version replaces maps and programs whole.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Names of maps; 15 bytes at most (`BPF_OBJ_NAME_LEN` less the NUL). A layout change is a new `_vN`.
 pub mod map {

@@ -102,7 +102,7 @@ fn descend<const LAID_OUT: bool>(
     let zero = unsafe { (&raw const (*header).pad).cast::<u64>().read_volatile() };
     let (mut high, mut low) = (high | zero, low | zero);
     let mut node = root;
-    for _ in 0..node::DEPTH_MAX {
+    for _ in 0..node::CHUNKS_MAX {
         let kind = node & node::KIND;
         if kind == node::LEAF || kind == node::BUCKET {
             break;
@@ -122,43 +122,73 @@ fn descend<const LAID_OUT: bool>(
         high = high << bits | low >> (64 - bits);
         low = low << bits | zero;
     }
-    match node & node::KIND {
+    for _ in 0..node::BUCKETS_MAX {
+        if node & node::KIND != node::BUCKET {
+            break;
+        }
+        // All ones where 32 bits are to be taken off.
+        let deep = 0u64.wrapping_sub(hidden((node & node::DEEP) as u64) >> 29);
+        high ^= (high ^ (high << 32 | low >> 32)) & deep;
+        low ^= (low ^ (low << 32 | zero)) & deep;
+        let Some(items) = page(map, node >> node::PAGE_SHIFT & node::PAGE_MASK) else {
+            node = 0;
+            break;
+        };
+        node = search::<LAID_OUT>(items, node, high >> 32);
+    }
+    match node & (node::KIND | node::LONG) {
         node::LEAF => node,
-        node::BUCKET => bucket::<LAID_OUT>(map, node, high, low),
+        kind if kind == node::LEAF | node::LONG => {
+            match page(map, node >> node::PAGE_SHIFT & node::PAGE_MASK) {
+                Some(items) => search_long::<LAID_OUT>(items, node, high, low),
+                None => 0,
+            }
+        }
         _ => 0,
     }
 }
 
-/// The value at the last boundary of the bucket that is not above the address.
+/// The node at the last boundary of the bucket that is not above `key`.
 // VERIFIER: no branch depends on what is compared; each would double the paths that are walked.
 #[inline(always)]
-fn bucket<const LAID_OUT: bool>(map: *mut c_void, node: u32, high: u64, low: u64) -> u32 {
-    let Some(items) = page(map, node >> node::PAGE_SHIFT & node::PAGE_MASK) else { return 0 };
-    let start = (node >> node::START_SHIFT & node::START_MASK) as usize;
-    let last = (node & node::LENGTH_MASK) as u64;
+fn search<const LAID_OUT: bool>(items: *const u32, bucket: u32, key: u64) -> u32 {
+    let (mut at, last) = reach(bucket);
+    let end = at + last;
     // The first boundary is 0, so there is always one that is not above.
-    let mut at = 0;
     // VERIFIER: where a loop ends is one more path for each of its rounds; a program with many cannot have that.
     let mut step = if LAID_OUT { first_step(last) } else { halved(node::ITEMS_MAX as u64) };
-    if node & node::LONG == 0 {
-        while step != 0 {
-            let next = at + step;
-            let item = word(items, (start + next as usize) * node::SHORT_WORDS as usize) as u64;
-            at += step & !(above(next, last) | above(item, high >> 32));
-            step = halved(step);
-        }
-        return word(items, (start + at as usize) * node::SHORT_WORDS as usize + 1);
-    }
     while step != 0 {
         let next = at + step;
-        let item = (start + next as usize) * node::LONG_WORDS as usize;
+        let item = word(items, next as usize * node::ITEM_WORDS as usize) as u64;
+        at += step & !(above(next, end) | above(item, key));
+        step = halved(step);
+    }
+    word(items, at as usize * node::ITEM_WORDS as usize + 1)
+}
+
+/// As [`search`], of what is left of the address; the value there.
+#[inline(always)]
+fn search_long<const LAID_OUT: bool>(items: *const u32, bucket: u32, high: u64, low: u64) -> u32 {
+    let (mut at, last) = reach(bucket);
+    let end = at + last;
+    let mut step = if LAID_OUT { first_step(last) } else { halved(node::LONG_ITEMS_MAX as u64) };
+    while step != 0 {
+        let next = at + step;
+        let item = next as usize * node::LONG_ITEM_WORDS as usize;
         let first = word(items, item) as u64 | (word(items, item + 1) as u64) << 32;
         let second = word(items, item + 2) as u64 | (word(items, item + 3) as u64) << 32;
         let is_above = above(first, high) | (!above(high, first) & above(second, low));
-        at += step & !(above(next, last) | is_above);
+        at += step & !(above(next, end) | is_above);
         step = halved(step);
     }
-    word(items, (start + at as usize) * node::LONG_WORDS as usize + 4)
+    word(items, at as usize * node::LONG_ITEM_WORDS as usize + 4)
+}
+
+/// A bucket's first item in its page, and how many follow.
+#[inline(always)]
+fn reach(bucket: u32) -> (u64, u64) {
+    let start = (bucket >> node::START_SHIFT & node::START_MASK) as u64;
+    (start, (bucket & node::LENGTH_MASK) as u64)
 }
 
 /// The highest bit of `last`, which is less than [`node::ITEMS_MAX`]: steps from there on reach every item.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_ebpf_common::image::{
     BINDS_PER_PAGE, Header, Interface, LIMIT_SETS_PER_PAGE, LIMITERS_PER_PAGE, LIMITERS_PER_SET, LimitSet,
-    Limiter, PAGE_WORDS, PORTS_PER_PAGE, PROTOCOL_UNNAMED, Page, VERDICTS_PER_PAGE,
+    Limiter, PAGE_WORDS, PAGES, PORTS_PER_PAGE, PROTOCOL_UNNAMED, Page, VERDICTS_PER_PAGE, node,
 };
 use clawgress_ebpf_common::{Address, Bind, DropReason, Verdict, action, bound, protocol};
 
@@ -71,9 +71,14 @@ pub enum ImageError {
 }
 
 impl From<Overflow> for ImageError {
-    fn from(Overflow: Overflow) -> Self {
-        let max = u64::from(clawgress_ebpf_common::image::PAGES);
-        ImageError::TooMany { what: "pages of 1 KiB; aggregate prefixes", max }
+    fn from(overflow: Overflow) -> Self {
+        let (what, max) = match overflow {
+            Overflow::Pages => ("pages of 1 KiB; aggregate prefixes", PAGES),
+            Overflow::Depth => {
+                ("levels of prefixes inside one another; aggregate prefixes", node::BUCKETS_MAX)
+            }
+        };
+        ImageError::TooMany { what, max: max.into() }
     }
 }
 
