@@ -176,16 +176,33 @@ pub struct Destination {
     pub path: Option<String>,
 }
 
-/// Tokens used, as the provider reported them.
+/// Tokens used, as the provider reported them, unless they are estimated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenUsage {
     /// Model, if the response named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, with those of caches.
     pub input: u64,
-    /// Tokens of the completion.
+    /// Tokens of the completion, with those of reasoning.
     pub output: u64,
+    /// Of the prompt, those that a cache had.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cached: u64,
+    /// Of the prompt, those that were written to a cache.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cache_written: u64,
+    /// Of the completion, those of reasoning.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reasoning: u64,
+    /// Whether they are the gateway's own estimate: the provider told none, or its answer did not end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde asks for")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// An obligation that matched, and was kept; or a guard that only logs, and matched.

@@ -3,6 +3,7 @@
 //! Works on bytes as they stream by, in memory that is bounded, and says the same of them however they are cut. Must never
 //! take a request for another than its server would: what servers may read in two ways is refused.
 
+pub mod answer;
 mod attachment;
 mod call;
 mod estimate;

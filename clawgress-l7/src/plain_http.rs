@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_api::TokenUsage;
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::usage::{Extractor, Format};
+use clawgress_inspect::llm::answer::{Answer, Format, Reader, Usage};
 use clawgress_policy::TunnelProtocol;
 use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
@@ -67,7 +67,8 @@ pub struct Context {
     granted: Option<Arc<Granted>>,
     /// The body of the request, where policy asks about it.
     content: content::Judged,
-    usage: Option<Extractor>,
+    /// What reads the upstream's answer.
+    answer: Option<Reader>,
     /// Status of the upstream's answer.
     status: Option<u16>,
     /// Why it failed.
@@ -90,10 +91,16 @@ impl Context {
                 _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
             }
         }
-        let usage = self.usage.take().and_then(Extractor::finish);
-        let tokens = usage.map(|u| TokenUsage { model: u.model, input: u.input, output: u.output });
+        let tokens = self.answer.take().map(Reader::finish).and_then(tokens);
         exchange.end(End { status, sent, received, reason, tokens });
     }
+}
+
+/// What an answer cost, if it says so.
+fn tokens(answer: Answer) -> Option<TokenUsage> {
+    let Answer { model, usage, .. } = answer;
+    let Usage { input, output, cached, cache_written, reasoning } = usage?;
+    Some(TokenUsage { model, input, output, cached, cache_written, reasoning, estimated: false })
 }
 
 impl Drop for Context {
@@ -443,7 +450,7 @@ impl ProxyHttp for App {
         }
         let coded = text("content-encoding").is_some_and(|c| !c.eq_ignore_ascii_case("identity"));
         if !coded && !response.status.is_informational() {
-            context.usage = text("content-type").and_then(Format::of).map(Extractor::new);
+            context.answer = text("content-type").and_then(Format::of).map(Reader::new);
         }
         Ok(())
     }
@@ -469,8 +476,8 @@ impl ProxyHttp for App {
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
-        if let (Some(usage), Some(bytes)) = (&mut context.usage, body) {
-            usage.push(bytes);
+        if let (Some(answer), Some(bytes)) = (&mut context.answer, body) {
+            answer.push(bytes);
         }
         Ok(None)
     }

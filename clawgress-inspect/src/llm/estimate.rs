@@ -46,6 +46,12 @@ impl Default for Estimator {
 }
 
 impl Estimator {
+    /// An estimate of texts alone, that are not of a request.
+    #[must_use]
+    pub fn bare() -> Estimator {
+        Estimator { sum: 0, run: Run::None, length: 0 }
+    }
+
     /// Some of a text, in any pieces.
     pub fn push(&mut self, bytes: &[u8]) {
         for byte in bytes {

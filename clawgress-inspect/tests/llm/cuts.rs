@@ -31,3 +31,12 @@ pub fn golden(name: &str) -> Vec<u8> {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
+
+/// Fixtures of answers, or of requests.
+pub fn names(are_answers: bool) -> Vec<String> {
+    let all = std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
+    let names = all.expect("fixtures").map(|e| e.expect("entry").file_name().into_string().expect("name"));
+    let mut names: Vec<_> = names.filter(|name| name.contains("_answer.") == are_answers).collect();
+    names.sort();
+    names
+}

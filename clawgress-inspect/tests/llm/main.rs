@@ -2,6 +2,8 @@
 //! they are cut. `CLAWGRESS_SEED` repeats a run.
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod cuts;
 #[cfg(test)]
 mod requests;

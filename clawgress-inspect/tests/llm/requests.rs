@@ -4,16 +4,7 @@ use clawgress_inspect::llm::{Call, Choice, Piece, Provenance, Request, Role};
 use clawgress_inspect::payload::json::Json;
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 
-use super::cuts::{Cuts, golden, seed};
-
-fn requests() -> Vec<String> {
-    let all = std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
-    let names = all.expect("fixtures").map(|e| e.expect("entry").file_name().into_string().expect("name"));
-    let mut names: Vec<_> = names.filter(|name| name.ends_with(".json") || name.ends_with(".form")).collect();
-    names.retain(|name| !name.contains("_answer"));
-    names.sort();
-    names
-}
+use super::cuts::{Cuts, golden, names, seed};
 
 fn inspect(name: &str, pieces: &[&[u8]]) -> Result<Call, Unreadable> {
     let kind: &[u8] =
@@ -82,7 +73,7 @@ fn what_each_request_asks_for() {
         assert_eq!(call.tools.join(" "), tools, "{name}");
         assert!(call.tokens_estimated > 3, "{name}");
     }
-    assert_eq!(requests().len(), 20, "every fixture is in the table");
+    assert_eq!(names(false).len(), 20, "every fixture is in the table");
 }
 
 #[test]
@@ -169,7 +160,7 @@ fn any_cutting_says_the_same() {
     let seed = seed();
     println!("CLAWGRESS_SEED={seed}");
     let mut cuts = Cuts(seed);
-    for name in requests() {
+    for name in names(false) {
         let body = golden(&name);
         let whole = inspect(&name, &[&body]);
         for _ in 0..60 {

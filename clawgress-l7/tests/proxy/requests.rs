@@ -129,7 +129,8 @@ async fn events_pass_as_they_come_and_usage_is_recorded() {
     assert_eq!(client.answer().await.status, 200);
     for (n, model) in [(0, "gpt-5"), (1, "gpt-5-mini")] {
         let (decision, outcome) = gateway.exchange(n).await;
-        let want = TokenUsage { model: Some(model.to_owned()), input: 11, output: 22 };
+        let want =
+            TokenUsage { model: Some(model.to_owned()), input: 11, output: 22, ..TokenUsage::default() };
         assert_eq!(outcome.tokens, Some(want));
         assert_eq!(decision.tokens, None);
     }

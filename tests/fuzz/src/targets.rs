@@ -11,17 +11,20 @@ use clawgress_inspect::http1::{self, Framer, HttpError, Step};
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::proxy_header::{self, Header};
 use clawgress_inspect::proxy_request::{self, Target};
-use clawgress_inspect::usage::{Extractor, Format};
 use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
 #[path = "identity.rs"]
 mod identity;
+#[path = "llm.rs"]
+mod llm;
 #[path = "payload.rs"]
 mod payload;
 
 pub use identity::{
     claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
 };
+
+pub use llm::{llm_answer, llm_request};
 
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 
@@ -41,6 +44,8 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("http1", http1),
     ("jwks", jwks),
     ("jwt", jwt),
+    ("llm_answer", llm_answer),
+    ("llm_request", llm_request),
     ("payload_body", payload_body),
     ("payload_coding", payload_coding),
     ("payload_json", payload_json),
@@ -51,7 +56,6 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("socks5", socks5),
     ("spiffe_bundle", spiffe_bundle),
     ("spiffe_id", spiffe_id),
-    ("usage", usage),
 ];
 
 /// The first byte says how the rest is cut into pieces.
@@ -220,21 +224,6 @@ fn whole<T: PartialEq + std::fmt::Debug>(data: &[u8], parse: fn(&[u8]) -> socks5
     assert!(*n <= data.len() && *n <= socks5::BYTES_MAX);
     assert_eq!(parse(&data[..*n]), answer);
     assert!((0..*n).all(|n| parse(&data[..n]) == Ok(None)));
-}
-
-/// The same usage, whole or in pieces.
-pub fn usage(data: &[u8]) {
-    let (whole, pieces) = pieces(data);
-    for format in [Format::Json, Format::EventStream] {
-        let read = |pieces: &[&[u8]]| {
-            let mut extractor = Extractor::new(format);
-            pieces.iter().for_each(|p| extractor.push(p));
-            extractor.finish()
-        };
-        let found = read(&[whole]);
-        assert_eq!(found, read(&pieces));
-        assert!(found.and_then(|u| u.model).is_none_or(|m| !m.is_empty() && m.len() <= 128));
-    }
 }
 
 /// A canonical host is its own canonical form.

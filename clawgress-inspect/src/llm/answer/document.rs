@@ -1,0 +1,453 @@
+//! One document of an answer: its counts, the tools that it asks for, why it ends; in all dialects at once. Must never
+//! take for the provider's what the model says.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::{Count, Facts};
+use crate::llm::Estimator;
+use crate::payload::json::{DEPTH_MAX, Event, Json, JsonError, Kind};
+
+/// Longest key, word or name noted, bytes; a longer name is left out.
+const TEXT_BYTES_MAX: usize = 128;
+/// Most documents inside one another: of Bedrock, one is packed in each.
+const INNER_MAX: u8 = 1;
+/// Bytes of base64 that are decoded at once: a multiple of four.
+const PACK_BYTES: usize = 256;
+
+/// A place in an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    Skip,
+    /// The document, or what wraps it: so many levels of that may follow.
+    Top(u8),
+    /// What the model says, or part of it.
+    Turn,
+    /// A tool that is asked for.
+    Call,
+    Usage,
+    /// What counts of usage are made of.
+    Details,
+    Count(Count),
+    Model,
+    Finish,
+    Error,
+    ErrorKind,
+    Name,
+    Type,
+    Text,
+    /// A document in base64.
+    Packed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    node: Node,
+    is_object: bool,
+    is_empty: bool,
+}
+
+/// What becomes of the string or word at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Scalar {
+    #[default]
+    Skip,
+    Key,
+    Keep(Node),
+    Text,
+    Packed,
+}
+
+/// The document.
+#[derive(Debug)]
+pub(super) struct Document {
+    json: Json,
+    state: State,
+}
+
+#[derive(Debug)]
+struct State {
+    frames: Vec<Frame>,
+    next: Node,
+    scalar: Scalar,
+    kind: Kind,
+    text: Vec<u8>,
+    is_too_long: bool,
+    facts: Facts,
+    estimator: Estimator,
+    /// Type and name of the innermost object that has them, and how deep it is.
+    typed: Option<(usize, String)>,
+    named: Option<(usize, String)>,
+    /// Whether it has `choices`, none of them, and a usage.
+    has_no_choices: bool,
+    has_usage: bool,
+    /// What is packed in it.
+    inner: Option<Box<Document>>,
+    depth: u8,
+    is_broken: bool,
+    is_whole: bool,
+}
+
+// === impl Document ===
+
+impl Default for Document {
+    fn default() -> Self {
+        Document::nested(0)
+    }
+}
+
+impl Document {
+    fn nested(depth: u8) -> Document {
+        let (frames, text) = (Vec::with_capacity(DEPTH_MAX as usize), Vec::with_capacity(TEXT_BYTES_MAX));
+        Document { json: Json::new(false), state: State::new(frames, text, depth) }
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        let Document { json, state } = self;
+        if state.is_broken || bytes.is_empty() {
+            return;
+        }
+        let read = json.push::<JsonError>(bytes, &mut |event| {
+            state.event(event);
+            Ok(())
+        });
+        state.is_broken = read.is_err();
+    }
+
+    /// Ends it.
+    pub(super) fn finish(&mut self) {
+        let Document { json, state } = self;
+        let read = json.finish::<JsonError>(&mut |event| {
+            state.event(event);
+            Ok(())
+        });
+        state.is_whole = read.is_ok() && !state.is_broken;
+        let estimated = std::mem::replace(&mut state.estimator, Estimator::bare());
+        state.facts.output_estimated += estimated.tokens();
+    }
+
+    /// Makes it the next one.
+    pub(super) fn again(&mut self) {
+        let State { frames, text, depth, .. } = &mut self.state;
+        let (mut frames, text, depth) = (std::mem::take(frames), std::mem::take(text), *depth);
+        frames.clear();
+        self.json = Json::new(false);
+        self.state = State::new(frames, text, depth);
+    }
+
+    /// Whether it came whole, once it has ended.
+    pub(super) fn is_whole(&self) -> bool {
+        self.state.is_whole
+    }
+
+    /// Whether it tells usage and nothing else, as the last one of a stream does where that is asked for.
+    pub(super) fn is_usage_alone(&self) -> bool {
+        self.state.is_whole && self.state.has_usage && self.state.has_no_choices
+    }
+
+    pub(super) fn facts(&mut self) -> &mut Facts {
+        &mut self.state.facts
+    }
+
+    /// Notes that it tells of a failure.
+    pub(super) fn fails(&mut self, kind: &str) {
+        self.state.facts.error = Some(kind.to_owned());
+    }
+
+    /// Tokens of its texts, estimated.
+    pub(super) fn tokens(&self) -> u64 {
+        self.state.facts.output_estimated + self.state.estimator.tokens()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn new(frames: Vec<Frame>, text: Vec<u8>, depth: u8) -> State {
+        State {
+            frames,
+            next: Node::Top(1),
+            scalar: Scalar::Skip,
+            kind: Kind::Key,
+            text,
+            is_too_long: false,
+            facts: Facts::default(),
+            estimator: Estimator::bare(),
+            typed: None,
+            named: None,
+            has_no_choices: false,
+            has_usage: false,
+            inner: None,
+            depth,
+            is_broken: false,
+            is_whole: false,
+        }
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Open { object } => {
+                let node = self.place();
+                self.has_usage |= object && node == Node::Usage;
+                let node = match node {
+                    Node::Text | Node::Name | Node::Type => Node::Skip,
+                    Node::Usage | Node::Details | Node::Error if !object => Node::Skip,
+                    Node::Top(_) if !object && !self.frames.is_empty() => Node::Turn,
+                    node => node,
+                };
+                self.frames.push(Frame { node, is_object: object, is_empty: true });
+            }
+            Event::Close => self.close(),
+            Event::Begin(kind) => self.begin(kind),
+            Event::Piece(bytes) => self.piece(bytes),
+            Event::End => self.end(),
+        }
+    }
+
+    /// Where the value that begins now is.
+    fn place(&mut self) -> Node {
+        match self.frames.last_mut() {
+            Some(frame) => {
+                frame.is_empty = false;
+                if frame.is_object { std::mem::replace(&mut self.next, Node::Skip) } else { frame.node }
+            }
+            None => Node::Top(1),
+        }
+    }
+
+    fn begin(&mut self, kind: Kind) {
+        (self.kind, self.is_too_long) = (kind, false);
+        self.text.clear();
+        if kind == Kind::Key {
+            self.scalar = Scalar::Key;
+            return;
+        }
+        self.scalar = match (self.place(), kind) {
+            (Node::Text | Node::Turn | Node::Top(0), Kind::Text) => Scalar::Text,
+            (Node::Packed, Kind::Text) if self.depth < INNER_MAX => {
+                self.inner = Some(Box::new(Document::nested(self.depth + 1)));
+                Scalar::Packed
+            }
+            (Node::Count(count), Kind::Word) => Scalar::Keep(Node::Count(count)),
+            (Node::Skip | Node::Count(_) | Node::Usage | Node::Top(_), _) => Scalar::Skip,
+            (node, Kind::Text) => Scalar::Keep(node),
+            _ => Scalar::Skip,
+        };
+    }
+
+    fn piece(&mut self, bytes: &[u8]) {
+        match self.scalar {
+            Scalar::Skip => {}
+            Scalar::Text => self.estimator.push(bytes),
+            Scalar::Key | Scalar::Keep(_) => {
+                if self.text.len() + bytes.len() > TEXT_BYTES_MAX {
+                    self.is_too_long = true;
+                } else {
+                    self.text.extend_from_slice(bytes);
+                }
+            }
+            Scalar::Packed => {
+                for byte in bytes {
+                    self.text.push(*byte);
+                    if self.text.len() == PACK_BYTES {
+                        self.unpack();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Decodes what came of a document that is packed.
+    fn unpack(&mut self) {
+        let Some(inner) = &mut self.inner else { return };
+        match BASE64.decode(&self.text) {
+            Ok(bytes) => inner.push(&bytes),
+            Err(_) => self.inner = None,
+        }
+        self.text.clear();
+    }
+
+    fn end(&mut self) {
+        match self.scalar {
+            Scalar::Skip => {}
+            Scalar::Text => self.estimator.end(),
+            Scalar::Key => self.key(),
+            Scalar::Keep(node) => self.keep(node),
+            Scalar::Packed => {
+                self.unpack();
+                let Some(mut inner) = self.inner.take() else { return };
+                inner.finish();
+                if inner.is_whole() {
+                    self.facts.take(&mut inner);
+                }
+            }
+        }
+    }
+
+    fn key(&mut self) {
+        let name = if self.is_too_long { "" } else { std::str::from_utf8(&self.text).unwrap_or_default() };
+        self.next = self.frames.last().map_or(Node::Skip, |frame| frame.node.member(name));
+        if self.frames.len() == 1 && name == "choices" {
+            self.has_no_choices = true;
+        } else if self.frames.len() == 1 && matches!(self.next, Node::Turn) {
+            // It says something besides.
+            self.has_no_choices = false;
+        }
+    }
+
+    fn close(&mut self) {
+        let Some(frame) = self.frames.pop() else { return };
+        if self.frames.len() == 1 && !frame.is_object && !frame.is_empty {
+            self.has_no_choices = false;
+        }
+        let depth = self.frames.len() + 1;
+        let here =
+            |known: &mut Option<(usize, String)>| known.take_if(|(at, _)| *at == depth).map(|(_, text)| text);
+        let (kind, name) = (here(&mut self.typed), here(&mut self.named));
+        let asked = match (frame.node, kind.as_deref(), name) {
+            (Node::Call, _, Some(name)) => Some(name),
+            (
+                Node::Turn,
+                Some("tool_use" | "server_tool_use" | "mcp_tool_use" | "function_call"),
+                Some(name),
+            ) => Some(name),
+            (Node::Turn, Some("custom_tool_call" | "mcp_call"), Some(name)) => Some(name),
+            // A tool of the server's own: `web_search_call`.
+            (Node::Turn, Some(kind), None) => kind.strip_suffix("_call").map(str::to_owned),
+            _ => None,
+        };
+        asked.into_iter().for_each(|name| self.facts.ask(name));
+    }
+
+    fn keep(&mut self, node: Node) {
+        let text = std::str::from_utf8(&self.text).ok().filter(|_| !self.is_too_long);
+        let depth = self.frames.len();
+        match (node, text) {
+            (Node::Count(count), Some(text)) => {
+                if let (Some(number), Some(slot)) = (number(text), self.facts.counts.get_mut(count as usize))
+                {
+                    *slot = Some(number);
+                }
+            }
+            (Node::Name, None) => self.facts.has_more_tools = true,
+            (_, Some("") | None) => {}
+            (Node::Model, Some(text)) => self.facts.model = Some(text.to_owned()),
+            (Node::Finish, Some(text)) => self.facts.finish = Some(text.to_owned()),
+            (Node::ErrorKind, Some(text)) => {
+                self.facts.error.get_or_insert_with(|| text.to_owned());
+            }
+            (Node::Error, Some(_)) => {
+                // Ollama says it in words.
+                self.facts.error.get_or_insert_with(|| "error".to_owned());
+            }
+            (Node::Name, Some(text)) => {
+                let is_plain = !text.chars().any(char::is_control);
+                self.facts.has_more_tools |= !is_plain;
+                self.named = Some((depth, text.to_owned()));
+            }
+            (Node::Type, Some(text)) => self.typed = Some((depth, text.to_owned())),
+            _ => {}
+        }
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    fn member(self, name: &str) -> Node {
+        match self {
+            Node::Top(more) => top(name, more),
+            Node::Turn => turn(name),
+            Node::Call => match name {
+                "name" => Node::Name,
+                "function" => Node::Call,
+                _ => Node::Skip,
+            },
+            Node::Usage => usage(name),
+            Node::Details => match name {
+                "cached_tokens" => Node::Count(Count::Cached),
+                "cache_write_tokens" => Node::Count(Count::CacheWritten),
+                "reasoning_tokens" => Node::Count(Count::Reasoning),
+                _ => Node::Skip,
+            },
+            Node::Error => match name {
+                "type" | "code" | "status" => Node::ErrorKind,
+                _ => Node::Skip,
+            },
+            _ => Node::Skip,
+        }
+    }
+}
+
+fn top(name: &str, more: u8) -> Node {
+    match name {
+        "model" | "modelVersion" => Node::Model,
+        "usage" | "usageMetadata" | "amazon-bedrock-invocationMetrics" => Node::Usage,
+        // What wraps a document; or the text itself, of Ollama.
+        "response" | "message" | "delta" if more > 0 => Node::Top(more - 1),
+        "error" => Node::Error,
+        "bytes" => Node::Packed,
+        // Of Ollama, Titan and Llama.
+        "prompt_eval_count" | "inputTextTokenCount" | "prompt_token_count" => Node::Count(Count::Input),
+        "eval_count" | "generation_token_count" => Node::Count(Count::Output),
+        name => turn(name),
+    }
+}
+
+fn turn(name: &str) -> Node {
+    match name {
+        "choices" | "candidates" | "content" | "parts" | "output" | "outputs" | "item" | "content_block"
+        | "message" | "delta" | "start" | "contentBlock" | "results" | "generations" => Node::Turn,
+        "tool_calls" | "toolUse" | "functionCall" | "function_call" => Node::Call,
+        "text" | "thinking" | "partial_json" | "generation" | "outputText" | "completion" => Node::Text,
+        "reasoning_content" | "reasoning" | "refusal" => Node::Text,
+        "name" => Node::Name,
+        "type" => Node::Type,
+        "finish_reason" | "finishReason" | "stop_reason" | "stopReason" | "done_reason"
+        | "completionReason" => Node::Finish,
+        _ => Node::Skip,
+    }
+}
+
+fn usage(name: &str) -> Node {
+    Node::Count(match name {
+        "prompt_tokens" | "input_tokens" | "promptTokenCount" | "inputTokens" | "inputTokenCount" => {
+            Count::Input
+        }
+        "completion_tokens"
+        | "output_tokens"
+        | "candidatesTokenCount"
+        | "outputTokens"
+        | "outputTokenCount" => Count::Output,
+        "total_tokens" | "totalTokens" | "totalTokenCount" => Count::Total,
+        "cached_tokens" | "cachedContentTokenCount" | "prompt_cache_hit_tokens" => Count::Cached,
+        "cache_write_tokens" => Count::CacheWritten,
+        "cache_read_input_tokens" | "cacheReadInputTokens" | "cacheReadInputTokenCount" => {
+            Count::CachedBesides
+        }
+        "cache_creation_input_tokens" | "cacheWriteInputTokens" | "cacheWriteInputTokenCount" => {
+            Count::CacheWrittenBesides
+        }
+        "toolUsePromptTokenCount" => Count::ToolPrompt,
+        "reasoning_tokens" => Count::Reasoning,
+        "thoughtsTokenCount" => Count::Thoughts,
+        // What Cohere bills; and what else is said of counts.
+        "billed_units" => return Node::Usage,
+        "prompt_tokens_details"
+        | "input_tokens_details"
+        | "completion_tokens_details"
+        | "output_tokens_details" => {
+            return Node::Details;
+        }
+        _ => return Node::Skip,
+    })
+}
+
+/// A count: a whole number, as JSON has it.
+fn number(text: &str) -> Option<u64> {
+    // Cohere's are floating.
+    let whole = text.strip_suffix(".0").unwrap_or(text);
+    let is_plain = !whole.is_empty() && whole.bytes().all(|b| b.is_ascii_digit());
+    let has_zeros = whole.len() > 1 && whole.starts_with('0');
+    whole.parse().ok().filter(|_| is_plain && !has_zeros)
+}

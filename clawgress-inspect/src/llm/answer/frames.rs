@@ -1,0 +1,285 @@
+//! Responses to their documents: server-sent events, lines, and frames of Amazon's. Must never take for whole what is not.
+
+use super::Format;
+use super::document::Document;
+
+/// Most bytes of one of Amazon's frames: its own limit is 16 MiB.
+const FRAME_BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// Most bytes of a frame's headers, of which the kind of message is one.
+const HEADERS_BYTES_MAX: u32 = 128 * 1024;
+/// Bytes of headers that are kept: their kinds come first.
+const HEADERS_KEPT: usize = 1024;
+const DATA: &[u8] = b"data:";
+/// What a frame of Amazon's begins with: its length, that of its headers, and a checksum of both.
+const PRELUDE_BYTES: usize = 12;
+/// The checksum at its end.
+const CHECKSUM_BYTES: u32 = 4;
+
+/// Where in a response the next byte is.
+#[derive(Debug)]
+pub(super) enum Frames {
+    Json,
+    Events(Events),
+    Lines,
+    Amazon(Amazon),
+}
+
+/// Of an event stream.
+#[derive(Debug)]
+pub(super) struct Events {
+    line: Line,
+    /// Whether the last byte was a CR, whose LF belongs to the same line end.
+    after_cr: bool,
+}
+
+/// Where in a line of an event stream the next byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// This many bytes of `data:` have been seen.
+    Field(usize),
+    /// Right after `data:`, where one space is not data.
+    Space,
+    /// In data.
+    Data,
+    /// In a line of another field.
+    Other,
+}
+
+/// Of frames of Amazon's.
+#[derive(Debug)]
+pub(super) struct Amazon {
+    /// What came of the prelude, or of the headers.
+    head: Vec<u8>,
+    state: Frame,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Frame {
+    Prelude,
+    Headers {
+        left: u32,
+        payload: u32,
+    },
+    Payload {
+        left: u32,
+    },
+    Checksum {
+        left: u32,
+    },
+    /// Out of step: nothing more is read.
+    Broken,
+}
+
+/// What is told that a document has ended.
+type Ends<'a> = &'a mut dyn FnMut(&mut Document);
+
+// === impl Frames ===
+
+impl Frames {
+    pub(super) fn new(format: Format) -> Frames {
+        match format {
+            Format::Json => Frames::Json,
+            Format::EventStream => Frames::Events(Events { line: Line::Field(0), after_cr: false }),
+            Format::Lines => Frames::Lines,
+            Format::Amazon => Frames::Amazon(Amazon { head: Vec::new(), state: Frame::Prelude }),
+        }
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+        match self {
+            Frames::Json => document.push(bytes),
+            Frames::Events(events) => events.push(bytes, document, ends),
+            Frames::Lines => {
+                let mut rest = bytes;
+                while let Some(at) = memchr::memchr(b'\n', rest) {
+                    let (line, later) = rest.split_at_checked(at + 1).unwrap_or((rest, &[]));
+                    document.push(line);
+                    end(document, ends);
+                    rest = later;
+                }
+                document.push(rest);
+            }
+            Frames::Amazon(amazon) => amazon.push(bytes, document, ends),
+        }
+    }
+
+    pub(super) fn finish(&mut self, document: &mut Document, ends: Ends<'_>) {
+        // An event that no empty line ended is to be discarded (WHATWG HTML section 9.2.6).
+        if matches!(self, Frames::Json | Frames::Lines) {
+            end(document, ends);
+        }
+    }
+}
+
+fn end(document: &mut Document, ends: Ends<'_>) {
+    document.finish();
+    ends(document);
+    document.again();
+}
+
+// === impl Events ===
+
+impl Events {
+    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+        while let Some((byte, rest)) = bytes.split_first() {
+            if matches!(self.line, Line::Data | Line::Other) {
+                self.after_cr = false;
+                let plain = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
+                let (now, later) = bytes.split_at_checked(plain).unwrap_or((bytes, &[]));
+                if self.line == Line::Data {
+                    document.push(now);
+                }
+                if plain > 0 {
+                    bytes = later;
+                    continue;
+                }
+            }
+            bytes = rest;
+            self.byte(*byte, document, ends);
+        }
+    }
+
+    fn byte(&mut self, byte: u8, document: &mut Document, ends: Ends<'_>) {
+        if std::mem::replace(&mut self.after_cr, byte == b'\r') && byte == b'\n' {
+            return;
+        }
+        if matches!(byte, b'\r' | b'\n') {
+            if self.line == Line::Field(0) {
+                end(document, ends);
+            } else if matches!(self.line, Line::Space | Line::Data) {
+                // Lines of data are joined by a line feed, which JSON takes for blank.
+                document.push(b"\n");
+            }
+            self.line = Line::Field(0);
+            return;
+        }
+        match self.line {
+            Line::Field(n) => {
+                self.line = match DATA.get(n) {
+                    Some(b) if *b == byte && n + 1 == DATA.len() => Line::Space,
+                    Some(b) if *b == byte => Line::Field(n + 1),
+                    _ => Line::Other,
+                }
+            }
+            Line::Space => {
+                self.line = Line::Data;
+                if byte != b' ' {
+                    document.push(&[byte]);
+                }
+            }
+            Line::Data => document.push(&[byte]),
+            Line::Other => {}
+        }
+    }
+}
+
+// === impl Amazon ===
+
+impl Amazon {
+    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+        while !bytes.is_empty() {
+            let wanted = match self.state {
+                Frame::Prelude => PRELUDE_BYTES - self.head.len(),
+                Frame::Headers { left, .. } | Frame::Payload { left } | Frame::Checksum { left } => {
+                    usize::try_from(left).unwrap_or(usize::MAX)
+                }
+                Frame::Broken => return,
+            };
+            let (now, later) = bytes.split_at_checked(wanted).unwrap_or((bytes, &[]));
+            bytes = later;
+            self.part(now, document, ends);
+        }
+    }
+
+    fn part(&mut self, now: &[u8], document: &mut Document, ends: Ends<'_>) {
+        let taken = u32::try_from(now.len()).unwrap_or(u32::MAX);
+        match &mut self.state {
+            Frame::Prelude => {
+                self.head.extend_from_slice(now);
+                if self.head.len() == PRELUDE_BYTES {
+                    self.state = prelude(&self.head);
+                    self.head.clear();
+                    self.skip_empty(document, ends);
+                }
+            }
+            Frame::Headers { left, .. } => {
+                let room = HEADERS_KEPT.saturating_sub(self.head.len());
+                self.head.extend_from_slice(now.get(..room.min(now.len())).unwrap_or_default());
+                *left -= taken;
+                self.skip_empty(document, ends);
+            }
+            Frame::Payload { left } => {
+                document.push(now);
+                *left -= taken;
+                self.skip_empty(document, ends);
+            }
+            Frame::Checksum { left } => {
+                *left -= taken;
+                self.skip_empty(document, ends);
+            }
+            Frame::Broken => {}
+        }
+    }
+
+    /// Goes on to what has any bytes.
+    fn skip_empty(&mut self, document: &mut Document, ends: Ends<'_>) {
+        if let Frame::Headers { left: 0, payload } = self.state {
+            if let Some(kind) = exception(&self.head) {
+                document.fails(kind);
+            }
+            self.head.clear();
+            self.state = Frame::Payload { left: payload };
+        }
+        if let Frame::Payload { left: 0 } = self.state {
+            self.state = Frame::Checksum { left: CHECKSUM_BYTES };
+        }
+        if let Frame::Checksum { left: 0 } = self.state {
+            end(document, ends);
+            self.state = Frame::Prelude;
+        }
+    }
+}
+
+fn prelude(head: &[u8]) -> Frame {
+    let number = |at: usize| {
+        head.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes).unwrap_or_default()
+    };
+    let (total, headers, checksum) = (number(0), number(4), number(8));
+    let mut sum = flate2::Crc::new();
+    sum.update(head.get(..8).unwrap_or_default());
+    let around = u32::try_from(PRELUDE_BYTES).unwrap_or_default() + CHECKSUM_BYTES;
+    let payload = total.checked_sub(around).and_then(|rest| rest.checked_sub(headers));
+    match payload {
+        Some(payload)
+            if sum.sum() == checksum && total <= FRAME_BYTES_MAX && headers <= HEADERS_BYTES_MAX =>
+        {
+            Frame::Headers { left: headers, payload }
+        }
+        _ => Frame::Broken,
+    }
+}
+
+/// The type of the exception that a frame is, by its headers.
+fn exception(mut headers: &[u8]) -> Option<&str> {
+    /// Strings, by their number in the headers.
+    const STRING: u8 = 7;
+    let mut kind = None;
+    let mut is_exception = false;
+    while let Some((length, rest)) = headers.split_first() {
+        let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        let (tag, rest) = rest.split_first()?;
+        if *tag != STRING {
+            // Kinds are strings, and come first.
+            break;
+        }
+        let (length, rest) = rest.split_first_chunk::<2>()?;
+        let (value, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+        match name {
+            b":message-type" => is_exception = matches!(value, b"exception" | b"error"),
+            b":exception-type" | b":error-code" => kind = std::str::from_utf8(value).ok(),
+            _ => {}
+        }
+        headers = rest;
+    }
+    kind.filter(|_| is_exception)
+}

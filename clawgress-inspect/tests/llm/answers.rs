@@ -1,0 +1,143 @@
+//! What is read of each answer.
+
+use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader, Usage};
+
+use super::cuts::{Cuts, golden, names, seed};
+
+fn format(name: &str) -> Format {
+    match name.rsplit('.').next() {
+        Some("sse") => Format::EventStream,
+        Some("ndjson") => Format::Lines,
+        Some("amazon") => Format::Amazon,
+        _ => Format::Json,
+    }
+}
+
+fn read(name: &str, pieces: &[&[u8]]) -> Answer {
+    let mut reader = Reader::new(format(name));
+    pieces.iter().for_each(|piece| reader.push(piece));
+    reader.finish()
+}
+
+/// Input, output, cached, written to a cache, reasoning.
+type Counts = [u64; 5];
+
+/// A fixture; the model, counts, tools asked for, why it ended, what failed.
+type Row = (&'static str, &'static str, Option<Counts>, &'static str, &'static str, &'static str);
+
+const ROWS: &[Row] = &[
+    ("openai_chat_answer.json", "gpt-5-mini", Some([12, 34, 4, 0, 20]), "lookup", "tool_calls", ""),
+    ("openai_chat_answer.sse", "gpt-5", Some([5, 8, 0, 0, 0]), "lookup", "tool_calls", ""),
+    ("openai_responses_answer.json", "gpt-5", Some([30, 12, 10, 0, 6]), "web_search search", "", ""),
+    ("openai_responses_answer.sse", "gpt-5", Some([3, 4, 0, 0, 0]), "search", "", ""),
+    ("openai_embeddings_answer.json", "text-embedding-3-small", Some([5, 0, 0, 0, 0]), "", "", ""),
+    ("openai_error_answer.json", "", None, "", "", "insufficient_quota"),
+    (
+        "anthropic_answer.json",
+        "claude-sonnet-4-20250514",
+        Some([1110, 25, 1000, 100, 0]),
+        "get_weather web_search",
+        "tool_use",
+        "",
+    ),
+    ("anthropic_answer.sse", "claude-sonnet-4", Some([30, 15, 5, 0, 0]), "get_weather", "tool_use", ""),
+    ("anthropic_error_answer.sse", "", None, "", "", "overloaded_error"),
+    ("gemini_answer.json", "gemini-2.5-pro", Some([10, 35, 3, 0, 30]), "find", "STOP", ""),
+    ("gemini_array_answer.json", "gemini-2.5-flash", Some([4, 2, 0, 0, 0]), "", "MAX_TOKENS", ""),
+    ("gemini_answer.sse", "g", Some([4, 2, 0, 0, 0]), "", "STOP", ""),
+    ("bedrock_converse_answer.json", "", Some([130, 60, 100, 0, 0]), "top_song", "tool_use", ""),
+    ("bedrock_converse_answer.amazon", "", Some([11, 4, 2, 0, 0]), "top_song", "end_turn", ""),
+    ("bedrock_invoke_answer.amazon", "claude-sonnet-4", Some([12, 6, 0, 0, 0]), "", "end_turn", ""),
+    ("bedrock_exception_answer.amazon", "", None, "", "", "throttlingException"),
+    ("cohere_chat_answer.json", "", Some([5, 418, 0, 0, 0]), "measure", "COMPLETE", ""),
+    ("cohere_chat_answer.sse", "", Some([3, 13, 0, 0, 0]), "measure", "COMPLETE", ""),
+    ("ollama_chat_answer.ndjson", "llama3.2", Some([26, 298, 0, 0, 0]), "sky", "stop", ""),
+    ("ollama_generate_answer.ndjson", "llama3.2", Some([11, 7, 0, 0, 0]), "", "stop", ""),
+];
+
+#[test]
+fn what_each_answer_says() {
+    for (name, model, counts, tools, finish, error) in ROWS {
+        let body = golden(name);
+        let answer = read(name, &[&body]);
+        let usage = counts.map(|[input, output, cached, cache_written, reasoning]| Usage {
+            input,
+            output,
+            cached,
+            cache_written,
+            reasoning,
+        });
+        assert_eq!(answer.usage, usage, "{name}");
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let said = (text(&answer.model), answer.tools.join(" "), text(&answer.finish), text(&answer.error));
+        let want = [*model, *tools, *finish, *error].map(str::to_owned);
+        assert_eq!([said.0, said.1, said.2, said.3], want, "{name}");
+        assert!(!answer.has_more_tools, "{name}");
+    }
+    assert_eq!(names(true).len(), ROWS.len(), "every fixture is in the table");
+}
+
+#[test]
+fn any_cutting_says_the_same() {
+    let seed = seed();
+    println!("CLAWGRESS_SEED={seed}");
+    let mut cuts = Cuts(seed);
+    for name in names(true) {
+        let body = golden(&name);
+        let whole = read(&name, &[&body]);
+        for _ in 0..60 {
+            assert_eq!(read(&name, &cuts.of(&body)), whole, "{name}: CLAWGRESS_SEED={seed}");
+        }
+        let bytes: Vec<&[u8]> = body.chunks(1).collect();
+        assert_eq!(read(&name, &bytes), whole, "{name}");
+    }
+}
+
+#[test]
+fn only_the_event_of_usage_is_taken_out() {
+    let edited = |body: &[u8], cuts: &[&[u8]]| {
+        let (mut editor, mut out) = (Editor::default(), Vec::new());
+        for piece in cuts {
+            let before = out.len();
+            editor.push(piece, &mut out);
+            assert!(out.len() - before <= body.len());
+        }
+        editor.finish(&mut out);
+        (editor.taken(), out)
+    };
+    let body = golden("openai_chat_answer.sse");
+    let text = String::from_utf8(body.clone()).expect("text");
+    let event = "data: {\"model\":\"gpt-5\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":8,\"total_tokens\":13}}\n\n";
+    let want = (1, text.replace(event, "").into_bytes());
+    let seed = seed();
+    println!("CLAWGRESS_SEED={seed}");
+    let mut cuts = Cuts(seed);
+    assert_eq!(edited(&body, &[&body]), want);
+    for _ in 0..60 {
+        assert_eq!(edited(&body, &cuts.of(&body)), want, "CLAWGRESS_SEED={seed}");
+    }
+    let bytes: Vec<&[u8]> = body.chunks(1).collect();
+    assert_eq!(edited(&body, &bytes), want);
+    // With other line ends, and what is left as it is.
+    for ends in ["\r\n", "\r"] {
+        let (body, want) = (text.replace("\r\n", "\n").replace('\n', ends), text.replace("\r\n", "\n"));
+        let want = (1, want.replace(event, "").replace('\n', ends).into_bytes());
+        for _ in 0..20 {
+            assert_eq!(edited(body.as_bytes(), &cuts.of(body.as_bytes())), want, "CLAWGRESS_SEED={seed}");
+        }
+    }
+    let long = format!("data: {{\"choices\":[],\"usage\":{{}},\"x\":\"{}\"}}\n\n", "a".repeat(20_000));
+    for kept in [
+        "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":5}}\n\n",
+        "data: {\"choices\":[],\"usage\":null}\n\n",
+        "data: {\"choices\":[],\"prompt_filter_results\":[]}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5}\n\n",
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5}}\n",
+        "data: [DONE]",
+        "\n\n\n",
+        &long,
+    ] {
+        let kept = kept.as_bytes();
+        assert_eq!(edited(kept, &cuts.of(kept)), (0, kept.to_vec()), "CLAWGRESS_SEED={seed}");
+    }
+}

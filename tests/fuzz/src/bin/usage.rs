@@ -1,3 +1,0 @@
-//! Fuzz target `usage`; what it asserts stands in `targets.rs`.
-#![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::usage(data));
