@@ -7,6 +7,7 @@
 
 pub mod client_hello;
 pub mod dns;
+pub mod encoded;
 pub mod http1;
 pub mod http2;
 pub mod ja4;

@@ -9,16 +9,19 @@ use std::collections::BTreeSet;
 
 pub mod coding;
 mod detect;
+mod disguise;
 pub mod json;
 mod layer;
 mod media;
 pub mod multipart;
+mod names;
 
 pub use coding::Coding;
 use json::{Event, JsonError};
 use layer::Layer;
 pub use media::{Claims, Seen};
 use multipart::MultipartError;
+pub use names::NAME_BYTES_MAX;
 
 use crate::llm::{CallError, Field, Request};
 
@@ -35,12 +38,26 @@ const OWN_BYTES: usize = 16 * 1024;
 /// What was found in a body. The names are words of policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Finding {
-    /// The first line of a private key in PEM.
+    /// The first line of a private key in PEM; or the first bytes of one in DER, in base64, base32 or hexadecimal digits.
     PrivateKey,
     /// It does not begin like what its media type says, or that of one of its parts.
     MediaTypeMismatch,
     /// It holds an archive, or a coding of one, that is not read.
     ArchiveUnread,
+    /// Text in base64, base32 or hexadecimal digits, but for parts of tokens.
+    EncodedText,
+    /// The same inside the same.
+    EncodedNested,
+    /// A packed file in one of these, which was looked into.
+    EncodedPacked,
+    /// A long run of such letters, used evenly: what is enciphered or packed looks like that.
+    OpaqueRun,
+    /// A link that carries much, or text in one of these.
+    LinkData,
+    /// The link of an image in Markdown or HTML that carries data.
+    ImageLinkData,
+    /// A name of a member, or an id, of more than [`NAME_BYTES_MAX`] bytes.
+    OversizedIdentifier,
 }
 
 /// Why a body can't be read with certainty.
@@ -139,6 +156,7 @@ struct Tally {
     decoded_bytes: u64,
     fields: u64,
     members: u32,
+    looked_bytes: u64,
     seen: Seen,
     /// What reads it as a call of a model, if it may be one.
     call: Option<Box<Request>>,
@@ -150,7 +168,18 @@ struct Tally {
 
 impl Finding {
     /// Every one.
-    pub const ALL: [Finding; 3] = [Finding::PrivateKey, Finding::MediaTypeMismatch, Finding::ArchiveUnread];
+    pub const ALL: [Finding; 10] = [
+        Finding::PrivateKey,
+        Finding::MediaTypeMismatch,
+        Finding::ArchiveUnread,
+        Finding::EncodedText,
+        Finding::EncodedNested,
+        Finding::EncodedPacked,
+        Finding::OpaqueRun,
+        Finding::LinkData,
+        Finding::ImageLinkData,
+        Finding::OversizedIdentifier,
+    ];
 
     /// Its name in policy.
     #[must_use]
@@ -159,6 +188,13 @@ impl Finding {
             Finding::PrivateKey => "private_key",
             Finding::MediaTypeMismatch => "media_type_mismatch",
             Finding::ArchiveUnread => "archive_unread",
+            Finding::EncodedText => "encoded_text",
+            Finding::EncodedNested => "encoded_nested",
+            Finding::EncodedPacked => "encoded_packed",
+            Finding::OpaqueRun => "opaque_run",
+            Finding::LinkData => "link_data",
+            Finding::ImageLinkData => "image_link_data",
+            Finding::OversizedIdentifier => "oversized_identifier",
         }
     }
 }
@@ -252,6 +288,7 @@ impl Inspector {
             decoded_bytes: 0,
             fields: 0,
             members: 0,
+            looked_bytes: 0,
             seen: Seen::Nothing,
             call: None,
             is_call: false,
@@ -325,6 +362,12 @@ impl Inspector {
     pub fn facts(&self) -> Facts {
         let Tally { decoded_bytes, fields, .. } = self.tally;
         Facts { bytes: self.bytes, decoded_bytes, fields, complete: self.complete && self.failed.is_none() }
+    }
+
+    /// Bytes that were looked at, in all that is inside one another: what its work is proportional to.
+    #[must_use]
+    pub fn looked_bytes(&self) -> u64 {
+        self.tally.looked_bytes
     }
 
     /// Bytes of memory that it may take by now.

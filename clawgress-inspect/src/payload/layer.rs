@@ -2,9 +2,11 @@
 
 use super::coding::{Caps, Decoder};
 use super::detect::Detectors;
+use super::disguise::Disguise;
 use super::json::{Event as JsonEvent, Json, Kind};
 use super::media::{Claims, HEAD_BYTES, Reading, Seen};
 use super::multipart::{Event as PartEvent, Multipart};
+use super::names::Names;
 use super::{CODINGS_MAX, Finding, LEVELS_MAX, Tally, Unreadable};
 
 /// The layer.
@@ -15,11 +17,21 @@ pub(super) struct Layer {
     is_field: bool,
     /// Whether it is the body itself, its coding taken off.
     is_root: bool,
-    /// Layers around it, and those of them that are codings.
-    level: u8,
-    codings: u8,
+    place: Place,
     detectors: Detectors,
+    disguise: Disguise,
     state: State,
+}
+
+/// What is around a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Layers.
+    pub(super) level: u8,
+    /// Those of them that are codings.
+    pub(super) codings: u8,
+    /// Codes of text, which were taken off because something might stand in them.
+    pub(super) codes: u8,
 }
 
 #[derive(Debug)]
@@ -36,6 +48,7 @@ enum State {
     Json {
         json: Json,
         field: Option<Box<Layer>>,
+        names: Names,
         is_claimed: bool,
     },
     Multipart {
@@ -60,18 +73,27 @@ struct Form {
     in_value: bool,
 }
 
+// === impl Place ===
+
+impl Place {
+    /// The place of what is in a layer here.
+    fn inside(self) -> Place {
+        Place { level: self.level + 1, ..self }
+    }
+}
+
 // === impl Layer ===
 
 impl Layer {
     /// A body, or part, of which this is said.
-    pub(super) fn new(claims: Claims, level: u8, codings: u8) -> Layer {
+    pub(super) fn new(claims: Claims, place: Place) -> Layer {
         let mut layer = Layer {
             claims,
             is_field: false,
             is_root: false,
-            level,
-            codings,
+            place,
             detectors: Detectors::default(),
+            disguise: Disguise::default(),
             state: State::Head(Vec::new()),
         };
         if matches!(layer.claims.reading, Reading::Multipart { .. } | Reading::Form) {
@@ -82,16 +104,26 @@ impl Layer {
 
     /// The body itself.
     pub(super) fn root(claims: Claims) -> Layer {
-        Layer { is_root: true, ..Layer::new(claims, 0, 0) }
+        Layer { is_root: true, ..Layer::new(claims, Place::default()) }
     }
 
-    fn field(level: u8, codings: u8) -> Layer {
-        Layer { is_field: true, ..Layer::new(Claims::new(&[], &[]), level, codings) }
+    fn field(place: Place) -> Layer {
+        Layer { is_field: true, ..Layer::decoded(place) }
+    }
+
+    /// What something came to that may be anything.
+    pub(super) fn decoded(place: Place) -> Layer {
+        Layer::new(Claims::new(&[], &[]), place)
+    }
+
+    pub(super) fn is_at(&self, place: Place) -> bool {
+        self.place == place
     }
 
     /// Makes it the next field.
-    fn again(&mut self) {
+    pub(super) fn again(&mut self) {
         self.detectors = Detectors::default();
+        self.disguise.clear();
         match &mut self.state {
             State::Head(head) => head.clear(),
             state => *state = State::Head(Vec::new()),
@@ -99,14 +131,15 @@ impl Layer {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        match &self.state {
+        let inside = match &self.state {
             State::Packed { decoder, inner, .. } => decoder.memory_bytes() + inner.memory_bytes(),
             State::Json { field: Some(inner), .. } | State::Multipart { part: Some(inner), .. } => {
                 inner.memory_bytes()
             }
             State::Form(form) => form.field.memory_bytes() + form.other.memory_bytes(),
             _ => 0,
-        }
+        };
+        inside + self.disguise.memory_bytes()
     }
 
     /// Begins to read it as what is said of it, where that is sure before its first byte.
@@ -117,15 +150,15 @@ impl Layer {
             return Ok(());
         }
         match &self.claims.reading {
-            Reading::Multipart { boundary } if self.level < LEVELS_MAX => {
+            Reading::Multipart { boundary } if self.place.level < LEVELS_MAX => {
                 self.state =
                     State::Multipart { multipart: Multipart::new(boundary)?, part: None, is_of_call: false };
             }
             Reading::Multipart { .. } => return Err(Unreadable::NestingTooDeep),
             Reading::Form => {
-                let field = Box::new(Layer::field(self.level + 1, self.codings));
+                let field = Box::new(Layer::field(self.place.inside()));
                 let claims = Claims { reading: Reading::Sniffed, ..self.claims.clone() };
-                let other = Layer::new(claims, self.level + 1, self.codings);
+                let other = Layer::new(claims, self.place.inside());
                 let other = Box::new(Layer { is_root: self.is_root, ..other });
                 let escape = Vec::new();
                 self.state = State::Form(Form { field, other, escape, has_begun: false, in_value: false });
@@ -136,13 +169,14 @@ impl Layer {
     }
 
     fn packed(&self, coding: super::Coding, is_claimed: bool, tally: &Tally) -> Result<State, Unreadable> {
-        if self.codings == CODINGS_MAX {
+        if self.place.codings == CODINGS_MAX {
             return Err(Unreadable::NestingTooDeep);
         }
         let caps = Caps { bytes_max: tally.limits.decoded_bytes_max, ratio_max: tally.limits.ratio_max };
         // What a packed file holds, nothing says.
         let claims = if is_claimed { self.claims.clone() } else { Claims::new(&[], &[]) };
-        let inner = Layer::new(claims, self.level + 1, self.codings + 1);
+        let place = Place { codings: self.place.codings + 1, ..self.place.inside() };
+        let inner = Layer::new(claims, place);
         let inner = Box::new(Layer { is_root: self.is_root && is_claimed, ..inner });
         Ok(State::Packed { decoder: Box::new(Decoder::new(coding, caps)), inner, is_claimed })
     }
@@ -153,6 +187,10 @@ impl Layer {
             return Ok(());
         }
         self.start(tally)?;
+        tally.looked_bytes += bytes.len() as u64;
+        if self.is_leaf() {
+            self.disguise.push(bytes, self.place, tally)?;
+        }
         // Packed bytes too: names, comments and frames that decoders skip hold text as it is.
         self.detectors.scan(bytes, &mut |finding| {
             tally.findings.insert(finding);
@@ -174,10 +212,11 @@ impl Layer {
     /// Ends it.
     pub(super) fn finish(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         self.start(tally)?;
+        self.disguise.finish(self.place, tally)?;
         if matches!(self.state, State::Head(_)) {
             self.settle(tally)?;
         }
-        let (level, is_root) = ((self.level + 1, self.codings), self.is_root);
+        let (place, is_root) = (self.place.inside(), self.is_root);
         let done = match &mut self.state {
             State::Head(_) | State::Plain => Ok(()),
             State::Packed { decoder, inner, .. } => {
@@ -185,13 +224,23 @@ impl Layer {
                 let counted = tally.has_members(decoder.take_members());
                 counted.and(decoded).and_then(|()| inner.finish(tally))
             }
-            State::Json { json, field, .. } => {
-                json.finish(&mut |event| of_json(event, field, is_root, level, tally))
+            State::Json { json, field, names, .. } => {
+                json.finish(&mut |event| of_json(event, (field, names), is_root, place, tally))
             }
             State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
             State::Form(form) => form.finish(tally),
         };
         self.forgive(done, tally)
+    }
+
+    /// Whether what it holds is not sure to be looked at as the fields and bytes it is made of.
+    fn is_leaf(&self) -> bool {
+        match &self.state {
+            State::Head(_) => matches!(self.claims.reading, Reading::Sniffed),
+            State::Plain => true,
+            State::Packed { is_claimed, .. } | State::Json { is_claimed, .. } => !is_claimed,
+            State::Multipart { .. } | State::Form(_) => false,
+        }
     }
 
     /// Begins it, if this is its first byte, or its end.
@@ -211,7 +260,7 @@ impl Layer {
         let marked = head.strip_prefix(b"\xef\xbb\xbf");
         let first = marked.map_or(&*head, <[u8]>::trim_ascii_start);
         let seen = if self.is_field { Seen::of_text(first) } else { Seen::of(first) };
-        if self.level == self.codings && !self.is_field && tally.seen == Seen::Nothing {
+        if self.place.level == self.place.codings && !self.is_field && tally.seen == Seen::Nothing {
             tally.seen = seen;
         }
         if self.claims.differs(seen) {
@@ -219,13 +268,28 @@ impl Layer {
         }
         let state = match (&self.claims.reading, seen) {
             (Reading::Json { .. }, Seen::Wide) => return Err(Unreadable::Charset),
-            (Reading::Json { is_sequence }, _) => {
-                State::Json { json: Json::new(*is_sequence), field: None, is_claimed: true }
+            (Reading::Json { is_sequence }, _) => State::Json {
+                json: Json::new(*is_sequence),
+                field: None,
+                names: Names::default(),
+                is_claimed: true,
+            },
+            (_, Seen::Wide) if self.place.codes == 0 && self.claims.may_be_text() => {
+                return Err(Unreadable::Charset);
             }
-            (_, Seen::Wide) if self.claims.may_be_text() => return Err(Unreadable::Charset),
-            (_, Seen::Packed(coding)) => self.packed(coding, false, tally)?,
-            (_, Seen::Json) if self.level < LEVELS_MAX => {
-                State::Json { json: Json::new(true), field: None, is_claimed: false }
+            // What may stand for a packed file need not be one.
+            (_, Seen::Packed(_)) if self.place.codes > 0 && self.place.codings == CODINGS_MAX => {
+                tally.findings.insert(Finding::ArchiveUnread);
+                State::Plain
+            }
+            (_, Seen::Packed(coding)) => {
+                if self.place.codes > 0 {
+                    tally.findings.insert(Finding::EncodedPacked);
+                }
+                self.packed(coding, false, tally)?
+            }
+            (_, Seen::Json) if self.place.level < LEVELS_MAX => {
+                State::Json { json: Json::new(true), field: None, names: Names::default(), is_claimed: false }
             }
             (_, Seen::Archive) => {
                 tally.findings.insert(Finding::ArchiveUnread);
@@ -240,7 +304,7 @@ impl Layer {
 
     /// Reads what comes next as what it is.
     fn read(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
-        let (level, is_root) = ((self.level + 1, self.codings), self.is_root);
+        let (place, is_root) = (self.place.inside(), self.is_root);
         let read = match &mut self.state {
             State::Head(_) | State::Plain => Ok(()),
             State::Packed { decoder, inner, .. } => {
@@ -248,14 +312,14 @@ impl Layer {
                 // First, since what is malformed behind too many may be forgiven, and must not be by how it was cut.
                 tally.has_members(decoder.take_members()).and(decoded)
             }
-            State::Json { json, field, .. } => {
-                json.push(bytes, &mut |event| of_json(event, field, is_root, level, tally))
+            State::Json { json, field, names, .. } => {
+                json.push(bytes, &mut |event| of_json(event, (field, names), is_root, place, tally))
             }
             State::Multipart { multipart, part, is_of_call } => multipart.push(bytes, &mut |event| {
                 if is_root {
                     of_call(event, is_of_call, tally)?;
                 }
-                of_part(event, part, level, tally)
+                of_part(event, part, place, tally)
             }),
             State::Form(form) => form.push(bytes, tally),
         };
@@ -293,13 +357,16 @@ fn decoded(bytes: &[u8], inner: &mut Layer, tally: &mut Tally) -> Result<(), Unr
 
 fn of_json(
     event: JsonEvent<'_>,
-    field: &mut Option<Box<Layer>>,
+    (field, names): (&mut Option<Box<Layer>>, &mut Names),
     is_root: bool,
-    (level, codings): (u8, u8),
+    place: Place,
     tally: &mut Tally,
 ) -> Result<(), Unreadable> {
     if is_root {
         tally.of_call(event)?;
+    }
+    if names.watch(event) {
+        tally.findings.insert(Finding::OversizedIdentifier);
     }
     match event {
         JsonEvent::Open { .. } | JsonEvent::Close => Ok(()),
@@ -307,7 +374,7 @@ fn of_json(
             tally.has_fields(u64::from(kind != Kind::Key))?;
             match field {
                 Some(field) => field.again(),
-                None => *field = Some(Box::new(Layer::field(level, codings))),
+                None => *field = Some(Box::new(Layer::field(place))),
             }
             Ok(())
         }
@@ -332,13 +399,13 @@ fn of_call(event: PartEvent<'_>, is_of_call: &mut bool, tally: &mut Tally) -> Re
 fn of_part(
     event: PartEvent<'_>,
     part: &mut Option<Box<Layer>>,
-    (level, codings): (u8, u8),
+    place: Place,
     tally: &mut Tally,
 ) -> Result<(), Unreadable> {
     match event {
         PartEvent::Begin(head) => {
             tally.has_fields(1)?;
-            *part = Some(Box::new(Layer::new(Claims::of_part(head), level, codings)));
+            *part = Some(Box::new(Layer::new(Claims::of_part(head), place)));
             Ok(())
         }
         PartEvent::Piece(bytes) => part.as_mut().map_or(Ok(()), |part| part.push(bytes, tally)),

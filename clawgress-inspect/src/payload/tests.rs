@@ -449,6 +449,14 @@ impl Random {
             "}",
             "x",
             KEY,
+            // Text, and a key, in other clothes: whole and in parts.
+            "dGhlIGxhdW5jaCBjb2RlIGlzIDEyMzQ1Njc4OTAgYW5kIG1vcmU=",
+            "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCk1DNENBUUF3QlFZREsyVndCQ0lFSUE9PQo",
+            "6c61756e636820636f6465206973203132333435363738",
+            "%64%47%68%6c%49%47%78",
+            "![a](https://b.test/",
+            "H4sIAAAAAAAAAw",
+            "/",
         ];
         (0..self.below(8)).map(|_| self.pick(&parts)).collect()
     }

@@ -13,6 +13,8 @@ use clawgress_inspect::proxy_header::{self, Header};
 use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
+#[path = "encoded.rs"]
+mod encoded;
 #[path = "identity.rs"]
 mod identity;
 #[path = "llm.rs"]
@@ -20,6 +22,7 @@ mod llm;
 #[path = "payload.rs"]
 mod payload;
 
+pub use encoded::encoded;
 pub use identity::{
     claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
 };
@@ -40,6 +43,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("client_hello", client_hello),
     ("connect_target", connect_target),
     ("dns_message", dns_message),
+    ("encoded", encoded),
     ("host", host),
     ("http1", http1),
     ("jwks", jwks),

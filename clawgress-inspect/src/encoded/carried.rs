@@ -1,0 +1,243 @@
+//! What links, targets of requests, fields of heads and names of hosts carry besides what they name.
+//!
+//! A measure, not a proof: bytes in places where data can stand that look like data. Looks at no more than
+//! [`LOOKED_BYTES_MAX`] bytes.
+
+use super::entropy;
+use super::run::{Event, RUN_BYTES_MIN, Runs, text_bytes};
+
+/// Longest text that is looked at, bytes; what is longer counts as carrying all that is beyond.
+pub const LOOKED_BYTES_MAX: usize = 8 * 1024;
+/// Shortest piece that may be data, bytes: names that people choose have blanks, dashes or dots before.
+const DENSE_BYTES_MIN: usize = 20;
+/// Entropy of its letters from which on it is data, hundredths of a bit: words of English at such lengths have about 350.
+const DENSE_ENTROPY: u32 = 380;
+/// The same of hexadecimal digits, which have at most 400; and the shortest piece of them.
+const HEX_ENTROPY: u32 = 320;
+/// Lengths of digests and ids in hexadecimal digits: of a UUID, of SHA-1, SHA-256, SHA-384, SHA-512.
+const DIGESTS: [usize; 5] = [32, 40, 64, 96, 128];
+/// Shortest label of a host that may be data, bytes.
+const LABEL_BYTES_MIN: usize = 24;
+/// Blanks in a value from which on it is prose.
+const PROSE_BLANKS: u32 = 3;
+/// Schemes of authorization whose credentials are no data.
+const SCHEMES: [&str; 3] = ["bearer ", "basic ", "digest "];
+
+/// What something carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes that look like data: of even letters, or that decode to text.
+    pub dense: usize,
+    /// Those of them that decode to text.
+    pub text: usize,
+    /// Bytes of prose in values of a query or a fragment.
+    pub prose: usize,
+}
+
+// === impl Carried ===
+
+impl Carried {
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Carried) -> Carried {
+        Carried {
+            dense: self.dense + other.dense,
+            text: self.text + other.text,
+            prose: self.prose + other.prose,
+        }
+    }
+
+    /// All that it carries, bytes.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        self.dense + self.prose
+    }
+}
+
+/// What a link carries (RFC 3986): its host's labels, segments of its path, values of its query and its fragment.
+#[must_use]
+pub fn link(url: &[u8]) -> Carried {
+    if url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:")) {
+        // It is there already: nobody is asked for it.
+        return Carried::default();
+    }
+    let scheme = url.iter().position(|b| !b.is_ascii_alphanumeric()).unwrap_or_default();
+    let behind = url.get(scheme..).unwrap_or_default();
+    let behind = behind.strip_prefix(b":").unwrap_or(url);
+    let Some(behind) = behind.strip_prefix(b"//") else { return target(behind) };
+    let end = behind.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(behind.len());
+    let (authority, rest) = behind.split_at_checked(end).unwrap_or_default();
+    host(authority).and(target(rest))
+}
+
+/// What the target of a request carries: path and query.
+#[must_use]
+pub fn target(target: &[u8]) -> Carried {
+    let (looked, beyond) = target.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((target, &[]));
+    let path = looked.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(looked.len());
+    let (path, values) = looked.split_at_checked(path).unwrap_or_default();
+    let segments = path.split(|b| matches!(b, b'/' | b';')).map(|segment| value(segment, false));
+    let values = values.split(|b| matches!(b, b'?' | b'&' | b'#' | b'=')).map(|text| value(text, true));
+    let all = segments.chain(values).fold(Carried::default(), Carried::and);
+    Carried { dense: all.dense + beyond.len(), ..all }
+}
+
+/// What the value of a field of a head carries, but for credentials that its scheme names.
+#[must_use]
+pub fn header(field: &[u8]) -> Carried {
+    let (looked, beyond) = field.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((field, &[]));
+    let has =
+        |scheme: &&str| looked.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme.as_bytes()));
+    if SCHEMES.iter().any(has) {
+        return Carried { dense: beyond.len(), ..Carried::default() };
+    }
+    let parts = looked.split(|b| matches!(b, b' ' | b',' | b';' | b'=' | b'"'));
+    let all = parts.map(|part| value(part, false)).fold(Carried::default(), Carried::and);
+    Carried { dense: all.dense + beyond.len(), ..all }
+}
+
+/// What the labels of a host carry.
+#[must_use]
+pub fn host(name: &[u8]) -> Carried {
+    let (looked, beyond) = name.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((name, &[]));
+    let of = |label: &[u8]| {
+        let is_data = label.len() >= LABEL_BYTES_MIN && entropy::of_bytes(label) >= HEX_ENTROPY;
+        // Words with dashes between are names that people, or their programs, chose.
+        let is_name = label.split(|b| *b == b'-').all(|word| word.len() < DENSE_BYTES_MIN);
+        let carried = if is_data && !is_name { label.len() } else { 0 };
+        Carried { dense: carried, ..Carried::default() }
+    };
+    let all = looked.split(|b| *b == b'.').map(of).fold(Carried::default(), Carried::and);
+    Carried { dense: all.dense + beyond.len(), ..all }
+}
+
+/// What one value carries, its escapes taken off.
+fn value(escaped: &[u8], may_be_prose: bool) -> Carried {
+    let plain = unescaped(escaped);
+    let mut carried = Carried::default();
+    if may_be_prose {
+        let blanks = plain.iter().filter(|b| matches!(b, b' ' | b'\n')).count();
+        if u32::try_from(blanks).unwrap_or(u32::MAX) >= PROSE_BLANKS && text_bytes(&plain) > 0 {
+            carried.prose = plain.len();
+            return carried;
+        }
+    }
+    if is_digest(&plain) || is_uuid(&plain) {
+        return carried;
+    }
+    carried.text = decoded_text(&plain);
+    if carried.text > 0 {
+        carried.dense = plain.len();
+        return carried;
+    }
+    // Words between separators; letters of base64url only where they stand alone.
+    for word in plain.split(|b| !b.is_ascii_alphanumeric()) {
+        let is_hex = word.iter().all(u8::is_ascii_hexdigit);
+        let needed = if is_hex { HEX_ENTROPY } else { DENSE_ENTROPY };
+        let has_digits = word.iter().any(u8::is_ascii_digit);
+        if word.len() >= DENSE_BYTES_MIN
+            && has_digits
+            && !is_digest(word)
+            && entropy::of_bytes(word) >= needed
+        {
+            carried.dense += word.len();
+        }
+    }
+    carried
+}
+
+/// Bytes of text that runs in a value decode to.
+fn decoded_text(value: &[u8]) -> usize {
+    if value.len() < RUN_BYTES_MIN {
+        return 0;
+    }
+    let mut text = 0;
+    let mut sink = |event: Event<'_>| {
+        if let Event::Run(run) = event {
+            text += usize::try_from(run.text).unwrap_or(usize::MAX);
+        }
+        Ok::<(), std::convert::Infallible>(())
+    };
+    let mut runs = Runs::default();
+    let Ok(()) = runs.push(value, &mut sink);
+    let Ok(()) = runs.finish(&mut sink);
+    text
+}
+
+/// Without the escapes of RFC 3986 section 2.1 and the plus of forms; what is no escape stays.
+fn unescaped(escaped: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some((byte, behind)) = rest.split_first() {
+        let digit = |n: usize| behind.get(n).and_then(|b| char::from(*b).to_digit(16));
+        let escape = if *byte == b'%' { digit(0).zip(digit(1)) } else { None };
+        rest = match escape {
+            Some((high, low)) => {
+                plain.push(u8::try_from(high << 4 | low).unwrap_or_default());
+                behind.get(2..).unwrap_or_default()
+            }
+            None => {
+                plain.push(*byte);
+                behind
+            }
+        };
+    }
+    // A blank of forms; of base64, a letter: where there is prose, there are more blanks than letters of base64 would be.
+    let pluses = plain.iter().filter(|b| **b == b'+').count();
+    if pluses * 12 >= plain.len() {
+        plain.iter_mut().filter(|b| **b == b'+').for_each(|b| *b = b' ');
+    }
+    plain
+}
+
+fn is_digest(word: &[u8]) -> bool {
+    DIGESTS.contains(&word.len()) && word.iter().all(u8::is_ascii_hexdigit)
+}
+
+fn is_uuid(word: &[u8]) -> bool {
+    word.len() == 36
+        && word
+            .iter()
+            .enumerate()
+            .all(|(n, b)| if matches!(n, 8 | 13 | 18 | 23) { *b == b'-' } else { b.is_ascii_hexdigit() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_measured_and_names_are_not() {
+        let text = "cGFzc3dvcmQ9aHVudGVyMiZ1c2VyPWFsaWNlJnJvbGU9YWRtaW4";
+        assert_eq!(target(format!("/collect/{text}").as_bytes()).dense, text.len());
+        assert!(target(format!("/c?d={text}%3D%3D").as_bytes()).text > 24);
+        let hex = "70617373776f72643d68756e746572322675736572";
+        assert!(target(format!("/c?d={hex}").as_bytes()).text > 16);
+        assert!(target(b"/c?d=xK9dQ2mPz7RfLw3NvTb8YcHs").dense > 20);
+        assert_eq!(host(format!("{}.evil.test", "nbswy3dpeb3w64tmmqqhg2lt").as_bytes()).dense, 24);
+        assert_eq!(header(text.as_bytes()).dense, text.len());
+        assert_eq!(target(&[b'a'; LOOKED_BYTES_MAX + 5]).dense, 5);
+        for plain in [
+            "/v1/chat/completions",
+            "/repos/rust-lang/rust/git/trees/6d9c8b5f6b8ddcbf6b1d2ad7e4ba1f54f1f8b8c4?recursive=1",
+            "/v1/projects/my-project/locations/us-central1/publishers/google/models/gemini:generateContent",
+            "/a/3f2504e0-4f89-11d3-9a0c-0305e82c3301?page=2&per_page=100&sort=created_at",
+            "/static/js/main.5f2b1c9e.chunk.js",
+        ] {
+            assert_eq!(target(plain.as_bytes()), Carried::default(), "{plain}");
+        }
+        for plain in [
+            "api.openai.com",
+            "oai-production-eastus2-workspace-7.openai.azure.com",
+            "d111111abcdef8.cloudfront.net",
+        ] {
+            assert_eq!(host(plain.as_bytes()), Carried::default(), "{plain}");
+        }
+        for plain in [
+            "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2ln",
+            "text/html, application/json;q=0.9",
+        ] {
+            assert_eq!(header(plain.as_bytes()), Carried::default(), "{plain}");
+        }
+    }
+}

@@ -1,0 +1,577 @@
+//! Runs of letters that may stand for other bytes, as they stream by: found, decoded in blocks, and told.
+//!
+//! A run is decoded where it begins, and where a block reads as text from another letter on, from there: what stands before
+//! it (a path, a prefix) doesn't hide it. Holds one block, in any segmentation of its input. Must never take a run for
+//! another because of how it was cut.
+
+use super::{entropy, key};
+
+/// Shortest run that is decoded, letters: words are shorter, but for few.
+pub const RUN_BYTES_MIN: usize = 32;
+/// Letters that are decoded at once, and judged together.
+pub const BLOCK_BYTES: usize = 256;
+/// What a detector takes, bytes: two blocks and a histogram.
+pub const MEMORY_BYTES: usize = 1024;
+/// Bytes of text that follow one another, where a block has some: of random bytes, one in 2.6 could be text. A block of less
+/// is text if all of it is, and at least so much.
+const TEXT_BYTES: usize = 24;
+const TEXT_BYTES_MIN: usize = 16;
+/// Of UTF-16, so many of a hundred bytes are zeroes, or letters.
+const WIDE_PERCENT: usize = 95;
+/// Line ends inside a run that don't end it: CR and LF.
+const LINE_ENDS: u8 = 2;
+/// Letters that a place in a block is tried by.
+const TRIED: usize = 16;
+
+/// What letters stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// RFC 4648 section 4 or 5.
+    Base64,
+    /// RFC 4648 section 6, in either case.
+    Base32,
+    /// RFC 4648 section 8, in either case.
+    Hex,
+    /// RFC 3986 section 2.1: letters, some of them escaped.
+    Percent,
+}
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Its last block's.
+    pub code: Code,
+    /// Letters.
+    pub letters: u64,
+    /// Bytes they stand for.
+    pub decoded: u64,
+    /// Those of them that are text, of each block the longest.
+    pub text: u64,
+    /// Whether a dot is right before or behind it: a part of a token of JOSE, or of a name.
+    pub is_dotted: bool,
+    /// Whether what it stands for begins like an object of JSON.
+    pub is_object: bool,
+    /// Whether it begins like a private key in DER.
+    pub is_key: bool,
+    /// Bytes that are at the place of an exponent in numbers of four bytes, and are one of a number below 2.
+    pub exponents: u64,
+    /// Whether it begins like a file whose bytes are always even: an image, audio, video, a font, PDF, a certificate.
+    pub is_media: bool,
+    /// Of its letters, hundredths of a bit each.
+    pub entropy: u32,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// Decoded bytes worth looking at follow.
+    Begin(Code),
+    /// Some of them.
+    Piece(&'a [u8]),
+    /// No more of them.
+    End,
+    /// A run of at least [`RUN_BYTES_MIN`] letters ended.
+    Run(Run),
+}
+
+/// A detector of runs.
+#[derive(Debug, Default)]
+pub struct Runs {
+    /// Letters that are not decoded yet.
+    block: Vec<u8>,
+    /// Line ends behind them.
+    line_ends: u8,
+    /// The byte before the run, or the last one.
+    before: u8,
+    /// The run at hand, once a block of it was decoded.
+    open: Option<Box<Open>>,
+    /// Kept for the next.
+    spare: Option<Box<Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    run: Run,
+    counts: [u32; 64],
+    /// Bits that are left over from the last block, and how many.
+    bits: u32,
+    left: u32,
+    /// Whether pieces are handed out; and whether they are of a packed file, which ends where the run does.
+    is_told: bool,
+    is_packed: bool,
+    out: Vec<u8>,
+}
+
+type Sink<'a, E> = &'a mut dyn FnMut(Event<'_>) -> Result<(), E>;
+
+// === impl Runs ===
+
+impl Runs {
+    /// Looks at what comes next.
+    ///
+    /// # Errors
+    /// What `sink` says.
+    pub fn push<E>(&mut self, bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.block.is_empty() && self.open.is_none() {
+                let at = start(rest);
+                let (passed, run) = rest.split_at_checked(at).unwrap_or((rest, &[]));
+                self.before = passed.last().copied().unwrap_or(self.before);
+                rest = run;
+            }
+            let room = BLOCK_BYTES - self.block.len();
+            let n = rest.iter().take(room).take_while(|b| is_letter(**b)).count();
+            let (letters, behind) = rest.split_at_checked(n).unwrap_or((rest, &[]));
+            self.block.extend_from_slice(letters);
+            rest = behind;
+            if n > 0 {
+                self.line_ends = 0;
+            }
+            if self.block.len() == BLOCK_BYTES {
+                self.decode(false, sink)?;
+            } else if let Some((next, behind)) = rest.split_first() {
+                let is_long = self.open.is_some() || self.block.len() >= RUN_BYTES_MIN;
+                if matches!(next, b'\r' | b'\n') && is_long && self.line_ends < LINE_ENDS {
+                    self.line_ends += 1;
+                    rest = behind;
+                    continue;
+                }
+                self.end(*next, sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the input. What comes next is another.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn finish<E>(&mut self, sink: Sink<'_, E>) -> Result<(), E> {
+        self.end(0, sink)?;
+        self.before = 0;
+        Ok(())
+    }
+
+    /// Forgets what was begun.
+    pub fn clear(&mut self) {
+        self.block.clear();
+        (self.line_ends, self.before) = (0, 0);
+        self.spare = self.open.take().or_else(|| self.spare.take());
+    }
+
+    fn end<E>(&mut self, next: u8, sink: Sink<'_, E>) -> Result<(), E> {
+        if self.open.is_some() || self.block.len() >= RUN_BYTES_MIN {
+            self.decode(true, sink)?;
+            if let Some(mut open) = self.open.take() {
+                open.tell(false, sink)?;
+                let is_dotted = open.run.is_dotted || next == b'.';
+                let entropy = entropy::hundredth_bits(&open.counts);
+                let run = Run { is_dotted, entropy, ..open.run };
+                self.spare = Some(open);
+                sink(Event::Run(run))?;
+            }
+        }
+        self.block.clear();
+        (self.line_ends, self.before) = (0, next);
+        Ok(())
+    }
+
+    fn decode<E>(&mut self, is_last: bool, sink: Sink<'_, E>) -> Result<(), E> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => {
+                let mut open = self.spare.take().unwrap_or_default();
+                open.again(self.before == b'.');
+                if matches!(self.block.get(..2), Some(b"0x" | b"0X"))
+                    && code(self.block.get(2..)) == Code::Hex
+                {
+                    self.block.drain(..2);
+                }
+                open
+            }
+        };
+        let kept = open.block(&self.block, is_last, sink);
+        self.open = Some(open);
+        self.block.drain(..self.block.len() - kept?);
+        Ok(())
+    }
+}
+
+// === impl Open ===
+
+impl Default for Open {
+    fn default() -> Open {
+        let run = Run {
+            code: Code::Base64,
+            letters: 0,
+            decoded: 0,
+            text: 0,
+            is_dotted: false,
+            is_object: false,
+            is_key: false,
+            exponents: 0,
+            is_media: false,
+            entropy: 0,
+        };
+        Open {
+            run,
+            counts: [0; 64],
+            bits: 0,
+            left: 0,
+            is_told: false,
+            is_packed: false,
+            out: Vec::with_capacity(BLOCK_BYTES),
+        }
+    }
+}
+
+impl Open {
+    fn again(&mut self, is_dotted: bool) {
+        let out = std::mem::take(&mut self.out);
+        *self = Open { out, ..Open { out: Vec::new(), ..Open::default() } };
+        self.run.is_dotted = is_dotted;
+    }
+
+    /// Decodes a block; says how many of its last letters are to come again.
+    fn block<E>(&mut self, block: &[u8], is_last: bool, sink: Sink<'_, E>) -> Result<usize, E> {
+        if block.is_empty() {
+            return Ok(0);
+        }
+        let mut code = code(Some(block));
+        let is_first = self.run.letters == 0;
+        if self.is_told && self.run.code == Code::Base64 && code != Code::Percent {
+            // Some blocks have letters that others codes have, too.
+            code = Code::Base64;
+        }
+        if code != self.run.code && !is_first {
+            self.turn(sink)?;
+        }
+        self.run.code = code;
+        // What begins like a file is one, whatever is in its middle.
+        let is_file = self.is_packed || is_first && is_file(&head(block, code));
+        let skipped = if is_file { 0 } else { better(block, code, self.left) };
+        if skipped > 0 {
+            self.turn(sink)?;
+        }
+        let is_fresh = is_first || skipped > 0;
+        self.out.clear();
+        let kept = self.letters(block.get(skipped..).unwrap_or_default(), is_last);
+        self.run.letters += (block.len() - kept) as u64;
+        if code == Code::Base64 {
+            let at = usize::try_from(self.run.decoded % 4).unwrap_or_default();
+            let exponents = self.out.iter().skip(3 - at).step_by(4);
+            self.run.exponents += exponents.filter(|b| matches!(**b & 0x7f, 0x38..=0x3f)).count() as u64;
+        }
+        self.run.decoded += self.out.len() as u64;
+        self.is_packed |= is_fresh && is_packed(&self.out);
+        if !self.is_packed && is_wide(&self.out) {
+            self.out.retain(|b| *b != 0);
+        }
+        let text = text_bytes(&self.out);
+        self.run.text += text as u64;
+        if is_fresh {
+            let head = &self.out[..];
+            self.run.is_key |= code != Code::Percent && key::begins(head);
+            self.run.is_media |= is_media(head);
+            self.run.is_object |= head.starts_with(b"{\"");
+        }
+        // Escapes may hide anything; of other letters, most stand for nothing.
+        let is_telling = text > 0 || code == Code::Percent || self.is_packed;
+        if is_telling && !self.is_told {
+            self.tell(true, sink)?;
+        }
+        if self.is_told && !self.out.is_empty() {
+            sink(Event::Piece(&self.out))?;
+        }
+        Ok(kept)
+    }
+
+    /// Begins anew, at the next letter.
+    fn turn<E>(&mut self, sink: Sink<'_, E>) -> Result<(), E> {
+        (self.bits, self.left, self.is_packed) = (0, 0, false);
+        self.tell(false, sink)
+    }
+
+    fn tell<E>(&mut self, on: bool, sink: Sink<'_, E>) -> Result<(), E> {
+        if self.is_told == on {
+            return Ok(());
+        }
+        self.is_told = on;
+        sink(if on { Event::Begin(self.run.code) } else { Event::End })
+    }
+
+    /// Decodes letters to `out`.
+    fn letters(&mut self, letters: &[u8], is_last: bool) -> usize {
+        let bits = match self.run.code {
+            Code::Percent => return self.escapes(letters, is_last),
+            Code::Base64 => 6,
+            Code::Base32 => 5,
+            Code::Hex => 4,
+        };
+        for letter in letters {
+            let value = value(self.run.code, *letter);
+            if let Some(count) = self.counts.get_mut(value as usize) {
+                *count = count.saturating_add(1);
+            }
+            self.bits = self.bits << bits | value;
+            self.left += bits;
+            if self.left >= 8 {
+                self.left -= 8;
+                self.out.push(u8::try_from(self.bits >> self.left & 0xff).unwrap_or_default());
+                self.bits &= (1 << self.left) - 1;
+            }
+        }
+        0
+    }
+
+    fn escapes(&mut self, mut letters: &[u8], is_last: bool) -> usize {
+        while let Some((letter, rest)) = letters.split_first() {
+            if *letter == b'%' && rest.len() < 2 && !is_last {
+                return letters.len();
+            }
+            let digit = |n: usize| rest.get(n).and_then(|b| char::from(*b).to_digit(16));
+            match (letter, digit(0), digit(1)) {
+                (b'%', Some(high), Some(low)) => {
+                    self.out.push(u8::try_from(high << 4 | low).unwrap_or_default());
+                    letters = rest.get(2..).unwrap_or_default();
+                }
+                _ => {
+                    self.out.push(*letter);
+                    letters = rest;
+                }
+            }
+        }
+        0
+    }
+}
+
+// === letters ===
+
+/// Classes of letters: of any run, of hexadecimal digits, of base 32 in upper and in lower case.
+const LETTER: u8 = 1;
+const HEX: u8 = 2;
+const UPPER: u8 = 4;
+const LOWER: u8 = 8;
+const ESCAPE: u8 = 16;
+
+const CLASSES: [u8; 256] = classes();
+
+#[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
+const fn classes() -> [u8; 256] {
+    let mut all = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+        let letter = byte as u8;
+        let mut class = 0;
+        if letter.is_ascii_alphanumeric() || matches!(letter, b'+' | b'/' | b'-' | b'_' | b'%') {
+            class |= LETTER;
+        }
+        if letter.is_ascii_hexdigit() {
+            class |= HEX;
+        }
+        if matches!(letter, b'A'..=b'Z' | b'2'..=b'7') {
+            class |= UPPER;
+        }
+        if matches!(letter, b'a'..=b'z' | b'2'..=b'7') {
+            class |= LOWER;
+        }
+        if letter == b'%' {
+            class |= ESCAPE;
+        }
+        all[byte] = class;
+        byte += 1;
+    }
+    all
+}
+
+fn class(byte: u8) -> u8 {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
+fn is_letter(byte: u8) -> bool {
+    class(byte) & LETTER != 0
+}
+
+/// Where the first run begins that is long enough, or may come to be behind the end; else the end. Looks at few of the bytes
+/// of ordinary text: a run that is long enough has a letter at each place that is tried.
+fn start(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        let tried = at + RUN_BYTES_MIN - 1;
+        let Some(byte) = bytes.get(tried) else {
+            // What is left is short: the letters that it ends in, if it does in some.
+            let tail = bytes.get(at..).unwrap_or_default();
+            return bytes.len() - tail.iter().rev().take_while(|b| is_letter(**b)).count();
+        };
+        if !is_letter(*byte) {
+            at = tried + 1;
+            continue;
+        }
+        let before = bytes.get(at..tried).unwrap_or_default();
+        let begins = tried - before.iter().rev().take_while(|b| is_letter(**b)).count();
+        let needed = RUN_BYTES_MIN - (tried - begins);
+        let behind = bytes.get(tried..).unwrap_or_default();
+        let letters = behind.iter().take(needed).take_while(|b| is_letter(**b)).count();
+        if letters == needed || tried + letters == bytes.len() {
+            return begins;
+        }
+        at = tried + letters + 1;
+    }
+}
+
+/// What the letters of a block most likely are.
+fn code(block: Option<&[u8]>) -> Code {
+    let block = block.unwrap_or_default();
+    let (all, any) = block.iter().fold((0xff, 0), |(all, any), b| (all & class(*b), any | class(*b)));
+    match () {
+        () if any & ESCAPE != 0 => Code::Percent,
+        () if all & HEX != 0 => Code::Hex,
+        () if all & (UPPER | LOWER) != 0 => Code::Base32,
+        () => Code::Base64,
+    }
+}
+
+fn value(code: Code, letter: u8) -> u32 {
+    let offset = |letter: u8, from: u8, plus: u32| u32::from(letter - from) + plus;
+    match (code, letter) {
+        (Code::Hex, _) => char::from(letter).to_digit(16).unwrap_or_default(),
+        (Code::Base32, b'A'..=b'Z') => offset(letter, b'A', 0),
+        (Code::Base32, b'a'..=b'z') => offset(letter, b'a', 0),
+        (Code::Base32, b'2'..=b'7') => offset(letter, b'2', 26),
+        (_, b'A'..=b'Z') => offset(letter, b'A', 0),
+        (_, b'a'..=b'z') => offset(letter, b'a', 26),
+        (_, b'0'..=b'9') => offset(letter, b'0', 52),
+        (_, b'+' | b'-') => 62,
+        _ => 63,
+    }
+}
+
+/// How many letters to leave out, so that a block reads as text that doesn't otherwise.
+fn better(block: &[u8], code: Code, left: u32) -> usize {
+    let (unit, bits) = match code {
+        Code::Base64 => (4, 6),
+        Code::Hex => (2, 4),
+        Code::Base32 | Code::Percent => return 0,
+    };
+    // Letters that complete what the last block left over.
+    let first = (0..unit).find(|n| (left as usize + n * bits).is_multiple_of(8)).unwrap_or_default();
+    let middle = block.len() / 2 / unit * unit;
+    let text = |skipped: usize| {
+        let from = middle.saturating_sub(TRIED / 2) / unit * unit + skipped;
+        let letters = block.get(from..).unwrap_or_default();
+        let mut all = letters.chunks_exact(unit).take(TRIED / unit);
+        let bytes = |quad: &[u8]| {
+            let word = quad.iter().fold(0, |word, letter| word << bits | value(code, *letter));
+            let count = unit * bits / 8;
+            (0..count).all(|n| {
+                let byte = word >> (8 * n) & 0xff;
+                matches!(byte, 0x20..=0x7e | 0x09 | 0x0a | 0x0d)
+            })
+        };
+        all.len() > 1 && all.all(bytes)
+    };
+    if text(first) {
+        return 0;
+    }
+    (0..unit).find(|skipped| *skipped != first && text(*skipped)).map_or(0, |skipped| {
+        // What is left over is thrown away, so that the first letter that counts begins a byte.
+        if skipped == 0 { unit } else { skipped }
+    })
+}
+
+// === what is decoded ===
+
+/// How many bytes that follow one another read as text, in UTF-8; 0 if too few do.
+#[must_use]
+pub fn text_bytes(bytes: &[u8]) -> usize {
+    let (mut longest, mut now) = (0, 0);
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            now = if c.is_control() && !matches!(c, '\t' | '\n' | '\r') { 0 } else { now + c.len_utf8() };
+            longest = longest.max(now);
+        }
+        if !chunk.invalid().is_empty() {
+            now = 0;
+        }
+    }
+    let is_text = longest >= TEXT_BYTES || longest == bytes.len() && longest >= TEXT_BYTES_MIN;
+    if is_text { longest } else { 0 }
+}
+
+/// Whether they look like UTF-16 of letters of ASCII.
+fn is_wide(bytes: &[u8]) -> bool {
+    let zeroes = bytes.iter().filter(|b| **b == 0).count();
+    let bare = bytes.iter().filter(|b| matches!(**b, 0x20..=0x7e | b'\n' | b'\r' | b'\t')).count();
+    zeroes * 100 >= bytes.len() * 45
+        && bare * 100 >= bytes.len() * 35
+        && (zeroes + bare) * 100 >= bytes.len() * WIDE_PERCENT
+}
+
+/// What the first letters of a run stand for.
+fn head(block: &[u8], code: Code) -> [u8; key::HEAD_BYTES] {
+    let (mut head, mut bits, mut left) = ([0; key::HEAD_BYTES], 0, 0);
+    let unit = match code {
+        Code::Base64 => 6,
+        Code::Base32 => 5,
+        Code::Hex => 4,
+        Code::Percent => return head,
+    };
+    let mut room = head.iter_mut();
+    for letter in block {
+        (bits, left) = ((bits << unit | value(code, *letter)) & 0xffff, left + unit);
+        if left >= 8 {
+            left -= 8;
+            let Some(byte) = room.next() else { break };
+            *byte = u8::try_from(bits >> left & 0xff).unwrap_or_default();
+        }
+    }
+    head
+}
+
+fn is_file(head: &[u8]) -> bool {
+    is_packed(head) || is_media(head) || key::begins(head)
+}
+
+/// Whether they begin like a file that is looked into, or an archive.
+fn is_packed(bytes: &[u8]) -> bool {
+    matches!(
+        bytes,
+        [0x1f, 0x8b, 8, ..]
+            | [0x28, 0xb5, 0x2f, 0xfd, ..]
+            | [b'P', b'K', 3 | 5, 4 | 6, ..]
+            | [b'7', b'z', 0xbc, 0xaf, ..]
+            | [b'R', b'a', b'r', b'!', ..]
+            | [0xfd, b'7', b'z', b'X', b'Z', ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', ..]
+    )
+}
+
+/// Whether they begin like a file whose bytes are as even as those of what was enciphered.
+fn is_media(bytes: &[u8]) -> bool {
+    let is_certificate = matches!(bytes, [0x30, 0x82, _, _, 0x30, 0x82, ..]);
+    is_certificate
+        || bytes.get(4..8) == Some(b"ftyp")
+        || matches!(
+            bytes,
+            [0x89, b'P', b'N', b'G', ..]
+                | [0xff, 0xd8, 0xff, ..]
+                | [b'G', b'I', b'F', b'8', ..]
+                | [b'R', b'I', b'F', b'F', ..]
+                | [b'B', b'M', _, _, _, _, 0, 0, 0, 0, ..]
+                | [0, 0, 1, 0, ..]
+                | [b'%', b'P', b'D', b'F', b'-', ..]
+                | [b'I', b'D', b'3', ..]
+                | [0xff, 0xfb | 0xf3 | 0xf2 | 0xf1 | 0xf9, ..]
+                | [b'O', b'g', b'g', b'S', ..]
+                | [b'f', b'L', b'a', b'C', ..]
+                | [0x1a, 0x45, 0xdf, 0xa3, ..]
+                | [b'w', b'O', b'F', b'F' | b'2', ..]
+                | [b'O', b'T', b'T', b'O', ..]
+                | [0, 1, 0, 0, 0, ..]
+        )
+}
+
+#[cfg(test)]
+mod tests;
