@@ -12,7 +12,6 @@ use clawgress_inspect::http1::{self, Body};
 use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::sniff::Protocol;
 use clawgress_policy::{Host, Operation, Scheme};
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -94,6 +93,25 @@ pub async fn serve(
     open(serving, connection, Begun { exchange, stream, held }, asked).await;
 }
 
+/// Serves a CONNECT of a stream, whose head in HTTP/1.1 is `head`.
+pub async fn serve_stream(
+    serving: &Serving,
+    connection: Connection,
+    stream: Stream,
+    head: Result<Zeroizing<Vec<u8>>, DropReason>,
+) {
+    let exchange = Exchange::new(&serving.gateway, &connection);
+    match head.and_then(|head| parse(&head)) {
+        Ok(asked) => {
+            open(serving, connection, Begun { exchange, stream, held: Vec::new() }, asked).await;
+        }
+        Err(reason) => {
+            let refused = Refused { manner: Manner::Connect, exchange, stream, has_presented: false };
+            refused.end(&serving.gateway, Ruling::deny("tunnel", reason)).await;
+        }
+    }
+}
+
 /// What a tunnel is made of, whose client waits for an answer.
 #[derive(Debug)]
 pub struct Begun {
@@ -122,7 +140,7 @@ pub async fn open(serving: &Serving, connection: Connection, begun: Begun, asked
     if let Err(reason) = established.dial_early().await {
         return established.unreachable(reason, stream).await;
     }
-    if stream.write_all(manner.established()).await.is_err() || stream.flush().await.is_err() {
+    if manner.establish(&mut stream).await.is_err() {
         return established.record_dial().await;
     }
     // Boxed: every idle tunnel would hold what only its beginning takes.

@@ -8,27 +8,31 @@ mod incoming;
 mod request;
 mod session;
 mod under_way;
+mod within;
 
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
 use h2::server::{Builder, Connection, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
 use pingora_core::apps::HttpServerApp as _;
 use pingora_core::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use zeroize::Zeroizing;
 
 pub use self::incoming::Incoming;
 use self::session::Session;
 use self::under_way::{Place, UnderWay};
+pub use self::within::Within;
 use crate::intercept::{Meter, Wire};
-use crate::limit;
 use crate::plain_http::Front;
 use crate::serve::Serving;
 use crate::stream::Stream;
+use crate::{connect, limit};
 
 /// What is in a frame of a client's connection.
 type Framed = Connection<Wire, Bytes>;
@@ -137,21 +141,29 @@ impl Client<'_> {
     /// Begins to serve a stream, if there is room for it.
     fn accept(self, request: http::Request<RecvStream>, mut response: SendResponse<Bytes>, is_ending: bool) {
         // Streams that were reset have a place as long as they are served: who resets what it asks for gains nothing.
-        let place = self.streams.take(limit::STREAMS_MAX);
+        let place = self.streams.take(limit::STREAMS_SERVED_MAX);
         let shared = Arc::clone(&self.serving.gateway.streams).try_acquire_owned();
         let (Some(place), Ok(shared), false) = (place, shared, is_ending) else {
             // Nothing was asked, and the client knows that it may ask again (RFC 9113 section 8.7).
             return response.send_reset(Reason::REFUSED_STREAM);
         };
         let (parts, body) = request.into_parts();
-        let asked = request::ask(&parts, body.is_end_stream(), &self.front.place);
+        let is_whole = body.is_end_stream();
         let incoming = Arc::new(Incoming::new(body));
         let front = Arc::new(Front::of_stream(self.front, Arc::clone(&incoming)));
         incoming.counts_for(&front);
+        let serving = self.serving.clone();
+        if request::is_tunnel(&parts, &front.place) {
+            let within = Within::new(incoming, response, Arc::clone(&front));
+            let (stream, head) = (Stream::Within(Box::new(within)), request::tunnel(&parts));
+            tokio::spawn(tunnel(serving, front, stream, head, (place, shared)));
+            return;
+        }
+        let asked = request::ask(&parts, is_whole, &front.place);
         let head = asked.head;
         front.begin(asked.admitted, asked.head_bytes);
         let session = Session::new(head, incoming, response, Arc::clone(&front));
-        tokio::spawn(run(self.serving.clone(), front, session, (place, shared)));
+        tokio::spawn(run(serving, front, session, (place, shared)));
     }
 }
 
@@ -170,6 +182,22 @@ fn settings() -> Builder {
     builder
 }
 
+/// Serves a tunnel to its end.
+async fn tunnel(
+    serving: Serving,
+    front: Arc<Front>,
+    stream: Stream,
+    head: Result<Zeroizing<Vec<u8>>, DropReason>,
+    permits: (Place, OwnedSemaphorePermit),
+) {
+    let serve = connect::serve_stream(&serving, front.connection.clone(), stream, head);
+    tokio::select! {
+        () = Box::pin(serve) => {}
+        () = front.gone().cancelled() => {}
+    }
+    drop(permits);
+}
+
 /// Serves a stream to its end.
 async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Place, OwnedSemaphorePermit)) {
     let session = ServerSession::new_custom(Box::new(session));
@@ -184,4 +212,16 @@ async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Pl
     drop(serve);
     serving.record_untaken(&front);
     drop(permits);
+}
+
+/// How many bytes may be sent on a stream of those that were asked for; `None` if it has ended.
+fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+    if stream.poll_reset(cx).is_ready() {
+        return Poll::Ready(None);
+    }
+    // What is there already is never told again.
+    match stream.capacity() {
+        0 => Poll::Ready(ready!(stream.poll_capacity(cx)).and_then(Result::ok)),
+        room => Poll::Ready(Some(room)),
+    }
 }

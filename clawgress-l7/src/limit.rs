@@ -52,6 +52,8 @@ pub const UPSTREAM_POOL: usize = 512;
 
 /// Streams of a client's connection of HTTP/2 at once: what RFC 9113 (6.5.2) calls the least that is useful.
 pub const STREAMS_MAX: u32 = 100;
+/// Streams of it that are served: a client may begin another a moment before the end of one is noticed here.
+pub const STREAMS_SERVED_MAX: u32 = 2 * STREAMS_MAX;
 /// Most bytes of a stream's head, before it was compressed: what a head of HTTP/1 may have.
 pub const STREAM_HEAD_BYTES: u32 = 64 * 1024;
 /// What a client's compression may remember, bytes: what RFC 7541 has by default.
@@ -63,8 +65,9 @@ pub const STREAM_WINDOW: u32 = 128 * 1024;
 pub const STREAMS_WINDOW: u32 = 256 * 1024;
 /// Bytes of an answer that wait for a client to take them, of each stream.
 pub const STREAM_SEND_BYTES: usize = 64 * 1024;
-/// Malformed streams of a connection before it is closed.
-pub const STREAM_ERRORS_MAX: usize = 32;
+/// Malformed streams, and those above [`STREAMS_MAX`], of a connection before it is closed: some clients begin many before they
+/// are told how many they may.
+pub const STREAM_ERRORS_MAX: usize = 256;
 /// Streams that a client reset before they were looked at, before its connection is closed (CVE-2023-44487).
 pub const STREAM_RESETS_MAX: usize = 20;
 /// Bytes of a body that are kept for another attempt to send it, as Pingora does of HTTP/1.

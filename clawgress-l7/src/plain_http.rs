@@ -44,7 +44,8 @@ pub use gate::Gate;
 pub use granted::Granted;
 use granted::rule;
 pub use hold::{Held, Source};
-use respond::{is_stranger, is_untrusted, respond, reusable, switch};
+pub use respond::is_stranger;
+use respond::{is_untrusted, respond, reusable, switch};
 
 /// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
 /// round it (RFC 7838).

@@ -38,7 +38,7 @@ use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
 use crate::stream::Stream;
-use crate::tls::Terminal;
+use crate::tls::{self, Terminal};
 use crate::tunnel::Pipes;
 use crate::{audit, connect, handover, http2, intercept, limit, opaque, peek, socks};
 
@@ -107,9 +107,14 @@ impl Serving {
         };
         // Boxed: it takes some KiB, and every tunnel would hold as much.
         match Box::pin(terminal.accept(stream, deadline)).await {
-            Ok(Some((stream, certificate))) => {
+            Ok(Some(tls::Accepted { stream, certificate, is_http2 })) => {
                 connection.certificate = certificate;
-                self.connection(connection, stream, deadline).await;
+                if is_http2 {
+                    let front = self.explicit(connection);
+                    let _cut = Box::pin(http2::serve(self, front, stream, Vec::new(), deadline)).await;
+                } else {
+                    self.connection(connection, stream, deadline).await;
+                }
             }
             // Nothing was asked, so nothing is decided.
             Ok(None) => {}
@@ -139,14 +144,12 @@ impl Serving {
                 Box::pin(connect::serve(self, connection, stream, held, deadline)).await;
             }
             Ok(Protocol::Http1) => {
-                let place = if connection.is_explicit() {
-                    let endpoints = Arc::clone(&gateway.endpoints);
-                    let is_bound = matches!(connection.bound, Ok(Some(_)));
-                    Place::Explicit { endpoints, is_known: is_bound || connection.certificate.is_some() }
+                let front = if connection.is_explicit() {
+                    self.explicit(connection)
                 } else {
-                    Place::Transparent { port: connection.local.port() }
+                    let place = Place::Transparent { port: connection.local.port() };
+                    Front::new(connection, place)
                 };
-                let front = Front::new(connection, place);
                 let _cut = self.plain_http(front, stream, held, deadline).await;
             }
             Ok(Protocol::Tls) if !connection.is_explicit() => {
@@ -173,6 +176,14 @@ impl Serving {
             Ok(Protocol::Tls | Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
             Err(reason) => self.deny(&connection, reason),
         }
+    }
+
+    /// The front of a connection to the explicit proxy.
+    fn explicit(&self, connection: Connection) -> Front {
+        let endpoints = Arc::clone(&self.gateway.endpoints);
+        let is_bound = matches!(connection.bound, Ok(Some(_)));
+        let is_known = is_bound || connection.certificate.is_some();
+        Front::new(connection, Place::Explicit { endpoints, is_known })
     }
 
     fn deny(&self, connection: &Connection, reason: DropReason) {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::http2::Within;
 use crate::intercept::Wire;
 
 /// The connection.
@@ -21,6 +22,8 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
     /// What a client sends to a server, as whom the gateway has shown itself.
     Read(Box<TlsStream<Wire>>),
+    /// A tunnel within a stream of HTTP/2.
+    Within(Box<Within>),
 }
 
 // === impl Stream ===
@@ -31,21 +34,22 @@ impl From<TcpStream> for Stream {
     }
 }
 
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        self.tcp().as_raw_fd()
-    }
-}
-
 impl Stream {
-    /// What carries it.
+    /// What carries it, and nothing else.
     #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Stream::Clear(stream) => stream,
-            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Clear(stream) => Some(stream),
+            Stream::Tls(stream) => Some(stream.get_ref().0),
             Stream::Read(stream) => stream.get_ref().0.tcp(),
+            Stream::Within(_) => None,
         }
+    }
+
+    /// The descriptor of that.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.tcp().map(AsRawFd::as_raw_fd)
     }
 }
 
@@ -55,6 +59,7 @@ impl AsyncRead for Stream {
             Stream::Clear(stream) => Pin::new(stream).poll_read(cx, out),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, out),
             Stream::Read(stream) => Pin::new(stream).poll_read(cx, out),
+            Stream::Within(stream) => Pin::new(stream).poll_read(cx, out),
         }
     }
 }
@@ -65,6 +70,7 @@ impl AsyncWrite for Stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Read(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Within(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -73,6 +79,7 @@ impl AsyncWrite for Stream {
             Stream::Clear(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Read(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Within(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -81,6 +88,7 @@ impl AsyncWrite for Stream {
             Stream::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Read(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Within(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -93,6 +101,7 @@ impl AsyncWrite for Stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Stream::Read(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Stream::Within(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -101,6 +110,7 @@ impl AsyncWrite for Stream {
             Stream::Clear(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
             Stream::Read(stream) => stream.is_write_vectored(),
+            Stream::Within(stream) => stream.is_write_vectored(),
         }
     }
 }

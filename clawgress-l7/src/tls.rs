@@ -32,8 +32,9 @@ use crate::identify::Certificate;
 use crate::limit;
 use crate::stream::Stream;
 
-/// The one protocol inside.
-const ALPN: &[u8] = b"http/1.1";
+/// The protocols inside, the better first.
+const ALPN: [&[u8]; 2] = [ALPN_HTTP2, b"http/1.1"];
+const ALPN_HTTP2: &[u8] = b"h2";
 /// Bits of a mode by which others than the owner and its group may read or write, and the group may write.
 const OPEN_BITS: u32 = 0o037;
 
@@ -49,6 +50,17 @@ pub struct Terminal {
 struct Live {
     config: Arc<ServerConfig>,
     seen: [Seen; 2],
+}
+
+/// A client, after its handshake.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The client.
+    pub stream: Stream,
+    /// What it has shown, if it has.
+    pub certificate: Option<Arc<Certificate>>,
+    /// Whether it speaks HTTP/2.
+    pub is_http2: bool,
 }
 
 /// A file as it was found.
@@ -102,19 +114,17 @@ impl Terminal {
     /// # Errors
     /// [`DropReason::Timeout`], [`DropReason::CredentialInvalid`] if the client has not shown to have the key of its
     /// certificate, [`DropReason::TlsMalformed`].
-    pub async fn accept(
-        &self,
-        stream: TcpStream,
-        deadline: Instant,
-    ) -> Result<Option<(Stream, Option<Arc<Certificate>>)>, DropReason> {
+    pub async fn accept(&self, stream: TcpStream, deadline: Instant) -> Result<Option<Accepted>, DropReason> {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.live.load().config));
         let stream = match timeout_at(deadline, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return refusal(&error).map_or(Ok(None), Err),
             Err(_) => return Err(DropReason::Timeout),
         };
-        let chain = stream.get_ref().1.peer_certificates().map(|chain| Certificate::new(chain.into()));
-        Ok(Some((Stream::Tls(Box::new(stream)), chain.map(Arc::new))))
+        let session = stream.get_ref().1;
+        let chain = session.peer_certificates().map(|chain| Certificate::new(chain.into()));
+        let (certificate, is_http2) = (chain.map(Arc::new), session.alpn_protocol() == Some(ALPN_HTTP2));
+        Ok(Some(Accepted { stream: Stream::Tls(Box::new(stream)), certificate, is_http2 }))
     }
 }
 
@@ -185,7 +195,7 @@ fn config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> R
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(Possession(provider)))
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

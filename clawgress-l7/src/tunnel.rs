@@ -102,7 +102,7 @@ where
     F: Future<Output = (Reader<'a>, Result<Vec<u8>, DropReason>)>,
 {
     let meter = Meter::new();
-    for stream in [client.tcp(), upstream] {
+    for stream in client.tcp().into_iter().chain([upstream]) {
         let _ = stream.set_nodelay(true);
         // Finds peers that are gone without a word; a socket that can't do it still has the idle time.
         let keepalive =

@@ -1,7 +1,10 @@
 //! How a client asks for a tunnel, and what it is answered.
 
+use std::io;
+
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::socks5::{self, Reply};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::decide::Ruling;
 use crate::enforce::enforce;
@@ -16,7 +19,7 @@ const SUCCEEDED: &[u8] = &socks5::reply(Reply::Succeeded);
 /// How a tunnel is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// The method CONNECT of HTTP/1.1.
+    /// The method CONNECT of HTTP/1.1, or of HTTP/2.
     Connect,
     /// A request of SOCKS 5.
     Socks5,
@@ -38,13 +41,18 @@ pub struct Refused {
 // === impl Manner ===
 
 impl Manner {
-    /// What tells the client to begin.
-    #[must_use]
-    pub fn established(self) -> &'static [u8] {
-        match self {
-            Manner::Connect => CONNECTED,
-            Manner::Socks5 => SUCCEEDED,
-        }
+    /// Tells the client to begin.
+    ///
+    /// # Errors
+    /// If it has left.
+    pub async fn establish(self, stream: &mut Stream) -> io::Result<()> {
+        let word = match (&mut *stream, self) {
+            (Stream::Within(within), _) => return within.establish(),
+            (_, Manner::Connect) => CONNECTED,
+            (_, Manner::Socks5) => SUCCEEDED,
+        };
+        stream.write_all(word).await?;
+        stream.flush().await
     }
 
     /// The HTTP status by which the client is told to begin, if it is told by one.
@@ -73,6 +81,11 @@ impl Refused {
         let client = page::Client::of_proxy(self.has_presented);
         let status = self.manner.status().map(|_| page::status_as(client, reason));
         self.exchange.end(End { status, reason: Some(reason), ..End::default() });
+        if let Stream::Within(within) = &mut self.stream {
+            // It may have left, and was told nothing then.
+            let _ = within.refuse(client, reason, self.exchange.id());
+            return;
+        }
         match self.manner {
             Manner::Connect => {
                 let word = page::response(reason, self.exchange.id(), self.has_presented);

@@ -52,7 +52,12 @@ impl Incoming {
     /// # Errors
     /// If the client has reset the stream, or its connection has ended.
     pub async fn next(&self) -> Result<Option<Bytes>, h2::Error> {
-        poll_fn(|cx| self.0.lock().poll_next(cx)).await
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// See [`Incoming::next`].
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, h2::Error>> {
+        self.0.lock().poll_next(cx)
     }
 
     /// Whether all of it was read.

@@ -22,38 +22,66 @@ pub struct Asked {
 
 /// What `parts` ask for, of a client whose requests are taken for what `place` says; `is_whole` if that is all of it.
 pub fn ask(parts: &Parts, is_whole: bool, place: &Place) -> Asked {
-    let fields: Vec<_> =
-        parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-    let uri = &parts.uri;
-    let request = Request {
-        method: parts.method.as_str(),
-        scheme: uri.scheme_str(),
-        authority: uri.authority().map(http::uri::Authority::as_str),
-        path: uri.path_and_query().map(http::uri::PathAndQuery::as_str),
-        fields: &fields,
-        is_whole,
-    };
+    let fields = fields(parts);
+    let request = request(parts, &fields, is_whole);
     let role = match place {
         Place::Explicit { .. } => Role::Proxy,
         Place::Read(_) => Role::Server { tls: true },
         Place::Transparent { .. } | Place::Tunnel { .. } => Role::Server { tls: false },
     };
     let size = fields.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-    let head_bytes = size + uri.path().len() + request.method.len();
+    let head_bytes = size + request.path.map_or(0, str::len) + request.method.len();
     match judge(&request, role, place) {
         Ok((admitted, head)) => Asked { admitted: Ok(admitted), head, head_bytes },
         Err(reason) => Asked { admitted: Err(reason), head: nothing(), head_bytes },
     }
 }
 
-fn judge(request: &Request<'_>, role: Role, place: &Place) -> Result<(Admitted, RequestHeader), DropReason> {
-    let malformed = |error: &dyn std::fmt::Display| {
+/// Whether `parts` ask a proxy for a tunnel.
+pub fn is_tunnel(parts: &Parts, place: &Place) -> bool {
+    parts.method == http::Method::CONNECT && matches!(place, Place::Explicit { .. })
+}
+
+/// The head, in HTTP/1.1, of a stream that asks for a tunnel.
+///
+/// # Errors
+/// [`DropReason::HttpMalformed`].
+pub fn tunnel(parts: &Parts) -> Result<Zeroizing<Vec<u8>>, DropReason> {
+    // What follows is the tunnel's.
+    text(&request(parts, &fields(parts), true), Role::Proxy)
+}
+
+fn fields(parts: &Parts) -> Vec<(&str, &[u8])> {
+    parts.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
+}
+
+fn request<'a>(parts: &'a Parts, fields: &'a [(&'a str, &'a [u8])], is_whole: bool) -> Request<'a> {
+    let uri = &parts.uri;
+    Request {
+        method: parts.method.as_str(),
+        scheme: uri.scheme_str(),
+        authority: uri.authority().map(http::uri::Authority::as_str),
+        path: uri.path_and_query().map(http::uri::PathAndQuery::as_str),
+        fields,
+        is_whole,
+    }
+}
+
+/// It may hold a credential; what goes on does not.
+fn text(request: &Request<'_>, role: Role) -> Result<Zeroizing<Vec<u8>>, DropReason> {
+    let text = to_http1(request, role).map_err(|error| {
         tracing::debug!(%error, "refused head");
         DropReason::HttpMalformed
-    };
-    // It may hold a credential; what goes on does not.
-    let text = Zeroizing::new(to_http1(request, role).map_err(|error| malformed(&error))?);
-    let head = http1::parse(&text).map_err(|error| malformed(&error))?;
+    });
+    text.map(Zeroizing::new)
+}
+
+fn judge(request: &Request<'_>, role: Role, place: &Place) -> Result<(Admitted, RequestHeader), DropReason> {
+    let text = text(request, role)?;
+    let head = http1::parse(&text).map_err(|error| {
+        tracing::debug!(%error, "refused head");
+        DropReason::HttpMalformed
+    })?;
     let (mut admitted, rewritten) = admit(&head, place)?;
     admitted.is_http2 = true;
     let head = header(&rewritten).ok_or(DropReason::HttpMalformed)?;

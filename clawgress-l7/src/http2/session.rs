@@ -4,7 +4,6 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -156,16 +155,7 @@ impl Session {
         };
         while !bytes.is_empty() {
             body.reserve_capacity(bytes.len());
-            let room = poll_fn(|cx| {
-                if body.poll_reset(cx).is_ready() {
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(match ready!(body.poll_capacity(cx)) {
-                    Some(Ok(n)) => Some(n),
-                    Some(Err(_)) | None => None,
-                })
-            });
-            let room = match timeout(within, room).await {
+            let room = match timeout(within, poll_fn(|cx| super::poll_room(body, cx))).await {
                 Ok(Some(room)) => room,
                 Ok(None) => {
                     let gone = Error::explain(ErrorType::WriteError, "the client has left");

@@ -49,7 +49,7 @@ impl Wire {
 
     /// What carries it.
     #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> Option<&TcpStream> {
         self.inner.tcp()
     }
 

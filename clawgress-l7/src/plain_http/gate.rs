@@ -6,7 +6,6 @@
 
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -39,7 +38,7 @@ const HELD_BYTES_MAX: usize = http1::HEAD_BYTES_MAX + READ_BYTES;
 
 /// The stream.
 pub struct Gate {
-    digest: Arc<SocketDigest>,
+    digest: Option<Arc<SocketDigest>>,
     front: Arc<Front>,
     /// Pingora has the stream to itself; whoever [holds](super::hold) a body reads it through a reference.
     reader: Mutex<Reader>,
@@ -84,7 +83,7 @@ impl Gate {
     /// A gate before `stream`, of which `held` was read; the first head must be whole by `deadline`.
     #[must_use]
     pub fn new(front: Arc<Front>, stream: Stream, held: &[u8], deadline: Instant) -> Self {
-        let digest = Arc::new(SocketDigest::from_raw_fd(stream.as_raw_fd()));
+        let digest = stream.descriptor().map(|fd| Arc::new(SocketDigest::from_raw_fd(fd)));
         let reader = Reader {
             inner: stream,
             front: Arc::clone(&front),
@@ -310,7 +309,8 @@ impl Shutdown for Gate {
 
 impl UniqueID for Gate {
     fn id(&self) -> UniqueIDType {
-        self.reader.lock().inner.as_raw_fd()
+        // Only connections to upstreams are told apart by it.
+        self.reader.lock().inner.descriptor().unwrap_or(-1)
     }
 }
 
@@ -336,7 +336,7 @@ impl GetProxyDigest for Gate {
 
 impl GetSocketDigest for Gate {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::clone(&self.digest))
+        self.digest.clone()
     }
 
     fn set_socket_digest(&mut self, _digest: SocketDigest) {}

@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, tcp};
 use super::{COPY_BYTES, Meter};
 use crate::stream::Stream;
 
-/// A stream over TLS.
+/// A stream over TLS, or within one of HTTP/2.
 pub trait Duplex: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> Duplex for T {}
@@ -23,7 +23,7 @@ impl<T: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin> Duplex for T {}
 pub enum Reader<'a> {
     /// In clear.
     Clear(tcp::ReadHalf<'a>),
-    /// Deciphered.
+    /// Deciphered, or taken out of frames.
     Tls(ReadHalf<&'a mut dyn Duplex>),
 }
 
@@ -32,7 +32,7 @@ pub enum Reader<'a> {
 pub enum Writer<'a> {
     /// In clear.
     Clear(tcp::WriteHalf<'a>),
-    /// To be enciphered.
+    /// To be enciphered, or framed.
     Tls(WriteHalf<&'a mut dyn Duplex>),
 }
 
@@ -48,6 +48,10 @@ pub fn split(stream: &mut Stream) -> (Reader<'_>, Writer<'_>) {
             (Reader::Tls(reader), Writer::Tls(writer))
         }
         Stream::Read(stream) => {
+            let (reader, writer) = tokio::io::split(&mut **stream as &mut dyn Duplex);
+            (Reader::Tls(reader), Writer::Tls(writer))
+        }
+        Stream::Within(stream) => {
             let (reader, writer) = tokio::io::split(&mut **stream as &mut dyn Duplex);
             (Reader::Tls(reader), Writer::Tls(writer))
         }

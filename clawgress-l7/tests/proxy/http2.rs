@@ -7,6 +7,7 @@ use clawgress_api::{AuditRecord, RecordKind, Verdict};
 use clawgress_ebpf_common::DropReason;
 use h2::Reason;
 use http::Request;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::body;
 use crate::endpoints::https;
@@ -274,7 +275,15 @@ async fn a_client_has_its_share_of_streams_and_no_more() {
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..300 {
         let (client, url) = (Arc::clone(&client), url(&site, "/"));
-        asking.spawn(async move { client.get(&url).await.expect("answer").status });
+        asking.spawn(async move {
+            loop {
+                match client.get(&url).await {
+                    Ok(answer) => return answer.status,
+                    // One too many for a moment: nothing was asked, and it may ask again.
+                    Err(error) => assert_eq!(error.reason(), Some(Reason::REFUSED_STREAM), "{error:?}"),
+                }
+            }
+        });
     }
     while let Some(status) = asking.join_next().await {
         assert_eq!(status.expect("task"), 200);
@@ -307,4 +316,78 @@ async fn who_knows_that_a_server_speaks_it_is_taken_at_its_word_in_clear() {
     assert_eq!(stream.rest().await, b"");
     let refused = |r: &AuditRecord| r.reason == Some(DropReason::UpgradeUnsupported);
     site.record(RecordKind::Outcome, refused).await;
+}
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// A literal field, or a pseudo-header, without compression (RFC 7541 section 6.2.2).
+fn literal(name: &str, value: &str) -> Vec<u8> {
+    let n = |text: &str| u8::try_from(text.len()).expect("short");
+    [&[0, n(name)][..], name.as_bytes(), &[n(value)], value.as_bytes()].concat()
+}
+
+/// What no client's library sends: pseudo-headers twice, after others or unknown; heads without end; floods.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_no_honest_client_reach_nobody() {
+    const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let site = site(POLICY, "").await;
+    let raw = async || {
+        let config = trusting(&[site.gateway.authority.certificate()], &["h2"]);
+        site.shake(HOST, config).await.expect("handshake")
+    };
+    let host = site.host();
+    let own = [(":method", "GET"), (":scheme", "https"), (":authority", &*host), (":path", "/ok")];
+    for more in [
+        &[(":path", "/other")][..],
+        &[(":authority", "api.allowed.test")],
+        &[("accept", "*/*"), (":path", "/other")],
+        &[(":status", "200")],
+        &[(":protocol", "websocket")],
+        &[(":unknown", "x")],
+        &[("Accept", "x")],
+        &[("x", "a\r\nb: c")],
+        &[("x\r\ny", "z")],
+        &[("connection", "close")],
+        &[("transfer-encoding", "chunked")],
+        &[("content-length", "1"), ("content-length", "2")],
+        &[("content-length", "5")],
+        &[("te", "gzip")],
+    ] {
+        let block: Vec<u8> = own.iter().chain(more).flat_map(|(n, v)| literal(n, v)).collect();
+        let mut client = raw().await;
+        client.send([START, &frame(1, 5, 1, &block)].concat()).await;
+        // Whatever is said, it is no answer of the server's.
+        client.send(frame(7, 0, 0, &[0; 8])).await;
+        let said = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert!(!said.contains("ok"), "{more:?}: {said:?}");
+    }
+    assert!(site.upstream.requests().is_empty(), "{:?}", site.upstream.requests());
+    // Each would go on for ever.
+    let filler = vec![b'x'; 100];
+    let field = [&[0, 1, b'y', 100][..], &filler].concat();
+    let continuation = frame(9, 0, 1, &field.repeat(150));
+    for (first, flood) in [
+        (frame(1, 1, 1, &literal(":method", "GET")), continuation),
+        (vec![], frame(6, 0, 0, &[0; 8]).repeat(1000)),
+        (vec![], frame(4, 0, 0, &[0, 3, 0, 0, 0, 100]).repeat(1000)),
+        (vec![], frame(3, 0, 1, &[0, 0, 0, 8]).repeat(1000)),
+    ] {
+        let mut client = raw().await;
+        client.send([START, &first].concat()).await;
+        let flooding = async {
+            for n in 0..100_000 {
+                if client.stream.write_all(&flood).await.is_err() || client.stream.flush().await.is_err() {
+                    return n;
+                }
+            }
+            panic!("nobody minds");
+        };
+        // It is closed, or no more is read of it while nobody takes what it is answered.
+        let _ = tokio::time::timeout(Duration::from_secs(2), flooding).await;
+    }
+    let client = inside(&site).await;
+    assert_eq!(client.get(&url(&site, "/ok")).await.expect("answer").status, 200, "others are served");
 }

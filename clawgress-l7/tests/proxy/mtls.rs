@@ -372,9 +372,9 @@ async fn what_the_handshake_refuses() {
     // Who doesn't trust the proxy has asked nothing. Nor who speaks TLS 1.2, or another protocol inside.
     let nobody = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
     s.handshake(nobody).await.expect_err("not trusted");
-    let mut h2 = s.config().with_no_client_auth();
-    h2.alpn_protocols = vec![b"h2".to_vec()];
-    s.handshake(h2).await.expect_err("no protocol in common");
+    let mut other = s.config().with_no_client_auth();
+    other.alpn_protocols = vec![b"h3".to_vec()];
+    s.handshake(other).await.expect_err("no protocol in common");
     assert_eq!(upstream.connections(), 0);
     assert_eq!(s.ask(&web, &get(&host, "")).await.status, 200);
 }

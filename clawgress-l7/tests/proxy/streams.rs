@@ -8,7 +8,7 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -106,8 +106,11 @@ pub async fn send(stream: &mut SendStream<Bytes>, body: &[u8]) -> Result<(), h2:
     let mut left = Bytes::copy_from_slice(body);
     while !left.is_empty() {
         stream.reserve_capacity(left.len());
-        let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
-        let Some(room) = room.transpose()? else { return Ok(()) };
+        let room = match stream.capacity() {
+            0 => std::future::poll_fn(|cx| stream.poll_capacity(cx)).await.transpose()?,
+            room => Some(room),
+        };
+        let Some(room) = room else { return Ok(()) };
         stream.send_data(left.split_to(room.min(left.len())), false)?;
     }
     Ok(())
@@ -218,4 +221,45 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
             let _ = sender.send_data("ok".into(), true);
         }
     }
+}
+
+/// A tunnel's stream, as its client has it.
+pub async fn tunnel(connection: &Connection, request: Request<()>) -> Result<tokio::io::DuplexStream, Reply> {
+    let (response, mut sender) = connection.begin(request, false).await.expect("begun");
+    let response = timeout(PATIENCE, response).await.expect("in time").expect("answer");
+    if response.status() != 200 {
+        let (head, mut stream) = response.into_parts();
+        let body = whole(&mut stream).await.expect("body");
+        let (status, trailers) = (head.status.as_u16(), HeaderMap::new());
+        return Err(Reply { status, fields: head.headers, body, trailers });
+    }
+    let mut receiver = response.into_body();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (mut reader, mut writer) = tokio::io::split(far);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 4096];
+        while let Ok(n @ 1..) = reader.read(&mut buffer).await {
+            if send(&mut sender, &buffer[..n]).await.is_err() {
+                return;
+            }
+        }
+        let _ = sender.send_data(Bytes::new(), true);
+    });
+    tokio::spawn(async move {
+        while let Some(bytes) = receiver.data().await {
+            let bytes = match bytes {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    eprintln!("{error:?}");
+                    break;
+                }
+            };
+            let _ = receiver.flow_control().release_capacity(bytes.len());
+            if writer.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+        let _ = writer.shutdown().await;
+    });
+    Ok(near)
 }

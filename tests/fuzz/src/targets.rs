@@ -7,7 +7,8 @@
 
 use clawgress_inspect::client_hello::{ClientHello, HelloError, Reassembler};
 use clawgress_inspect::dns;
-use clawgress_inspect::http1::{self, Framer, HttpError, Step};
+use clawgress_inspect::http1::{self, Body, Framer, HttpError, Step};
+use clawgress_inspect::http2::{self, Role};
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::proxy_header::{self, Header};
 use clawgress_inspect::proxy_request::{self, Target};
@@ -46,6 +47,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("encoded", encoded),
     ("host", host),
     ("http1", http1),
+    ("http2", http2),
     ("jwks", jwks),
     ("jwt", jwt),
     ("llm_answer", llm_answer),
@@ -241,6 +243,46 @@ pub fn host(data: &[u8]) {
             assert!(!name.ends_with('.') && name.len() <= 253);
         }
     }
+}
+
+/// What a stream asks for is read of the head in HTTP/1.1 as it was, or not at all. The first byte says what there is of it,
+/// and its parts are between bytes that are in no text.
+pub fn http2(data: &[u8]) {
+    let Some((flags, rest)) = data.split_first() else { return };
+    let has = |bit: u32| flags >> bit & 1 == 1;
+    let mut parts = rest.split(|b| *b == 0xff);
+    let mut text = || std::str::from_utf8(parts.next().unwrap_or_default()).ok();
+    let (Some(method), Some(scheme), Some(authority), Some(path)) = (text(), text(), text(), text()) else {
+        return;
+    };
+    let mut fields: Vec<(&str, &[u8])> = Vec::new();
+    while let Some(name) = parts.next() {
+        let Ok(name) = std::str::from_utf8(name) else { return };
+        fields.push((name, parts.next().unwrap_or_default()));
+    }
+    let role = if has(1) { Role::Proxy } else { Role::Server { tls: has(2) } };
+    let request = http2::Request {
+        method,
+        scheme: has(3).then_some(scheme),
+        authority: has(4).then_some(authority),
+        path: has(5).then_some(path),
+        fields: &fields,
+        is_whole: has(0),
+    };
+    let Ok(head) = http2::to_http1(&request, role) else { return };
+    assert_eq!(http1::head_length(&head, 0), Ok(Some(head.len())));
+    let Ok(parsed) = http1::parse(&head) else { return };
+    assert_eq!(parsed.method, method);
+    if let Some(authority) = request.authority {
+        assert_eq!(parsed.host, Some(authority.as_bytes()));
+    }
+    if let (Some(path), Role::Server { .. }) = (request.path, role) {
+        assert_eq!(parsed.target, path.as_bytes());
+    }
+    let is_own = |name: &str| matches!(name, "host" | "cookie" | "transfer-encoding");
+    let sent = fields.iter().filter(|(name, _)| !is_own(name)).copied();
+    assert!(sent.eq(parsed.fields.iter().filter(|f| !is_own(f.name)).map(|f| (f.name, f.value))));
+    assert!(!request.is_whole || parsed.body == Body::Length(0));
 }
 
 /// The same requests, whole or in pieces; what goes on of a request is a request that goes on as it is.
