@@ -4,9 +4,12 @@
 
 use std::hint::black_box;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
+use clawgress_inspect::prompt::{BUILT_IN, Detector, Rules};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compress, Compression, FlushCompress};
 
@@ -44,6 +47,34 @@ fn look(body: &[u8], coding: &[u8]) -> u64 {
     inspector.facts().fields
 }
 
+/// All that is asked about a call: fields, tokens, findings, what is in other clothes, and prompts.
+fn look_at_all(body: &[u8], rules: &Arc<Rules>) -> u32 {
+    let claims = Claims::new(&[b"application/json"], &[]);
+    let mut inspector = Inspector::of_call(claims, Limits::default(), true).with_rules(rules);
+    body.chunks(READ_BYTES).for_each(|piece| inspector.push(piece).unwrap());
+    inspector.finish().unwrap();
+    inspector.assessment().unwrap().score
+}
+
+fn calls(c: &mut Criterion) {
+    let rules = Arc::new(Rules::parse(BUILT_IN).unwrap());
+    for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
+        let body = chat(size);
+        let mut group = c.benchmark_group(name);
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function("everything", |b| b.iter(|| look_at_all(black_box(&body), &rules)));
+        let text = String::from_utf8(body).unwrap();
+        group.bench_function("prompt rules", |b| {
+            b.iter(|| {
+                let mut detector = Detector::new(&rules);
+                detector.text(Provenance::User, black_box(&text), true);
+                detector.assess().score
+            });
+        });
+        group.finish();
+    }
+}
+
 fn bodies(c: &mut Criterion) {
     for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
         let plain = chat(size);
@@ -64,6 +95,6 @@ fn bodies(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(2)).sample_size(30);
-    targets = bodies
+    targets = bodies, calls
 }
 criterion_main!(benches);

@@ -6,6 +6,7 @@
 //! readable what a server could read otherwise: who asks about content denies that.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 pub mod coding;
 mod detect;
@@ -23,7 +24,8 @@ pub use media::{Claims, Seen};
 use multipart::MultipartError;
 pub use names::NAME_BYTES_MAX;
 
-use crate::llm::{CallError, Field, Request};
+use crate::llm::{CallError, Field, Piece, Request};
+use crate::prompt::{Assessment, Detector, Rules};
 
 /// Codings inside one another that are taken off: a file that was packed, sent as a body that is.
 pub const CODINGS_MAX: u8 = 3;
@@ -162,6 +164,8 @@ struct Tally {
     call: Option<Box<Request>>,
     /// Whether it is one, by where it goes.
     is_call: bool,
+    /// What looks at its texts.
+    prompt: Option<Box<Detector>>,
 }
 
 // === impl Finding ===
@@ -238,7 +242,7 @@ impl Tally {
     /// What comes next of the body's own document.
     fn of_call(&mut self, event: Event<'_>) -> Result<(), Unreadable> {
         let Some(call) = &mut self.call else { return Ok(()) };
-        let read = call.event(event, &mut |_| {});
+        let read = call.event(event, &mut looks_at(&mut self.prompt));
         self.sure(read)
     }
 
@@ -246,7 +250,7 @@ impl Tally {
     fn of_call_begins(&mut self, head: &[u8]) -> Result<bool, Unreadable> {
         let Some(call) = &mut self.call else { return Ok(false) };
         let read = Field::of(head).and_then(|field| match field {
-            Some(field) => call.begin_field(&field, &mut |_| {}).map(|()| true),
+            Some(field) => call.begin_field(&field, &mut looks_at(&mut self.prompt)).map(|()| true),
             None => Ok(false),
         });
         let is_field = read.unwrap_or(false);
@@ -255,7 +259,7 @@ impl Tally {
 
     fn call_ends(&mut self) -> Result<(), Unreadable> {
         let Some(call) = &mut self.call else { return Ok(()) };
-        call.finish(&mut |_| {});
+        call.finish(&mut looks_at(&mut self.prompt));
         let has_begun = call.has_begun();
         self.sure(if has_begun { Ok(()) } else { Err(CallError::NoObject) })
     }
@@ -263,6 +267,15 @@ impl Tally {
     /// What only looks like a call is none where it can't be read.
     fn sure(&self, read: Result<(), CallError>) -> Result<(), Unreadable> {
         read.or_else(|why| if self.is_call { Err(Unreadable::Call(why)) } else { Ok(()) })
+    }
+}
+
+/// What hands the pieces of a call's texts on.
+fn looks_at(prompt: &mut Option<Box<Detector>>) -> impl FnMut(&Piece<'_>) {
+    move |piece| {
+        if let Some(prompt) = prompt {
+            prompt.push(piece);
+        }
     }
 }
 
@@ -292,6 +305,7 @@ impl Inspector {
             seen: Seen::Nothing,
             call: None,
             is_call: false,
+            prompt: None,
         };
         Inspector { layer: Layer::root(claims), tally, bytes: 0, complete: false, failed }
     }
@@ -308,6 +322,20 @@ impl Inspector {
         inspector.tally.call = may_be.then(Box::default);
         inspector.tally.is_call = is;
         inspector
+    }
+
+    /// Has the texts of a call looked at by these rules.
+    #[must_use]
+    pub fn with_rules(mut self, rules: &Arc<Rules>) -> Inspector {
+        self.tally.prompt = self.tally.call.is_some().then(|| Box::new(Detector::new(rules)));
+        self
+    }
+
+    /// What its texts came to as far as they were seen, if they are looked at and it is a call.
+    #[must_use]
+    pub fn assessment(&self) -> Option<Assessment> {
+        let prompt = self.tally.prompt.as_ref().filter(|_| self.failed.is_none());
+        prompt.map(|prompt| prompt.assess())
     }
 
     /// What it says as a call of a model.
@@ -374,7 +402,8 @@ impl Inspector {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let call = self.tally.call.as_deref().map_or(0, Request::memory_bytes);
-        OWN_BYTES + self.layer.memory_bytes() + call
+        let prompt = self.tally.prompt.as_deref().map_or(0, Detector::memory_bytes);
+        OWN_BYTES + self.layer.memory_bytes() + call + prompt
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), Unreadable> {

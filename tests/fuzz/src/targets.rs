@@ -22,6 +22,8 @@ mod identity;
 mod llm;
 #[path = "payload.rs"]
 mod payload;
+#[path = "prompt.rs"]
+mod prompt;
 
 pub use encoded::encoded;
 pub use identity::{
@@ -31,6 +33,7 @@ pub use identity::{
 pub use llm::{llm_answer, llm_request};
 
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
+pub use prompt::{prompt_rules, prompt_text};
 
 use super::Host;
 
@@ -56,6 +59,8 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("payload_coding", payload_coding),
     ("payload_json", payload_json),
     ("payload_multipart", payload_multipart),
+    ("prompt_rules", prompt_rules),
+    ("prompt_text", prompt_text),
     ("proxy_authorization", proxy_authorization),
     ("proxy_header", proxy_header),
     ("sniff", sniff),
