@@ -32,7 +32,7 @@ use crate::intercept::{Meter, Wire};
 use crate::plain_http::Front;
 use crate::serve::Serving;
 use crate::stream::Stream;
-use crate::{connect, limit};
+use crate::{connect, limit, tunnel};
 
 /// What is in a frame of a client's connection.
 type Framed = Connection<Wire, Bytes>;
@@ -47,6 +47,10 @@ pub async fn serve(
 ) -> Option<DropReason> {
     let front = Arc::new(front);
     let streams = UnderWay::default();
+    if let Some(tcp) = stream.tcp() {
+        // A tunnel within may be idle for long: this finds clients that are gone without a word.
+        tunnel::keep_alive(tcp);
+    }
     // Whatever ends this ends them.
     let _gone = front.gone().clone().drop_guard();
     let wire = Wire::new(stream, held, Arc::new(Meter::default()));
@@ -156,7 +160,7 @@ impl Client<'_> {
         if request::is_tunnel(&parts, &front.place) {
             let within = Within::new(incoming, response, Arc::clone(&front));
             let (stream, head) = (Stream::Within(Box::new(within)), request::tunnel(&parts));
-            tokio::spawn(tunnel(serving, front, stream, head, (place, shared)));
+            tokio::spawn(carry(serving, front, stream, head, (place, shared)));
             return;
         }
         let asked = request::ask(&parts, is_whole, &front.place);
@@ -183,7 +187,7 @@ fn settings() -> Builder {
 }
 
 /// Serves a tunnel to its end.
-async fn tunnel(
+async fn carry(
     serving: Serving,
     front: Arc<Front>,
     stream: Stream,

@@ -104,10 +104,7 @@ where
     let meter = Meter::new();
     for stream in client.tcp().into_iter().chain([upstream]) {
         let _ = stream.set_nodelay(true);
-        // Finds peers that are gone without a word; a socket that can't do it still has the idle time.
-        let keepalive =
-            TcpKeepalive::new().with_time(limit::TCP_KEEPALIVE).with_interval(limit::TCP_KEEPALIVE);
-        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+        keep_alive(stream);
     }
     let (reader, writer) = halves::split(client);
     let sending = async {
@@ -142,6 +139,12 @@ where
     };
     let (sent, received) = meter.bytes();
     (sent, received, stopped)
+}
+
+/// Finds peers that are gone without a word; a socket that can't do it still has the idle time.
+pub fn keep_alive(stream: &TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(limit::TCP_KEEPALIVE).with_interval(limit::TCP_KEEPALIVE);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
 /// Why carrying ended early.

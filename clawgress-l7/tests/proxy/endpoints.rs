@@ -61,7 +61,8 @@ pub async fn https_by(
                         }
                         held.clear();
                     }
-                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    let answer = &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"[..];
+                    let answer = if head.starts_with(b"HEAD") { &answer[..answer.len() - 2] } else { answer };
                     if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() {
                         return;
                     }

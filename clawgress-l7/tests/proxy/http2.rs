@@ -318,6 +318,47 @@ async fn who_knows_that_a_server_speaks_it_is_taken_at_its_word_in_clear() {
     site.record(RecordKind::Outcome, refused).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_without_a_body_end_with_their_heads() {
+    for upstream in [https("127.1.0.1", HOST).await, server("127.1.0.1", HOST).await] {
+        let site = Site::before(upstream.0, &upstream.1, POLICY, "").await;
+        let client = inside(&site).await;
+        let head = Request::head(url(&site, "/head")).body(()).expect("request");
+        let answer = client.ask(head, b"").await.expect("answer");
+        assert_eq!((answer.status, answer.body.len()), (200, 0));
+        assert_eq!(answer.fields.get("content-length").expect("length"), "2");
+        // A client that wants to be told to go on is told.
+        let asks = post(&site, "/ok").header("expect", "100-continue").body(()).expect("request");
+        assert_eq!(client.ask(asks, b"body").await.expect("answer").status, 200);
+        assert!(!site.upstream.requests().concat().contains("100-continue"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_under_way_is_ended_in_peace_when_the_process_stops() {
+    let mut site = site(POLICY, "").await;
+    let client = inside(&site).await;
+    let (response, mut stream) =
+        client.begin(post(&site, "/echo").body(()).expect("request"), false).await.expect("begun");
+    send(&mut stream, b"first").await.expect("sent");
+    until("the request", || !site.upstream.requests().is_empty()).await;
+    site.gateway.begin_stop();
+    // It says that it takes no more, and goes on with what there is.
+    until("the end of new streams", || {
+        let asked = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(client.get(&url(&site, "/ok")))
+        });
+        asked.is_err()
+    })
+    .await;
+    send(&mut stream, b" and last").await.expect("sent");
+    stream.send_data(bytes::Bytes::new(), true).expect("ended");
+    let answer = tokio::time::timeout(PATIENCE, reply(response)).await.expect("in time").expect("answer");
+    assert_eq!((answer.status, &answer.body[..]), (200, &b"first and last"[..]));
+    assert!(client.is_closed().await);
+    site.gateway.stop().await;
+}
+
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()

@@ -19,14 +19,14 @@ use crate::streams::{Connection, tunnel};
 use crate::upstream::Upstream;
 
 /// A gateway with a certificate, and with an endpoint.
-struct Setting {
-    gateway: Gateway,
+pub struct Setting {
+    pub gateway: Gateway,
     authority: Authority,
-    upstream: Upstream,
+    pub upstream: Upstream,
 }
 
 impl Setting {
-    async fn new() -> Setting {
+    pub async fn new() -> Setting {
         let authority = Authority::new("server authority");
         let names = Wanted { names: "IP:127.0.0.1", usage: "serverAuth", ..Wanted::default() };
         let tls = Some(authority.issue("proxy", &names));

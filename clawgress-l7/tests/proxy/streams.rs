@@ -192,6 +192,7 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
         seen.bytes.lock().extend_from_slice(&bytes);
         body.extend_from_slice(&bytes);
     }
+    let method = head.method;
     match head.uri.path() {
         "/echo" => {
             let Ok(mut sender) = response.send_response(Response::new(()), false) else { return };
@@ -217,8 +218,11 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
         }
         _ => {
             let head = Response::builder().header("content-length", 2).body(()).expect("head");
-            let Ok(mut sender) = response.send_response(head, false) else { return };
-            let _ = sender.send_data("ok".into(), true);
+            let is_whole = method == http::Method::HEAD;
+            let Ok(mut sender) = response.send_response(head, is_whole) else { return };
+            if !is_whole {
+                let _ = sender.send_data("ok".into(), true);
+            }
         }
     }
 }

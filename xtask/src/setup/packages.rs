@@ -35,6 +35,7 @@ const PROGRAMS: &[Program] = &[
     program("openssl", "openssl", Scope::Lab, "is a client"),
     program("python3", "python3", Scope::Lab, "is a client"),
     program("dig", "bind9-dnsutils", Scope::Lab, "is a client"),
+    program("h2load", "nghttp2-client", Scope::Lab, "is a client of HTTP/2"),
     program("systemd-analyze", "systemd", Scope::Lab, "rates the units' hardening"),
     program("xz", "xz-utils", Scope::Lab, "unpacks modules of the kernels under test"),
     program("strip", "binutils", Scope::Lab, "makes what goes into a virtual machine small"),
