@@ -13,6 +13,7 @@ pub mod http2;
 pub mod ja4;
 pub mod llm;
 pub mod payload;
+pub mod price;
 pub mod prompt;
 pub mod proxy_authorization;
 pub mod proxy_header;

@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a command line speaks to a person")]
 
 mod cache;
+mod fetched;
 mod setup;
 mod shell;
 mod task;
@@ -83,6 +84,14 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Measure detectors on public corpora of attacks and on ordinary texts; writes docs/detection.md
+    Detection {
+        /// List what is missed, or found by mistake, in this source of the tuning split instead
+        #[arg(long)]
+        source: Option<String>,
+    },
+    /// Make the table of models' prices anew, of the package that is pinned in xtask/prices
+    Prices,
     /// Fuzz one parser
     Fuzz {
         /// The fuzz target
@@ -114,6 +123,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Bench { rest } => task::bench(&rest),
         Task::FuzzDatapath { minutes, seed } => task::fuzz_datapath(minutes, seed),
         Task::FuzzPolicy { minutes, seed } => task::fuzz_policy(minutes, seed),
+        Task::Detection { source } => fetched::detection(source.as_deref()),
+        Task::Prices => fetched::prices(),
         Task::Fuzz { target, seconds } => task::fuzz(&target, seconds),
     }
 }
