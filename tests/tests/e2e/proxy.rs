@@ -111,7 +111,11 @@ fn denials_by_name_path_and_team() {
     let connect = |url: &str, to: &str| codes(&curl(&site, Host::Anon, &["-x", url, to])).1;
     assert_eq!(connect(&url, "https://secret.denied.test/"), 403);
     assert_eq!(connect(&url, "https://198.51.100.66/"), 403);
-    assert_eq!(connect(&url, "https://api.allowed.test:8443/"), 403, "a port no policy permits");
+    // Ports that no policy permits: of SSH, mail and Redis, which a tunnel to a permitted name would open as well.
+    for port in [22, 25, 6379, 8443] {
+        assert_eq!(connect(&url, &format!("https://api.allowed.test:{port}/")), 403, "{port}");
+        assert_eq!(connect(&url, &format!("https://198.51.100.66:{port}/")), 403, "{port}");
+    }
     assert_eq!(connect(&url, "https://169.254.169.254/"), 403);
     assert_eq!(connect(&url, "https://10.70.0.1/"), 403);
     let plain = |to: &str| codes(&curl(&site, Host::Anon, &["-x", &url, to])).0;
@@ -123,6 +127,11 @@ fn denials_by_name_path_and_team() {
     let intern = proxy(INTERN, &site.intern_key);
     assert_eq!(connect(&intern, "https://api.allowed.test/"), 403, "no policy permits this team");
     record(&site, "the name", |r| to_host(r, SECRET) && denied(r, "policy_denied"));
+    for port in [22, 25, 6379] {
+        record(&site, "a port", |r| {
+            to_host(r, API) && r.destination.port == Some(port) && denied(r, "policy_denied")
+        });
+    }
     record(&site, "the team", |r| agent(r) == Some(INTERN) && denied(r, "policy_denied"));
     finish(site);
 }
