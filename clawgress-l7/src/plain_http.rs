@@ -35,6 +35,7 @@ mod front;
 mod gate;
 mod granted;
 mod hold;
+mod outgoing;
 mod respond;
 
 pub use admit::{Admitted, Place, Upgrade, admit};

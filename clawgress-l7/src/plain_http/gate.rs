@@ -20,12 +20,13 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use zeroize::Zeroize as _;
 
 use super::admit::admit;
 use super::front::Front;
+use super::outgoing::Outgoing;
 use crate::limit;
 use crate::stream::Stream;
 
@@ -40,6 +41,7 @@ const HELD_BYTES_MAX: usize = http1::HEAD_BYTES_MAX + READ_BYTES;
 pub struct Gate {
     digest: Option<Arc<SocketDigest>>,
     front: Arc<Front>,
+    outgoing: Outgoing,
     /// Pingora has the stream to itself; whoever [holds](super::hold) a body reads it through a reference.
     reader: Mutex<Reader>,
 }
@@ -96,7 +98,7 @@ impl Gate {
             flushing: None,
             closed: false,
         };
-        Gate { digest, front, reader: Mutex::new(reader) }
+        Gate { digest, front, outgoing: Outgoing::default(), reader: Mutex::new(reader) }
     }
 
     /// What is read.
@@ -250,26 +252,32 @@ impl AsyncRead for Gate {
 }
 
 impl AsyncWrite for Gate {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.reader.get_mut().inner).poll_write(cx, bytes))?;
-        self.front.count_written(n);
-        Poll::Ready(Ok(n))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.reader.get_mut();
-        if let Poll::Ready(done) = Pin::new(&mut this.inner).poll_flush(cx) {
-            this.flushing = None;
-            return Poll::Ready(done);
+        let Gate { outgoing, reader, .. } = &mut *self;
+        let reader = reader.get_mut();
+        let done = match outgoing.poll_write_held(&mut reader.inner, cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut reader.inner).poll_flush(cx),
+            other => other,
+        };
+        if done.is_ready() {
+            reader.flushing = None;
+            return done;
         }
-        // In clear it is done at once; TLS has bytes of its own to send, and nobody else counts the time.
-        let late = this.flushing.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit::CLIENT_WRITE)));
+        // Nobody else counts the time.
+        let late = reader.flushing.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit::CLIENT_WRITE)));
         ready!(late.as_mut().poll(cx));
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.reader.get_mut().inner).poll_shutdown(cx)
+        let Gate { outgoing, reader, .. } = &mut *self;
+        let inner = &mut reader.get_mut().inner;
+        ready!(outgoing.poll_write_held(inner, cx))?;
+        Pin::new(inner).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -277,22 +285,23 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.reader.get_mut().inner).poll_write_vectored(cx, slices))?;
-        self.front.count_written(n);
+        let Gate { outgoing, reader, front, .. } = &mut *self;
+        let n = ready!(outgoing.poll_write(&mut reader.get_mut().inner, cx, slices))?;
+        front.count_written(n);
         Poll::Ready(Ok(n))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.reader.lock().inner.is_write_vectored()
+        true
     }
 }
 
 #[async_trait]
 impl Shutdown for Gate {
     async fn shutdown(&mut self) {
+        // What is held, and what TLS has yet to send, waits for a client that reads.
+        let _ = tokio::time::timeout(limit::LINGER, AsyncWriteExt::shutdown(self)).await;
         let inner = &mut self.reader.get_mut().inner;
-        // What TLS has yet to send waits for a client that reads.
-        let _ = tokio::time::timeout(limit::LINGER, inner.shutdown()).await;
         // What the client still sends would become a reset, and the answer could be lost to it.
         let linger = async {
             let (mut sink, mut thrown) = (vec![0; READ_BYTES], 0);

@@ -8,6 +8,8 @@
 mod client;
 #[path = "bench/decisions.rs"]
 mod decisions;
+#[path = "bench/latency.rs"]
+mod latency;
 #[path = "bench/report.rs"]
 mod report;
 
@@ -23,7 +25,8 @@ use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, addresses};
 use clawgress_e2e::scenario::{ASSISTANT, Site};
 
 use crate::client::{Probe, Target, Way};
-use crate::report::{Measured, Report};
+use crate::latency::{Latency, Measured};
+use crate::report::Report;
 
 /// What the README promises: added median latency without interception.
 const ADDED_MAX: Duration = Duration::from_millis(5);
@@ -54,6 +57,8 @@ struct Args {
 enum Part {
     /// Identity and policy
     Decisions,
+    /// Connections and requests in the lab
+    Latency,
 }
 
 fn main() -> ExitCode {
@@ -71,9 +76,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         println!("bench: this is a debug build; `cargo xtask bench` makes the right one");
     }
-    if let Some(Part::Decisions) = args.part {
-        let decisions = decisions::measure();
-        println!("{}\n\n{}", report::machine()?, decisions.markdown().join("\n"));
+    if let Some(part) = args.part {
+        let text = match part {
+            Part::Decisions => decisions::measure().markdown().join("\n"),
+            Part::Latency => latency(args)?.markdown()?,
+        };
+        println!("{}\n\n{text}", report::machine()?);
         return Ok(());
     }
     println!("bench: identity and policy");
@@ -83,6 +91,22 @@ fn run(args: &Args) -> anyhow::Result<()> {
     println!("bench: packets dropped a second, beside nftables");
     let drops = agent("bench-drops")?;
 
+    let latency = latency(args)?;
+    let worst = latency.worst_added();
+    let report = Report { kernel, drops, decisions, latency };
+    let text = report.markdown()?;
+    std::fs::write(&args.report, &text)
+        .with_context(|| format!("cannot write `{}`", args.report.display()))?;
+    println!("\n{text}\nbench: written to {}", args.report.display());
+    if worst > ADDED_MAX {
+        bail!("added median latency is {worst:?}, more than the promised {ADDED_MAX:?}");
+    }
+    println!("bench: added median latency is {worst:?} at most; promised are {ADDED_MAX:?}");
+    Ok(())
+}
+
+/// Over the lab's links.
+fn latency(args: &Args) -> anyhow::Result<Latency> {
     println!("bench: two labs, one with a gateway, one that routes and has a bare Pingora");
     let site = Site::start(Lab::builder().start()?, GatewayOptions::default())?;
     let plain = Lab::builder().routed().start()?;
@@ -94,18 +118,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let forbidden = site.gateway.lab.forbidden()?;
     ensure!(forbidden == Forbidden::default(), "something reached FORBIDDEN: {forbidden:?}");
-
-    let report = Report { rounds: args.rounds, samples: args.samples, kernel, drops, decisions, measured };
-    let text = report.markdown()?;
-    std::fs::write(&args.report, &text)
-        .with_context(|| format!("cannot write `{}`", args.report.display()))?;
-    println!("\n{text}\nbench: written to {}", args.report.display());
-    let worst = report.worst_added();
-    if worst > ADDED_MAX {
-        bail!("added median latency is {worst:?}, more than the promised {ADDED_MAX:?}");
-    }
-    println!("bench: added median latency is {worst:?} at most; promised are {ADDED_MAX:?}");
-    Ok(())
+    Ok(Latency { rounds: args.rounds, samples: args.samples, measured })
 }
 
 /// What one of the agent's own measurements prints.
