@@ -15,6 +15,7 @@ use clawgress_api::proto::{AuditAck, AuditBatch};
 use clawgress_api::{AgentRef, AuditRecord, MESSAGE_BYTES_MAX, Plane, RecordKind};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::OwnedPermit;
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -58,6 +59,9 @@ pub struct Room {
 pub struct Carrier {
     queue: mpsc::Receiver<AuditRecord>,
     shared: Arc<Shared>,
+    /// Taken from the queue for the next batch, and when that is made at last.
+    gathered: Vec<AuditRecord>,
+    due: Option<Instant>,
     /// With how many records of the queue each stands for.
     unacked: VecDeque<(AuditBatch, u64)>,
     sequence: u64,
@@ -77,7 +81,8 @@ pub fn queue(node: &str, clock: Arc<dyn Clock>, connections_max: usize, instance
         requests: AtomicU64::new(0),
     });
     let audit = Audit { queue: sender, shared: Arc::clone(&shared) };
-    (audit, Carrier { queue: receiver, shared, unacked: VecDeque::new(), sequence: 0 })
+    let (gathered, unacked) = (Vec::new(), VecDeque::new());
+    (audit, Carrier { queue: receiver, shared, gathered, due: None, unacked, sequence: 0 })
 }
 
 // === impl Audit ===
@@ -233,20 +238,43 @@ impl Carrier {
         Ok(())
     }
 
-    /// Takes the next batch from the queue. `false` if there will be none. Cancel-safe.
+    /// Takes the next batch from the queue, with what comes a moment later: each batch costs both processes as much as dozens of
+    /// records do. `false` if there will be none. Cancel-safe: what was taken is kept.
     async fn gather(&mut self) -> bool {
-        let mut records = Vec::with_capacity(limit::AUDIT_BATCH);
-        if self.queue.recv_many(&mut records, limit::AUDIT_BATCH).await == 0 {
+        while self.gathered.len() < limit::AUDIT_BATCH {
+            let room = limit::AUDIT_BATCH - self.gathered.len();
+            let due = self.due;
+            let moment = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = moment => break,
+                taken = self.queue.recv_many(&mut self.gathered, room) => if taken == 0 { break },
+            }
+            self.due.get_or_insert_with(|| Instant::now() + limit::AUDIT_LINGER);
+        }
+        // What came meanwhile.
+        while self.gathered.len() < limit::AUDIT_BATCH
+            && let Ok(record) = self.queue.try_recv()
+        {
+            self.gathered.push(record);
+        }
+        self.due = None;
+        if self.gathered.is_empty() {
             return false;
         }
-        let taken = records.len() as u64;
+        let taken = self.gathered.len() as u64;
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            records.push(self.gap(lost));
+            self.gathered.push(self.gap(lost));
         }
         let encode =
-            |r: &AuditRecord| r.encode().inspect_err(|e| tracing::error!(%e, "a record can't be encoded"));
-        let records = records.iter().filter_map(|r| encode(r).ok()).collect();
+            |r: AuditRecord| r.encode().inspect_err(|e| tracing::error!(%e, "a record can't be encoded"));
+        let records = self.gathered.drain(..).filter_map(|r| encode(r).ok()).collect();
         self.sequence += 1;
         self.unacked.push_back((AuditBatch { sequence: self.sequence, records }, taken));
         true
@@ -258,5 +286,58 @@ impl Carrier {
         let mut record = AuditRecord::new(now, node, RecordKind::Gap, Plane::L7, request, 0);
         record.count = Some(lost);
         record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future as _, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use clawgress_api::clock::SystemClock;
+
+    use super::*;
+
+    fn put(audit: &Audit) {
+        assert!(audit.try_put(audit.record(1)));
+    }
+
+    /// Whether the next batch is there at once; if it isn't, gathering it is given up.
+    async fn is_there(carrier: &mut Carrier) -> bool {
+        let mut gather = pin!(carrier.gather());
+        poll_fn(|cx| Poll::Ready(gather.as_mut().poll(cx).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn what_comes_within_a_moment_is_one_batch_and_nothing_taken_is_forgotten() {
+        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        put(&audit);
+        // Given up in the middle, as for an acknowledgement.
+        assert!(!is_there(&mut carrier).await);
+        put(&audit);
+        put(&audit);
+        assert!(carrier.gather().await);
+        put(&audit);
+        assert!(carrier.gather().await);
+        let sizes: Vec<usize> = carrier.unacked.iter().map(|(batch, _)| batch.records.len()).collect();
+        assert_eq!(sizes, [3, 1]);
+    }
+
+    #[tokio::test]
+    async fn what_was_put_before_the_end_is_carried() {
+        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        put(&audit);
+        drop(audit);
+        assert!(carrier.gather().await);
+        assert!(!carrier.gather().await);
+    }
+
+    #[tokio::test]
+    async fn a_full_batch_waits_for_nothing() {
+        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        (0..=limit::AUDIT_BATCH).for_each(|_| put(&audit));
+        assert!(is_there(&mut carrier).await);
+        assert_eq!(carrier.unacked.back().map(|(batch, _)| batch.records.len()), Some(limit::AUDIT_BATCH));
     }
 }

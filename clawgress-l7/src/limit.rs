@@ -164,6 +164,9 @@ pub const LEAF_RENEW_S: i64 = 600;
 pub const AUDIT_BACKLOG: usize = 16 * 1024;
 /// Records in one batch.
 pub const AUDIT_BATCH: usize = 256;
+/// For more records to come after the first one of a batch: nobody waits for what is gathered, and a process that dies loses
+/// so much more of what it did last.
+pub const AUDIT_LINGER: Duration = Duration::from_millis(2);
 /// Batches sent and not yet acknowledged.
 pub const AUDIT_UNACKED_MAX: usize = 32;
 /// For records still queued when the process ends.

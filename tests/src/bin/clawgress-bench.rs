@@ -10,30 +10,28 @@ mod client;
 mod decisions;
 #[path = "bench/latency.rs"]
 mod latency;
+#[path = "bench/links.rs"]
+mod links;
+#[path = "bench/rates.rs"]
+mod rates;
 #[path = "bench/report.rs"]
 mod report;
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use clawgress_e2e::lab::{Daemon, Forbidden, GatewayOptions, Host, Lab, finish, program};
-use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, addresses};
-use clawgress_e2e::scenario::{ASSISTANT, Site};
+use clawgress_e2e::lab::{finish, program};
 
-use crate::client::{Probe, Target, Way};
-use crate::latency::{Latency, Measured};
+use crate::links::Links;
 use crate::report::Report;
 
 /// What the README promises: added median latency without interception.
 const ADDED_MAX: Duration = Duration::from_millis(5);
 /// Time for either kernel measurement.
 const KERNEL_MAX: Duration = Duration::from_secs(300);
-/// Where the bare Pingora listens: HTTP, then TCP.
-const BARE: (u16, u16) = (8081, 8444);
 
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench --", version)]
@@ -59,6 +57,8 @@ enum Part {
     Decisions,
     /// Connections and requests in the lab
     Latency,
+    /// Requests and bytes a second in the lab
+    Throughput,
 }
 
 fn main() -> ExitCode {
@@ -79,7 +79,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(part) = args.part {
         let text = match part {
             Part::Decisions => decisions::measure().markdown().join("\n"),
-            Part::Latency => latency(args)?.markdown()?,
+            Part::Latency => Links::start()?.latency(args.rounds, args.samples)?.markdown()?,
+            Part::Throughput => Links::start()?.throughput()?.markdown()?,
         };
         println!("{}\n\n{text}", report::machine()?);
         return Ok(());
@@ -91,9 +92,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     println!("bench: packets dropped a second, beside nftables");
     let drops = agent("bench-drops")?;
 
-    let latency = latency(args)?;
+    let links = Links::start()?;
+    let latency = links.latency(args.rounds, args.samples)?;
+    let rates = links.throughput()?;
     let worst = latency.worst_added();
-    let report = Report { kernel, drops, decisions, latency };
+    let report = Report { kernel, drops, decisions, latency, rates };
     let text = report.markdown()?;
     std::fs::write(&args.report, &text)
         .with_context(|| format!("cannot write `{}`", args.report.display()))?;
@@ -105,85 +108,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Over the lab's links.
-fn latency(args: &Args) -> anyhow::Result<Latency> {
-    println!("bench: two labs, one with a gateway, one that routes and has a bare Pingora");
-    let site = Site::start(Lab::builder().start()?, GatewayOptions::default())?;
-    let plain = Lab::builder().routed().start()?;
-    let upstream = *addresses(API).first().context("no address")?;
-    let _bare = bare_pingora(&plain, upstream)?;
-    let mut measured = Vec::new();
-    for probe in Probe::ALL {
-        measured.push(measure(args, probe, &site, &plain, upstream)?);
-    }
-    let forbidden = site.gateway.lab.forbidden()?;
-    ensure!(forbidden == Forbidden::default(), "something reached FORBIDDEN: {forbidden:?}");
-    Ok(Latency { rounds: args.rounds, samples: args.samples, measured })
-}
-
 /// What one of the agent's own measurements prints.
 fn agent(command: &str) -> anyhow::Result<serde_json::Value> {
     let mut agent = Command::new(program("clawgress-agent")?);
     let output = finish(agent.args([command, "--output", "json"]), KERNEL_MAX)?.check()?;
     serde_json::from_str(&output.stdout).with_context(|| format!("`{command}` printed something else"))
-}
-
-/// Interleaves the ways, each round in another order, so that whatever the machine does meanwhile
-/// happens to all of them.
-fn measure(
-    args: &Args,
-    probe: Probe,
-    site: &Site,
-    plain: &Lab,
-    upstream: IpAddr,
-) -> anyhow::Result<Measured> {
-    println!("bench: {}, {} rounds", probe.name(), args.rounds);
-    let credential = client::basic(ASSISTANT, &site.assistant_key);
-    let port = if probe == Probe::Handshake { 443 } else { 80 };
-    let bare_port = if probe == Probe::Handshake { BARE.1 } else { BARE.0 };
-    let proxy = SocketAddr::new(GATEWAY.v4.into(), PROXY_PORT);
-    let ways = [
-        (Way::Direct, plain, Host::Known, Target::plain(SocketAddr::new(upstream, port))),
-        (Way::Bare, plain, Host::Known, Target::plain(SocketAddr::new(GATEWAY.v4.into(), bare_port))),
-        (Way::Transparent, &site.gateway.lab, Host::Known, Target::plain(SocketAddr::new(upstream, port))),
-        (Way::Explicit, &site.gateway.lab, Host::Anon, Target::through(proxy, credential)),
-    ];
-    let mut measured = Measured::new(probe);
-    // The first round warms caches and pools, and is not counted.
-    for round in 0..=args.rounds {
-        for n in 0..ways.len() {
-            let Some((way, lab, host, target)) = ways.get((n + round) % ways.len()) else { continue };
-            let (target, ca, samples) = (target.clone(), lab.ca(), args.samples);
-            let times = lab.within(*host, move || client::run(probe, &target, &ca, samples))?;
-            let times = times.with_context(|| format!("{}, {}", probe.name(), way.name()))?;
-            if round > 0 {
-                measured.add(*way, times)?;
-            }
-        }
-    }
-    Ok(measured)
-}
-
-fn bare_pingora(lab: &Lab, upstream: IpAddr) -> anyhow::Result<Daemon> {
-    let own = program("clawgress-agent")?;
-    let example = own.parent().context("no directory")?.join("examples/bare_pingora");
-    ensure!(example.is_file(), "`bare_pingora` has not been built; run `cargo xtask bench`");
-    let gateway = GATEWAY.v4;
-    let words = [
-        example.to_string_lossy().into_owned(),
-        format!("{gateway}:{}", BARE.0),
-        format!("{upstream}:80"),
-        format!("{gateway}:{}", BARE.1),
-        format!("{upstream}:443"),
-    ];
-    let mut daemon = lab.spawn(Host::Gateway, "bare-pingora", &words)?;
-    lab.wait("the bare Pingora", Duration::from_secs(10), || {
-        daemon.running()?;
-        let connect = move || {
-            let to = SocketAddr::new(gateway.into(), BARE.1);
-            std::net::TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()
-        };
-        lab.within(Host::Known, connect)
-    })?;
-    Ok(daemon)
 }

@@ -69,6 +69,11 @@ impl Way {
     /// Every one.
     pub const ALL: [Way; 4] = [Way::Direct, Way::Bare, Way::Transparent, Way::Explicit];
 
+    /// Its place among them.
+    pub fn place(self) -> usize {
+        Way::ALL.iter().position(|way| *way == self).unwrap_or_default()
+    }
+
     /// For people.
     pub fn name(self) -> &'static str {
         match self {
@@ -140,6 +145,51 @@ pub fn run(probe: Probe, target: &Target, ca: &Path, samples: usize) -> anyhow::
     }
 }
 
+/// Requests a second on so many kept connections, with so many requests on each.
+///
+/// # Errors
+/// As [`run`].
+pub fn requests_a_second(target: &Target, connections: usize, requests: usize) -> anyhow::Result<f64> {
+    let request = target.request();
+    let mut streams = Vec::with_capacity(connections);
+    for _ in 0..connections {
+        let mut stream = target.connect()?;
+        exchange(&mut stream, &request)?;
+        streams.push(stream);
+    }
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let ask = |mut stream: TcpStream| (0..requests).try_for_each(|_| exchange(&mut stream, &request));
+        let threads: Vec<_> = streams.into_iter().map(|stream| scope.spawn(move || ask(stream))).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(asked) => asked,
+            Err(_) => anyhow::bail!("a client panicked"),
+        })
+    })?;
+    Ok((connections * requests) as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// MB a second of one response of so many bytes over TLS.
+///
+/// # Errors
+/// As [`run`].
+pub fn transfer(target: &Target, ca: &Path, bytes: usize) -> anyhow::Result<f64> {
+    let config = tls(ca)?;
+    let (mut connection, mut stream) = connected(target, &config)?;
+    let mut tls = rustls::Stream::new(&mut connection, &mut stream);
+    tls.write_all(
+        format!("GET /bytes/{bytes} HTTP/1.1\r\nHost: {API}\r\nConnection: close\r\n\r\n").as_bytes(),
+    )?;
+    let begun = Instant::now();
+    let (mut buffer, mut read) = (vec![0; 256 * 1024], 0);
+    while read < bytes {
+        let n = tls.read(&mut buffer)?;
+        ensure!(n > 0, "the transfer ends early, after {read} bytes");
+        read += n;
+    }
+    Ok(read as f64 / 1e6 / begun.elapsed().as_secs_f64())
+}
+
 fn tls(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).context("cannot read the CA's certificate")?)?;
@@ -152,8 +202,14 @@ fn tls(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
 }
 
 fn handshake(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<Duration> {
-    let name = ServerName::try_from(API)?;
     let begun = Instant::now();
+    connected(target, config)?;
+    Ok(begun.elapsed())
+}
+
+/// A connection whose handshake is done.
+fn connected(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<(ClientConnection, TcpStream)> {
+    let name = ServerName::try_from(API)?;
     let mut stream = target.connect()?;
     if let Some(credential) = &target.credential {
         let connect = format!(
@@ -167,7 +223,7 @@ fn handshake(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<Dura
     while connection.is_handshaking() {
         connection.complete_io(&mut stream)?;
     }
-    Ok(begun.elapsed())
+    Ok((connection, stream))
 }
 
 fn exchange(stream: &mut TcpStream, request: &str) -> anyhow::Result<()> {

@@ -40,12 +40,12 @@ impl Measured {
     pub fn add(&mut self, way: Way, mut times: Vec<Duration>) -> anyhow::Result<()> {
         times.sort_unstable();
         let median = times.get(times.len() / 2).context("no samples")?;
-        self.medians_us.entry(place(way)).or_default().push(median.as_secs_f64() * 1e6);
+        self.medians_us.entry(way.place()).or_default().push(median.as_secs_f64() * 1e6);
         Ok(())
     }
 
     fn rounds(&self, way: Way) -> &[f64] {
-        self.medians_us.get(&place(way)).map_or(&[], Vec::as_slice)
+        self.medians_us.get(&way.place()).map_or(&[], Vec::as_slice)
     }
 
     fn compared(&self, way: Way, with: Way, compare: fn(f64, f64) -> f64) -> Spread {
@@ -60,10 +60,6 @@ impl Measured {
             .into_iter()
             .fold(0.0, f64::max)
     }
-}
-
-fn place(way: Way) -> usize {
-    Way::ALL.iter().position(|w| *w == way).unwrap_or_default()
 }
 
 // === impl Latency ===

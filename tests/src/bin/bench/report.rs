@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::decisions::Decisions;
 use crate::latency::Latency;
+use crate::rates::Rates;
 
 /// Everything that was measured.
 pub struct Report {
@@ -21,6 +22,8 @@ pub struct Report {
     pub decisions: Decisions,
     /// What went over the lab's links.
     pub latency: Latency,
+    /// How much went over them.
+    pub rates: Rates,
 }
 
 /// Least, median, most.
@@ -60,6 +63,7 @@ impl Report {
         self.kernel(&mut text)?;
         self.drops(&mut text)?;
         writeln!(text, "{}\n", self.decisions.markdown().join("\n"))?;
+        text.push_str(&self.rates.markdown()?);
         text.push_str(&self.latency.markdown()?);
         Ok(text)
     }
