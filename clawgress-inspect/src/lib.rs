@@ -20,3 +20,4 @@ pub mod proxy_header;
 pub mod proxy_request;
 pub mod sniff;
 pub mod socks5;
+pub mod tool;

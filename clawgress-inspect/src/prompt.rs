@@ -39,7 +39,7 @@ const MIXED_WEIGHT: u32 = 30;
 const ENCODED_WEIGHT: u32 = 40;
 /// The finding of what scores at least this.
 pub const PROMPT_INJECTION: &str = "prompt_injection";
-pub const LIKELY: u32 = 60;
+pub const LIKELY: u32 = 40;
 /// Words between two texts, so that no pattern reaches over.
 const APART: u32 = rules::GAP_MAX + 2;
 

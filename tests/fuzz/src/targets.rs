@@ -24,6 +24,8 @@ mod llm;
 mod payload;
 #[path = "prompt.rs"]
 mod prompt;
+#[path = "tool.rs"]
+mod tool;
 
 pub use encoded::encoded;
 pub use identity::{
@@ -34,6 +36,7 @@ pub use llm::{llm_answer, llm_request};
 
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 pub use prompt::{prompt_rules, prompt_text};
+pub use tool::{tool_list, tool_message};
 
 use super::Host;
 
@@ -67,6 +70,8 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("socks5", socks5),
     ("spiffe_bundle", spiffe_bundle),
     ("spiffe_id", spiffe_id),
+    ("tool_list", tool_list),
+    ("tool_message", tool_message),
 ];
 
 /// The first byte says how the rest is cut into pieces.

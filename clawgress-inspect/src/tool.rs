@@ -1,0 +1,291 @@
+//! Calls of tools and of other agents: MCP of both eras, and A2A, as JSON-RPC 2.0 over HTTP.
+//!
+//! A message is told as its server would read it; what servers could read in two ways (names that come twice or in other
+//! letters, heads that say something else than the body, batches where there are none) is refused. Must never hold more
+//! than the body it was given.
+
+mod list;
+mod schema;
+pub mod value;
+
+pub use list::{Change, Filtered, Pin, changes, filtered, pin};
+pub use schema::{Validity, validate};
+pub use value::{Value, ValueError};
+
+/// Most messages of a batch.
+pub const BATCH_MAX: usize = 64;
+/// Longest name of a tool or method, and longest id of a session, bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+/// Since this version, heads name method and tool, and there are neither sessions nor `initialize`.
+const STATELESS: &str = "2026-07-28";
+/// The one version that has batches.
+const BATCHES: &str = "2025-03-26";
+/// Versions there are. A later one is read like the last of these.
+const VERSIONS: [&str; 5] = ["2024-11-05", BATCHES, "2025-06-18", "2025-11-25", STATELESS];
+/// Where a message of the newer era names its version.
+const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+
+/// Whose message it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Model Context Protocol.
+    Mcp,
+    /// Agent2Agent.
+    A2a,
+    /// JSON-RPC of something else.
+    Other,
+}
+
+/// What the head of a request says; `None` for what it does not, and a refusal is for whoever finds a field twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// `Mcp-Method`.
+    pub method: Option<&'a str>,
+    /// `Mcp-Name`.
+    pub name: Option<&'a str>,
+    /// `MCP-Protocol-Version`.
+    pub version: Option<&'a str>,
+    /// `Mcp-Session-Id`.
+    pub session: Option<&'a str>,
+}
+
+/// One message of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Whose it is, by its method.
+    pub protocol: Protocol,
+    /// The method; `None` of an answer to the server.
+    pub method: Option<String>,
+    /// Whether nobody answers it.
+    pub is_notification: bool,
+    /// The tool, prompt or resource that it is about.
+    pub name: Option<String>,
+    /// What the tool is called with.
+    pub arguments: Option<Value>,
+}
+
+/// Why messages are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ToolError {
+    /// Of the document.
+    #[error("{0}")]
+    Value(#[from] ValueError),
+    /// Not JSON-RPC 2.0.
+    #[error("it is no message of JSON-RPC 2.0: {0}")]
+    Message(&'static str),
+    /// A name that some servers take for another one.
+    #[error("the name `{0}` is one that servers may take for another")]
+    Spelling(String),
+    /// More than one message where there may be one, or too many.
+    #[error("a batch, which its version has not")]
+    Batch,
+    /// The head says something else than the body.
+    #[error("its head's `{0}` is not what its body says")]
+    Mismatch(&'static str),
+    /// The head has to say it, and does not.
+    #[error("its head has no `{0}`, which its version needs")]
+    Missing(&'static str),
+    /// Of no version that there could be.
+    #[error("its version is none of MCP")]
+    Version,
+    /// Longer than [`NAME_BYTES_MAX`], or with what no name has.
+    #[error("its `{0}` is no name")]
+    Name(&'static str),
+}
+
+/// Reads what a client sends to a server, all of it.
+///
+/// # Errors
+/// Why it is refused.
+pub fn read(body: &[u8], head: &Head<'_>) -> Result<Vec<Message>, ToolError> {
+    let value = Value::parse(body)?;
+    if head.version.is_some_and(|version| !is_version(version)) {
+        return Err(ToolError::Version);
+    }
+    if head.session.is_some_and(|id| !is_name(id)) {
+        return Err(ToolError::Name("Mcp-Session-Id"));
+    }
+    let messages = match &value {
+        Value::Array(all) => {
+            let may = head.version.is_none_or(|version| version == BATCHES) && head.method.is_none();
+            if !may || all.is_empty() || all.len() > BATCH_MAX {
+                return Err(ToolError::Batch);
+            }
+            all.iter().map(message).collect::<Result<Vec<_>, _>>()?
+        }
+        one => vec![message(one)?],
+    };
+    if let [one] = &messages[..] {
+        agrees(one, &value, head)?;
+    }
+    Ok(messages)
+}
+
+/// The server and tool of a call of a tool, as policy names it.
+impl Message {
+    /// Whether it calls a tool.
+    #[must_use]
+    pub fn is_call(&self) -> bool {
+        self.method.as_deref() == Some("tools/call")
+    }
+
+    /// Names of the arguments, in order.
+    pub fn argument_names(&self) -> impl Iterator<Item = &str> {
+        self.arguments.iter().flat_map(|arguments| arguments.members().iter().map(|(name, _)| &**name))
+    }
+
+    /// The arguments as canonical JSON; empty if there are none.
+    #[must_use]
+    pub fn arguments_text(&self) -> String {
+        self.arguments.as_ref().map(Value::canonical).unwrap_or_default()
+    }
+}
+
+fn is_version(version: &str) -> bool {
+    let is_date = version.len() == 10
+        && version
+            .bytes()
+            .enumerate()
+            .all(|(n, b)| if n == 4 || n == 7 { b == b'-' } else { b.is_ascii_digit() });
+    VERSIONS.contains(&version) || is_date && version > STATELESS
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Members that decide, in any letters but their own, some servers take for them.
+fn spelled(value: &Value, known: &[&str]) -> Result<(), ToolError> {
+    for (name, _) in value.members() {
+        let is_like = |known: &&&str| name.eq_ignore_ascii_case(known) && name != **known;
+        if known.iter().any(|one| is_like(&one)) {
+            return Err(ToolError::Spelling(name.chars().take(64).collect()));
+        }
+    }
+    Ok(())
+}
+
+fn message(value: &Value) -> Result<Message, ToolError> {
+    if !matches!(value, Value::Object(_)) {
+        return Err(ToolError::Message("not an object"));
+    }
+    spelled(value, &["jsonrpc", "method", "params", "id", "result", "error"])?;
+    if value.member("jsonrpc").and_then(Value::text) != Some("2.0") {
+        return Err(ToolError::Message("no `jsonrpc` of `2.0`"));
+    }
+    let id = value.member("id");
+    if !matches!(id, None | Some(Value::Number(_) | Value::Text(_))) {
+        return Err(ToolError::Message("its `id` is neither a number nor a text"));
+    }
+    let (result, error) = (value.member("result"), value.member("error"));
+    let Some(method) = value.member("method") else {
+        // What a server asked for: sampling, elicitation, roots.
+        if id.is_none() || result.is_some() == error.is_some() {
+            return Err(ToolError::Message("neither a request nor an answer"));
+        }
+        let (protocol, arguments) = (Protocol::Mcp, None);
+        return Ok(Message { protocol, method: None, is_notification: false, name: None, arguments });
+    };
+    if result.is_some() || error.is_some() {
+        return Err(ToolError::Message("both a request and an answer"));
+    }
+    let method = method.text().filter(|method| is_name(method)).ok_or(ToolError::Name("method"))?;
+    let params = value.member("params");
+    if !matches!(params, None | Some(Value::Object(_) | Value::Array(_))) {
+        return Err(ToolError::Message("its `params` are neither an object nor an array"));
+    }
+    let (name, arguments) = match params {
+        Some(params) => about(method, params)?,
+        None => (None, None),
+    };
+    let needs_name = matches!(method, "tools/call" | "prompts/get" | "resources/read");
+    if needs_name && name.is_none() {
+        return Err(ToolError::Message("its `params` do not say what it is about"));
+    }
+    let is_notification = id.is_none();
+    Ok(Message {
+        protocol: protocol(method),
+        method: Some(method.to_owned()),
+        is_notification,
+        name,
+        arguments,
+    })
+}
+
+/// What a message is about: its tool, prompt or resource, and the arguments.
+fn about(method: &str, params: &Value) -> Result<(Option<String>, Option<Value>), ToolError> {
+    spelled(params, &["name", "arguments", "uri", "_meta"])?;
+    let key = match method {
+        "tools/call" | "prompts/get" => "name",
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",
+        _ => return Ok((None, None)),
+    };
+    let name = match params.member(key) {
+        // A resource may be anywhere, in any letters.
+        Some(Value::Text(name)) if key == "uri" && !name.is_empty() => Some(name.clone()),
+        Some(Value::Text(name)) if is_name(name) => Some(name.clone()),
+        Some(_) => return Err(ToolError::Name("name")),
+        None => None,
+    };
+    let arguments = params.member("arguments");
+    if !matches!(arguments, None | Some(Value::Object(_))) {
+        return Err(ToolError::Message("its `arguments` are no object"));
+    }
+    Ok((name, arguments.cloned()))
+}
+
+fn protocol(method: &str) -> Protocol {
+    const A2A: [&str; 10] = [
+        "SendMessage",
+        "SendStreamingMessage",
+        "GetTask",
+        "ListTasks",
+        "CancelTask",
+        "SubscribeToTask",
+        "GetExtendedAgentCard",
+        "tasks/resubscribe",
+        "agent/getAuthenticatedExtendedCard",
+        "agent/authenticatedExtendedCard",
+    ];
+    const MCP: [&str; 4] = ["initialize", "ping", "server/discover", "subscriptions/listen"];
+    let (area, _) = method.split_once('/').unwrap_or((method, ""));
+    match area {
+        _ if A2A.contains(&method) => Protocol::A2a,
+        "message" => Protocol::A2a,
+        "tasks" if method.starts_with("tasks/pushNotificationConfig/") => Protocol::A2a,
+        _ if MCP.contains(&method) => Protocol::Mcp,
+        "tools" | "resources" | "prompts" | "completion" | "logging" | "notifications" | "tasks" => {
+            Protocol::Mcp
+        }
+        _ => Protocol::Other,
+    }
+}
+
+/// Whether the head says what the body does.
+fn agrees(message: &Message, value: &Value, head: &Head<'_>) -> Result<(), ToolError> {
+    let meta = value.member("params").and_then(|params| params.member("_meta"));
+    let named = meta.and_then(|meta| meta.member(META_VERSION)).map(|version| version.text());
+    if let (Some(named), Some(version)) = (named, head.version)
+        && named != Some(version)
+    {
+        return Err(ToolError::Mismatch("MCP-Protocol-Version"));
+    }
+    let method = message.method.as_deref();
+    if head.method.is_some() && head.method != method {
+        return Err(ToolError::Mismatch("Mcp-Method"));
+    }
+    if head.name.is_some() && head.name != message.name.as_deref() {
+        return Err(ToolError::Mismatch("Mcp-Name"));
+    }
+    let is_stateless = head.version.is_some_and(|version| version >= STATELESS);
+    if is_stateless && method.is_some() && head.method.is_none() {
+        return Err(ToolError::Missing("Mcp-Method"));
+    }
+    if is_stateless && message.name.is_some() && head.name.is_none() {
+        return Err(ToolError::Missing("Mcp-Name"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,3 @@
+//! Fuzz target `tool_list`; what it asserts stands in `tool.rs`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::tool_list(data));
