@@ -8,7 +8,7 @@ mod list;
 mod schema;
 pub mod value;
 
-pub use list::{Change, Filtered, Pin, changes, filtered, pin};
+pub use list::{Change, Filtered, Pin, changes, filtered, filtered_events, pin};
 pub use schema::{Validity, validate};
 pub use value::{Value, ValueError};
 

@@ -62,6 +62,77 @@ pub fn filtered(body: &[u8], allowed: &mut dyn FnMut(&str) -> bool) -> Result<Op
     Ok((!removed.is_empty()).then(|| Filtered { body: value.json(), removed }))
 }
 
+/// The same of a stream of events (WHATWG HTML section 9.2.6) that is whole: each event that is such an answer loses what is
+/// not `allowed`, and all else stays as it is.
+///
+/// # Errors
+/// As [`filtered`], for any of its events; and if it is no UTF-8.
+pub fn filtered_events(
+    body: &[u8],
+    allowed: &mut dyn FnMut(&str) -> bool,
+) -> Result<Option<Filtered>, ToolError> {
+    let text = std::str::from_utf8(body).map_err(|_| ToolError::Message("no UTF-8"))?;
+    let (mut out, mut removed) = (String::with_capacity(text.len()), Vec::new());
+    let (mut event, mut data) = (Vec::new(), Vec::new());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (line, behind) = line(rest);
+        rest = behind;
+        let bare = line.trim_end_matches(['\r', '\n']);
+        event.push(line);
+        if let Some(value) = field(bare) {
+            data.push(value);
+        }
+        if !bare.is_empty() && !rest.is_empty() {
+            continue;
+        }
+        // What has no blank line behind it is no event yet; clients differ, so it is judged like one.
+        let joined = data.join("\n");
+        match filtered(joined.as_bytes(), allowed) {
+            Ok(Some(less)) => {
+                let others = event.iter().filter(|line| field(line.trim_end_matches(['\r', '\n'])).is_none());
+                others.clone().filter(|line| !line.trim().is_empty()).for_each(|line| out.push_str(line));
+                out.push_str("data: ");
+                out.push_str(&less.body);
+                out.push_str("\n\n");
+                removed.extend(less.removed);
+            }
+            Ok(None) => event.iter().for_each(|line| out.push_str(line)),
+            // What does not even begin like JSON is no message: a priming event, a comment, another protocol. Of what does,
+            // clients read more than there should be (`NaN`).
+            Err(_) if !joined.trim_start().starts_with(['{', '[']) => {
+                event.iter().for_each(|line| out.push_str(line));
+            }
+            Err(why) => return Err(why),
+        }
+        event.clear();
+        data.clear();
+    }
+    Ok((!removed.is_empty()).then_some(Filtered { body: out, removed }))
+}
+
+/// The first line with its end: CRLF, LF or CR; and what follows.
+fn line(text: &str) -> (&str, &str) {
+    let bytes = text.as_bytes();
+    let end = match bytes.iter().position(|b| matches!(b, b'\r' | b'\n')) {
+        Some(at) if bytes.get(at) == Some(&b'\r') && bytes.get(at + 1) == Some(&b'\n') => at + 2,
+        Some(at) => at + 1,
+        None => bytes.len(),
+    };
+    text.split_at_checked(end).unwrap_or((text, ""))
+}
+
+/// The value of a line of data.
+fn field(line: &str) -> Option<&str> {
+    // Only the first line may begin with a mark of byte order.
+    let line = line.strip_prefix('\u{feff}').unwrap_or(line);
+    if line == "data" {
+        return Some("");
+    }
+    let value = line.strip_prefix("data:")?;
+    Some(value.strip_prefix(' ').unwrap_or(value))
+}
+
 /// How the tools of an answer differ from those that were approved, each by its name; none of another answer.
 ///
 /// # Errors

@@ -136,6 +136,34 @@ fn lists_hold_what_an_agent_may_use() {
 }
 
 #[test]
+fn lists_in_events_are_filtered_too() {
+    let list = Value::parse(LIST.as_bytes()).expect("a list").json();
+    let filtered = |text: &str| filtered_events(text.as_bytes(), &mut |name| name == "read");
+    let want = filtered(&format!("data: {list}\n\n")).expect("events").expect("something is taken out").body;
+    assert!(want.starts_with("data: {") && want.contains("reads") && !want.contains("writes"), "{want}");
+    for end in ["\n", "\r\n", "\r"] {
+        let text = format!(
+            ": hi{end}id: 1{end}data:{end}{end}event: message{end}data: {list}{end}id: 2{end}{end}data: {{\"jsonrpc\":\"2.0\",\"method\":\"x\"}}{end}{end}"
+        );
+        let less = filtered(&text).expect("events").expect("something is taken out");
+        let tail = format!("data: {{\"jsonrpc\":\"2.0\",\"method\":\"x\"}}{end}{end}");
+        let head = format!(": hi{end}id: 1{end}data:{end}{end}event: message{end}id: 2{end}");
+        assert_eq!(
+            (less.body, less.removed),
+            (format!("{head}{want}{tail}"), vec!["write".to_owned()]),
+            "{end:?}"
+        );
+    }
+    // Over several lines, and without the blank one behind it.
+    let lines = format!("data: {}", LIST.replace('\n', "\ndata: "));
+    assert_eq!(filtered(&lines).map(|less| less.map(|less| less.body)), Ok(Some(want)));
+    assert_eq!(filtered("data: hello\n\n: ping\n\n"), Ok(None));
+    assert!(filtered("data: {\"a\":1,\"a\":2}\n\n").is_err());
+    // Clients in Python would read it.
+    assert!(filtered(&format!("data: {}\n\n", list.replace("1.0", "NaN"))).is_err());
+}
+
+#[test]
 fn a_definition_that_changed_is_told() {
     let list = Value::parse(LIST.as_bytes()).expect("a list");
     let tools = list.member("result").and_then(|result| result.member("tools")).expect("tools").items();

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use clawgress_inspect::tool::{Change, Head, Validity, Value, changes, filtered, pin, read, validate};
+use clawgress_inspect::tool::{
+    Change, Head, Validity, Value, changes, filtered, filtered_events, pin, read, validate,
+};
 
 use super::pieces;
 
@@ -40,6 +42,9 @@ pub fn tool_list(data: &[u8]) {
                 .iter()
                 .all(|(_, change)| *change == Change::New)
         );
+    }
+    if let Ok(Some(less)) = filtered_events(whole, &mut |name| name.len() % 2 == 0) {
+        assert_eq!(filtered_events(less.body.as_bytes(), &mut |name| name.len() % 2 == 0), Ok(None));
     }
     let Some(schema) = pieces.first() else { return };
     let rest = whole.get(schema.len()..).unwrap_or_default();
