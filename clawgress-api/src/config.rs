@@ -15,6 +15,7 @@ mod dns;
 mod endpoint;
 mod intercept;
 mod interface;
+mod llm;
 mod spiffe;
 mod tenants;
 
@@ -23,6 +24,7 @@ pub use self::dns::Dns;
 pub use self::endpoint::Endpoint;
 pub use self::intercept::{Intercept, excludes};
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
+pub use self::llm::{Llm, LlmServer, UNLISTED};
 pub use self::spiffe::{Spiffe, WorkloadEndpoint};
 pub use self::tenants::Tenants;
 
@@ -59,6 +61,9 @@ pub struct Config {
     /// How bodies are read, where policy asks about them.
     #[serde(default)]
     pub content: Content,
+    /// Calls of models, where policy asks about them.
+    #[serde(default)]
+    pub llm: Llm,
     /// Who may use which socket.
     #[serde(default)]
     pub access: Access,

@@ -241,6 +241,9 @@ pub struct Attributes {
     /// (`clawgress_policy::fingerprint::Fingerprints`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprints: Option<serde_json::Value>,
+    /// What model was called, and with what, where policy asks about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<Box<ModelFacts>>,
     /// What was sent, where policy asks about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<PayloadFacts>,
@@ -268,6 +271,38 @@ pub struct PayloadFacts {
     /// Its parts, fields and values, as far as it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fields: Option<u64>,
+}
+
+/// What was known of a call of a model when it was decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// Whose model, as policy has it.
+    pub provider: String,
+    /// What was asked of it: `chat_completions`.
+    pub surface: String,
+    /// The model, as the request names it; empty where it names none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub model: String,
+    /// Its family.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub family: String,
+    /// Tokens of the prompt, estimated.
+    pub tokens_estimated: u64,
+    /// Most that may be answered, if a limit is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_max: Option<u64>,
+    /// Whether the answer is to be streamed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stream: bool,
+    /// Names of the tools that are offered, as far as there is room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+    /// How many they are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tools_count: u64,
+    /// Images, sounds and files.
+    #[serde(default)]
+    pub attachments: u32,
 }
 
 /// Numbers of the policy revisions that judged, each absent where there is none.

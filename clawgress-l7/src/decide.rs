@@ -68,6 +68,12 @@ impl Ruling {
         Ruling::new(action, Err(reason), Vec::new())
     }
 
+    /// A permission that no policy made: nobody asks.
+    #[must_use]
+    pub fn allow(action: &'static str) -> Self {
+        Ruling::new(action, Ok(()), Vec::new())
+    }
+
     fn new(action: &'static str, verdict: Result<(), DropReason>, policies: Vec<String>) -> Self {
         Ruling {
             action,
@@ -390,6 +396,26 @@ pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16, excluded: bool) -
 #[must_use]
 pub fn asks_send(plan: &Plan, who: &Who) -> bool {
     plan.policy(&who.identity.agent).is_some_and(|policy| policy.names_send())
+}
+
+/// How much of a request of `who` has to be seen to know what model it calls.
+#[must_use]
+pub fn call_need(plan: &Plan, who: &Who) -> PayloadNeed {
+    plan.policy(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_call())
+}
+
+/// Who needs to know what `who` did before, of a call of a model: of whatever call, since nothing is known of it yet.
+#[must_use]
+pub fn call_needs_history(plan: &Plan, who: &Who) -> Need {
+    let agent = &who.identity.agent;
+    let reads = || plan.policy(agent).is_some_and(|policy| policy.call_reads_history());
+    if plan.asks_history(agent) && reads() { Need::Decided } else { Need::None }
+}
+
+/// `llm`.
+#[must_use]
+pub fn llm(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    ask(plan, who, operation)
 }
 
 /// Who needs to know what `who` did before, of this `send`, of whose body nothing is known yet.

@@ -58,7 +58,7 @@ impl std::fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    fn parse(number: u32, text: &str, ca: Option<&Path>) -> Result<Upstream> {
+    pub(crate) fn parse(number: u32, text: &str, ca: Option<&Path>) -> Result<Upstream> {
         let (scheme, plain, default) = match text.strip_prefix("https://") {
             Some(rest) => (Scheme::Https, format!("http://{rest}"), HTTPS_PORT),
             None => (Scheme::Http, text.to_owned(), HTTP_PORT),

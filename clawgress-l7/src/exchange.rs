@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clawgress_api::{Attributes, AuditRecord, EffectRef, PayloadFacts, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{
+    Attributes, AuditRecord, EffectRef, ModelFacts, PayloadFacts, RecordKind, TokenUsage, Verdict,
+};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::fingerprint::Fingerprints;
@@ -54,6 +56,7 @@ struct Read {
     protocol: Option<TunnelProtocol>,
     alpn: Option<Vec<String>>,
     payload: Option<PayloadFacts>,
+    llm: Option<Box<ModelFacts>>,
 }
 
 /// How it went.
@@ -209,6 +212,16 @@ impl Exchange {
         self.record.findings = findings.to_vec();
     }
 
+    /// Notes what is known of the model that is called, and what was found in that besides.
+    pub fn call(&mut self, facts: ModelFacts, findings: &[String]) {
+        self.read.llm = Some(Box::new(facts));
+        for finding in findings {
+            if !self.record.findings.contains(finding) {
+                self.record.findings.push(finding.clone());
+            }
+        }
+    }
+
     /// Notes by what it was stopped after it was allowed: of what the agent turned out to send.
     pub fn stopped(&mut self, ruling: &Ruling) {
         self.record.action = Some(ruling.action.to_owned());
@@ -317,6 +330,7 @@ impl Read {
             labels: (basis.asks_agent && is_short).then(|| labels.clone()),
             history: who.history().and_then(|history| serde_json::to_value(history).ok()),
             fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
+            llm: self.llm.clone(),
             payload: self.payload.clone(),
             zone: basis.zone.clone(),
             geo: basis.geo.clone(),

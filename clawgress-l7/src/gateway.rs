@@ -17,6 +17,7 @@ use crate::keys::Keys;
 use crate::limit;
 use crate::memory::Memory;
 use crate::own::Own;
+use crate::plain_http::Calls;
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::snapshot::Snapshots;
@@ -54,6 +55,8 @@ pub struct Gateway {
     pub interception: Option<Interception>,
     /// Memory for bodies that policy asks about, and how they are read.
     pub memory: Arc<Memory>,
+    /// How calls of models are known.
+    pub calls: Calls,
     /// Pipes for tunnels.
     pub pipes: Arc<Pipes>,
     /// Cancelled when the time to drain is over: whatever still runs ends.

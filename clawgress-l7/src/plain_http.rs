@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use clawgress_api::TokenUsage;
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::llm::answer::{Answer, Format, Reader, Usage};
 use clawgress_policy::TunnelProtocol;
 use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
@@ -35,6 +33,7 @@ mod front;
 mod gate;
 mod granted;
 mod hold;
+mod model;
 mod outgoing;
 mod respond;
 
@@ -45,6 +44,8 @@ pub use gate::Gate;
 pub use granted::Granted;
 use granted::rule;
 pub use hold::{Held, Source};
+pub use model::Calls;
+use model::Coming;
 pub use respond::is_stranger;
 use respond::{is_untrusted, respond, reusable, switch};
 
@@ -70,7 +71,7 @@ pub struct Context {
     /// The body of the request, where policy asks about it.
     content: content::Judged,
     /// What reads the upstream's answer.
-    answer: Option<Reader>,
+    answer: Option<Coming>,
     /// Status of the upstream's answer.
     status: Option<u16>,
     /// Why it failed.
@@ -93,16 +94,16 @@ impl Context {
                 _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
             }
         }
-        let tokens = self.answer.take().map(Reader::finish).and_then(tokens);
+        let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
+        let answer = self.answer.take().map(Coming::finish);
+        let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
+            // Also of what can't be read, if anything came back.
+            Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
+            Some(call) => answer.and_then(|answer| call.tokens(answer, false)),
+            None => answer.and_then(model::tokens),
+        };
         exchange.end(End { status, sent, received, reason, tokens });
     }
-}
-
-/// What an answer cost, if it says so.
-fn tokens(answer: Answer) -> Option<TokenUsage> {
-    let Answer { model, usage, .. } = answer;
-    let Usage { input, output, cached, cache_written, reasoning } = usage?;
-    Some(TokenUsage { model, input, output, cached, cache_written, reasoning, estimated: false })
 }
 
 impl Drop for Context {
@@ -392,6 +393,9 @@ impl ProxyHttp for App {
             // Of this hop, and asked for by servers of gRPC, whose status is a trailer.
             request.insert_header("te", "trailers")?;
         }
+        if let Some(asking) = &mut context.content.asking {
+            asking.head(request)?;
+        }
         let Some(changes) = granted.changes() else { return Ok(()) };
         let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
         for name in names.cloned().collect::<Vec<_>>() {
@@ -424,6 +428,9 @@ impl ProxyHttp for App {
                 return Err(Error::explain(status, "the body may not go on").into_down());
             }
         }
+        if let Some(asking) = &mut context.content.asking {
+            asking.body(body);
+        }
         if end {
             granted.sent();
         }
@@ -450,9 +457,14 @@ impl ProxyHttp for App {
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             return switch(session, response, context);
         }
-        let coded = text("content-encoding").is_some_and(|c| !c.eq_ignore_ascii_case("identity"));
-        if !coded && !response.status.is_informational() {
-            context.answer = text("content-type").and_then(Format::of).map(Reader::new);
+        if !response.status.is_informational() {
+            let granted = context.granted.as_ref();
+            let is_call = granted.is_some_and(|granted| granted.call().is_some());
+            // What has a length can't become shorter.
+            let is_edited = context.content.asking.is_some() && text("content-length").is_none();
+            let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);
+            let said = (text("content-type").unwrap_or_default(), text("content-encoding"));
+            context.answer = Coming::of(said, (&self.gateway.memory, agent), is_call, is_edited);
         }
         Ok(())
     }
@@ -474,12 +486,14 @@ impl ProxyHttp for App {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
-        if let (Some(answer), Some(bytes)) = (&mut context.answer, body) {
-            answer.push(bytes);
+        if let Some(answer) = &mut context.answer
+            && !answer.push(body, end)
+        {
+            context.answer = None;
         }
         Ok(None)
     }

@@ -33,6 +33,7 @@ use crate::intercept::Interception;
 use crate::keys::Keys;
 use crate::memory::Memory;
 use crate::own::Own;
+use crate::plain_http::Calls;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
 use crate::quota::Quota;
 use crate::resolve::Resolver;
@@ -291,6 +292,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
         interception: Interception::of(&config)?,
         memory: Arc::new(Memory::new(&config.content)),
+        calls: Calls::new(&config.llm)?,
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

@@ -18,13 +18,21 @@ pub struct ModelCall<'a> {
     pub provider: &'a str,
     /// The model, as the request names it.
     pub model: &'a str,
+    /// The same without vendor, region, version and date, in lowercase.
+    pub family: &'a str,
+    /// What is asked of the provider: `chat_completions`.
+    pub surface: &'a str,
     /// Tokens of the prompt, estimated.
     pub tokens_estimated: u64,
+    /// Most that may be answered; `None` where no limit is set.
+    pub tokens_max: Option<u64>,
     /// Whether the answer is to be streamed.
     pub stream: bool,
     /// Names of the tools that the model may ask for.
     pub tools: &'a [String],
-    /// What was found in the prompt.
+    /// How much is attached: images, sounds and files.
+    pub attachments: u32,
+    /// What was found in the request.
     pub findings: &'a [String],
 }
 
@@ -88,9 +96,13 @@ pub(crate) enum Attribute {
     MediaType,
     LlmProvider,
     LlmModel,
+    LlmFamily,
+    LlmSurface,
     LlmTokens,
+    LlmTokensMax,
     LlmStream,
     LlmTools,
+    LlmAttachments,
     ToolServer,
     ToolMethod,
     ToolName,
@@ -127,9 +139,13 @@ impl Attribute {
                 A::Port,
                 A::LlmProvider,
                 A::LlmModel,
+                A::LlmFamily,
+                A::LlmSurface,
                 A::LlmTokens,
+                A::LlmTokensMax,
                 A::LlmStream,
                 A::LlmTools,
+                A::LlmAttachments,
                 A::Findings,
             ],
             ActionKind::Tool => &[
@@ -174,9 +190,13 @@ impl Attribute {
             Attribute::MediaType => (None, "media_type"),
             Attribute::LlmProvider => (Some("llm"), "provider"),
             Attribute::LlmModel => (Some("llm"), "model"),
+            Attribute::LlmFamily => (Some("llm"), "family"),
+            Attribute::LlmSurface => (Some("llm"), "surface"),
             Attribute::LlmTokens => (Some("llm"), "tokens_estimated"),
+            Attribute::LlmTokensMax => (Some("llm"), "tokens_max"),
             Attribute::LlmStream => (Some("llm"), "stream"),
             Attribute::LlmTools => (Some("llm"), "tools"),
+            Attribute::LlmAttachments => (Some("llm"), "attachments"),
             Attribute::ToolServer => (Some("tool"), "server"),
             Attribute::ToolMethod => (Some("tool"), "method"),
             Attribute::ToolName => (Some("tool"), "name"),
@@ -232,9 +252,13 @@ impl Attribute {
             Attribute::Port => Told::Long(i64::from(call.port)),
             Attribute::LlmProvider => Told::Str(call.provider),
             Attribute::LlmModel => Told::Str(call.model),
+            Attribute::LlmFamily => Told::Str(call.family),
+            Attribute::LlmSurface => Told::Str(call.surface),
             Attribute::LlmTokens => long(call.tokens_estimated),
+            Attribute::LlmTokensMax => long(call.tokens_max.unwrap_or(u64::MAX)),
             Attribute::LlmStream => Told::Bool(call.stream),
             Attribute::LlmTools => Told::Strings(call.tools),
+            Attribute::LlmAttachments => long(call.attachments.into()),
             Attribute::Findings => Told::Strings(call.findings),
             _ => return None,
         })

@@ -20,6 +20,9 @@ pub const SCHEMA: &str = include_str!("schema.cedarschema");
 /// Behind this line of the schema are the actions that are asked about where policy names one.
 const NAMED: &str = "// === what is asked where policy names it ===\n";
 
+/// What the lines before each of these begin with.
+const SECTION: &str = "// --- ";
+
 /// Behind this line of the schema are the actions that nothing asks about yet.
 const UNASKED: &str = "// === what nothing asks about yet ===\n";
 
@@ -122,13 +125,13 @@ impl ActionKind {
 
     /// Whether some plane asks about it.
     pub(crate) fn is_asked(self) -> bool {
-        use ActionKind::{Connect, Direct, Http, Resolve, Send, Tls, Tunnel};
-        matches!(self, Connect | Direct | Tls | Tunnel | Http | Resolve | Send)
+        use ActionKind::{Connect, Direct, Http, Llm, Resolve, Send, Tls, Tunnel};
+        matches!(self, Connect | Direct | Tls | Tunnel | Http | Resolve | Send | Llm)
     }
 
     /// Whether it is asked only of who has a policy that names it: where none does, it is as if there were no such action.
     pub(crate) fn is_asked_by_name(self) -> bool {
-        self == ActionKind::Send
+        matches!(self, ActionKind::Send | ActionKind::Llm)
     }
 
     /// Whether it is about what is said, rather than to whom.
@@ -139,6 +142,20 @@ impl ActionKind {
     /// Whether an action or group of this name includes it.
     pub(crate) fn is_in(self, name: &str) -> bool {
         name == self.name() || name == self.group()
+    }
+}
+
+/// Some of the actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Actions(u16);
+
+impl Actions {
+    pub(crate) fn with(self, action: ActionKind) -> Actions {
+        Actions(self.0 | 1 << (action as u8))
+    }
+
+    pub(crate) fn has(self, action: ActionKind) -> bool {
+        self.0 & 1 << (action as u8) != 0
     }
 }
 
@@ -224,11 +241,10 @@ pub(crate) struct TimeNames {
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
     pub(crate) schema: Schema,
-    /// The same without the actions that nothing asks about: for policies that name none of them, so that one about a
-    /// group, or about everything, stays valid when the language gets an action that its condition doesn't fit.
-    pub(crate) asked: Schema,
-    /// The same with the actions that are asked where policy names them.
-    pub(crate) named: Schema,
+    /// The same without the actions that nothing asks about, and with some of those that are asked where policy names them:
+    /// for policies that name no others, so that one about a group, or about everything, stays valid when the language gets
+    /// an action that its condition doesn't fit.
+    named: Vec<(Actions, Schema)>,
     tenant: EntityType,
     team: EntityType,
     project: EntityType,
@@ -259,12 +275,33 @@ impl Vocabulary {
         SHARED.get_or_init(Vocabulary::load).as_ref().map_err(String::as_str)
     }
 
+    /// The schema of a set that names these of the actions that are asked where policy names them.
+    pub(crate) fn named(&self, actions: Actions) -> &Schema {
+        self.named.iter().find(|(known, _)| *known == actions).map_or(&self.schema, |(_, schema)| schema)
+    }
+
     fn load() -> Result<Vocabulary, String> {
         let broken = |what: &dyn std::fmt::Display| format!("the built-in schema is broken: {what}");
         let (schema, _warnings) = Schema::from_cedarschema_str(SCHEMA).map_err(|e| broken(&e))?;
         let before = |line| SCHEMA.split_once(line).ok_or_else(|| broken(&"a line is missing"));
-        let read = |text| Schema::from_cedarschema_str(text).map_err(|e| broken(&e));
-        let ((asked, _), (named, _)) = (read(before(NAMED)?.0)?, read(before(UNASKED)?.0)?);
+        let read = |text: &str| Schema::from_cedarschema_str(text).map_err(|e| broken(&e));
+        let (always, rest) = before(NAMED)?;
+        let (asked, _) = read(always)?;
+        let (sections, _) = rest.split_once(UNASKED).ok_or_else(|| broken(&"a line is missing"))?;
+        let sections = sections.split(SECTION).skip(1).map(|section| section.split_once(" ---\n"));
+        let sections: Vec<(&str, &str)> =
+            sections.collect::<Option<_>>().ok_or_else(|| broken(&"a section has no name"))?;
+        let by_name = ActionKind::ALL.into_iter().filter(|action| action.is_asked_by_name());
+        let mut named = vec![(Actions::default(), asked.clone())];
+        for action in by_name {
+            for (actions, _) in named.clone() {
+                let actions = actions.with(action);
+                let has = |name: &str| ActionKind::ALL.iter().any(|a| actions.has(*a) && a.name() == name);
+                let more = sections.iter().filter(|(name, _)| has(name)).map(|(_, text)| *text);
+                let text: String = std::iter::once(always).chain(more).collect();
+                named.push((actions, read(&text)?.0));
+            }
+        }
         let kind = |text: &str| text.parse::<EntityType>().map_err(|e| broken(&e));
         let name = |text: &str| text.parse::<Name>().map_err(|e| broken(&e));
         let action_type = kind("Action")?;
@@ -276,7 +313,6 @@ impl Vocabulary {
         })?;
         Ok(Vocabulary {
             schema,
-            asked,
             named,
             tenant: kind("Tenant")?,
             team: kind("Team")?,
@@ -453,8 +489,17 @@ mod tests {
         }
         assert_eq!(vocabulary.schema.actions().count(), ActionKind::ALL.len() + 3);
         let asked = || ActionKind::ALL.into_iter().filter(|action| action.is_asked());
-        assert_eq!(vocabulary.named.actions().count(), asked().count() + 3);
+        let all = ActionKind::ALL
+            .into_iter()
+            .filter(|a| a.is_asked_by_name())
+            .fold(Actions::default(), Actions::with);
+        assert_eq!(vocabulary.named(all).actions().count(), asked().count() + 3);
+        let send = Actions::default().with(ActionKind::Send);
+        assert_eq!(
+            vocabulary.named(send).actions().count(),
+            asked().filter(|a| !a.is_asked_by_name()).count() + 4
+        );
         let always = asked().filter(|action| !action.is_asked_by_name()).count();
-        assert_eq!(vocabulary.asked.actions().count(), always + 3);
+        assert_eq!(vocabulary.named(Actions::default()).actions().count(), always + 3);
     }
 }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::path::Component;
 
 use super::{
-    Audit, Config, Content, Danger, Datapath, DatapathMode, Interface, L7, Node, Proxy, ProxyTls, Role, UTC,
-    UnboundSources,
+    Audit, Config, Content, Danger, Datapath, DatapathMode, Interface, L7, Llm, Node, Proxy, ProxyTls, Role,
+    UTC, UnboundSources,
 };
-use super::{endpoint, intercept};
+use super::{endpoint, intercept, llm};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
@@ -35,6 +35,7 @@ pub fn check(config: &Config) -> Result<(), Refused> {
     endpoint::check(&config.endpoints)?;
     config.intercept.as_ref().map_or(Ok(()), intercept::check)?;
     check_content(&config.content)?;
+    check_llm(&config.llm, &config.content)?;
     check_surroundings(config)
 }
 
@@ -57,6 +58,19 @@ fn check_content(content: &Content) -> Result<(), Refused> {
         ));
     }
     Ok(())
+}
+
+fn check_llm(llm: &Llm, content: &Content) -> Result<(), Refused> {
+    let least = u64::from(llm.hold_bytes_max.get()) * 2 + CONTENT_READER_BYTES;
+    if content.agent_memory_bytes_max.get() < least {
+        return Err((
+            "[llm] hold_bytes_max",
+            format!(
+                "an agent's share of memory is too small for one call: `agent_memory_bytes_max` in [content] must be at least {least}"
+            ),
+        ));
+    }
+    llm::check(llm)
 }
 
 fn check_node(node: &Node) -> Result<(), Refused> {

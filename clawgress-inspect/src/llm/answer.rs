@@ -76,6 +76,8 @@ pub struct Answer {
     pub finish: Option<String>,
     /// What failed, by the type that is said.
     pub error: Option<String>,
+    /// Whether its usage is what a stream begins with, whose answer was not counted yet.
+    pub is_partial: bool,
 }
 
 /// Reads one response.
@@ -96,6 +98,8 @@ struct Facts {
     has_more_tools: bool,
     counts: [Option<u64>; Count::ALL],
     output_estimated: u64,
+    /// Whether it is the beginning of a stream; of all documents: whether only that counted the output.
+    is_start: bool,
 }
 
 /// What is counted.
@@ -158,6 +162,9 @@ impl Facts {
         if !is_whole {
             return;
         }
+        if found.counts.get(Count::Output as usize).is_some_and(Option::is_some) {
+            self.is_start = found.is_start;
+        }
         for (known, new) in self.counts.iter_mut().zip(found.counts) {
             *known = new.or(*known);
         }
@@ -211,8 +218,10 @@ impl Facts {
 
     fn into_answer(self) -> Answer {
         let usage = self.usage();
-        let Facts { model, finish, error, tools, has_more_tools, output_estimated, .. } = self;
-        Answer { model, usage, output_estimated, tools, has_more_tools, finish, error }
+        let Facts {
+            model, finish, error, tools, has_more_tools, output_estimated, is_start: is_partial, ..
+        } = self;
+        Answer { model, usage, output_estimated, tools, has_more_tools, finish, error, is_partial }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
 
-use super::Attachments;
+use super::{Attachments, Surface};
 
 /// Why what a request asks for can't be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +44,8 @@ pub struct Call {
     pub stream: Option<bool>,
     /// Whether usage is to be told at the end of the stream, if that is said.
     pub include_usage: Option<bool>,
+    /// Whether it says how to stream, in whatever way.
+    pub has_stream_options: bool,
     /// Most tokens that may be answered: the largest there is; `None` where none is set.
     pub tokens_max: Option<u64>,
     /// Tokens of what the model is shown, estimated.
@@ -75,6 +77,10 @@ pub struct Shape {
     pub messages: bool,
     /// `contents` with parts, as Gemini has them.
     pub contents: bool,
+    /// The fields of these names.
+    pub messages_field: bool,
+    /// As above.
+    pub contents_field: bool,
     /// `input` or `inputs`.
     pub input: bool,
     /// `prompt`, or another single text.
@@ -92,5 +98,23 @@ impl Shape {
         self.contents
             || self.messages && (has_model || self.tuned)
             || has_model && (self.input || self.prompt)
+    }
+
+    /// Whether it has the fields of other surfaces, and not those of this one.
+    #[must_use]
+    pub fn differs(self, surface: Surface) -> bool {
+        let has_any = self.messages_field || self.contents_field || self.input || self.prompt;
+        let is_own = match surface {
+            Surface::ChatCompletions | Surface::Messages | Surface::OllamaChat => self.messages_field,
+            Surface::Responses => self.input || self.prompt,
+            Surface::Completions | Surface::OllamaGenerate | Surface::Images | Surface::Rerank => self.prompt,
+            Surface::GenerateContent => self.contents_field,
+            Surface::Converse => self.messages_field,
+            Surface::CohereChat => self.messages_field || self.prompt,
+            Surface::Embeddings => self.input || self.prompt,
+            Surface::Moderations | Surface::Audio => self.input || self.prompt,
+            _ => true,
+        };
+        has_any && !is_own
     }
 }

@@ -458,7 +458,10 @@ impl Request {
         shape.prompt |= is_root && matches!(self.next, Node::Prompt | Node::Say(Role::User));
         shape.tuned |=
             is_root && matches!(self.next, Node::Cap | Node::Stream | Node::Config | Node::ToolConfig);
+        shape.messages_field |= is_root && matches!(key, Key::Messages | Key::ChatHistory);
+        shape.contents_field |= is_root && key == Key::Contents;
         shape.contents |= node == Node::Message && key == Key::Parts;
+        self.call.has_stream_options |= is_root && key == Key::StreamOptions;
         if self.next == Node::Builtin {
             let name = name.to_owned();
             return self.offer(name);

@@ -62,6 +62,8 @@ pub struct Admitted {
     pub port: u16,
     /// Path as sent on, without the query.
     pub path: String,
+    /// What follows the path's `?`: never recorded, it may hold secrets.
+    pub query: String,
     /// `Proxy-Authorization`, or what an endpoint's client has in its place; wiped when dropped.
     pub credential: Option<Zeroizing<Vec<u8>>>,
     /// The endpoint's upstream, if it is one's request.
@@ -171,6 +173,7 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
     let admitted = Admitted {
         method: head.method.to_owned(),
         path: path_of(&target).to_owned(),
+        query: target.split_once('?').map_or("", |(_, query)| query).to_owned(),
         credential,
         upstream,
         opened: match place {

@@ -1,4 +1,4 @@
-//! The body gate: `send` judged on what a body holds, before the upstream is dialled where it can be held that long, and as
+//! The body gate: `send` and `llm` judged on what a body holds, before the upstream is dialled where it can be held that long, and as
 //! it streams where it can't.
 //!
 //! INVARIANT: of a body whose content decides, nothing goes on that was not looked at; and its end only when all of it was
@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use clawgress_api::PayloadFacts;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1;
+use clawgress_inspect::llm::Request;
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 use clawgress_policy::content::Payload;
 use clawgress_policy::effect::Obligation;
@@ -19,6 +20,7 @@ use pingora_proxy::Session;
 use tokio::time::Instant;
 
 use super::hold::{self, Held};
+use super::model::{Asking, Calling, Facts};
 use super::{Admitted, Granted};
 use crate::decide::{self, Ruling};
 use crate::enforce::{enforce, reference};
@@ -48,6 +50,11 @@ pub struct Said {
     seen: u64,
     complete: bool,
     findings: Vec<String>,
+    /// Whether there is one.
+    has_body: bool,
+    /// Whether it is known whether it calls a model, and what is known of the call.
+    is_call_known: bool,
+    call: Option<Arc<Facts>>,
 }
 
 /// What judging a body came to, besides the ruling.
@@ -59,6 +66,8 @@ pub struct Judged {
     pub body: Option<Body>,
     /// Whether the client was told to send it.
     pub continued: bool,
+    /// Whether usage is asked for on the client's behalf.
+    pub asking: Option<Asking>,
 }
 
 /// A body that is looked at.
@@ -70,6 +79,8 @@ pub struct Body {
     inspector: Option<Inspector>,
     /// Why it can't be read.
     unreadable: Option<Unreadable>,
+    /// How policy asks whether it calls a model, if it does.
+    calling: Option<Calling>,
     charge: Charge,
     spool_bytes: usize,
     /// Bytes that went by in this attempt to send it; after a connection that died there is another.
@@ -92,10 +103,42 @@ impl Said {
         }
     }
 
-    /// What policy says of it. Of one that is not complete, a forbid counts as it is; and a permit must hold as if what was
-    /// seen were all: nothing goes on that none covers.
+    /// What is known of the model that it calls.
     #[must_use]
-    pub fn rule(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+    pub fn call(&self) -> Option<Arc<Facts>> {
+        self.call.clone()
+    }
+
+    /// What policy says of it, and of the call of a model that it is.
+    #[must_use]
+    pub fn rule(&self, gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+        let send = if self.has_body {
+            self.rule_body(plan, who, admitted)
+        } else {
+            // Nothing is sent.
+            Ruling::allow("send")
+        };
+        if send.verdict.is_err() {
+            return send;
+        }
+        let llm = match &self.call {
+            Some(call) => decide::llm(plan, who, call.operation(admitted)),
+            None if self.is_call_known => return send,
+            // Policy asks about calls since it began to come.
+            None => match gateway.calls.calling(plan, who, admitted) {
+                Some(calling) if calling.route.is_some() && calling.need.decided != Look::Nothing => {
+                    Ruling::deny("llm", DropReason::InspectionRequired)
+                }
+                _ => return send,
+            },
+        };
+        let policies = if llm.verdict.is_ok() { &send.policies[..] } else { &[] };
+        llm.with(policies).obliged_by(&send)
+    }
+
+    /// What policy says of the body. Of one that is not complete, a forbid counts as it is; and a permit must hold as if what was
+    /// seen were all: nothing goes on that none covers.
+    fn rule_body(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
         let asked = |complete| operation(admitted, self.payload(complete));
         if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
             // Policy asks for more than it did when the body began to come.
@@ -123,7 +166,12 @@ impl Said {
 
 impl Body {
     /// The body of a request, of which nothing was looked at yet.
-    fn of(gateway: &Gateway, session: &Session, (plan, who, admitted): (&Plan, &Who, &Admitted)) -> Body {
+    fn of(
+        gateway: &Gateway,
+        session: &Session,
+        (plan, who, admitted): (&Plan, &Who, &Admitted),
+        calling: Option<Calling>,
+    ) -> Body {
         let headers = &session.req_header().headers;
         let all = |name: &str| headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
         let claims = Claims::new(&all("content-type"), &all("content-encoding"));
@@ -131,10 +179,22 @@ impl Body {
             http1::Body::Length(n) => Some(n),
             http1::Body::Chunked => None,
         };
-        let mut said = Said { media_type: claims.media_type.clone(), declared, ..Said::default() };
+        let has_body = declared != Some(0);
+        let mut said = Said { media_type: claims.media_type.clone(), declared, has_body, ..Said::default() };
         let asked = operation(admitted, said.payload(false));
-        let need = decide::payload_need(plan, who, asked, declared.is_some());
+        let need = if has_body {
+            decide::payload_need(plan, who, asked, declared.is_some())
+        } else {
+            PayloadNeed::default()
+        };
         said.looked = need.look();
+        let before = calling.as_ref().and_then(Calling::before);
+        // What streams may turn out to be a call as long as it comes.
+        said.is_call_known = calling.is_some();
+        said.call = before.map(Arc::new);
+        let call_need =
+            calling.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, Calling::body_need);
+        let need = need.max(call_need);
         let limits = Limits {
             decoded_bytes_max: gateway.memory.content.decoded_bytes_max.get(),
             ratio_max: gateway.memory.content.ratio_max.get().into(),
@@ -142,8 +202,14 @@ impl Body {
         Body {
             said,
             need,
-            inspector: (need.look() == Look::Content).then(|| Inspector::new(claims, limits)),
+            inspector: (need.look() == Look::Content).then(|| match &calling {
+                Some(calling) if call_need.look() == Look::Content => {
+                    Inspector::of_call(claims, limits, calling.is_read())
+                }
+                _ => Inspector::new(claims, limits),
+            }),
             unreadable: None,
+            calling,
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
@@ -178,7 +244,42 @@ impl Body {
         self.said.complete = true;
         let Some(inspector) = &mut self.inspector else { return Ok(()) };
         let looked = inspector.finish();
-        self.note(looked)
+        self.note(looked)?;
+        let Some((calling, call)) = self.as_call() else { return Ok(()) };
+        if calling.is_read() || call.is_call() {
+            if call.error().is_some() && calling.need.decided != Look::Nothing {
+                // It goes to nobody who is listed, and can't be known.
+                return Err(DropReason::ContentUnreadable);
+            }
+            self.said.call = Some(Arc::new(calling.facts(call.call(), &self.said.findings)));
+        }
+        Ok(())
+    }
+
+    /// What reads it as a call of a model.
+    fn as_call(&self) -> Option<(&Calling, &Request)> {
+        Some((self.calling.as_ref()?, self.inspector.as_ref()?.call()?))
+    }
+
+    /// Whether it is a call of a model that can't be judged, since not all of it is held.
+    fn is_call_in_part(&self) -> bool {
+        !self.said.complete
+            && self.as_call().is_some_and(|(calling, call)| {
+                calling.need.decided != Look::Nothing && (calling.is_read() || call.is_call())
+            })
+    }
+
+    /// Most bytes of it that are held.
+    fn hold_bytes_max(&self, gateway: &Gateway) -> usize {
+        let most = usize::try_from(gateway.memory.content.hold_bytes_max.get()).unwrap_or(usize::MAX);
+        let is_call = self.calling.as_ref().is_some_and(Calling::is_read);
+        if is_call { most.max(gateway.calls.hold_bytes_max) } else { most }
+    }
+
+    /// Whether usage is to be asked for on the client's behalf.
+    fn asking(&self, gateway: &Gateway, session: &Session) -> Option<Asking> {
+        let (calling, call) = self.as_call().filter(|_| self.said.complete)?;
+        Asking::of(&gateway.calls, calling, call.call(), session.req_header())
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), DropReason> {
@@ -223,18 +324,23 @@ impl Body {
 
     /// Notes in the record what is known of it.
     fn tell(&self, exchange: &mut Exchange) {
-        let facts = self.inspector.as_ref().map(Inspector::facts);
-        let payload = self.said.payload(self.said.complete);
-        exchange.payload(
-            PayloadFacts {
-                bytes: payload.bytes,
-                complete: payload.complete,
-                media_type: payload.media_type.to_owned(),
-                decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
-                fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
-            },
-            payload.findings,
-        );
+        if self.said.has_body {
+            let facts = self.inspector.as_ref().map(Inspector::facts);
+            let payload = self.said.payload(self.said.complete);
+            exchange.payload(
+                PayloadFacts {
+                    bytes: payload.bytes,
+                    complete: payload.complete,
+                    media_type: payload.media_type.to_owned(),
+                    decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
+                    fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
+                },
+                payload.findings,
+            );
+        }
+        if let Some(call) = &self.said.call {
+            exchange.call(call.record(), call.findings());
+        }
         if let Some(why) = self.unreadable {
             exchange.detail(&format!("the body was not read: {why}"));
         }
@@ -309,6 +415,10 @@ impl Body {
             tokio::task::yield_now().await;
         }
         let ends = end || self.said.declared == Some(self.said.seen);
+        if looked.is_ok() && !ends && self.is_call_in_part() {
+            exchange.detail(CALL_TOO_LARGE);
+            looked = Err(DropReason::ContentUnreadable);
+        }
         if looked.is_ok() && ends {
             looked = self.finish();
         }
@@ -344,7 +454,7 @@ impl Body {
         let deny = |reason| Ruling::deny("send", reason);
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = granted.who().under(&plan, gateway.now_s()).map_err(deny)?;
-        let mut ruling = self.said.rule(&plan, &who, granted.admitted());
+        let mut ruling = self.said.rule(gateway, &plan, &who, granted.admitted());
         if let Some(duties) = &mut ruling.duties {
             duties.obligations.retain(|obligation| !self.kept.iter().any(|kept| kept.repeats(obligation)));
             self.kept.extend(duties.obligations.iter().cloned());
@@ -363,6 +473,10 @@ impl Body {
     }
 }
 
+/// Why a call of a model is refused that was not held whole.
+const CALL_TOO_LARGE: &str =
+    "the call of a model is larger than what is held of one: see `hold_bytes_max` in [llm] and [content]";
+
 /// What policy is asked about a body.
 fn operation<'a>(admitted: &'a Admitted, payload: Payload<'a>) -> Operation<'a> {
     let Admitted { host, port, method, path, .. } = admitted;
@@ -380,7 +494,16 @@ pub fn unseen(admitted: &Admitted) -> Option<Operation<'_>> {
 ///
 /// # Errors
 /// [`DropReason::InspectionRequired`] if a guard asks about it now.
-pub fn judge_unseen(plan: &Plan, who: &Who, admitted: &Admitted) -> Result<(), DropReason> {
+pub fn judge_unseen(
+    gateway: &Gateway,
+    plan: &Plan,
+    who: &Who,
+    admitted: &Admitted,
+) -> Result<(), DropReason> {
+    let calling = gateway.calls.calling(plan, who, admitted);
+    if calling.is_some_and(|calling| calling.route.is_some() && calling.need.decided != Look::Nothing) {
+        return Err(DropReason::InspectionRequired);
+    }
     let Some(unseen) = unseen(admitted).filter(|_| decide::asks_send(plan, who)) else { return Ok(()) };
     let ruling = decide::send(plan, who, unseen);
     // What no guard is asked about, no policy permits.
@@ -396,10 +519,12 @@ pub async fn judge(
     ruling: Ruling,
     exchange: &mut Exchange,
 ) -> (Ruling, Judged) {
-    if admitted.body == http1::Body::Length(0) || !decide::asks_send(plan, who) {
+    let calling = gateway.calls.calling(plan, who, admitted);
+    let asks_send = admitted.body != http1::Body::Length(0) && decide::asks_send(plan, who);
+    if !asks_send && calling.is_none() {
         return (ruling, Judged::default());
     }
-    let mut body = Body::of(gateway, session, (plan, who, admitted));
+    let mut body = Body::of(gateway, session, (plan, who, admitted), calling);
     let look = body.need.look();
     let mut judged =
         Judged { continued: look != Look::Nothing && admitted.awaits_continue, ..Judged::default() };
@@ -416,13 +541,13 @@ pub async fn judge(
     body.tell(exchange);
     let said = match look {
         // It took no time.
-        Look::Nothing => body.said.rule(plan, who, admitted),
+        Look::Nothing => body.said.rule(gateway, plan, who, admitted),
         _ => match gateway.snapshots.current().and_then(|now| Ok((who.under(&now, gateway.now_s())?, now))) {
             Ok((who, now)) => {
                 if now.generation != plan.generation {
                     exchange.under(&gateway.snapshots);
                 }
-                body.said.rule(&now, &who, admitted)
+                body.said.rule(gateway, &now, &who, admitted)
             }
             Err(reason) => Ruling::deny("send", reason),
         },
@@ -433,6 +558,7 @@ pub async fn judge(
     };
     let ruling = Ruling { action, ..said }.with(policies).obliged_by(&ruling);
     body.kept = ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()).collect();
+    judged.asking = body.asking(gateway, session);
     judged.said = Some(body.said.clone());
     judged.body = (look != Look::Nothing).then_some(body);
     (ruling, judged)
@@ -453,10 +579,17 @@ async fn hold(
         session.set_keepalive(keepalive);
     }
     let Some(below) = hold::below(session) else { return Err(DropReason::Overloaded) };
-    let bytes_max = usize::try_from(gateway.memory.content.hold_bytes_max.get()).unwrap_or(usize::MAX);
+    let bytes_max = body.hold_bytes_max(gateway);
     let began = Instant::now();
     let deadline = began + Duration::from_secs(gateway.memory.content.hold_s_max.get().into());
     let held = below.hold((bytes_max, deadline), body).await;
     exchange.waited(began.elapsed());
-    if held? == Held::Whole { body.finish() } else { Ok(()) }
+    if held? == Held::Whole {
+        return body.finish();
+    }
+    if body.is_call_in_part() {
+        exchange.detail(CALL_TOO_LARGE);
+        return Err(DropReason::ContentUnreadable);
+    }
+    Ok(())
 }

@@ -18,6 +18,7 @@ use crate::intercept::Interception;
 use crate::snapshot::Plan;
 
 use super::content::{self, Said};
+use super::model::Facts;
 use super::{Admitted, Upgrade};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
@@ -72,19 +73,25 @@ impl Granted {
         *self.said.lock() = Some(said);
     }
 
+    /// What is known of the model that it calls.
+    #[must_use]
+    pub fn call(&self) -> Option<Arc<Facts>> {
+        self.said.lock().as_ref().and_then(Said::call)
+    }
+
     /// Notes that its body has gone on.
     pub fn sent(&self) {
         self.is_sent.store(true, Ordering::Release);
     }
 
     /// Judges its body again, or what is known of it: what of it has gone on is not called back.
-    fn judge_body(&self, plan: &Plan, who: &Who) -> Result<(), DropReason> {
+    fn judge_body(&self, gateway: &Gateway, plan: &Plan, who: &Who) -> Result<(), DropReason> {
         if self.is_sent.load(Ordering::Acquire) {
             return Ok(());
         }
         match &*self.said.lock() {
-            Some(said) => said.rule(plan, who, &self.admitted).verdict,
-            None => content::judge_unseen(plan, who, &self.admitted),
+            Some(said) => said.rule(gateway, plan, who, &self.admitted).verdict,
+            None => content::judge_unseen(gateway, plan, who, &self.admitted),
         }
     }
 
@@ -198,7 +205,7 @@ impl Granted {
             let agent = &who.identity.agent;
             let ruling = rule(&plan, &who, &self.admitted);
             ruling.verdict?;
-            self.judge_body(&plan, &who)?;
+            self.judge_body(gateway, &plan, &who)?;
             // Of what has not gone on yet, as policy has it now.
             *self.changes.lock() = ruling.transforms();
             if let Some((ip, port)) = self.dialled() {
@@ -235,6 +242,8 @@ pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
         Some(body) => need.max(decide::send_needs_history(plan, who, body)),
         None => need,
     };
+    let may_call = admitted.upgrade == Upgrade::WebSocket || content::unseen(admitted).is_some();
+    let need = if may_call { need.max(decide::call_needs_history(plan, who)) } else { need };
     match admitted.upgrade {
         Upgrade::None | Upgrade::Other => need,
         Upgrade::WebSocket => need.max(decide::needs_history(plan, who, &[messages(admitted)])),

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use clawgress_api::config::Content;
+use clawgress_api::config::{Content, Llm};
 use clawgress_api::{AuditRecord, Ingress, RecordKind, Verdict};
 use clawgress_identity::IdentityMethod;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -54,6 +54,7 @@ pub(crate) async fn gateway(
         tls: None,
         interception: None,
         memory: Arc::new(Memory::new(&Content::default())),
+        calls: Calls::new(&Llm::default()).expect("none"),
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

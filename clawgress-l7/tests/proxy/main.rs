@@ -33,6 +33,8 @@ mod leaves;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod llm;
+#[cfg(test)]
 mod mtls;
 #[cfg(test)]
 mod obligations;

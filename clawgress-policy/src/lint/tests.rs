@@ -222,7 +222,7 @@ fn actions_that_nothing_asks_about_are_refused() {
     let text =
         "@id(\"p\") permit (principal, action in Action::\"use\", resource) when { context.path == \"/\" };";
     assert_eq!(lint(text, &Configuration::default()), []);
-    for action in ["llm", "tool", "receive"] {
+    for action in ["tool", "receive"] {
         let text = format!("@id(\"p\") forbid (principal, action == Action::\"{action}\", resource);");
         let found = lint(&text, &Configuration::default());
         assert_eq!(found[0].lint, Lint::NotEnforced);

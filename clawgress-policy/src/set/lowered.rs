@@ -220,6 +220,12 @@ impl Inner {
         group.reads.history && self.depends(group, request, given, |policy| policy.reads.history)
     }
 
+    /// Whether any policy on an action reads what the agent did before.
+    pub(super) fn reads_history_of(&self, action: ActionKind) -> bool {
+        let groups = [&self.guards_lowered, &self.obliging_lowered, &self.logged_lowered];
+        groups.iter().any(|groups| groups.of(action).reads.history)
+    }
+
     /// Whether the answer of any policy of the group that can match depends on the fingerprint of a hello.
     pub(super) fn depends_on_ja4(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
         let given = Given { is_hello_unseen: true, ..given };

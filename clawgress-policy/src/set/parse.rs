@@ -28,7 +28,7 @@ use crate::kernel::limiter::{self, LIMITERS_MAX, Limiter};
 use crate::kernel::plan::{Plan, Written};
 use crate::members::{Members, SET_NAME_BYTES_MAX, name_is_valid};
 use crate::time::{Schedule, Zone};
-use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary, qualify};
+use crate::vocabulary::{ActionKind, Actions, ByAction, Reads, Vocabulary, qualify};
 
 /// Most policies in a set: twice what is measured to be decided within the times that are promised, and some seconds to
 /// validate, compile and lint.
@@ -353,11 +353,11 @@ fn validate(
     problems: &mut Vec<PolicyProblem>,
 ) {
     let (future, asked): (Vec<&Draft>, Vec<&Draft>) = drafts.iter().partition(|d| names_unasked(d.ast()));
-    let by_name =
-        |action: ActionKind| action.is_asked_by_name() && drafts.iter().any(|d| names(d.ast(), action));
+    let is_named =
+        |action: &ActionKind| action.is_asked_by_name() && drafts.iter().any(|d| names(d.ast(), *action));
     // What no policy names, a policy about a group need not fit.
-    let is_named = ActionKind::ALL.into_iter().any(by_name);
-    let known = if is_named { &vocabulary.named } else { &vocabulary.asked };
+    let known = ActionKind::ALL.into_iter().filter(is_named).fold(Actions::default(), Actions::with);
+    let known = vocabulary.named(known);
     for (schema, drafts) in [(known, asked), (&vocabulary.schema, future)] {
         validate_by(schema, &drafts, source, problems);
     }

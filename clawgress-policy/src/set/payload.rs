@@ -1,8 +1,8 @@
-//! Bodies: which sets ask about them at all, and how much of one has to be seen for an answer. Must never call enough what
-//! an answer may depend on.
+//! What is asked by name: which sets ask about bodies and calls of models at all, and how much of a body has to be seen for
+//! an answer. Must never call enough what an answer may depend on.
 //!
-//! `send` is asked by name: a set of policies none of which names it says nothing of bodies, as before there was such an
-//! action. Until a guard names it, it denies nothing: obligations, and guards that only log, change nothing by being there.
+//! A set of policies none of which names `send` says nothing of bodies, as before there was such an action; likewise `llm`, of
+//! calls. Until a guard names one, it denies nothing: obligations, and guards that only log, change nothing by being there.
 
 use clawgress_ebpf_common::DropReason;
 
@@ -11,8 +11,8 @@ use super::parse::names;
 use super::syntax::Policy;
 use super::{Given, Inner, Need, PolicySet};
 use crate::effect::Effect;
-use crate::request::{Decision, Operation, Request};
-use crate::vocabulary::{ActionKind, ByAction};
+use crate::request::{Decision, Request};
+use crate::vocabulary::{ActionKind, Actions, ByAction};
 
 /// How much of a body has to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,11 +35,11 @@ pub struct PayloadNeed {
     pub logged: Look,
 }
 
-/// Where policies of a set name the action that is asked by name.
+/// Which actions policies of a set name, of those that are asked by name.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Naming {
-    guards: bool,
-    any: bool,
+    guards: Actions,
+    any: Actions,
 }
 
 // === impl Naming ===
@@ -47,10 +47,15 @@ pub(super) struct Naming {
 impl Naming {
     /// Of policies, and whether each is a guard that decides.
     pub(super) fn of<'a>(policies: impl Iterator<Item = (&'a Policy, bool)>) -> Naming {
-        policies.filter(|(policy, _)| names(policy, ActionKind::Send)).fold(
-            Naming::default(),
-            |naming, (_, is_guard)| Naming { guards: naming.guards || is_guard, any: true },
-        )
+        let mut naming = Naming::default();
+        for (policy, is_guard) in policies {
+            let by_name = |action: &ActionKind| action.is_asked_by_name() && names(policy, *action);
+            for action in ActionKind::ALL.into_iter().filter(by_name) {
+                naming.any = naming.any.with(action);
+                naming.guards = if is_guard { naming.guards.with(action) } else { naming.guards };
+            }
+        }
+        naming
     }
 }
 
@@ -63,7 +68,9 @@ impl PayloadNeed {
         self.decided.max(self.logged)
     }
 
-    fn max(self, other: PayloadNeed) -> PayloadNeed {
+    /// What has to be seen for both.
+    #[must_use]
+    pub fn max(self, other: PayloadNeed) -> PayloadNeed {
         PayloadNeed { decided: self.decided.max(other.decided), logged: self.logged.max(other.logged) }
     }
 }
@@ -74,7 +81,25 @@ impl PolicySet {
     /// Whether any policy names `send`: where none does, nothing is to be asked about bodies.
     #[must_use]
     pub fn names_send(&self) -> bool {
-        self.halves().any(|half| half.naming.any)
+        self.halves().any(|half| half.naming.any.has(ActionKind::Send))
+    }
+
+    /// How much of a request has to be seen to know what model it calls, and with what: nothing where no policy names `llm`,
+    /// else all.
+    #[must_use]
+    pub fn needs_call(&self) -> PayloadNeed {
+        let looks = |is: bool| if is { Look::Content } else { Look::Nothing };
+        let needs = self.halves().map(|half| PayloadNeed {
+            decided: looks(half.naming.guards.has(ActionKind::Llm) || half.obliges_by(ActionKind::Llm)),
+            logged: looks(half.naming.any.has(ActionKind::Llm)),
+        });
+        needs.fold(PayloadNeed::default(), PayloadNeed::max)
+    }
+
+    /// Whether any answer on a call of a model depends on what the agent did before.
+    #[must_use]
+    pub fn call_reads_history(&self) -> bool {
+        self.halves().any(|half| half.names(ActionKind::Llm) && half.reads_history_of(ActionKind::Llm))
     }
 
     /// The same as [`needs_history`](Self::needs_history), of a request of whose body nothing is known yet.
@@ -99,14 +124,22 @@ impl PolicySet {
 impl Inner {
     /// Whether the set asks about an action at all.
     pub(crate) fn names(&self, action: ActionKind) -> bool {
-        !action.is_asked_by_name() || self.naming.any
+        !action.is_asked_by_name() || self.naming.any.has(action)
     }
 
     /// The answer to what no guard asks about.
     pub(super) fn unasked(&self, request: &Request<'_>) -> Option<Decision> {
-        let is_asked = !matches!(request.operation, Operation::Send { .. }) || self.naming.guards;
+        let action = ActionKind::of(&request.operation);
+        let is_asked = !action.is_asked_by_name() || self.naming.guards.has(action);
         let verdict: Result<(), DropReason> = Ok(());
         (!is_asked).then(|| Decision { verdict, policies: Vec::new(), errors: Vec::new() })
+    }
+
+    /// Whether an obligation that names the action does more than tell.
+    fn obliges_by(&self, action: ActionKind) -> bool {
+        let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
+        let obliging = self.obliging.of(action);
+        self.naming.any.has(action) && obliging.policies().any(|policy| !is_told(policy.id().as_ref()))
     }
 
     fn needs_payload(&self, request: &Request<'_>, given: Given<'_>) -> PayloadNeed {
@@ -119,8 +152,11 @@ impl Inner {
         };
         // An alert is told, and denies nothing.
         let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
-        let guards =
-            if self.naming.guards { depends(&self.guards_lowered, &|_| true) } else { Look::Nothing };
+        let guards = if self.naming.guards.has(action) {
+            depends(&self.guards_lowered, &|_| true)
+        } else {
+            Look::Nothing
+        };
         PayloadNeed {
             decided: guards.max(depends(&self.obliging_lowered, &|id| !is_told(id))),
             logged: depends(&self.logged_lowered, &|_| true).max(depends(&self.obliging_lowered, &is_told)),

@@ -14,7 +14,7 @@ use crate::kernel::{self, KernelAction};
 use crate::set::syntax::{self, Policy};
 use crate::vocabulary::Reads;
 use crate::{
-    ALPN_GUESSES, Decision, GeoNames, Host, Need, Operation, PolicySet, Request, Scheme, Transport,
+    ALPN_GUESSES, Decision, GeoNames, Host, Look, Need, Operation, PolicySet, Request, Scheme, Transport,
     TunnelProtocol, UPSTREAM_ALPN,
 };
 
@@ -280,6 +280,7 @@ impl Recorded<'_> {
                 Err(reason) => self.changed(before, reason.name(), reach.policies),
                 // What it held, no record tells whole.
                 Ok(()) if self.may_have_body(set) => unknown("what was sent"),
+                Ok(()) if self.may_call(set) => unknown("what model was called, and with what"),
                 Ok(()) => {
                     let policies = answer.policies.into_iter().chain(reach.policies).collect();
                     self.changed(before, "allow", policies)
@@ -292,6 +293,11 @@ impl Recorded<'_> {
     fn may_have_body(&self, set: &PolicySet) -> bool {
         let has_none = |method: &str| ["GET", "HEAD", "OPTIONS"].contains(&method);
         set.names_send() && (self.has_payload || self.method.is_some_and(|method| !has_none(method)))
+    }
+
+    /// Whether it may have been a call of a model that the set asks about.
+    fn may_call(&self, set: &PolicySet) -> bool {
+        set.needs_call().look() != Look::Nothing && (self.has_payload || self.method != Some("HEAD"))
     }
 
     /// A question to DNS: its type is recorded as a method, and its address is the resolver's.

@@ -218,7 +218,12 @@ impl Writer<'_> {
 
     fn number(&mut self) -> String {
         let choices: &[&str] = match self.action {
-            "llm" => &["context.port", "context.llm.tokens_estimated"],
+            "llm" => &[
+                "context.port",
+                "context.llm.tokens_estimated",
+                "context.llm.tokens_max",
+                "context.llm.attachments",
+            ],
             "send" => &["context.port", "context.bytes"],
             "receive" => &[
                 "context.status",
@@ -247,7 +252,14 @@ impl Writer<'_> {
             }
             "tls" => &["resource.name", "principal.name", "context.ja4"],
             "resolve" => &["context.query_type", "resource.name", "principal.name"],
-            "llm" => &["context.llm.provider", "context.llm.model", "context.host", "principal.name"],
+            "llm" => &[
+                "context.llm.provider",
+                "context.llm.model",
+                "context.llm.family",
+                "context.llm.surface",
+                "context.host",
+                "principal.name",
+            ],
             "tool" => &[
                 "context.tool.server",
                 "context.tool.method",

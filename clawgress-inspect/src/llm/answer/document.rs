@@ -345,6 +345,7 @@ impl State {
                 self.facts.has_more_tools |= !is_plain;
                 self.named = Some((depth, text.to_owned()));
             }
+            (Node::Type, Some("message_start")) if depth == 1 => self.facts.is_start = true,
             (Node::Type, Some(text)) => self.typed = Some((depth, text.to_owned())),
             _ => {}
         }

@@ -1,7 +1,7 @@
 //! `send` is asked of who names it, and how much of a body has to be seen.
 
 use super::*;
-use crate::content::Payload;
+use crate::content::{ModelCall, Payload};
 use crate::effect::Effect;
 use crate::{Look, PayloadNeed};
 
@@ -124,4 +124,59 @@ fn obligations_of_bodies_hold_where_they_are_named() {
     let group = "@id(\"g\") @effect(\"alert\") permit (principal, action in Action::\"use\", resource);";
     assert_eq!(obliged(group, &[]), []);
     assert_eq!(obliged(&format!("{group} {text}"), &[]), [Effect::Alert]);
+}
+
+#[test]
+fn calls_of_models_are_asked_about_where_a_guard_names_them() {
+    let (agent, host) = (agent("web"), Host::parse("api.openai.com").expect("host"));
+    let (shell, exec) = (["shell".to_owned()], ["exec".to_owned()]);
+    let call = ModelCall {
+        host: &host,
+        port: 443,
+        provider: "openai",
+        model: "gpt-5-mini-2025-08-07",
+        family: "gpt-5-mini",
+        surface: "chat_completions",
+        tokens_estimated: 100,
+        tokens_max: None,
+        stream: true,
+        tools: &shell,
+        attachments: 1,
+        findings: &[],
+    };
+    let decided = |text: &str, call| {
+        let set = set(text);
+        let request = Request { agent: &agent, operation: Operation::Llm(call) };
+        let decision = set.decide(&request);
+        assert_eq!(decision, set.decide_by_oracle(&request), "{text}");
+        (decision.verdict, set.needs_call())
+    };
+    let nothing = PayloadNeed::default();
+    let all = PayloadNeed { decided: Look::Content, logged: Look::Content };
+    // Nobody names it; nor does who names bodies alone, whose group need not fit calls.
+    assert_eq!(decided(HTTP, call), (Ok(()), nothing));
+    let bodies = format!(
+        "{HTTP} @id(\"s\") permit (principal, action == Action::\"send\", resource); @id(\"f\") forbid (principal, action in Action::\"use\", resource) when {{ context.path == \"/x\" }};"
+    );
+    assert_eq!(decided(&bodies, call), (Ok(()), nothing));
+    let only = "@id(\"p\") permit (principal, action == Action::\"llm\", resource in Provider::\"openai\") when { context.llm.family == \"gpt-5-mini\" && !context.llm.tools.contains(\"exec\") };";
+    assert_eq!(decided(only, call), (Ok(()), all));
+    for other in [
+        ModelCall { provider: "unlisted", ..call },
+        ModelCall { family: "gpt-5", ..call },
+        ModelCall { family: "", model: "", surface: "batches", ..call },
+        ModelCall { tools: &exec, ..call },
+    ] {
+        assert_eq!(decided(only, other).0, Err(DropReason::PolicyDenied));
+    }
+    let capped = "@id(\"p\") permit (principal, action == Action::\"llm\", resource) when { context.llm.tokens_max <= 1000 };";
+    assert_eq!(decided(capped, call).0, Err(DropReason::PolicyDenied), "no limit is more than any");
+    assert_eq!(decided(capped, ModelCall { tokens_max: Some(1000), ..call }).0, Ok(()));
+    // What only tells, changes nothing; and what limits, has calls read.
+    let told = "@id(\"a\") @effect(\"alert\") permit (principal, action == Action::\"llm\", resource);";
+    let logged = PayloadNeed { decided: Look::Nothing, logged: Look::Content };
+    assert_eq!(decided(&format!("{HTTP} {told}"), call), (Ok(()), logged));
+    let limit = "@id(\"l\") @effect(\"rate-limit\") @limit(\"5 requests/minute\") permit (principal, action == Action::\"llm\", resource);";
+    assert_eq!(decided(&format!("{HTTP} {limit}"), call), (Ok(()), all));
+    assert!(set("@id(\"p\") permit (principal, action == Action::\"llm\", resource) when { context.history.first_seen };").call_reads_history());
 }

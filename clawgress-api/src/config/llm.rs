@@ -1,0 +1,82 @@
+//! Calls of models, where policy asks about them.
+
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+
+/// Most servers: those of one's own, by name.
+const SERVERS_MAX: usize = 256;
+/// Longest name: policy has it as an id.
+const NAME_BYTES_MAX: usize = 63;
+
+/// Calls of models, where policy asks about them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Llm {
+    /// Bytes of a call that are held until it is judged: a larger one is refused.
+    #[serde(default = "hold")]
+    pub hold_bytes_max: NonZeroU32,
+    /// Whether usage is asked for on the client's behalf where a stream would tell none (`stream_options`).
+    #[serde(default = "ask_usage")]
+    pub ask_usage: bool,
+    /// Servers of one's own: vLLM, Ollama, llama.cpp, gateways.
+    #[serde(default, rename = "server", skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<LlmServer>,
+}
+
+/// A server of one's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LlmServer {
+    /// The provider, as policy has it.
+    pub name: String,
+    /// Where it is: `https://HOST[:PORT][/PATH]`, or `http://`. What is asked below that is a call.
+    pub url: String,
+}
+
+impl Default for Llm {
+    fn default() -> Self {
+        Llm { hold_bytes_max: hold(), ask_usage: ask_usage(), servers: Vec::new() }
+    }
+}
+
+/// A conversation with some images, within an agent's share of memory.
+fn hold() -> NonZeroU32 {
+    const { NonZeroU32::new(6 << 20).unwrap() }
+}
+
+fn ask_usage() -> bool {
+    true
+}
+
+/// Checks names and what can be said of a server without parsing its host.
+pub(super) fn check(llm: &Llm) -> Result<(), super::check::Refused> {
+    let refused = |why: String| Err(("[[llm.server]]", why));
+    if llm.servers.len() > SERVERS_MAX {
+        return refused(format!("at most {SERVERS_MAX} servers"));
+    }
+    for (n, LlmServer { name, url }) in llm.servers.iter().enumerate() {
+        let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name) {
+            return refused(format!(
+                "`{}` is no name of a provider: 1 to {NAME_BYTES_MAX} of a-z, 0-9, `-` and `_`",
+                name.escape_debug()
+            ));
+        }
+        if name == UNLISTED {
+            return refused(format!(
+                "`{UNLISTED}` is what policy calls whoever is not listed: take another name"
+            ));
+        }
+        if llm.servers.iter().take(n).any(|other| other.url == *url) {
+            return refused(format!("`{url}` is there twice"));
+        }
+        if !url.starts_with("https://") && !url.starts_with("http://") {
+            return refused(format!("the `url` of server `{name}` begins with `https://` or `http://`"));
+        }
+    }
+    Ok(())
+}
+
+/// What policy calls the provider of a call that goes to nobody who is listed.
+pub const UNLISTED: &str = "unlisted";

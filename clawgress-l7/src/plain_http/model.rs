@@ -1,0 +1,410 @@
+//! Calls of models: which requests are some, and what policy is told of them; usage that is asked for on the client's
+//! behalf, and what comes back of it.
+//!
+//! INVARIANT: what goes to a provider is asked about, whatever its path: where what it asks for can't be known, it names no
+//! model.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use clawgress_api::config::{Llm, LlmServer, UNLISTED};
+use clawgress_api::{ModelFacts, TokenUsage};
+use clawgress_inspect::http1;
+use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader, Usage};
+use clawgress_inspect::llm::{self, Call, ModelName, Route, Server, Surface};
+use clawgress_inspect::payload::Coding;
+use clawgress_inspect::payload::coding::{Caps, Decoder};
+use clawgress_policy::content::ModelCall;
+use clawgress_policy::{Look, Operation, PayloadNeed};
+use pingora_http::RequestHeader;
+
+use super::{Admitted, Upgrade};
+use crate::decide;
+use crate::endpoints::Upstream;
+use crate::identify::Who;
+use crate::memory::{Charge, Memory};
+use crate::snapshot::Plan;
+
+/// What asks for usage at the end of a stream, as the first member of the request.
+const ASKING: &[u8] = br#""stream_options":{"include_usage":true},"#;
+/// Providers that are known to take it.
+const ASKABLE: [&str; 17] = [
+    "openai",
+    "azure",
+    "github",
+    "groq",
+    "together",
+    "fireworks",
+    "deepseek",
+    "openrouter",
+    "xai",
+    "cerebras",
+    "sambanova",
+    "nvidia",
+    "huggingface",
+    "alibaba",
+    "moonshot",
+    "gemini",
+    "vertex",
+];
+/// Names of tools that a record tells, and their bytes.
+const TOOLS_TOLD: usize = 64;
+/// What a decoded answer may come to: it is looked at, and not kept.
+const ANSWER_CAPS: Caps = Caps { bytes_max: 1 << 30, ratio_max: 1000 };
+
+/// How calls of models are known, and read.
+#[derive(Debug)]
+pub struct Calls {
+    servers: Vec<Server>,
+    /// Bytes of one that are held.
+    pub hold_bytes_max: usize,
+    asks_usage: bool,
+}
+
+/// What is known of a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    provider: Arc<str>,
+    surface: &'static str,
+    model: String,
+    family: String,
+    tokens_estimated: u64,
+    tokens_max: Option<u64>,
+    stream: bool,
+    tools: Vec<String>,
+    attachments: u32,
+    findings: Vec<String>,
+}
+
+/// How policy asks whether a request calls a model.
+#[derive(Clone, Debug)]
+pub struct Calling {
+    /// Where it goes, if that is to a provider or a server that is named.
+    pub route: Option<Route>,
+    /// Who needs to know.
+    pub need: PayloadNeed,
+}
+
+/// Usage that is asked for on the client's behalf.
+#[derive(Debug, Default)]
+pub struct Asking {
+    is_asked: bool,
+}
+
+// === impl Calls ===
+
+impl Calls {
+    /// Those of the configuration.
+    ///
+    /// # Errors
+    /// The first server that can't be used, and why.
+    pub fn new(llm: &Llm) -> Result<Calls> {
+        let server = |LlmServer { name, url }: &LlmServer| -> Result<Server> {
+            let parsed = Upstream::parse(0, url, None);
+            let parsed = parsed.with_context(|| format!("model server `{name}`: `{url}` can't be used"))?;
+            let path = parsed.path.trim_end_matches('/').to_owned();
+            Ok(Server {
+                name: name.as_str().into(),
+                host: parsed.host.to_string(),
+                port: Some(parsed.port),
+                path,
+            })
+        };
+        Ok(Calls {
+            servers: llm.servers.iter().map(server).collect::<Result<_>>()?,
+            hold_bytes_max: usize::try_from(llm.hold_bytes_max.get()).unwrap_or(usize::MAX),
+            asks_usage: llm.ask_usage,
+        })
+    }
+
+    /// How policy asks about `admitted`, if it does: a request that sends nothing calls nobody.
+    #[must_use]
+    pub fn calling(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Option<Calling> {
+        let (has_body, is_upgrade) =
+            (admitted.body != http1::Body::Length(0), admitted.upgrade == Upgrade::WebSocket);
+        if !has_body && !is_upgrade {
+            return None;
+        }
+        let need = decide::call_need(plan, who);
+        if need.look() == Look::Nothing {
+            return None;
+        }
+        let host = admitted.host.to_string();
+        let target = llm::Target {
+            host: &host,
+            port: admitted.port,
+            path: &admitted.path,
+            query: &admitted.query,
+            is_upgrade,
+            has_body,
+        };
+        let route = llm::route(&self.servers, &target);
+        (route.is_some() || has_body).then_some(Calling { route, need })
+    }
+}
+
+// === impl Calling ===
+
+impl Calling {
+    /// Whether its body is known to be one of a call.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.surface.is_read())
+    }
+
+    /// Who needs to see its body: what goes to nobody who is listed may be a call, and need not be readable.
+    #[must_use]
+    pub fn body_need(&self) -> PayloadNeed {
+        match &self.route {
+            Some(_) if self.is_read() => self.need,
+            Some(_) => PayloadNeed::default(),
+            None => PayloadNeed { decided: Look::Nothing, logged: Look::Content },
+        }
+    }
+
+    /// What is known of it before its body is.
+    #[must_use]
+    pub fn before(&self) -> Option<Facts> {
+        let route = self.route.as_ref().filter(|_| !self.is_read())?;
+        let mut facts = Facts {
+            provider: Arc::clone(&route.provider),
+            surface: route.surface.name(),
+            ..Facts::default()
+        };
+        facts.names(route.model.clone().unwrap_or_default());
+        facts.stream = route.surface == Surface::Realtime;
+        Some(facts)
+    }
+
+    /// What is known of it by its body.
+    #[must_use]
+    pub fn facts(&self, call: &Call, found: &[String]) -> Facts {
+        let (route, surface) =
+            (self.route.as_ref(), self.route.as_ref().map_or(Surface::Other, |r| r.surface));
+        let model = route.and_then(|route| route.model.clone()).or_else(|| call.model.clone());
+        let stream = route.and_then(|route| route.stream).or(call.stream);
+        let is_odd = route.is_some() && call.shape.differs(surface);
+        let mut facts = Facts {
+            provider: route.map_or_else(|| UNLISTED.into(), |route| Arc::clone(&route.provider)),
+            surface: surface.name(),
+            tokens_estimated: call.tokens_estimated,
+            tokens_max: call.tokens_max,
+            stream: stream.unwrap_or_else(|| surface.streams_by_default()),
+            tools: call.tools.clone(),
+            attachments: call.attachments.count,
+            findings: found.iter().cloned().chain(is_odd.then(|| SHAPE_MISMATCH.to_owned())).collect(),
+            ..Facts::default()
+        };
+        facts.names(model.unwrap_or_default());
+        facts
+    }
+}
+
+/// A body with the fields of another surface.
+const SHAPE_MISMATCH: &str = "shape_mismatch";
+
+// === impl Facts ===
+
+impl Facts {
+    fn names(&mut self, model: String) {
+        self.family = ModelName::of(&model).family;
+        self.model = model;
+    }
+
+    /// What was found in it.
+    #[must_use]
+    pub fn findings(&self) -> &[String] {
+        &self.findings
+    }
+
+    /// What policy is asked.
+    #[must_use]
+    pub fn operation<'a>(&'a self, admitted: &'a Admitted) -> Operation<'a> {
+        Operation::Llm(ModelCall {
+            host: &admitted.host,
+            port: admitted.port,
+            provider: &self.provider,
+            model: &self.model,
+            family: &self.family,
+            surface: self.surface,
+            tokens_estimated: self.tokens_estimated,
+            tokens_max: self.tokens_max,
+            stream: self.stream,
+            tools: &self.tools,
+            attachments: self.attachments,
+            findings: &self.findings,
+        })
+    }
+
+    /// What the record tells.
+    #[must_use]
+    pub fn record(&self) -> ModelFacts {
+        ModelFacts {
+            provider: self.provider.to_string(),
+            surface: self.surface.to_owned(),
+            model: self.model.clone(),
+            family: self.family.clone(),
+            tokens_estimated: self.tokens_estimated,
+            tokens_max: self.tokens_max,
+            stream: self.stream,
+            tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
+            tools_count: self.tools.len() as u64,
+            attachments: self.attachments,
+        }
+    }
+
+    /// What an answer cost: by the provider's count, or estimated where it told none or did not end.
+    #[must_use]
+    pub fn tokens(&self, answer: Answer, is_success: bool) -> Option<TokenUsage> {
+        let estimated = answer.output_estimated;
+        let is_partial = answer.is_partial;
+        let model = answer.model.clone().or_else(|| (!self.model.is_empty()).then(|| self.model.clone()));
+        match tokens(answer) {
+            Some(usage) if is_partial => {
+                Some(TokenUsage { output: usage.output.max(estimated), estimated: true, ..usage })
+            }
+            Some(usage) => Some(usage),
+            None if is_success => Some(TokenUsage {
+                model,
+                input: self.tokens_estimated,
+                output: estimated,
+                estimated: true,
+                ..TokenUsage::default()
+            }),
+            None => None,
+        }
+    }
+}
+
+/// What an answer cost, if it says so.
+#[must_use]
+pub fn tokens(answer: Answer) -> Option<TokenUsage> {
+    let Answer { model, usage, .. } = answer;
+    let Usage { input, output, cached, cache_written, reasoning } = usage?;
+    Some(TokenUsage { model, input, output, cached, cache_written, reasoning, estimated: false })
+}
+
+// === impl Asking ===
+
+impl Asking {
+    /// Whether usage is to be asked for: of whom takes that, in a stream that would tell none, whose request may be changed.
+    #[must_use]
+    pub fn of(calls: &Calls, calling: &Calling, call: &Call, request: &RequestHeader) -> Option<Asking> {
+        let route = calling.route.as_ref()?;
+        let is_named = calls.servers.iter().any(|server| server.name == route.provider);
+        let is_askable = is_named || ASKABLE.contains(&&*route.provider);
+        let is_open = matches!(route.surface, Surface::ChatCompletions | Surface::Completions);
+        let takes = calls.asks_usage && is_askable && is_open && call.stream == Some(true);
+        let has = |name: &str| request.headers.contains_key(name);
+        let is_signed = ["content-digest", "repr-digest", "content-md5", "digest", "signature"]
+            .iter()
+            .any(|name| has(name))
+            || request.headers.get("authorization").is_some_and(|v| v.as_bytes().starts_with(b"AWS4-"));
+        let is_coded = has("content-encoding");
+        (takes && !call.has_stream_options && !is_signed && !is_coded).then(Asking::default)
+    }
+
+    /// Has the head of the request say so: its length, and that what comes back can be read.
+    ///
+    /// # Errors
+    /// Never for what it sets.
+    pub fn head(&mut self, request: &mut RequestHeader) -> pingora_error::Result<()> {
+        self.is_asked = false;
+        let length = request.headers.get("content-length").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        if let Some(length) = length {
+            request.insert_header("content-length", (length + ASKING.len() as u64).to_string())?;
+        }
+        request.insert_header("accept-encoding", "identity")
+    }
+
+    /// Has the body ask, once it begins.
+    pub fn body(&mut self, piece: &mut Option<Bytes>) {
+        let Some(bytes) = piece.as_ref().filter(|_| !self.is_asked) else { return };
+        let Some(at) = bytes.iter().position(|b| *b == b'{') else { return };
+        let mut all = Vec::with_capacity(bytes.len() + ASKING.len());
+        all.extend_from_slice(bytes.get(..=at).unwrap_or_default());
+        all.extend_from_slice(ASKING);
+        all.extend_from_slice(bytes.get(at + 1..).unwrap_or_default());
+        (*piece, self.is_asked) = (Some(Bytes::from(all)), true);
+    }
+}
+
+/// What reads an answer, and takes out of it what the client did not ask for.
+#[derive(Debug)]
+pub struct Coming {
+    reader: Reader,
+    /// What its coding is taken off by, and the memory for that.
+    decoder: Option<(Box<Decoder>, Charge)>,
+    editor: Option<Box<Editor>>,
+}
+
+impl Coming {
+    /// Of an answer of this type and coding; `None` if it can't be read. Only of calls that are known codings are taken off:
+    /// that costs.
+    #[must_use]
+    pub fn of(
+        (media_type, coding): (&str, Option<&str>),
+        (memory, agent): (&Arc<Memory>, u32),
+        is_call: bool,
+        is_edited: bool,
+    ) -> Option<Coming> {
+        let format = Format::of(media_type)?;
+        let coding = coding.filter(|coding| !coding.eq_ignore_ascii_case("identity"));
+        let decoder = match coding.map(|coding| Coding::named(coding.as_bytes())) {
+            None => None,
+            Some(Some(coding)) if is_call => {
+                Some((Box::new(Decoder::new(coding, ANSWER_CAPS)), memory.charge(agent)))
+            }
+            Some(_) => return None,
+        };
+        let is_edited = is_edited && format == Format::EventStream && decoder.is_none();
+        let editor = is_edited.then(Box::default);
+        Some(Coming { reader: Reader::new(format), decoder, editor })
+    }
+
+    /// Reads what comes next; whether it can still be read.
+    pub fn push(&mut self, body: &mut Option<Bytes>, end: bool) -> bool {
+        let bytes = body.clone().unwrap_or_default();
+        let is_read = match &mut self.decoder {
+            None => {
+                self.reader.push(&bytes);
+                true
+            }
+            Some((decoder, charge)) => {
+                let reader = &mut self.reader;
+                let decoded = decoder.push(&bytes, &mut |bytes| {
+                    reader.push(bytes);
+                    Ok(())
+                });
+                let ended = if end {
+                    decoded.and_then(|()| {
+                        decoder.finish(&mut |bytes| {
+                            reader.push(bytes);
+                            Ok(())
+                        })
+                    })
+                } else {
+                    decoded
+                };
+                ended.is_ok() && charge.set(decoder.memory_bytes()).is_ok()
+            }
+        };
+        if let Some(editor) = &mut self.editor {
+            let mut out = Vec::with_capacity(bytes.len());
+            editor.push(&bytes, &mut out);
+            if end {
+                editor.finish(&mut out);
+            }
+            // Pingora takes none at all for the end, and sends nothing of one that is empty.
+            *body = (!end || !out.is_empty()).then(|| Bytes::from(out));
+        }
+        is_read
+    }
+
+    /// What there was.
+    #[must_use]
+    pub fn finish(self) -> Answer {
+        self.reader.finish()
+    }
+}

@@ -1,0 +1,320 @@
+//! Calls of models, judged by what they ask for before anything goes on, and counted by what comes back.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clawgress_api::{AuditRecord, RecordKind, TokenUsage, Verdict};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::client::{Answer, Client};
+use crate::harness::{Gateway, Options, PATIENCE};
+use crate::upstream::{Seen, Upstream};
+
+const POLICY: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("llm") permit (principal == Agent::"web", action == Action::"llm", resource in Provider::"local")
+when { context.llm.family == "gpt-5-mini" && context.llm.tokens_estimated <= 2000 };
+@id("no-shell") forbid (principal, action == Action::"llm", resource) when { context.llm.tools.contains("shell") };
+"#;
+
+/// What a model says in a stream, and what it tells of usage where it is asked.
+const EVENTS: [&str; 2] = [
+    r#"{"model":"gpt-5-mini","choices":[{"index":0,"delta":{"content":"Hello there, all of you"}}]}"#,
+    r#"{"model":"gpt-5-mini","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
+];
+const USAGE: &str = r#"{"model":"gpt-5-mini","choices":[],"usage":{"prompt_tokens":11,"completion_tokens":7,"total_tokens":18}}"#;
+const WHOLE: &str = r#"{"model":"gpt-5-mini","choices":[{"message":{"content":"Hi"}}],"usage":{"prompt_tokens":11,"completion_tokens":7,"total_tokens":18}}"#;
+
+/// A server as OpenAI's.
+async fn model(mut stream: TcpStream, seen: Arc<Seen>) {
+    let mut held = Vec::new();
+    loop {
+        while !held.windows(4).any(|w| w == b"\r\n\r\n") {
+            let Ok(1..) = stream.read_buf(&mut held).await else { return };
+        }
+        let at = held.windows(4).position(|w| w == b"\r\n\r\n").expect("found") + 4;
+        let head = String::from_utf8(held.drain(..at).collect()).expect("text");
+        let lower = head.to_ascii_lowercase();
+        let length =
+            lower.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+        let length = if head.starts_with("GET ") { Some(0) } else { length };
+        let is_whole = |held: &[u8]| match length {
+            Some(length) => held.len() >= length,
+            None => held.ends_with(b"0\r\n\r\n"),
+        };
+        while !is_whole(&held) {
+            let Ok(1..) = stream.read_buf(&mut held).await else { return };
+        }
+        let body = std::mem::take(&mut held);
+        seen.requests.lock().push(head.clone());
+        seen.bytes.lock().extend_from_slice(&body);
+        let text = String::from_utf8_lossy(&body).replace("\r\n", "");
+        let is_stream = text.contains("\"stream\":true");
+        let mut out = Vec::new();
+        if is_stream {
+            out.extend_from_slice(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+            );
+            let asked = text.contains("\"include_usage\":true");
+            let usage = asked.then_some(USAGE);
+            for event in EVENTS.into_iter().chain(usage).chain(["[DONE]"]) {
+                let event = format!("data: {event}\n\n");
+                write!(out, "{:x}\r\n{event}\r\n", event.len()).expect("written");
+                if text.contains("cut me off") {
+                    let _ = stream.write_all(&out).await;
+                    return;
+                }
+            }
+            out.extend_from_slice(b"0\r\n\r\n");
+        } else {
+            write!(
+                out,
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{WHOLE}",
+                WHOLE.len()
+            )
+            .expect("written");
+        }
+        if stream.write_all(&out).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Site {
+    gateway: Gateway,
+    upstream: Upstream,
+    host: String,
+}
+
+impl Site {
+    /// A gateway that knows the server as `local`, if it is `named`.
+    async fn start(policy: &'static str, named: bool, more: &str) -> Site {
+        let upstream = Upstream::start("127.1.0.1", None, model).await;
+        let host = format!("api.allowed.test:{}", upstream.address.port());
+        let server = if named {
+            format!("[[llm.server]]\nname = \"local\"\nurl = \"http://{host}\"\n")
+        } else {
+            String::new()
+        };
+        let options = Options { policy: Some(policy), more: format!("{more}{server}"), ..Options::default() };
+        Site { gateway: Gateway::start(options).await, upstream, host }
+    }
+
+    fn head(&self, path: &str, fields: &str) -> String {
+        let (host, auth) = (&self.host, self.gateway.web());
+        format!(
+            "POST http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Type: application/json\r\n{fields}\r\n"
+        )
+    }
+
+    async fn ask(&self, path: &str, fields: &str, body: &[u8]) -> Answer {
+        let mut client = self.gateway.client().await;
+        self.send(&mut client, path, fields, body).await;
+        client.answer().await
+    }
+
+    async fn send(&self, client: &mut Client, path: &str, fields: &str, body: &[u8]) {
+        let fields = format!("{fields}Content-Length: {}\r\n", body.len());
+        client.send([self.head(path, &fields).as_bytes(), body].concat()).await;
+    }
+
+    /// What the client gets of a stream, until it ends; on a connection of its own.
+    async fn stream(&self, body: &str) -> String {
+        let mut client = self.gateway.client().await;
+        self.send(&mut client, "/v1/chat/completions", "", body.as_bytes()).await;
+        client.until("[DONE]").await;
+        client.until("0\r\n\r\n").await;
+        String::from_utf8(client.held).expect("text")
+    }
+
+    /// The `n`th record of `kind`.
+    async fn record(&self, kind: RecordKind, n: usize) -> AuditRecord {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let records = self.gateway.control.records();
+            if let Some(found) = records.iter().filter(|r| r.kind == kind).nth(n) {
+                return found.clone();
+            }
+            assert!(tokio::time::Instant::now() < deadline, "none in {records:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn chat(model: &str, rest: &str) -> String {
+    format!(
+        r#"{{"model":"{model}","messages":[{{"role":"user","content":"Say hello to all of us"}}]{rest}}}"#
+    )
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_permitted_of_a_model_goes_on() {
+    let site = Site::start(POLICY, true, "").await;
+    let large = format!(
+        r#"{{"model":"gpt-5-mini","messages":[{{"role":"user","content":"{}"}}]}}"#,
+        "word ".repeat(3000)
+    );
+    for (n, (path, body, reason)) in [
+        (CHAT, chat("gpt-4", ""), "policy_denied"),
+        (
+            CHAT,
+            chat("gpt-5-mini", r#","tools":[{"type":"function","function":{"name":"shell"}}]"#),
+            "policy_forbidden",
+        ),
+        (CHAT, large, "policy_denied"),
+        // What a batch will ask for, nobody knows; nor what a path is for that is not known.
+        ("/v1/batches", chat("gpt-5-mini", ""), "policy_denied"),
+        ("/v1/assistants", chat("gpt-5-mini", ""), "policy_denied"),
+        (CHAT, chat("gpt-5-mini", r#","model":"gpt-4""#), "content_unreadable"),
+        (CHAT, chat("gpt-5-mini", r#","Model":"gpt-4""#), "content_unreadable"),
+        (CHAT, "model=gpt-5-mini".to_owned(), "content_unreadable"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = site.ask(path, "", body.as_bytes()).await;
+        assert_eq!(answer.reason(), reason, "{path} {body:.200}");
+        let record = site.record(RecordKind::Decision, n).await;
+        assert_eq!(record.verdict, Some(Verdict::Deny), "{body:.200}");
+        let action = if reason == "content_unreadable" { "send" } else { "llm" };
+        assert_eq!(record.action.as_deref(), Some(action), "{body:.200}");
+    }
+    assert_eq!(site.upstream.connections(), 0, "nothing was dialled");
+    let denied = site.record(RecordKind::Decision, 0).await;
+    let facts = denied.attributes.and_then(|read| read.llm).expect("told");
+    assert_eq!((&*facts.provider, &*facts.surface, &*facts.model), ("local", "chat_completions", "gpt-4"));
+    let answer = site.ask(CHAT, "", chat("gpt-5-mini-2025-08-07", "").as_bytes()).await;
+    assert_eq!((answer.status, answer.body.as_slice()), (200, WHOLE.as_bytes()));
+    let allowed = site.record(RecordKind::Decision, 8).await;
+    assert_eq!(allowed.policies, ["http", "llm", "net"]);
+    let facts = allowed.attributes.and_then(|read| read.llm).expect("told");
+    assert_eq!((&*facts.family, facts.stream), ("gpt-5-mini", false));
+    assert!((5..40).contains(&facts.tokens_estimated), "{facts:?}");
+    let usage =
+        TokenUsage { model: Some("gpt-5-mini".to_owned()), input: 11, output: 7, ..TokenUsage::default() };
+    assert_eq!(site.record(RecordKind::Outcome, 8).await.tokens, Some(usage));
+    // Listings send nothing.
+    let (host, auth) = (&site.host, site.gateway.web());
+    let answer = site
+        .gateway
+        .ask(&format!("GET http://{host}/v1/models HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n"))
+        .await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_of_streams_is_asked_for_and_told_to_nobody_who_did_not_ask() {
+    let site = Site::start(POLICY, true, "").await;
+    let usage = Some(TokenUsage {
+        model: Some("gpt-5-mini".to_owned()),
+        input: 11,
+        output: 7,
+        ..TokenUsage::default()
+    });
+    let told = site.stream(&chat("gpt-5-mini", r#","stream":true"#)).await;
+    assert!(EVENTS.iter().all(|event| told.contains(event)), "{told}");
+    assert!(!told.contains("prompt_tokens"), "{told}");
+    let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
+    assert!(sent.starts_with(r#"{"stream_options":{"include_usage":true},"model":"gpt-5-mini""#), "{sent}");
+    assert_eq!(site.record(RecordKind::Outcome, 0).await.tokens, usage);
+    // Who asks is told; and who asks not to be is left alone, and what it used estimated.
+    let told =
+        site.stream(&chat("gpt-5-mini", r#","stream":true,"stream_options":{"include_usage":true}"#)).await;
+    assert!(told.contains(USAGE), "{told}");
+    assert_eq!(site.record(RecordKind::Outcome, 1).await.tokens, usage);
+    let told =
+        site.stream(&chat("gpt-5-mini", r#","stream":true,"stream_options":{"include_usage":false}"#)).await;
+    assert!(!told.contains(USAGE), "{told}");
+    let estimated = site.record(RecordKind::Outcome, 2).await.tokens.expect("estimated");
+    assert!(
+        estimated.estimated && estimated.input >= 5 && (4..12).contains(&estimated.output),
+        "{estimated:?}"
+    );
+    // In chunks, too.
+    let body = chat("gpt-5-mini", r#","stream":true"#);
+    let (first, second) = body.split_at(9);
+    let mut client = site.gateway.client().await;
+    let head = site.head(CHAT, "Transfer-Encoding: chunked\r\n");
+    client
+        .send(format!("{head}{:x}\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n", first.len(), second.len()))
+        .await;
+    client.until("[DONE]").await;
+    assert!(!String::from_utf8_lossy(&client.held).contains("prompt_tokens"));
+    assert_eq!(site.record(RecordKind::Outcome, 3).await.tokens, usage);
+    // A stream that breaks is charged for what came of it.
+    let mut client = site.gateway.client().await;
+    let body = chat("gpt-5-mini", r#","stream":true,"user":"cut me off""#);
+    site.send(&mut client, CHAT, "", body.as_bytes()).await;
+    client.until("Hello there").await;
+    let estimated = site.record(RecordKind::Outcome, 4).await.tokens.expect("estimated");
+    assert!(estimated.estimated && (4..12).contains(&estimated.output), "{estimated:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_who_is_not_listed_are_known_by_their_shape() {
+    let site = Site::start(POLICY, false, "").await;
+    for (path, body) in [
+        (CHAT, chat("gpt-5-mini", "")),
+        ("/relay", chat("gpt-5-mini", "")),
+        ("/relay", r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#.to_owned()),
+        ("/relay", r#"{"input":"Hi","model":"m"}"#.to_owned()),
+    ] {
+        let answer = site.ask(path, "", body.as_bytes()).await;
+        assert_eq!(answer.reason(), "policy_denied", "{body}");
+    }
+    assert_eq!(site.upstream.connections(), 0);
+    let facts =
+        site.record(RecordKind::Decision, 1).await.attributes.and_then(|read| read.llm).expect("told");
+    assert_eq!((&*facts.provider, &*facts.model), ("unlisted", "gpt-5-mini"));
+    // All else is no call, readable or not.
+    for (n, body) in
+        [r#"{"model":"T","year":1908}"#, "{\"a\":", "plain text", "{\"model\":\"a\",\"model\":\"b\"}"]
+            .iter()
+            .enumerate()
+    {
+        let fields = if n == 1 { "Content-Encoding: unheard-of\r\n" } else { "" };
+        assert_eq!(site.ask("/relay", fields, body.as_bytes()).await.status, 200, "{body}");
+    }
+    // Not all of it is held by the time it is known.
+    let long = chat("m", &format!(r#","x":"{}""#, "a".repeat(3 << 20)));
+    let answer = site.ask("/relay", "", long.as_bytes()).await;
+    assert_eq!(answer.reason(), "content_unreadable");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_held_whole_or_refused() {
+    let more = "[llm]\nhold_bytes_max = 200000\n[content]\nhold_bytes_max = 65536\n";
+    let site = Site::start(POLICY, true, more).await;
+    // Their images are no text.
+    let image = |bytes: usize| {
+        let part = format!(
+            r#"{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{}"}}}}"#,
+            "iVBO".repeat(bytes / 4)
+        );
+        format!(r#"{{"messages":[{{"role":"user","content":[{part}]}}],"model":"gpt-5-mini"}}"#)
+    };
+    assert_eq!(site.ask(CHAT, "", image(150_000).as_bytes()).await.status, 200);
+    let answer = site.ask(CHAT, "", image(250_000).as_bytes()).await;
+    assert_eq!((answer.status, answer.reason()), (415, "content_unreadable"));
+    let refused = site.record(RecordKind::Decision, 1).await;
+    assert!(refused.detail.is_some_and(|why| why.contains("hold_bytes_max")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_names_it_nothing_is_asked_or_changed() {
+    const PLAIN: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action in Action::"use", resource);
+"#;
+    let site = Site::start(PLAIN, true, "").await;
+    let body = chat("anything", r#","stream":true"#);
+    site.stream(&body).await;
+    assert_eq!(String::from_utf8_lossy(&site.upstream.seen.bytes.lock()), body, "as it came");
+    let record = site.record(RecordKind::Decision, 0).await;
+    assert!(record.attributes.is_none_or(|read| read.llm.is_none()));
+}
