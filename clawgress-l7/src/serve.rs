@@ -292,7 +292,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
         interception: Interception::of(&config)?,
         memory: Arc::new(Memory::new(&config.content)),
-        calls: Calls::new(&config.llm)?,
+        calls: Calls::new(&config.llm, &config.content)?,
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

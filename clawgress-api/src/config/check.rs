@@ -13,7 +13,7 @@ use super::{endpoint, intercept, llm};
 const INTERFACES_MAX: usize = 128;
 
 /// What the reader of a body takes, with the largest window of a coding, bytes.
-const CONTENT_READER_BYTES: u64 = 18 << 20;
+pub(super) const CONTENT_READER_BYTES: u64 = 18 << 20;
 
 /// Bounds of a lease, seconds: the role vouches each second, and who would wait longer wants `fail_open = ["agent"]`.
 const LEASE_S: std::ops::RangeInclusive<u32> = 2..=300;
@@ -61,7 +61,7 @@ fn check_content(content: &Content) -> Result<(), Refused> {
 }
 
 fn check_llm(llm: &Llm, content: &Content) -> Result<(), Refused> {
-    let least = u64::from(llm.hold_bytes_max.get()) * 2 + CONTENT_READER_BYTES;
+    let least = llm.hold_bytes_max.map_or(0, |most| u64::from(most.get()) * 2 + CONTENT_READER_BYTES);
     if content.agent_memory_bytes_max.get() < least {
         return Err((
             "[llm] hold_bytes_max",

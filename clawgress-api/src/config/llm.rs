@@ -4,6 +4,11 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
+use super::Content;
+use super::check::CONTENT_READER_BYTES;
+
+/// A conversation with some images.
+const HELD_BYTES: u32 = 6 << 20;
 /// Most servers: those of one's own, by name.
 const SERVERS_MAX: usize = 256;
 /// Longest name: policy has it as an id.
@@ -13,9 +18,10 @@ const NAME_BYTES_MAX: usize = 63;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Llm {
-    /// Bytes of a call that are held until it is judged: a larger one is refused.
-    #[serde(default = "hold")]
-    pub hold_bytes_max: NonZeroU32,
+    /// Bytes of a call that are held until it is judged: a larger one is refused. 6 MiB if absent, or what an agent's share of
+    /// memory leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_bytes_max: Option<NonZeroU32>,
     /// Whether usage is asked for on the client's behalf where a stream would tell none (`stream_options`).
     #[serde(default = "ask_usage")]
     pub ask_usage: bool,
@@ -36,13 +42,18 @@ pub struct LlmServer {
 
 impl Default for Llm {
     fn default() -> Self {
-        Llm { hold_bytes_max: hold(), ask_usage: ask_usage(), servers: Vec::new() }
+        Llm { hold_bytes_max: None, ask_usage: ask_usage(), servers: Vec::new() }
     }
 }
 
-/// A conversation with some images, within an agent's share of memory.
-fn hold() -> NonZeroU32 {
-    const { NonZeroU32::new(6 << 20).unwrap() }
+impl Llm {
+    /// Bytes of a call that are held.
+    #[must_use]
+    pub fn held_bytes_max(&self, content: &Content) -> u32 {
+        let share = content.agent_memory_bytes_max.get().saturating_sub(CONTENT_READER_BYTES) / 2;
+        let own = u32::try_from(share).unwrap_or(u32::MAX).min(HELD_BYTES);
+        self.hold_bytes_max.map_or(own, NonZeroU32::get).max(content.hold_bytes_max.get())
+    }
 }
 
 fn ask_usage() -> bool {

@@ -4,6 +4,9 @@
 /// Hundredths of a token.
 type Centi = u64;
 
+/// A capital letter inside a word, and a letter with a mark.
+const WORD_WITHIN: Centi = 79;
+const ACCENT: Centi = 30;
 /// What surrounds each message: its role, and the marks at its ends.
 const MESSAGE: Centi = 400;
 /// What makes the model answer.
@@ -16,22 +19,28 @@ pub struct Estimator {
     run: Run,
     /// Bytes, or characters, of the run at hand.
     length: u32,
+    /// Whether the last one was a small letter.
+    was_lower: bool,
 }
 
 /// Bytes of one kind that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Run {
     None,
-    /// Letters of ASCII.
+    /// Letters of ASCII, and Latin ones with marks.
     Word,
     Digits,
     Blanks,
     Lines,
     /// Anything else of ASCII.
     Signs,
-    /// Letters of two bytes: Latin with marks, Cyrillic, Greek, Arabic.
+    /// Letters of two bytes: Cyrillic and Greek.
+    Cyrillic,
+    /// Arabic, Hebrew and others of two bytes.
     Wide,
-    /// Of three: most others.
+    /// The letters of India.
+    Indic,
+    /// Most others of three bytes.
     Wider,
     /// Of four: emoji.
     Widest,
@@ -41,7 +50,7 @@ enum Run {
 
 impl Default for Estimator {
     fn default() -> Self {
-        Estimator { sum: REQUEST, run: Run::None, length: 0 }
+        Estimator { sum: REQUEST, run: Run::None, length: 0, was_lower: false }
     }
 }
 
@@ -49,19 +58,21 @@ impl Estimator {
     /// An estimate of texts alone, that are not of a request.
     #[must_use]
     pub fn bare() -> Estimator {
-        Estimator { sum: 0, run: Run::None, length: 0 }
+        Estimator { sum: 0, run: Run::None, length: 0, was_lower: false }
     }
 
     /// Some of a text, in any pieces.
     pub fn push(&mut self, bytes: &[u8]) {
         for byte in bytes {
             let run = match byte {
-                b'a'..=b'z' | b'A'..=b'Z' => Run::Word,
+                b'a'..=b'z' | b'A'..=b'Z' | 0xc3..=0xc5 => Run::Word,
                 b'0'..=b'9' => Run::Digits,
                 b' ' | b'\t' => Run::Blanks,
                 b'\n' | b'\r' => Run::Lines,
-                0xc0..=0xdf => Run::Wide,
-                0xe0..=0xef => Run::Wider,
+                0xc6..=0xd7 => Run::Cyrillic,
+                0xc0..=0xc2 | 0xd8..=0xdf => Run::Wide,
+                0xe0 => Run::Indic,
+                0xe1..=0xef => Run::Wider,
                 0xf0..=0xff => Run::Widest,
                 // The rest of a character.
                 0x80..=0xbf => continue,
@@ -71,6 +82,12 @@ impl Estimator {
                 self.settle();
                 self.run = run;
             }
+            if byte.is_ascii_uppercase() && self.was_lower {
+                self.sum = self.sum.saturating_add(WORD_WITHIN);
+            } else if *byte >= 0xc3 && run == Run::Word {
+                self.sum = self.sum.saturating_add(ACCENT);
+            }
+            self.was_lower = byte.is_ascii_lowercase();
             self.length = self.length.saturating_add(1);
         }
     }
@@ -78,7 +95,7 @@ impl Estimator {
     /// Ends a text.
     pub fn end(&mut self) {
         self.settle();
-        self.run = Run::None;
+        (self.run, self.was_lower) = (Run::None, false);
     }
 
     /// A message.
@@ -105,14 +122,16 @@ impl Estimator {
             Run::None => 0,
             // A common word is one token, with the blank before it; a long one is two or more.
             Run::Word => 100 + length.saturating_sub(6) * 14,
-            Run::Digits => length.div_ceil(3) * 100,
+            Run::Digits => length.div_ceil(3) * 155,
             // One is part of the word behind it.
-            Run::Blanks => length.saturating_sub(1).min(1) * 90,
-            Run::Lines => 80,
-            Run::Signs => 60 + length * 25,
-            Run::Wide => 30 + length * 42,
-            Run::Wider => length * 80,
-            Run::Widest => length * 200,
+            Run::Blanks => length.saturating_sub(1).min(1) * 110,
+            Run::Lines => 25,
+            Run::Signs => 42 + length * 22,
+            Run::Cyrillic => 30 + length * 20,
+            Run::Wide => 30 + length * 31,
+            Run::Indic => length * 36,
+            Run::Wider => length * 71,
+            Run::Widest => length * 210,
         };
         self.sum = self.sum.saturating_add(cost);
     }

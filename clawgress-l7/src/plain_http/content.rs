@@ -204,7 +204,7 @@ impl Body {
             need,
             inspector: (need.look() == Look::Content).then(|| match &calling {
                 Some(calling) if call_need.look() == Look::Content => {
-                    Inspector::of_call(claims, limits, calling.is_read())
+                    Inspector::of_call(claims, limits, calling.is_read()).with_rules(&gateway.calls.rules)
                 }
                 _ => Inspector::new(claims, limits),
             }),
@@ -251,7 +251,9 @@ impl Body {
                 // It goes to nobody who is listed, and can't be known.
                 return Err(DropReason::ContentUnreadable);
             }
-            self.said.call = Some(Arc::new(calling.facts(call.call(), &self.said.findings)));
+            let assessment = self.inspector.as_ref().and_then(Inspector::assessment).unwrap_or_default();
+            let found = self.said.findings.iter().map(String::as_str).chain(assessment.findings());
+            self.said.call = Some(Arc::new(calling.facts(call.call(), found)));
         }
         Ok(())
     }

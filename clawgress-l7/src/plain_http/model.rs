@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use clawgress_api::config::{Llm, LlmServer, UNLISTED};
+use clawgress_api::config::{Content, Llm, LlmServer, UNLISTED};
 use clawgress_api::{ModelFacts, TokenUsage};
 use clawgress_inspect::http1;
 use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader, Usage};
 use clawgress_inspect::llm::{self, Call, ModelName, Route, Server, Surface};
 use clawgress_inspect::payload::Coding;
 use clawgress_inspect::payload::coding::{Caps, Decoder};
+use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_policy::content::ModelCall;
 use clawgress_policy::{Look, Operation, PayloadNeed};
 use pingora_http::RequestHeader;
@@ -60,6 +61,8 @@ pub struct Calls {
     /// Bytes of one that are held.
     pub hold_bytes_max: usize,
     asks_usage: bool,
+    /// What steers models.
+    pub rules: Arc<Rules>,
 }
 
 /// What is known of a call.
@@ -99,7 +102,7 @@ impl Calls {
     ///
     /// # Errors
     /// The first server that can't be used, and why.
-    pub fn new(llm: &Llm) -> Result<Calls> {
+    pub fn new(llm: &Llm, content: &Content) -> Result<Calls> {
         let server = |LlmServer { name, url }: &LlmServer| -> Result<Server> {
             let parsed = Upstream::parse(0, url, None);
             let parsed = parsed.with_context(|| format!("model server `{name}`: `{url}` can't be used"))?;
@@ -113,8 +116,9 @@ impl Calls {
         };
         Ok(Calls {
             servers: llm.servers.iter().map(server).collect::<Result<_>>()?,
-            hold_bytes_max: usize::try_from(llm.hold_bytes_max.get()).unwrap_or(usize::MAX),
+            hold_bytes_max: usize::try_from(llm.held_bytes_max(content)).unwrap_or(usize::MAX),
             asks_usage: llm.ask_usage,
+            rules: Arc::new(Rules::parse(BUILT_IN).context("the built-in rules of prompts can't be read")?),
         })
     }
 
@@ -179,7 +183,7 @@ impl Calling {
 
     /// What is known of it by its body.
     #[must_use]
-    pub fn facts(&self, call: &Call, found: &[String]) -> Facts {
+    pub fn facts<'a>(&self, call: &Call, found: impl Iterator<Item = &'a str>) -> Facts {
         let (route, surface) =
             (self.route.as_ref(), self.route.as_ref().map_or(Surface::Other, |r| r.surface));
         let model = route.and_then(|route| route.model.clone()).or_else(|| call.model.clone());
@@ -193,7 +197,7 @@ impl Calling {
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,
-            findings: found.iter().cloned().chain(is_odd.then(|| SHAPE_MISMATCH.to_owned())).collect(),
+            findings: found.chain(is_odd.then_some(SHAPE_MISMATCH)).map(str::to_owned).collect(),
             ..Facts::default()
         };
         facts.names(model.unwrap_or_default());

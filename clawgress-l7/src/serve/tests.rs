@@ -54,7 +54,7 @@ pub(crate) async fn gateway(
         tls: None,
         interception: None,
         memory: Arc::new(Memory::new(&Content::default())),
-        calls: Calls::new(&Llm::default()).expect("none"),
+        calls: Calls::new(&Llm::default(), &Content::default()).expect("none"),
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });
