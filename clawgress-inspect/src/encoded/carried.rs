@@ -4,7 +4,7 @@
 //! [`LOOKED_BYTES_MAX`] bytes.
 
 use super::entropy;
-use super::run::{Event, RUN_BYTES_MIN, Runs, text_bytes};
+use super::run::{Event, RUN_BYTES_MIN, Run, Runs, text_bytes};
 
 /// Longest text that is looked at, bytes; what is longer counts as carrying all that is beyond.
 pub const LOOKED_BYTES_MAX: usize = 8 * 1024;
@@ -153,7 +153,7 @@ fn decoded_text(value: &[u8]) -> usize {
     }
     let mut text = 0;
     let mut sink = |event: Event<'_>| {
-        if let Event::Run(run) = event {
+        if let Event::Run(run @ Run { is_whole: true, .. }) = event {
             text += usize::try_from(run.text).unwrap_or(usize::MAX);
         }
         Ok::<(), std::convert::Infallible>(())

@@ -1,12 +1,19 @@
-//! Private keys in DER, by their first bytes: PKCS #8 (RFC 5958), PKCS #1 (RFC 8017) and SEC 1 (RFC 5915).
+//! Private keys without their first line, by their first bytes: in DER PKCS #8 (RFC 5958), PKCS #1 (RFC 8017) and SEC 1
+//! (RFC 5915); and OpenSSH's own form (its PROTOCOL.key).
 
 /// Bytes that tell one.
 pub const HEAD_BYTES: usize = 16;
 
-/// Whether bytes begin like a private key in DER: a sequence of version 0 and an algorithm, or a modulus; or of version 1 and
+/// What OpenSSH's form begins with.
+const OPENSSH: &[u8] = b"openssh-key-v1\0";
+
+/// Whether bytes begin like a private key: OpenSSH's, or in DER a sequence of version 0 and an algorithm, or a modulus; or of version 1 and
 /// the octets of a key.
 #[must_use]
 pub fn begins(der: &[u8]) -> bool {
+    if der.starts_with(OPENSSH) {
+        return true;
+    }
     let Some(body) = inside(der, 0x30) else { return false };
     match body {
         // PKCS #8: version 0 or 1, then the algorithm's sequence, which begins with its identifier.
@@ -43,7 +50,7 @@ mod tests {
         let ed25519 = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22];
         let pkcs1 = [0x30, 0x82, 4, 0xa4, 2, 1, 0, 2, 0x82, 1, 1, 0];
         let sec1 = [0x30, 0x77, 2, 1, 1, 4, 0x20, 0x12];
-        for der in [&pkcs8[..], &ed25519, &pkcs1, &sec1] {
+        for der in [&pkcs8[..], &ed25519, &pkcs1, &sec1, b"openssh-key-v1\0\0\0\0\x04none"] {
             assert!(begins(der), "{der:x?}");
             // Cut short, it is none yet.
             assert!(!begins(&der[..4]));

@@ -5,7 +5,7 @@
 use super::carried::{self, Carried};
 
 /// Longest link that is looked at, bytes; of a longer one, what is beyond counts as carried.
-pub const LINK_BYTES_MAX: usize = 4096;
+pub const LINK_BYTES_MAX: usize = 2048;
 /// Longest description of an image, and tag of one, bytes: what is behind is no image's link.
 const CONTEXT_BYTES_MAX: u32 = 2048;
 /// Bytes that a link of an image carries, where it carries data: more than names and sizes.
@@ -114,6 +114,10 @@ impl Links {
                     self.link.push(byte);
                 } else {
                     self.beyond += 1;
+                    if self.beyond == LINK_BYTES {
+                        // Whatever follows: told before it ends, which may be never.
+                        self.tell(Carried { dense: self.beyond, ..Carried::default() }, found);
+                    }
                 }
                 return;
             }
@@ -158,6 +162,10 @@ impl Links {
         let carried = carried::link(&self.link);
         let carried = carried.and(Carried { dense: std::mem::take(&mut self.beyond), ..Carried::default() });
         self.link.clear();
+        self.tell(carried, found);
+    }
+
+    fn tell(&mut self, carried: Carried, found: &mut dyn FnMut(Found)) {
         if carried.bytes() >= IMAGE_BYTES {
             self.is_referred = true;
             self.tell_referred(found);

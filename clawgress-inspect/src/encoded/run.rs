@@ -10,6 +10,8 @@ use super::{entropy, key};
 pub const RUN_BYTES_MIN: usize = 32;
 /// Letters that are decoded at once, and judged together.
 pub const BLOCK_BYTES: usize = 256;
+/// A long run is told of before it ends, each time it came to so many blocks: who cuts it must not wait for that.
+pub const TOLD_BYTES: u64 = 16 * BLOCK_BYTES as u64;
 /// What a detector takes, bytes: two blocks and a histogram.
 pub const MEMORY_BYTES: usize = 1024;
 /// Bytes of text that follow one another, where a block has some: of random bytes, one in 2.6 could be text. A block of less
@@ -41,6 +43,8 @@ pub enum Code {
 pub struct Run {
     /// Its last block's.
     pub code: Code,
+    /// Whether it ended.
+    pub is_whole: bool,
     /// Letters.
     pub letters: u64,
     /// Bytes they stand for.
@@ -70,7 +74,7 @@ pub enum Event<'a> {
     Piece(&'a [u8]),
     /// No more of them.
     End,
-    /// A run of at least [`RUN_BYTES_MIN`] letters ended.
+    /// A run of at least [`RUN_BYTES_MIN`] letters ended; or came by [`TOLD_BYTES`] more of them.
     Run(Run),
 }
 
@@ -167,7 +171,7 @@ impl Runs {
                 open.tell(false, sink)?;
                 let is_dotted = open.run.is_dotted || next == b'.';
                 let entropy = entropy::hundredth_bits(&open.counts);
-                let run = Run { is_dotted, entropy, ..open.run };
+                let run = Run { is_whole: true, is_dotted, entropy, ..open.run };
                 self.spare = Some(open);
                 sink(Event::Run(run))?;
             }
@@ -191,10 +195,18 @@ impl Runs {
                 open
             }
         };
-        let kept = open.block(&self.block, is_last, sink);
+        let before = open.run.letters / TOLD_BYTES;
+        let kept = open.block(&self.block, is_last, sink)?;
+        self.block.drain(..self.block.len() - kept);
+        let is_much = !is_last && open.run.letters / TOLD_BYTES > before;
+        let told = if is_much {
+            let entropy = entropy::hundredth_bits(&open.counts);
+            sink(Event::Run(Run { entropy, ..open.run }))
+        } else {
+            Ok(())
+        };
         self.open = Some(open);
-        self.block.drain(..self.block.len() - kept?);
-        Ok(())
+        told
     }
 }
 
@@ -204,6 +216,7 @@ impl Default for Open {
     fn default() -> Open {
         let run = Run {
             code: Code::Base64,
+            is_whole: false,
             letters: 0,
             decoded: 0,
             text: 0,

@@ -22,7 +22,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Whether a name or id that ends here is too long.
+    /// Whether a name or id becomes too long here.
     pub(super) fn watch(&mut self, event: Event<'_>) -> bool {
         match event {
             Event::Begin(kind) => {
@@ -31,28 +31,32 @@ impl Names {
                 }
                 (self.bytes, self.has_blank, self.kind) = (0, false, Some(kind));
             }
-            Event::Piece(bytes) => {
-                self.bytes += bytes.len();
-                match self.kind {
-                    Some(Kind::Key) => {
-                        let room = KEPT.saturating_sub(self.key.len());
-                        self.key.extend(bytes.iter().take(room));
-                    }
-                    Some(Kind::Text) if self.is_id && self.bytes <= NAME_BYTES_MAX => {
-                        self.has_blank |= bytes.iter().any(u8::is_ascii_whitespace);
-                    }
-                    _ => {}
-                }
-            }
-            Event::End => {
-                let is_key = self.kind.take() == Some(Kind::Key);
-                let is_long = self.bytes > NAME_BYTES_MAX && (is_key || self.is_id && !self.has_blank);
-                self.is_id = is_key && self.names_an_id();
-                return is_long;
-            }
+            Event::Piece(bytes) => return self.piece(bytes),
+            Event::End => self.is_id = self.kind.take() == Some(Kind::Key) && self.names_an_id(),
             Event::Open { .. } | Event::Close => self.is_id = false,
         }
         false
+    }
+
+    fn piece(&mut self, bytes: &[u8]) -> bool {
+        let before = self.bytes;
+        self.bytes += bytes.len();
+        let is_looked_at = match self.kind {
+            Some(Kind::Key) => {
+                let room = KEPT.saturating_sub(self.key.len());
+                self.key.extend(bytes.iter().take(room));
+                true
+            }
+            Some(Kind::Text) => self.is_id,
+            _ => false,
+        };
+        if !is_looked_at || before > NAME_BYTES_MAX {
+            return false;
+        }
+        // A text has blanks, and an id none: those within the bound tell, wherever it is cut.
+        let is_text = self.kind == Some(Kind::Text);
+        self.has_blank |= is_text && bytes.iter().take(NAME_BYTES_MAX - before).any(u8::is_ascii_whitespace);
+        self.bytes > NAME_BYTES_MAX && !self.has_blank
     }
 
     fn names_an_id(&self) -> bool {

