@@ -116,6 +116,12 @@ def crates():
             split = "tuning" if sum(os.path.basename(os.path.dirname(path)).encode()) % 2 else "held-out"
             yield f"crates: READMEs ({split})", split, "user", "Summarise this for me:\n\n" + text, "benign"
             yield f"crates: READMEs ({split}) read by a tool", split, "tool_output", text, "benign"
+    # What agents that write programs send all day: every twentieth file of each kind.
+    for kind in ("rs", "md", "toml", "json", "js", "html", "css", "svg", "txt", "py", "c", "sh", "yml"):
+        for path in sorted(glob.glob(os.path.join(CRATES, "*", "*", "**", "*." + kind), recursive=True))[::20]:
+            if not path.endswith("README.md") and 200 < os.path.getsize(path) < 1 << 18:
+                text = open(path, encoding="utf-8", errors="replace").read()
+                yield "crates: files of all kinds read by a tool", "held-out", "tool_output", text, "benign"
 
 
 with open(OUT, "w", encoding="utf-8") as out:
