@@ -3,6 +3,7 @@
 //!
 //! Asks the same [`PolicySet`](crate::PolicySet) that decides; must never decide by rules of its own.
 
+pub mod call;
 pub mod cases;
 pub mod difference;
 pub mod explain;

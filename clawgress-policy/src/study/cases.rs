@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clawgress_identity::{Agent, AgentId, AgentState};
 use serde::{Deserialize, Serialize};
 
+use super::call::CaseCall;
 use super::explain::{Explanation, Target, TlsReading, explain};
 use super::moot::Texts;
 use crate::fingerprint::Fingerprints;
@@ -80,6 +81,8 @@ pub struct Case {
     pub history: Option<History>,
     /// What seems to be at the other end, where policy asks; nothing is known if absent.
     pub fingerprint: Option<CaseFingerprint>,
+    /// The model that it calls, where it is a URL and policy asks.
+    pub llm: Option<CaseCall>,
     /// Whether the URL is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
     #[serde(default)]
     pub endpoint: bool,
@@ -203,7 +206,7 @@ impl Case {
         reading: TlsReading,
     ) -> CaseResult {
         let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
-        let explanation = explain(set, texts, agent, target, reading);
+        let explanation = explain(set, texts, agent, (target, self.llm.as_ref()), reading);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {
             if let Some(wanted) = wanted.filter(|wanted| *wanted != got) {

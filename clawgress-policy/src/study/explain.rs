@@ -8,6 +8,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentState};
 use serde::{Deserialize, Serialize};
 
+use super::call::CaseCall;
 use super::moot::{Texts, moot};
 use crate::effect::Obligation;
 use crate::history::History;
@@ -150,20 +151,20 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
-/// Explains `target` for `agent`. `set` is `texts`, [at](PolicySet::at) a moment.
+/// Explains `target` for `agent`, and the call of a model that it makes, if one is supposed. `set` is `texts`, [at](PolicySet::at) a moment.
 #[must_use]
 pub fn explain(
     set: &PolicySet,
     texts: Texts<'_>,
     agent: &Agent,
-    target: &Target,
+    (target, call): (&Target, Option<&CaseCall>),
     reading: TlsReading,
 ) -> Explanation {
     let is_supposed = set.asks_history() && !set.knows_history();
     let is_blind = set.asks_fingerprints() && !set.knows_fingerprints();
     let set = &set.supposing(History::QUIET);
     let set = &if is_blind { set.seeing(Arc::default()) } else { set.clone() };
-    let mut explanation = match target {
+    let explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
         Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint } => {
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
@@ -171,6 +172,7 @@ pub fn explain(
         }
         Target::Name { host, query_type } => name(set, agent, host, query_type),
     };
+    let mut explanation = explanation.with_call(set, agent, target, call);
     if is_blind && matches!(target, Target::Url { .. }) {
         let blind = "no executable, certificate or MAC address is known";
         explanation.notes.push(blind.to_owned());
@@ -351,7 +353,7 @@ fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
     )
 }
 
-fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Phase {
+pub(super) fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Phase {
     let request = Request { agent, operation };
     // One that can't say what it obliges to denies, as where both are asked.
     let alone =

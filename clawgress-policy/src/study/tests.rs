@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 
 use super::Texts;
+use super::call::CaseCall;
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
 use super::explain::{Explanation, Target, TlsReading, explain};
@@ -56,7 +57,7 @@ fn set(text: &str) -> PolicySet {
 fn explained(to: &str, protocol: Option<&str>, address: Option<&str>) -> Explanation {
     let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
     let target = Target::parse(to, None, protocol, address).unwrap();
-    explain(&set(TEXT), texts(&bundle, &surroundings), &agent("a", "t", 1), &target, TlsReading::Off)
+    explain(&set(TEXT), texts(&bundle, &surroundings), &agent("a", "t", 1), (&target, None), TlsReading::Off)
 }
 
 fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policies: &[&str]) {
@@ -154,7 +155,7 @@ fn opaque_permits_make_the_platforms_content_rules_moot() {
     let set = set(TEXT).under(&platform);
     let moot = |to, protocol| {
         let target = Target::parse(to, None, protocol, None).unwrap();
-        explain(&set, texts, &agent("a", "t", 1), &target, TlsReading::Off).moot
+        explain(&set, texts, &agent("a", "t", 1), (&target, None), TlsReading::Off).moot
     };
     assert_eq!(moot("https://api.test/admin", None), ["http", "no-admin", "pace", "platform/no-admin"]);
     let all = ["http", "no-admin", "pace", "platform/elsewhere", "platform/no-admin"];
@@ -236,7 +237,7 @@ fn cases_say_whether_tls_is_read() {
     let (bundle, surroundings, agent) = (bundle(&text), Surroundings::default(), agent("a", "t", 1));
     let of = |to: &str, reading| {
         let target = Target::parse(to, None, None, None).unwrap();
-        explain(&set(&text), texts(&bundle, &surroundings), &agent, &target, reading)
+        explain(&set(&text), texts(&bundle, &surroundings), &agent, (&target, None), reading)
     };
     check(&of("https://api.test/admin", TlsReading::On), "http", Some("policy_forbidden"), &["no-admin"]);
     check(&of("https://api.test/x", TlsReading::On), "http", None, &["http", "saas"]);
@@ -414,4 +415,27 @@ fn a_replay_says_what_it_does_not_know() {
     assert_eq!(replay(&kernel, TEXT), Replayed::Same);
     let gone = replay(&kernel, &TEXT.replace("[80, 443]", "[443]"));
     assert!(matches!(gone, Replayed::Changed { after, .. } if after == "policy_denied"));
+}
+
+/// What model a request calls, no URL tells.
+#[test]
+fn cases_say_what_model_is_called() {
+    let text = format!(
+        "{TEXT} @id(\"minis\") permit (principal, action == Action::\"llm\", resource in Provider::\"openai\") when {{ context.llm.family like \"*-mini\" && context.llm.tools.isEmpty() }};"
+    );
+    let (bundle, surroundings, agent) = (bundle(&text), Surroundings::default(), agent("a", "t", 1));
+    let target = |method: &str| Target::parse("https://api.test/x", Some(method), None, None).unwrap();
+    let of = |call: &str, method: &str| {
+        let call: Option<CaseCall> = (!call.is_empty()).then(|| toml::from_str(call).unwrap());
+        let texts = texts(&bundle, &surroundings);
+        let by_endpoint = target(method).by_endpoint().unwrap();
+        explain(&set(&text), texts, &agent, (&by_endpoint, call.as_ref()), TlsReading::Off)
+    };
+    let mini = "provider = \"openai\"\nmodel = \"gpt-5-mini\"\n";
+    check(&of(mini, "POST"), "llm", None, &["http", "minis", "saas"]);
+    check(&of("provider = \"openai\"\nmodel = \"gpt-5\"\n", "POST"), "llm", Some("policy_denied"), &[]);
+    check(&of(&format!("{mini}tools = [\"x\"]\n"), "POST"), "llm", Some("policy_denied"), &[]);
+    assert_eq!(of("", "POST").unasked, ["connect", "llm"]);
+    assert_eq!(of("", "GET").unasked, ["connect"], "nothing is sent");
+    assert_eq!(toml::from_str::<CaseCall>("provider = \"openai\"\nmodle = \"x\"\n").is_ok(), false);
 }

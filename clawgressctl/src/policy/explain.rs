@@ -102,7 +102,7 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
         platform: platform.map(|platform| platform.in_force(&above)),
     };
     let reading = reading(client, &target).await;
-    let by = |reading| explain(&set, texts, agent, &target, reading).in_state(agent.state);
+    let by = |reading| explain(&set, texts, agent, (&target, None), reading).in_state(agent.state);
     let mut explanation = by(reading.unwrap_or(TlsReading::Off));
     if reading.is_none() && explanation.allowed != by(TlsReading::On).allowed {
         // Denied, or allowed, by what nobody knows.

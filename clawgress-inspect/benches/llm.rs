@@ -1,0 +1,88 @@
+//! What it costs to read a call of a model: a chat request of 4 KiB and one of 1 MiB, with all that looks at a body; and an
+//! event of a stream that comes back.
+#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark stops at what it does not expect")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use clawgress_inspect::llm::answer::{Editor, Format, Reader};
+use clawgress_inspect::llm::{Target, route};
+use clawgress_inspect::payload::{Claims, Inspector, Limits};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+/// Bytes that the proxy looks at without letting others run.
+const LOOK_BYTES: usize = 2048;
+/// Events of one stream.
+const EVENTS: u64 = 1000;
+
+/// A chat request of about so many bytes, with a tool.
+fn chat(bytes: usize) -> Vec<u8> {
+    let mut body = br#"{"model":"gpt-5-mini","stream":true,"tools":[{"type":"function","function":{"name":"search","description":"Finds reports.","parameters":{"type":"object","properties":{"q":{"type":"string"}}}}}],"messages":["#.to_vec();
+    let turn = r#"{"role":"user","content":"Please read the report below - all of it - and tell me \"what changed\"\nsince last week: revenue \u2013 costs \u2013 people. Then write a summary."},"#;
+    while body.len() < bytes {
+        body.extend_from_slice(turn.as_bytes());
+    }
+    body.pop();
+    body.extend_from_slice(b"]}");
+    body
+}
+
+fn read(body: &[u8]) -> u64 {
+    let claims = Claims::new(&[b"application/json"], &[]);
+    let mut inspector = Inspector::of_call(claims, Limits::default(), true);
+    body.chunks(LOOK_BYTES).for_each(|piece| inspector.push(piece).unwrap());
+    inspector.finish().unwrap();
+    inspector.call().unwrap().call().tokens_estimated
+}
+
+fn requests(c: &mut Criterion) {
+    let mut group = c.benchmark_group("request");
+    for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
+        let body = chat(size);
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(name, |b| b.iter(|| read(black_box(&body))));
+    }
+    group.throughput(Throughput::Elements(1));
+    let target = Target {
+        host: "bedrock-runtime.eu-west-1.amazonaws.com",
+        port: 443,
+        path: "/model/us.anthropic.claude-sonnet-4-20250514-v1%3A0/converse-stream",
+        query: "",
+        is_upgrade: false,
+        has_body: true,
+    };
+    group.bench_function("route", |b| b.iter(|| route(&[], black_box(&target))));
+    group.finish();
+}
+
+fn answers(c: &mut Criterion) {
+    let event = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}],\"usage\":null}\n\n";
+    let mut group = c.benchmark_group("event");
+    group.throughput(Throughput::Elements(EVENTS));
+    group.bench_function("read, of 1000", |b| {
+        b.iter(|| {
+            let mut reader = Reader::new(Format::EventStream);
+            (0..EVENTS).for_each(|_| reader.push(black_box(event.as_bytes())));
+            reader.finish()
+        });
+    });
+    group.bench_function("edited, of 1000", |b| {
+        let mut out = Vec::new();
+        b.iter(|| {
+            let mut editor = Editor::default();
+            (0..EVENTS).for_each(|_| {
+                out.clear();
+                editor.push(black_box(event.as_bytes()), &mut out);
+            });
+            out.len()
+        });
+    });
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).sample_size(30);
+    targets = requests, answers
+}
+criterion_main!(benches);
