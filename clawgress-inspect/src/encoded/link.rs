@@ -102,6 +102,12 @@ impl Links {
         *self = Links { link, ..Links::default() };
     }
 
+    /// Bytes of memory that it takes by now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.link.capacity()
+    }
+
     fn byte(&mut self, byte: u8, found: &mut dyn FnMut(Found)) {
         if self.in_link {
             let ends = byte <= b' '

@@ -164,6 +164,13 @@ impl Runs {
         self.spare = self.open.take().or_else(|| self.spare.take());
     }
 
+    /// Bytes of memory that it takes by now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let opened = usize::from(self.open.is_some() || self.spare.is_some());
+        self.block.capacity() + opened * MEMORY_BYTES
+    }
+
     fn end<E>(&mut self, next: u8, sink: Sink<'_, E>) -> Result<(), E> {
         if self.open.is_some() || self.block.len() >= RUN_BYTES_MIN {
             self.decode(true, sink)?;

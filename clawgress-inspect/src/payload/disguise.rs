@@ -47,7 +47,8 @@ impl Disguise {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.inner.as_ref().map_or(0, |inner| run::MEMORY_BYTES + inner.memory_bytes())
+        let inner = self.inner.as_ref().map_or(0, |inner| size_of::<Layer>() + inner.memory_bytes());
+        self.runs.memory_bytes() + self.links.memory_bytes() + inner
     }
 }
 

@@ -333,6 +333,11 @@ impl Layer {
                 self.state = State::Plain;
                 Ok(())
             }
+            // What only might stand for something refuses nothing but by its size; detectors have seen all of it.
+            (State::Json { is_claimed: false, .. }, Err(Unreadable::JsonTooDeep)) if self.place.codes > 0 => {
+                self.state = State::Plain;
+                Ok(())
+            }
             (
                 State::Packed { is_claimed: false, .. },
                 Err(Unreadable::CodingMalformed | Unreadable::WindowTooLarge),

@@ -160,6 +160,9 @@ fn what_only_might_stand_for_something_refuses_nothing() {
         packed = gzip(&packed);
     }
     finds(&STANDARD.encode(packed), &["archive_unread", "encoded_packed"]);
+    // Deeper than a document may be; and what is behind is found all the same.
+    let deep = format!("{}{PEM}", "[".repeat(100));
+    finds(&STANDARD.encode(deep), &["private_key", "encoded_text"]);
     // What comes to too much does.
     let bomb = STANDARD.encode(gzip(&vec![0; 8 << 20]));
     assert_eq!(inspect("text/plain", bomb.as_bytes(), 4096).0, Err(Unreadable::RatioTooLarge));
