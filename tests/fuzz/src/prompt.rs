@@ -1,25 +1,29 @@
 //! Targets of prompts: texts, and files of rules.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::prompt::{BUILT_IN, Detector, Rules};
 
 use super::pieces;
 
+/// Read once: it takes longer than a text does.
+static RULES: LazyLock<Arc<Rules>> =
+    LazyLock::new(|| Arc::new(Rules::parse(BUILT_IN).expect("the rules that come with the program")));
+
 /// The second byte says where a text comes from: it comes to the same, whole or in pieces, in bounded steps; and from who
 /// built the agent to nothing.
 pub fn prompt_text(data: &[u8]) {
     let (whole, _) = pieces(data);
     let Some((from, text)) = whole.split_first() else { return };
-    let rules = Arc::new(Rules::parse(BUILT_IN).expect("the rules that come with the program"));
+    let rules = &*RULES;
     let provenance =
         [Provenance::User, Provenance::ToolOutput, Provenance::Unknown, Provenance::Instructions]
             [usize::from(from % 4)];
     let text = String::from_utf8_lossy(text);
-    let mut at_once = Detector::new(&rules);
+    let mut at_once = Detector::new(rules);
     at_once.text(provenance, &text, true);
-    let mut in_pieces = Detector::new(&rules);
+    let mut in_pieces = Detector::new(rules);
     text.chars().for_each(|c| in_pieces.text(provenance, c.encode_utf8(&mut [0; 4]), false));
     in_pieces.text(provenance, "", true);
     let assessment = at_once.assess();
