@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::client::Client;
-use crate::harness::{Gateway, Options};
+use crate::harness::{Gateway, Options, PATIENCE};
 use crate::intercept::trusting;
 use crate::pki::{Authority, Wanted};
 use crate::streams::{Connection, tunnel};
@@ -153,11 +153,18 @@ async fn tunnels_are_within_streams() {
     // Its own end, not the connection's.
     s.gateway.isolate(&[1]).await;
     assert!(second.rest().await.is_empty());
-    let records = s.gateway.records(5).await;
-    let outcomes: Vec<_> = records.iter().filter(|r| r.kind == RecordKind::Outcome && is_tunnel(r)).collect();
-    let cut = outcomes.iter().find(|r| r.reason == Some(DropReason::AgentQuarantined)).expect("cut");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let (cut, carried) = loop {
+        let records = s.gateway.control.records();
+        let outcomes = || records.iter().filter(|r| r.kind == RecordKind::Outcome && is_tunnel(r));
+        let cut = outcomes().find(|r| r.reason == Some(DropReason::AgentQuarantined));
+        if let (Some(cut), Some(carried)) = (cut, outcomes().find(|r| r.reason.is_none())) {
+            break (cut.clone(), carried.clone());
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not cut: {records:#?}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
     assert_eq!((cut.bytes_received, cut.status), (Some(11), Some(200)));
-    let carried = outcomes.iter().find(|r| r.reason.is_none()).expect("carried");
     assert_eq!(carried.bytes_sent, Some(640_000));
     let of_other = clawgress_inspect::proxy_authorization::encode("other", &s.gateway.other_key);
     let asked = Request::get(format!("http://{target}/")).header("proxy-authorization", of_other).body(());

@@ -68,8 +68,11 @@ fn requests_inside_tls_are_judged_by_route_and_by_proxy() {
             let args: Vec<&str> = via.iter().chain(more).copied().chain([to]).collect();
             reading.curl(host, &args)
         };
-        let allowed = ask("https://web.allowed.test/public/page", &[]);
+        // It offers both protocols, as most clients do.
+        let shown = ["-w", "\n%{http_version}\n%{http_code} %{http_connect}"];
+        let allowed = ask("https://web.allowed.test/public/page", &shown);
         assert_eq!(codes(&allowed).0, 200, "{allowed:?}");
+        assert_eq!(allowed.stdout.lines().rev().nth(1), Some("2"), "{allowed:?}");
         let denied = ask("https://web.allowed.test/private", &[]);
         assert_eq!(codes(&denied).0, 403, "{denied:?}");
         assert!(denied.stdout.contains("policy_denied"), "{denied:?}");
