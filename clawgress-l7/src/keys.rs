@@ -63,20 +63,20 @@ impl Keys {
     /// [`DropReason::IdentityUnavailable`] if the keys role does not answer in time.
     pub async fn mac(&self, key: ApiKey<'_>) -> Result<Mac, DropReason> {
         let name = self.name(key);
-        if let Some((mac, at)) = self.cache.lock().macs.get(&name)
-            && at.elapsed() < limit::KEYS_CACHE
-        {
-            return Ok(*mac);
+        if let Some(mac) = self.known(&name) {
+            return Ok(mac);
         }
         let call = async {
             let _permit = self.calls.acquire().await.map_err(|_| tonic::Status::unavailable("closed"))?;
+            // Another request of the same agent may have asked meanwhile: clients begin many streams at once.
+            if let Some(mac) = self.known(&name) {
+                return Ok(mac.to_vec());
+            }
             let request = MacApiKeyRequest { key: key.expose().as_bytes().to_vec() };
-            self.client.clone().mac_api_key(request).await
+            Ok::<_, tonic::Status>(self.client.clone().mac_api_key(request).await?.into_inner().mac)
         };
         match timeout(limit::KEYS_CALL, call).await {
-            Ok(Ok(response)) => {
-                response.into_inner().mac.try_into().map_err(|_| DropReason::IdentityUnavailable)
-            }
+            Ok(Ok(mac)) => mac.try_into().map_err(|_| DropReason::IdentityUnavailable),
             Ok(Err(status)) => {
                 tracing::warn!(%status, "the keys role can't be asked; credentials are refused");
                 Err(DropReason::IdentityUnavailable)
@@ -86,6 +86,12 @@ impl Keys {
                 Err(DropReason::IdentityUnavailable)
             }
         }
+    }
+
+    /// What is remembered by this name.
+    fn known(&self, name: &Mac) -> Option<Mac> {
+        let cache = self.cache.lock();
+        cache.macs.get(name).filter(|(_, at)| at.elapsed() < limit::KEYS_CACHE).map(|(mac, _)| *mac)
     }
 
     /// Remembers that `mac` is the hash of `key`, which proved valid. Invalid keys are never

@@ -110,7 +110,9 @@ async fn h2load_is_served_whole() {
     let url = format!("https://{}/own/v1", s.gateway.proxy_tls);
     let key = format!("authorization: Bearer {}", s.gateway.key);
     let said = run("h2load", &["-n", "2000", "-c", "4", "-m", "50", "-H", &*key, &*url]).await;
-    assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{said}");
+    let why: Vec<_> =
+        s.gateway.control.records().into_iter().filter_map(|r| Some((r.reason?, r.detail))).collect();
+    assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{why:?} {said}");
     assert!(said.contains("2000 2xx, 0 3xx, 0 4xx, 0 5xx"), "{said}");
     assert!(said.contains("Application protocol: h2"), "{said}");
     assert_eq!(s.upstream.requests().len(), 2000);
