@@ -128,6 +128,14 @@ impl Obligation {
     }
 }
 
+impl Obligation {
+    /// How much it matters, of what is told to people.
+    #[must_use]
+    pub fn severity_told(&self) -> Option<&'static str> {
+        matches!(self.effect, Effect::Quarantine(_) | Effect::Alert).then(|| self.severity.name())
+    }
+}
+
 // === impl Would ===
 
 impl Would {

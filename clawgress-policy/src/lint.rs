@@ -70,6 +70,8 @@ pub enum Lint {
     NeverRead,
     /// The platform's policy leaves nothing of it.
     PlatformDenies,
+    /// By naming an action it has that asked, and no policy permits it.
+    NonePermits,
     /// There was too much to compare.
     Unfinished,
 }
@@ -312,6 +314,7 @@ impl Linter<'_> {
         self.under_platform(&alive, &search);
         self.moot(&alive, &search);
         self.never_read(&alive, &search);
+        self.none_permits(&alive);
         self.principals(&alive);
         if search.gave_up() {
             self.findings.push(Finding {
@@ -414,6 +417,28 @@ impl Linter<'_> {
             let severity = if is_proven { Certainty::Error } else { Certainty::Warning };
             let remedy = format!("narrow {by}, or remove this policy");
             self.find(rule.cedar, None, (severity, Lint::CoveredByForbid), message, remedy);
+        }
+    }
+
+    /// The first forbid of an action that is asked only where it is named, where no policy permits that action.
+    fn none_permits(&mut self, rules: &[Rule<'_>]) {
+        let guards = || rules.iter().filter(|rule| rule.is_guard());
+        for action in ActionKind::ALL.into_iter().filter(|action| action.is_asked_by_name()) {
+            let is =
+                |rule: &&Rule<'_>, effect| rule.ast().effect() == effect && rule.actions.contains(&action);
+            if guards().any(|rule| is(&rule, Effect::Permit)) {
+                continue;
+            }
+            let Some(rule) = guards().find(|rule| is(rule, Effect::Forbid)) else { continue };
+            let name = action.name();
+            let whom = if action == ActionKind::Llm { "call of a model" } else { "request with a body" };
+            let message = format!(
+                "a guard that names `{name}` has it asked of each {whom}, and no policy permits it: all of them are denied, whatever this one forbids"
+            );
+            let remedy = format!(
+                "permit what it leaves, as by `permit (principal, action == Action::\"{name}\", resource);`, or only try it out (`@mode(\"log-only\")`)"
+            );
+            self.find(rule.cedar, None, (Certainty::Warning, Lint::NonePermits), message, remedy);
         }
     }
 

@@ -34,6 +34,7 @@ pub(crate) mod syntax;
 #[cfg(test)]
 pub(crate) mod tests;
 mod text;
+mod told;
 mod written;
 
 use conjunction::kept_under;
@@ -238,6 +239,10 @@ pub(crate) struct Inner {
     logged: ByAction<(cedar_policy::PolicySet, cedar_policy::PolicySet)>,
     /// The same, as they are asked.
     logged_lowered: ByAction<Group>,
+    /// The alerts and quarantines of `connect`, which are asked of what planes tell.
+    told: cedar_policy::PolicySet,
+    /// The same, as they are asked.
+    told_lowered: Group,
     /// What those of `connect` oblige to, ascending by the policy's id.
     limiters: Vec<Limiter>,
     /// What the others oblige to, by the policy's id.

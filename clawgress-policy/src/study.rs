@@ -10,8 +10,12 @@ pub mod explain;
 mod moot;
 mod places;
 pub mod replay;
+pub mod requests;
+mod samples;
+mod sent;
 #[cfg(test)]
 mod tests;
 
 pub use moot::Texts;
 pub use places::{PolicyPlace, caret, places};
+pub use sent::Body;

@@ -113,6 +113,8 @@ pub(crate) struct Written<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) id: &'a str,
     pub(crate) is_obligation: bool,
+    /// It decides nothing, and no table is made of it.
+    pub(crate) is_apart: bool,
 }
 
 /// A policy that applies to `connect` or `direct`, or an obligation.
@@ -157,7 +159,10 @@ impl Plan {
     ) -> Result<Plan, Vec<PolicyProblem>> {
         let mut plan = Plan::default();
         let mut problems = Vec::new();
-        for (position, Written { policy, id, is_obligation }) in policies.enumerate() {
+        for (position, Written { policy, id, is_obligation, is_apart }) in policies.enumerate() {
+            if is_apart {
+                continue;
+            }
             let mut rule = Rule {
                 position,
                 connect: applies(policy, ActionKind::Connect) && !is_obligation,

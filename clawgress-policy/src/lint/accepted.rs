@@ -110,7 +110,7 @@ impl fmt::Display for Accepted {
 
 impl Lint {
     /// Every one.
-    pub const ALL: [Lint; 9] = [
+    pub const ALL: [Lint; 10] = [
         Lint::Invalid,
         Lint::NeverMatches,
         Lint::CoveredByForbid,
@@ -119,6 +119,7 @@ impl Lint {
         Lint::Moot,
         Lint::NeverRead,
         Lint::PlatformDenies,
+        Lint::NonePermits,
         Lint::Unfinished,
     ];
 
@@ -134,6 +135,7 @@ impl Lint {
             Lint::Moot => "moot",
             Lint::NeverRead => "never-read",
             Lint::PlatformDenies => "platform-denies",
+            Lint::NonePermits => "none-permits",
             Lint::Unfinished => "unfinished",
         }
     }

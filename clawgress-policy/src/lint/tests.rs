@@ -464,3 +464,25 @@ fn rules_about_what_is_never_read_are_suspected() {
         assert_eq!(!told(condition, Some(&off)).is_empty(), is_told, "{condition}");
     }
 }
+
+/// Whoever forbids some bodies rarely means all of them.
+#[test]
+fn a_forbid_of_bodies_alone_denies_them_all() {
+    let forbid = "@id(\"keys\") forbid (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };\n";
+    let told = |text: &str| {
+        let found = lint(text, &Configuration::default());
+        let found = found.into_iter().filter(|f| f.lint == Lint::NonePermits);
+        found.map(|f| (f.severity, f.lint, f.policy)).collect::<Vec<_>>()
+    };
+    let keys = [(Certainty::Warning, Lint::NonePermits, Some("keys".to_owned()))];
+    assert_eq!(told(forbid), keys);
+    let web = "@id(\"web\") permit (principal, action == Action::\"http\", resource);\n";
+    assert_eq!(told(&format!("{web}{forbid}")), keys);
+    for permit in ["action == Action::\"send\"", "action in Action::\"use\"", "action"] {
+        assert_eq!(told(&format!("{forbid}@id(\"rest\") permit (principal, {permit}, resource);")), []);
+    }
+    let tried = forbid.replace("forbid", "@mode(\"log-only\") forbid");
+    assert_eq!(told(&tried), [], "what only logs has nothing asked");
+    let alert = "@id(\"told\") @effect(\"alert\") permit (principal, action == Action::\"send\", resource);";
+    assert_eq!(told(&format!("{forbid}{alert}")), keys, "an obligation permits nothing");
+}

@@ -143,11 +143,11 @@ impl Inner {
     /// Who of one set's policies needs to know what the agent did before.
     pub(super) fn needs_history(&self, request: &Request<'_>, given: Given<'_>) -> Need {
         let action = ActionKind::of(&request.operation);
-        if !self.reads.history || action.is_of_addresses() {
+        if !self.reads.history || action.is_of_addresses() || !self.names(action) {
             return Need::None;
         }
         let depends = |groups: &ByAction<Group>| self.depends_on_history(groups.of(action), request, given);
-        if depends(&self.guards_lowered) || depends(&self.obliging_lowered) {
+        if self.asks_guards(action) && depends(&self.guards_lowered) || depends(&self.obliging_lowered) {
             Need::Decided
         } else if depends(&self.logged_lowered) {
             Need::Logged

@@ -8,6 +8,7 @@ use cedar_policy::{PrincipalConstraint, ResourceConstraint};
 use clawgress_identity::Agent;
 
 use super::{Inner, PolicyErrors, PolicySet};
+use crate::content::Payload;
 use crate::effect::Effect;
 use crate::history::History;
 use crate::quota::SCOPES_MAX;
@@ -15,15 +16,15 @@ use crate::request::{Operation, Request, Scheme, TunnelProtocol};
 use crate::vocabulary::ActionKind;
 use crate::{Host, Policies};
 
-/// Requests that are tried at most, of one tenant: a tenth of a second.
+/// Exchanges that are tried at most, of one tenant: a tenth of a second.
 const TRIED_MAX: usize = 50_000;
 /// What is told of one request's limits at most: who repairs these sees that there are more.
 const TOLD_MAX: usize = 20;
 /// A host that no policy names.
 const ANYWHERE: &str = "host.invalid";
 
-/// Actions that are asked for each request or connection.
-const ACTIONS: [ActionKind; 3] = [ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http];
+/// Actions that are asked for each request, its body, or a connection.
+const ACTIONS: [ActionKind; 4] = [ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http, ActionKind::Send];
 
 // === impl Policies ===
 
@@ -63,36 +64,45 @@ impl PolicySet {
                 continue;
             }
             for host in &hosts {
-                for operation in operations(host) {
+                for exchange in exchanges(host) {
                     tried += 1;
                     if tried > TRIED_MAX {
                         return Ok(());
                     }
-                    set.check_request(&Request { agent, operation }, host)?;
+                    set.check_exchange(agent, &exchange, host)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn check_request(&self, request: &Request<'_>, host: &Host) -> Result<(), PolicyErrors> {
-        let Ok(obligations) = self.obligations(request) else { return Ok(()) };
-        let limits: Vec<&str> = obligations
-            .iter()
-            .filter(|obligation| matches!(obligation.effect, Effect::Limit(_)))
-            .map(|obligation| obligation.policy.as_ref())
-            .collect();
+    /// Checks what one exchange asks: its limits are kept together, each once.
+    fn check_exchange(
+        &self,
+        agent: &Agent,
+        operations: &[Operation<'_>],
+        host: &Host,
+    ) -> Result<(), PolicyErrors> {
+        let mut limits = BTreeSet::new();
+        for operation in operations {
+            let Ok(obligations) = self.obligations(&Request { agent, operation: *operation }) else {
+                return Ok(());
+            };
+            let kept = obligations.iter().filter(|obligation| matches!(obligation.effect, Effect::Limit(_)));
+            limits.extend(kept.map(|obligation| obligation.policy.as_ref().to_owned()));
+        }
         if limits.len() <= SCOPES_MAX {
             return Ok(());
         }
+        let asked = operations.iter().map(|operation| format!("`{}`", operation.action()));
+        let asked = asked.collect::<Vec<_>>().join(" and ");
         let shown = limits.iter().take(TOLD_MAX).map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
         let more = if limits.len() > TOLD_MAX { ", …" } else { "" };
         let to = if host.to_string() == ANYWHERE { "any host".to_owned() } else { format!("`{host}`") };
         Err(PolicyErrors::one(format!(
-            "{} limits apply at once to `{}` of `{}` to {to}, and {SCOPES_MAX} may: {shown}{more}: narrow some, or put them together",
+            "{} limits apply at once to {asked} of `{}` to {to}, and {SCOPES_MAX} may: {shown}{more}: narrow some, or put them together",
             limits.len(),
-            request.operation.action(),
-            request.agent.id
+            agent.id
         )))
     }
 }
@@ -130,12 +140,20 @@ fn names_agent(policy: &cedar_policy::Policy) -> bool {
     }
 }
 
-/// One of each kind.
-fn operations(host: &Host) -> [Operation<'_>; 4] {
+/// One of each kind: what is asked for it.
+fn exchanges(host: &Host) -> [Vec<Operation<'_>>; 5] {
+    let payload = Payload { bytes: 0, complete: true, media_type: "", findings: &[] };
+    let http = |(port, scheme), method| Operation::Http { host, port, scheme, method, path: "/" };
+    let send = |port| Operation::Send { host, port, method: "POST", path: "/", payload };
+    let (clear, read) = ((80, Scheme::Http), (443, Scheme::Https));
     [
-        Operation::Http { host, port: 443, scheme: Scheme::Https, method: "GET", path: "/" },
-        Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" },
-        Operation::Tls { host, port: 443, alpn: &[], ja4: "" },
-        Operation::Tunnel { host, port: 443, protocol: TunnelProtocol::Tls },
+        vec![http(read, "GET")],
+        vec![http(clear, "GET")],
+        vec![http(read, "POST"), send(443)],
+        vec![http(clear, "POST"), send(80)],
+        vec![
+            Operation::Tls { host, port: 443, alpn: &[], ja4: "" },
+            Operation::Tunnel { host, port: 443, protocol: TunnelProtocol::Tls },
+        ],
     ]
 }

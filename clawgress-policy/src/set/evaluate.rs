@@ -255,10 +255,11 @@ impl Inner {
         if let Some(moment) = given.moment.filter(|_| self.reads.time) {
             pairs.extend(moment.pairs()?);
         }
-        if let Some(history) = given.history.filter(|_| self.reads.history) {
+        // What the kernel decides has neither, whoever asks.
+        let is_of_addresses = ActionKind::of(operation).is_of_addresses();
+        if let Some(history) = given.history.filter(|_| self.reads.history && !is_of_addresses) {
             pairs.push((history::Field::RECORD, record(history)));
         }
-        let is_of_addresses = ActionKind::of(operation).is_of_addresses();
         if let Some(known) = given.fingerprints.filter(|_| self.reads.fingerprints && !is_of_addresses) {
             let told = Signal::ALL.into_iter().filter_map(|s| Some((s.name(), string(known.of(s)?))));
             pairs.extend(told);

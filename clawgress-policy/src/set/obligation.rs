@@ -63,7 +63,9 @@ pub(super) enum Obliged {
     Kernel(Limiter),
     /// The proxy.
     L7(Obligation),
-    /// A guard that only logs: the proxy tells what it would have said.
+    /// Control, by what the planes tell of each `connect`: an alert, or a quarantine.
+    Told(Obligation),
+    /// A guard that only logs: it is told what it would have said.
     Logged,
 }
 
@@ -87,6 +89,8 @@ struct Written {
 enum Place {
     Kernel,
     L7,
+    /// Where records of `connect` are gathered.
+    Told,
 }
 
 /// An effect by its name.
@@ -152,8 +156,9 @@ fn logged(policy: &Policy, (mode, at): Found<'_>, troubles: &mut Vec<Trouble>) -
         troubles.push((at, message));
         return None;
     }
-    if ActionKind::ALL.into_iter().any(|action| action.is_of_addresses() && applies(policy, action)) {
-        let message = "`@mode(\"log-only\")` is for what the proxy decides, since the kernel's tables tell only what holds: write such actions as `Action::\"http\"`, `\"tls\"` or `\"tunnel\"` in the scope; for `connect` and `direct` see what would change with `clawgressctl policy diff`";
+    let is_connect = actions_of(policy) == [ActionKind::Connect];
+    if !is_connect && actions_of(policy).into_iter().any(ActionKind::is_of_addresses) {
+        let message = "`@mode(\"log-only\")` is either for `connect` alone, or for what the proxy decides: write `action == Action::\"connect\"`, or such actions as `Action::\"http\"`, `\"tls\"` or `\"tunnel\"` in the scope; for `direct` see what would change with `clawgressctl policy diff`";
         troubles.push((action_place(policy).or(at), message.to_owned()));
         return None;
     }
@@ -217,7 +222,8 @@ fn obliged<'a>(
             Kept::L7(limit) => Effect::Limit(limit),
         },
     };
-    Some(Obliged::L7(Obligation { policy: id.into(), effect, severity: severity? }))
+    let obligation = Obligation { policy: id.into(), effect, severity: severity? };
+    Some(if place == Place::Told { Obliged::Told(obligation) } else { Obliged::L7(obligation) })
 }
 
 enum Kept {
@@ -236,7 +242,7 @@ fn limit<'a>(
 ) -> Option<Kept> {
     let example = match place {
         Place::Kernel => "1000 packets/second",
-        Place::L7 => "60 requests/minute",
+        Place::L7 | Place::Told => "60 requests/minute",
     };
     let written = match find("limit") {
         None => {
@@ -247,7 +253,7 @@ fn limit<'a>(
     let per = find("per").unwrap_or(("agent", at));
     let (subject, share) = match place {
         Place::Kernel => (subject(per.0).map(Some), Ok(None)),
-        Place::L7 => (Ok(None), share(per.0).map(Some)),
+        Place::L7 | Place::Told => (Ok(None), share(per.0).map(Some)),
     };
     let mut taken = |message| troubles.push((per.1, message));
     let (subject, share) = (subject.map_err(&mut taken).ok()?, share.map_err(&mut taken).ok()?);
@@ -352,8 +358,7 @@ fn time(text: &str) -> Result<u64, String> {
 
 /// Which plane keeps it: by the actions in its scope.
 fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
-    let in_scope = |action: &ActionKind| applies(policy, *action);
-    let actions: Vec<ActionKind> = ActionKind::ALL.into_iter().filter(in_scope).collect();
+    let actions = actions_of(policy);
     let is_kernels = |action: &ActionKind| matches!(action, ActionKind::Connect | ActionKind::Direct);
     let is_of = |own: &[ActionKind]| !actions.is_empty() && actions.iter().all(|action| own.contains(action));
     if kind == Kind::Intercept && !is_of(&[ActionKind::Tls, ActionKind::Tunnel]) {
@@ -366,8 +371,11 @@ fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
         return Ok(Place::L7);
     }
     if !matches!(kind, Kind::Limit(_)) {
+        if actions == [ActionKind::Connect] && matches!(kind, Kind::Quarantine | Kind::Alert) {
+            return Ok(Place::Told);
+        }
         return Err(format!(
-            "`@effect(\"{effect}\")` is for what the proxy decides: write `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
+            "`@effect(\"{effect}\")` is either for `connect` alone, of which each plane tells (`action == Action::\"connect\"`), or for what the proxy decides: `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
         ));
     }
     if actions == [ActionKind::Connect] {
@@ -376,6 +384,11 @@ fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
     Err(format!(
         "`@effect(\"{effect}\")` is either for `connect` alone, which counts whatever the agent sends, to the proxy too (`action == Action::\"connect\"`), or for requests: `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
     ))
+}
+
+/// The actions of a scope.
+fn actions_of(policy: &Policy) -> Vec<ActionKind> {
+    ActionKind::ALL.into_iter().filter(|action| applies(policy, *action)).collect()
 }
 
 /// Where the scope's action is written, if it is.
@@ -392,7 +405,7 @@ fn action_place(policy: &Policy) -> Option<usize> {
 fn rate(text: &str, over: LimitAction, place: Place) -> Result<Written, String> {
     let example = match place {
         Place::Kernel => "`1000 packets/second burst 2000` or `10 MB/minute`",
-        Place::L7 => "`60 requests/minute burst 10`",
+        Place::L7 | Place::Told => "`60 requests/minute burst 10`",
     };
     let malformed = || {
         format!(
@@ -430,7 +443,7 @@ fn rate(text: &str, over: LimitAction, place: Place) -> Result<Written, String> 
 }
 
 fn unit(name: &str, place: Place) -> Result<(Unit, u64), String> {
-    let is_of = |unit: Unit| (unit == Unit::Requests) == (place == Place::L7);
+    let is_of = |unit: Unit| (unit == Unit::Requests) == (place != Place::Kernel);
     match UNITS.into_iter().find(|(known, ..)| *known == name) {
         Some((_, unit, scale)) if is_of(unit) => Ok((unit, scale)),
         Some((_, Unit::Requests, _)) => Err(

@@ -99,6 +99,7 @@ pub(super) fn parse(
         policy: draft.ast(),
         id: draft.id.as_deref().unwrap_or_default(),
         is_obligation: matches!(draft.obliged, Some(Obliged::Kernel(_) | Obliged::L7(_))),
+        is_apart: matches!(draft.obliged, Some(Obliged::Told(_) | Obliged::Logged)),
     });
     let plan = Plan::new(written, &source, &members).map_err(report)?;
     let policies = drafts.iter().map(finish).collect::<Result<Vec<_>, _>>().map_err(|m| errors(vec![m]))?;
@@ -110,6 +111,8 @@ pub(super) fn parse(
         drafts.iter().zip(&policies).partition(|(draft, _)| draft.obliged.is_some());
     let (logged, obliging): (Vec<_>, Vec<_>) =
         obliging.into_iter().partition(|(draft, _)| draft.obliged == Some(Obliged::Logged));
+    let (told, obliging): (Vec<_>, Vec<_>) =
+        obliging.into_iter().partition(|(draft, _)| matches!(draft.obliged, Some(Obliged::Told(_))));
     let of = |among: &[(&Draft, &cedar_policy::Policy)], action| {
         together(among.iter().map(|(_, p)| *p).filter(|p| applies(p.as_ref(), action)).collect())
     };
@@ -125,12 +128,10 @@ pub(super) fn parse(
     let (forbidding, permitting): (Vec<_>, Vec<_>) =
         logged.iter().partition(|(draft, _)| draft.ast().effect() == ast::Effect::Forbid);
     let logged = ByAction::try_new(|action| Ok((of(&permitting, action)?, of(&forbidding, action)?)))?;
+    let told_lowered = lower(&told, ActionKind::Connect)?;
+    let told = of(&told, ActionKind::Connect)?;
     let plan = plan.with_policies(&policies);
-    let mut reads = Reads::default();
-    for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
-        syntax::reads(condition, &mut reads);
-    }
-    let count = drafts.len();
+    let (reads, count) = (reads(&drafts), drafts.len());
     let naming = Naming::of(drafts.iter().map(|draft| (draft.ast(), draft.obliged.is_none())));
     Ok(Inner {
         vocabulary,
@@ -141,6 +142,8 @@ pub(super) fn parse(
         obliging_lowered,
         logged,
         logged_lowered,
+        told,
+        told_lowered,
         obligations,
         openings,
         naming,
@@ -151,6 +154,15 @@ pub(super) fn parse(
         schedule,
         zone,
     })
+}
+
+/// What conditions read.
+fn reads(drafts: &[Draft]) -> Reads {
+    let mut reads = Reads::default();
+    for condition in drafts.iter().filter_map(|d| d.ast().non_scope_constraints()) {
+        syntax::reads(condition, &mut reads);
+    }
+    reads
 }
 
 /// Whether the policy's scope includes the action.
@@ -251,7 +263,7 @@ fn obliged(
         draft.obliged = obligation::read(draft.ast(), (&id, &draft.name), source, problems);
         match &draft.obliged {
             Some(Obliged::Kernel(limiter)) => limiters.push(limiter.clone()),
-            Some(Obliged::L7(obligation)) => {
+            Some(Obliged::L7(obligation) | Obliged::Told(obligation)) => {
                 obligations.insert(draft.name.clone(), Arc::new(obligation.clone()));
             }
             Some(Obliged::Logged) | None => {}

@@ -102,6 +102,12 @@ impl PolicySet {
         self.halves().any(|half| half.names(ActionKind::Llm) && half.reads_history_of(ActionKind::Llm))
     }
 
+    /// Whether a guard that decides names `send`: then each body must be permitted.
+    #[must_use]
+    pub fn asks_send(&self) -> bool {
+        self.halves().any(|half| half.naming.guards.has(ActionKind::Send))
+    }
+
     /// The same as [`needs_history`](Self::needs_history), of a request of whose body nothing is known yet.
     #[must_use]
     pub fn needs_history_unseen(&self, request: &Request<'_>) -> Need {
@@ -127,10 +133,15 @@ impl Inner {
         !action.is_asked_by_name() || self.naming.any.has(action)
     }
 
+    /// Whether guards are asked about an action: where none names one that is asked by name, they aren't, also those of a
+    /// group that it is in.
+    pub(super) fn asks_guards(&self, action: ActionKind) -> bool {
+        !action.is_asked_by_name() || self.naming.guards.has(action)
+    }
+
     /// The answer to what no guard asks about.
     pub(super) fn unasked(&self, request: &Request<'_>) -> Option<Decision> {
-        let action = ActionKind::of(&request.operation);
-        let is_asked = !action.is_asked_by_name() || self.naming.guards.has(action);
+        let is_asked = self.asks_guards(ActionKind::of(&request.operation));
         let verdict: Result<(), DropReason> = Ok(());
         (!is_asked).then(|| Decision { verdict, policies: Vec::new(), errors: Vec::new() })
     }

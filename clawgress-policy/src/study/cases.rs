@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::call::CaseCall;
 use super::explain::{Explanation, Target, TlsReading, explain};
 use super::moot::Texts;
+use super::sent::Body;
 use crate::fingerprint::Fingerprints;
 use crate::history::History;
 use crate::{Geo, PolicySet};
@@ -26,6 +27,8 @@ pub struct Cases {
     /// Geo data to test with: of the ASNs and countries that the policy names.
     #[serde(default)]
     pub geo: Geo,
+    /// The wall clock's zone, by its name in the IANA database; the node's if absent.
+    pub zone: Option<String>,
     /// Where TLS is read, as the node's configuration has it; nowhere if absent.
     pub intercept: Option<CaseIntercept>,
     /// The cases.
@@ -88,6 +91,8 @@ pub struct Case {
     pub endpoint: bool,
     /// Whether TLS to the URL's host is read where policy wants that; as `[intercept]` of the file says if absent.
     pub read: Option<bool>,
+    /// What is sent, if policy is to be asked about it.
+    pub body: Option<Body>,
     /// What is wanted.
     pub expect: Verdict,
     /// Phase that is wanted to decide: the first that denies, else the last.
@@ -183,6 +188,10 @@ impl Case {
         let target = Target::parse(&self.to, method, protocol, self.address.as_deref())?;
         let target = match self.fingerprint.as_ref().and_then(|known| known.ja4.clone()) {
             Some(ja4) => target.with_hello(ja4)?,
+            None => target,
+        };
+        let target = match &self.body {
+            Some(body) => target.with_body(body.clone())?,
             None => target,
         };
         if self.endpoint { target.by_endpoint() } else { Ok(target) }

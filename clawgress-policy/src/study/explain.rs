@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::call::CaseCall;
 use super::moot::{Texts, moot};
+use super::sent::{self, Body};
 use crate::effect::Obligation;
 use crate::history::History;
 use crate::host::quote;
@@ -51,6 +52,8 @@ pub enum Target {
         ja4: String,
         /// Whether it is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
         is_endpoint: bool,
+        /// What is sent, if that is to be judged as well.
+        body: Option<Body>,
     },
     /// What a name resolves to.
     Name {
@@ -166,9 +169,10 @@ pub fn explain(
     let set = &if is_blind { set.seeing(Arc::default()) } else { set.clone() };
     let explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
-        Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint } => {
+        Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint, body } => {
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
-            url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint, reading))
+            let url = url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint, reading));
+            sent::asked(url, set, agent, http, body.as_ref())
         }
         Target::Name { host, query_type } => name(set, agent, host, query_type),
     };
@@ -345,7 +349,11 @@ fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
         let effect = if effect == Some(LimitAction::Pace) { "throttle" } else { "rate-limit" };
         PhaseEffect { effect: effect.to_owned(), policy }
     });
-    let phase = Phase::of("connect", set.reach(agent, ip, port, transport), effects.collect());
+    let told = set.told(agent, ip, port, transport);
+    let told =
+        told.iter().map(|o| PhaseEffect { policy: o.policy.to_string(), effect: o.effect.name().to_owned() });
+    let effects = effects.chain(told).collect();
+    let phase = Phase::of("connect", set.reach(agent, ip, port, transport), effects);
     phase.halved(
         set,
         |own| own.reach(agent, ip, port, transport),
@@ -455,6 +463,18 @@ impl Target {
         Ok(self)
     }
 
+    /// The same with this body.
+    ///
+    /// # Errors
+    /// If it is no URL.
+    pub fn with_body(mut self, sent: Body) -> Result<Target, String> {
+        match &mut self {
+            Target::Url { body, .. } => *body = Some(sent),
+            _ => return Err("a body goes with a URL such as `https://api.example/x`".to_owned()),
+        }
+        Ok(self)
+    }
+
     /// `NAME` or `NAME/TYPE`.
     fn of_name(text: &str) -> Result<Target, String> {
         let (name, query_type) = text.split_once('/').unwrap_or((text, "A"));
@@ -495,7 +515,7 @@ impl Target {
         let path = if path.is_empty() { "/" } else { path }.to_owned();
         let method = method.unwrap_or("GET").to_owned();
         let (ja4, is_endpoint) = (String::new(), false);
-        Ok(Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint })
+        Ok(Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint, body: None })
     }
 }
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use clawgress_identity::Agent;
 
-use crate::set::applies;
 use crate::set::syntax::Policy;
+use crate::set::{applies, names_asked_by_name};
 use crate::vocabulary::ActionKind;
 use crate::{Host, Operation, PLATFORM_PREFIX, PolicyInForceRef, PolicySet, Request, Scheme};
 
@@ -28,7 +28,7 @@ pub(super) fn moot(texts: Texts<'_>, agent: &Agent, to: Option<(&Host, u16)>) ->
     ids
 }
 
-/// The policies of `http` whose scope has the agent and, where it is known, the host: they are asked without their
+/// The policies of `http` and `send` whose scope has the agent and, where it is known, the host: they are asked without their
 /// conditions, all as permits, so that each that matches determines.
 fn content(text: PolicyInForceRef<'_>, agent: &Agent, to: Option<(&Host, u16)>) -> Vec<String> {
     let PolicyInForceRef { text, sets, surroundings } = text;
@@ -37,7 +37,7 @@ fn content(text: PolicyInForceRef<'_>, agent: &Agent, to: Option<(&Host, u16)>) 
     for cedar in set.policies() {
         let ast: &Policy = cedar.as_ref();
         if let Some(id) = cedar.annotation("id")
-            && applies(ast, ActionKind::Http)
+            && (applies(ast, ActionKind::Http) || names_asked_by_name(ast))
         {
             scopes.insert(id.to_owned(), scope(cedar, to.is_some()));
         }

@@ -9,6 +9,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
+use super::sent::may_have_body;
 use crate::effect::Effect;
 use crate::kernel::{self, KernelAction};
 use crate::set::syntax::{self, Policy};
@@ -47,6 +48,8 @@ pub struct Recorded<'a> {
     pub path: Option<&'a str>,
     /// Ids of the policies that determined it.
     pub policies: &'a [String],
+    /// What it was obliged to: ids of policies, each with the name of its effect; `None` if the record doesn't tell all.
+    pub effects: Option<BTreeSet<(&'a str, &'a str)>>,
     /// What a tunnel carries.
     pub content: Content,
     /// Whether its TLS was read.
@@ -107,6 +110,13 @@ pub enum Replayed {
         /// Ids of the policies that determine it now.
         policies: Vec<String>,
     },
+    /// The same, and it is obliged to something else.
+    Obliged {
+        /// What it was obliged to alone: `EFFECT by POLICY`.
+        before: Vec<String>,
+        /// What it would be obliged to alone, likewise.
+        after: Vec<String>,
+    },
     /// The record doesn't hold what the answer depends on.
     Unknown {
         /// What it doesn't hold.
@@ -130,6 +140,8 @@ pub struct Needs {
     pub geo: bool,
     /// The time.
     pub time: bool,
+    /// What a wall clock shows, in some zone.
+    pub wall_clock: bool,
 }
 
 // === impl Needs ===
@@ -144,6 +156,7 @@ impl Needs {
             fingerprints: self.fingerprints | other.fingerprints,
             geo: self.geo | other.geo,
             time: self.time | other.time,
+            wall_clock: self.wall_clock | other.wall_clock,
         }
     }
 
@@ -160,15 +173,19 @@ impl Needs {
             needs.labels |= reads.agent;
             needs.fingerprints |= reads.fingerprints;
             needs.time |= reads.time;
-            needs.alpn |= condition.subexpressions().any(reads_alpn);
+            needs.alpn |= condition.subexpressions().any(|e| reads_attribute(e, &["alpn"]));
+            needs.wall_clock |= condition.subexpressions().any(|e| reads_attribute(e, &WALL_CLOCK));
         }
         needs
     }
 }
 
-fn reads_alpn(expr: &Expr) -> bool {
+/// What is a wall clock's.
+const WALL_CLOCK: [&str; 3] = ["hour", "minute", "weekday"];
+
+fn reads_attribute(expr: &Expr, names: &[&str]) -> bool {
     match expr.expr_kind() {
-        ExprKind::GetAttr { attr, .. } | ExprKind::HasAttr { attr, .. } => attr == "alpn",
+        ExprKind::GetAttr { attr, .. } | ExprKind::HasAttr { attr, .. } => names.contains(&attr.as_str()),
         _ => false,
     }
 }
@@ -217,7 +234,16 @@ impl Recorded<'_> {
             KernelAction::Steer => "steer",
             KernelAction::Deny(code) => DropReason::from_code(code).map_or("deny", DropReason::name),
         };
-        self.changed(before, after, policies)
+        match self.changed(before, after, policies) {
+            replayed @ Replayed::Changed { .. } => replayed,
+            replayed => self.obliged(replayed, &self.told(set, ip, port, transport)),
+        }
+    }
+
+    /// What follows on a `connect` that is told.
+    fn told(&self, set: &PolicySet, ip: IpAddr, port: u16, transport: Transport) -> Effects {
+        let told = set.told(self.agent, ip, port, transport);
+        told.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect()
     }
 
     /// The outcome of asking again.
@@ -229,6 +255,32 @@ impl Recorded<'_> {
         }
         let recorded: BTreeSet<&String> = self.policies.iter().collect();
         if recorded == policies.iter().collect() { Replayed::Same } else { Replayed::Otherwise { policies } }
+    }
+
+    /// The outcome of asking again what is allowed, as before, by this answer: what it obliges to counts then too.
+    fn still_allowed(&self, policies: Vec<String>, effects: Option<&Effects>) -> Replayed {
+        let replayed = self.changed("allow", "allow", policies);
+        effects.map_or(replayed.clone(), |effects| self.obliged(replayed, effects))
+    }
+
+    /// What came of asking again, unless it obliges to something else.
+    fn obliged(&self, replayed: Replayed, effects: &Effects) -> Replayed {
+        let Some(recorded) = &self.effects else { return replayed };
+        // Whether TLS was read is told by other parts of the record.
+        let counts = |effect: &str| effect != Effect::Intercept.name();
+        let recorded: Effects = recorded
+            .iter()
+            .filter(|(_, effect)| counts(effect))
+            .map(|(policy, effect)| ((*policy).to_owned(), (*effect).to_owned()))
+            .collect();
+        let effects: Effects = effects.iter().filter(|(_, effect)| counts(effect)).cloned().collect();
+        if recorded == effects {
+            return replayed;
+        }
+        let only = |these: &Effects, those: &Effects| {
+            these.difference(those).map(|(policy, effect)| format!("{effect} by {policy}")).collect()
+        };
+        Replayed::Obliged { before: only(&recorded, &effects), after: only(&effects, &recorded) }
     }
 
     /// In the order in which the proxy asks: what is wanted, then each address; and what quarantines comes before both, as
@@ -283,6 +335,13 @@ impl Recorded<'_> {
                 Ok(()) if self.may_call(set) => unknown("what model was called, and with what"),
                 Ok(()) => {
                     let policies = answer.policies.into_iter().chain(reach.policies).collect();
+                    if self.verdict.is_ok() {
+                        // What follows on its `connect` is in the same record.
+                        let told = self.ip.map(|ip| self.told(set, ip, port, Transport::Tcp));
+                        let effects = answer.effects.zip(told);
+                        let effects = effects.map(|(a, b)| a.into_iter().chain(b).collect());
+                        return self.still_allowed(policies, effects.as_ref());
+                    }
                     self.changed(before, "allow", policies)
                 }
             },
@@ -291,8 +350,7 @@ impl Recorded<'_> {
 
     /// Whether it may have had a body that the set asks about. Where nobody asked, records tell nothing of one.
     fn may_have_body(&self, set: &PolicySet) -> bool {
-        let has_none = |method: &str| ["GET", "HEAD", "OPTIONS"].contains(&method);
-        set.names_send() && (self.has_payload || self.method.is_some_and(|method| !has_none(method)))
+        set.names_send() && (self.has_payload || self.method.is_some_and(may_have_body))
     }
 
     /// Whether it may have been a call of a model that the set asks about.
@@ -308,6 +366,9 @@ impl Recorded<'_> {
         let Some(query_type) = self.method else { return unknown("the type that was asked for") };
         let operation = Operation::Resolve { host: &host, port, query_type };
         match ask(set, self.agent, operation) {
+            Ok(answer) if answer.denied.is_none() && self.verdict.is_ok() => {
+                self.still_allowed(answer.policies, answer.effects.as_ref())
+            }
             Ok(answer) => {
                 self.changed(before, answer.denied.map_or("allow", DropReason::name), answer.policies)
             }
@@ -331,7 +392,7 @@ impl Recorded<'_> {
             return Err("what the agent did before");
         }
         let Decision { verdict, policies, .. } = set.decide(&request);
-        Ok(Answer { denied: verdict.err(), policies, quarantine: None })
+        Ok(Answer { denied: verdict.err(), policies, quarantine: None, effects: Some(Effects::new()) })
     }
 
     fn http(&self, set: &PolicySet, host: &Host, port: u16, needs: Needs) -> Result<Answer, &'static str> {
@@ -459,12 +520,17 @@ impl Recorded<'_> {
     }
 }
 
+/// Ids of policies, and the names of their effects.
+type Effects = BTreeSet<(String, String)>;
+
 /// Why it is denied, if it is, and by which policies.
 struct Answer {
     denied: Option<DropReason>,
     policies: Vec<String>,
     /// The longest quarantine that matches, seconds, and its policy.
     quarantine: Option<(u64, String)>,
+    /// What it obliges to; none if that is not known.
+    effects: Option<Effects>,
 }
 
 impl Answer {
@@ -479,6 +545,7 @@ impl Answer {
             None if next.denied.is_some() => next,
             None => {
                 next.policies.extend(self.policies);
+                next.effects = self.effects.zip(next.effects).map(|(a, b)| a.into_iter().chain(b).collect());
                 next
             }
         }
@@ -486,7 +553,7 @@ impl Answer {
 
     fn quarantined(longest: (u64, String)) -> Answer {
         let (denied, policies) = (Some(DropReason::AgentQuarantined), vec![longest.1.clone()]);
-        Answer { denied, policies, quarantine: Some(longest) }
+        Answer { denied, policies, quarantine: Some(longest), effects: None }
     }
 }
 
@@ -500,6 +567,7 @@ fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Result<Answe
         denied: decision.verdict.err(),
         policies: decision.policies,
         quarantine: None,
+        effects: None,
     };
     let obligations = match set.obligations(&request) {
         Ok(obligations) => obligations,
@@ -510,9 +578,12 @@ fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Result<Answe
         Effect::Quarantine(seconds) => Some((seconds.unwrap_or(u64::MAX), o.policy.to_string())),
         _ => None,
     });
+    // What only logs may have been told what the agent did before.
+    let is_blind = !set.knows_history() && set.needs_history(&request) != Need::None;
+    let effects = || obligations.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect();
     Ok(match quarantines.max_by_key(|(seconds, _)| *seconds) {
         Some(longest) => Answer::quarantined(longest),
-        None => answer(set.decide(&request)),
+        None => Answer { effects: (!is_blind).then(effects), ..answer(set.decide(&request)) },
     })
 }
 

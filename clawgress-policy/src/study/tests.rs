@@ -1,6 +1,6 @@
 //! Explanations, cases, differences and replays, on small sets whose answers are known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 
@@ -311,6 +311,7 @@ fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
         method: Some("GET"),
         path: Some("/x"),
         policies,
+        effects: Some(BTreeSet::from([("pace", "rate-limit")])),
         content: Content::Untold,
         intercepted: false,
         alpn: None,
@@ -363,7 +364,8 @@ fn a_replay_is_exact_where_the_record_holds_all() {
     let placed = TEXT.replace("resource in NetworkSet::\"lan\")\nwhen", "resource in Country::\"DE\")\nwhen");
     assert!(Needs::of(&placed).geo && !Needs::of(TEXT).geo);
     // A tunnel by what it carries; and one of which nothing was seen, by all that may have come.
-    let tunnel = Recorded { action: "tunnel", method: None, path: None, ..recorded.clone() };
+    let effects = Some(BTreeSet::new());
+    let tunnel = Recorded { action: "tunnel", method: None, path: None, effects, ..recorded.clone() };
     let of_tls = ids(&["saas", "web"]);
     for content in [Content::Tls, Content::Unknown] {
         assert_eq!(replay(&Recorded { content, policies: &of_tls, ..tunnel.clone() }, TEXT), Replayed::Same);
@@ -379,6 +381,40 @@ fn a_replay_is_exact_where_the_record_holds_all() {
     };
     assert_eq!(replay(&unseen, TEXT), Replayed::Same);
     undecidable(&unseen, &TEXT.replace("HostSet::\"saas\"", "Host::\"other.test\""), "CONNECT");
+}
+
+/// What is obliged counts as much as what is allowed.
+#[test]
+fn a_replay_tells_of_effects() {
+    let (agent, of_http) = (agent("a", "t", 1), ids(&["http", "web"]));
+    let recorded = recorded(&agent, &of_http);
+    let told = |recorded: &Recorded<'_>, text: &str| match replay(recorded, text) {
+        Replayed::Obliged { before, after } => (before.join(","), after.join(",")),
+        other => panic!("{other:?}"),
+    };
+    let (none, slow) = (String::new(), "throttle by pace".to_owned());
+    let throttled = TEXT.replace("@effect(\"rate-limit\")", "@effect(\"throttle\")");
+    assert_eq!(told(&recorded, &throttled), ("rate-limit by pace".to_owned(), slow));
+    let alert = format!(
+        "{TEXT}@id(\"odd\") @effect(\"alert\") permit (principal, action == Action::\"http\", resource) when {{ context.path == \"/x\" }};"
+    );
+    assert_eq!(told(&recorded, &alert), (none.clone(), "alert by odd".to_owned()));
+    let elsewhere = Recorded { path: Some("/y"), ..recorded.clone() };
+    assert_eq!(replay(&elsewhere, &alert), Replayed::Same);
+    let tried = format!(
+        "{TEXT}@id(\"try\") @mode(\"log-only\") forbid (principal, action == Action::\"http\", resource);"
+    );
+    assert_eq!(told(&recorded, &tried), (none, "would-forbid by try".to_owned()));
+    // What is denied obliges to nothing that anybody kept.
+    let of_deny = ids(&["no-admin"]);
+    let denied = Recorded {
+        verdict: Err("policy_forbidden"),
+        path: Some("/admin"),
+        policies: &of_deny,
+        effects: Some(BTreeSet::new()),
+        ..recorded.clone()
+    };
+    assert_eq!(replay(&denied, &alert), Replayed::Same);
 }
 
 #[test]
@@ -411,8 +447,17 @@ fn a_replay_says_what_it_does_not_know() {
     undecidable(&late, TEXT, "connect");
     let apart = Recorded { verdict: Err("resolve_failed"), ..recorded.clone() };
     assert_eq!(replay(&apart, TEXT), Replayed::Apart);
-    let kernel = Recorded { by_kernel: true, action: "connect", policies: &of_kernel, ..recorded.clone() };
+    let effects = Some(BTreeSet::new());
+    let kernel =
+        Recorded { by_kernel: true, action: "connect", policies: &of_kernel, effects, ..recorded.clone() };
     assert_eq!(replay(&kernel, TEXT), Replayed::Same);
+    let told = format!(
+        "{TEXT}@id(\"odd\") @effect(\"alert\") permit (principal, action == Action::\"connect\", resource) when {{ context.port == 80 }};"
+    );
+    let Replayed::Obliged { after, .. } = replay(&kernel, &told) else { panic!("it would be told") };
+    assert_eq!(after, ["alert by odd"]);
+    // One of many that came again tells of none.
+    assert_eq!(replay(&Recorded { effects: None, ..kernel.clone() }, &told), Replayed::Same);
     let gone = replay(&kernel, &TEXT.replace("[80, 443]", "[443]"));
     assert!(matches!(gone, Replayed::Changed { after, .. } if after == "policy_denied"));
 }
@@ -438,4 +483,149 @@ fn cases_say_what_model_is_called() {
     assert_eq!(of("", "POST").unasked, ["connect", "llm"]);
     assert_eq!(of("", "GET").unasked, ["connect"], "nothing is sent");
     assert_eq!(toml::from_str::<CaseCall>("provider = \"openai\"\nmodle = \"x\"\n").is_ok(), false);
+}
+
+const BODIES: &str = r#"
+@id("http") permit (principal, action == Action::"http", resource);
+@id("connect") permit (principal, action == Action::"connect", resource);
+@id("small") permit (principal, action == Action::"send", resource) when { context.bytes <= 1000 };
+@id("keys") forbid (principal, action == Action::"send", resource) when { context.findings.contains("private_key") };
+@id("whole") forbid (principal, action == Action::"send", resource) when { !context.complete && context.path == "/whole" };
+@id("told") @effect("alert") permit (principal, action == Action::"send", resource) when { context.media_type == "text/plain" };
+"#;
+
+fn sent(text: &str, to: &str, method: &str, body: Option<super::Body>) -> Explanation {
+    let (bundle, surroundings) = (bundle(text), Surroundings::default());
+    let target = Target::parse(to, Some(method), None, Some("203.0.113.5")).unwrap();
+    let target = match body {
+        Some(body) => target.with_body(body).unwrap(),
+        None => target,
+    };
+    explain(&set(text), texts(&bundle, &surroundings), &agent("a", "t", 1), (&target, None), TlsReading::Off)
+}
+
+#[test]
+fn what_is_sent_is_asked_last() {
+    let body = |bytes, findings: &[&str]| {
+        let findings = findings.iter().map(|name| (*name).to_owned()).collect();
+        Some(super::Body { bytes, findings, media_type: "text/plain".to_owned(), streams: false })
+    };
+    let small = sent(BODIES, "http://api.test/", "POST", body(10, &[]));
+    check(&small, "send", None, &["connect", "http", "small"]);
+    assert!(small.is_known() && small.effects().contains("told"), "{small:?}");
+    check(&sent(BODIES, "http://api.test/", "POST", body(9_999, &[])), "send", Some("policy_denied"), &[]);
+    let keys = sent(BODIES, "http://api.test/", "POST", body(10, &["private_key"]));
+    check(&keys, "send", Some("policy_forbidden"), &["keys"]);
+    // Of a GET nobody expects one; of others it is not known.
+    assert!(sent(BODIES, "http://api.test/", "GET", None).is_known());
+    let unsaid = sent(BODIES, "http://api.test/", "POST", None);
+    assert!(unsaid.allowed && unsaid.unasked == ["send"], "{unsaid:?}");
+    // Where nothing is asked, or nothing read, that is said.
+    for (text, to) in [(TEXT, "http://api.test/"), (BODIES, "https://api.test/")] {
+        let unasked = sent(text, to, "POST", body(10, &["private_key"]));
+        assert!(unasked.phases.iter().all(|phase| phase.action != "send"), "{unasked:?}");
+        assert!(unasked.notes.iter().any(|note| note.contains("`send`")), "{unasked:?}");
+    }
+}
+
+/// As the proxy does it: a forbid counts as it is, and a permit as if what was seen were all.
+#[test]
+fn what_streams_is_judged_by_what_was_seen() {
+    let streams = |to, bytes, findings: &[&str]| {
+        let findings = findings.iter().map(|name| (*name).to_owned()).collect();
+        sent(
+            BODIES,
+            to,
+            "POST",
+            Some(super::Body { bytes, findings, streams: true, ..super::Body::default() }),
+        )
+    };
+    check(&streams("http://api.test/", 10, &[]), "send", None, &["connect", "http", "small"]);
+    check(&streams("http://api.test/", 9_999, &[]), "send", Some("policy_denied"), &[]);
+    check(&streams("http://api.test/", 10, &["private_key"]), "send", Some("policy_forbidden"), &["keys"]);
+    check(&streams("http://api.test/whole", 10, &[]), "send", Some("policy_forbidden"), &["whole"]);
+}
+
+fn requests(a: &str, b: &str, agents: &[Agent]) -> super::requests::RequestDifference {
+    let of = |text: &str| {
+        let tenants = BTreeMap::from([("default".to_owned(), set(text))]);
+        crate::Policies::new(None, tenants).unwrap().at(0)
+    };
+    let (first, second, surroundings) = (bundle(a), bundle(b), Surroundings::default());
+    let texts = [&first, &second].map(|bundle| texts(bundle, &surroundings).own);
+    super::requests::RequestDifference::between(&of(a), &of(b), &texts, agents)
+}
+
+/// Which agents, hosts, methods and paths, whatever the text looks like.
+#[test]
+fn requests_differ_where_the_sets_do() {
+    let agents = [agent("a", "t", 1), agent("b", "t", 2), agent("c", "u", 3)];
+    let told = |a: &str, b: &str| {
+        let difference = requests(a, b, &agents);
+        assert_eq!(difference.incomplete, None);
+        let row = |c: super::requests::RequestChange| {
+            let about: Vec<String> = c.about.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            let (agents, hosts) = (c.agents.join(" "), c.hosts.join(" "));
+            format!("{agents}: {} {hosts} [{}] {} -> {}", c.action, about.join(", "), c.before, c.after)
+        };
+        difference.changes.into_iter().map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(told(TEXT, TEXT), [""; 0]);
+    // Another text for the same.
+    let other = TEXT.replace(
+        "context.path like \"/admin*\"",
+        "context.path like \"/admin*\" || context.path == \"/admin/x\"",
+    );
+    assert_eq!(told(TEXT, &other), [""; 0]);
+    let narrower = TEXT.replace("\"/admin*\"", "\"/admin/*\"");
+    assert_eq!(
+        told(TEXT, &narrower),
+        [
+            "default/a default/b: http (any other) [path /admin] policy_forbidden -> policy_denied",
+            "default/a default/b: http (any other) [path /adminany] policy_forbidden -> policy_denied",
+            "default/a default/b: http api.test [path /admin] policy_forbidden -> allow",
+            "default/a default/b: http api.test [path /adminany] policy_forbidden -> allow",
+            "default/c: http (any other) api.test [path /admin] policy_forbidden -> policy_denied",
+            "default/c: http (any other) api.test [path /adminany] policy_forbidden -> policy_denied",
+        ]
+    );
+    let posted = TEXT.replace(
+        "@id(\"http\") permit (principal in Team::\"t\", action == Action::\"http\", resource in HostSet::\"saas\");",
+        "@id(\"http\") permit (principal in Team::\"t\", action == Action::\"http\", resource in HostSet::\"saas\") unless { context.method == \"DELETE\" };",
+    );
+    let changes = told(TEXT, &posted);
+    assert!(
+        !changes.is_empty()
+            && changes.iter().all(|row| row.contains("http api.test [method DELETE, path ")
+                && row.ends_with("] allow -> policy_denied")),
+        "{changes:?}"
+    );
+    // Effects count as much as verdicts.
+    let slower = TEXT.replace("@id(\"pace\") @effect(\"rate-limit\")", "@id(\"pace\") @effect(\"throttle\")");
+    assert!(
+        told(TEXT, &slower)
+            .iter()
+            .any(|row| row.ends_with("allow, rate-limit by pace -> allow, throttle by pace"))
+    );
+    // One agent by its name, and bodies.
+    let one = format!(
+        "{TEXT}@id(\"one\") permit (principal == Agent::\"c\", action == Action::\"tls\", resource == Host::\"new.test\");"
+    );
+    assert_eq!(told(TEXT, &one), ["default/c: tls new.test [] policy_denied -> allow"]);
+    let keys = BODIES.replace("\"private_key\"", "\"archive_unread\"");
+    let changes = told(BODIES, &keys);
+    assert!(
+        changes
+            .iter()
+            .any(|row| row.contains("[body finding private_key]")
+                && row.ends_with("policy_forbidden -> allow")),
+        "{changes:?}"
+    );
+    assert!(
+        changes
+            .iter()
+            .any(|row| row.contains("[body finding archive_unread]")
+                && row.ends_with("allow -> policy_forbidden")),
+        "{changes:?}"
+    );
 }

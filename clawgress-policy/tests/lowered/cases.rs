@@ -26,7 +26,7 @@ const CASES: usize = 100_000;
 const REQUESTS: usize = 400;
 const POLICIES: usize = 14;
 
-fn sets() -> NamedSets {
+pub fn sets() -> NamedSets {
     let hosts = |list: &[&str]| list.iter().map(|h| (*h).to_owned()).collect::<BTreeSet<_>>();
     let nets = |list: &[&str]| list.iter().map(|p| p.parse().unwrap()).collect();
     NamedSets {
@@ -246,6 +246,14 @@ fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     if !matches!(request.operation, Operation::Connect { .. } | Operation::Direct { .. }) {
         assert_eq!(policies(obliged), policies(wanted), "obligations of {request:?}");
     }
+    if let Operation::Connect { ip, port, transport } = request.operation {
+        let told = |all: Vec<_>| policies(Ok(all));
+        let (lowered, wanted) = (
+            set.told(request.agent, ip, port, transport),
+            set.told_by_oracle(request.agent, ip, port, transport),
+        );
+        assert_eq!(told(lowered), told(wanted), "what follows on {request:?}");
+    }
     (set.decide(request), conjunction(set, request))
 }
 
@@ -385,4 +393,46 @@ fn what_is_written_may_be_the_requests_own() {
         assert_eq!(lowered, oracle, "{condition}");
         assert_eq!(lowered.policies, ["no"], "{condition}");
     }
+}
+
+/// Found by `cargo xtask fuzz-policy` (seed 20261168): guards that nobody asks about a body need no history for one.
+#[test]
+fn what_is_not_asked_needs_no_history() {
+    let agents = agents(&mut Random(1));
+    let host = Host::parse("api.example.com").unwrap();
+    let payload = Payload { bytes: 1, complete: true, media_type: "", findings: &[] };
+    let operation = Operation::Send { host: &host, port: 80, method: "PUT", path: "/", payload };
+    let request = Request { agent: &agents[0], operation };
+    let told = "@id(\"told\") @effect(\"alert\") permit (principal, action == Action::\"send\", resource);";
+    let seen = "when { context.history.first_seen }";
+    for (guard, need) in [
+        (format!("@id(\"p\") permit (principal, action in Action::\"use\", resource) {seen};"), Need::None),
+        (
+            format!("@id(\"p\") permit (principal, action == Action::\"send\", resource) {seen};"),
+            Need::Decided,
+        ),
+    ] {
+        let before = parse(&format!("{told}\n{guard}")).expect(&guard);
+        assert_eq!(
+            without_history(&before, &before.knowing(history(&mut Random(1))), &request),
+            need != Need::None
+        );
+        assert_eq!(before.needs_history(&request), need, "{guard}");
+    }
+}
+
+/// Found by `cargo xtask fuzz-policy` (seed 20261175): a `connect` has no history, also where one is known.
+#[test]
+fn what_the_kernel_decides_has_no_history() {
+    let agents = agents(&mut Random(1));
+    let ip = "203.0.113.9".parse().unwrap();
+    let operation = Operation::Connect { ip, port: 80, transport: Transport::Tcp };
+    let request = Request { agent: &agents[0], operation };
+    let set = parse(
+        "@id(\"base\") permit (principal, action == Action::\"connect\", resource);\n@id(\"no\") forbid (principal, action == Action::\"connect\", resource) when { !(context has history) };",
+    );
+    let set = set.unwrap().knowing(history(&mut Random(1)));
+    let (lowered, oracle) = both(&set, &request);
+    assert_eq!(lowered, oracle);
+    assert_eq!(lowered.policies, ["no"], "as the kernel's tables have it");
 }

@@ -9,4 +9,6 @@ mod cases;
 #[cfg(test)]
 mod dead;
 #[cfg(test)]
+mod mixed;
+#[cfg(test)]
 mod writer;

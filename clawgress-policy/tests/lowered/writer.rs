@@ -81,9 +81,10 @@ impl Writer<'_> {
 
     pub fn policy(&mut self) -> String {
         let effect = if self.random.one_in(4) { "forbid" } else { "permit" };
-        let annotation = if effect == "permit" && self.action == "http" && self.random.one_in(8) {
+        let is_told = matches!(self.action, "http" | "send" | "connect");
+        let annotation = if effect == "permit" && is_told && self.random.one_in(8) {
             "@effect(\"alert\") "
-        } else if !self.is_of_addresses() && self.random.one_in(8) {
+        } else if (is_told || !self.is_of_addresses()) && self.random.one_in(8) {
             "@mode(\"log-only\") "
         } else {
             ""

@@ -57,8 +57,8 @@ const REFUSED: &[(&str, &str)] = &[
         "1:13: policy `slow`: `` is not an effect: the effects are `rate-limit`",
     ),
     (
-        r#"@effect("quarantine") @for("15m")"#,
-        "1:76: policy `slow`: `@effect(\"quarantine\")` is for what the proxy decides",
+        r#"@effect("quarantine") @for("15m") @limit("1 MB/second")"#,
+        "1:47: policy `slow`: `@limit` is for a limit, and `quarantine` is none",
     ),
     (r#"@limit("1 MB/second")"#, "1:13: policy `slow`: `@limit` says nothing without an effect"),
     (r#"@per("agent")"#, "1:13: policy `slow`: `@per` says nothing without an effect"),

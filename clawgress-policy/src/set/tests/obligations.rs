@@ -295,13 +295,13 @@ fn modes_that_say_nothing_are_refused() {
         ("@mode(\"audit\")", "action == Action::\"http\"", "1:10: policy `a`: `audit` is not a mode"),
         (
             "@mode(\"log-only\")",
-            "action == Action::\"connect\"",
-            "1:57: policy `a`: `@mode(\"log-only\")` is for what the proxy decides",
+            "action in [Action::\"connect\", Action::\"http\"]",
+            "1:58: policy `a`: `@mode(\"log-only\")` is either for `connect` alone, or for what the proxy decides",
         ),
         (
             "@mode(\"log-only\")",
             "action in [Action::\"tls\", Action::\"direct\"]",
-            "`@mode(\"log-only\")` is for what the proxy decides",
+            "`@mode(\"log-only\")` is either for `connect` alone",
         ),
         (
             "@mode(\"log-only\") @effect(\"alert\")",
@@ -321,4 +321,52 @@ fn modes_that_say_nothing_are_refused() {
         let told = errors.problems[0].to_string();
         assert!(told.contains(wanted), "{told}");
     }
+}
+
+/// The kernel waits for nobody: what planes tell is what alerts, quarantines and guards on trial are asked of.
+#[test]
+fn what_planes_tell_of_connect_has_what_follows() {
+    let text = r#"
+@id("net") permit (principal, action == Action::"connect", resource);
+@id("odd") @effect("alert") @severity("high") permit (principal, action == Action::"connect", resource) when { context.port - 8000 > 0 };
+@id("trap") @effect("quarantine") @for("15m") permit (principal in Team::"t", action == Action::"connect", resource)
+when { context.ip.isInRange(ip("198.51.100.0/24")) && context.protocol == "udp" };
+@id("try") @mode("log-only") forbid (principal, action == Action::"connect", resource) when { context.port == 22 };
+@id("lost") @mode("log-only") permit (principal, action == Action::"connect", resource) when { 9223372036854775800 + context.port > 0 };
+"#;
+    let (tried, without) = (set(text), set(text.lines().nth(1).unwrap()));
+    let mut member = agent("web");
+    member.team = Some("t".to_owned());
+    assert!(tried.asks_told() && !without.asks_told());
+    let address = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let told = |ip: &str, port, transport| {
+        let told = tried.told(&member, address(ip), port, transport);
+        assert_eq!(told, tried.told_by_oracle(&member, address(ip), port, transport));
+        told.iter().map(|o| format!("{} {}", o.policy, o.effect.name())).collect::<Vec<_>>()
+    };
+    assert_eq!(told("203.0.113.1", 8001, Transport::Tcp), ["lost would-fail", "odd alert"]);
+    assert_eq!(told("203.0.113.1", 7, Transport::Tcp), ["lost would-permit"]);
+    assert_eq!(told("203.0.113.1", 22, Transport::Tcp), ["lost would-fail", "try would-forbid"]);
+    assert_eq!(told("198.51.100.7", 443, Transport::Udp), ["lost would-fail", "trap quarantine"]);
+    let tables = crate::kernel::compile(&tried, std::slice::from_ref(&member)).unwrap();
+    assert_eq!(
+        tables,
+        crate::kernel::compile(&without, std::slice::from_ref(&member)).unwrap(),
+        "no table knows of it"
+    );
+    for port in [22, 443, 8001] {
+        let reach = |set: &PolicySet| set.reach(&member, address("198.51.100.7"), port, Transport::Udp);
+        assert_eq!(reach(&tried), reach(&without), "it decides nothing");
+        assert!(tried.limits(&member, address("198.51.100.7"), port, Transport::Udp).is_empty());
+    }
+    // The platform's count as well, under their names.
+    let platform = PolicySet::parse_for(
+        &clawgress_identity::PolicyOwner::Platform,
+        text,
+        &crate::NamedSets::default(),
+        &crate::Surroundings::default(),
+    );
+    let both = tried.under(&platform.unwrap()).told(&member, address("203.0.113.1"), 8001, Transport::Tcp);
+    let both: Vec<&str> = both.iter().map(|o| o.policy.as_ref()).collect();
+    assert_eq!(both, ["lost", "odd", "platform/lost", "platform/odd"]);
 }

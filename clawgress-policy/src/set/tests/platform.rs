@@ -372,6 +372,7 @@ fn more_limits_than_a_request_may_have_are_refused_where_that_is_certain() {
         ),
         (many("resource", "").replace("principal,", "principal in Team::\"nobodys\","), false),
         (many("resource", "").replace("principal,", "principal == Agent::\"web\","), true),
+        (super::platform::pacing("own", 17, "send", "resource", ""), true),
     ] {
         assert_eq!(check(&text, "").is_err(), sure, "{text}");
     }

@@ -22,11 +22,11 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"@id("a b") permit (principal, action, resource);"#, "1:1: `a b` cannot be an id"),
     (
         r#"@id("a") @effect("quarantine") permit (principal, action, resource);"#,
-        "1:10: policy `a`: `@effect(\"quarantine\")` is for what the proxy decides",
+        "1:10: policy `a`: `@effect(\"quarantine\")` is either for `connect` alone",
     ),
     (
         r#"@id("a") @mode("log-only") permit (principal, action, resource);"#,
-        "1:10: policy `a`: `@mode(\"log-only\")` is for what the proxy decides",
+        "1:10: policy `a`: `@mode(\"log-only\")` is either for `connect` alone",
     ),
     (
         r#"@id("a") @foo("x") permit (principal, action, resource);"#,

@@ -1,0 +1,166 @@
+//! Sets about several actions, of a tenant and of the platform above it, put to requests of each: what is asked by name, groups,
+//! and what each half says alone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_identity::{Agent, PolicyOwner};
+use clawgress_policy::content::Payload;
+use clawgress_policy::effect::Obligation;
+use clawgress_policy::{Decision, Look, Operation, PolicySet, Request, Surroundings};
+
+use crate::cases::{Things, agents, fingerprints, history, number, pool, sets};
+use crate::writer::Random;
+
+/// Cases in an ordinary run.
+const CASES: usize = 20_000;
+/// Requests to one pair of sets.
+const REQUESTS: usize = 200;
+/// What the policies are about. More of what is asked by name.
+const ACTIONS: [&str; 6] = ["send", "send", "http", "tls", "tunnel", "resolve"];
+
+/// A set as it is written, and as it is decided by.
+struct Half {
+    text: String,
+    set: PolicySet,
+}
+
+/// Ids of policies are those of the text; `ahead` stands before them in decisions.
+fn half(random: &mut Random, pools: &[(&str, Vec<String>)], owner: &PolicyOwner) -> Option<Half> {
+    let mut text = String::new();
+    for n in 0..1 + random.below(8) {
+        let (action, pool) = &pools[random.below(pools.len())];
+        let mut policy = pool[random.below(pool.len())].replace("\"ID\"", &format!("\"p{n}\""));
+        if random.one_in(5) {
+            // The group has it too, and names nothing.
+            policy = policy.replace(&format!("action == Action::\"{action}\""), "action in Action::\"use\"");
+        }
+        text.push_str(&policy);
+        text.push('\n');
+    }
+    for action in ["send", "http"] {
+        if random.one_in(2) {
+            text.push_str(&format!(
+                "@id(\"base-{action}\") permit (principal, action == Action::\"{action}\", resource);\n"
+            ));
+        }
+    }
+    let set = PolicySet::parse_for(owner, &text, &sets(), &Surroundings::default()).ok()?;
+    Some(Half { text, set })
+}
+
+/// Whether a guard of the text names `send` itself. Policies are one a line.
+fn names_send(text: &str) -> (bool, bool) {
+    let scope = |line: &str| {
+        line.split(" when {").next().and_then(|line| line.split(" unless {").next().map(str::to_owned))
+    };
+    let named = |line: &&str| scope(line).is_some_and(|scope| scope.contains("action == Action::\"send\""));
+    let is_guard = |line: &str| !line.contains("@effect(") && !line.contains("@mode(");
+    (text.lines().any(|line| named(&line)), text.lines().any(|line| named(&line) && is_guard(line)))
+}
+
+/// What one half says alone, by the authorizer: nothing of bodies, where none of its guards names them.
+fn alone(half: &PolicySet, text: &str, request: &Request<'_>) -> Decision {
+    let is_asked = !matches!(request.operation, Operation::Send { .. }) || names_send(text).1;
+    if is_asked {
+        return half.decide_by_oracle(request);
+    }
+    Decision { verdict: Ok(()), policies: Vec::new(), errors: Vec::new() }
+}
+
+fn both_say(own: &Decision, above: &Decision) -> Decision {
+    let union = |a: &[String], b: &[String]| {
+        a.iter().chain(b).cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    if own.is_allow() && above.is_allow() {
+        return Decision {
+            verdict: Ok(()),
+            policies: union(&own.policies, &above.policies),
+            errors: Vec::new(),
+        };
+    }
+    for reason in [DropReason::PolicyError, DropReason::PolicyForbidden] {
+        let of =
+            |half: &Decision| if half.verdict == Err(reason) { half.policies.clone() } else { Vec::new() };
+        if [own, above].iter().any(|half| half.verdict == Err(reason)) {
+            let errors = union(&own.errors, &above.errors);
+            return Decision { verdict: Err(reason), policies: union(&of(own), &of(above)), errors };
+        }
+    }
+    Decision { verdict: Err(DropReason::PolicyDenied), policies: Vec::new(), errors: Vec::new() }
+}
+
+/// How what is obliged is told.
+fn told(obliged: Result<Vec<Arc<Obligation>>, Decision>) -> Result<Vec<(String, &'static str)>, Vec<String>> {
+    match obliged {
+        Ok(all) => Ok(all.iter().map(|o| (o.policy.to_string(), o.effect.name())).collect()),
+        Err(failed) => Err(failed.policies),
+    }
+}
+
+#[test]
+fn several_actions_under_a_platform_are_decided_as_each_half_says() {
+    let seed = number("CLAWGRESS_SEED", std::process::id().into());
+    let cases = usize::try_from(number("CLAWGRESS_CASES", CASES as u64)).unwrap();
+    println!("CLAWGRESS_SEED={seed}");
+    let random = &mut Random(seed);
+    let pools = ACTIONS.map(|action| (action, pool(random, action, 20)));
+    let tenant = PolicyOwner::of_tenant("default").unwrap();
+    let (mut done, mut unasked, mut allowed) = (0, 0, 0);
+    while done < cases {
+        let Some(own) = half(random, &pools, &tenant) else { continue };
+        let Some(above) = half(random, &pools, &PolicyOwner::Platform) else { continue };
+        let at = 1_764_061_200_000 + i64::try_from(random.below(7 * 24 * 60)).unwrap() * 60_000;
+        let set = own.set.under(&above.set).at(at);
+        let agents: Vec<Agent> = agents(random);
+        for _ in 0..REQUESTS {
+            let agent = &agents[random.below(agents.len())];
+            let set = &set.seeing(fingerprints(random)).knowing(history(random));
+            let things = Things::new(random);
+            let action = ACTIONS[random.below(ACTIONS.len())];
+            let request = Request { agent, operation: things.operation(random, action) };
+            let halves = (set.alone(), set.platform().unwrap());
+            let (first, second) =
+                (alone(&halves.0, &own.text, &request), alone(&halves.1, &above.text, &request));
+            let wanted = both_say(&first, &second);
+            let context = || format!("seed {seed}\n{request:?}\n{}\n// above it\n{}", own.text, above.text);
+            assert_eq!(set.decide(&request), wanted, "{}", context());
+            assert_eq!(
+                told(set.obligations(&request)),
+                told(set.obligations_by_oracle(&request)),
+                "{}",
+                context()
+            );
+            allowed += usize::from(wanted.is_allow());
+            if let Operation::Send { .. } = request.operation {
+                let (named, guarded) = (names_send(&own.text), names_send(&above.text));
+                assert_eq!(set.names_send(), named.0 || guarded.0, "{}", context());
+                unasked += usize::from(!named.1 || !guarded.1);
+                depends_on_what_it_says(set, &request, &context());
+            }
+        }
+        done += REQUESTS;
+    }
+    println!("{done} cases: {allowed} allowed, {unasked} bodies that one half does not ask about");
+    assert!(allowed > done / 20 && unasked > 0 && allowed < done);
+}
+
+/// What is said to be enough of a body is: what else it may be changes nothing.
+fn depends_on_what_it_says(set: &PolicySet, request: &Request<'_>, context: &str) {
+    let Operation::Send { host, port, method, path, payload } = request.operation else { return };
+    let need = set.needs_payload(request, true);
+    if need.decided == Look::Content {
+        return;
+    }
+    let findings = ["private_key".to_owned(), "email".to_owned(), "x".to_owned()];
+    for (complete, count) in [(true, 0), (false, 0), (payload.complete, findings.len())] {
+        if need.decided == Look::Size && complete != payload.complete {
+            continue;
+        }
+        let other = Payload { complete, findings: &findings[..count], ..payload };
+        let operation = Operation::Send { host, port, method, path, payload: other };
+        let asked = Request { agent: request.agent, operation };
+        assert_eq!(set.decide(&asked), set.decide(request), "{need:?} of {other:?}\n{context}");
+    }
+}
