@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use clawgress_api::identity::{Authority, AuthorityRecord, PEM_BYTES_MAX, Revocation, RootId};
+use clawgress_api::identity::{
+    Authority, AuthorityError, AuthorityRecord, PEM_BYTES_MAX, Revocation, RootId,
+};
 use clawgress_api::proto::{Empty, Name};
 
 use crate::client::{Client, request};
+use crate::culprit::{self, CERTIFICATE, Pem, REVOCATION_LIST};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::{input, issuer};
@@ -82,8 +85,17 @@ fn read(set: &Set) -> Result<AuthorityRecord, Failure> {
     }
     let record: AuthorityRecord =
         issuer::record(&set.settings, &set.name, &["certificates", "revocation_lists"], given)?;
-    Authority::new(record.clone()).map_err(|e| Failure::Refused(format!("authority `{}`: {e}", set.name)))?;
+    Authority::new(record.clone()).map_err(|error| refused(set, &record, &error))?;
     Ok(record)
+}
+
+fn refused(set: &Set, record: &AuthorityRecord, error: &AuthorityError) -> Failure {
+    let told = format!("authority `{}`: {error}", set.name);
+    let AuthorityError::Anchors(error) = error else { return Failure::Refused(told) };
+    let certificates = Pem { path: &set.certificates, text: &record.certificates, label: CERTIFICATE };
+    let lists = set.revocation_lists.as_deref();
+    let lists = lists.map(|path| Pem { path, text: &record.revocation_lists, label: REVOCATION_LIST });
+    culprit::of_anchors(*error, &told, certificates, lists).unwrap_or(Failure::Refused(told))
 }
 
 fn list(output: Output, all: &[AuthorityRecord]) -> Result<(), Failure> {

@@ -3,18 +3,24 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use clawgress_api::identity::{Issuer, IssuerRecord, JWKS_BYTES_MAX, RootId};
+use clawgress_api::identity::{
+    AnchorsError, Issuer, IssuerError, IssuerRecord, JWKS_BYTES_MAX, KeySet, ProviderError, RootId,
+};
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{KeysState, ProviderStatus};
 use serde::de::DeserializeOwned;
 
 use crate::client::{Client, request};
+use crate::culprit::{self, CERTIFICATE, Pem};
 use crate::failure::Failure;
 use crate::input;
 use crate::output::{self, Output};
 
 /// Largest file of settings, bytes: a table of a thousand agents and ten thousand revoked tokens fit.
 const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Names the file of certificates that a provider, or an endpoint, is verified by.
+const CA_FILE: &str = "ca_file";
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -90,8 +96,35 @@ fn read(set: &Set) -> Result<IssuerRecord, Failure> {
     }
     read_ca(set, &mut settings)?;
     let record: IssuerRecord = understood(&set.settings, settings)?;
-    Issuer::new(record.clone()).map_err(|e| Failure::Refused(format!("issuer `{}`: {e}", set.name)))?;
+    Issuer::new(record.clone()).map_err(|error| refused(set, &record, &error))?;
     Ok(record)
+}
+
+fn refused(set: &Set, record: &IssuerRecord, error: &IssuerError) -> Failure {
+    let told = format!("issuer `{}`: {error}", set.name);
+    match (error, &set.keys, &record.provider) {
+        (IssuerError::Keys(_), Some(path), _) => {
+            let text = input::json_text(path, JWKS_BYTES_MAX).unwrap_or_default();
+            culprit::of_keys(path, &text, &told, |set| KeySet::parse(set).is_err())
+        }
+        (IssuerError::Provider(ProviderError::Ca(error)), _, Some(provider)) => {
+            of_ca_file(&set.settings, *error, told, &provider.ca)
+        }
+        _ => Failure::Refused(told),
+    }
+}
+
+/// What is wrong with the certificates that `ca_file` of the provider names, where it stands in that file.
+fn of_ca_file(settings: &Path, error: AnchorsError, told: String, text: &str) -> Failure {
+    let table: Option<toml::Table> =
+        input::read_within(settings, FILE_BYTES_MAX).ok().and_then(|text| text.parse().ok());
+    let named = table.as_ref().and_then(|table| table.get("provider")?.get(CA_FILE)?.as_str());
+    // What the settings hold themselves has no file of its own.
+    let Some(path) = named.map(|named| settings.parent().unwrap_or(Path::new("")).join(named)) else {
+        return Failure::Refused(told);
+    };
+    let pem = Pem { path: &path, text, label: CERTIFICATE };
+    culprit::of_anchors(error, &told, pem, None).unwrap_or(Failure::Refused(told))
 }
 
 /// Puts the certificates that `ca_file` of the provider names, from the settings' directory on, in its place.
@@ -104,7 +137,6 @@ fn read_ca(set: &Set, settings: &mut toml::Table) -> Result<(), Failure> {
 
 /// Puts the certificates that `ca_file` of a table names, from the directory of its file on, in its place.
 pub fn read_ca_file(settings: &Path, table: &mut toml::Table) -> Result<(), Failure> {
-    const CA_FILE: &str = "ca_file";
     let Some(path) = table.remove(CA_FILE) else { return Ok(()) };
     let place = settings.display();
     let Some(path) = path.as_str().filter(|_| !table.contains_key("ca")) else {

@@ -8,6 +8,7 @@ mod authority;
 mod ca;
 mod client;
 mod completion;
+mod culprit;
 mod failure;
 mod geo;
 mod group;

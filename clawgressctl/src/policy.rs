@@ -25,6 +25,7 @@ mod files;
 mod history;
 mod replay;
 mod test;
+mod zone;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -167,6 +168,9 @@ impl Whose {
     }
 }
 
+/// How long ago what is asked about may be: more than records are kept.
+const YEARS_BACK: jiff::SignedDuration = jiff::SignedDuration::from_hours(4 * 366 * 24);
+
 /// Whose something is, behind its name; nothing of the tenant's of whom nothing needs saying.
 fn of(owner: &PolicyOwner) -> String {
     if owner.is_default() { String::new() } else { format!(" of {}", owner.told()) }
@@ -240,7 +244,15 @@ async fn surroundings(client: &Client, written: &Written) -> Result<Surroundings
     if !needs.geo && !needs.time {
         return Ok(Surroundings::default());
     }
-    Ok(node_surroundings(client, &written.owner, &[text]).await?.surroundings)
+    let surroundings = node_surroundings(client, &written.owner, &[text]).await?.surroundings;
+    let zone = zone::widened(surroundings.zone, years_ago());
+    Ok(Surroundings { zone, ..surroundings })
+}
+
+/// Before what records tell of, and what is asked about.
+fn years_ago() -> jiff::Timestamp {
+    let now = jiff::Timestamp::now();
+    now.checked_sub(YEARS_BACK).unwrap_or(now)
 }
 
 /// The same of several texts, for the decisions of an owner's agents.

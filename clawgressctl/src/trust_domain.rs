@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use clawgress_api::identity::{
-    EndpointProfile, JWKS_BYTES_MAX, RootId, SpiffeId, TrustDomain, TrustDomainRecord,
+    EndpointProfile, JWKS_BYTES_MAX, RootId, SpiffeBundle, SpiffeId, TrustDomain, TrustDomainError,
+    TrustDomainRecord,
 };
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{BundleStatus, KeysState};
@@ -12,7 +13,7 @@ use clawgress_api::{BundleStatus, KeysState};
 use crate::client::{Client, request};
 use crate::failure::Failure;
 use crate::output::{self, Output};
-use crate::{input, issuer};
+use crate::{culprit, input, issuer};
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -97,9 +98,17 @@ fn read(set: &Set) -> Result<TrustDomainRecord, Failure> {
     }
     read_source(set, &mut settings)?;
     let record: TrustDomainRecord = issuer::understood(&set.settings, settings)?;
-    TrustDomain::new(record.clone())
-        .map_err(|e| Failure::Refused(format!("trust domain `{}`: {e}", set.name)))?;
+    TrustDomain::new(record.clone()).map_err(|error| refused(set, &error))?;
     Ok(record)
+}
+
+fn refused(set: &Set, error: &TrustDomainError) -> Failure {
+    let told = format!("trust domain `{}`: {error}", set.name);
+    let (TrustDomainError::Bundle(_), Some(path)) = (error, &set.bundle) else {
+        return Failure::Refused(told);
+    };
+    let text = input::json_text(path, JWKS_BYTES_MAX).unwrap_or_default();
+    culprit::of_keys(path, &text, &told, |keys| SpiffeBundle::parse(keys).is_err())
 }
 
 /// Puts what the command line says of where the bundle comes from into the settings, and the certificates that `ca_file`

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clawgress_api::identity::{Agent, PolicyOwner};
-use clawgress_policy::PolicyBundle;
 use clawgress_policy::study::difference::{Reach, ReachDifference, TextDifference};
+use clawgress_policy::study::requests::{RequestChange, RequestDifference};
+use clawgress_policy::{PolicyBundle, Surroundings};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -33,12 +34,17 @@ pub struct Arguments {
     text: bool,
 }
 
+/// Most agents or hosts that a row names; `--output json` has all.
+const NAMES_SHOWN_MAX: usize = 6;
+
 /// What is shown.
 #[derive(Serialize)]
 struct Shown {
     written: TextDifference,
     #[serde(skip_serializing_if = "Option::is_none")]
     reach: Option<ReachDifference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requests: Option<RequestDifference>,
 }
 
 /// Compares two.
@@ -78,7 +84,7 @@ async fn compare(
     let (owner, none) = (second.owner.clone(), PolicyBundle::default());
     let former = first.as_ref().map_or(&none, |first| &first.bundle);
     let written = TextDifference::between(former, &second.bundle);
-    let Some(agents) = agents else { return Ok(Shown { written, reach: None }) };
+    let Some(agents) = agents else { return Ok(Shown { written, reach: None, requests: None }) };
     let is_asked = |agent: &&Agent| owner.tenant().is_none_or(|tenant| agent.id.tenant() == tenant);
     let agents: Vec<Agent> = agents.iter().filter(is_asked).cloned().collect();
     let now = Timestamp::now().as_millisecond();
@@ -90,7 +96,11 @@ async fn compare(
         Some(written) => written.refused(&errors.problems),
         None => Failure::Refused(errors.to_string()),
     })?;
-    Ok(Shown { written, reach: Some(reach) })
+    let plain = Surroundings::default();
+    let texts = first.written.values().chain(second.written.values());
+    let texts: Vec<_> = texts.map(|written| written.in_force(&plain)).collect();
+    let requests = RequestDifference::between(&a, &b, &texts, &agents);
+    Ok(Shown { written, reach: Some(reach), requests: Some(requests) })
 }
 
 fn show(output: Output, shown: &Shown) -> Result<(), Failure> {
@@ -120,7 +130,11 @@ fn show(output: Output, shown: &Shown) -> Result<(), Failure> {
             output::line(&format!("{sign} set `{name}`: {}", output::clean(&members.join(", "))))?;
         }
     }
-    let Some(reach) = &shown.reach else { return Ok(()) };
+    shown.reach.as_ref().map_or(Ok(()), show_reach)?;
+    shown.requests.as_ref().map_or(Ok(()), show_requests)
+}
+
+fn show_reach(reach: &ReachDifference) -> Result<(), Failure> {
     if reach.reaches.is_empty() && reach.incomplete.is_none() {
         return output::line("\nregistered agents reach the same addresses");
     }
@@ -133,6 +147,37 @@ fn show(output: Output, shown: &Shown) -> Result<(), Failure> {
         output::note(&format!("note: {why}"));
     }
     Ok(())
+}
+
+fn show_requests(requests: &RequestDifference) -> Result<(), Failure> {
+    if requests.changes.is_empty() {
+        output::line(&format!("of {} requests that were tried, all get the same answer", requests.asked))?;
+    } else {
+        output::line("")?;
+        let rows: Vec<Vec<String>> = requests.changes.iter().map(request_row).collect();
+        output::table(&["AGENTS", "ACTION", "HOSTS", "REQUESTS", "BEFORE", "AFTER"], &rows)?;
+    }
+    if let Some(why) = &requests.incomplete {
+        output::note(&format!("note: {why}"));
+    }
+    Ok(())
+}
+
+fn request_row(change: &RequestChange) -> Vec<String> {
+    let about: Vec<String> =
+        change.about.iter().map(|(name, value)| format!("{name} {}", output::clean(value))).collect();
+    let about = if about.is_empty() { "all".to_owned() } else { about.join(", ") };
+    let (before, after) = (change.before.clone(), change.after.clone());
+    vec![first_of(&change.agents), change.action.clone(), first_of(&change.hosts), about, before, after]
+}
+
+/// Names, as many as a row holds.
+fn first_of(names: &[String]) -> String {
+    let shown = names.iter().take(NAMES_SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join(" ");
+    match names.len().checked_sub(NAMES_SHOWN_MAX) {
+        None | Some(0) => shown,
+        Some(more) => format!("{shown} and {more} more"),
+    }
 }
 
 fn lines(sign: char, text: &str) -> Result<(), Failure> {

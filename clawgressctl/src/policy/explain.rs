@@ -8,7 +8,7 @@ use clawgress_api::config::excludes;
 use clawgress_api::identity::{AgentId, PolicyOwner};
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::study::explain::{Explanation, Phase, Target, TlsReading, explain};
-use clawgress_policy::study::{Texts, caret, places};
+use clawgress_policy::study::{Body, Texts, caret, places};
 use clawgress_policy::{PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
@@ -38,6 +38,18 @@ pub struct Arguments {
     /// Fingerprint of the client's hello, for `https`.
     #[arg(long)]
     ja4: Option<String>,
+    /// Bytes of the request's body, where policy asks about it.
+    #[arg(long, value_name = "BYTES")]
+    body_bytes: Option<u64>,
+    /// Media type of the body.
+    #[arg(long, value_name = "TYPE")]
+    media_type: Option<String>,
+    /// What is found in the body, such as `private_key`; as often as there is something.
+    #[arg(long = "finding", value_name = "NAME")]
+    findings: Vec<String>,
+    /// The body is so large that it streams, and not all of it was seen.
+    #[arg(long)]
+    streams: bool,
     /// The URL is asked of an endpoint: the gateway itself starts TLS, so that the request is read.
     #[arg(long)]
     endpoint: bool,
@@ -130,7 +142,16 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
 
 fn target(arguments: &Arguments) -> Result<Target, String> {
     let Arguments { to, method, protocol, address, ja4, endpoint, .. } = arguments;
+    let Arguments { body_bytes, media_type, findings, streams, .. } = arguments;
     let target = Target::parse(to, method.as_deref(), protocol.as_deref(), address.as_deref())?;
+    let has_body = body_bytes.is_some() || media_type.is_some() || !findings.is_empty() || *streams;
+    let body = Body {
+        bytes: body_bytes.unwrap_or(0),
+        streams: *streams,
+        media_type: media_type.clone().unwrap_or_default(),
+        findings: findings.clone(),
+    };
+    let target = if has_body { target.with_body(body)? } else { target };
     let target = match ja4 {
         Some(ja4) => target.with_hello(ja4.clone())?,
         None => target,

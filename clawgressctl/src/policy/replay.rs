@@ -1,6 +1,6 @@
 //! `policy replay`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -74,6 +74,8 @@ struct Report {
     unknown: BTreeMap<String, u64>,
     /// Those that would change.
     changed: Vec<Changed>,
+    /// Those that stay allowed, and would be obliged to something else.
+    obliged: Vec<Obliged>,
     /// Records that were not asked, since they are older than so many as were to be.
     left_out: u64,
     /// Whether there may be more of those than could be counted.
@@ -93,6 +95,26 @@ struct Changed {
     /// What would determine it.
     policies_after: Vec<String>,
     count: u64,
+}
+
+/// Decisions that would be obliged to something else alike.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Obliged {
+    agent: String,
+    action: String,
+    destination: String,
+    /// What they were obliged to alone: `EFFECT by POLICY`.
+    before: Vec<String>,
+    /// What they would be obliged to alone.
+    after: Vec<String>,
+    count: u64,
+}
+
+/// What would change, by how, and how often.
+#[derive(Default)]
+struct Changes {
+    changed: BTreeMap<Changed, u64>,
+    obliged: BTreeMap<Obliged, u64>,
 }
 
 /// Replays.
@@ -116,7 +138,7 @@ pub async fn run(
     };
     let mut admin = client.connect().await?;
     let mut records = client.answer(admin.search_audit(request(&query)?).await)?;
-    let (mut report, mut changes) = (Report::default(), BTreeMap::<Changed, u64>::new());
+    let (mut report, mut changes) = (Report::default(), Changes::default());
     let mut asked = 0;
     loop {
         let next = records.message().await.map_err(|s| Failure::call(client.socket(), &s))?;
@@ -139,8 +161,7 @@ pub async fn run(
         let all = count(client, &AuditQuery { limit: Some(SEARCH_RECORDS_MAX), ..query }).await?;
         (report.left_out, report.left_out_is_least) = (all.saturating_sub(asked), all >= SEARCH_RECORDS_MAX);
     }
-    report.changed = changes.into_iter().map(|(change, count)| Changed { count, ..change }).collect();
-    report.changed.sort_by_key(|change| std::cmp::Reverse(change.count));
+    report.close(changes);
     match output {
         Output::Json => output::json(&report),
         Output::Table => print(&report),
@@ -168,13 +189,19 @@ fn print(report: &Report) -> Result<(), Failure> {
     }
     let cannot: u64 = report.unknown.values().sum();
     let changed: u64 = report.changed.iter().map(|change| change.count).sum();
+    let obliged: u64 = report.obliged.iter().map(|change| change.count).sum();
     output::line(&format!(
-        "{} decisions: {} the same, {} the same by other policies, {changed} changed, {cannot} undecidable, {} not by policy",
+        "{} decisions: {} the same, {} the same by other policies, {obliged} with other effects, {changed} changed, {cannot} undecidable, {} not by policy",
         report.decisions, report.same, report.otherwise, report.apart
     ))?;
     for (why, count) in &report.unknown {
         output::line(&format!("  {count} undecidable: the records don't hold {why}"))?;
     }
+    print_changed(report)?;
+    print_obliged(report)
+}
+
+fn print_changed(report: &Report) -> Result<(), Failure> {
     if report.changed.is_empty() {
         return Ok(());
     }
@@ -199,6 +226,24 @@ fn print(report: &Report) -> Result<(), Failure> {
     Ok(())
 }
 
+fn print_obliged(report: &Report) -> Result<(), Failure> {
+    if report.obliged.is_empty() {
+        return Ok(());
+    }
+    let effects = |all: &[String]| if all.is_empty() { "-".to_owned() } else { all.join(", ") };
+    let row = |o: &Obliged| {
+        let (before, after) = (effects(&o.before), effects(&o.after));
+        vec![o.agent.clone(), o.action.clone(), o.destination.clone(), before, after, o.count.to_string()]
+    };
+    output::line("")?;
+    let rows: Vec<Vec<String>> = report.obliged.iter().take(CHANGES_SHOWN_MAX).map(row).collect();
+    output::table(&["AGENT", "ACTION", "DESTINATION", "EFFECTS NO MORE", "EFFECTS NEW", "COUNT"], &rows)?;
+    if report.obliged.len() > CHANGES_SHOWN_MAX {
+        output::note(&format!("note: {} more; see --output json", report.obliged.len() - CHANGES_SHOWN_MAX));
+    }
+    Ok(())
+}
+
 // === impl Judge ===
 
 impl Judge {
@@ -219,7 +264,7 @@ impl Report {
         record: &AuditRecord,
         Judge { set, needs, node }: &Judge,
         registered: &BTreeMap<AgentId, Agent>,
-        changes: &mut BTreeMap<Changed, u64>,
+        changes: &mut Changes,
     ) {
         let (Some(who), Some(verdict)) = (&record.agent, record.verdict) else { return };
         // One record may stand for many packets of one decision.
@@ -246,6 +291,7 @@ impl Report {
             method: to.method.as_deref(),
             path: to.path.as_deref().filter(|_| !record.truncated),
             policies: &record.policies,
+            effects: effects(record),
             content: content(attributes),
             intercepted: record.intercepted,
             alpn: attributes.and_then(|a| a.alpn.as_deref()),
@@ -277,9 +323,28 @@ impl Report {
                     policies_after: policies,
                     count: 0,
                 };
-                *changes.entry(change).or_default() += 1;
+                *changes.changed.entry(change).or_default() += 1;
+            }
+            Replayed::Obliged { before, after } => {
+                let obliged = Obliged {
+                    agent: agent.id.to_string(),
+                    action: recorded.action.to_owned(),
+                    destination: destination(record),
+                    before,
+                    after,
+                    count: 0,
+                };
+                *changes.obliged.entry(obliged).or_default() += 1;
             }
         }
+    }
+
+    /// Takes in what would change, the most often first.
+    fn close(&mut self, Changes { changed, obliged }: Changes) {
+        self.changed = changed.into_iter().map(|(change, count)| Changed { count, ..change }).collect();
+        self.changed.sort_by_key(|change| std::cmp::Reverse(change.count));
+        self.obliged = obliged.into_iter().map(|(change, count)| Obliged { count, ..change }).collect();
+        self.obliged.sort_by_key(|change| std::cmp::Reverse(change.count));
     }
 
     fn unknown(&mut self, why: &str) {
@@ -296,6 +361,12 @@ fn destination(record: &AuditRecord) -> String {
         _ => String::new(),
     };
     format!("{host}{port}{request}")
+}
+
+/// What it was obliged to, if the record tells all of that: one that stands for others that came again doesn't.
+fn effects(record: &AuditRecord) -> Option<BTreeSet<(&str, &str)>> {
+    let is_whole = record.count.is_none() && !record.truncated;
+    is_whole.then(|| record.effects.iter().map(|e| (e.policy.as_str(), e.effect.as_str())).collect())
 }
 
 /// The agent as it was when it was recorded, and whether its labels are known.

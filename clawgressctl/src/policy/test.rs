@@ -13,7 +13,8 @@ use clawgress_policy::{PolicySet, Surroundings, Zone};
 use jiff::Timestamp;
 
 use super::explain::{of_target, parsed};
-use super::{agents, named};
+use super::files::Written;
+use super::{agents, named, zone};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::input;
@@ -35,6 +36,9 @@ pub struct Arguments {
     /// Named sets of the platform's policy file.
     #[arg(long, value_name = "FILE", requires = "under")]
     under_sets: Option<PathBuf>,
+    /// The wall clock's zone, such as `Europe/Berlin`: instead of `zone` of the cases, and of the node's.
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
 }
 
 /// Tests.
@@ -66,14 +70,19 @@ pub async fn run(
             known.entry(agent.id.clone()).or_insert(agent);
         }
     }
+    let now = Timestamp::now();
     let has_geo = cases.geo.asns.is_some() || cases.geo.countries.is_some();
     let mut surroundings = Vec::new();
     for text in [Some(&written), platform.as_ref()].into_iter().flatten() {
+        let zone = match arguments.zone.as_ref().or(cases.zone.as_ref()) {
+            Some(name) => zone::since(name, earliest(&cases, now)).map_err(Failure::Refused)?,
+            None => of_node(client, text, earliest(&cases, now)).await?,
+        };
         surroundings.push(if has_geo || !Needs::of(&text.bundle.text).geo {
             // Nothing of a node, so that a case comes out the same everywhere.
-            Surroundings { geo: cases.geo.clone(), ..Surroundings::default() }
+            Surroundings { geo: cases.geo.clone(), zone }
         } else {
-            Surroundings { zone: Zone::default(), ..super::surroundings(client, text).await? }
+            Surroundings { zone, ..super::surroundings(client, text).await? }
         });
     }
     let own = surroundings.first().cloned().unwrap_or_default();
@@ -83,13 +92,31 @@ pub async fn run(
         set = set.under(&parsed(platform, surroundings)?);
         texts.platform = Some(platform.in_force(surroundings));
     }
-    let now = Timestamp::now();
     let intercept = cases.intercept.as_ref();
     let asked = Asked { owner: &written.owner, set: &set, texts, intercept };
     let results = cases.cases.iter().map(|case| asked.one(case, &known, now));
     let results =
         results.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::Refused(format!("{path}: {e}")))?;
     tell(output, &results)
+}
+
+/// A time before all that is asked; what can't be read as one is refused later.
+fn earliest(cases: &Cases, now: Timestamp) -> Timestamp {
+    let times = cases.cases.iter().filter_map(|case| case.at.as_ref()?.parse::<Timestamp>().ok());
+    times.chain([now]).min().unwrap_or(now)
+}
+
+/// The node's zone, where the policy asks what a wall clock shows.
+async fn of_node(client: &Client, text: &Written, from: Timestamp) -> Result<Zone, Failure> {
+    if !Needs::of(&text.bundle.text).wall_clock {
+        return Ok(Zone::default());
+    }
+    match super::surroundings(client, text).await {
+        Ok(surroundings) => Ok(zone::widened(surroundings.zone, from)),
+        Err(failure) => Err(Failure::Refused(format!(
+            "policy asks what a wall clock shows, and the node's zone is not known ({failure}): write `zone = \"Europe/Berlin\"` above the cases, or name one with --zone"
+        ))),
+    }
 }
 
 /// What cases are asked of.

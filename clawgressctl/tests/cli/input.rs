@@ -78,3 +78,91 @@ async fn what_is_wrong_with_a_file_is_told_with_its_place() {
         }
     }
 }
+
+/// An authority's certificate, whose key nobody has.
+const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\n\
+    MIIBbjCCARWgAwIBAgIUKnDKN5T4K6Y2jmQruOmmkC7gHqkwCgYIKoZIzj0EAwIw\n\
+    DTELMAkGA1UEAwwCY2EwHhcNMjYxMTI2MjMxNTQ0WhcNMzYxMTIzMjMxNTQ0WjAN\n\
+    MQswCQYDVQQDDAJjYTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABAECP0rqV3P1\n\
+    WWukKEh2JX3Bp6CG59sjGThLja2j9hM9xEXSSNwhMfkow6dInumJiQFt/Qe6+DnZ\n\
+    0sZOzkt5qZ6jUzBRMB0GA1UdDgQWBBSvN3FkuVVbc+CzL+iN3oFmBON6nDAfBgNV\n\
+    HSMEGDAWgBSvN3FkuVVbc+CzL+iN3oFmBON6nDAPBgNVHRMBAf8EBTADAQH/MAoG\n\
+    CCqGSM49BAMCA0cAMEQCIFHyLlIaGh7V9yINAlsWzZLpS9uc+JDOjn1gi//+sTKG\n\
+    AiBf3mttBlQibBCWvCzfXYikIc/nmcvixhtp1APLf8Hjlg==\n\
+    -----END CERTIFICATE-----\n";
+
+/// The certificate, the list or the key, and not only that there is one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_certificate_or_a_key_is_told_with_its_place() {
+    let files = Files(tempfile::tempdir().expect("directory"));
+    let run = async |arguments: &[&str]| {
+        ctl(Path::new("/nonexistent/admin.sock"), arguments).output().await.expect("run")
+    };
+    let section =
+        |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+    let mapping = "[mapping]\nagent = { from = \"dns\" }\n";
+    let settings = files.write("leaf.toml", format!("revocation = \"leaf\"\n{mapping}").as_bytes());
+    let good = files.write("good.pem", AUTHORITY.as_bytes());
+    let lines = AUTHORITY.lines().count();
+    let (second, list) = (section("CERTIFICATE", "MAA="), section("X509 CRL", "MAA="));
+    let authority = |certificates: &str, lists: &str| {
+        [
+            "authority",
+            "set",
+            "x",
+            "--settings",
+            &settings,
+            "--certificates",
+            certificates,
+            "--revocation-lists",
+            lists,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let lists = files.write("lists.pem", list.as_bytes());
+    let no_ca = files.write("no-ca.pem", format!("{AUTHORITY}{second}").as_bytes());
+    let torn = files.write("torn.pem", format!("{AUTHORITY}-----BEGIN CERTIFICATE-----\nMAA=\n").as_bytes());
+    let odd = files.write("odd.pem", list.replace("MAA=", "M A=").as_bytes());
+    let key = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    let private = files.write(
+        "private.json",
+        format!("{{\"keys\":[\n {key},\n {{\"kty\":\"oct\",\"k\":\"AAAA\"}}]}}").as_bytes(),
+    );
+    let idp = "issuer = \"https://idp.test\"\naudiences = [\"g\"]\nalgorithms = [\"EdDSA\"]\n";
+    let claims = "[mapping]\nagent = { from = \"sub\" }\n";
+    let idp_settings = files.write("idp.toml", format!("{idp}{claims}").as_bytes());
+    let provider = files.write(
+        "provider.toml",
+        format!("{idp}[provider]\nstale_s_max = 60\nca_file = \"no-ca.pem\"\n{claims}").as_bytes(),
+    );
+    let domain =
+        files.write("domain.toml", b"domain = \"example.test\"\n[mapping]\nagent = { from = \"path\" }\n");
+    let bundle =
+        files.write("bundle.json", b"{\"keys\":[\n  {\"kty\":\"EC\",\"use\":\"x509-svid\",\"x5c\":[]}]}");
+    let issuer = |settings: &str, keys: &[&str]| {
+        [&["issuer", "set", "x", "--settings", settings], keys]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect()
+    };
+    let domain = ["trust-domain", "set", "x", "--settings", &domain, "--bundle", &bundle].map(str::to_owned);
+    let no_ca_place = format!("no-ca.pem:{}:1: ", lines + 1);
+    let cases: [(Vec<String>, &str, &str); 7] = [
+        (authority(&no_ca, &lists), &no_ca_place, "trusted certificate 2 is not"),
+        (authority(&torn, &lists), &format!("torn.pem:{}:1: ", lines + 1), "not PEM"),
+        (authority(&good, &lists), "lists.pem:1:1: ", "revocation list 1 can't be used"),
+        (authority(&good, &odd), "odd.pem:2:1: ", "revocation lists are not PEM"),
+        (issuer(&idp_settings, &["--keys", &private]), "private.json:3:2: ", "private or symmetric key"),
+        (issuer(&provider, &[]), &no_ca_place, "trusted certificate 2 is not"),
+        (domain.to_vec(), "bundle.json:2:3: ", "exactly one certificate"),
+    ];
+    for (arguments, place, said) in cases {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let refused = run(&arguments).await;
+        for part in [place, said, "^"] {
+            check(&refused, 1, "", part);
+        }
+    }
+}
