@@ -38,6 +38,7 @@ pub mod snapshots;
 mod sources;
 mod status;
 pub mod store;
+mod told;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -54,7 +55,7 @@ use clawgress_api::proto::snapshots_server::SnapshotsServer;
 use clawgress_api::socket::{self, Server, Servers};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
@@ -149,9 +150,9 @@ pub async fn serve(
     }
     let providers = Arc::new(Providers::open(Arc::clone(&governor), Arc::clone(&clock)).await);
     let bundles = Arc::new(Bundles::open(Arc::clone(&governor), Arc::clone(&clock)).await);
-    let quarantines = Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?;
-    let quarantines = Arc::new(quarantines);
+    let quarantines = Arc::new(Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?);
     let observations = observations(&config, &governor, &clock).await?;
+    let due = told::follow(&audit, &governor);
     let link = Arc::new(Link::new(to(&config.datapath_socket(), Server::Datapath)?));
     let runs = Runs {
         governor: Arc::clone(&governor),
@@ -186,7 +187,7 @@ pub async fn serve(
         tokio::spawn(follow(Arc::clone(&control))),
         tokio::spawn(push(Arc::clone(&control), link)),
         tokio::spawn(sweep(Arc::clone(&control))),
-        tokio::spawn(release(Arc::clone(&control))),
+        tokio::spawn(release(Arc::clone(&control), due)),
         tokio::spawn(keep_time(Arc::clone(&control))),
         tokio::spawn(watch_kernel(Arc::clone(&control))),
         tokio::spawn(watch_geo(Arc::clone(&control))),
@@ -259,8 +260,9 @@ async fn push(control: Arc<Control>, link: Arc<Link>) {
     link.run(governed, control.audit.clone(), control.stop.clone()).await;
 }
 
-async fn release(control: Arc<Control>) {
-    control.quarantines.run(control.stop.clone()).await;
+async fn release(control: Arc<Control>, due: mpsc::Receiver<told::Due>) {
+    let (quarantines, stop) = (&control.quarantines, &control.stop);
+    tokio::join!(quarantines.run(stop.clone()), told::impose(due, quarantines, stop.clone()));
 }
 
 async fn sweep(control: Arc<Control>) {

@@ -7,6 +7,8 @@ mod datapath;
 mod history;
 #[path = "support/node.rs"]
 mod node;
+#[path = "control/told.rs"]
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

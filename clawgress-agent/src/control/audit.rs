@@ -84,6 +84,7 @@ struct Shared {
     failure: Mutex<Option<String>>,
     kept: broadcast::Sender<Kept>,
     observer: OnceLock<Observer>,
+    marker: OnceLock<Marker>,
     searches: Semaphore,
 }
 
@@ -93,6 +94,15 @@ struct Observer(Box<dyn Fn(&AuditRecord) + Send + Sync>);
 impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Observer")
+    }
+}
+
+/// Puts into a record of another process what it can't know. Whether it did.
+struct Marker(Box<dyn Fn(&mut AuditRecord) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Marker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Marker")
     }
 }
 
@@ -135,6 +145,7 @@ impl AuditLog {
             failure: Mutex::new(None),
             kept: broadcast::Sender::new(FOLLOW_MAX),
             observer: OnceLock::new(),
+            marker: OnceLock::new(),
             searches: Semaphore::new(SEARCHES_MAX),
         });
         let log = AuditLog { queue, shared };
@@ -195,10 +206,13 @@ impl AuditLog {
         let mut lines = Vec::with_capacity(documents.len());
         let mut records = Vec::with_capacity(documents.len());
         for document in documents {
-            let record: AuditRecord =
+            let mut record: AuditRecord =
                 serde_json::from_slice(&document).map_err(|e| AuditError::Record(e.to_string()))?;
+            let is_marked = self.shared.marker.get().is_some_and(|Marker(mark)| mark(&mut record));
             // A line break is the one thing that is legal JSON and would break the segment.
-            let line = if document.contains(&b'\n') {
+            let line = if is_marked {
+                record.encode().map_err(|e| AuditError::Record(e.to_string()))?
+            } else if document.contains(&b'\n') {
                 serde_json::to_vec(&record).map_err(|e| AuditError::Record(e.to_string()))?
             } else {
                 document
@@ -222,6 +236,11 @@ impl AuditLog {
     /// Has `observer` see every record that becomes durable from now on, in order; the first one stays.
     pub fn observe(&self, observer: impl Fn(&AuditRecord) + Send + Sync + 'static) {
         let _ = self.shared.observer.set(Observer(Box::new(observer)));
+    }
+
+    /// Has `marker` put into each record of other processes, before it is kept, what they can't know; the first one stays.
+    pub fn mark(&self, marker: impl Fn(&mut AuditRecord) -> bool + Send + Sync + 'static) {
+        let _ = self.shared.marker.set(Marker(Box::new(marker)));
     }
 
     /// Records that are durable, ever.

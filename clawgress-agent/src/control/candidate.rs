@@ -6,9 +6,10 @@ use clawgress_api::config::Endpoint;
 use clawgress_identity::{Agent, PolicyOwner};
 use clawgress_policy::lint::{Acceptance, Accepted, Configuration, Finding, ReadTls};
 use clawgress_policy::study::explain::Target;
-use clawgress_policy::{Policies, PolicyBundle, PolicySet, Scheme, Share, Surroundings};
+use clawgress_policy::{NamedSets, Policies, PolicyBundle, PolicySet, Scheme, Share, Surroundings};
 
 use super::govern::{Generation, Governor, blocking, zone};
+use super::in_force::APPLIED_BYTES_MAX;
 use super::model::Refusal;
 use super::render::compile;
 use super::revisions::takes_away;
@@ -41,6 +42,7 @@ fn within_share(
     if !live.model.policies.keys().any(|other| other != owner && other.tenant().is_some()) {
         return Ok(());
     }
+    within_bytes(live, (owner, tenant, bundle), percent)?;
     let share = all.share(tenant, agents).filter(|share| share.exceeds(percent.get()));
     let is_in_force = live.in_force.told(owner).is_some();
     let former = |share: &Share| {
@@ -56,6 +58,27 @@ fn within_share(
             share.told()
         ))),
     }
+}
+
+/// The same of the bytes of a generation's documents, of which texts and sets are nearly all.
+fn within_bytes(
+    live: &Generation,
+    (owner, tenant, bundle): (&PolicyOwner, &str, &PolicyBundle),
+    percent: NonZeroU8,
+) -> Result<(), Refusal> {
+    let bytes = |text: &str, sets: &NamedSets| {
+        let sets = serde_json::to_vec(sets).map_or(usize::MAX, |json| json.len());
+        text.len().saturating_add(sets)
+    };
+    let (new, max) =
+        (bytes(&bundle.text, &bundle.sets), APPLIED_BYTES_MAX / 100 * usize::from(percent.get()));
+    let former = live.in_force.told(owner).map_or(0, |former| bytes(former.text, former.sets));
+    if new <= max.max(former) {
+        return Ok(());
+    }
+    Err(Refusal::Full(format!(
+        "tenant `{tenant}` takes {new} of {APPLIED_BYTES_MAX} bytes of policies and sets, and one of several tenants may take {percent} %: shorten its sets, or raise `share_percent_max` in [tenants] of the configuration"
+    )))
 }
 
 /// The host of an endpoint that is asked over TLS.

@@ -17,6 +17,8 @@ use super::model::{Model, Refusal};
 
 /// Largest document of a generation: what a plane accepts, less its envelope.
 const DOCUMENT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 1024;
+/// What a policy that is applied may bring the documents of a generation to, bytes.
+pub(super) const APPLIED_BYTES_MAX: usize = DOCUMENT_BYTES_MAX - DOCUMENT_ROOM_BYTES;
 /// What is left of it where a policy is applied: a tenant whose texts fill a generation must not keep keys from being
 /// revoked, and agents from being disabled, which takes some bytes for each of ten thousand.
 const DOCUMENT_ROOM_BYTES: usize = 16 << 20;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use self::known::{AGENT_OPENINGS_MAX, Address, Full, Known, Name};
+use self::known::{AGENT_OPENINGS_MAX, Address, Full, Known, Name, Tenancy};
 use super::govern::{Generation, Governor};
 use super::kernel::{Link, State};
 use super::observe::Observations;
@@ -82,7 +82,7 @@ impl Resolved {
         if opened.is_empty() {
             return Err(Status::permission_denied("policy opens nothing of this name for this agent"));
         }
-        self.remember(&name, &addresses, &opened)?;
+        self.remember(&live, &name, &addresses, &opened)?;
         let _ = tokio::time::timeout(SETTLE, self.link.settled(live.model.generation)).await;
         self.link.learn(&LearnedAddresses { generation: live.model.generation, addresses: opened }).await
     }
@@ -164,6 +164,7 @@ impl Resolved {
 
     fn remember(
         &self,
+        live: &Generation,
         name: &Name,
         addresses: &[(IpAddr, Duration)],
         opened: &[LearnedAddress],
@@ -173,8 +174,18 @@ impl Resolved {
         let address =
             |(ip, ttl): &(IpAddr, Duration)| Address { ip: *ip, until: now + *ttl, openings: openings(*ip) };
         let addresses: Vec<Address> = addresses.iter().map(address).collect();
-        self.known.lock().remember(name, &addresses, now).map_err(|full| {
+        let agents = &live.model.agents;
+        let tenant = agents.values().find(|agent| agent.index == name.agent).map(|agent| agent.id.tenant());
+        let tenant = tenant.ok_or_else(|| Status::permission_denied("there is no such agent any more"))?;
+        let is_one_of_several = agents.keys().any(|id| id.tenant() != tenant);
+        let percent = self.governor.config.tenants.share_percent_max;
+        let tenancy = Tenancy::new(tenant, is_one_of_several, percent);
+        self.known.lock().remember(name, tenancy, &addresses, now).map_err(|full| {
             Status::resource_exhausted(match full {
+                Full::Tenant => format!(
+                    "{} ports of addresses are open for agents of tenant `{tenant}`, which is as many as one of several tenants may have",
+                    tenancy.openings_max
+                ),
                 Full::Agent => format!(
                     "{AGENT_OPENINGS_MAX} ports of addresses are open for this agent, which is as many as one may have"
                 ),

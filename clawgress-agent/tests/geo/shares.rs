@@ -1,16 +1,16 @@
 //! What tenants share, and who gives way where it is not enough for all.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use clawgress_agent::control;
 use clawgress_agent::control::store::MemoryStore;
 use clawgress_api::clock::Clock;
-use clawgress_api::{MissingGroups, NewAgent, NewPolicy};
+use clawgress_api::{MissingGroups, NewAgent, NewPolicy, proto};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 
-use super::node::{self, Node, Role, document, until};
+use super::node::{self, Node, Role, document, parse, until};
 use super::{SetClock, changes, snapshot, status};
 
 const OPEN: &str = r#"@id("all") permit (principal, action == Action::"connect", resource);"#;
@@ -170,5 +170,45 @@ async fn who_has_left_force_keeps_its_share() {
     sometime("it to leave force", async || tenants.suspends("acme").await).await;
     let refused = tenants.apply("beta", &limits(MORE, 2, "")).await.expect_err("refused");
     assert!(refused.message().contains("may take 50 %"), "{refused}");
+    tenants.role.stop().await;
+}
+
+/// What counts again gives something: planes prepare it, as any change that does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_room_again_is_prepared_by_the_planes() {
+    let tenants = Tenants::start("[tenants]\nshare_percent_max = 100\n").await;
+    tenants.apply("default", OPEN).await.expect("applied");
+    tenants.apply("beta", &limits(LESS, 2, AT_THREE)).await.expect("applied");
+    tenants.apply("acme", &limits(MORE, 3, AT_THREE)).await.expect("applied");
+    tenants.clock.set("2026-11-25T03:00:00Z");
+    sometime("the largest to give way", async || tenants.suspends("acme").await).await;
+    let can = Arc::new(AtomicBool::new(false));
+    let has_acme = |snapshot: &proto::Snapshot| {
+        // One that tells who is quarantined, and nothing else, has no document.
+        let document = || parse::<serde_json::Value>(&snapshot.document);
+        !snapshot.document.is_empty() && document()["tenants"].get("acme").is_some()
+    };
+    let answer = {
+        let can = Arc::clone(&can);
+        move |snapshot: &proto::Snapshot| {
+            let refuses = has_acme(snapshot) && !can.load(Ordering::Relaxed);
+            Some(if refuses { "no memory".to_owned() } else { String::new() })
+        }
+    };
+    let mut worker = tenants.node.preparing_worker("w", answer).await;
+    tenants.apply("beta", OPEN).await.expect("applied");
+    loop {
+        // As long as it takes to compile all of it without optimization.
+        let asked = worker.received.recv().await.expect("the stream goes on");
+        if asked.prepare != 0 && has_acme(&asked) {
+            break;
+        }
+        assert!(!has_acme(&asked), "it counts, and nobody prepared it");
+    }
+    assert!(tenants.suspends("acme").await, "a plane can't take it");
+    // It is tried again when something changes.
+    can.store(true, Ordering::Relaxed);
+    tenants.apply("beta", &limits(1, 2, "")).await.expect("applied");
+    sometime("it to count again", async || !tenants.suspends("acme").await).await;
     tenants.role.stop().await;
 }
