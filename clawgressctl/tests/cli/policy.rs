@@ -331,9 +331,9 @@ async fn lint_refuses_what_it_proves_and_tells_what_it_suspects() {
     assert_eq!(told, (Some("error"), Some("covered-by-forbid"), Some(3)), "{found}");
     check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
 
-    let llm = path("llm.cedar", "@id(\"m\") forbid (principal, action == Action::\"llm\", resource);\n");
-    let idle = "the action `llm` is enforced nowhere in this configuration";
-    check(&run(config, &["policy", "apply", &llm, "-m", "x"]).await, 1, "", idle);
+    let tool = path("tool.cedar", "@id(\"m\") forbid (principal, action == Action::\"tool\", resource);\n");
+    let idle = "the action `tool` is enforced nowhere in this configuration";
+    check(&run(config, &["policy", "apply", &tool, "-m", "x"]).await, 1, "", idle);
     let schema = ctl(nowhere, &["policy", "schema"]).output().await.expect("run");
     check(&schema, 0, "action llm in", "");
     let schema: Value =
