@@ -16,6 +16,7 @@ mod endpoint;
 mod intercept;
 mod interface;
 mod llm;
+pub mod route;
 mod spiffe;
 mod tenants;
 
@@ -25,6 +26,7 @@ pub use self::endpoint::Endpoint;
 pub use self::intercept::{Intercept, excludes};
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
 pub use self::llm::{Llm, LlmServer, UNLISTED};
+pub use self::route::{Parent, Resolve, Route};
 pub use self::spiffe::{Spiffe, WorkloadEndpoint};
 pub use self::tenants::Tenants;
 
@@ -52,6 +54,12 @@ pub struct Config {
     /// Upstreams for clients that take a base URL.
     #[serde(default, rename = "endpoint", skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
+    /// Proxies that routes lead through.
+    #[serde(default, rename = "parent", skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<Parent>,
+    /// By which way destinations are reached.
+    #[serde(default, rename = "route", skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
     /// Reading TLS; it is not read if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intercept: Option<Intercept>,

@@ -11,6 +11,7 @@ use clawgress_identity::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Route;
 use crate::{Destination, GroupRef, MissingGroups, RecordKind, SourceRef, Verdict};
 
 /// Everything L7 needs at one generation; swapped whole.
@@ -649,6 +650,12 @@ pub struct Status {
     /// Addresses of the explicit proxy over TLS.
     #[serde(default)]
     pub proxies_tls: Vec<SocketAddr>,
+    /// Proxies that routes lead through, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parents: BTreeMap<String, SocketAddr>,
+    /// By which way destinations are reached: the first that fits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
     /// The gateway's own addresses that agents' traffic may be routed to.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,

@@ -181,6 +181,8 @@ drop_reasons! {
     ContentMemoryFull = 74, "content_memory_full", l7;
     /// Bodies of the agent that have to be read before they go on take as much memory as one agent's may.
     ContentShareFull = 75, "content_share_full", l7;
+    /// The parent proxy that the route leads through can't be reached, or did not make the connection.
+    ParentFailed = 76, "parent_failed", l7;
 }
 
 impl core::fmt::Display for DropReason {

@@ -18,6 +18,7 @@ pub mod prompt;
 pub mod proxy_authorization;
 pub mod proxy_header;
 pub mod proxy_request;
+pub mod proxy_response;
 pub mod sniff;
 pub mod socks5;
 pub mod tool;

@@ -24,6 +24,7 @@ use crate::identify::{self, Who};
 use crate::intercept::{self, Wanted};
 use crate::opaque::{self, Content, Enforced, Offered, Subject};
 use crate::plain_http::{Front, Place};
+use crate::route::Way;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
@@ -220,9 +221,9 @@ async fn reach(
     exchange: &mut Exchange,
 ) -> Result<Judged, Ruling> {
     let gateway = &serving.gateway;
-    let addresses = gateway.resolver.addresses(&asked.host).await;
-    let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason))?;
-    let judged = decide::connect(plan, &who.identity.agent, &gateway.own, &addresses, asked.port);
+    let ways = gateway.ways(&asked.host, asked.port).await;
+    let ways = ways.map_err(|reason| Ruling::deny("connect", reason))?;
+    let judged = decide::connect(plan, &who.identity.agent, &gateway.own, &ways, asked.port);
     judged.map_err(|(ruling, ip)| {
         ip.into_iter().for_each(|ip| exchange.address(ip));
         ruling
@@ -246,7 +247,7 @@ struct Established<'a> {
     exchange: Exchange,
     asked: Asked,
     prospect: Prospect,
-    upstream: Option<(TcpStream, std::net::IpAddr)>,
+    upstream: Option<(TcpStream, Way)>,
 }
 
 // === impl Prospect ===
@@ -268,9 +269,10 @@ impl Established<'_> {
         };
         let (dials, agent) = (&self.serving.gateway.dials, self.prospect.who.identity.agent.index);
         let behalf = dial::Behalf { agent, steered_to: None };
-        let (upstream, ip) = dial::dial(dials, behalf, &judged.addresses, self.asked.port).await?;
-        self.exchange.address(ip);
-        self.upstream = Some((upstream, ip));
+        let to = (&self.asked.host, self.asked.port);
+        let (upstream, way) = dial::dial(dials, behalf, &judged.ways, to).await?;
+        self.exchange.way(&way);
+        self.upstream = Some((upstream, way));
         Ok(())
     }
 
@@ -368,7 +370,7 @@ impl Established<'_> {
         let status = manner.status();
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
         let mut subject =
-            Subject { who, host, port, content, steered_to: None, ip: None, effects: Box::default() };
+            Subject { who, host, port, content, steered_to: None, way: None, effects: Box::default() };
         let plan = match gateway.snapshots.current() {
             // Policy may have come to ask for it since.
             Ok(plan) => subject.inform(gateway, &plan).await.map(|()| plan),
@@ -398,12 +400,12 @@ impl Established<'_> {
         let behalf = dial::Behalf { agent, steered_to: None };
         let upstream = match (self.upstream, self.prospect.reached) {
             (Some(upstream), _) => Ok(upstream),
-            (None, Some(judged)) => dial::dial(dials, behalf, &judged.addresses, port).await,
+            (None, Some(judged)) => dial::dial(dials, behalf, &judged.ways, (&subject.host, port)).await,
             (None, None) => {
                 let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange);
                 let reached = Box::pin(reached).await;
                 match reached {
-                    Ok(judged) => dial::dial(dials, behalf, &judged.addresses, port).await,
+                    Ok(judged) => dial::dial(dials, behalf, &judged.ways, (&subject.host, port)).await,
                     Err(ruling) => {
                         return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling)
                             .await;
@@ -413,8 +415,8 @@ impl Established<'_> {
         };
         drop(plan);
         match upstream {
-            Ok((upstream, ip)) => {
-                subject.ip = Some(ip);
+            Ok((upstream, way)) => {
+                subject.way = Some(way);
                 let enforced = Enforced { effects: ruling.effects, status };
                 opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced).await;
             }

@@ -18,6 +18,7 @@ use clawgress_policy::{
 
 use crate::identify::Who;
 use crate::own::Own;
+use crate::route::Way;
 use crate::snapshot::Plan;
 
 /// An answer of policy.
@@ -48,15 +49,15 @@ pub struct Duties {
     pub obligations: Vec<Arc<Obligation>>,
 }
 
-/// Addresses that may be dialled.
+/// Ways that may be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judged {
     /// At least one, in the resolver's order.
-    pub addresses: Vec<IpAddr>,
+    pub ways: Vec<Way>,
     /// Determining policies.
     pub policies: Vec<String>,
-    /// Those of each address.
-    pub by_address: Vec<(IpAddr, Vec<String>)>,
+    /// Those of each way.
+    pub by_way: Vec<(Way, Vec<String>)>,
 }
 
 // === impl Ruling ===
@@ -452,27 +453,52 @@ pub fn connect(
     plan: &Plan,
     agent: &Agent,
     own: &Own,
-    addresses: &[IpAddr],
+    ways: &[Way],
     port: u16,
 ) -> Result<Judged, (Ruling, Option<IpAddr>)> {
-    let mut judged = Judged { addresses: Vec::new(), policies: Vec::new(), by_address: Vec::new() };
+    let mut judged = Judged { ways: Vec::new(), policies: Vec::new(), by_way: Vec::new() };
     let mut first = None;
-    for ip in addresses {
-        let ruling = connect_one(plan, agent, own, *ip, port);
+    for way in ways {
+        let (ruling, ip) = connect_way(plan, agent, own, way, port);
         if ruling.verdict.is_ok() {
-            judged.addresses.push(*ip);
+            judged.ways.push(way.clone());
             judged.policies.extend_from_slice(&ruling.policies);
-            judged.by_address.push((*ip, ruling.policies));
+            judged.by_way.push((way.clone(), ruling.policies));
         } else {
-            first.get_or_insert((ruling, Some(*ip)));
+            first.get_or_insert((ruling, ip));
         }
     }
-    if judged.addresses.is_empty() {
+    if judged.ways.is_empty() {
         return Err(first.unwrap_or_else(|| (Ruling::deny("connect", DropReason::ResolveFailed), None)));
     }
     judged.policies.sort();
     judged.policies.dedup();
     Ok(judged)
+}
+
+/// `connect` on the destination, unless a parent proxy resolves its name, and on what is dialled for it: the kernel plane
+/// judges that of the proxy's own sockets, too.
+fn connect_way(plan: &Plan, agent: &Agent, own: &Own, way: &Way, port: u16) -> (Ruling, Option<IpAddr>) {
+    let mut ruled = None;
+    if let Some(ip) = way.ip {
+        let ruling = connect_one(plan, agent, own, ip, port);
+        if ruling.verdict.is_err() {
+            return (ruling, Some(ip));
+        }
+        ruled = Some(ruling);
+    }
+    if let Some(parent) = way.parent() {
+        let at = parent.address;
+        let ruling = connect_one(plan, agent, own, at.ip(), at.port());
+        if ruling.verdict.is_err() {
+            return (ruling, Some(at.ip()));
+        }
+        ruled = Some(match ruled {
+            Some(before) => before.with(&ruling.policies),
+            None => ruling,
+        });
+    }
+    (ruled.unwrap_or_else(|| Ruling::deny("connect", DropReason::ResolveFailed)), way.ip)
 }
 
 fn connect_one(plan: &Plan, agent: &Agent, own: &Own, ip: IpAddr, port: u16) -> Ruling {

@@ -12,9 +12,11 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use clawgress_ebpf_common::user::DialTable;
 use clawgress_ebpf_common::{Dial, DropReason, dial_flag};
+use clawgress_policy::Host;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use nix::errno::Errno;
+use nix::sys::socket::sockopt;
 use pingora_core::connectors::l4;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::protocols::l4::stream::Stream;
@@ -25,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::limit;
+use crate::route::Way;
 
 /// The table in which sockets are registered, as the datapath role handed it over last; none where it
 /// wants none.
@@ -48,6 +51,10 @@ pub struct Connector {
     pub dials: Arc<Dials>,
     /// For whom.
     pub behalf: Behalf,
+    /// Which way.
+    pub way: Way,
+    /// To where.
+    pub to: (Host, u16),
 }
 
 // === impl Dials ===
@@ -58,21 +65,34 @@ impl Dials {
         self.0.store(table.map(Arc::new));
     }
 
-    /// Connects to a judged address for an agent.
-    async fn connect(&self, behalf: Behalf, address: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::from_std(self.begin(behalf, address)?)?;
+    /// Connects a judged way for an agent, to its end.
+    async fn connect(&self, behalf: Behalf, way: &Way, (host, port): (&Host, u16)) -> io::Result<TcpStream> {
+        let address = way.dialled(port).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let source = way.source(address)?;
+        let mut stream = TcpStream::from_std(self.begin(behalf, address, source)?)?;
         stream.writable().await?;
-        match stream.take_error()? {
-            Some(error) => Err(error),
-            None => Ok(stream),
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
         }
+        way.lead_on(&mut stream, host, port).await?;
+        Ok(stream)
     }
 
     /// A socket that is being connected. The kernel judges, and sends the first packet, within the call, so
     /// the registration is taken back right after it.
-    fn begin(&self, behalf: Behalf, address: SocketAddr) -> io::Result<std::net::TcpStream> {
+    fn begin(
+        &self,
+        behalf: Behalf,
+        address: SocketAddr,
+        source: Option<SocketAddr>,
+    ) -> io::Result<std::net::TcpStream> {
         let socket =
             Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        if let Some(source) = source {
+            // The port is chosen with the destination: one may be used for several.
+            nix::sys::socket::setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+            socket.bind(&source.into())?;
+        }
         let table = self.0.load_full();
         let registered = match &table {
             Some(table) => {
@@ -102,32 +122,31 @@ impl Dials {
 
 #[async_trait]
 impl l4::Connect for Connector {
-    async fn connect(&self, address: &PeerAddress) -> pingora_error::Result<Stream> {
-        let PeerAddress::Inet(address) = address else {
-            return Error::e_explain(ErrorType::InternalError, "not an internet address");
-        };
-        match timeout(limit::DIAL, self.dials.connect(self.behalf, *address)).await {
-            Ok(Ok(stream)) => Ok(stream.into()),
-            Ok(Err(error)) => Error::e_because(ErrorType::ConnectError, "not connected", error),
-            Err(_) => Error::e_explain(ErrorType::ConnectTimedout, "not connected in time"),
+    /// The address is what Pingora tells connections apart by; the way says what is dialled.
+    async fn connect(&self, _address: &PeerAddress) -> pingora_error::Result<Stream> {
+        let (host, port) = (&self.to.0, self.to.1);
+        let connected = attempt(&self.dials, self.behalf, self.way.clone(), (host, port)).await;
+        match connected {
+            Ok((stream, _)) => Ok(stream.into()),
+            Err(reason) => Error::e_explain(ErrorType::Custom(reason.name()), "not connected"),
         }
     }
 }
 
-/// Addresses in the order they are dialled: the `chosen` one if it is among them, then families alternate, IPv6
+/// Ways in the order they are taken: the `chosen` one if it is among them, then families alternate, IPv6
 /// first if `v6_first`.
 #[must_use]
-pub fn order(addresses: &[IpAddr], chosen: Option<IpAddr>, v6_first: bool) -> Vec<IpAddr> {
-    let (first, second): (Vec<IpAddr>, Vec<IpAddr>) =
-        addresses.iter().partition(|ip| ip.is_ipv6() == v6_first);
+pub fn order(ways: &[Way], chosen: Option<IpAddr>, v6_first: bool) -> Vec<Way> {
+    let is_v6 = |way: &Way| way.ip.is_some_and(|ip| ip.is_ipv6());
+    let (first, second): (Vec<Way>, Vec<Way>) = ways.iter().cloned().partition(|way| is_v6(way) == v6_first);
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    let mut ordered = Vec::with_capacity(addresses.len());
-    while ordered.len() < addresses.len() {
+    let mut ordered = Vec::with_capacity(ways.len());
+    while ordered.len() < ways.len() {
         ordered.extend(first.next());
         ordered.extend(second.next());
     }
     // Who dialled an address gets that one, where the name has it: rate limits have counted it.
-    if let Some(at) = chosen.and_then(|chosen| ordered.iter().position(|ip| *ip == chosen))
+    if let Some(at) = chosen.and_then(|chosen| ordered.iter().position(|way| way.ip == Some(chosen)))
         && let Some(before) = ordered.get_mut(..=at)
     {
         before.rotate_right(1);
@@ -136,45 +155,57 @@ pub fn order(addresses: &[IpAddr], chosen: Option<IpAddr>, v6_first: bool) -> Ve
     ordered
 }
 
-/// Dials judged `addresses` on behalf of an agent. The first connection wins, and is returned with its address.
+/// Takes judged `ways` to a port of `host` on behalf of an agent. The first connection wins, and is returned with its way.
 ///
 /// # Errors
-/// [`DropReason::UpstreamFailed`] if none was made.
+/// Why the last one failed, if none was made: [`DropReason::UpstreamFailed`] or [`DropReason::ParentFailed`].
 pub async fn dial(
     dials: &Dials,
     behalf: Behalf,
-    addresses: &[IpAddr],
-    port: u16,
-) -> Result<(TcpStream, IpAddr), DropReason> {
+    ways: &[Way],
+    to: (&Host, u16),
+) -> Result<(TcpStream, Way), DropReason> {
     let chosen = behalf.steered_to.map(|to| to.ip());
-    let mut waiting = order(addresses, chosen, true).into_iter();
+    let mut waiting = order(ways, chosen, true).into_iter();
     let mut dialling = FuturesUnordered::new();
+    let (mut failed, mut head_start) = (DropReason::UpstreamFailed, limit::DIAL_STAGGER);
     loop {
-        if let Some(ip) = waiting.next() {
-            dialling.push(attempt(dials, behalf, SocketAddr::new(ip, port)));
+        if let Some(way) = waiting.next() {
+            head_start = way.parent().map_or(limit::DIAL_STAGGER, |_| limit::DIAL_PARENT_STAGGER);
+            dialling.push(attempt(dials, behalf, way, to));
         } else if dialling.is_empty() {
-            return Err(DropReason::UpstreamFailed);
+            return Err(failed);
         }
         let more = waiting.len() > 0;
         let finished = tokio::select! {
-            finished = dialling.next() => finished.flatten(),
-            () = tokio::time::sleep(limit::DIAL_STAGGER), if more => None,
+            finished = dialling.next() => finished,
+            () = tokio::time::sleep(head_start), if more => None,
         };
-        if let Some(connected) = finished {
-            return Ok(connected);
+        match finished {
+            Some(Ok(connected)) => return Ok(connected),
+            Some(Err(reason)) => failed = reason,
+            None => {}
         }
     }
 }
 
-async fn attempt(dials: &Dials, behalf: Behalf, address: SocketAddr) -> Option<(TcpStream, IpAddr)> {
-    match timeout(limit::DIAL, dials.connect(behalf, address)).await {
-        Ok(Ok(stream)) => Some((stream, address.ip())),
+async fn attempt(
+    dials: &Dials,
+    behalf: Behalf,
+    way: Way,
+    to: (&Host, u16),
+) -> Result<(TcpStream, Way), DropReason> {
+    match timeout(way.patience(), dials.connect(behalf, &way, to)).await {
+        Ok(Ok(stream)) => Ok((stream, way)),
         Ok(Err(error)) => {
-            // Refused by the kernel plane: it has told why in a record of its own.
-            tracing::debug!(%address, %error, "not connected");
-            None
+            // Refused by the kernel plane, perhaps: it has told why in a record of its own.
+            way.tell(&error);
+            Err(way.failure())
         }
-        Err(_) => None,
+        Err(_) => {
+            way.tell(&"it took too long");
+            Err(way.failure())
+        }
     }
 }
 
@@ -185,16 +216,17 @@ mod tests {
     #[test]
     fn families_alternate_and_dials_are_bounded() {
         let ip = |s: &str| s.parse::<IpAddr>().expect("address");
-        let addresses: Vec<IpAddr> =
-            ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "192.0.2.4"].map(ip).to_vec();
-        let want = ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"].map(ip).to_vec();
-        assert_eq!(order(&addresses, None, true), want);
-        let want = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"].map(ip).to_vec();
-        assert_eq!(order(&addresses, None, false), want);
-        let want = ["192.0.2.4", "2001:db8::1", "192.0.2.1", "192.0.2.2"].map(ip).to_vec();
-        assert_eq!(order(&addresses, Some(ip("192.0.2.4")), true), want, "what the client chose");
+        let way = |s: &str| Way::direct(ip(s));
+        let ways: Vec<Way> =
+            ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "192.0.2.4"].map(way).to_vec();
+        let want = ["2001:db8::1", "192.0.2.1", "192.0.2.2", "192.0.2.3"].map(way).to_vec();
+        assert_eq!(order(&ways, None, true), want);
+        let want = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"].map(way).to_vec();
+        assert_eq!(order(&ways, None, false), want);
+        let want = ["192.0.2.4", "2001:db8::1", "192.0.2.1", "192.0.2.2"].map(way).to_vec();
+        assert_eq!(order(&ways, Some(ip("192.0.2.4")), true), want, "what the client chose");
         let other = Some(ip("192.0.2.99"));
-        assert_eq!(order(&addresses, other, true), order(&addresses, None, true), "it must be among them");
+        assert_eq!(order(&ways, other, true), order(&ways, None, true), "it must be among them");
         assert!(order(&[], None, true).is_empty());
     }
 
@@ -203,13 +235,15 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.expect("bind");
         let port = listener.local_addr().expect("address").port();
         let addresses = [IpAddr::from([127, 0, 0, 3]), IpAddr::from([127, 0, 0, 2])];
+        let (ways, host) = (addresses.map(Way::direct), Host::parse("a.test").expect("host"));
         let dials = Dials::default();
-        let (stream, ip) =
-            dial(&dials, Behalf { agent: 1, steered_to: None }, &addresses, port).await.expect("connected");
-        assert_eq!((stream.peer_addr().expect("peer").ip(), ip), (addresses[1], addresses[1]));
+        let (stream, way) = dial(&dials, Behalf { agent: 1, steered_to: None }, &ways, (&host, port))
+            .await
+            .expect("connected");
+        assert_eq!((stream.peer_addr().expect("peer").ip(), way), (addresses[1], Way::direct(addresses[1])));
         drop(listener);
         assert_eq!(
-            dial(&dials, Behalf { agent: 1, steered_to: None }, &addresses, port).await.err(),
+            dial(&dials, Behalf { agent: 1, steered_to: None }, &ways, (&host, port)).await.err(),
             Some(DropReason::UpstreamFailed)
         );
     }

@@ -21,6 +21,7 @@ use crate::decide::Ruling;
 use crate::gateway::Gateway;
 use crate::identify::{Stranger, Who};
 use crate::opaque::{Content, Offered};
+use crate::route::Way;
 use crate::snapshot::{Basis, Plan, Snapshots};
 
 /// Most bytes of an agent's labels, and of what a hello offers, that a record holds: most have few, and a record is one
@@ -168,6 +169,12 @@ impl Exchange {
     /// Notes the address that is dialled, or was refused.
     pub fn address(&mut self, ip: IpAddr) {
         self.record.destination.ip = Some(ip);
+    }
+
+    /// Notes the way that is taken.
+    pub fn way(&mut self, way: &Way) {
+        way.ip.into_iter().for_each(|ip| self.address(ip));
+        self.record.destination.via = way.parent().map(|parent| parent.name.clone());
     }
 
     /// Notes that its TLS is read.

@@ -20,6 +20,7 @@ use crate::own::Own;
 use crate::plain_http::Calls;
 use crate::quota::Quota;
 use crate::resolve::Resolver;
+use crate::route::Routes;
 use crate::snapshot::Snapshots;
 use crate::tls::Terminal;
 use crate::tunnel::Pipes;
@@ -45,6 +46,8 @@ pub struct Gateway {
     pub dials: Arc<Dials>,
     /// Upstreams for clients that take a base URL.
     pub endpoints: Arc<Endpoints>,
+    /// By which way destinations are reached.
+    pub routes: Arc<Routes>,
     /// What is ours.
     pub own: Arc<Own>,
     /// Where records go.

@@ -33,6 +33,7 @@ mod plain_http;
 mod quota;
 mod resolve;
 mod roots;
+mod route;
 mod serve;
 mod snapshot;
 mod socks;

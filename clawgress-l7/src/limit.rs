@@ -39,6 +39,14 @@ pub const ADDRESSES_MAX: usize = 16;
 pub const DIALS_MAX: usize = 4;
 /// For one connection attempt.
 pub const DIAL: Duration = Duration::from_secs(5);
+/// For one attempt through a parent proxy, which has to dial, too.
+pub const DIAL_PARENT: Duration = Duration::from_secs(15);
+/// Head start of one attempt through a parent proxy over the next: it gives its own attempts as much.
+pub const DIAL_PARENT_STAGGER: Duration = Duration::from_secs(5);
+/// Most bytes of a file with the credential for one.
+pub const PARENT_FILE_BYTES: usize = 4096;
+/// How often the log tells that one fails.
+pub const PARENT_TOLD: Duration = Duration::from_secs(10);
 /// Head start of one attempt over the next (RFC 8305 section 5, recommended value).
 pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
 /// For an upstream to send the next bytes of a response: models think for minutes.

@@ -5,7 +5,7 @@
 //! its server speaks first.
 
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
@@ -27,6 +27,7 @@ use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::intercept::{self, Wanted};
+use crate::route::Way;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
 use crate::{dial, limit, page, peek, tunnel};
@@ -62,8 +63,8 @@ pub struct Subject {
     pub content: Content,
     /// What the client dialled, if that was an address, and it names a host at most in its hello.
     pub steered_to: Option<SocketAddr>,
-    /// The address dialled, once it is.
-    pub ip: Option<IpAddr>,
+    /// The way that was taken, once it was.
+    pub way: Option<Way>,
     /// What it was obliged to after it was decided.
     pub effects: Box<[EffectRef]>,
 }
@@ -98,8 +99,8 @@ impl Subject {
                 decide::unknown(plan, &who, &self.host, self.port, gateway.excludes(&self.host))
             }
         };
-        let Some(ip) = self.ip.filter(|_| ruling.verdict.is_ok()) else { return ruling };
-        match decide::connect(plan, agent, &gateway.own, &[ip], self.port) {
+        let Some(way) = self.way.as_ref().filter(|_| ruling.verdict.is_ok()) else { return ruling };
+        match decide::connect(plan, agent, &gateway.own, std::slice::from_ref(way), self.port) {
             Ok(judged) => ruling.with(&judged.policies),
             Err((refused, _)) => refused.obliged_by(&ruling),
         }
@@ -197,9 +198,9 @@ impl Subject {
         if self.steered_to.is_some() && ruling.verdict.is_ok() {
             // The connection is made already, to where the client wanted: that must be where we would
             // have gone.
-            let addresses = gateway.resolver.addresses(&subject.host).await?;
+            let ways = gateway.ways(&subject.host, subject.port).await?;
             ruling = judge()?;
-            if ruling.verdict.is_ok() && self.ip.is_none_or(|ip| !addresses.contains(&ip)) {
+            if ruling.verdict.is_ok() && self.way.as_ref().is_none_or(|way| !ways.contains(way)) {
                 ruling = Ruling::deny("tls", DropReason::SniMismatch).obliged_by(&ruling);
             }
         }
@@ -303,7 +304,7 @@ fn tls_subject(
             port,
             content: Content::Tls(offered),
             steered_to,
-            ip: None,
+            way: None,
             effects: Box::default(),
         },
         plan,
@@ -350,7 +351,7 @@ pub async fn transparent_unknown(
                 port,
                 content: Content::Unknown,
                 steered_to,
-                ip: None,
+                way: None,
                 effects: Box::default(),
             },
             plan,
@@ -378,19 +379,17 @@ async fn establish(
         if ruling.verdict.is_err() {
             return Err(ruling);
         }
-        let addresses = gateway.resolver.addresses(&subject.host).await;
-        let addresses = addresses.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
+        let ways = gateway.ways(&subject.host, subject.port).await;
+        let ways = ways.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
         let agent = &subject.who.identity.agent;
-        let judged = decide::connect(plan, agent, &gateway.own, &addresses, subject.port);
-        judged.map(|judged| (ruling.clone().with(&judged.policies), judged.addresses)).map_err(
-            |(refused, ip)| {
-                ip.into_iter().for_each(|ip| exchange.address(ip));
-                refused.obliged_by(&ruling)
-            },
-        )
+        let judged = decide::connect(plan, agent, &gateway.own, &ways, subject.port);
+        judged.map(|judged| (ruling.clone().with(&judged.policies), judged.ways)).map_err(|(refused, ip)| {
+            ip.into_iter().for_each(|ip| exchange.address(ip));
+            refused.obliged_by(&ruling)
+        })
     }
     .await;
-    let (ruling, addresses) = match reached {
+    let (ruling, ways) = match reached {
         Ok(reached) => reached,
         Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
             return Some(Wanted { exchange, subject, stream, held, status: None });
@@ -407,9 +406,9 @@ async fn establish(
         return None;
     }
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
-    match dial::dial(&gateway.dials, behalf, &addresses, subject.port).await {
-        Ok((upstream, ip)) => {
-            subject.ip = Some(ip);
+    match dial::dial(&gateway.dials, behalf, &ways, (&subject.host, subject.port)).await {
+        Ok((upstream, way)) => {
+            subject.way = Some(way);
             let enforced = Enforced { effects: ruling.effects, status: None };
             carry(gateway, exchange, subject, stream, upstream, held, enforced).await;
         }
@@ -448,7 +447,7 @@ pub async fn carry(
     let Enforced { effects, status } = enforced;
     subject.effects.clone_from(&effects);
     exchange.content(&subject.content);
-    subject.ip.into_iter().for_each(|ip| exchange.address(ip));
+    subject.way.iter().for_each(|way| exchange.way(way));
     // Dialling took time: policy counts as of now.
     let ruling = match gateway.snapshots.current() {
         Ok(plan) => {
@@ -492,7 +491,7 @@ pub async fn carry(
             exchange.hello(*ja4);
         }
         exchange.effects(&found.effects);
-        subject.ip.into_iter().for_each(|ip| exchange.address(ip));
+        subject.way.iter().for_each(|way| exchange.way(way));
     }
     exchange.end(End { status, sent, received, reason, tokens: None });
 }

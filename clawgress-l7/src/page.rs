@@ -56,7 +56,10 @@ pub fn status(reason: DropReason) -> u16 {
         DropReason::RateLimited => 429,
         DropReason::UpgradeUnsupported | DropReason::SocksUnsupported => 501,
         DropReason::SniMismatch => 421,
-        DropReason::ResolveFailed | DropReason::UpstreamFailed | DropReason::UpstreamUntrusted => 502,
+        DropReason::ResolveFailed
+        | DropReason::UpstreamFailed
+        | DropReason::UpstreamUntrusted
+        | DropReason::ParentFailed => 502,
         DropReason::SnapshotMissing
         | DropReason::InterceptionUnavailable
         | DropReason::PolicyMissing
@@ -131,6 +134,9 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
             "send fewer or smaller bodies at once, and try again soon"
         }
         DropReason::SniMismatch => "send each request over a connection to its own host",
+        DropReason::ParentFailed => {
+            "the proxy that the gateway has to go through did not make the connection; try again later, and if that does not help, tell whoever runs the gateway, with the request id"
+        }
         DropReason::UpstreamFailed => "the destination can't be reached now; try again later",
         DropReason::SnapshotMissing
         | DropReason::PolicyMissing
@@ -182,7 +188,10 @@ pub fn alert(reason: DropReason) -> [u8; 7] {
     let description = match reason {
         DropReason::SniMissing | DropReason::SniMismatch => 112,
         DropReason::TlsMalformed => 50,
-        DropReason::UpstreamFailed | DropReason::ResolveFailed | DropReason::InterceptionUnavailable => 80,
+        DropReason::UpstreamFailed
+        | DropReason::ParentFailed
+        | DropReason::ResolveFailed
+        | DropReason::InterceptionUnavailable => 80,
         DropReason::UpgradeUnsupported => 120,
         _ => 49,
     };

@@ -3,6 +3,7 @@
 //! Pingora never sees a byte that the [`Gate`] has not framed and rewritten. Must never send a request
 //! whose decision was not recorded first.
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ pub use hold::{Held, Source};
 pub use model::Calls;
 use model::Coming;
 pub use respond::is_stranger;
-use respond::{is_untrusted, respond, reusable, switch};
+use respond::{is_of_parent, is_untrusted, respond, reusable, switch};
 
 /// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
 /// round it (RFC 7838).
@@ -60,6 +61,7 @@ pub type Proxy = HttpProxy<App>;
 #[derive(Debug)]
 pub struct App {
     gateway: Arc<Gateway>,
+    groups: RandomState,
 }
 
 /// What is known of one request.
@@ -124,7 +126,7 @@ pub fn proxy(gateway: &Arc<Gateway>, threads: Option<usize>) -> Arc<Proxy> {
         max_retries: limit::DIALS_MAX + 1,
         ..ServerConf::default()
     };
-    Arc::new(http_proxy(&Arc::new(conf), App { gateway: Arc::clone(gateway) }))
+    Arc::new(http_proxy(&Arc::new(conf), App { gateway: Arc::clone(gateway), groups: RandomState::new() }))
 }
 
 // === impl App ===
@@ -190,19 +192,19 @@ impl App {
         if ruling.verdict.is_err() {
             return Err(enforce(gateway, ruling, exchange.id()).await);
         }
-        let addresses = gateway.resolver.addresses(&admitted.host).await;
-        let addresses = match addresses {
-            Ok(addresses) => addresses,
+        let ways = gateway.ways(&admitted.host, admitted.port).await;
+        let ways = match ways {
+            Ok(ways) => ways,
             // Asked for all the same.
             Err(reason) => {
                 let refused = Ruling::deny("connect", reason).obliged_by(&ruling);
                 return Err(enforce(gateway, refused, exchange.id()).await);
             }
         };
-        match decide::connect(&plan, &who.identity.agent, &gateway.own, &addresses, admitted.port) {
+        match decide::connect(&plan, &who.identity.agent, &gateway.own, &ways, admitted.port) {
             Ok(reach) => {
                 let chosen = front.connection.steered_to().map(|to| to.ip());
-                let addresses = dial::order(&reach.addresses, chosen, false);
+                let ways = dial::order(&reach.ways, chosen, false);
                 let asked = (&*plan, &who, &admitted);
                 let ruling = Box::pin(content::judge(gateway, session, asked, ruling, exchange));
                 let (ruling, judged) = ruling.await;
@@ -212,8 +214,7 @@ impl App {
                 if ruling.verdict.is_err() {
                     return Err(ruling);
                 }
-                let granted =
-                    Granted::new(admitted, who, (addresses, reach.by_address), ruling, plan.generation);
+                let granted = Granted::new(admitted, who, (ways, reach.by_way), ruling, plan.generation);
                 content.said.take().into_iter().for_each(|said| granted.says(said));
                 Ok(granted)
             }
@@ -288,7 +289,8 @@ impl ProxyHttp for App {
 
     async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let granted = context.granted.as_ref();
-        let Some((granted, dialled)) = granted.and_then(|g| Some((g, g.dialled()?))) else {
+        let granted = granted.and_then(|g| Some((g, g.way()?.clone(), g.way()?.dialled(g.admitted().port)?)));
+        let Some((granted, way, dialled)) = granted else {
             return Error::e_explain(ErrorType::InternalError, "no address was granted");
         };
         let (is_tls, name) = granted.tls();
@@ -297,16 +299,9 @@ impl ProxyHttp for App {
         let agent = granted.who().identity.agent.index;
         // Nor do those whose packets the kernel plane holds to rate limits here, and those it did where they came in.
         let steered_to = context.front.as_ref().and_then(|front| front.connection.steered_to());
-        let is_charged = steered_to.is_some_and(|to| (to.ip(), to.port()) == dialled);
-        // Nor requests by different endpoints: each has its own authorities to verify the server by.
-        let endpoint = u64::from(granted.endpoint());
-        // Nor those that a client sent over TLS with those that the gateway starts it for: their roots are others.
-        let is_read = u64::from(granted.is_intercepted());
+        let is_charged = steered_to == Some(dialled);
+        peer.group_key = granted.group(is_charged, &self.groups);
         let alpn = granted.alpn();
-        let protocol =
-            u64::from(alpn.get_max_http_version()) << 34 | u64::from(alpn.get_min_http_version()) << 36;
-        peer.group_key =
-            u64::from(agent) | u64::from(is_charged) << 32 | is_read << 33 | protocol | endpoint << 38;
         let options = &mut peer.options;
         options.alpn = alpn;
         options.max_h2_streams = limit::UPSTREAM_STREAMS_MAX;
@@ -315,10 +310,10 @@ impl ProxyHttp for App {
         options.h2_ping_interval = Some(limit::UPSTREAM_PING);
         options.ca = granted.ca(&self.gateway);
         let dials = Arc::clone(&self.gateway.dials);
-        options.custom_l4 =
-            Some(Arc::new(dial::Connector { dials, behalf: dial::Behalf { agent, steered_to } }));
-        options.connection_timeout = Some(limit::DIAL);
-        options.total_connection_timeout = Some(limit::DIAL);
+        options.connection_timeout = Some(way.patience());
+        options.total_connection_timeout = Some(way.patience());
+        let (behalf, to) = (dial::Behalf { agent, steered_to }, granted.to());
+        options.custom_l4 = Some(Arc::new(dial::Connector { dials, behalf, way, to }));
         options.read_timeout = Some(limit::UPSTREAM_READ);
         options.write_timeout = Some(limit::UPSTREAM_WRITE);
         options.idle_timeout = Some(limit::UPSTREAM_IDLE);
@@ -339,6 +334,8 @@ impl ProxyHttp for App {
     ) -> Box<Error> {
         if is_untrusted(&error) {
             context.reason = Some(DropReason::UpstreamUntrusted);
+        } else if is_of_parent(&error) {
+            context.reason = Some(DropReason::ParentFailed);
         }
         error.set_retry(context.granted.as_ref().is_some_and(|granted| granted.try_next()));
         error
@@ -358,9 +355,11 @@ impl ProxyHttp for App {
             return Error::e_explain(ErrorType::InternalError, "a request that nobody granted");
         };
         // Another address's may have been no proof.
-        context.reason = context.reason.filter(|reason| *reason != DropReason::UpstreamUntrusted);
+        let is_of_attempt =
+            |reason: &DropReason| matches!(reason, DropReason::UpstreamUntrusted | DropReason::ParentFailed);
+        context.reason = context.reason.filter(|reason| !is_of_attempt(reason));
         // Of a retry too, which may go to another address.
-        granted.dialled().into_iter().for_each(|(ip, _)| exchange.address(ip));
+        granted.way().into_iter().for_each(|way| exchange.way(way));
         // Keys, names and dialling took time: what counts is what is in force now.
         let informed = granted.inform(&self.gateway).await;
         if let Err(reason) = informed.and_then(|()| granted.judge_again(&self.gateway)) {

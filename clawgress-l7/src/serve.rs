@@ -37,6 +37,7 @@ use crate::plain_http::Calls;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
 use crate::quota::Quota;
 use crate::resolve::Resolver;
+use crate::route::Routes;
 use crate::snapshot::Snapshots;
 use crate::stream::Stream;
 use crate::tls::{self, Terminal};
@@ -287,6 +288,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         dns: Desk::new(&config.dns, Resolver::without_cache(&config.l7.resolvers)?, control.clone()),
         dials: Arc::new(Dials::default()),
         endpoints: Arc::new(Endpoints::new(&config.endpoints)?),
+        routes: Arc::new(Routes::new(&config)?),
         own: Arc::new(Own::default()),
         audit: audit.clone(),
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
@@ -311,12 +313,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let keeping = Arc::clone(&gateway);
     background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
     background.spawn(carrier.run(control));
-    let terminating = Arc::clone(&gateway);
-    background.spawn(async move {
-        if let Some(terminal) = &terminating.tls {
-            terminal.follow().await;
-        }
-    });
+    background.spawn(follow_files(Arc::clone(&gateway)));
     let connections = Arc::new(Semaphore::new(connections_max));
     let accepting = Arc::new(Accepting {
         serving,
@@ -344,6 +341,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     }
     background.shutdown().await;
     Ok(())
+}
+
+/// Reads the files of certificates and credentials again whenever they change, for ever.
+async fn follow_files(gateway: Arc<Gateway>) {
+    let certificate = async {
+        if let Some(terminal) = &gateway.tls {
+            terminal.follow().await;
+        }
+    };
+    tokio::join!(certificate, gateway.routes.follow());
 }
 
 /// Waits for all `connections_max` of the connections to end, for some time, and cuts them then.

@@ -47,6 +47,8 @@ pub async fn show(client: &Client, output: Output) -> Result<(), Failure> {
         let addresses = status.proxies_tls.iter().map(ToString::to_string).collect();
         rows.push(("proxy over TLS", list(addresses)));
     }
+    rows.extend(status.parents.iter().map(|(name, address)| ("parent proxy", format!("{name}: {address}"))));
+    rows.extend(status.routes.iter().map(|route| ("route", route.told())));
     if let Some(tracking) = status.datapath.as_ref().and_then(|d| d.tracking) {
         let TrackingStatus { entries, entries_max, dropped } = tracking;
         rows.push(("tracked", format!("{entries} of {entries_max} connections, {dropped} packets dropped")));

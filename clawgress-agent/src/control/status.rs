@@ -58,6 +58,8 @@ impl Control {
                 .as_ref()
                 .map(|t| t.listen.clone())
                 .unwrap_or_default(),
+            parents: self.governor.config.parents.iter().map(|p| (p.name.clone(), p.address)).collect(),
+            routes: self.governor.config.routes.clone(),
             addresses: self.addresses(),
             audit_records: self.audit.records(),
             warnings,

@@ -7,7 +7,7 @@ use super::{
     Audit, Config, Content, Danger, Datapath, DatapathMode, Interface, L7, Llm, Node, Proxy, ProxyTls, Role,
     UTC, UnboundSources,
 };
-use super::{endpoint, intercept, llm};
+use super::{endpoint, intercept, llm, route};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
@@ -33,6 +33,7 @@ pub fn check(config: &Config) -> Result<(), Refused> {
     check_audit(&config.audit)?;
     check_l7(&config.l7, config.datapath.mode)?;
     endpoint::check(&config.endpoints)?;
+    route::check(&config.parents, &config.routes)?;
     config.intercept.as_ref().map_or(Ok(()), intercept::check)?;
     check_content(&config.content)?;
     check_llm(&config.llm, &config.content)?;

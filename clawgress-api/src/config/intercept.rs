@@ -104,7 +104,7 @@ pub(super) fn check(intercept: &Intercept) -> Result<(), super::check::Refused> 
             format!("`{}` is no name of [intercept] `names`: {why}", name.escape_debug()),
         );
     }
-    if let Some(entry) = exclude.iter().find(|entry| !is_name(entry.strip_prefix(BELOW).unwrap_or(entry))) {
+    if let Some(entry) = exclude.iter().find(|entry| !is_host(entry)) {
         let why = "write a name in lower case, without a dot at its end, or `*.` and such a name";
         return refused(
             "exclude",
@@ -112,6 +112,11 @@ pub(super) fn check(intercept: &Intercept) -> Result<(), super::check::Refused> 
         );
     }
     Ok(())
+}
+
+/// Whether it can be an entry of a list as [`Intercept::exclude`] is.
+pub(super) fn is_host(entry: &str) -> bool {
+    is_name(entry.strip_prefix(BELOW).unwrap_or(entry))
 }
 
 /// Whether decisions would compare it equal to anything: A-labels in lower case (RFC 5890).

@@ -100,7 +100,7 @@ impl Refused {
 fn word(reason: DropReason) -> Reply {
     match reason {
         DropReason::ResolveFailed => Reply::HostUnreachable,
-        DropReason::UpstreamFailed => Reply::Refused,
+        DropReason::UpstreamFailed | DropReason::ParentFailed => Reply::Refused,
         DropReason::SocksUnsupported => Reply::CommandUnsupported,
         DropReason::HostInvalid => Reply::AddressUnsupported,
         DropReason::SnapshotMissing

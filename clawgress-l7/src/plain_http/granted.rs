@@ -1,12 +1,12 @@
 //! A request that may be sent: judged in every respect, and judged again while it is served.
 
-use std::net::IpAddr;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::transform::Changes;
-use clawgress_policy::{Need, Operation, Scheme, TunnelProtocol};
+use clawgress_policy::{Host, Need, Operation, Scheme, TunnelProtocol};
 use parking_lot::Mutex;
 use pingora_core::protocols::ALPN;
 use pingora_core::protocols::tls::CaType;
@@ -15,6 +15,7 @@ use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
 use crate::identify::Who;
 use crate::intercept::Interception;
+use crate::route::Way;
 use crate::snapshot::Plan;
 
 use super::content::{self, Said};
@@ -26,12 +27,12 @@ use super::{Admitted, Upgrade};
 pub struct Granted {
     admitted: Admitted,
     who: Who,
-    addresses: Vec<IpAddr>,
+    ways: Vec<Way>,
     /// What `http` said.
     ruling: Ruling,
-    /// Which policies let it reach each address.
-    reach: Vec<(IpAddr, Vec<String>)>,
-    /// Which of the addresses is dialled.
+    /// Which policies let it take each way.
+    reach: Vec<(Way, Vec<String>)>,
+    /// Which of the ways is taken.
     attempt: AtomicUsize,
     /// The generation it was last judged under.
     generation: AtomicU64,
@@ -46,20 +47,20 @@ pub struct Granted {
 // === impl Granted ===
 
 impl Granted {
-    /// A request of `who` to judged `addresses`, which `reach` has the policies of, granted by `ruling` under
+    /// A request of `who` by judged `ways`, which `reach` has the policies of, granted by `ruling` under
     /// `generation`.
     #[must_use]
     pub fn new(
         admitted: Admitted,
         who: Who,
-        (addresses, reach): (Vec<IpAddr>, Vec<(IpAddr, Vec<String>)>),
+        (ways, reach): (Vec<Way>, Vec<(Way, Vec<String>)>),
         ruling: Ruling,
         generation: u64,
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
         let changes = Mutex::new(ruling.changes.clone());
         let (said, is_sent) = (Mutex::default(), AtomicBool::new(false));
-        Granted { admitted, who, addresses, reach, ruling, attempt, generation, changes, said, is_sent }
+        Granted { admitted, who, ways, reach, ruling, attempt, generation, changes, said, is_sent }
     }
 
     /// The request.
@@ -158,24 +159,55 @@ impl Granted {
         self.changes.lock().clone()
     }
 
-    /// What granted it, at the address that is dialled.
+    /// What granted it, by the way that is taken.
     #[must_use]
     pub fn ruling(&self) -> Ruling {
-        let dialled = self.dialled().map(|(ip, _)| ip);
-        let reach = self.reach.iter().find(|(ip, _)| Some(*ip) == dialled);
+        let taken = self.way();
+        let reach = self.reach.iter().find(|(way, _)| Some(way) == taken);
         self.ruling.clone().with(reach.map_or(&[], |(_, policies)| policies))
     }
 
-    /// The address that is dialled, or was, and the port.
+    /// The host and the port that it is for.
     #[must_use]
-    pub fn dialled(&self) -> Option<(IpAddr, u16)> {
-        let ip = self.addresses.get(self.attempt.load(Ordering::Relaxed))?;
-        Some((*ip, self.admitted.port))
+    pub fn to(&self) -> (Host, u16) {
+        (self.admitted.host.clone(), self.admitted.port)
     }
 
-    /// Goes on to the next address; whether there is one.
+    /// The way that is taken, or was.
+    #[must_use]
+    pub fn way(&self) -> Option<&Way> {
+        self.ways.get(self.attempt.load(Ordering::Relaxed))
+    }
+
+    /// What tells the connections apart that it may share with others, besides what Pingora looks at: the address that is
+    /// dialled, and the name. `keys` are of this process.
+    #[must_use]
+    pub fn group(&self, is_charged: bool, keys: &RandomState) -> u64 {
+        let agent = u64::from(self.who.identity.agent.index);
+        // Requests by different endpoints share none: each has its own authorities to verify the server by. Nor do those that
+        // a client sent over TLS with those that the gateway starts it for: their roots are others.
+        let (endpoint, is_read) = (u64::from(self.endpoint()), u64::from(self.is_intercepted()));
+        let alpn = self.alpn();
+        let (most, least) = (u64::from(alpn.get_max_http_version()), u64::from(alpn.get_min_http_version()));
+        let way = self.way();
+        let route = u64::from(way.map_or(0, Way::number));
+        let group = agent
+            | u64::from(is_charged) << 32
+            | is_read << 33
+            | most << 34
+            | least << 36
+            | endpoint << 38
+            | route << 48;
+        match way.filter(|way| way.parent().is_some()) {
+            // Pingora knows the parent proxy's address alone. Nobody can choose a destination with the hash of another.
+            Some(way) => keys.hash_one((group, way.ip, self.admitted.host.to_string(), self.admitted.port)),
+            None => group,
+        }
+    }
+
+    /// Goes on to the next way; whether there is one.
     pub fn try_next(&self) -> bool {
-        self.attempt.fetch_add(1, Ordering::Relaxed) + 1 < self.addresses.len()
+        self.attempt.fetch_add(1, Ordering::Relaxed) + 1 < self.ways.len()
     }
 
     /// Lets it know its history, where policy asks for it by now.
@@ -208,8 +240,9 @@ impl Granted {
             self.judge_body(gateway, &plan, &who)?;
             // Of what has not gone on yet, as policy has it now.
             *self.changes.lock() = ruling.transforms();
-            if let Some((ip, port)) = self.dialled() {
-                decide::connect(&plan, agent, &gateway.own, &[ip], port)
+            if let Some(way) = self.way() {
+                let (way, port) = (std::slice::from_ref(way), self.admitted.port);
+                decide::connect(&plan, agent, &gateway.own, way, port)
                     .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
             }
             self.generation.store(plan.generation, Ordering::Relaxed);

@@ -71,6 +71,11 @@ pub fn is_untrusted(error: &Error) -> bool {
         && error.to_string().contains("invalid peer certificate")
 }
 
+/// Whether a connection failed by the doing of a parent proxy.
+pub fn is_of_parent(error: &Error) -> bool {
+    *error.root_etype() == ErrorType::Custom(DropReason::ParentFailed.name())
+}
+
 /// Whether the connection is sound after a denial for `reason`.
 pub fn reusable(reason: DropReason) -> bool {
     !matches!(

@@ -49,6 +49,7 @@ pub(crate) async fn gateway(
         ),
         dials: Arc::new(Dials::default()),
         endpoints: Arc::default(),
+        routes: Arc::default(),
         own: Arc::new(Own::default()),
         audit,
         tls: None,

@@ -39,6 +39,8 @@ mod mtls;
 #[cfg(test)]
 mod obligations;
 #[cfg(test)]
+mod parents;
+#[cfg(test)]
 mod pki;
 #[cfg(test)]
 mod platform;

@@ -1,15 +1,19 @@
 //! `policy explain`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use clawgress_api::config::excludes;
+use clawgress_api::Status;
+use clawgress_api::config::route::find;
+use clawgress_api::config::{Resolve, excludes};
 use clawgress_api::identity::{AgentId, PolicyOwner};
+use clawgress_api::proto::Empty;
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::study::explain::{Explanation, Phase, Target, TlsReading, explain};
 use clawgress_policy::study::{Body, Texts, caret, places};
-use clawgress_policy::{PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
+use clawgress_policy::{Host, PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
 use super::around::Around;
@@ -114,6 +118,7 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
         platform: platform.map(|platform| platform.in_force(&above)),
     };
     let reading = reading(client, &target).await;
+    tell_route(client, &target).await;
     let by = |reading| explain(&set, texts, agent, (&target, None), reading).in_state(agent.state);
     let mut explanation = by(reading.unwrap_or(TlsReading::Off));
     if reading.is_none() && explanation.allowed != by(TlsReading::On).allowed {
@@ -169,6 +174,54 @@ async fn reading(client: &Client, target: &Target) -> Option<TlsReading> {
             None
         }
     }
+}
+
+/// Says by which route the target of a URL is reached, and of what else `connect` is asked then.
+async fn tell_route(client: &Client, target: &Target) {
+    let Target::Url { host, port, ip, .. } = target else { return };
+    let status: Result<Status, Failure> = async {
+        let mut admin = client.connect().await?;
+        client.document(admin.status(Empty {}).await)
+    }
+    .await;
+    match status {
+        Ok(status) => {
+            let told = route_of(&status, host, *port, *ip);
+            told.iter().for_each(|told| output::note(&format!("note: {}", output::clean(told))));
+        }
+        Err(failure) => output::note(&format!("note: the route can't be found out: {failure}")),
+    }
+}
+
+/// In words, if there are routes.
+fn route_of(status: &Status, host: &Host, port: u16, ip: Option<IpAddr>) -> Option<String> {
+    let literal = match host {
+        Host::Address(ip) => Some(*ip),
+        Host::Name(_) => None,
+    };
+    let by_name = find(&status.routes, &host.to_string(), port, literal);
+    let is_by_name = by_name.is_some_and(|(_, route)| route.resolve == Resolve::Parent);
+    let found = match literal.or(ip) {
+        Some(ip) if !is_by_name => find(&status.routes, &host.to_string(), port, Some(ip)),
+        None if !is_by_name && status.routes.iter().any(|route| !route.networks.is_empty()) => {
+            return Some(
+                "which route is taken depends on what the name resolves to: name it by `--address`".into(),
+            );
+        }
+        _ => by_name,
+    };
+    let Some((number, route)) = found else {
+        return (!status.routes.is_empty()).then(|| "no route fits: it is reached direct".to_owned());
+    };
+    let told = format!("by route {number} it is reached {}", route.way());
+    let parent = route.parent.as_ref().and_then(|name| status.parents.get(name));
+    let Some(parent) = parent else { return Some(told) };
+    let of = if is_by_name && literal.is_none() {
+        "the parent's address instead"
+    } else {
+        "the parent's address, too"
+    };
+    Some(format!("{told}; `connect` is asked of {of}: explain {parent}"))
 }
 
 /// Whether TLS to the target is read, where it is (`exclude` of `[intercept]`) or isn't: as the proxy does.
@@ -265,5 +318,55 @@ impl Sources<'_> {
         let shown = caret(&written.bundle.text, line, column).unwrap_or_default();
         let shown: String = shown.lines().map(|line| format!("\n    {line}")).collect();
         format!("`{id}` at {}{shown}", written.place(line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_route_is_told_as_far_as_it_is_known() {
+        let status = |routes: &str| {
+            let json = format!(
+                r#"{{"node":"gw","version":"0","revision":0,"generation":0,"agents":0,"datapath":null,"l7":[],"proxies":[],
+                     "audit_records":0,"warnings":[],"parents":{{"corp":"10.1.0.5:3128"}},"routes":[{routes}]}}"#
+            );
+            serde_json::from_str::<Status>(&json).expect("status")
+        };
+        let named = r#"{"hosts":["a.test"],"parent":"corp","resolve":"parent"}"#;
+        let some = status(&format!(r#"{named},{{"networks":["192.0.2.0/24"],"source":["198.51.100.7"]}}"#));
+        let last = status(r#"{"parent":"corp"}"#);
+        for (status, host, ip, want) in [
+            (
+                &some,
+                "a.test",
+                None,
+                Some(
+                    "by route 1 it is reached through the parent proxy `corp`, which resolves names; `connect` is asked of the parent's address instead: explain 10.1.0.5:3128",
+                ),
+            ),
+            (
+                &some,
+                "b.test",
+                None,
+                Some("which route is taken depends on what the name resolves to: name it by `--address`"),
+            ),
+            (&some, "b.test", Some("192.0.2.1"), Some("by route 2 it is reached direct, from 198.51.100.7")),
+            (&some, "203.0.113.1", None, Some("no route fits: it is reached direct")),
+            (
+                &last,
+                "b.test",
+                None,
+                Some(
+                    "by route 1 it is reached through the parent proxy `corp`, which is given addresses; `connect` is asked of the parent's address, too: explain 10.1.0.5:3128",
+                ),
+            ),
+            (&status(""), "b.test", None, None),
+        ] {
+            let host = Host::parse(host).expect("host");
+            let ip = ip.map(|ip: &str| ip.parse().expect("address"));
+            assert_eq!(route_of(status, &host, 443, ip).as_deref(), want, "{host} {ip:?}");
+        }
     }
 }

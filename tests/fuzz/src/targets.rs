@@ -12,6 +12,7 @@ use clawgress_inspect::http2::{self, Role};
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::proxy_header::{self, Header};
 use clawgress_inspect::proxy_request::{self, Target};
+use clawgress_inspect::proxy_response;
 use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
 #[path = "encoded.rs"]
@@ -66,6 +67,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("prompt_text", prompt_text),
     ("proxy_authorization", proxy_authorization),
     ("proxy_header", proxy_header),
+    ("proxy_response", proxy_response),
     ("sniff", sniff),
     ("socks5", socks5),
     ("spiffe_bundle", spiffe_bundle),
@@ -207,6 +209,19 @@ pub fn proxy_header(data: &[u8]) {
         );
     }
     assert!(proxy_header::parse(data).is_err() || data.starts_with(&proxy_header::SIGNATURE));
+}
+
+/// A head is read the same in pieces, and is nothing but what comes before its empty line.
+pub fn proxy_response(data: &[u8]) {
+    let whole = proxy_response::parse(data);
+    if let Ok(Some(head)) = whole {
+        assert!(data[..head.bytes].ends_with(b"\r\n\r\n") && (100..600).contains(&head.status));
+        assert!(data[..head.bytes - 1].windows(4).all(|four| four != b"\r\n\r\n"));
+        for n in 0..head.bytes {
+            assert_eq!(proxy_response::parse(&data[..n]), Ok(None));
+        }
+        assert_eq!(proxy_response::parse(&data[..head.bytes]), whole);
+    }
 }
 
 /// An answer never changes when more bytes come, and there is one before long.
