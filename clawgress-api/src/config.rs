@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 mod check;
 mod content;
 mod dns;
+mod dns_server;
 mod endpoint;
 mod intercept;
 mod interface;
@@ -22,6 +23,7 @@ mod tenants;
 
 pub use self::content::Content;
 pub use self::dns::Dns;
+pub use self::dns_server::{DnsServer, DnsServerError, DnsTransport};
 pub use self::endpoint::Endpoint;
 pub use self::intercept::{Intercept, excludes};
 pub use self::interface::{Danger, FailOpen, Interface, Role, UnboundSources};
@@ -224,7 +226,10 @@ impl Proxy {
 pub struct L7 {
     /// DNS servers, asked in order; the system's (`/etc/resolv.conf`) if empty.
     #[serde(default)]
-    pub resolvers: Vec<SocketAddr>,
+    pub resolvers: Vec<DnsServer>,
+    /// Files of certificates that those over TLS may prove their names by, PEM, beside the system's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resolver_roots: Vec<PathBuf>,
     /// How long the last snapshot is served while control is away, seconds; then everything is denied.
     #[serde(default = "snapshot_stale_s_max")]
     pub snapshot_stale_s_max: u64,

@@ -1,7 +1,11 @@
 //! Names to addresses, by our own resolver: what the client looked up is never trusted.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use anyhow::Context as _;
+use clawgress_api::config::{DnsServer, DnsTransport, L7};
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
 use hickory_resolver::TokioResolver;
@@ -14,7 +18,7 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use tokio::time::timeout;
 
-use crate::limit;
+use crate::{limit, roots};
 
 /// Answers kept; each is a few hundred bytes.
 const CACHE_NAMES: u64 = 8192;
@@ -47,38 +51,35 @@ impl std::fmt::Debug for Resolver {
 }
 
 impl Resolver {
-    /// Asks `servers`, in order; the system's if there are none.
+    /// Asks the servers of the configuration, in order; the system's if there are none.
     ///
     /// # Errors
-    /// If the system's configuration can't be read.
-    pub fn new(servers: &[SocketAddr]) -> anyhow::Result<Self> {
-        Self::caching(servers, CACHE_NAMES)
+    /// If the system's configuration, or a file of roots, can't be read.
+    pub fn new(config: &L7) -> anyhow::Result<Self> {
+        Self::caching(config, CACHE_NAMES)
     }
 
     /// As [`Resolver::new`], and remembers nothing: for who keeps what it finds by a bound of its own.
     ///
     /// # Errors
     /// As [`Resolver::new`].
-    pub fn without_cache(servers: &[SocketAddr]) -> anyhow::Result<Self> {
-        Self::caching(servers, 0)
+    pub fn without_cache(config: &L7) -> anyhow::Result<Self> {
+        Self::caching(config, 0)
     }
 
-    fn caching(servers: &[SocketAddr], names: u64) -> anyhow::Result<Self> {
+    fn caching(config: &L7, names: u64) -> anyhow::Result<Self> {
+        let servers = &config.resolvers;
         let mut builder = if servers.is_empty() {
             TokioResolver::builder_tokio().map_err(|e| {
                 anyhow::anyhow!("cannot read `/etc/resolv.conf`: {e}; name DNS servers in [l7] `resolvers`")
             })?
         } else {
-            let server = |address: &SocketAddr| {
-                let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
-                for connection in &mut connections {
-                    connection.port = address.port();
-                }
-                NameServerConfig::new(address.ip(), true, connections)
-            };
-            let config = ResolverConfig::from_parts(None, vec![], servers.iter().map(server).collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            let named = ResolverConfig::from_parts(None, vec![], servers.iter().map(server).collect());
+            TokioResolver::builder_with_config(named, TokioRuntimeProvider::default())
         };
+        if servers.iter().any(|server| matches!(server.transport, DnsTransport::Tls(_))) {
+            builder = builder.with_tls_config(proven_by(&config.resolver_roots)?);
+        }
         let options = builder.options_mut();
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         options.cache_size = names;
@@ -147,4 +148,26 @@ impl Resolver {
         }
         if addresses.is_empty() { Err(DropReason::ResolveFailed) } else { Ok(addresses) }
     }
+}
+
+/// How a server is asked: over nothing else, where that fails.
+fn server(DnsServer { address, transport }: &DnsServer) -> NameServerConfig {
+    let mut connections = match transport {
+        DnsTransport::Udp => vec![ConnectionConfig::udp(), ConnectionConfig::tcp()],
+        DnsTransport::Tcp => vec![ConnectionConfig::tcp()],
+        DnsTransport::Tls(name) => vec![ConnectionConfig::tls(Arc::from(name.as_str()))],
+    };
+    for connection in &mut connections {
+        connection.port = address.port();
+    }
+    NameServerConfig::new(address.ip(), true, connections)
+}
+
+/// TLS to servers that prove their names by the system's authorities and those in `files`.
+fn proven_by(files: &[PathBuf]) -> anyhow::Result<rustls::ClientConfig> {
+    let roots = roots::store(files).context("`resolver_roots` in [l7] can't be used")?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }

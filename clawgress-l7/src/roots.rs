@@ -20,6 +20,23 @@ use crate::endpoints;
 /// # Errors
 /// If one can't be read or used.
 pub fn load(files: &[PathBuf]) -> Result<Arc<CaType>> {
+    let parsed = all(files)?.into_iter().map(|c| WrappedX509::new(c.to_vec(), parse_x509));
+    Ok(parsed.collect::<Vec<_>>().into())
+}
+
+/// The same, for who speaks TLS without Pingora.
+///
+/// # Errors
+/// As [`load`].
+pub fn store(files: &[PathBuf]) -> Result<RootCertStore> {
+    let mut store = RootCertStore::empty();
+    for certificate in all(files)? {
+        store.add(certificate)?;
+    }
+    Ok(store)
+}
+
+fn all(files: &[PathBuf]) -> Result<Vec<CertificateDer<'static>>> {
     let mut all = Vec::new();
     for file in files {
         all.extend(endpoints::certificates(file)?);
@@ -35,6 +52,5 @@ pub fn load(files: &[PathBuf]) -> Result<Arc<CaType>> {
             all.push(certificate);
         }
     }
-    let parsed = all.into_iter().map(|c| WrappedX509::new(c.to_vec(), parse_x509));
-    Ok(parsed.collect::<Vec<_>>().into())
+    Ok(all)
 }

@@ -125,7 +125,7 @@ impl Proxy {
                 .with_context(|| format!("cannot open the table of dials `{}`", table.display()))?,
             resolvers: Mutex::new(Resolvers {
                 map: object::take(objects, map::RESOLVERS)?,
-                named: config.l7.resolvers.clone(),
+                named: config.l7.resolvers.iter().map(|server| server.address).collect(),
                 written: None,
             }),
             trouble: Mutex::default(),

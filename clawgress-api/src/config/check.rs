@@ -7,7 +7,7 @@ use super::{
     Audit, Config, Content, Danger, Datapath, DatapathMode, Interface, L7, Llm, Node, Proxy, ProxyTls, Role,
     UTC, UnboundSources,
 };
-use super::{endpoint, intercept, llm, route};
+use super::{dns_server, endpoint, intercept, llm, route};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
@@ -199,6 +199,7 @@ fn check_l7(l7: &L7, mode: DatapathMode) -> Result<(), Refused> {
             return Err(("cgroup", "`cgroup` in [l7] must be a path without `.` and `..`".into()));
         }
     }
+    dns_server::check(&l7.resolvers, &l7.resolver_roots)?;
     if l7.connections_max == 0 {
         return Err(("connections_max", "`connections_max` must be at least 1".into()));
     }

@@ -273,7 +273,8 @@ mod tests {
     fn desk() -> Desk {
         let nowhere = std::path::Path::new("/nonexistent/clawgress.sock");
         let channel = clawgress_api::socket::channel(nowhere).expect("channel");
-        let resolver = Resolver::without_cache(&[([127, 0, 0, 1], 9).into()]).expect("resolver");
+        let config = toml::from_str("resolvers = [\"127.0.0.1:9\"]").expect("configuration");
+        let resolver = Resolver::without_cache(&config).expect("resolver");
         Desk::new(&Dns::default(), resolver, channel)
     }
 

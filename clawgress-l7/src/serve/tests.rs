@@ -35,16 +35,17 @@ pub(crate) async fn gateway(
     snapshots
         .apply_for_test(clawgress_api::proto::Snapshot { generation: 3, document, ..Default::default() })
         .await;
+    let l7 = toml::from_str(&format!("resolvers = [\"{resolver}\"]")).expect("configuration");
     let gateway = Arc::new(Gateway {
         snapshots,
         keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
         quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
         histories: Histories::new(socket::channel(keys).expect("channel")),
         streams: Arc::new(tokio::sync::Semaphore::new(16)),
-        resolver: Resolver::new(&[resolver]).expect("resolver"),
+        resolver: Resolver::new(&l7).expect("resolver"),
         dns: Desk::new(
             &clawgress_api::config::Dns::default(),
-            Resolver::without_cache(&[resolver]).expect("resolver"),
+            Resolver::without_cache(&l7).expect("resolver"),
             socket::channel(keys).expect("channel"),
         ),
         dials: Arc::new(Dials::default()),

@@ -84,6 +84,8 @@ pub struct Options {
     pub proxy: &'static str,
     /// More tables of the configuration.
     pub more: String,
+    /// What the configuration says of DNS servers, instead of the harness's own.
+    pub resolvers: Option<String>,
 }
 
 impl Default for Options {
@@ -96,6 +98,7 @@ impl Default for Options {
             tls: None,
             proxy: "",
             more: String::new(),
+            resolvers: None,
         }
     }
 }
@@ -375,10 +378,10 @@ impl Gateway {
         let listeners = iter::once((ListenerKind::Proxy, listener)).chain(listener_tls).collect();
         let datapath = hand_over(directory.path(), listeners);
         let text = format!(
-            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{}\n{tls}[l7]\nresolvers = [\"{}\"]\nsnapshot_stale_s_max = {}\nconnections_max = {}\n{}",
+            "[node]\nname = \"gw\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"{proxy}\"]\n{}\n{tls}[l7]\n{}\nsnapshot_stale_s_max = {}\nconnections_max = {}\n{}",
             directory.path().display(),
             options.proxy,
-            dns.address,
+            options.resolvers.unwrap_or_else(|| format!("resolvers = [\"{}\"]", dns.address)),
             options.stale_s,
             options.connections_max,
             options.more

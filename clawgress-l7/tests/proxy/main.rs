@@ -49,6 +49,8 @@ mod process;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]
+mod resolvers;
+#[cfg(test)]
 mod socks;
 #[cfg(test)]
 mod streams;
