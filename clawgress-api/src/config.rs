@@ -236,6 +236,10 @@ pub struct L7 {
     /// Most connections at once; one more is closed at once, counted.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
+    /// Most tunnels, connections that are read, and requests under way of one agent at once; a quarter of
+    /// `connections_max` if absent. One more is denied (`overloaded`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_connections_max: Option<usize>,
     /// How long open connections may go on once `clawgress-l7` was asked to end, seconds; then they are cut. Its unit's
     /// `TimeoutStopSec` has to leave some seconds more.
     #[serde(default = "drain_s_max")]
@@ -249,6 +253,19 @@ pub struct L7 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
 }
+
+// === impl L7 ===
+
+impl L7 {
+    /// Most tunnels, connections that are read, and requests under way of one agent at once.
+    #[must_use]
+    pub fn agent_connections_max(&self) -> usize {
+        self.agent_connections_max.unwrap_or(self.connections_max.div_ceil(AGENT_PART))
+    }
+}
+
+/// One agent may take this part of all connections, so that it can't lock the others out.
+const AGENT_PART: usize = 4;
 
 /// Which users the processes run as: what the checks at both ends of the Unix sockets go by. A name given here
 /// must exist; the default names count where they exist. A role's own user and root always may.

@@ -189,6 +189,7 @@ async fn prospect(
     let who = identify::identify(gateway, &plan, connection, credential).await;
     let who = who.map_err(|stranger| deny(exchange.stranger(*stranger)))?;
     exchange.agent(&who, &plan);
+    exchange.occupy(gateway, &who).map_err(deny)?;
     let need = decide::connect_needs_history(&plan, &who, &asked.host, asked.port);
     gateway.histories.inform(need, &who, &asked.host).await.map_err(deny)?;
     let (to, excluded) = ((&asked.host, asked.port), gateway.excludes(&asked.host));

@@ -22,6 +22,7 @@ use crate::gateway::Gateway;
 use crate::identify::{Stranger, Who};
 use crate::opaque::{Content, Offered};
 use crate::route::Way;
+use crate::slots::Slot;
 use crate::snapshot::{Basis, Plan, Snapshots};
 
 /// Most bytes of an agent's labels, and of what a hello offers, that a record holds: most have few, and a record is one
@@ -39,6 +40,8 @@ pub struct Exchange {
     waited: Duration,
     read: Box<Read>,
     stage: Stage,
+    /// The agent's, once it is known whose it is.
+    slot: Option<Slot>,
 }
 
 #[derive(Debug)]
@@ -96,7 +99,19 @@ impl Exchange {
             waited: Duration::ZERO,
             read: Box::default(),
             stage: Stage::Open,
+            slot: None,
         }
+    }
+
+    /// Takes a slot of the agent's, which it has until it ends.
+    ///
+    /// # Errors
+    /// [`DropReason::Overloaded`] if the agent has as many under way as one may have.
+    pub fn occupy(&mut self, gateway: &Gateway, who: &Who) -> Result<(), DropReason> {
+        if self.slot.is_none() {
+            self.slot = Some(gateway.slots.take(who.identity.agent.index)?);
+        }
+        Ok(())
     }
 
     /// The request's id.

@@ -21,6 +21,7 @@ use crate::plain_http::Calls;
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::route::Routes;
+use crate::slots::Slots;
 use crate::snapshot::Snapshots;
 use crate::tls::Terminal;
 use crate::tunnel::Pipes;
@@ -48,6 +49,8 @@ pub struct Gateway {
     pub endpoints: Arc<Endpoints>,
     /// By which way destinations are reached.
     pub routes: Arc<Routes>,
+    /// What each agent takes of it at once.
+    pub slots: Arc<Slots>,
     /// What is ours.
     pub own: Arc<Own>,
     /// Where records go.

@@ -35,6 +35,7 @@ mod resolve;
 mod roots;
 mod route;
 mod serve;
+mod slots;
 mod snapshot;
 mod socks;
 mod stream;

@@ -289,7 +289,7 @@ fn tls_subject(
 ) -> Result<(Subject, Arc<Plan>), Ruling> {
     let deny = |reason| Ruling::deny("tls", reason);
     let plan = gateway.snapshots.current().map_err(deny)?;
-    let who = bound(&plan, connection, exchange).map_err(deny)?;
+    let who = bound(gateway, &plan, connection, exchange).map_err(deny)?;
     let hello = hello.map_err(deny)?;
     let offered = Offered::of(&hello);
     exchange.hello(offered.ja4);
@@ -311,9 +311,15 @@ fn tls_subject(
     ))
 }
 
-fn bound(plan: &Plan, connection: &Connection, exchange: &mut Exchange) -> Result<Who, DropReason> {
+fn bound(
+    gateway: &Gateway,
+    plan: &Plan,
+    connection: &Connection,
+    exchange: &mut Exchange,
+) -> Result<Who, DropReason> {
     let who = identify::bound(plan, connection)?.ok_or(DropReason::Anonymous)?;
     exchange.agent(&who, plan);
+    exchange.occupy(gateway, &who)?;
     Ok(who)
 }
 
@@ -343,7 +349,7 @@ pub async fn transparent_unknown(
     let (port, steered_to) = (connection.local.port(), connection.steered_to());
     exchange.host(&host, port);
     let subject = gateway.snapshots.current().map_err(deny).and_then(|plan| {
-        let who = bound(&plan, connection, &mut exchange).map_err(deny)?;
+        let who = bound(gateway, &plan, connection, &mut exchange).map_err(deny)?;
         Ok((
             Subject {
                 who,

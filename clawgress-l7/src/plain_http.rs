@@ -170,6 +170,7 @@ impl App {
         // Of each request in a tunnel anew, and recorded as what it is judged by.
         let who = who.later();
         exchange.agent(&who, &plan);
+        exchange.occupy(gateway, &who).map_err(deny)?;
         let need = granted::needs_history(&plan, &who, &admitted);
         gateway.histories.inform(need, &who, &admitted.host).await.map_err(deny)?;
         Ok((admitted, who, plan))

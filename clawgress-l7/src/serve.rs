@@ -38,6 +38,7 @@ use crate::plain_http::{self, Front, Gate, Place, Proxy};
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::route::Routes;
+use crate::slots::Slots;
 use crate::snapshot::Snapshots;
 use crate::stream::Stream;
 use crate::tls::{self, Terminal};
@@ -289,6 +290,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         dials: Arc::new(Dials::default()),
         endpoints: Arc::new(Endpoints::new(&config.endpoints)?),
         routes: Arc::new(Routes::new(&config)?),
+        slots: Slots::new(config.l7.agent_connections_max()),
         own: Arc::new(Own::default()),
         audit: audit.clone(),
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,

@@ -203,6 +203,10 @@ fn check_l7(l7: &L7, mode: DatapathMode) -> Result<(), Refused> {
     if l7.connections_max == 0 {
         return Err(("connections_max", "`connections_max` must be at least 1".into()));
     }
+    if l7.agent_connections_max == Some(0) {
+        let why = "`agent_connections_max` must be at least 1: to let nobody in, take the permits away";
+        return Err(("agent_connections_max", why.into()));
+    }
     Ok(())
 }
 

@@ -51,6 +51,7 @@ pub(crate) async fn gateway(
         dials: Arc::new(Dials::default()),
         endpoints: Arc::default(),
         routes: Arc::default(),
+        slots: crate::slots::Slots::new(16),
         own: Arc::new(Own::default()),
         audit,
         tls: None,

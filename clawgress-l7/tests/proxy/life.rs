@@ -288,3 +288,32 @@ async fn a_revocation_cuts_every_tunnel_where_there_is_much_policy() {
     }
     println!("{POLICIES} policies, {TUNNELS} tunnels: the last is cut after {:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_has_its_connections_and_locks_nobody_out() {
+    let more = "agent_connections_max = 2\n".to_owned();
+    let gateway = Gateway::start(Options { more, ..Options::default() }).await;
+    let greeting = Upstream::server_first("127.1.0.1").await;
+    let target = format!("raw.allowed.test:{}", greeting.address.port());
+    let mut open = vec![];
+    for _ in 0..2 {
+        let (mut tunnel, answer) = gateway.connect(&target).await;
+        assert_eq!(answer.status, 200);
+        tunnel.until("220 hello\r\n").await;
+        open.push(tunnel);
+    }
+    let (_, answer) = gateway.connect(&target).await;
+    assert_eq!((answer.status, answer.reason()), (503, "overloaded"));
+    let answer = gateway.ask(&get(&format!("api.allowed.test:{}", greeting.address.port()))).await;
+    assert_eq!((answer.status, answer.reason()), (503, "overloaded"), "requests count, too");
+    let other = gateway.authorization("other", &gateway.other_key);
+    let mut client = gateway.client().await;
+    client.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{other}\r\n")).await;
+    assert_eq!(client.answer_head().await.reason(), "policy_denied", "another agent is judged");
+    drop(open.pop());
+    let begun = Instant::now();
+    while gateway.connect(&target).await.1.status != 200 {
+        assert!(begun.elapsed() < PATIENCE, "what has ended makes room");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
