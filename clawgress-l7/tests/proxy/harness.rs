@@ -41,6 +41,7 @@ use crate::dns::Dns;
 use crate::generation::{bundle, envelope, first};
 use crate::leaves::Signing;
 use crate::pki::Pair;
+use crate::scale;
 
 /// Longest wait for anything that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -86,6 +87,8 @@ pub struct Options {
     pub more: String,
     /// What the configuration says of DNS servers, instead of the harness's own.
     pub resolvers: Option<String>,
+    /// Whether it runs as a process of its own, so that what it takes can be told from what tests take.
+    pub apart: bool,
 }
 
 impl Default for Options {
@@ -99,6 +102,7 @@ impl Default for Options {
             proxy: "",
             more: String::new(),
             resolvers: None,
+            apart: false,
         }
     }
 }
@@ -116,6 +120,8 @@ pub struct Gateway {
     pub authority: Arc<Signing>,
     stop: Option<oneshot::Sender<()>>,
     run: Option<JoinHandle<anyhow::Result<()>>>,
+    /// The process it runs in.
+    pub pid: u32,
     datapath: JoinHandle<()>,
     directory: TempDir,
     pub dns: Dns,
@@ -388,9 +394,14 @@ impl Gateway {
         );
         let config = Config::parse(&text, Path::new("test.toml")).expect("config");
         let (stop, stopped) = oneshot::channel();
-        let run = tokio::spawn(clawgress_l7::run(config, async {
-            let _ = stopped.await;
-        }));
+        let (run, pid) = if options.apart {
+            scale::run(directory.path(), &text, stopped)
+        } else {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            (tokio::spawn(clawgress_l7::run(config, stopped)), std::process::id())
+        };
         let gateway = Gateway {
             proxy,
             proxy_tls,
@@ -403,6 +414,7 @@ impl Gateway {
             directory,
             stop: Some(stop),
             run: Some(run),
+            pid,
             dns,
         };
         gateway.applied(1).await;

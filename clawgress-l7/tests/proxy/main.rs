@@ -51,6 +51,8 @@ mod requests;
 #[cfg(test)]
 mod resolvers;
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod socks;
 #[cfg(test)]
 mod streams;

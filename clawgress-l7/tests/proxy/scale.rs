@@ -1,0 +1,151 @@
+//! Many idle connections at once, and what each takes of the proxy's memory. In the checks there are a few; by hand set
+//! [`CONNECTIONS`] to 10,000 and run `cargo test --release -p clawgress-l7 --test proxy scale:: -- --nocapture`.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::client::Client;
+use crate::harness::{Gateway, Options, PATIENCE};
+use crate::tunnels::hello;
+use crate::upstream::Upstream;
+
+/// Tunnels, and as many connections that are kept. For 10,000 of each, this process holds 30,000 descriptors.
+const CONNECTIONS: usize = 1_000;
+/// Descriptors besides those.
+const DESCRIPTORS_MORE: u64 = 500;
+/// So that what is taken once is not counted.
+const WARM: usize = 50;
+/// Most of an idle tunnel, KiB in user space, where the program is optimised.
+const TUNNEL_KIB_MAX: f64 = 16.0;
+/// Most of a connection that is kept.
+const KEPT_KIB_MAX: f64 = 36.0;
+
+/// Ends the process, whatever happens.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the program as a process of its own until it is told to stop.
+pub fn run(
+    directory: &Path,
+    text: &str,
+    stopped: oneshot::Receiver<()>,
+) -> (JoinHandle<anyhow::Result<()>>, u32) {
+    let file = directory.join("clawgress.toml");
+    std::fs::write(&file, text).expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clawgress-l7"));
+    let mut running = Running(command.arg("--config").arg(file).spawn().expect("started"));
+    let pid = running.0.id();
+    let run = tokio::spawn(async move {
+        let _ = stopped.await;
+        kill_process(Pid::from_child(&running.0), Signal::TERM)?;
+        let begun = Instant::now();
+        while running.0.try_wait()?.is_none() {
+            anyhow::ensure!(begun.elapsed() < PATIENCE * 2, "it does not end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    });
+    (run, pid)
+}
+
+/// Lets this process, and those it starts, have as many descriptors as the tests below need.
+fn raise_descriptors() {
+    let wanted = CONNECTIONS as u64 * 3 + DESCRIPTORS_MORE;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|current| current < wanted) {
+        let maximum = maximum.map(|maximum| maximum.max(wanted));
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+            .expect("more descriptors: run this as root, or raise the limit (`ulimit -Hn`)");
+    }
+}
+
+/// Memory that is the process's own, KiB.
+fn memory_kib(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("a line of anonymous memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+async fn tunnel(gateway: &Gateway, target: &str, hello: &[u8]) -> Client {
+    let (mut client, answer) = gateway.connect(target).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    client.send(hello).await;
+    client
+}
+
+async fn kept(gateway: &Gateway, request: &str) -> Client {
+    let mut client = gateway.client().await;
+    client.send(request).await;
+    assert_eq!(client.answer().await.status, 200);
+    client
+}
+
+/// Waits until a count has come to `n`.
+async fn until(what: &str, n: usize, count: impl Fn() -> usize) {
+    let begun = Instant::now();
+    while count() < n {
+        assert!(begun.elapsed() < PATIENCE, "{} of {n} {what}", count());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tunnels_and_kept_connections_are_idle_at_once() {
+    raise_descriptors();
+    let most = CONNECTIONS * 2 + WARM * 2 + 100;
+    // It comes after `connections_max`, in the same table.
+    let more = format!("agent_connections_max = {most}\nthreads = 2\n");
+    let options = Options { connections_max: most, more, apart: true, ..Options::default() };
+    let gateway = Gateway::start(options).await;
+    let (sink, http) = (Upstream::sink("127.1.0.1").await, Upstream::http("127.1.0.1").await);
+    let target = format!("api.allowed.test:{}", sink.address.port());
+    let host = format!("api.allowed.test:{}", http.address.port());
+    let request = format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web());
+    let hello = hello("api.allowed.test");
+    let mut open = vec![];
+    for _ in 0..WARM {
+        open.push(tunnel(&gateway, &target, &hello).await);
+        open.push(kept(&gateway, &request).await);
+    }
+    let before = memory_kib(gateway.pid);
+    for _ in 0..CONNECTIONS {
+        open.push(tunnel(&gateway, &target, &hello).await);
+    }
+    until("hellos", (CONNECTIONS + WARM) * hello.len(), || sink.seen.bytes.lock().len()).await;
+    let between = memory_kib(gateway.pid);
+    for _ in 0..CONNECTIONS {
+        open.push(kept(&gateway, &request).await);
+    }
+    let after = memory_kib(gateway.pid);
+    let each = |more: f64| more / CONNECTIONS as f64;
+    let (of_tunnel, of_kept) = (each(between - before), each(after - between));
+    println!(
+        "{CONNECTIONS} idle tunnels: {of_tunnel:.1} KiB each; as many kept connections: {of_kept:.1} KiB each"
+    );
+    if !cfg!(debug_assertions) {
+        assert!(of_tunnel <= TUNNEL_KIB_MAX && of_kept <= KEPT_KIB_MAX, "{of_tunnel} {of_kept}");
+    }
+    // All of them live: each tunnel carries, and each kept connection takes another request.
+    let seen = sink.seen.bytes.lock().len();
+    let (tunnels, kept) = open[WARM * 2..].split_at_mut(CONNECTIONS);
+    for client in tunnels {
+        client.send(b"x").await;
+    }
+    until("bytes", seen + CONNECTIONS, || sink.seen.bytes.lock().len()).await;
+    for client in kept {
+        client.send(&request).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+}
