@@ -242,6 +242,25 @@ fn judge(program: &str, ended: &Ended) -> (Trust, String) {
     (Trust::Unknown, detail())
 }
 
+/// Whose signature the certificate has that a client is shown, whether it trusts it or not: as curl tells it. What is trusted
+/// may be the server's own, where the gateway does not read it.
+async fn signer(check: &Check, directory: &Path) -> Option<String> {
+    let args = ["-sS", "-v", "-k", "-o", "/dev/null", "--max-time", "10"];
+    let curl = Runtime::new("curl", "curl", &[]);
+    let mut command = curl.command(&args, check, directory);
+    command.arg(&check.url);
+    issuer(&String::from_utf8_lossy(&run(command).await??.stderr))
+}
+
+/// The issuer of the last certificate that curl tells of: a proxy over TLS has one of its own, before.
+fn issuer(said: &str) -> Option<String> {
+    let told = |line: &str| {
+        let issuer = line.trim_start_matches(['*', ' ', '\t']).strip_prefix("issuer:")?;
+        Some(issuer.trim().chars().take(DETAIL_BYTES_MAX).collect())
+    };
+    said.lines().rev().find_map(told)
+}
+
 /// Asks each runtime, one after the other.
 pub async fn run_all(output: Output, check: Check) -> Result<(), Failure> {
     if !check.url.starts_with("https://") {
@@ -265,6 +284,13 @@ pub async fn run_all(output: Output, check: Check) -> Result<(), Failure> {
             let rows: Vec<Vec<String>> = all.iter().map(Found::row).collect();
             output::table(&["RUNTIME", "", "SAYS"], &rows)?;
         }
+    }
+    match signer(&check, directory.path()).await {
+        Some(issuer) => output::note(&format!(
+            "note: the certificate that clients are shown is signed by `{}`: if that is not the gateway's authority (`clawgressctl ca show`), it is not read",
+            output::clean(&issuer)
+        )),
+        None => output::note("note: whose certificate clients are shown can't be told without curl"),
     }
     let of = |result| all.iter().filter(move |found| found.result == result).map(|found| found.runtime);
     let distrusting: Vec<_> = of(Trust::Distrusts).collect();
@@ -373,6 +399,20 @@ mod tests {
         ),
         ("ruby", 1, "Failed to open TCP connection", Trust::Unknown),
     ];
+
+    #[test]
+    fn whose_certificate_it_was_is_told() {
+        let openssl = "* Server certificate:\n*  subject: CN=a.test\n*  issuer: CN=Clawgress gw\n*  SSL certificate verify result: self-signed (18)\n";
+        let gnutls = "*   server certificate verification SKIPPED\n* \t subject: CN=a.test\n*\t issuer: O=Some,CN=Root\n";
+        assert_eq!(issuer(openssl).as_deref(), Some("CN=Clawgress gw"));
+        assert_eq!(issuer(gnutls).as_deref(), Some("O=Some,CN=Root"));
+        assert_eq!(
+            issuer(&format!("* Proxy certificate:\n*  issuer: CN=proxy\n{openssl}")).as_deref(),
+            Some("CN=Clawgress gw")
+        );
+        assert_eq!(issuer("< issuer: x\n{\"issuer: y\"}"), None);
+        assert_eq!(issuer("* Could not resolve host"), None);
+    }
 
     #[test]
     fn what_runtimes_say_is_understood() {
