@@ -5,12 +5,13 @@ use std::net::TcpStream;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use clawgress_api::{AuditQuery, RecordKind};
 use clawgress_e2e::clients;
 use clawgress_e2e::lab::{GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{self, GATEWAY, LLM, PROXY_PORT};
-use clawgress_e2e::scenario::{ASSISTANT, Site};
+use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
 
-use crate::support::{agent, codes, curl, finish, pair, proxy, site, to_host};
+use crate::support::{admin, agent, codes, curl, denied, finish, pair, proxy, record, site, to_host};
 
 const BODY: &str =
     r#"{"model":"mock-1","stream":true,"stream_options":{"include_usage":true},"messages":[]}"#;
@@ -123,5 +124,66 @@ print(text)
     let wrong = [python, "-c", script, &base, "claw_000000000000_wrong"];
     let refused = site.gateway.lab.run(Host::Anon, &wrong).unwrap();
     assert!(!refused.ok() && refused.stderr.contains("401"), "{refused:?}");
+    finish(site);
+}
+
+const MODELS: &str = r#"
+@id("models") permit (principal in Team::"research", action == Action::"llm", resource == Model::"lab/mock-1")
+when { context.llm.tokens_estimated < 100 };
+@id("no-shell") forbid (principal, action == Action::"llm", resource)
+when { context.llm.tools.contains("shell") };
+"#;
+
+/// OpenAI's own SDK, denied one model and a tool and permitted another: usage is asked for on its behalf, counted to the token,
+/// and told to nobody who did not ask.
+#[test]
+fn an_sdk_is_denied_a_model_and_counted_for_another() {
+    let lab = Lab::builder().start().unwrap();
+    let more = format!(
+        "[[endpoint]]\nname = \"llm\"\nupstream = \"https://{LLM}\"\nca = \"{}\"\n[[llm.server]]\nname = \"lab\"\nurl = \"https://{LLM}\"\n",
+        lab.ca().display()
+    );
+    let mut site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+    site.gateway.apply_policy(&format!("{POLICY}{MODELS}"), SETS).unwrap();
+    let base = format!("http://{}:{PROXY_PORT}/llm/v1", GATEWAY.v4);
+    let script = r"
+import sys
+import openai
+client = openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0, timeout=10)
+asked = {'messages': [{'role': 'user', 'content': 'What?'}]}
+shell = [{'type': 'function', 'function': {'name': 'shell', 'parameters': {'type': 'object', 'properties': {}}}}]
+for more in [{'model': 'mock-2'}, {'model': 'mock-1', 'tools': shell}]:
+    try:
+        client.chat.completions.create(**asked, **more)
+        print('passed')
+    except openai.PermissionDeniedError as error:
+        print(error.response.headers['x-clawgress-reason'])
+chunks = list(client.chat.completions.create(model='mock-1', stream=True, **asked))
+print(''.join(c.choices[0].delta.content or '' for c in chunks), [c.usage for c in chunks if c.usage])
+chunks = list(client.chat.completions.create(model='mock-1', stream=True, stream_options={'include_usage': True}, **asked))
+print(chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens)
+print(client.chat.completions.create(model='mock-1', **asked).usage.total_tokens)
+";
+    let python = clients::python().unwrap();
+    let args = [python.to_str().unwrap(), "-c", script, &base, &site.assistant_key];
+    let output = site.gateway.lab.run(Host::Anon, &args).unwrap();
+    let said: Vec<&str> = output.stdout.lines().collect();
+    let wanted = ["policy_denied", "policy_forbidden", "Egress is governed by one policy. []", "11 7", "18"];
+    assert_eq!(said, wanted, "{output:?}");
+    let denied = record(&site, "the other model", |r| denied(r, "policy_denied") && to_host(r, LLM));
+    let asked = denied.attributes.unwrap().llm.unwrap();
+    assert_eq!((&*asked.provider, &*asked.model, denied.action.as_deref()), ("lab", "mock-2", Some("llm")));
+    // Each of the three that passed, whether its client asked for usage or not.
+    let mut passed = Vec::new();
+    let waited = site.gateway.lab.wait("three outcomes", std::time::Duration::from_secs(10), || {
+        passed = admin(&site).audit(&AuditQuery::default())?;
+        passed.retain(|r| r.kind == RecordKind::Outcome && to_host(r, LLM) && r.status == Some(200));
+        Ok(passed.len() == 3)
+    });
+    waited.unwrap();
+    for outcome in passed {
+        let tokens = outcome.tokens.unwrap();
+        assert_eq!((tokens.input, tokens.output, tokens.estimated), (11, 7, false));
+    }
     finish(site);
 }
