@@ -62,6 +62,8 @@ pub struct Sources {
     /// As many entries as there are connections at most.
     counts: Mutex<HashMap<IpAddr, usize>>,
     each_max: usize,
+    /// What becomes of one too many.
+    refuses: &'static str,
     refused: AtomicU64,
 }
 
@@ -86,8 +88,18 @@ impl Sources {
     /// For `connections_max` connections in all.
     #[must_use]
     pub fn new(connections_max: usize) -> Arc<Self> {
-        let each_max = (connections_max / limit::SOURCE_SHARE).max(1);
-        Arc::new(Sources { counts: Mutex::default(), each_max, refused: AtomicU64::new(0) })
+        Sources::with(connections_max, "new connections are closed")
+    }
+
+    /// For as many streams of HTTP/2.
+    #[must_use]
+    pub fn of_streams(streams_max: usize) -> Arc<Self> {
+        Sources::with(streams_max, "new streams of HTTP/2 are refused")
+    }
+
+    fn with(most: usize, refuses: &'static str) -> Arc<Self> {
+        let each_max = (most / limit::SOURCE_SHARE).max(1);
+        Arc::new(Sources { counts: Mutex::default(), each_max, refuses, refused: AtomicU64::new(0) })
     }
 
     /// One more connection of `peer`'s source, if it may have one.
@@ -106,14 +118,11 @@ impl Sources {
         Some(Share { sources: Arc::clone(self), source })
     }
 
-    /// Counts a connection that is closed for `what`, and says so now and then.
+    /// Counts a connection, or a stream, that is refused for `what`, and says so now and then.
     pub fn refuse(&self, what: &str) {
         let n = self.refused.fetch_add(1, Ordering::Relaxed);
         if n.is_multiple_of(OVERLOADED_LOG) {
-            tracing::warn!(
-                closed = n + 1,
-                "overloaded: {what} has reached its bound; new connections are closed"
-            );
+            tracing::warn!(closed = n + 1, "overloaded: {what} has reached its bound; {}", self.refuses);
         }
     }
 }

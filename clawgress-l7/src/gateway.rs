@@ -7,6 +7,7 @@ use clawgress_ebpf_common::DropReason;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Sources;
 use crate::audit::Audit;
 use crate::dial::Dials;
 use crate::dns::Desk;
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub histories: Histories,
     /// Streams of HTTP/2 under way.
     pub streams: Arc<Semaphore>,
+    /// Those of each source.
+    pub stream_sources: Arc<Sources>,
     /// DNS, for the gateway itself.
     pub resolver: Resolver,
     /// DNS, for agents.

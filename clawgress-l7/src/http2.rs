@@ -5,14 +5,15 @@
 //! than it may, whatever the client has reset.
 
 mod incoming;
+mod lingering;
 mod request;
 mod session;
 mod under_way;
 mod within;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
@@ -21,13 +22,15 @@ use h2::{Reason, RecvStream, SendStream};
 use pingora_core::apps::HttpServerApp as _;
 use pingora_core::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use zeroize::Zeroizing;
 
 pub use self::incoming::Incoming;
+use self::lingering::Lingering;
 use self::session::Session;
 use self::under_way::{Place, UnderWay};
 pub use self::within::Within;
+use crate::accept::Share;
 use crate::intercept::{Meter, Wire};
 use crate::plain_http::Front;
 use crate::serve::Serving;
@@ -35,7 +38,9 @@ use crate::stream::Stream;
 use crate::{connect, limit, tunnel};
 
 /// What is in a frame of a client's connection.
-type Framed = Connection<Wire, Bytes>;
+type Framed = Connection<Lingering, Bytes>;
+/// A stream of all there may be at once.
+type Shared = (Share, OwnedSemaphorePermit);
 
 /// Serves the streams on `stream`, of which `held` was read, with the preface; returns why the connection was cut, if it was.
 pub async fn serve(
@@ -96,27 +101,37 @@ enum Event {
 
 impl Client<'_> {
     async fn drive(self, wire: Wire, deadline: Instant) {
+        let wire = Lingering::new(wire);
         let Ok(Ok(mut connection)) = timeout_at(deadline, settings().handshake(wire)).await else { return };
-        let (mut is_ending, mut idle_until) = (false, deadline);
+        let (mut is_ending, mut first) = (false, Some(deadline));
+        // Until when the client may take what is queued for it, once it is to end and nothing is under way.
+        let mut last = None;
         loop {
-            let patience = if is_ending { limit::LINGER } else { Duration::from_secs(limit::KEEPALIVE_S) };
-            match self.event(&mut connection, is_ending, idle_until).await {
+            match self.event(&mut connection, is_ending, first).await {
                 Event::Stream(request, response) => {
                     self.accept(*request, response, is_ending);
-                    idle_until = Instant::now() + patience;
+                    (first, last) = (None, None);
                 }
                 Event::Ending | Event::Idle if !is_ending => {
                     // It says that no more streams are taken, and goes on with those that are there.
                     connection.graceful_shutdown();
-                    (is_ending, idle_until) = (true, Instant::now() + limit::LINGER);
+                    is_ending = true;
                 }
-                Event::Ending | Event::Idle | Event::Gone => return,
+                // The end of a stream's task is not that of its answer, which waits for the client to take it.
+                Event::Ending | Event::Idle
+                    if connection.has_streams()
+                        && Instant::now() < *last.get_or_insert(Instant::now() + limit::CLIENT_WRITE) => {}
+                Event::Ending | Event::Idle => break,
+                Event::Gone => return,
             }
         }
+        // Not every client says that it has heard that this ends.
+        connection.abrupt_shutdown(Reason::NO_ERROR);
+        let _ = timeout(2 * limit::LINGER, poll_fn(|cx| connection.poll_closed(cx))).await;
     }
 
-    /// What comes next. Polling for streams drives the connection.
-    async fn event(self, connection: &mut Framed, is_ending: bool, idle_until: Instant) -> Event {
+    /// What comes next. Polling for streams drives the connection. `first` is for its first stream to be there.
+    async fn event(self, connection: &mut Framed, is_ending: bool, first: Option<Instant>) -> Event {
         let mut stopping = self.serving.stopping();
         let ending = async {
             tokio::select! {
@@ -126,9 +141,16 @@ impl Client<'_> {
         };
         let idle = async {
             self.streams.none().await;
-            sleep_until(idle_until.max(Instant::now())).await;
+            // Time counts from when nothing is under way.
+            match first {
+                Some(deadline) if !is_ending => sleep_until(deadline).await,
+                _ => sleep(if is_ending { limit::LINGER } else { limit::KEEPALIVE }).await,
+            }
         };
         tokio::select! {
+            // Before streams: what is to end takes no more of them.
+            biased;
+            () = ending, if !is_ending => Event::Ending,
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, response))) => Event::Stream(Box::new(request), response),
                 Some(Err(error)) => {
@@ -137,17 +159,30 @@ impl Client<'_> {
                 }
                 None => Event::Gone,
             },
-            () = ending, if !is_ending => Event::Ending,
             () = idle => Event::Idle,
         }
+    }
+
+    /// A stream of all that there may be, and of those of the client's source.
+    fn shared(self) -> Option<Shared> {
+        let gateway = &self.serving.gateway;
+        let Some(share) = gateway.stream_sources.take(self.front.connection.peer.ip()) else {
+            gateway.stream_sources.refuse("a source");
+            return None;
+        };
+        let Ok(permit) = Arc::clone(&gateway.streams).try_acquire_owned() else {
+            gateway.stream_sources.refuse("`connections_max`");
+            return None;
+        };
+        Some((share, permit))
     }
 
     /// Begins to serve a stream, if there is room for it.
     fn accept(self, request: http::Request<RecvStream>, mut response: SendResponse<Bytes>, is_ending: bool) {
         // Streams that were reset have a place as long as they are served: who resets what it asks for gains nothing.
         let place = self.streams.take(limit::STREAMS_SERVED_MAX);
-        let shared = Arc::clone(&self.serving.gateway.streams).try_acquire_owned();
-        let (Some(place), Ok(shared), false) = (place, shared, is_ending) else {
+        let shared = if is_ending { None } else { self.shared() };
+        let (Some(place), Some(shared)) = (place, shared) else {
             // Nothing was asked, and the client knows that it may ask again (RFC 9113 section 8.7).
             return response.send_reset(Reason::REFUSED_STREAM);
         };
@@ -192,22 +227,35 @@ async fn carry(
     front: Arc<Front>,
     stream: Stream,
     head: Result<Zeroizing<Vec<u8>>, DropReason>,
-    permits: (Place, OwnedSemaphorePermit),
+    permits: (Place, Shared),
 ) {
+    let Some(turn) = front.turn().await else {
+        if let Stream::Within(within) = stream {
+            within.turn_away();
+        }
+        return;
+    };
     let serve = connect::serve_stream(&serving, front.connection.clone(), stream, head);
     tokio::select! {
         () = Box::pin(serve) => {}
         () = front.gone().cancelled() => {}
     }
-    drop(permits);
+    drop((permits, turn));
 }
 
 /// Serves a stream to its end.
-async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Place, OwnedSemaphorePermit)) {
+async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Place, Shared)) {
+    let Some(turn) = front.turn().await else {
+        // Nobody has looked at it.
+        drop(front.untaken());
+        return session.refuse();
+    };
     let session = ServerSession::new_custom(Box::new(session));
     let stopping = serving.stopping();
     let mut serve = Box::pin(serving.proxy().process_new_http(session, &stopping));
     tokio::select! {
+        // First what has ended by itself, and knows how.
+        biased;
         _ = &mut serve => {}
         reason = front.forbidden(&serving.gateway) => front.cut(reason),
         () = front.gone().cancelled() => {}
@@ -215,7 +263,7 @@ async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Pl
     // What it was at records why it ends.
     drop(serve);
     serving.record_untaken(&front);
-    drop(permits);
+    drop((permits, turn));
 }
 
 /// How many bytes may be sent on a stream of those that were asked for; `None` if it has ended.

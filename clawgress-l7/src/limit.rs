@@ -20,6 +20,8 @@ pub const TLS_FILE_BYTES: usize = 64 * 1024;
 pub const HEAD: Duration = Duration::from_secs(10);
 /// Idle time of a kept client connection between requests.
 pub const KEEPALIVE_S: u64 = 60;
+/// The same.
+pub const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_S);
 /// Between two reads of a request body.
 pub const BODY_READ: Duration = Duration::from_secs(60);
 /// For a client to take more of a response: a stalled reader holds memory.
@@ -69,8 +71,9 @@ pub const STREAM_TABLE_BYTES: u32 = 4096;
 /// Bytes of a stream's body that may be under way, and those of all streams of a connection: what is held of a client that
 /// nobody reads. Some hundred megabits a second from the other end of a continent.
 pub const STREAM_WINDOW: u32 = 128 * 1024;
-/// See [`STREAM_WINDOW`].
-pub const STREAMS_WINDOW: u32 = 256 * 1024;
+/// See [`STREAM_WINDOW`]. Several times as much: a stream whose server takes nothing fills its own window, and must not leave
+/// the others none. It is also the most that a connection makes this process hold so.
+pub const STREAMS_WINDOW: u32 = 16 * STREAM_WINDOW;
 /// Bytes of an answer that wait for a client to take them, of each stream.
 pub const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// Malformed streams, and those above [`STREAMS_MAX`], of a connection before it is closed: some clients begin many before they
@@ -78,6 +81,11 @@ pub const STREAM_SEND_BYTES: usize = 64 * 1024;
 pub const STREAM_ERRORS_MAX: usize = 256;
 /// Streams that a client reset before they were looked at, before its connection is closed (CVE-2023-44487).
 pub const STREAM_RESETS_MAX: usize = 20;
+/// Interim answers of a server that a stream's client is told besides one 100: they wait for it outside of all windows.
+pub const STREAM_INTERIMS_MAX: u32 = 8;
+/// Streams of a connection that are looked at before one has told whose it is: fewer of nobody than
+/// [`STRANGER_REQUESTS_MAX`] are answered after the connection was told to end.
+pub const STRANGER_STREAMS_MAX: usize = 4;
 /// Bytes of a body that are kept for another attempt to send it, as Pingora does of HTTP/1.
 pub const RETRY_BYTES: usize = 64 * 1024;
 
@@ -85,8 +93,11 @@ pub const RETRY_BYTES: usize = 64 * 1024;
 pub const UPSTREAM_STREAMS_MAX: usize = 100;
 /// Bytes of an answer that may be under way, and those of all on a connection.
 pub const UPSTREAM_STREAM_WINDOW: u32 = 256 * 1024;
-/// See [`UPSTREAM_STREAM_WINDOW`].
-pub const UPSTREAM_WINDOW: u32 = 1024 * 1024;
+/// See [`UPSTREAM_STREAM_WINDOW`]. Several times as much: an answer whose client takes nothing must not hold up the others.
+pub const UPSTREAM_WINDOW: u32 = 16 * UPSTREAM_STREAM_WINDOW;
+/// Most bytes of the head, or of the trailers, of a server's answer: no budget counts them. Several times what common servers
+/// send.
+pub const ANSWER_HEAD_BYTES: usize = 256 * 1024;
 /// How often an upstream of HTTP/2 is asked whether it is there.
 pub const UPSTREAM_PING: Duration = Duration::from_secs(30);
 

@@ -30,6 +30,7 @@ use crate::{dial, limit, page};
 mod admit;
 mod content;
 mod credential;
+mod fields;
 mod front;
 mod gate;
 mod granted;
@@ -40,6 +41,8 @@ mod respond;
 
 pub use admit::{Admitted, Place, Upgrade, admit};
 pub use content::{Body, LOOK_BYTES};
+pub use fields::is_large;
+use fields::keep_secret;
 pub use front::Front;
 pub use gate::Gate;
 pub use granted::Granted;
@@ -169,6 +172,7 @@ impl App {
         };
         // Of each request in a tunnel anew, and recorded as what it is judged by.
         let who = who.later();
+        front.identified();
         exchange.agent(&who, &plan);
         exchange.occupy(gateway, &who).map_err(deny)?;
         let need = granted::needs_history(&plan, &who, &admitted);
@@ -276,10 +280,14 @@ impl ProxyHttp for App {
                 context.reason = Some(reason);
                 let retry_after = ruling.retry_after;
                 exchange.deny(ruling);
-                // A client that was told no instead of 100 may send its body or not.
+                if is_stranger(reason) {
+                    front.denies_nobody();
+                }
+                // A client that was told no instead of 100 may send its body or not. One that took its request back has left
+                // the connection sound.
                 let reusable =
                     reusable(reason) && !awaits_continue && (!is_stranger(reason) || front.stranger());
-                if !reusable {
+                if !reusable && !front.has_left() {
                     front.ending().cancel();
                 }
                 respond(session, reason, exchange.id(), reusable, front.client(), retry_after).await?;
@@ -396,15 +404,16 @@ impl ProxyHttp for App {
         if let Some(asking) = &mut context.content.asking {
             asking.head(request)?;
         }
-        let Some(changes) = granted.changes() else { return Ok(()) };
-        let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
-        for name in names.cloned().collect::<Vec<_>>() {
-            request.remove_header(&name);
+        if let Some(changes) = granted.changes() {
+            let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
+            for name in names.cloned().collect::<Vec<_>>() {
+                request.remove_header(&name);
+            }
+            for (name, value) in &changes.set {
+                request.insert_header(name.to_string(), &**value)?;
+            }
         }
-        for (name, value) in &changes.set {
-            request.insert_header(name.to_string(), &**value)?;
-        }
-        Ok(())
+        if request.version == Version::HTTP_2 { keep_secret(request) } else { Ok(()) }
     }
 
     async fn request_body_filter(
@@ -443,6 +452,10 @@ impl ProxyHttp for App {
         response: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        if is_large(&response.headers) {
+            context.reason = Some(DropReason::UpstreamFailed);
+            return Error::e_explain(ErrorType::HTTPStatus(502), "a head that is too large");
+        }
         for name in OF_HOP {
             response.remove_header(name);
         }
@@ -473,11 +486,15 @@ impl ProxyHttp for App {
         &self,
         _session: &mut Session,
         trailers: &mut HeaderMap,
-        _context: &mut Context,
+        context: &mut Context,
     ) -> Result<Option<Bytes>> {
         // As of its head.
         for name in OF_HOP.into_iter().chain(["set-cookie", page::REASON_FIELD, page::REQUEST_FIELD]) {
             trailers.remove(name);
+        }
+        if is_large(trailers) {
+            // What this returned as an error would be told in a log, and they would go on: the session refuses them.
+            context.reason = Some(DropReason::UpstreamFailed);
         }
         Ok(None)
     }

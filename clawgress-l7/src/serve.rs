@@ -285,6 +285,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
         histories: Histories::new(control.clone()),
         streams: Arc::new(Semaphore::new(connections_max)),
+        stream_sources: Sources::of_streams(connections_max),
         resolver: Resolver::new(&config.l7)?,
         dns: Desk::new(&config.dns, Resolver::without_cache(&config.l7)?, control.clone()),
         dials: Arc::new(Dials::default()),

@@ -86,6 +86,11 @@ impl Source for Incoming {
                     Ok(None)
                 }
                 Ok(None) => Ok(Some(Held::Whole)),
+                // A stream that is taken back, as clients do, is no fault of its connection.
+                Err(error) if error.is_reset() && error.is_remote() => {
+                    state.front.upgrade().iter().for_each(|front| front.leave());
+                    Err(DropReason::Timeout)
+                }
                 Err(_) => {
                     state.front.upgrade().iter().for_each(|front| front.violate(DropReason::HttpMalformed));
                     Err(DropReason::HttpMalformed)

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::Incoming;
 use crate::limit;
-use crate::plain_http::Front;
+use crate::plain_http::{Front, is_large};
 
 /// Fields of a connection of HTTP/1 (RFC 9113 section 8.2.2).
 const CONNECTION_FIELDS: [&str; 6] =
@@ -37,7 +37,11 @@ pub struct Session {
     outgoing: Outgoing,
     front: Arc<Front>,
     digest: Digest,
+    /// Of what was written nothing more than the status is asked.
     written: Option<Box<ResponseHeader>>,
+    /// Whether the client was told to go on, and how many other interim answers it had.
+    is_continued: bool,
+    interims: u32,
     is_ended: bool,
     /// What of the body has gone on, for another attempt.
     retry: Option<Retry>,
@@ -82,6 +86,8 @@ impl Session {
             front,
             digest: Digest { proxy_digest, ..Digest::default() },
             written: None,
+            is_continued: false,
+            interims: 0,
             is_ended: false,
             retry: None,
             read_bytes: 0,
@@ -119,9 +125,10 @@ impl Session {
     }
 
     fn write_head(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
-        if self.is_ended || self.written.is_some() {
+        if self.is_ended || self.written.is_some() || !self.takes(response.status) {
             return Ok(());
         }
+        let end = end || self.is_without_body(response.status);
         let mut head = http::Response::new(());
         *head.status_mut() = response.status;
         *head.headers_mut() = of_stream(&response.headers);
@@ -140,9 +147,25 @@ impl Session {
         }
         let body = sender.send_response(head, end).or_err(ErrorType::WriteError, failed);
         self.outgoing = Outgoing::Body(body.map_err(Error::into_down)?);
-        self.written = Some(Box::new(response.clone()));
+        self.written = Some(Box::new(ResponseHeader::build(response.status, Some(0))?));
         self.is_ended = end;
         Ok(())
+    }
+
+    /// Whether an answer of this status goes on. Interim ones wait for the client outside of all windows.
+    fn takes(&mut self, status: StatusCode) -> bool {
+        if status == StatusCode::CONTINUE {
+            return !std::mem::replace(&mut self.is_continued, true);
+        }
+        self.interims += u32::from(status.is_informational());
+        !status.is_informational() || self.interims <= limit::STREAM_INTERIMS_MAX
+    }
+
+    /// Whether the head of an answer is all of it (RFC 9110 section 6.4.1), whatever is written.
+    fn is_without_body(&self, status: StatusCode) -> bool {
+        let is_final = !status.is_informational();
+        let is_bare = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        is_final && (is_bare || self.head.method == http::Method::HEAD)
     }
 
     async fn write(&mut self, mut bytes: Bytes, end: bool) -> Result<()> {
@@ -187,6 +210,11 @@ impl Session {
             self.is_ended = true;
         }
         Ok(())
+    }
+
+    /// Tells the client that nothing was done (RFC 9113 section 8.7).
+    pub(super) fn refuse(mut self) {
+        self.reset_with(Reason::REFUSED_STREAM);
     }
 
     fn reset_with(&mut self, reason: Reason) {
@@ -242,6 +270,10 @@ impl Custom for Session {
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
+        if self.front.is_nobodys() {
+            // A stream of nobody's takes no more room than its answer does.
+            return Ok(());
+        }
         let within = self.drain_timeout.unwrap_or(limit::DRAIN_BODY);
         let drained = timeout(within, async {
             while self.incoming.next().await?.is_some() {}
@@ -271,6 +303,9 @@ impl Custom for Session {
         let Outgoing::Body(body) = &mut self.outgoing else {
             return Error::e_explain(ErrorType::InternalError, "trailers before a head");
         };
+        if is_large(&trailers) {
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, "trailers that are too large");
+        }
         let sent = body.send_trailers(of_stream(&trailers));
         sent.or_err(ErrorType::WriteError, "trailers can't go on").map_err(Error::into_down)?;
         self.is_ended = true;

@@ -56,6 +56,7 @@ impl Within {
     /// # Errors
     /// If it has left.
     pub fn establish(&mut self) -> io::Result<()> {
+        self.front.identified();
         self.answer(Response::new(()), false)
     }
 
@@ -87,6 +88,13 @@ impl Within {
             self.outgoing = Outgoing::Ended;
         }
         Ok(())
+    }
+
+    /// Tells the client that nothing was done (RFC 9113 section 8.7).
+    pub(super) fn turn_away(mut self) {
+        if let Outgoing::Response(sender) = &mut self.outgoing {
+            sender.send_reset(Reason::REFUSED_STREAM);
+        }
     }
 
     fn answer(&mut self, response: Response<()>, end: bool) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use clawgress_ebpf_common::DropReason;
 use parking_lot::Mutex;
 use pingora_proxy::Session;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connection;
@@ -39,6 +39,10 @@ pub struct Front {
     is_endpoint: AtomicBool,
     /// Whether a credential came with it, or with its connection.
     has_presented: AtomicBool,
+    /// Whether the client took back its stream.
+    has_left: AtomicBool,
+    /// Whether the request at hand is nobody's.
+    is_nobodys: AtomicBool,
     /// Whether what follows is no HTTP any more.
     is_upgraded: AtomicBool,
     /// Requests whose head went on, and requests that were answered.
@@ -50,16 +54,33 @@ pub struct Front {
 }
 
 /// What a connection's streams have in common. Of HTTP/1 there is one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Common {
     /// Why the connection was cut.
     cut: OnceLock<DropReason>,
     /// Requests of nobody.
     strangers: AtomicU32,
+    /// Of streams that are looked at while it is not known whose the connection is.
+    unknown: Arc<Semaphore>,
+    /// Cancelled when that is known.
+    known: CancellationToken,
     /// No more requests are taken.
     ending: CancellationToken,
     /// There is no connection any more.
     gone: CancellationToken,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Common {
+            cut: OnceLock::new(),
+            strangers: AtomicU32::new(0),
+            unknown: Arc::new(Semaphore::new(limit::STRANGER_STREAMS_MAX)),
+            known: CancellationToken::new(),
+            ending: CancellationToken::new(),
+            gone: CancellationToken::new(),
+        }
+    }
 }
 
 // === impl Front ===
@@ -68,7 +89,11 @@ impl Front {
     /// The front of a connection.
     #[must_use]
     pub fn new(connection: Connection, place: Place) -> Self {
-        Front::with(connection, place, Arc::default(), None)
+        let common = Common::default();
+        if matches!(place, Place::Explicit { is_known: true, .. } | Place::Tunnel { .. } | Place::Read(_)) {
+            common.known.cancel();
+        }
+        Front::with(connection, place, Arc::new(common), None)
     }
 
     /// The front of a stream of `connection`, whose body comes by `incoming`.
@@ -96,6 +121,8 @@ impl Front {
             incoming,
             is_endpoint: AtomicBool::new(false),
             has_presented: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
+            is_nobodys: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -254,6 +281,35 @@ impl Front {
         self.common.strangers.fetch_add(1, Ordering::Relaxed) + 1 < limit::STRANGER_REQUESTS_MAX
     }
 
+    /// Notes that a request of the connection has told whose it is.
+    pub fn identified(&self) {
+        self.common.known.cancel();
+    }
+
+    /// Waits until a stream may be looked at: of a connection that has not told whose it is, few are at a time. `None` if its
+    /// connection ends before.
+    pub async fn turn(&self) -> Option<Option<OwnedSemaphorePermit>> {
+        let common = &self.common;
+        tokio::select! {
+            biased;
+            () = common.known.cancelled() => Some(None),
+            () = common.ending.cancelled() => None,
+            () = common.gone.cancelled() => None,
+            turn = Arc::clone(&common.unknown).acquire_owned() => turn.ok().map(Some),
+        }
+    }
+
+    /// Notes that the request at hand is nobody's.
+    pub fn denies_nobody(&self) {
+        self.is_nobodys.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    #[must_use]
+    pub fn is_nobodys(&self) -> bool {
+        self.is_nobodys.load(Ordering::Relaxed)
+    }
+
     /// Whether the client waits for a 100 before it sends its body.
     #[must_use]
     pub fn awaits_continue(&self) -> bool {
@@ -284,6 +340,16 @@ impl Front {
         self.read.store(head_bytes as u64, Ordering::Relaxed);
         self.written.store(0, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes that a client took back its stream.
+    pub(crate) fn leave(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did.
+    pub(super) fn has_left(&self) -> bool {
+        self.has_left.load(Ordering::Relaxed)
     }
 
     /// Notes what is wrong with a body.

@@ -18,31 +18,31 @@ use crate::streams::{Connection, clear_server, reply, send, server};
 const KEY: &str = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n";
 
 /// A gateway that reads, before a server of HTTP/2.
-async fn site(policy: &'static str, more: &str) -> Site {
+pub async fn site(policy: &'static str, more: &str) -> Site {
     let (upstream, pem) = server("127.1.0.1", HOST).await;
     Site::before(upstream, &pem, policy, more).await
 }
 
-async fn inside(site: &Site) -> Connection {
+pub async fn inside(site: &Site) -> Connection {
     let config = trusting(&[site.gateway.authority.certificate()], &["h2", "http/1.1"]);
     let client = site.shake(HOST, config).await.expect("handshake");
     assert_eq!(client.stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     Connection::over(client.stream).await
 }
 
-fn url(site: &Site, path: &str) -> String {
+pub fn url(site: &Site, path: &str) -> String {
     format!("https://{}{path}", site.host())
 }
 
-fn post(site: &Site, path: &str) -> http::request::Builder {
+pub fn post(site: &Site, path: &str) -> http::request::Builder {
     Request::post(url(site, path))
 }
 
-fn at(path: &'static str) -> impl Fn(&AuditRecord) -> bool {
+pub fn at(path: &'static str) -> impl Fn(&AuditRecord) -> bool {
     move |r: &AuditRecord| r.destination.path.as_deref() == Some(path)
 }
 
-async fn until(what: &str, is_so: impl Fn() -> bool) {
+pub async fn until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !is_so() {
         assert!(tokio::time::Instant::now() < deadline, "{what} never came");

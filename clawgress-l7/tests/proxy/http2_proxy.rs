@@ -39,7 +39,7 @@ impl Setting {
         Setting { gateway, authority, upstream }
     }
 
-    async fn client(&self) -> Connection {
+    pub async fn client(&self) -> Connection {
         let root = CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).expect("PEM");
         let connector = TlsConnector::from(Arc::clone(&trusting(&[root], &["h2", "http/1.1"])));
         let stream = TcpStream::connect(self.gateway.proxy_tls).await.expect("connect");
@@ -49,12 +49,12 @@ impl Setting {
         Connection::over(stream).await
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("api.allowed.test:{}", self.upstream.address.port())
     }
 
     /// A request of `web`.
-    fn of_web(&self, builder: http::request::Builder) -> Request<()> {
+    pub fn of_web(&self, builder: http::request::Builder) -> Request<()> {
         let credential = clawgress_inspect::proxy_authorization::encode("web", &self.gateway.key);
         builder.header("proxy-authorization", credential).body(()).expect("request")
     }

@@ -23,6 +23,8 @@ mod hostile;
 #[cfg(test)]
 mod http2;
 #[cfg(test)]
+mod http2_bounds;
+#[cfg(test)]
 mod http2_clients;
 #[cfg(test)]
 mod http2_proxy;

@@ -1,6 +1,8 @@
 //! Clients and servers of HTTP/2.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -8,13 +10,60 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::harness::PATIENCE;
 use crate::upstream::{Seen, Upstream};
+
+/// Bytes of the answer at `/large`.
+pub const LARGE: usize = 60_000;
+
+/// A stream that is not read while it is paused.
+#[derive(Debug)]
+pub struct Paused<S> {
+    pub inner: S,
+    pub pause: tokio::sync::watch::Receiver<bool>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paused<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let mut pause = self.pause.clone();
+        if *pause.borrow_and_update() {
+            let waker = cx.waker().clone();
+            tokio::spawn(async move {
+                let _ = pause.wait_for(|is_paused| !is_paused).await;
+                waker.wake();
+            });
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.inner).poll_read(cx, out)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paused<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
 
 /// A client's connection.
 #[derive(Debug)]
@@ -40,8 +89,16 @@ impl Drop for Connection {
 
 impl Connection {
     pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Connection {
+        Connection::with(&h2::client::Builder::new(), stream).await
+    }
+
+    /// With other windows than usual.
+    pub async fn with(
+        builder: &h2::client::Builder,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Connection {
         let (sender, connection) =
-            timeout(PATIENCE, h2::client::handshake(stream)).await.expect("in time").expect("handshake");
+            timeout(PATIENCE, builder.handshake(stream)).await.expect("in time").expect("handshake");
         let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
         Connection { sender, task }
     }
@@ -169,7 +226,10 @@ pub async fn clear_server(ip: &str) -> Upstream {
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>, port: u16) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    // What some streams stall must not stall others here.
+    let mut builder = h2::server::Builder::new();
+    builder.initial_connection_window_size(16 * 1024 * 1024).max_header_list_size(1024 * 1024);
+    let Ok(mut connection) = builder.handshake(stream).await else { return };
     while let Some(Ok((request, response))) = connection.accept().await {
         seen.ports.lock().push(port);
         tokio::spawn(answer(request, response, Arc::clone(&seen)));
@@ -182,6 +242,11 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
         head.headers.iter().map(|(n, v)| format!("{n}: {}\n", String::from_utf8_lossy(v.as_bytes())));
     let fields: String = fields.collect();
     seen.requests.lock().push(format!("{} {} HTTP/2\n{fields}", head.method, head.uri));
+    if head.uri.path() == "/stall" {
+        // Nothing of the body is taken.
+        let _ = std::future::poll_fn(|cx| response.poll_reset(cx)).await;
+        return;
+    }
     let mut body = Vec::new();
     while let Some(bytes) = stream.data().await {
         let Ok(bytes) = bytes else {
@@ -209,6 +274,18 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
             {
                 trailers.insert(name, value.parse().expect("value"));
             }
+            let _ = sender.send_trailers(trailers);
+        }
+        "/large" => {
+            let Ok(mut sender) = response.send_response(Response::new(()), false) else { return };
+            let _ = send(&mut sender, &vec![b'x'; LARGE]).await;
+            let _ = sender.send_data(Bytes::new(), true);
+        }
+        "/large-trailers" => {
+            let Ok(mut sender) = response.send_response(Response::new(()), false) else { return };
+            let _ = sender.send_data("ok".into(), false);
+            let mut trailers = HeaderMap::new();
+            trailers.insert("large", "x".repeat(300_000).parse().expect("value"));
             let _ = sender.send_trailers(trailers);
         }
         "/wait" => {

@@ -183,6 +183,17 @@ async fn http(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
                 let json = format!("{{\"model\":\"gpt-5-mini\",{USAGE}}}");
                 answer(&mut stream, "application/json", json.as_bytes()).await?;
             }
+            "/hints" => {
+                stream
+                    .write_all(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(100).as_slice())
+                    .await?;
+                answer(&mut stream, "text/plain", b"ok").await?;
+            }
+            "/large-head" => {
+                let large = "x".repeat(300_000);
+                let head = format!("HTTP/1.1 200 OK\r\nlarge: {large}\r\nContent-Length: 2\r\n\r\nok");
+                stream.write_all(head.as_bytes()).await?;
+            }
             "/echo" => answer(&mut stream, "application/octet-stream", &body).await?,
             _ => answer(&mut stream, "text/plain", b"ok").await?,
         }

@@ -1,0 +1,83 @@
+//! A client's connection that is closed as one of HTTP/1 is: what the client still sends is read for a moment, since it would
+//! become a reset, and the last of what it was answered could be lost to it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use crate::intercept::Wire;
+use crate::limit;
+
+/// Most bytes that are thrown away at once.
+const SINK_BYTES: usize = 4096;
+
+/// The connection.
+#[derive(Debug)]
+pub struct Lingering {
+    inner: Wire,
+    /// For how long, once our side is closed.
+    until: Option<Pin<Box<Sleep>>>,
+    thrown: usize,
+}
+
+// === impl Lingering ===
+
+impl Lingering {
+    /// Over `inner`.
+    #[must_use]
+    pub fn new(inner: Wire) -> Lingering {
+        Lingering { inner, until: None, thrown: 0 }
+    }
+}
+
+impl AsyncRead for Lingering {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for Lingering {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.until.is_none() {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        }
+        let until = this.until.get_or_insert_with(|| Box::pin(sleep(limit::LINGER)));
+        while this.thrown < limit::LINGER_BYTES && until.as_mut().poll(cx).is_pending() {
+            let mut sink = [0; SINK_BYTES];
+            let mut sink = ReadBuf::new(&mut sink);
+            match ready!(Pin::new(&mut this.inner).poll_read(cx, &mut sink)) {
+                Ok(()) if !sink.filled().is_empty() => this.thrown += sink.filled().len(),
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
