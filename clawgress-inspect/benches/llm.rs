@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use clawgress_inspect::llm::answer::{Editor, Format, Reader};
-use clawgress_inspect::llm::{Target, route};
+use clawgress_inspect::llm::{Surface, Target, route};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -29,7 +29,7 @@ fn chat(bytes: usize) -> Vec<u8> {
 
 fn read(body: &[u8]) -> u64 {
     let claims = Claims::new(&[b"application/json"], &[]);
-    let mut inspector = Inspector::of_call(claims, Limits::default(), true);
+    let mut inspector = Inspector::of_call(claims, Limits::default(), Some(Surface::ChatCompletions));
     body.chunks(LOOK_BYTES).for_each(|piece| inspector.push(piece).unwrap());
     inspector.finish().unwrap();
     inspector.call().unwrap().call().tokens_estimated

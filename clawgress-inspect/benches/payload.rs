@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawgress_inspect::llm::Provenance;
+use clawgress_inspect::llm::{Provenance, Surface};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use clawgress_inspect::prompt::{BUILT_IN, Detector, Rules};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -50,7 +50,8 @@ fn look(body: &[u8], coding: &[u8]) -> u64 {
 /// All that is asked about a call: fields, tokens, findings, what is in other clothes, and prompts.
 fn look_at_all(body: &[u8], rules: &Arc<Rules>) -> u32 {
     let claims = Claims::new(&[b"application/json"], &[]);
-    let mut inspector = Inspector::of_call(claims, Limits::default(), true).with_rules(rules);
+    let mut inspector =
+        Inspector::of_call(claims, Limits::default(), Some(Surface::ChatCompletions)).with_rules(rules);
     body.chunks(READ_BYTES).for_each(|piece| inspector.push(piece).unwrap());
     inspector.finish().unwrap();
     inspector.assessment().unwrap().score

@@ -24,7 +24,7 @@ pub use media::{Claims, Seen};
 use multipart::MultipartError;
 pub use names::NAME_BYTES_MAX;
 
-use crate::llm::{CallError, Field, Piece, Request};
+use crate::llm::{CallError, Field, Piece, Request, Surface};
 use crate::prompt::{Assessment, Detector, Rules};
 
 /// Codings inside one another that are taken off: a file that was packed, sent as a body that is.
@@ -310,12 +310,13 @@ impl Inspector {
         Inspector { layer: Layer::root(claims), tally, bytes: 0, complete: false, failed }
     }
 
-    /// An inspector that reads what a body says as a call of a model: one that it `is` by where it goes, and has to be
-    /// readable; or that it may turn out to be.
+    /// An inspector that reads what a body says as a call of a model: one that it is by where it goes, to this `surface`,
+    /// and has to be readable; or that it may turn out to be.
     #[must_use]
-    pub fn of_call(mut claims: Claims, limits: Limits, is: bool) -> Inspector {
-        if is {
-            claims.is_document();
+    pub fn of_call(mut claims: Claims, limits: Limits, surface: Option<Surface>) -> Inspector {
+        let is = surface.is_some();
+        if let Some(surface) = surface {
+            claims.is_document(surface.takes_forms());
         }
         let may_be = is || !claims.is_sequence();
         let mut inspector = Inspector::new(claims, limits);

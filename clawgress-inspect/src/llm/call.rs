@@ -40,6 +40,8 @@ pub enum Choice {
 pub struct Call {
     /// The model, as it is named; `None` where the body names none.
     pub model: Option<String>,
+    /// Whether it names further models, of which the server may take any: in place of the first, or if that fails.
+    pub has_others: bool,
     /// Whether the answer is to be streamed, if that is said.
     pub stream: Option<bool>,
     /// Whether usage is to be told at the end of the stream, if that is said.

@@ -7,6 +7,33 @@ use std::sync::LazyLock;
 /// Longest name that is told apart, bytes: no known one is longer.
 pub(super) const KEY_BYTES_MAX: usize = 32;
 
+/// What else only calls of models say.
+pub(super) const TUNING: [&str; 12] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "n",
+    "stop",
+    "frequency_penalty",
+    "presence_penalty",
+    "logprobs",
+    "anthropic_version",
+    "reasoning_effort",
+    "response_format",
+    "stop_sequences",
+];
+
+/// What names further models, at gateways of many: of them all, none is the one that is asked.
+pub(super) const OTHERS: [&str; 7] = [
+    "models",
+    "fallbacks",
+    "fallback_models",
+    "context_window_fallbacks",
+    "content_policy_fallbacks",
+    "route",
+    "extra_body",
+];
+
 macro_rules! keys {
     ($($variant:ident = $($name:literal)|+),* $(,)?) => {
         /// A name, or some that mean the same in one dialect.

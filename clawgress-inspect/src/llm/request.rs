@@ -10,7 +10,7 @@ use super::attachment::Attachment;
 use super::call::{Call, CallError, Choice};
 use super::estimate::Estimator;
 use super::grammar::Node;
-use super::key::{KEY_BYTES_MAX, Key};
+use super::key::{KEY_BYTES_MAX, Key, OTHERS, TUNING};
 use super::{Field, Piece, Provenance, Role, Texts};
 use crate::payload::json::{DEPTH_MAX, Event, Kind};
 
@@ -20,22 +20,6 @@ pub const NAME_BYTES_MAX: usize = 256;
 pub const TOOLS_MAX: usize = 1024;
 /// What a tool without a name and a type is called in policy.
 pub const UNNAMED: &str = "unnamed";
-/// What else only calls of models say.
-const TUNING: [&str; 12] = [
-    "temperature",
-    "top_p",
-    "top_k",
-    "n",
-    "stop",
-    "frequency_penalty",
-    "presence_penalty",
-    "logprobs",
-    "anthropic_version",
-    "reasoning_effort",
-    "response_format",
-    "stop_sequences",
-];
-
 /// An object or array that is open.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
@@ -442,6 +426,8 @@ impl Request {
                 return Err(CallError::Letters);
             }
             self.next = frame.node.other();
+            self.call.has_others |=
+                self.frames.len() == 1 && OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other));
             if self.frames.len() == 1 && TUNING.contains(&name) {
                 self.call.shape.tuned = true;
             }

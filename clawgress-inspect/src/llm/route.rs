@@ -85,10 +85,14 @@ pub struct Target<'a> {
 pub struct Route {
     /// The provider, as policy has it.
     pub provider: Arc<str>,
+    /// Whether it is a server that the operator names: of what it runs, nothing is known.
+    pub is_named: bool,
     /// What is asked of it.
     pub surface: Surface,
     /// The model, where its path or query names one: it counts, and not what the body says.
     pub model: Option<String>,
+    /// Whether its path may name a model that can't be told: none counts then, nor the body's.
+    pub is_model_unclear: bool,
     /// Whether the answer is streamed, where the path says so.
     pub stream: Option<bool>,
 }
@@ -178,10 +182,16 @@ impl Surface {
         }
     }
 
-    /// Whether what it says is a JSON object, or a form of several parts, whatever the body is said to be.
+    /// Whether what it says is a JSON object, or a form where it [takes](Self::takes_forms) them, whatever the body is said to be.
     #[must_use]
     pub fn is_read(self) -> bool {
         !matches!(self, Surface::Realtime | Surface::Files | Surface::Batches | Surface::Other)
+    }
+
+    /// Whether it takes forms of several parts: others look for JSON, whatever the body is said to be.
+    #[must_use]
+    pub fn takes_forms(self) -> bool {
+        matches!(self, Surface::Images | Surface::Audio)
     }
 
     /// Whether answers are streamed unless the request says otherwise.
@@ -194,11 +204,13 @@ impl Surface {
 // === impl Server ===
 
 impl Server {
-    fn takes(&self, target: &Target<'_>) -> bool {
-        let rest = target.path.strip_prefix(&*self.path);
-        self.host == target.host
+    /// What follows its path in the target's, if it is the server's.
+    fn rest<'a>(&self, target: &Target<'a>) -> Option<&'a str> {
+        let rest = target.path.strip_prefix(&*self.path)?;
+        let is_its = self.host == target.host
             && self.port.is_none_or(|port| port == target.port)
-            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            && (rest.is_empty() || rest.starts_with('/'));
+        is_its.then_some(rest)
     }
 }
 
@@ -208,30 +220,95 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
     if !target.has_body && !target.is_upgrade {
         return None;
     }
-    let named = servers.iter().find(|server| server.takes(target)).map(|server| Arc::clone(&server.name));
-    let provider = named.or_else(|| {
+    let named =
+        servers.iter().find_map(|server| Some((Arc::clone(&server.name), server.rest(target)?, true)));
+    let (provider, path, is_named) = named.or_else(|| {
         let known = PROVIDERS.iter().find(|(pattern, _)| matches(pattern, target.host));
-        known.map(|(_, name)| Arc::from(*name))
+        known.map(|(_, name)| (Arc::from(*name), target.path, false))
     })?;
-    let decoded: Vec<String> = target.path.split('/').filter(|s| !s.is_empty()).map(decode).collect();
-    let mut route = Route { provider, surface: Surface::Other, model: None, stream: None };
-    if target.is_upgrade {
-        route.surface = Surface::Realtime;
-        route.model = of_query(target.query);
-        return Some(route);
-    }
+    let is_azure = !is_named && &*provider == "azure";
+    let decoded: Vec<String> = path.split('/').filter(|s| !s.is_empty()).map(decode).collect();
+    let mut route = Route {
+        provider,
+        is_named,
+        surface: Surface::Other,
+        model: None,
+        is_model_unclear: false,
+        stream: None,
+    };
     let lower: Vec<String> = decoded.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = lower.iter().map(String::as_str).collect();
+    if target.is_upgrade {
+        route.surface = Surface::Realtime;
+        // Of other WebSockets, a message names it.
+        if words.last() == Some(&"realtime") {
+            route.model = of_query(target.query, is_azure);
+        }
+        return Some(route);
+    }
     let last = decoded.last().map(String::as_str).unwrap_or_default();
     if let Some((model, verb)) = last.rsplit_once(':') {
         google(&mut route, &decoded, model, &verb.to_ascii_lowercase());
     } else {
         by_words(&mut route, &words, &decoded);
     }
-    // A deployment of Azure's: the body's model is not looked at.
-    let deployment = words.iter().position(|word| *word == "deployments").and_then(|at| decoded.get(at + 1));
-    route.model = route.model.or_else(|| deployment.cloned());
+    if !route.surface.is_read() {
+        // What is sent there may ask for others, and is not looked at.
+        route.model = None;
+    } else if route.model.is_none() {
+        match in_path(&route, &words, is_azure) {
+            InPath::Nothing => {}
+            InPath::At(at) => route.model = decoded.get(at).cloned(),
+            InPath::Unclear => route.is_model_unclear = true,
+        }
+    }
     Some(route)
+}
+
+/// What a path says of the model in other places than its end.
+enum InPath {
+    Nothing,
+    /// It is this segment.
+    At(usize),
+    /// Perhaps one, in a way that is not known.
+    Unclear,
+}
+
+/// Deployments of Azure's, whose body's model is not looked at; and what gateways have like them.
+fn in_path(route: &Route, words: &[&str], is_azure: bool) -> InPath {
+    let owns = |word: &str| matches!(word, "deployments" | "engines" | "models" | "tunedmodels");
+    let Some(at) = words.iter().position(|word| owns(word)) else {
+        // Vertex's own, but for the one of all models.
+        let is_own = |pair: &[&str]| matches!(pair, ["endpoints", id] if *id != "openapi");
+        return if words.windows(2).any(is_own) { InPath::Unclear } else { InPath::Nothing };
+    };
+    let behind = words.get(at + 1..).unwrap_or_default();
+    if is_azure && words.get(at) == Some(&"models") && is_surface(behind) {
+        return InPath::Nothing;
+    }
+    let mut rest = Route { surface: Surface::Other, ..route.clone() };
+    let tail = behind.get(1..).unwrap_or_default();
+    by_words(&mut rest, tail, &[]);
+    let takes = match words.get(at) {
+        Some(&"deployments") => is_azure || route.is_named,
+        Some(&"engines" | &"models") => route.is_named,
+        _ => false,
+    };
+    let is_one = is_surface(tail) && rest.surface == route.surface;
+    if takes && is_one { InPath::At(at + 1) } else { InPath::Unclear }
+}
+
+/// Whether nothing else is before the words of a surface.
+fn is_surface(words: &[&str]) -> bool {
+    matches!(
+        words,
+        ["chat", "completions"]
+            | ["extensions", "chat", "completions"]
+            | ["completions" | "embeddings" | "moderations" | "responses"]
+            | ["images", "generations" | "edits" | "variations"]
+            | ["images", "embeddings"]
+            | ["audio", "speech" | "transcriptions" | "translations"]
+    )
 }
 
 /// Gemini's and Vertex's paths end in `{model}:{verb}`.
@@ -292,16 +369,19 @@ fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
     }
 }
 
-/// The model that a query names: no two of them.
-fn of_query(query: &str) -> Option<String> {
+/// The model that a query names: no two of them, and none in other letters.
+fn of_query(query: &str, is_azure: bool) -> Option<String> {
     let named = query.split('&').filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = decode(name).to_ascii_lowercase();
-        matches!(&*name, "model" | "deployment").then(|| decode(&value.replace('+', " ")))
+        let name = decode(name);
+        let is_one = ["model", "deployment"].iter().any(|known| name.eq_ignore_ascii_case(known));
+        is_one.then(|| (name, decode(&value.replace('+', " "))))
     });
-    let all: Vec<String> = named.collect();
+    let all: Vec<(String, String)> = named.collect();
     match &all[..] {
-        [one] if !one.is_empty() => Some(one.clone()),
+        [(name, one)] if !one.is_empty() && (name == "model" || is_azure && name == "deployment") => {
+            Some(one.clone())
+        }
         _ => None,
     }
 }

@@ -151,8 +151,11 @@ impl Layer {
         }
         match &self.claims.reading {
             Reading::Multipart { boundary } if self.place.level < LEVELS_MAX => {
-                self.state =
-                    State::Multipart { multipart: Multipart::new(boundary)?, part: None, is_of_call: false };
+                let mut multipart = Multipart::new(boundary)?;
+                if tally.is_call {
+                    multipart = multipart.alone();
+                }
+                self.state = State::Multipart { multipart, part: None, is_of_call: false };
             }
             Reading::Multipart { .. } => return Err(Unreadable::NestingTooDeep),
             Reading::Form => {

@@ -147,9 +147,10 @@ impl Claims {
         Claims { media_type, coding: None, reading, refusal }
     }
 
-    /// Takes it for a JSON document, or a form of parts: servers that take nothing else often don't look at what is said.
-    pub(super) fn is_document(&mut self) {
-        if !matches!(self.reading, Reading::Multipart { .. }) {
+    /// Takes it for a JSON document, or a form of parts if the server `takes_forms`: servers that take nothing else often
+    /// don't look at what is said.
+    pub(super) fn is_document(&mut self, takes_forms: bool) {
+        if !takes_forms || !matches!(self.reading, Reading::Multipart { .. }) {
             self.reading = Reading::Json { is_sequence: false };
         }
     }

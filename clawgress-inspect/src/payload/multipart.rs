@@ -77,6 +77,8 @@ pub struct Multipart {
     borders: Vec<usize>,
     head: Vec<u8>,
     parts: u32,
+    /// Whether nothing but blanks may be around the parts.
+    is_alone: bool,
 }
 
 type Sink<'a, E> = &'a mut dyn FnMut(Event<'_>) -> Result<(), E>;
@@ -98,7 +100,22 @@ impl Multipart {
         let borders = borders(delimiter.get(LINE_END..).unwrap_or_default());
         let (state, head) = (State::Preamble, Vec::new());
         // The first boundary may stand at the very beginning: as if a line had ended there.
-        Ok(Multipart { delimiter, state, matched: LINE_END, bare: 0, borders, head, parts: 0 })
+        Ok(Multipart {
+            delimiter,
+            state,
+            matched: LINE_END,
+            bare: 0,
+            borders,
+            head,
+            parts: 0,
+            is_alone: false,
+        })
+    }
+
+    /// Refuses what is before the first boundary and behind the last: servers that take it for no multipart body read that.
+    #[must_use]
+    pub fn alone(self) -> Multipart {
+        Multipart { is_alone: true, ..self }
     }
 
     /// Decodes what comes next.
@@ -123,7 +140,7 @@ impl Multipart {
                 State::Preamble | State::Part => self.text(*byte, is_one, sink)?,
                 // In a head, or behind the last one, some look for more, and others don't.
                 _ if is_one => return Err(MultipartError::Malformed.into()),
-                State::Epilogue => {}
+                State::Epilogue => self.around(&[*byte])?,
                 _ => self.boundary(*byte, sink)?,
             }
             bytes = rest;
@@ -139,8 +156,17 @@ impl Multipart {
         if self.state == State::Epilogue { Ok(()) } else { Err(MultipartError::Malformed) }
     }
 
-    fn piece<E>(&self, bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
-        if self.state == State::Part && !bytes.is_empty() { sink(Event::Piece(bytes)) } else { Ok(()) }
+    fn piece<E: From<MultipartError>>(&self, bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
+        if self.state != State::Part {
+            return Ok(self.around(bytes)?);
+        }
+        if bytes.is_empty() { Ok(()) } else { sink(Event::Piece(bytes)) }
+    }
+
+    /// Bytes that are in no part.
+    fn around(&self, bytes: &[u8]) -> Result<(), MultipartError> {
+        let is_blank = bytes.iter().all(|b| b" \t\r\n".contains(b));
+        if self.is_alone && !is_blank { Err(MultipartError::Malformed) } else { Ok(()) }
     }
 
     /// Whether two dashes and the boundary end with this byte, whatever is before them.

@@ -1,6 +1,6 @@
 //! What is read of each request.
 
-use clawgress_inspect::llm::{Call, Choice, Piece, Provenance, Request, Role};
+use clawgress_inspect::llm::{Call, CallError, Choice, Piece, Provenance, Request, Role, Surface};
 use clawgress_inspect::payload::json::Json;
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 
@@ -9,7 +9,12 @@ use super::cuts::{Cuts, golden, names, seed};
 fn inspect(name: &str, pieces: &[&[u8]]) -> Result<Call, Unreadable> {
     let kind: &[u8] =
         if name.ends_with(".form") { b"multipart/form-data; boundary=b" } else { b"application/json" };
-    let mut inspector = Inspector::of_call(Claims::new(&[kind], &[]), Limits::default(), true);
+    let surface = if name.ends_with(".form") { Surface::Audio } else { Surface::ChatCompletions };
+    inspect_as(surface, kind, pieces)
+}
+
+fn inspect_as(surface: Surface, kind: &[u8], pieces: &[&[u8]]) -> Result<Call, Unreadable> {
+    let mut inspector = Inspector::of_call(Claims::new(&[kind], &[]), Limits::default(), Some(surface));
     pieces.iter().try_for_each(|piece| inspector.push(piece))?;
     inspector.finish()?;
     Ok(inspector.call().expect("read as a call").call().clone())
@@ -74,6 +79,32 @@ fn what_each_request_asks_for() {
         assert!(call.tokens_estimated > 3, "{name}");
     }
     assert_eq!(names(false).len(), 20, "every fixture is in the table");
+}
+
+#[test]
+fn forms_are_read_only_where_servers_take_them() {
+    let form: &[u8] = b"multipart/form-data; boundary=b";
+    let inner = b"--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nallowed\r\n--b--";
+    let around = |before: &[u8], after: &[u8]| [before, inner, after].concat();
+    let read =
+        |surface, body: &[u8]| inspect_as(surface, form, &[body]).map(|call| call.model.unwrap_or_default());
+    assert_eq!(read(Surface::Images, &around(b"", b"\r\n")), Ok("allowed".to_owned()));
+    assert_eq!(read(Surface::Audio, &around(b"\r\n", b" \r\n")), Ok("allowed".to_owned()));
+    // A server that does not look at the type reads what others skip.
+    let json: &[u8] = b"{\"model\":\"denied\"}\r\n";
+    for surface in [Surface::Images, Surface::Audio] {
+        for body in [around(json, b""), around(b"", json), around(b"-", b""), around(b"\r\n--x\r\n", b"")] {
+            assert_eq!(read(surface, &body), Err(Unreadable::MultipartMalformed));
+        }
+    }
+    assert_eq!(read(Surface::OllamaChat, &around(json, b"")), Err(Unreadable::JsonMalformed));
+    assert_eq!(read(Surface::OllamaChat, &around(b"", b"")), Err(Unreadable::Call(CallError::NoObject)));
+    assert_eq!(read(Surface::OllamaChat, json), Ok("denied".to_owned()));
+    assert_eq!(read(Surface::Audio, b"\"x\""), Err(Unreadable::MultipartMalformed));
+    assert_eq!(
+        inspect_as(Surface::OllamaChat, b"text/plain", &[b"[]"]),
+        Err(Unreadable::Call(CallError::NoObject))
+    );
 }
 
 #[test]

@@ -204,7 +204,8 @@ impl Body {
             need,
             inspector: (need.look() == Look::Content).then(|| match &calling {
                 Some(calling) if call_need.look() == Look::Content => {
-                    Inspector::of_call(claims, limits, calling.is_read()).with_rules(&gateway.calls.rules)
+                    Inspector::of_call(claims, limits, calling.surface_read())
+                        .with_rules(&gateway.calls.rules)
                 }
                 _ => Inspector::new(claims, limits),
             }),

@@ -154,7 +154,13 @@ impl Calling {
     /// Whether its body is known to be one of a call.
     #[must_use]
     pub fn is_read(&self) -> bool {
-        self.route.as_ref().is_some_and(|route| route.surface.is_read())
+        self.surface_read().is_some()
+    }
+
+    /// What its body is read for, if it is one of a call that is known.
+    #[must_use]
+    pub fn surface_read(&self) -> Option<Surface> {
+        self.route.as_ref().map(|route| route.surface).filter(|surface| surface.is_read())
     }
 
     /// Who needs to see its body: what goes to nobody who is listed may be a call, and need not be readable.
@@ -186,7 +192,12 @@ impl Calling {
     pub fn facts<'a>(&self, call: &Call, found: impl Iterator<Item = &'a str>) -> Facts {
         let (route, surface) =
             (self.route.as_ref(), self.route.as_ref().map_or(Surface::Other, |r| r.surface));
-        let model = route.and_then(|route| route.model.clone()).or_else(|| call.model.clone());
+        let in_path = route.and_then(|route| route.model.as_ref());
+        let differs = in_path.is_some_and(|model| call.model.as_ref().is_some_and(|body| body != model));
+        // Which of two a server of the operator's takes, is not known.
+        let is_unclear =
+            route.is_some_and(|route| route.is_model_unclear || differs && route.is_named) || call.has_others;
+        let model = in_path.or(call.model.as_ref()).filter(|_| !is_unclear).cloned();
         let stream = route.and_then(|route| route.stream).or(call.stream);
         let is_odd = route.is_some() && call.shape.differs(surface);
         let mut facts = Facts {
@@ -197,7 +208,11 @@ impl Calling {
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,
-            findings: found.chain(is_odd.then_some(SHAPE_MISMATCH)).map(str::to_owned).collect(),
+            findings: found
+                .chain(is_odd.then_some(SHAPE_MISMATCH))
+                .chain(differs.then_some(MODEL_MISMATCH))
+                .map(str::to_owned)
+                .collect(),
             ..Facts::default()
         };
         facts.names(model.unwrap_or_default());
@@ -207,6 +222,8 @@ impl Calling {
 
 /// A body with the fields of another surface.
 const SHAPE_MISMATCH: &str = "shape_mismatch";
+/// Another model in the body than in the path.
+const MODEL_MISMATCH: &str = "model_mismatch";
 
 // === impl Facts ===
 

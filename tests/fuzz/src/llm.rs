@@ -1,7 +1,7 @@
 //! Targets of calls of models: requests and answers.
 
 use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader};
-use clawgress_inspect::llm::{BLOCK_BYTES, Call, Piece, Request};
+use clawgress_inspect::llm::{BLOCK_BYTES, Call, Piece, Request, Surface};
 use clawgress_inspect::payload::json::{Json, JsonError};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 
@@ -15,7 +15,7 @@ pub fn llm_request(data: &[u8]) {
     let kinds: [&[u8]; 2] = [b"application/json", b"multipart/form-data; boundary=b"];
     let read = |pieces: &[&[u8]], is: bool| -> (Result<(), Unreadable>, Option<Call>) {
         let claims = Claims::new(&[kinds[usize::from(said % 2)]], &[]);
-        let mut inspector = Inspector::of_call(claims, Limits::default(), is);
+        let mut inspector = Inspector::of_call(claims, Limits::default(), is.then_some(Surface::Audio));
         let fed = pieces.iter().try_for_each(|piece| inspector.push(piece));
         let done = fed.and_then(|()| inspector.finish());
         assert!(inspector.memory_bytes() < 1 << 20);

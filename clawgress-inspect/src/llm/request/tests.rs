@@ -100,6 +100,20 @@ fn inner_requests_say_nothing_for_the_outer() {
 }
 
 #[test]
+fn further_models_are_told() {
+    for body in [
+        r#"{"model":"a","models":["b"]}"#,
+        r#"{"model":"a","fallbacks":["b"]}"#,
+        r#"{"model":"a","Fallbacks":["b"]}"#,
+        r#"{"model":"a","extra_body":{"model":"b"}}"#,
+        r#"{"model":"a","route":"fallback"}"#,
+    ] {
+        assert!(takes(body).has_others, "{body}");
+    }
+    assert!(!takes(r#"{"model":"a","messages":[{"role":"user","models":1}]}"#).has_others);
+}
+
+#[test]
 fn numbers_are_what_they_allow() {
     for (number, most) in [
         ("0", 0),

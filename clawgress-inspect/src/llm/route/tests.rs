@@ -13,12 +13,16 @@ fn servers() -> Vec<Server> {
 }
 
 fn of(url: &str) -> Option<Route> {
+    of_servers(&servers(), url)
+}
+
+fn of_servers(servers: &[Server], url: &str) -> Option<Route> {
     let (host, rest) = url.split_once('/').unwrap_or((url, ""));
     let (host, port) = host.split_once(':').map_or((host, 443), |(h, p)| (h, p.parse().expect("port")));
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let path = format!("/{path}");
-    let is_upgrade = url.contains("realtime") || url.contains("Bidi");
-    route(&servers(), &Target { host, port, path: &path, query, is_upgrade, has_body: !is_upgrade })
+    let is_upgrade = ["realtime", "Bidi", "ws/"].iter().any(|word| url.contains(word));
+    route(servers, &Target { host, port, path: &path, query, is_upgrade, has_body: !is_upgrade })
 }
 
 use Surface as S;
@@ -89,7 +93,7 @@ const ROWS: &[Row] = &[
         "m",
         Some(false),
     ),
-    ("generativelanguage.googleapis.com/v1beta/models/m:fly", "gemini", S::Other, "m", None),
+    ("generativelanguage.googleapis.com/v1beta/models/m:fly", "gemini", S::Other, "", None),
     (
         "generativelanguage.googleapis.com/v1beta/openai/chat/completions",
         "gemini",
@@ -172,4 +176,49 @@ fn others_are_none() {
     };
     assert_eq!(route(&[], &listing), None, "nothing is sent");
     assert!(matches("*.b.*.c", "a.b.x.c") && !matches("*.b.*.c", "a.b..c") && !matches("*.b.*.c", "a.b.c"));
+}
+
+/// Of each path, the model that it names: `?` for one that can't be told.
+#[test]
+fn a_model_is_named_only_where_the_server_takes_it_for_one() {
+    let gemini = "generativelanguage.googleapis.com/v1beta/models";
+    let vertex = "aiplatform.googleapis.com/v1/projects/p/locations/l";
+    let azure = "x.openai.azure.com/openai";
+    for (url, model) in [
+        // What is not read.
+        (format!("{gemini}/m:batchGenerateContent"), ""),
+        (format!("{vertex}/publishers/anthropic/models/m:directRawPredict"), ""),
+        (format!("{azure}/deployments/d/fly"), ""),
+        // WebSockets.
+        (format!("{azure}/realtime?api-version=1&deployment=d"), "d"),
+        (format!("{azure}/realtime?model=a&deployment=d"), ""),
+        ("api.openai.com/v1/realtime?deployment=d".to_owned(), ""),
+        ("api.openai.com/v1/realtime?MODEL=a".to_owned(), ""),
+        ("api.openai.com/v1/ws/responses?model=a".to_owned(), ""),
+        (format!("{gemini}/ws/Bidi?model=a"), ""),
+        // Deployments.
+        (format!("{azure}/deployments/d/chat/completions"), "d"),
+        (format!("{azure}/deployments/d/e/chat/completions"), "?"),
+        (format!("{azure}/deployments/chat/completions"), "?"),
+        ("x.services.ai.azure.com/models/chat/completions".to_owned(), ""),
+        ("api.openai.com/v1/deployments/d/chat/completions".to_owned(), "?"),
+        ("api.openai.com/v1/engines/d/completions".to_owned(), "?"),
+        ("router.huggingface.co/hf-inference/models/a/b/v1/chat/completions".to_owned(), "?"),
+        (format!("{vertex}/endpoints/7/chat/completions"), "?"),
+        // Servers that are named: their path is not of the model's.
+        ("llm.internal/serve/engines/m/chat/completions".to_owned(), "m"),
+        ("llm.internal/serve/openai/deployments/m/chat/completions".to_owned(), "m"),
+        ("llm.internal/serve/openai/deployments/a/m/chat/completions".to_owned(), "?"),
+        ("llm.internal/serve/models/chat/completions".to_owned(), "?"),
+        ("llm.internal/serve/v1beta/models/m:generateContent".to_owned(), "m"),
+        ("llm.internal/serve/v1beta/models/a/m:generateContent".to_owned(), "?"),
+        ("llm.internal/deployments/x/chat/completions".to_owned(), ""),
+    ] {
+        let mut all = servers();
+        let path = "/deployments/x".to_owned();
+        all.push(Server { name: "deep".into(), host: "llm.internal".to_owned(), port: None, path });
+        let route = of_servers(&all, &url).expect(&url);
+        let found = if route.is_model_unclear { "?" } else { route.model.as_deref().unwrap_or("") };
+        assert_eq!(found, model, "{url}");
+    }
 }
