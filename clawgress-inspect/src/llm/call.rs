@@ -50,6 +50,8 @@ pub struct Call {
     pub has_stream_options: bool,
     /// Most tokens that may be answered: the largest there is; `None` where none is set.
     pub tokens_max: Option<u64>,
+    /// The same as Ollama's own surfaces take it, which look at no other field.
+    pub tokens_predict: Option<u64>,
     /// Tokens of what the model is shown, estimated.
     pub tokens_estimated: u64,
     /// Messages, by [`Role`]: system, user, assistant, tool, unknown.
@@ -85,10 +87,25 @@ pub struct Shape {
     pub contents_field: bool,
     /// `input` or `inputs`.
     pub input: bool,
-    /// `prompt`, or another single text.
+    /// `prompt`.
     pub prompt: bool,
+    /// Another single text, which others than calls have as well.
+    pub text: bool,
     /// Any field that only model calls have: a cap, tools, a sampling parameter.
     pub tuned: bool,
+}
+
+// === impl Call ===
+
+impl Call {
+    /// Most tokens that may be answered, as servers of this surface take it.
+    #[must_use]
+    pub fn tokens_max_of(&self, surface: Surface) -> Option<u64> {
+        match surface {
+            Surface::OllamaChat | Surface::OllamaGenerate => self.tokens_predict,
+            _ => self.tokens_max,
+        }
+    }
 }
 
 // === impl Shape ===
@@ -99,22 +116,24 @@ impl Shape {
     pub fn is_call(self, has_model: bool) -> bool {
         self.contents
             || self.messages && (has_model || self.tuned)
-            || has_model && (self.input || self.prompt)
+            || has_model && (self.input || self.prompt || self.text && self.tuned)
     }
 
     /// Whether it has the fields of other surfaces, and not those of this one.
     #[must_use]
     pub fn differs(self, surface: Surface) -> bool {
-        let has_any = self.messages_field || self.contents_field || self.input || self.prompt;
+        let has_any = self.messages_field || self.contents_field || self.input || self.prompt || self.text;
         let is_own = match surface {
             Surface::ChatCompletions | Surface::Messages | Surface::OllamaChat => self.messages_field,
             Surface::Responses => self.input || self.prompt,
-            Surface::Completions | Surface::OllamaGenerate | Surface::Images | Surface::Rerank => self.prompt,
+            Surface::Completions | Surface::OllamaGenerate | Surface::Images | Surface::Rerank => {
+                self.prompt || self.text
+            }
             Surface::GenerateContent => self.contents_field,
             Surface::Converse => self.messages_field,
-            Surface::CohereChat => self.messages_field || self.prompt,
-            Surface::Embeddings => self.input || self.prompt,
-            Surface::Moderations | Surface::Audio => self.input || self.prompt,
+            Surface::CohereChat => self.messages_field || self.prompt || self.text,
+            Surface::Embeddings => self.input || self.prompt || self.text,
+            Surface::Moderations | Surface::Audio => self.input || self.prompt || self.text,
             _ => true,
         };
         has_any && !is_own

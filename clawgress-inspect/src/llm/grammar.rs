@@ -15,6 +15,10 @@ pub(super) enum Node {
     Stream,
     /// How many tokens may be answered.
     Cap,
+    /// The same of Ollama, which looks at no other.
+    Predict,
+    /// How many answers there may be.
+    Copies,
     EndUser,
     Store,
     /// What names something that the server has and the request does not show.
@@ -76,7 +80,9 @@ impl Node {
             N::Root => root(key),
             N::Config => match key {
                 Key::MaxTokens | Key::MaxOutputTokens | Key::MaxCompletionTokens => N::Cap,
-                Key::NumPredict | Key::MaxTokenCount => N::Cap,
+                Key::MaxTokenCount => N::Cap,
+                Key::NumPredict => N::Predict,
+                Key::CandidateCount => N::Copies,
                 _ => N::Skip,
             },
             N::StreamOptions if key == Key::IncludeUsage => N::IncludeUsage,
@@ -163,7 +169,10 @@ impl Node {
 
     /// Whether a value of this place must be a string or a word, so that servers can't take one for another.
     pub(super) fn is_scalar(self) -> bool {
-        matches!(self, N::Model | N::Stream | N::Cap | N::RoleName | N::IncludeUsage | N::Store)
+        matches!(
+            self,
+            N::Model | N::Stream | N::Cap | N::Predict | N::Copies | N::RoleName | N::IncludeUsage | N::Store
+        )
     }
 }
 
@@ -186,8 +195,10 @@ fn root(key: Key) -> Node {
         Key::ToolResults => N::Every(Provenance::ToolOutput),
         Key::Instances => N::Every(Provenance::User),
         Key::Requests => N::Requests,
-        Key::GenerateContentRequest => N::Root,
-        Key::Tools | Key::Functions | Key::Connectors => N::Tools,
+        // Of Cloud Code's envelope, and what Bedrock hands on.
+        Key::GenerateContentRequest | Key::Request | Key::AdditionalFields => N::Root,
+        Key::N | Key::BestOf => N::Copies,
+        Key::Tools | Key::Functions | Key::Connectors | Key::Plugins => N::Tools,
         Key::McpServers => N::McpServers,
         Key::ToolChoice | Key::FunctionCall => N::ToolChoice,
         Key::ToolConfig => N::ToolConfig,
@@ -220,6 +231,8 @@ fn message(key: Key) -> Node {
         Key::Results => N::Every(Provenance::Retrieved),
         Key::Code => N::Every(Provenance::Model),
         Key::Blobs => N::Blob,
+        // What Bedrock is to count.
+        Key::Converse => N::Root,
         _ => N::Skip,
     }
 }

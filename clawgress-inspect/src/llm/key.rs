@@ -8,11 +8,10 @@ use std::sync::LazyLock;
 pub(super) const KEY_BYTES_MAX: usize = 32;
 
 /// What else only calls of models say.
-pub(super) const TUNING: [&str; 12] = [
+pub(super) const TUNING: [&str; 11] = [
     "temperature",
     "top_p",
     "top_k",
-    "n",
     "stop",
     "frequency_penalty",
     "presence_penalty",
@@ -34,6 +33,9 @@ pub(super) const OTHERS: [&str; 7] = [
     "extra_body",
 ];
 
+/// Tools that a request has in other places than its list.
+pub(super) const ROOT_TOOLS: [&str; 2] = ["web_search_options", "search_parameters"];
+
 macro_rules! keys {
     ($($variant:ident = $($name:literal)|+),* $(,)?) => {
         /// A name, or some that mean the same in one dialect.
@@ -54,14 +56,17 @@ macro_rules! keys {
 }
 
 keys! {
+    AdditionalFields = "additionalModelRequestFields",
     Any = "any",
     Args = "args",
     Arguments = "arguments",
     Audio = "audio",
     Auto = "auto",
+    BestOf = "best_of",
     Blobs = "images",
     Bytes = "bytes",
     CachedContent = "cachedContent" | "cached_content",
+    CandidateCount = "candidateCount" | "candidate_count",
     ChatHistory = "chat_history",
     Code = "code",
     CodeExecution = "codeExecution" | "code_execution",
@@ -73,6 +78,7 @@ keys! {
     Contents = "contents",
     Context = "context",
     Conversation = "conversation",
+    Converse = "converse",
     Data = "data",
     Description = "description",
     Document = "document",
@@ -121,6 +127,7 @@ keys! {
     MimeType = "mimeType" | "mime_type",
     Mode = "mode",
     Model = "model",
+    N = "n" | "num_generations",
     Name = "name",
     NumPredict = "num_predict",
     Options = "options",
@@ -129,6 +136,7 @@ keys! {
     Parameters = "parameters",
     ParametersJsonSchema = "parametersJsonSchema" | "parameters_json_schema",
     Parts = "parts",
+    Plugins = "plugins",
     Preamble = "preamble",
     Prediction = "prediction",
     PreviousResponseId = "previous_response_id",
@@ -138,6 +146,7 @@ keys! {
     ReasoningContent = "reasoning_content" | "reasoningContent",
     ReasoningText = "reasoningText",
     Refusal = "refusal",
+    Request = "request",
     Requests = "requests",
     Response = "response",
     Results = "results",
@@ -164,7 +173,7 @@ keys! {
     ToolPlan = "tool_plan",
     ToolResult = "toolResult",
     ToolResults = "tool_results",
-    ToolSpec = "toolSpec",
+    ToolSpec = "toolSpec" | "systemTool",
     ToolUse = "toolUse",
     Tools = "tools",
     Type = "type",

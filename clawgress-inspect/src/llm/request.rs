@@ -7,10 +7,10 @@
 use std::collections::HashSet;
 
 use super::attachment::Attachment;
-use super::call::{Call, CallError, Choice};
+use super::call::{Call, CallError};
 use super::estimate::Estimator;
 use super::grammar::Node;
-use super::key::{KEY_BYTES_MAX, Key, OTHERS, TUNING};
+use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS, TUNING};
 use super::{Field, Piece, Provenance, Role, Texts};
 use crate::payload::json::{DEPTH_MAX, Event, Kind};
 
@@ -66,8 +66,13 @@ pub struct Request {
     /// A name, or what is kept of a value.
     buffer: Vec<u8>,
     is_too_long: bool,
-    /// How deep the tool is whose type was read last, and that.
-    tool_type: Option<(usize, String)>,
+    /// Types of the tools that are open, and how deep they are.
+    tool_types: Vec<(usize, String)>,
+    /// The same of their members that are not known.
+    unknown: Vec<(usize, String)>,
+    /// Most tokens of one answer, and how many answers there may be.
+    cap: Option<u64>,
+    copies: u64,
     /// Tools that were named, each time.
     offered: u64,
     known: HashSet<String>,
@@ -76,6 +81,7 @@ pub struct Request {
     error: Option<CallError>,
     /// Whether its one document has begun.
     has_begun: bool,
+    is_form: bool,
     /// Events and bytes that were taken, and objects that were looked at besides.
     #[cfg(test)]
     steps: std::cell::Cell<u64>,
@@ -96,12 +102,16 @@ impl Default for Request {
             buffer: Vec::with_capacity(NAME_BYTES_MAX),
             kind: Kind::Key,
             is_too_long: false,
-            tool_type: None,
+            tool_types: Vec::new(),
+            unknown: Vec::new(),
+            cap: None,
+            copies: 1,
             offered: 0,
             known: HashSet::new(),
             every: None,
             error: None,
             has_begun: false,
+            is_form: false,
             #[cfg(test)]
             steps: std::cell::Cell::default(),
         }
@@ -114,7 +124,6 @@ impl Request {
     /// # Errors
     /// Why what it asks for can't be known: from then on for good.
     pub fn event(&mut self, event: Event<'_>, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
-        self.error.map_or(Ok(()), Err)?;
         #[cfg(test)]
         self.steps.update(|n| n + if let Event::Piece(bytes) = event { bytes.len() as u64 } else { 1 });
         let taken = match event {
@@ -127,8 +136,9 @@ impl Request {
             }
             Event::End => self.end(sink),
         };
-        self.error = taken.err();
-        taken
+        // Goes on after one, for its shape: what a server takes nonetheless must be known for a call.
+        self.error = self.error.or(taken.err());
+        self.error.map_or(Ok(()), Err)
     }
 
     /// Begins a field of a form, which stands for a member of the document.
@@ -136,30 +146,36 @@ impl Request {
     /// # Errors
     /// As [`event`](Self::event).
     pub fn begin_field(&mut self, field: &Field, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        self.is_form = true;
         if self.frames.is_empty() {
-            self.event(Event::Open { object: true }, sink)?;
+            let _ = self.event(Event::Open { object: true }, sink);
         }
-        self.event(Event::Begin(Kind::Key), sink)?;
-        self.event(Event::Piece(field.name.as_bytes()), sink)?;
-        self.event(Event::End, sink)?;
+        // What fails is told at the end.
+        let _ = self.event(Event::Begin(Kind::Key), sink);
+        let _ = self.event(Event::Piece(field.name.as_bytes()), sink);
+        let _ = self.event(Event::End, sink);
         if field.is_file {
             // Its bytes are as they are.
             let is_typed = self.next.is_scalar();
             (self.scalar, self.next) = (Scalar::File, Node::Skip);
             self.attachment = Attachment::default();
-            return if is_typed { self.event_fails(CallError::Type) } else { Ok(()) };
+            return if is_typed { self.event_fails(CallError::Type) } else { self.error.map_or(Ok(()), Err) };
         }
         let is_word = self.next.is_scalar() && self.next != Node::Model;
         self.event(Event::Begin(if is_word { Kind::Word } else { Kind::Text }), sink)
     }
 
     fn event_fails(&mut self, error: CallError) -> Result<(), CallError> {
-        self.error = Some(error);
-        Err(error)
+        Err(*self.error.get_or_insert(error))
     }
 
     /// Ends it.
     pub fn finish(&mut self, sink: &mut dyn FnMut(&Piece<'_>)) {
+        // Of a form, nothing closes the object that it stands for.
+        if self.error.is_none() && self.frames.len() > usize::from(self.is_form) {
+            self.error = Some(CallError::NoObject);
+        }
+        self.call.tokens_estimated = self.estimator.tokens();
         self.texts.finish(sink);
     }
 
@@ -203,15 +219,16 @@ impl Request {
     }
 
     fn open(&mut self, is_object: bool, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
+        let mut place = self.place();
+        let mut error = None;
         if self.frames.is_empty() {
             if !is_object || self.has_begun {
-                return Err(CallError::NoObject);
+                (place, error) = (Node::Skip, Some(CallError::NoObject));
             }
             self.has_begun = true;
         }
-        let place = self.place();
         if place.is_scalar() {
-            return Err(CallError::Type);
+            (place, error) = (Node::Skip, Some(CallError::Type));
         }
         self.call.is_partial |= place == Node::Remote;
         let node = place.opened(is_object);
@@ -240,7 +257,7 @@ impl Request {
             self.call.shape.tuned = true;
         }
         self.frames.push(Frame { node, is_object, keys: 0, offered: self.offered, role });
-        Ok(())
+        error.map_or(Ok(()), Err)
     }
 
     /// How many of the open objects hold the attachment at hand.
@@ -269,14 +286,7 @@ impl Request {
                 let attachment = std::mem::take(&mut self.attachment);
                 self.call.attachments.add(&attachment);
             }
-            Node::Tool if self.offered == frame.offered => {
-                let depth = self.frames.len() + 1;
-                let kind = self.tool_type.take().filter(|(known, _)| *known == depth);
-                let is_group = frame.keys & Key::FunctionDeclarations.bit() != 0;
-                if !is_group {
-                    self.offer(kind.map_or_else(|| UNNAMED.to_owned(), |(_, kind)| kind))?;
-                }
-            }
+            Node::Tool if frame.is_object => return self.tool_ends(frame),
             _ => {}
         }
         Ok(())
@@ -291,6 +301,7 @@ impl Request {
         }
         let place = self.place();
         if self.frames.is_empty() {
+            (self.scalar, self.has_begun) = (Scalar::Skip, true);
             return Err(CallError::NoObject);
         }
         self.scalar = match (place, kind) {
@@ -420,12 +431,21 @@ impl Request {
     fn key(&mut self) -> Result<(), CallError> {
         let Some(frame) = self.frames.last_mut() else { return Ok(()) };
         let name = if self.is_too_long { "" } else { std::str::from_utf8(&self.buffer).unwrap_or_default() };
-        let Some(key) = Key::exact(name) else {
-            let folded = Key::folded(name).map(|key| frame.node.member(key));
-            if folded.is_some_and(|node| !matches!(node, Node::Skip | Node::Every(_))) {
-                return Err(CallError::Letters);
-            }
+        let exact = Key::exact(name);
+        let folded =
+            Key::folded(name).filter(|key| !matches!(frame.node.member(*key), Node::Skip | Node::Every(_)));
+        let mut error = (exact.is_none() && folded.is_some()).then_some(CallError::Letters);
+        let Some(key) = exact.or(folded) else {
             self.next = frame.node.other();
+            if frame.node == Node::Tool && name != "cachePoint" {
+                let name = if name.is_empty() { UNNAMED } else { name }.to_owned();
+                return self.perhaps_tool(name);
+            }
+            if self.frames.len() == 1
+                && let Some(tool) = ROOT_TOOLS.iter().find(|tool| name.eq_ignore_ascii_case(tool))
+            {
+                return self.offer((*tool).to_owned());
+            }
             self.call.has_others |=
                 self.frames.len() == 1 && OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other));
             if self.frames.len() == 1 && TUNING.contains(&name) {
@@ -435,38 +455,25 @@ impl Request {
         };
         self.next = frame.node.member(key);
         if self.next != Node::Skip && frame.keys & key.bit() != 0 {
-            return Err(CallError::Twice);
+            error = error.or(Some(CallError::Twice));
         }
         frame.keys |= key.bit();
         let (node, is_root) = (frame.node, self.frames.len() == 1);
         let shape = &mut self.call.shape;
         shape.input |= is_root && self.next == Node::Input;
-        shape.prompt |= is_root && matches!(self.next, Node::Prompt | Node::Say(Role::User));
-        shape.tuned |=
-            is_root && matches!(self.next, Node::Cap | Node::Stream | Node::Config | Node::ToolConfig);
+        shape.prompt |= is_root && (self.next == Node::Prompt || key == Key::InputText);
+        shape.text |= is_root && self.next == Node::Say(Role::User);
+        shape.tuned |= is_root
+            && matches!(self.next, Node::Cap | Node::Copies | Node::Stream | Node::Config | Node::ToolConfig);
         shape.messages_field |= is_root && matches!(key, Key::Messages | Key::ChatHistory);
         shape.contents_field |= is_root && key == Key::Contents;
         shape.contents |= node == Node::Message && key == Key::Parts;
         self.call.has_stream_options |= is_root && key == Key::StreamOptions;
         if self.next == Node::Builtin {
             let name = name.to_owned();
-            return self.offer(name);
+            self.offer(name)?;
         }
-        Ok(())
-    }
-
-    /// A tool that is offered.
-    fn offer(&mut self, name: String) -> Result<(), CallError> {
-        self.offered += 1;
-        if self.known.contains(&name) {
-            return Ok(());
-        }
-        if self.call.tools.len() >= TOOLS_MAX {
-            return Err(CallError::ToolsTooMany);
-        }
-        self.known.insert(name.clone());
-        self.call.tools.push(name);
-        Ok(())
+        error.map_or(Ok(()), Err)
     }
 
     /// A value that is kept whole.
@@ -486,9 +493,8 @@ impl Request {
             (Node::Stream, Kind::Word, text) => self.call.stream = Some(truth(text)?),
             (Node::IncludeUsage, Kind::Word, text) => self.call.include_usage = Some(truth(text)?),
             (Node::Store, Kind::Word, text) => self.call.store = Some(truth(text)?),
-            (Node::Cap, Kind::Word, text) => {
-                let most = text.map_or(u64::MAX, most);
-                self.call.tokens_max = self.call.tokens_max.max(Some(most));
+            (Node::Cap | Node::Predict | Node::Copies, Kind::Word, text) => {
+                self.limit(node, text.map_or(u64::MAX, most));
             }
             (Node::RoleName, Kind::Text, text) => {
                 let role = Role::named(text.unwrap_or_default());
@@ -510,7 +516,9 @@ impl Request {
                 self.estimator.end();
                 self.offer(name)?;
             }
-            (Node::ToolType, Kind::Text, text) => self.tool_type = Some((self.frames.len(), name(text)?)),
+            (Node::ToolType, Kind::Text, text) if self.error.is_none() => {
+                self.tool_types.push((self.frames.len(), name(text)?));
+            }
             (Node::ToolChoice | Node::ChoiceName, Kind::Text, text) => self.choose(name(text)?),
             (Node::EndUser, _, Some(user)) if !user.is_empty() => {
                 self.call.end_user.get_or_insert_with(|| user.to_owned());
@@ -522,17 +530,14 @@ impl Request {
         Ok(())
     }
 
-    /// A tool by its name is more than how any is chosen.
-    fn choose(&mut self, name: String) {
-        let is_manner = |name: &str| {
-            ["auto", "none", "any", "required", "tool", "function", "validated"]
-                .iter()
-                .any(|m| name.eq_ignore_ascii_case(m))
-        };
-        match &self.call.tool_choice {
-            Choice::Named(known) if !is_manner(known) && is_manner(&name) => {}
-            _ => self.call.tool_choice = Choice::Named(name),
+    /// How many tokens an answer may have, or how many answers there may be.
+    fn limit(&mut self, node: Node, most: u64) {
+        match node {
+            Node::Predict => self.call.tokens_predict = self.call.tokens_predict.max(Some(most)),
+            Node::Copies => self.copies = self.copies.max(most),
+            _ => self.cap = self.cap.max(Some(most)),
         }
+        self.call.tokens_max = self.cap.map(|cap| cap.saturating_mul(self.copies));
     }
 
     fn is_by(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {
@@ -574,6 +579,8 @@ fn most(word: &str) -> u64 {
         _ => u64::MAX,
     }
 }
+
+mod tools;
 
 #[cfg(test)]
 mod tests;

@@ -46,7 +46,7 @@ fn what_each_request_asks_for() {
     for (name, model, stream, cap, messages, tools) in [
         ("openai_chat.json", "gpt-5-mini", Some(true), Some(2048), [1, 1, 1, 1, 0], "lookup pay"),
         ("openai_responses.json", "gpt-5", None, Some(300), [0, 1, 3, 1, 1], "search web_search mcp"),
-        ("openai_completions.json", "gpt-3.5-turbo-instruct", None, Some(16), [0; 5], ""),
+        ("openai_completions.json", "gpt-3.5-turbo-instruct", None, Some(32), [0; 5], ""),
         ("openai_embeddings.json", "text-embedding-3-small", None, None, [0; 5], ""),
         ("openai_images.json", "gpt-image-1", None, None, [0; 5], ""),
         ("openai_speech.json", "gpt-4o-mini-tts", None, None, [0; 5], ""),
@@ -58,13 +58,22 @@ fn what_each_request_asks_for() {
             Some(true),
             Some(1024),
             [0, 2, 1, 0, 0],
-            "get_weather web_search",
+            "get_weather web_search web_search_20250305",
         ),
         ("anthropic_count_tokens.json", "claude-opus-4-1", None, None, [0, 1, 0, 0, 0], ""),
         ("gemini_generate.json", "", None, Some(800), [0, 2, 1, 0, 0], "find googleSearch codeExecution"),
         ("vertex_anthropic.json", "", Some(true), Some(256), [0, 1, 0, 0, 0], ""),
         ("bedrock_converse.json", "", None, Some(512), [0, 2, 1, 0, 0], "top_song"),
         ("bedrock_invoke_titan.json", "", None, Some(512), [0; 5], ""),
+        ("bedrock_count_tokens.json", "", None, None, [0, 1, 0, 0, 1], ""),
+        (
+            "gemini_cloudcode.json",
+            "gemini-2.5-pro",
+            None,
+            Some(900),
+            [0, 1, 0, 0, 0],
+            "list_directory googleSearch",
+        ),
         ("cohere_chat_v2.json", "command-a-03-2025", Some(false), Some(64), [1, 1, 1, 1, 0], "measure"),
         ("cohere_chat_v1.json", "command-r", None, None, [0, 1, 1, 0, 0], "web-search"),
         ("cohere_rerank.json", "rerank-v3.5", None, None, [0; 5], ""),
@@ -73,12 +82,14 @@ fn what_each_request_asks_for() {
         ("ollama_generate.json", "llama3.2", Some(false), Some(10), [0; 5], ""),
     ] {
         let call = call(name);
-        let found = (call.model.as_deref().unwrap_or(""), call.stream, call.tokens_max, call.messages);
+        let surface = if name.starts_with("ollama") { Surface::OllamaChat } else { Surface::ChatCompletions };
+        let most = call.tokens_max_of(surface);
+        let found = (call.model.as_deref().unwrap_or(""), call.stream, most, call.messages);
         assert_eq!(found, (model, stream, cap, messages), "{name}");
         assert_eq!(call.tools.join(" "), tools, "{name}");
         assert!(call.tokens_estimated > 3, "{name}");
     }
-    assert_eq!(names(false).len(), 20, "every fixture is in the table");
+    assert_eq!(names(false).len(), 22, "every fixture is in the table");
 }
 
 #[test]
@@ -178,6 +189,9 @@ fn who_says_what_and_where_it_comes_from() {
     has("bedrock_converse.json", R::User, P::ToolOutput, "It is old.");
     has("bedrock_converse.json", R::System, P::Instructions, "Be kind.");
     has("bedrock_invoke_titan.json", R::User, P::User, "Tell me a story");
+    has("gemini_cloudcode.json", R::System, P::Instructions, "You are a command line.");
+    has("gemini_cloudcode.json", R::User, P::User, "List the files");
+    has("bedrock_count_tokens.json", R::User, P::User, "How many tokens");
     has("cohere_chat_v2.json", R::User, P::Retrieved, "The tower has 300 m.");
     has("cohere_chat_v2.json", R::User, P::Retrieved, "Plain document.");
     has("cohere_chat_v1.json", R::User, P::User, "And now?");

@@ -266,10 +266,14 @@ impl Body {
 
     /// Whether it is a call of a model that can't be judged, since not all of it is held.
     fn is_call_in_part(&self) -> bool {
-        !self.said.complete
-            && self.as_call().is_some_and(|(calling, call)| {
-                calling.need.decided != Look::Nothing && (calling.is_read() || call.is_call())
-            })
+        !self.said.complete && self.is_call_so_far()
+    }
+
+    /// Whether it is one by what was read, of which policy asks.
+    fn is_call_so_far(&self) -> bool {
+        self.as_call().is_some_and(|(calling, call)| {
+            calling.need.decided != Look::Nothing && (calling.is_read() || call.is_call())
+        })
     }
 
     /// Most bytes of it that are held.
@@ -286,13 +290,14 @@ impl Body {
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), DropReason> {
+        let is_call = self.is_call_so_far();
         if let Err(why) = looked {
             self.inspector = None;
             self.unreadable = Some(why);
             self.said.looked = Look::Size;
             self.said.findings.clear();
             // What is only told must not deny.
-            return if self.need.decided == Look::Content {
+            return if self.need.decided == Look::Content || is_call {
                 Err(DropReason::ContentUnreadable)
             } else {
                 Ok(())
@@ -304,7 +309,7 @@ impl Body {
             self.said.findings = inspector.findings().map(|finding| finding.name().to_owned()).collect();
         }
         let charged = self.charge(self.spool_bytes);
-        if charged.is_err() && !self.decides() {
+        if charged.is_err() && !self.decides() && !is_call {
             self.forgo();
             return Ok(());
         }

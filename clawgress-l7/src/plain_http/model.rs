@@ -204,7 +204,7 @@ impl Calling {
             provider: route.map_or_else(|| UNLISTED.into(), |route| Arc::clone(&route.provider)),
             surface: surface.name(),
             tokens_estimated: call.tokens_estimated,
-            tokens_max: call.tokens_max,
+            tokens_max: call.tokens_max_of(surface),
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,

@@ -275,6 +275,11 @@ async fn calls_to_who_is_not_listed_are_known_by_their_shape() {
     let facts =
         site.record(RecordKind::Decision, 1).await.attributes.and_then(|read| read.llm).expect("told");
     assert_eq!((&*facts.provider, &*facts.model), ("unlisted", "gpt-5-mini"));
+    // Some servers take these all the same.
+    let call = chat("gpt-5-mini", "");
+    for body in [call.replace("\"model\"", "\"MODEL\""), format!("{call} x"), format!("{call}{call}")] {
+        assert_eq!(site.ask("/relay", "", body.as_bytes()).await.reason(), "content_unreadable", "{body}");
+    }
     // All else is no call, readable or not.
     for (n, body) in
         [r#"{"model":"T","year":1908}"#, "{\"a\":", "plain text", "{\"model\":\"a\",\"model\":\"b\"}"]

@@ -100,6 +100,64 @@ fn inner_requests_say_nothing_for_the_outer() {
 }
 
 #[test]
+fn a_call_is_known_for_one_after_what_is_refused() {
+    for body in [
+        r#"{"MODEL":"a","messages":[{"role":"user","content":"x"}]}"#,
+        r#"{"MODEL":"a","INPUT":"x"}"#,
+        r#"{"n":[{}],"model":"a","prompt":"x"}"#,
+        r#"{"model":"a","model":"b","prompt":"x"}"#,
+    ] {
+        let mut request = Request::default();
+        Json::new(false)
+            .push::<JsonError>(body.as_bytes(), &mut |event| {
+                let _ = request.event(event, &mut |_| {});
+                Ok(())
+            })
+            .expect("read");
+        request.finish(&mut |_| {});
+        assert!(request.is_call() && request.error().is_some(), "{body}");
+    }
+    let mut request = Request::default();
+    Json::new(false)
+        .push::<JsonError>(br#"{"model":"a","prompt":"x","y":["#, &mut |event| {
+            let _ = request.event(event, &mut |_| {});
+            Ok(())
+        })
+        .expect("read");
+    request.finish(&mut |_| {});
+    assert_eq!(request.error(), Some(CallError::NoObject), "not to its end");
+}
+
+#[test]
+fn envelopes_are_looked_into() {
+    let call = takes(
+        r#"{"model":"m","request":{"model":"x","contents":[{"role":"user","parts":[{"text":"Hi"}]}],"tools":[{"googleSearch":{}}],"generationConfig":{"maxOutputTokens":7}}}"#,
+    );
+    assert_eq!((call.model.as_deref(), call.messages[1], call.texts), (Some("m"), 1, 1));
+    assert_eq!((call.tools.join(" "), call.tokens_max), ("googleSearch".to_owned(), Some(7)));
+    let count = takes(r#"{"input":{"converse":{"messages":[{"role":"user","content":[{"text":"Hi"}]}]}}}"#);
+    assert_eq!((count.texts, count.messages[1]), (1, 1));
+    let fields = takes(
+        r#"{"messages":[],"additionalModelRequestFields":{"tools":[{"type":"bash_1","name":"bash"}]}}"#,
+    );
+    assert_eq!(fields.tools.join(" "), "bash bash_1");
+}
+
+#[test]
+fn answers_that_may_be_many_count_each() {
+    let most = |body: &str| takes(body).tokens_max;
+    assert_eq!(most(r#"{"max_tokens":10,"n":3}"#), Some(30));
+    assert_eq!(most(r#"{"n":3,"best_of":5,"max_tokens":10}"#), Some(50));
+    assert_eq!(most(r#"{"generationConfig":{"candidateCount":4,"maxOutputTokens":10}}"#), Some(40));
+    assert_eq!(most(r#"{"n":3}"#), None);
+    let ollama = takes(r#"{"max_tokens":1,"options":{"num_predict":9}}"#);
+    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::OllamaChat), Some(9));
+    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::ChatCompletions), Some(1));
+    let late = takes(r#"{"tools":[{"name":"a_tool_with_a_long_name"}]}"#);
+    assert!(late.tokens_estimated > 5, "{}", late.tokens_estimated);
+}
+
+#[test]
 fn further_models_are_told() {
     for body in [
         r#"{"model":"a","models":["b"]}"#,
@@ -146,6 +204,19 @@ fn tools_have_the_names_that_they_are_called_by() {
         tools(r#"[{"functionDeclarations":[]},{"google_search":{}},{"url_context":{}}]"#),
         "google_search url_context"
     );
+    assert_eq!(
+        tools(r#"[{"functionDeclarations":[{"name":"f"}],"enterpriseWebSearch":{}},{"googleMaps":{}}]"#),
+        "f enterpriseWebSearch googleMaps"
+    );
+    assert_eq!(tools(r#"[{"type":"bash_1","name":"shell","strict":true}]"#), "shell bash_1");
+    assert_eq!(
+        tools(
+            r#"[{"type":"custom","name":"c"},{"cachePoint":{"type":"default"},"systemTool":{"name":"s"}}]"#
+        ),
+        "c s"
+    );
+    let root = takes(r#"{"web_search_options":{},"search_parameters":{},"plugins":[{"id":"web"}]}"#);
+    assert_eq!(root.tools.join(" "), "web_search_options search_parameters web");
     assert_eq!(tools(r#"{"name":"a"}"#), "a", "not in a list");
     assert_eq!(tools(r#"["a"]"#), "a");
     let servers = takes(r#"{"mcp_servers":[{"type":"url","url":"https://x","name":"jira"}]}"#);
@@ -198,6 +269,8 @@ fn calls_are_known_by_their_shape() {
         r#"{"messages":[{"role":"chair","text":"x"}],"model":"m"}"#,
         r#"{"input":"x"}"#,
         r#"{"car":{"model":"m","input":"x"}}"#,
+        r#"{"model":"m","content":"x"}"#,
+        r#"{"model":"m","message":"x","query":"y","texts":["z"]}"#,
     ] {
         assert!(!is_call(body), "{body}");
     }
