@@ -71,6 +71,38 @@ pub(super) enum Node {
 
 use Node as N;
 
+/// What messages and their parts have that no model is shown: marks of servers, and what they alone can read.
+const UNSHOWN: [&str; 28] = [
+    "annotations",
+    "approval_request_id",
+    "cachePoint",
+    "cache_control",
+    "call_id",
+    "created_at",
+    "detail",
+    "encrypted_content",
+    "format",
+    "index",
+    "is_error",
+    "item_id",
+    "logprobs",
+    "namespace",
+    "partMetadata",
+    "phase",
+    "redactedContent",
+    "server_label",
+    "signature",
+    "status",
+    "thought",
+    "thoughtSignature",
+    "thought_signature",
+    "timestamp",
+    "tool_call_id",
+    "tool_name",
+    "tool_use_id",
+    "videoMetadata",
+];
+
 // === impl Node ===
 
 impl Node {
@@ -140,8 +172,11 @@ impl Node {
     }
 
     /// The place of a member whose name means nothing here.
-    pub(super) fn other(self) -> Node {
+    pub(super) fn other(self, name: &str) -> Node {
         match self {
+            N::Message | N::Part(None) if UNSHOWN.contains(&name) => N::Skip,
+            // Whatever it is: a server may show it.
+            N::Message | N::Part(None) => N::Every(Provenance::Unknown),
             // What tools answer has whatever shape it has, and is shown.
             N::Part(Some(from)) | N::Every(from) => N::Every(from),
             N::Document => N::Every(Provenance::Retrieved),
@@ -233,7 +268,8 @@ fn message(key: Key) -> Node {
         Key::Blobs => N::Blob,
         // What Bedrock is to count.
         Key::Converse => N::Root,
-        _ => N::Skip,
+        Key::Image | Key::Data | Key::FileData => N::Blob,
+        key => odd(key, None),
     }
 }
 
@@ -260,7 +296,17 @@ fn part(key: Key, from: Option<Provenance>) -> Node {
         // Of Gemini an object, of OpenAI a string.
         Key::FileData | Key::Data => N::Blob,
         Key::ImageUrl | Key::FileUrl | Key::FileUri | Key::FileId => N::Link,
-        _ => N::Part(from).other(),
+        key => odd(key, from),
+    }
+}
+
+/// A name that is known, in a place where it means nothing.
+fn odd(key: Key, from: Option<Provenance>) -> Node {
+    match (key, from) {
+        (_, Some(from)) => N::Every(from),
+        (Key::Id | Key::Name | Key::Metadata | Key::Mode | Key::Audio, None) => N::Skip,
+        (Key::MediaType | Key::MimeType | Key::Url, None) => N::Skip,
+        _ => N::Every(Provenance::Unknown),
     }
 }
 

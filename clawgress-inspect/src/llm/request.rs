@@ -436,7 +436,7 @@ impl Request {
             Key::folded(name).filter(|key| !matches!(frame.node.member(*key), Node::Skip | Node::Every(_)));
         let mut error = (exact.is_none() && folded.is_some()).then_some(CallError::Letters);
         let Some(key) = exact.or(folded) else {
-            self.next = frame.node.other();
+            self.next = frame.node.other(name);
             if frame.node == Node::Tool && name != "cachePoint" {
                 let name = if name.is_empty() { UNNAMED } else { name }.to_owned();
                 return self.perhaps_tool(name);
