@@ -296,6 +296,25 @@ async fn calls_to_who_is_not_listed_are_known_by_their_shape() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_model_is_permitted_by_a_name_that_the_server_may_pass_by() {
+    let site = Site::start(POLICY, true, "").await;
+    let engine = "/engines/gpt-5-mini/chat/completions";
+    for (path, body) in [
+        (engine, chat("denied", "")),
+        ("/engines/denied/chat/completions", chat("gpt-5-mini", "")),
+        ("/engines/a/denied/chat/completions", chat("gpt-5-mini", "")),
+        (CHAT, chat("gpt-5-mini", r#","fallbacks":["denied"]"#)),
+        (CHAT, chat("gpt-5-mini", r#","models":["denied"]"#)),
+    ] {
+        assert_eq!(site.ask(path, "", body.as_bytes()).await.reason(), "policy_denied", "{path} {body}");
+    }
+    assert_eq!(site.upstream.connections(), 0);
+    let told = site.record(RecordKind::Decision, 0).await.attributes.and_then(|read| read.llm).expect("told");
+    assert_eq!(told.model, "", "which of two, nobody knows");
+    assert_eq!(site.ask(engine, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_are_held_whole_or_refused() {
     let more = "[llm]\nhold_bytes_max = 200000\n[content]\nhold_bytes_max = 65536\n";
     let site = Site::start(POLICY, true, more).await;
