@@ -7,6 +7,8 @@ use super::{Piece, Provenance, Role};
 pub const BLOCK_BYTES: usize = 4096;
 /// Most bytes of a message's texts that wait for its role, where that comes behind them. Beyond that the role is unknown.
 pub const PENDING_BYTES_MAX: usize = 64 * 1024;
+/// What each piece that waits costs besides its text: an empty one is not for nothing.
+const PENDING_BYTES: usize = size_of::<Pending>();
 
 /// A piece that waits for its role.
 #[derive(Debug)]
@@ -113,7 +115,7 @@ impl Texts {
                 text: &text,
             }),
             None => {
-                self.pending_bytes += text.len();
+                self.pending_bytes += PENDING_BYTES + text.len();
                 let (provenance, text) = (self.provenance, text.into_owned());
                 self.pending.push(Pending { provenance, number, begins, ends, text });
                 if self.pending_bytes > PENDING_BYTES_MAX {
@@ -179,6 +181,21 @@ mod tests {
             let ends: Vec<_> = whole.iter().filter(|t| t.4).map(|t| t.2).collect();
             assert_eq!(ends, [0, 1, 2, 3]);
         }
+    }
+
+    #[test]
+    fn empty_texts_that_wait_for_their_role_are_bounded_too() {
+        let (mut all, mut out) = (Texts::default(), 0);
+        let mut sink = |_: &Piece<'_>| out += 1;
+        all.message(None, &mut sink);
+        for _ in 0..100_000 {
+            all.begin(None);
+            all.end(&mut sink);
+            let held = all.pending.len() * PENDING_BYTES;
+            assert!(held <= PENDING_BYTES_MAX + PENDING_BYTES && held <= all.memory_bytes(), "{held}");
+        }
+        all.finish(&mut sink);
+        assert_eq!(out, 100_000);
     }
 
     #[test]
