@@ -1,5 +1,6 @@
 //! TLS that is read: what is judged inside, by whose certificates, and when it ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
@@ -350,6 +351,7 @@ async fn requests_are_changed_as_policy_says_after_they_were_judged() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_share_no_connection_to_a_server() {
+    const REQUESTS: usize = 8;
     let site = Site::start(
         r#"
 @id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
@@ -369,7 +371,7 @@ async fn agents_share_no_connection_to_a_server() {
         let stream =
             TlsConnector::from(Arc::clone(&config)).connect(name, client.stream).await.expect("handshake");
         let mut client = Client::over(stream);
-        for _ in 0..2 {
+        for _ in 0..REQUESTS {
             client.send(site.get("/")).await;
             assert_eq!(client.answer().await.status, 200);
         }
@@ -378,6 +380,9 @@ async fn agents_share_no_connection_to_a_server() {
     ask("web", &web).await;
     ask("other", &other).await;
     let ports = site.upstream.seen.ports.lock().clone();
-    assert_eq!((ports[0], ports[2]), (ports[1], ports[3]), "the same agent's is used again");
-    assert_ne!(ports[0], ports[2]);
+    let (of_web, of_other) = ports.split_at(REQUESTS);
+    let [of_web, of_other] = [of_web, of_other].map(|ports| ports.iter().copied().collect::<BTreeSet<_>>());
+    assert!(of_web.is_disjoint(&of_other), "{ports:?}");
+    // A client that asks again at once may be before the connection is back in the pool.
+    assert!(of_web.len() + of_other.len() < 2 * REQUESTS, "an agent's own are used again: {ports:?}");
 }
