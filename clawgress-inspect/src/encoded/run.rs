@@ -133,7 +133,10 @@ impl Runs {
                 self.line_ends = 0;
             }
             if self.block.len() == BLOCK_BYTES {
-                self.decode(false, sink)?;
+                self.split(false, sink)?;
+                if self.block.len() == BLOCK_BYTES {
+                    self.decode(false, sink)?;
+                }
             } else if let Some((next, behind)) = rest.split_first() {
                 let is_long = self.open.is_some() || self.block.len() >= RUN_BYTES_MIN;
                 if matches!(next, b'\r' | b'\n') && is_long && self.line_ends < LINE_ENDS {
@@ -172,6 +175,31 @@ impl Runs {
     }
 
     fn end<E>(&mut self, next: u8, sink: Sink<'_, E>) -> Result<(), E> {
+        self.split(true, sink)?;
+        self.end_one(next, sink)
+    }
+
+    /// Ends the run at each escape that is none, as it is no letter of any code; what stands behind it is another. Among
+    /// escapes it stays, as whoever takes those off leaves it: what they decode to is looked at again.
+    fn split<E>(&mut self, is_last: bool, sink: Sink<'_, E>) -> Result<(), E> {
+        if broken_escape(&self.block, is_last).is_none() || has_escape(&self.block) {
+            return Ok(());
+        }
+        let mut block = std::mem::take(&mut self.block);
+        let mut from = 0;
+        while let Some(rest) = block.get(from..)
+            && let Some(at) = broken_escape(rest, is_last)
+        {
+            self.block.extend_from_slice(rest.get(..at).unwrap_or_default());
+            self.end_one(b'%', sink)?;
+            from += at + 1;
+        }
+        block.drain(..from);
+        self.block = block;
+        Ok(())
+    }
+
+    fn end_one<E>(&mut self, next: u8, sink: Sink<'_, E>) -> Result<(), E> {
         if self.open.is_some() || self.block.len() >= RUN_BYTES_MIN {
             self.decode(true, sink)?;
             if let Some(mut open) = self.open.take() {
@@ -412,6 +440,20 @@ fn class(byte: u8) -> u8 {
 
 fn is_letter(byte: u8) -> bool {
     class(byte) & LETTER != 0
+}
+
+fn has_escape(block: &[u8]) -> bool {
+    block.windows(3).any(|w| matches!(w, [b'%', a, b] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()))
+}
+
+/// Where the first `%` is that no two hexadecimal digits follow. Of one whose digits may be yet to come, that is not known.
+fn broken_escape(block: &[u8], is_last: bool) -> Option<usize> {
+    let is_broken = |at: usize| {
+        let mut digits = block.get(at + 1..).unwrap_or_default().iter().take(2);
+        let came = digits.len();
+        digits.any(|b| !b.is_ascii_hexdigit()) || is_last && came < 2
+    };
+    block.iter().enumerate().find(|(at, b)| **b == b'%' && is_broken(*at)).map(|(at, _)| at)
 }
 
 /// Where the first run begins that is long enough, or may come to be behind the end; else the end. Looks at few of the bytes

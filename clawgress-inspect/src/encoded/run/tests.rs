@@ -130,3 +130,19 @@ fn files_are_told_by_their_first_bytes() {
     let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFtZSI6IkpvaG4gRG9lIn0.x";
     assert!(of(token.as_bytes()).1.iter().all(|run| run.is_dotted));
 }
+
+#[test]
+fn an_escape_that_is_none_hides_nothing() {
+    let written = STANDARD.encode(TEXT);
+    for around in
+        [format!("%{written}"), format!("100%{written}"), format!("%%{written}%"), format!("%4%{written}%z")]
+    {
+        let (pieces, runs) = of(around.as_bytes());
+        assert_eq!(pieces.concat(), TEXT.as_bytes(), "{around}");
+        assert_eq!(runs.len(), 1, "{around}");
+    }
+    let long = STANDARD.encode(TEXT.repeat(6));
+    let (pieces, _) = of(format!("{long}%{long}").as_bytes());
+    let joined = String::from_utf8_lossy(&pieces.concat()).into_owned();
+    assert_eq!(joined.matches("launch code").count(), 12, "{joined}");
+}
