@@ -124,8 +124,8 @@ impl Estimator {
             Run::Word => 100 + length.saturating_sub(6) * 14,
             Run::Digits => length.div_ceil(3) * 155,
             // One is part of the word behind it.
-            Run::Blanks => length.saturating_sub(1).min(1) * 110,
-            Run::Lines => 25,
+            Run::Blanks => length.saturating_sub(1).min(1) * 110 + long_run(length),
+            Run::Lines => 25 + long_run(length),
             Run::Signs => 42 + length * 22,
             Run::Cyrillic => 30 + length * 20,
             Run::Wide => 30 + length * 31,
@@ -134,5 +134,25 @@ impl Estimator {
             Run::Widest => length * 210,
         };
         self.sum = self.sum.saturating_add(cost);
+    }
+}
+
+/// What blanks or line ends cost beyond those of an indented or empty line: no vocabulary has a token for any number.
+fn long_run(length: u64) -> Centi {
+    length.saturating_sub(16) * 7
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_and_line_ends_are_not_for_nothing() {
+        for byte in [b'\n', b' ', b'\t', b'\r'] {
+            let mut estimator = Estimator::bare();
+            (0..1000).for_each(|_| estimator.push(&[byte; 1000]));
+            estimator.end();
+            assert!(estimator.tokens() >= 10_000, "{byte} {}", estimator.tokens());
+        }
     }
 }
