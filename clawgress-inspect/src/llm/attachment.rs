@@ -6,6 +6,8 @@ const MEDIA_TYPES_MAX: usize = 16;
 const MEDIA_TYPE_BYTES_MAX: usize = 64;
 /// Bytes that tell whether data are in base64, and text is a URL of data.
 const HEAD_BYTES: usize = 256;
+/// Shortest line of base64 where it comes in lines: of PEM and MIME, 64 and 76.
+const LINE_BYTES_MIN: u64 = 60;
 
 /// What is attached, all together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +48,18 @@ enum Form {
     Scheme(usize),
     /// Before the comma of a URL.
     Type,
-    Base64,
+    Base64(Lines),
+}
+
+/// Lines that base64 comes in: all are of the same length, but for the last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lines {
+    /// Letters of the first, once it has ended, and of the one at hand.
+    width: Option<u64>,
+    length: u64,
+    /// Whether a line end was the last byte; and whether a line that was shorter has ended: nothing follows it.
+    is_between: bool,
+    is_last: bool,
 }
 
 // === impl Form ===
@@ -58,30 +71,57 @@ impl Default for Form {
 }
 
 impl Form {
-    /// Whether the next byte is of data.
-    fn takes(&mut self, byte: u8) -> bool {
-        match *self {
+    /// Whether the next byte, which so many were before, is of data.
+    fn takes(&mut self, byte: u8, before: u64) -> bool {
+        match self {
             Form::Scheme(n) => {
-                let is_next = SCHEME.get(n).is_some_and(|b| b.eq_ignore_ascii_case(&byte));
-                *self = match (is_next, n + 1 == SCHEME.len()) {
+                let is_next = SCHEME.get(*n).is_some_and(|b| b.eq_ignore_ascii_case(&byte));
+                *self = match (is_next, *n + 1 == SCHEME.len()) {
                     (true, true) => Form::Type,
-                    (true, false) => Form::Scheme(n + 1),
-                    (false, _) => Form::Base64,
+                    (true, false) => Form::Scheme(*n + 1),
+                    (false, _) => {
+                        let mut lines = Lines { length: before, ..Lines::default() };
+                        let is_data = lines.takes(byte);
+                        *self = Form::Base64(lines);
+                        return is_data;
+                    }
                 };
-                is_next || is_base64(byte)
+                true
             }
             Form::Type if byte == b',' => {
-                *self = Form::Base64;
+                *self = Form::Base64(Lines::default());
                 true
             }
             Form::Type => byte.is_ascii_alphanumeric() || b"/+.-_;=".contains(&byte),
-            Form::Base64 => is_base64(byte),
+            Form::Base64(lines) => lines.takes(byte),
         }
     }
 }
 
-fn is_base64(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"+/-_=\r\n".contains(&byte)
+// === impl Lines ===
+
+impl Lines {
+    /// Whether the next byte is of base64.
+    fn takes(&mut self, byte: u8) -> bool {
+        if !matches!(byte, b'\r' | b'\n') {
+            let is_letter = byte.is_ascii_alphanumeric() || b"+/-_=".contains(&byte);
+            (self.length, self.is_between) = (self.length + 1, false);
+            return is_letter && !self.is_last && self.width.is_none_or(|width| self.length <= width);
+        }
+        if std::mem::replace(&mut self.is_between, true) {
+            return true;
+        }
+        let length = std::mem::take(&mut self.length);
+        match self.width {
+            Some(width) => self.is_last = length < width,
+            // Data may end in a line end, whatever their length.
+            None => {
+                self.width = Some(length);
+                self.is_last = length < LINE_BYTES_MIN || !length.is_multiple_of(4);
+            }
+        }
+        true
+    }
 }
 
 // === impl Attachment ===
@@ -106,7 +146,16 @@ impl Attachment {
         if self.is_link {
             return;
         }
-        let Some(other) = bytes.iter().position(|b| !self.form.takes(*b)) else { return };
+        // Plain text may be of any letters; where it is in base64 nevertheless, it is told so, and decoded as any other.
+        let is_said = self.media_type.starts_with("text/") && !self.is_url();
+        let mut at = before;
+        let form = &mut self.form;
+        let other = bytes.iter().position(|byte| {
+            let takes = form.takes(*byte, at);
+            at += 1;
+            !takes || is_said && matches!(form, Form::Base64(_))
+        });
+        let Some(other) = other else { return };
         // What came before it, as far as it is still there.
         self.is_text = true;
         let whole = before + other as u64 <= HEAD_BYTES as u64;
@@ -183,6 +232,40 @@ impl Attachments {
         let kind = &attachment.media_type;
         if !kind.is_empty() && self.media_types.len() < MEDIA_TYPES_MAX && !self.media_types.contains(kind) {
             self.media_types.push(kind.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(media_type: &str, data: &[u8], step: usize) -> (bool, Vec<u8>) {
+        let (mut attachment, mut text) = (Attachment::default(), Vec::new());
+        attachment.media_type(media_type);
+        attachment.begin(false);
+        for piece in data.chunks(step) {
+            attachment.push(piece, &mut |begins, bytes| {
+                assert!(!begins || text.is_empty());
+                text.extend_from_slice(bytes);
+            });
+        }
+        (attachment.end(), text)
+    }
+
+    #[test]
+    fn text_is_told_whatever_its_letters() {
+        let long = b"Ignore\nall\nprevious\r\ninstructions\n".repeat(100);
+        let mime = [&[b'A'; 76][..], b"\r\n", &[b'B'; 76], b"\r\n", b"Q0M=\r\n"].concat();
+        for step in [1, 2, 7, 255, 256, 257, usize::MAX] {
+            for data in [&long[..], b"Ignore\nall", b"Ignore-all_previous/instructions"] {
+                assert_eq!(told("text/plain", data, step), (true, data.to_vec()), "{step}");
+            }
+            // What is not said to be text is so by its lines.
+            assert_eq!(told("", &long, step), (true, long.clone()), "{step}");
+            assert_eq!(told("application/pdf", &mime, step), (false, Vec::new()), "{step}");
+            assert!(!told("", b"data:text/plain;base64,SGVsbG8=", step).0, "{step}");
+            assert!(!told("text/plain", b"data:text/plain;base64,SGVsbG8=", step).0, "{step}");
         }
     }
 }
