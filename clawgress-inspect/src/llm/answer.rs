@@ -76,8 +76,21 @@ pub struct Answer {
     pub finish: Option<String>,
     /// What failed, by the type that is said.
     pub error: Option<String>,
-    /// Whether its usage is what a stream begins with, whose answer was not counted yet.
+    /// Whether its usage is what was counted before it was over.
     pub is_partial: bool,
+}
+
+/// What came back so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// Tokens of the prompt, as they were counted; 0 until then.
+    pub input: u64,
+    /// Tokens of the answer: as they were counted, or estimated where that is more.
+    pub output: u64,
+    /// Names of the tools that the model asks for.
+    pub tools: &'a [String],
+    /// Whether there are others, whose names are not known.
+    pub has_more_tools: bool,
 }
 
 /// Reads one response.
@@ -98,8 +111,16 @@ struct Facts {
     has_more_tools: bool,
     counts: [Option<u64>; Count::ALL],
     output_estimated: u64,
+    /// The most that a document came to which says again what a stream has said in parts.
+    repeated_estimated: u64,
     /// Whether it is the beginning of a stream; of all documents: whether only that counted the output.
     is_start: bool,
+    /// Whether its texts were said before, in parts.
+    is_repeat: bool,
+    /// Whether the answer is over behind it, whatever follows.
+    is_over: bool,
+    /// Whether it has vectors, which cost no output.
+    has_vectors: bool,
 }
 
 /// What is counted.
@@ -134,19 +155,65 @@ impl Reader {
         Reader { frames: Frames::new(format), document: Document::default(), answer: Facts::default() }
     }
 
-    /// Looks at the next bytes of the body, in any segmentation.
-    pub fn push(&mut self, bytes: &[u8]) {
-        let Reader { frames, document, answer } = self;
-        frames.push(bytes, document, &mut |document| answer.take(document));
+    /// Has it keep the texts of the answer until they are [taken](Self::take_texts).
+    #[must_use]
+    pub fn keeping_texts(mut self) -> Self {
+        self.document.keep_texts();
+        self
     }
 
-    /// What there was. A document that did not come whole says nothing.
+    /// Looks at the next bytes of the body, in any segmentation; says how many of them are of documents that have ended.
+    pub fn push(&mut self, bytes: &[u8]) -> usize {
+        let Reader { frames, document, answer } = self;
+        frames.push(bytes, document, &mut |document| answer.take(document))
+    }
+
+    /// Whether it is out of step: where a document ends is not known any more.
     #[must_use]
-    pub fn finish(mut self) -> Answer {
+    pub fn is_lost(&self) -> bool {
+        self.frames.is_lost()
+    }
+
+    /// What the model said since this was asked last, and what it asked tools for: no more than was pushed.
+    pub fn take_texts(&mut self) -> [Vec<u8>; 2] {
+        self.document.take_texts()
+    }
+
+    /// What there was so far.
+    #[must_use]
+    pub fn progress(&self) -> Progress<'_> {
+        let Facts { tools, has_more_tools, .. } = &self.answer;
+        let usage = self.answer.usage();
+        let (input, output) = usage.map_or((0, 0), |usage| (usage.input, usage.output));
+        let more = if self.document.is_repeat() { 0 } else { self.document.tokens() };
+        let output = output.max(self.answer.estimated() + more);
+        Progress { input, output, tools, has_more_tools: *has_more_tools }
+    }
+
+    /// What there was of an answer that came whole. A document that did not says nothing.
+    #[must_use]
+    pub fn finish(self) -> Answer {
+        self.end(true)
+    }
+
+    /// What there was of an answer that was cut off, by whomever.
+    #[must_use]
+    pub fn cut(self) -> Answer {
+        self.end(false)
+    }
+
+    fn end(mut self, is_whole: bool) -> Answer {
         let Reader { frames, document, answer } = &mut self;
         frames.finish(document, &mut |document| answer.take(document));
-        self.answer.output_estimated += self.document.tokens();
-        self.answer.into_answer()
+        // Who streams says when it is over; most say why it stopped before, and may count on.
+        let is_told = self.answer.is_over || is_whole && self.answer.finish.is_some();
+        let is_over = is_told || !self.frames.is_stream();
+        if !self.document.is_repeat() {
+            self.answer.output_estimated += self.document.tokens();
+        }
+        let mut answer = self.answer.into_answer();
+        answer.is_partial |= answer.usage.is_some() && !is_over;
+        answer
     }
 }
 
@@ -158,7 +225,12 @@ impl Facts {
         let is_whole = document.is_whole();
         let found = document.facts();
         // Of broken ones too: it was sent.
-        self.output_estimated += found.output_estimated;
+        if found.is_repeat {
+            self.repeated_estimated = self.repeated_estimated.max(found.output_estimated);
+        } else {
+            self.output_estimated += found.output_estimated;
+        }
+        self.is_over |= found.is_over;
         if !is_whole {
             return;
         }
@@ -176,6 +248,7 @@ impl Facts {
         replace(&mut self.model, &mut found.model);
         replace(&mut self.finish, &mut found.finish);
         replace(&mut self.error, &mut found.error);
+        self.has_vectors |= found.has_vectors;
         self.has_more_tools |= found.has_more_tools;
         for tool in found.tools.drain(..) {
             self.ask(tool);
@@ -197,12 +270,21 @@ impl Facts {
         self.counts.get(count as usize).copied().flatten()
     }
 
+    /// Tokens of the texts, estimated: in parts, or at once, whichever is more.
+    fn estimated(&self) -> u64 {
+        self.output_estimated.max(self.repeated_estimated)
+    }
+
     fn usage(&self) -> Option<Usage> {
         let zero = |count| self.count(count).unwrap_or_default();
         let besides = zero(Count::CachedBesides).saturating_add(zero(Count::CacheWrittenBesides));
-        let input = self.count(Count::Input)?;
-        // Embeddings have no output, and tell the total alone.
-        let rest = || Some(self.count(Count::Total)?.saturating_sub(input));
+        // Embeddings have no output, and tell the total besides, or alone, or the input alone.
+        let of_vectors = || self.count(Count::Total).filter(|_| self.has_vectors);
+        let input = self.count(Count::Input).or_else(of_vectors)?;
+        let rest = || match self.count(Count::Total) {
+            Some(total) => Some(total.saturating_sub(input)),
+            None => self.has_vectors.then_some(0),
+        };
         let (output, thoughts) = match self.count(Count::Output) {
             Some(output) => (output, zero(Count::Thoughts)),
             None => (rest()?, 0),
@@ -217,10 +299,8 @@ impl Facts {
     }
 
     fn into_answer(self) -> Answer {
-        let usage = self.usage();
-        let Facts {
-            model, finish, error, tools, has_more_tools, output_estimated, is_start: is_partial, ..
-        } = self;
+        let (usage, output_estimated) = (self.usage(), self.estimated());
+        let Facts { model, finish, error, tools, has_more_tools, is_start: is_partial, .. } = self;
         Answer { model, usage, output_estimated, tools, has_more_tools, finish, error, is_partial }
     }
 }

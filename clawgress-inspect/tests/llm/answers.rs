@@ -15,7 +15,9 @@ fn format(name: &str) -> Format {
 
 fn read(name: &str, pieces: &[&[u8]]) -> Answer {
     let mut reader = Reader::new(format(name));
-    pieces.iter().for_each(|piece| reader.push(piece));
+    for piece in pieces {
+        reader.push(piece);
+    }
     reader.finish()
 }
 

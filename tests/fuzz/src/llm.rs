@@ -70,7 +70,9 @@ pub fn llm_answer(data: &[u8]) {
     for format in [Format::Json, Format::EventStream, Format::Lines, Format::Amazon] {
         let read = |pieces: &[&[u8]]| -> Answer {
             let mut reader = Reader::new(format);
-            pieces.iter().for_each(|p| reader.push(p));
+            for piece in pieces {
+                reader.push(piece);
+            }
             reader.finish()
         };
         let found = read(&[whole]);

@@ -36,6 +36,16 @@ enum Node {
     Name,
     Type,
     Text,
+    /// What a tool is asked for: all within.
+    Arguments,
+    /// Whether the answer is over.
+    Done,
+    /// Vectors, in place of an answer.
+    Vectors,
+    /// What may hold some.
+    Items,
+    /// What is said of an answer: among others, what is billed.
+    Meta,
     /// A document in base64.
     Packed,
 }
@@ -55,14 +65,20 @@ enum Scalar {
     Key,
     Keep(Node),
     Text,
+    Arguments,
     Packed,
 }
+
+/// What OpenAI's streams end with, in place of a document.
+const DONE: &[u8] = b"[DONE]";
 
 /// The document.
 #[derive(Debug)]
 pub(super) struct Document {
     json: Json,
     state: State,
+    /// Its first bytes, as many as [`DONE`] has.
+    head: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -75,6 +91,8 @@ struct State {
     is_too_long: bool,
     facts: Facts,
     estimator: Estimator,
+    /// What the model said, and what it asks tools for, until it is taken; if anybody takes it.
+    said: Option<[Vec<u8>; 2]>,
     /// Type and name of the innermost object that has them, and how deep it is.
     typed: Option<(usize, String)>,
     named: Option<(usize, String)>,
@@ -99,11 +117,15 @@ impl Default for Document {
 impl Document {
     fn nested(depth: u8) -> Document {
         let (frames, text) = (Vec::with_capacity(DEPTH_MAX as usize), Vec::with_capacity(TEXT_BYTES_MAX));
-        Document { json: Json::new(false), state: State::new(frames, text, depth) }
+        let head = Vec::with_capacity(DONE.len());
+        Document { json: Json::new(false), state: State::new(frames, text, None, depth), head }
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        let Document { json, state } = self;
+        let Document { json, state, head } = self;
+        if head.len() < DONE.len() {
+            head.extend_from_slice(bytes.get(..bytes.len().min(DONE.len() - head.len())).unwrap_or_default());
+        }
         if state.is_broken || bytes.is_empty() {
             return;
         }
@@ -116,7 +138,8 @@ impl Document {
 
     /// Ends it.
     pub(super) fn finish(&mut self) {
-        let Document { json, state } = self;
+        let Document { json, state, head } = self;
+        state.facts.is_over |= head == DONE;
         let read = json.finish::<JsonError>(&mut |event| {
             state.event(event);
             Ok(())
@@ -124,15 +147,18 @@ impl Document {
         state.is_whole = read.is_ok() && !state.is_broken;
         let estimated = std::mem::replace(&mut state.estimator, Estimator::bare());
         state.facts.output_estimated += estimated.tokens();
+        state.facts.is_repeat |= state.is_repeat();
     }
 
     /// Makes it the next one.
     pub(super) fn again(&mut self) {
-        let State { frames, text, depth, .. } = &mut self.state;
+        let State { frames, text, said, inner, depth, .. } = &mut self.state;
         let (mut frames, text, depth) = (std::mem::take(frames), std::mem::take(text), *depth);
+        let said = said.take().or_else(|| inner.as_mut().and_then(|inner| inner.state.said.take()));
         frames.clear();
+        self.head.clear();
         self.json = Json::new(false);
-        self.state = State::new(frames, text, depth);
+        self.state = State::new(frames, text, said, depth);
     }
 
     /// Whether it came whole, once it has ended.
@@ -149,6 +175,21 @@ impl Document {
         &mut self.state.facts
     }
 
+    /// Has it keep what the model says.
+    pub(super) fn keep_texts(&mut self) {
+        self.state.said.get_or_insert_default();
+    }
+
+    /// What it kept.
+    pub(super) fn take_texts(&mut self) -> [Vec<u8>; 2] {
+        self.state.said.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Whether it says again what was said in parts, as far as it came.
+    pub(super) fn is_repeat(&self) -> bool {
+        self.state.is_repeat()
+    }
+
     /// Notes that it tells of a failure.
     pub(super) fn fails(&mut self, kind: &str) {
         self.state.facts.error = Some(kind.to_owned());
@@ -163,7 +204,7 @@ impl Document {
 // === impl State ===
 
 impl State {
-    fn new(frames: Vec<Frame>, text: Vec<u8>, depth: u8) -> State {
+    fn new(frames: Vec<Frame>, text: Vec<u8>, said: Option<[Vec<u8>; 2]>, depth: u8) -> State {
         State {
             frames,
             next: Node::Top(1),
@@ -173,6 +214,7 @@ impl State {
             is_too_long: false,
             facts: Facts::default(),
             estimator: Estimator::bare(),
+            said,
             typed: None,
             named: None,
             has_no_choices: false,
@@ -190,7 +232,8 @@ impl State {
                 let node = self.place();
                 self.has_usage |= object && node == Node::Usage;
                 let node = match node {
-                    Node::Text | Node::Name | Node::Type => Node::Skip,
+                    Node::Text | Node::Name | Node::Type | Node::Done => Node::Skip,
+                    Node::Vectors => Node::Skip,
                     Node::Usage | Node::Details | Node::Error if !object => Node::Skip,
                     Node::Top(_) if !object && !self.frames.is_empty() => Node::Turn,
                     node => node,
@@ -224,8 +267,12 @@ impl State {
         }
         self.scalar = match (self.place(), kind) {
             (Node::Text | Node::Turn | Node::Top(0), Kind::Text) => Scalar::Text,
+            (Node::Arguments, _) => Scalar::Arguments,
+            (Node::Done, Kind::Word) => Scalar::Keep(Node::Done),
             (Node::Packed, Kind::Text) if self.depth < INNER_MAX => {
-                self.inner = Some(Box::new(Document::nested(self.depth + 1)));
+                let mut inner = Document::nested(self.depth + 1);
+                inner.state.said = self.said.take();
+                self.inner = Some(Box::new(inner));
                 Scalar::Packed
             }
             (Node::Count(count), Kind::Word) => Scalar::Keep(Node::Count(count)),
@@ -238,7 +285,8 @@ impl State {
     fn piece(&mut self, bytes: &[u8]) {
         match self.scalar {
             Scalar::Skip => {}
-            Scalar::Text => self.estimator.push(bytes),
+            Scalar::Text => self.says(0, bytes),
+            Scalar::Arguments => self.says(1, bytes),
             Scalar::Key | Scalar::Keep(_) => {
                 if self.text.len() + bytes.len() > TEXT_BYTES_MAX {
                     self.is_too_long = true;
@@ -257,12 +305,28 @@ impl State {
         }
     }
 
+    fn says(&mut self, lane: usize, bytes: &[u8]) {
+        self.estimator.push(bytes);
+        if let Some(said) = self.said.as_mut().and_then(|said| said.get_mut(lane)) {
+            said.extend_from_slice(bytes);
+        }
+    }
+
+    /// Whether it says again what was said in parts, by its type.
+    fn is_repeat(&self) -> bool {
+        let kind = self.typed.as_ref().filter(|(depth, _)| *depth == 1).map_or("", |(_, kind)| kind.as_str());
+        self.facts.is_repeat || is_repeat(kind)
+    }
+
     /// Decodes what came of a document that is packed.
     fn unpack(&mut self) {
         let Some(inner) = &mut self.inner else { return };
         match BASE64.decode(&self.text) {
             Ok(bytes) => inner.push(&bytes),
-            Err(_) => self.inner = None,
+            Err(_) => {
+                self.said = inner.state.said.take();
+                self.inner = None;
+            }
         }
         self.text.clear();
     }
@@ -271,12 +335,20 @@ impl State {
         match self.scalar {
             Scalar::Skip => {}
             Scalar::Text => self.estimator.end(),
+            Scalar::Arguments => {
+                self.estimator.end();
+                // Of an object, one value is not the next.
+                if self.frames.iter().any(|frame| frame.node == Node::Arguments) {
+                    self.says(1, b"\n");
+                }
+            }
             Scalar::Key => self.key(),
             Scalar::Keep(node) => self.keep(node),
             Scalar::Packed => {
                 self.unpack();
                 let Some(mut inner) = self.inner.take() else { return };
                 inner.finish();
+                self.said = inner.state.said.take();
                 if inner.is_whole() {
                     self.facts.take(&mut inner);
                 }
@@ -286,7 +358,19 @@ impl State {
 
     fn key(&mut self) {
         let name = if self.is_too_long { "" } else { std::str::from_utf8(&self.text).unwrap_or_default() };
+        if self.frames.last().is_some_and(|frame| frame.node == Node::Arguments) {
+            self.next = Node::Arguments;
+            let text = std::mem::take(&mut self.text);
+            self.says(1, &text);
+            self.says(1, b": ");
+            self.text = text;
+            return;
+        }
         self.next = self.frames.last().map_or(Node::Skip, |frame| frame.node.member(name));
+        self.facts.has_vectors |= self.next == Node::Vectors;
+        // Of Bedrock, behind all else.
+        let is_last = matches!(name, "metrics" | "amazon-bedrock-invocationMetrics");
+        self.facts.is_over |= self.frames.len() == 1 && is_last;
         if self.frames.len() == 1 && name == "choices" {
             self.has_no_choices = true;
         } else if self.frames.len() == 1 && matches!(self.next, Node::Turn) {
@@ -304,6 +388,11 @@ impl State {
         let here =
             |known: &mut Option<(usize, String)>| known.take_if(|(at, _)| *at == depth).map(|(_, text)| text);
         let (kind, name) = (here(&mut self.typed), here(&mut self.named));
+        if depth == 1 {
+            let kind = kind.as_deref().unwrap_or_default();
+            self.facts.is_repeat |= is_repeat(kind);
+            self.facts.is_over |= is_over(kind);
+        }
         let asked = match (frame.node, kind.as_deref(), name) {
             (Node::Call, _, Some(name)) => Some(name),
             (
@@ -329,6 +418,7 @@ impl State {
                     *slot = Some(number);
                 }
             }
+            (Node::Done, Some("true")) => self.facts.is_over = true,
             (Node::Name, None) => self.facts.has_more_tools = true,
             (_, Some("") | None) => {}
             (Node::Model, Some(text)) => self.facts.model = Some(text.to_owned()),
@@ -362,8 +452,11 @@ impl Node {
             Node::Call => match name {
                 "name" => Node::Name,
                 "function" => Node::Call,
+                "arguments" | "args" | "input" | "parameters" => Node::Arguments,
                 _ => Node::Skip,
             },
+            Node::Items if name == "embedding" => Node::Vectors,
+            Node::Meta if name == "billed_units" => Node::Usage,
             Node::Usage => usage(name),
             Node::Details => match name {
                 "cached_tokens" => Node::Count(Count::Cached),
@@ -388,6 +481,14 @@ fn top(name: &str, more: u8) -> Node {
         "response" | "message" | "delta" if more > 0 => Node::Top(more - 1),
         "error" => Node::Error,
         "bytes" => Node::Packed,
+        "done" => Node::Done,
+        "embedding" | "embeddings" => Node::Vectors,
+        "data" => Node::Items,
+        // What was asked, where an answer says it again.
+        "input" => Node::Skip,
+        "meta" => Node::Meta,
+        // Of Cohere's first version, whose type has a name of its own.
+        "event_type" => Node::Type,
         // Of Ollama, Titan and Llama.
         "prompt_eval_count" | "inputTextTokenCount" | "prompt_token_count" => Node::Count(Count::Input),
         "eval_count" | "generation_token_count" => Node::Count(Count::Output),
@@ -400,7 +501,8 @@ fn turn(name: &str) -> Node {
         "choices" | "candidates" | "content" | "parts" | "output" | "outputs" | "item" | "content_block"
         | "message" | "delta" | "start" | "contentBlock" | "results" | "generations" => Node::Turn,
         "tool_calls" | "toolUse" | "functionCall" | "function_call" => Node::Call,
-        "text" | "thinking" | "partial_json" | "generation" | "outputText" | "completion" => Node::Text,
+        "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
+        "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
         "reasoning_content" | "reasoning" | "refusal" => Node::Text,
         "name" => Node::Name,
         "type" => Node::Type,
@@ -442,6 +544,24 @@ fn usage(name: &str) -> Node {
         }
         _ => return Node::Skip,
     })
+}
+
+/// Whether events of this type say again what others have said in parts: of the Responses API all but those.
+fn is_repeat(kind: &str) -> bool {
+    kind.starts_with("response.") && !kind.ends_with(".delta")
+}
+
+/// Whether an answer is over behind an event of this type.
+fn is_over(kind: &str) -> bool {
+    matches!(
+        kind,
+        "response.completed"
+            | "response.incomplete"
+            | "response.failed"
+            | "message_stop"
+            | "message-end"
+            | "stream-end"
+    )
 }
 
 /// A count: a whole number, as JSON has it.

@@ -28,8 +28,9 @@ pub(super) enum Frames {
 #[derive(Debug)]
 pub(super) struct Events {
     line: Line,
-    /// Whether the last byte was a CR, whose LF belongs to the same line end.
+    /// Whether the last byte was a CR, whose LF belongs to the same line end; and whether that ended an event.
     after_cr: bool,
+    has_ended: bool,
 }
 
 /// Where in a line of an event stream the next byte is.
@@ -79,15 +80,31 @@ impl Frames {
     pub(super) fn new(format: Format) -> Frames {
         match format {
             Format::Json => Frames::Json,
-            Format::EventStream => Frames::Events(Events { line: Line::Field(0), after_cr: false }),
+            Format::EventStream => {
+                Frames::Events(Events { line: Line::Field(0), after_cr: false, has_ended: false })
+            }
             Format::Lines => Frames::Lines,
             Format::Amazon => Frames::Amazon(Amazon { head: Vec::new(), state: Frame::Prelude }),
         }
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+    /// Whether documents follow one another, so that what is whole need not be all.
+    pub(super) fn is_stream(&self) -> bool {
+        !matches!(self, Frames::Json)
+    }
+
+    /// Whether it is out of step, so that nobody knows where a document ends.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self, Frames::Amazon(Amazon { state: Frame::Broken, .. }))
+    }
+
+    /// Reads what comes next; says how many of its bytes are of documents that have ended.
+    pub(super) fn push(&mut self, bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> usize {
         match self {
-            Frames::Json => document.push(bytes),
+            Frames::Json => {
+                document.push(bytes);
+                0
+            }
             Frames::Events(events) => events.push(bytes, document, ends),
             Frames::Lines => {
                 let mut rest = bytes;
@@ -98,6 +115,7 @@ impl Frames {
                     rest = later;
                 }
                 document.push(rest);
+                bytes.len() - rest.len()
             }
             Frames::Amazon(amazon) => amazon.push(bytes, document, ends),
         }
@@ -120,7 +138,8 @@ fn end(document: &mut Document, ends: Ends<'_>) {
 // === impl Events ===
 
 impl Events {
-    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> usize {
+        let (all, mut ended) = (bytes.len(), 0);
         while let Some((byte, rest)) = bytes.split_first() {
             if matches!(self.line, Line::Data | Line::Other) {
                 self.after_cr = false;
@@ -135,23 +154,29 @@ impl Events {
                 }
             }
             bytes = rest;
-            self.byte(*byte, document, ends);
+            if self.byte(*byte, document, ends) {
+                ended = all - rest.len();
+            }
         }
+        ended
     }
 
-    fn byte(&mut self, byte: u8, document: &mut Document, ends: Ends<'_>) {
+    /// Whether an event ends with it.
+    fn byte(&mut self, byte: u8, document: &mut Document, ends: Ends<'_>) -> bool {
         if std::mem::replace(&mut self.after_cr, byte == b'\r') && byte == b'\n' {
-            return;
+            return self.has_ended;
         }
+        self.has_ended = false;
         if matches!(byte, b'\r' | b'\n') {
             if self.line == Line::Field(0) {
                 end(document, ends);
+                self.has_ended = true;
             } else if matches!(self.line, Line::Space | Line::Data) {
                 // Lines of data are joined by a line feed, which JSON takes for blank.
                 document.push(b"\n");
             }
             self.line = Line::Field(0);
-            return;
+            return self.has_ended;
         }
         match self.line {
             Line::Field(n) => {
@@ -170,25 +195,31 @@ impl Events {
             Line::Data => document.push(&[byte]),
             Line::Other => {}
         }
+        false
     }
 }
 
 // === impl Amazon ===
 
 impl Amazon {
-    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> usize {
+        let (all, mut ended) = (bytes.len(), 0);
         while !bytes.is_empty() {
             let wanted = match self.state {
                 Frame::Prelude => PRELUDE_BYTES - self.head.len(),
                 Frame::Headers { left, .. } | Frame::Payload { left } | Frame::Checksum { left } => {
                     usize::try_from(left).unwrap_or(usize::MAX)
                 }
-                Frame::Broken => return,
+                Frame::Broken => return ended,
             };
             let (now, later) = bytes.split_at_checked(wanted).unwrap_or((bytes, &[]));
             bytes = later;
             self.part(now, document, ends);
+            if matches!(self.state, Frame::Prelude) && self.head.is_empty() {
+                ended = all - bytes.len();
+            }
         }
+        ended
     }
 
     fn part(&mut self, now: &[u8], document: &mut Document, ends: Ends<'_>) {

@@ -51,11 +51,158 @@ fn what_was_sent_of_a_broken_stream_is_estimated() {
     assert!((30..=60).contains(&answer.output_estimated), "{}", answer.output_estimated);
 }
 
+/// What is counted on the way is not the bill, unless it is over.
+#[test]
+fn running_counts_of_what_was_cut_are_partial() {
+    let chunk = |text: &str, output: u32, rest: &str| {
+        format!(
+            "data: {{\"candidates\":[{{\"content\":{{\"parts\":[{{\"text\":\"{text}\"}}]}}{rest}}}],\"usageMetadata\":{{\"promptTokenCount\":9,\"candidatesTokenCount\":{output}}}}}\n\n"
+        )
+    };
+    let (first, last) = (chunk("some words", 2, ""), chunk(".", 3, ",\"finishReason\":\"STOP\""));
+    let of = |body: &str, is_whole: bool| {
+        let mut reader = Reader::new(Format::EventStream);
+        reader.push(body.as_bytes());
+        let answer = if is_whole { reader.finish() } else { reader.cut() };
+        (answer.usage.map(|usage| usage.output), answer.is_partial)
+    };
+    assert_eq!(of(&first, false), (Some(2), true));
+    assert_eq!(of(&first, true), (Some(2), true), "it does not say that it stopped");
+    assert_eq!(of(&(first.clone() + &last), true), (Some(3), false));
+    // More may be counted behind the reason, unless it says that it is over.
+    assert_eq!(of(&(first.clone() + &last), false), (Some(3), true));
+    let chat = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n";
+    assert_eq!(of(chat, false), (Some(1), true));
+    assert_eq!(of(&format!("{chat}data: [DONE]\n\n"), false), (Some(1), false));
+    let over = "data: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":2}}}\n\n";
+    assert_eq!(of(over, false), (Some(2), false));
+    let mut reader = Reader::new(Format::Lines);
+    reader
+        .push(b"{\"message\":{\"content\":\"x\"},\"done\":false,\"prompt_eval_count\":1,\"eval_count\":1}\n");
+    assert!(reader.cut().is_partial);
+}
+
+#[test]
+fn what_tools_are_asked_for_is_estimated() {
+    let estimated = |format, body: &str| read(format, body.as_bytes()).output_estimated;
+    let words = "some ordinary words that a tool is asked for, a dozen of them or so";
+    let plain = estimated(Format::Json, &format!("{{\"content\":[{{\"text\":\"{words}\"}}]}}"));
+    assert!(plain > 10);
+    for body in [
+        format!(
+            "{{\"choices\":[{{\"message\":{{\"tool_calls\":[{{\"function\":{{\"name\":\"f\",\"arguments\":\"{{\\\"q\\\":\\\"{words}\\\"}}\"}}}}]}}}}]}}"
+        ),
+        format!(
+            "{{\"content\":[{{\"type\":\"tool_use\",\"name\":\"f\",\"input\":{{\"q\":[\"{words}\", 7]}}}}]}}"
+        ),
+        format!(
+            "{{\"candidates\":[{{\"content\":{{\"parts\":[{{\"functionCall\":{{\"name\":\"f\",\"args\":{{\"q\":\"{words}\"}}}}}}]}}}}]}}"
+        ),
+        format!(
+            "{{\"output\":[{{\"type\":\"function_call\",\"name\":\"f\",\"arguments\":\"{{\\\"q\\\":\\\"{words}\\\"}}\"}}]}}"
+        ),
+        format!(
+            "{{\"output\":{{\"message\":{{\"content\":[{{\"toolUse\":{{\"name\":\"f\",\"input\":{{\"q\":\"{words}\"}}}}}}]}}}}}}"
+        ),
+    ] {
+        let found = estimated(Format::Json, &body);
+        assert!((plain..plain + 12).contains(&found), "{plain} {found} {body}");
+    }
+}
+
+#[test]
+fn what_is_said_again_counts_once() {
+    let words = "some ordinary words that a model says in a dozen parts or so";
+    let event = |text: String| format!("data: {text}\n\n");
+    let delta = event(format!("{{\"type\":\"response.output_text.delta\",\"delta\":\"{words}\"}}"));
+    let done = event(format!("{{\"type\":\"response.output_text.done\",\"text\":\"{words}\"}}"))
+        + &event(format!(
+            "{{\"type\":\"response.output_item.done\",\"item\":{{\"content\":[{{\"text\":\"{words}\"}}]}}}}"
+        ))
+        + &event(format!(
+            "{{\"response\":{{\"output\":[{{\"content\":[{{\"text\":\"{words}\"}}]}}]}},\"type\":\"response.completed\"}}"
+        ));
+    let estimated = |body: &str| {
+        let mut reader = Reader::new(Format::EventStream);
+        reader.push(body.as_bytes());
+        let output = reader.progress().output;
+        let answer = reader.cut();
+        assert_eq!(output, answer.output_estimated);
+        output
+    };
+    let once = estimated(&delta);
+    assert!(once > 10);
+    assert_eq!(estimated(&(delta.clone() + &done)), once);
+    assert_eq!(estimated(&done), once, "also where no parts came");
+}
+
+#[test]
+fn vectors_cost_what_was_read() {
+    for (body, input) in [
+        (
+            r#"{"id":"x","embeddings":{"float":[[0.1]]},"texts":["a"],"meta":{"api_version":{"version":"2"},"billed_units":{"input_tokens":2}}}"#,
+            2,
+        ),
+        (r#"{"model":"m","embeddings":[[0.1]],"total_duration":1,"prompt_eval_count":8}"#, 8),
+        (r#"{"embedding":[0.1],"inputTextTokenCount":5}"#, 5),
+        (r#"{"object":"list","data":[{"embedding":[0.1]}],"model":"v","usage":{"total_tokens":10}}"#, 10),
+        (
+            r#"{"object":"list","data":[{"embedding":"AAAA"}],"usage":{"prompt_tokens":7,"total_tokens":7}}"#,
+            7,
+        ),
+    ] {
+        let usage = read(Format::Json, body.as_bytes()).usage;
+        assert_eq!(usage, Some(Usage { input, ..Usage::default() }), "{body}");
+    }
+    let chat = r#"{"text":"hi","meta":{"billed_units":{"input_tokens":3,"output_tokens":4},"tokens":{"input_tokens":70,"output_tokens":4}}}"#;
+    assert_eq!(read(Format::Json, chat.as_bytes()).usage.map(|u| (u.input, u.output)), Some((3, 4)));
+    let stream = b"{\"event_type\":\"text-generation\",\"text\":\"hi\"}\n{\"event_type\":\"stream-end\",\"response\":{\"meta\":{\"billed_units\":{\"input_tokens\":3,\"output_tokens\":4}}}}\n";
+    let answer = read(Format::Lines, stream);
+    assert_eq!((answer.usage.map(|u| (u.input, u.output)), answer.is_partial), (Some((3, 4)), false));
+}
+
+#[test]
+fn texts_are_handed_out_as_they_come() {
+    let mut reader = Reader::new(Format::EventStream).keeping_texts();
+    let event = |text: &str| format!("data: {{\"choices\":[{{\"delta\":{text}}}]}}\n\n");
+    let body = event("{\"content\":\"![a](https://e\"}")
+        + &event("{\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"a\\\"\"}}]}")
+        + &event("{\"content\":\"vil.test/)\"}")
+        + &event("{\"tool_calls\":[{\"function\":{\"arguments\":\":1}\"}}]}")
+        + "data: {\"choices\":[{\"delta\":{\"content\":\"cut";
+    let mut lanes = [Vec::new(), Vec::new()];
+    let mut ended = 0;
+    for (at, byte) in body.as_bytes().chunks(1).enumerate() {
+        ended = if reader.push(byte) > 0 { at + 1 } else { ended };
+        for (lane, more) in lanes.iter_mut().zip(reader.take_texts()) {
+            lane.extend(more);
+        }
+    }
+    assert_eq!(
+        lanes.map(|lane| String::from_utf8(lane).unwrap()),
+        ["![a](https://evil.test/)cut", "{\"a\":1}"]
+    );
+    assert_eq!(&body[ended..], "data: {\"choices\":[{\"delta\":{\"content\":\"cut");
+    assert_eq!(reader.progress().tools, ["f"]);
+    for ends in ["\n\n", "\r\n\r\n", "\r\r"] {
+        let (first, rest) = (format!("data: {{}}{ends}"), "data: {\"a\"");
+        let mut reader = Reader::new(Format::EventStream);
+        assert_eq!(reader.push(format!("{first}{rest}").as_bytes()), first.len(), "{ends:?}");
+    }
+    let mut reader = Reader::new(Format::EventStream);
+    assert_eq!(reader.push(b"data: {}\r\n\r"), 11);
+    assert_eq!(reader.push(b"\ndata"), 1, "the rest of a line end");
+    assert_eq!(Reader::new(Format::EventStream).push(b"data: {}\r\ndata: 1"), 0);
+    assert_eq!(Reader::new(Format::Lines).push(b"{}\n{}\n{"), 6);
+}
+
 #[test]
 fn memory_is_constant() {
     let mut reader = Reader::new(Format::Json);
     reader.push(b"{\"model\":\"");
-    (0..10_000).for_each(|_| reader.push(&[b'a'; 100]));
+    for _ in 0..10_000 {
+        reader.push(&[b'a'; 100]);
+    }
     reader.push(b"\",\"content\":[");
     for n in 0..2 * ASKED_MAX {
         reader.push(format!("{{\"type\":\"tool_use\",\"name\":\"t{n}\"}},").as_bytes());
