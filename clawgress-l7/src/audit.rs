@@ -8,11 +8,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use std::{io, thread};
 
 use clawgress_api::clock::Clock;
 use clawgress_api::proto::audit_sink_client::AuditSinkClient;
 use clawgress_api::proto::{AuditAck, AuditBatch};
 use clawgress_api::{AgentRef, AuditRecord, MESSAGE_BYTES_MAX, Plane, RecordKind};
+use tokio::runtime;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::time::{Instant, sleep_until};
@@ -161,8 +163,18 @@ impl Room {
 // === impl Carrier ===
 
 impl Carrier {
-    /// Carries records until every [`Audit`] is gone.
-    pub async fn run(mut self, channel: Channel) {
+    /// Carries records on a thread of its own until every [`Audit`] is gone: those that serve are not woken for them. `channel` is
+    /// called there.
+    ///
+    /// # Errors
+    /// If the thread can't be started.
+    pub fn start(self, channel: impl FnOnce() -> Channel + Send + 'static) -> io::Result<()> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let carry = move || runtime.block_on(async { self.run(channel()).await });
+        thread::Builder::new().name("audit".to_owned()).spawn(carry).map(drop)
+    }
+
+    async fn run(mut self, channel: Channel) {
         let client = AuditSinkClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let mut pause = limit::REDIAL_FIRST;
         loop {
@@ -241,27 +253,15 @@ impl Carrier {
     /// Takes the next batch from the queue, with what comes a moment later: each batch costs both processes as much as dozens of
     /// records do. `false` if there will be none. Cancel-safe: what was taken is kept.
     async fn gather(&mut self) -> bool {
-        while self.gathered.len() < limit::AUDIT_BATCH {
-            let room = limit::AUDIT_BATCH - self.gathered.len();
-            let due = self.due;
-            let moment = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = moment => break,
-                taken = self.queue.recv_many(&mut self.gathered, room) => if taken == 0 { break },
-            }
-            self.due.get_or_insert_with(|| Instant::now() + limit::AUDIT_LINGER);
+        if self.gathered.is_empty() && self.take().await == 0 {
+            return false;
         }
-        // What came meanwhile.
-        while self.gathered.len() < limit::AUDIT_BATCH
-            && let Ok(record) = self.queue.try_recv()
-        {
-            self.gathered.push(record);
+        if self.gathered.len() + self.queue.len() < limit::AUDIT_BATCH {
+            // Sleeps rather than receives: each record would wake this, and that costs more than what it does then.
+            sleep_until(*self.due.get_or_insert_with(|| Instant::now() + limit::AUDIT_LINGER)).await;
+        }
+        if !self.queue.is_empty() && self.gathered.len() < limit::AUDIT_BATCH {
+            self.take().await;
         }
         self.due = None;
         if self.gathered.is_empty() {
@@ -278,6 +278,12 @@ impl Carrier {
         self.sequence += 1;
         self.unacked.push_back((AuditBatch { sequence: self.sequence, records }, taken));
         true
+    }
+
+    /// Takes as many records as there is room for in a batch, and waits for one.
+    async fn take(&mut self) -> usize {
+        let room = limit::AUDIT_BATCH.saturating_sub(self.gathered.len());
+        self.queue.recv_many(&mut self.gathered, room).await
     }
 
     fn gap(&self, lost: u64) -> AuditRecord {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use clawgress_api::config::{DnsServer, DnsTransport, L7};
@@ -20,8 +21,12 @@ use tokio::time::timeout;
 
 use crate::{limit, roots};
 
+use self::known::Known;
+
+mod known;
+
 /// Answers kept; each is a few hundred bytes.
-const CACHE_NAMES: u64 = 8192;
+const CACHE_NAMES: usize = 8192;
 /// Questions to one server before the next is asked.
 const ATTEMPTS: usize = 2;
 
@@ -39,8 +44,10 @@ pub struct Found {
 }
 
 /// The resolver.
-#[derive(Clone)]
-pub struct Resolver(TokioResolver);
+pub struct Resolver {
+    asking: TokioResolver,
+    known: Known,
+}
 
 // === impl Resolver ===
 
@@ -67,7 +74,7 @@ impl Resolver {
         Self::caching(config, 0)
     }
 
-    fn caching(config: &L7, names: u64) -> anyhow::Result<Self> {
+    fn caching(config: &L7, names: usize) -> anyhow::Result<Self> {
         let servers = &config.resolvers;
         let mut builder = if servers.is_empty() {
             TokioResolver::builder_tokio().map_err(|e| {
@@ -82,7 +89,7 @@ impl Resolver {
         }
         let options = builder.options_mut();
         options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.cache_size = names;
+        options.cache_size = names as u64;
         // Besides the port and the id, a spoofed answer has to guess the case of each letter; a server that doesn't repeat
         // it is asked over TCP.
         options.case_randomization = true;
@@ -93,7 +100,7 @@ impl Resolver {
             options.use_hosts_file = ResolveHosts::Never;
         }
         let resolver = builder.build().map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
-        Ok(Resolver(resolver))
+        Ok(Resolver { asking: resolver, known: Known::new(names) })
     }
 
     /// What there is for `host` and a type, for an agent that asks.
@@ -105,7 +112,7 @@ impl Resolver {
         let mut name = Name::from_ascii(host.to_string()).map_err(failed)?;
         name.set_fqdn(true);
         let none = |code, soa| Found { name: name.clone(), code, answers: Vec::new(), soa };
-        match timeout(limit::RESOLVE, self.0.lookup(name.clone(), kind)).await {
+        match timeout(limit::RESOLVE, self.asking.lookup(name.clone(), kind)).await {
             Ok(Ok(found)) => {
                 Ok(Found { answers: found.answers().to_vec(), ..none(ResponseCode::NoError, None) })
             }
@@ -132,7 +139,11 @@ impl Resolver {
             // The final dot keeps search domains out.
             Host::Name(name) => format!("{name}."),
         };
-        let answer = match timeout(limit::RESOLVE, self.0.lookup_ip(name)).await {
+        let now = Instant::now();
+        if let Some(known) = self.known.get(&name, now) {
+            return Ok(known);
+        }
+        let answer = match timeout(limit::RESOLVE, self.asking.lookup_ip(name.as_str())).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 tracing::debug!(%host, %error, "not resolved");
@@ -146,7 +157,11 @@ impl Resolver {
                 addresses.push(ip);
             }
         }
-        if addresses.is_empty() { Err(DropReason::ResolveFailed) } else { Ok(addresses) }
+        if addresses.is_empty() {
+            return Err(DropReason::ResolveFailed);
+        }
+        self.known.keep(&name, &addresses, answer.valid_until(), now);
+        Ok(addresses)
     }
 }
 

@@ -315,7 +315,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     background.spawn(async move { own.follow().await });
     let keeping = Arc::clone(&gateway);
     background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
-    background.spawn(carrier.run(control));
+    let (sink, owner) = (config.control_socket(), servers(Server::Control)?);
+    carrier
+        .start(move || socket::channel_to(&sink, owner))
+        .context("cannot start the thread that carries audit records")?;
     background.spawn(follow_files(Arc::clone(&gateway)));
     let connections = Arc::new(Semaphore::new(connections_max));
     let accepting = Arc::new(Accepting {

@@ -1,20 +1,27 @@
-//! Many idle connections at once, and what each takes of the proxy's memory. In the checks there are a few; by hand set
-//! [`CONNECTIONS`] to 10,000 and run `cargo test --release -p clawgress-l7 --test proxy scale:: -- --nocapture`.
+//! Many idle connections at once, and what each takes of the proxy's memory. In the checks there are a few; by hand
+//! `CLAWGRESS_SCALE=10000 cargo test --release -p clawgress-l7 --test proxy scale:: -- --nocapture` makes as many as are promised.
 
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
 
 use crate::client::Client;
+use crate::endpoints::https;
 use crate::harness::{Gateway, Options, PATIENCE};
+use crate::intercept::{HOST, Inside, trusting};
 use crate::tunnels::hello;
 use crate::upstream::Upstream;
 
-/// Tunnels, and as many connections that are kept. For 10,000 of each, this process holds 30,000 descriptors.
+/// Tunnels, and as many connections that are kept, where the environment names no number. For 10,000 of each, this process
+/// holds 30,000 descriptors.
 const CONNECTIONS: usize = 1_000;
 /// Descriptors besides those.
 const DESCRIPTORS_MORE: u64 = 500;
@@ -24,6 +31,14 @@ const WARM: usize = 50;
 const TUNNEL_KIB_MAX: f64 = 16.0;
 /// Most of a connection that is kept.
 const KEPT_KIB_MAX: f64 = 36.0;
+
+/// How many of each kind.
+fn connections() -> usize {
+    match std::env::var("CLAWGRESS_SCALE") {
+        Ok(number) => number.parse().expect("`CLAWGRESS_SCALE` is a number"),
+        Err(_) => CONNECTIONS,
+    }
+}
 
 /// Ends the process, whatever happens.
 struct Running(Child);
@@ -61,7 +76,7 @@ pub fn run(
 
 /// Lets this process, and those it starts, have as many descriptors as the tests below need.
 fn raise_descriptors() {
-    let wanted = CONNECTIONS as u64 * 3 + DESCRIPTORS_MORE;
+    let wanted = connections() as u64 * 3 + DESCRIPTORS_MORE;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some_and(|current| current < wanted) {
         let maximum = maximum.map(|maximum| maximum.max(wanted));
@@ -104,7 +119,8 @@ async fn until(what: &str, n: usize, count: impl Fn() -> usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_tunnels_and_kept_connections_are_idle_at_once() {
     raise_descriptors();
-    let most = CONNECTIONS * 2 + WARM * 2 + 100;
+    let many = connections();
+    let most = many * 2 + WARM * 2 + 100;
     // It comes after `connections_max`, in the same table.
     let more = format!("agent_connections_max = {most}\nthreads = 2\n");
     let options = Options { connections_max: most, more, apart: true, ..Options::default() };
@@ -120,32 +136,79 @@ async fn many_tunnels_and_kept_connections_are_idle_at_once() {
         open.push(kept(&gateway, &request).await);
     }
     let before = memory_kib(gateway.pid);
-    for _ in 0..CONNECTIONS {
+    for _ in 0..many {
         open.push(tunnel(&gateway, &target, &hello).await);
     }
-    until("hellos", (CONNECTIONS + WARM) * hello.len(), || sink.seen.bytes.lock().len()).await;
+    until("hellos", (many + WARM) * hello.len(), || sink.seen.bytes.lock().len()).await;
     let between = memory_kib(gateway.pid);
-    for _ in 0..CONNECTIONS {
+    for _ in 0..many {
         open.push(kept(&gateway, &request).await);
     }
     let after = memory_kib(gateway.pid);
-    let each = |more: f64| more / CONNECTIONS as f64;
+    let each = |more: f64| more / many as f64;
     let (of_tunnel, of_kept) = (each(between - before), each(after - between));
-    println!(
-        "{CONNECTIONS} idle tunnels: {of_tunnel:.1} KiB each; as many kept connections: {of_kept:.1} KiB each"
-    );
+    println!("{many} idle tunnels: {of_tunnel:.1} KiB each; as many kept connections: {of_kept:.1} KiB each");
     if !cfg!(debug_assertions) {
         assert!(of_tunnel <= TUNNEL_KIB_MAX && of_kept <= KEPT_KIB_MAX, "{of_tunnel} {of_kept}");
     }
     // All of them live: each tunnel carries, and each kept connection takes another request.
     let seen = sink.seen.bytes.lock().len();
-    let (tunnels, kept) = open[WARM * 2..].split_at_mut(CONNECTIONS);
+    let (tunnels, kept) = open[WARM * 2..].split_at_mut(many);
     for client in tunnels {
         client.send(b"x").await;
     }
-    until("bytes", seen + CONNECTIONS, || sink.seen.bytes.lock().len()).await;
+    until("bytes", seen + many, || sink.seen.bytes.lock().len()).await;
     for client in kept {
         client.send(&request).await;
         assert_eq!(client.answer().await.status, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_connections_that_are_read_are_idle_at_once() {
+    raise_descriptors();
+    let many = connections();
+    let (upstream, pem) = https("127.1.0.1", HOST).await;
+    let directory = tempfile::tempdir().expect("directory");
+    let roots = directory.path().join("roots.pem");
+    std::fs::write(&roots, pem).expect("written");
+    let most = many + WARM + 100;
+    let more = format!(
+        "agent_connections_max = {most}\nthreads = 2\n[intercept]\nroots = [\"{}\"]\n",
+        roots.display()
+    );
+    let options = Options { connections_max: most, more, apart: true, ..Options::default() };
+    let gateway = Gateway::start(options).await;
+    let host = format!("{HOST}:{}", upstream.address.port());
+    let request = format!("GET /ok HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let config = trusting(&[gateway.authority.certificate()], &["http/1.1"]);
+    let mut open = vec![];
+    for _ in 0..WARM {
+        open.push(inside(&gateway, &host, &config, &request).await);
+    }
+    let before = memory_kib(gateway.pid);
+    for _ in 0..many {
+        open.push(inside(&gateway, &host, &config, &request).await);
+    }
+    let of_read = (memory_kib(gateway.pid) - before) / many as f64;
+    println!("{many} idle connections that are read: {of_read:.1} KiB each");
+    if !cfg!(debug_assertions) {
+        assert!(of_read <= KEPT_KIB_MAX, "{of_read}");
+    }
+    for client in &mut open {
+        client.send(&request).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+}
+
+/// A connection that is read, after one request.
+async fn inside(gateway: &Gateway, host: &str, config: &Arc<ClientConfig>, request: &str) -> Inside {
+    let (client, answer) = gateway.connect(host).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let name = ServerName::try_from(HOST).expect("name");
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, client.stream).await;
+    let mut client = Client::over(stream.expect("handshake"));
+    client.send(request).await;
+    assert_eq!(client.answer().await.status, 200);
+    client
 }

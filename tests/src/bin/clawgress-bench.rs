@@ -92,7 +92,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     println!("bench: packets dropped a second, beside nftables");
     let drops = agent("bench-drops")?;
 
-    let links = Links::start()?;
+    let mut links = Links::start()?;
     let latency = links.latency(args.rounds, args.samples)?;
     let rates = links.throughput()?;
     let worst = latency.worst_added();

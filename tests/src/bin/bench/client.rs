@@ -1,16 +1,16 @@
 //! The measuring client: blocking sockets in a thread of its own, nothing between it and the clock.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use clawgress_e2e::plan::API;
+use clawgress_e2e::plan::{API, INSPECT};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// For one sample.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -28,6 +28,21 @@ pub enum Probe {
     Request,
     /// From connect to the end of the first response.
     FirstRequest,
+    /// From connect to the end of a TLS handshake with whoever reads what follows.
+    ReadHandshake,
+    /// A request within TLS that is read, on a connection that is kept.
+    ReadRequest,
+}
+
+/// What a probe speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// HTTP in clear.
+    Clear,
+    /// TLS that stays unread.
+    Unread,
+    /// TLS that is read.
+    Read,
 }
 
 /// By which way.
@@ -47,13 +62,26 @@ pub enum Way {
 #[derive(Clone, Debug)]
 pub struct Target {
     address: SocketAddr,
+    host: &'static str,
+    /// Whom its client trusts, PEM.
+    ca: PathBuf,
     /// `Proxy-Authorization`, for an explicit proxy.
     credential: Option<String>,
 }
 
 impl Probe {
     /// Every one.
-    pub const ALL: [Probe; 3] = [Probe::Handshake, Probe::FirstRequest, Probe::Request];
+    pub const ALL: [Probe; 5] =
+        [Probe::Handshake, Probe::FirstRequest, Probe::Request, Probe::ReadHandshake, Probe::ReadRequest];
+
+    /// What it speaks.
+    pub fn wire(self) -> Wire {
+        match self {
+            Probe::Handshake => Wire::Unread,
+            Probe::FirstRequest | Probe::Request => Wire::Clear,
+            Probe::ReadHandshake | Probe::ReadRequest => Wire::Read,
+        }
+    }
 
     /// For people.
     pub fn name(self) -> &'static str {
@@ -61,6 +89,8 @@ impl Probe {
             Probe::Handshake => "TLS passthrough: connect and handshake",
             Probe::FirstRequest => "plain HTTP: connect and first request",
             Probe::Request => "plain HTTP: request on a kept connection",
+            Probe::ReadHandshake => "TLS that is read: connect and handshake",
+            Probe::ReadRequest => "TLS that is read: request on a kept connection",
         }
     }
 }
@@ -85,15 +115,27 @@ impl Way {
     }
 }
 
+impl Wire {
+    /// The server's name: another one where TLS is read, for policy says so by name.
+    pub fn host(self) -> &'static str {
+        if self == Wire::Read { INSPECT } else { API }
+    }
+
+    /// The server's port.
+    pub fn port(self) -> u16 {
+        if self == Wire::Clear { 80 } else { 443 }
+    }
+}
+
 impl Target {
     /// Connects to the server, or to what passes for it.
-    pub fn plain(address: SocketAddr) -> Target {
-        Target { address, credential: None }
+    pub fn plain(address: SocketAddr, host: &'static str, ca: &Path) -> Target {
+        Target { address, host, ca: ca.to_owned(), credential: None }
     }
 
     /// Asks an explicit proxy.
-    pub fn through(address: SocketAddr, credential: String) -> Target {
-        Target { address, credential: Some(credential) }
+    pub fn through(self, proxy: SocketAddr, credential: String) -> Target {
+        Target { address: proxy, credential: Some(credential), ..self }
     }
 
     fn connect(&self) -> anyhow::Result<TcpStream> {
@@ -104,12 +146,18 @@ impl Target {
     }
 
     fn request(&self) -> String {
+        let host = self.host;
         match &self.credential {
-            None => format!("GET /bytes/{BODY_BYTES} HTTP/1.1\r\nHost: {API}\r\n\r\n"),
+            None => self.inner_request(),
             Some(credential) => format!(
-                "GET http://{API}/bytes/{BODY_BYTES} HTTP/1.1\r\nHost: {API}\r\nProxy-Authorization: Basic {credential}\r\n\r\n"
+                "GET http://{host}/bytes/{BODY_BYTES} HTTP/1.1\r\nHost: {host}\r\nProxy-Authorization: Basic {credential}\r\n\r\n"
             ),
         }
+    }
+
+    /// As the server itself is asked.
+    fn inner_request(&self) -> String {
+        format!("GET /bytes/{BODY_BYTES} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host)
     }
 }
 
@@ -117,10 +165,10 @@ impl Target {
 ///
 /// # Errors
 /// If any one fails: a refused connection is no fast one.
-pub fn run(probe: Probe, target: &Target, ca: &Path, samples: usize) -> anyhow::Result<Vec<Duration>> {
+pub fn run(probe: Probe, target: &Target, samples: usize) -> anyhow::Result<Vec<Duration>> {
     match probe {
-        Probe::Handshake => {
-            let config = tls(ca)?;
+        Probe::Handshake | Probe::ReadHandshake => {
+            let config = tls(&target.ca)?;
             (0..samples).map(|_| handshake(target, &config)).collect()
         }
         Probe::FirstRequest => (0..samples)
@@ -131,36 +179,60 @@ pub fn run(probe: Probe, target: &Target, ca: &Path, samples: usize) -> anyhow::
                 Ok(begun.elapsed())
             })
             .collect(),
-        Probe::Request => {
-            let (mut stream, request) = (target.connect()?, target.request());
-            exchange(&mut stream, &request)?;
-            (0..samples)
-                .map(|_| {
-                    let begun = Instant::now();
-                    exchange(&mut stream, &request)?;
-                    Ok(begun.elapsed())
-                })
-                .collect()
+        Probe::Request => timed(&mut target.connect()?, &target.request(), samples),
+        Probe::ReadRequest => {
+            let (connection, stream) = connected(target, &tls(&target.ca)?)?;
+            timed(&mut StreamOwned::new(connection, stream), &target.inner_request(), samples)
         }
     }
+}
+
+/// Requests on one connection, after a first that is not counted.
+fn timed(stream: &mut (impl Read + Write), request: &str, samples: usize) -> anyhow::Result<Vec<Duration>> {
+    exchange(stream, request)?;
+    (0..samples)
+        .map(|_| {
+            let begun = Instant::now();
+            exchange(stream, request)?;
+            Ok(begun.elapsed())
+        })
+        .collect()
 }
 
 /// Requests a second on so many kept connections, with so many requests on each.
 ///
 /// # Errors
 /// As [`run`].
-pub fn requests_a_second(target: &Target, connections: usize, requests: usize) -> anyhow::Result<f64> {
-    let request = target.request();
-    let mut streams = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        let mut stream = target.connect()?;
-        exchange(&mut stream, &request)?;
-        streams.push(stream);
+pub fn requests_a_second(
+    target: &Target,
+    wire: Wire,
+    connections: usize,
+    requests: usize,
+) -> anyhow::Result<f64> {
+    if wire == Wire::Read {
+        let config = tls(&target.ca)?;
+        let streams = (0..connections).map(|_| {
+            let (connection, stream) = connected(target, &config)?;
+            Ok(StreamOwned::new(connection, stream))
+        });
+        return at_once(streams.collect::<anyhow::Result<_>>()?, &target.inner_request(), requests);
     }
+    let streams = (0..connections).map(|_| target.connect()).collect::<anyhow::Result<_>>()?;
+    at_once(streams, &target.request(), requests)
+}
+
+/// Requests a second on all of `streams`, after one on each.
+fn at_once(
+    mut streams: Vec<impl Read + Write + Send>,
+    request: &str,
+    requests: usize,
+) -> anyhow::Result<f64> {
+    let connections = streams.len();
+    streams.iter_mut().try_for_each(|stream| exchange(stream, request))?;
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        let ask = |mut stream: TcpStream| (0..requests).try_for_each(|_| exchange(&mut stream, &request));
-        let threads: Vec<_> = streams.into_iter().map(|stream| scope.spawn(move || ask(stream))).collect();
+        let ask = |stream: &mut _| (0..requests).try_for_each(|_| exchange(stream, request));
+        let threads: Vec<_> = streams.iter_mut().map(|stream| scope.spawn(move || ask(stream))).collect();
         threads.into_iter().try_for_each(|thread| match thread.join() {
             Ok(asked) => asked,
             Err(_) => anyhow::bail!("a client panicked"),
@@ -173,12 +245,13 @@ pub fn requests_a_second(target: &Target, connections: usize, requests: usize) -
 ///
 /// # Errors
 /// As [`run`].
-pub fn transfer(target: &Target, ca: &Path, bytes: usize) -> anyhow::Result<f64> {
-    let config = tls(ca)?;
+pub fn transfer(target: &Target, bytes: usize) -> anyhow::Result<f64> {
+    let config = tls(&target.ca)?;
     let (mut connection, mut stream) = connected(target, &config)?;
     let mut tls = rustls::Stream::new(&mut connection, &mut stream);
     tls.write_all(
-        format!("GET /bytes/{bytes} HTTP/1.1\r\nHost: {API}\r\nConnection: close\r\n\r\n").as_bytes(),
+        format!("GET /bytes/{bytes} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", target.host)
+            .as_bytes(),
     )?;
     let begun = Instant::now();
     let (mut buffer, mut read) = (vec![0; 256 * 1024], 0);
@@ -209,11 +282,11 @@ fn handshake(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<Dura
 
 /// A connection whose handshake is done.
 fn connected(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<(ClientConnection, TcpStream)> {
-    let name = ServerName::try_from(API)?;
-    let mut stream = target.connect()?;
+    let name = ServerName::try_from(target.host)?;
+    let (mut stream, host) = (target.connect()?, target.host);
     if let Some(credential) = &target.credential {
         let connect = format!(
-            "CONNECT {API}:443 HTTP/1.1\r\nHost: {API}:443\r\nProxy-Authorization: Basic {credential}\r\n\r\n"
+            "CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\nProxy-Authorization: Basic {credential}\r\n\r\n"
         );
         stream.write_all(connect.as_bytes())?;
         let (head, _) = head(&mut stream)?;
@@ -226,9 +299,9 @@ fn connected(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<(Cli
     Ok((connection, stream))
 }
 
-fn exchange(stream: &mut TcpStream, request: &str) -> anyhow::Result<()> {
+fn exchange(stream: &mut (impl Read + Write), request: &str) -> anyhow::Result<()> {
     stream.write_all(request.as_bytes())?;
-    let (head, mut body) = head(stream)?;
+    let (head, mut body) = head(&mut *stream)?;
     ensure!(head.starts_with("HTTP/1.1 200"), "the answer is {head}");
     let mut buffer = [0; 4096];
     while body < BODY_BYTES {
@@ -241,7 +314,7 @@ fn exchange(stream: &mut TcpStream, request: &str) -> anyhow::Result<()> {
 }
 
 /// The head of a response, and how many bytes of its body came along.
-fn head(stream: &mut TcpStream) -> anyhow::Result<(String, usize)> {
+fn head(stream: &mut impl Read) -> anyhow::Result<(String, usize)> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::client::{Probe, Way};
+use crate::client::{Probe, Way, Wire};
+use crate::links::POLICIES;
 use crate::report::Spread;
 
 /// One probe's rounds.
@@ -65,9 +66,10 @@ impl Measured {
 // === impl Latency ===
 
 impl Latency {
-    /// The largest median of what Clawgress adds.
+    /// The largest median of what Clawgress adds where it reads no TLS.
     pub fn worst_added(&self) -> Duration {
-        let worst = self.measured.iter().map(Measured::added_us).fold(0.0, f64::max);
+        let unread = self.measured.iter().filter(|measured| measured.probe.wire() != Wire::Read);
+        let worst = unread.map(Measured::added_us).fold(0.0, f64::max);
         Duration::from_secs_f64(worst / 1e6)
     }
 
@@ -79,7 +81,7 @@ impl Latency {
             text,
             "{} interleaved rounds of {} samples; each cell is least / **median** / most over the rounds' medians. \
              `direct` is the same hosts and links with plain routing in the middle; `bare Pingora` is Pingora's own proxy \
-             (or a TCP relay on Pingora) in the gateway's place, with as many threads. Everything Clawgress does is on: identity, policy, \
+             (or a TCP relay on Pingora) in the gateway's place, with as many threads. Everything Clawgress does is on: identity, a policy of {POLICIES} permits and prohibitions, \
              resolution, audit with a decision and an outcome. One connection at a time.\n",
             self.rounds, self.samples
         )?;

@@ -1,30 +1,39 @@
 //! The labs that are measured: one with a gateway, one that routes and has a bare Pingora.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use clawgress_e2e::lab::{Daemon, Forbidden, GatewayOptions, Host, Lab, program};
-use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, addresses};
-use clawgress_e2e::scenario::{ASSISTANT, Site};
+use clawgress_e2e::lab::{Daemon, Forbidden, GatewayOptions, Host, Lab, Role, program};
+use clawgress_e2e::plan::{GATEWAY, INSPECT, PROXY_PORT, addresses};
+use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
 
-use crate::client::{self, Probe, Target, Way};
+use crate::client::{self, Probe, Target, Way, Wire};
 use crate::latency::{Latency, Measured};
 use crate::rates::{self, Rate, Rates};
 
-/// Where the bare Pingora listens: HTTP, then TCP.
-const BARE: (u16, u16) = (8081, 8444);
+/// Where the bare Pingora listens: HTTP, TCP, HTTP over TLS.
+const BARE: [(Wire, u16); 3] = [(Wire::Clear, 8081), (Wire::Unread, 8444), (Wire::Read, 8445)];
+/// Permits and prohibitions that the gateway decides by.
+pub const POLICIES: usize = 1_000;
+/// Clock ticks a second in `/proc` (`USER_HZ`), which is the same on all architectures that run this.
+const TICKS: f64 = 100.0;
 
 /// Both labs, and what is in the middle of each.
 pub struct Links {
     site: Site,
     plain: Lab,
-    upstream: IpAddr,
-    _bare: Daemon,
+    bare: Daemon,
+    /// The certificate that the bare Pingora shows.
+    shown: PathBuf,
+    /// Of the gateway's authority.
+    authority: PathBuf,
 }
 
 /// A way: its lab, who connects there, and to what.
-type Path<'a> = (Way, &'a Lab, Host, Target);
+type Leg<'a> = (Way, &'a Lab, Host, Target);
 
 // === impl Links ===
 
@@ -35,11 +44,17 @@ impl Links {
     /// If a lab can't be made, or something in it does not serve.
     pub fn start() -> anyhow::Result<Links> {
         println!("bench: two labs, one with a gateway, one that routes and has a bare Pingora");
-        let site = Site::start(Lab::builder().start()?, GatewayOptions::default())?;
+        let lab = Lab::builder().start()?;
+        let more = format!("[intercept]\nroots = [\"{}\"]\n", lab.ca().display());
+        let mut site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() })?;
+        site.gateway.apply_policy(&policy(), SETS)?;
+        let authority = site.gateway.lab.dir().join("trust/authority.pem");
+        let trust = authority.parent().context("no directory")?.display().to_string();
+        site.gateway.ctl(&["ca", "env", "--directory", &trust])?.check()?;
         let plain = Lab::builder().routed().start()?;
-        let upstream = *addresses(API).first().context("no address")?;
-        let bare = bare_pingora(&plain, upstream)?;
-        Ok(Links { site, plain, upstream, _bare: bare })
+        let shown = plain.dir().join("shown.pem");
+        let bare = bare_pingora(&plain, &shown)?;
+        Ok(Links { site, plain, bare, shown, authority })
     }
 
     /// How long connections and requests take.
@@ -52,9 +67,8 @@ impl Links {
             println!("bench: {}, {rounds} rounds", probe.name());
             let mut of_probe = Measured::new(probe);
             // The first round warms caches and pools, and is not counted.
-            self.interleaved(probe == Probe::Handshake, rounds + 1, |round, (way, lab, host, target)| {
-                let ca = lab.ca();
-                let times = lab.within(host, move || client::run(probe, &target, &ca, samples))?;
+            self.interleaved(probe.wire(), rounds + 1, |round, (way, lab, host, target)| {
+                let times = lab.within(host, move || client::run(probe, &target, samples))?;
                 let times = times.with_context(|| format!("{}, {}", probe.name(), way.name()))?;
                 if round > 0 { of_probe.add(way, times) } else { Ok(()) }
             })?;
@@ -68,20 +82,31 @@ impl Links {
     ///
     /// # Errors
     /// If any request fails.
-    pub fn throughput(&self) -> anyhow::Result<Rates> {
+    pub fn throughput(&mut self) -> anyhow::Result<Rates> {
         let mut all = Rates::default();
+        let bare = vec![self.bare.pid()];
+        let gateway = &mut self.site.gateway;
+        let own = Role::ALL.into_iter().map(|role| gateway.pid(role)).collect::<anyhow::Result<Vec<_>>>()?;
         for rate in Rate::ALL {
             println!("bench: {}, {} rounds", rate.name(), rates::ROUNDS);
-            let is_tls = rate == Rate::Transfer;
-            self.interleaved(is_tls, rates::ROUNDS + 1, |round, (way, lab, host, target)| {
-                let ca = lab.ca();
+            self.interleaved(rate.wire(), rates::ROUNDS + 1, |round, (way, lab, host, target)| {
+                let middle = match way {
+                    Way::Direct => &[][..],
+                    Way::Bare => &bare,
+                    Way::Transparent | Way::Explicit => &own,
+                };
+                let before = processor_us(middle)?;
                 let measured = lab.within(host, move || match rate {
-                    Rate::Requests => client::requests_a_second(&target, rates::CONNECTIONS, rates::REQUESTS),
-                    Rate::Transfer => client::transfer(&target, &ca, rates::TRANSFER_BYTES),
+                    Rate::Transfer => client::transfer(&target, rates::TRANSFER_BYTES),
+                    _ => client::requests_a_second(&target, rate.wire(), rates::CONNECTIONS, rates::REQUESTS),
                 })?;
                 let value = measured.with_context(|| format!("{}, {}", rate.name(), way.name()))?;
+                let spent = processor_us(middle)? - before;
                 if round > 0 {
                     all.add(rate, way, value);
+                }
+                if round > 0 && rate != Rate::Transfer && way != Way::Direct {
+                    all.cost(rate, way, spent / (rates::CONNECTIONS * rates::REQUESTS) as f64);
                 }
                 Ok(())
             })?;
@@ -93,21 +118,11 @@ impl Links {
     /// Goes all ways in each round, in another order each time, so that whatever the machine does meanwhile happens to all.
     fn interleaved<'a>(
         &'a self,
-        is_tls: bool,
+        wire: Wire,
         rounds: usize,
-        mut go: impl FnMut(usize, Path<'a>) -> anyhow::Result<()>,
+        mut go: impl FnMut(usize, Leg<'a>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let credential = client::basic(ASSISTANT, &self.site.assistant_key);
-        let (port, bare) = if is_tls { (443, BARE.1) } else { (80, BARE.0) };
-        let (server, gateway) = (SocketAddr::new(self.upstream, port), IpAddr::from(GATEWAY.v4));
-        let (lab, plain) = (&self.site.gateway.lab, &self.plain);
-        let proxy = Target::through(SocketAddr::new(gateway, PROXY_PORT), credential);
-        let ways: [Path<'a>; 4] = [
-            (Way::Direct, plain, Host::Known, Target::plain(server)),
-            (Way::Bare, plain, Host::Known, Target::plain(SocketAddr::new(gateway, bare))),
-            (Way::Transparent, lab, Host::Known, Target::plain(server)),
-            (Way::Explicit, lab, Host::Anon, proxy),
-        ];
+        let ways = self.ways(wire)?;
         for round in 0..rounds {
             for n in 0..ways.len() {
                 let Some(way) = ways.get((n + round) % ways.len()) else { continue };
@@ -117,6 +132,28 @@ impl Links {
         Ok(())
     }
 
+    fn ways(&self, wire: Wire) -> anyhow::Result<[Leg<'_>; 4]> {
+        let credential = client::basic(ASSISTANT, &self.site.assistant_key);
+        let server = SocketAddr::new(upstream(wire)?, wire.port());
+        let gateway = IpAddr::from(GATEWAY.v4);
+        let bare = BARE.into_iter().find(|(of, _)| *of == wire).context("no such listener")?.1;
+        let (lab, plain) = (&self.site.gateway.lab, &self.plain);
+        let (plain_ca, lab_ca) = (plain.ca(), lab.ca());
+        // Where TLS is read, whoever reads it shows a certificate of its own.
+        let (bare_ca, own_ca) = match wire {
+            Wire::Read => (&self.shown, &self.authority),
+            Wire::Clear | Wire::Unread => (&plain_ca, &lab_ca),
+        };
+        let to = |address, ca: &Path| Target::plain(address, wire.host(), ca);
+        let proxied = to(server, own_ca).through(SocketAddr::new(gateway, PROXY_PORT), credential);
+        Ok([
+            (Way::Direct, plain, Host::Known, to(server, &plain_ca)),
+            (Way::Bare, plain, Host::Known, to(SocketAddr::new(gateway, bare), bare_ca)),
+            (Way::Transparent, lab, Host::Known, to(server, own_ca)),
+            (Way::Explicit, lab, Host::Anon, proxied),
+        ])
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         let forbidden = self.site.gateway.lab.forbidden()?;
         ensure!(forbidden == Forbidden::default(), "something reached FORBIDDEN: {forbidden:?}");
@@ -124,26 +161,65 @@ impl Links {
     }
 }
 
-fn bare_pingora(lab: &Lab, upstream: IpAddr) -> anyhow::Result<Daemon> {
+/// The lab's policy with what is read, among many more permits and prohibitions that a request may have to be held against.
+fn policy() -> String {
+    let read = format!(
+        "@id(\"read-pages\") permit (principal in Team::\"research\", action == Action::\"http\", resource == Host::\"{INSPECT}\");\n"
+    );
+    let mut text = format!("{POLICY}{read}");
+    let written = text.matches("@id(").count();
+    for n in written..POLICIES {
+        let (kind, host) = if n % 8 == 0 { ("forbid", "*.allowed.test") } else { ("permit", "") };
+        let at = if host.is_empty() { format!("Host::\"h{n}.many.test\"") } else { String::new() };
+        let resource = if at.is_empty() { "resource".to_owned() } else { format!("resource == {at}") };
+        text.push_str(&format!(
+            "@id(\"more-{n}\") {kind} (principal in Team::\"research\", action == Action::\"http\", {resource})\nwhen {{ context.path like \"/more/{n}/*\" }};\n"
+        ));
+    }
+    text
+}
+
+/// Processor time of all of `pids` since they began, µs.
+fn processor_us(pids: &[u32]) -> anyhow::Result<f64> {
+    let mut ticks = 0.0;
+    for pid in pids {
+        let stat =
+            fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("no process {pid}"))?;
+        // After the name, which may hold anything, `utime` and `stime` are the 12th and 13th field (proc_pid_stat(5)).
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        ticks += fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>();
+    }
+    Ok(ticks / TICKS * 1e6)
+}
+
+/// Where the server is that a wire leads to.
+fn upstream(wire: Wire) -> anyhow::Result<IpAddr> {
+    addresses(wire.host()).first().copied().context("no address")
+}
+
+/// Starts it, with a certificate of its own in `shown`.
+fn bare_pingora(lab: &Lab, shown: &Path) -> anyhow::Result<Daemon> {
     let own = program("clawgress-agent")?;
     let example = own.parent().context("no directory")?.join("examples/bare_pingora");
     ensure!(example.is_file(), "`bare_pingora` has not been built; run `cargo xtask bench`");
-    let gateway = GATEWAY.v4;
-    let words = [
-        example.to_string_lossy().into_owned(),
-        format!("{gateway}:{}", BARE.0),
-        format!("{upstream}:80"),
-        format!("{gateway}:{}", BARE.1),
-        format!("{upstream}:443"),
-    ];
+    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([INSPECT.to_owned()])?;
+    let key = shown.with_extension("key");
+    fs::write(shown, cert.pem()).context("cannot write a certificate")?;
+    fs::write(&key, signing_key.serialize_pem()).context("cannot write a key")?;
+    let mut words = vec![example.display().to_string()];
+    for (wire, port) in BARE {
+        words.extend([format!("{}:{port}", GATEWAY.v4), format!("{}:{}", upstream(wire)?, wire.port())]);
+    }
+    words.push(INSPECT.to_owned());
+    words.extend([shown, &key, &lab.ca()].map(|path| path.display().to_string()));
     let mut daemon = lab.spawn(Host::Gateway, "bare-pingora", &words)?;
     lab.wait("the bare Pingora", Duration::from_secs(10), || {
         daemon.running()?;
-        let connect = move || {
-            let to = SocketAddr::new(gateway.into(), BARE.1);
+        let is_open = |port| {
+            let to = SocketAddr::new(GATEWAY.v4.into(), port);
             std::net::TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()
         };
-        lab.within(Host::Known, connect)
+        lab.within(Host::Known, move || BARE.iter().all(|(_, port)| is_open(*port)))
     })?;
     Ok(daemon)
 }

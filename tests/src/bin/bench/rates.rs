@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::client::Way;
+use crate::client::{Way, Wire};
 use crate::report::Spread;
 
 /// Kept connections that ask at once.
@@ -21,24 +21,40 @@ pub const ROUNDS: usize = 9;
 pub enum Rate {
     /// Requests in clear for 1 KiB, a second.
     Requests,
+    /// The same within TLS that is read.
+    ReadRequests,
     /// Of one transfer over unread TLS, MB a second.
     Transfer,
 }
 
 /// The rounds of all ways.
 #[derive(Debug, Default)]
-pub struct Rates(BTreeMap<(Rate, usize), Vec<f64>>);
+pub struct Rates {
+    rounds: BTreeMap<(Rate, usize), Vec<f64>>,
+    /// Processor time of who is in the middle, µs for each request.
+    costs: BTreeMap<(Rate, usize), Vec<f64>>,
+}
 
 // === impl Rate ===
 
 impl Rate {
-    /// Both.
-    pub const ALL: [Rate; 2] = [Rate::Requests, Rate::Transfer];
+    /// All of them.
+    pub const ALL: [Rate; 3] = [Rate::Requests, Rate::ReadRequests, Rate::Transfer];
+
+    /// What is spoken.
+    pub fn wire(self) -> Wire {
+        match self {
+            Rate::Requests => Wire::Clear,
+            Rate::ReadRequests => Wire::Read,
+            Rate::Transfer => Wire::Unread,
+        }
+    }
 
     /// For people.
     pub fn name(self) -> &'static str {
         match self {
             Rate::Requests => "plain HTTP, 1 KiB: requests a second",
+            Rate::ReadRequests => "TLS that is read, 1 KiB: requests a second",
             Rate::Transfer => "TLS passthrough: one transfer, MB a second",
         }
     }
@@ -49,11 +65,16 @@ impl Rate {
 impl Rates {
     /// Adds a round of one way.
     pub fn add(&mut self, rate: Rate, way: Way, value: f64) {
-        self.0.entry((rate, way.place())).or_default().push(value);
+        self.rounds.entry((rate, way.place())).or_default().push(value);
+    }
+
+    /// Adds what a round of one way cost who is in the middle.
+    pub fn cost(&mut self, rate: Rate, way: Way, us: f64) {
+        self.costs.entry((rate, way.place())).or_default().push(us);
     }
 
     fn rounds(&self, rate: Rate, way: Way) -> &[f64] {
-        self.0.get(&(rate, way.place())).map_or(&[], Vec::as_slice)
+        self.rounds.get(&(rate, way.place())).map_or(&[], Vec::as_slice)
     }
 
     /// As a section.
@@ -62,13 +83,16 @@ impl Rates {
         writeln!(text, "## Throughput\n")?;
         writeln!(
             text,
-            "{ROUNDS} interleaved rounds; each cell is least / **median** / most of them, and more is better. Requests: {CONNECTIONS} kept connections with {REQUESTS} requests each. \
+            "{ROUNDS} interleaved rounds; each cell is least / **median** / most of them. Of rates more is better; the processor time is that of the bare Pingora, or of all of Clawgress's processes. Requests: {CONNECTIONS} kept connections with {REQUESTS} requests each. \
              The transfer is of {} MiB, and its client and server share the processors with what is between them.\n",
             TRANSFER_BYTES >> 20
         )?;
         for rate in Rate::ALL {
             writeln!(text, "### {}\n", rate.name())?;
-            writeln!(text, "| way | rate | × direct | × bare Pingora |\n|---|---|---|---|")?;
+            writeln!(
+                text,
+                "| way | rate | × direct | × bare Pingora | processor, µs each |\n|---|---|---|---|---|"
+            )?;
             for way in Way::ALL {
                 let own = self.rounds(rate, way);
                 let beside = |other: Way| {
@@ -78,9 +102,11 @@ impl Rates {
                 let direct = if way == Way::Direct { "1".to_owned() } else { beside(Way::Direct) };
                 let is_ours = way == Way::Transparent || way == Way::Explicit;
                 let bare = if is_ours { beside(Way::Bare) } else { "–".to_owned() };
+                let cost = self.costs.get(&(rate, way.place()));
+                let cost = cost.map_or("–".to_owned(), |us| Spread::of(us.clone()).text(0));
                 writeln!(
                     text,
-                    "| {} | {} | {direct} | {bare} |",
+                    "| {} | {} | {direct} | {bare} | {cost} |",
                     way.name(),
                     Spread::of(own.to_vec()).text(0)
                 )?;
