@@ -1,7 +1,7 @@
 //! The audit record: the one shape in which every decision and outcome of both planes is kept.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Actor, Agent, IdentityMethod, MacAddress, PolicyOwner, RootId};
@@ -159,12 +159,16 @@ pub struct Destination {
     /// Canonical host name, or address literal, as the client asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Address the client dialled, or the one dialled for it.
+    /// Address the client dialled, or the one dialled for it, or that a parent proxy was asked for; absent where that resolves
+    /// the name itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<IpAddr>,
     /// Name of the parent proxy that it was reached through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<String>,
+    /// Where that listens: `connect` was asked of it, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via_address: Option<SocketAddr>,
     /// Port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -449,17 +453,25 @@ impl AuditRecord {
         if json.len() <= RECORD_BYTES_MAX {
             return Ok(json);
         }
-        let cut = |text: &mut String, bytes: usize| text.truncate(text.floor_char_boundary(bytes));
         let mut record = self.clone();
-        record.truncated = true;
-        record.attributes = None;
-        record.destination.path.iter_mut().for_each(|path| cut(path, PATH_BYTES_KEPT));
-        record.destination.method.iter_mut().for_each(|method| cut(method, ID_BYTES_KEPT));
-        record.policies.truncate(IDS_KEPT);
-        record.policies.iter_mut().for_each(|id| cut(id, ID_BYTES_KEPT));
-        record.effects.truncate(IDS_KEPT);
-        record.effects.iter_mut().for_each(|effect| cut(&mut effect.policy, ID_BYTES_KEPT));
+        record.cut();
         serde_json::to_vec(&record)
+    }
+
+    /// Cuts what may be large, and says so.
+    pub fn cut(&mut self) {
+        fn cut(text: &mut String, bytes: usize) {
+            text.truncate(text.floor_char_boundary(bytes));
+            text.shrink_to_fit();
+        }
+        self.truncated = true;
+        self.attributes = None;
+        self.destination.path.iter_mut().for_each(|path| cut(path, PATH_BYTES_KEPT));
+        self.destination.method.iter_mut().for_each(|method| cut(method, ID_BYTES_KEPT));
+        self.policies.truncate(IDS_KEPT);
+        self.policies.iter_mut().for_each(|id| cut(id, ID_BYTES_KEPT));
+        self.effects.truncate(IDS_KEPT);
+        self.effects.iter_mut().for_each(|effect| cut(&mut effect.policy, ID_BYTES_KEPT));
     }
 
     /// A record with the fields every record has.
