@@ -212,6 +212,11 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde asks for")]
+fn is_none_of(count: &u32) -> bool {
+    *count == 0
+}
+
 /// An obligation that matched, and was kept; or a guard that only logs, and matched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectRef {
@@ -254,6 +259,9 @@ pub struct Attributes {
     /// What was sent, where policy asks about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<PayloadFacts>,
+    /// Of an outcome: what came back, where policy asks about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Box<AnswerFacts>>,
     /// Name of the wall clock's zone; absent where it is UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
@@ -278,6 +286,27 @@ pub struct PayloadFacts {
     /// Its parts, fields and values, as far as it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fields: Option<u64>,
+}
+
+/// What was known of an answer when it was judged last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerFacts {
+    /// Status that the server gave it; the client may have got another.
+    pub status: u16,
+    /// Its length and media type, and whether all of it was seen.
+    #[serde(flatten)]
+    pub payload: PayloadFacts,
+    /// What was found in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
+    /// Tokens of the prompt, and of the answer, as far as they were known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub input_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output_tokens: u64,
+    /// Names of the tools that the model asks for, as far as there is room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
 }
 
 /// What was known of a call of a model when it was decided.
@@ -310,6 +339,30 @@ pub struct ModelFacts {
     /// Images, sounds and files.
     #[serde(default)]
     pub attachments: u32,
+    /// What signs of somebody who steers the model weigh together, of 100.
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    pub prompt_score: u32,
+    /// Whether no price is known of the model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unpriced: bool,
+}
+
+/// What an answer of a model costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallCost {
+    /// So much.
+    Priced {
+        /// In 10⁻⁹ USD, rounded up.
+        nano_usd: u64,
+        /// Where the price is from.
+        source: String,
+        /// Whether its tokens are estimated.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        estimated: bool,
+    },
+    /// Nobody knows: the model is not in the table, or a price that it takes is not. That is not nothing.
+    Unpriced,
 }
 
 /// Numbers of the policy revisions that judged, each absent where there is none.
@@ -416,6 +469,9 @@ pub struct AuditRecord {
     /// Tokens, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokenUsage>,
+    /// What they cost, where a model was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CallCost>,
     /// Bytes from the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
@@ -510,6 +566,7 @@ impl AuditRecord {
             failed_open: None,
             status: None,
             tokens: None,
+            cost: None,
             bytes_sent: None,
             bytes_received: None,
             packets_sent: None,

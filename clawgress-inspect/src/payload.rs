@@ -24,7 +24,7 @@ pub use media::{Claims, Seen};
 use multipart::MultipartError;
 pub use names::NAME_BYTES_MAX;
 
-use crate::llm::{CallError, Field, Piece, Request, Surface};
+use crate::llm::{CallError, Field, Piece, Provenance, Request, Role, Surface, Texts};
 use crate::prompt::{Assessment, Detector, Rules};
 
 /// Codings inside one another that are taken off: a file that was packed, sent as a body that is.
@@ -166,6 +166,8 @@ struct Tally {
     is_call: bool,
     /// What looks at its texts.
     prompt: Option<Box<Detector>>,
+    /// What puts together the texts of what is no call, where they are looked at, and where those come from.
+    heard: Option<(Box<Texts>, Provenance)>,
 }
 
 // === impl Finding ===
@@ -270,6 +272,31 @@ impl Tally {
     }
 }
 
+// === impl Tally, of texts that a model may be shown ===
+
+impl Tally {
+    /// Begins a text.
+    fn hear_begins(&mut self) {
+        if let Some((texts, from)) = &mut self.heard {
+            texts.begin(Some(*from));
+        }
+    }
+
+    /// Some of it.
+    fn hear(&mut self, bytes: &[u8]) {
+        if let Some((texts, _)) = &mut self.heard {
+            texts.push(bytes, &mut looks_at(&mut self.prompt));
+        }
+    }
+
+    /// Ends it.
+    fn hear_ends(&mut self) {
+        if let Some((texts, _)) = &mut self.heard {
+            texts.end(&mut looks_at(&mut self.prompt));
+        }
+    }
+}
+
 /// What hands the pieces of a call's texts on.
 fn looks_at(prompt: &mut Option<Box<Detector>>) -> impl FnMut(&Piece<'_>) {
     move |piece| {
@@ -306,6 +333,7 @@ impl Inspector {
             call: None,
             is_call: false,
             prompt: None,
+            heard: None,
         };
         Inspector { layer: Layer::root(claims), tally, bytes: 0, complete: false, failed }
     }
@@ -329,6 +357,17 @@ impl Inspector {
     #[must_use]
     pub fn with_rules(mut self, rules: &Arc<Rules>) -> Inspector {
         self.tally.prompt = self.tally.call.is_some().then(|| Box::new(Detector::new(rules)));
+        self
+    }
+
+    /// Has the texts of what is no call looked at by these rules, as what comes from there: the body itself, or the strings
+    /// and names of its document.
+    #[must_use]
+    pub fn hearing(mut self, rules: &Arc<Rules>, from: Provenance) -> Inspector {
+        let mut texts = Box::new(Texts::default());
+        texts.message(Some(Role::Unknown), &mut |_| {});
+        texts.begin(Some(from));
+        (self.tally.heard, self.tally.prompt) = (Some((texts, from)), Some(Box::new(Detector::new(rules))));
         self
     }
 
@@ -404,7 +443,8 @@ impl Inspector {
     pub fn memory_bytes(&self) -> usize {
         let call = self.tally.call.as_deref().map_or(0, Request::memory_bytes);
         let prompt = self.tally.prompt.as_deref().map_or(0, Detector::memory_bytes);
-        OWN_BYTES + self.layer.memory_bytes() + call + prompt
+        let heard = self.tally.heard.as_ref().map_or(0, |(texts, _)| texts.memory_bytes());
+        OWN_BYTES + self.layer.memory_bytes() + call + prompt + heard
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), Unreadable> {

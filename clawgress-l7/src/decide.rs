@@ -112,6 +112,13 @@ impl Ruling {
         self.duties = self.duties.take().filter(|duties| !duties.obligations.is_empty());
     }
 
+    /// Drops duties of what comes back that can't be done any more: it is not counted, and the request has gone as it was.
+    #[must_use]
+    pub fn of_answer(mut self) -> Self {
+        self.forget(|effect| matches!(effect, Effect::Limit(_) | Effect::Intercept | Effect::Transform(_)));
+        self
+    }
+
     /// Ids of the policies by which TLS is read.
     fn reads(&self) -> impl Iterator<Item = String> {
         let all = self.duties.iter().flat_map(|duties| &duties.obligations);
@@ -443,6 +450,47 @@ pub fn payload_need(plan: &Plan, who: &Who, operation: Operation<'_>, is_size_kn
 #[must_use]
 pub fn send(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
     ask(plan, who, operation)
+}
+
+/// Whether anything is to be asked about what comes back of `who`'s requests; and whether guards are, so that each answer has
+/// to be permitted.
+#[must_use]
+pub fn asks_receive(plan: &Plan, who: &Who) -> (bool, bool) {
+    let policy = plan.policy(&who.identity.agent);
+    policy.map_or((false, false), |policy| (policy.names_receive(), policy.asks_receive()))
+}
+
+/// Who needs to know what `who` did before, for what comes back: whatever that will be.
+#[must_use]
+pub fn receive_needs_history(plan: &Plan, who: &Who) -> Need {
+    let agent = &who.identity.agent;
+    let reads = || plan.policy(agent).is_some_and(|policy| policy.receive_reads_history());
+    if plan.asks_history(agent) && reads() { Need::Decided } else { Need::None }
+}
+
+/// `receive`.
+#[must_use]
+pub fn receive(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    ask(plan, who, operation).of_answer()
+}
+
+/// What policy says of what may be seen in part. Of that, a forbid counts as it is; and a permit must hold as if what was seen
+/// were all: nothing goes on that none covers.
+pub fn in_part(is_complete: bool, ask: impl Fn(bool) -> Ruling) -> Ruling {
+    let now = ask(is_complete);
+    if is_complete || now.verdict.is_err_and(|reason| reason != DropReason::PolicyDenied) {
+        return now;
+    }
+    let whole = ask(true);
+    match whole.verdict {
+        Ok(()) => Ruling { verdict: Ok(()), policies: whole.policies, ..now },
+        // A forbid of what is complete is for when it is; whether anything permits it, it hides.
+        Err(DropReason::PolicyForbidden) => match now.verdict {
+            Ok(()) => Ruling { policies: whole.policies, ..now },
+            Err(_) => now,
+        },
+        Err(_) => Ruling { verdict: whole.verdict, policies: whole.policies, ..now },
+    }
 }
 
 /// `connect`, on every address: those that are permitted.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clawgress_api::{
-    Attributes, AuditRecord, EffectRef, ModelFacts, PayloadFacts, RecordKind, TokenUsage, Verdict,
+    AnswerFacts, Attributes, AuditRecord, CallCost, EffectRef, ModelFacts, PayloadFacts, RecordKind,
+    TokenUsage, Verdict,
 };
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
@@ -61,6 +62,7 @@ struct Read {
     alpn: Option<Vec<String>>,
     payload: Option<PayloadFacts>,
     llm: Option<Box<ModelFacts>>,
+    answer: Option<Box<AnswerFacts>>,
 }
 
 /// How it went.
@@ -76,6 +78,8 @@ pub struct End {
     pub reason: Option<DropReason>,
     /// Tokens, when known.
     pub tokens: Option<TokenUsage>,
+    /// What they cost.
+    pub cost: Option<CallCost>,
 }
 
 // === impl Exchange ===
@@ -244,7 +248,12 @@ impl Exchange {
         }
     }
 
-    /// Notes by what it was stopped after it was allowed: of what the agent turned out to send.
+    /// Notes what is known of what came back.
+    pub fn answer(&mut self, facts: AnswerFacts) {
+        self.read.answer = Some(Box::new(facts));
+    }
+
+    /// Notes by what it was stopped after it was allowed: of what the agent turned out to send, or gets.
     pub fn stopped(&mut self, ruling: &Ruling) {
         self.record.action = Some(ruling.action.to_owned());
         self.record.policies.clone_from(&ruling.policies);
@@ -319,6 +328,7 @@ impl Exchange {
             record.bytes_received = Some(end.received);
             record.reason = end.reason.or(record.reason);
             record.tokens = end.tokens;
+            record.cost = end.cost;
         });
     }
 
@@ -328,7 +338,9 @@ impl Exchange {
         let Some(room) = room else { return };
         let mut record = (*self.record).clone();
         record.kind = RecordKind::Outcome;
-        record.attributes = None;
+        let answer = self.read.answer.take();
+        record.attributes =
+            answer.map(|answer| Box::new(Attributes { answer: Some(answer), ..Attributes::default() }));
         record.time = self.audit.now();
         record.latency_us = u64::try_from(self.began.elapsed().as_micros()).ok();
         fill(&mut record);
@@ -354,6 +366,7 @@ impl Read {
             fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
             llm: self.llm.clone(),
             payload: self.payload.clone(),
+            answer: None,
             zone: basis.zone.clone(),
             geo: basis.geo.clone(),
         }))

@@ -202,7 +202,7 @@ pub async fn serve(serving: &Serving, connection: Connection, wanted: Wanted) {
         Err(_) => Some(DropReason::Timeout),
     };
     let (sent, received) = meter.bytes();
-    exchange.end(End { status, sent, received, reason, tokens: None });
+    exchange.end(End { status, sent, received, reason, ..End::default() });
 }
 
 /// Judges the connection as one that is read, keeps what it is obliged to, and gets a certificate for its host.

@@ -499,5 +499,5 @@ pub async fn carry(
         exchange.effects(&found.effects);
         subject.way.iter().for_each(|way| exchange.way(way));
     }
-    exchange.end(End { status, sent, received, reason, tokens: None });
+    exchange.end(End { status, sent, received, reason, ..End::default() });
 }

@@ -28,6 +28,7 @@ use crate::snapshot::Plan;
 use crate::{dial, limit, page};
 
 mod admit;
+mod answered;
 mod content;
 mod credential;
 mod fields;
@@ -37,7 +38,9 @@ mod granted;
 mod hold;
 mod model;
 mod outgoing;
+mod receive;
 mod respond;
+mod withheld;
 
 pub use admit::{Admitted, Place, Upgrade, admit};
 pub use content::{Body, LOOK_BYTES};
@@ -50,6 +53,7 @@ use granted::rule;
 pub use hold::{Held, Source};
 pub use model::Calls;
 use model::Coming;
+use receive::Back;
 pub use respond::is_stranger;
 use respond::{is_of_parent, is_untrusted, respond, reusable, switch};
 
@@ -70,6 +74,7 @@ pub struct App {
 /// What is known of one request.
 #[derive(Debug, Default)]
 pub struct Context {
+    gateway: Option<Arc<Gateway>>,
     front: Option<Arc<Front>>,
     exchange: Option<Exchange>,
     granted: Option<Arc<Granted>>,
@@ -77,8 +82,12 @@ pub struct Context {
     content: content::Judged,
     /// What reads the upstream's answer.
     answer: Option<Coming>,
+    /// What policy asks about it.
+    back: Option<Back>,
     /// Status of the upstream's answer.
     status: Option<u16>,
+    /// Status of what the client got in its place.
+    replaced: Option<u16>,
     /// Why it failed.
     reason: Option<DropReason>,
 }
@@ -99,6 +108,7 @@ impl Context {
                 _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
             }
         }
+        self.back.take().into_iter().for_each(|back| back.tell(&mut exchange));
         let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
         let answer = self.answer.take().map(Coming::finish);
         let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
@@ -107,7 +117,11 @@ impl Context {
             Some(call) => answer.and_then(|answer| call.tokens(answer, false)),
             None => answer.and_then(model::tokens),
         };
-        exchange.end(End { status, sent, received, reason, tokens });
+        let asked = self.granted.as_ref().zip(self.gateway.as_ref()).zip(tokens.as_ref());
+        let cost = asked.map(|((granted, gateway), tokens)| {
+            gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
+        });
+        exchange.end(End { status, sent, received, reason, tokens, cost });
     }
 }
 
@@ -259,6 +273,7 @@ impl ProxyHttp for App {
         session.set_write_timeout(Some(limit::CLIENT_WRITE));
         session.set_total_drain_timeout(Some(limit::DRAIN_BODY));
         let exchange = Exchange::new(&self.gateway, &front.connection);
+        context.gateway = Some(Arc::clone(&self.gateway));
         let (front, exchange) = (context.front.insert(front), context.exchange.insert(exchange));
         let awaits_continue = front.awaits_continue();
         let judged = self.judge(session, (front, exchange), &mut context.content).await;
@@ -403,6 +418,8 @@ impl ProxyHttp for App {
         }
         if let Some(asking) = &mut context.content.asking {
             asking.head(request)?;
+        } else if receive::wants_plain(&self.gateway, granted, request) {
+            request.insert_header("accept-encoding", "identity")?;
         }
         if let Some(changes) = granted.changes() {
             let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
@@ -471,13 +488,16 @@ impl ProxyHttp for App {
             return switch(session, response, context);
         }
         if !response.status.is_informational() {
+            self.answered(session, response, context)?;
             let granted = context.granted.as_ref();
-            let is_call = granted.is_some_and(|granted| granted.call().is_some());
+            let is_read = context.back.as_ref().is_some_and(Back::reads);
+            let is_call = is_read || granted.is_some_and(|granted| granted.call().is_some());
             // What has a length can't become shorter.
             let is_edited = context.content.asking.is_some() && text("content-length").is_none();
             let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);
             let said = (text("content-type").unwrap_or_default(), text("content-encoding"));
-            context.answer = Coming::of(said, (&self.gateway.memory, agent), is_call, is_edited);
+            let answer = Coming::of(said, (&self.gateway.memory, agent), is_call, is_edited);
+            context.answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
         }
         Ok(())
     }
@@ -488,6 +508,7 @@ impl ProxyHttp for App {
         trailers: &mut HeaderMap,
         context: &mut Context,
     ) -> Result<Option<Bytes>> {
+        context.answer.iter_mut().for_each(Coming::ends);
         // As of its head.
         for name in OF_HOP.into_iter().chain(["set-cookie", page::REASON_FIELD, page::REQUEST_FIELD]) {
             trailers.remove(name);
@@ -496,7 +517,9 @@ impl ProxyHttp for App {
             // What this returned as an error would be told in a log, and they would go on: the session refuses them.
             context.reason = Some(DropReason::UpstreamFailed);
         }
-        Ok(None)
+        let mut rest = None;
+        // Trailers follow in place of the end.
+        if self.pass_back(&mut rest, true, 0, context).is_err() { Ok(None) } else { Ok(rest) }
     }
 
     fn response_body_filter(
@@ -507,10 +530,19 @@ impl ProxyHttp for App {
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
-        if let Some(answer) = &mut context.answer
-            && !answer.push(body, end)
-        {
+        let bytes = body.as_deref().unwrap_or_default();
+        let ended = context.answer.as_mut().map(|answer| answer.read(bytes, end));
+        if ended == Some(None) {
             context.answer = None;
+        }
+        self.pass_back(body, end, ended.flatten().unwrap_or_default(), context).map_err(|reason| {
+            context.reason = Some(reason);
+            // As above.
+            Error::explain(ErrorType::HTTPStatus(page::status(reason)), "the answer may not go on")
+                .into_down()
+        })?;
+        if let Some(answer) = &mut context.answer {
+            answer.edit(body, end);
         }
         Ok(None)
     }
@@ -534,7 +566,7 @@ impl ProxyHttp for App {
             _ => Some(DropReason::UpstreamFailed),
         });
         context.reason = reason;
-        let mut error_code = 0;
+        let mut error_code = self.replace_withheld(session, context, true).await.unwrap_or_default();
         if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
         {
             let of_proxy = || Client::of_proxy(false);
@@ -545,8 +577,11 @@ impl ProxyHttp for App {
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, context: &mut Context) {
-        context.conclude(session.response_written().map(|r| r.status.as_u16()));
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
+        if error.is_none() {
+            self.settle(session, context).await;
+        }
+        context.conclude(context.replaced.or(session.response_written().map(|r| r.status.as_u16())));
     }
 
     fn suppress_error_log(&self, _session: &Session, _context: &Context, _error: &Error) -> bool {

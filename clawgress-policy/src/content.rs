@@ -32,6 +32,10 @@ pub struct ModelCall<'a> {
     pub tools: &'a [String],
     /// How much is attached: images, sounds and files.
     pub attachments: u32,
+    /// What signs of somebody who steers the model weigh together, of 100.
+    pub prompt_score: u32,
+    /// Whether no price is known of the model.
+    pub unpriced: bool,
     /// What was found in the request.
     pub findings: &'a [String],
 }
@@ -103,6 +107,8 @@ pub(crate) enum Attribute {
     LlmStream,
     LlmTools,
     LlmAttachments,
+    LlmPromptScore,
+    LlmUnpriced,
     ToolServer,
     ToolMethod,
     ToolName,
@@ -146,6 +152,8 @@ impl Attribute {
                 A::LlmStream,
                 A::LlmTools,
                 A::LlmAttachments,
+                A::LlmPromptScore,
+                A::LlmUnpriced,
                 A::Findings,
             ],
             ActionKind::Tool => &[
@@ -197,6 +205,8 @@ impl Attribute {
             Attribute::LlmStream => (Some("llm"), "stream"),
             Attribute::LlmTools => (Some("llm"), "tools"),
             Attribute::LlmAttachments => (Some("llm"), "attachments"),
+            Attribute::LlmPromptScore => (Some("llm"), "prompt_score"),
+            Attribute::LlmUnpriced => (Some("llm"), "unpriced"),
             Attribute::ToolServer => (Some("tool"), "server"),
             Attribute::ToolMethod => (Some("tool"), "method"),
             Attribute::ToolName => (Some("tool"), "name"),
@@ -259,6 +269,8 @@ impl Attribute {
             Attribute::LlmStream => Told::Bool(call.stream),
             Attribute::LlmTools => Told::Strings(call.tools),
             Attribute::LlmAttachments => long(call.attachments.into()),
+            Attribute::LlmPromptScore => long(call.prompt_score.into()),
+            Attribute::LlmUnpriced => Told::Bool(call.unpriced),
             Attribute::Findings => Told::Strings(call.findings),
             _ => return None,
         })

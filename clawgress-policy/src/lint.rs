@@ -431,7 +431,11 @@ impl Linter<'_> {
             }
             let Some(rule) = guards().find(|rule| is(rule, Effect::Forbid)) else { continue };
             let name = action.name();
-            let whom = if action == ActionKind::Llm { "call of a model" } else { "request with a body" };
+            let whom = match action {
+                ActionKind::Llm => "call of a model",
+                ActionKind::Receive => "answer",
+                _ => "request with a body",
+            };
             let message = format!(
                 "a guard that names `{name}` has it asked of each {whom}, and no policy permits it: all of them are denied, whatever this one forbids"
             );

@@ -9,6 +9,7 @@ pub mod difference;
 pub mod explain;
 mod moot;
 mod places;
+mod received;
 pub mod replay;
 pub mod requests;
 mod samples;
@@ -18,4 +19,5 @@ mod tests;
 
 pub use moot::Texts;
 pub use places::{PolicyPlace, caret, places};
+pub use received::{CaseAnswer, Supposed};
 pub use sent::Body;

@@ -125,13 +125,12 @@ impl ActionKind {
 
     /// Whether some plane asks about it.
     pub(crate) fn is_asked(self) -> bool {
-        use ActionKind::{Connect, Direct, Http, Llm, Resolve, Send, Tls, Tunnel};
-        matches!(self, Connect | Direct | Tls | Tunnel | Http | Resolve | Send | Llm)
+        self != ActionKind::Tool
     }
 
     /// Whether it is asked only of who has a policy that names it: where none does, it is as if there were no such action.
     pub(crate) fn is_asked_by_name(self) -> bool {
-        matches!(self, ActionKind::Send | ActionKind::Llm)
+        matches!(self, ActionKind::Send | ActionKind::Llm | ActionKind::Receive)
     }
 
     /// Whether it is about what is said, rather than to whom.
@@ -223,7 +222,7 @@ pub(crate) struct Reads {
     pub(crate) fingerprints: bool,
     /// Anything of a body but what is said of it.
     pub(crate) payload: bool,
-    /// What was found in it.
+    /// What was found in it, or what a model's answer came to.
     pub(crate) findings: bool,
 }
 

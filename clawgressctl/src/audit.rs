@@ -1,7 +1,7 @@
 //! `audit`: search and tail.
 
 use clap::{Args, Subcommand, ValueEnum};
-use clawgress_api::{AgentRef, AuditQuery, AuditRecord, Plane, RecordKind, Verdict};
+use clawgress_api::{AgentRef, AuditQuery, AuditRecord, CallCost, Plane, RecordKind, Verdict};
 use jiff::Timestamp;
 
 use crate::client::{Client, parse, request};
@@ -218,12 +218,25 @@ fn why(record: &AuditRecord) -> String {
     if let Some(tokens) = &record.tokens {
         parts.push(format!("{}+{} tokens", tokens.input, tokens.output));
     }
+    parts.extend(record.cost.as_ref().map(cost));
     match record.kind {
         RecordKind::Gap => parts.push(format!("{} records missing", or_dash(record.count))),
         _ => parts.extend(record.count.filter(|n| *n > 1).map(|n| format!("{n} packets"))),
     }
     parts.extend(record.detail.clone());
     parts.join(" ")
+}
+
+/// `0.000123 USD`, to the millionth, rounded up: what is not nothing never looks like it.
+fn cost(cost: &CallCost) -> String {
+    match cost {
+        CallCost::Unpriced => "unpriced".to_owned(),
+        CallCost::Priced { nano_usd, estimated, .. } => {
+            let micros = nano_usd.div_ceil(1000);
+            let about = if *estimated { "about " } else { "" };
+            format!("{about}{}.{:06} USD", micros / 1_000_000, micros % 1_000_000)
+        }
+    }
 }
 
 fn bytes(record: &AuditRecord) -> String {

@@ -1,6 +1,7 @@
 //! Calls of models, where policy asks about them.
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,9 @@ pub struct Llm {
     /// Whether usage is asked for on the client's behalf where a stream would tell none (`stream_options`).
     #[serde(default = "ask_usage")]
     pub ask_usage: bool,
+    /// Prices of one's own, before those of the table that comes with the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prices: Option<PathBuf>,
     /// Servers of one's own: vLLM, Ollama, llama.cpp, gateways.
     #[serde(default, rename = "server", skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<LlmServer>,
@@ -42,7 +46,7 @@ pub struct LlmServer {
 
 impl Default for Llm {
     fn default() -> Self {
-        Llm { hold_bytes_max: None, ask_usage: ask_usage(), servers: Vec::new() }
+        Llm { hold_bytes_max: None, ask_usage: ask_usage(), prices: None, servers: Vec::new() }
     }
 }
 

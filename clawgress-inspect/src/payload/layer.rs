@@ -17,6 +17,8 @@ pub(super) struct Layer {
     is_field: bool,
     /// Whether it is the body itself, its coding taken off.
     is_root: bool,
+    /// Whether it is a text of the body's own document.
+    is_own: bool,
     place: Place,
     detectors: Detectors,
     disguise: Disguise,
@@ -91,6 +93,7 @@ impl Layer {
             claims,
             is_field: false,
             is_root: false,
+            is_own: false,
             place,
             detectors: Detectors::default(),
             disguise: Disguise::default(),
@@ -193,6 +196,9 @@ impl Layer {
         tally.looked_bytes += bytes.len() as u64;
         if self.is_leaf() {
             self.disguise.push(bytes, self.place, tally)?;
+            if self.is_own || self.is_root && self.claims.may_be_text() {
+                tally.hear(bytes);
+            }
         }
         // Packed bytes too: names, comments and frames that decoders skip hold text as it is.
         self.detectors.scan(bytes, &mut |finding| {
@@ -215,6 +221,9 @@ impl Layer {
     /// Ends it.
     pub(super) fn finish(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         self.start(tally)?;
+        if self.is_leaf() && (self.is_own || self.is_root) {
+            tally.hear_ends();
+        }
         self.disguise.finish(self.place, tally)?;
         if matches!(self.state, State::Head(_)) {
             self.settle(tally)?;
@@ -227,8 +236,9 @@ impl Layer {
                 let counted = tally.has_members(decoder.take_members());
                 counted.and(decoded).and_then(|()| inner.finish(tally))
             }
-            State::Json { json, field, names, .. } => {
-                json.finish(&mut |event| of_json(event, (field, names), is_root, place, tally))
+            State::Json { json, field, names, is_claimed } => {
+                let is = (is_root, *is_claimed);
+                json.finish(&mut |event| of_json(event, (field, names), is, place, tally))
             }
             State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
             State::Form(form) => form.finish(tally),
@@ -315,8 +325,9 @@ impl Layer {
                 // First, since what is malformed behind too many may be forgiven, and must not be by how it was cut.
                 tally.has_members(decoder.take_members()).and(decoded)
             }
-            State::Json { json, field, names, .. } => {
-                json.push(bytes, &mut |event| of_json(event, (field, names), is_root, place, tally))
+            State::Json { json, field, names, is_claimed } => {
+                let is = (is_root, *is_claimed);
+                json.push(bytes, &mut |event| of_json(event, (field, names), is, place, tally))
             }
             State::Multipart { multipart, part, is_of_call } => multipart.push(bytes, &mut |event| {
                 if is_root {
@@ -366,10 +377,12 @@ fn decoded(bytes: &[u8], inner: &mut Layer, tally: &mut Tally) -> Result<(), Unr
 fn of_json(
     event: JsonEvent<'_>,
     (field, names): (&mut Option<Box<Layer>>, &mut Names),
-    is_root: bool,
+    (is_root, is_claimed): (bool, bool),
     place: Place,
     tally: &mut Tally,
 ) -> Result<(), Unreadable> {
+    // Of what only looks like a document, the text itself is heard.
+    let is_own = is_root && is_claimed;
     if is_root {
         tally.of_call(event)?;
     }
@@ -380,9 +393,12 @@ fn of_json(
         JsonEvent::Open { .. } | JsonEvent::Close => Ok(()),
         JsonEvent::Begin(kind) => {
             tally.has_fields(u64::from(kind != Kind::Key))?;
+            if is_own {
+                tally.hear_begins();
+            }
             match field {
                 Some(field) => field.again(),
-                None => *field = Some(Box::new(Layer::field(place))),
+                None => *field = Some(Box::new(Layer { is_own, ..Layer::field(place) })),
             }
             Ok(())
         }

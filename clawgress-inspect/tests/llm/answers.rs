@@ -55,6 +55,39 @@ const ROWS: &[Row] = &[
     ("cohere_chat_answer.sse", "", Some([3, 13, 0, 0, 0]), "measure", "COMPLETE", ""),
     ("ollama_chat_answer.ndjson", "llama3.2", Some([26, 298, 0, 0, 0]), "sky", "stop", ""),
     ("ollama_generate_answer.ndjson", "llama3.2", Some([11, 7, 0, 0, 0]), "", "stop", ""),
+    ("ollama_chat_answer.json", "llama3.2", Some([169, 15, 0, 0, 0]), "sky", "stop", ""),
+    ("ollama_embed_answer.json", "all-minilm", Some([8, 0, 0, 0, 0]), "", "", ""),
+    ("openai_completions_answer.json", "gpt-3.5-turbo-instruct", Some([5, 7, 0, 0, 0]), "", "length", ""),
+    ("openai_completions_answer.sse", "gpt-3.5-turbo-instruct", Some([5, 6, 0, 0, 0]), "", "stop", ""),
+    ("openai_images_answer.json", "", Some([50, 50, 0, 0, 0]), "", "", ""),
+    ("openai_transcription_answer.json", "", Some([14, 45, 0, 0, 0]), "", "", ""),
+    ("openai_transcription_answer.sse", "", Some([14, 5, 0, 0, 0]), "", "", ""),
+    // What counts tokens uses none.
+    ("openai_input_tokens_answer.json", "", None, "", "", ""),
+    ("anthropic_count_tokens_answer.json", "", None, "", "", ""),
+    ("gemini_count_tokens_answer.json", "", None, "", "", ""),
+    ("bedrock_count_tokens_answer.json", "", None, "", "", ""),
+    ("azure_chat_answer.sse", "gpt-4o-2024-08-06", Some([8, 2, 0, 0, 0]), "", "stop", ""),
+    ("azure_error_answer.json", "", None, "", "", "content_filter"),
+    // Vectors of these are billed by their letters, or by what no answer says.
+    ("gemini_embed_answer.json", "", None, "", "", ""),
+    ("vertex_predict_answer.json", "", None, "", "", ""),
+    ("gemini_cloudcode_answer.sse", "gemini-2.5-pro", Some([20, 13, 0, 0, 4]), "list_directory", "STOP", ""),
+    ("bedrock_invoke_titan_answer.json", "", Some([5, 9, 0, 0, 0]), "", "FINISH", ""),
+    ("bedrock_invoke_llama_answer.json", "", Some([5, 6, 0, 0, 0]), "", "stop", ""),
+    ("cohere_chat_v1_answer.json", "", Some([7, 3, 0, 0, 0]), "query", "COMPLETE", ""),
+    ("cohere_chat_v1_answer.ndjson", "", Some([7, 2, 0, 0, 0]), "", "COMPLETE", ""),
+    ("cohere_embed_answer.json", "", Some([2, 0, 0, 0, 0]), "", "", ""),
+    // By searches, not by tokens.
+    ("cohere_rerank_answer.json", "", None, "", "", ""),
+    ("mistral_chat_answer.json", "mistral-large-2411", Some([94, 30, 0, 0, 0]), "payment", "tool_calls", ""),
+    ("mistral_chat_answer.sse", "mistral-large-2411", Some([4, 5, 0, 0, 0]), "", "length", ""),
+    ("mistral_fim_answer.json", "codestral-2508", Some([8, 9, 0, 0, 0]), "", "stop", ""),
+    ("mistral_embeddings_answer.json", "mistral-embed", Some([15, 0, 0, 0, 0]), "", "", ""),
+    ("groq_chat_answer.sse", "llama-3.3-70b-versatile", Some([36, 2, 0, 0, 0]), "", "stop", ""),
+    ("deepseek_chat_answer.json", "deepseek-reasoner", Some([16, 12, 10, 0, 9]), "", "stop", ""),
+    ("vllm_chat_answer.sse", "qwen3", Some([9, 2, 0, 0, 0]), "", "stop", ""),
+    ("llamacpp_chat_answer.sse", "qwen3", Some([11, 2, 0, 0, 0]), "", "stop", ""),
 ];
 
 #[test]
@@ -75,6 +108,7 @@ fn what_each_answer_says() {
         let want = [*model, *tools, *finish, *error].map(str::to_owned);
         assert_eq!([said.0, said.1, said.2, said.3], want, "{name}");
         assert!(!answer.has_more_tools, "{name}");
+        assert!(!answer.is_partial, "{name}: it is over");
     }
     assert_eq!(names(true).len(), ROWS.len(), "every fixture is in the table");
 }

@@ -80,6 +80,18 @@ fn what_each_request_asks_for() {
         ("mistral_chat.json", "mistral-large-2411", Some(true), Some(5), [0, 1, 0, 0, 0], ""),
         ("ollama_chat.json", "llama3.2:3b", None, Some(u64::MAX), [0, 1, 0, 0, 0], "sky"),
         ("ollama_generate.json", "llama3.2", Some(false), Some(10), [0; 5], ""),
+        ("openai_input_tokens.json", "gpt-5", None, None, [0; 5], ""),
+        ("gemini_count_tokens.json", "", None, None, [0, 0, 0, 0, 1], ""),
+        ("gemini_embed.json", "models/gemini-embedding-001", None, None, [0; 5], ""),
+        ("vertex_predict.json", "", None, None, [0; 5], ""),
+        ("bedrock_invoke_llama.json", "", None, Some(512), [0; 5], ""),
+        ("cohere_embed.json", "embed-v4.0", None, None, [0; 5], ""),
+        ("mistral_fim.json", "codestral-2508", Some(false), Some(64), [0; 5], ""),
+        ("mistral_embeddings.json", "mistral-embed", None, None, [0; 5], ""),
+        ("ollama_embed.json", "all-minilm", None, None, [0; 5], ""),
+        ("groq_chat.json", "llama-3.3-70b-versatile", Some(true), Some(100), [1, 1, 0, 0, 0], ""),
+        ("deepseek_chat.json", "deepseek-reasoner", None, Some(50), [0, 1, 0, 0, 0], ""),
+        ("vllm_chat.json", "qwen3", Some(true), None, [0, 1, 0, 0, 0], ""),
     ] {
         let call = call(name);
         let surface = if name.starts_with("ollama") { Surface::OllamaChat } else { Surface::ChatCompletions };
@@ -89,7 +101,7 @@ fn what_each_request_asks_for() {
         assert_eq!(call.tools.join(" "), tools, "{name}");
         assert!(call.tokens_estimated > 3, "{name}");
     }
-    assert_eq!(names(false).len(), 22, "every fixture is in the table");
+    assert_eq!(names(false).len(), 34, "every fixture is in the table");
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub struct Session {
     outgoing: Outgoing,
     front: Arc<Front>,
     digest: Digest,
+    /// A head that waits until what follows was judged, and whether nothing follows.
+    withheld: Option<(Box<ResponseHeader>, bool)>,
     /// Of what was written nothing more than the status is asked.
     written: Option<Box<ResponseHeader>>,
     /// Whether the client was told to go on, and how many other interim answers it had.
@@ -85,6 +87,7 @@ impl Session {
             outgoing: Outgoing::Response(response),
             front,
             digest: Digest { proxy_digest, ..Digest::default() },
+            withheld: None,
             written: None,
             is_continued: false,
             interims: 0,
@@ -125,6 +128,24 @@ impl Session {
     }
 
     fn write_head(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
+        if self.front.withheld().is_waiting() && !response.status.is_informational() {
+            self.withheld = Some((Box::new(response.clone()), end));
+            return Ok(());
+        }
+        // Where one waited, this is in its place.
+        self.withheld = None;
+        self.send_head(response, end)
+    }
+
+    /// Lets a head go that waited, unless it still does.
+    fn write_withheld(&mut self) -> Result<()> {
+        if self.front.withheld().is_waiting() {
+            return Ok(());
+        }
+        self.withheld.take().map_or(Ok(()), |(head, end)| self.send_head(&head, end))
+    }
+
+    fn send_head(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
         if self.is_ended || self.written.is_some() || !self.takes(response.status) {
             return Ok(());
         }
@@ -169,6 +190,7 @@ impl Session {
     }
 
     async fn write(&mut self, mut bytes: Bytes, end: bool) -> Result<()> {
+        self.write_withheld()?;
         if self.is_ended {
             return Ok(());
         }
@@ -201,7 +223,8 @@ impl Session {
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.is_ended {
+        self.write_withheld()?;
+        if self.is_ended || self.withheld.is_some() {
             return Ok(());
         }
         if let Outgoing::Body(body) = &mut self.outgoing {
@@ -297,6 +320,7 @@ impl Custom for Session {
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.write_withheld()?;
         if self.is_ended {
             return Ok(());
         }

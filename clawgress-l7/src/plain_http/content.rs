@@ -32,7 +32,7 @@ use crate::snapshot::Plan;
 
 /// Bytes of what streams that are kept back until it is looked at whole: decoders hold back blocks of what they are given, in
 /// each of the codings inside one another, and small pieces may be many before one of them is decoded.
-const TAIL_BYTES: usize = 4096;
+pub const TAIL_BYTES: usize = 4096;
 /// Most bytes that are looked at without letting others run: a coding may make some hundred of each.
 pub const LOOK_BYTES: usize = 2048;
 /// After what time there may be memory again.
@@ -125,7 +125,7 @@ impl Said {
             Some(call) => decide::llm(plan, who, call.operation(admitted)),
             None if self.is_call_known => return send,
             // Policy asks about calls since it began to come.
-            None => match gateway.calls.calling(plan, who, admitted) {
+            None => match gateway.calls.calling(plan, who, admitted, gateway.audit.now()) {
                 Some(calling) if calling.route.is_some() && calling.need.decided != Look::Nothing => {
                     Ruling::deny("llm", DropReason::InspectionRequired)
                 }
@@ -136,29 +136,14 @@ impl Said {
         llm.with(policies).obliged_by(&send)
     }
 
-    /// What policy says of the body. Of one that is not complete, a forbid counts as it is; and a permit must hold as if what was
-    /// seen were all: nothing goes on that none covers.
+    /// What policy says of the body.
     fn rule_body(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
         let asked = |complete| operation(admitted, self.payload(complete));
         if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
             // Policy asks for more than it did when the body began to come.
             return Ruling::deny("send", DropReason::InspectionRequired);
         }
-        let ask = |complete| decide::send(plan, who, asked(complete));
-        let now = ask(self.complete);
-        if self.complete || now.verdict.is_ok() || now.verdict == Err(DropReason::PolicyDenied) {
-            let whole = if self.complete { return now } else { ask(true) };
-            return match whole.verdict {
-                Ok(()) => Ruling { verdict: Ok(()), policies: whole.policies, ..now },
-                // A forbid of what is complete is for when it is; whether anything permits it, it hides.
-                Err(DropReason::PolicyForbidden) => match now.verdict {
-                    Ok(()) => Ruling { policies: whole.policies, ..now },
-                    Err(_) => now,
-                },
-                Err(_) => Ruling { verdict: whole.verdict, policies: whole.policies, ..now },
-            };
-        }
-        now
+        decide::in_part(self.complete, |complete| decide::send(plan, who, asked(complete)))
     }
 }
 
@@ -254,7 +239,7 @@ impl Body {
             }
             let assessment = self.inspector.as_ref().and_then(Inspector::assessment).unwrap_or_default();
             let found = self.said.findings.iter().map(String::as_str).chain(assessment.findings());
-            self.said.call = Some(Arc::new(calling.facts(call.call(), found)));
+            self.said.call = Some(Arc::new(calling.facts(call.call(), assessment.score, found)));
         }
         Ok(())
     }
@@ -508,7 +493,7 @@ pub fn judge_unseen(
     who: &Who,
     admitted: &Admitted,
 ) -> Result<(), DropReason> {
-    let calling = gateway.calls.calling(plan, who, admitted);
+    let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
     if calling.is_some_and(|calling| calling.route.is_some() && calling.need.decided != Look::Nothing) {
         return Err(DropReason::InspectionRequired);
     }
@@ -527,7 +512,7 @@ pub async fn judge(
     ruling: Ruling,
     exchange: &mut Exchange,
 ) -> (Ruling, Judged) {
-    let calling = gateway.calls.calling(plan, who, admitted);
+    let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
     let asks_send = admitted.body != http1::Body::Length(0) && decide::asks_send(plan, who);
     if !asks_send && calling.is_none() {
         return (ruling, Judged::default());

@@ -16,6 +16,7 @@ use crate::http2::Incoming;
 use crate::limit;
 use crate::page::{Client, Guise};
 
+use super::withheld::Withheld;
 use super::{Admitted, Granted, Place};
 
 /// One connection's side of the client, or that of one of its streams.
@@ -45,6 +46,8 @@ pub struct Front {
     is_nobodys: AtomicBool,
     /// Whether what follows is no HTTP any more.
     is_upgraded: AtomicBool,
+    /// What of an answer waits for what is in it.
+    withheld: Withheld,
     /// Requests whose head went on, and requests that were answered.
     begun: AtomicU64,
     answered: AtomicU64,
@@ -124,6 +127,7 @@ impl Front {
             has_left: AtomicBool::new(false),
             is_nobodys: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
+            withheld: Withheld::default(),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -182,6 +186,12 @@ impl Front {
     /// Whether it is not.
     pub(super) fn is_upgraded(&self) -> bool {
         self.is_upgraded.load(Ordering::Acquire)
+    }
+
+    /// What of an answer waits.
+    #[must_use]
+    pub fn withheld(&self) -> &Withheld {
+        &self.withheld
     }
 
     /// The request whose head arrived last.

@@ -4,6 +4,7 @@
 //! A head that is refused is replaced by a harmless one, so that the application answers it in its one
 //! place; nothing that follows is ever read as a request.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -42,6 +43,8 @@ pub struct Gate {
     digest: Option<Arc<SocketDigest>>,
     front: Arc<Front>,
     outgoing: Outgoing,
+    /// The head of an answer that waits.
+    withheld: BytesMut,
     /// Pingora has the stream to itself; whoever [holds](super::hold) a body reads it through a reference.
     reader: Mutex<Reader>,
 }
@@ -98,7 +101,48 @@ impl Gate {
             flushing: None,
             closed: false,
         };
-        Gate { digest, front, outgoing: Outgoing::default(), reader: Mutex::new(reader) }
+        let (outgoing, withheld) = (Outgoing::default(), BytesMut::new());
+        Gate { digest, front, outgoing, withheld, reader: Mutex::new(reader) }
+    }
+
+    /// Answers in place of what waits, below Pingora, which has written that.
+    ///
+    /// # Errors
+    /// If the client does not take it.
+    pub(super) async fn answer(&self, page: &[u8]) -> io::Result<()> {
+        self.front.withheld().discard();
+        let mut rest = page;
+        while !rest.is_empty() {
+            let n = poll_fn(|cx| Pin::new(&mut self.reader.lock().inner).poll_write(cx, rest)).await?;
+            if n == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+            self.front.count_written(n);
+            rest = rest.get(n..).unwrap_or_default();
+        }
+        poll_fn(|cx| Pin::new(&mut self.reader.lock().inner).poll_flush(cx)).await
+    }
+
+    /// Writes what waited and waits no longer.
+    fn poll_withheld(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.withheld.is_empty() || self.front.withheld().is_waiting() {
+            return Poll::Ready(Ok(()));
+        }
+        if self.front.withheld().is_discarded() {
+            self.withheld = BytesMut::new();
+        }
+        let inner = &mut self.reader.get_mut().inner;
+        while !self.withheld.is_empty() {
+            let n = ready!(self.outgoing.poll_write(inner, cx, &[io::IoSlice::new(&self.withheld)]))?;
+            if n == 0 {
+                return Poll::Ready(Err(ErrorKind::WriteZero.into()));
+            }
+            self.withheld.advance(n);
+            self.front.count_written(n);
+        }
+        // An idle connection has no room for it.
+        self.withheld = BytesMut::new();
+        Poll::Ready(Ok(()))
     }
 
     /// What is read.
@@ -220,6 +264,11 @@ impl AsyncRead for Gate {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.withheld.is_empty() {
+            // Of an answer that was only a head, nothing more is written.
+            ready!(self.poll_withheld(cx))?;
+            ready!(self.as_mut().poll_flush(cx))?;
+        }
         let this = self.reader.get_mut();
         loop {
             if out.remaining() == 0 || this.give(out) {
@@ -257,6 +306,10 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.front.withheld().is_waiting() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_withheld(cx))?;
         let Gate { outgoing, reader, .. } = &mut *self;
         let reader = reader.get_mut();
         let done = match outgoing.poll_write_held(&mut reader.inner, cx) {
@@ -274,6 +327,7 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_withheld(cx))?;
         let Gate { outgoing, reader, .. } = &mut *self;
         let inner = &mut reader.get_mut().inner;
         ready!(outgoing.poll_write_held(inner, cx))?;
@@ -285,6 +339,11 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.front.withheld().is_waiting() {
+            slices.iter().for_each(|piece| self.withheld.extend_from_slice(piece));
+            return Poll::Ready(Ok(slices.iter().map(|piece| piece.len()).sum()));
+        }
+        ready!(self.poll_withheld(cx))?;
         let Gate { outgoing, reader, front, .. } = &mut *self;
         let n = ready!(outgoing.poll_write(&mut reader.get_mut().inner, cx, slices))?;
         front.count_written(n);

@@ -20,6 +20,7 @@ use crate::snapshot::Plan;
 
 use super::content::{self, Said};
 use super::model::Facts;
+use super::receive::Came;
 use super::{Admitted, Upgrade};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
@@ -42,6 +43,9 @@ pub struct Granted {
     said: Mutex<Option<Said>>,
     /// Whether its body has gone on, all of it.
     is_sent: AtomicBool,
+    /// Whether an answer comes, and what is known of it, if policy asked about that when it came.
+    is_answered: AtomicBool,
+    came: Mutex<Option<Came>>,
 }
 
 // === impl Granted ===
@@ -59,8 +63,22 @@ impl Granted {
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
         let changes = Mutex::new(ruling.changes.clone());
-        let (said, is_sent) = (Mutex::default(), AtomicBool::new(false));
-        Granted { admitted, who, ways, reach, ruling, attempt, generation, changes, said, is_sent }
+        let (said, came) = (Mutex::default(), Mutex::default());
+        let (is_sent, is_answered) = (AtomicBool::new(false), AtomicBool::new(false));
+        Granted {
+            admitted,
+            who,
+            ways,
+            reach,
+            ruling,
+            attempt,
+            generation,
+            changes,
+            said,
+            is_sent,
+            is_answered,
+            came,
+        }
     }
 
     /// The request.
@@ -83,6 +101,25 @@ impl Granted {
     /// Notes that its body has gone on.
     pub fn sent(&self) {
         self.is_sent.store(true, Ordering::Release);
+    }
+
+    /// Notes that an answer comes, and what is known of it, if policy asks about that.
+    pub fn answers(&self, came: Option<Came>) {
+        *self.came.lock() = came;
+        self.is_answered.store(true, Ordering::Release);
+    }
+
+    /// Judges what comes back again, as far as it is known: what has gone on is not called back.
+    fn judge_answer(&self, plan: &Plan, who: &Who) -> Result<(), DropReason> {
+        if !self.is_answered.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &*self.came.lock() {
+            Some(came) => came.rule(plan, who, &self.admitted).verdict,
+            // Nobody asked when it came.
+            None if decide::asks_receive(plan, who).1 => Err(DropReason::InspectionRequired),
+            None => Ok(()),
+        }
     }
 
     /// Judges its body again, or what is known of it: what of it has gone on is not called back.
@@ -238,6 +275,7 @@ impl Granted {
             let ruling = rule(&plan, &who, &self.admitted);
             ruling.verdict?;
             self.judge_body(gateway, &plan, &who)?;
+            self.judge_answer(&plan, &who)?;
             // Of what has not gone on yet, as policy has it now.
             *self.changes.lock() = ruling.transforms();
             if let Some(way) = self.way() {
@@ -277,6 +315,7 @@ pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
     };
     let may_call = admitted.upgrade == Upgrade::WebSocket || content::unseen(admitted).is_some();
     let need = if may_call { need.max(decide::call_needs_history(plan, who)) } else { need };
+    let need = need.max(decide::receive_needs_history(plan, who));
     match admitted.upgrade {
         Upgrade::None | Upgrade::Other => need,
         Upgrade::WebSocket => need.max(decide::needs_history(plan, who, &[messages(admitted)])),

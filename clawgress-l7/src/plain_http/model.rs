@@ -9,15 +9,17 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use clawgress_api::config::{Content, Llm, LlmServer, UNLISTED};
-use clawgress_api::{ModelFacts, TokenUsage};
+use clawgress_api::{CallCost, ModelFacts, TokenUsage};
 use clawgress_inspect::http1;
-use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader, Usage};
+use clawgress_inspect::llm::answer::{Answer, Editor, Format, Progress, Reader, Usage};
 use clawgress_inspect::llm::{self, Call, ModelName, Route, Server, Surface};
 use clawgress_inspect::payload::Coding;
 use clawgress_inspect::payload::coding::{Caps, Decoder};
+use clawgress_inspect::price::{BUILT_IN as BUILT_IN_PRICES, Cost, Day, Prices};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_policy::content::ModelCall;
 use clawgress_policy::{Look, Operation, PayloadNeed};
+use jiff::Timestamp;
 use pingora_http::RequestHeader;
 
 use super::{Admitted, Upgrade};
@@ -63,6 +65,8 @@ pub struct Calls {
     asks_usage: bool,
     /// What steers models.
     pub rules: Arc<Rules>,
+    /// What they cost.
+    prices: Arc<Prices>,
 }
 
 /// What is known of a call.
@@ -77,6 +81,8 @@ pub struct Facts {
     stream: bool,
     tools: Vec<String>,
     attachments: u32,
+    prompt_score: u32,
+    unpriced: bool,
     findings: Vec<String>,
 }
 
@@ -87,6 +93,9 @@ pub struct Calling {
     pub route: Option<Route>,
     /// Who needs to know.
     pub need: PayloadNeed,
+    /// What models cost, and today.
+    prices: Arc<Prices>,
+    day: Day,
 }
 
 /// Usage that is asked for on the client's behalf.
@@ -103,6 +112,15 @@ impl Calls {
     /// # Errors
     /// The first server that can't be used, and why.
     pub fn new(llm: &Llm, content: &Content) -> Result<Calls> {
+        let mut prices =
+            Prices::parse(BUILT_IN_PRICES).context("the built-in table of prices can't be read")?;
+        if let Some(path) = &llm.prices {
+            let shown = path.display();
+            let own =
+                std::fs::read_to_string(path).with_context(|| format!("prices `{shown}` can't be read"))?;
+            let own = Prices::parse(&own).with_context(|| format!("prices `{shown}` can't be used"))?;
+            prices = prices.overridden_by(own);
+        }
         let server = |LlmServer { name, url }: &LlmServer| -> Result<Server> {
             let parsed = Upstream::parse(0, url, None);
             let parsed = parsed.with_context(|| format!("model server `{name}`: `{url}` can't be used"))?;
@@ -118,13 +136,14 @@ impl Calls {
             servers: llm.servers.iter().map(server).collect::<Result<_>>()?,
             hold_bytes_max: usize::try_from(llm.held_bytes_max(content)).unwrap_or(usize::MAX),
             asks_usage: llm.ask_usage,
+            prices: Arc::new(prices),
             rules: Arc::new(Rules::parse(BUILT_IN).context("the built-in rules of prompts can't be read")?),
         })
     }
 
     /// How policy asks about `admitted`, if it does: a request that sends nothing calls nobody.
     #[must_use]
-    pub fn calling(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Option<Calling> {
+    pub fn calling(&self, plan: &Plan, who: &Who, admitted: &Admitted, now: Timestamp) -> Option<Calling> {
         let (has_body, is_upgrade) =
             (admitted.body != http1::Body::Length(0), admitted.upgrade == Upgrade::WebSocket);
         if !has_body && !is_upgrade {
@@ -134,18 +153,64 @@ impl Calls {
         if need.look() == Look::Nothing {
             return None;
         }
-        let host = admitted.host.to_string();
-        let target = llm::Target {
-            host: &host,
-            port: admitted.port,
-            path: &admitted.path,
-            query: &admitted.query,
-            is_upgrade,
-            has_body,
-        };
-        let route = llm::route(&self.servers, &target);
-        (route.is_some() || has_body).then_some(Calling { route, need })
+        let route = self.route(admitted, is_upgrade, has_body);
+        (route.is_some() || has_body).then(|| Calling {
+            route,
+            need,
+            prices: Arc::clone(&self.prices),
+            day: day_of(now),
+        })
     }
+}
+
+// === impl Calls, of routes ===
+
+impl Calls {
+    /// The provider of models that a request goes to, or the server that is named.
+    #[must_use]
+    pub fn provider(&self, admitted: &Admitted) -> Option<Arc<str>> {
+        let is_upgrade = admitted.upgrade == Upgrade::WebSocket;
+        let route = self.route(admitted, is_upgrade, admitted.body != http1::Body::Length(0));
+        route.map(|route| route.provider)
+    }
+
+    /// What an answer to a request costs, by the tokens it took; not known where nobody has a price for the model.
+    #[must_use]
+    pub fn cost(&self, admitted: &Admitted, tokens: &TokenUsage, now: Timestamp) -> CallCost {
+        let TokenUsage { model, input, output, cached, cache_written, reasoning, estimated } = tokens;
+        let usage = Usage {
+            input: *input,
+            output: *output,
+            cached: *cached,
+            cache_written: *cache_written,
+            reasoning: *reasoning,
+        };
+        let provider = self.provider(admitted).unwrap_or_else(|| UNLISTED.into());
+        let model = model.as_deref().unwrap_or_default();
+        match self.prices.cost(&provider, model, day_of(now), &usage) {
+            Cost::Priced { nanodollars, source } => {
+                CallCost::Priced { nano_usd: nanodollars, source: source.to_string(), estimated: *estimated }
+            }
+            Cost::Unpriced => CallCost::Unpriced,
+        }
+    }
+
+    fn route(&self, admitted: &Admitted, is_upgrade: bool, has_body: bool) -> Option<Route> {
+        let host = admitted.host.to_string();
+        let Admitted { port, path, query, .. } = admitted;
+        llm::route(
+            &self.servers,
+            &llm::Target { host: &host, port: *port, path, query, is_upgrade, has_body },
+        )
+    }
+}
+
+/// The day of a moment, in UTC.
+fn day_of(now: Timestamp) -> Day {
+    let date = now.to_zoned(jiff::tz::TimeZone::UTC).date();
+    let part = |n: i8| u32::try_from(n).unwrap_or_default();
+    let year = u32::try_from(date.year()).unwrap_or_default();
+    Day::new(year, part(date.month()), part(date.day())).unwrap_or(Day::EVER)
 }
 
 // === impl Calling ===
@@ -184,12 +249,13 @@ impl Calling {
         };
         facts.names(route.model.clone().unwrap_or_default());
         facts.stream = route.surface == Surface::Realtime;
+        facts.unpriced = !self.is_priced(&facts);
         Some(facts)
     }
 
     /// What is known of it by its body.
     #[must_use]
-    pub fn facts<'a>(&self, call: &Call, found: impl Iterator<Item = &'a str>) -> Facts {
+    pub fn facts<'a>(&self, call: &Call, prompt_score: u32, found: impl Iterator<Item = &'a str>) -> Facts {
         let (route, surface) =
             (self.route.as_ref(), self.route.as_ref().map_or(Surface::Other, |r| r.surface));
         let in_path = route.and_then(|route| route.model.as_ref());
@@ -208,6 +274,7 @@ impl Calling {
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,
+            prompt_score,
             findings: found
                 .chain(is_odd.then_some(SHAPE_MISMATCH))
                 .chain(differs.then_some(MODEL_MISMATCH))
@@ -216,7 +283,12 @@ impl Calling {
             ..Facts::default()
         };
         facts.names(model.unwrap_or_default());
+        facts.unpriced = !self.is_priced(&facts);
         facts
+    }
+
+    fn is_priced(&self, facts: &Facts) -> bool {
+        self.prices.find(&facts.provider, &facts.model, self.day, facts.tokens_estimated).is_some()
     }
 }
 
@@ -239,6 +311,12 @@ impl Facts {
         &self.findings
     }
 
+    /// Whether its answer is to be streamed.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        self.stream
+    }
+
     /// What policy is asked.
     #[must_use]
     pub fn operation<'a>(&'a self, admitted: &'a Admitted) -> Operation<'a> {
@@ -254,6 +332,8 @@ impl Facts {
             stream: self.stream,
             tools: &self.tools,
             attachments: self.attachments,
+            prompt_score: self.prompt_score,
+            unpriced: self.unpriced,
             findings: &self.findings,
         })
     }
@@ -272,6 +352,8 @@ impl Facts {
             tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
             tools_count: self.tools.len() as u64,
             attachments: self.attachments,
+            prompt_score: self.prompt_score,
+            unpriced: self.unpriced,
         }
     }
 
@@ -358,6 +440,8 @@ pub struct Coming {
     /// What its coding is taken off by, and the memory for that.
     decoder: Option<(Box<Decoder>, Charge)>,
     editor: Option<Box<Editor>>,
+    /// Whether its end came.
+    is_whole: bool,
 }
 
 impl Coming {
@@ -381,51 +465,66 @@ impl Coming {
         };
         let is_edited = is_edited && format == Format::EventStream && decoder.is_none();
         let editor = is_edited.then(Box::default);
-        Some(Coming { reader: Reader::new(format), decoder, editor })
+        Some(Coming { reader: Reader::new(format), decoder, editor, is_whole: false })
     }
 
-    /// Reads what comes next; whether it can still be read.
-    pub fn push(&mut self, body: &mut Option<Bytes>, end: bool) -> bool {
-        let bytes = body.clone().unwrap_or_default();
-        let is_read = match &mut self.decoder {
-            None => {
-                self.reader.push(&bytes);
-                true
-            }
-            Some((decoder, charge)) => {
-                let reader = &mut self.reader;
-                let decoded = decoder.push(&bytes, &mut |bytes| {
-                    reader.push(bytes);
-                    Ok(())
-                });
-                let ended = if end {
-                    decoded.and_then(|()| {
-                        decoder.finish(&mut |bytes| {
-                            reader.push(bytes);
-                            Ok(())
-                        })
-                    })
-                } else {
-                    decoded
-                };
-                ended.is_ok() && charge.set(decoder.memory_bytes()).is_ok()
-            }
+    /// Has it keep the texts of the answer until they are taken.
+    #[must_use]
+    pub fn keeping_texts(mut self) -> Coming {
+        self.reader = self.reader.keeping_texts();
+        self
+    }
+
+    /// Reads what comes next. How much of that is of events that have ended, where it is read as it is; `None` if it can be read
+    /// no longer.
+    pub fn read(&mut self, bytes: &[u8], end: bool) -> Option<usize> {
+        self.is_whole |= end;
+        let Some((decoder, charge)) = &mut self.decoder else {
+            let ended = self.reader.push(bytes);
+            return (!self.reader.is_lost()).then_some(ended);
         };
-        if let Some(editor) = &mut self.editor {
-            let mut out = Vec::with_capacity(bytes.len());
-            editor.push(&bytes, &mut out);
-            if end {
-                editor.finish(&mut out);
-            }
-            // Pingora takes none at all for the end, and sends nothing of one that is empty.
-            *body = (!end || !out.is_empty()).then(|| Bytes::from(out));
+        let reader = &mut self.reader;
+        let mut sink = |bytes: &[u8]| {
+            reader.push(bytes);
+            Ok(())
+        };
+        let decoded = decoder.push(bytes, &mut sink);
+        let ended = if end { decoded.and_then(|()| decoder.finish(&mut sink)) } else { decoded };
+        (ended.is_ok() && charge.set(decoder.memory_bytes()).is_ok()).then_some(0)
+    }
+
+    /// Takes out of what goes on what the client did not ask for.
+    pub fn edit(&mut self, body: &mut Option<Bytes>, end: bool) {
+        let Some(editor) = &mut self.editor else { return };
+        let bytes = body.take().unwrap_or_default();
+        let mut out = Vec::with_capacity(bytes.len());
+        editor.push(&bytes, &mut out);
+        if end {
+            editor.finish(&mut out);
         }
-        is_read
+        // Pingora takes none at all for the end, and sends nothing of one that is empty.
+        *body = (!end || !out.is_empty()).then(|| Bytes::from(out));
+    }
+
+    /// What there was so far.
+    #[must_use]
+    pub fn progress(&self) -> Progress<'_> {
+        self.reader.progress()
+    }
+
+    /// What the model said since this was asked last, and what it asked tools for.
+    pub fn take_texts(&mut self) -> [Vec<u8>; 2] {
+        self.reader.take_texts()
     }
 
     /// What there was.
     #[must_use]
     pub fn finish(self) -> Answer {
-        self.reader.finish()
+        if self.is_whole { self.reader.finish() } else { self.reader.cut() }
+    }
+
+    /// Notes that it has ended, by what follows its body.
+    pub fn ends(&mut self) {
+        self.is_whole = true;
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
+use http::StatusCode;
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -49,6 +50,23 @@ pub async fn respond(
     }
     session.write_response_header(Box::new(header), false).await?;
     session.write_response_body(Some(Bytes::from(body)), true).await
+}
+
+/// The same as bytes of HTTP/1, in place of an answer whose head has been written and waits.
+#[must_use]
+pub fn page_as_bytes(client: Client, reason: DropReason, request: &str, is_last: bool) -> Vec<u8> {
+    let (status, body) = (page::status_as(client, reason), page::body_as(client, reason, request));
+    let name = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let close = if is_last { "connection: close\r\n" } else { "" };
+    let fields = format!(
+        "HTTP/1.1 {status} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\n{}: {}\r\n{}: {request}\r\n{close}\r\n",
+        name.unwrap_or_default(),
+        body.len(),
+        page::REASON_FIELD,
+        reason.name(),
+        page::REQUEST_FIELD,
+    );
+    [fields.as_bytes(), body.as_ref()].concat()
 }
 
 /// Lets what follows through as a WebSocket's messages, if that is what the server has begun.

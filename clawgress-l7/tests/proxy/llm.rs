@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawgress_api::{AuditRecord, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{AuditRecord, CallCost, RecordKind, TokenUsage, Verdict};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -184,6 +184,9 @@ async fn only_what_is_permitted_of_a_model_goes_on() {
         let answer = site.ask(path, "", body.as_bytes()).await;
         assert_eq!(answer.reason(), reason, "{path} {body:.200}");
         let record = site.record(RecordKind::Decision, n).await;
+        let score =
+            record.attributes.as_ref().and_then(|read| read.llm.as_ref()).map_or(0, |l| l.prompt_score);
+        assert_eq!(score >= 40, body.contains("Ignore all"), "{score} {body:.200}");
         assert_eq!(record.verdict, Some(Verdict::Deny), "{body:.200}");
         let action = if reason == "content_unreadable" { "send" } else { "llm" };
         assert_eq!(record.action.as_deref(), Some(action), "{body:.200}");
@@ -345,4 +348,42 @@ async fn where_nobody_names_it_nothing_is_asked_or_changed() {
     assert_eq!(String::from_utf8_lossy(&site.upstream.seen.bytes.lock()), body, "as it came");
     let record = site.record(RecordKind::Decision, 0).await;
     assert!(record.attributes.is_none_or(|read| read.llm.is_none()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_answer_has_its_cost_or_none_that_is_known() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("prices.tsv");
+    // 3 and 12 USD for a million tokens, and 1 USD for each 10,000 requests.
+    std::fs::write(&path, "local\t^gpt-5-mini\t-\t0\t3000000\t-\t-\t12000000\t-\t100000000\town\n")
+        .expect("written");
+    let policy = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("priced") permit (principal == Agent::"web", action == Action::"llm", resource) unless { context.llm.unpriced };
+"#;
+    let more = format!("[llm]\nprices = \"{}\"\n", path.display());
+    let site = Site::start(policy, true, &more).await;
+    assert_eq!(site.ask(CHAT, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
+    let outcome = site.record(RecordKind::Outcome, 0).await;
+    let cost = |estimated, nano_usd| Some(CallCost::Priced { nano_usd, source: "own".to_owned(), estimated });
+    assert_eq!(outcome.cost, cost(false, 11 * 3_000 + 7 * 12_000 + 100_000));
+    // By what was estimated, and says so.
+    site.stream(&chat("gpt-5-mini", r#","stream":true,"stream_options":{"include_usage":false}"#)).await;
+    let outcome = site.record(RecordKind::Outcome, 1).await;
+    let tokens = outcome.tokens.expect("estimated");
+    assert_eq!(outcome.cost, cost(true, tokens.input * 3_000 + tokens.output * 12_000 + 100_000));
+    // Of a model whose price nobody knows, policy may ask before.
+    assert_eq!(site.ask(CHAT, "", chat("other", "").as_bytes()).await.reason(), "policy_denied");
+    let facts =
+        site.record(RecordKind::Decision, 2).await.attributes.and_then(|read| read.llm).expect("told");
+    assert!(facts.unpriced);
+    let open = policy.replace(" unless { context.llm.unpriced }", "");
+    site.gateway.publish_policy(&open).await;
+    assert_eq!(site.ask(CHAT, "", chat("other", "").as_bytes()).await.status, 200);
+    // Its server says that it was another, whose price is known.
+    assert!(matches!(site.record(RecordKind::Outcome, 3).await.cost, Some(CallCost::Priced { .. })));
+    let unknown = Site::start(POLICY, true, "").await;
+    assert_eq!(unknown.ask(CHAT, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
+    assert_eq!(unknown.record(RecordKind::Outcome, 0).await.cost, Some(CallCost::Unpriced));
 }

@@ -49,6 +49,8 @@ mod platform;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod receive;
+#[cfg(test)]
 mod requests;
 #[cfg(test)]
 mod resolvers;

@@ -367,6 +367,11 @@ fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
     if kind == Kind::Transform && !is_of(&[ActionKind::Http]) {
         return Err("`@effect(\"transform\")` is for requests: write `action == Action::\"http\"`".to_owned());
     }
+    if matches!(kind, Kind::Limit(_)) && is_of(&[ActionKind::Receive]) {
+        return Err(format!(
+            "`@effect(\"{effect}\")` counts requests, and `receive` is about what comes back of one: write `action == Action::\"http\"`, `\"send\"` or `\"llm\"`"
+        ));
+    }
     if !actions.iter().any(is_kernels) {
         return Ok(Place::L7);
     }

@@ -1,8 +1,8 @@
-//! What is asked by name: which sets ask about bodies and calls of models at all, and how much of a body has to be seen for
-//! an answer. Must never call enough what an answer may depend on.
+//! What is asked by name: which sets ask about bodies, calls of models and answers at all, and how much of a body has to be seen
+//! for an answer. Must never call enough what an answer may depend on.
 //!
 //! A set of policies none of which names `send` says nothing of bodies, as before there was such an action; likewise `llm`, of
-//! calls. Until a guard names one, it denies nothing: obligations, and guards that only log, change nothing by being there.
+//! calls, and `receive`, of what comes back. Until a guard names one, it denies nothing: obligations, and guards that only log, change nothing by being there.
 
 use clawgress_ebpf_common::DropReason;
 
@@ -108,6 +108,25 @@ impl PolicySet {
         self.halves().any(|half| half.naming.guards.has(ActionKind::Send))
     }
 
+    /// Whether any policy names `receive`: where none does, nothing is to be asked about what comes back.
+    #[must_use]
+    pub fn names_receive(&self) -> bool {
+        self.halves().any(|half| half.naming.any.has(ActionKind::Receive))
+    }
+
+    /// Whether a guard that decides names `receive`: then each answer must be permitted.
+    #[must_use]
+    pub fn asks_receive(&self) -> bool {
+        self.halves().any(|half| half.naming.guards.has(ActionKind::Receive))
+    }
+
+    /// Whether any answer on what comes back depends on what the agent did before.
+    #[must_use]
+    pub fn receive_reads_history(&self) -> bool {
+        self.halves()
+            .any(|half| half.names(ActionKind::Receive) && half.reads_history_of(ActionKind::Receive))
+    }
+
     /// The same as [`needs_history`](Self::needs_history), of a request of whose body nothing is known yet.
     #[must_use]
     pub fn needs_history_unseen(&self, request: &Request<'_>) -> Need {
@@ -115,8 +134,8 @@ impl PolicySet {
         self.halves().map(|half| half.needs_history(request, given)).max().unwrap_or(Need::None)
     }
 
-    /// How much of the body of this `send` has to be seen. Its findings and whether it is complete are taken for unknown;
-    /// its size too, unless it is declared.
+    /// How much of the body of this `send`, or `receive`, has to be seen. Its findings, what a model's answer comes to, and
+    /// whether it is complete are taken for unknown; its size too, unless it is declared.
     #[must_use]
     pub fn needs_payload(&self, request: &Request<'_>, is_size_known: bool) -> PayloadNeed {
         let given = Given { is_size_unseen: !is_size_known, ..self.given() };

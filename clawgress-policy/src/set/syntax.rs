@@ -185,8 +185,9 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         reads.ja4 |= attribute == JA4;
         reads.history |= attribute == Field::RECORD;
         reads.fingerprints |= Signal::named(attribute).is_some();
-        reads.findings |= attribute == "findings";
-        reads.payload |= matches!(attribute, "findings" | "bytes" | "complete");
+        let is_content = matches!(attribute, "findings" | "usage");
+        reads.findings |= is_content;
+        reads.payload |= is_content || matches!(attribute, "bytes" | "complete");
     }
     match base.map(|base| variable(base)) {
         Some(Some(Var::Context)) | None => {}

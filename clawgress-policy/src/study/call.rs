@@ -35,6 +35,12 @@ pub struct CaseCall {
     /// How much is attached.
     #[serde(default)]
     pub attachments: u32,
+    /// What signs of somebody who steers the model weigh together, of 100.
+    #[serde(default)]
+    pub prompt_score: u32,
+    /// Whether no price is known of the model.
+    #[serde(default)]
+    pub unpriced: bool,
     /// What is found in it.
     #[serde(default)]
     pub findings: Vec<String>,
@@ -74,6 +80,8 @@ impl Explanation {
             stream: call.stream,
             tools: &call.tools,
             attachments: call.attachments,
+            prompt_score: call.prompt_score,
+            unpriced: call.unpriced,
             findings: &call.findings,
         });
         self.phases.push(ask(set, agent, operation));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::call::CaseCall;
 use super::explain::{Explanation, Target, TlsReading, explain};
 use super::moot::Texts;
+use super::received::{CaseAnswer, Supposed};
 use super::sent::Body;
 use crate::fingerprint::Fingerprints;
 use crate::history::History;
@@ -93,6 +94,8 @@ pub struct Case {
     pub read: Option<bool>,
     /// What is sent, if policy is to be asked about it.
     pub body: Option<Body>,
+    /// What comes back, if policy is to be asked about it.
+    pub answer: Option<CaseAnswer>,
     /// What is wanted.
     pub expect: Verdict,
     /// Phase that is wanted to decide: the first that denies, else the last.
@@ -215,7 +218,8 @@ impl Case {
         reading: TlsReading,
     ) -> CaseResult {
         let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
-        let explanation = explain(set, texts, agent, (target, self.llm.as_ref()), reading);
+        let supposed = Supposed { call: self.llm.as_ref(), answer: self.answer.as_ref() };
+        let explanation = explain(set, texts, agent, (target, supposed), reading);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {
             if let Some(wanted) = wanted.filter(|wanted| *wanted != got) {

@@ -8,8 +8,8 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentState};
 use serde::{Deserialize, Serialize};
 
-use super::call::CaseCall;
 use super::moot::{Texts, moot};
+use super::received::Supposed;
 use super::sent::{self, Body};
 use crate::effect::Obligation;
 use crate::history::History;
@@ -154,13 +154,13 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
-/// Explains `target` for `agent`, and the call of a model that it makes, if one is supposed. `set` is `texts`, [at](PolicySet::at) a moment.
+/// Explains `target` for `agent`, with what is supposed of it. `set` is `texts`, [at](PolicySet::at) a moment.
 #[must_use]
 pub fn explain(
     set: &PolicySet,
     texts: Texts<'_>,
     agent: &Agent,
-    (target, call): (&Target, Option<&CaseCall>),
+    (target, supposed): (&Target, Supposed<'_>),
     reading: TlsReading,
 ) -> Explanation {
     let is_supposed = set.asks_history() && !set.knows_history();
@@ -176,7 +176,8 @@ pub fn explain(
         }
         Target::Name { host, query_type } => name(set, agent, host, query_type),
     };
-    let mut explanation = explanation.with_call(set, agent, target, call);
+    let mut explanation = explanation.with_call(set, agent, target, supposed.call);
+    explanation = explanation.with_answer(set, agent, target, supposed.answer);
     if is_blind && matches!(target, Target::Url { .. }) {
         let blind = "no executable, certificate or MAC address is known";
         explanation.notes.push(blind.to_owned());

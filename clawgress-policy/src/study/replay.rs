@@ -333,6 +333,7 @@ impl Recorded<'_> {
                 // What it held, no record tells whole.
                 Ok(()) if self.may_have_body(set) => unknown("what was sent"),
                 Ok(()) if self.may_call(set) => unknown("what model was called, and with what"),
+                Ok(()) if self.may_be_answered(set) => unknown("what came back"),
                 Ok(()) => {
                     let policies = answer.policies.into_iter().chain(reach.policies).collect();
                     if self.verdict.is_ok() {
@@ -356,6 +357,11 @@ impl Recorded<'_> {
     /// Whether it may have been a call of a model that the set asks about.
     fn may_call(&self, set: &PolicySet) -> bool {
         set.needs_call().look() != Look::Nothing && (self.has_payload || self.method != Some("HEAD"))
+    }
+
+    /// Whether what came back is something that the set asks about. Records tell of it where policy asked.
+    fn may_be_answered(&self, set: &PolicySet) -> bool {
+        set.names_receive() && self.method.is_some()
     }
 
     /// A question to DNS: its type is recorded as a method, and its address is the resolver's.

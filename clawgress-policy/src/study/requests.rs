@@ -9,8 +9,8 @@ use std::sync::Arc;
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
-use super::samples::Samples;
-use crate::content::Payload;
+use super::samples::{SampleBody, Samples};
+use crate::content::{Payload, Usage};
 use crate::history::History;
 use crate::{
     Host, Operation, Policies, PolicyInForceRef, PolicySet, Request, Scheme, TunnelProtocol, UPSTREAM_ALPN,
@@ -110,7 +110,7 @@ impl RequestDifference {
     ) -> Vec<RequestChange> {
         let mut by_host: BTreeMap<RequestChange, BTreeSet<String>> = BTreeMap::new();
         for host in &samples.hosts {
-            for kind in kinds(host, samples, a.names_send() || b.names_send()) {
+            for kind in kinds(host, samples, Asked::of(&[a, b])) {
                 let Some(turns) = self.of_kind(a, b, agent, &kind) else { continue };
                 for (about, (before, after)) in collapsed(&kind.dimensions, turns) {
                     let change = RequestChange {
@@ -238,8 +238,24 @@ fn collapsed(
     left.into_iter().map(|(at, turn)| (about(at), turn)).collect()
 }
 
+/// What either set asks about, of what is asked by name.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    bodies: bool,
+    answers: bool,
+}
+
+impl Asked {
+    fn of(sets: &[&PolicySet]) -> Asked {
+        Asked {
+            bodies: sets.iter().any(|set| set.names_send()),
+            answers: sets.iter().any(|set| set.names_receive()),
+        }
+    }
+}
+
 /// Every kind of request to a host.
-fn kinds<'a>(host: &'a Host, samples: &'a Samples, has_bodies: bool) -> Vec<Kind<'a>> {
+fn kinds<'a>(host: &'a Host, samples: &'a Samples, asked: Asked) -> Vec<Kind<'a>> {
     let ports = || samples.ports.iter().map(u16::to_string).collect::<Vec<_>>();
     let at = |ports: &[u16], index: Option<&usize>| index.and_then(|n| ports.get(*n)).copied().unwrap_or(0);
     let mut kinds = vec![
@@ -293,7 +309,7 @@ fn kinds<'a>(host: &'a Host, samples: &'a Samples, has_bodies: bool) -> Vec<Kind
             }),
         });
     }
-    if has_bodies {
+    if asked.bodies {
         kinds.push(Kind {
             action: "send",
             dimensions: vec![
@@ -314,8 +330,36 @@ fn kinds<'a>(host: &'a Host, samples: &'a Samples, has_bodies: bool) -> Vec<Kind
             }),
         });
     }
+    if asked.answers {
+        kinds.push(answers(host, samples));
+    }
     kinds
 }
+
+/// What may come back of a host: bodies as they are sent, which ask for the tools that either names or for none.
+fn answers<'a>(host: &'a Host, samples: &'a Samples) -> Kind<'a> {
+    let statuses = STATUSES.map(|status| status.to_string()).to_vec();
+    Kind {
+        action: "receive",
+        dimensions: vec![
+            ("status", statuses),
+            ("answer", samples.bodies.iter().map(|body| body.told.clone()).collect()),
+        ],
+        ask: Box::new(move |index, ask| {
+            let status = index.first().and_then(|n| STATUSES.get(*n));
+            let body = index.get(1).and_then(|n| samples.bodies.get(*n));
+            let (Some(status), Some(body)) = (status, body) else { return };
+            let SampleBody { bytes, complete, media_type, findings, .. } = body;
+            let payload = Payload { bytes: *bytes, complete: *complete, media_type, findings };
+            // A word that either names may be a finding or a tool.
+            let usage = Usage { input_tokens: *bytes, output_tokens: *bytes, tools: findings };
+            ask(Operation::Receive { host, port: 443, status: *status, payload, usage });
+        }),
+    }
+}
+
+/// Statuses of answers that are tried.
+const STATUSES: [u16; 3] = [200, 404, 500];
 
 /// What may be tunnelled.
 const TUNNELLED: [TunnelProtocol; 3] =

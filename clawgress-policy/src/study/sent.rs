@@ -73,7 +73,7 @@ pub(super) fn asked(
 }
 
 /// What is said of a body that streams: a forbid counts as it is, and a permit must hold as if what was seen were all.
-fn streamed(now: Phase, whole: impl FnOnce() -> Phase) -> Phase {
+pub(super) fn streamed(now: Phase, whole: impl FnOnce() -> Phase) -> Phase {
     let is = |phase: &Phase, reason: DropReason| phase.reason.as_deref() == Some(reason.name());
     if !now.allowed && !is(&now, DropReason::PolicyDenied) {
         return now;

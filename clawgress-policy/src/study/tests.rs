@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 
-use super::Texts;
 use super::call::CaseCall;
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
 use super::explain::{Explanation, Target, TlsReading, explain};
 use super::replay::{Content, Known, Needs, Recorded, Replayed};
+use super::{Supposed, Texts};
 use crate::{PolicyBundle, PolicyInForceRef, PolicySet, Surroundings};
 
 const TEXT: &str = r#"
@@ -57,7 +57,13 @@ fn set(text: &str) -> PolicySet {
 fn explained(to: &str, protocol: Option<&str>, address: Option<&str>) -> Explanation {
     let (bundle, surroundings) = (bundle(TEXT), Surroundings::default());
     let target = Target::parse(to, None, protocol, address).unwrap();
-    explain(&set(TEXT), texts(&bundle, &surroundings), &agent("a", "t", 1), (&target, None), TlsReading::Off)
+    explain(
+        &set(TEXT),
+        texts(&bundle, &surroundings),
+        &agent("a", "t", 1),
+        (&target, Supposed::default()),
+        TlsReading::Off,
+    )
 }
 
 fn check(explanation: &Explanation, decided: &str, reason: Option<&str>, policies: &[&str]) {
@@ -155,7 +161,7 @@ fn opaque_permits_make_the_platforms_content_rules_moot() {
     let set = set(TEXT).under(&platform);
     let moot = |to, protocol| {
         let target = Target::parse(to, None, protocol, None).unwrap();
-        explain(&set, texts, &agent("a", "t", 1), (&target, None), TlsReading::Off).moot
+        explain(&set, texts, &agent("a", "t", 1), (&target, Supposed::default()), TlsReading::Off).moot
     };
     assert_eq!(moot("https://api.test/admin", None), ["http", "no-admin", "pace", "platform/no-admin"]);
     let all = ["http", "no-admin", "pace", "platform/elsewhere", "platform/no-admin"];
@@ -237,7 +243,7 @@ fn cases_say_whether_tls_is_read() {
     let (bundle, surroundings, agent) = (bundle(&text), Surroundings::default(), agent("a", "t", 1));
     let of = |to: &str, reading| {
         let target = Target::parse(to, None, None, None).unwrap();
-        explain(&set(&text), texts(&bundle, &surroundings), &agent, (&target, None), reading)
+        explain(&set(&text), texts(&bundle, &surroundings), &agent, (&target, Supposed::default()), reading)
     };
     check(&of("https://api.test/admin", TlsReading::On), "http", Some("policy_forbidden"), &["no-admin"]);
     check(&of("https://api.test/x", TlsReading::On), "http", None, &["http", "saas"]);
@@ -474,7 +480,13 @@ fn cases_say_what_model_is_called() {
         let call: Option<CaseCall> = (!call.is_empty()).then(|| toml::from_str(call).unwrap());
         let texts = texts(&bundle, &surroundings);
         let by_endpoint = target(method).by_endpoint().unwrap();
-        explain(&set(&text), texts, &agent, (&by_endpoint, call.as_ref()), TlsReading::Off)
+        explain(
+            &set(&text),
+            texts,
+            &agent,
+            (&by_endpoint, Supposed { call: call.as_ref(), answer: None }),
+            TlsReading::Off,
+        )
     };
     let mini = "provider = \"openai\"\nmodel = \"gpt-5-mini\"\n";
     check(&of(mini, "POST"), "llm", None, &["http", "minis", "saas"]);
@@ -501,7 +513,13 @@ fn sent(text: &str, to: &str, method: &str, body: Option<super::Body>) -> Explan
         Some(body) => target.with_body(body).unwrap(),
         None => target,
     };
-    explain(&set(text), texts(&bundle, &surroundings), &agent("a", "t", 1), (&target, None), TlsReading::Off)
+    explain(
+        &set(text),
+        texts(&bundle, &surroundings),
+        &agent("a", "t", 1),
+        (&target, Supposed::default()),
+        TlsReading::Off,
+    )
 }
 
 #[test]

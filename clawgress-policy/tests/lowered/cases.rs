@@ -166,6 +166,8 @@ impl Things {
                 tokens_estimated: random.below(900) as u64,
                 tokens_max: random.one_in(2).then(|| random.below(900) as u64),
                 attachments: random.below(3) as u32,
+                prompt_score: random.below(101) as u32,
+                unpriced: random.one_in(2),
                 stream: random.one_in(2),
                 tools: names,
                 findings,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, PolicyOwner};
-use clawgress_policy::content::Payload;
+use clawgress_policy::content::{Payload, Usage};
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Decision, Look, Operation, PolicySet, Request, Surroundings};
 
@@ -18,7 +18,7 @@ const CASES: usize = 20_000;
 /// Requests to one pair of sets.
 const REQUESTS: usize = 200;
 /// What the policies are about. More of what is asked by name.
-const ACTIONS: [&str; 6] = ["send", "send", "http", "tls", "tunnel", "resolve"];
+const ACTIONS: [&str; 8] = ["send", "send", "receive", "receive", "http", "tls", "tunnel", "resolve"];
 
 /// A set as it is written, and as it is decided by.
 struct Half {
@@ -39,7 +39,7 @@ fn half(random: &mut Random, pools: &[(&str, Vec<String>)], owner: &PolicyOwner)
         text.push_str(&policy);
         text.push('\n');
     }
-    for action in ["send", "http"] {
+    for action in ["send", "receive", "http"] {
         if random.one_in(2) {
             text.push_str(&format!(
                 "@id(\"base-{action}\") permit (principal, action == Action::\"{action}\", resource);\n"
@@ -50,19 +50,22 @@ fn half(random: &mut Random, pools: &[(&str, Vec<String>)], owner: &PolicyOwner)
     Some(Half { text, set })
 }
 
-/// Whether a guard of the text names `send` itself. Policies are one a line.
-fn names_send(text: &str) -> (bool, bool) {
+/// Whether a policy of the text names the action itself, and whether a guard does. Policies are one a line.
+fn names(text: &str, action: &str) -> (bool, bool) {
     let scope = |line: &str| {
         line.split(" when {").next().and_then(|line| line.split(" unless {").next().map(str::to_owned))
     };
-    let named = |line: &&str| scope(line).is_some_and(|scope| scope.contains("action == Action::\"send\""));
+    let named = |line: &&str| {
+        scope(line).is_some_and(|scope| scope.contains(&format!("action == Action::\"{action}\"")))
+    };
     let is_guard = |line: &str| !line.contains("@effect(") && !line.contains("@mode(");
     (text.lines().any(|line| named(&line)), text.lines().any(|line| named(&line) && is_guard(line)))
 }
 
 /// What one half says alone, by the authorizer: nothing of bodies, where none of its guards names them.
 fn alone(half: &PolicySet, text: &str, request: &Request<'_>) -> Decision {
-    let is_asked = !matches!(request.operation, Operation::Send { .. }) || names_send(text).1;
+    let action = request.operation.action();
+    let is_asked = !matches!(action, "send" | "receive") || names(text, action).1;
     if is_asked {
         return half.decide_by_oracle(request);
     }
@@ -133,9 +136,11 @@ fn several_actions_under_a_platform_are_decided_as_each_half_says() {
                 context()
             );
             allowed += usize::from(wanted.is_allow());
-            if let Operation::Send { .. } = request.operation {
-                let (named, guarded) = (names_send(&own.text), names_send(&above.text));
-                assert_eq!(set.names_send(), named.0 || guarded.0, "{}", context());
+            if let Operation::Send { .. } | Operation::Receive { .. } = request.operation {
+                let action = request.operation.action();
+                let (named, guarded) = (names(&own.text, action), names(&above.text, action));
+                let names = if action == "send" { set.names_send() } else { set.names_receive() };
+                assert_eq!(names, named.0 || guarded.0, "{}", context());
                 unasked += usize::from(!named.1 || !guarded.1);
                 depends_on_what_it_says(set, &request, &context());
             }
@@ -148,7 +153,9 @@ fn several_actions_under_a_platform_are_decided_as_each_half_says() {
 
 /// What is said to be enough of a body is: what else it may be changes nothing.
 fn depends_on_what_it_says(set: &PolicySet, request: &Request<'_>, context: &str) {
-    let Operation::Send { host, port, method, path, payload } = request.operation else { return };
+    let (Operation::Send { payload, .. } | Operation::Receive { payload, .. }) = request.operation else {
+        return;
+    };
     let need = set.needs_payload(request, true);
     if need.decided == Look::Content {
         return;
@@ -159,7 +166,17 @@ fn depends_on_what_it_says(set: &PolicySet, request: &Request<'_>, context: &str
             continue;
         }
         let other = Payload { complete, findings: &findings[..count], ..payload };
-        let operation = Operation::Send { host, port, method, path, payload: other };
+        let operation = match request.operation {
+            Operation::Send { host, port, method, path, .. } => {
+                Operation::Send { host, port, method, path, payload: other }
+            }
+            Operation::Receive { host, port, status, .. } => {
+                let (input_tokens, output_tokens) = (count as u64 * 400, u64::MAX);
+                let usage = Usage { input_tokens, output_tokens, tools: &findings[..count] };
+                Operation::Receive { host, port, status, payload: other, usage }
+            }
+            _ => return,
+        };
         let asked = Request { agent: request.agent, operation };
         assert_eq!(set.decide(&asked), set.decide(request), "{need:?} of {other:?}\n{context}");
     }

@@ -224,6 +224,7 @@ impl Writer<'_> {
                 "context.llm.tokens_estimated",
                 "context.llm.tokens_max",
                 "context.llm.attachments",
+                "context.llm.prompt_score",
             ],
             "send" => &["context.port", "context.bytes"],
             "receive" => &[
@@ -503,6 +504,7 @@ impl Writer<'_> {
                     "context.llm.model like \"gpt-5*\"",
                     "context.llm.tokens_estimated <= 443",
                     "context.llm.tools.contains(\"email\")",
+                    "context.llm.unpriced",
                 ])
                 .to_owned(),
             "tool" => self
@@ -518,7 +520,15 @@ impl Writer<'_> {
                     "context.method == \"PUT\"",
                 ])
                 .to_owned(),
-            "receive" => self.random.pick(&["context.complete", "context.status >= 443"]).to_owned(),
+            "receive" => self
+                .random
+                .pick(&[
+                    "context.complete",
+                    "context.status >= 443",
+                    "context.usage.output_tokens > 80",
+                    "context.usage.tools.contains(\"email\")",
+                ])
+                .to_owned(),
             _ => format!("context.protocol == \"{}\"", self.random.pick(&["tcp", "udp", "icmp", "gre"])),
         }
     }

@@ -12,7 +12,7 @@ use clawgress_api::identity::{AgentId, PolicyOwner};
 use clawgress_api::proto::Empty;
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::study::explain::{Explanation, Phase, Target, TlsReading, explain};
-use clawgress_policy::study::{Body, Texts, caret, places};
+use clawgress_policy::study::{Body, Supposed, Texts, caret, places};
 use clawgress_policy::{Host, PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
@@ -119,7 +119,8 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
     };
     let reading = reading(client, &target).await;
     tell_route(client, &target).await;
-    let by = |reading| explain(&set, texts, agent, (&target, None), reading).in_state(agent.state);
+    let by =
+        |reading| explain(&set, texts, agent, (&target, Supposed::default()), reading).in_state(agent.state);
     let mut explanation = by(reading.unwrap_or(TlsReading::Off));
     if reading.is_none() && explanation.allowed != by(TlsReading::On).allowed {
         // Denied, or allowed, by what nobody knows.

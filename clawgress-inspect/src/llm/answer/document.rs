@@ -46,6 +46,8 @@ enum Node {
     Items,
     /// What is said of an answer: among others, what is billed.
     Meta,
+    /// Answers that count themselves.
+    Results,
     /// A document in base64.
     Packed,
 }
@@ -147,7 +149,6 @@ impl Document {
         state.is_whole = read.is_ok() && !state.is_broken;
         let estimated = std::mem::replace(&mut state.estimator, Estimator::bare());
         state.facts.output_estimated += estimated.tokens();
-        state.facts.is_repeat |= state.is_repeat();
     }
 
     /// Makes it the next one.
@@ -187,7 +188,7 @@ impl Document {
 
     /// Whether it says again what was said in parts, as far as it came.
     pub(super) fn is_repeat(&self) -> bool {
-        self.state.is_repeat()
+        self.state.facts.is_repeat
     }
 
     /// Notes that it tells of a failure.
@@ -312,12 +313,6 @@ impl State {
         }
     }
 
-    /// Whether it says again what was said in parts, by its type.
-    fn is_repeat(&self) -> bool {
-        let kind = self.typed.as_ref().filter(|(depth, _)| *depth == 1).map_or("", |(_, kind)| kind.as_str());
-        self.facts.is_repeat || is_repeat(kind)
-    }
-
     /// Decodes what came of a document that is packed.
     fn unpack(&mut self) {
         let Some(inner) = &mut self.inner else { return };
@@ -388,11 +383,6 @@ impl State {
         let here =
             |known: &mut Option<(usize, String)>| known.take_if(|(at, _)| *at == depth).map(|(_, text)| text);
         let (kind, name) = (here(&mut self.typed), here(&mut self.named));
-        if depth == 1 {
-            let kind = kind.as_deref().unwrap_or_default();
-            self.facts.is_repeat |= is_repeat(kind);
-            self.facts.is_over |= is_over(kind);
-        }
         let asked = match (frame.node, kind.as_deref(), name) {
             (Node::Call, _, Some(name)) => Some(name),
             (
@@ -435,8 +425,14 @@ impl State {
                 self.facts.has_more_tools |= !is_plain;
                 self.named = Some((depth, text.to_owned()));
             }
-            (Node::Type, Some("message_start")) if depth == 1 => self.facts.is_start = true,
-            (Node::Type, Some(text)) => self.typed = Some((depth, text.to_owned())),
+            (Node::Type, Some(text)) => {
+                if depth == 1 {
+                    self.facts.is_start |= text == "message_start";
+                    self.facts.is_repeat |= is_repeat(text);
+                    self.facts.is_over |= is_over(text);
+                }
+                self.typed = Some((depth, text.to_owned()));
+            }
             _ => {}
         }
     }
@@ -457,6 +453,8 @@ impl Node {
             },
             Node::Items if name == "embedding" => Node::Vectors,
             Node::Meta if name == "billed_units" => Node::Usage,
+            Node::Results if name == "tokenCount" => Node::Count(Count::Output),
+            Node::Results => turn(name),
             Node::Usage => usage(name),
             Node::Details => match name {
                 "cached_tokens" => Node::Count(Count::Cached),
@@ -478,7 +476,8 @@ fn top(name: &str, more: u8) -> Node {
         "model" | "modelVersion" => Node::Model,
         "usage" | "usageMetadata" | "amazon-bedrock-invocationMetrics" => Node::Usage,
         // What wraps a document; or the text itself, of Ollama.
-        "response" | "message" | "delta" if more > 0 => Node::Top(more - 1),
+        "response" | "message" | "delta" | "x_groq" if more > 0 => Node::Top(more - 1),
+        "results" => Node::Results,
         "error" => Node::Error,
         "bytes" => Node::Packed,
         "done" => Node::Done,
@@ -499,7 +498,7 @@ fn top(name: &str, more: u8) -> Node {
 fn turn(name: &str) -> Node {
     match name {
         "choices" | "candidates" | "content" | "parts" | "output" | "outputs" | "item" | "content_block"
-        | "message" | "delta" | "start" | "contentBlock" | "results" | "generations" => Node::Turn,
+        | "message" | "delta" | "start" | "contentBlock" | "generations" => Node::Turn,
         "tool_calls" | "toolUse" | "functionCall" | "function_call" => Node::Call,
         "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
         "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
@@ -548,7 +547,7 @@ fn usage(name: &str) -> Node {
 
 /// Whether events of this type say again what others have said in parts: of the Responses API all but those.
 fn is_repeat(kind: &str) -> bool {
-    kind.starts_with("response.") && !kind.ends_with(".delta")
+    kind.starts_with("response.") && !kind.ends_with(".delta") || kind == "transcript.text.done"
 }
 
 /// Whether an answer is over behind an event of this type.
@@ -559,6 +558,7 @@ fn is_over(kind: &str) -> bool {
             | "response.incomplete"
             | "response.failed"
             | "message_stop"
+            | "transcript.text.done"
             | "message-end"
             | "stream-end"
     )

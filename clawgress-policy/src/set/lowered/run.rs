@@ -279,7 +279,11 @@ impl<'a> Ask<'a> {
 
     fn told(&self, attribute: Attribute, operation: &Operation<'a>) -> Result<Val<'_>, Unsure> {
         let is_unseen = match attribute {
-            Attribute::Findings | Attribute::Complete => self.given.is_payload_unseen,
+            Attribute::Findings
+            | Attribute::Complete
+            | Attribute::UsageInput
+            | Attribute::UsageOutput
+            | Attribute::UsageTools => self.given.is_payload_unseen,
             Attribute::Bytes => self.given.is_size_unseen,
             _ => false,
         };

@@ -1,7 +1,7 @@
 //! `send` is asked of who names it, and how much of a body has to be seen.
 
 use super::*;
-use crate::content::{ModelCall, Payload};
+use crate::content::{ModelCall, Payload, Usage};
 use crate::effect::Effect;
 use crate::{Look, PayloadNeed};
 
@@ -142,6 +142,8 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
         stream: true,
         tools: &shell,
         attachments: 1,
+        prompt_score: 40,
+        unpriced: true,
         findings: &[],
     };
     let decided = |text: &str, call| {
@@ -172,6 +174,13 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
     let capped = "@id(\"p\") permit (principal, action == Action::\"llm\", resource) when { context.llm.tokens_max <= 1000 };";
     assert_eq!(decided(capped, call).0, Err(DropReason::PolicyDenied), "no limit is more than any");
     assert_eq!(decided(capped, ModelCall { tokens_max: Some(1000), ..call }).0, Ok(()));
+    let priced =
+        "@id(\"p\") permit (principal, action == Action::\"llm\", resource) unless { context.llm.unpriced };";
+    assert_eq!(decided(priced, call).0, Err(DropReason::PolicyDenied));
+    assert_eq!(decided(priced, ModelCall { unpriced: false, ..call }).0, Ok(()));
+    let harmless = "@id(\"p\") permit (principal, action == Action::\"llm\", resource) when { context.llm.prompt_score < 40 };";
+    assert_eq!(decided(harmless, call).0, Err(DropReason::PolicyDenied));
+    assert_eq!(decided(harmless, ModelCall { prompt_score: 39, ..call }).0, Ok(()));
     // What only tells, changes nothing; and what limits, has calls read.
     let told = "@id(\"a\") @effect(\"alert\") permit (principal, action == Action::\"llm\", resource);";
     let logged = PayloadNeed { decided: Look::Nothing, logged: Look::Content };
@@ -179,4 +188,58 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
     let limit = "@id(\"l\") @effect(\"rate-limit\") @limit(\"5 requests/minute\") permit (principal, action == Action::\"llm\", resource);";
     assert_eq!(decided(&format!("{HTTP} {limit}"), call), (Ok(()), all));
     assert!(set("@id(\"p\") permit (principal, action == Action::\"llm\", resource) when { context.history.first_seen };").call_reads_history());
+}
+
+#[test]
+fn answers_are_asked_about_where_a_guard_names_them() {
+    let (agent, host) = (agent("web"), Host::parse("api.openai.com").expect("host"));
+    let (shell, image) = (["shell".to_owned()], ["image_link_data".to_owned()]);
+    let answer = |status, findings, tools| {
+        let payload = Payload { bytes: 100, complete: true, media_type: "application/json", findings };
+        let usage = Usage { input_tokens: 10, output_tokens: 90, tools };
+        Operation::Receive { host: &host, port: 443, status, payload, usage }
+    };
+    let decided = |text: &str, operation| {
+        let set = set(text);
+        let request = Request { agent: &agent, operation };
+        let decision = set.decide(&request);
+        assert_eq!(decision, set.decide_by_oracle(&request), "{text}");
+        (decision.verdict, set.needs_payload(&request, true).decided, set.asks_receive())
+    };
+    let (plain, asking) = (answer(200, &[], &[]), answer(200, &[], &shell));
+    // Nobody names it, nor does who names what is sent.
+    let bodies = format!(
+        "{HTTP} @id(\"s\") permit (principal, action == Action::\"send\", resource); @id(\"f\") forbid (principal, action in Action::\"use\", resource) when {{ context.path == \"/x\" }};"
+    );
+    for text in [HTTP, &bodies] {
+        assert_eq!(decided(text, asking), (Ok(()), Look::Nothing, false), "{text}");
+    }
+    let of = |condition: &str| {
+        format!(
+            "{HTTP} @id(\"r\") forbid (principal, action == Action::\"receive\", resource) when {{ {condition} }};"
+        )
+    };
+    let forbidden = Err(DropReason::PolicyForbidden);
+    for (condition, denied, look) in [
+        ("context.usage.tools.contains(\"shell\")", asking, Look::Content),
+        ("context.findings.contains(\"image_link_data\")", answer(200, &image, &[]), Look::Content),
+        ("context.status == 500", answer(500, &[], &[]), Look::Nothing),
+        ("context.status == 500 || !context.complete", answer(500, &[], &[]), Look::Nothing),
+    ] {
+        assert_eq!(decided(&of(condition), denied), (forbidden, look, true), "{condition}");
+        assert_eq!(decided(&of(condition), plain).0, Ok(()), "{condition}");
+    }
+    assert_eq!(decided(&of("context.usage.output_tokens > 89"), plain).0, forbidden);
+    assert_eq!(decided(&of("context.usage.output_tokens > 90"), plain), (Ok(()), Look::Content, true));
+    assert_eq!(decided(&of("context.bytes > 100"), plain), (Ok(()), Look::Nothing, true));
+    let only = "@id(\"h\") permit (principal, action == Action::\"http\", resource); @id(\"r\") forbid (principal, action == Action::\"receive\", resource) when { context.status == 500 };";
+    assert_eq!(decided(only, plain).0, Err(DropReason::PolicyDenied), "none permits it");
+    // What only tells, changes nothing; what counts requests, counts no answers.
+    let told = format!(
+        "{HTTP} @id(\"a\") @effect(\"alert\") permit (principal, action == Action::\"receive\", resource);"
+    );
+    assert!(set(&told).names_receive() && !set(&told).asks_receive());
+    let limit = "@id(\"l\") @effect(\"rate-limit\") @limit(\"5 requests/minute\") permit (principal, action == Action::\"receive\", resource);";
+    let refused = PolicySet::parse(&bundle(&format!("{HTTP} {limit}"))).expect_err("no limit");
+    assert!(refused.problems[0].message.contains("counts requests"), "{refused:?}");
 }

@@ -1,0 +1,473 @@
+//! What comes back: `receive` judged on the head of an answer, and on what is in it where that decides: of one that is held before
+//! its client sees any of it, of a stream before each event goes on, of what is larger as it streams.
+//!
+//! INVARIANT: of an answer whose content decides, nothing goes on that was not looked at; of one that is held, not even its
+//! head, before it was judged.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use clawgress_api::{AnswerFacts, PayloadFacts};
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::llm::Provenance;
+use clawgress_inspect::llm::answer::Format;
+use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
+use clawgress_policy::content::{Payload, Usage};
+use clawgress_policy::effect::{Effect, Obligation};
+use clawgress_policy::{Look, Operation, PayloadNeed};
+use http::{Method, StatusCode};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use super::content::TAIL_BYTES;
+use super::model::Coming;
+use super::{Admitted, Granted};
+use crate::decide::{self, Ruling};
+use crate::enforce::{enforce, reference};
+use crate::exchange::Exchange;
+use crate::gateway::Gateway;
+use crate::identify::Who;
+use crate::memory::Charge;
+use crate::snapshot::Plan;
+
+/// Names of tools that a record tells.
+const TOOLS_TOLD: usize = 64;
+/// What policy has for a tool whose name is not known.
+const UNNAMED: &str = "unnamed";
+
+/// What policy is asked about an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Came {
+    /// How much of it is looked at.
+    looked: Look,
+    status: u16,
+    media_type: String,
+    /// Bytes declared, and seen.
+    declared: Option<u64>,
+    seen: u64,
+    complete: bool,
+    findings: Vec<String>,
+    input_tokens: u64,
+    output_tokens: u64,
+    tools: Vec<String>,
+}
+
+/// An answer that policy asks about.
+#[derive(Debug)]
+pub struct Back {
+    came: Came,
+    need: PayloadNeed,
+    manner: Manner,
+    /// What reads it, where what is in it matters.
+    readers: Option<Box<Readers>>,
+    /// Why it can't be read.
+    unreadable: Option<Unreadable>,
+    charge: Charge,
+    /// What came and has not gone on.
+    held: BytesMut,
+    hold_bytes_max: usize,
+    has_ended: bool,
+    /// What was enforced.
+    kept: Vec<Arc<Obligation>>,
+}
+
+/// How it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// As it comes: nothing that is in it decides.
+    Passes,
+    /// Once all of it was judged.
+    Whole,
+    /// Each event once it was.
+    Events,
+    /// But for so many of its newest bytes, until all was.
+    Streams(usize),
+}
+
+/// What reads an answer.
+#[derive(Debug)]
+struct Readers {
+    all: Inspector,
+    /// What a model says, and what it asks tools for, put together of what they come in.
+    texts: [Option<Inspector>; 2],
+    found: usize,
+}
+
+// === impl Came ===
+
+impl Came {
+    fn operation<'a>(&'a self, admitted: &'a Admitted, complete: bool) -> Operation<'a> {
+        let Admitted { host, port, .. } = admitted;
+        let Came { media_type, findings, input_tokens, output_tokens, tools, .. } = self;
+        let payload = Payload { bytes: self.declared.unwrap_or(self.seen), complete, media_type, findings };
+        let usage = Usage { input_tokens: *input_tokens, output_tokens: *output_tokens, tools };
+        Operation::Receive { host, port: *port, status: self.status, payload, usage }
+    }
+
+    /// What policy says of it.
+    #[must_use]
+    pub fn rule(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+        let asked = |complete| self.operation(admitted, complete);
+        if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
+            // Policy asks for more than it did when the answer began to come.
+            return Ruling::deny("receive", DropReason::InspectionRequired);
+        }
+        decide::in_part(self.complete, |complete| decide::receive(plan, who, asked(complete)))
+    }
+
+    fn record(&self, readers: Option<&Readers>) -> AnswerFacts {
+        let facts = readers.map(|readers| readers.all.facts());
+        AnswerFacts {
+            status: self.status,
+            payload: PayloadFacts {
+                bytes: self.declared.filter(|_| !self.complete).unwrap_or(self.seen),
+                complete: self.complete,
+                media_type: self.media_type.clone(),
+                decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
+                fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
+            },
+            findings: self.findings.clone(),
+            input_tokens: self.input_tokens,
+            output_tokens: self.output_tokens,
+            tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
+        }
+    }
+}
+
+// === impl Readers ===
+
+impl Readers {
+    fn new(gateway: &Gateway, claims: Claims, is_model: bool) -> Readers {
+        let limits = limits(gateway);
+        let all = Inspector::new(claims, limits);
+        // What a model says is heard as its texts; of others, what may be shown to one.
+        let all = if is_model { all } else { all.hearing(&gateway.calls.rules, Provenance::Retrieved) };
+        Readers { all, texts: [None, None], found: 0 }
+    }
+
+    /// Looks at what comes next.
+    fn push(&mut self, gateway: &Gateway, bytes: &[u8], said: [Vec<u8>; 2]) -> Result<(), Unreadable> {
+        self.all.push(bytes)?;
+        let from = [Provenance::Model, Provenance::ToolArguments];
+        for ((text, said), from) in self.texts.iter_mut().zip(said).zip(from) {
+            if !said.is_empty() {
+                let text = text.get_or_insert_with(|| {
+                    Inspector::new(Claims::new(&[], &[]), limits(gateway)).hearing(&gateway.calls.rules, from)
+                });
+                text.push(&said)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Unreadable> {
+        self.texts.iter_mut().flatten().try_for_each(Inspector::finish)?;
+        self.all.finish()
+    }
+
+    /// What was found, if that is more than before.
+    fn news(&mut self) -> Option<Vec<String>> {
+        let all = || std::iter::once(&self.all).chain(self.texts.iter().flatten());
+        let assessed: Vec<_> = all().filter_map(Inspector::assessment).collect();
+        let found = all().map(Inspector::findings_count).sum::<usize>();
+        let found = found + assessed.iter().map(|assessment| assessment.findings().count()).sum::<usize>();
+        if std::mem::replace(&mut self.found, found) == found {
+            return None;
+        }
+        let all = std::iter::once(&self.all).chain(self.texts.iter().flatten());
+        let named = all.flat_map(Inspector::findings).map(|finding| finding.name().to_owned());
+        let assessed = assessed.iter().flat_map(|assessment| assessment.findings()).map(str::to_owned);
+        let mut names: Vec<String> = named.chain(assessed).collect();
+        names.sort_unstable();
+        names.dedup();
+        Some(names)
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let all = std::iter::once(&self.all).chain(self.texts.iter().flatten());
+        all.map(Inspector::memory_bytes).sum()
+    }
+}
+
+fn limits(gateway: &Gateway) -> Limits {
+    let content = &gateway.memory.content;
+    Limits { decoded_bytes_max: content.decoded_bytes_max.get(), ratio_max: content.ratio_max.get().into() }
+}
+
+// === impl Back ===
+
+impl Back {
+    /// The answer of this head to `granted`; `None` where policy asks nothing about answers.
+    ///
+    /// # Errors
+    /// If no policy can be asked.
+    pub fn of(
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        (request, response): (&RequestHeader, &ResponseHeader),
+    ) -> Result<Option<Back>, DropReason> {
+        let plan = gateway.snapshots.current()?;
+        let who = granted.who().under(&plan, gateway.now_s())?;
+        if !decide::asks_receive(&plan, &who).0 {
+            return Ok(None);
+        }
+        let headers = &response.headers;
+        let all = |name: &str| headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
+        let claims = Claims::new(&all("content-type"), &all("content-encoding"));
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let is_bare = matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || request.method == Method::HEAD;
+        let declared = if is_bare { Some(0) } else { text("content-length").and_then(|n| n.parse().ok()) };
+        let mut came = Came {
+            status: response.status.as_u16(),
+            media_type: claims.media_type.clone(),
+            declared,
+            complete: declared == Some(0),
+            ..Came::default()
+        };
+        let asked = came.operation(granted.admitted(), false);
+        let need = if came.complete {
+            PayloadNeed::default()
+        } else {
+            decide::payload_need(&plan, &who, asked, declared.is_some())
+        };
+        // Of what has no body, all is known.
+        came.looked = if came.complete { Look::Content } else { need.look() };
+        let is_coded = claims.coding.is_some();
+        let is_grpc = claims.media_type.starts_with("application/grpc");
+        let has_events = Format::of(&claims.media_type).is_some_and(|format| format != Format::Json);
+        let manner = match need.decided {
+            Look::Nothing => Manner::Passes,
+            // Trailers follow, which nothing may be kept back behind.
+            _ if is_grpc => Manner::Streams(0),
+            _ if has_events && !is_coded => Manner::Events,
+            Look::Content if has_events => Manner::Streams(TAIL_BYTES),
+            _ => Manner::Whole,
+        };
+        let is_model = gateway.calls.provider(granted.admitted()).is_some();
+        let readers =
+            (need.look() == Look::Content).then(|| Box::new(Readers::new(gateway, claims, is_model)));
+        Ok(Some(Back {
+            came,
+            need,
+            manner,
+            readers,
+            unreadable: None,
+            charge: gateway.memory.charge(granted.who().identity.agent.index),
+            held: BytesMut::new(),
+            hold_bytes_max: usize::try_from(gateway.memory.content.hold_bytes_max.get())
+                .unwrap_or(usize::MAX),
+            has_ended: false,
+            kept: Vec::new(),
+        }))
+    }
+
+    /// Whether what is in it is read.
+    #[must_use]
+    pub fn reads(&self) -> bool {
+        self.readers.is_some()
+    }
+
+    /// Whether its client sees nothing of it, not even its head, before it was judged.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        self.manner == Manner::Whole && !self.has_ended
+    }
+
+    /// Judges its head, where what is in it does not decide, or goes on before all of it is there.
+    ///
+    /// # Errors
+    /// Why it must not go on.
+    pub fn begin(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        exchange: &mut Exchange,
+    ) -> Result<(), DropReason> {
+        granted.answers(Some(self.came.clone()));
+        self.has_ended = self.came.complete;
+        if self.is_withheld() { Ok(()) } else { self.judge(gateway, granted, exchange) }
+    }
+
+    /// Looks at what comes next of it, of which so many bytes are of events that have ended, and takes out of it what does not
+    /// go on yet.
+    ///
+    /// # Errors
+    /// Why it must not go on.
+    pub fn pass(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        (granted, exchange): (&Granted, &mut Exchange),
+        (body, end): (&mut Option<Bytes>, bool),
+        (coming, ended): (Option<&mut Coming>, usize),
+    ) -> Result<(), DropReason> {
+        let bytes = body.take().unwrap_or_default();
+        let held = self.held.len();
+        self.came.seen += bytes.len() as u64;
+        let (is_news, looked) = self.look(gateway, &bytes, end, coming);
+        if self.manner != Manner::Passes {
+            self.held.extend_from_slice(&bytes);
+        }
+        let noted = self.note(exchange);
+        let mut judged = looked.and(noted);
+        let is_full = self.held.len() > self.hold_bytes_max;
+        if is_full && self.manner == Manner::Events && ended == 0 && !end {
+            exchange.detail(EVENT_TOO_LARGE);
+            judged = judged.and(Err(DropReason::ContentUnreadable));
+        }
+        let is_due = end || self.manner != Manner::Whole || is_full;
+        if judged.is_ok() && is_due && (is_news || self.manner == Manner::Whole) {
+            judged = self.judge(gateway, granted, exchange);
+        } else if let Err(reason) = judged {
+            exchange.stopped(&Ruling::deny("receive", reason));
+        }
+        judged?;
+        if is_full && self.manner == Manner::Whole && !end {
+            self.manner = Manner::Streams(TAIL_BYTES);
+        }
+        self.has_ended |= end;
+        let out = self.release(bytes, held, ended, end);
+        // Pingora takes none at all for the end, and sends nothing of one that is empty.
+        *body = (!end || !out.is_empty()).then_some(out);
+        if end {
+            self.readers = None;
+            let _ = self.charge.set(0);
+        }
+        Ok(())
+    }
+
+    /// What goes on now.
+    fn release(&mut self, bytes: Bytes, held: usize, ended: usize, end: bool) -> Bytes {
+        let all = self.held.len();
+        let n = match self.manner {
+            Manner::Passes => return bytes,
+            _ if end => all,
+            Manner::Whole => 0,
+            Manner::Events if ended > 0 => held + ended,
+            Manner::Events => 0,
+            Manner::Streams(tail) => all.saturating_sub(if self.readers.is_some() { tail } else { 0 }),
+        };
+        self.held.split_to(n.min(all)).freeze()
+    }
+
+    /// Looks at what came next; whether that is anything new.
+    fn look(
+        &mut self,
+        gateway: &Gateway,
+        bytes: &[u8],
+        end: bool,
+        mut coming: Option<&mut Coming>,
+    ) -> (bool, Result<(), DropReason>) {
+        // Its size is news wherever none is declared.
+        let mut is_news = end || self.came.declared.is_none() && self.need.look() != Look::Nothing;
+        self.came.complete |= end;
+        let Some(readers) = &mut self.readers else { return (is_news, Ok(())) };
+        let said = coming.as_mut().map(|coming| coming.take_texts()).unwrap_or_default();
+        let read = readers.push(gateway, bytes, said);
+        let read = if end { read.and_then(|()| readers.finish()) } else { read };
+        if let Err(why) = read {
+            self.unreadable = Some(why);
+            self.forgo();
+            let decides = self.need.decided == Look::Content;
+            return (true, if decides { Err(DropReason::ContentUnreadable) } else { Ok(()) });
+        }
+        if let Some(found) = readers.news() {
+            (self.came.findings, is_news) = (found, true);
+        }
+        if let Some(coming) = coming {
+            let progress = coming.progress();
+            let known = (self.came.input_tokens, self.came.output_tokens, self.came.tools.len());
+            (self.came.input_tokens, self.came.output_tokens) = (progress.input, progress.output);
+            let unnamed = progress.has_more_tools.then(|| UNNAMED.to_owned());
+            if progress.tools.len() + usize::from(unnamed.is_some()) != self.came.tools.len() {
+                self.came.tools = progress.tools.iter().cloned().chain(unnamed).collect();
+            }
+            is_news |= known != (progress.input, progress.output, self.came.tools.len());
+        }
+        (is_news, Ok(()))
+    }
+
+    /// Takes memory for what is held and read.
+    fn note(&mut self, exchange: &mut Exchange) -> Result<(), DropReason> {
+        if let Some(why) = self.unreadable {
+            exchange.detail(&format!("the answer was not read: {why}"));
+        }
+        let readers = self.readers.as_ref().map_or(0, |readers| readers.memory_bytes());
+        let charged = self.charge.set(self.held.capacity() + readers);
+        if charged.is_err() && self.need.decided == Look::Nothing {
+            // What is only told must not deny.
+            self.forgo();
+            return Ok(());
+        }
+        charged
+    }
+
+    /// Reads it no longer.
+    fn forgo(&mut self) {
+        self.readers = None;
+        self.came.looked = Look::Size;
+        self.came.findings.clear();
+    }
+
+    /// Judges it as far as it came; what it is obliged to is enforced once.
+    fn judge(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        exchange: &mut Exchange,
+    ) -> Result<(), DropReason> {
+        let judged = gateway.snapshots.current().and_then(|plan| {
+            let who = granted.who().under(&plan, gateway.now_s())?;
+            Ok(self.came.rule(&plan, &who, granted.admitted()))
+        });
+        let ruling = judged.unwrap_or_else(|reason| Ruling::deny("receive", reason));
+        granted.answers(Some(self.came.clone()));
+        let ruling = self.keep(gateway, ruling, exchange);
+        ruling.verdict.inspect_err(|_| exchange.stopped(&ruling))
+    }
+
+    /// Does what it is obliged to: what is told is told, and a quarantine begins here at once.
+    fn keep(&mut self, gateway: &Arc<Gateway>, mut ruling: Ruling, exchange: &mut Exchange) -> Ruling {
+        let Some(duties) = &mut ruling.duties else { return ruling };
+        duties.obligations.retain(|obligation| !self.kept.iter().any(|kept| kept.repeats(obligation)));
+        self.kept.extend(duties.obligations.iter().cloned());
+        let effects: Vec<_> = duties.obligations.iter().map(|o| reference(o)).collect();
+        exchange.effects(&effects);
+        let quarantine = duties.obligations.iter().find(|o| matches!(o.effect, Effect::Quarantine(_)));
+        let Some(by) = quarantine.map(|obligation| obligation.policy.as_ref().to_owned()) else {
+            return ruling;
+        };
+        gateway.snapshots.hold(duties.agent.index);
+        let denied = Ruling {
+            verdict: Err(DropReason::AgentQuarantined),
+            policies: vec![by],
+            ..Ruling::deny("receive", DropReason::AgentQuarantined)
+        };
+        // Control is told of it by a task of its own: this connection is cut meanwhile.
+        let (gateway, id) = (Arc::clone(gateway), exchange.id().to_owned());
+        tokio::spawn(async move { enforce(&gateway, ruling, &id).await });
+        denied
+    }
+
+    /// Notes in the record what is known of it.
+    pub fn tell(&self, exchange: &mut Exchange) {
+        exchange.answer(self.came.record(self.readers.as_deref()));
+    }
+}
+
+/// Why a stream is cut one of whose events is not held whole.
+const EVENT_TOO_LARGE: &str =
+    "an event of the answer is larger than what is held: see `hold_bytes_max` in [content]";
+
+/// Whether an answer is to come as it is, since its events are judged one by one: of a call that streams, or whose client takes
+/// a stream of events.
+#[must_use]
+pub fn wants_plain(gateway: &Gateway, granted: &Granted, request: &RequestHeader) -> bool {
+    let accepts =
+        request.headers.get("accept").is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    let streams = accepts || granted.call().is_some_and(|call| call.streams());
+    let asks = || {
+        let plan = gateway.snapshots.current().ok()?;
+        Some(decide::asks_receive(&plan, granted.who()).0)
+    };
+    streams && request.headers.contains_key("accept-encoding") && asks().unwrap_or(true)
+}
