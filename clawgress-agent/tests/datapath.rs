@@ -73,6 +73,8 @@ mod scale;
 mod shared;
 #[path = "datapath/time.rs"]
 mod time;
+#[path = "datapath/told.rs"]
+mod told;
 #[path = "datapath/tracking.rs"]
 mod tracking;
 #[path = "datapath/upgrade.rs"]

@@ -401,7 +401,7 @@ pub struct ResolverKey {
 }
 pod!(ResolverKey, 20);
 
-/// What tells drops apart in [`map::SEEN`](crate::map::SEEN).
+/// What tells drops apart in [`map::SEEN`](crate::map::SEEN): of each of these, a record of its own begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct SeenKey {
@@ -412,11 +412,46 @@ pub struct SeenKey {
     /// Destination port, network byte order.
     pub destination_port_be: u16,
     /// [`DropReason`](crate::DropReason) code.
-    pub reason: u16,
-    /// Interface.
-    pub ifindex: u32,
+    pub reason: u8,
+    /// [`protocol`] number.
+    pub protocol: u8,
+    /// [`SeenKey::scope`].
+    pub scope: u32,
 }
 pod!(SeenKey, 40);
+
+impl SeenKey {
+    /// What no interface's index has: Linux counts them in 31 bits.
+    const BY_AGENT: u32 = 1 << 31;
+    /// Of agents, the proxy's own connections.
+    const DIAL: u32 = 1 << 30;
+
+    /// Where it was: an interface; or, where all agents have the machine's own addresses, the agent.
+    #[must_use]
+    #[inline(always)]
+    pub const fn scope(ifindex: u32, agent: u32) -> u32 {
+        match ifindex {
+            IFINDEX_LOCAL => Self::BY_AGENT | agent,
+            IFINDEX_DIAL => Self::BY_AGENT | Self::DIAL | agent,
+            ifindex => ifindex,
+        }
+    }
+
+    /// The interface, as flow records have it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ifindex(&self) -> u32 {
+        match self.scope & (Self::BY_AGENT | Self::DIAL) {
+            Self::BY_AGENT => IFINDEX_LOCAL,
+            scope if scope == Self::BY_AGENT | Self::DIAL => IFINDEX_DIAL,
+            _ => self.scope,
+        }
+    }
+}
+
+// An agent's index leaves both bits free, and each reason has a byte.
+const _: () = assert!(crate::bound::AGENT_INDICES_MAX <= 1 << 30);
+const _: () = assert!(crate::counter::XDP_PASSED <= 1 << u8::BITS);
 
 /// Value of [`map::SEEN`](crate::map::SEEN): a drop that was reported, and how often it came again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -434,14 +469,10 @@ pub struct Seen {
     pub agent: u32,
     /// Index of the determining policy ids.
     pub policies: u32,
-    /// [`protocol`] number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: u8,
     /// [`hook`] code.
     pub hook: u16,
     /// Zero.
-    pub pad2: u32,
+    pub pad: [u8; 6],
 }
 pod!(Seen, 80);
 

@@ -21,7 +21,7 @@ pub use reason::DropReason;
 
 /// Version of everything in this crate that both sides must agree on. A process that finds pinned
 /// maps of another version replaces maps and programs whole.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Names of maps; 15 bytes at most (`BPF_OBJ_NAME_LEN` less the NUL). A layout change is a new `_vN`.
 pub mod map {
@@ -72,14 +72,15 @@ pub mod map {
     pub const COUNTERS: &str = "claw_cnt_v1";
     /// `PerCpuArray<Seen>[SEEN_SLOTS]`: drops lately reported, each in the slot of its key, with a count of
     /// those like it that were not.
-    pub const SEEN: &str = "claw_seen_v2";
+    pub const SEEN: &str = "claw_seen_v3";
     /// `Array<Epoch>[1]`: turned by user space after it has changed what XDP's verdicts rest on beside a generation.
     pub const EPOCH: &str = "claw_epoc_v1";
     /// `PerCpuArray<Recent>[RECENT_SLOTS]`: what XDP said lately, each in the slot of its [`Recent`](super::Recent)
     /// shape.
     pub const RECENT: &str = "claw_rcnt_v1";
-    /// `PerCpuArray<Pace>[1]`: how many drops this CPU reported lately.
-    pub const PACE: &str = "claw_pace_v1";
+    /// `PerCpuArray<Pace>[1 + DROP_SHARES]`: how many drops this CPU reported lately: of all together, and behind it of each
+    /// agent, by its index modulo `DROP_SHARES`, what was beyond that.
+    pub const PACE: &str = "claw_pace_v2";
     /// `Hash<CgroupKey, Bind>`: local workloads by cgroup id.
     pub const CGROUPS: &str = "claw_cgrp_v1";
     /// `Array<u64>[QUARANTINE_WORDS]`: one bit for each agent, by its index in the registry; see
@@ -177,7 +178,7 @@ pub mod bound {
     pub const RESOLVERS_MAX: u32 = 64;
     /// Event ring, bytes: about 8,000 events, a power of two as the kernel asks.
     pub const EVENTS_BYTES: u32 = 1 << 20;
-    /// Distinct (source, destination, port, reason) drops remembered by each CPU to thin out events.
+    /// Distinct drops, by [`SeenKey`](crate::SeenKey), remembered by each CPU to thin out events.
     pub const SEEN_SLOTS: u32 = 1_024;
     /// Kinds of packets of which each CPU knows what XDP said: more than a busy CPU has flows at a time, in 64 KiB.
     /// A power of two.
@@ -187,9 +188,14 @@ pub mod bound {
     pub const RECENT_NS: u64 = 125_000_000;
     /// A repeated drop is reported at most once in this time, and [`RECENT_NS`] more.
     pub const SEEN_INTERVAL_NS: u64 = 1_000_000_000;
-    /// Most drops reported by one CPU in [`DROP_EVENTS_INTERVAL_NS`]; what is beyond is counted as
-    /// lost. A scan of random destinations must not be able to fill the audit log.
+    /// Most drops reported by one CPU in [`DROP_EVENTS_INTERVAL_NS`], but for [`DROP_EVENTS_SHARE`]; what is beyond is
+    /// counted as lost. A scan of random destinations must not be able to fill the audit log.
     pub const DROP_EVENTS_MAX: u64 = 512;
+    /// Drops that each agent has reported besides where others have used that up: a scan, or a flood from addresses of
+    /// nobody, must not be able to hide what an agent tries, on which alerts and quarantines follow.
+    pub const DROP_EVENTS_SHARE: u64 = 4;
+    /// Such shares, a power of two: agents whose indices are so far apart have one together.
+    pub const DROP_SHARES: u32 = 256;
     /// See [`DROP_EVENTS_MAX`].
     pub const DROP_EVENTS_INTERVAL_NS: u64 = 1_000_000_000;
 }

@@ -83,7 +83,7 @@ pub fn refusal_laid_out(place: &Place, key: &FlowKey, judged: &Judgement, bytes:
     if !is_worth_telling(judged) {
         return false;
     }
-    let is_repeated = is_repeated(&seen_key(key, judged.reason), at_ns);
+    let is_repeated = is_repeated(&seen_key(key, judged.agent, judged.reason), at_ns);
     if !is_repeated {
         news(place, key, judged, bytes, at_ns);
     }
@@ -120,7 +120,7 @@ fn is_worth_telling(judged: &Judgement) -> bool {
 
 #[inline(always)]
 fn tell(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64) {
-    if is_within_pace(at_ns) {
+    if is_within_pace(judged.agent, at_ns) {
         write(place, key, judged, bytes, event_kind::DROP, at_ns);
     } else {
         count(counter::EVENTS_LOST);
@@ -129,15 +129,16 @@ fn tell(place: &Place, key: &FlowKey, judged: &Judgement, bytes: u32, at_ns: u64
 
 /// What repeats are told apart by.
 #[inline(always)]
-fn seen_key(key: &FlowKey, reason: u16) -> [u64; 5] {
+fn seen_key(key: &FlowKey, agent: u32, reason: u16) -> [u64; 5] {
     // SAFETY: 40 plain bytes either way.
     unsafe {
         transmute::<SeenKey, [u64; 5]>(SeenKey {
             source: key.source,
             destination: key.destination,
             destination_port_be: key.destination_port_be,
-            reason,
-            ifindex: key.ifindex,
+            reason: reason as u8,
+            protocol: key.protocol,
+            scope: SeenKey::scope(key.ifindex, agent),
         })
     }
 }
@@ -157,14 +158,13 @@ fn is_repeated(words: &[u64; 5], at_ns: u64) -> bool {
     }
 }
 
-/// Whether (source, destination, port, `reason`) was not reported within `SEEN_INTERVAL_NS`; if it was, it
-/// is counted for later. What had its place, and was counted, is told now.
+/// Whether the like of it was not reported within `SEEN_INTERVAL_NS`; if it was, it is counted for later. What had its place, and was counted, is told now.
 // A program of this CPU may be interrupted by another between these reads and writes: a count is then off
 // by one, or an event is sent twice.
 // VERIFIER: a function of its own, for both that report.
 #[inline(never)]
 fn is_news(place: &Place, key: &FlowKey, judged: &Judgement, reason: u16, at_ns: u64) -> bool {
-    let words = seen_key(key, reason);
+    let words = seen_key(key, judged.agent, reason);
     if is_repeated(&words, at_ns) {
         return false;
     }
@@ -180,7 +180,6 @@ fn is_news(place: &Place, key: &FlowKey, judged: &Judgement, reason: u16, at_ns:
         (*seen).generation = place.generation;
         (*seen).agent = judged.agent;
         (*seen).policies = judged.policies;
-        (*seen).protocol = key.protocol;
         (*seen).hook = place.hook;
     }
     true
@@ -215,7 +214,7 @@ unsafe fn rest(seen: *const Seen, at_ns: u64) {
     if seen.key.reason == 0 {
         return;
     }
-    if !is_within_pace(at_ns) {
+    if !is_within_pace(seen.agent, at_ns) {
         add(counter::EVENTS_LOST, seen.count);
         return;
     }
@@ -236,13 +235,13 @@ unsafe fn rest(seen: *const Seen, at_ns: u64) {
             .write_unaligned(halves(&raw const seen.key.destination));
         (&raw mut (*flow).source_port_be).write(0);
         (&raw mut (*flow).destination_port_be).write(seen.key.destination_port_be);
-        (&raw mut (*flow).ifindex).write(seen.key.ifindex);
-        (&raw mut (*flow).protocol).cast::<u32>().write(seen.protocol as u32);
+        (&raw mut (*flow).ifindex).write(seen.key.ifindex());
+        (&raw mut (*flow).protocol).cast::<u32>().write(seen.key.protocol as u32);
         (&raw mut (*event).agent).write(seen.agent);
         (&raw mut (*event).policies).write(seen.policies);
         (&raw mut (*event).bytes).write(bpf_get_smp_processor_id());
         (&raw mut (*event).kind).write(event_kind::REST);
-        (&raw mut (*event).reason).write(seen.key.reason);
+        (&raw mut (*event).reason).write(seen.key.reason as u16);
         (&raw mut (*event).action).write(action::DENY);
         (&raw mut (*event).hook).write(seen.hook);
         (&raw mut (*event).count).write(seen.count);
@@ -258,10 +257,18 @@ unsafe fn halves(address: *const Address) -> [u64; 2] {
     unsafe { address.cast::<[u64; 2]>().read() }
 }
 
-/// At most `DROP_EVENTS_MAX` a second and CPU.
+/// At most `DROP_EVENTS_MAX` a second and CPU, and where others have used them up, `DROP_EVENTS_SHARE` of an agent.
 #[inline(always)]
-fn is_within_pace(at_ns: u64) -> bool {
-    let Some(pace) = PACE.get_ptr_mut(0) else { return false };
+fn is_within_pace(agent: u32, at_ns: u64) -> bool {
+    is_within(0, bound::DROP_EVENTS_MAX, at_ns)
+        // Strangers have none of their own: each packet may come from another.
+        || agent != 0 && is_within(1 + (agent & (bound::DROP_SHARES - 1)), bound::DROP_EVENTS_SHARE, at_ns)
+}
+
+// VERIFIER: a function of its own, for both that ask.
+#[inline(never)]
+fn is_within(index: u32, events_max: u64, at_ns: u64) -> bool {
+    let Some(pace) = PACE.get_ptr_mut(index) else { return false };
     // SAFETY: the element belongs to this CPU.
     unsafe {
         if at_ns.wrapping_sub((*pace).since_ns) >= bound::DROP_EVENTS_INTERVAL_NS {
@@ -269,7 +276,7 @@ fn is_within_pace(at_ns: u64) -> bool {
             (*pace).events = 0;
         }
         (*pace).events += 1;
-        (*pace).events <= bound::DROP_EVENTS_MAX
+        (*pace).events <= events_max
     }
 }
 

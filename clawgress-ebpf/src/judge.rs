@@ -33,6 +33,12 @@ impl Judgement {
         Judgement { action: action::DENY, reason: reason.code(), policies: 0, agent, limits: 0 }
     }
 
+    /// What was permitted, and is denied after all.
+    #[inline(always)]
+    pub fn refused(self, reason: DropReason) -> Self {
+        Judgement { action: action::DENY, reason: reason.code(), ..self }
+    }
+
     /// The same, of which the verifier knows nothing.
     // VERIFIER: else it would walk all that follows once for each reason.
     #[inline(always)]

@@ -53,14 +53,14 @@ pub static LISTENERS: SockMap = SockMap::with_max_entries(listener::SLOTS, 0);
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(bound::EVENTS_BYTES, 0);
 #[map(name = "claw_cnt_v1")]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNTERS, 0);
-#[map(name = "claw_seen_v2")]
+#[map(name = "claw_seen_v3")]
 pub static SEEN: PerCpuArray<Seen> = PerCpuArray::with_max_entries(bound::SEEN_SLOTS, 0);
 #[map(name = "claw_epoc_v1")]
 pub static EPOCH: Array<Epoch> = Array::with_max_entries(1, 0);
 #[map(name = "claw_rcnt_v1")]
 pub static RECENT: PerCpuArray<Recent> = PerCpuArray::with_max_entries(bound::RECENT_SLOTS, 0);
-#[map(name = "claw_pace_v1")]
-pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "claw_pace_v2")]
+pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1 + bound::DROP_SHARES, 0);
 #[map(name = "claw_cgrp_v1")]
 pub static CGROUPS: HashMap<CgroupKey, Bind> =
     HashMap::with_max_entries(bound::CGROUPS_MAX, BPF_F_NO_PREALLOC);

@@ -161,10 +161,10 @@ fn is_same(kept: &Words, shape: &Words) -> bool {
     kept[0] == a && kept[1] == b && kept[2] == c && kept[3] == d && kept[4] == e && kept[5] == f
 }
 
-/// The last word of a `SeenKey`.
+/// The last word of a `SeenKey`: what came by an interface has its reason where the flags are, and all else in common.
 #[inline(always)]
 fn seen_word(last: u64, reason: u16) -> u64 {
-    last & 0xFFFF_FFFF_0000_FFFF | (reason as u64) << 16
+    last & !0x00FF_0000 | (reason as u64) << 16
 }
 
 #[inline(always)]

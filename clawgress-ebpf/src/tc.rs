@@ -206,11 +206,11 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
             if assign(ctx.skb.skb, listener(&packet.key, packet.is_v6)) {
                 Ok(mark::STEER)
             } else {
-                Err(Judgement::deny(DropReason::InspectionRequired, who.agent))
+                Err(judged.refused(DropReason::InspectionRequired))
             }
         }
         action::STEER if steer(ctx.skb.skb, packet, is_start) => Ok(mark::STEER),
-        action::STEER => Err(Judgement::deny(DropReason::ListenerMissing, 0)),
+        action::STEER => Err(judged.refused(DropReason::ListenerMissing)),
         _ => Err(Judgement::deny(DropReason::PolicyDenied, who.agent)),
     }
 }

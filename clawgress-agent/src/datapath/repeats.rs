@@ -95,8 +95,10 @@ fn key(event: &Event) -> SeenKey {
         source: event.flow.source,
         destination: event.flow.destination,
         destination_port_be: event.flow.destination_port_be,
-        reason: event.reason,
-        ifindex: event.flow.ifindex,
+        // Each reason has a byte.
+        reason: event.reason as u8,
+        protocol: event.flow.protocol,
+        scope: SeenKey::scope(event.flow.ifindex, event.agent),
     }
 }
 
@@ -109,15 +111,15 @@ fn event(seen: &Seen, count: u64) -> Event {
             destination: seen.key.destination,
             source_port_be: 0,
             destination_port_be: seen.key.destination_port_be,
-            ifindex: seen.key.ifindex,
-            protocol: seen.protocol,
+            ifindex: seen.key.ifindex(),
+            protocol: seen.key.protocol,
             pad: [0; 3],
         },
         agent: seen.agent,
         policies: seen.policies,
         bytes: 0,
         kind: event_kind::REST,
-        reason: seen.key.reason,
+        reason: u16::from(seen.key.reason),
         action: action::DENY,
         hook: seen.hook,
         count,

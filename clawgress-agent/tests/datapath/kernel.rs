@@ -207,6 +207,11 @@ impl Kernel {
         told
     }
 
+    /// A counter, over all CPUs.
+    pub fn count(&self, index: u32) -> u64 {
+        self.counters.sum(index).expect("counter")
+    }
+
     /// What `name` does with `frame`, fast where it does what `want` says.
     pub fn did(&self, name: &str, frame: &[u8], want: Did) -> Did {
         let count = |want| match want {
