@@ -5,13 +5,21 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clawgress_ebpf_common::DropReason;
-use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, LimitUnit, Limiter, VerdictCell};
+use clawgress_policy::{NamedSets, PolicyBundle, Transport};
 use ipnet::IpNet;
 
 use crate::limits;
 
 pub const AGENTS: u32 = 6;
+/// Sets of networks that a policy may name.
+const NETWORK_SETS: [&str; 2] = ["one", "two"];
+
+/// The team of an agent.
+pub fn team(agent: u32) -> String {
+    format!("t{}", agent % 2)
+}
+
 /// One more than have a class.
 pub const CLASSLESS: u32 = AGENTS;
 const LIMITERS: u64 = 7;
@@ -158,14 +166,24 @@ impl Random {
         sets
     }
 
-    /// Text of a small policy set, about what packets are made of.
-    pub fn policy(&mut self) -> String {
+    /// A small policy set, about what packets are made of.
+    pub fn policy(&mut self) -> PolicyBundle {
         let mut text = String::new();
+        let sets =
+            NETWORK_SETS.map(|name| (name.to_owned(), (0..1 + self.below(6)).map(|_| self.net()).collect()));
         for number in 0..2 + self.below(4) {
             let effect = if self.once_in(4) { "forbid" } else { "permit" };
             let who = 1 + self.below(u64::from(AGENTS));
-            let principal =
-                if self.once_in(3) { format!("principal == Agent::\"a{who}\"") } else { "principal".into() };
+            let principal = match self.below(4) {
+                0 => format!("principal == Agent::\"a{who}\""),
+                1 => format!("principal in Team::\"{}\"", team(u32::try_from(who).expect("few"))),
+                _ => "principal".into(),
+            };
+            let resource = if self.once_in(3) {
+                format!("resource in NetworkSet::\"{}\"", self.pick(&NETWORK_SETS))
+            } else {
+                "resource".into()
+            };
             let action = self.pick(&[
                 "action == Action::\"connect\"",
                 "action == Action::\"direct\"",
@@ -189,14 +207,17 @@ impl Random {
                     format!("[\"{one}\", \"{two}\"].contains(context.protocol)"),
                 ]));
             }
-            let when = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" && ") };
+            // Of what is forbidden unless it is everything, nothing is.
+            let word = if conditions.is_empty() || !self.once_in(4) { "when" } else { "unless" };
+            let told = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" && ") };
             writeln!(
                 text,
-                "@id(\"p{number}\") {effect} ({principal}, {action}, resource) when {{ {when} }};"
+                "@id(\"p{number}\") {effect} ({principal}, {action}, {resource}) {word} {{ {told} }};"
             )
             .expect("text");
         }
-        text
+        let sets = NamedSets { networks: sets.into(), ..NamedSets::default() };
+        PolicyBundle { text, sets }
     }
 }
 
