@@ -12,6 +12,8 @@ mod decisions;
 mod latency;
 #[path = "bench/links.rs"]
 mod links;
+#[path = "bench/promises.rs"]
+mod promises;
 #[path = "bench/rates.rs"]
 mod rates;
 #[path = "bench/report.rs"]
@@ -28,7 +30,7 @@ use clawgress_e2e::lab::{finish, program};
 use crate::links::Links;
 use crate::report::Report;
 
-/// What the README promises: added median latency without interception.
+/// What is promised: added median latency without interception.
 const ADDED_MAX: Duration = Duration::from_millis(5);
 /// Time for either kernel measurement.
 const KERNEL_MAX: Duration = Duration::from_secs(300);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use clawgress_policy::PolicySet;
 
+use crate::promises::{Bound, Promise};
 use crate::report::Spread;
 
 #[path = "../../../../clawgress-policy/benches/decide/figures.rs"]
@@ -99,6 +100,33 @@ fn decide(live: &ArcSwap<PolicySet>) -> [f64; SHARES.len()] {
 // === impl Decisions ===
 
 impl Decisions {
+    /// What is promised of it.
+    pub fn promises(&self) -> Vec<Promise> {
+        let mut promises = Vec::new();
+        for (policies, promised_ns, size) in &self.sizes {
+            let actions = size.actions.iter().map(|action| spread(&action.lowered_ns).median());
+            let slowest = actions.chain([spread(&size.under_platform_ns).median()]).fold(0.0, f64::max);
+            let what = format!("decision of the slowest action, {policies} policies");
+            promises.push(Promise::new(what, Bound::Most(*promised_ns as f64), slowest, "ns"));
+            if *policies == SWAP_POLICIES {
+                let taken_in = spread(&size.taken_in_ms).median();
+                let what = format!("{policies} policies parsed, validated and lowered");
+                promises.push(Promise::new(what, Bound::Most(500.0), taken_in, "ms"));
+            }
+        }
+        let ratio = |(bare, whole): (Duration, Duration)| whole.as_secs_f64() / bare.as_secs_f64();
+        let worst = self.tokens.iter().map(|(_, rounds)| ratio(tokens::shortest(rounds))).fold(0.0, f64::max);
+        promises.push(Promise::new(
+            "token, beside its signature's check alone",
+            Bound::Most(1.2),
+            worst,
+            "×",
+        ));
+        let key = spread(&self.key_ns).median();
+        promises.push(Promise::new("look-up of an API key", Bound::Most(1_000.0), key, "ns"));
+        promises
+    }
+
     /// Its part of the report.
     pub fn markdown(&self) -> Vec<String> {
         let mut lines = vec![

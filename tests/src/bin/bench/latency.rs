@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use crate::client::{Probe, Way, Wire};
 use crate::links::POLICIES;
+use crate::promises::{Bound, Promise};
 use crate::report::Spread;
 
 /// One probe's rounds.
@@ -71,6 +72,24 @@ impl Latency {
         let unread = self.measured.iter().filter(|measured| measured.probe.wire() != Wire::Read);
         let worst = unread.map(Measured::added_us).fold(0.0, f64::max);
         Duration::from_secs_f64(worst / 1e6)
+    }
+
+    /// What is promised of it.
+    pub fn promises(&self) -> Vec<Promise> {
+        let added = "added median latency without interception";
+        let mut promises =
+            vec![Promise::new(added, Bound::Most(5.0), self.worst_added().as_secs_f64() * 1e3, "ms")];
+        for (probe, most) in [(Probe::Handshake, 1.5), (Probe::Request, 1.1), (Probe::ReadRequest, 1.1)] {
+            let Some(measured) = self.measured.iter().find(|measured| measured.probe == probe) else {
+                continue;
+            };
+            for way in [Way::Transparent, Way::Explicit] {
+                let beside = measured.compared(way, Way::Bare, |a, b| a / b).median();
+                let what = format!("{}, {}, beside a bare Pingora", probe.name(), way.name());
+                promises.push(Promise::new(what, Bound::Most(most), beside, "×"));
+            }
+        }
+        promises
     }
 
     /// As a section.

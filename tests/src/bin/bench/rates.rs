@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::client::{Way, Wire};
+use crate::promises::{Bound, Promise};
 use crate::report::Spread;
 
 /// Kept connections that ask at once.
@@ -75,6 +76,24 @@ impl Rates {
 
     fn rounds(&self, rate: Rate, way: Way) -> &[f64] {
         self.rounds.get(&(rate, way.place())).map_or(&[], Vec::as_slice)
+    }
+
+    /// What is promised of it.
+    pub fn promises(&self) -> Vec<Promise> {
+        let mut promises = Vec::new();
+        for (rate, with, least) in [
+            (Rate::Requests, Way::Bare, 1.0),
+            (Rate::ReadRequests, Way::Bare, 1.0),
+            (Rate::Transfer, Way::Direct, 0.9),
+        ] {
+            for way in [Way::Transparent, Way::Explicit] {
+                let pairs = self.rounds(rate, way).iter().zip(self.rounds(rate, with));
+                let beside = Spread::of(pairs.map(|(a, b)| a / b).collect()).median();
+                let what = format!("{}, {}, beside {}", rate.name(), way.name(), with.name());
+                promises.push(Promise::new(what, Bound::Least(least), beside, "×"));
+            }
+        }
+        promises
     }
 
     /// As a section.

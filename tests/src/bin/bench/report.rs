@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::decisions::Decisions;
 use crate::latency::Latency;
+use crate::promises::{self, Bound, Promise};
 use crate::rates::Rates;
 
 /// Everything that was measured.
@@ -57,15 +58,75 @@ impl Report {
         let mut text = String::from("# Benchmarks\n\n");
         writeln!(
             text,
-            "Written by `cargo xtask bench`. Read ratios, not absolute figures: both ends, the gateway and the servers share one machine.\n"
+            "Written by `cargo xtask bench`; what is measured by tests instead is in [measured.md](measured.md). Read ratios, not absolute figures: both ends, the gateway and the servers share one machine.\n"
         )?;
         writeln!(text, "{}\n", machine()?)?;
+        text.push_str(&promises::markdown(&self.promises()?)?);
         self.kernel(&mut text)?;
         self.drops(&mut text)?;
         writeln!(text, "{}\n", self.decisions.markdown().join("\n"))?;
         text.push_str(&self.rates.markdown()?);
         text.push_str(&self.latency.markdown()?);
         Ok(text)
+    }
+
+    fn promises(&self) -> anyhow::Result<Vec<Promise>> {
+        let median = |name: &str| {
+            let figure = self
+                .kernel
+                .get("ns_per_packet")
+                .and_then(|cases| cases.get(name)?.get("ns_median")?.as_f64());
+            figure.with_context(|| format!("no median of `{name}`"))
+        };
+        let mut promises = Vec::new();
+        for (name, most) in [("xdp_drop", 40.0), ("xdp_pass", 80.0)] {
+            let what = format!("`{name}`, a packet that comes again");
+            promises.push(Promise::new(what, Bound::Most(most), median(name)?, "ns"));
+        }
+        let sizes = self.kernel.get("prefixes").and_then(|p| p.get("sizes")?.as_array());
+        let sizes = sizes.context("`bench-kernel` gave no figures of prefixes")?;
+        for family in ["ipv4", "ipv6"] {
+            let of = |prefixes: u64| {
+                let number = |size: &Value, key: &str| size.get(key).and_then(Value::as_u64);
+                sizes.iter().find(|size| {
+                    size.get("family").and_then(Value::as_str) == Some(family)
+                        && number(size, "agents") == Some(1)
+                        && number(size, "prefixes")
+                            .is_some_and(|n| if prefixes == 0 { n < 10 } else { n == prefixes })
+                })
+            };
+            let ns = |size: Option<&Value>, case: &str| size?.get("ns")?.get(case)?.get("median")?.as_f64();
+            for case in ["xdp_drop", "xdp_pass", "tc_direct", "tc_steer"] {
+                let ratio =
+                    ns(of(1_000_000), case).zip(ns(of(0), case)).map_or(f64::NAN, |(many, few)| many / few);
+                let what = format!("`{case}` with a million {family} prefixes, beside three");
+                promises.push(Promise::new(what, Bound::Most(2.0), ratio, "×"));
+            }
+        }
+        let drops =
+            self.drops.get("sizes").and_then(Value::as_array).context("`bench-drops` gave no figures")?;
+        for size in drops.iter().filter(|size| size.get("prefixes").and_then(Value::as_u64) == Some(100_000))
+        {
+            let rates = |way: &str| -> Vec<f64> {
+                size.get(way)
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_f64)
+                    .collect()
+            };
+            let is_spread = size.get("spread").and_then(Value::as_bool).unwrap_or_default();
+            let to = if is_spread { "random destinations" } else { "one destination" };
+            for way in ["netdev", "prerouting"] {
+                let ratios = rates("clawgress").iter().zip(rates(way)).map(|(a, b)| a / b).collect();
+                let what = format!("drops a second at 100,000 prefixes, {to}, beside {}", words(way));
+                promises.push(Promise::new(what, Bound::Least(2.0), Spread::of(ratios).median(), "×"));
+            }
+        }
+        promises.extend(self.decisions.promises());
+        promises.extend(self.latency.promises());
+        promises.extend(self.rates.promises());
+        Ok(promises)
     }
 
     fn kernel(&self, text: &mut String) -> anyhow::Result<()> {
