@@ -178,7 +178,7 @@ fn maps_have_the_layout_of_the_abi() {
         (map::SEEN, 4, size(size_of::<Seen>()), bound::SEEN_SLOTS),
         (map::EPOCH, 4, size(size_of::<Epoch>()), 1),
         (map::RECENT, 4, size(size_of::<Recent>()), bound::RECENT_SLOTS),
-        (map::PACE, 4, size(size_of::<Pace>()), 1),
+        (map::PACE, 4, size(size_of::<Pace>()), 1 + bound::DROP_SHARES),
         (map::CGROUPS, size(size_of::<CgroupKey>()), size(size_of::<Bind>()), bound::CGROUPS_MAX),
         (map::QUARANTINE, 4, 8, bound::QUARANTINE_WORDS),
         (map::LEASE, 4, size(size_of::<Lease>()), 1),
