@@ -16,6 +16,9 @@ use crate::puppet::Puppet;
 use crate::verdicts::{MAC, OTHER_MAC, families, ready, tables};
 use crate::workload::open_workload;
 
+/// A program, run with a frame.
+type Hook = fn(&Kernel, &[u8]) -> Did;
+
 const DENIED: Did = Did::Dropped(DropReason::PolicyDenied);
 
 /// Has all of a test's packets come on one CPU: each tells by itself.
@@ -39,8 +42,7 @@ async fn datagrams_hide_no_connection() {
     let mut kernel = ready().await;
     stay_on_one_cpu();
     for f in families() {
-        let hooks: [(fn(&Kernel, &[u8]) -> Did, u16); 2] = [(Kernel::xdp, 8_001), (Kernel::ingress, 8_002)];
-        for (hook, port) in hooks {
+        for (hook, port) in [(Kernel::xdp as Hook, 8_001), (Kernel::ingress as Hook, 8_002)] {
             assert_eq!(hook(&kernel, &ip(MAC, f.agent, f.unnamed, 17, &udp(40_000, port, b"x"))), DENIED);
             assert_eq!(hook(&kernel, &ip(MAC, f.agent, f.unnamed, 6, &tcp(40_000, port, SYN))), DENIED);
         }
