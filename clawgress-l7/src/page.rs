@@ -128,7 +128,7 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
             "the destination's certificate has expired, is for another name, or leads to no authority that the gateway trusts; ask whoever runs the gateway to add its authority (`roots` in [intercept], `ca` of an endpoint)"
         }
         DropReason::ContentUnreadable => {
-            "send the body in none of the content codings, or in one of gzip, deflate, br and zstd, and as what its Content-Type says; name the request id to whoever runs the gateway"
+            "send the body in none of the content codings, or in one of gzip, deflate, br and zstd, and as what its Content-Type says; where it is the server's answer that can't be read, ask for one like that; name the request id to whoever runs the gateway"
         }
         DropReason::ContentMemoryFull | DropReason::ContentShareFull => {
             "send fewer or smaller bodies at once, and try again soon"

@@ -490,13 +490,18 @@ impl ProxyHttp for App {
         if !response.status.is_informational() {
             self.answered(session, response, context)?;
             let granted = context.granted.as_ref();
-            let is_read = context.back.as_ref().is_some_and(Back::reads);
+            let (is_read, is_model) = context.back.as_ref().map_or((false, false), Back::reads);
             let is_call = is_read || granted.is_some_and(|granted| granted.call().is_some());
             // What has a length can't become shorter.
             let is_edited = context.content.asking.is_some() && text("content-length").is_none();
             let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);
             let said = (text("content-type").unwrap_or_default(), text("content-encoding"));
-            let answer = Coming::of(said, (&self.gateway.memory, agent), is_call, is_edited);
+            let memory = (&self.gateway.memory, agent);
+            let answer = if is_model {
+                Coming::of_model(said, memory, is_edited)
+            } else {
+                Coming::of(said, memory, is_call, is_edited)
+            };
             context.answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
         }
         Ok(())

@@ -168,6 +168,12 @@ impl Reader {
         frames.push(bytes, document, &mut |document| answer.take(document))
     }
 
+    /// Ends the body, so that [`progress`](Self::progress) tells of what has no other end.
+    pub fn close(&mut self) {
+        let Reader { frames, document, answer } = self;
+        frames.finish(document, &mut |document| answer.take(document));
+    }
+
     /// Whether it is out of step: where a document ends is not known any more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -203,8 +209,7 @@ impl Reader {
     }
 
     fn end(mut self, is_whole: bool) -> Answer {
-        let Reader { frames, document, answer } = &mut self;
-        frames.finish(document, &mut |document| answer.take(document));
+        self.close();
         // Who streams says when it is over; most say why it stopped before, and may count on.
         let is_told = self.answer.is_over || is_whole && self.answer.finish.is_some();
         let is_over = is_told || !self.frames.is_stream();

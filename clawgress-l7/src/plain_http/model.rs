@@ -442,6 +442,8 @@ pub struct Coming {
     editor: Option<Box<Editor>>,
     /// Whether its end came.
     is_whole: bool,
+    /// Whether it is read as what it begins like, until it has begun: who has asked a model may look at nothing else.
+    sniffs: bool,
 }
 
 impl Coming {
@@ -454,7 +456,30 @@ impl Coming {
         is_call: bool,
         is_edited: bool,
     ) -> Option<Coming> {
-        let format = Format::of(media_type)?;
+        Coming::as_format(Format::of(media_type)?, coding, (memory, agent), is_call, is_edited)
+    }
+
+    /// The same of a model's answer, which is told by what it begins like where it is a document or a stream of events.
+    #[must_use]
+    pub fn of_model(
+        (media_type, coding): (&str, Option<&str>),
+        (memory, agent): (&Arc<Memory>, u32),
+        is_edited: bool,
+    ) -> Option<Coming> {
+        let format = Format::of(media_type);
+        let sniffs = matches!(format, None | Some(Format::EventStream));
+        let format = format.unwrap_or(Format::EventStream);
+        let coming = Coming::as_format(format, coding, (memory, agent), true, is_edited)?;
+        Some(Coming { sniffs, ..coming })
+    }
+
+    fn as_format(
+        format: Format,
+        coding: Option<&str>,
+        (memory, agent): (&Arc<Memory>, u32),
+        is_call: bool,
+        is_edited: bool,
+    ) -> Option<Coming> {
         let coding = coding.filter(|coding| !coding.eq_ignore_ascii_case("identity"));
         let decoder = match coding.map(|coding| Coding::named(coding.as_bytes())) {
             None => None,
@@ -465,7 +490,7 @@ impl Coming {
         };
         let is_edited = is_edited && format == Format::EventStream && decoder.is_none();
         let editor = is_edited.then(Box::default);
-        Some(Coming { reader: Reader::new(format), decoder, editor, is_whole: false })
+        Some(Coming { reader: Reader::new(format), decoder, editor, is_whole: false, sniffs: false })
     }
 
     /// Has it keep the texts of the answer until they are taken.
@@ -479,17 +504,25 @@ impl Coming {
     /// no longer.
     pub fn read(&mut self, bytes: &[u8], end: bool) -> Option<usize> {
         self.is_whole |= end;
-        let Some((decoder, charge)) = &mut self.decoder else {
-            let ended = self.reader.push(bytes);
-            return (!self.reader.is_lost()).then_some(ended);
+        let Coming { reader, decoder, sniffs, .. } = self;
+        let Some((decoder, charge)) = decoder else {
+            sniff(reader, sniffs, bytes);
+            let ended = reader.push(bytes);
+            if end {
+                reader.close();
+            }
+            return (!reader.is_lost()).then_some(ended);
         };
-        let reader = &mut self.reader;
         let mut sink = |bytes: &[u8]| {
+            sniff(reader, sniffs, bytes);
             reader.push(bytes);
             Ok(())
         };
         let decoded = decoder.push(bytes, &mut sink);
         let ended = if end { decoded.and_then(|()| decoder.finish(&mut sink)) } else { decoded };
+        if end {
+            reader.close();
+        }
         (ended.is_ok() && charge.set(decoder.memory_bytes()).is_ok()).then_some(0)
     }
 
@@ -526,5 +559,17 @@ impl Coming {
     /// Notes that it has ended, by what follows its body.
     pub fn ends(&mut self) {
         self.is_whole = true;
+    }
+}
+
+/// Has a document read as one, whatever it is said to be.
+fn sniff(reader: &mut Reader, sniffs: &mut bool, bytes: &[u8]) {
+    if !*sniffs {
+        return;
+    }
+    let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else { return };
+    *sniffs = false;
+    if matches!(first, b'{' | b'[') {
+        *reader = Reader::new(Format::Json).keeping_texts();
     }
 }

@@ -59,6 +59,8 @@ pub struct Back {
     manner: Manner,
     /// What reads it, where what is in it matters.
     readers: Option<Box<Readers>>,
+    /// Whether a model answers.
+    is_model: bool,
     /// Why it can't be read.
     unreadable: Option<Unreadable>,
     charge: Charge,
@@ -206,10 +208,10 @@ impl Back {
         (request, response): (&RequestHeader, &ResponseHeader),
     ) -> Result<Option<Back>, DropReason> {
         let plan = gateway.snapshots.current()?;
-        let who = granted.who().under(&plan, gateway.now_s())?;
-        if !decide::asks_receive(&plan, &who).0 {
+        if !decide::asks_receive(&plan, granted.who()).0 {
             return Ok(None);
         }
+        let who = granted.who().under(&plan, gateway.now_s())?;
         let headers = &response.headers;
         let all = |name: &str| headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
         let claims = Claims::new(&all("content-type"), &all("content-encoding"));
@@ -232,7 +234,8 @@ impl Back {
         };
         // Of what has no body, all is known.
         came.looked = if came.complete { Look::Content } else { need.look() };
-        let is_coded = claims.coding.is_some();
+        let is_coded =
+            text("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"));
         let is_grpc = claims.media_type.starts_with("application/grpc");
         let has_events = Format::of(&claims.media_type).is_some_and(|format| format != Format::Json);
         let manner = match need.decided {
@@ -241,6 +244,7 @@ impl Back {
             _ if is_grpc => Manner::Streams(0),
             _ if has_events && !is_coded => Manner::Events,
             Look::Content if has_events => Manner::Streams(TAIL_BYTES),
+            _ if has_events => Manner::Streams(0),
             _ => Manner::Whole,
         };
         let is_model = gateway.calls.provider(granted.admitted()).is_some();
@@ -251,6 +255,7 @@ impl Back {
             need,
             manner,
             readers,
+            is_model,
             unreadable: None,
             charge: gateway.memory.charge(granted.who().identity.agent.index),
             held: BytesMut::new(),
@@ -261,10 +266,11 @@ impl Back {
         }))
     }
 
-    /// Whether what is in it is read.
+    /// Whether what is in it is read; and whether as a model's, whatever is said of it: clients of models look at what they
+    /// asked for.
     #[must_use]
-    pub fn reads(&self) -> bool {
-        self.readers.is_some()
+    pub fn reads(&self) -> (bool, bool) {
+        (self.readers.is_some(), self.readers.is_some() && self.is_model)
     }
 
     /// Whether its client sees nothing of it, not even its head, before it was judged.
@@ -361,6 +367,13 @@ impl Back {
         let mut is_news = end || self.came.declared.is_none() && self.need.look() != Look::Nothing;
         self.came.complete |= end;
         let Some(readers) = &mut self.readers else { return (is_news, Ok(())) };
+        if coming.is_none()
+            && self.need.decided == Look::Content
+            && (self.is_model || self.manner == Manner::Events)
+        {
+            // Where its events end, or what the model asks for, is not known any more.
+            return (true, Err(DropReason::ContentUnreadable));
+        }
         let said = coming.as_mut().map(|coming| coming.take_texts()).unwrap_or_default();
         let read = readers.push(gateway, bytes, said);
         let read = if end { read.and_then(|()| readers.finish()) } else { read };

@@ -46,8 +46,13 @@ fn complete(body: &[u8], hold: Option<String>, state: Arc<State>) -> Response<An
     let Ok(request) = serde_json::from_slice::<Value>(body) else {
         return json(StatusCode::BAD_REQUEST, &json!({"error": {"message": "the body is not JSON"}}));
     };
+    // What is offered first is asked for.
+    let tool = request.pointer("/tools/0/function/name").and_then(Value::as_str).map(str::to_owned);
     if request.get("stream").and_then(Value::as_bool) != Some(true) {
-        let message = json!({"role": "assistant", "content": WORDS.concat()});
+        let mut message = json!({"role": "assistant", "content": WORDS.concat()});
+        if let (Some(tool), Some(message)) = (&tool, message.as_object_mut()) {
+            message.insert("tool_calls".to_owned(), json!([asked(tool, "{}")]));
+        }
         let whole = json!({
             "id": "chatcmpl-lab", "object": "chat.completion", "created": 0, "model": MODEL,
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
@@ -58,8 +63,12 @@ fn complete(body: &[u8], hold: Option<String>, state: Arc<State>) -> Response<An
     let with_usage = request.pointer("/stream_options/include_usage").and_then(Value::as_bool) == Some(true);
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
     // It ends when the client is gone: sending fails then.
-    tokio::spawn(stream(sender, with_usage, hold, state));
+    tokio::spawn(stream(sender, (with_usage, tool), hold, state));
     with_body(StatusCode::OK, "text/event-stream", Growing(receiver).boxed())
+}
+
+fn asked(tool: &str, arguments: &str) -> Value {
+    json!({"index": 0, "id": "call-lab", "type": "function", "function": {"name": tool, "arguments": arguments}})
 }
 
 fn chunk(choices: Value, usage: Option<Value>) -> Bytes {
@@ -75,7 +84,7 @@ fn chunk(choices: Value, usage: Option<Value>) -> Bytes {
 
 async fn stream(
     sender: mpsc::Sender<Bytes>,
-    with_usage: bool,
+    (with_usage, tool): (bool, Option<String>),
     hold: Option<String>,
     state: Arc<State>,
 ) -> Result<(), mpsc::error::SendError<Bytes>> {
@@ -88,7 +97,14 @@ async fn stream(
             _ => tokio::time::sleep(PACE).await,
         }
     }
-    sender.send(chunk(json!([{"index": 0, "delta": {}, "finish_reason": "stop"}]), None)).await?;
+    if let Some(tool) = &tool {
+        let delta =
+            |call: Value| json!([{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": null}]);
+        sender.send(chunk(delta(asked(tool, "")), None)).await?;
+        sender.send(chunk(delta(json!({"index": 0, "function": {"arguments": "{}"}})), None)).await?;
+    }
+    let finish = if tool.is_some() { "tool_calls" } else { "stop" };
+    sender.send(chunk(json!([{"index": 0, "delta": {}, "finish_reason": finish}]), None)).await?;
     if with_usage {
         sender.send(chunk(json!([]), Some(usage()))).await?;
     }

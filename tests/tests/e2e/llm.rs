@@ -187,3 +187,76 @@ print(client.chat.completions.create(model='mock-1', **asked).usage.total_tokens
     }
     finish(site);
 }
+
+const ANSWERS: &str = r#"
+@id("answers") permit (principal in Team::"research", action == Action::"receive", resource);
+@id("no-shell") forbid (principal, action == Action::"receive", resource)
+when { context.usage.tools.contains("shell") };
+@id("no-keys") forbid (principal, action == Action::"receive", resource)
+when { context.findings.contains("private_key") };
+"#;
+
+/// OpenAI's own SDK gets what a model says as it comes, and nothing of a tool that it must not ask for; curl gets no answer with a
+/// key in it.
+#[test]
+fn what_comes_back_is_judged_before_its_client_gets_it() {
+    let lab = Lab::builder().start().unwrap();
+    let more = format!(
+        "[[endpoint]]\nname = \"llm\"\nupstream = \"https://{LLM}\"\nca = \"{}\"\n",
+        lab.ca().display()
+    );
+    let mut site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+    site.gateway.apply_policy(&format!("{POLICY}{ANSWERS}"), SETS).unwrap();
+    let base = format!("http://{}:{PROXY_PORT}/llm/v1", GATEWAY.v4);
+    let script = r"
+import sys
+import httpx
+import openai
+client = openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0, timeout=10)
+def tool(name):
+    return {'type': 'function', 'function': {'name': name, 'parameters': {'type': 'object', 'properties': {}}}}
+asked = {'model': 'mock-1', 'messages': [{'role': 'user', 'content': 'What?'}]}
+for name in ['search', 'shell']:
+    text, called, end = '', [], 'whole'
+    try:
+        for chunk in client.chat.completions.create(stream=True, tools=[tool(name)], **asked):
+            for choice in chunk.choices:
+                text += choice.delta.content or ''
+                called += [c.function.name for c in choice.delta.tool_calls or [] if c.function.name]
+    except (httpx.HTTPError, openai.APIError):
+        end = 'cut'
+    print(text, called, end)
+try:
+    client.chat.completions.create(tools=[tool('shell')], **asked)
+    print('passed')
+except openai.PermissionDeniedError as error:
+    print(error.response.headers['x-clawgress-reason'])
+print(client.chat.completions.create(tools=[tool('search')], **asked).choices[0].message.tool_calls[0].function.name)
+";
+    let python = clients::python().unwrap();
+    let args = [python.to_str().unwrap(), "-c", script, &base, &site.assistant_key];
+    let output = site.gateway.lab.run(Host::Anon, &args).unwrap();
+    let said: Vec<&str> = output.stdout.lines().collect();
+    let wanted = [
+        "Egress is governed by one policy. ['search'] whole",
+        "Egress is governed by one policy. [] cut",
+        "policy_forbidden",
+        "search",
+    ];
+    assert_eq!(said, wanted, "{output:?}");
+    let cut = record(&site, "the stream that was cut", |r| {
+        r.kind == RecordKind::Outcome && to_host(r, LLM) && r.reason.is_some() && r.status == Some(200)
+    });
+    assert_eq!((cut.action.as_deref(), &cut.policies[..]), (Some("receive"), &["no-shell".to_owned()][..]));
+    let told = cut.attributes.unwrap().answer.unwrap();
+    assert_eq!((told.tools, &*told.payload.media_type), (vec!["shell".to_owned()], "text/event-stream"));
+    // The lab's servers answer with the fields that they were asked with.
+    let url = proxy(ASSISTANT, &site.assistant_key);
+    let target = format!("http://{LLM}/told");
+    let fine = curl(&site, Host::Anon, &["-x", &url, "-H", "X-Note: fine", &target]);
+    let leak =
+        curl(&site, Host::Anon, &["-x", &url, "-H", "X-Note: -----BEGIN RSA PRIVATE KEY-----", &target]);
+    assert_eq!((codes(&fine).0, codes(&leak).0), (200, 403));
+    assert!(!leak.stdout.contains("PRIVATE"), "{leak:?}");
+    finish(site);
+}

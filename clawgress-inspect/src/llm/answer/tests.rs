@@ -189,6 +189,12 @@ fn texts_are_handed_out_as_they_come() {
         let mut reader = Reader::new(Format::EventStream);
         assert_eq!(reader.push(format!("{first}{rest}").as_bytes()), first.len(), "{ends:?}");
     }
+    let mut reader = Reader::new(Format::Json);
+    reader.push(br#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"f"}}]}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#);
+    assert!(reader.progress().tools.is_empty(), "it may not be whole");
+    reader.close();
+    assert_eq!((reader.progress().tools, reader.progress().output), (&["f".to_owned()][..], 2));
+    assert_eq!(reader.finish().usage.map(|usage| usage.output), Some(2), "once");
     let mut reader = Reader::new(Format::EventStream);
     assert_eq!(reader.push(b"data: {}\r\n\r"), 11);
     assert_eq!(reader.push(b"\ndata"), 1, "the rest of a line end");
