@@ -120,3 +120,69 @@ fn the_proxy_over_tls_has_a_port_and_files_of_its_own() {
     check(&with(&right.replace("/etc/proxy.key", "proxy.key")), "`key` must be an absolute path");
     check(&with(&right.replace("\nkey", "\nclient_ca = 1\nkey")), "unknown field `client_ca`");
 }
+
+/// What a line of the example proposes.
+fn proposed(line: &str) -> Option<&str> {
+    line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('['))
+}
+
+const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
+
+#[test]
+fn the_units_example_is_accepted_as_it_is_and_with_all_it_proposes() {
+    let example = include_str!("../../../systemd/clawgress.toml");
+    let path = Path::new("systemd/clawgress.toml");
+    let config = Config::parse(example, path).expect("valid");
+    assert_eq!(config.agents_interfaces().count(), 1);
+    let all: Vec<&str> = example.lines().map(|line| proposed(line).unwrap_or(line)).collect();
+    let config = Config::parse(&all.join("\n"), path).expect("valid");
+    assert_eq!((config.proxy.addresses().count(), config.l7.resolvers.len()), (2, 1));
+    assert!(config.intercept.is_some() && !config.access.admin_users.is_empty());
+}
+
+/// Keys of the table that begins so, by what is refused there; `None` if it is no table.
+fn keys(begin: &str) -> Option<Vec<String>> {
+    let error = toml::from_str::<Config>(&format!("{begin}\nno_such_key = 1\n")).err()?;
+    let known = error.message().strip_prefix("unknown field `no_such_key`, expected ")?;
+    Some(known.split('`').skip(1).step_by(2).map(str::to_owned).collect())
+}
+
+/// Every table, and a table in a table: its heading, what begins it, and its keys.
+fn tables(above: &str, begin: &str, found: &mut Vec<(String, Vec<String>)>) {
+    for key in keys(begin).unwrap_or_default() {
+        let path = if above.is_empty() { key } else { format!("{above}.{key}") };
+        for heading in [format!("[{path}]"), format!("[[{path}]]")] {
+            let inner = format!("{begin}\n{heading}");
+            if let Some(keys) = keys(&inner) {
+                found.push((heading, keys));
+                tables(&path, &inner, found);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_key_is_documented_in_its_table() {
+    let mut found = Vec::new();
+    tables("", "", &mut found);
+    let names: Vec<&str> = found.iter().map(|(heading, _)| heading.as_str()).collect();
+    for name in
+        ["[node]", "[[interface]]", "[interface.danger]", "[proxy.tls]", "[[llm.server]]", "[tenants]"]
+    {
+        assert!(names.contains(&name), "{name} is in {names:?}");
+    }
+    for (heading, keys) in &found {
+        let begin = format!("\n### `{heading}`\n");
+        let (_, section) =
+            DOCUMENT.split_once(&begin).unwrap_or_else(|| panic!("docs/configuration.md has `{heading}`"));
+        let section = section.split("\n### ").next().expect("a part");
+        for key in keys {
+            assert!(
+                section.contains(&format!("\n| `{key}` |")),
+                "docs/configuration.md has `{key}` in `{heading}`"
+            );
+        }
+        let rows = section.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, keys.len(), "docs/configuration.md has no more in `{heading}` than there is");
+    }
+}
