@@ -57,6 +57,8 @@ mod prepared;
 mod property;
 #[path = "datapath/puppet.rs"]
 mod puppet;
+#[path = "datapath/questions.rs"]
+mod questions;
 #[path = "datapath/random.rs"]
 mod random;
 #[path = "datapath/recent.rs"]

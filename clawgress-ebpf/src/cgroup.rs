@@ -43,6 +43,10 @@ fn weigh_workload(generation: u64, bind: &Bind, key: &FlowKey, is_live: bool, ju
     if learned::is_undecided(judged) {
         learn(generation, bind.agent, key, is_live, judged);
     }
+    if learned::is_question(judged, key) {
+        judged.action = action::STEER;
+        judged.reason = 0;
+    }
     judged.limits &= !NEVER_DIRECT;
 }
 

@@ -33,12 +33,17 @@ pub fn verdict<const LAID_OUT: bool>(
             return learned;
         }
     }
-    let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
-    // Permitted, but nobody could read it: the gateway's DNS can.
-    if is_unread && key.protocol == protocol::UDP && is_dns(key) {
+    if is_question(&judged, key) {
         return Judgement { action: action::STEER, reason: 0, ..judged };
     }
     judged
+}
+
+/// Whether it is a datagram to DNS that is permitted, but that nobody could read: the gateway's DNS can.
+#[inline(always)]
+pub fn is_question(judged: &Judgement, key: &FlowKey) -> bool {
+    let is_unread = judged.action == action::DENY && judged.reason == DropReason::InspectionRequired.code();
+    is_unread && key.protocol == protocol::UDP && is_dns(key)
 }
 
 /// `judged`, made direct where the address was learned: for what the tables neither forbid nor let go direct.

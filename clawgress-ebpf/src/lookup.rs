@@ -1,7 +1,8 @@
 //! Which listener a steered flow belongs to, wherever the kernel asks. TC assigns a socket to each
 //! packet, but the kernel looks a listener up again, by the destination's port, when a SYN meets a
 //! socket in TIME_WAIT (RFC 9293 3.10.7.4) or when a half-open connection has lost its listener. Without
-//! an answer from here it would be whoever of this machine listens on that port.
+//! an answer from here it would be whoever of this machine listens on that port. A local workload's questions
+//! to DNS have no TC program on their way: their socket is found here alone.
 //!
 //! Must never answer for anything but a recorded flow: from an agents' interface, or of a local workload,
 //! whose packets come by loopback.
@@ -22,20 +23,24 @@ const PASS: u32 = 1;
 const DROP: u32 = 0;
 /// Address family IPv6 (Linux).
 const AF_INET6: u32 = 10;
-/// Protocol TCP (IANA).
+/// Protocols (IANA).
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+/// The port of DNS (RFC 1035 4.2).
+const DNS_PORT: u32 = 53;
 
 /// Listener lookup of the gateway's network namespace.
 #[sk_lookup]
 pub fn claw_lookup(ctx: SkLookupContext) -> u32 {
     let asked = ctx.lookup;
     // SAFETY: the context is the program's own.
-    let (family, number) = unsafe { ((*asked).family, (*asked).protocol) };
-    if number != IPPROTO_TCP {
+    let (family, number, port) = unsafe { ((*asked).family, (*asked).protocol, (*asked).local_port) };
+    let is_question = number == IPPROTO_UDP && port == DNS_PORT;
+    if number != IPPROTO_TCP && !is_question {
         return PASS;
     }
     let is_v6 = family == AF_INET6;
-    let key = key(asked, is_v6);
+    let key = key(asked, is_v6, if is_question { protocol::UDP } else { protocol::TCP });
     let Some(record) = flow::find(&key) else { return PASS };
     // SAFETY: as in `flow::touch`.
     match unsafe { (*record).action } {
@@ -62,7 +67,7 @@ fn assign(ctx: &SkLookupContext, key: &FlowKey, is_v6: bool) -> u32 {
 
 /// The flow's key: remote is the agent, local what it dialled.
 #[inline(always)]
-fn key(asked: *mut bpf_sk_lookup, is_v6: bool) -> FlowKey {
+fn key(asked: *mut bpf_sk_lookup, is_v6: bool, protocol: u8) -> FlowKey {
     // VERIFIER: every field is read, whatever the family, and one by one: a pointer into the context
     // that depends on the family, or an array copied from there, would be refused.
     // SAFETY: the context is the program's own; addresses of the other family read as zeroes.
@@ -84,7 +89,7 @@ fn key(asked: *mut bpf_sk_lookup, is_v6: bool) -> FlowKey {
         source_port_be,
         destination_port_be: (port as u16).to_be(),
         ifindex: if ifindex == IFINDEX_LOOPBACK { IFINDEX_LOCAL } else { ifindex },
-        protocol: protocol::TCP,
+        protocol,
         pad: [0; 3],
     }
 }

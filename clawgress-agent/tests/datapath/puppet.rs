@@ -32,6 +32,17 @@ def tell(name, a, port):
     # One socket for them all, never connected.
     s = held.get(name) or made(a, socket.SOCK_DGRAM, 10)
     held[name] = s; s.sendto(b'ping', (a, port)); return s.recv(64).decode()
+def question(name, a, port, bound=None):
+    s = made(a, socket.SOCK_DGRAM, 10)
+    if bound: s.bind((bound, 0))
+    s.connect((a, port)); s.sendall(b'hello'); held[name] = s; return 'ok'
+def loose(name, a, port):
+    # As `tell`, but whoever asks hears it when it likes.
+    s = held.get('loose6' if ':' in a else 'loose4') or made(a, socket.SOCK_DGRAM, 10)
+    held[name] = held['loose6' if ':' in a else 'loose4'] = s; s.sendto(b'hello', (a, port)); return 'ok'
+def heard(name):
+    got, (a, port, *_) = held[name].recvfrom(64)
+    return got.decode() + ' ' + ('[%s]:%d' if ':' in a else '%s:%d') % (a, port)
 libc = ctypes.CDLL(None, use_errno=True)
 def bpf(command, key, value=bytes(8)):
     key, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))

@@ -1,10 +1,11 @@
 //! Socket hooks of local workloads: which sockets they may make, and where those may be pointed. A TCP
-//! connection that L7 has to read gets the mark by which it is routed to L7, with its destination as it
-//! was dialled; no address is ever rewritten, so `getpeername` and `recvmsg` have nothing to undo.
+//! connection that L7 has to read, and a question to DNS, get the mark by which they are routed to L7, with
+//! their destination as it was dialled; no address is ever rewritten, so `getpeername` and `recvmsg` have
+//! nothing to undo.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock_addr, sockaddr};
-use aya_ebpf::helpers::generated::{bpf_bind, bpf_setsockopt};
+use aya_ebpf::helpers::generated::{bpf_bind, bpf_getsockopt, bpf_setsockopt};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use clawgress_ebpf_common::{Address, DropReason, action, counter, hook, mark, protocol};
@@ -77,13 +78,13 @@ pub fn claw_connect6(ctx: SockAddrContext) -> i32 {
 /// A datagram to an explicit address over IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn claw_sendmsg4(ctx: SockAddrContext) -> i32 {
-    if judge4(&ctx, true) == ROUTED { ALLOW } else { REFUSE }
+    send(&ctx, judge4(&ctx, true))
 }
 
 /// A datagram to an explicit address over IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn claw_sendmsg6(ctx: SockAddrContext) -> i32 {
-    if judge6(&ctx, true) == ROUTED { ALLOW } else { REFUSE }
+    send(&ctx, judge6(&ctx, true))
 }
 
 /// Only TCP and UDP sockets: raw, ping, SCTP, MPTCP and the like have no hook that judges where they
@@ -114,23 +115,49 @@ fn point(ctx: &SockAddrContext, decided: i32, bind: impl Fn(&SockAddrContext)) -
     if decided == REFUSE {
         return REFUSE;
     }
-    // SAFETY: the context is the program's own.
-    if unsafe { (*ctx.sock_addr).protocol } != IPPROTO_TCP {
-        return ALLOW;
-    }
     // A socket that was steered once and is connected again has the mark still.
-    let mut mark = if decided == STEERED { mark::STEER } else { 0 };
-    // SAFETY: the option's value is the four bytes of `mark`.
-    let marked = unsafe {
-        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), size_of::<u32>() as i32)
-    };
-    if marked != 0 {
+    if !set_mark(ctx, mark_of(decided)) {
         return REFUSE;
     }
-    if decided == STEERED {
+    // SAFETY: the context is the program's own. A socket of datagrams may be pointed elsewhere later: its route
+    // says what it speaks from.
+    if decided == STEERED && unsafe { (*ctx.sock_addr).protocol } == IPPROTO_TCP {
         bind(ctx);
     }
     ALLOW
+}
+
+/// Lets a datagram of a socket that isn't connected go on as `decided`. The kernel has read the socket's mark before
+/// it asks here, so the first of those that go another way is refused, and goes when it is sent again.
+#[inline(always)]
+fn send(ctx: &SockAddrContext, decided: i32) -> i32 {
+    if decided == REFUSE {
+        return REFUSE;
+    }
+    let (mut mark, wanted) = (0u32, mark_of(decided));
+    // SAFETY: the helper fills the four bytes of `mark`.
+    let rc = unsafe {
+        bpf_getsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), size_of::<u32>() as i32)
+    };
+    if rc == 0 && mark == wanted {
+        return ALLOW;
+    }
+    set_mark(ctx, wanted);
+    REFUSE
+}
+
+#[inline(always)]
+fn mark_of(decided: i32) -> u32 {
+    if decided == STEERED { mark::STEER } else { 0 }
+}
+
+#[inline(always)]
+fn set_mark(ctx: &SockAddrContext, mut mark: u32) -> bool {
+    // SAFETY: the option's value is the four bytes of `mark`.
+    let rc = unsafe {
+        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), size_of::<u32>() as i32)
+    };
+    rc == 0
 }
 
 #[inline(always)]

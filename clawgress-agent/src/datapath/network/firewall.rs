@@ -119,8 +119,8 @@ fn closed(config: &Config) -> String {
 ///
 /// The sockets that L7 is handed were made by the datapath role, so no program of L7's cgroup judges what leaves by them, or by
 /// what is accepted from them: here they are held to answering. They begin no connection; and datagrams go to agents'
-/// interfaces, from the port that was asked, which is set before they are tracked, and only as what tracking knows as the
-/// answer to a question.
+/// interfaces, or to this machine's own commands, from the port that was asked, which is set before they are tracked, and only as
+/// what tracking knows as the answer to a question.
 fn script(config: &Config) -> String {
     let mask = mark::MASK;
     let (steer, direct, local, reject) = (mark::STEER, mark::DIRECT, mark::LOCAL, mark::REJECT);
@@ -170,6 +170,7 @@ fn script(config: &Config) -> String {
 		tcp flags & (syn | ack) == syn counter drop
 		meta l4proto tcp return
 		oifname @agents meta l4proto udp udp sport set 53 return
+		oif "lo" meta l4proto udp udp sport set 53 return
 		counter drop
 	}}
 	chain handed_tracked {{

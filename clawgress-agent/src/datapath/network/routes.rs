@@ -1,6 +1,8 @@
 //! Delivering steered packets locally: `fwmark STEER lookup 100`, and in that table everything is local.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use clawgress_ebpf_common::mark;
@@ -25,6 +27,8 @@ const REFUSE_PRIORITY: u32 = 99;
 pub struct Routes {
     netlink: Netlink,
     loopback: u32,
+    /// Whether routes that were there already have been made as these are.
+    is_renewed: Arc<AtomicBool>,
 }
 
 impl Routes {
@@ -41,7 +45,7 @@ impl Routes {
             let up = LinkUnspec::new_with_index(loopback).up().build();
             netlink.handle.link().set(up).execute().await.context("cannot set `lo` up")?;
         }
-        Ok(Routes { netlink, loopback })
+        Ok(Routes { netlink, loopback, is_renewed: Arc::default() })
     }
 
     /// Adds what is missing, and tells how much that was.
@@ -50,6 +54,7 @@ impl Routes {
     /// If rtnetlink refuses.
     pub async fn install(&self) -> Result<usize> {
         let mut added = 0;
+        let is_renewed = self.is_renewed.swap(true, Ordering::Relaxed);
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for wanted in [refuse(family), steer(family)] {
                 let mut rule = self.netlink.handle.rule().add();
@@ -62,8 +67,13 @@ impl Routes {
                     }
                 }
             }
-            let route = is_new(self.netlink.handle.route().add(self.local(family)).execute().await);
+            let add = || self.netlink.handle.route().add(self.local(family));
+            let route = is_new(add().execute().await);
             match route {
+                // An earlier version's has another source.
+                Ok(false) if !is_renewed => {
+                    add().replace().execute().await.context("cannot replace the route of steered packets")?;
+                }
                 Ok(is_new) => added += usize::from(is_new),
                 Err(error) if family == AddressFamily::Inet6 && is_no_ipv6(&error) => {}
                 Err(error) => return Err(error).context("cannot add the route of steered packets"),
@@ -83,12 +93,15 @@ impl Routes {
     }
 
     fn local(&self, family: AddressFamily) -> RouteMessage {
+        // A local command's datagram, whose socket is bound to no address, speaks from loopback: it would from the address
+        // that it asks.
         macro_rules! everything {
             ($address:ty) => {
                 RouteMessageBuilder::<$address>::new()
                     .destination_prefix(<$address>::UNSPECIFIED, 0)
                     .output_interface(self.loopback)
                     .table_id(u32::from(TABLE))
+                    .pref_source(<$address>::LOCALHOST)
                     .kind(RouteType::Local)
                     .scope(RouteScope::Host)
                     .protocol(RouteProtocol::Static)
