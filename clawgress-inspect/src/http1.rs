@@ -40,7 +40,7 @@ pub enum HttpError {
     /// None, or more than one.
     #[error("the request must have exactly one Host field")]
     HostCount,
-    /// More than one of `Content-Length` and `Transfer-Encoding`, together.
+    /// More than one of `Content-Length` and `Transfer-Encoding`, together, or a name that some take for one of them.
     #[error("the request states its length more than once")]
     LengthAmbiguous,
     /// Not plain digits.
@@ -223,6 +223,12 @@ fn field(line: &[u8]) -> Result<Field<'_>, HttpError> {
     Ok(Field { name, value })
 }
 
+/// Whether a name has these letters between other marks than its own: some servers take `_`, or anything, for `-`.
+fn resembles(name: &str, letters: &str) -> bool {
+    let own = || name.bytes().filter(u8::is_ascii_alphanumeric);
+    name.len() > letters.len() && own().map(|b| b.to_ascii_lowercase()).eq(letters.bytes())
+}
+
 fn framing(fields: &[Field<'_>], minor: u8) -> Result<Body, HttpError> {
     let mut body = None;
     for field in fields {
@@ -255,6 +261,8 @@ fn framing(fields: &[Field<'_>], minor: u8) -> Result<Body, HttpError> {
             if field.value.split(|b| *b == b',').any(needed) {
                 return Err(HttpError::Connection);
             }
+        } else if resembles(field.name, "contentlength") || resembles(field.name, "transferencoding") {
+            return Err(HttpError::LengthAmbiguous);
         }
     }
     Ok(body.unwrap_or(Body::Length(0)))

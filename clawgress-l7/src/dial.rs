@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::limit;
-use crate::route::Way;
+use crate::route::{Leg, Way};
 
 /// The table in which sockets are registered, as the datapath role handed it over last; none where it
 /// wants none.
@@ -66,16 +66,15 @@ impl Dials {
     }
 
     /// Connects a judged way for an agent, to its end.
-    async fn connect(&self, behalf: Behalf, way: &Way, (host, port): (&Host, u16)) -> io::Result<TcpStream> {
+    async fn connect(&self, behalf: Behalf, way: &Way, (host, port): (&Host, u16)) -> io::Result<Leg> {
         let address = way.dialled(port).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let source = way.source(address)?;
-        let mut stream = TcpStream::from_std(self.begin(behalf, address, source)?)?;
+        let stream = TcpStream::from_std(self.begin(behalf, address, source)?)?;
         stream.writable().await?;
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }
-        way.lead_on(&mut stream, host, port).await?;
-        Ok(stream)
+        way.lead_on(stream, host, port).await
     }
 
     /// A socket that is being connected. The kernel judges, and sends the first packet, within the call, so
@@ -127,7 +126,7 @@ impl l4::Connect for Connector {
         let (host, port) = (&self.to.0, self.to.1);
         let connected = attempt(&self.dials, self.behalf, self.way.clone(), (host, port)).await;
         match connected {
-            Ok((stream, _)) => Ok(stream.into()),
+            Ok((leg, _)) => Ok(leg.into()),
             Err(reason) => Error::e_explain(ErrorType::Custom(reason.name()), "not connected"),
         }
     }
@@ -182,7 +181,10 @@ pub async fn dial(
             () = tokio::time::sleep(head_start), if more => None,
         };
         match finished {
-            Some(Ok(connected)) => return Ok(connected),
+            Some(Ok((leg, way))) => match leg.into_socket() {
+                Ok(stream) => return Ok((stream, way)),
+                Err(_) => failed = way.failure(),
+            },
             Some(Err(reason)) => failed = reason,
             None => {}
         }
@@ -194,9 +196,9 @@ async fn attempt(
     behalf: Behalf,
     way: Way,
     to: (&Host, u16),
-) -> Result<(TcpStream, Way), DropReason> {
+) -> Result<(Leg, Way), DropReason> {
     match timeout(way.patience(), dials.connect(behalf, &way, to)).await {
-        Ok(Ok(stream)) => Ok((stream, way)),
+        Ok(Ok(leg)) => Ok((leg, way)),
         Ok(Err(error)) => {
             // Refused by the kernel plane, perhaps: it has told why in a record of its own.
             way.tell(&error);

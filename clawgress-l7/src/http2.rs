@@ -253,12 +253,20 @@ async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Pl
     let session = ServerSession::new_custom(Box::new(session));
     let stopping = serving.stopping();
     let mut serve = Box::pin(serving.proxy().process_new_http(session, &stopping));
-    tokio::select! {
+    let is_over = tokio::select! {
         // First what has ended by itself, and knows how.
         biased;
-        _ = &mut serve => {}
-        reason = front.forbidden(&serving.gateway) => front.cut(reason),
-        () = front.gone().cancelled() => {}
+        _ = &mut serve => true,
+        reason = front.forbidden(&serving.gateway) => {
+            front.cut(reason);
+            false
+        }
+        () = front.gone().cancelled() => false,
+    };
+    if !is_over {
+        front.shut();
+        // Dropped in the middle, it would leave its server's connection among those that are in use, where none ends it.
+        let _ = timeout(limit::CUT_GRACE, &mut serve).await;
     }
     // What it was at records why it ends.
     drop(serve);

@@ -31,12 +31,14 @@ use crate::stream::Stream;
 use crate::{http2, limit};
 
 mod leaves;
+mod spoken;
 mod wire;
 
 use self::leaves::Leaves;
+use self::spoken::Spoken;
 pub use self::wire::{Meter, Wire};
 
-/// The protocols inside, the better first. A client gets one that it offers.
+/// The protocols inside, the better first. A client gets one that it offers, and that its server speaks as far as that is known.
 const ALPN: [&str; 2] = [ALPN_HTTP2, "http/1.1"];
 const ALPN_HTTP2: &str = "h2";
 
@@ -45,6 +47,7 @@ const ALPN_HTTP2: &str = "h2";
 pub struct Interception {
     config: Intercept,
     leaves: Leaves,
+    spoken: Spoken,
     /// What servers' certificates may lead to.
     roots: Roots,
 }
@@ -99,7 +102,7 @@ impl Interception {
         let roots = Roots(roots::load(&intercept.roots).context("`roots` in [intercept] can't be used")?);
         let servers = Servers::new(&config.access, Server::Keys)?;
         let leaves = Leaves::new(socket::channel_to(&config.leaves_socket(), servers));
-        Ok(Some(Interception { config: intercept.clone(), leaves, roots }))
+        Ok(Some(Interception { config: intercept.clone(), leaves, spoken: Spoken::default(), roots }))
     }
 
     /// Whether `host` is never read, by the configuration.
@@ -111,6 +114,11 @@ impl Interception {
     /// Whether a server of this name can be verified: those who do take `_` for no character of a name, or for another.
     fn has_certificate(host: &Host) -> bool {
         !host.to_string().contains('_')
+    }
+
+    /// Notes which protocol a server has chosen of both.
+    pub fn spoke(&self, to: &(Host, u16), two: bool) {
+        self.spoken.note(to, two);
     }
 
     /// What servers' certificates may lead to.
@@ -234,7 +242,8 @@ async fn prepare(
     let failed = |reason| Ruling { verdict: Err(reason), policies: Vec::new(), ..ruling.clone() };
     let interception = gateway.reads(&subject.host).ok_or_else(|| failed(DropReason::InspectionRequired))?;
     let config = interception.leaves.config(&subject.host, gateway.now_s()).await;
-    let config = config.map_err(failed)?;
+    let to = (subject.host.clone(), subject.port);
+    let config = interception.spoken.mirrored(config.map_err(failed)?, &to, &offered.alpn);
     Ok((ruling, config))
 }
 

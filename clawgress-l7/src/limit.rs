@@ -24,6 +24,10 @@ pub const KEEPALIVE_S: u64 = 60;
 pub const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_S);
 /// Between two reads of a request body.
 pub const BODY_READ: Duration = Duration::from_secs(60);
+/// How often the pace of a request body is looked at whose length was told,
+pub const BODY_LOOK: Duration = Duration::from_secs(60);
+/// and the least that has to come in between: a hundredth of what the slowest links carry.
+pub const BODY_LOOK_BYTES_LEAST: usize = 8 * 1024;
 /// For a client to take more of a response: a stalled reader holds memory.
 pub const CLIENT_WRITE: Duration = Duration::from_secs(60);
 /// For what is left of a body after a request was denied early, so that the client sees the answer.
@@ -81,6 +85,14 @@ pub const STREAM_SEND_BYTES: usize = 64 * 1024;
 pub const STREAM_ERRORS_MAX: usize = 256;
 /// Streams that a client reset before they were looked at, before its connection is closed (CVE-2023-44487).
 pub const STREAM_RESETS_MAX: usize = 20;
+/// Streams that a client resets while they are served, in [`STREAM_RESETS_LOOK`], before its connection takes no more: some for
+/// each page that is left, and a small part of what a flood needs.
+pub const STREAM_RESETS_SERVED_MAX: u32 = 500;
+/// See [`STREAM_RESETS_SERVED_MAX`].
+pub const STREAM_RESETS_LOOK: Duration = Duration::from_secs(10);
+/// For what is cut to let go of its server's connection, of which it was one stream: others go on by that. Nothing passes
+/// meanwhile.
+pub const CUT_GRACE: Duration = Duration::from_millis(500);
 /// Interim answers of a server that a stream's client is told besides one 100: they wait for it outside of all windows.
 pub const STREAM_INTERIMS_MAX: u32 = 8;
 /// Streams of a connection that are looked at before one has told whose it is: fewer of nobody than

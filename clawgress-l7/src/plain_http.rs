@@ -11,12 +11,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::TunnelProtocol;
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::{H1UpgradePolicy, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
+use tokio::time::Instant;
 
 use crate::decide::{self, Ruling};
 use crate::enforce::enforce;
@@ -38,6 +40,7 @@ mod granted;
 mod hold;
 mod model;
 mod outgoing;
+mod pace;
 mod receive;
 mod respond;
 mod withheld;
@@ -53,9 +56,10 @@ use granted::rule;
 pub use hold::{Held, Source};
 pub use model::Calls;
 use model::Coming;
+use pace::Pace;
 use receive::Back;
 pub use respond::is_stranger;
-use respond::{is_of_parent, is_untrusted, respond, reusable, switch};
+use respond::{has_ended, is_of_parent, is_untrusted, respond, reusable, switch};
 
 /// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
 /// round it (RFC 7838).
@@ -80,6 +84,8 @@ pub struct Context {
     granted: Option<Arc<Granted>>,
     /// The body of the request, where policy asks about it.
     content: content::Judged,
+    /// How fast it comes.
+    pace: Option<Pace>,
     /// What reads the upstream's answer.
     answer: Option<Coming>,
     /// What policy asks about it.
@@ -285,6 +291,8 @@ impl ProxyHttp for App {
                     // Pingora takes the 100 for an answer before the end of the body, and would close.
                     session.set_keepalive(keepalive);
                 }
+                let is_told = session.req_header().headers.contains_key(CONTENT_LENGTH);
+                context.pace = is_told.then(|| Pace::new(Instant::now()));
                 let granted = Arc::new(granted);
                 front.serve(Arc::clone(&granted));
                 context.granted = Some(granted);
@@ -361,7 +369,30 @@ impl ProxyHttp for App {
         } else if is_of_parent(&error) {
             context.reason = Some(DropReason::ParentFailed);
         }
-        error.set_retry(context.granted.as_ref().is_some_and(|granted| granted.try_next()));
+        // Of a connection that others had, and that has ended meanwhile, nothing says that its address is no good.
+        let is_next = || context.granted.as_ref().is_some_and(|granted| granted.try_next());
+        error.set_retry(has_ended(&error) || is_next());
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        _context: &mut Context,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let is_idempotent = session.req_header().method.is_idempotent();
+        if !is_idempotent || session.as_ref().retry_buffer_truncated() || session.response_written().is_some()
+        {
+            error.set_retry(false);
+        } else if client_reused && has_ended(&error) {
+            // By the doing of another stream, perhaps: RFC 9110 section 9.2.2 lets it be asked again.
+            error.set_retry(true);
+        } else {
+            error.retry.decide_reuse(client_reused);
+        }
         error
     }
 
@@ -378,6 +409,9 @@ impl ProxyHttp for App {
         let (Some(exchange), Some(granted)) = (&mut context.exchange, &context.granted) else {
             return Error::e_explain(ErrorType::InternalError, "a request that nobody granted");
         };
+        if context.front.as_ref().is_some_and(|front| front.is_over()) {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "it was cut").into_down());
+        }
         // Another address's may have been no proof.
         let is_of_attempt =
             |reason: &DropReason| matches!(reason, DropReason::UpstreamUntrusted | DropReason::ParentFailed);
@@ -412,6 +446,7 @@ impl ProxyHttp for App {
         context: &mut Context,
     ) -> Result<()> {
         let Some(granted) = &context.granted else { return Ok(()) };
+        granted.spoken(&self.gateway, request.version == Version::HTTP_2);
         if request.version == Version::HTTP_2 && granted.admitted().takes_trailers {
             // Of this hop, and asked for by servers of gRPC, whose status is a trailer.
             request.insert_header("te", "trailers")?;
@@ -441,6 +476,13 @@ impl ProxyHttp for App {
         context: &mut Context,
     ) -> Result<()> {
         self.still_allowed(context)?;
+        if let (Some(pace), Some(piece), false) = (&mut context.pace, body.as_ref(), end)
+            && !pace.keeps(Instant::now(), piece.len())
+        {
+            context.reason = Some(DropReason::Timeout);
+            let status = ErrorType::HTTPStatus(page::status(DropReason::Timeout));
+            return Err(Error::explain(status, "the body comes too slowly").into_down());
+        }
         let (Some(granted), Some(exchange)) = (&context.granted, &mut context.exchange) else {
             return Ok(());
         };

@@ -20,13 +20,19 @@ use clawgress_inspect::proxy_authorization;
 use clawgress_inspect::proxy_response::{self, Head};
 use clawgress_policy::Host;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
+use tokio_rustls::client::TlsStream;
 use zeroize::Zeroizing;
 
 use crate::gateway::Gateway;
 use crate::limit;
+
+mod secured;
+
+pub use self::secured::Leg;
+use self::secured::Secured;
 
 /// Bits of a mode by which others than the owner and its group may read or write, and the group may write.
 const OPEN_BITS: u32 = 0o037;
@@ -59,6 +65,8 @@ pub struct Parent {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Whom it has to prove that it is, over TLS; it is spoken to in clear if absent.
+    secured: Option<Secured>,
     file: Option<PathBuf>,
     authorization: ArcSwapOption<Authorization>,
     /// When the log told last that it failed.
@@ -170,12 +178,15 @@ impl Routes {
 
 impl Parent {
     fn new(written: &config::Parent) -> Result<Arc<Self>> {
-        let config::Parent { name, address, credential } = written;
+        let config::Parent { name, address, credential, tls, roots } = written;
+        let secured = tls.as_ref().map(|name| Secured::new(name, roots)).transpose();
+        let secured = secured.with_context(|| format!("parent `{name}` can't be used"))?;
         let authorization = credential.as_deref().map(Authorization::read).transpose();
         let authorization = authorization.with_context(|| format!("parent `{name}` can't be used"))?;
         Ok(Arc::new(Parent {
             name: name.clone(),
             address: *address,
+            secured,
             file: credential.clone(),
             authorization: ArcSwapOption::new(authorization.map(Arc::new)),
             told: Mutex::default(),
@@ -205,17 +216,28 @@ impl Parent {
         }
     }
 
-    /// Asks for a tunnel on a connection to it. After that, `stream` is the destination's.
-    async fn open(&self, stream: &mut TcpStream, target: &str) -> io::Result<()> {
+    /// Asks for a tunnel on a connection to it. What is returned is the destination's.
+    async fn open(&self, mut stream: TcpStream, target: &str) -> io::Result<Leg> {
+        let Some(secured) = &self.secured else {
+            stream.set_nodelay(true)?;
+            self.ask(&mut stream, target).await?;
+            return Ok(Leg::Bare(stream));
+        };
+        let mut stream = secured.begin(stream).await?;
+        self.ask(&mut stream, target).await?;
+        Leg::within(stream)
+    }
+
+    async fn ask(&self, stream: &mut impl Answers, target: &str) -> io::Result<()> {
         let authorization = self.authorization.load_full();
         let field =
             authorization.as_ref().map(|a| Zeroizing::new(format!("Proxy-Authorization: {}\r\n", *a.0)));
         let field = field.as_ref().map_or("", |field| field.as_str());
         let request = Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{field}\r\n"));
-        stream.set_nodelay(true)?;
         stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
         loop {
-            let status = answer(stream).await?;
+            let status = stream.answer().await?;
             match status {
                 // Of an interim answer, another follows.
                 100..=199 => {}
@@ -230,22 +252,44 @@ impl Parent {
     }
 }
 
-/// The status of the answer that `stream` begins with; what follows its head stays there.
-async fn answer(stream: &mut TcpStream) -> io::Result<u16> {
-    let (mut held, mut ahead) = (Vec::new(), [0; 1024]);
-    loop {
-        let n = stream.peek(&mut ahead).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+/// What a parent answers by.
+trait Answers: AsyncWrite + Unpin {
+    /// The status of the answer that it begins with; what follows its head stays there.
+    async fn answer(&mut self) -> io::Result<u16>;
+}
+
+impl Answers for TcpStream {
+    async fn answer(&mut self) -> io::Result<u16> {
+        let (mut held, mut ahead) = (Vec::new(), [0; 1024]);
+        loop {
+            let n = self.peek(&mut ahead).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let before = held.len();
+            held.extend_from_slice(ahead.get(..n).unwrap_or_default());
+            let head = proxy_response::parse(&held).map_err(io::Error::other)?;
+            // Not a byte more than the head is taken off.
+            let taken = head.map_or(n, |Head { bytes, .. }| bytes.saturating_sub(before));
+            self.read_exact(ahead.get_mut(..taken).unwrap_or_default()).await?;
+            if let Some(Head { status, .. }) = head {
+                return Ok(status);
+            }
         }
-        let before = held.len();
-        held.extend_from_slice(ahead.get(..n).unwrap_or_default());
-        let head = proxy_response::parse(&held).map_err(io::Error::other)?;
-        // Not a byte more than the head is taken off.
-        let taken = head.map_or(n, |Head { bytes, .. }| bytes.saturating_sub(before));
-        stream.read_exact(ahead.get_mut(..taken).unwrap_or_default()).await?;
-        if let Some(Head { status, .. }) = head {
-            return Ok(status);
+    }
+}
+
+impl Answers for TlsStream<TcpStream> {
+    async fn answer(&mut self) -> io::Result<u16> {
+        let mut held = Vec::new();
+        loop {
+            // One at a time, for the same reason: they are decrypted, and in memory.
+            held.push(self.read_u8().await?);
+            let is_line = held.ends_with(b"\n") || held.len() >= proxy_response::HEAD_BYTES_MAX;
+            let head = if is_line { proxy_response::parse(&held).map_err(io::Error::other)? } else { None };
+            if let Some(Head { status, .. }) = head {
+                return Ok(status);
+            }
         }
     }
 }
@@ -322,8 +366,8 @@ impl Way {
     ///
     /// # Errors
     /// If it doesn't.
-    pub async fn lead_on(&self, stream: &mut TcpStream, host: &Host, port: u16) -> io::Result<()> {
-        let Some(parent) = self.parent() else { return Ok(()) };
+    pub async fn lead_on(&self, stream: TcpStream, host: &Host, port: u16) -> io::Result<Leg> {
+        let Some(parent) = self.parent() else { return Ok(Leg::Bare(stream)) };
         let target = match (self.ip, host) {
             (Some(ip), _) => SocketAddr::new(ip, port).to_string(),
             (None, Host::Address(ip)) => SocketAddr::new(*ip, port).to_string(),

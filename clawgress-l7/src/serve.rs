@@ -16,7 +16,7 @@ use pingora_core::apps::{HttpServerApp, ServerApp};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize as _;
 
@@ -209,9 +209,17 @@ impl Serving {
         drop(held);
         // Boxed: Pingora's future is some ten KiB, and every idle tunnel would hold as much.
         let mut serve = Box::pin(self.proxy.process_new(Box::new(gate), &self.stopping));
-        tokio::select! {
-            _ = &mut serve => {}
-            reason = front.forbidden(&self.gateway) => front.cut(reason),
+        let is_over = tokio::select! {
+            _ = &mut serve => true,
+            reason = front.forbidden(&self.gateway) => {
+                front.cut(reason);
+                false
+            }
+        };
+        if !is_over {
+            front.shut();
+            // As of a stream of HTTP/2: its server's connection may have others.
+            let _ = timeout(limit::CUT_GRACE, &mut serve).await;
         }
         // What it was at records why it ends.
         drop(serve);
@@ -362,9 +370,9 @@ async fn follow_files(gateway: Arc<Gateway>) {
 /// Waits for all `connections_max` of the connections to end, for some time, and cuts them then.
 async fn drain(gateway: &Gateway, connections: &Semaphore, connections_max: usize, patience: Duration) {
     let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
-    if tokio::time::timeout(patience, connections.acquire_many(all)).await.is_err() {
+    if timeout(patience, connections.acquire_many(all)).await.is_err() {
         gateway.cut.cancel();
-        let _ = tokio::time::timeout(CUT, connections.acquire_many(all)).await;
+        let _ = timeout(CUT, connections.acquire_many(all)).await;
     }
 }
 

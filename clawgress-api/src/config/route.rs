@@ -27,8 +27,14 @@ const ROUTE: &str = "[[route]]";
 pub struct Parent {
     /// Its name in routes and audit records.
     pub name: String,
-    /// Where it listens, in clear.
+    /// Where it listens.
     pub address: SocketAddr,
+    /// The name that its certificate proves, if it is spoken to over TLS; else it is in clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
+    /// Files of authorities that its certificate may lead to, beside the system's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roots: Vec<PathBuf>,
     /// File with `USER:PASSWORD` for it (RFC 7617), which nobody but `clawgress-l7` needs to read. It is read again when it
     /// changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -189,7 +195,7 @@ pub(super) fn check(parents: &[Parent], routes: &[Route]) -> Result<(), Refused>
 }
 
 fn check_parent(parent: &Parent) -> Result<(), String> {
-    let Parent { name, address, credential } = parent;
+    let Parent { name, address, tls, roots, credential } = parent;
     let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name) {
         let name = name.escape_debug();
@@ -200,9 +206,20 @@ fn check_parent(parent: &Parent) -> Result<(), String> {
     if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
         return Err(format!("`{address}` of parent `{name}` is nowhere to connect to: write `ADDRESS:PORT`"));
     }
-    if credential.as_ref().is_some_and(|path| !path.is_absolute()) {
+    if let Some(server) = tls.as_ref().filter(|server| !is_host(server) || server.starts_with('*')) {
+        let server = server.escape_debug();
         return Err(format!(
-            "`credential` of parent `{name}` must be an absolute path: roles have no directory of their own"
+            "`{server}` in `tls` of parent `{name}` is no name: write the one that its certificate has, in lower case"
+        ));
+    }
+    if tls.is_none() && !roots.is_empty() {
+        return Err(format!("`roots` of parent `{name}` are for TLS: write the name to verify in `tls`"));
+    }
+    let relative = |path: &PathBuf| !path.is_absolute();
+    let key = if credential.as_ref().is_some_and(relative) { Some("credential") } else { None };
+    if let Some(key) = key.or(roots.iter().any(relative).then_some("roots")) {
+        return Err(format!(
+            "`{key}` of parent `{name}` must be an absolute path: roles have no directory of their own"
         ));
     }
     Ok(())
@@ -308,6 +325,16 @@ mod tests {
     fn what_would_do_nothing_is_refused() {
         for (text, say) in [
             ("", "no [[route]] leads through parent `corp`"),
+            (
+                "roots = [\"/roots.pem\"]\n[[route]]\nparent = \"corp\"",
+                "`roots` of parent `corp` are for TLS",
+            ),
+            ("tls = \"Proxy\"\n[[route]]\nparent = \"corp\"", "`Proxy` in `tls` of parent `corp` is no name"),
+            ("tls = \"*.a.test\"\n[[route]]\nparent = \"corp\"", "is no name"),
+            (
+                "tls = \"a.test\"\nroots = [\"roots.pem\"]\n[[route]]\nparent = \"corp\"",
+                "`roots` of parent `corp` must be an absolute path",
+            ),
             ("[[route]]\nparent = \"corp\"\n[[route]]\n", "route 1: everything fits it"),
             ("[[route]]\nparent = \"other\"", "route 1: there is no parent `other`"),
             (

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use clawgress_ebpf_common::DropReason;
-use h2::RecvStream;
+use h2::{Reason, RecvStream};
 use parking_lot::Mutex;
 
 use crate::plain_http::{Body, Front, Held, LOOK_BYTES, Source};
@@ -57,7 +57,11 @@ impl Incoming {
 
     /// See [`Incoming::next`].
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, h2::Error>> {
-        self.0.lock().poll_next(cx)
+        let mut state = self.0.lock();
+        if state.front.upgrade().is_some_and(|front| front.is_over()) {
+            return Poll::Ready(Err(Reason::CANCEL.into()));
+        }
+        state.poll_next(cx)
     }
 
     /// Whether all of it was read.

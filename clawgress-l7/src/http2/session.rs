@@ -1,9 +1,11 @@
 //! A stream as Pingora's session: its head is what was judged, its body comes by [`Incoming`], its answer goes to the stream.
 //!
-//! INVARIANT: what was not finished never ends as if it were: a session that is dropped before its end resets its stream.
+//! INVARIANT: what was not finished never ends as if it were: a session that is dropped before its end resets its stream. Of one
+//! that is cut nothing passes any more, while Pingora lets go of its server.
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -117,17 +119,29 @@ impl Session {
         Ok(bytes)
     }
 
-    /// Ends when the client resets the stream, or its connection ends.
+    /// Ends when the client resets the stream, or its connection ends, or nothing passes any more.
     async fn reset(&mut self) -> Box<Error> {
-        let why = poll_fn(|cx| match &mut self.outgoing {
-            Outgoing::Response(response) => response.poll_reset(cx),
-            Outgoing::Body(body) => body.poll_reset(cx),
-        });
-        let _ = why.await;
+        let front = Arc::clone(&self.front);
+        let why =
+            poll_fn(
+                |cx| {
+                    if front.is_over() { Poll::Ready(()) } else { self.outgoing.poll_reset(cx).map(drop) }
+                },
+            );
+        why.await;
         Error::explain(ErrorType::ConnectionClosed, "the client has left").into_down()
     }
 
+    /// Nothing of an answer goes on where nothing passes any more.
+    fn passes(&self) -> Result<()> {
+        if self.front.is_over() {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "the stream was cut").into_down());
+        }
+        Ok(())
+    }
+
     fn write_head(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
+        self.passes()?;
         if self.front.withheld().is_waiting() && !response.status.is_informational() {
             self.withheld = Some((Box::new(response.clone()), end));
             return Ok(());
@@ -190,6 +204,7 @@ impl Session {
     }
 
     async fn write(&mut self, mut bytes: Bytes, end: bool) -> Result<()> {
+        self.passes()?;
         self.write_withheld()?;
         if self.is_ended {
             return Ok(());
@@ -200,7 +215,10 @@ impl Session {
         };
         while !bytes.is_empty() {
             body.reserve_capacity(bytes.len());
-            let room = match timeout(within, poll_fn(|cx| super::poll_room(body, cx))).await {
+            let front = &self.front;
+            let room =
+                poll_fn(|cx| if front.is_over() { Poll::Ready(None) } else { super::poll_room(body, cx) });
+            let room = match timeout(within, room).await {
                 Ok(Some(room)) => room,
                 Ok(None) => {
                     let gone = Error::explain(ErrorType::WriteError, "the client has left");
@@ -223,6 +241,7 @@ impl Session {
     }
 
     fn end(&mut self) -> Result<()> {
+        self.passes()?;
         self.write_withheld()?;
         if self.is_ended || self.withheld.is_some() {
             return Ok(());
@@ -249,6 +268,27 @@ impl Session {
             Outgoing::Body(body) => body.send_reset(reason),
         }
         self.is_ended = true;
+    }
+}
+
+// === impl Outgoing ===
+
+impl Outgoing {
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reason, h2::Error>> {
+        match self {
+            Outgoing::Response(response) => response.poll_reset(cx),
+            Outgoing::Body(body) => body.poll_reset(cx),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What this side has reset has ended. Only whether it has happened is asked: nobody is woken.
+        let mut is_reset = || self.outgoing.poll_reset(&mut Context::from_waker(Waker::noop()));
+        if !self.is_ended && matches!(is_reset(), Poll::Ready(Ok(_))) {
+            self.front.was_reset();
+        }
     }
 }
 
@@ -320,6 +360,7 @@ impl Custom for Session {
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.passes()?;
         self.write_withheld()?;
         if self.is_ended {
             return Ok(());
@@ -400,7 +441,8 @@ impl Custom for Session {
     }
 
     async fn shutdown(&mut self, _code: u32, _context: &str) {
-        self.reset_with(Reason::INTERNAL_ERROR);
+        let is_cut = self.front.is_over();
+        self.reset_with(if is_cut { Reason::CANCEL } else { Reason::INTERNAL_ERROR });
     }
 
     fn is_body_done(&mut self) -> bool {

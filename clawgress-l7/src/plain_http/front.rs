@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use clawgress_ebpf_common::DropReason;
 use parking_lot::Mutex;
@@ -42,6 +43,8 @@ pub struct Front {
     has_presented: AtomicBool,
     /// Whether the client took back its stream.
     has_left: AtomicBool,
+    /// Whether nothing passes any more, either way.
+    is_over: AtomicBool,
     /// Whether the request at hand is nobody's.
     is_nobodys: AtomicBool,
     /// Whether what follows is no HTTP any more.
@@ -63,6 +66,8 @@ struct Common {
     cut: OnceLock<DropReason>,
     /// Requests of nobody.
     strangers: AtomicU32,
+    /// Streams that the client has reset while they were served, and since when they are counted.
+    resets: Mutex<(u32, Instant)>,
     /// Of streams that are looked at while it is not known whose the connection is.
     unknown: Arc<Semaphore>,
     /// Cancelled when that is known.
@@ -78,6 +83,7 @@ impl Default for Common {
         Common {
             cut: OnceLock::new(),
             strangers: AtomicU32::new(0),
+            resets: Mutex::new((0, Instant::now())),
             unknown: Arc::new(Semaphore::new(limit::STRANGER_STREAMS_MAX)),
             known: CancellationToken::new(),
             ending: CancellationToken::new(),
@@ -125,6 +131,7 @@ impl Front {
             is_endpoint: AtomicBool::new(false),
             has_presented: AtomicBool::new(false),
             has_left: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             is_nobodys: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
             withheld: Withheld::default(),
@@ -259,6 +266,30 @@ impl Front {
     pub fn cut(&self, reason: DropReason) {
         let cut = if self.incoming.is_some() { &self.cut } else { &self.common.cut };
         let _ = cut.set(reason);
+    }
+
+    /// Lets nothing pass any more, either way: what serves it finds that out where it reads or writes next.
+    pub(crate) fn shut(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing passes any more.
+    #[must_use]
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Notes that the client has reset a stream that was served; from too many on, its connection takes no more.
+    pub(crate) fn was_reset(&self) {
+        let mut resets = self.common.resets.lock();
+        if resets.1.elapsed() > limit::STREAM_RESETS_LOOK {
+            *resets = (0, Instant::now());
+        }
+        resets.0 += 1;
+        if resets.0 > limit::STREAM_RESETS_SERVED_MAX && !self.ending().is_cancelled() {
+            tracing::warn!(peer = %self.connection.peer, "a client resets streams without end; its connection takes no more");
+            self.ending().cancel();
+        }
     }
 
     /// Why it was cut, or its connection.

@@ -270,6 +270,9 @@ impl AsyncRead for Gate {
             ready!(self.as_mut().poll_flush(cx))?;
         }
         let this = self.reader.get_mut();
+        if this.front.is_over() {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         loop {
             if out.remaining() == 0 || this.give(out) {
                 return Poll::Ready(Ok(()));
@@ -306,6 +309,9 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.front.is_over() {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         if self.front.withheld().is_waiting() {
             return Poll::Ready(Ok(()));
         }
@@ -327,6 +333,10 @@ impl AsyncWrite for Gate {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.front.is_over() {
+            // An end in order would say that what was cut is whole.
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         ready!(self.poll_withheld(cx))?;
         let Gate { outgoing, reader, .. } = &mut *self;
         let inner = &mut reader.get_mut().inner;
@@ -339,6 +349,9 @@ impl AsyncWrite for Gate {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.front.is_over() {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
         if self.front.withheld().is_waiting() {
             slices.iter().for_each(|piece| self.withheld.extend_from_slice(piece));
             return Poll::Ready(Ok(slices.iter().map(|piece| piece.len()).sum()));
@@ -358,6 +371,9 @@ impl AsyncWrite for Gate {
 #[async_trait]
 impl Shutdown for Gate {
     async fn shutdown(&mut self) {
+        if self.front.is_over() {
+            return;
+        }
         // What is held, and what TLS has yet to send, waits for a client that reads.
         let _ = tokio::time::timeout(limit::LINGER, AsyncWriteExt::shutdown(self)).await;
         let inner = &mut self.reader.get_mut().inner;

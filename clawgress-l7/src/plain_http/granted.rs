@@ -162,6 +162,15 @@ impl Granted {
         }
     }
 
+    /// Notes by which protocol its server is spoken to, if that had the choice and its clients are to be offered the same.
+    pub fn spoken(&self, gateway: &Gateway, two: bool) {
+        if let Some(interception) = gateway.interception.as_ref().filter(|_| self.is_intercepted())
+            && self.alpn() == ALPN::H2H1
+        {
+            interception.spoke(&self.to(), two);
+        }
+    }
+
     /// Number of the endpoint it is a request to, from 1; 0 for none.
     #[must_use]
     pub fn endpoint(&self) -> u32 {

@@ -94,6 +94,13 @@ pub fn is_of_parent(error: &Error) -> bool {
     *error.root_etype() == ErrorType::Custom(DropReason::ParentFailed.name())
 }
 
+/// Whether a stream failed since its server's connection of HTTP/2 has ended: what it asked may have been looked at or not.
+pub fn has_ended(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    *error.root_etype() == ErrorType::H2Error
+        && cause.is_some_and(|cause| cause.is_io() || cause.is_go_away() && cause.is_remote())
+}
+
 /// Whether the connection is sound after a denial for `reason`.
 pub fn reusable(reason: DropReason) -> bool {
     !matches!(

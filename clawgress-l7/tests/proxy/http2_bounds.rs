@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -174,4 +175,69 @@ async fn nobody_asks_often_at_once() {
         asking.spawn(async move { client.ask(request, b"").await.expect("answer").status });
     }
     assert!(asking.join_all().await.into_iter().all(|status| status == 200));
+}
+
+/// A stream that is cut in the middle is given up to its server, and the connection that it went by is as free as any: it ends
+/// when nobody has used it for a while, and not only when somebody asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_cut_lets_go_of_its_servers_connection() {
+    const WAIT: &str = "@id(\"wait\") forbid (principal, action == Action::\"http\", resource) when { context.path == \"/wait\" };";
+    let site = site(POLICY, "").await;
+    // By HTTP/2, and by HTTP/1.1 of the client's.
+    let client = inside(&site).await;
+    let (waiting, _stream) = client
+        .begin(Request::get(url(&site, "/wait")).body(()).expect("request"), true)
+        .await
+        .expect("begun");
+    let config = trusting(&[site.gateway.authority.certificate()], &["http/1.1"]);
+    let mut older = site.shake(HOST, config).await.expect("handshake");
+    older.send(format!("GET /wait HTTP/1.1\r\nHost: {}\r\n\r\n", site.host())).await;
+    until("both requests", || site.upstream.requests().len() == 2).await;
+    assert_eq!(site.gateway.publish_policy(&format!("{POLICY}{WAIT}")).await, "");
+    let error = timeout(PATIENCE, waiting).await.expect("in time").expect_err("cut");
+    assert_eq!(error.reason(), Some(Reason::CANCEL));
+    assert_eq!(older.rest().await, b"", "nothing is said on what was cut");
+    let resets = || site.upstream.requests().iter().filter(|head| *head == "reset CANCEL").count();
+    until("the resets", || resets() == 2).await;
+    let seen = &site.upstream.seen;
+    let ended = async {
+        while seen.ended.load(Ordering::SeqCst) < seen.connections.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    // As long as an idle one stays, and a moment.
+    timeout(Duration::from_secs(45), ended).await.expect("it does not stay for ever");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_resets_without_end_begins_no_more() {
+    let site = site(POLICY, "").await;
+    let client = inside(&site).await;
+    let mut reset = 0;
+    let ended = loop {
+        let request = Request::get(url(&site, "/wait")).body(()).expect("request");
+        let before = site.upstream.requests().len();
+        match client.begin(request, true).await {
+            Ok((mut response, mut stream)) => {
+                // Not before it is served: what is taken back sooner the crate counts.
+                tokio::select! {
+                    answer = &mut response => break answer.expect_err("it is not answered"),
+                    () = until("the request", || site.upstream.requests().len() > before) => {}
+                }
+                stream.send_reset(Reason::CANCEL);
+                drop(response);
+                reset += 1;
+                assert!(reset < 2_000, "nobody minds");
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(reset >= 400, "{reset}");
+    assert!(
+        ended.is_go_away() || ended.is_io() || ended.reason() == Some(Reason::REFUSED_STREAM),
+        "{ended:?}"
+    );
+    // It may come again.
+    let client = inside(&site).await;
+    assert_eq!(client.get(&url(&site, "/ok")).await.expect("answer").status, 200);
 }

@@ -11,12 +11,12 @@ use clawgress_api::config::Config;
 use clawgress_api::{AuditRecord, Verdict};
 use clawgress_ebpf_common::DropReason;
 use parking_lot::Mutex;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::client::Answer;
 use crate::endpoints::https;
@@ -50,6 +50,11 @@ impl Drop for Parent {
 
 impl Parent {
     async fn start(ip: &str) -> Parent {
+        Parent::secured(ip, None).await
+    }
+
+    /// One that takes no word but over TLS, if there is how to speak it.
+    async fn secured(ip: &str, tls: Option<TlsAcceptor>) -> Parent {
         let listener = TcpListener::bind((ip, 0)).await.expect("bind");
         let address = listener.local_addr().expect("address");
         let (heads, connections) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicUsize>::default());
@@ -61,10 +66,17 @@ impl Parent {
             while let Ok((stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::SeqCst);
                 let (heads, refusal, wants) = shared.clone();
+                let tls = tls.clone();
                 tokio::spawn(async move {
                     let refusal = *refusal.lock();
                     let wants = *wants.lock();
-                    serve(stream, &heads, refusal, wants).await;
+                    match tls {
+                        None => serve(stream, &heads, refusal, wants).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => serve(stream, &heads, refusal, wants).await,
+                            Err(error) => heads.lock().push(format!("no TLS: {error}")),
+                        },
+                    }
                 });
             }
         });
@@ -90,7 +102,7 @@ impl Parent {
 }
 
 async fn serve(
-    mut stream: TcpStream,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     heads: &Mutex<Vec<String>>,
     refusal: Option<&str>,
     wants: Option<&str>,
@@ -385,4 +397,68 @@ async fn a_route_chooses_the_address_to_dial_from() {
     let answer = ask(&gateway, "read.allowed.test", port).await;
     assert_eq!((answer.status, answer.reason()), (502, "upstream_failed"), "there is none of its family");
     assert_eq!(upstream.connections(), 2);
+}
+
+/// How a parent of this name speaks TLS, and the certificate that proves it.
+fn speaking(name: &str) -> (TlsAcceptor, String) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    (crate::upstream::acceptor(made.cert.der().clone(), key), made.cert.pem())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parent_over_tls_is_told_nothing_before_it_has_proven_its_name() {
+    let directory = tempfile::tempdir().expect("directory");
+    let roots = directory.path().join("corp.pem");
+    let (acceptor, pem) = speaking("proxy.corp.test");
+    std::fs::write(&roots, pem).expect("written");
+    let parent = Parent::secured("127.1.0.9", Some(acceptor)).await;
+    *parent.wants.lock() = Some("Z3c6c2VjcmV0");
+    let tables = |name: &str, roots: &str| {
+        let credential = credential(&directory, "gw:secret\n", 0o600);
+        parent.tables(&format!("{credential}\ntls = \"{name}\"\n{roots}"), "")
+    };
+    let roots = format!("roots = [\"{}\"]", roots.display());
+    let (tls, plain) = (Upstream::tls(SITE, "api.allowed.test").await, Upstream::http(SITE).await);
+    {
+        let gateway = gateway(tables("proxy.corp.test", &roots)).await;
+        // A tunnel, of more bytes than go at once, which ends when its client does.
+        let (client, answer) = gateway.connect(&format!("api.allowed.test:{}", tls.address.port())).await;
+        assert_eq!(answer.status, 200);
+        let config = trusting(&[tls.certificate.clone().expect("certificate")], &[]);
+        let name = ServerName::try_from("api.allowed.test").expect("name");
+        let mut inside = TlsConnector::from(config).connect(name, client.stream).await.expect("handshake");
+        let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let (mut from, mut to) = tokio::io::split(&mut inside);
+        let mut got = vec![0; sent.len()];
+        let write = async {
+            to.write_all(&sent).await.expect("written");
+            to.flush().await.expect("flushed");
+        };
+        let read = async { from.read_exact(&mut got).await.expect("read") };
+        tokio::time::timeout(PATIENCE, async { tokio::join!(write, read) }).await.expect("in time");
+        assert_eq!(got, sent);
+        inside.shutdown().await.expect("shutdown");
+        drop(inside);
+        let (decision, outcome) = gateway.exchange(0).await;
+        assert_eq!((via(&decision), outcome.reason), (Some("corp"), None));
+        assert!(outcome.bytes_sent > Some(300_000) && outcome.bytes_received > Some(300_000), "{outcome:?}");
+        // And requests, of which the second needs no connection.
+        for _ in 0..2 {
+            assert_eq!(ask(&gateway, "api.allowed.test", plain.address.port()).await.status, 200);
+        }
+        let head = parent.heads.lock().first().cloned().expect("a head");
+        assert!(head.contains("Proxy-Authorization: Basic Z3c6c2VjcmV0"), "{head}");
+    }
+    parent.heads.lock().clear();
+    // Another name, and no authority for it: it hears no word.
+    for tables in [tables("other.corp.test", &roots), tables("proxy.corp.test", "")] {
+        let gateway = gateway(tables).await;
+        let (_, answer) = gateway.connect(&format!("api.allowed.test:{}", tls.address.port())).await;
+        assert_eq!((answer.status, answer.reason()), (502, "parent_failed"));
+        let answer = ask(&gateway, "api.allowed.test", plain.address.port()).await;
+        assert_eq!((answer.status, answer.reason()), (502, "parent_failed"));
+    }
+    let heads = parent.heads.lock().clone();
+    assert!(heads.iter().all(|head| head.starts_with("no TLS")), "{heads:?}");
 }

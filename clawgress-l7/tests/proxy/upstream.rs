@@ -15,6 +15,8 @@ use tokio::task::AbortHandle;
 #[derive(Debug, Default)]
 pub struct Seen {
     pub connections: AtomicUsize,
+    /// Those that have ended.
+    pub ended: AtomicUsize,
     /// Every byte of every connection, in order of arrival.
     pub bytes: Mutex<Vec<u8>>,
     /// Heads of requests.
@@ -40,7 +42,7 @@ impl Drop for Upstream {
     }
 }
 
-fn acceptor(
+pub fn acceptor(
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
 ) -> tokio_rustls::TlsAcceptor {
@@ -68,7 +70,11 @@ impl Upstream {
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 shared.connections.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, Arc::clone(&shared)));
+                let (serving, shared) = (serve(stream, Arc::clone(&shared)), Arc::clone(&shared));
+                tokio::spawn(async move {
+                    serving.await;
+                    shared.ended.fetch_add(1, Ordering::SeqCst);
+                });
             }
         });
         Upstream { address, seen, certificate, task: task.abort_handle() }
