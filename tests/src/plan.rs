@@ -74,6 +74,15 @@ pub const METADATA: &str = "metadata.allowed.test";
 pub const DATABASE: &str = "db.allowed.test";
 /// Port of a server outside that is neither a web server's nor permitted by its address.
 pub const DATABASE_PORT: u16 = 5432;
+/// A web server that speaks HTTP/2 over TLS, and HTTP/1.1.
+pub const TWO: &str = "two.allowed.test";
+/// Zones whose questions the outside's DNS server takes to a server of their own, at this port of its loopback: who
+/// serves them speaks with whoever asks.
+pub const DELEGATED: [(&str, u16); 2] = [(IODINE, 5301), (DNS2TCP, 5302)];
+/// The zone of a tunnel by iodine.
+pub const IODINE: &str = "iodine.allowed.test";
+/// The zone of a tunnel by dns2tcp.
+pub const DNS2TCP: &str = "dns2tcp.allowed.test";
 /// Has a `TXT` record larger than a datagram.
 pub const LARGE: &str = "large.allowed.test";
 
@@ -105,6 +114,7 @@ pub const ZONE: &[Entry] = &[
     Entry { name: BLOCKED, v4: Some(v4(198, 51, 100, 130)), v6: Some(BLOCKED_V6) },
     Entry::both(DATABASE, v4(203, 0, 113, 14), v6(0x113, 0x14)),
     Entry::both(LARGE, v4(203, 0, 113, 15), v6(0x113, 0x15)),
+    Entry::both(TWO, v4(203, 0, 113, 16), v6(0x113, 0x16)),
     Entry { name: REBIND, v4: Some(GATEWAY.v4), v6: None },
     Entry { name: METADATA, v4: Some(v4(169, 254, 169, 254)), v6: None },
 ];

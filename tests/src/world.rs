@@ -4,6 +4,8 @@
 
 pub mod control;
 mod dns;
+mod files;
+mod git;
 mod http;
 mod llm;
 mod pki;
@@ -23,6 +25,13 @@ use control::State;
 pub const SOCKET: &str = "world.sock";
 /// Name of the test CA's certificate in the world's directory.
 pub const CA: &str = "ca.pem";
+/// Directory of the servers' certificates and keys in the world's directory, `NAME.pem` and `NAME.key`: for a server that a test
+/// starts outside.
+pub const CERTIFICATES: &str = "certificates";
+/// Directory of what is served below `/files/`, in the world's directory.
+pub const FILES: &str = "files";
+/// Directory of the repositories that are served below `/git/`, in the world's directory.
+pub const REPOSITORIES: &str = "git";
 /// Port of the sink; every other port of FORBIDDEN is redirected to it.
 pub const SINK_PORT: u16 = 9;
 
@@ -35,12 +44,12 @@ const BACKLOG: u32 = 1024;
 /// # Errors
 /// If a server can't be started.
 pub async fn serve(dir: &Path) -> anyhow::Result<()> {
-    let tls = pki::server_config(dir)?;
-    let state = Arc::new(State::default());
+    let tls = pki::servers(dir)?;
+    let state = Arc::new(State::new(dir));
     for ip in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
         let at = |port| SocketAddr::new(ip, port);
         tokio::spawn(http::serve(listen(at(80))?, None, Arc::clone(&state)));
-        tokio::spawn(http::serve(listen(at(443))?, Some(Arc::clone(&tls)), Arc::clone(&state)));
+        tokio::spawn(http::serve(listen(at(443))?, Some(tls.clone()), Arc::clone(&state)));
         tokio::spawn(http::serve(listen(at(crate::plan::DATABASE_PORT))?, None, Arc::clone(&state)));
         tokio::spawn(sink::serve_tcp(listen(at(SINK_PORT))?, Arc::clone(&state)));
         tokio::spawn(sink::serve_udp(udp(at(SINK_PORT))?, Arc::clone(&state)));

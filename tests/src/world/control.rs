@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,6 +42,8 @@ pub struct Stats {
     pub sink_datagrams: u64,
     /// DNS queries answered.
     pub dns_queries: u64,
+    /// Queries that were taken to the servers of delegated zones.
+    pub delegated_queries: u64,
     /// HTTP requests, the oldest first.
     pub requests: Vec<Seen>,
 }
@@ -66,15 +68,23 @@ pub struct Seen {
 /// Shared by the servers.
 #[derive(Debug, Default)]
 pub struct State {
+    /// The world's directory.
+    pub(super) dir: PathBuf,
     pub(super) sink_connections: AtomicU64,
     pub(super) sink_bytes: AtomicU64,
     pub(super) sink_datagrams: AtomicU64,
     pub(super) dns_queries: AtomicU64,
+    pub(super) delegated_queries: AtomicU64,
     requests: Mutex<VecDeque<Seen>>,
     holds: Mutex<HashMap<String, Arc<Notify>>>,
 }
 
 impl State {
+    /// Of a world in `dir`.
+    pub(super) fn new(dir: &Path) -> Self {
+        State { dir: dir.to_owned(), ..State::default() }
+    }
+
     pub(super) fn count(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
@@ -105,6 +115,7 @@ impl State {
             sink_bytes: read(&self.sink_bytes),
             sink_datagrams: read(&self.sink_datagrams),
             dns_queries: read(&self.dns_queries),
+            delegated_queries: read(&self.delegated_queries),
             requests: self.requests.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect(),
         }
     }

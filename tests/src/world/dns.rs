@@ -1,6 +1,9 @@
-//! An authoritative server for the lab's zone, over UDP and TCP (RFC 1035, RFC 7766).
+//! An authoritative server for the lab's zone, over UDP and TCP (RFC 1035, RFC 7766). Questions about zones that are delegated
+//! go to their own servers, as they are.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
@@ -21,12 +24,26 @@ const TEXTS: usize = 12;
 const DATAGRAM_BYTES_MAX: usize = 1_232;
 /// Largest query accepted, bytes.
 const QUERY_BYTES_MAX: usize = 4_096;
+/// Time for the server of a delegated zone: tunnels let questions wait until there is something to say.
+const DELEGATED_TIME_MAX: Duration = Duration::from_secs(8);
 
 pub(super) async fn serve_udp(socket: UdpSocket, state: Arc<State>) {
+    let socket = Arc::new(socket);
     let mut buffer = vec![0; QUERY_BYTES_MAX];
     loop {
         let Ok((n, peer)) = socket.recv_from(&mut buffer).await else { continue };
-        let Ok(mut reply) = answer(buffer.get(..n).unwrap_or_default(), &state) else { continue };
+        let query = buffer.get(..n).unwrap_or_default();
+        if let Some(port) = delegated(query) {
+            State::count(&state.delegated_queries, 1);
+            let (socket, query) = (Arc::clone(&socket), query.to_vec());
+            tokio::spawn(async move {
+                if let Ok(reply) = ask(port, &query).await {
+                    let _ = socket.send_to(&reply, peer).await;
+                }
+            });
+            continue;
+        }
+        let Ok(mut reply) = answer(query, &state) else { continue };
         if reply.len() > DATAGRAM_BYTES_MAX {
             let truncated = Message::from_vec(&reply).map(|reply| reply.truncate().to_vec());
             let Ok(Ok(truncated)) = truncated else { continue };
@@ -34,6 +51,25 @@ pub(super) async fn serve_udp(socket: UdpSocket, state: Arc<State>) {
         }
         let _ = socket.send_to(&reply, peer).await;
     }
+}
+
+/// The port of the server that a question is for, if its zone is delegated.
+fn delegated(query: &[u8]) -> Option<u16> {
+    let query = Message::from_vec(query).ok()?;
+    let name = query.queries.first()?.name.to_lowercase();
+    let below = |zone: &str| Name::from_ascii(zone).is_ok_and(|zone| zone.zone_of(&name));
+    plan::DELEGATED.iter().find(|(zone, _)| below(&format!("{zone}."))).map(|(_, port)| *port)
+}
+
+/// Takes a question to the server at `port`, and its answer back.
+async fn ask(port: u16, query: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    socket.connect((Ipv4Addr::LOCALHOST, port)).await?;
+    socket.send(query).await?;
+    let mut reply = vec![0; usize::from(u16::MAX)];
+    let n = tokio::time::timeout(DELEGATED_TIME_MAX, socket.recv(&mut reply)).await??;
+    reply.truncate(n);
+    Ok(reply)
 }
 
 pub(super) async fn serve_tcp(listener: TcpListener, state: Arc<State>) {
@@ -49,7 +85,13 @@ async fn converse(mut stream: TcpStream, state: Arc<State>) -> anyhow::Result<()
         ensure!(n <= QUERY_BYTES_MAX, "too large a query");
         let mut query = vec![0; n];
         stream.read_exact(&mut query).await?;
-        let reply = answer(&query, &state)?;
+        let reply = match delegated(&query) {
+            Some(port) => {
+                State::count(&state.delegated_queries, 1);
+                ask(port, &query).await?
+            }
+            None => answer(&query, &state)?,
+        };
         stream.write_u16(u16::try_from(reply.len())?).await?;
         stream.write_all(&reply).await?;
     }

@@ -1,11 +1,11 @@
-//! Web servers: HTTP/1.1 in clear and over TLS, under every name of the zone. They tell what they
-//! saw, to the client and to the lab.
+//! Web servers: HTTP/1.1 in clear and over TLS, under every name of the zone, and HTTP/2 over TLS under one. They tell what they
+//! saw, to the client and to the lab; and they serve files and repositories.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,16 +15,17 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::server::Acceptor;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
 use super::control::{Seen, State};
-use super::llm;
+use super::pki::{HTTP2, Servers};
+use super::{files, git, llm};
 use crate::plan;
 
 /// A body of any kind.
@@ -37,19 +38,32 @@ const HEADER_TIME_MAX: Duration = Duration::from_secs(20);
 /// Largest body `/bytes/N` makes, bytes.
 const BYTES_MAX: usize = 256 << 20;
 
-pub(super) async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, state: Arc<State>) {
-    let tls = tls.map(TlsAcceptor::from);
+/// How a connection came.
+#[derive(Clone, Copy)]
+struct Manner {
+    peer: SocketAddr,
+    tls: bool,
+    two: bool,
+}
+
+pub(super) async fn serve(listener: TcpListener, tls: Option<Servers>, state: Arc<State>) {
     loop {
         let Ok((stream, peer)) = listener.accept().await else { continue };
         let (tls, state) = (tls.clone(), Arc::clone(&state));
+        let manner = Manner { peer, tls: tls.is_some(), two: false };
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             match tls {
-                None => converse(stream, peer, false, state).await,
-                Some(acceptor) => {
-                    let handshake = tokio::time::timeout(HEADER_TIME_MAX, acceptor.accept(stream)).await;
-                    if let Ok(Ok(stream)) = handshake {
-                        converse(stream, peer, true, state).await;
+                None => converse(stream, manner, state).await,
+                Some(servers) => {
+                    let handshake = async {
+                        let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+                        let config = servers.of(begun.client_hello().server_name());
+                        begun.into_stream(config).await
+                    };
+                    if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIME_MAX, handshake).await {
+                        let two = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
+                        converse(stream, Manner { two, ..manner }, state).await;
                     }
                 }
             }
@@ -59,15 +73,19 @@ pub(super) async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>,
 
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: SocketAddr,
-    tls: bool,
+    manner: Manner,
     state: Arc<State>,
 ) {
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(respond(request, peer, tls, state).await) }
+        async move { Ok::<_, Infallible>(respond(request, manner, state).await) }
     });
     // What a client does to its connection is no concern of the server's: errors end it, no more.
+    if manner.two {
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        return;
+    }
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME_MAX)
@@ -75,12 +93,8 @@ async fn converse(
         .await;
 }
 
-async fn respond(
-    request: Request<Incoming>,
-    peer: SocketAddr,
-    tls: bool,
-    state: Arc<State>,
-) -> Response<AnyBody> {
+async fn respond(request: Request<Incoming>, manner: Manner, state: Arc<State>) -> Response<AnyBody> {
+    let Manner { peer, tls, .. } = manner;
     let (head, body) = request.into_parts();
     let headers: BTreeMap<String, String> = head
         .headers
@@ -89,9 +103,12 @@ async fn respond(
         .collect();
     let seen = Seen {
         tls,
-        host: headers.get(HOST.as_str()).cloned().unwrap_or_default(),
+        host: match headers.get(HOST.as_str()) {
+            Some(host) => host.clone(),
+            None => head.uri.authority().map(ToString::to_string).unwrap_or_default(),
+        },
         method: head.method.to_string(),
-        target: head.uri.to_string(),
+        target: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
         headers,
         peer: peer.to_string(),
     };
@@ -105,21 +122,33 @@ async fn respond(
         let hold = seen.headers.get("x-lab-hold").cloned();
         return llm::respond(path, &body, hold, state);
     }
+    if let Some(path) = path.strip_prefix("/files/") {
+        return files::respond(&state.dir.join(super::FILES), path);
+    }
+    if path.starts_with("/git/") {
+        return git::respond(&state.dir.join(super::REPOSITORIES), &head, body).await;
+    }
     if let Some(n) = path.strip_prefix("/bytes/").and_then(|n| n.parse::<usize>().ok()) {
-        return reply(StatusCode::OK, "application/octet-stream", Bytes::from(vec![b'x'; n.min(BYTES_MAX)]));
+        return reply(StatusCode::OK, "application/octet-stream", filler(n.min(BYTES_MAX)));
     }
     let told = json!({
-        "server": "clawgress lab", "tls": tls, "host": seen.host, "method": seen.method,
+        "server": "clawgress lab", "tls": tls, "http2": manner.two, "host": seen.host, "method": seen.method,
         "target": seen.target, "headers": seen.headers, "body_bytes": body.len(),
     });
     json(StatusCode::OK, &told)
+}
+
+/// So many bytes; small answers share them.
+fn filler(n: usize) -> Bytes {
+    static SHARED: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![b'x'; 8 << 20]));
+    if n <= SHARED.len() { SHARED.slice(..n) } else { Bytes::from(vec![b'x'; n]) }
 }
 
 pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Response<AnyBody> {
     reply(status, "application/json", Bytes::from(format!("{value}\n")))
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<AnyBody> {
+pub(super) fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<AnyBody> {
     with_body(status, kind, Full::new(body).boxed())
 }
 

@@ -232,3 +232,59 @@ fn a_quarantined_agent_is_told_nothing() {
     }
     finish(site);
 }
+
+/// A command on the gateway itself asks as an agent's host does: by the C library, by `dig`, and by sockets that never connect.
+#[test]
+fn a_command_of_this_machine_asks_through_the_gateway() {
+    let site = resolving("");
+    let [v4, v6] = addresses(API)[..] else { panic!("two addresses") };
+    let governed = |args: &[&str]| {
+        let all: Vec<&str> = ["run", "--agent", CRAWLER, "--"].iter().chain(args).copied().collect();
+        site.gateway.ctl(&all).unwrap()
+    };
+    let output = governed(&["getent", "ahosts", API]);
+    assert!(output.stdout.contains(&v4.to_string()) && output.stdout.contains(&v6.to_string()), "{output:?}");
+    let (decision, _) = pair(&site, "the question", |r| {
+        to_host(r, API) && r.action.as_deref() == Some("resolve") && r.ingress == Some(Ingress::Local)
+    });
+    assert_eq!((agent(&decision), decision.destination.protocol.as_deref()), (Some(CRAWLER), Some("udp")));
+    for (server, way) in
+        [(DNS.0.to_string(), "+notcp"), (DNS.1.to_string(), "+notcp"), (DNS.0.to_string(), "+tcp")]
+    {
+        let (server, dig) = (format!("@{server}"), ["dig", "+tries=2", "+time=4", "+short", API, "AAAA"]);
+        let output = governed(&[&dig[..], &[&server, way]].concat());
+        assert_eq!(output.stdout.trim(), v6.to_string(), "{server} {way}: {output:?}");
+    }
+    let loose = r"
+import socket, sys
+question = bytes.fromhex('abcd01000001000000000000') + b''.join(bytes([len(l)]) + l.encode() for l in sys.argv[1].split('.')) + bytes.fromhex('0000010001')
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+for attempt in range(2):
+    try:
+        s.sendto(question, (sys.argv[2], 53))
+        break
+    except PermissionError:
+        pass
+answer, server = s.recvfrom(512)
+print(server, answer[:2].hex(), answer[3] & 15, answer[-4:].hex())
+";
+    let server = DNS.0.to_string();
+    let output = governed(&["python3", "-c", loose, API, &server]);
+    let octets = match v4 {
+        std::net::IpAddr::V4(ip) => ip.octets().map(|b| format!("{b:02x}")).concat(),
+        std::net::IpAddr::V6(_) => panic!("an IPv4 address"),
+    };
+    assert_eq!(output.stdout.trim(), format!("('{server}', 53) abcd 0 {octets}"), "{output:?}");
+    let output = governed(&["getent", "ahosts", SECRET]);
+    assert!(!output.ok(), "{output:?}");
+    record(&site, "a name that is not permitted", |r| {
+        to_host(r, SECRET) && denied(r, "policy_denied") && r.ingress == Some(Ingress::Local)
+    });
+    // And what it opens is open to it.
+    let url = format!("http://{DATABASE}:{DATABASE_PORT}/row");
+    let curl = ["curl", "-sS", "--max-time", "8", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code}"];
+    let output = governed(&[&curl[..], &[&url]].concat());
+    assert_eq!(output.stdout.trim(), "200", "{output:?}");
+    finish(site);
+}

@@ -20,16 +20,20 @@ pub fn install() -> anyhow::Result<()> {
     let python = venv.join("bin/python");
     let starts = || {
         shell::succeeds(
-            Command::new(&python).args(["-c", "import requests, openai, socks, spiffe, websockets"]),
+            Command::new(&python)
+                .args(["-c", "import aiohttp, h2, httpx, requests, openai, socks, spiffe, websockets"]),
         )
     };
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) && starts() {
-        say("python clients", "present (requests with SOCKS, openai, spiffe, websockets)");
+        say(
+            "python clients",
+            "present (requests with SOCKS, httpx with HTTP/2, aiohttp, openai, spiffe, websockets)",
+        );
         return Ok(());
     }
     say(
         "python clients",
-        "missing: installing requests with SOCKS, openai, spiffe and websockets, pinned by hash",
+        "missing: installing requests with SOCKS, httpx with HTTP/2, aiohttp, openai, spiffe and websockets, pinned by hash",
     );
     fs::create_dir_all(&dir)?;
     if venv.exists() {

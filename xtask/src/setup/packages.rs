@@ -36,13 +36,18 @@ const PROGRAMS: &[Program] = &[
     program("python3", "python3", Scope::Lab, "is a client"),
     program("dig", "bind9-dnsutils", Scope::Lab, "is a client"),
     program("h2load", "nghttp2-client", Scope::Lab, "is a client of HTTP/2"),
+    program("git", "git", Scope::Lab, "is a client"),
+    program("slowhttptest", "slowhttptest", Scope::Lab, "is a client that takes its time"),
+    program("iodined", "iodine", Scope::Lab, "makes a tunnel of DNS"),
+    program("ifconfig", "net-tools", Scope::Lab, "is what iodine sets addresses by"),
+    program("dns2tcpd", "dns2tcp", Scope::Lab, "makes another"),
     program("systemd-analyze", "systemd", Scope::Lab, "rates the units' hardening"),
     program("xz", "xz-utils", Scope::Lab, "unpacks modules of the kernels under test"),
     program("strip", "binutils", Scope::Lab, "makes what goes into a virtual machine small"),
     program("busybox", "busybox-static", Scope::Lab, "is the first process of a virtual machine"),
     program("qemu-system-x86_64", "qemu-system-x86", Scope::Lab, "runs older kernels, emulated"),
     program("node", "nodejs", Scope::Lab, "is a client, and runs the tests' OpenID provider"),
-    program("npm", "npm", Scope::Lab, "installs that provider"),
+    program("npm", "npm", Scope::Lab, "installs that provider, and is a client"),
 ];
 
 /// Installs what is missing, as root on Debian or Ubuntu; else prints the commands and fails.
