@@ -10,6 +10,7 @@ pub mod audit;
 mod authorities;
 mod bundles;
 mod candidate;
+mod due;
 mod enforcement;
 mod fetch;
 mod generation;
@@ -55,12 +56,13 @@ use clawgress_api::proto::snapshots_server::SnapshotsServer;
 use clawgress_api::socket::{self, Server, Servers};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use self::audit::{AuditLog, Bounds};
 use self::bundles::Bundles;
+use self::due::Dues;
 use self::geo_files::GeoFiles;
 use self::govern::Governor;
 use self::kernel::Link;
@@ -152,7 +154,8 @@ pub async fn serve(
     let bundles = Arc::new(Bundles::open(Arc::clone(&governor), Arc::clone(&clock)).await);
     let quarantines = Arc::new(Quarantines::open(Arc::clone(&governor), Arc::clone(&clock)).await?);
     let observations = observations(&config, &governor, &clock).await?;
-    let due = told::follow(&audit, &governor);
+    let dues = Arc::new(Dues::open(Arc::clone(&store)).await?);
+    told::follow(&audit, &governor, &quarantines, &dues);
     let link = Arc::new(Link::new(to(&config.datapath_socket(), Server::Datapath)?));
     let runs = Runs {
         governor: Arc::clone(&governor),
@@ -187,7 +190,7 @@ pub async fn serve(
         tokio::spawn(follow(Arc::clone(&control))),
         tokio::spawn(push(Arc::clone(&control), link)),
         tokio::spawn(sweep(Arc::clone(&control))),
-        tokio::spawn(release(Arc::clone(&control), due)),
+        tokio::spawn(release(Arc::clone(&control), dues)),
         tokio::spawn(keep_time(Arc::clone(&control))),
         tokio::spawn(watch_kernel(Arc::clone(&control))),
         tokio::spawn(watch_geo(Arc::clone(&control))),
@@ -260,9 +263,9 @@ async fn push(control: Arc<Control>, link: Arc<Link>) {
     link.run(governed, control.audit.clone(), control.stop.clone()).await;
 }
 
-async fn release(control: Arc<Control>, due: mpsc::Receiver<told::Due>) {
+async fn release(control: Arc<Control>, dues: Arc<Dues>) {
     let (quarantines, stop) = (&control.quarantines, &control.stop);
-    tokio::join!(quarantines.run(stop.clone()), told::impose(due, quarantines, stop.clone()));
+    tokio::join!(quarantines.run(stop.clone()), told::impose(&dues, quarantines, stop.clone()));
 }
 
 async fn sweep(control: Arc<Control>) {

@@ -73,6 +73,9 @@ pub struct AgentRef {
     pub tenant: String,
     /// Name within the tenant.
     pub agent: String,
+    /// Number of the agent, which tells it from the next of its name; absent where an earlier version recorded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
     /// Team.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<String>,
@@ -115,6 +118,7 @@ impl AgentRef {
         AgentRef {
             tenant: agent.id.tenant().to_owned(),
             agent: agent.id.name().to_owned(),
+            index: Some(agent.index),
             team: agent.team.clone(),
             project: agent.project.clone(),
             environment: agent.environment.clone(),

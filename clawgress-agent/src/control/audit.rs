@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
 pub use clawgress_api::RECORD_BYTES_MAX;
 use clawgress_api::clock::Clock;
 use clawgress_api::{AuditRecord, Plane, RecordKind};
@@ -84,7 +85,7 @@ struct Shared {
     failure: Mutex<Option<String>>,
     kept: broadcast::Sender<Kept>,
     observer: OnceLock<Observer>,
-    marker: OnceLock<Marker>,
+    marker: OnceLock<Box<dyn Marker>>,
     searches: Semaphore,
 }
 
@@ -97,13 +98,20 @@ impl std::fmt::Debug for Observer {
     }
 }
 
-/// Puts into a record of another process what it can't know. Whether it did.
-struct Marker(Box<dyn Fn(&mut AuditRecord) -> bool + Send + Sync>);
+/// Puts into records of other processes, before they are kept, what those can't know.
+#[async_trait]
+pub trait Marker: std::fmt::Debug + Send + Sync {
+    /// Whether it put anything into this one.
+    fn mark(&self, record: &mut AuditRecord) -> bool;
+    /// Makes durable what must be so no later than the records that were marked.
+    async fn settle(&self);
+}
 
-impl std::fmt::Debug for Marker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Marker")
-    }
+/// Records of another process as they are kept.
+#[derive(Clone, Debug)]
+pub struct Marked {
+    lines: Vec<Vec<u8>>,
+    records: Vec<Arc<AuditRecord>>,
 }
 
 /// Waits for an append to become durable.
@@ -194,7 +202,8 @@ impl AuditLog {
     pub async fn append(&self, records: Vec<AuditRecord>) -> Result<(), AuditError> {
         let lines = records.iter().map(AuditRecord::encode).collect::<Result<Vec<_>, _>>();
         let lines = lines.map_err(|e| AuditError::Record(e.to_string()))?;
-        self.queue(lines, records).await?.durable().await
+        let records = records.into_iter().map(Arc::new).collect();
+        self.queue_marked(Marked { lines, records }).await?.durable().await
     }
 
     /// Queues records as other processes sent them (one JSON document each), in order; the order of
@@ -203,12 +212,27 @@ impl AuditLog {
     /// # Errors
     /// If they are too many, too large, or not records; then none is kept.
     pub async fn queue_documents(&self, documents: Vec<Vec<u8>>) -> Result<Pending, AuditError> {
-        let mut lines = Vec::with_capacity(documents.len());
-        let mut records = Vec::with_capacity(documents.len());
-        for document in documents {
-            let mut record: AuditRecord =
-                serde_json::from_slice(&document).map_err(|e| AuditError::Record(e.to_string()))?;
-            let is_marked = self.shared.marker.get().is_some_and(|Marker(mark)| mark(&mut record));
+        let marked = self.mark_documents(documents).await?;
+        self.queue_marked(marked).await
+    }
+
+    /// Has records, as other processes sent them, marked. What follows on them follows once each time this is called,
+    /// however often they are queued then.
+    ///
+    /// # Errors
+    /// As [`queue_documents`](Self::queue_documents); then nothing follows on any.
+    pub async fn mark_documents(&self, documents: Vec<Vec<u8>>) -> Result<Marked, AuditError> {
+        if documents.len() > APPEND_RECORDS_MAX {
+            return Err(AuditError::TooLarge);
+        }
+        let parse = |document: &Vec<u8>| serde_json::from_slice::<AuditRecord>(document);
+        let records = documents.iter().map(parse).collect::<Result<Vec<_>, _>>();
+        let records = records.map_err(|e| AuditError::Record(e.to_string()))?;
+        let (marker, mut is_any_marked) = (self.shared.marker.get(), false);
+        let mut marked = Marked { lines: Vec::new(), records: Vec::new() };
+        for (document, mut record) in documents.into_iter().zip(records) {
+            let is_marked = marker.is_some_and(|marker| marker.mark(&mut record));
+            is_any_marked |= is_marked;
             // A line break is the one thing that is legal JSON and would break the segment.
             let line = if is_marked {
                 record.encode().map_err(|e| AuditError::Record(e.to_string()))?
@@ -217,19 +241,26 @@ impl AuditLog {
             } else {
                 document
             };
-            lines.push(line);
-            records.push(record);
+            marked.lines.push(line);
+            marked.records.push(Arc::new(record));
         }
-        self.queue(lines, records).await
+        if let Some(marker) = marker.filter(|_| is_any_marked) {
+            marker.settle().await;
+        }
+        Ok(marked)
     }
 
-    async fn queue(&self, lines: Vec<Vec<u8>>, records: Vec<AuditRecord>) -> Result<Pending, AuditError> {
+    /// Queues records that were marked.
+    ///
+    /// # Errors
+    /// As [`queue_documents`](Self::queue_documents).
+    pub async fn queue_marked(&self, marked: Marked) -> Result<Pending, AuditError> {
+        let Marked { lines, records } = marked;
         if lines.len() > APPEND_RECORDS_MAX || lines.iter().any(|l| l.len() > RECORD_BYTES_MAX) {
             return Err(AuditError::TooLarge);
         }
         let (done, pending) = oneshot::channel();
-        let append = Append { lines, records: records.into_iter().map(Arc::new).collect(), done };
-        self.queue.send(append).await.map_err(|_| AuditError::Closed)?;
+        self.queue.send(Append { lines, records, done }).await.map_err(|_| AuditError::Closed)?;
         Ok(Pending(pending))
     }
 
@@ -239,8 +270,8 @@ impl AuditLog {
     }
 
     /// Has `marker` put into each record of other processes, before it is kept, what they can't know; the first one stays.
-    pub fn mark(&self, marker: impl Fn(&mut AuditRecord) -> bool + Send + Sync + 'static) {
-        let _ = self.shared.marker.set(Marker(Box::new(marker)));
+    pub fn mark(&self, marker: impl Marker + 'static) {
+        let _ = self.shared.marker.set(Box::new(marker));
     }
 
     /// Records that are durable, ever.

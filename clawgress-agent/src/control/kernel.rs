@@ -499,8 +499,14 @@ fn told(status: Status) -> anyhow::Error {
 /// Makes records of the datapath durable, or a gap in their place if they are none.
 async fn keep(records: Vec<Vec<u8>>, audit: &AuditLog, governor: &Governor) -> Result<()> {
     let count = records.len() as u64;
+    // Once, however often they are handed to the disk.
+    let marked = audit.mark_documents(records).await;
     loop {
-        let kept = match audit.queue_documents(records.clone()).await {
+        let queued = match &marked {
+            Ok(marked) => audit.queue_marked(marked.clone()).await,
+            Err(error) => Err(error.clone()),
+        };
+        let kept = match queued {
             Ok(pending) => pending.durable().await,
             Err(error) => Err(error),
         };

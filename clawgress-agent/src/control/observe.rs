@@ -301,7 +301,8 @@ impl Observations {
     fn whose(&self, reference: &AgentRef) -> Option<(AgentId, u32)> {
         let id = AgentId::new(&reference.tenant, &reference.agent).ok()?;
         let index = self.governor.live().model.agents.get(&id)?.index;
-        Some((id, index))
+        // What an agent did that is no more, the next of its name did not.
+        reference.index.is_none_or(|recorded| recorded == index).then_some((id, index))
     }
 
     fn changed(&self, reference: &AgentRef, kind: Kind, value: &str, before: &[String]) -> AuditRecord {

@@ -17,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::due::{self, Due, outlasts};
 use super::govern::Governor;
 use super::model::{Refusal, parse};
 use super::store::{Revision, StateStore, StoreError, Transaction, Write};
@@ -25,8 +26,6 @@ use super::store::{Revision, StateStore, StoreError, Transaction, Write};
 const QUARANTINE: &str = "quarantine/";
 /// Longest quarantine that ends by itself: what is meant longer has no end.
 const SECONDS_MAX: u64 = 366 * 24 * 60 * 60;
-/// What policy imposes within this time of what it imposed before is the same.
-const AT_ONCE: SignedDuration = SignedDuration::from_secs(5);
 /// Longest reason, bytes.
 const REASON_BYTES_MAX: usize = 1024;
 /// Longest sleep until an end is looked for again: the clock may have been set meanwhile.
@@ -61,6 +60,8 @@ pub struct Quarantines {
     governor: Arc<Governor>,
     clock: Arc<dyn Clock>,
     live: watch::Sender<Arc<Quarantined>>,
+    /// When somebody released agents last, by their numbers: what was decided before makes nobody quarantined again.
+    released: parking_lot::Mutex<BTreeMap<u32, Timestamp>>,
     /// Held while a change is made.
     turn: Mutex<()>,
 }
@@ -101,7 +102,13 @@ impl Quarantines {
     /// If the store fails or isn't understood.
     pub async fn open(governor: Arc<Governor>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let live = watch::Sender::new(Arc::new(load(governor.store.as_ref(), 0).await?));
-        Ok(Quarantines { governor, clock, live, turn: Mutex::new(()) })
+        Ok(Quarantines {
+            governor,
+            clock,
+            live,
+            released: parking_lot::Mutex::default(),
+            turn: Mutex::new(()),
+        })
     }
 
     /// Who is quarantined now.
@@ -122,9 +129,11 @@ impl Quarantines {
     /// If there is no such agent, the request is not acceptable, or the store fails; then nothing was
     /// altered. Only [`Refusal::Audit`] can come after the commit.
     pub async fn put(&self, new: NewQuarantine, by: &str) -> Result<Quarantine, Refusal> {
-        check(&new)?;
+        check(new.seconds, new.reason.as_deref())?;
         let _turn = self.turn.lock().await;
-        self.put_in_turn(new, by).await
+        let since = self.clock.now();
+        let until = until(since, new.seconds)?;
+        self.put_in_turn(&new.id, (since, until), new.reason, by).await
     }
 
     /// Quarantines the agent of this number because a policy says so. A quarantine that lasts longer stays as it is.
@@ -132,40 +141,61 @@ impl Quarantines {
     /// # Errors
     /// As [`put`](Self::put).
     pub async fn impose(&self, number: u32, seconds: Option<u64>, reason: String) -> Result<(), Refusal> {
+        check(seconds, Some(&reason))?;
+        let asked = self.clock.now();
+        self.impose_until(number, (asked, until(asked, seconds)?), reason).await
+    }
+
+    /// Quarantines an agent as policy said so when something was decided.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub(super) async fn impose_due(&self, due: &Due) -> Result<(), Refusal> {
+        check(None, Some(&due.reason))?;
+        self.impose_until(due.agent, (due.asked, due.until), due.reason.clone()).await
+    }
+
+    async fn impose_until(
+        &self,
+        number: u32,
+        (asked, until): (Timestamp, Option<Timestamp>),
+        reason: String,
+    ) -> Result<(), Refusal> {
+        let _turn = self.turn.lock().await;
         let live = self.governor.live();
+        // By its number: the next of its name is another.
         let agent = live.model.agents.values().find(|agent| agent.index == number);
         let agent =
             agent.ok_or_else(|| Refusal::Missing(format!("there is no agent of the number {number}")))?;
-        let new = NewQuarantine { id: agent.id.clone(), seconds, reason: Some(reason) };
-        check(&new)?;
-        let _turn = self.turn.lock().await;
-        let until = until(self.clock.now(), seconds)?;
-        let lasts = |kept: &Quarantine| match (kept.until, until) {
-            (None, _) => true,
-            // Many requests at once are one reason: not each lengthens it, and is a change of its own.
-            (Some(kept), Some(until)) => kept >= until - AT_ONCE,
-            (Some(_), None) => false,
-        };
-        // The next of its name is another.
-        if self.governor.live().model.agents.get(&new.id).is_none_or(|agent| agent.index != number) {
-            return Err(Refusal::Missing(format!("there is no agent of the number {number} any more")));
-        }
-        if self.live().of(agent).is_some_and(lasts) {
+        if self.is_settled(agent, asked, until) {
             return Ok(());
         }
-        self.put_in_turn(new, "policy").await.map(drop)
+        self.put_in_turn(&agent.id, (asked, until), Some(reason), "policy").await.map(drop)
     }
 
-    async fn put_in_turn(&self, new: NewQuarantine, by: &str) -> Result<Quarantine, Refusal> {
+    /// Whether nothing is left to do of a quarantine that policy wanted when it was `asked`: it is over, one lasts as long, or
+    /// somebody released the agent since.
+    pub(super) fn is_settled(&self, agent: &Agent, asked: Timestamp, until: Option<Timestamp>) -> bool {
+        until.is_some_and(|until| until <= self.clock.now())
+            || self.released.lock().get(&agent.index).is_some_and(|released| asked <= *released)
+            || self.live().of(agent).is_some_and(|kept| outlasts(kept.until, until))
+    }
+
+    async fn put_in_turn(
+        &self,
+        id: &AgentId,
+        (since, until): (Timestamp, Option<Timestamp>),
+        reason: Option<String>,
+        by: &str,
+    ) -> Result<Quarantine, Refusal> {
         let live = self.governor.live();
-        let agent = live.model.agent(&new.id)?;
-        let since = self.clock.now();
+        let agent = live.model.agent(id)?;
         let entry = Quarantine {
             agent: agent.id.clone(),
             index: agent.index,
             since,
-            until: until(since, new.seconds)?,
-            reason: new.reason,
+            until,
+            reason,
             by: by.to_owned(),
         };
         let (quarantined, whose) = (self.live(), (agent.id.clone(), agent.index));
@@ -195,7 +225,11 @@ impl Quarantines {
             model.model.agent(id)?;
         }
         for whose in whose {
+            let number = whose.1;
             self.release_if(whose, by, |_| true).await?;
+            if model.model.agents.get(id).is_some_and(|agent| agent.index == number) {
+                self.released.lock().insert(number, self.clock.now());
+            }
         }
         Ok(())
     }
@@ -218,7 +252,8 @@ impl Quarantines {
             return Err(Refusal::Missing(format!("agent `{id}` is not quarantined")));
         };
         let detail = format!("agent `{id}` released by {by}: was {}", words(Some(&kept.quarantine)));
-        self.commit([Write::Delete(kept.key.clone())], detail).await
+        let writes = [Write::Delete(kept.key.clone()), Write::Delete(due::key(whose.1))];
+        self.commit(writes, detail).await
     }
 
     /// Forgets the quarantine of an agent that is no more in either plane. Where a plane may still run a
@@ -229,6 +264,7 @@ impl Quarantines {
     /// If the store or the audit log fails.
     pub async fn forget(&self, agent: &Agent, by: &str) -> Result<(), Refusal> {
         let whose = (agent.id.clone(), agent.index);
+        self.released.lock().remove(&agent.index);
         match self.release_if(whose, &format!("its deletion by {by}"), |_| true).await {
             Err(Refusal::Missing(_)) => Ok(()),
             other => other,
@@ -309,19 +345,19 @@ impl Quarantines {
 }
 
 /// When a quarantine ends that begins at `since`; `None` if only somebody ends it.
-fn until(since: Timestamp, seconds: Option<u64>) -> Result<Option<Timestamp>, Refusal> {
+pub(super) fn until(since: Timestamp, seconds: Option<u64>) -> Result<Option<Timestamp>, Refusal> {
     let duration = seconds.map(|s| SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX)));
     let until = duration.map(|duration| since.checked_add(duration)).transpose();
     until.map_err(|e| Refusal::Invalid(e.to_string()))
 }
 
-fn check(new: &NewQuarantine) -> Result<(), Refusal> {
-    if new.seconds.is_some_and(|s| s == 0 || s > SECONDS_MAX) {
+fn check(seconds: Option<u64>, reason: Option<&str>) -> Result<(), Refusal> {
+    if seconds.is_some_and(|s| s == 0 || s > SECONDS_MAX) {
         return Err(Refusal::Invalid(format!(
             "a quarantine that ends by itself lasts 1 to {SECONDS_MAX} seconds; leave the time out for one without an end"
         )));
     }
-    let reason = new.reason.as_deref().unwrap_or_default();
+    let reason = reason.unwrap_or_default();
     if reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
         return Err(Refusal::Invalid(format!(
             "a reason has at most {REASON_BYTES_MAX} bytes and no control characters"
@@ -358,196 +394,4 @@ async fn load(store: &dyn StateStore, serial: u64) -> Result<Quarantined, StoreE
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clawgress_api::clock::SystemClock;
-    use clawgress_api::config::Config;
-
-    use super::super::audit::{AuditLog, Bounds};
-    use super::super::model::Draft;
-    use super::super::signatures::Signatures;
-    use super::super::store::MemoryStore;
-    use super::*;
-
-    async fn quarantines(directory: &Path) -> Arc<Quarantines> {
-        let text = format!(
-            "[node]\nname = \"n\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\nresolvers = [\"127.0.0.1:53\"]\n",
-            directory.display()
-        );
-        let config = Arc::new(Config::parse(&text, Path::new("test.toml")).expect("config"));
-        let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
-        let bounds = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 24 };
-        let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), clock.clone()).await;
-        let channel = clawgress_api::socket::channel(&config.signer_socket()).expect("channel");
-        let parts = (config.clone(), store as _, audit.expect("audit"), clock.clone() as _);
-        let governor = Governor::open(parts, Arc::new(Signatures::new(channel))).await;
-        let governor = Arc::new(governor.expect("governor"));
-        let quarantines = Quarantines::open(governor, clock).await.expect("opened");
-        create(&quarantines).await;
-        Arc::new(quarantines)
-    }
-
-    /// Creates the agent.
-    async fn create(quarantines: &Quarantines) -> Agent {
-        let agent = Agent {
-            id: "a".parse().expect("id"),
-            index: 0,
-            team: None,
-            project: None,
-            environment: None,
-            labels: BTreeMap::new(),
-            state: AgentState::Active,
-            sources: vec![],
-        };
-        let governor = &quarantines.governor;
-        let missing = (clawgress_api::MissingGroups::Create, 0);
-        let create = |draft: &mut Draft| draft.create_agent(agent.clone(), &governor.config, missing);
-        governor.change(|_| "created".into(), create).await.expect("created").0.0
-    }
-
-    /// Deletes the agent, and lets another of its name follow. Gives the two.
-    async fn replace(quarantines: &Quarantines) -> (Agent, Agent) {
-        let id: AgentId = "a".parse().expect("id");
-        let delete = |draft: &mut Draft| draft.delete_agent(&id);
-        let (deleted, _) = quarantines.governor.change(|_| "deleted".into(), delete).await.expect("deleted");
-        (deleted.0, create(quarantines).await)
-    }
-
-    fn new(seconds: Option<u64>) -> NewQuarantine {
-        NewQuarantine { id: "a".parse().expect("id"), seconds, reason: None }
-    }
-
-    fn indices(quarantines: &Quarantines) -> Vec<u32> {
-        quarantines.live().indices().collect()
-    }
-
-    /// A plane may still run the generation of an agent that is no more.
-    #[tokio::test]
-    async fn who_follows_a_deleted_agent_leaves_it_quarantined() {
-        let directory = tempfile::tempdir().expect("directory");
-        let quarantines = quarantines(directory.path()).await;
-        quarantines.put(new(None), "root").await.expect("quarantined");
-        let (old, next) = replace(&quarantines).await;
-        assert_eq!(quarantines.live().of(&next), None);
-        let none = quarantines.release(&next.id, None, "root").await.expect_err("it is not quarantined");
-        assert!(matches!(none, Refusal::Missing(_)), "{none}");
-        assert_eq!(indices(&quarantines), [old.index]);
-        quarantines.put(new(None), "root").await.expect("quarantined");
-        assert_eq!(indices(&quarantines), [old.index, next.index]);
-        quarantines.release(&next.id, None, "root").await.expect("released");
-        assert_eq!(indices(&quarantines), [old.index]);
-        quarantines.release(&old.id, Some(old.index), "root").await.expect("released by its number");
-        assert!(indices(&quarantines).is_empty());
-    }
-
-    #[tokio::test]
-    async fn to_forget_a_deleted_agent_releases_none_that_follows_it() {
-        let directory = tempfile::tempdir().expect("directory");
-        let quarantines = quarantines(directory.path()).await;
-        let (old, next) = replace(&quarantines).await;
-        // Between the deletion and the planes' word that it is in force.
-        quarantines.put(new(None), "root").await.expect("quarantined");
-        quarantines.forget(&old, "root").await.expect("nothing to forget");
-        assert_eq!(indices(&quarantines), [next.index]);
-    }
-
-    #[tokio::test]
-    async fn the_end_of_a_deleted_agents_time_releases_none_that_follows_it() {
-        let directory = tempfile::tempdir().expect("directory");
-        let quarantines = quarantines(directory.path()).await;
-        quarantines.put(new(Some(1)), "root").await.expect("quarantined");
-        let (old, next) = replace(&quarantines).await;
-        quarantines.put(new(Some(3600)), "root").await.expect("quarantined");
-        assert_eq!(indices(&quarantines), [old.index, next.index]);
-        tokio::select! {
-            () = quarantines.expire() => {}
-            () = async {
-                let mut changes = quarantines.watch();
-                let ended = |live: &Arc<Quarantined>| live.indices().count() < 2;
-                changes.wait_for(ended).await.expect("open");
-            } => {}
-        }
-        assert_eq!(indices(&quarantines), [next.index]);
-    }
-
-    /// What policy imposes lengthens, and never shortens: neither its own, nor what a person said.
-    #[tokio::test]
-    async fn policy_makes_no_quarantine_shorter() {
-        let directory = tempfile::tempdir().expect("directory");
-        let quarantines = quarantines(directory.path()).await;
-        let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
-        let impose = async |seconds| {
-            quarantines
-                .impose(agent.index, seconds, "policy `p` at request r".to_owned())
-                .await
-                .expect("imposed");
-            let live = quarantines.live();
-            let entry = live.of(&agent).expect("quarantined");
-            (entry.until.map(|until| until.duration_since(entry.since).as_secs()), entry.by.clone())
-        };
-        let by_policy = |seconds| (Some(seconds), "policy".to_owned());
-        assert_eq!(impose(Some(60)).await, by_policy(60));
-        assert_eq!(impose(Some(30)).await, by_policy(60));
-        assert_eq!(impose(Some(3_600)).await, by_policy(3_600));
-        quarantines.put(new(None), "root").await.expect("quarantined");
-        assert_eq!(impose(Some(60)).await, (None, "root".to_owned()));
-        let nobody = quarantines.impose(77, None, String::new()).await.expect_err("no agent");
-        assert!(matches!(nobody, Refusal::Missing(_)), "{nobody}");
-        let long = quarantines.impose(agent.index, Some(SECONDS_MAX + 1), String::new()).await;
-        assert!(matches!(long, Err(Refusal::Invalid(_))));
-    }
-
-    /// What an earlier version stored is by the id alone.
-    #[tokio::test]
-    async fn an_earlier_versions_quarantine_counts_and_ends() {
-        let directory = tempfile::tempdir().expect("directory");
-        let quarantines = quarantines(directory.path()).await;
-        let entry = quarantines.put(new(None), "root").await.expect("quarantined");
-        let outdated = format!("{QUARANTINE}{}", entry.agent);
-        for again in [false, true] {
-            let writes = vec![
-                Write::Delete(key(&(entry.agent.clone(), entry.index))),
-                Write::Put(outdated.clone(), serde_json::to_vec(&entry).expect("json")),
-            ];
-            let transaction = Transaction { conditions: vec![], writes };
-            quarantines.governor.store.commit(transaction).await.expect("stored");
-            quarantines.reload().await.expect("read");
-            assert_eq!(indices(&quarantines), [entry.index]);
-            if again {
-                quarantines.put(new(Some(60)), "root").await.expect("changed");
-                assert_eq!(indices(&quarantines), [entry.index]);
-            }
-            quarantines.release(&entry.agent, None, "root").await.expect("released");
-            assert!(indices(&quarantines).is_empty());
-        }
-    }
-
-    #[tokio::test]
-    async fn who_is_quarantined_for_longer_is_not_released_by_the_former_end() {
-        let directory = tempfile::tempdir().expect("directory");
-        let quarantines = quarantines(directory.path()).await;
-        quarantines.put(new(Some(1)), "root").await.expect("quarantined");
-        // Nobody's turn while its time ends. Then the longer one comes first, and the end after it.
-        let turn = quarantines.turn.lock().await;
-        tokio::time::sleep(Duration::from_millis(1100)).await;
-        let longer = tokio::spawn({
-            let quarantines = Arc::clone(&quarantines);
-            async move { quarantines.put(new(Some(3600)), "root").await }
-        });
-        let end = tokio::spawn({
-            let quarantines = Arc::clone(&quarantines);
-            async move { quarantines.expire().await }
-        });
-        // Both get as far as to wait.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        drop(turn);
-        let entry = longer.await.expect("no panic").expect("quarantined");
-        // Behind whatever the end does.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        drop(quarantines.turn.lock().await);
-        end.abort();
-        let live = quarantines.live();
-        assert_eq!(live.entries().collect::<Vec<_>>(), [&entry]);
-    }
-}
+mod tests;

@@ -1,90 +1,121 @@
 //! What follows on what planes tell of `connect`: alerts, quarantines, and what guards on trial would have said. They are put into
 //! the record before it is kept; a quarantine is imposed by a task of its own. The kernel decides by its tables, and waits for
-//! nobody, so this must never decide anything, nor hold a record up.
+//! nobody, so this must never decide anything. A record waits for no more than that what is due by it is stored, once an agent.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use clawgress_api::{AuditRecord, EffectRef, Plane, RecordKind, Verdict};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentId};
-use clawgress_policy::Transport;
 use clawgress_policy::effect::{Effect, Obligation};
-use tokio::sync::mpsc;
+use clawgress_policy::{PolicySet, Transport};
 use tokio_util::sync::CancellationToken;
 
-use super::audit::AuditLog;
+use super::audit::{AuditLog, Marker};
+use super::due::{Due, Dues};
 use super::govern::Governor;
 use super::model::Refusal;
-use super::quarantine::Quarantines;
+use super::quarantine::{Quarantines, until};
 
-/// Quarantines that wait to be imposed. One agent's are one after some moments, so that more wait only while the store is slow.
-const WAITING_MAX: usize = 1024;
 /// Effects that one record is given: what more match is in policy.
 const EFFECTS_MAX: usize = 64;
 /// Pause before a quarantine that could not be stored is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A quarantine that policy wants.
-#[derive(Debug)]
-pub(super) struct Due {
-    agent: u32,
-    seconds: Option<u64>,
-    reason: String,
-}
-
 /// Asks policy what follows.
 #[derive(Debug)]
 struct Follower {
     governor: Weak<Governor>,
-    due: mpsc::Sender<Due>,
+    quarantines: Weak<Quarantines>,
+    dues: Arc<Dues>,
 }
 
-/// Has noted what follows in each record that the log is handed from now on. Returns the quarantines that are due.
-pub(super) fn follow(audit: &AuditLog, governor: &Arc<Governor>) -> mpsc::Receiver<Due> {
-    let (due, waiting) = mpsc::channel(WAITING_MAX);
-    let follower = Follower { governor: Arc::downgrade(governor), due };
-    audit.mark(move |record| follower.follow(record));
-    waiting
+/// Has noted what follows in each record that the log is handed from now on; quarantines are put to those that are due.
+pub(super) fn follow(
+    audit: &AuditLog,
+    governor: &Arc<Governor>,
+    quarantines: &Arc<Quarantines>,
+    dues: &Arc<Dues>,
+) {
+    let (governor, quarantines) = (Arc::downgrade(governor), Arc::downgrade(quarantines));
+    audit.mark(Follower { governor, quarantines, dues: Arc::clone(dues) });
+}
+
+#[async_trait]
+impl Marker for Follower {
+    fn mark(&self, record: &mut AuditRecord) -> bool {
+        self.follow(record).is_some_and(|follows| follows)
+    }
+
+    async fn settle(&self) {
+        self.dues.store().await;
+    }
 }
 
 // === impl Follower ===
 
 impl Follower {
-    /// Notes in a record what follows on it. Whether anything does.
-    fn follow(&self, record: &mut AuditRecord) -> bool {
-        let Some((id, transport)) = connected(record) else { return false };
-        let (Some(ip), Some(port)) = (record.destination.ip, record.destination.port.or(portless(transport)))
-        else {
-            return false;
-        };
-        let Some(governor) = self.governor.upgrade() else { return false };
+    /// Notes in a record what follows on it. Whether anything does, if that can be asked.
+    fn follow(&self, record: &mut AuditRecord) -> Option<bool> {
+        let (id, transport) = connected(record)?;
+        let governor = self.governor.upgrade()?;
         let live = governor.live();
-        let Some(policies) = live.in_force.policies() else { return false };
+        let policies = live.in_force.policies()?;
         let policy = policies.of(id.tenant());
         if !policy.asks_told() {
-            return false;
+            return None;
         }
-        let Some(agent) = live.model.agents.get(&id) else { return false };
-        let told = policy.at(record.time.as_millisecond()).told(agent, ip, port, transport);
+        let agent = live.model.agents.get(&id)?;
+        // What an agent did that is no more, the next of its name did not.
+        if record.agent.as_ref()?.index.is_some_and(|index| index != agent.index) {
+            return None;
+        }
+        let policy = policy.at(record.time.as_millisecond());
+        let told = told(&policy, agent, record, transport);
         for obligation in told.iter().take(EFFECTS_MAX) {
-            self.quarantine(agent, obligation, &record.request);
+            self.quarantine(&governor, agent, obligation, record);
             record.effects.push(EffectRef {
                 policy: obligation.policy.as_ref().to_owned(),
                 effect: obligation.effect.name().to_owned(),
                 severity: obligation.severity_told().map(str::to_owned),
             });
         }
-        !told.is_empty()
+        Some(!told.is_empty())
     }
 
-    fn quarantine(&self, agent: &Agent, obligation: &Obligation, request: &str) {
+    /// Has the agent quarantined from the time of the record on: one that comes again, or late, makes it no longer.
+    fn quarantine(&self, governor: &Governor, agent: &Agent, obligation: &Obligation, record: &AuditRecord) {
         let Effect::Quarantine(seconds) = obligation.effect else { return };
-        let reason = format!("policy `{}` at request {request}", obligation.policy);
-        if self.due.try_send(Due { agent: agent.index, seconds, reason }).is_err() {
-            tracing::error!(agent = %agent.id, "too many quarantines wait: this one comes with the next that is told");
+        let Some(quarantines) = self.quarantines.upgrade() else { return };
+        let asked = record.time.min(governor.clock.now());
+        let reason = format!("policy `{}` at request {}", obligation.policy, record.request);
+        match until(asked, seconds) {
+            Ok(until) if quarantines.is_settled(agent, asked, until) => {}
+            Ok(until) => self.dues.add(Due { agent: agent.index, asked, until, reason }),
+            Err(refusal) => tracing::warn!(%refusal, agent = %agent.id, "a quarantine is not imposed"),
         }
     }
+}
+
+/// What follows on the destination, and on the parent proxy that is dialled for it: each is asked for `connect`.
+fn told(
+    policy: &PolicySet,
+    agent: &Agent,
+    record: &AuditRecord,
+    transport: Transport,
+) -> Vec<Arc<Obligation>> {
+    let to = &record.destination;
+    let port = to.port.or((!transport.has_ports()).then_some(0));
+    let itself = to.ip.zip(port);
+    let parent = to.via_address.map(|parent| (parent.ip(), parent.port()));
+    let ask = |(ip, port): (IpAddr, u16)| policy.told(agent, ip, port, transport);
+    let mut told: Vec<Arc<Obligation>> = itself.into_iter().chain(parent).flat_map(ask).collect();
+    told.sort_by(|a, b| a.policy.cmp(&b.policy));
+    told.dedup_by(|a, b| (&a.policy, a.effect.name()) == (&b.policy, b.effect.name()));
+    told
 }
 
 /// Who asked for a `connect`, and by what, if the record tells of one that policy was asked about.
@@ -110,40 +141,39 @@ fn connected(record: &AuditRecord) -> Option<(AgentId, Transport)> {
     Some((AgentId::new(&who.tenant, &who.agent).ok()?, transport))
 }
 
-/// The port of what has none.
-fn portless(transport: Transport) -> Option<u16> {
-    (!transport.has_ports()).then_some(0)
-}
-
-/// Imposes what is due, until `stop`.
-pub(super) async fn impose(
-    mut waiting: mpsc::Receiver<Due>,
-    quarantines: &Quarantines,
-    stop: CancellationToken,
-) {
+/// Imposes what is due, until `stop`; what is left then, the next start does.
+pub(super) async fn impose(dues: &Dues, quarantines: &Quarantines, stop: CancellationToken) {
     loop {
-        let due = tokio::select! {
-            () = stop.cancelled() => return,
-            due = waiting.recv() => due,
-        };
-        let Some(Due { agent, seconds, reason }) = due else { return };
-        loop {
-            match quarantines.impose(agent, seconds, reason.clone()).await {
-                Ok(()) => break,
+        let (mut done, mut failed) = (Vec::new(), false);
+        for due in dues.all() {
+            if stop.is_cancelled() {
+                break;
+            }
+            match quarantines.impose_due(&due).await {
+                Ok(()) => done.push(due),
                 Err(refusal @ (Refusal::Missing(_) | Refusal::Invalid(_))) => {
-                    tracing::warn!(%refusal, agent, "a quarantine is not imposed");
-                    break;
+                    tracing::warn!(%refusal, agent = due.agent, "a quarantine is not imposed");
+                    done.push(due);
                 }
                 // It counts already, and is not in the log yet: whoever is governed records it.
-                Err(Refusal::Audit(_)) => break,
+                Err(Refusal::Audit(_)) => done.push(due),
                 Err(refusal) => {
-                    tracing::error!(%refusal, agent, "a quarantine can't be stored, and is tried again");
+                    tracing::error!(%refusal, agent = due.agent, "a quarantine can't be stored, and is tried again");
+                    failed = true;
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
+        }
+        dues.done(&done).await;
+        let pause = async {
+            if failed {
+                tokio::time::sleep(RETRY).await;
+            } else {
+                dues.news().await;
             }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = pause => {}
         }
     }
 }

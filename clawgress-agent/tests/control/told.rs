@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use clawgress_api::proto::{AuditBatch, Empty};
+use clawgress_api::proto::{AuditBatch, Empty, Name};
 use clawgress_api::{AgentRef, AuditQuery, AuditRecord, Plane, RecordKind, Verdict};
 use clawgress_identity::{Agent, AgentState, IdentityMethod};
 use tokio::sync::mpsc;
@@ -82,4 +82,73 @@ async fn what_planes_tell_of_connect_has_what_follows() {
     hand_over(&node, &[decision(&caught, Plane::Kernel, ("198.51.100.9", 55), allow)]).await;
     assert_eq!(effects(&node).await.last(), Some(&(55, vec!["trap quarantine medium".to_owned()])));
     until("the quarantine", async || quarantined(&node).await == ["default/caught"]).await;
+}
+
+const TRAP: &str = r#"
+@id("net") permit (principal, action in [Action::"connect", Action::"direct"], resource) when { context.protocol == "udp" };
+@id("trap") @effect("quarantine") @for("15m") permit (principal, action == Action::"connect", resource)
+when { context.ip.isInRange(ip("198.51.100.0/24")) };
+"#;
+
+/// What the trap is for.
+fn trapped(agent: &Agent) -> AuditRecord {
+    decision(agent, Plane::Kernel, ("198.51.100.9", 55), Verdict::Allow)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_agents_burst_takes_no_other_agents_quarantine() {
+    let node = Node::new().start().await;
+    let (loud, quiet) = (create(&node, "loud").await.agent, create(&node, "quiet").await.agent);
+    apply(&node, TRAP).await;
+    let mut burst = vec![trapped(&loud); 3_000];
+    burst.push(trapped(&quiet));
+    hand_over(&node, &burst).await;
+    until("both", async || quarantined(&node).await == ["default/loud", "default/quiet"]).await;
+}
+
+/// A worker hands over again what was not acknowledged, and nobody has to do anything for it twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_come_again_or_late_quarantine_nobody_anew() {
+    let node = Node::new().start().await;
+    let (caught, late) = (create(&node, "caught").await.agent, create(&node, "late").await.agent);
+    let other = create(&node, "other").await.agent;
+    apply(&node, TRAP).await;
+    let again = trapped(&caught);
+    hand_over(&node, std::slice::from_ref(&again)).await;
+    until("the quarantine", async || quarantined(&node).await == ["default/caught"]).await;
+    node.admin().release_agent(Name { name: "caught".into() }).await.expect("released");
+    let mut old = trapped(&late);
+    old.time -= jiff::SignedDuration::from_mins(16);
+    hand_over(&node, &[again, old, trapped(&other)]).await;
+    until("the last one", async || !quarantined(&node).await.is_empty()).await;
+    assert_eq!(quarantined(&node).await, ["default/other"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_deleted_agent_did_the_next_of_its_name_did_not() {
+    let node = Node::new().start().await;
+    let (former, other) = (create(&node, "a").await.agent, create(&node, "z").await.agent);
+    apply(&node, TRAP).await;
+    node.admin().delete_agent(Name { name: "a".into() }).await.expect("deleted");
+    let next = create(&node, "a").await.agent;
+    assert_ne!(former.index, next.index);
+    hand_over(&node, &[trapped(&former), trapped(&other)]).await;
+    let told = effects(&node).await.into_iter().map(|(_, effects)| effects.len());
+    assert_eq!(told.collect::<Vec<_>>(), [0, 1]);
+    until("the other's", async || quarantined(&node).await == ["default/z"]).await;
+}
+
+/// The parent proxy that is dialled is asked for `connect` too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_follows_on_a_parent_proxys_address_follows() {
+    let node = Node::new().start().await;
+    let agent = create(&node, "a").await.agent;
+    apply(&node, TRAP).await;
+    let mut record = decision(&agent, Plane::L7, ("203.0.113.1", 443), Verdict::Allow);
+    record.destination.via = Some("corp".to_owned());
+    record.destination.via_address = Some("198.51.100.7:3128".parse().expect("address"));
+    record.destination.ip = None;
+    hand_over(&node, &[record]).await;
+    assert_eq!(effects(&node).await, [(443, vec!["trap quarantine medium".to_owned()])]);
+    until("the quarantine", async || quarantined(&node).await == ["default/a"]).await;
 }

@@ -1,0 +1,274 @@
+//! Tests of who is quarantined: by people, by policy, and for how long.
+
+use std::path::Path;
+
+use clawgress_api::clock::SystemClock;
+use clawgress_api::config::Config;
+
+use super::super::audit::{AuditLog, Bounds};
+use super::super::due::Dues;
+use super::super::model::Draft;
+use super::super::signatures::Signatures;
+use super::super::store::MemoryStore;
+use super::super::told;
+use super::*;
+
+async fn quarantines(directory: &Path) -> Arc<Quarantines> {
+    let text = format!(
+        "[node]\nname = \"n\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\nresolvers = [\"127.0.0.1:53\"]\n",
+        directory.display()
+    );
+    let config = Arc::new(Config::parse(&text, Path::new("test.toml")).expect("config"));
+    let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
+    let bounds = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 24 };
+    let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), clock.clone()).await;
+    let channel = clawgress_api::socket::channel(&config.signer_socket()).expect("channel");
+    let parts = (config.clone(), store as _, audit.expect("audit"), clock.clone() as _);
+    let governor = Governor::open(parts, Arc::new(Signatures::new(channel))).await;
+    let governor = Arc::new(governor.expect("governor"));
+    let quarantines = Quarantines::open(governor, clock).await.expect("opened");
+    create(&quarantines).await;
+    Arc::new(quarantines)
+}
+
+/// Creates the agent.
+async fn create(quarantines: &Quarantines) -> Agent {
+    let agent = Agent {
+        id: "a".parse().expect("id"),
+        index: 0,
+        team: None,
+        project: None,
+        environment: None,
+        labels: BTreeMap::new(),
+        state: AgentState::Active,
+        sources: vec![],
+    };
+    let governor = &quarantines.governor;
+    let missing = (clawgress_api::MissingGroups::Create, 0);
+    let create = |draft: &mut Draft| draft.create_agent(agent.clone(), &governor.config, missing);
+    governor.change(|_| "created".into(), create).await.expect("created").0.0
+}
+
+/// Deletes the agent, and lets another of its name follow. Gives the two.
+async fn replace(quarantines: &Quarantines) -> (Agent, Agent) {
+    let id: AgentId = "a".parse().expect("id");
+    let delete = |draft: &mut Draft| draft.delete_agent(&id);
+    let (deleted, _) = quarantines.governor.change(|_| "deleted".into(), delete).await.expect("deleted");
+    (deleted.0, create(quarantines).await)
+}
+
+fn new(seconds: Option<u64>) -> NewQuarantine {
+    NewQuarantine { id: "a".parse().expect("id"), seconds, reason: None }
+}
+
+fn indices(quarantines: &Quarantines) -> Vec<u32> {
+    quarantines.live().indices().collect()
+}
+
+/// A plane may still run the generation of an agent that is no more.
+#[tokio::test]
+async fn who_follows_a_deleted_agent_leaves_it_quarantined() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    let (old, next) = replace(&quarantines).await;
+    assert_eq!(quarantines.live().of(&next), None);
+    let none = quarantines.release(&next.id, None, "root").await.expect_err("it is not quarantined");
+    assert!(matches!(none, Refusal::Missing(_)), "{none}");
+    assert_eq!(indices(&quarantines), [old.index]);
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    assert_eq!(indices(&quarantines), [old.index, next.index]);
+    quarantines.release(&next.id, None, "root").await.expect("released");
+    assert_eq!(indices(&quarantines), [old.index]);
+    quarantines.release(&old.id, Some(old.index), "root").await.expect("released by its number");
+    assert!(indices(&quarantines).is_empty());
+}
+
+#[tokio::test]
+async fn to_forget_a_deleted_agent_releases_none_that_follows_it() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let (old, next) = replace(&quarantines).await;
+    // Between the deletion and the planes' word that it is in force.
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    quarantines.forget(&old, "root").await.expect("nothing to forget");
+    assert_eq!(indices(&quarantines), [next.index]);
+}
+
+#[tokio::test]
+async fn the_end_of_a_deleted_agents_time_releases_none_that_follows_it() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    quarantines.put(new(Some(1)), "root").await.expect("quarantined");
+    let (old, next) = replace(&quarantines).await;
+    quarantines.put(new(Some(3600)), "root").await.expect("quarantined");
+    assert_eq!(indices(&quarantines), [old.index, next.index]);
+    tokio::select! {
+        () = quarantines.expire() => {}
+        () = async {
+            let mut changes = quarantines.watch();
+            let ended = |live: &Arc<Quarantined>| live.indices().count() < 2;
+            changes.wait_for(ended).await.expect("open");
+        } => {}
+    }
+    assert_eq!(indices(&quarantines), [next.index]);
+}
+
+/// What policy imposes lengthens, and never shortens: neither its own, nor what a person said.
+#[tokio::test]
+async fn policy_makes_no_quarantine_shorter() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let impose = async |seconds| {
+        quarantines
+            .impose(agent.index, seconds, "policy `p` at request r".to_owned())
+            .await
+            .expect("imposed");
+        let live = quarantines.live();
+        let entry = live.of(&agent).expect("quarantined");
+        (entry.until.map(|until| until.duration_since(entry.since).as_secs()), entry.by.clone())
+    };
+    let by_policy = |seconds| (Some(seconds), "policy".to_owned());
+    assert_eq!(impose(Some(60)).await, by_policy(60));
+    assert_eq!(impose(Some(30)).await, by_policy(60));
+    assert_eq!(impose(Some(3_600)).await, by_policy(3_600));
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    assert_eq!(impose(Some(60)).await, (None, "root".to_owned()));
+    let nobody = quarantines.impose(77, None, String::new()).await.expect_err("no agent");
+    assert!(matches!(nobody, Refusal::Missing(_)), "{nobody}");
+    let long = quarantines.impose(agent.index, Some(SECONDS_MAX + 1), String::new()).await;
+    assert!(matches!(long, Err(Refusal::Invalid(_))));
+}
+
+/// What an earlier version stored is by the id alone.
+#[tokio::test]
+async fn an_earlier_versions_quarantine_counts_and_ends() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let entry = quarantines.put(new(None), "root").await.expect("quarantined");
+    let outdated = format!("{QUARANTINE}{}", entry.agent);
+    for again in [false, true] {
+        let writes = vec![
+            Write::Delete(key(&(entry.agent.clone(), entry.index))),
+            Write::Put(outdated.clone(), serde_json::to_vec(&entry).expect("json")),
+        ];
+        let transaction = Transaction { conditions: vec![], writes };
+        quarantines.governor.store.commit(transaction).await.expect("stored");
+        quarantines.reload().await.expect("read");
+        assert_eq!(indices(&quarantines), [entry.index]);
+        if again {
+            quarantines.put(new(Some(60)), "root").await.expect("changed");
+            assert_eq!(indices(&quarantines), [entry.index]);
+        }
+        quarantines.release(&entry.agent, None, "root").await.expect("released");
+        assert!(indices(&quarantines).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn who_is_quarantined_for_longer_is_not_released_by_the_former_end() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    quarantines.put(new(Some(1)), "root").await.expect("quarantined");
+    // Nobody's turn while its time ends. Then the longer one comes first, and the end after it.
+    let turn = quarantines.turn.lock().await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let longer = tokio::spawn({
+        let quarantines = Arc::clone(&quarantines);
+        async move { quarantines.put(new(Some(3600)), "root").await }
+    });
+    let end = tokio::spawn({
+        let quarantines = Arc::clone(&quarantines);
+        async move { quarantines.expire().await }
+    });
+    // Both get as far as to wait.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(turn);
+    let entry = longer.await.expect("no panic").expect("quarantined");
+    // Behind whatever the end does.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(quarantines.turn.lock().await);
+    end.abort();
+    let live = quarantines.live();
+    assert_eq!(live.entries().collect::<Vec<_>>(), [&entry]);
+}
+
+fn due(agent: &Agent, asked: Timestamp, until: Option<Timestamp>) -> Due {
+    Due { agent: agent.index, asked, until, reason: "policy `p` at request r".to_owned() }
+}
+
+/// Imposes what is due until nothing is.
+async fn impose_all(dues: &Dues, quarantines: &Quarantines) {
+    let stop = CancellationToken::new();
+    tokio::join!(told::impose(dues, quarantines, stop.clone()), async {
+        while !dues.all().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+    });
+}
+
+#[tokio::test]
+async fn what_is_due_is_imposed_by_the_next_start_and_once() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let store = Arc::clone(&quarantines.governor.store);
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let dues = Dues::open(Arc::clone(&store)).await.expect("opened");
+    let first = due(&agent, quarantines.clock.now(), None);
+    dues.add(first.clone());
+    dues.store().await;
+    // It ends before it gets to it.
+    drop(dues);
+    let dues = Dues::open(Arc::clone(&store)).await.expect("opened");
+    assert_eq!(dues.all(), [first]);
+    impose_all(&dues, &quarantines).await;
+    assert_eq!(indices(&quarantines), [agent.index]);
+    assert!(Dues::open(store).await.expect("opened").all().is_empty(), "it was seen to");
+}
+
+/// One agent has one that waits, however much it does.
+#[test]
+fn of_an_agents_dues_the_longest_waits() {
+    let dues = |all: &[(u32, Option<i64>)]| {
+        let dues = Dues::new(Arc::new(MemoryStore::default()));
+        let time = |s| Timestamp::from_second(s).expect("time");
+        for (n, (agent, until_s)) in (0..).zip(all) {
+            let (asked, until) = (time(n), until_s.map(time));
+            dues.add(Due { agent: *agent, asked, until, reason: String::new() });
+        }
+        let all = dues.all();
+        let seconds = |due: Due| (due.agent, due.until.map(Timestamp::as_second), due.asked.as_second());
+        all.into_iter().map(seconds).collect::<Vec<_>>()
+    };
+    let loud: Vec<_> = (0..5_000).map(|_| (1, Some(900))).chain([(2, Some(60))]).collect();
+    assert_eq!(dues(&loud), [(1, Some(900), 4_999), (2, Some(60), 5_000)]);
+    assert_eq!(dues(&[(1, Some(60)), (1, Some(900))]), [(1, Some(900), 1)]);
+    assert_eq!(dues(&[(1, None), (1, Some(900))]), [(1, None, 1)]);
+    assert_eq!(dues(&[(1, Some(900)), (1, None)]), [(1, None, 1)]);
+}
+
+/// What comes again, or late, was decided when it was.
+#[tokio::test]
+async fn what_was_decided_before_a_release_quarantines_nobody_again() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let (asked, minute) = (quarantines.clock.now(), SignedDuration::from_mins(1));
+    let over = due(&agent, asked - minute - minute, Some(asked - minute));
+    quarantines.impose_due(&over).await.expect("nothing to do");
+    assert!(indices(&quarantines).is_empty(), "its time was over");
+    let first = due(&agent, asked, Some(asked + minute));
+    for _ in 0..2 {
+        quarantines.impose_due(&first).await.expect("imposed");
+        let live = quarantines.live();
+        assert_eq!(live.of(&agent).and_then(|entry| entry.until), Some(asked + minute), "no longer for it");
+    }
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    quarantines.impose_due(&first).await.expect("nothing to do");
+    assert!(indices(&quarantines).is_empty());
+    let next = due(&agent, quarantines.clock.now(), None);
+    quarantines.impose_due(&next).await.expect("imposed");
+    assert_eq!(indices(&quarantines), [agent.index], "what it did since counts");
+}
