@@ -2,7 +2,7 @@
 //! what a record does not hold is said not to be known.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use cedar_policy_core::ast::{Expr, ExprKind};
 use clawgress_ebpf_common::DropReason;
@@ -36,6 +36,8 @@ pub struct Recorded<'a> {
     pub host: Option<&'a str>,
     /// Address.
     pub ip: Option<IpAddr>,
+    /// Through which parent proxy it went, if through one.
+    pub parent: Option<Parent>,
     /// Port.
     pub port: Option<u16>,
     /// Protocol.
@@ -60,6 +62,15 @@ pub struct Recorded<'a> {
     pub ja4: Option<&'a str>,
     /// Whether something is told of its body.
     pub has_payload: bool,
+}
+
+/// A parent proxy, by a record: it is asked for `connect` too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// It listens there.
+    At(SocketAddr),
+    /// The record is older than that it says where.
+    Untold,
 }
 
 /// What is known of the time of a decision, besides its record's own parts.
@@ -246,6 +257,30 @@ impl Recorded<'_> {
         told.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect()
     }
 
+    /// What the proxy asks `connect` for: the address, unless a parent proxy resolves the name, and that parent.
+    fn dialled(&self, port: u16) -> Result<Vec<(IpAddr, u16)>, &'static str> {
+        let itself = self.ip.map(|ip| (ip, port));
+        match self.parent {
+            Some(Parent::Untold) => Err("the parent proxy's address"),
+            Some(Parent::At(at)) => Ok(itself.into_iter().chain([(at.ip(), at.port())]).collect()),
+            // It was denied before an address was known: what `connect` would have said, nobody knows.
+            None => itself.map(|itself| vec![itself]).ok_or("the address"),
+        }
+    }
+
+    /// `connect` to each in turn: the first that is denied, or all.
+    fn reached(&self, set: &PolicySet, dialled: &[(IpAddr, u16)]) -> Decision {
+        let mut reached = Decision { verdict: Ok(()), policies: Vec::new(), errors: Vec::new() };
+        for (ip, port) in dialled {
+            let reach = set.reach(self.agent, *ip, *port, Transport::Tcp);
+            if reach.verdict.is_err() {
+                return reach;
+            }
+            reached.policies.extend(reach.policies);
+        }
+        reached
+    }
+
     /// The outcome of asking again.
     fn changed(&self, before: &str, after: &str, mut policies: Vec<String>) -> Replayed {
         policies.sort();
@@ -315,20 +350,20 @@ impl Recorded<'_> {
             // What would have been asked next was never seen.
             _ => Err("what would have come after `connect`"),
         };
-        let reach = self.ip.map(|ip| set.reach(self.agent, ip, port, Transport::Tcp));
+        let dialled = self.dialled(port);
+        let reach = dialled.as_deref().map(|dialled| self.reached(set, dialled));
         match (wanted, reach) {
             (Ok(Answer { denied: Some(reason), policies, .. }), _) => {
                 self.changed(before, reason.name(), policies)
             }
             // Whatever would have been asked before, this denies at the latest.
-            (Err(why), Some(reach)) if self.action == "connect" => match reach.verdict {
+            (Err(why), Ok(reach)) if self.action == "connect" => match reach.verdict {
                 Err(reason) => self.changed(before, reason.name(), reach.policies),
                 Ok(()) => unknown(why),
             },
             (Err(why), _) => unknown(why),
-            // It was denied before an address was known: what `connect` would have said, nobody knows.
-            (Ok(_), None) => unknown("the address"),
-            (Ok(answer), Some(reach)) => match reach.verdict {
+            (Ok(_), Err(why)) => unknown(why),
+            (Ok(answer), Ok(reach)) => match reach.verdict {
                 Err(reason) => self.changed(before, reason.name(), reach.policies),
                 // What it held, no record tells whole.
                 Ok(()) if self.may_have_body(set) => unknown("what was sent"),
@@ -338,8 +373,9 @@ impl Recorded<'_> {
                     let policies = answer.policies.into_iter().chain(reach.policies).collect();
                     if self.verdict.is_ok() {
                         // What follows on its `connect` is in the same record.
-                        let told = self.ip.map(|ip| self.told(set, ip, port, Transport::Tcp));
-                        let effects = answer.effects.zip(told);
+                        let told = dialled.iter().flatten();
+                        let told = told.flat_map(|(ip, port)| self.told(set, *ip, *port, Transport::Tcp));
+                        let effects = answer.effects.map(|effects| (effects, told.collect::<Effects>()));
                         let effects = effects.map(|(a, b)| a.into_iter().chain(b).collect());
                         return self.still_allowed(policies, effects.as_ref());
                     }

@@ -8,7 +8,7 @@ use super::call::CaseCall;
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
 use super::explain::{Explanation, Target, TlsReading, explain};
-use super::replay::{Content, Known, Needs, Recorded, Replayed};
+use super::replay::{Content, Known, Needs, Parent, Recorded, Replayed};
 use super::{Supposed, Texts};
 use crate::{PolicyBundle, PolicyInForceRef, PolicySet, Surroundings};
 
@@ -311,6 +311,7 @@ fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
         verdict: Ok(()),
         host: Some("api.test"),
         ip: Some([203, 0, 113, 5].into()),
+        parent: None,
         port: Some(80),
         protocol: Some("tcp"),
         scheme: Some("http"),
@@ -387,6 +388,38 @@ fn a_replay_is_exact_where_the_record_holds_all() {
     };
     assert_eq!(replay(&unseen, TEXT), Replayed::Same);
     undecidable(&unseen, &TEXT.replace("HostSet::\"saas\"", "Host::\"other.test\""), "CONNECT");
+}
+
+/// A parent proxy is asked for `connect` besides the address, or instead of it.
+#[test]
+fn a_replay_asks_for_the_parent_proxy_too() {
+    let (agent, of_http) = (agent("a", "t", 1), ids(&["http", "parent", "web"]));
+    let direct = recorded(&agent, &of_http);
+    let with_parent = format!(
+        "{TEXT}@id(\"parent\") permit (principal, action == Action::\"connect\", resource) when {{ context.port == 3128 }};"
+    );
+    let at = |text: &str| Some(Parent::At(text.parse().unwrap()));
+    let through = Recorded { parent: at("203.0.113.9:3128"), ..direct.clone() };
+    assert_eq!(replay(&through, &with_parent), Replayed::Same);
+    let of_parent = ids(&["http", "parent"]);
+    let resolved_there = Recorded { ip: None, policies: &of_parent, ..through.clone() };
+    assert_eq!(replay(&resolved_there, &with_parent), Replayed::Same);
+    for recorded in [&through, &resolved_there] {
+        let replayed = replay(recorded, TEXT);
+        let Replayed::Changed { after, .. } = &replayed else { panic!("{replayed:?}") };
+        assert_eq!(after, "policy_denied");
+        undecidable(
+            &Recorded { parent: Some(Parent::Untold), ..recorded.clone() },
+            TEXT,
+            "the parent proxy's address",
+        );
+    }
+    let odd = format!(
+        "{with_parent}@id(\"odd\") @effect(\"alert\") permit (principal, action == Action::\"connect\", resource) when {{ context.port == 3128 }};"
+    );
+    let replayed = replay(&through, &odd);
+    let Replayed::Obliged { after, .. } = &replayed else { panic!("{replayed:?}") };
+    assert_eq!(after, &["alert by odd"]);
 }
 
 /// What is obliged counts as much as what is allowed.

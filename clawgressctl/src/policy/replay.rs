@@ -11,7 +11,7 @@ use clawgress_api::{
 };
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::History;
-use clawgress_policy::study::replay::{Content, Known, Needs, Recorded, Replayed};
+use clawgress_policy::study::replay::{Content, Known, Needs, Parent, Recorded, Replayed};
 use clawgress_policy::{PolicySet, Surroundings};
 use serde::Serialize;
 
@@ -285,6 +285,7 @@ impl Report {
             },
             host: to.host.as_deref(),
             ip: to.ip,
+            parent: to.via.as_ref().map(|_| to.via_address.map_or(Parent::Untold, Parent::At)),
             port: to.port,
             protocol: to.protocol.as_deref(),
             scheme: attributes.and_then(|a| a.scheme.as_deref()),
