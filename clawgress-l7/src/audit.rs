@@ -2,11 +2,11 @@
 //! end.
 //!
 //! INVARIANT: nothing is allowed whose decision could not be queued together with room for its
-//! outcome. What can't be queued is denied, counted, and reported as a gap.
+//! outcome. What can't be queued is denied, counted, and reported as a gap. The queue is bounded by records and by bytes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -15,14 +15,18 @@ use clawgress_api::proto::audit_sink_client::AuditSinkClient;
 use clawgress_api::proto::{AuditAck, AuditBatch};
 use clawgress_api::{AgentRef, AuditRecord, MESSAGE_BYTES_MAX, Plane, RecordKind};
 use tokio::runtime;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::OwnedPermit;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 use crate::limit;
+
+use self::weight::weight;
+
+mod weight;
 
 /// Batches between this module and the stream's task: acknowledgement is what limits the flow.
 const STREAM_MAX: usize = 4;
@@ -32,7 +36,21 @@ const FLUSH_POLL: Duration = Duration::from_millis(20);
 /// Where records are put.
 #[derive(Clone, Debug)]
 pub struct Audit {
-    queue: mpsc::Sender<AuditRecord>,
+    queue: mpsc::Sender<Queued>,
+    shared: Arc<Shared>,
+}
+
+/// A record that waits.
+#[derive(Debug)]
+struct Queued {
+    record: AuditRecord,
+    held: Held,
+}
+
+/// Bytes that count as taken, until this is dropped.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
     shared: Arc<Shared>,
 }
 
@@ -44,6 +62,9 @@ struct Shared {
     lost: AtomicU64,
     /// Records put and not yet acknowledged.
     pending: AtomicU64,
+    /// About how many bytes they take, with what is reserved for outcomes, and how many that may be.
+    bytes: AtomicUsize,
+    bytes_max: usize,
     /// Makes request ids unique over restarts.
     prefix: String,
     requests: AtomicU64,
@@ -52,33 +73,47 @@ struct Shared {
 /// Room for one more record.
 #[derive(Debug)]
 pub struct Room {
-    permit: OwnedPermit<AuditRecord>,
-    shared: Arc<Shared>,
+    permit: OwnedPermit<Queued>,
+    held: Held,
 }
 
 /// Takes records to control.
 #[derive(Debug)]
 pub struct Carrier {
-    queue: mpsc::Receiver<AuditRecord>,
+    queue: mpsc::Receiver<Queued>,
     shared: Arc<Shared>,
-    /// Taken from the queue for the next batch, and when that is made at last.
-    gathered: Vec<AuditRecord>,
+    /// Taken from the queue for the next batches, and when the next is made at last.
+    gathered: Vec<Queued>,
     due: Option<Instant>,
-    /// With how many records of the queue each stands for.
-    unacked: VecDeque<(AuditBatch, u64)>,
+    unacked: VecDeque<Sent>,
     sequence: u64,
+}
+
+/// A batch that is not acknowledged.
+#[derive(Debug)]
+struct Sent {
+    batch: AuditBatch,
+    /// How many records of the queue it was made of.
+    taken: u64,
+    /// How many records are missing if it is: those in it, and those that its gaps count.
+    stands_for: u64,
+    /// What counts as taken until then.
+    _held: Vec<Held>,
 }
 
 /// The queue, for `connections_max` connections at once, and what empties it. A connection that is read has two records
 /// open at a time: its own, and that of a request in it; and there are as many streams of HTTP/2 at most.
 #[must_use]
 pub fn queue(node: &str, clock: Arc<dyn Clock>, connections_max: usize, instance: &str) -> (Audit, Carrier) {
-    let (sender, receiver) = mpsc::channel(limit::AUDIT_BACKLOG + 3 * connections_max);
+    let records_max = limit::AUDIT_BACKLOG + 3 * connections_max;
+    let (sender, receiver) = mpsc::channel(records_max);
     let shared = Arc::new(Shared {
         node: node.to_owned(),
         clock,
         lost: AtomicU64::new(0),
         pending: AtomicU64::new(0),
+        bytes: AtomicUsize::new(0),
+        bytes_max: records_max.saturating_mul(limit::AUDIT_RECORD_BYTES),
         prefix: instance.to_owned(),
         requests: AtomicU64::new(0),
     });
@@ -105,17 +140,23 @@ impl Audit {
         self.shared.clock.now()
     }
 
-    /// Puts `record`, and reserves room for one more. `None` if there isn't room for both.
+    /// Puts `record`, and reserves room for one more of its kind. `None` if there isn't room for both.
     #[must_use]
-    pub fn put_and_reserve(&self, record: AuditRecord) -> Option<Room> {
+    pub fn put_and_reserve(&self, mut record: AuditRecord) -> Option<Room> {
         let permit = self.queue.clone().try_reserve_owned().ok()?;
-        self.try_put(record).then(|| Room { permit, shared: Arc::clone(&self.shared) })
+        let (own, held) = self.shared.hold_two(&mut record)?;
+        self.try_send(Queued { record, held: own }).then_some(Room { permit, held })
     }
 
-    fn try_put(&self, record: AuditRecord) -> bool {
+    fn try_put(&self, mut record: AuditRecord) -> bool {
+        let Some(held) = self.shared.hold(&mut record) else { return false };
+        self.try_send(Queued { record, held })
+    }
+
+    fn try_send(&self, queued: Queued) -> bool {
         // Counted first, so that nobody sees it carried before it was counted.
         self.shared.pending.fetch_add(1, Ordering::AcqRel);
-        let put = self.queue.try_send(record).is_ok();
+        let put = self.queue.try_send(queued).is_ok();
         if !put {
             self.shared.pending.fetch_sub(1, Ordering::AcqRel);
         }
@@ -124,7 +165,7 @@ impl Audit {
 
     /// Counts records that were never put.
     pub fn lose(&self, n: u64) {
-        self.shared.lost.fetch_add(n, Ordering::Relaxed);
+        self.shared.lose(n);
     }
 
     /// Records that so many exchanges, of which each has two records, are not recorded one by one; with why, and whose they
@@ -150,13 +191,64 @@ impl Audit {
     }
 }
 
+// === impl Shared ===
+
+impl Shared {
+    /// Takes bytes for a record and another one like it. Once half of all are taken, large ones are cut, so that few agents with
+    /// long paths leave room for the others.
+    fn hold_two(self: &Arc<Self>, record: &mut AuditRecord) -> Option<(Held, Held)> {
+        self.fit(record);
+        let bytes = weight(record);
+        Some((self.take(bytes)?, self.take(bytes)?))
+    }
+
+    /// Takes bytes for one record.
+    fn hold(self: &Arc<Self>, record: &mut AuditRecord) -> Option<Held> {
+        self.fit(record);
+        self.take(weight(record))
+    }
+
+    fn fit(&self, record: &mut AuditRecord) {
+        let is_half_full = self.bytes.load(Ordering::Relaxed) >= self.bytes_max / 2;
+        if is_half_full && weight(record) > limit::AUDIT_RECORD_BYTES {
+            record.cut();
+        }
+    }
+
+    fn lose(&self, n: u64) {
+        self.lost.fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Given back where it is too much.
+        let held = Held { bytes, shared: Arc::clone(self) };
+        (before.saturating_add(bytes) <= self.bytes_max).then_some(held)
+    }
+}
+
+// === impl Held ===
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 // === impl Room ===
 
 impl Room {
-    /// Puts the record there is room for.
-    pub fn put(self, record: AuditRecord) {
-        self.shared.pending.fetch_add(1, Ordering::AcqRel);
-        self.permit.send(record);
+    /// Puts the record there is room for. It is cut if it takes more than the one before it.
+    pub fn put(self, mut record: AuditRecord) {
+        let Room { permit, mut held } = self;
+        if weight(&record) > held.bytes.max(limit::AUDIT_RECORD_BYTES) {
+            record.cut();
+        }
+        let bytes = weight(&record);
+        held.shared.bytes.fetch_add(bytes.saturating_sub(held.bytes), Ordering::Relaxed);
+        held.bytes = held.bytes.max(bytes);
+        held.shared.pending.fetch_add(1, Ordering::AcqRel);
+        permit.send(Queued { record, held });
     }
 }
 
@@ -164,14 +256,23 @@ impl Room {
 
 impl Carrier {
     /// Carries records on a thread of its own until every [`Audit`] is gone: those that serve are not woken for them. `channel` is
-    /// called there.
+    /// called there. What is returned is an error once that thread has ended, whatever it ended of.
     ///
     /// # Errors
     /// If the thread can't be started.
-    pub fn start(self, channel: impl FnOnce() -> Channel + Send + 'static) -> io::Result<()> {
+    pub fn start(
+        self,
+        channel: impl FnOnce() -> Channel + Send + 'static,
+    ) -> io::Result<oneshot::Receiver<()>> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let carry = move || runtime.block_on(async { self.run(channel()).await });
-        thread::Builder::new().name("audit".to_owned()).spawn(carry).map(drop)
+        let (ends, ended) = oneshot::channel();
+        let carry = move || {
+            // Dropped last, also where this panics.
+            let _ends = ends;
+            runtime.block_on(async { self.run(channel()).await });
+        };
+        thread::Builder::new().name("audit".to_owned()).spawn(carry)?;
+        Ok(ended)
     }
 
     async fn run(mut self, channel: Channel) {
@@ -185,6 +286,11 @@ impl Carrier {
             let sequence = self.sequence;
             match self.stream(client.clone()).await {
                 Ok(()) => return,
+                // Sent again, it would be refused for ever, and all that come after it would wait.
+                Err(status) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) => {
+                    tracing::error!(%status, "control refuses audit records");
+                    self.give_up_first();
+                }
                 Err(status) => {
                     tracing::warn!(%status, "control does not take audit records; they wait in a bounded queue")
                 }
@@ -200,13 +306,13 @@ impl Carrier {
     /// What is queued now.
     #[cfg(test)]
     pub fn drain_for_test(&mut self) -> Vec<AuditRecord> {
-        std::iter::from_fn(|| self.queue.try_recv().ok()).collect()
+        std::iter::from_fn(|| self.queue.try_recv().ok().map(|queued| queued.record)).collect()
     }
 
     /// Carries over one stream; what was not acknowledged on the last one goes first.
     async fn stream(&mut self, mut client: AuditSinkClient<Channel>) -> Result<(), tonic::Status> {
         let (batches, receiver) = mpsc::channel(limit::AUDIT_UNACKED_MAX + STREAM_MAX);
-        for (batch, _) in &self.unacked {
+        for Sent { batch, .. } in &self.unacked {
             let _ = batches.try_send(batch.clone());
         }
         let mut acks = client.append(ReceiverStream::new(receiver)).await?.into_inner();
@@ -221,7 +327,7 @@ impl Carrier {
                 open = self.gather() => open,
             };
             if self.sequence != known
-                && let Some((batch, _)) = self.unacked.back()
+                && let Some(Sent { batch, .. }) = self.unacked.back()
             {
                 let gone = |_| tonic::Status::unavailable("the stream ended");
                 batches.try_send(batch.clone()).map_err(gone)?;
@@ -242,12 +348,24 @@ impl Carrier {
 
     fn acked(&mut self, ack: Option<AuditAck>) -> Result<(), tonic::Status> {
         let ack = ack.ok_or_else(|| tonic::Status::unavailable("the stream ended"))?;
-        while self.unacked.front().is_some_and(|(b, _)| b.sequence <= ack.sequence) {
-            if let Some((_, records)) = self.unacked.pop_front() {
-                self.shared.pending.fetch_sub(records, Ordering::AcqRel);
+        while self.unacked.front().is_some_and(|sent| sent.batch.sequence <= ack.sequence) {
+            if let Some(sent) = self.unacked.pop_front() {
+                self.shared.pending.fetch_sub(sent.taken, Ordering::AcqRel);
             }
         }
         Ok(())
+    }
+
+    /// Has a gap take the place of the batch that is acknowledged next, which control refuses.
+    fn give_up_first(&mut self) {
+        let Some((sequence, lost)) = self.unacked.front().map(|s| (s.batch.sequence, s.stands_for)) else {
+            return;
+        };
+        let mut gap = self.gap(format!("{}-refused-{sequence}", self.shared.prefix), lost);
+        gap.detail = Some("control refused these records".to_owned());
+        let (Ok(gap), Some(first)) = (gap.encode(), self.unacked.front_mut()) else { return };
+        tracing::error!(sequence, lost, "audit records are lost, and counted in a gap");
+        first.batch.records = vec![gap];
     }
 
     /// Takes the next batch from the queue, with what comes a moment later: each batch costs both processes as much as dozens of
@@ -267,17 +385,42 @@ impl Carrier {
         if self.gathered.is_empty() {
             return false;
         }
-        let taken = self.gathered.len() as u64;
-        let lost = self.shared.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            self.gathered.push(self.gap(lost));
-        }
-        let encode =
-            |r: AuditRecord| r.encode().inspect_err(|e| tracing::error!(%e, "a record can't be encoded"));
-        let records = self.gathered.drain(..).filter_map(|r| encode(r).ok()).collect();
-        self.sequence += 1;
-        self.unacked.push_back((AuditBatch { sequence: self.sequence, records }, taken));
+        self.close();
         true
+    }
+
+    /// Makes a batch of what is gathered, as far as there is room for it in one.
+    fn close(&mut self) {
+        let mut lost = self.shared.lost.swap(0, Ordering::Relaxed);
+        let (mut records, mut bytes, mut taken, mut told) = (Vec::new(), 0, 0, 0);
+        for Queued { record, .. } in &self.gathered {
+            match record.encode() {
+                // It is encoded again for the next.
+                Ok(json) if taken > 0 && bytes + json.len() > limit::AUDIT_BATCH_BYTES => break,
+                Ok(json) => {
+                    bytes += json.len();
+                    told += stands_for(record);
+                    records.push(json);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "an audit record can't be encoded, and is counted in a gap");
+                    lost += stands_for(record);
+                }
+            }
+            taken += 1;
+        }
+        if lost > 0 {
+            let request = format!("{}-gap-{}", self.shared.prefix, self.sequence);
+            match self.gap(request, lost).encode() {
+                Ok(json) => records.push(json),
+                // Told with the next batch.
+                Err(_) => self.shared.lose(std::mem::take(&mut lost)),
+            }
+        }
+        self.sequence += 1;
+        let held = self.gathered.drain(..taken).map(|queued| queued.held).collect();
+        let batch = AuditBatch { sequence: self.sequence, records };
+        self.unacked.push_back(Sent { batch, taken: taken as u64, stands_for: told + lost, _held: held });
     }
 
     /// Takes as many records as there is room for in a batch, and waits for one.
@@ -286,12 +429,19 @@ impl Carrier {
         self.queue.recv_many(&mut self.gathered, room).await
     }
 
-    fn gap(&self, lost: u64) -> AuditRecord {
-        let request = format!("{}-gap-{}", self.shared.prefix, self.sequence);
+    fn gap(&self, request: String, lost: u64) -> AuditRecord {
         let (now, node) = (self.shared.clock.now(), &self.shared.node);
         let mut record = AuditRecord::new(now, node, RecordKind::Gap, Plane::L7, request, 0);
         record.count = Some(lost);
         record
+    }
+}
+
+/// How many records are missing where this one is.
+fn stands_for(record: &AuditRecord) -> u64 {
+    match record.kind {
+        RecordKind::Gap => record.count.unwrap_or(1),
+        _ => 1,
     }
 }
 
@@ -301,6 +451,7 @@ mod tests {
     use std::pin::pin;
     use std::task::Poll;
 
+    use clawgress_api::RECORD_BYTES_MAX;
     use clawgress_api::clock::SystemClock;
 
     use super::*;
@@ -326,7 +477,7 @@ mod tests {
         assert!(carrier.gather().await);
         put(&audit);
         assert!(carrier.gather().await);
-        let sizes: Vec<usize> = carrier.unacked.iter().map(|(batch, _)| batch.records.len()).collect();
+        let sizes: Vec<usize> = carrier.unacked.iter().map(|sent| sent.batch.records.len()).collect();
         assert_eq!(sizes, [3, 1]);
     }
 
@@ -344,6 +495,81 @@ mod tests {
         let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
         (0..=limit::AUDIT_BATCH).for_each(|_| put(&audit));
         assert!(is_there(&mut carrier).await);
-        assert_eq!(carrier.unacked.back().map(|(batch, _)| batch.records.len()), Some(limit::AUDIT_BATCH));
+        let last = carrier.unacked.back().map(|sent| sent.batch.records.len());
+        assert_eq!(last, Some(limit::AUDIT_BATCH));
+    }
+
+    /// A record as large as the log takes one.
+    fn large(audit: &Audit) -> AuditRecord {
+        let mut record = audit.record(1);
+        record.destination.path = Some("/".repeat(RECORD_BYTES_MAX - 1024));
+        record
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_bounded_by_bytes_and_what_has_no_room_is_in_the_next() {
+        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        (0..limit::AUDIT_BATCH).for_each(|_| assert!(audit.try_put(large(&audit))));
+        drop(audit);
+        while carrier.gather().await {}
+        let carried: usize = carrier.unacked.iter().map(|sent| sent.batch.records.len()).sum();
+        assert_eq!(carried, limit::AUDIT_BATCH, "each once");
+        let taken: u64 = carrier.unacked.iter().map(|sent| sent.taken).sum();
+        assert_eq!(taken, limit::AUDIT_BATCH as u64);
+        for Sent { batch, .. } in &carrier.unacked {
+            let bytes: usize = batch.records.iter().map(Vec::len).sum();
+            assert!(bytes <= limit::AUDIT_BATCH_BYTES, "{bytes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn large_records_are_cut_before_the_queue_has_no_room() {
+        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        let rooms: Vec<Room> = std::iter::from_fn(|| audit.put_and_reserve(large(&audit))).collect();
+        assert!(audit.shared.bytes.load(Ordering::Relaxed) <= audit.shared.bytes_max);
+        let count = rooms.len();
+        for room in rooms {
+            room.put(large(&audit));
+        }
+        assert!(audit.shared.bytes.load(Ordering::Relaxed) <= audit.shared.bytes_max, "outcomes have room");
+        let records = carrier.drain_for_test();
+        assert_eq!(records.len(), 2 * count);
+        let bytes: usize =
+            records.iter().filter_map(|record| record.destination.path.as_ref()).map(String::len).sum();
+        assert!(bytes <= audit.shared.bytes_max, "{bytes}");
+        assert!(
+            !records[0].truncated && records[count - 1].truncated,
+            "half of the room is for those that are cut"
+        );
+        assert_eq!(audit.shared.bytes.load(Ordering::Relaxed), 0, "all is given back");
+    }
+
+    #[tokio::test]
+    async fn what_control_refuses_becomes_a_gap_that_counts_all_of_it() {
+        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        put(&audit);
+        put(&audit);
+        audit.gap(None, 3, "tests");
+        audit.lose(4);
+        assert!(carrier.gather().await);
+        // Also if the gap is refused in its turn.
+        for _ in 0..2 {
+            carrier.give_up_first();
+            let first = carrier.unacked.front().expect("a batch");
+            assert_eq!((first.batch.sequence, first.taken, first.batch.records.len()), (1, 3, 1));
+            let gap: AuditRecord = serde_json::from_slice(&first.batch.records[0]).expect("record");
+            assert_eq!((gap.kind, gap.count), (RecordKind::Gap, Some(2 + 6 + 4)));
+        }
+        carrier.acked(Some(AuditAck { sequence: 1 })).expect("acknowledged");
+        assert!(audit.flush(Duration::from_secs(1)).await, "nothing is left");
+        assert_eq!(audit.shared.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_noticed() {
+        let (audit, carrier) = queue("node", Arc::new(SystemClock), 1, "test");
+        let ended = carrier.start(|| panic!("no channel: part of a test")).expect("started");
+        ended.await.expect_err("nobody says anything");
+        assert!(audit.put_and_reserve(audit.record(1)).is_none(), "nothing is allowed");
     }
 }

@@ -195,6 +195,10 @@ pub const LEAF_RENEW_S: i64 = 600;
 pub const AUDIT_BACKLOG: usize = 16 * 1024;
 /// Records in one batch.
 pub const AUDIT_BATCH: usize = 256;
+/// Bytes in one batch: half of what control takes at once.
+pub const AUDIT_BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes that a record takes on average, at most, while it waits: one of ordinary size has a quarter, one that was cut has room.
+pub const AUDIT_RECORD_BYTES: usize = 4096;
 /// For more records to come after the first one of a batch: nobody waits for what is gathered, and a process that dies loses
 /// so much more of what it did last.
 pub const AUDIT_LINGER: Duration = Duration::from_millis(2);

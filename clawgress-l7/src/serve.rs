@@ -14,7 +14,7 @@ use clawgress_inspect::proxy_header::Header;
 use clawgress_inspect::sniff::Protocol;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -324,7 +324,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let keeping = Arc::clone(&gateway);
     background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
     let (sink, owner) = (config.control_socket(), servers(Server::Control)?);
-    carrier
+    let carried = carrier
         .start(move || socket::channel_to(&sink, owner))
         .context("cannot start the thread that carries audit records")?;
     background.spawn(follow_files(Arc::clone(&gateway)));
@@ -341,7 +341,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 
     // From here on it waits for its peers, which may come in any order.
     notify::ready("l7");
-    stop.await;
+    until_stopped(stop, carried).await?;
     notify::stopping();
     tracing::info!("draining: no new connections; open ones have {} s", config.l7.drain_s_max);
     draining.cancel();
@@ -355,6 +355,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     }
     background.shutdown().await;
     Ok(())
+}
+
+/// Waits for `stop`, unless the thread that carries audit records ends before: nothing could be allowed any more, and whoever is
+/// started in this process's place serves.
+async fn until_stopped(stop: impl Future<Output = ()>, carried: oneshot::Receiver<()>) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop => Ok(()),
+        _ = carried => {
+            anyhow::bail!("the thread that carries audit records has ended; start clawgress-l7 again")
+        }
+    }
 }
 
 /// Reads the files of certificates and credentials again whenever they change, for ever.

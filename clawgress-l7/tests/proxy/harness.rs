@@ -139,6 +139,8 @@ pub struct Control {
     records: Arc<Mutex<Vec<AuditRecord>>>,
     /// Whether batches are acknowledged.
     acknowledge: watch::Sender<bool>,
+    /// Whether the next batch is refused.
+    pub refuses: Arc<Mutex<bool>>,
     /// Units of limits.
     pub ledger: Arc<Mutex<Ledger>>,
     /// How many of the next answers about units are lost on their way.
@@ -215,6 +217,10 @@ impl AuditSink for Control {
             let mut acknowledge = control.acknowledge.subscribe();
             while let Ok(Some(batch)) = batches.message().await {
                 if acknowledge.wait_for(|a| *a).await.is_err() {
+                    return;
+                }
+                if std::mem::take(&mut *control.refuses.lock()) {
+                    let _ = sender.send(Err(Status::invalid_argument("what nobody reads"))).await;
                     return;
                 }
                 let read = |r: &Vec<u8>| serde_json::from_slice::<AuditRecord>(r).expect("record");
@@ -362,6 +368,7 @@ impl Gateway {
             streams: watch::channel(0).0,
             records: Arc::default(),
             acknowledge: watch::channel(true).0,
+            refuses: Arc::default(),
             ledger: Arc::default(),
             imposed: Arc::default(),
             lost: Arc::default(),

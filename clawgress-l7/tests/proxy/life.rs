@@ -121,6 +121,25 @@ async fn nothing_is_allowed_that_cannot_be_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_control_refuses_is_counted_and_holds_up_nothing() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    *gateway.control.refuses.lock() = true;
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200);
+    let begun = Instant::now();
+    let is_told =
+        || gateway.control.records().iter().any(|r| r.kind == RecordKind::Gap && r.count >= Some(1));
+    while !is_told() {
+        assert!(begun.elapsed() < PATIENCE, "a gap takes the place of what was refused");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = gateway.control.records().iter().filter(|r| r.kind == RecordKind::Outcome).count();
+    assert_eq!(gateway.ask(&get(&host)).await.status, 200);
+    gateway.records(before + 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_connection_too_many_is_closed() {
     let gateway = Gateway::start(Options { connections_max: 4, ..Options::default() }).await;
     let mut open = vec![];
