@@ -39,6 +39,11 @@ pub const LINGER_BYTES: usize = 256 * 1024;
 
 /// For one resolution, retries included.
 pub const RESOLVE: Duration = Duration::from_secs(5);
+/// How long the addresses of one family are known where the other could not be found: nobody waits for it with each request, and
+/// what fails in passing is back soon.
+pub const RESOLVED_HALF: Duration = Duration::from_secs(5);
+/// How long a DNS server that did not answer in time is asked last, while it keeps everything waiting.
+pub const RESOLVER_REST: Duration = Duration::from_secs(30);
 /// Addresses of one name that are judged: more than any public name answers with.
 pub const ADDRESSES_MAX: usize = 16;
 /// Addresses of one name that are dialled: a dead first choice must not cost a minute.

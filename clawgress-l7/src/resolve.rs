@@ -3,20 +3,20 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clawgress_api::config::{DnsServer, DnsTransport, L7};
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
-};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, Record, RecordType};
+use hickory_resolver::{ResolverBuilder, TokioResolver};
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::{limit, roots};
@@ -27,7 +27,7 @@ mod known;
 
 /// Answers kept; each is a few hundred bytes.
 const CACHE_NAMES: usize = 8192;
-/// Questions to one server before the next is asked.
+/// How often a question is sent again to one server, by one of UDP and TCP, in the time that it has.
 const ATTEMPTS: usize = 2;
 
 /// What there is for a name and a type.
@@ -45,8 +45,41 @@ pub struct Found {
 
 /// The resolver.
 pub struct Resolver {
-    asking: TokioResolver,
+    /// In the order in which they are asked; those of the system are one.
+    servers: Vec<Asked>,
     known: Known,
+}
+
+/// What is asked before the next.
+struct Asked {
+    asking: TokioResolver,
+    /// When it did not answer in time, if that was so last.
+    silent_since: Mutex<Option<Instant>>,
+}
+
+/// Addresses of one family, and how long that holds, if anybody says.
+type Family = (Vec<IpAddr>, Option<Instant>);
+
+// === impl Asked ===
+
+impl Asked {
+    fn new(asking: TokioResolver) -> Self {
+        Asked { asking, silent_since: Mutex::default() }
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        self.silent_since.lock().is_some_and(|since| now < since + limit::RESOLVER_REST)
+    }
+
+    async fn ask(&self, name: &Name, kind: RecordType, patience: Duration) -> Result<Lookup, NetError> {
+        let Ok(answered) = timeout(patience, self.asking.lookup(name.clone(), kind)).await else {
+            *self.silent_since.lock() = Some(Instant::now());
+            return Err(NetError::Timeout);
+        };
+        let is_silent = matches!(answered, Err(NetError::Timeout));
+        *self.silent_since.lock() = is_silent.then(Instant::now);
+        answered
+    }
 }
 
 // === impl Resolver ===
@@ -76,31 +109,55 @@ impl Resolver {
 
     fn caching(config: &L7, names: usize) -> anyhow::Result<Self> {
         let servers = &config.resolvers;
-        let mut builder = if servers.is_empty() {
-            TokioResolver::builder_tokio().map_err(|e| {
-                anyhow::anyhow!("cannot read `/etc/resolv.conf`: {e}; name DNS servers in [l7] `resolvers`")
-            })?
-        } else {
-            let named = ResolverConfig::from_parts(None, vec![], servers.iter().map(server).collect());
-            TokioResolver::builder_with_config(named, TokioRuntimeProvider::default())
-        };
-        if servers.iter().any(|server| matches!(server.transport, DnsTransport::Tls(_))) {
-            builder = builder.with_tls_config(proven_by(&config.resolver_roots)?);
-        }
-        let options = builder.options_mut();
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.cache_size = names as u64;
-        // Besides the port and the id, a spoofed answer has to guess the case of each letter; a server that doesn't repeat
-        // it is asked over TCP.
-        options.case_randomization = true;
-        options.attempts = ATTEMPTS;
-        options.timeout = limit::RESOLVE / 2;
-        if !servers.is_empty() {
+        let is_tls = servers.iter().any(|server| matches!(server.transport, DnsTransport::Tls(_)));
+        let tls = is_tls.then(|| proven_by(&config.resolver_roots)).transpose()?;
+        let mut builders = Vec::new();
+        for written in servers {
+            // One each: of several, the library asks two at once, or gives the first all of the time.
+            let named = ResolverConfig::from_parts(None, vec![], vec![server(written)]);
+            let mut builder = TokioResolver::builder_with_config(named, TokioRuntimeProvider::default());
             // Who names servers wants their answers, not this machine's hosts file.
-            options.use_hosts_file = ResolveHosts::Never;
+            builder.options_mut().use_hosts_file = ResolveHosts::Never;
+            builders.push(match &tls {
+                Some(tls) => builder.with_tls_config(tls.clone()),
+                None => builder,
+            });
         }
-        let resolver = builder.build().map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
-        Ok(Resolver { asking: resolver, known: Known::new(names) })
+        if builders.is_empty() {
+            builders.push(TokioResolver::builder_tokio().map_err(|e| {
+                anyhow::anyhow!("cannot read `/etc/resolv.conf`: {e}; name DNS servers in [l7] `resolvers`")
+            })?);
+        }
+        let patience = patience(builders.len());
+        let names_each = names / builders.len();
+        let start = |mut builder: ResolverBuilder<TokioRuntimeProvider>| {
+            let options = builder.options_mut();
+            options.cache_size = names_each as u64;
+            // Besides the port and the id, a spoofed answer has to guess the case of each letter; a server that doesn't
+            // repeat it is asked over TCP.
+            options.case_randomization = true;
+            options.attempts = ATTEMPTS;
+            options.timeout = patience / 2;
+            builder.build().map(Asked::new)
+        };
+        let started = builders.into_iter().map(start).collect::<Result<Vec<_>, _>>();
+        let servers = started.map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
+        Ok(Resolver { servers, known: Known::new(names) })
+    }
+
+    /// Asks one server after the other, until one knows; those that kept others waiting lately come last.
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, NetError> {
+        let patience = patience(self.servers.len());
+        let now = Instant::now();
+        let (resting, awake): (Vec<_>, Vec<_>) = self.servers.iter().partition(|server| server.rests(now));
+        let mut failed = NetError::NoConnections;
+        for server in awake.into_iter().chain(resting) {
+            match server.ask(name, kind, patience).await {
+                Err(error) if nothing(&error).is_none() => failed = error,
+                known => return known,
+            }
+        }
+        Err(failed)
     }
 
     /// What there is for `host` and a type, for an agent that asks.
@@ -108,24 +165,19 @@ impl Resolver {
     /// # Errors
     /// [`DropReason::ResolveFailed`].
     pub async fn records(&self, host: &Host, kind: RecordType) -> Result<Found, DropReason> {
-        let failed = |_| DropReason::ResolveFailed;
-        let mut name = Name::from_ascii(host.to_string()).map_err(failed)?;
-        name.set_fqdn(true);
+        let name = full(&host.to_string())?;
         let none = |code, soa| Found { name: name.clone(), code, answers: Vec::new(), soa };
-        match timeout(limit::RESOLVE, self.asking.lookup(name.clone(), kind)).await {
-            Ok(Ok(found)) => {
-                Ok(Found { answers: found.answers().to_vec(), ..none(ResponseCode::NoError, None) })
-            }
-            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, soa, .. }))))
-                if matches!(response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
-            {
-                Ok(none(response_code, soa.map(|soa| soa.into_record_of_rdata())))
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%host, %kind, %error, "not resolved");
-                Err(DropReason::ResolveFailed)
-            }
-            Err(_) => Err(DropReason::ResolveFailed),
+        match self.ask(&name, kind).await {
+            Ok(found) => Ok(Found { answers: found.answers().to_vec(), ..none(ResponseCode::NoError, None) }),
+            Err(error) => match nothing(&error) {
+                Some(NoRecords { response_code, soa, .. }) => {
+                    Ok(none(*response_code, soa.clone().map(|soa| soa.into_record_of_rdata())))
+                }
+                None => {
+                    tracing::debug!(%host, %kind, %error, "not resolved");
+                    Err(DropReason::ResolveFailed)
+                }
+            },
         }
     }
 
@@ -136,23 +188,31 @@ impl Resolver {
     pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, DropReason> {
         let name = match host {
             Host::Address(ip) => return Ok(vec![*ip]),
-            // The final dot keeps search domains out.
-            Host::Name(name) => format!("{name}."),
+            Host::Name(name) => name,
         };
         let now = Instant::now();
-        if let Some(known) = self.known.get(&name, now) {
+        if let Some(known) = self.known.get(name, now) {
             return Ok(known);
         }
-        let answer = match timeout(limit::RESOLVE, self.asking.lookup_ip(name.as_str())).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => {
+        let asked = full(name)?;
+        let found = tokio::join!(self.family(&asked, RecordType::A), self.family(&asked, RecordType::AAAA));
+        let (found, until) = match found {
+            (Ok((mut v4, until)), Ok((v6, v6_until))) => {
+                v4.extend(v6);
+                (v4, until.into_iter().chain(v6_until).min())
+            }
+            // The other is there, but that this one is not may not be so for long.
+            (Ok((found, until)), Err(error)) | (Err(error), Ok((found, until))) => {
+                tracing::debug!(%host, %error, "one family is not resolved");
+                (found, until.map(|until| until.min(now + limit::RESOLVED_HALF)))
+            }
+            (Err(error), Err(_)) => {
                 tracing::debug!(%host, %error, "not resolved");
                 return Err(DropReason::ResolveFailed);
             }
-            Err(_) => return Err(DropReason::ResolveFailed),
         };
         let mut addresses = Vec::new();
-        for ip in answer.iter().map(|ip| ip.to_canonical()).take(limit::ADDRESSES_MAX) {
+        for ip in found.into_iter().take(limit::ADDRESSES_MAX) {
             if !addresses.contains(&ip) {
                 addresses.push(ip);
             }
@@ -160,8 +220,52 @@ impl Resolver {
         if addresses.is_empty() {
             return Err(DropReason::ResolveFailed);
         }
-        self.known.keep(&name, &addresses, answer.valid_until(), now);
+        if let Some(until) = until {
+            self.known.keep(name, &addresses, until, now);
+        }
         Ok(addresses)
+    }
+
+    /// The addresses of one family, or that there are none.
+    async fn family(&self, name: &Name, kind: RecordType) -> Result<Family, NetError> {
+        let now = Instant::now();
+        match self.ask(name, kind).await {
+            Ok(found) => {
+                let addresses = found.answers().iter().filter_map(|record| record.data.ip_addr());
+                Ok((addresses.map(|ip| ip.to_canonical()).collect(), Some(found.valid_until())))
+            }
+            Err(error) => match nothing(&error) {
+                Some(none) => {
+                    let ttl = none.negative_ttl.map(|ttl| Duration::from_secs(u64::from(ttl)));
+                    Ok((Vec::new(), ttl.map(|ttl| now + ttl)))
+                }
+                None => Err(error),
+            },
+        }
+    }
+}
+
+/// The time that one of so many servers has to answer.
+fn patience(servers: usize) -> Duration {
+    limit::RESOLVE / u32::try_from(servers.max(1)).unwrap_or(u32::MAX)
+}
+
+/// A name from the root: without search domains.
+fn full(name: &str) -> Result<Name, DropReason> {
+    let mut name = Name::from_ascii(name).map_err(|_| DropReason::ResolveFailed)?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+/// What a server says that there is nothing; `None` where it is not known what there is.
+fn nothing(error: &NetError) -> Option<&NoRecords> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none))
+            if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+        {
+            Some(none)
+        }
+        _ => None,
     }
 }
 
@@ -186,3 +290,6 @@ fn proven_by(files: &[PathBuf]) -> anyhow::Result<rustls::ClientConfig> {
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
+
+#[cfg(test)]
+mod tests;
