@@ -224,10 +224,10 @@ async fn reach(
     let gateway = &serving.gateway;
     let ways = gateway.ways(&asked.host, asked.port).await;
     let ways = ways.map_err(|reason| Ruling::deny("connect", reason))?;
-    let judged = decide::connect(plan, &who.identity.agent, &gateway.own, &ways, asked.port);
-    judged.map_err(|(ruling, ip)| {
-        ip.into_iter().for_each(|ip| exchange.address(ip));
-        ruling
+    let judged = decide::connect(plan, &who.identity.agent, &gateway.own, (&ways, asked.port), None);
+    judged.map_err(|refused| {
+        exchange.refused(&refused);
+        refused.ruling
     })
 }
 
@@ -271,7 +271,11 @@ impl Established<'_> {
         let (dials, agent) = (&self.serving.gateway.dials, self.prospect.who.identity.agent.index);
         let behalf = dial::Behalf { agent, steered_to: None };
         let to = (&self.asked.host, self.asked.port);
-        let (upstream, way) = dial::dial(dials, behalf, &judged.ways, to).await?;
+        let dialled = dial::dial(dials, behalf, &judged.ways, to).await;
+        let (upstream, way) = dialled.map_err(|failed| {
+            failed.way.iter().for_each(|way| self.exchange.way(way));
+            failed.reason
+        })?;
         self.exchange.way(&way);
         self.upstream = Some((upstream, way));
         Ok(())
@@ -421,9 +425,10 @@ impl Established<'_> {
                 let enforced = Enforced { effects: ruling.effects, status };
                 opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced).await;
             }
-            Err(reason) => {
+            Err(failed) => {
+                failed.way.iter().for_each(|way| self.exchange.way(way));
                 let _ = self.exchange.allow(&ruling);
-                self.exchange.end(End { reason: Some(reason), ..End::default() });
+                self.exchange.end(End { reason: Some(failed.reason), ..End::default() });
             }
         }
     }

@@ -2,7 +2,6 @@
 //!
 //! Pure but for logging and the plan's clock. Must never turn an error or a missing policy into an allow.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,16 @@ use clawgress_identity::Agent;
 use clawgress_policy::effect::{Effect, Obligation};
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{
-    ALPN_GUESSES, Decision, Host, Need, Operation, PayloadNeed, PolicySet, Request, Scheme, Transport,
-    TunnelProtocol, UPSTREAM_ALPN,
+    ALPN_GUESSES, Decision, Host, Need, Operation, PayloadNeed, PolicySet, Request, Scheme, TunnelProtocol,
+    UPSTREAM_ALPN,
 };
 
 use crate::identify::Who;
-use crate::own::Own;
-use crate::route::Way;
 use crate::snapshot::Plan;
+
+pub use self::reach::{Judged, Refused, connect};
+
+mod reach;
 
 /// An answer of policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,17 +48,6 @@ pub struct Duties {
     pub agent: Arc<Agent>,
     /// At least one, ascending by their policies' ids; each once.
     pub obligations: Vec<Arc<Obligation>>,
-}
-
-/// Ways that may be taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judged {
-    /// At least one, in the resolver's order.
-    pub ways: Vec<Way>,
-    /// Determining policies.
-    pub policies: Vec<String>,
-    /// Those of each way.
-    pub by_way: Vec<(Way, Vec<String>)>,
 }
 
 // === impl Ruling ===
@@ -491,69 +481,4 @@ pub fn in_part(is_complete: bool, ask: impl Fn(bool) -> Ruling) -> Ruling {
         },
         Err(_) => Ruling { verdict: whole.verdict, policies: whole.policies, ..now },
     }
-}
-
-/// `connect`, on every address: those that are permitted.
-///
-/// # Errors
-/// The ruling on the first address, if none is.
-pub fn connect(
-    plan: &Plan,
-    agent: &Agent,
-    own: &Own,
-    ways: &[Way],
-    port: u16,
-) -> Result<Judged, (Ruling, Option<IpAddr>)> {
-    let mut judged = Judged { ways: Vec::new(), policies: Vec::new(), by_way: Vec::new() };
-    let mut first = None;
-    for way in ways {
-        let (ruling, ip) = connect_way(plan, agent, own, way, port);
-        if ruling.verdict.is_ok() {
-            judged.ways.push(way.clone());
-            judged.policies.extend_from_slice(&ruling.policies);
-            judged.by_way.push((way.clone(), ruling.policies));
-        } else {
-            first.get_or_insert((ruling, ip));
-        }
-    }
-    if judged.ways.is_empty() {
-        return Err(first.unwrap_or_else(|| (Ruling::deny("connect", DropReason::ResolveFailed), None)));
-    }
-    judged.policies.sort();
-    judged.policies.dedup();
-    Ok(judged)
-}
-
-/// `connect` on the destination, unless a parent proxy resolves its name, and on what is dialled for it: the kernel plane
-/// judges that of the proxy's own sockets, too.
-fn connect_way(plan: &Plan, agent: &Agent, own: &Own, way: &Way, port: u16) -> (Ruling, Option<IpAddr>) {
-    let mut ruled = None;
-    if let Some(ip) = way.ip {
-        let ruling = connect_one(plan, agent, own, ip, port);
-        if ruling.verdict.is_err() {
-            return (ruling, Some(ip));
-        }
-        ruled = Some(ruling);
-    }
-    if let Some(parent) = way.parent() {
-        let at = parent.address;
-        let ruling = connect_one(plan, agent, own, at.ip(), at.port());
-        if ruling.verdict.is_err() {
-            return (ruling, Some(at.ip()));
-        }
-        ruled = Some(match ruled {
-            Some(before) => before.with(&ruling.policies),
-            None => ruling,
-        });
-    }
-    (ruled.unwrap_or_else(|| Ruling::deny("connect", DropReason::ResolveFailed)), way.ip)
-}
-
-fn connect_one(plan: &Plan, agent: &Agent, own: &Own, ip: IpAddr, port: u16) -> Ruling {
-    // What is named for its network is not named for this machine, whose services trust their own host.
-    if own.is(ip) || own.listens(ip, port) {
-        return Ruling::deny("connect", DropReason::GatewayAddress);
-    }
-    let Some(policy) = plan.policy(agent) else { return Ruling::deny("connect", DropReason::PolicyMissing) };
-    ruling("connect", agent, policy.reach(agent, ip, port, Transport::Tcp))
 }

@@ -44,6 +44,15 @@ pub struct Behalf {
     pub steered_to: Option<SocketAddr>,
 }
 
+/// That no connection was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// [`DropReason::UpstreamFailed`] or [`DropReason::ParentFailed`].
+    pub reason: DropReason,
+    /// The way that failed last.
+    pub way: Option<Way>,
+}
+
 /// Pingora's way to an upstream: a registered socket, for one agent.
 #[derive(Debug)]
 pub struct Connector {
@@ -127,7 +136,7 @@ impl l4::Connect for Connector {
         let connected = attempt(&self.dials, self.behalf, self.way.clone(), (host, port)).await;
         match connected {
             Ok((leg, _)) => Ok(leg.into()),
-            Err(reason) => Error::e_explain(ErrorType::Custom(reason.name()), "not connected"),
+            Err(way) => Error::e_explain(ErrorType::Custom(way.failure().name()), "not connected"),
         }
     }
 }
@@ -157,23 +166,24 @@ pub fn order(ways: &[Way], chosen: Option<IpAddr>, v6_first: bool) -> Vec<Way> {
 /// Takes judged `ways` to a port of `host` on behalf of an agent. The first connection wins, and is returned with its way.
 ///
 /// # Errors
-/// Why the last one failed, if none was made: [`DropReason::UpstreamFailed`] or [`DropReason::ParentFailed`].
+/// Which one failed last, if none was made.
 pub async fn dial(
     dials: &Dials,
     behalf: Behalf,
     ways: &[Way],
     to: (&Host, u16),
-) -> Result<(TcpStream, Way), DropReason> {
+) -> Result<(TcpStream, Way), Failed> {
     let chosen = behalf.steered_to.map(|to| to.ip());
     let mut waiting = order(ways, chosen, true).into_iter();
     let mut dialling = FuturesUnordered::new();
-    let (mut failed, mut head_start) = (DropReason::UpstreamFailed, limit::DIAL_STAGGER);
+    let (mut failed, mut head_start) = (None::<Way>, limit::DIAL_STAGGER);
     loop {
         if let Some(way) = waiting.next() {
             head_start = way.parent().map_or(limit::DIAL_STAGGER, |_| limit::DIAL_PARENT_STAGGER);
             dialling.push(attempt(dials, behalf, way, to));
         } else if dialling.is_empty() {
-            return Err(failed);
+            let reason = failed.as_ref().map_or(DropReason::UpstreamFailed, Way::failure);
+            return Err(Failed { reason, way: failed });
         }
         let more = waiting.len() > 0;
         let finished = tokio::select! {
@@ -183,30 +193,26 @@ pub async fn dial(
         match finished {
             Some(Ok((leg, way))) => match leg.into_socket() {
                 Ok(stream) => return Ok((stream, way)),
-                Err(_) => failed = way.failure(),
+                Err(_) => failed = Some(way),
             },
-            Some(Err(reason)) => failed = reason,
+            Some(Err(way)) => failed = Some(way),
             None => {}
         }
     }
 }
 
-async fn attempt(
-    dials: &Dials,
-    behalf: Behalf,
-    way: Way,
-    to: (&Host, u16),
-) -> Result<(Leg, Way), DropReason> {
+/// A connection by `way`, which is returned in any case.
+async fn attempt(dials: &Dials, behalf: Behalf, way: Way, to: (&Host, u16)) -> Result<(Leg, Way), Way> {
     match timeout(way.patience(), dials.connect(behalf, &way, to)).await {
         Ok(Ok(leg)) => Ok((leg, way)),
         Ok(Err(error)) => {
             // Refused by the kernel plane, perhaps: it has told why in a record of its own.
             way.tell(&error);
-            Err(way.failure())
+            Err(way)
         }
         Err(_) => {
             way.tell(&"it took too long");
-            Err(way.failure())
+            Err(way)
         }
     }
 }
@@ -246,7 +252,7 @@ mod tests {
         drop(listener);
         assert_eq!(
             dial(&dials, Behalf { agent: 1, steered_to: None }, &ways, (&host, port)).await.err(),
-            Some(DropReason::UpstreamFailed)
+            Some(Failed { reason: DropReason::UpstreamFailed, way: Some(Way::direct(addresses[1])) })
         );
     }
 }

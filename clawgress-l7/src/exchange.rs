@@ -18,7 +18,7 @@ use clawgress_policy::{Host, Scheme, TunnelProtocol};
 
 use crate::audit::{Audit, Room};
 use crate::connection::Connection;
-use crate::decide::Ruling;
+use crate::decide::{Refused, Ruling};
 use crate::gateway::Gateway;
 use crate::identify::{Stranger, Who};
 use crate::opaque::{Content, Offered};
@@ -185,15 +185,23 @@ impl Exchange {
         self.record.fingerprint.get_or_insert_default().ja4 = Some(ja4.to_string());
     }
 
-    /// Notes the address that is dialled, or was refused.
+    /// Notes the address that was refused.
     pub fn address(&mut self, ip: IpAddr) {
         self.record.destination.ip = Some(ip);
     }
 
-    /// Notes the way that is taken.
+    /// Notes the way that is taken. What a client dialled is not where it goes: of that, nothing is told any more.
     pub fn way(&mut self, way: &Way) {
-        way.ip.into_iter().for_each(|ip| self.address(ip));
-        self.record.destination.via = way.parent().map(|parent| parent.name.clone());
+        let destination = &mut self.record.destination;
+        destination.ip = way.ip;
+        destination.via = way.parent().map(|parent| parent.name.clone());
+        destination.via_address = way.parent().map(|parent| parent.address);
+    }
+
+    /// Notes which way was refused, and why if that has to be told.
+    pub fn refused(&mut self, refused: &Refused) {
+        refused.way.iter().for_each(|way| self.way(way));
+        refused.detail.iter().for_each(|detail| self.detail(detail));
     }
 
     /// Notes that its TLS is read.

@@ -54,6 +54,12 @@ pub const DIAL: Duration = Duration::from_secs(5);
 pub const DIAL_PARENT: Duration = Duration::from_secs(15);
 /// Head start of one attempt through a parent proxy over the next: it gives its own attempts as much.
 pub const DIAL_PARENT_STAGGER: Duration = Duration::from_secs(5);
+/// What Pingora gives an attempt besides: the bound of the attempt is to end it, and says why.
+pub const DIAL_SLACK: Duration = Duration::from_secs(2);
+/// For TLS with an upstream, besides the attempt to connect.
+pub const DIAL_TLS: Duration = Duration::from_secs(5);
+/// Interim answers of a parent proxy to one request: it has none to give as a rule, and another one may announce the next.
+pub const PARENT_INTERIMS_MAX: usize = 8;
 /// Most bytes of a file with the credential for one.
 pub const PARENT_FILE_BYTES: usize = 4096;
 /// How often the log tells that one fails.

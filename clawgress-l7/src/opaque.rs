@@ -100,9 +100,10 @@ impl Subject {
             }
         };
         let Some(way) = self.way.as_ref().filter(|_| ruling.verdict.is_ok()) else { return ruling };
-        match decide::connect(plan, agent, &gateway.own, std::slice::from_ref(way), self.port) {
+        let ways = (std::slice::from_ref(way), self.port);
+        match decide::connect(plan, agent, &gateway.own, ways, self.steered_to) {
             Ok(judged) => ruling.with(&judged.policies),
-            Err((refused, _)) => refused.obliged_by(&ruling),
+            Err(refused) => refused.ruling.obliged_by(&ruling),
         }
     }
 
@@ -388,10 +389,11 @@ async fn establish(
         let ways = gateway.ways(&subject.host, subject.port).await;
         let ways = ways.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
         let agent = &subject.who.identity.agent;
-        let judged = decide::connect(plan, agent, &gateway.own, &ways, subject.port);
-        judged.map(|judged| (ruling.clone().with(&judged.policies), judged.ways)).map_err(|(refused, ip)| {
-            ip.into_iter().for_each(|ip| exchange.address(ip));
-            refused.obliged_by(&ruling)
+        let ways = (&ways[..], subject.port);
+        let judged = decide::connect(plan, agent, &gateway.own, ways, subject.steered_to);
+        judged.map(|judged| (ruling.clone().with(&judged.policies), judged.ways)).map_err(|refused| {
+            exchange.refused(&refused);
+            refused.ruling.obliged_by(&ruling)
         })
     }
     .await;
@@ -418,12 +420,13 @@ async fn establish(
             let enforced = Enforced { effects: ruling.effects, status: None };
             carry(gateway, exchange, subject, stream, upstream, held, enforced).await;
         }
-        Err(reason) => {
+        Err(failed) => {
             exchange.content(&subject.content);
+            failed.way.iter().for_each(|way| exchange.way(way));
             let _ = exchange.allow(&ruling);
-            exchange.end(End { reason: Some(reason), ..End::default() });
+            exchange.end(End { reason: Some(failed.reason), ..End::default() });
             if subject.content != Content::Unknown {
-                peek::say_and_close(stream, &page::alert(reason)).await;
+                peek::say_and_close(stream, &page::alert(failed.reason)).await;
             }
         }
     }

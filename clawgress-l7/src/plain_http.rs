@@ -59,7 +59,7 @@ use model::Coming;
 use pace::Pace;
 use receive::Back;
 pub use respond::is_stranger;
-use respond::{has_ended, is_of_parent, is_untrusted, respond, reusable, switch};
+use respond::{has_ended, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch};
 
 /// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
 /// round it (RFC 7838).
@@ -109,7 +109,10 @@ impl Context {
         if !exchange.is_decided() {
             match &self.granted {
                 // It was allowed, but no upstream could be reached.
-                Some(granted) if front.was_cut().is_none() => drop(exchange.allow(&granted.ruling())),
+                Some(granted) if front.was_cut().is_none() => {
+                    granted.way().into_iter().for_each(|way| exchange.way(way));
+                    let _ = exchange.allow(&granted.ruling());
+                }
                 // Nothing of it went out: nor was it allowed any more, if that is why it was cut.
                 _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
             }
@@ -226,10 +229,10 @@ impl App {
                 return Err(enforce(gateway, refused, exchange.id()).await);
             }
         };
-        match decide::connect(&plan, &who.identity.agent, &gateway.own, &ways, admitted.port) {
+        let (to, steered_to) = ((&ways[..], admitted.port), front.connection.steered_to());
+        match decide::connect(&plan, &who.identity.agent, &gateway.own, to, steered_to) {
             Ok(reach) => {
-                let chosen = front.connection.steered_to().map(|to| to.ip());
-                let ways = dial::order(&reach.ways, chosen, false);
+                let ways = dial::order(&reach.ways, steered_to.map(|to| to.ip()), false);
                 let asked = (&*plan, &who, &admitted);
                 let ruling = Box::pin(content::judge(gateway, session, asked, ruling, exchange));
                 let (ruling, judged) = ruling.await;
@@ -239,13 +242,14 @@ impl App {
                 if ruling.verdict.is_err() {
                     return Err(ruling);
                 }
-                let granted = Granted::new(admitted, who, (ways, reach.by_way), ruling, plan.generation);
+                let (ways, generation) = ((ways, reach.by_way), plan.generation);
+                let granted = Granted::new(admitted, who, ways, steered_to, ruling, generation);
                 content.said.take().into_iter().for_each(|said| granted.says(said));
                 Ok(granted)
             }
-            Err((refused, ip)) => {
-                ip.into_iter().for_each(|ip| exchange.address(ip));
-                Err(enforce(gateway, refused.obliged_by(&ruling), exchange.id()).await)
+            Err(refused) => {
+                exchange.refused(&refused);
+                Err(enforce(gateway, refused.ruling.obliged_by(&ruling), exchange.id()).await)
             }
         }
     }
@@ -342,8 +346,9 @@ impl ProxyHttp for App {
         options.h2_ping_interval = Some(limit::UPSTREAM_PING);
         options.ca = granted.ca(&self.gateway);
         let dials = Arc::clone(&self.gateway.dials);
-        options.connection_timeout = Some(way.patience());
-        options.total_connection_timeout = Some(way.patience());
+        // Each has a bound of its own, which says why it failed: these are for what has none.
+        options.connection_timeout = Some(way.patience() + limit::DIAL_SLACK);
+        options.total_connection_timeout = Some(way.patience() + limit::DIAL_TLS);
         let (behalf, to) = (dial::Behalf { agent, steered_to }, granted.to());
         options.custom_l4 = Some(Arc::new(dial::Connector { dials, behalf, way, to }));
         options.read_timeout = Some(limit::UPSTREAM_READ);
@@ -364,11 +369,12 @@ impl ProxyHttp for App {
         context: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if is_untrusted(&error) {
-            context.reason = Some(DropReason::UpstreamUntrusted);
-        } else if is_of_parent(&error) {
-            context.reason = Some(DropReason::ParentFailed);
-        }
+        // What the last attempt failed of counts.
+        context.reason = match &error {
+            error if is_untrusted(error) => Some(DropReason::UpstreamUntrusted),
+            error if is_of_parent(error) => Some(DropReason::ParentFailed),
+            _ => context.reason.filter(|reason| !is_of_attempt(*reason)),
+        };
         // Of a connection that others had, and that has ended meanwhile, nothing says that its address is no good.
         let is_next = || context.granted.as_ref().is_some_and(|granted| granted.try_next());
         error.set_retry(has_ended(&error) || is_next());
@@ -413,9 +419,7 @@ impl ProxyHttp for App {
             return Err(Error::explain(ErrorType::ConnectionClosed, "it was cut").into_down());
         }
         // Another address's may have been no proof.
-        let is_of_attempt =
-            |reason: &DropReason| matches!(reason, DropReason::UpstreamUntrusted | DropReason::ParentFailed);
-        context.reason = context.reason.filter(|reason| !is_of_attempt(reason));
+        context.reason = context.reason.filter(|reason| !is_of_attempt(*reason));
         // Of a retry too, which may go to another address.
         granted.way().into_iter().for_each(|way| exchange.way(way));
         // Keys, names and dialling took time: what counts is what is in force now.

@@ -37,6 +37,9 @@ use self::secured::Secured;
 /// Bits of a mode by which others than the owner and its group may read or write, and the group may write.
 const OPEN_BITS: u32 = 0o037;
 
+/// What a status line has at least.
+const STATUS_LINE_BYTES: usize = "HTTP/1.1 200\r\n".len();
+
 /// What the configuration says.
 #[derive(Debug, Default)]
 pub struct Routes {
@@ -236,9 +239,8 @@ impl Parent {
         let request = Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{field}\r\n"));
         stream.write_all(request.as_bytes()).await?;
         stream.flush().await?;
-        loop {
-            let status = stream.answer().await?;
-            match status {
+        for _ in 0..=limit::PARENT_INTERIMS_MAX {
+            match stream.answer().await? {
                 // Of an interim answer, another follows.
                 100..=199 => {}
                 200..=299 => return Ok(()),
@@ -249,6 +251,7 @@ impl Parent {
                 status => return Err(io::Error::other(format!("it answered {status} to CONNECT"))),
             }
         }
+        Err(io::Error::other("it does not come to an end with interim answers"))
     }
 }
 
@@ -268,7 +271,11 @@ impl Answers for TcpStream {
             }
             let before = held.len();
             held.extend_from_slice(ahead.get(..n).unwrap_or_default());
-            let head = proxy_response::parse(&held).map_err(io::Error::other)?;
+            let head = if is_telling(&held, before) {
+                proxy_response::parse(&held).map_err(io::Error::other)?
+            } else {
+                None
+            };
             // Not a byte more than the head is taken off.
             let taken = head.map_or(n, |Head { bytes, .. }| bytes.saturating_sub(before));
             self.read_exact(ahead.get_mut(..taken).unwrap_or_default()).await?;
@@ -292,6 +299,17 @@ impl Answers for TlsStream<TcpStream> {
             }
         }
     }
+}
+
+/// Whether more is known of a head than when it had `before` bytes: its beginning, its end, or that it can't be one. A head that
+/// comes byte by byte is not read from its beginning with each.
+fn is_telling(held: &[u8], before: usize) -> bool {
+    // Of an end, three bytes may have been there.
+    let new = held.get(before.saturating_sub(3)..).unwrap_or_default();
+    before < STATUS_LINE_BYTES
+        || held.len() >= proxy_response::HEAD_BYTES_MAX
+        || new.windows(4).any(|four| four == b"\r\n\r\n")
+        || new.windows(2).any(|two| matches!(two, [first, b'\n'] if *first != b'\r'))
 }
 
 // === impl Way ===

@@ -1,6 +1,7 @@
 //! A request that may be sent: judged in every respect, and judged again while it is served.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -33,6 +34,8 @@ pub struct Granted {
     ruling: Ruling,
     /// Which policies let it take each way.
     reach: Vec<(Way, Vec<String>)>,
+    /// What its client dialled, if it was steered.
+    steered_to: Option<SocketAddr>,
     /// Which of the ways is taken.
     attempt: AtomicUsize,
     /// The generation it was last judged under.
@@ -52,12 +55,13 @@ pub struct Granted {
 
 impl Granted {
     /// A request of `who` by judged `ways`, which `reach` has the policies of, granted by `ruling` under
-    /// `generation`.
+    /// `generation`. A client that was steered dialled `steered_to`.
     #[must_use]
     pub fn new(
         admitted: Admitted,
         who: Who,
         (ways, reach): (Vec<Way>, Vec<(Way, Vec<String>)>),
+        steered_to: Option<SocketAddr>,
         ruling: Ruling,
         generation: u64,
     ) -> Self {
@@ -70,6 +74,7 @@ impl Granted {
             who,
             ways,
             reach,
+            steered_to,
             ruling,
             attempt,
             generation,
@@ -251,9 +256,14 @@ impl Granted {
         }
     }
 
-    /// Goes on to the next way; whether there is one.
+    /// Goes on to the next way; whether there is one. If not, the last one stays.
     pub fn try_next(&self) -> bool {
-        self.attempt.fetch_add(1, Ordering::Relaxed) + 1 < self.ways.len()
+        let next = self.attempt.load(Ordering::Relaxed) + 1;
+        let is_there = next < self.ways.len();
+        if is_there {
+            self.attempt.store(next, Ordering::Relaxed);
+        }
+        is_there
     }
 
     /// Lets it know its history, where policy asks for it by now.
@@ -288,9 +298,9 @@ impl Granted {
             // Of what has not gone on yet, as policy has it now.
             *self.changes.lock() = ruling.transforms();
             if let Some(way) = self.way() {
-                let (way, port) = (std::slice::from_ref(way), self.admitted.port);
-                decide::connect(&plan, agent, &gateway.own, way, port)
-                    .map_err(|(ruling, _)| ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
+                let way = (std::slice::from_ref(way), self.admitted.port);
+                decide::connect(&plan, agent, &gateway.own, way, self.steered_to)
+                    .map_err(|refused| refused.ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
             }
             self.generation.store(plan.generation, Ordering::Relaxed);
         }

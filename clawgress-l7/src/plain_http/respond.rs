@@ -83,6 +83,11 @@ pub fn switch(session: &mut Session, response: &ResponseHeader, context: &mut Co
     Ok(())
 }
 
+/// Whether it is why one attempt to connect failed, and another may not.
+pub fn is_of_attempt(reason: DropReason) -> bool {
+    matches!(reason, DropReason::UpstreamUntrusted | DropReason::ParentFailed)
+}
+
 /// Whether a connection failed because its server did not prove its name. Pingora tells it in words alone.
 pub fn is_untrusted(error: &Error) -> bool {
     *error.root_etype() == ErrorType::TLSHandshakeFailure

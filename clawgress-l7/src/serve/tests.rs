@@ -29,6 +29,15 @@ pub(crate) async fn gateway(
     snapshot: &str,
     resolver: SocketAddr,
 ) -> (Arc<Gateway>, audit::Carrier) {
+    routed(keys, snapshot, resolver, Routes::default()).await
+}
+
+async fn routed(
+    keys: &Path,
+    snapshot: &str,
+    resolver: SocketAddr,
+    routes: Routes,
+) -> (Arc<Gateway>, audit::Carrier) {
     let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
     let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock)));
     let document = snapshot.as_bytes().to_vec();
@@ -51,7 +60,7 @@ pub(crate) async fn gateway(
         ),
         dials: Arc::new(Dials::default()),
         endpoints: Arc::default(),
-        routes: Arc::default(),
+        routes: Arc::new(routes),
         slots: crate::slots::Slots::new(16),
         own: Arc::new(Own::default()),
         audit,
@@ -80,6 +89,10 @@ impl Steered {
     }
 
     async fn with(keys: &Path, snapshot: &str) -> Steered {
+        Steered::by(keys, snapshot, Routes::default()).await
+    }
+
+    async fn by(keys: &Path, snapshot: &str, routes: Routes) -> Steered {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let zone: &[(&str, &[&str])] = &[
             ("api.allowed.test", &["127.1.0.1"]),
@@ -87,7 +100,7 @@ impl Steered {
             ("raw.allowed.test", &["127.1.0.9"]),
         ];
         let dns = dns::Dns::start(zone).await;
-        let (gateway, carrier) = gateway(keys, snapshot, dns.address).await;
+        let (gateway, carrier) = routed(keys, snapshot, dns.address, routes).await;
         let (stopping_sender, stopping) = watch::channel(false);
         let proxy = plain_http::proxy(&gateway, Some(1));
         let serving = Serving { gateway, proxy, stopping };
@@ -231,6 +244,57 @@ async fn tls_is_judged_by_its_name_and_dialled_where_our_resolver_says() {
     assert_eq!(records[0].destination.host.as_deref(), Some("api.allowed.test"));
     assert_eq!(records[0].destination.ip, Some(IpAddr::from([127, 1, 0, 1])), "not what the client dialled");
     assert_eq!(records[1].bytes_sent, Some(bytes.len() as u64));
+}
+
+/// Routes through a parent proxy at an address where nobody is.
+fn through_nobody(resolve: &str) -> (SocketAddr, Routes) {
+    let listener = std::net::TcpListener::bind("127.1.0.9:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    let text = format!(
+        "[node]\nname = \"gw\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\n[[parent]]\nname = \"corp\"\naddress = \"{address}\"\n[[route]]\nparent = \"corp\"\nresolve = \"{resolve}\"\n"
+    );
+    let config = Config::parse(&text, Path::new("test.toml")).expect("configuration");
+    (address, Routes::new(&config).expect("routes"))
+}
+
+#[tokio::test]
+async fn what_a_client_dialled_is_not_told_as_what_a_parent_reached() {
+    for (resolve, ip) in [("parent", None), ("gateway", Some(IpAddr::from([127, 1, 0, 1])))] {
+        let (parent, routes) = through_nobody(resolve);
+        let mut steered = Steered::by(Path::new("/nonexistent/clawgress.sock"), SNAPSHOT, routes).await;
+        let tls = hello(Some("api.allowed.test"));
+        let http = b"GET / HTTP/1.1\r\nHost: api.allowed.test\r\n\r\n";
+        for (port, bytes) in [(443, &tls[..]), (80, http)] {
+            let (_, records) = steered.say(Ok(1), dialled(port), bytes).await;
+            assert_eq!(reason(&records), None);
+            assert_eq!(records[1].reason, Some(DropReason::ParentFailed));
+            for record in &records {
+                let destination = &record.destination;
+                assert_eq!((destination.ip, destination.port), (ip, Some(port)), "{resolve}");
+                assert_eq!(
+                    (destination.via.as_deref(), destination.via_address),
+                    (Some("corp"), Some(parent))
+                );
+            }
+        }
+    }
+}
+
+/// What a client was steered to is held to its limits where it comes in.
+#[tokio::test]
+async fn a_limit_is_kept_through_a_parent_where_the_client_dialled_what_it_limits() {
+    let limited = SNAPSHOT.replace(
+        "@id(\\\"net\\\")",
+        "@id(\\\"pace\\\") @effect(\\\"rate-limit\\\") @limit(\\\"10 connections/minute\\\") permit (principal, action == Action::\\\"connect\\\", resource) when { context.ip.isInRange(ip(\\\"127.1.0.1/32\\\")) }; @id(\\\"net\\\")",
+    );
+    assert_ne!(limited, SNAPSHOT);
+    let (_, routes) = through_nobody("gateway");
+    let mut steered = Steered::by(Path::new("/nonexistent/clawgress.sock"), &limited, routes).await;
+    let bytes = hello(Some("api.allowed.test"));
+    let (_, records) = steered.say(Ok(1), dialled(443), &bytes).await;
+    assert_eq!(reason(&records), Some(DropReason::LimitUnavailable), "another was");
+    let (_, records) = steered.say(Ok(1), SocketAddr::from(([127, 1, 0, 1], 443)), &bytes).await;
+    assert_eq!((reason(&records), records[1].reason), (None, Some(DropReason::ParentFailed)));
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ const ZONE: &[(&str, &[&str])] = &[
     ("read.allowed.test", &["127.1.0.1"]),
     ("raw.allowed.test", &["127.1.0.1"]),
     ("xn--bcher-kva.allowed.test", &["127.1.0.1"]),
+    ("two.allowed.test", &["127.1.0.1", "127.1.0.2"]),
     ("denied.test", &["127.1.0.1"]),
     ("loop.allowed.test", &["127.0.0.1"]),
     ("meta.allowed.test", &["169.254.169.254"]),

@@ -27,6 +27,11 @@ use crate::upstream::Upstream;
 /// How often a pooled connection is asked for.
 const POOLED_TRIES: usize = 20;
 
+/// More interim answers than anybody has, before the one that counts.
+const ENDLESS: &str = "HTTP/1.1 100 \r\n\r\nHTTP/1.1 100 \r\n\r\nHTTP/1.1 100 \r\n\r\nHTTP/1.1 100 \r\n\r\n\
+                       HTTP/1.1 100 \r\n\r\nHTTP/1.1 100 \r\n\r\nHTTP/1.1 100 \r\n\r\nHTTP/1.1 100 \r\n\r\n\
+                       HTTP/1.1 100 \r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+
 /// What all names lead to that the parent resolves.
 const SITE: &str = "127.1.0.1";
 
@@ -218,6 +223,7 @@ async fn a_parent_that_resolves_gets_names_and_never_one_name_for_another() {
     assert_eq!(targets, [format!("api.allowed.test:{port}"), format!("inside.allowed.test:{port}")]);
     let (decision, _) = gateway.exchange(1).await;
     assert_eq!((via(&decision), decision.destination.ip), (Some("corp"), None));
+    assert_eq!(decision.destination.via_address, Some(parent.address));
     assert_eq!(decision.policies, ["http", "net"], "`connect` was asked of the parent's address");
     // An address is one that nobody resolves: it is judged.
     let (_, answer) = gateway.connect(&format!("127.3.0.1:{port}")).await;
@@ -236,6 +242,7 @@ async fn a_parent_that_fails_is_told_and_nobody_is_dialled_instead() {
         "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
         "SSH-2.0-nonsense\r\n\r\n",
         "HTTP/1.1 200 OK\r\n",
+        ENDLESS,
     ] {
         *parent.refusal.lock() = Some(refusal);
         let (_, answer) = gateway.connect(&format!("api.allowed.test:{port}")).await;
@@ -249,8 +256,10 @@ async fn a_parent_that_fails_is_told_and_nobody_is_dialled_instead() {
     let (_, answer) = gateway.connect(&format!("api.allowed.test:{port}")).await;
     assert_eq!((answer.status, answer.reason()), (502, "parent_failed"), "nobody is there");
     for n in 0..=outcomes {
-        let (_, outcome) = gateway.exchange(n).await;
+        let (decision, outcome) = gateway.exchange(n).await;
         assert_eq!(outcome.reason, Some(DropReason::ParentFailed));
+        let tried = (via(&decision), decision.destination.ip);
+        assert_eq!(tried, (Some("corp"), Some(SITE.parse().expect("address"))), "what was tried is told");
     }
     assert_eq!(upstream.connections(), 0);
 }
@@ -263,9 +272,62 @@ async fn the_parents_own_address_is_judged_for_the_agent() {
         let answer = ask(&gateway, "api.allowed.test", upstream.address.port()).await;
         assert_eq!((answer.status, answer.reason()), (403, "policy_denied"), "{resolve}");
         let (decision, _) = gateway.exchange(0).await;
-        assert_eq!(decision.destination.ip, Some(parent.address.ip()), "which address it was");
+        // Not as if it were the destination, at the destination's port: nobody asked for that.
+        let ip = resolve.is_empty().then(|| SITE.parse().expect("address"));
+        assert_eq!(decision.destination.ip, ip, "{resolve}");
+        assert_eq!(decision.destination.via_address, Some(parent.address), "which address it was");
+        assert!(decision.detail.expect("why").contains("parent proxy `corp`"));
     }
     assert_eq!((parent.connections(), upstream.connections()), (0, 0));
+}
+
+/// The kernel plane holds what the proxy dials to the limits on that, which is the parent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_on_a_destination_is_not_lost_on_the_way_through_a_parent() {
+    let (parent, upstream) = (Parent::start("127.1.0.9").await, Upstream::http(SITE).await);
+    let gateway = gateway(parent.tables("", "hosts = [\"api.allowed.test\"]")).await;
+    let port = upstream.address.port();
+    let limited = |range: &str| {
+        format!(
+            "{POLICY}@id(\"pace\") @effect(\"rate-limit\") @limit(\"10 connections/minute\") permit (principal, \
+             action == Action::\"connect\", resource) when {{ context.ip.isInRange(ip(\"{range}\")) }};"
+        )
+    };
+    assert_eq!(gateway.publish_policy(&limited("127.1.0.0/29")).await, "");
+    for n in 0..2 {
+        let answer = match n {
+            0 => ask(&gateway, "api.allowed.test", port).await,
+            _ => gateway.connect(&format!("api.allowed.test:{port}")).await.1,
+        };
+        assert_eq!((answer.status, answer.reason()), (503, "limit_unavailable"));
+        let (decision, _) = gateway.exchange(n).await;
+        assert_eq!(
+            (decision.policies, decision.action.as_deref()),
+            (vec!["pace".to_owned()], Some("connect"))
+        );
+        assert!(decision.detail.expect("why").contains("parent proxy `corp`"));
+    }
+    assert_eq!(parent.connections(), 0);
+    assert_eq!(ask(&gateway, "read.allowed.test", port).await.status, 200, "direct, it is kept");
+    // One that holds for the parent, too, is kept there.
+    assert_eq!(gateway.publish_policy(&limited("127.1.0.0/24")).await, "");
+    assert_eq!(ask(&gateway, "api.allowed.test", port).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_attempt_that_failed_last_says_why() {
+    let parent = Parent::start("127.1.0.9").await;
+    *parent.refusal.lock() = Some("HTTP/1.1 503 Service Unavailable\r\n\r\n");
+    // Nobody listens there any more.
+    let port = Upstream::http("127.1.0.2").await.address.port();
+    let gateway = gateway(parent.tables("", "networks = [\"127.1.0.1/32\"]")).await;
+    let answer = ask(&gateway, "two.allowed.test", port).await;
+    assert_eq!((answer.status, answer.reason()), (502, "upstream_failed"));
+    assert_eq!(parent.connections(), 1, "it was tried first");
+    let (decision, outcome) = gateway.exchange(0).await;
+    assert_eq!(outcome.reason, Some(DropReason::UpstreamFailed));
+    let last = Some("127.1.0.2".parse().expect("address"));
+    assert_eq!((via(&decision), decision.destination.ip), (None, last));
 }
 
 fn credential(directory: &TempDir, text: &str, mode: u32) -> String {
