@@ -14,7 +14,6 @@ const UP_MAX: Duration = Duration::from_secs(60);
 
 const POLICY: &str = r#"
 @id("lab") permit (principal, action == Action::"connect", resource in NetworkSet::"lab");
-@id("dns") permit (principal, action == Action::"direct", resource in NetworkSet::"lab") when { context.port == 53 };
 @id("allowed-hosts") permit (principal, action in [Action::"tls", Action::"tunnel", Action::"http"], resource in HostSet::"allowed");
 "#;
 const SETS: &str = r#"
@@ -99,11 +98,13 @@ fn without_privileges_it_is_an_explicit_proxy() {
     assert_eq!(lab.forbidden().unwrap(), Forbidden::default());
 }
 
+/// As README.md has it: the policy that comes with it, and a host that this internet has on its list.
 #[test]
 fn with_an_interface_it_governs_what_is_behind_it() {
     let lab = Lab::builder().start().unwrap();
     let dir = lab.dir().join("home");
-    edited(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("sets.toml"), "hosts = { allowed = [\"api.allowed.test\"] }\n").unwrap();
     let up = program("clawgress-up").unwrap();
     // It uses the machine's own directories; in a mount namespace of its own these are the lab's.
     let script = format!(
@@ -138,6 +139,11 @@ fn with_an_interface_it_governs_what_is_behind_it() {
         &source,
     ];
     lab.run(Host::Gateway, &create).unwrap().check().unwrap();
+    let name = |name: &str| lab.run(Host::Known, &["getent", "ahosts", name]).unwrap();
+    assert!(
+        name("api.allowed.test").ok() && !name("secret.denied.test").ok(),
+        "names are asked of the gateway"
+    );
     curl(&lab, Host::Known, &["-4", "https://api.allowed.test/"]).check().unwrap();
     assert!(!curl(&lab, Host::Known, &["-4", "https://secret.denied.test/"]).ok());
     curl(&lab, Host::Anon, &["-x", &proxy_in(&log), "https://api.allowed.test/"]).check().unwrap();

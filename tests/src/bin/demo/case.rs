@@ -116,7 +116,7 @@ fn by_the_proxy() -> Vec<Case> {
 }
 
 fn clients() -> Vec<Case> {
-    use Client::{Node, OpenAi, Requests};
+    use Client::{Node, NodeConnect, OpenAi, Requests};
     use Way::{Proxy, Route};
     let l7 = |agent| denied(Plane::L7, Some(agent), "policy_denied");
     vec![
@@ -130,6 +130,9 @@ fn clients() -> Vec<Case> {
         case("an LLM call in TLS, unread", OpenAi, Route, "https://llm.allowed.test/v1"),
         case("allowed TLS", Node, Route, "https://api.allowed.test/node"),
         case("a domain denied", Node, Route, "https://secret.denied.test/node").but(l7(CRAWLER)),
+        case("allowed TLS through the proxy", NodeConnect, Proxy, "https://api.allowed.test/node"),
+        case("a domain denied by the proxy", NodeConnect, Proxy, "https://secret.denied.test/node")
+            .but(l7(ASSISTANT)),
     ]
 }
 

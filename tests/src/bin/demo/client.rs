@@ -41,6 +41,30 @@ fetch(process.argv[1], { signal: AbortSignal.timeout(10000) })
   .catch((error) => { console.error(String(error.cause ?? error)); process.exit(1); });
 ";
 
+/// One GET with Node's `https` through the proxy's `CONNECT`: its `fetch` goes by no proxy before Node 24, which has
+/// `NODE_USE_ENV_PROXY`, without a library.
+const CONNECT: &str = r"
+const http = require('node:http'), https = require('node:https');
+const proxy = new URL(process.env.https_proxy), to = new URL(process.argv[1]);
+const fail = (error) => { console.error(String(error)); process.exit(1); };
+const key = Buffer.from(`${proxy.username}:${proxy.password}`).toString('base64');
+const headers = { 'Proxy-Authorization': `Basic ${key}` };
+const path = `${to.hostname}:443`;
+setTimeout(() => fail('no answer'), 10000).unref();
+http.request({ host: proxy.hostname, port: proxy.port, method: 'CONNECT', path, headers })
+  .on('error', fail)
+  .on('connect', (tunnel, socket) => {
+    if (tunnel.statusCode !== 200) fail(`the proxy answered ${tunnel.statusCode}`);
+    https.get(to, { socket, agent: false }, (answer) => {
+      answer.resume().on('end', () => {
+        console.log(answer.statusCode);
+        process.exit(answer.statusCode === 200 ? 0 : 22);
+      });
+    }).on('error', fail);
+  })
+  .end();
+";
+
 /// Which client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
@@ -52,6 +76,8 @@ pub enum Client {
     OpenAi,
     /// Node's `fetch`.
     Node,
+    /// Node's `https`, by `CONNECT`.
+    NodeConnect,
 }
 
 /// How it gets out.
@@ -80,6 +106,7 @@ impl Client {
             Client::Requests => "python requests",
             Client::OpenAi => "openai sdk, streaming",
             Client::Node => "node fetch",
+            Client::NodeConnect => "node https",
         }
     }
 }
@@ -131,6 +158,7 @@ impl Clients {
             Client::Requests => vec![&python, "-c", REQUESTS, url],
             Client::OpenAi => vec![&python, "-c", OPENAI, url],
             Client::Node => vec!["node", "-e", FETCH, "--", url],
+            Client::NodeConnect => vec!["node", "-e", CONNECT, "--", url],
         };
         words.extend(client.into_iter().map(str::to_owned));
         site.gateway.lab.run(host, &words)

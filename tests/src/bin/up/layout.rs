@@ -44,10 +44,19 @@ permit (principal in Team::"default", action in [Action::"tls", Action::"http"],
 permit (principal in Team::"default", action == Action::"tunnel", resource in HostSet::"allowed")
 when { context.protocol == "tls" };
 
-// DNS of agents behind a --transparent interface goes straight to the servers in the set `dns`: name
-// them in sets.toml, then enable this.
-// @id("dns")
-// permit (principal in Team::"default", action in [Action::"connect", Action::"direct"], resource in NetworkSet::"dns")
+// Agents behind a --transparent interface ask DNS: whatever public server they ask, the gateway answers in its place,
+// and tells them the addresses of allowed hosts alone.
+@id("dns-servers")
+permit (principal in Team::"default", action == Action::"connect", resource)
+when { context.port == 53 && ["udp", "tcp"].contains(context.protocol) };
+
+@id("allowed-names")
+permit (principal in Team::"default", action == Action::"resolve", resource in HostSet::"allowed")
+when { ["A", "AAAA", "HTTPS"].contains(context.query_type) };
+
+// A server with a private address must be named: put it into the set `dns` of sets.toml, then enable this.
+// @id("own-dns-servers")
+// permit (principal in Team::"default", action == Action::"connect", resource in NetworkSet::"dns")
 // when { context.port == 53 && ["udp", "tcp"].contains(context.protocol) };
 "#;
 
@@ -56,8 +65,8 @@ const SETS: &str = r#"[hosts]
 allowed = ["api.openai.com", "api.anthropic.com", "example.com"]
 
 [networks]
-# Prefixes of DNS servers.
-# dns = ["192.0.2.53/32"]
+# Your own DNS servers with private addresses: agents may ask them, and the gateway answers in their place.
+# dns = ["10.0.0.53/32"]
 "#;
 
 /// Where everything is.
