@@ -27,6 +27,7 @@ pub mod model;
 mod observe;
 mod planes;
 mod prepare;
+mod provider_keys;
 mod providers;
 pub mod quarantine;
 mod render;
@@ -131,13 +132,7 @@ pub async fn serve(
     // Whatever ends this role ends all its tasks.
     let stop = stop.child_token();
     let _end = stop.clone().drop_guard();
-    let directory = config.node.state_dir.join("audit");
-    let bounds = Bounds {
-        segment_bytes_max: config.audit.segment_bytes_max,
-        retention_bytes_max: config.audit.retention_bytes_max,
-    };
-    let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(&clock)).await;
-    let audit = audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))?;
+    let audit = log(&config, &clock).await?;
     let to = |path: &Path, server| -> Result<Channel> {
         Ok(socket::channel_to(path, Servers::new(&config.access, server)?))
     };
@@ -157,11 +152,13 @@ pub async fn serve(
     let dues = Arc::new(Dues::open(Arc::clone(&store)).await?);
     told::follow(&audit, &governor, &quarantines, &dues);
     let link = Arc::new(Link::new(to(&config.datapath_socket(), Server::Datapath)?));
+    let (keys, sealer) =
+        (to(&config.keys_socket(), Server::Keys)?, to(&config.signer_socket(), Server::Keys)?);
     let runs = Runs {
         governor: Arc::clone(&governor),
         quarantines: Arc::clone(&quarantines),
         link: Arc::clone(&link),
-        keyring: Keyring::new(to(&config.keys_socket(), Server::Keys)?, store),
+        keyring: Keyring::new(keys, sealer, store),
         observations: Arc::clone(&observations),
         clock: Arc::clone(&clock),
         held: Mutex::default(),
@@ -210,6 +207,17 @@ pub async fn serve(
         let _ = task.await;
     }
     end.map(drop)
+}
+
+/// The audit log.
+async fn log(config: &Config, clock: &Arc<dyn Clock>) -> Result<AuditLog> {
+    let directory = config.node.state_dir.join("audit");
+    let bounds = Bounds {
+        segment_bytes_max: config.audit.segment_bytes_max,
+        retention_bytes_max: config.audit.retention_bytes_max,
+    };
+    let audit = AuditLog::open(directory.clone(), bounds, config.node.name.clone(), Arc::clone(clock)).await;
+    audit.with_context(|| format!("cannot open the audit log in `{}`", directory.display()))
 }
 
 /// What the records say of agents, from now on.

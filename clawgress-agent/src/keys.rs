@@ -1,6 +1,7 @@
 //! The keys role: holds the secret under which API keys are hashed, and answers with hashes alone; the
 //! key that policy revisions are signed with, for control ([`signer`]); and, where TLS is read, that of the authority
-//! which signs certificates for hosts ([`authority`]), for L7 ([`leaves`]).
+//! which signs certificates for hosts ([`authority`]), for L7 ([`leaves`]); and the secret that providers' keys are sealed with
+//! ([`vault`]).
 //!
 //! It has no network and no state but the secrets. It must never log, return or store a key it is asked
 //! about, nor a secret.
@@ -9,6 +10,7 @@ mod authority;
 mod leaves;
 mod secret;
 mod signer;
+mod vault;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +21,9 @@ use clawgress_api::clock::SystemClock;
 use clawgress_api::config::Config;
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
 use clawgress_api::proto::leaves_server::LeavesServer;
+use clawgress_api::proto::sealer_server::SealerServer;
 use clawgress_api::proto::signer_server::SignerServer;
+use clawgress_api::proto::vault_server::VaultServer;
 use clawgress_api::proto::{Empty, InterceptionAuthority, MacApiKeyRequest, MacApiKeyResponse};
 use clawgress_api::socket;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +31,9 @@ use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
 use self::authority::Authority;
+use self::vault::Vault;
 use crate::peer::{Access, Socket};
-use crate::serve::{SOCKET_MODE, grpc, open_run_dir};
+use crate::serve::{Either, SOCKET_MODE, grpc, open_run_dir};
 use clawgress_api::notify;
 
 /// Longest key that is hashed, bytes: twice a well-formed one's, so that nobody makes this role hash megabytes.
@@ -53,16 +58,19 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
         let authority = opening.intercept.as_ref().map(|intercept| {
             Authority::open(&directory, &opening.node.name, intercept, Arc::new(SystemClock)).map(Arc::new)
         });
-        anyhow::Ok((hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), signer, authority.transpose()?))
+        let vault = Vault::open(&directory)?;
+        anyhow::Ok((hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), signer, authority.transpose()?, vault))
     });
-    let (key, signer, authority) = opened.await??;
-    let access = (Access::new(&config, Socket::Keys)?, Access::new(&config, Socket::Signer)?);
+    let (key, signer, authority, vault) = opened.await??;
+    let access = |socket| Access::new(&config, socket);
+    let access = (access(Socket::Keys)?, access(Socket::Signer)?, access(Socket::Vault)?);
     open_run_dir(&config)?;
     let open = |path: &Path| {
         socket::bind(path, SOCKET_MODE).with_context(|| format!("cannot listen on `{}`", path.display()))
     };
     // First the one that control asks for at its start: where the other is, both are.
     let signer_socket = open(&config.signer_socket())?;
+    let vault_socket = open(&config.vault_socket())?;
     let keys_socket = open(&config.keys_socket())?;
     let leaves = match &authority {
         Some(authority) => {
@@ -75,6 +83,8 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     let keys = Service { key: Arc::new(key), authority };
     let keys = KeysServer::new(keys).max_decoding_message_size(REQUEST_BYTES_MAX);
     let signer = SignerServer::new(signer).max_decoding_message_size(signer::REQUEST_BYTES_MAX);
+    let sealer = SealerServer::new(vault.clone()).max_decoding_message_size(vault::REQUEST_BYTES_MAX);
+    let vault = VaultServer::new(vault).max_decoding_message_size(vault::REQUEST_BYTES_MAX);
     let leaves_end = stop.clone();
     let leaves = async move {
         match leaves {
@@ -88,7 +98,8 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     notify::ready("keys");
     tokio::try_join!(
         grpc(keys_socket, access.0, keys, stop.clone()),
-        grpc(signer_socket, access.1, signer, stop.clone()),
+        grpc(signer_socket, access.1, Either(sealer, signer), stop.clone()),
+        grpc(vault_socket, access.2, vault, stop.clone()),
         leaves,
     )
     .map(drop)

@@ -49,6 +49,8 @@ pub enum Socket {
     Signer,
     /// Served by keys, which signs certificates for hosts; L7 may.
     Leaves,
+    /// Served by keys, which opens providers' keys; L7 may.
+    Vault,
     /// Served by control; L7 may.
     Control,
     /// Served by control; administrators may.
@@ -67,6 +69,7 @@ impl Socket {
             Socket::Keys => "keys",
             Socket::Signer => "signer",
             Socket::Leaves => "leaves",
+            Socket::Vault => "vault",
             Socket::Control => "control",
             Socket::Admin => "admin",
             Socket::Datapath => "datapath",
@@ -215,7 +218,7 @@ impl Access {
         let mut group = None;
         match socket {
             Socket::Keys => uids.extend(control()?.into_iter().chain(l7()?)),
-            Socket::Control | Socket::Handover | Socket::Leaves => uids.extend(l7()?),
+            Socket::Control | Socket::Handover | Socket::Leaves | Socket::Vault => uids.extend(l7()?),
             Socket::Datapath | Socket::Signer => uids.extend(control()?),
             Socket::Admin => {
                 for name in &access.admin_users {

@@ -20,6 +20,7 @@ mod llm;
 pub mod route;
 mod spiffe;
 mod tenants;
+mod tool;
 
 pub use self::content::Content;
 pub use self::dns::Dns;
@@ -31,6 +32,7 @@ pub use self::llm::{Llm, LlmServer, UNLISTED};
 pub use self::route::{Parent, Resolve, Route};
 pub use self::spiffe::{Spiffe, WorkloadEndpoint};
 pub use self::tenants::Tenants;
+pub use self::tool::{Tool, ToolServer};
 
 /// The zone that needs no zone database.
 pub const UTC: &str = "UTC";
@@ -74,6 +76,9 @@ pub struct Config {
     /// Calls of models, where policy asks about them.
     #[serde(default)]
     pub llm: Llm,
+    /// Tool servers, where policy asks about what is sent to them.
+    #[serde(default)]
+    pub tool: Tool,
     /// Who may use which socket.
     #[serde(default)]
     pub access: Access,
@@ -464,6 +469,12 @@ impl Config {
     #[must_use]
     pub fn leaves_socket(&self) -> PathBuf {
         self.node.run_dir.join("leaves.sock")
+    }
+
+    /// Socket of the keys role, on which it opens providers' keys, for L7.
+    #[must_use]
+    pub fn vault_socket(&self) -> PathBuf {
+        self.node.run_dir.join("vault.sock")
     }
 
     /// Socket of the datapath role, for control.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clawgress_identity::{
-    Agent, AgentId, AgentState, ApiKeyRecord, PolicyOwner, RootId, RootRecords, SharedSource, Source,
-    SourceId,
+    Agent, AgentId, AgentState, ApiKeyRecord, PolicyOwner, ProviderKeyRecord, RootId, RootRecords,
+    SharedSource, Source, SourceId,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,9 @@ pub struct Snapshot<P> {
     /// Who is trusted to say who agents are.
     #[serde(default)]
     pub roots: RootRecords,
+    /// Keys of providers, sealed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub provider_keys: Vec<ProviderKeyRecord>,
 }
 
 /// A run of a local command, as L7 knows it.

@@ -8,6 +8,7 @@ mod document;
 pub mod handover;
 mod interception;
 pub mod notify;
+mod provider_key;
 mod record;
 mod registry;
 mod revision;
@@ -40,6 +41,7 @@ pub mod workload_api {
 pub use clawgress_identity as identity;
 pub use document::*;
 pub use interception::*;
+pub use provider_key::{NewProviderKey, PROVIDER_KEY_BYTES_MAX, ProviderKeyInfo, SecretText};
 pub use record::*;
 pub use registry::*;
 pub use revision::*;

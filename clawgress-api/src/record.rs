@@ -260,6 +260,9 @@ pub struct Attributes {
     /// What model was called, and with what, where policy asks about that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<Box<ModelFacts>>,
+    /// What was sent to a tool server, message by message, where policy asks about that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<ToolFacts>,
     /// What was sent, where policy asks about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<PayloadFacts>,
@@ -369,6 +372,22 @@ pub enum CallCost {
     Unpriced,
 }
 
+/// What was known of a message to a tool server when it was decided. What it is called with, may be secret, and is not told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolFacts {
+    /// The server, as policy has it.
+    pub server: String,
+    /// The method; empty of an answer to what the server asked.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub method: String,
+    /// The tool, prompt or resource; empty where it is about none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Names of the arguments, as far as there is room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
+}
+
 /// Numbers of the policy revisions that judged, each absent where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revisions {
@@ -442,6 +461,9 @@ pub struct AuditRecord {
     /// What was found in what was sent or asked, that nobody has to have done wrong for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<String>,
+    /// What was changed of the request before it went on, or of the answer, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// What else the decision read, in L7.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<Box<Attributes>>,
@@ -528,6 +550,8 @@ impl AuditRecord {
         self.attributes = None;
         self.destination.path.iter_mut().for_each(|path| cut(path, PATH_BYTES_KEPT));
         self.destination.method.iter_mut().for_each(|method| cut(method, ID_BYTES_KEPT));
+        self.changes.truncate(IDS_KEPT);
+        self.changes.iter_mut().for_each(|change| cut(change, ID_BYTES_KEPT));
         self.policies.truncate(IDS_KEPT);
         self.policies.iter_mut().for_each(|id| cut(id, ID_BYTES_KEPT));
         self.effects.truncate(IDS_KEPT);
@@ -563,6 +587,7 @@ impl AuditRecord {
             policies: Vec::new(),
             effects: Vec::new(),
             findings: Vec::new(),
+            changes: Vec::new(),
             attributes: None,
             intercepted: false,
             truncated: false,

@@ -27,7 +27,7 @@ const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A role that serves sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// `keys.sock`, `signer.sock` and `leaves.sock`.
+    /// `keys.sock`, `signer.sock`, `leaves.sock` and `vault.sock`.
     Keys,
     /// `control.sock` and `admin.sock`.
     Control,

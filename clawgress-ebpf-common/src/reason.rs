@@ -183,6 +183,8 @@ drop_reasons! {
     ContentShareFull = 75, "content_share_full", l7;
     /// The parent proxy that the route leads through can't be reached, or did not make the connection.
     ParentFailed = 76, "parent_failed", l7;
+    /// Policy has the request sent with a provider's key that is not there, may not go there, or can't be opened.
+    ProviderKeyUnavailable = 77, "provider_key_unavailable", l7;
 }
 
 impl core::fmt::Display for DropReason {

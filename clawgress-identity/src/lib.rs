@@ -20,6 +20,7 @@ mod jwks;
 mod mapping;
 mod oidc;
 mod owner;
+mod provider_key;
 mod quote;
 mod retry;
 mod root;
@@ -51,6 +52,7 @@ pub use oidc::{
     UrlError, What,
 };
 pub use owner::PolicyOwner;
+pub use provider_key::{ProviderKeyId, ProviderKeyRecord};
 pub use retry::Retry;
 pub use root::RootId;
 pub use roots::{RootError, RootRecords, Roots};

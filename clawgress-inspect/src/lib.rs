@@ -1,8 +1,8 @@
 //! Pure protocol analyzers: bytes from outside to facts.
 //!
 //! Every parser here is incremental or takes a bounded slice, allocates no more than a named bound,
-//! and answers with a precise error instead of a guess. This crate must never do I/O, read a clock,
-//! start a task or change the bytes it is shown.
+//! and answers with a precise error instead of a guess. This crate must never do I/O, read a clock or
+//! start a task. Bytes that it is shown it never changes; what they would be, changed, it may tell.
 #![forbid(unsafe_code)]
 
 pub mod client_hello;
@@ -21,4 +21,5 @@ pub mod proxy_request;
 pub mod proxy_response;
 pub mod sniff;
 pub mod socks5;
+pub mod splice;
 pub mod tool;

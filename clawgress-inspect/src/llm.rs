@@ -6,6 +6,7 @@
 pub mod answer;
 mod attachment;
 mod call;
+pub mod change;
 mod estimate;
 mod form;
 mod grammar;

@@ -26,6 +26,7 @@ pub use names::NAME_BYTES_MAX;
 
 use crate::llm::{CallError, Field, Piece, Provenance, Request, Role, Surface, Texts};
 use crate::prompt::{Assessment, Detector, Rules};
+use crate::tool;
 
 /// Codings inside one another that are taken off: a file that was packed, sent as a body that is.
 pub const CODINGS_MAX: u8 = 3;
@@ -168,6 +169,18 @@ struct Tally {
     prompt: Option<Box<Detector>>,
     /// What puts together the texts of what is no call, where they are looked at, and where those come from.
     heard: Option<(Box<Texts>, Provenance)>,
+    /// What reads it as messages to a tool server, if they may be some.
+    messages: Option<Box<tool::Reader>>,
+}
+
+/// What a body is read as, besides what is in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readings {
+    /// As a call of a model: one that it is by where it goes, to this surface, and has to be readable; or that it may turn out
+    /// to be.
+    pub call: Option<Option<Surface>>,
+    /// As messages to a tool server: whether it goes to one that is known, and so is a document whatever is said of it.
+    pub messages: Option<bool>,
 }
 
 // === impl Finding ===
@@ -246,6 +259,14 @@ impl Tally {
         let Some(call) = &mut self.call else { return Ok(()) };
         let read = call.event(event, &mut looks_at(&mut self.prompt));
         self.sure(read)
+    }
+
+    /// The same, of a document that is no form.
+    fn of_document(&mut self, event: Event<'_>) -> Result<(), Unreadable> {
+        if let Some(messages) = &mut self.messages {
+            messages.event(event);
+        }
+        self.of_call(event)
     }
 
     /// A part of a form begins, and whether it is one of a call.
@@ -334,6 +355,7 @@ impl Inspector {
             is_call: false,
             prompt: None,
             heard: None,
+            messages: None,
         };
         Inspector { layer: Layer::root(claims), tally, bytes: 0, complete: false, failed }
     }
@@ -341,15 +363,25 @@ impl Inspector {
     /// An inspector that reads what a body says as a call of a model: one that it is by where it goes, to this `surface`,
     /// and has to be readable; or that it may turn out to be.
     #[must_use]
-    pub fn of_call(mut claims: Claims, limits: Limits, surface: Option<Surface>) -> Inspector {
-        let is = surface.is_some();
+    pub fn of_call(claims: Claims, limits: Limits, surface: Option<Surface>) -> Inspector {
+        Inspector::reading(claims, limits, Readings { call: Some(surface), messages: None })
+    }
+
+    /// An inspector that reads what a body says as all of this.
+    #[must_use]
+    pub fn reading(mut claims: Claims, limits: Limits, readings: Readings) -> Inspector {
+        let surface = readings.call.flatten();
         if let Some(surface) = surface {
             claims.is_document(surface.takes_forms());
         }
-        let may_be = is || !claims.is_sequence();
+        let may_be = readings.call.is_some() && (surface.is_some() || !claims.is_sequence());
+        if readings.messages == Some(true) {
+            claims.is_document(false);
+        }
         let mut inspector = Inspector::new(claims, limits);
         inspector.tally.call = may_be.then(Box::default);
-        inspector.tally.is_call = is;
+        inspector.tally.is_call = surface.is_some();
+        inspector.tally.messages = readings.messages.is_some().then(Box::default);
         inspector
     }
 
@@ -382,6 +414,12 @@ impl Inspector {
     #[must_use]
     pub fn call(&self) -> Option<&Request> {
         self.tally.call.as_deref()
+    }
+
+    /// What it says as messages to a tool server.
+    #[must_use]
+    pub fn messages(&self) -> Option<&tool::Reader> {
+        self.tally.messages.as_deref()
     }
 
     /// Looks at what comes next, in any segmentation.
@@ -444,7 +482,8 @@ impl Inspector {
         let call = self.tally.call.as_deref().map_or(0, Request::memory_bytes);
         let prompt = self.tally.prompt.as_deref().map_or(0, Detector::memory_bytes);
         let heard = self.tally.heard.as_ref().map_or(0, |(texts, _)| texts.memory_bytes());
-        OWN_BYTES + self.layer.memory_bytes() + call + prompt + heard
+        let messages = self.tally.messages.as_deref().map_or(0, tool::Reader::memory_bytes);
+        OWN_BYTES + self.layer.memory_bytes() + call + prompt + heard + messages
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), Unreadable> {

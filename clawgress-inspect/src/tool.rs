@@ -5,10 +5,14 @@
 //! than the body it was given.
 
 mod list;
+mod reader;
 mod schema;
 pub mod value;
 
-pub use list::{Change, Filtered, Pin, changes, filtered, filtered_events, pin};
+pub use list::{
+    Allowed, Change, Filtered, Pin, changes, definitions, events_end, filtered, filtered_events, pin,
+};
+pub use reader::Reader;
 pub use schema::{Validity, validate};
 pub use value::{Value, ValueError};
 
@@ -16,6 +20,10 @@ pub use value::{Value, ValueError};
 pub const BATCH_MAX: usize = 64;
 /// Longest name of a tool or method, and longest id of a session, bytes.
 pub const NAME_BYTES_MAX: usize = 256;
+/// Most values of arguments that are told one by one.
+pub const VALUES_TOLD: usize = 4096;
+/// Longest of them that is told, bytes: nobody writes a longer one into a policy.
+const VALUE_BYTES_TOLD: usize = 4096;
 /// Since this version, heads name method and tool, and there are neither sessions nor `initialize`.
 const STATELESS: &str = "2026-07-28";
 /// The one version that has batches.
@@ -56,6 +64,8 @@ pub struct Message {
     pub protocol: Protocol,
     /// The method; `None` of an answer to the server.
     pub method: Option<String>,
+    /// Its id, as JSON; `None` if nobody answers it.
+    pub id: Option<String>,
     /// Whether nobody answers it.
     pub is_notification: bool,
     /// The tool, prompt or resource that it is about.
@@ -88,6 +98,9 @@ pub enum ToolError {
     /// Of no version that there could be.
     #[error("its version is none of MCP")]
     Version,
+    /// More than [`VALUES_TOLD`] values.
+    #[error("its arguments have too many values")]
+    Values,
     /// Longer than [`NAME_BYTES_MAX`], or with what no name has.
     #[error("its `{0}` is no name")]
     Name(&'static str),
@@ -98,14 +111,17 @@ pub enum ToolError {
 /// # Errors
 /// Why it is refused.
 pub fn read(body: &[u8], head: &Head<'_>) -> Result<Vec<Message>, ToolError> {
-    let value = Value::parse(body)?;
+    read_value(&Value::parse(body)?, head)
+}
+
+fn read_value(value: &Value, head: &Head<'_>) -> Result<Vec<Message>, ToolError> {
     if head.version.is_some_and(|version| !is_version(version)) {
         return Err(ToolError::Version);
     }
     if head.session.is_some_and(|id| !is_name(id)) {
         return Err(ToolError::Name("Mcp-Session-Id"));
     }
-    let messages = match &value {
+    let messages = match value {
         Value::Array(all) => {
             let may = head.version.is_none_or(|version| version == BATCHES) && head.method.is_none();
             if !may || all.is_empty() || all.len() > BATCH_MAX {
@@ -116,7 +132,7 @@ pub fn read(body: &[u8], head: &Head<'_>) -> Result<Vec<Message>, ToolError> {
         one => vec![message(one)?],
     };
     if let [one] = &messages[..] {
-        agrees(one, &value, head)?;
+        agrees(one, value, head)?;
     }
     Ok(messages)
 }
@@ -134,10 +150,56 @@ impl Message {
         self.arguments.iter().flat_map(|arguments| arguments.members().iter().map(|(name, _)| &**name))
     }
 
+    /// Each value of the arguments that is no object or array: a JSON pointer (RFC 6901), `=` and the value. A `=` of a name is
+    /// `~2`, so that none is taken for another; what is longer than a policy would have it, is not among them.
+    ///
+    /// # Errors
+    /// If there are more than [`VALUES_TOLD`].
+    pub fn argument_values(&self) -> Result<Vec<String>, ToolError> {
+        let mut told = Vec::new();
+        if let Some(arguments) = &self.arguments {
+            tell(arguments, &mut String::new(), &mut told)?;
+        }
+        Ok(told)
+    }
+
     /// The arguments as canonical JSON; empty if there are none.
     #[must_use]
     pub fn arguments_text(&self) -> String {
         self.arguments.as_ref().map(Value::canonical).unwrap_or_default()
+    }
+}
+
+/// Levels are bounded by what parsed it.
+fn tell(value: &Value, at: &mut String, told: &mut Vec<String>) -> Result<(), ToolError> {
+    let length = at.len();
+    let mut below = |name: &str, value: &Value| {
+        at.push('/');
+        at.extend(name.chars().map(|c| match c {
+            '~' => "~0".to_owned(),
+            '/' => "~1".to_owned(),
+            '=' => "~2".to_owned(),
+            c => c.to_string(),
+        }));
+        let done = tell(value, at, told);
+        at.truncate(length);
+        done
+    };
+    match value {
+        Value::Object(members) => members.iter().try_for_each(|(name, value)| below(name, value)),
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(n, value)| below(&n.to_string(), value))
+        }
+        leaf => {
+            if told.len() == VALUES_TOLD {
+                return Err(ToolError::Values);
+            }
+            let text = leaf.text().map_or_else(|| leaf.json(), str::to_owned);
+            if at.len() + text.len() < VALUE_BYTES_TOLD {
+                told.push(format!("{at}={text}"));
+            }
+            Ok(())
+        }
     }
 }
 
@@ -177,6 +239,7 @@ fn message(value: &Value) -> Result<Message, ToolError> {
     if !matches!(id, None | Some(Value::Number(_) | Value::Text(_))) {
         return Err(ToolError::Message("its `id` is neither a number nor a text"));
     }
+    let id = id.map(Value::json);
     let (result, error) = (value.member("result"), value.member("error"));
     let Some(method) = value.member("method") else {
         // What a server asked for: sampling, elicitation, roots.
@@ -184,7 +247,8 @@ fn message(value: &Value) -> Result<Message, ToolError> {
             return Err(ToolError::Message("neither a request nor an answer"));
         }
         let (protocol, arguments) = (Protocol::Mcp, None);
-        return Ok(Message { protocol, method: None, is_notification: false, name: None, arguments });
+        let (method, id, name) = (None, None, None);
+        return Ok(Message { protocol, method, id, is_notification: false, name, arguments });
     };
     if result.is_some() || error.is_some() {
         return Err(ToolError::Message("both a request and an answer"));
@@ -206,6 +270,7 @@ fn message(value: &Value) -> Result<Message, ToolError> {
     Ok(Message {
         protocol: protocol(method),
         method: Some(method.to_owned()),
+        id,
         is_notification,
         name,
         arguments,

@@ -145,6 +145,18 @@ impl Ruling {
         self
     }
 
+    /// This ruling, asked after another on the same exchange; if it denies, alone with what that obliges to.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn after_all(self, before: Ruling) -> Result<Ruling, Ruling> {
+        if self.verdict.is_err() {
+            return Err(self.obliged_by(&before));
+        }
+        let policies = before.policies.clone();
+        Ok(self.with(&policies).obliged_by(&before))
+    }
+
     /// This ruling with the duties of another on the same exchange: each counts once.
     #[must_use]
     pub fn obliged_by(mut self, other: &Ruling) -> Self {
@@ -402,7 +414,32 @@ pub fn call_need(plan: &Plan, who: &Who) -> PayloadNeed {
     plan.policy(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_call())
 }
 
-/// Who needs to know what `who` did before, of a call of a model: of whatever call, since nothing is known of it yet.
+/// Whether calls of models that `who` makes may be changed before they go on.
+#[must_use]
+pub fn changes_calls(plan: &Plan, who: &Who) -> bool {
+    plan.policy(&who.identity.agent).is_some_and(|policy| policy.changes_calls())
+}
+
+/// How much of a request of `who` has to be seen to know what it sends to a tool server.
+#[must_use]
+pub fn tool_need(plan: &Plan, who: &Who) -> PayloadNeed {
+    plan.policy(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_tool())
+}
+
+/// `tool`.
+#[must_use]
+pub fn tool(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
+    ask(plan, who, operation)
+}
+
+/// Whether `who` may call a tool with some arguments, by all that is known but these.
+#[must_use]
+pub fn may_call_tool(plan: &Plan, who: &Who, operation: Operation<'_>) -> bool {
+    let agent = &who.identity.agent;
+    policy(plan, who).is_some_and(|policy| policy.may_call(&Request { agent, operation }))
+}
+
+/// Who needs to know what `who` did before, of a call of a model or tool: of whatever call, since nothing is known of it yet.
 #[must_use]
 pub fn call_needs_history(plan: &Plan, who: &Who) -> Need {
     let agent = &who.identity.agent;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clawgress_api::{
     AnswerFacts, Attributes, AuditRecord, CallCost, EffectRef, ModelFacts, PayloadFacts, RecordKind,
-    TokenUsage, Verdict,
+    TokenUsage, ToolFacts, Verdict,
 };
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
@@ -63,6 +63,7 @@ struct Read {
     payload: Option<PayloadFacts>,
     llm: Option<Box<ModelFacts>>,
     answer: Option<Box<AnswerFacts>>,
+    tools: Vec<ToolFacts>,
 }
 
 /// How it went.
@@ -249,11 +250,27 @@ impl Exchange {
     /// Notes what is known of the model that is called, and what was found in that besides.
     pub fn call(&mut self, facts: ModelFacts, findings: &[String]) {
         self.read.llm = Some(Box::new(facts));
+        self.found(findings.iter());
+    }
+
+    /// Notes what is sent to a tool server, and what was found in that besides.
+    pub fn messages<'a>(&mut self, facts: Vec<ToolFacts>, findings: impl Iterator<Item = &'a String>) {
+        self.read.tools = facts;
+        self.found(findings);
+    }
+
+    /// Notes what was found, each once.
+    pub fn found<'a>(&mut self, findings: impl Iterator<Item = &'a String>) {
         for finding in findings {
             if !self.record.findings.contains(finding) {
                 self.record.findings.push(finding.clone());
             }
         }
+    }
+
+    /// Notes what was changed of the request, or of its answer.
+    pub fn changed(&mut self, change: String) {
+        self.record.changes.push(change);
     }
 
     /// Notes what is known of what came back.
@@ -373,6 +390,7 @@ impl Read {
             history: who.history().and_then(|history| serde_json::to_value(history).ok()),
             fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
             llm: self.llm.clone(),
+            tools: self.tools.clone(),
             payload: self.payload.clone(),
             answer: None,
             zone: basis.zone.clone(),

@@ -18,7 +18,7 @@ use crate::keys::Keys;
 use crate::limit;
 use crate::memory::Memory;
 use crate::own::Own;
-use crate::plain_http::Calls;
+use crate::plain_http::{Calls, Tools};
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::route::Routes;
@@ -26,6 +26,7 @@ use crate::slots::Slots;
 use crate::snapshot::Snapshots;
 use crate::tls::Terminal;
 use crate::tunnel::Pipes;
+use crate::vault::Vault;
 
 /// The proxy's shared parts.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Gateway {
     pub snapshots: Arc<Snapshots>,
     /// The keys role.
     pub keys: Keys,
+    /// Keys of providers.
+    pub vault: Vault,
     /// Units of limits, and control's hand for the rest that policy obliges to.
     pub quota: Quota,
     /// What agents did before.
@@ -66,6 +69,8 @@ pub struct Gateway {
     pub memory: Arc<Memory>,
     /// How calls of models are known.
     pub calls: Calls,
+    /// Tool servers, and what is known of their tools.
+    pub tools: Tools,
     /// Pipes for tunnels.
     pub pipes: Arc<Pipes>,
     /// Cancelled when the time to drain is over: whatever still runs ends.

@@ -41,5 +41,6 @@ mod socks;
 mod stream;
 mod tls;
 mod tunnel;
+mod vault;
 
 pub use serve::run;

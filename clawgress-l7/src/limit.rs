@@ -199,6 +199,13 @@ pub const KEYS_CACHE: Duration = Duration::from_secs(300);
 pub const LEAVES_MAX: usize = 4096;
 /// Questions for such certificates at once.
 pub const LEAVES_CALLS_MAX: usize = 64;
+
+/// Most calls of the keys role at once for providers' keys.
+pub const VAULT_CALLS_MAX: usize = 64;
+/// Most keys of providers that are remembered: more are asked for each time.
+pub const VAULT_CACHE_MAX: usize = 256;
+/// How long one is: a deleted one is not sent from the next generation on, whatever is remembered.
+pub const VAULT_CACHE: Duration = Duration::from_secs(60);
 /// How long before its end a certificate is replaced, seconds: longer than a handshake, and than clocks differ by.
 pub const LEAF_RENEW_S: i64 = 600;
 

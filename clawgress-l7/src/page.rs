@@ -66,6 +66,7 @@ pub fn status(reason: DropReason) -> u16 {
         | DropReason::AuditUnavailable
         | DropReason::IdentityUnavailable
         | DropReason::LimitUnavailable
+        | DropReason::ProviderKeyUnavailable
         | DropReason::HistoryUnavailable
         | DropReason::ContentMemoryFull
         | DropReason::ContentShareFull
@@ -150,13 +151,24 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
     }
 }
 
+/// What is said, in words.
+#[must_use]
+pub fn message(client: Client, reason: DropReason, request: &str) -> String {
+    format!(
+        "clawgress: {} ({}): {} [request {request}]",
+        reason.describe().trim().trim_end_matches('.'),
+        reason.name(),
+        remedy(reason, client)
+    )
+}
+
 /// The body: JSON in the shape that model providers' clients show as an error.
 #[must_use]
 pub fn body_as(client: Client, reason: DropReason, request: &str) -> String {
     serde_json::json!({ "error": {
         "type": "clawgress_denied",
         "code": reason.name(),
-        "message": format!("clawgress: {} ({}): {} [request {request}]", reason.describe().trim().trim_end_matches('.'), reason.name(), remedy(reason, client)),
+        "message": message(client, reason, request),
         "request": request,
     }})
     .to_string()

@@ -30,6 +30,7 @@ use crate::snapshot::Plan;
 use crate::{dial, limit, page};
 
 mod admit;
+mod alter;
 mod answered;
 mod content;
 mod credential;
@@ -43,9 +44,13 @@ mod outgoing;
 mod pace;
 mod receive;
 mod respond;
+mod rewrite;
+mod said;
+pub mod tool;
 mod withheld;
 
 pub use admit::{Admitted, Place, Upgrade, admit};
+use alter::change;
 pub use content::{Body, LOOK_BYTES};
 pub use fields::is_large;
 use fields::keep_secret;
@@ -59,7 +64,11 @@ use model::Coming;
 use pace::Pace;
 use receive::Back;
 pub use respond::is_stranger;
-use respond::{has_ended, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch};
+use respond::{
+    Answered, has_ended, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch, takes_json,
+};
+pub use tool::Tools;
+use tool::{Addressed, Listing};
 
 /// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
 /// round it (RFC 7838).
@@ -90,6 +99,8 @@ pub struct Context {
     answer: Option<Coming>,
     /// What policy asks about it.
     back: Option<Back>,
+    /// What takes out of it what the agent may not use.
+    listing: Option<Box<Listing>>,
     /// Status of the upstream's answer.
     status: Option<u16>,
     /// Status of what the client got in its place.
@@ -118,6 +129,10 @@ impl Context {
             }
         }
         self.back.take().into_iter().for_each(|back| back.tell(&mut exchange));
+        if let Some((change, findings)) = self.listing.take().map(|listing| listing.finish()) {
+            exchange.found(findings.iter());
+            change.into_iter().for_each(|change| exchange.changed(change));
+        }
         let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
         let answer = self.answer.take().map(Coming::finish);
         let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
@@ -242,6 +257,8 @@ impl App {
                 if ruling.verdict.is_err() {
                     return Err(ruling);
                 }
+                let ruling = change(content, ruling, exchange)?;
+                self.brokers(&ruling, &plan, (&who, &admitted), exchange).await?;
                 let (ways, generation) = ((ways, reach.by_way), plan.generation);
                 let granted = Granted::new(admitted, who, ways, steered_to, ruling, generation);
                 content.said.take().into_iter().for_each(|said| granted.says(said));
@@ -307,6 +324,7 @@ impl ProxyHttp for App {
                 context.reason = Some(reason);
                 let retry_after = ruling.retry_after;
                 exchange.deny(ruling);
+                let messages = context.content.said.as_ref().and_then(|said| said.messages());
                 if is_stranger(reason) {
                     front.denies_nobody();
                 }
@@ -317,7 +335,16 @@ impl ProxyHttp for App {
                 if !reusable && !front.has_left() {
                     front.ending().cancel();
                 }
-                respond(session, reason, exchange.id(), reusable, front.client(), retry_after).await?;
+                let denial = messages.and_then(|messages| {
+                    messages.denial(
+                        takes_json(session),
+                        reason.name(),
+                        &page::message(front.client(), reason, exchange.id()),
+                        exchange.id(),
+                    )
+                });
+                let answer = Answered { reusable, retry_after, denial };
+                respond(session, reason, exchange.id(), front.client(), answer).await?;
                 Ok(true)
             }
         }
@@ -455,19 +482,21 @@ impl ProxyHttp for App {
             // Of this hop, and asked for by servers of gRPC, whose status is a trailer.
             request.insert_header("te", "trailers")?;
         }
+        if let Some(rewritten) = &mut context.content.rewritten {
+            rewritten.head(request)?;
+        }
         if let Some(asking) = &mut context.content.asking {
             asking.head(request)?;
         } else if receive::wants_plain(&self.gateway, granted, request) {
             request.insert_header("accept-encoding", "identity")?;
         }
-        if let Some(changes) = granted.changes() {
-            let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
-            for name in names.cloned().collect::<Vec<_>>() {
-                request.remove_header(&name);
-            }
-            for (name, value) in &changes.set {
-                request.insert_header(name.to_string(), &**value)?;
-            }
+        if context.content.addressed.as_ref().is_some_and(Addressed::is_meant) {
+            // What comes back may be a list, of which an agent gets to see a part.
+            request.insert_header("accept-encoding", "identity")?;
+        }
+        if let Err(reason) = self.set_fields(granted, request).await {
+            context.reason = Some(reason);
+            return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "a key is not there"));
         }
         if request.version == Version::HTTP_2 { keep_secret(request) } else { Ok(()) }
     }
@@ -499,6 +528,9 @@ impl ProxyHttp for App {
                 // As if the client had left, for an upstream of HTTP/2 to be told that this is not all.
                 return Err(Error::explain(status, "the body may not go on").into_down());
             }
+        }
+        if let Some(rewritten) = &mut context.content.rewritten {
+            rewritten.body(body, end);
         }
         if let Some(asking) = &mut context.content.asking {
             asking.body(body);
@@ -549,6 +581,7 @@ impl ProxyHttp for App {
                 Coming::of(said, memory, is_call, is_edited)
             };
             context.answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
+            self.lists(session, response, context)?;
         }
         Ok(())
     }
@@ -592,6 +625,12 @@ impl ProxyHttp for App {
             Error::explain(ErrorType::HTTPStatus(page::status(reason)), "the answer may not go on")
                 .into_down()
         })?;
+        if let (Some(listing), Some(granted)) = (&mut context.listing, &context.granted)
+            && let Err(reason) = listing.push(granted, body, end)
+        {
+            context.reason = Some(reason);
+            return Err(Error::explain(ErrorType::HTTPStatus(502), "a list of tools that can't be read"));
+        }
         if let Some(answer) = &mut context.answer {
             answer.edit(body, end);
         }
@@ -623,7 +662,7 @@ impl ProxyHttp for App {
             let of_proxy = || Client::of_proxy(false);
             let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
             error_code = page::status_as(client, reason);
-            let _ = respond(session, reason, exchange.id(), false, client, None).await;
+            let _ = respond(session, reason, exchange.id(), client, Answered::default()).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize as _;
 
 use crate::accept::{Accepted, Accepting, Sources};
+use crate::audit::Audit;
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::dial::Dials;
@@ -33,8 +34,8 @@ use crate::intercept::Interception;
 use crate::keys::Keys;
 use crate::memory::Memory;
 use crate::own::Own;
-use crate::plain_http::Calls;
 use crate::plain_http::{self, Front, Gate, Place, Proxy};
+use crate::plain_http::{Calls, Tools};
 use crate::quota::Quota;
 use crate::resolve::Resolver;
 use crate::route::Routes;
@@ -43,6 +44,7 @@ use crate::snapshot::Snapshots;
 use crate::stream::Stream;
 use crate::tls::{self, Terminal};
 use crate::tunnel::Pipes;
+use crate::vault::Vault;
 use crate::{audit, connect, handover, http2, intercept, limit, opaque, peek, socks};
 
 /// For tasks to write their outcomes after they were cut.
@@ -290,6 +292,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let gateway = Arc::new(Gateway {
         snapshots,
         keys: Keys::new(keys).context("the system has no randomness")?,
+        vault: Vault::new(socket::channel_to(&config.vault_socket(), servers(Server::Keys)?)),
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
         histories: Histories::new(control.clone()),
         streams: Arc::new(Semaphore::new(connections_max)),
@@ -306,6 +309,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         interception: Interception::of(&config)?,
         memory: Arc::new(Memory::new(&config.content)),
         calls: Calls::new(&config.llm, &config.content)?,
+        tools: Tools::new(&config.tool, &config.content)?,
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });
@@ -350,11 +354,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     proxy.http_cleanup().await;
     drain(&gateway, &connections, connections_max, Duration::from_secs(config.l7.drain_s_max)).await;
     gateway.quota.give_back(Duration::ZERO).await;
+    flush(&audit).await;
+    background.shutdown().await;
+    Ok(())
+}
+
+/// Waits until control has what was recorded.
+async fn flush(audit: &Audit) {
     if !audit.flush(limit::AUDIT_FLUSH).await {
         tracing::error!("audit records are left that control did not take");
     }
-    background.shutdown().await;
-    Ok(())
 }
 
 /// Waits for `stop`, unless the thread that carries audit records ends before: nothing could be allowed any more, and whoever is

@@ -5,7 +5,7 @@
 //! applied for too long, also because it was refused, or after this process stood still, until control has said what is live now: others may have gone
 //! on without it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use clawgress_api::proto::{
 };
 use clawgress_api::{MESSAGE_BYTES_MAX, Revisions, Snapshot, proto};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{Agent, PolicyOwner, RootId, Roots, TrustSnapshot};
+use clawgress_identity::{Agent, PolicyOwner, ProviderKeyRecord, RootId, Roots, TrustSnapshot};
 use clawgress_policy::{Policies, PolicySet};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
@@ -68,6 +68,8 @@ pub struct Plan {
     /// What local runs began with.
     pub executables: Arc<Executables>,
     bases: Arc<Bases>,
+    /// Keys of providers, sealed, by tenant and name.
+    provider_keys: Arc<HashMap<String, ProviderKeyRecord>>,
 }
 
 /// The live plan.
@@ -112,7 +114,9 @@ impl Plan {
         let trust = trust.with_roots(Arc::clone(&roots));
         let executables = Arc::new(Executables::new(snapshot.runs, &trust));
         let generation = snapshot.generation;
-        Ok(Plan { generation, policies, parts, clock, roots, trust, executables, bases })
+        let keys = snapshot.provider_keys.into_iter().map(|key| (key.id.to_string(), key));
+        let provider_keys = Arc::new(keys.collect());
+        Ok(Plan { generation, policies, parts, clock, roots, trust, executables, bases, provider_keys })
     }
 
     /// The policies that decide for an agent, as they do now: its tenant's, under the platform's. `None` before the
@@ -138,6 +142,12 @@ impl Plan {
         self.of(agent).is_some_and(PolicySet::asks_history)
     }
 
+    /// A provider's key of a tenant.
+    #[must_use]
+    pub fn provider_key(&self, tenant: &str, name: &str) -> Option<&ProviderKeyRecord> {
+        self.provider_keys.get(&format!("{tenant}/{name}"))
+    }
+
     /// What decisions for the agents of a tenant rest on besides.
     #[must_use]
     pub fn basis(&self, tenant: &str) -> &Arc<Basis> {
@@ -155,6 +165,7 @@ impl Plan {
             trust: self.trust.with_quarantined(quarantined),
             executables: Arc::clone(&self.executables),
             bases: Arc::clone(&self.bases),
+            provider_keys: Arc::clone(&self.provider_keys),
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct ToolCall<'a> {
     pub name: &'a str,
     /// Names of its arguments.
     pub argument_names: &'a [String],
+    /// Each of their values that is no object or array: a JSON pointer, `=` and the value.
+    pub values: &'a [String],
     /// The arguments, as canonical JSON.
     pub arguments: &'a str,
     /// What was found in them.
@@ -113,6 +115,7 @@ pub(crate) enum Attribute {
     ToolMethod,
     ToolName,
     ToolArgumentNames,
+    ToolValues,
     ToolArguments,
     UsageInput,
     UsageOutput,
@@ -163,6 +166,7 @@ impl Attribute {
                 A::ToolMethod,
                 A::ToolName,
                 A::ToolArgumentNames,
+                A::ToolValues,
                 A::ToolArguments,
                 A::Findings,
             ],
@@ -211,6 +215,7 @@ impl Attribute {
             Attribute::ToolMethod => (Some("tool"), "method"),
             Attribute::ToolName => (Some("tool"), "name"),
             Attribute::ToolArgumentNames => (Some("tool"), "argument_names"),
+            Attribute::ToolValues => (Some("tool"), "values"),
             Attribute::ToolArguments => (Some("tool"), "arguments"),
             Attribute::UsageInput => (Some("usage"), "input_tokens"),
             Attribute::UsageOutput => (Some("usage"), "output_tokens"),
@@ -284,6 +289,7 @@ impl Attribute {
             Attribute::ToolMethod => Told::Str(call.method),
             Attribute::ToolName => Told::Str(call.name),
             Attribute::ToolArgumentNames => Told::Strings(call.argument_names),
+            Attribute::ToolValues => Told::Strings(call.values),
             Attribute::ToolArguments => Told::Str(call.arguments),
             Attribute::Findings => Told::Strings(call.findings),
             _ => return None,

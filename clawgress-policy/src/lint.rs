@@ -434,6 +434,7 @@ impl Linter<'_> {
             let whom = match action {
                 ActionKind::Llm => "call of a model",
                 ActionKind::Receive => "answer",
+                ActionKind::Tool => "message to a tool server",
                 _ => "request with a body",
             };
             let message = format!(

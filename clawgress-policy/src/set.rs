@@ -222,6 +222,8 @@ pub(crate) struct Given<'a> {
     /// Whether the body is not known yet, and its size neither: likewise.
     pub(crate) is_payload_unseen: bool,
     pub(crate) is_size_unseen: bool,
+    /// Whether it is not known yet what a tool is called with.
+    pub(crate) are_arguments_unseen: bool,
 }
 
 #[derive(Debug)]
@@ -516,6 +518,7 @@ impl PolicySet {
             is_hello_unseen: false,
             is_payload_unseen: false,
             is_size_unseen: false,
+            are_arguments_unseen: false,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What `@effect("transform")` changes of a request: header fields that are taken away or set.
+//! What `@effect("transform")` changes of a request: header fields that are taken away or set, also to keys that no agent holds;
+//! and of the call of a model its parameters, its tools and its prompt ([`body`]).
 //!
 //! Of all that match one request, what is taken away goes first, then what is set, in the order of the policies' ids: of
 //! two that set the same field, the one whose id comes last counts. Those of the platform's policy come after all others:
@@ -6,6 +7,9 @@
 
 use std::collections::BTreeMap;
 
+pub mod body;
+
+use self::body::{BodyChange, BodyChanges};
 use crate::PLATFORM_PREFIX;
 use crate::effect::{Effect, Obligation};
 use crate::fields;
@@ -17,13 +21,31 @@ const VALUE_BYTES_MAX: usize = 2048;
 /// Where servers look for keys: a policy's text is no place for one.
 const SECRETS: [&str; 5] = ["authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key"];
 
-/// A change: at least one of the two.
+/// Longest name of a key.
+const KEY_NAME_BYTES_MAX: usize = 63;
+
+/// A field that is set to a key which no agent holds, and no policy's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injected {
+    /// What comes before the key: `Bearer `.
+    pub before: Box<str>,
+    /// The key's name, of the agent's tenant.
+    pub key: Box<str>,
+    /// What comes after it.
+    pub behind: Box<str>,
+}
+
+/// A change: at least one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transform {
     /// Name of the field that is taken away, in lowercase.
     pub remove: Option<Box<str>>,
     /// Name, in lowercase, and value of the field that is set, instead of all there are of that name.
     pub set: Option<(Box<str>, Box<str>)>,
+    /// The same, of a field that is set to a key.
+    pub inject: Option<(Box<str>, Injected)>,
+    /// What is changed of a call of a model.
+    pub body: BodyChange,
 }
 
 /// All that is changed of one request.
@@ -33,6 +55,10 @@ pub struct Changes {
     pub remove: Vec<Box<str>>,
     /// Fields that are set, each once.
     pub set: BTreeMap<Box<str>, Box<str>>,
+    /// Fields that are set to keys, each once.
+    pub inject: BTreeMap<Box<str>, Injected>,
+    /// What is changed of a call of a model.
+    pub body: BodyChanges,
 }
 
 // === impl Changes ===
@@ -58,6 +84,11 @@ impl Changes {
                 changes.unset(name);
                 changes.set.insert(name.clone(), value.clone());
             }
+            for (name, key) in transforms().filter_map(|transform| transform.inject.as_ref()) {
+                changes.unset(name);
+                changes.inject.insert(name.clone(), key.clone());
+            }
+            transforms().for_each(|transform| changes.body.add(&transform.body));
         }
         changes
     }
@@ -65,19 +96,23 @@ impl Changes {
     /// Sets a field no longer, nor one that servers may take for it.
     fn unset(&mut self, name: &str) {
         self.set.retain(|former, _| !fields::is_same(former, name));
+        self.inject.retain(|former, _| !fields::is_same(former, name));
     }
 
     /// Whether a client's field, by its name in lowercase, stays behind: it is taken away, or another is set in its place.
     /// Servers that take `_` for `-` would see two of what was set.
     #[must_use]
     pub fn takes(&self, name: &str) -> bool {
-        self.remove.iter().chain(self.set.keys()).any(|changed| fields::is_same(changed, name))
+        let changed = self.remove.iter().chain(self.set.keys()).chain(self.inject.keys());
+        // Whoever is sent with a key of the gateway's, is sent with none of its client's.
+        let is_key = !self.inject.is_empty() && SECRETS.iter().any(|secret| fields::is_same(secret, name));
+        is_key || { changed }.any(|changed| fields::is_same(changed, name))
     }
 
     /// Whether nothing is changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty()
+        self.remove.is_empty() && self.set.is_empty() && self.inject.is_empty() && self.body.is_empty()
     }
 }
 
@@ -101,7 +136,7 @@ pub(crate) fn assigned(text: &str) -> Result<(Box<str>, Box<str>), String> {
     let name = name(before, example)?;
     if SECRETS.contains(&&*name) {
         return Err(format!(
-            "`{name}` holds a secret, and whoever reads the policy would read it too: set it where the request is made"
+            "`{name}` holds a secret, and whoever reads the policy would read it too: keep the key with `clawgressctl provider-key`, and name it in `@inject`"
         ));
     }
     let value = value.trim_matches([' ', '\t']);
@@ -113,6 +148,34 @@ pub(crate) fn assigned(text: &str) -> Result<(Box<str>, Box<str>), String> {
         ));
     }
     Ok((name, value.into()))
+}
+
+/// Reads `Name: text {key} text`.
+///
+/// # Errors
+/// Why not, and what to write.
+pub(crate) fn injected(text: &str) -> Result<(Box<str>, Injected), String> {
+    let example = "@inject(\"Authorization: Bearer {openai}\")";
+    let malformed = || {
+        format!(
+            "`{}` sets no field to a key: write a name, a colon and a value with the name of one key in braces, as in `{example}`",
+            quote(text)
+        )
+    };
+    let (before, value) = text.split_once(':').ok_or_else(malformed)?;
+    let name = name(before, example)?;
+    let value = value.trim_matches([' ', '\t']);
+    let (before, rest) = value.split_once('{').ok_or_else(malformed)?;
+    let (key, behind) = rest.split_once('}').ok_or_else(malformed)?;
+    let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    if !(1..=KEY_NAME_BYTES_MAX).contains(&key.len()) || !key.bytes().all(is_name) {
+        return Err(format!("`{}` is no name of a key: 1 to 63 of a-z, 0-9, `-` and `_`", quote(key)));
+    }
+    let is_plain = |text: &str| text.bytes().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'{' | b'}'));
+    if value.len() > VALUE_BYTES_MAX || !is_plain(before) || !is_plain(behind) {
+        return Err(malformed());
+    }
+    Ok((name, Injected { before: before.into(), key: key.into(), behind: behind.into() }))
 }
 
 fn name(text: &str, example: &str) -> Result<Box<str>, String> {
@@ -174,6 +237,7 @@ mod tests {
             effect: Effect::Transform(Transform {
                 remove: remove.map(Into::into),
                 set: set.map(|(name, value)| (name.into(), value.into())),
+                ..Transform::default()
             }),
             severity: Severity::Medium,
         };

@@ -125,12 +125,12 @@ impl ActionKind {
 
     /// Whether some plane asks about it.
     pub(crate) fn is_asked(self) -> bool {
-        self != ActionKind::Tool
+        true
     }
 
     /// Whether it is asked only of who has a policy that names it: where none does, it is as if there were no such action.
     pub(crate) fn is_asked_by_name(self) -> bool {
-        matches!(self, ActionKind::Send | ActionKind::Llm | ActionKind::Receive)
+        matches!(self, ActionKind::Send | ActionKind::Llm | ActionKind::Tool | ActionKind::Receive)
     }
 
     /// Whether it is about what is said, rather than to whom.

@@ -264,6 +264,7 @@ fn what_is_said_is_judged_as_the_guide_says() {
             method: "tools/call",
             name,
             argument_names: &[],
+            values: &[],
             arguments: "{}",
             findings: &[],
         })
@@ -343,5 +344,21 @@ fn what_is_at_the_other_end_counts_as_the_guide_says() {
     assert_eq!(seen(&set, &agent, Some(known)), ["mirrors-read"]);
     for other in [None, Some("00")] {
         assert_eq!(seen(&set, &agent, other), ["known-build"]);
+    }
+}
+
+/// What pages about one action show, is what can be applied.
+#[test]
+fn examples_of_other_pages_are_valid() {
+    let pages = [
+        include_str!("../../docs/llm.md"),
+        include_str!("../../docs/tools.md"),
+        include_str!("../../docs/provider-keys.md"),
+    ];
+    for page in pages {
+        let shown: Vec<&str> =
+            page.split("```cedar\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert!(!shown.is_empty(), "no example in a page");
+        PolicySet::parse_in(&shown.concat(), &NamedSets::default(), &Surroundings::default()).unwrap();
     }
 }

@@ -19,6 +19,7 @@ mod live;
 mod metrics;
 mod output;
 mod policy;
+mod provider_key;
 mod run;
 mod source;
 mod status;
@@ -92,6 +93,9 @@ enum Verb {
     /// Shared sources: hosts of several agents, and NATs.
     #[command(subcommand)]
     Source(source::Verb),
+    /// Keys of providers, which the gateway adds on the way out.
+    #[command(subcommand)]
+    ProviderKey(provider_key::Verb),
     /// Issuers of tokens: who is trusted to say who agents are.
     #[command(subcommand)]
     Issuer(issuer::Verb),
@@ -161,6 +165,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Environment(verb) => group::run(&client, output, GroupKind::Environment, verb).await?,
             Verb::Key(verb) => key::run(&client, output, verb).await?,
             Verb::Source(verb) => source::run(&client, output, verb).await?,
+            Verb::ProviderKey(verb) => provider_key::run(&client, output, verb).await?,
             Verb::Issuer(verb) => issuer::run(&client, output, verb).await?,
             Verb::Authority(verb) => authority::run(&client, output, verb).await?,
             Verb::Ca(verb) => ca::run(&client, output, verb).await?,

@@ -49,7 +49,7 @@ pub fn run(scope: Scope) -> anyhow::Result<()> {
     linker::install()?;
     if scope >= Scope::Lab {
         kernels::install()?;
-        clients::install_provider()?;
+        clients::install_packages()?;
         clients::install()?;
     }
     if scope == Scope::All {

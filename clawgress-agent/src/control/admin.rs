@@ -6,6 +6,7 @@ mod groups;
 mod issuers;
 mod keys;
 mod policies;
+mod provider_keys;
 mod records;
 mod roots;
 mod runs;
@@ -75,6 +76,18 @@ impl Admin for Service {
 
     async fn set_agent_state(&self, request: Request<Document>) -> Answer {
         agents::set_state(&self.0, request).await
+    }
+
+    async fn set_provider_key(&self, request: Request<Document>) -> Answer {
+        provider_keys::set(&self.0, request).await
+    }
+
+    async fn list_provider_keys(&self, _: Request<Empty>) -> Result<Response<Documents>, Status> {
+        provider_keys::list(&self.0)
+    }
+
+    async fn delete_provider_key(&self, request: Request<Name>) -> Result<Response<Empty>, Status> {
+        provider_keys::delete(&self.0, request).await
     }
 
     async fn create_key(&self, request: Request<Document>) -> Answer {

@@ -106,6 +106,8 @@ impl Model {
             members.extend(authorities.map(|id| format!("authority `{id}`")));
             let domains = self.trust_domains.keys().filter(|id| id.tenant() == tenant);
             members.extend(domains.map(|id| format!("trust domain `{id}`")));
+            let keys = self.provider_keys.keys().filter(|id| id.tenant() == tenant);
+            members.extend(keys.map(|id| format!("provider key `{id}`")));
             // Whoever comes next by this name must not find it.
             let policy = self.policies.get(&PolicyOwner::Tenant(tenant.to_owned()));
             let is_empty = |bundle: &PolicyBundle| bundle.text.trim().is_empty();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_api::proto::keys_client::KeysClient;
-use clawgress_api::proto::{Empty, InterceptionAuthority, MacApiKeyRequest};
+use clawgress_api::proto::sealer_client::SealerClient;
+use clawgress_api::proto::{Empty, InterceptionAuthority, MacApiKeyRequest, SealRequest};
 use clawgress_identity::{ApiKey, KEY_MAC_BYTES};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -32,14 +33,27 @@ pub(super) struct NewKey {
 #[derive(Debug, Clone)]
 pub(super) struct Keyring {
     client: KeysClient<Channel>,
+    sealer: SealerClient<Channel>,
     store: Arc<dyn StateStore>,
 }
 
 // === impl Keyring ===
 
 impl Keyring {
-    pub(super) fn new(channel: Channel, store: Arc<dyn StateStore>) -> Self {
-        Keyring { client: KeysClient::new(channel), store }
+    pub(super) fn new(channel: Channel, sealer: Channel, store: Arc<dyn StateStore>) -> Self {
+        Keyring { client: KeysClient::new(channel), sealer: SealerClient::new(sealer), store }
+    }
+
+    /// A provider's key, sealed with what it is bound to.
+    pub(super) async fn seal(&self, binding: Vec<u8>, value: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let mut sealer = self.sealer.clone();
+        let away = |why: &str| Refusal::Unavailable(format!("the keys role can't be reached ({why})"));
+        let call = sealer.seal(SealRequest { binding, value: value.to_vec() });
+        match tokio::time::timeout(CALL_TIME_MAX, call).await {
+            Ok(Ok(sealed)) => Ok(sealed.into_inner().sealed),
+            Ok(Err(status)) => Err(away(status.message())),
+            Err(_) => Err(away("no answer")),
+        }
     }
 
     /// Makes a key.

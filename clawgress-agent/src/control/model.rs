@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clawgress_api::{PolicyRevision, REVISION_TEXT_BYTES_MAX, RunRef};
 use clawgress_identity::{
     Agent, AgentId, AgentState, ApiKeyRecord, AuthorityRecord, Group, GroupId, IssuerRecord, PolicyOwner,
-    RootId, SharedSource, SourceId, TrustDomainRecord,
+    ProviderKeyId, ProviderKeyRecord, RootId, SharedSource, SourceId, TrustDomainRecord,
 };
 use clawgress_policy::{PolicyBundle, PolicyErrors};
 use jiff::Timestamp;
@@ -22,6 +22,7 @@ use super::geo::{GeoError, GeoInForce};
 use super::groups::{GROUP, with_built_in};
 use super::in_force::Unusable;
 use super::issuers::ISSUER;
+use super::provider_keys::PROVIDER_KEY;
 use super::providers::{FETCHED, Fetched};
 use super::signatures::Signatures;
 use super::sources::SHARED;
@@ -123,6 +124,8 @@ pub struct Model {
     pub fetched: BTreeMap<RootId, Fetched>,
     /// Bundles that came of trust domains' sources and count.
     pub bundles: BTreeMap<RootId, FetchedBundle>,
+    /// Keys of providers by id, sealed.
+    pub provider_keys: BTreeMap<ProviderKeyId, ProviderKeyRecord>,
     /// Runs by name.
     pub runs: BTreeMap<String, Run>,
     /// The live policies, with their bundles, by whose they are.
@@ -242,6 +245,7 @@ impl Model {
             trust_domains: all(store, TRUST_DOMAIN, at, |d: &TrustDomainRecord| d.id.clone()).await?,
             fetched: all(store, FETCHED, at, |f: &Fetched| f.id.clone()).await?,
             bundles: all(store, TRUST_BUNDLE, at, |b: &FetchedBundle| b.id.clone()).await?,
+            provider_keys: all(store, PROVIDER_KEY, at, |k: &ProviderKeyRecord| k.id.clone()).await?,
             runs: all(store, RUN, at, |r: &Run| r.name.clone()).await?,
             policies,
             distrust,

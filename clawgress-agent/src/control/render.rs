@@ -76,6 +76,7 @@ pub(super) async fn render(model: Model, former: Former, unusable: Unusable) -> 
             shared: kernel.shared,
             runs: model.runs.values().map(Run::reference).collect(),
             roots: model.roots(),
+            provider_keys: model.provider_keys.values().cloned().collect(),
         };
         let snapshot = serde_json::to_vec(&snapshot).map_err(json)?;
         in_force.fits(&former.in_force, snapshot.len().max(kernel_json.len()), unusable)?;

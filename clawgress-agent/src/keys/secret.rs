@@ -40,6 +40,13 @@ pub const INTERCEPTION: Purpose = Purpose {
     anew: "the certificates beside it (`interception-ca-*`), and give clients the new authority",
 };
 
+/// What providers' keys are sealed with.
+pub const PROVIDER_KEYS: Purpose = Purpose {
+    file: "provider-keys-aes256-v1",
+    of: "providers' keys",
+    anew: "give all providers' keys anew (`clawgressctl provider-key`)",
+};
+
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {

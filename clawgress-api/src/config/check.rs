@@ -7,7 +7,7 @@ use super::{
     Audit, Config, Content, Danger, Datapath, DatapathMode, Interface, L7, Llm, Node, Proxy, ProxyTls, Role,
     UTC, UnboundSources,
 };
-use super::{dns_server, endpoint, intercept, llm, route};
+use super::{dns_server, endpoint, intercept, llm, route, tool};
 
 /// Most interfaces a node may name: what an image of the kernel tables holds.
 const INTERFACES_MAX: usize = 128;
@@ -37,6 +37,7 @@ pub fn check(config: &Config) -> Result<(), Refused> {
     config.intercept.as_ref().map_or(Ok(()), intercept::check)?;
     check_content(&config.content)?;
     check_llm(&config.llm, &config.content)?;
+    tool::check(&config.tool, &config.content)?;
     check_surroundings(config)
 }
 

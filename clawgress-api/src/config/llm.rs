@@ -71,12 +71,8 @@ pub(super) fn check(llm: &Llm) -> Result<(), super::check::Refused> {
         return refused(format!("at most {SERVERS_MAX} servers"));
     }
     for (n, LlmServer { name, url }) in llm.servers.iter().enumerate() {
-        let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name) {
-            return refused(format!(
-                "`{}` is no name of a provider: 1 to {NAME_BYTES_MAX} of a-z, 0-9, `-` and `_`",
-                name.escape_debug()
-            ));
+        if !is_name(name) {
+            return refused(format!("`{}` is no name of a provider: {NAMES}", name.escape_debug()));
         }
         if name == UNLISTED {
             return refused(format!(
@@ -91,6 +87,15 @@ pub(super) fn check(llm: &Llm) -> Result<(), super::check::Refused> {
         }
     }
     Ok(())
+}
+
+/// What a name is made of.
+pub(super) const NAMES: &str = "1 to 63 of a-z, 0-9, `-` and `_`";
+
+/// Whether policy may have it as the name of a provider or server.
+pub(super) fn is_name(name: &str) -> bool {
+    let is_letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_letter)
 }
 
 /// What policy calls the provider of a call that goes to nobody who is listed.

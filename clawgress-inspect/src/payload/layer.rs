@@ -384,7 +384,7 @@ fn of_json(
     // Of what only looks like a document, the text itself is heard.
     let is_own = is_root && is_claimed;
     if is_root {
-        tally.of_call(event)?;
+        tally.of_document(event)?;
     }
     if names.watch(event) {
         tally.findings.insert(Finding::OversizedIdentifier);

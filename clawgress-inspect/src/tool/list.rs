@@ -1,11 +1,12 @@
 //! Lists of tools that a server offers: those that an agent may not use taken out, and definitions held against what was
-//! approved. Must never change anything else of an answer than the list.
+//! approved. Must never change anything else of an answer than the list, nor a byte of what stays in it.
 
 use std::collections::BTreeMap;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::{ToolError, Value};
+use crate::splice::{self, Edits};
 
 /// SHA-256 of a tool's definition as canonical JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,11 +26,14 @@ pub enum Change {
 /// An answer without what an agent may not use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filtered {
-    /// The answer, as JSON.
+    /// The answer: what stays of it is as it was, byte for byte.
     pub body: String,
     /// Names that were taken out.
     pub removed: Vec<String>,
 }
+
+/// What decides on a tool of a list, by its name and definition.
+pub type Allowed<'a> = dyn FnMut(&str, &Value) -> bool + 'a;
 
 /// What identifies a definition: all that a model is told of a tool, and all that its answers are held against.
 #[must_use]
@@ -42,24 +46,58 @@ pub fn pin(tool: &Value) -> Pin {
     Pin(bytes)
 }
 
+/// The tools of an answer to `tools/list`, of a document `{"tools": […]}`, or of an array; `None` of anything else.
+///
+/// # Errors
+/// If it is no JSON; if a tool has no name, or one has another's.
+pub fn definitions(text: &[u8]) -> Result<Option<Vec<(String, Value)>>, ToolError> {
+    let value = Value::parse(text)?;
+    let within = value.member("result").unwrap_or(&value).member("tools").unwrap_or(&value);
+    let Value::Array(tools) = within else { return Ok(None) };
+    named(tools)?;
+    let name = |tool: &Value| tool.member("name").and_then(Value::text).unwrap_or_default().to_owned();
+    Ok(Some(tools.iter().map(|tool| (name(tool), tool.clone())).collect()))
+}
+
 /// Takes out of an answer to `tools/list` what is not `allowed`; `None` if it is another answer, or nothing is taken out.
 ///
 /// # Errors
 /// If a tool has no name, or one has another's: which one is meant, nobody knows.
-pub fn filtered(body: &[u8], allowed: &mut dyn FnMut(&str) -> bool) -> Result<Option<Filtered>, ToolError> {
-    let mut value = Value::parse(body)?;
-    let Some(tools) = tools_of(&mut value) else { return Ok(None) };
+pub fn filtered(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<Filtered>, ToolError> {
+    if !may_list(body) {
+        return Ok(None);
+    }
+    let value = Value::parse(body)?;
+    let Some((tools, path)) = tools_of(&value) else { return Ok(None) };
     named(tools)?;
     let mut removed = Vec::new();
-    tools.retain(|tool| {
-        let name = tool.member("name").and_then(Value::text).unwrap_or_default();
-        let stays = allowed(name);
-        if !stays {
-            removed.push(name.to_owned());
-        }
-        stays
-    });
-    Ok((!removed.is_empty()).then(|| Filtered { body: value.json(), removed }))
+    let stay: Vec<bool> = tools
+        .iter()
+        .map(|tool| {
+            let name = tool.member("name").and_then(Value::text).unwrap_or_default();
+            let stays = allowed(name, tool);
+            if !stays {
+                removed.push(name.to_owned());
+            }
+            stays
+        })
+        .collect();
+    if removed.is_empty() {
+        return Ok(None);
+    }
+    let lost = ToolError::Message("its list is not where it was read");
+    let parts = splice::find(body, path).and_then(|at| splice::items(body, &at));
+    let parts = parts.filter(|parts| parts.len() == stay.len()).ok_or(lost.clone())?;
+    let mut edits = Edits::default();
+    edits.keep(body, &parts, |n| stay.get(n).copied().unwrap_or(false));
+    let body = String::from_utf8(edits.apply(body)).map_err(|_| lost)?;
+    Ok(Some(Filtered { body, removed }))
+}
+
+/// Whether an answer may be one: most are not, and need not be read.
+fn may_list(body: &[u8]) -> bool {
+    // In other letters clients may take it for one; an escape may be any letter.
+    body.windows(5).any(|w| w.eq_ignore_ascii_case(b"tools")) || body.windows(2).any(|w| w == b"\\u")
 }
 
 /// The same of a stream of events (WHATWG HTML section 9.2.6) that is whole: each event that is such an answer loses what is
@@ -67,10 +105,7 @@ pub fn filtered(body: &[u8], allowed: &mut dyn FnMut(&str) -> bool) -> Result<Op
 ///
 /// # Errors
 /// As [`filtered`], for any of its events; and if it is no UTF-8.
-pub fn filtered_events(
-    body: &[u8],
-    allowed: &mut dyn FnMut(&str) -> bool,
-) -> Result<Option<Filtered>, ToolError> {
+pub fn filtered_events(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<Filtered>, ToolError> {
     let text = std::str::from_utf8(body).map_err(|_| ToolError::Message("no UTF-8"))?;
     let (mut out, mut removed) = (String::with_capacity(text.len()), Vec::new());
     let (mut event, mut data) = (Vec::new(), Vec::new());
@@ -92,9 +127,12 @@ pub fn filtered_events(
             Ok(Some(less)) => {
                 let others = event.iter().filter(|line| field(line.trim_end_matches(['\r', '\n'])).is_none());
                 others.clone().filter(|line| !line.trim().is_empty()).for_each(|line| out.push_str(line));
-                out.push_str("data: ");
-                out.push_str(&less.body);
-                out.push_str("\n\n");
+                for line in less.body.split(['\r', '\n']) {
+                    out.push_str("data: ");
+                    out.push_str(line);
+                    out.push('\n');
+                }
+                out.push('\n');
                 removed.extend(less.removed);
             }
             Ok(None) => event.iter().for_each(|line| out.push_str(line)),
@@ -109,6 +147,30 @@ pub fn filtered_events(
         data.clear();
     }
     Ok((!removed.is_empty()).then_some(Filtered { body: out, removed }))
+}
+
+/// Where the last whole event of what came so far ends: what is behind it waits for more.
+#[must_use]
+pub fn events_end(text: &[u8]) -> usize {
+    let (mut end, mut at, mut is_blank) = (0, 0, true);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'\r' | b'\n' => {
+                // The second half of what may be a CRLF has not come yet.
+                let is_half = *byte == b'\r' && at + 1 == text.len();
+                at += if *byte == b'\r' && text.get(at + 1) == Some(&b'\n') { 2 } else { 1 };
+                if is_blank && !is_half {
+                    end = at;
+                }
+                is_blank = true;
+            }
+            _ => {
+                is_blank = false;
+                at += 1;
+            }
+        }
+    }
+    end
 }
 
 /// The first line with its end: CRLF, LF or CR; and what follows.
@@ -138,8 +200,8 @@ fn field(line: &str) -> Option<&str> {
 /// # Errors
 /// As [`filtered`].
 pub fn changes(body: &[u8], approved: &BTreeMap<String, Pin>) -> Result<Vec<(String, Change)>, ToolError> {
-    let mut value = Value::parse(body)?;
-    let Some(tools) = tools_of(&mut value) else { return Ok(Vec::new()) };
+    let value = Value::parse(body)?;
+    let Some((tools, _)) = tools_of(&value) else { return Ok(Vec::new()) };
     named(tools)?;
     let of = |tool: &Value| {
         let name = tool.member("name").and_then(Value::text).unwrap_or_default().to_owned();
@@ -153,12 +215,12 @@ pub fn changes(body: &[u8], approved: &BTreeMap<String, Pin>) -> Result<Vec<(Str
     Ok(tools.iter().map(of).collect())
 }
 
-fn tools_of(value: &mut Value) -> Option<&mut Vec<Value>> {
-    let Value::Object(members) = value else { return None };
-    let result = members.iter_mut().find(|(name, _)| name == "result")?;
-    let Value::Object(members) = &mut result.1 else { return None };
-    let tools = members.iter_mut().find(|(name, _)| name == "tools")?;
-    if let Value::Array(tools) = &mut tools.1 { Some(tools) } else { None }
+/// The tools of an answer, and what leads to them.
+fn tools_of(value: &Value) -> Option<(&[Value], &'static [&'static str])> {
+    match value.member("result")?.member("tools")? {
+        Value::Array(tools) => Some((tools, &["result", "tools"])),
+        _ => None,
+    }
 }
 
 /// Each has a name, and no two the same.

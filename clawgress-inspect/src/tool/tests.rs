@@ -118,27 +118,28 @@ const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[
 
 #[test]
 fn lists_hold_what_an_agent_may_use() {
-    let filtered = |may: &str| filtered(LIST.as_bytes(), &mut |name| name == may).expect("a list");
+    let filtered = |may: &str| filtered(LIST.as_bytes(), &mut |name, _| name == may).expect("a list");
     let some = filtered("read").expect("something is taken out");
     assert_eq!(some.removed, ["write"]);
-    let want = r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read","description":"reads","inputSchema":{"type":"object","properties":{"n":{"maximum":1.0}}},"_meta":{"at":1}}],"nextCursor":"x"}}"#;
-    assert_eq!(some.body, want);
+    let (before, behind) = LIST.split_once(",\n    {\"name\":\"write\"").expect("two tools");
+    let behind = behind.split_once("{}}").expect("the end of the second").1;
+    assert_eq!(some.body, format!("{before}{behind}"), "what stays is as it was");
     assert_eq!(filtered("none").map(|all| all.removed.len()), Some(2));
-    assert_eq!(super::filtered(LIST.as_bytes(), &mut |_| true), Ok(None));
-    assert_eq!(super::filtered(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#, &mut |_| false), Ok(None));
+    assert_eq!(super::filtered(LIST.as_bytes(), &mut |_, _| true), Ok(None));
+    assert_eq!(super::filtered(br#"{"jsonrpc":"2.0","id":1,"result":{}}"#, &mut |_, _| false), Ok(None));
     let twice = LIST.replace("write\"", "read\"");
     assert_eq!(
-        super::filtered(twice.as_bytes(), &mut |_| true),
+        super::filtered(twice.as_bytes(), &mut |_, _| true),
         Err(ToolError::Message("two tools of one name"))
     );
     let nameless = LIST.replace("\"name\":\"write\",", "");
-    assert_eq!(super::filtered(nameless.as_bytes(), &mut |_| true), Err(ToolError::Name("name")));
+    assert_eq!(super::filtered(nameless.as_bytes(), &mut |_, _| true), Err(ToolError::Name("name")));
 }
 
 #[test]
 fn lists_in_events_are_filtered_too() {
     let list = Value::parse(LIST.as_bytes()).expect("a list").json();
-    let filtered = |text: &str| filtered_events(text.as_bytes(), &mut |name| name == "read");
+    let filtered = |text: &str| filtered_events(text.as_bytes(), &mut |name, _| name == "read");
     let want = filtered(&format!("data: {list}\n\n")).expect("events").expect("something is taken out").body;
     assert!(want.starts_with("data: {") && want.contains("reads") && !want.contains("writes"), "{want}");
     for end in ["\n", "\r\n", "\r"] {
@@ -156,9 +157,11 @@ fn lists_in_events_are_filtered_too() {
     }
     // Over several lines, and without the blank one behind it.
     let lines = format!("data: {}", LIST.replace('\n', "\ndata: "));
-    assert_eq!(filtered(&lines).map(|less| less.map(|less| less.body)), Ok(Some(want)));
+    let joined = |text: &str| text.replace("data: ", "").replace('\n', "");
+    let less = filtered(&lines).expect("events").expect("something is taken out").body;
+    assert_eq!(joined(&less).replace("    ", ""), joined(&want));
     assert_eq!(filtered("data: hello\n\n: ping\n\n"), Ok(None));
-    assert!(filtered("data: {\"a\":1,\"a\":2}\n\n").is_err());
+    assert!(filtered("data: {\"tools\":1,\"tools\":2}\n\n").is_err());
     // Clients in Python would read it.
     assert!(filtered(&format!("data: {}\n\n", list.replace("1.0", "NaN"))).is_err());
 }
@@ -187,5 +190,76 @@ fn a_definition_that_changed_is_told() {
         LIST.replace("\"_meta\"", "\"title\""),
     ] {
         assert_eq!(of(&changed), [Change::Changed, Change::New], "{changed}");
+    }
+}
+
+#[test]
+fn what_an_operator_keeps_of_a_list_is_read_as_one() {
+    let tools = &LIST[LIST.find('[').expect("tools")..=LIST.rfind(']').expect("tools")];
+    let object = format!("{{\"tools\":{tools}}}");
+    let names = |text: &str| {
+        let all = definitions(text.as_bytes()).expect("tools").expect("a list");
+        all.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+    };
+    for text in [LIST, tools, &object] {
+        assert_eq!(names(text), ["read", "write"], "{text}");
+    }
+    assert_eq!(definitions(b"{}"), Ok(None));
+}
+
+#[test]
+fn events_end_where_a_blank_line_does() {
+    for (text, end) in [
+        ("", 0),
+        ("data: a\n", 0),
+        ("data: a\n\n", 9),
+        ("data: a\n\ndata: b\n", 9),
+        ("data: a\r\n\r\n", 11),
+        ("data: a\r\n\r", 0),
+        ("data: a\r\rx", 9),
+        ("data: a\n\ndata: b\n\n:", 18),
+    ] {
+        assert_eq!(events_end(text.as_bytes()), end, "{text:?}");
+    }
+}
+
+#[test]
+fn values_of_arguments_are_told_one_by_one() {
+    let text =
+        call(r#"{"name":"a","arguments":{"project":"OPS","n":1.50,"tags":["x",true],"a=b":{"c/d":null}}}"#);
+    let message = one(&text, &NONE).expect("a call");
+    let values = message.argument_values().expect("few");
+    assert_eq!(values, ["/project=OPS", "/n=1.50", "/tags/0=x", "/tags/1=true", "/a~2b/c~1d=null"]);
+    let many = format!("{{\"name\":\"a\",\"arguments\":{{\"x\":[{}1]}}}}", "1,".repeat(VALUES_TOLD));
+    assert_eq!(one(&call(&many), &NONE).expect("a call").argument_values(), Err(ToolError::Values));
+}
+
+#[test]
+fn a_reader_of_events_reads_what_a_reader_of_documents_does() {
+    use crate::payload::json::{Event, Json, JsonError};
+    let fed = |text: &str| {
+        let mut reader = Reader::default();
+        let mut json = Json::new(false);
+        let mut sink = |event: Event<'_>| {
+            reader.event(event);
+            Ok::<(), JsonError>(())
+        };
+        for piece in text.as_bytes().chunks(3) {
+            json.push(piece, &mut sink).expect("JSON");
+        }
+        json.finish(&mut sink).expect("JSON");
+        reader
+    };
+    let text = call(r#"{"name":"a","arguments":{"x":1}}"#);
+    let reader = fed(&text);
+    assert!(reader.is_like() && reader.memory_bytes() > 0);
+    assert_eq!(reader.read(&NONE), read(text.as_bytes(), &NONE));
+    let ids: Vec<_> = reader.read(&NONE).expect("a call").into_iter().map(|message| message.id).collect();
+    assert_eq!(ids, [Some("1".to_owned())]);
+    let twice = fed(&call(r#"{"name":"a","name":"b"}"#));
+    assert!(twice.is_like() && twice.read(&NONE).is_err());
+    assert!(fed(r#"[{"JsonRPC":"2.0"}]"#).is_like());
+    for other in [r#"{"a":{"jsonrpc":"2.0"}}"#, r#"{"a":"jsonrpc"}"#, r#"{"a":["jsonrpc"]}"#, "1"] {
+        assert!(!fed(other).is_like(), "{other}");
     }
 }

@@ -52,7 +52,7 @@ impl From<JsonError> for ValueError {
 
 /// What is put together.
 #[derive(Debug, Default)]
-struct Builder {
+pub(super) struct Builder {
     /// Open ones, each with its name in the one around it.
     open: Vec<(Option<String>, Value)>,
     name: Option<String>,
@@ -174,7 +174,16 @@ fn write_text(text: &str, out: &mut String) {
 // === impl Builder ===
 
 impl Builder {
-    fn event(&mut self, event: Event<'_>) -> Result<(), ValueError> {
+    /// The document, once it is whole.
+    pub(super) fn root(&self) -> Option<&Value> {
+        self.root.as_ref()
+    }
+
+    /// What comes next of it.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub(super) fn event(&mut self, event: Event<'_>) -> Result<(), ValueError> {
         match event {
             Event::Open { object } => {
                 self.counts()?;
@@ -241,6 +250,8 @@ impl Builder {
                 let name = self.name.take().ok_or(ValueError::Malformed)?;
                 members.push((name, value));
             }
+            // Another document behind it, which some would read and some not.
+            _ if self.root.is_some() => return Err(ValueError::Malformed),
             _ => self.root = Some(value),
         }
         Ok(())

@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::hold::{self, Below};
 use super::receive::Back;
-use super::respond::{page_as_bytes, respond};
+use super::respond::{Answered, page_as_bytes, respond};
 use super::{App, Context};
 use crate::{limit, page};
 
@@ -100,7 +100,8 @@ impl App {
             return;
         }
         if let (Some(exchange), Some(front)) = (&context.exchange, &context.front) {
-            let _ = respond(session, reason, exchange.id(), true, front.client(), None).await;
+            let answer = Answered { reusable: true, ..Answered::default() };
+            let _ = respond(session, reason, exchange.id(), front.client(), answer).await;
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The body gate: `send` and `llm` judged on what a body holds, before the upstream is dialled where it can be held that long, and as
-//! it streams where it can't.
+//! The body gate: `send`, `llm` and `tool` judged on what a body holds, before the upstream is dialled where it can be held that
+//! long, and as it streams where it can't.
 //!
 //! INVARIANT: of a body whose content decides, nothing goes on that was not looked at; and its end only when all of it was
 //! judged. What can't be read with certainty doesn't go on.
@@ -11,16 +11,21 @@ use bytes::{Bytes, BytesMut};
 use clawgress_api::PayloadFacts;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1;
-use clawgress_inspect::llm::Request;
-use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
+use clawgress_inspect::llm::{Request, Surface};
+use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
+use clawgress_inspect::tool::Reader;
 use clawgress_policy::content::Payload;
 use clawgress_policy::effect::Obligation;
+use clawgress_policy::transform::body::BodyChanges;
 use clawgress_policy::{Look, Operation, PayloadNeed};
 use pingora_proxy::Session;
 use tokio::time::Instant;
 
 use super::hold::{self, Held};
-use super::model::{Asking, Calling, Facts};
+use super::model::{Asking, Calling};
+use super::rewrite::{Rewritten, is_signed};
+use super::said::{Said, operation};
+use super::tool::Addressed;
 use super::{Admitted, Granted};
 use crate::decide::{self, Ruling};
 use crate::enforce::{enforce, reference};
@@ -38,25 +43,6 @@ pub const LOOK_BYTES: usize = 2048;
 /// After what time there may be memory again.
 const MEMORY_WAIT: Duration = Duration::from_secs(1);
 
-/// What policy is asked about a body.
-#[derive(Clone, Debug, Default)]
-pub struct Said {
-    /// How much of it is looked at.
-    looked: Look,
-    media_type: String,
-    /// Those declared.
-    declared: Option<u64>,
-    /// Those seen.
-    seen: u64,
-    complete: bool,
-    findings: Vec<String>,
-    /// Whether there is one.
-    has_body: bool,
-    /// Whether it is known whether it calls a model, and what is known of the call.
-    is_call_known: bool,
-    call: Option<Arc<Facts>>,
-}
-
 /// What judging a body came to, besides the ruling.
 #[derive(Debug, Default)]
 pub struct Judged {
@@ -68,6 +54,10 @@ pub struct Judged {
     pub continued: bool,
     /// Whether usage is asked for on the client's behalf.
     pub asking: Option<Asking>,
+    /// How policy asks about what is sent to a tool server, if it does.
+    pub addressed: Option<Addressed>,
+    /// What is sent instead of a call that policy changes.
+    pub rewritten: Option<Rewritten>,
 }
 
 /// A body that is looked at.
@@ -78,9 +68,13 @@ pub struct Body {
     /// What reads it, where what is in it matters.
     inspector: Option<Inspector>,
     /// Why it can't be read.
-    unreadable: Option<Unreadable>,
+    unreadable: Option<String>,
     /// How policy asks whether it calls a model, if it does.
     calling: Option<Calling>,
+    /// And about what is sent to a tool server.
+    addressed: Option<Addressed>,
+    /// The bytes of a call that policy may change.
+    copy: Option<Vec<u8>>,
     charge: Charge,
     spool_bytes: usize,
     /// Bytes that went by in this attempt to send it; after a connection that died there is another.
@@ -91,62 +85,6 @@ pub struct Body {
     kept: Vec<Arc<Obligation>>,
 }
 
-// === impl Said ===
-
-impl Said {
-    fn payload(&self, complete: bool) -> Payload<'_> {
-        Payload {
-            bytes: self.declared.unwrap_or(self.seen),
-            complete,
-            media_type: &self.media_type,
-            findings: &self.findings,
-        }
-    }
-
-    /// What is known of the model that it calls.
-    #[must_use]
-    pub fn call(&self) -> Option<Arc<Facts>> {
-        self.call.clone()
-    }
-
-    /// What policy says of it, and of the call of a model that it is.
-    #[must_use]
-    pub fn rule(&self, gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
-        let send = if self.has_body {
-            self.rule_body(plan, who, admitted)
-        } else {
-            // Nothing is sent.
-            Ruling::allow("send")
-        };
-        if send.verdict.is_err() {
-            return send;
-        }
-        let llm = match &self.call {
-            Some(call) => decide::llm(plan, who, call.operation(admitted)),
-            None if self.is_call_known => return send,
-            // Policy asks about calls since it began to come.
-            None => match gateway.calls.calling(plan, who, admitted, gateway.audit.now()) {
-                Some(calling) if calling.route.is_some() && calling.need.decided != Look::Nothing => {
-                    Ruling::deny("llm", DropReason::InspectionRequired)
-                }
-                _ => return send,
-            },
-        };
-        let policies = if llm.verdict.is_ok() { &send.policies[..] } else { &[] };
-        llm.with(policies).obliged_by(&send)
-    }
-
-    /// What policy says of the body.
-    fn rule_body(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
-        let asked = |complete| operation(admitted, self.payload(complete));
-        if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
-            // Policy asks for more than it did when the body began to come.
-            return Ruling::deny("send", DropReason::InspectionRequired);
-        }
-        decide::in_part(self.complete, |complete| decide::send(plan, who, asked(complete)))
-    }
-}
-
 // === impl Body ===
 
 impl Body {
@@ -155,7 +93,7 @@ impl Body {
         gateway: &Gateway,
         session: &Session,
         (plan, who, admitted): (&Plan, &Who, &Admitted),
-        calling: Option<Calling>,
+        (calling, addressed): (Option<Calling>, Option<Addressed>),
     ) -> Body {
         let headers = &session.req_header().headers;
         let all = |name: &str| headers.get_all(name).iter().map(|value| value.as_bytes()).collect::<Vec<_>>();
@@ -177,9 +115,19 @@ impl Body {
         // What streams may turn out to be a call as long as it comes.
         said.is_call_known = calling.is_some();
         said.call = before.map(Arc::new);
+        said.is_tool_known = addressed.is_some();
         let call_need =
             calling.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, Calling::body_need);
-        let need = need.max(call_need);
+        let tool_need =
+            addressed.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, Addressed::body_need);
+        let need = need.max(call_need).max(tool_need);
+        let reads_call = calling.as_ref().filter(|_| call_need.look() == Look::Content);
+        let readings = Readings {
+            call: reads_call.map(Calling::surface_read),
+            messages: addressed.as_ref().map(Addressed::is_meant),
+        };
+        let is_open = claims.coding.is_none() && !is_signed(session.req_header());
+        let may_change = is_open && reads_call.is_some() && decide::changes_calls(plan, who);
         let limits = Limits {
             decoded_bytes_max: gateway.memory.content.decoded_bytes_max.get(),
             ratio_max: gateway.memory.content.ratio_max.get().into(),
@@ -187,15 +135,12 @@ impl Body {
         Body {
             said,
             need,
-            inspector: (need.look() == Look::Content).then(|| match &calling {
-                Some(calling) if call_need.look() == Look::Content => {
-                    Inspector::of_call(claims, limits, calling.surface_read())
-                        .with_rules(&gateway.calls.rules)
-                }
-                _ => Inspector::new(claims, limits),
-            }),
+            inspector: (need.look() == Look::Content)
+                .then(|| Inspector::reading(claims, limits, readings).with_rules(&gateway.calls.rules)),
             unreadable: None,
             calling,
+            addressed,
+            copy: may_change.then(Vec::new),
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
@@ -211,7 +156,8 @@ impl Body {
     pub fn charge(&mut self, spool_bytes: usize) -> Result<(), DropReason> {
         self.spool_bytes = spool_bytes;
         let own = self.inspector.as_ref().map_or(0, Inspector::memory_bytes);
-        self.charge.set(spool_bytes + own)
+        let copy = self.copy.as_ref().map_or(0, Vec::capacity);
+        self.charge.set(spool_bytes + own + copy)
     }
 
     /// Looks at what came next.
@@ -220,17 +166,25 @@ impl Body {
     /// Why it must not go on.
     pub fn look(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
         self.said.seen += bytes.len() as u64;
+        if let Some(copy) = &mut self.copy {
+            copy.extend_from_slice(bytes);
+        }
         let Some(inspector) = &mut self.inspector else { return Ok(()) };
         let looked = inspector.push(bytes);
         self.note(looked)
     }
 
     /// Ends it.
-    fn finish(&mut self) -> Result<(), DropReason> {
+    fn finish(&mut self, gateway: &Gateway) -> Result<(), DropReason> {
         self.said.complete = true;
         let Some(inspector) = &mut self.inspector else { return Ok(()) };
         let looked = inspector.finish();
         self.note(looked)?;
+        self.finish_call()?;
+        self.finish_messages(gateway)
+    }
+
+    fn finish_call(&mut self) -> Result<(), DropReason> {
         let Some((calling, call)) = self.as_call() else { return Ok(()) };
         if calling.is_read() || call.is_call() {
             if call.error().is_some() && calling.need.decided != Look::Nothing {
@@ -244,28 +198,65 @@ impl Body {
         Ok(())
     }
 
+    fn finish_messages(&mut self, gateway: &Gateway) -> Result<(), DropReason> {
+        let Some((addressed, reader)) = self.as_messages() else { return Ok(()) };
+        match addressed.read(reader, &gateway.tools.catalog, &self.said.findings) {
+            Ok(messages) => self.said.messages = messages.map(Arc::new),
+            Err(why) => {
+                let is_judged = addressed.judges(reader);
+                self.unreadable = Some(why.to_string());
+                if is_judged {
+                    return Err(DropReason::ContentUnreadable);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What reads it as messages to a tool server.
+    fn as_messages(&self) -> Option<(&Addressed, &Reader)> {
+        Some((self.addressed.as_ref()?, self.inspector.as_ref()?.messages()?))
+    }
+
     /// What reads it as a call of a model.
     fn as_call(&self) -> Option<(&Calling, &Request)> {
         Some((self.calling.as_ref()?, self.inspector.as_ref()?.call()?))
     }
 
-    /// Whether it is a call of a model that can't be judged, since not all of it is held.
+    /// Whether it is a call of a model or tool that can't be judged, since not all of it is held.
     fn is_call_in_part(&self) -> bool {
         !self.said.complete && self.is_call_so_far()
     }
 
     /// Whether it is one by what was read, of which policy asks.
     fn is_call_so_far(&self) -> bool {
-        self.as_call().is_some_and(|(calling, call)| {
+        let calls_model = self.as_call().is_some_and(|(calling, call)| {
             calling.need.decided != Look::Nothing && (calling.is_read() || call.is_call())
-        })
+        });
+        calls_model || self.as_messages().is_some_and(|(addressed, reader)| addressed.judges(reader))
     }
 
     /// Most bytes of it that are held.
     fn hold_bytes_max(&self, gateway: &Gateway) -> usize {
         let most = usize::try_from(gateway.memory.content.hold_bytes_max.get()).unwrap_or(usize::MAX);
         let is_call = self.calling.as_ref().is_some_and(Calling::is_read);
-        if is_call { most.max(gateway.calls.hold_bytes_max) } else { most }
+        let is_message = self.addressed.as_ref().is_some_and(Addressed::is_meant);
+        let call = if is_call { gateway.calls.hold_bytes_max } else { 0 };
+        let message = if is_message { gateway.tools.hold_bytes_max } else { 0 };
+        most.max(call).max(message)
+    }
+
+    /// The call that it is, as policy changes it.
+    ///
+    /// # Errors
+    /// Why it can't be changed, in words.
+    pub fn rewritten(&mut self, changes: &BodyChanges) -> Result<Rewritten, String> {
+        let copy = self.copy.take().filter(|_| self.said.complete);
+        let (Some((calling, call)), Some(copy)) = (self.as_call(), copy) else {
+            return Err("it is signed, coded, larger than what is held, or no call that is read".to_owned());
+        };
+        let surface = calling.route.as_ref().map_or(Surface::Other, |route| route.surface);
+        Rewritten::of(&copy, surface, call.call(), changes)
     }
 
     /// Whether usage is to be asked for on the client's behalf.
@@ -278,7 +269,7 @@ impl Body {
         let is_call = self.is_call_so_far();
         if let Err(why) = looked {
             self.inspector = None;
-            self.unreadable = Some(why);
+            self.unreadable = Some(why.to_string());
             self.said.looked = Look::Size;
             self.said.findings.clear();
             // What is only told must not deny.
@@ -310,6 +301,7 @@ impl Body {
     /// Looks at it no longer.
     fn forgo(&mut self) {
         self.inspector = None;
+        self.copy = None;
         self.said.looked = Look::Size;
         // What is less always can be.
         let _ = self.charge(self.spool_bytes);
@@ -334,7 +326,10 @@ impl Body {
         if let Some(call) = &self.said.call {
             exchange.call(call.record(), call.findings());
         }
-        if let Some(why) = self.unreadable {
+        if let Some(messages) = &self.said.messages {
+            exchange.messages(messages.record(), messages.findings());
+        }
+        if let Some(why) = &self.unreadable {
             exchange.detail(&format!("the body was not read: {why}"));
         }
     }
@@ -398,6 +393,8 @@ impl Body {
         }
         let new = bytes.get(skipped.min(bytes.len())..).unwrap_or_default();
         if !new.is_empty() {
+            // A call is held whole, or refused: this is none that is changed.
+            self.copy = None;
             // What was held is gone by now.
             self.spool_bytes = TAIL_BYTES;
         }
@@ -413,7 +410,7 @@ impl Body {
             looked = Err(DropReason::ContentUnreadable);
         }
         if looked.is_ok() && ends {
-            looked = self.finish();
+            looked = self.finish(gateway);
         }
         // Policy may ask for its size, which is news wherever none is declared.
         let is_news = ends || self.said.findings.len() != known || self.said.declared.is_none();
@@ -466,15 +463,8 @@ impl Body {
     }
 }
 
-/// Why a call of a model is refused that was not held whole.
-const CALL_TOO_LARGE: &str =
-    "the call of a model is larger than what is held of one: see `hold_bytes_max` in [llm] and [content]";
-
-/// What policy is asked about a body.
-fn operation<'a>(admitted: &'a Admitted, payload: Payload<'a>) -> Operation<'a> {
-    let Admitted { host, port, method, path, .. } = admitted;
-    Operation::Send { host, port: *port, method, path, payload }
-}
+/// Why a call is refused that was not held whole.
+const CALL_TOO_LARGE: &str = "the call of a model or a tool is larger than what is held of one: see `hold_bytes_max` in [llm], [tool] and [content]";
 
 /// What policy is asked about a body of which nothing is known.
 #[must_use]
@@ -497,6 +487,10 @@ pub fn judge_unseen(
     if calling.is_some_and(|calling| calling.route.is_some() && calling.need.decided != Look::Nothing) {
         return Err(DropReason::InspectionRequired);
     }
+    let has_body = admitted.body != http1::Body::Length(0);
+    if has_body && gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
+        return Err(DropReason::InspectionRequired);
+    }
     let Some(unseen) = unseen(admitted).filter(|_| decide::asks_send(plan, who)) else { return Ok(()) };
     let ruling = decide::send(plan, who, unseen);
     // What no guard is asked about, no policy permits.
@@ -514,13 +508,14 @@ pub async fn judge(
 ) -> (Ruling, Judged) {
     let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
     let asks_send = admitted.body != http1::Body::Length(0) && decide::asks_send(plan, who);
-    if !asks_send && calling.is_none() {
+    let addressed = gateway.tools.addressed(plan, who, admitted, &session.req_header().headers);
+    if !asks_send && calling.is_none() && addressed.is_none() {
         return (ruling, Judged::default());
     }
-    let mut body = Body::of(gateway, session, (plan, who, admitted), calling);
+    let mut body = Body::of(gateway, session, (plan, who, admitted), (calling, addressed.clone()));
     let look = body.need.look();
-    let mut judged =
-        Judged { continued: look != Look::Nothing && admitted.awaits_continue, ..Judged::default() };
+    let continued = look != Look::Nothing && admitted.awaits_continue;
+    let mut judged = Judged { continued, addressed, ..Judged::default() };
     if look != Look::Nothing
         && let Err(reason) = hold(gateway, session, judged.continued, &mut body, exchange).await
     {
@@ -578,7 +573,7 @@ async fn hold(
     let held = below.hold((bytes_max, deadline), body).await;
     exchange.waited(began.elapsed());
     if held? == Held::Whole {
-        return body.finish();
+        return body.finish(gateway);
     }
     if body.is_call_in_part() {
         exchange.detail(CALL_TOO_LARGE);

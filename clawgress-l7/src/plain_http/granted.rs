@@ -19,9 +19,11 @@ use crate::intercept::Interception;
 use crate::route::Way;
 use crate::snapshot::Plan;
 
-use super::content::{self, Said};
+use super::content;
 use super::model::Facts;
 use super::receive::Came;
+use super::said::Said;
+use super::tool::Messages;
 use super::{Admitted, Upgrade};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
@@ -103,6 +105,12 @@ impl Granted {
         self.said.lock().as_ref().and_then(Said::call)
     }
 
+    /// What is known of the messages to a tool server that it is.
+    #[must_use]
+    pub fn messages(&self) -> Option<Arc<Messages>> {
+        self.said.lock().as_ref().and_then(Said::messages)
+    }
+
     /// Notes that its body has gone on.
     pub fn sent(&self) {
         self.is_sent.store(true, Ordering::Release);
@@ -127,14 +135,23 @@ impl Granted {
         }
     }
 
-    /// Judges its body again, or what is known of it: what of it has gone on is not called back.
-    fn judge_body(&self, gateway: &Gateway, plan: &Plan, who: &Who) -> Result<(), DropReason> {
+    /// Judges its body again, or what is known of it, after the rest: what of it has gone on is not called back.
+    fn judge_body(
+        &self,
+        gateway: &Gateway,
+        plan: &Plan,
+        who: &Who,
+        ruling: Ruling,
+    ) -> Result<Ruling, DropReason> {
         if self.is_sent.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(ruling);
         }
         match &*self.said.lock() {
-            Some(said) => said.rule(gateway, plan, who, &self.admitted).verdict,
-            None => content::judge_unseen(gateway, plan, who, &self.admitted),
+            Some(said) => {
+                let said = said.rule(gateway, plan, who, &self.admitted);
+                said.verdict.map(|()| ruling.obliged_by(&said))
+            }
+            None => content::judge_unseen(gateway, plan, who, &self.admitted).map(|()| ruling),
         }
     }
 
@@ -293,10 +310,16 @@ impl Granted {
             let agent = &who.identity.agent;
             let ruling = rule(&plan, &who, &self.admitted);
             ruling.verdict?;
-            self.judge_body(gateway, &plan, &who)?;
+            let ruling = self.judge_body(gateway, &plan, &who, ruling)?;
             self.judge_answer(&plan, &who)?;
-            // Of what has not gone on yet, as policy has it now.
-            *self.changes.lock() = ruling.transforms();
+            // Of what has not gone on yet, as policy has it now: a body that was changed is not changed again.
+            let changes = ruling.transforms();
+            let body =
+                |changes: &Option<Arc<Changes>>| changes.as_ref().map(|c| c.body.clone()).unwrap_or_default();
+            if !self.is_sent.load(Ordering::Acquire) && body(&changes) != body(&self.changes.lock()) {
+                return Err(DropReason::InspectionRequired);
+            }
+            *self.changes.lock() = changes;
             if let Some(way) = self.way() {
                 let way = (std::slice::from_ref(way), self.admitted.port);
                 decide::connect(&plan, agent, &gateway.own, way, self.steered_to)

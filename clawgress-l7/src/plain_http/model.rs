@@ -22,6 +22,7 @@ use clawgress_policy::{Look, Operation, PayloadNeed};
 use jiff::Timestamp;
 use pingora_http::RequestHeader;
 
+use super::rewrite::is_signed;
 use super::{Admitted, Upgrade};
 use crate::decide;
 use crate::endpoints::Upstream;
@@ -399,13 +400,8 @@ impl Asking {
         let is_askable = is_named || ASKABLE.contains(&&*route.provider);
         let is_open = matches!(route.surface, Surface::ChatCompletions | Surface::Completions);
         let takes = calls.asks_usage && is_askable && is_open && call.stream == Some(true);
-        let has = |name: &str| request.headers.contains_key(name);
-        let is_signed = ["content-digest", "repr-digest", "content-md5", "digest", "signature"]
-            .iter()
-            .any(|name| has(name))
-            || request.headers.get("authorization").is_some_and(|v| v.as_bytes().starts_with(b"AWS4-"));
-        let is_coded = has("content-encoding");
-        (takes && !call.has_stream_options && !is_signed && !is_coded).then(Asking::default)
+        let is_coded = request.headers.contains_key("content-encoding");
+        (takes && !call.has_stream_options && !is_signed(request) && !is_coded).then(Asking::default)
     }
 
     /// Has the head of the request say so: its length, and that what comes back can be read.

@@ -13,17 +13,34 @@ use super::Context;
 use crate::limit;
 use crate::page::{self, Client};
 
-/// Says why, as a response. The connection lives on if `reusable`.
+/// How a denial is told, besides its reason.
+#[derive(Debug, Default)]
+pub struct Answered {
+    /// Whether the connection lives on.
+    pub reusable: bool,
+    /// After what time another try may pass.
+    pub retry_after: Option<Duration>,
+    /// What is said instead of a page, in the terms of the protocol within.
+    pub denial: Option<String>,
+}
+
+/// Whether the client says that it takes JSON: one of MCP that waits for its answer elsewhere does not.
+pub fn takes_json(session: &Session) -> bool {
+    let accepts = session.req_header().headers.get_all("accept");
+    accepts.iter().any(|value| value.to_str().is_ok_and(|value| value.contains("application/json")))
+}
+
+/// Says why, as a response.
 pub async fn respond(
     session: &mut Session,
     reason: DropReason,
     request: &str,
-    reusable: bool,
     client: Client,
-    retry_after: Option<Duration>,
+    Answered { reusable, retry_after, denial }: Answered,
 ) -> Result<()> {
-    let status = page::status_as(client, reason);
-    let body = page::body_as(client, reason, request);
+    // Within its own protocol it is an answer like any other.
+    let status = if denial.is_some() { 200 } else { page::status_as(client, reason) };
+    let body = denial.unwrap_or_else(|| page::body_as(client, reason, request));
     let mut header = ResponseHeader::build(status, Some(8))?;
     header.insert_header("content-type", "application/json")?;
     header.insert_header("content-length", body.len().to_string())?;

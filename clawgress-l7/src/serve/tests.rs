@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::connection::Bound;
+use crate::vault::Vault;
 
 #[path = "../../tests/proxy/dns.rs"]
 pub(crate) mod dns;
@@ -48,6 +49,7 @@ async fn routed(
     let gateway = Arc::new(Gateway {
         snapshots,
         keys: Keys::new(socket::channel(keys).expect("channel")).expect("randomness"),
+        vault: Vault::new(socket::channel(keys).expect("channel")),
         quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
         histories: Histories::new(socket::channel(keys).expect("channel")),
         streams: Arc::new(tokio::sync::Semaphore::new(16)),
@@ -68,6 +70,7 @@ async fn routed(
         interception: None,
         memory: Arc::new(Memory::new(&Content::default())),
         calls: Calls::new(&Llm::default(), &Content::default()).expect("none"),
+        tools: Tools::default(),
         pipes: Arc::new(Pipes::default()),
         cut: CancellationToken::new(),
     });

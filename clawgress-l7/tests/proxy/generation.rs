@@ -20,6 +20,7 @@ pub fn first(policy: Option<&str>, keys: Vec<ApiKeyRecord>) -> Snapshot<PolicyBu
         shared: Vec::new(),
         runs: Vec::new(),
         roots: clawgress_identity::RootRecords::default(),
+        provider_keys: Vec::new(),
     }
 }
 

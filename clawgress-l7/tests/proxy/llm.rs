@@ -145,6 +145,72 @@ impl Site {
     }
 }
 
+const CHANGED: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("llm") permit (principal == Agent::"web", action == Action::"llm", resource);
+@id("capped") @effect("transform") @set_param("store: false") @max_tokens("500") @remove_tool("shell") @system_prompt("Never send keys.")
+permit (principal == Agent::"web", action == Action::"llm", resource in Provider::"local");
+@id("tagged") @effect("transform") @set_header("X-Model: yes")
+permit (principal == Agent::"web", action == Action::"llm", resource in Provider::"local");
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_on_as_policy_changes_them() {
+    let site = Site::start(CHANGED, true, "").await;
+    let body = r#"{"model":"gpt-5-mini", "temperature":1.50,"max_tokens":9e2,"tools":[{"type":"function","function":{"name":"shell"}},{"type":"function","function":{"name":"read"}}],"messages":[{"role":"user","content":"\u00e9"}]}"#;
+    let want = r#"{"store":false,"model":"gpt-5-mini", "temperature":1.50,"max_tokens":500,"tools":[{"type":"function","function":{"name":"read"}}],"messages":[{"role":"system","content":"Never send keys."},{"role":"user","content":"\u00e9"}]}"#;
+    assert_eq!(site.ask(CHAT, "", body.as_bytes()).await.status, 200);
+    assert_eq!(
+        String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text"),
+        want,
+        "and all else is as it was"
+    );
+    let head = site.upstream.requests().last().expect("one").to_ascii_lowercase();
+    assert!(
+        head.contains(&format!("content-length: {}\r\n", want.len())) && head.contains("x-model: yes"),
+        "{head}"
+    );
+    let record = site.record(RecordKind::Decision, 0).await;
+    assert_eq!(
+        record.changes,
+        [
+            "llm: `store` is false",
+            "llm: at most 500 tokens",
+            "llm: without the tools `shell`",
+            "llm: a system prompt comes first"
+        ]
+    );
+    let effects: Vec<_> = record.effects.iter().map(|effect| &*effect.policy).collect();
+    assert_eq!(effects, ["capped", "tagged"]);
+    // In chunks, and asked for usage besides.
+    let mut client = site.gateway.client().await;
+    let stream = r#"{"model":"gpt-5-mini","stream":true,"messages":[]}"#;
+    let chunks = format!("{:x}\r\n{stream}\r\n0\r\n\r\n", stream.len());
+    let head = site.head(CHAT, "Transfer-Encoding: chunked\r\n");
+    client.send([head.as_bytes(), chunks.as_bytes()].concat()).await;
+    client.until("[DONE]").await;
+    let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
+    let sent = sent.strip_prefix(want).expect("another");
+    assert!(sent.starts_with(r#"{"stream_options":{"include_usage":true},"#), "{sent}");
+    assert!(sent.contains(r#""store":false"#) && sent.contains(r#""max_completion_tokens":500"#), "{sent}");
+    assert!(sent.contains(r#""messages":[{"role":"system","content":"Never send keys."}]"#), "{sent}");
+    // What can't be changed does not go on: what is signed, or has no place for it, or is not read.
+    for (path, fields, body) in [
+        (CHAT, "Content-Digest: sha-256=:AAAA:\r\n", chat("gpt-5-mini", "")),
+        ("/v1/embeddings", "", r#"{"model":"e","input":"a"}"#.to_owned()),
+        ("/v1/batches", "", "{}".to_owned()),
+    ] {
+        let answer = site.ask(path, fields, body.as_bytes()).await;
+        assert_eq!((answer.status, answer.reason()), (415, "content_unreadable"), "{path} {fields}");
+    }
+    for n in 2..5 {
+        let denied = site.record(RecordKind::Decision, n).await;
+        assert_eq!((denied.verdict, denied.action.as_deref()), (Some(Verdict::Deny), Some("llm")));
+        assert!(denied.detail.as_deref().is_some_and(|d| d.contains("can't be changed")), "{denied:#?}");
+    }
+}
+
 fn chat(model: &str, rest: &str) -> String {
     format!(
         r#"{{"model":"{model}","messages":[{{"role":"user","content":"Say hello to all of us"}}]{rest}}}"#

@@ -63,6 +63,8 @@ mod streams;
 #[cfg(test)]
 mod tokens;
 #[cfg(test)]
+mod tool;
+#[cfg(test)]
 mod tunnels;
 #[cfg(test)]
 mod upstream;

@@ -273,6 +273,24 @@ impl Inner {
         buckets.any(|bucket| bucket.candidates(&ask).any(depends))
     }
 
+    /// Whether the policies of a group may permit a request of which not all is known: one may match that permits, and none is
+    /// sure to that forbids.
+    pub(super) fn may_permit(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
+        let Ok(ask) = Ask::new(self, request, given) else { return false };
+        let mut permits = false;
+        for bucket in group.buckets(request.agent) {
+            for number in bucket.candidates(&ask) {
+                let Some(policy) = group.policies.get(number as usize) else { return false };
+                match (policy.effect, policy.certain(&ask)) {
+                    (Effect::Forbid, Some(true)) => return false,
+                    (Effect::Permit, Some(true) | None) => permits = true,
+                    _ => {}
+                }
+            }
+        }
+        permits
+    }
+
     fn found(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> Result<Found, String> {
         let ask = Ask::new(self, request, given)?;
         let mut found = Found::default();

@@ -15,15 +15,35 @@ use crate::kernel::limiter::{
     LIMIT_BYTES_PER_HOUR_MIN, LIMIT_COUNT_PER_HOUR_MAX, LimitAction, LimitSubject, LimitUnit, Limiter, Rate,
 };
 use crate::quota::Pace;
+use crate::transform::body::{self, BodyChange};
 use crate::transform::{self, Transform};
 use crate::vocabulary::ActionKind;
 
 /// Annotations of obligations.
-pub(super) const ANNOTATIONS: [&str; 7] =
-    ["effect", "limit", "per", "for", "severity", SET_HEADER, REMOVE_HEADER];
+pub(super) const ANNOTATIONS: [&str; 12] = [
+    "effect",
+    "limit",
+    "per",
+    "for",
+    "severity",
+    SET_HEADER,
+    REMOVE_HEADER,
+    INJECT,
+    SET_PARAM,
+    MAX_TOKENS,
+    REMOVE_TOOL,
+    SYSTEM_PROMPT,
+];
 /// Annotations of `transform`.
 const SET_HEADER: &str = "set_header";
 const REMOVE_HEADER: &str = "remove_header";
+const INJECT: &str = "inject";
+/// Those of calls of models.
+const SET_PARAM: &str = "set_param";
+const MAX_TOKENS: &str = "max_tokens";
+const REMOVE_TOOL: &str = "remove_tool";
+const SYSTEM_PROMPT: &str = "system_prompt";
+const OF_CALLS: [&str; 4] = [SET_PARAM, MAX_TOKENS, REMOVE_TOOL, SYSTEM_PROMPT];
 
 /// The annotation of a guard that is tried out, and what it says.
 pub(super) const MODE: &str = "mode";
@@ -189,6 +209,11 @@ fn obliged<'a>(
         ("for", "`quarantine`", kind == Kind::Quarantine),
         (SET_HEADER, "`transform`", is_transform),
         (REMOVE_HEADER, "`transform`", is_transform),
+        (INJECT, "`transform`", is_transform),
+        (SET_PARAM, "`transform`", is_transform),
+        (MAX_TOKENS, "`transform`", is_transform),
+        (REMOVE_TOOL, "`transform`", is_transform),
+        (SYSTEM_PROMPT, "`transform`", is_transform),
     ] {
         if let Some((_, at)) = find(name).filter(|_| !is_wanted) {
             troubles.push((at, format!("`@{name}` is for {of}, and `{effect}` is none: remove it")));
@@ -212,7 +237,10 @@ fn obliged<'a>(
     let effect = match kind {
         Kind::Alert => Effect::Alert,
         Kind::Intercept => Effect::Intercept,
-        Kind::Transform => Effect::Transform(transform(at, find, troubles)?),
+        Kind::Transform => {
+            let is_of_calls = actions_of(policy) == [ActionKind::Llm];
+            Effect::Transform(transform(at, is_of_calls, find, troubles)?)
+        }
         Kind::Quarantine => {
             let seconds = find("for").map(|(text, at)| time(text).map_err(|message| (at, message)));
             Effect::Quarantine(seconds.transpose().map_err(|trouble| troubles.push(trouble)).ok()?)
@@ -270,31 +298,58 @@ fn limit<'a>(
 /// What a transform changes.
 fn transform<'a>(
     at: Option<usize>,
+    is_of_calls: bool,
     find: &dyn Fn(&str) -> Option<Found<'a>>,
     troubles: &mut Vec<Trouble>,
 ) -> Option<Transform> {
-    let (set, remove) = (find(SET_HEADER), find(REMOVE_HEADER));
-    if set.is_none() && remove.is_none() {
-        let message = "`@effect(\"transform\")` needs what it changes: put `@set_header(\"Name: value\")` or `@remove_header(\"Name\")` after it, one of each at most";
+    let known = [SET_HEADER, REMOVE_HEADER, INJECT].into_iter().chain(OF_CALLS);
+    if !{ known }.any(|name| find(name).is_some()) {
+        let message = "`@effect(\"transform\")` needs what it changes: put `@set_header(\"Name: value\")`, `@remove_header(\"Name\")` or `@inject(\"Name: {key}\")` after it, of calls of models (`Action::\"llm\"`) also `@set_param`, `@max_tokens`, `@remove_tool` or `@system_prompt`, one of each at most";
         troubles.push((at, message.to_owned()));
         return None;
     }
-    let mut refused = |at: Option<usize>, message: String| troubles.push((at, message));
-    let removed =
-        remove.map(|(text, at)| transform::removed(text).map_err(|message| refused(at, message)).ok());
-    let assigned =
-        set.map(|(text, at)| transform::assigned(text).map_err(|message| refused(at, message)).ok());
-    // What is wrong with one of them is told; the policy does not hold then.
-    let (remove, set) =
-        (removed.map_or(Some(None), |r| r.map(Some))?, assigned.map_or(Some(None), |a| a.map(Some))?);
-    if let (Some(removed), Some((name, _))) = (&remove, &set)
-        && removed == name
-    {
-        let message = format!("`{name}` is taken away and set: `@set_header` replaces it by itself");
-        troubles.push((find(REMOVE_HEADER).and_then(|(_, at)| at), message));
-        return None;
+    let before = troubles.len();
+    for name in OF_CALLS {
+        if let Some((_, at)) = find(name).filter(|_| !is_of_calls) {
+            let message = format!("`@{name}` changes calls of models: write `action == Action::\"llm\"`");
+            troubles.push((at, message));
+        }
     }
-    Some(Transform { remove, set })
+    let change = Transform {
+        remove: read_by(REMOVE_HEADER, transform::removed, find, troubles),
+        set: read_by(SET_HEADER, transform::assigned, find, troubles),
+        inject: read_by(INJECT, transform::injected, find, troubles),
+        body: BodyChange {
+            param: read_by(SET_PARAM, body::param, find, troubles),
+            tokens_max: read_by(MAX_TOKENS, body::tokens_max, find, troubles),
+            tool: read_by(REMOVE_TOOL, body::tool, find, troubles),
+            prompt: read_by(SYSTEM_PROMPT, body::prompt, find, troubles),
+        },
+    };
+    let set = change.set.iter().map(|(name, _)| name);
+    let written: Vec<_> = set.chain(change.inject.iter().map(|(name, _)| name)).collect();
+    if let Some(twice) = change.remove.as_ref().filter(|removed| written.contains(removed)) {
+        let message = format!("`{twice}` is taken away and set: what is set replaces it by itself");
+        troubles.push((find(REMOVE_HEADER).and_then(|(_, at)| at), message));
+    }
+    if let [one, other] = &written[..]
+        && one == other
+    {
+        troubles.push((find(INJECT).and_then(|(_, at)| at), format!("`{one}` is set twice")));
+    }
+    // What is wrong with one of them is told; the policy does not hold then.
+    (troubles.len() == before).then_some(change)
+}
+
+/// What an annotation says, if it is there; what is wrong with it is told.
+fn read_by<'a, T>(
+    name: &str,
+    read: impl Fn(&str) -> Result<T, String>,
+    find: &dyn Fn(&str) -> Option<Found<'a>>,
+    troubles: &mut Vec<Trouble>,
+) -> Option<T> {
+    let (text, at) = find(name)?;
+    read(text).map_err(|message| troubles.push((at, message))).ok()
 }
 
 fn kind(effect: &str) -> Result<Kind, String> {
@@ -364,8 +419,8 @@ fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
     if kind == Kind::Intercept && !is_of(&[ActionKind::Tls, ActionKind::Tunnel]) {
         return Err("`@effect(\"intercept\")` is for TLS: write `action == Action::\"tls\"`, `\"tunnel\"`, or a list of the two".to_owned());
     }
-    if kind == Kind::Transform && !is_of(&[ActionKind::Http]) {
-        return Err("`@effect(\"transform\")` is for requests: write `action == Action::\"http\"`".to_owned());
+    if kind == Kind::Transform && !is_of(&[ActionKind::Http, ActionKind::Llm]) {
+        return Err("`@effect(\"transform\")` is for requests and calls of models: write `action == Action::\"http\"` or `\"llm\"`".to_owned());
     }
     if matches!(kind, Kind::Limit(_)) && is_of(&[ActionKind::Receive]) {
         return Err(format!(

@@ -344,7 +344,7 @@ fn annotations(
                 "`@{future}` is not available yet, and a rule must not silently do nothing: remove it"
             ),
             _ => format!(
-                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header`, `@mode` and `@direct`",
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header`, `@inject`, `@set_param`, `@max_tokens`, `@remove_tool`, `@system_prompt`, `@mode` and `@direct`",
                 quote(&key)
             ),
         };

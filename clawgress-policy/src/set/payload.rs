@@ -1,8 +1,8 @@
 //! What is asked by name: which sets ask about bodies, calls of models and answers at all, and how much of a body has to be seen
 //! for an answer. Must never call enough what an answer may depend on.
 //!
-//! A set of policies none of which names `send` says nothing of bodies, as before there was such an action; likewise `llm`, of
-//! calls, and `receive`, of what comes back. Until a guard names one, it denies nothing: obligations, and guards that only log, change nothing by being there.
+//! A set of policies none of which names `send` says nothing of bodies, as before there was such an action; likewise `llm` and
+//! `tool`, of calls, and `receive`, of what comes back. Until a guard names one, it denies nothing: obligations, and guards that only log, change nothing by being there.
 
 use clawgress_ebpf_common::DropReason;
 
@@ -12,6 +12,7 @@ use super::syntax::Policy;
 use super::{Given, Inner, Need, PolicySet};
 use crate::effect::Effect;
 use crate::request::{Decision, Request};
+use crate::transform::body::BodyChange;
 use crate::vocabulary::{ActionKind, Actions, ByAction};
 
 /// How much of a body has to be seen.
@@ -88,18 +89,51 @@ impl PolicySet {
     /// else all.
     #[must_use]
     pub fn needs_call(&self) -> PayloadNeed {
+        self.needs_whole(ActionKind::Llm)
+    }
+
+    /// The same of messages to tools and agents, where policies name `tool`.
+    #[must_use]
+    pub fn needs_tool(&self) -> PayloadNeed {
+        self.needs_whole(ActionKind::Tool)
+    }
+
+    fn needs_whole(&self, action: ActionKind) -> PayloadNeed {
         let looks = |is: bool| if is { Look::Content } else { Look::Nothing };
         let needs = self.halves().map(|half| PayloadNeed {
-            decided: looks(half.naming.guards.has(ActionKind::Llm) || half.obliges_by(ActionKind::Llm)),
-            logged: looks(half.naming.any.has(ActionKind::Llm)),
+            decided: looks(half.naming.guards.has(action) || half.obliges_by(action)),
+            logged: looks(half.naming.any.has(action)),
         });
         needs.fold(PayloadNeed::default(), PayloadNeed::max)
     }
 
-    /// Whether any answer on a call of a model depends on what the agent did before.
+    /// Whether a tool may be called with some arguments, by all that is known but these: what is not sure, may be.
+    #[must_use]
+    pub fn may_call(&self, request: &Request<'_>) -> bool {
+        let action = ActionKind::of(&request.operation);
+        let given = Given { are_arguments_unseen: true, ..self.given() };
+        self.halves().all(|half| {
+            !half.asks_guards(action) || half.may_permit(half.guards_lowered.of(action), request, given)
+        })
+    }
+
+    /// Whether any answer on a call of a model or tool depends on what the agent did before.
     #[must_use]
     pub fn call_reads_history(&self) -> bool {
-        self.halves().any(|half| half.names(ActionKind::Llm) && half.reads_history_of(ActionKind::Llm))
+        let reads = |half: &Inner, action| half.names(action) && half.reads_history_of(action);
+        self.halves().any(|half| reads(half, ActionKind::Llm) || reads(half, ActionKind::Tool))
+    }
+
+    /// Whether any policy changes what calls of models say.
+    #[must_use]
+    pub fn changes_calls(&self) -> bool {
+        let changes = |id: &str, half: &Inner| {
+            let known = half.obligations.get(id).map(|known| &known.effect);
+            matches!(known, Some(Effect::Transform(transform)) if transform.body != BodyChange::default())
+        };
+        self.halves().any(|half| {
+            half.obliging.of(ActionKind::Llm).policies().any(|policy| changes(policy.id().as_ref(), half))
+        })
     }
 
     /// Whether a guard that decides names `send`: then each body must be permitted.

@@ -1,11 +1,11 @@
-//! A call of a model that is supposed, so that what policy says of it can be told without one. Must never be taken for what a
-//! request says.
+//! A call of a model, or of a tool, that is supposed, so that what policy says of it can be told without one. Must never be taken
+//! for what a request says.
 
 use serde::Deserialize;
 
 use super::explain::{Explanation, Target, ask};
-use crate::content::ModelCall;
-use crate::{Look, Operation, PolicySet};
+use crate::content::{ModelCall, ToolCall};
+use crate::{Host, Look, Operation, PayloadNeed, PolicySet};
 use clawgress_identity::Agent;
 
 /// A call, as a case has it.
@@ -46,45 +46,110 @@ pub struct CaseCall {
     pub findings: Vec<String>,
 }
 
+/// A message to a tool server, as a case has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseTool {
+    /// The server.
+    pub server: String,
+    /// The method; `tools/call` if absent.
+    pub method: Option<String>,
+    /// The tool; none if absent.
+    #[serde(default)]
+    pub name: String,
+    /// What it is called with, as JSON; nothing if absent.
+    #[serde(default)]
+    pub arguments: String,
+    /// Names of the arguments.
+    #[serde(default)]
+    pub argument_names: Vec<String>,
+    /// Their values: `/project=OPS`.
+    #[serde(default)]
+    pub values: Vec<String>,
+    /// What is found in it.
+    #[serde(default)]
+    pub findings: Vec<String>,
+}
+
+// === impl CaseCall ===
+
+impl CaseCall {
+    fn operation<'a>(&'a self, host: &'a Host, port: u16) -> Operation<'a> {
+        Operation::Llm(ModelCall {
+            host,
+            port,
+            provider: &self.provider,
+            model: &self.model,
+            family: self.family.as_ref().unwrap_or(&self.model),
+            surface: self.surface.as_deref().unwrap_or("chat_completions"),
+            tokens_estimated: self.tokens_estimated,
+            tokens_max: self.tokens_max,
+            stream: self.stream,
+            tools: &self.tools,
+            attachments: self.attachments,
+            prompt_score: self.prompt_score,
+            unpriced: self.unpriced,
+            findings: &self.findings,
+        })
+    }
+}
+
+// === impl CaseTool ===
+
+impl CaseTool {
+    fn operation<'a>(&'a self, host: &'a Host, port: u16) -> Operation<'a> {
+        Operation::Tool(ToolCall {
+            host,
+            port,
+            server: &self.server,
+            method: self.method.as_deref().unwrap_or("tools/call"),
+            name: &self.name,
+            argument_names: &self.argument_names,
+            values: &self.values,
+            arguments: &self.arguments,
+            findings: &self.findings,
+        })
+    }
+}
+
+// === impl Explanation ===
+
 impl Explanation {
-    /// The same of a request to `target` that makes this call; of none that is given, what is not known.
-    pub(super) fn with_call(
+    /// The same of a request to `target` that makes these calls; of those that are not given, what is not known.
+    pub(super) fn with_calls(
         mut self,
         set: &PolicySet,
         agent: &Agent,
         target: &Target,
-        call: Option<&CaseCall>,
+        (llm, tool): (Option<&CaseCall>, Option<&CaseTool>),
     ) -> Explanation {
         let Target::Url { host, port, method, .. } = target else { return self };
-        let has_none = ["GET", "HEAD", "OPTIONS"].contains(&&**method);
-        let is_asked = set.needs_call().decided != Look::Nothing && !has_none;
-        if self.opaque.is_some() || !is_asked && call.is_none() {
-            // Nobody reads it, or nobody asks.
+        if self.opaque.is_some() {
+            // Nobody reads it.
             return self;
         }
-        let Some(call) = call else {
-            self.unasked.push("llm".to_owned());
-            self.notes
-                .push("`llm` is asked if it calls a model: say in a case which, and with what".to_owned());
+        let has_none = ["GET", "HEAD", "OPTIONS"].contains(&&**method);
+        let model = llm.map(|call| call.operation(host, *port));
+        let message = tool.map(|call| call.operation(host, *port));
+        let asks = |need: PayloadNeed| need.decided != Look::Nothing && !has_none;
+        for (name, is_asked, operation, what) in [
+            ("llm", asks(set.needs_call()), model, "a model"),
+            ("tool", asks(set.needs_tool()), message, "a tool"),
+        ] {
+            match operation {
+                Some(operation) => self.phases.push(ask(set, agent, operation)),
+                None if is_asked => {
+                    self.unasked.push(name.to_owned());
+                    self.notes.push(format!(
+                        "`{name}` is asked if it calls {what}: say in a case which, and with what"
+                    ));
+                }
+                None => {}
+            }
+        }
+        if llm.is_none() && tool.is_none() {
             return self;
-        };
-        let operation = Operation::Llm(ModelCall {
-            host,
-            port: *port,
-            provider: &call.provider,
-            model: &call.model,
-            family: call.family.as_ref().unwrap_or(&call.model),
-            surface: call.surface.as_deref().unwrap_or("chat_completions"),
-            tokens_estimated: call.tokens_estimated,
-            tokens_max: call.tokens_max,
-            stream: call.stream,
-            tools: &call.tools,
-            attachments: call.attachments,
-            prompt_score: call.prompt_score,
-            unpriced: call.unpriced,
-            findings: &call.findings,
-        });
-        self.phases.push(ask(set, agent, operation));
+        }
         let decided = self.phases.iter().find(|phase| !phase.allowed).or(self.phases.last());
         if let Some(phase) = decided {
             (self.decided, self.reason) = (phase.action.clone(), phase.reason.clone());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clawgress_identity::{Agent, AgentId, AgentState};
 use serde::{Deserialize, Serialize};
 
-use super::call::CaseCall;
+use super::call::{CaseCall, CaseTool};
 use super::explain::{Explanation, Target, TlsReading, explain};
 use super::moot::Texts;
 use super::received::{CaseAnswer, Supposed};
@@ -87,6 +87,8 @@ pub struct Case {
     pub fingerprint: Option<CaseFingerprint>,
     /// The model that it calls, where it is a URL and policy asks.
     pub llm: Option<CaseCall>,
+    /// The tool, likewise.
+    pub tool: Option<CaseTool>,
     /// Whether the URL is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
     #[serde(default)]
     pub endpoint: bool,
@@ -218,7 +220,8 @@ impl Case {
         reading: TlsReading,
     ) -> CaseResult {
         let set = &set.knowing(self.history.unwrap_or(History::QUIET)).seeing(Arc::new(self.seen()));
-        let supposed = Supposed { call: self.llm.as_ref(), answer: self.answer.as_ref() };
+        let supposed =
+            Supposed { call: self.llm.as_ref(), tool: self.tool.as_ref(), answer: self.answer.as_ref() };
         let explanation = explain(set, texts, agent, (target, supposed), reading);
         let mut differences = Vec::new();
         let mut compare = |what: &str, wanted: Option<String>, got: String| {

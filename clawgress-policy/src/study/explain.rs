@@ -176,7 +176,7 @@ pub fn explain(
         }
         Target::Name { host, query_type } => name(set, agent, host, query_type),
     };
-    let mut explanation = explanation.with_call(set, agent, target, supposed.call);
+    let mut explanation = explanation.with_calls(set, agent, target, (supposed.call, supposed.tool));
     explanation = explanation.with_answer(set, agent, target, supposed.answer);
     if is_blind && matches!(target, Target::Url { .. }) {
         let blind = "no executable, certificate or MAC address is known";

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::call::CaseCall;
+use super::call::{CaseCall, CaseTool};
 use super::explain::{Explanation, Target, ask};
 use super::sent::streamed;
 use crate::content::{Payload, Usage};
@@ -15,6 +15,8 @@ use clawgress_identity::Agent;
 pub struct Supposed<'a> {
     /// The call of a model that it makes.
     pub call: Option<&'a CaseCall>,
+    /// What it sends to a tool server.
+    pub tool: Option<&'a CaseTool>,
     /// What comes back of it.
     pub answer: Option<&'a CaseAnswer>,
 }
@@ -120,7 +122,7 @@ mod tests {
         let of = |answer: &str| {
             let target = Target::parse("http://a.test/", Some("GET"), None, None).unwrap();
             let answer: Option<CaseAnswer> = (!answer.is_empty()).then(|| toml::from_str(answer).unwrap());
-            let supposed = Supposed { call: None, answer: answer.as_ref() };
+            let supposed = Supposed { answer: answer.as_ref(), ..Supposed::default() };
             let own =
                 PolicyInForceRef { text: &bundle.text, sets: &bundle.sets, surroundings: &surroundings };
             let texts = Texts { own, platform: None };

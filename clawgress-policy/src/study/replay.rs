@@ -367,7 +367,7 @@ impl Recorded<'_> {
                 Err(reason) => self.changed(before, reason.name(), reach.policies),
                 // What it held, no record tells whole.
                 Ok(()) if self.may_have_body(set) => unknown("what was sent"),
-                Ok(()) if self.may_call(set) => unknown("what model was called, and with what"),
+                Ok(()) if self.may_call(set) => unknown("what model or tool was called, and with what"),
                 Ok(()) if self.may_be_answered(set) => unknown("what came back"),
                 Ok(()) => {
                     let policies = answer.policies.into_iter().chain(reach.policies).collect();
@@ -390,9 +390,10 @@ impl Recorded<'_> {
         set.names_send() && (self.has_payload || self.method.is_some_and(may_have_body))
     }
 
-    /// Whether it may have been a call of a model that the set asks about.
+    /// Whether it may have been a call of a model or a tool that the set asks about.
     fn may_call(&self, set: &PolicySet) -> bool {
-        set.needs_call().look() != Look::Nothing && (self.has_payload || self.method != Some("HEAD"))
+        let asks = set.needs_call().max(set.needs_tool()).look() != Look::Nothing;
+        asks && (self.has_payload || self.method != Some("HEAD"))
     }
 
     /// Whether what came back is something that the set asks about. Records tell of it where policy asked.

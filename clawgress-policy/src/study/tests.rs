@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 
-use super::call::CaseCall;
+use super::call::{CaseCall, CaseTool};
 use super::cases::{Cases, Verdict};
 use super::difference::{ReachDifference, TextDifference};
 use super::explain::{Explanation, Target, TlsReading, explain};
@@ -517,7 +517,7 @@ fn cases_say_what_model_is_called() {
             &set(&text),
             texts,
             &agent,
-            (&by_endpoint, Supposed { call: call.as_ref(), answer: None }),
+            (&by_endpoint, Supposed { call: call.as_ref(), ..Supposed::default() }),
             TlsReading::Off,
         )
     };
@@ -528,6 +528,26 @@ fn cases_say_what_model_is_called() {
     assert_eq!(of("", "POST").unasked, ["connect", "llm"]);
     assert_eq!(of("", "GET").unasked, ["connect"], "nothing is sent");
     assert!(toml::from_str::<CaseCall>("provider = \"openai\"\nmodle = \"x\"\n").is_err());
+}
+
+#[test]
+fn cases_say_what_tool_is_called() {
+    let text = format!(
+        "{TEXT} @id(\"tickets\") permit (principal, action == Action::\"tool\", resource in ToolServer::\"jira\") when {{ context.tool.method != \"tools/call\" || context.tool.values.contains(\"/project=OPS\") }};"
+    );
+    let (bundle, surroundings, agent) = (bundle(&text), Surroundings::default(), agent("a", "t", 1));
+    let of = |tool: &str| {
+        let tool: Option<CaseTool> = (!tool.is_empty()).then(|| toml::from_str(tool).unwrap());
+        let texts = texts(&bundle, &surroundings);
+        let target = Target::parse("https://api.test/x", Some("POST"), None, None).unwrap();
+        let calls = Supposed { tool: tool.as_ref(), ..Supposed::default() };
+        explain(&set(&text), texts, &agent, (&target.by_endpoint().unwrap(), calls), TlsReading::Off)
+    };
+    let call = "server = \"jira\"\nname = \"create\"\n";
+    check(&of(&format!("{call}values = [\"/project=OPS\"]\n")), "tool", None, &["http", "saas", "tickets"]);
+    check(&of(call), "tool", Some("policy_denied"), &[]);
+    check(&of("server = \"jira\"\nmethod = \"tools/list\"\n"), "tool", None, &["http", "saas", "tickets"]);
+    assert_eq!(of("").unasked, ["connect", "tool"]);
 }
 
 const BODIES: &str = r#"

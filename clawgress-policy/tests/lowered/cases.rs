@@ -179,6 +179,7 @@ impl Things {
                 method: random.pick(&["tools/call", "tools/list"]),
                 name: random.pick(&OFFERED),
                 argument_names: names,
+                values: findings,
                 arguments: random.pick(&["{}", "{\"path\":\"/etc/passwd\"}"]),
                 findings,
             }),

@@ -18,7 +18,8 @@ const CASES: usize = 20_000;
 /// Requests to one pair of sets.
 const REQUESTS: usize = 200;
 /// What the policies are about. More of what is asked by name.
-const ACTIONS: [&str; 8] = ["send", "send", "receive", "receive", "http", "tls", "tunnel", "resolve"];
+const ACTIONS: [&str; 10] =
+    ["send", "send", "receive", "receive", "http", "tls", "tunnel", "resolve", "llm", "tool"];
 
 /// A set as it is written, and as it is decided by.
 struct Half {
@@ -65,7 +66,7 @@ fn names(text: &str, action: &str) -> (bool, bool) {
 /// What one half says alone, by the authorizer: nothing of bodies, where none of its guards names them.
 fn alone(half: &PolicySet, text: &str, request: &Request<'_>) -> Decision {
     let action = request.operation.action();
-    let is_asked = !matches!(action, "send" | "receive") || names(text, action).1;
+    let is_asked = !matches!(action, "send" | "receive" | "llm" | "tool") || names(text, action).1;
     if is_asked {
         return half.decide_by_oracle(request);
     }
@@ -136,6 +137,9 @@ fn several_actions_under_a_platform_are_decided_as_each_half_says() {
                 context()
             );
             allowed += usize::from(wanted.is_allow());
+            // What is allowed with these arguments, may be.
+            let is_tool = matches!(request.operation, Operation::Tool(_));
+            assert!(!is_tool || !wanted.is_allow() || set.may_call(&request), "{}", context());
             if let Operation::Send { .. } | Operation::Receive { .. } = request.operation {
                 let action = request.operation.action();
                 let (named, guarded) = (names(&own.text, action), names(&above.text, action));

@@ -241,7 +241,9 @@ impl Writer<'_> {
     fn content_set(&mut self) -> &'static str {
         match self.action {
             "llm" => self.random.pick(&["context.findings", "context.llm.tools"]),
-            "tool" => self.random.pick(&["context.findings", "context.tool.argument_names"]),
+            "tool" => {
+                self.random.pick(&["context.findings", "context.tool.argument_names", "context.tool.values"])
+            }
             "receive" => self.random.pick(&["context.findings", "context.usage.tools"]),
             _ => "context.findings",
         }

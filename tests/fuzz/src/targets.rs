@@ -15,6 +15,8 @@ use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::proxy_response;
 use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
+#[path = "change.rs"]
+mod change;
 #[path = "encoded.rs"]
 mod encoded;
 #[path = "identity.rs"]
@@ -28,6 +30,7 @@ mod prompt;
 #[path = "tool.rs"]
 mod tool;
 
+pub use change::llm_change;
 pub use encoded::encoded;
 pub use identity::{
     claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
@@ -58,6 +61,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("jwks", jwks),
     ("jwt", jwt),
     ("llm_answer", llm_answer),
+    ("llm_change", llm_change),
     ("llm_request", llm_request),
     ("payload_body", payload_body),
     ("payload_coding", payload_coding),

@@ -33,9 +33,9 @@ pub fn tool_message(data: &[u8]) {
 /// The first byte says how much of the rest is a schema: lists are filtered to less, and arguments are judged in bounded steps.
 pub fn tool_list(data: &[u8]) {
     let (whole, pieces) = pieces(data);
-    if let Ok(Some(less)) = filtered(whole, &mut |name| name.len() % 2 == 0) {
+    if let Ok(Some(less)) = filtered(whole, &mut |name, _| name.len() % 2 == 0) {
         assert!(!less.removed.is_empty());
-        assert_eq!(filtered(less.body.as_bytes(), &mut |name| name.len() % 2 == 0), Ok(None));
+        assert_eq!(filtered(less.body.as_bytes(), &mut |name, _| name.len() % 2 == 0), Ok(None));
         assert!(
             changes(whole, &BTreeMap::new())
                 .expect("a list")
@@ -43,8 +43,8 @@ pub fn tool_list(data: &[u8]) {
                 .all(|(_, change)| *change == Change::New)
         );
     }
-    if let Ok(Some(less)) = filtered_events(whole, &mut |name| name.len() % 2 == 0) {
-        assert_eq!(filtered_events(less.body.as_bytes(), &mut |name| name.len() % 2 == 0), Ok(None));
+    if let Ok(Some(less)) = filtered_events(whole, &mut |name, _| name.len() % 2 == 0) {
+        assert_eq!(filtered_events(less.body.as_bytes(), &mut |name, _| name.len() % 2 == 0), Ok(None));
     }
     let Some(schema) = pieces.first() else { return };
     let rest = whole.get(schema.len()..).unwrap_or_default();

@@ -1,5 +1,6 @@
-//! The Python clients of the demo and the tests in a virtual environment of their own, each file checked against the
-//! hash in `tests/clients/requirements.txt`; and the OpenID provider of the end-to-end tests, by its lock file.
+//! The Python clients of the demo and the tests in virtual environments of their own, each file checked against the hash in
+//! `tests/clients/requirements.txt` and `tests/clients/sdks/requirements.txt`; and
+//! the packages of Node of the end-to-end tests, by their lock files.
 
 use std::fs;
 use std::process::Command;
@@ -10,31 +11,54 @@ use super::say;
 use crate::cache;
 use crate::shell;
 
-/// Installs them, unless the environment was made from this very list.
+/// Clients of one list.
+struct List {
+    /// Of `tests/clients`.
+    requirements: &'static str,
+    /// Where they are, below the clients' directory.
+    directory: &'static str,
+    /// What shows that they are there.
+    imports: &'static str,
+    /// What they are, in words.
+    what: &'static str,
+}
+
+/// What agents use, and the SDKs of models and tools, which need much besides.
+const LISTS: [List; 2] = [
+    List {
+        requirements: "requirements.txt",
+        directory: "",
+        imports: "import aiohttp, h2, httpx, requests, openai, socks, spiffe, websockets",
+        what: "requests with SOCKS, httpx with HTTP/2, aiohttp, openai, spiffe and websockets",
+    },
+    List {
+        requirements: "sdks/requirements.txt",
+        directory: "sdks",
+        // LiteLLM asks the network for prices as it is imported.
+        imports: "import mcp, anthropic, google.genai, cohere, mistralai, boto3, langchain_openai",
+        what: "mcp, anthropic, google-genai, cohere, mistralai, boto3, litellm and langchain-openai",
+    },
+];
+
+/// Installs them, unless each environment was made from this very list.
 pub fn install() -> anyhow::Result<()> {
-    let requirements = cache::repository().join("tests/clients/requirements.txt");
+    LISTS.iter().try_for_each(install_list)
+}
+
+fn install_list(list: &List) -> anyhow::Result<()> {
+    let List { requirements, directory, imports, what } = list;
+    let requirements = cache::repository().join("tests/clients").join(requirements);
     let wanted = fs::read_to_string(&requirements)
         .with_context(|| format!("cannot read `{}`", requirements.display()))?;
-    let dir = cache::clients()?;
+    let dir = cache::clients()?.join(directory);
     let (venv, stamp) = (dir.join("venv"), dir.join("installed.txt"));
     let python = venv.join("bin/python");
-    let starts = || {
-        shell::succeeds(
-            Command::new(&python)
-                .args(["-c", "import aiohttp, h2, httpx, requests, openai, socks, spiffe, websockets"]),
-        )
-    };
+    let starts = || shell::succeeds(Command::new(&python).args(["-c", imports]));
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) && starts() {
-        say(
-            "python clients",
-            "present (requests with SOCKS, httpx with HTTP/2, aiohttp, openai, spiffe, websockets)",
-        );
+        say("python clients", &format!("present ({what})"));
         return Ok(());
     }
-    say(
-        "python clients",
-        "missing: installing requests with SOCKS, httpx with HTTP/2, aiohttp, openai, spiffe and websockets, pinned by hash",
-    );
+    say("python clients", &format!("missing: installing {what}, pinned by hash"));
     fs::create_dir_all(&dir)?;
     if venv.exists() {
         fs::remove_dir_all(&venv).context("cannot replace the clients' environment")?;
@@ -48,28 +72,36 @@ pub fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs the OpenID provider, unless what is there was made from this very lock file. No package's scripts run.
-pub fn install_provider() -> anyhow::Result<()> {
-    let source = cache::repository().join("tests/clients/oidc");
+/// Installs the packages of Node that tests use, unless what is there was made from these very lock files. No package's
+/// scripts run.
+pub fn install_packages() -> anyhow::Result<()> {
+    [("oidc", "oidc-provider"), ("node", "openai and MCP's SDK")]
+        .into_iter()
+        .try_for_each(|(name, what)| install_package(name, what))
+}
+
+fn install_package(name: &str, what: &str) -> anyhow::Result<()> {
+    let source = cache::repository().join("tests/clients").join(name);
     let read = |name: &str| {
         let path = source.join(name);
         fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))
     };
     let (package, lock) = (read("package.json")?, read("package-lock.json")?);
-    let dir = cache::clients()?.join("oidc");
+    let dir = cache::clients()?.join(name);
     let stamp = dir.join("installed.json");
+    let told = format!("node: {name}");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == lock) {
-        say("oidc-provider", "present");
+        say(&told, &format!("present ({what})"));
         return Ok(());
     }
-    say("oidc-provider", "missing: installing it, pinned by hash");
+    say(&told, &format!("missing: installing {what}, pinned by hash"));
     fs::create_dir_all(&dir)?;
     fs::write(dir.join("package.json"), package)?;
     fs::write(dir.join("package-lock.json"), &lock)?;
     let mut npm = Command::new("npm");
     npm.current_dir(&dir).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"]);
-    shell::run(&mut npm).context("cannot install the tests' OpenID provider")?;
+    shell::run(&mut npm).with_context(|| format!("cannot install {what}"))?;
     fs::write(&stamp, lock)?;
-    say("oidc-provider", "installed");
+    say(&told, "installed");
     Ok(())
 }

@@ -285,6 +285,9 @@ impl<'a> Ask<'a> {
             | Attribute::UsageOutput
             | Attribute::UsageTools => self.given.is_payload_unseen,
             Attribute::Bytes => self.given.is_size_unseen,
+            Attribute::ToolArgumentNames | Attribute::ToolValues | Attribute::ToolArguments => {
+                self.given.are_arguments_unseen
+            }
             _ => false,
         };
         if is_unseen {

@@ -75,6 +75,7 @@ fn tls_is_read_and_requests_are_changed_where_policy_says_so() {
     let transform = crate::transform::Transform {
         remove: Some("x-debug".into()),
         set: Some(("x-team".into(), "pay".into())),
+        ..crate::transform::Transform::default()
     };
     assert_eq!(found, [("duty".to_owned(), Effect::Transform(transform), Severity::Medium)]);
     let read = |action: &str| {

@@ -1,0 +1,123 @@
+//! What is changed of a request before it goes on, and of its answer: fields, keys that no agent holds, calls of models, lists
+//! of tools.
+//!
+//! Must never send a request without what policy has it sent with.
+
+use clawgress_ebpf_common::DropReason;
+use http::Version;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+
+use super::rewrite::UNCHANGEABLE;
+use super::tool::Listing;
+use super::{Admitted, App, Context, Granted, content};
+use crate::decide::Ruling;
+use crate::exchange::Exchange;
+use crate::identify::Who;
+use crate::snapshot::Plan;
+
+// === impl App ===
+
+impl App {
+    /// Whether a request can be sent with the keys that policy has it sent with.
+    pub(super) async fn brokers(
+        &self,
+        ruling: &Ruling,
+        plan: &Plan,
+        (who, admitted): (&Who, &Admitted),
+        exchange: &mut Exchange,
+    ) -> Result<(), Ruling> {
+        let Some(changes) = &ruling.changes else { return Ok(()) };
+        for (name, injected) in &changes.inject {
+            let to = (&admitted.host, admitted.scheme());
+            let field = self.gateway.vault.field(plan, &who.identity.agent, injected, to).await;
+            let (_, version) = field.map_err(|reason| Ruling { verdict: Err(reason), ..ruling.clone() })?;
+            exchange.changed(format!("`{name}` is the key `{}`, version {version}", injected.key));
+        }
+        Ok(())
+    }
+
+    /// Sets the fields of a request that policy sets, to what it says or to keys.
+    pub(super) async fn set_fields(
+        &self,
+        granted: &Granted,
+        request: &mut RequestHeader,
+    ) -> Result<(), DropReason> {
+        let Some(changes) = granted.changes() else { return Ok(()) };
+        let names = request.headers.keys().filter(|name| changes.takes(name.as_str()));
+        for name in names.cloned().collect::<Vec<_>>() {
+            request.remove_header(&name);
+        }
+        let failed = |_| DropReason::ProviderKeyUnavailable;
+        for (name, value) in &changes.set {
+            request.insert_header(name.to_string(), &**value).map_err(failed)?;
+        }
+        if changes.inject.is_empty() {
+            return Ok(());
+        }
+        let plan = self.gateway.snapshots.current()?;
+        let admitted = granted.admitted();
+        for (name, injected) in &changes.inject {
+            let agent = &granted.who().identity.agent;
+            let to = (&admitted.host, admitted.scheme());
+            let (value, _) = self.gateway.vault.field(&plan, agent, injected, to).await?;
+            request.insert_header(name.to_string(), value).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Has lists of tools in an answer looked at, where there may be any.
+    pub(super) fn lists(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        let (Some(addressed), Some(granted)) = (&context.content.addressed, &context.granted) else {
+            return Ok(());
+        };
+        let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
+        let messages = granted.messages();
+        let agent = granted.who().identity.agent.index;
+        let media_type = text("content-type").unwrap_or_default();
+        let listing = Listing::of(&self.gateway, addressed, messages.as_deref(), media_type, agent);
+        let Some(listing) = listing.filter(|_| response.status.is_success()) else { return Ok(()) };
+        if text("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+            context.reason = Some(DropReason::ContentUnreadable);
+            return Error::e_explain(ErrorType::HTTPStatus(502), "a list of tools in a coding");
+        }
+        context.listing = Some(Box::new(listing));
+        // It may become shorter; and what names its bytes, or a part of them, would name others.
+        for name in ["content-length", "etag", "accept-ranges", "content-md5", "digest", "content-digest"] {
+            response.remove_header(name);
+        }
+        if session.req_header().version == Version::HTTP_11 {
+            response.insert_header("transfer-encoding", "chunked")?;
+        }
+        Ok(())
+    }
+}
+
+/// Changes the call of a model as its ruling has it.
+pub(super) fn change(
+    content: &mut content::Judged,
+    ruling: Ruling,
+    exchange: &mut Exchange,
+) -> Result<Ruling, Ruling> {
+    let Some(changes) = ruling.changes.as_ref().filter(|changes| !changes.body.is_empty()) else {
+        return Ok(ruling);
+    };
+    let body = content.body.as_mut().ok_or_else(|| "it has no body that is read".to_owned());
+    match body.and_then(|body| body.rewritten(&changes.body)) {
+        Ok(rewritten) => {
+            rewritten.told.iter().for_each(|told| exchange.changed(format!("llm: {told}")));
+            content.rewritten = (!rewritten.told.is_empty()).then_some(rewritten);
+            Ok(ruling)
+        }
+        Err(why) => {
+            exchange.detail(&format!("{UNCHANGEABLE}: {why}"));
+            Err(Ruling { action: "llm", verdict: Err(DropReason::ContentUnreadable), ..ruling })
+        }
+    }
+}

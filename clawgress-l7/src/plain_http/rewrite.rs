@@ -1,0 +1,79 @@
+//! Calls of models that policy changes before they go on: the body that is sent instead of the one that was held.
+//!
+//! Must never send a call unchanged that was to be changed.
+
+use bytes::Bytes;
+use clawgress_inspect::llm::change::{Wanted, changed};
+use clawgress_inspect::llm::{Call, Surface};
+use clawgress_policy::transform::body::BodyChanges;
+use pingora_http::RequestHeader;
+
+/// What is said of a call that can't be changed.
+pub const UNCHANGEABLE: &str = "policy changes this call, and it can't be changed";
+
+/// The body that is sent.
+#[derive(Debug)]
+pub struct Rewritten {
+    body: Bytes,
+    is_sent: bool,
+    /// What was changed, in words.
+    pub told: Vec<String>,
+}
+
+// === impl Rewritten ===
+
+impl Rewritten {
+    /// The call that `body` is, with these changes.
+    ///
+    /// # Errors
+    /// Why it can't be changed, in words.
+    pub fn of(
+        body: &[u8],
+        surface: Surface,
+        call: &Call,
+        changes: &BodyChanges,
+    ) -> Result<Rewritten, String> {
+        let params: Vec<(&str, &str)> =
+            changes.params.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let prompt = changes.prompts.join("\n\n");
+        let wanted = Wanted {
+            params: &params,
+            tokens_max: changes.tokens_max,
+            takes_tool: &|name| changes.takes_tool(name),
+            takes_tools: !changes.tools.is_empty(),
+            prompt: (!changes.prompts.is_empty()).then_some(&*prompt),
+        };
+        let changed = changed(body, surface, call, &wanted).map_err(|why| why.to_string())?;
+        Ok(Rewritten { body: Bytes::from(changed.body), is_sent: false, told: changed.told })
+    }
+
+    /// Has the head say how long it is, once for each attempt to send it.
+    ///
+    /// # Errors
+    /// Never for what it sets.
+    pub fn head(&mut self, request: &mut RequestHeader) -> pingora_error::Result<()> {
+        self.is_sent = false;
+        request.remove_header("transfer-encoding");
+        request.insert_header("content-length", self.body.len().to_string())
+    }
+
+    /// Puts it in the place of what goes by.
+    pub fn body(&mut self, piece: &mut Option<Bytes>, end: bool) {
+        // It was held whole, so that what goes by is all there is of it.
+        let first = !std::mem::replace(&mut self.is_sent, true);
+        *piece = match (first, end) {
+            (true, _) => Some(self.body.clone()),
+            (false, true) => None,
+            // Pingora takes none at all for the end, and sends nothing of one that is empty.
+            (false, false) => Some(Bytes::new()),
+        };
+    }
+}
+
+/// Whether somebody has signed the request with its body, so that no byte of it may change.
+#[must_use]
+pub fn is_signed(request: &RequestHeader) -> bool {
+    let has = |name: &str| request.headers.contains_key(name);
+    ["content-digest", "repr-digest", "content-md5", "digest", "signature"].iter().any(|name| has(name))
+        || request.headers.get("authorization").is_some_and(|v| v.as_bytes().starts_with(b"AWS4-"))
+}

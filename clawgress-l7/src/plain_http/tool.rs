@@ -1,0 +1,352 @@
+//! Messages to tool servers and other agents (MCP, A2A): which requests are some, what policy is told of each, and what an
+//! agent gets to see of lists.
+//!
+//! INVARIANT: what goes to a server that is named is read as its server would, or does not go on.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clawgress_api::ToolFacts;
+use clawgress_api::config::{self, Content, UNLISTED};
+use clawgress_inspect::http1;
+use clawgress_inspect::tool::{Head, Message, Protocol, Reader, ToolError};
+use clawgress_policy::content::ToolCall;
+use clawgress_policy::{Look, Operation, PayloadNeed};
+use http::HeaderMap;
+
+use self::catalog::{Catalog, Found, Key};
+use super::Admitted;
+use crate::decide;
+use crate::endpoints::Upstream;
+use crate::identify::Who;
+use crate::snapshot::Plan;
+
+pub mod catalog;
+mod listing;
+
+pub use listing::Listing;
+
+/// Names of arguments that a record tells of one message, and messages of one request.
+const ARGUMENTS_TOLD: usize = 32;
+const MESSAGES_TOLD: usize = 16;
+/// Bytes of a name that a record tells: a resource's may be any.
+const NAME_BYTES_TOLD: usize = 256;
+/// Fields of the newer era.
+const METHOD: &str = "mcp-method";
+const NAME: &str = "mcp-name";
+const VERSION: &str = "mcp-protocol-version";
+const SESSION: &str = "mcp-session-id";
+
+/// Tool servers, and what is known of their tools.
+#[derive(Debug, Default)]
+pub struct Tools {
+    servers: Vec<Server>,
+    /// What tools there are.
+    pub catalog: Catalog,
+    /// Bytes of a message that are held.
+    pub hold_bytes_max: usize,
+}
+
+#[derive(Debug)]
+struct Server {
+    name: Arc<str>,
+    host: String,
+    port: u16,
+    path: String,
+}
+
+/// How policy asks about what is sent to a tool server, or may be.
+#[derive(Clone, Debug)]
+pub struct Addressed {
+    /// Its name; `None` for nobody who is listed.
+    server: Option<Arc<str>>,
+    key: Key,
+    /// Who needs to know.
+    pub need: PayloadNeed,
+    head: Fields,
+}
+
+/// What the head says of the message.
+#[derive(Clone, Debug, Default)]
+struct Fields {
+    method: Option<String>,
+    name: Option<String>,
+    version: Option<String>,
+    session: Option<String>,
+    /// One of them that comes twice, or is no text.
+    unclear: Option<&'static str>,
+    /// Whether there are any.
+    is_meant: bool,
+}
+
+/// What is known of the messages of a request.
+#[derive(Clone, Debug)]
+pub struct Messages {
+    addressed: Addressed,
+    all: Vec<Facts>,
+    is_batch: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Facts {
+    id: Option<String>,
+    protocol: Protocol,
+    method: String,
+    name: String,
+    argument_names: Vec<String>,
+    values: Vec<String>,
+    arguments: String,
+    findings: Vec<String>,
+}
+
+// === impl Tools ===
+
+impl Tools {
+    /// Those of the configuration.
+    ///
+    /// # Errors
+    /// The first server that can't be used, and why.
+    pub fn new(tool: &config::Tool, content: &Content) -> Result<Tools> {
+        let mut tools = Tools {
+            hold_bytes_max: usize::try_from(tool.held_bytes_max(content)).unwrap_or(usize::MAX),
+            ..Tools::default()
+        };
+        for config::ToolServer { name, url, approved } in &tool.servers {
+            let parsed = Upstream::parse(0, url, None);
+            let parsed = parsed.with_context(|| format!("tool server `{name}`: `{url}` can't be used"))?;
+            if let Some(path) = approved {
+                tools.catalog.approve(name, path)?;
+            }
+            tools.servers.push(Server {
+                name: name.as_str().into(),
+                host: parsed.host.to_string(),
+                port: parsed.port,
+                path: parsed.path.trim_end_matches('/').to_owned(),
+            });
+        }
+        // Of two that fit, the longer path says more.
+        tools.servers.sort_by_key(|server| std::cmp::Reverse(server.path.len()));
+        Ok(tools)
+    }
+
+    /// How policy asks about `admitted`, if it does.
+    #[must_use]
+    pub fn addressed(
+        &self,
+        plan: &Plan,
+        who: &Who,
+        admitted: &Admitted,
+        headers: &HeaderMap,
+    ) -> Option<Addressed> {
+        let need = decide::tool_need(plan, who);
+        if need.look() == Look::Nothing {
+            return None;
+        }
+        let server = self.server(admitted);
+        if server.is_none() && admitted.body == http1::Body::Length(0) {
+            return None;
+        }
+        let at = format!("{}:{} {}", admitted.host, admitted.port, server.as_deref().unwrap_or(UNLISTED));
+        let key = Key { agent: who.identity.agent.index, at: at.into() };
+        Some(Addressed { server, key, need, head: Fields::of(headers) })
+    }
+
+    /// Whether it goes to a server that is named.
+    #[must_use]
+    pub fn is_named(&self, admitted: &Admitted) -> bool {
+        self.server(admitted).is_some()
+    }
+
+    fn server(&self, admitted: &Admitted) -> Option<Arc<str>> {
+        if self.servers.is_empty() {
+            return None;
+        }
+        let host = admitted.host.to_string();
+        let is = |server: &&Server| {
+            let rest = admitted.path.strip_prefix(server.path.as_str());
+            server.host == host
+                && server.port == admitted.port
+                && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.servers.iter().find(is).map(|server| Arc::clone(&server.name))
+    }
+}
+
+// === impl Fields ===
+
+impl Fields {
+    fn of(headers: &HeaderMap) -> Fields {
+        let mut fields = Fields::default();
+        let mut only = |name: &'static str| {
+            let mut values = headers.get_all(name).iter();
+            let first = values.next()?;
+            fields.is_meant = true;
+            let text = first.to_str().ok().filter(|_| values.next().is_none());
+            if text.is_none() {
+                fields.unclear = Some(name);
+            }
+            text.map(str::to_owned)
+        };
+        let (method, name, version, session) = (only(METHOD), only(NAME), only(VERSION), only(SESSION));
+        Fields { method, name, version, session, ..fields }
+    }
+
+    fn head(&self) -> Head<'_> {
+        Head {
+            method: self.method.as_deref(),
+            name: self.name.as_deref(),
+            version: self.version.as_deref(),
+            session: self.session.as_deref(),
+        }
+    }
+}
+
+// === impl Addressed ===
+
+impl Addressed {
+    /// Whether its body has to be one of messages: its server is named, or its head says so.
+    #[must_use]
+    pub fn is_meant(&self) -> bool {
+        self.server.is_some() || self.head.is_meant
+    }
+
+    /// Whether its server is named.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// Who needs to see its body: what goes to nobody who is listed need not be readable.
+    #[must_use]
+    pub fn body_need(&self) -> PayloadNeed {
+        if self.is_meant() {
+            return self.need;
+        }
+        PayloadNeed { decided: Look::Nothing, logged: Look::Content }
+    }
+
+    /// Whether what was read so far has to be judged as messages.
+    #[must_use]
+    pub fn judges(&self, reader: &Reader) -> bool {
+        self.need.decided != Look::Nothing && (self.is_meant() || reader.is_like())
+    }
+
+    /// The messages of a body that is whole, in which this was `found`; `None` if they are none that policy asks about.
+    ///
+    /// # Errors
+    /// Why they can't be read.
+    pub fn read(
+        &self,
+        reader: &Reader,
+        catalog: &Catalog,
+        found: &[String],
+    ) -> Result<Option<Messages>, ToolError> {
+        if !self.is_meant() && !reader.is_like() {
+            return Ok(None);
+        }
+        if let Some(field) = self.head.unclear {
+            return Err(ToolError::Mismatch(field));
+        }
+        let messages = reader.read(&self.head.head())?;
+        if !self.is_meant() && messages.iter().all(|message| message.protocol == Protocol::Other) {
+            return Ok(None);
+        }
+        let is_batch = messages.len() > 1;
+        let facts = |message: Message| self.facts(message, catalog, found);
+        let all = messages.into_iter().map(facts).collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(Messages { addressed: self.clone(), all, is_batch }))
+    }
+
+    fn facts(&self, message: Message, catalog: &Catalog, found: &[String]) -> Result<Facts, ToolError> {
+        let name = message.name.clone().unwrap_or_default();
+        let held = if message.is_call() {
+            catalog.call(self.server(), &self.key, &name, message.arguments.as_ref())
+        } else {
+            Found::default()
+        };
+        let values = message.argument_values()?;
+        Ok(Facts {
+            argument_names: message.argument_names().map(str::to_owned).collect(),
+            values,
+            arguments: message.arguments_text(),
+            findings: found.iter().cloned().chain(held.names().map(str::to_owned)).collect(),
+            protocol: message.protocol,
+            id: message.id,
+            method: message.method.unwrap_or_default(),
+            name,
+        })
+    }
+
+    fn server(&self) -> &str {
+        self.server.as_deref().unwrap_or(UNLISTED)
+    }
+}
+
+// === impl Messages ===
+
+impl Messages {
+    /// What policy is asked, of each.
+    pub fn operations<'a>(&'a self, admitted: &'a Admitted) -> impl Iterator<Item = Operation<'a>> {
+        self.all.iter().map(|facts| {
+            Operation::Tool(ToolCall {
+                host: &admitted.host,
+                port: admitted.port,
+                server: self.addressed.server(),
+                method: &facts.method,
+                name: &facts.name,
+                argument_names: &facts.argument_names,
+                values: &facts.values,
+                arguments: &facts.arguments,
+                findings: &facts.findings,
+            })
+        })
+    }
+
+    /// What was found in any of them.
+    pub fn findings(&self) -> impl Iterator<Item = &String> {
+        self.all.iter().flat_map(|facts| &facts.findings)
+    }
+
+    /// What the record tells.
+    #[must_use]
+    pub fn record(&self) -> Vec<ToolFacts> {
+        let told = |facts: &Facts| ToolFacts {
+            server: self.addressed.server().to_owned(),
+            method: facts.method.clone(),
+            name: facts.name.chars().take(NAME_BYTES_TOLD).collect(),
+            arguments: facts.argument_names.iter().take(ARGUMENTS_TOLD).cloned().collect(),
+        };
+        self.all.iter().take(MESSAGES_TOLD).map(told).collect()
+    }
+
+    /// Whether any asks for a list of tools.
+    #[must_use]
+    pub fn lists(&self) -> bool {
+        self.all.iter().any(|facts| facts.method == "tools/list")
+    }
+
+    /// A denial in the protocol's own terms, for a client that `takes_json`: clients show it as what became of their call. None
+    /// where nobody waits for an answer, or where that comes by another connection.
+    #[must_use]
+    pub fn denial(&self, takes_json: bool, code: &str, message: &str, request: &str) -> Option<String> {
+        let is_mcp = self.all.iter().any(|facts| facts.protocol == Protocol::Mcp);
+        if is_mcp && !takes_json {
+            return None;
+        }
+        let one = |id: &String| {
+            let error = serde_json::json!({
+                "code": DENIED, "message": message, "data": { "reason": code, "request": request },
+            });
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}")
+        };
+        let all: Vec<String> = self.all.iter().filter_map(|facts| facts.id.as_ref()).map(one).collect();
+        match &all[..] {
+            [] => None,
+            [one] if !self.is_batch => Some(one.clone()),
+            all => Some(format!("[{}]", all.join(","))),
+        }
+    }
+}
+
+/// The error of a denial (JSON-RPC 2.0 section 5.1: -32000 to -32099 are the server's own).
+const DENIED: i32 = -32050;

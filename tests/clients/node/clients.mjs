@@ -1,0 +1,62 @@
+// Clients of Node: `clients.mjs MODULES openai BASE KEY`, `clients.mjs MODULES mcp URL KEY`. One line of JSON for each thing
+// that came of it, as `sdks/models.py` and `sdks/mcp_client.py` print them.
+
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+
+const [modules, what, url, key] = process.argv.slice(2);
+const require = createRequire(`${modules}/x.mjs`);
+const load = (name) => import(pathToFileURL(require.resolve(name)).href);
+const told = (...line) => console.log(JSON.stringify(line));
+
+async function openai() {
+  const { default: OpenAI } = await load("openai");
+  const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 15000 });
+  const tools = [{ type: "function", function: { name: "look_up", parameters: { type: "object", properties: {} } } }];
+  const asked = (text, model = "mock-1") => ({ model, messages: [{ role: "user", content: text }] });
+  const usage = (of) => [of.prompt_tokens, of.completion_tokens];
+  const tried = async (name, ask) => {
+    try {
+      await ask();
+      told(name, "passed", null);
+    } catch (error) {
+      told(name, error.status ?? String(error), null);
+    }
+  };
+  const whole = await client.chat.completions.create(asked("What is it?"));
+  told("whole", whole.choices[0].message.content, usage(whole.usage));
+  let text = "";
+  let tokens = null;
+  const stream = { ...asked("What is it?"), stream: true, stream_options: { include_usage: true } };
+  for await (const chunk of await client.chat.completions.create(stream)) {
+    text += chunk.choices[0]?.delta.content ?? "";
+    if (chunk.usage) tokens = usage(chunk.usage);
+  }
+  told("stream", text, tokens);
+  const call = await client.chat.completions.create({ ...asked("Please use a tool."), tools });
+  const { name, arguments: given } = call.choices[0].message.tool_calls[0].function;
+  told("tool", [name, JSON.parse(given)], usage(call.usage));
+  await tried("fail", () => client.chat.completions.create(asked("It should please fail.")));
+  await tried("denied", () => client.chat.completions.create(asked("What is it?", "mock-2")));
+}
+
+async function mcp() {
+  const { Client } = await load("@modelcontextprotocol/sdk/client/index.js");
+  const { StreamableHTTPClientTransport } = await load("@modelcontextprotocol/sdk/client/streamableHttp.js");
+  const requestInit = { headers: { authorization: `Bearer ${key}` } };
+  const client = new Client({ name: "lab", version: "1" });
+  await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }));
+  const { tools } = await client.listTools();
+  console.log(JSON.stringify(tools.map((tool) => tool.name).sort()));
+  for (const [name, args] of [["read", { page: 1 }], ["erase", { project: "OPS" }]]) {
+    try {
+      const result = await client.callTool({ name, arguments: args });
+      told(name, result.content[0].text);
+    } catch (error) {
+      told(name, error.code, error.data);
+    }
+  }
+  await client.close();
+}
+
+await { openai, mcp }[what]();

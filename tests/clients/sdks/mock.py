@@ -1,0 +1,200 @@
+"""Models' APIs as their providers have them: `mock.py HOST PORT`. Each answers 11 tokens of prompt with 7, in its own dialect:
+Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, and OpenAI's chat, which Mistral's is.
+
+A prompt with `tool` in it is answered by a call of the tool `look_up`; one with `fail`, by an error; one with `slow` stops after
+its first event, until the client leaves."""
+
+import json
+import struct
+import sys
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TEXT = ["Egress", " is", " governed."]
+ARGUMENTS = {"what": "egress"}
+
+
+def frame(event: str, payload: dict) -> bytes:
+    """One message of Amazon's event stream."""
+    headers = b""
+    for name, value in [(":message-type", "event"), (":event-type", event), (":content-type", "application/json")]:
+        headers += bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+    body = json.dumps(payload).encode()
+    prelude = struct.pack(">II", 12 + len(headers) + len(body) + 4, len(headers))
+    prelude += struct.pack(">I", zlib.crc32(prelude))
+    message = prelude + headers + body
+    return message + struct.pack(">I", zlib.crc32(message))
+
+
+def sse(payload: dict | str, event: str | None = None) -> bytes:
+    data = payload if isinstance(payload, str) else json.dumps(payload)
+    return (f"event: {event}\n" if event else "").encode() + f"data: {data}\n\n".encode()
+
+
+def anthropic(tool: bool, stream: bool):
+    usage = {"input_tokens": 11, "output_tokens": 7}
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "mock-1", "stop_sequence": None}
+    if tool:
+        block = {"type": "tool_use", "id": "toolu_1", "name": "look_up", "input": ARGUMENTS}
+    else:
+        block = {"type": "text", "text": "".join(TEXT)}
+    stop = "tool_use" if tool else "end_turn"
+    if not stream:
+        return message | {"content": [block], "stop_reason": stop, "usage": usage}
+    begun = message | {"content": [], "stop_reason": None, "usage": {"input_tokens": 11, "output_tokens": 1}}
+    empty = block | ({"input": {}} if tool else {"text": ""})
+    if tool:
+        deltas = [{"type": "input_json_delta", "partial_json": json.dumps(ARGUMENTS)}]
+    else:
+        deltas = [{"type": "text_delta", "text": text} for text in TEXT]
+    events = [{"type": "message_start", "message": begun}]
+    events += [{"type": "content_block_start", "index": 0, "content_block": empty}]
+    events += [{"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas]
+    events += [{"type": "content_block_stop", "index": 0}]
+    delta = {"stop_reason": stop, "stop_sequence": None}
+    events += [{"type": "message_delta", "delta": delta, "usage": {"output_tokens": 7}}, {"type": "message_stop"}]
+    return [sse(event, event["type"]) for event in events]
+
+
+def gemini(tool: bool, stream: bool):
+    usage = {"promptTokenCount": 11, "candidatesTokenCount": 7, "totalTokenCount": 18}
+    def answer(parts: list, **more) -> dict:
+        return {"candidates": [{"content": {"role": "model", "parts": parts}, "index": 0} | more], "modelVersion": "mock-1"}
+    parts = [{"functionCall": {"name": "look_up", "args": ARGUMENTS}}] if tool else [{"text": text} for text in TEXT]
+    if not stream:
+        return answer(parts, finishReason="STOP") | {"usageMetadata": usage}
+    answers = [answer([part]) for part in parts]
+    answers[-1]["candidates"][0]["finishReason"] = "STOP"
+    answers[-1]["usageMetadata"] = usage
+    return [sse(one) for one in answers]
+
+
+def cohere(tool: bool, stream: bool):
+    counts = {"input_tokens": 11, "output_tokens": 7}
+    usage = {"billed_units": counts, "tokens": counts}
+    function = {"name": "look_up", "arguments": json.dumps(ARGUMENTS)}
+    call = {"id": "call_1", "type": "function", "function": function}
+    message = {"role": "assistant"} | ({"tool_calls": [call]} if tool else {"content": [{"type": "text", "text": "".join(TEXT)}]})
+    reason = "TOOL_CALL" if tool else "COMPLETE"
+    if not stream:
+        return {"id": "c1", "message": message, "finish_reason": reason, "usage": usage}
+    events = [{"type": "message-start", "id": "c1", "delta": {"message": {"role": "assistant"}}}]
+    if tool:
+        events += [{"type": "tool-call-start", "index": 0, "delta": {"message": {"tool_calls": call}}}]
+        events += [{"type": "tool-call-end", "index": 0}]
+    else:
+        events += [{"type": "content-start", "index": 0, "delta": {"message": {"content": {"type": "text", "text": ""}}}}]
+        events += [{"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": text}}}} for text in TEXT]
+        events += [{"type": "content-end", "index": 0}]
+    events += [{"type": "message-end", "delta": {"finish_reason": reason, "usage": usage}}]
+    return [sse(event, event["type"]) for event in events]
+
+
+def converse(tool: bool, stream: bool):
+    usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18}
+    use = {"toolUseId": "t1", "name": "look_up"}
+    content = [{"toolUse": use | {"input": ARGUMENTS}}] if tool else [{"text": "".join(TEXT)}]
+    stop = "tool_use" if tool else "end_turn"
+    if not stream:
+        message = {"role": "assistant", "content": content}
+        return {"output": {"message": message}, "stopReason": stop, "usage": usage, "metrics": {"latencyMs": 1}}
+    events = [("messageStart", {"role": "assistant"})]
+    if tool:
+        events += [("contentBlockStart", {"contentBlockIndex": 0, "start": {"toolUse": use}})]
+        deltas = [{"toolUse": {"input": json.dumps(ARGUMENTS)}}]
+    else:
+        deltas = [{"text": text} for text in TEXT]
+    events += [("contentBlockDelta", {"contentBlockIndex": 0, "delta": delta}) for delta in deltas]
+    events += [("contentBlockStop", {"contentBlockIndex": 0}), ("messageStop", {"stopReason": stop})]
+    events += [("metadata", {"usage": usage, "metrics": {"latencyMs": 1}})]
+    return [frame(event, payload) for event, payload in events]
+
+
+def openai(tool: bool, stream: bool, told: bool, at_end: bool):
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+    about = {"id": "chatcmpl-1", "created": 1, "model": "mock-1"}
+    function = {"name": "look_up", "arguments": json.dumps(ARGUMENTS)}
+    call = {"id": "call_1", "type": "function", "function": function}
+    reason = "tool_calls" if tool else "stop"
+    if not stream:
+        message = {"role": "assistant", "content": None if tool else "".join(TEXT)} | ({"tool_calls": [call]} if tool else {})
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return about | {"object": "chat.completion", "choices": [choice], "usage": usage}
+    deltas = [{"role": "assistant", "tool_calls": [{"index": 0} | call]}] if tool else [{"role": "assistant", "content": text} for text in TEXT]
+    about |= {"object": "chat.completion.chunk"}
+    chunks = [about | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks += [about | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}]
+    if at_end:
+        # As Mistral tells it, unasked.
+        chunks[-1]["usage"] = usage
+    elif told:
+        chunks += [about | {"choices": [], "usage": usage}]
+    return [sse(chunk) for chunk in chunks] + [sse("[DONE]")]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.reply(200, "application/json", b"{}")
+
+    def reply(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.body())
+        path = self.path.split("?")[0]
+        text = json.dumps(asked)
+        tool, stream = "use a tool" in text, asked.get("stream") is True or "tream" in path
+        if "please fail" in text:
+            error = {"type": "invalid_request_error", "message": "it fails"}
+            return self.reply(400, "application/json", json.dumps({"type": "error", "message": "it fails", "error": error}).encode())
+        if path.endswith("/messages"):
+            answer = anthropic(tool, stream)
+        elif path.endswith("/chat") and "/v2" in path:
+            answer = cohere(tool, stream)
+        elif "/converse" in path:
+            answer = converse(tool, stream)
+        elif "enerateContent" in path:
+            answer = gemini(tool, stream)
+        else:
+            told = asked.get("stream_options", {}).get("include_usage", False)
+            answer = openai(tool, stream, told, "mistral" in self.headers.get("User-Agent", ""))
+        if not stream:
+            return self.reply(200, "application/json", json.dumps(answer).encode())
+        kind = "application/vnd.amazon.eventstream" if "/converse" in path else "text/event-stream"
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for n, piece in enumerate(answer):
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            self.wfile.flush()
+            if "be slow" in text and n == 2:
+                # Until the client leaves, or whoever is between.
+                self.connection.settimeout(30)
+                self.connection.recv(1)
+                self.close_connection = True
+                return None
+        self.wfile.write(b"0\r\n\r\n")
+        return None
+
+
+ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()

@@ -1,0 +1,218 @@
+"""Models by their providers' SDKs: `models.py SDK BASE KEY`. Prints one line of JSON for each thing that came of it: what was
+asked, what came, and the tokens that the SDK was told."""
+
+import json
+import os
+import sys
+
+sdk, base, key = sys.argv[1:4]
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+ASK, TOOL, FAIL, SLOW = "What is it?", "Please use a tool.", "It should please fail.", "Please be slow."
+LOOK_UP = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
+
+
+def told(what: str, text, tokens) -> None:
+    print(json.dumps([what, text, list(tokens) if tokens else None]), flush=True)
+
+
+def status(error: Exception) -> int | None:
+    for name in ("status_code", "code"):
+        if isinstance(getattr(error, name, None), int):
+            return getattr(error, name)
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return response["ResponseMetadata"]["HTTPStatusCode"]
+    return getattr(getattr(error, "raw_response", response), "status_code", None)
+
+
+def tried(what: str, ask) -> None:
+    try:
+        ask()
+        told(what, "passed", None)
+    except Exception as error:
+        told(what, status(error), None)
+
+
+def anthropic() -> None:
+    from anthropic import Anthropic
+
+    client = Anthropic(base_url=base, api_key=key, max_retries=0, timeout=15)
+    def asked(text: str, model: str = "mock-1") -> dict:
+        tools = [{"name": "look_up", "description": "looks", "input_schema": LOOK_UP}] if text == TOOL else []
+        return {"model": model, "max_tokens": 50, "messages": [{"role": "user", "content": text}]} | ({"tools": tools} if tools else {})
+    whole = client.messages.create(**asked(ASK))
+    told("whole", whole.content[0].text, (whole.usage.input_tokens, whole.usage.output_tokens))
+    for what, text in [("stream", ASK), ("tool", TOOL)]:
+        with client.messages.stream(**asked(text)) as stream:
+            last = stream.get_final_message()
+        block = last.content[0]
+        told(what, block.text if block.type == "text" else [block.name, block.input], (last.usage.input_tokens, last.usage.output_tokens))
+    tried("fail", lambda: client.messages.create(**asked(FAIL)))
+    tried("denied", lambda: client.messages.create(**asked(ASK, "mock-2")))
+    with client.messages.create(**asked(SLOW), stream=True) as stream:
+        for event in stream:
+            if event.type == "content_block_delta":
+                break
+    told("cancel", "left", None)
+
+
+def google() -> None:
+    from google import genai
+    from google.genai import types
+
+    client = genai.Client(api_key=key, http_options=types.HttpOptions(base_url=base, timeout=15000))
+    declared = types.Tool(function_declarations=[types.FunctionDeclaration(name="look_up", parameters_json_schema=LOOK_UP)])
+    config = types.GenerateContentConfig(tools=[declared], automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True))
+    def usage(answer) -> tuple:
+        return (answer.usage_metadata.prompt_token_count, answer.usage_metadata.candidates_token_count)
+    whole = client.models.generate_content(model="mock-1", contents=ASK)
+    told("whole", whole.text, usage(whole))
+    answers = list(client.models.generate_content_stream(model="mock-1", contents=ASK))
+    told("stream", "".join(answer.text for answer in answers), usage(answers[-1]))
+    answers = list(client.models.generate_content_stream(model="mock-1", contents=TOOL, config=config))
+    call = answers[-1].function_calls[0]
+    told("tool", [call.name, call.args], usage(answers[-1]))
+    tried("fail", lambda: client.models.generate_content(model="mock-1", contents=FAIL))
+    tried("denied", lambda: client.models.generate_content(model="mock-2", contents=ASK))
+
+
+def cohere() -> None:
+    from cohere import ClientV2
+
+    client = ClientV2(api_key=key, base_url=base, timeout=15)
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
+    def asked(text: str, model: str = "mock-1") -> dict:
+        more = {"tools": tools} if text == TOOL else {}
+        return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    def usage(of) -> tuple:
+        return (int(of.tokens.input_tokens), int(of.tokens.output_tokens))
+    whole = client.chat(**asked(ASK))
+    told("whole", whole.message.content[0].text, usage(whole.usage))
+    text, tokens = "", None
+    for event in client.chat_stream(**asked(ASK)):
+        if event.type == "content-delta":
+            text += event.delta.message.content.text
+        elif event.type == "message-end":
+            tokens = usage(event.delta.usage)
+    told("stream", text, tokens)
+    call = client.chat(**asked(TOOL))
+    function = call.message.tool_calls[0].function
+    told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
+    tried("fail", lambda: client.chat(**asked(FAIL)))
+    tried("denied", lambda: client.chat(**asked(ASK, "mock-2")))
+
+
+def mistral() -> None:
+    try:
+        from mistralai.client import Mistral
+    except ImportError:
+        from mistralai import Mistral
+
+    client = Mistral(api_key=key, server_url=base, timeout_ms=15000)
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
+    def asked(text: str, model: str = "mock-1") -> dict:
+        more = {"tools": tools} if text == TOOL else {}
+        return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    def usage(of) -> tuple:
+        return (of.prompt_tokens, of.completion_tokens)
+    whole = client.chat.complete(**asked(ASK))
+    told("whole", whole.choices[0].message.content, usage(whole.usage))
+    text, tokens = "", None
+    for event in client.chat.stream(**asked(ASK)):
+        for choice in event.data.choices:
+            text += choice.delta.content or ""
+        tokens = usage(event.data.usage) if event.data.usage else tokens
+    told("stream", text, tokens)
+    call = client.chat.complete(**asked(TOOL))
+    function = call.choices[0].message.tool_calls[0].function
+    told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
+    tried("fail", lambda: client.chat.complete(**asked(FAIL)))
+    tried("denied", lambda: client.chat.complete(**asked(ASK, "mock-2")))
+
+
+def bedrock() -> None:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"max_attempts": 1, "mode": "standard"}, read_timeout=15)
+    amazons = {"aws_access_key_id": "AKIALAB", "aws_secret_access_key": "of-the-lab"}
+    client = boto3.client("bedrock-runtime", region_name="eu-central-1", endpoint_url=base, config=config, **amazons)
+    # What is signed for Amazon is in Authorization, so the agent's own key has a field of its own.
+    def add(request, **_) -> None:
+        request.headers["x-clawgress-key"] = key
+    client.meta.events.register("before-send.bedrock-runtime", add)
+    spec = {"toolSpec": {"name": "look_up", "inputSchema": {"json": LOOK_UP}}}
+    def asked(text: str, model: str = "mock-1") -> dict:
+        more = {"toolConfig": {"tools": [spec]}} if text == TOOL else {}
+        return {"modelId": model, "messages": [{"role": "user", "content": [{"text": text}]}]} | more
+    def usage(of: dict) -> tuple:
+        return (of["inputTokens"], of["outputTokens"])
+    whole = client.converse(**asked(ASK))
+    told("whole", whole["output"]["message"]["content"][0]["text"], usage(whole["usage"]))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        text, tokens, name = "", None, None
+        for event in client.converse_stream(**asked(prompt))["stream"]:
+            if "contentBlockStart" in event:
+                name = event["contentBlockStart"]["start"]["toolUse"]["name"]
+            if "contentBlockDelta" in event:
+                delta = event["contentBlockDelta"]["delta"]
+                text += delta["text"] if "text" in delta else delta["toolUse"]["input"]
+            if "metadata" in event:
+                tokens = usage(event["metadata"]["usage"])
+        told(what, [name, json.loads(text)] if name else text, tokens)
+    tried("fail", lambda: client.converse(**asked(FAIL)))
+    tried("denied", lambda: client.converse(**asked(ASK, "mock-2")))
+
+
+def litellm() -> None:
+    import litellm
+
+    def asked(text: str, model: str = "mock-1", **more) -> dict:
+        tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
+        more |= {"tools": tools} if text == TOOL else {}
+        about = {"model": f"openai/{model}", "api_base": base, "api_key": key, "num_retries": 0, "timeout": 15}
+        return about | {"messages": [{"role": "user", "content": text}]} | more
+    def usage(of) -> tuple:
+        return (of.prompt_tokens, of.completion_tokens)
+    whole = litellm.completion(**asked(ASK))
+    told("whole", whole.choices[0].message.content, usage(whole.usage))
+    chunks = list(litellm.completion(**asked(ASK, stream=True, stream_options={"include_usage": True})))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    told("stream", text, next((usage(chunk.usage) for chunk in chunks if getattr(chunk, "usage", None)), None))
+    call = litellm.completion(**asked(TOOL))
+    function = call.choices[0].message.tool_calls[0].function
+    told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
+    tried("fail", lambda: litellm.completion(**asked(FAIL)))
+    tried("denied", lambda: litellm.completion(**asked(ASK, "mock-2")))
+
+
+def langchain() -> None:
+    from langchain_core.utils.function_calling import convert_to_openai_tool
+    from langchain_openai import ChatOpenAI
+
+    def model(name: str = "mock-1") -> ChatOpenAI:
+        return ChatOpenAI(model=name, base_url=base, api_key=key, max_retries=0, timeout=15, stream_usage=True)
+    def usage(of: dict) -> tuple:
+        return (of["input_tokens"], of["output_tokens"])
+    whole = model().invoke(ASK)
+    told("whole", whole.content, usage(whole.usage_metadata))
+    all = None
+    for chunk in model().stream(ASK):
+        all = chunk if all is None else all + chunk
+    told("stream", all.content, usage(all.usage_metadata))
+    tool = convert_to_openai_tool({"title": "look_up", "description": "looks"} | LOOK_UP)
+    call = model().bind_tools([tool]).invoke(TOOL)
+    told("tool", [call.tool_calls[0]["name"], call.tool_calls[0]["args"]], usage(call.usage_metadata))
+    tried("fail", lambda: model().invoke(FAIL))
+    tried("denied", lambda: model("mock-2").invoke(ASK))
+
+
+{
+    "anthropic": anthropic,
+    "google-genai": google,
+    "cohere": cohere,
+    "mistralai": mistral,
+    "boto3": bedrock,
+    "litellm": litellm,
+    "langchain-openai": langchain,
+}[sdk]()

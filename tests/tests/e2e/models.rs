@@ -1,0 +1,154 @@
+//! Models by the SDKs of their providers, each in its own dialect, through a base URL of the gateway's: whole, streamed, with
+//! tools, failed, denied, and left in the middle. Tokens are those that the server told, to the token.
+
+use std::time::Duration;
+
+use clawgress_api::{AuditQuery, AuditRecord, RecordKind};
+use clawgress_e2e::clients;
+use clawgress_e2e::lab::{Daemon, GatewayOptions, Host, Lab};
+use clawgress_e2e::plan::{self, GATEWAY, LLM, PROXY_PORT};
+use clawgress_e2e::scenario::{POLICY, SETS, Site};
+use serde_json::{Value, json};
+
+use crate::support::{admin, finish, record, to_host};
+
+/// Where the mock listens, beside the lab's own server of the same name.
+const PORT: u16 = 8001;
+/// Time for an interpreter to start and to serve, and for records to come.
+const START_TIME: Duration = Duration::from_secs(60);
+
+const MODELS: &str = r#"
+@id("models-net")
+permit (principal in Team::"research", action == Action::"connect", resource in NetworkSet::"web")
+when { context.protocol == "tcp" && context.port == 8001 };
+@id("models")
+permit (principal in Team::"research", action == Action::"llm", resource == Model::"lab/mock-1");
+"#;
+
+/// Each SDK, what its base URL ends in, and what is called by it.
+const SDKS: [(&str, &str, &str); 7] = [
+    ("anthropic", "", "messages"),
+    ("google-genai", "", "generate_content"),
+    ("cohere", "", "cohere_chat"),
+    ("mistralai", "", "chat_completions"),
+    ("boto3", "", "converse"),
+    ("litellm", "/v1", "chat_completions"),
+    ("langchain-openai", "/v1", "chat_completions"),
+];
+
+/// A site before a mock of all providers.
+fn start() -> (Site, Daemon) {
+    let lab = Lab::builder().start().unwrap();
+    let python = clients::sdks().unwrap().display().to_string();
+    let script = clients::script("sdks/mock.py").display().to_string();
+    let (address, port) = (plan::addresses(LLM)[0].to_string(), PORT.to_string());
+    let mock = lab.spawn(Host::World, "models", &[&*python, &script, &address, &port]).unwrap();
+    let url = format!("http://{address}:{port}/");
+    let waited = lab.wait("the mock", START_TIME, || {
+        Ok(lab.run(Host::World, &["curl", "-sS", "--max-time", "5", &url])?.stdout.contains("{}"))
+    });
+    waited.unwrap();
+    let more = format!(
+        "[[endpoint]]\nname = \"models\"\nupstream = \"http://{LLM}:{PORT}\"\n\
+         [[llm.server]]\nname = \"lab\"\nurl = \"http://{LLM}:{PORT}\"\n"
+    );
+    let mut site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+    site.gateway.apply_policy(&format!("{POLICY}{MODELS}"), SETS).unwrap();
+    (site, mock)
+}
+
+fn base(suffix: &str) -> String {
+    format!("http://{}:{PROXY_PORT}/models{suffix}", GATEWAY.v4)
+}
+
+/// What came of `argv`, thing by thing; and whether it is all that should come.
+#[track_caller]
+fn check(site: &Site, what: &str, argv: &[&str]) -> Vec<Value> {
+    let output = site.gateway.lab.run(Host::Anon, argv).unwrap();
+    let lines: Vec<Value> =
+        output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(output.ok(), "{what}: {output:?}");
+    let text = "Egress is governed.";
+    let wanted = [
+        json!(["whole", text, [11, 7]]),
+        json!(["stream", text, [11, 7]]),
+        json!(["tool", ["look_up", {"what": "egress"}], [11, 7]]),
+        json!(["fail", 400, null]),
+        json!(["denied", 403, null]),
+    ];
+    assert_eq!(lines.get(..wanted.len()), Some(&wanted[..]), "{what}: {output:?}");
+    lines
+}
+
+/// The outcomes of calls of this surface, once there are so many that the server answered well.
+fn outcomes(site: &Site, surface: &str, count: usize) -> Vec<AuditRecord> {
+    let mut found = Vec::new();
+    let waited = site.gateway.lab.wait("outcomes", START_TIME, || {
+        let all = admin(site).audit(&AuditQuery { limit: Some(1000), ..AuditQuery::default() })?;
+        let of_surface = |r: &&AuditRecord| {
+            r.kind == RecordKind::Decision
+                && r.attributes.iter().flat_map(|read| &read.llm).any(|call| call.surface == surface)
+        };
+        let requests: Vec<&str> = all.iter().filter(of_surface).map(|r| r.request.as_str()).collect();
+        let is_one = |r: &&AuditRecord| {
+            r.kind == RecordKind::Outcome && r.status == Some(200) && requests.contains(&r.request.as_str())
+        };
+        found = all.iter().filter(is_one).cloned().collect();
+        Ok(found.len() >= count)
+    });
+    waited.unwrap();
+    found
+}
+
+#[test]
+fn sdks_of_providers_are_governed_and_counted() {
+    let (site, _mock) = start();
+    let python = clients::sdks().unwrap().display().to_string();
+    let script = clients::script("sdks/models.py").display().to_string();
+    for (sdk, suffix, _) in SDKS {
+        let url = base(suffix);
+        let lines = check(&site, sdk, &[&*python, &script, sdk, &url, &site.assistant_key]);
+        assert_eq!(lines.len(), if sdk == "anthropic" { 6 } else { 5 }, "{sdk}: {lines:?}");
+    }
+    // Of each surface whole, streamed and with a tool; of OpenAI's by three SDKs.
+    for (surface, count) in [
+        ("generate_content", 3),
+        ("cohere_chat", 3),
+        ("converse", 3),
+        ("chat_completions", 9),
+        ("messages", 4),
+    ] {
+        let outcomes = outcomes(&site, surface, count);
+        let told = |r: &&AuditRecord| !r.tokens.as_ref().is_some_and(|tokens| tokens.estimated);
+        let exact: Vec<_> = outcomes.iter().filter(told).collect();
+        assert_eq!(exact.len(), count - usize::from(surface == "messages"), "{surface}: {outcomes:#?}");
+        for outcome in exact {
+            let tokens = outcome.tokens.as_ref().unwrap();
+            assert_eq!((tokens.input, tokens.output), (11, 7), "{surface}: {outcome:#?}");
+        }
+    }
+    // The one that its client left is charged for what came, by estimate.
+    let left = outcomes(&site, "messages", 4);
+    let left = left.iter().find_map(|r| r.tokens.as_ref().filter(|tokens| tokens.estimated)).unwrap();
+    assert!(left.input == 11 && (1..7).contains(&left.output), "{left:?}");
+    let denied = record(&site, "the model that is denied", |r| {
+        to_host(r, LLM) && r.attributes.iter().flat_map(|read| &read.llm).any(|call| call.model == "mock-2")
+    });
+    assert_eq!(denied.action.as_deref(), Some("llm"), "{denied:?}");
+    finish(site);
+}
+
+/// The same by OpenAI's SDK for Node.
+#[test]
+fn an_sdk_of_node_is_governed_and_counted() {
+    let (site, _mock) = start();
+    let modules = clients::modules().unwrap().display().to_string();
+    let script = clients::script("node/clients.mjs").display().to_string();
+    let url = base("/v1");
+    check(&site, "node", &["node", &script, &modules, "openai", &url, &site.assistant_key]);
+    for outcome in outcomes(&site, "chat_completions", 3) {
+        let tokens = outcome.tokens.as_ref().unwrap();
+        assert_eq!((tokens.input, tokens.output, tokens.estimated), (11, 7, false), "{outcome:#?}");
+    }
+    finish(site);
+}
