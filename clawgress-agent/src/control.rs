@@ -166,7 +166,7 @@ pub async fn serve(
     };
     runs.close_orphans().await?;
     let resolved = Arc::new(Resolved::new(&governor, &observations, &link, &clock));
-    let workers = Arc::new(Workers::new(config.l7.snapshot_stale_s_max));
+    let workers = Arc::new(Workers::new(&config));
     governor.prepare_by(prepare::Planes { link: Arc::clone(&link), workers: Arc::clone(&workers) });
     let control = Arc::new(Control {
         governor,

@@ -21,6 +21,8 @@ mod fail_open;
 mod flows;
 #[path = "datapath/frames.rs"]
 mod frames;
+#[path = "datapath/groups.rs"]
+mod groups;
 #[path = "datapath/headers.rs"]
 mod headers;
 #[path = "datapath/interfaces.rs"]

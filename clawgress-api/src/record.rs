@@ -155,6 +155,9 @@ pub struct Fingerprint {
     /// SHA-256 of the executable that a run began with, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<String>,
+    /// Directory of the cgroup that it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
 }
 
 /// Where it was going.

@@ -146,6 +146,8 @@ pub mod limiter {
     pub const BY_WORKLOAD: u8 = 1;
     /// Flag: of TCP that this machine sends, what is over is sent later where the interface's queue heeds that.
     pub const PACE: u8 = 2;
+    /// Flag: all that it applies to have one bucket.
+    pub const SHARED: u8 = 4;
     /// Bits behind the point of a cost that needs them: a byte at 100 GB/s then is exact to 1 in 600.
     pub const FINE: u8 = 16;
     /// Most bytes a buffer counts for: the largest (Linux: 512 KiB), and seven times as much again for the headers

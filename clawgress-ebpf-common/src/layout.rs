@@ -237,13 +237,16 @@ pod!(Flow, 72);
 pub struct BucketKey {
     /// [`Limiter::key`](crate::image::Limiter::key).
     pub limiter: u64,
-    /// Who is limited: an agent's index, or a cgroup's id and [`SUBJECT_CGROUP`].
+    /// Who is limited: an agent's index, a cgroup's id and [`SUBJECT_CGROUP`], or [`SUBJECT_SHARED`].
     pub subject: u64,
 }
 pod!(BucketKey, 16);
 
 /// In [`BucketKey::subject`]: it is a cgroup's id.
 pub const SUBJECT_CGROUP: u64 = 1 << 63;
+
+/// [`BucketKey::subject`] of what all agents of a group share: no agent has this index.
+pub const SUBJECT_SHARED: u64 = 0;
 
 /// A token bucket, by the time it takes to fill (the generic cell rate algorithm of ITU-T I.371, virtual
 /// scheduling): one number, so that CPUs need no lock.
@@ -259,7 +262,7 @@ pub struct Bucket {
     pub passed: u64,
     /// Packets dropped.
     pub dropped: u64,
-    /// The registry's index of the agent.
+    /// The registry's index of the agent it was made for, in whose share it counts.
     pub agent: u32,
     /// Zero.
     pub pad: u32,

@@ -9,7 +9,8 @@ use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes_relative};
 use clawgress_ebpf_common::image::{LIMITERS_PER_SET, Limiter, limiter};
 use clawgress_ebpf_common::{
-    Address, Bucket, BucketKey, DropReason, Generation, SUBJECT_CGROUP, action, bound, protocol,
+    Address, Bucket, BucketKey, DropReason, Generation, SUBJECT_CGROUP, SUBJECT_SHARED, action, bound,
+    protocol,
 };
 
 use crate::flow::{EEXIST, add, share_index};
@@ -175,7 +176,9 @@ fn spend(generation: u64, limits: u32, agent: u32, workload: u64, load: u64) -> 
             continue;
         }
         let own = 0u64.wrapping_sub((limiter.flags & limiter::BY_WORKLOAD) as u64);
-        let subject = agent as u64 ^ (agent as u64 ^ workload) & own;
+        let of_one =
+            ((limiter.flags & limiter::SHARED) as u64 >> limiter::SHARED.trailing_zeros()).wrapping_sub(1);
+        let subject = (agent as u64 ^ (agent as u64 ^ workload) & own) & of_one | SUBJECT_SHARED & !of_one;
         let key = BucketKey { limiter: limiter.key, subject };
         let bucket = match BUCKETS.get_ptr_mut(&key) {
             Some(bucket) => bucket,

@@ -128,10 +128,12 @@ impl Exchange {
     /// Notes who it is, under which plan.
     pub fn agent(&mut self, who: &Who, plan: &Plan) {
         self.record.agent = Some(who.reference());
-        let Fingerprints { executable, mac, .. } = &**who.seen();
+        let Fingerprints { executable, cgroup, mac, .. } = &**who.seen();
         self.record.source.mac = mac.as_deref().and_then(|mac| mac.parse().ok());
-        if executable.is_some() {
-            self.record.fingerprint.get_or_insert_default().executable.clone_from(executable);
+        if executable.is_some() || cgroup.is_some() {
+            let fingerprint = self.record.fingerprint.get_or_insert_default();
+            fingerprint.executable.clone_from(executable);
+            fingerprint.cgroup.clone_from(cgroup);
         }
         self.record.generation = plan.generation;
         let basis = plan.basis(who.identity.agent.id.tenant());

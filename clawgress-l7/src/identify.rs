@@ -192,16 +192,20 @@ impl Who {
     fn seen_by(self, plan: &Plan, connection: &Connection) -> Who {
         let by = || self.presented.iter().flat_map(|p| &p.by);
         let of_run = by().find_map(|by| match by {
-            By::Key(id) => plan.executables.of_key(id),
+            By::Key(id) => plan.runs.of_key(id),
             By::Proof(_) => None,
         });
         let bound = connection.bound.ok().flatten();
         let of_cgroup = bound.filter(|bound| bound.method == IdentityMethod::Cgroup);
-        let executable = of_run.or_else(|| plan.executables.of_agent(of_cgroup?.index)).map(str::to_owned);
+        let of_agent = of_cgroup.and_then(|bound| plan.runs.of_agent(bound.index));
+        let executable = [of_run, of_agent].into_iter().flatten().find_map(|run| run.executable.clone());
+        // A run's key may come from elsewhere, and is in no cgroup there.
+        let cgroup = of_cgroup.and_then(|_| of_run.or(of_agent)).and_then(|run| run.cgroup.clone());
         let of_source = bound.is_some_and(|bound| bound.method == IdentityMethod::Source);
         let mac = of_source.then(|| connection.mac_of(&self.identity.agent)).flatten();
         let seen = Fingerprints {
             executable,
+            cgroup,
             certificate: by().find_map(By::certificate),
             mac: mac.map(|mac| mac.to_string()),
         };

@@ -30,16 +30,16 @@ use tonic::transport::Channel;
 
 use crate::{boottime, limit};
 
-mod executables;
 mod parts;
 mod prepared;
+mod runs;
 mod straggle;
 mod wall;
 
-use self::executables::Executables;
 pub use self::parts::Basis;
 use self::parts::{Bases, Part};
 use self::prepared::{Held, Preparing};
+use self::runs::Runs;
 use self::straggle::Straggle;
 
 /// Acknowledgements on their way: one a snapshot, and snapshots come one by one.
@@ -65,8 +65,8 @@ pub struct Plan {
     roots: Arc<Roots>,
     /// Who is who.
     pub trust: TrustSnapshot,
-    /// What local runs began with.
-    pub executables: Arc<Executables>,
+    /// What local runs are.
+    pub runs: Arc<Runs>,
     bases: Arc<Bases>,
     /// Keys of providers, sealed, by tenant and name.
     provider_keys: Arc<HashMap<String, ProviderKeyRecord>>,
@@ -112,11 +112,11 @@ impl Plan {
         let roots = Arc::new(roots);
         let trust = TrustSnapshot::new(snapshot.agents, snapshot.keys, snapshot.shared);
         let trust = trust.with_roots(Arc::clone(&roots));
-        let executables = Arc::new(Executables::new(snapshot.runs, &trust));
+        let runs = Arc::new(Runs::new(snapshot.runs, &trust));
         let generation = snapshot.generation;
         let keys = snapshot.provider_keys.into_iter().map(|key| (key.id.to_string(), key));
         let provider_keys = Arc::new(keys.collect());
-        Ok(Plan { generation, policies, parts, clock, roots, trust, executables, bases, provider_keys })
+        Ok(Plan { generation, policies, parts, clock, roots, trust, runs, bases, provider_keys })
     }
 
     /// The policies that decide for an agent, as they do now: its tenant's, under the platform's. `None` before the
@@ -163,7 +163,7 @@ impl Plan {
             clock: Arc::clone(&self.clock),
             roots: Arc::clone(&self.roots),
             trust: self.trust.with_quarantined(quarantined),
-            executables: Arc::clone(&self.executables),
+            runs: Arc::clone(&self.runs),
             bases: Arc::clone(&self.bases),
             provider_keys: Arc::clone(&self.provider_keys),
         }

@@ -190,6 +190,11 @@ impl Share {
     /// the next of its name begins anew.
     #[must_use]
     pub fn of(self, agent: &Agent) -> Arc<str> {
+        self.group(agent).unwrap_or_else(|| format!("agent {}#{}", agent.id, agent.index).into())
+    }
+
+    /// The group of `agent` whose members share a bucket, if it is in one.
+    pub(crate) fn group(self, agent: &Agent) -> Option<Arc<str>> {
         let group = match self {
             Share::Agent => None,
             Share::Team => agent.team.as_deref(),
@@ -198,10 +203,7 @@ impl Share {
             Share::Tenant => Some(""),
         };
         let tenant = agent.id.tenant();
-        match group {
-            Some(name) => format!("{} {tenant}/{name}", self.name()).into(),
-            None => format!("agent {}#{}", agent.id, agent.index).into(),
-        }
+        group.map(|name| format!("{} {tenant}/{name}", self.name()).into())
     }
 }
 

@@ -10,6 +10,9 @@ pub struct Fingerprints {
     /// SHA-256 of the executable that its local run began with, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<String>,
+    /// Directory of the cgroup that it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// SHA-256 of its certificate or X.509-SVID: `sha256:` and hexadecimal digits, as records have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
@@ -22,6 +25,7 @@ pub struct Fingerprints {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
     Executable,
+    Cgroup,
     Certificate,
     Mac,
 }
@@ -29,11 +33,13 @@ pub(crate) enum Signal {
 // === impl Signal ===
 
 impl Signal {
-    pub(crate) const ALL: [Signal; 3] = [Signal::Executable, Signal::Certificate, Signal::Mac];
+    pub(crate) const ALL: [Signal; 4] =
+        [Signal::Executable, Signal::Cgroup, Signal::Certificate, Signal::Mac];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Signal::Executable => "executable",
+            Signal::Cgroup => "cgroup",
             Signal::Certificate => "certificate",
             Signal::Mac => "mac",
         }
@@ -50,6 +56,7 @@ impl Fingerprints {
     pub(crate) fn of(&self, signal: Signal) -> Option<&str> {
         match signal {
             Signal::Executable => self.executable.as_deref(),
+            Signal::Cgroup => self.cgroup.as_deref(),
             Signal::Certificate => self.certificate.as_deref(),
             Signal::Mac => self.mac.as_deref(),
         }

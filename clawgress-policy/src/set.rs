@@ -50,7 +50,7 @@ pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 8;
+pub const SCHEMA_VERSION: u32 = 10;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,10 +241,10 @@ pub(crate) struct Inner {
     logged: ByAction<(cedar_policy::PolicySet, cedar_policy::PolicySet)>,
     /// The same, as they are asked.
     logged_lowered: ByAction<Group>,
-    /// The alerts and quarantines of `connect`, which are asked of what planes tell.
-    told: cedar_policy::PolicySet,
+    /// The alerts and quarantines of `connect` and `direct`, which are asked of what planes tell.
+    told: ByAction<cedar_policy::PolicySet>,
     /// The same, as they are asked.
-    told_lowered: Group,
+    told_lowered: ByAction<Group>,
     /// What those of `connect` oblige to, ascending by the policy's id.
     limiters: Vec<Limiter>,
     /// What the others oblige to, by the policy's id.

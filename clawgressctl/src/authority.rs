@@ -90,11 +90,16 @@ fn read(set: &Set) -> Result<AuthorityRecord, Failure> {
 }
 
 fn refused(set: &Set, record: &AuthorityRecord, error: &AuthorityError) -> Failure {
-    let told = format!("authority `{}`: {error}", set.name);
-    let AuthorityError::Anchors(error) = error else { return Failure::Refused(told) };
-    let certificates = Pem { path: &set.certificates, text: &record.certificates, label: CERTIFICATE };
+    let subject = format!("authority `{}`", set.name);
+    let told = format!("{subject}: {error}");
+    let AuthorityError::Anchors(error) = error else {
+        return issuer::of_settings(&set.settings, &subject, &error.to_string());
+    };
+    let certificates =
+        Pem { path: &set.certificates, text: &record.certificates, label: CERTIFICATE, within: None };
     let lists = set.revocation_lists.as_deref();
-    let lists = lists.map(|path| Pem { path, text: &record.revocation_lists, label: REVOCATION_LIST });
+    let lists =
+        lists.map(|path| Pem { path, text: &record.revocation_lists, label: REVOCATION_LIST, within: None });
     culprit::of_anchors(*error, &told, certificates, lists).unwrap_or(Failure::Refused(told))
 }
 

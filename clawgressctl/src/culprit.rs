@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clawgress_api::identity::AnchorsError;
 use serde::de::IgnoredAny;
+use toml::de::{DeTable, DeValue};
 
 use crate::failure::Failure;
 use crate::input::{misread, place};
@@ -19,6 +20,8 @@ pub struct Pem<'a> {
     pub path: &'a Path,
     pub text: &'a str,
     pub label: &'static str,
+    /// Where it is a value in a file: that file's text, and the line on which the value begins.
+    pub within: Option<(&'a str, u64)>,
 }
 
 /// What is wrong with certificates, or the revocation lists beside them, where it stands.
@@ -42,7 +45,54 @@ pub fn of_anchors(
         AnchorsError::Pem(_) => Some(pem.unreadable().unwrap_or(1)),
         _ => None,
     };
-    Some(misread(pem.path, pem.text, line.map(|line| (line, 1)), told))
+    let (text, before) = match pem.within {
+        None => (pem.text, 0),
+        Some((text, first)) => (text, first.saturating_sub(1)),
+    };
+    // In one line nothing can be told apart.
+    let line = line.or(pem.within.map(|_| 1));
+    Some(misread(pem.path, text, line.map(|line| (before + line, 1)), told))
+}
+
+/// What is wrong with settings, told of a subject, at the key of theirs that it names first.
+pub fn of_settings(path: &Path, text: &str, (subject, error): (&str, &str)) -> Failure {
+    let table = DeTable::parse(text).ok();
+    let named = error.split('`').skip(1).step_by(2);
+    let mut found = named.filter_map(|name| key(table.as_ref()?.get_ref(), name));
+    misread(path, text, found.next().map(|at| place(text, at)), &format!("{subject}: {error}"))
+}
+
+/// What is wrong with certificates that settings hold under these keys, where it stands.
+pub fn of_inline(
+    error: AnchorsError,
+    told: &str,
+    (path, text): (&Path, &str),
+    keys: &[&str],
+) -> Option<Failure> {
+    let table = DeTable::parse(text).ok()?;
+    let (last, tables) = keys.split_last()?;
+    let table =
+        tables.iter().try_fold(table.get_ref(), |table, key| table.get(*key)?.get_ref().as_table())?;
+    let span = table.get(*last)?.span();
+    let (first, _) = place(text, span.start);
+    // Quotes begin the first line and end the last.
+    let value = text.get(span)?.trim_matches(['"', '\'']);
+    of_anchors(error, told, Pem { path, text: value, label: CERTIFICATE, within: Some((text, first)) }, None)
+}
+
+/// Where a key of this name stands in a table, or in one below it.
+fn key(table: &DeTable<'_>, name: &str) -> Option<usize> {
+    let own = table.keys().find(|key| key.get_ref().as_ref() == name).map(|key| key.span().start);
+    let below = || table.values().find_map(|value| below(value.get_ref(), name));
+    own.or_else(below)
+}
+
+fn below(value: &DeValue<'_>, name: &str) -> Option<usize> {
+    match value {
+        DeValue::Table(table) => key(table, name),
+        DeValue::Array(all) => all.iter().find_map(|value| below(value.get_ref(), name)),
+        _ => None,
+    }
 }
 
 // === impl Pem ===
@@ -137,7 +187,7 @@ mod tests {
     #[test]
     fn sections_and_lines_are_found() {
         let text = "who: a\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n\n-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n";
-        let pem = |text| Pem { path: Path::new("x"), text, label: CERTIFICATE };
+        let pem = |text| Pem { path: Path::new("x"), text, label: CERTIFICATE, within: None };
         assert_eq!(
             (pem(text).section(1), pem(text).section(2), pem(text).section(3)),
             (Some(2), Some(6), None)
@@ -151,9 +201,19 @@ mod tests {
             ("BBBB\n-----END CERTIFICATE", "BBBB\n-----END X509 CRL", 8),
         ] {
             let torn = text.replacen(from, to, 1);
-            let torn = Pem { path: Path::new("x"), text: &torn, label: CERTIFICATE };
+            let torn = Pem { path: Path::new("x"), text: &torn, label: CERTIFICATE, within: None };
             assert_eq!(torn.unreadable(), Some(line), "{from}");
         }
+    }
+
+    #[test]
+    fn settings_are_told_by_the_key_that_is_named() {
+        let text = "issuer = \"x\"\n[[more]]\n  skew_s = 9\n[provider]\nca = 1\n";
+        let told =
+            |error: &str| of_settings(Path::new("s.toml"), text, ("issuer `issuer`", error)).to_string();
+        assert!(told("`skew_s` is more than 5").starts_with("s.toml:3:3: "), "{}", told("`skew_s`"));
+        assert!(told("`nothing` and `ca`").starts_with("s.toml:5:1: "));
+        assert!(told("nothing is named").starts_with("s.toml: issuer `issuer`: nothing is named"));
     }
 
     #[test]

@@ -101,30 +101,41 @@ fn read(set: &Set) -> Result<IssuerRecord, Failure> {
 }
 
 fn refused(set: &Set, record: &IssuerRecord, error: &IssuerError) -> Failure {
-    let told = format!("issuer `{}`: {error}", set.name);
+    let subject = format!("issuer `{}`", set.name);
+    let told = format!("{subject}: {error}");
     match (error, &set.keys, &record.provider) {
         (IssuerError::Keys(_), Some(path), _) => {
             let text = input::json_text(path, JWKS_BYTES_MAX).unwrap_or_default();
             culprit::of_keys(path, &text, &told, |set| KeySet::parse(set).is_err())
         }
         (IssuerError::Provider(ProviderError::Ca(error)), _, Some(provider)) => {
-            of_ca_file(&set.settings, *error, told, &provider.ca)
+            of_ca(&set.settings, *error, &told, &["provider"], &provider.ca)
         }
-        _ => Failure::Refused(told),
+        _ => of_settings(&set.settings, &subject, &error.to_string()),
     }
 }
 
-/// What is wrong with the certificates that `ca_file` of the provider names, where it stands in that file.
-fn of_ca_file(settings: &Path, error: AnchorsError, told: String, text: &str) -> Failure {
-    let table: Option<toml::Table> =
-        input::read_within(settings, FILE_BYTES_MAX).ok().and_then(|text| text.parse().ok());
-    let named = table.as_ref().and_then(|table| table.get("provider")?.get(CA_FILE)?.as_str());
-    // What the settings hold themselves has no file of its own.
-    let Some(path) = named.map(|named| settings.parent().unwrap_or(Path::new("")).join(named)) else {
-        return Failure::Refused(told);
+/// What is wrong with settings, with its place as far as it is known.
+pub fn of_settings(settings: &Path, subject: &str, error: &str) -> Failure {
+    let text = input::read_within(settings, FILE_BYTES_MAX).unwrap_or_default();
+    culprit::of_settings(settings, &text, (subject, error))
+}
+
+/// What is wrong with the certificates that `ca_file` of the table under these keys names, or that its `ca` holds, where it
+/// stands.
+pub fn of_ca(settings: &Path, error: AnchorsError, told: &str, keys: &[&str], text: &str) -> Failure {
+    let whole = input::read_within(settings, FILE_BYTES_MAX).unwrap_or_default();
+    let table: Option<toml::Value> = whole.parse().ok().map(toml::Value::Table);
+    let own = keys.iter().try_fold(table.as_ref(), |table, key| Some(table?.get(key)));
+    let named = own.flatten().and_then(|own| own.get(CA_FILE)?.as_str());
+    let found = match named.map(|named| settings.parent().unwrap_or(Path::new("")).join(named)) {
+        Some(path) => {
+            let pem = Pem { path: &path, text, label: CERTIFICATE, within: None };
+            culprit::of_anchors(error, told, pem, None)
+        }
+        None => culprit::of_inline(error, told, (settings, &whole), &[keys, &["ca"]].concat()),
     };
-    let pem = Pem { path: &path, text, label: CERTIFICATE };
-    culprit::of_anchors(error, &told, pem, None).unwrap_or(Failure::Refused(told))
+    found.unwrap_or_else(|| Failure::Refused(told.to_owned()))
 }
 
 /// Puts the certificates that `ca_file` of the provider names, from the settings' directory on, in its place.

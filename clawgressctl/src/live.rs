@@ -83,7 +83,9 @@ pub async fn limits(client: &Client, output: Output, arguments: Arguments) -> Re
         if !arguments.follow {
             return print_limits(output, &listed);
         }
-        let state = |l: &LiveLimit| ((l.agent.clone(), l.cgroup, l.policy.clone()), (l.passed, l.dropped));
+        let state = |l: &LiveLimit| {
+            ((l.agent.clone(), l.group.clone(), l.cgroup, l.policy.clone()), (l.passed, l.dropped))
+        };
         for limit in changed(&mut seen, &listed, state) {
             match output {
                 Output::Json => output::json_line(limit)?,
@@ -169,7 +171,7 @@ fn limit_row(limit: &LiveLimit) -> Vec<String> {
         match (&limit.policy, limit.cgroup) {
             (None, _) => "sources without a binding".to_owned(),
             (_, Some(cgroup)) => format!("{} (cgroup {cgroup})", who(limit.agent.as_ref())),
-            _ => who(limit.agent.as_ref()),
+            _ => limit.group.clone().unwrap_or_else(|| who(limit.agent.as_ref())),
         },
         limit.policy.clone().unwrap_or_else(|| "-".to_owned()),
         format!("{count} {unit}/{period} burst {burst}"),

@@ -73,7 +73,11 @@ fn limiters(text: &mut String, limits: &[LiveLimit]) {
         for limit in limits {
             let agent = limit.agent.as_ref().map(ToString::to_string).unwrap_or_default();
             let policy = limit.policy.as_deref().unwrap_or_default();
-            let labels = [("agent", agent.as_str()), ("policy", policy), ("unit", limit.unit.as_str())];
+            let of = match &limit.group {
+                Some(group) => ("group", group.as_str()),
+                None => ("agent", agent.as_str()),
+            };
+            let labels = [of, ("policy", policy), ("unit", limit.unit.as_str())];
             let labels = labels.map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).join(",");
             let _ = writeln!(text, "clawgress_limiter_{name}_total{{{labels}}} {}", value(limit));
         }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use clawgress_api::identity::{
-    EndpointProfile, JWKS_BYTES_MAX, RootId, SpiffeBundle, SpiffeId, TrustDomain, TrustDomainError,
-    TrustDomainRecord,
+    BundleSource, EndpointProfile, JWKS_BYTES_MAX, ProviderError, RootId, SourceError, SpiffeBundle,
+    SpiffeId, TrustDomain, TrustDomainError, TrustDomainRecord,
 };
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{BundleStatus, KeysState};
@@ -98,17 +98,25 @@ fn read(set: &Set) -> Result<TrustDomainRecord, Failure> {
     }
     read_source(set, &mut settings)?;
     let record: TrustDomainRecord = issuer::understood(&set.settings, settings)?;
-    TrustDomain::new(record.clone()).map_err(|error| refused(set, &error))?;
+    TrustDomain::new(record.clone()).map_err(|error| refused(set, &record, &error))?;
     Ok(record)
 }
 
-fn refused(set: &Set, error: &TrustDomainError) -> Failure {
-    let told = format!("trust domain `{}`: {error}", set.name);
-    let (TrustDomainError::Bundle(_), Some(path)) = (error, &set.bundle) else {
-        return Failure::Refused(told);
-    };
-    let text = input::json_text(path, JWKS_BYTES_MAX).unwrap_or_default();
-    culprit::of_keys(path, &text, &told, |keys| SpiffeBundle::parse(keys).is_err())
+fn refused(set: &Set, record: &TrustDomainRecord, error: &TrustDomainError) -> Failure {
+    let subject = format!("trust domain `{}`", set.name);
+    let told = format!("{subject}: {error}");
+    match (error, &set.bundle, &record.source) {
+        (TrustDomainError::Bundle(_), Some(path), _) => {
+            let text = input::json_text(path, JWKS_BYTES_MAX).unwrap_or_default();
+            culprit::of_keys(path, &text, &told, |keys| SpiffeBundle::parse(keys).is_err())
+        }
+        (
+            TrustDomainError::Source(SourceError::Bounds(ProviderError::Ca(error))),
+            _,
+            Some(BundleSource::Endpoint(endpoint)),
+        ) => issuer::of_ca(&set.settings, *error, &told, &["source", "endpoint"], &endpoint.ca),
+        _ => issuer::of_settings(&set.settings, &subject, &error.to_string()),
+    }
 }
 
 /// Puts what the command line says of where the bundle comes from into the settings, and the certificates that `ca_file`

@@ -212,8 +212,8 @@ pub struct Draft {
 impl Run {
     /// As L7 knows it.
     pub(super) fn reference(&self) -> RunRef {
-        let Run { agent, key, executable, .. } = self.clone();
-        RunRef { agent, key, executable }
+        let Run { agent, key, executable, workload, .. } = self.clone();
+        RunRef { agent, key, executable, cgroup: workload.map(|workload| workload.path) }
     }
 }
 

@@ -90,7 +90,8 @@ impl Runs {
         let expires_at_s = Some(made.at_s + RUN_TIME_MAX.as_secs());
         let terms = Terms { not_before_s: None, expires_at_s };
         let runs = executable.map(|hash| format!(", with executable `{hash}`")).unwrap_or_default();
-        let detail = format!("run `{name}` of agent `{agent}` opened by {by}{runs}");
+        let place = workload.as_ref().map(|w| format!(", in cgroup `{}`", w.path)).unwrap_or_default();
+        let detail = format!("run `{name}` of agent `{agent}` opened by {by}{runs}{place}");
         let change = self.governor.change(
             |()| detail.clone(),
             |draft| {

@@ -7,11 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clawgress_api::L7Status;
+use clawgress_api::config::Config;
 use clawgress_api::proto::snapshots_server::Snapshots;
 use clawgress_api::proto::{Applied, Hello, Prepared, Snapshot, WatchRequest, watch_request::Kind};
-use nix::errno::Errno;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,6 +21,11 @@ use super::prepare::Candidate;
 use super::providers::Providers;
 use super::quarantine::{Quarantined, Quarantines};
 use crate::peer::Peer;
+
+mod lost;
+
+pub(super) use self::lost::Lost;
+use self::lost::{Known, Memory};
 
 /// Workers at once: one for each core of a large machine.
 const WORKERS_MAX: usize = 64;
@@ -43,6 +46,8 @@ pub struct Workers {
     pub(super) lost: Mutex<Vec<Lost>>,
     /// For how long a worker goes on by its last snapshot while control is away.
     stale_after: Duration,
+    /// Where they are remembered for the next life of this role.
+    memory: Memory,
     /// What they are to prepare now.
     candidate: watch::Sender<Option<Arc<Candidate>>>,
 }
@@ -63,14 +68,13 @@ pub(super) struct Worker {
     refused: Option<(u64, Instant)>,
 }
 
-/// A worker whose connection broke, and whose process may live: it decides by what it had, until that is stale.
-#[derive(Debug)]
-pub(super) struct Lost {
-    pub(super) status: L7Status,
-    pid: Option<i32>,
-    quarantine: Option<u64>,
-    pub(super) since: Instant,
-    pub(super) until: Instant,
+/// How a worker stands to what is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    Settled,
+    /// Settled by itself then.
+    Until(Instant),
+    Waits,
 }
 
 /// What a worker is sent next.
@@ -233,14 +237,20 @@ fn to_prepare(candidate: &Candidate) -> Snapshot {
 // === impl Workers ===
 
 impl Workers {
-    /// With no worker yet; each goes on by its last snapshot for so long when control is away.
+    /// With no worker yet but those that are remembered, as lost; each goes on by its last snapshot for so long when
+    /// control is away.
     #[must_use]
-    pub fn new(stale_s_max: u64) -> Self {
+    pub fn new(config: &Config) -> Self {
+        let memory = Memory::new(config.node.state_dir.join("control").join("workers.json"));
+        let stale_after = Duration::from_secs(config.l7.snapshot_stale_s_max);
+        // It may take a moment to notice.
+        let lost = memory.recall(stale_after + REFUSED_TIME_MAX);
         Workers {
             connected: watch::Sender::default(),
             next: AtomicU64::new(0),
-            lost: Mutex::default(),
-            stale_after: Duration::from_secs(stale_s_max),
+            lost: Mutex::new(lost),
+            stale_after,
+            memory,
             candidate: watch::Sender::new(None),
         }
     }
@@ -263,35 +273,68 @@ impl Workers {
     /// Waits until no worker decides by a generation before this one: each runs it, or refused it and denies by now, or
     /// is lost and ended.
     pub async fn settled(&self, generation: u64) {
-        let runs = |w: &Worker| w.status.generation >= generation;
-        let refused = |w: &Worker| w.refused.is_some_and(|(number, _)| number >= generation);
-        let told = |workers: &BTreeMap<u64, Worker>| workers.values().all(|w| runs(w) || refused(w));
-        let denies_at = match self.connected.subscribe().wait_for(told).await {
-            Ok(workers) => {
-                let refusing = workers.values().filter(|w| !runs(w)).filter_map(|w| w.refused);
-                refusing.map(|(_, since)| since + REFUSED_TIME_MAX).max()
-            }
-            Err(_) => None,
+        let stands = |w: &Worker| match w.refused {
+            _ if w.status.generation >= generation => Stands::Settled,
+            Some((number, since)) if number >= generation => Stands::Until(since + REFUSED_TIME_MAX),
+            _ => Stands::Waits,
         };
-        if let Some(at) = denies_at {
-            tokio::time::sleep_until(at.into()).await;
-        }
-        self.found(|lost| lost.status.generation >= generation).await;
+        self.stand(stands, |lost| lost.status.generation >= generation).await;
     }
 
     /// Waits until every worker has the quarantine of this number.
     pub async fn isolated(&self, serial: u64) {
         let has = |quarantine: Option<u64>| quarantine.is_some_and(|q| q >= serial);
-        let isolated = |places: &BTreeMap<u64, Worker>| places.values().all(|w| has(w.quarantine));
-        let _ = self.connected.subscribe().wait_for(isolated).await;
-        self.found(|lost| has(lost.quarantine)).await;
+        let stands = |w: &Worker| if has(w.quarantine) { Stands::Settled } else { Stands::Waits };
+        self.stand(stands, |lost| has(lost.quarantine)).await;
     }
 
-    /// Waits until all of the lost ended, came back, or are so far.
-    async fn found(&self, is_so_far: impl Fn(&Lost) -> bool) {
-        while !self.lost.lock().iter().filter(|lost| lost.may_decide()).all(&is_so_far) {
-            tokio::time::sleep(LOST_LOOK).await;
+    /// Waits until every worker stands settled, and all of the lost ended or are so far. Both are looked at together: one
+    /// that is lost, or comes back, in between is not missed.
+    async fn stand(&self, stands: impl Fn(&Worker) -> Stands, is_so_far: impl Fn(&Lost) -> bool) {
+        let mut workers = self.connected.subscribe();
+        loop {
+            let next = {
+                let connected = workers.borrow_and_update();
+                let lost = self.lost.lock();
+                let now = Instant::now();
+                let is_waited_for = |stands: &Stands| match stands {
+                    Stands::Settled => false,
+                    Stands::Waits => true,
+                    Stands::Until(at) => *at > now,
+                };
+                let all: Vec<Stands> = connected.values().map(&stands).filter(is_waited_for).collect();
+                let look = || lost.iter().any(|lost| lost.may_decide() && !is_so_far(lost));
+                let until =
+                    all.iter().filter_map(|s| if let Stands::Until(at) = s { Some(*at) } else { None });
+                match until.min() {
+                    _ if all.contains(&Stands::Waits) => None,
+                    None if look() => Some(now + LOST_LOOK),
+                    None => return,
+                    Some(at) => Some(at),
+                }
+            };
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = workers.changed() => if changed.is_err() { return },
+                () = due => {}
+            }
         }
+    }
+
+    /// Has the next life of this role know who is there.
+    fn remember(&self) {
+        self.memory.keep(|| {
+            let connected = self.connected.borrow();
+            let lost = self.lost.lock();
+            let lost = lost.iter().map(|l| Known { status: l.status.clone(), pid: l.pid });
+            let there = connected.values().map(|w| Known { status: w.status.clone(), pid: w.pid });
+            there.chain(lost).collect()
+        });
     }
 
     /// Has the workers prepare what may come, but those that refused what is live. One that has not said yet that it runs it
@@ -353,30 +396,9 @@ impl Workers {
         if !admitted {
             return Err(Status::resource_exhausted(format!("at most {WORKERS_MAX} workers")));
         }
+        workers.remember();
         Ok(Place { workers: Arc::clone(workers), number, prepares })
     }
-}
-
-// === impl Lost ===
-
-impl Lost {
-    /// Whether it may still decide by what it had: its time is not over, and its process not known to have ended. One
-    /// that the kernel can't name here, or whose number another has by now, is taken for the one.
-    pub(super) fn may_decide(&self) -> bool {
-        let ended = || self.pid.is_some_and(has_ended);
-        Instant::now() < self.until && !ended()
-    }
-}
-
-/// Whether a process is known to have ended, be it that nobody has taken note of it yet: signals still reach those.
-fn has_ended(pid: i32) -> bool {
-    if kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
-        return true;
-    }
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state is behind the name, which may hold anything (proc_pid_stat(5)).
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, Some('Z' | 'X'))
 }
 
 /// Ends what workers are to prepare when dropped.
@@ -437,9 +459,11 @@ impl Place {
         if !error.is_empty() {
             tracing::error!(generation, error, "an L7 worker refused a generation");
         }
+        let mut is_other = false;
         self.workers.connected.send_modify(|connected| {
             let Some(worker) = connected.get_mut(&self.number) else { return };
             worker.quarantine = Some(quarantine);
+            is_other = error.is_empty() && worker.status.generation != generation;
             if error.is_empty() {
                 worker.status.generation = generation;
                 worker.status.error = None;
@@ -450,6 +474,9 @@ impl Place {
                 worker.status.error = Some(format!("generation {generation}: {error}"));
             }
         });
+        if is_other {
+            self.workers.remember();
+        }
     }
 }
 
@@ -470,6 +497,7 @@ impl Drop for Place {
             }
             lost.push(Lost { status, pid, quarantine, since, until });
         });
+        self.workers.remember();
     }
 }
 
@@ -480,39 +508,4 @@ fn bounded(text: String) -> String {
         end -= 1;
     }
     text.get(..end).unwrap_or_default().chars().filter(|c| !c.is_control()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
-
-    use super::*;
-
-    #[test]
-    fn a_lost_worker_may_decide_until_it_ended_or_is_stale() {
-        let status = L7Status {
-            instance: "w".to_owned(),
-            pid: 1,
-            generation: 1,
-            draining: false,
-            refused: None,
-            error: None,
-        };
-        let now = Instant::now();
-        let lost = |pid: Option<u32>, until| {
-            let pid = pid.map(|pid| i32::try_from(pid).expect("pid"));
-            Lost { status: status.clone(), pid, quarantine: None, since: now, until }
-        };
-        let later = now + Duration::from_secs(600);
-        let mut ended = std::process::Command::new("true").spawn().expect("a process");
-        let id = ended.id();
-        let pid = Pid::from_raw(i32::try_from(id).expect("pid"));
-        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).expect("it ends");
-        assert!(!lost(Some(id), later).may_decide(), "nobody has waited for it");
-        ended.wait().expect("ended");
-        assert!(lost(Some(std::process::id()), later).may_decide());
-        assert!(lost(None, later).may_decide(), "nobody knows");
-        assert!(!lost(Some(id), later).may_decide());
-        assert!(!lost(Some(std::process::id()), now).may_decide());
-    }
 }

@@ -1,6 +1,6 @@
-//! What follows on what planes tell of `connect`: alerts, quarantines, and what guards on trial would have said. They are put into
-//! the record before it is kept; a quarantine is imposed by a task of its own. The kernel decides by its tables, and waits for
-//! nobody, so this must never decide anything. A record waits for no more than that what is due by it is stored, once an agent.
+//! What follows on what planes tell of `connect` and `direct`: alerts, quarantines, and what guards on trial would have said. They
+//! are put into the record before it is kept; a quarantine is imposed by a task of its own. The kernel decides by its tables, and
+//! waits for nobody, so this must never decide anything. A record waits for no more than that what is due by it is stored, once an agent.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -111,7 +111,7 @@ fn told(
     let port = to.port.or((!transport.has_ports()).then_some(0));
     let itself = to.ip.zip(port);
     let parent = to.via_address.map(|parent| (parent.ip(), parent.port()));
-    let ask = |(ip, port): (IpAddr, u16)| policy.told(agent, ip, port, transport);
+    let ask = |(ip, port): (IpAddr, u16)| policy.told(agent, ip, port, transport, went_direct(record));
     let mut told: Vec<Arc<Obligation>> = itself.into_iter().chain(parent).flat_map(ask).collect();
     told.sort_by(|a, b| a.policy.cmp(&b.policy));
     told.dedup_by(|a, b| (&a.policy, a.effect.name()) == (&b.policy, b.effect.name()));
@@ -139,6 +139,11 @@ fn connected(record: &AuditRecord) -> Option<(AgentId, Transport)> {
         (_, name) => Transport::from_name(name?)?,
     };
     Some((AgentId::new(&who.tenant, &who.agent).ok()?, transport))
+}
+
+/// Whether it is of a flow that the kernel forwards: it tells of nothing else that passes.
+fn went_direct(record: &AuditRecord) -> bool {
+    record.plane == Plane::Kernel && record.verdict == Some(Verdict::Allow)
 }
 
 /// Imposes what is due, until `stop`; what is left then, the next start does.

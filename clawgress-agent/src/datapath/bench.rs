@@ -195,6 +195,7 @@ fn limited(number: u64, limiters: u64) -> Result<KernelGeneration<KernelTables>>
         count: LIMIT,
         period_s: 1,
         burst: LIMIT,
+        group: None,
         subject: LimitSubject::Agent,
         over: LimitAction::Drop,
     };

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, MapData, MapError};
 use clawgress_ebpf_common::image::{Limiter, limiter};
-use clawgress_ebpf_common::{Bucket, BucketKey, bound, map};
+use clawgress_ebpf_common::{Bucket, BucketKey, SUBJECT_SHARED, bound, map};
 use clawgress_policy::kernel::{self, LimitAction, LimitSubject, LimitUnit};
 
 use super::bpf::{Plain, Walk};
@@ -33,7 +33,7 @@ pub struct Counts {
     pub dropped: u64,
 }
 
-/// Counts by a limiter's key and the registry's index of an agent.
+/// Counts by a limiter's key and the registry's index of an agent, 0 for all that share its bucket.
 pub type Totals = BTreeMap<(u64, u32), Counts>;
 
 /// The buckets.
@@ -138,7 +138,7 @@ impl Buckets {
     pub fn totals(&self) -> Result<Totals> {
         let mut totals = self.kept.clone();
         for (key, bucket) in self.all()? {
-            totals.entry((key.limiter, bucket.agent)).or_default().add(&bucket);
+            totals.entry((key.limiter, counted_for(&key, &bucket))).or_default().add(&bucket);
         }
         Ok(totals)
     }
@@ -175,7 +175,7 @@ impl Buckets {
             match self.map.remove(&Plain(*key)) {
                 Ok(()) => {
                     self.shares.take_off(bucket.agent);
-                    self.keep(key.limiter, bucket);
+                    self.keep(key, bucket);
                 }
                 Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(error.into()),
@@ -184,12 +184,17 @@ impl Buckets {
         Ok(over.len())
     }
 
-    fn keep(&mut self, limiter: u64, bucket: &Bucket) {
-        let key = (limiter, bucket.agent);
+    fn keep(&mut self, key: &BucketKey, bucket: &Bucket) {
+        let key = (key.limiter, counted_for(key, bucket));
         if self.kept.len() < KEPT_MAX || self.kept.contains_key(&key) {
             self.kept.entry(key).or_default().add(bucket);
         }
     }
+}
+
+/// Whom a bucket's counts are told of.
+fn counted_for(key: &BucketKey, bucket: &Bucket) -> u32 {
+    if key.subject == SUBJECT_SHARED { 0 } else { bucket.agent }
 }
 
 // === impl Counts ===
@@ -235,6 +240,7 @@ pub fn limiter(policy: &kernel::Limiter, policies: u32) -> Result<Limiter, Limit
         LimitUnit::Connections => limiter::CONNECTIONS,
     };
     let by_workload = if policy.subject == LimitSubject::Workload { limiter::BY_WORKLOAD } else { 0 };
+    let shared = if policy.group.is_some() { limiter::SHARED } else { 0 };
     let pace = if policy.over == LimitAction::Pace { limiter::PACE } else { 0 };
     Ok(Limiter {
         key: policy.key,
@@ -243,7 +249,7 @@ pub fn limiter(policy: &kernel::Limiter, policies: u32) -> Result<Limiter, Limit
         policies,
         unit,
         unit_bits: limiter::bits(unit),
-        flags: by_workload | pace,
+        flags: by_workload | shared | pace,
         cost_shift,
     })
 }

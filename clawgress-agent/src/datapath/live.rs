@@ -1,10 +1,12 @@
 //! What is going on, as documents for people: live flows and recent drops. Reads only.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
 use clawgress_api::{LiveFlow, LiveFlows, LiveLimit, LiveQuery, RecentDrop};
-use clawgress_ebpf_common::{Bucket, BucketKey, DropReason, Flow, FlowKey, SUBJECT_CGROUP, action, hook};
+use clawgress_ebpf_common::{
+    Bucket, BucketKey, DropReason, Flow, FlowKey, SUBJECT_CGROUP, SUBJECT_SHARED, action, hook,
+};
 use clawgress_identity::AgentId;
 use clawgress_policy::kernel::{LimitUnit, Limiter};
 use tonic::Status;
@@ -89,11 +91,16 @@ pub fn limits(plane: &Plane, query: &LiveQuery) -> Result<Vec<LiveLimit>, Status
     .map_err(|e| unread(&e))?;
     let limiters = plane.limiters();
     let by_key = by_key(&limiters);
+    let shared = shared_by(plane, wanted.agent);
     let now_ns = monotonic_ns();
     let is_wanted = |bucket: &Bucket| wanted.agent.is_none_or(|agent| agent == bucket.agent);
+    let is_theirs = |key: &BucketKey, bucket: &Bucket| match key.subject {
+        SUBJECT_SHARED => wanted.agent.is_none() || shared.contains(&key.limiter),
+        _ => is_wanted(bucket),
+    };
     let mut found: Vec<_> = all
         .iter()
-        .filter(|(_, bucket)| is_wanted(bucket))
+        .filter(|(key, bucket)| is_theirs(key, bucket))
         .filter_map(|(key, bucket)| {
             let limiter = by_key.get(&key.limiter)?;
             Some(limit(key, bucket, limiter, plane, now_ns))
@@ -112,9 +119,14 @@ fn totals(plane: &KernelPlane, wanted: &Wanted) -> Result<Vec<LiveLimit>, Status
     let totals = tokio::task::block_in_place(|| plane.buckets.lock().totals()).map_err(|e| unread(&e))?;
     let limiters = plane.limiters();
     let by_key = by_key(&limiters);
+    let shared = shared_by(plane, wanted.agent);
+    let is_theirs = |key: u64, agent: u32| {
+        wanted.agent.is_none_or(|wanted| wanted == agent && agent != 0)
+            || u64::from(agent) == SUBJECT_SHARED && shared.contains(&key)
+    };
     let mut found: Vec<_> = totals
         .iter()
-        .filter(|((_, agent), _)| wanted.agent.is_none_or(|wanted| wanted == *agent))
+        .filter(|((key, agent), _)| is_theirs(*key, *agent))
         .filter_map(|((key, agent), counts)| {
             let (limiter, key) = (by_key.get(key)?, BucketKey { limiter: *key, subject: u64::from(*agent) });
             // Of several buckets nobody can say how much room there is; of one, `limits` without totals does.
@@ -126,6 +138,21 @@ fn totals(plane: &KernelPlane, wanted: &Wanted) -> Result<Vec<LiveLimit>, Status
     found.sort_by_key(|l| Reverse((l.dropped, l.passed)));
     found.truncate(wanted.limit);
     Ok(found)
+}
+
+/// Keys of the limiters whose buckets an agent shares with its group, by the live tables.
+fn shared_by(plane: &KernelPlane, agent: Option<u32>) -> BTreeSet<u64> {
+    let Some(agent) = agent else { return BTreeSet::new() };
+    plane
+        .with_tables(|tables| {
+            let Some(class) = tables.agents.get(&agent) else { return BTreeSet::new() };
+            let sets: BTreeSet<u32> =
+                tables.verdicts.iter().filter(|c| c.agent_class == *class).map(|c| c.limits).collect();
+            let numbers = sets.iter().filter_map(|set| tables.limits.get(*set as usize)).flatten();
+            let limiters = numbers.filter_map(|number| tables.limiters.get(*number as usize));
+            limiters.filter(|limiter| limiter.group.is_some()).map(|limiter| limiter.key).collect()
+        })
+        .unwrap_or_default()
 }
 
 fn by_key(limiters: &[Limiter]) -> HashMap<u64, &Limiter> {
@@ -144,7 +171,8 @@ fn limit(key: &BucketKey, bucket: &Bucket, limiter: &Limiter, plane: &KernelPlan
         LimitUnit::Connections => "connections",
     };
     LiveLimit {
-        agent: plane.names.agent(bucket.agent),
+        agent: if limiter.group.is_some() { None } else { plane.names.agent(bucket.agent) },
+        group: limiter.group.clone(),
         cgroup: is_cgroup.then_some(key.subject & !SUBJECT_CGROUP),
         policy: Some(limiter.policy.clone()),
         unit: unit.to_owned(),
@@ -162,6 +190,7 @@ fn unbound_limit(all_per_s: u32, bucket: &Bucket, now_ns: u64) -> LiveLimit {
     let (count, burst) = (u64::from(all_per_s), buckets::unbound_burst(all_per_s));
     LiveLimit {
         agent: None,
+        group: None,
         cgroup: None,
         policy: None,
         unit: "connections".to_owned(),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::{Config, Role};
 use clawgress_api::{DatapathStatus, InterfaceStatus, LearnedAddresses};
 use clawgress_ebpf_common::{FlowKey, IFINDEX_DIAL, IFINDEX_LOCAL, bound};
-use clawgress_policy::kernel::Limiter;
+use clawgress_policy::kernel::{KernelTables, Limiter};
 use parking_lot::Mutex;
 
 use super::attach::Attached;
@@ -360,8 +360,13 @@ impl KernelPlane {
 
     /// The live generation's rate limits.
     pub fn limiters(&self) -> Vec<Limiter> {
+        self.with_tables(|tables| tables.limiters.clone()).unwrap_or_default()
+    }
+
+    /// What is read of the live generation's tables.
+    pub fn with_tables<T>(&self, read: impl FnOnce(&KernelTables) -> T) -> Option<T> {
         let live = self.live.lock();
-        live.as_ref().and_then(|d| d.tables.as_ref()).map(|t| t.limiters.clone()).unwrap_or_default()
+        live.as_ref().and_then(|document| document.tables.as_ref()).map(read)
     }
 
     /// Takes note of the interfaces there are now: the live generation's bindings are written anew, for the

@@ -311,15 +311,18 @@ fn limiters(tables: &KernelTables) -> Result<Vec<Limiter>, PlanError> {
     tables.limiters.iter().enumerate().map(|(n, l)| Ok(buckets::limiter(l, index(n)?)?)).collect()
 }
 
-/// That agents can need more token buckets than there are, each having one for every limiter of its class.
+/// That agents can need more token buckets than there are, each having one for every limiter of its class that it doesn't
+/// share.
 fn crowded(agents: &BTreeMap<u32, (u32, u16)>, tables: &KernelTables) -> Option<String> {
     let mut limiters: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     for cell in tables.verdicts.iter().filter(|cell| cell.limits != 0) {
         let of_set = tables.limits.get(cell.limits as usize);
-        limiters.entry(cell.agent_class).or_default().extend(of_set.into_iter().flatten());
+        let own = of_set.into_iter().flatten().filter(|limiter| !is_shared(tables, **limiter));
+        limiters.entry(cell.agent_class).or_default().extend(own);
     }
+    let shared = tables.limiters.iter().filter(|limiter| limiter.group.is_some()).count();
     let of_class = |class| limiters.get(class).map_or(0, BTreeSet::len);
-    let buckets: usize = agents.values().map(|(class, _)| of_class(class)).sum();
+    let buckets: usize = shared + agents.values().map(|(class, _)| of_class(class)).sum::<usize>();
     let max = bound::BUCKETS_MAX as usize;
     (buckets > max).then(|| {
         format!(
@@ -328,6 +331,10 @@ fn crowded(agents: &BTreeMap<u32, (u32, u16)>, tables: &KernelTables) -> Option<
             DropReason::BucketTableFull
         )
     })
+}
+
+fn is_shared(tables: &KernelTables, limiter: u32) -> bool {
+    tables.limiters.get(limiter as usize).is_some_and(|limiter| limiter.group.is_some())
 }
 
 /// Sets of limiters, by number from 1.
@@ -538,87 +545,4 @@ fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clawgress_policy::kernel::VerdictCell;
-
-    use super::*;
-
-    #[track_caller]
-    fn check(tables: KernelTables, want: &PlanError) {
-        let document = KernelGeneration {
-            generation: 1,
-            tables: Some(tables),
-            agents: Vec::new(),
-            shared: Vec::new(),
-            revisions: BTreeMap::new(),
-            turns_at: None,
-        };
-        let error = Plan::new(&document, &BTreeMap::new()).expect_err("must be refused");
-        assert_eq!(error, *want);
-    }
-
-    fn cell(transport: Transport, action: KernelAction) -> KernelTables {
-        let cell = VerdictCell {
-            agent_class: 1,
-            destination_class: 0,
-            transport,
-            port_class: 0,
-            action,
-            policies: 0,
-            limits: 0,
-            never_direct: false,
-        };
-        KernelTables { verdicts: vec![cell], ..KernelTables::default() }
-    }
-
-    #[test]
-    fn inconsistent_generations_are_refused() {
-        let ports = |ports| KernelTables { ports, ..KernelTables::default() };
-        check(ports(vec![(1, 0)]), &PlanError::Ports);
-        check(ports(vec![(0, 0), (5, 1), (5, 2)]), &PlanError::Ports);
-        check(ports(vec![(0, 0), (9, 1), (5, 2)]), &PlanError::Ports);
-        check(cell(Transport::Udp, KernelAction::Steer), &PlanError::Cell("only TCP can be steered"));
-        check(
-            cell(Transport::Tcp, KernelAction::Deny(0)),
-            &PlanError::Cell("it denies without a known reason"),
-        );
-        let document = KernelGeneration::<KernelTables> {
-            generation: 0,
-            tables: None,
-            agents: Vec::new(),
-            shared: Vec::new(),
-            revisions: BTreeMap::new(),
-            turns_at: None,
-        };
-        assert_eq!(Plan::new(&document, &BTreeMap::new()).expect_err("refused"), PlanError::Number);
-    }
-
-    #[test]
-    fn a_shared_source_has_nobody_else_s_place() {
-        let shared = |name: &str| clawgress_identity::SharedSource {
-            id: name.parse().expect("id"),
-            at: vec!["e=10.0.0.0/28,any-mac".parse().expect("source")],
-            may_present: BTreeSet::new(),
-        };
-        let document = KernelGeneration::<KernelTables> {
-            generation: 1,
-            tables: None,
-            agents: Vec::new(),
-            shared: vec![shared("one"), shared("two")],
-            revisions: BTreeMap::new(),
-            turns_at: None,
-        };
-        let error = Plan::new(&document, &BTreeMap::from([("e".into(), 7)])).expect_err("refused");
-        assert_eq!(error, PlanError::SameShared("default/two".into(), "e=10.0.0.0/28,any-mac".into()));
-        let plan = Plan::new(&document, &BTreeMap::new()).expect("accepted");
-        assert_eq!(plan.skipped.len(), 2, "this node has no such interface");
-    }
-
-    #[test]
-    fn port_ranges_reach_to_the_next() {
-        let classes = ports(&[(0, 3), (80, 1), (81, 0), (65_535, 2)]).expect("valid");
-        for (port, class) in [(0, 3), (79, 3), (80, 1), (81, 0), (65_534, 0), (65_535, 2)] {
-            assert_eq!(classes.get(port), Some(&class), "port {port}");
-        }
-    }
-}
+mod tests;

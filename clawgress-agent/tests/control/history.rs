@@ -24,7 +24,7 @@ fn decision(agent: &Agent, host: &str, verdict: Verdict) -> AuditRecord {
 }
 
 fn with_ja4(mut record: AuditRecord, ja4: &str) -> AuditRecord {
-    record.fingerprint = Some(Fingerprint { ja4: Some(ja4.to_owned()), executable: None });
+    record.fingerprint = Some(Fingerprint { ja4: Some(ja4.to_owned()), executable: None, cgroup: None });
     record
 }
 

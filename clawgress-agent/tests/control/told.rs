@@ -16,6 +16,7 @@ const TEXT: &str = r#"
 @id("odd") @effect("alert") @severity("high") permit (principal, action == Action::"connect", resource) when { context.port == 4444 };
 @id("trap") @effect("quarantine") @for("15m") permit (principal == Agent::"caught", action == Action::"connect", resource)
 when { context.ip.isInRange(ip("198.51.100.0/24")) };
+@id("past") @effect("alert") permit (principal, action == Action::"direct", resource) when { context.port == 53 };
 @id("try") @mode("log-only") forbid (principal, action == Action::"connect", resource) when { context.port == 4444 };
 "#;
 
@@ -71,12 +72,16 @@ async fn what_planes_tell_of_connect_has_what_follows() {
             decision(&other, Plane::Kernel, ("203.0.113.1", 4444), allow),
             decision(&other, Plane::L7, ("203.0.113.1", 4444), deny),
             decision(&other, Plane::Kernel, ("203.0.113.1", 53), allow),
+            decision(&other, Plane::L7, ("203.0.113.2", 53), allow),
+            decision(&other, Plane::Kernel, ("203.0.113.2", 53), deny),
             decision(&other, Plane::Kernel, ("198.51.100.9", 54), allow),
         ],
     )
     .await;
     let both = vec!["odd alert high".to_owned(), "try would-forbid -".to_owned()];
-    assert_eq!(effects(&node).await, [(4444, both.clone()), (4444, both), (53, vec![]), (54, vec![])]);
+    let past = vec!["past alert medium".to_owned()];
+    let wanted = [(4444, both.clone()), (4444, both), (53, past), (53, vec![]), (53, vec![]), (54, vec![])];
+    assert_eq!(effects(&node).await, wanted, "only what went direct did");
     assert!(quarantined(&node).await.is_empty());
     // Whose record says so is out of both planes, for so long.
     hand_over(&node, &[decision(&caught, Plane::Kernel, ("198.51.100.9", 55), allow)]).await;

@@ -40,6 +40,7 @@ pub fn limiter(key: u64, unit: LimitUnit, count: u64, period_s: u32, burst: u64)
         count,
         period_s,
         burst,
+        group: None,
         subject: LimitSubject::Agent,
         over: LimitAction::Drop,
     }

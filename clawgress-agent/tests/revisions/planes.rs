@@ -225,6 +225,30 @@ async fn who_is_behind_is_told_until_it_denies() {
     assert_eq!(apply(&node, OPEN).await.expect("applied").behind, []);
 }
 
+/// Who was connected before control ended may decide by what it had, also where it does not come back: that is told, until it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_there_before_a_restart_is_told_of() {
+    let mut node = Node::configured(|_| "snapshot_stale_s_max = 600\n".into()).start().await;
+    apply(&node, OPEN).await.expect("applied");
+    let mut silent = node.silent_worker("silent").await;
+    let live = silent.next().await.generation;
+    silent.requests.send(applied(live, "")).await.expect("told");
+    until("its word", async || status(&node).await.l7.iter().any(|w| w.generation == live)).await;
+    node.stop_control().await;
+    drop(silent);
+    node.start_control().await;
+
+    let made = apply(&node, &format!("{OPEN}{LESS}")).await.expect("applied");
+    assert_eq!(names(&made.behind), [(Plane::L7, Some("silent"))]);
+    assert_eq!(made.behind.first().map(|plane| plane.generation), Some(live));
+    let told = async || status(&node).await.warnings.iter().any(|w| w.contains("its connection broke"));
+    assert!(told().await);
+    let mut back = node.silent_worker("silent").await;
+    let next = back.next().await.generation;
+    back.requests.send(applied(next, "")).await.expect("told");
+    until("it to be back", async || !told().await && status(&node).await.l7.len() == 1).await;
+}
+
 /// An older datapath role takes no word of what is live, and is governed all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_datapath_role_is_governed() {

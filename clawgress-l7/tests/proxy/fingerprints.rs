@@ -101,7 +101,7 @@ async fn what_a_run_began_with_is_policys_to_ask_for() {
     for (executable, wanted) in [(Some("aa"), 200), (Some("bb"), 403), (None, 403)] {
         let run = |s: &mut Snapshot<_>| {
             let (agent, key) = (s.keys[0].agent.clone(), s.keys[0].id.clone());
-            s.runs = vec![RunRef { agent, key, executable: executable.map(str::to_owned) }];
+            s.runs = vec![RunRef { agent, key, executable: executable.map(str::to_owned), cgroup: None }];
         };
         assert_eq!(gateway.publish(run).await, "");
         assert_eq!(status().await, wanted, "{executable:?}");

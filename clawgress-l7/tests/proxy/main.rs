@@ -55,6 +55,8 @@ mod requests;
 #[cfg(test)]
 mod resolvers;
 #[cfg(test)]
+mod revocation;
+#[cfg(test)]
 mod scale;
 #[cfg(test)]
 mod socks;

@@ -26,6 +26,9 @@ use crate::harness::{Gateway, Options, PATIENCE, POLICY};
 use crate::pki::{Authority, Pair, Wanted};
 use crate::upstream::Upstream;
 
+mod clients;
+mod svids;
+
 type Tls = Client<TlsStream<TcpStream>>;
 
 /// A gateway with a certificate, which trusts an authority for agents.
@@ -539,100 +542,6 @@ async fn the_proxy_s_certificate_is_renewed() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(shown().await, chain(&next)[0]);
-}
-
-/// Clients of others: curl by both ways, and Python's TLS.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_of_others() {
-    let s = Setting::new().await;
-    let (plain, tls) =
-        (Upstream::http("127.1.0.1").await, Upstream::https("127.1.0.1", "api.allowed.test").await);
-    let web = s.agents_ca.issue("web", &Wanted::default());
-    let (proxy, ca) = (s.gateway.proxy_tls, s.server_ca.file());
-    let (ca, certificate, key) = (ca.display(), web.certificate.display(), web.key.display());
-    let curl = async |arguments: &str, url: String| {
-        let arguments = format!(
-            "-sS -k --max-time 10 -o /dev/null -w %{{http_code}}/%{{http_connect}} {arguments} {url}"
-        );
-        let mut command = tokio::process::Command::new("curl");
-        command.args(arguments.split(' ')).env_clear().env("PATH", std::env::var("PATH").expect("PATH"));
-        let output = command.output().await.expect("curl");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    let with = format!("-x https://{proxy} --proxy-cacert {ca} --proxy-cert {certificate} --proxy-key {key}");
-    let without = format!("-x https://{proxy} --proxy-cacert {ca}");
-    let clear = format!("http://api.allowed.test:{}/x", plain.address.port());
-    let secret = format!("https://api.allowed.test:{}/x", tls.address.port());
-    assert_eq!(curl(&with, clear.clone()).await, "200/000");
-    assert_eq!(curl(&with, secret.clone()).await, "200/200");
-    assert_eq!(curl(&without, clear).await, "407/000");
-    assert_eq!(curl(&without, secret.clone()).await, "000/407");
-    let keyed = format!("{without} --proxy-user web:{}", s.gateway.key);
-    assert_eq!(curl(&keyed, secret).await, "200/200");
-    let python = "
-import socket, ssl, sys
-host, port, ca, certificate, key, target = sys.argv[1:]
-context = ssl.create_default_context(cafile=ca)
-context.load_cert_chain(certificate, key)
-context.set_alpn_protocols(['http/1.1'])
-with socket.create_connection((host, int(port)), 10) as raw, context.wrap_socket(raw, server_hostname=host) as tls:
-    assert (tls.version(), tls.selected_alpn_protocol()) == ('TLSv1.3', 'http/1.1')
-    tls.sendall(f'GET http://{target}/x HTTP/1.1\\r\\nHost: {target}\\r\\nConnection: close\\r\\n\\r\\n'.encode())
-    print(tls.recv(12).decode())
-";
-    let mut command = tokio::process::Command::new("python3");
-    let target = format!("api.allowed.test:{}", plain.address.port());
-    command.arg("-c").arg(python).arg(proxy.ip().to_string()).arg(proxy.port().to_string());
-    command
-        .args([&*ca.to_string(), &*certificate.to_string(), &*key.to_string(), &*target])
-        .stdin(Stdio::null());
-    let output = command.output().await.expect("python3");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "HTTP/1.1 200", "{output:?}");
-}
-
-/// A JWT-SVID of the trust domain's bundle, as any bearer token.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn jwt_svids_are_bearer_tokens() {
-    use aws_lc_rs::rand::SystemRandom;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    let gateway = Gateway::start(Options::default()).await;
-    let upstream = Upstream::http("127.1.0.1").await;
-    let host = format!("api.allowed.test:{}", upstream.address.port());
-    let signer = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("key");
-    let (x, y) = signer.public_key().as_ref()[1..].split_at(32);
-    let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
-    let jwk = format!(r#",{{"kty":"EC","crv":"P-256","use":"jwt-svid","kid":"k1","x":"{x}","y":"{y}"}}"#);
-    let domain = trust_domain(&Authority::new("spire"), &jwk);
-    assert_eq!(gateway.publish(|s| s.roots.trust_domains.push(domain)).await, "");
-    let bearer = |subject: &str, audience: &str| {
-        let claims = format!(
-            r#"{{"sub":"{subject}","aud":["{audience}"],"exp":{}}}"#,
-            jiff::Timestamp::now().as_second() + 60
-        );
-        let header = r#"{"alg":"ES256","kid":"k1","typ":"JWT"}"#;
-        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
-        let signature = signer.sign(&SystemRandom::new(), signed.as_bytes()).expect("signature");
-        format!("Proxy-Authorization: Bearer {signed}.{}\r\n", URL_SAFE_NO_PAD.encode(signature))
-    };
-    for (subject, audience, expected) in [
-        ("spiffe://d.test/agent/web", "gateway", "none"),
-        ("spiffe://d.test/agent/other", "gateway", "policy_denied"),
-        ("spiffe://d.test/agent/web", "elsewhere", "credential_invalid"),
-        ("spiffe://e.test/agent/web", "gateway", "credential_invalid"),
-        ("spiffe://d.test", "gateway", "credential_invalid"),
-    ] {
-        let answer = gateway.ask(&get(&host, &bearer(subject, audience))).await;
-        assert_eq!(answer.reason(), expected, "{subject} {audience}");
-    }
-    let (decision, _) = gateway.exchange(0).await;
-    let agent = decision.agent.expect("agent");
-    assert_eq!((agent.agent.as_str(), agent.method), ("web", IdentityMethod::SpiffeJwt));
-    // The bundle without that key: the request after that is refused.
-    let rotated = trust_domain(&Authority::new("spire"), "");
-    gateway.publish(|s| s.roots.trust_domains = vec![rotated]).await;
-    let answer = gateway.ask(&get(&host, &bearer("spiffe://d.test/agent/web", "gateway"))).await;
-    assert_eq!(answer.reason(), "credential_invalid");
 }
 
 /// What the client says is cut off without an end is not taken for whole.

@@ -42,7 +42,7 @@ async fn take(client: &mut Client, n: usize) -> Vec<u8> {
 }
 
 /// A client that has proven to be `web`.
-async fn web(gateway: &Gateway) -> Client {
+pub async fn web(gateway: &Gateway) -> Client {
     let mut client = gateway.client().await;
     client.send(GREETING).await;
     assert_eq!(take(&mut client, 2).await, CHOICE);
@@ -52,7 +52,7 @@ async fn web(gateway: &Gateway) -> Client {
 }
 
 /// Asks for `name`; the byte of the reply.
-async fn ask(client: &mut Client, name: &str, port: u16) -> u8 {
+pub async fn ask(client: &mut Client, name: &str, port: u16) -> u8 {
     client.send(to_name(name, port)).await;
     let reply = take(client, 10).await;
     assert_eq!((reply[0], &reply[2..]), (5, &[0, 1, 0, 0, 0, 0, 0, 0][..]), "{reply:?}");

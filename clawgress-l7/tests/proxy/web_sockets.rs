@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::harness::{Gateway, Options, POLICY};
 use crate::upstream::Upstream;
 
-const MESSAGES: &str = r#"
+pub const MESSAGES: &str = r#"
 @id("messages") permit (principal == Agent::"web", action == Action::"tunnel", resource == Host::"api.allowed.test")
 when { context.protocol == "websocket" };
 "#;
@@ -58,7 +58,7 @@ async fn echo(mut stream: TcpStream) {
     }
 }
 
-async fn upstream() -> Upstream {
+pub async fn upstream() -> Upstream {
     Upstream::start("127.1.0.1", None, |stream, seen| async move {
         let _ = &seen;
         echo(stream).await;
@@ -73,7 +73,7 @@ fn opening(gateway: &Gateway, host: &str, path: &str) -> String {
     )
 }
 
-async fn opened(gateway: &Gateway, host: &str) -> Client {
+pub async fn opened(gateway: &Gateway, host: &str) -> Client {
     let mut client = gateway.client().await;
     client.send(opening(gateway, host, "/ws")).await;
     let answer = client.answer_head().await;

@@ -5,6 +5,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ptr;
+use std::sync::Arc;
 
 use clawgress_identity::Agent;
 
@@ -12,7 +13,7 @@ use super::cells::Kind;
 use super::limiter::{self, LIMITERS_MAX};
 use super::plan::{AgentKey, Atoms, Renumbering, Rule};
 use super::tabulate::{Numbers, Row, Value, check, may_pass};
-use super::{EVALUATIONS_MAX, LIMITS_PER_CELL_MAX, Limiter};
+use super::{EVALUATIONS_MAX, LIMITS_PER_CELL_MAX, LimitSubject, Limiter};
 use crate::request::{Decision, Operation, Request, Transport};
 use crate::set::{Given, Inner, obliged_to};
 use crate::vocabulary::ActionKind;
@@ -31,8 +32,8 @@ pub(super) struct Court<'a> {
     panels: Vec<Panel<'a>>,
     /// The atoms of all.
     pub(super) atoms: Atoms,
-    /// The limiters of all, ascending by their policies' ids.
-    pub(super) limiters: Vec<Limiter>,
+    /// The limiters of all, ascending by their policies' ids: those of each agent's own buckets.
+    limiters: Vec<Limiter>,
 }
 
 /// A tenant's set or the platform's.
@@ -51,14 +52,19 @@ struct Panel<'a> {
     given: Given<'a>,
 }
 
-/// Values by which agents of one panel are decided alike.
-pub(super) type PanelKey = (usize, AgentKey, Option<AgentKey>);
+/// Values by which agents of one panel are decided alike: what policies read of them, and the groups in which they
+/// share what limits let pass.
+pub(super) type PanelKey = (usize, AgentKey, Option<AgentKey>, Vec<Option<Arc<str>>>);
 
 /// Asks the evaluator.
 pub(super) struct Judge<'a> {
     pub(super) court: &'a Court<'a>,
     pub(super) values: Numbers<Value>,
     pub(super) rows: Numbers<Row>,
+    /// Limiters that groups share, as they are met: their numbers follow those of the court's.
+    shared: Vec<Limiter>,
+    /// Their numbers, by what they are the limiter of.
+    shares: BTreeMap<(u32, Arc<str>), u32>,
     evaluations: usize,
 }
 
@@ -107,7 +113,8 @@ impl<'a> Court<'a> {
         self.halves.len() - 1
     }
 
-    /// Limits of several tenants that are written alike are one limiter: its buckets are each agent's own.
+    /// Limits of several tenants that are written alike are one limiter: its buckets are each agent's own, or those of
+    /// groups, whose names carry their tenant.
     fn gather_limiters(&mut self) -> Result<(), PolicyErrors> {
         let name = |limiter: &Limiter| (limiter.policy.clone(), limiter.key);
         let all = self.halves.iter().flat_map(|half| half.inner.limiters());
@@ -117,9 +124,7 @@ impl<'a> Court<'a> {
         let remedy = "write them for teams or tenants rather than single agents";
         check(self.limiters.len(), LIMITERS_MAX, "rate limits", remedy)?;
         if let Some([first, second]) = limiter::collision(&self.limiters) {
-            return Err(PolicyErrors::one(format!(
-                "the policies `{first}` and `{second}` of two tenants would share their buckets: give one of them another id or burst"
-            )));
+            return Err(would_share(first, second));
         }
         let numbers: BTreeMap<&(String, u64), u32> = by_name.keys().zip(0_u32..).collect();
         for half in &mut self.halves {
@@ -133,7 +138,11 @@ impl<'a> Court<'a> {
     pub(super) fn key(&self, panel: usize, agent: &Agent) -> Option<PanelKey> {
         let Panel { own, platform, .. } = self.panels.get(panel)?;
         let key = |half: usize| Some(self.halves.get(half)?.inner.plan().key(agent));
-        Some((panel, key(*own)?, platform.and_then(key)))
+        let halves = [Some(*own), *platform].into_iter().flatten().filter_map(|half| self.halves.get(half));
+        let subjects: BTreeSet<LimitSubject> =
+            halves.flat_map(|half| half.inner.limiters()).map(|limiter| limiter.subject).collect();
+        let groups = subjects.into_iter().map(|subject| subject.group(agent)).collect();
+        Some((panel, key(*own)?, platform.and_then(key), groups))
     }
 
     /// The panel's policies that can match an agent.
@@ -235,7 +244,48 @@ impl Bench<'_> {
 
 impl<'a> Judge<'a> {
     pub(super) fn new(court: &'a Court<'a>) -> Judge<'a> {
-        Judge { court, values: Numbers::new(), rows: Numbers::new(), evaluations: 0 }
+        Judge {
+            court,
+            values: Numbers::new(),
+            rows: Numbers::new(),
+            shared: Vec::new(),
+            shares: BTreeMap::new(),
+            evaluations: 0,
+        }
+    }
+
+    /// All limiters, by the numbers that values have of them.
+    ///
+    /// # Errors
+    /// If there are too many, or two have one key.
+    pub(super) fn limiters(&self) -> Result<Vec<Limiter>, PolicyErrors> {
+        let limiters = [self.court.limiters.as_slice(), &self.shared].concat();
+        let remedy =
+            "limit agents by tenant rather than by team, project or environment, or with fewer policies";
+        check(limiters.len(), LIMITERS_MAX, "rate limits, one for each group that shares one", remedy)?;
+        match limiter::collision(&limiters) {
+            None => Ok(limiters),
+            Some([first, second]) => Err(would_share(first, second)),
+        }
+    }
+
+    /// The limits of an agent: of each that its group shares, the group's.
+    fn of_groups(&mut self, agent: &Agent, limits: Vec<u32>) -> Vec<u32> {
+        let court = self.court;
+        let of_group = |number: u32| {
+            let limiter = court.limiters.get(number as usize)?;
+            let group = limiter.subject.group(agent)?;
+            let next = u32::try_from(court.limiters.len() + self.shared.len()).ok()?;
+            Some(*self.shares.entry((number, group)).or_insert_with_key(|(_, group)| {
+                self.shared.push(limiter.shared_by(group));
+                next
+            }))
+        };
+        let mut of_group = of_group;
+        let mut limits: Vec<u32> =
+            limits.into_iter().map(|number| of_group(number).unwrap_or(number)).collect();
+        limits.sort_unstable();
+        limits
     }
 
     /// Numbers of the rows of every destination kind, for this agent. Only the atoms of policies that
@@ -321,6 +371,7 @@ impl<'a> Judge<'a> {
             "write policies for teams and named sets rather than single agents, addresses and ports",
         )?;
         let (guarded, limits, obligations) = bench.connect(ip, port, transport);
+        let limits = self.of_groups(bench.agent, limits);
         let asks_direct = bench.slices().any(|slice| slice.asks_direct);
         let opens = bench.slices().any(|slice| slice.half.inner.opens_by_name());
         let direct = LazyCell::new(|| bench.direct(ip, port, transport));
@@ -338,6 +389,12 @@ impl<'a> Judge<'a> {
         }
         Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
     }
+}
+
+fn would_share(first: &str, second: &str) -> PolicyErrors {
+    PolicyErrors::one(format!(
+        "the policies `{first}` and `{second}` of two tenants would share their buckets: give one of them another id or burst"
+    ))
 }
 
 fn too_many_limits(place: &str, obligations: &[String]) -> PolicyErrors {

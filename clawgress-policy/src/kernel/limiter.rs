@@ -2,10 +2,13 @@
 //! that 64 bits can't count exactly enough.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
+use crate::effect::Share;
 use crate::quota::Pace;
 
 /// Most limiters in a set: each has a slot in the kernel for every agent or workload that it slows.
@@ -31,6 +34,8 @@ pub const LIMIT_BURST_S_MAX: u32 = 3_600;
 
 /// What the keys of limiters are hashes of begins with this.
 const KEY_DOMAIN: &[u8] = b"clawgress limiter 1\0";
+/// And those of what agents share: more than the limiter itself goes into them.
+const KEY_DOMAIN_SHARED: &[u8] = b"clawgress shared limiter 1\0";
 
 /// What a limiter counts, of what an agent sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +57,14 @@ pub enum LimitSubject {
     Agent,
     /// Each local workload; what comes by an interface counts for its agent.
     Workload,
+    /// All agents of a team; an agent without one has a bucket of its own, here and in what follows.
+    Team,
+    /// All agents of a project.
+    Project,
+    /// All agents of an environment.
+    Environment,
+    /// All agents of a tenant.
+    Tenant,
 }
 
 /// What becomes of what is over.
@@ -84,6 +97,10 @@ pub struct Limiter {
     /// Names its buckets, never 0: a limiter that stays as it is keeps them in the next generation, one that
     /// changes begins with full ones. A hash of all else here.
     pub key: u64,
+    /// The group whose agents share its one bucket, as [`Share::of`](crate::Share::of) names it; `None` where each
+    /// has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// What is counted.
     pub unit: LimitUnit,
     /// Units in a period, from 1.
@@ -106,12 +123,60 @@ impl Limiter {
         Limiter {
             policy: policy.to_owned(),
             key: key(policy, rate),
+            group: None,
             unit,
             count,
             period_s,
             burst,
             subject,
             over,
+        }
+    }
+
+    /// The same limit for a group, whose agents share one bucket.
+    pub(crate) fn shared_by(&self, group: &str) -> Limiter {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(KEY_DOMAIN_SHARED);
+        context.update(&self.key.to_be_bytes());
+        context.update(group.as_bytes());
+        Limiter { key: first_word(context), group: Some(group.to_owned()), ..self.clone() }
+    }
+}
+
+// === impl LimitSubject ===
+
+impl LimitSubject {
+    /// Every one.
+    pub const ALL: [LimitSubject; 6] = [
+        LimitSubject::Agent,
+        LimitSubject::Workload,
+        LimitSubject::Team,
+        LimitSubject::Project,
+        LimitSubject::Environment,
+        LimitSubject::Tenant,
+    ];
+
+    /// The name in policy text.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            LimitSubject::Workload => "workload",
+            LimitSubject::Agent => Share::Agent.name(),
+            LimitSubject::Team => Share::Team.name(),
+            LimitSubject::Project => Share::Project.name(),
+            LimitSubject::Environment => Share::Environment.name(),
+            LimitSubject::Tenant => Share::Tenant.name(),
+        }
+    }
+
+    /// The group of `agent` whose members share a bucket, if it is in one.
+    pub(crate) fn group(self, agent: &Agent) -> Option<Arc<str>> {
+        match self {
+            LimitSubject::Agent | LimitSubject::Workload => None,
+            LimitSubject::Team => Share::Team.group(agent),
+            LimitSubject::Project => Share::Project.group(agent),
+            LimitSubject::Environment => Share::Environment.group(agent),
+            LimitSubject::Tenant => Share::Tenant.group(agent),
         }
     }
 }
@@ -133,6 +198,11 @@ pub(crate) fn bucket_key(domain: &[u8], policy: &str, kinds: &[u8], pace: Pace) 
     context.update(&pace.count.to_be_bytes());
     context.update(&pace.period_s.to_be_bytes());
     context.update(&pace.burst.to_be_bytes());
+    first_word(context)
+}
+
+/// The first eight bytes that are not all zero.
+fn first_word(context: digest::Context) -> u64 {
     let digest = context.finish();
     let words = digest.as_ref().as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
     words.into_iter().find(|word| *word != 0).unwrap_or(1)
@@ -182,6 +252,18 @@ mod tests {
         keys.dedup();
         assert_eq!(keys.len(), all);
         assert!(!keys.contains(&0));
+    }
+
+    #[test]
+    fn a_group_has_a_key_of_its_own_that_is_stable() {
+        let limiter = Limiter::new("a", Rate { subject: LimitSubject::Team, ..RATE });
+        let shared = limiter.shared_by("team acme/payments");
+        assert_eq!(shared, limiter.shared_by("team acme/payments"));
+        assert_eq!(shared.group.as_deref(), Some("team acme/payments"));
+        let keys = [limiter.key, shared.key, limiter.shared_by("team acme/search").key];
+        assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2] && !keys.contains(&0));
+        let other = Limiter::new("a", Rate { count: 1_001, subject: LimitSubject::Team, ..RATE });
+        assert_ne!(other.shared_by("team acme/payments").key, shared.key);
     }
 
     /// `printf 'clawgress limiter 1\0…'` through `sha256sum`, its first 16 digits.

@@ -114,10 +114,14 @@ pub(super) fn tabulate(
         .iter()
         .map(|sample| judge.agent(*sample, &kinds, &port_kinds.samples))
         .collect::<Result<_, _>>()?;
-    let values = judge.values.into_values();
+    let (limiters, places) = in_order(judge.limiters()?);
+    let mut values = judge.values.into_values();
+    for value in &mut values {
+        value.limits = value.limits.iter().filter_map(|limit| places.get(*limit as usize)).copied().collect();
+        value.limits.sort_unstable();
+    }
     let rows = judge.rows.into_values();
     let kinds = kinds.len();
-    let limiters = &court.limiters;
     Classes { cells: &cells, kinds, ports: &ports, port_kinds: &port_kinds, values, rows, limiters }
         .tables(&matrix, &key_of_agent)
 }
@@ -129,6 +133,19 @@ pub(super) fn check(count: usize, bound: usize, what: &str, remedy: &str) -> Res
     Err(PolicyErrors::one(format!(
         "the kernel tables would need {count} {what} and may have {bound}: {remedy}"
     )))
+}
+
+/// Limiters in the order of their policies' ids, and where each is then.
+fn in_order(limiters: Vec<Limiter>) -> (Vec<Limiter>, Vec<u32>) {
+    let mut order: Vec<(usize, Limiter)> = limiters.into_iter().enumerate().collect();
+    order.sort_by(|(_, a), (_, b)| (&a.policy, &a.group, a.key).cmp(&(&b.policy, &b.group, b.key)));
+    let mut places = vec![0; order.len()];
+    for ((was, _), is) in order.iter().zip(0_u32..) {
+        if let Some(place) = places.get_mut(*was) {
+            *place = is;
+        }
+    }
+    (order.into_iter().map(|(_, limiter)| limiter).collect(), places)
 }
 
 /// What the kernel does where there is no cell.
@@ -177,7 +194,7 @@ struct Classes<'a> {
     port_kinds: &'a PortKinds,
     values: Vec<Value>,
     rows: Vec<Row>,
-    limiters: &'a [Limiter],
+    limiters: Vec<Limiter>,
 }
 
 impl Classes<'_> {
@@ -243,7 +260,7 @@ impl Classes<'_> {
         }
         let (policies, limits) = (policies.into_values(), limits.into_values());
         check(limits.len(), LIMIT_SETS_MAX, "combinations of rate limits", "write fewer that overlap")?;
-        let limiters = self.limiters.to_vec();
+        let limiters = self.limiters.clone();
         Ok(KernelTables { agents, destinations, ports, verdicts, policies, limiters, limits })
     }
 

@@ -8,7 +8,7 @@ use cedar_policy::{PrincipalConstraint, ResourceConstraint};
 use clawgress_identity::Agent;
 
 use super::{Inner, PolicyErrors, PolicySet};
-use crate::content::Payload;
+use crate::content::{ModelCall, Payload};
 use crate::effect::Effect;
 use crate::history::History;
 use crate::quota::SCOPES_MAX;
@@ -22,15 +22,20 @@ const TRIED_MAX: usize = 50_000;
 const TOLD_MAX: usize = 20;
 /// A host that no policy names.
 const ANYWHERE: &str = "host.invalid";
+/// A model that no policy names, of a provider that none does.
+const ANY_MODEL: &str = "other/other";
+/// Models that are tried at most.
+const MODELS_MAX: usize = 64;
 
 /// Actions that are asked for each request, its body, or a connection.
-const ACTIONS: [ActionKind; 4] = [ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http, ActionKind::Send];
+const ACTIONS: [ActionKind; 5] =
+    [ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http, ActionKind::Llm, ActionKind::Send];
 
 // === impl Policies ===
 
 impl Policies {
     /// Refuses limits of a tenant's and the platform's of which more hold one request than may. One request of each kind
-    /// is tried, of each agent to each host that a limit names: what is found is so, and what conditions or other
+    /// is tried, of each agent to each host that a limit names, and of calls one of each model: what is found is so, and what conditions or other
     /// agents bring together is left to who denies it.
     ///
     /// # Errors
@@ -55,6 +60,9 @@ impl PolicySet {
         let hosts: BTreeSet<String> = self.halves().flat_map(Inner::hosts_of_limits).collect();
         let hosts = hosts.iter().map(String::as_str).chain([ANYWHERE]);
         let hosts: Vec<Host> = hosts.filter_map(|host| Host::parse(host).ok()).collect();
+        let models: BTreeSet<String> = self.halves().flat_map(Inner::models_of_limits).collect();
+        let models = models.iter().map(String::as_str).take(MODELS_MAX).chain([ANY_MODEL]);
+        let models: Vec<(&str, &str)> = models.filter_map(|model| model.split_once('/')).collect();
         let names_agents = limits().any(names_agent);
         let set = self.supposing(History::QUIET).seeing(Arc::default());
         let (mut tried, mut kinds) = (0, BTreeSet::new());
@@ -64,7 +72,8 @@ impl PolicySet {
                 continue;
             }
             for host in &hosts {
-                for exchange in exchanges(host) {
+                let calls = models.iter().flat_map(|model| calls(host, *model));
+                for exchange in exchanges(host).into_iter().chain(calls) {
                     tried += 1;
                     if tried > TRIED_MAX {
                         return Ok(());
@@ -119,9 +128,25 @@ impl Inner {
         ACTIONS.into_iter().flat_map(|action| self.obliging.of(action).policies()).filter(is_limit)
     }
 
+    /// Models that scopes of limits name, and one of each provider.
+    fn models_of_limits(&self) -> impl Iterator<Item = String> {
+        self.limits_of_requests().filter_map(|policy| match policy.resource_constraint() {
+            ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
+                let id = uid.id().unescaped();
+                match uid.type_name().to_string().as_str() {
+                    "Model" => Some(id.to_owned()),
+                    "Provider" => Some(format!("{id}/other")),
+                    _ => None,
+                }
+            }
+            ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
+        })
+    }
+
     /// Hosts that scopes of limits name, and one of each set that they name.
     fn hosts_of_limits(&self) -> impl Iterator<Item = String> {
-        self.limits_of_requests().filter_map(|policy| match policy.resource_constraint() {
+        let limits = self.limits_of_requests();
+        limits.filter_map(|policy| match policy.resource_constraint() {
             ResourceConstraint::Eq(uid) => Some(uid.id().unescaped().to_owned()),
             ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
                 self.members().a_host_in(uid.id().unescaped())
@@ -129,6 +154,34 @@ impl Inner {
             ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
         })
     }
+}
+
+/// A call of a model, in clear and in TLS that is read.
+fn calls<'a>(host: &'a Host, (provider, model): (&'a str, &'a str)) -> [Vec<Operation<'a>>; 2] {
+    [(443, Scheme::Https), (80, Scheme::Http)].map(|(port, scheme)| {
+        let payload = Payload { bytes: 0, complete: true, media_type: "application/json", findings: &[] };
+        let call = ModelCall {
+            host,
+            port,
+            provider,
+            model,
+            family: model,
+            surface: "chat_completions",
+            tokens_estimated: 0,
+            tokens_max: None,
+            stream: false,
+            tools: &[],
+            attachments: 0,
+            prompt_score: 0,
+            unpriced: false,
+            findings: &[],
+        };
+        vec![
+            Operation::Http { host, port, scheme, method: "POST", path: "/" },
+            Operation::Send { host, port, method: "POST", path: "/", payload },
+            Operation::Llm(call),
+        ]
+    })
 }
 
 fn names_agent(policy: &cedar_policy::Policy) -> bool {

@@ -83,7 +83,7 @@ pub(super) enum Obliged {
     Kernel(Limiter),
     /// The proxy.
     L7(Obligation),
-    /// Control, by what the planes tell of each `connect`: an alert, or a quarantine.
+    /// Control, by what the planes tell of each `connect` and `direct`: an alert, or a quarantine.
     Told(Obligation),
     /// A guard that only logs: it is told what it would have said.
     Logged,
@@ -109,7 +109,7 @@ struct Written {
 enum Place {
     Kernel,
     L7,
-    /// Where records of `connect` are gathered.
+    /// Where records of `connect` and `direct` are gathered.
     Told,
 }
 
@@ -176,9 +176,15 @@ fn logged(policy: &Policy, (mode, at): Found<'_>, troubles: &mut Vec<Trouble>) -
         troubles.push((at, message));
         return None;
     }
-    let is_connect = actions_of(policy) == [ActionKind::Connect];
-    if !is_connect && actions_of(policy).into_iter().any(ActionKind::is_of_addresses) {
-        let message = "`@mode(\"log-only\")` is either for `connect` alone, or for what the proxy decides: write `action == Action::\"connect\"`, or such actions as `Action::\"http\"`, `\"tls\"` or `\"tunnel\"` in the scope; for `direct` see what would change with `clawgressctl policy diff`";
+    let actions = actions_of(policy);
+    if actions == [ActionKind::Direct] && policy.effect() == Verdict::Permit {
+        let message = "a `permit` of `direct` on trial would tell nothing: what goes direct is permitted already, and of what does not nobody tells whether it would; see what would change with `clawgressctl policy diff`";
+        troubles.push((action_place(policy).or(at), message.to_owned()));
+        return None;
+    }
+    let is_told = matches!(actions[..], [ActionKind::Connect] | [ActionKind::Direct]);
+    if !is_told && actions.into_iter().any(ActionKind::is_of_addresses) {
+        let message = "`@mode(\"log-only\")` is either for `connect` alone, for a `forbid` of `direct` alone, or for what the proxy decides: write `action == Action::\"connect\"`, or such actions as `Action::\"http\"`, `\"tls\"` or `\"tunnel\"` in the scope";
         troubles.push((action_place(policy).or(at), message.to_owned()));
         return None;
     }
@@ -372,14 +378,10 @@ fn kind(effect: &str) -> Result<Kind, String> {
 }
 
 fn subject(text: &str) -> Result<LimitSubject, String> {
-    match text {
-        "agent" => Ok(LimitSubject::Agent),
-        "workload" => Ok(LimitSubject::Workload),
-        _ => Err(format!(
-            "`{}` is nothing a limit of `connect` can be for: write `@per(\"agent\")`, or `@per(\"workload\")`",
-            quote(text)
-        )),
-    }
+    LimitSubject::ALL.into_iter().find(|subject| subject.name() == text).ok_or_else(|| {
+        let known = LimitSubject::ALL.map(|subject| format!("`{}`", subject.name())).join(", ");
+        format!("`{}` is nothing a limit of `connect` can be for: write one of {known}", quote(text))
+    })
 }
 
 fn share(text: &str) -> Result<Share, String> {
@@ -431,11 +433,13 @@ fn place(policy: &Policy, kind: Kind, effect: &str) -> Result<Place, String> {
         return Ok(Place::L7);
     }
     if !matches!(kind, Kind::Limit(_)) {
-        if actions == [ActionKind::Connect] && matches!(kind, Kind::Quarantine | Kind::Alert) {
+        if matches!(actions[..], [ActionKind::Connect] | [ActionKind::Direct])
+            && matches!(kind, Kind::Quarantine | Kind::Alert)
+        {
             return Ok(Place::Told);
         }
         return Err(format!(
-            "`@effect(\"{effect}\")` is either for `connect` alone, of which each plane tells (`action == Action::\"connect\"`), or for what the proxy decides: `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
+            "`@effect(\"{effect}\")` is either for `connect` or `direct` alone, of which planes tell (`action == Action::\"connect\"`), or for what the proxy decides: `action == Action::\"http\"`, `\"tls\"` or `\"tunnel\"`, or a list of them"
         ));
     }
     if actions == [ActionKind::Connect] {

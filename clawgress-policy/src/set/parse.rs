@@ -128,8 +128,8 @@ pub(super) fn parse(
     let (forbidding, permitting): (Vec<_>, Vec<_>) =
         logged.iter().partition(|(draft, _)| draft.ast().effect() == ast::Effect::Forbid);
     let logged = ByAction::try_new(|action| Ok((of(&permitting, action)?, of(&forbidding, action)?)))?;
-    let told_lowered = lower(&told, ActionKind::Connect)?;
-    let told = of(&told, ActionKind::Connect)?;
+    let told_lowered = ByAction::try_new(|action| lower(&told, action))?;
+    let told = ByAction::try_new(|action| of(&told, action))?;
     let plan = plan.with_policies(&policies);
     let (reads, count) = (reads(&drafts), drafts.len());
     let naming = Naming::of(drafts.iter().map(|draft| (draft.ast(), draft.obliged.is_none())));

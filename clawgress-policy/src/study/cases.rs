@@ -118,6 +118,8 @@ pub struct CaseFingerprint {
     pub ja4: Option<String>,
     /// Hash of the executable of a local run.
     pub executable: Option<String>,
+    /// Directory of its cgroup.
+    pub cgroup: Option<String>,
     /// Hash of the certificate or SVID.
     pub certificate: Option<String>,
     /// MAC address.
@@ -203,10 +205,11 @@ impl Case {
     }
 
     fn seen(&self) -> Fingerprints {
-        let Some(CaseFingerprint { executable, certificate, mac, .. }) = self.fingerprint.clone() else {
+        let Some(CaseFingerprint { executable, cgroup, certificate, mac, .. }) = self.fingerprint.clone()
+        else {
             return Fingerprints::default();
         };
-        Fingerprints { executable, certificate, mac }
+        Fingerprints { executable, cgroup, certificate, mac }
     }
 
     /// Asks `set`, which is `texts` [at](PolicySet::at) the case's moment, for `agent`, where TLS to the target is or isn't read.

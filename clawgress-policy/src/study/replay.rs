@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use cedar_policy_core::ast::{Expr, ExprKind};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
@@ -12,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::sent::may_have_body;
 use crate::effect::Effect;
 use crate::kernel::{self, KernelAction};
-use crate::set::syntax::{self, Policy};
-use crate::vocabulary::Reads;
 use crate::{
-    ALPN_GUESSES, Decision, GeoNames, Host, Look, Need, Operation, PolicySet, Request, Scheme, Transport,
+    ALPN_GUESSES, Decision, Host, Look, Need, Operation, PolicySet, Request, Scheme, Transport,
     TunnelProtocol, UPSTREAM_ALPN,
 };
+
+mod needs;
 
 /// What a record holds of a decision.
 #[derive(Clone, Debug)]
@@ -155,52 +154,6 @@ pub struct Needs {
     pub wall_clock: bool,
 }
 
-// === impl Needs ===
-
-impl Needs {
-    /// Those of both.
-    #[must_use]
-    pub fn and(self, other: Needs) -> Needs {
-        Needs {
-            labels: self.labels | other.labels,
-            alpn: self.alpn | other.alpn,
-            fingerprints: self.fingerprints | other.fingerprints,
-            geo: self.geo | other.geo,
-            time: self.time | other.time,
-            wall_clock: self.wall_clock | other.wall_clock,
-        }
-    }
-
-    /// Those of policy text that is valid.
-    #[must_use]
-    pub fn of(text: &str) -> Needs {
-        let Ok(set) = text.parse::<cedar_policy::PolicySet>() else { return Needs::default() };
-        let mut needs = Needs { geo: !GeoNames::of(text).is_empty(), ..Needs::default() };
-        for cedar in set.policies() {
-            let ast: &Policy = cedar.as_ref();
-            let Some(condition) = ast.non_scope_constraints() else { continue };
-            let mut reads = Reads::default();
-            syntax::reads(condition, &mut reads);
-            needs.labels |= reads.agent;
-            needs.fingerprints |= reads.fingerprints;
-            needs.time |= reads.time;
-            needs.alpn |= condition.subexpressions().any(|e| reads_attribute(e, &["alpn"]));
-            needs.wall_clock |= condition.subexpressions().any(|e| reads_attribute(e, &WALL_CLOCK));
-        }
-        needs
-    }
-}
-
-/// What is a wall clock's.
-const WALL_CLOCK: [&str; 3] = ["hour", "minute", "weekday"];
-
-fn reads_attribute(expr: &Expr, names: &[&str]) -> bool {
-    match expr.expr_kind() {
-        ExprKind::GetAttr { attr, .. } | ExprKind::HasAttr { attr, .. } => names.contains(&attr.as_str()),
-        _ => false,
-    }
-}
-
 // === impl Recorded ===
 
 impl Recorded<'_> {
@@ -223,7 +176,7 @@ impl Recorded<'_> {
             return unknown(why);
         }
         if needs.fingerprints && !self.by_kernel && !set.knows_fingerprints() {
-            return unknown("the executable, the certificate or the MAC address");
+            return unknown("the executable, the cgroup, the certificate or the MAC address");
         }
         if self.by_kernel { self.kernel(set) } else { self.proxied(set, needs) }
     }
@@ -247,13 +200,22 @@ impl Recorded<'_> {
         };
         match self.changed(before, after, policies) {
             replayed @ Replayed::Changed { .. } => replayed,
-            replayed => self.obliged(replayed, &self.told(set, ip, port, transport)),
+            replayed => {
+                self.obliged(replayed, &self.told(set, ip, port, transport, action == KernelAction::Direct))
+            }
         }
     }
 
-    /// What follows on a `connect` that is told.
-    fn told(&self, set: &PolicySet, ip: IpAddr, port: u16, transport: Transport) -> Effects {
-        let told = set.told(self.agent, ip, port, transport);
+    /// What follows on a `connect` that is told, and on a `direct`.
+    fn told(
+        &self,
+        set: &PolicySet,
+        ip: IpAddr,
+        port: u16,
+        transport: Transport,
+        went_direct: bool,
+    ) -> Effects {
+        let told = set.told(self.agent, ip, port, transport, went_direct);
         told.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect()
     }
 
@@ -374,7 +336,8 @@ impl Recorded<'_> {
                     if self.verdict.is_ok() {
                         // What follows on its `connect` is in the same record.
                         let told = dialled.iter().flatten();
-                        let told = told.flat_map(|(ip, port)| self.told(set, *ip, *port, Transport::Tcp));
+                        let told =
+                            told.flat_map(|(ip, port)| self.told(set, *ip, *port, Transport::Tcp, false));
                         let effects = answer.effects.map(|effects| (effects, told.collect::<Effects>()));
                         let effects = effects.map(|(a, b)| a.into_iter().chain(b).collect());
                         return self.still_allowed(policies, effects.as_ref());

@@ -71,7 +71,7 @@ pub fn history(random: &mut Random) -> History {
 
 pub fn fingerprints(random: &mut Random) -> Arc<Fingerprints> {
     let mut maybe = || random.one_in(2).then(|| random.pick(&PRINTS).to_owned());
-    Arc::new(Fingerprints { executable: maybe(), certificate: maybe(), mac: maybe() })
+    Arc::new(Fingerprints { executable: maybe(), cgroup: maybe(), certificate: maybe(), mac: maybe() })
 }
 
 /// Policies that are valid alone, for one action.
@@ -249,11 +249,14 @@ fn both(set: &PolicySet, request: &Request<'_>) -> (Decision, Decision) {
     if !matches!(request.operation, Operation::Connect { .. } | Operation::Direct { .. }) {
         assert_eq!(policies(obliged), policies(wanted), "obligations of {request:?}");
     }
-    if let Operation::Connect { ip, port, transport } = request.operation {
+    let went_direct = matches!(request.operation, Operation::Direct { .. });
+    if let Operation::Connect { ip, port, transport } | Operation::Direct { ip, port, transport } =
+        request.operation
+    {
         let told = |all: Vec<_>| policies(Ok(all));
         let (lowered, wanted) = (
-            set.told(request.agent, ip, port, transport),
-            set.told_by_oracle(request.agent, ip, port, transport),
+            set.told(request.agent, ip, port, transport, went_direct),
+            set.told_by_oracle(request.agent, ip, port, transport, went_direct),
         );
         assert_eq!(told(lowered), told(wanted), "what follows on {request:?}");
     }

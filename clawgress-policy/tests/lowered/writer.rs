@@ -434,6 +434,7 @@ impl Writer<'_> {
             "findings",
             "host",
             "executable",
+            "cgroup",
             "mac",
         ]);
         match self.random.below(4) {
@@ -479,7 +480,7 @@ impl Writer<'_> {
 
     /// What may not be known.
     fn fingerprint_question(&mut self) -> String {
-        let signal = self.random.pick(&["executable", "certificate", "mac"]);
+        let signal = self.random.pick(&["executable", "cgroup", "certificate", "mac"]);
         let print = self.random.pick(&PRINTS);
         match self.random.below(4) {
             0 => format!("context has {signal} && context.{signal} == \"{print}\""),

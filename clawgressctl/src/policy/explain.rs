@@ -60,6 +60,9 @@ pub struct Arguments {
     /// SHA-256 of the executable of the agent's local run, where policy asks for it.
     #[arg(long, value_name = "SHA256")]
     executable: Option<String>,
+    /// Directory of the cgroup of that run, where policy asks for it.
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<String>,
     /// SHA-256 of its certificate or SVID, where policy asks for it.
     #[arg(long, value_name = "SHA256")]
     certificate: Option<String>,
@@ -86,7 +89,7 @@ struct Sources<'a> {
 /// Explains.
 pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Arguments) -> Result<(), Failure> {
     let target = target(&arguments).map_err(Failure::Refused)?;
-    let Arguments { agent, policy, sets, at, executable, certificate, mac, .. } = arguments;
+    let Arguments { agent, policy, sets, at, executable, cgroup, certificate, mac, .. } = arguments;
     let tenant = PolicyOwner::Tenant(agent.tenant().to_owned());
     // Without a word, the policy of the agent's own tenant.
     let owner = if whose.is_said() { whose.owner()? } else { tenant.clone() };
@@ -103,7 +106,7 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
     let around = Around::new(client, written).await?;
     let set = around.policies.of(agent.id.tenant());
     let set = set.at(at.unwrap_or_else(Timestamp::now).as_millisecond());
-    let seen = Fingerprints { executable, certificate, mac };
+    let seen = Fingerprints { executable, cgroup, certificate, mac };
     let set = if seen == Fingerprints::default() { set } else { set.seeing(Arc::new(seen)) };
     let none = Written::from_bundle(&tenant, "nothing".to_owned(), PolicyBundle::default());
     let own = around.written.get(&tenant).unwrap_or(&none);

@@ -166,3 +166,44 @@ async fn what_is_wrong_with_a_certificate_or_a_key_is_told_with_its_place() {
         }
     }
 }
+
+/// What settings hold themselves, and the key of theirs that is wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_within_settings_is_told_with_its_place() {
+    let files = Files(tempfile::tempdir().expect("directory"));
+    let idp = "issuer = \"https://idp.test\"\naudiences = [\"g\"]\nalgorithms = [\"EdDSA\"]\n";
+    let claims = "[mapping]\nagent = { from = \"sub\" }\n";
+    let second = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    let key = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    let keys = files.write("keys.json", key.as_bytes());
+    let lines = AUTHORITY.lines().count();
+    let inline =
+        format!("{idp}[provider]\nstale_s_max = 60\nca = \"\"\"\n{AUTHORITY}{second}\"\"\"\n{claims}");
+    let inline = files.write("inline.toml", inline.as_bytes());
+    let inline_place = format!("inline.toml:{}:1: ", 6 + lines + 1);
+    let skewed = files.write("skewed.toml", format!("{idp}skew_s = 100000\n{claims}").as_bytes());
+    let endpoint = format!(
+        "domain = \"example.test\"\n[mapping]\nagent = {{ from = \"path\" }}\n[source.endpoint]\nurl = \"https://b.test\"\nca = '''\n{AUTHORITY}{second}'''\n"
+    );
+    let endpoint = files.write("endpoint.toml", endpoint.as_bytes());
+    let endpoint_place = format!("endpoint.toml:{}:1: ", 6 + lines + 1);
+    let cases: [(Vec<&str>, &str, &str); 3] = [
+        (vec!["issuer", "set", "x", "--settings", &inline], &inline_place, "trusted certificate 2 is not"),
+        (
+            vec!["issuer", "set", "x", "--settings", &skewed, "--keys", &keys],
+            "skewed.toml:4:1: ",
+            "`skew_s` is more than",
+        ),
+        (
+            vec!["trust-domain", "set", "x", "--settings", &endpoint],
+            &endpoint_place,
+            "trusted certificate 2 is not",
+        ),
+    ];
+    for (arguments, place, said) in cases {
+        let refused = ctl(Path::new("/nonexistent/admin.sock"), &arguments).output().await.expect("run");
+        for part in [place, said, "^"] {
+            check(&refused, 1, "", part);
+        }
+    }
+}

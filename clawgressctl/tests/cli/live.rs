@@ -101,6 +101,7 @@ async fn metrics_have_a_bounded_number_of_series() {
     let asked = script.asked.lock().await.last().cloned().expect("a query");
     assert!(asked.totals && asked.limit == Some(1_001), "a bounded number: {asked:?}");
     let limit = |n: u64| LiveLimit {
+        group: None,
         agent: Some("acme/web".parse().expect("id")),
         cgroup: None,
         policy: Some(format!("pace \"{n}\"")),

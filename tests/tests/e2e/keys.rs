@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use clawgress_api::{ApiKeyInfo, ApiKeyState, CreatedApiKey, RecordKind};
+use clawgress_api::{ApiKeyInfo, ApiKeyState, AuditRecord, CreatedApiKey, RecordKind};
 use clawgress_e2e::lab::Host;
 use clawgress_e2e::plan::GATEWAY;
-use clawgress_e2e::scenario::{ASSISTANT, Site};
+use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
 use clawgress_identity::ApiKey;
 
 use crate::shared::{CLIENT, wait_for};
@@ -27,46 +27,73 @@ fn rotate(site: &Site, key: &str, overlap: &str) -> String {
     rotated.api_key
 }
 
-#[test]
-fn a_rotated_key_works_in_the_overlap_and_a_revoked_one_nowhere() {
-    let site = site();
-    let admin = admin(&site);
-    let old = site.assistant_key.clone();
-    let new = rotate(&site, &old, "24h");
-    assert_eq!((ask(&site, &old), ask(&site, &new)), (200, 200));
-
+/// Revokes one of two keys while connections of both are open: its own end, and the others live. Prints how long after the change
+/// was recorded that was.
+fn revoked_while_used(site: &Site, old: &str, new: &str) {
     let lab = &site.gateway.lab;
     let directory = lab.dir().join("keys");
     std::fs::create_dir(&directory).unwrap();
     let (path, ca) = (directory.to_string_lossy().into_owned(), lab.ca().to_string_lossy().into_owned());
     let gateway = GATEWAY.v4.to_string();
-    let [one, two] = [&old, &new].map(|key| format!("{ASSISTANT}:{key}"));
+    let [one, two] = [old, new].map(|key| format!("{ASSISTANT}:{key}"));
     let client = ["python3", "-c", CLIENT, &path, &ca, &gateway, &one, &two];
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| lab.run(Host::Anon, &client).unwrap());
-        wait_for(&site, &directory.join("ready"));
+        wait_for(site, &directory.join("ready"));
         // Answered when both planes have it.
-        let revoked = admin.ctl(&["key", "revoke", id(&old)]).unwrap().check().unwrap();
+        let revoked = admin(site).ctl(&["key", "revoke", id(old)]).unwrap().check().unwrap();
         assert!(revoked.stdout.contains("is revoked"), "{revoked:?}");
         std::fs::write(directory.join("go"), "").unwrap();
         client.join().unwrap()
     });
     assert!(client.ok(), "{client:?}");
     assert_eq!(client.stdout.trim(), "assistant is cut 407\nassistant lives 200", "{client:?}");
-    assert_eq!((ask(&site, &old), ask(&site, &new)), (407, 200));
-    record(&site, "the end of what was under way", |r| {
+    let ended = record(site, "the end of what was under way", |r| {
         r.kind == RecordKind::Outcome
             && agent(r) == Some(ASSISTANT)
             && r.reason.is_some_and(|reason| reason.name() == "credential_invalid")
     });
+    let by = |r: &AuditRecord| r.detail.as_deref().is_some_and(|d| d.contains("API key revoked by "));
+    let changed = record(site, "who did it", by);
+    println!("what a revoked key opened was cut after {:#}", ended.time.duration_since(changed.time));
+}
+
+/// Policies besides the site's: many for an unoptimised build.
+const MANY: usize = 2_000;
+
+#[test]
+fn what_a_key_opened_is_cut_where_there_is_much_policy() {
+    let mut site = site();
+    let one = |n| {
+        format!(
+            "@id(\"many-{n}\") permit (principal in Team::\"visitors\", action == Action::\"http\", resource) when {{ resource.name == \"h{n}.test\" && context.path like \"/v{n}/*\" }};\n"
+        )
+    };
+    let many: String = (0..MANY).map(one).collect();
+    site.gateway.apply_policy(&format!("{POLICY}{many}"), SETS).unwrap();
+    let old = site.assistant_key.clone();
+    let new = rotate(&site, &old, "24h");
+    revoked_while_used(&site, &old, &new);
+    finish(site);
+}
+
+#[test]
+fn a_rotated_key_works_in_the_overlap_and_a_revoked_one_nowhere() {
+    let site = site();
+    let old = site.assistant_key.clone();
+    let new = rotate(&site, &old, "24h");
+    assert_eq!((ask(&site, &old), ask(&site, &new)), (200, 200));
+
+    revoked_while_used(&site, &old, &new);
+    assert_eq!((ask(&site, &old), ask(&site, &new)), (407, 200));
     record(&site, "the next request", |r| r.kind == RecordKind::Decision && denied(r, "credential_invalid"));
-    record(&site, "who did it", |r| r.detail.as_deref().is_some_and(|d| d.contains("API key revoked by ")));
 
     // What is over by itself.
     let newest = rotate(&site, &new, "1s");
     let is_over = || Ok(ask(&site, &new) == 407);
-    lab.wait("the end of the overlap", Duration::from_secs(20), is_over).unwrap();
+    site.gateway.lab.wait("the end of the overlap", Duration::from_secs(20), is_over).unwrap();
     assert_eq!(ask(&site, &newest), 200);
+    let admin = admin(&site);
     let listed = admin.ctl(&["-o", "json", "key", "list", "--agent", ASSISTANT]).unwrap().check().unwrap();
     let keys: Vec<ApiKeyInfo> = serde_json::from_str(&listed.stdout).unwrap();
     let state = |key: &str| keys.iter().find(|info| info.id == id(key)).unwrap().state;

@@ -457,7 +457,8 @@ fn obligation(r: &mut Random, number: usize) -> Option<String> {
     let effect = r.pick(&["rate-limit", "throttle"]);
     let limit =
         r.pick(&["10 packets/second", "1 MB/minute burst 3", "64 KiB/second", "9 packets/hour burst 9"]);
-    let per = r.pick(&["", "@per(\"agent\") ", "@per(\"workload\") "]);
+    let per =
+        r.pick(&["", "@per(\"agent\") ", "@per(\"workload\") ", "@per(\"team\") ", "@per(\"tenant\") "]);
     let annotated =
         text.replacen(") permit (", &format!(") @effect(\"{effect}\") @limit(\"{limit}\") {per}permit ("), 1);
     (annotated != text && text.contains("action == Action::\"connect\", ")).then_some(annotated)

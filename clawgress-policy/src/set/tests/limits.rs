@@ -63,8 +63,8 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"@limit("1 MB/second")"#, "1:13: policy `slow`: `@limit` says nothing without an effect"),
     (r#"@per("agent")"#, "1:13: policy `slow`: `@per` says nothing without an effect"),
     (
-        r#"@effect("rate-limit") @limit("1 MB/second") @per("team")"#,
-        "1:57: policy `slow`: `team` is nothing a limit of `connect` can be for: write `@per(\"agent\")`",
+        r#"@effect("rate-limit") @limit("1 MB/second") @per("label")"#,
+        "1:57: policy `slow`: `label` is nothing a limit of `connect` can be for: write one of `agent`, `workload`, `team`",
     ),
     (
         r#"@effect("throttle") @limit("9 connections/second")"#,
@@ -186,6 +186,80 @@ fn what_is_no_limit_is_refused_with_what_to_write() {
         })
         .collect();
     assert!(problem(&many)[0].starts_with("1025 rate limits, and there may be 1024"));
+}
+
+/// The agents of a group are held to one limiter of the group's, those in none each to their own.
+#[test]
+fn groups_share_a_limiter() {
+    let all = |more: &str| {
+        format!(
+            r#"@id("all") permit (principal, action, resource); @id("pace") @effect("rate-limit") @limit("9 packets/second") {more} permit (principal, action == Action::"connect", resource);"#
+        )
+    };
+    let in_team = |index: u32, name: &str, team: Option<&str>| Agent {
+        index,
+        team: team.map(str::to_owned),
+        project: None,
+        environment: None,
+        ..agent(name)
+    };
+    let agents = [
+        in_team(1, "a", Some("payments")),
+        in_team(2, "b", Some("payments")),
+        in_team(3, "c", Some("search")),
+        in_team(4, "d", None),
+        in_team(5, "e", None),
+    ];
+    let held = |policy: &str| -> Vec<Vec<(Option<String>, u64)>> {
+        let tables = compile(&set(policy), &agents).unwrap();
+        let ordered = tables.limiters.is_sorted_by_key(|l| (l.policy.clone(), l.group.clone()));
+        assert!(ordered, "{:?}", tables.limiters);
+        let limits = |index: u32| {
+            let limits = tables.lookup_limits(index, "8.8.8.8".parse().unwrap(), Transport::Tcp, 443);
+            assert!(limits.is_sorted(), "{limits:?}");
+            limits.iter().map(|n| &tables.limiters[*n as usize]).map(|l| (l.group.clone(), l.key)).collect()
+        };
+        agents.iter().map(|agent| limits(agent.index)).collect()
+    };
+    let groups = |held: &[Vec<(Option<String>, u64)>]| -> Vec<Option<String>> {
+        held.iter().map(|limits| limits[0].0.clone()).collect()
+    };
+    let named = |name: &str| Some(name.to_owned());
+    let team = held(&all(r#"@per("team")"#));
+    let [payments, search] = ["team default/payments", "team default/search"].map(named);
+    assert_eq!(groups(&team), [payments.clone(), payments.clone(), search, None, None]);
+    assert!(team[0] == team[1] && team[0] != team[2] && team[3] == team[4] && team[3] != team[0]);
+    assert_eq!(groups(&held(&all(r#"@per("project")"#))), vec![None; 5], "nobody is in a project");
+    assert_eq!(groups(&held(&all(r#"@per("tenant")"#))), vec![named("tenant default/"); 5]);
+    assert_eq!(groups(&held(&all(r#"@per("agent")"#))), vec![None; 5]);
+    // Two limits, one of them the team's: the two agents of one team are of one class all the same.
+    let both = format!(
+        r#"{} @id("own") @effect("rate-limit") @limit("5 packets/second") permit (principal, action == Action::"connect", resource);"#,
+        all(r#"@per("team")"#)
+    );
+    let both = held(&both);
+    assert!(both.iter().all(|limits| limits.len() == 2) && both[0] == both[1], "{both:?}");
+    // Only for whom it holds.
+    let some = all(r#"@per("team")"#)
+        .replace("permit (principal, action ==", r#"permit (principal == Agent::"c", action =="#);
+    let some = held(&some);
+    assert!(some[0].is_empty() && some[2].len() == 1 && some[3].is_empty(), "{some:?}");
+}
+
+/// A group for each agent takes a limiter for each: more than there may be are refused.
+#[test]
+fn too_many_groups_are_refused() {
+    let policy = r#"@id("all") permit (principal, action, resource); @id("pace") @effect("rate-limit") @limit("9 packets/second") @per("team") permit (principal, action == Action::"connect", resource);"#;
+    let agents = |count: u32| -> Vec<Agent> {
+        (1..=count)
+            .map(|index| Agent { index, team: Some(format!("t{index}")), ..agent(&format!("a{index}")) })
+            .collect()
+    };
+    let most = u32::try_from(LIMITERS_MAX).unwrap() - 1;
+    assert_eq!(compile(&set(policy), &agents(most)).unwrap().limiters.len(), LIMITERS_MAX);
+    let refused = compile(&set(policy), &agents(most + 1)).unwrap_err();
+    let refused = format!("{refused:?}");
+    assert!(refused.contains("1025 rate limits, one for each group that shares one"), "{refused}");
 }
 
 /// An obligation grants nothing, names nothing, and holds for what guards allow.

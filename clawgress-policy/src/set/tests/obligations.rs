@@ -297,7 +297,7 @@ fn modes_that_say_nothing_are_refused() {
         (
             "@mode(\"log-only\")",
             "action in [Action::\"connect\", Action::\"http\"]",
-            "1:58: policy `a`: `@mode(\"log-only\")` is either for `connect` alone, or for what the proxy decides",
+            "1:58: policy `a`: `@mode(\"log-only\")` is either for `connect` alone, for a `forbid` of `direct` alone, or for what the proxy decides",
         ),
         (
             "@mode(\"log-only\")",
@@ -341,8 +341,8 @@ when { context.ip.isInRange(ip("198.51.100.0/24")) && context.protocol == "udp" 
     assert!(tried.asks_told() && !without.asks_told());
     let address = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let told = |ip: &str, port, transport| {
-        let told = tried.told(&member, address(ip), port, transport);
-        assert_eq!(told, tried.told_by_oracle(&member, address(ip), port, transport));
+        let told = tried.told(&member, address(ip), port, transport, false);
+        assert_eq!(told, tried.told_by_oracle(&member, address(ip), port, transport, false));
         told.iter().map(|o| format!("{} {}", o.policy, o.effect.name())).collect::<Vec<_>>()
     };
     assert_eq!(told("203.0.113.1", 8001, Transport::Tcp), ["lost would-fail", "odd alert"]);
@@ -367,7 +367,37 @@ when { context.ip.isInRange(ip("198.51.100.0/24")) && context.protocol == "udp" 
         &crate::NamedSets::default(),
         &crate::Surroundings::default(),
     );
-    let both = tried.under(&platform.unwrap()).told(&member, address("203.0.113.1"), 8001, Transport::Tcp);
+    let both =
+        tried.under(&platform.unwrap()).told(&member, address("203.0.113.1"), 8001, Transport::Tcp, false);
     let both: Vec<&str> = both.iter().map(|o| o.policy.as_ref()).collect();
     assert_eq!(both, ["lost", "odd", "platform/lost", "platform/odd"]);
+}
+
+/// What goes direct has what follows on that, and on its `connect`; what does not has the latter alone.
+#[test]
+fn what_goes_direct_has_what_follows() {
+    let text = r#"
+@id("net") permit (principal, action in [Action::"connect", Action::"direct"], resource);
+@id("met") @effect("alert") permit (principal, action == Action::"connect", resource);
+@id("past") @effect("alert") @severity("high") permit (principal, action == Action::"direct", resource) when { context.port - 8000 > 0 };
+@id("trap") @effect("quarantine") @for("15m") permit (principal, action == Action::"direct", resource) when { context.protocol == "udp" };
+@id("try") @mode("log-only") forbid (principal, action == Action::"direct", resource) when { context.port == 22 };
+"#;
+    let (tried, without) = (set(text), set(text.lines().nth(1).unwrap()));
+    let (member, ip) = (agent("web"), "203.0.113.1".parse::<std::net::IpAddr>().unwrap());
+    let told = |port, transport, went_direct| {
+        let told = tried.told(&member, ip, port, transport, went_direct);
+        assert_eq!(told, tried.told_by_oracle(&member, ip, port, transport, went_direct));
+        told.iter().map(|o| format!("{} {}", o.policy, o.effect.name())).collect::<Vec<_>>()
+    };
+    assert!(tried.asks_told());
+    assert_eq!(told(8001, Transport::Tcp, false), ["met alert"]);
+    assert_eq!(told(8001, Transport::Tcp, true), ["met alert", "past alert"]);
+    assert_eq!(told(22, Transport::Udp, true), ["met alert", "trap quarantine", "try would-forbid"]);
+    let compile = |set: &PolicySet| crate::kernel::compile(set, std::slice::from_ref(&member)).unwrap();
+    assert_eq!(compile(&tried), compile(&without), "no table knows of it");
+    let refused = r#"@id("a") @mode("log-only") permit (principal, action == Action::"direct", resource);"#;
+    let bundle = PolicyBundle { text: refused.to_owned(), ..PolicyBundle::default() };
+    let told = PolicySet::parse(&bundle).unwrap_err().problems[0].to_string();
+    assert!(told.contains("a `permit` of `direct` on trial would tell nothing"), "{told}");
 }

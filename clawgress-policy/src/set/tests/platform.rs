@@ -373,6 +373,21 @@ fn more_limits_than_a_request_may_have_are_refused_where_that_is_certain() {
         (many("resource", "").replace("principal,", "principal in Team::\"nobodys\","), false),
         (many("resource", "").replace("principal,", "principal == Agent::\"web\","), true),
         (super::platform::pacing("own", 17, "send", "resource", ""), true),
+        // A call of a model is held to what it is as a request, too.
+        (super::platform::pacing("own", 17, "llm", "resource", ""), true),
+        (super::platform::pacing("own", 17, "llm", "resource in Provider::\"openai\"", ""), true),
+        (super::platform::pacing("own", 17, "llm", "resource == Model::\"openai/gpt-5\"", ""), true),
+        (super::platform::pacing("own", 17, "llm", "resource", " when { context.llm.stream }"), false),
+        (
+            super::platform::pacing("a", 9, "llm", "resource", "")
+                + &super::platform::pacing("b", 8, "http", "resource", ""),
+            true,
+        ),
+        (
+            super::platform::pacing("a", 9, "llm", "resource == Model::\"openai/gpt-5\"", "")
+                + &super::platform::pacing("b", 8, "llm", "resource == Model::\"openai/gpt-4o\"", ""),
+            false,
+        ),
     ] {
         assert_eq!(check(&text, "").is_err(), sure, "{text}");
     }

@@ -22,7 +22,7 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"@id("a b") permit (principal, action, resource);"#, "1:1: `a b` cannot be an id"),
     (
         r#"@id("a") @effect("quarantine") permit (principal, action, resource);"#,
-        "1:10: policy `a`: `@effect(\"quarantine\")` is either for `connect` alone",
+        "1:10: policy `a`: `@effect(\"quarantine\")` is either for `connect` or `direct` alone",
     ),
     (
         r#"@id("a") @mode("log-only") permit (principal, action, resource);"#,

@@ -1,0 +1,84 @@
+//! A key that is revoked: all that it opened ends, in whatever way it came in.
+
+use std::time::Instant;
+
+use clawgress_api::RecordKind;
+use clawgress_ebpf_common::DropReason;
+use http::Request;
+use tokio::time::timeout;
+
+use crate::client::Client;
+use crate::harness::{PATIENCE, POLICY};
+use crate::http2_proxy::Setting;
+use crate::streams::tunnel;
+use crate::upstream::Upstream;
+use crate::{socks, web_sockets};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_a_key_opened_ends_with_it() {
+    let s = Setting::new().await;
+    let gateway = &s.gateway;
+    assert_eq!(gateway.publish_policy(&format!("{POLICY}{}", web_sockets::MESSAGES)).await, "");
+    let (greeting, sink) = (Upstream::server_first("127.1.0.1").await, Upstream::sink("127.1.0.1").await);
+    let sockets = web_sockets::upstream().await;
+    let port = greeting.address.port();
+    let (raw, silent) =
+        (format!("raw.allowed.test:{port}"), format!("api.allowed.test:{}", sink.address.port()));
+
+    // Tunnels by CONNECT, by SOCKS and within a stream; a WebSocket; a request that waits, by HTTP/1.1 and by HTTP/2; and a
+    // connection that is kept for the next one.
+    let (mut connected, _) = gateway.connect(&raw).await;
+    let mut by_socks = socks::web(gateway).await;
+    assert_eq!(socks::ask(&mut by_socks, "raw.allowed.test", port).await, 0);
+    let streams = s.client().await;
+    let mut within = Client::over(tunnel(&streams, s.of_web(Request::connect(&raw))).await.expect("open"));
+    for tunnel in [&mut connected, &mut by_socks] {
+        tunnel.until("220 hello\r\n").await;
+        tunnel.held.clear();
+    }
+    within.until("220 hello\r\n").await;
+    within.held.clear();
+    let host = format!("api.allowed.test:{}", sockets.address.port());
+    let mut messages = web_sockets::opened(gateway, &host).await;
+    let get = |host: &str| format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web());
+    let mut waiting = gateway.client().await;
+    waiting.send(get(&silent)).await;
+    let request = s.of_web(Request::get(format!("http://{silent}/y")));
+    let (stream, _held) = streams.begin(request, true).await.expect("begun");
+    let mut kept = gateway.client().await;
+    kept.send(get(&s.host())).await;
+    assert_eq!(kept.answer().await.status, 200);
+    gateway.decisions(7).await;
+    let before = gateway.outcomes();
+
+    let begun = Instant::now();
+    assert_eq!(gateway.publish(|s| s.keys.clear()).await, "");
+    for client in [&mut connected, &mut by_socks, &mut messages, &mut waiting] {
+        assert!(client.is_closed(PATIENCE).await);
+    }
+    assert!(within.is_closed(PATIENCE).await);
+    timeout(PATIENCE, stream).await.expect("in time").expect_err("cut");
+    println!("all that the key opened ended {:?} after it was revoked", begun.elapsed());
+    kept.send(get(&s.host())).await;
+    assert_eq!(kept.answer().await.reason(), "credential_invalid");
+    let refused = streams.ask(s.of_web(Request::get(format!("http://{}/x", s.host()))), b"").await;
+    assert_eq!(refused.expect("answer").said(), (407, "credential_invalid"));
+
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let cut = loop {
+        let records = gateway.control.records();
+        let is_cut = |r: &&clawgress_api::AuditRecord| {
+            r.kind == RecordKind::Outcome && r.reason == Some(DropReason::CredentialInvalid)
+        };
+        let cut = records.iter().filter(is_cut).count();
+        if cut >= 8 || tokio::time::Instant::now() > deadline {
+            break cut;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    assert_eq!(
+        (before, cut),
+        (1, 8),
+        "each of the six has an end that says why, and so have the two that were refused"
+    );
+}
