@@ -38,7 +38,8 @@ pub fn llm_change(data: &[u8]) {
     };
     let Ok(first) = changed(body, surface, call, &wanted) else { return };
     let parse = serde_json::from_slice::<serde_json::Value>;
-    assert_eq!(parse(&first.body).is_ok(), parse(body).is_ok());
+    // What a stricter parser refuses may be what was replaced or taken out.
+    assert!(parse(&first.body).is_ok() || parse(body).is_err());
     assert_eq!(first.told.is_empty(), first.body == body);
     let mut again =
         Inspector::of_call(Claims::new(&[b"application/json"], &[]), Limits::default(), Some(surface));
@@ -47,7 +48,7 @@ pub fn llm_change(data: &[u8]) {
     let second = changed(&first.body, surface, call, &wanted).expect("it holds");
     assert!(second.told.is_empty() && second.body == first.body);
     let prompt = Wanted { prompt: Some("Be \"good\"."), ..wanted };
-    if let Ok(prompted) = changed(body, surface, call, &prompt) {
-        assert_eq!(parse(&prompted.body).is_ok(), parse(body).is_ok());
+    if let Ok(prompted) = changed(&first.body, surface, call, &prompt) {
+        assert!(parse(&prompted.body).is_ok() || parse(&first.body).is_err());
     }
 }
