@@ -262,7 +262,7 @@ fn what_a_certificate_opened_is_cut_when_it_is_revoked() {
         (issue(WRITER, "DNS:writer.agents.test"), issue(ASSISTANT, "DNS:assistant.agents.test"));
     s.trust(&agents_ca, "leaf", Some(&agents_ca.list(3600)));
     let lab = &s.site.gateway.lab;
-    let directory = lab.dir().join("certificates");
+    let directory = lab.dir().join("presented");
     fs::create_dir(&directory).unwrap();
     let client = s.client(&directory, [&writer, &assistant]);
     let client = std::thread::scope(|scope| {
