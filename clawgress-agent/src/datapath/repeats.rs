@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn seen(port: u16, since_ns: u64, count: u64) -> Seen {
-        let key = SeenKey { destination_port_be: port.to_be(), reason: 9, ..SeenKey::default() };
+        let key = SeenKey { destination_port_be: port.to_be(), reason: 9, scope: 2, ..SeenKey::default() };
         Seen { key, since_ns, count, ..Seen::default() }
     }
 
