@@ -332,8 +332,8 @@ async fn lint_refuses_what_it_proves_and_tells_what_it_suspects() {
     check(&run(config, &["policy", "history"]).await, 0, "everything is denied", "");
 
     let tool = path("tool.cedar", "@id(\"m\") forbid (principal, action == Action::\"tool\", resource);\n");
-    let idle = "the action `tool` is enforced nowhere in this configuration";
-    check(&run(config, &["policy", "apply", &tool, "-m", "x"]).await, 1, "", idle);
+    let suspected = "policy `m`: a guard that names `tool` has it asked of each message to a tool server, and no policy permits it";
+    check(&run(config, &["policy", "check", "--node", &tool]).await, 0, "", suspected);
     let schema = ctl(nowhere, &["policy", "schema"]).output().await.expect("run");
     check(&schema, 0, "action llm in", "");
     let schema: Value =
