@@ -48,8 +48,9 @@ const http = require('node:http'), https = require('node:https');
 const proxy = new URL(process.env.https_proxy), to = new URL(process.argv[1]);
 const fail = (error) => { console.error(String(error)); process.exit(1); };
 const key = Buffer.from(`${proxy.username}:${proxy.password}`).toString('base64');
-const headers = { 'Proxy-Authorization': `Basic ${key}` };
 const path = `${to.hostname}:443`;
+// Left alone, Node names the proxy, where the host that is asked for belongs (RFC 9112 3.2).
+const headers = { Host: path, 'Proxy-Authorization': `Basic ${key}` };
 setTimeout(() => fail('no answer'), 10000).unref();
 http.request({ host: proxy.hostname, port: proxy.port, method: 'CONNECT', path, headers })
   .on('error', fail)
