@@ -107,18 +107,11 @@ impl Report {
             self.drops.get("sizes").and_then(Value::as_array).context("`bench-drops` gave no figures")?;
         for size in drops.iter().filter(|size| size.get("prefixes").and_then(Value::as_u64) == Some(100_000))
         {
-            let rates = |way: &str| -> Vec<f64> {
-                size.get(way)
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_f64)
-                    .collect()
-            };
             let is_spread = size.get("spread").and_then(Value::as_bool).unwrap_or_default();
             let to = if is_spread { "random destinations" } else { "one destination" };
             for way in ["netdev", "prerouting"] {
-                let ratios = rates("clawgress").iter().zip(rates(way)).map(|(a, b)| a / b).collect();
+                let ratios =
+                    rates(size, "clawgress").iter().zip(rates(size, way)).map(|(a, b)| a / b).collect();
                 let what = format!("drops a second at 100,000 prefixes, {to}, beside {}", words(way));
                 promises.push(Promise::new(what, Bound::Least(2.0), Spread::of(ratios).median(), "×"));
             }
@@ -210,20 +203,12 @@ impl Report {
         let sizes =
             self.drops.get("sizes").and_then(Value::as_array).context("`bench-drops` gave no figures")?;
         for size in sizes {
-            let rates = |way: &str| -> Vec<f64> {
-                size.get(way)
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_f64)
-                    .collect()
-            };
             let prefixes = size.get("prefixes").and_then(Value::as_u64).context("no size")?;
             let is_spread = size.get("spread").and_then(Value::as_bool).unwrap_or_default();
             let destinations = if is_spread { "random" } else { "one" };
-            let own = rates("clawgress");
+            let own = rates(size, "clawgress");
             for way in ["clawgress", "netdev", "prerouting"] {
-                let all = rates(way);
+                let all = rates(size, way);
                 let ratios = own.iter().zip(&all).map(|(a, b)| a / b).collect();
                 let ratio = if way == "clawgress" { "1".to_owned() } else { Spread::of(ratios).text(2) };
                 let millions = Spread::of(all.iter().map(|r| r / 1e6).collect()).text(2);
@@ -233,6 +218,11 @@ impl Report {
         writeln!(text)?;
         Ok(())
     }
+}
+
+/// Rounds of packets dropped a second, of a number of prefixes.
+fn rates(size: &Value, way: &str) -> Vec<f64> {
+    size.get(way).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_f64).collect()
 }
 
 /// For people.
