@@ -13,6 +13,16 @@ pub const TOOLCHAIN: &str = "1.95.0";
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::cache::repository());
+    // `cargo run`, which started this, tells of xtask's own package by these. Build scripts (ring's) watch them: left set,
+    // all that depends on one would be built anew whenever `cargo xtask` follows a plain `cargo`, and the other way round.
+    for (name, _) in std::env::vars_os() {
+        let is_of_package = name.to_str().is_some_and(|name| {
+            ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of_package| name.starts_with(of_package))
+        });
+        if is_of_package {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

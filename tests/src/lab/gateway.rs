@@ -92,6 +92,8 @@ pub struct GatewayOptions {
     pub units: bool,
     /// Where programs are taken from; beside the running one if absent.
     pub programs: Option<PathBuf>,
+    /// More of the datapath's table.
+    pub datapath: String,
     /// More of the table of the agents' interface.
     pub agents_interface: String,
     /// More tables of the configuration.
@@ -336,7 +338,7 @@ impl Gateway {
             |name: &str, value: Option<String>| value.map(|v| format!("{name} = {v}\n")).unwrap_or_default();
         let text = format!(
             "[node]\nname = \"{}\"\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n\n\
-             [datapath]\nmode = \"kernel\"\nbpffs = \"{}\"\n\n\
+             [datapath]\nmode = \"kernel\"\nbpffs = \"{}\"\n{}\n\
              [[interface]]\nname = \"agents0\"\nrole = \"agents\"\n{}\n\
              [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
              [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
@@ -346,6 +348,7 @@ impl Gateway {
             state.display(),
             run.display(),
             bpffs.display(),
+            self.options.datapath,
             self.options.agents_interface,
             GATEWAY.v4,
             GATEWAY.v6,

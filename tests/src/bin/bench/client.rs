@@ -1,5 +1,6 @@
 //! The measuring client: blocking sockets in a thread of its own, nothing between it and the clock.
 
+use std::borrow::Cow;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use clawgress_e2e::plan::{API, INSPECT};
+use clawgress_e2e::plan::{API, WEB};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -62,7 +63,7 @@ pub enum Way {
 #[derive(Clone, Debug)]
 pub struct Target {
     address: SocketAddr,
-    host: &'static str,
+    host: Cow<'static, str>,
     /// Whom its client trusts, PEM.
     ca: PathBuf,
     /// `Proxy-Authorization`, for an explicit proxy.
@@ -118,7 +119,7 @@ impl Way {
 impl Wire {
     /// The server's name: another one where TLS is read, for policy says so by name.
     pub fn host(self) -> &'static str {
-        if self == Wire::Read { INSPECT } else { API }
+        if self == Wire::Read { WEB } else { API }
     }
 
     /// The server's port.
@@ -130,7 +131,13 @@ impl Wire {
 impl Target {
     /// Connects to the server, or to what passes for it.
     pub fn plain(address: SocketAddr, host: &'static str, ca: &Path) -> Target {
-        Target { address, host, ca: ca.to_owned(), credential: None }
+        Target { address, host: host.into(), ca: ca.to_owned(), credential: None }
+    }
+
+    /// Says another name there.
+    #[must_use]
+    pub fn named(&self, host: String) -> Target {
+        Target { host: host.into(), ..self.clone() }
     }
 
     /// Asks an explicit proxy.
@@ -146,7 +153,7 @@ impl Target {
     }
 
     fn request(&self) -> String {
-        let host = self.host;
+        let host = &self.host;
         match &self.credential {
             None => self.inner_request(),
             Some(credential) => format!(
@@ -233,12 +240,40 @@ fn at_once(
     std::thread::scope(|scope| {
         let ask = |stream: &mut _| (0..requests).try_for_each(|_| exchange(stream, request));
         let threads: Vec<_> = streams.iter_mut().map(|stream| scope.spawn(move || ask(stream))).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(asked) => asked,
-            Err(_) => anyhow::bail!("a client panicked"),
-        })
+        threads.into_iter().try_for_each(joined)
     })?;
     Ok((connections * requests) as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Handshakes a second by so many clients at once, each with so many connections one after the other, to `name` where
+/// there is one: it is asked for each.
+///
+/// # Errors
+/// As [`run`].
+pub fn handshakes_a_second(
+    target: &Target,
+    clients: usize,
+    each: usize,
+    name: Option<&(dyn Fn() -> String + Sync)>,
+) -> anyhow::Result<f64> {
+    let config = tls(&target.ca)?;
+    let open = || {
+        let named = name.map(|name| target.named(name()));
+        connected(named.as_ref().unwrap_or(target), &config).map(drop)
+    };
+    open()?;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..clients).map(|_| scope.spawn(|| (0..each).try_for_each(|_| open()))).collect();
+        threads.into_iter().try_for_each(joined)
+    })?;
+    Ok((clients * each) as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// What a client's thread came to.
+fn joined(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<()>>) -> anyhow::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a client panicked")))
 }
 
 /// MB a second of one response of so many bytes over TLS.
@@ -282,8 +317,9 @@ fn handshake(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<Dura
 
 /// A connection whose handshake is done.
 fn connected(target: &Target, config: &Arc<ClientConfig>) -> anyhow::Result<(ClientConnection, TcpStream)> {
-    let name = ServerName::try_from(target.host)?;
-    let (mut stream, host) = (target.connect()?, target.host);
+    let host = &target.host;
+    let name = ServerName::try_from(host.clone().into_owned())?;
+    let mut stream = target.connect()?;
     if let Some(credential) = &target.credential {
         let connect = format!(
             "CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\nProxy-Authorization: Basic {credential}\r\n\r\n"

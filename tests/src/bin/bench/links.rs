@@ -3,11 +3,12 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clawgress_e2e::lab::{Daemon, Forbidden, GatewayOptions, Host, Lab, Role, program};
-use clawgress_e2e::plan::{GATEWAY, INSPECT, PROXY_PORT, addresses};
+use clawgress_e2e::plan::{GATEWAY, PROXY_PORT, WEB, addresses};
 use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
 
 use crate::client::{self, Probe, Target, Way, Wire};
@@ -16,6 +17,8 @@ use crate::rates::{self, Rate, Rates};
 
 /// Where the bare Pingora listens: HTTP, TCP, HTTP over TLS.
 const BARE: [(Wire, u16); 3] = [(Wire::Clear, 8081), (Wire::Unread, 8444), (Wire::Read, 8445)];
+/// Below it are names without servers, of which the gateway has no certificate yet.
+const COLD: &str = "cold.allowed.test";
 /// Permits and prohibitions that the gateway decides by.
 pub const POLICIES: usize = 1_000;
 /// Clock ticks a second in `/proc` (`USER_HZ`), which is the same on all architectures that run this.
@@ -46,8 +49,11 @@ impl Links {
         println!("bench: two labs, one with a gateway, one that routes and has a bare Pingora");
         let lab = Lab::builder().start()?;
         let more = format!("[intercept]\nroots = [\"{}\"]\n", lab.ca().display());
-        let mut site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() })?;
-        site.gateway.apply_policy(&policy(), SETS)?;
+        // One host opens all connections to the proxy here; what holds a stranger to 100 a second is not what is measured.
+        let datapath = "unbound_per_s = 1000000\nunbound_all_per_s = 1000000\n".to_owned();
+        let mut site = Site::start(lab, GatewayOptions { datapath, more, ..GatewayOptions::default() })?;
+        let sets = SETS.replacen("[hosts]", &format!("[hosts]\ncold = [\"*.{COLD}\"]"), 1);
+        site.gateway.apply_policy(&policy(), &sets)?;
         let authority = site.gateway.lab.dir().join("trust/authority.pem");
         let trust = authority.parent().context("no directory")?.display().to_string();
         site.gateway.ctl(&["ca", "env", "--directory", &trust])?.check()?;
@@ -98,7 +104,15 @@ impl Links {
                 let before = processor_us(middle)?;
                 let measured = lab.within(host, move || match rate {
                     Rate::Transfer => client::transfer(&target, rates::TRANSFER_BYTES),
-                    _ => client::requests_a_second(&target, rate.wire(), rates::CONNECTIONS, rates::REQUESTS),
+                    Rate::Handshakes | Rate::ColdHandshakes => {
+                        let own =
+                            rate == Rate::ColdHandshakes && matches!(way, Way::Transparent | Way::Explicit);
+                        let cold = own.then_some(&cold_name as &(dyn Fn() -> String + Sync));
+                        client::handshakes_a_second(&target, rates::CONNECTIONS, rates::HANDSHAKES, cold)
+                    }
+                    Rate::Requests | Rate::ReadRequests => {
+                        client::requests_a_second(&target, rate.wire(), rates::CONNECTIONS, rates::REQUESTS)
+                    }
                 })?;
                 let value = measured.with_context(|| format!("{}, {}", rate.name(), way.name()))?;
                 let spent = processor_us(middle)? - before;
@@ -106,7 +120,7 @@ impl Links {
                     all.add(rate, way, value);
                 }
                 if round > 0 && rate != Rate::Transfer && way != Way::Direct {
-                    all.cost(rate, way, spent / (rates::CONNECTIONS * rates::REQUESTS) as f64);
+                    all.cost(rate, way, spent / rate.operations() as f64);
                 }
                 Ok(())
             })?;
@@ -161,10 +175,19 @@ impl Links {
     }
 }
 
+/// A name that nobody has asked for: what is behind it is not asked before a request comes.
+fn cold_name() -> String {
+    static NAMES: AtomicUsize = AtomicUsize::new(0);
+    format!("n{}.{COLD}", NAMES.fetch_add(1, Ordering::Relaxed))
+}
+
 /// The lab's policy with what is read, among many more permits and prohibitions that a request may have to be held against.
 fn policy() -> String {
     let read = format!(
-        "@id(\"read-pages\") permit (principal in Team::\"research\", action == Action::\"http\", resource == Host::\"{INSPECT}\");\n"
+        "@id(\"read-start\") permit (principal in Team::\"research\", action == Action::\"tls\", resource == Host::\"{WEB}\");\n\
+         @id(\"read-pages\") permit (principal in Team::\"research\", action == Action::\"http\", resource == Host::\"{WEB}\")\n\
+         when {{ context.path like \"/bytes/*\" }};\n\
+         @id(\"cold\") permit (principal in Team::\"research\", action in [Action::\"tls\", Action::\"http\"], resource in HostSet::\"cold\");\n"
     );
     let mut text = format!("{POLICY}{read}");
     let written = text.matches("@id(").count();
@@ -202,7 +225,7 @@ fn bare_pingora(lab: &Lab, shown: &Path) -> anyhow::Result<Daemon> {
     let own = program("clawgress-agent")?;
     let example = own.parent().context("no directory")?.join("examples/bare_pingora");
     ensure!(example.is_file(), "`bare_pingora` has not been built; run `cargo xtask bench`");
-    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([INSPECT.to_owned()])?;
+    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([WEB.to_owned()])?;
     let key = shown.with_extension("key");
     fs::write(shown, cert.pem()).context("cannot write a certificate")?;
     fs::write(&key, signing_key.serialize_pem()).context("cannot write a key")?;
@@ -210,7 +233,7 @@ fn bare_pingora(lab: &Lab, shown: &Path) -> anyhow::Result<Daemon> {
     for (wire, port) in BARE {
         words.extend([format!("{}:{port}", GATEWAY.v4), format!("{}:{}", upstream(wire)?, wire.port())]);
     }
-    words.push(INSPECT.to_owned());
+    words.push(WEB.to_owned());
     words.extend([shown, &key, &lab.ca()].map(|path| path.display().to_string()));
     let mut daemon = lab.spawn(Host::Gateway, "bare-pingora", &words)?;
     lab.wait("the bare Pingora", Duration::from_secs(10), || {

@@ -12,6 +12,8 @@ use crate::report::Spread;
 pub const CONNECTIONS: usize = 16;
 /// Requests on each in a round.
 pub const REQUESTS: usize = 250;
+/// Connections that each of as many clients opens in a round, one after the other.
+pub const HANDSHAKES: usize = 40;
 /// Bytes of the large transfer.
 pub const TRANSFER_BYTES: usize = 64 << 20;
 /// Interleaved rounds.
@@ -24,6 +26,10 @@ pub enum Rate {
     Requests,
     /// The same within TLS that is read.
     ReadRequests,
+    /// Handshakes with whoever reads what follows, a second: a name that was asked for before.
+    Handshakes,
+    /// The same with a name that nobody asked for yet: a certificate is made for each.
+    ColdHandshakes,
     /// Of one transfer over unread TLS, MB a second.
     Transfer,
 }
@@ -40,13 +46,14 @@ pub struct Rates {
 
 impl Rate {
     /// All of them.
-    pub const ALL: [Rate; 3] = [Rate::Requests, Rate::ReadRequests, Rate::Transfer];
+    pub const ALL: [Rate; 5] =
+        [Rate::Requests, Rate::ReadRequests, Rate::Handshakes, Rate::ColdHandshakes, Rate::Transfer];
 
     /// What is spoken.
     pub fn wire(self) -> Wire {
         match self {
             Rate::Requests => Wire::Clear,
-            Rate::ReadRequests => Wire::Read,
+            Rate::ReadRequests | Rate::Handshakes | Rate::ColdHandshakes => Wire::Read,
             Rate::Transfer => Wire::Unread,
         }
     }
@@ -56,7 +63,18 @@ impl Rate {
         match self {
             Rate::Requests => "plain HTTP, 1 KiB: requests a second",
             Rate::ReadRequests => "TLS that is read, 1 KiB: requests a second",
+            Rate::Handshakes => "TLS that is read: handshakes a second, a known name",
+            Rate::ColdHandshakes => "TLS that is read: handshakes a second, a new name each",
             Rate::Transfer => "TLS passthrough: one transfer, MB a second",
+        }
+    }
+
+    /// How many are counted in a round.
+    pub fn operations(self) -> usize {
+        match self {
+            Rate::Requests | Rate::ReadRequests => CONNECTIONS * REQUESTS,
+            Rate::Handshakes | Rate::ColdHandshakes => CONNECTIONS * HANDSHAKES,
+            Rate::Transfer => 1,
         }
     }
 }
@@ -84,6 +102,8 @@ impl Rates {
         for (rate, with, least) in [
             (Rate::Requests, Way::Bare, 1.0),
             (Rate::ReadRequests, Way::Bare, 1.0),
+            (Rate::Handshakes, Way::Bare, 0.9),
+            (Rate::ColdHandshakes, Way::Bare, 0.9),
             (Rate::Transfer, Way::Direct, 0.9),
         ] {
             for way in [Way::Transparent, Way::Explicit] {
@@ -102,7 +122,7 @@ impl Rates {
         writeln!(text, "## Throughput\n")?;
         writeln!(
             text,
-            "{ROUNDS} interleaved rounds; each cell is least / **median** / most of them. Of rates more is better; the processor time is that of the bare Pingora, or of all of Clawgress's processes. Requests: {CONNECTIONS} kept connections with {REQUESTS} requests each. \
+            "{ROUNDS} interleaved rounds; each cell is least / **median** / most of them. Of rates more is better; the processor time is that of the bare Pingora, or of all of Clawgress's processes. Requests: {CONNECTIONS} kept connections with {REQUESTS} requests each. Handshakes: {CONNECTIONS} clients with {HANDSHAKES} connections each, whole handshakes; `direct` is a bare rustls server, which has its certificate, as the bare Pingora has its own. \
              The transfer is of {} MiB, and its client and server share the processors with what is between them.\n",
             TRANSFER_BYTES >> 20
         )?;

@@ -1,11 +1,6 @@
 //! Shared sources as control does them: checked, durable, recorded, and in every generation of both planes.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/datapath.rs"]
-mod datapath;
-#[path = "support/node.rs"]
-mod node;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,8 +12,8 @@ use clawgress_identity::SharedSource;
 use clawgress_policy::PolicyBundle;
 use tonic::Code;
 
-use self::datapath::Script;
-use self::node::{Node, Worker, document, parse, until};
+use crate::datapath::Script;
+use crate::node::{Node, Worker, document, parse, until};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 

@@ -2,13 +2,6 @@
 //! L7, and out of it.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/https.rs"]
-mod https;
-#[path = "support/node.rs"]
-mod node;
-#[path = "support/workload_api.rs"]
-mod workload_api;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clawgress_api::proto::{Empty, Name};
@@ -18,9 +11,9 @@ use clawgress_policy::PolicyBundle;
 use serde_json::json;
 use tonic::Code;
 
-use self::https::{Ca, Site};
-use self::node::{Node, PATIENCE, Worker, document, parse, until};
-use self::workload_api::{Says, WorkloadApi};
+use crate::https::{Ca, Site};
+use crate::node::{Node, PATIENCE, Worker, document, parse, until};
+use crate::workload_api::{Says, WorkloadApi};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 

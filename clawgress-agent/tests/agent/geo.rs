@@ -1,11 +1,6 @@
 //! Geo data and conditions on time through the control role: files, reloads, bad files, turns of the clock.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/mmdb.rs"]
-mod mmdb;
-#[path = "support/node.rs"]
-mod node;
-#[path = "geo/shares.rs"]
 mod shares;
 
 use std::path::Path;
@@ -25,8 +20,9 @@ use clawgress_policy::{Geo, GeoNames, NamedSets, PolicyBundle, PolicyInForce, Po
 use jiff::Timestamp;
 use tonic::Code;
 
-use self::mmdb::writer::{map, number, text};
-use self::node::{Node, Role, Worker, document, parse, until};
+use crate::mmdb;
+use crate::mmdb::writer::{map, number, text};
+use crate::node::{self, Node, Role, Worker, document, parse, until};
 
 const GERMANY: &str =
     r#"@id("de") permit (principal, action == Action::"connect", resource in Country::"DE");"#;

@@ -8,8 +8,8 @@ use clawgress_identity::{Agent, AgentState, IdentityMethod};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::node::{Node, parse, until};
 use super::{apply, create, records};
+use crate::node::{Node, parse, until};
 
 const TEXT: &str = r#"
 @id("net") permit (principal, action in [Action::"connect", Action::"direct"], resource) when { context.protocol == "udp" };

@@ -1,15 +1,8 @@
 //! The control role with real clients over real sockets.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/datapath.rs"]
-mod datapath;
-#[path = "control/faults.rs"]
 mod faults;
-#[path = "control/history.rs"]
 mod history;
-#[path = "support/node.rs"]
-mod node;
-#[path = "control/told.rs"]
 mod told;
 
 use std::collections::BTreeMap;
@@ -38,8 +31,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use self::datapath::Script;
-use self::node::{Node, PATIENCE, Worker, document, parse, until};
+use crate::datapath::Script;
+use crate::node::{self, Node, PATIENCE, Worker, document, parse, until};
 
 const OPEN: &str = "@id(\"all\") permit (principal, action == Action::\"tls\", resource);";
 

@@ -2,9 +2,6 @@
 //! L7, and never so that what is revoked counts again.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/node.rs"]
-mod node;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clawgress_api::proto::{Empty, Name};
@@ -17,7 +14,7 @@ use rcgen::{
 };
 use tonic::Code;
 
-use self::node::{Node, Worker, document, parse};
+use crate::node::{Node, Worker, document, parse};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::create;
-use super::node::{Node, document, parse, until};
+use crate::node::{Node, document, parse, until};
 
 /// A decision of L7 about `agent`.
 fn decision(agent: &Agent, host: &str, verdict: Verdict) -> AuditRecord {

@@ -1,9 +1,6 @@
 //! The registry as control does it: groups and agents that only name what is there, changed under audit.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/node.rs"]
-mod node;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use clawgress_agent::control::store::{RedbStore, StateStore as _, Transaction, Write};
@@ -16,7 +13,7 @@ use clawgress_identity::{Agent, GroupKind, IssuerRecord};
 use clawgress_policy::PolicyBundle;
 use tonic::{Code, Status};
 
-use self::node::{Node, document, parse};
+use crate::node::{Node, document, parse};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 

@@ -1,11 +1,6 @@
 //! Quarantine as control does it: durable, recorded, outside generations, told to both planes at once.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/datapath.rs"]
-mod datapath;
-#[path = "support/node.rs"]
-mod node;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,8 +11,8 @@ use clawgress_api::{
 use clawgress_identity::{Agent, AgentState};
 use tonic::Code;
 
-use self::datapath::Script;
-use self::node::{Node, Worker, document, parse, until};
+use crate::datapath::Script;
+use crate::node::{Node, Worker, document, parse, until};
 
 async fn create(node: &Node, name: &str) -> Agent {
     let new = NewAgent {

@@ -14,8 +14,8 @@ use clawgress_identity::{AgentState, ApiKey, PolicyOwner, Source};
 use clawgress_policy::PolicyBundle;
 use serde_json::json;
 
-use super::datapath::Script;
-use super::node::{Node, Worker, applied, document, parse, until};
+use crate::datapath::Script;
+use crate::node::{Node, Worker, applied, document, parse, until};
 
 const OPEN: &str = "@id(\"web\") permit (principal, action == Action::\"tls\", resource);\n";
 const MORE: &str = "@id(\"more\") permit (principal, action == Action::\"http\", resource);\n";
@@ -55,7 +55,7 @@ async fn next(worker: &mut Worker) -> Snapshot {
 }
 
 /// A node with a kernel plane that a script speaks for, which runs the live generation.
-async fn node(script: &Arc<Script>) -> (Node, super::node::Role) {
+async fn node(script: &Arc<Script>) -> (Node, crate::node::Role) {
     let node = Node::kernel().start().await;
     let role = script.serve(&node.config);
     let runs = async || names(&apply(&node, OPEN).await.expect("applied").running) == [(Plane::Kernel, None)];

@@ -1,18 +1,13 @@
 //! Keys of issuers' providers as control fetches them: from a server of HTTPS, into every generation of L7, and out of it.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may fail")]
 
-#[path = "support/https.rs"]
-mod https;
-#[path = "support/node.rs"]
-mod node;
-
 use clawgress_api::ProviderStatus;
 use clawgress_api::proto::Empty;
 use clawgress_identity::{IssuerRecord, RootId};
 use clawgress_policy::PolicyBundle;
 
-use self::https::{Ca, Site};
-use self::node::{Node, PATIENCE, Worker, document, parse, until};
+use crate::https::{Ca, Site};
+use crate::node::{Node, PATIENCE, Worker, document, parse, until};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 

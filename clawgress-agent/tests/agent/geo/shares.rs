@@ -10,8 +10,8 @@ use clawgress_api::{MissingGroups, NewAgent, NewPolicy, proto};
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 
-use super::node::{self, Node, Role, document, parse, until};
 use super::{SetClock, changes, snapshot, status};
+use crate::node::{self, Node, Role, document, parse, until};
 
 const OPEN: &str = r#"@id("all") permit (principal, action == Action::"connect", resource);"#;
 

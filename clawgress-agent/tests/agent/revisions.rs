@@ -1,13 +1,7 @@
 //! Signatures of policy revisions, with the real keys and control roles: what the store holds counts only as it was signed.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/datapath.rs"]
-mod datapath;
-#[path = "support/node.rs"]
-mod node;
-#[path = "revisions/planes.rs"]
 mod planes;
-#[path = "revisions/tenants.rs"]
 mod tenants;
 
 use std::path::PathBuf;
@@ -22,7 +16,7 @@ use clawgress_api::{
 use clawgress_identity::PolicyOwner;
 use clawgress_policy::PolicyBundle;
 
-use self::node::{Node, document, parse};
+use crate::node::{self, Node, document, parse};
 
 const OPEN: &str = "@id(\"all\") permit (principal, action == Action::\"tls\", resource);";
 

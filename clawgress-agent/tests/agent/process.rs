@@ -2,9 +2,6 @@
 //! loses nothing that was acknowledged.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/node.rs"]
-mod node;
-
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +13,7 @@ use clawgress_identity::Agent;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use self::node::{Node, document, parse, until_there};
+use crate::node::{self, Node, document, parse, until_there};
 
 /// A process that is killed by its id when dropped.
 struct Process(Child);

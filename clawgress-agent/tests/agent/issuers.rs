@@ -1,16 +1,13 @@
 //! Issuers of tokens as control does them: checked, durable, recorded, and in every generation of L7.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/node.rs"]
-mod node;
-
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{AuditQuery, AuditRecord, RecordKind};
 use clawgress_identity::IssuerRecord;
 use clawgress_policy::PolicyBundle;
 use tonic::Code;
 
-use self::node::{Node, Worker, document, parse};
+use crate::node::{Node, Worker, document, parse};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 

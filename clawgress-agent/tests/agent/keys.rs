@@ -1,9 +1,6 @@
 //! API keys as control does them: several an agent, rotated with an overlap, revoked for good, and never shown.
 #![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "support/node.rs"]
-mod node;
-
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +18,7 @@ use clawgress_policy::PolicyBundle;
 use jiff::{SignedDuration, Timestamp};
 use tonic::{Code, Status};
 
-use self::node::{Node, Worker, document, parse, until};
+use crate::node::{Node, Worker, document, parse, until};
 
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 
