@@ -1,6 +1,5 @@
 //! Certificate authorities and trust domains as control does them: checked, durable, recorded, in every generation of
 //! L7, and never so that what is revoked counts again.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,6 +1,5 @@
 //! Bundles of trust domains as control follows them: of a Workload API and of bundle endpoints, into every generation of
 //! L7, and out of it.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,5 +1,4 @@
 //! The control role with real clients over real sockets.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 mod faults;
 mod history;

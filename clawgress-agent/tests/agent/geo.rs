@@ -1,5 +1,4 @@
 //! Geo data and conditions on time through the control role: files, reloads, bad files, turns of the clock.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 mod shares;
 

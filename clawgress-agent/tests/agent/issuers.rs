@@ -1,5 +1,4 @@
 //! Issuers of tokens as control does them: checked, durable, recorded, and in every generation of L7.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use clawgress_api::proto::{Empty, Name};
 use clawgress_api::{AuditQuery, AuditRecord, RecordKind};

@@ -1,5 +1,4 @@
 //! API keys as control does them: several an agent, rotated with an overlap, revoked for good, and never shown.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! The keys, control and process tests of the node, in one binary: each binary links the whole agent, and a dozen of
 //! them cost minutes and gigabytes. The kernel's are in `datapath`.
+#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may fail")]
 
 #[path = "../support/datapath.rs"]
 mod datapath;

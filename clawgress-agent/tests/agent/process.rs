@@ -1,6 +1,5 @@
 //! The roles as the processes they are: ready when they say so, gone when told to, and kill -9 of control
 //! loses nothing that was acknowledged.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! Keys of issuers' providers as control fetches them: from a server of HTTPS, into every generation of L7, and out of it.
-#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may fail")]
 
 use clawgress_api::ProviderStatus;
 use clawgress_api::proto::Empty;

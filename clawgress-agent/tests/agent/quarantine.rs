@@ -1,5 +1,4 @@
 //! Quarantine as control does it: durable, recorded, outside generations, told to both planes at once.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

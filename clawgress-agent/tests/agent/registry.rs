@@ -1,5 +1,4 @@
 //! The registry as control does it: groups and agents that only name what is there, changed under audit.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,4 @@
 //! Signatures of policy revisions, with the real keys and control roles: what the store holds counts only as it was signed.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 mod planes;
 mod tenants;

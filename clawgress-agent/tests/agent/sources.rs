@@ -1,5 +1,4 @@
 //! Shared sources as control does them: checked, durable, recorded, and in every generation of both planes.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may fail")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
 //! One suite for every state store, and random histories on which the durable one must equal the one in
 //! memory.
-#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may fail")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use cedar_policy_core::ast::{EntityUID, Expr, ExprKind, Literal, Var};
 
+use super::like::Like;
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::content::Attribute;
 use crate::fingerprint::Signal;
@@ -152,7 +153,9 @@ impl Lowering<'_> {
                 None => self.of_history(expr, attr).or_else(|| self.of_record(expr, attr)),
             },
             ExprKind::HasAttr { expr, attr } => self.has(syntax::variable(expr)?, attr),
-            ExprKind::Like { expr, pattern } => Some(Node::Like(Box::new(self.node(expr)?), pattern.clone())),
+            ExprKind::Like { expr, pattern } => {
+                Some(Node::Like(Box::new(self.node(expr)?), Like::of(pattern)))
+            }
             ExprKind::Is { expr, entity_type } => {
                 Some(Node::Is(Box::new(self.node(expr)?), Kind::named(&entity_type.to_string())?))
             }

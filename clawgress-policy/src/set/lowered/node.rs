@@ -1,8 +1,8 @@
 //! The trees that conditions are lowered to, and the constants in them.
 
-use cedar_policy_core::ast::Pattern;
 use ipnet::IpNet;
 
+use super::like::Like;
 use crate::content::Attribute;
 use crate::fingerprint::Signal;
 use crate::history;
@@ -216,7 +216,7 @@ pub(crate) enum Node {
     IsEmpty(Box<Node>),
     In(Box<Node>, Box<[Entity]>),
     Is(Box<Node>, Kind),
-    Like(Box<Node>, Pattern),
+    Like(Box<Node>, Like),
     HasTag(Box<Node>),
     GetTag(Box<Node>),
     IpIs(IpTest, Box<Node>),

@@ -226,8 +226,8 @@ impl<'a> Ask<'a> {
                 Val::Entity(own) => Val::Bool(self.kind(own) == *kind),
                 _ => return Err(Unsure),
             },
-            Node::Like(of, pattern) => match self.run(of)? {
-                Val::Str(text) => Val::Bool(pattern.wildcard_match(text)),
+            Node::Like(of, like) => match self.run(of)? {
+                Val::Str(text) => Val::Bool(like.matches(text)),
                 _ => return Err(Unsure),
             },
             Node::HasTag(key) => Val::Bool(self.label(key)?.is_some()),
