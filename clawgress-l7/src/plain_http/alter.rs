@@ -29,6 +29,11 @@ impl App {
         exchange: &mut Exchange,
     ) -> Result<(), Ruling> {
         let Some(changes) = &ruling.changes else { return Ok(()) };
+        if admitted.method == "TRACE" && !changes.inject.is_empty() {
+            // RFC 9110 section 9.3.8: its answer is the request as it came, with the key in it.
+            exchange.detail("TRACE has fields sent back: no key of a provider is sent with it");
+            return Err(Ruling { verdict: Err(DropReason::ProviderKeyUnavailable), ..ruling.clone() });
+        }
         for (name, injected) in &changes.inject {
             let to = (&admitted.host, admitted.scheme());
             let field = self.gateway.vault.field(plan, &who.identity.agent, injected, to).await;

@@ -30,6 +30,9 @@ except openai.APIStatusError as error:
     print(error.response.headers['x-clawgress-reason'])
 ";
 
+/// What curl writes out of an answer.
+const REASON: &str = "%header{x-clawgress-reason}";
+
 /// Files below `directory` that have these bytes in them.
 fn holding(directory: &Path, bytes: &[u8]) -> Vec<String> {
     let mut found = Vec::new();
@@ -85,6 +88,14 @@ fn a_provider_sees_its_own_key_and_the_agent_never_does() {
     write(SECOND);
     ctl(&site, &["provider-key", "rotate", "openai", "--value", path]).check().unwrap();
     assert_eq!(ask(&site, "llm"), "18");
+    // What would be sent back with all its fields does not go.
+    let (url, own) = (
+        format!("http://{}:{PROXY_PORT}/llm/v1/models", GATEWAY.v4),
+        format!("Authorization: Bearer {}", site.assistant_key),
+    );
+    let trace = ["curl", "-s", "-X", "TRACE", "-H", &own, "-o", "/dev/null", "-w", REASON, &url];
+    let trace = site.gateway.lab.run(Host::Anon, &trace).unwrap();
+    assert_eq!(trace.stdout, "provider_key_unavailable", "{trace:?}");
     // In clear it does not go, and to other hosts neither.
     assert_eq!(ask(&site, "clear"), "provider_key_unavailable");
     ctl(&site, &["provider-key", "rotate", "openai", "--host", "elsewhere.test", "--value", path])
