@@ -490,6 +490,7 @@ impl ProxyHttp for App {
         } else if receive::wants_plain(&self.gateway, granted, request) {
             request.insert_header("accept-encoding", "identity")?;
         }
+        receive::ask_for_whole(&self.gateway, granted, request);
         if context.content.addressed.as_ref().is_some_and(Addressed::is_meant) {
             // What comes back may be a list, of which an agent gets to see a part.
             request.insert_header("accept-encoding", "identity")?;

@@ -61,6 +61,8 @@ pub struct Back {
     readers: Option<Box<Readers>>,
     /// Whether a model answers.
     is_model: bool,
+    /// Whether it is a part of what there is (RFC 9110 section 15.3.7).
+    is_part: bool,
     /// Why it can't be read.
     unreadable: Option<Unreadable>,
     charge: Charge,
@@ -256,6 +258,7 @@ impl Back {
             manner,
             readers,
             is_model,
+            is_part: response.status == StatusCode::PARTIAL_CONTENT,
             unreadable: None,
             charge: gateway.memory.charge(granted.who().identity.agent.index),
             held: BytesMut::new(),
@@ -290,6 +293,12 @@ impl Back {
         exchange: &mut Exchange,
     ) -> Result<(), DropReason> {
         granted.answers(Some(self.came.clone()));
+        if self.is_part && self.need.decided == Look::Content {
+            exchange.detail(IN_PART);
+            let reason = DropReason::ContentUnreadable;
+            exchange.stopped(&Ruling::deny("receive", reason));
+            return Err(reason);
+        }
         self.has_ended = self.came.complete;
         if self.is_withheld() { Ok(()) } else { self.judge(gateway, granted, exchange) }
     }
@@ -470,6 +479,21 @@ impl Back {
 /// Why a stream is cut one of whose events is not held whole.
 const EVENT_TOO_LARGE: &str =
     "an event of the answer is larger than what is held: see `hold_bytes_max` in [content]";
+
+/// Why an answer is refused of which a part came.
+const IN_PART: &str = "the answer is a part of what there is (206), and what is in all of it decides";
+
+/// Has all of what there is come, where answers have to be permitted: what may not come whole must not come in parts. A server
+/// may answer any request without regard to `Range` (RFC 9110 section 14.2), so its client knows what to do.
+pub fn ask_for_whole(gateway: &Gateway, granted: &Granted, request: &mut RequestHeader) {
+    let plan = gateway.snapshots.current();
+    if plan.is_ok_and(|plan| !decide::asks_receive(&plan, granted.who()).1) {
+        return;
+    }
+    for name in ["range", "if-range"] {
+        request.remove_header(name);
+    }
+}
 
 /// Whether an answer is to come as it is, since its events are judged one by one: of a call that streams, or whose client takes
 /// a stream of events.

@@ -71,6 +71,7 @@ fn script(path: &str) -> Vec<String> {
             let call = r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"shell","arguments":"{}"}}]}}]}"#;
             plain("200 OK", kind, call)
         }
+        "/part" => plain("206 Partial Content", "text/plain", "-----BEG"),
         "/error" => plain("500 Internal Server Error", "text/plain", "oh no"),
         "/empty" => vec!["HTTP/1.1 204 No Content\r\n\r\n".to_owned()],
         "/slow" => vec![CHUNKED.to_owned() + &chunk("one, "), chunk("two"), end()],
@@ -209,6 +210,25 @@ async fn an_answer_is_judged_before_its_client_gets_any_of_it() {
     let ok = answer(&site.outcome("/ok").await);
     assert_eq!((ok.status, ok.payload.complete, &*ok.payload.media_type), (200, true, "text/plain"));
     assert!(ok.findings.is_empty() && ok.tools.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_comes_in_parts_that_may_not_come_whole() {
+    let site = Site::start(POLICY, "").await;
+    let (host, auth) = (&site.host, site.gateway.web());
+    let ask = async |site: &Site, path: &str| {
+        let mut client = site.gateway.client().await;
+        let fields = "Range: bytes=0-7\r\nIf-Range: \"a\"\r\n";
+        client.send(format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{fields}{auth}\r\n")).await;
+        client.answer().await
+    };
+    assert_eq!(ask(&site, "/key").await.reason(), "policy_forbidden");
+    let got = ask(&site, "/part").await;
+    assert_eq!((got.status, got.reason()), (415, "content_unreadable"));
+    assert_eq!(ask(&site, "/ok").await.status, 200);
+    for seen in site.upstream.requests() {
+        assert!(!seen.to_ascii_lowercase().contains("range:"), "{seen}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
