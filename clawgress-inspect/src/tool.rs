@@ -156,11 +156,7 @@ impl Message {
     /// # Errors
     /// If there are more than [`VALUES_TOLD`].
     pub fn argument_values(&self) -> Result<Vec<String>, ToolError> {
-        let mut told = Vec::new();
-        if let Some(arguments) = &self.arguments {
-            tell(arguments, &mut String::new(), &mut told)?;
-        }
-        Ok(told)
+        self.arguments.as_ref().map_or_else(|| Ok(Vec::new()), argument_values)
     }
 
     /// The arguments as canonical JSON; empty if there are none.
@@ -168,6 +164,16 @@ impl Message {
     pub fn arguments_text(&self) -> String {
         self.arguments.as_ref().map(Value::canonical).unwrap_or_default()
     }
+}
+
+/// Each value of some arguments, as [`Message::argument_values`] tells them.
+///
+/// # Errors
+/// If there are more than [`VALUES_TOLD`].
+pub fn argument_values(arguments: &Value) -> Result<Vec<String>, ToolError> {
+    let mut told = Vec::new();
+    tell(arguments, &mut String::new(), &mut told)?;
+    Ok(told)
 }
 
 /// Levels are bounded by what parsed it.

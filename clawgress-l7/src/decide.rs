@@ -11,8 +11,8 @@ use clawgress_identity::Agent;
 use clawgress_policy::effect::{Effect, Obligation};
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{
-    ALPN_GUESSES, Decision, Host, Need, Operation, PayloadNeed, PolicySet, Request, Scheme, TunnelProtocol,
-    UPSTREAM_ALPN,
+    ALPN_GUESSES, CallsNeed, Decision, Host, Need, Operation, PayloadNeed, PolicySet, Request, Scheme,
+    TunnelProtocol, UPSTREAM_ALPN,
 };
 
 use crate::identify::Who;
@@ -485,6 +485,13 @@ pub fn send(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
 pub fn asks_receive(plan: &Plan, who: &Who) -> (bool, bool) {
     let policy = plan.policy(&who.identity.agent);
     policy.map_or((false, false), |policy| (policy.names_receive(), policy.asks_receive()))
+}
+
+/// What has to be known of the calls of tools that this answer asks for.
+#[must_use]
+pub fn calls_need(plan: &Plan, who: &Who, operation: Operation<'_>) -> CallsNeed {
+    let (Some(policy), agent) = (policy(plan, who), &who.identity.agent) else { return CallsNeed::default() };
+    policy.needs_calls(&Request { agent, operation })
 }
 
 /// Who needs to know what `who` did before, for what comes back: whatever that will be.

@@ -581,7 +581,12 @@ impl ProxyHttp for App {
             } else {
                 Coming::of(said, memory, is_call, is_edited)
             };
-            context.answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
+            let follows = context.back.as_ref().and_then(Back::follows);
+            let answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
+            context.answer = answer.map(|answer| match follows {
+                Some(follows) => answer.following_calls(follows),
+                None => answer,
+            });
             self.lists(session, response, context)?;
         }
         Ok(())

@@ -85,6 +85,21 @@ pub struct Usage<'a> {
     pub output_tokens: u64,
     /// Names of the tools that the model asks for.
     pub tools: &'a [String],
+    /// The call that is asked about; of the answer as such, none.
+    pub call: AskedCall<'a>,
+}
+
+/// A call of a tool that a model asks for, whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AskedCall<'a> {
+    /// The tool; empty where no call is asked about.
+    pub name: &'a str,
+    /// Names of its arguments.
+    pub argument_names: &'a [String],
+    /// Each of their values that is no object or array: a JSON pointer, `=` and the value.
+    pub values: &'a [String],
+    /// The arguments, as canonical JSON.
+    pub arguments: &'a str,
 }
 
 /// An attribute of the context of `resolve`, `llm`, `tool`, `send` and `receive`.
@@ -120,6 +135,10 @@ pub(crate) enum Attribute {
     UsageInput,
     UsageOutput,
     UsageTools,
+    CallName,
+    CallArgumentNames,
+    CallValues,
+    CallArguments,
 }
 
 /// The value of one.
@@ -183,6 +202,10 @@ impl Attribute {
                 A::UsageInput,
                 A::UsageOutput,
                 A::UsageTools,
+                A::CallName,
+                A::CallArgumentNames,
+                A::CallValues,
+                A::CallArguments,
             ],
         }
     }
@@ -220,6 +243,10 @@ impl Attribute {
             Attribute::UsageInput => (Some("usage"), "input_tokens"),
             Attribute::UsageOutput => (Some("usage"), "output_tokens"),
             Attribute::UsageTools => (Some("usage"), "tools"),
+            Attribute::CallName => (Some("call"), "name"),
+            Attribute::CallArgumentNames => (Some("call"), "argument_names"),
+            Attribute::CallValues => (Some("call"), "values"),
+            Attribute::CallArguments => (Some("call"), "arguments"),
         }
     }
 
@@ -255,6 +282,10 @@ impl Attribute {
                 Attribute::UsageInput => Some(long(usage.input_tokens)),
                 Attribute::UsageOutput => Some(long(usage.output_tokens)),
                 Attribute::UsageTools => Some(Told::Strings(usage.tools)),
+                Attribute::CallName => Some(Told::Str(usage.call.name)),
+                Attribute::CallArgumentNames => Some(Told::Strings(usage.call.argument_names)),
+                Attribute::CallValues => Some(Told::Strings(usage.call.values)),
+                Attribute::CallArguments => Some(Told::Str(usage.call.arguments)),
                 _ => self.of_payload(payload),
             },
             _ => None,

@@ -43,14 +43,14 @@ pub use opening::Opening;
 pub use parse::{PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX};
 pub(crate) use parse::{applies, names_asked_by_name};
 use payload::Naming;
-pub use payload::{Look, PayloadNeed};
+pub use payload::{CallsNeed, Look, PayloadNeed};
 pub(crate) use reach::{Name, Names, obliged_to};
 pub(crate) use review::Sense;
 pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 10;
+pub const SCHEMA_VERSION: u32 = 11;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

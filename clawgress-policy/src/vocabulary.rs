@@ -224,6 +224,9 @@ pub(crate) struct Reads {
     pub(crate) payload: bool,
     /// What was found in it, or what a model's answer came to.
     pub(crate) findings: bool,
+    /// What a model's answer came to; and the calls of tools that it asks for.
+    pub(crate) usage: bool,
+    pub(crate) calls: bool,
 }
 
 /// Cedar's functions on time.

@@ -276,7 +276,7 @@ fn what_is_said_is_judged_as_the_guide_says() {
     assert!(says(send(payload)).is_allow());
     denied(send(Payload { findings: &keys, ..payload }), "no-keys-out");
     let receive = |tools| {
-        let usage = Usage { input_tokens: 1, output_tokens: 2, tools };
+        let usage = Usage { input_tokens: 1, output_tokens: 2, tools, ..Usage::default() };
         Operation::Receive { host: &host, port: 80, status: 200, payload, usage }
     };
     assert!(says(receive(&[])).is_allow());

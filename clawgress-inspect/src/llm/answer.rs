@@ -5,10 +5,13 @@
 //! it doesn't report: usage is then unknown, not zero. Counts of a stream are cumulative, so that later ones replace earlier
 //! ones.
 
+mod calls;
 mod document;
 mod editor;
 mod frames;
 
+use calls::Calls;
+pub use calls::{Asked, CallsError, Following};
 use document::Document;
 pub use editor::Editor;
 use frames::Frames;
@@ -99,6 +102,7 @@ pub struct Reader {
     frames: Frames,
     document: Document,
     answer: Facts,
+    calls: Option<Calls>,
 }
 
 /// What documents say, later ones over earlier ones.
@@ -152,7 +156,8 @@ impl Reader {
     /// For a response of this format.
     #[must_use]
     pub fn new(format: Format) -> Self {
-        Reader { frames: Frames::new(format), document: Document::default(), answer: Facts::default() }
+        let (document, answer) = (Document::default(), Facts::default());
+        Reader { frames: Frames::new(format), document, answer, calls: None }
     }
 
     /// Has it keep the texts of the answer until they are [taken](Self::take_texts).
@@ -162,16 +167,49 @@ impl Reader {
         self
     }
 
-    /// Looks at the next bytes of the body, in any segmentation; says how many of them are of documents that have ended.
+    /// Has it put together the calls that come in parts, of so many bytes. Of what no model is
+    /// known to answer (`is_model`), documents that can't be read have none.
+    #[must_use]
+    pub fn following_calls(mut self, bytes_max: usize, following: Following, is_model: bool) -> Self {
+        self.document.keep_bytes(bytes_max);
+        self.calls = Some(Calls::new(bytes_max, following, is_model));
+        self
+    }
+
+    /// Looks at the next bytes of the body, in any segmentation; says how many of them are of documents that have ended, and
+    /// of which none waits for the rest of a call, where those are held.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
-        let Reader { frames, document, answer } = self;
-        frames.push(bytes, document, &mut |document| answer.take(document))
+        let Reader { frames, document, answer, calls } = self;
+        let (mut at, mut ended) = (0, 0);
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let (n, is_end) = frames.step(rest, document, &mut |document| answer.follow(document, calls));
+            at += n;
+            if is_end && !calls.as_ref().is_some_and(Calls::waits) {
+                ended = at;
+            }
+        }
+        ended
     }
 
     /// Ends the body, so that [`progress`](Self::progress) tells of what has no other end.
     pub fn close(&mut self) {
-        let Reader { frames, document, answer } = self;
-        frames.finish(document, &mut |document| answer.take(document));
+        let Reader { frames, document, answer, calls } = self;
+        frames.finish(document, &mut |document| answer.follow(document, calls));
+        calls.iter_mut().for_each(Calls::end);
+    }
+
+    /// Calls that became whole since this was asked last, where they are wanted.
+    ///
+    /// # Errors
+    /// Why they can't be known.
+    pub fn take_calls(&mut self) -> Result<Vec<Asked>, CallsError> {
+        self.calls.as_mut().map_or_else(|| Ok(Vec::new()), Calls::take)
+    }
+
+    /// Bytes that it keeps of calls.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.document.memory_bytes() + self.calls.as_ref().map_or(0, Calls::memory_bytes)
     }
 
     /// Whether it is out of step: where a document ends is not known any more.
@@ -225,6 +263,20 @@ impl Reader {
 // === impl Facts ===
 
 impl Facts {
+    /// The same as [`take`](Self::take), and puts calls together.
+    fn follow(&mut self, document: &mut Document, calls: &mut Option<Calls>) {
+        if let Some(calls) = calls {
+            calls.document(document.bytes());
+            if document.is_whole() {
+                document.facts().tools.iter().for_each(|name| calls.named(name));
+            }
+        }
+        self.take(document);
+        for name in calls.iter_mut().flat_map(Calls::take_joined) {
+            self.ask(name);
+        }
+    }
+
     /// Takes over what a document said, if it was a whole one.
     fn take(&mut self, document: &mut Document) {
         let is_whole = document.is_whole();

@@ -1,6 +1,6 @@
 //! What is read of each answer.
 
-use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader, Usage};
+use clawgress_inspect::llm::answer::{Answer, Asked, CallsError, Editor, Following, Format, Reader, Usage};
 
 use super::cuts::{Cuts, golden, names, seed};
 
@@ -175,5 +175,41 @@ fn only_the_event_of_usage_is_taken_out() {
     ] {
         let kept = kept.as_bytes();
         assert_eq!(edited(kept, &cuts.of(kept)), (0, kept.to_vec()), "CLAWGRESS_SEED={seed}");
+    }
+}
+
+/// Calls of every surface are put together: the tools that an answer names, and no others, however it is cut.
+#[test]
+fn calls_of_every_surface_are_whole() {
+    let calls = |name: &str, pieces: &[&[u8]]| -> Result<Vec<Asked>, CallsError> {
+        let mut reader = Reader::new(format(name)).following_calls(1 << 20, Following::Held, true);
+        let mut all = Vec::new();
+        for piece in pieces {
+            reader.push(piece);
+            all.extend(reader.take_calls()?);
+        }
+        reader.close();
+        all.extend(reader.take_calls()?);
+        Ok(all)
+    };
+    let seed = seed();
+    for name in names(true) {
+        let body = golden(&name);
+        let whole = calls(&name, &[&body]).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let mut named: Vec<_> = whole.iter().map(|call| call.name.clone()).collect();
+        named.dedup();
+        let answer = read(&name, &[&body]);
+        let unknown: Vec<_> = answer.tools.iter().filter(|tool| !named.contains(tool)).collect();
+        assert!(
+            unknown.is_empty() && named.iter().all(|call| answer.tools.contains(call)),
+            "{name}: {whole:?}"
+        );
+        for round in 0..8 {
+            let cut = calls(&name, &Cuts(seed + round).of(&body)).expect("as when it is whole");
+            assert!(
+                cut.iter().all(|call| whole.contains(call)) && whole.iter().all(|call| cut.contains(call)),
+                "{name}, seed {seed}"
+            );
+        }
     }
 }

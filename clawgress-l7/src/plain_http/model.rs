@@ -11,7 +11,9 @@ use bytes::Bytes;
 use clawgress_api::config::{Content, Llm, LlmServer, UNLISTED};
 use clawgress_api::{CallCost, ModelFacts, TokenUsage};
 use clawgress_inspect::http1;
-use clawgress_inspect::llm::answer::{Answer, Editor, Format, Progress, Reader, Usage};
+use clawgress_inspect::llm::answer::{
+    Answer, Asked, CallsError, Editor, Following, Format, Progress, Reader, Usage,
+};
 use clawgress_inspect::llm::{self, Call, ModelName, Route, Server, Surface};
 use clawgress_inspect::payload::Coding;
 use clawgress_inspect::payload::coding::{Caps, Decoder};
@@ -440,6 +442,25 @@ pub struct Coming {
     is_whole: bool,
     /// Whether it is read as what it begins like, until it has begun: who has asked a model may look at nothing else.
     sniffs: bool,
+    /// How calls are put together.
+    follows: Option<Follows>,
+}
+
+/// How the calls that a model asks for are put together.
+#[derive(Clone, Copy, Debug)]
+pub struct Follows {
+    /// What is wanted of them.
+    pub following: Following,
+    /// Up to how many bytes.
+    pub bytes_max: usize,
+    /// Whether it is known that a model answers.
+    pub is_model: bool,
+}
+
+impl Follows {
+    fn begin(self, reader: Reader) -> Reader {
+        reader.following_calls(self.bytes_max, self.following, self.is_model)
+    }
 }
 
 impl Coming {
@@ -486,7 +507,8 @@ impl Coming {
         };
         let is_edited = is_edited && format == Format::EventStream && decoder.is_none();
         let editor = is_edited.then(Box::default);
-        Some(Coming { reader: Reader::new(format), decoder, editor, is_whole: false, sniffs: false })
+        let reader = Reader::new(format);
+        Some(Coming { reader, decoder, editor, is_whole: false, sniffs: false, follows: None })
     }
 
     /// Has it keep the texts of the answer until they are taken.
@@ -496,13 +518,35 @@ impl Coming {
         self
     }
 
+    /// Has it put together the calls that a model asks for.
+    #[must_use]
+    pub fn following_calls(mut self, follows: Follows) -> Coming {
+        self.follows = Some(follows);
+        self.reader = follows.begin(self.reader);
+        self
+    }
+
+    /// Calls that became whole since this was asked last.
+    ///
+    /// # Errors
+    /// Why they can't be known.
+    pub fn take_calls(&mut self) -> Result<Vec<Asked>, CallsError> {
+        self.reader.take_calls()
+    }
+
+    /// Bytes that it keeps of calls.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.reader.memory_bytes()
+    }
+
     /// Reads what comes next. How much of that is of events that have ended, where it is read as it is; `None` if it can be read
     /// no longer.
     pub fn read(&mut self, bytes: &[u8], end: bool) -> Option<usize> {
         self.is_whole |= end;
-        let Coming { reader, decoder, sniffs, .. } = self;
+        let Coming { reader, decoder, sniffs, follows, .. } = self;
         let Some((decoder, charge)) = decoder else {
-            sniff(reader, sniffs, bytes);
+            sniff(reader, sniffs, *follows, bytes);
             let ended = reader.push(bytes);
             if end {
                 reader.close();
@@ -510,7 +554,7 @@ impl Coming {
             return (!reader.is_lost()).then_some(ended);
         };
         let mut sink = |bytes: &[u8]| {
-            sniff(reader, sniffs, bytes);
+            sniff(reader, sniffs, *follows, bytes);
             reader.push(bytes);
             Ok(())
         };
@@ -559,13 +603,17 @@ impl Coming {
 }
 
 /// Has a document read as one, whatever it is said to be.
-fn sniff(reader: &mut Reader, sniffs: &mut bool, bytes: &[u8]) {
+fn sniff(reader: &mut Reader, sniffs: &mut bool, follows: Option<Follows>, bytes: &[u8]) {
     if !*sniffs {
         return;
     }
     let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else { return };
     *sniffs = false;
     if matches!(first, b'{' | b'[') {
-        *reader = Reader::new(Format::Json).keeping_texts();
+        let json = Reader::new(Format::Json).keeping_texts();
+        *reader = match follows {
+            Some(follows) => follows.begin(json),
+            None => json,
+        };
     }
 }

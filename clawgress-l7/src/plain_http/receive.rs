@@ -10,16 +10,16 @@ use bytes::{Bytes, BytesMut};
 use clawgress_api::{AnswerFacts, PayloadFacts};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::llm::Provenance;
-use clawgress_inspect::llm::answer::Format;
+use clawgress_inspect::llm::answer::{Asked, Following, Format};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
-use clawgress_policy::content::{Payload, Usage};
+use clawgress_policy::content::{AskedCall, Payload, Usage};
 use clawgress_policy::effect::{Effect, Obligation};
-use clawgress_policy::{Look, Operation, PayloadNeed};
+use clawgress_policy::{CallsNeed, Look, Operation, PayloadNeed};
 use http::{Method, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::content::TAIL_BYTES;
-use super::model::Coming;
+use super::model::{Coming, Follows};
 use super::{Admitted, Granted};
 use crate::decide::{self, Ruling};
 use crate::enforce::{enforce, reference};
@@ -49,6 +49,8 @@ pub struct Came {
     input_tokens: u64,
     output_tokens: u64,
     tools: Vec<String>,
+    /// The call that is asked about.
+    call: Option<Arc<Asked>>,
 }
 
 /// An answer that policy asks about.
@@ -56,6 +58,7 @@ pub struct Came {
 pub struct Back {
     came: Came,
     need: PayloadNeed,
+    calls_need: CallsNeed,
     manner: Manner,
     /// What reads it, where what is in it matters.
     readers: Option<Box<Readers>>,
@@ -70,6 +73,10 @@ pub struct Back {
     held: BytesMut,
     hold_bytes_max: usize,
     has_ended: bool,
+    /// Bytes that are kept to follow calls.
+    following_bytes: usize,
+    /// Calls that were not asked about yet.
+    asked: Vec<Asked>,
     /// What was enforced.
     kept: Vec<Arc<Obligation>>,
 }
@@ -103,7 +110,14 @@ impl Came {
         let Admitted { host, port, .. } = admitted;
         let Came { media_type, findings, input_tokens, output_tokens, tools, .. } = self;
         let payload = Payload { bytes: self.declared.unwrap_or(self.seen), complete, media_type, findings };
-        let usage = Usage { input_tokens: *input_tokens, output_tokens: *output_tokens, tools };
+        let call = self.call.as_deref().map(|call| AskedCall {
+            name: &call.name,
+            argument_names: &call.argument_names,
+            values: &call.values,
+            arguments: &call.arguments,
+        });
+        let call = call.unwrap_or_default();
+        let usage = Usage { input_tokens: *input_tokens, output_tokens: *output_tokens, tools, call };
         Operation::Receive { host, port: *port, status: self.status, payload, usage }
     }
 
@@ -234,27 +248,35 @@ impl Back {
         } else {
             decide::payload_need(&plan, &who, asked, declared.is_some())
         };
+        let calls_need = if need.look() == Look::Content {
+            decide::calls_need(&plan, &who, asked)
+        } else {
+            CallsNeed::Nothing
+        };
         // Of what has no body, all is known.
         came.looked = if came.complete { Look::Content } else { need.look() };
         let is_coded =
             text("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"));
         let is_grpc = claims.media_type.starts_with("application/grpc");
         let has_events = Format::of(&claims.media_type).is_some_and(|format| format != Format::Json);
+        let is_model = gateway.calls.provider(granted.admitted()).is_some();
         let manner = match need.decided {
             Look::Nothing => Manner::Passes,
             // Trailers follow, which nothing may be kept back behind.
             _ if is_grpc => Manner::Streams(0),
             _ if has_events && !is_coded => Manner::Events,
+            // Where the events of a call end is not known.
+            _ if calls_need == CallsNeed::Decided && is_model => Manner::Whole,
             Look::Content if has_events => Manner::Streams(TAIL_BYTES),
             _ if has_events => Manner::Streams(0),
             _ => Manner::Whole,
         };
-        let is_model = gateway.calls.provider(granted.admitted()).is_some();
         let readers =
             (need.look() == Look::Content).then(|| Box::new(Readers::new(gateway, claims, is_model)));
         Ok(Some(Back {
             came,
             need,
+            calls_need,
             manner,
             readers,
             is_model,
@@ -265,6 +287,8 @@ impl Back {
             hold_bytes_max: usize::try_from(gateway.memory.content.hold_bytes_max.get())
                 .unwrap_or(usize::MAX),
             has_ended: false,
+            following_bytes: 0,
+            asked: Vec::new(),
             kept: Vec::new(),
         }))
     }
@@ -274,6 +298,19 @@ impl Back {
     #[must_use]
     pub fn reads(&self) -> (bool, bool) {
         (self.readers.is_some(), self.readers.is_some() && self.is_model)
+    }
+
+    /// How its calls are put together, if they are.
+    #[must_use]
+    pub fn follows(&self) -> Option<Follows> {
+        let following = match self.calls_need {
+            CallsNeed::Nothing => None,
+            CallsNeed::Names => Some(Following::Names),
+            CallsNeed::Told => Some(Following::Told),
+            CallsNeed::Decided => Some(Following::Held),
+        };
+        let (bytes_max, is_model) = (self.hold_bytes_max, self.is_model);
+        following.map(|following| Follows { following, bytes_max, is_model })
     }
 
     /// Whether its client sees nothing of it, not even its head, before it was judged.
@@ -318,7 +355,7 @@ impl Back {
         let bytes = body.take().unwrap_or_default();
         let held = self.held.len();
         self.came.seen += bytes.len() as u64;
-        let (is_news, looked) = self.look(gateway, &bytes, end, coming);
+        let (is_news, looked) = self.look(gateway, &bytes, end, coming, exchange);
         if self.manner != Manner::Passes {
             self.held.extend_from_slice(&bytes);
         }
@@ -326,7 +363,8 @@ impl Back {
         let mut judged = looked.and(noted);
         let is_full = self.held.len() > self.hold_bytes_max;
         if is_full && self.manner == Manner::Events && ended == 0 && !end {
-            exchange.detail(EVENT_TOO_LARGE);
+            let is_call = self.calls_need == CallsNeed::Decided;
+            exchange.detail(if is_call { CALL_TOO_LARGE } else { EVENT_TOO_LARGE });
             judged = judged.and(Err(DropReason::ContentUnreadable));
         }
         let is_due = end || self.manner != Manner::Whole || is_full;
@@ -337,6 +375,11 @@ impl Back {
         }
         judged?;
         if is_full && self.manner == Manner::Whole && !end {
+            if self.calls_need == CallsNeed::Decided && self.is_model {
+                exchange.detail(CALL_TOO_LARGE);
+                exchange.stopped(&Ruling::deny("receive", DropReason::ContentUnreadable));
+                return Err(DropReason::ContentUnreadable);
+            }
             self.manner = Manner::Streams(TAIL_BYTES);
         }
         self.has_ended |= end;
@@ -371,6 +414,7 @@ impl Back {
         bytes: &[u8],
         end: bool,
         mut coming: Option<&mut Coming>,
+        exchange: &mut Exchange,
     ) -> (bool, Result<(), DropReason>) {
         // Its size is news wherever none is declared.
         let mut is_news = end || self.came.declared.is_none() && self.need.look() != Look::Nothing;
@@ -396,6 +440,18 @@ impl Back {
             (self.came.findings, is_news) = (found, true);
         }
         if let Some(coming) = coming {
+            match coming.take_calls() {
+                Ok(calls) => {
+                    is_news |= !calls.is_empty();
+                    self.asked.extend(calls);
+                }
+                Err(why) if self.calls_need == CallsNeed::Decided => {
+                    exchange.detail(&format!("what the model asks tools for was not read: {why}"));
+                    return (true, Err(DropReason::ContentUnreadable));
+                }
+                Err(_) => {}
+            }
+            self.following_bytes = coming.memory_bytes();
             let progress = coming.progress();
             let known = (self.came.input_tokens, self.came.output_tokens, self.came.tools.len());
             (self.came.input_tokens, self.came.output_tokens) = (progress.input, progress.output);
@@ -414,7 +470,7 @@ impl Back {
             exchange.detail(&format!("the answer was not read: {why}"));
         }
         let readers = self.readers.as_ref().map_or(0, |readers| readers.memory_bytes());
-        let charged = self.charge.set(self.held.capacity() + readers);
+        let charged = self.charge.set(self.held.capacity() + self.following_bytes + readers);
         if charged.is_err() && self.need.decided == Look::Nothing {
             // What is only told must not deny.
             self.forgo();
@@ -430,8 +486,27 @@ impl Back {
         self.came.findings.clear();
     }
 
-    /// Judges it as far as it came; what it is obliged to is enforced once.
+    /// Judges it as far as it came, and each call that became whole by itself; what it is obliged to is enforced once.
     fn judge(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        granted: &Granted,
+        exchange: &mut Exchange,
+    ) -> Result<(), DropReason> {
+        let mut judged = self.judge_one(gateway, granted, exchange);
+        for call in std::mem::take(&mut self.asked) {
+            if judged.is_err() {
+                break;
+            }
+            self.came.call = Some(Arc::new(call));
+            judged = self.judge_one(gateway, granted, exchange);
+            self.came.call = None;
+        }
+        granted.answers(Some(self.came.clone()));
+        judged
+    }
+
+    fn judge_one(
         &mut self,
         gateway: &Arc<Gateway>,
         granted: &Granted,
@@ -442,7 +517,6 @@ impl Back {
             Ok(self.came.rule(&plan, &who, granted.admitted()))
         });
         let ruling = judged.unwrap_or_else(|reason| Ruling::deny("receive", reason));
-        granted.answers(Some(self.came.clone()));
         let ruling = self.keep(gateway, ruling, exchange);
         ruling.verdict.inspect_err(|_| exchange.stopped(&ruling))
     }
@@ -494,6 +568,10 @@ pub fn ask_for_whole(gateway: &Gateway, granted: &Granted, request: &mut Request
         request.remove_header(name);
     }
 }
+
+/// Why an answer is refused that asks for more than is held.
+const CALL_TOO_LARGE: &str =
+    "a call that the model asks for is larger than what is held: see `hold_bytes_max` in [content]";
 
 /// Whether an answer is to come as it is, since its events are judged one by one: of a call that streams, or whose client takes
 /// a stream of events.

@@ -73,6 +73,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// What came and was not read.
+    pub fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.held).into_owned()
+    }
+
     /// Reads a response head; a status of 0 if there is none.
     pub async fn answer_head(&mut self) -> Answer {
         let end = loop {

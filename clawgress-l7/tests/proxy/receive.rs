@@ -47,6 +47,15 @@ fn asks(name: &str) -> String {
     )
 }
 
+/// Some of a call.
+fn part(name: &str, arguments: &str, finish: &str) -> String {
+    let function = serde_json::json!({ "name": name, "arguments": arguments });
+    let delta = serde_json::json!({ "tool_calls": [{ "index": 0, "function": function }] });
+    let reason = (!finish.is_empty()).then_some(finish);
+    let choice = serde_json::json!({ "index": 0, "delta": delta, "finish_reason": reason });
+    format!("data: {}\n\n", serde_json::json!({ "model": "m", "choices": [choice] }))
+}
+
 fn plain(status: &str, kind: &str, body: &str) -> Vec<String> {
     vec![format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len())]
 }
@@ -72,6 +81,10 @@ fn script(path: &str) -> Vec<String> {
             plain("200 OK", kind, call)
         }
         "/part" => plain("206 Partial Content", "text/plain", "-----BEG"),
+        "/whole-rm" => {
+            let call = part("sh", "{\"c\":\"rm -rf /\"}", "tool_calls").replace("delta", "message");
+            plain("200 OK", "application/json", call.trim_start_matches("data: "))
+        }
         "/error" => plain("500 Internal Server Error", "text/plain", "oh no"),
         "/empty" => vec!["HTTP/1.1 204 No Content\r\n\r\n".to_owned()],
         "/slow" => vec![CHUNKED.to_owned() + &chunk("one, "), chunk("two"), end()],
@@ -82,6 +95,23 @@ fn script(path: &str) -> Vec<String> {
                 EVENTS.to_owned() + &chunk(&says("first")),
                 chunk(&says("second")),
                 chunk(&asks("shell")),
+                end(),
+            ]
+        }
+        "/named" => {
+            vec![EVENTS.to_owned() + &chunk(&part("she", "", "")), chunk(&part("ll", "{}", "")), end()]
+        }
+        "/rm" | "/ls" | "/odd" => {
+            let (first, rest) = match path {
+                "/rm" => ("{\"c\":\"r", "m -rf /\"}"),
+                "/ls" => ("{\"c\":\"l", "s /\"}"),
+                _ => ("{\"c\":\"l", "s /"),
+            };
+            vec![
+                EVENTS.to_owned() + &chunk(&says("first")),
+                chunk(&part("sh", first, "")),
+                chunk(&says("between")),
+                chunk(&part("", rest, "")) + &chunk(&part("", "", "tool_calls")),
                 end(),
             ]
         }
@@ -317,6 +347,57 @@ async fn events_go_on_one_by_one_as_far_as_they_may() {
     let outcome = site.outcome("/long").await;
     assert_eq!(outcome.policies, ["no-length"]);
     assert!((401..450).contains(&answer(&outcome).output_tokens), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_call_goes_on_before_all_of_it_was_judged() {
+    // A name in parts: the last of them does not go on.
+    let site = Site::start(POLICY, "").await;
+    let mut client = site.gateway.client().await;
+    site.begin(&mut client, "GET", "/named").await;
+    client.until("she").await;
+    (0..2).for_each(|_| site.upstream.next_event());
+    let rest = String::from_utf8(client.rest().await).expect("text");
+    assert!(!rest.contains("\"ll\"") && !rest.contains("0\r\n\r\n"), "{rest}");
+    assert_eq!(site.outcome("/named").await.policies, ["no-shell"]);
+
+    let policy: &'static str = Box::leak(
+        format!(
+            "{BASE}@id(\"receive\") permit (principal == Agent::\"web\", action == Action::\"receive\", resource);
+            @id(\"no-rm\") forbid (principal, action == Action::\"receive\", resource) when {{ context.call.name == \"sh\" && context.call.arguments like \"*rm -rf*\" }};"
+        )
+        .into_boxed_str(),
+    );
+    for path in ["/rm", "/ls", "/odd"] {
+        let site = Site::start(policy, "").await;
+        let mut client = site.gateway.client().await;
+        site.begin(&mut client, "GET", path).await;
+        client.until("first").await;
+        (0..4).for_each(|_| site.upstream.next_event());
+        if path == "/ls" {
+            client.until("0\r\n\r\n").await;
+            let rest = client.seen();
+            let at = |text: &str| rest.find(text).unwrap_or_else(|| panic!("{text} in {rest}"));
+            assert!(at("\"sh\"") < at("between") && at("between") < at("s /"), "as it came: {rest}");
+            assert_eq!(reason(&site.outcome(path).await), None);
+            continue;
+        }
+        let rest = String::from_utf8(client.rest().await).expect("text");
+        assert!(!rest.contains("\"sh\"") && !rest.contains("between"), "{path}: {rest}");
+        let outcome = site.outcome(path).await;
+        if path == "/rm" {
+            assert_eq!(
+                (reason(&outcome), outcome.policies),
+                (Some("policy_forbidden"), vec!["no-rm".to_owned()])
+            );
+        }
+    }
+    // One that is whole at once, and told with its head.
+    let site = Site::start(policy, "").await;
+    let got = site.ask("/whole-rm").await;
+    assert_eq!((got.status, got.reason()), (403, "policy_forbidden"));
+    assert_eq!(site.outcome("/whole-rm").await.policies, ["no-rm"]);
+    assert_eq!(site.ask("/call").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -256,6 +256,20 @@ impl Inner {
         }
     }
 
+    /// Whether the answer of any policy of the group that can match, that `reads` this and whose id `counts`, depends on a body
+    /// that was not seen.
+    pub(super) fn depends_on_read(
+        &self,
+        group: &Group,
+        (request, given): (&Request<'_>, Given<'_>),
+        reads: fn(&Reads) -> bool,
+        counts: impl Fn(&str) -> bool,
+    ) -> bool {
+        let given = Given { is_payload_unseen: true, ..given };
+        reads(&group.reads)
+            && self.depends(group, request, given, |policy| reads(&policy.reads) && counts(&policy.id))
+    }
+
     /// Whether any policy that can match, and that this `concerns`, has no certain answer without it. What can't be asked at all
     /// is denied with it or without.
     fn depends(

@@ -13,7 +13,7 @@ use super::{Given, Inner, Need, PolicySet};
 use crate::effect::Effect;
 use crate::request::{Decision, Request};
 use crate::transform::body::BodyChange;
-use crate::vocabulary::{ActionKind, Actions, ByAction};
+use crate::vocabulary::{ActionKind, Actions, ByAction, Reads};
 
 /// How much of a body has to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,20 @@ pub struct PayloadNeed {
     pub decided: Look,
     /// What is only told: by guards that only log, and alerts.
     pub logged: Look,
+}
+
+/// What has to be known of the calls of tools that a model asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CallsNeed {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Names, put together of what they come in.
+    Names,
+    /// All of each, where that is only told.
+    Told,
+    /// All of each, before any of it goes on.
+    Decided,
 }
 
 /// Which actions policies of a set name, of those that are asked by name.
@@ -161,6 +175,13 @@ impl PolicySet {
             .any(|half| half.names(ActionKind::Receive) && half.reads_history_of(ActionKind::Receive))
     }
 
+    /// What has to be known of the calls that this answer asks for.
+    #[must_use]
+    pub fn needs_calls(&self, request: &Request<'_>) -> CallsNeed {
+        let given = self.given();
+        self.halves().map(|half| half.needs_calls(request, given)).max().unwrap_or_default()
+    }
+
     /// The same as [`needs_history`](Self::needs_history), of a request of whose body nothing is known yet.
     #[must_use]
     pub fn needs_history_unseen(&self, request: &Request<'_>) -> Need {
@@ -204,6 +225,31 @@ impl Inner {
         let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
         let obliging = self.obliging.of(action);
         self.naming.any.has(action) && obliging.policies().any(|policy| !is_told(policy.id().as_ref()))
+    }
+
+    fn needs_calls(&self, request: &Request<'_>, given: Given<'_>) -> CallsNeed {
+        let action = ActionKind::of(&request.operation);
+        if !(self.reads.calls || self.reads.usage) || !self.names(action) {
+            return CallsNeed::Nothing;
+        }
+        let depends = |groups: &ByAction<Group>, reads: fn(&Reads) -> bool, counts: &dyn Fn(&str) -> bool| {
+            self.depends_on_read(groups.of(action), (request, given), reads, counts)
+        };
+        let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
+        let all = |_: &str| true;
+        let are_guards_asked = self.naming.guards.has(action);
+        let calls: fn(&Reads) -> bool = |reads| reads.calls;
+        if are_guards_asked && depends(&self.guards_lowered, calls, &all)
+            || depends(&self.obliging_lowered, calls, &|id| !is_told(id))
+        {
+            return CallsNeed::Decided;
+        }
+        if depends(&self.obliging_lowered, calls, &all) || depends(&self.logged_lowered, calls, &all) {
+            return CallsNeed::Told;
+        }
+        let groups = [&self.guards_lowered, &self.obliging_lowered, &self.logged_lowered];
+        let is_named = groups.into_iter().any(|groups| depends(groups, |reads| reads.usage, &all));
+        if is_named { CallsNeed::Names } else { CallsNeed::Nothing }
     }
 
     fn needs_payload(&self, request: &Request<'_>, given: Given<'_>) -> PayloadNeed {

@@ -185,7 +185,9 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         reads.ja4 |= attribute == JA4;
         reads.history |= attribute == Field::RECORD;
         reads.fingerprints |= Signal::named(attribute).is_some();
-        let is_content = matches!(attribute, "findings" | "usage");
+        let is_content = matches!(attribute, "findings" | "usage" | "call");
+        reads.usage |= attribute == "usage";
+        reads.calls |= attribute == "call";
         reads.findings |= is_content;
         reads.payload |= is_content || matches!(attribute, "bytes" | "complete");
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::call::{CaseCall, CaseTool};
 use super::explain::{Explanation, Target, ask};
 use super::sent::streamed;
-use crate::content::{Payload, Usage};
+use crate::content::{AskedCall, Payload, Usage};
 use crate::{Operation, PolicySet};
 use clawgress_identity::Agent;
 
@@ -41,6 +41,22 @@ pub struct CaseAnswer {
     pub output_tokens: u64,
     /// Names of the tools that the model asks for.
     pub tools: Vec<String>,
+    /// Calls that it asks for, each asked about by itself.
+    pub calls: Vec<CaseAsked>,
+}
+
+/// A call of a tool that a model asks for, as a case has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaseAsked {
+    /// The tool.
+    pub name: String,
+    /// Names of its arguments.
+    pub argument_names: Vec<String>,
+    /// Their values: a JSON pointer, `=` and the value.
+    pub values: Vec<String>,
+    /// The arguments, as canonical JSON.
+    pub arguments: String,
 }
 
 // === impl CaseAnswer ===
@@ -56,6 +72,7 @@ impl Default for CaseAnswer {
             input_tokens: 0,
             output_tokens: 0,
             tools: Vec::new(),
+            calls: Vec::new(),
         }
     }
 }
@@ -86,15 +103,25 @@ impl Explanation {
             self.notes.push(format!("{why}, so that nothing is asked about it"));
             return self;
         }
-        let receive = |complete| {
+        let receive = |complete: bool, call: AskedCall<'_>| {
             let CaseAnswer {
                 status, bytes, media_type, findings, input_tokens, output_tokens, tools, ..
             } = answer;
             let payload = Payload { bytes: *bytes, complete, media_type, findings };
-            let usage = Usage { input_tokens: *input_tokens, output_tokens: *output_tokens, tools };
+            let usage = Usage { input_tokens: *input_tokens, output_tokens: *output_tokens, tools, call };
             ask(set, agent, Operation::Receive { host, port: *port, status: *status, payload, usage })
         };
-        let phase = if answer.streams { streamed(receive(false), || receive(true)) } else { receive(true) };
+        let of = |call: AskedCall<'_>| {
+            let whole = || receive(true, call);
+            if answer.streams { streamed(receive(false, call), whole) } else { whole() }
+        };
+        let asked = |call: &CaseAsked| {
+            let CaseAsked { name, argument_names, values, arguments } = call;
+            of(AskedCall { name, argument_names, values, arguments })
+        };
+        let answered = of(AskedCall::default());
+        let denied = || answer.calls.iter().map(asked).find(|phase| !phase.allowed);
+        let phase = if answered.allowed { denied() } else { None }.unwrap_or(answered);
         if self.allowed {
             (self.allowed, self.reason) = (phase.allowed, phase.reason.clone());
             self.decided.clone_from(&phase.action);
@@ -115,6 +142,7 @@ mod tests {
     fn an_answer_is_asked_about_where_it_is_read() {
         let text = "@id(\"h\") permit (principal, action in [Action::\"http\", Action::\"receive\"], resource); @id(\"t\") permit (principal, action == Action::\"tls\", resource);
             @id(\"r\") forbid (principal, action == Action::\"receive\", resource) when { context.usage.tools.contains(\"shell\") };
+            @id(\"c\") forbid (principal, action == Action::\"receive\", resource) when { context.call.name == \"sh\" && context.call.arguments like \"*rm*\" };
             @id(\"w\") forbid (principal, action == Action::\"receive\", resource) when { !context.complete && context.bytes > 100 };";
         let bundle = PolicyBundle { text: text.to_owned(), sets: crate::NamedSets::default() };
         let (set, surroundings) = (PolicySet::parse(&bundle).unwrap(), Surroundings::default());
@@ -143,5 +171,8 @@ mod tests {
         assert_eq!(said("streams = true\nbytes = 101"), (false, "receive".to_owned(), by("w")));
         assert!(said("streams = true\nbytes = 100").0 && said("bytes = 101").0);
         assert!(toml::from_str::<CaseAnswer>("tool = 1").is_err());
+        let call = "calls = [{ name = \"sh\", arguments = '{\"c\":\"rm\"}' }]";
+        assert_eq!(said(call), (false, "receive".to_owned(), by("c")));
+        assert!(said("calls = [{ name = \"sh\" }]").0);
     }
 }

@@ -10,7 +10,7 @@ use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
 use super::samples::{SampleBody, Samples};
-use crate::content::{Payload, Usage};
+use crate::content::{AskedCall, Payload, Usage};
 use crate::history::History;
 use crate::{
     Host, Operation, Policies, PolicyInForceRef, PolicySet, Request, Scheme, TunnelProtocol, UPSTREAM_ALPN,
@@ -352,7 +352,9 @@ fn answers<'a>(host: &'a Host, samples: &'a Samples) -> Kind<'a> {
             let SampleBody { bytes, complete, media_type, findings, .. } = body;
             let payload = Payload { bytes: *bytes, complete: *complete, media_type, findings };
             // A word that either names may be a finding or a tool.
-            let usage = Usage { input_tokens: *bytes, output_tokens: *bytes, tools: findings };
+            let name = findings.first().map_or("", String::as_str);
+            let call = AskedCall { name, argument_names: findings, values: findings, arguments: name };
+            let usage = Usage { input_tokens: *bytes, output_tokens: *bytes, tools: findings, call };
             ask(Operation::Receive { host, port: 443, status: *status, payload, usage });
         }),
     }

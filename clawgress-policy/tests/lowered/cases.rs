@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
-use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
+use clawgress_policy::content::{AskedCall, ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
@@ -192,6 +192,12 @@ impl Things {
                     input_tokens: random.below(900) as u64,
                     output_tokens: random.below(900) as u64,
                     tools: names,
+                    call: AskedCall {
+                        name: random.pick(&OFFERED),
+                        argument_names: names,
+                        values: findings,
+                        arguments: random.pick(&["{}", "{\"path\":\"/etc/passwd\"}"]),
+                    },
                 };
                 let status = [200, 404, 443][random.below(3)];
                 Operation::Receive { host, port, status, payload: payload(random, findings), usage }

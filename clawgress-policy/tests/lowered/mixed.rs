@@ -176,7 +176,8 @@ fn depends_on_what_it_says(set: &PolicySet, request: &Request<'_>, context: &str
             }
             Operation::Receive { host, port, status, .. } => {
                 let (input_tokens, output_tokens) = (count as u64 * 400, u64::MAX);
-                let usage = Usage { input_tokens, output_tokens, tools: &findings[..count] };
+                let usage =
+                    Usage { input_tokens, output_tokens, tools: &findings[..count], ..Usage::default() };
                 Operation::Receive { host, port, status, payload: other, usage }
             }
             _ => return,

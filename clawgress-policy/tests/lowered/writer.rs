@@ -244,7 +244,9 @@ impl Writer<'_> {
             "tool" => {
                 self.random.pick(&["context.findings", "context.tool.argument_names", "context.tool.values"])
             }
-            "receive" => self.random.pick(&["context.findings", "context.usage.tools"]),
+            "receive" => {
+                self.random.pick(&["context.findings", "context.usage.tools", "context.call.values"])
+            }
             _ => "context.findings",
         }
     }
@@ -440,7 +442,7 @@ impl Writer<'_> {
         match self.random.below(4) {
             3 => format!(
                 "context has {}",
-                self.random.pick(&["llm.model", "tool.name", "usage.tools", "llm.none"])
+                self.random.pick(&["llm.model", "tool.name", "usage.tools", "call.name", "llm.none"])
             ),
             0 => format!("resource has {}", self.random.pick(&["name", "ip"])),
             1 => "principal has name".to_owned(),
@@ -530,6 +532,8 @@ impl Writer<'_> {
                     "context.status >= 443",
                     "context.usage.output_tokens > 80",
                     "context.usage.tools.contains(\"email\")",
+                    "context.call.name == \"email\"",
+                    "context.call.arguments like \"*passwd*\"",
                 ])
                 .to_owned(),
             _ => format!("context.protocol == \"{}\"", self.random.pick(&["tcp", "udp", "icmp", "gre"])),

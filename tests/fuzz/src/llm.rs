@@ -1,6 +1,6 @@
 //! Targets of calls of models: requests and answers.
 
-use clawgress_inspect::llm::answer::{Answer, Editor, Format, Reader};
+use clawgress_inspect::llm::answer::{Answer, Asked, CallsError, Editor, Following, Format, Reader};
 use clawgress_inspect::llm::{BLOCK_BYTES, Call, Piece, Request, Surface};
 use clawgress_inspect::payload::json::{Json, JsonError};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
@@ -88,4 +88,46 @@ pub fn llm_answer(data: &[u8]) {
     let (taken, out) = edit(&[whole]);
     assert_eq!((taken, &out), (edit(&pieces).0, &edit(&pieces).1));
     assert!(if taken == 0 { out == whole } else { out.len() < whole.len() });
+}
+
+/// The same calls, whole or in pieces; and what goes on has none but those that were told, and keeps no more than it may.
+pub fn llm_calls(data: &[u8]) {
+    const BYTES_MAX: usize = 1 << 12;
+    let (whole, pieces) = pieces(data);
+    for format in [Format::Json, Format::EventStream, Format::Lines, Format::Amazon] {
+        let reader = || Reader::new(format).following_calls(BYTES_MAX, Following::Held, true);
+        let read = |pieces: &[&[u8]], closes: bool| -> (usize, Result<Vec<Asked>, CallsError>) {
+            let (mut reader, mut all, mut seen, mut gone) = (reader(), Vec::new(), 0, 0);
+            let mut take = |reader: &mut Reader| {
+                for call in reader.take_calls()? {
+                    if !all.contains(&call) {
+                        all.push(call);
+                    }
+                }
+                Ok(())
+            };
+            for piece in pieces {
+                let ended = reader.push(piece);
+                assert!(ended <= piece.len());
+                if ended > 0 {
+                    gone = seen + ended;
+                }
+                seen += piece.len();
+                if let Err(why) = take(&mut reader) {
+                    return (0, Err(why));
+                }
+            }
+            if closes {
+                reader.close();
+            }
+            let last = take(&mut reader);
+            (gone, last.map(|()| all))
+        };
+        let (gone, told) = read(&[whole], false);
+        assert_eq!((gone, &told), (read(&pieces, false).0, &read(&pieces, false).1));
+        assert_eq!(read(&[whole], true), read(&pieces, true));
+        let Ok(told) = told else { continue };
+        let (_, of_gone) = read(&[&whole[..gone]], true);
+        assert!(of_gone.is_ok_and(|calls| calls.iter().all(|call| told.contains(call))), "of what went on");
+    }
 }

@@ -36,7 +36,7 @@ pub use identity::{
     claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
 };
 
-pub use llm::{llm_answer, llm_request};
+pub use llm::{llm_answer, llm_calls, llm_request};
 
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 pub use prompt::{prompt_rules, prompt_text};
@@ -61,6 +61,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("jwks", jwks),
     ("jwt", jwt),
     ("llm_answer", llm_answer),
+    ("llm_calls", llm_calls),
     ("llm_change", llm_change),
     ("llm_request", llm_request),
     ("payload_body", payload_body),

@@ -81,6 +81,16 @@ pub(super) struct Document {
     state: State,
     /// Its first bytes, as many as [`DONE`] has.
     head: Vec<u8>,
+    /// All of them, where they are kept.
+    kept: Option<Kept>,
+}
+
+/// The bytes of a document.
+#[derive(Debug)]
+struct Kept {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+    is_cut: bool,
 }
 
 #[derive(Debug)]
@@ -120,11 +130,12 @@ impl Document {
     fn nested(depth: u8) -> Document {
         let (frames, text) = (Vec::with_capacity(DEPTH_MAX as usize), Vec::with_capacity(TEXT_BYTES_MAX));
         let head = Vec::with_capacity(DONE.len());
-        Document { json: Json::new(false), state: State::new(frames, text, None, depth), head }
+        Document { json: Json::new(false), state: State::new(frames, text, None, depth), head, kept: None }
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        let Document { json, state, head } = self;
+        let Document { json, state, head, kept } = self;
+        kept.iter_mut().for_each(|kept| kept.push(bytes));
         if head.len() < DONE.len() {
             head.extend_from_slice(bytes.get(..bytes.len().min(DONE.len() - head.len())).unwrap_or_default());
         }
@@ -140,7 +151,7 @@ impl Document {
 
     /// Ends it.
     pub(super) fn finish(&mut self) {
-        let Document { json, state, head } = self;
+        let Document { json, state, head, .. } = self;
         state.facts.is_over |= head == DONE;
         let read = json.finish::<JsonError>(&mut |event| {
             state.event(event);
@@ -158,6 +169,7 @@ impl Document {
         let said = said.take().or_else(|| inner.as_mut().and_then(|inner| inner.state.said.take()));
         frames.clear();
         self.head.clear();
+        self.kept.iter_mut().for_each(Kept::clear);
         self.json = Json::new(false);
         self.state = State::new(frames, text, said, depth);
     }
@@ -181,6 +193,21 @@ impl Document {
         self.state.said.get_or_insert_default();
     }
 
+    /// Has it keep its own bytes, up to so many.
+    pub(super) fn keep_bytes(&mut self, bytes_max: usize) {
+        self.kept = Some(Kept { bytes: Vec::new(), bytes_max, is_cut: false });
+    }
+
+    /// Its bytes; `None` where they are too many.
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
+        self.kept.as_ref().filter(|kept| !kept.is_cut).map(|kept| kept.bytes.as_slice())
+    }
+
+    /// Bytes that it keeps.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.bytes.capacity())
+    }
+
     /// What it kept.
     pub(super) fn take_texts(&mut self) -> [Vec<u8>; 2] {
         self.state.said.as_mut().map(std::mem::take).unwrap_or_default()
@@ -199,6 +226,21 @@ impl Document {
     /// Tokens of its texts, estimated.
     pub(super) fn tokens(&self) -> u64 {
         self.state.facts.output_estimated + self.state.estimator.tokens()
+    }
+}
+
+// === impl Kept ===
+
+impl Kept {
+    fn push(&mut self, bytes: &[u8]) {
+        self.is_cut |= self.bytes.len() + bytes.len() > self.bytes_max;
+        if !self.is_cut {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.bytes, self.is_cut) = (Vec::new(), false);
     }
 }
 
@@ -499,7 +541,7 @@ fn turn(name: &str) -> Node {
     match name {
         "choices" | "candidates" | "content" | "parts" | "output" | "outputs" | "item" | "content_block"
         | "message" | "delta" | "start" | "contentBlock" | "generations" => Node::Turn,
-        "tool_calls" | "toolUse" | "functionCall" | "function_call" => Node::Call,
+        "tool_calls" | "tool_call_delta" | "toolUse" | "functionCall" | "function_call" => Node::Call,
         "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
         "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
         "reasoning_content" | "reasoning" | "refusal" => Node::Text,
@@ -551,7 +593,7 @@ fn is_repeat(kind: &str) -> bool {
 }
 
 /// Whether an answer is over behind an event of this type.
-fn is_over(kind: &str) -> bool {
+pub(super) fn is_over(kind: &str) -> bool {
     matches!(
         kind,
         "response.completed"

@@ -98,26 +98,31 @@ impl Frames {
         matches!(self, Frames::Amazon(Amazon { state: Frame::Broken, .. }))
     }
 
-    /// Reads what comes next; says how many of its bytes are of documents that have ended.
-    pub(super) fn push(&mut self, bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> usize {
+    /// Reads what comes next, no further than the end of a document: how many bytes that is, and whether they end one.
+    pub(super) fn step(&mut self, bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> (usize, bool) {
         match self {
             Frames::Json => {
                 document.push(bytes);
-                0
+                (bytes.len(), false)
             }
-            Frames::Events(events) => events.push(bytes, document, ends),
+            Frames::Events(events) => events.step(bytes, document, ends),
             Frames::Lines => {
-                let mut rest = bytes;
-                while let Some(at) = memchr::memchr(b'\n', rest) {
-                    let (line, later) = rest.split_at_checked(at + 1).unwrap_or((rest, &[]));
-                    document.push(line);
+                let at = memchr::memchr(b'\n', bytes).map(|at| at + 1);
+                document.push(at.and_then(|at| bytes.get(..at)).unwrap_or(bytes));
+                if at.is_some() {
                     end(document, ends);
-                    rest = later;
                 }
-                document.push(rest);
-                bytes.len() - rest.len()
+                (at.unwrap_or(bytes.len()), at.is_some())
             }
-            Frames::Amazon(amazon) => amazon.push(bytes, document, ends),
+            Frames::Amazon(amazon) => amazon.step(bytes, document, ends),
+        }
+    }
+
+    /// Reads all that comes next.
+    pub(super) fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) {
+        while !bytes.is_empty() {
+            let (n, _) = self.step(bytes, document, ends);
+            bytes = bytes.get(n..).unwrap_or_default();
         }
     }
 
@@ -138,8 +143,8 @@ fn end(document: &mut Document, ends: Ends<'_>) {
 // === impl Events ===
 
 impl Events {
-    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> usize {
-        let (all, mut ended) = (bytes.len(), 0);
+    fn step(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> (usize, bool) {
+        let all = bytes.len();
         while let Some((byte, rest)) = bytes.split_first() {
             if matches!(self.line, Line::Data | Line::Other) {
                 self.after_cr = false;
@@ -155,10 +160,10 @@ impl Events {
             }
             bytes = rest;
             if self.byte(*byte, document, ends) {
-                ended = all - rest.len();
+                return (all - rest.len(), true);
             }
         }
-        ended
+        (all, false)
     }
 
     /// Whether an event ends with it.
@@ -202,24 +207,24 @@ impl Events {
 // === impl Amazon ===
 
 impl Amazon {
-    fn push(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> usize {
-        let (all, mut ended) = (bytes.len(), 0);
+    fn step(&mut self, mut bytes: &[u8], document: &mut Document, ends: Ends<'_>) -> (usize, bool) {
+        let all = bytes.len();
         while !bytes.is_empty() {
             let wanted = match self.state {
                 Frame::Prelude => PRELUDE_BYTES - self.head.len(),
                 Frame::Headers { left, .. } | Frame::Payload { left } | Frame::Checksum { left } => {
                     usize::try_from(left).unwrap_or(usize::MAX)
                 }
-                Frame::Broken => return ended,
+                Frame::Broken => break,
             };
             let (now, later) = bytes.split_at_checked(wanted).unwrap_or((bytes, &[]));
             bytes = later;
             self.part(now, document, ends);
             if matches!(self.state, Frame::Prelude) && self.head.is_empty() {
-                ended = all - bytes.len();
+                return (all - bytes.len(), true);
             }
         }
-        ended
+        (all, false)
     }
 
     fn part(&mut self, now: &[u8], document: &mut Document, ends: Ends<'_>) {

@@ -283,7 +283,11 @@ impl<'a> Ask<'a> {
             | Attribute::Complete
             | Attribute::UsageInput
             | Attribute::UsageOutput
-            | Attribute::UsageTools => self.given.is_payload_unseen,
+            | Attribute::UsageTools
+            | Attribute::CallName
+            | Attribute::CallArgumentNames
+            | Attribute::CallValues
+            | Attribute::CallArguments => self.given.is_payload_unseen,
             Attribute::Bytes => self.given.is_size_unseen,
             Attribute::ToolArgumentNames | Attribute::ToolValues | Attribute::ToolArguments => {
                 self.given.are_arguments_unseen

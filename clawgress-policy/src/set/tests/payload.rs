@@ -1,7 +1,7 @@
 //! `send` is asked of who names it, and how much of a body has to be seen.
 
 use super::*;
-use crate::content::{ModelCall, Payload, Usage};
+use crate::content::{AskedCall, ModelCall, Payload, Usage};
 use crate::effect::Effect;
 use crate::{Look, PayloadNeed};
 
@@ -196,7 +196,7 @@ fn answers_are_asked_about_where_a_guard_names_them() {
     let (shell, image) = (["shell".to_owned()], ["image_link_data".to_owned()]);
     let answer = |status, findings, tools| {
         let payload = Payload { bytes: 100, complete: true, media_type: "application/json", findings };
-        let usage = Usage { input_tokens: 10, output_tokens: 90, tools };
+        let usage = Usage { input_tokens: 10, output_tokens: 90, tools, ..Usage::default() };
         Operation::Receive { host: &host, port: 443, status, payload, usage }
     };
     let decided = |text: &str, operation| {
@@ -232,6 +232,20 @@ fn answers_are_asked_about_where_a_guard_names_them() {
     assert_eq!(decided(&of("context.usage.output_tokens > 89"), plain).0, forbidden);
     assert_eq!(decided(&of("context.usage.output_tokens > 90"), plain), (Ok(()), Look::Content, true));
     assert_eq!(decided(&of("context.bytes > 100"), plain), (Ok(()), Look::Nothing, true));
+    // Calls by themselves, and who needs them.
+    let needs = |text: &str| set(text).needs_calls(&Request { agent: &agent, operation: plain });
+    let call = AskedCall { name: "sh", arguments: "{\"c\":\"rm\"}", ..AskedCall::default() };
+    let Operation::Receive { payload, usage, .. } = plain else { panic!("it is an answer") };
+    let usage = Usage { call, ..usage };
+    let asked = Operation::Receive { host: &host, port: 443, status: 200, payload, usage };
+    let by_call = of("context.call.name == \"sh\" && context.call.arguments like \"*rm*\"");
+    assert_eq!(decided(&by_call, asked), (forbidden, Look::Content, true));
+    assert_eq!(decided(&by_call, plain).0, Ok(()));
+    assert_eq!(needs(&by_call), CallsNeed::Decided);
+    assert_eq!(needs(&by_call.replace("@id(\"r\")", "@id(\"r\") @mode(\"log-only\")")), CallsNeed::Told);
+    assert_eq!(needs(&of("context.status == 500 && context.call.name == \"sh\"")), CallsNeed::Nothing);
+    assert_eq!(needs(&of("context.usage.tools.contains(\"sh\")")), CallsNeed::Names);
+    assert_eq!(needs(&of("context.findings.contains(\"x\")")), CallsNeed::Nothing);
     let only = "@id(\"h\") permit (principal, action == Action::\"http\", resource); @id(\"r\") forbid (principal, action == Action::\"receive\", resource) when { context.status == 500 };";
     assert_eq!(decided(only, plain).0, Err(DropReason::PolicyDenied), "none permits it");
     // What only tells, changes nothing; what counts requests, counts no answers.
