@@ -238,7 +238,7 @@ async fn what_a_key_opened_ends_when_it_expires() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_that_hangs_confirms_nothing() {
-    let gateway = Gateway::start(Options { stale_s: 1, relayed: true, ..Options::default() }).await;
+    let gateway = Gateway::start(Options { stale_s: 3, relayed: true, ..Options::default() }).await;
     let upstream = Upstream::http("127.1.0.1").await;
     let greeting = Upstream::server_first("127.1.0.1").await;
     let host = format!("api.allowed.test:{}", upstream.address.port());
