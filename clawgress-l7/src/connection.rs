@@ -140,7 +140,10 @@ impl Connection {
 
 impl Flows {
     /// The record of the connection, and the interface it is of. Another interface may have one of the same tuple,
-    /// older, or of a subnet that overlaps: that is somebody else's. What comes by no agents' interface is local.
+    /// older, or of a subnet that overlaps: that is somebody else's. What comes by no agents' interface is local, and so
+    /// is what a local workload says to an address of such an interface: the kernel tells that of the address then, though
+    /// the packets went by loopback (net/ipv4/route.c, `ip_route_output_key_hash_rcu`; net/ipv6/ip6_input.c,
+    /// `ip6_rcv_core`). Nobody behind the interface has a local record: its source is an address of this machine.
     fn find(
         &self,
         peer: SocketAddr,
@@ -150,17 +153,22 @@ impl Flows {
     ) -> io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
         let entered = entered()?;
-        let ifindex = if self.interfaces.load().contains(&entered) { entered } else { IFINDEX_LOCAL };
-        let key = FlowKey {
-            source: address(peer.ip()),
-            destination: address(local.ip()),
-            source_port_be: peer.port().to_be(),
-            destination_port_be: local.port().to_be(),
-            ifindex,
-            protocol,
-            pad: [0; 3],
-        };
-        Ok(table.lookup(&key)?.map(|flow| (ifindex, flow)))
+        let of_agents = self.interfaces.load().contains(&entered).then_some(entered);
+        for ifindex in of_agents.into_iter().chain([IFINDEX_LOCAL]) {
+            let key = FlowKey {
+                source: address(peer.ip()),
+                destination: address(local.ip()),
+                source_port_be: peer.port().to_be(),
+                destination_port_be: local.port().to_be(),
+                ifindex,
+                protocol,
+                pad: [0; 3],
+            };
+            if let Some(flow) = table.lookup(&key)? {
+                return Ok(Some((ifindex, flow)));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use clawgress_api::{Ingress, Plane};
+use clawgress_api::{Ingress, Plane, RecordKind, Verdict};
 use clawgress_e2e::lab::{GatewayOptions, Host, Output, Role, finish as run, program};
-use clawgress_e2e::plan::API;
+use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS};
 
 use crate::support::{admin, agent, codes, curl, denied, finish, record, site, to_host};
@@ -28,6 +28,12 @@ to = "http://api.allowed.test/admin"
 expect = "deny"
 reason = "policy_forbidden"
 policies = ["no-admin"]
+"#;
+
+/// Holds an agent to where its local commands run.
+const ONLY_HERE: &str = r#"
+@id("only-here") forbid (principal == Agent::"assistant", action == Action::"tls", resource)
+unless { context has cgroup && context.cgroup like "*/run-assistant-*" };
 "#;
 
 #[test]
@@ -171,7 +177,7 @@ fn a_bad_configuration_is_refused_with_its_place() {
 
 #[test]
 fn a_local_command_is_governed_by_its_cgroup() {
-    let site = site();
+    let mut site = site();
     let ca = site.gateway.lab.ca();
     let ca = ca.to_str().unwrap();
     let governed = |args: &[&str]| {
@@ -210,6 +216,28 @@ fn a_local_command_is_governed_by_its_cgroup() {
     record(&site, "the refused socket", |r| {
         r.plane == Plane::Kernel && r.ingress == Some(Ingress::Local) && agent(r) == Some(ASSISTANT)
     });
+    site.gateway.apply_policy(&format!("{POLICY}{ONLY_HERE}"), SETS).unwrap();
+    let governed = |args: &[&str]| {
+        let all: Vec<&str> = ["run", "--agent", ASSISTANT, "--"].iter().chain(args).copied().collect();
+        site.gateway.ctl(&all).unwrap()
+    };
+    let output = governed(&with(&["https://api.allowed.test/here"]));
+    assert!(output.ok() && output.stdout.contains("clawgress lab"), "{output:?}");
+    // By its key alone, from another place, it is the same agent in no cgroup.
+    let proxy = format!("http://{ASSISTANT}:{}@{}:{PROXY_PORT}", site.assistant_key, GATEWAY.v4);
+    assert!(!curl(&site, Host::Anon, &["-x", &proxy, "https://api.allowed.test/elsewhere"]).ok());
+    let here = record(&site, "the cgroup", |r| {
+        r.fingerprint.as_ref().is_some_and(|f| f.cgroup.is_some()) && r.verdict == Some(Verdict::Allow)
+    });
+    let cgroup = here.fingerprint.and_then(|f| f.cgroup).unwrap();
+    assert!(cgroup.starts_with('/') && cgroup.contains("/run-assistant-"), "{cgroup}");
+    let elsewhere = record(&site, "the refusal", |r| r.policies == ["only-here"]);
+    assert_eq!(elsewhere.fingerprint.and_then(|f| f.cgroup), None);
+    record(&site, "the run's opening", |r| {
+        r.kind == RecordKind::Change
+            && r.detail.as_deref().is_some_and(|d| d.contains(&format!("in cgroup `{cgroup}`")))
+    });
+    site.gateway.apply_policy(POLICY, SETS).unwrap();
     finish(site);
 }
 
