@@ -89,6 +89,10 @@ struct Site {
 
 impl Site {
     async fn start() -> Site {
+        Site::with(POLICY).await
+    }
+
+    async fn with(policy: &'static str) -> Site {
         let upstream = Upstream::start("127.1.0.1", None, server).await;
         let host = format!("api.allowed.test:{}", upstream.address.port());
         let directory = tempfile::tempdir().expect("directory");
@@ -98,7 +102,7 @@ impl Site {
             "[[tool.server]]\nname = \"jira\"\nurl = \"http://{host}/mcp\"\napproved = \"{}\"\n",
             approved.display()
         );
-        let options = Options { policy: Some(POLICY), more, ..Options::default() };
+        let options = Options { policy: Some(policy), more, ..Options::default() };
         Site { gateway: Gateway::start(options).await, upstream, host, _directory: directory }
     }
 
@@ -256,4 +260,56 @@ async fn lists_are_what_an_agent_may_use() {
     // Once it is what it was, it is called again.
     site.ask("/mcp", JSON, list).await;
     assert!(text(&site.ask("/mcp", JSON, &read).await).contains("\"result\""));
+}
+
+/// Agent2Agent, as JSON-RPC 2.0 (A2A section 9): methods are what policy has, of both versions of its names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_to_other_agents_are_judged_by_their_methods() {
+    const POLICY: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("talk") permit (principal == Agent::"web", action == Action::"tool", resource in ToolServer::"jira")
+when { ["SendMessage", "message/send", "GetTask"].contains(context.tool.method) };
+@id("no-keys") forbid (principal, action == Action::"tool", resource)
+when { context.findings.contains("private_key") };
+"#;
+    let site = Site::with(POLICY).await;
+    let message = |method: &str, text: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":"a","method":"{method}","params":{{"message":{{"role":"ROLE_USER","messageId":"m","parts":[{{"text":"{text}"}}]}}}}}}"#
+        )
+    };
+    let fields = format!("{JSON}A2A-Version: 1.0\r\n");
+    for (n, (method, text, reason)) in [
+        ("SendMessage", "hello", None),
+        ("message/send", "hello", None),
+        ("CancelTask", "hello", Some("policy_denied")),
+        ("message/stream", "hello", Some("policy_denied")),
+        ("SendMessage", "-----BEGIN PRIVATE KEY-----", Some("policy_forbidden")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = site.ask("/mcp", &fields, &message(method, text)).await;
+        let record = site.record(RecordKind::Decision, n + 1).await;
+        let told = record.attributes.expect("told").tools;
+        assert_eq!(
+            told.first().map(|tool| (&*tool.server, &*tool.method)),
+            Some(("jira", method)),
+            "{told:?}"
+        );
+        let Some(reason) = reason else {
+            assert_eq!(answer.status, 200, "{method}");
+            continue;
+        };
+        // Denied in its own terms: an error of JSON-RPC, to the id that asked.
+        let error: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!(
+            (&error["id"], &error["error"]["data"]["reason"]),
+            (&"a".into(), &reason.into()),
+            "{error}"
+        );
+    }
+    let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
+    assert!(!sent.contains("CancelTask") && !sent.contains("PRIVATE"), "{sent}");
 }
