@@ -357,6 +357,16 @@ pub struct ModelFacts {
     pub unpriced: bool,
 }
 
+/// Tokens that the gateway counted as the model's vocabulary cuts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CountedTokens {
+    /// Those of the prompt.
+    Input(u64),
+    /// Nobody knows: there was no room or no time to count, or it has more than texts.
+    Unknown,
+}
+
 /// What an answer of a model costs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -498,6 +508,9 @@ pub struct AuditRecord {
     /// Tokens, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TokenUsage>,
+    /// Those that the gateway counted besides, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_counted: Option<CountedTokens>,
     /// What they cost, where a model was called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<CallCost>,
@@ -598,6 +611,7 @@ impl AuditRecord {
             failed_open: None,
             status: None,
             tokens: None,
+            tokens_counted: None,
             cost: None,
             bytes_sent: None,
             bytes_received: None,

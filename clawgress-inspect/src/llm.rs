@@ -15,6 +15,7 @@ pub mod model;
 pub mod request;
 pub mod route;
 mod text;
+pub mod vocabulary;
 
 pub use attachment::Attachments;
 pub use call::{Call, CallError, Choice, Shape};

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clawgress_api::{
-    AnswerFacts, Attributes, AuditRecord, CallCost, EffectRef, ModelFacts, PayloadFacts, RecordKind,
-    TokenUsage, ToolFacts, Verdict,
+    AnswerFacts, Attributes, AuditRecord, CallCost, CountedTokens, EffectRef, ModelFacts, PayloadFacts,
+    RecordKind, TokenUsage, ToolFacts, Verdict,
 };
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
@@ -79,6 +79,8 @@ pub struct End {
     pub reason: Option<DropReason>,
     /// Tokens, when known.
     pub tokens: Option<TokenUsage>,
+    /// Those that were counted here.
+    pub tokens_counted: Option<CountedTokens>,
     /// What they cost.
     pub cost: Option<CallCost>,
 }
@@ -355,6 +357,7 @@ impl Exchange {
             record.bytes_received = Some(end.received);
             record.reason = end.reason.or(record.reason);
             record.tokens = end.tokens;
+            record.tokens_counted = end.tokens_counted;
             record.cost = end.cost;
         });
     }

@@ -10,6 +10,7 @@ mod audit;
 mod boottime;
 mod connect;
 mod connection;
+mod counter;
 mod decide;
 mod dial;
 mod dns;

@@ -250,6 +250,11 @@ pub const ACCEPT_BEAT: Duration = Duration::from_millis(500);
 /// How often the machine's own addresses are read again.
 pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);
 
+/// Calls of models that wait to be counted, and their bytes.
+pub const COUNTED_WAITING_MAX: usize = 1024;
+/// See [`COUNTED_WAITING_MAX`].
+pub const COUNTED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// For one question to control about limits.
 pub const QUOTA_CALL: Duration = Duration::from_secs(2);
 /// How long control is not asked again that could not be: those who wait must not each wait that long.

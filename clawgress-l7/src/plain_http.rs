@@ -20,6 +20,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use tokio::time::Instant;
 
+use crate::counter::Counting;
 use crate::decide::{self, Ruling};
 use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
@@ -145,7 +146,9 @@ impl Context {
         let cost = asked.map(|((granted, gateway), tokens)| {
             gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
         });
-        exchange.end(End { status, sent, received, reason, tokens, cost });
+        let call = self.granted.as_ref().and_then(|granted| granted.call());
+        let tokens_counted = call.as_ref().and_then(|call| call.counting()).map(Counting::so_far);
+        exchange.end(End { status, sent, received, reason, tokens, tokens_counted, cost });
     }
 }
 

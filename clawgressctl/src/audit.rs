@@ -1,7 +1,7 @@
 //! `audit`: search and tail.
 
 use clap::{Args, Subcommand, ValueEnum};
-use clawgress_api::{AgentRef, AuditQuery, AuditRecord, CallCost, Plane, RecordKind, Verdict};
+use clawgress_api::{AgentRef, AuditQuery, AuditRecord, CallCost, CountedTokens, Plane, RecordKind, Verdict};
 use jiff::Timestamp;
 
 use crate::client::{Client, parse, request};
@@ -217,6 +217,9 @@ fn why(record: &AuditRecord) -> String {
     parts.extend(record.status.map(|s| format!("status {s}")));
     if let Some(tokens) = &record.tokens {
         parts.push(format!("{}+{} tokens", tokens.input, tokens.output));
+    }
+    if let Some(CountedTokens::Input(input)) = record.tokens_counted {
+        parts.push(format!("{input} counted"));
     }
     parts.extend(record.cost.as_ref().map(cost));
     match record.kind {

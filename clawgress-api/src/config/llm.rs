@@ -26,6 +26,10 @@ pub struct Llm {
     /// Whether usage is asked for on the client's behalf where a stream would tell none (`stream_options`).
     #[serde(default = "ask_usage")]
     pub ask_usage: bool,
+    /// Whether the tokens of requests are counted besides, where their vocabulary is one of OpenAI's: each that is used takes
+    /// some tens of MiB.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub count_tokens: bool,
     /// Prices of one's own, before those of the table that comes with the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prices: Option<PathBuf>,
@@ -46,7 +50,13 @@ pub struct LlmServer {
 
 impl Default for Llm {
     fn default() -> Self {
-        Llm { hold_bytes_max: None, ask_usage: ask_usage(), prices: None, servers: Vec::new() }
+        Llm {
+            hold_bytes_max: None,
+            ask_usage: ask_usage(),
+            count_tokens: false,
+            prices: None,
+            servers: Vec::new(),
+        }
     }
 }
 

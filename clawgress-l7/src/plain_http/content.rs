@@ -128,6 +128,7 @@ impl Body {
         };
         let is_open = claims.coding.is_none() && !is_signed(session.req_header());
         let may_change = is_open && reads_call.is_some() && decide::changes_calls(plan, who);
+        let counts = is_open && reads_call.is_some() && gateway.calls.counts();
         let limits = Limits {
             decoded_bytes_max: gateway.memory.content.decoded_bytes_max.get(),
             ratio_max: gateway.memory.content.ratio_max.get().into(),
@@ -140,7 +141,7 @@ impl Body {
             unreadable: None,
             calling,
             addressed,
-            copy: may_change.then(Vec::new),
+            copy: (may_change || counts).then(Vec::new),
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
@@ -180,11 +181,11 @@ impl Body {
         let Some(inspector) = &mut self.inspector else { return Ok(()) };
         let looked = inspector.finish();
         self.note(looked)?;
-        self.finish_call()?;
+        self.finish_call(gateway)?;
         self.finish_messages(gateway)
     }
 
-    fn finish_call(&mut self) -> Result<(), DropReason> {
+    fn finish_call(&mut self, gateway: &Gateway) -> Result<(), DropReason> {
         let Some((calling, call)) = self.as_call() else { return Ok(()) };
         if calling.is_read() || call.is_call() {
             if call.error().is_some() && calling.need.decided != Look::Nothing {
@@ -193,7 +194,12 @@ impl Body {
             }
             let assessment = self.inspector.as_ref().and_then(Inspector::assessment).unwrap_or_default();
             let found = self.said.findings.iter().map(String::as_str).chain(assessment.findings());
-            self.said.call = Some(Arc::new(calling.facts(call.call(), assessment.score, found)));
+            let mut facts = calling.facts(call.call(), assessment.score, found);
+            if let Some(copy) = &self.copy {
+                let surface = calling.route.as_ref().map_or(Surface::Other, |route| route.surface);
+                facts.count(&gateway.calls, surface, copy);
+            }
+            self.said.call = Some(Arc::new(facts));
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use clawgress_inspect::http1;
 use clawgress_inspect::llm::answer::{
     Answer, Asked, CallsError, Editor, Following, Format, Progress, Reader, Usage,
 };
+use clawgress_inspect::llm::vocabulary::Vocabulary;
 use clawgress_inspect::llm::{self, Call, ModelName, Route, Server, Surface};
 use clawgress_inspect::payload::Coding;
 use clawgress_inspect::payload::coding::{Caps, Decoder};
@@ -26,6 +27,7 @@ use pingora_http::RequestHeader;
 
 use super::rewrite::is_signed;
 use super::{Admitted, Upgrade};
+use crate::counter::{Counter, Counting};
 use crate::decide;
 use crate::endpoints::Upstream;
 use crate::identify::Who;
@@ -66,6 +68,8 @@ pub struct Calls {
     /// Bytes of one that are held.
     pub hold_bytes_max: usize,
     asks_usage: bool,
+    /// What counts their tokens, if anything does.
+    counter: Option<Counter>,
     /// What steers models.
     pub rules: Arc<Rules>,
     /// What they cost.
@@ -87,6 +91,8 @@ pub struct Facts {
     prompt_score: u32,
     unpriced: bool,
     findings: Vec<String>,
+    /// Its tokens, where they are counted.
+    counting: Option<Counting>,
 }
 
 /// How policy asks whether a request calls a model.
@@ -139,6 +145,7 @@ impl Calls {
             servers: llm.servers.iter().map(server).collect::<Result<_>>()?,
             hold_bytes_max: usize::try_from(llm.held_bytes_max(content)).unwrap_or(usize::MAX),
             asks_usage: llm.ask_usage,
+            counter: llm.count_tokens.then(Counter::start).transpose().context("tokens can't be counted")?,
             prices: Arc::new(prices),
             rules: Arc::new(Rules::parse(BUILT_IN).context("the built-in rules of prompts can't be read")?),
         })
@@ -196,6 +203,12 @@ impl Calls {
             }
             Cost::Unpriced => CallCost::Unpriced,
         }
+    }
+
+    /// Whether tokens of calls are counted.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.counter.is_some()
     }
 
     fn route(&self, admitted: &Admitted, is_upgrade: bool, has_body: bool) -> Option<Route> {
@@ -306,6 +319,19 @@ impl Facts {
     fn names(&mut self, model: String) {
         self.family = ModelName::of(&model).family;
         self.model = model;
+    }
+
+    /// Its tokens, where they are counted.
+    #[must_use]
+    pub fn counting(&self) -> Option<&Counting> {
+        self.counting.as_ref()
+    }
+
+    /// Has the tokens of its body counted.
+    pub fn count(&mut self, calls: &Calls, surface: Surface, body: &[u8]) {
+        if let (Some(counter), Some(vocabulary)) = (&calls.counter, Vocabulary::of(&self.family)) {
+            self.counting = Some(counter.count(vocabulary, surface, body.to_vec()));
+        }
     }
 
     /// What was found in it.

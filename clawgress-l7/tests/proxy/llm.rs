@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawgress_api::{AuditRecord, CallCost, RecordKind, TokenUsage, Verdict};
+use clawgress_api::{AuditRecord, CallCost, CountedTokens, RecordKind, TokenUsage, Verdict};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -452,4 +452,39 @@ async fn each_answer_has_its_cost_or_none_that_is_known() {
     let unknown = Site::start(POLICY, true, "").await;
     assert_eq!(unknown.ask(CHAT, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
     assert_eq!(unknown.record(RecordKind::Outcome, 0).await.cost, Some(CallCost::Unpriced));
+}
+
+/// The estimate, what is counted here, and what the provider counts: all three are told, and none waits for another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_counted_besides_where_that_is_said() {
+    let site = Site::start(POLICY, true, "[llm]\ncount_tokens = true\n").await;
+    let body = r#"{"model":"gpt-5-mini","messages":[{"role":"user","content":"tiktoken is great!"}]}"#;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut n = 0;
+    // Until the vocabulary is there, it is unknown.
+    let outcome = loop {
+        assert_eq!(site.ask(CHAT, "", body.as_bytes()).await.status, 200);
+        let outcome = site.record(RecordKind::Outcome, n).await;
+        n += 1;
+        match outcome.tokens_counted {
+            Some(CountedTokens::Input(_)) => break outcome,
+            counted => assert_eq!(counted, Some(CountedTokens::Unknown)),
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not counted in {n} requests");
+    };
+    // 6 as `tiktoken` has it, and what is around one message.
+    assert_eq!(outcome.tokens_counted, Some(CountedTokens::Input(6 + 4 + 3)));
+    assert_eq!(outcome.tokens.map(|tokens| (tokens.input, tokens.estimated)), Some((11, false)));
+    let decision = site.record(RecordKind::Decision, n - 1).await;
+    let facts = decision.attributes.and_then(|read| read.llm).expect("told");
+    assert!((9..18).contains(&facts.tokens_estimated), "{facts:?}");
+    // What has more than texts is unknown, whatever it comes to.
+    let more = r#","tools":[{"type":"function","function":{"name":"search"}}]}"#;
+    let body = body.replace("]}", "]").trim_end_matches('}').to_owned() + more;
+    assert_eq!(site.ask(CHAT, "", body.as_bytes()).await.status, 200);
+    assert_eq!(site.record(RecordKind::Outcome, n).await.tokens_counted, Some(CountedTokens::Unknown));
+    // Nobody counts who was not told to.
+    let site = Site::start(POLICY, true, "").await;
+    assert_eq!(site.ask(CHAT, "", body.as_bytes()).await.status, 200);
+    assert_eq!(site.record(RecordKind::Outcome, 0).await.tokens_counted, None);
 }

@@ -1,0 +1,204 @@
+//! Tokens counted as their vocabularies cut them, on a thread of its own: what is decided waits for none of it. Must never hold
+//! more than its bounds: what finds no room is not counted, and said to be unknown.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use bpe_openai::Tokenizer;
+use clawgress_api::CountedTokens;
+use clawgress_inspect::llm::Surface;
+use clawgress_inspect::llm::vocabulary::{Vocabulary, around, each_text};
+
+use crate::limit;
+
+/// What counts.
+#[derive(Debug)]
+pub struct Counter {
+    queue: SyncSender<Job>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Bytes of requests that wait.
+    bytes: AtomicUsize,
+    /// Requests that found no room.
+    dropped: AtomicU64,
+}
+
+/// A request to count.
+#[derive(Debug)]
+struct Job {
+    vocabulary: Vocabulary,
+    surface: Surface,
+    body: Vec<u8>,
+    counted: Arc<OnceLock<Option<u64>>>,
+}
+
+/// A count that may come.
+#[derive(Clone, Debug)]
+pub struct Counting(Arc<OnceLock<Option<u64>>>);
+
+// === impl Counter ===
+
+impl Counter {
+    /// Begins its thread.
+    ///
+    /// # Errors
+    /// If there can be none.
+    pub fn start() -> io::Result<Counter> {
+        let (queue, jobs) = sync_channel(limit::COUNTED_WAITING_MAX);
+        let shared = Arc::new(Shared::default());
+        let known = Arc::clone(&shared);
+        thread::Builder::new().name("tokens".to_owned()).spawn(move || work(&jobs, &known))?;
+        Ok(Counter { queue, shared })
+    }
+
+    /// Has the request of this body counted, in time.
+    pub fn count(&self, vocabulary: Vocabulary, surface: Surface, body: Vec<u8>) -> Counting {
+        let counted = Arc::new(OnceLock::new());
+        let (bytes, counting) = (body.len(), Counting(Arc::clone(&counted)));
+        let waiting = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let job = Job { vocabulary, surface, body, counted };
+        if waiting.saturating_add(bytes) > limit::COUNTED_BYTES_MAX || self.queue.try_send(job).is_err() {
+            self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            let dropped = self.shared.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+            if dropped.is_power_of_two() {
+                tracing::warn!(dropped, "calls were not counted: more wait than there is room for");
+            }
+        }
+        counting
+    }
+
+    /// How many found no room.
+    #[cfg(test)]
+    fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Counting ===
+
+impl Counting {
+    /// What is known by now.
+    #[must_use]
+    pub fn so_far(&self) -> CountedTokens {
+        self.0.get().copied().flatten().map_or(CountedTokens::Unknown, CountedTokens::Input)
+    }
+}
+
+impl PartialEq for Counting {
+    fn eq(&self, other: &Counting) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Counting {}
+
+fn work(jobs: &Receiver<Job>, shared: &Shared) {
+    let mut loaded = [false; 2];
+    while let Ok(Job { vocabulary, surface, body, counted }) = jobs.recv() {
+        let tokenizer = tokenizer(vocabulary, &mut loaded);
+        let _ = counted.set(input(tokenizer, surface, &body));
+        shared.bytes.fetch_sub(body.len(), Ordering::Relaxed);
+    }
+}
+
+/// Tokens of a request that has texts alone.
+fn input(tokenizer: &Tokenizer, surface: Surface, body: &[u8]) -> Option<u64> {
+    let mut tokens = 0;
+    let call = each_text(body, &mut |text| tokens += tokenizer.count(text) as u64)?;
+    // How others are shown is not told by whom they are shown.
+    let is_text = call.tools.is_empty() && call.attachments.count == 0 && !call.is_partial;
+    is_text.then(|| tokens + around(&call, surface))
+}
+
+/// A vocabulary is loaded when it is first counted with, and kept.
+fn tokenizer(vocabulary: Vocabulary, loaded: &mut [bool; 2]) -> &'static Tokenizer {
+    let before = resident_bytes();
+    let (name, at, tokenizer) = match vocabulary {
+        Vocabulary::O200k => ("o200k_base", 0, bpe_openai::o200k_base()),
+        Vocabulary::Cl100k => ("cl100k_base", 1, bpe_openai::cl100k_base()),
+    };
+    if let Some(loaded) = loaded.get_mut(at).filter(|loaded| !**loaded) {
+        *loaded = true;
+        let bytes = resident_bytes().saturating_sub(before);
+        tracing::info!(vocabulary = name, memory_bytes = bytes, "a vocabulary is loaded");
+    }
+    tokenizer
+}
+
+/// Memory of the process that is resident (proc_pid_status(5)).
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    kib.unwrap_or_default() * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(counting: &Counting) -> Option<u64> {
+        *counting.0.wait()
+    }
+
+    /// As `tiktoken` counts, by its documentation's examples.
+    #[test]
+    fn tokens_are_those_of_the_vocabularies() {
+        for (text, cl100k, o200k) in [
+            ("", 0, 0),
+            ("hello world", 2, 2),
+            ("tiktoken is great!", 6, 6),
+            ("antidisestablishmentarianism", 6, 6),
+            ("2 + 2 = 4", 7, 7),
+            ("お誕生日おめでとう", 9, 8),
+        ] {
+            let counts = (bpe_openai::cl100k_base().count(text), bpe_openai::o200k_base().count(text));
+            assert_eq!(counts, (cl100k, o200k), "{text}");
+        }
+    }
+
+    #[test]
+    fn requests_are_counted_whole_or_not_at_all() {
+        let counter = Counter::start().expect("a thread");
+        let count = |body: &str| {
+            wait(&counter.count(Vocabulary::O200k, Surface::ChatCompletions, body.as_bytes().to_vec()))
+        };
+        let chat = |more: &str| {
+            format!(r#"{{"model":"gpt-4o","messages":[{{"role":"user","content":"hello world"}}]{more}}}"#)
+        };
+        assert_eq!(count(&chat("")), Some(2 + 4 + 3));
+        for unknown in [
+            chat(r#","tools":[{"type":"function","function":{"name":"sh"}}]"#),
+            chat(r#","previous_response_id":"r""#),
+            "{".to_owned(),
+        ] {
+            assert_eq!(count(&unknown), None, "{unknown}");
+        }
+        // What costs the most there is, is as long as its bytes.
+        let letters = chat("").replace("hello world", &"a".repeat(1 << 20));
+        assert_eq!(count(&letters), Some((1 << 20) / 8 + 7));
+        let blanks = chat("").replace("hello world", &" ".repeat(1 << 20));
+        assert!(count(&blanks).is_some_and(|tokens| tokens < 1 << 18));
+    }
+
+    #[test]
+    fn what_finds_no_room_is_unknown_and_counted() {
+        // Nobody works.
+        let (queue, _jobs) = sync_channel(1);
+        let counter = Counter { queue, shared: Arc::default() };
+        let count = |bytes| counter.count(Vocabulary::O200k, Surface::ChatCompletions, vec![b'x'; bytes]);
+        assert_eq!(
+            (count(limit::COUNTED_BYTES_MAX + 1).so_far(), counter.dropped()),
+            (CountedTokens::Unknown, 1)
+        );
+        let (first, second) = (count(1), count(1));
+        assert_eq!((first.so_far(), second.so_far()), (CountedTokens::Unknown, CountedTokens::Unknown));
+        assert_eq!((counter.dropped(), counter.shared.bytes.load(Ordering::Relaxed)), (2, 1));
+    }
+}
