@@ -11,6 +11,7 @@ pub mod encoded;
 pub mod http1;
 pub mod http2;
 pub mod ja4;
+mod letters;
 pub mod llm;
 pub mod payload;
 pub mod price;

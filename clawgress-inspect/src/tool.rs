@@ -4,14 +4,14 @@
 //! letters, heads that say something else than the body, batches where there are none) is refused. Must never hold more
 //! than the body it was given.
 
+use crate::letters::fold;
+
 mod list;
 mod reader;
 mod schema;
 pub mod value;
 
-pub use list::{
-    Allowed, Change, Filtered, Pin, changes, definitions, events_end, filtered, filtered_events, pin,
-};
+pub use list::{Allowed, Change, Ends, Filtered, Pin, changes, definitions, filtered, filtered_events, pin};
 pub use reader::Reader;
 pub use schema::{Validity, validate};
 pub use value::{Value, ValueError};
@@ -225,8 +225,8 @@ fn is_name(name: &str) -> bool {
 /// Members that decide, in any letters but their own, some servers take for them.
 fn spelled(value: &Value, known: &[&str]) -> Result<(), ToolError> {
     for (name, _) in value.members() {
-        let is_like = |known: &&&str| name.eq_ignore_ascii_case(known) && name != **known;
-        if known.iter().any(|one| is_like(&one)) {
+        let folded = fold(name);
+        if known.iter().any(|one| folded == fold(one) && name != one) {
             return Err(ToolError::Spelling(name.chars().take(64).collect()));
         }
     }

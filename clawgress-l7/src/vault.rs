@@ -33,6 +33,8 @@ pub struct Vault {
 
 /// A value; its `Debug` never shows it.
 struct Opened {
+    /// What it was opened of: a key of the same name and version may be another one, made after the first was deleted.
+    record: ProviderKeyRecord,
     value: Zeroizing<Vec<u8>>,
     at: Instant,
 }
@@ -110,16 +112,18 @@ impl Vault {
     }
 
     fn known(&self, record: &ProviderKeyRecord) -> Option<Zeroizing<Vec<u8>>> {
-        let opened = self.opened.lock();
+        let mut opened = self.opened.lock();
+        opened.retain(|_, known| known.at.elapsed() < limit::VAULT_CACHE);
         let known = opened.get(&(record.id.clone(), record.version))?;
-        (known.at.elapsed() < limit::VAULT_CACHE).then(|| known.value.clone())
+        let is_same = known.record.sealed == record.sealed && known.record.binding() == record.binding();
+        is_same.then(|| known.value.clone())
     }
 
     fn keep(&self, record: &ProviderKeyRecord, value: &Zeroizing<Vec<u8>>) {
         let mut opened = self.opened.lock();
         opened.retain(|_, known| known.at.elapsed() < limit::VAULT_CACHE);
         if opened.len() < limit::VAULT_CACHE_MAX {
-            let known = Opened { value: value.clone(), at: Instant::now() };
+            let known = Opened { record: record.clone(), value: value.clone(), at: Instant::now() };
             opened.insert((record.id.clone(), record.version), known);
         }
     }

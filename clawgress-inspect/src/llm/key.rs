@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use crate::letters::fold;
+
 /// Longest name that is told apart, bytes: no known one is longer.
 pub(super) const KEY_BYTES_MAX: usize = 32;
 
@@ -199,17 +201,6 @@ impl Key {
     pub(super) fn bit(self) -> u128 {
         1 << (self as u8)
     }
-}
-
-fn fold(name: &str) -> String {
-    name.chars()
-        .map(|c| match c {
-            // The two letters outside ASCII that fold to one of it.
-            '\u{17f}' => 's',
-            '\u{212a}' => 'k',
-            c => c.to_ascii_lowercase(),
-        })
-        .collect()
 }
 
 #[cfg(test)]

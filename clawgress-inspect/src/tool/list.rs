@@ -68,7 +68,33 @@ pub fn filtered(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<Filtere
         return Ok(None);
     }
     let value = Value::parse(body)?;
-    let Some((tools, path)) = tools_of(&value) else { return Ok(None) };
+    let Value::Array(answers) = &value else { return filtered_one(body, &value, allowed) };
+    // The one version that has batches may answer in one.
+    let lost = ToolError::Message("its answers are not where they were read");
+    let spans = splice::root(body).and_then(|root| splice::items(body, &root));
+    let spans = spans.filter(|spans| spans.len() == answers.len()).ok_or(lost.clone())?;
+    let (mut edits, mut removed) = (Edits::default(), Vec::new());
+    for (answer, span) in answers.iter().zip(spans) {
+        let part = body.get(span.clone()).ok_or(lost.clone())?;
+        if let Some(less) = filtered_one(part, answer, allowed)? {
+            edits.replace(span, less.body);
+            removed.extend(less.removed);
+        }
+    }
+    if removed.is_empty() {
+        return Ok(None);
+    }
+    let body = String::from_utf8(edits.apply(body)).map_err(|_| lost)?;
+    Ok(Some(Filtered { body, removed }))
+}
+
+/// The same of one answer, which `body` is.
+fn filtered_one(
+    body: &[u8],
+    value: &Value,
+    allowed: &mut Allowed<'_>,
+) -> Result<Option<Filtered>, ToolError> {
+    let Some((tools, path)) = tools_of(value)? else { return Ok(None) };
     named(tools)?;
     let mut removed = Vec::new();
     let stay: Vec<bool> = tools
@@ -96,8 +122,8 @@ pub fn filtered(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<Filtere
 
 /// Whether an answer may be one: most are not, and need not be read.
 fn may_list(body: &[u8]) -> bool {
-    // In other letters clients may take it for one; an escape may be any letter.
-    body.windows(5).any(|w| w.eq_ignore_ascii_case(b"tools")) || body.windows(2).any(|w| w == b"\\u")
+    // In other letters clients may take it for one (the last may be one outside ASCII); an escape may be any letter.
+    body.windows(4).any(|w| w.eq_ignore_ascii_case(b"tool")) || body.windows(2).any(|w| w == b"\\u")
 }
 
 /// The same of a stream of events (WHATWG HTML section 9.2.6) that is whole: each event that is such an answer loses what is
@@ -149,28 +175,38 @@ pub fn filtered_events(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<
     Ok((!removed.is_empty()).then_some(Filtered { body: out, removed }))
 }
 
-/// Where the last whole event of what came so far ends: what is behind it waits for more.
-#[must_use]
-pub fn events_end(text: &[u8]) -> usize {
-    let (mut end, mut at, mut is_blank) = (0, 0, true);
-    while let Some(byte) = text.get(at) {
-        match byte {
-            b'\r' | b'\n' => {
+/// Where events of a stream end, looked for once in each byte of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ends {
+    /// Up to where it was looked.
+    at: usize,
+    is_in_line: bool,
+}
+
+impl Ends {
+    /// Where the last whole event of what came so far ends, and is taken off by the next call: what is behind it waits for
+    /// more.
+    pub fn next(&mut self, text: &[u8]) -> usize {
+        let mut end = 0;
+        while let Some(byte) = text.get(self.at) {
+            match byte {
                 // The second half of what may be a CRLF has not come yet.
-                let is_half = *byte == b'\r' && at + 1 == text.len();
-                at += if *byte == b'\r' && text.get(at + 1) == Some(&b'\n') { 2 } else { 1 };
-                if is_blank && !is_half {
-                    end = at;
+                b'\r' if self.at + 1 == text.len() => break,
+                b'\r' | b'\n' => {
+                    self.at += if *byte == b'\r' && text.get(self.at + 1) == Some(&b'\n') { 2 } else { 1 };
+                    if !std::mem::take(&mut self.is_in_line) {
+                        end = self.at;
+                    }
                 }
-                is_blank = true;
-            }
-            _ => {
-                is_blank = false;
-                at += 1;
+                _ => {
+                    self.is_in_line = true;
+                    self.at += 1;
+                }
             }
         }
+        self.at -= end;
+        end
     }
-    end
 }
 
 /// The first line with its end: CRLF, LF or CR; and what follows.
@@ -201,7 +237,7 @@ fn field(line: &str) -> Option<&str> {
 /// As [`filtered`].
 pub fn changes(body: &[u8], approved: &BTreeMap<String, Pin>) -> Result<Vec<(String, Change)>, ToolError> {
     let value = Value::parse(body)?;
-    let Some((tools, _)) = tools_of(&value) else { return Ok(Vec::new()) };
+    let Some((tools, _)) = tools_of(&value)? else { return Ok(Vec::new()) };
     named(tools)?;
     let of = |tool: &Value| {
         let name = tool.member("name").and_then(Value::text).unwrap_or_default().to_owned();
@@ -216,17 +252,27 @@ pub fn changes(body: &[u8], approved: &BTreeMap<String, Pin>) -> Result<Vec<(Str
 }
 
 /// The tools of an answer, and what leads to them.
-fn tools_of(value: &Value) -> Option<(&[Value], &'static [&'static str])> {
-    match value.member("result")?.member("tools")? {
-        Value::Array(tools) => Some((tools, &["result", "tools"])),
-        _ => None,
+///
+/// # Errors
+/// If some clients take another name for one that leads to them.
+fn tools_of(value: &Value) -> Result<Option<(&[Value], Path)>, ToolError> {
+    super::spelled(value, &["result"])?;
+    let Some(result) = value.member("result") else { return Ok(None) };
+    super::spelled(result, &["tools"])?;
+    match result.member("tools") {
+        Some(Value::Array(tools)) => Ok(Some((tools, &["result", "tools"]))),
+        _ => Ok(None),
     }
 }
+
+/// Names that lead somewhere.
+type Path = &'static [&'static str];
 
 /// Each has a name, and no two the same.
 fn named(tools: &[Value]) -> Result<(), ToolError> {
     let mut names = std::collections::BTreeSet::new();
     for tool in tools {
+        super::spelled(tool, &["name", "inputSchema"])?;
         let name = tool.member("name").and_then(Value::text).filter(|name| super::is_name(name));
         if !names.insert(name.ok_or(ToolError::Name("name"))?) {
             return Err(ToolError::Message("two tools of one name"));

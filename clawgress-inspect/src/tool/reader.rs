@@ -4,10 +4,12 @@
 
 use super::value::Builder;
 use super::{Head, Message, ToolError, Value, ValueError, read_value};
+use crate::letters::fold;
 use crate::payload::json::{Event, Kind};
 
-/// The name that every message has.
-const SIGN: &[u8] = b"jsonrpc";
+/// The name that every message has, and how many bytes it takes in letters that fold to it.
+const SIGN: &str = "jsonrpc";
+const SIGN_BYTES_MAX: usize = 8;
 /// What a value takes besides its bytes: itself, and its place among others.
 const VALUE_BYTES: usize = 96;
 /// Most memory that a document may take: what takes more is larger than what is held of messages, or all brackets.
@@ -21,8 +23,8 @@ pub struct Reader {
     depth: u32,
     /// Whether the outermost is an array.
     is_batch: bool,
-    /// How much of [`SIGN`] the name at hand has been; `None` if it is no name that counts, or another.
-    sign: Option<usize>,
+    /// The name at hand; `None` if it is no name that counts, or too long for [`SIGN`].
+    sign: Option<Vec<u8>>,
     is_like: bool,
     bytes: usize,
     values: usize,
@@ -84,16 +86,17 @@ impl Reader {
             Event::Close => self.depth = self.depth.saturating_sub(1),
             Event::Begin(kind) => {
                 self.values += 1;
-                self.sign = (kind == Kind::Key && self.depth == 1 + u32::from(self.is_batch)).then_some(0);
+                self.sign = (kind == Kind::Key && self.depth == 1 + u32::from(self.is_batch)).then(Vec::new);
             }
             Event::Piece(bytes) => {
                 self.bytes += bytes.len();
-                self.sign = self.sign.and_then(|seen| {
-                    let known = SIGN.get(seen..seen + bytes.len())?;
-                    known.eq_ignore_ascii_case(bytes).then_some(seen + bytes.len())
-                });
+                self.sign = self.sign.take().filter(|name| name.len() + bytes.len() <= SIGN_BYTES_MAX);
+                self.sign.iter_mut().for_each(|name| name.extend_from_slice(bytes));
             }
-            Event::End => self.is_like |= self.sign.take() == Some(SIGN.len()),
+            Event::End => {
+                let name = self.sign.take().and_then(|name| String::from_utf8(name).ok());
+                self.is_like |= name.is_some_and(|name| fold(&name) == SIGN);
+            }
         }
     }
 }

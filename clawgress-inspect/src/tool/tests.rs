@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::payload::json::{Event, Kind};
 
 fn call(params: &str) -> String {
     format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#)
@@ -219,7 +220,16 @@ fn events_end_where_a_blank_line_does() {
         ("data: a\r\rx", 9),
         ("data: a\n\ndata: b\n\n:", 18),
     ] {
-        assert_eq!(events_end(text.as_bytes()), end, "{text:?}");
+        assert_eq!(Ends::default().next(text.as_bytes()), end, "{text:?}");
+        // In whatever pieces it comes.
+        let (mut ends, mut held, mut gone) = (Ends::default(), Vec::new(), 0);
+        for byte in text.bytes() {
+            held.push(byte);
+            let n = ends.next(&held);
+            held.drain(..n);
+            gone += n;
+        }
+        assert_eq!(gone, end, "{text:?}");
     }
 }
 
@@ -261,5 +271,48 @@ fn a_reader_of_events_reads_what_a_reader_of_documents_does() {
     assert!(fed(r#"[{"JsonRPC":"2.0"}]"#).is_like());
     for other in [r#"{"a":{"jsonrpc":"2.0"}}"#, r#"{"a":"jsonrpc"}"#, r#"{"a":["jsonrpc"]}"#, "1"] {
         assert!(!fed(other).is_like(), "{other}");
+    }
+}
+
+#[test]
+fn names_that_fold_to_one_that_decides_are_refused() {
+    let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read","arguments":{}}}"#;
+    assert!(read(call.as_bytes(), &Head::default()).is_ok());
+    for other in [
+        call.replace("}}}", "}},\"param\u{17f}\":{\"name\":\"erase\"}}"),
+        call.replace("\"arguments\"", "\"argument\u{17f}\":{\"a\":1},\"arguments\""),
+        call.replace("jsonrpc", "j\u{17f}onrpc"),
+    ] {
+        assert!(matches!(read(other.as_bytes(), &Head::default()), Err(ToolError::Spelling(_))), "{other}");
+    }
+    // And what they fold to looks like messages, to whomever it goes.
+    for (name, is_like) in
+        [("jsonrpc", true), ("J\u{17f}ONRPC", true), ("jsonrp", false), ("jsonrpcs", false)]
+    {
+        let mut reader = Reader::default();
+        for event in [Event::Open { object: true }, Event::Begin(Kind::Key)] {
+            reader.event(event);
+        }
+        name.as_bytes().chunks(3).for_each(|piece| reader.event(Event::Piece(piece)));
+        reader.event(Event::End);
+        assert_eq!(reader.is_like(), is_like, "{name}");
+    }
+}
+
+#[test]
+fn lists_in_answers_to_batches_and_in_other_letters_do_not_pass() {
+    let list = r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"read"},{"name":"erase"}]}}"#;
+    let less = list.replace(r#",{"name":"erase"}"#, "");
+    let other = r#"{"jsonrpc":"2.0","id":2,"result":{}}"#;
+    let mut allowed = |name: &str, _: &Value| name != "erase";
+    let got = filtered(format!("[ {other}, {list} ]").as_bytes(), &mut allowed).expect("read").expect("less");
+    assert_eq!((got.body, got.removed), (format!("[ {other}, {less} ]"), vec!["erase".to_owned()]));
+    let event = format!("data: [{list}]\n\n");
+    let got = filtered_events(event.as_bytes(), &mut allowed).expect("read").expect("less");
+    assert_eq!(got.body, format!("data: [{less}]\n\n"));
+    for (name, letters) in [("result", "Result"), ("tools", "tool\u{17f}"), ("name", "Name")] {
+        let list = list.replacen(name, letters, 1).replace("tool\u{17f}\":[", "tool\u{17f}\": [");
+        let got = filtered(format!("{list} ").replace(": [", ":[").as_bytes(), &mut allowed);
+        assert!(got.is_err(), "{list}: {got:?}");
     }
 }

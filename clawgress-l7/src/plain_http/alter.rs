@@ -88,9 +88,14 @@ impl App {
         let media_type = text("content-type").unwrap_or_default();
         let listing = Listing::of(&self.gateway, addressed, messages.as_deref(), media_type, agent);
         let Some(listing) = listing.filter(|_| response.status.is_success()) else { return Ok(()) };
-        if text("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+        let coded = |coding: &http::HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
+        let types = response.headers.get_all("content-type").iter().count();
+        if types > 1 || response.headers.get_all("content-encoding").iter().any(coded) {
             context.reason = Some(DropReason::ContentUnreadable);
-            return Error::e_explain(ErrorType::HTTPStatus(502), "a list of tools in a coding");
+            return Error::e_explain(
+                ErrorType::HTTPStatus(502),
+                "a list of tools in a coding, or of two types",
+            );
         }
         context.listing = Some(Box::new(listing));
         // It may become shorter; and what names its bytes, or a part of them, would name others.

@@ -13,6 +13,7 @@ use crate::support::{agent, denied, finish, record, to_host};
 /// Nothing else in the lab says this.
 const FIRST: &str = "sk-lab-4d1f0c7e-of-the-provider";
 const SECOND: &str = "sk-lab-93b2a655-of-the-provider";
+const THIRD: &str = "sk-lab-c04e19da-of-the-provider";
 
 const BROKERED: &str = r#"
 @id("openai-key") @effect("transform") @inject("Authorization: Bearer {openai}")
@@ -106,18 +107,22 @@ fn a_provider_sees_its_own_key_and_the_agent_never_does() {
     assert!(listed.contains("\"version\": 3") || listed.contains("\"version\":3"), "{listed}");
     ctl(&site, &["provider-key", "delete", "openai"]).check().unwrap();
     assert_eq!(ask(&site, "llm"), "provider_key_unavailable");
+    // Another of the same name is another, of whatever version.
+    write(THIRD);
+    ctl(&site, &create).check().unwrap();
+    assert_eq!(ask(&site, "llm"), "18");
     std::fs::remove_file(&file).unwrap();
 
     let seen: Vec<_> = site.gateway.lab.world().unwrap().requests;
     let keys: Vec<_> = seen.iter().map(|seen| seen.headers["authorization"].clone()).collect();
-    assert_eq!(keys, [format!("Bearer {FIRST}"), format!("Bearer {SECOND}")]);
+    assert_eq!(keys, [FIRST, SECOND, THIRD].map(|key| format!("Bearer {key}")));
     assert!(!format!("{seen:?}").contains(&site.assistant_key), "the agent's own key stays here");
     let used = record(&site, "the second version", |r| {
         r.changes == ["`authorization` is the key `openai`, version 2"] && agent(r) == Some(ASSISTANT)
     });
     assert!(used.effects.iter().any(|effect| effect.policy == "openai-key"), "{used:?}");
     record(&site, "what was denied", |r| denied(r, "provider_key_unavailable") && to_host(r, LLM));
-    for key in [FIRST, SECOND] {
+    for key in [FIRST, SECOND, THIRD] {
         // Neither in the store, nor in records, nor in any log.
         assert_eq!(holding(site.gateway.lab.dir(), key.as_bytes()), Vec::<String>::new());
     }

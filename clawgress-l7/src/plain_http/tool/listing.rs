@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::tool::{Filtered, ToolError, Value, events_end, filtered, filtered_events};
+use clawgress_inspect::tool::{Ends, Filtered, ToolError, Value, filtered, filtered_events};
 use clawgress_policy::Operation;
 use clawgress_policy::content::ToolCall;
 
@@ -28,6 +28,7 @@ pub struct Listing {
     gateway: Arc<Gateway>,
     addressed: Addressed,
     is_stream: bool,
+    ends: Ends,
     held: BytesMut,
     charge: Charge,
     removed: Vec<String>,
@@ -56,6 +57,7 @@ impl Listing {
             gateway: Arc::clone(gateway),
             addressed: addressed.clone(),
             is_stream,
+            ends: Ends::default(),
             held: BytesMut::new(),
             charge: gateway.memory.charge(agent),
             removed: Vec::new(),
@@ -76,7 +78,7 @@ impl Listing {
         self.charge.set(self.held.capacity() * 2)?;
         let whole = match (end, self.is_stream) {
             (true, _) => self.held.len(),
-            (false, true) => events_end(&self.held),
+            (false, true) => self.ends.next(&self.held),
             (false, false) => 0,
         };
         let part = self.held.split_to(whole).freeze();

@@ -1,0 +1,13 @@
+//! Names as servers in Go compare them, which fold letters (Unicode simple folding).
+
+/// `name` as all that fold to the same have it.
+pub(crate) fn fold(name: &str) -> String {
+    name.chars()
+        .map(|c| match c {
+            // The two letters outside ASCII that fold to one of it.
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            c => c.to_ascii_lowercase(),
+        })
+        .collect()
+}
