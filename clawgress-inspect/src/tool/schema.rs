@@ -7,6 +7,12 @@ use super::Value;
 
 /// Most steps: a value held against a schema is one.
 pub const STEPS_MAX: u32 = 50_000;
+/// Entries of a list, or members, that are looked at in one.
+const ENTRIES_A_STEP: usize = 32;
+/// Bytes of a text or number that are.
+const BYTES_A_STEP: usize = 256;
+/// Longest number that is compared by what it is.
+const NUMBER_BYTES_MAX: usize = 64;
 /// Deepest that references and combinations may go.
 const DEPTH_MAX: u32 = 64;
 
@@ -66,7 +72,15 @@ const NOTES: [&str; 13] = [
 
 impl<'a> Check<'a> {
     fn value(&mut self, schema: &'a Value, value: &Value, at: &str, depth: u32) -> Result<(), Failed> {
-        self.steps += 1;
+        let bytes = match value {
+            Value::Text(text) | Value::Number(text) => text.len(),
+            _ => 0,
+        };
+        // Each keyword is looked at, and may read all of a leaf.
+        let cost = 1 + bytes / BYTES_A_STEP + schema.members().len() / ENTRIES_A_STEP;
+        if self.steps <= STEPS_MAX {
+            self.steps = self.steps.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
+        }
         if self.steps > STEPS_MAX || depth > DEPTH_MAX {
             return self.skip("a schema of this size");
         }
@@ -79,8 +93,8 @@ impl<'a> Check<'a> {
         for (keyword, asked) in schema.members() {
             let holds = match &**keyword {
                 "type" => self.kind(asked, value)?,
-                "enum" => is_one_of(asked.items(), value),
-                "const" => is_one_of(std::slice::from_ref(asked), value),
+                "enum" => self.is_one_of(asked.items(), value)?,
+                "const" => self.is_one_of(std::slice::from_ref(asked), value)?,
                 "properties" | "required" | "additionalProperties" | "minProperties" | "maxProperties" => {
                     self.object(keyword, schema, asked, value, (at, depth))?
                 }
@@ -113,14 +127,58 @@ impl<'a> Check<'a> {
 
     /// A member, which costs as many steps as it may take to find it. Where there are none left, nothing is known.
     fn found<'b>(&mut self, object: &'b Value, name: &str) -> Result<Option<&'b Value>, Failed> {
-        const PER_STEP: usize = 32;
-        let cost = 1 + object.members().len() / PER_STEP;
-        self.steps = self.steps.saturating_add(u32::try_from(cost).unwrap_or(u32::MAX));
+        self.spend(1 + object.members().len() / ENTRIES_A_STEP)?;
+        Ok(object.member(name))
+    }
+
+    fn spend(&mut self, steps: usize) -> Result<(), Failed> {
+        self.steps = self.steps.saturating_add(u32::try_from(steps).unwrap_or(u32::MAX));
         if self.steps > STEPS_MAX {
             // Refused, not skipped: a server that means it well has no schema of this size.
             return Err((String::new(), "a schema of this size".to_owned()));
         }
-        Ok(object.member(name))
+        Ok(())
+    }
+
+    /// Whether a value is one of these.
+    fn is_one_of(&mut self, all: &[Value], value: &Value) -> Result<bool, Failed> {
+        self.spend(all.len() / ENTRIES_A_STEP)?;
+        for one in all {
+            if self.is_same(one, value)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether two values are the same: numbers by what they are. As deep as what parsed them let them be.
+    fn is_same(&mut self, a: &Value, b: &Value) -> Result<bool, Failed> {
+        match (a, b) {
+            (Value::Number(a), Value::Number(b)) => {
+                let is_short = a.len().max(b.len()) <= NUMBER_BYTES_MAX;
+                Ok(a == b || is_short && a.parse::<f64>().ok() == b.parse::<f64>().ok())
+            }
+            (Value::Array(all), Value::Array(others)) if all.len() == others.len() => {
+                self.spend(1)?;
+                for (one, other) in all.iter().zip(others) {
+                    if !self.is_same(one, other)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            (Value::Object(members), Value::Object(others)) if members.len() == others.len() => {
+                for (name, one) in members {
+                    let Some(other) = self.found(b, name)? else { return Ok(false) };
+                    if !self.is_same(one, other)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+            (Value::Array(_) | Value::Object(_), _) => Ok(false),
+            (a, b) => Ok(a == b),
+        }
     }
 
     /// Notes what is not understood.
@@ -144,7 +202,10 @@ impl<'a> Check<'a> {
         };
         Ok(match asked {
             Value::Text(name) => of(name),
-            Value::Array(all) => all.iter().filter_map(Value::text).any(of),
+            Value::Array(all) => {
+                self.spend(all.len() / ENTRIES_A_STEP)?;
+                all.iter().filter_map(Value::text).any(of)
+            }
             _ => {
                 self.skip("type")?;
                 true
@@ -281,18 +342,10 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Whether a value is one of these: numbers by what they are, others by what is written.
-fn is_one_of(all: &[Value], value: &Value) -> bool {
-    let canonical = value.canonical();
-    all.iter().any(|one| match (one, value) {
-        (Value::Number(a), Value::Number(b)) => a == b || a.parse::<f64>().ok() == b.parse::<f64>().ok(),
-        (one, _) => one.canonical() == canonical,
-    })
-}
-
 fn pointer(at: &str, name: &str) -> String {
     // Long enough to find it.
-    let name: String = name.replace('~', "~0").replace('/', "~1").chars().take(64).collect();
+    let name: String = name.chars().take(64).collect();
+    let name = name.replace('~', "~0").replace('/', "~1");
     format!("{at}/{name}")
 }
 
@@ -351,5 +404,31 @@ mod tests {
         let bomb =
             r##"{"$ref":"#/$defs/a","$defs":{"a":{"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/a"}]}}}"##;
         assert_eq!(check(bomb, "1"), unchecked("a schema of this size"));
+    }
+
+    #[test]
+    fn what_has_no_end_is_refused_in_bounded_steps() {
+        let list = |n: usize, of: &str| format!("[{}]", vec![of; n].join(","));
+        let texts = (0..20_000).map(|n| format!("\"t{n}\"")).collect::<Vec<_>>().join(",");
+        let number = "1".repeat(100_000);
+        let members = (0..10_000).map(|n| format!("\"n{n}\":1")).collect::<Vec<_>>().join(",");
+        let members = format!("{{{members}}}");
+        let many = "{\"type\":\"number\",\"minimum\":0},".repeat(2_000);
+        for (schema, value) in [
+            (format!("{{\"items\":{{\"enum\":[{texts}]}}}}"), list(20_000, "\"t19999\"")),
+            (format!("{{\"items\":{{\"type\":[{texts}]}}}}"), list(20_000, "1")),
+            (format!("{{\"const\":{members}}}"), members),
+            (format!("{{\"allOf\":[{many}true]}}"), number),
+        ] {
+            let (schema, value) = (
+                Value::parse(schema.as_bytes()).expect("JSON"),
+                Value::parse(value.as_bytes()).expect("JSON"),
+            );
+            let mut check = Check { root: &schema, steps: 0, unchecked: None };
+            let done = check.value(&schema, &value, "", 0);
+            assert!(done.is_err() || check.unchecked.is_some());
+            // What one step may add beyond the bound is as much as one look at all of it.
+            assert!(check.steps <= 2 * STEPS_MAX, "{}", check.steps);
+        }
     }
 }
