@@ -610,9 +610,7 @@ impl ProxyHttp for App {
             // What this returned as an error would be told in a log, and they would go on: the session refuses them.
             context.reason = Some(DropReason::UpstreamFailed);
         }
-        let mut rest = None;
-        // Trailers follow in place of the end.
-        if self.pass_back(&mut rest, true, 0, context).is_err() { Ok(None) } else { Ok(rest) }
+        Ok(self.pass_end(context))
     }
 
     fn response_body_filter(

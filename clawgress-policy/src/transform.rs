@@ -109,6 +109,16 @@ impl Changes {
         is_key || { changed }.any(|changed| fields::is_same(changed, name))
     }
 
+    /// Whether what `later` changes is changed by this: what was sent already can't be changed any more.
+    #[must_use]
+    pub fn covers(&self, later: &Changes) -> bool {
+        let has = |name: &Box<str>| {
+            self.remove.contains(name) || self.set.contains_key(name) || self.inject.contains_key(name)
+        };
+        let fields = later.remove.iter().chain(later.set.keys()).chain(later.inject.keys()).all(has);
+        fields && (later.body.is_empty() || later.body == self.body)
+    }
+
     /// Whether nothing is changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -66,6 +66,22 @@ impl App {
         Ok(())
     }
 
+    /// Has an answer judged whose end is its trailers, and gives what of it had to wait for that.
+    pub(super) fn pass_end(&self, context: &mut Context) -> Option<Bytes> {
+        let mut rest = None;
+        let mut passed = self.pass_back(&mut rest, true, 0, context);
+        if let (Ok(()), Some(listing), Some(granted)) = (&passed, &mut context.listing, &context.granted) {
+            passed = listing.push(granted, &mut rest, true);
+        }
+        match passed {
+            Ok(()) => rest,
+            Err(reason) => {
+                context.reason = Some(reason);
+                None
+            }
+        }
+    }
+
     /// Has a page go in place of a head that waits; its status, if one does.
     pub(super) async fn replace_withheld(
         &self,

@@ -451,6 +451,12 @@ impl Body {
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = granted.who().under(&plan, gateway.now_s()).map_err(deny)?;
         let mut ruling = self.said.rule(gateway, &plan, &who, granted.admitted());
+        let before = granted.changes().unwrap_or_default();
+        if ruling.verdict.is_ok() && ruling.transforms().is_some_and(|later| !before.covers(&later)) {
+            // It turned out late to be what policy changes.
+            exchange.detail(CHANGED_LATE);
+            return Err(Ruling { policies: ruling.policies, ..deny(DropReason::ContentUnreadable) });
+        }
         if let Some(duties) = &mut ruling.duties {
             duties.obligations.retain(|obligation| !self.kept.iter().any(|kept| kept.repeats(obligation)));
             self.kept.extend(duties.obligations.iter().cloned());
@@ -471,6 +477,9 @@ impl Body {
 
 /// Why a call is refused that was not held whole.
 const CALL_TOO_LARGE: &str = "the call of a model or a tool is larger than what is held of one: see `hold_bytes_max` in [llm], [tool] and [content]";
+
+/// Why a call is refused that streams, and is known for one by its end.
+const CHANGED_LATE: &str = "policy changes what this turned out to be, and its beginning was sent on before that was known: see `hold_bytes_max` in [content]";
 
 /// What policy is asked about a body of which nothing is known.
 #[must_use]

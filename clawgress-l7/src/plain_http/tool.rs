@@ -162,8 +162,12 @@ impl Tools {
             return None;
         }
         let host = admitted.host.to_string();
+        // Some servers take parameters off a path (RFC 3986 section 3.3), and serve what is left.
+        let bare: Vec<&str> =
+            admitted.path.split('/').map(|part| part.split(';').next().unwrap_or(part)).collect();
+        let bare = bare.join("/");
         let is = |server: &&Server| {
-            let rest = admitted.path.strip_prefix(server.path.as_str());
+            let rest = bare.strip_prefix(server.path.as_str());
             server.host == host
                 && server.port == admitted.port
                 && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

@@ -402,6 +402,26 @@ async fn calls_are_held_whole_or_refused() {
     assert!(refused.detail.is_some_and(|why| why.contains("hold_bytes_max")));
 }
 
+/// For whomever it goes to.
+const CAPPED: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("llm") @effect("transform") @max_tokens("500") permit (principal == Agent::"web", action == Action::"llm", resource);
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_known_too_late_to_be_changed_does_not_go_on() {
+    let site = Site::start(CAPPED, false, "[content]\nhold_bytes_max = 65536\n").await;
+    let pad = "a".repeat(70_000);
+    let call = r#""model":"gpt-5-mini","messages":[{"role":"user","content":"a"}]}"#;
+    let answer = site.ask("/else", "", format!("{{\"pad\":\"{pad}\",{call}").as_bytes()).await;
+    assert_eq!((answer.status, answer.reason()), (415, "content_unreadable"));
+    let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
+    assert!(!sent.contains("gpt-5"), "{}", sent.len());
+    let outcome = site.record(RecordKind::Outcome, 0).await;
+    assert!(outcome.detail.as_deref().is_some_and(|why| why.contains("policy changes")), "{outcome:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_nobody_names_it_nothing_is_asked_or_changed() {
     const PLAIN: &str = r#"

@@ -217,6 +217,9 @@ async fn each_message_is_judged_and_denied_in_its_own_terms() {
     let told = &record.attributes.as_ref().expect("told").tools;
     assert_eq!((&*told[0].server, &*told[0].method, &*told[0].name), ("jira", "tools/call", "write"));
     assert_eq!(told[0].arguments, ["project"]);
+    // What servers take off a path makes it no other server's.
+    let answer = site.ask("/mcp;x=1", JSON, &call(r#"{"name":"write","arguments":{"project":"OPS"}}"#)).await;
+    assert!(answer.status == 200 && text(&answer).contains("\"result\""), "{answer:?}");
     // JSON of another kind, to nobody who is listed.
     for other in [r#"{"a":1}"#, r#"{"jsonrpc":"2.0","id":1,"method":"eth_call","params":[]}"#, "text"] {
         assert_eq!(site.ask("/else", "", other).await.status, 200, "{other}");
