@@ -103,7 +103,12 @@ pub struct Reader {
     document: Document,
     answer: Facts,
     calls: Option<Calls>,
+    /// How much of a byte order mark was seen, which may begin the body (WHATWG Encoding section 6); `None` behind its begin.
+    mark: Option<usize>,
 }
+
+/// A byte order mark.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What documents say, later ones over earlier ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,7 +162,7 @@ impl Reader {
     #[must_use]
     pub fn new(format: Format) -> Self {
         let (document, answer) = (Document::default(), Facts::default());
-        Reader { frames: Frames::new(format), document, answer, calls: None }
+        Reader { frames: Frames::new(format), document, answer, calls: None, mark: Some(0) }
     }
 
     /// Has it keep the texts of the answer until they are [taken](Self::take_texts).
@@ -179,8 +184,9 @@ impl Reader {
     /// Looks at the next bytes of the body, in any segmentation; says how many of them are of documents that have ended, and
     /// of which none waits for the rest of a call, where those are held.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
-        let Reader { frames, document, answer, calls } = self;
-        let (mut at, mut ended) = (0, 0);
+        let mut at = self.unmark(bytes);
+        let Reader { frames, document, answer, calls, .. } = self;
+        let mut ended = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             let (n, is_end) = frames.step(rest, document, &mut |document| answer.follow(document, calls));
             at += n;
@@ -191,9 +197,26 @@ impl Reader {
         ended
     }
 
+    /// Skips a mark at the body's begin: how many bytes of these are of it.
+    fn unmark(&mut self, bytes: &[u8]) -> usize {
+        let Some(seen) = self.mark else { return 0 };
+        let rest = MARK.get(seen..).unwrap_or_default();
+        let now = rest.iter().zip(bytes).take_while(|(mark, byte)| mark == byte).count();
+        let is_rest = now == bytes.len() && seen + now < MARK.len();
+        self.mark = is_rest.then_some(seen + now);
+        if !is_rest && seen + now < MARK.len() {
+            // It was none.
+            let Reader { frames, document, answer, calls, .. } = self;
+            let before = MARK.get(..seen).unwrap_or_default();
+            frames.push(before, document, &mut |document| answer.follow(document, calls));
+            return 0;
+        }
+        now
+    }
+
     /// Ends the body, so that [`progress`](Self::progress) tells of what has no other end.
     pub fn close(&mut self) {
-        let Reader { frames, document, answer, calls } = self;
+        let Reader { frames, document, answer, calls, .. } = self;
         frames.finish(document, &mut |document| answer.follow(document, calls));
         calls.iter_mut().for_each(Calls::end);
     }
@@ -269,12 +292,14 @@ impl Facts {
             calls.document(document.bytes());
             if document.is_whole() {
                 document.facts().tools.iter().for_each(|name| calls.named(name));
+            } else if !document.is_blank() {
+                calls.breaks();
             }
         }
         self.take(document);
-        for name in calls.iter_mut().flat_map(Calls::take_joined) {
-            self.ask(name);
-        }
+        let Some((names, has_more)) = calls.as_mut().map(Calls::take_names) else { return };
+        self.has_more_tools |= has_more;
+        names.iter().for_each(|name| self.ask(name.clone()));
     }
 
     /// Takes over what a document said, if it was a whole one.

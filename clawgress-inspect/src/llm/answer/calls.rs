@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::ASKED_MAX;
-use crate::tool::{Value, ValueError, argument_values};
+use crate::tool::{NAME_BYTES_MAX, Value, ValueError, argument_values};
 
 mod forms;
 
@@ -63,10 +63,13 @@ pub(super) struct Calls {
     is_model: bool,
     open: Vec<Open>,
     whole: Vec<Asked>,
-    /// Names that came in parts, put together.
-    joined: Vec<String>,
-    /// Names that are known.
+    /// Names that are known, and how many of them were taken.
     known: Vec<String>,
+    taken: usize,
+    /// Whether there are others, which are not kept.
+    has_more: bool,
+    /// Whether no more is kept.
+    is_over: bool,
     /// What open calls come to.
     bytes: usize,
     failed: Option<CallsError>,
@@ -92,13 +95,20 @@ enum Key {
 struct Open {
     key: Key,
     id: Option<String>,
-    /// What came as its name, in order; and whether parts of an earlier one under the same key are among them.
-    names: Vec<String>,
+    name: Name,
     arguments: String,
     /// Arguments that came as values.
     values: Vec<Value>,
     /// Whether they are text, whatever that looks like.
     is_text: bool,
+}
+
+/// A name, as it came so far; that of an earlier call under the same key before it.
+#[derive(Clone, Debug, Default)]
+struct Name {
+    first: String,
+    joined: String,
+    last: String,
 }
 
 /// Some of a call.
@@ -120,8 +130,10 @@ impl Calls {
             is_model,
             open: Vec::new(),
             whole: Vec::new(),
-            joined: Vec::new(),
             known: Vec::new(),
+            taken: 0,
+            has_more: false,
+            is_over: false,
             bytes: 0,
             failed: None,
         }
@@ -145,12 +157,13 @@ impl Calls {
     pub(super) fn document(&mut self, text: Option<&[u8]>) {
         match text {
             // What it names is asked about all the same.
-            None if !self.is_model => {}
+            None if !self.is_model || !self.is_whole_wanted() => {}
             None => self.fail(CallsError::TooMuch),
             Some(text) if text.iter().all(u8::is_ascii_whitespace) => {}
             Some(text) if text.trim_ascii() == b"[DONE]" => self.close(|_| true),
             Some(text) => match Value::parse(text) {
                 Ok(value) => self.read(&value),
+                Err(_) if !self.is_whole_wanted() => {}
                 Err(ValueError::Malformed) if !self.is_model => {}
                 Err(_) => self.fail(CallsError::Document),
             },
@@ -174,13 +187,33 @@ impl Calls {
         self.failed.map_or_else(|| Ok(std::mem::take(&mut self.whole)), Err)
     }
 
-    /// Names that came in parts.
-    pub(super) fn take_joined(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.joined)
+    /// Names that became known since this was asked last, with what parts of them come to; and whether there are more.
+    pub(super) fn take_names(&mut self) -> (&[String], bool) {
+        let from = std::mem::replace(&mut self.taken, self.known.len());
+        (self.known.get(from..).unwrap_or_default(), self.has_more)
     }
 
+    /// Notes that a document broke off, or is none.
+    pub(super) fn breaks(&mut self) {
+        if self.is_model {
+            self.fail(CallsError::Document);
+        }
+    }
+
+    /// Nothing is kept of what comes behind what can't be known.
     fn fail(&mut self, why: CallsError) {
-        self.failed.get_or_insert(why);
+        match (self.is_whole_wanted(), why) {
+            // Names are told as far as there is room; what a call is of is not asked.
+            (false, CallsError::TooMuch) => (self.has_more, self.is_over) = (true, true),
+            (false, CallsError::Form | CallsError::Arguments) => {}
+            _ => {
+                self.failed.get_or_insert(why);
+                self.is_over = true;
+            }
+        }
+        if self.is_over {
+            (self.open, self.whole, self.bytes) = (Vec::new(), Vec::new(), 0);
+        }
     }
 
     /// A document in base64, of Bedrock.
@@ -193,6 +226,9 @@ impl Calls {
 
     /// Adds some of a call; begins it if `begins`, or there is none.
     fn part(&mut self, key: Key, part: Part<'_>, begins: bool) {
+        if self.is_over {
+            return;
+        }
         let known = self.open.iter().rposition(|open| open.key == key && open.is_of(part.id));
         let at = match known.filter(|_| !begins) {
             Some(at) => at,
@@ -200,9 +236,9 @@ impl Calls {
             None => {
                 // Some clients go by the number alone.
                 let before = self.open.iter().rev().find(|open| open.key == key);
-                let names = before.map(|open| open.names.clone()).unwrap_or_default();
-                self.bytes += names.iter().map(String::len).sum::<usize>();
-                self.open.push(Open::new(key, names));
+                let name = before.map(|open| open.name.clone()).unwrap_or_default();
+                self.bytes += 2 * name.joined.len();
+                self.open.push(Open::new(key, name));
                 self.open.len() - 1
             }
         };
@@ -214,15 +250,10 @@ impl Calls {
         let mut bytes = part.id.map_or(0, str::len);
         if let Some(name) = part.name.filter(|name| !name.is_empty()) {
             bytes += name.len();
-            open.names.push(name.to_owned());
-            let readings = open.readings();
-            let is_joined = open.names.len() > 1;
-            for name in readings {
-                if is_joined {
-                    self.joined.push(name.clone());
-                }
-                self.know(name);
+            if !open.name.push(name) {
+                return self.fail(CallsError::TooMuch);
             }
+            open.name.readings().into_iter().for_each(|name| self.know(&name));
         }
         if self.is_whole_wanted() {
             bytes += part.arguments.map_or(0, |value| self.add(key, value));
@@ -270,7 +301,7 @@ impl Calls {
         if !self.is_whole_wanted() {
             return;
         }
-        let names = open.readings();
+        let names = open.name.readings();
         if names.is_empty() {
             return self.fail(CallsError::Form);
         }
@@ -286,8 +317,11 @@ impl Calls {
 
     /// Adds a call that came whole.
     fn whole_call(&mut self, name: &str, arguments: Option<&Value>, is_text: bool) {
-        self.know(name.to_owned());
-        if !self.is_whole_wanted() {
+        if name.len() > NAME_BYTES_MAX {
+            return self.fail(CallsError::TooMuch);
+        }
+        self.know(name);
+        if !self.is_whole_wanted() || self.is_over {
             return;
         }
         match asked(name, arguments, is_text) {
@@ -298,9 +332,14 @@ impl Calls {
         }
     }
 
-    fn know(&mut self, name: String) {
-        if self.known.len() < 4 * ASKED_MAX && !self.known.contains(&name) {
-            self.known.push(name);
+    fn know(&mut self, name: &str) {
+        if self.known.iter().any(|known| known == name) {
+            return;
+        }
+        if self.known.len() < 4 * ASKED_MAX {
+            self.known.push(name.to_owned());
+        } else {
+            self.fail(CallsError::TooMuch);
         }
     }
 }
@@ -308,8 +347,8 @@ impl Calls {
 // === impl Open ===
 
 impl Open {
-    fn new(key: Key, names: Vec<String>) -> Open {
-        Open { key, id: None, names, arguments: String::new(), values: Vec::new(), is_text: false }
+    fn new(key: Key, name: Name) -> Open {
+        Open { key, id: None, name, arguments: String::new(), values: Vec::new(), is_text: false }
     }
 
     /// Whether a part of this id belongs to it.
@@ -319,11 +358,28 @@ impl Open {
             _ => true,
         }
     }
+}
 
-    /// What clients may take for its name: parts put together, as the APIs have it; the first, or the last of them.
+// === impl Name ===
+
+impl Name {
+    /// Adds a part of it, unless it becomes longer than names are.
+    fn push(&mut self, part: &str) -> bool {
+        let is_name = self.joined.len() + part.len() <= NAME_BYTES_MAX;
+        if is_name {
+            if self.first.is_empty() {
+                part.clone_into(&mut self.first);
+            }
+            self.joined.push_str(part);
+            part.clone_into(&mut self.last);
+        }
+        is_name
+    }
+
+    /// What clients may take for it: parts put together, as the APIs have it; the first, or the last of them.
     fn readings(&self) -> Vec<String> {
-        let mut all = vec![self.names.concat()];
-        for name in self.names.first().into_iter().chain(self.names.last()) {
+        let mut all = vec![self.joined.clone()];
+        for name in [&self.first, &self.last] {
             if !all.contains(name) {
                 all.push(name.clone());
             }

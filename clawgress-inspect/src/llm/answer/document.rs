@@ -81,6 +81,8 @@ pub(super) struct Document {
     state: State,
     /// Its first bytes, as many as [`DONE`] has.
     head: Vec<u8>,
+    /// Whether it has but blanks.
+    is_empty: bool,
     /// All of them, where they are kept.
     kept: Option<Kept>,
 }
@@ -130,12 +132,19 @@ impl Document {
     fn nested(depth: u8) -> Document {
         let (frames, text) = (Vec::with_capacity(DEPTH_MAX as usize), Vec::with_capacity(TEXT_BYTES_MAX));
         let head = Vec::with_capacity(DONE.len());
-        Document { json: Json::new(false), state: State::new(frames, text, None, depth), head, kept: None }
+        Document {
+            json: Json::new(false),
+            state: State::new(frames, text, None, depth),
+            head,
+            is_empty: true,
+            kept: None,
+        }
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        let Document { json, state, head, kept } = self;
+        let Document { json, state, head, is_empty, kept } = self;
         kept.iter_mut().for_each(|kept| kept.push(bytes));
+        *is_empty &= bytes.iter().all(u8::is_ascii_whitespace);
         if head.len() < DONE.len() {
             head.extend_from_slice(bytes.get(..bytes.len().min(DONE.len() - head.len())).unwrap_or_default());
         }
@@ -169,6 +178,7 @@ impl Document {
         let said = said.take().or_else(|| inner.as_mut().and_then(|inner| inner.state.said.take()));
         frames.clear();
         self.head.clear();
+        self.is_empty = true;
         self.kept.iter_mut().for_each(Kept::clear);
         self.json = Json::new(false);
         self.state = State::new(frames, text, said, depth);
@@ -177,6 +187,16 @@ impl Document {
     /// Whether it came whole, once it has ended.
     pub(super) fn is_whole(&self) -> bool {
         self.state.is_whole
+    }
+
+    /// Whether it has nothing, or says that a stream of OpenAI's is over.
+    pub(super) fn is_blank(&self) -> bool {
+        self.is_empty || self.state.facts.is_over && self.head == DONE
+    }
+
+    /// Has it count nothing: it did not end as documents of its kind do.
+    pub(super) fn forget_counts(&mut self) {
+        self.state.facts.counts = Default::default();
     }
 
     /// Whether it tells usage and nothing else, as the last one of a stream does where that is asked for.

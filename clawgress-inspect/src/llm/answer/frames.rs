@@ -127,9 +127,18 @@ impl Frames {
     }
 
     pub(super) fn finish(&mut self, document: &mut Document, ends: Ends<'_>) {
-        // An event that no empty line ended is to be discarded (WHATWG HTML section 9.2.6).
-        if matches!(self, Frames::Json | Frames::Lines) {
-            end(document, ends);
+        match self {
+            Frames::Json | Frames::Lines => end(document, ends),
+            // An event that no empty line ended is to be discarded (WHATWG HTML section 9.2.6), and some clients take it: what
+            // it asks for counts, what it counts does not.
+            Frames::Events(_) | Frames::Amazon(_) => {
+                document.finish();
+                document.forget_counts();
+                if !document.is_blank() {
+                    ends(document);
+                }
+                document.again();
+            }
         }
     }
 }

@@ -218,7 +218,7 @@ impl Calls {
 
     /// Arguments that are said again, all of them: of whom looks at these.
     fn again(&mut self, key: Key, full: &Value, is_text: bool) {
-        let names = self.open.iter().find(|open| open.key == key).map(super::Open::readings);
+        let names = self.open.iter().find(|open| open.key == key).map(|open| open.name.readings());
         for name in names.unwrap_or_default() {
             self.whole_call(&name, Some(full), is_text);
         }

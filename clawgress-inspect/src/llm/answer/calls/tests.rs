@@ -297,3 +297,97 @@ fn of_what_is_no_models_only_calls_are_refused() {
         assert_eq!(reader.take_calls(), Err(why), "{event}");
     }
 }
+
+/// What is kept, and what it takes to, grows with the bytes alone, whatever names come in parts.
+#[test]
+fn names_in_parts_are_bounded() {
+    let part = format!(r#"{{"index":0,"function":{{"name":"{}"}}}}"#, "n".repeat(36));
+    let body = events(&[&chat(&vec![&*part; 14_500].join(","))]);
+    for following in [Following::Names, Following::Told, Following::Held] {
+        let mut reader = Reader::new(Format::EventStream).following_calls(1 << 21, following, true);
+        reader.push(&body);
+        let progress = reader.progress();
+        assert!(
+            progress.tools.len() <= 16 && progress.tools.iter().all(|name| name.len() <= 256),
+            "{progress:?}"
+        );
+        assert_eq!(progress.has_more_tools, following == Following::Names);
+        assert!(reader.memory_bytes() < 1 << 16, "{}", reader.memory_bytes());
+        let whole = reader.take_calls();
+        assert_eq!(whole, if following == Following::Names { Ok(vec![]) } else { Err(CallsError::TooMuch) });
+    }
+    // Names of other calls, too.
+    let many =
+        (0..3000).map(|n| format!(r#"{{"functionCall":{{"name":"n{n}"}}}}"#)).collect::<Vec<_>>().join(",");
+    let body = format!(r#"{{"candidates":[{{"content":{{"parts":[{many}]}}}}]}}"#);
+    let mut reader = Reader::new(Format::Json).following_calls(1 << 20, Following::Names, true);
+    reader.push(body.as_bytes());
+    reader.close();
+    assert!(reader.progress().has_more_tools && reader.progress().tools.len() == ASKED_MAX);
+}
+
+/// A document that a client may read another way is known not to be read.
+#[test]
+fn documents_that_break_are_told() {
+    let call = r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"sh","arguments":"{}"}}]}}]}"#;
+    let deep = format!(r#"{{"a":{}{},"b":{call}}}"#, "[".repeat(65), "]".repeat(65));
+    let two = format!("{call} {call}");
+    for (format, body) in [
+        (Format::Json, deep.clone().into_bytes()),
+        (Format::Json, two.clone().into_bytes()),
+        (Format::EventStream, events(&[&deep])),
+        (Format::EventStream, events(&[&two])),
+        (Format::EventStream, events(&["no JSON"])),
+        (Format::EventStream, b"data: {\"choices\":".to_vec()),
+        (Format::Lines, b"{\"choices\":".to_vec()),
+        (Format::Amazon, amazon(call)[..40].to_vec()),
+    ] {
+        for following in [Following::Names, Following::Held] {
+            let mut reader = Reader::new(format).following_calls(1 << 20, following, true);
+            reader.push(&body);
+            reader.close();
+            assert_eq!(
+                reader.take_calls(),
+                Err(CallsError::Document),
+                "{format:?} {:.60}",
+                String::from_utf8_lossy(&body)
+            );
+        }
+    }
+    // A mark at its begin is none of it; and what no empty line ends, some clients take.
+    let marked = |body: &[u8]| [b"\xef\xbb\xbf", body].concat();
+    for (format, body) in [
+        (Format::Json, marked(call.as_bytes())),
+        (Format::EventStream, marked(&events(&[call]))),
+        (Format::EventStream, format!("data: {call}\n").into_bytes()),
+        (Format::EventStream, format!("data: {call}").into_bytes()),
+    ] {
+        for piece in 1..8 {
+            let told = calls(format, &body, piece).unwrap_or_else(|why| panic!("{why}: {body:?}"));
+            assert_eq!(told, ["sh {}"], "{piece}");
+        }
+    }
+}
+
+/// Whatever is called, is among the tools that are asked for.
+#[test]
+fn names_of_calls_are_those_of_tools() {
+    for (dialect, format, body, _) in dialects() {
+        let mut reader = reader(format);
+        reader.push(&body);
+        reader.close();
+        let called = reader.take_calls().expect(dialect);
+        let tools = reader.progress().tools;
+        assert!(called.iter().all(|call| tools.contains(&call.name)), "{dialect}: {tools:?}");
+    }
+    let custom = events(&[
+        &chat(r#"{"index":0,"type":"custom","custom":{"name":"py","input":"1"}}"#),
+        r#"{"type":"function.call.delta","output_index":1,"name":"ms","arguments":"{}"}"#,
+        "[DONE]",
+    ]);
+    for following in [Following::Names, Following::Held] {
+        let mut reader = Reader::new(Format::EventStream).following_calls(BYTES_MAX, following, true);
+        reader.push(&custom);
+        assert_eq!(reader.progress().tools, ["py", "ms"]);
+    }
+}
