@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::llm::answer::Answer;
 use clawgress_policy::TunnelProtocol;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
@@ -33,6 +34,7 @@ use crate::{dial, limit, page};
 mod admit;
 mod alter;
 mod answered;
+mod coming;
 mod content;
 mod credential;
 mod fields;
@@ -52,6 +54,7 @@ mod withheld;
 
 pub use admit::{Admitted, Place, Upgrade, admit};
 use alter::change;
+use coming::Coming;
 pub use content::{Body, LOOK_BYTES};
 pub use fields::is_large;
 use fields::keep_secret;
@@ -61,7 +64,6 @@ pub use granted::Granted;
 use granted::rule;
 pub use hold::{Held, Source};
 pub use model::Calls;
-use model::Coming;
 use pace::Pace;
 use receive::Back;
 pub use respond::is_stranger;
@@ -98,6 +100,8 @@ pub struct Context {
     pace: Option<Pace>,
     /// What reads the upstream's answer.
     answer: Option<Coming>,
+    /// What there was of one that could be read no longer.
+    partial: Option<Answer>,
     /// What policy asks about it.
     back: Option<Back>,
     /// What takes out of it what the agent may not use.
@@ -135,7 +139,7 @@ impl Context {
             change.into_iter().for_each(|change| exchange.changed(change));
         }
         let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
-        let answer = self.answer.take().map(Coming::finish);
+        let answer = self.answer.take().map(Coming::finish).or(self.partial.take());
         let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
             // Also of what can't be read, if anything came back.
             Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
@@ -577,7 +581,7 @@ impl ProxyHttp for App {
             // What has a length can't become shorter.
             let is_edited = context.content.asking.is_some() && text("content-length").is_none();
             let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);
-            let said = (text("content-type").unwrap_or_default(), text("content-encoding"));
+            let said = (text("content-type").unwrap_or_default(), coming::coding_of(&response.headers));
             let memory = (&self.gateway.memory, agent);
             let answer = if is_model {
                 Coming::of_model(said, memory, is_edited)
@@ -624,7 +628,8 @@ impl ProxyHttp for App {
         let bytes = body.as_deref().unwrap_or_default();
         let ended = context.answer.as_mut().map(|answer| answer.read(bytes, end));
         if ended == Some(None) {
-            context.answer = None;
+            // What it cost so far is told.
+            context.partial = context.answer.take().map(Coming::finish);
         }
         self.pass_back(body, end, ended.flatten().unwrap_or_default(), context).map_err(|reason| {
             context.reason = Some(reason);

@@ -34,9 +34,9 @@ pub use request::{
     ALPN_GUESSES, Decision, Operation, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
 };
 pub use set::{
-    CallsNeed, Look, NESTING_MAX, NamedSets, Need, OPERATORS_MAX, Opening, Outline, PLATFORM_PREFIX,
-    POLICIES_MAX, PROBLEMS_MAX, PayloadNeed, PolicyBundle, PolicyErrors, PolicyInForce, PolicyInForceRef,
-    PolicyProblem, PolicySet, SCHEMA_VERSION, Surroundings, TEXT_BYTES_MAX,
+    CallsLook, CallsNeed, Look, NESTING_MAX, NamedSets, Need, OPERATORS_MAX, Opening, Outline,
+    PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX, PayloadNeed, PolicyBundle, PolicyErrors, PolicyInForce,
+    PolicyInForceRef, PolicyProblem, PolicySet, SCHEMA_VERSION, Surroundings, TEXT_BYTES_MAX,
 };
 pub use time::{ZONE_OFFSETS_MAX, Zone};
 pub use vocabulary::{SCHEMA, schema_json};

@@ -43,7 +43,7 @@ pub use opening::Opening;
 pub use parse::{PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX};
 pub(crate) use parse::{applies, names_asked_by_name};
 use payload::Naming;
-pub use payload::{CallsNeed, Look, PayloadNeed};
+pub use payload::{CallsLook, CallsNeed, Look, PayloadNeed};
 pub(crate) use reach::{Name, Names, obliged_to};
 pub(crate) use review::Sense;
 pub(crate) use text::Source;

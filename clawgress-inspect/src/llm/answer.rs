@@ -221,6 +221,12 @@ impl Reader {
         calls.iter_mut().for_each(Calls::end);
     }
 
+    /// Keeps neither texts nor calls any longer.
+    pub fn forgo(&mut self) {
+        self.calls = None;
+        self.document.keep_nothing();
+    }
+
     /// Calls that became whole since this was asked last, where they are wanted.
     ///
     /// # Errors

@@ -14,12 +14,12 @@ use clawgress_inspect::llm::answer::{Asked, Following, Format};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 use clawgress_policy::content::{AskedCall, Payload, Usage};
 use clawgress_policy::effect::{Effect, Obligation};
-use clawgress_policy::{CallsNeed, Look, Operation, PayloadNeed};
+use clawgress_policy::{CallsLook, CallsNeed, Look, Operation, PayloadNeed};
 use http::{Method, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use super::coming::{Coming, Follows, coding_of};
 use super::content::TAIL_BYTES;
-use super::model::{Coming, Follows};
 use super::{Admitted, Granted};
 use crate::decide::{self, Ruling};
 use crate::enforce::{enforce, reference};
@@ -37,8 +37,9 @@ const UNNAMED: &str = "unnamed";
 /// What policy is asked about an answer.
 #[derive(Clone, Debug, Default)]
 pub struct Came {
-    /// How much of it is looked at.
+    /// How much of it is looked at before it goes on; and what of calls.
     looked: Look,
+    followed: CallsLook,
     status: u16,
     media_type: String,
     /// Bytes declared, and seen.
@@ -127,6 +128,9 @@ impl Came {
         let asked = |complete| self.operation(admitted, complete);
         if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
             // Policy asks for more than it did when the answer began to come.
+            return Ruling::deny("receive", DropReason::InspectionRequired);
+        }
+        if decide::calls_need(plan, who, asked(false)).decided > self.followed {
             return Ruling::deny("receive", DropReason::InspectionRequired);
         }
         decide::in_part(self.complete, |complete| decide::receive(plan, who, asked(complete)))
@@ -251,12 +255,13 @@ impl Back {
         let calls_need = if need.look() == Look::Content {
             decide::calls_need(&plan, &who, asked)
         } else {
-            CallsNeed::Nothing
+            CallsNeed::default()
         };
         // Of what has no body, all is known.
-        came.looked = if came.complete { Look::Content } else { need.look() };
-        let is_coded =
-            text("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"));
+        let all = (Look::Content, CallsLook::Whole);
+        let known = (need.decided, calls_need.decided);
+        (came.looked, came.followed) = if came.complete { all } else { known };
+        let is_coded = coding_of(headers).is_some();
         let is_grpc = claims.media_type.starts_with("application/grpc");
         let has_events = Format::of(&claims.media_type).is_some_and(|format| format != Format::Json);
         let is_model = gateway.calls.provider(granted.admitted()).is_some();
@@ -266,7 +271,7 @@ impl Back {
             _ if is_grpc => Manner::Streams(0),
             _ if has_events && !is_coded => Manner::Events,
             // Where the events of a call end is not known.
-            _ if calls_need == CallsNeed::Decided && is_model => Manner::Whole,
+            _ if calls_need.decided == CallsLook::Whole && is_model => Manner::Whole,
             Look::Content if has_events => Manner::Streams(TAIL_BYTES),
             _ if has_events => Manner::Streams(0),
             _ => Manner::Whole,
@@ -303,11 +308,12 @@ impl Back {
     /// How its calls are put together, if they are.
     #[must_use]
     pub fn follows(&self) -> Option<Follows> {
-        let following = match self.calls_need {
-            CallsNeed::Nothing => None,
-            CallsNeed::Names => Some(Following::Names),
-            CallsNeed::Told => Some(Following::Told),
-            CallsNeed::Decided => Some(Following::Held),
+        let CallsNeed { decided, logged } = self.calls_need;
+        let following = match (decided, logged) {
+            (CallsLook::Whole, _) => Some(Following::Held),
+            (_, CallsLook::Whole) => Some(Following::Told),
+            (CallsLook::Nothing, CallsLook::Nothing) => None,
+            _ => Some(Following::Names),
         };
         let (bytes_max, is_model) = (self.hold_bytes_max, self.is_model);
         following.map(|following| Follows { following, bytes_max, is_model })
@@ -350,20 +356,20 @@ impl Back {
         gateway: &Arc<Gateway>,
         (granted, exchange): (&Granted, &mut Exchange),
         (body, end): (&mut Option<Bytes>, bool),
-        (coming, ended): (Option<&mut Coming>, usize),
+        (mut coming, ended): (Option<&mut Coming>, usize),
     ) -> Result<(), DropReason> {
         let bytes = body.take().unwrap_or_default();
         let held = self.held.len();
         self.came.seen += bytes.len() as u64;
-        let (is_news, looked) = self.look(gateway, &bytes, end, coming, exchange);
+        let (is_news, looked) = self.look(gateway, &bytes, end, coming.as_deref_mut(), exchange);
         if self.manner != Manner::Passes {
             self.held.extend_from_slice(&bytes);
         }
-        let noted = self.note(exchange);
+        let noted = self.note(exchange, &mut coming);
         let mut judged = looked.and(noted);
         let is_full = self.held.len() > self.hold_bytes_max;
         if is_full && self.manner == Manner::Events && ended == 0 && !end {
-            let is_call = self.calls_need == CallsNeed::Decided;
+            let is_call = self.calls_need.decided == CallsLook::Whole;
             exchange.detail(if is_call { CALL_TOO_LARGE } else { EVENT_TOO_LARGE });
             judged = judged.and(Err(DropReason::ContentUnreadable));
         }
@@ -375,7 +381,7 @@ impl Back {
         }
         judged?;
         if is_full && self.manner == Manner::Whole && !end {
-            if self.calls_need == CallsNeed::Decided && self.is_model {
+            if self.calls_need.decided == CallsLook::Whole && self.is_model {
                 exchange.detail(CALL_TOO_LARGE);
                 exchange.stopped(&Ruling::deny("receive", DropReason::ContentUnreadable));
                 return Err(DropReason::ContentUnreadable);
@@ -427,12 +433,13 @@ impl Back {
             // Where its events end, or what the model asks for, is not known any more.
             return (true, Err(DropReason::ContentUnreadable));
         }
+        self.following_bytes = coming.as_ref().map_or(0, |coming| coming.memory_bytes());
         let said = coming.as_mut().map(|coming| coming.take_texts()).unwrap_or_default();
         let read = readers.push(gateway, bytes, said);
         let read = if end { read.and_then(|()| readers.finish()) } else { read };
         if let Err(why) = read {
             self.unreadable = Some(why);
-            self.forgo();
+            self.forgo(&mut coming);
             let decides = self.need.decided == Look::Content;
             return (true, if decides { Err(DropReason::ContentUnreadable) } else { Ok(()) });
         }
@@ -445,13 +452,12 @@ impl Back {
                     is_news |= !calls.is_empty();
                     self.asked.extend(calls);
                 }
-                Err(why) if self.calls_need == CallsNeed::Decided => {
+                Err(why) if self.calls_need.decided != CallsLook::Nothing => {
                     exchange.detail(&format!("what the model asks tools for was not read: {why}"));
                     return (true, Err(DropReason::ContentUnreadable));
                 }
                 Err(_) => {}
             }
-            self.following_bytes = coming.memory_bytes();
             let progress = coming.progress();
             let known = (self.came.input_tokens, self.came.output_tokens, self.came.tools.len());
             (self.came.input_tokens, self.came.output_tokens) = (progress.input, progress.output);
@@ -465,7 +471,7 @@ impl Back {
     }
 
     /// Takes memory for what is held and read.
-    fn note(&mut self, exchange: &mut Exchange) -> Result<(), DropReason> {
+    fn note(&mut self, exchange: &mut Exchange, coming: &mut Option<&mut Coming>) -> Result<(), DropReason> {
         if let Some(why) = self.unreadable {
             exchange.detail(&format!("the answer was not read: {why}"));
         }
@@ -473,15 +479,18 @@ impl Back {
         let charged = self.charge.set(self.held.capacity() + self.following_bytes + readers);
         if charged.is_err() && self.need.decided == Look::Nothing {
             // What is only told must not deny.
-            self.forgo();
+            self.forgo(coming);
             return Ok(());
         }
         charged
     }
 
     /// Reads it no longer.
-    fn forgo(&mut self) {
+    fn forgo(&mut self, coming: &mut Option<&mut Coming>) {
         self.readers = None;
+        self.following_bytes = 0;
+        coming.iter_mut().for_each(|coming| coming.forgo());
+        self.came.followed = CallsLook::Nothing;
         self.came.looked = Look::Size;
         self.came.findings.clear();
     }

@@ -74,6 +74,22 @@ fn script(path: &str) -> Vec<String> {
             let call = r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"shell","arguments":"{}"}}]}}]}"#;
             plain("200 OK", "application/json", call)
         }
+        // What one reads, and another does not.
+        "/v1/deep" | "/v1/two" | "/v1/marked" => {
+            let call = r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"shell","arguments":"{}"}}]}}]}"#;
+            match path {
+                "/v1/deep" => {
+                    let deep = format!("{}{}", "[".repeat(70), "]".repeat(70));
+                    vec![
+                        EVENTS.to_owned()
+                            + &chunk(&format!("data: {{\"a\":{deep},\"b\":{call}}}\n\n"))
+                            + &end(),
+                    ]
+                }
+                "/v1/two" => vec![EVENTS.to_owned() + &chunk(&format!("data: {call} {call}\n\n")) + &end()],
+                _ => plain("200 OK", "text/html", &format!("\u{feff}{call}")),
+            }
+        }
         // Said to be something else, or nothing: who asked a model reads it all the same.
         "/v1/untyped" | "/v1/mistyped" => {
             let kind = if path == "/v1/untyped" { "text/html" } else { "text/event-stream" };
@@ -443,7 +459,13 @@ async fn what_a_model_answers_is_read_whatever_is_said_of_it() {
     let more = format!("[[llm.server]]\nname = \"local\"\nurl = \"http://{host}\"\n");
     let options = Options { policy: Some(POLICY), more, ..Options::default() };
     let site = Site { gateway: Gateway::start(options).await, upstream, host };
-    for path in ["/v1/untyped", "/v1/mistyped"] {
+    for (path, why) in [
+        ("/v1/untyped", "policy_forbidden"),
+        ("/v1/mistyped", "policy_forbidden"),
+        ("/v1/marked", "policy_forbidden"),
+        ("/v1/deep", "content_unreadable"),
+        ("/v1/two", "content_unreadable"),
+    ] {
         let mut client = site.gateway.client().await;
         let (host, auth) = (&site.host, site.gateway.web());
         let head = format!(
@@ -453,10 +475,9 @@ async fn what_a_model_answers_is_read_whatever_is_said_of_it() {
         let got = String::from_utf8(client.rest().await).expect("text");
         assert!(!got.contains("shell"), "{path}: {got}");
         let outcome = site.outcome(path).await;
-        assert_eq!(
-            (&outcome.policies[..], reason(&outcome)),
-            (&["no-shell".to_owned()][..], Some("policy_forbidden"))
-        );
+        assert_eq!(reason(&outcome), Some(why), "{path}");
+        let is_denied = why == "policy_forbidden";
+        assert_eq!(outcome.policies.contains(&"no-shell".to_owned()), is_denied, "{path}");
     }
 }
 
@@ -501,4 +522,20 @@ async fn streams_of_http_2_are_judged_alike() {
     let denied = |r: &AuditRecord| r.reason.is_some();
     let outcome = site.record(RecordKind::Outcome, denied).await;
     assert_eq!((outcome.status, outcome.action.as_deref()), (Some(403), Some("receive")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_under_way_is_cut_where_policy_begins_to_ask_about_calls() {
+    let site = Site::start(POLICY, "").await;
+    let mut client = site.gateway.client().await;
+    site.begin(&mut client, "GET", "/search").await;
+    client.until("first").await;
+    let asking = format!(
+        "{POLICY}@id(\"calls\") forbid (principal, action == Action::\"receive\", resource) when {{ context.call.name == \"sh\" }};"
+    );
+    site.gateway.publish_policy(&asking).await;
+    (0..2).for_each(|_| site.upstream.next_event());
+    let rest = client.rest().await;
+    assert!(!String::from_utf8_lossy(&rest).contains("search"), "nothing of a call that is not followed");
+    assert_eq!(reason(&site.outcome("/search").await), Some("inspection_required"));
 }

@@ -13,7 +13,7 @@ use super::{Given, Inner, Need, PolicySet};
 use crate::effect::Effect;
 use crate::request::{Decision, Request};
 use crate::transform::body::BodyChange;
-use crate::vocabulary::{ActionKind, Actions, ByAction, Reads};
+use crate::vocabulary::{ActionKind, Actions, ByAction};
 
 /// How much of a body has to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,16 +38,23 @@ pub struct PayloadNeed {
 
 /// What has to be known of the calls of tools that a model asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CallsNeed {
+pub enum CallsLook {
     /// Nothing.
     #[default]
     Nothing,
     /// Names, put together of what they come in.
     Names,
-    /// All of each, where that is only told.
-    Told,
-    /// All of each, before any of it goes on.
-    Decided,
+    /// All of each.
+    Whole,
+}
+
+/// Who needs to know what of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallsNeed {
+    /// What is decided: before any of it goes on.
+    pub decided: CallsLook,
+    /// What is only told.
+    pub logged: CallsLook,
 }
 
 /// Which actions policies of a set name, of those that are asked by name.
@@ -179,7 +186,11 @@ impl PolicySet {
     #[must_use]
     pub fn needs_calls(&self, request: &Request<'_>) -> CallsNeed {
         let given = self.given();
-        self.halves().map(|half| half.needs_calls(request, given)).max().unwrap_or_default()
+        let needs = self.halves().map(|half| half.needs_calls(request, given));
+        needs.fold(CallsNeed::default(), |all, need| CallsNeed {
+            decided: all.decided.max(need.decided),
+            logged: all.logged.max(need.logged),
+        })
     }
 
     /// The same as [`needs_history`](Self::needs_history), of a request of whose body nothing is known yet.
@@ -230,26 +241,28 @@ impl Inner {
     fn needs_calls(&self, request: &Request<'_>, given: Given<'_>) -> CallsNeed {
         let action = ActionKind::of(&request.operation);
         if !(self.reads.calls || self.reads.usage) || !self.names(action) {
-            return CallsNeed::Nothing;
+            return CallsNeed::default();
         }
-        let depends = |groups: &ByAction<Group>, reads: fn(&Reads) -> bool, counts: &dyn Fn(&str) -> bool| {
-            self.depends_on_read(groups.of(action), (request, given), reads, counts)
+        let depends = |groups: &ByAction<Group>, counts: &dyn Fn(&str) -> bool| {
+            let is = |reads| self.depends_on_read(groups.of(action), (request, given), reads, counts);
+            if is(|reads| reads.calls) {
+                CallsLook::Whole
+            } else if is(|reads| reads.usage) {
+                CallsLook::Names
+            } else {
+                CallsLook::Nothing
+            }
         };
         let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
-        let all = |_: &str| true;
-        let are_guards_asked = self.naming.guards.has(action);
-        let calls: fn(&Reads) -> bool = |reads| reads.calls;
-        if are_guards_asked && depends(&self.guards_lowered, calls, &all)
-            || depends(&self.obliging_lowered, calls, &|id| !is_told(id))
-        {
-            return CallsNeed::Decided;
+        let guards = if self.naming.guards.has(action) {
+            depends(&self.guards_lowered, &|_| true)
+        } else {
+            CallsLook::Nothing
+        };
+        CallsNeed {
+            decided: guards.max(depends(&self.obliging_lowered, &|id| !is_told(id))),
+            logged: depends(&self.logged_lowered, &|_| true).max(depends(&self.obliging_lowered, &is_told)),
         }
-        if depends(&self.obliging_lowered, calls, &all) || depends(&self.logged_lowered, calls, &all) {
-            return CallsNeed::Told;
-        }
-        let groups = [&self.guards_lowered, &self.obliging_lowered, &self.logged_lowered];
-        let is_named = groups.into_iter().any(|groups| depends(groups, |reads| reads.usage, &all));
-        if is_named { CallsNeed::Names } else { CallsNeed::Nothing }
     }
 
     fn needs_payload(&self, request: &Request<'_>, given: Given<'_>) -> PayloadNeed {

@@ -218,6 +218,14 @@ impl Document {
         self.kept = Some(Kept { bytes: Vec::new(), bytes_max, is_cut: false });
     }
 
+    /// Has it keep nothing any longer.
+    pub(super) fn keep_nothing(&mut self) {
+        (self.kept, self.state.said) = (None, None);
+        if let Some(inner) = &mut self.state.inner {
+            inner.state.said = None;
+        }
+    }
+
     /// Its bytes; `None` where they are too many.
     pub(super) fn bytes(&self) -> Option<&[u8]> {
         self.kept.as_ref().filter(|kept| !kept.is_cut).map(|kept| kept.bytes.as_slice())
@@ -225,7 +233,8 @@ impl Document {
 
     /// Bytes that it keeps.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.bytes.capacity())
+        let said = self.state.said.iter().flatten().map(Vec::capacity).sum::<usize>();
+        self.kept.as_ref().map_or(0, |kept| kept.bytes.capacity()) + said
     }
 
     /// What it kept.

@@ -241,11 +241,19 @@ fn answers_are_asked_about_where_a_guard_names_them() {
     let by_call = of("context.call.name == \"sh\" && context.call.arguments like \"*rm*\"");
     assert_eq!(decided(&by_call, asked), (forbidden, Look::Content, true));
     assert_eq!(decided(&by_call, plain).0, Ok(()));
-    assert_eq!(needs(&by_call), CallsNeed::Decided);
-    assert_eq!(needs(&by_call.replace("@id(\"r\")", "@id(\"r\") @mode(\"log-only\")")), CallsNeed::Told);
-    assert_eq!(needs(&of("context.status == 500 && context.call.name == \"sh\"")), CallsNeed::Nothing);
-    assert_eq!(needs(&of("context.usage.tools.contains(\"sh\")")), CallsNeed::Names);
-    assert_eq!(needs(&of("context.findings.contains(\"x\")")), CallsNeed::Nothing);
+    use CallsLook as L;
+    let both = |decided, logged| CallsNeed { decided, logged };
+    assert_eq!(needs(&by_call), both(L::Whole, L::Nothing));
+    assert_eq!(
+        needs(&by_call.replace("@id(\"r\")", "@id(\"r\") @mode(\"log-only\")")),
+        both(L::Nothing, L::Whole)
+    );
+    assert_eq!(
+        needs(&of("context.status == 500 && context.call.name == \"sh\"")),
+        both(L::Nothing, L::Nothing)
+    );
+    assert_eq!(needs(&of("context.usage.tools.contains(\"sh\")")), both(L::Names, L::Nothing));
+    assert_eq!(needs(&of("context.findings.contains(\"x\")")), both(L::Nothing, L::Nothing));
     let only = "@id(\"h\") permit (principal, action == Action::\"http\", resource); @id(\"r\") forbid (principal, action == Action::\"receive\", resource) when { context.status == 500 };";
     assert_eq!(decided(only, plain).0, Err(DropReason::PolicyDenied), "none permits it");
     // What only tells, changes nothing; what counts requests, counts no answers.
