@@ -20,7 +20,7 @@ use super::govern::Governor;
 use super::model::Refusal;
 use super::quarantine::{Quarantines, until};
 
-/// Effects that one record is given: what more match is in policy.
+/// Effects that one record is given: what more match is in policy. Quarantines are imposed without this bound.
 const EFFECTS_MAX: usize = 64;
 /// Pause before a quarantine that could not be stored is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -75,8 +75,11 @@ impl Follower {
         }
         let policy = policy.at(record.time.as_millisecond());
         let told = told(&policy, agent, record, transport);
-        for obligation in told.iter().take(EFFECTS_MAX) {
+        // All of them, also those that the record has no room for: one is due an agent.
+        for obligation in &told {
             self.quarantine(&governor, agent, obligation, record);
+        }
+        for obligation in told.iter().take(EFFECTS_MAX) {
             record.effects.push(EffectRef {
                 policy: obligation.policy.as_ref().to_owned(),
                 effect: obligation.effect.name().to_owned(),
@@ -100,7 +103,8 @@ impl Follower {
     }
 }
 
-/// What follows on the destination, and on the parent proxy that is dialled for it: each is asked for `connect`.
+/// What follows on the destination, and on the parent proxy that is dialled for it: each is asked for `connect`. Quarantines
+/// come first, so that no record leaves one out for an alert.
 fn told(
     policy: &PolicySet,
     agent: &Agent,
@@ -113,7 +117,8 @@ fn told(
     let parent = to.via_address.map(|parent| (parent.ip(), parent.port()));
     let ask = |(ip, port): (IpAddr, u16)| policy.told(agent, ip, port, transport, went_direct(record));
     let mut told: Vec<Arc<Obligation>> = itself.into_iter().chain(parent).flat_map(ask).collect();
-    told.sort_by(|a, b| a.policy.cmp(&b.policy));
+    let order = |o: &Obligation| !matches!(o.effect, Effect::Quarantine(_));
+    told.sort_by(|a, b| (order(a), &a.policy).cmp(&(order(b), &b.policy)));
     told.dedup_by(|a, b| (&a.policy, a.effect.name()) == (&b.policy, b.effect.name()));
     told
 }

@@ -111,6 +111,25 @@ async fn one_agents_burst_takes_no_other_agents_quarantine() {
     until("both", async || quarantined(&node).await == ["default/loud", "default/quiet"]).await;
 }
 
+/// A record holds so many effects; what more match may hide no quarantine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_alerts_take_no_quarantine() {
+    let node = Node::new().start().await;
+    let agent = create(&node, "a").await.agent;
+    let alert = |n: u32| {
+        format!(
+            "@id(\"all-{n}\") @effect(\"alert\") permit (principal, action == Action::\"connect\", resource);\n"
+        )
+    };
+    let alerts: String = (0..80).map(alert).collect();
+    apply(&node, &format!("{TRAP}{alerts}")).await;
+    hand_over(&node, &[trapped(&agent)]).await;
+    let all = effects(&node).await;
+    let [(55, told)] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((told.len(), told.first().map(String::as_str)), (64, Some("trap quarantine medium")));
+    until("the quarantine", async || quarantined(&node).await == ["default/a"]).await;
+}
+
 /// A worker hands over again what was not acknowledged, and nobody has to do anything for it twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_come_again_or_late_quarantine_nobody_anew() {
