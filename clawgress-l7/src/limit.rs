@@ -22,11 +22,14 @@ pub const HEAD: Duration = Duration::from_secs(10);
 pub const KEEPALIVE_S: u64 = 60;
 /// The same.
 pub const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_S);
-/// Between two reads of a request body.
+/// Between two reads of a request body whose length was told, or that is judged.
 pub const BODY_READ: Duration = Duration::from_secs(60);
-/// How often the pace of a request body is looked at whose length was told,
+/// The same of one that may be one side of a conversation: as long as its server may be quiet.
+pub const CONVERSATION: Duration = UPSTREAM_READ;
+/// How often the pace of a request body is looked at whose length was told, and after how much waiting that of a client which
+/// takes an answer,
 pub const BODY_LOOK: Duration = Duration::from_secs(60);
-/// and the least that has to come in between: a hundredth of what the slowest links carry.
+/// and the least that has to pass in between: a hundredth of what the slowest links carry.
 pub const BODY_LOOK_BYTES_LEAST: usize = 8 * 1024;
 /// For a client to take more of a response: a stalled reader holds memory.
 pub const CLIENT_WRITE: Duration = Duration::from_secs(60);

@@ -65,6 +65,7 @@ use granted::rule;
 pub use hold::{Held, Source};
 pub use model::Calls;
 use pace::Pace;
+pub use pace::Taking;
 use receive::Back;
 pub use respond::is_stranger;
 use respond::{
@@ -321,6 +322,9 @@ impl ProxyHttp for App {
                 }
                 let is_told = session.req_header().headers.contains_key(CONTENT_LENGTH);
                 context.pace = is_told.then(|| Pace::new(Instant::now()));
+                let is_judged = context.content.body.as_ref().is_some_and(Body::decides);
+                let patience = pace::patience(granted.opens_web_socket(), is_told, is_judged);
+                session.set_read_timeout(Some(patience));
                 let granted = Arc::new(granted);
                 front.serve(Arc::clone(&granted));
                 context.granted = Some(granted);

@@ -5,7 +5,9 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -50,6 +52,14 @@ impl Stream {
     #[must_use]
     pub fn descriptor(&self) -> Option<RawFd> {
         self.tcp().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Has the connection end by a reset once it is dropped, with all that its client has not taken: the kernel would offer that
+    /// for as long as the client takes a byte of it now and then, and nothing counts such connections.
+    pub fn abandon(&self) {
+        if let Some(tcp) = self.tcp() {
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::intercept::Wire;
 use crate::limit;
@@ -21,6 +21,8 @@ pub struct Lingering {
     /// For how long, once our side is closed.
     until: Option<Pin<Box<Sleep>>>,
     thrown: usize,
+    /// Since when the client has taken nothing of what is written.
+    stalled: Option<Instant>,
 }
 
 // === impl Lingering ===
@@ -29,7 +31,26 @@ impl Lingering {
     /// Over `inner`.
     #[must_use]
     pub fn new(inner: Wire) -> Lingering {
-        Lingering { inner, until: None, thrown: 0 }
+        Lingering { inner, until: None, thrown: 0, stalled: None }
+    }
+
+    /// Notes whether the client took what was written.
+    fn note<T>(&mut self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+        } else {
+            self.stalled.get_or_insert_with(Instant::now);
+        }
+        written
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        // Whoever is only slow may still take what was written.
+        if self.stalled.is_some_and(|since| since.elapsed() >= limit::CLIENT_WRITE) {
+            self.inner.abandon();
+        }
     }
 }
 
@@ -45,11 +66,13 @@ impl AsyncRead for Lingering {
 
 impl AsyncWrite for Lingering {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.note(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.note(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -74,7 +97,8 @@ impl AsyncWrite for Lingering {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+        self.note(written)
     }
 
     fn is_write_vectored(&self) -> bool {

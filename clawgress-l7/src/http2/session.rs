@@ -22,11 +22,11 @@ use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_error::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Incoming;
 use crate::limit;
-use crate::plain_http::{Front, is_large};
+use crate::plain_http::{Front, Taking, is_large};
 
 /// Fields of a connection of HTTP/1 (RFC 9113 section 8.2.2).
 const CONNECTION_FIELDS: [&str; 6] =
@@ -51,6 +51,7 @@ pub struct Session {
     retry: Option<Retry>,
     read_bytes: usize,
     written_bytes: usize,
+    taking: Taking,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
@@ -97,6 +98,7 @@ impl Session {
             retry: None,
             read_bytes: 0,
             written_bytes: 0,
+            taking: Taking::default(),
             read_timeout: None,
             write_timeout: None,
             drain_timeout: None,
@@ -218,7 +220,13 @@ impl Session {
             let front = &self.front;
             let room =
                 poll_fn(|cx| if front.is_over() { Poll::Ready(None) } else { super::poll_room(body, cx) });
+            let asked = Instant::now();
             let room = match timeout(within, room).await {
+                // A window that opens by a byte a minute is no client that reads.
+                Ok(Some(room)) if !self.taking.keeps(asked.elapsed(), room.min(bytes.len())) => {
+                    let late = Error::explain(ErrorType::WriteTimedout, "the client takes next to nothing");
+                    return Err(late.into_down());
+                }
                 Ok(Some(room)) => room,
                 Ok(None) => {
                     let gone = Error::explain(ErrorType::WriteError, "the client has left");

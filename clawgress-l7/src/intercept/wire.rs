@@ -53,6 +53,11 @@ impl Wire {
         self.inner.tcp()
     }
 
+    /// See [`Stream::abandon`].
+    pub fn abandon(&self) {
+        self.inner.abandon();
+    }
+
     fn read(&self, n: usize) {
         self.meter.sent.fetch_add(n as u64, Ordering::Relaxed);
     }

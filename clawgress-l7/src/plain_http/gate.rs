@@ -45,6 +45,8 @@ pub struct Gate {
     outgoing: Outgoing,
     /// The head of an answer that waits.
     withheld: BytesMut,
+    /// Whether the client did not take what was last written.
+    is_stalled: bool,
     /// Pingora has the stream to itself; whoever [holds](super::hold) a body reads it through a reference.
     reader: Mutex<Reader>,
 }
@@ -102,7 +104,7 @@ impl Gate {
             closed: false,
         };
         let (outgoing, withheld) = (Outgoing::default(), BytesMut::new());
-        Gate { digest, front, outgoing, withheld, reader: Mutex::new(reader) }
+        Gate { digest, front, outgoing, withheld, is_stalled: false, reader: Mutex::new(reader) }
     }
 
     /// Answers in place of what waits, below Pingora, which has written that.
@@ -143,6 +145,24 @@ impl Gate {
         // An idle connection has no room for it.
         self.withheld = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_pieces(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_withheld(cx))?;
+        let n = ready!(self.outgoing.poll_write(&mut self.reader.get_mut().inner, cx, pieces))?;
+        self.front.count_written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_withheld(cx))?;
+        let inner = &mut self.reader.get_mut().inner;
+        ready!(self.outgoing.poll_write_held(inner, cx))?;
+        Pin::new(inner).poll_flush(cx)
     }
 
     /// What is read.
@@ -315,13 +335,9 @@ impl AsyncWrite for Gate {
         if self.front.withheld().is_waiting() {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_withheld(cx))?;
-        let Gate { outgoing, reader, .. } = &mut *self;
-        let reader = reader.get_mut();
-        let done = match outgoing.poll_write_held(&mut reader.inner, cx) {
-            Poll::Ready(Ok(())) => Pin::new(&mut reader.inner).poll_flush(cx),
-            other => other,
-        };
+        let done = self.poll_flush_all(cx);
+        self.is_stalled = done.is_pending();
+        let reader = self.reader.get_mut();
         if done.is_ready() {
             reader.flushing = None;
             return done;
@@ -356,15 +372,22 @@ impl AsyncWrite for Gate {
             slices.iter().for_each(|piece| self.withheld.extend_from_slice(piece));
             return Poll::Ready(Ok(slices.iter().map(|piece| piece.len()).sum()));
         }
-        ready!(self.poll_withheld(cx))?;
-        let Gate { outgoing, reader, front, .. } = &mut *self;
-        let n = ready!(outgoing.poll_write(&mut reader.get_mut().inner, cx, slices))?;
-        front.count_written(n);
-        Poll::Ready(Ok(n))
+        let written = self.poll_write_pieces(cx, slices);
+        self.is_stalled = written.is_pending();
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
         true
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // The rest of an answer is lost already.
+        if self.is_stalled {
+            self.reader.get_mut().inner.abandon();
+        }
     }
 }
 

@@ -59,6 +59,8 @@ mod revocation;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
 mod socks;
 #[cfg(test)]
 mod streams;
