@@ -2,7 +2,8 @@
 //! end.
 //!
 //! INVARIANT: nothing is allowed whose decision could not be queued together with room for its
-//! outcome. What can't be queued is denied, counted, and reported as a gap. The queue is bounded by records and by bytes.
+//! outcome. What can't be queued is denied, counted, and reported as a gap. The queue is bounded by records and by bytes, and so is each
+//! agent's share of it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,8 +25,10 @@ use tonic::{Code, Streaming};
 
 use crate::limit;
 
+use self::shares::{Place, Shares};
 use self::weight::weight;
 
+mod shares;
 mod weight;
 
 /// Batches between this module and the stream's task: acknowledgement is what limits the flow.
@@ -51,6 +54,8 @@ struct Queued {
 #[derive(Debug)]
 struct Held {
     bytes: usize,
+    /// Whose share they are of.
+    place: Place,
     shared: Arc<Shared>,
 }
 
@@ -65,6 +70,7 @@ struct Shared {
     /// About how many bytes they take, with what is reserved for outcomes, and how many that may be.
     bytes: AtomicUsize,
     bytes_max: usize,
+    shares: Shares,
     /// Makes request ids unique over restarts.
     prefix: String,
     requests: AtomicU64,
@@ -102,10 +108,19 @@ struct Sent {
 }
 
 /// The queue, for `connections_max` connections at once, and what empties it. A connection that is read has two records
-/// open at a time: its own, and that of a request in it; and there are as many streams of HTTP/2 at most.
+/// open at a time: its own, and that of a request in it; and there are as many streams of HTTP/2 at most. One agent has what its
+/// `agent_connections_max` connections take, and a part of the rest.
 #[must_use]
-pub fn queue(node: &str, clock: Arc<dyn Clock>, connections_max: usize, instance: &str) -> (Audit, Carrier) {
+pub fn queue(
+    node: &str,
+    clock: Arc<dyn Clock>,
+    (connections_max, agent_connections_max): (usize, usize),
+    instance: &str,
+) -> (Audit, Carrier) {
     let records_max = limit::AUDIT_BACKLOG + 3 * connections_max;
+    let agent_max = (limit::AUDIT_BACKLOG / limit::AUDIT_BACKLOG_PART)
+        .saturating_add(agent_connections_max.saturating_mul(3))
+        .min(records_max);
     let (sender, receiver) = mpsc::channel(records_max);
     let shared = Arc::new(Shared {
         node: node.to_owned(),
@@ -114,6 +129,7 @@ pub fn queue(node: &str, clock: Arc<dyn Clock>, connections_max: usize, instance
         pending: AtomicU64::new(0),
         bytes: AtomicUsize::new(0),
         bytes_max: records_max.saturating_mul(limit::AUDIT_RECORD_BYTES),
+        shares: Shares::new(agent_max.saturating_mul(limit::AUDIT_RECORD_BYTES)),
         prefix: instance.to_owned(),
         requests: AtomicU64::new(0),
     });
@@ -163,9 +179,11 @@ impl Audit {
         put
     }
 
-    /// Counts records that were never put.
-    pub fn lose(&self, n: u64) {
-        self.shared.lose(n);
+    /// Counts records that were never put, and whose they would have been.
+    pub fn lose(&self, agent: Option<&AgentRef>, n: u64) {
+        if !self.shared.shares.lose(agent, n) {
+            self.shared.lose(n);
+        }
     }
 
     /// Records that so many exchanges, of which each has two records, are not recorded one by one; with why, and whose they
@@ -174,9 +192,10 @@ impl Audit {
         let mut record = self.record(0);
         record.kind = RecordKind::Gap;
         let count = exchanges.saturating_mul(2);
-        (record.agent, record.count, record.detail) = (agent, Some(count), Some(why.to_owned()));
+        (record.count, record.detail) = (Some(count), Some(why.to_owned()));
+        record.agent.clone_from(&agent);
         if !self.try_put(record) {
-            self.lose(count);
+            self.lose(agent.as_ref(), count);
         }
     }
 
@@ -198,14 +217,14 @@ impl Shared {
     /// long paths leave room for the others.
     fn hold_two(self: &Arc<Self>, record: &mut AuditRecord) -> Option<(Held, Held)> {
         self.fit(record);
-        let bytes = weight(record);
-        Some((self.take(bytes)?, self.take(bytes)?))
+        let (place, bytes) = (Place::of(record), weight(record));
+        Some((self.take(place, bytes)?, self.take(place, bytes)?))
     }
 
     /// Takes bytes for one record.
     fn hold(self: &Arc<Self>, record: &mut AuditRecord) -> Option<Held> {
         self.fit(record);
-        self.take(weight(record))
+        self.take(Place::of(record), weight(record))
     }
 
     fn fit(&self, record: &mut AuditRecord) {
@@ -219,20 +238,38 @@ impl Shared {
         self.lost.fetch_add(n, Ordering::Relaxed);
     }
 
-    fn take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+    fn take(self: &Arc<Self>, place: Place, bytes: usize) -> Option<Held> {
+        let is_within = self.shares.take(place, of_share(bytes));
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         // Given back where it is too much.
-        let held = Held { bytes, shared: Arc::clone(self) };
-        (before.saturating_add(bytes) <= self.bytes_max).then_some(held)
+        let held = Held { bytes, place, shared: Arc::clone(self) };
+        (is_within && before.saturating_add(bytes) <= self.bytes_max).then_some(held)
     }
 }
 
 // === impl Held ===
 
+impl Held {
+    /// Has at least so many bytes, whether there is room for them or not.
+    fn grow(&mut self, bytes: usize) {
+        let more = bytes.saturating_sub(self.bytes);
+        let of_share = of_share(self.bytes + more) - of_share(self.bytes);
+        self.shared.bytes.fetch_add(more, Ordering::Relaxed);
+        let _ = self.shared.shares.take(self.place, of_share);
+        self.bytes += more;
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.shares.give(self.place, of_share(self.bytes));
     }
+}
+
+/// What a record of so many bytes takes of a share: there is room for as many small ones as for those of this size.
+fn of_share(bytes: usize) -> usize {
+    bytes.max(limit::AUDIT_RECORD_BYTES)
 }
 
 // === impl Room ===
@@ -245,8 +282,7 @@ impl Room {
             record.cut();
         }
         let bytes = weight(&record);
-        held.shared.bytes.fetch_add(bytes.saturating_sub(held.bytes), Ordering::Relaxed);
-        held.bytes = held.bytes.max(bytes);
+        held.grow(bytes);
         held.shared.pending.fetch_add(1, Ordering::AcqRel);
         permit.send(Queued { record, held });
     }
@@ -417,10 +453,30 @@ impl Carrier {
                 Err(_) => self.shared.lose(std::mem::take(&mut lost)),
             }
         }
+        lost += self.tell_lost(&mut records);
         self.sequence += 1;
         let held = self.gathered.drain(..taken).map(|queued| queued.held).collect();
         let batch = AuditBatch { sequence: self.sequence, records };
         self.unacked.push_back(Sent { batch, taken: taken as u64, stands_for: told + lost, _held: held });
+    }
+
+    /// Adds a gap for each agent that lost records; how many they count.
+    fn tell_lost(&self, records: &mut Vec<Vec<u8>>) -> u64 {
+        let mut told = 0;
+        for (n, (agent, lost)) in self.shared.shares.lost().enumerate() {
+            let mut gap = self.gap(format!("{}-gap-{}-{n}", self.shared.prefix, self.sequence), lost);
+            gap.agent = Some(agent);
+            gap.detail = Some("records of this agent beyond its share of the queue".to_owned());
+            match gap.encode() {
+                Ok(json) => {
+                    records.push(json);
+                    told += lost;
+                }
+                // Told with the next batch.
+                Err(_) => self.shared.lose(lost),
+            }
+        }
+        told
     }
 
     /// Takes as many records as there is room for in a batch, and waits for one.
@@ -446,130 +502,4 @@ fn stands_for(record: &AuditRecord) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::{Future as _, poll_fn};
-    use std::pin::pin;
-    use std::task::Poll;
-
-    use clawgress_api::RECORD_BYTES_MAX;
-    use clawgress_api::clock::SystemClock;
-
-    use super::*;
-
-    fn put(audit: &Audit) {
-        assert!(audit.try_put(audit.record(1)));
-    }
-
-    /// Whether the next batch is there at once; if it isn't, gathering it is given up.
-    async fn is_there(carrier: &mut Carrier) -> bool {
-        let mut gather = pin!(carrier.gather());
-        poll_fn(|cx| Poll::Ready(gather.as_mut().poll(cx).is_ready())).await
-    }
-
-    #[tokio::test]
-    async fn what_comes_within_a_moment_is_one_batch_and_nothing_taken_is_forgotten() {
-        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        put(&audit);
-        // Given up in the middle, as for an acknowledgement.
-        assert!(!is_there(&mut carrier).await);
-        put(&audit);
-        put(&audit);
-        assert!(carrier.gather().await);
-        put(&audit);
-        assert!(carrier.gather().await);
-        let sizes: Vec<usize> = carrier.unacked.iter().map(|sent| sent.batch.records.len()).collect();
-        assert_eq!(sizes, [3, 1]);
-    }
-
-    #[tokio::test]
-    async fn what_was_put_before_the_end_is_carried() {
-        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        put(&audit);
-        drop(audit);
-        assert!(carrier.gather().await);
-        assert!(!carrier.gather().await);
-    }
-
-    #[tokio::test]
-    async fn a_full_batch_waits_for_nothing() {
-        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        (0..=limit::AUDIT_BATCH).for_each(|_| put(&audit));
-        assert!(is_there(&mut carrier).await);
-        let last = carrier.unacked.back().map(|sent| sent.batch.records.len());
-        assert_eq!(last, Some(limit::AUDIT_BATCH));
-    }
-
-    /// A record as large as the log takes one.
-    fn large(audit: &Audit) -> AuditRecord {
-        let mut record = audit.record(1);
-        record.destination.path = Some("/".repeat(RECORD_BYTES_MAX - 1024));
-        record
-    }
-
-    #[tokio::test]
-    async fn a_batch_is_bounded_by_bytes_and_what_has_no_room_is_in_the_next() {
-        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        (0..limit::AUDIT_BATCH).for_each(|_| assert!(audit.try_put(large(&audit))));
-        drop(audit);
-        while carrier.gather().await {}
-        let carried: usize = carrier.unacked.iter().map(|sent| sent.batch.records.len()).sum();
-        assert_eq!(carried, limit::AUDIT_BATCH, "each once");
-        let taken: u64 = carrier.unacked.iter().map(|sent| sent.taken).sum();
-        assert_eq!(taken, limit::AUDIT_BATCH as u64);
-        for Sent { batch, .. } in &carrier.unacked {
-            let bytes: usize = batch.records.iter().map(Vec::len).sum();
-            assert!(bytes <= limit::AUDIT_BATCH_BYTES, "{bytes}");
-        }
-    }
-
-    #[tokio::test]
-    async fn large_records_are_cut_before_the_queue_has_no_room() {
-        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        let rooms: Vec<Room> = std::iter::from_fn(|| audit.put_and_reserve(large(&audit))).collect();
-        assert!(audit.shared.bytes.load(Ordering::Relaxed) <= audit.shared.bytes_max);
-        let count = rooms.len();
-        for room in rooms {
-            room.put(large(&audit));
-        }
-        assert!(audit.shared.bytes.load(Ordering::Relaxed) <= audit.shared.bytes_max, "outcomes have room");
-        let records = carrier.drain_for_test();
-        assert_eq!(records.len(), 2 * count);
-        let bytes: usize =
-            records.iter().filter_map(|record| record.destination.path.as_ref()).map(String::len).sum();
-        assert!(bytes <= audit.shared.bytes_max, "{bytes}");
-        assert!(
-            !records[0].truncated && records[count - 1].truncated,
-            "half of the room is for those that are cut"
-        );
-        assert_eq!(audit.shared.bytes.load(Ordering::Relaxed), 0, "all is given back");
-    }
-
-    #[tokio::test]
-    async fn what_control_refuses_becomes_a_gap_that_counts_all_of_it() {
-        let (audit, mut carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        put(&audit);
-        put(&audit);
-        audit.gap(None, 3, "tests");
-        audit.lose(4);
-        assert!(carrier.gather().await);
-        // Also if the gap is refused in its turn.
-        for _ in 0..2 {
-            carrier.give_up_first();
-            let first = carrier.unacked.front().expect("a batch");
-            assert_eq!((first.batch.sequence, first.taken, first.batch.records.len()), (1, 3, 1));
-            let gap: AuditRecord = serde_json::from_slice(&first.batch.records[0]).expect("record");
-            assert_eq!((gap.kind, gap.count), (RecordKind::Gap, Some(2 + 6 + 4)));
-        }
-        carrier.acked(Some(AuditAck { sequence: 1 })).expect("acknowledged");
-        assert!(audit.flush(Duration::from_secs(1)).await, "nothing is left");
-        assert_eq!(audit.shared.bytes.load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn a_thread_that_dies_is_noticed() {
-        let (audit, carrier) = queue("node", Arc::new(SystemClock), 1, "test");
-        let ended = carrier.start(|| panic!("no channel: part of a test")).expect("started");
-        ended.await.expect_err("nobody says anything");
-        assert!(audit.put_and_reserve(audit.record(1)).is_none(), "nothing is allowed");
-    }
-}
+mod tests;

@@ -332,7 +332,7 @@ impl Exchange {
         self.decide(&ruling);
         let room = self.audit.put_and_reserve((*self.record).clone());
         if room.is_none() {
-            self.audit.lose(2);
+            self.audit.lose(self.record.agent.as_ref(), 2);
         }
         self.stage = Stage::Decided(room);
     }

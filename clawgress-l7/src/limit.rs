@@ -214,6 +214,12 @@ pub const LEAF_RENEW_S: i64 = 600;
 
 /// Audit records waiting for control beyond those reserved by open connections: a few seconds of load.
 pub const AUDIT_BACKLOG: usize = 16 * 1024;
+/// What one agent may have of the backlog at once, besides what its connections reserve: a quarter, as of connections.
+pub const AUDIT_BACKLOG_PART: usize = 4;
+/// Agents whose shares are counted apart: more than a large node has.
+pub const AUDIT_SHARES: usize = 16 * 1024;
+/// Agents with a gap of their own in one batch: what more lose is counted in one gap.
+pub const AUDIT_LOSERS_MAX: usize = 64;
 /// Records in one batch.
 pub const AUDIT_BATCH: usize = 256;
 /// Bytes in one batch: half of what control takes at once.

@@ -39,7 +39,7 @@ async fn routed(
     resolver: SocketAddr,
     routes: Routes,
 ) -> (Arc<Gateway>, audit::Carrier) {
-    let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), 16, "test");
+    let (audit, carrier) = audit::queue("gw", Arc::new(SystemClock), (16, 4), "test");
     let snapshots = Arc::new(Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock)));
     let document = snapshot.as_bytes().to_vec();
     snapshots
