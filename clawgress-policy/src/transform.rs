@@ -112,10 +112,10 @@ impl Changes {
     /// Whether what `later` changes is changed by this: what was sent already can't be changed any more.
     #[must_use]
     pub fn covers(&self, later: &Changes) -> bool {
-        let has = |name: &Box<str>| {
+        let mut names = later.remove.iter().chain(later.set.keys()).chain(later.inject.keys());
+        let fields = names.all(|name| {
             self.remove.contains(name) || self.set.contains_key(name) || self.inject.contains_key(name)
-        };
-        let fields = later.remove.iter().chain(later.set.keys()).chain(later.inject.keys()).all(has);
+        });
         fields && (later.body.is_empty() || later.body == self.body)
     }
 
