@@ -139,11 +139,8 @@ impl Connection {
 // === impl Flows ===
 
 impl Flows {
-    /// The record of the connection, and the interface it is of. Another interface may have one of the same tuple,
-    /// older, or of a subnet that overlaps: that is somebody else's. What comes by no agents' interface is local, and so
-    /// is what a local workload says to an address of such an interface: the kernel tells that of the address then, though
-    /// the packets went by loopback (net/ipv4/route.c, `ip_route_output_key_hash_rcu`; net/ipv6/ip6_input.c,
-    /// `ip6_rcv_core`). Nobody behind the interface has a local record: its source is an address of this machine.
+    /// The record of the connection, and the interface it is of: another may have one of the same tuple, older, or of a
+    /// subnet that overlaps, and that is somebody else's.
     fn find(
         &self,
         peer: SocketAddr,
@@ -152,9 +149,7 @@ impl Flows {
         entered: impl FnOnce() -> io::Result<u32>,
     ) -> io::Result<Option<(u32, Flow)>> {
         let Some(table) = &self.table else { return Ok(None) };
-        let entered = entered()?;
-        let of_agents = self.interfaces.load().contains(&entered).then_some(entered);
-        for ifindex in of_agents.into_iter().chain([IFINDEX_LOCAL]) {
+        for ifindex in self.places(peer.ip(), local.ip(), entered()?) {
             let key = FlowKey {
                 source: address(peer.ip()),
                 destination: address(local.ip()),
@@ -169,6 +164,18 @@ impl Flows {
             }
         }
         Ok(None)
+    }
+
+    /// Where a connection's record may be, the surest first. What comes by no agents' interface is local, and so is what
+    /// a local workload says to an address of such an interface: the kernel tells that of the address then, though the
+    /// packets went by loopback (net/ipv4/route.c, `ip_route_output_key_hash_rcu`; net/ipv6/ip6_input.c, `ip6_rcv_core`).
+    ///
+    /// Nobody behind an interface has a local record, or is answered where its source is an address of this machine. But
+    /// whoever is bound to a subnet with the gateway's address in it can have a record of its own made by a packet from
+    /// there, of any tuple: it must not come before the local one, and is nothing to a connection of an address with itself.
+    fn places(&self, peer: IpAddr, local: IpAddr, entered: u32) -> impl Iterator<Item = u32> {
+        let of_agents = peer != local && self.interfaces.load().contains(&entered);
+        [IFINDEX_LOCAL].into_iter().chain(of_agents.then_some(entered))
     }
 }
 
@@ -216,6 +223,23 @@ mod tests {
         assert_eq!(from("192.0.2.8:1", Some("agents0")), None, "bound without");
         assert_eq!(from("192.0.2.7:1", Some("agents1")), None);
         assert_eq!(from("192.0.2.7:1", None), None);
+    }
+
+    #[test]
+    fn a_local_record_comes_before_one_that_a_forged_source_has_made() {
+        let flows = Flows { table: None, interfaces: ArcSwap::from_pointee(vec![7]) };
+        let places = |peer: &str, local: &str, entered| -> Vec<u32> {
+            let ip = |s: &str| s.parse::<IpAddr>().expect("address");
+            flows.places(ip(peer), ip(local), entered).collect()
+        };
+        for (agent, gateway, own) in
+            [("192.0.2.7", "192.0.2.1", "198.51.100.1"), ("2001:db8::7", "2001:db8::1", "2001:db8:1::1")]
+        {
+            assert_eq!(places(agent, gateway, 7), [IFINDEX_LOCAL, 7]);
+            assert_eq!(places(own, gateway, 7), [IFINDEX_LOCAL, 7], "a local source of another interface");
+            assert_eq!(places(gateway, gateway, 7), [IFINDEX_LOCAL], "from itself");
+            assert_eq!(places(own, gateway, 1), [IFINDEX_LOCAL]);
+        }
     }
 
     #[test]

@@ -223,6 +223,13 @@ fn a_local_command_is_governed_by_its_cgroup() {
     };
     let output = governed(&with(&["https://api.allowed.test/here"]));
     assert!(output.ok() && output.stdout.contains("clawgress lab"), "{output:?}");
+    // And at the gateway's IPv6 address.
+    let to_v6 = format!(
+        "exec curl -sS --max-time 5 --cacert {ca} -x \"${{HTTPS_PROXY%@*}}@[{}]:{PROXY_PORT}\" https://api.allowed.test/here6",
+        GATEWAY.v6
+    );
+    let output = governed(&["sh", "-c", &to_v6]);
+    assert!(output.ok() && output.stdout.contains("clawgress lab"), "{output:?}");
     // By its key alone, from another place, it is the same agent in no cgroup.
     let proxy = format!("http://{ASSISTANT}:{}@{}:{PROXY_PORT}", site.assistant_key, GATEWAY.v4);
     assert!(!curl(&site, Host::Anon, &["-x", &proxy, "https://api.allowed.test/elsewhere"]).ok());
