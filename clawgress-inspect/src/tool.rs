@@ -226,7 +226,7 @@ fn is_name(name: &str) -> bool {
 fn spelled(value: &Value, known: &[&str]) -> Result<(), ToolError> {
     for (name, _) in value.members() {
         let folded = fold(name);
-        if known.iter().any(|one| folded == fold(one) && name != one) {
+        if known.iter().any(|one| folded.eq_ignore_ascii_case(one) && name != one) {
             return Err(ToolError::Spelling(name.chars().take(64).collect()));
         }
     }

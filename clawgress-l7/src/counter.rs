@@ -118,16 +118,16 @@ fn input(tokenizer: &Tokenizer, surface: Surface, body: &[u8]) -> Option<u64> {
 
 /// A vocabulary is loaded when it is first counted with, and kept.
 fn tokenizer(vocabulary: Vocabulary, loaded: &mut [bool; 2]) -> &'static Tokenizer {
-    let before = resident_bytes();
-    let (name, at, tokenizer) = match vocabulary {
-        Vocabulary::O200k => ("o200k_base", 0, bpe_openai::o200k_base()),
-        Vocabulary::Cl100k => ("cl100k_base", 1, bpe_openai::cl100k_base()),
+    let (name, at, load): (_, _, fn() -> &'static Tokenizer) = match vocabulary {
+        Vocabulary::O200k => ("o200k_base", 0, bpe_openai::o200k_base),
+        Vocabulary::Cl100k => ("cl100k_base", 1, bpe_openai::cl100k_base),
     };
-    if let Some(loaded) = loaded.get_mut(at).filter(|loaded| !**loaded) {
-        *loaded = true;
-        let bytes = resident_bytes().saturating_sub(before);
-        tracing::info!(vocabulary = name, memory_bytes = bytes, "a vocabulary is loaded");
-    }
+    let Some(loaded) = loaded.get_mut(at).filter(|loaded| !**loaded) else { return load() };
+    *loaded = true;
+    let before = resident_bytes();
+    let tokenizer = load();
+    let bytes = resident_bytes().saturating_sub(before);
+    tracing::info!(vocabulary = name, memory_bytes = bytes, "a vocabulary is loaded");
     tokenizer
 }
 
