@@ -48,7 +48,7 @@ drop_reasons! {
     Ipv6Extension = 5, "ipv6_extension", kernel;
     /// No policy that permits this names the transport protocol, or policy cannot name it.
     ProtocolUnsupported = 6, "protocol_unsupported", kernel;
-    /// The source address or MAC does not match the binding of this interface.
+    /// The source address or MAC does not match the binding of this interface, or the address is the gateway's own.
     SourceSpoofed = 7, "source_spoofed", kernel;
     /// The source has no binding and presented no credential.
     Anonymous = 8, "anonymous", both;

@@ -268,6 +268,17 @@ pub enum Toward {
     },
 }
 
+/// Refuses a packet from an agents' interface whose source is the gateway's own address, whatever a prefix around that
+/// is bound to: layer 7 takes connections from there for those of local commands.
+// VERIFIER: before the image is looked up, or the early drop would store a register that was never written.
+#[inline(always)]
+pub fn comes_from_outside(packet: &Packet) -> Result<(), Judgement> {
+    match services(&packet.key.source) {
+        Some(_) => Err(Judgement::deny(DropReason::SourceSpoofed, 0)),
+        None => Ok(()),
+    }
+}
+
 /// The stateless judgement of a packet from an agents' interface.
 #[inline(always)]
 pub fn packet<const LAID_OUT: bool>(

@@ -138,6 +138,7 @@ fn ingress(ctx: &TcContext, generation: Generation, packet: &mut Packet) -> Resu
         packet.key = reversed(&packet.key);
         who
     } else {
+        judge::comes_from_outside(packet)?;
         let (who, toward) = judge::packet(generation, &image(generation), packet)?;
         if let Toward::Gateway { is_bound } = toward {
             let noted = if is_bound { note(packet, generation.pack(), who.agent) } else { Noted::Unknown };

@@ -82,6 +82,7 @@ fn admit(frame: &Raw, generation: Generation, packet: &mut Packet) -> Result<boo
     if kind == Kind::Error {
         return judge::error(generation, packet).map(|_| false);
     }
+    judge::comes_from_outside(packet)?;
     let image = live::<true>(generation);
     let (who, toward) = judge::packet(generation, &image, packet)?;
     if let Toward::Gateway { is_bound } = toward {

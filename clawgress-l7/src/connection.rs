@@ -170,9 +170,9 @@ impl Flows {
     /// a local workload says to an address of such an interface: the kernel tells that of the address then, though the
     /// packets went by loopback (net/ipv4/route.c, `ip_route_output_key_hash_rcu`; net/ipv6/ip6_input.c, `ip6_rcv_core`).
     ///
-    /// Nobody behind an interface has a local record, or is answered where its source is an address of this machine. But
-    /// whoever is bound to a subnet with the gateway's address in it can have a record of its own made by a packet from
-    /// there, of any tuple: it must not come before the local one, and is nothing to a connection of an address with itself.
+    /// Nobody behind an interface has a local record, and what comes from there under an address of the gateway's is dropped
+    /// by its interface's programs. Nothing rests on that here: a record of theirs must not come before the local one, and
+    /// is nothing to a connection of an address with itself.
     fn places(&self, peer: IpAddr, local: IpAddr, entered: u32) -> impl Iterator<Item = u32> {
         let of_agents = peer != local && self.interfaces.load().contains(&entered);
         [IFINDEX_LOCAL].into_iter().chain(of_agents.then_some(entered))

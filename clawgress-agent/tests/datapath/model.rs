@@ -97,6 +97,9 @@ fn identify(world: &World, mac: Mac, source: IpAddr) -> Parsed<u32> {
 }
 
 fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) -> Parsed<Did> {
+    if world.gateway.contains(&tuple.source) {
+        return Err(DropReason::SourceSpoofed);
+    }
     if is_reply {
         return Err(DropReason::IcmpUnsupported);
     }

@@ -197,6 +197,7 @@ fn frame(r: &mut Random, world: &World) -> Vec<u8> {
                     .parse()
                     .expect("address"),
                 0 => r.pick(&["::", "::1", "ff02::1", "::ffff:10.0.0.1"]).parse().expect("address"),
+                1 => gateway(v4),
                 _ => agent,
             };
             ip(mac, from, to, number, &payload)

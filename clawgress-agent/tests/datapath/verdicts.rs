@@ -243,6 +243,8 @@ async fn every_reason_in_both_families() {
         drop("another mac", &spoofed, R::SourceSpoofed);
         let spoofed = ip(OTHER_MAC, f.agent, f.gateway, 6, &tcp(1, PROXY_PORT, SYN));
         drop("another mac, to the proxy", &spoofed, R::SourceSpoofed);
+        let own = ip(MAC, f.gateway, f.direct, 17, &datagram);
+        drop("the gateway's own address", &own, R::SourceSpoofed);
         drop("anonymous", &ip(MAC, f.stranger, f.direct, 17, &datagram), R::Anonymous);
         drop("quarantined", &ip(MAC, f.disabled, f.direct, 17, &datagram), R::AgentDisabled);
         let local = ip(MAC, f.disabled, f.gateway, 6, &tcp(1, PROXY_PORT, SYN));
