@@ -62,6 +62,9 @@ pub(super) struct Calls {
     /// Whether a model is known to answer, so that every document has to be one of its.
     is_model: bool,
     open: Vec<Open>,
+    /// Blocks and items, calls or not, as they began.
+    blocks: Order,
+    items: Order,
     whole: Vec<Asked>,
     /// Names that are known, and how many of them were taken.
     known: Vec<String>,
@@ -88,6 +91,13 @@ enum Key {
     Item(u64),
     /// Of Cohere.
     Cohere(u64),
+}
+
+/// Whether what is numbered began in the order of its numbers: clients put one behind the other, and find it by its number.
+#[derive(Debug)]
+struct Order {
+    next: u64,
+    is_kept: bool,
 }
 
 /// A call that has not ended.
@@ -129,6 +139,8 @@ impl Calls {
             following,
             is_model,
             open: Vec::new(),
+            blocks: Order::default(),
+            items: Order::default(),
             whole: Vec::new(),
             known: Vec::new(),
             taken: 0,
@@ -341,6 +353,24 @@ impl Calls {
         } else {
             self.fail(CallsError::TooMuch);
         }
+    }
+}
+
+// === impl Order ===
+
+impl Default for Order {
+    fn default() -> Order {
+        Order { next: 0, is_kept: true }
+    }
+}
+
+impl Order {
+    /// The next one begins, with this number; its place.
+    fn begins(&mut self, number: Option<u64>) -> u64 {
+        let place = self.next;
+        self.next += 1;
+        self.is_kept &= number == Some(place);
+        number.unwrap_or(place)
     }
 }
 

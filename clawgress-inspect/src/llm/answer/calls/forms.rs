@@ -1,6 +1,6 @@
 //! Where each dialect has its calls, whole and in parts. Must never pass over one that a client of the dialect would take.
 
-use super::{Calls, Key, Part};
+use super::{Calls, CallsError, Key, Order, Part};
 use crate::tool::Value;
 
 /// Members of an item of the Responses API that are none of what is asked for.
@@ -65,6 +65,9 @@ impl Calls {
             let number = number(choice, "index").unwrap_or(at as u64);
             for said in [choice.member("delta"), choice.member("message")].into_iter().flatten() {
                 let calls = said.member("tool_calls").map(Value::items).unwrap_or_default();
+                if !calls.is_empty() || said.member("function_call").is_some() {
+                    self.numbered(choice, "index");
+                }
                 calls.iter().for_each(|call| self.choice_call(number, call));
                 if let Some(call @ Value::Object(_)) = said.member("function_call") {
                     self.part(Key::Function(number), function(call, None), false);
@@ -88,7 +91,7 @@ impl Calls {
         };
         let part = Part { is_text, ..function(inner, id) };
         let of_choice = |key: Key| matches!(key, Key::Choice(of, _) if of == choice);
-        let place = number(call, "index").or_else(|| {
+        let place = self.numbered(call, "index").or_else(|| {
             // Who numbers none has an id for each, or a name at its beginning.
             let known = self
                 .open
@@ -109,27 +112,38 @@ impl Calls {
 
     /// Of Anthropic and of Converse.
     fn blocks(&mut self, root: &Value) {
-        if let (Some(block), Some(n)) = (root.member("content_block"), number(root, "index"))
-            && is_block_call(block)
-        {
-            self.part(Key::Block(n), function(block, None), true);
+        if kind(root) == Some("message_start") {
+            self.blocks = Order::default();
+        }
+        if let Some(block) = root.member("content_block") {
+            let place = self.blocks.begins(number(root, "index"));
+            if is_block_call(block) {
+                self.require(self.blocks.is_kept);
+                self.part(Key::Block(place), function(block, None), true);
+            }
         }
         let delta = root.member("delta");
-        if let (Some(json), Some(n)) =
-            (delta.and_then(|delta| delta.member("partial_json")), number(root, "index"))
-        {
-            self.part(Key::Block(n), Part { arguments: Some(json), ..Part::default() }, false);
+        if let Some(json) = delta.and_then(|delta| delta.member("partial_json")) {
+            let key = self.numbered(root, "index").map(Key::Block);
+            self.require_newest(key);
+            let part = Part { arguments: Some(json), ..Part::default() };
+            self.part(key.unwrap_or(Key::Block(0)), part, false);
         }
         if kind(root) == Some("content_block_stop")
             && let Some(n) = number(root, "index")
         {
             self.close(|key| key == Key::Block(n));
         }
-        let Some(n) = number(root, "contentBlockIndex") else { return };
+        let Some(n) = number(root, "contentBlockIndex") else {
+            let said = [root.member("start"), delta].into_iter().flatten();
+            self.require(said.into_iter().all(|said| said.member("toolUse").is_none()));
+            return;
+        };
         let start = root.member("start");
         if let Some(call) = start.and_then(|start| start.member("toolUse")) {
             self.part(Key::Block(n), function(call, None), true);
         } else if let Some(call) = delta.and_then(|delta| delta.member("toolUse")) {
+            self.require_newest(Some(Key::Block(n)));
             self.part(Key::Block(n), function(call, None), false);
         } else if start.is_none() && delta.is_none() {
             self.close(|key| key == Key::Block(n));
@@ -157,7 +171,7 @@ impl Calls {
                 if call.member("partialArgs").is_some()
                     || call.member("willContinue") == Some(&Value::Bool(true))
                 {
-                    self.fail(super::CallsError::Form);
+                    self.fail(CallsError::Form);
                 }
                 self.whole_part(function(call, None));
             }
@@ -174,9 +188,13 @@ impl Calls {
         };
         let key = Key::Item(place);
         match kind {
+            "response.created" => self.items = Order::default(),
             "response.output_item.added" => {
+                let place = self.items.begins(number(root, "output_index"));
                 let item = root.member("item").filter(|item| item_name(item).is_some());
                 if let Some(item) = item {
+                    self.require(self.items.is_kept);
+                    let key = Key::Item(place);
                     let (name, is_text) = (item_name(item), is_text_item(item));
                     self.part(key, Part { name, is_text, ..Part::default() }, true);
                 }
@@ -205,6 +223,7 @@ impl Calls {
                 if !is_code && !is_input && !is_arguments {
                     return;
                 }
+                self.numbered(root, "output_index");
                 if rest.ends_with(".delta") {
                     let is_text = is_code || is_input;
                     let arguments = root.member("delta").filter(|_| !is_code);
@@ -244,7 +263,11 @@ impl Calls {
         let message = root.member("delta").and_then(|delta| delta.member("message"));
         let key = Key::Cohere(number(root, "index").unwrap_or_default());
         if let Some(calls) = message.and_then(|message| message.member("tool_calls")) {
+            self.numbered(root, "index");
             let begins = kind(root) == Some("tool-call-start");
+            if kind(root) == Some("tool-call-delta") {
+                self.require_newest(Some(key));
+            }
             let all = if calls.items().is_empty() { std::slice::from_ref(calls) } else { calls.items() };
             for call in all {
                 let inner = call.member("function").unwrap_or(call);
@@ -255,7 +278,7 @@ impl Calls {
             self.close(|known| known == key);
         }
         if let Some(delta) = root.member("tool_call_delta") {
-            let key = Key::Cohere(number(delta, "index").unwrap_or_default());
+            let key = Key::Cohere(self.numbered(delta, "index").unwrap_or_default());
             self.part(key, function(delta, None), false);
         }
         // Its first version says again, whole, what came in parts.
@@ -263,6 +286,25 @@ impl Calls {
             self.whole_calls(root.member("tool_calls"));
             self.close(|key| matches!(key, Key::Cohere(_)));
         }
+    }
+
+    /// The number a provider gives. That of a call has to be written in one way: to some clients `0.0` and `"0"` are 0.
+    fn numbered(&mut self, value: &Value, name: &str) -> Option<u64> {
+        let number = number(value, name);
+        self.require(number.is_some() || matches!(value.member(name), None | Some(Value::Null)));
+        number
+    }
+
+    fn require(&mut self, holds: bool) {
+        if !holds {
+            self.fail(CallsError::Form);
+        }
+    }
+
+    /// Calls of these dialects come one after the other: clients that go by the order, and those that go by numbers, have to
+    /// add to the same.
+    fn require_newest(&mut self, key: Option<Key>) {
+        self.require(key.is_some() && self.open.last().map(|open| open.key) == key);
     }
 
     /// A list of calls, each with all that belongs to it.
@@ -276,7 +318,7 @@ impl Calls {
     fn whole_part(&mut self, part: Part<'_>) {
         match part.name.filter(|name| !name.is_empty()) {
             Some(name) => self.whole_call(name, part.arguments, part.is_text),
-            None => self.fail(super::CallsError::Form),
+            None => self.fail(CallsError::Form),
         }
     }
 }

@@ -267,6 +267,59 @@ fn what_cannot_be_put_together_is_an_error() {
     }
 }
 
+/// Clients find the call that a part belongs to by its number, or by the order: where these differ, each would make another
+/// call of it.
+#[test]
+fn numbers_that_clients_may_take_in_two_ways_are_an_error() {
+    let start = |n: &str, name: &str| {
+        format!(
+            r#"{{"type":"content_block_start"{n},"content_block":{{"type":"tool_use","name":"{name}","input":{{}}}}}}"#
+        )
+    };
+    let delta = |n: &str| format!(r#"{{"type":"content_block_delta"{n},"delta":{{"partial_json":"{{}}"}}}}"#);
+    let item = |n: &str, name: &str| {
+        format!(
+            r#"{{"type":"response.output_item.added"{n},"item":{{"type":"function_call","name":"{name}"}}}}"#
+        )
+    };
+    let arguments =
+        |n: &str| format!(r#"{{"type":"response.function_call_arguments.delta"{n},"delta":"{{}}"}}"#);
+    let of_chat = |n: &str| chat(&format!(r#"{{"index":{n},"function":{{"name":"sh"}}}}"#));
+    let (zero, one) = (r#","index":0"#, r#","index":1"#);
+    for documents in [
+        vec![of_chat("0.0")],
+        vec![of_chat(r#""0""#)],
+        vec![of_chat("-1")],
+        vec![of_chat("0").replacen(r#""index":0"#, r#""index":0e0"#, 1)],
+        vec![start("", "sh")],
+        vec![start(one, "sh")],
+        vec![start(zero, "sh"), start(zero, "ls")],
+        vec![start(zero, "sh"), delta("")],
+        vec![start(zero, "sh"), delta(r#","index":0.0"#)],
+        vec![start(zero, "sh"), start(one, "ls"), delta(zero)],
+        vec![delta(zero)],
+        vec![item("", "sh")],
+        vec![item(r#","output_index":1"#, "sh")],
+        vec![item(r#","output_index":0"#, "sh"), arguments(r#","output_index":"0""#)],
+        vec![r#"{"contentBlockIndex":"0","start":{"toolUse":{"name":"sh"}}}"#.to_owned()],
+        vec![
+            r#"{"type":"tool-call-start","index":0,"delta":{"message":{"tool_calls":{"function":{"name":"sh"}}}}}"#
+                .to_owned(),
+            r#"{"type":"tool-call-delta","index":1,"delta":{"message":{"tool_calls":{"function":{"arguments":"{}"}}}}}"#
+                .to_owned(),
+        ],
+    ] {
+        let mut reader = reader(Format::EventStream);
+        reader.push(&events(&documents.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert_eq!(reader.take_calls(), Err(CallsError::Form), "{documents:?}");
+    }
+    // A message that follows begins anew.
+    let again =
+        [r#"{"type":"message_start"}"#, &start(zero, "ls"), &delta(zero), r#"{"type":"message_stop"}"#];
+    let body = events(&[&[&*start(zero, "sh"), r#"{"type":"message_stop"}"#][..], &again[..]].concat());
+    assert_eq!(calls(Format::EventStream, &body, 13).expect("whole"), ["sh ", "ls {}"]);
+}
+
 #[test]
 fn a_stream_without_calls_is_one_event_late_at_most() {
     let mut reader = reader(Format::EventStream);
