@@ -3,7 +3,7 @@
 //! What a token says of its own keys (`jku`, `jwk`, `x5u`, `x5c`) is never looked at, and `kid` finds keys in the
 //! issuer's own set only. A [`VerifiedToken`] has no signature: whoever reads it from memory can't present it.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use aws_lc_rs::digest;
 
@@ -232,9 +232,15 @@ impl VerifiedToken {
 /// `sha256:` and the hash of a credential without an id. Of a token it is the hash of what was signed: an ECDSA
 /// signature has a second, equally right spelling.
 pub(crate) fn hash(bytes: &[u8]) -> String {
-    let mut name = String::from("sha256:");
-    for byte in digest::digest(&digest::SHA256, bytes).as_ref() {
-        let _ = write!(name, "{byte:02x}");
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digest = digest::digest(&digest::SHA256, bytes);
+    let mut name = String::with_capacity("sha256:".len() + 2 * digest.as_ref().len());
+    name.push_str("sha256:");
+    // Not by the formatter, which would be called for each byte of each token.
+    for byte in digest.as_ref() {
+        for digit in [byte >> 4, byte & 15] {
+            name.push(char::from(DIGITS[usize::from(digit)]));
+        }
     }
     name
 }

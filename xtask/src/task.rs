@@ -34,6 +34,16 @@ pub fn test() -> anyhow::Result<()> {
     let mut clippy = shell::cargo();
     clippy.arg("clippy").args(workspace).args(["--locked", "--all-targets", "--", "-D", "warnings"]);
     shell::run(&mut clippy)?;
+    // The fuzz targets are a workspace of their own, with a lock file that nothing here is built by.
+    let mut fuzz = shell::cargo();
+    fuzz.current_dir(cache::repository().join("tests/fuzz")).args([
+        "metadata",
+        "--locked",
+        "--format-version",
+        "1",
+    ]);
+    shell::output(&mut fuzz)
+        .context("run `cargo update --workspace` in tests/fuzz: its Cargo.lock is stale")?;
     // The end-to-end tests start these by path.
     compile(false)?;
     let mut tests = shell::cargo();
