@@ -84,11 +84,12 @@ impl Dues {
         Dues { store, waiting, writing, news }
     }
 
-    /// Adds one, unless what waits for its agent lasts as long.
-    pub(super) fn add(&self, due: Due) {
+    /// Adds one, unless what waits for its agent lasts as long. What waits and `is_settled` by now, because somebody released the
+    /// agent since, gives way: what the agent does then makes it not last.
+    pub(super) fn add(&self, due: Due, is_settled: impl FnOnce(&Due) -> bool) {
         let mut waiting = self.waiting.lock();
         match waiting.get_mut(&due.agent) {
-            Some(other) if outlasts(other.due.until, due.until) => {
+            Some(other) if outlasts(other.due.until, due.until) && !is_settled(&other.due) => {
                 // Who was released since the first one was not since this one.
                 other.due.asked = other.due.asked.max(due.asked);
             }

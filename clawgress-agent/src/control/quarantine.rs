@@ -6,6 +6,7 @@
 //! the next of its name, and nothing that happens to that one changes it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,17 @@ pub struct Quarantined {
     entries: BTreeMap<Whose, Kept>,
 }
 
+/// What ends a quarantine.
+#[derive(Clone, Copy, Debug)]
+enum End<'a> {
+    /// A person: this settles what policy wanted before, too.
+    Release(&'a str),
+    /// The end of its time. What policy wants beyond that still comes.
+    Time,
+    /// The agent is no more.
+    Deletion(&'a str),
+}
+
 /// An agent's id and number.
 type Whose = (AgentId, u32);
 
@@ -60,7 +72,8 @@ pub struct Quarantines {
     governor: Arc<Governor>,
     clock: Arc<dyn Clock>,
     live: watch::Sender<Arc<Quarantined>>,
-    /// When somebody released agents last, by their numbers: what was decided before makes nobody quarantined again.
+    /// When people released agents last, by their numbers: what was decided before makes nobody quarantined again. Each is
+    /// from before the planes heard of the release, so that what the agent does from then on counts.
     released: parking_lot::Mutex<BTreeMap<u32, Timestamp>>,
     /// Held while a change is made.
     turn: Mutex<()>,
@@ -205,7 +218,7 @@ impl Quarantines {
         let kept = quarantined.entries.get(&whose).map(|kept| kept.key.clone());
         let key = key(&whose);
         let outdated = kept.filter(|kept| *kept != key).map(Write::Delete);
-        self.commit(outdated.into_iter().chain([Write::Put(key, json)]), detail).await?;
+        self.commit(outdated.into_iter().chain([Write::Put(key, json)]), detail, None).await?;
         Ok(entry)
     }
 
@@ -225,21 +238,16 @@ impl Quarantines {
             model.model.agent(id)?;
         }
         for whose in whose {
-            let number = whose.1;
-            self.release_if(whose, by, |_| true).await?;
-            if model.model.agents.get(id).is_some_and(|agent| agent.index == number) {
-                self.released.lock().insert(number, self.clock.now());
-            }
+            self.end_if(whose, End::Release(by), |_| true).await?;
         }
         Ok(())
     }
 
-    /// Releases an agent if `is_due` says so of its quarantine as it is when its turn comes: it may have
-    /// been changed since somebody looked.
-    async fn release_if(
+    /// Ends a quarantine if `is_due` says so of it as it is when its turn comes: it may have been changed since somebody looked.
+    async fn end_if(
         &self,
         whose: Whose,
-        by: &str,
+        end: End<'_>,
         is_due: impl Fn(&Quarantine) -> bool + Send,
     ) -> Result<(), Refusal> {
         // What can't be recorded isn't done; to quarantine is, because it takes away.
@@ -251,9 +259,14 @@ impl Quarantines {
         let Some(kept) = live.entries.get(&whose).filter(|kept| is_due(&kept.quarantine)) else {
             return Err(Refusal::Missing(format!("agent `{id}` is not quarantined")));
         };
-        let detail = format!("agent `{id}` released by {by}: was {}", words(Some(&kept.quarantine)));
-        let writes = [Write::Delete(kept.key.clone()), Write::Delete(due::key(whose.1))];
-        self.commit(writes, detail).await
+        let detail = format!("agent `{id}` released by {end}: was {}", words(Some(&kept.quarantine)));
+        let mut writes = vec![Write::Delete(kept.key.clone())];
+        let mut released = None;
+        if matches!(end, End::Release(_)) {
+            writes.push(Write::Delete(due::key(whose.1)));
+            released = Some((whose.1, self.clock.now()));
+        }
+        self.commit(writes, detail, released).await
     }
 
     /// Forgets the quarantine of an agent that is no more in either plane. Where a plane may still run a
@@ -265,14 +278,20 @@ impl Quarantines {
     pub async fn forget(&self, agent: &Agent, by: &str) -> Result<(), Refusal> {
         let whose = (agent.id.clone(), agent.index);
         self.released.lock().remove(&agent.index);
-        match self.release_if(whose, &format!("its deletion by {by}"), |_| true).await {
+        match self.end_if(whose, End::Deletion(by), |_| true).await {
             Err(Refusal::Missing(_)) => Ok(()),
             other => other,
         }
     }
 
-    /// Writes, publishes, records: in this order, so that the planes wait for the store alone.
-    async fn commit(&self, writes: impl IntoIterator<Item = Write>, detail: String) -> Result<(), Refusal> {
+    /// Writes, publishes, records: in this order, so that the planes wait for the store alone. Who is `released` counts as
+    /// released before anybody hears of it.
+    async fn commit(
+        &self,
+        writes: impl IntoIterator<Item = Write>,
+        detail: String,
+        released: Option<(u32, Timestamp)>,
+    ) -> Result<(), Refusal> {
         let mut record =
             self.governor.audit.record(RecordKind::Change, self.governor.live().model.generation);
         record.detail = Some(detail);
@@ -280,6 +299,11 @@ impl Quarantines {
         let mut writes: Vec<Write> = writes.into_iter().collect();
         writes.push(Write::Put(self.governor.pending(&record.request), pending));
         self.governor.store.commit(Transaction { conditions: vec![], writes }).await?;
+        if let Some((number, at)) = released
+            && self.governor.live().model.agents.values().any(|agent| agent.index == number)
+        {
+            self.released.lock().insert(number, at);
+        }
         self.reload().await?;
         self.governor.record(record).await
     }
@@ -306,7 +330,7 @@ impl Quarantines {
             let is_over = |q: &Quarantine| q.until.is_some_and(|until| until <= now);
             if let Some(entry) = live.entries().find(|q| is_over(q)) {
                 let whose = (entry.agent.clone(), entry.index);
-                if let Err(error) = self.release_if(whose, "the end of its time", is_over).await
+                if let Err(error) = self.end_if(whose, End::Time, is_over).await
                     && !matches!(error, Refusal::Missing(_))
                 {
                     tracing::error!(%error, agent = %entry.agent, "cannot release an agent whose time is over");
@@ -340,6 +364,18 @@ impl Quarantines {
             tokio::time::sleep(RETRY).await;
             let _turn = self.turn.lock().await;
             let _ = self.reload().await;
+        }
+    }
+}
+
+// === impl End ===
+
+impl fmt::Display for End<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Release(by) => f.write_str(by),
+            End::Time => f.write_str("the end of its time"),
+            End::Deletion(by) => write!(f, "its deletion by {by}"),
         }
     }
 }

@@ -97,7 +97,10 @@ impl Follower {
         let reason = format!("policy `{}` at request {}", obligation.policy, record.request);
         match until(asked, seconds) {
             Ok(until) if quarantines.is_settled(agent, asked, until) => {}
-            Ok(until) => self.dues.add(Due { agent: agent.index, asked, until, reason }),
+            Ok(until) => {
+                let due = Due { agent: agent.index, asked, until, reason };
+                self.dues.add(due, |other| quarantines.is_settled(agent, other.asked, other.until));
+            }
             Err(refusal) => tracing::warn!(%refusal, agent = %agent.id, "a quarantine is not imposed"),
         }
     }

@@ -217,7 +217,7 @@ async fn what_is_due_is_imposed_by_the_next_start_and_once() {
     let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
     let dues = Dues::open(Arc::clone(&store)).await.expect("opened");
     let first = due(&agent, quarantines.clock.now(), None);
-    dues.add(first.clone());
+    dues.add(first.clone(), |_| false);
     dues.store().await;
     // It ends before it gets to it.
     drop(dues);
@@ -236,7 +236,7 @@ fn of_an_agents_dues_the_longest_waits() {
         let time = |s| Timestamp::from_second(s).expect("time");
         for (n, (agent, until_s)) in (0..).zip(all) {
             let (asked, until) = (time(n), until_s.map(time));
-            dues.add(Due { agent: *agent, asked, until, reason: String::new() });
+            dues.add(Due { agent: *agent, asked, until, reason: String::new() }, |_| false);
         }
         let all = dues.all();
         let seconds = |due: Due| (due.agent, due.until.map(Timestamp::as_second), due.asked.as_second());
@@ -271,4 +271,64 @@ async fn what_was_decided_before_a_release_quarantines_nobody_again() {
     let next = due(&agent, quarantines.clock.now(), None);
     quarantines.impose_due(&next).await.expect("imposed");
     assert_eq!(indices(&quarantines), [agent.index], "what it did since counts");
+}
+
+/// The planes hear of a release before it is recorded.
+#[tokio::test]
+async fn what_an_agent_does_while_its_release_is_recorded_quarantines_it() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    let mut changes = quarantines.watch();
+    changes.mark_unchanged();
+    let (released, did) = tokio::join!(quarantines.release(&agent.id, None, "root"), async {
+        changes.changed().await.expect("open");
+        quarantines.clock.now()
+    });
+    released.expect("released");
+    quarantines.impose_due(&due(&agent, did, None)).await.expect("imposed");
+    assert_eq!(indices(&quarantines), [agent.index]);
+}
+
+/// What policy wants beyond the end of a quarantine is settled by a person alone.
+#[tokio::test]
+async fn the_end_of_its_time_forgets_no_longer_one_that_is_due() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let store = Arc::clone(&quarantines.governor.store);
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let stored = async || Dues::open(Arc::clone(&store)).await.expect("opened").all();
+    let dues = Dues::new(Arc::clone(&store));
+    let longer = due(&agent, quarantines.clock.now(), None);
+    dues.add(longer.clone(), |_| false);
+    dues.store().await;
+    quarantines.put(new(Some(1)), "root").await.expect("quarantined");
+    let mut changes = quarantines.watch();
+    tokio::select! {
+        () = quarantines.expire() => {}
+        ended = changes.wait_for(|live| live.indices().count() == 0) => drop(ended.expect("open")),
+    }
+    assert_eq!(stored().await, [longer]);
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    assert_eq!(stored().await, []);
+}
+
+/// What waits since before a release is over with it, whatever the agent does next.
+#[tokio::test]
+async fn what_a_release_settled_is_not_revived_by_what_comes_after() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let dues = Dues::new(Arc::clone(&quarantines.governor.store));
+    let add = |due| dues.add(due, |other| quarantines.is_settled(&agent, other.asked, other.until));
+    add(due(&agent, quarantines.clock.now(), None));
+    quarantines.put(new(Some(60)), "root").await.expect("quarantined");
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    let (asked, minute) = (quarantines.clock.now(), SignedDuration::from_mins(1));
+    add(due(&agent, asked, Some(asked + minute)));
+    impose_all(&dues, &quarantines).await;
+    let live = quarantines.live();
+    assert_eq!(live.of(&agent).map(|entry| entry.until), Some(Some(asked + minute)));
 }
