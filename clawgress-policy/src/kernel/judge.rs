@@ -371,7 +371,6 @@ impl<'a> Judge<'a> {
             "write policies for teams and named sets rather than single agents, addresses and ports",
         )?;
         let (guarded, limits, obligations) = bench.connect(ip, port, transport);
-        let limits = self.of_groups(bench.agent, limits);
         let asks_direct = bench.slices().any(|slice| slice.asks_direct);
         let opens = bench.slices().any(|slice| slice.half.inner.opens_by_name());
         let direct = LazyCell::new(|| bench.direct(ip, port, transport));
@@ -382,10 +381,14 @@ impl<'a> Judge<'a> {
                 asks_direct && super::may_be_learned(transport, action) && super::forbids(&direct);
             Value { action, policies, limits, never_direct }
         };
-        let (open, reserved) = (value(guarded.open), value(guarded.reserved));
+        let (mut open, mut reserved) = (value(guarded.open), value(guarded.reserved));
         if open.limits.len() > LIMITS_PER_CELL_MAX || reserved.limits.len() > LIMITS_PER_CELL_MAX {
             let place = format!("{} of `{}` to {ip}, port {port}", transport.name(), bench.agent.id);
             return Err(too_many_limits(&place, &obligations));
+        }
+        // What never passes needs no buckets: a group that may not go there takes none of the room for them.
+        for value in [&mut open, &mut reserved] {
+            value.limits = self.of_groups(bench.agent, std::mem::take(&mut value.limits));
         }
         Ok(Guarded { open: self.values.number(open), reserved: self.values.number(reserved) })
     }

@@ -260,6 +260,13 @@ fn too_many_groups_are_refused() {
     let refused = compile(&set(policy), &agents(most + 1)).unwrap_err();
     let refused = format!("{refused:?}");
     assert!(refused.contains("1025 rate limits, one for each group that shares one"), "{refused}");
+    // Groups that may go nowhere need none.
+    let few =
+        policy.replacen("(principal, action, resource)", "(principal in Team::\"t7\", action, resource)", 1);
+    assert_ne!(few, policy);
+    let tables = compile(&set(&few), &agents(most + 1)).unwrap();
+    let groups: Vec<_> = tables.limiters.iter().map(|limiter| limiter.group.as_deref()).collect();
+    assert_eq!(groups, [None, Some("team default/t7")]);
 }
 
 /// An obligation grants nothing, names nothing, and holds for what guards allow.
