@@ -8,7 +8,7 @@ use cedar_policy::{PrincipalConstraint, ResourceConstraint};
 use clawgress_identity::Agent;
 
 use super::{Inner, PolicyErrors, PolicySet};
-use crate::content::{ModelCall, Payload};
+use crate::content::{ModelCall, Payload, ToolCall};
 use crate::effect::Effect;
 use crate::history::History;
 use crate::quota::SCOPES_MAX;
@@ -22,21 +22,28 @@ const TRIED_MAX: usize = 50_000;
 const TOLD_MAX: usize = 20;
 /// A host that no policy names.
 const ANYWHERE: &str = "host.invalid";
-/// A model that no policy names, of a provider that none does.
-const ANY_MODEL: &str = "other/other";
-/// Models that are tried at most.
-const MODELS_MAX: usize = 64;
+/// A model that no policy names, of a provider that none does; a tool and a server likewise.
+const ANY_OFFERED: &str = "other/other";
+/// Models that are tried at most, and tools.
+const OFFERED_MAX: usize = 64;
 
 /// Actions that are asked for each request, its body, or a connection.
-const ACTIONS: [ActionKind; 5] =
-    [ActionKind::Tls, ActionKind::Tunnel, ActionKind::Http, ActionKind::Llm, ActionKind::Send];
+const ACTIONS: [ActionKind; 6] = [
+    ActionKind::Tls,
+    ActionKind::Tunnel,
+    ActionKind::Http,
+    ActionKind::Llm,
+    ActionKind::Tool,
+    ActionKind::Send,
+];
 
 // === impl Policies ===
 
 impl Policies {
     /// Refuses limits of a tenant's and the platform's of which more hold one request than may. One request of each kind
-    /// is tried, of each agent to each host that a limit names, and of calls one of each model: what is found is so, and what conditions or other
-    /// agents bring together is left to who denies it.
+    /// is tried, of each agent to each host that a limit names, and of calls one of each model and tool to any host, since nobody here knows at which
+    /// host who offers what. What is denied is held to no limits. So what is found is so, and what conditions, a host with a model or other agents bring
+    /// together is left to who denies it.
     ///
     /// # Errors
     /// The limits, if they are too many.
@@ -60,9 +67,14 @@ impl PolicySet {
         let hosts: BTreeSet<String> = self.halves().flat_map(Inner::hosts_of_limits).collect();
         let hosts = hosts.iter().map(String::as_str).chain([ANYWHERE]);
         let hosts: Vec<Host> = hosts.filter_map(|host| Host::parse(host).ok()).collect();
-        let models: BTreeSet<String> = self.halves().flat_map(Inner::models_of_limits).collect();
-        let models = models.iter().map(String::as_str).take(MODELS_MAX).chain([ANY_MODEL]);
-        let models: Vec<(&str, &str)> = models.filter_map(|model| model.split_once('/')).collect();
+        let offered = |action, (kind, of)| -> BTreeSet<String> {
+            self.halves()
+                .flat_map(|half| half.offered_of_limits(action, kind, of))
+                .take(OFFERED_MAX)
+                .collect()
+        };
+        let models = offered(ActionKind::Llm, ("Model", "Provider"));
+        let tools = offered(ActionKind::Tool, ("Tool", "ToolServer"));
         let names_agents = limits().any(names_agent);
         let set = self.supposing(History::QUIET).seeing(Arc::default());
         let (mut tried, mut kinds) = (0, BTreeSet::new());
@@ -72,8 +84,10 @@ impl PolicySet {
                 continue;
             }
             for host in &hosts {
-                let calls = models.iter().flat_map(|model| calls(host, *model));
-                for exchange in exchanges(host).into_iter().chain(calls) {
+                let is_any = host.to_string() == ANYWHERE;
+                let models = and_any(&models, is_any).flat_map(|model| calls(host, model));
+                let tools = and_any(&tools, is_any).flat_map(|tool| messages(host, tool));
+                for exchange in exchanges(host).into_iter().chain(models).chain(tools) {
                     tried += 1;
                     if tried > TRIED_MAX {
                         return Ok(());
@@ -100,7 +114,9 @@ impl PolicySet {
             let kept = obligations.iter().filter(|obligation| matches!(obligation.effect, Effect::Limit(_)));
             limits.extend(kept.map(|obligation| obligation.policy.as_ref().to_owned()));
         }
-        if limits.len() <= SCOPES_MAX {
+        let is_allowed =
+            |operation: &Operation<'_>| self.decide(&Request { agent, operation: *operation }).is_allow();
+        if limits.len() <= SCOPES_MAX || !operations.iter().all(is_allowed) {
             return Ok(());
         }
         let asked = operations.iter().map(|operation| format!("`{}`", operation.action()));
@@ -121,39 +137,53 @@ impl PolicySet {
 impl Inner {
     /// The policies that limit requests, once for each action.
     fn limits_of_requests(&self) -> impl Iterator<Item = &cedar_policy::Policy> {
+        ACTIONS.into_iter().flat_map(|action| self.limits_of(action))
+    }
+
+    /// The policies that limit what this action asks.
+    fn limits_of(&self, action: ActionKind) -> impl Iterator<Item = &cedar_policy::Policy> {
         let obligation = |policy: &&cedar_policy::Policy| self.obligations.get(&policy.id().to_string());
         let is_limit = move |policy: &&cedar_policy::Policy| {
             obligation(policy).is_some_and(|o| matches!(o.effect, Effect::Limit(_)))
         };
-        ACTIONS.into_iter().flat_map(|action| self.obliging.of(action).policies()).filter(is_limit)
+        self.obliging.of(action).policies().filter(is_limit)
     }
 
-    /// Models that scopes of limits name, and one of each provider.
-    fn models_of_limits(&self) -> impl Iterator<Item = String> {
-        self.limits_of_requests().filter_map(|policy| match policy.resource_constraint() {
+    /// What scopes of limits of this action name of a `kind`, and one of each that offers such.
+    fn offered_of_limits(&self, action: ActionKind, kind: &str, of: &str) -> Vec<String> {
+        let name = |policy: &cedar_policy::Policy| match policy.resource_constraint() {
             ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
-                let id = uid.id().unescaped();
-                match uid.type_name().to_string().as_str() {
-                    "Model" => Some(id.to_owned()),
-                    "Provider" => Some(format!("{id}/other")),
-                    _ => None,
-                }
+                let (id, type_name) = (uid.id().unescaped(), uid.type_name().to_string());
+                (type_name == kind)
+                    .then(|| id.to_owned())
+                    .or_else(|| (type_name == of).then(|| format!("{id}/other")))
             }
             ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
-        })
+        };
+        self.limits_of(action).filter_map(name).collect()
     }
 
     /// Hosts that scopes of limits name, and one of each set that they name.
     fn hosts_of_limits(&self) -> impl Iterator<Item = String> {
         let limits = self.limits_of_requests();
         limits.filter_map(|policy| match policy.resource_constraint() {
-            ResourceConstraint::Eq(uid) => Some(uid.id().unescaped().to_owned()),
-            ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
-                self.members().a_host_in(uid.id().unescaped())
+            ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => {
+                let id = uid.id().unescaped();
+                match uid.type_name().to_string().as_str() {
+                    "Host" => Some(id.to_owned()),
+                    "HostSet" => self.members().a_host_in(id),
+                    _ => None,
+                }
             }
             ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
         })
     }
+}
+
+/// What is tried at a host: the named where it may be any, and one of no name.
+fn and_any(named: &BTreeSet<String>, is_any: bool) -> impl Iterator<Item = (&str, &str)> {
+    let named = named.iter().filter(move |_| is_any).map(String::as_str);
+    named.chain([ANY_OFFERED]).filter_map(|name| name.split_once('/'))
 }
 
 /// A call of a model, in clear and in TLS that is read.
@@ -180,6 +210,29 @@ fn calls<'a>(host: &'a Host, (provider, model): (&'a str, &'a str)) -> [Vec<Oper
             Operation::Http { host, port, scheme, method: "POST", path: "/" },
             Operation::Send { host, port, method: "POST", path: "/", payload },
             Operation::Llm(call),
+        ]
+    })
+}
+
+/// A message to a tool, likewise.
+fn messages<'a>(host: &'a Host, (server, name): (&'a str, &'a str)) -> [Vec<Operation<'a>>; 2] {
+    [(443, Scheme::Https), (80, Scheme::Http)].map(|(port, scheme)| {
+        let payload = Payload { bytes: 0, complete: true, media_type: "application/json", findings: &[] };
+        let call = ToolCall {
+            host,
+            port,
+            server,
+            method: "tools/call",
+            name,
+            argument_names: &[],
+            values: &[],
+            arguments: "{}",
+            findings: &[],
+        };
+        vec![
+            Operation::Http { host, port, scheme, method: "POST", path: "/" },
+            Operation::Send { host, port, method: "POST", path: "/", payload },
+            Operation::Tool(call),
         ]
     })
 }

@@ -327,15 +327,21 @@ fn pacing(name: &str, count: usize, action: &str, resource: &str, condition: &st
     (0..count).map(one).collect()
 }
 
+/// What is said of the limits of a tenant's and a platform's policy, both of which permit everything.
+fn check(own: &str, above: &str) -> Result<(), String> {
+    let agents = [agent("web"), agent("acme/bot")];
+    let permit = "@id(\"all\") permit (principal, action, resource);\n";
+    let tenants = BTreeMap::from([
+        ("default".to_owned(), set(&format!("{permit}{own}"))),
+        ("acme".to_owned(), tenant("acme", "")),
+    ]);
+    let above = platform(&format!("{permit}{above}"));
+    let told = Policies::new(Some(above), tenants).unwrap().at(0).check_limits(&agents);
+    told.map_err(|errors| errors.problems[0].message.clone())
+}
+
 #[test]
 fn more_limits_than_a_request_may_have_are_refused_where_that_is_certain() {
-    let agents = [agent("web"), agent("acme/bot")];
-    let check = |own: &str, above: &str| {
-        let tenants =
-            BTreeMap::from([("default".to_owned(), set(own)), ("acme".to_owned(), tenant("acme", ""))]);
-        let told = Policies::new(Some(platform(above)), tenants).unwrap().at(0).check_limits(&agents);
-        told.map_err(|errors| errors.problems[0].message.clone())
-    };
     let pacing = |name: &str, count| pacing(name, count, "http", "resource", "");
     assert_eq!(check(&pacing("own", 8), &pacing("above", 8)), Ok(()));
     let told = check(&pacing("own", 8), &pacing("above", 9)).unwrap_err();
@@ -386,6 +392,45 @@ fn more_limits_than_a_request_may_have_are_refused_where_that_is_certain() {
         (
             super::platform::pacing("a", 9, "llm", "resource == Model::\"openai/gpt-5\"", "")
                 + &super::platform::pacing("b", 8, "llm", "resource == Model::\"openai/gpt-4o\"", ""),
+            false,
+        ),
+    ] {
+        assert_eq!(check(&text, "").is_err(), sure, "{text}");
+    }
+}
+
+#[test]
+fn limits_that_no_request_meets_together_are_not_too_many() {
+    let pacing = super::platform::pacing;
+    for (text, sure) in [
+        // Nobody here knows that this host is not the provider's.
+        (
+            pacing("a", 9, "llm", "resource in Provider::\"openai\"", "")
+                + &pacing("b", 8, "http", "resource == Host::\"files.test\"", ""),
+            false,
+        ),
+        (pacing("own", 17, "tool", "resource", ""), true),
+        (pacing("own", 17, "tool", "resource in ToolServer::\"github\"", ""), true),
+        (pacing("own", 17, "tool", "resource == Tool::\"github/get_me\"", ""), true),
+        (
+            pacing("a", 9, "tool", "resource == Tool::\"github/get_me\"", "")
+                + &pacing("b", 8, "http", "resource", ""),
+            true,
+        ),
+        (
+            pacing("a", 9, "tool", "resource == Tool::\"github/get_me\"", "")
+                + &pacing("b", 8, "llm", "resource", ""),
+            false,
+        ),
+        // What is denied is held to none.
+        (
+            pacing("own", 17, "tunnel", "resource", "")
+                + "@id(\"no\") forbid (principal, action == Action::\"tunnel\", resource);",
+            false,
+        ),
+        (
+            pacing("own", 17, "http", "resource == Host::\"a.test\"", "")
+                + "@id(\"no\") forbid (principal, action == Action::\"http\", resource == Host::\"a.test\");",
             false,
         ),
     ] {
