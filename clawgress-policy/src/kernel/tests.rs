@@ -10,7 +10,7 @@ mod fits;
 mod oracle;
 mod random;
 
-use oracle::{limits_alone, limits_of, never_direct, oracle};
+use oracle::{assert_as_written, limits_alone, limits_of, never_direct, oracle, policies_of};
 use random::{NamesOf, PORTS, PREFIXES, Random, address, agent, agents, moment, policies, sets, two};
 
 /// Packets compared in one run, over all random sets.
@@ -64,6 +64,8 @@ fn tables_equal_decisions_on_random_sets() {
                 KernelAction::Deny(code) if code != DropReason::InspectionRequired.code() => Vec::new(),
                 _ => limits_alone(&set, &agent, ip, transport, port).unwrap(),
             };
+            assert_as_written(&set, &agent, &limits, &format!("seed {seed}: {}\n{text}", agent.id));
+            let limits = policies_of(&limits);
             assert_eq!(
                 limits, wanted_limits,
                 "seed {seed}: {} to {ip} {transport:?} {port}\n{text}",
@@ -154,7 +156,8 @@ fn tables_equal_decisions_of_tenants_under_the_platform() {
             assert_eq!((action, ids.to_vec()), wanted, "{}", told());
             assert_eq!(expected(set, &agent, ip, transport, port), wanted, "{}", told());
             let limits = limits_of(&tables, agent.index, ip, transport, port);
-            assert_eq!(expected_limits(set, &agent, ip, transport, port), limits, "{}", told());
+            assert_as_written(set, &agent, &limits, &told());
+            assert_eq!(expected_limits(set, &agent, ip, transport, port), policies_of(&limits), "{}", told());
             let never = tables.lookup_never_direct(agent.index, ip, transport, port);
             assert_eq!(never, never_direct(set, &agent, ip, transport, port, action), "{}", told());
             assert_eq!(never, expected_never_direct(set, &agent, ip, transport, port), "{}", told());

@@ -1,5 +1,7 @@
 //! What tables must say, from single decisions and without the compiler's structure.
 
+use std::collections::BTreeSet;
+
 use super::random::{NamesOf, Thing};
 use super::*;
 use crate::request::{Operation, Request};
@@ -157,14 +159,86 @@ pub(super) fn never_direct(
     is_left && says_no && transport.has_ports()
 }
 
-/// The ids of the rate limits that tables hold a packet to.
+/// The rate limits that tables hold a packet to, by their policies' ids.
 pub(super) fn limits_of(
     tables: &KernelTables,
     index: u32,
     ip: IpAddr,
     transport: Transport,
     port: u16,
-) -> Vec<String> {
+) -> Vec<Limiter> {
     let limits = tables.lookup_limits(index, ip, transport, port);
-    limits.iter().map(|n| tables.limiters[*n as usize].policy.clone()).collect()
+    limits.iter().map(|n| tables.limiters[*n as usize].clone()).collect()
+}
+
+/// Their policies' ids.
+pub(super) fn policies_of(limits: &[Limiter]) -> Vec<String> {
+    limits.iter().map(|limiter| limiter.policy.clone()).collect()
+}
+
+/// Fails unless each of the limits says what its policy's annotations do, read a second time, of this agent; and no bucket is
+/// two limiters'.
+pub(super) fn assert_as_written(set: &PolicySet, agent: &Agent, limits: &[Limiter], told: &str) {
+    let halves = [Some(set.inner()), set.above()].into_iter().flatten();
+    let policies: Vec<_> = halves.flat_map(|half| half.limiting().policies()).collect();
+    for limiter in limits {
+        let policy = policies.iter().find(|policy| policy.id().to_string() == limiter.policy);
+        let policy = policy.unwrap_or_else(|| panic!("{}: {told}", limiter.policy));
+        let wanted = Limiter { key: limiter.key, ..as_written(policy, agent) };
+        assert_eq!((limiter, limiter.key == 0), (&wanted, false), "{told}");
+    }
+    let keys: BTreeSet<u64> = limits.iter().map(|limiter| limiter.key).collect();
+    assert_eq!(keys.len(), limits.len(), "{told}");
+}
+
+fn as_written(policy: &cedar_policy::Policy, agent: &Agent) -> Limiter {
+    let limit = policy.annotation("limit").unwrap();
+    let words: Vec<&str> = limit.split([' ', '/']).collect();
+    let (count, name, period) = (words[0].parse::<u64>().unwrap(), words[1], words[2]);
+    let (unit, size) = match name {
+        "packets" => (LimitUnit::Packets, 1),
+        "connections" => (LimitUnit::Connections, 1),
+        "KiB" => (LimitUnit::Bytes, 1_024),
+        "MB" => (LimitUnit::Bytes, 1_000_000),
+        other => panic!("{other}"),
+    };
+    let period_s = match period {
+        "second" => 1,
+        "minute" => 60,
+        "hour" => 3_600,
+        other => panic!("{other}"),
+    };
+    let count = count * size;
+    let least = if unit == LimitUnit::Bytes { 65_536 } else { 1 };
+    let burst = match words.get(4) {
+        Some(burst) => burst.parse::<u64>().unwrap() * size,
+        None => (count / u64::from(period_s)).max(least),
+    };
+    let subject = match policy.annotation("per") {
+        None | Some("agent") => LimitSubject::Agent,
+        Some("workload") => LimitSubject::Workload,
+        Some("team") => LimitSubject::Team,
+        Some("project") => LimitSubject::Project,
+        Some("environment") => LimitSubject::Environment,
+        Some("tenant") => LimitSubject::Tenant,
+        Some(other) => panic!("{other}"),
+    };
+    let group = match subject {
+        LimitSubject::Agent | LimitSubject::Workload => None,
+        LimitSubject::Team => agent.team.as_ref().map(|name| format!("team {}/{name}", agent.id.tenant())),
+        LimitSubject::Project => {
+            agent.project.as_ref().map(|name| format!("project {}/{name}", agent.id.tenant()))
+        }
+        LimitSubject::Environment => {
+            agent.environment.as_ref().map(|name| format!("environment {}/{name}", agent.id.tenant()))
+        }
+        LimitSubject::Tenant => Some(format!("tenant {}/", agent.id.tenant())),
+    };
+    let over = match policy.annotation("effect") {
+        Some("rate-limit") => LimitAction::Drop,
+        Some("throttle") => LimitAction::Pace,
+        other => panic!("{other:?}"),
+    };
+    let policy = policy.id().to_string();
+    Limiter { policy, key: 0, group, unit, count, period_s, burst, subject, over }
 }

@@ -455,10 +455,16 @@ fn obligation(r: &mut Random, number: usize) -> Option<String> {
         _ => policy(r, number, Asked::Connect).0,
     };
     let effect = r.pick(&["rate-limit", "throttle"]);
-    let limit =
-        r.pick(&["10 packets/second", "1 MB/minute burst 3", "64 KiB/second", "9 packets/hour burst 9"]);
-    let per =
-        r.pick(&["", "@per(\"agent\") ", "@per(\"workload\") ", "@per(\"team\") ", "@per(\"tenant\") "]);
+    let limit = r.pick(&[
+        "10 packets/second",
+        "1 MB/minute burst 3",
+        "6 MB/minute",
+        "64 KiB/second",
+        "9 packets/hour burst 9",
+        "600 packets/minute",
+    ]);
+    let per = r.pick(&["", "agent", "workload", "team", "project", "environment", "tenant"]);
+    let per = if per.is_empty() { String::new() } else { format!("@per(\"{per}\") ") };
     let annotated =
         text.replacen(") permit (", &format!(") @effect(\"{effect}\") @limit(\"{limit}\") {per}permit ("), 1);
     (annotated != text && text.contains("action == Action::\"connect\", ")).then_some(annotated)
