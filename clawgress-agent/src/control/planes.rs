@@ -74,11 +74,15 @@ impl Control {
         let lost = lost.iter().filter(|lost| lost.status.generation < wanted && lost.may_decide());
         let state = |lost: &super::snapshots::Lost| {
             let (since, until) = (now.duration_since(lost.since), lost.until.duration_since(now));
-            let why = format!(
-                "its connection broke {} s ago, and its process may go on by what it had for {} s more, then it denies; end it, or let it connect again",
-                since.as_secs(),
-                until.as_secs()
-            );
+            let (since, until) = (since.as_secs(), until.as_secs());
+            let why = match &lost.unknown {
+                None => format!(
+                    "its connection broke {since} s ago, and its process may go on by what it had for {until} s more, then it denies; end it, or let it connect again"
+                ),
+                Some(unknown) => format!(
+                    "{unknown}; one that is not connected may go on by what it had for {until} s more, then it denies; look which processes of `clawgress-l7` there are"
+                ),
+            };
             PlaneState { why: Some(why), ..of_worker(lost.status.clone()) }
         };
         lost.map(state).collect()

@@ -245,14 +245,20 @@ impl Workers {
         let stale_after = Duration::from_secs(config.l7.snapshot_stale_s_max);
         // It may take a moment to notice.
         let lost = memory.recall(stale_after + REFUSED_TIME_MAX);
-        Workers {
+        let is_any_lost = !lost.is_empty();
+        let workers = Workers {
             connected: watch::Sender::default(),
             next: AtomicU64::new(0),
             lost: Mutex::new(lost),
             stale_after,
             memory,
             candidate: watch::Sender::new(None),
+        };
+        if is_any_lost {
+            // Until when they may decide: it does not begin anew with each life of this role.
+            workers.remember();
         }
+        workers
     }
 
     /// The workers, in the order in which they came.
@@ -328,11 +334,11 @@ impl Workers {
 
     /// Has the next life of this role know who is there.
     fn remember(&self) {
-        self.memory.keep(|| {
+        self.memory.keep(|moment| {
             let connected = self.connected.borrow();
             let lost = self.lost.lock();
-            let lost = lost.iter().map(|l| Known { status: l.status.clone(), pid: l.pid });
-            let there = connected.values().map(|w| Known { status: w.status.clone(), pid: w.pid });
+            let lost = lost.iter().map(|lost| Known::lost(lost, moment));
+            let there = connected.values().map(|w| Known::there(w.status.clone(), w.pid));
             there.chain(lost).collect()
         });
     }
@@ -495,7 +501,7 @@ impl Drop for Place {
                 // Bounded, by those that may decide for the longest.
                 lost.remove(0);
             }
-            lost.push(Lost { status, pid, quarantine, since, until });
+            lost.push(Lost { status, pid, quarantine, since, until, unknown: None });
         });
         self.workers.remember();
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clawgress_api::L7Status;
 use nix::errno::Errno;
 use nix::sys::signal::kill;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub(in crate::control) struct Lost {
     pub(in crate::control) quarantine: Option<u64>,
     pub(in crate::control) since: Instant,
     pub(in crate::control) until: Instant,
+    /// Why it is not known which one it is, nor whether there is one.
+    pub(in crate::control) unknown: Option<String>,
 }
 
 /// Where workers are remembered.
@@ -49,6 +52,25 @@ struct Remembered {
 pub(super) struct Known {
     pub(super) status: L7Status,
     pub(super) pid: Option<i32>,
+    /// Of one that is lost; one that was connected is lost since this role ended.
+    #[serde(default)]
+    lost: Option<Span>,
+    #[serde(default)]
+    unknown: Option<String>,
+}
+
+/// Since when one is lost and until when it may decide, in milliseconds of the machine's clock that never jumps: of the
+/// same start of the machine it means the same to each life of this role.
+#[derive(Debug, Serialize, Deserialize)]
+struct Span {
+    since_ms: u64,
+    until_ms: u64,
+}
+
+/// One moment, by both.
+pub(super) struct Moment {
+    here: Instant,
+    machine: Duration,
 }
 
 // === impl Memory ===
@@ -58,25 +80,37 @@ impl Memory {
         Memory { file, writing: Mutex::default() }
     }
 
-    /// The workers that an earlier life of this role knew, as lost now: one may decide for `stale_after` from now on, since
-    /// nobody knows since when it hears nothing. None of an earlier start of the machine.
+    /// The workers that an earlier life of this role knew, as lost. One that was connected then may decide for `stale_after`
+    /// from now on, since nobody knows since when it hears nothing. None of an earlier start of the machine. Where it can't be
+    /// known who there was, somebody unknown may decide for as long.
     pub(super) fn recall(&self, stale_after: Duration) -> Vec<Lost> {
-        let remembered = match self.read() {
-            Ok(Some(remembered)) => remembered,
-            Ok(None) => return Vec::new(),
-            Err(error) => {
-                let file = self.file.display();
-                tracing::warn!(%error, %file, "nobody knows which L7 workers there were: one that does not come back is not told of");
-                return Vec::new();
-            }
-        };
-        if boot().ok().as_ref() != Some(&remembered.boot) {
-            return Vec::new();
-        }
         let since = Instant::now();
         let until = since + stale_after;
-        let lost = |Known { status, pid }| Lost { status, pid, quarantine: None, since, until };
-        remembered.workers.into_iter().map(lost).filter(Lost::may_decide).collect()
+        let lost = self.recalled(since, until).unwrap_or_else(|error| {
+            let file = self.file.display();
+            tracing::error!(%error, %file, "nobody knows which L7 workers there were: for {} s it counts as if one did not come back", stale_after.as_secs());
+            let instance = "unknown".to_owned();
+            let status = L7Status { instance, pid: 0, generation: 0, draining: false, refused: None, error: None };
+            let unknown = Some(format!("`{file}` can't be read: {error}"));
+            vec![Lost { status, pid: None, quarantine: None, since, until, unknown }]
+        });
+        lost.into_iter().filter(Lost::may_decide).collect()
+    }
+
+    fn recalled(&self, since: Instant, until: Instant) -> io::Result<Vec<Lost>> {
+        let Some(remembered) = self.read()? else { return Ok(Vec::new()) };
+        if boot()? != remembered.boot {
+            return Ok(Vec::new());
+        }
+        let moment = Moment::now()?;
+        let lost = |Known { status, pid, lost, unknown }| {
+            let (since, until) = match lost {
+                None => (since, until),
+                Some(Span { since_ms, until_ms }) => (moment.instant(since_ms)?, moment.instant(until_ms)?),
+            };
+            Ok(Lost { status, pid, quarantine: None, since, until, unknown })
+        };
+        remembered.workers.into_iter().map(lost).collect()
     }
 
     fn read(&self) -> io::Result<Option<Remembered>> {
@@ -92,10 +126,10 @@ impl Memory {
     }
 
     /// Writes who `workers` tells of then. It need not outlive the machine, so it waits for no disk.
-    pub(super) fn keep(&self, workers: impl FnOnce() -> Vec<Known>) {
+    pub(super) fn keep(&self, workers: impl FnOnce(&Moment) -> Vec<Known>) {
         let _writing = self.writing.lock();
         let written = (|| {
-            let remembered = Remembered { boot: boot()?, workers: workers() };
+            let remembered = Remembered { boot: boot()?, workers: workers(&Moment::now()?) };
             let new = self.file.with_extension("new");
             fs::write(&new, serde_json::to_vec(&remembered)?)?;
             fs::rename(&new, &self.file)
@@ -103,6 +137,46 @@ impl Memory {
         if let Err(error) = written {
             tracing::error!(%error, file = %self.file.display(), "cannot remember the L7 workers");
         }
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// One that is connected.
+    pub(super) fn there(status: L7Status, pid: Option<i32>) -> Known {
+        Known { status, pid, lost: None, unknown: None }
+    }
+
+    /// One that was lost.
+    pub(super) fn lost(lost: &Lost, moment: &Moment) -> Known {
+        let span = Span { since_ms: moment.machine_ms(lost.since), until_ms: moment.machine_ms(lost.until) };
+        Known { status: lost.status.clone(), pid: lost.pid, lost: Some(span), unknown: lost.unknown.clone() }
+    }
+}
+
+// === impl Moment ===
+
+impl Moment {
+    fn now() -> io::Result<Moment> {
+        // What [`Instant`] goes by too: neither goes on while the machine is suspended, as for the worker.
+        Ok(Moment { here: Instant::now(), machine: clock_gettime(ClockId::CLOCK_MONOTONIC)?.into() })
+    }
+
+    fn machine_ms(&self, at: Instant) -> u64 {
+        let (later, earlier) =
+            (at.saturating_duration_since(self.here), self.here.saturating_duration_since(at));
+        let time = (self.machine + later).saturating_sub(earlier);
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn instant(&self, machine_ms: u64) -> io::Result<Instant> {
+        let at = Duration::from_millis(machine_ms);
+        let instant = match at.checked_sub(self.machine) {
+            Some(later) => self.here.checked_add(later),
+            None => self.here.checked_sub(self.machine.saturating_sub(at)),
+        };
+        instant.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a time in it can't be"))
     }
 }
 
@@ -151,7 +225,7 @@ mod tests {
         let now = Instant::now();
         let lost = |pid: Option<u32>, until| {
             let pid = pid.map(|pid| i32::try_from(pid).expect("pid"));
-            Lost { status: status.clone(), pid, quarantine: None, since: now, until }
+            Lost { status: status.clone(), pid, quarantine: None, since: now, until, unknown: None }
         };
         let later = now + Duration::from_secs(600);
         let mut ended = std::process::Command::new("true").spawn().expect("a process");
@@ -172,30 +246,47 @@ mod tests {
         let memory = Memory::new(directory.path().join("workers.json"));
         let stale_after = Duration::from_secs(600);
         assert!(memory.recall(stale_after).is_empty(), "there were none");
-        let known = |instance: &str, pid: u32| Known {
-            status: L7Status {
+        let known = |instance: &str, pid: u32| {
+            let status = L7Status {
                 instance: instance.to_owned(),
                 pid,
                 generation: 7,
                 draining: false,
                 refused: None,
                 error: None,
-            },
-            pid: i32::try_from(pid).ok(),
+            };
+            Known::there(status, i32::try_from(pid).ok())
         };
         let mut ended = std::process::Command::new("true").spawn().expect("a process");
         ended.wait().expect("ended");
-        memory.keep(|| vec![known("lives", std::process::id()), known("ended", ended.id())]);
+        memory.keep(|_| vec![known("lives", std::process::id()), known("ended", ended.id())]);
         let recalled = memory.recall(stale_after);
         let [one] = &recalled[..] else { panic!("{recalled:?}") };
         assert_eq!((one.status.instance.as_str(), one.status.generation), ("lives", 7));
         assert!(one.may_decide());
         assert!(memory.recall(Duration::ZERO).is_empty(), "its time is over");
-        // Of an earlier start of the machine nobody is left, and of a damaged file nobody is known.
+        // Its time goes on over any number of restarts, whatever was configured since.
+        memory.keep(|moment| recalled.iter().map(|lost| Known::lost(lost, moment)).collect());
+        for stale_after in [stale_after * 2, Duration::ZERO] {
+            let again = memory.recall(stale_after);
+            let [again] = &again[..] else { panic!("{again:?}") };
+            // What is written is in milliseconds.
+            assert!(again.until <= one.until && again.until + Duration::from_millis(2) >= one.until);
+            assert!(again.since <= one.since && again.since + Duration::from_millis(2) >= one.since);
+        }
+        // Of an earlier start of the machine nobody is left.
         let text = fs::read_to_string(&memory.file).expect("a file");
         fs::write(&memory.file, text.replace(&boot().expect("boot"), "another")).expect("written");
         assert!(memory.recall(stale_after).is_empty());
-        fs::write(&memory.file, "{").expect("written");
-        assert!(memory.recall(stale_after).is_empty());
+        // Of a damaged file nobody is known, so that there may be one.
+        let far = text.replace("until_ms\":", "until_ms\":999999999999999");
+        for damaged in ["{", &far] {
+            fs::write(&memory.file, damaged).expect("written");
+            let recalled = memory.recall(stale_after);
+            let [unknown] = &recalled[..] else { panic!("{damaged}: {recalled:?}") };
+            assert_eq!(unknown.status.generation, 0, "it may decide by anything");
+            let why = unknown.unknown.as_deref().expect("unknown");
+            assert!(unknown.may_decide() && why.contains("workers.json` can't be read"), "{why}");
+        }
     }
 }
