@@ -36,6 +36,9 @@ const QUEUE_MAX: usize = 256;
 pub const APPEND_RECORDS_MAX: usize = 4096;
 /// Records a follower may be behind before it gets a gap instead of them.
 const FOLLOW_MAX: usize = 4096;
+/// Longest wait until what follows on records is durable, before they are queued: many times what a disk takes. Whoever
+/// handed them over has them still, and does so again.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Searches at once: each reads the disk as fast as it can.
 const SEARCHES_MAX: usize = 2;
 
@@ -51,6 +54,9 @@ pub enum AuditError {
     /// Too many.
     #[error("an append has at most {APPEND_RECORDS_MAX} records of {RECORD_BYTES_MAX} bytes")]
     TooLarge,
+    /// What follows on them is not durable.
+    #[error("what follows on the records can't be stored: {0}")]
+    Unsettled(String),
     /// The role is stopping.
     #[error("the audit log is closed")]
     Closed,
@@ -83,10 +89,20 @@ struct Shared {
     /// Number of the next record: all before it are durable.
     next: AtomicU64,
     failure: Mutex<Option<String>>,
+    unsettled: Mutex<Unsettled>,
     kept: broadcast::Sender<Kept>,
     observer: OnceLock<Observer>,
     marker: OnceLock<Box<dyn Marker>>,
     searches: Semaphore,
+}
+
+/// What followed on records and was not durable in time, so that they were not taken.
+#[derive(Clone, Debug, Default)]
+pub struct Unsettled {
+    /// How often, since this process began.
+    pub times: u64,
+    /// Why, if that is so yet.
+    pub why: Option<String>,
 }
 
 /// Takes note of every record that has become durable, and holds up none.
@@ -104,7 +120,10 @@ pub trait Marker: std::fmt::Debug + Send + Sync {
     /// Whether it put anything into this one.
     fn mark(&self, record: &mut AuditRecord) -> bool;
     /// Makes durable what must be so no later than the records that were marked.
-    async fn settle(&self);
+    ///
+    /// # Errors
+    /// If it can't be, in words: the records are not taken then.
+    async fn settle(&self) -> Result<(), String>;
 }
 
 /// Records of another process as they are kept.
@@ -112,6 +131,8 @@ pub trait Marker: std::fmt::Debug + Send + Sync {
 pub struct Marked {
     lines: Vec<Vec<u8>>,
     records: Vec<Arc<AuditRecord>>,
+    /// Whether anything follows on them.
+    follows: bool,
 }
 
 /// Waits for an append to become durable.
@@ -151,6 +172,7 @@ impl AuditLog {
             made: AtomicU64::new(0),
             next: AtomicU64::new(segments.next()),
             failure: Mutex::new(None),
+            unsettled: Mutex::default(),
             kept: broadcast::Sender::new(FOLLOW_MAX),
             observer: OnceLock::new(),
             marker: OnceLock::new(),
@@ -203,16 +225,16 @@ impl AuditLog {
         let lines = records.iter().map(AuditRecord::encode).collect::<Result<Vec<_>, _>>();
         let lines = lines.map_err(|e| AuditError::Record(e.to_string()))?;
         let records = records.into_iter().map(Arc::new).collect();
-        self.queue_marked(Marked { lines, records }).await?.durable().await
+        self.queue_marked(Marked { lines, records, follows: false }).await?.durable().await
     }
 
     /// Queues records as other processes sent them (one JSON document each), in order; the order of
     /// calls is the order in the log.
     ///
     /// # Errors
-    /// If they are too many, too large, or not records; then none is kept.
+    /// If they are too many, too large, or not records, or what follows on them can't be made durable; then none is kept.
     pub async fn queue_documents(&self, documents: Vec<Vec<u8>>) -> Result<Pending, AuditError> {
-        let marked = self.mark_documents(documents).await?;
+        let marked = self.mark_documents(documents)?;
         self.queue_marked(marked).await
     }
 
@@ -220,19 +242,19 @@ impl AuditLog {
     /// however often they are queued then.
     ///
     /// # Errors
-    /// As [`queue_documents`](Self::queue_documents); then nothing follows on any.
-    pub async fn mark_documents(&self, documents: Vec<Vec<u8>>) -> Result<Marked, AuditError> {
+    /// If they are too many, or not records; then nothing follows on any.
+    pub fn mark_documents(&self, documents: Vec<Vec<u8>>) -> Result<Marked, AuditError> {
         if documents.len() > APPEND_RECORDS_MAX {
             return Err(AuditError::TooLarge);
         }
         let parse = |document: &Vec<u8>| serde_json::from_slice::<AuditRecord>(document);
         let records = documents.iter().map(parse).collect::<Result<Vec<_>, _>>();
         let records = records.map_err(|e| AuditError::Record(e.to_string()))?;
-        let (marker, mut is_any_marked) = (self.shared.marker.get(), false);
-        let mut marked = Marked { lines: Vec::new(), records: Vec::new() };
+        let marker = self.shared.marker.get();
+        let mut marked = Marked { lines: Vec::new(), records: Vec::new(), follows: false };
         for (document, mut record) in documents.into_iter().zip(records) {
             let is_marked = marker.is_some_and(|marker| marker.mark(&mut record));
-            is_any_marked |= is_marked;
+            marked.follows |= is_marked;
             // A line break is the one thing that is legal JSON and would break the segment.
             let line = if is_marked {
                 record.encode().map_err(|e| AuditError::Record(e.to_string()))?
@@ -244,24 +266,52 @@ impl AuditLog {
             marked.lines.push(line);
             marked.records.push(Arc::new(record));
         }
-        if let Some(marker) = marker.filter(|_| is_any_marked) {
-            marker.settle().await;
-        }
         Ok(marked)
     }
 
-    /// Queues records that were marked.
+    /// Queues records that were marked, once what follows on them is durable.
     ///
     /// # Errors
     /// As [`queue_documents`](Self::queue_documents).
     pub async fn queue_marked(&self, marked: Marked) -> Result<Pending, AuditError> {
-        let Marked { lines, records } = marked;
+        let Marked { lines, records, follows } = marked;
         if lines.len() > APPEND_RECORDS_MAX || lines.iter().any(|l| l.len() > RECORD_BYTES_MAX) {
             return Err(AuditError::TooLarge);
+        }
+        if follows {
+            self.settle(records.len()).await?;
         }
         let (done, pending) = oneshot::channel();
         self.queue.send(Append { lines, records, done }).await.map_err(|_| AuditError::Closed)?;
         Ok(Pending(pending))
+    }
+
+    /// Waits until what follows on `records` is durable, for so long.
+    async fn settle(&self, records: usize) -> Result<(), AuditError> {
+        let Some(marker) = self.shared.marker.get() else { return Ok(()) };
+        let settled = match tokio::time::timeout(SETTLE_TIME_MAX, marker.settle()).await {
+            Ok(settled) => settled,
+            Err(_) => Err(format!("it took more than {} s", SETTLE_TIME_MAX.as_secs())),
+        };
+        let mut unsettled = self.shared.unsettled.lock();
+        unsettled.why = settled.as_ref().err().cloned();
+        if let Err(why) = &settled {
+            unsettled.times += 1;
+            let times = unsettled.times;
+            tracing::error!(
+                why,
+                records,
+                times,
+                "records are not taken, since what follows on them can't be stored"
+            );
+        }
+        settled.map_err(AuditError::Unsettled)
+    }
+
+    /// What followed on records and could not be made durable.
+    #[must_use]
+    pub fn unsettled(&self) -> Unsettled {
+        self.shared.unsettled.lock().clone()
     }
 
     /// Has `observer` see every record that becomes durable from now on, in order; the first one stays.

@@ -110,21 +110,22 @@ impl Dues {
     }
 
     /// Stores those that aren't. One that can't be is still imposed by this process, if that can.
-    pub(super) async fn store(&self) {
+    ///
+    /// # Errors
+    /// If some can't be: the records that tell of them must not be kept before.
+    pub(super) async fn store(&self) -> Result<(), StoreError> {
         let unstored = || -> Vec<Due> {
             let waiting = self.waiting.lock();
             waiting.values().filter(|waiting| !waiting.is_stored).map(|waiting| waiting.due.clone()).collect()
         };
         if unstored().is_empty() {
-            return;
+            return Ok(());
         }
         let _turn = self.writing.lock().await;
         for dues in unstored().chunks(WRITES_MAX) {
-            if let Err(error) = self.store_some(dues).await {
-                tracing::error!(%error, "a quarantine that is due can't be stored: it is lost if this role ends now");
-                return;
-            }
+            self.store_some(dues).await?;
         }
+        Ok(())
     }
 
     async fn store_some(&self, dues: &[Due]) -> Result<(), StoreError> {

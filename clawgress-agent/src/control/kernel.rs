@@ -500,7 +500,7 @@ fn told(status: Status) -> anyhow::Error {
 async fn keep(records: Vec<Vec<u8>>, audit: &AuditLog, governor: &Governor) -> Result<()> {
     let count = records.len() as u64;
     // Once, however often they are handed to the disk.
-    let marked = audit.mark_documents(records).await;
+    let marked = audit.mark_documents(records);
     loop {
         let queued = match &marked {
             Ok(marked) => audit.queue_marked(marked.clone()).await,
@@ -513,7 +513,7 @@ async fn keep(records: Vec<Vec<u8>>, audit: &AuditLog, governor: &Governor) -> R
         match kept {
             Ok(()) => return Ok(()),
             // The datapath's bounded queue holds what comes meanwhile.
-            Err(AuditError::Disk(_)) => tokio::time::sleep(AUDIT_PAUSE).await,
+            Err(AuditError::Disk(_) | AuditError::Unsettled(_)) => tokio::time::sleep(AUDIT_PAUSE).await,
             Err(AuditError::Closed) => bail!(AuditError::Closed),
             Err(error) => {
                 tracing::error!(%error, count, "records of the datapath are not understood");

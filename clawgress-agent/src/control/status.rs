@@ -9,6 +9,7 @@ use clawgress_identity::{AgentId, PolicyOwner};
 use nix::ifaddrs::getifaddrs;
 
 use super::Control;
+use super::audit::Unsettled;
 use super::govern::Generation;
 use super::revisions::{denied, of};
 
@@ -29,6 +30,7 @@ impl Control {
             format!("a condition on time has turned, and the former generation is still live: {why}")
         }));
         warnings.extend(self.audit.failure().map(|f| format!("{f}: nothing is acknowledged, so L7 denies")));
+        warnings.extend(unsettled_warning(&self.audit.unsettled()));
         warnings.extend(keys);
         warnings.extend(self.geo.trouble().map(|why| format!("geo data: {why}; what was in force stays")));
         match &datapath {
@@ -100,6 +102,14 @@ impl Control {
         });
         addresses.collect()
     }
+}
+
+fn unsettled_warning(unsettled: &Unsettled) -> Option<String> {
+    let Unsettled { times, why } = unsettled;
+    let why = why.as_ref()?;
+    Some(format!(
+        "what follows on records can't be stored ({times} times since this role began; the last time: {why}): they are not acknowledged, so L7 denies once its queue is full; look at the disk of `state_dir`"
+    ))
 }
 
 fn policy_warnings(live: &Generation) -> Vec<String> {

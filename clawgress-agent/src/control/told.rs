@@ -50,8 +50,8 @@ impl Marker for Follower {
         self.follow(record).is_some_and(|follows| follows)
     }
 
-    async fn settle(&self) {
-        self.dues.store().await;
+    async fn settle(&self) -> Result<(), String> {
+        self.dues.store().await.map_err(|error| format!("a quarantine that is due: {error}"))
     }
 }
 

@@ -255,3 +255,42 @@ async fn a_slow_follower_is_told_how_much_it_missed() {
     let lagged = follower.recv().await;
     assert!(matches!(lagged, Err(broadcast::error::RecvError::Lagged(7))), "{lagged:?}");
 }
+
+/// Settles as it is told.
+#[derive(Debug)]
+struct Settles(tokio::sync::watch::Receiver<Option<Result<(), String>>>);
+
+#[async_trait]
+impl Marker for Settles {
+    fn mark(&self, _: &mut AuditRecord) -> bool {
+        true
+    }
+
+    async fn settle(&self) -> Result<(), String> {
+        let mut told = self.0.clone();
+        let told = told.wait_for(Option::is_some).await.expect("open").clone();
+        told.expect("told")
+    }
+}
+
+#[tokio::test]
+async fn records_are_not_taken_before_what_follows_on_them_is_durable() {
+    let dir = tempfile::tempdir().expect("directory");
+    let log = open(dir.path(), SMALL).await;
+    let (tell, told) = tokio::sync::watch::channel(None);
+    log.mark(Settles(told));
+    let document = serde_json::to_vec(&record(&log, "a.example", Verdict::Allow)).expect("json");
+    let queue = async || log.queue_documents(vec![document.clone()]).await;
+    // For ever, for all this role can know.
+    let late = queue().await.expect_err("it takes too long");
+    assert!(matches!(&late, AuditError::Unsettled(why) if why.contains("more than 5 s")), "{late}");
+    tell.send_replace(Some(Err("the disk is full".to_owned())));
+    let failed = queue().await.expect_err("it can't be stored");
+    assert!(failed.to_string().contains("the disk is full"), "{failed}");
+    let Unsettled { times, why } = log.unsettled();
+    assert_eq!((times, why.as_deref(), log.records()), (2, Some("the disk is full"), 0));
+    tell.send_replace(Some(Ok(())));
+    queue().await.expect("queued").durable().await.expect("durable");
+    let Unsettled { times, why } = log.unsettled();
+    assert_eq!((times, why, log.records()), (2, None, 1));
+}

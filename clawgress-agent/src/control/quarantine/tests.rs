@@ -218,7 +218,7 @@ async fn what_is_due_is_imposed_by_the_next_start_and_once() {
     let dues = Dues::open(Arc::clone(&store)).await.expect("opened");
     let first = due(&agent, quarantines.clock.now(), None);
     dues.add(first.clone(), |_| false);
-    dues.store().await;
+    dues.store().await.expect("stored");
     // It ends before it gets to it.
     drop(dues);
     let dues = Dues::open(Arc::clone(&store)).await.expect("opened");
@@ -302,7 +302,7 @@ async fn the_end_of_its_time_forgets_no_longer_one_that_is_due() {
     let dues = Dues::new(Arc::clone(&store));
     let longer = due(&agent, quarantines.clock.now(), None);
     dues.add(longer.clone(), |_| false);
-    dues.store().await;
+    dues.store().await.expect("stored");
     quarantines.put(new(Some(1)), "root").await.expect("quarantined");
     let mut changes = quarantines.watch();
     tokio::select! {
