@@ -205,8 +205,7 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
         direct.halved(set, |own| own.forward(agent, ip, port, transport), |above| above.decide(&request));
     let (action, _) = kernel::expected(set, agent, ip, transport, port);
     if action == KernelAction::Direct {
-        let told = followed(set.told(agent, ip, port, transport, true));
-        direct.effects = told.filter(|effect| !connect.effects.contains(effect)).collect();
+        direct.effects = of_direct(set, agent, (ip, port, transport), &connect);
     }
     let (mut notes, mut unasked) = (Vec::new(), Vec::new());
     let (allowed, decided, reason, opaque) = match action {
@@ -271,8 +270,13 @@ fn url(
     let mut is_forwarded = false;
     match ip.or(host.address()) {
         Some(ip) => {
-            phases.push(connect(set, agent, ip, port, Transport::Tcp));
+            let connect = connect(set, agent, ip, port, Transport::Tcp);
             is_forwarded = kernel::expected(set, agent, ip, Transport::Tcp, port).0 == KernelAction::Direct;
+            if is_forwarded && !is_endpoint {
+                let effects = of_direct(set, agent, (ip, port, Transport::Tcp), &connect);
+                notes.push(forwarded(&effects));
+            }
+            phases.push(connect);
         }
         None => {
             unasked.push("connect".to_owned());
@@ -280,11 +284,6 @@ fn url(
                 "`connect` is asked of each address that `{host}` resolves to: name one with --address"
             ));
         }
-    }
-    if is_forwarded && !is_endpoint {
-        notes.push(
-            "`direct` permits the address: past the explicit proxy, the kernel forwards it unread".into(),
-        );
     }
     let decided = phases.iter().find(|phase| !phase.allowed).or(phases.last());
     let (decided, reason) =
@@ -362,6 +361,25 @@ fn connect(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
         |own| own.reach(agent, ip, port, transport),
         |above| above.reach_unguarded(agent, ip, port, transport),
     )
+}
+
+/// What follows on a flow that the kernel forwards, besides what `connect` brings.
+fn of_direct(
+    set: &PolicySet,
+    agent: &Agent,
+    (ip, port, transport): (IpAddr, u16, Transport),
+    connect: &Phase,
+) -> Vec<PhaseEffect> {
+    let told = followed(set.told(agent, ip, port, transport, true));
+    told.filter(|effect| !connect.effects.contains(effect)).collect()
+}
+
+/// What is said of an address that `direct` permits, where something else was asked about.
+fn forwarded(effects: &[PhaseEffect]) -> String {
+    let names = effects.iter().map(|effect| format!("`{}` ({})", effect.policy, effect.effect));
+    let names = names.collect::<Vec<_>>().join(", ");
+    let follows = if effects.is_empty() { String::new() } else { format!(", and what follows is {names}") };
+    format!("`direct` permits the address: past the explicit proxy, the kernel forwards it unread{follows}")
 }
 
 /// What follows on what planes tell.

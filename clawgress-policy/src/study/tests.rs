@@ -146,6 +146,43 @@ fn opaque_permits_make_content_rules_moot() {
     assert!(explained("http://api.test/", None, None).moot.is_empty(), "it is read");
 }
 
+#[test]
+fn what_follows_on_direct_is_told() {
+    let text = r#"
+@id("all") permit (principal, action, resource);
+@id("met") @effect("alert") permit (principal, action == Action::"connect", resource);
+@id("past") @effect("alert") permit (principal, action == Action::"direct", resource) when { context.port == 80 };
+@id("trap") @effect("quarantine") @for("15m") permit (principal, action == Action::"direct", resource);
+@id("try") @mode("log-only") forbid (principal, action == Action::"direct", resource) when { context.port == 80 };
+"#;
+    let (bundle, surroundings, agent) = (bundle(text), Surroundings::default(), agent("a", "t", 1));
+    let explained = |to: &str, address| {
+        let target = Target::parse(to, None, None, address).unwrap();
+        let texts = texts(&bundle, &surroundings);
+        explain(&set(text), texts, &agent, (&target, Supposed::default()), TlsReading::Off)
+    };
+    let told = |explanation: &Explanation| {
+        let of = |phase: &super::explain::Phase| {
+            let effects = phase.effects.iter().map(|e| format!("{} {}", e.policy, e.effect));
+            (phase.action.clone(), effects.collect::<Vec<_>>().join(", "))
+        };
+        explanation.phases.iter().map(of).collect::<Vec<_>>()
+    };
+    let phases = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+        all.iter().map(|(action, effects)| ((*action).to_owned(), (*effects).to_owned())).collect()
+    };
+    let wanted = [("connect", "met alert"), ("direct", "past alert, trap quarantine, try would-forbid")];
+    assert_eq!(told(&explained("203.0.113.5:80", None)), phases(&wanted));
+    let wanted = [("connect", "met alert"), ("direct", "trap quarantine")];
+    assert_eq!(told(&explained("203.0.113.5:443", None)), phases(&wanted));
+    // By the explicit proxy it is read, and `direct` is asked of nothing.
+    let url = explained("http://api.test/", Some("203.0.113.5"));
+    assert_eq!(told(&url), phases(&[("http", ""), ("connect", "met alert")]));
+    let note =
+        "forwards it unread, and what follows is `past` (alert), `trap` (quarantine), `try` (would-forbid)";
+    assert!(url.notes.iter().any(|told| told.ends_with(note)), "{:?}", url.notes);
+}
+
 /// What the platform says of content has as little to say where content passes unread.
 #[test]
 fn opaque_permits_make_the_platforms_content_rules_moot() {
