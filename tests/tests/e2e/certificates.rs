@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 
-use clawgress_api::{AuditRecord, RecordKind};
+use clawgress_api::AuditRecord;
 use clawgress_e2e::lab::{GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{self, GATEWAY};
 use clawgress_e2e::scenario::{ASSISTANT, Site, TEAM};
@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::pki::{Authority, Pair, Wanted};
 use crate::shared::wait_for;
-use crate::support::{admin, agent, codes, curl, denied, finish, record};
+use crate::support::{admin, agent, codes, curl, cut, denied, finish, record};
 
 pub const PROXY_TLS_PORT: u16 = 3130;
 pub const WRITER: &str = "writer";
@@ -265,27 +265,22 @@ fn what_a_certificate_opened_is_cut_when_it_is_revoked() {
     let directory = lab.dir().join("presented");
     fs::create_dir(&directory).unwrap();
     let client = s.client(&directory, [&writer, &assistant]);
+    let deleted = |r: &AuditRecord| r.detail.as_deref().is_some_and(|d| d.contains("authority deleted by "));
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| lab.run(Host::Anon, &client).unwrap());
         wait_for(&s.site, &directory.join("ready"));
         agents_ca.revoke(&writer);
         s.trust(&agents_ca, "leaf", Some(&agents_ca.list(3600)));
+        let listed = |r: &AuditRecord| r.detail.as_deref().is_some_and(|d| d.contains("authority set by "));
+        cut(&s.site, (WRITER, "credential_invalid", 1), listed);
         fs::write(directory.join("revoked"), "").unwrap();
         wait_for(&s.site, &directory.join("half"));
         admin(&s.site).ctl(&["authority", "delete", "corporate"]).unwrap().check().unwrap();
+        cut(&s.site, (ASSISTANT, "credential_invalid", 1), deleted);
         fs::write(directory.join("deleted"), "").unwrap();
         client.join().unwrap()
     });
     assert!(client.ok(), "{client:?}");
     assert_eq!(client.stdout.trim(), "first is cut 407\nother lives 200\nother is cut 407", "{client:?}");
-    for name in [WRITER, ASSISTANT] {
-        record(&s.site, "the end of what was under way", |r| {
-            let is_over = r.reason.is_some_and(|reason| reason.name() == "credential_invalid");
-            r.kind == RecordKind::Outcome && agent(r) == Some(name) && is_over
-        });
-    }
-    record(&s.site, "who did it", |r| {
-        r.detail.as_deref().is_some_and(|d| d.contains("authority deleted by "))
-    });
     finish(s.site);
 }

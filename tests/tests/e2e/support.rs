@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clawgress_api::{AuditQuery, AuditRecord, RecordKind, Verdict};
+use clawgress_api::{AuditQuery, AuditRecord, Plane, RecordKind, Verdict};
 use clawgress_e2e::admin::Admin;
 use clawgress_e2e::lab::{Forbidden, GatewayOptions, Host, Lab, Output};
 use clawgress_e2e::plan::{GATEWAY, PROXY_PORT};
@@ -94,6 +94,30 @@ pub fn pair(site: &Site, what: &str, fits: impl Fn(&AuditRecord) -> bool) -> (Au
         r.kind == RecordKind::Outcome && r.request == request
     });
     (decision, outcome)
+}
+
+/// Waits until the proxy has ended `count` exchanges of `agent` for `reason`, and the change that is the cause is on record. Nothing
+/// is asked of anybody meanwhile, so that what was revoked was pushed to what lives. Prints how long after the change the last
+/// of them ended.
+#[track_caller]
+pub fn cut(site: &Site, (who, reason, count): (&str, &str, usize), cause: impl Fn(&AuditRecord) -> bool) {
+    let is_end = |r: &AuditRecord| {
+        let is_so = r.reason.is_some_and(|found| found.name() == reason);
+        r.plane == Plane::L7 && r.kind == RecordKind::Outcome && agent(r) == Some(who) && is_so
+    };
+    let mut time = None;
+    let waited = site.gateway.lab.wait("the end of what was under way", RECORD_TIME, || {
+        let all = admin(site).audit(&AuditQuery::default())?;
+        let caused = all.iter().filter(|r| r.kind == RecordKind::Change && cause(r)).map(|r| r.time).max();
+        let ended: Vec<_> = all.iter().filter(|r| is_end(r)).map(|r| r.time).collect();
+        time = ended.iter().max().zip(caused).map(|(ended, caused)| ended.duration_since(caused));
+        Ok(ended.len() >= count && time.is_some())
+    });
+    waited.unwrap();
+    println!(
+        "{count} of `{who}` cut ({reason}) {:#} after the cause, before anything else was asked",
+        time.unwrap()
+    );
 }
 
 /// Whether a record is a denial for `reason`.
