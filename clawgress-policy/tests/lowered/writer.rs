@@ -83,7 +83,7 @@ impl Writer<'_> {
         let effect = if self.random.one_in(4) { "forbid" } else { "permit" };
         let is_told = matches!(self.action, "http" | "send" | "connect");
         let annotation = if effect == "permit" && is_told && self.random.one_in(8) {
-            "@effect(\"alert\") "
+            self.effect()
         } else if (is_told || !self.is_of_addresses()) && self.random.one_in(8) {
             "@mode(\"log-only\") "
         } else {
@@ -103,6 +103,21 @@ impl Writer<'_> {
             text.push_str(&format!(" {word} {{ {condition} }}"));
         }
         text + ";"
+    }
+
+    /// What an obligation says.
+    fn effect(&mut self) -> &'static str {
+        let effects = [
+            "@effect(\"alert\") ",
+            "@effect(\"alert\") @severity(\"high\") ",
+            "@effect(\"quarantine\") @for(\"15m\") ",
+            "@effect(\"rate-limit\") @limit(\"20 requests/minute burst 5\") ",
+            "@effect(\"rate-limit\") @limit(\"3 requests/second\") @per(\"team\") ",
+            "@effect(\"throttle\") @limit(\"900 requests/hour\") @per(\"tenant\") ",
+        ];
+        // Limits of `connect` are the kernel's: its tables are compared elsewhere.
+        let of_both = if self.is_of_addresses() { 3 } else { effects.len() };
+        self.random.pick(&effects[..of_both])
     }
 
     fn agent(&mut self) -> String {
