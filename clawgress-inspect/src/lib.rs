@@ -24,3 +24,4 @@ pub mod sniff;
 pub mod socks5;
 pub mod splice;
 pub mod tool;
+pub mod web_socket;

@@ -29,6 +29,8 @@ mod payload;
 mod prompt;
 #[path = "tool.rs"]
 mod tool;
+#[path = "web_socket.rs"]
+mod web_socket;
 
 pub use change::llm_change;
 pub use encoded::encoded;
@@ -41,6 +43,7 @@ pub use llm::{llm_answer, llm_calls, llm_request};
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 pub use prompt::{prompt_rules, prompt_text};
 pub use tool::{tool_list, tool_message};
+pub use web_socket::web_socket;
 
 use super::Host;
 
@@ -79,6 +82,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("spiffe_id", spiffe_id),
     ("tool_list", tool_list),
     ("tool_message", tool_message),
+    ("web_socket", web_socket),
 ];
 
 /// The first byte says how the rest is cut into pieces.
