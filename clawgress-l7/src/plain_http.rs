@@ -50,6 +50,7 @@ mod respond;
 mod rewrite;
 mod said;
 pub mod tool;
+mod web_socket;
 mod withheld;
 
 pub use admit::{Admitted, Place, Upgrade, admit};
@@ -235,7 +236,7 @@ impl App {
     ) -> Result<Granted, Ruling> {
         let gateway = &self.gateway;
         let (admitted, who, plan) = self.recognise(front, exchange).await?;
-        let mut ruling = rule(&plan, &who, &admitted);
+        let mut ruling = rule(gateway, &plan, &who, &admitted);
         if ruling.verdict.is_ok() && admitted.upgrade == Upgrade::Other {
             // After policy, whose denials and obligations count for this as for any other request.
             ruling = Ruling::deny("http", DropReason::UpgradeUnsupported).obliged_by(&ruling);

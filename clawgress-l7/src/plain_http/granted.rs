@@ -24,7 +24,7 @@ use super::model::Facts;
 use super::receive::Came;
 use super::said::Said;
 use super::tool::Messages;
-use super::{Admitted, Upgrade};
+use super::{Admitted, Upgrade, web_socket};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
 #[derive(Debug)]
@@ -308,7 +308,7 @@ impl Granted {
         };
         if !is_judged && !lacks_history() {
             let agent = &who.identity.agent;
-            let ruling = rule(&plan, &who, &self.admitted);
+            let ruling = rule(gateway, &plan, &who, &self.admitted);
             ruling.verdict?;
             let ruling = self.judge_body(gateway, &plan, &who, ruling)?;
             self.judge_answer(&plan, &who)?;
@@ -333,14 +333,17 @@ impl Granted {
 
 /// The ruling on a request, but for where it goes.
 #[must_use]
-pub fn rule(plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
     let ruling = match &admitted.opened {
         Some(opened) => opened.rule(plan, who, operation(admitted)),
         None => decide::read(plan, who, operation(admitted)),
     };
     match admitted.upgrade {
         Upgrade::None | Upgrade::Other => ruling,
-        Upgrade::WebSocket => decide::web_socket(plan, who, (&admitted.host, admitted.port), ruling),
+        Upgrade::WebSocket => {
+            let opened = decide::web_socket(plan, who, (&admitted.host, admitted.port), ruling);
+            web_socket::rule(gateway, plan, who, admitted, opened)
+        }
     }
 }
 
@@ -360,7 +363,14 @@ pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
     let need = need.max(decide::receive_needs_history(plan, who));
     match admitted.upgrade {
         Upgrade::None | Upgrade::Other => need,
-        Upgrade::WebSocket => need.max(decide::needs_history(plan, who, &[messages(admitted)])),
+        Upgrade::WebSocket => {
+            let need = need.max(decide::needs_history(plan, who, &[messages(admitted)]));
+            if decide::asks_send(plan, who) {
+                need.max(decide::send_needs_history(plan, who, web_socket::sent(admitted)))
+            } else {
+                need
+            }
+        }
     }
 }
 
