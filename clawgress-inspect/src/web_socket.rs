@@ -8,6 +8,8 @@ use std::str;
 
 /// Most bytes of what a control frame carries (RFC 6455 section 5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
+/// Most bytes of the reason of a close.
+const REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
 /// Most bytes of a frame's head.
 const HEAD_BYTES_MAX: usize = 14;
 const FIN: u8 = 0x80;
@@ -118,6 +120,8 @@ enum Kind {
 pub struct Reader {
     sender: Sender,
     message_bytes_max: usize,
+    /// Whether what messages carry is kept.
+    keeps: bool,
     /// Of a frame whose head is not whole.
     head: Vec<u8>,
     frame: Option<Frame>,
@@ -151,6 +155,21 @@ impl Kind {
     }
 }
 
+// === impl Message ===
+
+impl Message {
+    /// What it carries.
+    #[must_use]
+    pub fn carried(self) -> Vec<u8> {
+        match self {
+            Message::Text(bytes) | Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => {
+                bytes
+            }
+            Message::Close { reason, .. } => reason.into_bytes(),
+        }
+    }
+}
+
 // === impl Reader ===
 
 impl Reader {
@@ -160,6 +179,7 @@ impl Reader {
         Reader {
             sender,
             message_bytes_max,
+            keeps: true,
             head: Vec::with_capacity(HEAD_BYTES_MAX),
             frame: None,
             under_way: None,
@@ -169,6 +189,24 @@ impl Reader {
             is_closed: false,
             failed: None,
         }
+    }
+
+    /// Reads what `sender` sends for where frames and messages end: of messages of any length, all of which come out empty.
+    #[must_use]
+    pub fn of_ends(sender: Sender) -> Reader {
+        Reader { keeps: false, ..Reader::new(sender, usize::MAX) }
+    }
+
+    /// Whether a frame may be put between what came and what comes (RFC 6455 section 5.4 lets a control frame stand there).
+    #[must_use]
+    pub fn is_between_frames(&self) -> bool {
+        self.failed.is_none() && self.head.is_empty() && self.frame.is_none()
+    }
+
+    /// Whether its sender has said its last.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Whether all that came belongs to what was told.
@@ -181,6 +219,12 @@ impl Reader {
     #[must_use]
     pub fn held(&self) -> usize {
         self.head.len() + self.message.len() + self.control.len()
+    }
+
+    /// Bytes of memory that are taken for them.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.head.capacity() + self.message.capacity() + self.control.capacity()
     }
 
     /// Takes of `bytes` up to the end of the next message: how many were taken, and the message, if it ended. To be called again
@@ -298,9 +342,11 @@ impl Reader {
         let (carried, left) = rest.split_at(rest.len().min(frame.length - frame.seen));
         *rest = left;
         let to = if frame.kind.is_control() { &mut self.control } else { &mut self.message };
-        let mask = frame.mask.unwrap_or_default();
-        let keys = mask.iter().cycle().skip(frame.seen % mask.len());
-        to.extend(carried.iter().zip(keys).map(|(byte, key)| byte ^ key));
+        if self.keeps || frame.kind.is_control() {
+            let mask = frame.mask.unwrap_or_default();
+            let keys = mask.iter().cycle().skip(frame.seen % mask.len());
+            to.extend(carried.iter().zip(keys).map(|(byte, key)| byte ^ key));
+        }
         frame.seen += carried.len();
         if matches!(frame.kind, Kind::Text | Kind::Binary) {
             self.under_way = Some(frame.kind);
@@ -360,6 +406,29 @@ fn close(body: &[u8]) -> Result<Message, FrameError> {
     }
     let reason = str::from_utf8(reason).map_err(|_| FrameError::Text)?.to_owned();
     Ok(Message::Close { code: Some(code), reason })
+}
+
+/// A close, as `sender` sends it: with `mask`, if that is the client, and as much of `reason` as it has room for.
+#[must_use]
+pub fn close_frame(sender: Sender, code: u16, reason: &str, mask: [u8; 4]) -> Vec<u8> {
+    let mut body = code.to_be_bytes().to_vec();
+    body.extend_from_slice(
+        reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default().as_bytes(),
+    );
+    let length = u8::try_from(body.len()).unwrap_or_default();
+    let mut frame = vec![FIN | 0x8];
+    match sender {
+        Sender::Server => {
+            frame.push(length);
+            frame.extend(body);
+        }
+        Sender::Client => {
+            frame.push(MASKED | length);
+            frame.extend(mask);
+            frame.extend(body.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+        }
+    }
+    frame
 }
 
 #[cfg(test)]

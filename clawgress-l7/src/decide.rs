@@ -336,15 +336,26 @@ pub fn tls(
 }
 
 /// `http` of a request that opens a WebSocket, given what it says, then `tunnel`, because the messages stay unread; and
-/// not where policy says that they are read.
+/// not where policy says that they are read. With it, the ruling where they are read, unless `tunnel` is forbidden: its limits
+/// don't count then.
 #[must_use]
-pub fn web_socket(plan: &Plan, who: &Who, (host, port): (&Host, u16), http: Ruling) -> Ruling {
+pub fn web_socket(
+    plan: &Plan,
+    who: &Who,
+    (host, port): (&Host, u16),
+    http: Ruling,
+) -> (Ruling, Option<Ruling>) {
     if http.verdict.is_err() {
-        return http;
+        return (http, None);
     }
     let tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket });
+    let read = matches!(tunnel.verdict, Ok(()) | Err(DropReason::PolicyDenied)).then(|| {
+        let mut tunnel = tunnel.clone();
+        tunnel.forget(|effect| matches!(effect, Effect::Limit(_)));
+        http.clone().obliged_by(&tunnel)
+    });
     let reads = tunnel.reads().collect();
-    tunnel.unless_read(reads).after(&http)
+    (tunnel.unless_read(reads).after(&http), read)
 }
 
 /// Whether a hello to `host` could be permitted; the ruling for none otherwise.
@@ -406,6 +417,12 @@ pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16, excluded: bool) -
 #[must_use]
 pub fn asks_send(plan: &Plan, who: &Who) -> bool {
     plan.policy(&who.identity.agent).is_some_and(|policy| policy.names_send())
+}
+
+/// Whether a guard is asked, so that each body of `who`'s has to be permitted.
+#[must_use]
+pub fn permits_send(plan: &Plan, who: &Who) -> bool {
+    plan.policy(&who.identity.agent).is_some_and(|policy| policy.asks_send())
 }
 
 /// How much of a request of `who` has to be seen to know what model it calls.

@@ -10,7 +10,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::llm::answer::Answer;
 use clawgress_policy::TunnelProtocol;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
@@ -21,10 +20,9 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use tokio::time::Instant;
 
-use crate::counter::Counting;
 use crate::decide::{self, Ruling};
 use crate::enforce::enforce;
-use crate::exchange::{End, Exchange};
+use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::page::Client;
@@ -36,7 +34,10 @@ mod alter;
 mod answered;
 mod coming;
 mod content;
+mod context;
+mod conversation;
 mod credential;
+mod duties;
 mod fields;
 mod front;
 mod gate;
@@ -57,6 +58,7 @@ pub use admit::{Admitted, Place, Upgrade, admit};
 use alter::change;
 use coming::Coming;
 pub use content::{Body, LOOK_BYTES};
+pub use context::Context;
 pub use fields::is_large;
 use fields::keep_secret;
 pub use front::Front;
@@ -72,8 +74,8 @@ pub use respond::is_stranger;
 use respond::{
     Answered, has_ended, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch, takes_json,
 };
+use tool::Addressed;
 pub use tool::Tools;
-use tool::{Addressed, Listing};
 
 /// An origin must not be able to ask for the credential of this hop, to speak in the gateway's name, or to send the client
 /// round it (RFC 7838).
@@ -87,82 +89,6 @@ pub type Proxy = HttpProxy<App>;
 pub struct App {
     gateway: Arc<Gateway>,
     groups: RandomState,
-}
-
-/// What is known of one request.
-#[derive(Debug, Default)]
-pub struct Context {
-    gateway: Option<Arc<Gateway>>,
-    front: Option<Arc<Front>>,
-    exchange: Option<Exchange>,
-    granted: Option<Arc<Granted>>,
-    /// The body of the request, where policy asks about it.
-    content: content::Judged,
-    /// How fast it comes.
-    pace: Option<Pace>,
-    /// What reads the upstream's answer.
-    answer: Option<Coming>,
-    /// What there was of one that could be read no longer.
-    partial: Option<Answer>,
-    /// What policy asks about it.
-    back: Option<Back>,
-    /// What takes out of it what the agent may not use.
-    listing: Option<Box<Listing>>,
-    /// Status of the upstream's answer.
-    status: Option<u16>,
-    /// Status of what the client got in its place.
-    replaced: Option<u16>,
-    /// Why it failed.
-    reason: Option<DropReason>,
-}
-
-// === impl Context ===
-
-impl Context {
-    /// Writes the records that are still missing, once.
-    fn conclude(&mut self, status: Option<u16>) {
-        let (Some(front), Some(mut exchange)) = (&self.front, self.exchange.take()) else { return };
-        let (sent, received) = front.finish();
-        let reason = self.reason.or(front.was_cut());
-        if !exchange.is_decided() {
-            match &self.granted {
-                // It was allowed, but no upstream could be reached.
-                Some(granted) if front.was_cut().is_none() => {
-                    granted.way().into_iter().for_each(|way| exchange.way(way));
-                    let _ = exchange.allow(&granted.ruling());
-                }
-                // Nothing of it went out: nor was it allowed any more, if that is why it was cut.
-                _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
-            }
-        }
-        self.back.take().into_iter().for_each(|back| back.tell(&mut exchange));
-        if let Some((change, findings)) = self.listing.take().map(|listing| listing.finish()) {
-            exchange.found(findings.iter());
-            change.into_iter().for_each(|change| exchange.changed(change));
-        }
-        let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
-        let answer = self.answer.take().map(Coming::finish).or(self.partial.take());
-        let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
-            // Also of what can't be read, if anything came back.
-            Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
-            Some(call) => answer.and_then(|answer| call.tokens(answer, false)),
-            None => answer.and_then(model::tokens),
-        };
-        let asked = self.granted.as_ref().zip(self.gateway.as_ref()).zip(tokens.as_ref());
-        let cost = asked.map(|((granted, gateway), tokens)| {
-            gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
-        });
-        let call = self.granted.as_ref().and_then(|granted| granted.call());
-        let tokens_counted = call.as_ref().and_then(|call| call.counting()).map(Counting::so_far);
-        exchange.end(End { status, sent, received, reason, tokens, tokens_counted, cost });
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // Pingora was cut off in the middle.
-        self.conclude(self.status);
-    }
 }
 
 /// The proxy, for a runtime of `threads` threads.
@@ -236,7 +162,7 @@ impl App {
     ) -> Result<Granted, Ruling> {
         let gateway = &self.gateway;
         let (admitted, who, plan) = self.recognise(front, exchange).await?;
-        let mut ruling = rule(gateway, &plan, &who, &admitted);
+        let (mut ruling, reads) = rule(gateway, &plan, &who, &admitted);
         if ruling.verdict.is_ok() && admitted.upgrade == Upgrade::Other {
             // After policy, whose denials and obligations count for this as for any other request.
             ruling = Ruling::deny("http", DropReason::UpgradeUnsupported).obliged_by(&ruling);
@@ -270,6 +196,7 @@ impl App {
                 self.brokers(&ruling, &plan, (&who, &admitted), exchange).await?;
                 let (ways, generation) = ((ways, reach.by_way), plan.generation);
                 let granted = Granted::new(admitted, who, ways, steered_to, ruling, generation);
+                granted.will_read(reads);
                 content.said.take().into_iter().for_each(|said| granted.says(said));
                 Ok(granted)
             }
@@ -503,6 +430,10 @@ impl ProxyHttp for App {
             request.insert_header("accept-encoding", "identity")?;
         }
         receive::ask_for_whole(&self.gateway, granted, request);
+        if granted.reads().any() {
+            // What an extension makes of frames is not read (RFC 6455 section 9).
+            request.remove_header("sec-websocket-extensions");
+        }
         if context.content.addressed.as_ref().is_some_and(Addressed::is_meant) {
             // What comes back may be a list, of which an agent gets to see a part.
             request.insert_header("accept-encoding", "identity")?;
@@ -516,12 +447,15 @@ impl ProxyHttp for App {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut Context,
     ) -> Result<()> {
         self.still_allowed(context)?;
+        if context.conversation.is_some() {
+            return Box::pin(self.send_messages(session, body, end, context)).await;
+        }
         if let (Some(pace), Some(piece), false) = (&mut context.pace, body.as_ref(), end)
             && !pace.keeps(Instant::now(), piece.len())
         {
@@ -624,12 +558,15 @@ impl ProxyHttp for App {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
+        if context.conversation.is_some() {
+            return self.receive_messages(session, body, end, context).map(|()| None);
+        }
         let bytes = body.as_deref().unwrap_or_default();
         let ended = context.answer.as_mut().map(|answer| answer.read(bytes, end));
         if ended == Some(None) {

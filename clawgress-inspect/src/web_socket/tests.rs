@@ -125,6 +125,39 @@ fn parts_of_a_message_are_bounded_together() {
     assert!(reader.is_between_messages());
 }
 
+#[test]
+fn ends_are_found_without_what_is_between() {
+    let mut reader = Reader::of_ends(Sender::Server);
+    let read = |reader: &mut Reader, bytes: &[u8]| {
+        let told = reader.read(bytes);
+        (told.map(|(taken, message)| (taken, message.map(Message::carried))), reader.is_between_frames())
+    };
+    let mut long = vec![0x02, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0];
+    assert_eq!(read(&mut reader, &long), (Ok((10, None)), false));
+    long.resize(65546, 7);
+    assert_eq!(read(&mut reader, &long[10..]), (Ok((65536, None)), true));
+    assert!(reader.held() == 0 && !reader.is_between_messages());
+    assert_eq!(read(&mut reader, b"\x80\x02ab"), (Ok((4, Some(vec![]))), true));
+    assert!(reader.is_between_messages() && !reader.is_closed());
+    assert_eq!(read(&mut reader, b"\x88\x02\x03\xe8"), (Ok((4, Some(vec![]))), true));
+    assert!(reader.is_closed());
+    assert_eq!(read(&mut reader, b"\x81"), (Err(FrameError::Closed), false));
+}
+
+#[test]
+fn a_close_is_read_as_it_was_written() {
+    let long = "é".repeat(100);
+    for (sender, reason, kept) in [
+        (Sender::Client, "why", "why"),
+        (Sender::Server, long.as_str(), &long[..122]),
+        (Sender::Client, "", ""),
+    ] {
+        let bytes = close_frame(sender, 1008, reason, MASK);
+        let expected = Message::Close { code: Some(1008), reason: kept.to_owned() };
+        assert_eq!(read(sender, &bytes, &[1]), (vec![expected], None));
+    }
+}
+
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![8 => prop::sample::select(vec![0x01, 0x02, 0x00, 0x80, 0x81, 0x82, 0x89, 0x8a]), 1 => any::<u8>()];
     let carried = prop_oneof![

@@ -26,9 +26,8 @@ use super::model::{Asking, Calling};
 use super::rewrite::{Rewritten, is_signed};
 use super::said::{Said, operation};
 use super::tool::Addressed;
-use super::{Admitted, Granted};
+use super::{Admitted, Granted, duties};
 use crate::decide::{self, Ruling};
-use crate::enforce::{enforce, reference};
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::identify::Who;
@@ -450,27 +449,14 @@ impl Body {
         let deny = |reason| Ruling::deny("send", reason);
         let plan = gateway.snapshots.current().map_err(deny)?;
         let who = granted.who().under(&plan, gateway.now_s()).map_err(deny)?;
-        let mut ruling = self.said.rule(gateway, &plan, &who, granted.admitted());
+        let ruling = self.said.rule(gateway, &plan, &who, granted.admitted());
         let before = granted.changes().unwrap_or_default();
         if ruling.verdict.is_ok() && ruling.transforms().is_some_and(|later| !before.covers(&later)) {
             // It turned out late to be what policy changes.
             exchange.detail(CHANGED_LATE);
             return Err(Ruling { policies: ruling.policies, ..deny(DropReason::ContentUnreadable) });
         }
-        if let Some(duties) = &mut ruling.duties {
-            duties.obligations.retain(|obligation| !self.kept.iter().any(|kept| kept.repeats(obligation)));
-            self.kept.extend(duties.obligations.iter().cloned());
-        }
-        ruling.duties = ruling.duties.take().filter(|duties| !duties.obligations.is_empty());
-        if let Some(duties) = &ruling.duties {
-            let effects: Vec<_> = duties.obligations.iter().map(|o| reference(o)).collect();
-            exchange.effects(&effects);
-            // A quarantine cuts this very connection, which must not keep control from being told of it.
-            let (gateway, id, denied) =
-                (Arc::clone(gateway), exchange.id().to_owned(), deny(DropReason::Draining));
-            let enforced = tokio::spawn(async move { enforce(&gateway, ruling, &id).await });
-            ruling = enforced.await.unwrap_or(denied);
-        }
+        let ruling = duties::perform(gateway, exchange, &mut self.kept, ruling).await;
         if ruling.verdict.is_ok() { Ok(()) } else { Err(ruling) }
     }
 }

@@ -24,6 +24,7 @@ use super::model::Facts;
 use super::receive::Came;
 use super::said::Said;
 use super::tool::Messages;
+use super::web_socket::{Reading, Reads};
 use super::{Admitted, Upgrade, web_socket};
 
 /// The request. Its parts never change; where it goes and under which generation, does.
@@ -51,6 +52,8 @@ pub struct Granted {
     /// Whether an answer comes, and what is known of it, if policy asked about that when it came.
     is_answered: AtomicBool,
     came: Mutex<Option<Came>>,
+    /// Which messages are read, of a WebSocket.
+    reads: Mutex<Reads>,
 }
 
 // === impl Granted ===
@@ -69,7 +72,7 @@ impl Granted {
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
         let changes = Mutex::new(ruling.changes.clone());
-        let (said, came) = (Mutex::default(), Mutex::default());
+        let (said, came, reads) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (is_sent, is_answered) = (AtomicBool::new(false), AtomicBool::new(false));
         Granted {
             admitted,
@@ -85,6 +88,7 @@ impl Granted {
             is_sent,
             is_answered,
             came,
+            reads,
         }
     }
 
@@ -109,6 +113,29 @@ impl Granted {
     #[must_use]
     pub fn messages(&self) -> Option<Arc<Messages>> {
         self.said.lock().as_ref().and_then(Said::messages)
+    }
+
+    /// Notes which messages are read, of a WebSocket that it opens.
+    pub fn will_read(&self, reads: Reads) {
+        *self.reads.lock() = reads;
+    }
+
+    /// Which messages are.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        *self.reads.lock()
+    }
+
+    /// Notes that those that are only told of can't be read; which of them decide by now all the same.
+    pub fn forgoes(&self, gateway: &Gateway, side: impl Fn(&mut Reads) -> &mut Reading) -> Reading {
+        // Before policy is asked: whoever judges again later finds it so.
+        *side(&mut self.reads.lock()) = Reading::Unread;
+        let wanted = gateway.snapshots.current().and_then(|plan| {
+            let who = self.who.under(&plan, gateway.now_s())?;
+            let (ruling, wanted) = rule(gateway, &plan, &who, &self.admitted);
+            ruling.verdict.map(|()| wanted)
+        });
+        wanted.map_or(Reading::Decides, |mut wanted| *side(&mut wanted))
     }
 
     /// Notes that its body has gone on.
@@ -308,8 +335,11 @@ impl Granted {
         };
         if !is_judged && !lacks_history() {
             let agent = &who.identity.agent;
-            let ruling = rule(gateway, &plan, &who, &self.admitted);
+            let (ruling, wanted) = rule(gateway, &plan, &who, &self.admitted);
             ruling.verdict?;
+            if !self.reads().covers(wanted) {
+                return Err(DropReason::InspectionRequired);
+            }
             let ruling = self.judge_body(gateway, &plan, &who, ruling)?;
             self.judge_answer(&plan, &who)?;
             // Of what has not gone on yet, as policy has it now: a body that was changed is not changed again.
@@ -331,19 +361,16 @@ impl Granted {
     }
 }
 
-/// The ruling on a request, but for where it goes.
+/// The ruling on a request, but for where it goes; and what of the messages of a WebSocket has to be read for it.
 #[must_use]
-pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
+pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> (Ruling, Reads) {
     let ruling = match &admitted.opened {
         Some(opened) => opened.rule(plan, who, operation(admitted)),
         None => decide::read(plan, who, operation(admitted)),
     };
     match admitted.upgrade {
-        Upgrade::None | Upgrade::Other => ruling,
-        Upgrade::WebSocket => {
-            let opened = decide::web_socket(plan, who, (&admitted.host, admitted.port), ruling);
-            web_socket::rule(gateway, plan, who, admitted, opened)
-        }
+        Upgrade::None | Upgrade::Other => (ruling, Reads::default()),
+        Upgrade::WebSocket => web_socket::rule(gateway, plan, who, admitted, ruling),
     }
 }
 

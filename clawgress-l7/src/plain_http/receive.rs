@@ -13,16 +13,15 @@ use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::llm::answer::{Asked, Following, Format};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 use clawgress_policy::content::{AskedCall, Payload, Usage};
-use clawgress_policy::effect::{Effect, Obligation};
+use clawgress_policy::effect::Obligation;
 use clawgress_policy::{CallsLook, CallsNeed, Look, Operation, PayloadNeed};
 use http::{Method, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::coming::{Coming, Follows, coding_of};
 use super::content::TAIL_BYTES;
-use super::{Admitted, Granted};
+use super::{Admitted, Granted, duties};
 use crate::decide::{self, Ruling};
-use crate::enforce::{enforce, reference};
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::identify::Who;
@@ -107,6 +106,20 @@ struct Readers {
 // === impl Came ===
 
 impl Came {
+    /// What is known of a message of a WebSocket, in which this was found.
+    #[must_use]
+    pub fn message(bytes: u64, findings: Vec<String>) -> Came {
+        Came {
+            looked: Look::Content,
+            status: StatusCode::SWITCHING_PROTOCOLS.as_u16(),
+            declared: Some(bytes),
+            seen: bytes,
+            complete: true,
+            findings,
+            ..Came::default()
+        }
+    }
+
     fn operation<'a>(&'a self, admitted: &'a Admitted, complete: bool) -> Operation<'a> {
         let Admitted { host, port, .. } = admitted;
         let Came { media_type, findings, input_tokens, output_tokens, tools, .. } = self;
@@ -134,6 +147,12 @@ impl Came {
             return Ruling::deny("receive", DropReason::InspectionRequired);
         }
         decide::in_part(self.complete, |complete| decide::receive(plan, who, asked(complete)))
+    }
+
+    /// What a record has of it.
+    #[must_use]
+    pub fn facts(&self) -> AnswerFacts {
+        self.record(None)
     }
 
     fn record(&self, readers: Option<&Readers>) -> AnswerFacts {
@@ -526,31 +545,8 @@ impl Back {
             Ok(self.came.rule(&plan, &who, granted.admitted()))
         });
         let ruling = judged.unwrap_or_else(|reason| Ruling::deny("receive", reason));
-        let ruling = self.keep(gateway, ruling, exchange);
+        let ruling = duties::begin(gateway, exchange, &mut self.kept, ruling);
         ruling.verdict.inspect_err(|_| exchange.stopped(&ruling))
-    }
-
-    /// Does what it is obliged to: what is told is told, and a quarantine begins here at once.
-    fn keep(&mut self, gateway: &Arc<Gateway>, mut ruling: Ruling, exchange: &mut Exchange) -> Ruling {
-        let Some(duties) = &mut ruling.duties else { return ruling };
-        duties.obligations.retain(|obligation| !self.kept.iter().any(|kept| kept.repeats(obligation)));
-        self.kept.extend(duties.obligations.iter().cloned());
-        let effects: Vec<_> = duties.obligations.iter().map(|o| reference(o)).collect();
-        exchange.effects(&effects);
-        let quarantine = duties.obligations.iter().find(|o| matches!(o.effect, Effect::Quarantine(_)));
-        let Some(by) = quarantine.map(|obligation| obligation.policy.as_ref().to_owned()) else {
-            return ruling;
-        };
-        gateway.snapshots.hold(duties.agent.index);
-        let denied = Ruling {
-            verdict: Err(DropReason::AgentQuarantined),
-            policies: vec![by],
-            ..Ruling::deny("receive", DropReason::AgentQuarantined)
-        };
-        // Control is told of it by a task of its own: this connection is cut meanwhile.
-        let (gateway, id) = (Arc::clone(gateway), exchange.id().to_owned());
-        tokio::spawn(async move { enforce(&gateway, ruling, &id).await });
-        denied
     }
 
     /// Notes in the record what is known of it.

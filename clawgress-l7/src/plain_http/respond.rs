@@ -10,6 +10,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::Context;
+use super::conversation::Conversation;
 use crate::limit;
 use crate::page::{self, Client};
 
@@ -95,6 +96,15 @@ pub fn switch(session: &mut Session, response: &ResponseHeader, context: &mut Co
         context.reason = Some(DropReason::UpstreamFailed);
         return Error::e_explain(ErrorType::HTTPStatus(502), "a protocol that nobody asked for");
     };
+    if let (Some(granted), Some(gateway)) = (&context.granted, &context.gateway)
+        && granted.reads().any()
+    {
+        if response.headers.contains_key("sec-websocket-extensions") {
+            context.reason = Some(DropReason::UpstreamFailed);
+            return Error::e_explain(ErrorType::HTTPStatus(502), "an extension that nobody asked for");
+        }
+        context.conversation = Some(Box::new(Conversation::new(gateway, granted)));
+    }
     session.set_read_timeout(Some(limit::TUNNEL_IDLE));
     front.upgrade();
     Ok(())

@@ -1,4 +1,4 @@
-//! What policy says of the messages of a WebSocket, of which nothing is known when it is opened.
+//! What policy says of a WebSocket before it is opened, and whether its messages have to be read for that.
 //!
 //! INVARIANT: none is opened, nor stays open, where what is in its messages decides, and nobody reads them.
 
@@ -17,6 +17,52 @@ use crate::snapshot::Plan;
 /// What is known of a message that was not read.
 const UNREAD: Payload<'static> = Payload { bytes: 0, complete: false, media_type: "", findings: &[] };
 
+/// Whether messages of one side are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reading {
+    /// They pass as they come.
+    #[default]
+    Unread,
+    /// Only to be told of: what can't be read passes.
+    Told,
+    /// What can't be read does not go on.
+    Decides,
+}
+
+/// Whether what is sent is read, and what comes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// Of the client.
+    pub sent: Reading,
+    /// Of the server.
+    pub received: Reading,
+}
+
+// === impl Reads ===
+
+impl Reads {
+    /// Whether any is read.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self != Reads::default()
+    }
+
+    /// Whether what is read so is enough for what `wanted` decides.
+    #[must_use]
+    pub fn covers(self, wanted: Reads) -> bool {
+        let is_enough = |is: Reading, wanted: Reading| wanted != Reading::Decides || is != Reading::Unread;
+        is_enough(self.sent, wanted.sent) && is_enough(self.received, wanted.received)
+    }
+}
+
+fn reading(decided: Look, logged: Look) -> Reading {
+    match (decided, logged) {
+        (Look::Nothing, Look::Nothing) => Reading::Unread,
+        (Look::Nothing, _) => Reading::Told,
+        _ => Reading::Decides,
+    }
+}
+
 /// What `send` is asked about what the client may send.
 #[must_use]
 pub fn sent(admitted: &Admitted) -> Operation<'_> {
@@ -34,37 +80,86 @@ fn received(admitted: &Admitted) -> Operation<'_> {
     }
 }
 
-/// The ruling on a WebSocket that `opened` lets begin, once `send`, `receive` and `tool` are asked of its messages.
+/// The ruling on a request that opens a WebSocket, of which `http` says so much: by `tunnel`, where its messages stay unread; by
+/// `send` and `receive`, of each, where these ask what is in them, or where `tunnel` does not permit it but each is judged; and
+/// which are read.
 #[must_use]
-pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, opened: Ruling) -> Ruling {
-    if opened.verdict.is_err() {
-        return opened;
-    }
-    let unread = |action| Ruling::deny(action, DropReason::InspectionRequired);
+pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http: Ruling) -> (Ruling, Reads) {
+    let (unread, read) = decide::web_socket(plan, who, (&admitted.host, admitted.port), http);
+    let mut reads = Reads::default();
+    let opened = match (unread.verdict, read) {
+        (Ok(()), _) => unread,
+        // Nothing of it stays unread that its client sends, and each message needs a permit.
+        (Err(DropReason::InspectionRequired), Some(read)) if decide::permits_send(plan, who) => {
+            reads.sent = Reading::Decides;
+            read
+        }
+        (Err(_), _) => return (unread, reads),
+    };
     if gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
-        return unread("tool").obliged_by(&opened);
+        return (unreadable("tool", &opened), reads);
     }
-    let (action, mut ruling) = (opened.action, opened);
-    if decide::asks_send(plan, who) {
-        match decide::send(plan, who, sent(admitted)).after_all(ruling) {
-            Ok(asked) => ruling = Ruling { action, ..asked },
-            Err(denied) => return denied,
+    match rule_sent(plan, who, admitted, opened) {
+        Ok((ruling, reading)) => {
+            reads.sent = reads.sent.max(reading);
+            rule_received(gateway, plan, who, admitted, ruling, reads)
         }
-        if decide::payload_need(plan, who, sent(admitted), false).decided != Look::Nothing {
-            return unread("send").obliged_by(&ruling);
-        }
+        Err(denied) => (denied, reads),
     }
-    // Where no guard asks, answers need no permission.
-    if decide::asks_receive(plan, who).1 {
-        match decide::receive(plan, who, received(admitted)).after_all(ruling) {
-            Ok(asked) => ruling = Ruling { action, ..asked },
-            Err(denied) => return denied,
-        }
-        let need = decide::payload_need(plan, who, received(admitted), false);
-        let calls = decide::calls_need(plan, who, received(admitted));
-        if need.decided != Look::Nothing || calls.decided != CallsLook::Nothing {
-            return unread("receive").obliged_by(&ruling);
-        }
+}
+
+fn unreadable(action: &'static str, opened: &Ruling) -> Ruling {
+    Ruling::deny(action, DropReason::InspectionRequired).obliged_by(opened)
+}
+
+/// Where no answer depends on what is sent, it is asked for now.
+fn rule_sent(
+    plan: &Plan,
+    who: &Who,
+    admitted: &Admitted,
+    opened: Ruling,
+) -> Result<(Ruling, Reading), Ruling> {
+    if !decide::asks_send(plan, who) {
+        return Ok((opened, Reading::Unread));
     }
-    ruling
+    let need = decide::payload_need(plan, who, sent(admitted), false);
+    let ruling = match need.decided {
+        Look::Nothing => {
+            let action = opened.action;
+            Ruling { action, ..decide::send(plan, who, sent(admitted)).after_all(opened)? }
+        }
+        _ => opened,
+    };
+    Ok((ruling, reading(need.decided, need.logged)))
+}
+
+/// The same of what comes back: where no guard asks, it needs no permission.
+fn rule_received(
+    gateway: &Gateway,
+    plan: &Plan,
+    who: &Who,
+    admitted: &Admitted,
+    opened: Ruling,
+    mut reads: Reads,
+) -> (Ruling, Reads) {
+    let (asks, decides) = decide::asks_receive(plan, who);
+    if !asks {
+        return (opened, reads);
+    }
+    let need = decide::payload_need(plan, who, received(admitted), false);
+    reads.received = reading(need.decided, need.logged);
+    if need.decided != Look::Nothing {
+        // What a model says and asks for is not put together of messages.
+        let is_followed = decide::calls_need(plan, who, received(admitted)).decided == CallsLook::Nothing
+            && gateway.calls.provider(admitted).is_none();
+        return if is_followed { (opened, reads) } else { (unreadable("receive", &opened), reads) };
+    }
+    if !decides {
+        return (opened, reads);
+    }
+    let action = opened.action;
+    match decide::receive(plan, who, received(admitted)).after_all(opened) {
+        Ok(asked) => (Ruling { action, ..asked }, reads),
+        Err(denied) => (denied, reads),
+    }
 }

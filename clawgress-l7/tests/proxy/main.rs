@@ -7,6 +7,8 @@ mod body;
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod conversations;
+#[cfg(test)]
 mod dns;
 #[cfg(test)]
 mod endpoints;

@@ -159,16 +159,15 @@ async fn without_a_tunnel_none_is_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_an_answer_depends_on_messages_none_is_opened() {
+async fn where_what_nobody_reads_decides_none_is_opened() {
     const BODIES: &str = r#"@id("bodies") permit (principal, action == Action::"send", resource);"#;
-    let gateway = Gateway::start(Options { policy: Some(policy(MESSAGES)), ..Options::default() }).await;
+    const ANSWERS: &str = r#"@id("answers") permit (principal, action == Action::"receive", resource);"#;
+    const TOOLS: &str = r#"@id("tools") permit (principal, action == Action::"tool", resource);"#;
     let upstream = upstream().await;
     let host = format!("api.allowed.test:{}", upstream.address.port());
-    let depends = [
-        r#"@id("n") forbid (principal, action == Action::"send", resource) when { context.findings.contains("private_key") };"#,
-        r#"@id("n") forbid (principal, action == Action::"send", resource) when { context.bytes > 1000000 };"#,
-        r#"@id("n") @effect("quarantine") @for("15m") permit (principal, action == Action::"send", resource) when { context.findings.contains("private_key") };"#,
-    ];
+    let more = format!("[[tool.server]]\nname = \"files\"\nurl = \"http://{host}/ws\"\n");
+    let gateway =
+        Gateway::start(Options { policy: Some(policy(MESSAGES)), more, ..Options::default() }).await;
     let denied = async |more: &str| {
         gateway.publish_policy(policy(&format!("{MESSAGES}{more}"))).await;
         let mut client = gateway.client().await;
@@ -176,36 +175,21 @@ async fn where_an_answer_depends_on_messages_none_is_opened() {
         let answer = client.answer().await;
         (answer.status, answer.reason().to_owned())
     };
-    for rule in depends {
-        assert_eq!(
-            denied(&format!("{BODIES}{rule}")).await,
-            (403, "inspection_required".to_owned()),
-            "{rule}"
-        );
-    }
-    const ANSWERS: &str = r#"@id("answers") permit (principal, action == Action::"receive", resource);"#;
-    let answers = [
-        r#"@id("n") forbid (principal, action == Action::"receive", resource) when { context.findings.contains("image_link_data") };"#,
-        r#"@id("n") forbid (principal, action == Action::"receive", resource) when { context.call.name == "bash" };"#,
-    ];
-    for rule in answers {
-        let inspection = (403, "inspection_required".to_owned());
-        assert_eq!(denied(&format!("{ANSWERS}{rule}")).await, inspection, "{rule}");
-    }
+    let inspection = (403, "inspection_required".to_owned());
+    let calls = r#"@id("n") forbid (principal, action == Action::"receive", resource) when { context.call.name == "bash" };"#;
+    assert_eq!(denied(&format!("{ANSWERS}{calls}")).await, inspection);
+    assert_eq!(denied(TOOLS).await, inspection);
     let elsewhere =
         r#"@id("n") permit (principal, action == Action::"receive", resource == Host::"read.allowed.test");"#;
     assert_eq!(denied(elsewhere).await, (403, "policy_denied".to_owned()));
-    let whole =
-        r#"@id("whole") permit (principal, action == Action::"send", resource) when { context.complete };"#;
-    assert_eq!(denied(whole).await.0, 403);
-    let forbidden =
-        r#"@id("n") forbid (principal, action == Action::"send", resource) when { !context.complete };"#;
-    assert_eq!(denied(&format!("{BODIES}{forbidden}")).await, (403, "policy_forbidden".to_owned()));
+    let never =
+        r#"@id("n") forbid (principal, action == Action::"send", resource) when { context.path == "/ws" };"#;
+    assert_eq!(denied(&format!("{BODIES}{never}")).await, (403, "policy_forbidden".to_owned()));
     assert_eq!(upstream.connections(), 0);
 
     // Where nothing depends on them, or only what is told does, they pass as they are.
-    let tried = depends[0].replace(r#"@id("n")"#, r#"@id("n") @mode("log-only")"#);
-    gateway.publish_policy(policy(&format!("{MESSAGES}{BODIES}{tried}"))).await;
+    let keys = r#"forbid (principal, action == Action::"send", resource) when { context.findings.contains("private_key") };"#;
+    gateway.publish_policy(policy(&format!("{MESSAGES}{BODIES}@id(\"n\") @mode(\"log-only\") {keys}"))).await;
     let mut client = opened(&gateway, &host).await;
     client.send(SMUGGLED).await;
     while client.held.len() < SMUGGLED.len() {
@@ -213,8 +197,8 @@ async fn where_an_answer_depends_on_messages_none_is_opened() {
     }
     assert_eq!(client.held, SMUGGLED);
     client.held.clear();
-    // One that is open ends when policy begins to ask.
-    gateway.publish_policy(policy(&format!("{MESSAGES}{BODIES}{}", depends[0]))).await;
+    // One that is open and is not read ends when policy begins to ask.
+    gateway.publish_policy(policy(&format!("{MESSAGES}{BODIES}@id(\"n\") {keys}"))).await;
     assert!(client.rest().await.is_empty());
 }
 

@@ -350,7 +350,8 @@ impl Recorded<'_> {
 
     /// Whether it may have had a body that the set asks about. Where nobody asked, records tell nothing of one.
     fn may_have_body(&self, set: &PolicySet) -> bool {
-        set.names_send() && (self.has_payload || self.method.is_some_and(may_have_body))
+        let has_messages = self.content == Content::WebSocket;
+        set.names_send() && (has_messages || self.has_payload || self.method.is_some_and(may_have_body))
     }
 
     /// Whether it may have been a call of a model or a tool that the set asks about.
@@ -424,7 +425,7 @@ impl Recorded<'_> {
         if tls.denied.is_some() { Ok(tls) } else { Ok(tls.then(asked()?)) }
     }
 
-    /// `tunnel` after `http`, for messages that nobody reads.
+    /// `tunnel` after `http`, for messages that nobody reads; those that are read, no record tells.
     fn web_socket(
         &self,
         set: &PolicySet,
@@ -437,6 +438,10 @@ impl Recorded<'_> {
         }
         let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket };
         let mut tunnel = ask(set, self.agent, operation)?;
+        if tunnel.denied == Some(DropReason::PolicyDenied) && set.asks_send() {
+            // They are read, and each needs a permit of its own.
+            return Ok(http);
+        }
         if matches!(tunnel.denied, Some(DropReason::PolicyDenied | DropReason::PolicyForbidden)) {
             tunnel.denied = Some(DropReason::InspectionRequired);
         }

@@ -1,6 +1,6 @@
 //! The fuzz target of WebSockets' frames: the second byte says whose they are, and pieces don't matter.
 
-use clawgress_inspect::web_socket::{CONTROL_BYTES_MAX, FrameError, Message, Reader, Sender};
+use clawgress_inspect::web_socket::{CONTROL_BYTES_MAX, FrameError, Message, Reader, Sender, close_frame};
 
 const MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -23,6 +23,27 @@ fn read(sender: Sender, pieces: &[&[u8]]) -> (Vec<Message>, Option<FrameError>) 
     (messages, None)
 }
 
+/// Whoever reads for ends alone finds each where it is, while the bytes are sound; and what a close carries is read from it again.
+fn check_ends(sender: Sender, whole: &[u8]) {
+    let (mut reader, mut ends) = (Reader::new(sender, MESSAGE_BYTES_MAX), Reader::of_ends(sender));
+    let mut left = whole;
+    while !left.is_empty() {
+        let Ok((taken, message)) = reader.read(left) else { return };
+        let (also_taken, also_message) = ends.read(left).expect("sound bytes");
+        assert_eq!((also_taken, also_message.is_some()), (taken, message.is_some()));
+        assert_eq!(ends.is_between_messages(), reader.is_between_messages());
+        assert_eq!(
+            (ends.is_between_frames(), ends.is_closed()),
+            (reader.is_between_frames(), reader.is_closed())
+        );
+        if let Some(Message::Close { code: Some(code), reason }) = message {
+            let again = close_frame(sender, code, &reason, [1, 2, 3, 4]);
+            assert_eq!(read(sender, &[&again]), (vec![Message::Close { code: Some(code), reason }], None));
+        }
+        left = &left[taken..];
+    }
+}
+
 /// The same messages, whole or in pieces; each within its bound, and texts are texts.
 pub fn web_socket(data: &[u8]) {
     let (rest, _) = super::pieces(data);
@@ -31,6 +52,7 @@ pub fn web_socket(data: &[u8]) {
     let step = usize::from(data[0]).max(1);
     let read_whole = read(sender, &[whole]);
     assert_eq!(read_whole, read(sender, &whole.chunks(step).collect::<Vec<_>>()));
+    check_ends(sender, whole);
     for message in &read_whole.0 {
         match message {
             Message::Text(text) => {

@@ -2,18 +2,24 @@
 
 use clawgress_api::Verdict;
 use clawgress_e2e::clients;
-use clawgress_e2e::lab::{Host, Output};
+use clawgress_e2e::lab::{Daemon, Host, Output};
 use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 
 use crate::support::{agent, finish, pair, proxy, record, site, to_host};
 
-/// Sends back what it gets.
+/// Sends back what it gets; and tells by which codes its connections have ended.
 const SERVER: &str = r#"
 import asyncio, websockets
+codes = []
 async def echo(ws):
-    async for message in ws:
-        await ws.send(message)
+    if ws.request.path == "/codes":
+        await ws.send(str(codes))
+    try:
+        async for message in ws:
+            await ws.send(message)
+    finally:
+        codes.append(ws.close_code)
 async def main():
     async with websockets.serve(echo, "203.0.113.10", 8081, max_size=None):
         await asyncio.Future()
@@ -33,6 +39,37 @@ try:
     asyncio.run(main())
 except websockets.exceptions.InvalidStatus as refused:
     print(refused.response.status_code, refused.response.headers["x-clawgress-reason"])
+"#;
+
+/// With compression, as it is by default: says a word, something long, and a key; then asks the server how that ended.
+const TALKER: &str = r#"
+import asyncio, sys, websockets
+async def main():
+    url, proxy = sys.argv[1], sys.argv[2] or None
+    key = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n"
+    try:
+        async with websockets.connect(url + "/chat", proxy=proxy, max_size=None, open_timeout=8) as ws:
+            async def parts():
+                yield "hel"
+                yield "lo"
+            await ws.send(parts())
+            word = await ws.recv()
+            await ws.send(bytes(100_000))
+            print(word, len(await ws.recv()), ws.protocol.extensions)
+            await (await ws.ping())
+            await ws.send(key)
+            print(await ws.recv())
+    except websockets.exceptions.ConnectionClosed as closed:
+        print(closed.rcvd.code, closed.rcvd.reason.split()[0])
+    async with websockets.connect(url + "/codes", proxy=proxy, open_timeout=8) as ws:
+        print(await ws.recv())
+asyncio.run(main())
+"#;
+
+/// What messages may hold, in place of `tunnel`.
+const CONTENT: &str = r#"
+@id("sent") permit (principal in Team::"research", action == Action::"send", resource == Host::"api.allowed.test");
+@id("no-keys") forbid (principal, action == Action::"send", resource) when { context.findings.contains("private_key") };
 "#;
 
 /// Both planes have to permit the port; the messages need a permit of their own.
@@ -59,11 +96,10 @@ fn open(site: &Site, host: Host, path: &str, proxy: &str) -> Output {
     site.gateway.lab.run(host, &[python.to_str().unwrap(), "-c", CLIENT, &url, proxy]).unwrap()
 }
 
-#[test]
-fn messages_pass_where_their_request_and_they_are_permitted() {
-    let mut site = site();
+/// Starts the server, and waits for it.
+fn serve(site: &Site) -> Daemon {
     let python = clients::python().unwrap();
-    let mut server =
+    let server =
         site.gateway.lab.spawn(Host::World, "websockets", &[python.to_str().unwrap(), "-c", SERVER]).unwrap();
     let listens = "exec 3<>/dev/tcp/203.0.113.10/8081";
     site.gateway
@@ -72,6 +108,41 @@ fn messages_pass_where_their_request_and_they_are_permitted() {
             Ok(site.gateway.lab.run(Host::World, &["bash", "-c", listens])?.ok())
         })
         .unwrap();
+    server
+}
+
+#[test]
+fn messages_are_judged_by_what_they_hold() {
+    let mut site = site();
+    let mut server = serve(&site);
+    let own = proxy(ASSISTANT, &site.assistant_key);
+    site.gateway.apply_policy(&(closed() + CONTENT), SETS).unwrap();
+    let python = clients::python().unwrap();
+    for (host, who, proxy, codes) in
+        [(Host::Known, CRAWLER, "", "[1008]"), (Host::Anon, ASSISTANT, &*own, "[1008, 1000, 1008]")]
+    {
+        let argv = [python.to_str().unwrap(), "-c", TALKER, &format!("ws://{API}:8081"), proxy];
+        let output = site.gateway.lab.run(host, &argv).unwrap();
+        let said: Vec<_> = output.stdout.lines().collect();
+        assert_eq!(said, ["hello 100000 []", "1008 policy_forbidden", codes], "{output:?}");
+        let (decision, outcome) = pair(&site, "the WebSocket", |r| {
+            to_host(r, API) && agent(r) == Some(who) && r.destination.path.as_deref() == Some("/chat")
+        });
+        assert_eq!((decision.verdict, decision.action.as_deref()), (Some(Verdict::Allow), Some("http")));
+        assert_eq!(
+            (outcome.action.as_deref(), &outcome.policies[..]),
+            (Some("send"), &["no-keys".to_owned()][..])
+        );
+        assert_eq!(outcome.findings, ["private_key"]);
+    }
+    server.kill().unwrap();
+    finish(site);
+}
+
+#[test]
+fn messages_pass_where_their_request_and_they_are_permitted() {
+    let mut site = site();
+    let mut server = serve(&site);
     let own = proxy(ASSISTANT, &site.assistant_key);
     site.gateway.apply_policy(&closed(), SETS).unwrap();
     for (host, proxy) in [(Host::Known, ""), (Host::Anon, &*own)] {

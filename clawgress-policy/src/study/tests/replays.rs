@@ -70,6 +70,8 @@ fn a_replay_is_exact_where_the_record_holds_all() {
     for sent in [
         Recorded { method: Some("POST"), ..recorded.clone() },
         Recorded { has_payload: true, ..recorded.clone() },
+        // Which stays unread under the one, and is read under the other.
+        Recorded { content: Content::WebSocket, ..recorded.clone() },
         Recorded { has_payload: true, action: "send", verdict: Err("policy_forbidden"), ..recorded.clone() },
     ] {
         undecidable(&sent, &bodies, "what was sent");

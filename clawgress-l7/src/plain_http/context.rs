@@ -1,0 +1,96 @@
+//! What is known of one request while it is served, and what its record has at its end. Must never end without one.
+
+use std::sync::Arc;
+
+use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::llm::answer::Answer;
+
+use super::coming::Coming;
+use super::conversation::Conversation;
+use super::pace::Pace;
+use super::receive::Back;
+use super::tool::Listing;
+use super::{Front, Granted, content, model};
+use crate::counter::Counting;
+use crate::decide::Ruling;
+use crate::exchange::{End, Exchange};
+use crate::gateway::Gateway;
+
+/// What is known of one request.
+#[derive(Debug, Default)]
+pub struct Context {
+    pub(super) gateway: Option<Arc<Gateway>>,
+    pub(super) front: Option<Arc<Front>>,
+    pub(super) exchange: Option<Exchange>,
+    pub(super) granted: Option<Arc<Granted>>,
+    /// The body of the request, where policy asks about it.
+    pub(super) content: content::Judged,
+    /// How fast it comes.
+    pub(super) pace: Option<Pace>,
+    /// What reads the upstream's answer.
+    pub(super) answer: Option<Coming>,
+    /// What there was of one that could be read no longer.
+    pub(super) partial: Option<Answer>,
+    /// What policy asks about it.
+    pub(super) back: Option<Back>,
+    /// What takes out of it what the agent may not use.
+    pub(super) listing: Option<Box<Listing>>,
+    /// The messages of a WebSocket that is read.
+    pub(super) conversation: Option<Box<Conversation>>,
+    /// Status of the upstream's answer.
+    pub(super) status: Option<u16>,
+    /// Status of what the client got in its place.
+    pub(super) replaced: Option<u16>,
+    /// Why it failed.
+    pub(super) reason: Option<DropReason>,
+}
+
+// === impl Context ===
+
+impl Context {
+    /// Writes the records that are still missing, once.
+    pub(super) fn conclude(&mut self, status: Option<u16>) {
+        let (Some(front), Some(mut exchange)) = (&self.front, self.exchange.take()) else { return };
+        let (sent, received) = front.finish();
+        let reason = self.reason.or(front.was_cut());
+        if !exchange.is_decided() {
+            match &self.granted {
+                // It was allowed, but no upstream could be reached.
+                Some(granted) if front.was_cut().is_none() => {
+                    granted.way().into_iter().for_each(|way| exchange.way(way));
+                    let _ = exchange.allow(&granted.ruling());
+                }
+                // Nothing of it went out: nor was it allowed any more, if that is why it was cut.
+                _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
+            }
+        }
+        self.conversation.take().into_iter().for_each(|conversation| conversation.tell(&mut exchange));
+        self.back.take().into_iter().for_each(|back| back.tell(&mut exchange));
+        if let Some((change, findings)) = self.listing.take().map(|listing| listing.finish()) {
+            exchange.found(findings.iter());
+            change.into_iter().for_each(|change| exchange.changed(change));
+        }
+        let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
+        let answer = self.answer.take().map(Coming::finish).or(self.partial.take());
+        let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
+            // Also of what can't be read, if anything came back.
+            Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
+            Some(call) => answer.and_then(|answer| call.tokens(answer, false)),
+            None => answer.and_then(model::tokens),
+        };
+        let asked = self.granted.as_ref().zip(self.gateway.as_ref()).zip(tokens.as_ref());
+        let cost = asked.map(|((granted, gateway), tokens)| {
+            gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
+        });
+        let call = self.granted.as_ref().and_then(|granted| granted.call());
+        let tokens_counted = call.as_ref().and_then(|call| call.counting()).map(Counting::so_far);
+        exchange.end(End { status, sent, received, reason, tokens, tokens_counted, cost });
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Pingora was cut off in the middle.
+        self.conclude(self.status);
+    }
+}
