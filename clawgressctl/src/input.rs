@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use clawgress_policy::study::caret;
+use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
@@ -40,11 +41,6 @@ pub fn read_within(path: &Path, bytes_max: usize) -> Result<String, Failure> {
     })
 }
 
-/// Reads a file of TOML.
-pub fn toml<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
-    toml_of(path, &read(path)?)
-}
-
 /// Reads the TOML that a file holds.
 pub fn toml_of<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
     toml::from_str(text).map_err(|e| {
@@ -53,17 +49,41 @@ pub fn toml_of<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failur
     })
 }
 
-/// Reads a file of YAML if its name says so, else of TOML.
-pub fn yaml_or_toml<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
-    if !path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-        return toml(path);
+/// Reads what a file holds: YAML if its name says so, else TOML.
+pub fn yaml_or_toml_of<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
+    if !is_yaml(path) {
+        return toml_of(path, text);
     }
-    let text = read(path)?;
     let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(&text, options).map_err(|e| {
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let place = e.location().map(|at| (at.line(), at.column()));
-        misread(path, &text, place, &UserMessageFormatter.format_message(&e))
+        misread(path, text, place, &UserMessageFormatter.format_message(&e))
     })
+}
+
+/// Where item `number` (from 0) of the list `case` is in the text of a file of cases, in TOML or YAML as its name says; `None` if
+/// it can't be told.
+pub fn place_of_case(path: &Path, text: &str, number: usize) -> Option<(u64, u64)> {
+    #[derive(Deserialize)]
+    struct InToml {
+        case: Vec<toml::Spanned<toml::Value>>,
+    }
+    #[derive(Deserialize)]
+    struct InYaml {
+        case: Vec<serde_saphyr::Spanned<serde_json::Value>>,
+    }
+    if is_yaml(path) {
+        let options = serde_saphyr::options! { with_snippet: false };
+        let all: InYaml = serde_saphyr::from_str_with_options(text, options).ok()?;
+        let at = all.case.get(number)?.referenced;
+        return Some((at.line(), at.column()));
+    }
+    let all: InToml = toml::from_str(text).ok()?;
+    Some(place(text, all.case.get(number)?.span().start))
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "yaml" || e == "yml")
 }
 
 /// Reads a file of JSON, of so many bytes at most, as it is: what it says is for others to read.

@@ -49,7 +49,8 @@ pub async fn run(
     arguments: Arguments,
 ) -> Result<(), Failure> {
     let path = arguments.cases.display().to_string();
-    let cases: Cases = input::yaml_or_toml(&arguments.cases)?;
+    let cases_text = input::read(&arguments.cases)?;
+    let cases: Cases = input::yaml_or_toml_of(&arguments.cases, &cases_text)?;
     if cases.cases.is_empty() || cases.cases.len() > CASES_MAX {
         let count = cases.cases.len();
         return Err(Failure::Refused(format!(
@@ -94,9 +95,13 @@ pub async fn run(
     }
     let intercept = cases.intercept.as_ref();
     let asked = Asked { owner: &written.owner, set: &set, texts, intercept };
-    let results = cases.cases.iter().map(|case| asked.one(case, &known, now));
-    let results =
-        results.collect::<Result<Vec<_>, _>>().map_err(|e| Failure::Refused(format!("{path}: {e}")))?;
+    let results = cases.cases.iter().enumerate().map(|(number, case)| {
+        asked.one(case, &known, now).map_err(|wrong| {
+            let place = input::place_of_case(&arguments.cases, &cases_text, number);
+            input::misread(&arguments.cases, &cases_text, place, &wrong)
+        })
+    });
+    let results = results.collect::<Result<Vec<_>, _>>()?;
     tell(output, &results)
 }
 

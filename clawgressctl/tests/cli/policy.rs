@@ -113,6 +113,7 @@ async fn test_diff_and_explain() {
         ("expect: deny", "expects: deny", "bad.yml:7:3: ", "expects"),
         ("expect: deny", "expect: maybe", "bad.yml:7:11: ", "maybe"),
         ("[no-admin]", "[no-admin", "bad.yml:", ""),
+        ("api.test/admin", "api.test:99999/", "bad.yml:4:3: case `admin`: ", "`99999` is not a port"),
         ("agent: a\n", "agent: a\n  agent: a\n", "bad.yml:6:3: ", "agent"),
     ] {
         let bad = text(&file(&node, "bad.yml", &yaml.replacen(from, to, 1)));
@@ -121,6 +122,11 @@ async fn test_diff_and_explain() {
         check(&refused, 1, "", said);
         check(&refused, 1, "", "^");
     }
+    // What only asking tells has the place of its case.
+    let wrong = cases("deny").replacen("api.test/admin", "api.test:99999/", 1);
+    let refused = offline(&text(&file(&node, "wrong.toml", &wrong))).output().await.expect("run");
+    check(&refused, 1, "", "wrong.toml:4:1: case `admin`: `http://api.test:99999/`: `99999` is not a port");
+    check(&refused, 1, "", "  4 | [[case]]\n    | ^");
 
     run(config, &["agent", "create", "a", "--team", "t"]).await;
     check(&run(config, &["policy", "apply", &policy, "--sets", &sets, "-m", "x"]).await, 0, "revision 1", "");
