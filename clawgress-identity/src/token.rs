@@ -232,14 +232,13 @@ impl VerifiedToken {
 /// `sha256:` and the hash of a credential without an id. Of a token it is the hash of what was signed: an ECDSA
 /// signature has a second, equally right spelling.
 pub(crate) fn hash(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digest = digest::digest(&digest::SHA256, bytes);
     let mut name = String::with_capacity("sha256:".len() + 2 * digest.as_ref().len());
     name.push_str("sha256:");
     // Not by the formatter, which would be called for each byte of each token.
     for byte in digest.as_ref() {
         for digit in [byte >> 4, byte & 15] {
-            name.push(char::from(DIGITS[usize::from(digit)]));
+            name.extend(char::from_digit(digit.into(), 16));
         }
     }
     name
