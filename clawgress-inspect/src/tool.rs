@@ -6,11 +6,13 @@
 
 use crate::letters::fold;
 
+mod head;
 mod list;
 mod reader;
 mod schema;
 pub mod value;
 
+pub use head::{PARAM, agrees_with_schema};
 pub use list::{Allowed, Change, Ends, Filtered, Pin, changes, definitions, filtered, filtered_events, pin};
 pub use reader::Reader;
 pub use schema::{Validity, validate};
@@ -30,8 +32,6 @@ const STATELESS: &str = "2026-07-28";
 const BATCHES: &str = "2025-03-26";
 /// Versions there are. A later one is read like the last of these.
 const VERSIONS: [&str; 5] = ["2024-11-05", BATCHES, "2025-06-18", "2025-11-25", STATELESS];
-/// Where a message of the newer era names its version.
-const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 
 /// Whose message it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,10 @@ pub enum Protocol {
 pub struct Head<'a> {
     /// `Mcp-Method`.
     pub method: Option<&'a str>,
-    /// `Mcp-Name`.
+    /// `Mcp-Name`, as it is written.
     pub name: Option<&'a str>,
+    /// `Mcp-Param-*`: what is behind [`PARAM`], in lowercase, and the value as it is written.
+    pub params: &'a [(String, String)],
     /// `MCP-Protocol-Version`.
     pub version: Option<&'a str>,
     /// `Mcp-Session-Id`.
@@ -92,6 +94,9 @@ pub enum ToolError {
     /// The head says something else than the body.
     #[error("its head's `{0}` is not what its body says")]
     Mismatch(&'static str),
+    /// The same of a field that is named by a tool.
+    #[error("its head's `mcp-param-{0}` is not what its body says")]
+    ParamMismatch(String),
     /// The head has to say it, and does not.
     #[error("its head has no `{0}`, which its version needs")]
     Missing(&'static str),
@@ -123,7 +128,8 @@ fn read_value(value: &Value, head: &Head<'_>) -> Result<Vec<Message>, ToolError>
     }
     let messages = match value {
         Value::Array(all) => {
-            let may = head.version.is_none_or(|version| version == BATCHES) && head.method.is_none();
+            let is_plain = head.method.is_none() && head.params.is_empty();
+            let may = head.version.is_none_or(|version| version == BATCHES) && is_plain;
             if !may || all.is_empty() || all.len() > BATCH_MAX {
                 return Err(ToolError::Batch);
             }
@@ -132,7 +138,7 @@ fn read_value(value: &Value, head: &Head<'_>) -> Result<Vec<Message>, ToolError>
         one => vec![message(one)?],
     };
     if let [one] = &messages[..] {
-        agrees(one, value, head)?;
+        head::agrees(one, value, head)?;
     }
     Ok(messages)
 }
@@ -285,7 +291,7 @@ fn message(value: &Value) -> Result<Message, ToolError> {
 
 /// What a message is about: its tool, prompt or resource, and the arguments.
 fn about(method: &str, params: &Value) -> Result<(Option<String>, Option<Value>), ToolError> {
-    spelled(params, &["name", "arguments", "uri", "_meta"])?;
+    spelled(params, &["name", "arguments", "uri", "taskId", "_meta"])?;
     let key = match method {
         "tools/call" | "prompts/get" => "name",
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",
@@ -330,32 +336,6 @@ fn protocol(method: &str) -> Protocol {
         }
         _ => Protocol::Other,
     }
-}
-
-/// Whether the head says what the body does.
-fn agrees(message: &Message, value: &Value, head: &Head<'_>) -> Result<(), ToolError> {
-    let meta = value.member("params").and_then(|params| params.member("_meta"));
-    let named = meta.and_then(|meta| meta.member(META_VERSION)).map(|version| version.text());
-    if let (Some(named), Some(version)) = (named, head.version)
-        && named != Some(version)
-    {
-        return Err(ToolError::Mismatch("MCP-Protocol-Version"));
-    }
-    let method = message.method.as_deref();
-    if head.method.is_some() && head.method != method {
-        return Err(ToolError::Mismatch("Mcp-Method"));
-    }
-    if head.name.is_some() && head.name != message.name.as_deref() {
-        return Err(ToolError::Mismatch("Mcp-Name"));
-    }
-    let is_stateless = head.version.is_some_and(|version| version >= STATELESS);
-    if is_stateless && method.is_some() && head.method.is_none() {
-        return Err(ToolError::Missing("Mcp-Method"));
-    }
-    if is_stateless && message.name.is_some() && head.name.is_none() {
-        return Err(ToolError::Missing("Mcp-Name"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub struct Duties {
     pub agent: Arc<Agent>,
     /// At least one, ascending by their policies' ids; each once.
     pub obligations: Vec<Arc<Obligation>>,
+    /// Limits among them that match more than one message of a batch: each once more for each after the first.
+    pub repeated: Vec<Arc<Obligation>>,
 }
 
 // === impl Ruling ===
@@ -96,10 +98,30 @@ impl Ruling {
 
     /// Drops duties of some effects.
     fn forget(&mut self, is_dropped: impl Fn(&Effect) -> bool) {
+        self.keep_duties(|obligation| !is_dropped(&obligation.effect));
+    }
+
+    /// Drops all other duties.
+    pub fn keep_duties(&mut self, is_kept: impl Fn(&Obligation) -> bool) {
         if let Some(duties) = &mut self.duties {
-            duties.obligations.retain(|obligation| !is_dropped(&obligation.effect));
+            duties.obligations.retain(|obligation| is_kept(obligation));
+            duties.repeated.retain(|obligation| is_kept(obligation));
         }
         self.duties = self.duties.take().filter(|duties| !duties.obligations.is_empty());
+    }
+
+    /// This ruling on another message of a batch, of which `limits` match those before: what it is limited by counts for each.
+    #[must_use]
+    pub fn of_batch(mut self, limits: &mut Vec<Arc<Obligation>>) -> Self {
+        let Some(duties) = &mut self.duties else { return self };
+        for obligation in duties.obligations.iter().filter(|o| matches!(o.effect, Effect::Limit(_))) {
+            if limits.iter().any(|known| known.repeats(obligation)) {
+                duties.repeated.push(Arc::clone(obligation));
+            } else {
+                limits.push(Arc::clone(obligation));
+            }
+        }
+        self
     }
 
     /// Drops duties of what comes back that can't be done any more: it is not counted, and the request has gone as it was.
@@ -141,6 +163,7 @@ impl Ruling {
         };
         if let Some(duties) = &mut self.duties {
             duties.obligations.retain(|obligation| has(obligation));
+            duties.repeated.retain(|obligation| has(obligation));
         }
         self
     }
@@ -162,6 +185,7 @@ impl Ruling {
     pub fn obliged_by(mut self, other: &Ruling) -> Self {
         match (&mut self.duties, &other.duties) {
             (Some(own), Some(other)) => {
+                own.repeated.extend(other.repeated.iter().cloned());
                 own.obligations.extend(other.obligations.iter().cloned());
                 own.obligations.sort_by_key(|o| (Arc::clone(&o.policy), o.effect.name()));
                 own.obligations.dedup_by(|a, b| a.repeats(b));
@@ -249,7 +273,8 @@ fn ask(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
     match policy.obligations(&request) {
         Ok(obligations) if obligations.is_empty() => ruled,
         Ok(obligations) => {
-            Ruling { duties: Some(Box::new(Duties { agent: Arc::clone(agent), obligations })), ..ruled }
+            let (agent, repeated) = (Arc::clone(agent), Vec::new());
+            Ruling { duties: Some(Box::new(Duties { agent, obligations, repeated })), ..ruled }
         }
         // What it would have obliged to, nobody knows.
         Err(failed) => ruling(action, agent, failed),

@@ -26,7 +26,7 @@ pub async fn enforce(gateway: &Gateway, mut ruling: Ruling, request: &str) -> Ru
 }
 
 async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &str) -> Ruling {
-    let Duties { agent, obligations } = duties;
+    let Duties { agent, obligations, repeated } = duties;
     ruling.effects = obligations.iter().map(|obligation| reference(obligation)).collect();
     let quarantines = obligations.iter().filter_map(|obligation| match obligation.effect {
         Effect::Quarantine(seconds) => Some((obligation, seconds)),
@@ -56,15 +56,16 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
     }
     let changes = Changes::of(obligations.iter().map(AsRef::as_ref));
     ruling.changes = (!changes.is_empty()).then(|| Arc::new(changes));
-    let limits = obligations.iter().filter_map(|obligation| match &obligation.effect {
+    let is_limit = |obligation: &&Arc<Obligation>| matches!(obligation.effect, Effect::Limit(_));
+    if obligations.iter().filter(is_limit).count() > limit::QUOTA_LIMITS_MAX {
+        tracing::error!(agent = %agent.id, request, "more limits hold one request than may; it is denied");
+        return Ruling { verdict: Err(DropReason::LimitUnavailable), ..ruling };
+    }
+    let limits = obligations.iter().chain(&repeated).filter_map(|obligation| match &obligation.effect {
         Effect::Limit(limit) => Some((obligation, limit, limit.share.of(&agent))),
         _ => None,
     });
     let limits: Vec<_> = limits.collect();
-    if limits.len() > limit::QUOTA_LIMITS_MAX {
-        tracing::error!(agent = %agent.id, request, "more limits hold one request than may; it is denied");
-        return Ruling { verdict: Err(DropReason::LimitUnavailable), ..ruling };
-    }
     let wanted: Vec<_> = limits.iter().map(|(_, limit, subject)| (*limit, Arc::clone(subject))).collect();
     match gateway.quota.spend(&wanted).await {
         Ok(()) => ruling,

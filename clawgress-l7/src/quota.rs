@@ -138,7 +138,7 @@ impl Quota {
         })
     }
 
-    /// Spends one unit of each limit, or of none of them. Waits where a limit says so, within a bound.
+    /// Spends one unit of each limit, or of none of them; of one that is there more often, as many. Waits where a limit says so, within a bound.
     ///
     /// # Errors
     /// [`DropReason::RateLimited`] if a limit is reached, [`DropReason::LimitUnavailable`] if control can't be asked.

@@ -54,7 +54,7 @@ struct Check<'a> {
 type Failed = (String, String);
 
 /// Keywords that ask for nothing.
-const NOTES: [&str; 13] = [
+const NOTES: [&str; 14] = [
     "$schema",
     "$id",
     "$defs",
@@ -68,6 +68,8 @@ const NOTES: [&str; 13] = [
     "readOnly",
     "writeOnly",
     "$anchor",
+    // What names the field that says an argument in the head.
+    "x-mcp-header",
 ];
 
 impl<'a> Check<'a> {

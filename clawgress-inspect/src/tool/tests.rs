@@ -13,7 +13,7 @@ fn one(text: &str, head: &Head<'_>) -> Result<Message, ToolError> {
     read(text.as_bytes(), head).map(|all| all.into_iter().next().expect("a message"))
 }
 
-const NONE: Head<'static> = Head { method: None, name: None, version: None, session: None };
+const NONE: Head<'static> = Head { method: None, name: None, params: &[], version: None, session: None };
 
 #[test]
 fn a_call_is_what_its_server_would_take_it_for() {
@@ -89,8 +89,7 @@ fn batches_are_of_one_version() {
 #[test]
 fn heads_say_what_bodies_do() {
     let text = call(r#"{"name":"a","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}"#);
-    let new =
-        Head { method: Some("tools/call"), name: Some("a"), version: Some("2026-07-28"), session: None };
+    let new = Head { method: Some("tools/call"), name: Some("a"), version: Some("2026-07-28"), ..NONE };
     assert!(one(&text, &new).is_ok());
     let error = |head: Head<'_>| one(&text, &head).expect_err("refused");
     assert_eq!(error(Head { method: Some("tools/list"), ..new }), ToolError::Mismatch("Mcp-Method"));
@@ -111,6 +110,72 @@ fn heads_say_what_bodies_do() {
     );
     let later = Head { version: Some("2027-01-01"), ..new };
     assert!(one(&call(r#"{"name":"a"}"#), &later).is_ok());
+}
+
+#[test]
+fn names_in_heads_are_what_bodies_have_also_in_base64_and_of_tasks() {
+    let new = Head { method: Some("tools/call"), version: Some("2026-07-28"), ..NONE };
+    let says = |name| one(&call(r#"{"name":"a"}"#), &Head { name: Some(name), ..new }).map(drop);
+    assert_eq!(says("=?base64?YQ==?="), Ok(()));
+    for other in ["=?base64?Yg==?=", "=?base64?YQ?=", "=?base64?YQ==", "=?base64?/w==?=", "=?BASE64?YQ==?="] {
+        assert_eq!(says(other), Err(ToolError::Mismatch("Mcp-Name")), "{other}");
+    }
+    let read = r#"{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"file:///ä"}}"#;
+    let read_head = Head { method: Some("resources/read"), name: Some("=?base64?ZmlsZTovLy/DpA==?="), ..new };
+    assert_eq!(one(read, &read_head).map(drop), Ok(()));
+    let task = |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{params}}}"#);
+    let head = Head { method: Some("tasks/get"), ..new };
+    let says = |params: &str, name| one(&task(params), &Head { name, ..head }).map(drop);
+    assert_eq!(says(r#"{"taskId":"t"}"#, Some("t")), Ok(()));
+    assert_eq!(says(r#"{"taskId":"t"}"#, Some("u")), Err(ToolError::Mismatch("Mcp-Name")));
+    assert_eq!(says(r#"{"taskId":"t"}"#, None), Err(ToolError::Missing("Mcp-Name")));
+    assert_eq!(says("{}", Some("t")), Err(ToolError::Mismatch("Mcp-Name")));
+    assert_eq!(says(r#"{"taskId":1}"#, Some("1")), Err(ToolError::Name("taskId")));
+    assert!(matches!(says(r#"{"taskid":"t"}"#, None), Err(ToolError::Spelling(_))));
+    // Of the era before, nobody had to say it.
+    let before = Head { version: Some("2025-11-25"), ..NONE };
+    assert_eq!(one(&task(r#"{"taskId":"t"}"#), &before).map(drop), Ok(()));
+}
+
+#[test]
+fn fields_of_arguments_say_what_the_arguments_are() {
+    let schema = Value::parse(
+        br#"{"properties":{"region":{"type":"string","x-mcp-header":"Region"},"n":{"type":"integer","x-mcp-header":"N"},
+        "on":{"type":"boolean","x-mcp-header":"On"},"in":{"properties":{"deep":{"type":"string","x-mcp-header":"Deep"}}},
+        "one":{"x-mcp-header":"Twice"},"two":{"x-mcp-header":"twice"},"gone":{"x-mcp-header":"Gone"}}}"#,
+    );
+    let arguments = r#"{"region":"eu","n":42.0,"on":true,"in":{"deep":"x"},"one":"a","two":"a","gone":null}"#;
+    let (schema, arguments) = (schema.expect("JSON"), Value::parse(arguments.as_bytes()).expect("JSON"));
+    let says = |field: &str, told: &str| {
+        agrees_with_schema(&schema, Some(&arguments), &[(field.to_owned(), told.to_owned())])
+    };
+    for (field, told) in
+        [("region", "eu"), ("region", "=?base64?ZXU=?="), ("n", "42"), ("on", "true"), ("deep", "x")]
+    {
+        assert_eq!(says(field, told), Ok(()), "{field}: {told}");
+    }
+    for (field, told) in [
+        ("region", "us"),
+        ("region", "=?base64?dXM=?="),
+        ("region", "=?base64?!?="),
+        ("n", "43"),
+        ("n", "NaN"),
+        ("on", "True"),
+        ("deep", "y"),
+        ("twice", "a"),
+        ("gone", "null"),
+        ("other", "x"),
+    ] {
+        assert_eq!(says(field, told), Err(ToolError::ParamMismatch(field.to_owned())), "{field}: {told}");
+    }
+    assert_eq!(agrees_with_schema(&schema, None, &[]), Ok(()));
+    // Where there are no arguments, there are no fields of any.
+    let params = [("region".to_owned(), "eu".to_owned())];
+    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    let error = one(list, &Head { params: &params, ..NONE }).expect_err("of nothing");
+    assert_eq!(error, ToolError::ParamMismatch("region".to_owned()));
+    let batch = format!("[{}]", call(r#"{"name":"a"}"#));
+    assert_eq!(read(batch.as_bytes(), &Head { params: &params, ..NONE }), Err(ToolError::Batch));
 }
 
 const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[

@@ -118,6 +118,24 @@ impl Value {
         out
     }
 
+    /// Bytes of memory that it takes, besides itself.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        match self {
+            Value::Null | Value::Bool(_) => 0,
+            Value::Number(text) | Value::Text(text) => text.capacity(),
+            Value::Array(items) => {
+                let own = items.capacity() * size_of::<Value>();
+                own + items.iter().map(Value::memory_bytes).sum::<usize>()
+            }
+            Value::Object(members) => {
+                let own = members.capacity() * size_of::<(String, Value)>();
+                let of = |(name, value): &(String, Value)| name.capacity() + value.memory_bytes();
+                own + members.iter().map(of).sum::<usize>()
+            }
+        }
+    }
+
     /// Levels are bounded by what parsed it.
     fn write(&self, out: &mut String, sorted: bool) {
         match self {
@@ -292,6 +310,7 @@ mod tests {
         let value = Value::parse(text.as_bytes()).expect("a document");
         assert_eq!(value.json(), "{\"b\":[1.50,-0,1e+9,null,true],\"a\":\"x\\né😀\\\"\",\"c\":{}}");
         assert_eq!(value.canonical(), "{\"a\":\"x\\né😀\\\"\",\"b\":[1.50,-0,1e+9,null,true],\"c\":{}}");
+        assert!((8 * size_of::<Value>()..2048).contains(&value.memory_bytes()), "{}", value.memory_bytes());
         assert_eq!(Value::parse(value.json().as_bytes()), Ok(value));
         for (text, why) in [
             ("", ValueError::Malformed),

@@ -25,7 +25,7 @@ use super::hold::{self, Held};
 use super::model::{Asking, Calling};
 use super::rewrite::{Rewritten, is_signed};
 use super::said::{Said, operation};
-use super::tool::Addressed;
+use super::tool::{Addressed, Messages};
 use super::{Admitted, Granted, duties};
 use crate::decide::{self, Ruling};
 use crate::exchange::Exchange;
@@ -456,7 +456,8 @@ impl Body {
             exchange.detail(CHANGED_LATE);
             return Err(Ruling { policies: ruling.policies, ..deny(DropReason::ContentUnreadable) });
         }
-        let ruling = duties::perform(gateway, exchange, &mut self.kept, ruling).await;
+use super::tool::{Addressed, Messages};
+use super::{Admitted, Granted, duties};
         if ruling.verdict.is_ok() { Ok(()) } else { Err(ruling) }
     }
 }
@@ -541,6 +542,10 @@ pub async fn judge(
             Err(reason) => Ruling::deny("send", reason),
         },
     };
+    let forgotten = body.said.messages.as_deref().and_then(Messages::forgotten);
+    if let (Err(DropReason::ContentUnreadable), Some(why)) = (said.verdict, forgotten) {
+        exchange.detail(&why);
+    }
     let (action, policies) = match said.verdict {
         Ok(()) => (ruling.action, &ruling.policies[..]),
         Err(_) => (said.action, &[][..]),

@@ -113,9 +113,14 @@ impl Said {
                 && decide::tool_need(plan, who).decided != Look::Nothing;
             return if is_late { Ruling::deny("tool", DropReason::InspectionRequired) } else { before };
         };
-        let mut ruling = before;
-        for operation in messages.operations(admitted) {
-            match decide::tool(plan, who, operation).after_all(ruling) {
+        let (mut ruling, mut limits) = (before, Vec::new());
+        for (operation, is_known) in messages.operations(admitted) {
+            let is_asked = || decide::payload_need(plan, who, operation, true).decided == Look::Content;
+            if !is_known && is_asked() {
+                // What would have been found may be what a policy waits for.
+                return Ruling::deny("tool", DropReason::ContentUnreadable).obliged_by(&ruling);
+            }
+            match decide::tool(plan, who, operation).of_batch(&mut limits).after_all(ruling) {
                 Ok(next) => ruling = next,
                 Err(denied) => return denied,
             }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clawgress_api::ToolFacts;
 use clawgress_api::config::{self, Content, UNLISTED};
 use clawgress_inspect::http1;
-use clawgress_inspect::tool::{Head, Message, Protocol, Reader, ToolError};
+use clawgress_inspect::tool::{Head, Message, PARAM, Protocol, Reader, ToolError};
 use clawgress_policy::content::ToolCall;
 use clawgress_policy::{Look, Operation, PayloadNeed};
 use http::HeaderMap;
@@ -22,6 +22,7 @@ use crate::identify::Who;
 use crate::snapshot::Plan;
 
 pub mod catalog;
+mod learned;
 mod listing;
 
 pub use listing::Listing;
@@ -73,6 +74,8 @@ struct Fields {
     name: Option<String>,
     version: Option<String>,
     session: Option<String>,
+    /// Those of arguments, by what is behind [`PARAM`].
+    params: Vec<(String, String)>,
     /// One of them that comes twice, or is no text.
     unclear: Option<&'static str>,
     /// Whether there are any.
@@ -97,6 +100,8 @@ struct Facts {
     values: Vec<String>,
     arguments: String,
     findings: Vec<String>,
+    /// Whether what its server listed of it was forgotten, so that findings may be missing.
+    is_forgotten: bool,
 }
 
 // === impl Tools ===
@@ -192,6 +197,15 @@ impl Fields {
             text.map(str::to_owned)
         };
         let (method, name, version, session) = (only(METHOD), only(NAME), only(VERSION), only(SESSION));
+        for key in headers.keys() {
+            let Some(param) = key.as_str().strip_prefix(PARAM) else { continue };
+            fields.is_meant = true;
+            let mut values = headers.get_all(key).iter();
+            match values.next().and_then(|value| value.to_str().ok()).filter(|_| values.next().is_none()) {
+                Some(value) => fields.params.push((param.to_owned(), value.to_owned())),
+                None => fields.unclear = Some("Mcp-Param"),
+            }
+        }
         Fields { method, name, version, session, ..fields }
     }
 
@@ -201,6 +215,7 @@ impl Fields {
             name: self.name.as_deref(),
             version: self.version.as_deref(),
             session: self.session.as_deref(),
+            params: &self.params,
         }
     }
 }
@@ -264,7 +279,8 @@ impl Addressed {
     fn facts(&self, message: Message, catalog: &Catalog, found: &[String]) -> Result<Facts, ToolError> {
         let name = message.name.clone().unwrap_or_default();
         let held = if message.is_call() {
-            catalog.call(self.server(), &self.key, &name, message.arguments.as_ref())
+            let called = (&*name, message.arguments.as_ref(), &*self.head.params);
+            catalog.call(self.server(), &self.key, called)?
         } else {
             Found::default()
         };
@@ -274,6 +290,7 @@ impl Addressed {
             values,
             arguments: message.arguments_text(),
             findings: found.iter().cloned().chain(held.names().map(str::to_owned)).collect(),
+            is_forgotten: held.is_forgotten,
             protocol: message.protocol,
             id: message.id,
             method: message.method.unwrap_or_default(),
@@ -289,10 +306,10 @@ impl Addressed {
 // === impl Messages ===
 
 impl Messages {
-    /// What policy is asked, of each.
-    pub fn operations<'a>(&'a self, admitted: &'a Admitted) -> impl Iterator<Item = Operation<'a>> {
+    /// What policy is asked, of each; and whether all is known that it may ask.
+    pub fn operations<'a>(&'a self, admitted: &'a Admitted) -> impl Iterator<Item = (Operation<'a>, bool)> {
         self.all.iter().map(|facts| {
-            Operation::Tool(ToolCall {
+            let operation = Operation::Tool(ToolCall {
                 host: &admitted.host,
                 port: admitted.port,
                 server: self.addressed.server(),
@@ -302,8 +319,18 @@ impl Messages {
                 values: &facts.values,
                 arguments: &facts.arguments,
                 findings: &facts.findings,
-            })
+            });
+            (operation, !facts.is_forgotten)
         })
+    }
+
+    /// Why the first of them is refused of which findings may be missing.
+    #[must_use]
+    pub fn forgotten(&self) -> Option<String> {
+        let Facts { name, .. } = self.all.iter().find(|facts| facts.is_forgotten)?;
+        Some(format!(
+            "what its server listed of `{name}` was forgotten, and policy asks about it: have the agent list its tools again"
+        ))
     }
 
     /// What was found in any of them.

@@ -24,7 +24,7 @@ when { context.tool.values.contains("/project=OPS") };
 when { context.findings.containsAny(["arguments_invalid", "tool_changed", "private_key"]) };
 "#;
 
-const READ: &str = r#"{"name":"read", "description":"Reads 1.50 pages","inputSchema":{"type":"object","required":["n"],"properties":{"n":{"type":"integer","maximum":1e1}}}}"#;
+const READ: &str = r#"{"name":"read", "description":"Reads 1.50 pages","inputSchema":{"type":"object","required":["n"],"properties":{"n":{"type":"integer","maximum":1e1,"x-mcp-header":"N"}}}}"#;
 const WRITE: &str = r#"{"name":"write","inputSchema":{"type":"object"}}"#;
 const ERASE: &str = r#"{"name":"erase","inputSchema":{"type":"object"}}"#;
 
@@ -51,8 +51,14 @@ async fn server(mut stream: TcpStream, seen: Arc<Seen>) {
         } else {
             READ.to_owned()
         };
+        // More than is remembered of one list.
+        let more = if head.contains("x-many") {
+            (0..1100).map(|n| format!("{{\"name\":\"t{n}\",\"inputSchema\":{{}}}},")).collect()
+        } else {
+            String::new()
+        };
         let list = format!(
-            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{ \"tools\":[{read}, {WRITE},\n{ERASE}],\"ttl\":1.0e2}}}}"
+            "{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{ \"tools\":[{more}{read}, {WRITE},\n{ERASE}],\"ttl\":1.0e2}}}}"
         );
         let answer = if body.contains("tools/list") || head.starts_with("get ") {
             list
@@ -189,6 +195,10 @@ async fn each_message_is_judged_and_denied_in_its_own_terms() {
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Name: erase\r\n"),
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "MCP-Protocol-Version: 2026-07-28\r\n"),
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Session-Id: a\r\nMcp-Session-Id: b\r\n"),
+        (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Name: =?base64?ZXJhc2U=?=\r\n"),
+        (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Param-N: 2\r\n"),
+        (call(r#"{"name":"read","arguments":{"n":1}}"#), "mcp-param-n: 1\r\nMcp-Param-N: 1\r\n"),
+        (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Param-M: 1\r\n"),
         (format!("[{}]", call(r#"{"name":"read"}"#)), "MCP-Protocol-Version: 2025-06-18\r\n"),
         ("{\"jsonrpc\":\"2.0\"".to_owned(), ""),
         ("name=read".to_owned(), ""),
@@ -217,6 +227,10 @@ async fn each_message_is_judged_and_denied_in_its_own_terms() {
     let told = &record.attributes.as_ref().expect("told").tools;
     assert_eq!((&*told[0].server, &*told[0].method, &*told[0].name), ("jira", "tools/call", "write"));
     assert_eq!(told[0].arguments, ["project"]);
+    // What the head says besides is what the body does, however it is written.
+    let read = call(r#"{"name":"write","arguments":{"project":"OPS"}}"#);
+    let fields = format!("{JSON}Mcp-Name: =?base64?d3JpdGU=?=\r\n");
+    assert!(text(&site.ask(jira, &fields, &read).await).contains("\"result\""));
     // What servers take off a path makes it no other server's.
     let answer = site.ask("/mcp;x=1", JSON, &call(r#"{"name":"write","arguments":{"project":"OPS"}}"#)).await;
     assert!(answer.status == 200 && text(&answer).contains("\"result\""), "{answer:?}");
@@ -263,6 +277,67 @@ async fn lists_are_what_an_agent_may_use() {
     // Once it is what it was, it is called again.
     site.ask("/mcp", JSON, list).await;
     assert!(text(&site.ask("/mcp", JSON, &read).await).contains("\"result\""));
+}
+
+/// What a server listed is remembered within bounds: what was forgotten may be what policy waits for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_what_was_forgotten_are_refused_where_policy_asks() {
+    const NOT_ASKED: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("all") permit (principal == Agent::"web", action == Action::"tool", resource);
+"#;
+    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+    let read = call(r#"{"name":"read","arguments":{"n":1}}"#);
+    for (policy, is_asked) in [(POLICY, true), (NOT_ASKED, false)] {
+        let site = Site::with(policy).await;
+        assert!(text(&site.ask("/mcp", JSON, &read).await).contains("\"result\""), "nothing was listed");
+        let listed = site.ask("/mcp", &format!("{JSON}X-Many: 1\r\n"), list).await;
+        assert!(text(&listed).contains("\"read\""));
+        let before = site.upstream.requests().len();
+        let answer = site.ask("/mcp", JSON, &read).await;
+        let record = site.record(RecordKind::Decision, 3).await;
+        if is_asked {
+            assert_eq!(answer.reason(), "content_unreadable");
+            assert!(record.detail.expect("told").contains("`read` was forgotten"));
+            assert_eq!(site.upstream.requests().len(), before, "nothing went on");
+        } else {
+            assert!(text(&answer).contains("\"result\""), "{answer:?}");
+            assert_eq!(record.findings, [""; 0], "it is what was approved");
+        }
+    }
+}
+
+/// A batch is as many calls as it holds, to a limit too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_of_a_batch_spends_a_unit() {
+    const LIMITED: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("all") permit (principal == Agent::"web", action == Action::"tool", resource);
+@id("few") @effect("rate-limit") @limit("4 requests/hour burst 4")
+permit (principal, action in [Action::"http", Action::"tool"], resource);
+@id("reads") @effect("rate-limit") @limit("16 requests/hour burst 16")
+permit (principal, action == Action::"tool", resource) when { context.tool.name == "read" };
+"#;
+    let site = Site::with(LIMITED).await;
+    let read = call(r#"{"name":"read","arguments":{"n":1}}"#);
+    let write = call(r#"{"name":"write"}"#);
+    let batch =
+        |all: &[&String]| format!("[{}]", all.iter().map(|call| &***call).collect::<Vec<_>>().join(","));
+    // More than there are: it spends nothing.
+    let answer = site.ask("/mcp", JSON, &batch(&[&read, &read, &read, &read, &read])).await;
+    let record = site.record(RecordKind::Decision, 1).await;
+    assert_eq!((answer.reason(), &record.policies[..]), ("rate_limited", &["few".to_owned()][..]));
+    let answer = site.ask("/mcp", JSON, &batch(&[&read, &read, &write])).await;
+    assert!(answer.status == 200 && text(&answer).contains("result"), "{answer:?}");
+    let record = site.record(RecordKind::Decision, 2).await;
+    assert_eq!(record.effects.len(), 2, "each is told once: {record:?}");
+    let answer = site.ask("/mcp", JSON, &batch(&[&read, &read])).await;
+    assert_eq!(answer.reason(), "rate_limited", "one is left");
+    let answer = site.ask("/mcp", JSON, &read).await;
+    assert!(text(&answer).contains("result"), "{answer:?}");
+    assert_eq!(site.ask("/mcp", JSON, &write).await.reason(), "rate_limited");
 }
 
 /// Agent2Agent, as JSON-RPC 2.0 (A2A section 9): methods are what policy has, of both versions of its names.

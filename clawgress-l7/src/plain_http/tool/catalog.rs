@@ -1,55 +1,29 @@
 //! What tools there are: definitions that the operator approved, and those that servers listed to each agent.
 //!
-//! Bounded: what was learned longest ago is forgotten first. Must never take what one agent was told for what another was.
+//! What was learned is in `learned.rs`, bounded. Must never take what one agent was told for what another was.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clawgress_inspect::tool::{Pin, Validity, Value, definitions, pin, validate};
+use clawgress_inspect::tool::{
+    Pin, ToolError, Validity, Value, agrees_with_schema, definitions, pin, validate,
+};
 use parking_lot::Mutex;
 
-/// Most lists that are remembered, one for each agent and server.
-const LISTS_MAX: usize = 4096;
-/// Most tools of one list, and bytes of their schemas: larger ones are not held against anything.
-const TOOLS_MAX: usize = 1024;
-const LIST_BYTES_MAX: usize = 2 << 20;
-/// Most bytes of all schemas.
-const BYTES_MAX: usize = 64 << 20;
+pub use super::learned::Key;
+use super::learned::{Known, Learned};
+
 /// Most bytes of a file of approved definitions.
 const APPROVED_BYTES_MAX: u64 = 16 << 20;
 
-/// Whose list it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The agent's index.
-    pub agent: u32,
-    /// Host and port, and the server's name.
-    pub at: Arc<str>,
-}
-
 /// A definition.
 #[derive(Clone, Debug)]
-struct Definition {
+pub struct Definition {
     pin: Pin,
-    schema: Option<Arc<Value>>,
-    bytes: usize,
-}
-
-#[derive(Debug, Default)]
-struct List {
-    tools: BTreeMap<String, Definition>,
-    bytes: usize,
-    /// When it was learned, by the catalog's count.
-    at: u64,
-}
-
-#[derive(Debug, Default)]
-struct Learned {
-    lists: HashMap<Key, List>,
-    bytes: usize,
-    count: u64,
+    /// What it is called with; `None` also where there was no room for it.
+    pub schema: Option<Arc<Value>>,
 }
 
 /// The catalog.
@@ -68,6 +42,8 @@ pub struct Found {
     unlisted: bool,
     invalid: bool,
     unchecked: bool,
+    /// What its server listed of it was forgotten: whether it is any of these is not known.
+    pub is_forgotten: bool,
 }
 
 // === impl Found ===
@@ -90,10 +66,17 @@ impl Found {
 // === impl Definition ===
 
 impl Definition {
-    fn of(tool: &Value) -> Definition {
+    /// Of a tool, as its server says it.
+    #[must_use]
+    pub fn of(tool: &Value) -> Definition {
         let schema = tool.member("inputSchema").map(|schema| Arc::new(schema.clone()));
-        let bytes = schema.as_ref().map_or(0, |schema| schema.json().len());
-        Definition { pin: pin(tool), schema, bytes }
+        Definition { pin: pin(tool), schema }
+    }
+
+    /// Bytes of memory that it takes, besides itself.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.schema.as_ref().map_or(0, |schema| size_of::<Value>() + schema.memory_bytes())
     }
 }
 
@@ -121,29 +104,39 @@ impl Catalog {
     pub fn list(&self, server: &str, key: &Key, name: &str, tool: &Value) -> Found {
         let definition = Definition::of(tool);
         let found = self.held(server, name, Some(&definition));
-        self.learn(key, name, definition);
+        self.learned.lock().learn(key, name, definition);
         found
     }
 
-    /// What is found of a call.
-    pub fn call(&self, server: &str, key: &Key, name: &str, arguments: Option<&Value>) -> Found {
-        let learned = {
-            let learned = self.learned.lock();
-            learned.lists.get(key).and_then(|list| list.tools.get(name)).cloned()
-        };
-        let mut found = self.held(server, name, learned.as_ref());
+    /// What is found of a call: of its tool, with these arguments, and what its head says of them.
+    ///
+    /// # Errors
+    /// If the head says something else than the arguments.
+    pub fn call(
+        &self,
+        server: &str,
+        key: &Key,
+        (name, arguments, params): (&str, Option<&Value>, &[(String, String)]),
+    ) -> Result<Found, ToolError> {
+        let known = self.learned.lock().find(key, name);
+        let is_forgotten = matches!(known, Known::Forgotten);
+        let learned = if let Known::Listed(definition) = known { Some(definition) } else { None };
+        let mut found = Found { is_forgotten, ..self.held(server, name, learned.as_ref()) };
         let approved = self.approved.get(server).and_then(|tools| tools.get(name));
         // What its server says now, is what it takes now.
         let Some(definition) = learned.as_ref().or(approved) else {
-            return Found { unlisted: true, ..found };
+            return Ok(Found { unlisted: true, unchecked: !params.is_empty(), ..found });
         };
+        if let Some(schema) = &definition.schema {
+            agrees_with_schema(schema, arguments, params)?;
+        }
         let none = Value::Object(Vec::new());
         match definition.schema.as_ref().map(|schema| validate(schema, arguments.unwrap_or(&none))) {
             Some(Validity::Invalid { .. }) => found.invalid = true,
             Some(Validity::Unchecked { .. }) | None => found.unchecked = true,
             Some(Validity::Valid) => {}
         }
-        found
+        Ok(found)
     }
 
     /// How a definition differs from what was approved, where anything was of its server.
@@ -157,39 +150,6 @@ impl Catalog {
             }
         }
         found
-    }
-
-    fn learn(&self, key: &Key, name: &str, definition: Definition) {
-        let mut learned = self.learned.lock();
-        let Learned { lists, bytes, count } = &mut *learned;
-        *count += 1;
-        if !lists.contains_key(key) && lists.len() >= LISTS_MAX {
-            forget(lists, bytes);
-        }
-        let list = lists.entry(key.clone()).or_default();
-        list.at = *count;
-        let before = list.tools.remove(name).map_or(0, |old| old.bytes);
-        (list.bytes, *bytes) = (list.bytes - before, *bytes - before);
-        let mut definition = definition;
-        if list.bytes + definition.bytes > LIST_BYTES_MAX {
-            // That it is there, and what it was pinned by, is remembered all the same.
-            (definition.schema, definition.bytes) = (None, 0);
-        }
-        if list.tools.len() < TOOLS_MAX {
-            (list.bytes, *bytes) = (list.bytes + definition.bytes, *bytes + definition.bytes);
-            list.tools.insert(name.to_owned(), definition);
-        }
-        while *bytes > BYTES_MAX && lists.len() > 1 {
-            forget(lists, bytes);
-        }
-    }
-}
-
-/// Forgets what was learned longest ago.
-fn forget(lists: &mut HashMap<Key, List>, bytes: &mut usize) {
-    let oldest = lists.iter().min_by_key(|(_, list)| list.at).map(|(key, _)| key.clone());
-    if let Some(list) = oldest.and_then(|key| lists.remove(&key)) {
-        *bytes -= list.bytes;
     }
 }
 
@@ -207,6 +167,11 @@ mod tests {
         Key { agent, at: "a".into() }
     }
 
+    fn call(catalog: &Catalog, agent: u32, name: &str, arguments: Option<&str>) -> Found {
+        let arguments = arguments.map(value);
+        catalog.call("s", &key(agent), (name, arguments.as_ref(), &[])).expect("no fields")
+    }
+
     fn names(found: Found) -> Vec<&'static str> {
         found.names().collect()
     }
@@ -214,13 +179,12 @@ mod tests {
     #[test]
     fn calls_are_held_against_what_was_listed_to_the_agent() {
         let catalog = Catalog::default();
-        let call =
-            |agent, arguments: &str| names(catalog.call("s", &key(agent), "add", Some(&value(arguments))));
+        let call = |agent, arguments: &str| names(self::call(&catalog, agent, "add", Some(arguments)));
         assert_eq!(call(1, r#"{"n":1}"#), ["tool_unlisted"]);
         assert_eq!(names(catalog.list("s", &key(1), "add", &value(TOOL))), [""; 0]);
         assert_eq!(call(1, r#"{"n":1}"#), [""; 0]);
         assert_eq!(call(1, r#"{"n":"x"}"#), ["arguments_invalid"]);
-        assert_eq!(names(catalog.call("s", &key(1), "add", None)), ["arguments_invalid"]);
+        assert_eq!(names(self::call(&catalog, 1, "add", None)), ["arguments_invalid"]);
         assert_eq!(call(2, r#"{"n":1}"#), ["tool_unlisted"], "another agent was told nothing");
         catalog.list(
             "s",
@@ -241,28 +205,41 @@ mod tests {
         catalog.approve("t", &path).expect_err("no list");
         std::fs::remove_file(&path).expect("removed");
         let other = TOOL.replace("adds", "adds, and mails");
-        assert_eq!(names(catalog.call("s", &key(1), "add", Some(&value(r#"{"n":1}"#)))), [""; 0]);
-        assert_eq!(names(catalog.call("s", &key(1), "add", Some(&value("{}")))), ["arguments_invalid"]);
+        assert_eq!(names(call(&catalog, 1, "add", Some(r#"{"n":1}"#))), [""; 0]);
+        assert_eq!(names(call(&catalog, 1, "add", Some("{}"))), ["arguments_invalid"]);
         assert_eq!(names(catalog.list("s", &key(1), "add", &value(TOOL))), [""; 0]);
         assert_eq!(names(catalog.list("s", &key(1), "add", &value(&other))), ["tool_changed"]);
-        assert_eq!(names(catalog.call("s", &key(1), "add", Some(&value(r#"{"n":1}"#)))), ["tool_changed"]);
-        assert_eq!(names(catalog.call("s", &key(1), "rm", None)), ["tool_unapproved", "tool_unlisted"]);
+        assert_eq!(names(call(&catalog, 1, "add", Some(r#"{"n":1}"#))), ["tool_changed"]);
+        assert_eq!(names(call(&catalog, 1, "rm", None)), ["tool_unapproved", "tool_unlisted"]);
     }
 
     #[test]
-    fn what_was_learned_longest_ago_is_forgotten_first() {
+    fn fields_of_arguments_are_held_against_the_schema() {
+        let catalog = Catalog::default();
+        let params = |told: &str| [("n".to_owned(), told.to_owned())];
+        let arguments = value(r#"{"n":1}"#);
+        let call =
+            |told: &str| catalog.call("s", &key(1), ("add", Some(&arguments), &params(told))).map(names);
+        // Nothing is known to hold them against.
+        assert_eq!(call("1"), Ok(vec!["arguments_unchecked", "tool_unlisted"]));
+        let named = TOOL.replace("\"integer\"", "\"integer\",\"x-mcp-header\":\"N\"");
+        catalog.list("s", &key(1), "add", &value(&named));
+        assert_eq!(call("1"), Ok(Vec::new()));
+        assert_eq!(call("2"), Err(ToolError::ParamMismatch("n".to_owned())));
+    }
+
+    #[test]
+    fn what_was_forgotten_is_told_apart_from_what_was_never_listed() {
         let catalog = Catalog::default();
         let tool = value(TOOL);
-        for agent in 0..=u32::try_from(LISTS_MAX).expect("a number") {
-            catalog.list("s", &key(agent), "add", &tool);
+        let call = |name| self::call(&catalog, 1, name, Some(r#"{"n":1}"#));
+        assert!(!call("add").is_forgotten);
+        for n in 0..2000 {
+            catalog.list("s", &key(1), &format!("t{n}"), &tool);
         }
-        let listed = |agent| !names(catalog.call("s", &key(agent), "add", None)).contains(&"tool_unlisted");
-        assert!(!listed(0) && listed(1));
-        for n in 0..TOOLS_MAX + 10 {
-            catalog.list("s", &key(9), &format!("t{n}"), &tool);
-        }
-        let learned = catalog.learned.lock();
-        assert_eq!((learned.lists.len(), learned.lists[&key(9)].tools.len()), (LISTS_MAX, TOOLS_MAX));
-        assert_eq!(learned.bytes, learned.lists.values().map(|list| list.bytes).sum::<usize>());
+        catalog.list("s", &key(1), "add", &tool);
+        let found = call("add");
+        assert!(found.is_forgotten && names(found) == ["tool_unlisted"], "{found:?}");
+        assert!(!call("t7").is_forgotten && names(call("t7")).is_empty());
     }
 }
