@@ -549,11 +549,17 @@ impl ProxyHttp for App {
         for name in OF_HOP.into_iter().chain(["set-cookie", page::REASON_FIELD, page::REQUEST_FIELD]) {
             trailers.remove(name);
         }
-        if is_large(trailers) {
-            // What this returned as an error would be told in a log, and they would go on: the session refuses them.
+        let rest = if is_large(trailers) {
             context.reason = Some(DropReason::UpstreamFailed);
+            None
+        } else {
+            self.pass_end(context)
+        };
+        if context.reason.is_some() {
+            // What this returned as an error would be told in a log, and the end would go on as that of a whole answer.
+            context.front.iter().for_each(|front| front.shut());
         }
-        Ok(self.pass_end(context))
+        Ok(rest)
     }
 
     fn response_body_filter(

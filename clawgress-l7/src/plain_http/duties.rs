@@ -13,11 +13,8 @@ use crate::gateway::Gateway;
 
 /// Takes what was `kept` out of a ruling's duties, and notes the rest in the record.
 fn news(exchange: &mut Exchange, kept: &mut Vec<Arc<Obligation>>, ruling: &mut Ruling) {
-    if let Some(duties) = &mut ruling.duties {
-        duties.obligations.retain(|obligation| !kept.iter().any(|kept| kept.repeats(obligation)));
-        kept.extend(duties.obligations.iter().cloned());
-    }
-    ruling.duties = ruling.duties.take().filter(|duties| !duties.obligations.is_empty());
+    ruling.keep_duties(|obligation| !kept.iter().any(|kept| kept.repeats(obligation)));
+    kept.extend(ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()));
     if let Some(duties) = &ruling.duties {
         let effects: Vec<_> = duties.obligations.iter().map(|o| reference(o)).collect();
         exchange.effects(&effects);

@@ -524,6 +524,45 @@ async fn streams_of_http_2_are_judged_alike() {
     assert_eq!((outcome.status, outcome.action.as_deref()), (Some(403), Some("receive")));
 }
 
+/// Where trailers end an answer, its end says that it is whole: none must go on of one that is denied there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_denied_at_its_trailers_does_not_end() {
+    let policy = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("all") permit (principal == Agent::"web", action in [Action::"tls", Action::"http", Action::"receive"], resource);
+@id("never-whole") forbid (principal, action == Action::"receive", resource) when { context.complete && context.bytes > 6 };
+"#;
+    let site = http2::site(policy, "").await;
+    let client = http2::inside(&site).await;
+    let request = http2::post(&site, "/trailers").header("te", "trailers").body(()).expect("request");
+    let answer = client.ask(request, b"x").await;
+    assert!(answer.is_err(), "it is no whole answer: {answer:?}");
+    let mut old = site.inside().await;
+    old.send(format!("POST /trailers HTTP/1.1\r\nHost: {}\r\nContent-Length: 1\r\n\r\nx", site.host())).await;
+    let answer = String::from_utf8_lossy(&old.rest().await).into_owned();
+    // What comes at once with its end may not go on either.
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer:?}");
+    let outcomes = || {
+        let records = site.gateway.control.records();
+        records
+            .into_iter()
+            .filter(|r| r.kind == RecordKind::Outcome && r.reason.is_some())
+            .collect::<Vec<_>>()
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while outcomes().len() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "{:#?}", site.gateway.control.records());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for outcome in outcomes() {
+        assert_eq!(
+            (reason(&outcome), outcome.action.as_deref()),
+            (Some("policy_forbidden"), Some("receive"))
+        );
+        assert_eq!(outcome.policies, ["never-whole"]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_under_way_is_cut_where_policy_begins_to_ask_about_calls() {
     let site = Site::start(POLICY, "").await;
