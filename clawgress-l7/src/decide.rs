@@ -529,6 +529,19 @@ pub fn asks_receive(plan: &Plan, who: &Who) -> (bool, bool) {
     policy.map_or((false, false), |policy| (policy.names_receive(), policy.asks_receive()))
 }
 
+/// Whether anything that is decided of what comes back of `who`'s requests may depend on what is in it.
+#[must_use]
+pub fn decides_receive(plan: &Plan, who: &Who) -> bool {
+    plan.policy(&who.identity.agent).is_some_and(|policy| policy.decides_receive())
+}
+
+/// Whether what is decided of this `send`, or `receive`, depends on a media type that nobody knows.
+#[must_use]
+pub fn needs_media_type(plan: &Plan, who: &Who, operation: Operation<'_>) -> bool {
+    let agent = &who.identity.agent;
+    policy(plan, who).is_some_and(|policy| policy.needs_media_type(&Request { agent, operation }))
+}
+
 /// What has to be known of the calls of tools that this answer asks for.
 #[must_use]
 pub fn calls_need(plan: &Plan, who: &Who, operation: Operation<'_>) -> CallsNeed {

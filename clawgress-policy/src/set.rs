@@ -222,6 +222,8 @@ pub(crate) struct Given<'a> {
     /// Whether the body is not known yet, and its size neither: likewise.
     pub(crate) is_payload_unseen: bool,
     pub(crate) is_size_unseen: bool,
+    /// Whether what it is said to be is not known: likewise.
+    pub(crate) is_media_type_unseen: bool,
     /// Whether it is not known yet what a tool is called with.
     pub(crate) are_arguments_unseen: bool,
 }
@@ -518,6 +520,7 @@ impl PolicySet {
             is_hello_unseen: false,
             is_payload_unseen: false,
             is_size_unseen: false,
+            is_media_type_unseen: false,
             are_arguments_unseen: false,
         }
     }

@@ -224,6 +224,8 @@ pub(crate) struct Reads {
     pub(crate) payload: bool,
     /// What was found in it, or what a model's answer came to.
     pub(crate) findings: bool,
+    /// What it is said to be.
+    pub(crate) media_type: bool,
     /// What a model's answer came to; and the calls of tools that it asks for.
     pub(crate) usage: bool,
     pub(crate) calls: bool,

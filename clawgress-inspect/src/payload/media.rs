@@ -68,6 +68,12 @@ impl Claims {
         claims
     }
 
+    /// Whether more than one media type is said, or something that is none, so that it is not known.
+    #[must_use]
+    pub fn is_type_unclear(&self) -> bool {
+        self.media_type.is_empty() && self.refusal == Some(Unreadable::ClaimAmbiguous)
+    }
+
     /// What the head of a part says.
     pub(super) fn of_part(head: &[u8]) -> Claims {
         let lines = head.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));

@@ -25,7 +25,7 @@ use super::hold::{self, Held};
 use super::model::{Asking, Calling};
 use super::rewrite::{Rewritten, is_signed};
 use super::said::{Said, operation};
-use super::tool::{Addressed, Messages};
+use super::tool::Addressed;
 use super::{Admitted, Granted, duties};
 use crate::decide::{self, Ruling};
 use crate::exchange::Exchange;
@@ -102,7 +102,8 @@ impl Body {
             http1::Body::Chunked => None,
         };
         let has_body = declared != Some(0);
-        let mut said = Said { media_type: claims.media_type.clone(), declared, has_body, ..Said::default() };
+        let (media_type, is_type_unclear) = (claims.media_type.clone(), claims.is_type_unclear());
+        let mut said = Said { media_type, is_type_unclear, declared, has_body, ..Said::default() };
         let asked = operation(admitted, said.payload(false));
         let need = if has_body {
             decide::payload_need(plan, who, asked, declared.is_some())
@@ -542,8 +543,7 @@ pub async fn judge(
             Err(reason) => Ruling::deny("send", reason),
         },
     };
-    let forgotten = body.said.messages.as_deref().and_then(Messages::forgotten);
-    if let (Err(DropReason::ContentUnreadable), Some(why)) = (said.verdict, forgotten) {
+    if let (Err(DropReason::ContentUnreadable), Some(why)) = (said.verdict, body.said.unknown()) {
         exchange.detail(&why);
     }
     let (action, policies) = match said.verdict {

@@ -41,6 +41,8 @@ pub struct Came {
     followed: CallsLook,
     status: u16,
     media_type: String,
+    /// Whether what it is said to be is not known.
+    is_type_unclear: bool,
     /// Bytes declared, and seen.
     declared: Option<u64>,
     seen: u64,
@@ -139,6 +141,9 @@ impl Came {
     #[must_use]
     pub fn rule(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
         let asked = |complete| self.operation(admitted, complete);
+        if self.is_type_unclear && decide::needs_media_type(plan, who, asked(false)) {
+            return Ruling::deny("receive", DropReason::ContentUnreadable);
+        }
         if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
             // Policy asks for more than it did when the answer began to come.
             return Ruling::deny("receive", DropReason::InspectionRequired);
@@ -261,6 +266,7 @@ impl Back {
         let mut came = Came {
             status: response.status.as_u16(),
             media_type: claims.media_type.clone(),
+            is_type_unclear: claims.is_type_unclear(),
             declared,
             complete: declared == Some(0),
             ..Came::default()
@@ -545,6 +551,9 @@ impl Back {
             Ok(self.came.rule(&plan, &who, granted.admitted()))
         });
         let ruling = judged.unwrap_or_else(|reason| Ruling::deny("receive", reason));
+        if self.came.is_type_unclear && ruling.verdict == Err(DropReason::ContentUnreadable) {
+            exchange.detail(TYPE_UNCLEAR);
+        }
         let ruling = duties::begin(gateway, exchange, &mut self.kept, ruling);
         ruling.verdict.inspect_err(|_| exchange.stopped(&ruling))
     }
@@ -562,11 +571,15 @@ const EVENT_TOO_LARGE: &str =
 /// Why an answer is refused of which a part came.
 const IN_PART: &str = "the answer is a part of what there is (206), and what is in all of it decides";
 
-/// Has all of what there is come, where answers have to be permitted: what may not come whole must not come in parts. A server
+/// Why a body, or an answer, is refused whose media type is not known.
+pub(super) const TYPE_UNCLEAR: &str =
+    "its Content-Type says more than one thing, or nothing, and policy asks for its media type";
+
+/// Has all of what there is come, where what is in it may decide: what may not come whole must not come in parts. A server
 /// may answer any request without regard to `Range` (RFC 9110 section 14.2), so its client knows what to do.
 pub fn ask_for_whole(gateway: &Gateway, granted: &Granted, request: &mut RequestHeader) {
     let plan = gateway.snapshots.current();
-    if plan.is_ok_and(|plan| !decide::asks_receive(&plan, granted.who()).1) {
+    if plan.is_ok_and(|plan| !decide::decides_receive(&plan, granted.who())) {
         return;
     }
     for name in ["range", "if-range"] {

@@ -8,6 +8,7 @@ use clawgress_policy::{Look, Operation};
 
 use super::Admitted;
 use super::model::Facts;
+use super::receive::TYPE_UNCLEAR;
 use super::tool::Messages;
 use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
@@ -20,6 +21,8 @@ pub struct Said {
     /// How much of it is looked at.
     pub(super) looked: Look,
     pub(super) media_type: String,
+    /// Whether what it is said to be is not known.
+    pub(super) is_type_unclear: bool,
     /// Those declared.
     pub(super) declared: Option<u64>,
     /// Those seen.
@@ -58,6 +61,13 @@ impl Said {
     #[must_use]
     pub fn messages(&self) -> Option<Arc<Messages>> {
         self.messages.clone()
+    }
+
+    /// Why something of it is not known, whatever is in it, if policy refused it for that.
+    #[must_use]
+    pub fn unknown(&self) -> Option<String> {
+        let is_unclear = || self.is_type_unclear.then(|| TYPE_UNCLEAR.to_owned());
+        self.messages.as_deref().and_then(Messages::forgotten).or_else(is_unclear)
     }
 
     /// What policy says of it, and of the calls that it is.
@@ -131,6 +141,9 @@ impl Said {
     /// What policy says of the body.
     fn rule_body(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
         let asked = |complete| operation(admitted, self.payload(complete));
+        if self.is_type_unclear && decide::needs_media_type(plan, who, asked(false)) {
+            return Ruling::deny("send", DropReason::ContentUnreadable);
+        }
         if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
             // Policy asks for more than it did when the body began to come.
             return Ruling::deny("send", DropReason::InspectionRequired);

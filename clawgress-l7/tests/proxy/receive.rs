@@ -96,6 +96,9 @@ fn script(path: &str) -> Vec<String> {
             let call = r#"{"choices":[{"message":{"tool_calls":[{"function":{"name":"shell","arguments":"{}"}}]}}]}"#;
             plain("200 OK", kind, call)
         }
+        // What it is, nobody knows.
+        "/zip-odd" => plain("200 OK", "application/zip; x", "PK"),
+        "/zip-two" => plain("200 OK", "application/zip\r\nContent-Type: text/plain", "PK"),
         "/part" => plain("206 Partial Content", "text/plain", "-----BEG"),
         "/whole-rm" => {
             let call = part("sh", "{\"c\":\"rm -rf /\"}", "tool_calls").replace("delta", "message");
@@ -489,7 +492,13 @@ async fn who_gets_what_it_must_not_is_quarantined() {
 @id("leak") @effect("quarantine") @for("15m") permit (principal, action == Action::"receive", resource) when { context.findings.contains("private_key") };
 "#;
     let site = Site::start(policy, "").await;
-    assert_eq!(site.ask("/ok").await.status, 200);
+    // What a part may not show, comes whole.
+    let (host, auth) = (&site.host, site.gateway.web());
+    let in_part = format!(
+        "GET http://{host}/ok HTTP/1.1\r\nHost: {host}\r\n{auth}Range: bytes=0-1\r\nIf-Range: \"x\"\r\n\r\n"
+    );
+    assert_eq!(site.gateway.ask(&in_part).await.status, 200);
+    assert!(!site.upstream.requests().concat().to_ascii_lowercase().contains("range:"));
     let got = site.ask("/key").await;
     assert!(got.status == 403 && !got.text().contains("PRIVATE"), "{got:?}");
     assert_eq!(site.ask("/other").await.reason(), "agent_quarantined");
@@ -522,6 +531,40 @@ async fn streams_of_http_2_are_judged_alike() {
     let denied = |r: &AuditRecord| r.reason.is_some();
     let outcome = site.record(RecordKind::Outcome, denied).await;
     assert_eq!((outcome.status, outcome.action.as_deref()), (Some(403), Some("receive")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_media_type_that_is_not_known_is_refused_where_policy_asks_for_it() {
+    const TYPED: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("all") permit (principal == Agent::"web", action in [Action::"http", Action::"send", Action::"receive"], resource);
+@id("no-zip") forbid (principal, action in [Action::"send", Action::"receive"], resource)
+when { context.media_type == "application/zip" };
+"#;
+    let site = Site::start(TYPED, "").await;
+    for path in ["/zip-odd", "/zip-two"] {
+        assert_eq!(site.ask(path).await.reason(), "content_unreadable", "{path}");
+        let outcome = site.outcome(path).await;
+        assert_eq!(
+            (reason(&outcome), outcome.action.as_deref()),
+            (Some("content_unreadable"), Some("receive"))
+        );
+        assert!(outcome.detail.expect("told").contains("media type"), "{path}");
+    }
+    assert_eq!(site.ask("/ok").await.status, 200);
+    let (host, auth) = (&site.host, site.gateway.web());
+    let asked = site.upstream.requests().len();
+    for kind in ["application/zip; x", "application/zip\r\nContent-Type: text/plain"] {
+        let post = format!(
+            "POST http://{host}/ok HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Type: {kind}\r\nContent-Length: 2\r\n\r\nPK"
+        );
+        assert_eq!(site.gateway.ask(&post).await.reason(), "content_unreadable", "{kind}");
+    }
+    assert_eq!(site.upstream.requests().len(), asked, "nothing went on");
+    // Where none asks, it is as it comes.
+    let open = TYPED.replace("media_type == \"application/zip\"", "bytes > 1000000");
+    assert_eq!(site.gateway.publish_policy(&open).await, "");
+    assert_eq!(site.ask("/zip-odd").await.status, 200);
 }
 
 /// Where trailers end an answer, its end says that it is whole: none must go on of one that is denied there.

@@ -175,6 +175,20 @@ impl PolicySet {
         self.halves().any(|half| half.naming.guards.has(ActionKind::Receive))
     }
 
+    /// Whether anything that is decided of what comes back may depend on what is in it: by guards that name `receive`, or by
+    /// what is obliged to but for alerts.
+    #[must_use]
+    pub fn decides_receive(&self) -> bool {
+        self.asks_receive() || self.halves().any(|half| half.obliges_by(ActionKind::Receive))
+    }
+
+    /// Whether what is decided of this `send`, or `receive`, depends on a media type that nobody knows.
+    #[must_use]
+    pub fn needs_media_type(&self, request: &Request<'_>) -> bool {
+        let given = Given { is_media_type_unseen: true, ..self.given() };
+        self.halves().any(|half| half.needs_media_type(request, given))
+    }
+
     /// Whether any answer on what comes back depends on what the agent did before.
     #[must_use]
     pub fn receive_reads_history(&self) -> bool {
@@ -263,6 +277,19 @@ impl Inner {
             decided: guards.max(depends(&self.obliging_lowered, &|id| !is_told(id))),
             logged: depends(&self.logged_lowered, &|_| true).max(depends(&self.obliging_lowered, &is_told)),
         }
+    }
+
+    fn needs_media_type(&self, request: &Request<'_>, given: Given<'_>) -> bool {
+        let action = ActionKind::of(&request.operation);
+        if !self.reads.media_type || !self.names(action) {
+            return false;
+        }
+        let depends = |groups: &ByAction<Group>, counts: &dyn Fn(&str) -> bool| {
+            self.depends_on_read(groups.of(action), (request, given), |reads| reads.media_type, counts)
+        };
+        let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
+        self.naming.guards.has(action) && depends(&self.guards_lowered, &|_| true)
+            || depends(&self.obliging_lowered, &|id| !is_told(id))
     }
 
     fn needs_payload(&self, request: &Request<'_>, given: Given<'_>) -> PayloadNeed {

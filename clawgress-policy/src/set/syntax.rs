@@ -189,6 +189,7 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         reads.usage |= attribute == "usage";
         reads.calls |= attribute == "call";
         reads.findings |= is_content;
+        reads.media_type |= attribute == "media_type";
         reads.payload |= is_content || matches!(attribute, "bytes" | "complete");
     }
     match base.map(|base| variable(base)) {

@@ -289,6 +289,7 @@ impl<'a> Ask<'a> {
             | Attribute::CallValues
             | Attribute::CallArguments => self.given.is_payload_unseen,
             Attribute::Bytes => self.given.is_size_unseen,
+            Attribute::MediaType => self.given.is_media_type_unseen,
             Attribute::ToolArgumentNames | Attribute::ToolValues | Attribute::ToolArguments => {
                 self.given.are_arguments_unseen
             }

@@ -265,3 +265,23 @@ fn answers_are_asked_about_where_a_guard_names_them() {
     let refused = PolicySet::parse(&bundle(&format!("{HTTP} {limit}"))).expect_err("no limit");
     assert!(refused.problems[0].message.contains("counts requests"), "{refused:?}");
 }
+
+#[test]
+fn a_media_type_that_nobody_knows_decides_where_a_policy_asks_for_it() {
+    let (agent, host) = (agent("web"), Host::parse("api.allowed.test").expect("host"));
+    let payload = Payload { media_type: "", ..payload(100, false, &[]) };
+    let needs = |text: &str, path: &str| {
+        let operation = Operation::Send { host: &host, port: 443, method: "POST", path, payload };
+        set(text).needs_media_type(&Request { agent: &agent, operation })
+    };
+    let all = "@id(\"all\") permit (principal, action in Action::\"use\", resource);";
+    let zip = "forbid (principal, action == Action::\"send\", resource) when { context.path == \"/v1\" && context.media_type == \"application/zip\" };";
+    assert!(!needs(all, "/v1"));
+    let text = format!("{all} @id(\"zip\") {zip}");
+    assert!(needs(&text, "/v1") && !needs(&text, "/v2"));
+    // What only tells, decides nothing; a quarantine does.
+    assert!(!needs(&format!("{all} @id(\"zip\") @mode(\"log-only\") {zip}"), "/v1"));
+    let obliged = |effect: &str| format!("{all} @id(\"zip\") {effect} {}", zip.replace("forbid", "permit"));
+    assert!(!needs(&obliged("@effect(\"alert\")"), "/v1"));
+    assert!(needs(&obliged("@effect(\"quarantine\") @for(\"15m\")"), "/v1"));
+}
