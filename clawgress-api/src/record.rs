@@ -383,6 +383,8 @@ pub enum CallCost {
     },
     /// Nobody knows: the model is not in the table, or a price that it takes is not. That is not nothing.
     Unpriced,
+    /// It is made besides, and what it takes is told to whoever asks for it later.
+    Unknown,
 }
 
 /// What was known of a message to a tool server when it was decided. What it is called with, may be secret, and is not told.

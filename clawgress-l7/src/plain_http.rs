@@ -516,7 +516,12 @@ impl ProxyHttp for App {
             self.answered(session, response, context)?;
             let granted = context.granted.as_ref();
             let (is_read, is_model) = context.back.as_ref().map_or((false, false), Back::reads);
-            let is_call = is_read || granted.is_some_and(|granted| granted.call().is_some());
+            let answers = |granted: &Granted| {
+                let plan = self.gateway.snapshots.current();
+                plan.is_ok_and(|plan| self.gateway.calls.answers(&plan, granted.who(), granted.admitted()))
+            };
+            let of_call = |granted: &Arc<Granted>| granted.call().is_some() || answers(granted);
+            let is_call = is_read || granted.is_some_and(of_call);
             // What has a length can't become shorter.
             let is_edited = context.content.asking.is_some() && text("content-length").is_none();
             let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);

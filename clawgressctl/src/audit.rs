@@ -234,6 +234,7 @@ fn why(record: &AuditRecord) -> String {
 fn cost(cost: &CallCost) -> String {
     match cost {
         CallCost::Unpriced => "unpriced".to_owned(),
+        CallCost::Unknown => "not known yet".to_owned(),
         CallCost::Priced { nano_usd, estimated, .. } => {
             let micros = nano_usd.div_ceil(1000);
             let about = if *estimated { "about " } else { "" };

@@ -81,6 +81,8 @@ pub struct Answer {
     pub error: Option<String>,
     /// Whether its usage is what was counted before it was over.
     pub is_partial: bool,
+    /// Whether it only says that there will be one, to be asked for later: what that takes is not known.
+    pub is_queued: bool,
 }
 
 /// What came back so far.
@@ -130,6 +132,8 @@ struct Facts {
     is_over: bool,
     /// Whether it has vectors, which cost no output.
     has_vectors: bool,
+    /// Whether what it says of its state is that it waits, or is being made.
+    is_waiting: Option<bool>,
 }
 
 /// What is counted.
@@ -283,7 +287,10 @@ impl Reader {
         if !self.document.is_repeat() {
             self.answer.output_estimated += self.document.tokens();
         }
+        // A stream says so while it comes.
+        let is_queued = self.answer.is_waiting == Some(true) && !self.frames.is_stream();
         let mut answer = self.answer.into_answer();
+        answer.is_queued = is_queued && answer.usage.is_none();
         answer.is_partial |= answer.usage.is_some() && !is_over;
         answer
     }
@@ -337,6 +344,7 @@ impl Facts {
         replace(&mut self.finish, &mut found.finish);
         replace(&mut self.error, &mut found.error);
         self.has_vectors |= found.has_vectors;
+        self.is_waiting = found.is_waiting.or(self.is_waiting);
         self.has_more_tools |= found.has_more_tools;
         for tool in found.tools.drain(..) {
             self.ask(tool);
@@ -389,7 +397,8 @@ impl Facts {
     fn into_answer(self) -> Answer {
         let (usage, output_estimated) = (self.usage(), self.estimated());
         let Facts { model, finish, error, tools, has_more_tools, is_start: is_partial, .. } = self;
-        Answer { model, usage, output_estimated, tools, has_more_tools, finish, error, is_partial }
+        let is_queued = false;
+        Answer { model, usage, output_estimated, tools, has_more_tools, finish, error, is_partial, is_queued }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use clawgress_api::CallCost;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::llm::answer::Answer;
 
@@ -72,6 +73,7 @@ impl Context {
         }
         let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
         let answer = self.answer.take().map(Coming::finish).or(self.partial.take());
+        let is_queued = answer.as_ref().is_some_and(|answer| answer.is_queued);
         let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
             // Also of what can't be read, if anything came back.
             Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
@@ -83,6 +85,8 @@ impl Context {
             gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
         });
         let call = self.granted.as_ref().and_then(|granted| granted.call());
+        // Whoever asks how far it is, asks for nothing that costs.
+        let cost = cost.or((is_queued && is_success && call.is_some()).then_some(CallCost::Unknown));
         let tokens_counted = call.as_ref().and_then(|call| call.counting()).map(Counting::so_far);
         exchange.end(End { status, sent, received, reason, tokens, tokens_counted, cost });
     }

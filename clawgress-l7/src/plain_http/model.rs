@@ -169,12 +169,18 @@ impl Calls {
 // === impl Calls, of routes ===
 
 impl Calls {
-    /// The provider of models that a request goes to, or the server that is named.
+    /// The provider of models that a request goes to, or the server that is named: also of one that sends nothing, and may ask
+    /// for an answer that was made besides.
     #[must_use]
     pub fn provider(&self, admitted: &Admitted) -> Option<Arc<str>> {
         let is_upgrade = admitted.upgrade == Upgrade::WebSocket;
-        let route = self.route(admitted, is_upgrade, admitted.body != http1::Body::Length(0));
-        route.map(|route| route.provider)
+        self.route(admitted, is_upgrade, true).map(|route| route.provider)
+    }
+
+    /// Whether what answers a request is a model, of which policy asks.
+    #[must_use]
+    pub fn answers(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> bool {
+        decide::call_need(plan, who).look() != Look::Nothing && self.provider(admitted).is_some()
     }
 
     /// What an answer to a request costs, by the tokens it took; not known where nobody has a price for the model.
@@ -383,13 +389,15 @@ impl Facts {
     #[must_use]
     pub fn tokens(&self, answer: Answer, is_success: bool) -> Option<TokenUsage> {
         let estimated = answer.output_estimated;
-        let is_partial = answer.is_partial;
+        let (is_partial, is_queued) = (answer.is_partial, answer.is_queued);
         let model = answer.model.clone().or_else(|| (!self.model.is_empty()).then(|| self.model.clone()));
         match tokens(answer) {
             Some(usage) if is_partial => {
                 Some(TokenUsage { output: usage.output.max(estimated), estimated: true, ..usage })
             }
             Some(usage) => Some(usage),
+            // Nobody has made it yet.
+            None if is_queued => None,
             None if is_success => Some(TokenUsage {
                 model,
                 input: self.tokens_estimated,

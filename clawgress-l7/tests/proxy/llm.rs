@@ -27,6 +27,10 @@ const EVENTS: [&str; 2] = [
     r#"{"model":"gpt-5-mini","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
 ];
 const USAGE: &str = r#"{"model":"gpt-5-mini","choices":[],"usage":{"prompt_tokens":11,"completion_tokens":7,"total_tokens":18}}"#;
+/// What is made besides, before and behind.
+const QUEUED: &str =
+    r#"{"id":"resp_1","object":"response","model":"gpt-5-mini","status":"queued","output":[],"usage":null}"#;
+const COMPLETED: &str = r#"{"id":"resp_1","object":"response","model":"gpt-5-mini","status":"completed","output":[{"type":"function_call","call_id":"c","name":"shell","arguments":"{}"}],"usage":{"input_tokens":11,"output_tokens":7,"total_tokens":18}}"#;
 const WHOLE: &str = r#"{"model":"gpt-5-mini","choices":[{"message":{"content":"Hi"}}],"usage":{"prompt_tokens":11,"completion_tokens":7,"total_tokens":18}}"#;
 
 /// A server as OpenAI's.
@@ -71,10 +75,16 @@ async fn model(mut stream: TcpStream, seen: Arc<Seen>) {
             }
             out.extend_from_slice(b"0\r\n\r\n");
         } else {
+            let (kind, whole) = match () {
+                () if text.contains("\"background\":true") => ("application/json", QUEUED),
+                // Whatever it is said to be, who asked takes it.
+                () if head.contains("/responses/") => ("text/plain", COMPLETED),
+                () => ("application/json", WHOLE),
+            };
             write!(
                 out,
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{WHOLE}",
-                WHOLE.len()
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{whole}",
+                whole.len()
             )
             .expect("written");
         }
@@ -472,6 +482,36 @@ async fn each_answer_has_its_cost_or_none_that_is_known() {
     let unknown = Site::start(POLICY, true, "").await;
     assert_eq!(unknown.ask(CHAT, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
     assert_eq!(unknown.record(RecordKind::Outcome, 0).await.cost, Some(CallCost::Unpriced));
+}
+
+/// An answer that is made besides costs what is told when it is asked for; until then nobody knows, and that is not nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_made_besides_is_known_when_it_is_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("prices.tsv");
+    std::fs::write(&path, "local\t^gpt-5-mini\t-\t0\t3000000\t-\t-\t12000000\t-\t-\town\n").expect("written");
+    let policy = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("all") permit (principal == Agent::"web", action in [Action::"http", Action::"llm", Action::"receive"], resource);
+@id("no-shell") forbid (principal, action == Action::"receive", resource) when { context.call.name == "shell" };
+"#;
+    let site = Site::start(policy, true, &format!("[llm]\nprices = \"{}\"\n", path.display())).await;
+    let body = r#"{"model":"gpt-5-mini","input":"Hello","background":true}"#;
+    assert_eq!(site.ask("/v1/responses", "", body.as_bytes()).await.status, 200);
+    let outcome = site.record(RecordKind::Outcome, 0).await;
+    assert_eq!((outcome.cost, outcome.tokens), (Some(CallCost::Unknown), None));
+    let (host, auth) = (&site.host, site.gateway.web());
+    let get = format!("GET http://{host}/v1/responses/resp_1 HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
+    // It asks for what may not be asked for.
+    assert_eq!(site.gateway.ask(&get).await.reason(), "policy_forbidden");
+    site.record(RecordKind::Outcome, 1).await;
+    let open = policy.replace("\"shell\"", "\"other\"");
+    assert_eq!(site.gateway.publish_policy(&open).await, "");
+    assert_eq!(site.gateway.ask(&get).await.status, 200);
+    let outcome = site.record(RecordKind::Outcome, 2).await;
+    let nano_usd = 11 * 3_000 + 7 * 12_000;
+    let priced = CallCost::Priced { nano_usd, source: "own".to_owned(), estimated: false };
+    assert_eq!(outcome.cost, Some(priced));
 }
 
 /// The estimate, what is counted here, and what the provider counts: all three are told, and none waits for another.

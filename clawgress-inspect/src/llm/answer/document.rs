@@ -40,6 +40,8 @@ enum Node {
     Arguments,
     /// Whether the answer is over.
     Done,
+    /// What has become of an answer that is made besides.
+    Status,
     /// Vectors, in place of an answer.
     Vectors,
     /// What may hold some.
@@ -496,6 +498,9 @@ impl State {
                 self.facts.has_more_tools |= !is_plain;
                 self.named = Some((depth, text.to_owned()));
             }
+            (Node::Status, Some(text)) => {
+                self.facts.is_waiting = Some(matches!(text, "queued" | "in_progress"));
+            }
             (Node::Type, Some(text)) => {
                 if depth == 1 {
                     self.facts.is_start |= text == "message_start";
@@ -552,6 +557,7 @@ fn top(name: &str, more: u8) -> Node {
         "error" => Node::Error,
         "bytes" => Node::Packed,
         "done" => Node::Done,
+        "status" => Node::Status,
         "embedding" | "embeddings" => Node::Vectors,
         "data" => Node::Items,
         // What was asked, where an answer says it again.
