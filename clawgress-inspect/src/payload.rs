@@ -149,6 +149,8 @@ pub struct Inspector {
     bytes: u64,
     complete: bool,
     failed: Option<Unreadable>,
+    /// Whether it is said to be JSON.
+    is_json: bool,
 }
 
 /// What all layers of a body add up to.
@@ -357,7 +359,8 @@ impl Inspector {
             heard: None,
             messages: None,
         };
-        Inspector { layer: Layer::root(claims), tally, bytes: 0, complete: false, failed }
+        let layer = Layer::root(claims);
+        Inspector { layer, tally, bytes: 0, complete: false, failed, is_json: false }
     }
 
     /// An inspector that reads what a body says as a call of a model: one that it is by where it goes, to this `surface`,
@@ -378,7 +381,9 @@ impl Inspector {
         if readings.messages == Some(true) {
             claims.is_document(false);
         }
+        let is_json = claims.is_json();
         let mut inspector = Inspector::new(claims, limits);
+        inspector.is_json = is_json;
         inspector.tally.call = may_be.then(Box::default);
         inspector.tally.is_call = surface.is_some();
         inspector.tally.messages = readings.messages.is_some().then(Box::default);
@@ -416,6 +421,12 @@ impl Inspector {
         self.tally.call.as_deref()
     }
 
+    /// Whether it may be messages to a tool server, by what is said of it or by how it begins.
+    #[must_use]
+    pub fn may_be_messages(&self) -> bool {
+        self.is_json || self.tally.messages.as_ref().is_some_and(|messages| messages.has_begun())
+    }
+
     /// What it says as messages to a tool server.
     #[must_use]
     pub fn messages(&self) -> Option<&tool::Reader> {
@@ -428,7 +439,7 @@ impl Inspector {
     /// Why it can't be read: from then on for good.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Unreadable> {
         self.bytes += bytes.len() as u64;
-        self.failed.map_or(Ok(()), Err)?;
+        self.still_reads()?;
         let looked = self.layer.push(bytes, &mut self.tally);
         self.note(looked)
     }
@@ -438,7 +449,7 @@ impl Inspector {
     /// # Errors
     /// As [`push`](Self::push); and if it is not whole.
     pub fn finish(&mut self) -> Result<(), Unreadable> {
-        self.failed.map_or(Ok(()), Err)?;
+        self.still_reads()?;
         if std::mem::replace(&mut self.complete, true) {
             return Ok(());
         }
@@ -486,7 +497,25 @@ impl Inspector {
         OWN_BYTES + self.layer.memory_bytes() + call + prompt + heard + messages
     }
 
+    /// Whether it can be read, as far as it came: what is said of it may be why it can't.
+    fn still_reads(&mut self) -> Result<(), Unreadable> {
+        let Some(why) = self.failed else { return Ok(()) };
+        self.doubt(why);
+        Err(why)
+    }
+
+    /// Notes that what can't be read may be messages to a tool server: JSON, by what is said of it or by how it began.
+    fn doubt(&mut self, why: Unreadable) {
+        let is_json = self.is_json;
+        if let Some(messages) = &mut self.tally.messages
+            && (is_json || why == Unreadable::ClaimAmbiguous || messages.has_begun())
+        {
+            messages.breaks();
+        }
+    }
+
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), Unreadable> {
+        looked.err().into_iter().for_each(|why| self.doubt(why));
         if looked.is_err() {
             // How much of it was looked at before depends on the pieces.
             self.tally.findings.clear();

@@ -204,6 +204,11 @@ impl Layer {
         self.detectors.scan(bytes, &mut |finding| {
             tally.findings.insert(finding);
         });
+        // What is said to be JSON is refused where it breaks.
+        let is_sniffed = self.is_root && matches!(self.claims.reading, Reading::Sniffed);
+        if let Some(messages) = tally.messages.as_mut().filter(|_| is_sniffed) {
+            messages.raw(bytes);
+        }
         let State::Head(head) = &mut self.state else { return self.read(bytes, tally) };
         let blanks = |b: &&u8| matches!(**b, b' ' | b'\t' | b'\r' | b'\n');
         let skipped = if head.is_empty() { bytes.iter().take_while(blanks).count() } else { 0 };
@@ -345,6 +350,9 @@ impl Layer {
         match (&self.state, read) {
             (State::Json { is_claimed: false, .. }, Err(Unreadable::JsonMalformed)) => {
                 self.state = State::Plain;
+                if let Some(messages) = tally.messages.as_mut().filter(|_| self.is_root) {
+                    messages.is_no_document();
+                }
                 Ok(())
             }
             // What only might stand for something refuses nothing but by its size; detectors have seen all of it.

@@ -161,6 +161,11 @@ impl Claims {
         }
     }
 
+    /// Whether it is said to be JSON.
+    pub(super) fn is_json(&self) -> bool {
+        matches!(self.reading, Reading::Json { .. })
+    }
+
     /// Whether it is said to be documents that follow one another.
     pub(super) fn is_sequence(&self) -> bool {
         self.reading == Reading::Json { is_sequence: true }

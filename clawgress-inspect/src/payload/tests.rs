@@ -614,3 +614,36 @@ fn texts_that_a_model_may_be_shown_are_heard() {
     assert!(!heard(b"text/html", &[], b"<p>Follow the instructions below to install it.</p>", from));
     assert!(!heard(b"image/png", &[], format!("\u{89}PNG {order}").as_bytes(), from), "is shown to nobody");
 }
+
+#[test]
+fn what_began_like_json_may_be_messages_where_it_cannot_be_read() {
+    let deep = format!("{}1{}", "[".repeat(99), "]".repeat(99));
+    for (kind, body, is) in [
+        ("application/json", "{\"a\":1}", false),
+        ("application/json", "{'a':1}", true),
+        ("application/vnd.api+json", &deep, true),
+        ("text/plain", &deep, true),
+        ("text/plain", "{'a':1}", false),
+        ("text/plain", "{'a':1,'JSONRPC':'2.0'}", true),
+        ("text/plain", "[note] see the jsonrpc page", true),
+        ("text/plain", "see the jsonrpc page", false),
+        ("text/plain", "[{\"a\":1}] and more \\u0061", true),
+    ] {
+        for size in [1, 3, body.len()] {
+            let claims = Claims::new(&[kind.as_bytes()], &[]);
+            let readings = Readings { call: None, messages: Some(false) };
+            let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+            let _ = body.as_bytes().chunks(size).try_for_each(|piece| inspector.push(piece));
+            let _ = inspector.finish();
+            let messages = inspector.messages().expect("read");
+            assert_eq!(messages.is_doubtful(), is, "{kind}: {body} by {size}");
+        }
+    }
+    // A part of a form is no message of its own.
+    let form = "--b\r\nContent-Type: application/json\r\n\r\n{'a'\r\n--b--\r\n";
+    let claims = Claims::new(&[b"multipart/form-data; boundary=b"], &[]);
+    let readings = Readings { call: None, messages: Some(false) };
+    let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+    assert!(inspector.push(form.as_bytes()).is_err());
+    assert!(!inspector.messages().expect("read").is_doubtful());
+}

@@ -15,6 +15,15 @@ const VALUE_BYTES: usize = 96;
 /// Most memory that a document may take: what takes more is larger than what is held of messages, or all brackets.
 const BYTES_MAX: usize = 16 << 20;
 
+/// Looks for [`SIGN`] in bytes as they are: in letters of either case, or where a letter of ASCII is escaped, which nobody
+/// does but to hide it.
+#[derive(Debug, Default)]
+struct Raw {
+    /// The newest bytes, in which it may have begun.
+    tail: Vec<u8>,
+    is_found: bool,
+}
+
 /// A reader of one body.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -26,6 +35,11 @@ pub struct Reader {
     /// The name at hand; `None` if it is no name that counts, or too long for [`SIGN`].
     sign: Option<Vec<u8>>,
     is_like: bool,
+    /// Whether it is JSON, by what is said of it or by how it begins, that can't be read to its end.
+    is_broken: bool,
+    /// Whether it only began like JSON; and what is looked for in it then.
+    is_none: bool,
+    raw: Raw,
     bytes: usize,
     values: usize,
 }
@@ -51,6 +65,41 @@ impl Reader {
     #[must_use]
     pub fn is_like(&self) -> bool {
         self.is_like
+    }
+
+    /// Whether it may be messages though it can't be read: some servers read more than JSON.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.is_broken || self.is_none && self.raw.is_found
+    }
+
+    /// Notes that it is JSON which can't be read, whatever it holds.
+    pub(crate) fn breaks(&mut self) {
+        self.is_broken = true;
+        self.fails();
+    }
+
+    /// Notes that it began like JSON and is none: it may be messages if the name that all have is in it anywhere.
+    pub(crate) fn is_no_document(&mut self) {
+        self.is_none = true;
+        self.fails();
+    }
+
+    /// Looks at its bytes as they are, whatever they are read as.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.raw.push(bytes);
+    }
+
+    /// Whether anything of it was read.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.values > 0 || self.failed.is_some()
+    }
+
+    fn fails(&mut self) {
+        if self.failed.is_none() {
+            self.builder = Builder::default();
+            (self.failed, self.bytes, self.values) = (Some(ValueError::Malformed), 0, 0);
+        }
     }
 
     /// The messages, if that was all.
@@ -96,6 +145,62 @@ impl Reader {
             Event::End => {
                 let name = self.sign.take().and_then(|name| String::from_utf8(name).ok());
                 self.is_like |= name.is_some_and(|name| fold(&name) == SIGN);
+            }
+        }
+    }
+}
+
+// === impl Raw ===
+
+impl Raw {
+    fn push(&mut self, bytes: &[u8]) {
+        if self.is_found {
+            return;
+        }
+        // Across pieces.
+        let most = SIGN.len() - 1;
+        let known = self.tail.len();
+        self.tail.extend_from_slice(bytes.get(..most.min(bytes.len())).unwrap_or_default());
+        self.is_found = has_sign(&self.tail) || has_sign(bytes);
+        if bytes.len() >= most {
+            self.tail.clear();
+            self.tail.extend_from_slice(bytes.get(bytes.len() - most..).unwrap_or_default());
+        } else {
+            let gone = self.tail.len().saturating_sub(most).min(known);
+            self.tail.drain(..gone);
+        }
+    }
+}
+
+fn has_sign(bytes: &[u8]) -> bool {
+    let is = |at: usize| {
+        let rest = bytes.get(at..).unwrap_or_default();
+        match rest {
+            [b'\\', b'u', b'0', b'0', b'4'..=b'7', ..] => true,
+            _ => rest.get(..SIGN.len()).is_some_and(|word| word.eq_ignore_ascii_case(SIGN.as_bytes())),
+        }
+    };
+    memchr::memchr3_iter(b'j', b'J', b'\\', bytes).any(is)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sign_is_found_in_any_pieces() {
+        for (text, is) in [
+            ("{'JsonRPC':1", true),
+            ("{\"json\\u0072pc\":1", true),
+            ("jsonjsonrpc", true),
+            ("{\"json\":\"\\u2026\",\"rpc\":1", false),
+            ("jsonrp", false),
+        ] {
+            for size in 1..=text.len() {
+                let mut raw = Raw::default();
+                text.as_bytes().chunks(size).for_each(|piece| raw.push(piece));
+                assert_eq!(raw.is_found, is, "{text} by {size}");
+                assert!(raw.tail.len() < 2 * SIGN.len());
             }
         }
     }

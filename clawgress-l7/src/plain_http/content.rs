@@ -14,10 +14,9 @@ use clawgress_inspect::http1;
 use clawgress_inspect::llm::{Request, Surface};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 use clawgress_inspect::tool::Reader;
-use clawgress_policy::content::Payload;
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::transform::body::BodyChanges;
-use clawgress_policy::{Look, Operation, PayloadNeed};
+use clawgress_policy::{Look, PayloadNeed};
 use pingora_proxy::Session;
 use tokio::time::Instant;
 
@@ -242,6 +241,13 @@ impl Body {
         calls_model || self.as_messages().is_some_and(|(addressed, reader)| addressed.judges(reader))
     }
 
+    /// Whether it may turn out to be messages of which policy asks.
+    fn may_be_messages(&self) -> bool {
+        let is_asked =
+            self.addressed.as_ref().is_some_and(|addressed| addressed.need.decided != Look::Nothing);
+        is_asked && self.inspector.as_ref().is_some_and(Inspector::may_be_messages)
+    }
+
     /// Most bytes of it that are held.
     fn hold_bytes_max(&self, gateway: &Gateway) -> usize {
         let most = usize::try_from(gateway.memory.content.hold_bytes_max.get()).unwrap_or(usize::MAX);
@@ -291,7 +297,7 @@ impl Body {
             self.said.findings = inspector.findings().map(|finding| finding.name().to_owned()).collect();
         }
         let charged = self.charge(self.spool_bytes);
-        if charged.is_err() && !self.decides() && !is_call {
+        if charged.is_err() && !self.decides() && !is_call && !self.may_be_messages() {
             self.forgo();
             return Ok(());
         }
@@ -468,38 +474,6 @@ const CALL_TOO_LARGE: &str = "the call of a model or a tool is larger than what 
 
 /// Why a call is refused that streams, and is known for one by its end.
 const CHANGED_LATE: &str = "policy changes what this turned out to be, and its beginning was sent on before that was known: see `hold_bytes_max` in [content]";
-
-/// What policy is asked about a body of which nothing is known.
-#[must_use]
-pub fn unseen(admitted: &Admitted) -> Option<Operation<'_>> {
-    let payload = Payload { bytes: 0, complete: false, media_type: "", findings: &[] };
-    (admitted.body != http1::Body::Length(0)).then(|| operation(admitted, payload))
-}
-
-/// Whether a request may go on of whose body nothing is known, since nobody asked when it came.
-///
-/// # Errors
-/// [`DropReason::InspectionRequired`] if a guard asks about it now.
-pub fn judge_unseen(
-    gateway: &Gateway,
-    plan: &Plan,
-    who: &Who,
-    admitted: &Admitted,
-) -> Result<(), DropReason> {
-    let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
-    if calling.is_some_and(|calling| calling.route.is_some() && calling.need.decided != Look::Nothing) {
-        return Err(DropReason::InspectionRequired);
-    }
-    let has_body = admitted.body != http1::Body::Length(0);
-    if has_body && gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
-        return Err(DropReason::InspectionRequired);
-    }
-    let Some(unseen) = unseen(admitted).filter(|_| decide::asks_send(plan, who)) else { return Ok(()) };
-    let ruling = decide::send(plan, who, unseen);
-    // What no guard is asked about, no policy permits.
-    let is_asked = ruling.verdict.is_err() || !ruling.policies.is_empty();
-    if is_asked { Err(DropReason::InspectionRequired) } else { Ok(()) }
-}
 
 /// The ruling on a request that `http` says `ruling` of, once its body is judged.
 pub async fn judge(

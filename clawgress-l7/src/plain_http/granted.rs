@@ -19,10 +19,9 @@ use crate::intercept::Interception;
 use crate::route::Way;
 use crate::snapshot::Plan;
 
-use super::content;
 use super::model::Facts;
 use super::receive::Came;
-use super::said::Said;
+use super::said::{self, Said};
 use super::tool::Messages;
 use super::web_socket::{Reading, Reads};
 use super::{Admitted, Upgrade, web_socket};
@@ -178,7 +177,7 @@ impl Granted {
                 let said = said.rule(gateway, plan, who, &self.admitted);
                 said.verdict.map(|()| ruling.obliged_by(&said))
             }
-            None => content::judge_unseen(gateway, plan, who, &self.admitted).map(|()| ruling),
+            None => said::judge_unseen(gateway, plan, who, &self.admitted).map(|()| ruling),
         }
     }
 
@@ -381,11 +380,11 @@ pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
         Some(opened) => opened.needs_history(plan, who).max(decide::needs_history(plan, who, &[operation])),
         None => decide::read_needs_history(plan, who, operation),
     };
-    let need = match content::unseen(admitted).filter(|_| decide::asks_send(plan, who)) {
+    let need = match said::unseen(admitted).filter(|_| decide::asks_send(plan, who)) {
         Some(body) => need.max(decide::send_needs_history(plan, who, body)),
         None => need,
     };
-    let may_call = admitted.upgrade == Upgrade::WebSocket || content::unseen(admitted).is_some();
+    let may_call = admitted.upgrade == Upgrade::WebSocket || said::unseen(admitted).is_some();
     let need = if may_call { need.max(decide::call_needs_history(plan, who)) } else { need };
     let need = need.max(decide::receive_needs_history(plan, who));
     match admitted.upgrade {

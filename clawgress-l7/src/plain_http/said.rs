@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::http1;
 use clawgress_policy::content::Payload;
 use clawgress_policy::{Look, Operation};
 
@@ -156,4 +157,36 @@ impl Said {
 pub(super) fn operation<'a>(admitted: &'a Admitted, payload: Payload<'a>) -> Operation<'a> {
     let Admitted { host, port, method, path, .. } = admitted;
     Operation::Send { host, port: *port, method, path, payload }
+}
+
+/// What policy is asked about a body of which nothing is known.
+#[must_use]
+pub fn unseen(admitted: &Admitted) -> Option<Operation<'_>> {
+    let payload = Payload { bytes: 0, complete: false, media_type: "", findings: &[] };
+    (admitted.body != http1::Body::Length(0)).then(|| operation(admitted, payload))
+}
+
+/// Whether a request may go on of whose body nothing is known, since nobody asked when it came.
+///
+/// # Errors
+/// [`DropReason::InspectionRequired`] if a guard asks about it now.
+pub fn judge_unseen(
+    gateway: &Gateway,
+    plan: &Plan,
+    who: &Who,
+    admitted: &Admitted,
+) -> Result<(), DropReason> {
+    let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
+    if calling.is_some_and(|calling| calling.route.is_some() && calling.need.decided != Look::Nothing) {
+        return Err(DropReason::InspectionRequired);
+    }
+    let has_body = admitted.body != http1::Body::Length(0);
+    if has_body && gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
+        return Err(DropReason::InspectionRequired);
+    }
+    let Some(unseen) = unseen(admitted).filter(|_| decide::asks_send(plan, who)) else { return Ok(()) };
+    let ruling = decide::send(plan, who, unseen);
+    // What no guard is asked about, no policy permits.
+    let is_asked = ruling.verdict.is_err() || !ruling.policies.is_empty();
+    if is_asked { Err(DropReason::InspectionRequired) } else { Ok(()) }
 }

@@ -247,7 +247,8 @@ impl Addressed {
     /// Whether what was read so far has to be judged as messages.
     #[must_use]
     pub fn judges(&self, reader: &Reader) -> bool {
-        self.need.decided != Look::Nothing && (self.is_meant() || reader.is_like())
+        let may_be = self.is_meant() || reader.is_like() || reader.is_doubtful();
+        self.need.decided != Look::Nothing && may_be
     }
 
     /// The messages of a body that is whole, in which this was `found`; `None` if they are none that policy asks about.
@@ -260,7 +261,7 @@ impl Addressed {
         catalog: &Catalog,
         found: &[String],
     ) -> Result<Option<Messages>, ToolError> {
-        if !self.is_meant() && !reader.is_like() {
+        if !self.is_meant() && !reader.is_like() && !reader.is_doubtful() {
             return Ok(None);
         }
         if let Some(field) = self.head.unclear {

@@ -235,9 +235,16 @@ async fn each_message_is_judged_and_denied_in_its_own_terms() {
     let answer = site.ask("/mcp;x=1", JSON, &call(r#"{"name":"write","arguments":{"project":"OPS"}}"#)).await;
     assert!(answer.status == 200 && text(&answer).contains("\"result\""), "{answer:?}");
     // JSON of another kind, to nobody who is listed.
-    for other in [r#"{"a":1}"#, r#"{"jsonrpc":"2.0","id":1,"method":"eth_call","params":[]}"#, "text"] {
+    let eth = r#"{"jsonrpc":"2.0","id":1,"method":"eth_call","params":[]}"#;
+    for other in [r#"{"a":1}"#, r#"{"a":1,"a":2}"#, eth, "text"] {
         assert_eq!(site.ask("/else", "", other).await.status, 200, "{other}");
     }
+    // What can't be read of it might be messages: to servers that read more than JSON, or deeper.
+    let deep = format!("{{\"a\":{}{},\"jsonrpc\":\"2.0\"}}", "[".repeat(70), "]".repeat(70));
+    for other in ["{'jsonrpc':'2.0'", "{\"a\":NaN,\"jsonrpc\":\"2.0\"}", &deep] {
+        assert_eq!(site.ask("/else", "", other).await.reason(), "content_unreadable", "{other}");
+    }
+    assert_eq!(site.ask("/else", "Content-Encoding: compress\r\n", "x").await.reason(), "content_unreadable");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
