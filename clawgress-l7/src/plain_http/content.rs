@@ -463,8 +463,7 @@ impl Body {
             exchange.detail(CHANGED_LATE);
             return Err(Ruling { policies: ruling.policies, ..deny(DropReason::ContentUnreadable) });
         }
-use super::tool::{Addressed, Messages};
-use super::{Admitted, Granted, duties};
+        let ruling = duties::perform(gateway, exchange, &mut self.kept, ruling).await;
         if ruling.verdict.is_ok() { Ok(()) } else { Err(ruling) }
     }
 }
