@@ -414,8 +414,11 @@ fn validate_by(
     let mut report = |internal: &PolicyId, detail: &DetailedError| {
         let draft = by_internal.get(&internal.to_string());
         let label = detail.source_locations.first().map(|l| l.loc.start);
-        let help = detail.help.iter().flat_map(|help| [": ", help.as_str()]);
-        let message: String = std::iter::once(detail.message.as_str()).chain(help).collect();
+        let remedy = || remedy(&detail.message, draft?.cedar.as_ref());
+        let message = match detail.help.clone().or_else(remedy) {
+            Some(help) => format!("{}: {help}", detail.message),
+            None => detail.message.clone(),
+        };
         let id = draft.and_then(|d| d.id.as_deref());
         let at = label.or(draft.map(|d| d.start));
         problems.push(source.problem(id, at, without_policy(&message, internal)));
@@ -434,6 +437,27 @@ fn validate_by(
             }
         }
     }
+}
+
+/// What to do about what the validator says, where it says nothing of that itself.
+fn remedy(message: &str, policy: &Policy) -> Option<String> {
+    if message.contains("unable to find an applicable action") {
+        let named = ActionKind::ALL.into_iter().filter(|action| names(policy, *action));
+        let asked: Vec<String> = named
+            .map(|action| format!("`{}` is asked of a `{}`", action.name(), action.resource()))
+            .collect();
+        let asked = if asked.is_empty() {
+            "actions are asked of a `Network`, a `Host`, a `Model` or a `Tool`".to_owned()
+        } else {
+            asked.join(", ")
+        };
+        return Some(format!(
+            "{asked}, and by an `Agent`: write `==` or `is` for these, and `in` for teams, sets and other groups"
+        ));
+    }
+    message
+        .contains("policy is impossible")
+        .then(|| "no request can match: correct the scope or the condition, or remove the policy".to_owned())
 }
 
 /// The message less "for policy `policy0`, ": the problem says it elsewhere, with the real id.

@@ -60,16 +60,19 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         r#"@id("a") permit (principal, action == Action::"http", resource is Network);"#,
-        "1:1: policy `a`: unable to find an applicable action",
+        "1:1: policy `a`: unable to find an applicable action given the policy scope constraints: `http` is asked of a `Host`, and by an `Agent`: write `==`",
     ),
-    (r#"@id("a") permit (principal == Team::"x", action, resource);"#, "1:1: policy `a`: "),
+    (
+        r#"@id("a") permit (principal == Team::"x", action, resource);"#,
+        "1:1: policy `a`: unable to find an applicable action given the policy scope constraints: try replacing `==` with `in`",
+    ),
     (
         r#"@id("a") permit (principal, action == Action::"http", resource == HostSet::"saas");"#,
         "1:1: policy `a`: ",
     ),
     (
         r#"@id("a") permit (principal, action == Action::"http", resource) when { 1 == 2 };"#,
-        "1:1: policy `a`: policy is impossible",
+        "1:1: policy `a`: policy is impossible: the policy expression evaluates to false for all valid requests: no request can match: correct the scope",
     ),
     (
         r#"@id("a") permit (principal in Team::"A b", action, resource);"#,
