@@ -5,6 +5,7 @@
 //! matches is allowed only when a unit was spent.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
@@ -43,6 +44,7 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
             seconds,
             policy: policy.as_ref().to_owned(),
             request: request.to_owned(),
+            at: Instant::now(),
         };
         gateway.quota.impose(imposed, &gateway.snapshots).await;
         return Ruling {

@@ -44,6 +44,8 @@ pub struct Imposed {
     pub policy: String,
     /// The request it was asked about.
     pub request: String,
+    /// When that was decided.
+    pub at: Instant,
 }
 
 /// A limit, and whose bucket.
@@ -84,6 +86,14 @@ pub struct Denied {
     pub limit: usize,
     /// After what time it may be otherwise.
     pub retry_after: Option<Duration>,
+}
+
+// === impl Imposed ===
+
+impl Imposed {
+    fn lasts(&self) -> u64 {
+        self.seconds.unwrap_or(u64::MAX)
+    }
 }
 
 // === impl Held ===
@@ -170,16 +180,20 @@ impl Quota {
         let (agent, policy) = (imposed.agent, imposed.policy.clone());
         if let Err(status) = self.ask_to_impose(&imposed).await {
             tracing::error!(%status, agent, policy, "control can't be told of a quarantine: it holds here alone");
-            // One for each agent: as many as there are.
-            self.owed.lock().insert(agent, imposed);
+            // One for each agent, as many as there are: the one that lasts longest.
+            let mut owed = self.owed.lock();
+            if owed.get(&agent).is_none_or(|other| other.lasts() <= imposed.lasts()) {
+                owed.insert(agent, imposed);
+            }
             return;
         }
         snapshots.taken_over(agent);
     }
 
     async fn ask_to_impose(&self, imposed: &Imposed) -> Result<(), tonic::Status> {
-        let Imposed { agent, seconds, policy, request } = imposed.clone();
-        let question = ImposeRequest { agent, seconds: seconds.unwrap_or(0), policy, request };
+        let Imposed { agent, seconds, policy, request, at } = imposed.clone();
+        let age_ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let question = ImposeRequest { agent, seconds: seconds.unwrap_or(0), policy, request, age_ms };
         let mut client = self.client.clone();
         match tokio::time::timeout(limit::QUOTA_CALL, client.impose(question)).await {
             // It is no more.
@@ -197,8 +211,12 @@ impl Quota {
                 tracing::debug!(%status, "control still can't be told of a quarantine");
                 return;
             }
-            self.owed.lock().remove(&imposed.agent);
-            snapshots.taken_over(imposed.agent);
+            let mut owed = self.owed.lock();
+            // Another may have come meanwhile.
+            if owed.get(&imposed.agent).is_some_and(|other| other.request == imposed.request) {
+                owed.remove(&imposed.agent);
+                snapshots.taken_over(imposed.agent);
+            }
         }
     }
 

@@ -128,15 +128,17 @@ impl Enforcement for Service {
     }
 
     async fn impose(&self, request: Request<ImposeRequest>) -> Result<Response<Empty>, Status> {
-        let ImposeRequest { agent, seconds, policy, request } = request.into_inner();
+        let ImposeRequest { agent, seconds, policy, request, age_ms } = request.into_inner();
         if policy.len() > TEXT_BYTES_MAX || request.len() > TEXT_BYTES_MAX {
             return Err(Status::invalid_argument("the names are too long"));
         }
         let reason = format!("policy `{policy}` at request {request}");
         let seconds = (seconds != 0).then_some(seconds);
+        let age = Duration::from_millis(age_ms);
         let quarantines = Arc::clone(&self.quarantines);
         // To its end, also where the worker doesn't wait for it.
-        let imposed = tokio::spawn(async move { quarantines.impose(agent, seconds, reason).await }).await;
+        let imposed =
+            tokio::spawn(async move { quarantines.impose(agent, seconds, reason, age).await }).await;
         match imposed.map_err(|error| Status::internal(format!("the quarantine broke off: {error}")))? {
             Ok(()) => Ok(Response::new(Empty {})),
             Err(refusal @ Refusal::Missing(_)) => Err(Status::not_found(refusal.to_string())),

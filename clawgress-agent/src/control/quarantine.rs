@@ -149,13 +149,22 @@ impl Quarantines {
         self.put_in_turn(&new.id, (since, until), new.reason, by).await
     }
 
-    /// Quarantines the agent of this number because a policy says so. A quarantine that lasts longer stays as it is.
+    /// Quarantines the agent of this number because a policy says so, and said so `age` ago. A quarantine that lasts longer stays
+    /// as it is, and so does who was released since.
     ///
     /// # Errors
     /// As [`put`](Self::put).
-    pub async fn impose(&self, number: u32, seconds: Option<u64>, reason: String) -> Result<(), Refusal> {
+    pub async fn impose(
+        &self,
+        number: u32,
+        seconds: Option<u64>,
+        reason: String,
+        age: Duration,
+    ) -> Result<(), Refusal> {
         check(seconds, Some(&reason))?;
-        let asked = self.clock.now();
+        let now = self.clock.now();
+        let asked =
+            SignedDuration::try_from(age).ok().and_then(|age| now.checked_sub(age).ok()).unwrap_or(now);
         self.impose_until(number, (asked, until(asked, seconds)?), reason).await
     }
 

@@ -222,13 +222,17 @@ async fn without_control_only_what_is_limited_is_denied() {
         (403, "agent_quarantined"),
         "whether control hears it or not"
     );
+    let decided = std::time::Instant::now();
     assert_eq!(ask("/free").await.reason(), "agent_quarantined", "it holds here");
+    let age = decided.elapsed();
     gateway.start_control();
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while gateway.control.imposed.lock().is_empty() {
         assert!(tokio::time::Instant::now() < deadline, "control is told once it is back");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let told = gateway.control.imposed.lock()[0].age_ms;
+    assert!(u128::from(told) >= age.as_millis(), "of when it was decided, not of when it is told");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -122,7 +122,7 @@ async fn policy_makes_no_quarantine_shorter() {
     let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
     let impose = async |seconds| {
         quarantines
-            .impose(agent.index, seconds, "policy `p` at request r".to_owned())
+            .impose(agent.index, seconds, "policy `p` at request r".to_owned(), Duration::ZERO)
             .await
             .expect("imposed");
         let live = quarantines.live();
@@ -135,9 +135,9 @@ async fn policy_makes_no_quarantine_shorter() {
     assert_eq!(impose(Some(3_600)).await, by_policy(3_600));
     quarantines.put(new(None), "root").await.expect("quarantined");
     assert_eq!(impose(Some(60)).await, (None, "root".to_owned()));
-    let nobody = quarantines.impose(77, None, String::new()).await.expect_err("no agent");
+    let nobody = quarantines.impose(77, None, String::new(), Duration::ZERO).await.expect_err("no agent");
     assert!(matches!(nobody, Refusal::Missing(_)), "{nobody}");
-    let long = quarantines.impose(agent.index, Some(SECONDS_MAX + 1), String::new()).await;
+    let long = quarantines.impose(agent.index, Some(SECONDS_MAX + 1), String::new(), Duration::ZERO).await;
     assert!(matches!(long, Err(Refusal::Invalid(_))));
 }
 
@@ -331,4 +331,24 @@ async fn what_a_release_settled_is_not_revived_by_what_comes_after() {
     impose_all(&dues, &quarantines).await;
     let live = quarantines.live();
     assert_eq!(live.of(&agent).map(|entry| entry.until), Some(Some(asked + minute)));
+}
+
+/// A worker tells again what it got no answer to.
+#[tokio::test]
+async fn what_a_worker_tells_late_is_of_when_it_was_decided() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let minute = Duration::from_secs(60);
+    let impose = async |seconds, age| {
+        quarantines.impose(agent.index, seconds, "policy `p`".to_owned(), age).await.expect("imposed");
+        quarantines.live().of(&agent).map(|entry| entry.until.map(|until| until.duration_since(entry.since)))
+    };
+    assert_eq!(impose(Some(30), minute).await, None, "its time is over");
+    assert_eq!(impose(Some(90), minute).await, Some(Some(SignedDuration::from_secs(90))));
+    let until = quarantines.live().of(&agent).and_then(|entry| entry.until).expect("an end");
+    assert!(until < quarantines.clock.now() + SignedDuration::from_secs(60), "from then on");
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    assert_eq!(impose(None, minute).await, None, "released since");
+    assert_eq!(impose(None, Duration::ZERO).await, Some(None));
 }
