@@ -72,7 +72,8 @@ pub use pace::Taking;
 use receive::Back;
 pub use respond::is_stranger;
 use respond::{
-    Answered, has_ended, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch, takes_json,
+    Answered, has_ended, is_late, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch,
+    takes_json,
 };
 use tool::Addressed;
 pub use tool::Tools;
@@ -614,7 +615,7 @@ impl ProxyHttp for App {
             ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed
         );
         let reason = context.reason.or(violation).or(match error.esource() {
-            ErrorSource::Downstream if *error.etype() == ErrorType::ReadTimedout => Some(DropReason::Timeout),
+            ErrorSource::Downstream if is_late(error) => Some(DropReason::Timeout),
             // The client left: nobody is there to be told, and nothing failed.
             ErrorSource::Downstream if gone => None,
             ErrorSource::Downstream => Some(DropReason::HttpMalformed),

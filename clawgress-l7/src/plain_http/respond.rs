@@ -1,5 +1,6 @@
 //! What the gateway answers by itself, and after which answers a connection goes on.
 
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -108,6 +109,13 @@ pub fn switch(session: &mut Session, response: &ResponseHeader, context: &mut Co
     session.set_read_timeout(Some(limit::TUNNEL_IDLE));
     front.upgrade();
     Ok(())
+}
+
+/// Whether it is that a client takes its time, in what it sends or in what it takes.
+pub fn is_late(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout)
+        || cause.is_some_and(|cause| cause.kind() == ErrorKind::TimedOut)
 }
 
 /// Whether it is why one attempt to connect failed, and another may not.

@@ -74,7 +74,7 @@ fn syn(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
 }
 
 /// Resident memory of a role, KiB.
-fn resident(site: &mut Site, role: Role) -> u64 {
+pub fn resident(site: &mut Site, role: Role) -> u64 {
     let pid = site.gateway.pid(role).unwrap();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();

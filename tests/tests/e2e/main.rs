@@ -45,6 +45,7 @@ mod quarantine;
 mod registry;
 mod shared;
 mod signals;
+mod slow;
 mod spiffe;
 mod stragglers;
 mod tenants;
