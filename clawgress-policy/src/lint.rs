@@ -125,6 +125,10 @@ pub struct Enforced(BTreeSet<ActionKind>);
 struct Rule<'a> {
     id: String,
     cedar: &'a cedar_policy::Policy,
+    /// Its `@effect`, kept: Cedar parses the name of an annotation each time that it is asked for one.
+    effect: Option<&'a str>,
+    /// Whether it decides.
+    is_guard: bool,
     /// Its actions, of those that are enforced.
     actions: Vec<ActionKind>,
     /// Whether evaluating it may end in an error, which determines a decision.
@@ -366,8 +370,7 @@ impl Linter<'_> {
             }
             return None;
         }
-        let may_fail = ast.non_scope_constraints().is_some_and(formula::may_fail);
-        Some(Rule { id: cedar.annotation("id").unwrap_or_default().to_owned(), cedar, actions, may_fail })
+        Some(Rule::new(cedar, actions))
     }
 
     /// Whether anything can match a policy at all; tells if not.
@@ -400,12 +403,12 @@ impl Linter<'_> {
     /// Permits that forbids always stand before.
     fn covered(&mut self, rules: &[Rule<'_>], search: &Search<'_>) {
         let members = self.set.inner().members();
-        let is_guard = |rule: &&Rule<'_>| rule.is_guard();
+        let is_guard = |rule: &&Rule<'_>| rule.is_guard;
         let forbids = rules.iter().filter(|rule| is_guard(rule) && rule.ast().effect() == Effect::Forbid);
         let forbids = Forbids::new(forbids, members);
         for rule in rules.iter().filter(|rule| rule.ast().effect() == Effect::Permit) {
             let is_guard = is_guard(&rule);
-            if !is_guard && !is_limit(rule.cedar) {
+            if !is_guard && !is_limit(rule) {
                 // Alerts and quarantine don't depend on what guards say.
                 continue;
             }
@@ -422,7 +425,7 @@ impl Linter<'_> {
 
     /// The first forbid of an action that is asked only where it is named, where no policy permits that action.
     fn none_permits(&mut self, rules: &[Rule<'_>]) {
-        let guards = || rules.iter().filter(|rule| rule.is_guard());
+        let guards = || rules.iter().filter(|rule| rule.is_guard);
         for action in ActionKind::ALL.into_iter().filter(|action| action.is_asked_by_name()) {
             let is =
                 |rule: &&Rule<'_>, effect| rule.ast().effect() == effect && rule.actions.contains(&action);
@@ -475,14 +478,22 @@ impl Linter<'_> {
 
 // === impl Rule ===
 
-impl Rule<'_> {
-    fn ast(&self) -> &Policy {
-        self.cedar.as_ref()
+impl<'a> Rule<'a> {
+    fn new(cedar: &'a cedar_policy::Policy, actions: Vec<ActionKind>) -> Rule<'a> {
+        let ast: &Policy = cedar.as_ref();
+        let effect = cedar.annotation("effect");
+        Rule {
+            id: cedar.annotation("id").unwrap_or_default().to_owned(),
+            cedar,
+            effect,
+            is_guard: effect.is_none() && cedar.annotation("mode").is_none(),
+            actions,
+            may_fail: ast.non_scope_constraints().is_some_and(formula::may_fail),
+        }
     }
 
-    /// Whether it decides.
-    fn is_guard(&self) -> bool {
-        ["effect", "mode"].into_iter().all(|name| self.cedar.annotation(name).is_none())
+    fn ast(&self) -> &Policy {
+        self.cedar.as_ref()
     }
 
     /// The group or agent of its principal scope.
@@ -495,8 +506,8 @@ fn start(policy: &Policy) -> usize {
     policy.loc().map_or(0, Loc::start)
 }
 
-fn is_limit(cedar: &cedar_policy::Policy) -> bool {
-    matches!(cedar.annotation("effect"), Some("rate-limit" | "throttle"))
+fn is_limit(rule: &Rule<'_>) -> bool {
+    matches!(rule.effect, Some("rate-limit" | "throttle"))
 }
 
 /// The actions that a scope names, not by their groups, and where.

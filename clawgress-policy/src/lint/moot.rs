@@ -16,7 +16,7 @@ const PORTS: [i64; 2] = [80, 443];
 impl Linter<'_> {
     /// Tells each content rule that an opaque permit makes moot, once.
     pub(super) fn moot(&mut self, rules: &[Rule<'_>], search: &Search<'_>) {
-        let is_permit = |rule: &&Rule<'_>| rule.ast().effect() == Effect::Permit && rule.is_guard();
+        let is_permit = |rule: &&Rule<'_>| rule.ast().effect() == Effect::Permit && rule.is_guard;
         let of = |action| rules.iter().filter(is_permit).filter(move |r| r.actions.contains(&action));
         let tunnels: Vec<&Rule<'_>> =
             of(ActionKind::Tunnel).filter(|rule| self.lets_tls_pass(rule, search)).collect();

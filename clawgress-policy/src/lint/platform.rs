@@ -5,7 +5,7 @@ use cedar_policy_core::ast::Effect;
 use super::covered::Forbids;
 use super::formula::Reading;
 use super::search::Search;
-use super::{Certainty, Lint, Linter, Rule, formula, start};
+use super::{Certainty, Lint, Linter, Rule, start};
 use crate::set::applies;
 use crate::set::syntax::Policy;
 use crate::vocabulary::ActionKind;
@@ -27,7 +27,7 @@ impl Linter<'_> {
         policies.sort_by_key(|policy| start(policy.as_ref()));
         let above: Vec<Rule<'_>> = policies.into_iter().map(|cedar| self.platforms(cedar)).collect();
         let members = self.set.inner().members();
-        let is = |rule: &Rule<'_>, effect| rule.is_guard() && rule.ast().effect() == effect;
+        let is = |rule: &Rule<'_>, effect| rule.is_guard && rule.ast().effect() == effect;
         let forbids = above.iter().filter(|rule| is(rule, Effect::Forbid) && !names_sets(rule.cedar));
         let forbids = Forbids::new(forbids, members);
         for rule in rules.iter().filter(|rule| is(rule, Effect::Permit)) {
@@ -50,18 +50,13 @@ impl Linter<'_> {
         let ast: &Policy = cedar.as_ref();
         let enforced = &self.configuration.enforced;
         let asked = |action: &ActionKind| applies(ast, *action) && enforced.has(*action);
-        Rule {
-            id: cedar.annotation("id").unwrap_or_default().to_owned(),
-            cedar,
-            actions: ActionKind::ALL.into_iter().filter(asked).collect(),
-            may_fail: ast.non_scope_constraints().is_some_and(formula::may_fail),
-        }
+        Rule::new(cedar, ActionKind::ALL.into_iter().filter(asked).collect())
     }
 
     /// Whether no permit of the platform's can match where this one does.
     fn is_unpermitted(&self, rule: &Rule<'_>, above: &[Rule<'_>], search: &Search<'_>) -> bool {
         let members = self.set.inner().members();
-        let permits = || above.iter().filter(|r| r.is_guard() && r.ast().effect() == Effect::Permit);
+        let permits = || above.iter().filter(|r| r.is_guard && r.ast().effect() == Effect::Permit);
         rule.actions.iter().all(|action| {
             let own = Reading::whole(*action, members).policy(rule.ast(), true);
             let may_permit = |permit: &Rule<'_>| {

@@ -111,7 +111,7 @@ impl Linter<'_> {
         search: &Search<'_>,
     ) -> bool {
         let members = self.set.inner().members();
-        let reads = rules.iter().filter(|rule| rule.cedar.annotation("effect") == Some("intercept"));
+        let reads = rules.iter().filter(|rule| rule.effect == Some("intercept"));
         // It is read where any of them matches, of `tls` or of `tunnel`.
         let unread = reads.flat_map(|rule| {
             let asked = rule.actions.iter().filter(|a| matches!(a, ActionKind::Tls | ActionKind::Tunnel));
