@@ -125,12 +125,12 @@ pub struct Enforced(BTreeSet<ActionKind>);
 struct Rule<'a> {
     id: String,
     cedar: &'a cedar_policy::Policy,
-    /// Its `@effect`, kept: Cedar parses the name of an annotation each time that it is asked for one.
+    /// Its actions, of those that are enforced.
+    actions: Vec<ActionKind>,
+    /// What it obliges to, if that is all it does. Read once: Cedar parses the name at each look-up.
     effect: Option<&'a str>,
     /// Whether it decides.
     is_guard: bool,
-    /// Its actions, of those that are enforced.
-    actions: Vec<ActionKind>,
     /// Whether evaluating it may end in an error, which determines a decision.
     may_fail: bool,
 }
@@ -403,12 +403,10 @@ impl Linter<'_> {
     /// Permits that forbids always stand before.
     fn covered(&mut self, rules: &[Rule<'_>], search: &Search<'_>) {
         let members = self.set.inner().members();
-        let is_guard = |rule: &&Rule<'_>| rule.is_guard;
-        let forbids = rules.iter().filter(|rule| is_guard(rule) && rule.ast().effect() == Effect::Forbid);
+        let forbids = rules.iter().filter(|rule| rule.is_guard && rule.ast().effect() == Effect::Forbid);
         let forbids = Forbids::new(forbids, members);
         for rule in rules.iter().filter(|rule| rule.ast().effect() == Effect::Permit) {
-            let is_guard = is_guard(&rule);
-            if !is_guard && !is_limit(rule) {
+            if !rule.is_guard && !rule.is_limit() {
                 // Alerts and quarantine don't depend on what guards say.
                 continue;
             }
@@ -416,7 +414,7 @@ impl Linter<'_> {
             let by = by.iter().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
             let message = format!("wherever it matches, so does {by}, which forbids");
             // That a limit is of no use follows from the verdict, which is another evaluation's.
-            let is_proven = is_guard && !rule.may_fail;
+            let is_proven = rule.is_guard && !rule.may_fail;
             let severity = if is_proven { Certainty::Error } else { Certainty::Warning };
             let remedy = format!("narrow {by}, or remove this policy");
             self.find(rule.cedar, None, (severity, Lint::CoveredByForbid), message, remedy);
@@ -485,15 +483,19 @@ impl<'a> Rule<'a> {
         Rule {
             id: cedar.annotation("id").unwrap_or_default().to_owned(),
             cedar,
+            actions,
             effect,
             is_guard: effect.is_none() && cedar.annotation("mode").is_none(),
-            actions,
             may_fail: ast.non_scope_constraints().is_some_and(formula::may_fail),
         }
     }
 
-    fn ast(&self) -> &Policy {
+    fn ast(&self) -> &'a Policy {
         self.cedar.as_ref()
+    }
+
+    fn is_limit(&self) -> bool {
+        matches!(self.effect, Some("rate-limit" | "throttle"))
     }
 
     /// The group or agent of its principal scope.
@@ -504,10 +506,6 @@ impl<'a> Rule<'a> {
 
 fn start(policy: &Policy) -> usize {
     policy.loc().map_or(0, Loc::start)
-}
-
-fn is_limit(rule: &Rule<'_>) -> bool {
-    matches!(rule.effect, Some("rate-limit" | "throttle"))
 }
 
 /// The actions that a scope names, not by their groups, and where.

@@ -13,22 +13,47 @@ use crate::vocabulary::ActionKind;
 /// Ports on which HTTP is expected where a rule names none.
 const PORTS: [i64; 2] = [80, 443];
 
+/// A permit of what goes unread.
+struct Opaque<'a> {
+    rule: &'a Rule<'a>,
+    /// That it matches; and that it does, as far as agents and hosts go.
+    matches: Formula<'a>,
+    meets: Formula<'a>,
+}
+
 impl Linter<'_> {
     /// Tells each content rule that an opaque permit makes moot, once.
     pub(super) fn moot(&mut self, rules: &[Rule<'_>], search: &Search<'_>) {
         let is_permit = |rule: &&Rule<'_>| rule.ast().effect() == Effect::Permit && rule.is_guard;
-        let of = |action| rules.iter().filter(is_permit).filter(move |r| r.actions.contains(&action));
-        let tunnels: Vec<&Rule<'_>> =
-            of(ActionKind::Tunnel).filter(|rule| self.lets_tls_pass(rule, search)).collect();
-        let directs: Vec<&Rule<'_>> =
-            of(ActionKind::Direct).filter(|rule| self.lets_web_pass(rule, search)).collect();
+        let members = self.set.inner().members();
+        // Each is read once: what follows compares each with each.
+        let of = |action| {
+            let permits = rules.iter().filter(is_permit).filter(move |r| r.actions.contains(&action));
+            permits.map(move |rule| Opaque {
+                rule,
+                matches: Reading::whole(action, members).policy(rule.ast(), true),
+                meets: Reading::who_and_where(action, members).policy(rule.ast(), true),
+            })
+        };
+        let tunnels: Vec<Opaque<'_>> =
+            of(ActionKind::Tunnel).filter(|opaque| lets_tls_pass(opaque, search)).collect();
+        let directs: Vec<Opaque<'_>> =
+            of(ActionKind::Direct).filter(|opaque| lets_web_pass(opaque, search)).collect();
+        let unread = self.unread(rules);
+        let mut found = Vec::new();
         for content in rules.iter().filter(|rule| is_content(rule)) {
-            let tunnel = tunnels.iter().find(|opaque| self.meet(content, opaque, rules, search));
-            let found = tunnel.map(|opaque| (*opaque, "TLS")).or_else(|| {
-                let direct = directs.iter().find(|opaque| self.meet_anywhere(content, opaque, search));
-                direct.map(|opaque| (*opaque, "what the kernel forwards"))
+            let of_content = content.actions.iter().filter(|action| action.is_content());
+            let here = of_content.map(|a| Reading::who_and_where(*a, members).policy(content.ast(), true));
+            let here: Vec<Formula<'_>> = here.collect();
+            let tunnel = tunnels.iter().find(|opaque| self.meet((content, &here), opaque, &unread, search));
+            let by = tunnel.map(|opaque| (opaque.rule, "TLS")).or_else(|| {
+                let direct =
+                    directs.iter().find(|opaque| self.meet_anywhere((content, &here), opaque, search));
+                direct.map(|opaque| (opaque.rule, "what the kernel forwards"))
             });
-            let Some((opaque, what)) = found else { continue };
+            found.extend(by.map(|(opaque, what)| (content, opaque, what)));
+        }
+        for (content, opaque, what) in found {
             let whose = match self.agent_of_both(content, opaque) {
                 Some(agent) => format!("agent `{agent}`, for one"),
                 None => "agents that both are about".to_owned(),
@@ -41,49 +66,34 @@ impl Linter<'_> {
         }
     }
 
-    /// Whether a permit of `tunnel` is one of TLS, which is where requests are hidden.
-    fn lets_tls_pass(&self, rule: &Rule<'_>, search: &Search<'_>) -> bool {
-        let matches = Reading::whole(ActionKind::Tunnel, self.set.inner().members()).policy(rule.ast(), true);
-        let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
-        search.is_possible(&[&matches, &tls])
-    }
-
-    /// Whether a permit of `direct` lets pass what is likely to be HTTP.
-    fn lets_web_pass(&self, rule: &Rule<'_>, search: &Search<'_>) -> bool {
-        let matches = Reading::whole(ActionKind::Direct, self.set.inner().members()).policy(rule.ast(), true);
-        let tcp = Formula::Is(Literal::Text("context.protocol".to_owned(), "tcp".into(), true));
-        let ports = Spans::of_longs(PORTS.map(|port| (port, port)));
-        let web = Formula::Is(Literal::Number("context.port".to_owned(), ports));
-        search.is_possible(&[&matches, &tcp, &web])
-    }
-
     /// Whether two rules are about the same agent and host, and what the one permits is not read all the same.
-    fn meet(&self, content: &Rule<'_>, opaque: &Rule<'_>, rules: &[Rule<'_>], search: &Search<'_>) -> bool {
-        let members = self.set.inner().members();
-        let there = Reading::who_and_where(ActionKind::Tunnel, members).policy(opaque.ast(), true);
-        let is_there = |action: &ActionKind| {
-            let here = Reading::who_and_where(*action, members).policy(content.ast(), true);
-            search.is_possible(&[&here, &there]) && !self.is_read_all_the_same(&here, opaque, rules, search)
+    fn meet(
+        &self,
+        (content, here): (&Rule<'_>, &[Formula<'_>]),
+        opaque: &Opaque<'_>,
+        unread: &[Formula<'_>],
+        search: &Search<'_>,
+    ) -> bool {
+        let is_there = |here: &Formula<'_>| {
+            search.is_possible(&[here, &opaque.meets])
+                && !self.is_read_all_the_same(here, &opaque.matches, unread, search)
         };
-        self.have_an_agent(content, opaque)
-            && content.actions.iter().filter(|action| action.is_content()).any(is_there)
+        self.have_an_agent(content, opaque.rule) && here.iter().any(is_there)
     }
 
     /// Whether two rules are about the same agent, and the content rule about any host: which address a name has,
     /// nobody knows here.
-    fn meet_anywhere(&self, content: &Rule<'_>, direct: &Rule<'_>, search: &Search<'_>) -> bool {
+    fn meet_anywhere(
+        &self,
+        (content, here): (&Rule<'_>, &[Formula<'_>]),
+        direct: &Opaque<'_>,
+        search: &Search<'_>,
+    ) -> bool {
         use crate::set::syntax::Scope;
         let is_anywhere = matches!(content.ast().resource_constraint().as_inner(), Scope::Any | Scope::Is(_));
-        let members = self.set.inner().members();
-        let there = Reading::who_and_where(ActionKind::Direct, members).policy(direct.ast(), true);
-        let here = |action: &ActionKind| Reading::who_and_where(*action, members).policy(content.ast(), true);
         is_anywhere
-            && self.have_an_agent(content, direct)
-            && content
-                .actions
-                .iter()
-                .filter(|action| action.is_content())
-                .any(|action| search.is_possible(&[&here(action), &there]))
+            && self.have_an_agent(content, direct.rule)
+            && here.iter().any(|here| search.is_possible(&[here, &direct.meets]))
     }
 
     /// Whether there may be an agent that both are about: known only where agents are.
@@ -99,6 +109,20 @@ impl Linter<'_> {
         let agents = self.configuration.agents?;
         agents.iter().find(|agent| is_in(a, agent) && is_in(b, agent)).map(|agent| &agent.id)
     }
+}
+
+/// Whether a permit of `tunnel` is one of TLS, which is where requests are hidden.
+fn lets_tls_pass(tunnel: &Opaque<'_>, search: &Search<'_>) -> bool {
+    let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
+    search.is_possible(&[&tunnel.matches, &tls])
+}
+
+/// Whether a permit of `direct` lets pass what is likely to be HTTP.
+fn lets_web_pass(direct: &Opaque<'_>, search: &Search<'_>) -> bool {
+    let tcp = Formula::Is(Literal::Text("context.protocol".to_owned(), "tcp".into(), true));
+    let ports = Spans::of_longs(PORTS.map(|port| (port, port)));
+    let web = Formula::Is(Literal::Number("context.port".to_owned(), ports));
+    search.is_possible(&[&direct.matches, &tcp, &web])
 }
 
 pub(super) fn is_content(rule: &Rule<'_>) -> bool {

@@ -101,34 +101,36 @@ impl Linter<'_> {
         }
     }
 
-    /// Whether what `opaque`, a permit of `tunnel`, lets pass of TLS where `content` is about is read all the same, by
-    /// what obliges to it; or denied, where nobody can read it.
-    pub(super) fn is_read_all_the_same(
-        &self,
-        content: &Formula<'_>,
-        opaque: &Rule<'_>,
-        rules: &[Rule<'_>],
-        search: &Search<'_>,
-    ) -> bool {
+    /// What it means that nothing obliges to read some TLS: that none of these matches, of `tls` or of `tunnel`.
+    pub(super) fn unread<'a>(&'a self, rules: &'a [Rule<'a>]) -> Vec<Formula<'a>> {
         let members = self.set.inner().members();
         let reads = rules.iter().filter(|rule| rule.effect == Some("intercept"));
-        // It is read where any of them matches, of `tls` or of `tunnel`.
         let unread = reads.flat_map(|rule| {
             let asked = rule.actions.iter().filter(|a| matches!(a, ActionKind::Tls | ActionKind::Tunnel));
             asked.map(|action| Reading::whole(*action, members).policy(rule.ast(), false))
         });
-        let unread: Vec<Formula<'_>> = unread.collect();
+        unread.collect()
+    }
+
+    /// Whether what a permit of `tunnel` lets pass of TLS, which is `there`, where `content` is about is read all the same, by
+    /// what obliges to it; or denied, where nobody can read it.
+    pub(super) fn is_read_all_the_same(
+        &self,
+        content: &Formula<'_>,
+        there: &Formula<'_>,
+        unread: &[Formula<'_>],
+        search: &Search<'_>,
+    ) -> bool {
         if unread.is_empty() {
             return false;
         }
         let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
-        let there = Reading::whole(ActionKind::Tunnel, members).policy(opaque.ast(), true);
-        let passes: Vec<&Formula<'_>> = [content, &there, &tls].into_iter().chain(&unread).collect();
+        let passes: Vec<&Formula<'_>> = [content, there, &tls].into_iter().chain(unread).collect();
         if search.is_possible(&passes) {
             return false;
         }
         // Of what is excluded the effect counts for nothing.
         let excludes = self.configuration.reading.filter(|reading| reading.is_on);
-        !excludes.is_some_and(|reading| search.is_possible(&[content, &there, &tls, &reading.excluded(true)]))
+        !excludes.is_some_and(|reading| search.is_possible(&[content, there, &tls, &reading.excluded(true)]))
     }
 }
