@@ -16,6 +16,7 @@ mod layer;
 mod media;
 pub mod multipart;
 mod names;
+mod personal;
 
 pub use coding::Coding;
 use json::{Event, JsonError};
@@ -61,6 +62,16 @@ pub enum Finding {
     ImageLinkData,
     /// A name of a member, or an id, of more than [`NAME_BYTES_MAX`] bytes.
     OversizedIdentifier,
+    /// The number of a payment card.
+    PaymentCard,
+    /// An account number of ISO 13616.
+    Iban,
+    /// A social security number of the United States.
+    UsSsn,
+    /// A telephone number of E.164.
+    PhoneNumber,
+    /// E-mail addresses, several.
+    EmailAddresses,
 }
 
 /// Why a body can't be read with certainty.
@@ -189,7 +200,7 @@ pub struct Readings {
 
 impl Finding {
     /// Every one.
-    pub const ALL: [Finding; 10] = [
+    pub const ALL: [Finding; 15] = [
         Finding::PrivateKey,
         Finding::MediaTypeMismatch,
         Finding::ArchiveUnread,
@@ -200,6 +211,11 @@ impl Finding {
         Finding::LinkData,
         Finding::ImageLinkData,
         Finding::OversizedIdentifier,
+        Finding::PaymentCard,
+        Finding::Iban,
+        Finding::UsSsn,
+        Finding::PhoneNumber,
+        Finding::EmailAddresses,
     ];
 
     /// Its name in policy.
@@ -216,6 +232,11 @@ impl Finding {
             Finding::LinkData => "link_data",
             Finding::ImageLinkData => "image_link_data",
             Finding::OversizedIdentifier => "oversized_identifier",
+            Finding::PaymentCard => "payment_card",
+            Finding::Iban => "iban",
+            Finding::UsSsn => "us_ssn",
+            Finding::PhoneNumber => "phone_number",
+            Finding::EmailAddresses => "email_addresses",
         }
     }
 }

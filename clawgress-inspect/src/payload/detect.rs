@@ -4,6 +4,7 @@
 //! than a bounded state. Must never keep what it was shown.
 
 use super::Finding;
+use super::personal::Personal;
 
 /// What a private key begins with (RFC 7468 section 2), as OpenSSL, OpenSSH and PGP write it.
 const BEGIN: &[u8] = b"-----BEGIN ";
@@ -18,6 +19,7 @@ const LABELS: [&[u8]; 2] = [b"PRIVATE KEY", b"PRIVATE KEY BLOCK"];
 #[derive(Debug, Default)]
 pub(super) struct Detectors {
     private_key: PrivateKey,
+    personal: Personal,
 }
 
 /// Where in the first line of a private key the next byte is.
@@ -32,11 +34,23 @@ struct PrivateKey {
 // === impl Detectors ===
 
 impl Detectors {
-    /// Looks at what comes next.
-    pub(super) fn scan(&mut self, bytes: &[u8], found: &mut dyn FnMut(Finding)) {
+    /// Looks at what comes next: a leaf, which nothing else is sure to be looked at in, or what is made of fields and parts.
+    pub(super) fn scan(&mut self, bytes: &[u8], is_leaf: bool, found: &mut dyn FnMut(Finding)) {
         if self.private_key.scan(bytes) {
             found(Finding::PrivateKey);
         }
+        self.personal.scan(bytes, is_leaf, found);
+    }
+
+    /// Makes them ready for the next.
+    pub(super) fn clear(&mut self) {
+        self.private_key = PrivateKey::default();
+        self.personal.clear();
+    }
+
+    /// Ends what it looks at.
+    pub(super) fn finish(&mut self, found: &mut dyn FnMut(Finding)) {
+        self.personal.finish(found);
     }
 }
 

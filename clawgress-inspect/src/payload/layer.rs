@@ -125,7 +125,7 @@ impl Layer {
 
     /// Makes it the next field.
     pub(super) fn again(&mut self) {
-        self.detectors = Detectors::default();
+        self.detectors.clear();
         self.disguise.clear();
         match &mut self.state {
             State::Head(head) => head.clear(),
@@ -201,7 +201,8 @@ impl Layer {
             }
         }
         // Packed bytes too: names, comments and frames that decoders skip hold text as it is.
-        self.detectors.scan(bytes, &mut |finding| {
+        let is_leaf = self.is_leaf();
+        self.detectors.scan(bytes, is_leaf, &mut |finding| {
             tally.findings.insert(finding);
         });
         // What is said to be JSON is refused where it breaks.
@@ -229,6 +230,9 @@ impl Layer {
         if self.is_leaf() && (self.is_own || self.is_root) {
             tally.hear_ends();
         }
+        self.detectors.finish(&mut |finding| {
+            tally.findings.insert(finding);
+        });
         self.disguise.finish(self.place, tally)?;
         if matches!(self.state, State::Head(_)) {
             self.settle(tally)?;
