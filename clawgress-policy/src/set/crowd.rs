@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cedar_policy::{PrincipalConstraint, ResourceConstraint};
+use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 
 use super::{Inner, PolicyErrors, PolicySet};
@@ -42,8 +43,8 @@ const ACTIONS: [ActionKind; 6] = [
 impl Policies {
     /// Refuses limits of a tenant's and the platform's of which more hold one request than may. One request of each kind
     /// is tried, of each agent to each host that a limit names, and of calls one of each model and tool to any host, since nobody here knows at which
-    /// host who offers what. What is denied is held to no limits. So what is found is so, and what conditions, a host with a model or other agents bring
-    /// together is left to who denies it.
+    /// host who offers what. What is forbidden is held to no limits. What conditions, a host with a model or other
+    /// agents bring together is left to who denies it.
     ///
     /// # Errors
     /// The limits, if they are too many.
@@ -75,7 +76,7 @@ impl PolicySet {
         };
         let models = offered(ActionKind::Llm, ("Model", "Provider"));
         let tools = offered(ActionKind::Tool, ("Tool", "ToolServer"));
-        let names_agents = limits().any(names_agent);
+        let names_agents = limits().any(names_agent) || self.halves().any(Inner::guards_name_agents);
         let set = self.supposing(History::QUIET).seeing(Arc::default());
         let (mut tried, mut kinds) = (0, BTreeSet::new());
         for agent in agents {
@@ -114,9 +115,7 @@ impl PolicySet {
             let kept = obligations.iter().filter(|obligation| matches!(obligation.effect, Effect::Limit(_)));
             limits.extend(kept.map(|obligation| obligation.policy.as_ref().to_owned()));
         }
-        let is_allowed =
-            |operation: &Operation<'_>| self.decide(&Request { agent, operation: *operation }).is_allow();
-        if limits.len() <= SCOPES_MAX || !operations.iter().all(is_allowed) {
+        if limits.len() <= SCOPES_MAX || !operations.iter().all(|operation| self.may_pass(agent, operation)) {
             return Ok(());
         }
         let asked = operations.iter().map(|operation| format!("`{}`", operation.action()));
@@ -132,9 +131,23 @@ impl PolicySet {
     }
 }
 
+impl PolicySet {
+    /// Whether nothing denies this to the agent but that no permit is for it: permits may be of hosts, paths and models that
+    /// are not tried, and a tenant's come after a limit of the platform's.
+    fn may_pass(&self, agent: &Agent, operation: &Operation<'_>) -> bool {
+        let verdict = self.decide(&Request { agent, operation: *operation }).verdict;
+        matches!(verdict, Ok(()) | Err(DropReason::PolicyDenied))
+    }
+}
+
 // === impl Inner ===
 
 impl Inner {
+    /// Whether a guard of what is tried is one agent's: then each agent is tried.
+    fn guards_name_agents(&self) -> bool {
+        ACTIONS.into_iter().any(|action| self.by_action.of(action).policies().any(names_agent))
+    }
+
     /// The policies that limit requests, once for each action.
     fn limits_of_requests(&self) -> impl Iterator<Item = &cedar_policy::Policy> {
         ACTIONS.into_iter().flat_map(|action| self.limits_of(action))

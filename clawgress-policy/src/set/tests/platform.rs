@@ -329,10 +329,15 @@ fn pacing(name: &str, count: usize, action: &str, resource: &str, condition: &st
 
 /// What is said of the limits of a tenant's and a platform's policy, both of which permit everything.
 fn check(own: &str, above: &str) -> Result<(), String> {
-    let agents = [agent("web"), agent("acme/bot")];
+    check_under("@id(\"all\") permit (principal, action, resource);\n", own, above)
+}
+
+/// The same, where this is all that the tenant's permits.
+fn check_under(own_permits: &str, own: &str, above: &str) -> Result<(), String> {
+    let agents = [agent("web"), Agent { index: 2, ..agent("bot") }, agent("acme/bot")];
     let permit = "@id(\"all\") permit (principal, action, resource);\n";
     let tenants = BTreeMap::from([
-        ("default".to_owned(), set(&format!("{permit}{own}"))),
+        ("default".to_owned(), set(&format!("{own_permits}{own}"))),
         ("acme".to_owned(), tenant("acme", "")),
     ]);
     let above = platform(&format!("{permit}{above}"));
@@ -396,6 +401,30 @@ fn more_limits_than_a_request_may_have_are_refused_where_that_is_certain() {
         ),
     ] {
         assert_eq!(check(&text, "").is_err(), sure, "{text}");
+    }
+}
+
+#[test]
+fn limits_of_what_few_permits_are_about_are_counted_too() {
+    let of = |action: &str, whom: &str, what: &str| {
+        format!("@id(\"{action}\") permit ({whom}, action == Action::\"{action}\", {what});\n")
+    };
+    let some = |action: &str| of(action, "principal", "resource == Host::\"api.test\"");
+    let models = some("http") + &some("send") + &of("llm", "principal", "resource in Provider::\"openai\"");
+    let forbids =
+        |whom: &str| format!("@id(\"no\") forbid ({whom}, action == Action::\"http\", resource);\n");
+    for (permits, action, resource, sure) in [
+        (models, "llm", "resource in Provider::\"openai\"", true),
+        (some("http"), "http", "resource", true),
+        (of("http", "principal == Agent::\"bot\"", "resource"), "http", "resource", true),
+        // The first of two alike may be the one that is forbidden.
+        (some("http") + &forbids("principal == Agent::\"web\""), "http", "resource", true),
+        (some("http") + &forbids("principal"), "http", "resource", false),
+        // Permits of it may come.
+        (some("tls"), "http", "resource", true),
+    ] {
+        let text = pacing("own", 17, action, resource, "");
+        assert_eq!(check_under(&permits, &text, "").is_err(), sure, "{permits}{text}");
     }
 }
 
