@@ -162,6 +162,17 @@ pub struct Inspector {
     failed: Option<Unreadable>,
     /// Whether it is said to be JSON.
     is_json: bool,
+    opening: Opening,
+}
+
+/// How a body begins, whatever is said of it.
+#[derive(Debug, Default)]
+struct Opening {
+    /// Its first byte but for blanks and byte order marks, and whether another one came.
+    first: Option<u8>,
+    is_over: bool,
+    /// Whether a character takes more than one byte.
+    is_wide: bool,
 }
 
 /// What all layers of a body add up to.
@@ -359,6 +370,31 @@ impl Default for Limits {
     }
 }
 
+// === impl Opening ===
+
+impl Opening {
+    fn push(&mut self, bytes: &[u8]) {
+        if self.is_over {
+            return;
+        }
+        for byte in bytes {
+            match (self.first, byte) {
+                (Some(_), byte) => {
+                    (self.is_over, self.is_wide) = (true, self.is_wide || *byte == 0);
+                    return;
+                }
+                (None, b' ' | b'\t' | b'\r' | b'\n' | 0xef | 0xbb | 0xbf) => {}
+                (None, 0 | 0xfe | 0xff) => self.is_wide = true,
+                (None, byte) => self.first = Some(*byte),
+            }
+        }
+    }
+
+    fn is_of_json(&self) -> bool {
+        matches!(self.first, Some(b'{' | b'['))
+    }
+}
+
 // === impl Inspector ===
 
 impl Inspector {
@@ -381,7 +417,8 @@ impl Inspector {
             messages: None,
         };
         let layer = Layer::root(claims);
-        Inspector { layer, tally, bytes: 0, complete: false, failed, is_json: false }
+        let opening = Opening::default();
+        Inspector { layer, tally, bytes: 0, complete: false, failed, is_json: false, opening }
     }
 
     /// An inspector that reads what a body says as a call of a model: one that it is by where it goes, to this `surface`,
@@ -460,6 +497,7 @@ impl Inspector {
     /// Why it can't be read: from then on for good.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), Unreadable> {
         self.bytes += bytes.len() as u64;
+        self.opening.push(bytes);
         self.still_reads()?;
         let looked = self.layer.push(bytes, &mut self.tally);
         self.note(looked)
@@ -473,6 +511,13 @@ impl Inspector {
         self.still_reads()?;
         if std::mem::replace(&mut self.complete, true) {
             return Ok(());
+        }
+        if let Some(messages) = &mut self.tally.messages
+            && self.opening.is_wide
+            && self.opening.is_of_json()
+        {
+            // Some readers of JSON take UTF-16 and UTF-32, whatever it is said to be.
+            messages.breaks();
         }
         let looked = self.layer.finish(&mut self.tally).and_then(|()| self.tally.call_ends());
         self.note(looked)
@@ -527,7 +572,9 @@ impl Inspector {
 
     /// Notes that what can't be read may be messages to a tool server: JSON, by what is said of it or by how it began.
     fn doubt(&mut self, why: Unreadable) {
-        let is_json = self.is_json;
+        // Of blanks alone nobody knows what follows.
+        let is_unknown = self.opening.first.is_none() && self.bytes > 0;
+        let is_json = self.is_json || is_unknown || self.opening.is_of_json();
         if let Some(messages) = &mut self.tally.messages
             && (is_json || why == Unreadable::ClaimAmbiguous || messages.has_begun())
         {

@@ -290,7 +290,12 @@ impl Exchange {
 
     /// Notes obligations that matched after it was decided: of what a client turned out to say.
     pub fn effects(&mut self, effects: &[EffectRef]) {
-        self.record.effects.extend_from_slice(effects);
+        for effect in effects {
+            // Of each message of a conversation the same may follow.
+            if !self.record.effects.contains(effect) {
+                self.record.effects.push(effect.clone());
+            }
+        }
     }
 
     /// Takes time spent waiting for the client out of the latency.

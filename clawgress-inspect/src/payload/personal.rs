@@ -10,6 +10,8 @@ use super::Finding;
 
 /// Longest run of groups of digits that is looked at at once, bytes: a card with separators has 23.
 const RUN_BYTES_MAX: usize = 64;
+/// Longest number with its separators, and one of them behind it: five groups of a card of 19 digits.
+const NUMBER_BYTES_MAX: usize = 24;
 /// Addresses that are told apart before they are a finding: letters have a few, lists have more.
 const MAILS_MIN: usize = 10;
 /// Longest local part and domain that is looked at, bytes (RFC 5321 section 4.5.3.1.1; domains in use are shorter than 255).
@@ -115,8 +117,12 @@ impl Personal {
             self.run.is_signed = last == b'+';
             self.run.is_clean = !is_part(if self.run.is_signed { second } else { last });
         }
+        if self.run.is_full() && (byte.is_ascii_digit() || matches!(byte, b' ' | b'-')) {
+            self.run.judge(None, found);
+            self.run.slide();
+        }
         if !self.run.takes(byte) {
-            self.run.judge(!is_part(byte), found);
+            self.run.judge(Some(!is_part(byte)), found);
             self.run.bytes.clear();
         }
         self.pass(byte);
@@ -154,7 +160,27 @@ impl Run {
         takes
     }
 
-    fn judge(&self, is_end_clean: bool, found: &mut dyn FnMut(Finding)) {
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= RUN_BYTES_MAX && !self.is_signed
+    }
+
+    /// Makes room: what was judged goes, but for as much of its end as a number may begin in.
+    fn slide(&mut self) {
+        let newest = self.bytes.len().saturating_sub(NUMBER_BYTES_MAX);
+        let before = self.bytes.get(..newest).unwrap_or_default();
+        let group = before.iter().rposition(|byte| !byte.is_ascii_digit()).map(|at| (at + 1, before.get(at)));
+        let (from, is_clean) = match group {
+            Some((from, separator)) if newest - from <= NUMBER_BYTES_MAX => (from, separator == Some(&b' ')),
+            // In the middle of digits that are too many for any number.
+            _ => (newest, false),
+        };
+        self.bytes.drain(..from);
+        self.is_clean = is_clean;
+    }
+
+    /// Tells what is in it, where it ends, cleanly or not; `None` if it goes on, and what is last in it may too.
+    fn judge(&self, ends: Option<bool>, found: &mut dyn FnMut(Finding)) {
+        let is_end_clean = ends.unwrap_or_default();
         let digits = self.bytes.iter().filter(|byte| byte.is_ascii_digit()).count();
         if self.is_signed {
             if self.is_clean && is_end_clean && self.is_phone(digits) {
@@ -163,11 +189,11 @@ impl Run {
             return;
         }
         let is_within = !self.is_clean && self.bytes.iter().all(u8::is_ascii_digit);
-        if is_within || digits < 9 || self.bytes.len() >= RUN_BYTES_MAX {
+        if is_within || digits < 9 {
             return;
         }
         let text = self.bytes.strip_suffix(b" ").or(self.bytes.strip_suffix(b"-")).unwrap_or(&self.bytes);
-        let is_end_clean = is_end_clean || text.len() < self.bytes.len();
+        let is_end_clean = is_end_clean || ends.is_some() && text.len() < self.bytes.len();
         let groups: Vec<&[u8]> = text.split(|byte| matches!(byte, b' ' | b'-')).collect();
         let separators: Vec<u8> = text.iter().copied().filter(|byte| matches!(byte, b' ' | b'-')).collect();
         let hyphen = |at: Option<usize>| at.and_then(|at| separators.get(at)) == Some(&b'-');
@@ -217,6 +243,7 @@ const FORMS: &[(&[usize], Finding)] = &[
     (&[14], Finding::PaymentCard),
     (&[15], Finding::PaymentCard),
     (&[16], Finding::PaymentCard),
+    (&[19], Finding::PaymentCard),
     (&[4, 4, 4, 4], Finding::PaymentCard),
     (&[4, 6, 5], Finding::PaymentCard),
     (&[4, 6, 4], Finding::PaymentCard),
@@ -345,7 +372,7 @@ impl Mail {
             if let Some(domain) = &mut self.domain {
                 let length = rest.iter().take_while(|byte| is_of_domain(**byte)).count();
                 let (more, later) = rest.split_at_checked(length).unwrap_or((rest, &[]));
-                domain.extend(more.iter().take(MAIL_BYTES_MAX + 1 - domain.len().min(MAIL_BYTES_MAX)));
+                domain.extend(more.iter().take(room(domain)));
                 if !later.is_empty() {
                     self.end();
                 }
@@ -359,7 +386,8 @@ impl Mail {
                 self.local.clear();
             }
             let newest = before.get(before.len() - length..).unwrap_or_default();
-            self.local.extend(newest.iter().take(MAIL_BYTES_MAX + 1 - self.local.len().min(MAIL_BYTES_MAX)));
+            let room = room(&self.local);
+            self.local.extend(newest.iter().take(room));
             self.domain = at.map(|_| Vec::new());
             rest = later.get(1..).unwrap_or_default();
         }
@@ -385,6 +413,11 @@ impl Mail {
             self.seen.insert(hasher.finish());
         }
     }
+}
+
+/// How many bytes more are kept: one beyond what is looked at tells that there were more.
+fn room(kept: &[u8]) -> usize {
+    (MAIL_BYTES_MAX + 1).saturating_sub(kept.len())
 }
 
 fn is_of_local(byte: u8) -> bool {

@@ -153,8 +153,8 @@ impl Side {
         self.has_closed = self.reader.is_closed();
     }
 
-    /// Takes what comes next, up to the end of a message; what that carries, if it is there.
-    fn next(&mut self, rest: &mut &[u8], hold: Hold) -> Result<Option<Vec<u8>>, FrameError> {
+    /// Takes what comes next, up to the end of a message; what that carries, if it is there, and whether it is text.
+    fn next(&mut self, rest: &mut &[u8], hold: Hold) -> Result<Option<(Vec<u8>, bool)>, FrameError> {
         let (taken, message) = self.reader.read(rest)?;
         self.held.extend_from_slice(rest.get(..taken).unwrap_or_default());
         *rest = rest.get(taken..).unwrap_or_default();
@@ -162,7 +162,10 @@ impl Side {
         if self.held.len() > hold.bytes_max.saturating_mul(2) {
             return Err(FrameError::TooLong);
         }
-        Ok(message.map(Message::carried))
+        Ok(message.map(|message| {
+            let is_text = matches!(message, Message::Text(_) | Message::Close { .. });
+            (message.carried(), is_text)
+        }))
     }
 
     /// What of what is held may go on: up to the end of a message.
@@ -254,10 +257,10 @@ impl Conversation {
                 Err(FrameError::Closed) => return Ok(()),
                 Err(error) => return Err(Stop::frame("send", error)),
             };
-            let carried = message.as_ref().map_or(0, Vec::capacity);
+            let carried = message.as_ref().map_or(0, |(carried, _)| carried.capacity());
             self.charge(carried).map_err(|reason| Stop::memory("send", reason))?;
-            if let Some(carried) = message.filter(|carried| !carried.is_empty()) {
-                self.judge_sent((gateway, granted), exchange, &carried).await?;
+            if let Some((carried, is_text)) = message.filter(|(carried, _)| !carried.is_empty()) {
+                self.judge_sent((gateway, granted), exchange, (&carried, is_text)).await?;
             }
             self.client.release(out);
         }
@@ -274,9 +277,9 @@ impl Conversation {
         &mut self,
         (gateway, granted): (&Arc<Gateway>, &Granted),
         exchange: &mut Exchange,
-        carried: &[u8],
+        (carried, is_text): (&[u8], bool),
     ) -> Result<(), Stop> {
-        let mut inspector = Inspector::new(Claims::new(&[], &[]), limits(gateway));
+        let mut inspector = Inspector::new(claims(is_text), limits(gateway));
         for part in carried.chunks(LOOK_BYTES) {
             inspector.push(part).map_err(|why| Stop::content("send", why))?;
             let taken = self.charge(carried.len() + inspector.memory_bytes());
@@ -328,10 +331,10 @@ impl Conversation {
                 Err(FrameError::Closed) => return Ok(()),
                 Err(error) => return Err(Stop::frame("receive", error)),
             };
-            let carried = message.as_ref().map_or(0, Vec::capacity);
+            let carried = message.as_ref().map_or(0, |(carried, _)| carried.capacity());
             self.charge(carried).map_err(|reason| Stop::memory("receive", reason))?;
-            if let Some(carried) = message.filter(|carried| !carried.is_empty()) {
-                self.judge_received((gateway, granted), exchange, &carried)?;
+            if let Some((carried, is_text)) = message.filter(|(carried, _)| !carried.is_empty()) {
+                self.judge_received((gateway, granted), exchange, (&carried, is_text))?;
             }
             self.server.release(out);
         }
@@ -348,11 +351,10 @@ impl Conversation {
         &mut self,
         (gateway, granted): (&Arc<Gateway>, &Granted),
         exchange: &mut Exchange,
-        carried: &[u8],
+        (carried, is_text): (&[u8], bool),
     ) -> Result<(), Stop> {
-        let claims = Claims::new(&[], &[]);
         // What a server says may be shown to a model.
-        let inspector = Inspector::new(claims, limits(gateway));
+        let inspector = Inspector::new(claims(is_text), limits(gateway));
         let mut inspector = inspector.hearing(&gateway.calls.rules, Provenance::Retrieved);
         for part in carried.chunks(LOOK_BYTES) {
             inspector.push(part).map_err(|why| Stop::content("receive", why))?;
@@ -410,6 +412,12 @@ fn limits(gateway: &Gateway) -> Limits {
     Limits { decoded_bytes_max: content.decoded_bytes_max.get(), ratio_max: content.ratio_max.get().into() }
 }
 
+/// What is said of a message: bytes are no text in a charset of more than a byte, however they begin.
+fn claims(is_text: bool) -> Claims {
+    let kind: &[&[u8]] = if is_text { &[] } else { &[b"application/octet-stream"] };
+    Claims::new(kind, &[])
+}
+
 fn gone() -> Box<Error> {
     Error::explain(ErrorType::ConnectionClosed, "nobody answers a close").into_down()
 }
@@ -460,7 +468,10 @@ impl App {
                 out.extend(conversation.last_to_server().and_then(Result::ok).unwrap_or_default());
             }
         }
-        let is_waiting = conversation.ending.is_none() && !conversation.client.held.is_empty();
+        // What is only told about may take its time.
+        let is_waiting = conversation.ending.is_none()
+            && conversation.client.reading == Reading::Decides
+            && !conversation.client.held.is_empty();
         session.set_read_timeout(Some(match conversation.ending {
             Some(_) => CLOSING,
             None if is_waiting => conversation.hold.time_max,

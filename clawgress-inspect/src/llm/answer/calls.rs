@@ -96,7 +96,8 @@ enum Key {
 /// Whether what is numbered began in the order of its numbers: clients put one behind the other, and find it by its number.
 #[derive(Debug)]
 struct Order {
-    next: u64,
+    /// `None` where it may go on from anywhere.
+    next: Option<u64>,
     is_kept: bool,
 }
 
@@ -140,7 +141,8 @@ impl Calls {
             is_model,
             open: Vec::new(),
             blocks: Order::default(),
-            items: Order::default(),
+            // A stream that is resumed begins in the middle.
+            items: Order { next: None, is_kept: true },
             whole: Vec::new(),
             known: Vec::new(),
             taken: 0,
@@ -360,15 +362,15 @@ impl Calls {
 
 impl Default for Order {
     fn default() -> Order {
-        Order { next: 0, is_kept: true }
+        Order { next: Some(0), is_kept: true }
     }
 }
 
 impl Order {
     /// The next one begins, with this number; its place.
     fn begins(&mut self, number: Option<u64>) -> u64 {
-        let place = self.next;
-        self.next += 1;
+        let place = self.next.or(number).unwrap_or_default();
+        self.next = Some(place.saturating_add(1));
         self.is_kept &= number == Some(place);
         number.unwrap_or(place)
     }

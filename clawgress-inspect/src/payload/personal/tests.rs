@@ -21,6 +21,39 @@ fn found(text: &str) -> Vec<&'static str> {
 }
 
 #[test]
+fn numbers_are_found_in_runs_of_any_length() {
+    let card = "4242424242424242";
+    for before in
+        ["1 ", "4242424242424241 ", "12345678901234567890123456789012345678901234567890 ", "078-05-1120 "]
+    {
+        for times in 0..60 {
+            let text = format!("{}{card}", before.repeat(times));
+            assert_eq!(found(&text), ["payment_card"], "{text}");
+            let text = format!("{}536-90-4399 {}", before.repeat(times), before.repeat(9));
+            assert_eq!(found(&text), ["us_ssn"], "{text}");
+        }
+    }
+    let digits = "4242424242424242".repeat(20);
+    assert_eq!(found(&digits), [""; 0]);
+    assert_eq!(found(&format!("{digits} 1-{card}")), [""; 0]);
+    assert_eq!(found("6212345678777777774"), ["payment_card"], "of 19 digits");
+}
+
+#[test]
+fn no_more_is_kept_than_one_of_each() {
+    let mut personal = Personal::default();
+    let mut none = |finding: Finding| panic!("{}", finding.name());
+    for piece in [&b"a"[..], b".", b"1", b"@", b"."] {
+        for _ in 0..100_000 {
+            personal.scan(piece, true, &mut none);
+        }
+        let Personal { run, iban, mail, .. } = &personal;
+        let domain = mail.domain.as_ref().map_or(0, Vec::len);
+        assert!([run.bytes.len(), iban.text.len(), mail.local.len(), domain].iter().all(|kept| *kept <= 65));
+    }
+}
+
+#[test]
 fn cards_are_told_by_their_issuers_lengths_groups_and_check_digits() {
     for card in [
         "4111111111111112 4242424242424242",

@@ -299,7 +299,8 @@ fn numbers_that_clients_may_take_in_two_ways_are_an_error() {
         vec![start(zero, "sh"), start(one, "ls"), delta(zero)],
         vec![delta(zero)],
         vec![item("", "sh")],
-        vec![item(r#","output_index":1"#, "sh")],
+        vec![r#"{"type":"response.created"}"#.to_owned(), item(r#","output_index":1"#, "sh")],
+        vec![item(r#","output_index":1"#, "sh"), item(r#","output_index":3"#, "ls")],
         vec![item(r#","output_index":0"#, "sh"), arguments(r#","output_index":"0""#)],
         vec![r#"{"contentBlockIndex":"0","start":{"toolUse":{"name":"sh"}}}"#.to_owned()],
         vec![
@@ -313,6 +314,9 @@ fn numbers_that_clients_may_take_in_two_ways_are_an_error() {
         reader.push(&events(&documents.iter().map(String::as_str).collect::<Vec<_>>()));
         assert_eq!(reader.take_calls(), Err(CallsError::Form), "{documents:?}");
     }
+    // What is resumed goes on from anywhere.
+    let body = events(&[&*item(r#","output_index":2"#, "sh"), &arguments(r#","output_index":2"#)]);
+    assert_eq!(calls(Format::EventStream, &body, 13).expect("whole"), ["sh {}"]);
     // A message that follows begins anew.
     let again =
         [r#"{"type":"message_start"}"#, &start(zero, "ls"), &delta(zero), r#"{"type":"message_stop"}"#];
