@@ -288,9 +288,21 @@ impl AuditLog {
 
     /// Waits until what follows on `records` is durable, for so long.
     async fn settle(&self, records: usize) -> Result<(), AuditError> {
-        let Some(marker) = self.shared.marker.get() else { return Ok(()) };
-        let settled = match tokio::time::timeout(SETTLE_TIME_MAX, marker.settle()).await {
-            Ok(settled) => settled,
+        if self.shared.marker.get().is_none() {
+            return Ok(());
+        }
+        // A task of its own, which goes on behind the time-out: what it commits is committed in any case, one after the other
+        // and each once, however often this is asked again.
+        let shared = Arc::clone(&self.shared);
+        let settling = tokio::spawn(async move {
+            match shared.marker.get() {
+                Some(marker) => marker.settle().await,
+                None => Ok(()),
+            }
+        });
+        let settled = match tokio::time::timeout(SETTLE_TIME_MAX, settling).await {
+            Ok(Ok(settled)) => settled,
+            Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("it took more than {} s", SETTLE_TIME_MAX.as_secs())),
         };
         let mut unsettled = self.shared.unsettled.lock();
