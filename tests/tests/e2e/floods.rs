@@ -89,7 +89,10 @@ fn all_resident(site: &mut Site) -> Vec<(Role, u64)> {
 #[track_caller]
 fn request(site: &Site, when: &str) -> Duration {
     let begun = Instant::now();
-    let output = curl(site, Host::Anon, &["https://api.allowed.test/neighbour"]);
+    // Both hosts' packets wait in one queue of this machine's before anybody can tell them apart, so that a name may have to be
+    // asked for again; the time that takes counts.
+    let again = ["--retry", "2", "--retry-all-errors", "https://api.allowed.test/neighbour"];
+    let output = curl(site, Host::Anon, &again);
     assert_eq!(codes(&output).0, 200, "the neighbour lost its service {when}: {output:?}");
     begun.elapsed()
 }
