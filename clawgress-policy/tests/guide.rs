@@ -172,6 +172,75 @@ fn the_examples_do_what_the_guide_says() {
     assert_eq!(kernel("169.254.169.254", Transport::Tcp, 80), reserved("research-web"));
 }
 
+/// A forbid of every action is in the kernel's tables already, and in every later phase: nothing that is permitted otherwise
+/// opens anything to who is suspended.
+#[test]
+fn what_is_forbidden_altogether_is_dropped_at_connect() {
+    use clawgress_ebpf_common::DropReason::PolicyForbidden;
+    use kernel::KernelAction::{Deny, Direct, Steer};
+    let everything = r#"@id("all") permit (principal, action, resource);
+        @id("inside") permit (principal, action in [Action::"connect", Action::"direct"], resource)
+        when { context.ip.isInRange(ip("10.0.0.0/8")) };
+        @id("vpn") permit (principal, action in [Action::"connect", Action::"direct"], resource)
+        when { context.protocol == "gre" };"#;
+    let forbid = blocks("cedar").into_iter().find(|text| text.contains("\"suspended\"")).unwrap();
+    let in_place =
+        |text: &str| PolicySet::parse_in(text, &sets(), &surroundings()).unwrap().at(MONDAY_NOON_MS);
+    let (open, own) = (in_place(everything), in_place(&format!("{everything}{forbid}")));
+    let platform = PolicySet::parse_for(
+        &PolicyOwner::Platform,
+        &format!("@id(\"all\") permit (principal, action, resource);{forbid}"),
+        &sets(),
+        &surroundings(),
+    );
+    let under = open.under(&platform.unwrap().at(MONDAY_NOON_MS));
+    let suspended = Agent { index: 8, team: Some("suspended".to_owned()), ..agent() };
+    let agents = [agent(), suspended];
+    for (set, by) in [(&own, "suspended"), (&under, "platform/suspended")] {
+        let tables = kernel::compile(set, &agents).unwrap();
+        for ip in ["8.8.8.8", "10.1.0.7", "2a00:1450::1"] {
+            for (transport, port) in
+                [(Transport::Tcp, 443), (Transport::Udp, 53), (Transport::Icmp, 0), (Transport::Gre, 0)]
+            {
+                let ip = ip.parse().unwrap();
+                let [one, other] =
+                    agents.each_ref().map(|agent| tables.lookup(agent.index, ip, transport, port));
+                assert!(matches!(one.0, Direct | Steer), "{ip} {transport:?}: {one:?}");
+                assert_eq!(
+                    (other.0, other.1.join(" ")),
+                    (Deny(PolicyForbidden.code()), by.to_owned()),
+                    "{ip}"
+                );
+                // The proxy says the same of what it is to dial.
+                let reach = set.reach(&agents[1], ip, port, transport);
+                assert_eq!((reach.verdict, reach.policies.join(" ")), (Err(PolicyForbidden), by.to_owned()));
+            }
+        }
+        let (host, alpn) = (Host::parse("api.example.com").unwrap(), ["h2".to_owned()]);
+        let (host, port) = (&host, 443);
+        for operation in [
+            Operation::Resolve { host, port: 53, query_type: "A" },
+            Operation::Tls { host, port, alpn: &alpn, ja4: "" },
+            Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls },
+            Operation::Http { host, port, scheme: Scheme::Https, method: "GET", path: "/" },
+        ] {
+            let decide = |agent| set.decide(&Request { agent, operation });
+            assert!(decide(&agents[0]).is_allow());
+            let denied = decide(&agents[1]);
+            assert_eq!((denied.verdict, denied.policies.join(" ")), (Err(PolicyForbidden), by.to_owned()));
+        }
+    }
+    // What only a later phase can know is left to it.
+    let later = r#"@id("later") forbid (principal, action, resource) when { resource is Host && resource.name == "api.example.com" };"#;
+    let later = in_place(&format!("{everything}{later}"));
+    let tables = kernel::compile(&later, &agents).unwrap();
+    let first = tables.lookup(agents[0].index, "8.8.8.8".parse().unwrap(), Transport::Tcp, 443);
+    assert!(matches!(first.0, Direct), "{first:?}");
+    let host = Host::parse("api.example.com").unwrap();
+    let operation = Operation::Tls { host: &host, port: 443, alpn: &[], ja4: "" };
+    assert_eq!(later.decide(&Request { agent: &agents[0], operation }).policies, ["later"]);
+}
+
 #[test]
 fn reserved_addresses_are_named_as_the_guide_says() {
     let (set, ops) = (guide(), Agent { team: Some("ops".to_owned()), ..agent() });
