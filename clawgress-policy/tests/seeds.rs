@@ -25,7 +25,7 @@ fn every_seed_passes_its_target() {
         }
         replayed += 1;
     }
-    assert!(replayed >= 8, "{replayed} seeds");
+    assert!(replayed >= 13, "{replayed} seeds");
 }
 
 /// Seeds get as far as a decision, or not, as their names say: a target that no text passes would find nothing.
@@ -37,11 +37,17 @@ fn seeds_are_what_they_say() {
         ("time_and_labels", true),
         ("limit", true),
         ("overflow", true),
+        ("send", true),
+        ("llm", true),
+        ("tool", true),
+        ("receive", true),
+        ("effects", true),
         ("nested_too_deep", false),
         ("template", false),
         ("refused_with_places", false),
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds/policy_text").join(name);
-        assert_eq!(fuzz::accepts(&std::fs::read(path).expect("seed")), expected, "{name}");
+        let refusal = fuzz::refusal(&std::fs::read(path).expect("seed"));
+        assert_eq!(refusal.is_empty(), expected, "{name}: {refusal:?}");
     }
 }
