@@ -16,6 +16,7 @@ mod layer;
 mod media;
 pub mod multipart;
 mod names;
+mod opening;
 mod personal;
 
 pub use coding::Coding;
@@ -24,6 +25,7 @@ use layer::Layer;
 pub use media::{Claims, Seen};
 use multipart::MultipartError;
 pub use names::NAME_BYTES_MAX;
+use opening::Opening;
 
 use crate::llm::{CallError, Field, Piece, Provenance, Request, Role, Surface, Texts};
 use crate::prompt::{Assessment, Detector, Rules};
@@ -160,19 +162,11 @@ pub struct Inspector {
     bytes: u64,
     complete: bool,
     failed: Option<Unreadable>,
+    /// What is said of its coding, which is taken off once it begins.
+    coding: Option<Coding>,
     /// Whether it is said to be JSON.
     is_json: bool,
     opening: Opening,
-}
-
-/// How a body begins, whatever is said of it.
-#[derive(Debug, Default)]
-struct Opening {
-    /// Its first byte but for blanks and byte order marks, and whether another one came.
-    first: Option<u8>,
-    is_over: bool,
-    /// Whether a character takes more than one byte.
-    is_wide: bool,
 }
 
 /// What all layers of a body add up to.
@@ -272,6 +266,17 @@ impl From<MultipartError> for Unreadable {
 // === impl Tally ===
 
 impl Tally {
+    /// Begins anew, with the same readers.
+    fn again(&mut self) {
+        self.findings.clear();
+        (self.decoded_bytes, self.fields, self.members, self.looked_bytes) = (0, 0, 0, 0);
+        self.seen = Seen::Nothing;
+        self.call.iter_mut().for_each(|call| **call = Request::default());
+        self.messages.iter_mut().for_each(|messages| **messages = tool::Reader::default());
+        self.prompt.iter_mut().for_each(|prompt| prompt.again());
+        self.heard.iter_mut().for_each(|(texts, from)| **texts = heard_from(*from));
+    }
+
     /// Counts fields.
     fn has_fields(&mut self, more: u64) -> Result<(), Unreadable> {
         self.fields += more;
@@ -352,6 +357,14 @@ impl Tally {
     }
 }
 
+/// The first text of what is no call.
+fn heard_from(from: Provenance) -> Texts {
+    let mut texts = Texts::default();
+    texts.message(Some(Role::Unknown), &mut |_| {});
+    texts.begin(Some(from));
+    texts
+}
+
 /// What hands the pieces of a call's texts on.
 fn looks_at(prompt: &mut Option<Box<Detector>>) -> impl FnMut(&Piece<'_>) {
     move |piece| {
@@ -370,38 +383,13 @@ impl Default for Limits {
     }
 }
 
-// === impl Opening ===
-
-impl Opening {
-    fn push(&mut self, bytes: &[u8]) {
-        if self.is_over {
-            return;
-        }
-        for byte in bytes {
-            match (self.first, byte) {
-                (Some(_), byte) => {
-                    (self.is_over, self.is_wide) = (true, self.is_wide || *byte == 0);
-                    return;
-                }
-                (None, b' ' | b'\t' | b'\r' | b'\n' | 0xef | 0xbb | 0xbf) => {}
-                (None, 0 | 0xfe | 0xff) => self.is_wide = true,
-                (None, byte) => self.first = Some(*byte),
-            }
-        }
-    }
-
-    fn is_of_json(&self) -> bool {
-        matches!(self.first, Some(b'{' | b'['))
-    }
-}
-
 // === impl Inspector ===
 
 impl Inspector {
     /// An inspector of a body of which this is said.
     #[must_use]
     pub fn new(claims: Claims, limits: Limits) -> Inspector {
-        let failed = claims.refusal;
+        let (failed, coding) = (claims.refusal, claims.coding);
         let tally = Tally {
             limits,
             findings: BTreeSet::new(),
@@ -418,7 +406,16 @@ impl Inspector {
         };
         let layer = Layer::root(claims);
         let opening = Opening::default();
-        Inspector { layer, tally, bytes: 0, complete: false, failed, is_json: false, opening }
+        Inspector { layer, tally, bytes: 0, complete: false, failed, coding, is_json: false, opening }
+    }
+
+    /// Makes it the inspector of another body of which the same is said, as if it were new: of the last one it keeps room, and
+    /// nothing else.
+    pub fn again(&mut self) {
+        self.layer.again_in(self.coding);
+        self.failed = self.layer.refusal();
+        (self.bytes, self.complete, self.opening) = (0, false, Opening::default());
+        self.tally.again();
     }
 
     /// An inspector that reads what a body says as a call of a model: one that it is by where it goes, to this `surface`,
@@ -459,10 +456,8 @@ impl Inspector {
     /// and names of its document.
     #[must_use]
     pub fn hearing(mut self, rules: &Arc<Rules>, from: Provenance) -> Inspector {
-        let mut texts = Box::new(Texts::default());
-        texts.message(Some(Role::Unknown), &mut |_| {});
-        texts.begin(Some(from));
-        (self.tally.heard, self.tally.prompt) = (Some((texts, from)), Some(Box::new(Detector::new(rules))));
+        let (texts, prompt) = (Box::new(heard_from(from)), Box::new(Detector::new(rules)));
+        (self.tally.heard, self.tally.prompt) = (Some((texts, from)), Some(prompt));
         self
     }
 

@@ -120,6 +120,15 @@ impl Detector {
         }
     }
 
+    /// Makes it the detector of another request, as if it were new.
+    pub fn again(&mut self) {
+        self.matched.clear();
+        self.signs.clear();
+        self.plain.again();
+        (self.tags, self.decoded, self.steps) = (None, None, 0);
+        self.runs.0.clear();
+    }
+
     /// Looks at the next piece of a text.
     pub fn push(&mut self, piece: &Piece<'_>) {
         self.text(piece.provenance, piece.text, piece.ends);
@@ -246,6 +255,12 @@ fn note<K: Ord>(all: &mut BTreeMap<K, u32>, key: K, weight: u32) {
 impl Stream {
     fn new(rules: &Rules) -> Stream {
         Stream { words: Words::default(), at: APART, reached: vec![0; rules.steps()], before: Odd::default() }
+    }
+
+    /// Begins anew.
+    fn again(&mut self) {
+        (self.words, self.at, self.before) = (Words::default(), APART, Odd::default());
+        self.reached.fill(0);
     }
 
     /// Looks at what comes next; says how many steps it took.

@@ -215,6 +215,12 @@ impl Reader {
         self.head.is_empty() && self.frame.is_none() && self.under_way.is_none()
     }
 
+    /// What has come of the message under way, and whether it is a text.
+    #[must_use]
+    pub fn under_way(&self) -> Option<(&[u8], bool)> {
+        self.under_way.map(|kind| (&self.message[..], kind == Kind::Text))
+    }
+
     /// Bytes that are held.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -1,6 +1,6 @@
 //! One run of bytes: a body, a part, a field, or what a coding came to. Must never hold more of it than its first bytes.
 
-use super::coding::{Caps, Decoder};
+use super::coding::{Caps, Coding, Decoder};
 use super::detect::Detectors;
 use super::disguise::Disguise;
 use super::json::{Event as JsonEvent, Json, Kind};
@@ -75,6 +75,18 @@ struct Form {
     in_value: bool,
 }
 
+// === impl State ===
+
+impl State {
+    /// Of what has not begun.
+    fn first(claims: &Claims) -> State {
+        match claims.reading {
+            Reading::Multipart { .. } | Reading::Form => State::Plain,
+            _ => State::Head(Vec::new()),
+        }
+    }
+}
+
 // === impl Place ===
 
 impl Place {
@@ -89,7 +101,8 @@ impl Place {
 impl Layer {
     /// A body, or part, of which this is said.
     pub(super) fn new(claims: Claims, place: Place) -> Layer {
-        let mut layer = Layer {
+        let state = State::first(&claims);
+        Layer {
             claims,
             is_field: false,
             is_root: false,
@@ -97,12 +110,8 @@ impl Layer {
             place,
             detectors: Detectors::default(),
             disguise: Disguise::default(),
-            state: State::Head(Vec::new()),
-        };
-        if matches!(layer.claims.reading, Reading::Multipart { .. } | Reading::Form) {
-            layer.state = State::Plain;
+            state,
         }
-        layer
     }
 
     /// The body itself.
@@ -123,14 +132,25 @@ impl Layer {
         self.place == place
     }
 
-    /// Makes it the next field.
+    /// Makes it the next field, or the next body of which the same is said.
     pub(super) fn again(&mut self) {
         self.detectors.clear();
         self.disguise.clear();
         match &mut self.state {
             State::Head(head) => head.clear(),
-            state => *state = State::Head(Vec::new()),
+            state => *state = State::first(&self.claims),
         }
+    }
+
+    /// The next body of which the same is said, in that coding.
+    pub(super) fn again_in(&mut self, coding: Option<Coding>) {
+        self.claims.coding = coding;
+        self.again();
+    }
+
+    /// Why it can't be read, whatever it holds.
+    pub(super) fn refusal(&self) -> Option<Unreadable> {
+        self.claims.refusal
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

@@ -6,6 +6,8 @@ use super::json::{Event, Json, JsonError, Kind};
 use super::multipart::{Event as PartEvent, Multipart, MultipartError};
 use super::*;
 
+mod again;
+
 const KEY: &str = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n";
 
 /// What an inspection came to.

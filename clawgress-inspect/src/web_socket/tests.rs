@@ -68,6 +68,28 @@ fn the_examples_of_the_rfc() {
 }
 
 #[test]
+fn what_came_of_a_message_is_there_before_its_end() {
+    let mut reader = Reader::new(Sender::Client, 100_000);
+    let bytes =
+        [frame(0x01, b"be"), frame(FIN | 0x9, b"there?"), frame(0x00, b"g"), frame(0x80, b"in")].concat();
+    let (mut left, mut so_far) = (&bytes[..], Vec::new());
+    while !left.is_empty() {
+        let (taken, message) = reader.read(&left[..1]).expect("frames");
+        left = &left[taken..];
+        match reader.under_way() {
+            Some((came, is_text)) => {
+                assert!(is_text && b"begin".starts_with(came) && came.len() >= so_far.len());
+                so_far = came.to_vec();
+            }
+            None => assert!(so_far.is_empty() || message == Some(Message::Text(b"begin".to_vec()))),
+        }
+    }
+    assert_eq!(so_far, b"begi");
+    let _ = reader.read(&frame(0x02, b"\xff"));
+    assert_eq!(reader.under_way(), Some((&b"\xff"[..], false)));
+}
+
+#[test]
 fn control_frames_come_between_parts() {
     let bytes =
         [frame(0x01, b"a\xc3"), frame(0x8a, b"p"), frame(0x00, b""), frame(0x80, b"\xa9"), frame(0x88, b"")];
