@@ -4,7 +4,8 @@
 //! has most forgets first. Must never take what one agent was told for what another was, nor what was forgotten for what was
 //! never told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::mem::size_of;
 use std::sync::Arc;
 
@@ -19,6 +20,9 @@ const BYTES_MAX: usize = 128 << 20;
 /// Most tools of one list, and bytes that it takes.
 const TOOLS_MAX: usize = 1024;
 const LIST_BYTES_MAX: usize = 2 << 20;
+/// Forgotten lists of one agent that are told apart from those that never were: many times as many as it has. Where one forgets
+/// more, any that it does not have may be one.
+const FORGOTTEN_MAX: usize = 16 * AGENT_LISTS_MAX;
 /// What a list, and a tool of it, take besides what is said of them: their places in maps.
 const LIST_BYTES: usize = 256;
 const TOOL_BYTES: usize = 64 + size_of::<Definition>();
@@ -51,6 +55,8 @@ pub struct Learned {
     bytes: usize,
     /// How often anything was learned or asked for.
     count: u64,
+    /// Of this process: nobody can choose a server that stands for another.
+    keys: RandomState,
 }
 
 /// What is remembered of one agent.
@@ -58,8 +64,9 @@ pub struct Learned {
 struct Own {
     lists: HashMap<Arc<str>, List>,
     bytes: usize,
-    /// Whether any list was forgotten.
-    has_forgotten: bool,
+    /// Hashes of where the lists are of that were forgotten, and whether there are more.
+    forgotten: BTreeSet<u64>,
+    has_forgotten_more: bool,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +87,8 @@ impl Learned {
         self.count += 1;
         let Some(own) = self.agents.get_mut(&key.agent) else { return Known::Unlisted };
         let Some(list) = own.lists.get_mut(&key.at) else {
-            return if own.has_forgotten { Known::Forgotten } else { Known::Unlisted };
+            let was_listed = own.has_forgotten_more || own.forgotten.contains(&self.keys.hash_one(&key.at));
+            return if was_listed { Known::Forgotten } else { Known::Unlisted };
         };
         list.at = self.count;
         match list.tools.get(name) {
@@ -96,8 +104,11 @@ impl Learned {
         let own = self.agents.entry(key.agent).or_default();
         let before = own.bytes;
         let is_new = !own.lists.contains_key(&key.at);
+        if is_new {
+            own.forgotten.remove(&self.keys.hash_one(&key.at));
+        }
         if is_new && own.lists.len() >= AGENT_LISTS_MAX {
-            own.forget();
+            own.forget(&self.keys);
         }
         let list = own.lists.entry(Arc::clone(&key.at)).or_default();
         if is_new {
@@ -109,13 +120,13 @@ impl Learned {
         list.learn(name, definition);
         own.bytes += list.bytes;
         while own.bytes > AGENT_BYTES_MAX && own.lists.len() > 1 {
-            own.forget();
+            own.forget(&self.keys);
         }
         self.bytes = self.bytes - before + own.bytes;
         while self.bytes > BYTES_MAX {
             let Some(most) = self.agents.values_mut().max_by_key(|own| own.bytes) else { return };
             let before = most.bytes;
-            most.forget();
+            most.forget(&self.keys);
             self.bytes = self.bytes - before + most.bytes;
         }
     }
@@ -125,11 +136,14 @@ impl Learned {
 
 impl Own {
     /// Forgets the list that nobody has asked for longest.
-    fn forget(&mut self) {
+    fn forget(&mut self, keys: &RandomState) {
         let oldest = self.lists.iter().min_by_key(|(_, list)| list.at).map(|(at, _)| Arc::clone(at));
-        if let Some(list) = oldest.and_then(|at| self.lists.remove(&at)) {
-            self.bytes -= list.bytes;
-            self.has_forgotten = true;
+        let Some((at, list)) = oldest.and_then(|at| self.lists.remove_entry(&at)) else { return };
+        self.bytes -= list.bytes;
+        if self.forgotten.len() < FORGOTTEN_MAX {
+            self.forgotten.insert(keys.hash_one(&at));
+        } else {
+            self.has_forgotten_more = true;
         }
     }
 }
@@ -201,6 +215,29 @@ mod tests {
         }
         is_sound(&learned);
         assert!(matches!(learned.find(&key(1, 0), "t"), Known::Forgotten), "there are too many");
+    }
+
+    #[test]
+    fn a_list_that_is_seen_again_is_forgotten_no_more() {
+        let mut learned = Learned::default();
+        for at in 0..=AGENT_LISTS_MAX {
+            learned.learn(&key(1, at), "t", definition(1));
+        }
+        assert!(matches!(learned.find(&key(1, AGENT_LISTS_MAX + 1), "t"), Known::Unlisted), "it never was");
+        assert!(matches!(learned.find(&key(1, 0), "t"), Known::Forgotten));
+        learned.learn(&key(1, 0), "t", definition(1));
+        assert!(matches!(learned.find(&key(1, 0), "t"), Known::Listed(_)));
+        assert!(matches!(learned.find(&key(1, 0), "other"), Known::Unlisted));
+        // Of very many nobody knows which.
+        for at in 0..AGENT_LISTS_MAX + FORGOTTEN_MAX {
+            learned.learn(&key(1, at), "t", definition(1));
+        }
+        is_sound(&learned);
+        assert!(learned.agents[&1].forgotten.len() <= FORGOTTEN_MAX);
+        let never = AGENT_LISTS_MAX + FORGOTTEN_MAX;
+        assert!(matches!(learned.find(&key(1, never), "t"), Known::Unlisted));
+        learned.learn(&key(1, never), "t", definition(1));
+        assert!(matches!(learned.find(&key(1, never + 1), "t"), Known::Forgotten));
     }
 
     #[test]
