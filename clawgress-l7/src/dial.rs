@@ -20,7 +20,7 @@ use nix::sys::socket::sockopt;
 use pingora_core::connectors::l4;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora_core::protocols::l4::stream::Stream;
-use pingora_error::{Error, ErrorType};
+use pingora_error::{Error, ErrorType, OrErr as _};
 use rustix::net::sockopt::socket_cookie;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
@@ -28,6 +28,10 @@ use tokio::time::timeout;
 
 use crate::limit;
 use crate::route::{Leg, Way};
+
+mod opening;
+
+pub use opening::Opening;
 
 /// The table in which sockets are registered, as the datapath role handed it over last; none where it
 /// wants none.
@@ -64,6 +68,8 @@ pub struct Connector {
     pub way: Way,
     /// To where.
     pub to: (Host, u16),
+    /// The request that it is for alone, where that opens a WebSocket.
+    pub opening: Option<Arc<Opening>>,
 }
 
 // === impl Dials ===
@@ -134,9 +140,10 @@ impl l4::Connect for Connector {
     async fn connect(&self, _address: &PeerAddress) -> pingora_error::Result<Stream> {
         let (host, port) = (&self.to.0, self.to.1);
         let connected = attempt(&self.dials, self.behalf, self.way.clone(), (host, port)).await;
-        match connected {
-            Ok((leg, _)) => Ok(leg.into()),
-            Err(way) => Error::e_explain(ErrorType::Custom(way.failure().name()), "not connected"),
+        match (connected, &self.opening) {
+            (Ok((leg, _)), None) => Ok(leg.into()),
+            (Ok((leg, _)), Some(opening)) => opening.over(leg).or_err(ErrorType::ConnectError, "not there"),
+            (Err(way), _) => Error::e_explain(ErrorType::Custom(way.failure().name()), "not connected"),
         }
     }
 }

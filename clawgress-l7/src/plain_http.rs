@@ -14,7 +14,7 @@ use clawgress_policy::TunnelProtocol;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::upstreams::peer::{H1UpgradePolicy, HttpPeer, HttpUpstreamRequestPolicy};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
@@ -46,6 +46,7 @@ mod hold;
 mod model;
 mod outgoing;
 mod pace;
+mod peer;
 mod receive;
 mod respond;
 mod rewrite;
@@ -291,42 +292,7 @@ impl ProxyHttp for App {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
-        let granted = context.granted.as_ref();
-        let granted = granted.and_then(|g| Some((g, g.way()?.clone(), g.way()?.dialled(g.admitted().port)?)));
-        let Some((granted, way, dialled)) = granted else {
-            return Error::e_explain(ErrorType::InternalError, "no address was granted");
-        };
-        let (is_tls, name) = granted.tls();
-        let mut peer = HttpPeer::new(dialled, is_tls, name);
-        // Agents never share a connection: what one did to it must not reach another.
-        let agent = granted.who().identity.agent.index;
-        // Nor do those whose packets the kernel plane holds to rate limits here, and those it did where they came in.
-        let steered_to = context.front.as_ref().and_then(|front| front.connection.steered_to());
-        let is_charged = steered_to == Some(dialled);
-        peer.group_key = granted.group(is_charged, &self.groups);
-        let alpn = granted.alpn();
-        let options = &mut peer.options;
-        options.alpn = alpn;
-        options.max_h2_streams = limit::UPSTREAM_STREAMS_MAX;
-        options.h2_stream_window_size = Some(limit::UPSTREAM_STREAM_WINDOW);
-        options.h2_connection_window_size = Some(limit::UPSTREAM_WINDOW);
-        options.h2_ping_interval = Some(limit::UPSTREAM_PING);
-        options.ca = granted.ca(&self.gateway);
-        let dials = Arc::clone(&self.gateway.dials);
-        // Each has a bound of its own, which says why it failed: these are for what has none.
-        options.connection_timeout = Some(way.patience() + limit::DIAL_SLACK);
-        options.total_connection_timeout = Some(way.patience() + limit::DIAL_TLS);
-        let (behalf, to) = (dial::Behalf { agent, steered_to }, granted.to());
-        options.custom_l4 = Some(Arc::new(dial::Connector { dials, behalf, way, to }));
-        options.read_timeout = Some(limit::UPSTREAM_READ);
-        options.write_timeout = Some(limit::UPSTREAM_WRITE);
-        options.idle_timeout = Some(limit::UPSTREAM_IDLE);
-        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        if granted.opens_web_socket() {
-            options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::WebSocketOnly;
-            options.read_timeout = Some(limit::TUNNEL_IDLE);
-        }
-        Ok(Box::new(peer))
+        peer::of(&self.gateway, &self.groups, context)
     }
 
     fn fail_to_connect(
@@ -400,6 +366,7 @@ impl ProxyHttp for App {
             return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
         }
         context.content.body.iter_mut().for_each(content::Body::attempt);
+        context.opening.iter().for_each(|opening| opening.begin());
         if exchange.is_decided() {
             return Ok(());
         }
@@ -454,6 +421,9 @@ impl ProxyHttp for App {
         context: &mut Context,
     ) -> Result<()> {
         self.still_allowed(context)?;
+        if end {
+            context.opening.iter().for_each(|opening| opening.end());
+        }
         if context.conversation.is_some() {
             return Box::pin(self.send_messages(session, body, end, context)).await;
         }

@@ -14,6 +14,7 @@ use super::tool::Listing;
 use super::{Front, Granted, content, model};
 use crate::counter::Counting;
 use crate::decide::Ruling;
+use crate::dial::Opening;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 
@@ -36,6 +37,8 @@ pub struct Context {
     pub(super) back: Option<Back>,
     /// What takes out of it what the agent may not use.
     pub(super) listing: Option<Box<Listing>>,
+    /// The request that opens a WebSocket, as its connection knows it.
+    pub(super) opening: Option<Arc<Opening>>,
     /// The messages of a WebSocket that is read.
     pub(super) conversation: Option<Box<Conversation>>,
     /// Status of the upstream's answer.

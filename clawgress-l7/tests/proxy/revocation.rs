@@ -49,6 +49,7 @@ async fn all_that_a_key_opened_ends_with_it() {
     kept.send(get(&s.host())).await;
     assert_eq!(kept.answer().await.status, 200);
     gateway.decisions(7).await;
+    gateway.records(1).await;
     let before = gateway.outcomes();
 
     let begun = Instant::now();

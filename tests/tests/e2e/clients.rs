@@ -166,10 +166,8 @@ context.load_cert_chain(sys.argv[1], sys.argv[2])
 async def echo(ws):
     async for message in ws:
         await ws.send(message)
-async def across(connection, request):
-    await asyncio.sleep(0.05)
 async def main():
-    async with websockets.serve(echo, "203.0.113.16", 8443, ssl=context, max_size=None, process_request=across):
+    async with websockets.serve(echo, "203.0.113.16", 8443, ssl=context, max_size=None):
         await asyncio.Future()
 asyncio.run(main())
 "#;

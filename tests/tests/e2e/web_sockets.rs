@@ -8,8 +8,7 @@ use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 
 use crate::support::{agent, finish, pair, proxy, record, site, to_host};
 
-/// Sends back what it gets; and tells by which codes its connections have ended. It answers
-/// as across a network: on a busy machine, the proxy library may see the 101 before it has noted that the opening has no body.
+/// Sends back what it gets; and tells by which codes its connections have ended.
 const SERVER: &str = r#"
 import asyncio, websockets
 codes = []
@@ -21,10 +20,8 @@ async def echo(ws):
             await ws.send(message)
     finally:
         codes.append(ws.close_code)
-async def across(connection, request):
-    await asyncio.sleep(0.05)
 async def main():
-    async with websockets.serve(echo, "203.0.113.10", 8081, max_size=None, process_request=across):
+    async with websockets.serve(echo, "203.0.113.10", 8081, max_size=None):
         await asyncio.Future()
 asyncio.run(main())
 "#;
