@@ -30,6 +30,7 @@ use crate::snapshot::Plan;
 use crate::{dial, limit, page};
 
 mod admit;
+mod alarm;
 mod alter;
 mod answered;
 mod coming;
@@ -540,14 +541,14 @@ impl ProxyHttp for App {
 
     fn response_body_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
         if context.conversation.is_some() {
-            return self.receive_messages(session, body, end, context).map(|()| None);
+            return self.receive_messages(body, end, context).map(|()| None);
         }
         let bytes = body.as_deref().unwrap_or_default();
         let ended = context.answer.as_mut().map(|answer| answer.read(bytes, end));

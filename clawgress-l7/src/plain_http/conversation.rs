@@ -5,29 +5,33 @@
 //! judged are the bytes that go on.
 
 use std::sync::Arc;
+use std::task::{Context as Polling, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::llm::Provenance;
-use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
-use clawgress_inspect::web_socket::{FrameError, Message, Reader, Sender, close_frame};
+use clawgress_inspect::payload::Unreadable;
+use clawgress_inspect::web_socket::{FrameError, Sender, close_frame};
 use clawgress_policy::Look;
-use clawgress_policy::effect::{Effect, Obligation};
+use clawgress_policy::effect::Effect;
+use futures_util::FutureExt as _;
 use pingora_error::{Error, ErrorType, Result as PingoraResult};
 use pingora_proxy::Session;
-use tokio::time::Instant;
+use tokio::task::{coop, yield_now};
+use tokio::time::{Instant, timeout};
 
-use super::content::LOOK_BYTES;
+use self::side::{Carried, Heard, Hold, Side, Unheard};
 use super::receive::Came;
 use super::said::Said;
-use super::web_socket::Reading;
+use super::web_socket::{self, Reading};
 use super::{App, Context, Granted, duties};
 use crate::decide::Ruling;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::limit;
 use crate::memory::Charge;
+
+mod side;
 
 /// Status of a close over what policy does not permit, and of one over what there is no room for now.
 const POLICY_VIOLATION: u16 = 1008;
@@ -42,34 +46,7 @@ pub struct Conversation {
     server: Side,
     hold: Hold,
     charge: Charge,
-    /// What was enforced, of what is sent and of what comes back.
-    kept: [Vec<Arc<Obligation>>; 2],
     ending: Option<Ending>,
-}
-
-/// What is held of a message at most.
-#[derive(Clone, Copy, Debug)]
-struct Hold {
-    bytes_max: usize,
-    time_max: Duration,
-}
-
-/// What one side says.
-#[derive(Debug)]
-struct Side {
-    reading: Reading,
-    reader: Reader,
-    /// What came of messages that are not whole.
-    held: BytesMut,
-    /// Since when.
-    began: Option<Instant>,
-    /// Whether it is not known where its frames end.
-    is_lost: bool,
-    /// Whether a close of it has gone on.
-    has_closed: bool,
-    /// Bytes of messages that were judged, and what was found in them.
-    bytes: u64,
-    findings: Vec<String>,
 }
 
 /// A connection that ends.
@@ -101,6 +78,13 @@ impl Stop {
         Stop { status, is_unreadable: true, ..Stop::ruled(Ruling::deny(action, reason)) }
     }
 
+    fn unheard(action: &'static str, why: Unheard) -> Stop {
+        match why {
+            Unheard::Frame(error) => Stop::frame(action, error),
+            Unheard::Content(why) => Stop::content(action, why),
+        }
+    }
+
     fn frame(action: &'static str, error: FrameError) -> Stop {
         let more = if error == FrameError::TooLong { ": see `hold_bytes_max` in [content]" } else { "" };
         let detail = Some(format!("messages were not read: {error}{more}").into());
@@ -117,97 +101,24 @@ impl Stop {
     }
 
     fn late(action: &'static str) -> Stop {
-        Stop::unreadable(action, DropReason::Timeout, POLICY_VIOLATION)
+        let detail = Some("a message was not whole in time: see `hold_s_max` in [content]".into());
+        Stop { detail, ..Stop::unreadable(action, DropReason::Timeout, POLICY_VIOLATION) }
     }
 }
 
-// === impl Side ===
-
-impl Side {
-    fn new(reading: Reading, sender: Sender, bytes_max: usize) -> Side {
-        let reader = match reading {
-            Reading::Unread => Reader::of_ends(sender),
-            Reading::Told | Reading::Decides => Reader::new(sender, bytes_max),
-        };
-        Side {
-            reading,
-            reader,
-            held: BytesMut::new(),
-            began: None,
-            is_lost: false,
-            has_closed: false,
-            bytes: 0,
-            findings: Vec::new(),
-        }
+/// What is asked about what `of` says.
+fn action(of: Sender) -> &'static str {
+    match of {
+        Sender::Client => "send",
+        Sender::Server => "receive",
     }
+}
 
-    /// Notes where frames end, of what passes.
-    fn track(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !self.is_lost && !rest.is_empty() {
-            match self.reader.read(rest) {
-                Ok((taken, _)) => rest = rest.get(taken..).unwrap_or_default(),
-                Err(_) => self.is_lost = true,
-            }
-        }
-        self.has_closed = self.reader.is_closed();
-    }
-
-    /// Takes what comes next, up to the end of a message; what that carries, if it is there, and whether it is text.
-    fn next(&mut self, rest: &mut &[u8], hold: Hold) -> Result<Option<(Vec<u8>, bool)>, FrameError> {
-        let (taken, message) = self.reader.read(rest)?;
-        self.held.extend_from_slice(rest.get(..taken).unwrap_or_default());
-        *rest = rest.get(taken..).unwrap_or_default();
-        // Parts of nothing, and control frames between parts, add to what is held and to no message.
-        if self.held.len() > hold.bytes_max.saturating_mul(2) {
-            return Err(FrameError::TooLong);
-        }
-        Ok(message.map(|message| {
-            let is_text = matches!(message, Message::Text(_) | Message::Close { .. });
-            (message.carried(), is_text)
-        }))
-    }
-
-    /// What of what is held may go on: up to the end of a message.
-    fn release(&mut self, out: &mut BytesMut) {
-        if self.reader.is_between_messages() {
-            (self.began, self.has_closed) = (None, self.reader.is_closed());
-            out.unsplit(self.held.split());
-        }
-    }
-
-    /// Reads it no longer: what is held, and all that follows, passes.
-    fn forgo(&mut self, out: &mut BytesMut, rest: &[u8]) {
-        (self.reading, self.is_lost) = (Reading::Unread, true);
-        out.unsplit(self.held.split());
-        out.extend_from_slice(rest);
-    }
-
-    fn is_late(&mut self, hold: Hold) -> bool {
-        if self.held.is_empty() {
-            return false;
-        }
-        self.began.get_or_insert_with(Instant::now).elapsed() > hold.time_max
-    }
-
-    fn memory_bytes(&self) -> usize {
-        self.held.capacity() + self.reader.memory_bytes()
-    }
-
-    /// Whether a close may follow what has gone on of it: at the end of a frame, and not behind another.
-    fn takes_close(&self) -> bool {
-        // Of what is read, only whole messages have.
-        let is_between = self.reading != Reading::Unread || self.reader.is_between_frames();
-        is_between && !self.is_lost && !self.has_closed
-    }
-
-    fn note(&mut self, bytes: u64, findings: &[String]) {
-        self.bytes += bytes;
-        for finding in findings {
-            if !self.findings.contains(finding) {
-                self.findings.push(finding.clone());
-            }
-        }
+/// Takes one part of what a task may do at once, where nothing can be waited for: at its next wait others run, if it has none
+/// left.
+fn spend() {
+    if let Poll::Ready(part) = coop::poll_proceed(&mut Polling::from_waker(Waker::noop())) {
+        part.made_progress();
     }
 }
 
@@ -218,13 +129,15 @@ impl Conversation {
     #[must_use]
     pub fn new(gateway: &Gateway, granted: &Granted) -> Conversation {
         let (content, reads) = (&gateway.memory.content, granted.reads());
-        let bytes_max = usize::try_from(content.hold_bytes_max.get()).unwrap_or(usize::MAX);
+        let hold = Hold {
+            bytes_max: usize::try_from(content.hold_bytes_max.get()).unwrap_or(usize::MAX),
+            time_max: Duration::from_secs(content.hold_s_max.get().into()),
+        };
         Conversation {
-            client: Side::new(reads.sent, Sender::Client, bytes_max),
-            server: Side::new(reads.received, Sender::Server, bytes_max),
-            hold: Hold { bytes_max, time_max: Duration::from_secs(content.hold_s_max.get().into()) },
+            client: Side::new(gateway, Sender::Client, reads.sent, hold),
+            server: Side::new(gateway, Sender::Server, reads.received, hold),
+            hold,
             charge: gateway.memory.charge(granted.who().identity.agent.index),
-            kept: [Vec::new(), Vec::new()],
             ending: None,
         }
     }
@@ -238,147 +151,92 @@ impl Conversation {
         }
     }
 
-    fn charge(&mut self, more: usize) -> Result<(), DropReason> {
-        self.charge.set(self.client.memory_bytes() + self.server.memory_bytes() + more)
+    fn side(&mut self, of: Sender) -> &mut Side {
+        match of {
+            Sender::Client => &mut self.client,
+            Sender::Server => &mut self.server,
+        }
     }
 
-    /// Reads what the client says; what of it goes on.
-    async fn hear_client(
+    /// Reads what one side says; what of it goes on. Of a server nothing is waited for: Pingora asks about answers what can't wait.
+    async fn hear(
         &mut self,
-        (gateway, granted): (&Arc<Gateway>, &Granted),
+        of: Sender,
+        asked: (&Arc<Gateway>, &Granted),
         exchange: &mut Exchange,
         rest: &mut &[u8],
         out: &mut BytesMut,
     ) -> Result<(), Stop> {
-        while !rest.is_empty() {
-            let message = match self.client.next(rest, self.hold) {
-                Ok(message) => message,
-                // Behind its close nothing is a message.
-                Err(FrameError::Closed) => return Ok(()),
-                Err(error) => return Err(Stop::frame("send", error)),
-            };
-            let carried = message.as_ref().map_or(0, |(carried, _)| carried.capacity());
-            self.charge(carried).map_err(|reason| Stop::memory("send", reason))?;
-            if let Some((carried, is_text)) = message.filter(|(carried, _)| !carried.is_empty()) {
-                self.judge_sent((gateway, granted), exchange, (&carried, is_text)).await?;
+        let hold = self.hold;
+        loop {
+            let heard = self.side(of).hear(rest, hold).map_err(|why| Stop::unheard(action(of), why))?;
+            let charged = self.charge.set(self.client.memory_bytes() + self.server.memory_bytes());
+            charged.map_err(|reason| Stop::memory(action(of), reason))?;
+            match heard {
+                Heard::All => return self.in_time(of),
+                Heard::Part => {}
+                Heard::Whole(carried) => self.judge(of, asked, exchange, carried).await?,
             }
-            self.client.release(out);
+            self.side(of).release(out);
+            match of {
+                Sender::Client => yield_now().await,
+                Sender::Server => spend(),
+            }
         }
-        let charged = self.charge(0);
-        charged.map_err(|reason| Stop::memory("send", reason))?;
-        if self.client.is_late(self.hold) {
-            return Err(Stop::late("send"));
-        }
-        Ok(())
     }
 
-    /// Asks `send` about a message.
-    async fn judge_sent(
+    /// Asks about a message; what it is obliged to is enforced, once but for limits.
+    async fn judge(
         &mut self,
+        of: Sender,
         (gateway, granted): (&Arc<Gateway>, &Granted),
         exchange: &mut Exchange,
-        (carried, is_text): (&[u8], bool),
+        carried: Carried,
     ) -> Result<(), Stop> {
-        let mut inspector = Inspector::new(claims(is_text), limits(gateway));
-        for part in carried.chunks(LOOK_BYTES) {
-            inspector.push(part).map_err(|why| Stop::content("send", why))?;
-            let taken = self.charge(carried.len() + inspector.memory_bytes());
-            taken.map_err(|reason| Stop::memory("send", reason))?;
-            tokio::task::yield_now().await;
-        }
-        inspector.finish().map_err(|why| Stop::content("send", why))?;
-        let bytes = carried.len() as u64;
-        let said = Said {
-            looked: Look::Content,
-            declared: Some(bytes),
-            seen: bytes,
-            complete: true,
-            findings: inspector.findings().map(|finding| finding.name().to_owned()).collect(),
-            has_body: true,
-            // It was asked when this was opened.
-            is_call_known: true,
-            is_tool_known: true,
-            ..Said::default()
+        let side = self.side(of);
+        side.note(&carried);
+        let ruled = match of {
+            Sender::Client => ask_sent(gateway, granted, carried, side.reading),
+            Sender::Server => ask_received(gateway, granted, carried),
         };
-        self.client.note(bytes, &said.findings);
-        let deny = |reason| Stop::ruled(Ruling::deny("send", reason));
-        let plan = gateway.snapshots.current().map_err(deny)?;
-        let who = granted.who().under(&plan, gateway.now_s()).map_err(deny)?;
-        let ruling = said.rule(gateway, &plan, &who, granted.admitted());
-        let before = granted.changes().unwrap_or_default();
-        if ruling.verdict.is_ok() && ruling.transforms().is_some_and(|later| !before.covers(&later)) {
-            let denied = Ruling::deny("send", DropReason::ContentUnreadable);
-            return Err(Stop::ruled(Ruling { policies: ruling.policies, ..denied }));
-        }
-        let [kept, _] = &mut self.kept;
-        // Each message counts.
-        kept.retain(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
-        let ruling = duties::perform(gateway, exchange, kept, ruling).await;
-        if ruling.verdict.is_ok() { Ok(()) } else { Err(Stop::ruled(ruling)) }
-    }
-
-    /// Reads what the server says; what of it goes on.
-    fn hear_server(
-        &mut self,
-        (gateway, granted): (&Arc<Gateway>, &Granted),
-        exchange: &mut Exchange,
-        rest: &mut &[u8],
-        out: &mut BytesMut,
-    ) -> Result<(), Stop> {
-        while !rest.is_empty() {
-            let message = match self.server.next(rest, self.hold) {
-                Ok(message) => message,
-                Err(FrameError::Closed) => return Ok(()),
-                Err(error) => return Err(Stop::frame("receive", error)),
-            };
-            let carried = message.as_ref().map_or(0, |(carried, _)| carried.capacity());
-            self.charge(carried).map_err(|reason| Stop::memory("receive", reason))?;
-            if let Some((carried, is_text)) = message.filter(|(carried, _)| !carried.is_empty()) {
-                self.judge_received((gateway, granted), exchange, (&carried, is_text))?;
+        let ruling = ruled.unwrap_or_else(|reason| Ruling::deny(action(of), reason));
+        let ruling = match of {
+            Sender::Client => {
+                side.kept.retain(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
+                duties::perform(gateway, exchange, &mut side.kept, ruling).await
             }
-            self.server.release(out);
-        }
-        let charged = self.charge(0);
-        charged.map_err(|reason| Stop::memory("receive", reason))?;
-        if self.server.is_late(self.hold) {
-            return Err(Stop::late("receive"));
-        }
-        Ok(())
-    }
-
-    /// Asks `receive` about a message.
-    fn judge_received(
-        &mut self,
-        (gateway, granted): (&Arc<Gateway>, &Granted),
-        exchange: &mut Exchange,
-        (carried, is_text): (&[u8], bool),
-    ) -> Result<(), Stop> {
-        // What a server says may be shown to a model.
-        let inspector = Inspector::new(claims(is_text), limits(gateway));
-        let mut inspector = inspector.hearing(&gateway.calls.rules, Provenance::Retrieved);
-        for part in carried.chunks(LOOK_BYTES) {
-            inspector.push(part).map_err(|why| Stop::content("receive", why))?;
-            let taken = self.charge(carried.len() + inspector.memory_bytes());
-            taken.map_err(|reason| Stop::memory("receive", reason))?;
-        }
-        inspector.finish().map_err(|why| Stop::content("receive", why))?;
-        let mut findings: Vec<_> = inspector.findings().map(|finding| finding.name().to_owned()).collect();
-        let assessed = inspector.assessment();
-        findings.extend(assessed.iter().flat_map(|a| a.findings()).map(str::to_owned));
-        let bytes = carried.len() as u64;
-        self.server.note(bytes, &findings);
-        let came = Came::message(bytes, findings);
-        let judged = gateway.snapshots.current().and_then(|plan| {
-            let who = granted.who().under(&plan, gateway.now_s())?;
-            Ok(came.rule(&plan, &who, granted.admitted()))
-        });
-        let ruling = judged.unwrap_or_else(|reason| Ruling::deny("receive", reason));
-        let [_, kept] = &mut self.kept;
-        let ruling = duties::begin(gateway, exchange, kept, ruling);
+            Sender::Server => duties::begin(gateway, exchange, &mut side.kept, ruling),
+        };
         if ruling.verdict.is_ok() { Ok(()) } else { Err(Stop::ruled(ruling)) }
     }
 
-    /// Begins to end it: what the client is told, if it may be.
+    /// Whether what one side has begun to say may still become whole.
+    fn in_time(&self, of: Sender) -> Result<(), Stop> {
+        let side = if of == Sender::Client { &self.client } else { &self.server };
+        let is_late = side.due(self.hold).is_some_and(|due| Instant::now() >= due);
+        if is_late { Err(Stop::late(action(of))) } else { Ok(()) }
+    }
+
+    /// When it has to be looked at, whatever comes.
+    fn due(&self) -> Option<Instant> {
+        match &self.ending {
+            Some(ending) if !ending.is_server_told => Some(Instant::now()),
+            Some(ending) => Some(ending.until),
+            None => self.client.due(self.hold).into_iter().chain(self.server.due(self.hold)).min(),
+        }
+    }
+
+    /// Whether one side passes unread from here on, rather than that all ends: what is only told denies nothing.
+    fn forgoes(&mut self, of: Sender, stop: &Stop, (gateway, granted): (&Arc<Gateway>, &Granted)) -> bool {
+        self.side(of).reading == Reading::Told
+            && stop.is_unreadable
+            && granted.forgoes(gateway, |reads| match of {
+                Sender::Client => &mut reads.sent,
+                Sender::Server => &mut reads.received,
+            }) != Reading::Decides
+    }
+
+    /// Begins to end it: why, and what the client is told, if it may be.
     fn stop(&mut self, exchange: &mut Exchange, stop: Stop) -> (DropReason, Option<Bytes>) {
         let reason = stop.ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
         exchange.stopped(&stop.ruling);
@@ -387,8 +245,8 @@ impl Conversation {
         let close = self.server.takes_close().then(|| close_frame(Sender::Server, stop.status, &why, [0; 4]));
         let until = Instant::now() + CLOSING;
         self.ending = Some(Ending { until, status: stop.status, why, is_server_told: false });
-        // Nothing that is held goes on.
-        (self.client.held, self.server.held) = (BytesMut::new(), BytesMut::new());
+        self.client.drop_held();
+        self.server.drop_held();
         (reason, close.map(Bytes::from))
     }
 
@@ -403,29 +261,72 @@ impl Conversation {
             let close = || close_frame(Sender::Client, ending.status, &ending.why, mask);
             return Some(Ok(takes_close.then(close).unwrap_or_default().into()));
         }
-        Some(if Instant::now() > ending.until { Err(DropReason::Timeout) } else { Ok(Bytes::new()) })
+        Some(if Instant::now() >= ending.until { Err(DropReason::Timeout) } else { Ok(Bytes::new()) })
     }
 }
 
-fn limits(gateway: &Gateway) -> Limits {
-    let content = &gateway.memory.content;
-    Limits { decoded_bytes_max: content.decoded_bytes_max.get(), ratio_max: content.ratio_max.get().into() }
+/// What `send` says of a message of which that much is read.
+fn ask_sent(
+    gateway: &Arc<Gateway>,
+    granted: &Granted,
+    Carried { bytes, findings }: Carried,
+    reading: Reading,
+) -> Result<Ruling, DropReason> {
+    let said = Said {
+        looked: Look::Content,
+        declared: Some(bytes),
+        seen: bytes,
+        complete: true,
+        findings,
+        has_body: true,
+        // It was asked when this was opened.
+        is_call_known: true,
+        is_tool_known: true,
+        ..Said::default()
+    };
+    let plan = gateway.snapshots.current()?;
+    let who = granted.who().under(&plan, gateway.now_s())?;
+    let mut ruling = said.rule(gateway, &plan, &who, granted.admitted());
+    let before = granted.changes().unwrap_or_default();
+    if ruling.verdict.is_ok() && ruling.transforms().is_some_and(|later| !before.covers(&later)) {
+        let denied = Ruling::deny("send", DropReason::ContentUnreadable);
+        return Ok(Ruling { policies: ruling.policies, ..denied });
+    }
+    if reading != Reading::Decides && !web_socket::decides_sent(&plan, &who, granted.admitted()) {
+        // They were spent when it was opened, as where nobody reads it.
+        ruling.keep_duties(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
+    }
+    Ok(ruling)
 }
 
-/// What is said of a message: bytes are no text in a charset of more than a byte, however they begin.
-fn claims(is_text: bool) -> Claims {
-    let kind: &[&[u8]] = if is_text { &[] } else { &[b"application/octet-stream"] };
-    Claims::new(kind, &[])
+/// What `receive` says of a message.
+fn ask_received(
+    gateway: &Arc<Gateway>,
+    granted: &Granted,
+    Carried { bytes, findings }: Carried,
+) -> Result<Ruling, DropReason> {
+    let plan = gateway.snapshots.current()?;
+    let who = granted.who().under(&plan, gateway.now_s())?;
+    Ok(Came::message(bytes, findings).rule(&plan, &who, granted.admitted()))
 }
 
 fn gone() -> Box<Error> {
     Error::explain(ErrorType::ConnectionClosed, "nobody answers a close").into_down()
 }
 
+/// Says something to the client. One that does not take it keeps nothing from the server.
+async fn tell_client(session: &mut Session, bytes: Bytes) {
+    if !bytes.is_empty() {
+        let told = session.write_response_body(Some(bytes), false);
+        let _ = timeout(CLOSING, told).await;
+    }
+}
+
 // === impl App ===
 
 impl App {
-    /// Has what a client says on a WebSocket judged; what goes on is left in `body`.
+    /// Has what a client says on a WebSocket judged; what goes on is left in `body`. Sees to it, too, that what either side has
+    /// begun to say becomes whole in time.
     pub(super) async fn send_messages(
         &self,
         session: &mut Session,
@@ -433,70 +334,70 @@ impl App {
         end: bool,
         context: &mut Context,
     ) -> PingoraResult<()> {
-        let (Some(conversation), Some(granted), Some(exchange)) =
-            (&mut context.conversation, &context.granted, &mut context.exchange)
+        let Context { conversation, granted, exchange, front, reason, .. } = context;
+        let (Some(conversation), Some(granted), Some(exchange), Some(front)) =
+            (conversation, granted, exchange, front)
         else {
             return Ok(());
         };
-        let bytes = body.take().unwrap_or_default();
-        let mut out = BytesMut::new();
+        let (bytes, is_own) = (body.take().unwrap_or_default(), front.alarm().take());
+        let mut passed = if is_own { Bytes::new() } else { bytes };
         if let Some(last) = conversation.last_to_server() {
             *body = put(last.map_err(|_| gone())?, end);
+            front.alarm().set(conversation.due());
             return Ok(());
         }
-        if conversation.client.reading == Reading::Unread {
-            conversation.client.track(&bytes);
-            *body = put(bytes, end);
-            return Ok(());
-        }
-        let mut rest = &bytes[..];
         let asked = (&self.gateway, &**granted);
-        let heard = conversation.hear_client(asked, exchange, &mut rest, &mut out).await;
-        if let Err(stop) = heard {
-            let client = &mut conversation.client;
-            let is_told = client.reading == Reading::Told && stop.is_unreadable;
-            if is_told && granted.forgoes(&self.gateway, |reads| &mut reads.sent) != Reading::Decides {
-                client.forgo(&mut out, rest);
-            } else {
-                let (reason, close) = conversation.stop(exchange, stop);
-                context.reason = Some(reason);
-                if close.is_some() {
-                    // A client that does not take it keeps nothing from the server.
-                    let told = session.write_response_body(close, false);
-                    let _ = tokio::time::timeout(CLOSING, told).await;
+        let mut ended = None;
+        if conversation.client.reading == Reading::Unread {
+            conversation.client.track(&passed);
+        } else {
+            let (mut rest, mut out) = (&passed[..], BytesMut::new());
+            let heard = conversation.hear(Sender::Client, asked, exchange, &mut rest, &mut out).await;
+            match heard {
+                Err(stop) if conversation.forgoes(Sender::Client, &stop, asked) => {
+                    conversation.client.forgo(&mut out, rest);
                 }
-                out.extend(conversation.last_to_server().and_then(Result::ok).unwrap_or_default());
+                heard => ended = heard.err(),
             }
+            passed = out.freeze();
         }
-        // What is only told about may take its time.
-        let is_waiting = conversation.ending.is_none()
-            && conversation.client.reading == Reading::Decides
-            && !conversation.client.held.is_empty();
-        session.set_read_timeout(Some(match conversation.ending {
-            Some(_) => CLOSING,
-            None if is_waiting => conversation.hold.time_max,
-            None => limit::TUNNEL_IDLE,
-        }));
-        *body = put(out.freeze(), end);
+        match conversation.in_time(Sender::Server) {
+            Err(stop) if ended.is_none() && conversation.forgoes(Sender::Server, &stop, asked) => {
+                let mut out = BytesMut::new();
+                conversation.server.forgo(&mut out, &[]);
+                session.write_response_body(Some(out.freeze()), false).await?;
+            }
+            in_time => ended = ended.or(in_time.err()),
+        }
+        if let Some(stop) = ended {
+            let (why, close) = conversation.stop(exchange, stop);
+            *reason = Some(why);
+            tell_client(session, close.unwrap_or_default()).await;
+            let last = conversation.last_to_server().and_then(Result::ok).unwrap_or_default();
+            passed = [passed, last].concat().into();
+        }
+        front.alarm().set(conversation.due());
+        *body = put(passed, end);
         Ok(())
     }
 
     /// Has what a server says on it judged, likewise.
     pub(super) fn receive_messages(
         &self,
-        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut Context,
     ) -> PingoraResult<()> {
-        let (Some(conversation), Some(granted), Some(exchange)) =
-            (&mut context.conversation, &context.granted, &mut context.exchange)
+        let Context { conversation, granted, exchange, front, reason, .. } = context;
+        let (Some(conversation), Some(granted), Some(exchange), Some(front)) =
+            (conversation, granted, exchange, front)
         else {
             return Ok(());
         };
         let bytes = body.take().unwrap_or_default();
         if let Some(ending) = &conversation.ending {
-            if Instant::now() > ending.until {
+            if Instant::now() >= ending.until {
                 return Err(gone());
             }
             *body = put(Bytes::new(), end);
@@ -509,19 +410,21 @@ impl App {
         }
         let (mut rest, mut out) = (&bytes[..], BytesMut::new());
         let asked = (&self.gateway, &**granted);
-        if let Err(stop) = conversation.hear_server(asked, exchange, &mut rest, &mut out) {
-            let server = &mut conversation.server;
-            let is_told = server.reading == Reading::Told && stop.is_unreadable;
-            if is_told && granted.forgoes(&self.gateway, |reads| &mut reads.received) != Reading::Decides {
-                server.forgo(&mut out, rest);
-            } else {
-                // The server is told once its client answers or leaves.
-                let (reason, close) = conversation.stop(exchange, stop);
-                context.reason = Some(reason);
-                session.set_read_timeout(Some(CLOSING));
+        let heard = conversation.hear(Sender::Server, asked, exchange, &mut rest, &mut out).now_or_never();
+        // Of a server nothing is waited for.
+        match heard.unwrap_or_else(|| Err(Stop::late("receive"))) {
+            Ok(()) => {}
+            Err(stop) if conversation.forgoes(Sender::Server, &stop, asked) => {
+                conversation.server.forgo(&mut out, rest);
+            }
+            Err(stop) => {
+                let (why, close) = conversation.stop(exchange, stop);
+                *reason = Some(why);
                 out.extend(close.unwrap_or_default());
             }
         }
+        // Pingora writes to the server only what comes from its client: the alarm has it told.
+        front.alarm().set(conversation.due());
         *body = put(out.freeze(), end);
         Ok(())
     }
@@ -531,3 +434,6 @@ impl App {
 fn put(out: Bytes, end: bool) -> Option<Bytes> {
     (!end || !out.is_empty()).then_some(out)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,19 +5,44 @@ use std::sync::Arc;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::effect::{Effect, Obligation};
+use tokio::task::JoinHandle;
 
 use crate::decide::Ruling;
 use crate::enforce::{enforce, reference};
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 
-/// Takes what was `kept` out of a ruling's duties, and notes the rest in the record.
-fn news(exchange: &mut Exchange, kept: &mut Vec<Arc<Obligation>>, ruling: &mut Ruling) {
-    ruling.keep_duties(|obligation| !kept.iter().any(|kept| kept.repeats(obligation)));
-    kept.extend(ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()));
-    if let Some(duties) = &ruling.duties {
+/// What is due.
+struct Due {
+    gateway: Arc<Gateway>,
+    ruling: Ruling,
+    request: String,
+}
+
+// === impl Due ===
+
+impl Due {
+    /// What of a ruling's duties was not `kept` before, which the record has from now on.
+    ///
+    /// # Errors
+    /// The ruling, if there is nothing.
+    fn of(
+        gateway: &Arc<Gateway>,
+        exchange: &mut Exchange,
+        kept: &mut Vec<Arc<Obligation>>,
+        mut ruling: Ruling,
+    ) -> Result<Due, Ruling> {
+        ruling.keep_duties(|obligation| !kept.iter().any(|kept| kept.repeats(obligation)));
+        let Some(duties) = &ruling.duties else { return Err(ruling) };
+        kept.extend(duties.obligations.iter().cloned());
         let effects: Vec<_> = duties.obligations.iter().map(|o| reference(o)).collect();
         exchange.effects(&effects);
+        Ok(Due { gateway: Arc::clone(gateway), ruling, request: exchange.id().to_owned() })
+    }
+
+    /// Enforces it by a task of its own: a quarantine cuts this very connection, which must not keep control from being told of it.
+    fn enforce(self) -> JoinHandle<Ruling> {
+        tokio::spawn(async move { enforce(&self.gateway, self.ruling, &self.request).await })
     }
 }
 
@@ -26,16 +51,15 @@ pub async fn perform(
     gateway: &Arc<Gateway>,
     exchange: &mut Exchange,
     kept: &mut Vec<Arc<Obligation>>,
-    mut ruling: Ruling,
+    ruling: Ruling,
 ) -> Ruling {
-    news(exchange, kept, &mut ruling);
-    if ruling.duties.is_none() {
-        return ruling;
+    match Due::of(gateway, exchange, kept, ruling) {
+        Ok(due) => {
+            let denied = Ruling::deny(due.ruling.action, DropReason::Draining);
+            due.enforce().await.unwrap_or(denied)
+        }
+        Err(ruling) => ruling,
     }
-    // A quarantine cuts this very connection, which must not keep control from being told of it.
-    let (gateway, id) = (Arc::clone(gateway), exchange.id().to_owned());
-    let denied = Ruling::deny(ruling.action, DropReason::Draining);
-    tokio::spawn(async move { enforce(&gateway, ruling, &id).await }).await.unwrap_or(denied)
 }
 
 /// Does what a ruling on what comes back obliges to: what is told is told, and a quarantine begins here at once.
@@ -43,18 +67,19 @@ pub fn begin(
     gateway: &Arc<Gateway>,
     exchange: &mut Exchange,
     kept: &mut Vec<Arc<Obligation>>,
-    mut ruling: Ruling,
+    ruling: Ruling,
 ) -> Ruling {
-    news(exchange, kept, &mut ruling);
-    let Some(duties) = &ruling.duties else { return ruling };
-    let quarantine = duties.obligations.iter().find(|o| matches!(o.effect, Effect::Quarantine(_)));
-    let Some(by) = quarantine.map(|obligation| obligation.policy.as_ref().to_owned()) else {
-        return ruling;
+    let due = match Due::of(gateway, exchange, kept, ruling) {
+        Ok(due) => due,
+        Err(ruling) => return ruling,
     };
-    gateway.snapshots.hold(duties.agent.index);
-    let denied = Ruling { policies: vec![by], ..Ruling::deny(ruling.action, DropReason::AgentQuarantined) };
-    // Control is told of it by a task of its own: this connection is cut meanwhile.
-    let (gateway, id) = (Arc::clone(gateway), exchange.id().to_owned());
-    tokio::spawn(async move { enforce(&gateway, ruling, &id).await });
-    denied
+    let quarantine = due.ruling.duties.as_ref().and_then(|duties| {
+        let by = duties.obligations.iter().find(|o| matches!(o.effect, Effect::Quarantine(_)))?;
+        Some((duties.agent.index, by.policy.as_ref().to_owned()))
+    });
+    let Some((agent, by)) = quarantine else { return due.ruling };
+    gateway.snapshots.hold(agent);
+    let denied = Ruling::deny(due.ruling.action, DropReason::AgentQuarantined);
+    due.enforce();
+    Ruling { policies: vec![by], ..denied }
 }

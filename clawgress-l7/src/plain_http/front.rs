@@ -17,6 +17,7 @@ use crate::http2::Incoming;
 use crate::limit;
 use crate::page::{Client, Guise};
 
+use super::alarm::Alarm;
 use super::withheld::Withheld;
 use super::{Admitted, Granted, Place};
 
@@ -51,6 +52,8 @@ pub struct Front {
     is_upgraded: AtomicBool,
     /// What of an answer waits for what is in it.
     withheld: Withheld,
+    /// When a conversation has to be looked at.
+    alarm: Alarm,
     /// Requests whose head went on, and requests that were answered.
     begun: AtomicU64,
     answered: AtomicU64,
@@ -135,6 +138,7 @@ impl Front {
             is_nobodys: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
             withheld: Withheld::default(),
+            alarm: Alarm::default(),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -199,6 +203,12 @@ impl Front {
     #[must_use]
     pub fn withheld(&self) -> &Withheld {
         &self.withheld
+    }
+
+    /// When a conversation has to be looked at.
+    #[must_use]
+    pub(super) fn alarm(&self) -> &Alarm {
+        &self.alarm
     }
 
     /// The request whose head arrived last.

@@ -264,6 +264,20 @@ impl Reader {
         Poll::Ready(Ok(!self.closed))
     }
 
+    /// Whether a conversation has to be looked at now.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(at) = self.front.alarm().at().filter(|_| self.front.is_upgraded()) else { return false };
+        // There are no heads any more.
+        if self.deadline.deadline() != at {
+            self.deadline.as_mut().reset(at);
+        }
+        let rings = self.deadline.as_mut().poll(cx).is_ready();
+        if rings {
+            self.front.alarm().ring();
+        }
+        rings
+    }
+
     /// Whether the head that has begun took too long.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
         let is_waited_for = !self.held.is_empty() || self.first;
@@ -292,6 +306,11 @@ impl AsyncRead for Gate {
         let this = self.reader.get_mut();
         if this.front.is_over() {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
+        if out.remaining() > 0 && this.poll_alarm(cx) {
+            // Before anything that came, and alone.
+            out.put_slice(&[0]);
+            return Poll::Ready(Ok(()));
         }
         loop {
             if out.remaining() == 0 || this.give(out) {

@@ -69,6 +69,12 @@ pub fn sent(admitted: &Admitted) -> Operation<'_> {
     operation(admitted, UNREAD)
 }
 
+/// Whether what the client sends decides now.
+#[must_use]
+pub fn decides_sent(plan: &Plan, who: &Who, admitted: &Admitted) -> bool {
+    decide::payload_need(plan, who, sent(admitted), false).decided != Look::Nothing
+}
+
 /// What `receive` is asked about what may come back.
 fn received(admitted: &Admitted) -> Operation<'_> {
     Operation::Receive {

@@ -16,11 +16,11 @@ use crate::harness::{Gateway, Options, PATIENCE};
 use crate::intercept::{self, HOST};
 use crate::upstream::{Seen, Upstream, acceptor};
 
-const KEY: &str = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n";
-const TEXT: u8 = 0x81;
+pub const KEY: &str = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n";
+pub const TEXT: u8 = 0x81;
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
-fn policy(text: &str) -> &'static str {
+pub fn policy(text: &str) -> &'static str {
     Box::leak(text.to_owned().into_boxed_str())
 }
 
@@ -47,11 +47,11 @@ fn frame(sender: Sender, first: u8, carried: &[u8]) -> Vec<u8> {
     out
 }
 
-fn said(first: u8, carried: impl AsRef<[u8]>) -> Vec<u8> {
+pub fn said(first: u8, carried: impl AsRef<[u8]>) -> Vec<u8> {
     frame(Sender::Client, first, carried.as_ref())
 }
 
-fn answered(first: u8, carried: impl AsRef<[u8]>) -> Vec<u8> {
+pub fn answered(first: u8, carried: impl AsRef<[u8]>) -> Vec<u8> {
     frame(Sender::Server, first, carried.as_ref())
 }
 
@@ -71,15 +71,22 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
     } else {
         ""
     };
+    let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
     seen.requests.lock().push(head);
     let mut rest = held.split_off(end);
-    // As across a network: see `web_sockets.rs`.
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     let switch = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n{extension}\r\n"
     );
     if stream.write_all(switch.as_bytes()).await.is_err() {
         return;
+    }
+    match path.as_str() {
+        "/half" => {
+            let _ = stream.write_all(&answered(0x01, "hal")).await;
+            return note(stream, &seen).await;
+        }
+        "/chatty" => return chat(stream, &seen).await,
+        _ => {}
     }
     let mut reader = Reader::new(Sender::Client, 10 << 20);
     loop {
@@ -105,14 +112,36 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
     }
 }
 
-struct Site {
-    gateway: Gateway,
+/// Notes what comes, and says nothing.
+async fn note(mut stream: impl AsyncRead + Unpin, seen: &Seen) {
+    let mut came = Vec::new();
+    while let Ok(1..) = stream.read_buf(&mut came).await {
+        seen.bytes.lock().append(&mut came);
+    }
+}
+
+/// The same, while it says something now and then.
+async fn chat(stream: impl AsyncRead + AsyncWrite + Unpin, seen: &Seen) {
+    let (from, mut to) = tokio::io::split(stream);
+    let talk = async {
+        while to.write_all(&answered(TEXT, "tick")).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = talk => {}
+        () = note(from, seen) => {}
+    }
+}
+
+pub struct Site {
+    pub gateway: Gateway,
     upstream: Upstream,
     host: String,
 }
 
 impl Site {
-    async fn start(policy: &'static str, more: &str) -> Site {
+    pub async fn start(policy: &'static str, more: &str) -> Site {
         let more = more.to_owned();
         let options = Options { policy: Some(policy), more, connections_max: 2000, ..Options::default() };
         let gateway = Gateway::start(options).await;
@@ -121,21 +150,25 @@ impl Site {
         Site { gateway, upstream, host }
     }
 
-    async fn ask(&self, path: &str) -> (Client, Answer) {
+    pub async fn ask(&self, path: &str) -> (Client, Answer) {
         let mut client = self.gateway.client().await;
         client.send(opening(&format!("http://{}{path}", self.host), &self.host, &self.gateway.web())).await;
         let answer = client.answer_head().await;
         (client, answer)
     }
 
-    async fn opened(&self) -> Client {
-        let (client, answer) = self.ask("/chat").await;
+    pub async fn opened(&self) -> Client {
+        self.opened_at("/chat").await
+    }
+
+    pub async fn opened_at(&self, path: &str) -> Client {
+        let (client, answer) = self.ask(path).await;
         assert_eq!((answer.status, answer.field("upgrade")), (101, Some("websocket")), "{answer:?}");
         client
     }
 
     /// What the server has got, once that is this many bytes.
-    async fn got(&self, bytes: usize) -> Vec<u8> {
+    pub async fn got(&self, bytes: usize) -> Vec<u8> {
         let came = async {
             while self.upstream.seen.bytes.lock().len() < bytes {
                 tokio::task::yield_now().await;
@@ -146,7 +179,7 @@ impl Site {
     }
 
     /// The one WebSocket that there was, once it has ended.
-    async fn ended(&self, n: usize) -> (AuditRecord, AuditRecord) {
+    pub async fn ended(&self, n: usize) -> (AuditRecord, AuditRecord) {
         self.gateway.exchange(n).await
     }
 }
@@ -158,7 +191,7 @@ fn opening(target: &str, host: &str, more: &str) -> String {
 }
 
 /// Reads until so many bytes are there, and takes them.
-async fn take<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, bytes: usize) -> Vec<u8> {
+pub async fn take<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, bytes: usize) -> Vec<u8> {
     while client.held.len() < bytes {
         assert!(client.more().await, "it ended after {:?}", client.held);
     }
@@ -166,7 +199,7 @@ async fn take<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, bytes: 
 }
 
 /// The status and the reason of the close that comes next.
-async fn close<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) -> (u16, String) {
+pub async fn close<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) -> (u16, String) {
     let mut reader = Reader::new(Sender::Server, 10 << 20);
     loop {
         let held = std::mem::take(&mut client.held);
@@ -185,7 +218,7 @@ async fn close<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) -> (u1
 }
 
 /// The messages that these bytes of a client are.
-fn messages(bytes: &[u8]) -> Vec<Message> {
+pub fn messages(bytes: &[u8]) -> Vec<Message> {
     let (mut reader, mut left, mut all) = (Reader::new(Sender::Client, 10 << 20), bytes, vec![]);
     while !left.is_empty() {
         let (taken, message) = reader.read(left).expect("frames");

@@ -39,6 +39,8 @@ mod life;
 #[cfg(test)]
 mod llm;
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod mtls;
 #[cfg(test)]
 mod obligations;
