@@ -96,6 +96,13 @@ impl Ruling {
         (!changes.is_empty()).then(|| Arc::new(changes))
     }
 
+    /// Whether its duties have the agent quarantined.
+    #[must_use]
+    pub fn quarantines(&self) -> bool {
+        let mut obligations = self.duties.iter().flat_map(|duties| &duties.obligations);
+        obligations.any(|obligation| matches!(obligation.effect, Effect::Quarantine(_)))
+    }
+
     /// Drops duties of some effects.
     fn forget(&mut self, is_dropped: impl Fn(&Effect) -> bool) {
         self.keep_duties(|obligation| !is_dropped(&obligation.effect));

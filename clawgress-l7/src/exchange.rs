@@ -19,6 +19,7 @@ use clawgress_policy::{Host, Scheme, TunnelProtocol};
 use crate::audit::{Audit, Room};
 use crate::connection::Connection;
 use crate::decide::{Refused, Ruling};
+use crate::enforce::reference;
 use crate::gateway::Gateway;
 use crate::identify::{Stranger, Who};
 use crate::opaque::{Content, Offered};
@@ -64,6 +65,8 @@ struct Read {
     llm: Option<Box<ModelFacts>>,
     answer: Option<Box<AnswerFacts>>,
     tools: Vec<ToolFacts>,
+    /// What is being enforced.
+    obliged: Vec<EffectRef>,
 }
 
 /// How it went.
@@ -298,6 +301,13 @@ impl Exchange {
         }
     }
 
+    /// Notes what a ruling obliges to that is about to be enforced: it is told also where that never comes to its end.
+    pub fn obliged(&mut self, ruling: &Ruling) {
+        if let Some(duties) = &ruling.duties {
+            self.read.obliged = duties.obligations.iter().map(|obligation| reference(obligation)).collect();
+        }
+    }
+
     /// Takes time spent waiting for the client out of the latency.
     pub fn waited(&mut self, time: Duration) {
         self.waited += time;
@@ -348,7 +358,8 @@ impl Exchange {
         self.record.time = self.audit.now();
         self.record.action = Some(ruling.action.to_owned());
         self.record.policies.clone_from(&ruling.policies);
-        self.record.effects = ruling.effects.to_vec();
+        let obliged = std::mem::take(&mut self.read.obliged);
+        self.record.effects = if ruling.effects.is_empty() { obliged } else { ruling.effects.to_vec() };
         self.record.reason = ruling.verdict.err();
         self.record.verdict = Some(if ruling.verdict.is_ok() { Verdict::Allow } else { Verdict::Deny });
         self.record.latency_us = u64::try_from(latency.as_micros()).ok();

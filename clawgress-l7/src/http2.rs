@@ -4,6 +4,7 @@
 //! ([`clawgress_inspect::http2`]). Must never let a stream outlive its connection, nor a connection have more of them served
 //! than it may, whatever the client has reset.
 
+mod asked;
 mod incoming;
 mod lingering;
 mod request;
@@ -11,7 +12,7 @@ mod session;
 mod under_way;
 mod within;
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -25,6 +26,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use zeroize::Zeroizing;
 
+use self::asked::Asked;
 pub use self::incoming::Incoming;
 use self::lingering::Lingering;
 use self::session::Session;
@@ -250,20 +252,32 @@ async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Pl
         drop(front.untaken());
         return session.refuse();
     };
+    let asked = session.asked();
+    let taken_back = async {
+        match &asked {
+            Some(asked) => asked.is_taken_back(&front).await,
+            None => pending().await,
+        }
+    };
     let session = ServerSession::new_custom(Box::new(session));
     let stopping = serving.stopping();
     let mut serve = Box::pin(serving.proxy().process_new_http(session, &stopping));
-    let is_over = tokio::select! {
+    let is_cut = tokio::select! {
         // First what has ended by itself, and knows how.
         biased;
-        _ = &mut serve => true,
+        _ = &mut serve => false,
         reason = front.forbidden(&serving.gateway) => {
             front.cut(reason);
+            true
+        }
+        () = front.gone().cancelled() => true,
+        () = taken_back => {
+            // It has no server yet that would have to be let go of, and nobody waits for what becomes of it.
+            front.leave();
             false
         }
-        () = front.gone().cancelled() => false,
     };
-    if !is_over {
+    if is_cut {
         front.shut();
         // Dropped in the middle, it would leave its server's connection among those that are in use, where none ends it.
         let _ = timeout(limit::CUT_GRACE, &mut serve).await;

@@ -171,15 +171,17 @@ impl App {
             ruling = Ruling::deny("http", DropReason::UpgradeUnsupported).obliged_by(&ruling);
         }
         if ruling.verdict.is_err() {
-            return Err(enforce(gateway, ruling, exchange.id()).await);
+            return Err(self.enforce(ruling, front, exchange).await);
         }
+        exchange.obliged(&ruling);
+        front.stay(ruling.quarantines());
         let ways = gateway.ways(&admitted.host, admitted.port).await;
         let ways = match ways {
             Ok(ways) => ways,
             // Asked for all the same.
             Err(reason) => {
                 let refused = Ruling::deny("connect", reason).obliged_by(&ruling);
-                return Err(enforce(gateway, refused, exchange.id()).await);
+                return Err(self.enforce(refused, front, exchange).await);
             }
         };
         let (to, steered_to) = ((&ways[..], admitted.port), front.connection.steered_to());
@@ -187,11 +189,13 @@ impl App {
             Ok(reach) => {
                 let ways = dial::order(&reach.ways, steered_to.map(|to| to.ip()), false);
                 let asked = (&*plan, &who, &admitted);
+                // What is found in a body has its consequences.
+                front.stay(true);
                 let ruling = Box::pin(content::judge(gateway, session, asked, ruling, exchange));
                 let (ruling, judged) = ruling.await;
                 *content = judged;
                 // Last, so that nothing is spent on what is denied.
-                let ruling = enforce(gateway, ruling, exchange.id()).await;
+                let ruling = self.enforce(ruling, front, exchange).await;
                 if ruling.verdict.is_err() {
                     return Err(ruling);
                 }
@@ -205,9 +209,16 @@ impl App {
             }
             Err(refused) => {
                 exchange.refused(&refused);
-                Err(enforce(gateway, refused.ruling.obliged_by(&ruling), exchange.id()).await)
+                Err(self.enforce(refused.ruling.obliged_by(&ruling), front, exchange).await)
             }
         }
+    }
+
+    /// Does what a ruling on a request obliges to. A client may leave while that waits, and the record tells of it all the same.
+    async fn enforce(&self, ruling: Ruling, front: &Front, exchange: &mut Exchange) -> Ruling {
+        exchange.obliged(&ruling);
+        front.stay(ruling.quarantines());
+        enforce(&self.gateway, ruling, exchange.id()).await
     }
 
     /// Whether what streams may go on, in either direction.

@@ -48,6 +48,12 @@ pub struct Imposed {
     pub at: Instant,
 }
 
+/// A quarantine that control is not told of yet, unless it is `None` by now.
+struct Owing<'a> {
+    quota: &'a Quota,
+    imposed: Option<Imposed>,
+}
+
 /// A limit, and whose bucket.
 type Name = (u64, Arc<str>);
 
@@ -129,6 +135,19 @@ impl Held {
     }
 }
 
+// === impl Owing ===
+
+impl Drop for Owing<'_> {
+    fn drop(&mut self) {
+        let Some(imposed) = self.imposed.take() else { return };
+        // One for each agent, as many as there are: the one that lasts longest.
+        let mut owed = self.quota.owed.lock();
+        if owed.get(&imposed.agent).is_none_or(|other| other.lasts() <= imposed.lasts()) {
+            owed.insert(imposed.agent, imposed);
+        }
+    }
+}
+
 // === impl Quota ===
 
 impl Quota {
@@ -175,19 +194,20 @@ impl Quota {
         Ok(())
     }
 
-    /// Has control quarantine an agent that is held here. What it can't be told now it is told later.
+    /// Has control quarantine an agent that is held here. What it can't be told now it is told later, also where nobody waits for
+    /// that any more.
     pub async fn impose(&self, imposed: Imposed, snapshots: &Snapshots) {
         let (agent, policy) = (imposed.agent, imposed.policy.clone());
-        if let Err(status) = self.ask_to_impose(&imposed).await {
-            tracing::error!(%status, agent, policy, "control can't be told of a quarantine: it holds here alone");
-            // One for each agent, as many as there are: the one that lasts longest.
-            let mut owed = self.owed.lock();
-            if owed.get(&agent).is_none_or(|other| other.lasts() <= imposed.lasts()) {
-                owed.insert(agent, imposed);
+        let mut owing = Owing { quota: self, imposed: Some(imposed.clone()) };
+        match self.ask_to_impose(&imposed).await {
+            Ok(()) => {
+                owing.imposed = None;
+                snapshots.taken_over(agent);
             }
-            return;
+            Err(status) => {
+                tracing::error!(%status, agent, policy, "control can't be told of a quarantine: it holds here alone");
+            }
         }
-        snapshots.taken_over(agent);
     }
 
     async fn ask_to_impose(&self, imposed: &Imposed) -> Result<(), tonic::Status> {
@@ -378,5 +398,34 @@ impl Quota {
                 Ok(Some(wait))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clawgress_api::clock::SystemClock;
+    use clawgress_api::socket;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_quarantine_is_owed_also_where_nobody_waits_for_its_answer() {
+        let nobody = socket::channel(Path::new("/nonexistent/clawgress.sock")).expect("channel");
+        let quota = Quota::new(nobody).expect("randomness");
+        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
+        let imposed = Imposed {
+            agent: 1,
+            seconds: None,
+            policy: "trap".to_owned(),
+            request: "r".to_owned(),
+            at: Instant::now(),
+        };
+        assert!(quota.impose(imposed.clone(), &snapshots).now_or_never().is_none(), "control takes its time");
+        assert_eq!(quota.owed.lock().get(&1).map(|owed| owed.request.clone()), Some("r".to_owned()));
+        quota.impose(Imposed { seconds: Some(1), ..imposed }, &snapshots).await;
+        assert_eq!(quota.owed.lock().get(&1).map(|owed| owed.seconds), Some(None), "the longer one");
     }
 }

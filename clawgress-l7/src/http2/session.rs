@@ -24,7 +24,7 @@ use pingora_error::{Error, ErrorType, OrErr as _, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::{Instant, timeout};
 
-use super::Incoming;
+use super::{Asked, Incoming};
 use crate::limit;
 use crate::plain_http::{Front, Taking, is_large};
 
@@ -59,7 +59,7 @@ pub struct Session {
 
 /// What answers.
 enum Outgoing {
-    Response(SendResponse<Bytes>),
+    Response(Asked),
     Body(SendStream<Bytes>),
 }
 
@@ -87,7 +87,7 @@ impl Session {
         Session {
             head,
             incoming,
-            outgoing: Outgoing::Response(response),
+            outgoing: Outgoing::Response(Asked::new(response)),
             front,
             digest: Digest { proxy_digest, ..Digest::default() },
             withheld: None,
@@ -102,6 +102,15 @@ impl Session {
             read_timeout: None,
             write_timeout: None,
             drain_timeout: None,
+        }
+    }
+
+    /// The stream, as long as it has no answer.
+    #[must_use]
+    pub fn asked(&self) -> Option<Asked> {
+        match &self.outgoing {
+            Outgoing::Response(asked) => Some(asked.clone()),
+            Outgoing::Body(_) => None,
         }
     }
 
@@ -177,12 +186,9 @@ impl Session {
         }
         let failed = "an answer can't be begun";
         if response.status.is_informational() {
-            return sender
-                .send_informational(head)
-                .or_err(ErrorType::WriteError, failed)
-                .map_err(Error::into_down);
+            return sender.inform(head).or_err(ErrorType::WriteError, failed).map_err(Error::into_down);
         }
-        let body = sender.send_response(head, end).or_err(ErrorType::WriteError, failed);
+        let body = sender.answer(head, end).or_err(ErrorType::WriteError, failed);
         self.outgoing = Outgoing::Body(body.map_err(Error::into_down)?);
         self.written = Some(Box::new(ResponseHeader::build(response.status, Some(0))?));
         self.is_ended = end;
@@ -272,7 +278,7 @@ impl Session {
             return;
         }
         match &mut self.outgoing {
-            Outgoing::Response(response) => response.send_reset(reason),
+            Outgoing::Response(asked) => asked.reset(reason),
             Outgoing::Body(body) => body.send_reset(reason),
         }
         self.is_ended = true;
@@ -284,7 +290,7 @@ impl Session {
 impl Outgoing {
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reason, h2::Error>> {
         match self {
-            Outgoing::Response(response) => response.poll_reset(cx),
+            Outgoing::Response(asked) => asked.poll_reset(cx),
             Outgoing::Body(body) => body.poll_reset(cx),
         }
     }

@@ -65,7 +65,11 @@ impl Context {
                     let _ = exchange.allow(&granted.ruling());
                 }
                 // Nothing of it went out: nor was it allowed any more, if that is why it was cut.
-                _ => exchange.deny(Ruling::deny("http", reason.unwrap_or(DropReason::Draining))),
+                _ => {
+                    // One that its client took back while it was judged.
+                    let left = if front.has_left() { DropReason::Timeout } else { DropReason::Draining };
+                    exchange.deny(Ruling::deny("http", reason.unwrap_or(left)));
+                }
             }
         }
         self.conversation.take().into_iter().for_each(|conversation| conversation.tell(&mut exchange));

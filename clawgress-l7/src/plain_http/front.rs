@@ -44,6 +44,8 @@ pub struct Front {
     has_presented: AtomicBool,
     /// Whether the client took back its stream.
     has_left: AtomicBool,
+    /// Whether it is served also if the client takes it back.
+    stays: AtomicBool,
     /// Whether nothing passes any more, either way.
     is_over: AtomicBool,
     /// Whether the request at hand is nobody's.
@@ -134,6 +136,7 @@ impl Front {
             is_endpoint: AtomicBool::new(false),
             has_presented: AtomicBool::new(false),
             has_left: AtomicBool::new(false),
+            stays: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             is_nobodys: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
@@ -230,6 +233,18 @@ impl Front {
     pub fn serve(&self, granted: Arc<Granted>) {
         *self.live.lock() = Some(granted);
         self.granted.notify_one();
+    }
+
+    /// Notes whether what is decided of the request at hand has to be done also if its client takes it back.
+    pub fn stay(&self, stays: bool) {
+        self.stays.store(stays, Ordering::Release);
+    }
+
+    /// Whether the request at hand may be dropped as it is if its client takes it back: it is being judged, and nothing that was
+    /// decided of it would be left undone.
+    #[must_use]
+    pub(crate) fn may_leave(&self) -> bool {
+        !self.stays.load(Ordering::Acquire) && self.live.lock().is_none()
     }
 
     /// Ends when the request at hand may be served no longer, and says why; between requests, when TLS may be read no

@@ -133,6 +133,28 @@ async fn a_client_that_takes_back_a_held_body_keeps_its_connection() {
     assert_eq!(site.upstream.requests().len(), 4);
 }
 
+/// What is judged may wait for long, for a limit as well as for anybody: who has left is not waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_back_what_is_being_judged_frees_its_place() {
+    const PACE: &str = "@id(\"pace\") @effect(\"throttle\") @limit(\"10 requests/minute burst 1\") permit (principal, action == Action::\"http\", resource) when { context.path like \"/slow*\" };";
+    const TRAP: &str = "@id(\"trap\") @effect(\"alert\") permit (principal, action == Action::\"http\", resource) when { context.path == \"/slow/two\" };";
+    let policy = Box::leak(format!("{POLICY}{PACE}{TRAP}").into_boxed_str());
+    let site = site(policy, "").await;
+    let client = inside(&site).await;
+    assert_eq!(client.get(&url(&site, "/slow/one")).await.expect("answer").status, 200);
+    let request = Request::get(url(&site, "/slow/two")).body(()).expect("request");
+    let (response, mut stream) = client.begin(request, true).await.expect("begun");
+    assert_eq!(client.get(&url(&site, "/ok")).await.expect("answer").status, 200, "others don't wait for it");
+    stream.send_reset(Reason::CANCEL);
+    drop(response);
+    let decision = site.record(RecordKind::Decision, at("/slow/two")).await;
+    assert_eq!(decision.reason, Some(DropReason::Timeout), "it was not waited for: {decision:?}");
+    let told: Vec<_> = decision.effects.iter().map(|effect| effect.policy.as_str()).collect();
+    assert_eq!(told, ["pace", "trap"], "what it was obliged to is told");
+    assert_eq!(client.get(&url(&site, "/ok")).await.expect("answer").status, 200);
+    assert_eq!(site.upstream.requests().len(), 3, "nothing of it went on");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_and_trailers_of_servers_are_bounded() {
     let site = site(POLICY, "").await;
