@@ -8,12 +8,14 @@ use crate::client::Client;
 use crate::harness::{Gateway, Options};
 use crate::upstream::Upstream;
 
-const BALANCERS: &str = "balancers = [\"127.1.9.0/24\"]";
-/// The client, at port 4660, and what it connected to.
-const HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xcb\x00\x71\x09\xc6\x33\x64\x02\x12\x34\x0c\x38";
+pub const BALANCERS: &str = "balancers = [\"127.1.9.0/24\"]";
+/// The client, 203.0.113.9 at port 4660, and what it connected to.
+pub const HEADER: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xcb\x00\x71\x09\xc6\x33\x64\x02\x12\x34\x0c\x38";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
 
-async fn from(gateway: &Gateway, ip: &str) -> Client {
+/// A connection to the proxy from that address.
+pub async fn from(gateway: &Gateway, ip: &str) -> Client {
     let socket = TcpSocket::new_v4().expect("socket");
     socket.bind(format!("{ip}:0").parse().expect("address")).expect("bind");
     Client::over(socket.connect(gateway.proxy).await.expect("connect"))

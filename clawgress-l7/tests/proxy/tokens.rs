@@ -7,21 +7,22 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clawgress_api::{CredentialRef, RecordKind, Snapshot};
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{IdentityMethod, IssuerRecord, SharedSource};
+use clawgress_identity::{IdentityMethod, IssuerRecord, SharedSource, Source};
 use clawgress_policy::PolicyBundle;
 
-use crate::harness::{Gateway, Options};
+use crate::balancers::{self, BALANCERS, HEADER};
+use crate::harness::{Gateway, Options, PATIENCE};
 use crate::upstream::Upstream;
 
 /// An issuer of the tests' own.
-struct Idp(Ed25519KeyPair);
+pub struct Idp(Ed25519KeyPair);
 
 impl Idp {
-    fn new() -> Idp {
+    pub fn new() -> Idp {
         Idp(Ed25519KeyPair::generate().expect("key"))
     }
 
-    fn record(&self) -> IssuerRecord {
+    pub fn record(&self) -> IssuerRecord {
         let x = URL_SAFE_NO_PAD.encode(self.0.public_key());
         let record = serde_json::json!({
             "id": "idp", "issuer": "https://idp.test", "audiences": ["gateway"], "algorithms": ["EdDSA"], "skew_s": 0,
@@ -31,19 +32,33 @@ impl Idp {
         serde_json::from_value(record).expect("record")
     }
 
-    /// A header field with a token for an agent, with an id, until a Unix time.
-    fn bearer(&self, agent: &str, id: &str, until_s: i64) -> String {
-        let claims = format!(
-            r#"{{"iss":"https://idp.test","aud":"gateway","sub":"agent:{agent}","jti":"{id}","exp":{until_s},"act":{{"sub":"orchestrator"}}}}"#
-        );
-        let header = r#"{"alg":"EdDSA","kid":"1"}"#;
-        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+    /// A token for an agent, meant for `audience`, with an id, until a Unix time.
+    pub fn token_for(&self, audience: &str, agent: &str, id: &str, until_s: i64) -> String {
+        let signed = unsigned(r#"{"alg":"EdDSA","kid":"1"}"#, audience, agent, id, until_s);
         let signature = URL_SAFE_NO_PAD.encode(self.0.sign(signed.as_bytes()));
-        format!("Proxy-Authorization: Bearer {signed}.{signature}\r\n")
+        format!("{signed}.{signature}")
+    }
+
+    /// One that is meant for the gateway.
+    pub fn token(&self, agent: &str, id: &str, until_s: i64) -> String {
+        self.token_for("gateway", agent, id, until_s)
+    }
+
+    /// A header field with such a token.
+    fn bearer(&self, agent: &str, id: &str, until_s: i64) -> String {
+        format!("Proxy-Authorization: Bearer {}\r\n", self.token(agent, id, until_s))
     }
 }
 
-fn in_s(seconds: i64) -> i64 {
+/// What is signed of a token under this header.
+pub fn unsigned(header: &str, audience: &str, agent: &str, id: &str, until_s: i64) -> String {
+    let claims = format!(
+        r#"{{"iss":"https://idp.test","aud":"{audience}","sub":"agent:{agent}","jti":"{id}","exp":{until_s},"act":{{"sub":"orchestrator"}}}}"#
+    );
+    format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
+}
+
+pub fn in_s(seconds: i64) -> i64 {
     jiff::Timestamp::now().as_second() + seconds
 }
 
@@ -228,26 +243,77 @@ async fn what_a_token_opened_ends_with_it() {
     );
 }
 
-/// A token counts only where its source may present the agent.
+/// A token counts only where its source may present the agent: whoever comes from a bound address is whom that is bound to, at
+/// each request and in what is under way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_held_to_their_source() {
     let idp = Idp::new();
-    let gateway = trusting(&idp).await;
+    let gateway = Gateway::start(Options { proxy: BALANCERS, ..Options::default() }).await;
+    let record = idp.record();
+    assert_eq!(gateway.publish(|s| s.roots.issuers.push(record)).await, "");
     let upstream = Upstream::http("127.1.0.1").await;
+    let greeting = Upstream::server_first("127.1.0.1").await;
     let host = format!("api.allowed.test:{}", upstream.address.port());
-    let ask = async || client_refused(&gateway, &get(&host, &idp.bearer("web", "t", in_s(60)))).await;
-    assert_eq!(ask().await.0, 200);
-    // Loopback is no agents' interface, and is held to none.
+    let raw = format!("raw.allowed.test:{}", greeting.address.port());
+    // From an address that could be on an agents' interface: a balancer tells it.
+    let passed_on = async |request: String| {
+        let mut client = balancers::from(&gateway, "127.1.9.1").await;
+        client.send([HEADER, request.as_bytes()].concat()).await;
+        client
+    };
+    let ask = async |agent: &str| {
+        let token = idp.bearer(agent, "t", in_s(600));
+        let answer = passed_on(get(&host, &token)).await.answer().await;
+        (answer.status, answer.reason().to_owned())
+    };
+    let conflict = (403, "identity_conflict".to_owned());
+    // Nobody is bound to it yet.
+    assert_eq!(ask("web").await.0, 200);
+    assert_eq!(ask("other").await, (403, "policy_denied".to_owned()));
+    let token = idp.bearer("web", "kept", in_s(600));
+    let mut tunnel = passed_on(format!("CONNECT {raw} HTTP/1.1\r\nHost: {raw}\r\n{token}\r\n")).await;
+    assert_eq!(tunnel.answer_head().await.status, 200);
+    tunnel.until("220 hello\r\n").await;
+    tunnel.held.clear();
+    // It is `web`'s own: another's token is a conflict, however good it is.
+    let bind = async |web: &[&str], other: &[&str]| {
+        let sources =
+            |all: &[&str]| -> Vec<Source> { all.iter().map(|at| at.parse().expect("a source")).collect() };
+        let (web, other) = (sources(web), sources(other));
+        assert_eq!(gateway.publish(|s| (s.agents[0].sources, s.agents[1].sources) = (web, other)).await, "");
+    };
+    let source = ["eth9=203.0.113.9,any-mac"];
+    bind(&source, &[]).await;
+    assert_eq!(ask("web").await.0, 200);
+    assert_eq!(ask("other").await, conflict);
+    // It is the other's: what a token opened from there ends.
+    bind(&[], &source).await;
+    assert_eq!((ask("web").await, ask("other").await.1.as_str()), (conflict.clone(), "policy_denied"));
+    assert!(tunnel.is_closed(PATIENCE).await);
+    // Several share it, and `web` is none of them.
+    bind(&[], &[]).await;
     let shared = SharedSource {
         id: "hosts".parse().expect("id"),
-        at: vec!["eth9=0.0.0.0/0,any-mac".parse().expect("a place")],
+        at: vec!["eth9=203.0.113.0/24,any-mac".parse().expect("a place")],
         may_present: ["other".parse().expect("id")].into(),
     };
     gateway.publish(|s| s.shared.push(shared)).await;
-    assert_eq!(ask().await.0, 200);
+    assert_eq!(ask("web").await, conflict);
+    // Loopback is no agents' interface, and is held to none.
+    let local = get(&host, &idp.bearer("web", "t", in_s(600)));
+    assert_eq!(client_refused(&gateway, &local).await.0, 200);
+    gateway.publish(|s| s.shared[0].may_present.extend(["web".parse().expect("id")])).await;
+    assert_eq!(ask("web").await.0, 200);
     // A disabled agent is nobody, whatever its token.
     gateway.publish(|s| s.agents[0].state = clawgress_identity::AgentState::Disabled).await;
-    assert_eq!(ask().await.1, "agent_disabled");
+    assert_eq!(ask("web").await.1, "agent_disabled");
+    let records = gateway.records(11).await;
+    let of = |kind: RecordKind| {
+        records.iter().filter(move |r| r.kind == kind && r.reason == Some(DropReason::IdentityConflict))
+    };
+    assert_eq!(of(RecordKind::Decision).count(), 3, "{records:#?}");
+    let cut: Vec<_> = of(RecordKind::Outcome).filter_map(|r| r.agent.as_ref()?.credential.as_ref()).collect();
+    assert!(cut.iter().any(|by| by.id == "kept"), "{records:#?}");
 }
 
 /// An issuer that can't be used is trusted for nothing; everybody else counts, and so does what comes with it.
