@@ -95,7 +95,7 @@ pub fn status_as(client: Client, reason: DropReason) -> u16 {
 fn remedy(reason: DropReason, client: Client) -> &'static str {
     match reason {
         DropReason::CredentialMissing | DropReason::CredentialInvalid if client.guise == Guise::Endpoint => {
-            "use the agent's API key, or a token that is meant for this gateway, as the key of your client: in Authorization: Bearer, x-api-key, or x-clawgress-key where the server's own key goes along"
+            "use the agent's API key as the key of your client, in Authorization: Bearer or x-api-key, or a token that is meant for this gateway, in Authorization: Bearer; either in x-clawgress-key where the server's own key goes along"
         }
         DropReason::CredentialMissing => {
             "send Proxy-Authorization: Basic with the agent's name and its API key, for instance by a proxy URL of the form http://AGENT:KEY@HOST:PORT, or Bearer with a token of an issuer that the gateway trusts"

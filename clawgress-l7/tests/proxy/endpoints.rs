@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{Gateway, Options, POLICY};
+use crate::tokens::{Idp, in_s, unsigned};
 use crate::upstream::{Seen, Upstream};
 
 /// Two endpoints of one server over TLS: by the authority that made its certificate, and by the system's.
@@ -99,6 +100,15 @@ impl Site {
     async fn ask(&self, path: &str, fields: &str) -> crate::client::Answer {
         let proxy = self.gateway.proxy;
         self.gateway.ask(&format!("GET {path} HTTP/1.1\r\nHost: {proxy}\r\n{fields}\r\n")).await
+    }
+
+    /// A token in each of the fields that may hold one, and what its answers are.
+    async fn present(&self, token: &str) -> Vec<crate::client::Answer> {
+        let mut answers = Vec::new();
+        for field in ["Authorization: Bearer", "x-clawgress-key:"] {
+            answers.push(self.ask("/llm/v1/models", &format!("{field} {token}\r\n")).await);
+        }
+        answers
     }
 
     /// What the server got last, in lowercase.
@@ -217,6 +227,89 @@ async fn who_proves_nothing_gets_a_401_and_the_server_hears_nothing() {
     assert_eq!(site.upstream.requests().len(), 0);
     let answer = site.ask("/llm/denied/x", &fields).await;
     assert_eq!(answer.status, 200, "policy is asked about the path that is sent: /base/denied/x");
+}
+
+/// A token where the server's key would be, or in the field that is the gateway's own: it proves its agent, and nothing of it
+/// goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agents_token_stays_here_and_the_servers_key_goes_on() {
+    let (site, idp) = (Site::start().await, Idp::new());
+    let record = idp.record();
+    assert_eq!(site.gateway.publish(|s| s.roots.issuers.push(record)).await, "");
+    let token = idp.token("web", "t1", in_s(600));
+    for (number, (fields, kept)) in [
+        (format!("Authorization: Bearer {token}\r\n"), None),
+        (format!("authorization: bearer {token}\r\n"), None),
+        (format!("x-clawgress-key: {token}\r\n"), None),
+        (
+            format!("x-clawgress-key: {token}\r\nAuthorization: Bearer sk-server\r\n"),
+            Some("authorization: bearer sk-server"),
+        ),
+        (format!("x-clawgress-key: {token}\r\nx-api-key: sk-server\r\n"), Some("x-api-key: sk-server")),
+        (format!("Authorization: Bearer {token}\r\nx-api-key: sk-server\r\n"), Some("x-api-key: sk-server")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = site.ask("/llm/v1/models", &fields).await;
+        assert_eq!(answer.status, 200, "{fields}: {answer:?}");
+        let sent = site.last();
+        for part in token.to_lowercase().split('.') {
+            assert!(!sent.contains(part), "nothing of the token goes on: {sent}");
+        }
+        assert!(!sent.contains("x-clawgress"), "{sent}");
+        assert_eq!(sent.contains("sk-server"), kept.is_some(), "{sent}");
+        assert!(kept.is_none_or(|kept| sent.contains(kept)), "{sent}");
+        let (decision, outcome) = site.gateway.exchange(number).await;
+        assert_eq!(agent(&decision), ("web", IdentityMethod::Jwt));
+        let by = decision.agent.as_ref().and_then(|agent| agent.credential.as_ref()).expect("a credential");
+        assert_eq!((by.id.as_str(), by.subject.as_deref()), ("t1", Some("agent:web")));
+        assert_eq!((decision.action.as_deref(), outcome.status), (Some("http"), Some(200)));
+        let recorded = serde_json::to_string(&decision).expect("json");
+        assert!(token.split('.').all(|part| !recorded.contains(part)), "nor into the log: {recorded}");
+    }
+    // Each request is by its own token: policy permits the other agent nothing.
+    for answer in site.present(&idp.token("other", "t2", in_s(600))).await {
+        assert_eq!((answer.status, answer.reason()), (403, "policy_denied"));
+    }
+}
+
+/// Whatever is wrong with a token, the client learns what to do and never what was wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_prove_nobody_get_one_page() {
+    let (site, idp, stranger) = (Site::start().await, Idp::new(), Idp::new());
+    let record = idp.record();
+    assert_eq!(site.gateway.publish(|s| s.roots.issuers.push(record)).await, "");
+    let right = idp.token("web", "t", in_s(600));
+    let (signed, signature) = right.rsplit_once('.').expect("a signature");
+    let none = unsigned(r#"{"alg":"none"}"#, "gateway", "web", "t", in_s(600));
+    let mut pages = Vec::new();
+    for (what, token) in [
+        ("expired", idp.token("web", "t", in_s(-1))),
+        ("another's key", stranger.token("web", "t", in_s(600))),
+        ("no signature", format!("{signed}.")),
+        ("`none`", format!("{none}.")),
+        ("`none`, signed", format!("{none}.{signature}")),
+        ("for another audience", idp.token_for("another-gateway", "web", "t", in_s(600))),
+        ("two parts", signed.to_owned()),
+        ("no token", "x.y.z".to_owned()),
+    ] {
+        for answer in site.present(&token).await {
+            assert_eq!((answer.status, answer.reason()), (401, "credential_invalid"), "{what}: {answer:?}");
+            assert_eq!(answer.field("www-authenticate"), Some("Bearer realm=\"clawgress\""), "{what}");
+            let page = answer.text();
+            assert!(page.contains("a token that is meant for this gateway"), "{page}");
+            let id = answer.field("x-clawgress-request").expect("an id").to_owned();
+            pages.push(page.replace(&id, "ID"));
+        }
+    }
+    assert!(pages.iter().all(|page| *page == pages[0]), "but for the request's id: {pages:#?}");
+    // A token counts in no field that holds keys, and then the page says in which it does.
+    let answer = site.ask("/llm/v1/models", &format!("x-api-key: {right}\r\n")).await;
+    assert_eq!((answer.status, answer.reason()), (401, "credential_missing"));
+    assert!(answer.text().contains("token that is meant for this gateway, in Authorization: Bearer"));
+    assert!(site.upstream.requests().is_empty());
+    assert!(site.present(&right).await.iter().all(|answer| answer.status == 200));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
