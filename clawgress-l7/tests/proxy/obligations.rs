@@ -350,3 +350,72 @@ async fn what_guards_that_only_log_say_is_merged_by_policy_and_word() {
     assert_eq!(decision.effects, told);
     assert_eq!(decision.reason, None, "none of them decides");
 }
+
+/// What is free of a limit of requests for `web`, with this burst; all that may be had of it.
+fn limit_of(policy: &str, burst: u64) -> Scope {
+    let pace = Pace { count: burst, period_s: 3_600, burst };
+    let limit = Limit::new(policy, pace, Share::Agent, LimitAction::Drop);
+    Scope { limit: limit.key, subject: "agent default/web#1".into(), pace, want: burst, least: 1 }
+}
+
+/// The order in which what matches applies: quarantine, guards, limits, changes; alerts are told whatever comes of the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_matches_applies_in_one_order() {
+    let (gateway, upstream, host) = with(
+        r#"@id("e-trap") @effect("quarantine") @for("15m") @severity("critical")
+        permit (principal, action == Action::"http", resource) when { context.path == "/all" };
+        @id("d-no") forbid (principal, action == Action::"http", resource)
+        when { ["/all", "/forbidden"].contains(context.path) };
+        @id("c-few") @effect("rate-limit") @limit("64 requests/hour burst 64")
+        permit (principal, action == Action::"http", resource);
+        @id("b-tag") @effect("transform") @set_header("X-Tag: gateway")
+        permit (principal, action == Action::"http", resource);
+        @id("a-look") @effect("alert") @severity("low")
+        permit (principal, action == Action::"http", resource);"#,
+    )
+    .await;
+    let matching = [
+        effect("a-look", "alert", Some("low")),
+        effect("b-tag", "transform", None),
+        effect("c-few", "rate-limit", None),
+        effect("e-trap", "quarantine", Some("critical")),
+    ];
+    let scope = limit_of("c-few", 64);
+    let ask = async |path: &str| {
+        let answer = gateway.ask(&get(&host, path, &gateway.web())).await;
+        (answer.status, answer.reason().to_owned())
+    };
+    // Without the quarantine a guard decides: nothing is sent, and nothing counts.
+    assert_eq!(ask("/forbidden").await, (403, "policy_forbidden".to_owned()));
+    let forbidden = decision(&gateway, "/forbidden").await;
+    assert_eq!(
+        (forbidden.reason, forbidden.policies.as_slice()),
+        (Some(DropReason::PolicyForbidden), &["d-no".to_owned()][..])
+    );
+    assert_eq!(forbidden.effects, matching[..3], "the alert is told all the same");
+    assert!(forbidden.changes.is_empty() && upstream.requests().is_empty());
+    assert_eq!(gateway.control.units(&scope), 64);
+    // Without the guard it counts, is changed and is sent.
+    assert_eq!(ask("/passes").await.0, 200);
+    let sent = upstream.requests().pop().expect("a request").to_lowercase();
+    assert!(sent.contains("x-tag: gateway"), "{sent}");
+    assert_eq!(decision(&gateway, "/passes").await.effects, matching[..3]);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while gateway.control.units(&scope) != 63 {
+        assert!(tokio::time::Instant::now() < deadline, "{} units", gateway.control.units(&scope));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // With all of it the quarantine comes first.
+    assert_eq!(ask("/all").await, (403, "agent_quarantined".to_owned()));
+    let all = decision(&gateway, "/all").await;
+    assert_eq!(
+        (all.reason, all.policies.as_slice()),
+        (Some(DropReason::AgentQuarantined), &["e-trap".to_owned()][..])
+    );
+    assert_eq!(all.effects, matching);
+    assert!(all.changes.is_empty() && upstream.requests().len() == 1, "it is not sent");
+    assert_eq!(gateway.control.units(&scope), 63, "nor counted");
+    let imposed = gateway.control.imposed.lock().clone();
+    assert_eq!(imposed.len(), 1);
+    assert_eq!((imposed[0].agent, imposed[0].seconds, imposed[0].policy.as_str()), (1, 900, "e-trap"));
+}
