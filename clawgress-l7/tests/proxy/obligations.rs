@@ -111,21 +111,60 @@ async fn an_answer_that_is_lost_costs_no_units() {
     assert_eq!(ask().await.status, 429);
 }
 
+/// Whose requests share a bucket, by each of the groups that a limit may be for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_team_shares_its_limit() {
-    let (gateway, _upstream, host) = with(
-        r#"@id("team") @effect("rate-limit") @limit("2 requests/hour burst 2") @per("team")
-        permit (principal, action == Action::"http", resource);
-        @id("others") permit (principal == Agent::"other", action == Action::"http", resource);"#,
-    )
-    .await;
+async fn a_group_shares_its_limit() {
+    type Of = fn(&mut clawgress_identity::Agent, &str);
+    let groups: [(&str, Option<Of>); 5] = [
+        ("team", Some(|agent, name| agent.team = Some(name.into()))),
+        ("project", Some(|agent, name| agent.project = Some(name.into()))),
+        ("environment", Some(|agent, name| agent.environment = Some(name.into()))),
+        // Both are in one tenant, whatever else they are in.
+        ("tenant", None),
+        ("agent", None),
+    ];
+    let (gateway, _upstream, host) =
+        with(r#"@id("others") permit (principal == Agent::"other", action == Action::"http", resource);"#)
+            .await;
     let other = gateway.authorization("other", &gateway.other_key);
-    let change = |s: &mut clawgress_api::Snapshot<clawgress_policy::PolicyBundle>| {
-        s.agents.iter_mut().for_each(|agent| agent.team = Some("crawlers".into()));
+    // How two requests of each are answered, in turn.
+    let asked = async |path: &str| {
+        let mut statuses = Vec::new();
+        for auth in [gateway.web(), other.clone(), gateway.web(), other.clone()] {
+            statuses.push(gateway.ask(&get(&host, path, &auth)).await.status);
+        }
+        statuses
     };
-    assert_eq!(gateway.publish(change).await, "");
-    for (auth, status) in [(gateway.web(), 200), (other.clone(), 200), (gateway.web(), 429), (other, 429)] {
-        assert_eq!(gateway.ask(&get(&host, "/", &auth)).await.status, status);
+    for (share, of) in groups {
+        // Each has a limit of its own, which counts from where it begins.
+        let limited = |name: &str| {
+            format!(
+                "@id(\"{name}-{share}\") @effect(\"rate-limit\") @limit(\"2 requests/hour burst 2\") @per(\"{share}\")
+                permit (principal, action == Action::\"http\", resource) when {{ context.path == \"/{name}\" }};
+                @id(\"others\") permit (principal == Agent::\"other\", action == Action::\"http\", resource);"
+            )
+        };
+        let put = async |name: &str, groups: [Option<&str>; 2]| {
+            let text = format!("{POLICY}{}", limited(name));
+            let change = |s: &mut clawgress_api::Snapshot<clawgress_policy::PolicyBundle>| {
+                for (agent, group) in s.agents.iter_mut().zip(groups) {
+                    (agent.team, agent.project, agent.environment) = (None, None, None);
+                    if let (Some(of), Some(group)) = (of, group) {
+                        of(agent, group);
+                    }
+                }
+                s.policy.as_mut().expect("policy").text = text;
+            };
+            assert_eq!(gateway.publish(change).await, "");
+        };
+        put("one", [Some("crawlers"); 2]).await;
+        let shared = if share == "agent" { [200; 4] } else { [200, 200, 429, 429] };
+        assert_eq!(asked("/one").await, shared, "of one {share}");
+        let apart = if share == "tenant" { [200, 200, 429, 429] } else { [200; 4] };
+        put("two", [Some("crawlers"), Some("writers")]).await;
+        assert_eq!(asked("/two").await, apart, "of two: {share}");
+        put("none", [None; 2]).await;
+        assert_eq!(asked("/none").await, apart, "of none: {share}");
     }
 }
 

@@ -230,6 +230,7 @@ fn groups_share_a_limiter() {
     assert_eq!(groups(&team), [payments.clone(), payments.clone(), search, None, None]);
     assert!(team[0] == team[1] && team[0] != team[2] && team[3] == team[4] && team[3] != team[0]);
     assert_eq!(groups(&held(&all(r#"@per("project")"#))), vec![None; 5], "nobody is in a project");
+    assert_eq!(groups(&held(&all(r#"@per("environment")"#))), vec![None; 5], "nor in an environment");
     assert_eq!(groups(&held(&all(r#"@per("tenant")"#))), vec![named("tenant default/"); 5]);
     assert_eq!(groups(&held(&all(r#"@per("agent")"#))), vec![None; 5]);
     // Two limits, one of them the team's: the two agents of one team are of one class all the same.
@@ -244,6 +245,51 @@ fn groups_share_a_limiter() {
         .replace("permit (principal, action ==", r#"permit (principal == Agent::"c", action =="#);
     let some = held(&some);
     assert!(some[0].is_empty() && some[2].len() == 1 && some[3].is_empty(), "{some:?}");
+}
+
+/// So do those of one project, and those of one environment, whatever else they are in.
+#[test]
+fn projects_and_environments_share_a_limiter() {
+    let grouped = |index: u32, project: Option<&str>, environment: Option<&str>| Agent {
+        index,
+        team: Some(format!("t{index}")),
+        project: project.map(str::to_owned),
+        environment: environment.map(str::to_owned),
+        ..agent(&format!("a{index}"))
+    };
+    let agents = [
+        grouped(1, Some("atlas"), Some("prod")),
+        grouped(2, Some("atlas"), Some("dev")),
+        grouped(3, Some("other"), Some("prod")),
+        grouped(4, None, None),
+    ];
+    let ip = "8.8.8.8".parse().unwrap();
+    for (share, wanted) in [
+        ("project", ["project default/atlas", "project default/atlas", "project default/other", ""]),
+        (
+            "environment",
+            ["environment default/prod", "environment default/dev", "environment default/prod", ""],
+        ),
+        ("team", ["team default/t1", "team default/t2", "team default/t3", "team default/t4"]),
+        ("agent", [""; 4]),
+    ] {
+        let guard = r#"@id("all") permit (principal, action, resource);"#;
+        let pace = format!(r#"@effect("rate-limit") @limit("9 packets/second") @per("{share}")"#);
+        let tables = compile(&set(&format!("{guard}\n{}", obligation(&pace))), &agents).unwrap();
+        let held = agents.each_ref().map(|agent| {
+            let limits = tables.lookup_limits(agent.index, ip, Transport::Tcp, 443);
+            let limits: Vec<&Limiter> = limits.iter().map(|n| &tables.limiters[*n as usize]).collect();
+            assert_eq!(limits.len(), 1, "{share}: {limits:?}");
+            (limits[0].group.clone().unwrap_or_default(), limits[0].key)
+        });
+        assert_eq!(held.each_ref().map(|(group, _)| group.as_str()), wanted, "{share}");
+        // One limiter for those of one group, and for nobody else.
+        for (n, (group, key)) in held.iter().enumerate() {
+            for (other, other_key) in &held[..n] {
+                assert_eq!(group == other, key == other_key, "{share}: {held:?}");
+            }
+        }
+    }
 }
 
 /// A group for each agent takes a limiter for each: more than there may be are refused.
