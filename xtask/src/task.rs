@@ -151,7 +151,8 @@ pub fn fuzz_datapath(minutes: u64, seed: Option<u64>) -> anyhow::Result<()> {
     shell::run(&mut command)
 }
 
-/// The differential test of lowered policies, for a time instead of a number of cases. Each round has a seed of its own, the
+/// The differential tests of lowered policies, of one action each and of several under a platform's, for a time instead of a number
+/// of cases. Each round has a seed of its own, the
 /// next after the one before: a failure prints it.
 pub fn fuzz_policy(minutes: u64, seed: Option<u64>) -> anyhow::Result<()> {
     setup::run(Scope::Build)?;
@@ -166,7 +167,12 @@ pub fn fuzz_policy(minutes: u64, seed: Option<u64>) -> anyhow::Result<()> {
         "lowered",
         "--",
     ]);
-    command.args(["--exact", "cases::decisions_are_the_authorizers", "--nocapture"]);
+    command.args([
+        "--exact",
+        "cases::decisions_are_the_authorizers",
+        "mixed::several_actions_under_a_platform_are_decided_as_each_half_says",
+        "--nocapture",
+    ]);
     command.env("CLAWGRESS_FUZZ_MINUTES", minutes.to_string());
     if let Some(seed) = seed {
         command.env("CLAWGRESS_SEED", seed.to_string());

@@ -10,7 +10,7 @@ use clawgress_policy::content::{Payload, Usage};
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Decision, Look, Operation, PolicySet, Request, Surroundings};
 
-use crate::cases::{Things, agents, fingerprints, history, number, pool, sets};
+use crate::cases::{Things, agents, fingerprints, history, pool, rounds, sets};
 use crate::writer::Random;
 
 /// Cases in an ordinary run.
@@ -105,9 +105,11 @@ fn told(obliged: Result<Vec<Arc<Obligation>>, Decision>) -> Result<Vec<(String, 
 
 #[test]
 fn several_actions_under_a_platform_are_decided_as_each_half_says() {
-    let seed = number("CLAWGRESS_SEED", std::process::id().into());
-    let cases = usize::try_from(number("CLAWGRESS_CASES", CASES as u64)).unwrap();
-    println!("CLAWGRESS_SEED={seed}");
+    rounds(CASES, round);
+}
+
+/// So many cases of this seed.
+fn round(seed: u64, cases: usize) {
     let random = &mut Random(seed);
     let pools = ACTIONS.map(|action| (action, pool(random, action, 20)));
     let tenant = PolicyOwner::of_tenant("default").unwrap();
