@@ -18,10 +18,13 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::released::{RELEASED, Releases};
 use super::due::{self, Due, outlasts};
 use super::govern::Governor;
 use super::model::{Refusal, parse};
 use super::store::{Revision, StateStore, StoreError, Transaction, Write};
+
+mod released;
 
 /// Keys of quarantines, by the agent's id and number.
 const QUARANTINE: &str = "quarantine/";
@@ -42,6 +45,8 @@ pub struct Quarantined {
     /// The store's revision it was read at.
     revision: Revision,
     entries: BTreeMap<Whose, Kept>,
+    /// When people released agents last.
+    released: Releases,
 }
 
 /// What ends a quarantine.
@@ -72,9 +77,6 @@ pub struct Quarantines {
     governor: Arc<Governor>,
     clock: Arc<dyn Clock>,
     live: watch::Sender<Arc<Quarantined>>,
-    /// When people released agents last, by their numbers: what was decided before makes nobody quarantined again. Each is
-    /// from before the planes heard of the release, so that what the agent does from then on counts.
-    released: parking_lot::Mutex<BTreeMap<u32, Timestamp>>,
     /// Held while a change is made.
     turn: Mutex<()>,
 }
@@ -115,13 +117,7 @@ impl Quarantines {
     /// If the store fails or isn't understood.
     pub async fn open(governor: Arc<Governor>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let live = watch::Sender::new(Arc::new(load(governor.store.as_ref(), 0).await?));
-        Ok(Quarantines {
-            governor,
-            clock,
-            live,
-            released: parking_lot::Mutex::default(),
-            turn: Mutex::new(()),
-        })
+        Ok(Quarantines { governor, clock, live, turn: Mutex::new(()) })
     }
 
     /// Who is quarantined now.
@@ -198,9 +194,10 @@ impl Quarantines {
     /// Whether nothing is left to do of a quarantine that policy wanted when it was `asked`: it is over, one lasts as long, or
     /// somebody released the agent since.
     pub(super) fn is_settled(&self, agent: &Agent, asked: Timestamp, until: Option<Timestamp>) -> bool {
+        let live = self.live();
         until.is_some_and(|until| until <= self.clock.now())
-            || self.released.lock().get(&agent.index).is_some_and(|released| asked <= *released)
-            || self.live().of(agent).is_some_and(|kept| outlasts(kept.until, until))
+            || live.released.settle(agent.index, asked)
+            || live.of(agent).is_some_and(|kept| outlasts(kept.until, until))
     }
 
     async fn put_in_turn(
@@ -227,7 +224,7 @@ impl Quarantines {
         let kept = quarantined.entries.get(&whose).map(|kept| kept.key.clone());
         let key = key(&whose);
         let outdated = kept.filter(|kept| *kept != key).map(Write::Delete);
-        self.commit(outdated.into_iter().chain([Write::Put(key, json)]), detail, None).await?;
+        self.commit(outdated.into_iter().chain([Write::Put(key, json)]), detail).await?;
         Ok(entry)
     }
 
@@ -270,12 +267,17 @@ impl Quarantines {
         };
         let detail = format!("agent `{id}` released by {end}: was {}", words(Some(&kept.quarantine)));
         let mut writes = vec![Write::Delete(kept.key.clone())];
-        let mut released = None;
-        if matches!(end, End::Release(_)) {
-            writes.push(Write::Delete(due::key(whose.1)));
-            released = Some((whose.1, self.clock.now()));
+        match end {
+            End::Release(_) => {
+                writes.push(Write::Delete(due::key(whose.1)));
+                let (at, governed) = (self.clock.now(), self.governor.live());
+                let released = live.released.writes(whose.1, at, &governed.model);
+                writes.extend(released.map_err(|e| Refusal::Invalid(e.to_string()))?);
+            }
+            End::Deletion(_) => writes.push(Write::Delete(released::key(whose.1))),
+            End::Time => {}
         }
-        self.commit(writes, detail, released).await
+        self.commit(writes, detail).await
     }
 
     /// Forgets the quarantine of an agent that is no more in either plane. Where a plane may still run a
@@ -286,21 +288,25 @@ impl Quarantines {
     /// If the store or the audit log fails.
     pub async fn forget(&self, agent: &Agent, by: &str) -> Result<(), Refusal> {
         let whose = (agent.id.clone(), agent.index);
-        self.released.lock().remove(&agent.index);
         match self.end_if(whose, End::Deletion(by), |_| true).await {
-            Err(Refusal::Missing(_)) => Ok(()),
+            Err(Refusal::Missing(_)) => self.forget_release(agent.index).await,
             other => other,
         }
     }
 
-    /// Writes, publishes, records: in this order, so that the planes wait for the store alone. Who is `released` counts as
-    /// released before anybody hears of it.
-    async fn commit(
-        &self,
-        writes: impl IntoIterator<Item = Write>,
-        detail: String,
-        released: Option<(u32, Timestamp)>,
-    ) -> Result<(), Refusal> {
+    /// Forgets when an agent was released that is no more, and is not quarantined.
+    async fn forget_release(&self, number: u32) -> Result<(), Refusal> {
+        let _turn = self.turn.lock().await;
+        if !self.live().released.has(number) {
+            return Ok(());
+        }
+        let writes = vec![Write::Delete(released::key(number))];
+        self.governor.store.commit(Transaction { conditions: vec![], writes }).await?;
+        Ok(self.reload().await?)
+    }
+
+    /// Writes, publishes, records: in this order, so that the planes wait for the store alone.
+    async fn commit(&self, writes: impl IntoIterator<Item = Write>, detail: String) -> Result<(), Refusal> {
         let mut record =
             self.governor.audit.record(RecordKind::Change, self.governor.live().model.generation);
         record.detail = Some(detail);
@@ -308,11 +314,6 @@ impl Quarantines {
         let mut writes: Vec<Write> = writes.into_iter().collect();
         writes.push(Write::Put(self.governor.pending(&record.request), pending));
         self.governor.store.commit(Transaction { conditions: vec![], writes }).await?;
-        if let Some((number, at)) = released
-            && self.governor.live().model.agents.values().any(|agent| agent.index == number)
-        {
-            self.released.lock().insert(number, at);
-        }
         self.reload().await?;
         self.governor.record(record).await
     }
@@ -435,7 +436,9 @@ async fn load(store: &dyn StateStore, serial: u64) -> Result<Quarantined, StoreE
         Ok((whose, Kept { key: entry.key.clone(), quarantine }))
     });
     let entries = entries.collect::<Result<_, StoreError>>()?;
-    Ok(Quarantined { serial, revision: read.revision, entries })
+    // Of the same state: who is no longer quarantined was released.
+    let released = Releases::load(&store.scan(RELEASED, Some(read.revision)).await?.entries)?;
+    Ok(Quarantined { serial, revision: read.revision, entries, released })
 }
 
 #[cfg(test)]

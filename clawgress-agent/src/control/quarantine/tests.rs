@@ -273,6 +273,52 @@ async fn what_was_decided_before_a_release_quarantines_nobody_again() {
     assert_eq!(indices(&quarantines), [agent.index], "what it did since counts");
 }
 
+/// What was decided before a release may be told after a restart, too.
+#[tokio::test]
+async fn a_release_counts_after_a_restart() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let early = due(&agent, quarantines.clock.now(), None);
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    let (governor, clock) = (Arc::clone(&quarantines.governor), Arc::clone(&quarantines.clock));
+    drop(quarantines);
+    let quarantines = Quarantines::open(governor, clock).await.expect("opened again");
+    quarantines.impose_due(&early).await.expect("nothing to do");
+    assert!(indices(&quarantines).is_empty(), "released since");
+    quarantines.impose_due(&due(&agent, quarantines.clock.now(), None)).await.expect("imposed");
+    assert_eq!(indices(&quarantines), [agent.index], "what it did since counts");
+}
+
+#[tokio::test]
+async fn of_agents_that_are_no_more_no_release_is_kept() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let kept = async || -> Vec<String> {
+        let read = quarantines.governor.store.scan(RELEASED, None).await.expect("read");
+        read.entries.into_iter().map(|entry| entry.key).collect()
+    };
+    let let_out = async || {
+        quarantines.put(new(None), "root").await.expect("quarantined");
+        quarantines.release(&new(None).id, None, "root").await.expect("released");
+    };
+    let_out().await;
+    let (first, second) = replace(&quarantines).await;
+    assert_eq!(kept().await, [released::key(first.index)]);
+    quarantines.forget(&first, "root").await.expect("forgotten");
+    assert!(kept().await.is_empty(), "both planes know it no more");
+    let_out().await;
+    let (_, third) = replace(&quarantines).await;
+    assert_eq!(kept().await, [released::key(second.index)], "nobody has said so yet");
+    let_out().await;
+    assert_eq!(kept().await, [released::key(third.index)]);
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    replace(&quarantines).await;
+    quarantines.forget(&third, "root").await.expect("forgotten");
+    assert!(kept().await.is_empty(), "nor of one that is quarantined");
+}
+
 /// The planes hear of a release before it is recorded.
 #[tokio::test]
 async fn what_an_agent_does_while_its_release_is_recorded_quarantines_it() {
