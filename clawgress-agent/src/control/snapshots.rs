@@ -256,7 +256,7 @@ impl Workers {
         };
         if is_any_lost {
             // Until when they may decide: it does not begin anew with each life of this role.
-            workers.remember();
+            let _ = workers.remember();
         }
         workers
     }
@@ -332,15 +332,15 @@ impl Workers {
         }
     }
 
-    /// Has the next life of this role know who is there.
-    fn remember(&self) {
+    /// Has the next life of this role know who is there, or that it does not. Whether that is so.
+    fn remember(&self) -> bool {
         self.memory.keep(|moment| {
             let connected = self.connected.borrow();
             let lost = self.lost.lock();
             let lost = lost.iter().map(|lost| Known::lost(lost, moment));
             let there = connected.values().map(|w| Known::there(w.status.clone(), w.pid));
             there.chain(lost).collect()
-        });
+        })
     }
 
     /// Has the workers prepare what may come, but those that refused what is live. One that has not said yet that it runs it
@@ -402,8 +402,14 @@ impl Workers {
         if !admitted {
             return Err(Status::resource_exhausted(format!("at most {WORKERS_MAX} workers")));
         }
-        workers.remember();
-        Ok(Place { workers: Arc::clone(workers), number, prepares })
+        let place = Place { workers: Arc::clone(workers), number, prepares };
+        if !workers.remember() {
+            // As if it had gone again: of one that may decide, the next life of this role would know nothing.
+            return Err(Status::unavailable(
+                "control can't remember who it has: look at its log and at its `state_dir`",
+            ));
+        }
+        Ok(place)
     }
 }
 
@@ -481,7 +487,7 @@ impl Place {
             }
         });
         if is_other {
-            self.workers.remember();
+            let _ = self.workers.remember();
         }
     }
 }
@@ -503,7 +509,8 @@ impl Drop for Place {
             }
             lost.push(Lost { status, pid, quarantine, since, until, unknown: None });
         });
-        self.workers.remember();
+        // What was remembered before tells of it as connected: then it may decide for longer.
+        let _ = self.workers.remember();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Workers whose connections broke, and who may decide by what they had: also those that an earlier life of this role knew, which
 //! are remembered in a file. Must never forget one that may decide.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -118,6 +118,12 @@ impl Memory {
             Ok(found) if found.len() > FILE_BYTES_MAX => {
                 return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file is too large"));
             }
+            Ok(found) if found.len() == 0 => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "it could not be written when it was to be last",
+                ));
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -125,18 +131,28 @@ impl Memory {
         Ok(Some(serde_json::from_slice(&fs::read(&self.file)?)?))
     }
 
-    /// Writes who `workers` tells of then. It need not outlive the machine, so it waits for no disk.
-    pub(super) fn keep(&self, workers: impl FnOnce(&Moment) -> Vec<Known>) {
+    /// Writes who `workers` tells of then. It need not outlive the machine, so it waits for no disk. Where it can't be written,
+    /// nothing is left that could be read: what was written before tells of others than there are. Whether the next life of this
+    /// role knows who there is, or that nobody knows.
+    #[must_use]
+    pub(super) fn keep(&self, workers: impl FnOnce(&Moment) -> Vec<Known>) -> bool {
         let _writing = self.writing.lock();
-        let written = (|| {
-            let remembered = Remembered { boot: boot()?, workers: workers(&Moment::now()?) };
-            let new = self.file.with_extension("new");
-            fs::write(&new, serde_json::to_vec(&remembered)?)?;
-            fs::rename(&new, &self.file)
-        })();
-        if let Err(error) = written {
-            tracing::error!(%error, file = %self.file.display(), "cannot remember the L7 workers");
+        let Err(error) = self.write(workers) else { return true };
+        let file = self.file.display();
+        tracing::error!(%error, %file, "cannot remember the L7 workers: should this role start again, it counts as if one did not come back");
+        // That takes no room, and is not to be taken for that there were none.
+        let emptied = OpenOptions::new().write(true).create(true).truncate(true).open(&self.file);
+        if let Err(error) = &emptied {
+            tracing::error!(%error, %file, "nor is what was remembered before taken away: no other L7 worker is taken until one of both works");
         }
+        emptied.is_ok()
+    }
+
+    fn write(&self, workers: impl FnOnce(&Moment) -> Vec<Known>) -> io::Result<()> {
+        let remembered = Remembered { boot: boot()?, workers: workers(&Moment::now()?) };
+        let new = self.file.with_extension("new");
+        fs::write(&new, serde_json::to_vec(&remembered)?)?;
+        fs::rename(&new, &self.file)
     }
 }
 
@@ -259,14 +275,14 @@ mod tests {
         };
         let mut ended = std::process::Command::new("true").spawn().expect("a process");
         ended.wait().expect("ended");
-        memory.keep(|_| vec![known("lives", std::process::id()), known("ended", ended.id())]);
+        assert!(memory.keep(|_| vec![known("lives", std::process::id()), known("ended", ended.id())]));
         let recalled = memory.recall(stale_after);
         let [one] = &recalled[..] else { panic!("{recalled:?}") };
         assert_eq!((one.status.instance.as_str(), one.status.generation), ("lives", 7));
         assert!(one.may_decide());
         assert!(memory.recall(Duration::ZERO).is_empty(), "its time is over");
         // Its time goes on over any number of restarts, whatever was configured since.
-        memory.keep(|moment| recalled.iter().map(|lost| Known::lost(lost, moment)).collect());
+        assert!(memory.keep(|moment| recalled.iter().map(|lost| Known::lost(lost, moment)).collect()));
         for stale_after in [stale_after * 2, Duration::ZERO] {
             let again = memory.recall(stale_after);
             let [again] = &again[..] else { panic!("{again:?}") };
@@ -288,5 +304,33 @@ mod tests {
             let why = unknown.unknown.as_deref().expect("unknown");
             assert!(unknown.may_decide() && why.contains("workers.json` can't be read"), "{why}");
         }
+    }
+
+    /// What was written before knows nothing of a worker that came since.
+    #[test]
+    fn who_could_not_be_remembered_is_unknown_after_a_restart() {
+        let directory = tempfile::tempdir().expect("directory");
+        let memory = Memory::new(directory.path().join("workers.json"));
+        let stale_after = Duration::from_secs(600);
+        let nobody = || memory.keep(|_| Vec::new());
+        // In the way of what is written aside, for root as for anybody.
+        let aside = memory.file.with_extension("new");
+        for is_there in [false, true] {
+            if is_there {
+                assert!(nobody());
+                assert!(memory.recall(stale_after).is_empty());
+            }
+            fs::create_dir(&aside).expect("created");
+            assert!(nobody(), "it is known that nobody knows");
+            let recalled = memory.recall(stale_after);
+            let [unknown] = &recalled[..] else { panic!("{is_there}: {recalled:?}") };
+            let why = unknown.unknown.as_deref().expect("unknown");
+            assert!(unknown.may_decide() && why.contains("could not be written"), "{why}");
+            fs::remove_dir(&aside).expect("removed");
+        }
+        assert!(nobody(), "it can be written again");
+        assert!(memory.recall(stale_after).is_empty());
+        let gone = Memory::new(directory.path().join("gone").join("workers.json"));
+        assert!(!gone.keep(|_| Vec::new()), "what can't even be emptied might be read");
     }
 }
