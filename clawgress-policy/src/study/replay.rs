@@ -8,6 +8,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
+use self::answer::{Answer, Effects, ask};
 use super::sent::may_have_body;
 use crate::effect::Effect;
 use crate::kernel::{self, KernelAction};
@@ -16,6 +17,7 @@ use crate::{
     TunnelProtocol, UPSTREAM_ALPN,
 };
 
+mod answer;
 mod needs;
 
 /// What a record holds of a decision.
@@ -399,7 +401,8 @@ impl Recorded<'_> {
             return Err("what the agent did before");
         }
         let Decision { verdict, policies, .. } = set.decide(&request);
-        Ok(Answer { denied: verdict.err(), policies, quarantine: None, effects: Some(Effects::new()) })
+        let (denied, effects) = (verdict.err(), Some(Effects::new()));
+        Ok(Answer { denied, policies, quarantine: None, effects, reads: Vec::new() })
     }
 
     fn http(&self, set: &PolicySet, host: &Host, port: u16, needs: Needs) -> Result<Answer, &'static str> {
@@ -438,12 +441,18 @@ impl Recorded<'_> {
         }
         let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket };
         let mut tunnel = ask(set, self.agent, operation)?;
-        if tunnel.denied == Some(DropReason::PolicyDenied) && set.asks_send() {
+        let is_unread = tunnel.denied.is_none() && tunnel.reads.is_empty();
+        match tunnel.denied {
             // They are read, and each needs a permit of its own.
-            return Ok(http);
-        }
-        if matches!(tunnel.denied, Some(DropReason::PolicyDenied | DropReason::PolicyForbidden)) {
-            tunnel.denied = Some(DropReason::InspectionRequired);
+            None | Some(DropReason::PolicyDenied) if !is_unread && set.asks_send() => return Ok(http),
+            Some(DropReason::PolicyDenied | DropReason::PolicyForbidden) => {
+                tunnel.denied = Some(DropReason::InspectionRequired);
+            }
+            None if !is_unread => {
+                tunnel.policies = std::mem::take(&mut tunnel.reads);
+                tunnel.denied = Some(DropReason::InspectionRequired);
+            }
+            _ => {}
         }
         Ok(http.then(tunnel))
     }
@@ -529,73 +538,6 @@ impl Recorded<'_> {
     fn is_quarantined_by_policy(&self, reason: &str) -> bool {
         reason == DropReason::AgentQuarantined.name() && !self.policies.is_empty()
     }
-}
-
-/// Ids of policies, and the names of their effects.
-type Effects = BTreeSet<(String, String)>;
-
-/// Why it is denied, if it is, and by which policies.
-struct Answer {
-    denied: Option<DropReason>,
-    policies: Vec<String>,
-    /// The longest quarantine that matches, seconds, and its policy.
-    quarantine: Option<(u64, String)>,
-    /// What it obliges to; none if that is not known.
-    effects: Option<Effects>,
-}
-
-impl Answer {
-    /// The answer of a phase that follows this one, which allows but for what quarantines.
-    fn then(self, mut next: Answer) -> Answer {
-        let longest = match (self.quarantine, next.quarantine.take()) {
-            (Some(first), Some(second)) => Some(if second.0 >= first.0 { second } else { first }),
-            (first, second) => first.or(second),
-        };
-        match longest {
-            Some(longest) => Answer::quarantined(longest),
-            None if next.denied.is_some() => next,
-            None => {
-                next.policies.extend(self.policies);
-                next.effects = self.effects.zip(next.effects).map(|(a, b)| a.into_iter().chain(b).collect());
-                next
-            }
-        }
-    }
-
-    fn quarantined(longest: (u64, String)) -> Answer {
-        let (denied, policies) = (Some(DropReason::AgentQuarantined), vec![longest.1.clone()]);
-        Answer { denied, policies, quarantine: Some(longest), effects: None }
-    }
-}
-
-/// What `set` says. Limits depend on what came before, and are not replayed.
-fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> Result<Answer, &'static str> {
-    let request = Request { agent, operation };
-    if !set.knows_history() && set.needs_history(&request) == Need::Decided {
-        return Err("what the agent did before");
-    }
-    let answer = |decision: Decision| Answer {
-        denied: decision.verdict.err(),
-        policies: decision.policies,
-        quarantine: None,
-        effects: None,
-    };
-    let obligations = match set.obligations(&request) {
-        Ok(obligations) => obligations,
-        Err(failed) => return Ok(answer(failed)),
-    };
-    // What quarantines lets nothing pass, whatever the guards say; the longest, as it is enforced.
-    let quarantines = obligations.iter().filter_map(|o| match o.effect {
-        Effect::Quarantine(seconds) => Some((seconds.unwrap_or(u64::MAX), o.policy.to_string())),
-        _ => None,
-    });
-    // What only logs may have been told what the agent did before.
-    let is_blind = !set.knows_history() && set.needs_history(&request) != Need::None;
-    let effects = || obligations.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect();
-    Ok(match quarantines.max_by_key(|(seconds, _)| *seconds) {
-        Some(longest) => Answer::quarantined(longest),
-        None => Answer { effects: (!is_blind).then(effects), ..answer(set.decide(&request)) },
-    })
 }
 
 fn unknown(why: &str) -> Replayed {

@@ -132,6 +132,42 @@ fn a_replay_asks_for_the_parent_proxy_too() {
     assert_eq!(after, &["alert by odd"]);
 }
 
+/// What is to be read does not pass unread, as the proxy has it.
+#[test]
+fn a_replay_of_a_web_socket_knows_what_is_to_be_read() {
+    let agent = agent("a", "t", 1);
+    let opens = ids(&["http", "saas", "web"]);
+    let opened = Recorded {
+        action: "tunnel",
+        content: Content::WebSocket,
+        policies: &opens,
+        ..recorded(&agent, &opens)
+    };
+    assert_eq!(replay(&opened, TEXT), Replayed::Same);
+    let read = |condition: &str| {
+        format!(
+            "{TEXT}@id(\"read\") @effect(\"intercept\") permit (principal, action == Action::\"tunnel\", resource){condition};\n"
+        )
+    };
+    let replayed = replay(&opened, &read(""));
+    let Replayed::Changed { after, policies, .. } = &replayed else { panic!("{replayed:?}") };
+    assert_eq!((after.as_str(), &policies[..]), ("inspection_required", &ids(&["read"])[..]));
+    let by_read = ids(&["read"]);
+    let denied = Recorded { verdict: Err("inspection_required"), policies: &by_read, ..opened.clone() };
+    assert_eq!(replay(&denied, &read("")), Replayed::Same);
+    assert_eq!(replay(&opened, &read(" when { context.protocol == \"tls\" }")), Replayed::Same);
+    // Where each message is judged, they are.
+    let judged =
+        format!("{}@id(\"say\") permit (principal, action == Action::\"send\", resource);", read(""));
+    undecidable(&opened, &judged, "what was sent");
+    // What is forbidden is not even read.
+    let forbidden =
+        format!("{judged}@id(\"no-ws\") forbid (principal, action == Action::\"tunnel\", resource);");
+    let replayed = replay(&opened, &forbidden);
+    let Replayed::Changed { after, policies, .. } = &replayed else { panic!("{replayed:?}") };
+    assert_eq!((after.as_str(), &policies[..]), ("inspection_required", &ids(&["no-ws"])[..]));
+}
+
 /// What is obliged counts as much as what is allowed.
 #[test]
 fn a_replay_tells_of_effects() {
