@@ -10,7 +10,7 @@ use clawgress_identity::Agent;
 
 use super::{Inner, PolicyErrors, PolicySet};
 use crate::content::{ModelCall, Payload, ToolCall};
-use crate::effect::Effect;
+use crate::effect::{Effect, Obligation};
 use crate::history::History;
 use crate::quota::SCOPES_MAX;
 use crate::request::{Operation, Request, Scheme, TunnelProtocol};
@@ -100,25 +100,30 @@ impl PolicySet {
         Ok(())
     }
 
-    /// Checks what one exchange asks: its limits are kept together, each once.
+    /// Checks what one exchange asks: its limits are kept together, each once. What is read is no tunnel, and held to none of
+    /// its limits, as far as can be known here: the configuration may exclude the host from being read.
     fn check_exchange(
         &self,
         agent: &Agent,
         operations: &[Operation<'_>],
         host: &Host,
     ) -> Result<(), PolicyErrors> {
-        let mut limits = BTreeSet::new();
+        let mut asked = Vec::with_capacity(operations.len());
         for operation in operations {
             let Ok(obligations) = self.obligations(&Request { agent, operation: *operation }) else {
                 return Ok(());
             };
-            let kept = obligations.iter().filter(|obligation| matches!(obligation.effect, Effect::Limit(_)));
-            limits.extend(kept.map(|obligation| obligation.policy.as_ref().to_owned()));
+            asked.push((operation, obligations));
         }
+        let is_read = asked.iter().flat_map(|(_, all)| all).any(|o| o.effect == Effect::Intercept);
+        asked.retain(|(operation, _)| !is_read || !matches!(operation, Operation::Tunnel { .. }));
+        let is_limit = |o: &&Arc<Obligation>| matches!(o.effect, Effect::Limit(_));
+        let limits = asked.iter().flat_map(|(_, all)| all).filter(is_limit);
+        let limits: BTreeSet<&str> = limits.map(|obligation| obligation.policy.as_ref()).collect();
         if limits.len() <= SCOPES_MAX || !operations.iter().all(|operation| self.may_pass(agent, operation)) {
             return Ok(());
         }
-        let asked = operations.iter().map(|operation| format!("`{}`", operation.action()));
+        let asked = asked.iter().map(|(operation, _)| format!("`{}`", operation.action()));
         let asked = asked.collect::<Vec<_>>().join(" and ");
         let shown = limits.iter().take(TOLD_MAX).map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
         let more = if limits.len() > TOLD_MAX { ", …" } else { "" };

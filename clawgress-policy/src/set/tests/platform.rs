@@ -431,6 +431,11 @@ fn limits_of_what_few_permits_are_about_are_counted_too() {
 #[test]
 fn limits_that_no_request_meets_together_are_not_too_many() {
     let pacing = super::platform::pacing;
+    let read = |action: &str, condition: &str| {
+        format!(
+            "@id(\"read\") @effect(\"intercept\") permit (principal, action == Action::\"{action}\", resource){condition};"
+        )
+    };
     for (text, sure) in [
         // Nobody here knows that this host is not the provider's.
         (
@@ -450,6 +455,20 @@ fn limits_that_no_request_meets_together_are_not_too_many() {
             pacing("a", 9, "tool", "resource == Tool::\"github/get_me\"", "")
                 + &pacing("b", 8, "llm", "resource", ""),
             false,
+        ),
+        // What is read is no tunnel.
+        (pacing("a", 9, "tls", "resource", "") + &pacing("b", 8, "tunnel", "resource", ""), true),
+        (
+            pacing("a", 9, "tls", "resource", "")
+                + &pacing("b", 8, "tunnel", "resource", "")
+                + &read("tunnel", ""),
+            false,
+        ),
+        (pacing("own", 17, "tunnel", "resource", "") + &read("tls", ""), false),
+        (pacing("own", 17, "tls", "resource", "") + &read("tunnel", ""), true),
+        (
+            pacing("own", 17, "tunnel", "resource", "") + &read("tunnel", " when { context.port == 8443 }"),
+            true,
         ),
         // What is denied is held to none.
         (
