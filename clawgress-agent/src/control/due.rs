@@ -47,6 +47,7 @@ pub(super) struct Dues {
 #[derive(Debug)]
 struct Waiting {
     due: Due,
+    /// Whether the store has this very one: another, of before a release, would count for nothing.
     is_stored: bool,
 }
 
@@ -60,8 +61,17 @@ pub(super) fn outlasts(kept: Option<Timestamp>, until: Option<Timestamp>) -> boo
 }
 
 /// The key of what is due for the agent of this number.
-pub(super) fn key(agent: u32) -> String {
+fn key(agent: u32) -> String {
     format!("{DUE}{agent}")
+}
+
+// === impl Due ===
+
+impl Due {
+    /// Whether it is the same quarantine of the same agent.
+    fn is(&self, other: &Due) -> bool {
+        (self.agent, self.asked, self.until) == (other.agent, other.asked, other.until)
+    }
 }
 
 // === impl Dues ===
@@ -90,8 +100,10 @@ impl Dues {
         let mut waiting = self.waiting.lock();
         match waiting.get_mut(&due.agent) {
             Some(other) if outlasts(other.due.until, due.until) && !is_settled(&other.due) => {
-                // Who was released since the first one was not since this one.
-                other.due.asked = other.due.asked.max(due.asked);
+                if due.asked > other.due.asked {
+                    // Who was released since the first one was not since this one, and that may be so before it is known here.
+                    (other.due.asked, other.is_stored) = (due.asked, false);
+                }
             }
             _ => drop(waiting.insert(due.agent, Waiting { due, is_stored: false })),
         }
@@ -135,20 +147,14 @@ impl Dues {
         };
         let writes = dues.iter().map(put).collect::<Result<Vec<_>, StoreError>>()?;
         self.store.commit(Transaction { conditions: vec![], writes }).await?;
-        let mut imposed = Vec::new();
-        {
-            let mut waiting = self.waiting.lock();
-            for due in dues {
-                match waiting.get_mut(&due.agent) {
-                    Some(other) => other.is_stored |= other.due.until == due.until,
-                    None => imposed.push(Write::Delete(key(due.agent))),
-                }
+        let mut waiting = self.waiting.lock();
+        for due in dues {
+            // One that came meanwhile is not this one. None was forgotten: that has to wait for the store.
+            if let Some(other) = waiting.get_mut(&due.agent) {
+                other.is_stored |= other.due.is(due);
             }
         }
-        if imposed.is_empty() {
-            return Ok(());
-        }
-        self.store.commit(Transaction { conditions: vec![], writes: imposed }).await.map(drop)
+        Ok(())
     }
 
     /// Forgets those that were seen to.
@@ -159,10 +165,8 @@ impl Dues {
             {
                 let mut waiting = self.waiting.lock();
                 for due in dues {
-                    let is_it =
-                        |other: &Waiting| (other.due.until, other.due.asked) == (due.until, due.asked);
                     // One that came meanwhile waits on.
-                    if waiting.get(&due.agent).is_some_and(is_it) {
+                    if waiting.get(&due.agent).is_some_and(|other| other.due.is(due)) {
                         waiting.remove(&due.agent);
                         writes.push(Write::Delete(key(due.agent)));
                     }

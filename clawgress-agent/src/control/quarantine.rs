@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::released::{RELEASED, Releases};
-use super::due::{self, Due, outlasts};
+use super::due::{Due, outlasts};
 use super::govern::Governor;
 use super::model::{Refusal, parse};
 use super::store::{Revision, StateStore, StoreError, Transaction, Write};
@@ -269,7 +269,7 @@ impl Quarantines {
         let mut writes = vec![Write::Delete(kept.key.clone())];
         match end {
             End::Release(_) => {
-                writes.push(Write::Delete(due::key(whose.1)));
+                // What is due from before is over with this: whoever looks at it next finds it settled.
                 let (at, governed) = (self.clock.now(), self.governor.live());
                 let released = live.released.writes(whose.1, at, &governed.model);
                 writes.extend(released.map_err(|e| Refusal::Invalid(e.to_string()))?);

@@ -4,12 +4,14 @@ use std::path::Path;
 
 use clawgress_api::clock::SystemClock;
 use clawgress_api::config::Config;
+use futures_util::stream::BoxStream;
+use tokio::sync::Notify;
 
 use super::super::audit::{AuditLog, Bounds};
 use super::super::due::Dues;
 use super::super::model::Draft;
 use super::super::signatures::Signatures;
-use super::super::store::MemoryStore;
+use super::super::store::{Commit, MemoryStore, Read};
 use super::super::told;
 use super::*;
 
@@ -358,7 +360,86 @@ async fn the_end_of_its_time_forgets_no_longer_one_that_is_due() {
     assert_eq!(stored().await, [longer]);
     quarantines.put(new(None), "root").await.expect("quarantined");
     quarantines.release(&agent.id, None, "root").await.expect("released");
+    impose_all(&dues, &quarantines).await;
+    assert!(indices(&quarantines).is_empty(), "released since");
     assert_eq!(stored().await, []);
+}
+
+/// The store has a release before this process knows of it.
+#[tokio::test]
+async fn what_comes_between_a_release_and_the_news_of_it_is_stored() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let store = Arc::clone(&quarantines.governor.store);
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let dues = Dues::new(Arc::clone(&store));
+    dues.add(due(&agent, quarantines.clock.now(), None), |_| false);
+    dues.store().await.expect("stored");
+    quarantines.put(new(Some(60)), "root").await.expect("quarantined");
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    let later = due(&agent, quarantines.clock.now(), None);
+    dues.add(later.clone(), |_| false);
+    dues.store().await.expect("stored");
+    // It ends before it gets to it.
+    drop(dues);
+    let dues = Dues::open(store).await.expect("opened");
+    assert_eq!(dues.all(), [later]);
+    impose_all(&dues, &quarantines).await;
+    assert_eq!(indices(&quarantines), [agent.index]);
+}
+
+/// A store whose commits wait until they may go on.
+#[derive(Debug, Default)]
+struct Slow {
+    store: MemoryStore,
+    began: Notify,
+    go_on: Notify,
+}
+
+#[async_trait::async_trait]
+impl StateStore for Slow {
+    async fn read(&self, key: &str, at: Option<Revision>) -> Result<Read, StoreError> {
+        self.store.read(key, at).await
+    }
+
+    async fn scan(&self, prefix: &str, at: Option<Revision>) -> Result<Read, StoreError> {
+        self.store.scan(prefix, at).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
+        self.began.notify_one();
+        self.go_on.notified().await;
+        self.store.commit(transaction).await
+    }
+
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<Commit, StoreError>>, StoreError> {
+        self.store.watch(prefix, from).await
+    }
+}
+
+#[tokio::test]
+async fn what_takes_the_place_of_one_that_is_being_stored_is_stored_too() {
+    let store = Arc::new(Slow::default());
+    let dues = Dues::new(Arc::clone(&store) as _);
+    let of = |second| {
+        let asked = Timestamp::from_second(second).expect("time");
+        Due { agent: 1, asked, until: None, reason: String::new() }
+    };
+    dues.add(of(1), |_| false);
+    let (stored, ()) = tokio::join!(dues.store(), async {
+        store.began.notified().await;
+        // Somebody released the agent in between.
+        dues.add(of(2), |_| true);
+        store.go_on.notify_one();
+    });
+    stored.expect("stored");
+    store.go_on.notify_one();
+    dues.store().await.expect("stored");
+    assert_eq!(Dues::open(store).await.expect("opened").all(), [of(2)]);
 }
 
 /// What waits since before a release is over with it, whatever the agent does next.
