@@ -194,9 +194,9 @@ impl Quarantines {
     /// Whether nothing is left to do of a quarantine that policy wanted when it was `asked`: it is over, one lasts as long, or
     /// somebody released the agent since.
     pub(super) fn is_settled(&self, agent: &Agent, asked: Timestamp, until: Option<Timestamp>) -> bool {
-        let live = self.live();
-        until.is_some_and(|until| until <= self.clock.now())
-            || live.released.settle(agent.index, asked)
+        let (live, now) = (self.live(), self.clock.now());
+        until.is_some_and(|until| until <= now)
+            || live.released.settle(agent.index, asked, now)
             || live.of(agent).is_some_and(|kept| outlasts(kept.until, until))
     }
 
@@ -335,8 +335,22 @@ impl Quarantines {
 
     async fn expire(&self) {
         let mut changes = self.watch();
+        // When it was noted that the clock was set back behind a release, while that can't be stored.
+        let mut set_back = None;
         loop {
             let (now, live) = (self.clock.now(), Arc::clone(&changes.borrow_and_update()));
+            if live.released.is_set_back(now) {
+                let noted = set_back.map_or(now, |noted: Timestamp| noted.min(now));
+                match self.set_back(noted).await {
+                    Ok(()) => set_back = None,
+                    Err(error) => {
+                        tracing::error!(%error, "cannot note that the clock was set back behind a release");
+                        set_back = Some(noted);
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                continue;
+            }
             let is_over = |q: &Quarantine| q.until.is_some_and(|until| until <= now);
             if let Some(entry) = live.entries().find(|q| is_over(q)) {
                 let whose = (entry.agent.clone(), entry.index);
@@ -349,11 +363,23 @@ impl Quarantines {
                 continue;
             }
             let next = live.entries().filter_map(|q| q.until).min();
+            let is_idle = next.is_none() && live.released.is_empty();
             tokio::select! {
                 _ = changes.changed() => {}
-                () = tokio::time::sleep(next.map_or(LOOK_AGAIN, |until| left(now, until))), if next.is_some() => {}
+                () = tokio::time::sleep(next.map_or(LOOK_AGAIN, |until| left(now, until))), if !is_idle => {}
             }
         }
+    }
+
+    /// Notes that the clock was set back to `now`, behind releases.
+    async fn set_back(&self, now: Timestamp) -> Result<(), Refusal> {
+        let _turn = self.turn.lock().await;
+        let all = self.live().released.set_back(now).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        tracing::warn!(%now, "the clock was set back behind releases from quarantine: they count as of now");
+        for writes in all {
+            self.governor.store.commit(Transaction { conditions: vec![], writes }).await?;
+        }
+        Ok(self.reload().await?)
     }
 
     async fn follow(&self) {

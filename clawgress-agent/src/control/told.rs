@@ -96,7 +96,8 @@ impl Follower {
         let asked = record.time.min(governor.clock.now());
         let reason = format!("policy `{}` at request {}", obligation.policy, record.request);
         match until(asked, seconds) {
-            Ok(until) if quarantines.is_settled(agent, asked, until) => {}
+            // By the record's own time: one that is yet to come was before the clock was set back.
+            Ok(until) if quarantines.is_settled(agent, record.time, until) => {}
             Ok(until) => {
                 let due = Due { agent: agent.index, asked, until, reason };
                 self.dues.add(due, |other| quarantines.is_settled(agent, other.asked, other.until));

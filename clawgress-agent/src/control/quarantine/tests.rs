@@ -16,16 +16,20 @@ use super::super::told;
 use super::*;
 
 async fn quarantines(directory: &Path) -> Arc<Quarantines> {
+    opened(directory, Arc::new(SystemClock)).await
+}
+
+async fn opened(directory: &Path, clock: Arc<dyn Clock>) -> Arc<Quarantines> {
     let text = format!(
         "[node]\nname = \"n\"\nrun_dir = \"{}\"\n[datapath]\nmode = \"none\"\n[proxy]\nlisten = [\"127.0.0.1:3128\"]\n[l7]\nresolvers = [\"127.0.0.1:53\"]\n",
         directory.display()
     );
     let config = Arc::new(Config::parse(&text, Path::new("test.toml")).expect("config"));
-    let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
+    let store = Arc::new(MemoryStore::default());
     let bounds = Bounds { segment_bytes_max: 1 << 20, retention_bytes_max: 1 << 24 };
-    let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), clock.clone()).await;
+    let audit = AuditLog::open(directory.join("audit"), bounds, "n".into(), Arc::clone(&clock)).await;
     let channel = clawgress_api::socket::channel(&config.signer_socket()).expect("channel");
-    let parts = (config.clone(), store as _, audit.expect("audit"), clock.clone() as _);
+    let parts = (config.clone(), store as _, audit.expect("audit"), Arc::clone(&clock));
     let governor = Governor::open(parts, Arc::new(Signatures::new(channel))).await;
     let governor = Arc::new(governor.expect("governor"));
     let quarantines = Quarantines::open(governor, clock).await.expect("opened");
@@ -291,6 +295,68 @@ async fn a_release_counts_after_a_restart() {
     assert!(indices(&quarantines).is_empty(), "released since");
     quarantines.impose_due(&due(&agent, quarantines.clock.now(), None)).await.expect("imposed");
     assert_eq!(indices(&quarantines), [agent.index], "what it did since counts");
+}
+
+/// A clock that people set.
+#[derive(Debug)]
+struct Set(parking_lot::Mutex<Timestamp>);
+
+impl Clock for Set {
+    fn now(&self) -> Timestamp {
+        *self.0.lock()
+    }
+}
+
+fn at(time: &str) -> Timestamp {
+    format!("2026-11-27T{time}Z").parse().expect("time")
+}
+
+/// A release that seems to be yet to come hides nothing that its agent does, and goes on to count for what came before.
+#[tokio::test]
+async fn a_release_counts_for_what_came_before_it_however_the_clock_is_set() {
+    let directory = tempfile::tempdir().expect("directory");
+    let clock = Arc::new(Set(parking_lot::Mutex::new(at("12:00:00"))));
+    let mut quarantines = opened(directory.path(), Arc::clone(&clock) as _).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    quarantines.put(new(None), "root").await.expect("quarantined");
+    quarantines.release(&agent.id, None, "root").await.expect("released");
+    let noted = async |quarantines: &Quarantines| {
+        let mut changes = quarantines.watch();
+        let is_noted = |live: &Arc<Quarantined>| !live.released.is_set_back(clock.now());
+        tokio::select! {
+            () = quarantines.expire() => {}
+            seen = changes.wait_for(is_noted) => drop(seen.expect("open")),
+        }
+    };
+    let check = |quarantines: &Quarantines, now: &str, asked: &[(&str, bool)]| {
+        *clock.0.lock() = at(now);
+        for (time, settled) in asked {
+            assert_eq!(quarantines.is_settled(&agent, at(time), None), *settled, "{time} at {now}");
+        }
+    };
+    check(&quarantines, "12:10:00", &[("12:00:00", true), ("12:00:01", false)]);
+    // By an hour; nobody has noted it: what it shows now, it may have shown before the release.
+    let later = ("12:00:01", false);
+    check(&quarantines, "11:00:00", &[("11:59:00", true), later, ("11:00:00", false), ("10:30:00", false)]);
+    noted(&quarantines).await;
+    for _ in 0..2 {
+        check(
+            &quarantines,
+            "11:00:05",
+            &[("11:59:00", true), later, ("11:00:00", false), ("10:30:00", true)],
+        );
+        check(&quarantines, "12:10:00", &[("11:59:00", false), ("11:00:00", false), ("10:30:00", true)]);
+        // A restart changes nothing of that.
+        let governor = Arc::clone(&quarantines.governor);
+        quarantines = Arc::new(Quarantines::open(governor, Arc::clone(&clock) as _).await.expect("opened"));
+    }
+    // And again.
+    check(&quarantines, "09:00:00", &[("09:00:00", false), ("10:30:00", true), ("11:00:00", false)]);
+    noted(&quarantines).await;
+    let asked = [("08:30:00", true), ("09:00:00", false), ("10:30:00", true), ("11:00:00", false)];
+    check(&quarantines, "09:00:05", &asked);
+    quarantines.impose_due(&due(&agent, at("09:00:05"), None)).await.expect("imposed");
+    assert_eq!(indices(&quarantines), [agent.index]);
 }
 
 #[tokio::test]
