@@ -114,16 +114,30 @@ impl std::fmt::Debug for Observer {
     }
 }
 
+/// What follows on a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Follows {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What is put into it, and no more.
+    Told,
+    /// Something that must be durable no later than it.
+    Due,
+}
+
 /// Puts into records of other processes, before they are kept, what those can't know.
 #[async_trait]
 pub trait Marker: std::fmt::Debug + Send + Sync {
-    /// Whether it put anything into this one.
-    fn mark(&self, record: &mut AuditRecord) -> bool;
+    /// Puts it into this one. What follows.
+    fn mark(&self, record: &mut AuditRecord) -> Follows;
     /// Makes durable what must be so no later than the records that were marked.
     ///
     /// # Errors
     /// If it can't be, in words: the records are not taken then.
     async fn settle(&self) -> Result<(), String>;
+    /// Whether all of that is durable, or nobody waits for it any more.
+    fn is_settled(&self) -> bool;
 }
 
 /// Records of another process as they are kept.
@@ -131,8 +145,8 @@ pub trait Marker: std::fmt::Debug + Send + Sync {
 pub struct Marked {
     lines: Vec<Vec<u8>>,
     records: Vec<Arc<AuditRecord>>,
-    /// Whether anything follows on them.
-    follows: bool,
+    /// What follows on them.
+    follows: Follows,
 }
 
 /// Waits for an append to become durable.
@@ -225,7 +239,7 @@ impl AuditLog {
         let lines = records.iter().map(AuditRecord::encode).collect::<Result<Vec<_>, _>>();
         let lines = lines.map_err(|e| AuditError::Record(e.to_string()))?;
         let records = records.into_iter().map(Arc::new).collect();
-        self.queue_marked(Marked { lines, records, follows: false }).await?.durable().await
+        self.queue_marked(Marked { lines, records, follows: Follows::Nothing }).await?.durable().await
     }
 
     /// Queues records as other processes sent them (one JSON document each), in order; the order of
@@ -251,12 +265,12 @@ impl AuditLog {
         let records = documents.iter().map(parse).collect::<Result<Vec<_>, _>>();
         let records = records.map_err(|e| AuditError::Record(e.to_string()))?;
         let marker = self.shared.marker.get();
-        let mut marked = Marked { lines: Vec::new(), records: Vec::new(), follows: false };
+        let mut marked = Marked { lines: Vec::new(), records: Vec::new(), follows: Follows::Nothing };
         for (document, mut record) in documents.into_iter().zip(records) {
-            let is_marked = marker.is_some_and(|marker| marker.mark(&mut record));
-            marked.follows |= is_marked;
+            let follows = marker.map_or(Follows::Nothing, |marker| marker.mark(&mut record));
+            marked.follows = marked.follows.max(follows);
             // A line break is the one thing that is legal JSON and would break the segment.
-            let line = if is_marked {
+            let line = if follows != Follows::Nothing {
                 record.encode().map_err(|e| AuditError::Record(e.to_string()))?
             } else if document.contains(&b'\n') {
                 serde_json::to_vec(&record).map_err(|e| AuditError::Record(e.to_string()))?
@@ -278,7 +292,7 @@ impl AuditLog {
         if lines.len() > APPEND_RECORDS_MAX || lines.iter().any(|l| l.len() > RECORD_BYTES_MAX) {
             return Err(AuditError::TooLarge);
         }
-        if follows {
+        if follows == Follows::Due {
             self.settle(records.len()).await?;
         }
         let (done, pending) = oneshot::channel();
@@ -323,7 +337,12 @@ impl AuditLog {
     /// What followed on records and could not be made durable.
     #[must_use]
     pub fn unsettled(&self) -> Unsettled {
-        self.shared.unsettled.lock().clone()
+        let mut unsettled = self.shared.unsettled.lock();
+        // Those who handed over the records may be gone, or what followed on them was done meanwhile.
+        if self.shared.marker.get().is_none_or(|marker| marker.is_settled()) {
+            unsettled.why = None;
+        }
+        unsettled.clone()
     }
 
     /// Has `observer` see every record that becomes durable from now on, in order; the first one stays.

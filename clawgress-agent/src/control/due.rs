@@ -116,6 +116,11 @@ impl Dues {
         self.waiting.lock().values().map(|waiting| waiting.due.clone()).collect()
     }
 
+    /// Whether each that waits is stored.
+    pub(super) fn are_stored(&self) -> bool {
+        self.waiting.lock().values().all(|waiting| waiting.is_stored)
+    }
+
     /// Waits until one was added.
     pub(super) async fn news(&self) {
         self.news.notified().await;

@@ -14,7 +14,7 @@ use clawgress_policy::effect::{Effect, Obligation};
 use clawgress_policy::{PolicySet, Transport};
 use tokio_util::sync::CancellationToken;
 
-use super::audit::{AuditLog, Marker};
+use super::audit::{AuditLog, Follows, Marker};
 use super::due::{Due, Dues};
 use super::govern::Governor;
 use super::model::Refusal;
@@ -46,20 +46,24 @@ pub(super) fn follow(
 
 #[async_trait]
 impl Marker for Follower {
-    fn mark(&self, record: &mut AuditRecord) -> bool {
-        self.follow(record).is_some_and(|follows| follows)
+    fn mark(&self, record: &mut AuditRecord) -> Follows {
+        self.follow(record).unwrap_or_default()
     }
 
     async fn settle(&self) -> Result<(), String> {
         self.dues.store().await.map_err(|error| format!("a quarantine that is due: {error}"))
+    }
+
+    fn is_settled(&self) -> bool {
+        self.dues.are_stored()
     }
 }
 
 // === impl Follower ===
 
 impl Follower {
-    /// Notes in a record what follows on it. Whether anything does, if that can be asked.
-    fn follow(&self, record: &mut AuditRecord) -> Option<bool> {
+    /// Notes in a record what follows on it, if that can be asked.
+    fn follow(&self, record: &mut AuditRecord) -> Option<Follows> {
         let (id, transport) = connected(record)?;
         let governor = self.governor.upgrade()?;
         let live = governor.live();
@@ -76,8 +80,9 @@ impl Follower {
         let policy = policy.at(record.time.as_millisecond());
         let told = told(&policy, agent, record, transport);
         // All of them, also those that the record has no room for: one is due an agent.
+        let mut is_due = false;
         for obligation in &told {
-            self.quarantine(&governor, agent, obligation, record);
+            is_due |= self.quarantine(&governor, agent, obligation, record);
         }
         for obligation in told.iter().take(EFFECTS_MAX) {
             record.effects.push(EffectRef {
@@ -86,23 +91,40 @@ impl Follower {
                 severity: obligation.severity_told().map(str::to_owned),
             });
         }
-        Some(!told.is_empty())
+        Some(if is_due {
+            Follows::Due
+        } else if told.is_empty() {
+            Follows::Nothing
+        } else {
+            Follows::Told
+        })
     }
 
-    /// Has the agent quarantined from the time of the record on: one that comes again, or late, makes it no longer.
-    fn quarantine(&self, governor: &Governor, agent: &Agent, obligation: &Obligation, record: &AuditRecord) {
-        let Effect::Quarantine(seconds) = obligation.effect else { return };
-        let Some(quarantines) = self.quarantines.upgrade() else { return };
+    /// Has the agent quarantined from the time of the record on: one that comes again, or late, makes it no longer. Whether that
+    /// is still to be done.
+    fn quarantine(
+        &self,
+        governor: &Governor,
+        agent: &Agent,
+        obligation: &Obligation,
+        record: &AuditRecord,
+    ) -> bool {
+        let Effect::Quarantine(seconds) = obligation.effect else { return false };
+        let Some(quarantines) = self.quarantines.upgrade() else { return false };
         let asked = record.time.min(governor.clock.now());
         let reason = format!("policy `{}` at request {}", obligation.policy, record.request);
         match until(asked, seconds) {
             // By the record's own time: one that is yet to come was before the clock was set back.
-            Ok(until) if quarantines.is_settled(agent, record.time, until) => {}
+            Ok(until) if quarantines.is_settled(agent, record.time, until) => false,
             Ok(until) => {
                 let due = Due { agent: agent.index, asked, until, reason };
                 self.dues.add(due, |other| quarantines.is_settled(agent, other.asked, other.until));
+                true
             }
-            Err(refusal) => tracing::warn!(%refusal, agent = %agent.id, "a quarantine is not imposed"),
+            Err(refusal) => {
+                tracing::warn!(%refusal, agent = %agent.id, "a quarantine is not imposed");
+                false
+            }
         }
     }
 }
