@@ -384,7 +384,8 @@ impl Quarantines {
 
     async fn follow(&self) {
         loop {
-            let from = self.governor.store.read(QUARANTINE, None).await.map_or(0, |read| read.revision + 1);
+            // What came since it was read last, too.
+            let from = self.live().revision + 1;
             if let Ok(mut commits) = self.governor.store.watch(QUARANTINE, from).await {
                 while let Some(Ok(commit)) = commits.next().await {
                     let _turn = self.turn.lock().await;

@@ -172,6 +172,31 @@ async fn an_earlier_versions_quarantine_counts_and_ends() {
     }
 }
 
+/// Nodes that share a store each have all of it, also of before they follow.
+#[tokio::test]
+async fn what_another_node_does_counts_here() {
+    let directory = tempfile::tempdir().expect("directory");
+    let quarantines = quarantines(directory.path()).await;
+    let agent = Agent::clone(&quarantines.governor.live().model.agents[&new(None).id]);
+    let (governor, clock) = (Arc::clone(&quarantines.governor), Arc::clone(&quarantines.clock));
+    let other = Quarantines::open(governor, clock).await.expect("opened");
+    other.put(new(None), "root").await.expect("quarantined");
+    assert!(indices(&quarantines).is_empty(), "nobody has said so here");
+    let until = async |count| {
+        let mut changes = quarantines.watch();
+        let is_so = |live: &Arc<Quarantined>| live.indices().count() == count;
+        tokio::select! {
+            () = quarantines.follow() => {}
+            seen = changes.wait_for(is_so) => drop(seen.expect("open")),
+        }
+    };
+    until(1).await;
+    let early = quarantines.clock.now();
+    other.release(&agent.id, None, "root").await.expect("released");
+    until(0).await;
+    assert!(quarantines.is_settled(&agent, early, None), "by a release there, too");
+}
+
 #[tokio::test]
 async fn who_is_quarantined_for_longer_is_not_released_by_the_former_end() {
     let directory = tempfile::tempdir().expect("directory");
