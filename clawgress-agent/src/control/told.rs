@@ -22,6 +22,9 @@ use super::quarantine::{Quarantines, until};
 
 /// Effects that one record is given: what more match is in policy. Quarantines are imposed without this bound.
 const EFFECTS_MAX: usize = 64;
+/// What of a request's name is in the reason of a quarantine: whoever tells of it may call it anything, and is not to keep its agent
+/// from being quarantined by that.
+const REQUEST_CHARS_MAX: usize = 128;
 /// Pause before a quarantine that could not be stored is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -112,7 +115,9 @@ impl Follower {
         let Effect::Quarantine(seconds) = obligation.effect else { return false };
         let Some(quarantines) = self.quarantines.upgrade() else { return false };
         let asked = record.time.min(governor.clock.now());
-        let reason = format!("policy `{}` at request {}", obligation.policy, record.request);
+        let request = record.request.chars().filter(|c| !c.is_control()).take(REQUEST_CHARS_MAX);
+        let request: String = request.collect();
+        let reason = format!("policy `{}` at request {request}", obligation.policy);
         match until(asked, seconds) {
             // By the record's own time: one that is yet to come was before the clock was set back.
             Ok(until) if quarantines.is_settled(agent, record.time, until) => false,
