@@ -501,13 +501,8 @@ impl Drop for Place {
             // It may take a moment to notice.
             let until = since + self.workers.stale_after + REFUSED_TIME_MAX;
             // Noted before it is missing, for who looks at both.
-            let mut lost = self.workers.lost.lock();
-            lost.retain(Lost::may_decide);
-            if lost.len() >= WORKERS_MAX {
-                // Bounded, by those that may decide for the longest.
-                lost.remove(0);
-            }
-            lost.push(Lost { status, pid, quarantine, since, until, unknown: None });
+            let lost = Lost { status, pid, quarantine, since, until, unknown: None };
+            lost.add(&mut self.workers.lost.lock(), WORKERS_MAX);
         });
         // What was remembered before tells of it as connected: then it may decide for longer.
         let _ = self.workers.remember();

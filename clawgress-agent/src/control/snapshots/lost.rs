@@ -203,6 +203,24 @@ fn boot() -> io::Result<String> {
 // === impl Lost ===
 
 impl Lost {
+    /// Adds one. Where there are `most` already, the two that were lost first become one, of which no more is known than that it
+    /// has what either has at least, and may decide for as long as either.
+    pub(super) fn add(self, lost: &mut Vec<Lost>, most: usize) {
+        lost.retain(Lost::may_decide);
+        if lost.len() >= most
+            && let [first, second, ..] = &mut lost[..]
+        {
+            second.status.generation = second.status.generation.min(first.status.generation);
+            // Of one that has none, or of which that is not known, it is the least.
+            second.quarantine = second.quarantine.min(first.quarantine);
+            (second.since, second.until) = (second.since.min(first.since), second.until.max(first.until));
+            (second.status.instance, second.status.pid, second.pid) = ("several".to_owned(), 0, None);
+            second.unknown = Some("more were lost than can be told apart".to_owned());
+            lost.remove(0);
+        }
+        lost.push(self);
+    }
+
     /// Whether it may still decide by what it had: its time is not over, and its process not known to have ended. One
     /// that the kernel can't name here, or whose number another has by now, is taken for the one.
     pub(in crate::control) fn may_decide(&self) -> bool {
@@ -254,6 +272,29 @@ mod tests {
         assert!(lost(None, later).may_decide(), "nobody knows");
         assert!(!lost(Some(id), later).may_decide());
         assert!(!lost(Some(std::process::id()), now).may_decide());
+    }
+
+    #[test]
+    fn of_more_that_are_lost_than_there_is_room_for_none_is_forgotten() {
+        let (mut all, now) = (Vec::new(), Instant::now());
+        for (generation, quarantine, s) in
+            [(7, Some(3), 900), (5, Some(4), 600), (9, Some(2), 600), (9, None, 600)]
+        {
+            let instance = format!("w{generation}");
+            let status =
+                L7Status { instance, pid: 1, generation, draining: false, refused: None, error: None };
+            let (since, until) = (now, now + Duration::from_secs(s));
+            Lost { status, pid: None, quarantine, since, until, unknown: None }.add(&mut all, 2);
+        }
+        let [several, last] = &all[..] else { panic!("{all:?}") };
+        assert_eq!((several.status.generation, several.quarantine), (5, Some(2)));
+        assert_eq!((several.until, several.unknown.is_some()), (now + Duration::from_secs(900), true));
+        assert!(several.may_decide());
+        assert_eq!((last.status.instance.as_str(), last.quarantine), ("w9", None));
+        let (generation, until) = (1, now + Duration::from_secs(600));
+        let status = L7Status { generation, ..last.status.clone() };
+        Lost { status, pid: None, quarantine: None, since: now, until, unknown: None }.add(&mut all, 2);
+        assert_eq!(all[0].quarantine, None, "nobody knows what the former last one had");
     }
 
     #[test]
