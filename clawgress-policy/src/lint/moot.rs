@@ -1,17 +1,24 @@
 //! Content rules about what an opaque permit lets pass unread.
 
+use std::collections::BTreeMap;
+
 use cedar_policy_core::ast::Effect;
 
-use super::facts::Literal;
+use super::facts::{HOST, Literal};
 use super::formula::{Formula, Reading};
 use super::search::Search;
 use super::spans::Spans;
 use super::{Certainty, Lint, Linter, Rule};
+use crate::host::quote;
 use crate::kernel::plan::{groups, in_scope};
+use crate::set::syntax::scope_entity;
 use crate::vocabulary::ActionKind;
 
 /// Ports on which HTTP is expected where a rule names none.
 const PORTS: [i64; 2] = [80, 443];
+
+/// Hosts of a set that are tried for one that two rules are about.
+const HOSTS_TRIED_MAX: usize = 16;
 
 /// A permit of what goes unread.
 struct Opaque<'a> {
@@ -19,6 +26,18 @@ struct Opaque<'a> {
     /// That it matches; and that it does, as far as agents and hosts go.
     matches: Formula<'a>,
     meets: Formula<'a>,
+}
+
+/// All of them.
+struct Permits<'a, 'b> {
+    /// Of TLS, of messages of WebSockets, and of what the kernel forwards.
+    tunnels: Vec<Opaque<'a>>,
+    sockets: Vec<Opaque<'a>>,
+    directs: Vec<Opaque<'a>>,
+    /// That nothing obliges to read what a tunnel permits.
+    unread: Vec<Formula<'b>>,
+    /// Hosts of sets.
+    hosts: BTreeMap<&'b str, Vec<&'b str>>,
 }
 
 impl Linter<'_> {
@@ -35,22 +54,18 @@ impl Linter<'_> {
                 meets: Reading::who_and_where(action, members).policy(rule.ast(), true),
             })
         };
-        let tunnels: Vec<Opaque<'_>> =
-            of(ActionKind::Tunnel).filter(|opaque| lets_tls_pass(opaque, search)).collect();
-        let directs: Vec<Opaque<'_>> =
-            of(ActionKind::Direct).filter(|opaque| lets_web_pass(opaque, search)).collect();
-        let unread = self.unread(rules);
+        let permits = Permits {
+            tunnels: of(ActionKind::Tunnel).filter(|opaque| lets_pass(opaque, "tls", search)).collect(),
+            sockets: of(ActionKind::Tunnel).filter(|opaque| lets_pass(opaque, "websocket", search)).collect(),
+            directs: of(ActionKind::Direct).filter(|opaque| lets_web_pass(opaque, search)).collect(),
+            unread: self.unread(rules),
+            hosts: members.exact_host_sets(),
+        };
         let mut found = Vec::new();
         for content in rules.iter().filter(|rule| is_content(rule)) {
             let of_content = content.actions.iter().filter(|action| action.is_content());
             let here = of_content.map(|a| Reading::who_and_where(*a, members).policy(content.ast(), true));
-            let here: Vec<Formula<'_>> = here.collect();
-            let tunnel = tunnels.iter().find(|opaque| self.meet((content, &here), opaque, &unread, search));
-            let by = tunnel.map(|opaque| (opaque.rule, "TLS")).or_else(|| {
-                let direct =
-                    directs.iter().find(|opaque| self.meet_anywhere((content, &here), opaque, search));
-                direct.map(|opaque| (opaque.rule, "what the kernel forwards"))
-            });
+            let by = self.hidden_by((content, &here.collect::<Vec<_>>()), &permits, search);
             found.extend(by.map(|(opaque, what)| (content, opaque, what)));
         }
         for (content, opaque, what) in found {
@@ -59,11 +74,33 @@ impl Linter<'_> {
                 None => "agents that both are about".to_owned(),
             };
             let message =
-                format!("it counts for nothing in {what} of {whose}: `{}` lets that pass unread", opaque.id);
+                format!("it counts for nothing in {what}, of {whose}: `{}` lets that pass unread", opaque.id);
             let remedy =
-                format!("narrow `{}`, or bear in mind that this rule governs clear text alone", opaque.id);
+                format!("narrow `{}`, or bear in mind that this rule governs what is read alone", opaque.id);
             self.find(content.cedar, None, (Certainty::Warning, Lint::Moot), message, remedy);
         }
+    }
+
+    /// By which permit, and in what, what a rule is about goes unread.
+    fn hidden_by<'a>(
+        &self,
+        (content, here): (&Rule<'_>, &[Formula<'_>]),
+        permits: &Permits<'a, '_>,
+        search: &Search<'_>,
+    ) -> Option<(&'a Rule<'a>, String)> {
+        let Permits { tunnels, sockets, directs, unread, hosts } = permits;
+        let to = |opaque: &Opaque<'_>| Self::host_of_both((content, here), opaque, hosts, search);
+        if let Some(tunnel) = tunnels.iter().find(|o| self.meet((content, here), o, unread, search)) {
+            return Some((tunnel.rule, format!("TLS to {}", to(tunnel))));
+        }
+        if let Some(direct) = directs.iter().find(|o| self.meet_anywhere((content, here), o, search)) {
+            return Some((direct.rule, "what the kernel forwards to any host".to_owned()));
+        }
+        // Messages are read where `send` or `receive` ask what they hold, whatever permits them unread; and never as calls.
+        let is_of_calls = |action: &ActionKind| matches!(action, ActionKind::Llm | ActionKind::Tool);
+        let is_met = |o: &&Opaque<'_>| self.meet((content, here), o, &[], search);
+        let socket = sockets.iter().filter(|_| content.actions.iter().any(is_of_calls)).find(is_met)?;
+        Some((socket.rule, format!("messages of WebSockets to {}", to(socket))))
     }
 
     /// Whether two rules are about the same agent and host, and what the one permits is not read all the same.
@@ -96,6 +133,35 @@ impl Linter<'_> {
             && here.iter().any(|here| search.is_possible(&[here, &direct.meets]))
     }
 
+    /// A host that both are about, in words: one that either names, if there is one.
+    fn host_of_both(
+        (content, here): (&Rule<'_>, &[Formula<'_>]),
+        opaque: &Opaque<'_>,
+        sets: &BTreeMap<&str, Vec<&str>>,
+        search: &Search<'_>,
+    ) -> String {
+        let is_of_both = |host: &&str| {
+            let there = Formula::Is(Literal::Text(HOST.to_owned(), (*host).into(), true));
+            here.iter().any(|here| search.is_possible(&[here, &opaque.meets, &there]))
+        };
+        let mut shown = None;
+        for rule in [content, opaque.rule] {
+            let resource = rule.ast().resource_constraint();
+            let Some(uid) = scope_entity(resource.as_inner()) else { continue };
+            let (kind, id): (String, &str) = (uid.entity_type().to_string(), uid.eid().as_ref());
+            let hosts = match kind.as_str() {
+                "Host" => vec![id],
+                "HostSet" => sets.get(id).cloned().unwrap_or_default(),
+                _ => continue,
+            };
+            if let Some(host) = hosts.into_iter().take(HOSTS_TRIED_MAX).find(is_of_both) {
+                return format!("`{}`", quote(host));
+            }
+            shown = shown.or((kind == "HostSet").then(|| format!("hosts of `{}`", quote(id))));
+        }
+        shown.unwrap_or_else(|| "any host".to_owned())
+    }
+
     /// Whether there may be an agent that both are about: known only where agents are.
     fn have_an_agent(&self, a: &Rule<'_>, b: &Rule<'_>) -> bool {
         self.configuration.agents.is_none() || self.agent_of_both(a, b).is_some()
@@ -111,10 +177,10 @@ impl Linter<'_> {
     }
 }
 
-/// Whether a permit of `tunnel` is one of TLS, which is where requests are hidden.
-fn lets_tls_pass(tunnel: &Opaque<'_>, search: &Search<'_>) -> bool {
-    let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
-    search.is_possible(&[&tunnel.matches, &tls])
+/// Whether a permit of `tunnel` is one of this: requests are hidden in TLS, and what they would say in a WebSocket.
+fn lets_pass(tunnel: &Opaque<'_>, protocol: &str, search: &Search<'_>) -> bool {
+    let protocol = Formula::Is(Literal::Text("context.protocol".to_owned(), protocol.into(), true));
+    search.is_possible(&[&tunnel.matches, &protocol])
 }
 
 /// Whether a permit of `direct` lets pass what is likely to be HTTP.

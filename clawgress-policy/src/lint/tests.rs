@@ -272,6 +272,40 @@ fn content_that_passes_unread_is_told() {
     assert_eq!(moot(&direct(r#"context.protocol == "udp""#), None), [""; 0]);
 }
 
+/// Whatever a rule on content is about: bodies, models or tools.
+#[test]
+fn rules_on_bodies_models_and_tools_are_moot_where_these_are_hidden() {
+    let rules = r#"
+        @id("keys") forbid (principal, action == Action::"send", resource == Host::"packages.test") when { context.findings.contains("private_key") };
+        @id("bodies") permit (principal, action == Action::"send", resource);
+        @id("gpt") forbid (principal, action == Action::"llm", resource in Provider::"openai") when { context.llm.stream };
+        @id("models") permit (principal, action == Action::"llm", resource);
+        @id("jira") permit (principal, action == Action::"tool", resource in ToolServer::"jira");
+    "#;
+    let moot = |condition: &str| {
+        let text = format!(
+            "{rules}\n@id(\"opaque\") permit (principal, action == Action::\"tunnel\", resource in HostSet::\"mirrors\") when {{ {condition} }};"
+        );
+        let found = lint(&text, &Configuration::default()).into_iter().filter(|f| f.lint == Lint::Moot);
+        found.map(|f| (f.policy.unwrap_or_default(), f.message)).collect::<Vec<_>>()
+    };
+    let ids = |found: &[(String, String)]| found.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
+    let tls = moot(r#"context.protocol == "tls""#);
+    assert_eq!(ids(&tls), ["keys", "bodies", "gpt", "models", "jira"]);
+    assert!(
+        tls.iter().all(|(_, message)| message.contains("in TLS to `packages.test`, of agents")),
+        "{tls:?}"
+    );
+    // What asks about messages has them read, and none is read as a call.
+    let messages = moot(r#"context.protocol == "websocket""#);
+    assert_eq!(ids(&messages), ["gpt", "models", "jira"]);
+    assert!(
+        messages.iter().all(|(_, message)| message.contains("in messages of WebSockets to `packages.test`")),
+        "{messages:?}"
+    );
+    assert_eq!(ids(&moot(r#"context.protocol == "unknown""#)), [""; 0]);
+}
+
 #[test]
 fn much_is_bounded() {
     let any: Vec<String> = (0..20)

@@ -28,8 +28,9 @@ pub(super) fn moot(texts: Texts<'_>, agent: &Agent, to: Option<(&Host, u16)>) ->
     ids
 }
 
-/// The policies of `http` and `send` whose scope has the agent and, where it is known, the host: they are asked without their
-/// conditions, all as permits, so that each that matches determines.
+/// The policies of `http`, `send`, `receive`, `llm` and `tool` whose scope has the agent and, where it is known, the host: they are
+/// asked without their conditions, all as permits, so that each that matches determines. Whose models or tools there are at a host
+/// is not known here, so that a policy about some is about any host.
 fn content(text: PolicyInForceRef<'_>, agent: &Agent, to: Option<(&Host, u16)>) -> Vec<String> {
     let PolicyInForceRef { text, sets, surroundings } = text;
     let Ok(set) = text.parse::<cedar_policy::PolicySet>() else { return Vec::new() };
@@ -80,6 +81,12 @@ fn scope(cedar: &cedar_policy::Policy, with_resource: bool) -> String {
     };
     let resource = match cedar.resource_constraint() {
         _ if !with_resource => "resource".to_owned(),
+        ResourceConstraint::In(uid) | ResourceConstraint::Eq(uid) | ResourceConstraint::IsIn(_, uid)
+            if is_offered(uid.type_name()) =>
+        {
+            "resource".to_owned()
+        }
+        ResourceConstraint::Is(kind) if is_offered(&kind) => "resource".to_owned(),
         ResourceConstraint::Any => "resource".to_owned(),
         ResourceConstraint::In(uid) => format!("resource in {uid}"),
         ResourceConstraint::Eq(uid) => format!("resource == {uid}"),
@@ -87,4 +94,9 @@ fn scope(cedar: &cedar_policy::Policy, with_resource: bool) -> String {
         ResourceConstraint::IsIn(kind, uid) => format!("resource is {kind} in {uid}"),
     };
     format!("permit ({principal}, action == Action::\"http\", {resource});")
+}
+
+/// Whether it is the type of what a host offers, or of who offers it.
+fn is_offered(kind: &cedar_policy::EntityTypeName) -> bool {
+    ["Model", "Provider", "Tool", "ToolServer"].contains(&kind.to_string().as_str())
 }

@@ -146,6 +146,31 @@ fn opaque_permits_make_content_rules_moot() {
     assert!(explained("http://api.test/", None, None).moot.is_empty(), "it is read");
 }
 
+/// Rules on bodies are about hosts, those on models and tools about whoever has them, wherever that is.
+#[test]
+fn opaque_permits_make_rules_on_bodies_models_and_tools_moot() {
+    let text = format!(
+        r#"{TEXT}
+@id("keys") forbid (principal, action == Action::"send", resource == Host::"api.test") when {{ context.findings.contains("private_key") }};
+@id("elsewhere") forbid (principal, action == Action::"send", resource == Host::"other.test");
+@id("gpt") forbid (principal, action == Action::"llm", resource in Provider::"openai") when {{ context.llm.stream }};
+@id("mini") forbid (principal, action == Action::"llm", resource == Model::"openai/gpt-5-mini");
+@id("jira") forbid (principal in Team::"t", action == Action::"tool", resource in ToolServer::"jira");
+@id("others") forbid (principal in Team::"other", action == Action::"tool", resource);
+@id("back") forbid (principal, action == Action::"receive", resource in HostSet::"saas") when {{ context.status == 500 }};"#
+    );
+    let (bundle, surroundings) = (bundle(&text), Surroundings::default());
+    let moot = |to: &str, protocol| {
+        let target = Target::parse(to, None, protocol, None).unwrap();
+        let texts = texts(&bundle, &surroundings);
+        explain(&set(&text), texts, &agent("a", "t", 1), (&target, Supposed::default()), TlsReading::Off).moot
+    };
+    let there = ["back", "gpt", "http", "jira", "keys", "mini", "no-admin", "pace"];
+    assert_eq!(moot("https://api.test/", None), there);
+    let anywhere = ["back", "elsewhere", "gpt", "http", "jira", "keys", "mini", "no-admin", "pace"];
+    assert_eq!(moot("203.0.113.53:53", Some("udp")), anywhere);
+}
+
 #[test]
 fn what_follows_on_direct_is_told() {
     let text = r#"
