@@ -32,6 +32,7 @@ pub use members::{SET_MEMBERS_MAX, SET_NAME_BYTES_MAX, SETS_MAX};
 pub use policies::{Alone, Policies, Share};
 pub use request::{
     ALPN_GUESSES, Decision, Operation, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
+    may_have_body,
 };
 pub use set::{
     CallsLook, CallsNeed, Look, NESTING_MAX, NamedSets, Need, OPERATORS_MAX, Opening, Outline,

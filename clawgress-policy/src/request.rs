@@ -17,6 +17,15 @@ pub const UPSTREAM_ALPN: &str = "http/1.1";
 /// refused only if no likely hello could be permitted. The hello itself is judged as it is.
 pub const ALPN_GUESSES: [&[&str]; 4] = [&[], &["h2", "http/1.1"], &["http/1.1"], &["h2"]];
 
+/// Methods of requests that have no body, unless somebody says so.
+const WITHOUT_BODY: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
+
+/// Whether a request by this method may have a body of which nobody speaks.
+#[must_use]
+pub fn may_have_body(method: &str) -> bool {
+    !WITHOUT_BODY.contains(&method)
+}
+
 /// Transport protocols policy can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

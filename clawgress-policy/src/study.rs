@@ -19,5 +19,5 @@ mod tests;
 
 pub use moot::Texts;
 pub use places::{PolicyPlace, caret, places};
-pub use received::{CaseAnswer, Supposed};
+pub use received::{CaseAnswer, CaseAsked, Supposed};
 pub use sent::Body;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::explain::{Explanation, Target, ask};
 use crate::content::{ModelCall, ToolCall};
-use crate::{Host, Look, Operation, PayloadNeed, PolicySet};
+use crate::{Host, Look, Operation, PayloadNeed, PolicySet, may_have_body};
 use clawgress_identity::Agent;
 
 /// A call, as a case has it.
@@ -126,22 +126,27 @@ impl Explanation {
         let Target::Url { host, port, method, .. } = target else { return self };
         if self.opaque.is_some() {
             // Nobody reads it.
+            if llm.is_some() || tool.is_some() {
+                let note = "what it calls passes unread, so that `llm` and `tool` are not asked";
+                self.notes.push(note.to_owned());
+            }
             return self;
         }
-        let has_none = ["GET", "HEAD", "OPTIONS"].contains(&&**method);
         let model = llm.map(|call| call.operation(host, *port));
         let message = tool.map(|call| call.operation(host, *port));
-        let asks = |need: PayloadNeed| need.decided != Look::Nothing && !has_none;
-        for (name, is_asked, operation, what) in [
-            ("llm", asks(set.needs_call()), model, "a model"),
-            ("tool", asks(set.needs_tool()), message, "a tool"),
+        // What is one is not the other.
+        let is_said = llm.is_some() || tool.is_some();
+        let asks = |need: PayloadNeed| need.decided != Look::Nothing && may_have_body(method) && !is_said;
+        for (name, is_asked, operation, (what, by)) in [
+            ("llm", asks(set.needs_call()), model, ("a model", "`--provider` and `--model`")),
+            ("tool", asks(set.needs_tool()), message, ("a tool", "`--server` and `--tool`")),
         ] {
             match operation {
                 Some(operation) => self.phases.push(ask(set, agent, operation)),
                 None if is_asked => {
                     self.unasked.push(name.to_owned());
                     self.notes.push(format!(
-                        "`{name}` is asked if it calls {what}: say in a case which, and with what"
+                        "`{name}` is asked if it calls {what}: {by} say which, and more with what; in cases `{name}`"
                     ));
                 }
                 None => {}

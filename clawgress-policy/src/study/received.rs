@@ -93,7 +93,7 @@ impl Explanation {
         let Some(answer) = answer else {
             if is_read && set.asks_receive() {
                 self.unasked.push("receive".to_owned());
-                let note = "`receive` is asked of what comes back: say in a case what (`answer`)";
+                let note = "`receive` is asked of what comes back, and nothing is said of that: `--status`, `--answer-bytes`, `--asks-for` and others do, in cases `answer`";
                 self.notes.push(note.to_owned());
             }
             return self;

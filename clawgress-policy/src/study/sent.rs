@@ -6,10 +6,7 @@ use serde::Deserialize;
 
 use super::explain::{Explanation, Phase, ask};
 use crate::content::Payload;
-use crate::{Operation, PolicySet};
-
-/// Methods of requests that have no body, unless somebody says so.
-const WITHOUT_BODY: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
+use crate::{Operation, PolicySet, may_have_body};
 
 /// A body, as the proxy would know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -23,11 +20,6 @@ pub struct Body {
     pub media_type: String,
     /// What is found in it.
     pub findings: Vec<String>,
-}
-
-/// Whether a request by this method may have a body of which nobody speaks.
-pub(super) fn may_have_body(method: &str) -> bool {
-    !WITHOUT_BODY.contains(&method)
 }
 
 /// The explanation of a request with what is said of its body: last, as the proxy asks it, of what is read.

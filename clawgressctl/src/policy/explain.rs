@@ -16,6 +16,7 @@ use clawgress_policy::study::{Body, Supposed, Texts, caret, places};
 use clawgress_policy::{Host, PLATFORM_PREFIX, PolicyBundle, PolicySet, Scheme, Surroundings};
 use jiff::Timestamp;
 
+use self::supposed::Supposing;
 use super::around::Around;
 use super::files::Written;
 use super::{Whose, agents, named, no_agent, surroundings};
@@ -23,6 +24,8 @@ use crate::ca;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Output};
+
+mod supposed;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -48,7 +51,7 @@ pub struct Arguments {
     /// Media type of the body.
     #[arg(long, value_name = "TYPE")]
     media_type: Option<String>,
-    /// What is found in the body, such as `private_key`; as often as there is something.
+    /// What is found in the body, or in the call that it is, such as `private_key`; as often as there is something.
     #[arg(long = "finding", value_name = "NAME")]
     findings: Vec<String>,
     /// The body is so large that it streams, and not all of it was seen.
@@ -78,6 +81,8 @@ pub struct Arguments {
     /// For when: a time such as `2026-11-22T14:00Z`; now if absent.
     #[arg(long)]
     at: Option<Timestamp>,
+    #[command(flatten)]
+    supposing: Supposing,
 }
 
 /// What the policies were read from that a decision names.
@@ -89,6 +94,11 @@ struct Sources<'a> {
 /// Explains.
 pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Arguments) -> Result<(), Failure> {
     let target = target(&arguments).map_err(Failure::Refused)?;
+    let cases = arguments.supposing.cases(&arguments.findings).map_err(Failure::Refused)?;
+    if !cases.is_empty() && !matches!(target, Target::Url { .. }) {
+        let what = "a call and an answer go with a URL such as `https://api.example/x`";
+        return Err(Failure::Refused(what.to_owned()));
+    }
     let Arguments { agent, policy, sets, at, executable, cgroup, certificate, mac, .. } = arguments;
     let tenant = PolicyOwner::Tenant(agent.tenant().to_owned());
     // Without a word, the policy of the agent's own tenant.
@@ -122,8 +132,9 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
     };
     let reading = reading(client, &target).await;
     tell_route(client, &target).await;
-    let by =
-        |reading| explain(&set, texts, agent, (&target, Supposed::default()), reading).in_state(agent.state);
+    let supposed =
+        Supposed { call: cases.call.as_ref(), tool: cases.tool.as_ref(), answer: cases.answer.as_ref() };
+    let by = |reading| explain(&set, texts, agent, (&target, supposed), reading).in_state(agent.state);
     let mut explanation = by(reading.unwrap_or(TlsReading::Off));
     if reading.is_none() && explanation.allowed != by(TlsReading::On).allowed {
         // Denied, or allowed, by what nobody knows.
@@ -153,7 +164,9 @@ fn target(arguments: &Arguments) -> Result<Target, String> {
     let Arguments { to, method, protocol, address, ja4, endpoint, .. } = arguments;
     let Arguments { body_bytes, media_type, findings, streams, .. } = arguments;
     let target = Target::parse(to, method.as_deref(), protocol.as_deref(), address.as_deref())?;
-    let has_body = body_bytes.is_some() || media_type.is_some() || !findings.is_empty() || *streams;
+    // What is found in a call is said by the same word.
+    let is_found = !findings.is_empty() && !arguments.supposing.is_of_call();
+    let has_body = body_bytes.is_some() || media_type.is_some() || is_found || *streams;
     let body = Body {
         bytes: body_bytes.unwrap_or(0),
         streams: *streams,

@@ -11,6 +11,16 @@ use super::{check, ctl, file, run};
 const NIGHT: &str = "@id(\"night\")\npermit (principal, action == Action::\"http\", resource)\nwhen { context.hour >= 22 };\n";
 const SENT: &str = "@id(\"web\") permit (principal, action == Action::\"http\", resource);\n@id(\"net\") permit (principal, action == Action::\"connect\", resource);\n@id(\"small\") permit (principal, action == Action::\"send\", resource) when { context.bytes <= 1000 };\n@id(\"keys\") forbid (principal, action == Action::\"send\", resource) when { context.findings.contains(\"private_key\") };\n";
 
+const CALLS: &str = r#"@id("net") permit (principal, action in [Action::"connect", Action::"http"], resource);
+@id("gpt")
+permit (principal, action == Action::"llm", resource in Provider::"openai") when { context.llm.tokens_estimated <= 100 };
+@id("no-shell") forbid (principal, action == Action::"llm", resource) when { context.llm.tools.contains("shell") };
+@id("ops") permit (principal, action == Action::"tool", resource == Tool::"jira/create") when { context.tool.values.contains("/project=OPS") };
+@id("talk") permit (principal, action == Action::"tool", resource in ToolServer::"jira") when { context.tool.method != "tools/call" };
+@id("back") permit (principal, action == Action::"receive", resource) when { context.status == 200 };
+@id("no-rm") forbid (principal, action == Action::"receive", resource) when { context.call.arguments like "*rm -rf*" };
+"#;
+
 fn path(node: &Node, name: &str, text: &str) -> String {
     file(node, name, text).to_string_lossy().into_owned()
 }
@@ -83,6 +93,52 @@ async fn bodies_are_asked_about() {
     check(&explain(&["--body-bytes", "10"]).await, 0, "by `small`", "");
     check(&explain(&["--body-bytes", "9999"]).await, 5, "send: deny (policy_denied)", "");
     check(&explain(&["--finding", "private_key"]).await, 5, "by `keys`", "by `send`: policy_forbidden");
+}
+
+/// What calls a model or a tool, and what comes back, is supposed by what is said of it; what is not said is not known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_and_answers_are_supposed() {
+    let node = Node::new().start().await;
+    let config = &node.config;
+    let policy = path(&node, "calls.cedar", CALLS);
+    run(config, &["agent", "create", "a"]).await;
+    let explain = async |more: &[&str]| {
+        let all =
+            ["policy", "explain", "a", "http://api.test/", "--method", "POST", "--address", "203.0.113.5"];
+        run(config, &[&all, more, &["--policy", &policy]].concat()).await
+    };
+    check(&explain(&[]).await, 6, "allowed as far as it was asked", "but `llm`, `tool`, `receive` may");
+    let (model, tool, back) =
+        (["--provider", "openai", "--model", "gpt-5"], ["--server", "jira"], ["--status", "200"]);
+    let called = explain(&model).await;
+    check(&called, 6, "llm: allow\n  by `gpt` at ", "but `receive` may");
+    check(&called, 6, "calls.cedar:3\n    ", "--asks-for");
+    check(&explain(&[&model[..], &back].concat()).await, 0, "receive: allow", "");
+    check(&explain(&[&model[..], &["--tokens", "200"]].concat()).await, 5, "llm: deny (policy_denied)", "");
+    check(&explain(&[&model[..], &["--offers", "shell"]].concat()).await, 5, "by `no-shell` at ", "by `llm`");
+    let with = |json: &'static str| [&tool[..], &["--tool", "create", "--arguments", json], &back].concat();
+    check(&explain(&with(r#"{"project":"OPS"}"#)).await, 0, "by `ops` at ", "");
+    check(&explain(&with(r#"{"project":"DEV"}"#)).await, 5, "tool: deny (policy_denied)", "");
+    check(&explain(&with("project=OPS")).await, 1, "", "is not JSON");
+    check(
+        &explain(&[&tool[..], &["--tool-method", "tools/list"], &back].concat()).await,
+        0,
+        "by `talk` at ",
+        "",
+    );
+    let asked = |call: &'static str| [&model[..], &["--asks-for", call]].concat();
+    check(&explain(&asked(r#"sh={"c":"ls"}"#)).await, 0, "allowed", "");
+    check(
+        &explain(&asked(r#"sh={"c":"rm -rf /"}"#)).await,
+        5,
+        "by `no-rm` at ",
+        "by `receive`: policy_forbidden",
+    );
+    let of_address =
+        ["policy", "explain", "a", "203.0.113.5:80", "--provider", "openai", "--policy", &policy];
+    let of_address = run(config, &of_address);
+    check(&of_address.await, 1, "", "go with a URL");
+    check(&explain(&["--model", "gpt-5"]).await, 2, "", "--provider");
 }
 
 /// Which agents, hosts and requests, and not only which text.
