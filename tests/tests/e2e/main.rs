@@ -22,6 +22,7 @@ mod workload_api;
 mod administration;
 mod audit;
 mod certificates;
+mod claims;
 mod clients;
 mod content;
 mod dns;

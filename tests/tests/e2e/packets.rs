@@ -13,7 +13,7 @@ use crate::frames::{self, ACK, FIN, RST, SYN, ethernet, icmp, ip, tcp, udp};
 use crate::support::{admin, curl, finish, site};
 
 /// Time for the records of a batch of cases: queues, a batch, a write.
-const RECORDS_MAX: Duration = Duration::from_secs(20);
+pub const RECORDS_MAX: Duration = Duration::from_secs(20);
 /// Drops of the same kind within one second are one record (`bound::SEEN_INTERVAL_NS`).
 const APART: Duration = Duration::from_millis(1_100);
 
@@ -30,7 +30,7 @@ for frame in sys.argv[2:]:
 const QUESTION: &[u8] = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\0\0\x01\0\x01";
 
 /// A frame that must be dropped.
-struct Case {
+pub struct Case {
     name: &'static str,
     frame: Vec<u8>,
     /// Tells its record from those of other cases; `None` where the drop comes before addresses are read.
@@ -50,13 +50,13 @@ fn known() -> [u8; 6] {
 
 /// An address of FORBIDDEN at which policy permits TCP to ports 80 and 443: names alone keep agents out,
 /// so that a frame taken for a plain SYN would go on.
-fn permitted(n: u8) -> Ipv4Addr {
+pub fn permitted(n: u8) -> Ipv4Addr {
     assert!((1..128).contains(&n), "{n} is in the other half");
     Ipv4Addr::new(198, 51, 100, n)
 }
 
 /// One of FORBIDDEN that policy permits nothing at.
-fn blocked(n: u8) -> Ipv4Addr {
+pub fn blocked(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, 128 + n)
 }
 
@@ -69,18 +69,18 @@ fn blocked_v6(n: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 1, 0, 0, n)
 }
 
-fn syn() -> Vec<u8> {
+pub fn syn() -> Vec<u8> {
     tcp(40_000, 443, SYN)
 }
 
 /// From the known host's own address and MAC.
-fn from_known(to: impl Into<IpAddr>, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn from_known(to: impl Into<IpAddr>, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let to = to.into();
     let source: IpAddr = if to.is_ipv4() { KNOWN.v4.into() } else { KNOWN.v6.into() };
     ip(known(), source, to, protocol, payload)
 }
 
-fn case(name: &'static str, to: impl Into<IpAddr>, reason: &'static str, frame: Vec<u8>) -> Case {
+pub fn case(name: &'static str, to: impl Into<IpAddr>, reason: &'static str, frame: Vec<u8>) -> Case {
     Case { name, frame, to: Some(to.into()), reason }
 }
 
@@ -121,7 +121,7 @@ fn with_extensions(to: Ipv6Addr, extensions: &[(u8, &[u8])], last: u8, payload: 
 }
 
 /// The frame with tags in front of what it carries, outermost first: (EtherType, tag).
-fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+pub fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     tags.iter().rev().fold(frame.to_vec(), |inner, (ethertype, tag)| frames::tagged(&inner, *ethertype, *tag))
 }
 
@@ -146,7 +146,7 @@ pub fn sum(bytes: &[u8]) -> u16 {
 }
 
 /// Puts a frame on the wire in `host`, addressed to the gateway.
-fn send(site: &Site, host: Host, interface: &str, frame: &[u8]) {
+pub fn send(site: &Site, host: Host, interface: &str, frame: &[u8]) {
     let mut frame = checked(frame.to_vec());
     frame[..6].copy_from_slice(&mac(GATEWAY.mac));
     let hex: String = frame.iter().map(|b| format!("{b:02x}")).collect();
@@ -169,30 +169,28 @@ fn tells(record: &AuditRecord, case: &Case) -> bool {
 
 /// Sends each case, each followed by a good request, and waits for the records of all.
 #[track_caller]
-fn denied(site: &Site, host: Host, cases: &[Case]) {
-    let mut unread = Vec::new();
+pub fn denied(site: &Site, host: Host, cases: &[Case]) {
+    let records = || admin(site).audit(&AuditQuery::default());
+    let count = |records: &[AuditRecord], case: &Case| records.iter().filter(|r| tells(r, case)).count();
+    let known = records().unwrap();
+    let wanted = |case: &Case| {
+        // Without addresses only their number tells them apart.
+        let alike = cases.iter().filter(|c| c.to.is_none() && c.reason == case.reason).count();
+        count(&known, case) + if case.to.is_none() { alike } else { 1 }
+    };
     for case in cases {
         if case.to.is_none() {
-            // Without addresses only their number tells them apart.
             std::thread::sleep(APART);
-            unread.push(case.reason);
         }
         send(site, host, "eth0", &case.frame);
         good(site, case.name);
     }
     let mut missing = String::new();
     let waited = site.gateway.lab.wait("the records", RECORDS_MAX, || {
-        let records = admin(site).audit(&AuditQuery::default())?;
-        let is_told = |case: &Case| {
-            let wanted = match case.to {
-                Some(_) => 1,
-                None => unread.iter().filter(|r| **r == case.reason).count(),
-            };
-            records.iter().filter(|r| tells(r, case)).count() >= wanted
-        };
+        let records = records()?;
         let untold: Vec<String> = cases
             .iter()
-            .filter(|c| !is_told(c))
+            .filter(|case| count(&records, case) < wanted(case))
             .map(|c| {
                 let told = records.iter().filter(|r| c.to.is_some() && r.destination.ip == c.to);
                 let told: Vec<_> = told.filter_map(|r| r.reason).map(|r| r.name()).collect();
@@ -235,59 +233,60 @@ fn without_xdp(site: &mut Site, reason: &'static str, frames: &[Vec<u8>]) {
 #[test]
 fn options_fragments_and_extension_headers() {
     let site = site();
+    denied(&site, Host::Known, &headers());
+    finish(site);
+}
+
+/// IPv4 with options, fragments of both families, and extension headers.
+pub fn headers() -> Vec<Case> {
     let route = [131, 7, 4, 198, 51, 100, 66, 0];
     let tiny = &syn()[..8];
-    denied(
-        &site,
-        Host::Known,
-        &[
-            case("router alert", permitted(1), "ipv4_options", with_options(permitted(1), &[148, 4, 0, 0])),
-            case("source route", permitted(2), "ipv4_options", with_options(permitted(2), &route)),
-            case("longest header", permitted(3), "ipv4_options", with_options(permitted(3), &[1; 40])),
-            case("first fragment", permitted(4), "fragment", fragment(permitted(4), 0x2000, &syn())),
-            case("tiny first fragment", permitted(5), "fragment", fragment(permitted(5), 0x2000, tiny)),
-            case("second fragment", permitted(6), "fragment", fragment(permitted(6), 3, &syn())),
-            case("overlapping fragment", permitted(7), "fragment", fragment(permitted(7), 0x2001, &syn())),
-            case("evil bit", permitted(8), "malformed", fragment(permitted(8), 0x8000, &syn())),
-            case(
-                "IPv6 fragment",
-                permitted_v6(1),
-                "fragment",
-                with_extensions(permitted_v6(1), &[(44, &[0, 1, 0, 0, 0, 7])], 6, &syn()),
-            ),
-            case(
-                "IPv6 atomic fragment",
-                permitted_v6(2),
-                "fragment",
-                with_extensions(permitted_v6(2), &[(44, &[0, 0, 0, 0, 0, 7])], 6, &syn()),
-            ),
-            case(
-                "three extension headers",
-                permitted_v6(3),
-                "ipv6_extension",
-                with_extensions(permitted_v6(3), &[(60, &[]), (60, &[]), (60, &[])], 6, &syn()),
-            ),
-            case(
-                "hop-by-hop behind another header",
-                permitted_v6(4),
-                "ipv6_extension",
-                with_extensions(permitted_v6(4), &[(60, &[]), (0, &[])], 6, &syn()),
-            ),
-            case(
-                "a long extension header",
-                permitted_v6(5),
-                "ipv6_extension",
-                with_extensions(permitted_v6(5), &[(60, &[0; 126])], 6, &syn()),
-            ),
-            case(
-                "routing header",
-                permitted_v6(6),
-                "ipv6_routing",
-                with_extensions(permitted_v6(6), &[(43, &[0, 1, 0, 0, 0, 0])], 6, &syn()),
-            ),
-        ],
-    );
-    finish(site);
+    vec![
+        case("router alert", permitted(1), "ipv4_options", with_options(permitted(1), &[148, 4, 0, 0])),
+        case("source route", permitted(2), "ipv4_options", with_options(permitted(2), &route)),
+        case("longest header", permitted(3), "ipv4_options", with_options(permitted(3), &[1; 40])),
+        case("first fragment", permitted(4), "fragment", fragment(permitted(4), 0x2000, &syn())),
+        case("tiny first fragment", permitted(5), "fragment", fragment(permitted(5), 0x2000, tiny)),
+        case("second fragment", permitted(6), "fragment", fragment(permitted(6), 3, &syn())),
+        case("overlapping fragment", permitted(7), "fragment", fragment(permitted(7), 0x2001, &syn())),
+        case("evil bit", permitted(8), "malformed", fragment(permitted(8), 0x8000, &syn())),
+        case(
+            "IPv6 fragment",
+            permitted_v6(1),
+            "fragment",
+            with_extensions(permitted_v6(1), &[(44, &[0, 1, 0, 0, 0, 7])], 6, &syn()),
+        ),
+        case(
+            "IPv6 atomic fragment",
+            permitted_v6(2),
+            "fragment",
+            with_extensions(permitted_v6(2), &[(44, &[0, 0, 0, 0, 0, 7])], 6, &syn()),
+        ),
+        case(
+            "three extension headers",
+            permitted_v6(3),
+            "ipv6_extension",
+            with_extensions(permitted_v6(3), &[(60, &[]), (60, &[]), (60, &[])], 6, &syn()),
+        ),
+        case(
+            "hop-by-hop behind another header",
+            permitted_v6(4),
+            "ipv6_extension",
+            with_extensions(permitted_v6(4), &[(60, &[]), (0, &[])], 6, &syn()),
+        ),
+        case(
+            "a long extension header",
+            permitted_v6(5),
+            "ipv6_extension",
+            with_extensions(permitted_v6(5), &[(60, &[0; 126])], 6, &syn()),
+        ),
+        case(
+            "routing header",
+            permitted_v6(6),
+            "ipv6_routing",
+            with_extensions(permitted_v6(6), &[(43, &[0, 1, 0, 0, 0, 0])], 6, &syn()),
+        ),
+    ]
 }
 
 #[test]
@@ -459,26 +458,35 @@ fn destinations_that_lead_back() {
 #[test]
 fn tags_and_frames_of_other_kinds() {
     let mut site = site();
-    let (q, ad) = (0x8100, 0x88A8);
+    tags_are_judged_by_what_they_say(&mut site);
+    finish(site);
+}
+
+const Q: u16 = 0x8100;
+const AD: u16 = 0x88A8;
+
+/// Tags, and frames of other kinds; with XDP and without, and of what is permitted as well.
+#[track_caller]
+pub fn tags_are_judged_by_what_they_say(site: &mut Site) {
     let plain = checked(from_known(blocked(20), 6, &syn()));
     // A priority tag names no VLAN: the verdict is that of the frame without it.
     let priority = |n, tags: &[(u16, u16)]| tagged(&checked(from_known(blocked(n), 6, &syn())), tags);
     denied(
-        &site,
+        site,
         Host::Known,
         &[
-            case("VLAN 0", blocked(21), "policy_denied", priority(21, &[(q, 0xE000)])),
-            case("VLAN 0 twice", blocked(22), "policy_denied", priority(22, &[(ad, 0), (q, 0)])),
+            case("VLAN 0", blocked(21), "policy_denied", priority(21, &[(Q, 0xE000)])),
+            case("VLAN 0 twice", blocked(22), "policy_denied", priority(22, &[(AD, 0), (Q, 0)])),
         ],
     );
     denied(
-        &site,
+        site,
         Host::Known,
         &[
-            unread("VLAN 5", "vlan_unsupported", tagged(&plain, &[(q, 5)])),
-            unread("QinQ", "vlan_unsupported", tagged(&plain, &[(ad, 5), (q, 6)])),
-            unread("two priority tags and a VLAN", "vlan_unsupported", tagged(&plain, &[(ad, 0), (q, 7)])),
-            unread("triple tags", "vlan_unsupported", tagged(&plain, &[(ad, 0), (q, 0), (q, 0)])),
+            unread("VLAN 5", "vlan_unsupported", tagged(&plain, &[(Q, 5)])),
+            unread("QinQ", "vlan_unsupported", tagged(&plain, &[(AD, 5), (Q, 6)])),
+            unread("two priority tags and a VLAN", "vlan_unsupported", tagged(&plain, &[(AD, 0), (Q, 7)])),
+            unread("triple tags", "vlan_unsupported", tagged(&plain, &[(AD, 0), (Q, 0), (Q, 0)])),
             unread("MPLS", "ethertype_unsupported", ethernet(known(), 0x8847, &plain[14..])),
             unread("PPPoE", "ethertype_unsupported", ethernet(known(), 0x8864, &plain[14..])),
             unread("IPv4 as IPv6", "malformed", ethernet(known(), 0x86DD, &plain[14..])),
@@ -487,17 +495,16 @@ fn tags_and_frames_of_other_kinds() {
     );
     // Where there is no XDP, the kernel takes the outer tag off before TC sees the frame.
     let frames =
-        [tagged(&plain, &[(q, 5)]), tagged(&plain, &[(ad, 5), (q, 6)]), tagged(&plain, &[(ad, 0), (q, 7)])];
-    without_xdp(&mut site, "vlan_unsupported", &frames);
+        [tagged(&plain, &[(Q, 5)]), tagged(&plain, &[(AD, 5), (Q, 6)]), tagged(&plain, &[(AD, 0), (Q, 7)])];
+    without_xdp(site, "vlan_unsupported", &frames);
     // The same for what is permitted: a question under a priority tag is answered, under a VLAN's it is not.
     let question = checked(from_known(DNS.0, 17, &udp(40_001, 53, QUESTION)));
     let asked = |site: &Site| site.gateway.lab.world().unwrap().dns_queries;
-    let before = asked(&site);
-    send(&site, Host::Known, "eth0", &tagged(&question, &[(q, 5)]));
+    let before = asked(site);
+    send(site, Host::Known, "eth0", &tagged(&question, &[(Q, 5)]));
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(asked(&site), before, "a VLAN's packet was taken for the port's");
-    send(&site, Host::Known, "eth0", &tagged(&question, &[(q, 0)]));
-    let answered = site.gateway.lab.wait("the question", RECORDS_MAX, || Ok(asked(&site) > before));
+    assert_eq!(asked(site), before, "a VLAN's packet was taken for the port's");
+    send(site, Host::Known, "eth0", &tagged(&question, &[(Q, 0)]));
+    let answered = site.gateway.lab.wait("the question", RECORDS_MAX, || Ok(asked(site) > before));
     assert!(answered.is_ok(), "a priority tag made a permitted packet another one");
-    finish(site);
 }
