@@ -37,6 +37,7 @@ mod keys;
 mod limits;
 mod llm;
 mod models;
+mod offloads;
 mod oidc;
 mod packets;
 mod parents;

@@ -28,6 +28,7 @@ const PROGRAMS: &[Program] = &[
     program("dpkg", "dpkg", Scope::Build, "unpacks rust-src"),
     program("ip", "iproute2", Scope::Lab, "makes network namespaces"),
     program("nft", "nftables", Scope::Lab, "counts forbidden packets, filters in the gateway"),
+    program("ethtool", "ethtool", Scope::Lab, "turns the offloads of the lab's interfaces off"),
     program("nsenter", "util-linux", Scope::Lab, "runs programs in the lab's hosts"),
     program("setpriv", "util-linux", Scope::Lab, "takes privileges away from the proxy"),
     program("mount", "mount", Scope::Lab, "mounts the BPF file system"),
