@@ -1,21 +1,22 @@
-//! Countries and hours, in both planes: what the data say of an address changes its verdict while traffic
-//! runs, in the kernel and in the proxy alike.
+//! Countries, autonomous systems and hours, in both planes: what the data say of an address, and what the clock says,
+//! changes its verdict while traffic runs, in the kernel and in the proxy alike.
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use clawgress_api::Plane;
+use clawgress_api::{AuditRecord, Plane};
 use clawgress_e2e::lab::{GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{API, LLM, addresses};
 use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::support::{admin, codes, curl, curl_within, denied, finish, proxy, record};
-use writer::{Writer, map, text};
+use writer::{Writer, map, number, text};
 
 #[path = "../../../xtask/src/setup/mmdb.rs"]
-#[expect(dead_code, reason = "set-up takes what this test doesn't")]
+#[expect(dead_code, reason = "set-up takes what these tests don't")]
 mod writer;
 
 /// Longest wait for a file that changed to be in force in both planes.
@@ -26,21 +27,37 @@ const NOT_THERE: &str = r#"
 forbid (principal, action == Action::"connect", resource in Country::"FR");
 "#;
 
+const NOT_THEM: &str = r#"
+@id("not-them")
+forbid (principal, action == Action::"connect", resource in Asn::"AS64500");
+"#;
+
 /// Puts a data file in place that has these hosts in France, and the rest of the world elsewhere.
 fn put(path: &Path, hosts: &[&str]) {
     let record = |code: &str| map(&[("country", map(&[("iso_code", text(code))]))]);
+    write(path, "Lab-Country", &record("DE"), &record("FR"), hosts);
+}
+
+/// As [`put`], of what belongs to AS 64500; all else is of AS 64511.
+fn put_asns(path: &Path, hosts: &[&str]) {
+    let record = |asn| map(&[("autonomous_system_number", number(asn))]);
+    write(path, "Lab-ASN", &record(64_511), &record(64_500), hosts);
+}
+
+/// A file by which these hosts, and one that is none, have one record, and the rest of the world another.
+fn write(path: &Path, database: &str, elsewhere: &[u8], there: &[u8], hosts: &[&str]) {
     let mut writer = Writer::new();
-    writer.insert(0, 1, &record("DE"));
-    writer.insert(u128::from(u32::from_be_bytes([192, 0, 2, 200])), 128, &record("FR"));
+    writer.insert(0, 1, elsewhere);
+    writer.insert(u128::from(u32::from_be_bytes([192, 0, 2, 200])), 128, there);
     for ip in hosts.iter().flat_map(|host| addresses(host)) {
         let bits = match ip {
             IpAddr::V4(v4) => u128::from(v4.to_bits()),
             IpAddr::V6(v6) => v6.to_bits(),
         };
-        writer.insert(bits, 128, &record("FR"));
+        writer.insert(bits, 128, there);
     }
     let new = path.with_extension("new");
-    fs::write(&new, writer.finish("Lab-Country", 1_780_000_000)).unwrap();
+    fs::write(&new, writer.finish(database, 1_780_000_000)).unwrap();
     fs::rename(&new, path).unwrap();
 }
 
@@ -101,6 +118,116 @@ fn a_country_is_denied_in_both_planes_as_soon_as_the_data_say_so() {
     assert!(steered().ok());
     assert_eq!(proxied(), (200, 200));
     replay_is_exact(&site);
+    finish(site);
+}
+
+/// A host is asked for by the route, and by the explicit proxy: whether it was reached, and the proxy's answer.
+fn asked(site: &Site, host: &str) -> [bool; 2] {
+    let url = format!("https://{host}/");
+    let steered = ["-4", "-6"].map(|family| curl_within(site, Host::Known, 3, &[family, &url]).ok());
+    assert_eq!(steered[0], steered[1], "{host}: its families are judged otherwise");
+    let through = proxy(ASSISTANT, &site.assistant_key);
+    let codes = codes(&curl(site, Host::Anon, &["--proxy", &through, &url]));
+    assert!(codes.1 == 200 || codes == (0, 403), "{host}: {codes:?}");
+    [steered[0], codes.1 == 200]
+}
+
+/// Both planes have denied this host for that policy in `generation`, the kernel of both its families.
+#[track_caller]
+fn told_in_both_planes(site: &Site, host: &str, policy: &str, generation: u64) {
+    let is_it = |r: &AuditRecord| {
+        denied(r, "policy_forbidden") && r.generation == generation && r.policies == [policy]
+    };
+    for ip in addresses(host) {
+        record(site, &format!("the drop to {ip}"), |r| {
+            is_it(r) && r.plane == Plane::Kernel && r.destination.ip == Some(ip)
+        });
+    }
+    record(site, &format!("the refusal of {host}"), |r| {
+        is_it(r) && r.plane == Plane::L7 && r.destination.host.as_deref() == Some(host)
+    });
+}
+
+#[test]
+fn an_autonomous_system_is_denied_in_both_planes() {
+    let lab = Lab::builder().start().unwrap();
+    let data = lab.dir().join("asn.mmdb");
+    put_asns(&data, &[API]);
+    let more = format!("[geo]\nasn = \"{}\"\n", data.display());
+    let site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+    let admin = admin(&site);
+    assert_eq!(asked(&site, API), [true; 2], "no policy asks whose it is yet");
+    let policy = format!("{POLICY}{NOT_THEM}");
+    admin.apply_text(site.gateway.lab.dir(), &policy, SETS).unwrap().check().unwrap();
+    let generation = admin.agreed().unwrap().generation;
+    assert_eq!((asked(&site, API), asked(&site, LLM)), ([false; 2], [true; 2]));
+    told_in_both_planes(&site, API, "not-them", generation);
+
+    // Its addresses become somebody else's.
+    put_asns(&data, &[LLM]);
+    let generation = moved_on(&site, generation);
+    assert_eq!((asked(&site, API), asked(&site, LLM)), ([true; 2], [false; 2]));
+    told_in_both_planes(&site, LLM, "not-them", generation);
+    finish(site);
+}
+
+/// What is to be tried before a turn takes less, on a machine that has time.
+const BEFORE_THE_TURN: SignedDuration = SignedDuration::from_secs(30);
+/// Turns that are tried, on one that has none.
+const TURNS_MAX: usize = 4;
+
+/// The first minute to begin after that much time.
+fn a_minute_to_come() -> Timestamp {
+    let soon = (Timestamp::now() + BEFORE_THE_TURN).as_second();
+    Timestamp::from_second((soon / 60 + 1) * 60).unwrap()
+}
+
+/// From `turn` on one host is forbidden, and until then another.
+fn turning(turn: Timestamp) -> String {
+    format!(
+        r#"{POLICY}
+@id("from-then-on")
+forbid (principal, action == Action::"connect", resource in NetworkSet::"closing") when {{ context.time >= datetime("{turn}") }};
+@id("until-then")
+forbid (principal, action == Action::"connect", resource in NetworkSet::"opening") when {{ context.time < datetime("{turn}") }};
+"#
+    )
+}
+
+fn networks(name: &str, host: &str) -> String {
+    let list: Vec<String> = addresses(host)
+        .iter()
+        .map(|ip| format!("\"{ip}/{}\"", if ip.is_ipv4() { 32 } else { 128 }))
+        .collect();
+    format!("{name} = [{}]\n", list.join(", "))
+}
+
+#[test]
+fn a_window_of_time_that_turns_changes_what_both_planes_permit() {
+    let site = Site::start(Lab::builder().start().unwrap(), GatewayOptions::default()).unwrap();
+    let admin = admin(&site);
+    let sets = format!("{SETS}{}{}", networks("closing", LLM), networks("opening", API));
+    let mut before = None;
+    for _ in 0..TURNS_MAX {
+        let turn = a_minute_to_come();
+        admin.apply_text(site.gateway.lab.dir(), &turning(turn), &sets).unwrap().check().unwrap();
+        let generation = admin.agreed().unwrap().generation;
+        let seen = (asked(&site, LLM), asked(&site, API));
+        // What was seen later tells nothing of the time before.
+        if Timestamp::now() < turn {
+            assert_eq!(seen, ([true; 2], [false; 2]), "before {turn}");
+            before = Some((turn, generation));
+            break;
+        }
+    }
+    let (turn, generation) = before.unwrap();
+    told_in_both_planes(&site, API, "until-then", generation);
+
+    // Nobody applies anything: the clock does.
+    std::thread::sleep(Timestamp::now().duration_until(turn).try_into().unwrap_or_default());
+    let generation = moved_on(&site, generation);
+    assert_eq!((asked(&site, LLM), asked(&site, API)), ([false; 2], [true; 2]), "after {turn}");
+    told_in_both_planes(&site, LLM, "from-then-on", generation);
     finish(site);
 }
 
