@@ -51,6 +51,8 @@ mod network;
 mod older;
 #[path = "datapath/pacing.rs"]
 mod pacing;
+#[path = "datapath/path_mtu.rs"]
+mod path_mtu;
 #[path = "datapath/peer.rs"]
 mod peer;
 #[path = "datapath/prepared.rs"]
