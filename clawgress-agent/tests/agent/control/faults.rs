@@ -1,14 +1,17 @@
 //! A store that fails between a change and its record.
 
+use clawgress_api::proto::snapshots_client::SnapshotsClient;
+use clawgress_api::proto::{Hello, watch_request};
+
 use super::*;
 
 /// A store that commits, and may never come back from it.
-#[derive(Debug)]
-struct Fatal {
-    store: MemoryStore,
-    is_fatal: AtomicBool,
+#[derive(Debug, Default)]
+pub struct Fatal {
+    pub store: MemoryStore,
+    pub is_fatal: AtomicBool,
     /// Whether it takes nothing.
-    is_full: AtomicBool,
+    pub is_full: AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -109,4 +112,23 @@ async fn a_turn_that_fails_is_told_and_made_later() {
     until("the turn", async || status(&node).await.generation > before.generation).await;
     until("no warning", async || !status(&node).await.warnings.iter().any(|w| w.contains(told))).await;
     role.stop().await;
+}
+
+/// The next start would take those it knows of for all that may decide.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_nobody_would_remember_is_not_taken() {
+    let node = Node::new().start().await;
+    // Nothing can be written in its place, nor can it be emptied.
+    let file = node.config.node.state_dir.join("control").join("workers.json");
+    std::fs::create_dir(&file).expect("created");
+    let mut client = SnapshotsClient::new(socket::channel(&node.config.control_socket()).expect("channel"));
+    let hello = Hello { instance: "w".into(), pid: 1, version: "test".into(), prepares: false };
+    let hello = WatchRequest { kind: Some(watch_request::Kind::Hello(hello)) };
+    let refused = client.watch(tokio_stream::iter([hello])).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(status(&node).await.l7.is_empty());
+    std::fs::remove_dir(&file).expect("removed");
+    let mut worker = node.silent_worker("w").await;
+    worker.next().await;
+    assert_eq!(status(&node).await.l7.len(), 1);
 }

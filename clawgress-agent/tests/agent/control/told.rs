@@ -1,15 +1,20 @@
 //! What follows on records of `connect`: in the record itself, and in a quarantine.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use clawgress_agent::control;
+use clawgress_api::clock::SystemClock;
 use clawgress_api::proto::{AuditBatch, Empty, Name};
 use clawgress_api::{AgentRef, AuditQuery, AuditRecord, Plane, RecordKind, Verdict};
 use clawgress_identity::{Agent, AgentState, IdentityMethod};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{apply, create, records};
-use crate::node::{Node, parse, until};
+use super::faults::Fatal;
+use super::{apply, create, records, status};
+use crate::node::{Node, Role, parse, until};
 
 const TEXT: &str = r#"
 @id("net") permit (principal, action in [Action::"connect", Action::"direct"], resource) when { context.protocol == "udp" };
@@ -34,11 +39,17 @@ fn decision(agent: &Agent, plane: Plane, to: (&str, u16), verdict: Verdict) -> A
 }
 
 async fn hand_over(node: &Node, records: &[AuditRecord]) {
+    try_to_hand_over(node, records).await.expect("ack");
+}
+
+async fn try_to_hand_over(node: &Node, records: &[AuditRecord]) -> Result<(), tonic::Status> {
     let (sender, receiver) = mpsc::channel(1);
     let mut acks = node.audit().append(ReceiverStream::new(receiver)).await.expect("append").into_inner();
     let records = records.iter().map(|record| serde_json::to_vec(record).expect("json")).collect();
     sender.send(AuditBatch { sequence: 1, records }).await.expect("sent");
-    acks.message().await.expect("ack").expect("ack");
+    let ack = acks.message().await?;
+    assert_eq!(ack.map(|ack| ack.sequence), Some(1));
+    Ok(())
 }
 
 /// `POLICY EFFECT SEVERITY` of each decision, by its port.
@@ -130,6 +141,16 @@ async fn many_alerts_take_no_quarantine() {
     until("the quarantine", async || quarantined(&node).await == ["default/a"]).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_name_of_a_request_keeps_its_agent_from_being_quarantined() {
+    let node = Node::new().start().await;
+    let agent = create(&node, "a").await.agent;
+    apply(&node, TRAP).await;
+    let record = AuditRecord { request: "nobody's\n".repeat(200), ..trapped(&agent) };
+    hand_over(&node, &[record]).await;
+    until("the quarantine", async || quarantined(&node).await == ["default/a"]).await;
+}
+
 /// A worker hands over again what was not acknowledged, and nobody has to do anything for it twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_come_again_or_late_quarantine_nobody_anew() {
@@ -175,4 +196,35 @@ async fn what_follows_on_a_parent_proxys_address_follows() {
     hand_over(&node, &[record]).await;
     assert_eq!(effects(&node).await, [(443, vec!["trap quarantine medium".to_owned()])]);
     until("the quarantine", async || quarantined(&node).await == ["default/a"]).await;
+}
+
+/// Nor does status go on to tell of it once it is done, though nobody hands the record over again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_does_not_wait_for_anothers_quarantine_to_be_stored() {
+    let mut node = Node::new();
+    node.start_keys().await;
+    let fatal = Arc::new(Fatal::default());
+    let (config, store) = (Arc::clone(&node.config), Arc::clone(&fatal));
+    let role = Role::start(|stop| control::serve(config, store, Arc::new(SystemClock), stop));
+    until("control", async || node.admin().status(Empty {}).await.is_ok()).await;
+    let (caught, other) = (create(&node, "caught").await.agent, create(&node, "other").await.agent);
+    apply(&node, TEXT).await;
+    fatal.is_full.store(true, Ordering::SeqCst);
+    let trapped = trapped(&caught);
+    let refused = try_to_hand_over(&node, std::slice::from_ref(&trapped)).await.expect_err("not stored");
+    assert!(refused.message().contains("no room"), "{refused}");
+    let is_told = async || {
+        let warnings = status(&node).await.warnings;
+        warnings.iter().any(|warning| warning.starts_with("what follows on records can't be stored"))
+    };
+    assert!(is_told().await);
+    hand_over(&node, &[decision(&other, Plane::Kernel, ("203.0.113.1", 4444), Verdict::Allow)]).await;
+    assert_eq!(
+        effects(&node).await,
+        [(4444, vec!["odd alert high".to_owned(), "try would-forbid -".to_owned()])]
+    );
+    fatal.is_full.store(false, Ordering::SeqCst);
+    until("the quarantine", async || quarantined(&node).await == ["default/caught"]).await;
+    until("no warning", async || !is_told().await).await;
+    role.stop().await;
 }
