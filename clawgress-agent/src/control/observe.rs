@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clawgress_api::clock::Clock;
 use clawgress_api::{AgentRef, AuditRecord, Fingerprint, KnownFingerprint, Plane, RecordKind, Verdict};
-use clawgress_identity::{Agent, AgentId, IdentityMethod};
+use clawgress_identity::{Agent, AgentId, IdentityMethod, RootId};
 use clawgress_policy::history::{History, Past};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -28,6 +28,7 @@ use self::kept::{Kept, Saved};
 use self::places::{Name, Places};
 use super::audit::AuditLog;
 use super::govern::Governor;
+use super::model::Model;
 
 /// Destinations that are remembered of one agent: of who reaches more, those that were seen longest ago are forgotten.
 pub const DESTINATIONS_EACH_MAX: usize = 4_096;
@@ -113,23 +114,33 @@ impl Kind {
 }
 
 /// The fingerprints that a record holds.
-fn prints(record: &AuditRecord) -> impl Iterator<Item = (Kind, String)> {
+fn prints(record: &AuditRecord, model: &Model) -> impl Iterator<Item = (Kind, String)> {
     let of = |pick: fn(&Fingerprint) -> Option<&String>| record.fingerprint.as_ref().and_then(pick).cloned();
-    let credential = record.agent.as_ref().and_then(|agent| {
-        // Not an SVID, which is another every hour.
-        let is_certificate = agent.method == IdentityMethod::Mtls;
-        agent.credential.as_ref().filter(|_| is_certificate)
+    let certificate = record.agent.as_ref().and_then(|agent| {
+        // Not an SVID, which is another every hour, nor beside a key or a token.
+        let alone = agent.credential.as_ref().filter(|_| agent.method == IdentityMethod::Mtls);
+        let is_of_authority = |issuer: &RootId| model.authorities.contains_key(issuer);
+        let beside = agent.certificate.as_ref().filter(|c| c.issuer.as_ref().is_some_and(is_of_authority));
+        alone.or(beside)
     });
     // Of L7, which has it of the source's binding: the kernel plane tells of those that it refused, too.
     let mac = record.source.mac.filter(|_| record.plane == Plane::L7);
     [
         (Kind::Ja4, of(|f| f.ja4.as_ref())),
         (Kind::Executable, of(|f| f.executable.as_ref())),
-        (Kind::Certificate, credential.map(|credential| credential.id.clone())),
+        (Kind::Certificate, certificate.map(|certificate| certificate.id.clone())),
         (Kind::Mac, mac.map(|mac| mac.to_string())),
     ]
     .into_iter()
     .filter_map(|(kind, value)| Some((kind, value?)))
+}
+
+/// The agent that a record is of, and its number in the registry.
+fn whose(model: &Model, reference: &AgentRef) -> Option<(AgentId, u32)> {
+    let id = AgentId::new(&reference.tenant, &reference.agent).ok()?;
+    let index = model.agents.get(&id)?.index;
+    // What an agent did that is no more, the next of its name did not.
+    reference.index.is_none_or(|recorded| recorded == index).then_some((id, index))
 }
 
 // === impl Observed ===
@@ -250,7 +261,8 @@ impl Observations {
         if !is_decision && record.fingerprint.is_none() {
             return;
         }
-        let Some((id, index)) = self.whose(reference) else { return };
+        let live = self.governor.live();
+        let Some((id, index)) = whose(&live.model, reference) else { return };
         let now_s = self.clock.now().as_second();
         let mut agents = self.agents.lock();
         let observed = agents.known.entry(index).or_insert_with(|| Observed::new(id));
@@ -268,7 +280,7 @@ impl Observations {
             }
         }
         let (mut changed, after) = (Vec::new(), observed.places.len());
-        for (kind, value) in prints(record) {
+        for (kind, value) in prints(record, &live.model) {
             if let Some(before) = observed.print(kind, &value, now_s)
                 && let Some(untold) = observed.tells(kind, now_s)
             {
@@ -296,13 +308,6 @@ impl Observations {
             let change = self.changed(&reference, Kind::Executable, executable, &before);
             agents.tell(&self.changes, change);
         }
-    }
-
-    fn whose(&self, reference: &AgentRef) -> Option<(AgentId, u32)> {
-        let id = AgentId::new(&reference.tenant, &reference.agent).ok()?;
-        let index = self.governor.live().model.agents.get(&id)?.index;
-        // What an agent did that is no more, the next of its name did not.
-        reference.index.is_none_or(|recorded| recorded == index).then_some((id, index))
     }
 
     fn changed(&self, reference: &AgentRef, kind: Kind, value: &str, before: &[String]) -> AuditRecord {

@@ -18,14 +18,14 @@ use crate::node::{Node, Worker, document, parse};
 type Snapshot = clawgress_api::Snapshot<PolicyBundle>;
 
 /// An authority that signs itself.
-struct Ca {
+pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     der: Vec<u8>,
 }
 
 impl Ca {
-    fn new() -> Ca {
+    pub fn new() -> Ca {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::new([]).expect("names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -48,7 +48,7 @@ impl Ca {
         list.signed_by(&self.issuer).expect("list").pem().expect("PEM")
     }
 
-    fn record(&self, id: &str, revocation: &str, list: &str) -> AuthorityRecord {
+    pub fn record(&self, id: &str, revocation: &str, list: &str) -> AuthorityRecord {
         let record = serde_json::json!({
             "id": id, "certificates": self.pem, "revocation": revocation, "revocation_lists": list,
             "mapping": {"agent": {"from": "dns", "suffix": ".agents.test"}}
@@ -56,7 +56,7 @@ impl Ca {
         serde_json::from_value(record).expect("record")
     }
 
-    fn domain(&self, id: &str, domain: &str) -> TrustDomainRecord {
+    pub fn domain(&self, id: &str, domain: &str) -> TrustDomainRecord {
         let x5c = STANDARD.encode(&self.der);
         let record = serde_json::json!({
             "id": id, "domain": domain, "audiences": ["gateway"], "mapping": {"agent": {"from": "path"}},

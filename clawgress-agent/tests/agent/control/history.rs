@@ -3,7 +3,8 @@
 use clawgress_api::proto::enforcement_client::EnforcementClient;
 use clawgress_api::proto::{AuditBatch, HistoryRequest, Name, NewRun};
 use clawgress_api::{
-    AgentRef, AuditQuery, AuditRecord, Fingerprint, KnownFingerprint, Plane, RecordKind, Verdict, socket,
+    AgentRef, AuditQuery, AuditRecord, CredentialRef, Fingerprint, KnownFingerprint, Plane, RecordKind,
+    Verdict, socket,
 };
 use clawgress_identity::{Agent, IdentityMethod};
 use clawgress_policy::history::{Counts, History};
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::create;
+use crate::authorities::Ca;
 use crate::node::{Node, document, parse, until};
 
 /// A decision of L7 about `agent`.
@@ -156,6 +158,123 @@ async fn a_fingerprint_that_changes_is_told() {
     );
     let run = NewRun { name: "a".into(), executable: "no hash".into() };
     assert_eq!(node.admin().open_run(run).await.expect_err("refused").code(), tonic::Code::InvalidArgument);
+}
+
+/// A certificate of this issuer, by what names it.
+fn certificate(issuer: &str, id: &str) -> Option<CredentialRef> {
+    let issuer = Some(issuer.parse().expect("id"));
+    Some(CredentialRef { issuer, id: id.to_owned(), subject: None, actors: Vec::new() })
+}
+
+/// A decision about an agent that proved itself by a certificate, or has shown one beside its key.
+fn with_certificate(
+    agent: &Agent,
+    method: IdentityMethod,
+    (credential, certificate): (Option<CredentialRef>, Option<CredentialRef>),
+) -> AuditRecord {
+    let mut record = decision(agent, "x.test", Verdict::Allow);
+    record.agent = Some(AgentRef { credential, certificate, ..AgentRef::new(agent, method) });
+    record
+}
+
+/// Certificates, shown alone or beside a key, and MAC addresses that were never seen before are told; SVIDs, which are others
+/// every hour, are not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_and_macs_that_change_are_told() {
+    let node = Node::new().start().await;
+    let ca = Ca::new();
+    node.admin().set_authority(document(&ca.record("ca", "off", ""))).await.expect("set");
+    node.admin().set_trust_domain(document(&ca.domain("spire", "d.test"))).await.expect("set");
+    let changed = async |agent: &Agent| history(&node, agent, "x.test").await.fingerprint_changed;
+    let told = |name: &str, what: &str, known: &str| {
+        format!(
+            "a fingerprint of agent `default/{name}` changed: {what} was not seen before; known are `{known}`, at request r-x.test"
+        )
+    };
+    let mut wanted = Vec::new();
+    let (mtls, key, svid) = (IdentityMethod::Mtls, IdentityMethod::ApiKey, IdentityMethod::SpiffeX509);
+
+    let alone = create(&node, "alone").await.agent;
+    for (id, is_change) in [("sha256:1", false), ("sha256:1", false), ("sha256:2", true)] {
+        hand_over(&node, &[with_certificate(&alone, mtls, (certificate("ca", id), None))]).await;
+        assert_eq!(changed(&alone).await, is_change, "{id}");
+    }
+    wanted.push(told("alone", "certificate `sha256:2`", "sha256:1"));
+    let beside = create(&node, "beside").await.agent;
+    for (id, is_change) in [("sha256:3", false), ("sha256:4", true)] {
+        let both = (
+            Some(CredentialRef { issuer: None, ..certificate("ca", "0601").expect("some") }),
+            certificate("ca", id),
+        );
+        hand_over(&node, &[with_certificate(&beside, key, both)]).await;
+        assert_eq!(changed(&beside).await, is_change, "{id}");
+    }
+    wanted.push(told("beside", "certificate `sha256:4`", "sha256:3"));
+    let moved = create(&node, "moved").await.agent;
+    for (mac, plane, is_change) in [
+        ("02:00:5e:00:53:01", Plane::L7, false),
+        // What the kernel plane refused says nothing of the agent.
+        ("02:00:5e:00:53:02", Plane::Kernel, false),
+        ("02:00:5e:00:53:03", Plane::L7, true),
+    ] {
+        let mut record = decision(&moved, "x.test", Verdict::Allow);
+        record.plane = plane;
+        record.source.mac = Some(mac.parse().expect("an address"));
+        hand_over(&node, &[record]).await;
+        assert_eq!(changed(&moved).await, is_change, "{mac}");
+    }
+    wanted.push(told("moved", "mac `02:00:5e:00:53:03`", "02:00:5e:00:53:01"));
+    let workload = create(&node, "workload").await.agent;
+    for (method, both) in [
+        (svid, (certificate("spire", "sha256:5"), None)),
+        (svid, (certificate("spire", "sha256:6"), None)),
+        (key, (None, certificate("spire", "sha256:7"))),
+        (key, (None, certificate("spire", "sha256:8"))),
+    ] {
+        hand_over(&node, &[with_certificate(&workload, method, both)]).await;
+        assert!(!changed(&workload).await, "an SVID");
+    }
+    assert!(fingerprints(&node, "workload").await.is_empty());
+
+    until("the changes to be told", async || changes(&node).await.len() >= wanted.len()).await;
+    let mut found = changes(&node).await;
+    found.sort();
+    wanted.sort();
+    assert_eq!(found, wanted);
+    let known = fingerprints(&node, "moved").await;
+    assert!(known.iter().all(|(kind, _)| kind == "mac") && known.len() == 2, "{known:?}");
+}
+
+/// The flags of anomalies, as L7 gets them: who is denied at every turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_denied_at_every_turn_is_told_to_be() {
+    const BURST: usize = 20;
+    let node = Node::new().start().await;
+    let [denied, mixed] = [create(&node, "denied").await.agent, create(&node, "mixed").await.agent];
+    let burst = async |agent: &Agent| history(&node, agent, "x.test").await.denial_burst;
+    let some = |agent: &Agent, count: usize, verdict: Verdict| -> Vec<AuditRecord> {
+        (0..count).map(|_| decision(agent, "x.test", verdict)).collect()
+    };
+    hand_over(&node, &some(&denied, BURST - 1, Verdict::Deny)).await;
+    assert!(!burst(&denied).await, "one too few");
+    hand_over(&node, &some(&denied, 1, Verdict::Deny)).await;
+    let known = history(&node, &denied, "x.test").await;
+    assert_eq!(
+        known,
+        History {
+            requests: same(20),
+            denied: same(20),
+            first_seen: true,
+            denial_burst: true,
+            ..History::QUIET
+        }
+    );
+    // As often, and less than half of what it asked for.
+    hand_over(&node, &some(&mixed, BURST + 1, Verdict::Allow)).await;
+    hand_over(&node, &some(&mixed, BURST, Verdict::Deny)).await;
+    assert!(!burst(&mixed).await);
+    hand_over(&node, &some(&mixed, 1, Verdict::Deny)).await;
+    assert!(burst(&mixed).await, "half of it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
