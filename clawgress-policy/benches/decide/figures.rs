@@ -11,6 +11,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
+use clawgress_policy::content::{AskedCall, ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::{
     Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
 };
@@ -18,6 +19,8 @@ use clawgress_policy::{
 /// Policies in a set, and the median of a decision that is promised, nanoseconds.
 pub const SIZES: [(usize, u64); 3] = [(100, 1_000), (1_000, 4_000), (5_000, 15_000)];
 const TEAMS: usize = 50;
+/// Kinds of policies, of which a set has as many each.
+const KINDS: usize = 13;
 const ROUNDS: usize = 201;
 /// Lowered decisions in a round; of the authorizer's, one, in each fourth round.
 const ROUND: u32 = 100;
@@ -52,35 +55,85 @@ pub struct Asked {
     agent: Agent,
     host: Host,
     alpn: [String; 1],
+    findings: [String; 2],
+    names: [String; 3],
 }
 
 // === impl Asked ===
 
 impl Asked {
     pub fn new() -> Asked {
-        Asked { agent: agent(), host: Host::parse("api9.example.com").unwrap(), alpn: ["h2".to_owned()] }
+        Asked {
+            agent: agent(),
+            host: Host::parse("api9.example.com").unwrap(),
+            alpn: ["h2".to_owned()],
+            findings: ["email", "phone_number"].map(str::to_owned),
+            names: ["search", "read_file", "create_issue"].map(str::to_owned),
+        }
     }
 
     /// A request of each action.
-    pub fn requests(&self) -> [Request<'_>; 5] {
-        let host = &self.host;
+    pub fn requests(&self) -> [Request<'_>; 10] {
+        let Asked { agent, host, alpn, findings, names } = self;
         let ip = "203.0.9.7".parse().unwrap();
         let (port, transport) = (443, Transport::Tcp);
+        let payload = Payload { bytes: 4_096, complete: true, media_type: "application/json", findings };
+        let arguments = r#"{"project":"OPS","summary":"the build is slow"}"#;
+        let call = AskedCall { name: "create_issue", argument_names: names, values: findings, arguments };
         [
             Operation::Connect { ip, port, transport },
             Operation::Direct { ip, port, transport },
-            Operation::Tls { host, port, alpn: &self.alpn, ja4: "t13d1516h2_8daaf6152771_e5627efa2ab1" },
+            Operation::Resolve { host, port: 53, query_type: "AAAA" },
+            Operation::Tls { host, port, alpn, ja4: "t13d1516h2_8daaf6152771_e5627efa2ab1" },
             Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls },
-            Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/v7/x" },
+            http(host),
+            Operation::Llm(ModelCall {
+                host,
+                port,
+                provider: "openai",
+                model: "gpt-5-mini-2025-08-07",
+                family: "gpt-5-mini",
+                surface: "chat_completions",
+                tokens_estimated: 3_000,
+                tokens_max: Some(4_096),
+                attachments: 0,
+                prompt_score: 0,
+                unpriced: false,
+                stream: true,
+                tools: names,
+                findings,
+            }),
+            Operation::Tool(ToolCall {
+                host,
+                port,
+                server: "server9",
+                method: "tools/call",
+                name: "create_issue",
+                argument_names: names,
+                values: names,
+                arguments,
+                findings,
+            }),
+            Operation::Send { host, port, method: "POST", path: "/v7/x", payload },
+            Operation::Receive {
+                host,
+                port,
+                status: 200,
+                payload,
+                usage: Usage { input_tokens: 3_000, output_tokens: 900, tools: names, call },
+            },
         ]
-        .map(|operation| Request { agent: &self.agent, operation })
+        .map(|operation| Request { agent, operation })
     }
 
     /// That of HTTP.
     pub fn http(&self) -> Request<'_> {
-        let [.., http] = self.requests();
-        http
+        Request { agent: &self.agent, operation: http(&self.host) }
     }
+}
+
+fn http(host: &Host) -> Operation<'_> {
+    Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/v7/x" }
 }
 
 /// A set of so many policies, as text.
@@ -114,11 +167,12 @@ pub fn measure(policies: usize) -> Size {
     Size { taken_in_ms, actions, under_platform_ns: (0..ROUNDS).map(|_| both()).collect() }
 }
 
-/// As an organisation has them: rules for each team, on hosts and sets, methods, paths and ports; some for everybody.
+/// As an organisation has them: rules for each team, on hosts and sets, methods, paths and ports, models, tools and bodies; some
+/// for everybody.
 fn policy(n: usize) -> String {
-    let team = n / 7 % TEAMS;
+    let team = n / KINDS % TEAMS;
     let set = n % 40;
-    match n % 7 {
+    match n % KINDS {
         0 => format!(
             "@id(\"p{n}\") permit (principal in Team::\"team{team}\", action == Action::\"http\", resource in HostSet::\"set{set}\") when {{ [\"GET\", \"HEAD\"].contains(context.method) && context.path like \"/v{n}/*\" }};"
         ),
@@ -138,6 +192,24 @@ fn policy(n: usize) -> String {
             "@id(\"p{n}\") permit (principal in Team::\"team{team}\", action in [Action::\"connect\", Action::\"direct\"], resource == Network::\"198.51.{}.{}\") when {{ context.protocol == \"udp\" && context.port == 53 }};",
             n / 250 % 250,
             n % 250
+        ),
+        6 => format!(
+            "@id(\"p{n}\") permit (principal in Team::\"team{team}\", action == Action::\"resolve\", resource in HostSet::\"set{set}\") when {{ [\"A\", \"AAAA\"].contains(context.query_type) }};"
+        ),
+        7 => format!(
+            "@id(\"p{n}\") permit (principal in Team::\"team{team}\", action == Action::\"llm\", resource in Provider::\"openai\") when {{ context.llm.model like \"gpt-5*\" && context.llm.tokens_estimated <= {n} }};"
+        ),
+        8 => format!(
+            "@id(\"p{n}\") permit (principal in Team::\"team{team}\", action == Action::\"tool\", resource in ToolServer::\"server{set}\") when {{ context.tool.method != \"tools/call\" || !context.tool.values.contains(\"/project=P{n}\") }};"
+        ),
+        9 => format!(
+            "@id(\"p{n}\") forbid (principal in Team::\"team{team}\", action == Action::\"send\", resource) when {{ context.findings.contains(\"private_key\") && context.path like \"/v{n}/*\" }};"
+        ),
+        10 => format!(
+            "@id(\"p{n}\") permit (principal in Team::\"team{team}\", action in [Action::\"send\", Action::\"receive\"], resource in HostSet::\"set{set}\") when {{ context.bytes <= {n}000 && context.complete }};"
+        ),
+        11 => format!(
+            "@id(\"p{n}\") forbid (principal, action == Action::\"receive\", resource == Host::\"host{n}.example.com\") when {{ context.usage.tools.contains(\"shell\") || context.usage.output_tokens > 100000 }};"
         ),
         _ => format!(
             "@id(\"p{n}\") forbid (principal in Team::\"team{team}\", action == Action::\"tls\", resource in HostSet::\"set{set}\") when {{ principal.hasTag(\"tier\") && principal.getTag(\"tier\") == \"low{n}\" }};"
