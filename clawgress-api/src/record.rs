@@ -8,6 +8,10 @@ use clawgress_identity::{Actor, Agent, IdentityMethod, MacAddress, PolicyOwner, 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod facts;
+
+pub use facts::*;
+
 /// Largest record that the log takes, bytes of JSON.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// What is kept of a record that would be larger: bytes of the path and of each id, and how many ids.
@@ -219,11 +223,6 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde asks for")]
-fn is_none_of(count: &u32) -> bool {
-    *count == 0
-}
-
 /// An obligation that matched, and was kept; or a guard that only logs, and matched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectRef {
@@ -235,126 +234,6 @@ pub struct EffectRef {
     /// How much it matters, where policy says so: `low`, `medium`, `high` or `critical`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub severity: Option<String>,
-}
-
-/// What a decision of L7 read besides what its record tells elsewhere, so that it can be made again. Never the value of
-/// a header, nor a credential: policy can't ask for one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attributes {
-    /// Scheme of a request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scheme: Option<String>,
-    /// What a tunnel carries: `tls` or `unknown`; absent where that was not seen before it was decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<String>,
-    /// What the hello offered, if that is not too much.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub alpn: Option<Vec<String>>,
-    /// Labels of the agent, where policy asks for attributes of agents, if they are not too much.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labels: Option<BTreeMap<String, String>>,
-    /// What the agent did before, where policy asks for it (`clawgress_policy::history::History`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub history: Option<serde_json::Value>,
-    /// What seemed to be at the other end, besides the hello, where policy asks for it
-    /// (`clawgress_policy::fingerprint::Fingerprints`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fingerprints: Option<serde_json::Value>,
-    /// What model was called, and with what, where policy asks about that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub llm: Option<Box<ModelFacts>>,
-    /// What was sent to a tool server, message by message, where policy asks about that.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tools: Vec<ToolFacts>,
-    /// What was sent, where policy asks about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payload: Option<PayloadFacts>,
-    /// Of an outcome: what came back, where policy asks about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answer: Option<Box<AnswerFacts>>,
-    /// Name of the wall clock's zone; absent where it is UTC.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-    /// Names the geo data in force (`clawgress_policy::Geo::edition`), where policy asks for any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub geo: Option<String>,
-}
-
-/// What was known of a payload when it was decided. What was found in it is in the record's `findings`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PayloadFacts {
-    /// Bytes as they are sent: those declared, or those seen.
-    pub bytes: u64,
-    /// Whether all of it was seen.
-    pub complete: bool,
-    /// Its media type, if one was given.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub media_type: String,
-    /// Bytes that it came to without its content coding, as far as it was read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decoded_bytes: Option<u64>,
-    /// Its parts, fields and values, as far as it was read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fields: Option<u64>,
-}
-
-/// What was known of an answer when it was judged last.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AnswerFacts {
-    /// Status that the server gave it; the client may have got another.
-    pub status: u16,
-    /// Its length and media type, and whether all of it was seen.
-    #[serde(flatten)]
-    pub payload: PayloadFacts,
-    /// What was found in it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub findings: Vec<String>,
-    /// Tokens of the prompt, and of the answer, as far as they were known.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub input_tokens: u64,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub output_tokens: u64,
-    /// Names of the tools that the model asks for, as far as there is room.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tools: Vec<String>,
-}
-
-/// What was known of a call of a model when it was decided.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelFacts {
-    /// Whose model, as policy has it.
-    pub provider: String,
-    /// What was asked of it: `chat_completions`.
-    pub surface: String,
-    /// The model, as the request names it; empty where it names none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub model: String,
-    /// Its family.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub family: String,
-    /// Tokens of the prompt, estimated.
-    pub tokens_estimated: u64,
-    /// Most that may be answered, if a limit is set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens_max: Option<u64>,
-    /// Whether the answer is to be streamed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stream: bool,
-    /// Names of the tools that are offered, as far as there is room.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tools: Vec<String>,
-    /// How many they are.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub tools_count: u64,
-    /// Images, sounds and files.
-    #[serde(default)]
-    pub attachments: u32,
-    /// What signs of somebody who steers the model weigh together, of 100.
-    #[serde(default, skip_serializing_if = "is_none_of")]
-    pub prompt_score: u32,
-    /// Whether no price is known of the model.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unpriced: bool,
 }
 
 /// Tokens that the gateway counted as the model's vocabulary cuts them.
@@ -385,22 +264,6 @@ pub enum CallCost {
     Unpriced,
     /// It is made besides, and what it takes is told to whoever asks for it later.
     Unknown,
-}
-
-/// What was known of a message to a tool server when it was decided. What it is called with, may be secret, and is not told.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ToolFacts {
-    /// The server, as policy has it.
-    pub server: String,
-    /// The method; empty of an answer to what the server asked.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub method: String,
-    /// The tool, prompt or resource; empty where it is about none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub name: String,
-    /// Names of the arguments, as far as there is room.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub arguments: Vec<String>,
 }
 
 /// Numbers of the policy revisions that judged, each absent where there is none.

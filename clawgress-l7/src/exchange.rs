@@ -14,7 +14,7 @@ use clawgress_api::{
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::fingerprint::Fingerprints;
-use clawgress_policy::{Host, Scheme, TunnelProtocol};
+use clawgress_policy::{Host, Scheme, TunnelProtocol, may_have_body};
 
 use crate::audit::{Audit, Room};
 use crate::connection::Connection;
@@ -61,10 +61,13 @@ struct Read {
     scheme: Option<Scheme>,
     protocol: Option<TunnelProtocol>,
     alpn: Option<Vec<String>>,
+    asked: Vec<&'static str>,
+    has_body: Option<bool>,
     payload: Option<PayloadFacts>,
     llm: Option<Box<ModelFacts>>,
     answer: Option<Box<AnswerFacts>>,
     tools: Vec<ToolFacts>,
+    tools_more: u64,
     /// What is being enforced.
     obliged: Vec<EffectRef>,
 }
@@ -248,10 +251,22 @@ impl Exchange {
         self.record.findings.extend(findings);
     }
 
+    /// Notes whether a request has a body, where its method does not say that it has none.
+    pub fn has_body(&mut self, method: &str, has_body: bool) {
+        self.read.has_body = (has_body || may_have_body(method)).then_some(has_body);
+    }
+
+    /// Notes that policy asks about an action that is asked by name.
+    pub fn asks(&mut self, action: &'static str) {
+        if !self.read.asked.contains(&action) {
+            self.read.asked.push(action);
+        }
+    }
+
     /// Notes what is known of what is sent, and all that was found in it.
-    pub fn payload(&mut self, facts: PayloadFacts, findings: &[String]) {
+    pub fn payload(&mut self, facts: PayloadFacts) {
+        self.record.findings.clone_from(&facts.findings);
         self.read.payload = Some(facts);
-        self.record.findings = findings.to_vec();
     }
 
     /// Notes what is known of the model that is called, and what was found in that besides.
@@ -260,9 +275,13 @@ impl Exchange {
         self.found(findings.iter());
     }
 
-    /// Notes what is sent to a tool server, and what was found in that besides.
-    pub fn messages<'a>(&mut self, facts: Vec<ToolFacts>, findings: impl Iterator<Item = &'a String>) {
-        self.read.tools = facts;
+    /// Notes what is sent to a tool server, how much more that is, and what was found in it besides.
+    pub fn messages<'a>(
+        &mut self,
+        (facts, more): (Vec<ToolFacts>, u64),
+        findings: impl Iterator<Item = &'a String>,
+    ) {
+        (self.read.tools, self.read.tools_more) = (facts, more);
         self.found(findings);
     }
 
@@ -384,9 +403,7 @@ impl Exchange {
         let Some(room) = room else { return };
         let mut record = (*self.record).clone();
         record.kind = RecordKind::Outcome;
-        let answer = self.read.answer.take();
-        record.attributes =
-            answer.map(|answer| Box::new(Attributes { answer: Some(answer), ..Attributes::default() }));
+        record.attributes = self.read.since(record.attributes.as_deref());
         record.time = self.audit.now();
         record.latency_us = u64::try_from(self.began.elapsed().as_micros()).ok();
         fill(&mut record);
@@ -410,13 +427,34 @@ impl Read {
             labels: (basis.asks_agent && is_short).then(|| labels.clone()),
             history: who.history().and_then(|history| serde_json::to_value(history).ok()),
             fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
+            asked: self.asked.iter().map(|action| (*action).to_owned()).collect(),
+            has_body: self.has_body,
             llm: self.llm.clone(),
             tools: self.tools.clone(),
+            tools_more: self.tools_more,
             payload: self.payload.clone(),
             answer: None,
             zone: basis.zone.clone(),
             geo: basis.geo.clone(),
         }))
+    }
+
+    /// What was read since this was recorded: what came back, and what more was sent.
+    fn since(&mut self, decided: Option<&Attributes>) -> Option<Box<Attributes>> {
+        let payload = self.payload.take().filter(|now| decided.and_then(|a| a.payload.as_ref()) != Some(now));
+        let llm = self.llm.take().filter(|now| decided.and_then(|a| a.llm.as_ref()) != Some(now));
+        let tools = std::mem::take(&mut self.tools);
+        let tools = if decided.is_some_and(|a| a.tools == tools) { Vec::new() } else { tools };
+        let tools_more = if tools.is_empty() { 0 } else { self.tools_more };
+        let since = Attributes {
+            payload,
+            llm,
+            tools,
+            tools_more,
+            answer: self.answer.take(),
+            ..Attributes::default()
+        };
+        (since != Attributes::default()).then(|| Box::new(since))
     }
 }
 

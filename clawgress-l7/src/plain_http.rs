@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::http1;
 use clawgress_policy::TunnelProtocol;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
@@ -33,6 +34,7 @@ mod admit;
 mod alarm;
 mod alter;
 mod answered;
+mod came;
 mod coming;
 mod content;
 mod context;
@@ -124,6 +126,7 @@ impl App {
         front.serves_endpoint(admitted.upstream.is_some());
         exchange.host(&admitted.host, admitted.port);
         exchange.request(&admitted.method, &admitted.path);
+        exchange.has_body(&admitted.method, admitted.body != http1::Body::Length(0));
         exchange.scheme(admitted.scheme());
         if admitted.upgrade == Upgrade::WebSocket {
             exchange.carries(TunnelProtocol::WebSocket);

@@ -141,6 +141,10 @@ pub(crate) enum Attribute {
     CallArguments,
 }
 
+/// Some of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attributes(u64);
+
 /// The value of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Told<'a> {
@@ -150,6 +154,18 @@ pub(crate) enum Told<'a> {
     Strings(&'a [String]),
     /// A host, as it is written.
     Host(&'a Host),
+}
+
+// === impl Attributes ===
+
+impl Attributes {
+    pub(crate) fn of(attributes: &[Attribute]) -> Attributes {
+        Attributes(attributes.iter().fold(0, |all, attribute| all | (1 << *attribute as u32)))
+    }
+
+    pub(crate) fn has(self, attribute: Attribute) -> bool {
+        self.0 & (1 << attribute as u32) != 0
+    }
 }
 
 // === impl Attribute ===

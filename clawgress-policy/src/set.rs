@@ -8,6 +8,7 @@ use clawgress_identity::PolicyOwner;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::content::Attributes;
 use crate::effect::Obligation;
 use crate::fingerprint::Fingerprints;
 use crate::history::History;
@@ -226,6 +227,8 @@ pub(crate) struct Given<'a> {
     pub(crate) is_media_type_unseen: bool,
     /// Whether it is not known yet what a tool is called with.
     pub(crate) are_arguments_unseen: bool,
+    /// What else of what is said is not known.
+    pub(crate) unseen: Attributes,
 }
 
 #[derive(Debug)]
@@ -522,6 +525,7 @@ impl PolicySet {
             is_size_unseen: false,
             is_media_type_unseen: false,
             are_arguments_unseen: false,
+            unseen: Attributes::default(),
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::hold::{self, Held};
 use super::model::{Asking, Calling};
 use super::rewrite::{Rewritten, is_signed};
-use super::said::{Said, operation};
+use super::said::{self, Said, operation};
 use super::tool::Addressed;
 use super::{Admitted, Granted, duties};
 use crate::decide::{self, Ruling};
@@ -324,16 +324,19 @@ impl Body {
         if self.said.has_body {
             let facts = self.inspector.as_ref().map(Inspector::facts);
             let payload = self.said.payload(self.said.complete);
-            exchange.payload(
-                PayloadFacts {
-                    bytes: payload.bytes,
-                    complete: payload.complete,
-                    media_type: payload.media_type.to_owned(),
-                    decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
-                    fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
-                },
-                payload.findings,
-            );
+            // Also where another action than `send` has it looked at.
+            let looked = if self.inspector.is_some() { Look::Content } else { self.said.looked };
+            exchange.payload(PayloadFacts {
+                bytes: payload.bytes,
+                complete: payload.complete,
+                declared: self.said.declared.is_some(),
+                looked: said::told(looked),
+                media_type: payload.media_type.to_owned(),
+                media_type_unclear: self.said.is_type_unclear,
+                findings: payload.findings.to_vec(),
+                decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
+                fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
+            });
         }
         if let Some(call) = &self.said.call {
             exchange.call(call.record(), call.findings());
@@ -485,6 +488,7 @@ pub async fn judge(
     let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
     let asks_send = admitted.body != http1::Body::Length(0) && decide::asks_send(plan, who);
     let addressed = gateway.tools.addressed(plan, who, admitted, &session.req_header().headers);
+    note_asked(plan, who, exchange);
     if !asks_send && calling.is_none() && addressed.is_none() {
         return (ruling, Judged::default());
     }
@@ -529,6 +533,22 @@ pub async fn judge(
     judged.said = Some(body.said.clone());
     judged.body = (look != Look::Nothing).then_some(body);
     (ruling, judged)
+}
+
+/// Notes what policy asks about, so that what is not told of a request is known not to have been there. Not what it has only told: a
+/// body that can't be read may have been a call all the same.
+fn note_asked(plan: &Plan, who: &Who, exchange: &mut Exchange) {
+    let decides = |need: PayloadNeed| need.decided != Look::Nothing;
+    for (action, is_asked) in [
+        ("send", decide::asks_send(plan, who)),
+        ("llm", decides(decide::call_need(plan, who))),
+        ("tool", decides(decide::tool_need(plan, who))),
+        ("receive", decide::asks_receive(plan, who).0),
+    ] {
+        if is_asked {
+            exchange.asks(action);
+        }
+    }
 }
 
 /// Holds a body, up to the bound, or its end.

@@ -21,7 +21,7 @@ use tokio::task::{coop, yield_now};
 use tokio::time::{Instant, timeout};
 
 use self::side::{Carried, Heard, Hold, Side, Unheard};
-use super::receive::Came;
+use super::came::Came;
 use super::said::Said;
 use super::web_socket::{self, Reading};
 use super::{App, Context, Granted, duties};
@@ -147,7 +147,7 @@ impl Conversation {
         exchange.found(self.client.findings.iter());
         if self.server.reading != Reading::Unread {
             let came = Came::message(self.server.bytes, self.server.findings.clone());
-            exchange.answer(came.facts());
+            exchange.answer(came.facts(None));
         }
     }
 

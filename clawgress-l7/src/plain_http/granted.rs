@@ -19,8 +19,8 @@ use crate::intercept::Interception;
 use crate::route::Way;
 use crate::snapshot::Plan;
 
+use super::came::Came;
 use super::model::Facts;
-use super::receive::Came;
 use super::said::{self, Said};
 use super::tool::Messages;
 use super::web_socket::{Reading, Reads};

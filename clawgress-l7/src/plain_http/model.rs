@@ -382,6 +382,7 @@ impl Facts {
             attachments: self.attachments,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
+            findings: Some(self.findings.clone()),
         }
     }
 

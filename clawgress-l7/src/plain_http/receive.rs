@@ -7,53 +7,27 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use clawgress_api::{AnswerFacts, PayloadFacts};
+use clawgress_api::AnswerFacts;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::llm::answer::{Asked, Following, Format};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
-use clawgress_policy::content::{AskedCall, Payload, Usage};
 use clawgress_policy::effect::Obligation;
-use clawgress_policy::{CallsLook, CallsNeed, Look, Operation, PayloadNeed};
+use clawgress_policy::{CallsLook, CallsNeed, Look, PayloadNeed};
 use http::{Method, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use super::came::Came;
 use super::coming::{Coming, Follows, coding_of};
 use super::content::TAIL_BYTES;
-use super::{Admitted, Granted, duties};
+use super::{Granted, duties};
 use crate::decide::{self, Ruling};
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
-use crate::identify::Who;
 use crate::memory::Charge;
-use crate::snapshot::Plan;
 
-/// Names of tools that a record tells.
-const TOOLS_TOLD: usize = 64;
 /// What policy has for a tool whose name is not known.
 const UNNAMED: &str = "unnamed";
-
-/// What policy is asked about an answer.
-#[derive(Clone, Debug, Default)]
-pub struct Came {
-    /// How much of it is looked at before it goes on; and what of calls.
-    looked: Look,
-    followed: CallsLook,
-    status: u16,
-    media_type: String,
-    /// Whether what it is said to be is not known.
-    is_type_unclear: bool,
-    /// Bytes declared, and seen.
-    declared: Option<u64>,
-    seen: u64,
-    complete: bool,
-    findings: Vec<String>,
-    input_tokens: u64,
-    output_tokens: u64,
-    tools: Vec<String>,
-    /// The call that is asked about.
-    call: Option<Arc<Asked>>,
-}
 
 /// An answer that policy asks about.
 #[derive(Debug)]
@@ -103,80 +77,6 @@ struct Readers {
     /// What a model says, and what it asks tools for, put together of what they come in.
     texts: [Option<Inspector>; 2],
     found: usize,
-}
-
-// === impl Came ===
-
-impl Came {
-    /// What is known of a message of a WebSocket, in which this was found.
-    #[must_use]
-    pub fn message(bytes: u64, findings: Vec<String>) -> Came {
-        Came {
-            looked: Look::Content,
-            status: StatusCode::SWITCHING_PROTOCOLS.as_u16(),
-            declared: Some(bytes),
-            seen: bytes,
-            complete: true,
-            findings,
-            ..Came::default()
-        }
-    }
-
-    fn operation<'a>(&'a self, admitted: &'a Admitted, complete: bool) -> Operation<'a> {
-        let Admitted { host, port, .. } = admitted;
-        let Came { media_type, findings, input_tokens, output_tokens, tools, .. } = self;
-        let payload = Payload { bytes: self.declared.unwrap_or(self.seen), complete, media_type, findings };
-        let call = self.call.as_deref().map(|call| AskedCall {
-            name: &call.name,
-            argument_names: &call.argument_names,
-            values: &call.values,
-            arguments: &call.arguments,
-        });
-        let call = call.unwrap_or_default();
-        let usage = Usage { input_tokens: *input_tokens, output_tokens: *output_tokens, tools, call };
-        Operation::Receive { host, port: *port, status: self.status, payload, usage }
-    }
-
-    /// What policy says of it.
-    #[must_use]
-    pub fn rule(&self, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
-        let asked = |complete| self.operation(admitted, complete);
-        if self.is_type_unclear && decide::needs_media_type(plan, who, asked(false)) {
-            return Ruling::deny("receive", DropReason::ContentUnreadable);
-        }
-        if decide::payload_need(plan, who, asked(false), self.declared.is_some()).decided > self.looked {
-            // Policy asks for more than it did when the answer began to come.
-            return Ruling::deny("receive", DropReason::InspectionRequired);
-        }
-        if decide::calls_need(plan, who, asked(false)).decided > self.followed {
-            return Ruling::deny("receive", DropReason::InspectionRequired);
-        }
-        decide::in_part(self.complete, |complete| decide::receive(plan, who, asked(complete)))
-    }
-
-    /// What a record has of it.
-    #[must_use]
-    pub fn facts(&self) -> AnswerFacts {
-        self.record(None)
-    }
-
-    fn record(&self, readers: Option<&Readers>) -> AnswerFacts {
-        let facts = readers.map(|readers| readers.all.facts());
-        AnswerFacts {
-            status: self.status,
-            payload: PayloadFacts {
-                bytes: self.declared.filter(|_| !self.complete).unwrap_or(self.seen),
-                complete: self.complete,
-                media_type: self.media_type.clone(),
-                decoded_bytes: facts.map(|facts| facts.decoded_bytes).filter(|bytes| *bytes > 0),
-                fields: facts.map(|facts| facts.fields).filter(|fields| *fields > 0),
-            },
-            findings: self.findings.clone(),
-            input_tokens: self.input_tokens,
-            output_tokens: self.output_tokens,
-            tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
-        }
-    }
 }
 
 // === impl Readers ===
@@ -286,6 +186,7 @@ impl Back {
         let all = (Look::Content, CallsLook::Whole);
         let known = (need.decided, calls_need.decided);
         (came.looked, came.followed) = if came.complete { all } else { known };
+        came.read = if came.complete { Look::Content } else { need.look() };
         let is_coded = coding_of(headers).is_some();
         let is_grpc = claims.media_type.starts_with("application/grpc");
         let has_events = Format::of(&claims.media_type).is_some_and(|format| format != Format::Json);
@@ -485,12 +386,15 @@ impl Back {
             }
             let progress = coming.progress();
             let known = (self.came.input_tokens, self.came.output_tokens, self.came.tools.len());
-            (self.came.input_tokens, self.came.output_tokens) = (progress.input, progress.output);
+            // What was counted stays counted, whatever a server says of it later.
+            self.came.input_tokens = known.0.max(progress.input);
+            self.came.output_tokens = known.1.max(progress.output);
             let unnamed = progress.has_more_tools.then(|| UNNAMED.to_owned());
             if progress.tools.len() + usize::from(unnamed.is_some()) != self.came.tools.len() {
                 self.came.tools = progress.tools.iter().cloned().chain(unnamed).collect();
             }
-            is_news |= known != (progress.input, progress.output, self.came.tools.len());
+            let Came { input_tokens, output_tokens, tools, .. } = &self.came;
+            is_news |= known != (*input_tokens, *output_tokens, tools.len());
         }
         (is_news, Ok(()))
     }
@@ -516,7 +420,7 @@ impl Back {
         self.following_bytes = 0;
         coming.iter_mut().for_each(|coming| coming.forgo());
         self.came.followed = CallsLook::Nothing;
-        self.came.looked = Look::Size;
+        (self.came.looked, self.came.read) = (Look::Size, Look::Size);
         self.came.findings.clear();
     }
 
@@ -560,7 +464,8 @@ impl Back {
 
     /// Notes in the record what is known of it.
     pub fn tell(&self, exchange: &mut Exchange) {
-        exchange.answer(self.came.record(self.readers.as_deref()));
+        let facts = self.readers.as_ref().map(|readers| readers.all.facts());
+        exchange.answer(AnswerFacts { at_once: self.manner == Manner::Whole, ..self.came.facts(facts) });
     }
 }
 

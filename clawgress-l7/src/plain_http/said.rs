@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use clawgress_api::Looked;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1;
 use clawgress_policy::content::Payload;
@@ -150,6 +151,15 @@ impl Said {
             return Ruling::deny("send", DropReason::InspectionRequired);
         }
         decide::in_part(self.complete, |complete| decide::send(plan, who, asked(complete)))
+    }
+}
+
+/// How much of something is looked at, in a record's words.
+pub(super) fn told(looked: Look) -> Looked {
+    match looked {
+        Look::Nothing => Looked::Nothing,
+        Look::Size => Looked::Size,
+        Look::Content => Looked::Content,
     }
 }
 

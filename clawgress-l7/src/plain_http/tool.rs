@@ -339,16 +339,23 @@ impl Messages {
         self.all.iter().flat_map(|facts| &facts.findings)
     }
 
-    /// What the record tells.
+    /// What the record tells, and how much more there is.
     #[must_use]
-    pub fn record(&self) -> Vec<ToolFacts> {
-        let told = |facts: &Facts| ToolFacts {
-            server: self.addressed.server().to_owned(),
-            method: facts.method.clone(),
-            name: facts.name.chars().take(NAME_BYTES_TOLD).collect(),
-            arguments: facts.argument_names.iter().take(ARGUMENTS_TOLD).cloned().collect(),
+    pub fn record(&self) -> (Vec<ToolFacts>, u64) {
+        let told = |facts: &Facts| {
+            let name: String = facts.name.chars().take(NAME_BYTES_TOLD).collect();
+            ToolFacts {
+                server: self.addressed.server().to_owned(),
+                method: facts.method.clone(),
+                cut: name.len() < facts.name.len() || facts.argument_names.len() > ARGUMENTS_TOLD,
+                name,
+                arguments: facts.argument_names.iter().take(ARGUMENTS_TOLD).cloned().collect(),
+                findings: Some(facts.findings.clone()),
+                forgotten: facts.is_forgotten,
+            }
         };
-        self.all.iter().take(MESSAGES_TOLD).map(told).collect()
+        let more = self.all.len().saturating_sub(MESSAGES_TOLD) as u64;
+        (self.all.iter().take(MESSAGES_TOLD).map(told).collect(), more)
     }
 
     /// Whether any asks for a list of tools.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clawgress_api::{AuditRecord, RecordKind, Verdict};
+use clawgress_api::{AuditRecord, Looked, RecordKind, Verdict};
 use clawgress_ebpf_common::DropReason;
 use flate2::{Compress, Compression, FlushCompress};
 
@@ -184,8 +184,12 @@ async fn what_is_forbidden_is_found_in_every_form_and_goes_nowhere() {
         (denied.policies, denied.findings),
         (vec!["no-keys".to_owned()], vec!["private_key".to_owned()])
     );
-    let payload = denied.attributes.expect("attributes").payload.expect("payload");
+    let read = denied.attributes.expect("attributes");
+    assert_eq!((read.asked, read.has_body), (vec!["send".to_owned()], Some(true)));
+    let payload = read.payload.expect("payload");
     assert!(payload.complete && payload.bytes == json.len() as u64, "{payload:?}");
+    assert_eq!((payload.looked, payload.declared), (Looked::Content, true));
+    assert_eq!(payload.findings, ["private_key"]);
     assert_eq!((payload.media_type.as_str(), payload.fields), ("application/json", Some(1)));
     assert_eq!(outcome.reason, Some(DropReason::PolicyForbidden));
     let (allowed, _) = site.gateway.exchange(18).await;
@@ -354,6 +358,8 @@ async fn what_streams_is_cut_where_a_forbid_matches() {
             (outcome.reason, outcome.action.as_deref()),
             (Some(DropReason::PolicyForbidden), Some("send"))
         );
+        let later = outcome.attributes.expect("more came").payload.expect("payload");
+        assert!(later.findings == ["private_key"] && later.bytes > 65_536, "{later:?}");
         assert_eq!(
             (outcome.policies, outcome.findings),
             (vec!["no-keys".to_owned()], vec!["private_key".to_owned()])

@@ -404,7 +404,7 @@ async fn what_comes_back_is_judged_where_policy_asks() {
         (Some("receive"), &["no-keys".to_owned()][..])
     );
     let answer = outcome.attributes.and_then(|attributes| attributes.answer).expect("an answer");
-    assert_eq!((answer.status, answer.findings), (101, vec!["private_key".to_owned()]));
+    assert_eq!((answer.status, answer.payload.findings), (101, vec!["private_key".to_owned()]));
     let got = messages(&site.got(1).await);
     assert_eq!(got.last(), Some(&Message::Close { code: Some(1008), reason }), "{got:?}");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use clawgress_api::{AnswerFacts, AuditRecord, RecordKind, Verdict};
+use clawgress_api::{AnswerFacts, AuditRecord, Looked, RecordKind, Verdict};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -240,7 +240,7 @@ async fn an_answer_is_judged_before_its_client_gets_any_of_it() {
         assert_eq!(outcome.action.as_deref(), Some("receive"), "{path}");
         assert_eq!((reason(&outcome), outcome.policies), (Some("policy_forbidden"), vec![policy.to_owned()]));
     }
-    assert_eq!(answer(&site.outcome("/key").await).findings, ["private_key"]);
+    assert_eq!(answer(&site.outcome("/key").await).payload.findings, ["private_key"]);
     assert_eq!(answer(&site.outcome("/error").await).status, 500);
     // What is permitted is as it was, and its connection serves the next.
     let mut client = site.gateway.client().await;
@@ -258,7 +258,8 @@ async fn an_answer_is_judged_before_its_client_gets_any_of_it() {
     assert_eq!(client.answer_head().await.status, 204);
     let ok = answer(&site.outcome("/ok").await);
     assert_eq!((ok.status, ok.payload.complete, &*ok.payload.media_type), (200, true, "text/plain"));
-    assert!(ok.findings.is_empty() && ok.tools.is_empty());
+    assert!(ok.payload.findings.is_empty() && ok.tools.is_empty());
+    assert!(ok.at_once && ok.payload.looked == Looked::Content, "{ok:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -357,7 +358,7 @@ async fn events_go_on_one_by_one_as_far_as_they_may() {
     assert!(!rest.contains("and so on"), "{rest}");
     let outcome = site.outcome("/image").await;
     assert_eq!(outcome.policies, ["no-images"]);
-    assert!(answer(&outcome).findings.contains(&"image_link_data".to_owned()));
+    assert!(answer(&outcome).payload.findings.contains(&"image_link_data".to_owned()));
     // One that goes on for too long, by what is estimated until it is counted.
     let (site, mut client) = stream("/long", &["first"]).await;
     (0..60).for_each(|_| site.upstream.next_event());

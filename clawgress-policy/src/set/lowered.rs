@@ -22,6 +22,7 @@ use crate::effect::{Obligation, Would};
 use crate::request::{Decision, Request};
 use crate::vocabulary::{ActionKind, Reads};
 
+mod course;
 mod like;
 mod lower;
 pub(crate) mod node;

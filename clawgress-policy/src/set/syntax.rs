@@ -194,6 +194,8 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     }
     match base.map(|base| variable(base)) {
         Some(Some(Var::Context)) | None => {}
+        // A record of the context, which holds no entity.
+        Some(None) if base.is_some_and(|base| is_in_context(base)) => {}
         Some(Some(Var::Resource)) => reads.resource = true,
         // An expression of unknown kind may be either.
         Some(Some(Var::Principal | Var::Action)) => reads.agent = true,
@@ -201,6 +203,14 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
     }
     for part in parts(expr) {
         self::reads(part, reads);
+    }
+}
+
+/// Whether it is the context, or something that is in it.
+fn is_in_context(expr: &Expr) -> bool {
+    match expr.expr_kind() {
+        ExprKind::GetAttr { expr, .. } => is_in_context(expr),
+        _ => variable(expr) == Some(Var::Context),
     }
 }
 

@@ -9,15 +9,17 @@ use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
 use self::answer::{Answer, Effects, ask};
-use super::sent::may_have_body;
+use self::facts::{Contents, Stopped};
 use crate::effect::Effect;
 use crate::kernel::{self, KernelAction};
 use crate::{
-    ALPN_GUESSES, Decision, Host, Look, Need, Operation, PolicySet, Request, Scheme, Transport,
-    TunnelProtocol, UPSTREAM_ALPN,
+    ALPN_GUESSES, Decision, Host, Need, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol,
+    UPSTREAM_ALPN,
 };
 
 mod answer;
+mod contents;
+pub mod facts;
 mod needs;
 
 /// What a record holds of a decision.
@@ -61,8 +63,8 @@ pub struct Recorded<'a> {
     pub alpn: Option<&'a [String]>,
     /// Its fingerprint.
     pub ja4: Option<&'a str>,
-    /// Whether something is told of its body.
-    pub has_payload: bool,
+    /// What it holds of what was sent, and of what came back.
+    pub contents: Contents<'a>,
 }
 
 /// A parent proxy, by a record: it is asked for `connect` too.
@@ -246,14 +248,8 @@ impl Recorded<'_> {
     }
 
     /// The outcome of asking again.
-    fn changed(&self, before: &str, after: &str, mut policies: Vec<String>) -> Replayed {
-        policies.sort();
-        policies.dedup();
-        if before != after {
-            return Replayed::Changed { before: before.to_owned(), after: after.to_owned(), policies };
-        }
-        let recorded: BTreeSet<&String> = self.policies.iter().collect();
-        if recorded == policies.iter().collect() { Replayed::Same } else { Replayed::Otherwise { policies } }
+    fn changed(&self, before: &str, after: &str, policies: Vec<String>) -> Replayed {
+        changed(self.policies, before, after, policies)
     }
 
     /// The outcome of asking again what is allowed, as before, by this answer: what it obliges to counts then too.
@@ -329,42 +325,55 @@ impl Recorded<'_> {
             (Ok(_), Err(why)) => unknown(why),
             (Ok(answer), Ok(reach)) => match reach.verdict {
                 Err(reason) => self.changed(before, reason.name(), reach.policies),
-                // What it held, no record tells whole.
-                Ok(()) if self.may_have_body(set) => unknown("what was sent"),
-                Ok(()) if self.may_call(set) => unknown("what model or tool was called, and with what"),
-                Ok(()) if self.may_be_answered(set) => unknown("what came back"),
                 Ok(()) => {
-                    let policies = answer.policies.into_iter().chain(reach.policies).collect();
-                    if self.verdict.is_ok() {
-                        // What follows on its `connect` is in the same record.
-                        let told = dialled.iter().flatten();
-                        let told =
-                            told.flat_map(|(ip, port)| self.told(set, *ip, *port, Transport::Tcp, false));
-                        let effects = answer.effects.map(|effects| (effects, told.collect::<Effects>()));
-                        let effects = effects.map(|(a, b)| a.into_iter().chain(b).collect());
-                        return self.still_allowed(policies, effects.as_ref());
-                    }
-                    self.changed(before, "allow", policies)
+                    // What follows on its `connect` is in the same record.
+                    let told = dialled.iter().flatten();
+                    let told = told.flat_map(|(ip, port)| self.told(set, *ip, *port, Transport::Tcp, false));
+                    let reach = Answer {
+                        policies: reach.policies,
+                        effects: Some(told.collect()),
+                        ..Answer::nothing()
+                    };
+                    self.followed(set, (&host, port), answer.then(reach), needs)
                 }
             },
         }
     }
 
-    /// Whether it may have had a body that the set asks about. Where nobody asked, records tell nothing of one.
-    fn may_have_body(&self, set: &PolicySet) -> bool {
-        let has_messages = self.content == Content::WebSocket;
-        set.names_send() && (has_messages || self.has_payload || self.method.is_some_and(may_have_body))
-    }
-
-    /// Whether it may have been a call of a model or a tool that the set asks about.
-    fn may_call(&self, set: &PolicySet) -> bool {
-        let asks = set.needs_call().max(set.needs_tool()).look() != Look::Nothing;
-        asks && (self.has_payload || self.method != Some("HEAD"))
-    }
-
-    /// Whether what came back is something that the set asks about. Records tell of it where policy asked.
-    fn may_be_answered(&self, set: &PolicySet) -> bool {
-        set.names_receive() && self.method.is_some()
+    /// What comes of what is allowed so far, by what was sent and what came back.
+    fn followed(&self, set: &PolicySet, to: (&Host, u16), before: Answer, needs: Needs) -> Replayed {
+        let was = self.verdict.err().unwrap_or("allow");
+        let answer = match self.said(set, to, &self.contents.said) {
+            Ok(said) => before.then(said),
+            Err(why) => return unknown(why),
+        };
+        if let Some(reason) = answer.denied {
+            return self.changed(was, reason.name(), answer.policies);
+        }
+        if self.verdict.is_err() {
+            return if self.may_be_answered(set) {
+                unknown("what would have come back")
+            } else {
+                self.changed(was, "allow", answer.policies)
+            };
+        }
+        let after = match self.after(set, to, needs) {
+            Ok(after) => after,
+            Err(why) => return unknown(why),
+        };
+        match (self.contents.stopped(), after.denied) {
+            (None, None) => {
+                let effects = answer.effects.zip(after.effects);
+                let effects = effects.map(|(a, b)| a.into_iter().chain(b).collect());
+                self.still_allowed(answer.policies, effects.as_ref())
+            }
+            (Some(Stopped { reason, .. }), _) if !is_policys(reason) => Replayed::Apart,
+            (Some(Stopped { reason, policies, .. }), denied) => {
+                let after_all = denied.map_or("allow", DropReason::name);
+                changed(policies, reason, after_all, after.policies)
+            }
+            (None, Some(reason)) => changed(self.policies, "allow", reason.name(), after.policies),
+        }
     }
 
     /// A question to DNS: its type is recorded as a method, and its address is the resolver's.
@@ -538,6 +547,17 @@ impl Recorded<'_> {
     fn is_quarantined_by_policy(&self, reason: &str) -> bool {
         reason == DropReason::AgentQuarantined.name() && !self.policies.is_empty()
     }
+}
+
+/// What these policies determined, asked again.
+fn changed(recorded: &[String], before: &str, after: &str, mut policies: Vec<String>) -> Replayed {
+    policies.sort();
+    policies.dedup();
+    if before != after {
+        return Replayed::Changed { before: before.to_owned(), after: after.to_owned(), policies };
+    }
+    let recorded: BTreeSet<&String> = recorded.iter().collect();
+    if recorded == policies.iter().collect() { Replayed::Same } else { Replayed::Otherwise { policies } }
 }
 
 fn unknown(why: &str) -> Replayed {

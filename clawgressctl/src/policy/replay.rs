@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use clawgress_api::identity::{Agent, AgentId, AgentState, PolicyOwner};
 use clawgress_api::{
-    AgentRef, Attributes, AuditQuery, AuditRecord, Plane, PolicySurroundings, RecordKind, Verdict,
+    AgentRef, Attributes, AuditQuery, AuditRecord, EffectRef, Plane, PolicySurroundings, RecordKind, Verdict,
 };
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::history::History;
@@ -20,6 +20,10 @@ use super::{agents, named, node_surroundings};
 use crate::client::{Client, parse, request};
 use crate::failure::Failure;
 use crate::output::{self, Output};
+
+use held::Outcome;
+
+mod held;
 
 /// Most kinds of change that are shown: those of the most records come first.
 const CHANGES_SHOWN_MAX: usize = 200;
@@ -136,6 +140,7 @@ pub async fn run(
         limit: Some(arguments.limit),
         ..AuditQuery::default()
     };
+    let outcomes = outcomes(client, &query).await?;
     let mut admin = client.connect().await?;
     let mut records = client.answer(admin.search_audit(request(&query)?).await)?;
     let (mut report, mut changes) = (Report::default(), Changes::default());
@@ -154,7 +159,8 @@ pub async fn run(
             judges.insert(who.tenant.clone(), Judge::new(client, &around, &who.tenant).await?);
         }
         let Some(judge) = judges.get(&who.tenant) else { continue };
-        report.add(&record, judge, &registered, &mut changes);
+        let outcome = outcomes.get(&held::key(&record));
+        report.add((&record, outcome), judge, &registered, &mut changes);
     }
     if asked >= arguments.limit {
         // As many as may be counted at once.
@@ -166,6 +172,27 @@ pub async fn run(
         Output::Json => output::json(&report),
         Output::Table => print(&report),
     }
+}
+
+/// How exchanges of L7 ended, by [`key`](held::key), as far as there is a record of it: what was sent later and what came back is
+/// told there. Twice as many as decisions, since of those that are too old some end late, and the kernel plane's end too.
+async fn outcomes(
+    client: &Client,
+    query: &AuditQuery,
+) -> Result<BTreeMap<(String, String), Outcome>, Failure> {
+    let limit = query.limit.map(|limit| limit.saturating_mul(2).min(SEARCH_RECORDS_MAX));
+    let query = AuditQuery { kind: Some(RecordKind::Outcome), limit, ..query.clone() };
+    let mut admin = client.connect().await?;
+    let mut records = client.answer(admin.search_audit(request(&query)?).await)?;
+    let mut outcomes = BTreeMap::new();
+    while let Some(document) = records.message().await.map_err(|s| Failure::call(client.socket(), &s))? {
+        let record: AuditRecord = parse(&document.json)?;
+        // Of what was denied, nothing more is told.
+        if record.plane == Plane::L7 && record.verdict == Some(Verdict::Allow) {
+            outcomes.insert(held::key(&record), Outcome::of(record));
+        }
+    }
+    Ok(outcomes)
 }
 
 /// How many records match.
@@ -261,7 +288,7 @@ impl Judge {
 impl Report {
     fn add(
         &mut self,
-        record: &AuditRecord,
+        (record, outcome): (&AuditRecord, Option<&Outcome>),
         Judge { set, needs, node }: &Judge,
         registered: &BTreeMap<AgentId, Agent>,
         changes: &mut Changes,
@@ -292,12 +319,16 @@ impl Report {
             method: to.method.as_deref(),
             path: to.path.as_deref().filter(|_| !record.truncated),
             policies: &record.policies,
-            effects: effects(record),
+            // Of what was sent later and what came back, too.
+            effects: match outcome {
+                Some(outcome) => effects(&outcome.effects, outcome.is_whole),
+                None => effects(&record.effects, record.count.is_none() && !record.truncated),
+            },
             content: content(attributes),
             intercepted: record.intercepted,
             alpn: attributes.and_then(|a| a.alpn.as_deref()),
             ja4: record.fingerprint.as_ref().and_then(|f| f.ja4.as_deref()),
-            has_payload: attributes.is_some_and(|a| a.payload.is_some()),
+            contents: held::contents(record, outcome, set),
         };
         let mut set = set.at(record.time.as_millisecond());
         let history = attributes.and_then(|a| a.history.clone());
@@ -364,10 +395,9 @@ fn destination(record: &AuditRecord) -> String {
     format!("{host}{port}{request}")
 }
 
-/// What it was obliged to, if the record tells all of that: one that stands for others that came again doesn't.
-fn effects(record: &AuditRecord) -> Option<BTreeSet<(&str, &str)>> {
-    let is_whole = record.count.is_none() && !record.truncated;
-    is_whole.then(|| record.effects.iter().map(|e| (e.policy.as_str(), e.effect.as_str())).collect())
+/// What it was obliged to, if the record tells all of that: one that was cut, or stands for others that came again, doesn't.
+fn effects(effects: &[EffectRef], is_whole: bool) -> Option<BTreeSet<(&str, &str)>> {
+    is_whole.then(|| effects.iter().map(|e| (e.policy.as_str(), e.effect.as_str())).collect())
 }
 
 /// The agent as it was when it was recorded, and whether its labels are known.

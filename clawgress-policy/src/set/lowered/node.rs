@@ -222,3 +222,35 @@ pub(crate) enum Node {
     IpIs(IpTest, Box<Node>),
     InRange(Box<(Node, Node)>),
 }
+
+impl Node {
+    /// What it is made of.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Node> {
+        let parts: [Option<&Node>; 3] = match self {
+            Node::Not(a)
+            | Node::Neg(a)
+            | Node::IsEmpty(a)
+            | Node::In(a, _)
+            | Node::Is(a, _)
+            | Node::Like(a, _)
+            | Node::HasTag(a)
+            | Node::GetTag(a)
+            | Node::IpIs(_, a) => [Some(a), None, None],
+            Node::And(pair)
+            | Node::Or(pair)
+            | Node::Eq(pair)
+            | Node::Less(pair)
+            | Node::LessEq(pair)
+            | Node::Add(pair)
+            | Node::Sub(pair)
+            | Node::Mul(pair)
+            | Node::Contains(pair)
+            | Node::ContainsAll(pair)
+            | Node::ContainsAny(pair)
+            | Node::InRange(pair) => [Some(&pair.0), Some(&pair.1), None],
+            Node::If(three) => [Some(&three.0), Some(&three.1), Some(&three.2)],
+            _ => [None; 3],
+        };
+        parts.into_iter().flatten()
+    }
+}

@@ -295,7 +295,7 @@ impl<'a> Ask<'a> {
             }
             _ => false,
         };
-        if is_unseen {
+        if is_unseen || self.given.unseen.has(attribute) {
             return Err(Unsure);
         }
         Ok(match attribute.told(operation).ok_or(Unsure)? {

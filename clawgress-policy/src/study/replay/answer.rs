@@ -1,10 +1,11 @@
-//! What a set says of one question that a record tells of. Must never turn what is not known into an answer.
+//! What a set says of one question, and of several, one after the other. Must never answer what depends on what is not known.
 
 use std::collections::BTreeSet;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 
+use crate::content::Attributes;
 use crate::effect::Effect;
 use crate::{Decision, Need, Operation, PolicySet, Request};
 
@@ -12,6 +13,7 @@ use crate::{Decision, Need, Operation, PolicySet, Request};
 pub(super) type Effects = BTreeSet<(String, String)>;
 
 /// Why it is denied, if it is, and by which policies.
+#[derive(Debug)]
 pub(super) struct Answer {
     pub(super) denied: Option<DropReason>,
     pub(super) policies: Vec<String>,
@@ -23,7 +25,30 @@ pub(super) struct Answer {
     pub(super) reads: Vec<String>,
 }
 
+// === impl Answer ===
+
 impl Answer {
+    /// That of what nothing is asked of.
+    pub(super) fn nothing() -> Answer {
+        let (policies, effects, reads) = (Vec::new(), Some(Effects::new()), Vec::new());
+        Answer { denied: None, policies, quarantine: None, effects, reads }
+    }
+
+    /// A denial that no policy makes.
+    pub(super) fn deny(reason: DropReason) -> Answer {
+        Answer { denied: Some(reason), ..Answer::nothing() }
+    }
+
+    /// The same, of which it is not known what is only told, if this is.
+    pub(super) fn blind(self, is_blind: bool) -> Answer {
+        Answer { effects: self.effects.filter(|_| !is_blind), ..self }
+    }
+
+    /// Whether nothing is asked after it: what quarantines counts at the end, the longest.
+    pub(super) fn ends(&self) -> bool {
+        self.denied.is_some() && self.quarantine.is_none()
+    }
+
     /// The answer of a phase that follows this one, which allows but for what quarantines.
     pub(super) fn then(self, mut next: Answer) -> Answer {
         let longest = match (self.quarantine, next.quarantine.take()) {
@@ -41,7 +66,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn quarantined(longest: (u64, String)) -> Answer {
+    fn quarantined(longest: (u64, String)) -> Answer {
         let (denied, policies) = (Some(DropReason::AgentQuarantined), vec![longest.1.clone()]);
         Answer { denied, policies, quarantine: Some(longest), effects: None, reads: Vec::new() }
     }
@@ -81,4 +106,62 @@ pub(super) fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> R
             ..answer(set.decide(&request))
         },
     })
+}
+
+/// What `set` says of a request of which some is not known: each with what that is.
+pub(super) fn ask_of(
+    set: &PolicySet,
+    agent: &Agent,
+    operation: Operation<'_>,
+    unseen: &[(Attributes, &'static str)],
+) -> Result<Answer, &'static str> {
+    let is_blind = lacks(set, &Request { agent, operation }, unseen)?;
+    Ok(ask(set, agent, operation)?.blind(is_blind))
+}
+
+/// Whether what is only told depends on what is not known of a request.
+///
+/// # Errors
+/// The first of what is not known that decides.
+pub(super) fn lacks(
+    set: &PolicySet,
+    request: &Request<'_>,
+    unseen: &[(Attributes, &'static str)],
+) -> Result<bool, &'static str> {
+    let mut is_blind = false;
+    for (attributes, why) in unseen {
+        match set.lacks(request, *attributes) {
+            Need::Decided => return Err(why),
+            Need::Logged => is_blind = true,
+            Need::None => {}
+        }
+    }
+    Ok(is_blind)
+}
+
+/// What `set` says of a payload of which all was seen or not: of that, a forbid counts as it is, and a permit must hold as if what was
+/// seen were all, as where traffic is decided.
+pub(super) fn in_part<'a>(
+    set: &PolicySet,
+    agent: &Agent,
+    is_complete: bool,
+    operation: impl Fn(bool) -> Operation<'a>,
+) -> Result<Answer, &'static str> {
+    let now = ask(set, agent, operation(is_complete))?;
+    if is_complete || now.denied.is_some_and(|reason| reason != DropReason::PolicyDenied) {
+        return Ok(now);
+    }
+    let request = Request { agent, operation: operation(true) };
+    if !set.knows_history() && set.needs_history(&request) == Need::Decided {
+        return Err("what the agent did before");
+    }
+    let whole = set.obligations(&request).map_or_else(|failed| failed, |_| set.decide(&request));
+    let by_whole = |denied| Answer { denied, policies: whole.policies.clone(), ..Answer::nothing() };
+    let answer = match whole.verdict {
+        Ok(()) => by_whole(None),
+        Err(DropReason::PolicyForbidden) if now.denied.is_none() => by_whole(None),
+        Err(DropReason::PolicyForbidden) => return Ok(now),
+        Err(reason) => by_whole(Some(reason)),
+    };
+    Ok(Answer { effects: now.effects, quarantine: now.quarantine, ..answer })
 }

@@ -1,7 +1,10 @@
 //! Records that are asked again: what is exact, what has changed, and what is not known.
 
+use super::super::replay::facts::Contents;
 use super::super::replay::{Content, Known, Needs, Parent, Recorded, Replayed};
 use super::*;
+
+mod contents;
 
 const ALL: Known = Known { labels: true, geo: true, zone: true, time: true };
 
@@ -31,7 +34,7 @@ fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
         intercepted: false,
         alpn: None,
         ja4: None,
-        has_payload: false,
+        contents: Contents::default(),
     }
 }
 
@@ -65,19 +68,6 @@ fn a_replay_is_exact_where_the_record_holds_all() {
         undecidable(&Recorded { known, ..recorded.clone() }, &timed, said);
         assert_eq!(replay(&Recorded { known, ..recorded.clone() }, TEXT), Replayed::Same, "{said}");
     }
-    // Of a body no record tells all that policy may ask; where nobody asks, nothing is missing.
-    let bodies = format!("{TEXT}@id(\"bodies\") permit (principal, action == Action::\"send\", resource);");
-    for sent in [
-        Recorded { method: Some("POST"), ..recorded.clone() },
-        Recorded { has_payload: true, ..recorded.clone() },
-        // Which stays unread under the one, and is read under the other.
-        Recorded { content: Content::WebSocket, ..recorded.clone() },
-        Recorded { has_payload: true, action: "send", verdict: Err("policy_forbidden"), ..recorded.clone() },
-    ] {
-        undecidable(&sent, &bodies, "what was sent");
-    }
-    assert_eq!(replay(&recorded, &bodies), Replayed::Same);
-    assert_eq!(replay(&Recorded { method: Some("POST"), ..recorded.clone() }, TEXT), Replayed::Same);
     let placed = TEXT.replace("resource in NetworkSet::\"lan\")\nwhen", "resource in Country::\"DE\")\nwhen");
     assert!(Needs::of(&placed).geo && !Needs::of(TEXT).geo);
     // A tunnel by what it carries; and one of which nothing was seen, by all that may have come.
@@ -159,7 +149,7 @@ fn a_replay_of_a_web_socket_knows_what_is_to_be_read() {
     // Where each message is judged, they are.
     let judged =
         format!("{}@id(\"say\") permit (principal, action == Action::\"send\", resource);", read(""));
-    undecidable(&opened, &judged, "what was sent");
+    undecidable(&opened, &judged, "messages of its WebSocket");
     // What is forbidden is not even read.
     let forbidden =
         format!("{judged}@id(\"no-ws\") forbid (principal, action == Action::\"tunnel\", resource);");
