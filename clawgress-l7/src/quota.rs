@@ -26,8 +26,8 @@ use crate::snapshot::Snapshots;
 pub struct Quota {
     client: EnforcementClient<Channel>,
     leases: Mutex<HashMap<Name, Arc<Lease>>>,
-    /// Quarantines that control could not be told of, by the agent's number.
-    owed: Mutex<BTreeMap<u32, Imposed>>,
+    /// Quarantines that control could not be told of, by the agent's number: of each the one that ends last.
+    owed: Mutex<BTreeMap<u32, Arc<Imposed>>>,
     /// Ids of reservations: this process's own, and a number.
     instance: u64,
     next: Mutex<u64>,
@@ -51,7 +51,7 @@ pub struct Imposed {
 /// A quarantine that control is not told of yet, unless it is `None` by now.
 struct Owing<'a> {
     quota: &'a Quota,
-    imposed: Option<Imposed>,
+    imposed: Option<Arc<Imposed>>,
 }
 
 /// A limit, and whose bucket.
@@ -97,8 +97,14 @@ pub struct Denied {
 // === impl Imposed ===
 
 impl Imposed {
-    fn lasts(&self) -> u64 {
-        self.seconds.unwrap_or(u64::MAX)
+    /// Whether it ends no earlier than another. One whose end can't be told never ends, as far as anybody here can know.
+    fn outlasts(&self, other: &Imposed) -> bool {
+        let end = |imposed: &Imposed| imposed.at.checked_add(Duration::from_secs(imposed.seconds?));
+        match (end(self), end(other)) {
+            (None, _) => true,
+            (Some(end), Some(other)) => end >= other,
+            (Some(_), None) => false,
+        }
     }
 }
 
@@ -139,11 +145,8 @@ impl Held {
 
 impl Drop for Owing<'_> {
     fn drop(&mut self) {
-        let Some(imposed) = self.imposed.take() else { return };
-        // One for each agent, as many as there are: the one that lasts longest.
-        let mut owed = self.quota.owed.lock();
-        if owed.get(&imposed.agent).is_none_or(|other| other.lasts() <= imposed.lasts()) {
-            owed.insert(imposed.agent, imposed);
+        if let Some(imposed) = self.imposed.take() {
+            self.quota.owe(imposed);
         }
     }
 }
@@ -197,17 +200,37 @@ impl Quota {
     /// Has control quarantine an agent that is held here. What it can't be told now it is told later, also where nobody waits for
     /// that any more.
     pub async fn impose(&self, imposed: Imposed, snapshots: &Snapshots) {
-        let (agent, policy) = (imposed.agent, imposed.policy.clone());
-        let mut owing = Owing { quota: self, imposed: Some(imposed.clone()) };
+        let imposed = Arc::new(imposed);
+        let mut owing = Owing { quota: self, imposed: Some(Arc::clone(&imposed)) };
         match self.ask_to_impose(&imposed).await {
             Ok(()) => {
                 owing.imposed = None;
-                snapshots.taken_over(agent);
+                self.is_told(&imposed, snapshots);
             }
             Err(status) => {
+                let Imposed { agent, policy, .. } = &*imposed;
                 tracing::error!(%status, agent, policy, "control can't be told of a quarantine: it holds here alone");
             }
         }
+    }
+
+    /// Has control told of one later. One for each agent, as many as there are.
+    fn owe(&self, imposed: Arc<Imposed>) {
+        let mut owed = self.owed.lock();
+        if owed.get(&imposed.agent).is_none_or(|other| imposed.outlasts(other)) {
+            owed.insert(imposed.agent, imposed);
+        }
+    }
+
+    /// Notes that control was told of this one. Another may be owed that it doesn't stand for, since that ends, or was decided,
+    /// later: its agent is held here until control has that too.
+    fn is_told(&self, imposed: &Imposed, snapshots: &Snapshots) {
+        let mut owed = self.owed.lock();
+        if owed.get(&imposed.agent).is_some_and(|other| !imposed.outlasts(other) || other.at > imposed.at) {
+            return;
+        }
+        owed.remove(&imposed.agent);
+        snapshots.taken_over(imposed.agent);
     }
 
     async fn ask_to_impose(&self, imposed: &Imposed) -> Result<(), tonic::Status> {
@@ -225,18 +248,13 @@ impl Quota {
 
     /// Tells control of the quarantines that it could not be told of.
     async fn impose_owed(&self, snapshots: &Snapshots) {
-        let owed: Vec<Imposed> = self.owed.lock().values().cloned().collect();
+        let owed: Vec<Arc<Imposed>> = self.owed.lock().values().cloned().collect();
         for imposed in owed {
             if let Err(status) = self.ask_to_impose(&imposed).await {
                 tracing::debug!(%status, "control still can't be told of a quarantine");
                 return;
             }
-            let mut owed = self.owed.lock();
-            // Another may have come meanwhile.
-            if owed.get(&imposed.agent).is_some_and(|other| other.request == imposed.request) {
-                owed.remove(&imposed.agent);
-                snapshots.taken_over(imposed.agent);
-            }
+            self.is_told(&imposed, snapshots);
         }
     }
 
@@ -402,30 +420,4 @@ impl Quota {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clawgress_api::clock::SystemClock;
-    use clawgress_api::socket;
-    use futures_util::FutureExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_quarantine_is_owed_also_where_nobody_waits_for_its_answer() {
-        let nobody = socket::channel(Path::new("/nonexistent/clawgress.sock")).expect("channel");
-        let quota = Quota::new(nobody).expect("randomness");
-        let snapshots = Snapshots::new(Duration::from_secs(60), Arc::new(SystemClock));
-        let imposed = Imposed {
-            agent: 1,
-            seconds: None,
-            policy: "trap".to_owned(),
-            request: "r".to_owned(),
-            at: Instant::now(),
-        };
-        assert!(quota.impose(imposed.clone(), &snapshots).now_or_never().is_none(), "control takes its time");
-        assert_eq!(quota.owed.lock().get(&1).map(|owed| owed.request.clone()), Some("r".to_owned()));
-        quota.impose(Imposed { seconds: Some(1), ..imposed }, &snapshots).await;
-        assert_eq!(quota.owed.lock().get(&1).map(|owed| owed.seconds), Some(None), "the longer one");
-    }
-}
+mod tests;

@@ -290,6 +290,12 @@ impl Snapshots {
         }
     }
 
+    /// Whether an agent that is held here is held until control takes it over.
+    #[cfg(test)]
+    pub fn waits_for_control(&self, agent: u32) -> bool {
+        self.held.lock().get(&agent).is_some_and(Option::is_none)
+    }
+
     /// Lets go of those that control took over a while ago: its own list has come since.
     pub fn let_go(&self) {
         let mut held = self.held.lock();
