@@ -20,6 +20,7 @@ mod run_verb;
 #[path = "cli/study.rs"]
 mod study_verbs;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use clawgress_agent::datapath::tables::Plan;
 use clawgress_api::config::Config;
 use clawgress_api::identity::{Agent, AgentState, SharedSource};
 use clawgress_api::{

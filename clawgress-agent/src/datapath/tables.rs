@@ -16,7 +16,7 @@ use clawgress_ebpf_common::{
     Address, AgentKey, Bind, CLASS_UNAUTHENTICATED, CgroupKey, DropReason, Generation, NEVER_DIRECT, Verdict,
     action, bind_flag, bound, map, user,
 };
-use clawgress_identity::AgentState;
+use clawgress_identity::{AgentState, Source};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables};
 use ipnet::IpNet;
@@ -30,6 +30,10 @@ use super::object::{self, Objects, take};
 /// Longest a program run can still read the slot it read the generation for: runs take microseconds and
 /// are not preempted; this is four orders of magnitude more.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// Most sources that are told one by one not to be bound: where an interface is missing they are all that it has, and
+/// people read the first of them.
+const UNBOUND_TOLD_MAX: usize = 20;
 
 /// The tables of one generation, checked, as an image.
 #[derive(Clone, Debug)]
@@ -140,8 +144,8 @@ impl Plan {
             plan.classes.insert(agent.index, (class, flags));
             for source in &agent.sources {
                 let Some(&ifindex) = interfaces.get(&source.interface) else {
-                    plan.skipped
-                        .push(format!("agent `{}`: `{source}` names no agents' interface here", agent.id));
+                    let other = "create the agent anew with another --source";
+                    plan.skipped.push(unbound(&format!("agent `{}`", agent.id), source, other));
                     continue;
                 };
                 let (bits, address) = prefix(&source.prefix);
@@ -159,6 +163,10 @@ impl Plan {
             }
         }
         plan.share(document, interfaces, &mut bindings)?;
+        let more = plan.skipped.len().saturating_sub(UNBOUND_TOLD_MAX);
+        plan.skipped.truncate(UNBOUND_TOLD_MAX);
+        plan.skipped
+            .extend((more > 0).then(|| format!("{more} more sources are at interfaces that are not there")));
         let max = bound::BINDINGS_MAX as usize;
         if bindings.len() > max {
             return Err(PlanError::TooMany { what: "source prefixes", count: bindings.len(), max });
@@ -185,9 +193,8 @@ impl Plan {
     ) -> Result<(), PlanError> {
         for (shared, source) in document.shared.iter().flat_map(|s| s.at.iter().map(move |at| (s, at))) {
             let Some(&ifindex) = interfaces.get(&source.interface) else {
-                let skipped =
-                    format!("shared source `{}`: `{source}` names no agents' interface here", shared.id);
-                self.skipped.push(skipped);
+                let other = format!("name another by `clawgressctl source set {} --at ...`", shared.id);
+                self.skipped.push(unbound(&format!("shared source `{}`", shared.id), source, &other));
                 continue;
             };
             let (bits, address) = prefix(&source.prefix);
@@ -242,6 +249,15 @@ impl Written {
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
+}
+
+/// That whatever comes from `source` is taken for a stranger's, and what to do about it.
+fn unbound(who: &str, source: &Source, other: &str) -> String {
+    let name = &source.interface;
+    format!(
+        "{who} is not known by its source `{source}`: this machine has no agents' interface `{name}` now; it is \
+         bound when the interface is there, or else {other}"
+    )
 }
 
 /// Binds every address of these interfaces that nobody holds to nobody at all.

@@ -50,6 +50,9 @@ pub struct Script {
     pub recent_drops: Mutex<Vec<RecentDrop>>,
     pub limits: Mutex<Vec<LiveLimit>>,
     pub asked: Mutex<Vec<LiveQuery>>,
+    /// What the status counts, and what it says is not enforced, besides the weather.
+    pub counters: Mutex<BTreeMap<String, u64>>,
+    pub absent: Mutex<Vec<String>>,
     /// The generation that control said last it runs by.
     pub confirmed: AtomicU64,
     /// Whether it is of a version that takes no such word, and how often it was given one.
@@ -100,16 +103,18 @@ impl Script {
         events.as_ref().expect("somebody listens").send(Ok(batch)).await.expect("sent");
     }
 
-    fn status(&self) -> Result<Response<DatapathStatus>, Status> {
+    async fn status(&self) -> Result<Response<DatapathStatus>, Status> {
+        let mut absent = vec!["the weather".to_owned()];
+        absent.extend(self.absent.lock().await.iter().cloned());
         let status = clawgress_api::DatapathStatus {
             mode: "kernel".into(),
             generation: self.generation.load(Ordering::SeqCst),
             interfaces: vec![],
             flows: 0,
             flows_max: 10,
-            counters: BTreeMap::new(),
+            counters: self.counters.lock().await.clone(),
             tracking: Some(TrackingStatus { entries: 3, entries_max: 9, dropped: 2 }),
-            absent: vec!["the weather".into()],
+            absent,
         };
         Ok(Response::new(DatapathStatus { document: serde_json::to_vec(&status).expect("json") }))
     }
@@ -148,11 +153,11 @@ impl Datapath for Service {
         assert_eq!(applied.generation, generation);
         self.0.generation.store(generation, Ordering::SeqCst);
         self.0.applied.lock().await.push(applied);
-        self.0.status()
+        self.0.status().await
     }
 
     async fn status(&self, _: Request<Empty>) -> Result<Response<DatapathStatus>, Status> {
-        self.0.status()
+        self.0.status().await
     }
 
     async fn events(

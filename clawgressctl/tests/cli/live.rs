@@ -91,6 +91,8 @@ async fn metrics_have_a_bounded_number_of_series() {
     let node = Node::kernel().start().await;
     let config = &node.config;
     let script = Arc::new(Script::default());
+    let counted = [("xdp_dropped", 7), ("tc_dropped", 3), ("policy_denied", 9)];
+    script.counters.lock().await.extend(counted.map(|(what, count)| (what.to_owned(), count)));
     let role = script.serve(config);
     until("the datapath to be reached", async || run(config, &["flows"]).await.status.success()).await;
     let metrics = run(config, &["metrics"]).await;
@@ -98,6 +100,11 @@ async fn metrics_have_a_bounded_number_of_series() {
     check(&metrics, 0, "clawgress_tracked_max 9\n", "");
     check(&metrics, 0, "clawgress_tracking_dropped_total 2\n", "");
     check(&metrics, 0, "clawgress_limiters_left_out 0\n", "");
+    check(&metrics, 0, "# TYPE clawgress_kernel_packets counter\n", "");
+    for (what, count) in counted {
+        let series = format!("\nclawgress_kernel_packets_total{{what=\"{what}\"}} {count}\n");
+        check(&metrics, 0, &series, "");
+    }
     let asked = script.asked.lock().await.last().cloned().expect("a query");
     assert!(asked.totals && asked.limit == Some(1_001), "a bounded number: {asked:?}");
     let limit = |n: u64| LiveLimit {
@@ -126,4 +133,32 @@ async fn metrics_have_a_bounded_number_of_series() {
     assert!(metrics.stdout.ends_with(b"# EOF\n"), "{metrics:?}");
     role.stop().await;
     check(&run(config, &["metrics"]).await, 0, "# EOF", "");
+}
+
+/// What an agent is not known by is told with what to do, in the words of the real tables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_at_an_interface_that_is_not_there_is_told() {
+    let node = Node::kernel().start().await;
+    let config = &node.config;
+    let script = Arc::new(Script::default());
+    let role = script.serve(config);
+    until("the datapath to be reached", async || run(config, &["flows"]).await.status.success()).await;
+    let source = "lo=10.0.0.2/32,02:00:00:00:00:02";
+    check(&run(config, &["agent", "create", "web", "--source", source]).await, 0, "is created", "");
+    let has_it = async || script.latest().await.is_some_and(|applied| applied.agents.len() == 1);
+    until("the agent to be in the tables", has_it).await;
+    check(&run(config, &["status"]).await, 0, "warning: not enforced: the weather", "");
+
+    let applied = script.latest().await.expect("a generation");
+    let plan = Plan::new(&applied, &BTreeMap::new()).expect("a plan");
+    script.absent.lock().await.extend(plan.skipped);
+    let shown = run(config, &["status"]).await;
+    let told = format!("warning: not enforced: agent `default/web` is not known by its source `{source}`");
+    check(&shown, 0, &told, "");
+    check(&shown, 0, "this machine has no agents' interface `lo` now", "");
+    check(&shown, 0, "create the agent anew with another --source", "");
+    let status: Status = parse(&run(config, &["status", "-o", "json"]).await.stdout);
+    let is_told = |warning: &String| warning.contains(source) && warning.contains("`default/web`");
+    assert_eq!(status.warnings.iter().filter(|w| is_told(w)).count(), 1, "{:?}", status.warnings);
+    role.stop().await;
 }
