@@ -3,6 +3,7 @@
 //! code; no role may reach into another's module.
 #![deny(unsafe_code)]
 
+pub mod cgroups;
 pub mod control;
 #[expect(unsafe_code, reason = "the kernel's ABI: every block has its safety comment")]
 pub mod datapath;

@@ -77,6 +77,8 @@ mod reuse;
 mod scale;
 #[path = "datapath/shared.rs"]
 mod shared;
+#[path = "datapath/swap.rs"]
+mod swap;
 #[path = "datapath/time.rs"]
 mod time;
 #[path = "datapath/told.rs"]
@@ -87,6 +89,8 @@ mod tracking;
 mod upgrade;
 #[path = "datapath/verdicts.rs"]
 mod verdicts;
+#[path = "datapath/vlan.rs"]
+mod vlan;
 #[path = "datapath/workers.rs"]
 mod workers;
 #[path = "datapath/workload.rs"]

@@ -44,7 +44,8 @@ impl Own {
     pub fn write(&mut self, wanted: &BTreeMap<Address, SelfAddress>) -> Result<()> {
         ensure!(
             wanted.len() <= bound::SELF_MAX as usize,
-            "this machine has {} addresses, and the kernel plane holds {}",
+            "this machine has {} addresses, and the kernel plane holds {}: remove some, or run the gateway in a network \
+             namespace of its own",
             wanted.len(),
             bound::SELF_MAX
         );

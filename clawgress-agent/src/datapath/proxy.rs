@@ -24,6 +24,7 @@ use super::bpf::{self, Plain};
 use super::object::{self, Objects, program};
 use super::spool::Spool;
 use super::workloads;
+use crate::cgroups;
 
 /// How often hooks and DNS servers are looked at: the longest time that hooks which somebody took away stay
 /// away.
@@ -108,7 +109,7 @@ impl Proxy {
         let root = workloads::root(config)?;
         let cgroup = root.join(cgroup);
         ensure!(
-            cgroup != root && !cgroup.starts_with(root.join(workloads::DIRECTORY)),
+            cgroup != root && !cgroup.starts_with(root.join(cgroups::WORKLOADS)),
             "`{}` is not the proxy's own cgroup, but everybody's or local commands'; correct `cgroup` in [l7]",
             cgroup.display()
         );

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clawgress_api::config::Config;
 
-/// Directory of all gateways' workloads, below the root of the tree.
-pub const DIRECTORY: &str = "clawgress";
+use crate::cgroups;
+
 /// Longest name of a workload, bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Attempts, and the pause between them, to remove a cgroup whose processes were just killed.
@@ -55,7 +55,7 @@ impl Workloads {
     pub fn locate(config: &Config) -> Result<Workloads> {
         let root = root(config)?;
         let instance = config.datapath.bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
-        Ok(Workloads { parent: root.join(DIRECTORY).join(instance) })
+        Ok(Workloads { parent: root.join(cgroups::WORKLOADS).join(instance) })
     }
 
     /// The cgroup that carries the hooks.
@@ -156,22 +156,10 @@ fn remove_below(path: &Path, depth: usize) -> bool {
 /// # Errors
 /// If none is mounted and none is named.
 pub fn root(config: &Config) -> Result<PathBuf> {
-    match &config.datapath.cgroup {
-        Some(root) => Ok(root.clone()),
-        None => mounted(),
-    }
-}
-
-/// The first cgroup v2 mount.
-fn mounted() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-    let found = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let path = fields.next()?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
-    });
+    let found = cgroups::root(config).context("cannot read /proc/self/mounts")?;
     found.context("no cgroup v2 is mounted; mount one, or name it as `cgroup` in [datapath]")
 }
+
 /// Lets other roles see who is in a cgroup, whatever this process's umask is: where `/proc` shows them nobody, that
 /// is how they tell a governed command from a role.
 fn let_read(cgroup: &Path) -> std::io::Result<()> {

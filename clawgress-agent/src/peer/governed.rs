@@ -5,7 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clawgress_api::config::Config;
 use nix::errno::Errno;
@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 
-/// Directory below which every gateway of this machine keeps the cgroups of its commands.
-const WORKLOADS: &str = "clawgress";
+use crate::cgroups::{self, WORKLOADS};
+
 /// Cgroups that are looked through: some gateways with all the runs they may have; more is no answer.
 const CGROUPS_MAX: usize = 4096;
 
@@ -28,11 +28,7 @@ pub(super) struct Workloads(Option<PathBuf>);
 impl Workloads {
     /// Where `config`, or else the machine, has its cgroups; nowhere without cgroup v2.
     pub(super) fn new(config: &Config) -> io::Result<Self> {
-        let root = match &config.datapath.cgroup {
-            Some(root) => Some(root.clone()),
-            None => mounted(&fs::read_to_string("/proc/self/mounts")?),
-        };
-        Ok(Workloads(root.map(|root| root.join(WORKLOADS))))
+        Ok(Workloads(cgroups::root(config)?.map(|root| root.join(WORKLOADS))))
     }
 
     /// Whether process `pid`, which connected `stream`, is governed.
@@ -118,15 +114,6 @@ fn is_workload(path: &str) -> bool {
     path.split('/').skip_while(|part| *part != WORKLOADS).nth(1).is_some_and(|part| !part.is_empty())
 }
 
-/// The first cgroup v2 mount.
-fn mounted(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let place = fields.next()?;
-        (fields.next()? == "cgroup2").then(|| Path::new(place).to_owned())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
@@ -146,7 +133,7 @@ mod tests {
     #[test]
     fn a_process_below_the_workloads_is_found_whether_or_not_proc_shows_it() {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
-        let workloads = mounted(&mounts).expect("cgroup v2 is mounted").join(WORKLOADS);
+        let workloads = cgroups::mounted(&mounts).expect("cgroup v2 is mounted").join(WORKLOADS);
         let cgroup = workloads.join(format!("peer-test-{}", std::process::id()));
         fs::create_dir_all(&cgroup).expect("this test needs root, to make a cgroup");
         let child = Workload(cgroup.clone(), Command::new("sleep").arg("60").spawn().expect("sleep"));

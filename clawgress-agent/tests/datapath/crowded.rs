@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use clawgress_ebpf_common::{DropReason, mark};
+use clawgress_agent::datapath::bpf::Plain;
+use clawgress_ebpf_common::{Bind, CgroupKey, DropReason, bound, mark};
 use clawgress_identity::Agent;
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
@@ -13,7 +14,7 @@ use ipnet::IpNet;
 use crate::frames::{ip, udp};
 use crate::kernel::{Did, Kernel, agent};
 use crate::random::{Random, seed};
-use crate::verdicts::MAC;
+use crate::verdicts::{self, MAC};
 
 /// Prefixes of destinations, and addresses of sources.
 const DESTINATIONS: usize = 12_000;
@@ -181,4 +182,41 @@ async fn the_longest_prefix_is_found_however_many_there_are() {
         }
         assert!(bound > TRIED / 10 && bound < TRIED, "{bound} of {TRIED} are bound");
     }
+}
+
+/// More workloads and own addresses than there is room for are refused, and what is there goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn full_tables_refuse_and_go_on() {
+    let mut kernel = verdicts::ready().await;
+    let [f, _] = verdicts::families();
+    let direct = ip(MAC, f.agent, f.direct, 17, &udp(40_000, 443, b"x"));
+    assert_eq!(kernel.ingress(&direct), Did::Marked(mark::DIRECT));
+
+    kernel.tables.register(1, 1).expect("there is room");
+    let bind = Plain(Bind { agent: 1, class: 1, mac: [0; 6], flags: 0 });
+    let most = bound::CGROUPS_MAX / 2;
+    for cgroup in 1..=most {
+        for slot in 0..2 {
+            let key = CgroupKey { cgroup: u64::from(cgroup), slot, pad: 0 };
+            kernel.cgroups.insert(Plain(key), bind, 0).expect("the map has room for both slots");
+        }
+    }
+    let refused = kernel.tables.register(u64::from(most) + 1, 1).expect_err("one too many").to_string();
+    assert_eq!(refused, format!("{most} workloads are open already; close some"));
+    kernel.tables.forget(1).expect("closed");
+    kernel.tables.register(u64::from(most) + 1, 1).expect("one was closed");
+
+    let addresses = |n: u32| (0..n).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x0B00_0000 + n)));
+    // Both families' addresses of the gateway are there already.
+    let refused = kernel.own_all(addresses(bound::SELF_MAX - 1)).expect_err("one too many").to_string();
+    let wanted =
+        format!("has {} addresses, and the kernel plane holds {}", bound::SELF_MAX + 1, bound::SELF_MAX);
+    assert!(refused.contains(&wanted), "{refused}");
+    let own = ip(MAC, f.agent, f.gateway, 17, &udp(40_000, 443, b"x"));
+    assert_eq!(kernel.ingress(&own), Did::Dropped(DropReason::GatewayAddress), "as before");
+    kernel.own_all(addresses(bound::SELF_MAX - 2)).expect("as many as it holds");
+    let last =
+        ip(MAC, f.agent, addresses(bound::SELF_MAX - 2).last().expect("one"), 17, &udp(40_000, 443, b"x"));
+    assert_eq!(kernel.ingress(&last), Did::Dropped(DropReason::GatewayAddress), "the last");
+    assert_eq!(kernel.ingress(&direct), Did::Marked(mark::DIRECT), "all the same");
 }

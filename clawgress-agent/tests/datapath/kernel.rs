@@ -18,7 +18,8 @@ use clawgress_agent::datapath::quarantine::Quarantine;
 use clawgress_agent::datapath::tables::{Plan, Tables};
 use clawgress_api::KernelGeneration;
 use clawgress_ebpf_common::{
-    Bucket, BucketKey, DropReason, Flow, FlowKey, Pace, SelfAddress, bound, counter, mark, user,
+    Bind, Bucket, BucketKey, CgroupKey, DropReason, Flow, FlowKey, Pace, SelfAddress, bound, counter, mark,
+    user,
 };
 use clawgress_identity::{Agent, AgentState, SharedSource};
 use clawgress_policy::kernel::KernelTables;
@@ -28,6 +29,7 @@ pub const LOOPBACK: u32 = 1;
 pub const PROXY_PORT: u16 = 3128;
 pub const PROXY_TLS_PORT: u16 = 3130;
 
+const XDP_PASS: u32 = 2;
 const SHOT: u32 = 2;
 /// Size of `struct __sk_buff`, and where its mark and its interface are.
 const SKB_BYTES: usize = 192;
@@ -61,6 +63,8 @@ pub struct Kernel {
     pub buckets: Buckets,
     /// The same, to be written by hand.
     pub bucket_map: HashMap<MapData, Plain<BucketKey>, Plain<Bucket>>,
+    /// Registered cgroups, to be written by hand.
+    pub cgroups: HashMap<MapData, Plain<CgroupKey>, Plain<Bind>>,
     /// Of what XDP remembers.
     pub turn: Turn,
     own: Own,
@@ -78,6 +82,11 @@ impl Kernel {
         let mut kernel = Kernel {
             infos,
             rejects: object::take(&mut objects, clawgress_ebpf_common::map::REJECTS).expect("rejects"),
+            cgroups: {
+                let cgroups = object::descriptor(&objects, clawgress_ebpf_common::map::CGROUPS);
+                let data = MapData::from_fd(cgroups.expect("cgroups")).expect("map");
+                HashMap::try_from(Map::from_map_data(data).expect("map")).expect("a hash map")
+            },
             tables: Tables::take(&mut objects).expect("tables"),
             swept: Flows::new(&objects).expect("flow table"),
             shared: Vec::new(),
@@ -126,18 +135,13 @@ impl Kernel {
 
     /// Commits a generation whose agents' interface is the test run's.
     pub async fn apply(&mut self, number: u64, tables: Option<KernelTables>, agents: Vec<Agent>) {
-        let document = KernelGeneration {
-            generation: number,
-            tables,
-            agents,
-            shared: self.shared.clone(),
-            revisions: BTreeMap::new(),
-            turns_at: None,
-        };
-        let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
-        let plan = Plan::closing(&document, &interfaces, &self.closed).expect("plan");
-        assert_eq!(plan.skipped, Vec::<String>::new());
+        let plan = plan(number, tables, agents, &self.shared, &self.closed);
         self.tables.apply(&plan).await.expect("apply");
+    }
+
+    /// What writes generations, and the programs, for who runs these meanwhile.
+    pub fn apart(self) -> (Tables, Objects) {
+        (self.tables, self.objects)
     }
 
     /// Makes `address` the gateway's own, with the proxy there.
@@ -149,6 +153,13 @@ impl Kernel {
         };
         self.addresses.insert(user::address(address), services);
         self.own.write(&self.addresses).expect("own address");
+    }
+
+    /// Makes all of these the gateway's own, without services there, if they may be.
+    pub fn own_all(&mut self, addresses: impl Iterator<Item = IpAddr>) -> anyhow::Result<()> {
+        let mut all = self.addresses.clone();
+        all.extend(addresses.map(|address| (user::address(address), SelfAddress::default())));
+        self.own.write(&all)
     }
 
     pub fn xdp(&self, frame: &[u8]) -> Did {
@@ -265,7 +276,7 @@ impl Kernel {
         match self.objects.program(name).expect("program") {
             Program::Xdp(p) => match p.test_run(options).expect("test run").return_value {
                 1 => None,
-                2 => Some(Did::Passed),
+                XDP_PASS => Some(Did::Passed),
                 other => panic!("xdp returned {other}"),
             },
             Program::SchedClassifier(p) => {
@@ -282,6 +293,41 @@ impl Kernel {
             _ => panic!("`{name}` cannot be test-run"),
         }
     }
+}
+
+/// A generation whose agents' interface is the test run's.
+pub fn plan(
+    number: u64,
+    tables: Option<KernelTables>,
+    agents: Vec<Agent>,
+    shared: &[SharedSource],
+    closed: &BTreeSet<String>,
+) -> Plan {
+    let document = KernelGeneration {
+        generation: number,
+        tables,
+        agents,
+        shared: shared.to_vec(),
+        revisions: BTreeMap::new(),
+        turns_at: None,
+    };
+    let interfaces = BTreeMap::from([("lo".to_owned(), LOOPBACK)]);
+    let plan = Plan::closing(&document, &interfaces, closed).expect("plan");
+    assert_eq!(plan.skipped, Vec::<String>::new());
+    plan
+}
+
+/// Whether XDP, and TC ingress after it, let a frame through.
+pub fn passes(objects: &Objects, frame: &[u8]) -> [bool; 2] {
+    let run = |name| {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        match objects.program(name).expect("program") {
+            Program::Xdp(p) => p.test_run(options).expect("test run").return_value == XDP_PASS,
+            Program::SchedClassifier(p) => p.test_run(options).expect("test run").return_value != SHOT,
+            _ => panic!("`{name}` cannot be test-run"),
+        }
+    };
+    [run(program::XDP), run(program::TC_IN)]
 }
 
 fn info(map: &Map) -> MapInfo {

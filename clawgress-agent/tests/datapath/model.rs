@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use clawgress_ebpf_common::{DropReason, mark};
 use clawgress_policy::Transport;
 use clawgress_policy::kernel::{KernelAction, KernelTables};
+use ipnet::IpNet;
 
 use crate::kernel::Did;
 
@@ -22,7 +23,8 @@ pub struct Bound {
 
 /// What a packet is judged by.
 pub struct World {
-    pub bound: BTreeMap<IpAddr, Bound>,
+    /// The longest prefix counts.
+    pub bound: Vec<(IpNet, Bound)>,
     pub gateway: BTreeSet<IpAddr>,
     pub proxy_ports: [u16; 2],
     pub tables: KernelTables,
@@ -37,6 +39,14 @@ pub struct World {
     pub asked: Option<(u32, Tuple, KernelAction)>,
     /// The flow that the last packet ended by beginning another.
     pub again: Option<Tuple>,
+}
+
+impl World {
+    /// Whose address that is.
+    fn bound(&self, address: IpAddr) -> Option<Bound> {
+        let all = self.bound.iter().filter(|(net, _)| net.contains(&address));
+        all.max_by_key(|(net, _)| net.prefix_len()).map(|(_, bound)| *bound)
+    }
 }
 
 /// A flow from the agent's point of view.
@@ -77,7 +87,7 @@ pub fn run(world: &mut World, frame: &[u8]) -> (Did, Did) {
 }
 
 fn neighbour(world: &World, mac: Mac, claimed: IpAddr) -> Parsed<Did> {
-    let is_others = world.bound.get(&claimed).is_some_and(|b| b.mac.is_some_and(|m| m != mac));
+    let is_others = world.bound(claimed).is_some_and(|b| b.mac.is_some_and(|m| m != mac));
     if world.gateway.contains(&claimed) || is_others {
         return Err(DropReason::SourceSpoofed);
     }
@@ -86,7 +96,7 @@ fn neighbour(world: &World, mac: Mac, claimed: IpAddr) -> Parsed<Did> {
 
 /// Who sends from there: 0 for nobody known.
 fn identify(world: &World, mac: Mac, source: IpAddr) -> Parsed<u32> {
-    let Some(bound) = world.bound.get(&source) else { return Ok(0) };
+    let Some(bound) = world.bound(source) else { return Ok(0) };
     if bound.mac.is_some_and(|m| m != mac) {
         return Err(DropReason::SourceSpoofed);
     }
@@ -109,7 +119,7 @@ fn packet(world: &mut World, mac: Mac, tuple: Tuple, flags: u8, is_reply: bool) 
         if tuple.protocol != 6 || !world.proxy_ports.contains(&tuple.destination_port) {
             return Err(DropReason::GatewayAddress);
         }
-        if world.bound.contains_key(&tuple.source) && is_start {
+        if world.bound(tuple.source).is_some() && is_start {
             world.flows.insert(tuple, mark::LOCAL);
         }
         // Nobody has connections here. Who is bound has them by a record; others, and who shares a source, by limits.
@@ -158,7 +168,7 @@ fn error(world: &World, mac: Mac, quoted: Tuple, outer: IpAddr) -> Parsed<Did> {
     if agent == 0 {
         return Err(DropReason::Anonymous);
     }
-    let is_own = outer == quoted.destination || world.bound.get(&outer).is_some_and(|b| b.agent == agent);
+    let is_own = outer == quoted.destination || world.bound(outer).is_some_and(|b| b.agent == agent);
     if !is_own {
         return Err(DropReason::IcmpUnsupported);
     }

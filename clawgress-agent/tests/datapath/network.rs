@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Arc;
@@ -439,11 +439,38 @@ async fn a_forwarded_flow_has_a_decision_and_an_outcome() {
     let outcome = of(RecordKind::Outcome, None);
     assert_eq!(outcome.request, decision.request, "they are joined");
     assert!(outcome.bytes_sent > Some(500) && outcome.bytes_received > Some(500), "{outcome:?}");
+    // SYN, acknowledgement, word, echo's, FIN at least; the other side has as many but the one.
+    assert!(outcome.packets_sent >= Some(4) && outcome.packets_received >= Some(3), "{outcome:?}");
     let denied = records
         .iter()
         .find(|r| r.destination.ip == Some(f.forbidden) && r.verdict == Some(Verdict::Deny))
         .expect("a denial");
     assert_eq!(denied.reason, Some(DropReason::PolicyDenied));
+}
+
+/// Nobody says that such a flow ends: its time does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datagram_that_nobody_answers_has_an_outcome() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, crate::upgrade::with_udp(), agents()).await;
+    let [f, _] = families();
+    let silent = lab.inside(Place::Outside, || UdpSocket::bind((f.direct, PORT)).expect("bind"));
+    let client = lab.inside(Place::Agents, || UdpSocket::bind((f.known, 0)).expect("bind"));
+    for _ in 0..2 {
+        client.send_to(&[7; 100], (f.direct, PORT)).expect("sent");
+    }
+    silent.set_read_timeout(Some(WORKS)).expect("time-out");
+    silent.recv(&mut [0; 8]).expect("it arrives");
+    let records = records(&lab, Duration::from_secs(120), |r| r.kind == RecordKind::Outcome).await;
+    let outcome = records.iter().find(|r| r.kind == RecordKind::Outcome).expect("the last");
+    let decision = records.iter().find(|r| r.kind == RecordKind::Decision && r.request == outcome.request);
+    assert_eq!(decision.expect("its decision").verdict, Some(Verdict::Allow));
+    assert_eq!(outcome.destination.ip, Some(f.direct), "{outcome:?}");
+    assert_eq!((outcome.packets_sent, outcome.packets_received), (Some(2), Some(0)), "{outcome:?}");
+    // 20 bytes of IPv4, 8 of UDP.
+    let per = outcome.bytes_sent.expect("bytes") / 2;
+    assert!((128..=142).contains(&per) && outcome.bytes_received == Some(0), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,14 +8,18 @@ use crate::verdicts;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_clawgress-agent");
 /// Tests of this program that are run there, one of each kind: the layout of maps, verdicts by test run of each
-/// program, and the whole role with its rules and links between network namespaces. The last runs nowhere else.
-const TESTS: [&str; 8] = [
+/// program, and the whole role with its rules and links between network namespaces: also one that takes over from another,
+/// and local commands. The last two run nowhere else.
+const TESTS: [&str; 11] = [
     "verdicts::maps_have_the_layout_of_the_abi",
     "verdicts::every_reason_in_both_families",
     "verdicts::frames_that_are_not_understood",
     "verdicts::flows_count_both_ways_and_answers_need_one",
     "verdicts::a_new_generation_judges_live_flows_again",
     "network::steered_forwarded_and_dropped",
+    "removal::what_a_killed_process_leaves_still_governs",
+    "workload::a_bare_command_is_governed_by_its_hooks",
+    "vlan::a_vlan_of_agents_is_an_interface_of_its_own",
     "joined::a_joined_buffer_counts_as_what_it_is_on_the_wire",
     "pacing::where_the_queue_is_fq_what_is_over_is_sent_later",
 ];

@@ -3,7 +3,7 @@
 //! `CLAWGRESS_FUZZ_MINUTES` to go on for that long (`cargo xtask fuzz-datapath` does both).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use clawgress_agent::datapath::bpf::Plain;
@@ -12,6 +12,7 @@ use clawgress_ebpf_common::{DropReason, Flow, FlowKey, action, bound, mark, user
 use clawgress_identity::Agent;
 use clawgress_policy::kernel::{KernelAction, KernelTables, compile, expected};
 use clawgress_policy::{PolicySet, Transport};
+use ipnet::IpNet;
 
 use crate::frames::{ACK, FIN, RST, SYN, arp, echo, icmp, ip, neighbour, tagged, tcp, udp, with_hops};
 use crate::kernel::{Did, Kernel, LOOPBACK, PROXY_PORT, PROXY_TLS_PORT, agent};
@@ -35,6 +36,9 @@ const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// Known by its address alone.
 const ANY_MAC: u32 = 2;
 const QUARANTINED: u32 = 3;
+/// Who have prefixes besides: one, and another within it.
+const WIDE: u32 = 4;
+const NARROW: u32 = 5;
 /// Whose address several agents share. The one between the agents' and this is bound to nobody.
 const SHARED: u32 = AGENTS + 2;
 
@@ -45,6 +49,29 @@ fn source(agent: u32, v4: bool) -> IpAddr {
         IpAddr::from([172, 16, 0, n])
     } else {
         IpAddr::from([0xFD, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n])
+    }
+}
+
+/// Prefixes of agents besides their addresses, one within the other.
+fn prefixes(v4: bool) -> [(u32, IpNet); 2] {
+    let nets =
+        if v4 { ["172.16.64.0/20", "172.16.66.128/25"] } else { ["fdff:0:0:4::/64", "fdff:0:0:4:8000::/65"] };
+    let [wide, narrow] = nets.map(|net| net.parse().expect("prefix"));
+    [(WIDE, wide), (NARROW, narrow)]
+}
+
+/// Where an agent's packet comes from: its address, or any of its prefix.
+fn address(r: &mut Random, agent: u32, v4: bool) -> IpAddr {
+    if !matches!(agent, WIDE | NARROW) || r.once_in(3) {
+        return source(agent, v4);
+    }
+    // Of the wider one, in which the other is.
+    match prefixes(v4)[0].1.addr() {
+        IpAddr::V4(net) => IpAddr::from(Ipv4Addr::from_bits(net.to_bits() | u32::from(r.u16() % 4_096))),
+        IpAddr::V6(net) => {
+            let low = u128::from(r.u16()) << 48 | u128::from(r.u8());
+            IpAddr::from(Ipv6Addr::from_bits(net.to_bits() | low))
+        }
     }
 }
 
@@ -175,7 +202,8 @@ fn frame(r: &mut Random, world: &World) -> Vec<u8> {
         return frame;
     }
     let v4 = r.below(2) == 0;
-    let agent = source(1 + u32::try_from(r.below(u64::from(SHARED))).expect("agent"), v4);
+    let number = 1 + u32::try_from(r.below(u64::from(SHARED))).expect("agent");
+    let agent = address(r, number, v4);
     let mac = if r.once_in(16) { r.pick(&[OTHER_MAC, [3, 0, 0, 0, 0, 1], [0; 6]]) } else { MAC };
     let mut frame = match r.below(10) {
         0 => local_message(r, mac, v4, agent),
@@ -257,20 +285,27 @@ fn agents() -> Vec<Agent> {
     (1..=AGENTS)
         .map(|a| {
             let mac = if a == ANY_MAC { "any-mac" } else { "02:00:00:00:00:01" };
-            let sources = [true, false].map(|v4| format!("lo={},{mac}", source(a, v4)));
+            let own = [true, false].map(|v4| format!("lo={},{mac}", source(a, v4)));
+            let nets = [true, false].into_iter().flat_map(prefixes).filter(|(of, _)| *of == a);
+            let sources: Vec<_> =
+                own.into_iter().chain(nets.map(|(_, net)| format!("lo={net},{mac}"))).collect();
             let team = Some(random::team(a).parse().expect("team"));
-            Agent { team, ..agent(a, &[&sources[0], &sources[1]]) }
+            Agent { team, ..agent(a, &sources.iter().map(String::as_str).collect::<Vec<_>>()) }
         })
         .collect()
 }
 
 fn world() -> World {
     let bound = (1..=AGENTS).flat_map(|a| {
-        [true, false].map(|v4| (source(a, v4), Bound { agent: a, mac: (a != ANY_MAC).then_some(MAC) }))
+        [true, false]
+            .map(|v4| (IpNet::from(source(a, v4)), Bound { agent: a, mac: (a != ANY_MAC).then_some(MAC) }))
     });
-    let shared = [true, false].map(|v4| (source(SHARED, v4), Bound { agent: 0, mac: Some(MAC) }));
+    let nets = [true, false].into_iter().flat_map(prefixes);
+    let nets = nets.map(|(agent, net)| (net, Bound { agent, mac: Some(MAC) }));
+    let shared =
+        [true, false].map(|v4| (IpNet::from(source(SHARED, v4)), Bound { agent: 0, mac: Some(MAC) }));
     World {
-        bound: bound.chain(shared).collect(),
+        bound: bound.chain(nets).chain(shared).collect(),
         gateway: [gateway(true), gateway(false)].into(),
         proxy_ports: [PROXY_PORT, PROXY_TLS_PORT],
         tables: KernelTables::default(),

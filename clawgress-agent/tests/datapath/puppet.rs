@@ -28,6 +28,16 @@ def send(a, port, before=None):
     s = made(a, socket.SOCK_DGRAM)
     if before: before(s)
     s.sendto(b'x', (a, port)); held['udp'] = s; return 'ok'
+def tried(kind, a, port):
+    # What the kernel says to it at once, whether anybody answers or not.
+    with socket.socket(family(a), kind) as s:
+        s.setblocking(False)
+        if kind == socket.SOCK_STREAM: return s.connect_ex((a, port)) == errno.EPERM
+        try: s.sendto(b'x', (a, port))
+        except OSError as e: loose = e.errno == errno.EPERM
+        else: loose = False
+    with socket.socket(family(a), kind) as s:
+        return loose, s.connect_ex((a, port)) == errno.EPERM
 def tell(name, a, port):
     # One socket for them all, never connected.
     s = held.get(name) or made(a, socket.SOCK_DGRAM, 10)

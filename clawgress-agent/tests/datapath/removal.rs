@@ -1,7 +1,7 @@
 //! What stays when the process dies, what stops when programs go, and what comes back when somebody takes
 //! it away under a live role.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -107,6 +107,47 @@ async fn removed_rules_come_back() {
     let mut client = dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct");
     talk(&mut client, b"repaired");
     assert_eq!(bad.accepted(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_settings_are_set_back() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), agents()).await;
+    let [f, _] = families();
+    let _server = Server::start(&lab, f.direct);
+    talk(&mut dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct"), b"before");
+    let path = |name: &str| format!("/proc/sys/net/{name}");
+    // Forwarding last: it sets some of the others to its own defaults.
+    let settings = [
+        ("ipv4/conf/ga/send_redirects", "1", "0"),
+        ("ipv6/conf/ga/accept_redirects", "1", "0"),
+        ("ipv6/conf/ga/accept_ra", "1", "0"),
+        ("ipv4/tcp_migrate_req", "0", "1"),
+        ("ipv6/conf/all/forwarding", "0", "1"),
+        ("ipv4/ip_forward", "0", "1"),
+    ];
+    lab.inside(Place::Gateway, || {
+        for (name, changed, _) in settings {
+            std::fs::write(path(name), changed).expect("setting");
+        }
+    });
+    let told = |r: &AuditRecord, name: &str, value: &str| {
+        let text = format!("a setting was changed, and was set back: {name}={value}");
+        r.kind == RecordKind::Change && r.detail.as_ref().is_some_and(|d| d.contains(&text))
+    };
+    let left = RefCell::new(settings.map(|(name, _, value)| (name, value)).to_vec());
+    let is_last = |r: &AuditRecord| {
+        left.borrow_mut().retain(|(name, value)| !told(r, name, value));
+        left.borrow().is_empty()
+    };
+    records(&lab, WORKS, is_last).await;
+    lab.inside(Place::Gateway, || {
+        for (name, _, value) in settings {
+            assert_eq!(std::fs::read_to_string(path(name)).expect("setting").trim(), value, "{name}");
+        }
+    });
+    talk(&mut dial(&lab, f.known, (f.direct, PORT), WORKS).expect("direct"), b"after");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,16 +1,18 @@
 //! What the kernel tells of drops: each kind once with a count of the rest, and nobody's in place of another's.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use clawgress_agent::datapath::events::Told;
-use clawgress_api::AuditRecord;
+use clawgress_api::{AuditRecord, RecordKind};
 use clawgress_ebpf_common::{DropReason, Event, bound, counter, event_kind, protocol};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::frames::{SYN, ip, tcp, udp};
 use crate::kernel::{Did, Kernel, agent};
-use crate::lab::{Lab, at};
+use crate::lab::{Lab, Place, at};
 use crate::network::records;
 use crate::puppet::Puppet;
 use crate::verdicts::{MAC, OTHER_MAC, families, ready, tables};
@@ -133,6 +135,33 @@ async fn what_finds_no_room_in_the_ring_is_counted() {
     let lost = kernel.count(counter::EVENTS_LOST);
     assert!(told > 0 && lost > 0, "{told} told, {lost} lost");
     assert_eq!(told + lost, u64::from(FLOWS), "each flow is told or counted");
+}
+
+/// While the role stands still, the ring fills; what it lost is in the log once it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_ring_lost_is_a_gap_in_the_log() {
+    const PORTS: std::ops::Range<u16> = 10_000..50_000;
+    let mut lab = Lab::new();
+    lab.start().await;
+    let mut wide = crate::upgrade::with_udp();
+    wide.ports = vec![(0, 0), (PORTS.start, 1), (PORTS.end, 0)];
+    lab.apply(1, wide, crate::network::agents()).await;
+    let [f, _] = crate::network::families();
+    let role = Pid::from_raw(i32::try_from(lab.pid()).expect("pid"));
+    kill(role, Signal::SIGSTOP).expect("stopped");
+    lab.inside(Place::Agents, || {
+        let client = UdpSocket::bind((f.known, 0)).expect("bind");
+        for port in PORTS {
+            client.send_to(b"x", (f.direct, port)).expect("sent");
+        }
+    });
+    kill(role, Signal::SIGCONT).expect("goes on");
+    let found = records(&lab, Duration::from_secs(60), |r| r.kind == RecordKind::Gap).await;
+    let gap =
+        found.iter().filter(|r| r.kind == RecordKind::Gap).map(|r| r.count.expect("a count")).sum::<u64>();
+    let lost = lab.status().await.counters["events_lost"];
+    assert!(lost > 0, "the ring took them all");
+    assert_eq!(gap, lost, "what is told and what was lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,12 +25,12 @@ use crate::network::{Family, PORT, WORKS, agents, dial, families, tables, talk};
 use crate::peer::Peer;
 
 /// Between two datagrams of one sender.
-const PACE: Duration = Duration::from_micros(500);
+pub const PACE: Duration = Duration::from_micros(500);
 /// Buffer of a receiver: more than all that is sent while it may not run.
 const BUFFER_BYTES: usize = 8 << 20;
 
 /// As the usual tables, and UDP may go direct where TCP may, to the next port as well.
-fn with_udp() -> KernelTables {
+pub fn with_udp() -> KernelTables {
     let mut tables = tables();
     tables.ports = vec![(0, 0), (PORT, 1), (PORT + 2, 0)];
     tables.verdicts.push(VerdictCell {
@@ -47,7 +47,7 @@ fn with_udp() -> KernelTables {
 }
 
 /// Numbered datagrams, one way and back, until it is stopped.
-struct Datagrams {
+pub struct Datagrams {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicBool>,
     arrived: Arc<Mutex<BTreeSet<u64>>>,
@@ -56,7 +56,7 @@ struct Datagrams {
 }
 
 impl Datagrams {
-    fn start(lab: &Lab, from: IpAddr, to: IpAddr, port: u16) -> Datagrams {
+    pub fn start(lab: &Lab, from: IpAddr, to: IpAddr, port: u16) -> Datagrams {
         let (stop, done, arrived) =
             <(Arc<AtomicBool>, Arc<AtomicBool>, Arc<Mutex<BTreeSet<u64>>>)>::default();
         let server = lab.inside(Place::Outside, || UdpSocket::bind((to, port)).expect("bind"));
@@ -101,12 +101,12 @@ impl Datagrams {
         Datagrams { stop, done, arrived, sender, answers }
     }
 
-    fn arrived(&self) -> usize {
+    pub fn arrived(&self) -> usize {
         self.arrived.lock().len()
     }
 
     /// Sent, arrived, and answered.
-    fn finish(self) -> (u64, BTreeSet<u64>, BTreeSet<u64>) {
+    pub fn finish(self) -> (u64, BTreeSet<u64>, BTreeSet<u64>) {
         self.stop.store(true, Ordering::SeqCst);
         let sent = self.sender.join().expect("sender");
         // The receivers run on for as long as the last ones may be on their way.

@@ -9,12 +9,15 @@ use std::process::{Command, Stdio};
 use aya::maps::{Array, Map, MapData};
 use clawgress_agent::datapath::object;
 use clawgress_api::proto::{OpenWorkloadRequest, Workload};
-use clawgress_policy::Transport;
-use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell};
+use clawgress_identity::Agent;
+use clawgress_policy::kernel::{KernelAction, KernelTables, VerdictCell, compile, expected};
+use clawgress_policy::{PolicySet, Transport};
 
-use crate::kernel::PROXY_TLS_PORT;
-use crate::kernel::agent;
+use crate::kernel::{PROXY_TLS_PORT, agent};
 use crate::lab::{Lab, PROXY_PORT, Place, at};
+use crate::network::Server;
+use crate::puppet::Puppet;
+use crate::random::{self, Random};
 
 pub const PORT: u16 = 7000;
 
@@ -243,6 +246,82 @@ async fn a_workload_does_not_reach_the_gateway_by_its_loopback() {
     }
     let after = lab.status().await.counters["gateway_address"];
     assert_eq!(after - before, 2 * addresses.len() as u64, "each for that reason");
+}
+
+/// What the hooks say to connections and datagrams of real sockets is what the evaluator says of them: random policies, and
+/// random destinations.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hooks_say_what_policy_says() {
+    const POLICIES: u64 = 12;
+    const QUESTIONS: u64 = 50;
+    let seed = random::seed();
+    let mut r = Random(seed);
+    let mut lab = Lab::new();
+    lab.start().await;
+    let asked = Agent { team: Some(random::team(1).parse().expect("team")), ..agent(1, &[]) };
+    lab.apply(1, KernelTables::default(), vec![asked.clone()]).await;
+    let workload = open_workload(&lab, 1, "job").await;
+    let mut puppet = Puppet::new(&lab, &workload.path);
+    let mut said = [0, 0];
+    for generation in 2..2 + POLICIES {
+        let bundle = r.policy();
+        let set = PolicySet::parse(&bundle).unwrap_or_else(|e| panic!("seed {seed}: {:#?}", e.problems));
+        let tables = compile(&set, std::slice::from_ref(&asked)).expect("tables");
+        lab.apply(generation, tables, vec![asked.clone()]).await;
+        for _ in 0..QUESTIONS {
+            let v4 = r.below(2) == 0;
+            // Questions to DNS go elsewhere.
+            let (ip, port) = (r.address(v4), 1 + r.u16() % 52);
+            let transport = r.pick(&[Transport::Tcp, Transport::Udp]);
+            let want = matches!(expected(&set, &asked, ip, transport, port).0, KernelAction::Deny(_));
+            let (kind, denied) = match (transport, want) {
+                (Transport::Tcp, true) => ("STREAM", "True"),
+                (Transport::Tcp, false) => ("STREAM", "False"),
+                (_, true) => ("DGRAM", "(True, True)"),
+                (_, false) => ("DGRAM", "(False, False)"),
+            };
+            let says = puppet.tell(&format!("tried(socket.SOCK_{kind}, '{ip}', {port})"));
+            assert_eq!(
+                says, denied,
+                "seed {seed}, {ip} {transport:?} {port}:\n{}\n{:?}",
+                bundle.text, bundle.sets
+            );
+            said[usize::from(want)] += 1;
+        }
+    }
+    println!("{} permitted, {} denied", said[0], said[1]);
+    assert!(said.iter().all(|n| *n >= 20), "seed {seed}: {said:?}");
+}
+
+/// With nothing but what every small system has, so that it runs in the machines of [`crate::older`] too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_command_is_governed_by_its_hooks() {
+    let mut lab = Lab::new();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[])]).await;
+    let workload = open_workload(&lab, 1, "job").await;
+    let servers = ["198.51.100.5", "192.0.2.5", "2001:db8:1::5", "2001:db8:3::5"]
+        .map(|address| Server::start(&lab, at(address)));
+    let reach = |address: &str| {
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec busybox nc -w 60 {address} {PORT} < /dev/null",
+            workload.path
+        );
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", lab.ns(Place::Gateway)))
+            .args(["busybox", "sh", "-c", &script])
+            .output()
+            .expect("nsenter");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (address, is_reached) in
+        [("198.51.100.5", true), ("192.0.2.5", false), ("2001:db8:1::5", true), ("2001:db8:3::5", false)]
+    {
+        let (reached, error) = reach(address);
+        assert_eq!(reached, is_reached, "{address}: {error}");
+        assert!(reached || error.contains("Operation not permitted"), "{address}: {error}");
+    }
+    assert_eq!(servers.map(|server| server.accepted()), [1, 0, 1, 0]);
 }
 
 /// Something that runs in the cgroup until it is killed.

@@ -27,6 +27,31 @@ pub struct Report {
     pub rates: Rates,
 }
 
+/// What a million prefixes may cost, beside the three of the family's first row.
+fn many_prefixes(sizes: &[Value]) -> Vec<Promise> {
+    let number = |size: &Value, key: &str| size.get(key).and_then(Value::as_u64).unwrap_or_default();
+    let ns = |size: &Value, case: &str| size.get("ns")?.get(case)?.get("median")?.as_f64();
+    let mut promises = Vec::new();
+    for family in ["ipv4", "ipv6"] {
+        let mut of_family =
+            sizes.iter().filter(|size| size.get("family").and_then(Value::as_str) == Some(family));
+        let first = of_family.next();
+        for many in of_family.filter(|size| number(size, "prefixes") == 1_000_000) {
+            for case in ["xdp_drop", "xdp_pass", "tc_direct", "tc_steer", "xdp_random"] {
+                let few = first.and_then(|first| ns(first, case));
+                let ratio = ns(many, case).zip(few).map_or(f64::NAN, |(many, few)| many / few);
+                let agents = match number(many, "agents") {
+                    1 => String::new(),
+                    agents => format!(" and {agents} agents"),
+                };
+                let what = format!("`{case}` with a million {family} prefixes{agents}, beside three");
+                promises.push(Promise::new(what, Bound::Most(2.0), ratio, "×"));
+            }
+        }
+    }
+    promises
+}
+
 /// Least, median, most.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread(f64, f64, f64);
@@ -85,24 +110,7 @@ impl Report {
         }
         let sizes = self.kernel.get("prefixes").and_then(|p| p.get("sizes")?.as_array());
         let sizes = sizes.context("`bench-kernel` gave no figures of prefixes")?;
-        for family in ["ipv4", "ipv6"] {
-            let of = |prefixes: u64| {
-                let number = |size: &Value, key: &str| size.get(key).and_then(Value::as_u64);
-                sizes.iter().find(|size| {
-                    size.get("family").and_then(Value::as_str) == Some(family)
-                        && number(size, "agents") == Some(1)
-                        && number(size, "prefixes")
-                            .is_some_and(|n| if prefixes == 0 { n < 10 } else { n == prefixes })
-                })
-            };
-            let ns = |size: Option<&Value>, case: &str| size?.get("ns")?.get(case)?.get("median")?.as_f64();
-            for case in ["xdp_drop", "xdp_pass", "tc_direct", "tc_steer"] {
-                let ratio =
-                    ns(of(1_000_000), case).zip(ns(of(0), case)).map_or(f64::NAN, |(many, few)| many / few);
-                let what = format!("`{case}` with a million {family} prefixes, beside three");
-                promises.push(Promise::new(what, Bound::Most(2.0), ratio, "×"));
-            }
-        }
+        promises.extend(many_prefixes(sizes));
         let drops =
             self.drops.get("sizes").and_then(Value::as_array).context("`bench-drops` gave no figures")?;
         for size in drops.iter().filter(|size| size.get("prefixes").and_then(Value::as_u64) == Some(100_000))
