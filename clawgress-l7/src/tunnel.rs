@@ -25,8 +25,6 @@ pub use halves::Reader;
 use halves::Writer;
 pub use pipes::Pipes;
 
-/// Bytes moved by one call: what a pipe holds by default.
-const CHUNK_BYTES: usize = 64 * 1024;
 /// Buffer of the copy that replaces splice(2).
 const COPY_BYTES: usize = 16 * 1024;
 
@@ -169,13 +167,16 @@ async fn pump(
     count: &AtomicU64,
     pipes: &Arc<Pipes>,
 ) -> io::Result<()> {
+    // Whether as much came at once as an ordinary pipe holds: larger pieces cost fewer calls and wake-ups.
+    let mut is_much = false;
     loop {
         from.readable().await?;
-        let moved = match pipes.take() {
+        let pipe = if is_much { pipes.take_wide() } else { pipes.take() };
+        let moved = match pipe {
             Some(mut pipe) => {
                 let read = from.try_io(Interest::READABLE, || {
                     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-                    Ok(splice(from, None, pipe.writer(), None, CHUNK_BYTES, flags)?)
+                    Ok(splice(from, None, pipe.writer(), None, pipe.bytes(), flags)?)
                 });
                 match read {
                     Ok(n) => {
@@ -190,7 +191,7 @@ async fn pump(
         };
         match moved {
             Ok(0) => break,
-            Ok(_) => {}
+            Ok(n) => is_much = n >= pipes::PIPE_BYTES,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

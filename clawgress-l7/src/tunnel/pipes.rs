@@ -5,20 +5,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 /// Pipes at once. The kernel grants an unprivileged user 64 MiB of pipe buffers (1024 pipes) and then
 /// only tiny ones (pipe(7), `pipe-user-pages-soft`); half of that leaves room. Beyond it, tunnels copy.
 const LIVE_MAX: usize = 512;
 /// Pipes kept for reuse: more directions than this seldom move at the same instant.
 const IDLE_MAX: usize = 64;
+/// Bytes of an ordinary pipe (pipe(7)).
+pub const PIPE_BYTES: usize = 64 * 1024;
+/// Bytes of a wide one, for directions in which much moves: what the kernel grants an unprivileged user
+/// (`pipe-max-size`).
+pub const WIDE_BYTES: usize = 1 << 20;
+/// Wide pipes at once, a quarter of what is granted. Each is one of the pipes at once as well.
+const WIDE_MAX: usize = 16;
+
+type Ends = (OwnedFd, OwnedFd);
 
 /// The pool.
 #[derive(Debug)]
 pub struct Pipes {
-    idle: Mutex<Vec<(OwnedFd, OwnedFd)>>,
+    idle: Mutex<Vec<Ends>>,
+    idle_wide: Mutex<Vec<Ends>>,
     live: AtomicUsize,
     live_max: usize,
+    wide: AtomicUsize,
 }
 
 /// A pipe in use.
@@ -26,7 +37,8 @@ pub struct Pipes {
 pub struct Pipe {
     pool: Arc<Pipes>,
     /// Reader and writer; `None` only while dropping.
-    ends: Option<(OwnedFd, OwnedFd)>,
+    ends: Option<Ends>,
+    is_wide: bool,
     held: usize,
 }
 
@@ -42,26 +54,63 @@ impl Pipes {
     /// A pool of at most `live_max` pipes.
     #[must_use]
     pub fn with_max(live_max: usize) -> Self {
-        Pipes { idle: Mutex::default(), live: AtomicUsize::new(0), live_max }
+        Pipes {
+            idle: Mutex::default(),
+            idle_wide: Mutex::default(),
+            live: AtomicUsize::new(0),
+            live_max,
+            wide: AtomicUsize::new(0),
+        }
     }
 
     /// An empty pipe; `None` if there are enough, or the system gives no more.
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<Pipe> {
-        let pipe = |ends| Pipe { pool: Arc::clone(self), ends: Some(ends), held: 0 };
-        if let Some(ends) = self.idle.lock().pop() {
-            return Some(pipe(ends));
+        let ends = self.idle.lock().pop();
+        let ends = ends.or_else(|| self.open())?;
+        Some(Pipe { pool: Arc::clone(self), ends: Some(ends), is_wide: false, held: 0 })
+    }
+
+    /// An empty pipe for much, as far as there are any; else as [`take`](Self::take).
+    #[must_use]
+    pub fn take_wide(self: &Arc<Self>) -> Option<Pipe> {
+        let ends = self.idle_wide.lock().pop();
+        match ends.or_else(|| self.widen()) {
+            Some(ends) => Some(Pipe { pool: Arc::clone(self), ends: Some(ends), is_wide: true, held: 0 }),
+            None => self.take(),
         }
-        if self.live.fetch_add(1, Ordering::AcqRel) >= self.live_max {
+    }
+
+    fn open(&self) -> Option<Ends> {
+        let ends = (self.live.fetch_add(1, Ordering::AcqRel) < self.live_max)
+            .then(|| pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok())
+            .flatten();
+        if ends.is_none() {
             self.live.fetch_sub(1, Ordering::AcqRel);
-            return None;
         }
-        match pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC) {
-            Ok(ends) => Some(pipe(ends)),
-            Err(_) => {
-                self.live.fetch_sub(1, Ordering::AcqRel);
+        ends
+    }
+
+    fn widen(&self) -> Option<Ends> {
+        let ends = (self.wide.fetch_add(1, Ordering::AcqRel) < WIDE_MAX).then(|| self.open()).flatten();
+        match ends {
+            Some(ends) if fcntl_setpipe_size(&ends.1, WIDE_BYTES).is_ok() => Some(ends),
+            Some(_) => {
+                self.close(true);
                 None
             }
+            None => {
+                self.wide.fetch_sub(1, Ordering::AcqRel);
+                None
+            }
+        }
+    }
+
+    /// Counts one pipe less.
+    fn close(&self, is_wide: bool) {
+        self.live.fetch_sub(1, Ordering::AcqRel);
+        if is_wide {
+            self.wide.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -82,6 +131,12 @@ impl Pipe {
     #[expect(clippy::expect_used, reason = "the ends are only taken out in drop, after which nobody can ask")]
     fn end(&self, which: impl Fn(&(OwnedFd, OwnedFd)) -> &OwnedFd) -> BorrowedFd<'_> {
         which(self.ends.as_ref().expect("ends")).as_fd()
+    }
+
+    /// Bytes it is asked to take at once.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        if self.is_wide { WIDE_BYTES } else { PIPE_BYTES }
     }
 
     /// Bytes inside.
@@ -106,13 +161,15 @@ impl Drop for Pipe {
         let Some(ends) = self.ends.take() else { return };
         // INVARIANT: another tunnel must never get bytes of this one.
         if self.held == 0 {
-            let mut idle = self.pool.idle.lock();
-            if idle.len() < IDLE_MAX {
+            let (idle, most) =
+                if self.is_wide { (&self.pool.idle_wide, WIDE_MAX) } else { (&self.pool.idle, IDLE_MAX) };
+            let mut idle = idle.lock();
+            if idle.len() < most {
                 idle.push(ends);
                 return;
             }
         }
         drop(ends);
-        self.pool.live.fetch_sub(1, Ordering::AcqRel);
+        self.pool.close(self.is_wide);
     }
 }

@@ -64,7 +64,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn every_byte_arrives_in_order(first in 0usize..2000, up in 0usize..400_000, down in 0usize..400_000, max in 0usize..3) {
+    fn every_byte_arrives_in_order(first in 0usize..2000, up in 0usize..2_000_000, down in 0usize..2_000_000, max in 0usize..4) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         let (up, down) = (bytes(1, up), bytes(2, down));
         let pipes = Arc::new(Pipes::with_max(max));
@@ -148,4 +148,30 @@ async fn a_pipe_with_bytes_in_it_is_never_reused() {
     drop(pipe);
     let pipe = pipes.take().expect("the bound counts live pipes only");
     assert!(rustix::io::read(pipe.reader(), &mut [0_u8; 6]).is_err(), "a fresh pipe is empty");
+}
+
+#[tokio::test]
+async fn wide_pipes_are_few_and_never_reused_with_bytes_in_them() {
+    let pipes = Arc::new(Pipes::default());
+    let wide = |pipe: &pipes::Pipe| pipe.bytes() == pipes::WIDE_BYTES;
+    let mut all: Vec<_> = std::iter::repeat_with(|| pipes.take_wide().expect("pipe")).take(40).collect();
+    let count = all.iter().filter(|pipe| wide(pipe)).count();
+    assert!((1..=16).contains(&count), "{count} wide ones of {}", all.len());
+    let size = |pipe: &pipes::Pipe| rustix::pipe::fcntl_getpipe_size(pipe.reader()).expect("size");
+    assert!(all.iter().all(|pipe| !wide(pipe) || size(pipe) >= pipes::WIDE_BYTES));
+    for pipe in &mut all {
+        rustix::io::write(pipe.writer(), b"secret").expect("write");
+        pipe.holds(6);
+    }
+    drop(all);
+    let all: Vec<_> = std::iter::repeat_with(|| pipes.take_wide().expect("pipe")).take(40).collect();
+    assert_eq!(all.iter().filter(|pipe| wide(pipe)).count(), count, "what was thrown away is not counted");
+    for pipe in &all {
+        assert!(rustix::io::read(pipe.reader(), &mut [0_u8; 6]).is_err(), "a fresh pipe is empty");
+    }
+    drop(all);
+    assert!(
+        wide(&pipes.take_wide().expect("pipe")) && !wide(&pipes.take().expect("pipe")),
+        "each kind by itself"
+    );
 }
