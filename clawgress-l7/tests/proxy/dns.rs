@@ -1,6 +1,6 @@
 //! A small authoritative DNS server over UDP, on loopback.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ const CNAME: u16 = 5;
 pub struct Dns {
     pub address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
+    /// Answers that take the place of the table's, one after the other; the last one stays.
+    turns: Arc<Mutex<HashMap<String, VecDeque<Vec<Data>>>>>,
     /// Whether it answers; what is asked meanwhile waits.
     pub answers: watch::Sender<bool>,
     task: AbortHandle,
@@ -30,12 +32,14 @@ impl Dns {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
         let address = socket.local_addr().expect("address");
         let asked = Arc::<Mutex<Vec<String>>>::default();
-        let log = Arc::clone(&asked);
+        let turns = Arc::<Mutex<HashMap<String, VecDeque<Vec<Data>>>>>::default();
+        let (log, next) = (Arc::clone(&asked), Arc::clone(&turns));
         let (answers, mut may_answer) = watch::channel(true);
         let task = tokio::spawn(async move {
             let mut query = [0; 512];
             while let Ok((n, from)) = socket.recv_from(&mut query).await {
-                if let Some((name, answer)) = answer(&query[..n], &zone) {
+                let found = |name: &str, kind| found(&zone, &next, name, kind);
+                if let Some((name, answer)) = answer(&query[..n], found) {
                     log.lock().push(name);
                     if may_answer.wait_for(|may| *may).await.is_err() {
                         return;
@@ -44,7 +48,14 @@ impl Dns {
                 }
             }
         });
-        Dns { address, asked, answers, task: task.abort_handle() }
+        Dns { address, asked, turns, answers, task: task.abort_handle() }
+    }
+
+    /// Has an IPv4 question for `name` be answered by each of these in turn.
+    pub fn takes_turns(&self, name: &str, answers: &[&[&str]]) {
+        let parse = |text: &&str| text.parse().map_err(|_| (*text).to_owned());
+        let answers = answers.iter().map(|data| data.iter().map(parse).collect()).collect();
+        self.turns.lock().insert(name.to_owned(), answers);
     }
 
     /// How often a name was asked for.
@@ -64,7 +75,22 @@ impl Drop for Dns {
 /// An address, or another name.
 type Data = Result<IpAddr, String>;
 
-fn answer(query: &[u8], zone: &HashMap<String, Vec<Data>>) -> Option<(String, Vec<u8>)> {
+/// What there is of a name; `None` if it doesn't exist.
+fn found(
+    zone: &HashMap<String, Vec<Data>>,
+    turns: &Mutex<HashMap<String, VecDeque<Vec<Data>>>>,
+    name: &str,
+    kind: u16,
+) -> Option<Vec<Data>> {
+    let mut turns = turns.lock();
+    match turns.get_mut(name) {
+        Some(answers) if kind == 1 && answers.len() > 1 => answers.pop_front(),
+        Some(answers) => answers.front().cloned(),
+        None => zone.get(name).cloned(),
+    }
+}
+
+fn answer(query: &[u8], found: impl Fn(&str, u16) -> Option<Vec<Data>>) -> Option<(String, Vec<u8>)> {
     let (mut at, mut labels) = (12, vec![]);
     loop {
         let n = usize::from(*query.get(at)?);
@@ -78,9 +104,9 @@ fn answer(query: &[u8], zone: &HashMap<String, Vec<Data>>) -> Option<(String, Ve
     let kind = u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]);
     let question = query.get(12..at + 4)?;
     let name = labels.join(".");
-    let found = zone.get(&name);
+    let found = found(&name, kind);
     let answers: Vec<&Data> = found
-        .into_iter()
+        .iter()
         .flatten()
         .filter(|data| matches!((kind, data), (1, Ok(IpAddr::V4(_))) | (28, Ok(IpAddr::V6(_))) | (_, Err(_))))
         .collect();

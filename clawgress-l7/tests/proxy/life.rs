@@ -190,6 +190,27 @@ async fn stopping_drains_what_runs_and_delivers_its_records() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_lives_on_while_it_is_drained_and_no_longer() {
+    let options = Options { more: "drain_s_max = 3\n".to_owned(), ..Options::default() };
+    let mut gateway = Gateway::start(options).await;
+    let greeting = Upstream::server_first("127.1.0.1").await;
+    let (mut tunnel, _) = gateway.connect(&format!("raw.allowed.test:{}", greeting.address.port())).await;
+    tunnel.until("220 hello\r\n").await;
+    gateway.begin_stop();
+    let begun = Instant::now();
+    tunnel.held.clear();
+    tunnel.send("still here\r\n").await;
+    tunnel.until("still here\r\n").await;
+    assert_eq!(gateway.outcomes(), 0, "it lives");
+    assert!(tunnel.is_closed(PATIENCE).await, "and is cut");
+    assert!(begun.elapsed() >= Duration::from_secs(3), "not before its time");
+    gateway.stop().await;
+    let (_, outcome) = gateway.exchange(0).await;
+    assert_eq!(outcome.reason, Some(DropReason::Draining), "{outcome:?}");
+    assert!(outcome.bytes_sent >= Some(12), "what it said meanwhile went on: {outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_is_withdrawn_stops_counting() {
     let gateway = Gateway::start(Options::default()).await;
     let upstream = Upstream::http("127.1.0.1").await;

@@ -29,6 +29,8 @@ mod http2_bounds;
 #[cfg(test)]
 mod http2_clients;
 #[cfg(test)]
+mod http2_hostile;
+#[cfg(test)]
 mod http2_proxy;
 #[cfg(test)]
 mod intercept;

@@ -99,6 +99,78 @@ async fn a_hello_in_single_bytes_is_the_same_hello() {
     assert_eq!(*sink.seen.bytes.lock(), hello, "the hello arrives as it was sent");
 }
 
+/// A key share of a post-quantum exchange makes a hello longer than a segment is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hello_of_several_segments_is_read_and_passes() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::tls("127.1.0.1", "api.allowed.test").await;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(upstream.certificate.clone().expect("certificate")).expect("root");
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols =
+        (0..8).map(|n| format!("some-protocol-that-nobody-speaks/{n}").into_bytes()).collect();
+    let name = ServerName::try_from("api.allowed.test").expect("name");
+    let mut session = rustls::ClientConnection::new(Arc::new(config.clone()), name.clone()).expect("client");
+    let mut hello = vec![];
+    session.write_tls(&mut hello).expect("hello");
+    assert!(hello.len() > 1_460, "{} bytes", hello.len());
+
+    let sink = Upstream::sink("127.1.0.1").await;
+    let (mut client, answer) = gateway.connect(&format!("api.allowed.test:{}", sink.address.port())).await;
+    assert_eq!(answer.status, 200);
+    for segment in hello.chunks(536) {
+        client.send(segment).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.stream.shutdown().await.expect("shutdown");
+    gateway.records(1).await;
+    assert_eq!(*sink.seen.bytes.lock(), hello, "the hello arrives as it was sent");
+
+    let (client, answer) = gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
+    assert_eq!(answer.status, 200);
+    config.alpn_protocols.clear();
+    let connector = TlsConnector::from(Arc::new(config));
+    let mut tls = connector.connect(name, client.stream).await.expect("handshake");
+    let group = tls.get_ref().1.negotiated_key_exchange_group().expect("a group").name();
+    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+    tls.write_all(b"post-quantum").await.expect("write");
+    let mut got = [0; 12];
+    tls.read_exact(&mut got).await.expect("read");
+    assert_eq!(&got, b"post-quantum");
+}
+
+/// The address that was judged is dialled, and no other: a name that changes between the two leads nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_resolved_once_for_what_is_judged_and_dialled() {
+    let gateway = Gateway::start(Options::default()).await;
+    let sink = Upstream::sink("127.1.0.1").await;
+    gateway
+        .dns
+        .takes_turns("api.allowed.test", &[&["127.1.0.1"], &["169.254.169.254"], &["100.100.100.200"]]);
+    let target = format!("api.allowed.test:{}", sink.address.port());
+    let hello = hello("api.allowed.test");
+    let (mut client, answer) = gateway.connect(&target).await;
+    assert_eq!(answer.status, 200);
+    client.send(&hello).await;
+    client.stream.shutdown().await.expect("shutdown");
+    let (decision, _) = gateway.exchange(0).await;
+    assert_eq!(decision.destination.ip, Some(sink.address.ip()), "{decision:?}");
+    assert_eq!(*sink.seen.bytes.lock(), hello);
+    // Once for each family, and anew for the next: a TTL of 0 is kept for nobody.
+    assert!(gateway.dns.asked("api.allowed.test") <= 2);
+    for _ in 0..2 {
+        let (_, answer) = gateway.connect(&target).await;
+        refused(403, "policy_denied", &answer);
+    }
+    assert_eq!(sink.connections(), 1);
+}
+
 /// Asks for `target` in the policy's terms; the answer must deny for `reason`, before any 200.
 #[track_caller]
 fn refused(status: u16, reason: &str, answer: &crate::client::Answer) {

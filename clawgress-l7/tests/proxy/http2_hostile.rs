@@ -1,0 +1,149 @@
+//! HTTP/2 written by hand: what costs a server more than it costs who sends it.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use crate::harness::{PATIENCE, POLICY};
+use crate::http2::{inside, site, url};
+use crate::intercept::{HOST, Site, trusting};
+
+/// What a client begins with (RFC 9113 section 3.4), and settings of its own that say nothing.
+const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const HEADERS: u8 = 1;
+const DATA: u8 = 0;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Kinds of the frames that were received.
+fn kinds(mut bytes: &[u8]) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        kinds.push(head[3]);
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    kinds
+}
+
+/// A head of `GET https://HOST/PATH`, by the static table (RFC 7541 appendix A).
+fn get(host: &str, path: &str) -> Vec<u8> {
+    let text = |index: u8, value: &str| {
+        [&[index, u8::try_from(value.len()).expect("short")][..], value.as_bytes()].concat()
+    };
+    [vec![0x82, 0x87], text(1, host), text(4, path)].concat()
+}
+
+/// Sends what `each` makes of a stream's number until nobody takes it any more, for `most` streams; what was said, and how
+/// many streams there were.
+async fn flood(site: &Site, most: u32, each: impl Fn(u32) -> Vec<u8>) -> (Vec<u8>, u32) {
+    let config = trusting(&[site.gateway.authority.certificate()], &["h2"]);
+    let stream = site.shake(HOST, config).await.expect("handshake").stream;
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let reading = tokio::spawn(async move {
+        let mut said = Vec::new();
+        // It may end by a reset.
+        let _ = reader.read_to_end(&mut said).await;
+        said
+    });
+    writer.write_all(START).await.expect("begun");
+    let mut sent = 0;
+    let sending = async {
+        while sent < most {
+            if writer.write_all(&each(2 * sent + 1)).await.is_err() || writer.flush().await.is_err() {
+                return;
+            }
+            sent += 1;
+        }
+    };
+    timeout(4 * PATIENCE, sending).await.expect("it is taken, or refused");
+    let said = timeout(PATIENCE, reading).await.expect("the connection ends").expect("reader");
+    (said, sent)
+}
+
+async fn others_are_served(site: &Site) {
+    let client = inside(site).await;
+    assert_eq!(client.get(&url(site, "/ok")).await.expect("answer").status, 200);
+}
+
+/// Has the server reset streams that it serves (CVE-2025-8671), by what is an error of the stream alone: that costs as much
+/// as if the client did, and no bound on its own resets holds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_streams_reset_without_end_begins_no_more() {
+    const STREAMS: u32 = 20_000;
+    let site = site(POLICY, "").await;
+    let head = get(&site.host(), "/wait");
+    let window = |n: u32| n.to_be_bytes();
+    for (what, flags, provoke) in [
+        ("a window that grows by nothing", END_STREAM, frame(WINDOW_UPDATE, 0, 0, &window(0))),
+        ("a window beyond its bound", END_STREAM, frame(WINDOW_UPDATE, 0, 0, &window(0x7FFF_FFFF))),
+        ("data behind the end", END_STREAM, frame(DATA, 0, 0, b"x")),
+    ] {
+        let before = site.upstream.requests().len();
+        let (said, sent) = flood(&site, STREAMS, |stream| {
+            let mut provoke = provoke.clone();
+            provoke[5..9].copy_from_slice(&stream.to_be_bytes());
+            [frame(HEADERS, END_HEADERS | flags, stream, &head), provoke].concat()
+        })
+        .await;
+        assert!(sent < STREAMS, "{what}: nobody minds");
+        assert!(kinds(&said).contains(&GOAWAY), "{what}: {:?}", kinds(&said));
+        let reached = site.upstream.requests().len() - before;
+        println!("{what}: {sent} streams, {reached} requests at the server");
+        assert!(reached < 2_000, "{what}: {reached} requests at the server");
+        others_are_served(&site).await;
+    }
+}
+
+/// A large field that is sent once, and named by a byte ten thousand times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_is_as_long_as_it_turns_out_to_be() {
+    let site = site(POLICY, "").await;
+    // Into the dynamic table (RFC 7541 section 6.2.1), of which it takes most.
+    let value = vec![b'x'; 3_900];
+    let [high, low] = u16::try_from(value.len() - 127).expect("short").to_be_bytes();
+    let length = u16::from_be_bytes([high, low]);
+    let first =
+        [&[0x40, 1, b'b', 0x7F, 0x80 | (length & 0x7F) as u8, (length >> 7) as u8][..], &value].concat();
+    let own = get(&site.host(), "/ok");
+    let named = vec![0x80 | 62; 10_000];
+    let (said, _) = flood(&site, 1, |stream| {
+        [
+            frame(HEADERS, END_STREAM, stream, &[own.clone(), first.clone()].concat()),
+            frame(CONTINUATION, END_HEADERS, stream, &named),
+            // The end of what the client has to say.
+            frame(GOAWAY, 0, 0, &[0; 8]),
+        ]
+        .concat()
+    })
+    .await;
+    assert!(site.upstream.requests().is_empty(), "{:?}", site.upstream.requests().len());
+    assert!(
+        !kinds(&said).contains(&DATA) || String::from_utf8_lossy(&said).contains("clawgress"),
+        "{said:02x?}"
+    );
+    others_are_served(&site).await;
+    // So many of them one after the other that what they came to was not kept.
+    let ended = timeout(
+        Duration::from_secs(60),
+        flood(&site, 2_000, |stream| {
+            [
+                frame(HEADERS, END_STREAM, stream, &[own.clone(), first.clone()].concat()),
+                frame(CONTINUATION, END_HEADERS, stream, &named),
+            ]
+            .concat()
+        }),
+    );
+    let (said, sent) = ended.await.expect("in time");
+    assert!(sent < 2_000 && kinds(&said).contains(&GOAWAY), "{sent}: {:?}", kinds(&said));
+    assert_eq!(site.upstream.requests().len(), 1, "that of the others");
+}
