@@ -22,6 +22,17 @@ pub use self::reach::{Judged, Refused, connect};
 
 mod reach;
 
+/// What policy reads of a hello besides its server name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello<'a> {
+    /// ALPN names, in the client's order.
+    pub alpn: &'a [String],
+    /// Its fingerprint; empty of one that was not seen.
+    pub ja4: &'a str,
+    /// Whether it may hide another name than it shows.
+    pub is_encrypted: bool,
+}
+
 /// An answer of policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruling {
@@ -241,9 +252,24 @@ pub fn needs_ja4(plan: &Plan, who: &Who, host: &Host, port: u16) -> bool {
     })
 }
 
+// === impl Hello ===
+
+impl Hello<'_> {
+    /// What it opens, unread.
+    #[must_use]
+    pub fn protocol(&self) -> TunnelProtocol {
+        TunnelProtocol::of_tls(self.is_encrypted)
+    }
+}
+
 /// What hellos may offer that were not seen yet.
 fn guesses() -> [Vec<String>; ALPN_GUESSES.len()] {
     ALPN_GUESSES.map(|guess| guess.iter().map(|name| (*name).to_owned()).collect())
+}
+
+/// Hellos that were not seen yet, of clients that offer this: those that hide no name are the usual ones.
+fn unseen(alpn: &[String]) -> [Hello<'_>; 2] {
+    [false, true].map(|is_encrypted| Hello { alpn, ja4: "", is_encrypted })
 }
 
 /// Who needs to know what `who` did before, of a CONNECT: of all that may follow it.
@@ -254,6 +280,7 @@ pub fn connect_needs_history(plan: &Plan, who: &Who, host: &Host, port: u16) -> 
     let tunnel = |protocol| Operation::Tunnel { host, port, protocol };
     let others = [
         tunnel(TunnelProtocol::Tls),
+        tunnel(TunnelProtocol::TlsEch),
         tunnel(TunnelProtocol::Unknown),
         Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" },
     ];
@@ -320,21 +347,21 @@ pub fn read(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
 
 /// `tls` alone.
 #[must_use]
-pub fn tls_offered(plan: &Plan, who: &Who, to: (&Host, u16), (alpn, ja4): (&[String], &str)) -> Ruling {
-    let (host, port) = to;
+pub fn tls_offered(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_>) -> Ruling {
+    let Hello { alpn, ja4, .. } = hello;
     ask(plan, who, Operation::Tls { host, port, alpn, ja4 })
 }
 
 /// `tls` of what is read, with what `tunnel` obliges to: that must be asked to know whether it is read. Its limits
 /// don't count, since nothing is tunnelled.
 #[must_use]
-pub fn tls_read(plan: &Plan, who: &Who, to: (&Host, u16), offered: (&[String], &str)) -> Ruling {
-    let tls = tls_offered(plan, who, to, offered);
+pub fn tls_read(plan: &Plan, who: &Who, to: (&Host, u16), hello: Hello<'_>) -> Ruling {
+    let tls = tls_offered(plan, who, to, hello);
     if tls.verdict.is_err() {
         return tls;
     }
     let (host, port) = to;
-    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: hello.protocol() });
     match tunnel.verdict {
         Ok(()) | Err(DropReason::PolicyDenied | DropReason::PolicyForbidden) => {}
         Err(_) => return tunnel.obliged_by(&tls),
@@ -346,18 +373,12 @@ pub fn tls_read(plan: &Plan, who: &Who, to: (&Host, u16), offered: (&[String], &
 /// `tls`, then `tunnel`, because the bytes stay unread; and not where policy says that they are read, unless the
 /// configuration has `excluded` that.
 #[must_use]
-pub fn tls(
-    plan: &Plan,
-    who: &Who,
-    (host, port): (&Host, u16),
-    offered: (&[String], &str),
-    excluded: bool,
-) -> Ruling {
-    let mut tls = tls_offered(plan, who, (host, port), offered);
+pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_>, excluded: bool) -> Ruling {
+    let mut tls = tls_offered(plan, who, (host, port), hello);
     if tls.verdict.is_err() {
         return tls;
     }
-    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls });
+    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: hello.protocol() });
     if excluded {
         for ruling in [&mut tls, &mut tunnel] {
             ruling.forget(|effect| *effect == Effect::Intercept);
@@ -395,8 +416,9 @@ pub fn web_socket(
 pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded: bool) -> Ruling {
     let mut chosen: Option<Ruling> = None;
     let needs_ja4 = needs_ja4(plan, who, host, port);
-    for alpn in guesses() {
-        let mut ruling = tls(plan, who, (host, port), (&alpn, ""), excluded);
+    let guesses = guesses();
+    for hello in guesses.iter().flat_map(|alpn| unseen(alpn)) {
+        let mut ruling = tls(plan, who, (host, port), hello, excluded);
         // Of a fingerprint that nobody has nothing follows.
         ruling.duties = ruling.duties.filter(|_| !needs_ja4 || ruling.verdict.is_err());
         // Of a hello that was never sent, only that counts which counts for any.
@@ -416,10 +438,8 @@ pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded
 /// Whether a hello to `host` could be one that is to be read.
 #[must_use]
 pub fn read_possible(plan: &Plan, who: &Who, to: (&Host, u16), excluded: bool) -> bool {
-    let is_read = |alpn: &Vec<String>| {
-        tls(plan, who, to, (alpn, ""), excluded).verdict == Err(DropReason::InspectionRequired)
-    };
-    guesses().iter().any(is_read)
+    let is_read = |hello| tls(plan, who, to, hello, excluded).verdict == Err(DropReason::InspectionRequired);
+    guesses().iter().flat_map(|alpn| unseen(alpn)).any(is_read)
 }
 
 /// `resolve`.

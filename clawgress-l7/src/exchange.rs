@@ -23,6 +23,7 @@ use crate::enforce::reference;
 use crate::gateway::Gateway;
 use crate::identify::{Stranger, Who};
 use crate::opaque::{Content, Offered};
+use crate::page::{self, Denial};
 use crate::route::Way;
 use crate::slots::Slot;
 use crate::snapshot::{Basis, Plan, Snapshots};
@@ -133,6 +134,14 @@ impl Exchange {
         &self.record.request
     }
 
+    /// What its client is told of a denial for this reason.
+    #[must_use]
+    pub fn denial(&self, reason: DropReason) -> Denial<'_> {
+        // Of what failed otherwise, they are those that had allowed it.
+        let policies = if page::is_of_policy(reason) { &self.record.policies[..] } else { &[] };
+        Denial { reason, request: &self.record.request, policies }
+    }
+
     /// Notes who it is, under which plan.
     pub fn agent(&mut self, who: &Who, plan: &Plan) {
         self.record.agent = Some(who.reference());
@@ -164,7 +173,7 @@ impl Exchange {
     /// Notes what a tunnel carries.
     pub fn content(&mut self, content: &Content) {
         let (protocol, alpn) = match content {
-            Content::Tls(offered) => (TunnelProtocol::Tls, Some(offered.alpn.clone())),
+            Content::Tls(offered) => (offered.hello().protocol(), Some(offered.alpn.clone())),
             Content::Unknown => (TunnelProtocol::Unknown, None),
         };
         self.read.protocol = Some(protocol);

@@ -142,8 +142,7 @@ impl Opened {
     /// obliges to was kept once, for the connection.
     #[must_use]
     pub fn rule(&self, plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
-        let offered = (&self.offered.alpn[..], self.offered.ja4.as_str());
-        let tls = decide::tls_offered(plan, who, (&self.host, self.port), offered);
+        let tls = decide::tls_offered(plan, who, (&self.host, self.port), self.offered.hello());
         if tls.verdict.is_err() {
             return Ruling { duties: None, ..tls };
         }
@@ -162,8 +161,7 @@ impl Opened {
         let who = self.who.under(&plan, gateway.now_s())?;
         let need = self.needs_history(&plan, &who);
         gateway.histories.inform(need, &who, &self.host).await?;
-        let offered = (&self.offered.alpn[..], self.offered.ja4.as_str());
-        decide::tls_offered(&plan, &who, (&self.host, self.port), offered).verdict?;
+        decide::tls_offered(&plan, &who, (&self.host, self.port), self.offered.hello()).verdict?;
         Ok(who.expires_at_s(&plan))
     }
 }
@@ -227,7 +225,7 @@ async fn prepare(
     let need = subject.needs_history(&plan, &who);
     gateway.histories.inform(need, &who, &subject.host).await.map_err(deny)?;
     let to = (&subject.host, subject.port);
-    let mut ruling = decide::tls_read(&plan, &who, to, (&offered.alpn, offered.ja4.as_str()));
+    let mut ruling = decide::tls_read(&plan, &who, to, offered.hello());
     drop(plan);
     let speaks = offered.alpn.is_empty() || offered.alpn.iter().any(|name| ALPN.contains(&&**name));
     // A hello that hides another name is answered as by a server without ECH (RFC 9849 section 7): the client goes on by

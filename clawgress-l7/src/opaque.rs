@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::connection::Connection;
-use crate::decide::{self, Ruling};
+use crate::decide::{self, Hello, Ruling};
 use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
@@ -48,6 +48,8 @@ pub struct Offered {
     pub alpn: Vec<String>,
     /// Its fingerprint.
     pub ja4: Ja4,
+    /// Whether it may hide another name than it shows (RFC 9849).
+    pub is_encrypted: bool,
 }
 
 /// Who wants what; can be judged under any plan.
@@ -75,7 +77,13 @@ impl Offered {
     /// What `hello` offers.
     #[must_use]
     pub fn of(hello: &ClientHello) -> Self {
-        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello) }
+        Offered { alpn: hello.alpn.clone(), ja4: Ja4::of(hello), is_encrypted: hello.encrypted }
+    }
+
+    /// As policy is asked about it.
+    #[must_use]
+    pub fn hello(&self) -> Hello<'_> {
+        Hello { alpn: &self.alpn, ja4: self.ja4.as_str(), is_encrypted: self.is_encrypted }
     }
 }
 
@@ -91,9 +99,9 @@ impl Subject {
         };
         let agent = &who.identity.agent;
         let ruling = match &self.content {
-            Content::Tls(Offered { alpn, ja4, .. }) => {
+            Content::Tls(offered) => {
                 let excluded = gateway.excludes(&self.host);
-                decide::tls(plan, &who, (&self.host, self.port), (alpn, ja4.as_str()), excluded)
+                decide::tls(plan, &who, (&self.host, self.port), offered.hello(), excluded)
             }
             Content::Unknown => {
                 decide::unknown(plan, &who, &self.host, self.port, gateway.excludes(&self.host))
@@ -121,9 +129,10 @@ impl Subject {
         let (host, port) = (&self.host, self.port);
         let tunnel = |protocol| Operation::Tunnel { host, port, protocol };
         match &self.content {
-            Content::Tls(Offered { alpn, ja4, .. }) => {
-                let hello = Operation::Tls { host, port, alpn, ja4: ja4.as_str() };
-                decide::needs_history(plan, who, &[hello, tunnel(TunnelProtocol::Tls)])
+            Content::Tls(offered) => {
+                let Hello { alpn, ja4, .. } = offered.hello();
+                let hello = Operation::Tls { host, port, alpn, ja4 };
+                decide::needs_history(plan, who, &[hello, tunnel(offered.hello().protocol())])
             }
             Content::Unknown => decide::needs_history(plan, who, &[tunnel(TunnelProtocol::Unknown)]),
         }

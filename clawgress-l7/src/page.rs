@@ -1,8 +1,14 @@
-//! What a denied client is told: the reason's name, the request's id, and what to do.
+//! What a denied client is told: the reason's name, the policies that decided, the request's id, and what to do.
 //!
 //! Must never echo anything the client sent: neither credentials nor host names end up in a page.
 
 use clawgress_ebpf_common::DropReason;
+use http::HeaderMap;
+
+pub use self::form::Form;
+use self::form::escaped;
+
+mod form;
 
 /// Challenges of a 407 (RFC 9110 section 11.7.1), each in a field of its own: some clients read one only.
 pub const CHALLENGES: [&str; 2] =
@@ -13,6 +19,14 @@ pub const ENDPOINT_CHALLENGE: &str = "Bearer realm=\"clawgress\"";
 pub const REASON_FIELD: &str = "x-clawgress-reason";
 /// Response field with the request's id.
 pub const REQUEST_FIELD: &str = "x-clawgress-request";
+/// Response field with the ids of the policies that decided, where some did and their names fit into a field.
+pub const POLICY_FIELD: &str = "x-clawgress-policy";
+/// Fields that only the gateway may send.
+pub const FIELDS: [&str; 3] = [REASON_FIELD, REQUEST_FIELD, POLICY_FIELD];
+/// Policies that are named.
+const POLICIES_MAX: usize = 8;
+/// Bytes of a policy's id that are shown.
+const POLICY_BYTES_MAX: usize = 128;
 
 /// What a client takes the gateway for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +46,17 @@ pub struct Client {
     pub guise: Guise,
     /// Whether it presented a credential, and not its source alone says whose it is: then another one may help.
     pub has_presented: bool,
+}
+
+/// What is denied.
+#[derive(Clone, Copy, Debug)]
+pub struct Denial<'a> {
+    /// Why.
+    pub reason: DropReason,
+    /// The request's id.
+    pub request: &'a str,
+    /// The policies that decided, if any did.
+    pub policies: &'a [String],
 }
 
 // === impl Client ===
@@ -89,6 +114,21 @@ pub fn status_as(client: Client, reason: DropReason) -> u16 {
         (Guise::Server, 407) => 403,
         (_, status) => status,
     }
+}
+
+/// Whether policy decides it.
+#[must_use]
+pub fn is_of_policy(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::PolicyDenied
+            | DropReason::PolicyForbidden
+            | DropReason::PolicyError
+            | DropReason::InspectionRequired
+            | DropReason::AgentQuarantined
+            | DropReason::RateLimited
+            | DropReason::LimitUnavailable
+    )
 }
 
 /// What the reader of the page can do about it.
@@ -154,42 +194,116 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
 /// What is said, in words.
 #[must_use]
 pub fn message(client: Client, reason: DropReason, request: &str) -> String {
-    format!(
-        "clawgress: {} ({}): {} [request {request}]",
-        reason.describe().trim().trim_end_matches('.'),
-        reason.name(),
-        remedy(reason, client)
-    )
+    format!("clawgress: {} ({}): {} [request {request}]", said(reason), reason.name(), remedy(reason, client))
 }
 
-/// The body: JSON in the shape that model providers' clients show as an error.
+/// In which form who sent these fields is told.
 #[must_use]
-pub fn body_as(client: Client, reason: DropReason, request: &str) -> String {
-    serde_json::json!({ "error": {
-        "type": "clawgress_denied",
-        "code": reason.name(),
-        "message": message(client, reason, request),
-        "request": request,
-    }})
-    .to_string()
-        + "\n"
+pub fn form(fields: &HeaderMap) -> Form {
+    Form::of(fields.get_all(http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok()))
+}
+
+// === impl Denial ===
+
+impl Denial<'_> {
+    /// Policies that are shown.
+    fn named(&self) -> impl Iterator<Item = &str> {
+        let fits = |id: &&str| id.len() <= POLICY_BYTES_MAX;
+        self.policies.iter().map(String::as_str).filter(fits).take(POLICIES_MAX)
+    }
+
+    /// The fields of the response that tell of it.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, String)> {
+        // What separates them, and what no field may hold, is in no name that is told there.
+        let is_token = |id: &&str| id.bytes().all(|b| b.is_ascii_graphic() && b != b',');
+        let policies = self.named().filter(is_token).collect::<Vec<_>>().join(", ");
+        [
+            (REASON_FIELD, self.reason.name().to_owned()),
+            (REQUEST_FIELD, self.request.to_owned()),
+            (POLICY_FIELD, policies),
+        ]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn body(&self, client: Client, form: Form) -> String {
+        let Denial { reason, request, .. } = *self;
+        match form {
+            Form::Json => {
+                serde_json::json!({ "error": {
+                    "type": "clawgress_denied",
+                    "code": reason.name(),
+                    "message": message(client, reason, request),
+                    "policies": self.named().collect::<Vec<_>>(),
+                    "request": request,
+                }})
+                .to_string()
+                    + "\n"
+            }
+            Form::Text => {
+                let policies: String = self.named().map(|id| format!("policy:  {id}\n")).collect();
+                format!(
+                    "{}\n\nreason:  {}\n{policies}request: {request}\nto do:   {}\n",
+                    said(reason),
+                    reason.name(),
+                    remedy(reason, client)
+                )
+            }
+            Form::Html => self.html(client),
+        }
+    }
+
+    fn html(&self, client: Client) -> String {
+        let Denial { reason, request, .. } = *self;
+        let row =
+            |name: &str, value: &str| format!("<dt>{name}</dt><dd><code>{}</code></dd>\n", escaped(value));
+        let policies: String = self.named().map(|id| row("Policy", id)).collect();
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
+             <title>Clawgress: {name}</title>\n<style>{STYLE}</style>\n<main>\n<h1>{what}</h1>\n<p>{todo}.</p>\n\
+             <dl>\n{reason}{policies}{request}</dl>\n<footer>Clawgress</footer>\n</main>\n",
+            name = escaped(reason.name()),
+            what = escaped(&said(reason)),
+            todo = escaped(&capital(remedy(reason, client))),
+            reason = row("Reason", reason.name()),
+            request = row("Request", request),
+        )
+    }
+}
+
+const STYLE: &str = ":root{color-scheme:light dark}body{margin:0;font:16px/1.5 system-ui,sans-serif}\
+    main{max-width:38rem;margin:12vh auto;padding:0 1.5rem}h1{font-size:1.4rem;line-height:1.3}\
+    dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1.2rem;margin:2rem 0}dt{opacity:.65}dd{margin:0;overflow-wrap:anywhere}\
+    footer{opacity:.5;font-size:.85rem}";
+
+/// What happened, as a sentence without its end.
+fn said(reason: DropReason) -> String {
+    reason.describe().trim().trim_end_matches('.').to_owned()
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// A whole HTTP/1.1 response, to who takes the gateway for a proxy, after which the connection closes.
 #[must_use]
-pub fn response(reason: DropReason, request: &str, has_presented: bool) -> String {
-    let client = Client::of_proxy(has_presented);
-    let (status, body) = (status_as(client, reason), body_as(client, reason, request));
+pub fn response(denial: &Denial<'_>, has_presented: bool) -> String {
+    let (client, form) = (Client::of_proxy(has_presented), Form::Json);
+    let (status, body) = (status_as(client, denial.reason), denial.body(client, form));
     let phrase =
         http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or_default();
     let challenge = match status {
         407 => CHALLENGES.map(|c| format!("Proxy-Authenticate: {c}\r\n")).concat(),
         _ => String::new(),
     };
+    let fields: String = denial.fields().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!(
-        "HTTP/1.1 {status} {phrase}\r\n{challenge}Content-Type: application/json\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{REASON_FIELD}: {}\r\n{REQUEST_FIELD}: {request}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} {phrase}\r\n{challenge}Content-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{fields}Connection: close\r\n\r\n{body}",
+        form.media_type(),
         body.len(),
-        reason.name(),
     )
 }
 
@@ -219,15 +333,40 @@ mod tests {
         for reason in DropReason::ALL {
             assert!(status(*reason) >= 400, "{reason}");
             for has_presented in [false, true] {
-                let page = response(*reason, "r-1", has_presented);
+                let policies = ["own-1".to_owned()];
+                let denial = Denial { reason: *reason, request: "r-1", policies: &policies };
+                let page = response(&denial, has_presented);
                 let (head, body) = page.split_once("\r\n\r\n").expect("head");
                 assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
                 let status = status_as(Client::of_proxy(has_presented), *reason);
                 assert_eq!(head.contains("Proxy-Authenticate"), status == 407);
                 let json: serde_json::Value = serde_json::from_str(body).expect("json");
                 assert_eq!(json["error"]["code"], reason.name());
+                assert_eq!(json["error"]["policies"], serde_json::json!(["own-1"]));
+                assert!(head.contains("\r\nx-clawgress-policy: own-1\r\n"), "{head}");
+                for form in [Form::Text, Form::Html] {
+                    let body = denial.body(Client::of_proxy(has_presented), form);
+                    let parts = [reason.name(), "own-1", "r-1"];
+                    assert!(parts.iter().all(|part| body.contains(part)), "{body}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn names_of_policies_are_told_as_far_as_they_fit() {
+        let policies = ["a,b", "<i>", "two words", "ü", "ok"].map(str::to_owned).to_vec();
+        let reason = DropReason::PolicyForbidden;
+        let denial = Denial { reason, request: "r-1", policies: &policies };
+        let fields: Vec<_> = denial.fields().collect();
+        assert_eq!(fields[2], (POLICY_FIELD, "<i>, ok".to_owned()));
+        let html = denial.body(Client::of_proxy(false), Form::Html);
+        assert!(html.contains("&#60;i&#62;") && !html.contains("<i>"), "{html}");
+        let many: Vec<_> = (0..100).map(|n| format!("p{n}")).chain(["x".repeat(1_000)]).collect();
+        let denial = Denial { policies: &many, ..denial };
+        assert_eq!(denial.fields().last(), Some((POLICY_FIELD, "p0, p1, p2, p3, p4, p5, p6, p7".to_owned())));
+        let none = Denial { policies: &[], ..denial };
+        assert_eq!(none.fields().count(), 2);
     }
 
     /// Who proves an agent that may not act is asked for another credential, where it can be; whose source says who it is,

@@ -300,7 +300,7 @@ impl ProxyHttp for App {
                     )
                 });
                 let answer = Answered { reusable, retry_after, denial };
-                respond(session, reason, exchange.id(), front.client(), answer).await?;
+                respond(session, exchange.denial(reason), front.client(), answer).await?;
                 Ok(true)
             }
         }
@@ -491,8 +491,9 @@ impl ProxyHttp for App {
             // All endpoints are one origin to a client: what one server sets, another would get.
             response.remove_header("set-cookie");
         }
-        response.remove_header(page::REASON_FIELD);
-        response.remove_header(page::REQUEST_FIELD);
+        for name in page::FIELDS {
+            response.remove_header(name);
+        }
         let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
         context.status = Some(response.status.as_u16());
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -537,7 +538,7 @@ impl ProxyHttp for App {
     ) -> Result<Option<Bytes>> {
         context.answer.iter_mut().for_each(Coming::ends);
         // As of its head.
-        for name in OF_HOP.into_iter().chain(["set-cookie", page::REASON_FIELD, page::REQUEST_FIELD]) {
+        for name in OF_HOP.into_iter().chain(page::FIELDS).chain(["set-cookie"]) {
             trailers.remove(name);
         }
         let rest = if is_large(trailers) {
@@ -613,7 +614,7 @@ impl ProxyHttp for App {
             let of_proxy = || Client::of_proxy(false);
             let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
             error_code = page::status_as(client, reason);
-            let _ = respond(session, reason, exchange.id(), client, Answered::default()).await;
+            let _ = respond(session, exchange.denial(reason), client, Answered::default()).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

@@ -106,10 +106,26 @@ impl Transport {
 pub enum TunnelProtocol {
     /// TLS that is not intercepted.
     Tls,
+    /// The same, where the hello may be for another server than it names: it has `encrypted_client_hello` (RFC 9849), which
+    /// a hello that only greases has as well.
+    #[serde(rename = "tls_ech")]
+    TlsEch,
     /// Neither TLS nor HTTP.
     Unknown,
     /// Messages of a WebSocket, whose opening request is read, and judged as `http`.
     WebSocket,
+}
+
+impl TunnelProtocol {
+    /// All of them.
+    pub const ALL: [TunnelProtocol; 4] =
+        [TunnelProtocol::Tls, TunnelProtocol::TlsEch, TunnelProtocol::Unknown, TunnelProtocol::WebSocket];
+
+    /// Of TLS by whether its hello has `encrypted_client_hello`.
+    #[must_use]
+    pub fn of_tls(is_encrypted: bool) -> TunnelProtocol {
+        if is_encrypted { TunnelProtocol::TlsEch } else { TunnelProtocol::Tls }
+    }
 }
 
 /// URL scheme of an HTTP request.

@@ -51,7 +51,7 @@ pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 11;
+pub const SCHEMA_VERSION: u32 = 12;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -554,6 +554,7 @@ impl TunnelProtocol {
     pub fn name(self) -> &'static str {
         match self {
             TunnelProtocol::Tls => "tls",
+            TunnelProtocol::TlsEch => "tls_ech",
             TunnelProtocol::Unknown => "unknown",
             TunnelProtocol::WebSocket => "websocket",
         }

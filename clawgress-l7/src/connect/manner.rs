@@ -83,12 +83,12 @@ impl Refused {
         self.exchange.end(End { status, reason: Some(reason), ..End::default() });
         if let Stream::Within(within) = &mut self.stream {
             // It may have left, and was told nothing then.
-            let _ = within.refuse(client, reason, self.exchange.id());
+            let _ = within.refuse(client, self.exchange.denial(reason));
             return;
         }
         match self.manner {
             Manner::Connect => {
-                let word = page::response(reason, self.exchange.id(), self.has_presented);
+                let word = page::response(&self.exchange.denial(reason), self.has_presented);
                 peek::say_and_close(self.stream, word.as_bytes()).await;
             }
             Manner::Socks5 => peek::say_and_close(self.stream, &socks5::reply(word(reason))).await,

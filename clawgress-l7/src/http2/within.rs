@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use clawgress_ebpf_common::DropReason;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::{Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Incoming;
-use crate::page::{self, Client};
+use crate::page::{self, Client, Denial, Form};
 use crate::plain_http::{Front, is_stranger};
 
 /// Most bytes that are copied for one write.
@@ -64,19 +63,21 @@ impl Within {
     ///
     /// # Errors
     /// If it has left.
-    pub fn refuse(&mut self, client: Client, reason: DropReason, request: &str) -> io::Result<()> {
-        if is_stranger(reason) && !self.front.stranger() {
+    pub fn refuse(&mut self, client: Client, denied: Denial<'_>) -> io::Result<()> {
+        if is_stranger(denied.reason) && !self.front.stranger() {
             self.front.ending().cancel();
         }
-        let status = StatusCode::from_u16(page::status_as(client, reason)).map_err(io::Error::other)?;
-        let body = page::body_as(client, reason, request);
+        let status =
+            StatusCode::from_u16(page::status_as(client, denied.reason)).map_err(io::Error::other)?;
+        let (form, body) = (Form::Json, denied.body(client, Form::Json));
         let mut response = Response::builder()
             .status(status)
-            .header("content-type", "application/json")
+            .header("content-type", form.media_type())
             .header("content-length", body.len())
-            .header("cache-control", "no-store")
-            .header(page::REASON_FIELD, reason.name())
-            .header(page::REQUEST_FIELD, request);
+            .header("cache-control", "no-store");
+        for (name, value) in denied.fields() {
+            response = response.header(name, value);
+        }
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             for challenge in page::CHALLENGES {
                 response = response.header("proxy-authenticate", challenge);

@@ -97,7 +97,8 @@ impl App {
             front.withheld().release();
             return None;
         };
-        let page = page_as_bytes(front.client(), reason, exchange.id(), is_last);
+        let form = page::form(&session.req_header().headers);
+        let page = page_as_bytes(front.client(), exchange.denial(reason), form, is_last);
         let Some(Below::Gate(gate)) = hold::below(session) else { return None };
         context.replaced = Some(page::status_as(front.client(), reason));
         // A client that does not take it has left.
@@ -117,7 +118,7 @@ impl App {
         }
         if let (Some(exchange), Some(front)) = (&context.exchange, &context.front) {
             let answer = Answered { reusable: true, ..Answered::default() };
-            let _ = respond(session, reason, exchange.id(), front.client(), answer).await;
+            let _ = respond(session, exchange.denial(reason), front.client(), answer).await;
         }
     }
 }

@@ -13,7 +13,7 @@ use pingora_proxy::Session;
 use super::Context;
 use super::conversation::Conversation;
 use crate::limit;
-use crate::page::{self, Client};
+use crate::page::{self, Client, Denial, Form};
 
 /// How a denial is told, besides its reason.
 #[derive(Debug, Default)]
@@ -35,20 +35,23 @@ pub fn takes_json(session: &Session) -> bool {
 /// Says why, as a response.
 pub async fn respond(
     session: &mut Session,
-    reason: DropReason,
-    request: &str,
+    denied: Denial<'_>,
     client: Client,
     Answered { reusable, retry_after, denial }: Answered,
 ) -> Result<()> {
     // Within its own protocol it is an answer like any other.
-    let status = if denial.is_some() { 200 } else { page::status_as(client, reason) };
-    let body = denial.unwrap_or_else(|| page::body_as(client, reason, request));
+    let (status, form) = match denial {
+        Some(_) => (200, Form::Json),
+        None => (page::status_as(client, denied.reason), page::form(&session.req_header().headers)),
+    };
+    let body = denial.unwrap_or_else(|| denied.body(client, form));
     let mut header = ResponseHeader::build(status, Some(8))?;
-    header.insert_header("content-type", "application/json")?;
+    header.insert_header("content-type", form.media_type())?;
     header.insert_header("content-length", body.len().to_string())?;
     header.insert_header("cache-control", "no-store")?;
-    header.insert_header(page::REASON_FIELD, reason.name())?;
-    header.insert_header(page::REQUEST_FIELD, request)?;
+    for (name, value) in denied.fields() {
+        header.insert_header(name, value)?;
+    }
     if let Some(wait) = retry_after {
         // RFC 9110 section 10.2.3: whole seconds; rounded up, so that who keeps to it is served.
         header.insert_header("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string())?;
@@ -73,17 +76,16 @@ pub async fn respond(
 
 /// The same as bytes of HTTP/1, in place of an answer whose head has been written and waits.
 #[must_use]
-pub fn page_as_bytes(client: Client, reason: DropReason, request: &str, is_last: bool) -> Vec<u8> {
-    let (status, body) = (page::status_as(client, reason), page::body_as(client, reason, request));
+pub fn page_as_bytes(client: Client, denied: Denial<'_>, form: Form, is_last: bool) -> Vec<u8> {
+    let (status, body) = (page::status_as(client, denied.reason), denied.body(client, form));
     let name = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let close = if is_last { "connection: close\r\n" } else { "" };
+    let told: String = denied.fields().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let fields = format!(
-        "HTTP/1.1 {status} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\n{}: {}\r\n{}: {request}\r\n{close}\r\n",
+        "HTTP/1.1 {status} {}\r\ncontent-type: {}\r\ncontent-length: {}\r\ncache-control: no-store\r\n{told}{close}\r\n",
         name.unwrap_or_default(),
+        form.media_type(),
         body.len(),
-        page::REASON_FIELD,
-        reason.name(),
-        page::REQUEST_FIELD,
     );
     [fields.as_bytes(), body.as_ref()].concat()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
 use clawgress_ebpf_common::DropReason;
+use rustls::client::{EchGreaseConfig, EchMode};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
@@ -38,6 +39,21 @@ pub fn trusting(roots: &[CertificateDer<'static>], alpn: &[&str]) -> Arc<ClientC
         .with_root_certificates(store)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+/// As [`trusting`], of a client whose hello has ECH, as browsers' have to any server.
+fn greasing(roots: &[CertificateDer<'static>]) -> Arc<ClientConfig> {
+    let mut store = RootCertStore::empty();
+    roots.iter().for_each(|root| store.add(root.clone()).expect("root"));
+    let suite = rustls::crypto::aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_128;
+    let (public, _) = rustls::crypto::hpke::Hpke::generate_key_pair(suite).expect("key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_ech(EchMode::Grease(EchGreaseConfig::new(suite, public)))
+        .expect("ECH")
+        .with_root_certificates(store)
+        .with_no_client_auth();
     Arc::new(config)
 }
 
@@ -203,6 +219,49 @@ async fn the_effect_beats_a_tunnel_and_an_exclusion_beats_the_effect() {
     assert_eq!((answer.status, answer.reason()), (403, "inspection_required"));
     let (decision, _) = gateway.exchange(0).await;
     assert_eq!(decision.policies, ["read"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hello_that_may_hide_a_name_is_read_or_refused_as_policy_says() {
+    const SHOWN: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal, action == Action::"http", resource);
+@id("tls") permit (principal, action == Action::"tls", resource);
+@id("tunnel") permit (principal, action == Action::"tunnel", resource) when { context.protocol == "tls" };
+"#;
+    const ANY: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("tls") permit (principal, action == Action::"tls", resource);
+@id("tunnel") permit (principal, action == Action::"tunnel", resource) when { ["tls", "tls_ech"].contains(context.protocol) };
+"#;
+    // Read, by the name that it shows; a hello that shows all passes.
+    let site = Site::start(SHOWN, "").await;
+    let authority = [site.gateway.authority.certificate()];
+    let mut client = site.shake(HOST, greasing(&authority)).await.expect("the gateway's certificate");
+    client.send(site.get("/")).await;
+    assert_eq!(client.answer().await.status, 200);
+    drop(client);
+    let read = site.record(RecordKind::Decision, is_tls).await;
+    assert!(read.intercepted && read.verdict == Some(Verdict::Allow), "{read:?}");
+    let error = site.shake(HOST, trusting(&authority, &[])).await.expect_err("the server's own").to_string();
+    assert!(error.contains("invalid peer certificate"), "{error}");
+
+    // Where nothing is read: refused, or let through by who says so.
+    for (policy, verdict, reason) in
+        [(SHOWN, Verdict::Deny, Some(DropReason::InspectionRequired)), (ANY, Verdict::Allow, None)]
+    {
+        let gateway = Gateway::start(Options { policy: Some(policy), ..Options::default() }).await;
+        let (client, answer) = gateway.connect(&site.host()).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let name = ServerName::try_from(HOST).expect("name");
+        let shaken = TlsConnector::from(greasing(&authority)).connect(name, client.stream).await;
+        let error = shaken.expect_err("no certificate of the gateway's").to_string();
+        assert_eq!(error.contains("invalid peer certificate"), verdict == Verdict::Allow, "{error}");
+        let (decision, _) = gateway.exchange(0).await;
+        assert_eq!((decision.verdict, decision.reason), (Some(verdict), reason), "{decision:?}");
+        let attributes = decision.attributes.expect("attributes");
+        assert_eq!(attributes.protocol.as_deref(), Some("tls_ech"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -53,6 +53,50 @@ async fn each_request_of_a_connection_is_judged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_names_its_policies_in_the_form_that_its_client_takes() {
+    const FORBIDS: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal, action == Action::"http", resource);
+@id("tls") permit (principal, action == Action::"tls", resource);
+@id("tunnel") permit (principal, action == Action::"tunnel", resource) when { context.protocol == "tls" };
+@id("no-admin") forbid (principal, action == Action::"http", resource) when { context.path like "/admin*" };
+@id("no-two") forbid (principal, action == Action::"tls", resource == Host::"two.allowed.test");
+"#;
+    let gateway = Gateway::start(Options { policy: Some(FORBIDS), ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let mut client = gateway.client().await;
+    let auth = gateway.web();
+    for (accept, form) in [
+        ("", "application/json"),
+        ("Accept: */*\r\n", "application/json"),
+        ("Accept: text/plain\r\n", "text/plain; charset=utf-8"),
+        ("Accept: text/html,application/xml;q=0.9,*/*;q=0.8\r\n", "text/html; charset=utf-8"),
+    ] {
+        let head =
+            format!("GET http://{host}/admin/secret-name HTTP/1.1\r\nHost: {host}\r\n{auth}{accept}\r\n");
+        client.send(head).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.reason()), (403, "policy_forbidden"));
+        assert_eq!(answer.field("content-type"), Some(form), "{accept}");
+        assert_eq!(answer.field("x-clawgress-policy"), Some("no-admin"), "{accept}");
+        let (request, page) = (answer.field("x-clawgress-request").expect("id"), answer.text());
+        let parts = ["policy_forbidden", "no-admin", request, "sk the policy"];
+        let told = page.replace("sk whoever keeps the policy", "sk the policy");
+        assert!(parts.iter().all(|part| told.contains(part)), "{page}");
+        assert!(!page.contains("secret-name"), "nothing of what was asked: {page}");
+    }
+    // What policy allowed and what failed then is no policy's doing.
+    let gone = "gone.allowed.test";
+    client.send(format!("GET http://{gone}/ HTTP/1.1\r\nHost: {gone}\r\n{auth}\r\n")).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.field("x-clawgress-policy")), (502, None), "{answer:?}");
+    let (_, answer) = gateway.connect("two.allowed.test:443").await;
+    assert_eq!((answer.status, answer.reason()), (403, "policy_forbidden"));
+    assert_eq!(answer.field("x-clawgress-policy"), Some("no-two"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_upstream_gets_names_nobody_and_nothing_of_this_hop() {
     let (gateway, upstream, host) = both().await;
     let raw = format!(

@@ -265,19 +265,21 @@ fn names_agent(policy: &cedar_policy::Policy) -> bool {
 }
 
 /// One of each kind: what is asked for it.
-fn exchanges(host: &Host) -> [Vec<Operation<'_>>; 5] {
+fn exchanges(host: &Host) -> [Vec<Operation<'_>>; 6] {
     let payload = Payload { bytes: 0, complete: true, media_type: "", findings: &[] };
     let http = |(port, scheme), method| Operation::Http { host, port, scheme, method, path: "/" };
     let send = |port| Operation::Send { host, port, method: "POST", path: "/", payload };
     let (clear, read) = ((80, Scheme::Http), (443, Scheme::Https));
+    let tls = |protocol| {
+        let hello = Operation::Tls { host, port: 443, alpn: &[], ja4: "" };
+        vec![hello, Operation::Tunnel { host, port: 443, protocol }]
+    };
     [
         vec![http(read, "GET")],
         vec![http(clear, "GET")],
         vec![http(read, "POST"), send(443)],
         vec![http(clear, "POST"), send(80)],
-        vec![
-            Operation::Tls { host, port: 443, alpn: &[], ja4: "" },
-            Operation::Tunnel { host, port: 443, protocol: TunnelProtocol::Tls },
-        ],
+        tls(TunnelProtocol::Tls),
+        tls(TunnelProtocol::TlsEch),
     ]
 }

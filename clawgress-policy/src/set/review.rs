@@ -14,10 +14,8 @@ use crate::host::quote;
 use crate::members::{Class, Members, check_prefix};
 use crate::set::applies;
 use crate::vocabulary::ActionKind;
-use crate::{Host, PolicyProblem, Transport};
+use crate::{Host, PolicyProblem, Transport, TunnelProtocol};
 
-/// Values of `context.protocol` for `tunnel`.
-const TUNNEL_PROTOCOLS: [&str; 3] = ["tls", "unknown", "websocket"];
 /// What people call a protocol, and its name here.
 const PROTOCOL_ALIASES: [(&str, &str); 9] = [
     ("icmpv6", "icmp"),
@@ -123,7 +121,7 @@ fn protocols(policy: &Policy) -> Vec<&'static str> {
         protocols.extend(Transport::ALL.map(Transport::name));
     }
     if applies(policy, ActionKind::Tunnel) {
-        protocols.extend(TUNNEL_PROTOCOLS);
+        protocols.extend(TunnelProtocol::ALL.map(TunnelProtocol::name));
     }
     protocols
 }

@@ -94,6 +94,8 @@ pub struct Known {
 pub enum Content {
     /// TLS.
     Tls,
+    /// The same, where the hello may have hidden for whom it was.
+    TlsEch,
     /// Neither TLS nor HTTP.
     Unknown,
     /// The messages of a WebSocket, which a request that is read opens.
@@ -304,7 +306,7 @@ impl Recorded<'_> {
             "tls" | "tunnel" => self.opaque(set, &host, port, needs),
             // It was denied by its address, after this was asked.
             _ if self.method.is_some() => self.http(set, &host, port, needs),
-            _ if matches!(self.content, Content::Tls | Content::Unknown) => {
+            _ if matches!(self.content, Content::Tls | Content::TlsEch | Content::Unknown) => {
                 self.opaque(set, &host, port, needs)
             }
             // What would have been asked next was never seen.
@@ -484,13 +486,14 @@ impl Recorded<'_> {
             || self.ja4.is_some()
             || self.verdict == Err(DropReason::InspectionRequired.name());
         match self.content {
-            Content::Tls => self.tls(set, hello),
+            Content::Tls => self.tls(set, hello, TunnelProtocol::Tls),
+            Content::TlsEch => self.tls(set, hello, TunnelProtocol::TlsEch),
             Content::Unknown => self.other(set, host, port),
             Content::WebSocket => Err("the request that opened it"),
             Content::Unseen => self.unseen(set, host, port),
             Content::Untold if is_unknown => self.other(set, host, port),
             Content::Untold => {
-                let tls = self.tls(set, hello)?;
+                let tls = self.tls(set, hello, TunnelProtocol::Tls)?;
                 if !is_tls && tls.denied.is_none() != self.other(set, host, port)?.denied.is_none() {
                     return Err("whether it was TLS");
                 }
@@ -511,14 +514,16 @@ impl Recorded<'_> {
 
     /// A `CONNECT` of which nothing that may follow was permitted: by the first guess, if that is so now.
     fn unseen(&self, set: &PolicySet, host: &Host, port: u16) -> Result<Answer, &'static str> {
-        let mut guesses = Vec::with_capacity(ALPN_GUESSES.len());
+        let mut guesses = Vec::with_capacity(2 * ALPN_GUESSES.len());
         for guess in ALPN_GUESSES {
             let alpn: Vec<String> = guess.iter().map(|name| (*name).to_owned()).collect();
             let hello = Operation::Tls { host, port, alpn: &alpn, ja4: "" };
             if set.needs_ja4(&Request { agent: self.agent, operation: hello }) {
                 return Err("what would have followed the `CONNECT`");
             }
-            guesses.push(self.tls(set, hello)?);
+            for protocol in [TunnelProtocol::Tls, TunnelProtocol::TlsEch] {
+                guesses.push(self.tls(set, hello, protocol)?);
+            }
         }
         let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
         let denies = |answer: &Answer| answer.denied.is_some();
@@ -528,15 +533,19 @@ impl Recorded<'_> {
         guesses.into_iter().next().filter(|_| nothing).ok_or("what would have followed the `CONNECT`")
     }
 
-    fn tls(&self, set: &PolicySet, hello: Operation<'_>) -> Result<Answer, &'static str> {
+    fn tls(
+        &self,
+        set: &PolicySet,
+        hello: Operation<'_>,
+        protocol: TunnelProtocol,
+    ) -> Result<Answer, &'static str> {
         let tls = ask(set, self.agent, hello)?;
         let Operation::Tls { host, port, .. } = hello else { return Ok(tls) };
         // What quarantines denies at the end alone: until then `tls` is as its guards say.
         if tls.denied.is_some() && tls.quarantine.is_none() {
             return Ok(tls);
         }
-        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
-        let mut tunnel = ask(set, self.agent, operation)?;
+        let mut tunnel = ask(set, self.agent, Operation::Tunnel { host, port, protocol })?;
         if matches!(tunnel.denied, Some(DropReason::PolicyDenied | DropReason::PolicyForbidden)) {
             tunnel.denied = Some(DropReason::InspectionRequired);
         }

@@ -270,11 +270,11 @@ fn kinds<'a>(host: &'a Host, samples: &'a Samples, asked: Asked) -> Vec<Kind<'a>
         Kind {
             action: "tunnel",
             dimensions: vec![
-                ("protocol", TUNNELLED.map(|protocol| protocol.name().to_owned()).to_vec()),
+                ("protocol", TunnelProtocol::ALL.map(|protocol| protocol.name().to_owned()).to_vec()),
                 ("port", ports()),
             ],
             ask: Box::new(move |index, ask| {
-                let Some(protocol) = index.first().and_then(|n| TUNNELLED.get(*n)) else { return };
+                let Some(protocol) = index.first().and_then(|n| TunnelProtocol::ALL.get(*n)) else { return };
                 ask(Operation::Tunnel { host, port: at(&samples.ports, index.get(1)), protocol: *protocol });
             }),
         },
@@ -363,8 +363,5 @@ fn answers<'a>(host: &'a Host, samples: &'a Samples) -> Kind<'a> {
 /// Statuses of answers that are tried.
 const STATUSES: [u16; 3] = [200, 404, 500];
 
-/// What may be tunnelled.
-const TUNNELLED: [TunnelProtocol; 3] =
-    [TunnelProtocol::Tls, TunnelProtocol::Unknown, TunnelProtocol::WebSocket];
 /// Schemes there are.
 const SCHEMES: [Scheme; 2] = [Scheme::Http, Scheme::Https];

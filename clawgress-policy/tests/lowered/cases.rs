@@ -171,7 +171,7 @@ impl Things {
             "tunnel" => Operation::Tunnel {
                 host,
                 port,
-                protocol: if random.one_in(2) { TunnelProtocol::Tls } else { TunnelProtocol::Unknown },
+                protocol: TunnelProtocol::ALL[random.below(TunnelProtocol::ALL.len())],
             },
             "resolve" => Operation::Resolve { host, port, query_type: random.pick(&["A", "AAAA", "TXT"]) },
             "llm" => Operation::Llm(ModelCall {

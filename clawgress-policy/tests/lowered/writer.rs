@@ -306,7 +306,7 @@ impl Writer<'_> {
             1 => &PATHS,
             2 => &METHODS,
             3 => &HOSTS,
-            _ => &["tcp", "udp", "tls", "unknown", "http", "web", "bot"],
+            _ => &["tcp", "udp", "tls", "tls_ech", "unknown", "http", "web", "bot"],
         };
         format!("\"{}\"", self.random.pick(list))
     }
@@ -514,7 +514,9 @@ impl Writer<'_> {
     fn own_question(&mut self) -> String {
         match self.action {
             "http" => format!("context.path == \"{}\"", self.random.pick(&PATHS)),
-            "tunnel" => format!("context.protocol == \"{}\"", self.random.pick(&["tls", "unknown"])),
+            "tunnel" => {
+                format!("context.protocol == \"{}\"", self.random.pick(&["tls", "tls_ech", "unknown"]))
+            }
             "tls" => "context.alpn.contains(\"h2\")".to_owned(),
             "resolve" => format!("context.query_type == \"{}\"", self.random.pick(&["A", "AAAA", "TXT"])),
             "llm" => self

@@ -458,6 +458,7 @@ fn content(attributes: Option<&Attributes>) -> Content {
         None => Content::Untold,
         Some(attributes) => match attributes.protocol.as_deref() {
             Some("tls") => Content::Tls,
+            Some("tls_ech") => Content::TlsEch,
             Some("websocket") => Content::WebSocket,
             Some(_) => Content::Unknown,
             None => Content::Unseen,
