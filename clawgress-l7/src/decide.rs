@@ -352,6 +352,21 @@ pub fn tls_offered(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: He
     ask(plan, who, Operation::Tls { host, port, alpn, ja4 })
 }
 
+/// `tunnel` of what follows a hello. One that may hide a name needs a permit of its own, and whatever forbids `"tls"`, or
+/// obliges it to anything, holds it too: no client gets round that by what its hello only seems to have.
+fn tunnelled(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_>) -> Ruling {
+    let tunnel = |protocol| ask(plan, who, Operation::Tunnel { host, port, protocol });
+    let own = tunnel(hello.protocol());
+    if !hello.is_encrypted {
+        return own;
+    }
+    let shown = tunnel(TunnelProtocol::Tls);
+    match shown.verdict {
+        Err(reason) if reason != DropReason::PolicyDenied && own.verdict.is_ok() => shown.obliged_by(&own),
+        _ => own.obliged_by(&shown),
+    }
+}
+
 /// `tls` of what is read, with what `tunnel` obliges to: that must be asked to know whether it is read. Its limits
 /// don't count, since nothing is tunnelled.
 #[must_use]
@@ -360,8 +375,7 @@ pub fn tls_read(plan: &Plan, who: &Who, to: (&Host, u16), hello: Hello<'_>) -> R
     if tls.verdict.is_err() {
         return tls;
     }
-    let (host, port) = to;
-    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: hello.protocol() });
+    let mut tunnel = tunnelled(plan, who, to, hello);
     match tunnel.verdict {
         Ok(()) | Err(DropReason::PolicyDenied | DropReason::PolicyForbidden) => {}
         Err(_) => return tunnel.obliged_by(&tls),
@@ -378,7 +392,7 @@ pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_>,
     if tls.verdict.is_err() {
         return tls;
     }
-    let mut tunnel = ask(plan, who, Operation::Tunnel { host, port, protocol: hello.protocol() });
+    let mut tunnel = tunnelled(plan, who, (host, port), hello);
     if excluded {
         for ruling in [&mut tls, &mut tunnel] {
             ruling.forget(|effect| *effect == Effect::Intercept);

@@ -43,6 +43,8 @@ pub struct Exchange {
     waited: Duration,
     read: Box<Read>,
     stage: Stage,
+    /// Whether policy stopped it after it was allowed.
+    is_stopped: bool,
     /// The agent's, once it is known whose it is.
     slot: Option<Slot>,
 }
@@ -113,6 +115,7 @@ impl Exchange {
             waited: Duration::ZERO,
             read: Box::default(),
             stage: Stage::Open,
+            is_stopped: false,
             slot: None,
         }
     }
@@ -137,8 +140,9 @@ impl Exchange {
     /// What its client is told of a denial for this reason.
     #[must_use]
     pub fn denial(&self, reason: DropReason) -> Denial<'_> {
-        // Of what failed otherwise, they are those that had allowed it.
-        let policies = if page::is_of_policy(reason) { &self.record.policies[..] } else { &[] };
+        // Of what failed otherwise, and of what lost its permission, they are those that had allowed it.
+        let is_denied = self.is_stopped || self.record.verdict == Some(Verdict::Deny);
+        let policies = if is_denied && page::is_of_policy(reason) { &self.record.policies[..] } else { &[] };
         Denial { reason, request: &self.record.request, policies }
     }
 
@@ -315,6 +319,7 @@ impl Exchange {
 
     /// Notes by what it was stopped after it was allowed: of what the agent turned out to send, or gets.
     pub fn stopped(&mut self, ruling: &Ruling) {
+        self.is_stopped = true;
         self.record.action = Some(ruling.action.to_owned());
         self.record.policies.clone_from(&ruling.policies);
     }

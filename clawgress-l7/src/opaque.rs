@@ -132,7 +132,8 @@ impl Subject {
             Content::Tls(offered) => {
                 let Hello { alpn, ja4, .. } = offered.hello();
                 let hello = Operation::Tls { host, port, alpn, ja4 };
-                decide::needs_history(plan, who, &[hello, tunnel(offered.hello().protocol())])
+                let shown = tunnel(TunnelProtocol::Tls);
+                decide::needs_history(plan, who, &[hello, shown, tunnel(offered.hello().protocol())])
             }
             Content::Unknown => decide::needs_history(plan, who, &[tunnel(TunnelProtocol::Unknown)]),
         }

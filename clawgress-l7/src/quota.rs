@@ -151,6 +151,18 @@ impl Drop for Owing<'_> {
     }
 }
 
+/// Leases of which a unit was spent, which comes back to them unless all limits were kept: also where nobody waits for that
+/// any more.
+struct Spent(Vec<Arc<Lease>>);
+
+impl Drop for Spent {
+    fn drop(&mut self) {
+        for lease in &self.0 {
+            lease.held.lock().left += 1;
+        }
+    }
+}
+
 // === impl Quota ===
 
 impl Quota {
@@ -176,7 +188,7 @@ impl Quota {
     /// [`DropReason::RateLimited`] if a limit is reached, [`DropReason::LimitUnavailable`] if control can't be asked.
     pub async fn spend(&self, limits: &[(&Limit, Arc<str>)]) -> Result<(), Denied> {
         let deadline = Instant::now() + limit::QUOTA_WAIT_MAX;
-        let mut spent: Vec<Arc<Lease>> = Vec::with_capacity(limits.len());
+        let mut spent = Spent(Vec::with_capacity(limits.len()));
         for (at, (limit, subject)) in limits.iter().enumerate() {
             let lease = self.lease(limit, subject);
             let result = match &lease {
@@ -184,16 +196,12 @@ impl Quota {
                 None => Err((DropReason::LimitUnavailable, None)),
             };
             match (result, lease) {
-                (Ok(()), Some(lease)) => spent.push(lease),
+                (Ok(()), Some(lease)) => spent.0.push(lease),
                 (Ok(()), None) => {}
-                (Err((reason, retry_after)), _) => {
-                    for lease in spent {
-                        lease.held.lock().left += 1;
-                    }
-                    return Err(Denied { reason, limit: at, retry_after });
-                }
+                (Err((reason, retry_after)), _) => return Err(Denied { reason, limit: at, retry_after }),
             }
         }
+        spent.0.clear();
         Ok(())
     }
 

@@ -215,8 +215,13 @@ async fn full_tables_refuse_and_go_on() {
     let own = ip(MAC, f.agent, f.gateway, 17, &udp(40_000, 443, b"x"));
     assert_eq!(kernel.ingress(&own), Did::Dropped(DropReason::GatewayAddress), "as before");
     kernel.own_all(addresses(bound::SELF_MAX - 2)).expect("as many as it holds");
-    let last =
-        ip(MAC, f.agent, addresses(bound::SELF_MAX - 2).next_back().expect("one"), 17, &udp(40_000, 443, b"x"));
+    let last = ip(
+        MAC,
+        f.agent,
+        addresses(bound::SELF_MAX - 2).next_back().expect("one"),
+        17,
+        &udp(40_000, 443, b"x"),
+    );
     assert_eq!(kernel.ingress(&last), Did::Dropped(DropReason::GatewayAddress), "the last");
     assert_eq!(kernel.ingress(&direct), Did::Marked(mark::DIRECT), "all the same");
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -30,6 +30,8 @@ pub struct Pipes {
     live: AtomicUsize,
     live_max: usize,
     wide: AtomicUsize,
+    /// Whether the system refused one.
+    has_no_wide: AtomicBool,
 }
 
 /// A pipe in use.
@@ -60,6 +62,7 @@ impl Pipes {
             live: AtomicUsize::new(0),
             live_max,
             wide: AtomicUsize::new(0),
+            has_no_wide: AtomicBool::new(false),
         }
     }
 
@@ -92,10 +95,15 @@ impl Pipes {
     }
 
     fn widen(&self) -> Option<Ends> {
+        if self.has_no_wide.load(Ordering::Relaxed) {
+            return None;
+        }
         let ends = (self.wide.fetch_add(1, Ordering::AcqRel) < WIDE_MAX).then(|| self.open()).flatten();
         match ends {
             Some(ends) if fcntl_setpipe_size(&ends.1, WIDE_BYTES).is_ok() => Some(ends),
             Some(_) => {
+                // Of its user's others, perhaps: it is as good with ordinary ones.
+                self.has_no_wide.store(true, Ordering::Relaxed);
                 self.close(true);
                 None
             }

@@ -234,6 +234,12 @@ async fn a_hello_that_may_hide_a_name_is_read_or_refused_as_policy_says() {
 @id("tls") permit (principal, action == Action::"tls", resource);
 @id("tunnel") permit (principal, action == Action::"tunnel", resource) when { ["tls", "tls_ech"].contains(context.protocol) };
 "#;
+    const HELD: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("tls") permit (principal, action == Action::"tls", resource);
+@id("tunnel") permit (principal, action == Action::"tunnel", resource);
+@id("no-tls") forbid (principal, action == Action::"tunnel", resource) when { context.protocol == "tls" };
+"#;
     // Read, by the name that it shows; a hello that shows all passes.
     let site = Site::start(SHOWN, "").await;
     let authority = [site.gateway.authority.certificate()];
@@ -247,9 +253,12 @@ async fn a_hello_that_may_hide_a_name_is_read_or_refused_as_policy_says() {
     assert!(error.contains("invalid peer certificate"), "{error}");
 
     // Where nothing is read: refused, or let through by who says so.
-    for (policy, verdict, reason) in
-        [(SHOWN, Verdict::Deny, Some(DropReason::InspectionRequired)), (ANY, Verdict::Allow, None)]
-    {
+    for (policy, verdict, reason) in [
+        (SHOWN, Verdict::Deny, Some(DropReason::InspectionRequired)),
+        (ANY, Verdict::Allow, None),
+        // No forbid is got round by what a hello seems to hide.
+        (HELD, Verdict::Deny, Some(DropReason::InspectionRequired)),
+    ] {
         let gateway = Gateway::start(Options { policy: Some(policy), ..Options::default() }).await;
         let (client, answer) = gateway.connect(&site.host()).await;
         assert_eq!(answer.status, 200, "{answer:?}");

@@ -9,6 +9,7 @@ use super::formula::{Formula, Reading};
 use super::search::Search;
 use super::spans::Spans;
 use super::{Certainty, Lint, Linter, Rule};
+use crate::TunnelProtocol;
 use crate::host::quote;
 use crate::kernel::plan::{groups, in_scope};
 use crate::set::syntax::scope_entity;
@@ -55,8 +56,10 @@ impl Linter<'_> {
             })
         };
         let permits = Permits {
-            tunnels: of(ActionKind::Tunnel).filter(|opaque| lets_pass(opaque, "tls", search)).collect(),
-            sockets: of(ActionKind::Tunnel).filter(|opaque| lets_pass(opaque, "websocket", search)).collect(),
+            tunnels: of(ActionKind::Tunnel).filter(|opaque| lets_pass(opaque, &OF_TLS, search)).collect(),
+            sockets: of(ActionKind::Tunnel)
+                .filter(|opaque| lets_pass(opaque, &[TunnelProtocol::WebSocket], search))
+                .collect(),
             directs: of(ActionKind::Direct).filter(|opaque| lets_web_pass(opaque, search)).collect(),
             unread: self.unread(rules),
             hosts: members.exact_host_sets(),
@@ -177,10 +180,21 @@ impl Linter<'_> {
     }
 }
 
-/// Whether a permit of `tunnel` is one of this: requests are hidden in TLS, and what they would say in a WebSocket.
-fn lets_pass(tunnel: &Opaque<'_>, protocol: &str, search: &Search<'_>) -> bool {
-    let protocol = Formula::Is(Literal::Text("context.protocol".to_owned(), protocol.into(), true));
-    search.is_possible(&[&tunnel.matches, &protocol])
+/// Whether a permit of `tunnel` is one of these: requests are hidden in TLS, and what they would say in a WebSocket.
+fn lets_pass(tunnel: &Opaque<'_>, protocols: &[TunnelProtocol], search: &Search<'_>) -> bool {
+    protocols.iter().any(|protocol| search.is_possible(&[&tunnel.matches, &is_of(*protocol)]))
+}
+
+fn is_of(protocol: TunnelProtocol) -> Formula<'static> {
+    Formula::Is(Literal::Text("context.protocol".to_owned(), protocol.name().into(), true))
+}
+
+/// What `tunnel` carries where it carries TLS.
+const OF_TLS: [TunnelProtocol; 2] = [TunnelProtocol::Tls, TunnelProtocol::TlsEch];
+
+/// That it carries TLS, of each kind.
+pub(super) fn of_tls() -> [Formula<'static>; 2] {
+    OF_TLS.map(is_of)
 }
 
 /// Whether a permit of `direct` lets pass what is likely to be HTTP.

@@ -4,6 +4,7 @@ use cedar_policy_core::ast::{Pattern, PatternElem};
 
 use super::facts::{HOST, Literal};
 use super::formula::{Formula, Reading};
+use super::moot::of_tls;
 use super::search::Search;
 use super::{Certainty, Lint, Linter, Rule};
 use crate::host::quote;
@@ -124,13 +125,19 @@ impl Linter<'_> {
         if unread.is_empty() {
             return false;
         }
-        let tls = Formula::Is(Literal::Text("context.protocol".to_owned(), "tls".into(), true));
-        let passes: Vec<&Formula<'_>> = [content, there, &tls].into_iter().chain(unread).collect();
-        if search.is_possible(&passes) {
+        let of_tls = of_tls();
+        let passes = |tls| {
+            let passes: Vec<&Formula<'_>> = [content, there, tls].into_iter().chain(unread).collect();
+            search.is_possible(&passes)
+        };
+        if of_tls.iter().any(passes) {
             return false;
         }
         // Of what is excluded the effect counts for nothing.
         let excludes = self.configuration.reading.filter(|reading| reading.is_on);
-        !excludes.is_some_and(|reading| search.is_possible(&[content, there, &tls, &reading.excluded(true)]))
+        !excludes.is_some_and(|reading| {
+            let excluded = reading.excluded(true);
+            of_tls.iter().any(|tls| search.is_possible(&[content, there, tls, &excluded]))
+        })
     }
 }

@@ -262,6 +262,8 @@ fn content_that_passes_unread_is_told() {
     let unknown =
         r#"permit (principal, action == Action::"tunnel", resource) when { context.protocol == "unknown" }"#;
     assert_eq!(moot(unknown, None), [""; 0]);
+    let hidden = unknown.replace("unknown", "tls_ech");
+    assert_eq!(moot(&hidden, None), ["no-admin", "other"]);
     assert_eq!(moot(tunnel, Some(&[agent("x", "b")])), [""; 0], "no agent is in that team");
     assert_eq!(moot(tunnel, Some(&[agent("x", "a")])), ["no-admin"]);
     let direct = |condition: &str| {

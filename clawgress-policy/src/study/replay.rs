@@ -545,7 +545,11 @@ impl Recorded<'_> {
         if tls.denied.is_some() && tls.quarantine.is_none() {
             return Ok(tls);
         }
-        let mut tunnel = ask(set, self.agent, Operation::Tunnel { host, port, protocol })?;
+        let tunnel = |protocol| ask(set, self.agent, Operation::Tunnel { host, port, protocol });
+        let mut tunnel = match protocol {
+            TunnelProtocol::TlsEch => tunnel(protocol)?.held_to(tunnel(TunnelProtocol::Tls)?),
+            _ => tunnel(protocol)?,
+        };
         if matches!(tunnel.denied, Some(DropReason::PolicyDenied | DropReason::PolicyForbidden)) {
             tunnel.denied = Some(DropReason::InspectionRequired);
         }

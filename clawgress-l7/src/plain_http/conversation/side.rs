@@ -34,6 +34,7 @@ pub struct Hold {
 #[derive(Debug)]
 pub struct Side {
     pub(super) reading: Reading,
+    sender: Sender,
     reader: Reader,
     /// What came of messages that are not whole.
     held: BytesMut,
@@ -146,6 +147,7 @@ impl Side {
         let looks = Looks { limits: Limits { decoded_bytes_max, ratio_max }, rules, spare: None };
         Side {
             reading,
+            sender,
             reader,
             held: BytesMut::new(),
             began: None,
@@ -249,6 +251,8 @@ impl Side {
         out.unsplit(self.held.split());
         out.extend_from_slice(rest);
         (self.looking, self.looks.spare) = (None, None);
+        // What it had of a message goes, too: where that ends nobody has to know.
+        self.reader = Reader::of_ends(self.sender);
     }
 
     /// Lets nothing go on of what is held.

@@ -66,6 +66,21 @@ impl Answer {
         }
     }
 
+    /// This answer, held to what another forbids and obliges to, and not to what it does not permit.
+    pub(super) fn held_to(mut self, other: Answer) -> Answer {
+        let longest =
+            self.quarantine.take().into_iter().chain(other.quarantine).max_by_key(|(seconds, _)| *seconds);
+        if let Some(longest) = longest {
+            return Answer::quarantined(longest);
+        }
+        if self.denied.is_none() && other.denied.is_some_and(|reason| reason != DropReason::PolicyDenied) {
+            (self.denied, self.policies) = (other.denied, other.policies);
+        }
+        self.effects = self.effects.zip(other.effects).map(|(a, b)| a.into_iter().chain(b).collect());
+        self.reads.extend(other.reads);
+        self
+    }
+
     fn quarantined(longest: (u64, String)) -> Answer {
         let (denied, policies) = (Some(DropReason::AgentQuarantined), vec![longest.1.clone()]);
         Answer { denied, policies, quarantine: Some(longest), effects: None, reads: Vec::new() }
