@@ -89,8 +89,6 @@ mod tracking;
 mod upgrade;
 #[path = "datapath/verdicts.rs"]
 mod verdicts;
-#[path = "datapath/vlan.rs"]
-mod vlan;
 #[path = "datapath/workers.rs"]
 mod workers;
 #[path = "datapath/workload.rs"]

@@ -477,7 +477,7 @@ async fn what_a_model_answers_is_read_whatever_is_said_of_it() {
         );
         client.send(head).await;
         let got = String::from_utf8(client.rest().await).expect("text");
-        assert!(!got.contains("shell"), "{path}: {got}");
+        assert!(!got.contains("\"shell\""), "{path}: {got}");
         let outcome = site.outcome(path).await;
         assert_eq!(reason(&outcome), Some(why), "{path}");
         let is_denied = why == "policy_forbidden";
