@@ -202,9 +202,11 @@ impl Cases {
 
 impl With {
     fn parse(json: &str) -> Result<With, String> {
-        let value: Value = serde_json::from_str(json).map_err(|error| {
+        let mut value: Value = serde_json::from_str(json).map_err(|error| {
             format!("`{json}` is not JSON ({error}): write such as `{{\"project\":\"OPS\"}}`")
         })?;
+        // As the proxy has them, in whatever order they are written.
+        value.sort_all_objects();
         let argument_names =
             value.as_object().into_iter().flat_map(|members| members.keys().cloned()).collect();
         let mut values = Vec::new();
