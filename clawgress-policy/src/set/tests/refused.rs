@@ -258,7 +258,7 @@ const REFUSED_CONDITIONS: &[(&str, &str, &str)] = &[
     (
         "tunnel",
         r#"context.protocol == "gre""#,
-        "`context.protocol` is never `gre`: it is one of `tls`, `unknown`",
+        "`context.protocol` is never `gre`: it is one of `tls`, `tls_ech`, `unknown`",
     ),
     ("http", r#"context.method == "get""#, "methods are compared as sent, in upper case: write `GET`"),
     ("http", r#"context.scheme == "HTTPS""#, "`context.scheme` is never `HTTPS`: it is `http` or `https`"),
