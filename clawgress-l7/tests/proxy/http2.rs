@@ -361,9 +361,13 @@ async fn what_is_under_way_is_ended_in_peace_when_the_process_stops() {
     site.gateway.stop().await;
 }
 
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+/// What a client begins with (RFC 9113 section 3.4), and settings of its own that say nothing.
+pub const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame (RFC 9113 section 4.1).
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// A literal field, or a pseudo-header, without compression (RFC 7541 section 6.2.2).
@@ -375,7 +379,6 @@ fn literal(name: &str, value: &str) -> Vec<u8> {
 /// What no client's library sends: pseudo-headers twice, after others or unknown; heads without end; floods.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_of_no_honest_client_reach_nobody() {
-    const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let site = site(POLICY, "").await;
     let raw = async || {
         let config = trusting(&[site.gateway.authority.certificate()], &["h2"]);

@@ -6,11 +6,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::harness::{PATIENCE, POLICY};
-use crate::http2::{inside, site, url};
+use crate::http2::{START, frame, inside, site, url};
 use crate::intercept::{HOST, Site, trusting};
 
-/// What a client begins with (RFC 9113 section 3.4), and settings of its own that say nothing.
-const START: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const HEADERS: u8 = 1;
 const DATA: u8 = 0;
 const RST_STREAM: u8 = 3;
@@ -19,11 +17,6 @@ const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
 
 /// Kinds of the frames that were received.
 fn kinds(mut bytes: &[u8]) -> Vec<u8> {
