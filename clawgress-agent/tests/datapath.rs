@@ -31,6 +31,8 @@ mod interfaces;
 mod joined;
 #[path = "datapath/kernel.rs"]
 mod kernel;
+#[path = "datapath/kinds.rs"]
+mod kinds;
 #[path = "datapath/lab.rs"]
 mod lab;
 #[path = "datapath/lease.rs"]

@@ -136,7 +136,7 @@ pub struct InterfaceStatus {
     pub name: String,
     /// `agents`, `uplink`, `management`.
     pub role: String,
-    /// `native`, `generic` or `off`.
+    /// `native`, or `off` where the driver has no XDP and TC judges alone.
     pub xdp: String,
     /// `tcx`, `clsact` or `off`.
     pub tc: String,

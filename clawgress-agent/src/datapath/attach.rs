@@ -3,7 +3,7 @@
 //!
 //! Must never leave an agents' interface without its programs in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -27,6 +27,9 @@ const TCX_SINCE: (u8, u8) = (6, 6);
 /// Where our filter stands on a clsact qdisc: first.
 const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+/// How XDP is attached.
+const NATIVE: &str = "native";
+const OFF: &str = "off";
 /// The network namespace of the thread that asks.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
@@ -42,7 +45,7 @@ pub enum TcMode {
 /// How an interface's programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// `native` or `generic`.
+    /// `native`, or `off` where the driver has no XDP.
     pub xdp: &'static str,
     /// `tcx` or `clsact`.
     pub tc: &'static str,
@@ -55,6 +58,14 @@ pub struct Missing {
     pub what: String,
     /// Where its link is, or would be, pinned.
     pins: Vec<PathBuf>,
+}
+
+impl Attached {
+    /// Whether TC judges alone.
+    #[must_use]
+    pub fn is_without_xdp(&self) -> bool {
+        self.xdp == OFF
+    }
 }
 
 impl TcMode {
@@ -126,11 +137,16 @@ pub fn lookup(objects: &mut Objects, directory: &Path) -> Result<()> {
 }
 
 /// The links of interfaces and namespace that are not pinned, or hang on nothing or something else.
-/// Filters on clsact have none; [`renew_clsact`] looks after them.
+/// Filters on clsact have none; [`renew_clsact`] looks after them. Nor has XDP on the interfaces `without_xdp`.
 ///
 /// # Errors
 /// If the namespace can't be told.
-pub fn missing(directory: &Path, interfaces: &BTreeMap<String, u32>, mode: TcMode) -> Result<Vec<Missing>> {
+pub fn missing(
+    directory: &Path,
+    interfaces: &BTreeMap<String, u32>,
+    without_xdp: &BTreeSet<u32>,
+    mode: TcMode,
+) -> Result<Vec<Missing>> {
     let links = directory.join("links");
     let mut missing = Vec::new();
     let namespace = fs::metadata(NAMESPACE).with_context(|| format!("cannot read `{NAMESPACE}`"))?.ino();
@@ -143,8 +159,9 @@ pub fn missing(directory: &Path, interfaces: &BTreeMap<String, u32>, mode: TcMod
                 look(&mut missing, format!("{which} on `{name}`"), pins, target);
             }
         }
-        let pins = ["native", "generic"].map(|kind| links.join(format!("xdp-{kind}-{index}"))).to_vec();
-        look(&mut missing, format!("{} on `{name}`", program::XDP), pins, target);
+        if !without_xdp.contains(&index) {
+            look(&mut missing, format!("{} on `{name}`", program::XDP), vec![xdp_pin(&links, index)], target);
+        }
     }
     Ok(missing)
 }
@@ -250,25 +267,45 @@ where
     Ok(program.try_into()?)
 }
 
+fn xdp_pin(links: &Path, index: u32) -> PathBuf {
+    links.join(format!("xdp-native-{index}"))
+}
+
+/// Where the driver has no XDP, TC alone judges, which it could anyway. The kernel's own stand-in ("generic")
+/// would come after the packet's buffer was made, so it saves nothing; and since Linux 6.8 the TC programs after
+/// it see a copy whose start is not the Ethernet header's.
 fn xdp(objects: &mut Objects, links: &Path, name: &str, index: u32) -> Result<&'static str> {
+    let generic = links.join(format!("xdp-generic-{index}"));
+    match fs::remove_file(&generic) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove `{}`", generic.display()));
+        }
+        _ => {}
+    }
     let program: &mut Xdp = find(objects, program::XDP)?;
-    for kind in ["native", "generic"] {
-        if is_replaced(&links.join(format!("xdp-{kind}-{index}")), program.fd()?)? {
-            return Ok(kind);
+    let pin = xdp_pin(links, index);
+    if is_replaced(&pin, program.fd()?)? {
+        return Ok(NATIVE);
+    }
+    match program.attach_to_if_index(index, XdpMode::Driver) {
+        Ok(id) => {
+            pin_link(program.take_link(id)?.try_into()?, &pin)?;
+            Ok(NATIVE)
+        }
+        Err(error) if is_taken(&error) => {
+            Err(error).with_context(|| format!("cannot attach XDP to `{name}`: another program is there"))
+        }
+        Err(error) => {
+            tracing::info!(interface = name, %error, "no native XDP; TC judges alone");
+            Ok(OFF)
         }
     }
-    let (kind, id) = match program.attach_to_if_index(index, XdpMode::Driver) {
-        Ok(id) => ("native", id),
-        Err(error) => {
-            tracing::info!(interface = name, %error, "no native XDP; using generic");
-            let id = program
-                .attach_to_if_index(index, XdpMode::Skb)
-                .with_context(|| format!("cannot attach XDP to `{name}`; is another program there?"))?;
-            ("generic", id)
-        }
-    };
-    pin_link(program.take_link(id)?.try_into()?, &links.join(format!("xdp-{kind}-{index}")))?;
-    Ok(kind)
+}
+
+/// Whether something else has the hook.
+fn is_taken(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(call) = error else { return false };
+    matches!(call.io_error.raw_os_error().map(Errno::from_raw), Some(Errno::EBUSY | Errno::EEXIST))
 }
 
 fn classifier(

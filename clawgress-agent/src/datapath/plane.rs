@@ -440,11 +440,9 @@ impl KernelPlane {
         if let Err(why) = &self.workloads {
             absent.push(format!("local workloads are not governed: {why}"));
         }
-        absent.extend(
-            self.attached.lock().iter().filter(|(_, a)| a.xdp == "generic").map(|(name, _)| {
-                format!("no native XDP on `{name}`: packets are dropped later, at more cost")
-            }),
-        );
+        absent.extend(self.attached.lock().iter().filter(|(_, a)| a.is_without_xdp()).map(|(name, _)| {
+            format!("no native XDP on `{name}`: TC judges alone, and drops later, at more cost")
+        }));
         absent.extend(match &self.proxy {
             Some(proxy) => proxy.trouble(),
             None => Some(

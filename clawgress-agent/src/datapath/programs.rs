@@ -3,7 +3,7 @@
 //!
 //! Must never let a local command run on that was out of its hooks' reach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -21,6 +21,8 @@ pub struct Programs {
     objects: Objects,
     directory: PathBuf,
     agents: BTreeMap<String, u32>,
+    /// Those of them whose driver has no XDP.
+    without_xdp: BTreeSet<u32>,
     mode: TcMode,
     workloads: Option<Workloads>,
 }
@@ -47,6 +49,7 @@ impl Programs {
             objects: object::load(Some(directory))?,
             directory: directory.clone(),
             agents: agents.clone(),
+            without_xdp: BTreeSet::new(),
             mode: TcMode::of_kernel(),
             workloads: None,
         })
@@ -59,7 +62,14 @@ impl Programs {
     pub fn attach(&mut self) -> Result<BTreeMap<String, Attached>> {
         // First the answer to whose listener it is, then what makes the kernel ask.
         attach::lookup(&mut self.objects, &self.directory)?;
-        attach::interfaces(&mut self.objects, &self.directory, &self.agents, self.mode)
+        self.attach_interfaces()
+    }
+
+    fn attach_interfaces(&mut self) -> Result<BTreeMap<String, Attached>> {
+        let attached = attach::interfaces(&mut self.objects, &self.directory, &self.agents, self.mode)?;
+        let without = attached.iter().filter(|(_, how)| how.is_without_xdp());
+        self.without_xdp = without.filter_map(|(name, _)| self.agents.get(name).copied()).collect();
+        Ok(attached)
     }
 
     /// Attaches to agents' interfaces that appeared, and detaches from those that are no longer theirs.
@@ -75,7 +85,7 @@ impl Programs {
         }
         self.agents = agents.clone();
         bpf::open_directory(&self.directory)?;
-        attach::interfaces(&mut self.objects, &self.directory, &self.agents, self.mode)
+        self.attach_interfaces()
     }
 
     /// Attaches the hooks for local workloads.
@@ -107,7 +117,7 @@ impl Programs {
             Some(workloads) => attach::missing_hooks(&self.directory, workloads.parent())?,
             None => Vec::new(),
         };
-        let programs = attach::missing(&self.directory, &self.agents, self.mode)?;
+        let programs = attach::missing(&self.directory, &self.agents, &self.without_xdp, self.mode)?;
         if hooks.is_empty() && programs.is_empty() {
             return Ok(repaired);
         }

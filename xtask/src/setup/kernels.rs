@@ -18,7 +18,7 @@ const KERNELS: [(&str, &str); 2] = [("6.1", "bookworm"), ("6.12", "trixie")];
 /// Depends on the suite's present kernel, built for virtual machines.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 /// What the datapath needs and these kernels have as modules, in the order they are loaded.
-const MODULES: [&str; 18] = [
+const MODULES: [&str; 23] = [
     "libcrc32c",
     "nfnetlink",
     "nf_defrag_ipv6",
@@ -37,6 +37,12 @@ const MODULES: [&str; 18] = [
     "cls_bpf",
     "sch_ingress",
     "sch_fq",
+    // Which only some of the tests there make use of.
+    "llc",
+    "stp",
+    "mrp",
+    "garp",
+    "8021q",
 ];
 
 /// Unpacks what is missing: `SERIES/vmlinuz`, `SERIES/release`, and `SERIES/modules/NN-NAME.ko`, which
