@@ -15,4 +15,4 @@ pub mod split;
 pub use carried::{Carried, header, host, target};
 pub use link::Links;
 pub use run::{Code, Run, Runs};
-pub use split::Window;
+pub use split::{Piece, Window};

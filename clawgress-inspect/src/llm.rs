@@ -12,6 +12,7 @@ mod form;
 mod grammar;
 mod key;
 pub mod model;
+pub mod realtime;
 pub mod request;
 pub mod route;
 mod text;

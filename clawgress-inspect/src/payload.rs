@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub mod coding;
 mod detect;
 mod disguise;
+mod finding;
+pub mod head;
 pub mod json;
 mod layer;
 mod media;
@@ -20,6 +22,7 @@ mod opening;
 mod personal;
 
 pub use coding::Coding;
+pub use finding::Finding;
 use json::{Event, JsonError};
 use layer::Layer;
 pub use media::{Claims, Seen};
@@ -27,6 +30,7 @@ use multipart::MultipartError;
 pub use names::NAME_BYTES_MAX;
 use opening::Opening;
 
+use crate::encoded::split;
 use crate::llm::{CallError, Field, Piece, Provenance, Request, Role, Surface, Texts};
 use crate::prompt::{Assessment, Detector, Rules};
 use crate::tool;
@@ -40,41 +44,6 @@ pub const LEVELS_MAX: u8 = 8;
 pub const FIELDS_MAX: u64 = 1 << 22;
 /// What an inspector takes besides its decoders, bytes: heads of parts, and boxes.
 const OWN_BYTES: usize = 16 * 1024;
-
-/// What was found in a body. The names are words of policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Finding {
-    /// The first line of a private key in PEM; or the first bytes of one in DER, in base64, base32 or hexadecimal digits.
-    PrivateKey,
-    /// It does not begin like what its media type says, or that of one of its parts.
-    MediaTypeMismatch,
-    /// It holds an archive, or a coding of one, that is not read.
-    ArchiveUnread,
-    /// Text in base64, base32 or hexadecimal digits, but for parts of tokens.
-    EncodedText,
-    /// The same inside the same.
-    EncodedNested,
-    /// A packed file in one of these, which was looked into.
-    EncodedPacked,
-    /// A long run of such letters, used evenly: what is enciphered or packed looks like that.
-    OpaqueRun,
-    /// A link that carries much, or text in one of these.
-    LinkData,
-    /// The link of an image in Markdown or HTML that carries data.
-    ImageLinkData,
-    /// A name of a member, or an id, of more than [`NAME_BYTES_MAX`] bytes.
-    OversizedIdentifier,
-    /// The number of a payment card.
-    PaymentCard,
-    /// An account number of ISO 13616.
-    Iban,
-    /// A social security number of the United States.
-    UsSsn,
-    /// A telephone number of E.164.
-    PhoneNumber,
-    /// E-mail addresses, several.
-    EmailAddresses,
-}
 
 /// Why a body can't be read with certainty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -179,6 +148,8 @@ struct Tally {
     members: u32,
     looked_bytes: u64,
     seen: Seen,
+    /// Texts in other clothes, the first of them.
+    pieces: Vec<split::Piece>,
     /// What reads it as a call of a model, if it may be one.
     call: Option<Box<Request>>,
     /// Whether it is one, by where it goes.
@@ -199,51 +170,6 @@ pub struct Readings {
     pub call: Option<Option<Surface>>,
     /// As messages to a tool server: whether it goes to one that is known, and so is a document whatever is said of it.
     pub messages: Option<bool>,
-}
-
-// === impl Finding ===
-
-impl Finding {
-    /// Every one.
-    pub const ALL: [Finding; 15] = [
-        Finding::PrivateKey,
-        Finding::MediaTypeMismatch,
-        Finding::ArchiveUnread,
-        Finding::EncodedText,
-        Finding::EncodedNested,
-        Finding::EncodedPacked,
-        Finding::OpaqueRun,
-        Finding::LinkData,
-        Finding::ImageLinkData,
-        Finding::OversizedIdentifier,
-        Finding::PaymentCard,
-        Finding::Iban,
-        Finding::UsSsn,
-        Finding::PhoneNumber,
-        Finding::EmailAddresses,
-    ];
-
-    /// Its name in policy.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Finding::PrivateKey => "private_key",
-            Finding::MediaTypeMismatch => "media_type_mismatch",
-            Finding::ArchiveUnread => "archive_unread",
-            Finding::EncodedText => "encoded_text",
-            Finding::EncodedNested => "encoded_nested",
-            Finding::EncodedPacked => "encoded_packed",
-            Finding::OpaqueRun => "opaque_run",
-            Finding::LinkData => "link_data",
-            Finding::ImageLinkData => "image_link_data",
-            Finding::OversizedIdentifier => "oversized_identifier",
-            Finding::PaymentCard => "payment_card",
-            Finding::Iban => "iban",
-            Finding::UsSsn => "us_ssn",
-            Finding::PhoneNumber => "phone_number",
-            Finding::EmailAddresses => "email_addresses",
-        }
-    }
 }
 
 // === impl Unreadable ===
@@ -269,6 +195,7 @@ impl Tally {
     /// Begins anew, with the same readers.
     fn again(&mut self) {
         self.findings.clear();
+        self.pieces.clear();
         (self.decoded_bytes, self.fields, self.members, self.looked_bytes) = (0, 0, 0, 0);
         self.seen = Seen::Nothing;
         self.call.iter_mut().for_each(|call| **call = Request::default());
@@ -398,6 +325,7 @@ impl Inspector {
             members: 0,
             looked_bytes: 0,
             seen: Seen::Nothing,
+            pieces: Vec::new(),
             call: None,
             is_call: false,
             prompt: None,
@@ -461,6 +389,12 @@ impl Inspector {
         self
     }
 
+    /// What its texts are held against, if they are.
+    #[must_use]
+    pub fn rules(&self) -> Option<&Rules> {
+        self.tally.prompt.as_deref().map(Detector::rules)
+    }
+
     /// What its texts came to as far as they were seen, if they are looked at and it is a call.
     #[must_use]
     pub fn assessment(&self) -> Option<Assessment> {
@@ -521,6 +455,12 @@ impl Inspector {
     /// What was found so far; nothing in what can't be read.
     pub fn findings(&self) -> impl Iterator<Item = Finding> {
         self.tally.findings.iter().copied()
+    }
+
+    /// Texts in other clothes that it holds, the first of them, to be counted with those of other requests.
+    #[must_use]
+    pub fn pieces(&self) -> &[split::Piece] {
+        &self.tally.pieces
     }
 
     /// How many findings there are.

@@ -120,6 +120,12 @@ impl Detector {
         }
     }
 
+    /// What it looks for.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.shared
+    }
+
     /// Makes it the detector of another request, as if it were new.
     pub fn again(&mut self) {
         self.matched.clear();

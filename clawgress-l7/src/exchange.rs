@@ -17,6 +17,7 @@ use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::{Host, Scheme, TunnelProtocol, may_have_body};
 
 use crate::audit::{Audit, Room};
+use crate::carries;
 use crate::connection::Connection;
 use crate::decide::{Refused, Ruling};
 use crate::enforce::reference;
@@ -195,13 +196,16 @@ impl Exchange {
         self.hello(offered.ja4);
     }
 
-    /// Notes where it goes.
+    /// Notes where it goes, and whether its name looks as if it carried data.
     pub fn host(&mut self, host: &Host, port: u16) {
         self.record.destination.host = Some(host.to_string());
         self.record.destination.port = Some(port);
         if let Host::Address(ip) = host {
             self.record.destination.ip = Some(*ip);
         }
+        // Of one exchange, one host: that of a tunnel may be another than what is read in it.
+        self.record.findings.retain(|found| found != carries::HOST);
+        self.found(carries::of_host(host).iter());
     }
 
     /// Notes the fingerprint of its hello.
@@ -278,7 +282,8 @@ impl Exchange {
 
     /// Notes what is known of what is sent, and all that was found in it.
     pub fn payload(&mut self, facts: PayloadFacts) {
-        self.record.findings.clone_from(&facts.findings);
+        self.record.findings.retain(|found| found == carries::HOST);
+        self.found(facts.findings.iter());
         self.read.payload = Some(facts);
     }
 

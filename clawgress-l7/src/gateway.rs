@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::accept::Sources;
 use crate::audit::Audit;
+use crate::carries::Windows;
 use crate::dial::Dials;
 use crate::dns::Desk;
 use crate::endpoints::Endpoints;
@@ -67,6 +68,8 @@ pub struct Gateway {
     pub interception: Option<Interception>,
     /// Memory for bodies that policy asks about, and how they are read.
     pub memory: Arc<Memory>,
+    /// What agents' requests carried.
+    pub windows: Windows,
     /// How calls of models are known.
     pub calls: Calls,
     /// Tool servers, and what is known of their tools.

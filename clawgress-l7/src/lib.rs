@@ -8,6 +8,7 @@
 mod accept;
 mod audit;
 mod boottime;
+mod carries;
 mod connect;
 mod connection;
 mod counter;
@@ -17,6 +18,7 @@ mod dns;
 mod endpoints;
 mod enforce;
 mod exchange;
+mod followed;
 mod gateway;
 mod handover;
 mod history;

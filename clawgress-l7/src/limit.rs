@@ -16,6 +16,8 @@ pub const CHAIN_BYTES: usize = 16 * 1024;
 pub const TLS_FILES_LOOK: Duration = Duration::from_secs(2);
 /// Most bytes of such a file.
 pub const TLS_FILE_BYTES: usize = 64 * 1024;
+/// Most bytes of an operator's own rules, or table of prices: several times those that come with the program.
+pub const OPERATOR_FILE_BYTES: u64 = 4 << 20;
 /// From the first byte of a later request on a kept connection to the end of its head.
 pub const HEAD: Duration = Duration::from_secs(10);
 /// Idle time of a kept client connection between requests.

@@ -77,6 +77,12 @@ impl Memory {
 // === impl Charge ===
 
 impl Charge {
+    /// The agent's index.
+    #[must_use]
+    pub fn agent(&self) -> u32 {
+        self.agent
+    }
+
     /// Takes as much, or gives back what is more.
     ///
     /// # Errors

@@ -50,6 +50,7 @@ mod model;
 mod outgoing;
 mod pace;
 mod peer;
+mod realtime;
 mod receive;
 mod respond;
 mod rewrite;
@@ -79,6 +80,7 @@ use respond::{
     Answered, has_ended, is_late, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch,
     takes_json,
 };
+pub use said::bodyless;
 use tool::Addressed;
 pub use tool::Tools;
 

@@ -22,6 +22,7 @@ use zeroize::Zeroize as _;
 
 use crate::accept::{Accepted, Accepting, Sources};
 use crate::audit::Audit;
+use crate::carries::Windows;
 use crate::connection::Connection;
 use crate::decide::Ruling;
 use crate::dial::Dials;
@@ -309,6 +310,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,
         interception: Interception::of(&config)?,
         memory: Arc::new(Memory::new(&config.content)),
+        windows: Windows::default(),
         calls: Calls::new(&config.llm, &config.content)?,
         tools: Tools::new(&config.tool, &config.content)?,
         pipes: Arc::new(Pipes::default()),
@@ -378,14 +380,14 @@ async fn until_stopped(stop: impl Future<Output = ()>, carried: oneshot::Receive
     }
 }
 
-/// Reads the files of certificates and credentials again whenever they change, for ever.
+/// Reads the files of certificates, credentials, prices and rules again whenever they change, for ever.
 async fn follow_files(gateway: Arc<Gateway>) {
     let certificate = async {
         if let Some(terminal) = &gateway.tls {
             terminal.follow().await;
         }
     };
-    tokio::join!(certificate, gateway.routes.follow());
+    tokio::join!(certificate, gateway.routes.follow(), gateway.calls.follow());
 }
 
 /// Waits for all `connections_max` of the connections to end, for some time, and cuts them then.

@@ -33,6 +33,9 @@ pub struct Llm {
     /// Prices of one's own, before those of the table that comes with the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prices: Option<PathBuf>,
+    /// What prompts are held against, in place of the rules that come with the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_rules: Option<PathBuf>,
     /// Servers of one's own: vLLM, Ollama, llama.cpp, gateways.
     #[serde(default, rename = "server", skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<LlmServer>,
@@ -55,6 +58,7 @@ impl Default for Llm {
             ask_usage: ask_usage(),
             count_tokens: false,
             prices: None,
+            prompt_rules: None,
             servers: Vec::new(),
         }
     }

@@ -132,6 +132,9 @@ pub struct AnswerFacts {
     /// Whether these decided, so that none was missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tools_known: bool,
+    /// The version of the rules that what it says was held against, where it was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prompt_rules: String,
 }
 
 /// What was known of a call of a model when it was decided.
@@ -173,6 +176,9 @@ pub struct ModelFacts {
     /// What was found in it, with what was found in its body; absent where an earlier version recorded it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub findings: Option<Vec<String>>,
+    /// The version of the rules that its texts were held against, where they were.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prompt_rules: String,
 }
 
 /// What was known of a message to a tool server when it was decided. What it is called with, may be secret, and is not told.

@@ -38,6 +38,11 @@ const PICTURE_HOSTS: [&str; 10] = [
 /// Links inside links that are looked at in place of what they are written as: proxies of images name the image so.
 const INNER_MAX: u8 = 1;
 
+/// What an object of JSON begins with, in base64.
+const OBJECT: &[u8] = b"eyJ";
+/// Longest token of JOSE that is taken for one, bytes: those of people with many groups have some 4 KiB.
+const TOKEN_BYTES_MAX: usize = 4096;
+
 /// What something carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
@@ -47,7 +52,12 @@ pub struct Carried {
     pub text: usize,
     /// Bytes of prose in values of a query or a fragment.
     pub prose: usize,
+    /// Bytes of tokens of JOSE (RFC 7519), which say what they are for; besides `dense`.
+    pub token: usize,
 }
+
+/// What is told of each value that something is made of: its letters, the escapes taken off, and what they carry.
+pub type Each<'a> = &'a mut dyn FnMut(&[u8], Carried);
 
 // === impl Carried ===
 
@@ -59,20 +69,27 @@ impl Carried {
             dense: self.dense + other.dense,
             text: self.text + other.text,
             prose: self.prose + other.prose,
+            token: self.token + other.token,
         }
     }
 
-    /// All that it carries, bytes.
+    /// All of it that looks like data, bytes.
     #[must_use]
     pub fn bytes(self) -> usize {
-        self.dense + self.prose
+        self.dense + self.token
+    }
+
+    /// The same where a token is data like any other.
+    fn opened(self) -> Carried {
+        Carried { dense: self.dense + self.token, text: self.text + self.token, token: 0, ..self }
     }
 }
 
 /// What a link carries (RFC 3986): its host's labels, segments of its path, values of its query and its fragment.
 #[must_use]
 pub fn link(url: &[u8]) -> Carried {
-    link_within(url, INNER_MAX)
+    // Who writes a link to a server of his own calls anything a token.
+    link_within(url, INNER_MAX).opened()
 }
 
 fn link_within(url: &[u8], inner: u8) -> Carried {
@@ -83,7 +100,9 @@ fn link_within(url: &[u8], inner: u8) -> Carried {
     let scheme = url.iter().position(|b| !b.is_ascii_alphanumeric()).unwrap_or_default();
     let behind = url.get(scheme..).unwrap_or_default();
     let behind = behind.strip_prefix(b":").unwrap_or(url);
-    let Some(behind) = behind.strip_prefix(b"//") else { return target_within(behind, inner) };
+    let Some(behind) = behind.strip_prefix(b"//") else {
+        return target_within(behind, inner, &mut |_, _| {});
+    };
     let end = behind.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(behind.len());
     let (authority, rest) = behind.split_at_checked(end).unwrap_or_default();
     let is_picture = PICTURE_HOSTS.iter().any(|known| authority.eq_ignore_ascii_case(known.as_bytes()));
@@ -92,37 +111,47 @@ fn link_within(url: &[u8], inner: u8) -> Carried {
     } else {
         0
     };
-    host(authority).and(target_within(rest.get(path..).unwrap_or_default(), inner))
+    host(authority).and(target_within(rest.get(path..).unwrap_or_default(), inner, &mut |_, _| {}))
 }
 
 /// What the target of a request carries: path and query.
 #[must_use]
 pub fn target(target: &[u8]) -> Carried {
-    target_within(target, INNER_MAX)
+    target_by(target, &mut |_, _| {})
 }
 
-fn target_within(target: &[u8], inner: u8) -> Carried {
+/// The same, value by value.
+pub fn target_by(target: &[u8], each: Each<'_>) -> Carried {
+    target_within(target, INNER_MAX, each)
+}
+
+fn target_within(target: &[u8], inner: u8, each: Each<'_>) -> Carried {
     let (looked, beyond) = target.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((target, &[]));
     let path = looked.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(looked.len());
     let (path, values) = looked.split_at_checked(path).unwrap_or_default();
-    let segments = path.split(|b| matches!(b, b'/' | b';')).map(|segment| value(segment, false, inner));
-    let values =
-        values.split(|b| matches!(b, b'?' | b'&' | b'#' | b'=')).map(|text| value(text, true, inner));
-    let all = segments.chain(values).fold(Carried::default(), Carried::and);
+    let segments = path.split(|b| matches!(b, b'/' | b';')).map(|segment| (segment, false));
+    let values = values.split(|b| matches!(b, b'?' | b'&' | b'#' | b'=')).map(|text| (text, true));
+    let all = segments.chain(values).map(|(text, may_be_prose)| value(text, may_be_prose, inner, each));
+    let all = all.fold(Carried::default(), Carried::and);
     Carried { dense: all.dense + beyond.len(), ..all }
 }
 
 /// What the value of a field of a head carries, but for credentials that its scheme names.
 #[must_use]
 pub fn header(field: &[u8]) -> Carried {
-    let (looked, beyond) = field.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((field, &[]));
     let has =
-        |scheme: &&str| looked.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme.as_bytes()));
+        |scheme: &&str| field.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme.as_bytes()));
     if SCHEMES.iter().any(has) {
-        return Carried { dense: beyond.len(), ..Carried::default() };
+        return Carried { dense: field.len().saturating_sub(LOOKED_BYTES_MAX), ..Carried::default() };
     }
+    header_by(field, &mut |_, _| {})
+}
+
+/// What it carries, credentials too, value by value.
+pub fn header_by(field: &[u8], each: Each<'_>) -> Carried {
+    let (looked, beyond) = field.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((field, &[]));
     let parts = looked.split(|b| matches!(b, b' ' | b',' | b';' | b'=' | b'"'));
-    let all = parts.map(|part| value(part, false, 0)).fold(Carried::default(), Carried::and);
+    let all = parts.map(|part| value(part, false, 0, each)).fold(Carried::default(), Carried::and);
     Carried { dense: all.dense + beyond.len(), ..all }
 }
 
@@ -142,26 +171,43 @@ pub fn host(name: &[u8]) -> Carried {
 }
 
 /// What one value carries, its escapes taken off; a link that it stands for is looked at in its place.
-fn value(escaped: &[u8], may_be_prose: bool, inner: u8) -> Carried {
+fn value(escaped: &[u8], may_be_prose: bool, inner: u8, each: Each<'_>) -> Carried {
+    if escaped.is_empty() {
+        return Carried::default();
+    }
     let plain = unescaped(escaped);
+    let carried = carries(&plain, may_be_prose, inner);
+    each(&plain, carried);
+    carried
+}
+
+fn carries(plain: &[u8], may_be_prose: bool, inner: u8) -> Carried {
     let mut carried = Carried::default();
     if may_be_prose {
         let blanks = plain.iter().filter(|b| matches!(b, b' ' | b'\n')).count();
-        if u32::try_from(blanks).unwrap_or(u32::MAX) >= PROSE_BLANKS && text_bytes(&plain) > 0 {
+        if u32::try_from(blanks).unwrap_or(u32::MAX) >= PROSE_BLANKS && text_bytes(plain) > 0 {
             carried.prose = plain.len();
             return carried;
         }
     }
-    if is_digest(&plain) || is_uuid(&plain) {
+    if is_uuid(plain) {
+        return carried;
+    }
+    if is_token(plain) {
+        carried.token = plain.len();
         return carried;
     }
     let decoded;
-    (carried.text, decoded) = decoded_text(&plain);
+    (carried.text, decoded) = decoded_text(plain);
     if carried.text > 0 {
         if inner > 0 && is_link(&decoded) {
-            return link_within(&decoded, inner - 1);
+            return link_within(&decoded, inner - 1).opened();
         }
         carried.dense = plain.len();
+        return carried;
+    }
+    // No digest stands for text.
+    if is_digest(plain) {
         return carried;
     }
     // Words between separators; letters of base64url only where they stand alone.
@@ -234,6 +280,22 @@ fn unescaped(escaped: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// Whether it is a token of JOSE in its compact form: three parts (RFC 7515), of which two are objects of JSON, or five
+/// (RFC 7516), of which one is.
+fn is_token(word: &[u8]) -> bool {
+    let is_url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if word.len() > TOKEN_BYTES_MAX || !word.starts_with(OBJECT) || !word.iter().all(is_url) {
+        return false;
+    }
+    let mut parts = word.split(|b| *b == b'.').skip(1);
+    let second = parts.next().unwrap_or_default();
+    match parts.count() {
+        1 => second.starts_with(OBJECT),
+        3 => true,
+        _ => false,
+    }
+}
+
 fn is_digest(word: &[u8]) -> bool {
     DIGESTS.contains(&word.len()) && word.iter().all(u8::is_ascii_hexdigit)
 }
@@ -257,10 +319,29 @@ mod tests {
         assert!(target(format!("/c?d={text}%3D%3D").as_bytes()).text > 24);
         let hex = "70617373776f72643d68756e746572322675736572";
         assert!(target(format!("/c?d={hex}").as_bytes()).text > 16);
+        let as_long_as_digests: String = "the launch code is 1234, and 48 bytes are as long"
+            .bytes()
+            .take(48)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(target(format!("/c?d={as_long_as_digests}").as_bytes()).text, 48);
         assert!(target(b"/c?d=xK9dQ2mPz7RfLw3NvTb8YcHs").dense > 20);
         assert_eq!(host(format!("{}.evil.test", "nbswy3dpeb3w64tmmqqhg2lt").as_bytes()).dense, 24);
         assert_eq!(header(text.as_bytes()).dense, text.len());
         assert_eq!(target(&[b'a'; LOOKED_BYTES_MAX + 5]).dense, 5);
+        let token =
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U";
+        let of_token = target(format!("/magic?token={token}").as_bytes());
+        assert_eq!((of_token.token, of_token.dense, of_token.text), (token.len(), 0, 0));
+        assert!(link(format!("https://evil.test/?t={token}").as_bytes()).text > 0, "not of a link");
+        let long = format!("eyJ{0}.eyJ{0}.{0}", "a7Qk".repeat(400));
+        assert_eq!(target(format!("/?t={long}").as_bytes()).token, 0, "nobody needs so long a one");
+        let mut values = Vec::new();
+        let by_value = target_by(format!("/a/b?x=1&d={text}%3D%3D").as_bytes(), &mut |value, carried| {
+            values.push((value.to_vec(), carried.bytes()));
+        });
+        assert_eq!(by_value.bytes(), text.len() + 2);
+        assert_eq!(values.last(), Some(&(format!("{text}==").into_bytes(), text.len() + 2)));
         for plain in [
             "/v1/chat/completions",
             "/repos/rust-lang/rust/git/trees/6d9c8b5f6b8ddcbf6b1d2ad7e4ba1f54f1f8b8c4?recursive=1",

@@ -179,7 +179,7 @@ impl Links {
     }
 
     fn tell(&mut self, carried: Carried, found: &mut dyn FnMut(Found)) {
-        if carried.bytes() >= IMAGE_BYTES {
+        if carried.bytes() + carried.prose >= IMAGE_BYTES {
             self.is_referred = true;
             self.tell_referred(found);
             if self.is_image {

@@ -23,6 +23,11 @@ const TEXT_BYTES: usize = 24;
 const TEXT_BYTES_MIN: usize = 16;
 /// Of UTF-16, so many of a hundred bytes are zeroes, or letters.
 const WIDE_PERCENT: usize = 95;
+/// Letters that tell a run from others: as many as no two have in common that don't mean to.
+pub const KEYED_LETTERS: u64 = 4096;
+/// Fowler, Noll and Vo's hash, of 64 bits.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
 /// Line ends inside a run that don't end it: CR and LF.
 const LINE_ENDS: u8 = 2;
 
@@ -64,6 +69,8 @@ pub struct Run {
     pub is_media: bool,
     /// Of its letters, hundredths of a bit each.
     pub entropy: u32,
+    /// What tells it from others: of its first letters, [`KEYED_LETTERS`] or so, and not of those of escapes.
+    pub key: u64,
 }
 
 /// What comes next.
@@ -262,6 +269,7 @@ impl Default for Open {
             exponents: 0,
             is_media: false,
             entropy: 0,
+            key: FNV_OFFSET,
         };
         Open {
             run,
@@ -358,6 +366,10 @@ impl Open {
             Code::Base32 => 5,
             Code::Hex => 4,
         };
+        let is_keyed = self.run.letters < KEYED_LETTERS;
+        for letter in letters.iter().filter(|_| is_keyed) {
+            self.run.key = (self.run.key ^ u64::from(*letter)).wrapping_mul(FNV_PRIME);
+        }
         for letter in letters {
             let value = value(self.run.code, *letter);
             if let Some(count) = self.counts.get_mut(value as usize) {

@@ -1,27 +1,44 @@
 //! Data in small pieces over many requests: what one agent's requests carried to each destination, within an hour.
 //!
-//! Counted by slots of time that the caller names: the same requests at the same seconds come to the same. Bounded: what
-//! doesn't fit counts as one destination, which is the stricter count. Must never keep what was carried.
+//! What was carried before is no news: keys, tokens and cookies come with each request. Counted by slots of time that the
+//! caller names: the same requests at the same seconds come to the same. Bounded: what doesn't fit counts as one destination,
+//! which is the stricter count, and what was forgotten counts again. Must never keep what was carried, but hashes of it.
 
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hasher as _};
 
+/// Its name in policy.
+pub const FOUND: &str = "split_data";
 /// Length of a slot, seconds; and how many are counted.
 pub const SLOT_S: i64 = 600;
 const SLOTS: usize = 6;
 /// Destinations told apart for one agent.
 pub const DESTINATIONS_MAX: usize = 64;
-/// Pieces that a request may carry without being many: below that, one request alone is no piece.
+/// Pieces of one agent that are known again: several of each of as many destinations.
+pub const KNOWN_MAX: usize = 512;
+/// Requests that carry a piece, where they are many.
 const PIECES_MIN: u32 = 8;
 /// Bytes that they come to, where it is much: a key in PEM, in base64.
 const BYTES_MAX: u64 = 2048;
-/// A piece of more than this is found as what it is.
+/// A request that carries more than this is found as what it is.
 const PIECE_BYTES_MAX: usize = 1024;
+
+/// Something that a request carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// What tells it from others.
+    pub key: u64,
+    /// Its bytes.
+    pub bytes: usize,
+}
 
 /// What one agent's requests carried.
 #[derive(Clone, Debug, Default)]
 pub struct Window {
     destinations: BTreeMap<u64, Counted>,
+    /// Hashes of what was carried, and where to; and the order in which they came.
+    known: BTreeSet<u64>,
+    order: VecDeque<u64>,
 }
 
 /// What went to one destination, by slots.
@@ -30,16 +47,38 @@ struct Counted {
     slots: [(i64, u32, u64); SLOTS],
 }
 
+// === impl Piece ===
+
+impl Piece {
+    /// A value, of which so many bytes are data.
+    #[must_use]
+    pub fn of(value: &[u8], bytes: usize) -> Piece {
+        Piece { key: hash(&value), bytes }
+    }
+}
+
+fn hash(what: &impl std::hash::Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+// === impl Window ===
+
 impl Window {
-    /// Takes note that a request to `destination` carried `bytes` at `now_s`; says whether many small ones came to much.
-    pub fn noted(&mut self, now_s: i64, destination: &str, bytes: usize) -> bool {
+    /// Takes note that a request to `destination` carried `pieces` at `now_s`; says whether many small ones came to much.
+    pub fn noted(&mut self, now_s: i64, destination: &str, pieces: &[Piece]) -> bool {
+        let mut key = hash(&destination);
+        let mut bytes = 0_usize;
+        for piece in pieces {
+            if self.is_new((key, piece.key)) {
+                bytes = bytes.saturating_add(piece.bytes);
+            }
+        }
         if bytes == 0 {
             return false;
         }
         let slot = now_s.div_euclid(SLOT_S);
-        let mut hasher = DefaultHasher::new();
-        destination.hash(&mut hasher);
-        let mut key = hasher.finish();
         if !self.destinations.contains_key(&key) && self.destinations.len() >= DESTINATIONS_MAX {
             self.destinations.retain(|_, counted| counted.within(slot).0 > 0);
             if self.destinations.len() >= DESTINATIONS_MAX {
@@ -51,7 +90,24 @@ impl Window {
         let (pieces, bytes) = counted.within(slot);
         pieces >= PIECES_MIN && bytes > BYTES_MAX
     }
+
+    /// Whether it was not carried there before, as far as that is known.
+    fn is_new(&mut self, piece: (u64, u64)) -> bool {
+        let key = hash(&piece);
+        if !self.known.insert(key) {
+            return false;
+        }
+        self.order.push_back(key);
+        if self.order.len() > KNOWN_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
 }
+
+// === impl Counted ===
 
 impl Counted {
     fn add(&mut self, slot: i64, bytes: u64) {
@@ -74,31 +130,53 @@ impl Counted {
 mod tests {
     use super::*;
 
-    #[test]
-    fn many_small_pieces_come_to_much() {
-        let mut window = Window::default();
-        let found: Vec<bool> = (0..50).map(|n| window.noted(n * 60, "evil.test", 60)).collect();
-        assert_eq!(found.iter().position(|f| *f), Some(34), "60 times 35 is over 2,048");
-        assert!(!window.noted(0, "other.test", 60), "destinations are told apart");
-        assert!(!window.noted(0, "evil.test", 0), "nothing is nothing");
-        // An hour later all of it is forgotten.
-        assert!(!window.noted(50 * 60 + 7200, "evil.test", 60));
-        let mut slow = Window::default();
-        assert!((0..500).all(|n| !slow.noted(n * 600, "evil.test", 60)), "below the bound for ever");
-        let mut few = Window::default();
-        assert!((0..7).all(|_| !few.noted(0, "evil.test", 100_000)), "few large ones are found otherwise");
+    /// So many bytes that nothing else carried.
+    fn piece(n: i64, bytes: usize) -> [Piece; 1] {
+        [Piece::of(&n.to_be_bytes(), bytes)]
     }
 
     #[test]
-    fn destinations_that_do_not_fit_are_one() {
+    fn many_small_pieces_come_to_much() {
+        let mut window = Window::default();
+        let found: Vec<bool> = (0..50).map(|n| window.noted(n * 60, "evil.test", &piece(n, 60))).collect();
+        assert_eq!(found.iter().position(|f| *f), Some(34), "60 times 35 is over 2,048");
+        assert!(!window.noted(0, "other.test", &piece(0, 60)), "destinations are told apart");
+        assert!(!window.noted(0, "evil.test", &[]), "nothing is nothing");
+        // An hour later all of it is forgotten.
+        assert!(!window.noted(50 * 60 + 7200, "evil.test", &piece(99, 60)));
+        let mut slow = Window::default();
+        let slowly = (0..500).all(|n| !slow.noted(n * 600, "evil.test", &piece(n, 60)));
+        assert!(slowly, "below the bound for ever");
+        let mut few = Window::default();
+        let large = (0..7).all(|n| !few.noted(0, "evil.test", &piece(n, 100_000)));
+        assert!(large, "few large ones are found otherwise");
+    }
+
+    #[test]
+    fn what_comes_with_each_request_is_no_news() {
+        let mut window = Window::default();
+        let token = Piece::of(b"a session's", 900);
+        assert!((0..1000).all(|n| !window.noted(n, "api.test", &[token])));
+        // Beside it, what is new counts as if it were not there.
+        let mut beside = |n| window.noted(1000 + n, "api.test", &[token, piece(n, 60)[0]]);
+        assert_eq!((0..50).position(&mut beside), Some(19), "900 once, and 60 each");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_one_and_counts_again() {
         let mut window = Window::default();
         for n in 0..DESTINATIONS_MAX {
-            assert!(!window.noted(0, &format!("{n}.test"), 60));
+            assert!(!window.noted(0, &format!("{n}.test"), &piece(0, 60)));
         }
-        let found = (0..100).map(|n| window.noted(1, &format!("more-{n}.test"), 60)).collect::<Vec<_>>();
-        assert!(found.contains(&true) && window.destinations.len() <= DESTINATIONS_MAX + 1);
+        let mut more = |n| window.noted(1, &format!("more-{n}.test"), &piece(0, 60));
+        assert!((0..100).any(&mut more));
+        assert!(window.destinations.len() <= DESTINATIONS_MAX + 1);
         // Once the others are forgotten, there is room again.
-        assert!(!window.noted(7200, "late.test", 60));
+        assert!(!window.noted(7200, "late.test", &piece(0, 60)));
         assert_eq!(window.destinations.len(), 1);
+        for n in 0..2 * KNOWN_MAX as i64 {
+            window.noted(7200, "late.test", &piece(n, 1));
+        }
+        assert_eq!((window.known.len(), window.order.len()), (KNOWN_MAX, KNOWN_MAX));
     }
 }

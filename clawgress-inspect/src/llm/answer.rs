@@ -231,6 +231,12 @@ impl Reader {
         self.document.keep_nothing();
     }
 
+    /// Whether what came last waits for the rest of a call, where those are held.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.calls.as_ref().is_some_and(Calls::waits)
+    }
+
     /// Calls that became whole since this was asked last, where they are wanted.
     ///
     /// # Errors

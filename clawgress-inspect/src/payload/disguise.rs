@@ -4,7 +4,7 @@
 use super::layer::{Layer, Place};
 use super::{Finding, LEVELS_MAX, Tally, Unreadable};
 use crate::encoded::link::Found;
-use crate::encoded::{Code, Links, Run, Runs, run};
+use crate::encoded::{Code, Links, Piece, Run, Runs, run};
 
 /// Codes inside one another that are taken off.
 pub(super) const CODES_MAX: u8 = 4;
@@ -14,6 +14,8 @@ const TEXT_BYTES_MIN: u64 = 16;
 const TEXT_ENTROPY: u32 = 200;
 /// Shortest run that is told for its entropy alone, bytes that it stands for; signatures, digests and keys are shorter.
 const OPAQUE_BYTES_MIN: u64 = 512;
+/// Most texts of one body that are told one by one, to be counted with those of others: one that has more is found for them.
+const PIECES_MAX: usize = 64;
 
 /// The detectors.
 #[derive(Debug, Default)]
@@ -83,18 +85,26 @@ fn of_run(
         run::Event::End => inner.as_mut().map_or(Ok(()), |inner| inner.finish(tally)),
         run::Event::Run(run) => {
             tally.findings.extend(findings(&run, place));
+            // What is inside it comes with it.
+            if run.is_whole && place.codes == 0 && tally.pieces.len() < PIECES_MAX && is_text(&run) {
+                let bytes = usize::try_from(run.letters).unwrap_or(usize::MAX);
+                tally.pieces.push(Piece { key: run.key ^ run.letters, bytes });
+            }
             Ok(())
         }
     }
 }
 
+/// Whether it is text, and no part of a token: those are objects of JSON between dots, read, but not told.
+fn is_text(run: &Run) -> bool {
+    let is_code = run.code != Code::Percent;
+    let is_token = run.is_dotted && run.is_object;
+    is_code && run.text >= TEXT_BYTES_MIN && run.entropy >= TEXT_ENTROPY && !run.is_media && !is_token
+}
+
 /// What a run says of itself.
 fn findings(run: &Run, place: Place) -> impl Iterator<Item = Finding> {
-    let is_code = run.code != Code::Percent;
-    // A token's parts are objects of JSON between dots: read, but not told.
-    let is_token = run.is_dotted && run.is_object;
-    let is_text =
-        is_code && run.text >= TEXT_BYTES_MIN && run.entropy >= TEXT_ENTROPY && !run.is_media && !is_token;
+    let is_text = is_text(run);
     // Of what letters of each code have at most, all but a twentieth.
     let even = match run.code {
         Code::Base64 => 570,

@@ -8,6 +8,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::words;
 use crate::llm::Provenance;
@@ -16,6 +17,8 @@ use crate::llm::Provenance;
 pub const BUILT_IN: &str = include_str!("rules.toml");
 /// Format that is read.
 pub const FORMAT: u32 = 1;
+/// Longest version, bytes: records have it.
+pub const VERSION_BYTES_MAX: usize = 48;
 /// Most rules, and patterns in all.
 pub const RULES_MAX: usize = 512;
 pub const PATTERNS_MAX: usize = 4096;
@@ -43,9 +46,14 @@ pub enum RulesError {
         /// Its bound.
         most: usize,
     },
+    /// A version that says nothing, or too much for a record.
+    #[error("`version` is no version; write 1 to {VERSION_BYTES_MAX} letters, digits, `.`, `-`, `_` and `+`")]
+    Version,
     /// Of a rule.
-    #[error("rule `{rule}`: {why}")]
+    #[error("line {line}, rule `{rule}`: {why}")]
     Rule {
+        /// Where its id is, from 1.
+        line: usize,
         /// Its id.
         rule: String,
         /// What is wrong.
@@ -80,7 +88,7 @@ pub struct Weights {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRule {
-    id: String,
+    id: Spanned<String>,
     signal: String,
     weight: u32,
     /// Only in what others may have written.
@@ -171,6 +179,10 @@ impl Rules {
         if file.format != FORMAT {
             return Err(RulesError::Format(file.format));
         }
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'+');
+        if !(1..=VERSION_BYTES_MAX).contains(&file.version.len()) || !file.version.bytes().all(is_plain) {
+            return Err(RulesError::Version);
+        }
         if file.rule.len() > RULES_MAX {
             return Err(RulesError::TooMany { what: "rules", most: RULES_MAX });
         }
@@ -187,8 +199,11 @@ impl Rules {
             if patterns > PATTERNS_MAX {
                 return Err(RulesError::TooMany { what: "patterns", most: PATTERNS_MAX });
             }
-            let wrong = |why: String| RulesError::Rule { rule: rule.id.clone(), why };
-            if !ids.insert(rule.id.clone()) {
+            let id = rule.id.get_ref();
+            let before = text.get(..rule.id.span().start).unwrap_or_default();
+            let line = 1 + before.bytes().filter(|b| *b == b'\n').count();
+            let wrong = |why: String| RulesError::Rule { line, rule: id.clone(), why };
+            if !ids.insert(id.clone()) {
                 return Err(wrong("there are two of this id; give one another".to_owned()));
             }
             rules.add(&rule).map_err(wrong)?;
@@ -219,12 +234,12 @@ impl Rules {
         if rule.untrusted_only && !is_untrusted {
             return 0;
         }
-        (rule.weight * self.weights.of(provenance) / 100).min(100)
+        (rule.weight.saturating_mul(self.weights.of(provenance)) / 100).min(100)
     }
 
     /// What a sign that is no rule's weighs in such a text.
     pub(super) fn weighed(&self, weight: u32, provenance: Provenance) -> u32 {
-        (weight * self.weights.of(provenance) / 100).min(100)
+        (weight.saturating_mul(self.weights.of(provenance)) / 100).min(100)
     }
 
     pub(super) fn places(&self, word: u64) -> &[Place] {
@@ -240,7 +255,7 @@ impl Rules {
             (1..=48).contains(&name.len())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
-        if !is_name(&raw.id) {
+        if !is_name(raw.id.get_ref()) {
             return Err("its id is no name; use up to 48 of `a` to `z`, digits and `_`".to_owned());
         }
         if !is_name(&raw.signal) {
@@ -260,7 +275,7 @@ impl Rules {
             self.pattern(rule, pattern).map_err(|why| format!("pattern `{pattern}`: {why}"))?;
         }
         self.rules.push(Rule {
-            id: raw.id.as_str().into(),
+            id: raw.id.get_ref().as_str().into(),
             signal: raw.signal.as_str().into(),
             weight: raw.weight,
             untrusted_only: raw.untrusted_only,

@@ -115,27 +115,34 @@ fn rules_that_can_not_be_used_say_why() {
     for (text, want) in [
         (head.replace("format = 1", "format = 2"), "rules of format 2; this program reads 1"),
         (
-            rule("a b", 1, "\"a b\""),
-            "rule `a b`: its id is no name; use up to 48 of `a` to `z`, digits and `_`",
+            head.replace("\"x\"", "\"of may\""),
+            "`version` is no version; write 1 to 48 letters, digits, `.`, `-`, `_` and `+`",
         ),
-        (rule("a", 0, "\"a b\""), "rule `a`: its weight is 0; use 1 to 100"),
-        (rule("a", 1, ""), "rule `a`: it has no pattern"),
-        (rule("a", 1, "\"a\""), "rule `a`: pattern `a`: it has 1 words in a row; use 2 to 12"),
-        (rule("a", 1, "\"a ~3\""), "rule `a`: pattern `a ~3`: it ends in a gap"),
-        (rule("a", 1, "\"~3 a\""), "rule `a`: pattern `~3 a`: `~3` stands between no two words"),
-        (rule("a", 1, "\"a ~17 b\""), "rule `a`: pattern `a ~17 b`: `~17` is no gap; use `~1` to `~16`"),
+        (
+            rule("a b", 1, "\"a b\""),
+            "line 13, rule `a b`: its id is no name; use up to 48 of `a` to `z`, digits and `_`",
+        ),
+        (rule("a", 0, "\"a b\""), "line 13, rule `a`: its weight is 0; use 1 to 100"),
+        (rule("a", 1, ""), "line 13, rule `a`: it has no pattern"),
+        (rule("a", 1, "\"a\""), "line 13, rule `a`: pattern `a`: it has 1 words in a row; use 2 to 12"),
+        (rule("a", 1, "\"a ~3\""), "line 13, rule `a`: pattern `a ~3`: it ends in a gap"),
+        (rule("a", 1, "\"~3 a\""), "line 13, rule `a`: pattern `~3 a`: `~3` stands between no two words"),
+        (
+            rule("a", 1, "\"a ~17 b\""),
+            "line 13, rule `a`: pattern `a ~17 b`: `~17` is no gap; use `~1` to `~16`",
+        ),
         (
             rule("a", 1, "\"a b-c\""),
-            "rule `a`: pattern `a b-c`: `b-c` is not one word; put a blank between two",
+            "line 13, rule `a`: pattern `a b-c`: `b-c` is not one word; put a blank between two",
         ),
         (
             rule("a", 1, "\"a b\"")
                 + "[[rule]]\nid = \"a\"\nsignal = \"s\"\nweight = 1\npatterns = [\"a b\"]\n",
-            "rule `a`: there are two of this id; give one another",
+            "line 18, rule `a`: there are two of this id; give one another",
         ),
         (
             rule("a", 1, &vec!["\"a b\""; 97].join(",")),
-            "rule `a`: pattern `a b`: one of its words stands in more than 96 places of all patterns",
+            "line 13, rule `a`: pattern `a b`: one of its words stands in more than 96 places of all patterns",
         ),
     ] {
         assert_eq!(why(&text), want);

@@ -116,6 +116,7 @@ impl Came {
             tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
             tools_more: self.tools.len().saturating_sub(TOOLS_TOLD) as u64,
             tools_known: self.followed != CallsLook::Nothing,
+            prompt_rules: String::new(),
         }
     }
 }

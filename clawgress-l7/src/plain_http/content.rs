@@ -4,8 +4,8 @@
 //! INVARIANT: of a body whose content decides, nothing goes on that was not looked at; and its end only when all of it was
 //! judged. What can't be read with certainty doesn't go on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use clawgress_api::PayloadFacts;
@@ -18,14 +18,13 @@ use clawgress_policy::effect::Obligation;
 use clawgress_policy::transform::body::BodyChanges;
 use clawgress_policy::{Look, PayloadNeed};
 use pingora_proxy::Session;
-use tokio::time::Instant;
 
-use super::hold::{self, Held};
 use super::model::{Asking, Calling};
 use super::rewrite::{Rewritten, is_signed};
 use super::said::{self, Said, operation};
 use super::tool::Addressed;
 use super::{Admitted, Granted, duties};
+use crate::carries::{self, Carries};
 use crate::decide::{self, Ruling};
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
@@ -33,38 +32,26 @@ use crate::identify::Who;
 use crate::memory::Charge;
 use crate::snapshot::Plan;
 
+pub use judged::{Judged, judge};
+
+mod judged;
+
 /// Bytes of what streams that are kept back until it is looked at whole: decoders hold back blocks of what they are given, in
 /// each of the codings inside one another, and small pieces may be many before one of them is decoded.
 pub const TAIL_BYTES: usize = 4096;
 /// Most bytes that are looked at without letting others run: a coding may make some hundred of each.
 pub const LOOK_BYTES: usize = 2048;
-/// After what time there may be memory again.
-const MEMORY_WAIT: Duration = Duration::from_secs(1);
-
-/// What judging a body came to, besides the ruling.
-#[derive(Debug, Default)]
-pub struct Judged {
-    /// What is known of the body, if anything was asked about it.
-    pub said: Option<Said>,
-    /// The body, if it is looked at.
-    pub body: Option<Body>,
-    /// Whether the client was told to send it.
-    pub continued: bool,
-    /// Whether usage is asked for on the client's behalf.
-    pub asking: Option<Asking>,
-    /// How policy asks about what is sent to a tool server, if it does.
-    pub addressed: Option<Addressed>,
-    /// What is sent instead of a call that policy changes.
-    pub rewritten: Option<Rewritten>,
-}
-
 /// A body that is looked at.
 #[derive(Debug)]
 pub struct Body {
     said: Said,
+    /// What is in its request's head.
+    head: Carries,
     need: PayloadNeed,
     /// What reads it, where what is in it matters.
     inspector: Option<Inspector>,
+    /// How much was found in it.
+    found: usize,
     /// Why it can't be read.
     unreadable: Option<String>,
     /// How policy asks whether it calls a model, if it does.
@@ -125,6 +112,11 @@ impl Body {
             call: reads_call.map(Calling::surface_read),
             messages: addressed.as_ref().map(Addressed::is_meant),
         };
+        let head = match need.look() {
+            Look::Content => carries::look(gateway, session, admitted),
+            _ => Carries::default(),
+        };
+        said.findings = head.findings().collect();
         let is_open = claims.coding.is_none() && !is_signed(session.req_header());
         let may_change = is_open && reads_call.is_some() && decide::changes_calls(plan, who);
         let counts = is_open && reads_call.is_some() && gateway.calls.counts();
@@ -134,9 +126,11 @@ impl Body {
         };
         Body {
             said,
+            head,
             need,
             inspector: (need.look() == Look::Content)
-                .then(|| Inspector::reading(claims, limits, readings).with_rules(&gateway.calls.rules)),
+                .then(|| Inspector::reading(claims, limits, readings).with_rules(&gateway.calls.rules())),
+            found: 0,
             unreadable: None,
             calling,
             addressed,
@@ -180,6 +174,11 @@ impl Body {
         let Some(inspector) = &mut self.inspector else { return Ok(()) };
         let looked = inspector.finish();
         self.note(looked)?;
+        let more = self.inspector.as_ref().map_or(&[][..], Inspector::pieces);
+        let agent = self.charge.agent();
+        if self.head.are_split(gateway, agent, more) {
+            self.said.findings.push(carries::SPLIT.to_owned());
+        }
         self.finish_call(gateway)?;
         self.finish_messages(gateway)
     }
@@ -194,6 +193,7 @@ impl Body {
             let assessment = self.inspector.as_ref().and_then(Inspector::assessment).unwrap_or_default();
             let found = self.said.findings.iter().map(String::as_str).chain(assessment.findings());
             let mut facts = calling.facts(call.call(), assessment.score, found);
+            self.inspector.iter().filter_map(Inspector::rules).for_each(|rules| facts.held_against(rules));
             if let Some(copy) = &self.copy {
                 let surface = calling.route.as_ref().map_or(Surface::Other, |route| route.surface);
                 facts.count(&gateway.calls, surface, copy);
@@ -283,7 +283,7 @@ impl Body {
             self.inspector = None;
             self.unreadable = Some(why.to_string());
             self.said.looked = Look::Size;
-            self.said.findings.clear();
+            self.said.findings = self.head.findings().collect();
             // What is only told must not deny.
             return if self.need.decided == Look::Content || is_call {
                 Err(DropReason::ContentUnreadable)
@@ -292,9 +292,12 @@ impl Body {
             };
         }
         if let Some(inspector) = &self.inspector
-            && inspector.findings_count() != self.said.findings.len()
+            && inspector.findings_count() != self.found
         {
-            self.said.findings = inspector.findings().map(|finding| finding.name().to_owned()).collect();
+            self.found = inspector.findings_count();
+            let of_body = inspector.findings().map(|finding| finding.name().to_owned());
+            let findings: BTreeSet<_> = self.head.findings().chain(of_body).collect();
+            self.said.findings = findings.into_iter().collect();
         }
         let charged = self.charge(self.spool_bytes);
         if charged.is_err() && !self.decides() && !is_call && !self.may_be_messages() {
@@ -321,7 +324,7 @@ impl Body {
 
     /// Notes in the record what is known of it.
     fn tell(&self, exchange: &mut Exchange) {
-        if self.said.has_body {
+        if self.said.has_body || self.said.carries {
             let facts = self.inspector.as_ref().map(Inspector::facts);
             let payload = self.said.payload(self.said.complete);
             // Also where another action than `send` has it looked at.
@@ -476,107 +479,3 @@ const CALL_TOO_LARGE: &str = "the call of a model or a tool is larger than what 
 
 /// Why a call is refused that streams, and is known for one by its end.
 const CHANGED_LATE: &str = "policy changes what this turned out to be, and its beginning was sent on before that was known: see `hold_bytes_max` in [content]";
-
-/// The ruling on a request that `http` says `ruling` of, once its body is judged.
-pub async fn judge(
-    gateway: &Gateway,
-    session: &mut Session,
-    (plan, who, admitted): (&Plan, &Who, &Admitted),
-    ruling: Ruling,
-    exchange: &mut Exchange,
-) -> (Ruling, Judged) {
-    let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
-    let asks_send = admitted.body != http1::Body::Length(0) && decide::asks_send(plan, who);
-    let addressed = gateway.tools.addressed(plan, who, admitted, &session.req_header().headers);
-    note_asked(plan, who, exchange);
-    if !asks_send && calling.is_none() && addressed.is_none() {
-        return (ruling, Judged::default());
-    }
-    let mut body = Body::of(gateway, session, (plan, who, admitted), (calling, addressed.clone()));
-    let look = body.need.look();
-    let continued = look != Look::Nothing && admitted.awaits_continue;
-    let mut judged = Judged { continued, addressed, ..Judged::default() };
-    if look != Look::Nothing
-        && let Err(reason) = hold(gateway, session, judged.continued, &mut body, exchange).await
-    {
-        body.tell(exchange);
-        // What is held of it stays until it is thrown away, and so does what it takes.
-        judged.body = Some(body);
-        let is_full = matches!(reason, DropReason::ContentMemoryFull | DropReason::ContentShareFull);
-        let retry_after = is_full.then_some(MEMORY_WAIT);
-        return (Ruling { retry_after, ..Ruling::deny("send", reason) }.obliged_by(&ruling), judged);
-    }
-    body.tell(exchange);
-    let said = match look {
-        // It took no time.
-        Look::Nothing => body.said.rule(gateway, plan, who, admitted),
-        _ => match gateway.snapshots.current().and_then(|now| Ok((who.under(&now, gateway.now_s())?, now))) {
-            Ok((who, now)) => {
-                if now.generation != plan.generation {
-                    exchange.under(&gateway.snapshots);
-                }
-                body.said.rule(gateway, &now, &who, admitted)
-            }
-            Err(reason) => Ruling::deny("send", reason),
-        },
-    };
-    if let (Err(DropReason::ContentUnreadable), Some(why)) = (said.verdict, body.said.unknown()) {
-        exchange.detail(&why);
-    }
-    let (action, policies) = match said.verdict {
-        Ok(()) => (ruling.action, &ruling.policies[..]),
-        Err(_) => (said.action, &[][..]),
-    };
-    let ruling = Ruling { action, ..said }.with(policies).obliged_by(&ruling);
-    body.kept = ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()).collect();
-    judged.asking = body.asking(gateway, session);
-    judged.said = Some(body.said.clone());
-    judged.body = (look != Look::Nothing).then_some(body);
-    (ruling, judged)
-}
-
-/// Notes what policy asks about, so that what is not told of a request is known not to have been there. Not what it has only told: a
-/// body that can't be read may have been a call all the same.
-fn note_asked(plan: &Plan, who: &Who, exchange: &mut Exchange) {
-    let decides = |need: PayloadNeed| need.decided != Look::Nothing;
-    for (action, is_asked) in [
-        ("send", decide::asks_send(plan, who)),
-        ("llm", decides(decide::call_need(plan, who))),
-        ("tool", decides(decide::tool_need(plan, who))),
-        ("receive", decide::asks_receive(plan, who).0),
-    ] {
-        if is_asked {
-            exchange.asks(action);
-        }
-    }
-}
-
-/// Holds a body, up to the bound, or its end.
-async fn hold(
-    gateway: &Gateway,
-    session: &mut Session,
-    awaits_continue: bool,
-    body: &mut Body,
-    exchange: &mut Exchange,
-) -> Result<(), DropReason> {
-    if awaits_continue {
-        let keepalive = session.get_keepalive();
-        session.write_continue_response().await.map_err(|_| DropReason::HttpMalformed)?;
-        // Pingora takes the 100 for an answer before the end of the body, and would close.
-        session.set_keepalive(keepalive);
-    }
-    let Some(below) = hold::below(session) else { return Err(DropReason::Overloaded) };
-    let bytes_max = body.hold_bytes_max(gateway);
-    let began = Instant::now();
-    let deadline = began + Duration::from_secs(gateway.memory.content.hold_s_max.get().into());
-    let held = below.hold((bytes_max, deadline), body).await;
-    exchange.waited(began.elapsed());
-    if held? == Held::Whole {
-        return body.finish(gateway);
-    }
-    if body.is_call_in_part() {
-        exchange.detail(CALL_TOO_LARGE);
-        return Err(DropReason::ContentUnreadable);
-    }
-    Ok(())
-}

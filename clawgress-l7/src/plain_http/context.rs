@@ -72,7 +72,12 @@ impl Context {
                 }
             }
         }
-        self.conversation.take().into_iter().for_each(|conversation| conversation.tell(&mut exchange));
+        let conversation = self.conversation.take();
+        conversation.iter().for_each(|conversation| conversation.tell(&mut exchange));
+        let asked = conversation.zip(self.granted.as_ref()).zip(self.gateway.as_ref());
+        let spoken = asked.and_then(|((mut conversation, granted), gateway)| {
+            conversation.spent(gateway, granted.admitted())
+        });
         self.back.take().into_iter().for_each(|back| back.tell(&mut exchange));
         if let Some((change, findings)) = self.listing.take().map(|listing| listing.finish()) {
             exchange.found(findings.iter());
@@ -87,13 +92,15 @@ impl Context {
             Some(call) => answer.and_then(|answer| call.tokens(answer, false)),
             None => answer.and_then(model::tokens),
         };
+        let (tokens, cost_spoken) = spoken.map_or((tokens, None), |(all, cost)| (Some(all), Some(cost)));
         let asked = self.granted.as_ref().zip(self.gateway.as_ref()).zip(tokens.as_ref());
         let cost = asked.map(|((granted, gateway), tokens)| {
             gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
         });
         let call = self.granted.as_ref().and_then(|granted| granted.call());
         // Whoever asks how far it is, asks for nothing that costs.
-        let cost = cost.or((is_queued && is_success && call.is_some()).then_some(CallCost::Unknown));
+        let cost =
+            cost_spoken.or(cost).or((is_queued && is_success && call.is_some()).then_some(CallCost::Unknown));
         let tokens_counted = call.as_ref().and_then(|call| call.counting()).map(Counting::so_far);
         exchange.end(End { status, sent, received, reason, tokens, tokens_counted, cost });
     }

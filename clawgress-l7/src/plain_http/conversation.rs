@@ -9,7 +9,9 @@ use std::task::{Context as Polling, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use clawgress_api::{CallCost, TokenUsage};
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::llm::answer::Asked;
 use clawgress_inspect::payload::Unreadable;
 use clawgress_inspect::web_socket::{FrameError, Sender, close_frame};
 use clawgress_policy::Look;
@@ -21,11 +23,14 @@ use tokio::task::{coop, yield_now};
 use tokio::time::{Instant, timeout};
 
 use self::side::{Carried, Heard, Hold, Side, Unheard};
+use super::Admitted;
 use super::came::Came;
+use super::realtime::{Call, Realtime, Unsaid};
 use super::said::Said;
 use super::web_socket::{self, Reading};
 use super::{App, Context, Granted, duties};
-use crate::decide::Ruling;
+use crate::carries;
+use crate::decide::{self, Ruling};
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::limit;
@@ -47,6 +52,8 @@ pub struct Conversation {
     hold: Hold,
     charge: Charge,
     ending: Option<Ending>,
+    /// What its messages are to a model, where it is one that it is with.
+    realtime: Option<Box<Realtime>>,
 }
 
 /// A connection that ends.
@@ -96,6 +103,11 @@ impl Stop {
         Stop { detail, ..Stop::unreadable(action, DropReason::ContentUnreadable, POLICY_VIOLATION) }
     }
 
+    fn unread(action: &'static str, why: &str) -> Stop {
+        let detail = Some(format!("a message was not read: {why}").into());
+        Stop { detail, ..Stop::unreadable(action, DropReason::ContentUnreadable, POLICY_VIOLATION) }
+    }
+
     fn memory(action: &'static str, reason: DropReason) -> Stop {
         Stop::unreadable(action, reason, TRY_AGAIN_LATER)
     }
@@ -133,9 +145,16 @@ impl Conversation {
             bytes_max: usize::try_from(content.hold_bytes_max.get()).unwrap_or(usize::MAX),
             time_max: Duration::from_secs(content.hold_s_max.get().into()),
         };
+        let realtime = realtime(gateway, granted);
+        let (mut client, mut server) = (
+            Side::new(gateway, Sender::Client, reads.sent, hold),
+            Side::new(gateway, Sender::Server, reads.received, hold),
+        );
+        (client.tells, server.tells) = (realtime.is_some(), realtime.is_some());
         Conversation {
-            client: Side::new(gateway, Sender::Client, reads.sent, hold),
-            server: Side::new(gateway, Sender::Server, reads.received, hold),
+            client,
+            server,
+            realtime,
             hold,
             charge: gateway.memory.charge(granted.who().identity.agent.index),
             ending: None,
@@ -146,7 +165,8 @@ impl Conversation {
     pub fn tell(&self, exchange: &mut Exchange) {
         exchange.found(self.client.findings.iter());
         if self.server.reading != Reading::Unread {
-            let came = Came::message(self.server.bytes, self.server.findings.clone());
+            let mut came = Came::message(self.server.bytes, self.server.findings.clone());
+            self.realtime.iter().for_each(|realtime| realtime.tell(&mut came));
             exchange.answer(came.facts(None));
         }
     }
@@ -170,14 +190,18 @@ impl Conversation {
         let hold = self.hold;
         loop {
             let heard = self.side(of).hear(rest, hold).map_err(|why| Stop::unheard(action(of), why))?;
-            let charged = self.charge.set(self.client.memory_bytes() + self.server.memory_bytes());
+            let more = self.realtime.as_ref().map_or(0, |realtime| realtime.memory_bytes());
+            let charged = self.charge.set(self.client.memory_bytes() + self.server.memory_bytes() + more);
             charged.map_err(|reason| Stop::memory(action(of), reason))?;
             match heard {
                 Heard::All => return self.in_time(of),
                 Heard::Part => {}
                 Heard::Whole(carried) => self.judge(of, asked, exchange, carried).await?,
             }
-            self.side(of).release(out);
+            let waits = || self.realtime.as_ref().is_some_and(|realtime| realtime.waits());
+            if of == Sender::Client || !waits() {
+                self.side(of).release(out);
+            }
             match of {
                 Sender::Client => yield_now().await,
                 Sender::Server => spend(),
@@ -191,15 +215,26 @@ impl Conversation {
         of: Sender,
         (gateway, granted): (&Arc<Gateway>, &Granted),
         exchange: &mut Exchange,
-        carried: Carried,
+        mut carried: Carried,
     ) -> Result<(), Stop> {
-        let side = self.side(of);
-        side.note(&carried);
+        if of == Sender::Client && carries::are_split(gateway, granted, &carried.pieces) {
+            carried.findings.push(carries::SPLIT.to_owned());
+        }
+        let reading = self.side(of).reading;
         let ruled = match of {
-            Sender::Client => ask_sent(gateway, granted, carried, side.reading),
-            Sender::Server => ask_received(gateway, granted, carried),
+            Sender::Client => {
+                let call = self.says(&carried, exchange)?;
+                self.client.note(&carried);
+                ask_sent(gateway, granted, carried, (reading, call))
+            }
+            Sender::Server => {
+                let (came, calls) = self.hears(gateway, granted, carried)?;
+                self.server.note_found(&came.findings);
+                ask_received(gateway, granted, came, calls)
+            }
         };
         let ruling = ruled.unwrap_or_else(|reason| Ruling::deny(action(of), reason));
+        let side = self.side(of);
         let ruling = match of {
             Sender::Client => {
                 side.kept.retain(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
@@ -208,6 +243,46 @@ impl Conversation {
             Sender::Server => duties::begin(gateway, exchange, &mut side.kept, ruling),
         };
         if ruling.verdict.is_ok() { Ok(()) } else { Err(Stop::ruled(ruling)) }
+    }
+
+    /// Reads what a client says as a call of a model, where it converses with one and policy asks about that.
+    fn says(&mut self, carried: &Carried, exchange: &mut Exchange) -> Result<Option<Call>, Stop> {
+        let (Some(realtime), Some(text)) = (&mut self.realtime, &carried.text) else { return Ok(None) };
+        let call = match realtime.says(text) {
+            Ok(call) => call,
+            Err(Unsaid::Content(why)) => return Err(Stop::content("llm", why)),
+            Err(Unsaid::Message(why)) => return Err(Stop::unread("llm", &why)),
+        };
+        call.iter().for_each(|call| exchange.call(call.facts.record(), call.facts.findings()));
+        Ok(call)
+    }
+
+    /// Puts together what a server says, where a model does; what is known of it, and calls that became whole.
+    fn hears(
+        &mut self,
+        gateway: &Gateway,
+        granted: &Granted,
+        carried: Carried,
+    ) -> Result<(Came, Vec<Asked>), Stop> {
+        let Carried { bytes, findings, text, .. } = carried;
+        self.server.bytes += bytes;
+        let mut came = Came::message(bytes, findings);
+        let (Some(realtime), Some(text)) = (&mut self.realtime, &text) else { return Ok((came, Vec::new())) };
+        match realtime.hears(gateway, granted.admitted(), text, &mut came) {
+            Ok(calls) => Ok((came, calls)),
+            Err(why) if self.server.reading == Reading::Decides => {
+                Err(Stop::unread("receive", &why.to_string()))
+            }
+            Err(_) => {
+                realtime.forgo();
+                Ok((came, Vec::new()))
+            }
+        }
+    }
+
+    /// What it took of a model, once it is over.
+    pub fn spent(&mut self, gateway: &Gateway, admitted: &Admitted) -> Option<(TokenUsage, CallCost)> {
+        self.realtime.as_mut().and_then(|realtime| realtime.spent(gateway, admitted))
     }
 
     /// Whether what one side has begun to say may still become whole.
@@ -269,8 +344,8 @@ impl Conversation {
 fn ask_sent(
     gateway: &Arc<Gateway>,
     granted: &Granted,
-    Carried { bytes, findings }: Carried,
-    reading: Reading,
+    Carried { bytes, findings, .. }: Carried,
+    (reading, call): (Reading, Option<Call>),
 ) -> Result<Ruling, DropReason> {
     let said = Said {
         looked: Look::Content,
@@ -287,27 +362,56 @@ fn ask_sent(
     let plan = gateway.snapshots.current()?;
     let who = granted.who().under(&plan, gateway.now_s())?;
     let mut ruling = said.rule(gateway, &plan, &who, granted.admitted());
+    if reading != Reading::Decides && !web_socket::decides_sent(&plan, &who, granted.admitted()) {
+        // They were spent when it was opened, as where nobody reads it.
+        ruling.keep_duties(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
+    }
+    if let (Some(call), Ok(())) = (&call, ruling.verdict) {
+        let mut llm = decide::llm(&plan, &who, call.facts.operation(granted.admitted()));
+        if !call.asks {
+            // An answer that is asked for counts.
+            llm.keep_duties(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
+        }
+        ruling = llm.after_all(ruling).unwrap_or_else(|denied| denied);
+    }
     let before = granted.changes().unwrap_or_default();
     if ruling.verdict.is_ok() && ruling.transforms().is_some_and(|later| !before.covers(&later)) {
         let denied = Ruling::deny("send", DropReason::ContentUnreadable);
         return Ok(Ruling { policies: ruling.policies, ..denied });
     }
-    if reading != Reading::Decides && !web_socket::decides_sent(&plan, &who, granted.admitted()) {
-        // They were spent when it was opened, as where nobody reads it.
-        ruling.keep_duties(|obligation| !matches!(obligation.effect, Effect::Limit(_)));
+    Ok(ruling)
+}
+
+/// What `receive` says of a message, and of each call that it makes whole.
+fn ask_received(
+    gateway: &Arc<Gateway>,
+    granted: &Granted,
+    mut came: Came,
+    calls: Vec<Asked>,
+) -> Result<Ruling, DropReason> {
+    let plan = gateway.snapshots.current()?;
+    let who = granted.who().under(&plan, gateway.now_s())?;
+    let mut ruling = came.rule(&plan, &who, granted.admitted());
+    for call in calls {
+        if ruling.verdict.is_err() {
+            break;
+        }
+        came.call = Some(Arc::new(call));
+        ruling = came.rule(&plan, &who, granted.admitted()).after_all(ruling).unwrap_or_else(|denied| denied);
     }
     Ok(ruling)
 }
 
-/// What `receive` says of a message.
-fn ask_received(
-    gateway: &Arc<Gateway>,
-    granted: &Granted,
-    Carried { bytes, findings }: Carried,
-) -> Result<Ruling, DropReason> {
-    let plan = gateway.snapshots.current()?;
-    let who = granted.who().under(&plan, gateway.now_s())?;
-    Ok(Came::message(bytes, findings).rule(&plan, &who, granted.admitted()))
+/// What the messages of a WebSocket are to a model, if it is one that it is with and any of them is read.
+fn realtime(gateway: &Gateway, granted: &Granted) -> Option<Box<Realtime>> {
+    let admitted = granted.admitted();
+    if !granted.reads().any() || !gateway.calls.converses(admitted) {
+        return None;
+    }
+    let plan = gateway.snapshots.current().ok()?;
+    let calling = gateway.calls.calling(&plan, granted.who(), admitted, gateway.audit.now());
+    let follows = web_socket::following(&plan, granted.who(), admitted);
+    Some(Box::new(Realtime::new(gateway, calling, follows)))
 }
 
 fn gone() -> Box<Error> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use pingora_core::protocols::ALPN;
 use pingora_core::protocols::tls::CaType;
 
+use crate::carries;
 use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
 use crate::identify::Who;
@@ -382,6 +383,9 @@ pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
     };
     let need = match said::unseen(admitted).filter(|_| decide::asks_send(plan, who)) {
         Some(body) => need.max(decide::send_needs_history(plan, who, body)),
+        None if carries::is_asked(plan, who, admitted) => {
+            need.max(decide::send_needs_history(plan, who, said::bodyless(admitted)))
+        }
         None => need,
     };
     let may_call = admitted.upgrade == Upgrade::WebSocket || said::unseen(admitted).is_some();

@@ -26,6 +26,7 @@ use super::{Admitted, Upgrade};
 use crate::counter::{Counter, Counting};
 use crate::decide;
 use crate::endpoints::Upstream;
+use crate::followed::Followed;
 use crate::identify::Who;
 use crate::snapshot::Plan;
 
@@ -64,9 +65,9 @@ pub struct Calls {
     /// What counts their tokens, if anything does.
     counter: Option<Counter>,
     /// What steers models.
-    pub rules: Arc<Rules>,
+    rules: Followed<Rules>,
     /// What they cost.
-    prices: Arc<Prices>,
+    prices: Followed<Prices>,
 }
 
 /// What is known of a call.
@@ -84,6 +85,8 @@ pub struct Facts {
     prompt_score: u32,
     unpriced: bool,
     findings: Vec<String>,
+    /// The version of the rules that its texts were held against.
+    prompt_rules: String,
     /// Its tokens, where they are counted.
     counting: Option<Counting>,
 }
@@ -114,15 +117,6 @@ impl Calls {
     /// # Errors
     /// The first server that can't be used, and why.
     pub fn new(llm: &Llm, content: &Content) -> Result<Calls> {
-        let mut prices =
-            Prices::parse(BUILT_IN_PRICES).context("the built-in table of prices can't be read")?;
-        if let Some(path) = &llm.prices {
-            let shown = path.display();
-            let own =
-                std::fs::read_to_string(path).with_context(|| format!("prices `{shown}` can't be read"))?;
-            let own = Prices::parse(&own).with_context(|| format!("prices `{shown}` can't be used"))?;
-            prices = prices.overridden_by(own);
-        }
         let server = |LlmServer { name, url }: &LlmServer| -> Result<Server> {
             let parsed = Upstream::parse(0, url, None);
             let parsed = parsed.with_context(|| format!("model server `{name}`: `{url}` can't be used"))?;
@@ -139,9 +133,20 @@ impl Calls {
             hold_bytes_max: usize::try_from(llm.held_bytes_max(content)).unwrap_or(usize::MAX),
             asks_usage: llm.ask_usage,
             counter: llm.count_tokens.then(Counter::start).transpose().context("tokens can't be counted")?,
-            prices: Arc::new(prices),
-            rules: Arc::new(Rules::parse(BUILT_IN).context("the built-in rules of prompts can't be read")?),
+            prices: Followed::new("prices", "prices", llm.prices.as_deref(), prices)?,
+            rules: Followed::new("rules of prompts", "prompt_rules", llm.prompt_rules.as_deref(), rules)?,
         })
+    }
+
+    /// What prompts are held against from here on.
+    #[must_use]
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.now()
+    }
+
+    /// Reads the operator's files again whenever they change, for ever.
+    pub async fn follow(&self) {
+        tokio::join!(self.prices.follow(), self.rules.follow());
     }
 
     /// How policy asks about `admitted`, if it does: a request that sends nothing calls nobody.
@@ -160,7 +165,7 @@ impl Calls {
         (route.is_some() || has_body).then(|| Calling {
             route,
             need,
-            prices: Arc::clone(&self.prices),
+            prices: self.prices.now(),
             day: day_of(now),
         })
     }
@@ -175,6 +180,13 @@ impl Calls {
     pub fn provider(&self, admitted: &Admitted) -> Option<Arc<str>> {
         let is_upgrade = admitted.upgrade == Upgrade::WebSocket;
         self.route(admitted, is_upgrade, true).map(|route| route.provider)
+    }
+
+    /// Whether a request opens a conversation with a model whose messages are read as calls.
+    #[must_use]
+    pub fn converses(&self, admitted: &Admitted) -> bool {
+        let is_named = || admitted.path.trim_end_matches('/').to_ascii_lowercase().ends_with("/realtime");
+        admitted.upgrade == Upgrade::WebSocket && is_named() && self.provider(admitted).is_some()
     }
 
     /// Whether what answers a request is a model, of which policy asks.
@@ -196,7 +208,7 @@ impl Calls {
         };
         let provider = self.provider(admitted).unwrap_or_else(|| UNLISTED.into());
         let model = model.as_deref().unwrap_or_default();
-        match self.prices.cost(&provider, model, day_of(now), &usage) {
+        match self.prices.now().cost(&provider, model, day_of(now), &usage) {
             Cost::Priced { nanodollars, source } => {
                 CallCost::Priced { nano_usd: nanodollars, source: source.to_string(), estimated: *estimated }
             }
@@ -217,6 +229,23 @@ impl Calls {
             &self.servers,
             &llm::Target { host: &host, port: *port, path, query, is_upgrade, has_body },
         )
+    }
+}
+
+/// The prices of the operator's own table, before those that come with the program.
+fn prices(own: Option<&str>) -> Result<Prices> {
+    let built_in = Prices::parse(BUILT_IN_PRICES).context("the built-in table of prices can't be read")?;
+    Ok(match own {
+        Some(own) => built_in.overridden_by(Prices::parse(own)?),
+        None => built_in,
+    })
+}
+
+/// The operator's own rules, or those that come with the program.
+fn rules(own: Option<&str>) -> Result<Rules> {
+    match own {
+        Some(own) => Ok(Rules::parse(own)?),
+        None => Rules::parse(BUILT_IN).context("the built-in rules of prompts can't be read"),
     }
 }
 
@@ -241,6 +270,12 @@ impl Calling {
     #[must_use]
     pub fn surface_read(&self) -> Option<Surface> {
         self.route.as_ref().map(|route| route.surface).filter(|surface| surface.is_read())
+    }
+
+    /// The model that its route names.
+    #[must_use]
+    pub fn model(&self) -> Option<String> {
+        self.route.as_ref().and_then(|route| route.model.clone())
     }
 
     /// Who needs to see its body: what goes to nobody who is listed may be a call, and need not be readable.
@@ -326,6 +361,17 @@ impl Facts {
         self.counting.as_ref()
     }
 
+    /// Notes what a conversation offers, of which it is one message, and what that shows altogether.
+    pub fn converses(&mut self, tools: &[String], tokens_estimated: u64) {
+        self.tools = tools.to_vec();
+        (self.tokens_estimated, self.stream) = (tokens_estimated, true);
+    }
+
+    /// Notes which rules its texts were held against.
+    pub fn held_against(&mut self, rules: &Rules) {
+        self.prompt_rules = rules.version().to_owned();
+    }
+
     /// Has the tokens of its body counted.
     pub fn count(&mut self, calls: &Calls, surface: Surface, body: &[u8]) {
         if let (Some(counter), Some(vocabulary)) = (&calls.counter, Vocabulary::of(&self.family)) {
@@ -383,6 +429,7 @@ impl Facts {
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
             findings: Some(self.findings.clone()),
+            prompt_rules: self.prompt_rules.clone(),
         }
     }
 

@@ -12,6 +12,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::llm::answer::{Asked, Following, Format};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
+use clawgress_inspect::prompt::Rules;
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::{CallsLook, CallsNeed, Look, PayloadNeed};
 use http::{Method, StatusCode};
@@ -76,6 +77,8 @@ struct Readers {
     all: Inspector,
     /// What a model says, and what it asks tools for, put together of what they come in.
     texts: [Option<Inspector>; 2],
+    /// What these are held against.
+    rules: Arc<Rules>,
     found: usize,
 }
 
@@ -86,18 +89,20 @@ impl Readers {
         let limits = limits(gateway);
         let all = Inspector::new(claims, limits);
         // What a model says is heard as its texts; of others, what may be shown to one.
-        let all = if is_model { all } else { all.hearing(&gateway.calls.rules, Provenance::Retrieved) };
-        Readers { all, texts: [None, None], found: 0 }
+        let rules = gateway.calls.rules();
+        let all = if is_model { all } else { all.hearing(&rules, Provenance::Retrieved) };
+        Readers { all, texts: [None, None], rules, found: 0 }
     }
 
     /// Looks at what comes next.
     fn push(&mut self, gateway: &Gateway, bytes: &[u8], said: [Vec<u8>; 2]) -> Result<(), Unreadable> {
         self.all.push(bytes)?;
         let from = [Provenance::Model, Provenance::ToolArguments];
+        let rules = &self.rules;
         for ((text, said), from) in self.texts.iter_mut().zip(said).zip(from) {
             if !said.is_empty() {
                 let text = text.get_or_insert_with(|| {
-                    Inspector::new(Claims::new(&[], &[]), limits(gateway)).hearing(&gateway.calls.rules, from)
+                    Inspector::new(Claims::new(&[], &[]), limits(gateway)).hearing(rules, from)
                 });
                 text.push(&said)?;
             }
@@ -465,7 +470,12 @@ impl Back {
     /// Notes in the record what is known of it.
     pub fn tell(&self, exchange: &mut Exchange) {
         let facts = self.readers.as_ref().map(|readers| readers.all.facts());
-        exchange.answer(AnswerFacts { at_once: self.manner == Manner::Whole, ..self.came.facts(facts) });
+        let rules = self.readers.as_ref().map(|readers| readers.rules.version().to_owned());
+        exchange.answer(AnswerFacts {
+            at_once: self.manner == Manner::Whole,
+            prompt_rules: rules.unwrap_or_default(),
+            ..self.came.facts(facts)
+        });
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is known of a request's body, and what policy says of that: `send`, `llm` and `tool`.
+//! What is known of a request's body, or of what it sends without one, and what policy says of that: `send`, `llm` and `tool`.
 
 use std::sync::Arc;
 
@@ -33,6 +33,8 @@ pub struct Said {
     pub(super) findings: Vec<String>,
     /// Whether there is one.
     pub(super) has_body: bool,
+    /// Whether there is none, and its request's head carries something all the same.
+    pub(super) carries: bool,
     /// Whether it is known whether it calls a model, and what is known of the call.
     pub(super) is_call_known: bool,
     pub(super) call: Option<Arc<Facts>>,
@@ -75,7 +77,7 @@ impl Said {
     /// What policy says of it, and of the calls that it is.
     #[must_use]
     pub fn rule(&self, gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> Ruling {
-        let send = if self.has_body {
+        let send = if self.has_body || self.carries {
             self.rule_body(plan, who, admitted)
         } else {
             // Nothing is sent.
@@ -174,6 +176,12 @@ pub(super) fn operation<'a>(admitted: &'a Admitted, payload: Payload<'a>) -> Ope
 pub fn unseen(admitted: &Admitted) -> Option<Operation<'_>> {
     let payload = Payload { bytes: 0, complete: false, media_type: "", findings: &[] };
     (admitted.body != http1::Body::Length(0)).then(|| operation(admitted, payload))
+}
+
+/// What policy is asked about a request that has none, and carries something besides.
+#[must_use]
+pub fn bodyless(admitted: &Admitted) -> Operation<'_> {
+    operation(admitted, Payload { bytes: 0, complete: true, media_type: "", findings: &[] })
 }
 
 /// Whether a request may go on of whose body nothing is known, since nobody asked when it came.

@@ -3,8 +3,9 @@
 //! INVARIANT: none is opened, nor stays open, where what is in its messages decides, and nobody reads them.
 
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::llm::answer::Following;
 use clawgress_policy::content::{Payload, Usage};
-use clawgress_policy::{CallsLook, Look, Operation};
+use clawgress_policy::{CallsLook, CallsNeed, Look, Operation, PayloadNeed};
 use http::StatusCode;
 
 use super::Admitted;
@@ -105,9 +106,16 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http
     if gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
         return (unreadable("tool", &opened), reads);
     }
+    // Messages of a conversation with a model are calls of it.
+    let calls =
+        if gateway.calls.converses(admitted) { decide::call_need(plan, who) } else { PayloadNeed::default() };
     match rule_sent(plan, who, admitted, opened) {
-        Ok((ruling, reading)) => {
-            reads.sent = reads.sent.max(reading);
+        Ok((ruling, sent)) => {
+            reads.sent = reads.sent.max(sent).max(reading(calls.decided, calls.logged));
+            if calls.look() != Look::Nothing {
+                // What it takes is counted.
+                reads.received = Reading::Told;
+            }
             rule_received(gateway, plan, who, admitted, ruling, reads)
         }
         Err(denied) => (denied, reads),
@@ -116,6 +124,18 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http
 
 fn unreadable(action: &'static str, opened: &Ruling) -> Ruling {
     Ruling::deny(action, DropReason::InspectionRequired).obliged_by(opened)
+}
+
+/// How calls that a server's messages ask for are put together, of a conversation with a model.
+#[must_use]
+pub fn following(plan: &Plan, who: &Who, admitted: &Admitted) -> Option<Following> {
+    let CallsNeed { decided, logged } = decide::calls_need(plan, who, received(admitted));
+    match (decided, logged) {
+        (CallsLook::Whole, _) => Some(Following::Held),
+        (_, CallsLook::Whole) => Some(Following::Told),
+        (CallsLook::Nothing, CallsLook::Nothing) => None,
+        _ => Some(Following::Names),
+    }
 }
 
 /// Where no answer depends on what is sent, it is asked for now.
@@ -153,11 +173,14 @@ fn rule_received(
         return (opened, reads);
     }
     let need = decide::payload_need(plan, who, received(admitted), false);
-    reads.received = reading(need.decided, need.logged);
+    reads.received = reads.received.max(reading(need.decided, need.logged));
     if need.decided != Look::Nothing {
-        // What a model says and asks for is not put together of messages.
-        let is_followed = decide::calls_need(plan, who, received(admitted)).decided == CallsLook::Nothing
-            && gateway.calls.provider(admitted).is_none();
+        // What a model says and asks for is put together of messages that are known.
+        let is_plain = || {
+            decide::calls_need(plan, who, received(admitted)).decided == CallsLook::Nothing
+                && gateway.calls.provider(admitted).is_none()
+        };
+        let is_followed = gateway.calls.converses(admitted) || is_plain();
         return if is_followed { (opened, reads) } else { (unreadable("receive", &opened), reads) };
     }
     if !decides {

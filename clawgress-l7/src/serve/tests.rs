@@ -70,6 +70,7 @@ async fn routed(
         tls: None,
         interception: None,
         memory: Arc::new(Memory::new(&Content::default())),
+        windows: Windows::default(),
         calls: Calls::new(&Llm::default(), &Content::default()).expect("none"),
         tools: Tools::default(),
         pipes: Arc::new(Pipes::default()),

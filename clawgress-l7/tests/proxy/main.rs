@@ -5,6 +5,8 @@ mod balancers;
 #[cfg(test)]
 mod body;
 #[cfg(test)]
+mod carried;
+#[cfg(test)]
 mod client;
 #[cfg(test)]
 mod conversations;
@@ -43,6 +45,8 @@ mod llm;
 #[cfg(test)]
 mod messages;
 #[cfg(test)]
+mod mismatches;
+#[cfg(test)]
 mod mtls;
 #[cfg(test)]
 mod obligations;
@@ -55,6 +59,8 @@ mod platform;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod realtime;
+#[cfg(test)]
 mod receive;
 #[cfg(test)]
 mod requests;
@@ -62,6 +68,8 @@ mod requests;
 mod resolvers;
 #[cfg(test)]
 mod revocation;
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]

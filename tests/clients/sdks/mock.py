@@ -57,7 +57,7 @@ def anthropic(tool: bool, stream: bool):
 
 
 def gemini(tool: bool, stream: bool):
-    usage = {"promptTokenCount": 11, "candidatesTokenCount": 7, "totalTokenCount": 18}
+    usage = {"promptTokenCount": 11, "candidatesTokenCount": 7, "totalTokenCount": 18, "cachedContentTokenCount": 4}
     def answer(parts: list, **more) -> dict:
         return {"candidates": [{"content": {"role": "model", "parts": parts}, "index": 0} | more], "modelVersion": "mock-1"}
     parts = [{"functionCall": {"name": "look_up", "args": ARGUMENTS}}] if tool else [{"text": text} for text in TEXT]
@@ -112,6 +112,7 @@ def converse(tool: bool, stream: bool):
 
 def openai(tool: bool, stream: bool, told: bool, at_end: bool):
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+    usage |= {"prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 3}}
     about = {"id": "chatcmpl-1", "created": 1, "model": "mock-1"}
     function = {"name": "look_up", "arguments": json.dumps(ARGUMENTS)}
     call = {"id": "call_1", "type": "function", "function": function}

@@ -19,6 +19,8 @@ use clawgress_inspect::{proxy_authorization, sniff, socks5};
 mod change;
 #[path = "encoded.rs"]
 mod encoded;
+#[path = "heads.rs"]
+mod heads;
 #[path = "identity.rs"]
 mod identity;
 #[path = "llm.rs"]
@@ -34,6 +36,7 @@ mod web_socket;
 
 pub use change::llm_change;
 pub use encoded::encoded;
+pub use heads::{dns_watch, llm_realtime, llm_route, prices, request_head, tool_head};
 pub use identity::{
     claim_mapping, client_chain, jwks, jwt, spiffe_bundle, spiffe_id, takes_chain, takes_token,
 };
@@ -57,6 +60,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("client_hello", client_hello),
     ("connect_target", connect_target),
     ("dns_message", dns_message),
+    ("dns_watch", dns_watch),
     ("encoded", encoded),
     ("host", host),
     ("http1", http1),
@@ -66,20 +70,25 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("llm_answer", llm_answer),
     ("llm_calls", llm_calls),
     ("llm_change", llm_change),
+    ("llm_realtime", llm_realtime),
     ("llm_request", llm_request),
+    ("llm_route", llm_route),
     ("payload_body", payload_body),
     ("payload_coding", payload_coding),
     ("payload_json", payload_json),
     ("payload_multipart", payload_multipart),
+    ("prices", prices),
     ("prompt_rules", prompt_rules),
     ("prompt_text", prompt_text),
     ("proxy_authorization", proxy_authorization),
     ("proxy_header", proxy_header),
     ("proxy_response", proxy_response),
+    ("request_head", request_head),
     ("sniff", sniff),
     ("socks5", socks5),
     ("spiffe_bundle", spiffe_bundle),
     ("spiffe_id", spiffe_id),
+    ("tool_head", tool_head),
     ("tool_list", tool_list),
     ("tool_message", tool_message),
     ("web_socket", web_socket),

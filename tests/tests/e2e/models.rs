@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use clawgress_api::{AuditQuery, AuditRecord, RecordKind};
+use clawgress_api::{AuditQuery, AuditRecord, CallCost, RecordKind};
 use clawgress_e2e::clients;
 use clawgress_e2e::lab::{Daemon, GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{self, GATEWAY, LLM, PROXY_PORT};
@@ -36,6 +36,31 @@ const SDKS: [(&str, &str, &str); 7] = [
     ("langchain-openai", "/v1", "chat_completions"),
 ];
 
+/// What the mock's model costs, 10⁻¹² USD for a token of each kind and for a request: no two alike, so that none is taken for
+/// another.
+const PRICES: &str = "lab\t^mock-1\t-\t0\t3000000\t300000\t-\t15000000\t20000000\t500000000\tthe lab\n";
+
+/// What the mock tells of tokens by this surface, in the price of each, 10⁻⁹ USD: of OpenAI's dialect 4 of 11 were cached and 3
+/// of 7 reasoning, of Gemini's 4 cached.
+fn cost(surface: &str) -> u64 {
+    let (cached, reasoning) = match surface {
+        "chat_completions" => (4, 3),
+        "generate_content" => (4, 0),
+        _ => (0, 0),
+    };
+    let tokens = (11 - cached) * 3_000 + cached * 300 + (7 - reasoning) * 15_000 + reasoning * 20_000;
+    tokens + 500_000
+}
+
+/// Whether an outcome has that cost.
+#[track_caller]
+fn costs(outcome: &AuditRecord, surface: &str) {
+    let Some(CallCost::Priced { nano_usd, source, estimated: false }) = &outcome.cost else {
+        panic!("{surface}: {outcome:#?}");
+    };
+    assert_eq!((*nano_usd, source.as_str()), (cost(surface), "the lab"), "{surface}: {outcome:#?}");
+}
+
 /// A site before a mock of all providers.
 fn start() -> (Site, Daemon) {
     let lab = Lab::builder().start().unwrap();
@@ -48,8 +73,11 @@ fn start() -> (Site, Daemon) {
         Ok(lab.run(Host::World, &["curl", "-sS", "--max-time", "5", &url])?.stdout.contains("{}"))
     });
     waited.unwrap();
+    let prices = lab.ca().with_file_name("prices.tsv");
+    std::fs::write(&prices, PRICES).unwrap();
+    let prices = prices.display();
     let more = format!(
-        "[[endpoint]]\nname = \"models\"\nupstream = \"http://{LLM}:{PORT}\"\n\
+        "[llm]\nprices = \"{prices}\"\n[[endpoint]]\nname = \"models\"\nupstream = \"http://{LLM}:{PORT}\"\n\
          [[llm.server]]\nname = \"lab\"\nurl = \"http://{LLM}:{PORT}\"\n"
     );
     let mut site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
@@ -125,12 +153,18 @@ fn sdks_of_providers_are_governed_and_counted() {
         for outcome in exact {
             let tokens = outcome.tokens.as_ref().unwrap();
             assert_eq!((tokens.input, tokens.output), (11, 7), "{surface}: {outcome:#?}");
+            costs(outcome, surface);
         }
     }
     // The one that its client left is charged for what came, by estimate.
     let left = outcomes(&site, "messages", 4);
     let left = left.iter().find_map(|r| r.tokens.as_ref().filter(|tokens| tokens.estimated)).unwrap();
     assert!(left.input == 11 && (1..7).contains(&left.output), "{left:?}");
+    let cost_left = outcomes(&site, "messages", 4).into_iter().find_map(|outcome| match outcome.cost {
+        Some(CallCost::Priced { nano_usd, estimated: true, .. }) => Some(nano_usd),
+        _ => None,
+    });
+    assert_eq!(cost_left, Some(11 * 3_000 + left.output * 15_000 + 500_000));
     let denied = record(&site, "the model that is denied", |r| {
         to_host(r, LLM) && r.attributes.iter().flat_map(|read| &read.llm).any(|call| call.model == "mock-2")
     });
@@ -149,6 +183,7 @@ fn an_sdk_of_node_is_governed_and_counted() {
     for outcome in outcomes(&site, "chat_completions", 3) {
         let tokens = outcome.tokens.as_ref().unwrap();
         assert_eq!((tokens.input, tokens.output, tokens.estimated), (11, 7, false), "{outcome:#?}");
+        costs(&outcome, "chat_completions");
     }
     finish(site);
 }

@@ -615,7 +615,10 @@ fn usage(name: &str) -> Node {
         "prompt_tokens_details"
         | "input_tokens_details"
         | "completion_tokens_details"
-        | "output_tokens_details" => {
+        | "output_tokens_details"
+        // Of realtime conversations.
+        | "input_token_details"
+        | "output_token_details" => {
             return Node::Details;
         }
         _ => return Node::Skip,

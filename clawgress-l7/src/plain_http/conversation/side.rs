@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use clawgress_inspect::encoded::Piece;
 use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 use clawgress_inspect::prompt::Rules;
@@ -52,6 +53,8 @@ pub struct Side {
     pub(super) findings: Vec<String>,
     /// What was enforced of it.
     pub(super) kept: Vec<Arc<Obligation>>,
+    /// Whether texts are handed out.
+    pub(super) tells: bool,
 }
 
 /// What comes of taking some of what a side says.
@@ -72,6 +75,10 @@ pub struct Carried {
     pub bytes: u64,
     /// What was found in them.
     pub findings: Vec<String>,
+    /// Texts in other clothes, to be counted with those of other messages.
+    pub pieces: Vec<Piece>,
+    /// The message itself, of a text that is read as a call.
+    pub text: Option<Vec<u8>>,
 }
 
 /// Why what a side says can't be read.
@@ -116,17 +123,18 @@ impl Looks {
         mut inspector: Inspector,
         rest: &[u8],
         is_text: bool,
-    ) -> Result<Vec<String>, Unreadable> {
+    ) -> Result<(Vec<String>, Vec<Piece>), Unreadable> {
         inspector.push(rest)?;
         inspector.finish()?;
         let mut findings: Vec<_> = inspector.findings().map(|finding| finding.name().to_owned()).collect();
         let assessed = inspector.assessment();
         findings.extend(assessed.iter().flat_map(|assessed| assessed.findings()).map(str::to_owned));
+        let pieces = inspector.pieces().to_vec();
         inspector.again();
         if inspector.memory_bytes() <= SPARE_BYTES_MAX {
             self.spare = Some((inspector, is_text));
         }
-        Ok(findings)
+        Ok((findings, pieces))
     }
 }
 
@@ -143,7 +151,7 @@ impl Side {
         let (decoded_bytes_max, ratio_max) =
             (content.decoded_bytes_max.get(), content.ratio_max.get().into());
         // What a server says may be shown to a model.
-        let rules = (sender == Sender::Server).then(|| Arc::clone(&gateway.calls.rules));
+        let rules = (sender == Sender::Server).then(|| gateway.calls.rules());
         let looks = Looks { limits: Limits { decoded_bytes_max, ratio_max }, rules, spare: None };
         Side {
             reading,
@@ -158,6 +166,7 @@ impl Side {
             bytes: 0,
             findings: Vec::new(),
             kept: Vec::new(),
+            tells: false,
         }
     }
 
@@ -218,11 +227,13 @@ impl Side {
         let bytes = whole.len() as u64;
         if whole.is_empty() {
             // It counts as a message, and there is nothing in it.
-            return Ok(Carried { bytes, findings: Vec::new() });
+            return Ok(Carried { bytes, findings: Vec::new(), pieces: Vec::new(), text: None });
         }
         let (inspector, seen) = self.looking.take().unwrap_or_else(|| (self.looks.begin(is_text), 0));
         let rest = whole.get(seen..).unwrap_or_default();
-        Ok(Carried { bytes, findings: self.looks.end(inspector, rest, is_text)? })
+        let (findings, pieces) = self.looks.end(inspector, rest, is_text)?;
+        let text = (self.tells && is_text).then(|| whole.to_vec());
+        Ok(Carried { bytes, findings, pieces, text })
     }
 
     /// Looks at what a control frame carries, which may come in the middle of a message. One that carries nothing is none.
@@ -233,8 +244,8 @@ impl Side {
             return Ok(Heard::Part);
         }
         let inspector = self.looks.begin(is_text);
-        let findings = self.looks.end(inspector, &carried, is_text)?;
-        Ok(Heard::Whole(Carried { bytes: carried.len() as u64, findings }))
+        let (findings, pieces) = self.looks.end(inspector, &carried, is_text)?;
+        Ok(Heard::Whole(Carried { bytes: carried.len() as u64, findings, pieces, text: None }))
     }
 
     /// What of what is held may go on: up to the end of a message.
@@ -281,7 +292,12 @@ impl Side {
     /// Notes a message that is judged.
     pub fn note(&mut self, carried: &Carried) {
         self.bytes += carried.bytes;
-        for finding in &carried.findings {
+        self.note_found(&carried.findings);
+    }
+
+    /// Notes what is found.
+    pub fn note_found(&mut self, findings: &[String]) {
+        for finding in findings {
             if !self.findings.contains(finding) {
                 self.findings.push(finding.clone());
             }

@@ -1,0 +1,273 @@
+//! Realtime conversations, in the events that OpenAI has for them over WebSockets: what a client's message says of a call, and
+//! what the messages of a server come to.
+//!
+//! Their parts are those of the Responses API, and are read as these. Must never take for read what could not be: a message that
+//! is no JSON that all read alike is an error, and so is more than is kept.
+
+use super::answer::{Asked, CallsError, Following, Format, Reader, Usage};
+use crate::tool::{Value, ValueError};
+
+/// Responses under way at once that are told apart: one, and some besides the conversation.
+pub const RESPONSES_MAX: usize = 16;
+/// Events that carry sound, which is no text.
+const SOUND: &str = "audio.delta";
+
+/// What a message of a client says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing that a model is shown or asked: sound, and what is about events.
+    Other,
+    /// What a model is shown, or may use, as a request of the Responses API has it.
+    Shows(String),
+    /// The same, of a response that is asked for.
+    Asks(String),
+}
+
+/// Why messages of a server can't be known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unheard {
+    /// Of a message.
+    #[error("a message of the model is not what all read alike: {0}")]
+    Message(#[from] ValueError),
+    /// Of the calls that it asks for.
+    #[error("{0}")]
+    Calls(#[from] CallsError),
+    /// Of responses under way.
+    #[error("more than {RESPONSES_MAX} responses are under way at once")]
+    TooMany,
+}
+
+/// What a response took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Tokens, as the server counts them; estimated where it did not say.
+    pub usage: Usage,
+    /// Whether they are estimated: of the answer alone.
+    pub is_estimated: bool,
+    /// Whether some of them are of sound, whose price is another.
+    pub has_sound: bool,
+}
+
+/// What the messages of a server come to.
+#[derive(Debug)]
+pub struct Heard {
+    bytes_max: usize,
+    following: Following,
+    /// Responses under way, by their ids.
+    responses: Vec<(String, Reader)>,
+    texts: [Vec<u8>; 2],
+    calls: Vec<Asked>,
+    spent: Vec<Spent>,
+    /// Tokens of all that are over.
+    input: u64,
+    output: u64,
+    tools: Vec<String>,
+    has_more_tools: bool,
+}
+
+/// What a client's message says of a call.
+///
+/// # Errors
+/// If it is none that all read alike.
+pub fn sent(text: &[u8]) -> Result<Sent, ValueError> {
+    let value = Value::parse(text)?;
+    let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?;
+    let inner = |name: &str| as_request(value.member(name).cloned().unwrap_or(Value::Object(Vec::new())));
+    Ok(match kind {
+        "session.update" => Sent::Shows(inner("session")),
+        "response.create" => Sent::Asks(inner("response")),
+        "conversation.item.create" => {
+            let item = value.member("item").cloned().unwrap_or(Value::Null);
+            Sent::Shows(as_request(Value::Object(vec![("input".to_owned(), Value::Array(vec![item]))])))
+        }
+        _ => Sent::Other,
+    })
+}
+
+/// What a session or response sets, by the names that requests have.
+fn as_request(value: Value) -> String {
+    let Value::Object(members) = value else { return value.json() };
+    let is_limit = |name: &str| matches!(name, "max_output_tokens" | "max_response_output_tokens");
+    let members = members.into_iter().filter_map(|(name, value)| match value {
+        // No limit.
+        Value::Text(text) if is_limit(&name) && text == "inf" => None,
+        value if is_limit(&name) => Some(("max_output_tokens".to_owned(), value)),
+        value => Some((name, value)),
+    });
+    Value::Object(members.collect()).json()
+}
+
+// === impl Heard ===
+
+impl Heard {
+    /// Of a conversation of which nothing was heard yet: calls that come in parts are put together, of so many bytes.
+    #[must_use]
+    pub fn new(bytes_max: usize, following: Following) -> Heard {
+        Heard {
+            bytes_max,
+            following,
+            responses: Vec::new(),
+            texts: [Vec::new(), Vec::new()],
+            calls: Vec::new(),
+            spent: Vec::new(),
+            input: 0,
+            output: 0,
+            tools: Vec::new(),
+            has_more_tools: false,
+        }
+    }
+
+    /// Hears the next message.
+    ///
+    /// # Errors
+    /// Why it can't be known.
+    pub fn message(&mut self, text: &[u8]) -> Result<(), Unheard> {
+        let mut value = Value::parse(text)?;
+        let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?.to_owned();
+        if kind.starts_with("conversation.item.") {
+            return self.echoes(value);
+        }
+        if !kind.starts_with("response.") || kind.ends_with(SOUND) {
+            return Ok(());
+        }
+        let of = value.member("response").and_then(|response| response.member("id"));
+        let id = of.or_else(|| value.member("response_id")).and_then(Value::text).unwrap_or_default();
+        let at = self.response(id.to_owned())?;
+        let is_over = kind == "response.done";
+        if is_over && let Value::Object(members) = &mut value {
+            // As the Responses API calls it.
+            let kinds = members.iter_mut().filter(|(name, _)| name == "type");
+            kinds.for_each(|(_, value)| *value = Value::Text("response.completed".to_owned()));
+        }
+        self.event(at, &value)?;
+        if is_over {
+            let (_, reader) = self.responses.remove(at);
+            let answer = reader.finish();
+            let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
+            let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
+            self.input = self.input.saturating_add(usage.input);
+            self.output = self.output.saturating_add(usage.output);
+            self.spent.push(Spent { usage, is_estimated, has_sound: has_sound(&value) });
+        }
+        Ok(())
+    }
+
+    /// An item of the conversation, said again: of calls that are whole, what is asked for.
+    fn echoes(&mut self, value: Value) -> Result<(), Unheard> {
+        let Value::Object(members) = value else { return Ok(()) };
+        let Some((_, item)) = members.into_iter().find(|(name, _)| name == "item") else { return Ok(()) };
+        let text = |name: &str| item.member(name).and_then(Value::text).filter(|text| !text.is_empty());
+        if text("type").is_none_or(|kind| !kind.ends_with("_call")) || text("arguments").is_none() {
+            return Ok(());
+        }
+        let at = self.response(String::new())?;
+        let kind = Value::Text("response.output_item.done".to_owned());
+        self.event(at, &Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]))
+    }
+
+    /// The place of a response, which begins if it is not under way.
+    fn response(&mut self, id: String) -> Result<usize, Unheard> {
+        if let Some(at) = self.responses.iter().position(|(known, _)| *known == id) {
+            return Ok(at);
+        }
+        if self.responses.len() >= RESPONSES_MAX {
+            return Err(Unheard::TooMany);
+        }
+        let reader = Reader::new(Format::EventStream).keeping_texts();
+        self.responses.push((id, reader.following_calls(self.bytes_max, self.following, true)));
+        Ok(self.responses.len() - 1)
+    }
+
+    /// Has a response's reader read an event of it.
+    fn event(&mut self, at: usize, value: &Value) -> Result<(), Unheard> {
+        let Some((_, reader)) = self.responses.get_mut(at) else { return Ok(()) };
+        reader.push(format!("data: {}\n\n", value.json()).as_bytes());
+        self.calls.extend(reader.take_calls()?);
+        let mut said = reader.take_texts();
+        if value
+            .member("type")
+            .and_then(Value::text)
+            .is_some_and(|kind| kind.ends_with("_call_arguments.delta"))
+        {
+            // What an event adds to has the same name wherever that is.
+            said.swap(0, 1);
+        }
+        for (all, said) in self.texts.iter_mut().zip(said) {
+            all.extend(said);
+        }
+        let progress = reader.progress();
+        self.has_more_tools |= progress.has_more_tools;
+        for tool in progress.tools {
+            if self.tools.contains(tool) {
+                continue;
+            }
+            if self.tools.len() < super::answer::ASKED_MAX {
+                self.tools.push(tool.clone());
+            } else {
+                self.has_more_tools = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what came last waits for the rest of a call.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.responses.iter().any(|(_, reader)| reader.waits())
+    }
+
+    /// Calls that became whole since this was asked last.
+    pub fn take_calls(&mut self) -> Vec<Asked> {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// What the model said since this was asked last, and what it asked tools for.
+    pub fn take_texts(&mut self) -> [Vec<u8>; 2] {
+        std::mem::take(&mut self.texts)
+    }
+
+    /// What responses took that were over since this was asked last.
+    pub fn take_spent(&mut self) -> Vec<Spent> {
+        std::mem::take(&mut self.spent)
+    }
+
+    /// What those took that are under way, of which nobody has said it: estimated.
+    #[must_use]
+    pub fn under_way(&self) -> Option<Spent> {
+        let output = self.responses.iter().map(|(_, reader)| reader.progress().output).sum();
+        let usage = Usage { output, ..Usage::default() };
+        (output > 0).then_some(Spent { usage, is_estimated: true, has_sound: false })
+    }
+
+    /// Tokens of all prompts, and of all answers, as far as they are known.
+    #[must_use]
+    pub fn tokens(&self) -> (u64, u64) {
+        let more = self.under_way().map_or(0, |spent| spent.usage.output);
+        (self.input, self.output.saturating_add(more))
+    }
+
+    /// Names of the tools that the model asks for; and whether there are more.
+    #[must_use]
+    pub fn tools(&self) -> (&[String], bool) {
+        (&self.tools, self.has_more_tools)
+    }
+
+    /// Bytes that it keeps.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let texts = self.texts.iter().map(Vec::capacity).sum::<usize>();
+        texts + self.responses.iter().map(|(id, reader)| id.len() + reader.memory_bytes()).sum::<usize>()
+    }
+}
+
+/// Whether what a response took has sound in it.
+fn has_sound(done: &Value) -> bool {
+    let usage = done.member("response").and_then(|response| response.member("usage"));
+    ["input_token_details", "output_token_details"].iter().any(|name| {
+        let sound = usage.and_then(|usage| usage.member(name)?.member("audio_tokens"));
+        matches!(sound, Some(Value::Number(count)) if count != "0")
+    })
+}
+
+#[cfg(test)]
+mod tests;

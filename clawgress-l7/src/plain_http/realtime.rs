@@ -1,0 +1,241 @@
+//! A realtime conversation, message by message as calls of a model: what it offers and shows is asked of `llm`, what the model
+//! says and asks for of `receive`, and what it takes is counted.
+//!
+//! INVARIANT: where a call that a model asks for decides, nothing of it goes on before it is whole and judged.
+
+use std::sync::Arc;
+
+use clawgress_api::{CallCost, TokenUsage};
+use clawgress_inspect::llm::answer::{Asked, Following, Usage};
+use clawgress_inspect::llm::realtime::{Heard, Sent, Spent, Unheard, sent};
+use clawgress_inspect::llm::{Provenance, Surface};
+use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
+use clawgress_inspect::prompt::Rules;
+use clawgress_policy::CallsLook;
+
+use super::Admitted;
+use super::came::Came;
+use super::model::{Calling, Facts};
+use crate::gateway::Gateway;
+
+/// What stands for tools whose names are not known.
+const UNNAMED: &str = "unnamed";
+
+/// A conversation.
+#[derive(Debug)]
+pub struct Realtime {
+    /// How policy asks about the calls that messages are, if it does.
+    calling: Option<Calling>,
+    limits: Limits,
+    rules: Arc<Rules>,
+    heard: Heard,
+    follows: Option<Following>,
+    /// What looks at what the model says, and at what it asks tools for.
+    texts: [Option<Inspector>; 2],
+    /// What the conversation offers, and tokens of what it shows since the last response.
+    tools: Vec<String>,
+    shown: u64,
+    /// What responses took so far.
+    taken: Option<(TokenUsage, CallCost)>,
+    /// Whether what the server says can be followed no longer, since that is only told of.
+    is_lost: bool,
+}
+
+/// A message that is a call.
+#[derive(Debug)]
+pub struct Call {
+    /// What is known of it.
+    pub facts: Facts,
+    /// Whether it asks for an answer.
+    pub asks: bool,
+}
+
+/// Why a message can't be read as a call.
+#[derive(Debug)]
+pub enum Unsaid {
+    /// It is no message that all read alike.
+    Message(String),
+    /// What it shows can't be read.
+    Content(Unreadable),
+}
+
+// === impl Realtime ===
+
+impl Realtime {
+    /// A conversation of which nothing came; calls of tools are put together as `follows` says.
+    pub fn new(gateway: &Gateway, calling: Option<Calling>, follows: Option<Following>) -> Realtime {
+        let content = &gateway.memory.content;
+        let bytes_max = usize::try_from(content.hold_bytes_max.get()).unwrap_or(usize::MAX);
+        Realtime {
+            calling,
+            limits: Limits {
+                decoded_bytes_max: content.decoded_bytes_max.get(),
+                ratio_max: content.ratio_max.get().into(),
+            },
+            rules: gateway.calls.rules(),
+            heard: Heard::new(bytes_max, follows.unwrap_or(Following::Names)),
+            follows,
+            texts: [None, None],
+            tools: Vec::new(),
+            shown: 0,
+            taken: None,
+            is_lost: false,
+        }
+    }
+
+    /// Reads what a client says; the call that it is, if policy asks about those and it is one.
+    ///
+    /// # Errors
+    /// Why it can't be known.
+    pub fn says(&mut self, text: &[u8]) -> Result<Option<Call>, Unsaid> {
+        let Some(calling) = &self.calling else { return Ok(None) };
+        let (document, asks) = match sent(text).map_err(|why| Unsaid::Message(why.to_string()))? {
+            Sent::Other => return Ok(None),
+            Sent::Shows(document) => (document, false),
+            Sent::Asks(document) => (document, true),
+        };
+        let readings = Readings { call: Some(Some(Surface::Responses)), messages: None };
+        let inspector = Inspector::reading(Claims::new(&[b"application/json"], &[]), self.limits, readings);
+        let mut inspector = inspector.with_rules(&self.rules);
+        let read = inspector.push(document.as_bytes()).and_then(|()| inspector.finish());
+        read.map_err(Unsaid::Content)?;
+        let (Some(request), assessment) = (inspector.call(), inspector.assessment().unwrap_or_default())
+        else {
+            return Ok(None);
+        };
+        let call = request.call();
+        let found = inspector.findings().map(|finding| finding.name().to_owned());
+        let found: Vec<String> = found.chain(assessment.findings().map(str::to_owned)).collect();
+        for tool in &call.tools {
+            if !self.tools.contains(tool) {
+                self.tools.push(tool.clone());
+            }
+        }
+        self.shown = self.shown.saturating_add(call.tokens_estimated);
+        let mut facts = calling.facts(call, assessment.score, found.iter().map(String::as_str));
+        facts.converses(&self.tools, self.shown);
+        facts.held_against(&self.rules);
+        Ok(Some(Call { facts, asks }))
+    }
+
+    /// Hears what a server says: what is known of it goes to `came`, and calls that became whole come back.
+    ///
+    /// # Errors
+    /// Why it can't be known.
+    pub fn hears(
+        &mut self,
+        gateway: &Gateway,
+        admitted: &Admitted,
+        text: &[u8],
+        came: &mut Came,
+    ) -> Result<Vec<Asked>, Unheard> {
+        if self.is_lost {
+            return Ok(Vec::new());
+        }
+        self.heard.message(text)?;
+        self.look();
+        let mut findings: Vec<String> = std::mem::take(&mut came.findings);
+        for text in self.texts.iter().flatten() {
+            findings.extend(text.findings().map(|finding| finding.name().to_owned()));
+            let assessed = text.assessment();
+            findings.extend(assessed.iter().flat_map(|found| found.findings()).map(str::to_owned));
+        }
+        findings.sort_unstable();
+        findings.dedup();
+        came.findings = findings;
+        self.tell(came);
+        for spent in self.heard.take_spent() {
+            self.take(gateway, admitted, spent);
+        }
+        Ok(self.heard.take_calls())
+    }
+
+    /// Looks at what the model said since.
+    fn look(&mut self) {
+        let from = [Provenance::Model, Provenance::ToolArguments];
+        for ((text, said), from) in self.texts.iter_mut().zip(self.heard.take_texts()).zip(from) {
+            if !said.is_empty() {
+                let new = || Inspector::new(Claims::new(&[], &[]), self.limits).hearing(&self.rules, from);
+                // What breaks off what it looks at is told by what it came to.
+                let _ = text.get_or_insert_with(new).push(&said);
+            }
+        }
+    }
+
+    /// What is known of all that came so far.
+    pub fn tell(&self, came: &mut Came) {
+        let (tools, has_more) = self.heard.tools();
+        came.tools = tools.iter().cloned().chain(has_more.then(|| UNNAMED.to_owned())).collect();
+        (came.input_tokens, came.output_tokens) = self.heard.tokens();
+        came.followed = match self.follows {
+            Some(Following::Held) => CallsLook::Whole,
+            Some(Following::Names | Following::Told) => CallsLook::Names,
+            None => CallsLook::Nothing,
+        };
+    }
+
+    /// Follows what the server says no longer.
+    pub fn forgo(&mut self) {
+        self.is_lost = true;
+    }
+
+    /// Whether what the server said last waits for the rest of a call.
+    pub fn waits(&self) -> bool {
+        !self.is_lost && self.heard.waits()
+    }
+
+    fn take(&mut self, gateway: &Gateway, admitted: &Admitted, spent: Spent) {
+        let Spent { usage, is_estimated: estimated, has_sound } = spent;
+        let Usage { input, output, cached, cache_written, reasoning } = usage;
+        let shown = std::mem::take(&mut self.shown);
+        let input = if estimated { input.max(shown) } else { input };
+        let model = self.calling.as_ref().and_then(Calling::model);
+        let tokens = TokenUsage { model, input, output, cached, cache_written, reasoning, estimated };
+        let cost = match has_sound {
+            // What sound costs is not in the table.
+            true => CallCost::Unpriced,
+            false => gateway.calls.cost(admitted, &tokens, gateway.audit.now()),
+        };
+        self.taken = Some(match self.taken.take() {
+            None => (tokens, cost),
+            Some((before, cost_before)) => (sum(before, &tokens), sum_of_costs(cost_before, cost)),
+        });
+    }
+
+    /// What it took, once it is over.
+    pub fn spent(&mut self, gateway: &Gateway, admitted: &Admitted) -> Option<(TokenUsage, CallCost)> {
+        if let Some(spent) = self.heard.under_way() {
+            self.take(gateway, admitted, spent);
+        }
+        self.taken.take()
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let texts = self.texts.iter().flatten().map(Inspector::memory_bytes).sum::<usize>();
+        self.heard.memory_bytes() + texts + self.tools.iter().map(String::len).sum::<usize>()
+    }
+}
+
+fn sum(all: TokenUsage, more: &TokenUsage) -> TokenUsage {
+    TokenUsage {
+        input: all.input.saturating_add(more.input),
+        output: all.output.saturating_add(more.output),
+        cached: all.cached.saturating_add(more.cached),
+        cache_written: all.cache_written.saturating_add(more.cache_written),
+        reasoning: all.reasoning.saturating_add(more.reasoning),
+        estimated: all.estimated || more.estimated,
+        ..all
+    }
+}
+
+/// Of what nobody knows in part, nobody knows all.
+fn sum_of_costs(all: CallCost, more: CallCost) -> CallCost {
+    match (all, more) {
+        (
+            CallCost::Priced { nano_usd: all, source, estimated: is },
+            CallCost::Priced { nano_usd: more, estimated: also, .. },
+        ) => CallCost::Priced { nano_usd: all.saturating_add(more), source, estimated: is || also },
+        _ => CallCost::Unpriced,
+    }
+}

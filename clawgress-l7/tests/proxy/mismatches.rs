@@ -1,0 +1,53 @@
+//! Bodies that say something else than their path: findings of `llm`, told in records and denied where policy says so.
+
+use clawgress_api::RecordKind;
+
+use crate::harness::{Gateway, Options};
+use crate::upstream::Upstream;
+
+const POLICY: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("llm") permit (principal == Agent::"web", action == Action::"llm", resource);
+@id("no-mismatch") forbid (principal, action == Action::"llm", resource)
+when { context.findings.containsAny(["shape_mismatch", "model_mismatch"]) };
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_another_surface_or_model_than_its_path_is_found() {
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let more = format!("[[llm.server]]\nname = \"local\"\nurl = \"http://{host}\"\n");
+    let gateway = Gateway::start(Options { policy: Some(POLICY), more, ..Options::default() }).await;
+    let contents = r#""contents":[{"role":"user","parts":[{"text":"hi"}]}]"#;
+    let messages = r#""messages":[{"role":"user","content":"hi"}]"#;
+    let (google, chat) = ("/v1/models/gemini-2.5-pro:generateContent", "/v1/chat/completions");
+    for (n, (path, body, found)) in [
+        (chat, format!(r#"{{"model":"m",{messages}}}"#), vec![]),
+        (google, format!("{{{contents}}}"), vec![]),
+        (google, format!(r#"{{"model":"gemini-2.5-pro",{contents}}}"#), vec![]),
+        (chat, format!(r#"{{"model":"m",{contents}}}"#), vec!["shape_mismatch"]),
+        (google, format!("{{{messages}}}"), vec!["shape_mismatch"]),
+        (google, format!(r#"{{"model":"other",{contents}}}"#), vec!["model_mismatch"]),
+        (google, format!(r#"{{"model":"other",{messages}}}"#), vec!["shape_mismatch", "model_mismatch"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (auth, length) = (gateway.web(), body.len());
+        let mut client = gateway.client().await;
+        client
+            .send(format!(
+                "POST http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            ))
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, if found.is_empty() { 200 } else { 403 }, "{path} {body}");
+        let records = gateway.records(n + 1).await;
+        let decision = records.iter().rfind(|r| r.kind == RecordKind::Decision).expect("decided");
+        let llm = decision.attributes.as_ref().and_then(|a| a.llm.clone()).expect("a call");
+        assert_eq!(llm.findings.expect("told"), found, "{path} {body}");
+        // Which of two a server of the operator's takes, is not known.
+        assert_eq!(llm.model.is_empty(), found.contains(&"model_mismatch"), "{path} {body}");
+    }
+}

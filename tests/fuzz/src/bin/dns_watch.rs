@@ -1,0 +1,3 @@
+//! Fuzz target `dns_watch`; what it asserts stands in `heads.rs`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::dns_watch(data));

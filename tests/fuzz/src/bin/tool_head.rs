@@ -1,0 +1,3 @@
+//! Fuzz target `tool_head`; what it asserts stands in `heads.rs`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::tool_head(data));
