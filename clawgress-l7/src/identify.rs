@@ -432,11 +432,11 @@ async fn by_key_of(
     key: ApiKey<'_>,
     user: &AgentId,
 ) -> Result<(Identity, By), Box<Stranger>> {
-    let mac = gateway.keys.mac(key).await?;
-    let judged = plan.trust.by_api_key(key, &mac, user, origin, gateway.now_s());
+    let hashed = gateway.keys.mac(key).await?;
+    let judged = plan.trust.by_api_key(key, &hashed.mac, user, origin, gateway.now_s());
     let named = || Some(format!("agent `{user}` by the API key `{}`", key.id()));
     let identity = judged.map_err(|error| Stranger::of(error, named))?;
-    gateway.keys.remember(key, mac);
+    gateway.keys.remember(hashed);
     Ok((identity, By::Key(key.id().to_owned())))
 }
 
