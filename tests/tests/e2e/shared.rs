@@ -14,15 +14,17 @@ use crate::support::{
 
 const WRITER: &str = "writer";
 
-/// Opens a tunnel and a connection for plain requests for each agent, says `ready`, waits for `go`, then uses
-/// each of them: prints what became of it.
+/// Opens a tunnel and a connection for plain requests for each agent (`NAME:KEY`, or a name and `Bearer` with a token), says
+/// `ready`, waits for `go`, then uses each of them: prints what became of it.
 pub const CLIENT: &str = r"
 import base64, os, socket, ssl, sys, time
 directory, ca, proxy = sys.argv[1:4]
 context = ssl.create_default_context(cafile=ca)
 
 def credential(agent):
-    return 'Proxy-Authorization: Basic ' + base64.b64encode(agent.encode()).decode() + '\r\n'
+    secret = agent.split(':', 1)[1]
+    basic = 'Basic ' + base64.b64encode(agent.encode()).decode()
+    return 'Proxy-Authorization: ' + (secret if secret.startswith('Bearer ') else basic) + '\r\n'
 
 def answer(s):
     s.settimeout(5)

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use clawgress_api::AuditRecord;
+use clawgress_api::{AuditQuery, AuditRecord, RecordKind};
 use clawgress_e2e::lab::Host;
-use clawgress_e2e::plan::{self, GATEWAY, PROXY_PORT};
-use clawgress_e2e::scenario::{ASSISTANT, Site};
+use clawgress_e2e::plan::{self, GATEWAY, KNOWN, PROXY_PORT};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, Site};
 use clawgress_identity::IdentityMethod;
 
-use crate::support::{admin, agent, codes, curl, denied, finish, record, site};
+use crate::shared::{CLIENT, wait_for};
+use crate::support::{admin, agent, codes, curl, cut, denied, finish, record, site};
 
 const SETTINGS: &str = r#"
 issuer = "https://idp.test/realms/agents"
@@ -127,10 +128,14 @@ fn claims(subject: &str, audience: &str, id: &str, at_s: u64) -> String {
     )
 }
 
-/// What `curl` gets through the proxy with a header for it.
+/// What `curl` gets through the proxy with a header for it, from a host that nothing is bound to.
 pub fn ask(site: &Site, header: &str, to: &str) -> (u16, u16) {
+    ask_from(site, Host::Anon, header, to)
+}
+
+fn ask_from(site: &Site, host: Host, header: &str, to: &str) -> (u16, u16) {
     let proxy = format!("http://{}:{PROXY_PORT}", GATEWAY.v4);
-    codes(&curl(site, Host::Anon, &["-x", &proxy, "--proxy-header", header, to]))
+    codes(&curl(site, host, &["-x", &proxy, "--proxy-header", header, to]))
 }
 
 pub fn credential(record: &AuditRecord) -> Option<(String, String)> {
@@ -177,6 +182,15 @@ fn an_agent_with_a_token() {
         assert_eq!(ask(&site, &wrong, plain).0, 407, "{wrong}");
     }
     record(&site, "a refused token", |r| denied(r, "credential_invalid"));
+    // From the host that is the crawler's own, another's token is a conflict, and the crawler's own is none.
+    for to in [tunnel, plain] {
+        let asked = ask_from(&site, Host::Known, &right, to);
+        assert!([(0, 403), (403, 0)].contains(&asked), "{to}: {asked:?}");
+    }
+    let conflict = record(&site, "another's token", |r| denied(r, "identity_conflict"));
+    assert_eq!((agent(&conflict), conflict.source.ip), (Some(CRAWLER), Some(KNOWN.v4.into())));
+    let own = idp.bearer("agent:crawler", "clawgress", "token-2");
+    assert_eq!(ask_from(&site, Host::Known, &own, tunnel), (200, 200));
     // The registry has the intern in another team than the token says.
     assert_eq!(ask(&site, &idp.bearer("agent:intern", "clawgress", "t"), plain).0, 407);
     // No token is in what is recorded, nor went on to the server.
@@ -189,6 +203,51 @@ fn an_agent_with_a_token() {
     let deleted = admin.ctl(&["issuer", "delete", "idp"]).unwrap();
     assert!(deleted.stdout.contains("its tokens prove nobody any more"), "{deleted:?}");
     assert_eq!(ask(&site, &right, tunnel), (0, 407));
+    finish(site);
+}
+
+/// What tokens opened ends when they are revoked, and when their issuer is deleted, before anything more is asked.
+#[test]
+fn what_a_token_opened_is_cut_when_it_is_revoked_and_with_its_issuer() {
+    let site = site();
+    let lab = &site.gateway.lab;
+    let idp = Idp::new(lab.dir(), "idp");
+    let set = |revoked: &str| {
+        let settings = idp.file("settings.toml");
+        std::fs::write(&settings, format!("{revoked}{SETTINGS}")).unwrap();
+        let words = ["issuer", "set", "idp", "--settings", &settings, "--keys", &idp.file("jwks.json")];
+        admin(&site).ctl(&words).unwrap().check().unwrap();
+    };
+    set("");
+    let directory = lab.dir().join("presented");
+    std::fs::create_dir(&directory).unwrap();
+    let (path, ca) = (directory.to_string_lossy().into_owned(), lab.ca().to_string_lossy().into_owned());
+    let gateway = GATEWAY.v4.to_string();
+    let [lost, kept] = ["lost", "kept"].map(|id| {
+        let header = idp.bearer("agent:assistant", "clawgress", id);
+        header.replace("Proxy-Authorization: ", &format!("{id}:"))
+    });
+    let keyed = format!("{ASSISTANT}:{}", site.assistant_key);
+    let client = ["python3", "-c", CLIENT, &path, &ca, &gateway, &lost, &kept, &keyed];
+    let by =
+        |what: &'static str| move |r: &AuditRecord| r.detail.as_deref().is_some_and(|d| d.contains(what));
+    let client = std::thread::scope(|scope| {
+        let client = scope.spawn(|| lab.run(Host::Anon, &client).unwrap());
+        wait_for(&site, &directory.join("ready"));
+        set("revoked = [\"lost\"]\n");
+        cut(&site, (ASSISTANT, "credential_invalid", 1), by("issuer set by "));
+        let all = admin(&site).audit(&AuditQuery::default()).unwrap();
+        let ended = all.iter().filter(|r| r.kind == RecordKind::Outcome && r.reason.is_some());
+        let ended: Vec<_> = ended.filter_map(credential).map(|(_, id)| id).collect();
+        assert_eq!(ended, ["lost"], "and only that");
+        admin(&site).ctl(&["issuer", "delete", "idp"]).unwrap().check().unwrap();
+        cut(&site, (ASSISTANT, "credential_invalid", 2), by("issuer deleted by "));
+        std::fs::write(directory.join("go"), "").unwrap();
+        client.join().unwrap()
+    });
+    assert!(client.ok(), "{client:?}");
+    let wanted = "lost is cut 407\nkept is cut 407\nassistant lives 200";
+    assert_eq!(client.stdout.trim(), wanted, "{client:?}");
     finish(site);
 }
 
