@@ -45,6 +45,7 @@ mod provider_keys;
 mod proxy;
 mod quarantine;
 mod registry;
+mod replays;
 mod shared;
 mod signals;
 mod slow;
