@@ -13,6 +13,7 @@ use cedar_policy_core::ast::Effect;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 
+use self::anchor::{Anchor, Anchored};
 use self::lower::{Key, Lowering};
 use self::node::{Kind, Node};
 use self::run::{Ask, Val};
@@ -22,6 +23,7 @@ use crate::effect::{Obligation, Would};
 use crate::request::{Decision, Request};
 use crate::vocabulary::{ActionKind, Reads};
 
+mod anchor;
 mod course;
 mod like;
 mod lower;
@@ -54,6 +56,8 @@ type Named = HashMap<Box<str>, HashMap<Box<str>, Bucket>>;
 #[derive(Debug, Default)]
 struct Bucket {
     any: Vec<u32>,
+    /// For any resource, by what a text of the request must begin or end with.
+    anchored: Anchored,
     /// By the number of a host set, or of a class of addresses.
     sets: HashMap<u32, Vec<u32>>,
     /// By the host, model or tool.
@@ -123,12 +127,28 @@ impl Group {
                 syntax::reads(condition, &mut reads);
                 syntax::reads(condition, &mut group.reads);
             }
+            let (principal, resource) = scope.unwrap_or((Key::Any, Key::Any));
+            let bucket = group.bucket(principal);
+            match (&condition, &resource) {
+                (Condition::Tree(node), Key::Any) => match Anchor::of(node) {
+                    Some(anchor) => bucket.anchored.push(anchor, number),
+                    None => bucket.any.push(number),
+                },
+                _ => bucket.list(resource).push(number),
+            }
             let (id, effect) = (cedar.id().to_string().into(), policy.effect());
             group.policies.push(Lowered { id, effect, condition, reads, cedar: cedar.clone() });
-            let (principal, resource) = scope.unwrap_or((Key::Any, Key::Any));
-            group.bucket(principal).list(resource).push(number);
         }
+        group.close();
         group
+    }
+
+    /// Makes it ready to be asked, once all its policies are there.
+    fn close(&mut self) {
+        let named = [&mut self.agents, &mut self.teams, &mut self.projects, &mut self.environments];
+        let named = named.into_iter().flat_map(HashMap::values_mut).flat_map(HashMap::values_mut);
+        let all = named.chain(self.tenants.values_mut()).chain([&mut self.any]);
+        all.for_each(|bucket| bucket.anchored.close());
     }
 
     fn bucket(&mut self, key: Key) -> &mut Bucket {
@@ -184,6 +204,7 @@ impl Bucket {
             .chain(address)
             .flatten()
             .copied()
+            .chain(self.anchored.candidates(|subject| ask.subject(subject)))
     }
 }
 

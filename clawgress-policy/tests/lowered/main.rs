@@ -11,4 +11,6 @@ mod dead;
 #[cfg(test)]
 mod mixed;
 #[cfg(test)]
+mod patterned;
+#[cfg(test)]
 mod writer;

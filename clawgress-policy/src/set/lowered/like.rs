@@ -33,6 +33,11 @@ impl Like {
         Like { first, middle: texts.filter(|text| !text.is_empty()).collect(), last }
     }
 
+    /// What every text that matches begins and ends with.
+    pub(crate) fn ends(&self) -> (&str, &str) {
+        (&self.first, self.last.as_deref().unwrap_or_default())
+    }
+
     /// Whether all of `text` is so. In time linear in it for each text of the pattern: what stands in the middle is taken
     /// where it is found first, which leaves most for what follows.
     pub(crate) fn matches(&self, text: &str) -> bool {

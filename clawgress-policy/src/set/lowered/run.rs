@@ -11,6 +11,7 @@ use cedar_policy_core::extensions::Extensions;
 use clawgress_identity::Agent;
 use ipnet::IpNet;
 
+use super::anchor::Subject;
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::Host;
 use crate::address::canonical;
@@ -112,6 +113,16 @@ impl<'a> Ask<'a> {
         }
         let host = self.host()?;
         Some(self.text.get_or_init(|| text_of(host)))
+    }
+
+    /// A text by which policies are found, if the request has it.
+    pub(super) fn subject(&self, subject: Subject) -> Option<&str> {
+        match (subject, &self.request.operation) {
+            (Subject::Host, operation) => operation.host().and_then(|_| self.text()),
+            (Subject::Method, Operation::Http { method, .. }) => Some(method),
+            (Subject::Path, Operation::Http { path, .. }) => Some(path),
+            _ => None,
+        }
     }
 
     /// The host that a context names, as text.
