@@ -21,6 +21,7 @@ mod answer;
 mod contents;
 pub mod facts;
 mod needs;
+mod opening;
 
 /// What a record holds of a decision.
 #[derive(Clone, Debug)]
@@ -423,7 +424,7 @@ impl Recorded<'_> {
         let scheme = if is_read_over_tls { Scheme::Https } else { Scheme::Http };
         let http = Operation::Http { host, port, scheme, method, path };
         let asked = || match self.content {
-            Content::WebSocket => self.web_socket(set, host, port, ask(set, self.agent, http)?),
+            Content::WebSocket => self.web_socket(set, (host, port), ask(set, self.agent, http)?),
             _ => ask(set, self.agent, http),
         };
         if !is_read_over_tls {
@@ -437,35 +438,6 @@ impl Recorded<'_> {
             ask(set, self.agent, Operation::Tls { host, port, alpn: &alpn, ja4: "" })?
         };
         if tls.denied.is_some() { Ok(tls) } else { Ok(tls.then(asked()?)) }
-    }
-
-    /// `tunnel` after `http`, for messages that nobody reads; those that are read, no record tells.
-    fn web_socket(
-        &self,
-        set: &PolicySet,
-        host: &Host,
-        port: u16,
-        http: Answer,
-    ) -> Result<Answer, &'static str> {
-        if http.denied.is_some() && http.quarantine.is_none() {
-            return Ok(http);
-        }
-        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket };
-        let mut tunnel = ask(set, self.agent, operation)?;
-        let is_unread = tunnel.denied.is_none() && tunnel.reads.is_empty();
-        match tunnel.denied {
-            // They are read, and each needs a permit of its own.
-            None | Some(DropReason::PolicyDenied) if !is_unread && set.asks_send() => return Ok(http),
-            Some(DropReason::PolicyDenied | DropReason::PolicyForbidden) => {
-                tunnel.denied = Some(DropReason::InspectionRequired);
-            }
-            None if !is_unread => {
-                tunnel.policies = std::mem::take(&mut tunnel.reads);
-                tunnel.denied = Some(DropReason::InspectionRequired);
-            }
-            _ => {}
-        }
-        Ok(http.then(tunnel))
     }
 
     /// `tls` and `tunnel`, or `tunnel` alone for what was no TLS. Where a record doesn't tell which, both must say the same.

@@ -52,10 +52,11 @@ impl Recorded<'_> {
         if self.method.is_none() {
             return Ok(Answer::nothing());
         }
-        if self.content == Content::WebSocket && (set.names_send() || set.names_receive()) {
-            return Err("the messages of its WebSocket");
-        }
-        let sent = self.sent(set, to, said.body.as_ref())?;
+        // Of a WebSocket, what could be asked without its messages was asked when it was opened.
+        let sent = match self.content {
+            Content::WebSocket => self.messages_decide(set, to).map(|()| Answer::nothing())?,
+            _ => self.sent(set, to, said.body.as_ref())?,
+        };
         if sent.ends() {
             return Ok(sent);
         }
@@ -189,7 +190,7 @@ impl Recorded<'_> {
         if sent.denied.is_some() {
             return Ok(sent);
         }
-        let is_asked = set.names_receive();
+        let is_asked = set.names_receive() && !self.has_switched();
         if is_asked && needs.time && !end.is_time_known {
             return Err("on which side of a turn of time it was decided");
         }

@@ -107,9 +107,74 @@ fn whether_there_is_a_body_is_told_or_not_known() {
     let get = Recorded { method: Some("GET"), ..posted(&agent, &of_http, of(None)) };
     assert_eq!(replay(&get, &bodies), Replayed::Same);
     assert_eq!(replay(&posted(&agent, &of_http, of(None)), TEXT), Replayed::Same);
-    // Which stays unread under the one, and is read under the other.
-    let opened = Recorded { content: Content::WebSocket, ..get };
-    undecidable(&opened, &bodies, "messages of its WebSocket");
+}
+
+/// What is asked when a WebSocket is opened, since no message has to be seen for it, is asked again as any request; what was in
+/// messages, nobody knows.
+#[test]
+fn the_opening_of_a_web_socket_is_asked_again() {
+    let (agent, asked) = (agent("a", "t", 1), ids(&["send", "receive", "tool"]));
+    let of = |more: &str| with(&format!("@id(\"any\") {more};"));
+    let send =
+        |condition: &str| of(&format!("permit (principal, action == Action::\"send\", resource){condition}"));
+    let (of_tunnel, of_send) = (ids(&["http", "saas", "web"]), ids(&["any", "http", "saas", "web"]));
+    let opened = |policies| Recorded {
+        method: Some("GET"),
+        action: "tunnel",
+        content: Content::WebSocket,
+        ..posted(
+            &agent,
+            policies,
+            Contents { asked: &asked, has_body: Some(false), end: ended(None), ..Contents::default() },
+        )
+    };
+    assert_eq!(replay(&opened(&of_send), &send("")), Replayed::Same);
+    assert_eq!(replay(&opened(&of_send), &send(" when { context.path == \"/x\" }")), Replayed::Same);
+    changes(&opened(&of_send), &send(" when { context.path == \"/y\" }"), ("allow", "policy_denied"), &[]);
+    undecidable(&opened(&of_send), &send(" when { context.bytes < 100 }"), "messages of its WebSocket");
+    // A denial when it was to be opened, by the same policy and by another.
+    let no = of("forbid (principal, action == Action::\"send\", resource)");
+    let by_any = ids(&["any"]);
+    let denied = Recorded { action: "send", verdict: Err("policy_forbidden"), ip: None, ..opened(&by_any) };
+    assert_eq!(replay(&denied, &no), Replayed::Same);
+    undecidable(&denied, &send(""), "the address");
+    // What comes back is asked about likewise, of the status 101.
+    let back = |condition: &str| {
+        of(&format!("permit (principal, action == Action::\"receive\", resource){condition}"))
+    };
+    assert_eq!(replay(&opened(&of_send), &back(" when { context.status == 101 }")), Replayed::Same);
+    changes(&opened(&of_send), &back(" when { context.status == 200 }"), ("allow", "policy_denied"), &[]);
+    undecidable(
+        &opened(&of_send),
+        &back(" when { !context.findings.contains(\"private_key\") }"),
+        "messages of its WebSocket",
+    );
+    // Where a tool server is configured, none is opened whose messages policy asks about as calls of tools.
+    let tools = of("permit (principal, action == Action::\"tool\", resource)");
+    assert_eq!(replay(&opened(&of_tunnel), &tools), Replayed::Same);
+    let unasked = Contents { asked: &[], ..opened(&of_tunnel).contents };
+    undecidable(&Recorded { contents: unasked, ..opened(&of_tunnel) }, &tools, "tool server");
+    let refused = Recorded {
+        action: "tool",
+        verdict: Err("inspection_required"),
+        ip: None,
+        contents: Contents { asked: &[], ..Contents::default() },
+        ..opened(&[])
+    };
+    assert_eq!(replay(&refused, &tools), Replayed::Same);
+    // An effect on what is in messages is told of them; on any, when it is opened.
+    let effects = |more: &str| {
+        format!(
+            "{}@id(\"told\") @effect(\"alert\") permit (principal, action == Action::\"send\", resource){more};",
+            send("")
+        )
+    };
+    let with_alert = Recorded {
+        effects: Some(BTreeSet::from([("pace", "rate-limit"), ("told", "alert")])),
+        ..opened(&of_send)
+    };
+    assert_eq!(replay(&with_alert, &effects("")), Replayed::Same);
+    assert_eq!(replay(&opened(&of_send), &effects(" when { context.bytes > 1 }")), Replayed::Same);
 }
 
 #[test]
