@@ -92,6 +92,9 @@ pub struct Case {
     /// Whether the URL is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
     #[serde(default)]
     pub endpoint: bool,
+    /// Whether the client's hello, for `https`, may hide another name than it shows: it has ECH.
+    #[serde(default)]
+    pub ech: bool,
     /// Whether TLS to the URL's host is read where policy wants that; as `[intercept]` of the file says if absent.
     pub read: Option<bool>,
     /// What is sent, if policy is to be asked about it.
@@ -201,6 +204,7 @@ impl Case {
             Some(body) => target.with_body(body.clone())?,
             None => target,
         };
+        let target = if self.ech { target.with_ech()? } else { target };
         if self.endpoint { target.by_endpoint() } else { Ok(target) }
     }
 

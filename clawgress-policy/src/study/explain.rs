@@ -14,11 +14,12 @@ use super::sent::{self, Body};
 use crate::effect::Obligation;
 use crate::history::History;
 use crate::kernel::{self, KernelAction, LimitAction};
-use crate::{
-    Decision, Host, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol, UPSTREAM_ALPN,
-};
+use crate::{Decision, Host, Operation, PolicySet, Request, Scheme, Transport, UPSTREAM_ALPN};
 
+mod hello;
 mod target;
+
+pub use hello::Offered;
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -49,8 +50,8 @@ pub enum Target {
         path: String,
         /// What the host resolves to, if that is to be judged as well.
         ip: Option<IpAddr>,
-        /// Fingerprint of the client's hello, for `https`; empty for none.
-        ja4: String,
+        /// The client's hello, for `https`.
+        hello: Offered,
         /// Whether it is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
         is_endpoint: bool,
         /// What is sent, if that is to be judged as well.
@@ -142,6 +143,9 @@ pub struct Explanation {
     /// Whether its TLS is read, so that `http` is asked of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_read: bool,
+    /// What `tunnel` says of the same by a hello that may hide its name (`"tls_ech"`), where that is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with_ech: Option<Box<Phase>>,
     /// Ids of content policies (`http`) whose scope has this agent and destination, and which count for nothing since
     /// the content stays unread.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -170,9 +174,9 @@ pub fn explain(
     let set = &if is_blind { set.seeing(Arc::default()) } else { set.clone() };
     let explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
-        Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint, body } => {
+        Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, body } => {
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
-            let url = url(set, agent, (host, *port, *scheme), http, (*ip, ja4, *is_endpoint, reading));
+            let url = url(set, agent, (host, *port, *scheme), http, (*ip, hello, *is_endpoint, reading));
             sent::asked(url, set, agent, http, body.as_ref())
         }
         Target::Name { host, query_type } => name(set, agent, host, query_type),
@@ -226,7 +230,7 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
     };
     let phases = vec![connect, direct];
     let (decided, moot, is_read) = (decided.to_owned(), Vec::new(), false);
-    Explanation { allowed, decided, reason, phases, opaque, is_read, moot, unasked, notes }
+    Explanation { allowed, decided, reason, phases, opaque, is_read, with_ech: None, moot, unasked, notes }
 }
 
 fn url(
@@ -234,9 +238,9 @@ fn url(
     agent: &Agent,
     (host, port, scheme): (&Host, u16, Scheme),
     http: Operation<'_>,
-    (ip, ja4, is_endpoint, reading): (Option<IpAddr>, &str, bool, TlsReading),
+    (ip, hello, is_endpoint, reading): (Option<IpAddr>, &Offered, bool, TlsReading),
 ) -> Explanation {
-    let (mut phases, mut notes, mut is_read) = (Vec::new(), Vec::new(), false);
+    let (mut phases, mut notes, mut is_read, mut with_ech) = (Vec::new(), Vec::new(), false, None);
     let mut unasked = Vec::new();
     match scheme {
         Scheme::Http => phases.push(ask(set, agent, http)),
@@ -247,23 +251,11 @@ fn url(
             phases.push(ask(set, agent, http));
         }
         Scheme::Https => {
-            let tls = ask(set, agent, Operation::Tls { host, port, alpn: &[], ja4 });
-            let protocol = TunnelProtocol::Tls;
-            let mut tunnel = ask(set, agent, Operation::Tunnel { host, port, protocol });
-            let is_to_be_read = reads(&tls, &mut tunnel, reading == TlsReading::Excluded);
-            is_read = is_to_be_read && reading == TlsReading::On;
-            phases.push(tls);
-            phases.push(if is_read { ask(set, agent, http) } else { tunnel });
-            let note = match reading {
-                TlsReading::On => {
-                    "its TLS is read, so that `http` is asked of each request instead of `tunnel`"
-                }
-                TlsReading::Excluded => "`exclude` in [intercept] keeps its TLS from being read",
-                TlsReading::Off => "no TLS is read: there is no [intercept] in the configuration",
-            };
-            notes.extend(is_to_be_read.then(|| note.to_owned()));
-            let of_hello = if ja4.is_empty() { " and has no fingerprint" } else { "" };
-            notes.push(format!("`tls` is told for a hello that offers no ALPN{of_hello}"));
+            let began = hello::began(set, agent, (host, port), hello, reading);
+            (is_read, with_ech) = (began.is_read, began.with_ech);
+            phases.push(began.tls);
+            phases.push(if is_read { ask(set, agent, http) } else { began.tunnel });
+            notes.extend(began.notes);
         }
     }
     // Last, as the proxy asks it: of each address, once it is known that the rest is allowed.
@@ -294,28 +286,18 @@ fn url(
         Scheme::Https if allowed && !is_read => Some("tunnel".to_owned()),
         Scheme::Http | Scheme::Https => is_forwarded.then(|| "direct".to_owned()),
     };
-    Explanation { allowed, decided, reason, phases, opaque, is_read, moot: Vec::new(), unasked, notes }
-}
-
-/// Whether TLS is to be read: since `tunnel` is not permitted, or by an effect, which counts for nothing where the host is
-/// `excluded`. What `tunnel` says is told in the proxy's own words then.
-fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
-    let by = |phase: &Phase| {
-        let all = phase.effects.iter().filter(|effect| effect.effect == "intercept");
-        all.map(|effect| effect.policy.clone()).collect::<Vec<_>>()
-    };
-    let by_effect: Vec<String> =
-        if excluded { Vec::new() } else { by(tls).into_iter().chain(by(tunnel)).collect() };
-    let denied = [DropReason::PolicyDenied, DropReason::PolicyForbidden];
-    let is_denied = denied.iter().any(|r| tunnel.reason.as_deref() == Some(r.name()));
-    if !is_denied && (by_effect.is_empty() || !tunnel.allowed) {
-        return false;
+    Explanation {
+        allowed,
+        decided,
+        reason,
+        phases,
+        opaque,
+        is_read,
+        with_ech,
+        moot: Vec::new(),
+        unasked,
+        notes,
     }
-    if tunnel.allowed {
-        (tunnel.allowed, tunnel.policies) = (false, by_effect);
-    }
-    tunnel.reason = Some(DropReason::InspectionRequired.name().to_owned());
-    true
 }
 
 fn name(set: &PolicySet, agent: &Agent, host: &Host, query_type: &str) -> Explanation {
@@ -340,6 +322,7 @@ fn name(set: &PolicySet, agent: &Agent, host: &Host, query_type: &str) -> Explan
         reason,
         phases: vec![phase],
         is_read: false,
+        with_ech: None,
         opaque: None,
         moot: Vec::new(),
         unasked: Vec::new(),

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +179,19 @@ fn kinds_of(agents: &[Agent], by_name: bool) -> Vec<Vec<&Agent>> {
 type Said = (String, BTreeSet<String>);
 
 fn said(set: &PolicySet, request: &Request<'_>) -> Said {
+    let own = said_alone(set, request);
+    let Operation::Tunnel { host, port, protocol: TunnelProtocol::TlsEch } = request.operation else {
+        return own;
+    };
+    // It is held to what forbids TLS, or obliges it to anything, as where traffic is decided.
+    let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
+    let (verdict, effects) = said_alone(set, &Request { operation, ..*request });
+    let is_refused = verdict != "allow" && verdict != DropReason::PolicyDenied.name();
+    let verdict = if own.0 == "allow" && is_refused { verdict } else { own.0 };
+    (verdict, own.1.into_iter().chain(effects).collect())
+}
+
+fn said_alone(set: &PolicySet, request: &Request<'_>) -> Said {
     match set.obligations(request) {
         Err(failed) => {
             (failed.verdict.err().map_or("allow", |reason| reason.name()).to_owned(), BTreeSet::new())

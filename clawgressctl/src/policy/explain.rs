@@ -45,6 +45,9 @@ pub struct Arguments {
     /// Fingerprint of the client's hello, for `https`.
     #[arg(long)]
     ja4: Option<String>,
+    /// The hello may hide another name than it shows, for `https`: it has Encrypted ClientHello (`"tls_ech"` to policy).
+    #[arg(long)]
+    ech: bool,
     /// Bytes of the request's body, where policy asks about it.
     #[arg(long, value_name = "BYTES")]
     body_bytes: Option<u64>,
@@ -161,7 +164,7 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
 }
 
 fn target(arguments: &Arguments) -> Result<Target, String> {
-    let Arguments { to, method, protocol, address, ja4, endpoint, .. } = arguments;
+    let Arguments { to, method, protocol, address, ja4, ech, endpoint, .. } = arguments;
     let Arguments { body_bytes, media_type, findings, streams, .. } = arguments;
     let target = Target::parse(to, method.as_deref(), protocol.as_deref(), address.as_deref())?;
     // What is found in a call is said by the same word.
@@ -178,6 +181,7 @@ fn target(arguments: &Arguments) -> Result<Target, String> {
         Some(ja4) => target.with_hello(ja4.clone())?,
         None => target,
     };
+    let target = if *ech { target.with_ech()? } else { target };
     if *endpoint { target.by_endpoint() } else { Ok(target) }
 }
 
@@ -273,7 +277,10 @@ fn print(sources: &Sources<'_>, explanation: &Explanation) -> Result<(), Failure
     };
     output::line(&format!("{verdict} (decided by `{}`)", explanation.decided))?;
     for phase in &explanation.phases {
-        print_phase(sources, phase)?;
+        print_phase(sources, phase, "")?;
+    }
+    if let Some(phase) = &explanation.with_ech {
+        print_phase(sources, phase, ", where the hello may hide its name (`tls_ech`; ask with --ech)")?;
     }
     if let Some(opaque) = explanation.opaque.as_ref().filter(|_| !explanation.moot.is_empty()) {
         output::line(&format!("\nmoot, since `{opaque}` lets the content pass unread:"))?;
@@ -287,12 +294,12 @@ fn print(sources: &Sources<'_>, explanation: &Explanation) -> Result<(), Failure
     Ok(())
 }
 
-fn print_phase(sources: &Sources<'_>, phase: &Phase) -> Result<(), Failure> {
+fn print_phase(sources: &Sources<'_>, phase: &Phase, of: &str) -> Result<(), Failure> {
     let says = match &phase.reason {
         Some(reason) => format!("deny ({reason})"),
         None => "allow".to_owned(),
     };
-    output::line(&format!("\n{}: {says}", phase.action))?;
+    output::line(&format!("\n{}{of}: {says}", phase.action))?;
     if phase.policies.is_empty() && !phase.allowed {
         output::line("  no policy permits it")?;
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Body, Target};
+use super::{Body, Offered, Target};
 use crate::host::quote;
 use crate::{Host, Scheme, Transport};
 
@@ -58,8 +58,20 @@ impl Target {
     /// If it is no `https://…`.
     pub fn with_hello(mut self, fingerprint: String) -> Result<Target, String> {
         match &mut self {
-            Target::Url { scheme: Scheme::Https, ja4, .. } => *ja4 = fingerprint,
+            Target::Url { scheme: Scheme::Https, hello, .. } => hello.ja4 = fingerprint,
             _ => return Err("the fingerprint of a hello goes with a URL `https://…`".to_owned()),
+        }
+        Ok(self)
+    }
+
+    /// The same by a hello that may hide another name than it shows.
+    ///
+    /// # Errors
+    /// If it is no `https://…`.
+    pub fn with_ech(mut self) -> Result<Target, String> {
+        match &mut self {
+            Target::Url { scheme: Scheme::Https, hello, .. } => hello.is_encrypted = true,
+            _ => return Err("a hello with ECH goes with a URL `https://…`".to_owned()),
         }
         Ok(self)
     }
@@ -67,10 +79,10 @@ impl Target {
     /// The same, asked of an endpoint.
     ///
     /// # Errors
-    /// If it is no `https://…`, or has the fingerprint of a client's hello.
+    /// If it is no `https://…`, or something is said of a client's hello.
     pub fn by_endpoint(mut self) -> Result<Target, String> {
         match &mut self {
-            Target::Url { scheme: Scheme::Https, ja4, is_endpoint, .. } if ja4.is_empty() => {
+            Target::Url { scheme: Scheme::Https, hello, is_endpoint, .. } if *hello == Offered::default() => {
                 *is_endpoint = true;
             }
             Target::Url { scheme: Scheme::Https, .. } => {
@@ -132,7 +144,7 @@ impl Target {
         let host = Host::parse(host).map_err(|error| error.to_string())?;
         let path = if path.is_empty() { "/" } else { path }.to_owned();
         let method = method.unwrap_or("GET").to_owned();
-        let (ja4, is_endpoint) = (String::new(), false);
-        Ok(Target::Url { host, port, scheme, method, path, ip, ja4, is_endpoint, body: None })
+        let (hello, is_endpoint) = (Offered::default(), false);
+        Ok(Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, body: None })
     }
 }
