@@ -89,8 +89,8 @@ impl Idp {
         format!("Proxy-Authorization: Bearer {}", answer["access_token"].as_str().unwrap())
     }
 
-    /// Has the gateway trust it, and its keys count as fresh for so long at most.
-    fn set(&self, site: &Site, fresh_s_max: u32) {
+    /// Has the gateway trust it, and its keys count as fresh for so long at most, and then while it fails.
+    fn set(&self, site: &Site, fresh_s_max: u32, stale_s_max: u32) {
         let settings = format!(
             r#"
 issuer = "{ISSUER}"
@@ -104,7 +104,7 @@ lifetime_s_max = 600
 agent = {{ from = "client_id" }}
 
 [provider]
-stale_s_max = 600
+stale_s_max = {stale_s_max}
 fresh_s_max = {fresh_s_max}
 networks = ["127.0.0.0/8", "::1/128"]
 ca_file = "ca.pem"
@@ -135,7 +135,7 @@ fn tokens_of_an_openid_provider_whose_keys_roll_over() {
     let site = site();
     let mut idp = Idp::new(&site);
     idp.start(&site, &["one"]);
-    idp.set(&site, 900);
+    idp.set(&site, 900, 600);
     let token = idp.bearer(&site, ASSISTANT, "urn:clawgress");
     until_answered(&site, "the first keys", &token, FETCH_TIME, (200, 200));
     let seen =
@@ -162,13 +162,22 @@ fn tokens_of_an_openid_provider_whose_keys_roll_over() {
     assert_eq!(ask(&site, &token, API), (200, 200), "the old key counts while the provider has it");
 
     // The old key is withdrawn, and nobody comes with a key that isn't known.
-    idp.set(&site, 1);
+    idp.set(&site, 1, 600);
     idp.start(&site, &["two"]);
     until_answered(&site, "the end of the old key", &token, FETCH_TIME, (0, 407));
     assert_eq!(ask(&site, &next, API), (200, 200));
     record(&site, "who changed the keys", |r| {
         r.detail.as_deref().is_some_and(|d| d.contains("default/idp") && d.contains("keys"))
     });
+
+    // The provider is gone: its last keys count on, for as long as they may.
+    idp.process.take().unwrap().kill().unwrap();
+    let show = || admin(&site).ctl(&["issuer", "show", "idp"])?.check();
+    let is_stale = || Ok(show()?.stdout.contains("stale, failing"));
+    site.gateway.lab.wait("the provider to fail", FETCH_TIME, is_stale).unwrap();
+    assert_eq!(ask(&site, &next, API), (200, 200));
+    idp.set(&site, 1, 0);
+    until_answered(&site, "the end of keys that nobody confirms", &next, FETCH_TIME, (0, 407));
     finish(site);
 }
 

@@ -6,7 +6,7 @@ use clawgress_api::{AuditQuery, Plane, RecordKind, Verdict};
 use clawgress_e2e::lab::{GatewayOptions, Host};
 use clawgress_e2e::scenario::{POLICY, SETS};
 
-use crate::support::{admin, codes, curl_within, finish, site_with};
+use crate::support::{admin, codes, curl_within, finish, replays_alike, site_with};
 
 /// Longest wait for what was asked to end, and to be recorded.
 const END_TIME: Duration = Duration::from_secs(30);
@@ -72,10 +72,10 @@ fn call(tool: &str) -> String {
 /// as they come, and denials of each.
 #[test]
 fn contents_are_replayed_exactly() {
-    let site = site_with(GatewayOptions { more: SERVERS.to_owned(), ..GatewayOptions::default() });
+    let mut site = site_with(GatewayOptions { more: SERVERS.to_owned(), ..GatewayOptions::default() });
     let policy = format!("{POLICY}{CONTENTS}");
-    admin(&site).apply_text(site.gateway.lab.dir(), &policy, SETS).unwrap().check().unwrap();
-    let (live, since) = (admin(&site).agreed().unwrap().revision.to_string(), jiff::Timestamp::now());
+    site.gateway.apply_policy(&policy, SETS).unwrap();
+    let since = jiff::Timestamp::now();
     let (upload, tools, chat) = (
         "http://api.allowed.test/upload",
         "http://api.allowed.test/mcp",
@@ -123,15 +123,6 @@ fn contents_are_replayed_exactly() {
         Ok((of(RecordKind::Decision, deny), of(RecordKind::Outcome, allow)) == (4, 11))
     });
     waited.unwrap();
-    let since = since.to_string();
-    let words = ["policy", "replay", "-o", "json", "-n", "50000", "--since", &since, &live];
-    let output = site.gateway.ctl(&words).unwrap().check().unwrap();
-    let again: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
-    for kind in ["changed", "obliged"] {
-        assert!(again[kind].as_array().unwrap().is_empty(), "{kind}: {again:#}");
-    }
-    assert!(again["undecidable"].as_object().unwrap().is_empty(), "{again:#}");
-    assert_eq!(again["otherwise"], 0, "{again:#}");
-    assert!(again["same"].as_u64().unwrap() >= 15, "{again:#}");
+    replays_alike(&site, since, 15);
     finish(site);
 }

@@ -1,12 +1,16 @@
 //! Signals: what agents seem to be, and what they did before, from real clients to policy.
 
+use std::time::Duration;
+
 use clawgress_api::{EffectRef, KnownFingerprint, Plane, RecordKind, Verdict};
 use clawgress_e2e::lab::Host;
 use clawgress_e2e::plan::API;
 use clawgress_e2e::scenario::{CRAWLER, POLICY, SETS};
 
-use crate::support::{admin, agent, curl, denied, finish, record, site, to_host};
+use crate::support::{admin, agent, codes, curl, denied, finish, record, site, to_host};
 
+/// Time for control to have what L7 recorded.
+const COUNT_TIME: Duration = Duration::from_secs(15);
 const PAGE: &str = "https://api.allowed.test/hello";
 
 #[test]
@@ -26,6 +30,8 @@ fn programs_are_known_by_their_hellos_and_places_by_who_was_there() {
         unless {{ context has mac && context.mac == \"{mac}\" }};
         @id(\"new-place\") @effect(\"alert\") @severity(\"low\")
         permit (principal, action == Action::\"tls\", resource) when {{ context.history.first_seen }};
+        @id(\"denied-often\") forbid (principal, action == Action::\"http\", resource)
+        when {{ context.history.denied_last_hour >= 3 && context.history.requests_last_hour > 3 }};
         "
     );
     site.gateway.apply_policy(&text, SETS).unwrap();
@@ -64,6 +70,15 @@ fn programs_are_known_by_their_hellos_and_places_by_who_was_there() {
     assert_eq!(new.effects, [alert]);
     assert!(curl(&site, Host::Known, &["-4", "https://llm.allowed.test/again"]).ok());
     record(&site, "the known place", |r| allowed("llm.allowed.test")(r) && r.effects.is_empty());
+
+    // Control counts what is recorded: one was denied so far.
+    let get = |path: &str| codes(&curl(&site, Host::Known, &["-4", &format!("http://{API}{path}")])).0;
+    assert_eq!((get("/hello"), get("/admin"), get("/admin")), (200, 403, 403));
+    let is_counted = || Ok(get("/hello") == 403);
+    site.gateway.lab.wait("what was denied to count", COUNT_TIME, is_counted).unwrap();
+    record(&site, "who is denied often", |r| {
+        denied(r, "policy_forbidden") && r.policies == ["denied-often"] && agent(r) == Some(CRAWLER)
+    });
     site.gateway.apply_policy(POLICY, SETS).unwrap();
     finish(site);
 }

@@ -120,6 +120,22 @@ pub fn cut(site: &Site, (who, reason, count): (&str, &str, usize), cause: impl F
     );
 }
 
+/// Has what was decided since then decided again by the policy that is live: all of it alike, by the same policies and with the same
+/// effects, and so much at least.
+#[track_caller]
+pub fn replays_alike(site: &Site, since: jiff::Timestamp, least: u64) {
+    let (live, since) = (admin(site).status().unwrap().revision.to_string(), since.to_string());
+    let words = ["policy", "replay", "-o", "json", "-n", "50000", "--since", &since, &live];
+    let output = site.gateway.ctl(&words).unwrap().check().unwrap();
+    let again: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    for kind in ["changed", "obliged"] {
+        assert!(again[kind].as_array().unwrap().is_empty(), "{kind}: {again:#}");
+    }
+    assert!(again["undecidable"].as_object().unwrap().is_empty(), "{again:#}");
+    assert_eq!(again["otherwise"], 0, "{again:#}");
+    assert!(again["same"].as_u64().unwrap() >= least, "{again:#}");
+}
+
 /// Whether a record is a denial for `reason`.
 pub fn denied(record: &AuditRecord, reason: &str) -> bool {
     record.verdict == Some(Verdict::Deny) && record.reason.is_some_and(|r| r.name() == reason)

@@ -6,7 +6,7 @@ use clawgress_e2e::lab::{Daemon, Host, Output};
 use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 
-use crate::support::{agent, finish, pair, proxy, record, site, to_host};
+use crate::support::{agent, finish, pair, proxy, record, replays_alike, site, to_host};
 
 /// Sends back what it gets; and tells by which codes its connections have ended.
 const SERVER: &str = r#"
@@ -81,6 +81,11 @@ const MESSAGES: &str = r#"
 @id("messages") permit (principal in Team::"research", action == Action::"tunnel", resource == Host::"api.allowed.test")
 when { context.protocol == "websocket" };
 "#;
+/// Where anything may be said, whatever it is.
+const SAID: &str = r#"
+@id("said") permit (principal in Team::"research", action == Action::"send", resource == Host::"api.allowed.test")
+when { context.path == "/chat" };
+"#;
 
 /// The lab's policy, whose tunnels are at the port of TLS alone.
 fn closed() -> String {
@@ -149,7 +154,8 @@ fn messages_pass_where_their_request_and_they_are_permitted() {
         let output = open(&site, host, "/chat", proxy);
         assert_eq!(output.stdout.trim(), "403 inspection_required", "{output:?}");
     }
-    site.gateway.apply_policy(&(closed() + MESSAGES), SETS).unwrap();
+    site.gateway.apply_policy(&(closed() + MESSAGES + SAID), SETS).unwrap();
+    let since = jiff::Timestamp::now();
     for (host, who, proxy) in [(Host::Known, CRAWLER, ""), (Host::Anon, ASSISTANT, &*own)] {
         let output = open(&site, host, "/chat", proxy);
         assert_eq!(output.stdout.trim(), "hello 100000", "{output:?}");
@@ -159,12 +165,20 @@ fn messages_pass_where_their_request_and_they_are_permitted() {
                 && r.verdict == Some(Verdict::Allow)
                 && r.action.as_deref() == Some("tunnel")
         });
-        assert!(decision.policies.contains(&"messages".to_owned()), "{decision:?}");
+        let by = |id: &str| decision.policies.iter().any(|policy| policy == id);
+        assert!(by("messages") && by("said"), "{decision:?}");
         assert_eq!(outcome.status, Some(101));
         assert!(outcome.bytes_sent > Some(100_000) && outcome.bytes_received > Some(100_000), "{outcome:?}");
         let output = open(&site, host, "/admin/chat", proxy);
         assert_eq!(output.stdout.trim(), "403 policy_forbidden", "{output:?}");
+        let output = open(&site, host, "/elsewhere", proxy);
+        assert_eq!(output.stdout.trim(), "403 policy_denied", "{output:?}");
     }
+    record(&site, "what nobody may say there", |r| {
+        agent(r) == Some(ASSISTANT) && r.action.as_deref() == Some("send") && r.verdict == Some(Verdict::Deny)
+    });
+    // No message had to be seen for that.
+    replays_alike(&site, since, 6);
     // Under what permits no messages, what was opened would not be.
     let without = site.gateway.lab.dir().join("without.cedar");
     std::fs::write(&without, closed()).unwrap();
