@@ -204,7 +204,7 @@ impl Bucket {
             .chain(address)
             .flatten()
             .copied()
-            .chain(self.anchored.candidates(|subject| ask.subject(subject)))
+            .chain(self.anchored.candidates(move |subject| ask.subject(subject)))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::kernel::{self, KernelAction, LimitAction};
 use crate::{Decision, Host, Operation, PolicySet, Request, Scheme, Transport, UPSTREAM_ALPN};
 
 mod hello;
+pub(super) mod opening;
 mod target;
 
 pub use hello::Offered;
@@ -54,6 +55,8 @@ pub enum Target {
         hello: Offered,
         /// Whether it is asked of an endpoint, so that the gateway itself starts TLS and the request is read.
         is_endpoint: bool,
+        /// Whether it opens a WebSocket.
+        opens: bool,
         /// What is sent, if that is to be judged as well.
         body: Option<Body>,
     },
@@ -174,10 +177,11 @@ pub fn explain(
     let set = &if is_blind { set.seeing(Arc::default()) } else { set.clone() };
     let explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
-        Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, body } => {
+        Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, opens, body } => {
             let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
-            let url = url(set, agent, (host, *port, *scheme), http, (*ip, hello, *is_endpoint, reading));
-            sent::asked(url, set, agent, http, body.as_ref())
+            let by = By { ip: *ip, hello, is_endpoint: *is_endpoint, opens: *opens, reading };
+            let url = url(set, agent, (host, *port, *scheme), http, by);
+            sent::asked(url, set, agent, (http, *opens), body.as_ref())
         }
         Target::Name { host, query_type } => name(set, agent, host, query_type),
     };
@@ -233,12 +237,21 @@ fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Tra
     Explanation { allowed, decided, reason, phases, opaque, is_read, with_ech: None, moot, unasked, notes }
 }
 
+/// How a URL is asked for.
+struct By<'a> {
+    ip: Option<IpAddr>,
+    hello: &'a Offered,
+    is_endpoint: bool,
+    opens: bool,
+    reading: TlsReading,
+}
+
 fn url(
     set: &PolicySet,
     agent: &Agent,
     (host, port, scheme): (&Host, u16, Scheme),
     http: Operation<'_>,
-    (ip, hello, is_endpoint, reading): (Option<IpAddr>, &Offered, bool, TlsReading),
+    By { ip, hello, is_endpoint, opens, reading }: By<'_>,
 ) -> Explanation {
     let (mut phases, mut notes, mut is_read, mut with_ech) = (Vec::new(), Vec::new(), false, None);
     let mut unasked = Vec::new();
@@ -257,6 +270,11 @@ fn url(
             phases.push(if is_read { ask(set, agent, http) } else { began.tunnel });
             notes.extend(began.notes);
         }
+    }
+    if let Some(request) = phases.last().filter(|phase| opens && phase.action == http.action()) {
+        let (messages, note) = opening::messages(set, agent, (host, port), request);
+        phases.extend(messages);
+        notes.extend(note);
     }
     // Last, as the proxy asks it: of each address, once it is known that the rest is allowed.
     let mut is_forwarded = false;
@@ -410,6 +428,15 @@ impl Explanation {
         let notes = self.notes.into_iter().chain([note]).collect();
         let (decided, reason) = ("identity".to_owned(), Some(reason.name().to_owned()));
         Explanation { allowed: false, decided, reason, opaque: None, moot: Vec::new(), notes, ..self }
+    }
+
+    /// Adds a phase that is asked after all others.
+    pub(super) fn push(&mut self, phase: Phase) {
+        if self.allowed {
+            (self.allowed, self.reason) = (phase.allowed, phase.reason.clone());
+            self.decided.clone_from(&phase.action);
+        }
+        self.phases.push(phase);
     }
 
     /// Whether it is known whether it passes: it is denied, or everything that is asked was.

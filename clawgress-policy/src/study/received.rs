@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::call::{CaseCall, CaseTool};
-use super::explain::{Explanation, Target, ask};
+use super::explain::{Explanation, Target, ask, opening};
 use super::sent::streamed;
 use crate::content::{AskedCall, Payload, Usage};
 use crate::{Operation, PolicySet};
@@ -88,10 +88,12 @@ impl Explanation {
         target: &Target,
         answer: Option<&CaseAnswer>,
     ) -> Explanation {
-        let Target::Url { host, port, .. } = target else { return self };
+        let Target::Url { host, port, opens, .. } = target else { return self };
         let is_read = self.phases.iter().any(|phase| phase.action == "http");
         let Some(answer) = answer else {
-            if is_read && set.asks_receive() {
+            if is_read && *opens {
+                opening::received(&mut self, set, agent, (host, *port));
+            } else if is_read && set.asks_receive() {
                 self.unasked.push("receive".to_owned());
                 let note = "`receive` is asked of what comes back, and nothing is said of that: `--status`, `--answer-bytes`, `--asks-for` and others do, in cases `answer`";
                 self.notes.push(note.to_owned());
@@ -122,11 +124,7 @@ impl Explanation {
         let answered = of(AskedCall::default());
         let denied = || answer.calls.iter().map(asked).find(|phase| !phase.allowed);
         let phase = if answered.allowed { denied() } else { None }.unwrap_or(answered);
-        if self.allowed {
-            (self.allowed, self.reason) = (phase.allowed, phase.reason.clone());
-            self.decided.clone_from(&phase.action);
-        }
-        self.phases.push(phase);
+        self.push(phase);
         self
     }
 }

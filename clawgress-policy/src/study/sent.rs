@@ -4,7 +4,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use serde::Deserialize;
 
-use super::explain::{Explanation, Phase, ask};
+use super::explain::{Explanation, Phase, ask, opening};
 use crate::content::Payload;
 use crate::{Operation, PolicySet, may_have_body};
 
@@ -27,7 +27,7 @@ pub(super) fn asked(
     mut url: Explanation,
     set: &PolicySet,
     agent: &Agent,
-    http: Operation<'_>,
+    (http, opens): (Operation<'_>, bool),
     body: Option<&Body>,
 ) -> Explanation {
     let Operation::Http { host, port, method, path, .. } = http else { return url };
@@ -45,13 +45,9 @@ pub(super) fn asked(
                 let payload = Payload { bytes: *bytes, complete, media_type, findings };
                 ask(set, agent, Operation::Send { host, port, method, path, payload })
             };
-            let phase = if body.streams { streamed(send(false), || send(true)) } else { send(true) };
-            if url.allowed {
-                (url.allowed, url.reason) = (phase.allowed, phase.reason.clone());
-                url.decided.clone_from(&phase.action);
-            }
-            url.phases.push(phase);
+            url.push(if body.streams { streamed(send(false), || send(true)) } else { send(true) });
         }
+        None if is_read && opens => opening::sent(&mut url, set, agent, http),
         None if is_read && set.asks_send() && may_have_body(method) => {
             url.unasked.push("send".to_owned());
             url.notes.push(

@@ -234,7 +234,7 @@ fn opaque_permits_make_the_platforms_content_rules_moot() {
 #[test]
 fn targets_are_what_people_write() {
     for (text, method, protocol, said) in [
-        ("ftp://a.test/", None, None, "neither `http://"),
+        ("ftp://a.test/", None, None, "none of `http://"),
         ("http://u:p@a.test/", None, None, "has a user"),
         ("http://a.test:99999/", None, None, "is not a port"),
         ("http://a b/", None, None, "a b"),

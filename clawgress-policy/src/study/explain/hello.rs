@@ -54,7 +54,7 @@ pub(super) fn began(
 
 /// Whether TLS is to be read: since `tunnel` is not permitted, or by an effect, which counts for nothing where the host is
 /// `excluded`. What `tunnel` says is told in the proxy's own words then.
-fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
+pub(super) fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
     let by = |phase: &Phase| {
         let all = phase.effects.iter().filter(|effect| effect.effect == "intercept");
         all.map(|effect| effect.policy.clone()).collect::<Vec<_>>()

@@ -7,7 +7,7 @@ use crate::host::quote;
 use crate::{Host, Scheme, Transport};
 
 impl Target {
-    /// Reads what a person writes: `http://…` or `https://…`, or an address, with a port where the protocol has them.
+    /// Reads what a person writes: `http://…` or `https://…`, `ws://…` or `wss://…`, or an address, with a port where the protocol has them.
     /// `address` is what a URL's host resolves to.
     ///
     /// # Errors
@@ -23,19 +23,24 @@ impl Target {
             if protocol.is_some() {
                 return Err("a protocol goes with an address, not with a URL".to_owned());
             }
-            let (scheme, port) = match scheme.to_ascii_lowercase().as_str() {
+            let (scheme, port, opens) = match scheme.to_ascii_lowercase().as_str() {
                 "dns" if method.is_none() && address.is_none() => return Target::of_name(rest),
-                "http" => (Scheme::Http, 80),
-                "https" => (Scheme::Https, 443),
+                "http" => (Scheme::Http, 80, false),
+                "https" => (Scheme::Https, 443, false),
+                "ws" | "wss" if method.is_some() => {
+                    return Err("a WebSocket is opened by GET: leave the method out".to_owned());
+                }
+                "ws" => (Scheme::Http, 80, true),
+                "wss" => (Scheme::Https, 443, true),
                 _ => {
                     return Err(format!(
-                        "`{shown}` is neither `http://…`, `https://…` nor `dns://NAME/TYPE`"
+                        "`{shown}` is none of `http://…`, `https://…`, `ws://…`, `wss://…` and `dns://NAME/TYPE`"
                     ));
                 }
             };
             let ip = |text: &str| text.parse().map_err(|_| format!("`{}` is not an address", quote(text)));
             let ip = address.map(ip).transpose()?;
-            return Target::of_url(&shown, rest, (scheme, port), method, ip);
+            return Target::of_url(&shown, rest, (scheme, port, opens), method, ip);
         }
         if method.is_some() || address.is_some() {
             return Err("a method and an address go with a URL such as `https://api.example/x`".to_owned());
@@ -122,7 +127,7 @@ impl Target {
     fn of_url(
         shown: &str,
         rest: &str,
-        (scheme, port): (Scheme, u16),
+        (scheme, port, opens): (Scheme, u16, bool),
         method: Option<&str>,
         ip: Option<IpAddr>,
     ) -> Result<Target, String> {
@@ -145,6 +150,6 @@ impl Target {
         let path = if path.is_empty() { "/" } else { path }.to_owned();
         let method = method.unwrap_or("GET").to_owned();
         let (hello, is_endpoint) = (Offered::default(), false);
-        Ok(Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, body: None })
+        Ok(Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, opens, body: None })
     }
 }
