@@ -17,6 +17,8 @@ use crate::{
     Host, Operation, Policies, PolicyInForceRef, PolicySet, Request, Scheme, TunnelProtocol, UPSTREAM_ALPN,
 };
 
+mod calls;
+
 /// Most requests that both are asked about: some seconds of one core.
 const ASKED_MAX: usize = 400_000;
 /// Most changes listed; a person reads no more.
@@ -29,9 +31,9 @@ pub struct RequestChange {
     pub agents: Vec<String>,
     /// The action.
     pub action: String,
-    /// The hosts.
+    /// The hosts; of `llm` the models as `PROVIDER/MODEL`, of `tool` the tools as `SERVER/TOOL`.
     pub hosts: Vec<String>,
-    /// What else a request has to be: `method`, `path`, `port`, `protocol`, `type`, `body`. What is absent may be any that was tried.
+    /// What else a request has to be: `method`, `path`, `port`, `protocol`, `type`, `body`, `call`. What is absent may be any that was tried.
     pub about: BTreeMap<String, String>,
     /// What the first says: `allow` or the name of a drop reason, and effects, if those differ.
     pub before: String,
@@ -110,20 +112,25 @@ impl RequestDifference {
         samples: &Samples,
     ) -> Vec<RequestChange> {
         let mut by_host: BTreeMap<RequestChange, BTreeSet<String>> = BTreeMap::new();
+        let anywhere = Host::from_address([192, 0, 2, 1].into());
+        let mut asked = Vec::new();
         for host in &samples.hosts {
-            for kind in kinds(host, samples, Asked::of(&[a, b])) {
-                let Some(turns) = self.of_kind(a, b, agent, &kind) else { continue };
-                for (about, (before, after)) in collapsed(&kind.dimensions, turns) {
-                    let change = RequestChange {
-                        agents: Vec::new(),
-                        action: kind.action.to_owned(),
-                        hosts: Vec::new(),
-                        about,
-                        before,
-                        after,
-                    };
-                    by_host.entry(change).or_default().insert(samples.shown(host));
-                }
+            let named = |kind| (samples.shown(host), kind);
+            asked.extend(kinds(host, samples, Asked::of(&[a, b])).into_iter().map(named));
+        }
+        asked.extend(calls::kinds(&anywhere, samples, [a, b]));
+        for (of, kind) in asked {
+            let Some(turns) = self.of_kind(a, b, agent, &kind) else { continue };
+            for (about, (before, after)) in collapsed(&kind.dimensions, turns) {
+                let change = RequestChange {
+                    agents: Vec::new(),
+                    action: kind.action.to_owned(),
+                    hosts: Vec::new(),
+                    about,
+                    before,
+                    after,
+                };
+                by_host.entry(change).or_default().insert(of.clone());
             }
         }
         let with_hosts = |(change, hosts): (RequestChange, BTreeSet<String>)| RequestChange {

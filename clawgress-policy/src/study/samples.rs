@@ -6,7 +6,13 @@ use std::collections::BTreeSet;
 use cedar_policy_core::ast::{Expr, ExprKind, Literal, PatternElem};
 
 use crate::set::syntax::{self, Policy};
+use crate::set::{applies, names_asked_by_name};
+use crate::vocabulary::ActionKind;
 use crate::{Host, PolicyInForceRef};
+
+pub(super) use self::calls::Calls;
+
+mod calls;
 
 /// Most samples of each dimension: their product is what is asked.
 const HOSTS_MAX: usize = 256;
@@ -39,6 +45,10 @@ pub(super) struct Samples {
     pub(super) ports: Vec<u16>,
     pub(super) query_types: Vec<String>,
     pub(super) bodies: Vec<SampleBody>,
+    /// Calls of models.
+    pub(super) models: Calls,
+    /// Messages to tools.
+    pub(super) tools: Calls,
     /// Whether any policy names a single agent.
     pub(super) names_agents: bool,
     /// What was left out, if anything was.
@@ -53,6 +63,9 @@ struct Named {
     words: BTreeSet<String>,
     patterns: BTreeSet<Vec<String>>,
     numbers: BTreeSet<i64>,
+    /// Providers and tool servers, and what they offer, by id.
+    offering: BTreeSet<String>,
+    offered: BTreeSet<String>,
     agents: bool,
 }
 
@@ -61,9 +74,13 @@ struct Named {
 impl Samples {
     pub(super) fn of(texts: &[PolicyInForceRef<'_>]) -> Samples {
         let mut named = Named::default();
+        let (mut of_models, mut of_tools) = (Named::default(), Named::default());
         let mut hosts = BTreeSet::new();
         for text in texts {
-            named.read(text.text);
+            named.read(text.text, |_| true);
+            let names = |ast: &Policy, action| applies(ast, action) && names_asked_by_name(ast);
+            of_models.read(text.text, |ast| names(ast, ActionKind::Llm));
+            of_tools.read(text.text, |ast| names(ast, ActionKind::Tool));
             for (name, members) in &text.sets.hosts {
                 if named.host_sets.contains(name) {
                     hosts.extend(members.iter().take(MEMBERS_MAX).map(|member| below(member)));
@@ -81,6 +98,8 @@ impl Samples {
             all.into_iter().take(max).collect()
         };
         let words = |is: fn(&str) -> bool| named.words.iter().filter(move |word| is(word)).cloned();
+        let models = Calls::of_models(&of_models, &mut bounded);
+        let tools = Calls::of_tools(&of_tools, &mut bounded);
         let hosts = bounded(hosts, HOSTS_MAX, "hosts");
         let methods = words(is_method).chain(["GET", "POST", "DELETE"].map(str::to_owned)).collect();
         let methods = bounded(methods, METHODS_MAX, "methods");
@@ -99,6 +118,8 @@ impl Samples {
             ports: ports.into_iter().collect(),
             query_types,
             bodies: named.bodies(),
+            models,
+            tools,
             names_agents: named.agents,
             incomplete: (!left.is_empty()).then(|| format!("only {} were tried", left.join(", "))),
         }
@@ -120,13 +141,22 @@ fn is_method(word: &str) -> bool {
     (1..=16).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_uppercase())
 }
 
+/// Whether it may be the name of a finding.
+fn is_finding(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit())
+}
+
 // === impl Named ===
 
 impl Named {
-    fn read(&mut self, text: &str) {
+    /// Reads those policies of a text that count.
+    fn read(&mut self, text: &str, counts: impl Fn(&Policy) -> bool) {
         let Ok(set) = text.parse::<cedar_policy::PolicySet>() else { return };
         for cedar in set.policies() {
             let ast: &Policy = cedar.as_ref();
+            if !counts(ast) {
+                continue;
+            }
             let (principal, resource) = (ast.principal_constraint(), ast.resource_constraint());
             let scopes = [principal.as_inner(), resource.as_inner()];
             for uid in scopes.into_iter().filter_map(syntax::scope_entity) {
@@ -159,6 +189,8 @@ impl Named {
         match named.kind.as_str() {
             "Host" => drop(self.hosts.insert(named.id.clone())),
             "HostSet" => drop(self.host_sets.insert(named.id.clone())),
+            "Provider" | "ToolServer" => drop(self.offering.insert(named.id.clone())),
+            "Model" | "Tool" => drop(self.offered.insert(named.id.clone())),
             "Agent" => self.agents = true,
             _ => {}
         }
@@ -180,11 +212,7 @@ impl Named {
             findings: Vec::new(),
         };
         let streams = SampleBody { told: "streams".to_owned(), complete: false, ..empty.clone() };
-        let findings = self.words.iter().filter(|word| {
-            !word.is_empty()
-                && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_' || b.is_ascii_digit())
-        });
-        let found = findings.map(|name| SampleBody {
+        let found = self.words.iter().filter(|word| is_finding(word)).map(|name| SampleBody {
             told: format!("finding {name}"),
             findings: vec![name.clone()],
             ..empty.clone()

@@ -557,3 +557,29 @@ fn requests_differ_where_the_sets_do() {
         "{changes:?}"
     );
 }
+
+/// Calls of models and messages to tools, by whose they are.
+#[test]
+fn calls_differ_where_the_sets_do() {
+    let before = format!(
+        "{TEXT}@id(\"gpt\") permit (principal, action == Action::\"llm\", resource in Provider::\"openai\") when {{ context.llm.model like \"gpt-5*\" && context.llm.tokens_estimated <= 100 }};
+@id(\"jira\") permit (principal, action == Action::\"tool\", resource in ToolServer::\"jira\") unless {{ context.tool.values.contains(\"/project=X\") }};"
+    );
+    let after = before.replace("<= 100", "<= 200").replace("/project=X", "/project=OPS");
+    let changes = requests(&before, &after, &[agent("a", "t", 1)]).changes;
+    let found = |action: &str, of: &str, call: &str| {
+        let fits = |change: &&super::requests::RequestChange| {
+            let about = change.about.get("call").map(String::as_str);
+            change.action == action && change.hosts.iter().any(|host| host == of) && about == Some(call)
+        };
+        changes.iter().find(fits).map(|change| (change.before.as_str(), change.after.as_str()))
+    };
+    let more = Some(("policy_denied", "allow"));
+    assert_eq!(found("llm", "openai/gpt-5", "200 tokens"), more, "{changes:?}");
+    assert_eq!(found("llm", "openai/gpt-5any", "101 tokens"), more);
+    assert_eq!(found("llm", "openai/gpt-5", "201 tokens"), None);
+    assert_eq!(found("llm", "any-other/gpt-5", "200 tokens"), None);
+    let less = Some(("allow", "policy_denied"));
+    assert_eq!(found("tool", "jira/any-other", "argument /project=OPS"), less, "{changes:?}");
+    assert_eq!(found("tool", "jira/any-other", "argument /project=X"), more);
+}
