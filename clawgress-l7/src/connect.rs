@@ -24,6 +24,7 @@ use crate::identify::{self, Who};
 use crate::intercept::{self, Wanted};
 use crate::opaque::{self, Content, Enforced, Offered, Subject};
 use crate::plain_http::{Front, Place};
+use crate::rest::{Rest, then};
 use crate::route::Way;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
@@ -65,14 +66,14 @@ struct Prospect {
     is_open: bool,
 }
 
-/// Serves a CONNECT, of which `held` was read.
+/// Begins to serve a CONNECT, of which `held` was read.
 pub async fn serve(
     serving: &Serving,
     connection: Connection,
     mut stream: Stream,
     mut held: Vec<u8>,
     deadline: Instant,
-) {
+) -> Rest<'_> {
     let exchange = Exchange::new(&serving.gateway, &connection);
     let asked = match peek::head(&mut stream, &mut held, deadline).await {
         Ok(n) => {
@@ -88,27 +89,25 @@ pub async fn serve(
         Ok(asked) => asked,
         Err(reason) => {
             let refused = Refused { manner: Manner::Connect, exchange, stream, has_presented: false };
-            return refused.end(&serving.gateway, Ruling::deny("tunnel", reason)).await;
+            return then(refused.end(&serving.gateway, Ruling::deny("tunnel", reason)));
         }
     };
-    open(serving, connection, Begun { exchange, stream, held }, asked).await;
+    open(serving, connection, Begun { exchange, stream, held }, asked).await
 }
 
-/// Serves a CONNECT of a stream, whose head in HTTP/1.1 is `head`.
+/// Begins to serve a CONNECT of a stream, whose head in HTTP/1.1 is `head`.
 pub async fn serve_stream(
     serving: &Serving,
     connection: Connection,
     stream: Stream,
     head: Result<Zeroizing<Vec<u8>>, DropReason>,
-) {
+) -> Rest<'_> {
     let exchange = Exchange::new(&serving.gateway, &connection);
     match head.and_then(|head| parse(&head)) {
-        Ok(asked) => {
-            open(serving, connection, Begun { exchange, stream, held: Vec::new() }, asked).await;
-        }
+        Ok(asked) => open(serving, connection, Begun { exchange, stream, held: Vec::new() }, asked).await,
         Err(reason) => {
             let refused = Refused { manner: Manner::Connect, exchange, stream, has_presented: false };
-            refused.end(&serving.gateway, Ruling::deny("tunnel", reason)).await;
+            then(refused.end(&serving.gateway, Ruling::deny("tunnel", reason)))
         }
     }
 }
@@ -124,8 +123,8 @@ pub struct Begun {
     pub held: Vec<u8>,
 }
 
-/// Opens what was asked for, and carries it to its end.
-pub async fn open(serving: &Serving, connection: Connection, begun: Begun, asked: Asked) {
+/// Opens what was asked for.
+pub async fn open(serving: &Serving, connection: Connection, begun: Begun, asked: Asked) -> Rest<'_> {
     let Begun { mut exchange, mut stream, held } = begun;
     let manner = asked.manner;
     exchange.host(&asked.host, asked.port);
@@ -133,19 +132,19 @@ pub async fn open(serving: &Serving, connection: Connection, begun: Begun, asked
         Ok(prospect) => prospect,
         Err(ruling) => {
             let has_presented = asked.credential.is_some() || connection.certificate.is_some();
-            return Refused { manner, exchange, stream, has_presented }.end(&serving.gateway, ruling).await;
+            let refused = Refused { manner, exchange, stream, has_presented };
+            return then(refused.end(&serving.gateway, ruling));
         }
     };
     let asked_at = std::time::Instant::now();
     let mut established = Established { serving, connection, exchange, asked, prospect, upstream: None };
     if let Err(reason) = established.dial_early().await {
-        return established.unreachable(reason, stream).await;
+        return then(established.unreachable(reason, stream));
     }
     if manner.establish(&mut stream).await.is_err() {
-        return established.record_dial().await;
+        return then(async move { established.record_dial().await });
     }
-    // Boxed: every idle tunnel would hold what only its beginning takes.
-    Box::pin(established.first_bytes(stream, held, asked_at)).await;
+    established.first_bytes(stream, held, asked_at).await
 }
 
 fn parse(head: &[u8]) -> Result<Asked, DropReason> {
@@ -261,7 +260,7 @@ impl Prospect {
 
 // === impl Established ===
 
-impl Established<'_> {
+impl<'a> Established<'a> {
     /// TLS is what follows as a rule: where it may, the upstream is dialled before the 200, so that one
     /// that can't be reached is a proper 502.
     async fn dial_early(&mut self) -> Result<(), DropReason> {
@@ -281,7 +280,13 @@ impl Established<'_> {
         Ok(())
     }
 
-    async fn first_bytes(mut self, mut stream: Stream, mut held: Vec<u8>, since: std::time::Instant) {
+    /// What the client says first tells what follows.
+    async fn first_bytes(
+        mut self,
+        mut stream: Stream,
+        mut held: Vec<u8>,
+        since: std::time::Instant,
+    ) -> Rest<'a> {
         let unknown = self.prospect.unknown.verdict.is_ok();
         let deadline = Instant::now() + limit::PEEK;
         let patience = if unknown { Instant::now() + limit::SERVER_FIRST } else { deadline };
@@ -309,7 +314,8 @@ impl Established<'_> {
                     Ok(offered) => self.carry(Content::Tls(offered), stream, held).await,
                     Err(reason) => {
                         let status = self.asked.manner.status();
-                        opaque::refuse_tls(self.exchange, stream, Ruling::deny("tls", reason), status).await;
+                        let ruling = Ruling::deny("tls", reason);
+                        then(opaque::refuse_tls(self.exchange, stream, ruling, status))
                     }
                 }
             }
@@ -319,18 +325,31 @@ impl Established<'_> {
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
                 drop(self.upstream);
-                let _cut = if spoken == Protocol::Http2 {
-                    Box::pin(http2::serve(self.serving, front, stream, held, deadline)).await
+                let serving = self.serving;
+                if spoken == Protocol::Http2 {
+                    let serve = http2::serve(serving, front, stream, held, deadline);
+                    then(async move {
+                        let _cut = serve.await;
+                    })
                 } else {
-                    self.serving.plain_http(front, stream, held, deadline).await
-                };
+                    let serve = serving.plain_http(front, stream, held, deadline);
+                    then(async move {
+                        let _cut = serve.await;
+                    })
+                }
             }
             Ok(Some(Protocol::Unknown)) => {
                 self.exchange.waited(since.elapsed());
-                self.carry(Content::Unknown, stream, held).await;
+                self.carry(Content::Unknown, stream, held).await
             }
-            Ok(None) => self.record_dial().await,
-            Err(reason) => opaque::deny_silently(self.exchange, deny(reason)),
+            Ok(None) => {
+                self.record_dial().await;
+                None
+            }
+            Err(reason) => {
+                opaque::deny_silently(self.exchange, deny(reason));
+                None
+            }
         }
     }
 
@@ -368,9 +387,9 @@ impl Established<'_> {
         refused.say(reason).await;
     }
 
-    /// Judges what is really there, and carries it.
-    async fn carry(mut self, content: Content, stream: Stream, held: Vec<u8>) {
-        let gateway: &Arc<_> = &self.serving.gateway;
+    /// Judges what is really there, to be carried.
+    async fn carry(mut self, content: Content, stream: Stream, held: Vec<u8>) -> Rest<'a> {
+        let gateway: &'a Arc<_> = &self.serving.gateway;
         let Asked { host, port, manner, .. } = &self.asked;
         let status = manner.status();
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
@@ -391,15 +410,15 @@ impl Established<'_> {
                 // It was dialled for what would stay unread.
                 drop(self.upstream.take());
                 let wanted = Wanted { exchange: self.exchange, subject, stream, held, status };
-                return Box::pin(intercept::serve(self.serving, self.connection, wanted)).await;
+                return intercept::serve(self.serving, self.connection, wanted).await;
             }
             Err(ruling) => {
-                return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling).await;
+                return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
             }
         };
         let ruling = enforce(gateway, ruling, self.exchange.id()).await;
         if ruling.verdict.is_err() {
-            return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling).await;
+            return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
         }
         let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
         let behalf = dial::Behalf { agent, steered_to: None };
@@ -412,8 +431,7 @@ impl Established<'_> {
                 match reached {
                     Ok(judged) => dial::dial(dials, behalf, &judged.ways, (&subject.host, port)).await,
                     Err(ruling) => {
-                        return opaque::refuse(gateway, &subject.content, self.exchange, stream, ruling)
-                            .await;
+                        return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
                     }
                 }
             }
@@ -423,12 +441,13 @@ impl Established<'_> {
             Ok((upstream, way)) => {
                 subject.way = Some(way);
                 let enforced = Enforced { effects: ruling.effects, status };
-                opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced).await;
+                then(opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced))
             }
             Err(failed) => {
                 failed.way.iter().for_each(|way| self.exchange.way(way));
                 let _ = self.exchange.allow(&ruling);
                 self.exchange.end(End { reason: Some(failed.reason), ..End::default() });
+                None
             }
         }
     }

@@ -37,7 +37,7 @@ use crate::intercept::{Meter, Wire};
 use crate::plain_http::Front;
 use crate::serve::Serving;
 use crate::stream::Stream;
-use crate::{connect, limit, tunnel};
+use crate::{connect, limit, rest, tunnel};
 
 /// What is in a frame of a client's connection.
 type Framed = Connection<Lingering, Bytes>;
@@ -239,7 +239,7 @@ async fn carry(
     };
     let serve = connect::serve_stream(&serving, front.connection.clone(), stream, head);
     tokio::select! {
-        () = Box::pin(serve) => {}
+        () = rest::whole(serve) => {}
         () = front.gone().cancelled() => {}
     }
     drop((permits, turn));

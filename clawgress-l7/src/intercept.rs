@@ -4,6 +4,7 @@
 //! INVARIANT: nothing is read of a host that is excluded, and nothing by a name but the one that was judged; the key of
 //! the authority is not in this process, and a server that can't prove its name is never shown as one that did.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -24,6 +25,7 @@ use crate::gateway::Gateway;
 use crate::identify::Who;
 use crate::opaque::{self, Content, Offered, Subject};
 use crate::plain_http::{Front, Place};
+use crate::rest::{Rest, then};
 use crate::roots;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
@@ -174,41 +176,53 @@ pub fn is_wanted(gateway: &Gateway, subject: &Subject, ruling: &Ruling) -> bool 
         && gateway.reads(&subject.host).is_some()
 }
 
-/// Reads a connection to its end.
-pub async fn serve(serving: &Serving, connection: Connection, wanted: Wanted) {
+/// Begins to read a connection.
+pub async fn serve(serving: &Serving, connection: Connection, wanted: Wanted) -> Rest<'_> {
     let gateway = &serving.gateway;
     let Wanted { mut exchange, subject, stream, held, status } = wanted;
-    let Content::Tls(offered) = &subject.content else { return };
+    let Content::Tls(offered) = &subject.content else { return None };
     let offered = offered.clone();
     exchange.content(&subject.content);
     let (ruling, config) = match prepare(gateway, &subject, &offered, &mut exchange).await {
         Ok(prepared) => prepared,
-        Err(ruling) => return opaque::refuse_tls(exchange, stream, ruling, status).await,
+        Err(ruling) => return then(opaque::refuse_tls(exchange, stream, ruling, status)),
     };
     exchange.intercepted();
     if let Err(reason) = exchange.allow(&ruling) {
-        return exchange.end(End { status, reason: Some(reason), ..End::default() });
+        exchange.end(End { status, reason: Some(reason), ..End::default() });
+        return None;
     }
     let meter = Arc::new(Meter::default());
     let wire = Wire::new(stream, held, Arc::clone(&meter));
     let deadline = Instant::now() + limit::PEEK;
-    let reason = match timeout_at(deadline, TlsAcceptor::from(config).accept(wire)).await {
+    let (stream, is_http2) = match timeout_at(deadline, TlsAcceptor::from(config).accept(wire)).await {
         Ok(Ok(stream)) => {
-            let Subject { who, host, port, .. } = subject;
-            let front = Front::new(connection, Place::Read(Arc::new(Opened { who, host, port, offered })));
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2.as_bytes());
-            let (stream, deadline) = (Stream::Read(Box::new(stream)), Instant::now() + limit::PEEK);
-            if is_http2 {
-                Box::pin(http2::serve(serving, front, stream, Vec::new(), deadline)).await
-            } else {
-                serving.plain_http(front, stream, Vec::new(), deadline).await
-            }
+            (Stream::Read(Box::new(stream)), is_http2)
         }
-        Ok(Err(error)) => Some(failure(&error)),
-        Err(_) => Some(DropReason::Timeout),
+        failed => {
+            let (sent, received) = meter.bytes();
+            let reason = match failed {
+                Ok(Err(error)) => failure(&error),
+                _ => DropReason::Timeout,
+            };
+            exchange.end(End { status, sent, received, reason: Some(reason), ..End::default() });
+            return None;
+        }
     };
-    let (sent, received) = meter.bytes();
-    exchange.end(End { status, sent, received, reason, ..End::default() });
+    let Subject { who, host, port, .. } = subject;
+    let front = Front::new(connection, Place::Read(Arc::new(Opened { who, host, port, offered })));
+    let deadline = Instant::now() + limit::PEEK;
+    let serve: Pin<Box<dyn Future<Output = _> + Send + '_>> = if is_http2 {
+        Box::pin(http2::serve(serving, front, stream, Vec::new(), deadline))
+    } else {
+        Box::pin(serving.plain_http(front, stream, Vec::new(), deadline))
+    };
+    then(async move {
+        let reason = serve.await;
+        let (sent, received) = meter.bytes();
+        exchange.end(End { status, sent, received, reason, ..End::default() });
+    })
 }
 
 /// Judges the connection as one that is read, keeps what it is obliged to, and gets a certificate for its host.

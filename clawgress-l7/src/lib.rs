@@ -35,6 +35,7 @@ mod peek;
 mod plain_http;
 mod quota;
 mod resolve;
+mod rest;
 mod roots;
 mod route;
 mod serve;

@@ -27,7 +27,9 @@ use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::identify::{self, Who};
 use crate::intercept::{self, Wanted};
+use crate::rest::{Rest, then};
 use crate::route::Way;
+use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
 use crate::{dial, limit, page, peek, tunnel};
@@ -245,12 +247,12 @@ pub fn check_name(asked: &Host, name: Option<&str>) -> Result<(), DropReason> {
 /// be said.
 pub async fn refuse(
     gateway: &Gateway,
-    content: &Content,
+    content: Content,
     mut exchange: Exchange,
     stream: Stream,
     ruling: Ruling,
 ) {
-    exchange.content(content);
+    exchange.content(&content);
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
         Content::Tls(_) => refuse_tls(exchange, stream, ruling, None).await,
@@ -273,22 +275,20 @@ pub fn deny_silently(mut exchange: Exchange, ruling: Ruling) {
     exchange.end(End { reason, ..End::default() });
 }
 
-/// A steered TLS connection, of which `held` was read. What is to be read is returned.
+/// Begins with a steered TLS connection, of which `held` was read.
 pub async fn transparent_tls(
-    gateway: &Arc<Gateway>,
-    connection: &Connection,
+    serving: &Serving,
+    connection: Connection,
     mut stream: Stream,
     mut held: Vec<u8>,
     deadline: Instant,
-) -> Option<Wanted> {
+) -> Rest<'_> {
+    let gateway = &serving.gateway;
     let hello = peek::hello(&mut stream, &mut held, deadline).await;
-    let mut exchange = Exchange::new(gateway, connection);
-    match tls_subject(gateway, connection, hello, &mut exchange) {
-        Ok((subject, plan)) => establish(gateway, exchange, subject, &plan, stream, held).await,
-        Err(ruling) => {
-            refuse_tls(exchange, stream, ruling, None).await;
-            None
-        }
+    let mut exchange = Exchange::new(gateway, &connection);
+    match tls_subject(gateway, &connection, hello, &mut exchange) {
+        Ok((subject, plan)) => establish(serving, connection, exchange, (subject, plan), stream, held).await,
+        Err(ruling) => then(refuse_tls(exchange, stream, ruling, None)),
     }
 }
 
@@ -346,21 +346,22 @@ pub async fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bo
         && decide::unknown(&plan, &who, &host, port, gateway.excludes(&host)).verdict.is_ok()
 }
 
-/// A steered connection of an unknown protocol, or one that waits for the server to begin (`held` is
+/// Begins with a steered connection of an unknown protocol, or one that waits for the server to begin (`held` is
 /// then empty).
 pub async fn transparent_unknown(
-    gateway: &Arc<Gateway>,
-    connection: &Connection,
+    serving: &Serving,
+    connection: Connection,
     stream: Stream,
     held: Vec<u8>,
-) {
-    let mut exchange = Exchange::new(gateway, connection);
+) -> Rest<'_> {
+    let gateway = &serving.gateway;
+    let mut exchange = Exchange::new(gateway, &connection);
     let deny = |reason| Ruling::deny("tunnel", reason);
     let host = Host::Address(connection.local.ip());
     let (port, steered_to) = (connection.local.port(), connection.steered_to());
     exchange.host(&host, port);
     let subject = gateway.snapshots.current().map_err(deny).and_then(|plan| {
-        let who = bound(gateway, &plan, connection, &mut exchange).map_err(deny)?;
+        let who = bound(gateway, &plan, &connection, &mut exchange).map_err(deny)?;
         Ok((
             Subject {
                 who,
@@ -375,24 +376,28 @@ pub async fn transparent_unknown(
         ))
     });
     match subject {
-        Ok((subject, plan)) => drop(establish(gateway, exchange, subject, &plan, stream, held).await),
-        Err(ruling) => deny_silently(exchange, ruling),
+        Ok((subject, plan)) => establish(serving, connection, exchange, (subject, plan), stream, held).await,
+        Err(ruling) => {
+            deny_silently(exchange, ruling);
+            None
+        }
     }
 }
 
-/// Judges, resolves, judges every address, dials, carries; or returns what is to be read.
+/// Judges, resolves, judges every address and dials, for it to be carried, or read.
 async fn establish(
-    gateway: &Arc<Gateway>,
+    serving: &Serving,
+    connection: Connection,
     mut exchange: Exchange,
-    mut subject: Subject,
-    plan: &Plan,
+    (mut subject, plan): (Subject, Arc<Plan>),
     stream: Stream,
     held: Vec<u8>,
-) -> Option<Wanted> {
+) -> Rest<'_> {
+    let gateway = &serving.gateway;
     let reached = async {
-        let informed = subject.inform(gateway, plan).await;
+        let informed = subject.inform(gateway, &plan).await;
         informed.map_err(|reason| Ruling::deny("tunnel", reason))?;
-        let ruling = subject.judge(gateway, plan);
+        let ruling = subject.judge(gateway, &plan);
         if ruling.verdict.is_err() {
             return Err(ruling);
         }
@@ -400,7 +405,7 @@ async fn establish(
         let ways = ways.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
         let agent = &subject.who.identity.agent;
         let ways = (&ways[..], subject.port);
-        let judged = decide::connect(plan, agent, &gateway.own, ways, subject.steered_to);
+        let judged = decide::connect(&plan, agent, &gateway.own, ways, subject.steered_to);
         judged.map(|judged| (ruling.clone().with(&judged.policies), judged.ways)).map_err(|refused| {
             exchange.refused(&refused);
             refused.ruling.obliged_by(&ruling)
@@ -410,37 +415,35 @@ async fn establish(
     let (ruling, ways) = match reached {
         Ok(reached) => reached,
         Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
-            return Some(Wanted { exchange, subject, stream, held, status: None });
+            let wanted = Wanted { exchange, subject, stream, held, status: None };
+            return intercept::serve(serving, connection, wanted).await;
         }
-        Err(ruling) => {
-            refuse(gateway, &subject.content, exchange, stream, ruling).await;
-            return None;
-        }
+        Err(ruling) => return then(refuse(gateway, subject.content, exchange, stream, ruling)),
     };
+    drop(plan);
     // Before anything is dialled: what a quarantine matches reaches nobody.
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     if ruling.verdict.is_err() {
-        refuse(gateway, &subject.content, exchange, stream, ruling).await;
-        return None;
+        return then(refuse(gateway, subject.content, exchange, stream, ruling));
     }
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
     match dial::dial(&gateway.dials, behalf, &ways, (&subject.host, subject.port)).await {
         Ok((upstream, way)) => {
             subject.way = Some(way);
             let enforced = Enforced { effects: ruling.effects, status: None };
-            carry(gateway, exchange, subject, stream, upstream, held, enforced).await;
+            then(carry(gateway, exchange, subject, stream, upstream, held, enforced))
         }
         Err(failed) => {
             exchange.content(&subject.content);
             failed.way.iter().for_each(|way| exchange.way(way));
             let _ = exchange.allow(&ruling);
             exchange.end(End { reason: Some(failed.reason), ..End::default() });
-            if subject.content != Content::Unknown {
-                peek::say_and_close(stream, &page::alert(failed.reason)).await;
+            if subject.content == Content::Unknown {
+                return None;
             }
+            then(async move { peek::say_and_close(stream, &page::alert(failed.reason)).await })
         }
     }
-    None
 }
 
 /// What was done before a tunnel is carried.
@@ -480,7 +483,7 @@ pub async fn carry(
         Err(reason) => Ruling::deny("tunnel", reason),
     };
     if ruling.verdict.is_err() {
-        return refuse(gateway, &subject.content, exchange, client, ruling).await;
+        return Box::pin(refuse(gateway, subject.content, exchange, client, ruling)).await;
     }
     if let Err(reason) = exchange.allow(&ruling) {
         exchange.end(End { status, reason: Some(reason), ..End::default() });

@@ -52,6 +52,7 @@ mod pace;
 mod peer;
 mod realtime;
 mod receive;
+pub mod requests;
 mod respond;
 mod rewrite;
 mod said;
@@ -239,13 +240,14 @@ impl App {
 
 #[async_trait]
 impl ProxyHttp for App {
-    type CTX = Context;
+    // Boxed: Pingora's futures, which idle connections keep, would hold it several times.
+    type CTX = Box<Context>;
 
-    fn new_ctx(&self) -> Context {
-        Context::default()
+    fn new_ctx(&self) -> Box<Context> {
+        Box::default()
     }
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool> {
         let Some(front) = Front::of(session) else {
             return Error::e_explain(ErrorType::InternalError, "a session without its connection");
         };
@@ -308,7 +310,11 @@ impl ProxyHttp for App {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        context: &mut Box<Context>,
+    ) -> Result<Box<HttpPeer>> {
         peer::of(&self.gateway, &self.groups, context)
     }
 
@@ -316,7 +322,7 @@ impl ProxyHttp for App {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        context: &mut Context,
+        context: &mut Box<Context>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         // What the last attempt failed of counts.
@@ -336,7 +342,7 @@ impl ProxyHttp for App {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        _context: &mut Context,
+        _context: &mut Box<Context>,
         client_reused: bool,
     ) -> Box<Error> {
         let is_idempotent = session.req_header().method.is_idempotent();
@@ -359,7 +365,7 @@ impl ProxyHttp for App {
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&pingora_core::protocols::Digest>,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<()> {
         // INVARIANT: the decision is queued before the first byte goes on.
         let (Some(exchange), Some(granted)) = (&mut context.exchange, &context.granted) else {
@@ -398,7 +404,7 @@ impl ProxyHttp for App {
         &self,
         _session: &mut Session,
         request: &mut RequestHeader,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<()> {
         let Some(granted) = &context.granted else { return Ok(()) };
         granted.spoken(&self.gateway, request.version == Version::HTTP_2);
@@ -435,7 +441,7 @@ impl ProxyHttp for App {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<()> {
         self.still_allowed(context)?;
         if end {
@@ -480,7 +486,7 @@ impl ProxyHttp for App {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<()> {
         if is_large(&response.headers) {
             context.reason = Some(DropReason::UpstreamFailed);
@@ -536,7 +542,7 @@ impl ProxyHttp for App {
         &self,
         _session: &mut Session,
         trailers: &mut HeaderMap,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<Option<Bytes>> {
         context.answer.iter_mut().for_each(Coming::ends);
         // As of its head.
@@ -561,7 +567,7 @@ impl ProxyHttp for App {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
         if context.conversation.is_some() {
@@ -595,7 +601,7 @@ impl ProxyHttp for App {
         &self,
         session: &mut Session,
         error: &Error,
-        context: &mut Context,
+        context: &mut Box<Context>,
     ) -> FailToProxy {
         let violation = context.front.as_ref().and_then(|f| f.violation());
         let gone = matches!(
@@ -621,14 +627,14 @@ impl ProxyHttp for App {
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Box<Context>) {
         if error.is_none() {
             self.settle(session, context).await;
         }
         context.conclude(context.replaced.or(session.response_written().map(|r| r.status.as_u16())));
     }
 
-    fn suppress_error_log(&self, _session: &Session, _context: &Context, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _context: &Self::CTX, _error: &Error) -> bool {
         // The audit record tells it, without the client's bytes.
         true
     }

@@ -12,7 +12,7 @@ use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::proxy_header::Header;
 use clawgress_inspect::sniff::Protocol;
-use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::apps::HttpServerApp;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
@@ -46,7 +46,7 @@ use crate::stream::Stream;
 use crate::tls::{self, Terminal};
 use crate::tunnel::Pipes;
 use crate::vault::Vault;
-use crate::{audit, connect, handover, http2, intercept, limit, opaque, peek, socks};
+use crate::{audit, connect, handover, http2, limit, opaque, peek, rest, socks};
 
 /// For tasks to write their outcomes after they were cut.
 const CUT: Duration = Duration::from_secs(1);
@@ -147,7 +147,7 @@ impl Serving {
         };
         match protocol {
             Ok(Protocol::Http1) if connection.is_explicit() && held.starts_with(b"CONNECT ") => {
-                Box::pin(connect::serve(self, connection, stream, held, deadline)).await;
+                rest::whole(connect::serve(self, connection, stream, held, deadline)).await;
             }
             Ok(Protocol::Http1) => {
                 let front = if connection.is_explicit() {
@@ -156,20 +156,17 @@ impl Serving {
                     let place = Place::Transparent { port: connection.local.port() };
                     Front::new(connection, place)
                 };
-                let _cut = self.plain_http(front, stream, held, deadline).await;
+                // Boxed, as all that is not for every connection.
+                let _cut = Box::pin(self.plain_http(front, stream, held, deadline)).await;
             }
             Ok(Protocol::Tls) if !connection.is_explicit() => {
-                // Boxed, as all that is not for every connection.
-                let tls = opaque::transparent_tls(gateway, &connection, stream, held, deadline);
-                if let Some(wanted) = Box::pin(tls).await {
-                    Box::pin(intercept::serve(self, connection, wanted)).await;
-                }
+                rest::whole(opaque::transparent_tls(self, connection, stream, held, deadline)).await;
             }
             Ok(Protocol::Unknown) if !connection.is_explicit() => {
-                Box::pin(opaque::transparent_unknown(gateway, &connection, stream, held)).await;
+                rest::whole(opaque::transparent_unknown(self, connection, stream, held)).await;
             }
             Ok(Protocol::Unknown) if socks::is_meant(&held) => {
-                Box::pin(socks::serve(self, connection, stream, held, deadline)).await;
+                rest::whole(socks::serve(self, connection, stream, held, deadline)).await;
             }
             // A client that knows that its server speaks it. To a proxy there is no such thing in clear: who is meant, the
             // proxy or who is behind it, can't be told.
@@ -199,35 +196,38 @@ impl Serving {
     }
 
     /// Serves plain HTTP on `stream`, of which `held` was read; returns why it was cut, if it was.
-    pub async fn plain_http(
+    pub fn plain_http(
         &self,
         front: Front,
         stream: Stream,
         mut held: Vec<u8>,
         deadline: Instant,
-    ) -> Option<DropReason> {
+    ) -> impl Future<Output = Option<DropReason>> + Send + '_ {
+        // What the future is made of is small: all idle connections hold it.
         let front = Arc::new(front);
-        let gate = Gate::new(Arc::clone(&front), stream, &held, deadline);
+        let gate = Box::new(Gate::new(Arc::clone(&front), stream, &held, deadline));
         held.zeroize();
         drop(held);
-        // Boxed: Pingora's future is some ten KiB, and every idle tunnel would hold as much.
-        let mut serve = Box::pin(self.proxy.process_new(Box::new(gate), &self.stopping));
-        let is_over = tokio::select! {
-            _ = &mut serve => true,
-            reason = front.forbidden(&self.gateway) => {
-                front.cut(reason);
-                false
+        async move {
+            // Boxed, to be dropped before the rest.
+            let mut serve = Box::pin(plain_http::requests::serve(&self.proxy, gate, &self.stopping));
+            let is_over = tokio::select! {
+                _ = &mut serve => true,
+                reason = front.forbidden(&self.gateway) => {
+                    front.cut(reason);
+                    false
+                }
+            };
+            if !is_over {
+                front.shut();
+                // As of a stream of HTTP/2: its server's connection may have others.
+                let _ = timeout(limit::CUT_GRACE, &mut serve).await;
             }
-        };
-        if !is_over {
-            front.shut();
-            // As of a stream of HTTP/2: its server's connection may have others.
-            let _ = timeout(limit::CUT_GRACE, &mut serve).await;
+            // What it was at records why it ends.
+            drop(serve);
+            self.record_untaken(&front);
+            front.was_cut()
         }
-        // What it was at records why it ends.
-        drop(serve);
-        self.record_untaken(&front);
-        front.was_cut()
     }
 
     /// What serves requests.

@@ -19,6 +19,7 @@ use crate::exchange::Exchange;
 use crate::identify;
 use crate::opaque;
 use crate::peek;
+use crate::rest::{Rest, then};
 use crate::serve::Serving;
 use crate::stream::Stream;
 
@@ -38,14 +39,14 @@ struct Unknown {
     word: Vec<u8>,
 }
 
-/// Serves a SOCKS client, of which `held` was read.
+/// Begins to serve a SOCKS client, of which `held` was read.
 pub async fn serve(
     serving: &Serving,
     connection: Connection,
     stream: Stream,
     held: Vec<u8>,
     deadline: Instant,
-) {
+) -> Rest<'_> {
     let mut exchange = Exchange::new(&serving.gateway, &connection);
     serving.note_bound(&connection, &mut exchange);
     let mut begun = Begun { exchange, stream, held };
@@ -54,18 +55,18 @@ pub async fn serve(
         Ok(credential) => credential,
         Err(Unknown { reason, word }) => {
             opaque::deny_silently(begun.exchange, deny(reason));
-            return peek::say_and_close(begun.stream, &word).await;
+            return then(async move { peek::say_and_close(begun.stream, &word).await });
         }
     };
     match asked(&mut begun, deadline).await {
         Ok((host, port)) => {
             let asked = Asked { manner: Manner::Socks5, host, port, credential };
-            connect::open(serving, connection, begun, asked).await;
+            connect::open(serving, connection, begun, asked).await
         }
         Err(reason) => {
             let Begun { exchange, stream, .. } = begun;
             let refused = Refused { manner: Manner::Socks5, exchange, stream, has_presented: false };
-            refused.end(&serving.gateway, deny(reason)).await;
+            then(refused.end(&serving.gateway, deny(reason)))
         }
     }
 }

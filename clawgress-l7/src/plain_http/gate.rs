@@ -256,6 +256,10 @@ impl Reader {
 
     /// Reads more, if there is room for it. `false` at the end.
     pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.held.is_empty() && self.framer.is_at_head() {
+            // The client may be idle from here on: what its requests took is not kept.
+            self.held = BytesMut::new();
+        }
         let mut buffer = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
         let mut read = ReadBuf::uninit(&mut buffer);
         ready!(Pin::new(&mut self.inner).poll_read(cx, &mut read))?;
