@@ -23,5 +23,7 @@ pub mod proxy_response;
 pub mod sniff;
 pub mod socks5;
 pub mod splice;
+#[cfg(test)]
+mod steps;
 pub mod tool;
 pub mod web_socket;

@@ -175,10 +175,14 @@ fn behind(text: &[u8], end: usize, closes: u8) -> Option<Option<usize>> {
 fn end_of(text: &[u8], start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     loop {
+        #[cfg(test)]
+        crate::steps::add(1);
         match text.get(at)? {
             b'"' => {
                 at += 1;
                 loop {
+                    #[cfg(test)]
+                    crate::steps::add(1);
                     match text.get(at)? {
                         b'"' => break,
                         b'\\' => at += 2,

@@ -28,6 +28,8 @@ pub const VALUES_TOLD: usize = 4096;
 const VALUE_BYTES_TOLD: usize = 4096;
 /// Since this version, heads name method and tool, and there are neither sessions nor `initialize`.
 const STATELESS: &str = "2026-07-28";
+/// What a request that is made again says to what its server asked for (`resultType` of `input_required`).
+const RESPONSES: &str = "inputResponses";
 /// The one version that has batches.
 const BATCHES: &str = "2025-03-26";
 /// Versions there are. A later one is read like the last of these.
@@ -74,6 +76,9 @@ pub struct Message {
     pub name: Option<String>,
     /// What the tool is called with.
     pub arguments: Option<Value>,
+    /// What the client answers to what its server asked for (sampling, elicitation, roots): a result, or of the stateless era
+    /// what a request that is made again says (`inputResponses`).
+    pub answers: Option<Value>,
 }
 
 /// Why messages are refused.
@@ -156,13 +161,19 @@ impl Message {
         self.arguments.iter().flat_map(|arguments| arguments.members().iter().map(|(name, _)| &**name))
     }
 
-    /// Each value of the arguments that is no object or array: a JSON pointer (RFC 6901), `=` and the value. A `=` of a name is
+    /// Each value of the arguments, and of what it answers its server (of a request behind `/inputResponses`), that is no object
+    /// or array: a JSON pointer (RFC 6901), `=` and the value. A `=` of a name is
     /// `~2`, so that none is taken for another; what is longer than a policy would have it, is not among them.
     ///
     /// # Errors
     /// If there are more than [`VALUES_TOLD`].
     pub fn argument_values(&self) -> Result<Vec<String>, ToolError> {
-        self.arguments.as_ref().map_or_else(|| Ok(Vec::new()), argument_values)
+        let mut told = self.arguments.as_ref().map_or_else(|| Ok(Vec::new()), argument_values)?;
+        if let Some(answers) = &self.answers {
+            let at = if self.method.is_some() { format!("/{RESPONSES}") } else { String::new() };
+            tell(answers, &mut at.clone(), &mut told)?;
+        }
+        Ok(told)
     }
 
     /// The arguments as canonical JSON; empty if there are none.
@@ -258,9 +269,9 @@ fn message(value: &Value) -> Result<Message, ToolError> {
         if id.is_none() || result.is_some() == error.is_some() {
             return Err(ToolError::Message("neither a request nor an answer"));
         }
-        let (protocol, arguments) = (Protocol::Mcp, None);
+        let (protocol, arguments, answers) = (Protocol::Mcp, None, result.cloned());
         let (method, id, name) = (None, None, None);
-        return Ok(Message { protocol, method, id, is_notification: false, name, arguments });
+        return Ok(Message { protocol, method, id, is_notification: false, name, arguments, answers });
     };
     if result.is_some() || error.is_some() {
         return Err(ToolError::Message("both a request and an answer"));
@@ -278,6 +289,10 @@ fn message(value: &Value) -> Result<Message, ToolError> {
     if needs_name && name.is_none() {
         return Err(ToolError::Message("its `params` do not say what it is about"));
     }
+    let answers = params.and_then(|params| params.member(RESPONSES));
+    if !matches!(answers, None | Some(Value::Object(_) | Value::Array(_))) {
+        return Err(ToolError::Message("its `inputResponses` are neither an object nor an array"));
+    }
     let is_notification = id.is_none();
     Ok(Message {
         protocol: protocol(method),
@@ -286,12 +301,13 @@ fn message(value: &Value) -> Result<Message, ToolError> {
         is_notification,
         name,
         arguments,
+        answers: answers.cloned(),
     })
 }
 
 /// What a message is about: its tool, prompt or resource, and the arguments.
 fn about(method: &str, params: &Value) -> Result<(Option<String>, Option<Value>), ToolError> {
-    spelled(params, &["name", "arguments", "uri", "taskId", "_meta"])?;
+    spelled(params, &["name", "arguments", "uri", "taskId", "_meta", RESPONSES])?;
     let key = match method {
         "tools/call" | "prompts/get" => "name",
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",

@@ -39,6 +39,16 @@ fn a_call_is_what_its_server_would_take_it_for() {
         let message = one(&text, &NONE).expect(method);
         assert_eq!((message.protocol, message.is_notification), (protocol, true), "{method}");
     }
+    let again = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"add","arguments":{"a":1},"inputResponses":{"who":{"action":"accept","content":{"ssn":"078-05-1120"}}}}}"#;
+    let again = one(again, &NONE).expect("a call that is made again");
+    let values = ["/a=1", "/inputResponses/who/action=accept", "/inputResponses/who/content/ssn=078-05-1120"];
+    assert_eq!(again.argument_values().expect("values"), values);
+    assert_eq!(again.argument_names().collect::<Vec<_>>(), ["a"], "the tool's own alone");
+    let elicited =
+        one(r#"{"jsonrpc":"2.0","id":"a","result":{"content":{"name":"x"}}}"#, &NONE).expect("an answer");
+    assert_eq!(elicited.argument_values().expect("values"), ["/content/name=x"]);
+    let odd = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"add","InputResponses":{}}}"#;
+    assert!(matches!(one(odd, &NONE), Err(ToolError::Spelling(_))));
     let answer = one(r#"{"jsonrpc":"2.0","id":"a","result":{}}"#, &NONE).expect("an answer");
     assert_eq!(answer.method, None);
     let read = r#"{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"file:///a b"}}"#;

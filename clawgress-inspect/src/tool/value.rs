@@ -81,6 +81,8 @@ impl Value {
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&Value> {
         let Value::Object(members) = self else { return None };
+        #[cfg(test)]
+        crate::steps::add(members.len());
         members.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
@@ -202,6 +204,8 @@ impl Builder {
     /// # Errors
     /// Why it is refused.
     pub(super) fn event(&mut self, event: Event<'_>) -> Result<(), ValueError> {
+        #[cfg(test)]
+        crate::steps::add(if let Event::Piece(bytes) = event { bytes.len() } else { 1 });
         match event {
             Event::Open { object } => {
                 self.counts()?;
@@ -212,6 +216,8 @@ impl Builder {
             Event::Close => {
                 let (name, value) = self.open.pop().ok_or(ValueError::Malformed)?;
                 let mut names: Vec<&str> = value.members().iter().map(|(name, _)| &**name).collect();
+                #[cfg(test)]
+                crate::steps::add(names.len());
                 names.sort_unstable();
                 if let Some(twice) = names.windows(2).find(|pair| pair.first() == pair.last()) {
                     return Err(ValueError::Twice(

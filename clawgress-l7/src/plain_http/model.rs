@@ -441,9 +441,10 @@ impl Facts {
         let model = answer.model.clone().or_else(|| (!self.model.is_empty()).then(|| self.model.clone()));
         match tokens(answer) {
             Some(usage) if is_partial => {
-                Some(TokenUsage { output: usage.output.max(estimated), estimated: true, ..usage })
+                Some(TokenUsage { model, output: usage.output.max(estimated), estimated: true, ..usage })
             }
-            Some(usage) => Some(usage),
+            // Some dialects don't say which model it was.
+            Some(usage) => Some(TokenUsage { model, ..usage }),
             // Nobody has made it yet.
             None if is_queued => None,
             None if is_success => Some(TokenUsage {

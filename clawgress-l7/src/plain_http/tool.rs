@@ -290,7 +290,11 @@ impl Addressed {
             argument_names: message.argument_names().map(str::to_owned).collect(),
             values,
             arguments: message.arguments_text(),
-            findings: found.iter().cloned().chain(held.names().map(str::to_owned)).collect(),
+            findings: {
+                let answers = message.answers.is_some().then_some(ANSWERS_SERVER);
+                let held = held.names().chain(answers).map(str::to_owned);
+                found.iter().cloned().chain(held).collect()
+            },
             is_forgotten: held.is_forgotten,
             protocol: message.protocol,
             id: message.id,
@@ -386,6 +390,9 @@ impl Messages {
         }
     }
 }
+
+/// What is found of a message by which a client tells its server what that asked for: of its user, its model or its files.
+const ANSWERS_SERVER: &str = "answers_server";
 
 /// The error of a denial (JSON-RPC 2.0 section 5.1: -32000 to -32099 are the server's own).
 const DENIED: i32 = -32050;

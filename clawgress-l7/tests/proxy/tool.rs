@@ -398,3 +398,39 @@ when { context.findings.contains("private_key") };
     let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
     assert!(!sent.contains("CancelTask") && !sent.contains("PRIVATE"), "{sent}");
 }
+
+/// Of the newer era in a request that is made again, before it in an answer of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_tells_a_server_that_asks_is_judged() {
+    const POLICY: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("all") permit (principal == Agent::"web", action == Action::"tool", resource);
+@id("not-red") forbid (principal, action == Action::"tool", resource)
+when { context.tool.values.contains("/inputResponses/who/content/team=red") };
+@id("no-files") forbid (principal, action == Action::"tool", resource)
+when { context.findings.contains("answers_server") && context.tool.method == "" };
+"#;
+    let site = Site::with(POLICY).await;
+    let again = |team: &str| {
+        call(&format!(
+            r#"{{"name":"read","arguments":{{"n":1}},"inputResponses":{{"who":{{"action":"accept","content":{{"team":"{team}"}}}}}},"requestState":"s"}}"#
+        ))
+    };
+    let files = r#"{"jsonrpc":"2.0","id":7,"result":{"roots":[{"uri":"file:///home"}]}}"#.to_owned();
+    for (n, (body, policy)) in
+        [(again("red"), Some("not-red")), (files, Some("no-files")), (again("blue"), None)]
+            .into_iter()
+            .enumerate()
+    {
+        let answer = site.ask("/mcp", JSON, &body).await;
+        assert_eq!(answer.reason() == "policy_forbidden", policy.is_some(), "{body}: {answer:?}");
+        let record = site.record(RecordKind::Decision, n + 1).await;
+        assert_eq!(record.findings, ["answers_server"], "{body}");
+        assert!(policy.is_none_or(|policy| record.policies == [policy]), "{record:?}");
+        assert!(
+            !serde_json::to_string(&record).expect("JSON").contains("team"),
+            "what it says may be secret"
+        );
+    }
+}

@@ -186,6 +186,8 @@ impl Calls {
 
     /// Notes that a document names this tool.
     pub(super) fn named(&mut self, name: &str) {
+        #[cfg(test)]
+        crate::steps::add(self.known.len());
         if !self.known.iter().any(|known| known == name) {
             self.fail(CallsError::Form);
         }
@@ -243,6 +245,8 @@ impl Calls {
         if self.is_over {
             return;
         }
+        #[cfg(test)]
+        crate::steps::add(2 * self.open.len() + 1);
         let known = self.open.iter().rposition(|open| open.key == key && open.is_of(part.id));
         let at = match known.filter(|_| !begins) {
             Some(at) => at,
@@ -297,6 +301,8 @@ impl Calls {
 
     /// Ends open calls.
     fn close(&mut self, mut is: impl FnMut(Key) -> bool) {
+        #[cfg(test)]
+        crate::steps::add(self.open.len());
         let mut at = 0;
         while let Some(open) = self.open.get(at) {
             if is(open.key) {
@@ -338,6 +344,8 @@ impl Calls {
         if !self.is_whole_wanted() || self.is_over {
             return;
         }
+        #[cfg(test)]
+        crate::steps::add(self.whole.len());
         match asked(name, arguments, is_text) {
             Ok(_) if self.whole.len() >= 4 * ASKED_MAX => self.fail(CallsError::TooMuch),
             Ok(call) if !self.whole.contains(&call) => self.whole.push(call),
@@ -347,6 +355,8 @@ impl Calls {
     }
 
     fn know(&mut self, name: &str) {
+        #[cfg(test)]
+        crate::steps::add(self.known.len());
         if self.known.iter().any(|known| known == name) {
             return;
         }

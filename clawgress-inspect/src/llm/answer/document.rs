@@ -144,6 +144,8 @@ impl Document {
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        #[cfg(test)]
+        crate::steps::add(bytes.len());
         let Document { json, state, head, is_empty, kept } = self;
         kept.iter_mut().for_each(|kept| kept.push(bytes));
         *is_empty &= bytes.iter().all(u8::is_ascii_whitespace);
@@ -301,6 +303,8 @@ impl State {
     }
 
     fn event(&mut self, event: Event<'_>) {
+        #[cfg(test)]
+        crate::steps::add(if let Event::Piece(bytes) = event { bytes.len() } else { 1 });
         match event {
             Event::Open { object } => {
                 let node = self.place();
@@ -406,6 +410,8 @@ impl State {
             Scalar::Arguments => {
                 self.estimator.end();
                 // Of an object, one value is not the next.
+                #[cfg(test)]
+                crate::steps::add(self.frames.len());
                 if self.frames.iter().any(|frame| frame.node == Node::Arguments) {
                     self.says(1, b"\n");
                 }

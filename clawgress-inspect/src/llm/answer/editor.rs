@@ -62,6 +62,8 @@ impl Editor {
 
     /// A line with its end, or some of it.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        #[cfg(test)]
+        crate::steps::add(line.len());
         if let Some(is_taken) = self.after_cr.take()
             && line == b"\n"
         {
