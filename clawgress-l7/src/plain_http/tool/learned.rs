@@ -75,7 +75,7 @@ struct List {
     bytes: usize,
     /// When it was learned or asked for, by the count.
     at: u64,
-    /// Whether it had more than is remembered of one.
+    /// Whether it may have more than is remembered: there was more than there is room for, or it was forgotten before.
     is_partial: bool,
 }
 
@@ -104,15 +104,16 @@ impl Learned {
         let own = self.agents.entry(key.agent).or_default();
         let before = own.bytes;
         let is_new = !own.lists.contains_key(&key.at);
-        if is_new {
-            own.forgotten.remove(&self.keys.hash_one(&key.at));
-        }
+        // What else was in it, its server may not say again.
+        let was_forgotten =
+            is_new && (own.forgotten.remove(&self.keys.hash_one(&key.at)) || own.has_forgotten_more);
         if is_new && own.lists.len() >= AGENT_LISTS_MAX {
             own.forget(&self.keys);
         }
         let list = own.lists.entry(Arc::clone(&key.at)).or_default();
         if is_new {
             list.bytes = LIST_BYTES + key.at.len();
+            list.is_partial = was_forgotten;
             own.bytes += list.bytes;
         }
         own.bytes -= list.bytes;
@@ -227,7 +228,8 @@ mod tests {
         assert!(matches!(learned.find(&key(1, 0), "t"), Known::Forgotten));
         learned.learn(&key(1, 0), "t", definition(1));
         assert!(matches!(learned.find(&key(1, 0), "t"), Known::Listed(_)));
-        assert!(matches!(learned.find(&key(1, 0), "other"), Known::Unlisted));
+        // Its other pages were forgotten as well.
+        assert!(matches!(learned.find(&key(1, 0), "other"), Known::Forgotten));
         // Of very many nobody knows which.
         for at in 0..AGENT_LISTS_MAX + FORGOTTEN_MAX {
             learned.learn(&key(1, at), "t", definition(1));
