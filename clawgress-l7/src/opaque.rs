@@ -505,7 +505,8 @@ pub async fn carry(
         true => Poll::Ready(DropReason::SnapshotMissing),
         false => forbidden.as_mut().poll(context),
     });
-    let carried = tunnel::run(&mut client, &upstream, first, &gateway.pipes, cut).await;
+    let pipes = (&gateway.pipes, subject.who.identity.agent.index);
+    let carried = tunnel::run(&mut client, &upstream, first, pipes, cut).await;
     let (sent, received, reason) = carried;
     if let Some(found) = found.get() {
         exchange.host(&found.host, found.port);

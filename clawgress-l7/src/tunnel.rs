@@ -88,12 +88,12 @@ impl Meter {
 /// Carries what `first` ends with (bytes of the client that were read already, or that it reads) and then everything,
 /// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
 /// stop. Until `first` has ended, nothing goes on from the client; what the upstream says goes on at
-/// once. Returns the bytes sent and received, and why it was stopped, if it was.
+/// once. Wide ones of the `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
 pub async fn run<'a, F>(
     client: &'a mut Stream,
     upstream: &TcpStream,
     first: impl FnOnce(Reader<'a>) -> F,
-    pipes: &Arc<Pipes>,
+    pipes: (&Arc<Pipes>, u32),
     cut: impl Future<Output = DropReason>,
 ) -> (u64, u64, Option<DropReason>)
 where
@@ -165,13 +165,13 @@ async fn pump(
     to: &TcpStream,
     meter: &Meter,
     count: &AtomicU64,
-    pipes: &Arc<Pipes>,
+    (pipes, agent): (&Arc<Pipes>, u32),
 ) -> io::Result<()> {
     // Whether as much came at once as an ordinary pipe holds: larger pieces cost fewer calls and wake-ups.
     let mut is_much = false;
     loop {
         from.readable().await?;
-        let pipe = if is_much { pipes.take_wide() } else { pipes.take() };
+        let pipe = if is_much { pipes.take_wide(agent) } else { pipes.take() };
         let moved = match pipe {
             Some(mut pipe) => {
                 let read = from.try_io(Interest::READABLE, || {

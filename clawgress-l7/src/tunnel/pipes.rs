@@ -1,5 +1,6 @@
 //! Pipes, shared by all tunnels: one is held only while bytes are in it.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,7 +19,9 @@ pub const PIPE_BYTES: usize = 64 * 1024;
 /// (`pipe-max-size`).
 pub const WIDE_BYTES: usize = 1 << 20;
 /// Wide pipes at once, a quarter of what is granted. Each is one of the pipes at once as well.
-const WIDE_MAX: usize = 16;
+pub const WIDE_MAX: usize = 16;
+/// Those of one agent: a few readers that take nothing must not leave the others none.
+pub const WIDE_SHARE: usize = WIDE_MAX / 4;
 
 type Ends = (OwnedFd, OwnedFd);
 
@@ -30,6 +33,8 @@ pub struct Pipes {
     live: AtomicUsize,
     live_max: usize,
     wide: AtomicUsize,
+    /// How many each agent has in use, by its index; none that has none.
+    wide_of: Mutex<HashMap<u32, usize>>,
     /// Whether the system refused one.
     has_no_wide: AtomicBool,
 }
@@ -40,7 +45,8 @@ pub struct Pipe {
     pool: Arc<Pipes>,
     /// Reader and writer; `None` only while dropping.
     ends: Option<Ends>,
-    is_wide: bool,
+    /// Whose it is, of a wide one.
+    wide_of: Option<u32>,
     held: usize,
 }
 
@@ -62,6 +68,7 @@ impl Pipes {
             live: AtomicUsize::new(0),
             live_max,
             wide: AtomicUsize::new(0),
+            wide_of: Mutex::default(),
             has_no_wide: AtomicBool::new(false),
         }
     }
@@ -71,16 +78,43 @@ impl Pipes {
     pub fn take(self: &Arc<Self>) -> Option<Pipe> {
         let ends = self.idle.lock().pop();
         let ends = ends.or_else(|| self.open())?;
-        Some(Pipe { pool: Arc::clone(self), ends: Some(ends), is_wide: false, held: 0 })
+        Some(Pipe { pool: Arc::clone(self), ends: Some(ends), wide_of: None, held: 0 })
     }
 
-    /// An empty pipe for much, as far as there are any; else as [`take`](Self::take).
+    /// An empty pipe for much of an agent's, as far as there are any and it has not its share; else as [`take`](Self::take).
     #[must_use]
-    pub fn take_wide(self: &Arc<Self>) -> Option<Pipe> {
+    pub fn take_wide(self: &Arc<Self>, agent: u32) -> Option<Pipe> {
+        if !self.share(agent) {
+            return self.take();
+        }
         let ends = self.idle_wide.lock().pop();
         match ends.or_else(|| self.widen()) {
-            Some(ends) => Some(Pipe { pool: Arc::clone(self), ends: Some(ends), is_wide: true, held: 0 }),
-            None => self.take(),
+            Some(ends) => {
+                Some(Pipe { pool: Arc::clone(self), ends: Some(ends), wide_of: Some(agent), held: 0 })
+            }
+            None => {
+                self.give_back(agent);
+                self.take()
+            }
+        }
+    }
+
+    /// Counts one more wide pipe of an agent's, if it may have one.
+    fn share(&self, agent: u32) -> bool {
+        let mut all = self.wide_of.lock();
+        let own = all.entry(agent).or_default();
+        let is_free = *own < WIDE_SHARE;
+        *own += usize::from(is_free);
+        is_free
+    }
+
+    fn give_back(&self, agent: u32) {
+        let mut all = self.wide_of.lock();
+        if let Some(own) = all.get_mut(&agent) {
+            *own -= 1;
+            if *own == 0 {
+                all.remove(&agent);
+            }
         }
     }
 
@@ -144,7 +178,7 @@ impl Pipe {
     /// Bytes it is asked to take at once.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        if self.is_wide { WIDE_BYTES } else { PIPE_BYTES }
+        if self.wide_of.is_some() { WIDE_BYTES } else { PIPE_BYTES }
     }
 
     /// Bytes inside.
@@ -167,10 +201,12 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
+        let is_wide = self.wide_of.is_some();
+        self.wide_of.into_iter().for_each(|agent| self.pool.give_back(agent));
         // INVARIANT: another tunnel must never get bytes of this one.
         if self.held == 0 {
             let (idle, most) =
-                if self.is_wide { (&self.pool.idle_wide, WIDE_MAX) } else { (&self.pool.idle, IDLE_MAX) };
+                if is_wide { (&self.pool.idle_wide, WIDE_MAX) } else { (&self.pool.idle, IDLE_MAX) };
             let mut idle = idle.lock();
             if idle.len() < most {
                 idle.push(ends);
@@ -178,6 +214,6 @@ impl Drop for Pipe {
             }
         }
         drop(ends);
-        self.pool.close(self.is_wide);
+        self.pool.close(is_wide);
     }
 }

@@ -30,7 +30,7 @@ async fn carry(
     let (head, tail) = (head.to_vec(), tail.to_vec());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(head));
-        run(&mut inner_client.into(), &inner_upstream, first, &pipes, std::future::pending()).await
+        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), std::future::pending()).await
     });
     let client = async {
         let (mut reader, mut writer) = client.split();
@@ -82,7 +82,7 @@ async fn a_half_closed_client_still_gets_its_answer() {
     let pipes = Arc::new(Pipes::default());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(vec![]));
-        run(&mut inner_client.into(), &inner_upstream, first, &pipes, std::future::pending()).await
+        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), std::future::pending()).await
     });
     client.write_all(b"question").await.expect("send");
     client.shutdown().await.expect("shutdown");
@@ -105,7 +105,7 @@ async fn a_cut_ends_both_sides() {
     let (cut, cutting) = tokio::sync::oneshot::channel();
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(b"hi".to_vec()));
-        run(&mut inner_client.into(), &inner_upstream, first, &pipes, async {
+        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), async {
             cutting.await.expect("reason")
         })
         .await
@@ -125,7 +125,8 @@ async fn nothing_of_a_client_goes_on_before_its_first_bytes_are_judged() {
     let (refuse, refused) = tokio::sync::oneshot::channel::<DropReason>();
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Err(refused.await.expect("reason")));
-        run(&mut inner_client.into(), &inner_upstream, first, &Arc::default(), std::future::pending()).await
+        run(&mut inner_client.into(), &inner_upstream, first, (&Arc::default(), 1), std::future::pending())
+            .await
     });
     client.write_all(b"unread").await.expect("send");
     server.write_all(b"220 hello").await.expect("greet");
@@ -154,9 +155,11 @@ async fn a_pipe_with_bytes_in_it_is_never_reused() {
 async fn wide_pipes_are_few_and_never_reused_with_bytes_in_them() {
     let pipes = Arc::new(Pipes::default());
     let wide = |pipe: &pipes::Pipe| pipe.bytes() == pipes::WIDE_BYTES;
-    let mut all: Vec<_> = std::iter::repeat_with(|| pipes.take_wide().expect("pipe")).take(40).collect();
+    // Ten of each of four agents.
+    let take = || -> Vec<_> { (0..40).map(|n| pipes.take_wide(n % 4).expect("pipe")).collect() };
+    let mut all = take();
     let count = all.iter().filter(|pipe| wide(pipe)).count();
-    assert!((1..=16).contains(&count), "{count} wide ones of {}", all.len());
+    assert!((1..=pipes::WIDE_MAX).contains(&count), "{count} wide ones of {}", all.len());
     let size = |pipe: &pipes::Pipe| rustix::pipe::fcntl_getpipe_size(pipe.reader()).expect("size");
     assert!(all.iter().all(|pipe| !wide(pipe) || size(pipe) >= pipes::WIDE_BYTES));
     for pipe in &mut all {
@@ -164,14 +167,30 @@ async fn wide_pipes_are_few_and_never_reused_with_bytes_in_them() {
         pipe.holds(6);
     }
     drop(all);
-    let all: Vec<_> = std::iter::repeat_with(|| pipes.take_wide().expect("pipe")).take(40).collect();
+    let all = take();
     assert_eq!(all.iter().filter(|pipe| wide(pipe)).count(), count, "what was thrown away is not counted");
     for pipe in &all {
         assert!(rustix::io::read(pipe.reader(), &mut [0_u8; 6]).is_err(), "a fresh pipe is empty");
     }
     drop(all);
     assert!(
-        wide(&pipes.take_wide().expect("pipe")) && !wide(&pipes.take().expect("pipe")),
+        wide(&pipes.take_wide(1).expect("pipe")) && !wide(&pipes.take().expect("pipe")),
         "each kind by itself"
     );
+}
+
+/// Of readers that take nothing, each keeps what it has.
+#[tokio::test]
+async fn no_agent_holds_more_wide_pipes_than_its_share() {
+    let pipes = Arc::new(Pipes::default());
+    let wide = |all: &[pipes::Pipe]| all.iter().filter(|pipe| pipe.bytes() == pipes::WIDE_BYTES).count();
+    let take = |agent| -> Vec<_> { (0..20).map(|_| pipes.take_wide(agent).expect("pipe")).collect() };
+    let greedy = take(1);
+    assert_eq!(wide(&greedy), pipes::WIDE_SHARE);
+    let others: Vec<_> = (2..5).map(take).collect();
+    assert!(others.iter().all(|all| wide(all) == pipes::WIDE_SHARE), "the others have theirs");
+    assert_eq!(wide(&take(5)), 0, "there are no more");
+    drop(greedy);
+    assert_eq!(wide(&take(5)), pipes::WIDE_SHARE);
+    assert_eq!(wide(&take(1)), pipes::WIDE_SHARE, "what was given back is nobody's");
 }
