@@ -7,6 +7,8 @@ use clawgress_api::proto::enforcement_server::{Enforcement, EnforcementServer};
 use clawgress_api::proto::{
     Document, Empty, HistoryRequest, ReleaseRequest, ReserveResponse, ResolvedRequest,
 };
+use clawgress_policy::effect::Share;
+use clawgress_policy::quota::Pace;
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
@@ -158,4 +160,34 @@ async fn a_quarantine_is_owed_also_where_nobody_waits_for_its_answer() {
     assert_eq!(quota.owed.lock().get(&1).map(|owed| owed.request.clone()), Some("r".to_owned()));
     quota.impose(Imposed { seconds: Some(1), ..imposed }, &snapshots).await;
     assert_eq!(quota.owed.lock().get(&1).map(|owed| owed.seconds), Some(None), "the longer one");
+}
+
+/// A client may take its request back while that waits for the second of two limits.
+#[tokio::test]
+async fn who_takes_back_what_waits_for_one_limit_has_spent_nothing_of_the_other() {
+    let nobody = clawgress_api::socket::channel(Path::new("/nonexistent/clawgress.sock")).expect("channel");
+    let quota = Quota::new(nobody).expect("randomness");
+    let (pace, share) = (Pace { count: 10, period_s: 60, burst: 10 }, Share::Agent);
+    let limit = |key| Limit { key, pace, share, over: LimitAction::Pace };
+    let ((first, second), subject) = ((limit(1), limit(2)), Arc::<str>::from("default/web"));
+    let lease = |limit| quota.lease(limit, &subject).expect("room");
+    let (has, waits) = (lease(&first), lease(&second));
+    let now = Instant::now();
+    let ends = now + Duration::from_secs(600);
+    *has.held.lock() = Held { id: 1, granted: 3, left: 3, ends, ..Held::none(now) };
+    let left = || has.held.lock().left;
+    let both = [(&first, Arc::clone(&subject)), (&second, Arc::clone(&subject))];
+    // Somebody else asks for the second at the time.
+    let turn = waits.asking.lock().await;
+    {
+        let mut spending = std::pin::pin!(quota.spend(&both));
+        assert!(spending.as_mut().now_or_never().is_none());
+        assert_eq!(left(), 2, "it is spent while it waits");
+    }
+    assert_eq!(left(), 3, "who has left has it back");
+    drop(turn);
+    // Nobody answers: it is denied, and has it back as well.
+    let denied = quota.spend(&both).await.expect_err("nobody grants the second");
+    assert_eq!((denied.reason, denied.limit, left()), (DropReason::LimitUnavailable, 1, 3));
+    assert_eq!((quota.spend(&both[..1]).await, left()), (Ok(()), 2));
 }
