@@ -1,5 +1,5 @@
 //! The connection of a request that opens a WebSocket: what its server says waits until Pingora has noted that the request has no
-//! body.
+//! body; and where its messages are read, it comes in small pieces, since whoever judges them there waits for nothing.
 //!
 //! Pingora 0.9.1 notes that behind the head, while it reads already, and takes it for the end of the WebSocket where it has read
 //! the 101 before. Which comes first, of what is both there, is chance. Must never keep anything back during a handshake of TLS, nor
@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use pingora_core::protocols::l4::stream::Stream;
@@ -24,9 +24,17 @@ const DIALLED: u8 = 0;
 const SENT: u8 = 1;
 const ENDED: u8 = 2;
 
+/// Most bytes that come at once of what is read: some hundred messages that say next to nothing, each of which is judged before
+/// others run. Large messages cost a few calls more.
+const HEARD_BYTES_MAX: usize = 2048;
+
 /// The request, as its connection knows it.
 #[derive(Debug, Default)]
-pub struct Opening(AtomicU8);
+pub struct Opening {
+    stage: AtomicU8,
+    /// Whether what its server says is read.
+    is_heard: AtomicBool,
+}
 
 /// A connection whose server waits.
 #[derive(Debug)]
@@ -44,12 +52,17 @@ struct Waiting<S> {
 impl Opening {
     /// Notes that it is sent from now on.
     pub fn begin(&self) {
-        self.0.store(SENT, Ordering::Release);
+        self.stage.store(SENT, Ordering::Release);
+    }
+
+    /// Notes whether what its server says is read.
+    pub fn hears(&self, is_heard: bool) {
+        self.is_heard.store(is_heard, Ordering::Release);
     }
 
     /// Notes its end, which the next flush tells.
     pub fn end(&self) {
-        self.0.store(ENDED, Ordering::Release);
+        self.stage.store(ENDED, Ordering::Release);
     }
 
     /// `leg` as its connection.
@@ -80,11 +93,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Waiting<S> {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.is_over && self.opening.0.load(Ordering::Acquire) != DIALLED {
+        if !self.is_over && self.opening.stage.load(Ordering::Acquire) != DIALLED {
             self.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        Pin::new(&mut self.inner).poll_read(cx, out)
+        if !self.is_over || !self.opening.is_heard.load(Ordering::Acquire) {
+            return Pin::new(&mut self.inner).poll_read(cx, out);
+        }
+        let mut piece = ReadBuf::new(out.initialize_unfilled_to(out.remaining().min(HEARD_BYTES_MAX)));
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut piece))?;
+        let came = piece.filled().len();
+        out.advance(came);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -95,7 +115,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Waiting<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
-        if !self.is_over && self.opening.0.load(Ordering::Acquire) == ENDED {
+        if !self.is_over && self.opening.stage.load(Ordering::Acquire) == ENDED {
             self.is_over = true;
             self.reader.take().into_iter().for_each(Waker::wake);
         }
@@ -169,5 +189,28 @@ mod tests {
         });
         assert_eq!(came.await.expect("read"), 3);
         assert_eq!(&bytes, b"101");
+    }
+
+    #[tokio::test]
+    async fn what_is_read_comes_in_small_pieces() {
+        const SAID: usize = 8 * HEARD_BYTES_MAX;
+        for is_heard in [false, true] {
+            let (near, mut far) = duplex(2 * SAID);
+            let opening = Arc::new(Opening::default());
+            opening.hears(is_heard);
+            let mut connection = opening.before(near);
+            let mut buffer = [0; SAID];
+            far.write_all(&[7; SAID]).await.expect("written");
+            let early = connection.read(&mut buffer).await.expect("read");
+            assert_eq!(early, SAID, "of a handshake all passes");
+            opening.begin();
+            opening.end();
+            connection.flush().await.expect("flushed");
+            far.write_all(&[7; SAID]).await.expect("written");
+            let most = if is_heard { HEARD_BYTES_MAX } else { SAID };
+            for _ in 0..SAID / most {
+                assert_eq!(connection.read(&mut buffer).await.expect("read"), most);
+            }
+        }
     }
 }

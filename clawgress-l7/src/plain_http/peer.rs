@@ -8,6 +8,7 @@ use pingora_core::upstreams::peer::{H1UpgradePolicy, HttpPeer, HttpUpstreamReque
 use pingora_error::{Error, ErrorType, Result};
 
 use super::Context;
+use super::web_socket::Reading;
 use crate::dial::{self, Opening};
 use crate::gateway::Gateway;
 use crate::limit;
@@ -51,6 +52,7 @@ pub fn of(gateway: &Arc<Gateway>, keys: &RandomState, context: &mut Context) -> 
         options.read_timeout = Some(limit::TUNNEL_IDLE);
         // Its connection is for it alone, also where its server declines: what holds its server back is made with that.
         let opening = Arc::<Opening>::default();
+        opening.hears(granted.reads().received != Reading::Unread);
         peer.group_key = keys.hash_one((peer.group_key, Arc::as_ptr(&opening)));
         options.idle_timeout = Some(Duration::ZERO);
         context.opening = Some(opening);
