@@ -10,23 +10,14 @@
 )]
 
 use std::fs;
-use std::path::PathBuf;
 
-use cargo_metadata::MetadataCommand;
 use clawgress_inspect::http1::{self, Body};
 use clawgress_policy::Host;
 
-/// The directory of a package's sources, as cargo fetched them.
-fn sources(package: &str) -> PathBuf {
-    let metadata = MetadataCommand::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .other_options(vec!["--locked".to_owned()])
-        .exec()
-        .expect("cargo metadata of the workspace");
-    let found = metadata.packages.iter().find(|p| p.name.as_str() == package);
-    let manifest = &found.unwrap_or_else(|| panic!("`{package}` is in the lock")).manifest_path;
-    manifest.parent().expect("a directory").as_std_path().to_owned()
-}
+#[path = "corpora/desync.rs"]
+mod desync;
+
+use desync::{cases, sources};
 
 fn text(package: &str, path: &str) -> String {
     let path = sources(package).join(path);
@@ -136,59 +127,10 @@ fn names_of_unicodes_tests_are_the_same_or_refused() {
     assert!(same > 500 && refused > 1000, "{same} {refused}");
 }
 
-/// A request of the collection.
-struct Case {
-    name: String,
-    tier: String,
-    head: Vec<u8>,
-}
-
-fn scalar(value: &serde_yaml::Value) -> String {
-    match value {
-        serde_yaml::Value::String(text) => text.clone(),
-        serde_yaml::Value::Number(number) => number.to_string(),
-        serde_yaml::Value::Bool(truth) => truth.to_string(),
-        _ => String::new(),
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let dir = sources("http_desync_guardian").join("tests");
-    let mut cases = Vec::new();
-    for entry in fs::read_dir(&dir).expect("cases") {
-        let path = entry.expect("an entry").path();
-        if path.extension().is_none_or(|extension| extension != "yaml") {
-            continue;
-        }
-        let file: serde_yaml::Value =
-            serde_yaml::from_str(&fs::read_to_string(&path).expect("text")).expect("YAML");
-        for case in file.as_sequence().expect("cases") {
-            let of = |name: &str| scalar(&case[name]);
-            let fields = case["headers"].as_sequence().cloned().unwrap_or_default();
-            let fields: Vec<(String, String)> =
-                fields.iter().map(|field| (scalar(&field["name"]), scalar(&field["value"]))).collect();
-            let has_host = fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
-            let mut head = format!("{} {} {}\r\n", of("method"), of("uri"), of("version"));
-            if !has_host {
-                head.push_str("Host: a.test\r\n");
-            }
-            for (name, value) in &fields {
-                head.push_str(&format!("{name}: {value}\r\n"));
-            }
-            head.push_str("\r\n");
-            let tier = scalar(&case["expected"]["tier"]);
-            // One character a byte, as the collection has them.
-            let head = head.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect();
-            cases.push(Case { name: of("name"), tier, head });
-        }
-    }
-    cases
-}
-
 /// What may be taken for two requests is refused, or goes on in a framing of the gateway's own that can't be.
 #[test]
 fn requests_that_desynchronise_others_are_refused() {
-    let cases = cases();
+    let cases = cases("a.test");
     assert!(cases.len() > 100, "{}", cases.len());
     let (mut taken, mut refused) = (Vec::new(), 0);
     for case in &cases {

@@ -91,6 +91,30 @@ async fn each_stream_is_judged_and_recorded_whatever_the_server_speaks() {
     }
 }
 
+/// Nobody merges them into what was judged, and none go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trailers_of_requests_go_nowhere() {
+    let site = site(POLICY, "").await;
+    let client = inside(&site).await;
+    for path in ["/echo", "/ok"] {
+        let (response, mut stream) =
+            client.begin(post(&site, path).body(()).expect("request"), false).await.expect("begun");
+        send(&mut stream, b"body").await.expect("sent");
+        let mut trailers = http::HeaderMap::new();
+        for (name, value) in
+            [("x-forwarded-for", "1.1.1.1"), ("x-behind", "1"), ("authorization", "Bearer x")]
+        {
+            trailers.insert(name, value.parse().expect("value"));
+        }
+        stream.send_trailers(trailers).expect("sent");
+        assert_eq!(reply(response).await.expect("answer").status, 200);
+    }
+    let seen = site.upstream.requests();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert!(!seen.concat().contains("x-behind") && !seen.concat().contains("authorization"), "{seen:?}");
+    assert_eq!(*site.upstream.seen.bytes.lock(), b"bodybody");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_and_trailers_go_both_ways() {
     let site = site(POLICY, "").await;

@@ -390,8 +390,8 @@ async fn requests_are_changed_as_policy_says_after_they_were_judged() {
 "#;
     let site = Site::start(CHANGE, "").await;
     let sent = |heads: Vec<String>| heads.last().expect("a request").to_lowercase();
-    // Servers that take `_` for `-` would see another team.
-    let fields = "X-Team: mine\r\nX-Team: more\r\nX_Team: admin\r\nx-debug: 1\r\nX_Debug: 1\r\nX-Kept: 1\r\n";
+    // Servers that take `_` for `-` would see another team; and a client takes out its own alone.
+    let fields = "X-Team: mine\r\nX-Team: more\r\nX_Team: admin\r\nx-debug: 1\r\nX_Debug: 1\r\nX-Kept: 1\r\nConnection: x-team\r\n";
     let check = |head: &str| {
         let head = head.replace('_', "-");
         let teams: Vec<&str> = head.lines().filter(|line| line.starts_with("x-team")).collect();
@@ -415,6 +415,31 @@ async fn requests_are_changed_as_policy_says_after_they_were_judged() {
         format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{}{fields}\r\n", site.gateway.web());
     assert_eq!(site.gateway.ask(&request).await.status, 200);
     check(&sent(clear.requests()));
+}
+
+/// One name, however its client writes it: in what it asks the proxy, in its hello, and inside.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_odd_spelling_is_the_same_host_in_every_place() {
+    let site = Site::start(POLICY, "").await;
+    let (port, roots) = (site.port(), [site.gateway.authority.certificate()]);
+    for (asked, shown, inside) in [
+        ("READ.Allowed.TEST", "read.allowed.test", "Read.ALLOWED.test."),
+        ("read.allowed.test.", "READ.allowed.test", "read.allowed.test"),
+    ] {
+        let (client, answer) = site.gateway.connect(&format!("{asked}:{port}")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let name = ServerName::try_from(shown).expect("name");
+        let connector = TlsConnector::from(trusting(&roots, &["http/1.1"]));
+        let mut client = Client::over(connector.connect(name, client.stream).await.expect("handshake"));
+        client.send(format!("GET /odd HTTP/1.1\r\nHost: {inside}:{port}\r\n\r\n")).await;
+        assert_eq!(client.answer().await.status, 200, "{asked} {shown} {inside}");
+        client.send(format!("GET /other HTTP/1.1\r\nHost: READ.allowed.tes:{port}\r\n\r\n")).await;
+        assert_eq!(client.answer().await.reason(), "sni_mismatch");
+    }
+    assert_eq!(site.upstream.requests().len(), 2);
+    assert!(site.upstream.requests().iter().all(|head| head.contains(&format!("Host: {HOST}:{port}\r\n"))));
+    let record = site.record(RecordKind::Decision, |r| r.destination.path.as_deref() == Some("/odd")).await;
+    assert_eq!(record.destination.host.as_deref(), Some(HOST));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

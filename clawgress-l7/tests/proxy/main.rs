@@ -11,6 +11,11 @@ mod client;
 #[cfg(test)]
 mod conversations;
 #[cfg(test)]
+mod desync;
+#[cfg(test)]
+#[path = "../../../tests/tests/corpora/desync.rs"]
+mod desync_cases;
+#[cfg(test)]
 mod dns;
 #[cfg(test)]
 mod endpoints;

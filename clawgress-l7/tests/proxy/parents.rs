@@ -465,6 +465,40 @@ async fn a_route_chooses_the_address_to_dial_from() {
     assert_eq!(upstream.connections(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_by_two_routes_never_share_a_connection() {
+    let upstream = Upstream::start(SITE, None, |mut stream, seen| async move {
+        let from = stream.peer_addr().expect("peer").ip().to_string();
+        let mut held = Vec::new();
+        while let Ok(1..) = stream.read_buf(&mut held).await {
+            while let Some(at) = held.windows(4).position(|w| w == b"\r\n\r\n") {
+                held.drain(..at + 4);
+                seen.requests.lock().push(from.clone());
+                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let more = "[[route]]\nhosts = [\"api.allowed.test\"]\nsource = [\"127.0.0.77\"]\n\
+                [[route]]\nhosts = [\"raw.allowed.test\"]\nsource = [\"127.0.0.78\"]\n";
+    let gateway = gateway(more.to_owned()).await;
+    let port = upstream.address.port();
+    let mut client = gateway.client().await;
+    let mut wanted = Vec::new();
+    // Both names are at one address.
+    for n in 0..POOLED_TRIES {
+        let (host, from) =
+            if n % 2 == 0 { ("api.allowed.test", "127.0.0.77") } else { ("raw.allowed.test", "127.0.0.78") };
+        client.send(get(&gateway, host, port, "/")).await;
+        assert_eq!(client.answer().await.status, 200);
+        wanted.push(from.to_owned());
+    }
+    assert_eq!(upstream.requests(), wanted);
+    assert!(upstream.connections() < POOLED_TRIES, "each has its own, used again");
+}
+
 /// How a parent of this name speaks TLS, and the certificate that proves it.
 fn speaking(name: &str) -> (TlsAcceptor, String) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");

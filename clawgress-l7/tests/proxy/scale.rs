@@ -164,6 +164,44 @@ async fn many_tunnels_and_kept_connections_are_idle_at_once() {
     }
 }
 
+/// Most that the process takes more while an upload passes that nobody judges, KiB.
+const UPLOAD_KIB_MAX: u64 = 16 * 1024;
+const UPLOAD_BYTES: usize = 64 << 20;
+
+/// The most memory that a process has had, KiB.
+fn peak_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_is_carried_on_as_its_server_takes_it() {
+    let gateway = Gateway::start(Options { apart: true, ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let post = async |bytes: usize| {
+        let mut client = gateway.client().await;
+        let web = gateway.web();
+        client
+            .send(format!(
+                "POST http://{host}/up HTTP/1.1\r\nHost: {host}\r\n{web}Content-Length: {bytes}\r\n\r\n"
+            ))
+            .await;
+        let piece = vec![b'x'; 1 << 20];
+        for _ in 0..bytes >> 20 {
+            client.send(&piece).await;
+        }
+        assert_eq!(client.answer().await.status, 200);
+    };
+    post(1 << 20).await;
+    let before = peak_kib(gateway.pid);
+    post(UPLOAD_BYTES).await;
+    let took = peak_kib(gateway.pid) - before;
+    assert!(upstream.seen.bytes.lock().len() > UPLOAD_BYTES, "all of it came");
+    assert!(took < UPLOAD_KIB_MAX, "{took} KiB");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_connections_that_are_read_are_idle_at_once() {
     raise_descriptors();

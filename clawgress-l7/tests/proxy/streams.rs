@@ -257,6 +257,9 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
         seen.bytes.lock().extend_from_slice(&bytes);
         body.extend_from_slice(&bytes);
     }
+    if let Ok(Some(trailers)) = stream.trailers().await {
+        seen.requests.lock().push(format!("trailers {trailers:?}"));
+    }
     let method = head.method;
     match head.uri.path() {
         "/echo" => {
