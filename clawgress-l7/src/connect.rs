@@ -11,7 +11,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{self, Body};
 use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::sniff::Protocol;
-use clawgress_policy::{Host, Operation, Scheme};
+use clawgress_policy::Host;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -235,9 +235,8 @@ async fn reach(
 /// (`inspection_required`), TLS is what is expected.
 fn http_possible(plan: &Plan, who: &Who, asked: &Asked, tls: &Ruling) -> bool {
     let (host, port) = (&asked.host, asked.port);
-    let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
     let tls_expected = port == TLS_PORT || tls.verdict == Err(DropReason::InspectionRequired);
-    port == HTTP_PORT || !tls_expected && decide::http(plan, who, root).verdict.is_ok()
+    port == HTTP_PORT || !tls_expected && decide::root_possible(plan, who, host, port)
 }
 
 /// A tunnel whose client was told to begin.

@@ -14,6 +14,7 @@ use clawgress_api::{
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::fingerprint::Fingerprints;
+use clawgress_policy::head::{Head, HeadFacts};
 use clawgress_policy::{Host, Scheme, TunnelProtocol, may_have_body};
 
 use crate::audit::{Audit, Room};
@@ -65,6 +66,7 @@ struct Read {
     scheme: Option<Scheme>,
     protocol: Option<TunnelProtocol>,
     alpn: Option<Vec<String>>,
+    head: Option<serde_json::Value>,
     asked: Vec<&'static str>,
     has_body: Option<bool>,
     payload: Option<PayloadFacts>,
@@ -246,6 +248,13 @@ impl Exchange {
     pub fn request(&mut self, method: &str, path: &str) {
         self.record.destination.method = Some(method.to_owned());
         self.record.destination.path = Some(path.to_owned());
+    }
+
+    /// Notes what its header fields and its query say, as far as policy asks for it.
+    pub fn said(&mut self, head: &Head) {
+        let mentions = self.read.by.as_ref().and_then(|(_, basis)| basis.mentions.as_ref());
+        let facts = mentions.map(|mentions| HeadFacts::of(head, mentions));
+        self.read.head = facts.and_then(|facts| serde_json::to_value(facts).ok());
     }
 
     /// Notes how it travels, where that is not TCP.
@@ -446,6 +455,7 @@ impl Read {
             labels: (basis.asks_agent && is_short).then(|| labels.clone()),
             history: who.history().and_then(|history| serde_json::to_value(history).ok()),
             fingerprints: basis.asks_fingerprints.then(|| serde_json::to_value(&**who.seen()).ok()).flatten(),
+            head: self.head.clone(),
             asked: self.asked.iter().map(|action| (*action).to_owned()).collect(),
             has_body: self.has_body,
             llm: self.llm.clone(),

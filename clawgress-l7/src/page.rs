@@ -158,7 +158,9 @@ fn remedy(reason: DropReason, client: Client) -> &'static str {
         DropReason::EndpointUnknown => {
             "this is a proxy: set it as such (HTTPS_PROXY), or begin the path with the name of one of its endpoints"
         }
-        DropReason::HttpMalformed => "send one well-formed request with one Host and one length",
+        DropReason::HttpMalformed => {
+            "send one well-formed request with one Host and one length, and nothing twice that policy asks for (a header field, a parameter of the query)"
+        }
         DropReason::HostInvalid | DropReason::ResolveFailed => "check the destination's name",
         DropReason::AddressReserved => {
             "the destination is private or reserved; a policy must name its address"

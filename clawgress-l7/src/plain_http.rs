@@ -10,8 +10,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::http1;
-use clawgress_policy::TunnelProtocol;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
@@ -21,14 +19,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
 use tokio::time::Instant;
 
-use crate::decide::{self, Ruling};
+use crate::decide::Ruling;
 use crate::enforce::enforce;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
-use crate::identify::{self, Who};
 use crate::page::Client;
-use crate::snapshot::Plan;
-use crate::{dial, limit, page};
+use crate::{limit, page};
 
 mod admit;
 mod alarm;
@@ -46,6 +42,7 @@ mod front;
 mod gate;
 mod granted;
 mod hold;
+mod judge;
 mod model;
 mod outgoing;
 mod pace;
@@ -116,110 +113,6 @@ pub fn proxy(gateway: &Arc<Gateway>, threads: Option<usize>) -> Arc<Proxy> {
 // === impl App ===
 
 impl App {
-    /// Finds out what is asked, and by whom.
-    async fn recognise(
-        &self,
-        front: &Front,
-        exchange: &mut Exchange,
-    ) -> Result<(Admitted, Who, Arc<Plan>), Ruling> {
-        let gateway = &self.gateway;
-        let deny = |reason| Ruling::deny("http", reason);
-        front.note_read(exchange);
-        let mut admitted = front.take().map_err(deny)?;
-        front.serves_endpoint(admitted.upstream.is_some());
-        exchange.host(&admitted.host, admitted.port);
-        exchange.request(&admitted.method, &admitted.path);
-        exchange.has_body(&admitted.method, admitted.body != http1::Body::Length(0));
-        exchange.scheme(admitted.scheme());
-        if admitted.upgrade == Upgrade::WebSocket {
-            exchange.carries(TunnelProtocol::WebSocket);
-        }
-        let plan = gateway.snapshots.current().map_err(deny)?;
-        let who = match &front.place {
-            Place::Tunnel { who, .. } => {
-                front.presents(who.has_presented());
-                who.under(&plan, gateway.now_s()).map_err(deny)?
-            }
-            Place::Read(opened) => opened.who.under(&plan, gateway.now_s()).map_err(deny)?,
-            Place::Explicit { .. } | Place::Transparent { .. } => {
-                if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
-                    exchange.agent(&bound, &plan);
-                }
-                let credential = admitted.credential.take();
-                let credential = credential.as_ref().map(|c| c.as_slice());
-                front.presents(credential.is_some() || front.connection.certificate.is_some());
-                let who = identify::identify(gateway, &plan, &front.connection, credential).await;
-                who.map_err(|stranger| deny(exchange.stranger(*stranger)))?
-            }
-        };
-        // Of each request in a tunnel anew, and recorded as what it is judged by.
-        let who = who.later();
-        front.identified();
-        exchange.agent(&who, &plan);
-        exchange.occupy(gateway, &who).map_err(deny)?;
-        let need = granted::needs_history(&plan, &who, &admitted);
-        gateway.histories.inform(need, &who, &admitted.host).await.map_err(deny)?;
-        Ok((admitted, who, plan))
-    }
-
-    /// Judges a request in every respect.
-    async fn judge(
-        &self,
-        session: &mut Session,
-        (front, exchange): (&Front, &mut Exchange),
-        content: &mut content::Judged,
-    ) -> Result<Granted, Ruling> {
-        let gateway = &self.gateway;
-        let (admitted, who, plan) = self.recognise(front, exchange).await?;
-        let (mut ruling, reads) = rule(gateway, &plan, &who, &admitted);
-        if ruling.verdict.is_ok() && admitted.upgrade == Upgrade::Other {
-            // After policy, whose denials and obligations count for this as for any other request.
-            ruling = Ruling::deny("http", DropReason::UpgradeUnsupported).obliged_by(&ruling);
-        }
-        if ruling.verdict.is_err() {
-            return Err(self.enforce(ruling, front, exchange).await);
-        }
-        exchange.obliged(&ruling);
-        front.stay(ruling.quarantines());
-        let ways = gateway.ways(&admitted.host, admitted.port).await;
-        let ways = match ways {
-            Ok(ways) => ways,
-            // Asked for all the same.
-            Err(reason) => {
-                let refused = Ruling::deny("connect", reason).obliged_by(&ruling);
-                return Err(self.enforce(refused, front, exchange).await);
-            }
-        };
-        let (to, steered_to) = ((&ways[..], admitted.port), front.connection.steered_to());
-        match decide::connect(&plan, &who.identity.agent, &gateway.own, to, steered_to) {
-            Ok(reach) => {
-                let ways = dial::order(&reach.ways, steered_to.map(|to| to.ip()), false);
-                let asked = (&*plan, &who, &admitted);
-                // What is found in a body has its consequences.
-                front.stay(true);
-                let ruling = Box::pin(content::judge(gateway, session, asked, ruling, exchange));
-                let (ruling, judged) = ruling.await;
-                *content = judged;
-                // Last, so that nothing is spent on what is denied.
-                let ruling = self.enforce(ruling, front, exchange).await;
-                if ruling.verdict.is_err() {
-                    return Err(ruling);
-                }
-                let ruling = change(content, ruling, exchange)?;
-                self.brokers(&ruling, &plan, (&who, &admitted), exchange).await?;
-                let (ways, generation) = ((ways, reach.by_way), plan.generation);
-                let granted = Granted::new(admitted, who, ways, steered_to, ruling, generation);
-                granted.will_read(reads);
-                content.said.take().into_iter().for_each(|said| granted.says(said));
-                Ok(granted)
-            }
-            Err(refused) => {
-                exchange.refused(&refused);
-                Err(self.enforce(refused.ruling.obliged_by(&ruling), front, exchange).await)
-            }
-        }
-    }
-
     /// Does what a ruling on a request obliges to. A client may leave while that waits, and the record tells of it all the same.
     async fn enforce(&self, ruling: Ruling, front: &Front, exchange: &mut Exchange) -> Ruling {
         exchange.obliged(&ruling);

@@ -142,6 +142,12 @@ impl Plan {
         self.of(agent).is_some_and(PolicySet::asks_history)
     }
 
+    /// Whether policy asks what header fields or the query of an agent's requests say.
+    #[must_use]
+    pub fn asks_head(&self, agent: &Agent) -> bool {
+        self.of(agent).is_some_and(PolicySet::asks_head)
+    }
+
     /// A provider's key of a tenant.
     #[must_use]
     pub fn provider_key(&self, tenant: &str, name: &str) -> Option<&ProviderKeyRecord> {

@@ -46,6 +46,25 @@ const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 /// Fields that say how a body is read, by which it is judged.
 const READING: [&str; 2] = ["content-encoding", "content-type"];
 
+/// What names have in them that hold secrets, wherever it stands: `access_token`, `X-Amz-Signature`, `clientSecret`.
+const SECRET_PARTS: [&str; 12] = [
+    "apikey",
+    "assertion",
+    "authoriz",
+    "cookie",
+    "credential",
+    "jwt",
+    "passphrase",
+    "passw",
+    "secret",
+    "session",
+    "signature",
+    "token",
+];
+
+/// Words of such names: `X-Api-Key`, `key`, `sig`.
+const SECRET_WORDS: [&str; 7] = ["auth", "key", "keys", "otp", "pwd", "sid", "sig"];
+
 /// Whether two names, in lowercase, are one to servers that hand fields on as CGI does (RFC 3875 section 4.1.18).
 #[must_use]
 pub fn is_same(one: &str, other: &str) -> bool {
@@ -77,6 +96,20 @@ pub(crate) fn refusal(name: &str) -> Option<&'static str> {
     is_identity(&cgi).then_some(
         "servers are told by it who the client is, or what it asked for, and that is the gateway's to say",
     )
+}
+
+/// Whether policy may be asked about a field that goes on, by its name in lowercase and with `-` for `_`.
+pub(crate) fn is_asked(name: &str) -> bool {
+    !HOP.contains(&name) && !FRAMING.contains(&name) && !is_identity(name)
+}
+
+/// Whether what a header field or a parameter of a query says is a secret, as far as its name tells. In lowercase, and `_` taken
+/// for `-`.
+#[must_use]
+pub fn holds_secret(name: &str) -> bool {
+    let plain = name.to_ascii_lowercase().replace('_', "-");
+    SECRET_PARTS.iter().any(|part| plain.contains(part))
+        || plain.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| SECRET_WORDS.contains(&word))
 }
 
 fn is_identity(cgi: &str) -> bool {

@@ -10,6 +10,7 @@ pub mod effect;
 pub mod fields;
 pub mod fingerprint;
 mod geo;
+pub mod head;
 pub mod history;
 pub mod host;
 pub mod kernel;

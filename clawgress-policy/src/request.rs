@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Host;
 use crate::content::{ModelCall, Payload, ToolCall, Usage};
+use crate::head::Head;
 use crate::vocabulary::ActionKind;
 
 /// What the gateway offers a server that it speaks TLS to.
@@ -149,8 +150,8 @@ pub enum Operation<'a> {
     Tls { host: &'a Host, port: u16, alpn: &'a [String], ja4: &'a str },
     /// Let bytes pass unread (`tunnel`).
     Tunnel { host: &'a Host, port: u16, protocol: TunnelProtocol },
-    /// Send an HTTP request (`http`). `path` is the bytes sent, without the query.
-    Http { host: &'a Host, port: u16, scheme: Scheme, method: &'a str, path: &'a str },
+    /// Send an HTTP request (`http`). `path` is the bytes sent, without the query; what that and the header fields say has `head`.
+    Http { host: &'a Host, port: u16, scheme: Scheme, method: &'a str, path: &'a str, head: &'a Head },
     /// Ask for what a name resolves to (`resolve`): `query_type` is `A`, `AAAA`, `TXT`.
     Resolve { host: &'a Host, port: u16, query_type: &'a str },
     /// Call a language model (`llm`).

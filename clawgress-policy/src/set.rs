@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::content::Attributes;
 use crate::effect::Obligation;
 use crate::fingerprint::Fingerprints;
+use crate::head::Mentions;
 use crate::history::History;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -23,6 +24,7 @@ use crate::{Geo, time};
 mod conjunction;
 mod crowd;
 mod evaluate;
+mod heads;
 mod lowered;
 mod obligation;
 mod opening;
@@ -51,7 +53,7 @@ pub(crate) use text::Source;
 pub use text::{NESTING_MAX, OPERATORS_MAX, TEXT_BYTES_MAX};
 
 /// Version of the Cedar schema; a set names the one it was written for.
-pub const SCHEMA_VERSION: u32 = 12;
+pub const SCHEMA_VERSION: u32 = 13;
 
 /// Named sets, edited without touching policy text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +262,8 @@ pub(crate) struct Inner {
     naming: Naming,
     members: Members,
     reads: Reads,
+    /// Which header fields and parameters policies name.
+    mentions: Mentions,
     plan: Plan,
     schedule: Schedule,
     zone: Zone,

@@ -12,6 +12,7 @@ use cedar_policy_core::extensions::Extensions;
 use clawgress_identity::{Agent, DEFAULT_TENANT};
 
 use crate::Operation;
+use crate::head::{Named, Part};
 use crate::members::Class;
 
 /// The Cedar schema that policy text is validated against, for editors and people.
@@ -229,6 +230,8 @@ pub(crate) struct Reads {
     /// What a model's answer came to; and the calls of tools that it asks for.
     pub(crate) usage: bool,
     pub(crate) calls: bool,
+    /// What header fields or the query say.
+    pub(crate) head: bool,
 }
 
 /// Cedar's functions on time.
@@ -264,6 +267,7 @@ pub(crate) struct Vocabulary {
     provider: EntityType,
     tool: EntityType,
     tool_server: EntityType,
+    values: EntityType,
     ip: Name,
     pub(crate) time: TimeNames,
     actions: ByAction<Entity>,
@@ -333,6 +337,7 @@ impl Vocabulary {
             provider: kind("Provider")?,
             tool: kind("Tool")?,
             tool_server: kind("ToolServer")?,
+            values: kind("Values")?,
             ip: name("ip")?,
             time: TimeNames {
                 datetime: name("datetime")?,
@@ -424,6 +429,18 @@ impl Vocabulary {
             _ => (&self.tool, &self.tool_server),
         };
         entity(uid(kind, &offered(by, name)), Vec::new(), HashSet::from([uid(of, by)]))
+    }
+
+    /// What a part of a head says, as the entity that the context has.
+    pub(crate) fn values(&self, part: Part, named: &Named) -> Entity {
+        let tags = named.tags().map(|(name, said)| (name.into(), value(said)));
+        Entity::new_with_attr_partial_value(
+            uid(&self.values, part.name()),
+            [],
+            HashSet::new(),
+            HashSet::new(),
+            tags,
+        )
     }
 
     /// The host as a resource, in these sets.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::content::{ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::fingerprint::Fingerprints;
+use clawgress_policy::head::Head;
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Geo, Host, NamedSets, Operation, PolicyBundle, PolicySet, Request, SCHEMA, Scheme, Surroundings,
@@ -135,7 +136,14 @@ fn the_examples_do_what_the_guide_says() {
         allows(
             &set,
             &agent,
-            Operation::Http { host: &host(name), port: 80, scheme: Scheme::Http, method, path },
+            Operation::Http {
+                host: &host(name),
+                port: 80,
+                scheme: Scheme::Http,
+                method,
+                path,
+                head: Head::none(),
+            },
         )
     };
     assert!(http("packages.example.com", "GET", "/x") && http("0xc0.0.2.80", "HEAD", "/"));
@@ -222,7 +230,14 @@ fn what_is_forbidden_altogether_is_dropped_at_connect() {
             Operation::Resolve { host, port: 53, query_type: "A" },
             Operation::Tls { host, port, alpn: &alpn, ja4: "" },
             Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls },
-            Operation::Http { host, port, scheme: Scheme::Https, method: "GET", path: "/" },
+            Operation::Http {
+                host,
+                port,
+                scheme: Scheme::Https,
+                method: "GET",
+                path: "/",
+                head: Head::none(),
+            },
         ] {
             let decide = |agent| set.decide(&Request { agent, operation });
             assert!(decide(&agents[0]).is_allow());
@@ -382,7 +397,14 @@ fn the_schema_is_exported() {
 fn what_happened_before_counts_as_the_guide_says() {
     let (set, agent) = (guide(), agent());
     let host = Host::parse("packages.example.com").unwrap();
-    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let operation = Operation::Http {
+        host: &host,
+        port: 80,
+        scheme: Scheme::Http,
+        method: "GET",
+        path: "/",
+        head: Head::none(),
+    };
     let request = Request { agent: &agent, operation };
     assert!(set.decide(&request).is_allow());
     let denied = |minute| History { denied: Counts { minute, hour: minute, day: minute }, ..History::QUIET };
@@ -402,7 +424,14 @@ fn what_happened_before_counts_as_the_guide_says() {
 fn what_is_at_the_other_end_counts_as_the_guide_says() {
     let (set, mut agent) = (guide(), agent());
     let host = Host::parse("packages.example.com").unwrap();
-    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let operation = Operation::Http {
+        host: &host,
+        port: 80,
+        scheme: Scheme::Http,
+        method: "GET",
+        path: "/",
+        head: Head::none(),
+    };
     let seen = |set: &PolicySet, agent: &Agent, executable: Option<&str>| {
         let seen = Fingerprints { executable: executable.map(str::to_owned), ..Fingerprints::default() };
         set.seeing(Arc::new(seen)).decide(&Request { agent, operation }).policies

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::is_zero;
 
-/// What a decision of L7 read besides what its record tells elsewhere, so that it can be made again. Never the value of
-/// a header, nor a credential: policy can't ask for one.
+/// What a decision of L7 read besides what its record tells elsewhere, so that it can be made again. Never a credential: policy
+/// can't ask for one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     /// Scheme of a request.
@@ -30,6 +30,10 @@ pub struct Attributes {
     /// (`clawgress_policy::fingerprint::Fingerprints`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprints: Option<serde_json::Value>,
+    /// What header fields and the query said, where policy asks for it: of the names that policy has, and of none that hold secrets
+    /// (`clawgress_policy::head::HeadFacts`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<serde_json::Value>,
     /// Which of `send`, `llm`, `tool` and `receive` policy asked about: what nothing is told of was none then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked: Vec<String>,

@@ -4,6 +4,7 @@
 use std::mem::size_of;
 
 use clawgress_api::{Attributes, AuditRecord, EffectRef};
+use serde_json::Value;
 
 /// Of history, and of fingerprints: each has a bounded number of short fields.
 const FACTS_BYTES: usize = 1024;
@@ -31,7 +32,23 @@ fn of_attributes(attributes: &Attributes) -> usize {
     let tools = attributes.llm.iter().flat_map(|llm| &llm.tools).map(|name| text(name));
     let facts = [&attributes.history, &attributes.fingerprints];
     let facts = facts.into_iter().flatten().count() * FACTS_BYTES;
-    size_of::<Attributes>() + labels.sum::<usize>() + alpn.sum::<usize>() + tools.sum::<usize>() + facts
+    let head = attributes.head.as_ref().map_or(0, of_value);
+    size_of::<Attributes>()
+        + labels.sum::<usize>()
+        + alpn.sum::<usize>()
+        + tools.sum::<usize>()
+        + facts
+        + head
+}
+
+fn of_value(value: &Value) -> usize {
+    let parts: usize = match value {
+        Value::String(text) => text.len(),
+        Value::Array(all) => all.iter().map(of_value).sum(),
+        Value::Object(all) => all.iter().map(|(name, value)| text(name) + of_value(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    size_of::<Value>() + parts
 }
 
 fn text(text: &str) -> usize {

@@ -85,6 +85,7 @@ fn judge(request: &Request<'_>, role: Role, place: &Place) -> Result<(Admitted, 
     let (mut admitted, rewritten) = admit(&head, place)?;
     admitted.is_http2 = true;
     let head = header(&rewritten).ok_or(DropReason::HttpMalformed)?;
+    admitted.keep(rewritten);
     Ok((admitted, head))
 }
 

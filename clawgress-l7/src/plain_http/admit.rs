@@ -3,14 +3,14 @@
 //!
 //! Pure. Must never pass on a field that says who the client is, or that belongs to this hop.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::http1::{Body, Head};
+use clawgress_inspect::http1::{self, Body, Head};
 use clawgress_inspect::proxy_request::{self, Target};
-use clawgress_policy::{Host, Scheme, fields};
+use clawgress_policy::{Host, Scheme, fields, head as policy};
 use zeroize::Zeroizing;
 
 use super::credential::{self, Ours};
@@ -82,6 +82,10 @@ pub struct Admitted {
     pub is_direct: bool,
     /// Whether the client takes trailers.
     pub takes_trailers: bool,
+    /// The head that is sent on.
+    sent: Vec<u8>,
+    /// What it says, if that was asked for.
+    said: OnceLock<policy::Head>,
 }
 
 /// What other protocol a request asks for.
@@ -135,6 +139,20 @@ impl Place {
 // === impl Admitted ===
 
 impl Admitted {
+    /// Keeps the head that is sent on.
+    pub fn keep(&mut self, sent: Vec<u8>) {
+        self.sent = sent;
+    }
+
+    /// What policy is asked about of the head that is sent on: fields that stay here say nothing.
+    #[must_use]
+    pub fn said(&self) -> &policy::Head {
+        self.said.get_or_init(|| match http1::parse(&self.sent) {
+            Ok(sent) => policy::Head::of(sent.fields.iter().map(|f| (f.name, f.value)), &self.query),
+            Err(_) => policy::Head::unknown().clone(),
+        })
+    }
+
     /// The scheme it is sent by.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
@@ -189,6 +207,8 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
             .fields
             .iter()
             .any(|f| f.name == "te" && f.value.eq_ignore_ascii_case(b"trailers")),
+        sent: Vec::new(),
+        said: OnceLock::new(),
         host,
         port,
     };

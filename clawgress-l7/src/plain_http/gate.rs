@@ -234,9 +234,10 @@ impl Reader {
             DropReason::HttpMalformed
         });
         match judged.and_then(|parsed| Ok((parsed.body, admit(&parsed, &self.front.place)?))) {
-            Ok((body, (admitted, rewritten))) => {
+            Ok((body, (mut admitted, rewritten))) => {
                 self.framer.body(body);
                 self.ready = Ready::Own(BytesMut::from(&*rewritten));
+                admitted.keep(rewritten);
                 self.front.begin(Ok(admitted), n);
             }
             Err(reason) => self.refuse(reason, n),

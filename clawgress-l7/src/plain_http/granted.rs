@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use clawgress_ebpf_common::DropReason;
+use clawgress_policy::head::Head;
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{Host, Need, Operation, Scheme, TunnelProtocol};
 use parking_lot::Mutex;
@@ -364,10 +365,16 @@ impl Granted {
 /// The ruling on a request, but for where it goes; and what of the messages of a WebSocket has to be read for it.
 #[must_use]
 pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> (Ruling, Reads) {
-    let ruling = match &admitted.opened {
-        Some(opened) => opened.rule(plan, who, operation(admitted)),
-        None => decide::read(plan, who, operation(admitted)),
+    let operation = operation(plan, who, admitted);
+    let mut ruling = match &admitted.opened {
+        Some(opened) => opened.rule(plan, who, operation),
+        None => decide::read(plan, who, operation),
     };
+    let is_failed = ruling.action == "http" && ruling.verdict == Err(DropReason::PolicyError);
+    if is_failed && decide::needs_head(plan, who, operation) {
+        // Of what comes twice, or can't be read, who sends it is told.
+        ruling.verdict = Err(DropReason::HttpMalformed);
+    }
     match admitted.upgrade {
         Upgrade::None | Upgrade::Other => (ruling, Reads::default()),
         Upgrade::WebSocket => web_socket::rule(gateway, plan, who, admitted, ruling),
@@ -376,7 +383,7 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> (
 
 /// Who needs to know what `who` did before, for what [`rule`] asks.
 pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
-    let operation = operation(admitted);
+    let operation = operation(plan, who, admitted);
     let need = match &admitted.opened {
         Some(opened) => opened.needs_history(plan, who).max(decide::needs_history(plan, who, &[operation])),
         None => decide::read_needs_history(plan, who, operation),
@@ -409,13 +416,15 @@ fn messages(admitted: &Admitted) -> Operation<'_> {
     Operation::Tunnel { host: &admitted.host, port: admitted.port, protocol: TunnelProtocol::WebSocket }
 }
 
-/// What policy is asked about.
-fn operation(admitted: &Admitted) -> Operation<'_> {
+/// What policy is asked about. What the head says is read where it asks for it.
+fn operation<'a>(plan: &Plan, who: &Who, admitted: &'a Admitted) -> Operation<'a> {
+    let is_asked = plan.asks_head(&who.identity.agent);
     Operation::Http {
         host: &admitted.host,
         port: admitted.port,
         scheme: admitted.scheme(),
         method: &admitted.method,
         path: &admitted.path,
+        head: if is_asked { admitted.said() } else { Head::none() },
     }
 }

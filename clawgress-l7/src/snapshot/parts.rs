@@ -7,6 +7,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Digest, SHA256, digest};
 use clawgress_api::{Revisions, Snapshot};
 use clawgress_identity::PolicyOwner;
+use clawgress_policy::head::Mentions;
 use clawgress_policy::{Geo, Policies, PolicyInForce, PolicySet};
 use serde_json::value::RawValue;
 
@@ -34,6 +35,8 @@ pub struct Basis {
     pub asks_agent: bool,
     /// Whether it asks for what seems to be at the other end.
     pub asks_fingerprints: bool,
+    /// Which header fields and parameters of queries it names, if it asks what they say.
+    pub mentions: Option<Mentions>,
     /// Name of the wall clock's zone, unless it is UTC.
     pub zone: Option<String>,
     /// Names the geo data in force, if policy asks for any.
@@ -117,6 +120,7 @@ impl Bases {
             Arc::new(Basis {
                 asks_agent: set.is_some_and(PolicySet::asks_agent),
                 asks_fingerprints: set.is_some_and(PolicySet::asks_fingerprints),
+                mentions: set.filter(|set| set.asks_head()).map(PolicySet::mentions),
                 zone: zone.map(str::to_owned),
                 geo: Geo::joint_edition(own, part(&PolicyOwner::Platform)),
                 revisions: Revisions::of(revisions, tenant.unwrap_or_default()),

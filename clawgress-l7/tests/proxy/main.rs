@@ -26,6 +26,8 @@ mod generation;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod heads;
+#[cfg(test)]
 mod histories;
 #[cfg(test)]
 mod hostile;

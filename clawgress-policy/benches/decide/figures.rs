@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::content::{AskedCall, ModelCall, Payload, ToolCall, Usage};
+use clawgress_policy::head::Head;
 use clawgress_policy::{
     Host, NamedSets, Operation, PolicySet, Request, Scheme, Surroundings, Transport, TunnelProtocol,
 };
@@ -133,7 +134,7 @@ impl Asked {
 }
 
 fn http(host: &Host) -> Operation<'_> {
-    Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/v7/x" }
+    Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path: "/v7/x", head: Head::none() }
 }
 
 /// A set of so many policies, as text.

@@ -318,8 +318,13 @@ fn slot(expr: &Expr) -> Option<String> {
             None => slot(of).filter(|slot| slot.starts_with("context.")).map(|slot| format!("{slot}.{attr}")),
         },
         ExprKind::BinaryApp { op: BinaryOp::GetTag, arg1, arg2 } => {
-            let is_own = syntax::variable(arg1) == Some(Var::Principal);
-            Some(format!("principal tag {}", syntax::string(arg2).filter(|_| is_own)?))
+            let name = syntax::string(arg2)?;
+            match syntax::variable(arg1) {
+                Some(Var::Principal) => Some(format!("principal tag {name}")),
+                Some(_) => None,
+                // Of what the context leads to.
+                None => Some(format!("{} tag {name}", slot(arg1)?)),
+            }
         }
         _ => None,
     }

@@ -11,6 +11,7 @@ use clawgress_identity::Agent;
 use super::{Inner, PolicyErrors, PolicySet};
 use crate::content::{ModelCall, Payload, ToolCall};
 use crate::effect::{Effect, Obligation};
+use crate::head::Head;
 use crate::history::History;
 use crate::quota::SCOPES_MAX;
 use crate::request::{Operation, Request, Scheme, TunnelProtocol};
@@ -225,7 +226,7 @@ fn calls<'a>(host: &'a Host, (provider, model): (&'a str, &'a str)) -> [Vec<Oper
             findings: &[],
         };
         vec![
-            Operation::Http { host, port, scheme, method: "POST", path: "/" },
+            Operation::Http { host, port, scheme, method: "POST", path: "/", head: Head::none() },
             Operation::Send { host, port, method: "POST", path: "/", payload },
             Operation::Llm(call),
         ]
@@ -248,7 +249,7 @@ fn messages<'a>(host: &'a Host, (server, name): (&'a str, &'a str)) -> [Vec<Oper
             findings: &[],
         };
         vec![
-            Operation::Http { host, port, scheme, method: "POST", path: "/" },
+            Operation::Http { host, port, scheme, method: "POST", path: "/", head: Head::none() },
             Operation::Send { host, port, method: "POST", path: "/", payload },
             Operation::Tool(call),
         ]
@@ -267,7 +268,14 @@ fn names_agent(policy: &cedar_policy::Policy) -> bool {
 /// One of each kind: what is asked for it.
 fn exchanges(host: &Host) -> [Vec<Operation<'_>>; 6] {
     let payload = Payload { bytes: 0, complete: true, media_type: "", findings: &[] };
-    let http = |(port, scheme), method| Operation::Http { host, port, scheme, method, path: "/" };
+    let http = |(port, scheme), method| Operation::Http {
+        host,
+        port,
+        scheme,
+        method,
+        path: "/",
+        head: Head::none(),
+    };
     let send = |port| Operation::Send { host, port, method: "POST", path: "/", payload };
     let (clear, read) = ((80, Scheme::Http), (443, Scheme::Https));
     let tls = |protocol| {

@@ -18,6 +18,7 @@ use crate::address::canonical;
 use crate::content;
 use crate::effect::{Effect, Obligation, Would};
 use crate::fingerprint::Signal;
+use crate::head::{self, Part};
 use crate::history::{self, Fact, History};
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
@@ -30,6 +31,8 @@ use crate::vocabulary::ActionKind;
 struct Question {
     resource: Entity,
     context: Context,
+    /// What the context leads to.
+    values: Vec<Entity>,
 }
 
 impl Inner {
@@ -176,6 +179,9 @@ impl Inner {
         if self.reads.history && !is_of_addresses && given.history.is_none() {
             return Err("policy asks for the agent's history, and none was given".to_owned());
         }
+        if matches!(request.operation, Operation::Http { head, .. } if head.lacks(&self.mentions)) {
+            return Err(head::UNCLEAR.to_owned());
+        }
         self.in_cedars_terms(request, given)
     }
 
@@ -187,7 +193,7 @@ impl Inner {
     ) -> Result<(CedarRequest, Entities), String> {
         let extensions = Extensions::all_available();
         self.check(&request.operation, given)?;
-        let Question { resource, context } = self.question(&request.operation, given)?;
+        let Question { resource, context, values } = self.question(&request.operation, given)?;
         let action = self.vocabulary.action(ActionKind::of(&request.operation));
         let cedar_request = CedarRequest::new(
             (self.vocabulary.agent_uid(request.agent), None),
@@ -199,6 +205,7 @@ impl Inner {
         )
         .map_err(|e| e.to_string())?;
         let mut entities = vec![action.clone(), resource];
+        entities.extend(values);
         self.vocabulary.push_agent(request.agent, self.reads, &mut entities);
         // The vocabulary gives every entity all its ancestors.
         let entities = Entities::from_entities(
@@ -214,6 +221,7 @@ impl Inner {
     fn question(&self, operation: &Operation<'_>, given: Given<'_>) -> Result<Question, String> {
         let string = |s: &str| Value::from(s);
         let port = |n: &u16| ("port", Value::from(i64::from(*n)));
+        let mut values = Vec::new();
         let (resource, mut pairs) = match operation {
             Operation::Connect { ip, port: number, transport }
             | Operation::Direct { ip, port: number, transport } => {
@@ -232,13 +240,21 @@ impl Inner {
             Operation::Tunnel { host, port: number, protocol } => {
                 (self.host(host), vec![port(number), ("protocol", string(protocol.name()))])
             }
-            Operation::Http { host, port: number, scheme, method, path } => {
-                let pairs = vec![
+            Operation::Http { host, port: number, scheme, method, path, head } => {
+                let mut pairs = vec![
                     port(number),
                     ("scheme", string(scheme.name())),
                     ("method", string(method)),
                     ("path", string(path)),
                 ];
+                for part in Part::ALL.into_iter().filter(|_| self.reads.head) {
+                    let named = head.part(part);
+                    let names = named.names().unwrap_or_default().iter().map(|name| string(name));
+                    let entity = self.vocabulary.values(part, named);
+                    pairs.push((part.names(), Value::set(names, None)));
+                    pairs.push((part.name(), Value::from(entity.uid().clone())));
+                    values.push(entity);
+                }
                 (self.host(host), pairs)
             }
             Operation::Resolve { host, .. }
@@ -265,7 +281,7 @@ impl Inner {
             pairs.extend(told);
         }
         let context = Context::Value(Arc::new(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect()));
-        Ok(Question { resource, context })
+        Ok(Question { resource, context, values })
     }
 
     fn host(&self, host: &Host) -> Entity {

@@ -20,6 +20,7 @@ use self::run::{Ask, Val};
 use super::syntax::{self, Policy};
 use super::{Given, Inner, Look};
 use crate::effect::{Obligation, Would};
+use crate::head;
 use crate::request::{Decision, Request};
 use crate::vocabulary::{ActionKind, Reads};
 
@@ -243,6 +244,11 @@ impl Inner {
         group.reads.history && self.depends(group, request, given, |policy| policy.reads.history)
     }
 
+    /// Whether the answer of any policy of the group that can match depends on what the request's head has no one value of.
+    pub(super) fn depends_on_head(&self, group: &Group, request: &Request<'_>, given: Given<'_>) -> bool {
+        group.reads.head && self.depends(group, request, given, |policy| policy.reads.head)
+    }
+
     /// Whether any policy on an action reads what the agent did before.
     pub(super) fn reads_history_of(&self, action: ActionKind) -> bool {
         let groups = [&self.guards_lowered, &self.obliging_lowered, &self.logged_lowered];
@@ -364,6 +370,7 @@ impl Found {
         let holds = match policy.certain(ask) {
             Some(holds) => Ok(holds),
             None if policy.reads.history && ask.lacks_history() => Err(HISTORY_UNKNOWN.to_owned()),
+            None if policy.reads.head && ask.is_head_unclear() => Err(head::UNCLEAR.to_owned()),
             None => ask.oracle(policy.cedar.as_ref())?,
         };
         match holds {

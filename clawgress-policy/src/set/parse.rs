@@ -23,6 +23,7 @@ use super::text::Source;
 use super::{Inner, NamedSets, PolicyErrors, PolicyProblem, ranges};
 use crate::Geo;
 use crate::effect::Obligation;
+use crate::head::{self, Mentions};
 use crate::host::quote;
 use crate::kernel::limiter::{self, LIMITERS_MAX, Limiter};
 use crate::kernel::plan::{Plan, Written};
@@ -87,6 +88,7 @@ pub(super) fn parse(
     for draft in &drafts {
         problems.extend(review(draft.ast(), draft.id.as_deref(), &source, &members, owner));
         problems.extend(ranges::review(draft.ast(), draft.id.as_deref(), &source));
+        problems.extend(head::review(draft.ast(), draft.id.as_deref(), &source));
     }
     validate(vocabulary, &drafts, &source, &mut problems);
     if !problems.is_empty() {
@@ -131,7 +133,7 @@ pub(super) fn parse(
     let told_lowered = ByAction::try_new(|action| lower(&told, action))?;
     let told = ByAction::try_new(|action| of(&told, action))?;
     let plan = plan.with_policies(&policies);
-    let (reads, count) = (reads(&drafts), drafts.len());
+    let (reads, count, mentions) = (reads(&drafts), drafts.len(), mentions(&drafts));
     let naming = Naming::of(drafts.iter().map(|draft| (draft.ast(), draft.obliged.is_none())));
     Ok(Inner {
         vocabulary,
@@ -150,6 +152,7 @@ pub(super) fn parse(
         limiters,
         members,
         reads,
+        mentions,
         plan,
         schedule,
         zone,
@@ -163,6 +166,16 @@ fn reads(drafts: &[Draft]) -> Reads {
         syntax::reads(condition, &mut reads);
     }
     reads
+}
+
+/// Which header fields and parameters they name.
+fn mentions(drafts: &[Draft]) -> Mentions {
+    let mut mentions = Mentions::default();
+    drafts
+        .iter()
+        .filter_map(|d| d.ast().non_scope_constraints())
+        .for_each(|condition| mentions.add(condition));
+    mentions
 }
 
 /// Whether the policy's scope includes the action.

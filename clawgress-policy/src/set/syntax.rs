@@ -10,6 +10,7 @@ pub(crate) use cedar_policy_core::ast::{
 
 use crate::address::canonical;
 use crate::fingerprint::Signal;
+use crate::head::Part;
 use crate::history::Field;
 use crate::vocabulary::{Reads, qualify};
 use ipnet::IpNet;
@@ -190,6 +191,7 @@ pub(crate) fn reads(expr: &Expr, reads: &mut Reads) {
         reads.calls |= attribute == "call";
         reads.findings |= is_content;
         reads.media_type |= attribute == "media_type";
+        reads.head |= Part::named(attribute).or(Part::of_names(attribute)).is_some();
         reads.payload |= is_content || matches!(attribute, "bytes" | "complete");
     }
     match base.map(|base| variable(base)) {

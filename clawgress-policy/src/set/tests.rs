@@ -1,6 +1,7 @@
 //! Decisions: one table per concern.
 
 use super::*;
+use crate::head::Head;
 use crate::{Host, Operation, Transport};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentId, AgentState, PolicyOwner};
@@ -63,7 +64,8 @@ fn connect(set: &PolicySet, agent: &Agent, ip: &str, port: u16) -> Decision {
 
 fn http(set: &PolicySet, agent: &Agent, host: &str, method: &str, path: &str) -> Decision {
     let host = Host::parse(host).unwrap();
-    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method, path };
+    let operation =
+        Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method, path, head: Head::none() };
     set.decide(&Request { agent, operation })
 }
 

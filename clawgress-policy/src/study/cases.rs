@@ -75,6 +75,9 @@ pub struct Case {
     pub to: String,
     /// Method, where it is a URL; `GET` if absent.
     pub method: Option<String>,
+    /// Header fields, where it is a URL: each as `Name: value`. Its query is the URL's.
+    #[serde(default)]
+    pub headers: Vec<String>,
     /// Protocol, where it is an address; `tcp` if absent.
     pub protocol: Option<String>,
     /// What the URL's host resolves to, if `connect` is to be asked.
@@ -200,6 +203,7 @@ impl Case {
             Some(ja4) => target.with_hello(ja4)?,
             None => target,
         };
+        let target = if self.headers.is_empty() { target } else { target.with_headers(&self.headers)? };
         let target = match &self.body {
             Some(body) => target.with_body(body.clone())?,
             None => target,

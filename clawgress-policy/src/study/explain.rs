@@ -12,6 +12,7 @@ use super::moot::{Texts, moot};
 use super::received::Supposed;
 use super::sent::{self, Body};
 use crate::effect::Obligation;
+use crate::head::Head;
 use crate::history::History;
 use crate::kernel::{self, KernelAction, LimitAction};
 use crate::{Decision, Host, Operation, PolicySet, Request, Scheme, Transport, UPSTREAM_ALPN};
@@ -49,6 +50,8 @@ pub enum Target {
         method: String,
         /// Path, without the query.
         path: String,
+        /// What its header fields and its query say.
+        head: Box<Head>,
         /// What the host resolves to, if that is to be judged as well.
         ip: Option<IpAddr>,
         /// The client's hello, for `https`.
@@ -177,8 +180,8 @@ pub fn explain(
     let set = &if is_blind { set.seeing(Arc::default()) } else { set.clone() };
     let explanation = match target {
         Target::Address { ip, port, transport } => address(set, agent, *ip, *port, *transport),
-        Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, opens, body } => {
-            let http = Operation::Http { host, port: *port, scheme: *scheme, method, path };
+        Target::Url { host, port, scheme, method, path, head, ip, hello, is_endpoint, opens, body } => {
+            let http = Operation::Http { host, port: *port, scheme: *scheme, method, path, head };
             let by = By { ip: *ip, hello, is_endpoint: *is_endpoint, opens: *opens, reading };
             let url = url(set, agent, (host, *port, *scheme), http, by);
             sent::asked(url, set, agent, (http, *opens), body.as_ref())
@@ -190,6 +193,12 @@ pub fn explain(
     if is_blind && matches!(target, Target::Url { .. }) {
         let blind = "no executable, cgroup, certificate or MAC address is known";
         explanation.notes.push(blind.to_owned());
+    }
+    if let Target::Url { head, .. } = target
+        && explanation.phases.iter().any(|phase| phase.action == "http")
+        && set.asks_head()
+    {
+        explanation.notes.extend(head_note(head).map(str::to_owned));
     }
     if is_supposed {
         let supposed =
@@ -203,6 +212,18 @@ pub fn explain(
         };
     }
     explanation
+}
+
+/// What is told of header fields and a query that policy asks about.
+fn head_note(head: &Head) -> Option<&'static str> {
+    if head.is_unclear() {
+        return Some(
+            "something in the header fields or the query comes twice or can't be read: where an answer depends on it, the request is refused (`http_malformed`)",
+        );
+    }
+    (head == Head::none()).then_some(
+        "policy asks what header fields or the query say, and is told of a request without any: `--header` and the query of the URL name them, in cases `headers`",
+    )
 }
 
 fn address(set: &PolicySet, agent: &Agent, ip: IpAddr, port: u16, transport: Transport) -> Explanation {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use clawgress_identity::Agent;
 
+use crate::head::Head;
 use crate::set::syntax::Policy;
 use crate::set::{applies, names_asked_by_name};
 use crate::vocabulary::ActionKind;
@@ -45,7 +46,8 @@ fn content(text: PolicyInForceRef<'_>, agent: &Agent, to: Option<(&Host, u16)>) 
     }
     let anywhere = Host::from_address(IpAddr::from([192, 0, 2, 1]));
     let (host, port) = to.unwrap_or((&anywhere, 80));
-    let operation = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
+    let operation =
+        Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/", head: Head::none() };
     // One whose scope can't be of `http` alone, such as a network's, has nothing to do with content: each round leaves
     // out those that are refused, so that there are at most as many rounds as policies.
     while !scopes.is_empty() {

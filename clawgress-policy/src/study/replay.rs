@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use self::answer::{Answer, Effects, ask};
 use self::facts::{Contents, Stopped};
 use crate::effect::Effect;
+use crate::head::{Head, HeadFacts};
 use crate::kernel::{self, KernelAction};
 use crate::{
     ALPN_GUESSES, Decision, Host, Need, Operation, PolicySet, Request, Scheme, Transport, TunnelProtocol,
@@ -52,6 +53,8 @@ pub struct Recorded<'a> {
     pub method: Option<&'a str>,
     /// Path.
     pub path: Option<&'a str>,
+    /// What its header fields and its query said, as far as that is recorded.
+    pub head: Option<HeadFacts>,
     /// Ids of the policies that determined it.
     pub policies: &'a [String],
     /// What it was obliged to: ids of policies, each with the name of its effect; `None` if the record doesn't tell all.
@@ -422,7 +425,9 @@ impl Recorded<'_> {
         let path = self.path.ok_or("the path")?;
         let is_read_over_tls = self.scheme.is_some_and(|scheme| scheme != Scheme::Http.name());
         let scheme = if is_read_over_tls { Scheme::Https } else { Scheme::Http };
-        let http = Operation::Http { host, port, scheme, method, path };
+        let head = self.head.as_ref().filter(|_| set.asks_head()).map(|facts| facts.head(&set.mentions()));
+        let head = head.as_ref().unwrap_or(Head::unknown());
+        let http = Operation::Http { host, port, scheme, method, path, head };
         let asked = || match self.content {
             Content::WebSocket => self.web_socket(set, (host, port), ask(set, self.agent, http)?),
             _ => ask(set, self.agent, http),
@@ -497,7 +502,8 @@ impl Recorded<'_> {
                 guesses.push(self.tls(set, hello, protocol)?);
             }
         }
-        let root = Operation::Http { host, port, scheme: Scheme::Http, method: "GET", path: "/" };
+        let (scheme, head) = (Scheme::Http, Head::unknown());
+        let root = Operation::Http { host, port, scheme, method: "GET", path: "/", head };
         let denies = |answer: &Answer| answer.denied.is_some();
         let nothing = guesses.iter().all(denies)
             && denies(&self.other(set, host, port)?)

@@ -33,7 +33,7 @@ pub struct RequestChange {
     pub action: String,
     /// The hosts; of `llm` the models as `PROVIDER/MODEL`, of `tool` the tools as `SERVER/TOOL`.
     pub hosts: Vec<String>,
-    /// What else a request has to be: `method`, `path`, `port`, `protocol`, `type`, `body`, `call`. What is absent may be any that was tried.
+    /// What else a request has to be: `method`, `path`, `header or query`, `port`, `protocol`, `type`, `body`, `call`. What is absent may be any that was tried.
     pub about: BTreeMap<String, String>,
     /// What the first says: `allow` or the name of a drop reason, and effects, if those differ.
     pub before: String,
@@ -306,15 +306,17 @@ fn kinds<'a>(host: &'a Host, samples: &'a Samples, asked: Asked) -> Vec<Kind<'a>
                 ("scheme", SCHEMES.map(|scheme| scheme.name().to_owned()).to_vec()),
                 ("method", samples.methods.clone()),
                 ("path", samples.paths.clone()),
+                ("header or query", samples.heads.iter().map(|head| head.told.clone()).collect()),
             ],
             ask: Box::new(move |index, ask| {
                 let Some(scheme) = index.get(1).and_then(|n| SCHEMES.get(*n)) else { return };
                 let text = |all: &'a [String], n: Option<&usize>| n.and_then(|n| all.get(*n));
                 let (method, path) =
                     (text(&samples.methods, index.get(2)), text(&samples.paths, index.get(3)));
-                let (Some(method), Some(path)) = (method, path) else { return };
-                let port = at(&samples.ports, index.first());
-                ask(Operation::Http { host, port, scheme: *scheme, method, path });
+                let head = index.get(4).and_then(|n| samples.heads.get(*n));
+                let (Some(method), Some(path), Some(head)) = (method, path, head) else { return };
+                let (port, head) = (at(&samples.ports, index.first()), &head.head);
+                ask(Operation::Http { host, port, scheme: *scheme, method, path, head });
             }),
         },
     ];

@@ -1,10 +1,11 @@
 //! What policy texts and their sets name, and one thing of each kind that they don't: samples to ask two sets about. Must name no
 //! more than is bounded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cedar_policy_core::ast::{Expr, ExprKind, Literal, PatternElem};
 
+use crate::head::{self, Head, Part};
 use crate::set::syntax::{self, Policy};
 use crate::set::{applies, names_asked_by_name};
 use crate::vocabulary::ActionKind;
@@ -20,11 +21,13 @@ const METHODS_MAX: usize = 12;
 const PATHS_MAX: usize = 48;
 const PORTS_MAX: usize = 10;
 const BODIES_MAX: usize = 32;
+const HEADS_MAX: usize = 16;
 /// Most members of one host set that are tried: they differ in nothing but what names them elsewhere.
 const MEMBERS_MAX: usize = 3;
 /// What no policy names.
 const OTHER_HOST: &str = "any-other.invalid";
 const OTHER_PATH: &str = "/any-other";
+const OTHER_VALUE: &str = "any-other";
 
 /// A body to ask about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +37,13 @@ pub(super) struct SampleBody {
     pub(super) complete: bool,
     pub(super) media_type: String,
     pub(super) findings: Vec<String>,
+}
+
+/// Header fields, or a query, to ask about.
+#[derive(Clone, Debug)]
+pub(super) struct SampleHead {
+    pub(super) told: String,
+    pub(super) head: Head,
 }
 
 /// The samples.
@@ -49,6 +59,7 @@ pub(super) struct Samples {
     pub(super) models: Calls,
     /// Messages to tools.
     pub(super) tools: Calls,
+    pub(super) heads: Vec<SampleHead>,
     /// Whether any policy names a single agent.
     pub(super) names_agents: bool,
     /// What was left out, if anything was.
@@ -66,6 +77,8 @@ struct Named {
     /// Providers and tool servers, and what they offer, by id.
     offering: BTreeSet<String>,
     offered: BTreeSet<String>,
+    /// Names in header fields and queries, each with what it is to say.
+    heads: BTreeMap<String, Head>,
     agents: bool,
 }
 
@@ -120,6 +133,7 @@ impl Samples {
             bodies: named.bodies(),
             models,
             tools,
+            heads: named.heads(),
             names_agents: named.agents,
             incomplete: (!left.is_empty()).then(|| format!("only {} were tried", left.join(", "))),
         }
@@ -163,6 +177,14 @@ impl Named {
                 self.entity(&syntax::Named::of(uid));
             }
             ast.non_scope_constraints().into_iter().flat_map(Expr::subexpressions).for_each(|e| self.part(e));
+            for (part, name, value) in ast.non_scope_constraints().into_iter().flat_map(head::questions) {
+                let value = value.unwrap_or_else(|| OTHER_VALUE.to_owned());
+                let told = match part {
+                    Part::Headers => format!("{name}: {value}"),
+                    Part::Query => format!("?{name}={value}"),
+                };
+                self.heads.insert(told, Head::saying(part, &name, &value));
+            }
         }
     }
 
@@ -201,6 +223,13 @@ impl Named {
         let filled = self.patterns.iter().flat_map(|parts| [parts.join(""), parts.join("any")]);
         // A host's `*.example.com` would begin with a dot.
         filled.filter(move |text| is(text) && !text.starts_with('.'))
+    }
+
+    fn heads(&self) -> Vec<SampleHead> {
+        let nothing = SampleHead { told: "none of these".to_owned(), head: Head::none().clone() };
+        let named =
+            self.heads.iter().map(|(told, head)| SampleHead { told: told.clone(), head: head.clone() });
+        std::iter::once(nothing).chain(named).take(HEADS_MAX).collect()
     }
 
     fn bodies(&self) -> Vec<SampleBody> {

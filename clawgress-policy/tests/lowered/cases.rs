@@ -9,6 +9,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::content::{AskedCall, ModelCall, Payload, ToolCall, Usage};
 use clawgress_policy::fingerprint::Fingerprints;
+use clawgress_policy::head::Head;
 use clawgress_policy::history::{Counts, History};
 use clawgress_policy::{
     Decision, Host, NamedSets, Need, Operation, PolicySet, Request, Scheme, Surroundings, Transport,
@@ -16,8 +17,8 @@ use clawgress_policy::{
 };
 
 use crate::writer::{
-    ACTIONS, AGENTS, FINDINGS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, OFFERED, OFFERING, PATHS, PRINTS,
-    Random, Writer,
+    ACTIONS, AGENTS, FIELDS, FINDINGS, HOSTS, JA4S, LABELS, METHODS, NETWORKS, OFFERED, OFFERING, PARAMETERS,
+    PATHS, PRINTS, Random, SAID, Writer,
 };
 
 /// Cases in an ordinary run: what the issue asks for.
@@ -146,6 +147,7 @@ pub struct Things {
     findings: Vec<String>,
     names: Vec<String>,
     transport: Transport,
+    head: Head,
 }
 
 impl Things {
@@ -158,11 +160,12 @@ impl Things {
             findings: strings(random, &FINDINGS),
             names: strings(random, &FINDINGS),
             transport: [Transport::Tcp, Transport::Udp, Transport::Icmp, Transport::Gre][random.below(4)],
+            head: head(random, 1),
         }
     }
 
     pub fn operation<'a>(&'a self, random: &mut Random, action: &str) -> Operation<'a> {
-        let Things { host, ip, port, alpn, findings, names, transport } = self;
+        let Things { host, ip, port, alpn, findings, names, transport, head } = self;
         let (ip, port, transport) = (*ip, *port, *transport);
         match action {
             "connect" => Operation::Connect { ip, port, transport },
@@ -226,9 +229,26 @@ impl Things {
                 scheme: if random.one_in(2) { Scheme::Http } else { Scheme::Https },
                 method: random.pick(&METHODS),
                 path: random.pick(&PATHS),
+                head,
             },
         }
     }
+}
+
+/// A random head: of each name one value or none, or also two.
+pub fn head(random: &mut Random, most: usize) -> Head {
+    let mut said = |names: &[&'static str]| {
+        let mut all = Vec::new();
+        for name in names {
+            for _ in 0..random.below(most + 1) {
+                all.push((*name, random.pick(&SAID)));
+            }
+        }
+        all
+    };
+    let (fields, query) = (said(&FIELDS), said(&PARAMETERS));
+    let query: Vec<String> = query.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Head::of(fields.into_iter().map(|(name, value)| (name, value.as_bytes())), &query.join("&"))
 }
 
 fn strings(random: &mut Random, list: &[&'static str]) -> Vec<String> {
@@ -430,7 +450,8 @@ fn what_is_written_may_be_the_requests_own() {
     let mut agent = agents(&mut Random(1)).remove(0);
     agent.id = "default/web".parse().unwrap();
     let host = Host::parse("api.example.com").unwrap();
-    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let (scheme, head) = (Scheme::Http, Head::none());
+    let operation = Operation::Http { host: &host, port: 80, scheme, method: "GET", path: "/", head };
     let request = Request { agent: &agent, operation };
     for condition in [
         r#"(if context.port == 443 then resource else Host::"api.example.com") in HostSet::"saas""#,

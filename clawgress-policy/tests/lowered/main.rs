@@ -9,6 +9,8 @@ mod cases;
 #[cfg(test)]
 mod dead;
 #[cfg(test)]
+mod heads;
+#[cfg(test)]
 mod mixed;
 #[cfg(test)]
 mod patterned;

@@ -65,6 +65,10 @@ pub const PRINTS: [&str; 3] = ["9f86d081", "02:00:5e:00:53:01", "x"];
 pub const OFFERING: [&str; 3] = ["openai", "jira", "x"];
 pub const OFFERED: [&str; 4] = ["gpt-5", "gpt-5-mini", "create/issue", ""];
 pub const FINDINGS: [&str; 3] = ["private_key", "email", "jailbreak"];
+/// Names of header fields and of parameters, and what they say. The last of each holds a secret.
+pub const FIELDS: [&str; 4] = ["x-team", "accept", "X_Tier", "authorization"];
+pub const PARAMETERS: [&str; 4] = ["alt", "tag", "a+b", "key"];
+pub const SAID: [&str; 5] = ["sse", "gold", "a*b", "", "/admin"];
 const STRINGS: [&str; 8] = ["crawler", "gold", "GET", "/admin", "tcp", "tls", "h2", "https"];
 const TIMES: [&str; 3] = ["2026-11-25T09:00:00Z", "2026-11-26T00:00:00Z", "2030-01-01T12:30:00Z"];
 
@@ -453,6 +457,8 @@ impl Writer<'_> {
             "executable",
             "cgroup",
             "mac",
+            "headers",
+            "query_names",
         ]);
         match self.random.below(4) {
             3 => format!(
@@ -510,9 +516,34 @@ impl Writer<'_> {
         }
     }
 
+    /// What the request's head says.
+    fn head_question(&mut self) -> String {
+        let (part, names, all) = if self.random.one_in(2) {
+            ("headers", "header_names", ["x-team", "accept", "x-tier", "authorization"])
+        } else {
+            ("query", "query_names", ["alt", "tag", "a b", "key"])
+        };
+        let (name, said) = (self.random.pick(&all[..3]), self.random.pick(&SAID).replace('*', "\\*"));
+        let (any, other) = (self.random.pick(&all), self.random.pick(&all));
+        let (has, get) =
+            (format!("context.{part}.hasTag(\"{name}\")"), format!("context.{part}.getTag(\"{name}\")"));
+        match self.random.below(9) {
+            0 => has,
+            1 => format!("({has} && {get} like \"*{said}*\")"),
+            2 => format!("({has} && {get} != \"{}\")", self.random.pick(&SAID)),
+            3 => format!("(if {has} then {get} == principal.name else context.port == 443)"),
+            4 => format!("[\"{any}\", \"{other}\"].containsAll(context.{names})"),
+            5 => format!("context.{names}.containsAny([\"{any}\", \"{other}\"])"),
+            6 => format!("(context.{names}.isEmpty() || context.{names} == [\"{any}\", \"{other}\"])"),
+            7 => format!("context.{names}.contains(\"{any}\")"),
+            _ => format!("({has} && {get} == \"{}\")", self.random.pick(&SAID)),
+        }
+    }
+
     /// What only this action's context has.
     fn own_question(&mut self) -> String {
         match self.action {
+            "http" if !self.random.one_in(3) => self.head_question(),
             "http" => format!("context.path == \"{}\"", self.random.pick(&PATHS)),
             "tunnel" => {
                 format!("context.protocol == \"{}\"", self.random.pick(&["tls", "tls_ech", "unknown"]))

@@ -36,6 +36,9 @@ pub struct Arguments {
     /// Method, for a URL.
     #[arg(long)]
     method: Option<String>,
+    /// Header field, for a URL, where policy asks for it: `Name: value`; as often as there is one.
+    #[arg(long = "header", value_name = "FIELD")]
+    headers: Vec<String>,
     /// Protocol, for an address, such as `udp`.
     #[arg(long)]
     protocol: Option<String>,
@@ -165,8 +168,9 @@ pub async fn run(client: &Client, output: Output, whose: Whose, arguments: Argum
 
 fn target(arguments: &Arguments) -> Result<Target, String> {
     let Arguments { to, method, protocol, address, ja4, ech, endpoint, .. } = arguments;
-    let Arguments { body_bytes, media_type, findings, streams, .. } = arguments;
+    let Arguments { body_bytes, media_type, findings, streams, headers, .. } = arguments;
     let target = Target::parse(to, method.as_deref(), protocol.as_deref(), address.as_deref())?;
+    let target = if headers.is_empty() { target } else { target.with_headers(headers)? };
     // What is found in a call is said by the same word.
     let is_found = !findings.is_empty() && !arguments.supposing.is_of_call();
     let has_body = body_bytes.is_some() || media_type.is_some() || is_found || *streams;

@@ -318,6 +318,7 @@ impl Report {
             scheme: attributes.and_then(|a| a.scheme.as_deref()),
             method: to.method.as_deref(),
             path: to.path.as_deref().filter(|_| !record.truncated),
+            head: attributes.and_then(|a| serde_json::from_value(a.head.clone()?).ok()),
             policies: &record.policies,
             // Of what was sent later and what came back, too.
             effects: match outcome {

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use clawgress_identity::{Agent, AgentState, PolicyOwner};
 use clawgress_policy::content::{AskedCall, ModelCall, Payload, ToolCall, Usage};
+use clawgress_policy::head::Head;
 use clawgress_policy::history::History;
 use clawgress_policy::kernel;
 use clawgress_policy::lint::Configuration;
@@ -110,6 +111,7 @@ struct Said {
     alpn: [String; 1],
     names: [String; 2],
     findings: [String; 2],
+    head: Head,
 }
 
 impl Said {
@@ -118,12 +120,13 @@ impl Said {
             alpn: ["h2".to_owned()],
             names: ["shell", "search"].map(str::to_owned),
             findings: ["email", "private_key"].map(str::to_owned),
+            head: Head::of([("x-team", b"payments".as_slice()), ("accept", b"*/*")], "alt=sse&tag=1"),
         }
     }
 
     /// A request of each action that is about a host.
     fn operations<'a>(&'a self, host: &'a Host) -> [Operation<'a>; 10] {
-        let Said { alpn, names, findings } = self;
+        let Said { alpn, names, findings, head } = self;
         let (method, path, port) = ("POST", "/admin/x", 443);
         let payload = Payload { bytes: 700, complete: false, media_type: "application/json", findings };
         let arguments = r#"{"path":"/etc/passwd"}"#;
@@ -132,7 +135,7 @@ impl Said {
             Operation::Tls { host, port, alpn, ja4: JA4 },
             Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls },
             Operation::Tunnel { host, port, protocol: TunnelProtocol::WebSocket },
-            Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path },
+            Operation::Http { host, port: 80, scheme: Scheme::Http, method: "GET", path, head },
             Operation::Resolve { host, port: 53, query_type: "TXT" },
             Operation::Llm(ModelCall {
                 host,

@@ -8,6 +8,7 @@ use super::like::Like;
 use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::content::Attribute;
 use crate::fingerprint::Signal;
+use crate::head::Part;
 use crate::history;
 use crate::members::{Class, Members};
 use crate::set::syntax::{self, BinaryOp, EntityReference, Policy, Scope, UnaryOp};
@@ -199,7 +200,7 @@ impl Lowering<'_> {
         }
         if matches!(op, BinaryOp::GetTag | BinaryOp::HasTag) {
             if syntax::variable(a) != Some(Var::Principal) {
-                return None;
+                return self.of_head(op, a, b);
             }
             let key = Box::new(self.node(b)?);
             return Some(if op == BinaryOp::GetTag { Node::GetTag(key) } else { Node::HasTag(key) });
@@ -217,6 +218,14 @@ impl Lowering<'_> {
             BinaryOp::ContainsAny => Node::ContainsAny(pair),
             BinaryOp::In | BinaryOp::GetTag | BinaryOp::HasTag => return None,
         })
+    }
+
+    /// `context.headers.hasTag("name")`, and what else is asked of a part of the head.
+    fn of_head(&self, op: BinaryOp, part: &Expr, name: &Expr) -> Option<Node> {
+        let (Var::Context, part) = syntax::attribute(part)? else { return None };
+        let part = Part::named(part).filter(|_| self.action == ActionKind::Http)?;
+        let name = syntax::string(name)?.into();
+        Some(if op == BinaryOp::HasTag { Node::HasNamed(part, name) } else { Node::Named(part, name) })
     }
 
     /// What is asked of the action itself is known here.
@@ -264,6 +273,9 @@ impl Lowering<'_> {
         if let Some(signal) = self.signal(name) {
             return Some(Node::Fingerprint(signal));
         }
+        if let (Http, Some(part)) = (self.action, Part::of_names(name)) {
+            return Some(Node::Names(part));
+        }
         Some(match (self.action, name) {
             (Connect | Direct, "ip") => Node::Ip,
             (Connect | Direct | Tls | Tunnel | Http, "port") => Node::Port,
@@ -295,9 +307,10 @@ impl Lowering<'_> {
         Attribute::named(self.action, Some(record), name).map(Node::Content)
     }
 
-    /// Whether the context has a record of this name.
+    /// Whether the context has a record of this name, or what is asked by tags.
     fn is_record(&self, name: &str) -> bool {
         Attribute::is_record(self.action, name)
+            || (self.action == ActionKind::Http && Part::named(name).is_some())
             || (name == history::Field::RECORD && !self.action.is_of_addresses())
     }
 

@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use super::like::Like;
 use crate::content::Attribute;
 use crate::fingerprint::Signal;
+use crate::head::Part;
 use crate::history;
 
 /// A type of entity.
@@ -186,6 +187,10 @@ pub(crate) enum Node {
     Scheme,
     Method,
     Path,
+    /// Names of a part of the head; whether one is there; and what it says.
+    Names(Part),
+    HasNamed(Part, Box<str>),
+    Named(Part, Box<str>),
     Alpn,
     Ja4,
     Fingerprint(Signal),

@@ -16,6 +16,7 @@ use super::node::{Const, Elements, Entity, IpTest, Kind, Membership, Node};
 use crate::Host;
 use crate::address::canonical;
 use crate::content::{Attribute, Told};
+use crate::head::Value;
 use crate::history::Fact;
 use crate::request::{Operation, Request};
 use crate::set::syntax::Policy;
@@ -83,6 +84,11 @@ impl<'a> Ask<'a> {
     pub(super) fn lacks_history(&self) -> bool {
         let is_of_addresses = ActionKind::of(&self.request.operation).is_of_addresses();
         !is_of_addresses && self.given.history.is_none()
+    }
+
+    /// Whether anything that policy may ask of the request's head has no one value.
+    pub(super) fn is_head_unclear(&self) -> bool {
+        matches!(self.request.operation, Operation::Http { head, .. } if head.lacks(&self.inner.mentions))
     }
 
     fn agent(&self) -> &'a Agent {
@@ -270,6 +276,19 @@ impl<'a> Ask<'a> {
             (Node::Scheme, Operation::Http { scheme, .. }) => Val::Str(scheme.name()),
             (Node::Method, Operation::Http { method, .. }) => Val::Str(method),
             (Node::Path, Operation::Http { path, .. }) => Val::Str(path),
+            (Node::Names(part), Operation::Http { head, .. }) => {
+                Val::Strings(head.part(*part).names().ok_or(Unsure)?)
+            }
+            (Node::HasNamed(part, name), Operation::Http { head, .. }) => {
+                let said = head.part(*part).value(name).ok_or(Unsure)?;
+                Val::Bool(matches!(said, Some(Value::One(_) | Value::Unclear)))
+            }
+            (Node::Named(part, name), Operation::Http { head, .. }) => {
+                match head.part(*part).value(name).flatten() {
+                    Some(Value::One(said)) => Val::Str(said),
+                    _ => return Err(Unsure),
+                }
+            }
             (Node::Alpn, Operation::Tls { alpn, .. }) => Val::Strings(alpn),
             (Node::Ja4, Operation::Tls { ja4, .. }) if !self.given.is_hello_unseen => Val::Str(ja4),
             (Node::History(field), _) => Val::of_fact(self.given.history.ok_or(Unsure)?.fact(*field)),

@@ -11,7 +11,14 @@ fn obligation(annotations: &str) -> String {
 }
 
 fn get<'a>(agent: &'a clawgress_identity::Agent, host: &'a crate::Host, path: &'a str) -> Request<'a> {
-    let operation = Operation::Http { host, port: 80, scheme: crate::Scheme::Http, method: "GET", path };
+    let operation = Operation::Http {
+        host,
+        port: 80,
+        scheme: crate::Scheme::Http,
+        method: "GET",
+        path,
+        head: crate::head::Head::none(),
+    };
     Request { agent, operation }
 }
 

@@ -1,6 +1,7 @@
 //! Sets under the platform's, and what a tenant's may say.
 
 use super::*;
+use crate::head::Head;
 use crate::history::History;
 use crate::{Need, PLATFORM_PREFIX, Policies, kernel};
 
@@ -42,8 +43,14 @@ fn both_must_allow_and_both_are_named() {
         let both = own.under(&platform(above));
         let d = http(&both, &a, "api.allowed.test", "GET", "/");
         let host = Host::parse("api.allowed.test").unwrap();
-        let operation =
-            Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+        let operation = Operation::Http {
+            host: &host,
+            port: 80,
+            scheme: Scheme::Http,
+            method: "GET",
+            path: "/",
+            head: Head::none(),
+        };
         let by_oracle = both.decide_by_oracle(&Request { agent: &a, operation });
         assert_eq!(by_oracle.policies, d.policies, "{above}");
         assert_eq!(
@@ -80,7 +87,14 @@ fn forbids_and_errors_of_both_are_told() {
 fn obligations_of_both_apply() {
     let a = agent("web");
     let host = Host::parse("api.allowed.test").unwrap();
-    let operation = Operation::Http { host: &host, port: 80, scheme: Scheme::Http, method: "GET", path: "/" };
+    let operation = Operation::Http {
+        host: &host,
+        port: 80,
+        scheme: Scheme::Http,
+        method: "GET",
+        path: "/",
+        head: Head::none(),
+    };
     let request = Request { agent: &a, operation };
     let own = set(
         r#"@id("pace") @effect("rate-limit") @limit("5 requests/minute") permit (principal, action == Action::"http", resource);

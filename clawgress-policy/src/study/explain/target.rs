@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Body, Offered, Target};
+use crate::head::Head;
 use crate::host::quote;
 use crate::{Host, Scheme, Transport};
 
@@ -110,6 +111,21 @@ impl Target {
         Ok(self)
     }
 
+    /// The same with these header fields, each as `Name: value`.
+    ///
+    /// # Errors
+    /// If it is no URL, or one of them is no header field.
+    pub fn with_headers(mut self, fields: &[String]) -> Result<Target, String> {
+        let Target::Url { head, .. } = &mut self else {
+            return Err("header fields go with a URL such as `https://api.example/x`".to_owned());
+        };
+        let parsed: Option<Vec<_>> = fields.iter().map(|field| field.split_once(':')).collect();
+        let parsed = parsed.filter(|all| all.iter().all(|(name, _)| !name.trim().is_empty()));
+        let parsed = parsed.ok_or("a header field is written as `Name: value`")?;
+        **head = head.with_fields(parsed.into_iter().map(|(name, value)| (name.trim(), value.as_bytes())));
+        Ok(self)
+    }
+
     /// `NAME` or `NAME/TYPE`.
     fn of_name(text: &str) -> Result<Target, String> {
         let (name, query_type) = text.split_once('/').unwrap_or((text, "A"));
@@ -133,8 +149,8 @@ impl Target {
     ) -> Result<Target, String> {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        // The query may hold secrets, and policy doesn't see it.
-        let path = path.split(['?', '#']).next().unwrap_or_default();
+        let path = path.split('#').next().unwrap_or_default();
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
         if authority.contains('@') {
             return Err(format!("`{shown}` has a user: leave it out"));
         }
@@ -149,7 +165,7 @@ impl Target {
         let host = Host::parse(host).map_err(|error| error.to_string())?;
         let path = if path.is_empty() { "/" } else { path }.to_owned();
         let method = method.unwrap_or("GET").to_owned();
-        let (hello, is_endpoint) = (Offered::default(), false);
-        Ok(Target::Url { host, port, scheme, method, path, ip, hello, is_endpoint, opens, body: None })
+        let (head, hello, is_endpoint) = (Box::new(Head::of([], query)), Offered::default(), false);
+        Ok(Target::Url { host, port, scheme, method, path, head, ip, hello, is_endpoint, opens, body: None })
     }
 }

@@ -93,6 +93,10 @@ pub(super) fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> R
     if !set.knows_history() && set.needs_history(&request) == Need::Decided {
         return Err("what the agent did before");
     }
+    let head_need = set.needs_head(&request);
+    if head_need == Need::Decided {
+        return Err("what the header fields or the query said");
+    }
     let answer = |decision: Decision| Answer {
         denied: decision.verdict.err(),
         policies: decision.policies,
@@ -110,7 +114,8 @@ pub(super) fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> R
         _ => None,
     });
     // What only logs may have been told what the agent did before.
-    let is_blind = !set.knows_history() && set.needs_history(&request) != Need::None;
+    let is_blind =
+        !set.knows_history() && set.needs_history(&request) != Need::None || head_need == Need::Logged;
     let effects = || obligations.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect();
     let reads = obligations.iter().filter(|o| o.effect == Effect::Intercept).map(|o| o.policy.to_string());
     Ok(match quarantines.max_by_key(|(seconds, _)| *seconds) {

@@ -28,6 +28,7 @@ fn recorded<'a>(agent: &'a Agent, policies: &'a [String]) -> Recorded<'a> {
         scheme: Some("http"),
         method: Some("GET"),
         path: Some("/x"),
+        head: None,
         policies,
         effects: Some(BTreeSet::from([("pace", "rate-limit")])),
         content: Content::Untold,
