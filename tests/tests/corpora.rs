@@ -17,7 +17,7 @@ use clawgress_policy::Host;
 #[path = "corpora/desync.rs"]
 mod desync;
 
-use desync::{cases, sources};
+use desync::{Case, cases, sources};
 
 fn text(package: &str, path: &str) -> String {
     let path = sources(package).join(path);
