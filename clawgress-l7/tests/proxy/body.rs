@@ -316,7 +316,9 @@ async fn memory_is_bounded_and_given_back() {
         client.send([format!("{:x}\r\n", frame.len() + 1).as_bytes(), &frame].concat()).await;
         holders.push(client);
         let answer = site.ask("/echo", "Content-Encoding: zstd\r\n", &large).await;
-        if answer.status != 200 {
+        // The first may find a keys role that is late, on a machine that has much else to do.
+        let is_late = said(&answer).1 == "identity_unavailable";
+        if answer.status != 200 && !is_late {
             break answer;
         }
         assert!(tokio::time::Instant::now() < deadline, "it never was too much");
