@@ -76,7 +76,7 @@ pub struct Message {
     pub name: Option<String>,
     /// What the tool is called with.
     pub arguments: Option<Value>,
-    /// What the client answers to what its server asked for (sampling, elicitation, roots): a result, or of the stateless era
+    /// What the client answers to what its server asked for (sampling, elicitation, roots): a result, an error, or of the stateless era
     /// what a request that is made again says (`inputResponses`).
     pub answers: Option<Value>,
 }
@@ -269,7 +269,7 @@ fn message(value: &Value) -> Result<Message, ToolError> {
         if id.is_none() || result.is_some() == error.is_some() {
             return Err(ToolError::Message("neither a request nor an answer"));
         }
-        let (protocol, arguments, answers) = (Protocol::Mcp, None, result.cloned());
+        let (protocol, arguments, answers) = (Protocol::Mcp, None, result.or(error).cloned());
         let (method, id, name) = (None, None, None);
         return Ok(Message { protocol, method, id, is_notification: false, name, arguments, answers });
     };

@@ -1,13 +1,15 @@
 //! What links, targets of requests, fields of heads and names of hosts carry besides what they name.
 //!
 //! A measure, not a proof: bytes in places where data can stand that look like data. Looks at no more than
-//! [`LOOKED_BYTES_MAX`] bytes.
+//! [`LOOKED_BYTES_MAX`] bytes of a link, and at [`HEAD_BYTES_MAX`] of what is in a head.
 
 use super::entropy;
 use super::run::{Event, RUN_BYTES_MIN, Run, Runs, text_bytes};
 
 /// Longest text that is looked at, bytes; what is longer counts as carrying all that is beyond.
 pub const LOOKED_BYTES_MAX: usize = 8 * 1024;
+/// The same of a head, which is no longer: nothing of it goes unseen.
+pub const HEAD_BYTES_MAX: usize = crate::http1::HEAD_BYTES_MAX;
 /// Shortest piece that may be data, bytes: names that people choose have blanks, dashes or dots before.
 const DENSE_BYTES_MIN: usize = 20;
 /// Entropy of its letters from which on it is data, hundredths of a bit: words of English at such lengths have about 350.
@@ -101,7 +103,7 @@ fn link_within(url: &[u8], inner: u8) -> Carried {
     let behind = url.get(scheme..).unwrap_or_default();
     let behind = behind.strip_prefix(b":").unwrap_or(url);
     let Some(behind) = behind.strip_prefix(b"//") else {
-        return target_within(behind, inner, &mut |_, _| {});
+        return target_within(behind, (inner, LOOKED_BYTES_MAX), &mut |_, _| {});
     };
     let end = behind.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(behind.len());
     let (authority, rest) = behind.split_at_checked(end).unwrap_or_default();
@@ -111,7 +113,8 @@ fn link_within(url: &[u8], inner: u8) -> Carried {
     } else {
         0
     };
-    host(authority).and(target_within(rest.get(path..).unwrap_or_default(), inner, &mut |_, _| {}))
+    let rest = rest.get(path..).unwrap_or_default();
+    host(authority).and(target_within(rest, (inner, LOOKED_BYTES_MAX), &mut |_, _| {}))
 }
 
 /// What the target of a request carries: path and query.
@@ -122,11 +125,11 @@ pub fn target(target: &[u8]) -> Carried {
 
 /// The same, value by value.
 pub fn target_by(target: &[u8], each: Each<'_>) -> Carried {
-    target_within(target, INNER_MAX, each)
+    target_within(target, (INNER_MAX, HEAD_BYTES_MAX), each)
 }
 
-fn target_within(target: &[u8], inner: u8, each: Each<'_>) -> Carried {
-    let (looked, beyond) = target.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((target, &[]));
+fn target_within(target: &[u8], (inner, bytes_max): (u8, usize), each: Each<'_>) -> Carried {
+    let (looked, beyond) = target.split_at_checked(bytes_max).unwrap_or((target, &[]));
     let path = looked.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(looked.len());
     let (path, values) = looked.split_at_checked(path).unwrap_or_default();
     let segments = path.split(|b| matches!(b, b'/' | b';')).map(|segment| (segment, false));
@@ -149,7 +152,7 @@ pub fn header(field: &[u8]) -> Carried {
 
 /// What it carries, credentials too, value by value.
 pub fn header_by(field: &[u8], each: Each<'_>) -> Carried {
-    let (looked, beyond) = field.split_at_checked(LOOKED_BYTES_MAX).unwrap_or((field, &[]));
+    let (looked, beyond) = field.split_at_checked(HEAD_BYTES_MAX).unwrap_or((field, &[]));
     let parts = looked.split(|b| matches!(b, b' ' | b',' | b';' | b'=' | b'"'));
     let all = parts.map(|part| value(part, false, 0, each)).fold(Carried::default(), Carried::and);
     Carried { dense: all.dense + beyond.len(), ..all }
@@ -186,8 +189,10 @@ fn carries(plain: &[u8], may_be_prose: bool, inner: u8) -> Carried {
     if may_be_prose {
         let blanks = plain.iter().filter(|b| matches!(b, b' ' | b'\n')).count();
         if u32::try_from(blanks).unwrap_or(u32::MAX) >= PROSE_BLANKS && text_bytes(plain) > 0 {
-            carried.prose = plain.len();
-            return carried;
+            // Data among words is data all the same.
+            let words = plain.split(|b| matches!(b, b' ' | b'\n')).filter(|word| !word.is_empty());
+            let words = words.map(|word| carries(word, false, inner)).fold(carried, Carried::and);
+            return Carried { prose: plain.len().saturating_sub(words.bytes()), ..words };
         }
     }
     if is_uuid(plain) {
@@ -328,7 +333,12 @@ mod tests {
         assert!(target(b"/c?d=xK9dQ2mPz7RfLw3NvTb8YcHs").dense > 20);
         assert_eq!(host(format!("{}.evil.test", "nbswy3dpeb3w64tmmqqhg2lt").as_bytes()).dense, 24);
         assert_eq!(header(text.as_bytes()).dense, text.len());
-        assert_eq!(target(&[b'a'; LOOKED_BYTES_MAX + 5]).dense, 5);
+        assert_eq!(link(&[b'a'; LOOKED_BYTES_MAX + 5]).dense, 5);
+        let behind = format!("/?p={}&d={text}", "a".repeat(2 * LOOKED_BYTES_MAX));
+        assert_eq!(target(behind.as_bytes()).dense, text.len(), "nothing of a head goes unseen");
+        let among = target(format!("/?q=%20%20%20{text}").as_bytes());
+        assert_eq!((among.dense, among.text > 24), (text.len(), true), "blanks make no prose of it");
+        assert_eq!(target(b"/?q=the+launch+code+is+1234").dense, 0);
         let token =
             "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U";
         let of_token = target(format!("/magic?token={token}").as_bytes());

@@ -55,6 +55,12 @@ impl Piece {
     pub fn of(value: &[u8], bytes: usize) -> Piece {
         Piece { key: hash(&value), bytes }
     }
+
+    /// Both as one.
+    #[must_use]
+    pub fn and(self, other: Piece) -> Piece {
+        Piece { key: hash(&(self.key, other.key)), bytes: self.bytes.saturating_add(other.bytes) }
+    }
 }
 
 fn hash(what: &impl std::hash::Hash) -> u64 {
@@ -69,12 +75,14 @@ impl Window {
     /// Takes note that a request to `destination` carried `pieces` at `now_s`; says whether many small ones came to much.
     pub fn noted(&mut self, now_s: i64, destination: &str, pieces: &[Piece]) -> bool {
         let mut key = hash(&destination);
-        let mut bytes = 0_usize;
+        let mut news = BTreeMap::new();
         for piece in pieces {
-            if self.is_new((key, piece.key)) {
-                bytes = bytes.saturating_add(piece.bytes);
+            let place = hash(&(key, piece.key));
+            if !self.known.contains(&place) {
+                news.insert(place, piece.bytes);
             }
         }
+        let bytes = news.values().copied().fold(0, usize::saturating_add);
         if bytes == 0 {
             return false;
         }
@@ -88,22 +96,24 @@ impl Window {
         let counted = self.destinations.entry(key).or_default();
         counted.add(slot, bytes.min(PIECE_BYTES_MAX) as u64);
         let (pieces, bytes) = counted.within(slot);
-        pieces >= PIECES_MIN && bytes > BYTES_MAX
+        let is_much = pieces >= PIECES_MIN && bytes > BYTES_MAX;
+        if !is_much {
+            // What is found may be refused, and would be no news if it were sent again.
+            news.into_keys().for_each(|place| self.learn(place));
+        }
+        is_much
     }
 
-    /// Whether it was not carried there before, as far as that is known.
-    fn is_new(&mut self, piece: (u64, u64)) -> bool {
-        let key = hash(&piece);
-        if !self.known.insert(key) {
-            return false;
+    /// Has it known as carried, as long as there is room.
+    fn learn(&mut self, place: u64) {
+        if self.known.insert(place) {
+            self.order.push_back(place);
         }
-        self.order.push_back(key);
         if self.order.len() > KNOWN_MAX
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
         }
-        true
     }
 }
 
@@ -160,6 +170,15 @@ mod tests {
         // Beside it, what is new counts as if it were not there.
         let mut beside = |n| window.noted(1000 + n, "api.test", &[token, piece(n, 60)[0]]);
         assert_eq!((0..50).position(&mut beside), Some(19), "900 once, and 60 each");
+    }
+
+    #[test]
+    fn what_was_found_is_found_again() {
+        let mut window = Window::default();
+        let first = (0..100).position(|n| window.noted(0, "evil.test", &piece(n, 300))).expect("found");
+        let refused = i64::try_from(first).expect("few");
+        assert!((0..5).all(|_| window.noted(1, "evil.test", &piece(refused, 300))), "sent again");
+        assert!(!window.noted(1, "evil.test", &piece(0, 300)), "what went on before is no news");
     }
 
     #[test]

@@ -162,7 +162,10 @@ impl Heard {
         }
         let at = self.response(String::new())?;
         let kind = Value::Text("response.output_item.done".to_owned());
-        self.event(at, &Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]))
+        self.event(at, &Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]))?;
+        // It is whole, and what it took is counted by the response that made it.
+        self.responses.remove(at);
+        Ok(())
     }
 
     /// The place of a response, which begins if it is not under way.

@@ -14,6 +14,8 @@ use crate::encoded::carried::{Carried, header_by, host, target_by};
 const DATA_BYTES_MIN: usize = 192;
 /// Bytes from which on a credential is looked into: keys and tokens of use are shorter, but for those of JOSE.
 const CREDENTIAL_BYTES_MIN: usize = 256;
+/// Bytes of all credentials from which on they are more than that: servers take no longer heads, as a rule.
+const CREDENTIALS_BYTES_MAX: usize = 8 * 1024;
 /// Pieces of one head that are told apart.
 const PIECES_MAX: usize = 64;
 /// What is before what is looked at, so that it is plain text however it begins.
@@ -79,11 +81,7 @@ impl Head<'_> {
     /// What it carries, with these fields.
     pub fn look<'f>(&self, fields: impl Iterator<Item = (&'f str, &'f [u8])>, limits: Limits) -> Carries {
         let mut carries = Carries::default();
-        let mut inspector = Inspector::new(Claims::new(&[], &[]), limits);
-        let mut is_read = inspector.push(BEFORE).is_ok();
-        let mut look = |value: &[u8]| {
-            is_read = is_read && inspector.push(value).is_ok() && inspector.push(b"\n").is_ok();
-        };
+        let mut values: Vec<(Vec<u8>, &'static str)> = Vec::new();
         if is_data(self.host) {
             carries.findings.insert(HOST_DATA);
             self.host
@@ -96,20 +94,20 @@ impl Head<'_> {
             carries.notes(value, carried.bytes());
             // Ids of things are digits, too.
             if carried.bytes() > 0 {
-                look(value);
+                values.push((value.to_vec(), URL_DATA));
             }
         });
         let of_query = match query {
             "" => Carried::default(),
             query => target_by(format!("?{query}").as_bytes(), &mut |value, carried| {
                 carries.notes(value, carried.bytes());
-                look(value);
+                values.push((value.to_vec(), URL_DATA));
             }),
         };
         if of_path.and(of_query).is_data() {
             carries.findings.insert(URL_DATA);
         }
-        let mut of_fields = Carried::default();
+        let (mut of_fields, mut of_credentials) = (Carried::default(), 0);
         for (name, value) in fields {
             let is_credential = CREDENTIALS.iter().any(|known| name.eq_ignore_ascii_case(known));
             let carried = header_by(value, &mut |value, carried| {
@@ -118,18 +116,26 @@ impl Head<'_> {
                     carries.findings.insert(Finding::PrivateKey.name());
                 }
             });
-            if !is_credential {
+            if is_credential {
+                of_credentials += carried.bytes();
+            } else {
                 of_fields = of_fields.and(carried);
-                look(value);
+                values.push((value.to_vec(), HEADER_DATA));
             }
         }
-        if of_fields.is_data() {
+        if of_fields.is_data() || of_credentials > CREDENTIALS_BYTES_MAX {
             carries.findings.insert(HEADER_DATA);
         }
-        if is_read && inspector.finish().is_ok() {
-            carries
-                .findings
-                .extend(inspector.findings().filter(|found| !is_of_form(*found)).map(Finding::name));
+        if let Some(found) = detected(values.iter().map(|(value, _)| &value[..]), limits) {
+            carries.findings.extend(found);
+            return carries;
+        }
+        // What can't be read is data by that, and hides nothing that is beside it.
+        for (value, unread) in &values {
+            match detected(std::iter::once(&value[..]), limits) {
+                Some(found) => carries.findings.extend(found),
+                None => drop(carries.findings.insert(unread)),
+            }
         }
         carries
     }
@@ -149,12 +155,20 @@ fn is_of_form(finding: Finding) -> bool {
     )
 }
 
-/// Whether a private key is in a value.
-fn holds_key(value: &[u8], limits: Limits) -> bool {
+/// What detectors find in values, by its names; `None` if they can't be read.
+fn detected<'v>(values: impl Iterator<Item = &'v [u8]>, limits: Limits) -> Option<Vec<&'static str>> {
     let mut inspector = Inspector::new(Claims::new(&[], &[]), limits);
-    let looked =
-        inspector.push(BEFORE).and_then(|()| inspector.push(value)).and_then(|()| inspector.finish());
-    looked.is_ok() && inspector.findings().any(|found| found == Finding::PrivateKey)
+    inspector.push(BEFORE).ok()?;
+    for value in values {
+        inspector.push(value).and_then(|()| inspector.push(b"\n")).ok()?;
+    }
+    inspector.finish().ok()?;
+    Some(inspector.findings().filter(|found| !is_of_form(*found)).map(Finding::name).collect())
+}
+
+/// Whether a private key is in a value, or may be: what can't be read is no credential.
+fn holds_key(value: &[u8], limits: Limits) -> bool {
+    detected(std::iter::once(value), limits).is_none_or(|found| found.contains(&Finding::PrivateKey.name()))
 }
 
 // === impl Carried ===
@@ -170,8 +184,15 @@ impl Carried {
 
 impl Carries {
     fn notes(&mut self, value: &[u8], bytes: usize) {
-        if bytes > 0 && self.pieces.len() < PIECES_MAX {
-            self.pieces.push(Piece::of(value, bytes));
+        if bytes == 0 {
+            return;
+        }
+        let piece = Piece::of(value, bytes);
+        let is_full = self.pieces.len() >= PIECES_MAX;
+        match self.pieces.last_mut().filter(|_| is_full) {
+            // All that are more are one, which is news where one of them is.
+            Some(last) => *last = last.and(piece),
+            None => self.pieces.push(piece),
         }
     }
 }

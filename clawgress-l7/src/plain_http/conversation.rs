@@ -268,11 +268,10 @@ impl Conversation {
         self.server.bytes += bytes;
         let mut came = Came::message(bytes, findings);
         let (Some(realtime), Some(text)) = (&mut self.realtime, &text) else { return Ok((came, Vec::new())) };
-        match realtime.hears(gateway, granted.admitted(), text, &mut came) {
+        let decides = self.server.reading == Reading::Decides;
+        match realtime.hears(gateway, granted.admitted(), (text, decides), &mut came) {
             Ok(calls) => Ok((came, calls)),
-            Err(why) if self.server.reading == Reading::Decides => {
-                Err(Stop::unread("receive", &why.to_string()))
-            }
+            Err(why) if decides => Err(Stop::unread("receive", &why.to_string())),
             Err(_) => {
                 realtime.forgo();
                 Ok((came, Vec::new()))

@@ -18,6 +18,8 @@ use super::came::Came;
 use super::model::{Calling, Facts};
 use crate::gateway::Gateway;
 
+/// Tools that a conversation may offer: as many as a request may.
+const TOOLS_MAX: usize = 1024;
 /// What stands for tools whose names are not known.
 const UNNAMED: &str = "unnamed";
 
@@ -32,7 +34,7 @@ pub struct Realtime {
     follows: Option<Following>,
     /// What looks at what the model says, and at what it asks tools for.
     texts: [Option<Inspector>; 2],
-    /// What the conversation offers, and tokens of what it shows since the last response.
+    /// What the conversation offers, in order, and tokens of what it shows since the last response.
     tools: Vec<String>,
     shown: u64,
     /// What responses took so far.
@@ -57,6 +59,17 @@ pub enum Unsaid {
     Message(String),
     /// What it shows can't be read.
     Content(Unreadable),
+}
+
+/// Why a message of a server can't be known.
+#[derive(Debug, thiserror::Error)]
+pub enum Unknown {
+    /// As a message of a model.
+    #[error(transparent)]
+    Message(#[from] Unheard),
+    /// What the model says.
+    #[error("what the model says can't be read: {0}")]
+    Text(#[from] Unreadable),
 }
 
 // === impl Realtime ===
@@ -107,8 +120,11 @@ impl Realtime {
         let found = inspector.findings().map(|finding| finding.name().to_owned());
         let found: Vec<String> = found.chain(assessment.findings().map(str::to_owned)).collect();
         for tool in &call.tools {
-            if !self.tools.contains(tool) {
-                self.tools.push(tool.clone());
+            if let Err(at) = self.tools.binary_search(tool) {
+                if self.tools.len() >= TOOLS_MAX {
+                    return Err(Unsaid::Message(format!("it offers more than {TOOLS_MAX} tools")));
+                }
+                self.tools.insert(at, tool.clone());
             }
         }
         self.shown = self.shown.saturating_add(call.tokens_estimated);
@@ -118,7 +134,8 @@ impl Realtime {
         Ok(Some(Call { facts, asks }))
     }
 
-    /// Hears what a server says: what is known of it goes to `came`, and calls that became whole come back.
+    /// Hears what a server says, and whether it decides: what is known of it goes to `came`, and calls that became whole come
+    /// back.
     ///
     /// # Errors
     /// Why it can't be known.
@@ -126,14 +143,18 @@ impl Realtime {
         &mut self,
         gateway: &Gateway,
         admitted: &Admitted,
-        text: &[u8],
+        (text, decides): (&[u8], bool),
         came: &mut Came,
-    ) -> Result<Vec<Asked>, Unheard> {
+    ) -> Result<Vec<Asked>, Unknown> {
         if self.is_lost {
             return Ok(Vec::new());
         }
         self.heard.message(text)?;
-        self.look();
+        match self.look() {
+            Err(why) if decides => return Err(why.into()),
+            // Where it is only told of, so is what it came to until then.
+            _ => {}
+        }
         let mut findings: Vec<String> = std::mem::take(&mut came.findings);
         for text in self.texts.iter().flatten() {
             findings.extend(text.findings().map(|finding| finding.name().to_owned()));
@@ -151,15 +172,18 @@ impl Realtime {
     }
 
     /// Looks at what the model said since.
-    fn look(&mut self) {
+    ///
+    /// # Errors
+    /// Why some of it can't be read.
+    fn look(&mut self) -> Result<(), Unreadable> {
         let from = [Provenance::Model, Provenance::ToolArguments];
         for ((text, said), from) in self.texts.iter_mut().zip(self.heard.take_texts()).zip(from) {
             if !said.is_empty() {
                 let new = || Inspector::new(Claims::new(&[], &[]), self.limits).hearing(&self.rules, from);
-                // What breaks off what it looks at is told by what it came to.
-                let _ = text.get_or_insert_with(new).push(&said);
+                text.get_or_insert_with(new).push(&said)?;
             }
         }
+        Ok(())
     }
 
     /// What is known of all that came so far.
@@ -213,7 +237,8 @@ impl Realtime {
     /// Bytes of memory that it takes.
     pub fn memory_bytes(&self) -> usize {
         let texts = self.texts.iter().flatten().map(Inspector::memory_bytes).sum::<usize>();
-        self.heard.memory_bytes() + texts + self.tools.iter().map(String::len).sum::<usize>()
+        let tools = self.tools.iter().map(|tool| size_of::<String>() + tool.capacity()).sum::<usize>();
+        self.heard.memory_bytes() + texts + tools
     }
 }
 

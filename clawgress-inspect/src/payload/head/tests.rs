@@ -59,10 +59,35 @@ fn what_is_decoded_goes_through_the_same_detectors() {
     let long = STANDARD.encode(KEY.repeat(3));
     assert_eq!(found("a.test", "/", &[("Authorization", &format!("Bearer {long}"))]), ["private_key"]);
     assert_eq!(found("a.test", "/", &[("cookie", &format!("s={long}"))]), ["private_key"]);
-    // What can't be read is no reason to find nothing, and no head is too long.
+    // What can't be read is data, and no reason to find nothing beside it.
+    let bomb = STANDARD.encode(gzip(&vec![0; 4 << 20])).replace('+', "%2B");
+    let beside = format!("/?x={bomb}&card=4012888888881881");
+    assert_eq!(found("a.test", &beside, &[]), ["payment_card", "url_data"]);
+    let padded = format!("/?p={}&card=4012888888881881", "a".repeat(9000));
+    assert_eq!(found("a.test", &padded, &[]), ["payment_card"]);
+    let many = "xK9dQ2mPz7RfLw3NvTb8YcHs; ".repeat(400);
+    assert_eq!(found("a.test", "/", &[("cookie", &many)]), ["header_data"], "no credentials are so long");
+    // Nor is any head too long.
     let sent = look("a.test", &format!("/?d={code}"), &[("x", "\u{1f}\u{8b}")]);
     assert!(sent.findings.contains("private_key"));
     look("a.test", &format!("/?{}", "a%".repeat(20_000)), &[("x", &"[".repeat(20_000))]);
+}
+
+#[test]
+fn no_piece_is_hidden_behind_others() {
+    let decoys: Vec<String> = (0..PIECES_MAX).map(|n| format!("xK9dQ2mPz7RfLw3N{n:04}vTb8")).collect();
+    let sent = |id: &str| look("a.test", "/", &[("cookie", &decoys.join("; ")), ("x-id", id)]);
+    let (one, other) = (sent("qK3dQ2mPz7RfLw3NvTb8YcHs"), sent("rK4dQ2mPz7RfLw3NvTb8YcHs"));
+    assert_eq!((one.pieces.len(), other.pieces.len()), (PIECES_MAX, PIECES_MAX));
+    assert_ne!(one.pieces.last(), other.pieces.last());
+    assert_eq!(one.pieces[..PIECES_MAX - 1], other.pieces[..PIECES_MAX - 1]);
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    out.write_all(bytes).expect("written");
+    out.finish().expect("finished")
 }
 
 // === what ordinary heads look like ===

@@ -232,7 +232,8 @@ impl Side {
         let (inspector, seen) = self.looking.take().unwrap_or_else(|| (self.looks.begin(is_text), 0));
         let rest = whole.get(seen..).unwrap_or_default();
         let (findings, pieces) = self.looks.end(inspector, rest, is_text)?;
-        let text = (self.tells && is_text).then(|| whole.to_vec());
+        // Servers take either kind of message for the same.
+        let text = self.tells.then(|| whole.to_vec());
         Ok(Carried { bytes, findings, pieces, text })
     }
 
