@@ -47,15 +47,19 @@ const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 const READING: [&str; 2] = ["content-encoding", "content-type"];
 
 /// What names have in them that hold secrets, wherever it stands: `access_token`, `X-Amz-Signature`, `clientSecret`.
-const SECRET_PARTS: [&str; 12] = [
+const SECRET_PARTS: [&str; 16] = [
+    "accesskey",
     "apikey",
     "assertion",
     "authoriz",
     "cookie",
     "credential",
     "jwt",
+    "masterkey",
+    "passcode",
     "passphrase",
     "passw",
+    "privatekey",
     "secret",
     "session",
     "signature",

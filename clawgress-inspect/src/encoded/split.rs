@@ -94,11 +94,12 @@ impl Window {
             }
         }
         let counted = self.destinations.entry(key).or_default();
-        counted.add(slot, bytes.min(PIECE_BYTES_MAX) as u64);
-        let (pieces, bytes) = counted.within(slot);
-        let is_much = pieces >= PIECES_MIN && bytes > BYTES_MAX;
+        let bytes = bytes.min(PIECE_BYTES_MAX) as u64;
+        let (before, sum) = counted.within(slot);
+        let is_much = before.saturating_add(1) >= PIECES_MIN && sum.saturating_add(bytes) > BYTES_MAX;
         if !is_much {
-            // What is found may be refused, and would be no news if it were sent again.
+            // What is found may be refused: it counts, and is news, whenever it is sent again.
+            counted.add(slot, bytes);
             news.into_keys().for_each(|place| self.learn(place));
         }
         is_much

@@ -160,12 +160,13 @@ impl Heard {
         if text("type").is_none_or(|kind| !kind.ends_with("_call")) || text("arguments").is_none() {
             return Ok(());
         }
-        let at = self.response(String::new())?;
         let kind = Value::Text("response.output_item.done".to_owned());
-        self.event(at, &Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]))?;
-        // It is whole, and what it took is counted by the response that made it.
-        self.responses.remove(at);
-        Ok(())
+        let event = Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]);
+        // By a reader of its own: it is whole, and what it took is counted by the response that made it.
+        self.responses.push((String::new(), self.reader()));
+        let heard = self.event(self.responses.len() - 1, &event);
+        self.responses.pop();
+        heard
     }
 
     /// The place of a response, which begins if it is not under way.
@@ -176,9 +177,13 @@ impl Heard {
         if self.responses.len() >= RESPONSES_MAX {
             return Err(Unheard::TooMany);
         }
-        let reader = Reader::new(Format::EventStream).keeping_texts();
-        self.responses.push((id, reader.following_calls(self.bytes_max, self.following, true)));
+        self.responses.push((id, self.reader()));
         Ok(self.responses.len() - 1)
+    }
+
+    fn reader(&self) -> Reader {
+        let reader = Reader::new(Format::EventStream).keeping_texts();
+        reader.following_calls(self.bytes_max, self.following, true)
     }
 
     /// Has a response's reader read an event of it.

@@ -16,6 +16,10 @@ const DATA_BYTES_MIN: usize = 192;
 const CREDENTIAL_BYTES_MIN: usize = 256;
 /// Bytes of all credentials from which on they are more than that: servers take no longer heads, as a rule.
 const CREDENTIALS_BYTES_MAX: usize = 8 * 1024;
+/// Bytes that what a head carries may decode to, all of it; what comes to more is data. A head has 64 KiB.
+const DECODED_BYTES_MAX: u64 = 4 << 20;
+/// The same of one value among many, so that they come to no more together.
+const VALUE_BYTES_MAX: u64 = 16 << 10;
 /// Pieces of one head that are told apart.
 const PIECES_MAX: usize = 64;
 /// What is before what is looked at, so that it is plain text however it begins.
@@ -126,13 +130,15 @@ impl Head<'_> {
         if of_fields.is_data() || of_credentials > CREDENTIALS_BYTES_MAX {
             carries.findings.insert(HEADER_DATA);
         }
-        if let Some(found) = detected(values.iter().map(|(value, _)| &value[..]), limits) {
+        let all = detected(values.iter().map(|(value, _)| &value[..]), DECODED_BYTES_MAX, limits);
+        if let Some(found) = all {
             carries.findings.extend(found);
             return carries;
         }
         // What can't be read is data by that, and hides nothing that is beside it.
+        let each = (DECODED_BYTES_MAX / values.len().max(1) as u64).max(VALUE_BYTES_MAX);
         for (value, unread) in &values {
-            match detected(std::iter::once(&value[..]), limits) {
+            match detected(std::iter::once(&value[..]), each, limits) {
                 Some(found) => carries.findings.extend(found),
                 None => drop(carries.findings.insert(unread)),
             }
@@ -155,12 +161,18 @@ fn is_of_form(finding: Finding) -> bool {
     )
 }
 
-/// What detectors find in values, by its names; `None` if they can't be read.
-fn detected<'v>(values: impl Iterator<Item = &'v [u8]>, limits: Limits) -> Option<Vec<&'static str>> {
+/// What detectors find in values, by its names; `None` if they can't be read, or decode to more than `bytes_max`.
+fn detected<'v>(
+    values: impl Iterator<Item = &'v [u8]>,
+    bytes_max: u64,
+    limits: Limits,
+) -> Option<Vec<&'static str>> {
+    let limits = Limits { decoded_bytes_max: limits.decoded_bytes_max.min(bytes_max), ..limits };
     let mut inspector = Inspector::new(Claims::new(&[], &[]), limits);
     inspector.push(BEFORE).ok()?;
     for value in values {
-        inspector.push(value).and_then(|()| inspector.push(b"\n")).ok()?;
+        // The blank ends what a value stands for: a line's end alone may be in the middle of it.
+        inspector.push(value).and_then(|()| inspector.push(b" \n")).ok()?;
     }
     inspector.finish().ok()?;
     Some(inspector.findings().filter(|found| !is_of_form(*found)).map(Finding::name).collect())
@@ -168,7 +180,8 @@ fn detected<'v>(values: impl Iterator<Item = &'v [u8]>, limits: Limits) -> Optio
 
 /// Whether a private key is in a value, or may be: what can't be read is no credential.
 fn holds_key(value: &[u8], limits: Limits) -> bool {
-    detected(std::iter::once(value), limits).is_none_or(|found| found.contains(&Finding::PrivateKey.name()))
+    detected(std::iter::once(value), VALUE_BYTES_MAX, limits)
+        .is_none_or(|found| found.contains(&Finding::PrivateKey.name()))
 }
 
 // === impl Carried ===

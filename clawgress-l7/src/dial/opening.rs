@@ -25,7 +25,7 @@ const SENT: u8 = 1;
 const ENDED: u8 = 2;
 
 /// Most bytes that come at once of what is read: some hundred messages that say next to nothing, each of which is judged before
-/// others run. Large messages cost a few calls more.
+/// others run; within TLS, what a record has (16 KiB). Large messages cost a few calls more.
 const HEARD_BYTES_MAX: usize = 2048;
 
 /// The request, as its connection knows it.

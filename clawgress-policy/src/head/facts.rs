@@ -88,10 +88,13 @@ impl Facts {
             return Named::new(true);
         }
         let mut named = Named::new(false);
-        if self.others {
-            named.push(OTHERS.to_owned(), Value::Secret);
-        }
+        let mut others = self.others;
         for (name, fact) in &self.named {
+            // In its place: a name may be empty, which comes before it.
+            if others && name.as_str() > OTHERS {
+                named.push(OTHERS.to_owned(), Value::Secret);
+                others = false;
+            }
             let value = match fact {
                 Fact::Absent => continue,
                 Fact::Present if fields::holds_secret(name) => Value::Secret,
@@ -103,6 +106,9 @@ impl Facts {
                 Fact::Value(value) => Value::One(value.clone()),
             };
             named.push(name.clone(), value);
+        }
+        if others {
+            named.push(OTHERS.to_owned(), Value::Secret);
         }
         named
     }

@@ -63,6 +63,11 @@ fn what_is_decoded_goes_through_the_same_detectors() {
     let bomb = STANDARD.encode(gzip(&vec![0; 4 << 20])).replace('+', "%2B");
     let beside = format!("/?x={bomb}&card=4012888888881881");
     assert_eq!(found("a.test", &beside, &[]), ["payment_card", "url_data"]);
+    let packed = STANDARD.encode(gzip(b"card 4012888888881881")).replace('+', "%2B").replace('=', "%3D");
+    for decoy in ["", &format!("p={}&", "a".repeat(33))] {
+        let sent = found("a.test", &format!("/?{decoy}q={packed}"), &[]);
+        assert!(sent.contains(&"payment_card"), "{decoy}: {sent:?}");
+    }
     let padded = format!("/?p={}&card=4012888888881881", "a".repeat(9000));
     assert_eq!(found("a.test", &padded, &[]), ["payment_card"]);
     let many = "xK9dQ2mPz7RfLw3NvTb8YcHs; ".repeat(400);
@@ -71,6 +76,19 @@ fn what_is_decoded_goes_through_the_same_detectors() {
     let sent = look("a.test", &format!("/?d={code}"), &[("x", "\u{1f}\u{8b}")]);
     assert!(sent.findings.contains("private_key"));
     look("a.test", &format!("/?{}", "a%".repeat(20_000)), &[("x", &"[".repeat(20_000))]);
+}
+
+#[test]
+fn a_head_decodes_to_no_more_than_its_bound() {
+    // Thrice packed, within the ratio of each: 64 KiB of these would come to gigabytes.
+    let mut packed = vec![0; 3 << 20];
+    for _ in 0..3 {
+        packed = gzip(&packed);
+    }
+    let bomb = STANDARD.encode(&packed).replace('+', "%2B").replace('=', "%3D");
+    let many: String = (0..200).map(|n| format!("&x{n}={bomb}")).collect();
+    let sent = found("a.test", &format!("/?card=4012888888881881{many}"), &[]);
+    assert!(sent.contains(&"payment_card") && sent.contains(&"url_data"), "{sent:?}");
 }
 
 #[test]
