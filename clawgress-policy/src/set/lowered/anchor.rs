@@ -148,7 +148,11 @@ impl Anchored {
         };
         let Some(kind) = kind else { return };
         match kind.found.binary_search_by(|found| end.order(&found.text, &text)) {
-            Ok(at) => kind.found.iter_mut().skip(at).take(1).for_each(|found| found.policies.push(number)),
+            Ok(at) => {
+                if let Some(found) = kind.found.get_mut(at) {
+                    found.policies.push(number);
+                }
+            }
             Err(at) => kind.found.insert(at, Found { text, policies: vec![number], within: None }),
         }
     }
