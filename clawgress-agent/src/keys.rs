@@ -9,10 +9,11 @@
 mod authority;
 mod leaves;
 mod secret;
+mod secrets;
 mod signer;
 mod vault;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -31,6 +32,7 @@ use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
 use self::authority::Authority;
+use self::secrets::Secrets;
 use self::vault::Vault;
 use crate::peer::{Access, Socket};
 use crate::serve::{Either, SOCKET_MODE, grpc, open_run_dir};
@@ -52,13 +54,15 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     let opening = Arc::clone(&config);
     let opened = tokio::task::spawn_blocking(move || {
         let directory = opening.node.state_dir.join("keys");
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let secrets = Secrets::open(directory, credentials.as_deref())?;
         // First, while it can be seen whether this directory had keys before.
-        let signer = signer::Service::open(directory.clone())?;
-        let key = secret::open(&directory, secret::API_KEYS)?;
+        let signer = signer::Service::open(&secrets)?;
+        let key = secrets.secret(secret::API_KEYS)?;
         let authority = opening.intercept.as_ref().map(|intercept| {
-            Authority::open(&directory, &opening.node.name, intercept, Arc::new(SystemClock)).map(Arc::new)
+            Authority::open(&secrets, &opening.node.name, intercept, Arc::new(SystemClock)).map(Arc::new)
         });
-        let vault = Vault::open(&directory)?;
+        let vault = Vault::open(&secrets)?;
         anyhow::Ok((hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), signer, authority.transpose()?, vault))
     });
     let (key, signer, authority, vault) = opened.await??;

@@ -32,6 +32,7 @@ use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
 use super::secret::{self, INTERCEPTION, SECRET_BYTES, SecretError};
+use super::secrets::Secrets;
 
 /// How far back a certificate begins: clients' clocks are late, at times.
 const SKEW_S: i64 = 3600;
@@ -142,12 +143,12 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// The operator's authority, or one of this node's own in `directory`, made at first start.
+    /// The operator's authority, or one of this node's own, made at first start.
     ///
     /// # Errors
     /// If it can't be read, made or used, with the remedy.
     pub fn open(
-        directory: &Path,
+        secrets: &Secrets,
         node: &str,
         intercept: &Intercept,
         clock: Arc<dyn Clock>,
@@ -155,7 +156,7 @@ impl Authority {
         let now_s = clock.now().as_second();
         let (place, chain, key) = match (&intercept.certificate, &intercept.key) {
             (Some(certificate), Some(key)) => (certificate.clone(), chain(certificate)?, given_key(key)?),
-            _ => own(directory, node, intercept, now_s)?,
+            _ => own(secrets, node, intercept, now_s)?,
         };
         let refused = |why: String| AuthorityError::File { path: place.clone(), why };
         let first = chain.first().ok_or_else(|| refused("it holds no certificate".to_owned()))?;
@@ -347,9 +348,9 @@ type Own = (PathBuf, Vec<CertificateDer<'static>>, KeyPair);
 
 /// This node's own: its key is a secret like the others, its certificate lies beside it. Other constraints are another
 /// certificate of the same key.
-fn own(directory: &Path, node: &str, intercept: &Intercept, now_s: i64) -> Result<Own, AuthorityError> {
+fn own(secrets: &Secrets, node: &str, intercept: &Intercept, now_s: i64) -> Result<Own, AuthorityError> {
     let made = |e: &dyn std::fmt::Display| AuthorityError::Made(e.to_string());
-    let scalar = secret::open_made(directory, INTERCEPTION, scalar)?;
+    let (scalar, directory) = (secrets.made(INTERCEPTION, scalar)?, secrets.directory());
     let key = key_of(&scalar).ok_or_else(|| AuthorityError::Made("its key is damaged".to_owned()))?;
     let hash = digest(&SHA256, intercept.names.join("\n").as_bytes());
     let mark: String = hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();

@@ -1,10 +1,12 @@
-//! Files of secrets: each created once, whole or not at all, and refused if anybody else could have read it.
+//! Files of secrets: each created once, whole or not at all, and refused if anybody else could have read it. What is in them is
+//! sealed ([`super::secrets`]).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::libc::O_NOFOLLOW;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
@@ -13,15 +15,18 @@ use zeroize::Zeroizing;
 /// of an Ed25519 key (RFC 8032, section 5.1.5), and the private key of P-256.
 pub const SECRET_BYTES: usize = 32;
 
+/// A secret.
+pub type Secret = Zeroizing<[u8; SECRET_BYTES]>;
+
 /// A secret with one purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose {
-    /// The file; a new format is a new name.
-    file: &'static str,
+    /// What it is called, and the file that had it before secrets were sealed; a new format is a new name.
+    pub file: &'static str,
     /// What it is of, in words.
-    of: &'static str,
+    pub of: &'static str,
     /// What to do where it is lost.
-    anew: &'static str,
+    pub anew: &'static str,
 }
 
 /// What API keys are hashed under.
@@ -46,6 +51,18 @@ pub const PROVIDER_KEYS: Purpose = Purpose {
     of: "providers' keys",
     anew: "give all providers' keys anew (`clawgressctl provider-key`)",
 };
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// Every one.
+    pub const ALL: [Purpose; 4] = [API_KEYS, REVISIONS, INTERCEPTION, PROVIDER_KEYS];
+
+    /// The file.
+    pub fn sealed(self) -> String {
+        format!("{}.sealed", self.file)
+    }
+}
 
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +97,40 @@ pub enum SecretError {
         /// What is lost with it.
         anew: &'static str,
     },
+    /// Sealed under something else.
+    #[error(
+        "the secret `{path}` is damaged, or sealed under another master or for something else: restore it and its master from one backup, or remove it and {anew}"
+    )]
+    OtherMaster {
+        /// The file.
+        path: PathBuf,
+        /// What is lost with it.
+        anew: &'static str,
+    },
+    /// Unsealed beside one that is sealed, and another.
+    #[error(
+        "the secret `{path}` is not the one in the sealed file beside it: an earlier version ran here in between, and made it; move away the one that does not count, and {anew} if that is the sealed one"
+    )]
+    Two {
+        /// The unsealed file.
+        path: PathBuf,
+        /// What is lost with the other.
+        anew: &'static str,
+    },
+    /// What it was sealed under is not there.
+    #[error(
+        "there is nothing to open the secret `{path}` with: give this service systemd's credential `clawgress-keys-master` again (`LoadCredentialEncrypted=`), or restore `master-v1` beside it from a backup"
+    )]
+    NoMaster {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No master.
+    #[error("the credential `{path}` is no master of secrets: it has 32 to 4096 random bytes")]
+    Credential {
+        /// The file.
+        path: PathBuf,
+    },
     /// No key.
     #[error("the key of {0} can't be made")]
     Make(&'static str),
@@ -88,38 +139,23 @@ pub enum SecretError {
     Random(getrandom::Error),
 }
 
-/// Opens a secret in `directory`, creating both at first start.
-///
-/// # Errors
-/// If it can't be read, created, or trusted.
-pub fn open(directory: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
-    open_made(directory, purpose, || {
-        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
-        getrandom::fill(bytes.as_mut()).map_err(SecretError::Random)?;
-        Ok(bytes)
-    })
+// === impl SecretError ===
+
+impl SecretError {
+    /// Whether there is no such file.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, SecretError::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
-/// As [`open`], for a secret that not any bytes can be: `make` makes them.
+/// A new one.
 ///
 /// # Errors
-/// As [`open`], and those of `make`.
-pub fn open_made(
-    directory: &Path,
-    purpose: Purpose,
-    make: impl FnOnce() -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError>,
-) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
-    let path = directory.join(purpose.file);
-    self::directory(directory)?;
-    match read(&path, purpose) {
-        Err(SecretError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            let bytes = make()?;
-            create(directory, purpose.file, bytes.as_ref())?;
-            tracing::info!(path = %path.display(), "created the secret of {}; keep a backup of it", purpose.of);
-            read(&path, purpose)
-        }
-        other => other,
-    }
+/// If the kernel gives no random bytes.
+pub fn random() -> Result<Secret, SecretError> {
+    let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+    getrandom::fill(bytes.as_mut()).map_err(SecretError::Random)?;
+    Ok(bytes)
 }
 
 /// Creates the directory of secrets, if it is not there.
@@ -131,22 +167,28 @@ pub fn directory(directory: &Path) -> Result<(), SecretError> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)
 }
 
-/// Whether there is a secret in `directory`, whole or not.
+/// Whether there is such a file, whole or not.
 ///
 /// # Errors
 /// If that can't be told.
-pub fn is_there(directory: &Path, purpose: Purpose) -> Result<bool, SecretError> {
-    let path = directory.join(purpose.file);
-    match fs::symlink_metadata(&path) {
+pub fn is_there(path: &Path) -> Result<bool, SecretError> {
+    match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(SecretError::Io { path, error }),
+        Err(error) => Err(SecretError::Io { path: path.to_owned(), error }),
     }
 }
 
-fn read(path: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
+/// What a file holds, which has so many bytes at least and at most; `anew` says what to do where it is lost.
+///
+/// # Errors
+/// If it can't be read, is something else, or could be used by others.
+pub fn read(
+    path: &Path,
+    (least, most): (usize, usize),
+    anew: &'static str,
+) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     let io = |error| SecretError::Io { path: path.to_owned(), error };
-    let anew = purpose.anew;
     let damaged = || SecretError::Damaged { path: path.to_owned(), anew };
     let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
@@ -154,10 +196,11 @@ fn read(path: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_BYTES]>, 
     if mode & 0o077 != 0 || (owner != 0 && owner != Uid::effective().as_raw()) {
         return Err(SecretError::Exposed { path: path.to_owned(), mode, owner, anew });
     }
-    if !metadata.is_file() || metadata.len() != SECRET_BYTES as u64 {
+    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    if !metadata.is_file() || !(least..=most).contains(&length) {
         return Err(damaged());
     }
-    let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+    let mut bytes = Zeroizing::new(vec![0; length]);
     file.read_exact(bytes.as_mut()).map_err(io)?;
     // A file of zeros is what a crash of the file system leaves behind, not a secret.
     if bytes.iter().all(|b| *b == 0) {
@@ -172,19 +215,77 @@ fn read(path: &Path, purpose: Purpose) -> Result<Zeroizing<[u8; SECRET_BYTES]>, 
 /// # Errors
 /// If it can't be created.
 pub fn create(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), SecretError> {
-    let path = directory.join(name);
+    let (path, new) = (directory.join(name), written(directory, name, bytes)?);
     let io = |error| SecretError::Io { path: path.clone(), error };
-    let new = directory.join(format!("{name}.{}.new", std::process::id()));
-    let _ = fs::remove_file(&new);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(io)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
     let linked = fs::hard_link(&new, &path);
     fs::remove_file(&new).map_err(io)?;
     match linked {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
         _ => {}
     }
-    File::open(directory).and_then(|d| d.sync_all()).map_err(io)
+    durable(directory).map_err(io)
+}
+
+/// Puts a whole file in the place of one.
+///
+/// # Errors
+/// If it can't be written.
+pub fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), SecretError> {
+    let (path, new) = (directory.join(name), written(directory, name, bytes)?);
+    let replaced = fs::rename(&new, &path).and_then(|()| durable(directory));
+    replaced.map_err(|error| SecretError::Io { path, error })
+}
+
+/// What is held while secrets are opened and made: of two that start at once, one waits.
+///
+/// # Errors
+/// If the directory can't be locked.
+pub fn locked(directory: &Path) -> Result<Flock<File>, SecretError> {
+    let io = |error| SecretError::Io { path: directory.to_owned(), error };
+    let file = File::open(directory).map_err(io)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| io(error.into()))
+}
+
+/// Takes away what a start left that was ended while it made or replaced one of these: it may hold a secret. To be called with the
+/// directory [`locked`].
+///
+/// # Errors
+/// If it can't be.
+pub fn sweep(directory: &Path, names: &[String]) -> Result<(), SecretError> {
+    let io = |error| SecretError::Io { path: directory.to_owned(), error };
+    for entry in fs::read_dir(directory).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let Some(left) = name.to_str().and_then(|name| name.strip_suffix(".new")) else { continue };
+        if left.rsplit_once('.').is_some_and(|(of, _)| names.iter().any(|name| name == of)) {
+            remove(directory, &format!("{left}.new"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes a file away.
+///
+/// # Errors
+/// If it can't be.
+pub fn remove(directory: &Path, name: &str) -> Result<(), SecretError> {
+    let path = directory.join(name);
+    let removed = fs::remove_file(&path).and_then(|()| durable(directory));
+    removed.map_err(|error| SecretError::Io { path, error })
+}
+
+/// A durable file beside the one it is to become.
+fn written(directory: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf, SecretError> {
+    let new = directory.join(format!("{name}.{}.new", std::process::id()));
+    let io = |error| SecretError::Io { path: directory.join(name), error };
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(io)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io)?;
+    Ok(new)
+}
+
+/// Makes durable what stands in a directory.
+fn durable(directory: &Path) -> io::Result<()> {
+    File::open(directory).and_then(|directory| directory.sync_all())
 }
 
 #[cfg(test)]
@@ -193,29 +294,40 @@ mod tests {
 
     use super::*;
 
-    fn open(directory: &Path) -> Result<Zeroizing<[u8; SECRET_BYTES]>, SecretError> {
-        super::open(directory, API_KEYS)
+    fn open(directory: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        read(&directory.join(API_KEYS.file), (SECRET_BYTES, SECRET_BYTES), API_KEYS.anew)
+    }
+
+    fn made(directory: &Path) {
+        create(directory, API_KEYS.file, random().expect("random").as_ref()).expect("created");
     }
 
     #[test]
     fn the_secret_is_created_once_with_mode_0600() {
         let dir = tempfile::tempdir().expect("directory");
         let keys = dir.path().join("state/keys");
-        let first = open(&keys).expect("created");
-        assert_eq!(first, open(&keys).expect("read"), "the second start finds the same secret");
+        directory(&keys).expect("directory");
+        assert!(open(&keys).expect_err("nothing is there").is_not_found());
+        made(&keys);
+        let first = open(&keys).expect("read");
+        made(&keys);
+        assert_eq!(first, open(&keys).expect("read"), "one that is there stays");
         let metadata = fs::metadata(keys.join(API_KEYS.file)).expect("metadata");
         assert_eq!(metadata.mode() & 0o7777, 0o600);
         assert_eq!(fs::metadata(&keys).expect("metadata").mode() & 0o7777, 0o700);
         assert_eq!(fs::read_dir(&keys).expect("list").count(), 1, "nothing is left of the creation");
-        let other = tempfile::tempdir().expect("directory");
-        assert_ne!(first, open(other.path()).expect("created"), "every node has its own");
-        assert_ne!(first, super::open(&keys, REVISIONS).expect("created"), "and each purpose");
+        replace(&keys, API_KEYS.file, &[1; SECRET_BYTES]).expect("replaced");
+        assert_eq!(open(&keys).expect("read").as_slice(), [1; SECRET_BYTES]);
+        let metadata = fs::metadata(keys.join(API_KEYS.file)).expect("metadata");
+        assert_eq!(metadata.mode() & 0o7777, 0o600);
+        remove(&keys, API_KEYS.file).expect("removed");
+        assert_eq!(fs::read_dir(&keys).expect("list").count(), 0);
     }
 
     #[test]
     fn a_secret_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().expect("directory");
-        open(dir.path()).expect("created");
+        made(dir.path());
         let path = dir.path().join(API_KEYS.file);
         for mode in [0o640, 0o604, 0o610] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
@@ -226,7 +338,7 @@ mod tests {
     #[test]
     fn a_damaged_secret_is_never_replaced() {
         let dir = tempfile::tempdir().expect("directory");
-        open(dir.path()).expect("created");
+        made(dir.path());
         let path = dir.path().join(API_KEYS.file);
         for content in [&b""[..], &[7; 31], &[7; 33], &[0; 32]] {
             fs::write(&path, content).expect("write");

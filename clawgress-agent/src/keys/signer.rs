@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use super::secret::{self, API_KEYS, REVISIONS};
+use super::secrets::Secrets;
 
 /// Says that nothing is adopted any more.
 const ADOPTED: &str = "revision-adopted-v1";
@@ -36,18 +37,18 @@ struct State {
 // === impl Service ===
 
 impl Service {
-    /// Opens the key in `directory`, creating it at first start. To be called before the secret of API keys is created:
+    /// Opens the key, creating it at first start. To be called before the secret of API keys is created:
     /// one that is there already tells an upgrade from a directory that is new.
     ///
     /// # Errors
     /// If it can't be read, created, or trusted.
-    pub fn open(directory: PathBuf) -> Result<Self> {
-        secret::directory(&directory)?;
-        if !secret::is_there(&directory, REVISIONS)? && !secret::is_there(&directory, API_KEYS)? {
+    pub fn open(secrets: &Secrets) -> Result<Self> {
+        let directory = secrets.directory().to_owned();
+        if !secrets.has(REVISIONS)? && !secrets.has(API_KEYS)? {
             // Durable before there is the key: whatever ends this start, the next one adopts nothing either.
             secret::create(&directory, ADOPTED, b"")?;
         }
-        let seed = secret::open(&directory, REVISIONS)?;
+        let seed = secrets.secret(REVISIONS)?;
         let key =
             Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).context("the signing key can't be used")?;
         let adopts = Mutex::new(!ended(&directory)?);
@@ -130,6 +131,14 @@ mod tests {
 
     use super::*;
 
+    fn secrets(directory: &std::path::Path) -> Secrets {
+        Secrets::open(directory.to_owned(), None).expect("secrets")
+    }
+
+    fn open(directory: &std::path::Path) -> Result<Service> {
+        Service::open(&secrets(directory))
+    }
+
     fn statement(number: u64) -> RevisionStatement {
         RevisionStatement { number, hash: vec![7; 32], ..RevisionStatement::default() }
     }
@@ -137,7 +146,7 @@ mod tests {
     /// A directory of before revisions were signed.
     fn of_before() -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("directory");
-        secret::open(dir.path(), API_KEYS).expect("created");
+        secrets(dir.path()).secret(API_KEYS).expect("created");
         dir
     }
 
@@ -148,9 +157,9 @@ mod tests {
     #[tokio::test]
     async fn a_signature_holds_for_its_statement_alone() {
         let dir = tempfile::tempdir().expect("directory");
-        let service = Service::open(dir.path().to_owned()).expect("opened");
+        let service = open(dir.path()).expect("opened");
         let answer = service.sign(Request::new(statement(1))).await.expect("signed").into_inner();
-        let again = Service::open(dir.path().to_owned()).expect("opened again");
+        let again = open(dir.path()).expect("opened again");
         let key = again.describe(Request::new(Empty {})).await.expect("told").into_inner().public_key;
         assert_eq!(key, answer.public_key);
         let verifies = |statement: RevisionStatement| {
@@ -167,16 +176,16 @@ mod tests {
     async fn adoption_ends_with_the_first_signature_and_when_it_is_told() {
         for tell in [false, true] {
             let dir = of_before();
-            let service = Service::open(dir.path().to_owned()).expect("opened");
+            let service = open(dir.path()).expect("opened");
             assert_eq!(code(service.adopt(Request::new(statement(1))).await).await, Code::Ok);
-            let again = Service::open(dir.path().to_owned()).expect("opened again");
+            let again = open(dir.path()).expect("opened again");
             assert_eq!(code(again.adopt(Request::new(statement(2))).await).await, Code::Ok, "not yet");
             if tell {
                 again.end_adoption(Request::new(Empty {})).await.expect("ended");
             } else {
                 again.sign(Request::new(statement(3))).await.expect("signed");
             }
-            for service in [again, Service::open(dir.path().to_owned()).expect("opened")] {
+            for service in [again, open(dir.path()).expect("opened")] {
                 let refused = code(service.adopt(Request::new(statement(1))).await).await;
                 assert_eq!(refused, Code::FailedPrecondition);
                 assert_eq!(code(service.sign(Request::new(statement(4))).await).await, Code::Ok);
@@ -188,16 +197,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let keys = dir.path().join("keys");
         for _ in 0..2 {
-            let service = Service::open(keys.clone()).expect("opened");
+            let service = open(&keys).expect("opened");
             let refused = code(service.adopt(Request::new(statement(1))).await).await;
             assert_eq!(refused, Code::FailedPrecondition);
             assert!(!service.describe(Request::new(Empty {})).await.expect("told").into_inner().adopts);
             // Of the next start.
-            secret::open(&keys, API_KEYS).expect("created");
+            secrets(&keys).secret(API_KEYS).expect("created");
         }
         // One that ended before it had made the key.
-        std::fs::remove_file(keys.join("revision-ed25519-v1")).expect("removed");
-        let service = Service::open(keys).expect("opened");
+        std::fs::remove_file(keys.join(REVISIONS.sealed())).expect("removed");
+        let service = open(&keys).expect("opened");
         assert_eq!(code(service.adopt(Request::new(statement(1))).await).await, Code::FailedPrecondition);
     }
 }

@@ -1,7 +1,6 @@
 //! Keys of providers: sealed for control, which stores them, and opened for L7, which sends them on. Each is sealed with what
 //! it is bound to, and opens with nothing else.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -12,7 +11,8 @@ use clawgress_api::proto::{OpenRequest, Opened, SealRequest, Sealed};
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
-use super::secret::{self, SecretError};
+use super::secret::{PROVIDER_KEYS, SecretError};
+use super::secrets::Secrets;
 
 /// Largest request on the wire: a value, what it is bound to, and their envelope.
 pub const REQUEST_BYTES_MAX: usize = 256 * 1024;
@@ -24,12 +24,12 @@ pub struct Vault(Arc<RandomizedNonceKey>);
 // === impl Vault ===
 
 impl Vault {
-    /// With the secret in `directory`.
+    /// With its secret.
     ///
     /// # Errors
     /// If there is none, and none can be made.
-    pub fn open(directory: &Path) -> Result<Vault, SecretError> {
-        let secret = secret::open(directory, secret::PROVIDER_KEYS)?;
+    pub fn open(secrets: &Secrets) -> Result<Vault, SecretError> {
+        let secret = secrets.secret(PROVIDER_KEYS)?;
         let key = RandomizedNonceKey::new(&AES_256_GCM, secret.as_ref());
         Ok(Vault(Arc::new(key.map_err(|_| SecretError::Make("providers' keys"))?)))
     }
@@ -77,15 +77,21 @@ impl OfVault for Vault {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    fn open(directory: &Path) -> Result<Vault, SecretError> {
+        Vault::open(&Secrets::open(directory.to_owned(), None)?)
+    }
 
     #[test]
     fn what_is_sealed_opens_with_its_binding_alone() {
         let directory = tempfile::tempdir().expect("directory");
-        let vault = Vault::open(directory.path()).expect("made");
+        let vault = open(directory.path()).expect("made");
         let sealed = vault.sealed(b"acme/openai", b"sk-secret").expect("sealed");
         assert!(!sealed.windows(9).any(|w| w == b"sk-secret"));
-        let again = Vault::open(directory.path()).expect("there");
+        let again = open(directory.path()).expect("there");
         assert_eq!(again.opened(b"acme/openai", &sealed).as_deref(), Some(&b"sk-secret".to_vec()));
         assert_eq!(again.opened(b"other/openai", &sealed), None);
         let mut other = sealed.clone();
@@ -96,7 +102,7 @@ mod tests {
         assert_eq!(again.opened(b"acme/openai", &sealed[..5]), None);
         assert_ne!(vault.sealed(b"acme/openai", b"sk-secret"), Some(sealed), "no two are the same");
         let elsewhere = tempfile::tempdir().expect("directory");
-        let stranger = Vault::open(elsewhere.path()).expect("made");
+        let stranger = open(elsewhere.path()).expect("made");
         assert_eq!(
             stranger.opened(b"acme/openai", &again.sealed(b"acme/openai", b"x").expect("sealed")),
             None

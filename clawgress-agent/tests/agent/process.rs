@@ -96,6 +96,41 @@ async fn told(notify: &tokio::net::UnixDatagram) -> String {
     String::from_utf8_lossy(bytes.split_at(n.expect("datagram")).0).into_owned()
 }
 
+/// systemd's credential is the master of the secrets as soon as there is one, and nothing opens them without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_seals_the_secrets() {
+    let node = Node::new();
+    let credentials = tempfile::tempdir().expect("directory");
+    std::fs::write(credentials.path().join("clawgress-keys-master"), [5; 32]).expect("written");
+    let master = node.config.node.state_dir.join("keys/master-v1");
+    let start = |given: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clawgress-agent"));
+        command.arg("keys").arg("--config").arg(node.config_file()).env("CLAWGRESS_LOG", "warn");
+        if given {
+            command.env("CREDENTIALS_DIRECTORY", credentials.path());
+        }
+        Process(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("start"))
+    };
+    for given in [false, true, true] {
+        let keys = start(given);
+        until_there(&node.config.keys_socket()).await;
+        assert_eq!(master.exists(), !given);
+        drop(keys);
+        std::fs::remove_file(node.config.keys_socket()).expect("its socket");
+    }
+    let mut without = start(false);
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut without.0.stderr.take().expect("stderr"), &mut text)
+            .expect("text");
+        (without.0.wait().expect("wait"), text)
+    });
+    let (status, text) =
+        tokio::time::timeout(node::PATIENCE, ended).await.expect("it ends").expect("no panic");
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("LoadCredentialEncrypted=") && !master.exists(), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_acknowledged_is_lost() {
     let node = Arc::new(Node::new());

@@ -266,7 +266,7 @@ async fn revisions_of_before_signatures_are_signed_once_and_never_again() {
     node.stop_control().await;
     node.stop_keys().await;
     // As a version left it that knew no signatures.
-    for name in ["revision-ed25519-v1", "revision-adopted-v1"] {
+    for name in ["revision-ed25519-v1.sealed", "revision-adopted-v1"] {
         std::fs::remove_file(node.config.node.state_dir.join("keys").join(name)).expect("removed");
     }
     for number in [1, 2] {

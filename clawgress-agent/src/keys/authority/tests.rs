@@ -25,7 +25,7 @@ fn point() -> Vec<u8> {
 }
 
 fn open(directory: &Path, toml: &str, now_s: i64) -> Result<Authority, AuthorityError> {
-    Authority::open(directory, "gw", &configured(toml), clock(now_s))
+    with(directory, &configured(toml), now_s)
 }
 
 fn hosts(names: &[&str], authority: &Authority) -> Vec<Result<(), MintError>> {
@@ -127,7 +127,8 @@ fn given(directory: &Path, change: impl FnOnce(&mut CertificateParams)) -> Inter
 }
 
 fn with(directory: &Path, intercept: &Intercept, now_s: i64) -> Result<Authority, AuthorityError> {
-    Authority::open(directory, "gw", intercept, clock(now_s))
+    let secrets = Secrets::open(directory.to_owned(), None).expect("secrets");
+    Authority::open(&secrets, "gw", intercept, clock(now_s))
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn an_authority_of_ones_own_signs_within_its_bounds() {
     assert_eq!(leaf.not_after_s, NOW_S + 10_000, "no leaf outlives its authority");
     let constrained = Err(MintError::Constrained);
     assert_eq!(hosts(&["a.hr.corp.example", "example.org"], &authority), [constrained.clone(), constrained]);
-    assert!(!dir.path().join("interception-p256-v1").exists(), "no other key is made");
+    assert!(!dir.path().join(INTERCEPTION.sealed()).exists(), "no other key is made");
     let later = Authority { clock: clock(NOW_S + 20_000), ..authority };
     assert_eq!(later.mint("x.corp.example", &point()), Err(MintError::Ended));
 }
