@@ -136,8 +136,13 @@ impl Held {
 
     /// What is to be settled: the reservation, and how much of it was used.
     fn settle(&mut self) -> Option<(u128, u64)> {
-        let unspent = std::mem::take(&mut self.left);
-        (unspent != 0).then_some((self.id, self.granted.saturating_sub(unspent)))
+        let (granted, unspent) = (std::mem::take(&mut self.granted), std::mem::take(&mut self.left));
+        (granted != 0).then_some((self.id, granted.saturating_sub(unspent)))
+    }
+
+    /// The reservation that is used up, if control may not know so.
+    fn spent(&self) -> Option<u128> {
+        (self.granted != 0 && self.left == 0).then_some(self.id)
     }
 }
 
@@ -364,7 +369,7 @@ impl Quota {
         subject: &Arc<str>,
         lease: &Lease,
     ) -> Result<Option<Duration>, (DropReason, Option<Duration>)> {
-        let (id, ends) = {
+        let ((id, ends), spent) = {
             let mut held = lease.held.lock();
             let now = Instant::now();
             if held.spend(now) {
@@ -383,7 +388,7 @@ impl Quota {
             // Our time for it begins before control's: we stop first.
             let asked = again.unwrap_or_else(|| (self.next_id(), now + limit::QUOTA_LIFE));
             held.unanswered = Some(asked);
-            asked
+            (asked, held.spent())
         };
         let question = ReserveRequest {
             id: id.to_be_bytes().to_vec(),
@@ -397,6 +402,7 @@ impl Quota {
                 least: 1,
             }],
             life_ms: u32::try_from(limit::QUOTA_LIFE.as_millis()).unwrap_or(u32::MAX),
+            spent: spent.map(|id| id.to_be_bytes().to_vec()).unwrap_or_default(),
         };
         let mut client = self.client.clone();
         let answer = tokio::time::timeout(limit::QUOTA_CALL, client.reserve(question)).await;

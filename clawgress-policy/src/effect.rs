@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use clawgress_identity::Agent;
+use clawgress_identity::{Agent, DEFAULT_TENANT};
 
 use crate::kernel::LimitAction;
 use crate::kernel::limiter::bucket_key;
@@ -191,6 +191,13 @@ impl Share {
     #[must_use]
     pub fn of(self, agent: &Agent) -> Arc<str> {
         self.group(agent).unwrap_or_else(|| format!("agent {}#{}", agent.id, agent.index).into())
+    }
+
+    /// The tenant whose bucket it is that [`Share::of`] names so.
+    pub(crate) fn owner(subject: &str) -> &str {
+        let whose = subject.split_once(' ').map_or(subject, |(_, whose)| whose);
+        // An agent of the tenant that is meant without a word is named without it.
+        whose.split_once('/').map_or(DEFAULT_TENANT, |(tenant, _)| tenant)
     }
 
     /// The group of `agent` whose members share a bucket, if it is in one.

@@ -7,17 +7,23 @@
 //! INVARIANT: what was granted and not given back never exceeds `burst + count × t / period` in any time `t`. A bucket
 //! is a GCRA in the form of credits, exact in integers: a unit is worth a whole period in nanoseconds.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::owners::Owners;
+use crate::effect::Share;
+
+mod owners;
 #[cfg(test)]
 mod tests;
 
-/// Most buckets that are not full: every agent of a node under ten limits.
-pub const BUCKETS_MAX: usize = 100_000;
-/// Most reservations at once: each worker has one for each of its buckets that are in use.
-pub const RESERVATIONS_MAX: usize = 100_000;
+/// Most buckets that are not full: every agent of a node under ten limits, and [what others find](owners).
+pub const BUCKETS_MAX: usize = 112_500;
+/// Most reservations at once that are not settled: each worker has one for each of its buckets that are in use.
+pub const RESERVATIONS_MAX: usize = 112_500;
+/// Most reservations that are settled and remembered, so that a late repetition is known for what it is: the last ones.
+const SETTLED_MAX: usize = 25_000;
 /// Most buckets of one reservation: each limit that applies to a request.
 pub const SCOPES_MAX: usize = 16;
 /// Longest name of whose a bucket is, bytes: tenant, name and number.
@@ -106,6 +112,7 @@ struct Bucket {
 struct Reservation {
     scopes: Vec<Scope>,
     granted: Vec<u64>,
+    ends: Duration,
     is_settled: bool,
 }
 
@@ -116,6 +123,10 @@ pub struct Ledger {
     reservations: HashMap<ReservationId, Reservation>,
     /// By their end.
     ends: BTreeSet<(Duration, ReservationId)>,
+    /// Those that are settled, the first settled first.
+    settled: VecDeque<ReservationId>,
+    /// Whose buckets there are, and whose reservations that are not settled.
+    owners: Owners,
     /// When full buckets were looked for last.
     swept: Duration,
 }
@@ -146,6 +157,10 @@ impl Scope {
 
     fn name(&self) -> BucketName {
         (self.limit, Arc::clone(&self.subject))
+    }
+
+    fn owner(&self) -> &str {
+        Share::owner(&self.subject)
     }
 }
 
@@ -217,7 +232,7 @@ impl Ledger {
                 Err(QuotaError::IdUsed)
             };
         }
-        self.make_room(scopes.len(), now)?;
+        self.make_room(scopes, now)?;
         let mut granted = Vec::with_capacity(scopes.len());
         for (at, scope) in scopes.iter().enumerate() {
             let bucket = self.bucket(scope, now);
@@ -233,9 +248,9 @@ impl Ledger {
         }
         let ends = now.saturating_add(life.min(LIFE_MAX));
         self.ends.insert((ends, id));
-        let reservation =
-            Reservation { scopes: scopes.to_vec(), granted: granted.clone(), is_settled: false };
-        self.reservations.insert(id, reservation);
+        scopes.iter().take(1).for_each(|scope| self.owners.reserved(scope.owner()));
+        let (scopes, is_settled) = (scopes.to_vec(), false);
+        self.reservations.insert(id, Reservation { scopes, granted: granted.clone(), ends, is_settled });
         Ok(Answer::Granted(granted))
     }
 
@@ -251,10 +266,12 @@ impl Ledger {
         if used.len() != reservation.granted.len() {
             return Err(QuotaError::Malformed);
         }
-        // Its id stays known until its end: the question may come twice.
+        // Its id stays known for a while: the question may come twice.
         reservation.is_settled = true;
         let scopes = std::mem::take(&mut reservation.scopes);
         let granted = std::mem::take(&mut reservation.granted);
+        scopes.iter().take(1).for_each(|scope| self.owners.settled(scope.owner()));
+        self.remember(id);
         for ((scope, granted), used) in scopes.iter().zip(granted).zip(used) {
             let Some(bucket) = self.buckets.get_mut(&scope.name()) else { continue };
             bucket.fill(now);
@@ -274,6 +291,16 @@ impl Ledger {
         self.commit(id, &vec![0; scopes], now)
     }
 
+    /// Settles a reservation that was used up, if there still is one.
+    pub fn spent(&mut self, id: ReservationId, now: Duration) {
+        let Some(used) = self.reservations.get(&id).filter(|r| !r.is_settled).map(|r| r.granted.clone())
+        else {
+            return;
+        };
+        // It is there, and of this length.
+        let _ = self.commit(id, &used, now);
+    }
+
     /// How many buckets are not full, as far as is known, and how many reservations are remembered.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
@@ -281,7 +308,11 @@ impl Ledger {
     }
 
     fn bucket(&mut self, scope: &Scope, now: Duration) -> &mut Bucket {
-        let bucket = self.buckets.entry(scope.name()).or_insert_with(|| Bucket::full(scope.pace, now));
+        let owners = &mut self.owners;
+        let bucket = self.buckets.entry(scope.name()).or_insert_with(|| {
+            owners.opened(scope.owner());
+            Bucket::full(scope.pace, now)
+        });
         if bucket.pace != scope.pace {
             *bucket = Bucket::full(scope.pace, now);
         }
@@ -293,25 +324,47 @@ impl Ledger {
     fn expire(&mut self, now: Duration) {
         while let Some((ends, id)) = self.ends.first().copied().filter(|(ends, _)| *ends <= now) {
             self.ends.remove(&(ends, id));
-            self.reservations.remove(&id);
+            let over = self.reservations.remove(&id).filter(|reservation| !reservation.is_settled);
+            over.iter().flat_map(|r| r.scopes.first()).for_each(|scope| self.owners.settled(scope.owner()));
         }
     }
 
-    fn make_room(&mut self, buckets: usize, now: Duration) -> Result<(), QuotaError> {
-        if self.reservations.len() >= RESERVATIONS_MAX {
+    /// Keeps the id of one that is settled now, and of no more than so many.
+    fn remember(&mut self, id: ReservationId) {
+        self.settled.push_back(id);
+        while self.settled.len() > SETTLED_MAX {
+            let Some(first) = self.settled.pop_front() else { return };
+            // Its time may be over, and the id, by chance, another's.
+            if let Some(known) = self.reservations.get(&first).filter(|known| known.is_settled) {
+                self.ends.remove(&(known.ends, first));
+                self.reservations.remove(&first);
+            }
+        }
+    }
+
+    /// Room for these, and for one reservation.
+    fn make_room(&mut self, scopes: &[Scope], now: Duration) -> Result<(), QuotaError> {
+        let owner = scopes.first().map(Scope::owner).unwrap_or_default();
+        if !self.owners.may_reserve(owner) {
             return Err(QuotaError::Full);
         }
-        if self.buckets.len() + buckets <= BUCKETS_MAX {
+        let new = scopes.iter().filter(|scope| !self.buckets.contains_key(&scope.name())).count();
+        if self.owners.may_open(owner, new) {
             return Ok(());
         }
         // At most once a second: who asks without end must not make everybody look through all of them.
         if now >= self.swept.saturating_add(Duration::from_secs(1)) || self.swept == Duration::ZERO {
             self.swept = now;
-            self.buckets.retain(|_, bucket| {
+            let owners = &mut self.owners;
+            self.buckets.retain(|(_, subject), bucket| {
                 bucket.fill(now);
-                !bucket.is_full()
+                let is_full = bucket.is_full();
+                if is_full {
+                    owners.closed(Share::owner(subject));
+                }
+                !is_full
             });
         }
-        if self.buckets.len() + buckets <= BUCKETS_MAX { Ok(()) } else { Err(QuotaError::Full) }
+        if self.owners.may_open(owner, new) { Ok(()) } else { Err(QuotaError::Full) }
     }
 }

@@ -84,11 +84,16 @@ fn milliseconds(time: Duration) -> u64 {
 #[tonic::async_trait]
 impl Enforcement for Service {
     async fn reserve(&self, request: Request<ReserveRequest>) -> Result<Response<ReserveResponse>, Status> {
-        let ReserveRequest { id: name, scopes, life_ms } = request.into_inner();
+        let ReserveRequest { id: name, scopes, life_ms, spent } = request.into_inner();
         let name = id(&name)?;
+        let spent = if spent.is_empty() { None } else { Some(id(&spent)?) };
         let scopes: Vec<Scope> = scopes.into_iter().map(scope).collect();
         let life = Duration::from_millis(life_ms.into());
-        let answer = self.quota.ask(|ledger, now| ledger.reserve(name, &scopes, life, now))?;
+        let answer = self.quota.ask(|ledger, now| {
+            // Before what may be refused: it takes room.
+            spent.into_iter().for_each(|spent| ledger.spent(spent, now));
+            ledger.reserve(name, &scopes, life, now)
+        })?;
         Ok(Response::new(match answer {
             Answer::Granted(granted) => ReserveResponse { granted, scope: 0, wait_ms: 0 },
             Answer::Short { scope, wait } => ReserveResponse {

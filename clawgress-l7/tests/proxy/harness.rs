@@ -241,7 +241,7 @@ impl AuditSink for Control {
 #[tonic::async_trait]
 impl Enforcement for Control {
     async fn reserve(&self, request: Request<ReserveRequest>) -> Result<Response<ReserveResponse>, Status> {
-        let ReserveRequest { id, scopes, life_ms } = request.into_inner();
+        let ReserveRequest { id, scopes, life_ms, spent } = request.into_inner();
         let scope = |s: clawgress_api::proto::QuotaScope| Scope {
             limit: s.limit,
             subject: s.subject.into(),
@@ -251,6 +251,9 @@ impl Enforcement for Control {
         };
         let scopes: Vec<Scope> = scopes.into_iter().map(scope).collect();
         let (life, id) = (Duration::from_millis(life_ms.into()), self::id(&id));
+        if !spent.is_empty() {
+            self.ledger.lock().spent(self::id(&spent), self.began.elapsed());
+        }
         let answer = self.ledger.lock().reserve(id, &scopes, life, self.began.elapsed());
         let is_lost = {
             let mut lost = self.lost.lock();

@@ -114,13 +114,48 @@ fn what_is_out_of_bounds_is_refused() {
 fn full_tables_refuse_and_recover() {
     let mut ledger = Ledger::default();
     let one = |limit: u64| [scope(limit, MINUTE, 1, 1)];
-    for limit in 0..BUCKETS_MAX as u64 {
+    // One tenant alone may have eight ninths.
+    for limit in 0..BUCKETS_MAX as u64 * 8 / 9 {
         granted(ledger.reserve(limit.into(), &one(limit), SECOND * 9, SECOND));
     }
     assert_eq!(ledger.reserve(1 << 64, &one(1 << 60), SECOND, SECOND), Err(QuotaError::Full));
     // Reservations end, buckets fill.
     granted(ledger.reserve(1 << 64, &one(1 << 60), SECOND, SECOND * 10));
     assert_eq!(ledger.size(), (1, 1));
+}
+
+/// One that takes all it can get leaves room for another, of either kind; and what is settled takes none.
+#[test]
+fn no_tenant_takes_all() {
+    let mut ledger = Ledger::default();
+    let of = |tenant: &str, limit: u64| {
+        [Scope { subject: format!("agent {tenant}/a#1").into(), ..scope(limit, MINUTE, 1, 1) }]
+    };
+    let mut taken = 0;
+    while ledger.reserve(taken.into(), &of("hog", taken), SECOND * 9, SECOND).is_ok() {
+        taken += 1;
+    }
+    assert!(taken as usize >= 100_000, "{taken}: every agent of a node under ten limits");
+    let mut left = 0;
+    while ledger.reserve(u128::from(left) + (1 << 64), &of("other", left), SECOND * 9, SECOND).is_ok() {
+        left += 1;
+    }
+    assert!(left > 10_000, "{left} for who comes then");
+    // As fast as small lots are used up: what was spent of before is settled with the next question.
+    let mut ledger = Ledger::default();
+    let fast = Pace { count: 1_000_000, period_s: 1, burst: 1 };
+    let mut now = SECOND;
+    for n in 0..300_000u128 {
+        now += Duration::from_micros(1);
+        if n > 0 {
+            ledger.spent(n - 1, now);
+        }
+        assert_eq!(granted(ledger.reserve(n, &[scope(1, fast, 1, 1)], SECOND * 30, now)), [1], "{n}");
+    }
+    let (buckets, remembered) = ledger.size();
+    assert!((buckets, remembered) <= (1, SETTLED_MAX + 1), "{remembered}");
+    assert_eq!(ledger.reserve(299_998, &[scope(1, fast, 1, 1)], SECOND, now), Err(QuotaError::IdUsed));
+    ledger.spent(1 << 100, now);
 }
 
 /// The bucket as the issue would have it on paper: what passed in any window is bounded.
