@@ -101,12 +101,14 @@ pub struct Named {
 pub struct Head {
     headers: Named,
     query: Named,
+    /// Whether some of what has no one value here is but not known.
+    is_untold: bool,
 }
 
 /// Says nothing.
-static NONE: Head = Head { headers: Named::new(false), query: Named::new(false) };
+static NONE: Head = Head { headers: Named::new(false), query: Named::new(false), is_untold: false };
 /// What it says is not known.
-static UNKNOWN: Head = Head { headers: Named::new(true), query: Named::new(true) };
+static UNKNOWN: Head = Head { headers: Named::new(true), query: Named::new(true), is_untold: true };
 
 // === impl Head ===
 
@@ -130,7 +132,7 @@ impl Head {
     #[must_use]
     pub fn of<'a>(fields: impl IntoIterator<Item = (&'a str, &'a [u8])>, query: &str) -> Head {
         let query = decoded(query).map_or(Named::new(true), Named::of);
-        Head { headers: Named::default(), query }.with_fields(fields)
+        Head { query, ..Head::default() }.with_fields(fields)
     }
 
     /// The same with these header fields instead of its own.
@@ -141,15 +143,15 @@ impl Head {
             let value = std::str::from_utf8(value).ok().map(|value| value.trim_matches([' ', '\t']));
             fields::is_asked(&name).then(|| (name.into_owned(), value.map(str::to_owned)))
         });
-        Head { headers: Named::of(headers), query: self.query.clone() }
+        Head { headers: Named::of(headers), query: self.query.clone(), is_untold: self.is_untold }
     }
 
     /// One that says this alone.
     pub(crate) fn saying(part: Part, name: &str, value: &str) -> Head {
         let named = Named::of([(name.to_owned(), Some(value.to_owned()))]);
         match part {
-            Part::Headers => Head { headers: named, query: Named::default() },
-            Part::Query => Head { headers: Named::default(), query: named },
+            Part::Headers => Head { headers: named, ..Head::default() },
+            Part::Query => Head { query: named, ..Head::default() },
         }
     }
 
@@ -157,6 +159,11 @@ impl Head {
     #[must_use]
     pub fn is_unclear(&self) -> bool {
         Part::ALL.into_iter().any(|part| self.part(part).has_unclear())
+    }
+
+    /// Whether what has no one value had none when it was sent, rather than that nobody knows it any more.
+    pub(crate) fn is_told(&self) -> bool {
+        !self.is_untold
     }
 
     /// Whether the answer of policies that mention these may depend on what has no one value.

@@ -127,6 +127,14 @@ impl TunnelProtocol {
     pub fn of_tls(is_encrypted: bool) -> TunnelProtocol {
         if is_encrypted { TunnelProtocol::TlsEch } else { TunnelProtocol::Tls }
     }
+
+    /// Whether a hello that may hide a name is refused as one that shows it is, by why either is denied, if it is. It needs a permit
+    /// of its own, and whatever refuses [`TunnelProtocol::Tls`], rather than that nothing permits it, refuses it too: no client gets
+    /// round that by what its hello only seems to have. What obliges either obliges both.
+    #[must_use]
+    pub fn is_refused_as_tls(own: Option<DropReason>, shown: Option<DropReason>) -> bool {
+        own.is_none() && shown.is_some_and(|reason| reason != DropReason::PolicyDenied)
+    }
 }
 
 /// URL scheme of an HTTP request.

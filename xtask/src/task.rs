@@ -120,8 +120,8 @@ pub fn fuzz(target: &str, seconds: u64) -> anyhow::Result<()> {
     let host = version.lines().find_map(|l| l.strip_prefix("host: ")).context("rustc names no host")?;
     let mut build = shell::cargo();
     build.current_dir(&dir).args(["build", "--release", "--locked", "--target", host, "--bin", target]);
-    if target == "policy_text" {
-        // It alone brings Cedar along, which takes long to instrument.
+    if target.starts_with("policy_") {
+        // These alone bring Cedar along, which takes long to instrument.
         build.args(["--features", "policy"]);
     }
     shell::run(build.env("RUSTFLAGS", FUZZ_FLAGS))?;

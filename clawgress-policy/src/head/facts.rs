@@ -31,7 +31,10 @@ struct Facts {
     /// Whether there are other names.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     others: bool,
-    /// Whether it can't be read, or has more than a record holds.
+    /// Whether it could not be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unread: bool,
+    /// Whether it has more than a record holds; records of before tell so of what could not be read, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unclear: bool,
 }
@@ -58,7 +61,9 @@ impl Facts {
     }
 
     fn of(named: &Named, mentioned: &Mentioned) -> Facts {
-        let Some(names) = named.names() else { return Facts { unclear: true, ..Facts::default() } };
+        // Who reads records as they were before is told at least that it is not known.
+        let unread = Facts { unread: true, unclear: true, ..Facts::default() };
+        let Some(names) = named.names() else { return unread };
         let mut facts =
             Facts { others: names.iter().any(|name| !mentioned.names.contains(name)), ..Facts::default() };
         let mut bytes = 0;
@@ -81,10 +86,24 @@ impl Facts {
         facts
     }
 
+    /// Whether it holds everything that is `mentioned`: what then has no one value had none.
+    fn tells(&self, mentioned: &Mentioned) -> bool {
+        let is_cut = |name: &String| {
+            matches!(self.named.get(name), Some(Fact::Present)) && !fields::holds_secret(name)
+        };
+        mentioned.is_empty()
+            || self.unread
+            || !self.unclear && self.names(mentioned) && !mentioned.values.iter().any(is_cut)
+    }
+
+    /// Whether it says of each name that is `mentioned` whether it was there.
+    fn names(&self, mentioned: &Mentioned) -> bool {
+        !self.others || mentioned.names.iter().all(|name| self.named.contains_key(name))
+    }
+
     /// The same as it was, as far as policies go that name no more than is `mentioned`.
     fn named(&self, mentioned: &Mentioned) -> Named {
-        let is_known = !self.others || mentioned.names.iter().all(|name| self.named.contains_key(name));
-        if self.unclear || !is_known {
+        if self.unread || self.unclear || !self.names(mentioned) {
             return Named::new(true);
         }
         let mut named = Named::new(false);
@@ -120,6 +139,10 @@ impl HeadFacts {
     /// What a record holds of `head`, where policies mention these.
     #[must_use]
     pub fn of(head: &Head, mentions: &Mentions) -> HeadFacts {
+        if head.is_untold {
+            let nothing = Facts { unclear: true, ..Facts::default() };
+            return HeadFacts { headers: nothing.clone(), query: nothing };
+        }
         let facts = |part| Facts::of(head.part(part), mentions.part(part));
         HeadFacts { headers: facts(Part::Headers), query: facts(Part::Query) }
     }
@@ -128,9 +151,11 @@ impl HeadFacts {
     #[must_use]
     pub fn head(&self, mentions: &Mentions) -> Head {
         let HeadFacts { headers, query } = self;
+        let (of_headers, of_query) = (mentions.part(Part::Headers), mentions.part(Part::Query));
         Head {
-            headers: headers.named(mentions.part(Part::Headers)),
-            query: query.named(mentions.part(Part::Query)),
+            headers: headers.named(of_headers),
+            query: query.named(of_query),
+            is_untold: !headers.tells(of_headers) || !query.tells(of_query),
         }
     }
 }

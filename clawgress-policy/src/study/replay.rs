@@ -172,7 +172,7 @@ impl Recorded<'_> {
     pub fn replay(&self, set: &PolicySet, needs: Needs) -> Replayed {
         if let Err(reason) = self.verdict
             && !is_policys(reason)
-            && !self.is_quarantined_by_policy(reason)
+            && !self.is_by_policy(reason)
         {
             return Replayed::Apart;
         }
@@ -534,9 +534,11 @@ impl Recorded<'_> {
         Ok(tls.then(tunnel))
     }
 
-    /// Whether a policy quarantined the agent at this very request, rather than that it was quarantined before.
-    fn is_quarantined_by_policy(&self, reason: &str) -> bool {
-        reason == DropReason::AgentQuarantined.name() && !self.policies.is_empty()
+    /// Whether a policy quarantined the agent at this very request, rather than that it was quarantined before; or asked for what
+    /// the head had no one value of, rather than that nobody could have read it.
+    fn is_by_policy(&self, reason: &str) -> bool {
+        let may = [DropReason::AgentQuarantined, DropReason::HttpMalformed];
+        may.iter().any(|may| may.name() == reason) && !self.policies.is_empty()
     }
 }
 

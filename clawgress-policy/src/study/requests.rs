@@ -186,27 +186,24 @@ fn kinds_of(agents: &[Agent], by_name: bool) -> Vec<Vec<&Agent>> {
 type Said = (String, BTreeSet<String>);
 
 fn said(set: &PolicySet, request: &Request<'_>) -> Said {
-    let own = said_alone(set, request);
-    let Operation::Tunnel { host, port, protocol: TunnelProtocol::TlsEch } = request.operation else {
-        return own;
-    };
-    // It is held to what forbids TLS, or obliges it to anything, as where traffic is decided.
-    let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
-    let (verdict, effects) = said_alone(set, &Request { operation, ..*request });
-    let is_refused = verdict != "allow" && verdict != DropReason::PolicyDenied.name();
-    let verdict = if own.0 == "allow" && is_refused { verdict } else { own.0 };
-    (verdict, own.1.into_iter().chain(effects).collect())
+    let (mut denied, mut effects) = said_alone(set, request);
+    if let Operation::Tunnel { host, port, protocol: TunnelProtocol::TlsEch } = request.operation {
+        let operation = Operation::Tunnel { host, port, protocol: TunnelProtocol::Tls };
+        let (shown, more) = said_alone(set, &Request { operation, ..*request });
+        if TunnelProtocol::is_refused_as_tls(denied, shown) {
+            denied = shown;
+        }
+        effects.extend(more);
+    }
+    (denied.map_or("allow", |reason| reason.name()).to_owned(), effects)
 }
 
-fn said_alone(set: &PolicySet, request: &Request<'_>) -> Said {
+fn said_alone(set: &PolicySet, request: &Request<'_>) -> (Option<DropReason>, BTreeSet<String>) {
     match set.obligations(request) {
-        Err(failed) => {
-            (failed.verdict.err().map_or("allow", |reason| reason.name()).to_owned(), BTreeSet::new())
-        }
+        Err(failed) => (failed.verdict.err(), BTreeSet::new()),
         Ok(obligations) => {
             let effects = obligations.iter().map(|o| format!("{} by {}", o.effect.name(), o.policy));
-            let verdict = set.decide(request).verdict.err().map_or("allow", |reason| reason.name());
-            (verdict.to_owned(), effects.collect())
+            (set.decide(request).verdict.err(), effects.collect())
         }
     }
 }

@@ -11,9 +11,13 @@ mod address;
 mod host;
 #[cfg(feature = "policy")]
 mod policy;
+#[cfg(feature = "policy")]
+mod policy_head;
 mod targets;
 
 use host::Host;
 #[cfg(feature = "policy")]
-pub use policy::{accepts, policy_text};
+pub use policy::{policy_text, refusal};
+#[cfg(feature = "policy")]
+pub use policy_head::policy_head;
 pub use targets::*;

@@ -73,17 +73,20 @@ pub(super) fn reads(tls: &Phase, tunnel: &mut Phase, excluded: bool) -> bool {
     true
 }
 
-/// `tunnel` of what follows a hello. One that may hide a name needs a permit of its own, and is held to what forbids `"tls"` or
-/// obliges it to anything.
+/// `tunnel` of what follows a hello. One that may hide a name is held to what is said of `"tls"`.
 fn tunnelled(set: &PolicySet, agent: &Agent, (host, port): (&Host, u16), is_encrypted: bool) -> Phase {
     let of = |protocol| ask(set, agent, Operation::Tunnel { host, port, protocol });
     let shown = of(TunnelProtocol::Tls);
     if is_encrypted { of(TunnelProtocol::TlsEch).held_to(shown) } else { shown }
 }
 
-/// Whether what is not allowed for this reason is refused, rather than that nothing permits it.
-fn is_refused(reason: Option<&String>) -> bool {
-    reason.is_some_and(|reason| reason != DropReason::PolicyDenied.name())
+/// Whether what is said of a hello that may hide a name gives way to what is said of one that shows it.
+fn gives_way(own: (bool, Option<&String>), shown: (bool, Option<&String>)) -> bool {
+    let denied = |(allowed, reason): (bool, Option<&String>)| {
+        let reason = reason.and_then(|name| DropReason::from_name(name));
+        (!allowed).then(|| reason.unwrap_or(DropReason::PolicyDenied))
+    };
+    TunnelProtocol::is_refused_as_tls(denied(own), denied(shown))
 }
 
 // === impl Offered ===
@@ -110,7 +113,7 @@ impl Phase {
         let more: Vec<_> = more.collect();
         self.effects.extend(more);
         self.effects.sort_by(|a, b| (&a.policy, &a.effect).cmp(&(&b.policy, &b.effect)));
-        if self.allowed && is_refused(shown.reason.as_ref()) {
+        if gives_way((self.allowed, self.reason.as_ref()), (shown.allowed, shown.reason.as_ref())) {
             (self.allowed, self.reason, self.policies) = (false, shown.reason, shown.policies);
             self.errors = shown.errors;
         }
@@ -132,7 +135,7 @@ impl Phase {
 
 impl Half {
     fn held_to(&mut self, shown: Half) {
-        if self.allowed && is_refused(shown.reason.as_ref()) {
+        if gives_way((self.allowed, self.reason.as_ref()), (shown.allowed, shown.reason.as_ref())) {
             *self = shown;
         }
     }

@@ -7,7 +7,7 @@ use clawgress_identity::Agent;
 
 use crate::content::Attributes;
 use crate::effect::Effect;
-use crate::{Decision, Need, Operation, PolicySet, Request};
+use crate::{Decision, Need, Operation, PolicySet, Request, TunnelProtocol};
 
 /// Ids of policies, and the names of their effects.
 pub(super) type Effects = BTreeSet<(String, String)>;
@@ -73,7 +73,7 @@ impl Answer {
         if let Some(longest) = longest {
             return Answer::quarantined(longest);
         }
-        if self.denied.is_none() && other.denied.is_some_and(|reason| reason != DropReason::PolicyDenied) {
+        if TunnelProtocol::is_refused_as_tls(self.denied, other.denied) {
             (self.denied, self.policies) = (other.denied, other.policies);
         }
         self.effects = self.effects.zip(other.effects).map(|(a, b)| a.into_iter().chain(b).collect());
@@ -94,11 +94,17 @@ pub(super) fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> R
         return Err("what the agent did before");
     }
     let head_need = set.needs_head(&request);
-    if head_need == Need::Decided {
+    let is_told = matches!(operation, Operation::Http { head, .. } if head.is_told());
+    if head_need == Need::Decided && !is_told {
         return Err("what the header fields or the query said");
     }
+    // Of what came twice, or could not be read, who sent it was told.
+    let is_malformed = |reason| reason == DropReason::PolicyError && head_need == Need::Decided;
     let answer = |decision: Decision| Answer {
-        denied: decision.verdict.err(),
+        denied: decision
+            .verdict
+            .err()
+            .map(|reason| if is_malformed(reason) { DropReason::HttpMalformed } else { reason }),
         policies: decision.policies,
         quarantine: None,
         effects: None,
@@ -114,8 +120,8 @@ pub(super) fn ask(set: &PolicySet, agent: &Agent, operation: Operation<'_>) -> R
         _ => None,
     });
     // What only logs may have been told what the agent did before.
-    let is_blind =
-        !set.knows_history() && set.needs_history(&request) != Need::None || head_need == Need::Logged;
+    let is_blind = !set.knows_history() && set.needs_history(&request) != Need::None
+        || head_need == Need::Logged && !is_told;
     let effects = || obligations.iter().map(|o| (o.policy.to_string(), o.effect.name().to_owned())).collect();
     let reads = obligations.iter().filter(|o| o.effect == Effect::Intercept).map(|o| o.policy.to_string());
     Ok(match quarantines.max_by_key(|(seconds, _)| *seconds) {

@@ -3,6 +3,7 @@
 use super::super::replay::facts::Contents;
 use super::super::replay::{Content, Known, Needs, Parent, Recorded, Replayed};
 use super::*;
+use crate::head::{Head, HeadFacts};
 
 mod contents;
 
@@ -236,4 +237,47 @@ fn a_replay_says_what_it_does_not_know() {
     assert_eq!(replay(&Recorded { effects: None, ..kernel.clone() }, &told), Replayed::Same);
     let gone = replay(&kernel, &TEXT.replace("[80, 443]", "[443]"));
     assert!(matches!(gone, Replayed::Changed { after, .. } if after == "policy_denied"));
+}
+
+/// What was refused for what its head had no one value of is refused again where that is asked, and only where the record tells that
+/// it had none.
+#[test]
+fn a_replay_knows_what_was_unclear_from_what_is_not_known() {
+    let (agent, of_team) = (agent("a", "t", 1), ids(&["team"]));
+    let asks = |name: &str, value: &str| {
+        format!(
+            "{TEXT}@id(\"team\") forbid (principal, action == Action::\"http\", resource) unless {{ context.headers.hasTag(\"{name}\") && context.headers.getTag(\"{name}\") == \"{value}\" }};"
+        )
+    };
+    let text = asks("x-team", "pay");
+    let told = |fields: &[(&str, &[u8])], query: &str| {
+        Some(HeadFacts::of(&Head::of(fields.iter().copied(), query), &set(&text).mentions()))
+    };
+    let twice = told(&[("x-team", b"pay"), ("x-team", b"pay"), ("accept", b"*/*")], "");
+    let effects = Some(BTreeSet::new());
+    let refused = Recorded {
+        verdict: Err("http_malformed"),
+        policies: &of_team,
+        head: twice,
+        effects,
+        ..recorded(&agent, &of_team)
+    };
+    assert_eq!(replay(&refused, &text), Replayed::Same);
+    let Replayed::Changed { before, after, .. } = replay(&refused, TEXT) else { panic!("nobody asks it") };
+    assert_eq!((before.as_str(), after.as_str()), ("http_malformed", "allow"));
+    undecidable(&refused, &asks("x-cost", "1"), "header fields");
+    // What nobody could read was not for policy to say.
+    assert_eq!(replay(&Recorded { policies: &[], ..refused.clone() }, &text), Replayed::Apart);
+    // A value that a record has no room for may have been anything; and so may whatever records of before called unclear.
+    let long = "x".repeat(5000);
+    let long = told(&[("x-team", long.as_bytes())], "");
+    let of_before = serde_json::from_str(r#"{"headers":{"unclear":true}}"#).unwrap();
+    for head in [long, Some(of_before), None] {
+        undecidable(&Recorded { head, ..refused.clone() }, &text, "header fields");
+    }
+    let query = text.replace("headers", "query");
+    let unread = HeadFacts::of(&Head::of([], "x-team=%zz"), &set(&query).mentions());
+    let json = serde_json::to_value(&unread).unwrap();
+    assert_eq!(json, serde_json::json!({"query": {"unread": true, "unclear": true}}));
+    assert_eq!(replay(&Recorded { head: Some(unread), ..refused }, &query), Replayed::Same);
 }
