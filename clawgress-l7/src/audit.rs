@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -74,6 +74,8 @@ struct Shared {
     /// Makes request ids unique over restarts.
     prefix: String,
     requests: AtomicU64,
+    /// Whether somebody waited for the log in vain since it took anything.
+    stands: AtomicBool,
 }
 
 /// Room for one more record.
@@ -132,6 +134,7 @@ pub fn queue(
         shares: Shares::new(agent_max.saturating_mul(limit::AUDIT_RECORD_BYTES)),
         prefix: instance.to_owned(),
         requests: AtomicU64::new(0),
+        stands: AtomicBool::new(false),
     });
     let audit = Audit { queue: sender, shared: Arc::clone(&shared) };
     let (gathered, unacked) = (Vec::new(), VecDeque::new());
@@ -162,6 +165,31 @@ impl Audit {
         let permit = self.queue.clone().try_reserve_owned().ok()?;
         let (own, held) = self.shared.hold_two(&mut record)?;
         self.try_send(Queued { record, held: own }).then_some(Room { permit, held })
+    }
+
+    /// Waits while an agent is so far ahead of the log that its records, or everybody's, are about to find no room: what is only
+    /// slow is not denied. Not for long, and not at all once somebody waited in vain, until the log moves again: then it is.
+    pub async fn keep_pace(&self, agent: u32) {
+        let shared = &self.shared;
+        let waits = || {
+            let margin = limit::AUDIT_MARGIN * limit::AUDIT_RECORD_BYTES;
+            let is_full = || shared.bytes.load(Ordering::Relaxed).saturating_add(margin) > shared.bytes_max;
+            (!shared.shares.has(agent, margin) || is_full()) && !shared.stands.load(Ordering::Relaxed)
+        };
+        if !waits() {
+            return;
+        }
+        // Boxed: hardly anybody waits, and all would hold what that takes.
+        let wait = async {
+            let until = Instant::now() + limit::AUDIT_PACE_MAX;
+            while waits() && Instant::now() < until {
+                tokio::time::sleep(limit::AUDIT_PACE).await;
+            }
+            if waits() {
+                shared.stands.store(true, Ordering::Relaxed);
+            }
+        };
+        Box::pin(wait).await;
     }
 
     fn try_put(&self, mut record: AuditRecord) -> bool {
@@ -387,6 +415,7 @@ impl Carrier {
         while self.unacked.front().is_some_and(|sent| sent.batch.sequence <= ack.sequence) {
             if let Some(sent) = self.unacked.pop_front() {
                 self.shared.pending.fetch_sub(sent.taken, Ordering::AcqRel);
+                self.shared.stands.store(false, Ordering::Relaxed);
             }
         }
         Ok(())

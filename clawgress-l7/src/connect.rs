@@ -366,6 +366,7 @@ impl<'a> Established<'a> {
             None if self.prospect.is_open => self.prospect.tls.clone(),
             None => return,
         };
+        self.exchange.keep_pace().await;
         let ruling = Box::pin(enforce(&self.serving.gateway, ruling, self.exchange.id())).await;
         match ruling.verdict {
             Ok(()) => drop(self.exchange.allow(&ruling)),
@@ -376,6 +377,7 @@ impl<'a> Established<'a> {
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
     async fn unreachable(self, reason: DropReason, stream: Stream) {
+        self.exchange.keep_pace().await;
         let ruling = enforce(&self.serving.gateway, self.ruling(), self.exchange.id()).await;
         let (manner, has_presented) = (self.asked.manner, false);
         let mut refused = Refused { manner, exchange: self.exchange, stream, has_presented };
@@ -415,7 +417,10 @@ impl<'a> Established<'a> {
                 return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
             }
         };
+        self.exchange.keep_pace().await;
         let ruling = enforce(gateway, ruling, self.exchange.id()).await;
+        let ways = self.prospect.reached.as_ref().map_or(&[][..], |judged| &judged.ways);
+        let ruling = subject.still(gateway, ruling, ways).await;
         if ruling.verdict.is_err() {
             return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
         }

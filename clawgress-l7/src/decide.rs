@@ -9,7 +9,7 @@ use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use clawgress_policy::effect::{Effect, Obligation};
-use clawgress_policy::head::Head;
+use clawgress_policy::head::{self, Head};
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{
     ALPN_GUESSES, Decision, Host, Need, Operation, PolicySet, Request, Scheme, TunnelProtocol, UPSTREAM_ALPN,
@@ -90,6 +90,12 @@ impl Ruling {
             changes: None,
             retry_after: None,
         }
+    }
+
+    /// Why it denies.
+    #[must_use]
+    pub fn reason(&self) -> DropReason {
+        self.verdict.err().unwrap_or(DropReason::PolicyDenied)
     }
 
     /// This ruling with the policies of another that it rests on.
@@ -335,6 +341,11 @@ fn ask(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
 
 fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
     for error in &decision.errors {
+        if error.ends_with(head::UNCLEAR) {
+            // Whoever sends a header field twice brings that about: its record tells of it, and no policy is at fault.
+            tracing::debug!(%error, action, agent = %agent.id, "what a policy asks has no one value, and that denies");
+            continue;
+        }
         tracing::warn!(%error, action, agent = %agent.id, "a policy could not be evaluated, and that denies");
     }
     Ruling::new(action, decision.verdict, decision.policies)
@@ -377,8 +388,8 @@ pub fn tls_offered(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: He
     ask(plan, who, Operation::Tls { host, port, alpn, ja4 })
 }
 
-/// `tunnel` of what follows a hello. One that may hide a name needs a permit of its own, and whatever forbids `"tls"`, or
-/// obliges it to anything, holds it too: no client gets round that by what its hello only seems to have.
+/// `tunnel` of what follows a hello. One that may hide a name is held to what is said of `"tls"`
+/// ([`TunnelProtocol::is_refused_as_tls`]).
 fn tunnelled(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_>) -> Ruling {
     let tunnel = |protocol| ask(plan, who, Operation::Tunnel { host, port, protocol });
     let own = tunnel(hello.protocol());
@@ -386,9 +397,10 @@ fn tunnelled(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_
         return own;
     }
     let shown = tunnel(TunnelProtocol::Tls);
-    match shown.verdict {
-        Err(reason) if reason != DropReason::PolicyDenied && own.verdict.is_ok() => shown.obliged_by(&own),
-        _ => own.obliged_by(&shown),
+    if TunnelProtocol::is_refused_as_tls(own.verdict.err(), shown.verdict.err()) {
+        shown.obliged_by(&own)
+    } else {
+        own.obliged_by(&shown)
     }
 }
 

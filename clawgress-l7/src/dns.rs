@@ -259,6 +259,7 @@ async fn ask(gateway: &Gateway, asking: Asking<'_>, exchange: &mut Exchange) -> 
         Err(ruling) => (None, ruling),
     };
     // Before anybody is asked: what a quarantine matches reaches nobody.
+    exchange.keep_pace().await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     let Some(admitted) = admitted.filter(|_| ruling.verdict.is_ok()) else {
         let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);

@@ -366,6 +366,12 @@ impl Exchange {
         !matches!(self.stage, Stage::Open)
     }
 
+    /// Waits while whoever asks is ahead of the log.
+    pub async fn keep_pace(&self) {
+        let agent = self.record.agent.as_ref().and_then(|agent| agent.index);
+        self.audit.keep_pace(agent.unwrap_or(0)).await;
+    }
+
     /// Records that it is allowed. Only after this may a byte go on.
     ///
     /// # Errors

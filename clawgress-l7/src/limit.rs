@@ -218,6 +218,11 @@ pub const LEAF_RENEW_S: i64 = 600;
 pub const AUDIT_BACKLOG: usize = 16 * 1024;
 /// What one agent may have of the backlog at once, besides what its connections reserve: a quarter, as of connections.
 pub const AUDIT_BACKLOG_PART: usize = 4;
+/// Room for so many records is left where an agent waits for the log: for what all its connections ask meanwhile.
+pub const AUDIT_MARGIN: usize = 512;
+/// How often who waits for the log looks again, and for how long at most.
+pub const AUDIT_PACE: Duration = Duration::from_millis(2);
+pub const AUDIT_PACE_MAX: Duration = Duration::from_secs(2);
 /// Agents whose shares are counted apart: more than a large node has.
 pub const AUDIT_SHARES: usize = 16 * 1024;
 /// Agents with a gap of their own in one batch: what more lose is counted in one gap.

@@ -117,6 +117,30 @@ impl Subject {
         }
     }
 
+    /// A ruling that allows it, and one of these `ways` to it, unless it is denied by now: what it is obliged to may have taken time.
+    pub async fn still(&self, gateway: &Gateway, ruling: Ruling, ways: &[Way]) -> Ruling {
+        if ruling.verdict.is_err() {
+            return ruling;
+        }
+        let plan = match gateway.snapshots.current() {
+            Ok(plan) => self.inform(gateway, &plan).await.map(|()| plan),
+            Err(reason) => Err(reason),
+        };
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(reason) => return Ruling::deny("tunnel", reason),
+        };
+        let now = self.judge(gateway, &plan);
+        if now.verdict.is_err() {
+            return now;
+        }
+        let (agent, ways) = (&self.who.identity.agent, (ways, self.port));
+        match decide::connect(&plan, agent, &gateway.own, ways, self.steered_to) {
+            Err(refused) if !ways.0.is_empty() => refused.ruling,
+            _ => ruling,
+        }
+    }
+
     /// Lets it know its history, if somebody needs that under `plan`.
     ///
     /// # Errors
@@ -253,6 +277,7 @@ pub async fn refuse(
     ruling: Ruling,
 ) {
     exchange.content(&content);
+    exchange.keep_pace().await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
         Content::Tls(_) => refuse_tls(exchange, stream, ruling, None).await,
@@ -422,7 +447,9 @@ async fn establish(
     };
     drop(plan);
     // Before anything is dialled: what a quarantine matches reaches nobody.
+    exchange.keep_pace().await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
+    let ruling = subject.still(gateway, ruling, &ways).await;
     if ruling.verdict.is_err() {
         return then(refuse(gateway, subject.content, exchange, stream, ruling));
     }

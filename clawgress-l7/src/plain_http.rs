@@ -117,13 +117,25 @@ impl App {
     async fn enforce(&self, ruling: Ruling, front: &Front, exchange: &mut Exchange) -> Ruling {
         exchange.obliged(&ruling);
         front.stay(ruling.quarantines());
+        exchange.keep_pace().await;
         enforce(&self.gateway, ruling, exchange.id()).await
+    }
+
+    /// What a request that was granted ends with, since it is denied by now.
+    fn no_longer(&self, exchange: &mut Exchange, denied: Ruling) -> Box<Error> {
+        let status = ErrorType::HTTPStatus(page::status(denied.reason()));
+        if !exchange.is_decided() {
+            exchange.under(&self.gateway.snapshots);
+            exchange.deny(denied);
+        }
+        Error::explain(status, "no longer allowed")
     }
 
     /// Whether what streams may go on, in either direction.
     fn still_allowed(&self, context: &mut Context) -> Result<()> {
         let Some(granted) = &context.granted else { return Ok(()) };
-        granted.judge_again(&self.gateway).map(drop).map_err(|reason| {
+        granted.judge_again(&self.gateway).map(drop).map_err(|denied| {
+            let reason = denied.reason();
             context.reason = Some(reason);
             // As if the client had left: of anything else Pingora would wait for the answer of an upstream of HTTP/2.
             Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed").into_down()
@@ -208,6 +220,14 @@ impl ProxyHttp for App {
         _session: &mut Session,
         context: &mut Box<Context>,
     ) -> Result<Box<HttpPeer>> {
+        let context = &mut **context;
+        // A body and a limit took time, perhaps: whoever may not by now doesn't have a server dialled.
+        if let (Some(granted), Some(exchange)) = (&context.granted, &mut context.exchange)
+            && let Err(denied) = granted.judge_again(&self.gateway)
+        {
+            context.reason = Some(denied.reason());
+            return Err(self.no_longer(exchange, *denied));
+        }
         peer::of(&self.gateway, &self.groups, context)
     }
 
@@ -273,13 +293,10 @@ impl ProxyHttp for App {
         granted.way().into_iter().for_each(|way| exchange.way(way));
         // Keys, names and dialling took time: what counts is what is in force now.
         let informed = granted.inform(&self.gateway).await;
-        if let Err(reason) = informed.and_then(|()| granted.judge_again(&self.gateway)) {
-            context.reason = Some(reason);
-            if !exchange.is_decided() {
-                exchange.under(&self.gateway.snapshots);
-                exchange.deny(Ruling::deny("http", reason));
-            }
-            return Err(Error::explain(ErrorType::HTTPStatus(page::status(reason)), "no longer allowed"));
+        let informed = informed.map_err(|reason| Box::new(Ruling::deny("http", reason)));
+        if let Err(denied) = informed.and_then(|()| granted.judge_again(&self.gateway)) {
+            context.reason = Some(denied.reason());
+            return Err(self.no_longer(exchange, *denied));
         }
         context.content.body.iter_mut().for_each(content::Body::attempt);
         context.opening.iter().for_each(|opening| opening.begin());

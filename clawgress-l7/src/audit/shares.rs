@@ -39,6 +39,12 @@ impl Shares {
         before.is_some_and(|before| before.saturating_add(bytes) <= self.bytes_max)
     }
 
+    /// Whether there are so many bytes in the share of an agent.
+    pub(super) fn has(&self, agent: u32, bytes: usize) -> bool {
+        let taken = self.taken.get(agent as usize % limit::AUDIT_SHARES);
+        taken.is_some_and(|taken| taken.load(Ordering::Relaxed).saturating_add(bytes) <= self.bytes_max)
+    }
+
     /// Gives bytes back.
     pub(super) fn give(&self, place: Place, bytes: usize) {
         if let Some(taken) = self.taken.get(place.0) {

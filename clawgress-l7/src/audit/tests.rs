@@ -151,6 +151,37 @@ async fn an_agent_that_floods_takes_its_share_and_is_named_in_a_gap() {
     assert!(!rooms().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_is_ahead_of_the_log_waits_for_it_and_not_for_one_that_stands() {
+    let (audit, mut carrier) = queue("node", Arc::new(SystemClock), (100, 25), "test");
+    let waited = async |agent: u32| {
+        let begun = Instant::now();
+        audit.keep_pace(agent).await;
+        begun.elapsed()
+    };
+    assert!(waited(1).await.is_zero(), "nobody waits who has room");
+    while audit.put_and_reserve(of_agent(&audit, 1)).is_some() {}
+    assert!(waited(2).await.is_zero(), "nor do others");
+    // The log takes what there is meanwhile.
+    let taken = async {
+        tokio::time::sleep(limit::AUDIT_PACE_MAX / 2).await;
+        while is_there(&mut carrier).await {}
+        let last = carrier.sequence;
+        carrier.acked(Some(AuditAck { sequence: last })).expect("acknowledged");
+    };
+    let (waited_for, ()) = tokio::join!(waited(1), taken);
+    assert!(waited_for >= limit::AUDIT_PACE_MAX / 2 && waited_for < limit::AUDIT_PACE_MAX, "{waited_for:?}");
+    // It takes nothing any more: the first waits in vain, and nobody after it, until it goes on.
+    while audit.put_and_reserve(of_agent(&audit, 1)).is_some() {}
+    assert!(waited(1).await >= limit::AUDIT_PACE_MAX);
+    assert!(waited(1).await.is_zero());
+    assert!(carrier.gather().await);
+    let last = carrier.sequence;
+    carrier.acked(Some(AuditAck { sequence: last })).expect("acknowledged");
+    while audit.put_and_reserve(of_agent(&audit, 1)).is_some() {}
+    assert!(waited(1).await >= limit::AUDIT_PACE_MAX, "it moved in between");
+}
+
 #[tokio::test]
 async fn a_thread_that_dies_is_noticed() {
     let (audit, carrier) = queue("node", Arc::new(SystemClock), (1, usize::MAX), "test");

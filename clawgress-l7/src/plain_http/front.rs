@@ -259,7 +259,7 @@ impl Front {
                 return reason;
             }
             let judged = match (&granted, &self.place) {
-                (Some(granted), _) => Some(granted.judge_again(gateway)),
+                (Some(granted), _) => Some(granted.judge_again(gateway).map_err(|denied| denied.reason())),
                 // What was opened for one request is there for the next. Of streams the connection's front sees to it.
                 (None, Place::Read(opened)) if self.incoming.is_none() => {
                     Some(opened.judge_again(gateway).await)

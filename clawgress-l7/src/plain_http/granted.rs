@@ -324,10 +324,11 @@ impl Granted {
     /// Judges again, as of now; returns when what it rests on expires, in Unix seconds.
     ///
     /// # Errors
-    /// Why it may be served no longer.
-    pub fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, DropReason> {
-        let plan = gateway.snapshots.current()?;
-        let who = self.who.under(&plan, gateway.now_s())?;
+    /// What denies that it is served any longer.
+    pub fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, Box<Ruling>> {
+        let denied = |reason| Box::new(Ruling::deny("http", reason));
+        let plan = gateway.snapshots.current().map_err(denied)?;
+        let who = self.who.under(&plan, gateway.now_s()).map_err(denied)?;
         let is_judged = plan.generation == self.generation.load(Ordering::Relaxed);
         // Whoever waits for changes lets it know its history first, and judges then.
         let lacks_history = || {
@@ -337,24 +338,26 @@ impl Granted {
         if !is_judged && !lacks_history() {
             let agent = &who.identity.agent;
             let (ruling, wanted) = rule(gateway, &plan, &who, &self.admitted);
-            ruling.verdict?;
-            if !self.reads().covers(wanted) {
-                return Err(DropReason::InspectionRequired);
+            if ruling.verdict.is_err() {
+                return Err(Box::new(ruling));
             }
-            let ruling = self.judge_body(gateway, &plan, &who, ruling)?;
-            self.judge_answer(&plan, &who)?;
+            if !self.reads().covers(wanted) {
+                return Err(denied(DropReason::InspectionRequired));
+            }
+            let ruling = self.judge_body(gateway, &plan, &who, ruling).map_err(denied)?;
+            self.judge_answer(&plan, &who).map_err(denied)?;
             // Of what has not gone on yet, as policy has it now: a body that was changed is not changed again.
             let changes = ruling.transforms();
             let body =
                 |changes: &Option<Arc<Changes>>| changes.as_ref().map(|c| c.body.clone()).unwrap_or_default();
             if !self.is_sent.load(Ordering::Acquire) && body(&changes) != body(&self.changes.lock()) {
-                return Err(DropReason::InspectionRequired);
+                return Err(denied(DropReason::InspectionRequired));
             }
             *self.changes.lock() = changes;
             if let Some(way) = self.way() {
                 let way = (std::slice::from_ref(way), self.admitted.port);
                 decide::connect(&plan, agent, &gateway.own, way, self.steered_to)
-                    .map_err(|refused| refused.ruling.verdict.err().unwrap_or(DropReason::PolicyDenied))?;
+                    .map_err(|refused| Box::new(refused.ruling))?;
             }
             self.generation.store(plan.generation, Ordering::Relaxed);
         }

@@ -194,3 +194,50 @@ async fn no_agent_holds_more_wide_pipes_than_its_share() {
     assert_eq!(wide(&take(5)), pipes::WIDE_SHARE);
     assert_eq!(wide(&take(1)), pipes::WIDE_SHARE, "what was given back is nobody's");
 }
+
+/// Carries until nothing has moved for too long; `talk` is what both sides do meanwhile, at first. Gives what came of it, and when.
+async fn quiet(
+    talk: impl AsyncFnOnce(&mut TcpStream, &mut TcpStream),
+) -> ((u64, u64, Option<DropReason>), Duration) {
+    let (mut client, inner_client) = pair().await;
+    let (inner_upstream, mut server) = pair().await;
+    let (pipes, began) = (Arc::new(Pipes::default()), Instant::now());
+    let tunnel = tokio::spawn(async move {
+        let first = async |reader| (reader, Ok(vec![]));
+        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), std::future::pending()).await
+    });
+    talk(&mut client, &mut server).await;
+    let ended = tunnel.await.expect("tunnel");
+    (ended, began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_in_which_nothing_moves_ends_in_an_hour() {
+    // A moment before it would have ended something moves, and it has its time again.
+    let most = limit::TUNNEL_IDLE - Duration::from_secs(1);
+    let (ended, after) = quiet(async |client, server| {
+        let mut got = [0; 2];
+        client.write_all(b"up").await.expect("send");
+        server.read_exact(&mut got).await.expect("read");
+        tokio::time::sleep(most).await;
+        server.write_all(b"down").await.expect("send");
+        client.read_exact(&mut got).await.expect("read");
+    })
+    .await;
+    assert_eq!(ended, (2, 4, Some(DropReason::Timeout)));
+    assert!(after >= most + limit::TUNNEL_IDLE, "{after:?}");
+    assert!(after <= most + limit::TUNNEL_IDLE + limit::TUNNEL_HALF_CLOSED, "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_one_side_has_ended_ends_sooner() {
+    let (ended, after) = quiet(async |client, server| {
+        client.write_all(b"up").await.expect("send");
+        client.shutdown().await.expect("shutdown");
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.expect("read");
+    })
+    .await;
+    assert_eq!(ended, (2, 0, Some(DropReason::Timeout)));
+    assert!(after >= limit::TUNNEL_HALF_CLOSED && after < limit::TUNNEL_IDLE, "{after:?}");
+}

@@ -8,9 +8,10 @@ use http::Request;
 use tokio::time::timeout;
 
 use crate::client::Client;
-use crate::harness::{PATIENCE, POLICY};
+use crate::harness::{Gateway, Options, PATIENCE, POLICY};
 use crate::http2_proxy::Setting;
 use crate::streams::tunnel;
+use crate::tunnels::hello;
 use crate::upstream::Upstream;
 use crate::{socks, web_sockets};
 
@@ -82,4 +83,62 @@ async fn all_that_a_key_opened_ends_with_it() {
         (1, 8),
         "each of the six has an end that says why, and so have the two that were refused"
     );
+}
+
+/// What is obliged to wait, and what sends for long.
+const WAITS: &str = r#"
+@id("paced") @effect("throttle") @limit("7 requests/minute burst 1")
+permit (principal == Agent::"web", action == Action::"http", resource) when { context.method == "GET" };
+@id("opened") @effect("throttle") @limit("7 requests/minute burst 1")
+permit (principal == Agent::"web", action == Action::"tunnel", resource);
+@id("bodies") permit (principal == Agent::"web", action == Action::"send", resource) when { !context.findings.contains("private_key") };
+"#;
+
+/// While a request waits for a limit, or for the end of its body, or a tunnel for its limit, the key that it came with goes: no server
+/// is dialled for any of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_dialled_for_what_waited_when_its_key_went() {
+    let gateway = Gateway::start(Options::default()).await;
+    assert_eq!(gateway.publish_policy(&format!("{POLICY}{WAITS}")).await, "");
+    let first = Upstream::http("127.1.0.1").await;
+    // One for each of those that wait.
+    let later = [(); 3].map(|()| Upstream::sink("127.1.0.1"));
+    let later = futures_util::future::join_all(later).await;
+    let port = |upstream: &Upstream| upstream.address.port();
+    let host = |upstream: &Upstream| format!("api.allowed.test:{}", port(upstream));
+    let get = |host: &str| format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web());
+    assert_eq!(gateway.ask(&get(&host(&first))).await.status, 200);
+    let (mut opened, _) = gateway.connect(&host(&first)).await;
+    opened.send(hello("api.allowed.test")).await;
+    crate::http2::until("the first tunnel", || first.connections() == 2).await;
+
+    let mut paced = gateway.client().await;
+    paced.send(get(&host(&later[0]))).await;
+    let (mut tunnel, _) = gateway.connect(&host(&later[1])).await;
+    tunnel.send(hello("api.allowed.test")).await;
+    let mut body = gateway.client().await;
+    let to = host(&later[2]);
+    body.send(format!(
+        "POST http://{to}/x HTTP/1.1\r\nHost: {to}\r\nContent-Length: 8\r\n{}\r\nhalf",
+        gateway.web()
+    ))
+    .await;
+    // All that was sent was read, and nothing comes of it yet.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(gateway.publish(|s| s.keys.clear()).await, "");
+    body.send("half").await;
+    // Told so, or cut.
+    for client in [&mut body, &mut paced] {
+        let answer = client.answer().await;
+        assert!(answer.status == 0 || answer.reason() == "credential_invalid", "{answer:?}");
+    }
+    // An alert at most.
+    assert!(timeout(PATIENCE, tunnel.rest()).await.expect("in time").len() < 16);
+    let dialled: Vec<_> = later.iter().map(Upstream::connections).collect();
+    assert_eq!(dialled, [0; 3], "nobody was dialled");
+    let is_denied = |r: &clawgress_api::AuditRecord| {
+        r.kind == RecordKind::Decision && r.reason == Some(DropReason::CredentialInvalid)
+    };
+    let denied = || gateway.control.records().into_iter().filter(is_denied).count();
+    crate::http2::until("denials of all three", || denied() == 3).await;
 }
