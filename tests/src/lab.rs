@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 pub use exec::{Daemon, Output, finish};
-pub use gateway::{Gateway, GatewayOptions, Role, cgroup_mount, enter, mount_bpffs, privileges};
+pub use gateway::{BEHIND, Gateway, GatewayOptions, Role, cgroup_mount, enter, mount_bpffs, privileges};
 pub use record::kept;
 
 use crate::plan;

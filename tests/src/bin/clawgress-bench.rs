@@ -18,6 +18,8 @@ mod promises;
 mod rates;
 #[path = "bench/report.rs"]
 mod report;
+#[path = "bench/swaps.rs"]
+mod swaps;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -61,6 +63,8 @@ enum Part {
     Latency,
     /// Requests and bytes a second in the lab
     Throughput,
+    /// Requests in the lab while revisions go live
+    Swaps,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +87,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             Part::Decisions => decisions::measure().markdown().join("\n"),
             Part::Latency => Links::start()?.latency(args.rounds, args.samples)?.markdown()?,
             Part::Throughput => Links::start()?.throughput()?.markdown()?,
+            Part::Swaps => Links::start()?.swaps()?.markdown()?,
         };
         println!("{}\n\n{text}", report::machine()?);
         return Ok(());
@@ -97,8 +102,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut links = Links::start()?;
     let latency = links.latency(args.rounds, args.samples)?;
     let rates = links.throughput()?;
+    let swaps = links.swaps()?;
     let worst = latency.worst_added();
-    let report = Report { kernel, drops, decisions, latency, rates };
+    let report = Report { kernel, drops, decisions, latency, rates, swaps };
     let text = report.markdown()?;
     std::fs::write(&args.report, &text)
         .with_context(|| format!("cannot write `{}`", args.report.display()))?;

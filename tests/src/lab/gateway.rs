@@ -19,7 +19,7 @@ use crate::admin::Admin;
 use crate::plan::{DNS, GATEWAY, KNOWN, PROXY_PORT};
 
 /// Exit code of `policy apply` where a plane does not run it yet.
-const BEHIND: i32 = 7;
+pub const BEHIND: i32 = 7;
 /// Time for all processes to be up and to agree on a generation, on a busy machine.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Where the BPF file system belongs.

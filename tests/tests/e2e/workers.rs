@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clawgress_api::{AuditQuery, RecordKind};
 use clawgress_e2e::lab::{Host, Role};
 use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, addresses};
-use clawgress_e2e::scenario::Site;
+use clawgress_e2e::scenario::{POLICY, SETS, Site};
 use nix::sys::signal::Signal;
 
 use crate::support::{admin, finish, record, site};
@@ -74,6 +74,14 @@ impl Load {
 }
 
 fn request(n: usize) -> Result<(), String> {
+    match status(n)? {
+        200 => Ok(()),
+        other => Err(format!("answered with {other}")),
+    }
+}
+
+/// Status that the request of this number is answered with.
+fn status(n: usize) -> Result<u16, String> {
     let web = addresses(API);
     let to: (IpAddr, u16) = match n % 4 {
         0 | 1 => (web[n % 2], 80),
@@ -90,7 +98,8 @@ fn request(n: usize) -> Result<(), String> {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(step("read"))?;
     let line = String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned();
-    if line.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(format!("{to:?} answered `{line}`")) }
+    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    status.ok_or_else(|| format!("{to:?} answered `{line}`"))
 }
 
 /// Instances of the workers that are connected and do not drain.
@@ -182,6 +191,56 @@ fn two_workers_serve_and_either_can_be_exchanged_or_killed() {
     let next = load.finish("one killed");
     let by = complete(&site, begun..next);
     assert_eq!(by.len(), 1, "{by:?}");
+    finish(site);
+}
+
+/// Units of the limit below at once. The next comes after 225 seconds.
+const BURST: usize = 16;
+const UNIT_EVERY: Duration = Duration::from_secs(3600 / BURST as u64);
+const SHARED_LIMIT: &str = r#"
+@id("shared") @effect("rate-limit") @limit("16 requests/hour burst 16") @per("team")
+permit (principal in Team::"research", action == Action::"http", resource);
+"#;
+
+/// Requests of two processes at once, by both ways in: together they pass what the limit says, to the unit.
+#[test]
+fn two_workers_race_for_one_limit_and_pass_it_together_once() {
+    let mut site = site();
+    site.gateway.launch(Role::L7Beside).unwrap();
+    let begun = Instant::now();
+    site.gateway.apply_policy(&format!("{POLICY}{SHARED_LIMIT}"), SETS).unwrap();
+    site.gateway.lab.wait("both workers", SOON, || Ok(takers(&site)?.len() == 2)).unwrap();
+
+    let raced = || -> Vec<u16> {
+        let ask = |from: usize| (from..from + 8).map(|n| status(n).unwrap()).collect::<Vec<_>>();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..12).map(|n| scope.spawn(move || ask(8 * n))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        })
+    };
+    let answers = site.gateway.lab.within(Host::Known, raced).unwrap();
+    assert!(answers.iter().all(|status| [200, 429].contains(status)), "{answers:?}");
+    let mut passed = answers.iter().filter(|status| **status == 200).count();
+    let said = |begun: Instant| BURST + (begun.elapsed().as_secs() / UNIT_EVERY.as_secs()) as usize;
+    println!("{passed} of {} passed while they raced", answers.len());
+    assert!(passed <= said(begun), "{passed} passed: {answers:?}");
+    let by = complete(&site, 0..answers.len());
+    assert_eq!(by.len(), 2, "both were asked: {by:?}");
+
+    // What either leased and did not spend comes back, and nothing else.
+    let mut next = answers.len();
+    let all_passed = || {
+        let n = next;
+        next += 1;
+        let answer = site.gateway.lab.within(Host::Known, move || status(n))?.map_err(anyhow::Error::msg)?;
+        passed += usize::from(answer == 200);
+        Ok(passed >= BURST)
+    };
+    site.gateway.lab.wait("the units that were leased", SOON, all_passed).unwrap();
+    let more = site.gateway.lab.within(Host::Known, move || (next..next + 8).map(status).collect::<Vec<_>>());
+    passed += more.unwrap().into_iter().filter(|answer| *answer == Ok(200)).count();
+    assert!(passed <= said(begun), "{passed} passed in {:?}", begun.elapsed());
+    site.gateway.apply_policy(POLICY, SETS).unwrap();
     finish(site);
 }
 

@@ -228,6 +228,35 @@ pub fn requests_a_second(
     at_once(streams, &target.request(), requests)
 }
 
+/// How long each request in clear took, on so many kept connections that ask for so long, as fast as they are answered.
+///
+/// # Errors
+/// As [`run`].
+pub fn asked_for(target: &Target, connections: usize, time: Duration) -> anyhow::Result<Vec<Duration>> {
+    let request = target.request();
+    let ask = || -> anyhow::Result<Vec<Duration>> {
+        let mut stream = target.connect()?;
+        exchange(&mut stream, &request)?;
+        let (until, mut times) = (Instant::now() + time, Vec::new());
+        loop {
+            let begun = Instant::now();
+            if begun >= until {
+                return Ok(times);
+            }
+            exchange(&mut stream, &request)?;
+            times.push(begun.elapsed());
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..connections).map(|_| scope.spawn(ask)).collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(joined(thread)?);
+        }
+        Ok(all)
+    })
+}
+
 /// Requests a second on all of `streams`, after one on each.
 fn at_once(
     mut streams: Vec<impl Read + Write + Send>,
@@ -272,7 +301,7 @@ pub fn handshakes_a_second(
 }
 
 /// What a client's thread came to.
-fn joined(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<()>>) -> anyhow::Result<()> {
+pub fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow::Result<T> {
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a client panicked")))
 }
 

@@ -3,17 +3,19 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use clawgress_e2e::lab::{Daemon, Forbidden, GatewayOptions, Host, Lab, Role, program};
+use clawgress_e2e::admin::Admin;
+use clawgress_e2e::lab::{BEHIND, Daemon, Forbidden, GatewayOptions, Host, Lab, Role, program};
 use clawgress_e2e::plan::{GATEWAY, PROXY_PORT, WEB, addresses};
 use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
 
 use crate::client::{self, Probe, Target, Way, Wire};
 use crate::latency::{Latency, Measured};
 use crate::rates::{self, Rate, Rates};
+use crate::swaps::{self, Beside, Swaps};
 
 /// Where the bare Pingora listens: HTTP, TCP, HTTP over TLS.
 const BARE: [(Wire, u16); 3] = [(Wire::Clear, 8081), (Wire::Unread, 8444), (Wire::Read, 8445)];
@@ -52,8 +54,7 @@ impl Links {
         // One host opens all connections to the proxy here; what holds a stranger to 100 a second is not what is measured.
         let datapath = "unbound_per_s = 1000000\nunbound_all_per_s = 1000000\n".to_owned();
         let mut site = Site::start(lab, GatewayOptions { datapath, more, ..GatewayOptions::default() })?;
-        let sets = SETS.replacen("[hosts]", &format!("[hosts]\ncold = [\"*.{COLD}\"]"), 1);
-        site.gateway.apply_policy(&policy(), &sets)?;
+        site.gateway.apply_policy(&policy(), &sets())?;
         let authority = site.gateway.lab.dir().join("trust/authority.pem");
         let trust = authority.parent().context("no directory")?.display().to_string();
         site.gateway.ctl(&["ca", "env", "--directory", &trust])?.check()?;
@@ -129,6 +130,58 @@ impl Links {
         Ok(all)
     }
 
+    /// How long requests take while revisions go live.
+    ///
+    /// # Errors
+    /// If any request fails, or a revision is refused.
+    pub fn swaps(&mut self) -> anyhow::Result<Swaps> {
+        println!("bench: requests while revisions go live, {} rounds", swaps::ROUNDS);
+        let admin = self.site.gateway.admin()?;
+        let dir = self.site.gateway.lab.dir().to_owned();
+        // Two that differ, so that each is a new one: the first is what runs already.
+        let mut next = 0;
+        let mut all = Swaps::default();
+        for round in 0..=swaps::ROUNDS {
+            for n in 0..Beside::ALL.len() {
+                let Some(beside) = Beside::ALL.get((n + round) % Beside::ALL.len()).copied() else {
+                    continue;
+                };
+                let is_over = AtomicBool::new(false);
+                let (times, done) = std::thread::scope(|scope| -> anyhow::Result<_> {
+                    let applying = scope.spawn(|| -> anyhow::Result<usize> {
+                        let mut done = 0;
+                        while beside != Beside::Nothing && !is_over.load(Ordering::Relaxed) {
+                            let begun = Instant::now();
+                            next += 1;
+                            revise(&admin, &dir, beside, next)?;
+                            done += 1;
+                            std::thread::sleep(swaps::EVERY.saturating_sub(begun.elapsed()));
+                        }
+                        Ok(done)
+                    });
+                    let times = self.asked();
+                    is_over.store(true, Ordering::Relaxed);
+                    Ok((times?, client::joined(applying)?))
+                })?;
+                // The first round warms caches and pools, and is not counted.
+                if round > 0 {
+                    all.add(beside, times, if beside == Beside::Applies { done } else { 0 })?;
+                }
+            }
+        }
+        self.site.gateway.ready()?;
+        self.check()?;
+        Ok(all)
+    }
+
+    /// Requests through the gateway for one round.
+    fn asked(&self) -> anyhow::Result<Vec<Duration>> {
+        let ways = self.ways(Wire::Clear)?;
+        let leg = ways.into_iter().find(|(way, ..)| *way == Way::Transparent);
+        let (_, lab, host, target) = leg.context("no such way")?;
+        lab.within(host, move || client::asked_for(&target, swaps::CONNECTIONS, swaps::ROUND))?
+    }
+
     /// Goes all ways in each round, in another order each time, so that whatever the machine does meanwhile happens to all.
     fn interleaved<'a>(
         &'a self,
@@ -173,6 +226,30 @@ impl Links {
         ensure!(forbidden == Forbidden::default(), "something reached FORBIDDEN: {forbidden:?}");
         Ok(())
     }
+}
+
+/// Checks or applies the `n`th revision.
+fn revise(admin: &Admin, dir: &Path, beside: Beside, n: usize) -> anyhow::Result<()> {
+    let text = format!("{}// Of {n}.\n", policy());
+    if beside == Beside::Applies {
+        let applied = admin.apply_text(dir, &text, &sets())?;
+        ensure!(
+            applied.code == Some(0) || applied.code == Some(BEHIND),
+            "a revision is refused: {applied:?}"
+        );
+        return Ok(());
+    }
+    let (file, sets_file) = (dir.join("checked.cedar"), dir.join("checked.toml"));
+    fs::write(&file, text)?;
+    fs::write(&sets_file, sets())?;
+    let (file, sets_file) = (file.to_string_lossy(), sets_file.to_string_lossy());
+    admin.ctl(&["policy", "check", &file, "--sets", &sets_file])?.check()?;
+    Ok(())
+}
+
+/// The lab's sets, and the one of names without servers.
+fn sets() -> String {
+    SETS.replacen("[hosts]", &format!("[hosts]\ncold = [\"*.{COLD}\"]"), 1)
 }
 
 /// A name that nobody has asked for: what is behind it is not asked before a request comes.

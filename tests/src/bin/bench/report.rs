@@ -12,6 +12,7 @@ use crate::decisions::Decisions;
 use crate::latency::Latency;
 use crate::promises::{self, Bound, Promise};
 use crate::rates::Rates;
+use crate::swaps::Swaps;
 
 /// Everything that was measured.
 pub struct Report {
@@ -25,6 +26,8 @@ pub struct Report {
     pub latency: Latency,
     /// How much went over them.
     pub rates: Rates,
+    /// Requests while revisions went live.
+    pub swaps: Swaps,
 }
 
 /// What a million prefixes may cost, beside the three of the family's first row.
@@ -91,6 +94,7 @@ impl Report {
         self.drops(&mut text)?;
         writeln!(text, "{}\n", self.decisions.markdown().join("\n"))?;
         text.push_str(&self.rates.markdown()?);
+        text.push_str(&self.swaps.markdown()?);
         text.push_str(&self.latency.markdown()?);
         Ok(text)
     }
