@@ -21,6 +21,7 @@ fn every_seed_passes_its_target() {
 }
 
 /// How many seeds a target has, all of which pass it.
+#[cfg(test)]
 fn replay(name: &str, target: fn(&[u8])) -> usize {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds").join(name);
     let mut replayed = 0;
