@@ -8,6 +8,7 @@
 pub mod client_hello;
 pub mod dns;
 pub mod encoded;
+pub mod events;
 pub mod http1;
 pub mod http2;
 pub mod ja4;

@@ -13,6 +13,7 @@ mod grammar;
 mod key;
 pub mod model;
 pub mod realtime;
+pub mod rename;
 pub mod request;
 pub mod route;
 mod text;

@@ -35,6 +35,7 @@ mod tests {
     use super::*;
     use crate::llm::answer::{Editor, Following, Format, Reader};
     use crate::llm::change::{Wanted, changed};
+    use crate::llm::rename::{Renamer, renamed};
     use crate::llm::{Request, Surface};
     use crate::payload::{Claims, Inspector, Limits};
     use crate::tool::Value;
@@ -148,6 +149,21 @@ mod tests {
     }
 
     #[test]
+    fn renamed_streams_take_steps_in_proportion_to_their_bytes() {
+        let body = br#"{"model":"m","messages":[],"tools":[{"name":"b"}]}"#;
+        let (_, renamed) = renamed(body, &[("b", "a")]).expect("read").expect("renamed");
+        let rename = |bytes: &[u8]| {
+            let renamer = Renamer::new(renamed.clone(), Format::EventStream, 64 << 20);
+            let mut renamer = renamer.expect("a form");
+            let _ = bytes.chunks(7).try_for_each(|piece| renamer.push(piece, false).map(drop));
+            let _ = renamer.push(b"", true);
+        };
+        for (what, document) in documents() {
+            is_linear(what, stream(document), rename, 64);
+        }
+    }
+
+    #[test]
     fn values_take_steps_in_proportion_to_their_bytes() {
         let parse = |bytes: &[u8]| {
             let _ = Value::parse(bytes).map(|value| (value.canonical(), value.member("zz").is_some()));
@@ -176,6 +192,7 @@ mod tests {
                 tokens_max: Some(100),
                 takes_tool: &|name| name.ends_with('7'),
                 takes_tools: true,
+                renames: &[("t8", "u"), ("t9", "t8")],
                 prompt: Some("Never send keys."),
             };
             let _ = changed(body, surface, call, &wanted);

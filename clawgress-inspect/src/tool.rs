@@ -6,15 +6,20 @@
 
 use crate::letters::fold;
 
+mod asks;
 mod head;
 mod list;
 mod reader;
+mod rest;
 mod schema;
 pub mod value;
 
+pub use crate::events::Ends;
+pub use asks::{Ask, Heard, heard};
 pub use head::{PARAM, agrees_with_schema};
-pub use list::{Allowed, Change, Ends, Filtered, Pin, changes, definitions, filtered, filtered_events, pin};
+pub use list::{Allowed, Change, Filtered, Pin, changes, definitions, filtered, filtered_events, pin};
 pub use reader::Reader;
+pub use rest::{CARD, Rest, rest};
 pub use schema::{Validity, validate};
 pub use value::{Value, ValueError};
 
@@ -233,6 +238,12 @@ fn is_version(version: &str) -> bool {
             .enumerate()
             .all(|(n, b)| if n == 4 || n == 7 { b == b'-' } else { b.is_ascii_digit() });
     VERSIONS.contains(&version) || is_date && version > STATELESS
+}
+
+/// Whether in this version heads say again what bodies do, and an error says that they don't.
+#[must_use]
+pub fn has_heads(version: &str) -> bool {
+    is_version(version) && version >= STATELESS
 }
 
 fn is_name(name: &str) -> bool {

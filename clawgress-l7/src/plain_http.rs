@@ -49,6 +49,7 @@ mod pace;
 mod peer;
 mod realtime;
 mod receive;
+mod renaming;
 pub mod requests;
 mod respond;
 mod rewrite;
@@ -200,14 +201,15 @@ impl ProxyHttp for App {
                 if !reusable && !front.has_left() {
                     front.ending().cancel();
                 }
+                let takes_json = takes_json(session);
                 let denial = messages.and_then(|messages| {
-                    messages.denial(
-                        takes_json(session),
-                        reason.name(),
-                        &page::message(front.client(), reason, exchange.id()),
-                        exchange.id(),
-                    )
+                    let message = page::message(front.client(), reason, exchange.id());
+                    // Within its own protocol it is an answer like any other.
+                    Some((200, messages.denial(takes_json, reason.name(), &message, exchange.id())?))
                 });
+                let mismatch = context.content.body.as_ref().and_then(Body::mismatch).filter(|_| takes_json);
+                let mismatch = mismatch.map(|mismatch| (400, mismatch.denial(reason.name(), exchange.id())));
+                let denial = denial.or(mismatch);
                 let answer = Answered { reusable, retry_after, denial };
                 respond(session, exchange.denial(reason), front.client(), answer).await?;
                 Ok(true)
@@ -335,8 +337,9 @@ impl ProxyHttp for App {
             // What an extension makes of frames is not read (RFC 6455 section 9).
             request.remove_header("sec-websocket-extensions");
         }
-        if context.content.addressed.as_ref().is_some_and(Addressed::is_meant) {
-            // What comes back may be a list, of which an agent gets to see a part.
+        let is_meant = context.content.addressed.as_ref().is_some_and(Addressed::is_meant);
+        if is_meant || granted.messages().is_some() {
+            // What comes back may be a list, of which an agent gets to see a part; or ask something.
             request.insert_header("accept-encoding", "identity")?;
         }
         if let Err(reason) = self.set_fields(granted, request).await {
@@ -412,13 +415,14 @@ impl ProxyHttp for App {
         for name in page::FIELDS {
             response.remove_header(name);
         }
-        let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
         context.status = Some(response.status.as_u16());
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             return switch(session, response, context);
         }
         if !response.status.is_informational() {
+            self.renames(session, response, context)?;
             self.answered(session, response, context)?;
+            let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
             let granted = context.granted.as_ref();
             let (is_read, is_model) = context.back.as_ref().map_or((false, false), Back::reads);
             let answers = |granted: &Granted| {
@@ -483,6 +487,7 @@ impl ProxyHttp for App {
         if context.conversation.is_some() {
             return self.receive_messages(body, end, context).map(|()| None);
         }
+        self.rename(body, end, context)?;
         let bytes = body.as_deref().unwrap_or_default();
         let ended = context.answer.as_mut().map(|answer| answer.read(bytes, end));
         if ended == Some(None) {
@@ -495,11 +500,15 @@ impl ProxyHttp for App {
             Error::explain(ErrorType::HTTPStatus(page::status(reason)), "the answer may not go on")
                 .into_down()
         })?;
-        if let (Some(listing), Some(granted)) = (&mut context.listing, &context.granted)
-            && let Err(reason) = listing.push(granted, body, end)
+        if let (Some(listing), Some(granted), Some(exchange)) =
+            (&mut context.listing, &context.granted, &mut context.exchange)
+            && let Err(reason) = listing.push((granted, exchange), body, end)
         {
             context.reason = Some(reason);
-            return Err(Error::explain(ErrorType::HTTPStatus(502), "a list of tools that can't be read"));
+            return Err(Error::explain(
+                ErrorType::HTTPStatus(502),
+                "an answer of a tool server that can't be read",
+            ));
         }
         if let Some(answer) = &mut context.answer {
             answer.edit(body, end);

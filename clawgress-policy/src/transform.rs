@@ -126,6 +126,25 @@ impl Changes {
     }
 }
 
+/// Two policies that give two tools one name, and that name: to whom the model answers, nobody would know.
+pub(crate) fn renamed_to_one<'a>(
+    obligations: impl Iterator<Item = &'a Obligation>,
+) -> Option<([&'a str; 2], &'a str)> {
+    let mut known = BTreeMap::new();
+    for obligation in obligations {
+        let Effect::Transform(Transform { body: BodyChange { rename: Some((own, to)), .. }, .. }) =
+            &obligation.effect
+        else {
+            continue;
+        };
+        let (first, policy) = known.entry(&**to).or_insert((own, &*obligation.policy));
+        if *first != own {
+            return Some(([policy, &obligation.policy], to));
+        }
+    }
+    None
+}
+
 /// Reads `Name`.
 ///
 /// # Errors

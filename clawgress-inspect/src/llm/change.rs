@@ -1,9 +1,10 @@
-//! Calls of models, changed where they lie: parameters that are set, limits that are lowered, tools that are not offered, and a
-//! prompt of the system's that comes first. All other bytes stay as they are.
+//! Calls of models, changed where they lie: parameters that are set, limits that are lowered, tools that are not offered or are
+//! called otherwise, and a prompt of the system's that comes first. All other bytes stay as they are.
 //!
 //! INVARIANT: what was changed is read again as a call, and what was wanted holds of it, or it is refused: a dialect that has
 //! its tools or limits elsewhere is never taken for changed.
 
+use super::rename::{self, Renamed};
 use super::{Call, Surface};
 use crate::payload::{Claims, Inspector, Limits};
 use crate::splice::{self, Edits, Span, quoted};
@@ -19,15 +20,18 @@ pub struct Wanted<'a> {
     pub takes_tool: &'a dyn Fn(&str) -> bool,
     /// Whether any is not.
     pub takes_tools: bool,
+    /// Names of tools, each once, and what they are called to the model.
+    pub renames: &'a [(&'a str, &'a str)],
     /// What comes before all other instructions.
     pub prompt: Option<&'a str>,
 }
 
 impl std::fmt::Debug for Wanted<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Wanted { params, tokens_max, takes_tools, .. } = self;
+        let Wanted { params, tokens_max, takes_tools, renames, .. } = self;
         let mut debug = f.debug_struct("Wanted");
         debug.field("params", params).field("tokens_max", tokens_max).field("takes_tools", takes_tools);
+        debug.field("renames", renames);
         debug.finish_non_exhaustive()
     }
 }
@@ -39,6 +43,8 @@ pub struct Changed {
     pub body: Vec<u8>,
     /// What was changed, in words; nothing if it was so before.
     pub told: Vec<String>,
+    /// What its tools are called, if that is changed: the answer has to be changed back.
+    pub renamed: Option<Renamed>,
 }
 
 /// Why a call can't be changed.
@@ -76,22 +82,43 @@ pub fn changed(
     if let Some(prompt) = wanted.prompt {
         change.prompt(prompt)?;
     }
-    let Change { edits, told, .. } = change;
-    if told.is_empty() {
-        return Ok(Changed { body: body.to_vec(), told });
+    let Change { edits, mut told, .. } = change;
+    let (body, read) = if told.is_empty() {
+        (body.to_vec(), None)
+    } else {
+        let body = edits.apply(body);
+        let read = holds(&body, surface, wanted)?;
+        (body, Some(read))
+    };
+    let call = read.as_ref().unwrap_or(call);
+    let renamed = if wanted.renames.is_empty() { None } else { rename::renamed(&body, wanted.renames)? };
+    let is_so = |now: &Call| rename::is_so(call, now, wanted.renames);
+    let Some((other, renamed)) = renamed else {
+        // What it offers it may name where no dialect does.
+        return if is_so(call) { Ok(Changed { body, told, renamed: None }) } else { Err(NAMES) };
+    };
+    if !is_so(&read_again(&other, surface)?) {
+        return Err(NAMES);
     }
-    let body = edits.apply(body);
-    holds(&body, surface, wanted)?;
-    Ok(Changed { body, told })
+    told.extend(renamed.names().map(|(own, other)| format!("the tool `{own}` is called `{other}`")));
+    Ok(Changed { body: other, told, renamed: Some(renamed) })
 }
 
+/// Why names are not changed.
+const NAMES: ChangeError = ChangeError::NotSo("those names of tools");
+
 /// Reads it again.
-fn holds(body: &[u8], surface: Surface, wanted: &Wanted<'_>) -> Result<(), ChangeError> {
+fn read_again(body: &[u8], surface: Surface) -> Result<Call, ChangeError> {
     let mut inspector =
         Inspector::of_call(Claims::new(&[b"application/json"], &[]), Limits::default(), Some(surface));
     let read = inspector.push(body).and_then(|()| inspector.finish());
     let call = inspector.call().filter(|_| read.is_ok()).map(super::Request::call);
-    let call = call.ok_or(ChangeError::NotSo("it is a call"))?;
+    call.cloned().ok_or(ChangeError::NotSo("it is a call"))
+}
+
+/// Whether all else that was wanted is so: the call as it is read again.
+fn holds(body: &[u8], surface: Surface, wanted: &Wanted<'_>) -> Result<Call, ChangeError> {
+    let call = read_again(body, surface)?;
     if call.tools.iter().any(|name| (wanted.takes_tool)(name)) {
         return Err(ChangeError::NotSo("those tools are not offered"));
     }
@@ -102,7 +129,7 @@ fn holds(body: &[u8], surface: Surface, wanted: &Wanted<'_>) -> Result<(), Chang
     let is = |(name, value): &(&str, &str)| {
         splice::find(body, &[*name]).and_then(|at| body.get(at)) == Some(value.as_bytes())
     };
-    if wanted.params.iter().all(is) { Ok(()) } else { Err(ChangeError::NotSo("those parameters")) }
+    if wanted.params.iter().all(is) { Ok(call) } else { Err(ChangeError::NotSo("those parameters")) }
 }
 
 /// A path of names.
@@ -399,177 +426,4 @@ impl Change<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn call(body: &str, surface: Surface) -> Call {
-        let claims = Claims::new(&[b"application/json"], &[]);
-        let mut inspector = Inspector::of_call(claims, Limits::default(), Some(surface));
-        inspector.push(body.as_bytes()).and_then(|()| inspector.finish()).expect("a call");
-        inspector.call().expect("read").call().clone()
-    }
-
-    fn change(
-        body: &str,
-        surface: Surface,
-        wanted: &Wanted<'_>,
-    ) -> Result<(String, Vec<String>), ChangeError> {
-        let changed = changed(body.as_bytes(), surface, &call(body, surface), wanted)?;
-        Ok((String::from_utf8(changed.body).expect("text"), changed.told))
-    }
-
-    const NOTHING: Wanted<'static> =
-        Wanted { params: &[], tokens_max: None, takes_tool: &|_| false, takes_tools: false, prompt: None };
-
-    #[track_caller]
-    fn check(surface: Surface, wanted: &Wanted<'_>, body: &str, want: &str) {
-        assert_eq!(change(body, surface, wanted).expect("changed").0, want);
-    }
-
-    #[test]
-    fn parameters_are_set_and_nothing_else_changes() {
-        let store = Wanted { params: &[("store", "false")], ..NOTHING };
-        check(
-            Surface::Responses,
-            &store,
-            r#"{"model":"gpt-5", "store" : true,"temperature":1.50,"input":"\u00e9"}"#,
-            r#"{"model":"gpt-5", "store" : false,"temperature":1.50,"input":"\u00e9"}"#,
-        );
-        check(
-            Surface::Responses,
-            &store,
-            r#" {"model":"gpt-5","input":"a"}"#,
-            r#" {"store":false,"model":"gpt-5","input":"a"}"#,
-        );
-        let same = r#"{"model":"gpt-5","store":false,"input":"a"}"#;
-        assert_eq!(change(same, Surface::Responses, &store), Ok((same.to_owned(), Vec::new())));
-    }
-
-    #[test]
-    fn limits_are_lowered_in_each_dialect() {
-        let most = Wanted { tokens_max: Some(100), ..NOTHING };
-        for (surface, body, want) in [
-            (
-                Surface::ChatCompletions,
-                r#"{"model":"m","messages":[],"max_tokens":4096}"#,
-                r#"{"model":"m","messages":[],"max_tokens":100}"#,
-            ),
-            (
-                Surface::ChatCompletions,
-                r#"{"model":"m","messages":[]}"#,
-                r#"{"max_completion_tokens":100,"model":"m","messages":[]}"#,
-            ),
-            (
-                Surface::ChatCompletions,
-                r#"{"model":"m","messages":[],"max_tokens":99,"max_completion_tokens":1e3}"#,
-                r#"{"model":"m","messages":[],"max_tokens":99,"max_completion_tokens":100}"#,
-            ),
-            (
-                Surface::GenerateContent,
-                r#"{"contents":[],"generationConfig":{"temperature":0.10}}"#,
-                r#"{"contents":[],"generationConfig":{"maxOutputTokens":100,"temperature":0.10}}"#,
-            ),
-            (
-                Surface::Converse,
-                r#"{"messages":[]}"#,
-                r#"{"inferenceConfig":{"maxTokens":100},"messages":[]}"#,
-            ),
-            (
-                Surface::OllamaChat,
-                r#"{"model":"m","messages":[],"options":{"num_predict":-1}}"#,
-                r#"{"model":"m","messages":[],"options":{"num_predict":100}}"#,
-            ),
-        ] {
-            check(surface, &most, body, want);
-        }
-        let less = r#"{"model":"m","messages":[],"max_tokens":7}"#;
-        check(Surface::ChatCompletions, &most, less, less);
-        change(r#"{"model":"m","input":"a"}"#, Surface::Embeddings, &most).expect_err("it has none");
-        change(r#"{"model":"m","messages":[],"max_tokens":100,"n":3}"#, Surface::ChatCompletions, &most)
-            .expect_err("three answers of a hundred");
-    }
-
-    #[test]
-    fn tools_are_not_offered() {
-        let shell = Wanted { takes_tool: &|name| name.starts_with("shell"), takes_tools: true, ..NOTHING };
-        for (surface, body, want) in [
-            (
-                Surface::ChatCompletions,
-                r#"{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"shell","parameters":{"n":1.0}}}, {"type":"function","function":{"name":"read","parameters":{"n":1.0}}}],"tool_choice":{"type":"function","function":{"name":"shell"}}}"#,
-                r#"{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"read","parameters":{"n":1.0}}}]}"#,
-            ),
-            (
-                Surface::Messages,
-                r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"read","input_schema":{}},{"name":"shell","input_schema":{}}]}"#,
-                r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"read","input_schema":{}}]}"#,
-            ),
-            (
-                Surface::GenerateContent,
-                r#"{"contents":[],"tools":[{"functionDeclarations":[{"name":"shell"},{"name":"read"}]},{"googleSearch":{}}]}"#,
-                r#"{"contents":[],"tools":[{"functionDeclarations":[{"name":"read"}]},{"googleSearch":{}}]}"#,
-            ),
-            (
-                Surface::Converse,
-                r#"{"messages":[],"toolConfig":{"tools":[{"toolSpec":{"name":"shell"}},{"toolSpec":{"name":"read"}}]}}"#,
-                r#"{"messages":[],"toolConfig":{"tools":[{"toolSpec":{"name":"read"}}]}}"#,
-            ),
-        ] {
-            let (body, told) = change(body, surface, &shell).expect("changed");
-            assert_eq!(body, want);
-            assert_eq!(told, ["without the tools `shell`"]);
-        }
-        // Where none is left, nothing is said of them.
-        check(
-            Surface::ChatCompletions,
-            &shell,
-            r#"{"tools":[{"type":"function","function":{"name":"shell"}}],"tool_choice":"auto" , "model":"m","messages":[]}"#,
-            r#"{"model":"m","messages":[]}"#,
-        );
-        check(
-            Surface::Converse,
-            &shell,
-            r#"{"messages":[],"toolConfig":{"tools":[{"toolSpec":{"name":"shell"}}],"toolChoice":{"auto":{}}}}"#,
-            r#"{"messages":[]}"#,
-        );
-    }
-
-    #[test]
-    fn a_prompt_comes_first() {
-        let prompt = Wanted { prompt: Some("Be \"good\"."), ..NOTHING };
-        for (surface, body, want) in [
-            (
-                Surface::ChatCompletions,
-                r#"{"model":"m","messages":[{"role":"system","content":"x"}]}"#,
-                r#"{"model":"m","messages":[{"role":"system","content":"Be \"good\"."},{"role":"system","content":"x"}]}"#,
-            ),
-            (
-                Surface::Responses,
-                r#"{"model":"m","input":"a","instructions":"\u0078"}"#,
-                r#"{"model":"m","input":"a","instructions":"Be \"good\".\n\n\u0078"}"#,
-            ),
-            (
-                Surface::Messages,
-                r#"{"model":"m","max_tokens":1,"system":[{"type":"text","text":"x"}],"messages":[]}"#,
-                r#"{"model":"m","max_tokens":1,"system":[{"type":"text","text":"Be \"good\"."},{"type":"text","text":"x"}],"messages":[]}"#,
-            ),
-            (
-                Surface::GenerateContent,
-                r#"{"contents":[]}"#,
-                r#"{"systemInstruction":{"parts":[{"text":"Be \"good\"."}]},"contents":[]}"#,
-            ),
-            (
-                Surface::Converse,
-                r#"{"system":[],"messages":[]}"#,
-                r#"{"system":[{"text":"Be \"good\"."}],"messages":[]}"#,
-            ),
-            (
-                Surface::OllamaGenerate,
-                r#"{"model":"m","prompt":"a"}"#,
-                r#"{"system":"Be \"good\".","model":"m","prompt":"a"}"#,
-            ),
-        ] {
-            check(surface, &prompt, body, want);
-        }
-        change(r#"{"model":"m","prompt":"a"}"#, Surface::Completions, &prompt).expect_err("it has none");
-    }
-}
+mod tests;

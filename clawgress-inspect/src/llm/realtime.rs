@@ -1,9 +1,12 @@
-//! Realtime conversations, in the events that OpenAI has for them over WebSockets: what a client's message says of a call, and
-//! what the messages of a server come to.
+//! Realtime conversations over WebSockets, in OpenAI's events or in messages of Gemini's Live API (`live.rs`): what a client's message
+//! says of a call, and what the messages of a server come to.
 //!
-//! Their parts are those of the Responses API, and are read as these. Must never take for read what could not be: a message that
+//! Their parts are those of the Responses API, and of `generateContent`, and are read as these. Must never take for read what could not be: a message that
 //! is no JSON that all read alike is an error, and so is more than is kept.
 
+mod live;
+
+use super::Surface;
 use super::answer::{Asked, CallsError, Following, Format, Reader, Usage};
 use crate::tool::{Value, ValueError};
 
@@ -12,12 +15,21 @@ pub const RESPONSES_MAX: usize = 16;
 /// Events that carry sound, which is no text.
 const SOUND: &str = "audio.delta";
 
+/// In what messages a conversation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's realtime events.
+    Events,
+    /// Gemini's Live API: `BidiGenerateContent`.
+    Live,
+}
+
 /// What a message of a client says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// Nothing that a model is shown or asked: sound, and what is about events.
     Other,
-    /// What a model is shown, or may use, as a request of the Responses API has it.
+    /// What a model is shown, or may use, as a request of the dialect's [surface](Dialect::surface) has it.
     Shows(String),
     /// The same, of a response that is asked for.
     Asks(String),
@@ -51,6 +63,7 @@ pub struct Spent {
 /// What the messages of a server come to.
 #[derive(Debug)]
 pub struct Heard {
+    dialect: Dialect,
     bytes_max: usize,
     following: Following,
     /// Responses under way, by their ids.
@@ -63,14 +76,47 @@ pub struct Heard {
     output: u64,
     tools: Vec<String>,
     has_more_tools: bool,
+    /// Of a turn of the Live API: whether it is over, was counted, and has sound.
+    is_over: bool,
+    is_counted: bool,
+    has_sound: bool,
+}
+
+// === impl Dialect ===
+
+impl Dialect {
+    /// The one of a conversation that is opened at this path, if that is one.
+    #[must_use]
+    pub fn of(path: &str) -> Option<Dialect> {
+        let last = path.rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
+        // Some servers take parameters off a segment (RFC 3986 section 3.3).
+        let last = super::route::decode(last.split(';').next().unwrap_or(last)).to_ascii_lowercase();
+        match last.rsplit('.').next() {
+            _ if last == "realtime" => Some(Dialect::Events),
+            Some("bidigeneratecontent" | "bidigeneratecontentconstrained") => Some(Dialect::Live),
+            _ => None,
+        }
+    }
+
+    /// As whose requests its messages are read.
+    #[must_use]
+    pub fn surface(self) -> Surface {
+        match self {
+            Dialect::Events => Surface::Responses,
+            Dialect::Live => Surface::GenerateContent,
+        }
+    }
 }
 
 /// What a client's message says of a call.
 ///
 /// # Errors
 /// If it is none that all read alike.
-pub fn sent(text: &[u8]) -> Result<Sent, ValueError> {
+pub fn sent(dialect: Dialect, text: &[u8]) -> Result<Sent, ValueError> {
     let value = Value::parse(text)?;
+    if dialect == Dialect::Live {
+        return live::sent(&value);
+    }
     let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?;
     let inner = |name: &str| as_request(value.member(name).cloned().unwrap_or(Value::Object(Vec::new())));
     Ok(match kind {
@@ -102,8 +148,9 @@ fn as_request(value: Value) -> String {
 impl Heard {
     /// Of a conversation of which nothing was heard yet: calls that come in parts are put together, of so many bytes.
     #[must_use]
-    pub fn new(bytes_max: usize, following: Following) -> Heard {
+    pub fn new(dialect: Dialect, bytes_max: usize, following: Following) -> Heard {
         Heard {
+            dialect,
             bytes_max,
             following,
             responses: Vec::new(),
@@ -114,6 +161,9 @@ impl Heard {
             output: 0,
             tools: Vec::new(),
             has_more_tools: false,
+            is_over: false,
+            is_counted: false,
+            has_sound: false,
         }
     }
 
@@ -123,6 +173,9 @@ impl Heard {
     /// Why it can't be known.
     pub fn message(&mut self, text: &[u8]) -> Result<(), Unheard> {
         let mut value = Value::parse(text)?;
+        if self.dialect == Dialect::Live {
+            return self.live(&value);
+        }
         let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?.to_owned();
         if kind.starts_with("conversation.item.") {
             return self.echoes(value);
@@ -145,11 +198,15 @@ impl Heard {
             let answer = reader.finish();
             let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
             let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
-            self.input = self.input.saturating_add(usage.input);
-            self.output = self.output.saturating_add(usage.output);
-            self.spent.push(Spent { usage, is_estimated, has_sound: has_sound(&value) });
+            self.spend(Spent { usage, is_estimated, has_sound: has_sound(&value) });
         }
         Ok(())
+    }
+
+    fn spend(&mut self, spent: Spent) {
+        self.input = self.input.saturating_add(spent.usage.input);
+        self.output = self.output.saturating_add(spent.usage.output);
+        self.spent.push(spent);
     }
 
     /// An item of the conversation, said again: of calls that are whole, what is asked for.
@@ -242,16 +299,17 @@ impl Heard {
     /// What those took that are under way, of which nobody has said it: estimated.
     #[must_use]
     pub fn under_way(&self) -> Option<Spent> {
-        let output = self.responses.iter().map(|(_, reader)| reader.progress().output).sum();
-        let usage = Usage { output, ..Usage::default() };
-        (output > 0).then_some(Spent { usage, is_estimated: true, has_sound: false })
+        let all = || self.responses.iter().map(|(_, reader)| reader.progress());
+        let (input, output) = (all().map(|now| now.input).sum(), all().map(|now| now.output).sum());
+        let usage = Usage { input, output, ..Usage::default() };
+        (input > 0 || output > 0).then_some(Spent { usage, is_estimated: true, has_sound: self.has_sound })
     }
 
     /// Tokens of all prompts, and of all answers, as far as they are known.
     #[must_use]
     pub fn tokens(&self) -> (u64, u64) {
-        let more = self.under_way().map_or(0, |spent| spent.usage.output);
-        (self.input, self.output.saturating_add(more))
+        let more = self.under_way().map(|spent| spent.usage).unwrap_or_default();
+        (self.input.saturating_add(more.input), self.output.saturating_add(more.output))
     }
 
     /// Names of the tools that the model asks for; and whether there are more.

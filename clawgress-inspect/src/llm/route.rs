@@ -194,6 +194,12 @@ impl Surface {
         matches!(self, Surface::Images | Surface::Audio)
     }
 
+    /// Whether what is asked and answered is kept unless the request says otherwise.
+    #[must_use]
+    pub fn stores_by_default(self) -> bool {
+        self == Surface::Responses
+    }
+
     /// Whether answers are streamed unless the request says otherwise.
     #[must_use]
     pub fn streams_by_default(self) -> bool {
@@ -387,7 +393,7 @@ fn of_query(query: &str, is_azure: bool) -> Option<String> {
 }
 
 /// A segment as servers read it.
-fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> String {
     let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((first, tail)) = rest.split_first() {
         let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));

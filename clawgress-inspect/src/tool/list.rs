@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::{ToolError, Value};
+use crate::events;
 use crate::splice::{self, Edits};
 
 /// SHA-256 of a tool's definition as canonical JSON.
@@ -133,102 +134,18 @@ fn may_list(body: &[u8]) -> bool {
 /// As [`filtered`], for any of its events; and if it is no UTF-8.
 pub fn filtered_events(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<Filtered>, ToolError> {
     let text = std::str::from_utf8(body).map_err(|_| ToolError::Message("no UTF-8"))?;
-    let (mut out, mut removed) = (String::with_capacity(text.len()), Vec::new());
-    let (mut event, mut data) = (Vec::new(), Vec::new());
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (line, behind) = line(rest);
-        rest = behind;
-        let bare = line.trim_end_matches(['\r', '\n']);
-        event.push(line);
-        if let Some(value) = field(bare) {
-            data.push(value);
-        }
-        if !bare.is_empty() && !rest.is_empty() {
-            continue;
-        }
-        // What has no blank line behind it is no event yet; clients differ, so it is judged like one.
-        let joined = data.join("\n");
-        match filtered(joined.as_bytes(), allowed) {
-            Ok(Some(less)) => {
-                let others = event.iter().filter(|line| field(line.trim_end_matches(['\r', '\n'])).is_none());
-                others.clone().filter(|line| !line.trim().is_empty()).for_each(|line| out.push_str(line));
-                for line in less.body.split(['\r', '\n']) {
-                    out.push_str("data: ");
-                    out.push_str(line);
-                    out.push('\n');
-                }
-                out.push('\n');
-                removed.extend(less.removed);
-            }
-            Ok(None) => event.iter().for_each(|line| out.push_str(line)),
-            // What does not even begin like JSON is no message: a priming event, a comment, another protocol. Of what does,
-            // clients read more than there should be (`NaN`).
-            Err(_) if !joined.trim_start().starts_with(['{', '[']) => {
-                event.iter().for_each(|line| out.push_str(line));
-            }
-            Err(why) => return Err(why),
-        }
-        event.clear();
-        data.clear();
-    }
-    Ok((!removed.is_empty()).then_some(Filtered { body: out, removed }))
-}
-
-/// Where events of a stream end, looked for once in each byte of it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ends {
-    /// Up to where it was looked.
-    at: usize,
-    is_in_line: bool,
-}
-
-impl Ends {
-    /// Where the last whole event of what came so far ends, and is taken off by the next call: what is behind it waits for
-    /// more.
-    pub fn next(&mut self, text: &[u8]) -> usize {
-        let mut end = 0;
-        while let Some(byte) = text.get(self.at) {
-            match byte {
-                // The second half of what may be a CRLF has not come yet.
-                b'\r' if self.at + 1 == text.len() => break,
-                b'\r' | b'\n' => {
-                    self.at += if *byte == b'\r' && text.get(self.at + 1) == Some(&b'\n') { 2 } else { 1 };
-                    if !std::mem::take(&mut self.is_in_line) {
-                        end = self.at;
-                    }
-                }
-                _ => {
-                    self.is_in_line = true;
-                    self.at += 1;
-                }
-            }
-        }
-        self.at -= end;
-        end
-    }
-}
-
-/// The first line with its end: CRLF, LF or CR; and what follows.
-fn line(text: &str) -> (&str, &str) {
-    let bytes = text.as_bytes();
-    let end = match bytes.iter().position(|b| matches!(b, b'\r' | b'\n')) {
-        Some(at) if bytes.get(at) == Some(&b'\r') && bytes.get(at + 1) == Some(&b'\n') => at + 2,
-        Some(at) => at + 1,
-        None => bytes.len(),
-    };
-    text.split_at_checked(end).unwrap_or((text, ""))
-}
-
-/// The value of a line of data.
-fn field(line: &str) -> Option<&str> {
-    // Only the first line may begin with a mark of byte order.
-    let line = line.strip_prefix('\u{feff}').unwrap_or(line);
-    if line == "data" {
-        return Some("");
-    }
-    let value = line.strip_prefix("data:")?;
-    Some(value.strip_prefix(' ').unwrap_or(value))
+    let mut removed = Vec::new();
+    let body = events::changed(text, &mut |data| match filtered(data.as_bytes(), allowed) {
+        Ok(less) => Ok(less.map(|less| {
+            removed.extend(less.removed);
+            less.body
+        })),
+        // What does not even begin like JSON is no message: a priming event, a comment, another protocol. Of what does,
+        // clients read more than there should be (`NaN`).
+        Err(_) if !data.trim_start().starts_with(['{', '[']) => Ok(None),
+        Err(why) => Err(why),
+    })?;
+    Ok(body.map(|body| Filtered { body, removed }))
 }
 
 /// How the tools of an answer differ from those that were approved, each by its name; none of another answer.

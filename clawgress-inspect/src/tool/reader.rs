@@ -110,6 +110,13 @@ impl Reader {
         read_value(self.value()?, head)
     }
 
+    /// The id of the one message that it is, as JSON, whatever else is wrong with it.
+    #[must_use]
+    pub fn id(&self) -> Option<String> {
+        let id = self.value().ok()?.member("id")?;
+        matches!(id, Value::Number(_) | Value::Text(_)).then(|| id.json())
+    }
+
     fn value(&self) -> Result<&Value, ValueError> {
         match &self.failed {
             Some(why) => Err(why.clone()),

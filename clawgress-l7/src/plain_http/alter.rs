@@ -15,6 +15,7 @@ use super::{Admitted, App, Context, Granted, content};
 use crate::decide::Ruling;
 use crate::exchange::Exchange;
 use crate::identify::Who;
+use crate::page::Client;
 use crate::snapshot::Plan;
 
 // === impl App ===
@@ -72,7 +73,7 @@ impl App {
         Ok(())
     }
 
-    /// Has lists of tools in an answer looked at, where there may be any.
+    /// Has what a tool server answers looked at, where there may be a list of tools in it, or a question.
     pub(super) fn lists(
         &self,
         session: &Session,
@@ -86,7 +87,9 @@ impl App {
         let messages = granted.messages();
         let agent = granted.who().identity.agent.index;
         let media_type = text("content-type").unwrap_or_default();
-        let listing = Listing::of(&self.gateway, addressed, messages.as_deref(), media_type, agent);
+        let of_proxy = || Client::of_proxy(false);
+        let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
+        let listing = Listing::of(&self.gateway, addressed, messages, media_type, (agent, client));
         let Some(listing) = listing.filter(|_| response.status.is_success()) else { return Ok(()) };
         let coded = |coding: &http::HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
         let types = response.headers.get_all("content-type").iter().count();
@@ -94,19 +97,27 @@ impl App {
             context.reason = Some(DropReason::ContentUnreadable);
             return Error::e_explain(
                 ErrorType::HTTPStatus(502),
-                "a list of tools in a coding, or of two types",
+                "an answer of a tool server in a coding, or of two types",
             );
         }
         context.listing = Some(Box::new(listing));
-        // It may become shorter; and what names its bytes, or a part of them, would name others.
-        for name in ["content-length", "etag", "accept-ranges", "content-md5", "digest", "content-digest"] {
-            response.remove_header(name);
-        }
-        if session.req_header().version == Version::HTTP_11 {
-            response.insert_header("transfer-encoding", "chunked")?;
-        }
-        Ok(())
+        unmeasured(session, response)
     }
+}
+
+/// Has the head of an answer that is changed say neither how long it is nor what names its bytes, or a part of them: those would be
+/// others.
+///
+/// # Errors
+/// Never for what it sets.
+pub(super) fn unmeasured(session: &Session, response: &mut ResponseHeader) -> Result<()> {
+    for name in ["content-length", "etag", "accept-ranges", "content-md5", "digest", "content-digest"] {
+        response.remove_header(name);
+    }
+    if session.req_header().version == Version::HTTP_11 {
+        response.insert_header("transfer-encoding", "chunked")?;
+    }
+    Ok(())
 }
 
 /// Changes the call of a model as its ruling has it.

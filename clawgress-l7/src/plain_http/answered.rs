@@ -69,9 +69,13 @@ impl App {
     /// Has an answer judged whose end is its trailers, and gives what of it had to wait for that.
     pub(super) fn pass_end(&self, context: &mut Context) -> Option<Bytes> {
         let mut rest = None;
+        // It notes why.
+        self.rename(&mut rest, true, context).ok()?;
         let mut passed = self.pass_back(&mut rest, true, 0, context);
-        if let (Ok(()), Some(listing), Some(granted)) = (&passed, &mut context.listing, &context.granted) {
-            passed = listing.push(granted, &mut rest, true);
+        if let (Ok(()), Some(listing), Some(granted), Some(exchange)) =
+            (&passed, &mut context.listing, &context.granted, &mut context.exchange)
+        {
+            passed = listing.push((granted, exchange), &mut rest, true);
         }
         match passed {
             Ok(()) => rest,

@@ -22,7 +22,7 @@ use pingora_proxy::Session;
 use super::model::{Asking, Calling};
 use super::rewrite::{Rewritten, is_signed};
 use super::said::{self, Said, operation};
-use super::tool::Addressed;
+use super::tool::{Addressed, Mismatch};
 use super::{Admitted, Granted, duties};
 use crate::carries::{self, Carries};
 use crate::decide::{self, Ruling};
@@ -58,6 +58,7 @@ pub struct Body {
     calling: Option<Calling>,
     /// And about what is sent to a tool server.
     addressed: Option<Addressed>,
+    mismatch: Option<Mismatch>,
     /// The bytes of a call that policy may change.
     copy: Option<Vec<u8>>,
     charge: Charge,
@@ -117,6 +118,11 @@ impl Body {
             _ => Carries::default(),
         };
         said.findings = head.findings().collect();
+        if !has_body {
+            // What it asks for by its path is all there is.
+            said.messages =
+                addressed.as_ref().and_then(|addressed| addressed.bare(&said.findings)).map(Arc::new);
+        }
         let is_open = claims.coding.is_none() && !is_signed(session.req_header());
         let may_change = is_open && reads_call.is_some() && decide::changes_calls(plan, who);
         let counts = is_open && reads_call.is_some() && gateway.calls.counts();
@@ -134,6 +140,7 @@ impl Body {
             unreadable: None,
             calling,
             addressed,
+            mismatch: None,
             copy: (may_change || counts).then(Vec::new),
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
@@ -209,6 +216,7 @@ impl Body {
             Ok(messages) => self.said.messages = messages.map(Arc::new),
             Err(why) => {
                 let is_judged = addressed.judges(reader);
+                self.mismatch = addressed.mismatch(reader, &why).filter(|_| is_judged);
                 self.unreadable = Some(why.to_string());
                 if is_judged {
                     return Err(DropReason::ContentUnreadable);
@@ -268,7 +276,19 @@ impl Body {
             return Err("it is signed, coded, larger than what is held, or no call that is read".to_owned());
         };
         let surface = calling.route.as_ref().map_or(Surface::Other, |route| route.surface);
+        let is_stream = calling.route.as_ref().and_then(|route| route.stream) == Some(true);
+        if !changes.renames.is_empty() && is_stream && matches!(surface, Surface::Converse | Surface::Invoke)
+        {
+            // Its frames are not written again.
+            return Err("tools are not renamed in streams of Bedrock".to_owned());
+        }
         Rewritten::of(&copy, surface, call.call(), changes)
+    }
+
+    /// How it is a message to a tool server whose head says something else than its body, if that is why it is refused.
+    #[must_use]
+    pub fn mismatch(&self) -> Option<&Mismatch> {
+        self.mismatch.as_ref()
     }
 
     /// Whether usage is to be asked for on the client's behalf.

@@ -10,6 +10,7 @@ use super::coming::Coming;
 use super::conversation::Conversation;
 use super::pace::Pace;
 use super::receive::Back;
+use super::renaming::Renaming;
 use super::tool::Listing;
 use super::{Front, Granted, content, model};
 use crate::counter::Counting;
@@ -35,6 +36,8 @@ pub struct Context {
     pub(super) partial: Option<Answer>,
     /// What policy asks about it.
     pub(super) back: Option<Back>,
+    /// What gives the tools in it the client's names.
+    pub(super) renaming: Option<Box<Renaming>>,
     /// What takes out of it what the agent may not use.
     pub(super) listing: Option<Box<Listing>>,
     /// The request that opens a WebSocket, as its connection knows it.
@@ -79,6 +82,9 @@ impl Context {
             conversation.spent(gateway, granted.admitted())
         });
         self.back.take().into_iter().for_each(|back| back.tell(&mut exchange));
+        if self.renaming.take().is_some_and(|renaming| renaming.is_changed()) {
+            exchange.changed("answer: tools are called as their client calls them".to_owned());
+        }
         if let Some((change, findings)) = self.listing.take().map(|listing| listing.finish()) {
             exchange.found(findings.iter());
             change.into_iter().for_each(|change| exchange.changed(change));

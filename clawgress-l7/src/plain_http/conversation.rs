@@ -404,13 +404,11 @@ fn ask_received(
 /// What the messages of a WebSocket are to a model, if it is one that it is with and any of them is read.
 fn realtime(gateway: &Gateway, granted: &Granted) -> Option<Box<Realtime>> {
     let admitted = granted.admitted();
-    if !granted.reads().any() || !gateway.calls.converses(admitted) {
-        return None;
-    }
+    let dialect = gateway.calls.converses(admitted).filter(|_| granted.reads().any())?;
     let plan = gateway.snapshots.current().ok()?;
     let calling = gateway.calls.calling(&plan, granted.who(), admitted, gateway.audit.now());
     let follows = web_socket::following(&plan, granted.who(), admitted);
-    Some(Box::new(Realtime::new(gateway, calling, follows)))
+    Some(Box::new(Realtime::new(gateway, dialect, calling, follows)))
 }
 
 fn gone() -> Box<Error> {

@@ -12,8 +12,9 @@ use clawgress_api::config::{Content, Llm, LlmServer, UNLISTED};
 use clawgress_api::{CallCost, ModelFacts, TokenUsage};
 use clawgress_inspect::http1;
 use clawgress_inspect::llm::answer::{Answer, Usage};
+use clawgress_inspect::llm::realtime::Dialect;
 use clawgress_inspect::llm::vocabulary::Vocabulary;
-use clawgress_inspect::llm::{self, Call, ModelName, Route, Server, Surface};
+use clawgress_inspect::llm::{self, Call, Choice, ModelName, Route, Server, Surface};
 use clawgress_inspect::price::{BUILT_IN as BUILT_IN_PRICES, Cost, Day, Prices};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_policy::content::ModelCall;
@@ -84,6 +85,9 @@ pub struct Facts {
     attachments: u32,
     prompt_score: u32,
     unpriced: bool,
+    tool_choice: String,
+    end_user: String,
+    store: bool,
     findings: Vec<String>,
     /// The version of the rules that its texts were held against.
     prompt_rules: String,
@@ -182,11 +186,11 @@ impl Calls {
         self.route(admitted, is_upgrade, true).map(|route| route.provider)
     }
 
-    /// Whether a request opens a conversation with a model whose messages are read as calls.
+    /// The conversation with a model that a request opens, whose messages are read as calls; `None` if it opens none.
     #[must_use]
-    pub fn converses(&self, admitted: &Admitted) -> bool {
-        let is_named = || admitted.path.trim_end_matches('/').to_ascii_lowercase().ends_with("/realtime");
-        admitted.upgrade == Upgrade::WebSocket && is_named() && self.provider(admitted).is_some()
+    pub fn converses(&self, admitted: &Admitted) -> Option<Dialect> {
+        let dialect = Dialect::of(&admitted.path).filter(|_| admitted.upgrade == Upgrade::WebSocket)?;
+        self.provider(admitted).map(|_| dialect)
     }
 
     /// Whether what answers a request is a model, of which policy asks.
@@ -325,6 +329,12 @@ impl Calling {
             tools: call.tools.clone(),
             attachments: call.attachments.count,
             prompt_score,
+            tool_choice: match &call.tool_choice {
+                Choice::Named(name) => name.clone(),
+                Choice::Unsaid => String::new(),
+            },
+            end_user: call.end_user.clone().unwrap_or_default(),
+            store: call.store.unwrap_or(surface.stores_by_default()),
             findings: found
                 .chain(is_odd.then_some(SHAPE_MISMATCH))
                 .chain(differs.then_some(MODEL_MISMATCH))
@@ -408,6 +418,9 @@ impl Facts {
             attachments: self.attachments,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
+            tool_choice: &self.tool_choice,
+            end_user: &self.end_user,
+            store: self.store,
             findings: &self.findings,
         })
     }
@@ -428,6 +441,9 @@ impl Facts {
             attachments: self.attachments,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
+            tool_choice: Some(self.tool_choice.clone()),
+            end_user: Some(self.end_user.clone()),
+            store: Some(self.store),
             findings: Some(self.findings.clone()),
             prompt_rules: self.prompt_rules.clone(),
         }

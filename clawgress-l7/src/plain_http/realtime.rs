@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use clawgress_api::{CallCost, TokenUsage};
+use clawgress_inspect::llm::Provenance;
 use clawgress_inspect::llm::answer::{Asked, Following, Usage};
-use clawgress_inspect::llm::realtime::{Heard, Sent, Spent, Unheard, sent};
-use clawgress_inspect::llm::{Provenance, Surface};
+use clawgress_inspect::llm::realtime::{Dialect, Heard, Sent, Spent, Unheard, sent};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 use clawgress_inspect::prompt::Rules;
 use clawgress_policy::CallsLook;
@@ -26,6 +26,9 @@ const UNNAMED: &str = "unnamed";
 /// A conversation.
 #[derive(Debug)]
 pub struct Realtime {
+    dialect: Dialect,
+    /// The model that a message named; where it was opened none was.
+    model: Option<String>,
     /// How policy asks about the calls that messages are, if it does.
     calling: Option<Calling>,
     limits: Limits,
@@ -76,17 +79,24 @@ pub enum Unknown {
 
 impl Realtime {
     /// A conversation of which nothing came; calls of tools are put together as `follows` says.
-    pub fn new(gateway: &Gateway, calling: Option<Calling>, follows: Option<Following>) -> Realtime {
+    pub fn new(
+        gateway: &Gateway,
+        dialect: Dialect,
+        calling: Option<Calling>,
+        follows: Option<Following>,
+    ) -> Realtime {
         let content = &gateway.memory.content;
         let bytes_max = usize::try_from(content.hold_bytes_max.get()).unwrap_or(usize::MAX);
         Realtime {
+            dialect,
+            model: None,
             calling,
             limits: Limits {
                 decoded_bytes_max: content.decoded_bytes_max.get(),
                 ratio_max: content.ratio_max.get().into(),
             },
             rules: gateway.calls.rules(),
-            heard: Heard::new(bytes_max, follows.unwrap_or(Following::Names)),
+            heard: Heard::new(dialect, bytes_max, follows.unwrap_or(Following::Names)),
             follows,
             texts: [None, None],
             tools: Vec::new(),
@@ -102,12 +112,13 @@ impl Realtime {
     /// Why it can't be known.
     pub fn says(&mut self, text: &[u8]) -> Result<Option<Call>, Unsaid> {
         let Some(calling) = &self.calling else { return Ok(None) };
-        let (document, asks) = match sent(text).map_err(|why| Unsaid::Message(why.to_string()))? {
-            Sent::Other => return Ok(None),
-            Sent::Shows(document) => (document, false),
-            Sent::Asks(document) => (document, true),
-        };
-        let readings = Readings { call: Some(Some(Surface::Responses)), messages: None };
+        let (document, asks) =
+            match sent(self.dialect, text).map_err(|why| Unsaid::Message(why.to_string()))? {
+                Sent::Other => return Ok(None),
+                Sent::Shows(document) => (document, false),
+                Sent::Asks(document) => (document, true),
+            };
+        let readings = Readings { call: Some(Some(self.dialect.surface())), messages: None };
         let inspector = Inspector::reading(Claims::new(&[b"application/json"], &[]), self.limits, readings);
         let mut inspector = inspector.with_rules(&self.rules);
         let read = inspector.push(document.as_bytes()).and_then(|()| inspector.finish());
@@ -116,7 +127,11 @@ impl Realtime {
         else {
             return Ok(None);
         };
-        let call = request.call();
+        let mut call = request.call().clone();
+        match &call.model {
+            Some(_) => self.model.clone_from(&call.model),
+            None => call.model.clone_from(&self.model),
+        }
         let found = inspector.findings().map(|finding| finding.name().to_owned());
         let found: Vec<String> = found.chain(assessment.findings().map(str::to_owned)).collect();
         for tool in &call.tools {
@@ -128,7 +143,7 @@ impl Realtime {
             }
         }
         self.shown = self.shown.saturating_add(call.tokens_estimated);
-        let mut facts = calling.facts(call, assessment.score, found.iter().map(String::as_str));
+        let mut facts = calling.facts(&call, assessment.score, found.iter().map(String::as_str));
         facts.converses(&self.tools, self.shown);
         facts.held_against(&self.rules);
         Ok(Some(Call { facts, asks }))
@@ -213,7 +228,7 @@ impl Realtime {
         let Usage { input, output, cached, cache_written, reasoning } = usage;
         let shown = std::mem::take(&mut self.shown);
         let input = if estimated { input.max(shown) } else { input };
-        let model = self.calling.as_ref().and_then(Calling::model);
+        let model = self.calling.as_ref().and_then(Calling::model).or_else(|| self.model.clone());
         let tokens = TokenUsage { model, input, output, cached, cache_written, reasoning, estimated };
         let cost = match has_sound {
             // What sound costs is not in the table.

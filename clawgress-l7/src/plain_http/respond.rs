@@ -22,8 +22,8 @@ pub struct Answered {
     pub reusable: bool,
     /// After what time another try may pass.
     pub retry_after: Option<Duration>,
-    /// What is said instead of a page, in the terms of the protocol within.
-    pub denial: Option<String>,
+    /// What is said instead of a page, in the terms of the protocol within, and with what status.
+    pub denial: Option<(u16, String)>,
 }
 
 /// Whether the client says that it takes JSON: one of MCP that waits for its answer elsewhere does not.
@@ -39,12 +39,13 @@ pub async fn respond(
     client: Client,
     Answered { reusable, retry_after, denial }: Answered,
 ) -> Result<()> {
-    // Within its own protocol it is an answer like any other.
-    let (status, form) = match denial {
-        Some(_) => (200, Form::Json),
-        None => (page::status_as(client, denied.reason), page::form(&session.req_header().headers)),
+    let (status, form, body) = match denial {
+        Some((status, denial)) => (status, Form::Json, denial),
+        None => {
+            let form = page::form(&session.req_header().headers);
+            (page::status_as(client, denied.reason), form, denied.body(client, form))
+        }
     };
-    let body = denial.unwrap_or_else(|| denied.body(client, form));
     let mut header = ResponseHeader::build(status, Some(8))?;
     header.insert_header("content-type", form.media_type())?;
     header.insert_header("content-length", body.len().to_string())?;

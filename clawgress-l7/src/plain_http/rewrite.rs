@@ -3,7 +3,8 @@
 //! Must never send a call unchanged that was to be changed.
 
 use bytes::Bytes;
-use clawgress_inspect::llm::change::{Wanted, changed};
+use clawgress_inspect::llm::change::{Changed, Wanted, changed};
+use clawgress_inspect::llm::rename::Renamed;
 use clawgress_inspect::llm::{Call, Surface};
 use clawgress_policy::transform::body::BodyChanges;
 use pingora_http::RequestHeader;
@@ -18,6 +19,8 @@ pub struct Rewritten {
     is_sent: bool,
     /// What was changed, in words.
     pub told: Vec<String>,
+    /// What its tools are called otherwise, so that the answer has to be changed back.
+    renamed: Option<Renamed>,
 }
 
 // === impl Rewritten ===
@@ -35,16 +38,26 @@ impl Rewritten {
     ) -> Result<Rewritten, String> {
         let params: Vec<(&str, &str)> =
             changes.params.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let renames: Vec<(&str, &str)> =
+            changes.renames.iter().map(|(own, other)| (&**own, &**other)).collect();
         let prompt = changes.prompts.join("\n\n");
         let wanted = Wanted {
             params: &params,
             tokens_max: changes.tokens_max,
             takes_tool: &|name| changes.takes_tool(name),
             takes_tools: !changes.tools.is_empty(),
+            renames: &renames,
             prompt: (!changes.prompts.is_empty()).then_some(&*prompt),
         };
         let changed = changed(body, surface, call, &wanted).map_err(|why| why.to_string())?;
-        Ok(Rewritten { body: Bytes::from(changed.body), is_sent: false, told: changed.told })
+        let Changed { body, told, renamed } = changed;
+        Ok(Rewritten { body: Bytes::from(body), is_sent: false, told, renamed })
+    }
+
+    /// What its tools are called otherwise.
+    #[must_use]
+    pub fn renamed(&self) -> Option<&Renamed> {
+        self.renamed.as_ref()
     }
 
     /// Has the head say how long it is, once for each attempt to send it.
@@ -54,6 +67,10 @@ impl Rewritten {
     pub fn head(&mut self, request: &mut RequestHeader) -> pingora_error::Result<()> {
         self.is_sent = false;
         request.remove_header("transfer-encoding");
+        if self.renamed.is_some() {
+            // What comes back has to be changed.
+            request.insert_header("accept-encoding", "identity")?;
+        }
         request.insert_header("content-length", self.body.len().to_string())
     }
 

@@ -122,8 +122,7 @@ impl Said {
     ) -> Ruling {
         let Some(messages) = &self.messages else {
             let is_late = !self.is_tool_known
-                && self.has_body
-                && gateway.tools.is_named(admitted)
+                && gateway.tools.is_meant(admitted)
                 && decide::tool_need(plan, who).decided != Look::Nothing;
             return if is_late { Ruling::deny("tool", DropReason::InspectionRequired) } else { before };
         };
@@ -198,8 +197,7 @@ pub fn judge_unseen(
     if calling.is_some_and(|calling| calling.route.is_some() && calling.need.decided != Look::Nothing) {
         return Err(DropReason::InspectionRequired);
     }
-    let has_body = admitted.body != http1::Body::Length(0);
-    if has_body && gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
+    if gateway.tools.is_meant(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
         return Err(DropReason::InspectionRequired);
     }
     let Some(unseen) = unseen(admitted).filter(|_| decide::asks_send(plan, who)) else { return Ok(()) };

@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 use clawgress_api::ToolFacts;
 use clawgress_api::config::{self, Content, UNLISTED};
 use clawgress_inspect::http1;
-use clawgress_inspect::tool::{Head, Message, PARAM, Protocol, Reader, ToolError};
+use clawgress_inspect::tool::{
+    CARD, Head, Message, PARAM, Protocol, Reader, Rest, ToolError, has_heads, rest,
+};
 use clawgress_policy::content::ToolCall;
 use clawgress_policy::{Look, Operation, PayloadNeed};
 use http::HeaderMap;
@@ -21,6 +23,7 @@ use crate::endpoints::Upstream;
 use crate::identify::Who;
 use crate::snapshot::Plan;
 
+mod asking;
 pub mod catalog;
 mod learned;
 mod listing;
@@ -37,6 +40,8 @@ const METHOD: &str = "mcp-method";
 const NAME: &str = "mcp-name";
 const VERSION: &str = "mcp-protocol-version";
 const SESSION: &str = "mcp-session-id";
+/// What every request to an agent has, of A2A since 1.0.
+const A2A_VERSION: &str = "a2a-version";
 
 /// Tool servers, and what is known of their tools.
 #[derive(Debug, Default)]
@@ -65,6 +70,8 @@ pub struct Addressed {
     /// Who needs to know.
     pub need: PayloadNeed,
     head: Fields,
+    /// What it asks an agent for by its path, whatever its body.
+    rest: Option<Rest>,
 }
 
 /// What the head says of the message.
@@ -102,6 +109,14 @@ struct Facts {
     findings: Vec<String>,
     /// Whether what its server listed of it was forgotten, so that findings may be missing.
     is_forgotten: bool,
+    /// Whether it is one by its path alone.
+    is_bare: bool,
+}
+
+/// A message of the newer era whose head says something else than its body.
+#[derive(Clone, Debug)]
+pub struct Mismatch {
+    id: Option<String>,
 }
 
 // === impl Tools ===
@@ -148,12 +163,25 @@ impl Tools {
             return None;
         }
         let server = self.server(admitted);
-        if server.is_none() && admitted.body == http1::Body::Length(0) {
+        let rest = rest(&admitted.method, &admitted.path).filter(|rest| {
+            // Other servers have tasks, too.
+            server.is_some() || rest.is_distinct || headers.contains_key(A2A_VERSION)
+        });
+        if server.is_none() && rest.is_none() && admitted.body == http1::Body::Length(0) {
             return None;
         }
         let at = format!("{}:{} {}", admitted.host, admitted.port, server.as_deref().unwrap_or(UNLISTED));
         let key = Key { agent: who.identity.agent.index, at: at.into() };
-        Some(Addressed { server, key, need, head: Fields::of(headers) })
+        Some(Addressed { server, key, need, head: Fields::of(headers), rest })
+    }
+
+    /// Whether it goes to a server that is named, and is one of messages by its body or path; or says by its path alone that it is one.
+    #[must_use]
+    pub fn is_meant(&self, admitted: &Admitted) -> bool {
+        let has_body = admitted.body != http1::Body::Length(0);
+        let rest = rest(&admitted.method, &admitted.path);
+        rest.is_some_and(|rest| rest.is_distinct)
+            || (has_body || rest.is_some()) && self.server(admitted).is_some()
     }
 
     /// Whether it goes to a server that is named.
@@ -177,7 +205,14 @@ impl Tools {
                 && server.port == admitted.port
                 && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        self.servers.iter().find(is).map(|server| Arc::clone(&server.name))
+        let found = self.servers.iter().find(is).map(|server| Arc::clone(&server.name));
+        // An agent says what it is at the root of its host, wherever it is itself: whose that is if there are two, nobody knows.
+        let is_card = || rest(&admitted.method, &admitted.path).is_some_and(|rest| rest.method == CARD);
+        found.or_else(|| {
+            let mut there = self.servers.iter().filter(|s| s.host == host && s.port == admitted.port);
+            let one = there.next().filter(|_| is_card() && there.next().is_none())?;
+            Some(Arc::clone(&one.name))
+        })
     }
 }
 
@@ -223,10 +258,10 @@ impl Fields {
 // === impl Addressed ===
 
 impl Addressed {
-    /// Whether its body has to be one of messages: its server is named, or its head says so.
+    /// Whether it has to be one of messages: its server is named, or its head says so, or its path.
     #[must_use]
     pub fn is_meant(&self) -> bool {
-        self.server.is_some() || self.head.is_meant
+        self.server.is_some() || self.head.is_meant || self.rest.is_some()
     }
 
     /// Whether its server is named.
@@ -267,14 +302,47 @@ impl Addressed {
         if let Some(field) = self.head.unclear {
             return Err(ToolError::Mismatch(field));
         }
+        // What its path asks for, has any body, unless that is a message besides.
+        let is_bare = self.rest.is_some() && !reader.is_like() && !reader.is_doubtful();
+        if let Some(messages) = self.bare(found).filter(|_| is_bare) {
+            return Ok(Some(messages));
+        }
         let messages = reader.read(&self.head.head())?;
         if !self.is_meant() && messages.iter().all(|message| message.protocol == Protocol::Other) {
             return Ok(None);
         }
         let is_batch = messages.len() > 1;
         let facts = |message: Message| self.facts(message, catalog, found);
-        let all = messages.into_iter().map(facts).collect::<Result<Vec<_>, _>>()?;
+        let mut all = messages.into_iter().map(facts).collect::<Result<Vec<_>, _>>()?;
+        all.extend(self.bare(found).into_iter().flat_map(|bare| bare.all));
         Ok(Some(Messages { addressed: self.clone(), all, is_batch }))
+    }
+
+    /// The message that a request is by its path, in whose body this was `found`.
+    #[must_use]
+    pub fn bare(&self, found: &[String]) -> Option<Messages> {
+        let facts = Facts {
+            id: None,
+            protocol: Protocol::A2a,
+            method: self.rest?.method.to_owned(),
+            name: String::new(),
+            argument_names: Vec::new(),
+            values: Vec::new(),
+            arguments: String::new(),
+            findings: found.to_vec(),
+            is_forgotten: false,
+            is_bare: true,
+        };
+        Some(Messages { addressed: self.clone(), all: vec![facts], is_batch: false })
+    }
+
+    /// Whether a message is refused for what its version has an error of its own for.
+    #[must_use]
+    pub fn mismatch(&self, reader: &Reader, why: &ToolError) -> Option<Mismatch> {
+        let is_one =
+            matches!(why, ToolError::Mismatch(_) | ToolError::ParamMismatch(_) | ToolError::Missing(_));
+        let has_heads = self.head.version.as_deref().is_some_and(has_heads);
+        (is_one && has_heads).then(|| Mismatch { id: reader.id() })
     }
 
     fn facts(&self, message: Message, catalog: &Catalog, found: &[String]) -> Result<Facts, ToolError> {
@@ -296,6 +364,7 @@ impl Addressed {
                 found.iter().cloned().chain(held).collect()
             },
             is_forgotten: held.is_forgotten,
+            is_bare: false,
             protocol: message.protocol,
             id: message.id,
             method: message.method.unwrap_or_default(),
@@ -368,6 +437,17 @@ impl Messages {
         self.all.iter().any(|facts| facts.method == "tools/list")
     }
 
+    /// Whether what answers them is JSON-RPC, which may list or ask: of one by its path alone it is not.
+    #[must_use]
+    pub fn are_answered(&self) -> bool {
+        self.all.iter().any(|facts| !facts.is_bare)
+    }
+
+    /// Ids of those that are answered, as JSON.
+    pub fn ids(&self) -> impl Iterator<Item = &String> {
+        self.all.iter().filter_map(|facts| facts.id.as_ref())
+    }
+
     /// A denial in the protocol's own terms, for a client that `takes_json`: clients show it as what became of their call. None
     /// where nobody waits for an answer, or where that comes by another connection.
     #[must_use]
@@ -376,13 +456,7 @@ impl Messages {
         if is_mcp && !takes_json {
             return None;
         }
-        let one = |id: &String| {
-            let error = serde_json::json!({
-                "code": DENIED, "message": message, "data": { "reason": code, "request": request },
-            });
-            format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}")
-        };
-        let all: Vec<String> = self.all.iter().filter_map(|facts| facts.id.as_ref()).map(one).collect();
+        let all: Vec<String> = self.ids().map(|id| error(id, (DENIED, code), message, request)).collect();
         match &all[..] {
             [] => None,
             [one] if !self.is_batch => Some(one.clone()),
@@ -396,3 +470,25 @@ const ANSWERS_SERVER: &str = "answers_server";
 
 /// The error of a denial (JSON-RPC 2.0 section 5.1: -32000 to -32099 are the server's own).
 const DENIED: i32 = -32050;
+
+/// The same of a message whose head says something else than its body (MCP 2026-07-28, `HeaderMismatch`).
+const MISMATCH: i32 = -32020;
+
+/// The answer to a message that is denied, by its id as JSON.
+fn error(id: &str, (number, code): (i32, &str), message: &str, request: &str) -> String {
+    let error = serde_json::json!({
+        "code": number, "message": message, "data": { "reason": code, "request": request },
+    });
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{error}}}")
+}
+
+// === impl Mismatch ===
+
+impl Mismatch {
+    /// What the protocol has said of it, in the form that clients of it take; with the status 400.
+    #[must_use]
+    pub fn denial(&self, code: &str, request: &str) -> String {
+        let message = "HeaderMismatch: the head does not say what the body does, or not all that it has to";
+        error(self.id.as_deref().unwrap_or("null"), (MISMATCH, code), message, request)
+    }
+}

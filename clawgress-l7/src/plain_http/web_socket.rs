@@ -107,8 +107,8 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http
         return (unreadable("tool", &opened), reads);
     }
     // Messages of a conversation with a model are calls of it.
-    let calls =
-        if gateway.calls.converses(admitted) { decide::call_need(plan, who) } else { PayloadNeed::default() };
+    let converses = gateway.calls.converses(admitted).is_some();
+    let calls = if converses { decide::call_need(plan, who) } else { PayloadNeed::default() };
     match rule_sent(plan, who, admitted, opened) {
         Ok((ruling, sent)) => {
             reads.sent = reads.sent.max(sent).max(reading(calls.decided, calls.logged));
@@ -180,7 +180,7 @@ fn rule_received(
             decide::calls_need(plan, who, received(admitted)).decided == CallsLook::Nothing
                 && gateway.calls.provider(admitted).is_none()
         };
-        let is_followed = gateway.calls.converses(admitted) || is_plain();
+        let is_followed = gateway.calls.converses(admitted).is_some() || is_plain();
         return if is_followed { (opened, reads) } else { (unreadable("receive", &opened), reads) };
     }
     if !decides {

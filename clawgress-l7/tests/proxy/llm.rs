@@ -336,6 +336,11 @@ async fn usage_of_streams_is_asked_for_and_told_to_nobody_who_did_not_ask() {
     client.until("Hello there").await;
     let estimated = site.record(RecordKind::Outcome, 4).await.tokens.expect("estimated");
     assert!(estimated.estimated && (4..12).contains(&estimated.output), "{estimated:?}");
+    let facts = site.record(RecordKind::Decision, 4).await.attributes.and_then(|a| a.llm).expect("told");
+    assert_eq!(
+        (facts.end_user.as_deref(), facts.tool_choice.as_deref(), facts.store),
+        (Some("cut me off"), Some(""), Some(false))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

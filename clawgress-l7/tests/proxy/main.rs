@@ -1,6 +1,10 @@
 //! The proxy under test over real sockets: allowed and denied traffic, hostile bytes, loss of its peers.
 
 #[cfg(test)]
+mod a2a;
+#[cfg(test)]
+mod asks;
+#[cfg(test)]
 mod balancers;
 #[cfg(test)]
 mod body;
@@ -48,6 +52,8 @@ mod leaves;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod live;
+#[cfg(test)]
 mod llm;
 #[cfg(test)]
 mod messages;
@@ -69,6 +75,8 @@ mod process;
 mod realtime;
 #[cfg(test)]
 mod receive;
+#[cfg(test)]
+mod renaming;
 #[cfg(test)]
 mod requests;
 #[cfg(test)]

@@ -193,7 +193,6 @@ async fn each_message_is_judged_and_denied_in_its_own_terms() {
         (call(r#"{"name":"read","name":"erase","arguments":{"n":1}}"#), ""),
         (call(r#"{"name":"read","Name":"erase","arguments":{"n":1}}"#), ""),
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Name: erase\r\n"),
-        (call(r#"{"name":"read","arguments":{"n":1}}"#), "MCP-Protocol-Version: 2026-07-28\r\n"),
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Session-Id: a\r\nMcp-Session-Id: b\r\n"),
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Name: =?base64?ZXJhc2U=?=\r\n"),
         (call(r#"{"name":"read","arguments":{"n":1}}"#), "Mcp-Param-N: 2\r\n"),
@@ -284,6 +283,38 @@ async fn lists_are_what_an_agent_may_use() {
     // Once it is what it was, it is called again.
     site.ask("/mcp", JSON, list).await;
     assert!(text(&site.ask("/mcp", JSON, &read).await).contains("\"result\""));
+}
+
+/// In the newer era by an error of its own; before, there was none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_says_something_else_is_told_as_its_version_has_it() {
+    let site = Site::start().await;
+    let read = call(r#"{"name":"read","arguments":{"n":1}}"#);
+    let newer = "MCP-Protocol-Version: 2026-07-28\r\n";
+    let named = "Mcp-Method: tools/call\r\nMcp-Name: read\r\n";
+    for (n, (fields, status)) in [
+        (newer.to_owned(), 400),
+        (format!("{newer}Mcp-Method: tools/call\r\nMcp-Name: erase\r\n"), 400),
+        (format!("{newer}{named}Mcp-Param-N: 2\r\n"), 400),
+        (format!("{newer}{named}Mcp-Name: read\r\n"), 400),
+        ("MCP-Protocol-Version: 2025-11-25\r\nMcp-Name: erase\r\n".to_owned(), 415),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = site.ask("/mcp", &format!("{JSON}{fields}"), &read).await;
+        assert_eq!((answer.status, answer.reason()), (status, "content_unreadable"), "{fields}");
+        let told: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        if status == 400 {
+            assert_eq!((&told["id"], &told["error"]["code"]), (&"a".into(), &(-32020).into()), "{told}");
+        } else {
+            assert!(told["jsonrpc"].is_null(), "{told}");
+        }
+        let record = site.record(RecordKind::Decision, n + 1).await;
+        assert!(record.detail.is_some_and(|detail| detail.contains("head")), "{fields}");
+    }
+    assert_eq!(site.upstream.connections(), 0, "nothing was dialled");
+    assert_eq!(site.ask("/mcp", &format!("{JSON}{newer}{named}"), &read).await.status, 200);
 }
 
 /// What a server listed is remembered within bounds: what was forgotten may be what policy waits for.

@@ -20,7 +20,7 @@ use crate::transform::{self, Transform};
 use crate::vocabulary::ActionKind;
 
 /// Annotations of obligations.
-pub(super) const ANNOTATIONS: [&str; 12] = [
+pub(super) const ANNOTATIONS: [&str; 13] = [
     "effect",
     "limit",
     "per",
@@ -32,6 +32,7 @@ pub(super) const ANNOTATIONS: [&str; 12] = [
     SET_PARAM,
     MAX_TOKENS,
     REMOVE_TOOL,
+    RENAME_TOOL,
     SYSTEM_PROMPT,
 ];
 /// Annotations of `transform`.
@@ -42,8 +43,9 @@ const INJECT: &str = "inject";
 const SET_PARAM: &str = "set_param";
 const MAX_TOKENS: &str = "max_tokens";
 const REMOVE_TOOL: &str = "remove_tool";
+const RENAME_TOOL: &str = "rename_tool";
 const SYSTEM_PROMPT: &str = "system_prompt";
-const OF_CALLS: [&str; 4] = [SET_PARAM, MAX_TOKENS, REMOVE_TOOL, SYSTEM_PROMPT];
+const OF_CALLS: [&str; 5] = [SET_PARAM, MAX_TOKENS, REMOVE_TOOL, RENAME_TOOL, SYSTEM_PROMPT];
 
 /// The annotation of a guard that is tried out, and what it says.
 pub(super) const MODE: &str = "mode";
@@ -219,6 +221,7 @@ fn obliged<'a>(
         (SET_PARAM, "`transform`", is_transform),
         (MAX_TOKENS, "`transform`", is_transform),
         (REMOVE_TOOL, "`transform`", is_transform),
+        (RENAME_TOOL, "`transform`", is_transform),
         (SYSTEM_PROMPT, "`transform`", is_transform),
     ] {
         if let Some((_, at)) = find(name).filter(|_| !is_wanted) {
@@ -310,7 +313,7 @@ fn transform<'a>(
 ) -> Option<Transform> {
     let known = [SET_HEADER, REMOVE_HEADER, INJECT].into_iter().chain(OF_CALLS);
     if !{ known }.any(|name| find(name).is_some()) {
-        let message = "`@effect(\"transform\")` needs what it changes: put `@set_header(\"Name: value\")`, `@remove_header(\"Name\")` or `@inject(\"Name: {key}\")` after it, of calls of models (`Action::\"llm\"`) also `@set_param`, `@max_tokens`, `@remove_tool` or `@system_prompt`, one of each at most";
+        let message = "`@effect(\"transform\")` needs what it changes: put `@set_header(\"Name: value\")`, `@remove_header(\"Name\")` or `@inject(\"Name: {key}\")` after it, of calls of models (`Action::\"llm\"`) also `@set_param`, `@max_tokens`, `@remove_tool`, `@rename_tool` or `@system_prompt`, one of each at most";
         troubles.push((at, message.to_owned()));
         return None;
     }
@@ -329,6 +332,7 @@ fn transform<'a>(
             param: read_by(SET_PARAM, body::param, find, troubles),
             tokens_max: read_by(MAX_TOKENS, body::tokens_max, find, troubles),
             tool: read_by(REMOVE_TOOL, body::tool, find, troubles),
+            rename: read_by(RENAME_TOOL, body::rename, find, troubles),
             prompt: read_by(SYSTEM_PROMPT, body::prompt, find, troubles),
         },
     };
@@ -337,6 +341,12 @@ fn transform<'a>(
     if let Some(twice) = change.remove.as_ref().filter(|removed| written.contains(removed)) {
         let message = format!("`{twice}` is taken away and set: what is set replaces it by itself");
         troubles.push((find(REMOVE_HEADER).and_then(|(_, at)| at), message));
+    }
+    if let BodyChange { tool: Some(gone), rename: Some((own, _)), .. } = &change.body
+        && gone == own
+    {
+        let message = format!("`{own}` is taken away and renamed: remove one of the two");
+        troubles.push((find(RENAME_TOOL).and_then(|(_, at)| at), message));
     }
     if let [one, other] = &written[..]
         && one == other

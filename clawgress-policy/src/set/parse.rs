@@ -29,6 +29,7 @@ use crate::kernel::limiter::{self, LIMITERS_MAX, Limiter};
 use crate::kernel::plan::{Plan, Written};
 use crate::members::{Members, SET_NAME_BYTES_MAX, name_is_valid};
 use crate::time::{Schedule, Zone};
+use crate::transform;
 use crate::vocabulary::{ActionKind, Actions, ByAction, Reads, Vocabulary, qualify};
 
 /// Most policies in a set: twice what is measured to be decided within the times that are promised, and some seconds to
@@ -271,7 +272,7 @@ fn obliged(
     problems: &mut Vec<PolicyProblem>,
 ) -> (Vec<Limiter>, BTreeMap<String, Arc<Obligation>>) {
     let (mut limiters, mut obligations) = (Vec::new(), BTreeMap::new());
-    for draft in drafts {
+    for draft in &mut *drafts {
         let id = draft.id.clone().unwrap_or_default();
         draft.obliged = obligation::read(draft.ast(), (&id, &draft.name), source, problems);
         match &draft.obliged {
@@ -296,6 +297,15 @@ fn obliged(
             obligations.len()
         );
         problems.push(source.problem(None, None, message));
+    }
+    let renamed = transform::renamed_to_one(obligations.values().map(|obligation| &**obligation));
+    if let Some(([first, second], name)) = renamed {
+        let message = format!(
+            "renames a tool to `{name}`, as the policy `{first}` does another: give one of them another name"
+        );
+        let second = drafts.iter().find(|draft| draft.name == second);
+        let id = second.and_then(|draft| draft.id.as_deref());
+        problems.push(source.problem(id, second.map(|draft| draft.start), message));
     }
     if let Some([first, second]) = limiter::collision(&limiters) {
         let message = format!(
@@ -357,7 +367,7 @@ fn annotations(
                 "`@{future}` is not available yet, and a rule must not silently do nothing: remove it"
             ),
             _ => format!(
-                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header`, `@inject`, `@set_param`, `@max_tokens`, `@remove_tool`, `@system_prompt`, `@mode` and `@direct`",
+                "`@{}` is not a known annotation: the known ones are `@id`, `@description`, `@owner`, `@reference`, `@effect`, `@limit`, `@per`, `@for`, `@severity`, `@set_header`, `@remove_header`, `@inject`, `@set_param`, `@max_tokens`, `@remove_tool`, `@rename_tool`, `@system_prompt`, `@mode` and `@direct`",
                 quote(&key)
             ),
         };

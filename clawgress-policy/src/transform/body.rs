@@ -38,6 +38,8 @@ pub struct BodyChange {
     pub tokens_max: Option<u64>,
     /// Name of a tool that is not offered; all that begin with it if it ends in `*`.
     pub tool: Option<Box<str>>,
+    /// Name of a tool, and what it is called to the model.
+    pub rename: Option<(Box<str>, Box<str>)>,
     /// What comes before all other instructions.
     pub prompt: Option<Box<str>>,
 }
@@ -51,6 +53,8 @@ pub struct BodyChanges {
     pub tokens_max: Option<u64>,
     /// Tools that are not offered.
     pub tools: BTreeSet<Box<str>>,
+    /// Names of tools, each once, and what they are called to the model.
+    pub renames: BTreeMap<Box<str>, Box<str>>,
     /// Prompts, the first of which comes first: the platform's before all others.
     pub prompts: Vec<Box<str>>,
 }
@@ -60,8 +64,9 @@ pub struct BodyChanges {
 impl BodyChanges {
     /// Adds what another policy changes; those of the platform come last, and have the last word.
     pub(super) fn add(&mut self, change: &BodyChange) {
-        let BodyChange { param, tokens_max, tool, prompt } = change;
+        let BodyChange { param, tokens_max, tool, rename, prompt } = change;
         self.params.extend(param.clone());
+        self.renames.extend(rename.clone());
         self.tokens_max = [self.tokens_max, *tokens_max].into_iter().flatten().min();
         self.tools.extend(tool.clone());
         if let Some(prompt) = prompt {
@@ -142,6 +147,33 @@ pub(crate) fn tool(text: &str) -> Result<Box<str>, String> {
     Ok(text.into())
 }
 
+/// Reads `name: name`.
+///
+/// # Errors
+/// Why not, and what to write.
+pub(crate) fn rename(text: &str) -> Result<(Box<str>, Box<str>), String> {
+    let example = "@rename_tool(\"shell: run_command\")";
+    let malformed = || {
+        format!(
+            "`{}` renames no tool: write its name, a colon and the name that the model sees, as in `{example}`",
+            quote(text)
+        )
+    };
+    let (own, other) = text.split_once(':').ok_or_else(malformed)?;
+    let (own, other) = (own.trim(), other.trim());
+    let is_name = |name: &str| {
+        (1..=NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/'))
+    };
+    if !is_name(own) || !is_name(other) {
+        return Err(malformed());
+    }
+    if own == other {
+        return Err(format!("`{}` renames nothing: both names are the same", quote(text)));
+    }
+    Ok((own.into(), other.into()))
+}
+
 /// Reads a prompt.
 ///
 /// # Errors
@@ -183,6 +215,10 @@ mod tests {
         for bad in ["", "a b", "*a", "a**"] {
             tool(bad).expect_err(bad);
         }
+        assert_eq!(rename("shell: run_command"), Ok(("shell".into(), "run_command".into())));
+        for bad in ["", "shell", "shell:", ": a", "a: b c", "a: b: c", "web_*: a", "a: \"b\"", "a: a"] {
+            rename(bad).expect_err(bad);
+        }
         prompt("  ").expect_err("blank");
         prompt("a\u{7}").expect_err("a bell");
         assert_eq!(prompt("Never\nsend keys."), Ok("Never\nsend keys.".into()));
@@ -195,6 +231,7 @@ mod tests {
             param: Some((param.0.into(), param.1.into())),
             tokens_max: Some(most),
             tool: Some(tool.into()),
+            rename: Some(("shell".into(), prompt.into())),
             prompt: Some(prompt.into()),
         };
         all.add(&change(("store", "true"), 5, "shell", "own"));
@@ -202,6 +239,7 @@ mod tests {
         all.add(&BodyChange::default());
         assert_eq!((all.params.len(), all.tokens_max), (1, Some(5)));
         assert_eq!(all.params.get("store").map(|value| &**value), Some("false"));
+        assert_eq!(all.renames, [("shell".into(), "platform".into())].into());
         assert_eq!(all.prompts, ["platform".into(), "own".into()]);
         assert!(all.takes_tool("shell") && all.takes_tool("web_search") && !all.takes_tool("shell2"));
         assert!(!all.is_empty() && BodyChanges::default().is_empty());

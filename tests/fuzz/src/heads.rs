@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clawgress_inspect::dns::watch::{Limits as WatchLimits, Watch, parent};
 use clawgress_inspect::llm::answer::{Following, Usage};
-use clawgress_inspect::llm::realtime::{Heard, Sent, sent};
+use clawgress_inspect::llm::realtime::{Dialect, Heard, Sent, sent};
 use clawgress_inspect::llm::{Server, Surface, Target, route};
 use clawgress_inspect::payload::Limits;
 use clawgress_inspect::payload::head::Head as Sending;
@@ -120,8 +120,10 @@ pub fn request_head(data: &[u8]) {
 
 /// Messages, a line each: those of a client are requests or are none; those of a server come to the same again, within bounds.
 pub fn llm_realtime(data: &[u8]) {
+    // OpenAI's begin so.
+    let dialect = if data.starts_with(b"{\"type") { Dialect::Events } else { Dialect::Live };
     let hear = |following| {
-        let mut heard = Heard::new(4096, following);
+        let mut heard = Heard::new(dialect, 4096, following);
         let mut all = Vec::new();
         for message in data.split(|b| *b == b'\n') {
             if heard.message(message).is_err() {
@@ -135,7 +137,7 @@ pub fn llm_realtime(data: &[u8]) {
     let (told, names) = (hear(Following::Told), hear(Following::Names));
     assert!(names.0.is_empty() && told.0.iter().all(|call| !call.name.is_empty()));
     for message in data.split(|b| *b == b'\n') {
-        if let Ok(Sent::Shows(document) | Sent::Asks(document)) = sent(message) {
+        if let Ok(Sent::Shows(document) | Sent::Asks(document)) = sent(dialect, message) {
             assert!(Value::parse(document.as_bytes()).is_ok(), "{document}");
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clawgress_inspect::tool::{
-    Change, Head, Validity, Value, changes, filtered, filtered_events, pin, read, validate,
+    Change, Head, Validity, Value, changes, filtered, filtered_events, heard, pin, read, rest, validate,
 };
 
 use super::pieces;
@@ -45,6 +45,12 @@ pub fn tool_list(data: &[u8]) {
     }
     if let Ok(Some(less)) = filtered_events(whole, &mut |name, _| name.len() % 2 == 0) {
         assert_eq!(filtered_events(less.body.as_bytes(), &mut |name, _| name.len() % 2 == 0), Ok(None));
+    }
+    if let Ok(heard) = heard(whole) {
+        heard.asks.iter().for_each(|ask| assert!(!ask.method.is_empty() && ask.method != "ping"));
+    }
+    if let Ok(path) = std::str::from_utf8(whole) {
+        let _ = rest("GET", path);
     }
     let Some(schema) = pieces.first() else { return };
     let rest = whole.get(schema.len()..).unwrap_or_default();

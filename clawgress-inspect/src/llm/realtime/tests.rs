@@ -22,7 +22,7 @@ const SAID: [&str; 14] = [
 ];
 
 fn heard(following: Following) -> Heard {
-    Heard::new(1 << 20, following)
+    Heard::new(Dialect::Events, 1 << 20, following)
 }
 
 #[test]
@@ -87,7 +87,26 @@ fn messages_of_clients_are_read_as_requests() {
          Sent::Shows(r#"{"input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"hi"}]}]}"#.to_owned())),
         (r#"{"type":"input_audio_buffer.append","audio":"AAAA"}"#, Sent::Other),
     ] {
-        assert_eq!(sent(message.as_bytes()), Ok(want), "{message}");
+        assert_eq!(sent(Dialect::Events, message.as_bytes()), Ok(want), "{message}");
+    }
+}
+
+#[test]
+fn conversations_are_known_by_their_paths() {
+    let live = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent";
+    for (path, dialect) in [
+        ("/v1/realtime", Some(Dialect::Events)),
+        ("/openai/realtime/", Some(Dialect::Events)),
+        (live, Some(Dialect::Live)),
+        (&format!("{live}Constrained"), Some(Dialect::Live)),
+        ("/ws/google.cloud.aiplatform.v1.LlmBidiService/BidiGenerateContent", Some(Dialect::Live)),
+        ("/ws/google.cloud.aiplatform.v1.LlmBidiService/%42idiGenerateContent;a=1", Some(Dialect::Live)),
+        ("/v1/responses", None),
+        ("/ws/a.BidiGenerateMusic", None),
+        ("/realtimes", None),
+        ("/", None),
+    ] {
+        assert_eq!(Dialect::of(path), dialect, "{path}");
     }
 }
 
@@ -97,14 +116,14 @@ fn what_two_could_read_in_two_ways_is_an_error() {
     for message in
         ["", "[]", "{}", "{\"type\":1}", r#"{"type":"session.update","type":"x"}"#, deep.as_str(), "\u{0}"]
     {
-        assert!(sent(message.as_bytes()).is_err(), "{message}");
+        assert!(sent(Dialect::Events, message.as_bytes()).is_err(), "{message}");
         assert!(heard(Following::Held).message(message.as_bytes()).is_err(), "{message}");
     }
     let mut many = heard(Following::Names);
     let begin = |n: usize| format!(r#"{{"type":"response.created","response":{{"id":"r{n}"}}}}"#);
     assert!((0..RESPONSES_MAX).all(|n| many.message(begin(n).as_bytes()).is_ok()));
     assert_eq!(many.message(begin(RESPONSES_MAX).as_bytes()), Err(Unheard::TooMany));
-    let mut large = Heard::new(400, Following::Held);
+    let mut large = Heard::new(Dialect::Events, 400, Following::Held);
     let added = SAID[2].as_bytes();
     let delta = r#"{"type":"response.function_call_arguments.delta","response_id":"r1","output_index":0,"delta":"xxxxxxxxxxxxxxxxxxxx"}"#;
     large.message(added).expect("begun");

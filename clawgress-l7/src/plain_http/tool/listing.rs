@@ -1,23 +1,28 @@
-//! Lists of tools in what a server answers, as an agent gets to see them: without what it may not call.
+//! What a server of tools answers, as an agent gets to see it: lists without what it may not call, and of what the server asks
+//! of its client (`asking.rs`) what policy permits.
 //!
 //! A document is held until it is whole, and an event until its end; all else of a stream goes on as it comes. Must never let
-//! a list pass that could not be read.
+//! a list or a question pass that could not be read.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::tool::{Ends, Filtered, ToolError, Value, filtered, filtered_events};
-use clawgress_policy::Operation;
+use clawgress_inspect::events;
+use clawgress_inspect::tool::{Ends, Filtered, ToolError, Value, filtered};
 use clawgress_policy::content::ToolCall;
+use clawgress_policy::{Look, Operation};
 
 use super::super::Granted;
+use super::asking::Asking;
 use super::{Addressed, Messages};
 use crate::decide;
+use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::memory::Charge;
+use crate::page::Client;
 
-/// Most bytes of a list, or of one event: some thousand tools.
+/// Most bytes of a document, or of one event: a list of some thousand tools.
 const HELD_BYTES_MAX: usize = 8 << 20;
 /// Names that a record tells of what was taken out.
 const REMOVED_TOLD: usize = 16;
@@ -33,27 +38,36 @@ pub struct Listing {
     charge: Charge,
     removed: Vec<String>,
     findings: Vec<String>,
+    /// What is made of what the server asks.
+    asking: Asking,
+    /// Whether a list was asked for.
+    lists: bool,
+    /// Whether it goes on as it comes: it is too large for what nobody decides by.
+    passes: bool,
 }
 
 // === impl Listing ===
 
 impl Listing {
-    /// What looks at an answer of this type, if it may hold a list: one that was asked for, or any event of a server that is
-    /// named, whose lists may come by a stream of its own.
+    /// What looks at an answer of this type, if a client may take it for a list or a question: one to messages, or any event of a
+    /// server that is named, which may list and ask by a stream of its own.
     #[must_use]
     pub fn of(
         gateway: &Arc<Gateway>,
         addressed: &Addressed,
-        messages: Option<&Messages>,
+        messages: Option<Arc<Messages>>,
         media_type: &str,
-        agent: u32,
+        (agent, client): (u32, Client),
     ) -> Option<Listing> {
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
         let is_stream = media_type.eq_ignore_ascii_case("text/event-stream");
-        let lists = messages.is_some_and(Messages::lists);
+        let lists = messages.as_deref().is_some_and(Messages::lists);
         // What was asked for may come as whatever its server likes.
-        let may_list = lists || is_stream && (addressed.is_named() || messages.is_some());
-        may_list.then(|| Listing {
+        let is_one = match &messages {
+            Some(messages) => messages.are_answered(),
+            None => is_stream && addressed.is_named(),
+        };
+        is_one.then(|| Listing {
             gateway: Arc::clone(gateway),
             addressed: addressed.clone(),
             is_stream,
@@ -62,6 +76,9 @@ impl Listing {
             charge: gateway.memory.charge(agent),
             removed: Vec::new(),
             findings: Vec::new(),
+            asking: Asking::new(gateway, addressed, messages, client),
+            lists,
+            passes: false,
         })
     }
 
@@ -69,10 +86,25 @@ impl Listing {
     ///
     /// # Errors
     /// If it can't be read, or there is no memory to hold it.
-    pub fn push(&mut self, granted: &Granted, body: &mut Option<Bytes>, end: bool) -> Result<(), DropReason> {
+    pub fn push(
+        &mut self,
+        (granted, exchange): (&Granted, &mut Exchange),
+        body: &mut Option<Bytes>,
+        end: bool,
+    ) -> Result<(), DropReason> {
+        if self.passes {
+            return Ok(());
+        }
         self.held.extend_from_slice(body.as_deref().unwrap_or_default());
         if self.held.len() > HELD_BYTES_MAX {
-            return Err(DropReason::ContentUnreadable);
+            if self.lists || self.addressed.need.decided != Look::Nothing {
+                exchange.detail(TOO_LARGE);
+                return Err(DropReason::ContentUnreadable);
+            }
+            self.passes = true;
+            self.charge.set(0)?;
+            *body = Some(self.held.split().freeze());
+            return Ok(());
         }
         // What it is read to takes about as much again.
         self.charge.set(self.held.capacity() * 2)?;
@@ -82,27 +114,59 @@ impl Listing {
             (false, false) => 0,
         };
         let part = self.held.split_to(whole).freeze();
-        let less = self.filter(granted, &part).map_err(|error| {
-            tracing::debug!(%error, "a list of tools that can't be read");
+        let other = self.filter((granted, &mut *exchange), &part).map_err(|error| {
+            exchange.detail(&format!("what a tool server answered can't be read: {error}"));
             DropReason::ContentUnreadable
         })?;
-        let out = match less {
-            Some(Filtered { body, removed }) => {
-                self.removed.extend(removed);
-                Bytes::from(body)
-            }
-            None => part,
-        };
+        let out = other.map_or(part, Bytes::from);
         // Pingora takes none at all for the end, and sends nothing of one that is empty.
         *body = (!end || !out.is_empty()).then_some(out);
         Ok(())
     }
 
-    fn filter(&mut self, granted: &Granted, part: &[u8]) -> Result<Option<Filtered>, ToolError> {
-        let Listing { gateway, addressed, findings, is_stream, .. } = self;
+    fn filter(
+        &mut self,
+        (granted, exchange): (&Granted, &mut Exchange),
+        part: &[u8],
+    ) -> Result<Option<String>, ToolError> {
         if part.is_empty() {
             return Ok(None);
         }
+        if !self.is_stream {
+            return self.document((granted, exchange), part);
+        }
+        let text = std::str::from_utf8(part).map_err(|_| ToolError::Message("no UTF-8"))?;
+        events::changed(text, &mut |data| {
+            match self.document((granted, &mut *exchange), data.as_bytes()) {
+                // What does not even begin like JSON is no message: a priming event, a comment, another protocol. Of what does,
+                // clients read more than there should be (`NaN`).
+                Err(_) if !data.trim_start().starts_with(['{', '[']) => Ok(None),
+                other => other,
+            }
+        })
+    }
+
+    /// What goes on in the place of a document; `None` if that is itself.
+    fn document(
+        &mut self,
+        (granted, exchange): (&Granted, &mut Exchange),
+        text: &[u8],
+    ) -> Result<Option<String>, ToolError> {
+        if let Some(other) = self.asking.hear((granted, exchange), text)? {
+            return Ok(Some(other));
+        }
+        if !self.lists && !self.is_stream {
+            return Ok(None);
+        }
+        let less = self.list(granted, text)?;
+        Ok(less.map(|Filtered { body, removed }| {
+            self.removed.extend(removed);
+            body
+        }))
+    }
+
+    fn list(&mut self, granted: &Granted, text: &[u8]) -> Result<Option<Filtered>, ToolError> {
+        let Listing { gateway, addressed, findings, .. } = self;
         // Without a plan nothing is allowed.
         let asked = gateway.snapshots.current().ok().and_then(|plan| {
             let who = granted.who().under(&plan, gateway.now_s()).ok()?;
@@ -128,7 +192,7 @@ impl Listing {
             };
             decide::may_call_tool(plan, who, Operation::Tool(call))
         };
-        if *is_stream { filtered_events(part, &mut allowed) } else { filtered(part, &mut allowed) }
+        filtered(text, &mut allowed)
     }
 
     /// What was changed, in words; and what was found.
@@ -141,3 +205,7 @@ impl Listing {
         ((!told.is_empty()).then_some(change), self.findings)
     }
 }
+
+/// Why an answer does not go on.
+const TOO_LARGE: &str =
+    "a tool server's answer, or an event of it, is larger than 8 MiB: what it lists or asks can't be judged";

@@ -150,6 +150,39 @@ fn a_change_that_can_not_be_made_is_refused() {
 }
 
 #[test]
+fn tools_are_renamed_each_to_a_name_of_its_own() {
+    let policy = |id: &str, more: &str| {
+        format!(
+            "@id(\"{id}\") @effect(\"transform\") {more} permit (principal, action == Action::\"llm\", resource);\n"
+        )
+    };
+    let parse = |all: &[String]| PolicySet::parse(&bundle(&all.concat())).map(|_| ());
+    let rename = |id: &str, names: &str| policy(id, &format!("@rename_tool(\"{names}\")"));
+    parse(&[rename("a", "shell: run"), rename("b", "shell: run"), rename("c", "shell: do")])
+        .expect("one tool, whose last name counts");
+    parse(&[rename("a", "shell: run"), rename("b", "run: shell")]).expect("two, and two names");
+    for (all, wanted) in [
+        (
+            vec![rename("b", "shell: run"), rename("a", "exec: run")],
+            "1:1: policy `b`: renames a tool to `run`, as the policy `a` does another",
+        ),
+        (
+            vec![policy("a", "@remove_tool(\"shell\") @rename_tool(\"shell: run\")")],
+            "1:53: policy `a`: `shell` is taken away and renamed",
+        ),
+        (vec![rename("a", "shell")], "1:31: policy `a`: `shell` renames no tool"),
+    ] {
+        let errors = parse(&all).expect_err(wanted);
+        let problems: Vec<String> = errors.problems.iter().map(ToString::to_string).collect();
+        assert!(problems.len() == 1 && problems[0].starts_with(wanted), "{wanted}\n{problems:#?}");
+    }
+    refused(
+        r#"@effect("transform") @rename_tool("shell: run")"#,
+        "1:34: policy `duty`: `@rename_tool` changes calls of models",
+    );
+}
+
+#[test]
 fn what_is_no_obligation_is_refused_with_what_to_write() {
     for (annotations, wanted) in [
         (

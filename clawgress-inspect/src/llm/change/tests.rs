@@ -1,0 +1,172 @@
+//! Calls of each dialect, changed.
+
+use super::*;
+
+fn call(body: &str, surface: Surface) -> Call {
+    let claims = Claims::new(&[b"application/json"], &[]);
+    let mut inspector = Inspector::of_call(claims, Limits::default(), Some(surface));
+    inspector.push(body.as_bytes()).and_then(|()| inspector.finish()).expect("a call");
+    inspector.call().expect("read").call().clone()
+}
+
+fn change(body: &str, surface: Surface, wanted: &Wanted<'_>) -> Result<(String, Vec<String>), ChangeError> {
+    let changed = changed(body.as_bytes(), surface, &call(body, surface), wanted)?;
+    Ok((String::from_utf8(changed.body).expect("text"), changed.told))
+}
+
+const NOTHING: Wanted<'static> = Wanted {
+    params: &[],
+    tokens_max: None,
+    takes_tool: &|_| false,
+    takes_tools: false,
+    renames: &[],
+    prompt: None,
+};
+
+#[track_caller]
+fn check(surface: Surface, wanted: &Wanted<'_>, body: &str, want: &str) {
+    assert_eq!(change(body, surface, wanted).expect("changed").0, want);
+}
+
+#[test]
+fn parameters_are_set_and_nothing_else_changes() {
+    let store = Wanted { params: &[("store", "false")], ..NOTHING };
+    check(
+        Surface::Responses,
+        &store,
+        r#"{"model":"gpt-5", "store" : true,"temperature":1.50,"input":"\u00e9"}"#,
+        r#"{"model":"gpt-5", "store" : false,"temperature":1.50,"input":"\u00e9"}"#,
+    );
+    check(
+        Surface::Responses,
+        &store,
+        r#" {"model":"gpt-5","input":"a"}"#,
+        r#" {"store":false,"model":"gpt-5","input":"a"}"#,
+    );
+    let same = r#"{"model":"gpt-5","store":false,"input":"a"}"#;
+    assert_eq!(change(same, Surface::Responses, &store), Ok((same.to_owned(), Vec::new())));
+}
+
+#[test]
+fn limits_are_lowered_in_each_dialect() {
+    let most = Wanted { tokens_max: Some(100), ..NOTHING };
+    for (surface, body, want) in [
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[],"max_tokens":4096}"#,
+            r#"{"model":"m","messages":[],"max_tokens":100}"#,
+        ),
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[]}"#,
+            r#"{"max_completion_tokens":100,"model":"m","messages":[]}"#,
+        ),
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[],"max_tokens":99,"max_completion_tokens":1e3}"#,
+            r#"{"model":"m","messages":[],"max_tokens":99,"max_completion_tokens":100}"#,
+        ),
+        (
+            Surface::GenerateContent,
+            r#"{"contents":[],"generationConfig":{"temperature":0.10}}"#,
+            r#"{"contents":[],"generationConfig":{"maxOutputTokens":100,"temperature":0.10}}"#,
+        ),
+        (Surface::Converse, r#"{"messages":[]}"#, r#"{"inferenceConfig":{"maxTokens":100},"messages":[]}"#),
+        (
+            Surface::OllamaChat,
+            r#"{"model":"m","messages":[],"options":{"num_predict":-1}}"#,
+            r#"{"model":"m","messages":[],"options":{"num_predict":100}}"#,
+        ),
+    ] {
+        check(surface, &most, body, want);
+    }
+    let less = r#"{"model":"m","messages":[],"max_tokens":7}"#;
+    check(Surface::ChatCompletions, &most, less, less);
+    change(r#"{"model":"m","input":"a"}"#, Surface::Embeddings, &most).expect_err("it has none");
+    change(r#"{"model":"m","messages":[],"max_tokens":100,"n":3}"#, Surface::ChatCompletions, &most)
+        .expect_err("three answers of a hundred");
+}
+
+#[test]
+fn tools_are_not_offered() {
+    let shell = Wanted { takes_tool: &|name| name.starts_with("shell"), takes_tools: true, ..NOTHING };
+    for (surface, body, want) in [
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"shell","parameters":{"n":1.0}}}, {"type":"function","function":{"name":"read","parameters":{"n":1.0}}}],"tool_choice":{"type":"function","function":{"name":"shell"}}}"#,
+            r#"{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"read","parameters":{"n":1.0}}}]}"#,
+        ),
+        (
+            Surface::Messages,
+            r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"read","input_schema":{}},{"name":"shell","input_schema":{}}]}"#,
+            r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"read","input_schema":{}}]}"#,
+        ),
+        (
+            Surface::GenerateContent,
+            r#"{"contents":[],"tools":[{"functionDeclarations":[{"name":"shell"},{"name":"read"}]},{"googleSearch":{}}]}"#,
+            r#"{"contents":[],"tools":[{"functionDeclarations":[{"name":"read"}]},{"googleSearch":{}}]}"#,
+        ),
+        (
+            Surface::Converse,
+            r#"{"messages":[],"toolConfig":{"tools":[{"toolSpec":{"name":"shell"}},{"toolSpec":{"name":"read"}}]}}"#,
+            r#"{"messages":[],"toolConfig":{"tools":[{"toolSpec":{"name":"read"}}]}}"#,
+        ),
+    ] {
+        let (body, told) = change(body, surface, &shell).expect("changed");
+        assert_eq!(body, want);
+        assert_eq!(told, ["without the tools `shell`"]);
+    }
+    // Where none is left, nothing is said of them.
+    check(
+        Surface::ChatCompletions,
+        &shell,
+        r#"{"tools":[{"type":"function","function":{"name":"shell"}}],"tool_choice":"auto" , "model":"m","messages":[]}"#,
+        r#"{"model":"m","messages":[]}"#,
+    );
+    check(
+        Surface::Converse,
+        &shell,
+        r#"{"messages":[],"toolConfig":{"tools":[{"toolSpec":{"name":"shell"}}],"toolChoice":{"auto":{}}}}"#,
+        r#"{"messages":[]}"#,
+    );
+}
+
+#[test]
+fn a_prompt_comes_first() {
+    let prompt = Wanted { prompt: Some("Be \"good\"."), ..NOTHING };
+    for (surface, body, want) in [
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[{"role":"system","content":"x"}]}"#,
+            r#"{"model":"m","messages":[{"role":"system","content":"Be \"good\"."},{"role":"system","content":"x"}]}"#,
+        ),
+        (
+            Surface::Responses,
+            r#"{"model":"m","input":"a","instructions":"\u0078"}"#,
+            r#"{"model":"m","input":"a","instructions":"Be \"good\".\n\n\u0078"}"#,
+        ),
+        (
+            Surface::Messages,
+            r#"{"model":"m","max_tokens":1,"system":[{"type":"text","text":"x"}],"messages":[]}"#,
+            r#"{"model":"m","max_tokens":1,"system":[{"type":"text","text":"Be \"good\"."},{"type":"text","text":"x"}],"messages":[]}"#,
+        ),
+        (
+            Surface::GenerateContent,
+            r#"{"contents":[]}"#,
+            r#"{"systemInstruction":{"parts":[{"text":"Be \"good\"."}]},"contents":[]}"#,
+        ),
+        (
+            Surface::Converse,
+            r#"{"system":[],"messages":[]}"#,
+            r#"{"system":[{"text":"Be \"good\"."}],"messages":[]}"#,
+        ),
+        (
+            Surface::OllamaGenerate,
+            r#"{"model":"m","prompt":"a"}"#,
+            r#"{"system":"Be \"good\".","model":"m","prompt":"a"}"#,
+        ),
+    ] {
+        check(surface, &prompt, body, want);
+    }
+    change(r#"{"model":"m","prompt":"a"}"#, Surface::Completions, &prompt).expect_err("it has none");
+}

@@ -1,0 +1,190 @@
+//! Conversations of Gemini's Live API (`BidiGenerateContent`), message by message: what a client says as a request of
+//! `generateContent` has it, and what a server says as its answer has. Must never pass over what either side may name in another
+//! way: of a name in both spellings that protobuf's JSON takes, nobody knows which one counts.
+
+use super::{Heard, Sent, Spent, Unheard};
+use crate::llm::answer::Usage;
+use crate::tool::{Value, ValueError};
+
+/// What a client's message says of a call: of a conversation (`setup`), of turns, of what tools answered, of text as it is typed.
+///
+/// # Errors
+/// If it is none that all read alike.
+pub(super) fn sent(value: &Value) -> Result<Sent, ValueError> {
+    whole(value)?;
+    let mut request = Vec::new();
+    let (mut contents, mut asks) = (Vec::new(), false);
+    if let Some(setup) = object(value, ["setup", "setup"])? {
+        let named = |(name, value): &(String, Value)| match value {
+            Value::Text(model) if name == "model" => (name.clone(), Value::Text(bare(model))),
+            value => (name.clone(), value.clone()),
+        };
+        request.extend(setup.members().iter().map(named));
+    }
+    if let Some(content) = object(value, ["clientContent", "client_content"])? {
+        match content.member("turns") {
+            Some(Value::Array(turns)) => contents.extend(turns.iter().cloned()),
+            turn => contents.extend(turn.cloned()),
+        }
+        asks |= one(content, ["turnComplete", "turn_complete"])? == Some(&Value::Bool(true));
+    }
+    if let Some(input) = object(value, ["realtimeInput", "realtime_input"])? {
+        let mut parts = chunks(input)?;
+        if let Some(text) = input.member("text") {
+            parts.push(Value::Object(vec![("text".to_owned(), text.clone())]));
+            asks = true;
+        }
+        contents.extend((!parts.is_empty()).then(|| turn("user", parts)));
+    }
+    if let Some(answer) = object(value, ["toolResponse", "tool_response"])? {
+        let all = one(answer, ["functionResponses", "function_responses"])?.map(Value::items);
+        let part = |one: &Value| Value::Object(vec![("functionResponse".to_owned(), one.clone())]);
+        contents.push(turn("user", all.unwrap_or_default().iter().map(part).collect()));
+        asks = true;
+    }
+    if contents.is_empty() && request.is_empty() && !asks {
+        return Ok(Sent::Other);
+    }
+    if !contents.is_empty() {
+        if request.iter().any(|(name, _)| name == "contents") {
+            return Err(ValueError::Malformed);
+        }
+        request.push(("contents".to_owned(), Value::Array(contents)));
+    }
+    let request = Value::Object(request).json();
+    Ok(if asks { Sent::Asks(request) } else { Sent::Shows(request) })
+}
+
+/// What is sent as it comes, but for sound.
+fn chunks(input: &Value) -> Result<Vec<Value>, ValueError> {
+    let many = one(input, ["mediaChunks", "media_chunks"])?.map(Value::items).unwrap_or_default();
+    let all = many.iter().chain(input.member("video")).chain(input.member("audio"));
+    let mut parts = Vec::new();
+    for chunk in all {
+        if !is_sound(chunk)? {
+            parts.push(Value::Object(vec![("inlineData".to_owned(), chunk.clone())]));
+        }
+    }
+    Ok(parts)
+}
+
+/// Whether a blob is sound, by what is said of it.
+fn is_sound(blob: &Value) -> Result<bool, ValueError> {
+    let kind = one(blob, ["mimeType", "mime_type"])?.and_then(Value::text);
+    Ok(kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("audio/")))
+}
+
+/// A model without what it is a resource of.
+fn bare(model: &str) -> String {
+    let behind = |mark: &str| model.rsplit_once(mark).map(|(_, name)| name);
+    let name = model.strip_prefix("models/").or_else(|| behind("/models/")).unwrap_or(model);
+    name.to_owned()
+}
+
+fn turn(role: &str, parts: Vec<Value>) -> Value {
+    let role = ("role".to_owned(), Value::Text(role.to_owned()));
+    Value::Object(vec![role, ("parts".to_owned(), Value::Array(parts))])
+}
+
+/// Whether a message is an object: nothing else is one.
+fn whole(value: &Value) -> Result<(), ValueError> {
+    if matches!(value, Value::Object(_)) { Ok(()) } else { Err(ValueError::Malformed) }
+}
+
+/// The member of either spelling.
+fn one<'a>(value: &'a Value, [camel, snake]: [&str; 2]) -> Result<Option<&'a Value>, ValueError> {
+    match (value.member(camel), value.member(snake).filter(|_| camel != snake)) {
+        (Some(_), Some(_)) => Err(ValueError::Malformed),
+        (one, other) => Ok(one.or(other)),
+    }
+}
+
+/// The same, which is an object if it is there.
+fn object<'a>(value: &'a Value, names: [&str; 2]) -> Result<Option<&'a Value>, ValueError> {
+    let found = one(value, names)?.filter(|value| **value != Value::Null);
+    match found {
+        None | Some(Value::Object(_)) => Ok(found),
+        Some(_) => Err(ValueError::Malformed),
+    }
+}
+
+// === impl Heard ===
+
+impl Heard {
+    /// Hears the next message of such a conversation: a turn of the model's is a response, whose tokens may be told behind its end.
+    pub(super) fn live(&mut self, value: &Value) -> Result<(), Unheard> {
+        whole(value)?;
+        let (mut parts, mut is_end) = (Vec::new(), false);
+        if let Some(content) = object(value, ["serverContent", "server_content"])? {
+            let turn = object(content, ["modelTurn", "model_turn"])?;
+            for part in turn.and_then(|turn| turn.member("parts")).map(Value::items).unwrap_or_default() {
+                let blob = object(part, ["inlineData", "inline_data"])?;
+                if blob.map(is_sound).transpose()? != Some(true) {
+                    parts.push(part.clone());
+                }
+            }
+            let said = object(content, ["outputTranscription", "output_transcription"])?;
+            let said = said.and_then(|said| said.member("text"));
+            parts.extend(said.map(|text| Value::Object(vec![("text".to_owned(), text.clone())])));
+            is_end = one(content, ["turnComplete", "turn_complete"])? == Some(&Value::Bool(true));
+        }
+        if let Some(call) = object(value, ["toolCall", "tool_call"])? {
+            let all = one(call, ["functionCalls", "function_calls"])?.map(Value::items).unwrap_or_default();
+            let part = |one: &Value| Value::Object(vec![("functionCall".to_owned(), one.clone())]);
+            parts.extend(all.iter().map(part));
+        }
+        let usage = object(value, ["usageMetadata", "usage_metadata"])?;
+        if self.is_over && !parts.is_empty() {
+            // Nobody told what the turn before it took.
+            self.turn_ends();
+        }
+        if !parts.is_empty() || usage.is_some() || is_end {
+            let content = ("content".to_owned(), turn("model", parts));
+            let candidates = Value::Array(vec![Value::Object(vec![content])]);
+            let mut event = vec![("candidates".to_owned(), candidates)];
+            event.extend(usage.map(|usage| ("usageMetadata".to_owned(), counts(usage))));
+            self.has_sound |= usage.is_some_and(has_sound);
+            let at = self.response(String::new())?;
+            self.event(at, &Value::Object(event))?;
+            self.is_counted |= usage.is_some();
+        }
+        self.is_over |= is_end;
+        if self.is_over && self.is_counted {
+            self.turn_ends();
+        }
+        Ok(())
+    }
+
+    /// Counts the turn that is under way.
+    fn turn_ends(&mut self) {
+        (self.is_over, self.is_counted) = (false, false);
+        let has_sound = std::mem::take(&mut self.has_sound);
+        let Some((_, reader)) = self.responses.pop() else { return };
+        let answer = reader.finish();
+        let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
+        let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
+        self.spend(Spent { usage, is_estimated, has_sound });
+    }
+}
+
+/// Counts, by the names that `generateContent` has for them.
+fn counts(usage: &Value) -> Value {
+    let members = usage.members().iter().map(|(name, value)| {
+        let name = if name == "responseTokenCount" { "candidatesTokenCount" } else { name };
+        (name.to_owned(), value.clone())
+    });
+    Value::Object(members.collect())
+}
+
+/// Whether some of what was counted is sound.
+fn has_sound(usage: &Value) -> bool {
+    let of = |name: &str| usage.member(name).map(Value::items).unwrap_or_default();
+    let mut all = of("promptTokensDetails").iter().chain(of("responseTokensDetails"));
+    all.any(|one| {
+        let is_sound = one.member("modality").and_then(Value::text) == Some("AUDIO");
+        is_sound && matches!(one.member("tokenCount"), Some(Value::Number(count)) if count != "0")
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! Where calls and answers of all dialects have names of tools. Must never take for one what is a tool's argument, what it
+//! answered, or a text.
+
+use crate::splice::{self, Member, Span};
+use crate::tool::Value;
+
+/// Objects and arrays within one another that may lead to a name: no dialect has more than ten.
+const DEPTH_MAX: usize = 24;
+
+/// A name of a tool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub at: Span,
+    pub name: String,
+}
+
+/// A place in a call, or in an answer; an array is where its items are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// A call, an answer, or an event; or what wraps one.
+    Root,
+    Message,
+    /// Of the content of a message.
+    Part,
+    /// What a tool is asked for, or answered.
+    Call,
+    /// A tool that is offered.
+    Tool,
+    /// Which is to be asked.
+    Choice,
+    ToolConfig,
+    /// One of several answers.
+    Candidate,
+    /// What Cohere says of an answer of a tool's.
+    Answered,
+    /// What a search among tools found.
+    References,
+    Name,
+}
+
+use Place as P;
+
+/// All names of tools in a document; `None` if it is none, or where they are can't be known.
+pub(super) fn names(body: &[u8]) -> Option<Vec<Found>> {
+    let mut found = Vec::new();
+    walk(body, &splice::root(body)?, P::Root, 0, &mut found)?;
+    Some(found)
+}
+
+fn walk(text: &[u8], at: &Span, place: Place, depth: usize, found: &mut Vec<Found>) -> Option<()> {
+    if depth > DEPTH_MAX {
+        return None;
+    }
+    match text.get(at.start)? {
+        b'[' => {
+            for item in splice::items(text, at)? {
+                walk(text, &item, place, depth + 1, found)?;
+            }
+        }
+        b'{' if place != P::Name => {
+            let members = splice::members(text, at)?;
+            let said = Said { text, members: &members };
+            for member in &members {
+                if let Some(place) = said.place(place, &member.name) {
+                    walk(text, &member.value, place, depth + 1, found)?;
+                }
+            }
+        }
+        // A tool, or a choice, by its name alone.
+        b'"' if matches!(place, P::Name | P::Tool | P::Choice) => {
+            let value = Value::parse(text.get(at.clone())?).ok()?;
+            found.push(Found { at: at.clone(), name: value.text()?.to_owned() });
+        }
+        _ => {}
+    }
+    Some(())
+}
+
+/// An object, by what it says of itself.
+struct Said<'a> {
+    text: &'a [u8],
+    members: &'a [Member],
+}
+
+impl Said<'_> {
+    /// Whether it says any of these of itself, however often it says anything.
+    fn is(&self, name: &str, is: impl Fn(&str) -> bool) -> bool {
+        self.members.iter().filter(|member| member.name == name).any(|member| {
+            let value = self.text.get(member.value.clone()).map(Value::parse);
+            value.is_some_and(|value| value.is_ok_and(|value| value.text().is_some_and(&is)))
+        })
+    }
+
+    /// Whether it is a call of a tool by its type.
+    fn is_call(&self) -> bool {
+        const CALLS: [&str; 4] = ["tool_use", "function_call", "custom_tool_call", "function.call"];
+        self.is("type", |kind| CALLS.contains(&kind))
+    }
+
+    fn place(&self, outer: Place, name: &str) -> Option<Place> {
+        match outer {
+            P::Root => self.of_root(name),
+            P::Message => match name {
+                "tool_calls" | "function_call" | "functionCall" => Some(P::Call),
+                "content" | "parts" => Some(P::Part),
+                "message" => Some(P::Message),
+                "tool_results" => Some(P::Answered),
+                // Of a tool that answers, and of items of the Responses API.
+                "name" | "tool_name" => {
+                    let answers = || self.is("role", |role| matches!(role, "tool" | "function"));
+                    (self.is_call() || answers()).then_some(P::Name)
+                }
+                _ => None,
+            },
+            P::Part => match name {
+                "name" => self.is_call().then_some(P::Name),
+                "toolUse" | "functionCall" | "function_call" | "functionResponse" | "function_response" => {
+                    Some(P::Call)
+                }
+                "content" | "tool_references" => {
+                    let is_result = |kind: &str| kind.starts_with("tool_") && kind.ends_with("result");
+                    self.is("type", is_result).then_some(P::References)
+                }
+                _ => None,
+            },
+            P::Call => match name {
+                "name" => Some(P::Name),
+                "function" | "custom" => Some(P::Call),
+                _ => None,
+            },
+            P::Tool => match name {
+                "name" => Some(P::Name),
+                "function"
+                | "custom"
+                | "toolSpec"
+                | "functionDeclarations"
+                | "function_declarations"
+                | "tools" => self.is_object(name).then_some(P::Tool),
+                _ => None,
+            },
+            P::Choice => match name {
+                "name" | "allowedFunctionNames" | "allowed_function_names" => Some(P::Name),
+                "function"
+                | "tool"
+                | "custom"
+                | "allowed_tools"
+                | "functionCallingConfig"
+                | "function_calling_config" => self.is_object(name).then_some(P::Choice),
+                "tools" => Some(P::Tool),
+                _ => None,
+            },
+            P::ToolConfig => match name {
+                "tools" => Some(P::Tool),
+                "toolChoice" | "functionCallingConfig" | "function_calling_config" => Some(P::Choice),
+                _ => None,
+            },
+            P::Candidate => matches!(name, "message" | "delta" | "content").then_some(P::Message),
+            P::Answered => (name == "call").then_some(P::Call),
+            P::References => match name {
+                "content" | "tool_references" => Some(P::References),
+                "tool_name" => self.is("type", |kind| kind == "tool_reference").then_some(P::Name),
+                _ => None,
+            },
+            P::Name => None,
+        }
+    }
+
+    /// Whether the member of this name is an object or an array.
+    fn is_object(&self, name: &str) -> bool {
+        let mut all = self.members.iter().filter(|member| member.name == name);
+        all.all(|member| matches!(self.text.get(member.value.start), Some(b'{' | b'[')))
+    }
+
+    fn of_root(&self, name: &str) -> Option<Place> {
+        Some(match name {
+            "tools" | "functions" => P::Tool,
+            "tool_choice" => P::Choice,
+            // Of a call a choice, of an answer what is asked for.
+            "function_call" => P::Choice,
+            "toolConfig" | "tool_config" => P::ToolConfig,
+            "messages" | "contents" | "chat_history" | "input" | "message" | "output" | "outputs"
+            | "item" => P::Message,
+            "choices" | "candidates" => P::Candidate,
+            "content" | "content_block" | "start" => P::Part,
+            "tool_calls" | "tool_call_delta" | "toolUse" => P::Call,
+            "tool_results" => P::Answered,
+            // Of Cohere's events the message is in there.
+            "delta" => P::Candidate,
+            "response"
+            | "request"
+            | "generateContentRequest"
+            | "additionalModelRequestFields"
+            | "contentBlockStart" => P::Root,
+            "name" => {
+                let is_event = |kind: &str| {
+                    kind.starts_with("function.call") || kind.starts_with("response.function_call_arguments")
+                };
+                return self.is("type", is_event).then_some(P::Name);
+            }
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,257 @@
+//! Tools renamed in each dialect, and back, however it is cut.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::llm::Surface;
+use crate::llm::answer::Format;
+use crate::llm::change::{Changed, Wanted, changed};
+use crate::payload::{Claims, Inspector, Limits};
+
+const RENAMES: [(&str, &str); 2] = [("shell", "run_command"), ("read", "shell")];
+
+fn call(body: &str, surface: Surface) -> Call {
+    let claims = Claims::new(&[b"application/json"], &[]);
+    let mut inspector = Inspector::of_call(claims, Limits::default(), Some(surface));
+    inspector.push(body.as_bytes()).and_then(|()| inspector.finish()).expect("a call");
+    inspector.call().expect("read").call().clone()
+}
+
+fn change(surface: Surface, body: &str) -> Result<Changed, ChangeError> {
+    let wanted = Wanted {
+        params: &[],
+        tokens_max: None,
+        takes_tool: &|name| name == "web_fetch",
+        takes_tools: true,
+        renames: &RENAMES,
+        prompt: None,
+    };
+    changed(body.as_bytes(), surface, &call(body, surface), &wanted)
+}
+
+/// What of `body` are names stands in angle brackets; only these change, `<shell>` to the model's name.
+#[track_caller]
+fn check(surface: Surface, marked: &str) {
+    let bare = marked.replace(['<', '>'], "");
+    let want = marked.replace("<shell>", "run_command").replace("<read>", "shell");
+    let got = change(surface, &bare).expect("changed");
+    assert_eq!(String::from_utf8(got.body).expect("text"), want.replace(['<', '>'], ""));
+    let renamed = got.renamed.expect("renamed");
+    assert_eq!(renamed.back.get("run_command").map(String::as_str), Some("shell"));
+}
+
+#[test]
+fn the_model_sees_other_names_in_each_dialect() {
+    for (surface, marked) in [
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m", "messages":[{"role":"user","name":"shell","content":"shell \u0073"},{"role":"assistant","tool_calls":[{"id":"shell","type":"function","function":{"name":"<shell>","arguments":"{\"name\":\"shell\"}"}},{"id":"c","type":"custom","custom":{"name":"<read>","input":"shell"}}]},{"role":"tool","tool_call_id":"shell","name":"<shell>","content":"shell"}],"tools":[{"type":"function","function":{"name":"<shell>","description":"shell","parameters":{"properties":{"name":{"const":"shell"}}}}},{"type":"function","function":{"name":"<read>"}}],"tool_choice":{"type":"function","function":{"name":"<shell>"}},"n":1.0}"#,
+        ),
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[{"role":"function","name":"<shell>","content":"x"}],"functions":[{"name":"<shell>"},{"name":"other"}],"function_call":{"name":"<shell>"}}"#,
+        ),
+        (
+            Surface::ChatCompletions,
+            r#"{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"<shell>"}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"<shell>"}}]}}}"#,
+        ),
+        (
+            Surface::Responses,
+            r#"{"model":"m","input":[{"type":"function_call","name":"<shell>","call_id":"shell","arguments":"{}"},{"type":"function_call_output","call_id":"shell","output":"shell"},{"type":"message","role":"user","content":[{"type":"input_text","text":"shell"}]}],"tools":[{"type":"function","name":"<shell>","parameters":{"name":"shell"}},{"type":"mcp","server_label":"shell","allowed_tools":["shell"]}],"tool_choice":{"type":"function","name":"<shell>"}}"#,
+        ),
+        (
+            Surface::Messages,
+            r#"{"model":"m","max_tokens":1,"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"shell","name":"<shell>","input":{"name":"shell","type":"tool_use"}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"shell","content":[{"type":"text","text":"shell"},{"type":"tool_reference","tool_name":"<read>"}]}]}],"tools":[{"name":"<shell>","input_schema":{"name":"shell"}},{"name":"<read>","input_schema":{}}],"tool_choice":{"type":"tool","name":"<shell>"}}"#,
+        ),
+        (
+            Surface::GenerateContent,
+            r#"{"contents":[{"role":"model","parts":[{"functionCall":{"name":"<shell>","args":{"name":"shell"}}}]},{"role":"user","parts":[{"functionResponse":{"name":"<shell>","response":{"name":"shell"}}}]}],"tools":[{"functionDeclarations":[{"name":"<shell>","parameters":{"name":"shell"}},{"name":"<read>"}]},{"googleSearch":{}}],"toolConfig":{"functionCallingConfig":{"mode":"ANY","allowedFunctionNames":["<shell>","other"]}}}"#,
+        ),
+        (
+            Surface::Converse,
+            r#"{"messages":[{"role":"assistant","content":[{"toolUse":{"toolUseId":"shell","name":"<shell>","input":{"name":"shell"}}}]},{"role":"user","content":[{"toolResult":{"toolUseId":"shell","content":[{"json":{"name":"shell"}}]}}]}],"toolConfig":{"tools":[{"toolSpec":{"name":"<shell>","inputSchema":{"json":{"name":"shell"}}}}],"toolChoice":{"tool":{"name":"<shell>"}}}}"#,
+        ),
+        (
+            Surface::CohereChat,
+            r#"{"model":"m","message":"shell","chat_history":[{"role":"CHATBOT","tool_calls":[{"name":"<shell>","parameters":{"name":"shell"}}]}],"tool_results":[{"call":{"name":"<shell>","parameters":{"name":"shell"}},"outputs":[{"name":"shell"}]}],"tools":[{"name":"<shell>","parameter_definitions":{"name":{"type":"shell"}}}]}"#,
+        ),
+        (
+            Surface::OllamaChat,
+            r#"{"model":"m","messages":[{"role":"assistant","tool_calls":[{"function":{"name":"<shell>","arguments":{"name":"shell"}}}]},{"role":"tool","tool_name":"<shell>","content":"shell"}],"tools":[{"type":"function","function":{"name":"<shell>"}}]}"#,
+        ),
+    ] {
+        check(surface, marked);
+    }
+    // Tools that go, go by the names of the client.
+    let both =
+        r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"web_fetch"},{"name":"sh\u0065ll"}]}"#;
+    let got = change(Surface::Messages, both).expect("changed");
+    assert_eq!(
+        String::from_utf8(got.body).expect("text"),
+        r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"run_command"}]}"#
+    );
+    assert_eq!(got.told, ["without the tools `web_fetch`", "the tool `shell` is called `run_command`"]);
+    let none = r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"name":"x"}]}"#;
+    let got = change(Surface::Messages, none).expect("unchanged");
+    assert_eq!((got.body.as_slice(), got.told.len(), got.renamed), (none.as_bytes(), 0, None));
+}
+
+#[test]
+fn two_tools_of_one_name_are_refused() {
+    for body in [
+        // One that is there already, also of an earlier turn.
+        r#"{"model":"m","messages":[],"tools":[{"name":"shell"},{"name":"run_command"}]}"#,
+        r#"{"model":"m","messages":[{"role":"assistant","content":[{"type":"tool_use","id":"a","name":"run_command","input":{}}]}],"tools":[{"name":"shell"}]}"#,
+        // One whose name can't be another.
+        r#"{"model":"m","messages":[],"tools":[{"type":"shell"}]}"#,
+    ] {
+        change(Surface::Messages, body).expect_err(body);
+    }
+}
+
+/// An answer and how its client sees it, by the same marks; with the events of a stream in one text.
+const ANSWERS: [(Format, &str); 11] = [
+    (
+        Format::Json,
+        r#"{"model":"m","choices":[{"message":{"content":"run_command","tool_calls":[{"id":"run_command","type":"function","function":{"name":"<run_command>","arguments":"{\"name\":\"run_command\"}"}}]},"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":1.0}}"#,
+    ),
+    (
+        Format::Json,
+        r#" [{"candidates":[{"content":{"parts":[{"functionCall":{"name":"<run_command>","args":{"name":"run_command"}}}]}}]}]"#,
+    ),
+    (
+        Format::Json,
+        r#"{"output":{"message":{"role":"assistant","content":[{"toolUse":{"toolUseId":"a","name":"<run_command>","input":{"name":"run_command"}}}]}}}"#,
+    ),
+    (
+        Format::Json,
+        r#"{"id":"a","message":{"tool_calls":[{"type":"function","function":{"name":"<run_command>","arguments":"run_command"}}]}}"#,
+    ),
+    (
+        Format::Json,
+        r#"{"type":"message","content":[{"type":"text","text":"run_command"},{"type":"tool_use","name":"<run_c\u006fmmand>","input":{"name":"run_command"}}]}"#,
+    ),
+    // Whatever it is said to be.
+    (Format::EventStream, r#" {"message":{"tool_calls":[{"function":{"name":"<run_command>"}}]}}"#),
+    (
+        Format::EventStream,
+        "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"name\":\"<run_command>\",\"arguments\":\"\"}}]}}]}\n\ndata: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"arguments\":\"run_command\"}}]}}]}\r\n\r\n: ping\n\ndata: [DONE]\n\n",
+    ),
+    (
+        Format::EventStream,
+        "event: content_block_start\ndata: {\"type\":\"content_block_start\",\"index\":1,\"content_block\":{\"type\":\"tool_use\",\"id\":\"a\",\"name\":\"<run_command>\",\"input\":{}}}\n\nevent: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":1,\"delta\":{\"type\":\"input_json_delta\",\"partial_json\":\"{\\\"name\\\":\\\"run_command\\\"}\"}}\n\n",
+    ),
+    (
+        Format::EventStream,
+        "data: {\"type\":\"response.created\",\"response\":{\"tools\":[{\"type\":\"function\",\"name\":\"<run_command>\",\"parameters\":{\"name\":\"run_command\"}}],\"tool_choice\":{\"type\":\"function\",\"name\":\"<run_command>\"},\"output\":[]}}\n\ndata: {\"type\":\"response.output_item.added\",\"item\":{\"type\":\"function_call\",\"name\":\"<run_command>\",\"arguments\":\"\"}}\n\ndata: {\"type\":\"response.function_call_arguments.done\",\"name\":\"<run_command>\",\"arguments\":\"{}\"}\n\ndata: {\"type\":\"response.completed\",\"response\":{\"output\":[{\"type\":\"function_call\",\"name\":\"<run_command>\",\"arguments\":\"{}\"}]}}\n\n",
+    ),
+    (
+        Format::EventStream,
+        "data: {\"type\":\"tool-call-start\",\"index\":0,\"delta\":{\"message\":{\"tool_calls\":{\"id\":\"a\",\"function\":{\"name\":\"<run_command>\",\"arguments\":\"\"}}}}}\n\n",
+    ),
+    (
+        Format::Lines,
+        "{\"message\":{\"content\":\"run_command\"}}\n{\"message\":{\"tool_calls\":[{\"function\":{\"name\":\"<run_command>\",\"arguments\":{\"name\":\"run_command\"}}}]}}\n{\"done\":true}",
+    ),
+];
+
+/// The answer as it comes, and as its client sees it.
+fn sides(marked: &str) -> (String, String) {
+    let seen = marked.replace("<run_command>", "shell").replace("<run_c\\u006fmmand>", "shell");
+    // A name of the model's that the client has for another tool.
+    let own = seen.replace("<shell>", "read").replace(['<', '>'], "");
+    (marked.replace(['<', '>'], ""), own)
+}
+
+fn renamed() -> Renamed {
+    let back = RENAMES.map(|(own, other)| (other.to_owned(), own.to_owned())).into();
+    Renamed { back, known: RENAMES.map(|(_, other)| other.to_owned()).into() }
+}
+
+fn read(format: Format, pieces: &[&[u8]]) -> Result<(String, bool), RenameError> {
+    let mut renamer = Renamer::new(renamed(), format, 4096).expect("a form");
+    let mut out = Vec::new();
+    for piece in pieces {
+        out.extend(renamer.push(piece, false)?);
+    }
+    out.extend(renamer.push(b"", true)?);
+    Ok((String::from_utf8(out).expect("text"), renamer.is_changed()))
+}
+
+/// Line ends of events that were changed are line feeds.
+fn plain(text: &str) -> String {
+    text.replace("\r\n", "\n")
+}
+
+#[test]
+fn the_client_sees_its_own_names() {
+    for (format, marked) in ANSWERS {
+        let (came, want) = sides(marked);
+        let (got, is_changed) = read(format, &[came.as_bytes()]).expect("changed");
+        assert_eq!(plain(&got), plain(&want));
+        assert!(is_changed);
+        // What nothing names stays as it is.
+        let other = came.replace("run_command", "unlike").replace("run_c\\u006fmmand", "unlike");
+        assert_eq!(read(format, &[other.as_bytes()]), Ok((other.clone(), false)));
+    }
+    let swapped =
+        r#"{"content":[{"type":"tool_use","name":"shell"},{"type":"tool_use","name":"run_command"}]}"#;
+    let want = r#"{"content":[{"type":"tool_use","name":"read"},{"type":"tool_use","name":"shell"}]}"#;
+    assert_eq!(read(Format::Json, &[swapped.as_bytes()]), Ok((want.to_owned(), true)));
+}
+
+#[test]
+fn what_can_not_be_changed_back_does_not_go_on() {
+    let part = |name: &str| {
+        let event = "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"name\":\"NAME\"}}]}}]}\n\n";
+        read(Format::EventStream, &[event.replace("NAME", name).as_bytes()])
+    };
+    for name in ["run_", "_command", "sh", "r"] {
+        assert_eq!(part(name), Err(RenameError::Parts), "{name}");
+    }
+    for name in ["", "other", "run_command_2"] {
+        assert!(part(name).is_ok_and(|(_, is_changed)| !is_changed), "{name}");
+    }
+    let broken = "data: {\"name\":\n\n";
+    assert_eq!(read(Format::EventStream, &[broken.as_bytes()]), Err(RenameError::Form));
+    let deep = format!("{}\"tool\"{}", "{\"response\":".repeat(40), "}".repeat(40));
+    assert_eq!(read(Format::Json, &[deep.as_bytes()]), Err(RenameError::Form));
+    let large = format!("data: {}", "x".repeat(5000));
+    assert_eq!(read(Format::EventStream, &[large.as_bytes()]), Err(RenameError::TooLarge));
+    assert!(Renamer::new(renamed(), Format::Amazon, 4096).is_none());
+}
+
+#[test]
+fn nothing_waits_for_more_than_the_event_at_hand() {
+    let mut renamer = Renamer::new(renamed(), Format::EventStream, 4096).expect("a form");
+    let mut push = |text: &str| String::from_utf8(renamer.push(text.as_bytes(), false).expect("read"));
+    assert_eq!(push("data: {\"a\":1}\n"), Ok(String::new()));
+    assert_eq!(push("\ndata: {\"b\""), Ok("data: {\"a\":1}\n\n".to_owned()));
+    assert_eq!(push(":2}\n\n"), Ok("data: {\"b\":2}\n\n".to_owned()));
+}
+
+proptest! {
+    #[test]
+    fn it_is_the_same_however_it_is_cut(
+        n in 0..ANSWERS.len(), cuts in proptest::collection::vec(0..600_usize, 0..9),
+    ) {
+        let (format, marked) = ANSWERS[n];
+        let (came, want) = sides(marked);
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at.min(came.len())).collect();
+        cuts.extend([0, came.len()]);
+        cuts.sort_unstable();
+        let pieces: Vec<&[u8]> = cuts.windows(2).map(|w| &came.as_bytes()[w[0]..w[1]]).collect();
+        let (got, _) = read(format, &pieces).expect("changed");
+        prop_assert_eq!(plain(&got), plain(&want));
+    }
+
+    #[test]
+    fn no_bytes_break_it(text in proptest::collection::vec(
+        proptest::sample::select(b"{}[]\",:\\ \ndata:toolname".to_vec()), 0..80,
+    )) {
+        for format in [Format::Json, Format::EventStream, Format::Lines] {
+            let _ = read(format, &[&text]);
+        }
+        let _ = super::renamed(&text, &RENAMES);
+    }
+}
