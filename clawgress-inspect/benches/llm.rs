@@ -1,11 +1,13 @@
-//! What it costs to read a call of a model: a chat request of 4 KiB and one of 1 MiB, with all that looks at a body; and an
-//! event of a stream that comes back.
+//! What it costs to read a call of a model: a chat request of 4 KiB and one of 1 MiB, with all that looks at a body (`payload.rs` has
+//! the rules of prompts besides); and an event of a stream that comes back, by what is asked of it.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark stops at what it does not expect")]
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use clawgress_inspect::llm::answer::{Editor, Format, Reader};
+use clawgress_inspect::llm::answer::{Editor, Following, Format, Reader};
+use clawgress_inspect::llm::change::{Wanted, changed};
+use clawgress_inspect::llm::rename::Renamer;
 use clawgress_inspect::llm::{Surface, Target, route};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -55,6 +57,26 @@ fn requests(c: &mut Criterion) {
     group.finish();
 }
 
+const CALL: &str = "data: {\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"find\",\"arguments\":\"\"}}]},\"finish_reason\":null}]}\n\n";
+const PART: &str = "data: {\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"name\":null,\"arguments\":\"word \"}}]},\"finish_reason\":null}]}\n\n";
+
+/// What the tool of a chat request is called otherwise.
+fn renamed() -> clawgress_inspect::llm::rename::Renamed {
+    let (body, surface) = (chat(1), Surface::ChatCompletions);
+    let claims = Claims::new(&[b"application/json"], &[]);
+    let mut inspector = Inspector::of_call(claims, Limits::default(), Some(surface));
+    inspector.push(&body).and_then(|()| inspector.finish()).unwrap();
+    let wanted = Wanted {
+        params: &[],
+        tokens_max: None,
+        takes_tool: &|_| false,
+        takes_tools: false,
+        renames: &[("search", "find")],
+        prompt: None,
+    };
+    changed(&body, surface, inspector.call().unwrap().call(), &wanted).unwrap().renamed.unwrap()
+}
+
 fn answers(c: &mut Criterion) {
     let event = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}],\"usage\":null}\n\n";
     let mut group = c.benchmark_group("event");
@@ -68,6 +90,39 @@ fn answers(c: &mut Criterion) {
             reader.finish()
         });
     });
+    group.bench_function("with its calls and texts, of 1000", |b| {
+        b.iter(|| {
+            let reader = Reader::new(Format::EventStream).keeping_texts();
+            let mut reader = reader.following_calls(1 << 20, Following::Held, true);
+            let mut said = 0;
+            for _ in 0..EVENTS {
+                reader.push(black_box(event.as_bytes()));
+                said += reader.take_texts()[0].len() + reader.take_calls().unwrap().len();
+            }
+            said
+        });
+    });
+    group.bench_function("a part of a call, of 1000", |b| {
+        b.iter(|| {
+            let reader = Reader::new(Format::EventStream).keeping_texts();
+            let mut reader = reader.following_calls(1 << 20, Following::Held, true);
+            for _ in 0..EVENTS {
+                reader.push(black_box(PART.as_bytes()));
+            }
+            reader.waits()
+        });
+    });
+    let renamed = renamed();
+    for (name, event) in [("renamed, of 1000", event), ("a call's name renamed, of 1000", CALL)] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let mut renamer = Renamer::new(renamed.clone(), Format::EventStream, 1 << 20).unwrap();
+                (0..EVENTS)
+                    .map(|_| renamer.push(black_box(event.as_bytes()), false).unwrap().len())
+                    .sum::<usize>()
+            });
+        });
+    }
     group.bench_function("edited, of 1000", |b| {
         let mut out = Vec::new();
         b.iter(|| {
