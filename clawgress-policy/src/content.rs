@@ -36,6 +36,12 @@ pub struct ModelCall<'a> {
     pub prompt_score: u32,
     /// Whether no price is known of the model.
     pub unpriced: bool,
+    /// What is to be done about the tools: `auto`, `none`, `required`, the name of one; empty where nothing is said.
+    pub tool_choice: &'a str,
+    /// Who it is for, as the client says; empty where it does not.
+    pub end_user: &'a str,
+    /// Whether the server may keep it, by what it says or what is so where nothing is said.
+    pub store: bool,
     /// What was found in the request.
     pub findings: &'a [String],
 }
@@ -126,6 +132,9 @@ pub(crate) enum Attribute {
     LlmAttachments,
     LlmPromptScore,
     LlmUnpriced,
+    LlmToolChoice,
+    LlmEndUser,
+    LlmStore,
     ToolServer,
     ToolMethod,
     ToolName,
@@ -192,6 +201,9 @@ impl Attribute {
                 A::LlmAttachments,
                 A::LlmPromptScore,
                 A::LlmUnpriced,
+                A::LlmToolChoice,
+                A::LlmEndUser,
+                A::LlmStore,
                 A::Findings,
             ],
             ActionKind::Tool => &[
@@ -250,6 +262,9 @@ impl Attribute {
             Attribute::LlmAttachments => (Some("llm"), "attachments"),
             Attribute::LlmPromptScore => (Some("llm"), "prompt_score"),
             Attribute::LlmUnpriced => (Some("llm"), "unpriced"),
+            Attribute::LlmToolChoice => (Some("llm"), "tool_choice"),
+            Attribute::LlmEndUser => (Some("llm"), "end_user"),
+            Attribute::LlmStore => (Some("llm"), "store"),
             Attribute::ToolServer => (Some("tool"), "server"),
             Attribute::ToolMethod => (Some("tool"), "method"),
             Attribute::ToolName => (Some("tool"), "name"),
@@ -323,6 +338,9 @@ impl Attribute {
             Attribute::LlmAttachments => long(call.attachments.into()),
             Attribute::LlmPromptScore => long(call.prompt_score.into()),
             Attribute::LlmUnpriced => Told::Bool(call.unpriced),
+            Attribute::LlmToolChoice => Told::Str(call.tool_choice),
+            Attribute::LlmEndUser => Told::Str(call.end_user),
+            Attribute::LlmStore => Told::Bool(call.store),
             Attribute::Findings => Told::Strings(call.findings),
             _ => return None,
         })

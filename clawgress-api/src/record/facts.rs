@@ -177,6 +177,15 @@ pub struct ModelFacts {
     /// Whether no price is known of the model.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unpriced: bool,
+    /// What is to be done about the tools; empty where nothing is said, and absent where an earlier version recorded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_choice: Option<String>,
+    /// Who it is for, as the client says; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_user: Option<String>,
+    /// Whether the provider may keep it; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<bool>,
     /// What was found in it, with what was found in its body; absent where an earlier version recorded it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub findings: Option<Vec<String>>,

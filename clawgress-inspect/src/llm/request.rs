@@ -520,7 +520,7 @@ impl Request {
                 self.tool_types.push((self.frames.len(), name(text)?));
             }
             (Node::ToolChoice | Node::ChoiceName, Kind::Text, text) => self.choose(name(text)?),
-            (Node::EndUser, _, Some(user)) if !user.is_empty() => {
+            (Node::EndUser, Kind::Text, Some(user)) if !user.is_empty() => {
                 self.call.end_user.get_or_insert_with(|| user.to_owned());
             }
             (Node::MediaType, Kind::Text, Some(text)) => self.attachment.media_type(text),

@@ -141,6 +141,11 @@ fn what_else_they_say() {
     let held = &chat.attachments;
     assert_eq!((held.count, held.images, held.links), (4, 1, 2));
     assert_eq!(held.media_types, ["image/png"]);
+    let nobody = br#"{"model":"m","messages":[],"user":null,"metadata":{"user_id":7}}"#;
+    let mut inspector =
+        Inspector::of_call(Claims::new(&[], &[]), Limits::default(), Some(Surface::ChatCompletions));
+    inspector.push(nobody).and_then(|()| inspector.finish()).expect("read");
+    assert_eq!(inspector.call().expect("a call").call().end_user, None);
     let responses = call("openai_responses.json");
     assert!(responses.is_partial && responses.store == Some(true));
     assert_eq!(responses.end_user.as_deref(), Some("u1"));

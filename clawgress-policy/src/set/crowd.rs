@@ -223,6 +223,9 @@ fn calls<'a>(host: &'a Host, (provider, model): (&'a str, &'a str)) -> [Vec<Oper
             attachments: 0,
             prompt_score: 0,
             unpriced: false,
+            tool_choice: "",
+            end_user: "",
+            store: false,
             findings: &[],
         };
         vec![

@@ -41,6 +41,15 @@ pub struct CaseCall {
     /// Whether no price is known of the model.
     #[serde(default)]
     pub unpriced: bool,
+    /// What is to be done about the tools; nothing is said if absent.
+    #[serde(default)]
+    pub tool_choice: String,
+    /// Who it is for; nobody is named if absent.
+    #[serde(default)]
+    pub end_user: String,
+    /// Whether the server may keep it.
+    #[serde(default)]
+    pub store: bool,
     /// What is found in it.
     #[serde(default)]
     pub findings: Vec<String>,
@@ -89,6 +98,9 @@ impl CaseCall {
             attachments: self.attachments,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
+            tool_choice: &self.tool_choice,
+            end_user: &self.end_user,
+            store: self.store,
             findings: &self.findings,
         })
     }

@@ -558,6 +558,9 @@ impl Writer<'_> {
                     "context.llm.tokens_estimated <= 443",
                     "context.llm.tools.contains(\"email\")",
                     "context.llm.unpriced",
+                    "context.llm.tool_choice == \"email\"",
+                    "context.llm.end_user like \"u-*\"",
+                    "context.llm.store",
                 ])
                 .to_owned(),
             "tool" => self

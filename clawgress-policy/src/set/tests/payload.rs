@@ -144,6 +144,9 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
         attachments: 1,
         prompt_score: 40,
         unpriced: true,
+        tool_choice: "auto",
+        end_user: "u-7",
+        store: true,
         findings: &[],
     };
     let decided = |text: &str, call| {
@@ -178,6 +181,16 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
         "@id(\"p\") permit (principal, action == Action::\"llm\", resource) unless { context.llm.unpriced };";
     assert_eq!(decided(priced, call).0, Err(DropReason::PolicyDenied));
     assert_eq!(decided(priced, ModelCall { unpriced: false, ..call }).0, Ok(()));
+    for (asks, other) in [
+        ("!context.llm.store", ModelCall { store: false, ..call }),
+        ("context.llm.end_user like \"acme/*\"", ModelCall { end_user: "acme/7", ..call }),
+        ("context.llm.tool_choice != \"auto\"", ModelCall { tool_choice: "", ..call }),
+    ] {
+        let text =
+            format!("@id(\"p\") permit (principal, action == Action::\"llm\", resource) when {{ {asks} }};");
+        assert_eq!(decided(&text, call).0, Err(DropReason::PolicyDenied), "{asks}");
+        assert_eq!(decided(&text, other).0, Ok(()), "{asks}");
+    }
     let harmless = "@id(\"p\") permit (principal, action == Action::\"llm\", resource) when { context.llm.prompt_score < 40 };";
     assert_eq!(decided(harmless, call).0, Err(DropReason::PolicyDenied));
     assert_eq!(decided(harmless, ModelCall { prompt_score: 39, ..call }).0, Ok(()));

@@ -347,6 +347,9 @@ impl<'a> HeldCall<'a> {
             attachments: self.attachments,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
+            tool_choice: self.tool_choice.unwrap_or_default(),
+            end_user: self.end_user.unwrap_or_default(),
+            store: self.store.unwrap_or_default(),
             findings: self.findings.unwrap_or_default(),
         })
     }
@@ -355,7 +358,14 @@ impl<'a> HeldCall<'a> {
         let tools =
             self.has_more_tools.then(|| (Attributes::of(&[Attribute::LlmTools]), "all tools offered"));
         let findings = (Attributes::of(&[Attribute::Findings]), "what was found in it");
-        tools.into_iter().chain(self.findings.is_none().then_some(findings)).collect()
+        let said = [Attribute::LlmToolChoice, Attribute::LlmEndUser, Attribute::LlmStore];
+        let said = (Attributes::of(&said), "what it says of tools, users and keeping");
+        let is_said = [self.tool_choice.is_some(), self.end_user.is_some(), self.store.is_some()];
+        tools
+            .into_iter()
+            .chain(self.findings.is_none().then_some(findings))
+            .chain(is_said.contains(&false).then_some(said))
+            .collect()
     }
 }
 

@@ -100,6 +100,12 @@ pub struct HeldCall<'a> {
     pub prompt_score: u32,
     /// Whether no price is known.
     pub unpriced: bool,
+    /// What is to be done about the tools, if that is told.
+    pub tool_choice: Option<&'a str>,
+    /// Who it is for, likewise.
+    pub end_user: Option<&'a str>,
+    /// Whether the server may keep it, likewise.
+    pub store: Option<bool>,
     /// What was found in it, if that is told.
     pub findings: Option<&'a [String]>,
 }

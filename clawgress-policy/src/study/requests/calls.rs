@@ -57,6 +57,9 @@ fn of_model<'a>(host: &'a Host, (provider, model): (&'a str, &'a str), calls: &'
                 attachments: small,
                 prompt_score: small,
                 unpriced: false,
+                tool_choice: "",
+                end_user: "",
+                store: false,
                 findings: &content.words,
             }));
         }),

@@ -45,6 +45,15 @@ pub struct Supposing {
     /// No price is known of the model.
     #[arg(long, requires = "provider", help_heading = OF_MODEL)]
     unpriced: bool,
+    /// What is to be done about the tools: `auto`, `required`, or the name of one.
+    #[arg(long, value_name = "CHOICE", requires = "provider", help_heading = OF_MODEL)]
+    tool_choice: Option<String>,
+    /// Who it is for, as the client says.
+    #[arg(long, value_name = "ID", requires = "provider", help_heading = OF_MODEL)]
+    end_user: Option<String>,
+    /// The provider may keep it.
+    #[arg(long, requires = "provider", help_heading = OF_MODEL)]
+    store: bool,
     /// Whose tool it calls, by the name that policy has for the server.
     #[arg(long, value_name = "NAME", help_heading = OF_TOOL)]
     server: Option<String>,
@@ -129,6 +138,9 @@ impl Supposing {
             attachments: self.attachments.unwrap_or(0),
             prompt_score: self.prompt_score.unwrap_or(0),
             unpriced: self.unpriced,
+            tool_choice: self.tool_choice.clone().unwrap_or_default(),
+            end_user: self.end_user.clone().unwrap_or_default(),
+            store: self.store,
             findings: findings.to_vec(),
         })
     }

@@ -98,6 +98,9 @@ fn call(facts: &ModelFacts) -> HeldCall<'_> {
         attachments: facts.attachments,
         prompt_score: facts.prompt_score,
         unpriced: facts.unpriced,
+        tool_choice: facts.tool_choice.as_deref(),
+        end_user: facts.end_user.as_deref(),
+        store: facts.store,
         findings: facts.findings.as_deref(),
     }
 }
