@@ -14,6 +14,8 @@ pub use facts::*;
 
 /// Largest record that the log takes, bytes of JSON.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// What most records take at most.
+const RECORD_BYTES_USUAL: usize = 1024;
 /// What is kept of a record that would be larger: bytes of the path and of each id, and how many ids.
 const PATH_BYTES_KEPT: usize = 2048;
 const ID_BYTES_KEPT: usize = 128;
@@ -412,13 +414,25 @@ impl AuditRecord {
     /// # Errors
     /// Never for what this type holds.
     pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
-        let json = serde_json::to_vec(self)?;
-        if json.len() <= RECORD_BYTES_MAX {
-            return Ok(json);
+        let mut json = Vec::with_capacity(RECORD_BYTES_USUAL);
+        self.encode_to(&mut json)?;
+        Ok(json)
+    }
+
+    /// The same, at the end of `out`.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_to(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let before = out.len();
+        serde_json::to_writer(&mut *out, self)?;
+        if out.len() - before <= RECORD_BYTES_MAX {
+            return Ok(());
         }
+        out.truncate(before);
         let mut record = self.clone();
         record.cut();
-        serde_json::to_vec(&record)
+        serde_json::to_writer(out, &record)
     }
 
     /// Cuts what may be large, and says so.

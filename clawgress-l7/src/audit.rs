@@ -5,6 +5,7 @@
 //! outcome. What can't be queued is denied, counted, and reported as a gap. The queue is bounded by records and by bytes, and so is each
 //! agent's share of it.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,10 +27,8 @@ use tonic::{Code, Streaming};
 use crate::limit;
 
 use self::shares::{Place, Shares};
-use self::weight::weight;
 
 mod shares;
-mod weight;
 
 /// Batches between this module and the stream's task: acknowledgement is what limits the flow.
 const STREAM_MAX: usize = 4;
@@ -43,10 +42,12 @@ pub struct Audit {
     shared: Arc<Shared>,
 }
 
-/// A record that waits.
+/// A record that waits, as it is carried: whoever serves has encoded it, and needs no copy of it for the record of its outcome.
 #[derive(Debug)]
 struct Queued {
-    record: AuditRecord,
+    json: Box<[u8]>,
+    /// How many records are missing where this one is.
+    stands_for: u64,
     held: Held,
 }
 
@@ -161,10 +162,12 @@ impl Audit {
 
     /// Puts `record`, and reserves room for one more of its kind. `None` if there isn't room for both.
     #[must_use]
-    pub fn put_and_reserve(&self, mut record: AuditRecord) -> Option<Room> {
+    pub fn put_and_reserve(&self, record: &AuditRecord) -> Option<Room> {
         let permit = self.queue.clone().try_reserve_owned().ok()?;
-        let (own, held) = self.shared.hold_two(&mut record)?;
-        self.try_send(Queued { record, held: own }).then_some(Room { permit, held })
+        let (place, json) = (Place::of(record), self.shared.fit(record)?);
+        let (own, held) = (self.shared.take(place, json.len())?, self.shared.take(place, json.len())?);
+        let queued = Queued { json, stands_for: stands_for(record), held: own };
+        self.try_send(queued).then_some(Room { permit, held })
     }
 
     /// Waits while an agent is so far ahead of the log that its records, or everybody's, are about to find no room: what is only
@@ -192,9 +195,10 @@ impl Audit {
         Box::pin(wait).await;
     }
 
-    fn try_put(&self, mut record: AuditRecord) -> bool {
-        let Some(held) = self.shared.hold(&mut record) else { return false };
-        self.try_send(Queued { record, held })
+    fn try_put(&self, record: &AuditRecord) -> bool {
+        let Some(json) = self.shared.fit(record) else { return false };
+        let Some(held) = self.shared.take(Place::of(record), json.len()) else { return false };
+        self.try_send(Queued { json, stands_for: stands_for(record), held })
     }
 
     fn try_send(&self, queued: Queued) -> bool {
@@ -222,7 +226,7 @@ impl Audit {
         let count = exchanges.saturating_mul(2);
         (record.count, record.detail) = (Some(count), Some(why.to_owned()));
         record.agent.clone_from(&agent);
-        if !self.try_put(record) {
+        if !self.try_put(&record) {
             self.lose(agent.as_ref(), count);
         }
     }
@@ -241,25 +245,11 @@ impl Audit {
 // === impl Shared ===
 
 impl Shared {
-    /// Takes bytes for a record and another one like it. Once half of all are taken, large ones are cut, so that few agents with
-    /// long paths leave room for the others.
-    fn hold_two(self: &Arc<Self>, record: &mut AuditRecord) -> Option<(Held, Held)> {
-        self.fit(record);
-        let (place, bytes) = (Place::of(record), weight(record));
-        Some((self.take(place, bytes)?, self.take(place, bytes)?))
-    }
-
-    /// Takes bytes for one record.
-    fn hold(self: &Arc<Self>, record: &mut AuditRecord) -> Option<Held> {
-        self.fit(record);
-        self.take(Place::of(record), weight(record))
-    }
-
-    fn fit(&self, record: &mut AuditRecord) {
+    /// A record as it is carried. Once half of all bytes are taken, large ones are cut, so that few agents with long paths leave
+    /// room for the others. `None` for what can't be encoded.
+    fn fit(&self, record: &AuditRecord) -> Option<Box<[u8]>> {
         let is_half_full = self.bytes.load(Ordering::Relaxed) >= self.bytes_max / 2;
-        if is_half_full && weight(record) > limit::AUDIT_RECORD_BYTES {
-            record.cut();
-        }
+        if is_half_full { encoded_within(record, limit::AUDIT_RECORD_BYTES) } else { encoded(record) }
     }
 
     fn lose(&self, n: u64) {
@@ -304,15 +294,14 @@ fn of_share(bytes: usize) -> usize {
 
 impl Room {
     /// Puts the record there is room for. It is cut if it takes more than the one before it.
-    pub fn put(self, mut record: AuditRecord) {
+    pub fn put(self, record: &AuditRecord) {
         let Room { permit, mut held } = self;
-        if weight(&record) > held.bytes.max(limit::AUDIT_RECORD_BYTES) {
-            record.cut();
-        }
-        let bytes = weight(&record);
-        held.grow(bytes);
+        let Some(json) = encoded_within(record, held.bytes.max(limit::AUDIT_RECORD_BYTES)) else {
+            return held.shared.lose(stands_for(record));
+        };
+        held.grow(json.len());
         held.shared.pending.fetch_add(1, Ordering::AcqRel);
-        permit.send(Queued { record, held });
+        permit.send(Queued { json, stands_for: stands_for(record), held });
     }
 }
 
@@ -370,7 +359,8 @@ impl Carrier {
     /// What is queued now.
     #[cfg(test)]
     pub fn drain_for_test(&mut self) -> Vec<AuditRecord> {
-        std::iter::from_fn(|| self.queue.try_recv().ok().map(|queued| queued.record)).collect()
+        let parse = |queued: Queued| serde_json::from_slice(&queued.json).expect("a record");
+        std::iter::from_fn(|| self.queue.try_recv().ok().map(parse)).collect()
     }
 
     /// Carries over one stream; what was not acknowledged on the last one goes first.
@@ -458,21 +448,18 @@ impl Carrier {
     fn close(&mut self) {
         let mut lost = self.shared.lost.swap(0, Ordering::Relaxed);
         let (mut records, mut bytes, mut taken, mut told) = (Vec::new(), 0, 0, 0);
-        for Queued { record, .. } in &self.gathered {
-            match record.encode() {
-                // It is encoded again for the next.
-                Ok(json) if taken > 0 && bytes + json.len() > limit::AUDIT_BATCH_BYTES => break,
-                Ok(json) => {
-                    bytes += json.len();
-                    told += stands_for(record);
-                    records.push(json);
-                }
-                Err(error) => {
-                    tracing::error!(%error, "an audit record can't be encoded, and is counted in a gap");
-                    lost += stands_for(record);
-                }
+        for Queued { json, stands_for, .. } in &self.gathered {
+            if taken > 0 && bytes + json.len() > limit::AUDIT_BATCH_BYTES {
+                break;
             }
+            bytes += json.len();
+            told += *stands_for;
             taken += 1;
+        }
+        let mut held = Vec::with_capacity(taken);
+        for queued in self.gathered.drain(..taken) {
+            records.push(queued.json.into_vec());
+            held.push(queued.held);
         }
         if lost > 0 {
             let request = format!("{}-gap-{}", self.shared.prefix, self.sequence);
@@ -484,7 +471,6 @@ impl Carrier {
         }
         lost += self.tell_lost(&mut records);
         self.sequence += 1;
-        let held = self.gathered.drain(..taken).map(|queued| queued.held).collect();
         let batch = AuditBatch { sequence: self.sequence, records };
         self.unacked.push_back(Sent { batch, taken: taken as u64, stands_for: told + lost, _held: held });
     }
@@ -520,6 +506,34 @@ impl Carrier {
         record.count = Some(lost);
         record
     }
+}
+
+/// A record as it is carried; `None` for what can't be encoded, which nothing is.
+fn encoded(record: &AuditRecord) -> Option<Box<[u8]>> {
+    thread_local! {
+        /// Of the size of the largest record so far, so that each is copied once, to a place of its own size.
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let encoded = SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        record.encode_to(scratch).map(|()| Box::from(&scratch[..]))
+    });
+    encoded.inspect_err(|error| tracing::error!(%error, "an audit record can't be encoded")).ok()
+}
+
+/// The same of a record that is cut if it takes more than `bytes_max`.
+fn encoded_within(record: &AuditRecord, bytes_max: usize) -> Option<Box<[u8]>> {
+    // Mostly it is the path, which need not be encoded to know that.
+    let is_long = record.destination.path.as_ref().is_some_and(|path| path.len() > bytes_max);
+    if !is_long {
+        let json = encoded(record)?;
+        if json.len() <= bytes_max {
+            return Some(json);
+        }
+    }
+    let mut record = record.clone();
+    record.cut();
+    encoded(&record)
 }
 
 /// How many records are missing where this one is.

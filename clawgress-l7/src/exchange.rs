@@ -379,7 +379,7 @@ impl Exchange {
     /// or counted in a gap.
     pub fn allow(&mut self, ruling: &Ruling) -> Result<(), DropReason> {
         self.decide(ruling);
-        match self.audit.put_and_reserve((*self.record).clone()) {
+        match self.audit.put_and_reserve(&self.record) {
             Some(room) => {
                 self.stage = Stage::Decided(Some(room));
                 Ok(())
@@ -398,7 +398,7 @@ impl Exchange {
             return;
         }
         self.decide(&ruling);
-        let room = self.audit.put_and_reserve((*self.record).clone());
+        let room = self.audit.put_and_reserve(&self.record);
         if room.is_none() {
             self.audit.lose(self.record.agent.as_ref(), 2);
         }
@@ -435,12 +435,13 @@ impl Exchange {
         let Stage::Decided(room) = std::mem::replace(&mut self.stage, Stage::Ended) else { return };
         // Without room the decision was lost too, and both are counted.
         let Some(room) = room else { return };
-        let mut record = (*self.record).clone();
+        let record = &mut *self.record;
         record.kind = RecordKind::Outcome;
-        record.attributes = self.read.since(record.attributes.as_deref());
+        let decided = record.attributes.take();
+        record.attributes = self.read.since(decided.as_deref());
         record.time = self.audit.now();
         record.latency_us = u64::try_from(self.began.elapsed().as_micros()).ok();
-        fill(&mut record);
+        fill(record);
         room.put(record);
     }
 }

@@ -23,10 +23,10 @@ pub struct Who {
     /// The identity.
     pub identity: Identity,
     /// What proved it, if something did.
-    presented: Option<Presented>,
+    presented: Option<Arc<Presented>>,
     /// Interface and address that the kernel plane found bound to it, if that is what it came by: the binding may go to
     /// another while the connection lives.
-    at: Option<(Option<String>, IpAddr)>,
+    at: Option<Arc<(Option<String>, IpAddr)>>,
     /// What it did before, once that is known: shared by all that one request is judged by.
     history: Arc<OnceLock<History>>,
     /// What seemed to be at the other end when it came.
@@ -34,7 +34,7 @@ pub struct Who {
 }
 
 /// What was presented: by the request, by the connection, or by both.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Presented {
     /// At least one. Each proves the agent, and the first says how.
     by: Vec<By>,
@@ -42,7 +42,7 @@ struct Presented {
     from: Option<(Option<String>, IpAddr)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum By {
     /// Id of an API key.
     Key(String),
@@ -166,7 +166,7 @@ impl Who {
     }
 
     fn is_still_bound(&self, plan: &Plan) -> Result<(), DropReason> {
-        let Some((interface, address)) = &self.at else { return Ok(()) };
+        let Some((interface, address)) = self.at.as_deref() else { return Ok(()) };
         let is_bound = plan.trust.is_bound(interface.as_deref(), *address, &self.identity.agent.id);
         if is_bound { Ok(()) } else { Err(DropReason::IdentityConflict) }
     }
@@ -290,7 +290,7 @@ pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropRe
     let Some(bound) = connection.bound? else { return Ok(None) };
     let identity = plan.trust.by_source(bound.index, bound.method).map_err(of_source)?;
     let is_of_source = bound.method == IdentityMethod::Source;
-    let at = is_of_source.then(|| (connection.interface.clone(), connection.peer.ip()));
+    let at = is_of_source.then(|| Arc::new((connection.interface.clone(), connection.peer.ip())));
     let who = Who { identity, presented: None, at, history: Arc::default(), seen: Arc::default() };
     who.is_still_bound(plan)?;
     Ok(Some(who.seen_by(plan, connection)))
@@ -346,7 +346,7 @@ fn agreed(proven: Vec<(Identity, By)>, from: Option<(Option<String>, IpAddr)>) -
     if identities.any(|other| other.agent.id != identity.agent.id) {
         return Err(DropReason::IdentityConflict);
     }
-    let presented = Some(Presented { by, from });
+    let presented = Some(Arc::new(Presented { by, from }));
     Ok(Who { identity, presented, at: None, history: Arc::default(), seen: Arc::default() })
 }
 

@@ -4,7 +4,7 @@
 //! valid, under a secret of this process, so that no table of presented keys exists in memory.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use clawgress_api::proto::MacApiKeyRequest;
@@ -37,6 +37,8 @@ pub struct Hashed {
     pub mac: Mac,
     /// What it is remembered by.
     name: Mac,
+    /// Whether it was, lately.
+    is_known: bool,
 }
 
 /// Hashes of valid keys, first in first out.
@@ -72,13 +74,18 @@ impl Keys {
     /// [`DropReason::IdentityUnavailable`] if the keys role does not answer in time.
     pub async fn mac(&self, key: ApiKey<'_>) -> Result<Hashed, DropReason> {
         let name = self.name(key);
-        if let Some(mac) = self.known(&name) {
-            return Ok(Hashed { mac, name });
+        match self.known(&name) {
+            Some((mac, age)) => Ok(Hashed { mac, name, is_known: age < limit::KEYS_CACHE / 2 }),
+            // Boxed: most are known, and whoever serves would have room for the call in each request.
+            None => Box::pin(self.ask(key, name)).await,
         }
+    }
+
+    async fn ask(&self, key: ApiKey<'_>, name: Mac) -> Result<Hashed, DropReason> {
         let call = async {
             let _permit = self.calls.acquire().await.map_err(|_| tonic::Status::unavailable("closed"))?;
             // Another request of the same agent may have asked meanwhile: clients begin many streams at once.
-            if let Some(mac) = self.known(&name) {
+            if let Some((mac, _)) = self.known(&name) {
                 return Ok(mac.to_vec());
             }
             let request = MacApiKeyRequest { key: key.expose().as_bytes().to_vec() };
@@ -87,7 +94,7 @@ impl Keys {
         match timeout(limit::KEYS_CALL, call).await {
             Ok(Ok(mac)) => {
                 let mac = mac.try_into().map_err(|_| DropReason::IdentityUnavailable)?;
-                Ok(Hashed { mac, name })
+                Ok(Hashed { mac, name, is_known: false })
             }
             Ok(Err(status)) => {
                 tracing::warn!(%status, "the keys role can't be asked; credentials are refused");
@@ -100,16 +107,20 @@ impl Keys {
         }
     }
 
-    /// What is remembered by this name.
-    fn known(&self, name: &Mac) -> Option<Mac> {
+    /// What is remembered by this name, and for how long.
+    fn known(&self, name: &Mac) -> Option<(Mac, Duration)> {
         let cache = self.cache.lock();
-        cache.macs.get(name).filter(|(_, at)| at.elapsed() < limit::KEYS_CACHE).map(|(mac, _)| *mac)
+        let known = cache.macs.get(name).map(|(mac, at)| (*mac, at.elapsed()));
+        known.filter(|(_, age)| *age < limit::KEYS_CACHE)
     }
 
     /// Remembers the hash of a key that proved valid. Invalid keys are never remembered, so nobody can push valid ones out
     /// without owning as many.
     pub fn remember(&self, hashed: Hashed) {
-        let Hashed { mac, name } = hashed;
+        let Hashed { mac, name, is_known } = hashed;
+        if is_known {
+            return;
+        }
         let mut cache = self.cache.lock();
         if cache.macs.insert(name, (mac, Instant::now())).is_none() {
             cache.order.push_back(name);
@@ -186,7 +197,7 @@ mod tests {
         let (text, other) = (ApiKey::compose([9; 6], [2; 32]), ApiKey::compose([9; 6], [4; 32]));
         let (key, other) = (ApiKey::parse(&text).unwrap(), ApiKey::parse(&other).unwrap());
         assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Err(DropReason::IdentityUnavailable));
-        keys.remember(Hashed { mac: MAC, name: keys.name(key) });
+        keys.remember(Hashed { mac: MAC, name: keys.name(key), is_known: false });
         assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Ok(MAC));
         assert_eq!(keys.mac(other).await.map(|hashed| hashed.mac), Err(DropReason::IdentityUnavailable));
 

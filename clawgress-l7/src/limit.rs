@@ -227,15 +227,15 @@ pub const AUDIT_PACE_MAX: Duration = Duration::from_secs(2);
 pub const AUDIT_SHARES: usize = 16 * 1024;
 /// Agents with a gap of their own in one batch: what more lose is counted in one gap.
 pub const AUDIT_LOSERS_MAX: usize = 64;
-/// Records in one batch.
-pub const AUDIT_BATCH: usize = 256;
+/// Records in one batch: what comes within [`AUDIT_LINGER`] at the highest rates.
+pub const AUDIT_BATCH: usize = 1024;
 /// Bytes in one batch: half of what control takes at once.
 pub const AUDIT_BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes that a record takes on average, at most, while it waits: one of ordinary size has a quarter, one that was cut has room.
 pub const AUDIT_RECORD_BYTES: usize = 4096;
 /// For more records to come after the first one of a batch: nobody waits for what is gathered, and a process that dies loses
-/// so much more of what it did last.
-pub const AUDIT_LINGER: Duration = Duration::from_millis(2);
+/// so much more of what it did last. Control gathers for five times as long before it writes.
+pub const AUDIT_LINGER: Duration = Duration::from_millis(10);
 /// Batches sent and not yet acknowledged.
 pub const AUDIT_UNACKED_MAX: usize = 32;
 /// For records still queued when the process ends.

@@ -177,7 +177,7 @@ impl ProxyHttp for App {
                 }
                 let is_told = session.req_header().headers.contains_key(CONTENT_LENGTH);
                 context.pace = is_told.then(|| Pace::new(Instant::now()));
-                let is_judged = context.content.body.as_ref().is_some_and(Body::decides);
+                let is_judged = context.content.body.as_ref().is_some_and(|body| body.decides());
                 let patience = pace::patience(granted.opens_web_socket(), is_told, is_judged);
                 session.set_read_timeout(Some(patience));
                 let granted = Arc::new(granted);
@@ -207,11 +207,12 @@ impl ProxyHttp for App {
                     // Within its own protocol it is an answer like any other.
                     Some((200, messages.denial(takes_json, reason.name(), &message, exchange.id())?))
                 });
-                let mismatch = context.content.body.as_ref().and_then(Body::mismatch).filter(|_| takes_json);
+                let mismatch =
+                    context.content.body.as_ref().and_then(|body| body.mismatch()).filter(|_| takes_json);
                 let mismatch = mismatch.map(|mismatch| (400, mismatch.denial(reason.name(), exchange.id())));
                 let denial = denial.or(mismatch);
                 let answer = Answered { reusable, retry_after, denial };
-                respond(session, exchange.denial(reason), front.client(), answer).await?;
+                Box::pin(respond(session, exchange.denial(reason), front.client(), answer)).await?;
                 Ok(true)
             }
         }
@@ -300,7 +301,7 @@ impl ProxyHttp for App {
             context.reason = Some(denied.reason());
             return Err(self.no_longer(exchange, *denied));
         }
-        context.content.body.iter_mut().for_each(content::Body::attempt);
+        context.content.body.iter_mut().for_each(|body| body.attempt());
         context.opening.iter().for_each(|opening| opening.begin());
         if exchange.is_decided() {
             return Ok(());
@@ -405,15 +406,17 @@ impl ProxyHttp for App {
             context.reason = Some(DropReason::UpstreamFailed);
             return Error::e_explain(ErrorType::HTTPStatus(502), "a head that is too large");
         }
-        for name in OF_HOP {
+        // One look at each, and most answers have none.
+        let is_ours = |name: &http::HeaderName| {
+            OF_HOP.contains(&name.as_str()) || page::FIELDS.contains(&name.as_str())
+        };
+        let ours: Vec<_> = response.headers.keys().filter(|name| is_ours(name)).cloned().collect();
+        for name in &ours {
             response.remove_header(name);
         }
         if context.front.as_ref().is_some_and(|front| front.is_endpoint()) {
             // All endpoints are one origin to a client: what one server sets, another would get.
             response.remove_header("set-cookie");
-        }
-        for name in page::FIELDS {
-            response.remove_header(name);
         }
         context.status = Some(response.status.as_u16());
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -541,7 +544,8 @@ impl ProxyHttp for App {
             let of_proxy = || Client::of_proxy(false);
             let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
             error_code = page::status_as(client, reason);
-            let _ = respond(session, exchange.denial(reason), client, Answered::default()).await;
+            let answer = respond(session, exchange.denial(reason), client, Answered::default());
+            let _ = Box::pin(answer).await;
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }

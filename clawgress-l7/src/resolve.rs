@@ -191,9 +191,14 @@ impl Resolver {
             Host::Name(name) => name,
         };
         let now = Instant::now();
-        if let Some(known) = self.known.get(name, now) {
-            return Ok(known);
+        match self.known.get(name, now) {
+            Some(known) => Ok(known),
+            // Boxed, as most are known.
+            None => Box::pin(self.find(host, name, now)).await,
         }
+    }
+
+    async fn find(&self, host: &Host, name: &str, now: Instant) -> Result<Vec<IpAddr>, DropReason> {
         let asked = full(name)?;
         let found = tokio::join!(self.family(&asked, RecordType::A), self.family(&asked, RecordType::AAAA));
         let (found, until) = match found {

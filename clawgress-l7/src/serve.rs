@@ -212,6 +212,8 @@ impl Serving {
             // Boxed, to be dropped before the rest.
             let mut serve = Box::pin(plain_http::requests::serve(&self.proxy, gate, &self.stopping));
             let is_over = tokio::select! {
+                // In this order: what was granted is watched over from the same turn on.
+                biased;
                 _ = &mut serve => true,
                 reason = front.forbidden(&self.gateway) => {
                     front.cut(reason);

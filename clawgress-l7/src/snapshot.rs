@@ -56,6 +56,8 @@ const CONFIRMED: u64 = u64::MAX;
 pub struct Plan {
     /// Its number.
     pub generation: u64,
+    /// Which of all plans of this process it is: another has the same generation where other agents are quarantined.
+    pub serial: u64,
     /// `None` before the first policy: deny.
     policies: Option<Policies>,
     /// Of each policy: what is the same in the next generation is taken from here.
@@ -93,6 +95,12 @@ pub struct Snapshots {
     next: Held,
 }
 
+/// A number that no other plan of this process has.
+fn serial() -> u64 {
+    static PLANS: AtomicU64 = AtomicU64::new(0);
+    PLANS.fetch_add(1, Ordering::Relaxed)
+}
+
 // === impl Plan ===
 
 impl Plan {
@@ -116,17 +124,23 @@ impl Plan {
         let generation = snapshot.generation;
         let keys = snapshot.provider_keys.into_iter().map(|key| (key.id.to_string(), key));
         let provider_keys = Arc::new(keys.collect());
-        Ok(Plan { generation, policies, parts, clock, roots, trust, runs, bases, provider_keys })
+        let serial = serial();
+        Ok(Plan { generation, serial, policies, parts, clock, roots, trust, runs, bases, provider_keys })
     }
 
     /// The policies that decide for an agent, as they do now: its tenant's, under the platform's. `None` before the
     /// first of all: deny.
     #[must_use]
     pub fn policy(&self, agent: &Agent) -> Option<PolicySet> {
-        self.of(agent).map(|policy| policy.at(self.clock.now().as_millisecond()))
+        self.of(agent).map(|policy| match policy.asks_time() {
+            true => policy.at(self.clock.now().as_millisecond()),
+            false => policy.clone(),
+        })
     }
 
-    fn of(&self, agent: &Agent) -> Option<&PolicySet> {
+    /// The same, for what does not depend on the time.
+    #[must_use]
+    pub fn of(&self, agent: &Agent) -> Option<&PolicySet> {
         self.policies.as_ref().map(|policies| policies.of(agent.id.tenant()))
     }
 
@@ -164,6 +178,7 @@ impl Plan {
     fn with_quarantined(&self, quarantined: &Arc<BTreeSet<u32>>) -> Plan {
         Plan {
             generation: self.generation,
+            serial: serial(),
             policies: self.policies.clone(),
             parts: self.parts.clone(),
             clock: Arc::clone(&self.clock),

@@ -10,7 +10,7 @@ use clawgress_api::clock::SystemClock;
 use super::*;
 
 fn put(audit: &Audit) {
-    assert!(audit.try_put(audit.record(1)));
+    assert!(audit.try_put(&audit.record(1)));
 }
 
 /// Whether the next batch is there at once; if it isn't, gathering it is given up.
@@ -62,7 +62,7 @@ fn large(audit: &Audit) -> AuditRecord {
 #[tokio::test]
 async fn a_batch_is_bounded_by_bytes_and_what_has_no_room_is_in_the_next() {
     let (audit, mut carrier) = queue("node", Arc::new(SystemClock), (1, usize::MAX), "test");
-    (0..limit::AUDIT_BATCH).for_each(|_| assert!(audit.try_put(large(&audit))));
+    (0..limit::AUDIT_BATCH).for_each(|_| assert!(audit.try_put(&large(&audit))));
     drop(audit);
     while carrier.gather().await {}
     let carried: usize = carrier.unacked.iter().map(|sent| sent.batch.records.len()).sum();
@@ -78,11 +78,11 @@ async fn a_batch_is_bounded_by_bytes_and_what_has_no_room_is_in_the_next() {
 #[tokio::test]
 async fn large_records_are_cut_before_the_queue_has_no_room() {
     let (audit, mut carrier) = queue("node", Arc::new(SystemClock), (1, usize::MAX), "test");
-    let rooms: Vec<Room> = std::iter::from_fn(|| audit.put_and_reserve(large(&audit))).collect();
+    let rooms: Vec<Room> = std::iter::from_fn(|| audit.put_and_reserve(&large(&audit))).collect();
     assert!(audit.shared.bytes.load(Ordering::Relaxed) <= audit.shared.bytes_max);
     let count = rooms.len();
     for room in rooms {
-        room.put(large(&audit));
+        room.put(&large(&audit));
     }
     assert!(audit.shared.bytes.load(Ordering::Relaxed) <= audit.shared.bytes_max, "outcomes have room");
     let records = carrier.drain_for_test();
@@ -128,15 +128,15 @@ fn of_agent(audit: &Audit, index: u32) -> AuditRecord {
 #[tokio::test]
 async fn an_agent_that_floods_takes_its_share_and_is_named_in_a_gap() {
     let (audit, mut carrier) = queue("node", Arc::new(SystemClock), (100, 25), "test");
-    let rooms = || std::iter::from_fn(|| audit.put_and_reserve(of_agent(&audit, 1))).collect::<Vec<_>>();
+    let rooms = || std::iter::from_fn(|| audit.put_and_reserve(&of_agent(&audit, 1))).collect::<Vec<_>>();
     let first = rooms();
     // Two places of the queue each.
     assert_eq!(2 * first.len(), (limit::AUDIT_BACKLOG / limit::AUDIT_BACKLOG_PART + 3 * 25) / 2 * 2);
     let flooded = of_agent(&audit, 1);
     audit.lose(flooded.agent.as_ref(), 2);
     audit.lose(flooded.agent.as_ref(), 2);
-    let others = audit.put_and_reserve(of_agent(&audit, 2)).expect("others have room");
-    others.put(of_agent(&audit, 2));
+    let others = audit.put_and_reserve(&of_agent(&audit, 2)).expect("others have room");
+    others.put(&of_agent(&audit, 2));
     assert!(carrier.gather().await);
     let last = carrier.unacked.back().expect("a batch");
     let gap = last.batch.records.last().expect("a record");
@@ -160,7 +160,7 @@ async fn whoever_is_ahead_of_the_log_waits_for_it_and_not_for_one_that_stands() 
         begun.elapsed()
     };
     assert!(waited(1).await.is_zero(), "nobody waits who has room");
-    while audit.put_and_reserve(of_agent(&audit, 1)).is_some() {}
+    while audit.put_and_reserve(&of_agent(&audit, 1)).is_some() {}
     assert!(waited(2).await.is_zero(), "nor do others");
     // The log takes what there is meanwhile.
     let taken = async {
@@ -172,13 +172,13 @@ async fn whoever_is_ahead_of_the_log_waits_for_it_and_not_for_one_that_stands() 
     let (waited_for, ()) = tokio::join!(waited(1), taken);
     assert!(waited_for >= limit::AUDIT_PACE_MAX / 2 && waited_for < limit::AUDIT_PACE_MAX, "{waited_for:?}");
     // It takes nothing any more: the first waits in vain, and nobody after it, until it goes on.
-    while audit.put_and_reserve(of_agent(&audit, 1)).is_some() {}
+    while audit.put_and_reserve(&of_agent(&audit, 1)).is_some() {}
     assert!(waited(1).await >= limit::AUDIT_PACE_MAX);
     assert!(waited(1).await.is_zero());
     assert!(carrier.gather().await);
     let last = carrier.sequence;
     carrier.acked(Some(AuditAck { sequence: last })).expect("acknowledged");
-    while audit.put_and_reserve(of_agent(&audit, 1)).is_some() {}
+    while audit.put_and_reserve(&of_agent(&audit, 1)).is_some() {}
     assert!(waited(1).await >= limit::AUDIT_PACE_MAX, "it moved in between");
 }
 
@@ -187,5 +187,5 @@ async fn a_thread_that_dies_is_noticed() {
     let (audit, carrier) = queue("node", Arc::new(SystemClock), (1, usize::MAX), "test");
     let ended = carrier.start(|| panic!("no channel: part of a test")).expect("started");
     ended.await.expect_err("nobody says anything");
-    assert!(audit.put_and_reserve(audit.record(1)).is_none(), "nothing is allowed");
+    assert!(audit.put_and_reserve(&audit.record(1)).is_none(), "nothing is allowed");
 }

@@ -11,31 +11,31 @@ use crate::snapshot::Plan;
 /// Whether anything is to be asked about bodies of `who`'s requests.
 #[must_use]
 pub fn asks_send(plan: &Plan, who: &Who) -> bool {
-    plan.policy(&who.identity.agent).is_some_and(|policy| policy.names_send())
+    plan.of(&who.identity.agent).is_some_and(|policy| policy.names_send())
 }
 
 /// Whether a guard is asked, so that each body of `who`'s has to be permitted.
 #[must_use]
 pub fn permits_send(plan: &Plan, who: &Who) -> bool {
-    plan.policy(&who.identity.agent).is_some_and(|policy| policy.asks_send())
+    plan.of(&who.identity.agent).is_some_and(|policy| policy.asks_send())
 }
 
 /// How much of a request of `who` has to be seen to know what model it calls.
 #[must_use]
 pub fn call_need(plan: &Plan, who: &Who) -> PayloadNeed {
-    plan.policy(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_call())
+    plan.of(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_call())
 }
 
 /// Whether calls of models that `who` makes may be changed before they go on.
 #[must_use]
 pub fn changes_calls(plan: &Plan, who: &Who) -> bool {
-    plan.policy(&who.identity.agent).is_some_and(|policy| policy.changes_calls())
+    plan.of(&who.identity.agent).is_some_and(|policy| policy.changes_calls())
 }
 
 /// How much of a request of `who` has to be seen to know what it sends to a tool server.
 #[must_use]
 pub fn tool_need(plan: &Plan, who: &Who) -> PayloadNeed {
-    plan.policy(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_tool())
+    plan.of(&who.identity.agent).map_or_else(PayloadNeed::default, |policy| policy.needs_tool())
 }
 
 /// `tool`.
@@ -55,7 +55,7 @@ pub fn may_call_tool(plan: &Plan, who: &Who, operation: Operation<'_>) -> bool {
 #[must_use]
 pub fn call_needs_history(plan: &Plan, who: &Who) -> Need {
     let agent = &who.identity.agent;
-    let reads = || plan.policy(agent).is_some_and(|policy| policy.call_reads_history());
+    let reads = || plan.of(agent).is_some_and(|policy| policy.call_reads_history());
     if plan.asks_history(agent) && reads() { Need::Decided } else { Need::None }
 }
 
@@ -95,14 +95,14 @@ pub fn send(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
 /// to be permitted.
 #[must_use]
 pub fn asks_receive(plan: &Plan, who: &Who) -> (bool, bool) {
-    let policy = plan.policy(&who.identity.agent);
+    let policy = plan.of(&who.identity.agent);
     policy.map_or((false, false), |policy| (policy.names_receive(), policy.asks_receive()))
 }
 
 /// Whether anything that is decided of what comes back of `who`'s requests may depend on what is in it.
 #[must_use]
 pub fn decides_receive(plan: &Plan, who: &Who) -> bool {
-    plan.policy(&who.identity.agent).is_some_and(|policy| policy.decides_receive())
+    plan.of(&who.identity.agent).is_some_and(|policy| policy.decides_receive())
 }
 
 /// Whether what is decided of this `send`, or `receive`, depends on a media type that nobody knows.
@@ -123,7 +123,7 @@ pub fn calls_need(plan: &Plan, who: &Who, operation: Operation<'_>) -> CallsNeed
 #[must_use]
 pub fn receive_needs_history(plan: &Plan, who: &Who) -> Need {
     let agent = &who.identity.agent;
-    let reads = || plan.policy(agent).is_some_and(|policy| policy.receive_reads_history());
+    let reads = || plan.of(agent).is_some_and(|policy| policy.receive_reads_history());
     if plan.asks_history(agent) && reads() { Need::Decided } else { Need::None }
 }
 

@@ -292,8 +292,11 @@ fn rewrite(head: &Head<'_>, admitted: &Admitted, target: &str, ours: Option<&Our
         line(&[b"Connection: close"]);
     }
     let nominated = nominated(head);
+    let mut name = String::new();
     for field in &head.fields {
-        let name = field.name.to_ascii_lowercase();
+        name.clear();
+        name.push_str(field.name);
+        name.make_ascii_lowercase();
         // To a client all endpoints are one origin: a server's cookies would go to another.
         let stays = ours.is_some_and(|ours| ours.has(field) || name == "cookie");
         if fields::goes_on(&name) && !nominated.contains(&name) && !stays {

@@ -37,7 +37,7 @@ impl App {
         }
         for (name, injected) in &changes.inject {
             let to = (&admitted.host, admitted.scheme());
-            let field = self.gateway.vault.field(plan, &who.identity.agent, injected, to).await;
+            let field = Box::pin(self.gateway.vault.field(plan, &who.identity.agent, injected, to)).await;
             let (_, version) = field.map_err(|reason| Ruling { verdict: Err(reason), ..ruling.clone() })?;
             exchange.changed(format!("`{name}` is the key `{}`, version {version}", injected.key));
         }
@@ -67,7 +67,7 @@ impl App {
         for (name, injected) in &changes.inject {
             let agent = &granted.who().identity.agent;
             let to = (&admitted.host, admitted.scheme());
-            let (value, _) = self.gateway.vault.field(&plan, agent, injected, to).await?;
+            let (value, _) = Box::pin(self.gateway.vault.field(&plan, agent, injected, to)).await?;
             request.insert_header(name.to_string(), value).map_err(failed)?;
         }
         Ok(())

@@ -112,9 +112,12 @@ impl App {
 
     /// Judges an answer that turned out to have no body.
     pub(super) async fn settle(&self, session: &mut Session, context: &mut Context) {
-        if !context.back.as_ref().is_some_and(Back::is_withheld) {
-            return;
+        if context.back.as_ref().is_some_and(Back::is_withheld) {
+            Box::pin(self.settle_withheld(session, context)).await;
         }
+    }
+
+    async fn settle_withheld(&self, session: &mut Session, context: &mut Context) {
         let Err(reason) = self.pass_back(&mut None, true, 0, context) else { return };
         context.reason = Some(reason);
         if self.replace_withheld(session, context, false).await.is_some() {

@@ -1,13 +1,16 @@
 //! What the gate and the application of one connection tell each other.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Instant;
 
 use clawgress_ebpf_common::DropReason;
 use parking_lot::Mutex;
 use pingora_proxy::Session;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Connection;
@@ -32,7 +35,8 @@ pub struct Front {
     violation: Mutex<Option<DropReason>>,
     /// The request that is being served, from its grant to its end.
     live: Mutex<Option<Arc<Granted>>>,
-    granted: Notify,
+    /// How many were granted: whoever watches over them is polled in the same turn of the task, and need not be woken.
+    grants: AtomicU64,
     cut: OnceLock<DropReason>,
     /// What a connection's streams have in common.
     common: Arc<Common>,
@@ -129,7 +133,7 @@ impl Front {
             arrived: Mutex::default(),
             violation: Mutex::default(),
             live: Mutex::default(),
-            granted: Notify::new(),
+            grants: AtomicU64::new(0),
             cut: OnceLock::new(),
             common,
             incoming,
@@ -232,7 +236,7 @@ impl Front {
     /// Notes that a request is served from now on.
     pub fn serve(&self, granted: Arc<Granted>) {
         *self.live.lock() = Some(granted);
-        self.granted.notify_one();
+        self.grants.fetch_add(1, Ordering::Release);
     }
 
     /// Notes whether what is decided of the request at hand has to be done also if its client takes it back.
@@ -249,29 +253,18 @@ impl Front {
 
     /// Ends when the request at hand may be served no longer, and says why; between requests, when TLS may be read no
     /// longer, or everything ends.
+    ///
+    /// INVARIANT: polled by the task that serves, in each of its turns, after what serves: nothing else tells it that another request
+    /// was granted. To be woken for that would cost each request a turn, and a turn may wake another thread.
     pub async fn forbidden(&self, gateway: &Gateway) -> DropReason {
         let mut changes = gateway.snapshots.subscribe();
         loop {
-            let granted = self.live.lock().clone();
-            if let Some(granted) = &granted
-                && let Err(reason) = granted.inform(gateway).await
-            {
-                return reason;
-            }
-            let judged = match (&granted, &self.place) {
-                (Some(granted), _) => Some(granted.judge_again(gateway).map_err(|denied| denied.reason())),
-                // What was opened for one request is there for the next. Of streams the connection's front sees to it.
-                (None, Place::Read(opened)) if self.incoming.is_none() => {
-                    Some(opened.judge_again(gateway).await)
-                }
-                (None, _) => None,
+            let mut known = self.grants.load(Ordering::Acquire);
+            let expires_at_s = match self.stands(gateway).await {
+                Ok(expires_at_s) => expires_at_s,
+                Err(reason) => return reason,
             };
-            let expires_at_s = match judged {
-                Some(Ok(expires_at_s)) => Some(expires_at_s),
-                Some(Err(reason)) => return reason,
-                None => None,
-            };
-            let again = async {
+            let mut again = pin!(async {
                 match expires_at_s {
                     Some(expires_at_s) => gateway.until_judged_again(&mut changes, expires_at_s).await,
                     None => {
@@ -279,11 +272,47 @@ impl Front {
                         Err(DropReason::Draining)
                     }
                 }
-            };
-            tokio::select! {
-                () = self.granted.notified() => {}
-                again = again => if let Err(reason) = again { return reason },
+            });
+            loop {
+                let more = poll_fn(|_| match self.grants.load(Ordering::Acquire) == known {
+                    true => Poll::Pending,
+                    false => Poll::Ready(()),
+                });
+                tokio::select! {
+                    biased;
+                    () = more => {}
+                    again = &mut again => match again {
+                        Ok(()) => break,
+                        Err(reason) => return reason,
+                    },
+                }
+                known = self.grants.load(Ordering::Acquire);
+                match self.stands(gateway).await {
+                    // What is waited for is the same, and is not waited for anew.
+                    Ok(same) if same == expires_at_s => {}
+                    Ok(_) => break,
+                    Err(reason) => return reason,
+                }
             }
+        }
+    }
+
+    /// When what is served has to be judged again at last, or what is read between requests; `None` where there is neither.
+    ///
+    /// # Errors
+    /// Why it may be no longer.
+    async fn stands(&self, gateway: &Gateway) -> Result<Option<Option<i64>>, DropReason> {
+        let granted = self.live.lock().clone();
+        match (&granted, &self.place) {
+            (Some(granted), _) => {
+                granted.inform(gateway).await?;
+                granted.judge_again(gateway).map(Some).map_err(|denied| denied.reason())
+            }
+            // What was opened for one request is there for the next. Of streams the connection's front sees to it.
+            (None, Place::Read(opened)) if self.incoming.is_none() => {
+                opened.judge_again(gateway).await.map(Some)
+            }
+            (None, _) => Ok(None),
         }
     }
 

@@ -41,6 +41,8 @@ const HELD_BYTES_MAX: usize = http1::HEAD_BYTES_MAX + READ_BYTES;
 /// The stream.
 pub struct Gate {
     digest: Option<Arc<SocketDigest>>,
+    /// This is how a session finds its connection.
+    found_by: Option<Arc<ProxyDigest>>,
     front: Arc<Front>,
     outgoing: Outgoing,
     /// The head of an answer that waits.
@@ -91,6 +93,9 @@ impl Gate {
     #[must_use]
     pub fn new(front: Arc<Front>, stream: Stream, held: &[u8], deadline: Instant) -> Self {
         let digest = stream.descriptor().map(|fd| Arc::new(SocketDigest::from_raw_fd(fd)));
+        let found_by = pingora_http::ResponseHeader::build(200, Some(0)).ok().map(|response| {
+            Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(Arc::clone(&front)))))
+        });
         let reader = Reader {
             inner: stream,
             front: Arc::clone(&front),
@@ -104,7 +109,8 @@ impl Gate {
             closed: false,
         };
         let (outgoing, withheld) = (Outgoing::default(), BytesMut::new());
-        Gate { digest, front, outgoing, withheld, is_stalled: false, reader: Mutex::new(reader) }
+        let (is_stalled, reader) = (false, Mutex::new(reader));
+        Gate { digest, found_by, front, outgoing, withheld, is_stalled, reader }
     }
 
     /// Answers in place of what waits, below Pingora, which has written that.
@@ -169,6 +175,40 @@ impl Gate {
     pub(super) fn reader(&self) -> &Mutex<Reader> {
         &self.reader
     }
+
+    /// Writes what is left of the last answer, if anything may pass yet: of one that was only a head, nothing more is written.
+    fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.withheld.is_empty() {
+            ready!(self.poll_withheld(cx))?;
+            ready!(Pin::new(&mut *self).poll_flush(cx))?;
+        }
+        if self.front.is_over() {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits until the next request is there; `false` if there will be none: the client has left, or asks for nothing for
+    /// [`limit::KEEPALIVE`].
+    pub(super) async fn arrives(&mut self) -> bool {
+        let since = Instant::now();
+        let next = |gate: &mut Gate, cx: &mut Context<'_>| {
+            ready!(gate.poll_last(cx))?;
+            gate.reader.get_mut().poll_next(cx)
+        };
+        poll_fn(|cx| match next(self, cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(self.reader.get_mut().is_ready()),
+            Poll::Ready(Err(_)) => Poll::Ready(false),
+            Poll::Pending => {
+                if self.reader.get_mut().poll_idle(cx, since) {
+                    Poll::Ready(false)
+                } else {
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
 }
 
 // === impl Reader ===
@@ -193,6 +233,45 @@ impl Reader {
             None => {}
         }
         n > 0
+    }
+
+    /// Whether something is ready to be given out.
+    fn is_ready(&self) -> bool {
+        match &self.ready {
+            Ready::Held(n) => *n > 0,
+            Ready::Own(bytes) => !bytes.is_empty(),
+        }
+    }
+
+    /// Reads and judges until something is ready, or nothing will be any more.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.step()? {
+                continue;
+            }
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if self.poll_deadline(cx) {
+                if self.held.is_empty() {
+                    // Nothing was asked.
+                    self.closed = true;
+                    return Poll::Ready(Ok(()));
+                }
+                self.refuse(DropReason::Timeout, self.held.len());
+                continue;
+            }
+            if self.held.len() >= HELD_BYTES_MAX {
+                // Requests that wait for their turn. Whoever has answered the one at hand asks again.
+                return Poll::Pending;
+            }
+            if !ready!(self.poll_more(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     /// Judges bytes held. `Ok(false)` if more are needed.
@@ -283,6 +362,23 @@ impl Reader {
         rings
     }
 
+    /// Whether nothing was asked for too long since `since`. The timer runs on over many requests: to set it for each would cost
+    /// each of them.
+    fn poll_idle(&mut self, cx: &mut Context<'_>, since: Instant) -> bool {
+        if self.timed {
+            // A head has begun, or the first one is waited for: that has a deadline of its own.
+            return false;
+        }
+        while self.deadline.as_mut().poll(cx).is_ready() {
+            let end = since + limit::KEEPALIVE;
+            if Instant::now() >= end {
+                return true;
+            }
+            self.deadline.as_mut().reset(end);
+        }
+        false
+    }
+
     /// Whether the head that has begun took too long.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> bool {
         let is_waited_for = !self.held.is_empty() || self.first;
@@ -303,47 +399,18 @@ impl AsyncRead for Gate {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.withheld.is_empty() {
-            // Of an answer that was only a head, nothing more is written.
-            ready!(self.poll_withheld(cx))?;
-            ready!(self.as_mut().poll_flush(cx))?;
-        }
+        ready!(self.poll_last(cx))?;
         let this = self.reader.get_mut();
-        if this.front.is_over() {
-            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
-        }
         if out.remaining() > 0 && this.poll_alarm(cx) {
             // Before anything that came, and alone.
             out.put_slice(&[0]);
             return Poll::Ready(Ok(()));
         }
-        loop {
-            if out.remaining() == 0 || this.give(out) {
-                return Poll::Ready(Ok(()));
-            }
-            if this.step()? {
-                continue;
-            }
-            if this.closed {
-                return Poll::Ready(Ok(()));
-            }
-            if this.poll_deadline(cx) {
-                if this.held.is_empty() {
-                    // Nothing was asked.
-                    this.closed = true;
-                    return Poll::Ready(Ok(()));
-                }
-                this.refuse(DropReason::Timeout, this.held.len());
-                continue;
-            }
-            if this.held.len() >= HELD_BYTES_MAX {
-                // Requests that wait for their turn. Whoever has answered the one at hand asks again.
-                return Poll::Pending;
-            }
-            if !ready!(this.poll_more(cx))? {
-                return Poll::Ready(Ok(()));
-            }
+        if out.remaining() > 0 && !this.give(out) {
+            ready!(this.poll_next(cx))?;
+            this.give(out);
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -457,9 +524,7 @@ impl GetTimingDigest for Gate {
 
 impl GetProxyDigest for Gate {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        // This is how a session finds its connection.
-        let response = pingora_http::ResponseHeader::build(200, Some(0)).ok()?;
-        Some(Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(Arc::clone(&self.front))))))
+        self.found_by.clone()
     }
 
     fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
@@ -472,3 +537,6 @@ impl GetSocketDigest for Gate {
 
     fn set_socket_digest(&mut self, _digest: SocketDigest) {}
 }
+
+#[cfg(test)]
+mod tests;

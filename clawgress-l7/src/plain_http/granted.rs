@@ -44,6 +44,8 @@ pub struct Granted {
     attempt: AtomicUsize,
     /// The generation it was last judged under.
     generation: AtomicU64,
+    /// What came of that, and of which plan and second.
+    standing: Mutex<Option<Standing>>,
     /// What of it is changed before it is sent on, under that.
     changes: Mutex<Option<Arc<Changes>>>,
     /// What is known of its body, if policy asked about that when it came.
@@ -55,6 +57,14 @@ pub struct Granted {
     came: Mutex<Option<Came>>,
     /// Which messages are read, of a WebSocket.
     reads: Mutex<Reads>,
+}
+
+/// What came of judging a request again. Of the same plan and second it would be the same.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    plan: u64,
+    now_s: i64,
+    expires_at_s: Option<i64>,
 }
 
 // === impl Granted ===
@@ -73,7 +83,8 @@ impl Granted {
     ) -> Self {
         let (attempt, generation) = (AtomicUsize::new(0), AtomicU64::new(generation));
         let changes = Mutex::new(ruling.changes.clone());
-        let (said, came, reads) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (said, came, reads, standing) =
+            (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
         let (is_sent, is_answered) = (AtomicBool::new(false), AtomicBool::new(false));
         Granted {
             admitted,
@@ -84,6 +95,7 @@ impl Granted {
             ruling,
             attempt,
             generation,
+            standing,
             changes,
             said,
             is_sent,
@@ -328,7 +340,12 @@ impl Granted {
     pub fn judge_again(&self, gateway: &Gateway) -> Result<Option<i64>, Box<Ruling>> {
         let denied = |reason| Box::new(Ruling::deny("http", reason));
         let plan = gateway.snapshots.current().map_err(denied)?;
-        let who = self.who.under(&plan, gateway.now_s()).map_err(denied)?;
+        let now_s = gateway.now_s();
+        let is_same = |standing: &Standing| (standing.plan, standing.now_s) == (plan.serial, now_s);
+        if let Some(standing) = self.standing.lock().filter(is_same) {
+            return Ok(standing.expires_at_s);
+        }
+        let who = self.who.under(&plan, now_s).map_err(denied)?;
         let is_judged = plan.generation == self.generation.load(Ordering::Relaxed);
         // Whoever waits for changes lets it know its history first, and judges then.
         let lacks_history = || {
@@ -361,7 +378,11 @@ impl Granted {
             }
             self.generation.store(plan.generation, Ordering::Relaxed);
         }
-        Ok(who.expires_at_s(&plan))
+        let expires_at_s = who.expires_at_s(&plan);
+        if plan.generation == self.generation.load(Ordering::Relaxed) {
+            *self.standing.lock() = Some(Standing { plan: plan.serial, now_s, expires_at_s });
+        }
+        Ok(expires_at_s)
     }
 }
 
@@ -386,6 +407,10 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> (
 
 /// Who needs to know what `who` did before, for what [`rule`] asks.
 pub fn needs_history(plan: &Plan, who: &Who, admitted: &Admitted) -> Need {
+    if !plan.asks_history(&who.identity.agent) {
+        // Nor does any of what is asked below.
+        return Need::None;
+    }
     let operation = operation(plan, who, admitted);
     let need = match &admitted.opened {
         Some(opened) => opened.needs_history(plan, who).max(decide::needs_history(plan, who, &[operation])),

@@ -108,7 +108,7 @@ impl App {
                 let asked = (&*plan, &who, &admitted);
                 // What is found in a body has its consequences.
                 front.stay(true);
-                let ruling = Box::pin(content::judge(gateway, session, asked, ruling, exchange));
+                let ruling = content::judge(gateway, session, asked, ruling, exchange);
                 let (ruling, judged) = ruling.await;
                 *content = judged;
                 // Last, so that nothing is spent on what is denied.

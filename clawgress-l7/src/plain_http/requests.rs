@@ -1,37 +1,51 @@
 //! The requests of a connection by HTTP/1, one after another.
 //!
-//! As Pingora's `ServerApp::process_new`, whose future has room for a connection by HTTP/2 besides, which every idle
-//! connection would hold.
+//! As Pingora's `ServerApp::process_new`, whose future has room for a connection by HTTP/2 besides, and which waits for each request in
+//! what serves it. An idle connection holds none of that: the gate waits.
 
+use std::pin::pin;
 use std::sync::Arc;
 
-use pingora_core::apps::{HttpServerApp as _, ReusedHttpStream};
-use pingora_core::protocols::Stream;
+use pingora_core::apps::{HttpPersistentSettings, HttpServerApp as _};
 use pingora_core::protocols::http::ServerSession;
 use tokio::sync::watch;
 
-use super::Proxy;
+use super::{Gate, Proxy};
 use crate::limit;
 
-/// Serves requests on `stream` until it ends, or `stopping` says that what is at hand is the last.
-pub async fn serve(proxy: &Arc<Proxy>, stream: Stream, stopping: &watch::Receiver<bool>) {
-    let mut next = proxy.process_new_http(first(stream, stopping), stopping).await;
-    while let Some(reused) = next {
-        next = proxy.process_new_http(again(reused), stopping).await;
+/// Serves requests on what comes through `gate` until it ends, or `stopping` says that what is at hand is the last.
+pub async fn serve(proxy: &Arc<Proxy>, mut gate: Box<Gate>, stopping: &watch::Receiver<bool>) {
+    let (mut settings, mut stop) = (None, stopping.clone());
+    // One for all requests.
+    let mut stopped = pin!(async { drop(stop.wait_for(|stops| *stops).await) });
+    loop {
+        let is_there = tokio::select! {
+            // A request that is there is answered, also where this stops.
+            biased;
+            is_there = gate.arrives() => is_there,
+            () = &mut stopped => false,
+        };
+        if !is_there {
+            return;
+        }
+        let session = session(gate, settings, stopping);
+        let Some(reused) = proxy.process_new_http(session, stopping).await else { return };
+        let (stream, kept) = reused.consume();
+        // It was one before.
+        let Ok(same) = stream.into_any().downcast::<Gate>() else { return };
+        (gate, settings) = (same, kept);
     }
 }
 
-fn first(stream: Stream, stopping: &watch::Receiver<bool>) -> ServerSession {
-    let mut session = ServerSession::new_http1(stream);
-    session.set_keepalive((!*stopping.borrow()).then_some(limit::KEEPALIVE_S));
-    session
-}
-
-fn again(reused: ReusedHttpStream) -> ServerSession {
-    let (stream, settings) = reused.consume();
-    let mut session = ServerSession::new_http1(stream);
-    if let Some(settings) = settings {
-        settings.apply_to_session(&mut session);
+fn session(
+    gate: Box<Gate>,
+    settings: Option<HttpPersistentSettings>,
+    stopping: &watch::Receiver<bool>,
+) -> ServerSession {
+    let mut session = ServerSession::new_http1(gate);
+    match settings {
+        Some(settings) => settings.apply_to_session(&mut session),
+        None => session.set_keepalive((!*stopping.borrow()).then_some(limit::KEEPALIVE_S)),
     }
     session
 }

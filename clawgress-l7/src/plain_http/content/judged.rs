@@ -16,7 +16,7 @@ use crate::gateway::Gateway;
 use crate::identify::Who;
 use crate::plain_http::Admitted;
 use crate::plain_http::hold::{self, Held};
-use crate::plain_http::model::Asking;
+use crate::plain_http::model::{Asking, Calling};
 use crate::plain_http::rewrite::Rewritten;
 use crate::plain_http::said::Said;
 use crate::plain_http::tool::Addressed;
@@ -30,8 +30,8 @@ const MEMORY_WAIT: Duration = Duration::from_secs(1);
 pub struct Judged {
     /// What is known of the body, if anything was asked about it.
     pub said: Option<Said>,
-    /// The body, if it is looked at.
-    pub body: Option<Body>,
+    /// The body, if it is looked at. Boxed: most requests have none that is.
+    pub body: Option<Box<Body>>,
     /// Whether the client was told to send it.
     pub continued: bool,
     /// Whether usage is asked for on the client's behalf.
@@ -58,6 +58,19 @@ pub async fn judge(
     if !asks_send && calling.is_none() && addressed.is_none() && head.is_none() {
         return (ruling, Judged::default());
     }
+    // Boxed: most requests end above.
+    let asked = (plan, who, admitted);
+    Box::pin(judge_body(gateway, session, asked, ruling, exchange, (calling, addressed, head))).await
+}
+
+async fn judge_body(
+    gateway: &Gateway,
+    session: &mut Session,
+    (plan, who, admitted): (&Plan, &Who, &Admitted),
+    ruling: Ruling,
+    exchange: &mut Exchange,
+    (calling, addressed, head): (Option<Calling>, Option<Addressed>, Option<Vec<String>>),
+) -> (Ruling, Judged) {
     let mut body = Body::of(gateway, session, (plan, who, admitted), (calling, addressed.clone()));
     if let Some(findings) = head {
         (body.said.carries, body.said.looked, body.said.complete) = (true, Look::Content, true);
@@ -71,7 +84,7 @@ pub async fn judge(
     {
         body.tell(exchange);
         // What is held of it stays until it is thrown away, and so does what it takes.
-        judged.body = Some(body);
+        judged.body = Some(Box::new(body));
         let is_full = matches!(reason, DropReason::ContentMemoryFull | DropReason::ContentShareFull);
         let retry_after = is_full.then_some(MEMORY_WAIT);
         return (Ruling { retry_after, ..Ruling::deny("send", reason) }.obliged_by(&ruling), judged);
@@ -101,7 +114,7 @@ pub async fn judge(
     body.kept = ruling.duties.iter().flat_map(|duties| duties.obligations.iter().cloned()).collect();
     judged.asking = body.asking(gateway, session);
     judged.said = Some(body.said.clone());
-    judged.body = (look != Look::Nothing).then_some(body);
+    judged.body = (look != Look::Nothing).then(|| Box::new(body));
     (ruling, judged)
 }
 
