@@ -77,6 +77,10 @@ struct Shared {
     requests: AtomicU64,
     /// Whether somebody waited for the log in vain since it took anything.
     stands: AtomicBool,
+    /// Batches that it took.
+    acked: AtomicU64,
+    /// Whose turn it is to look whether there is room, by the agent's number.
+    turns: Box<[tokio::sync::Mutex<()>]>,
 }
 
 /// Room for one more record.
@@ -136,6 +140,8 @@ pub fn queue(
         prefix: instance.to_owned(),
         requests: AtomicU64::new(0),
         stands: AtomicBool::new(false),
+        acked: AtomicU64::new(0),
+        turns: std::iter::repeat_with(tokio::sync::Mutex::default).take(limit::AUDIT_TURNS).collect(),
     });
     let audit = Audit { queue: sender, shared: Arc::clone(&shared) };
     let (gathered, unacked) = (Vec::new(), VecDeque::new());
@@ -171,28 +177,12 @@ impl Audit {
     }
 
     /// Waits while an agent is so far ahead of the log that its records, or everybody's, are about to find no room: what is only
-    /// slow is not denied. Not for long, and not at all once somebody waited in vain, until the log moves again: then it is.
+    /// slow is not denied. Not for long, and not at all once somebody waited in vain for a log that took nothing, until it moves again.
     pub async fn keep_pace(&self, agent: u32) {
-        let shared = &self.shared;
-        let waits = || {
-            let margin = limit::AUDIT_MARGIN * limit::AUDIT_RECORD_BYTES;
-            let is_full = || shared.bytes.load(Ordering::Relaxed).saturating_add(margin) > shared.bytes_max;
-            (!shared.shares.has(agent, margin) || is_full()) && !shared.stands.load(Ordering::Relaxed)
-        };
-        if !waits() {
-            return;
+        if self.shared.is_ahead(agent) {
+            // Boxed: hardly anybody waits, and all would hold what that takes.
+            Box::pin(self.shared.wait(agent)).await;
         }
-        // Boxed: hardly anybody waits, and all would hold what that takes.
-        let wait = async {
-            let until = Instant::now() + limit::AUDIT_PACE_MAX;
-            while waits() && Instant::now() < until {
-                tokio::time::sleep(limit::AUDIT_PACE).await;
-            }
-            if waits() {
-                shared.stands.store(true, Ordering::Relaxed);
-            }
-        };
-        Box::pin(wait).await;
     }
 
     fn try_put(&self, record: &AuditRecord) -> bool {
@@ -245,6 +235,26 @@ impl Audit {
 // === impl Shared ===
 
 impl Shared {
+    fn is_ahead(&self, agent: u32) -> bool {
+        let margin = limit::AUDIT_MARGIN * limit::AUDIT_RECORD_BYTES;
+        let is_full = || self.bytes.load(Ordering::Relaxed).saturating_add(margin) > self.bytes_max;
+        (!self.shares.has(agent, margin) || is_full()) && !self.stands.load(Ordering::Relaxed)
+    }
+
+    async fn wait(&self, agent: u32) {
+        let (until, acked) = (Instant::now() + limit::AUDIT_PACE_MAX, self.acked.load(Ordering::Relaxed));
+        let Some(turns) = self.turns.get(agent as usize % self.turns.len().max(1)) else { return };
+        // One looks for all of an agent: they go on one by one, as there is room, and don't keep the processor from who makes it.
+        if let Ok(_turn) = tokio::time::timeout_at(until, turns.lock()).await {
+            while self.is_ahead(agent) && Instant::now() < until {
+                tokio::time::sleep(limit::AUDIT_PACE).await;
+            }
+        }
+        if self.is_ahead(agent) && self.acked.load(Ordering::Relaxed) == acked {
+            self.stands.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// A record as it is carried. Once half of all bytes are taken, large ones are cut, so that few agents with long paths leave
     /// room for the others. `None` for what can't be encoded.
     fn fit(&self, record: &AuditRecord) -> Option<Box<[u8]>> {
@@ -405,6 +415,7 @@ impl Carrier {
         while self.unacked.front().is_some_and(|sent| sent.batch.sequence <= ack.sequence) {
             if let Some(sent) = self.unacked.pop_front() {
                 self.shared.pending.fetch_sub(sent.taken, Ordering::AcqRel);
+                self.shared.acked.fetch_add(1, Ordering::Relaxed);
                 self.shared.stands.store(false, Ordering::Relaxed);
             }
         }

@@ -366,7 +366,7 @@ impl<'a> Established<'a> {
             None if self.prospect.is_open => self.prospect.tls.clone(),
             None => return,
         };
-        self.exchange.keep_pace().await;
+        self.exchange.keep_pace(&ruling).await;
         let ruling = Box::pin(enforce(&self.serving.gateway, ruling, self.exchange.id())).await;
         match ruling.verdict {
             Ok(()) => drop(self.exchange.allow(&ruling)),
@@ -377,8 +377,9 @@ impl<'a> Established<'a> {
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
     async fn unreachable(self, reason: DropReason, stream: Stream) {
-        self.exchange.keep_pace().await;
-        let ruling = enforce(&self.serving.gateway, self.ruling(), self.exchange.id()).await;
+        let ruling = self.ruling();
+        self.exchange.keep_pace(&ruling).await;
+        let ruling = enforce(&self.serving.gateway, ruling, self.exchange.id()).await;
         let (manner, has_presented) = (self.asked.manner, false);
         let mut refused = Refused { manner, exchange: self.exchange, stream, has_presented };
         if ruling.verdict.is_err() {
@@ -417,18 +418,21 @@ impl<'a> Established<'a> {
                 return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
             }
         };
-        self.exchange.keep_pace().await;
+        self.exchange.keep_pace(&ruling).await;
         let ruling = enforce(gateway, ruling, self.exchange.id()).await;
+        drop(plan);
         let ways = self.prospect.reached.as_ref().map_or(&[][..], |judged| &judged.ways);
-        let ruling = subject.still(gateway, ruling, ways).await;
-        if ruling.verdict.is_err() {
-            return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
-        }
+        let (plan, ruling, ways) = match subject.still(gateway, ruling, ways, &mut self.exchange).await {
+            Ok(still) => still,
+            Err(ruling) => {
+                return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
+            }
+        };
         let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
         let behalf = dial::Behalf { agent, steered_to: None };
         let upstream = match (self.upstream, self.prospect.reached) {
             (Some(upstream), _) => Ok(upstream),
-            (None, Some(judged)) => dial::dial(dials, behalf, &judged.ways, (&subject.host, port)).await,
+            (None, Some(_)) => dial::dial(dials, behalf, &ways, (&subject.host, port)).await,
             (None, None) => {
                 let reached = reach(self.serving, &plan, &subject.who, &self.asked, &mut self.exchange);
                 let reached = Box::pin(reached).await;

@@ -259,13 +259,20 @@ async fn ask(gateway: &Gateway, asking: Asking<'_>, exchange: &mut Exchange) -> 
         Err(ruling) => (None, ruling),
     };
     // Before anybody is asked: what a quarantine matches reaches nobody.
-    exchange.keep_pace().await;
+    exchange.keep_pace(&ruling).await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     let Some(admitted) = admitted.filter(|_| ruling.verdict.is_ok()) else {
         let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
         exchange.deny(ruling);
         return refuse(reason, exchange);
     };
+    // A limit took time, perhaps, and a name may carry anything: whoever may not ask by now has nobody asked.
+    if let Err(denied) = still(gateway, port, &admitted).await {
+        exchange.under(&gateway.snapshots);
+        let reason = denied.reason();
+        exchange.deny(Ruling { duties: None, effects: ruling.effects, ..denied });
+        return refuse(reason, exchange);
+    }
     if let Err(reason) = exchange.allow(&ruling) {
         return refuse(reason, exchange);
     }
@@ -338,6 +345,26 @@ fn type_name(kind: RecordType) -> String {
     }
 }
 
+/// What is said of a question as things are now, with the plan and whose it is by it.
+///
+/// # Errors
+/// What denies it.
+async fn still(
+    gateway: &Gateway,
+    port: u16,
+    admitted: &Admitted,
+) -> Result<(Arc<Plan>, Who, Ruling), Ruling> {
+    let Admitted { who, host, query_type, .. } = admitted;
+    let deny = |reason| Ruling::deny("resolve", reason);
+    let plan = gateway.snapshots.current().map_err(deny)?;
+    let who = who.under(&plan, gateway.now_s()).map_err(deny)?;
+    // A condition on history that is new with this plan denies: nothing is known for it.
+    let need = decide::needs_history(&plan, &who, &[Operation::Resolve { host, port, query_type }]);
+    gateway.histories.inform(need, &who, host).await.map_err(deny)?;
+    let ruling = decide::resolve(&plan, &who, host, port, query_type);
+    if ruling.verdict.is_err() { Err(ruling) } else { Ok((plan, who, ruling)) }
+}
+
 /// What of an upstream's answer may be released, now that it is there: who asked may have been quarantined meanwhile, and
 /// policy may be another.
 async fn released(
@@ -347,14 +374,8 @@ async fn released(
     found: Found,
     exchange: &mut Exchange,
 ) -> Result<(Said, Judged), DropReason> {
-    let Admitted { who, host, kind, query_type } = admitted;
-    let plan = gateway.snapshots.current()?;
-    let who = who.under(&plan, gateway.now_s())?;
-    // A condition on history that is new with this plan denies: nothing is known for it.
-    let need = decide::needs_history(&plan, &who, &[Operation::Resolve { host, port, query_type }]);
-    gateway.histories.inform(need, &who, host).await?;
-    let ruling = decide::resolve(&plan, &who, host, port, query_type);
-    ruling.verdict?;
+    let Admitted { host, kind, query_type, .. } = admitted;
+    let (plan, who, ruling) = still(gateway, port, admitted).await.map_err(|denied| denied.reason())?;
     let agent = &who.identity.agent;
     let policy = plan.policy(agent).ok_or(DropReason::PolicyMissing)?;
     let refuse = |ip| {

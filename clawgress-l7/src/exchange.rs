@@ -366,8 +366,11 @@ impl Exchange {
         !matches!(self.stage, Stage::Open)
     }
 
-    /// Waits while whoever asks is ahead of the log.
-    pub async fn keep_pace(&self) {
+    /// Waits while whoever asks is ahead of the log; with what quarantines it, for nothing.
+    pub async fn keep_pace(&self, ruling: &Ruling) {
+        if ruling.quarantines() {
+            return;
+        }
         let agent = self.record.agent.as_ref().and_then(|agent| agent.index);
         self.audit.keep_pace(agent.unwrap_or(0)).await;
     }

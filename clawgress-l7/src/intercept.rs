@@ -247,7 +247,7 @@ async fn prepare(
     if ruling.verdict.is_ok() && !speaks {
         ruling = deny(DropReason::UpgradeUnsupported).obliged_by(&ruling);
     }
-    exchange.keep_pace().await;
+    exchange.keep_pace(&ruling).await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     if ruling.verdict.is_err() {
         return Err(ruling);

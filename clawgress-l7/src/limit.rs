@@ -220,6 +220,8 @@ pub const AUDIT_BACKLOG: usize = 16 * 1024;
 pub const AUDIT_BACKLOG_PART: usize = 4;
 /// Room for so many records is left where an agent waits for the log: for what all its connections ask meanwhile.
 pub const AUDIT_MARGIN: usize = 512;
+/// Agents that look at the same time whether there is room: those with other numbers wait for one another.
+pub const AUDIT_TURNS: usize = 64;
 /// How often who waits for the log looks again, and for how long at most.
 pub const AUDIT_PACE: Duration = Duration::from_millis(2);
 pub const AUDIT_PACE_MAX: Duration = Duration::from_secs(2);
@@ -289,6 +291,8 @@ pub const QUOTA_WAIT_LEAST: Duration = Duration::from_millis(1);
 pub const QUOTA_LIMITS_MAX: usize = clawgress_policy::quota::SCOPES_MAX;
 /// After how long units that nobody spends go back.
 pub const QUOTA_IDLE: Duration = Duration::from_secs(1);
+/// Leases that are used up and idle, of which control is told in one turn.
+pub const QUOTA_SPENT_MAX: usize = 256;
 /// Units of one lot: this part of the burst, so that other workers find the rest,
 pub const QUOTA_LOT_PART: u64 = 8;
 /// and no more than this: a few milliseconds of a fast agent.

@@ -117,27 +117,46 @@ impl Subject {
         }
     }
 
-    /// A ruling that allows it, and one of these `ways` to it, unless it is denied by now: what it is obliged to may have taken time.
-    pub async fn still(&self, gateway: &Gateway, ruling: Ruling, ways: &[Way]) -> Ruling {
+    /// A ruling that allows it as it is now, and those of `ways` that `connect` permits now, by the plan that is returned: what it was
+    /// obliged to may have taken time.
+    ///
+    /// # Errors
+    /// What denies it now. It obliges to nothing more, and tells what was done already.
+    pub async fn still(
+        &self,
+        gateway: &Gateway,
+        ruling: Ruling,
+        ways: &[Way],
+        exchange: &mut Exchange,
+    ) -> Result<(Arc<Plan>, Ruling, Vec<Way>), Ruling> {
         if ruling.verdict.is_err() {
-            return ruling;
+            return Err(ruling);
         }
+        let refuse = |denied: Ruling, exchange: &mut Exchange| {
+            exchange.under(&gateway.snapshots);
+            Ruling { duties: None, effects: ruling.effects.clone(), ..denied }
+        };
         let plan = match gateway.snapshots.current() {
             Ok(plan) => self.inform(gateway, &plan).await.map(|()| plan),
             Err(reason) => Err(reason),
         };
-        let plan = match plan {
-            Ok(plan) => plan,
-            Err(reason) => return Ruling::deny("tunnel", reason),
-        };
+        let plan = plan.map_err(|reason| refuse(Ruling::deny("tunnel", reason), exchange))?;
         let now = self.judge(gateway, &plan);
         if now.verdict.is_err() {
-            return now;
+            return Err(refuse(now, exchange));
         }
-        let (agent, ways) = (&self.who.identity.agent, (ways, self.port));
-        match decide::connect(&plan, agent, &gateway.own, ways, self.steered_to) {
-            Err(refused) if !ways.0.is_empty() => refused.ruling,
-            _ => ruling,
+        if ways.is_empty() {
+            return Ok((plan, ruling, Vec::new()));
+        }
+        let who = self.who.under(&plan, gateway.now_s());
+        let who = who.map_err(|reason| refuse(Ruling::deny("connect", reason), exchange))?;
+        let to = (ways, self.port);
+        match decide::connect(&plan, &who.identity.agent, &gateway.own, to, self.steered_to) {
+            Ok(judged) => Ok((plan, ruling, judged.ways)),
+            Err(refused) => {
+                exchange.refused(&refused);
+                Err(refuse(refused.ruling, exchange))
+            }
         }
     }
 
@@ -277,7 +296,7 @@ pub async fn refuse(
     ruling: Ruling,
 ) {
     exchange.content(&content);
-    exchange.keep_pace().await;
+    exchange.keep_pace(&ruling).await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
         Content::Tls(_) => refuse_tls(exchange, stream, ruling, None).await,
@@ -447,12 +466,12 @@ async fn establish(
     };
     drop(plan);
     // Before anything is dialled: what a quarantine matches reaches nobody.
-    exchange.keep_pace().await;
+    exchange.keep_pace(&ruling).await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
-    let ruling = subject.still(gateway, ruling, &ways).await;
-    if ruling.verdict.is_err() {
-        return then(refuse(gateway, subject.content, exchange, stream, ruling));
-    }
+    let (ruling, ways) = match subject.still(gateway, ruling, &ways, &mut exchange).await {
+        Ok((_, ruling, ways)) => (ruling, ways),
+        Err(ruling) => return then(refuse(gateway, subject.content, exchange, stream, ruling)),
+    };
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
     match dial::dial(&gateway.dials, behalf, &ways, (&subject.host, subject.port)).await {
         Ok((upstream, way)) => {

@@ -118,7 +118,7 @@ impl App {
     async fn enforce(&self, ruling: Ruling, front: &Front, exchange: &mut Exchange) -> Ruling {
         exchange.obliged(&ruling);
         front.stay(ruling.quarantines());
-        exchange.keep_pace().await;
+        exchange.keep_pace(&ruling).await;
         enforce(&self.gateway, ruling, exchange.id()).await
     }
 
@@ -225,11 +225,13 @@ impl ProxyHttp for App {
     ) -> Result<Box<HttpPeer>> {
         let context = &mut **context;
         // A body and a limit took time, perhaps: whoever may not by now doesn't have a server dialled.
-        if let (Some(granted), Some(exchange)) = (&context.granted, &mut context.exchange)
-            && let Err(denied) = granted.judge_again(&self.gateway)
-        {
-            context.reason = Some(denied.reason());
-            return Err(self.no_longer(exchange, *denied));
+        if let (Some(granted), Some(exchange)) = (&context.granted, &mut context.exchange) {
+            let informed = granted.inform(&self.gateway).await;
+            let informed = informed.map_err(|reason| Box::new(Ruling::deny("http", reason)));
+            if let Err(denied) = informed.and_then(|()| granted.judge_again(&self.gateway)) {
+                context.reason = Some(denied.reason());
+                return Err(self.no_longer(exchange, *denied));
+            }
         }
         peer::of(&self.gateway, &self.groups, context)
     }

@@ -286,7 +286,7 @@ impl Quota {
     /// Gives back what nobody has spent of for as long as `idle`.
     pub async fn give_back(&self, idle: Duration) {
         let now = Instant::now();
-        let mut unspent = Vec::new();
+        let (mut unspent, mut spent) = (Vec::new(), Vec::new());
         self.leases.lock().retain(|_, lease| {
             let mut held = lease.held.lock();
             // Before its time is over, too: what is not settled counts as used.
@@ -294,11 +294,19 @@ impl Quota {
             if !ends_soon && now.saturating_duration_since(held.touched) < idle {
                 return true;
             }
-            unspent.extend(held.settle().filter(|_| held.ends > now));
+            let is_spent = held.left == 0;
+            let settled = held.settle().filter(|_| held.ends > now);
+            if is_spent {
+                spent.extend(settled)
+            } else {
+                unspent.extend(settled)
+            }
             // Somebody may be about to spend of it, or wait for it.
             Arc::strong_count(lease) > 1
         });
-        for (id, used) in unspent {
+        // What is used up only takes room until its end: of that no more is told than leaves time for what is owed.
+        spent.truncate(limit::QUOTA_SPENT_MAX);
+        for (id, used) in unspent.into_iter().chain(spent) {
             let question = CommitRequest { id: id.to_be_bytes().to_vec(), used: vec![used] };
             let mut client = self.client.clone();
             match tokio::time::timeout(limit::QUOTA_CALL, client.commit(question)).await {

@@ -182,6 +182,27 @@ async fn whoever_is_ahead_of_the_log_waits_for_it_and_not_for_one_that_stands() 
     assert!(waited(1).await >= limit::AUDIT_PACE_MAX, "it moved in between");
 }
 
+#[tokio::test(start_paused = true)]
+async fn hundreds_that_wait_for_the_log_all_find_room() {
+    let (audit, mut carrier) = queue("node", Arc::new(SystemClock), (1_000, 1_000), "test");
+    while audit.put_and_reserve(&of_agent(&audit, 1)).is_some() {}
+    let ask = async || {
+        audit.keep_pace(1).await;
+        audit.put_and_reserve(&of_agent(&audit, 1))
+    };
+    let all = futures_util::future::join_all((0..800).map(|_| ask()));
+    let log = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(carrier.gather().await);
+            let last = carrier.sequence;
+            carrier.acked(Some(AuditAck { sequence: last })).expect("acknowledged");
+        }
+    };
+    let rooms = tokio::select! { rooms = all => rooms, () = log => Vec::new() };
+    assert_eq!(rooms.iter().filter(|room| room.is_some()).count(), 800);
+}
+
 #[tokio::test]
 async fn a_thread_that_dies_is_noticed() {
     let (audit, carrier) = queue("node", Arc::new(SystemClock), (1, usize::MAX), "test");

@@ -70,7 +70,7 @@ impl Manner {
 impl Refused {
     /// Enforces `ruling`, which denies, records it, and tells the client.
     pub async fn end(mut self, gateway: &Gateway, ruling: Ruling) {
-        self.exchange.keep_pace().await;
+        self.exchange.keep_pace(&ruling).await;
         let ruling = enforce(gateway, ruling, self.exchange.id()).await;
         let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
         self.exchange.deny(ruling);
