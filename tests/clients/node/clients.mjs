@@ -36,8 +36,13 @@ async function openai() {
   const call = await client.chat.completions.create({ ...asked("Please use a tool."), tools });
   const { name, arguments: given } = call.choices[0].message.tool_calls[0].function;
   told("tool", [name, JSON.parse(given)], usage(call.usage));
-  await tried("fail", () => client.chat.completions.create(asked("It should please fail.")));
+  for (const [name, how] of [["fail", "fail"], ["busy", "be busy"], ["broken", "be broken"]]) {
+    await tried(name, () => client.chat.completions.create(asked(`It should please ${how}.`)));
+  }
   await tried("denied", () => client.chat.completions.create(asked("What is it?", "mock-2")));
+  // Leaves it at its first text.
+  for await (const _ of await client.chat.completions.create({ ...asked("Please be slow."), stream: true })) break;
+  told("cancel", "left", null);
 }
 
 async function mcp() {

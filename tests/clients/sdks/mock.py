@@ -1,8 +1,8 @@
 """Models' APIs as their providers have them: `mock.py HOST PORT`. Each answers 11 tokens of prompt with 7, in its own dialect:
 Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, and OpenAI's chat, which Mistral's is.
 
-A prompt with `tool` in it is answered by a call of the tool `look_up`; one with `fail`, by an error; one with `slow` stops after
-its first event, until the client leaves."""
+A prompt with `tool` in it is answered by a call of the tool `look_up`; one with `fail`, `busy` or `broken`, by an error of 400,
+429 or 500; one with `slow` stops after its first text, until the client leaves."""
 
 import json
 import struct
@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TEXT = ["Egress", " is", " governed."]
 ARGUMENTS = {"what": "egress"}
+FAILURES = {"fail": 400, "be busy": 429, "be broken": 500}
 
 
 def frame(event: str, payload: dict) -> bytes:
@@ -164,9 +165,10 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         text = json.dumps(asked)
         tool, stream = "use a tool" in text, asked.get("stream") is True or "tream" in path
-        if "please fail" in text:
+        failing = [status for word, status in FAILURES.items() if f"please {word}" in text]
+        if failing:
             error = {"type": "invalid_request_error", "message": "it fails"}
-            return self.reply(400, "application/json", json.dumps({"type": "error", "message": "it fails", "error": error}).encode())
+            return self.reply(failing[0], "application/json", json.dumps({"type": "error", "message": "it fails", "error": error}).encode())
         if path.endswith("/messages"):
             answer = anthropic(tool, stream)
         elif path.endswith("/chat") and "/v2" in path:
@@ -188,7 +190,8 @@ class Handler(BaseHTTPRequestHandler):
         for n, piece in enumerate(answer):
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             self.wfile.flush()
-            if "be slow" in text and n == 2:
+            # Gemini's answers are text from the first on, and the last of them tells usage.
+            if "be slow" in text and n == (1 if "enerateContent" in path else 2):
                 # Until the client leaves, or whoever is between.
                 self.connection.settimeout(30)
                 self.connection.recv(1)

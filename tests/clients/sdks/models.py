@@ -8,6 +8,8 @@ import sys
 sdk, base, key = sys.argv[1:4]
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 ASK, TOOL, FAIL, SLOW = "What is it?", "Please use a tool.", "It should please fail.", "Please be slow."
+# What fails, and by which prompt.
+FAILS = [("fail", FAIL), ("busy", "It should please be busy."), ("broken", "It should please be broken.")]
 LOOK_UP = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
 
 
@@ -33,6 +35,19 @@ def tried(what: str, ask) -> None:
         told(what, status(error), None)
 
 
+def failed(ask) -> None:
+    for what, text in FAILS:
+        tried(what, lambda: ask(text))
+
+
+def left(events, is_text=lambda event: True) -> None:
+    """Leaves a stream at its first text; what is under way ends with the process."""
+    for event in events:
+        if is_text(event):
+            break
+    told("cancel", "left", None)
+
+
 def anthropic() -> None:
     from anthropic import Anthropic
 
@@ -47,13 +62,9 @@ def anthropic() -> None:
             last = stream.get_final_message()
         block = last.content[0]
         told(what, block.text if block.type == "text" else [block.name, block.input], (last.usage.input_tokens, last.usage.output_tokens))
-    tried("fail", lambda: client.messages.create(**asked(FAIL)))
+    failed(lambda text: client.messages.create(**asked(text)))
     tried("denied", lambda: client.messages.create(**asked(ASK, "mock-2")))
-    with client.messages.create(**asked(SLOW), stream=True) as stream:
-        for event in stream:
-            if event.type == "content_block_delta":
-                break
-    told("cancel", "left", None)
+    left(client.messages.create(**asked(SLOW), stream=True), lambda event: event.type == "content_block_delta")
 
 
 def google() -> None:
@@ -72,8 +83,9 @@ def google() -> None:
     answers = list(client.models.generate_content_stream(model="mock-1", contents=TOOL, config=config))
     call = answers[-1].function_calls[0]
     told("tool", [call.name, call.args], usage(answers[-1]))
-    tried("fail", lambda: client.models.generate_content(model="mock-1", contents=FAIL))
+    failed(lambda text: client.models.generate_content(model="mock-1", contents=text))
     tried("denied", lambda: client.models.generate_content(model="mock-2", contents=ASK))
+    left(client.models.generate_content_stream(model="mock-1", contents=SLOW))
 
 
 def cohere() -> None:
@@ -98,8 +110,9 @@ def cohere() -> None:
     call = client.chat(**asked(TOOL))
     function = call.message.tool_calls[0].function
     told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
-    tried("fail", lambda: client.chat(**asked(FAIL)))
+    failed(lambda text: client.chat(**asked(text), request_options={"max_retries": 0}))
     tried("denied", lambda: client.chat(**asked(ASK, "mock-2")))
+    left(client.chat_stream(**asked(SLOW)), lambda event: event.type == "content-delta")
 
 
 def mistral() -> None:
@@ -126,8 +139,9 @@ def mistral() -> None:
     call = client.chat.complete(**asked(TOOL))
     function = call.choices[0].message.tool_calls[0].function
     told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
-    tried("fail", lambda: client.chat.complete(**asked(FAIL)))
+    failed(lambda text: client.chat.complete(**asked(text)))
     tried("denied", lambda: client.chat.complete(**asked(ASK, "mock-2")))
+    left(client.chat.stream(**asked(SLOW)))
 
 
 def bedrock() -> None:
@@ -160,8 +174,9 @@ def bedrock() -> None:
             if "metadata" in event:
                 tokens = usage(event["metadata"]["usage"])
         told(what, [name, json.loads(text)] if name else text, tokens)
-    tried("fail", lambda: client.converse(**asked(FAIL)))
+    failed(lambda text: client.converse(**asked(text)))
     tried("denied", lambda: client.converse(**asked(ASK, "mock-2")))
+    left(client.converse_stream(**asked(SLOW))["stream"], lambda event: "contentBlockDelta" in event)
 
 
 def litellm() -> None:
@@ -170,7 +185,7 @@ def litellm() -> None:
     def asked(text: str, model: str = "mock-1", **more) -> dict:
         tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
         more |= {"tools": tools} if text == TOOL else {}
-        about = {"model": f"openai/{model}", "api_base": base, "api_key": key, "num_retries": 0, "timeout": 15}
+        about = {"model": f"openai/{model}", "api_base": base, "api_key": key, "num_retries": 0, "max_retries": 0, "timeout": 15}
         return about | {"messages": [{"role": "user", "content": text}]} | more
     def usage(of) -> tuple:
         return (of.prompt_tokens, of.completion_tokens)
@@ -182,8 +197,9 @@ def litellm() -> None:
     call = litellm.completion(**asked(TOOL))
     function = call.choices[0].message.tool_calls[0].function
     told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
-    tried("fail", lambda: litellm.completion(**asked(FAIL)))
+    failed(lambda text: litellm.completion(**asked(text)))
     tried("denied", lambda: litellm.completion(**asked(ASK, "mock-2")))
+    left(litellm.completion(**asked(SLOW, stream=True)))
 
 
 def langchain() -> None:
@@ -203,8 +219,9 @@ def langchain() -> None:
     tool = convert_to_openai_tool({"title": "look_up", "description": "looks"} | LOOK_UP)
     call = model().bind_tools([tool]).invoke(TOOL)
     told("tool", [call.tool_calls[0]["name"], call.tool_calls[0]["args"]], usage(call.usage_metadata))
-    tried("fail", lambda: model().invoke(FAIL))
+    failed(lambda text: model().invoke(text))
     tried("denied", lambda: model("mock-2").invoke(ASK))
+    left(model().stream(SLOW))
 
 
 {

@@ -89,9 +89,9 @@ fn base(suffix: &str) -> String {
     format!("http://{}:{PROXY_PORT}/models{suffix}", GATEWAY.v4)
 }
 
-/// What came of `argv`, thing by thing; and whether it is all that should come.
+/// Whether what comes of `argv` is what should, thing by thing.
 #[track_caller]
-fn check(site: &Site, what: &str, argv: &[&str]) -> Vec<Value> {
+fn check(site: &Site, what: &str, argv: &[&str]) {
     let output = site.gateway.lab.run(Host::Anon, argv).unwrap();
     let lines: Vec<Value> =
         output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -101,15 +101,18 @@ fn check(site: &Site, what: &str, argv: &[&str]) -> Vec<Value> {
         json!(["whole", text, [11, 7]]),
         json!(["stream", text, [11, 7]]),
         json!(["tool", ["look_up", {"what": "egress"}], [11, 7]]),
+        // What fails there, fails here, and as it did.
         json!(["fail", 400, null]),
+        json!(["busy", 429, null]),
+        json!(["broken", 500, null]),
         json!(["denied", 403, null]),
+        json!(["cancel", "left", null]),
     ];
-    assert_eq!(lines.get(..wanted.len()), Some(&wanted[..]), "{what}: {output:?}");
-    lines
+    assert_eq!(lines, wanted, "{what}: {output:?}");
 }
 
-/// The outcomes of calls of this surface, once there are so many that the server answered well.
-fn outcomes(site: &Site, surface: &str, count: usize) -> Vec<AuditRecord> {
+/// The outcomes of calls of this surface that the server answered with this status, once there are so many.
+fn outcomes(site: &Site, surface: &str, status: u16, count: usize) -> Vec<AuditRecord> {
     let mut found = Vec::new();
     let waited = site.gateway.lab.wait("outcomes", START_TIME, || {
         let all = admin(site).audit(&AuditQuery { limit: Some(1000), ..AuditQuery::default() })?;
@@ -119,13 +122,45 @@ fn outcomes(site: &Site, surface: &str, count: usize) -> Vec<AuditRecord> {
         };
         let requests: Vec<&str> = all.iter().filter(of_surface).map(|r| r.request.as_str()).collect();
         let is_one = |r: &&AuditRecord| {
-            r.kind == RecordKind::Outcome && r.status == Some(200) && requests.contains(&r.request.as_str())
+            r.kind == RecordKind::Outcome
+                && r.status == Some(status)
+                && requests.contains(&r.request.as_str())
         };
         found = all.iter().filter(is_one).cloned().collect();
         Ok(found.len() >= count)
     });
     waited.unwrap();
     found
+}
+
+/// Whether calls of this surface by so many SDKs are recorded as they went: three of each whole, to the token; one that its client
+/// left, charged for what came, by estimate; and what failed, which cost nothing.
+#[track_caller]
+fn are_counted(site: &Site, surface: &str, sdks: usize) {
+    let outcomes_of = |status, count| outcomes(site, surface, status, count);
+    let all = outcomes_of(200, 4 * sdks);
+    let (left, exact): (Vec<_>, Vec<_>) =
+        all.iter().partition(|r| r.tokens.as_ref().is_some_and(|tokens| tokens.estimated));
+    assert_eq!((exact.len(), left.len()), (3 * sdks, sdks), "{surface}: {all:#?}");
+    for outcome in exact {
+        let tokens = outcome.tokens.as_ref().unwrap();
+        assert_eq!((tokens.input, tokens.output), (11, 7), "{surface}: {outcome:#?}");
+        costs(outcome, surface);
+    }
+    for outcome in left {
+        let tokens = outcome.tokens.as_ref().unwrap();
+        // Anthropic's streams begin with the count of the prompt.
+        let is_input = if surface == "messages" { tokens.input == 11 } else { tokens.input > 0 };
+        assert!(is_input && (1..7).contains(&tokens.output), "{surface}: {outcome:#?}");
+        let nano_usd = tokens.input * 3_000 + tokens.output * 15_000 + 500_000;
+        let cost = CallCost::Priced { nano_usd, source: "the lab".to_owned(), estimated: true };
+        assert_eq!(outcome.cost, Some(cost), "{surface}: {outcome:#?}");
+    }
+    for status in [400, 429, 500] {
+        for outcome in outcomes_of(status, sdks) {
+            assert_eq!((&outcome.tokens, &outcome.cost), (&None, &None), "{surface}: {outcome:#?}");
+        }
+    }
 }
 
 #[test]
@@ -135,36 +170,11 @@ fn sdks_of_providers_are_governed_and_counted() {
     let script = clients::script("sdks/models.py").display().to_string();
     for (sdk, suffix, _) in SDKS {
         let url = base(suffix);
-        let lines = check(&site, sdk, &[&*python, &script, sdk, &url, &site.assistant_key]);
-        assert_eq!(lines.len(), if sdk == "anthropic" { 6 } else { 5 }, "{sdk}: {lines:?}");
+        check(&site, sdk, &[&*python, &script, sdk, &url, &site.assistant_key]);
     }
-    // Of each surface whole, streamed and with a tool; of OpenAI's by three SDKs.
-    for (surface, count) in [
-        ("generate_content", 3),
-        ("cohere_chat", 3),
-        ("converse", 3),
-        ("chat_completions", 9),
-        ("messages", 4),
-    ] {
-        let outcomes = outcomes(&site, surface, count);
-        let told = |r: &&AuditRecord| !r.tokens.as_ref().is_some_and(|tokens| tokens.estimated);
-        let exact: Vec<_> = outcomes.iter().filter(told).collect();
-        assert_eq!(exact.len(), count - usize::from(surface == "messages"), "{surface}: {outcomes:#?}");
-        for outcome in exact {
-            let tokens = outcome.tokens.as_ref().unwrap();
-            assert_eq!((tokens.input, tokens.output), (11, 7), "{surface}: {outcome:#?}");
-            costs(outcome, surface);
-        }
+    for surface in ["generate_content", "cohere_chat", "converse", "messages", "chat_completions"] {
+        are_counted(&site, surface, SDKS.iter().filter(|(_, _, of)| *of == surface).count());
     }
-    // The one that its client left is charged for what came, by estimate.
-    let left = outcomes(&site, "messages", 4);
-    let left = left.iter().find_map(|r| r.tokens.as_ref().filter(|tokens| tokens.estimated)).unwrap();
-    assert!(left.input == 11 && (1..7).contains(&left.output), "{left:?}");
-    let cost_left = outcomes(&site, "messages", 4).into_iter().find_map(|outcome| match outcome.cost {
-        Some(CallCost::Priced { nano_usd, estimated: true, .. }) => Some(nano_usd),
-        _ => None,
-    });
-    assert_eq!(cost_left, Some(11 * 3_000 + left.output * 15_000 + 500_000));
     let denied = record(&site, "the model that is denied", |r| {
         to_host(r, LLM) && r.attributes.iter().flat_map(|read| &read.llm).any(|call| call.model == "mock-2")
     });
@@ -180,10 +190,6 @@ fn an_sdk_of_node_is_governed_and_counted() {
     let script = clients::script("node/clients.mjs").display().to_string();
     let url = base("/v1");
     check(&site, "node", &["node", &script, &modules, "openai", &url, &site.assistant_key]);
-    for outcome in outcomes(&site, "chat_completions", 3) {
-        let tokens = outcome.tokens.as_ref().unwrap();
-        assert_eq!((tokens.input, tokens.output, tokens.estimated), (11, 7, false), "{outcome:#?}");
-        costs(&outcome, "chat_completions");
-    }
+    are_counted(&site, "chat_completions", 1);
     finish(site);
 }
