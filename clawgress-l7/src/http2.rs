@@ -70,7 +70,7 @@ pub async fn serve(
             // The client is gone: what is still under way finds that out by itself, within bounds of its own.
             streams.none().await;
         } => {}
-        reason = front.forbidden(&serving.gateway) => {
+        reason = tokio::task::unconstrained(front.forbidden(&serving.gateway)) => {
             front.cut(reason);
             front.gone().cancel();
             // Before the connection: a stream must not take its end for the client's doing.
@@ -266,7 +266,7 @@ async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Pl
         // First what has ended by itself, and knows how.
         biased;
         _ = &mut serve => false,
-        reason = front.forbidden(&serving.gateway) => {
+        reason = tokio::task::unconstrained(front.forbidden(&serving.gateway)) => {
             front.cut(reason);
             true
         }

@@ -215,7 +215,8 @@ impl Serving {
                 // In this order: what was granted is watched over from the same turn on.
                 biased;
                 _ = &mut serve => true,
-                reason = front.forbidden(&self.gateway) => {
+                // Not out of what a turn has left: what serves may have used that up, each time.
+                reason = tokio::task::unconstrained(front.forbidden(&self.gateway)) => {
                     front.cut(reason);
                     false
                 }

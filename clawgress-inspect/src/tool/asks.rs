@@ -7,6 +7,8 @@ use super::{ToolError, Value, is_name, spelled};
 const ELICITATION_REQUIRED: &str = "-32042";
 /// What that asks for.
 const ELICIT: &str = "elicitation/create";
+/// Most things that one message may ask for: each is judged by itself.
+pub const ASKS_MAX: usize = 64;
 /// What asks for nothing but to be answered.
 const PING: &str = "ping";
 /// What of a result asks for more (MCP 2026-07-28).
@@ -34,7 +36,8 @@ pub struct Heard {
 /// does.
 ///
 /// # Errors
-/// If some clients would take a name for one that asks; if it asks for what has no name; if it is no JSON.
+/// If some clients would take a name for one that asks; if it asks for what has no name, or for more than [`ASKS_MAX`] things; if it
+/// is no JSON.
 pub fn heard(body: &[u8]) -> Result<Heard, ToolError> {
     let mut heard = Heard::default();
     if !may_ask(body) {
@@ -43,6 +46,9 @@ pub fn heard(body: &[u8]) -> Result<Heard, ToolError> {
     match Value::parse(body)? {
         Value::Array(all) => all.iter().try_for_each(|one| heard.message(one))?,
         one => heard.message(&one)?,
+    }
+    if heard.asks.len() > ASKS_MAX {
+        return Err(ToolError::Message("it asks for too many things"));
     }
     Ok(heard)
 }
@@ -103,7 +109,9 @@ impl Heard {
             }
         }
         let error = value.member("error");
+        error.map_or(Ok(()), |error| spelled(error, &["code", "data"]))?;
         if let Some(error) = error.filter(|error| error.member("code").is_some_and(is_elicitation)) {
+            error.member("data").map_or(Ok(()), |data| spelled(data, &["elicitations"]))?;
             let data = error.member("data").and_then(|data| data.member("elicitations"));
             // One that says nothing asks all the same.
             match data.map(Value::items).unwrap_or_default() {
@@ -127,10 +135,10 @@ impl Heard {
     }
 }
 
-/// Whether a code is that of an error that asks, however the number is written.
+/// Whether a code is that of an error that asks, however the number is written: some clients take it as text, too.
 fn is_elicitation(code: &Value) -> bool {
-    let number = |text: &str| text.parse::<f64>().ok();
-    matches!(code, Value::Number(text) if number(text) == number(ELICITATION_REQUIRED))
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    matches!(code, Value::Number(text) | Value::Text(text) if number(text) == number(ELICITATION_REQUIRED))
 }
 
 #[cfg(test)]
@@ -144,6 +152,20 @@ mod tests {
         let heard = heard(body.as_bytes()).expect(body);
         let told = |ask: Ask| (ask.method.clone(), ask.argument_values().expect("few"));
         heard.asks.into_iter().map(told).collect()
+    }
+
+    #[test]
+    fn what_some_clients_would_take_for_a_question_is_refused_and_so_are_too_many() {
+        for body in [
+            r#"{"id":1,"error":{"Code":-32042}}"#,
+            r#"{"id":1,"error":{"code":-32042,"Data":{"elicitations":[]}}}"#,
+            r#"{"id":1,"error":{"code":-32042,"data":{"Elicitations":[]}}}"#,
+        ] {
+            assert!(matches!(heard(body.as_bytes()), Err(ToolError::Spelling(_))), "{body}");
+        }
+        let many = |n: usize| format!("[{}]", vec![r#"{"id":1,"method":"roots/list"}"#; n].join(","));
+        assert_eq!(heard(many(ASKS_MAX).as_bytes()).expect("as many").asks.len(), ASKS_MAX);
+        assert!(heard(many(ASKS_MAX + 1).as_bytes()).is_err());
     }
 
     #[test]
@@ -164,6 +186,10 @@ mod tests {
             (
                 r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32042,"message":"x","data":{"elicitations":[{"mode":"url","url":"https://evil.test/"}]}}}"#,
                 vec![one("elicitation/create", &["/mode=url", "/url=https://evil.test/"])],
+            ),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"error":{"code":"-32042","message":"x"}}"#,
+                vec![one("elicitation/create", &[])],
             ),
             (
                 r#"{"jsonrpc":"2.0","id":1,"error":{"code":-3.2042e4,"message":"x"}}"#,

@@ -20,7 +20,9 @@ pub const CARD: &str = "GetAgentCard";
 /// agent is, a version, a tenant.
 #[must_use]
 pub fn rest(method: &str, path: &str) -> Option<Rest> {
-    let segments: Vec<String> = path.split('/').filter(|segment| !segment.is_empty()).map(decoded).collect();
+    // Some servers' routes are the same in any letters.
+    let plain = |segment: &str| decoded(segment).to_ascii_lowercase();
+    let segments: Vec<String> = path.split('/').filter(|segment| !segment.is_empty()).map(plain).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     let is_read = matches!(method, "GET" | "HEAD");
     let distinct = |method| Some(Rest { method, is_distinct: true });
@@ -29,9 +31,9 @@ pub fn rest(method: &str, path: &str) -> Option<Rest> {
         [.., WELL_KNOWN, card] if CARDS.contains(&card) => distinct(CARD),
         [.., "message:send"] => distinct("SendMessage"),
         [.., "message:stream"] => distinct("SendStreamingMessage"),
-        [.., "tasks", _, "pushNotificationConfigs"] if is_read => distinct("ListTaskPushNotificationConfigs"),
-        [.., "tasks", _, "pushNotificationConfigs"] => distinct("CreateTaskPushNotificationConfig"),
-        [.., "tasks", _, "pushNotificationConfigs", _] => distinct(match method {
+        [.., "tasks", _, "pushnotificationconfigs"] if is_read => distinct("ListTaskPushNotificationConfigs"),
+        [.., "tasks", _, "pushnotificationconfigs"] => distinct("CreateTaskPushNotificationConfig"),
+        [.., "tasks", _, "pushnotificationconfigs", _] => distinct(match method {
             "DELETE" => "DeleteTaskPushNotificationConfig",
             "GET" | "HEAD" => "GetTaskPushNotificationConfig",
             _ => "CreateTaskPushNotificationConfig",
@@ -40,7 +42,7 @@ pub fn rest(method: &str, path: &str) -> Option<Rest> {
         [.., "tasks", task] if task.ends_with(":subscribe") => common("SubscribeToTask"),
         [.., "tasks"] if is_read => common("ListTasks"),
         [.., "tasks", _] if is_read => common("GetTask"),
-        [.., "extendedAgentCard"] | [.., "v1", "card"] if is_read => common("GetExtendedAgentCard"),
+        [.., "extendedagentcard"] | [.., "v1", "card"] if is_read => common("GetExtendedAgentCard"),
         _ => None,
     }
 }
@@ -73,6 +75,9 @@ mod tests {
             ("POST", "/message:send", "SendMessage", true),
             ("POST", "/a2a/v1/message:send/", "SendMessage", true),
             ("POST", "/acme/message:stream", "SendStreamingMessage", true),
+            ("POST", "/v1/Message:Send", "SendMessage", true),
+            ("GET", "/Tasks/T-1", "GetTask", false),
+            ("GET", "/.Well-Known/Agent-Card.json", CARD, true),
             ("POST", "/v1/m%65ssage%3Asend", "SendMessage", true),
             ("POST", "/v1/message:send;x=1", "SendMessage", true),
             ("GET", "/v1/tasks", "ListTasks", false),

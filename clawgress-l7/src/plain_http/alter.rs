@@ -90,7 +90,9 @@ impl App {
         let of_proxy = || Client::of_proxy(false);
         let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
         let listing = Listing::of(&self.gateway, addressed, messages, media_type, (agent, client));
-        let Some(listing) = listing.filter(|_| response.status.is_success()) else { return Ok(()) };
+        // Clients read messages in the answers to what was wrong with theirs, too.
+        let is_heard = response.status.is_success() || response.status.is_client_error();
+        let Some(listing) = listing.filter(|_| is_heard) else { return Ok(()) };
         let coded = |coding: &http::HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
         let types = response.headers.get_all("content-type").iter().count();
         if types > 1 || response.headers.get_all("content-encoding").iter().any(coded) {

@@ -28,6 +28,9 @@ use super::tool::Messages;
 use super::web_socket::{Reading, Reads};
 use super::{Admitted, Upgrade, web_socket};
 
+/// No generation: whatever counts by one is judged anew.
+const UNJUDGED: u64 = u64::MAX;
+
 /// The request. Its parts never change; where it goes and under which generation, does.
 #[derive(Debug)]
 pub struct Granted {
@@ -319,6 +322,9 @@ impl Granted {
         let is_there = next < self.ways.len();
         if is_there {
             self.attempt.store(next, Ordering::Relaxed);
+            // Of the ways the one that was taken is judged under each new plan: this one was not, then.
+            self.generation.store(UNJUDGED, Ordering::Relaxed);
+            *self.standing.lock() = None;
         }
         is_there
     }

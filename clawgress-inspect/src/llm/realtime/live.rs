@@ -37,9 +37,9 @@ pub(super) fn sent(value: &Value) -> Result<Sent, ValueError> {
         contents.extend((!parts.is_empty()).then(|| turn("user", parts)));
     }
     if let Some(answer) = object(value, ["toolResponse", "tool_response"])? {
-        let all = one(answer, ["functionResponses", "function_responses"])?.map(Value::items);
+        let all = list(one(answer, ["functionResponses", "function_responses"])?)?;
         let part = |one: &Value| Value::Object(vec![("functionResponse".to_owned(), one.clone())]);
-        contents.push(turn("user", all.unwrap_or_default().iter().map(part).collect()));
+        contents.push(turn("user", all.iter().map(part).collect()));
         asks = true;
     }
     if contents.is_empty() && request.is_empty() && !asks {
@@ -57,7 +57,7 @@ pub(super) fn sent(value: &Value) -> Result<Sent, ValueError> {
 
 /// What is sent as it comes, but for sound.
 fn chunks(input: &Value) -> Result<Vec<Value>, ValueError> {
-    let many = one(input, ["mediaChunks", "media_chunks"])?.map(Value::items).unwrap_or_default();
+    let many = list(one(input, ["mediaChunks", "media_chunks"])?)?;
     let all = many.iter().chain(input.member("video")).chain(input.member("audio"));
     let mut parts = Vec::new();
     for chunk in all {
@@ -108,6 +108,15 @@ fn object<'a>(value: &'a Value, names: [&str; 2]) -> Result<Option<&'a Value>, V
     }
 }
 
+/// What is in a list, if there is one: of one thing in its place nobody knows whether it is taken for a list of that.
+fn list(value: Option<&Value>) -> Result<&[Value], ValueError> {
+    match value {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(all)) => Ok(all),
+        Some(_) => Err(ValueError::Malformed),
+    }
+}
+
 // === impl Heard ===
 
 impl Heard {
@@ -117,7 +126,7 @@ impl Heard {
         let (mut parts, mut is_end) = (Vec::new(), false);
         if let Some(content) = object(value, ["serverContent", "server_content"])? {
             let turn = object(content, ["modelTurn", "model_turn"])?;
-            for part in turn.and_then(|turn| turn.member("parts")).map(Value::items).unwrap_or_default() {
+            for part in list(turn.and_then(|turn| turn.member("parts")))? {
                 let blob = object(part, ["inlineData", "inline_data"])?;
                 if blob.map(is_sound).transpose()? != Some(true) {
                     parts.push(part.clone());
@@ -129,7 +138,7 @@ impl Heard {
             is_end = one(content, ["turnComplete", "turn_complete"])? == Some(&Value::Bool(true));
         }
         if let Some(call) = object(value, ["toolCall", "tool_call"])? {
-            let all = one(call, ["functionCalls", "function_calls"])?.map(Value::items).unwrap_or_default();
+            let all = list(one(call, ["functionCalls", "function_calls"])?)?;
             let part = |one: &Value| Value::Object(vec![("functionCall".to_owned(), one.clone())]);
             parts.extend(all.iter().map(part));
         }

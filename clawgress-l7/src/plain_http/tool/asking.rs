@@ -117,6 +117,9 @@ impl Asking {
         if !answers.is_empty() {
             let all: Vec<String> =
                 answers.iter().map(|id| error(id, (DENIED, code), &message, request)).collect();
+            // Of its own messages alone: a server may make up as many as it likes.
+            let own = |id: &String| self.messages.iter().any(|messages| messages.ids().any(|own| own == id));
+            let answers: Vec<String> = answers.into_iter().filter(own).collect();
             self.answered.extend(answers);
             return if let [one] = &all[..] { one.clone() } else { format!("[{}]", all.join(",")) };
         }

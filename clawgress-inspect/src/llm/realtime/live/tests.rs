@@ -112,6 +112,8 @@ fn what_two_could_read_in_two_ways_is_an_error() {
         r#"{"clientContent":{},"client_content":{"turns":[]}}"#,
         r#"{"clientContent":[]}"#,
         r#"{"toolResponse":{"functionResponses":[],"function_responses":[]}}"#,
+        r#"{"toolResponse":{"functionResponses":{"id":"c1","name":"get_weather"}}}"#,
+        r#"{"realtimeInput":{"mediaChunks":{"mimeType":"image/png","data":"AA=="}}}"#,
         r#"{"setup":{"contents":[]},"realtimeInput":{"text":"a"}}"#,
     ] {
         sent(message).expect_err(message);
