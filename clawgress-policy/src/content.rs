@@ -46,6 +46,18 @@ pub struct ModelCall<'a> {
     pub findings: &'a [String],
 }
 
+/// Whether what is asked of this surface, and answered, is kept where the call says nothing of it.
+#[must_use]
+pub fn stores_by_default(surface: &str) -> bool {
+    surface == "responses"
+}
+
+/// Whether answers of this surface are streamed where the call says nothing of it.
+#[must_use]
+pub fn streams_by_default(surface: &str) -> bool {
+    matches!(surface, "ollama_chat" | "ollama_generate")
+}
+
 /// A call of a tool by MCP or A2A.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToolCall<'a> {

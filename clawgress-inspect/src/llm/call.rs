@@ -14,7 +14,8 @@ pub enum CallError {
     /// A value that is not of its field's type.
     #[error("a field of the model call is not of its type")]
     Type,
-    /// A name beyond [`NAME_BYTES_MAX`](super::request::NAME_BYTES_MAX), or not of plain characters.
+    /// A name beyond [`NAME_BYTES_MAX`](super::request::NAME_BYTES_MAX), of a user [`USER_BYTES_MAX`](super::request::USER_BYTES_MAX),
+    /// or not of plain characters.
     #[error("a name in the model call is too long, or not of plain characters")]
     Name,
     /// More than [`TOOLS_MAX`](super::request::TOOLS_MAX) tools.

@@ -14,8 +14,10 @@ use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS, TUNING};
 use super::{Field, Piece, Provenance, Role, Texts};
 use crate::payload::json::{DEPTH_MAX, Event, Kind};
 
-/// Longest name of a model or tool, or of a user, bytes: beyond it, what is asked for can't be judged.
+/// Longest name of a model or tool, bytes: beyond it, what is asked for can't be judged.
 pub const NAME_BYTES_MAX: usize = 256;
+/// The same of who it is for: of 256 characters, which is most that a provider takes, each may have four bytes.
+pub const USER_BYTES_MAX: usize = 1024;
 /// Most tools of a request that are told apart: a policy must see all of them.
 pub const TOOLS_MAX: usize = 1024;
 /// What a tool without a name and a type is called in policy.
@@ -156,7 +158,7 @@ impl Request {
         let _ = self.event(Event::End, sink);
         if field.is_file {
             // Its bytes are as they are.
-            let is_typed = self.next.is_scalar();
+            let is_typed = self.next.is_scalar() || self.next == Node::EndUser;
             (self.scalar, self.next) = (Scalar::File, Node::Skip);
             self.attachment = Attachment::default();
             return if is_typed { self.event_fails(CallError::Type) } else { self.error.map_or(Ok(()), Err) };
@@ -227,7 +229,8 @@ impl Request {
             }
             self.has_begun = true;
         }
-        if place.is_scalar() {
+        // Who it is for can't be known of what is no name.
+        if place.is_scalar() || place == Node::EndUser {
             (place, error) = (Node::Skip, Some(CallError::Type));
         }
         self.call.is_partial |= place == Node::Remote;
@@ -367,7 +370,11 @@ impl Request {
                 self.texts.push(bytes, sink);
             }
             Scalar::Key | Scalar::Keep(_) => {
-                let bytes_max = if self.scalar == Scalar::Key { KEY_BYTES_MAX } else { NAME_BYTES_MAX };
+                let bytes_max = match self.scalar {
+                    Scalar::Key => KEY_BYTES_MAX,
+                    Scalar::Keep(Node::EndUser) => USER_BYTES_MAX,
+                    _ => NAME_BYTES_MAX,
+                };
                 if self.buffer.len() + bytes.len() > bytes_max {
                     self.is_too_long = true;
                 } else {
@@ -520,8 +527,10 @@ impl Request {
                 self.tool_types.push((self.frames.len(), name(text)?));
             }
             (Node::ToolChoice | Node::ChoiceName, Kind::Text, text) => self.choose(name(text)?),
-            (Node::EndUser, Kind::Text, Some(user)) if !user.is_empty() => {
-                self.call.end_user.get_or_insert_with(|| user.to_owned());
+            // A number, too, to servers that take it for its text.
+            (Node::EndUser, _, text) if text != Some("") => {
+                let user = name(text)?;
+                self.call.end_user.get_or_insert(user);
             }
             (Node::MediaType, Kind::Text, Some(text)) => self.attachment.media_type(text),
             (Node::Remote, Kind::Text, _) => self.call.is_partial = true,

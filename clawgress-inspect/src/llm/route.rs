@@ -182,6 +182,31 @@ impl Surface {
         }
     }
 
+    /// All of them.
+    pub const ALL: [Surface; 21] = [
+        Surface::ChatCompletions,
+        Surface::Responses,
+        Surface::Completions,
+        Surface::Embeddings,
+        Surface::Images,
+        Surface::Audio,
+        Surface::Moderations,
+        Surface::Realtime,
+        Surface::Batches,
+        Surface::Files,
+        Surface::Messages,
+        Surface::CountTokens,
+        Surface::GenerateContent,
+        Surface::Predict,
+        Surface::Converse,
+        Surface::Invoke,
+        Surface::CohereChat,
+        Surface::Rerank,
+        Surface::OllamaChat,
+        Surface::OllamaGenerate,
+        Surface::Other,
+    ];
+
     /// Whether what it says is a JSON object, or a form where it [takes](Self::takes_forms) them, whatever the body is said to be.
     #[must_use]
     pub fn is_read(self) -> bool {

@@ -141,7 +141,7 @@ fn what_else_they_say() {
     let held = &chat.attachments;
     assert_eq!((held.count, held.images, held.links), (4, 1, 2));
     assert_eq!(held.media_types, ["image/png"]);
-    let nobody = br#"{"model":"m","messages":[],"user":null,"metadata":{"user_id":7}}"#;
+    let nobody = br#"{"model":"m","messages":[],"user":null,"metadata":{"user_id":""}}"#;
     let mut inspector =
         Inspector::of_call(Claims::new(&[], &[]), Limits::default(), Some(Surface::ChatCompletions));
     inspector.push(nobody).and_then(|()| inspector.finish()).expect("read");

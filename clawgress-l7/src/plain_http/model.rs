@@ -522,3 +522,19 @@ impl Asking {
         (*piece, self.is_asked) = (Some(Bytes::from(all)), true);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clawgress_policy::content::{stores_by_default, streams_by_default};
+
+    use super::*;
+
+    /// What is supposed of a call that says nothing is what the proxy takes it for.
+    #[test]
+    fn what_is_not_said_is_supposed_as_it_is_read() {
+        for surface in Surface::ALL {
+            let supposed = (stores_by_default(surface.name()), streams_by_default(surface.name()));
+            assert_eq!(supposed, (surface.stores_by_default(), surface.streams_by_default()), "{surface:?}");
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::explain::{Explanation, Target, ask};
-use crate::content::{ModelCall, ToolCall};
+use crate::content::{ModelCall, ToolCall, stores_by_default, streams_by_default};
 use crate::{Host, Look, Operation, PayloadNeed, PolicySet, may_have_body};
 use clawgress_identity::Agent;
 
@@ -26,9 +26,8 @@ pub struct CaseCall {
     pub tokens_estimated: u64,
     /// Most that may be answered; no limit if absent.
     pub tokens_max: Option<u64>,
-    /// Whether the answer is to be streamed.
-    #[serde(default)]
-    pub stream: bool,
+    /// Whether the answer is to be streamed; as of a client that says nothing of it if absent.
+    pub stream: Option<bool>,
     /// Names of the tools that are offered.
     #[serde(default)]
     pub tools: Vec<String>,
@@ -47,9 +46,8 @@ pub struct CaseCall {
     /// Who it is for; nobody is named if absent.
     #[serde(default)]
     pub end_user: String,
-    /// Whether the server may keep it.
-    #[serde(default)]
-    pub store: bool,
+    /// Whether the server may keep it; as of a client that says nothing of it if absent.
+    pub store: Option<bool>,
     /// What is found in it.
     #[serde(default)]
     pub findings: Vec<String>,
@@ -84,23 +82,24 @@ pub struct CaseTool {
 
 impl CaseCall {
     fn operation<'a>(&'a self, host: &'a Host, port: u16) -> Operation<'a> {
+        let surface = self.surface.as_deref().unwrap_or("chat_completions");
         Operation::Llm(ModelCall {
             host,
             port,
             provider: &self.provider,
             model: &self.model,
             family: self.family.as_ref().unwrap_or(&self.model),
-            surface: self.surface.as_deref().unwrap_or("chat_completions"),
+            surface,
             tokens_estimated: self.tokens_estimated,
             tokens_max: self.tokens_max,
-            stream: self.stream,
+            stream: self.stream.unwrap_or_else(|| streams_by_default(surface)),
             tools: &self.tools,
             attachments: self.attachments,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
             tool_choice: &self.tool_choice,
             end_user: &self.end_user,
-            store: self.store,
+            store: self.store.unwrap_or_else(|| stores_by_default(surface)),
             findings: &self.findings,
         })
     }

@@ -387,6 +387,53 @@ fn cases_say_what_model_is_called() {
     assert!(toml::from_str::<CaseCall>("provider = \"openai\"\nmodle = \"x\"\n").is_err());
 }
 
+/// A client that says nothing of it has its responses kept, and Ollama's answers streamed.
+#[test]
+fn cases_that_say_nothing_are_as_their_surface_has_it() {
+    let text = format!(
+        "{TEXT} @id(\"any\") permit (principal, action == Action::\"llm\", resource) when {{ !context.llm.store && !context.llm.stream }};"
+    );
+    let (bundle, surroundings, agent) = (bundle(&text), Surroundings::default(), agent("a", "t", 1));
+    let is_allowed = |more: &str| {
+        let call: CaseCall = toml::from_str(&format!("provider = \"openai\"\n{more}")).unwrap();
+        let texts = texts(&bundle, &surroundings);
+        let target = Target::parse("https://api.test/x", Some("POST"), None, None).unwrap();
+        let supposed = Supposed { call: Some(&call), ..Supposed::default() };
+        let asked = (&target.by_endpoint().unwrap(), supposed);
+        explain(&set(&text), texts, &agent, asked, TlsReading::Off).allowed
+    };
+    assert!(is_allowed(""));
+    assert!(!is_allowed("store = true\n"));
+    assert!(!is_allowed("surface = \"responses\"\n"));
+    assert!(is_allowed("surface = \"responses\"\nstore = false\n"));
+    assert!(!is_allowed("surface = \"ollama_chat\"\n"));
+    assert!(is_allowed("surface = \"ollama_chat\"\nstream = false\n"));
+}
+
+/// What is kept, and who it is for, make a difference as what is named does.
+#[test]
+fn calls_differ_by_what_is_said_of_them() {
+    let before = format!(
+        "{TEXT}@id(\"any\") permit (principal, action == Action::\"llm\", resource in Provider::\"openai\");"
+    );
+    let turns = |forbid: &str| {
+        let after = format!(
+            "{before}@id(\"no\") forbid (principal, action == Action::\"llm\", resource) when {{ {forbid} }};"
+        );
+        let changes = requests(&before, &after, &[agent("a", "t", 1)]).changes;
+        let calls = changes.into_iter().filter(|change| change.action == "llm");
+        calls
+            .filter_map(|change| change.about.get("call").cloned())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(turns("context.llm.store"), ["kept", "of responses"]);
+    assert_eq!(turns("context.llm.stream"), ["of ollama_chat", "streams"]);
+    assert_eq!(turns("context.llm.end_user == \"bob\""), ["choice of tools or user bob"]);
+    assert_eq!(turns("context.llm.surface == \"embeddings\""), ["of embeddings"]);
+}
+
 #[test]
 fn cases_say_what_tool_is_called() {
     let text = format!(

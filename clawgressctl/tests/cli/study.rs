@@ -15,6 +15,7 @@ const CALLS: &str = r#"@id("net") permit (principal, action in [Action::"connect
 @id("gpt")
 permit (principal, action == Action::"llm", resource in Provider::"openai") when { context.llm.tokens_estimated <= 100 };
 @id("no-shell") forbid (principal, action == Action::"llm", resource) when { context.llm.tools.contains("shell") };
+@id("kept") forbid (principal, action == Action::"llm", resource) when { context.llm.store };
 @id("ops") permit (principal, action == Action::"tool", resource == Tool::"jira/create") when { context.tool.values.contains("/project=OPS") };
 @id("talk") permit (principal, action == Action::"tool", resource in ToolServer::"jira") when { context.tool.method != "tools/call" };
 @id("back") permit (principal, action == Action::"receive", resource) when { context.status == 200 };
@@ -116,6 +117,11 @@ async fn calls_and_answers_are_supposed() {
     check(&explain(&[&model[..], &back].concat()).await, 0, "receive: allow", "");
     check(&explain(&[&model[..], &["--tokens", "200"]].concat()).await, 5, "llm: deny (policy_denied)", "");
     check(&explain(&[&model[..], &["--offers", "shell"]].concat()).await, 5, "by `no-shell` at ", "by `llm`");
+    // A client that says nothing of it has its responses kept.
+    let responses = [&model[..], &back, &["--surface", "responses"]].concat();
+    check(&explain(&responses).await, 5, "by `kept` at ", "by `llm`");
+    check(&explain(&[&responses[..], &["--store=false"]].concat()).await, 0, "receive: allow", "");
+    check(&explain(&[&model[..], &["--store"]].concat()).await, 5, "by `kept` at ", "by `llm`");
     let with = |json: &'static str| [&tool[..], &["--tool", "create", "--arguments", json], &back].concat();
     check(&explain(&with(r#"{"project":"OPS"}"#)).await, 0, "by `ops` at ", "");
     check(&explain(&with(r#"{"project":"DEV"}"#)).await, 5, "tool: deny (policy_denied)", "");

@@ -66,6 +66,8 @@ fn what_servers_could_read_in_two_ways_is_refused() {
         r#"{"stream":1}"#,
         r#"{"max_tokens":"5"}"#,
         r#"{"messages":[{"role":["user"]}]}"#,
+        r#"{"user":["a"]}"#,
+        r#"{"metadata":{"user_id":{"id":"a"}}}"#,
     ] {
         refuses(body, CallError::Type);
     }
@@ -75,6 +77,12 @@ fn what_servers_could_read_in_two_ways_is_refused() {
         "{\"model\":\"a\u{fffd}\"}",
         r#"{"tools":[{"name":"a\ndelete"}]}"#,
         &format!(r#"{{"model":"{}"}}"#, "a".repeat(NAME_BYTES_MAX + 1)),
+        // Nobody becomes no one by a longer name.
+        &format!(r#"{{"user":"{}"}}"#, "a".repeat(USER_BYTES_MAX + 1)),
+        &format!(r#"{{"safety_identifier":"{}"}}"#, "a".repeat(USER_BYTES_MAX + 1)),
+        &format!(r#"{{"metadata":{{"user_id":"{}"}}}}"#, "a".repeat(USER_BYTES_MAX + 1)),
+        r#"{"user":"a\u0000"}"#,
+        &format!(r#"{{"user":{}}}"#, "1".repeat(USER_BYTES_MAX + 1)),
     ] {
         refuses(body, CallError::Name);
     }
@@ -87,6 +95,23 @@ fn what_servers_could_read_in_two_ways_is_refused() {
     // What is no field of ours may come twice, in any letters.
     takes(r#"{"x":1,"x":2,"X":3,"messages":[{"role":"user","content":[{"Foo":1,"foo":2}]}]}"#);
     assert_eq!(takes(r#"{"model":null}"#).model, None);
+}
+
+#[test]
+fn who_it_is_for_is_known_or_nobody() {
+    let user = |body: &str| takes(body).end_user;
+    for body in [
+        r#"{"user":null,"metadata":null}"#,
+        r#"{"user":""}"#,
+        r#"{"metadata":{"user_id":null}}"#,
+        r#"{"metadata":{"user":"x","other":{"user_id":"y"}}}"#,
+    ] {
+        assert_eq!(user(body), None, "{body}");
+    }
+    assert_eq!(user(r#"{"user":"bob"}"#).as_deref(), Some("bob"));
+    assert_eq!(user(r#"{"user":12345}"#).as_deref(), Some("12345"));
+    let long = "\u{e9}".repeat(USER_BYTES_MAX / 2);
+    assert_eq!(user(&format!(r#"{{"metadata":{{"user_id":"{long}"}}}}"#)), Some(long));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::super::samples::Calls;
 use super::{Kind, Samples};
-use crate::content::{ModelCall, ToolCall};
+use crate::content::{ModelCall, ToolCall, stores_by_default, streams_by_default};
 use crate::{Host, Look, Operation, PolicySet};
 
 /// Where calls go: to whom is asked by other things.
@@ -42,6 +42,7 @@ fn of_model<'a>(host: &'a Host, (provider, model): (&'a str, &'a str), calls: &'
         dimensions: vec![("call", told(calls))],
         ask: Box::new(move |index, ask| {
             let Some(content) = index.first().and_then(|n| calls.contents.get(*n)) else { return };
+            let surface = content.surface.as_deref().unwrap_or("chat_completions");
             let small = u32::try_from(content.number).unwrap_or(u32::MAX);
             ask(Operation::Llm(ModelCall {
                 host,
@@ -49,17 +50,17 @@ fn of_model<'a>(host: &'a Host, (provider, model): (&'a str, &'a str), calls: &'
                 provider,
                 model,
                 family: model,
-                surface: "chat_completions",
+                surface,
                 tokens_estimated: content.number,
                 tokens_max: Some(content.number),
-                stream: content.stream,
+                stream: content.stream.unwrap_or_else(|| streams_by_default(surface)),
                 tools: &content.words,
                 attachments: small,
                 prompt_score: small,
                 unpriced: false,
-                tool_choice: "",
-                end_user: "",
-                store: false,
+                tool_choice: &content.name,
+                end_user: &content.name,
+                store: content.store.unwrap_or_else(|| stores_by_default(surface)),
                 findings: &content.words,
             }));
         }),

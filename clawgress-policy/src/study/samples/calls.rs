@@ -8,7 +8,7 @@ use super::{Named, is_finding};
 const BY_MAX: usize = 12;
 const NAMES_MAX: usize = 16;
 const METHODS_MAX: usize = 4;
-const CONTENTS_MAX: usize = 24;
+const CONTENTS_MAX: usize = 64;
 /// Who, and what, no policy names.
 const OTHER: &str = "any-other";
 
@@ -35,16 +35,32 @@ pub(in crate::study) struct SampleCall {
     pub(in crate::study) words: Vec<String>,
     /// Values of arguments.
     pub(in crate::study) values: Vec<String>,
-    pub(in crate::study) stream: bool,
+    /// Whether that is asked for; as of a client that says nothing of it if absent.
+    pub(in crate::study) stream: Option<bool>,
+    /// What is asked of the provider; `chat_completions` if absent.
+    pub(in crate::study) surface: Option<String>,
+    /// What is to be done about tools, or who it is for.
+    pub(in crate::study) name: String,
+    /// Whether the server may keep it; as of a client that says nothing of it if absent.
+    pub(in crate::study) store: Option<bool>,
 }
+
+/// A surface that keeps what it is asked, and one that streams, of a client that says nothing of it.
+const SURFACES: [&str; 2] = ["responses", "ollama_chat"];
 
 // === impl Calls ===
 
 impl Calls {
     pub(super) fn of_models(named: &Named, bounded: Bounded<'_>) -> Calls {
-        let stream = SampleCall { told: "streams".to_owned(), stream: true, ..SampleCall::default() };
-        let contents = [stream].into_iter().chain(named.numbered("tokens"));
-        let contents = contents.chain(named.worded("finding or tool"));
+        let stream = SampleCall { told: "streams".to_owned(), stream: Some(true), ..SampleCall::default() };
+        let kept = SampleCall { told: "kept".to_owned(), store: Some(true), ..SampleCall::default() };
+        let surfaces = SURFACES.into_iter().map(|surface| SampleCall {
+            told: format!("of {surface}"),
+            surface: Some(surface.to_owned()),
+            ..SampleCall::default()
+        });
+        let contents = [stream, kept].into_iter().chain(surfaces).chain(named.numbered("tokens"));
+        let contents = contents.chain(named.worded("finding or tool")).chain(named.spoken());
         Calls {
             offers: offers(named, bounded, ["providers", "models"]),
             methods: Vec::new(),
@@ -99,6 +115,23 @@ impl Named {
             words: vec![word.clone()],
             ..SampleCall::default()
         })
+    }
+
+    /// What a word may be besides: a surface; a choice of tools, or somebody.
+    fn spoken(&self) -> impl Iterator<Item = SampleCall> {
+        let surface = |word: &String| SampleCall {
+            told: format!("of {word}"),
+            surface: Some(word.clone()),
+            ..SampleCall::default()
+        };
+        let surfaces =
+            self.words.iter().filter(|word| is_finding(word) && !SURFACES.contains(&word.as_str()));
+        let names = self.words.iter().filter(|word| !word.is_empty());
+        surfaces.map(surface).chain(names.map(|word| SampleCall {
+            told: format!("choice of tools or user {word}"),
+            name: word.clone(),
+            ..SampleCall::default()
+        }))
     }
 
     fn numbered(&self, what: &str) -> impl Iterator<Item = SampleCall> {

@@ -30,9 +30,9 @@ pub struct Supposing {
     /// Most tokens that may be answered; no limit if absent.
     #[arg(long, value_name = "NUMBER", requires = "provider", help_heading = OF_MODEL)]
     tokens_max: Option<u64>,
-    /// Its answer is to be streamed.
-    #[arg(long, requires = "provider", help_heading = OF_MODEL)]
-    wants_stream: bool,
+    /// Whether its answer is to be streamed; as of a client that says nothing of it if absent.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", requires = "provider", help_heading = OF_MODEL)]
+    wants_stream: Option<bool>,
     /// A tool that the model may ask for; as often as there is one.
     #[arg(long = "offers", value_name = "TOOL", requires = "provider", help_heading = OF_MODEL)]
     offers: Vec<String>,
@@ -51,9 +51,9 @@ pub struct Supposing {
     /// Who it is for, as the client says.
     #[arg(long, value_name = "ID", requires = "provider", help_heading = OF_MODEL)]
     end_user: Option<String>,
-    /// The provider may keep it.
-    #[arg(long, requires = "provider", help_heading = OF_MODEL)]
-    store: bool,
+    /// Whether the provider may keep it; as of a client that says nothing of it if absent: `responses` are kept then.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", requires = "provider", help_heading = OF_MODEL)]
+    store: Option<bool>,
     /// Whose tool it calls, by the name that policy has for the server.
     #[arg(long, value_name = "NAME", help_heading = OF_TOOL)]
     server: Option<String>,

@@ -215,6 +215,11 @@ fn calls_are_asked_again_by_what_is_told_of_them() {
     assert_eq!(replay(&cut, &text), Replayed::Same);
     let found = text.replace("context.llm.tokens_estimated <= 100", "context.findings.isEmpty()");
     undecidable(&posted(&agent, &of_llm, calling(HeldCall { findings: None, ..call })), &found, "found");
+    // Whether it may be kept has to be told: what a record says nothing of is not taken for no.
+    let kept = text.replace("tokens_estimated <= 100", "store");
+    undecidable(&called, &kept, "keeping");
+    let told = HeldCall { tool_choice: Some(""), end_user: Some(""), store: Some(true), ..call };
+    assert_eq!(replay(&posted(&agent, &of_llm, calling(told)), &kept), Replayed::Same);
     // What was looked for and is not told, was none; what nobody looked for, may have been.
     let plain =
         Contents { asked: &asked, said: said(body(10, &none)), end: ended(None), ..Contents::default() };
