@@ -161,6 +161,8 @@ mod tests {
         for (what, document) in documents() {
             is_linear(what, stream(document), rename, 64);
         }
+        // Which do not tell yet what it is.
+        is_linear("blanks", |n| vec![b' '; n * 8], rename, 4);
     }
 
     #[test]

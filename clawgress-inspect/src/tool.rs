@@ -17,8 +17,10 @@ pub mod value;
 pub use crate::events::Ends;
 pub use asks::{Ask, Heard, heard};
 pub use head::{PARAM, agrees_with_schema};
-pub use list::{Allowed, Change, Filtered, Pin, changes, definitions, filtered, filtered_events, pin};
-pub use reader::Reader;
+pub use list::{
+    Allowed, Change, Changing, Filtered, Pin, changed_events, changes, definitions, filtered, pin,
+};
+pub use reader::{Reader, is_like};
 pub use rest::{CARD, Rest, rest};
 pub use schema::{Validity, validate};
 pub use value::{Value, ValueError};

@@ -340,8 +340,8 @@ impl ProxyHttp for App {
             // What an extension makes of frames is not read (RFC 6455 section 9).
             request.remove_header("sec-websocket-extensions");
         }
-        let is_meant = context.content.addressed.as_ref().is_some_and(Addressed::is_meant);
-        if is_meant || granted.messages().is_some() {
+        let is_heard = |addressed: &Addressed| addressed.is_meant() || addressed.is_heard();
+        if context.content.addressed.as_ref().is_some_and(is_heard) || granted.messages().is_some() {
             // What comes back may be a list, of which an agent gets to see a part; or ask something.
             request.insert_header("accept-encoding", "identity")?;
         }

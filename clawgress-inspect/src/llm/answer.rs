@@ -9,6 +9,7 @@ mod calls;
 mod document;
 mod editor;
 mod frames;
+pub(super) mod places;
 
 use calls::Calls;
 pub use calls::{Asked, CallsError, Following};

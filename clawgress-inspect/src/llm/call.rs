@@ -36,6 +36,12 @@ pub enum Choice {
     Named(String),
 }
 
+/// Whether a choice says how tools are asked for, and names none.
+pub(super) fn is_manner(choice: &str) -> bool {
+    const MANNERS: [&str; 7] = ["auto", "none", "any", "required", "tool", "function", "validated"];
+    MANNERS.iter().any(|manner| choice.eq_ignore_ascii_case(manner))
+}
+
 /// What a request says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Call {

@@ -10,9 +10,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use places::{Found, names};
+use places::{Found, Of, names};
 pub use stream::{RenameError, Renamer};
 
+use super::call::is_manner;
 use super::change::ChangeError;
 use super::{Call, Choice};
 use crate::splice::{Edits, quoted};
@@ -34,12 +35,15 @@ pub(crate) type Other = Option<(Vec<u8>, Renamed)>;
 /// # Errors
 /// If two tools would have one name, or where names are can't be known.
 pub(crate) fn renamed(body: &[u8], renames: &[(&str, &str)]) -> Result<Other, ChangeError> {
-    let found = names(body).ok_or(ChangeError::NotSo("where its tools are named"))?;
+    let found = names(body, Of::Call).ok_or(ChangeError::NotSo("where its tools are named"))?;
     let other = |own: &str| renames.iter().find(|(name, _)| *name == own).map(|(_, other)| *other);
     let (mut renamed, mut edits) = (Renamed::default(), Edits::default());
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
-    for Found { at, name } in &found {
+    for Found { at, name, is_providers } in &found {
         let is_now = other(name).unwrap_or(name);
+        if *is_providers && is_now != name {
+            return Err(ChangeError::NotSo("a tool that its provider names has another name"));
+        }
         if owners.insert(is_now.to_owned(), name).is_some_and(|owner| owner != name) {
             return Err(ChangeError::NotSo("each tool has a name of its own"));
         }
@@ -60,7 +64,10 @@ pub(super) fn is_so(before: &Call, now: &Call, renames: &[(&str, &str)]) -> bool
         Choice::Named(name) => Choice::Named(other(name)),
         Choice::Unsaid => Choice::Unsaid,
     };
-    now.tools.iter().cloned().eq(before.tools.iter().map(|own| other(own))) && now.tool_choice == choice
+    // How tools are asked for stays as it is, whatever a tool is called.
+    let is_manner = matches!(&before.tool_choice, Choice::Named(name) if is_manner(name));
+    let is_chosen = now.tool_choice == choice || is_manner && now.tool_choice == before.tool_choice;
+    is_chosen && now.tools.iter().cloned().eq(before.tools.iter().map(|own| other(own)))
 }
 
 // === impl Renamed ===

@@ -36,6 +36,9 @@ pub struct Filtered {
 /// What decides on a tool of a list, by its name and definition.
 pub type Allowed<'a> = dyn FnMut(&str, &Value) -> bool + 'a;
 
+/// What goes on in the place of a message; `None` if that is itself.
+pub type Changing<'a> = dyn FnMut(&[u8]) -> Result<Option<String>, ToolError> + 'a;
+
 /// What identifies a definition: all that a model is told of a tool, and all that its answers are held against.
 #[must_use]
 pub fn pin(tool: &Value) -> Pin {
@@ -127,25 +130,19 @@ fn may_list(body: &[u8]) -> bool {
     body.windows(4).any(|w| w.eq_ignore_ascii_case(b"tool")) || body.windows(2).any(|w| w == b"\\u")
 }
 
-/// The same of a stream of events (WHATWG HTML section 9.2.6) that is whole: each event that is such an answer loses what is
-/// not `allowed`, and all else stays as it is.
+/// Has the messages of a stream of events (WHATWG HTML section 9.2.6) that is whole changed, one by one; `None` if none is. All else
+/// stays as it is.
 ///
 /// # Errors
-/// As [`filtered`], for any of its events; and if it is no UTF-8.
-pub fn filtered_events(body: &[u8], allowed: &mut Allowed<'_>) -> Result<Option<Filtered>, ToolError> {
+/// The first that `change` has of what begins like JSON; and if it is no UTF-8.
+pub fn changed_events(body: &[u8], change: &mut Changing<'_>) -> Result<Option<String>, ToolError> {
     let text = std::str::from_utf8(body).map_err(|_| ToolError::Message("no UTF-8"))?;
-    let mut removed = Vec::new();
-    let body = events::changed(text, &mut |data| match filtered(data.as_bytes(), allowed) {
-        Ok(less) => Ok(less.map(|less| {
-            removed.extend(less.removed);
-            less.body
-        })),
+    events::changed(text, &mut |data| match change(data.as_bytes()) {
         // What does not even begin like JSON is no message: a priming event, a comment, another protocol. Of what does,
         // clients read more than there should be (`NaN`).
         Err(_) if !data.trim_start().starts_with(['{', '[']) => Ok(None),
-        Err(why) => Err(why),
-    })?;
-    Ok(body.map(|body| Filtered { body, removed }))
+        other => other,
+    })
 }
 
 /// How the tools of an answer differ from those that were approved, each by its name; none of another answer.

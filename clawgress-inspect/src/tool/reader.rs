@@ -24,6 +24,24 @@ struct Raw {
     is_found: bool,
 }
 
+/// Whether a document of a server's looks like messages: its object, or one of its array, has the name that all have. What can't be
+/// read does if the name is in it anywhere.
+#[must_use]
+pub fn is_like(text: &[u8]) -> bool {
+    let mut raw = Raw::default();
+    raw.push(text);
+    if !raw.is_found {
+        return false;
+    }
+    let is_one =
+        |value: &Value| value.members().iter().any(|(name, _)| fold(name).eq_ignore_ascii_case(SIGN));
+    match Value::parse(text) {
+        Ok(Value::Array(all)) => all.iter().any(is_one),
+        Ok(one) => is_one(&one),
+        Err(_) => true,
+    }
+}
+
 /// A reader of one body.
 #[derive(Debug, Default)]
 pub struct Reader {

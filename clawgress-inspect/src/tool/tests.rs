@@ -212,10 +212,23 @@ fn lists_hold_what_an_agent_may_use() {
     assert_eq!(super::filtered(nameless.as_bytes(), &mut |_, _| true), Err(ToolError::Name("name")));
 }
 
+/// Lists in events, as they go on.
+fn in_events(text: &str, allowed: &mut Allowed<'_>) -> Result<Option<Filtered>, ToolError> {
+    let mut removed = Vec::new();
+    let body = changed_events(text.as_bytes(), &mut |data| {
+        let less = filtered(data, allowed)?;
+        Ok(less.map(|less| {
+            removed.extend(less.removed);
+            less.body
+        }))
+    })?;
+    Ok(body.map(|body| Filtered { body, removed }))
+}
+
 #[test]
 fn lists_in_events_are_filtered_too() {
     let list = Value::parse(LIST.as_bytes()).expect("a list").json();
-    let filtered = |text: &str| filtered_events(text.as_bytes(), &mut |name, _| name == "read");
+    let filtered = |text: &str| in_events(text, &mut |name, _| name == "read");
     let want = filtered(&format!("data: {list}\n\n")).expect("events").expect("something is taken out").body;
     assert!(want.starts_with("data: {") && want.contains("reads") && !want.contains("writes"), "{want}");
     for end in ["\n", "\r\n", "\r"] {
@@ -383,11 +396,34 @@ fn lists_in_answers_to_batches_and_in_other_letters_do_not_pass() {
     let got = filtered(format!("[ {other}, {list} ]").as_bytes(), &mut allowed).expect("read").expect("less");
     assert_eq!((got.body, got.removed), (format!("[ {other}, {less} ]"), vec!["erase".to_owned()]));
     let event = format!("data: [{list}]\n\n");
-    let got = filtered_events(event.as_bytes(), &mut allowed).expect("read").expect("less");
+    let got = in_events(&event, &mut allowed).expect("read").expect("less");
     assert_eq!(got.body, format!("data: [{less}]\n\n"));
     for (name, letters) in [("result", "Result"), ("tools", "tool\u{17f}"), ("name", "Name")] {
         let list = list.replacen(name, letters, 1).replace("tool\u{17f}\":[", "tool\u{17f}\": [");
         let got = filtered(format!("{list} ").replace(": [", ":[").as_bytes(), &mut allowed);
         assert!(got.is_err(), "{list}: {got:?}");
+    }
+}
+
+#[test]
+fn documents_of_servers_are_known_for_messages() {
+    for text in [
+        r#"{"jsonrpc":"2.0","id":1,"method":"roots/list"}"#,
+        r#"[{"a":1},{"id":1,"jsonRPC":"2.0"}]"#,
+        r#"{"json\u0072pc":"2.0"}"#,
+        // Some clients read more than JSON.
+        r#"{"jsonrpc":"2.0","id":NaN}"#,
+    ] {
+        assert!(is_like(text.as_bytes()), "{text}");
+    }
+    for text in [
+        r#"{"id":"a","choices":[{"delta":{"content":"of jsonrpc"}}]}"#,
+        r#"{"text":"\u0061"}"#,
+        r#"{"result":{"jsonrpc":"2.0"}}"#,
+        "[DONE]",
+        "{",
+        "",
+    ] {
+        assert!(!is_like(text.as_bytes()), "{text}");
     }
 }

@@ -14,7 +14,7 @@ use clawgress_inspect::tool::{
 };
 use clawgress_policy::content::ToolCall;
 use clawgress_policy::{Look, Operation, PayloadNeed};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use self::catalog::{Catalog, Found, Key};
 use super::Admitted;
@@ -72,6 +72,8 @@ pub struct Addressed {
     head: Fields,
     /// What it asks an agent for by its path, whatever its body.
     rest: Option<Rest>,
+    /// Whether it opens a stream of events, on which a server may list and ask.
+    opens: bool,
 }
 
 /// What the head says of the message.
@@ -167,12 +169,14 @@ impl Tools {
             // Other servers have tasks, too.
             server.is_some() || rest.is_distinct || headers.contains_key(A2A_VERSION)
         });
-        if server.is_none() && rest.is_none() && admitted.body == http1::Body::Length(0) {
+        let is_bare = admitted.body == http1::Body::Length(0);
+        let opens = is_bare && opens(admitted, headers);
+        if server.is_none() && rest.is_none() && is_bare && !opens {
             return None;
         }
         let at = format!("{}:{} {}", admitted.host, admitted.port, server.as_deref().unwrap_or(UNLISTED));
         let key = Key { agent: who.identity.agent.index, at: at.into() };
-        Some(Addressed { server, key, need, head: Fields::of(headers), rest })
+        Some(Addressed { server, key, need, head: Fields::of(headers), rest, opens })
     }
 
     /// Whether it goes to a server that is named, and is one of messages by its body or path; or says by its path alone that it is one.
@@ -214,6 +218,16 @@ impl Tools {
             Some(Arc::clone(&one.name))
         })
     }
+}
+
+/// Whether a request asks for a stream of events: clients of MCP have to say that they take one (2024-11-05, HTTP with SSE; since
+/// 2025-03-26, section "Listening for Messages from the Server"), or which session or version it is of.
+fn opens(admitted: &Admitted, headers: &HeaderMap) -> bool {
+    const EVENTS: &[u8] = b"text/event-stream";
+    let takes =
+        |value: &HeaderValue| value.as_bytes().windows(EVENTS.len()).any(|w| w.eq_ignore_ascii_case(EVENTS));
+    let is_meant = || headers.contains_key(SESSION) || headers.contains_key(VERSION);
+    admitted.method == "GET" && (headers.get_all("accept").iter().any(takes) || is_meant())
 }
 
 // === impl Fields ===
@@ -268,6 +282,12 @@ impl Addressed {
     #[must_use]
     pub fn is_named(&self) -> bool {
         self.server.is_some()
+    }
+
+    /// Whether what answers it is looked at, if that is a stream: of a server that is named, or of whoever is asked for one.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.is_named() || self.opens
     }
 
     /// Who needs to see its body: what goes to nobody who is listed need not be readable.

@@ -30,6 +30,7 @@ const ROOTS: &str = r#"{"jsonrpc":"2.0","id":97,"method":"roots/list"}"#;
 const PING: &str = r#"{"jsonrpc":"2.0","id":96,"method":"ping"}"#;
 const PROGRESS: &str = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progress":1.0}}"#;
 const RESULT: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"done"}]}}"#;
+const CHAT: &str = r#"{"id":"a","Error":null,"Result":{"tools":[{}]},"choices":[{"delta":{"content":"a \u00e9 of jsonrpc"}}]}"#;
 /// What a result needs, of the newer era.
 const NEEDS: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"who":{"method":"elicitation/create","params":{"mode":"form","message":"Who?"}}},"requestState":"s"}}"#;
 const PAGE: &str = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32042,"message":"elsewhere","data":{"elicitations":[{"mode":"url","elicitationId":"e","url":"https://evil.test/","message":"Log in"}]}}}"#;
@@ -53,9 +54,19 @@ fn script(name: &str) -> (bool, Vec<String>) {
         "odd" => (false, vec![SAMPLING.replace("\"method\"", "\"Method\"")]),
         // What answers is no question, whatever it is said to be.
         "document" => (false, vec![SAMPLING.to_owned()]),
+        "lists" => events(&[&RESULT
+            .replace("content", "tools")
+            .replace(r#"{"type":"text","text":"done"}"#, r#"{"name":"read"},{"name":"erase"}"#)]),
+        // A model's, or anybody's.
+        "chat" => events(&[CHAT, "[DONE]"]),
         "large" => (false, vec![RESULT.replace("done", &"x".repeat(9 << 20))]),
         _ => events(&[PROGRESS, ROOTS, PING]),
     }
+}
+
+/// The head that came last.
+fn head_of(seen: &Seen) -> Option<String> {
+    seen.requests.lock().last().cloned()
 }
 
 async fn server(mut stream: TcpStream, seen: Arc<Seen>) {
@@ -73,7 +84,10 @@ async fn server(mut stream: TcpStream, seen: Arc<Seen>) {
         }
         let body: Value = serde_json::from_slice(&std::mem::take(&mut held)).unwrap_or_default();
         seen.requests.lock().push(head);
-        let (is_stream, all) = script(body["params"]["name"].as_str().unwrap_or_default());
+        let opened =
+            head_of(&seen).and_then(|head| Some(head.split(' ').nth(1)?.strip_prefix("/open/")?.to_owned()));
+        let called = body["params"]["name"].as_str().unwrap_or_default();
+        let (is_stream, all) = script(opened.as_deref().unwrap_or(called));
         let out = if is_stream {
             let events: String =
                 all.iter().enumerate().map(|(n, one)| format!("id: {n}\ndata: {one}\n\n")).collect();
@@ -134,6 +148,20 @@ impl Site {
         let mut answer = client.answer_head().await;
         answer.body = joined(&client.rest().await);
         answer
+    }
+
+    /// What comes of a stream of this script that is opened with this besides, at a server that nobody has named.
+    async fn open(&self, script: &str, more: &str) -> String {
+        let (host, auth) = (&self.host, self.gateway.web());
+        let mut client = self.gateway.client().await;
+        let head = format!(
+            "GET http://{host}/open/{script} HTTP/1.1\r\nHost: {host}\r\n{auth}{more}Connection: close\r\n\r\n"
+        );
+        client.send(head).await;
+        let mut answer = client.answer_head().await;
+        answer.body = joined(&client.rest().await);
+        assert_eq!(answer.status, 200, "{}", answer.head);
+        answer.text()
     }
 
     async fn outcome(&self, n: usize) -> AuditRecord {
@@ -235,4 +263,34 @@ when { context.tool.method == "sampling/createMessage" };
     assert_eq!(effects, ["tried"]);
     let large = site.call("large").await;
     assert!(large.body.len() > 9 << 20, "{}", large.body.len());
+}
+
+/// Streams that a client opens where no server is named are heard as those of one that is: in whatever is a message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_servers_that_are_not_named_are_heard() {
+    const STRANGERS: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal == Agent::"web", action == Action::"http", resource);
+@id("all") permit (principal == Agent::"web", action == Action::"tool", resource);
+@id("no-roots") forbid (principal, action == Action::"tool", resource in ToolServer::"unlisted")
+when { context.findings.contains("server_asks") && context.tool.method == "roots/list" };
+@id("no-erase") forbid (principal, action == Action::"tool", resource == Tool::"unlisted/erase");
+"#;
+    let site = Site::start(STRANGERS).await;
+    let opens = ["Accept: application/json, Text/Event-Stream\r\n", "Accept: */*\r\nMcp-Session-Id: s\r\n"];
+    for (n, opens) in opens.into_iter().enumerate() {
+        let text = site.open("any", opens).await;
+        assert_eq!(text, format!("id: 0\ndata: {PROGRESS}\n\nid: 1\n\nid: 2\ndata: {PING}\n\n"), "{opens}");
+        let record = site.outcome(n).await;
+        let change = "`roots/list` of the server does not go on: policy_forbidden by `no-roots`";
+        assert_eq!(record.changes, [change], "{opens}");
+    }
+    let list = site.open("lists", opens[0]).await;
+    assert!(list.contains("\"read\"") && !list.contains("erase"), "{list}");
+    assert_eq!(site.outcome(2).await.changes, ["tools/list: without `erase`"]);
+    // Whatever is none passes as it comes.
+    let chat = format!("id: 0\ndata: {CHAT}\n\nid: 1\ndata: [DONE]\n\n");
+    assert_eq!(site.open("chat", opens[0]).await, chat);
+    let record = site.outcome(3).await;
+    assert!(record.changes.is_empty() && record.findings.is_empty(), "{record:?}");
 }

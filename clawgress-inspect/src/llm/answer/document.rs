@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::places::{is_call, is_calls, is_turn, is_wrap};
 use super::{Count, Facts};
 use crate::llm::Estimator;
 use crate::payload::json::{DEPTH_MAX, Event, Json, JsonError, Kind};
@@ -464,12 +465,7 @@ impl State {
         let (kind, name) = (here(&mut self.typed), here(&mut self.named));
         let asked = match (frame.node, kind.as_deref(), name) {
             (Node::Call, _, Some(name)) => Some(name),
-            (
-                Node::Turn,
-                Some("tool_use" | "server_tool_use" | "mcp_tool_use" | "function_call"),
-                Some(name),
-            ) => Some(name),
-            (Node::Turn, Some("custom_tool_call" | "mcp_call"), Some(name)) => Some(name),
+            (Node::Turn, Some(kind), Some(name)) => is_call(kind).then_some(name),
             // A tool of the server's own: `web_search_call`.
             (Node::Turn, Some(kind), None) => kind.strip_suffix("_call").map(str::to_owned),
             _ => None,
@@ -529,7 +525,7 @@ impl Node {
             Node::Turn => turn(name),
             Node::Call => match name {
                 "name" => Node::Name,
-                "function" => Node::Call,
+                "function" | "custom" => Node::Call,
                 "arguments" | "args" | "input" | "parameters" => Node::Arguments,
                 _ => Node::Skip,
             },
@@ -558,7 +554,7 @@ fn top(name: &str, more: u8) -> Node {
         "model" | "modelVersion" => Node::Model,
         "usage" | "usageMetadata" | "amazon-bedrock-invocationMetrics" => Node::Usage,
         // What wraps a document; or the text itself, of Ollama.
-        "response" | "message" | "delta" | "x_groq" if more > 0 => Node::Top(more - 1),
+        name if more > 0 && is_wrap(name) => Node::Top(more - 1),
         "results" => Node::Results,
         "error" => Node::Error,
         "bytes" => Node::Packed,
@@ -580,9 +576,8 @@ fn top(name: &str, more: u8) -> Node {
 
 fn turn(name: &str) -> Node {
     match name {
-        "choices" | "candidates" | "content" | "parts" | "output" | "outputs" | "item" | "content_block"
-        | "message" | "delta" | "start" | "contentBlock" | "generations" => Node::Turn,
-        "tool_calls" | "tool_call_delta" | "toolUse" | "functionCall" | "function_call" => Node::Call,
+        name if is_turn(name) => Node::Turn,
+        name if is_calls(name) => Node::Call,
         "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
         "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
         "reasoning_content" | "reasoning" | "refusal" => Node::Text,

@@ -1,6 +1,8 @@
 //! Where calls and answers of all dialects have names of tools. Must never take for one what is a tool's argument, what it
 //! answered, or a text.
 
+use crate::llm::answer::places::{is_call, is_calls, is_providers_call, is_turn, is_wrap};
+use crate::llm::call::is_manner;
 use crate::splice::{self, Member, Span};
 use crate::tool::Value;
 
@@ -12,6 +14,17 @@ const DEPTH_MAX: usize = 24;
 pub(super) struct Found {
     pub at: Span,
     pub name: String,
+    /// Whether it is the provider's: of a tool that it runs itself, or knows by that name alone.
+    pub is_providers: bool,
+}
+
+/// Which document it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// A call.
+    Call,
+    /// An answer, or a part of one: what reads it looks for tools wherever any dialect may have them.
+    Answer,
 }
 
 /// A place in a call, or in an answer; an array is where its items are.
@@ -36,50 +49,72 @@ enum Place {
     /// What a search among tools found.
     References,
     Name,
+    /// The name of a tool that is the provider's.
+    ProvidersName,
 }
 
 use Place as P;
 
 /// All names of tools in a document; `None` if it is none, or where they are can't be known.
-pub(super) fn names(body: &[u8]) -> Option<Vec<Found>> {
-    let mut found = Vec::new();
-    walk(body, &splice::root(body)?, P::Root, 0, &mut found)?;
-    Some(found)
+pub(super) fn names(body: &[u8], of: Of) -> Option<Vec<Found>> {
+    let mut walk = Walk { text: body, of, found: Vec::new() };
+    walk.value(&splice::root(body)?, P::Root, 0)?;
+    Some(walk.found)
 }
 
-fn walk(text: &[u8], at: &Span, place: Place, depth: usize, found: &mut Vec<Found>) -> Option<()> {
-    if depth > DEPTH_MAX {
-        return None;
-    }
-    match text.get(at.start)? {
-        b'[' => {
-            for item in splice::items(text, at)? {
-                walk(text, &item, place, depth + 1, found)?;
-            }
+/// What goes through a document.
+struct Walk<'a> {
+    text: &'a [u8],
+    of: Of,
+    found: Vec<Found>,
+}
+
+impl Walk<'_> {
+    fn value(&mut self, at: &Span, place: Place, depth: usize) -> Option<()> {
+        if depth > DEPTH_MAX {
+            return None;
         }
-        b'{' if place != P::Name => {
-            let members = splice::members(text, at)?;
-            let said = Said { text, members: &members };
-            for member in &members {
-                if let Some(place) = said.place(place, &member.name) {
-                    walk(text, &member.value, place, depth + 1, found)?;
+        let text = self.text;
+        match text.get(at.start)? {
+            b'[' => {
+                for item in splice::items(text, at)? {
+                    self.value(&item, place, depth + 1)?;
                 }
             }
+            b'{' if !matches!(place, P::Name | P::ProvidersName) => {
+                let members = splice::members(text, at)?;
+                let said = Said { text, members: &members, of: self.of };
+                for member in &members {
+                    if let Some(place) = said.place(place, &member.name) {
+                        self.value(&member.value, place, depth + 1)?;
+                    }
+                }
+            }
+            // A tool, or a choice, by its name alone.
+            b'"' if matches!(place, P::Name | P::ProvidersName | P::Tool | P::Choice) => {
+                let name = Value::parse(text.get(at.clone())?).ok()?.text()?.to_owned();
+                // How tools are asked for, is no name of one.
+                if place != P::Choice || !is_manner(&name) {
+                    let is_providers = place == P::ProvidersName;
+                    self.found.push(Found { at: at.clone(), name, is_providers });
+                }
+            }
+            _ => {}
         }
-        // A tool, or a choice, by its name alone.
-        b'"' if matches!(place, P::Name | P::Tool | P::Choice) => {
-            let value = Value::parse(text.get(at.clone())?).ok()?;
-            found.push(Found { at: at.clone(), name: value.text()?.to_owned() });
-        }
-        _ => {}
+        Some(())
     }
-    Some(())
+}
+
+/// Whether a tool of this type is one that its provider runs itself, or has a name of its own for: who calls may not choose it.
+fn is_providers_tool(kind: &str) -> bool {
+    !matches!(kind, "function" | "custom")
 }
 
 /// An object, by what it says of itself.
 struct Said<'a> {
     text: &'a [u8],
     members: &'a [Member],
+    of: Of,
 }
 
 impl Said<'_> {
@@ -93,11 +128,30 @@ impl Said<'_> {
 
     /// Whether it is a call of a tool by its type.
     fn is_call(&self) -> bool {
-        const CALLS: [&str; 4] = ["tool_use", "function_call", "custom_tool_call", "function.call"];
-        self.is("type", |kind| CALLS.contains(&kind))
+        self.is("type", |kind| is_call(kind) && !is_providers_call(kind))
     }
 
     fn place(&self, outer: Place, name: &str) -> Option<Place> {
+        let known = self.known(outer, name);
+        if known.is_some() || self.of == Of::Call {
+            return known;
+        }
+        // Of an answer, wherever what reads it would find one.
+        match outer {
+            P::Root | P::Message | P::Part | P::Candidate | P::References => match name {
+                _ if is_turn(name) => Some(P::Part),
+                _ if is_calls(name) => Some(P::Call),
+                _ if outer == P::Root && is_wrap(name) => Some(P::Root),
+                "results" if outer == P::Root => Some(P::Part),
+                "name" => self.is_call().then_some(P::Name),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The place of a member, as the dialects have it.
+    fn known(&self, outer: Place, name: &str) -> Option<Place> {
         match outer {
             P::Root => self.of_root(name),
             P::Message => match name {
@@ -129,6 +183,7 @@ impl Said<'_> {
                 _ => None,
             },
             P::Tool => match name {
+                "name" if self.is("type", is_providers_tool) => Some(P::ProvidersName),
                 "name" => Some(P::Name),
                 "function"
                 | "custom"
@@ -161,7 +216,7 @@ impl Said<'_> {
                 "tool_name" => self.is("type", |kind| kind == "tool_reference").then_some(P::Name),
                 _ => None,
             },
-            P::Name => None,
+            P::Name | P::ProvidersName => None,
         }
     }
 

@@ -2,7 +2,7 @@
 //! may go on that has the model's name of a tool in a form that is not known.
 
 use super::Renamed;
-use super::places::{Found, names};
+use super::places::{Found, Of, names};
 use crate::events::{self, Ends};
 use crate::llm::answer::Format;
 use crate::splice::{Edits, quoted};
@@ -29,7 +29,7 @@ pub struct Renamer {
     manner: Option<Manner>,
     ends: Ends,
     held: Vec<u8>,
-    /// Bytes of `held` that were looked at for the end of a line.
+    /// Bytes of `held` that were looked at: for what it begins like, or for the end of a line.
     looked: usize,
     bytes_max: usize,
     /// Whether any name was changed.
@@ -72,11 +72,17 @@ impl Renamer {
             none => {
                 // A byte order mark may stand before it.
                 let is_blank = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, 0xef | 0xbb | 0xbf);
-                let manner = match self.held.iter().find(|byte| !is_blank(byte)) {
+                let fresh = self.held.get(self.looked..).unwrap_or_default();
+                #[cfg(test)]
+                crate::steps::add(fresh.len());
+                let manner = match fresh.iter().find(|byte| !is_blank(byte)) {
                     Some(b'{' | b'[') => Manner::Document,
                     Some(_) => Manner::Events,
                     None if end => Manner::Document,
-                    None => return self.bounded(Vec::new()),
+                    None => {
+                        self.looked = self.held.len();
+                        return self.bounded(Vec::new());
+                    }
                 };
                 none.insert(manner)
             }
@@ -90,6 +96,10 @@ impl Renamer {
                 memchr::memrchr(b'\n', fresh).map_or(0, |at| self.looked + at + 1)
             }
         };
+        if whole == 0 && !end {
+            self.looked = self.held.len();
+            return self.bounded(Vec::new());
+        }
         let rest = self.held.split_off(whole);
         let part = std::mem::replace(&mut self.held, rest);
         self.looked = self.held.len();
@@ -150,13 +160,13 @@ impl Renamer {
         }
         let text_only = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let before = text.len() - text_only.len();
-        let Some(found) = names(text_only) else {
+        let Some(found) = names(text_only, Of::Answer) else {
             // What does not even begin like JSON names no tool.
             let begins = text_only.trim_ascii_start().first();
             return if matches!(begins, Some(b'{' | b'[')) { Err(RenameError::Form) } else { Ok(None) };
         };
         let mut edits = Edits::default();
-        for Found { at, name } in found {
+        for Found { at, name, .. } in found {
             match self.renamed.back.get(&name) {
                 Some(own) => edits.replace(at.start + before..at.end + before, quoted(own)),
                 None if in_parts && self.may_be_part(&name) => return Err(RenameError::Parts),

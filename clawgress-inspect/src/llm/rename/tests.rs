@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::llm::Surface;
-use crate::llm::answer::Format;
+use crate::llm::answer::{Following, Format, Reader};
 use crate::llm::change::{Changed, Wanted, changed};
 use crate::payload::{Claims, Inspector, Limits};
 
@@ -109,8 +109,66 @@ fn two_tools_of_one_name_are_refused() {
     }
 }
 
+/// What a provider runs, or has a name for, is called so: by another it would not know it, or take it for an agent's own.
+#[test]
+fn tools_that_their_provider_names_are_not_renamed() {
+    for (surface, tool) in [
+        (Surface::Messages, r#"{"type":"web_search_20250305","name":"shell","max_uses":5}"#),
+        (Surface::Messages, r#"{"type":"computer_20250124","name":"shell","display_width_px":1}"#),
+        (Surface::Messages, r#"{"type":"bash_20250124","name":"shell"}"#),
+        (Surface::Messages, r#"{"name":"shell","type":"text_editor_20250728"}"#),
+        (Surface::Responses, r#"{"type":"shell"}"#),
+        (Surface::Responses, r#"{"type":"code_interpreter","name":"shell"}"#),
+        (Surface::Responses, r#"{"type":"namespace","name":"shell","tools":[]}"#),
+        (Surface::ChatCompletions, r#"{"type":"builtin_function","function":{"name":"x"},"name":"shell"}"#),
+        (Surface::GenerateContent, r#"{"shell":{}}"#),
+    ] {
+        let body = format!(r#"{{"model":"m","max_tokens":1,"messages":[],"tools":[{tool}]}}"#);
+        change(surface, &body).expect_err(&body);
+    }
+    let own = r#"{"model":"m","max_tokens":1,"messages":[],"tools":[{"type":"custom","name":"<shell>","input_schema":{}},{"type":"web_search_20250305","name":"web_search"}]}"#;
+    check(Surface::Messages, own);
+}
+
+/// How tools are asked for has the same words as a tool may have.
+#[test]
+fn how_tools_are_asked_for_is_no_name() {
+    const MANNERS: [(&str, &str); 2] = [("auto", "exec"), ("query", "required")];
+    let body = r#"{"model":"m","messages":[],"tools":[{"type":"function","function":{"name":"auto"}},{"type":"function","function":{"name":"query"}}],"tool_choice":"auto"}"#;
+    let surface = Surface::ChatCompletions;
+    let wanted = Wanted {
+        params: &[],
+        tokens_max: None,
+        takes_tool: &|_| false,
+        takes_tools: false,
+        renames: &MANNERS,
+        prompt: None,
+    };
+    let got = changed(body.as_bytes(), surface, &call(body, surface), &wanted).expect("changed");
+    let text = String::from_utf8(got.body).expect("text");
+    assert_eq!(text, body.replace("\"name\":\"auto", "\"name\":\"exec").replace("query", "required"));
+    // A client that names no choice is told one all the same, by the word that another tool's name begins with.
+    let back: BTreeMap<_, _> = [("auto_x".to_owned(), "shell".to_owned())].into();
+    let renamed = Renamed { known: back.keys().cloned().collect(), back };
+    for manner in ["auto", "none", "required", "any"] {
+        let mut renamer = Renamer::new(
+            Renamed { back: [(format!("{manner}_x"), "shell".to_owned())].into(), ..renamed.clone() },
+            Format::EventStream,
+            4096,
+        )
+        .expect("a form");
+        let event = |name: &str| {
+            format!(
+                "data: {{\"response\":{{\"tools\":[{{\"type\":\"function\",\"name\":\"{name}\"}}],\"tool_choice\":\"{manner}\"}}}}\n\n"
+            )
+        };
+        let got = renamer.push(event(&format!("{manner}_x")).as_bytes(), false).expect(manner);
+        assert_eq!(String::from_utf8(got).expect("text"), event("shell"));
+    }
+}
+
 /// An answer and how its client sees it, by the same marks; with the events of a stream in one text.
-const ANSWERS: [(Format, &str); 11] = [
+const ANSWERS: [(Format, &str); 15] = [
     (
         Format::Json,
         r#"{"model":"m","choices":[{"message":{"content":"run_command","tool_calls":[{"id":"run_command","type":"function","function":{"name":"<run_command>","arguments":"{\"name\":\"run_command\"}"}}]},"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":1.0}}"#,
@@ -130,6 +188,20 @@ const ANSWERS: [(Format, &str); 11] = [
     (
         Format::Json,
         r#"{"type":"message","content":[{"type":"text","text":"run_command"},{"type":"tool_use","name":"<run_c\u006fmmand>","input":{"name":"run_command"}}]}"#,
+    ),
+    // Wherever it is read as one; of a provider's own it is none of the call's.
+    (
+        Format::Json,
+        r#"{"contentBlock":{"type":"tool_use","name":"<run_command>","input":{"name":"run_command"}}}"#,
+    ),
+    (Format::Json, r#"{"generations":[{"x":"run_command","tool_calls":[{"name":"<run_command>"}]}]}"#),
+    (
+        Format::Json,
+        r#"{"output":[{"type":"tool_call","name":"<run_command>"},{"type":"mcp_call","name":"run_command"},{"item":{"toolUse":{"name":"<run_command>"}}}]}"#,
+    ),
+    (
+        Format::Json,
+        r#"{"choices":[{"message":{"tool_calls":[{"type":"custom","custom":{"name":"<run_command>","input":"run_command"}}]}}]}"#,
     ),
     // Whatever it is said to be.
     (Format::EventStream, r#" {"message":{"tool_calls":[{"function":{"name":"<run_command>"}}]}}"#),
@@ -230,7 +302,71 @@ fn nothing_waits_for_more_than_the_event_at_hand() {
     assert_eq!(push(":2}\n\n"), Ok("data: {\"b\":2}\n\n".to_owned()));
 }
 
+/// Documents in which any member may lead to any other that a reader of answers looks into.
+fn document() -> impl Strategy<Value = String> {
+    const LEADS: [&str; 24] = [
+        "choices",
+        "candidates",
+        "content",
+        "parts",
+        "output",
+        "outputs",
+        "item",
+        "content_block",
+        "message",
+        "delta",
+        "start",
+        "contentBlock",
+        "generations",
+        "tool_calls",
+        "tool_call_delta",
+        "toolUse",
+        "functionCall",
+        "function_call",
+        "response",
+        "x_groq",
+        "results",
+        "function",
+        "custom",
+        "text",
+    ];
+    const KINDS: [&str; 6] =
+        ["tool_use", "function_call", "custom_tool_call", "other_call", "function.call", "message"];
+    let kind = proptest::sample::select(KINDS.to_vec());
+    let leaf = kind.prop_map(|kind| format!(r#"{{"type":"{kind}","name":"run_command"}}"#));
+    leaf.prop_recursive(6, 40, 4, |inner| {
+        let lead = (proptest::sample::select(LEADS.to_vec()), inner.clone());
+        let object = (proptest::collection::vec(lead, 1..4), proptest::sample::select(KINDS.to_vec()));
+        prop_oneof![
+            proptest::collection::vec(inner, 1..3).prop_map(|all| format!("[{}]", all.join(","))),
+            object.prop_map(|(all, kind)| {
+                let all: BTreeMap<_, _> = all.into_iter().collect();
+                let all: Vec<_> =
+                    all.into_iter().map(|(lead, value)| format!("\"{lead}\":{value}")).collect();
+                format!(r#"{{{},"type":"{kind}","name":"run_command"}}"#, all.join(","))
+            }),
+        ]
+    })
+}
+
 proptest! {
+    /// What reads an answer finds no name of the model's where names were changed back.
+    #[test]
+    fn who_reads_an_answer_sees_the_clients_names(came in document()) {
+        let (got, _) = read(Format::Json, &[came.as_bytes()]).expect("not too deep");
+        for follows in [false, true] {
+            let reader = Reader::new(Format::Json);
+            let mut reader =
+                if follows { reader.following_calls(1 << 20, Following::Told, true) } else { reader };
+            reader.push(got.as_bytes());
+            reader.close();
+            let calls = reader.take_calls().unwrap_or_default();
+            prop_assert!(calls.iter().all(|call| call.name != "run_command"), "{} {:?}", got, calls);
+            let tools = reader.finish().tools;
+            prop_assert!(!tools.contains(&"run_command".to_owned()), "{}", got);
+        }
+    }
+
     #[test]
     fn it_is_the_same_however_it_is_cut(
         n in 0..ANSWERS.len(), cuts in proptest::collection::vec(0..600_usize, 0..9),

@@ -1,7 +1,7 @@
 //! Tools that a request offers, and which of them it chooses. Must never miss one that a server takes for offered.
 
 use super::{CallError, Frame, Key, Node, Request, TOOLS_MAX, UNNAMED};
-use crate::llm::call::Choice;
+use crate::llm::call::{Choice, is_manner};
 
 impl Request {
     /// A member of a tool that is no known one: one of its own where the tool has no name and no type.
@@ -58,11 +58,6 @@ impl Request {
 
     /// A tool by its name is more than how any is chosen.
     pub(super) fn choose(&mut self, name: String) {
-        let is_manner = |name: &str| {
-            ["auto", "none", "any", "required", "tool", "function", "validated"]
-                .iter()
-                .any(|m| name.eq_ignore_ascii_case(m))
-        };
         match &self.call.tool_choice {
             Choice::Named(known) if !is_manner(known) && is_manner(&name) => {}
             _ => self.call.tool_choice = Choice::Named(name),

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::events;
-use clawgress_inspect::tool::{Ends, Filtered, ToolError, Value, filtered};
+use clawgress_inspect::tool::{Ends, Filtered, ToolError, Value, changed_events, filtered, is_like};
 use clawgress_policy::content::ToolCall;
 use clawgress_policy::{Look, Operation};
 
@@ -42,6 +41,8 @@ pub struct Listing {
     asking: Asking,
     /// Whether a list was asked for.
     lists: bool,
+    /// Whether only what looks like messages is taken for some: nothing says that they are.
+    guesses: bool,
     /// Whether it goes on as it comes: it is too large for what nobody decides by.
     passes: bool,
 }
@@ -49,8 +50,9 @@ pub struct Listing {
 // === impl Listing ===
 
 impl Listing {
-    /// What looks at an answer of this type, if a client may take it for a list or a question: one to messages, or any event of a
-    /// server that is named, which may list and ask by a stream of its own.
+    /// What looks at an answer of this type, if a client may take it for a list or a question: one to messages; any event of a
+    /// server that is named, which may list and ask by a stream of its own; and of other streams that a client opens what looks
+    /// like messages.
     #[must_use]
     pub fn of(
         gateway: &Arc<Gateway>,
@@ -65,8 +67,9 @@ impl Listing {
         // What was asked for may come as whatever its server likes.
         let is_one = match &messages {
             Some(messages) => messages.are_answered(),
-            None => is_stream && addressed.is_named(),
+            None => is_stream && addressed.is_heard(),
         };
+        let guesses = messages.is_none() && !addressed.is_meant();
         is_one.then(|| Listing {
             gateway: Arc::clone(gateway),
             addressed: addressed.clone(),
@@ -78,6 +81,7 @@ impl Listing {
             findings: Vec::new(),
             asking: Asking::new(gateway, addressed, messages, client),
             lists,
+            guesses,
             passes: false,
         })
     }
@@ -135,15 +139,10 @@ impl Listing {
         if !self.is_stream {
             return self.document((granted, exchange), part);
         }
-        let text = std::str::from_utf8(part).map_err(|_| ToolError::Message("no UTF-8"))?;
-        events::changed(text, &mut |data| {
-            match self.document((granted, &mut *exchange), data.as_bytes()) {
-                // What does not even begin like JSON is no message: a priming event, a comment, another protocol. Of what does,
-                // clients read more than there should be (`NaN`).
-                Err(_) if !data.trim_start().starts_with(['{', '[']) => Ok(None),
-                other => other,
-            }
-        })
+        if self.guesses && std::str::from_utf8(part).is_err() && !is_like(part) {
+            return Ok(None);
+        }
+        changed_events(part, &mut |data| self.document((granted, &mut *exchange), data))
     }
 
     /// What goes on in the place of a document; `None` if that is itself.
@@ -152,6 +151,9 @@ impl Listing {
         (granted, exchange): (&Granted, &mut Exchange),
         text: &[u8],
     ) -> Result<Option<String>, ToolError> {
+        if self.guesses && !is_like(text) {
+            return Ok(None);
+        }
         if let Some(other) = self.asking.hear((granted, exchange), text)? {
             return Ok(Some(other));
         }

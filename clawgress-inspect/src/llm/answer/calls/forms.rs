@@ -1,5 +1,6 @@
 //! Where each dialect has its calls, whole and in parts. Must never pass over one that a client of the dialect would take.
 
+use super::super::places::is_call;
 use super::{Calls, CallsError, Key, Order, Part};
 use crate::tool::Value;
 
@@ -340,14 +341,14 @@ fn number(value: &Value, name: &str) -> Option<u64> {
 }
 
 fn is_block_call(block: &Value) -> bool {
-    matches!(kind(block), Some("tool_use" | "server_tool_use" | "mcp_tool_use"))
+    kind(block).is_some_and(|kind| kind.ends_with("tool_use") && is_call(kind))
 }
 
 /// The tool that an item asks for: one that is named, or one of the server's own.
 fn item_name(item: &Value) -> Option<&str> {
     let kind = kind(item)?;
     match item.member("name").and_then(Value::text).filter(|name| !name.is_empty()) {
-        Some(name) if kind.ends_with("_call") || kind == "function.call" => Some(name),
+        Some(name) if is_call(kind) => Some(name),
         Some(_) => None,
         None => kind.strip_suffix("_call").filter(|name| !name.is_empty()),
     }

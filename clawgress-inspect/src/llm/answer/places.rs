@@ -1,0 +1,43 @@
+//! Members of answers, in all dialects at once, that lead to the tools that a model asks for: one list for whoever reads answers and for
+//! whoever changes names in them. Must never lead into what a tool is asked for.
+
+/// Whether a member of this name holds what a model says, or a part of it.
+pub(in crate::llm) fn is_turn(name: &str) -> bool {
+    matches!(
+        name,
+        "choices"
+            | "candidates"
+            | "content"
+            | "parts"
+            | "output"
+            | "outputs"
+            | "item"
+            | "content_block"
+            | "message"
+            | "delta"
+            | "start"
+            | "contentBlock"
+            | "generations"
+    )
+}
+
+/// Whether a member of this name holds the tools that a model asks for.
+pub(in crate::llm) fn is_calls(name: &str) -> bool {
+    matches!(name, "tool_calls" | "tool_call_delta" | "toolUse" | "functionCall" | "function_call")
+}
+
+/// Whether a member of this name wraps a document.
+pub(in crate::llm) fn is_wrap(name: &str) -> bool {
+    matches!(name, "response" | "message" | "delta" | "x_groq")
+}
+
+/// Whether what says that it is of this type asks for a tool by its name.
+pub(in crate::llm) fn is_call(kind: &str) -> bool {
+    matches!(kind, "tool_use" | "server_tool_use" | "mcp_tool_use" | "function.call")
+        || kind.ends_with("_call")
+}
+
+/// Whether it is one that the provider makes itself: its name is none that an agent gave.
+pub(in crate::llm) fn is_providers_call(kind: &str) -> bool {
+    matches!(kind, "server_tool_use" | "mcp_tool_use" | "mcp_call")
+}
