@@ -10,6 +10,7 @@ mod document;
 mod editor;
 mod frames;
 pub(super) mod places;
+mod plain;
 
 use calls::Calls;
 pub use calls::{Asked, CallsError, Following};
@@ -309,7 +310,9 @@ impl Facts {
     /// The same as [`take`](Self::take), and puts calls together.
     fn follow(&mut self, document: &mut Document, calls: &mut Option<Calls>) {
         if let Some(calls) = calls {
-            calls.document(document.bytes());
+            if !document.is_plain() {
+                calls.document(document.bytes());
+            }
             if document.is_whole() {
                 document.facts().tools.iter().for_each(|name| calls.named(name));
             } else if !document.is_blank() {

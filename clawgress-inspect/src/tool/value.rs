@@ -215,14 +215,8 @@ impl Builder {
             }
             Event::Close => {
                 let (name, value) = self.open.pop().ok_or(ValueError::Malformed)?;
-                let mut names: Vec<&str> = value.members().iter().map(|(name, _)| &**name).collect();
-                #[cfg(test)]
-                crate::steps::add(names.len());
-                names.sort_unstable();
-                if let Some(twice) = names.windows(2).find(|pair| pair.first() == pair.last()) {
-                    return Err(ValueError::Twice(
-                        twice.first().into_iter().flat_map(|name| name.chars()).take(64).collect(),
-                    ));
+                if let Some(twice) = twice(value.members()) {
+                    return Err(ValueError::Twice(twice.chars().take(64).collect()));
                 }
                 self.name = name;
                 self.add(value)
@@ -247,18 +241,18 @@ impl Builder {
 
     fn end(&mut self) -> Result<(), ValueError> {
         // What is no UTF-8, some parsers replace and some refuse.
-        let field = std::str::from_utf8(&self.field).map_err(|_| ValueError::Malformed)?.to_owned();
+        let field = std::str::from_utf8(&self.field).map_err(|_| ValueError::Malformed)?;
         let value = match self.kind.take() {
             Some(Kind::Key) => {
-                self.name = Some(field);
+                self.name = Some(field.to_owned());
                 return Ok(());
             }
-            Some(Kind::Text) => Value::Text(field),
-            Some(Kind::Word) => match &*field {
+            Some(Kind::Text) => Value::Text(field.to_owned()),
+            Some(Kind::Word) => match field {
                 "null" => Value::Null,
                 "true" => Value::Bool(true),
                 "false" => Value::Bool(false),
-                number if is_number(number) => Value::Number(field),
+                number if is_number(number) => Value::Number(number.to_owned()),
                 _ => return Err(ValueError::Malformed),
             },
             None => return Err(ValueError::Malformed),
@@ -282,8 +276,25 @@ impl Builder {
     }
 }
 
+/// Members that are compared one with the other, and no list is made of their names for.
+const FEW: usize = 8;
+
+/// The first name, in order of their bytes, that comes twice.
+fn twice(members: &[(String, Value)]) -> Option<&str> {
+    #[cfg(test)]
+    crate::steps::add(members.len());
+    let is_again =
+        |(n, (name, _)): (usize, &(String, Value))| members.iter().take(n).any(|(before, _)| before == name);
+    if members.len() <= FEW && !members.iter().enumerate().any(is_again) {
+        return None;
+    }
+    let mut names: Vec<&str> = members.iter().map(|(name, _)| &**name).collect();
+    names.sort_unstable();
+    names.windows(2).find(|pair| pair.first() == pair.last())?.first().copied()
+}
+
 /// Whether a word is a number (RFC 8259 section 6).
-fn is_number(word: &str) -> bool {
+pub(crate) fn is_number(word: &str) -> bool {
     let rest = word.strip_prefix('-').unwrap_or(word);
     let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
     let whole = digits(rest);

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::places::{is_call, is_calls, is_turn, is_wrap};
+use super::plain::{PLAIN_BYTES_MAX, Plain};
 use super::{Count, Facts};
 use crate::llm::Estimator;
 use crate::payload::json::{DEPTH_MAX, Event, Json, JsonError, Kind};
@@ -90,13 +91,17 @@ pub(super) struct Document {
     kept: Option<Kept>,
 }
 
-/// The bytes of a document.
+/// The bytes of a document, and whether nobody has to look at them.
 #[derive(Debug)]
 struct Kept {
     bytes: Vec<u8>,
     bytes_max: usize,
     is_cut: bool,
+    plain: Plain,
 }
+
+/// Room that is kept for the bytes of the next document: as much as most have.
+const KEPT_BYTES: usize = 1024;
 
 #[derive(Debug)]
 struct State {
@@ -156,7 +161,9 @@ impl Document {
         if state.is_broken || bytes.is_empty() {
             return;
         }
+        let mut plain = kept.as_mut().map(|kept| &mut kept.plain);
         let read = json.push::<JsonError>(bytes, &mut |event| {
+            plain.iter_mut().for_each(|plain| plain.event(event));
             state.event(event);
             Ok(())
         });
@@ -165,9 +172,11 @@ impl Document {
 
     /// Ends it.
     pub(super) fn finish(&mut self) {
-        let Document { json, state, head, .. } = self;
+        let Document { json, state, head, kept, .. } = self;
         state.facts.is_over |= head == DONE;
+        let mut plain = kept.as_mut().map(|kept| &mut kept.plain);
         let read = json.finish::<JsonError>(&mut |event| {
+            plain.iter_mut().for_each(|plain| plain.event(event));
             state.event(event);
             Ok(())
         });
@@ -185,8 +194,17 @@ impl Document {
         self.head.clear();
         self.is_empty = true;
         self.kept.iter_mut().for_each(Kept::clear);
-        self.json = Json::new(false);
+        self.json.again();
         self.state = State::new(frames, text, said, depth);
+    }
+
+    /// Whether it came whole, and has nothing that calls are put together of.
+    pub(super) fn is_plain(&self) -> bool {
+        let is_plain = |kept: &Kept| {
+            let is_short = !kept.is_cut && kept.bytes.len() <= PLAIN_BYTES_MAX;
+            is_short && kept.plain.is() && std::str::from_utf8(&kept.bytes).is_ok()
+        };
+        self.state.is_whole && self.kept.as_ref().is_some_and(is_plain)
     }
 
     /// Whether it came whole, once it has ended.
@@ -220,7 +238,7 @@ impl Document {
 
     /// Has it keep its own bytes, up to so many.
     pub(super) fn keep_bytes(&mut self, bytes_max: usize) {
-        self.kept = Some(Kept { bytes: Vec::new(), bytes_max, is_cut: false });
+        self.kept = Some(Kept { bytes: Vec::new(), bytes_max, is_cut: false, plain: Plain::default() });
     }
 
     /// Has it keep nothing any longer.
@@ -274,7 +292,10 @@ impl Kept {
     }
 
     fn clear(&mut self) {
-        (self.bytes, self.is_cut) = (Vec::new(), false);
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES);
+        self.is_cut = false;
+        self.plain.again();
     }
 }
 
