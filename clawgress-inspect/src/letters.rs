@@ -2,12 +2,13 @@
 
 /// `name` as all that fold to the same have it.
 pub(crate) fn fold(name: &str) -> String {
-    name.chars()
-        .map(|c| match c {
-            // The two letters outside ASCII that fold to one of it.
-            '\u{17f}' => 's',
-            '\u{212a}' => 'k',
-            c => c.to_ascii_lowercase(),
-        })
-        .collect()
+    // No letter takes more bytes for it.
+    let mut folded = String::with_capacity(name.len());
+    folded.extend(name.chars().map(|c| match c {
+        // The two letters outside ASCII that fold to one of it.
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    }));
+    folded
 }

@@ -89,12 +89,13 @@ impl Role {
     /// The role of this name in any dialect.
     #[must_use]
     pub fn named(name: &str) -> Role {
-        match name.to_ascii_lowercase().as_str() {
-            "system" | "developer" => Role::System,
-            "user" => Role::User,
-            "assistant" | "model" | "chatbot" => Role::Assistant,
-            "tool" | "function" => Role::Tool,
-            _ => Role::Unknown,
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        match () {
+            () if is("user") => Role::User,
+            () if is("assistant") || is("model") || is("chatbot") => Role::Assistant,
+            () if is("tool") || is("function") => Role::Tool,
+            () if is("system") || is("developer") => Role::System,
+            () => Role::Unknown,
         }
     }
 

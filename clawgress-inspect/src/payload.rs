@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub mod coding;
 mod detect;
 mod disguise;
+mod fields;
 mod finding;
 pub mod head;
 pub mod json;
@@ -262,6 +263,11 @@ impl Tally {
 // === impl Tally, of texts that a model may be shown ===
 
 impl Tally {
+    /// Whether texts are heard.
+    fn hears(&self) -> bool {
+        self.heard.is_some()
+    }
+
     /// Begins a text.
     fn hear_begins(&mut self) {
         if let Some((texts, from)) = &mut self.heard {

@@ -317,17 +317,14 @@ fn step(rules: &Rules, word: u64, at: &mut u32, reached: &mut [u32], hit: &mut i
     let places = rules.places(word);
     // The later ones first: a word is taken once in a pattern.
     for place in places.iter().rev() {
-        let step = place.step as usize;
-        let is_taken = place.is_first || {
-            let before = step.checked_sub(1).and_then(|n| reached.get(n)).copied().unwrap_or_default();
-            before > 0 && *at - before <= place.gap + 1
-        };
-        if !is_taken {
+        // What was never taken is farther behind than any gap, since texts begin at [`APART`].
+        let before = reached.get(place.before as usize).copied().unwrap_or_default();
+        if *at - before > place.words_max {
             continue;
         }
         if place.is_last {
             hit(place.rule);
-        } else if let Some(reached) = reached.get_mut(step) {
+        } else if let Some(reached) = reached.get_mut(place.step as usize) {
             *reached = *at;
         }
     }

@@ -191,9 +191,30 @@ keys! {
 static FOLDED: LazyLock<HashMap<String, Key>> =
     LazyLock::new(|| Key::ALL.iter().map(|(name, key)| (fold(name), *key)).collect());
 
+/// How long names are that begin with a letter, a bit for each length.
+const LENGTHS: [u64; 128] = lengths();
+
+#[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
+const fn lengths() -> [u64; 128] {
+    let (mut all, mut n) = ([0; 128], 0);
+    while n < Key::ALL.len() {
+        let name = Key::ALL[n].0.as_bytes();
+        all[name[0].to_ascii_lowercase() as usize] |= 1 << name.len();
+        n += 1;
+    }
+    all
+}
+
 impl Key {
     /// The one that some servers take `name` for, though it is written otherwise.
     pub(super) fn folded(name: &str) -> Option<Key> {
+        // Most names are none, by their first letter and their length.
+        let is_ascii = name.is_ascii();
+        let first = name.bytes().next().map_or(0, |b| usize::from(b.to_ascii_lowercase()));
+        let lengths = LENGTHS.get(first).copied().unwrap_or_default();
+        if is_ascii && (name.len() > KEY_BYTES_MAX || lengths >> name.len() & 1 == 0) {
+            return None;
+        }
         FOLDED.get(&fold(name)).copied()
     }
 

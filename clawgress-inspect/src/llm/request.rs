@@ -439,9 +439,9 @@ impl Request {
         let Some(frame) = self.frames.last_mut() else { return Ok(()) };
         let name = if self.is_too_long { "" } else { std::str::from_utf8(&self.buffer).unwrap_or_default() };
         let exact = Key::exact(name);
-        let folded =
-            Key::folded(name).filter(|key| !matches!(frame.node.member(*key), Node::Skip | Node::Every(_)));
-        let mut error = (exact.is_none() && folded.is_some()).then_some(CallError::Letters);
+        let means = |key: &Key| !matches!(frame.node.member(*key), Node::Skip | Node::Every(_));
+        let folded = if exact.is_none() { Key::folded(name).filter(means) } else { None };
+        let mut error = folded.is_some().then_some(CallError::Letters);
         let Some(key) = exact.or(folded) else {
             self.next = frame.node.other(name);
             if frame.node == Node::Tool && name != "cachePoint" {
@@ -485,7 +485,7 @@ impl Request {
 
     /// A value that is kept whole.
     fn keep(&mut self, node: Node, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
-        let is_null = self.kind == Kind::Word && self.buffer == b"null";
+        let is_null = self.kind == Kind::Word && !self.is_too_long && self.buffer == b"null";
         let text = std::str::from_utf8(&self.buffer).ok().filter(|_| !self.is_too_long);
         if is_null {
             return Ok(());

@@ -1,6 +1,8 @@
 //! Texts of a request, put together from how they come and cut again at the same places, in order, and each with its role.
 //! Must never hold more than one block and what waits for its role.
 
+use std::borrow::Cow;
+
 use super::{Piece, Provenance, Role};
 
 /// Longest piece, bytes.
@@ -96,14 +98,16 @@ impl Texts {
     }
 
     fn tell(&mut self, ends: bool, sink: &mut dyn FnMut(&Piece<'_>)) {
-        let block = std::mem::take(&mut self.block);
+        let mut block = std::mem::take(&mut self.block);
         // A character that is cut waits for its rest, unless there is none.
-        let whole = match std::str::from_utf8(&block) {
-            Err(error) if !ends && error.error_len().is_none() => error.valid_up_to(),
-            _ => block.len(),
+        let (whole, text) = match std::str::from_utf8(&block) {
+            Ok(text) => (block.len(), Cow::Borrowed(text)),
+            Err(error) if !ends && error.error_len().is_none() => {
+                let whole = error.valid_up_to();
+                (whole, String::from_utf8_lossy(block.get(..whole).unwrap_or_default()))
+            }
+            Err(_) => (block.len(), String::from_utf8_lossy(&block)),
         };
-        let (now, later) = block.split_at_checked(whole).unwrap_or((&block, &[]));
-        let text = String::from_utf8_lossy(now);
         let (begins, number) = (std::mem::take(&mut self.begins), self.number);
         match self.role {
             Some(role) => sink(&Piece {
@@ -123,13 +127,9 @@ impl Texts {
                 }
             }
         }
-        let mut rest = later.to_vec();
         // Its room serves the next.
-        std::mem::swap(&mut self.block, &mut rest);
-        if self.block.is_empty() {
-            self.block = block;
-            self.block.clear();
-        }
+        block.drain(..whole);
+        self.block = block;
     }
 
     fn settle(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {

@@ -3,6 +3,7 @@
 use super::coding::{Caps, Coding, Decoder};
 use super::detect::Detectors;
 use super::disguise::Disguise;
+use super::fields::Fields;
 use super::json::{Event as JsonEvent, Json, Kind};
 use super::media::{Claims, HEAD_BYTES, Reading, Seen};
 use super::multipart::{Event as PartEvent, Multipart};
@@ -39,7 +40,7 @@ pub(super) struct Place {
 #[derive(Debug)]
 enum State {
     /// Its first bytes, but for blanks.
-    Head(Vec<u8>),
+    Head(Head),
     /// Nothing but detectors looks at it.
     Plain,
     Packed {
@@ -49,7 +50,7 @@ enum State {
     },
     Json {
         json: Json,
-        field: Option<Box<Layer>>,
+        fields: Fields,
         names: Names,
         is_claimed: bool,
     },
@@ -60,6 +61,13 @@ enum State {
         is_of_call: bool,
     },
     Form(Form),
+}
+
+/// What a layer begins with.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    bytes: [u8; HEAD_BYTES],
+    count: usize,
 }
 
 /// A form (WHATWG URL section 5.1).
@@ -82,8 +90,29 @@ impl State {
     fn first(claims: &Claims) -> State {
         match claims.reading {
             Reading::Multipart { .. } | Reading::Form => State::Plain,
-            _ => State::Head(Vec::new()),
+            _ => State::Head(Head::default()),
         }
+    }
+}
+
+// === impl Head ===
+
+impl Head {
+    /// Takes as many of the next bytes as it lacks; the others.
+    fn take<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let room = self.bytes.get_mut(self.count..).unwrap_or_default();
+        let (taken, rest) = bytes.split_at_checked(room.len()).unwrap_or((bytes, &[]));
+        room.iter_mut().zip(taken).for_each(|(to, from)| *to = *from);
+        self.count += taken.len();
+        rest
+    }
+
+    fn is_full(&self) -> bool {
+        self.count == HEAD_BYTES
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.count).unwrap_or_default()
     }
 }
 
@@ -123,6 +152,11 @@ impl Layer {
         Layer { is_field: true, ..Layer::decoded(place) }
     }
 
+    /// A field of a document, and whether that is the body's own.
+    pub(super) fn of_document(place: Place, is_own: bool) -> Layer {
+        Layer { is_own, ..Layer::field(place) }
+    }
+
     /// What something came to that may be anything.
     pub(super) fn decoded(place: Place) -> Layer {
         Layer::new(Claims::new(&[], &[]), place)
@@ -137,7 +171,7 @@ impl Layer {
         self.detectors.clear();
         self.disguise.clear();
         match &mut self.state {
-            State::Head(head) => head.clear(),
+            State::Head(head) => head.count = 0,
             state => *state = State::first(&self.claims),
         }
     }
@@ -156,9 +190,8 @@ impl Layer {
     pub(super) fn memory_bytes(&self) -> usize {
         let inside = match &self.state {
             State::Packed { decoder, inner, .. } => decoder.memory_bytes() + inner.memory_bytes(),
-            State::Json { field: Some(inner), .. } | State::Multipart { part: Some(inner), .. } => {
-                inner.memory_bytes()
-            }
+            State::Json { json, fields, .. } => json.memory_bytes() + fields.memory_bytes(),
+            State::Multipart { part: Some(inner), .. } => inner.memory_bytes(),
             State::Form(form) => form.field.memory_bytes() + form.other.memory_bytes(),
             _ => 0,
         };
@@ -232,12 +265,9 @@ impl Layer {
         }
         let State::Head(head) = &mut self.state else { return self.read(bytes, tally) };
         let blanks = |b: &&u8| matches!(**b, b' ' | b'\t' | b'\r' | b'\n');
-        let skipped = if head.is_empty() { bytes.iter().take_while(blanks).count() } else { 0 };
-        let bytes = bytes.get(skipped..).unwrap_or_default();
-        let taken = HEAD_BYTES.saturating_sub(head.len()).min(bytes.len());
-        let (first, rest) = bytes.split_at_checked(taken).unwrap_or((bytes, &[]));
-        head.extend_from_slice(first);
-        if head.len() < HEAD_BYTES {
+        let skipped = if head.count == 0 { bytes.iter().take_while(blanks).count() } else { 0 };
+        let rest = head.take(bytes.get(skipped..).unwrap_or_default());
+        if !head.is_full() {
             return Ok(());
         }
         self.settle(tally)?;
@@ -265,9 +295,9 @@ impl Layer {
                 let counted = tally.has_members(decoder.take_members());
                 counted.and(decoded).and_then(|()| inner.finish(tally))
             }
-            State::Json { json, field, names, is_claimed } => {
+            State::Json { json, fields, names, is_claimed } => {
                 let is = (is_root, *is_claimed);
-                json.finish(&mut |event| of_json(event, (field, names), is, place, tally))
+                json.finish(&mut |event| of_json(event, (fields, names), is, place, tally))
             }
             State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
             State::Form(form) => form.finish(tally),
@@ -288,7 +318,7 @@ impl Layer {
     /// Begins it, if this is its first byte, or its end.
     fn start(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         let is_first = match &self.state {
-            State::Head(head) => head.is_empty() && !self.is_field,
+            State::Head(head) => head.count == 0 && !self.is_field,
             // What is read as said of it begins as plain.
             State::Plain => matches!(self.claims.reading, Reading::Multipart { .. } | Reading::Form),
             _ => false,
@@ -299,8 +329,8 @@ impl Layer {
     /// Decides how it is read, by its first bytes.
     fn settle(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         let State::Head(head) = std::mem::replace(&mut self.state, State::Plain) else { return Ok(()) };
-        let marked = head.strip_prefix(b"\xef\xbb\xbf");
-        let first = marked.map_or(&*head, <[u8]>::trim_ascii_start);
+        let marked = head.bytes().strip_prefix(b"\xef\xbb\xbf");
+        let first = marked.map_or(head.bytes(), <[u8]>::trim_ascii_start);
         let seen = if self.is_field { Seen::of_text(first) } else { Seen::of(first) };
         if self.place.level == self.place.codings && !self.is_field && tally.seen == Seen::Nothing {
             tally.seen = seen;
@@ -312,7 +342,7 @@ impl Layer {
             (Reading::Json { .. }, Seen::Wide) => return Err(Unreadable::Charset),
             (Reading::Json { is_sequence }, _) => State::Json {
                 json: Json::new(*is_sequence),
-                field: None,
+                fields: Fields::default(),
                 names: Names::default(),
                 is_claimed: true,
             },
@@ -330,9 +360,12 @@ impl Layer {
                 }
                 self.packed(coding, false, tally)?
             }
-            (_, Seen::Json) if self.place.level < LEVELS_MAX => {
-                State::Json { json: Json::new(true), field: None, names: Names::default(), is_claimed: false }
-            }
+            (_, Seen::Json) if self.place.level < LEVELS_MAX => State::Json {
+                json: Json::new(true),
+                fields: Fields::default(),
+                names: Names::default(),
+                is_claimed: false,
+            },
             (_, Seen::Archive) => {
                 tally.findings.insert(Finding::ArchiveUnread);
                 State::Plain
@@ -340,8 +373,7 @@ impl Layer {
             _ => State::Plain,
         };
         self.state = state;
-        let first = first.to_vec();
-        self.read(&first, tally)
+        self.read(first, tally)
     }
 
     /// Reads what comes next as what it is.
@@ -354,9 +386,9 @@ impl Layer {
                 // First, since what is malformed behind too many may be forgiven, and must not be by how it was cut.
                 tally.has_members(decoder.take_members()).and(decoded)
             }
-            State::Json { json, field, names, is_claimed } => {
+            State::Json { json, fields, names, is_claimed } => {
                 let is = (is_root, *is_claimed);
-                json.push(bytes, &mut |event| of_json(event, (field, names), is, place, tally))
+                json.push(bytes, &mut |event| of_json(event, (fields, names), is, place, tally))
             }
             State::Multipart { multipart, part, is_of_call } => multipart.push(bytes, &mut |event| {
                 if is_root {
@@ -408,7 +440,7 @@ fn decoded(bytes: &[u8], inner: &mut Layer, tally: &mut Tally) -> Result<(), Unr
 
 fn of_json(
     event: JsonEvent<'_>,
-    (field, names): (&mut Option<Box<Layer>>, &mut Names),
+    (fields, names): (&mut Fields, &mut Names),
     (is_root, is_claimed): (bool, bool),
     place: Place,
     tally: &mut Tally,
@@ -428,14 +460,11 @@ fn of_json(
             if is_own {
                 tally.hear_begins();
             }
-            match field {
-                Some(field) => field.again(),
-                None => *field = Some(Box::new(Layer { is_own, ..Layer::field(place) })),
-            }
+            fields.begin(is_own, place, tally);
             Ok(())
         }
-        JsonEvent::Piece(bytes) => field.as_mut().map_or(Ok(()), |field| field.push(bytes, tally)),
-        JsonEvent::End => field.as_mut().map_or(Ok(()), |field| field.finish(tally)),
+        JsonEvent::Piece(bytes) => fields.push(bytes, is_own, place, tally),
+        JsonEvent::End => fields.end(tally),
     }
 }
 

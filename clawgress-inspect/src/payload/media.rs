@@ -181,6 +181,9 @@ impl Claims {
 
     /// Whether what is `seen` is not what is said.
     pub(super) fn differs(&self, seen: Seen) -> bool {
+        if self.media_type.is_empty() {
+            return false;
+        }
         let (kind, subtype) = self.media_type.split_once('/').unwrap_or_default();
         match (kind, subtype, seen) {
             (_, _, Seen::Nothing) => false,
@@ -231,6 +234,9 @@ impl Seen {
 impl Seen {
     /// The same of a field, which can only be text.
     pub(super) fn of_text(head: &[u8]) -> Seen {
+        if !matches!(head, [] | [b'{' | b'[' | b'"', ..]) {
+            return Seen::Other;
+        }
         match Seen::of(head) {
             seen @ (Seen::Nothing | Seen::Json) => seen,
             _ => Seen::Other,

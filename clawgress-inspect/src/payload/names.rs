@@ -44,7 +44,7 @@ impl Names {
         let is_looked_at = match self.kind {
             Some(Kind::Key) => {
                 let room = KEPT.saturating_sub(self.key.len());
-                self.key.extend(bytes.iter().take(room));
+                self.key.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
                 true
             }
             Some(Kind::Text) => self.is_id,
@@ -60,7 +60,9 @@ impl Names {
     }
 
     fn names_an_id(&self) -> bool {
-        let is_whole = self.bytes <= KEPT;
+        // All of them end in one of few letters.
+        let is_whole =
+            self.bytes <= KEPT && matches!(self.key.last(), Some(b'd' | b'D' | b'r' | b'n' | b'e'));
         is_whole && (IDS.contains(&&*self.key) || ENDS.iter().any(|end| self.key.ends_with(end)))
     }
 }

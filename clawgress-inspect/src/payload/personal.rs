@@ -80,8 +80,7 @@ impl Personal {
         while !rest.is_empty() {
             if self.run.bytes.is_empty() && self.iban.length == 0 {
                 // All of them have digits.
-                let skipped = rest.iter().position(u8::is_ascii_digit).unwrap_or(rest.len());
-                let (gone, later) = rest.split_at_checked(skipped).unwrap_or((rest, &[]));
+                let (gone, later) = rest.split_at_checked(digit(rest)).unwrap_or((rest, &[]));
                 let newest = gone.get(gone.len().saturating_sub(3)..).unwrap_or_default();
                 newest.iter().for_each(|byte| self.pass(*byte));
                 rest = later;
@@ -127,6 +126,25 @@ impl Personal {
         }
         self.pass(byte);
     }
+}
+
+/// Where the first digit is; else the end.
+fn digit(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 0xff;
+    const HIGH: u64 = ONES * 0x80;
+    let (mut rest, mut count) = (bytes, 0);
+    while let Some((word, behind)) = rest.split_first_chunk::<8>() {
+        let word = u64::from_le_bytes(*word);
+        // The high bit of each byte that is at least `0`, and of each that is beyond `9`, of those below 0x80.
+        let low = word & !HIGH;
+        let (least, beyond) = (low + ONES * (0x80 - b'0' as u64), low + ONES * (0x80 - b':' as u64));
+        let digits = least & !beyond & !word & HIGH;
+        if digits != 0 {
+            return count + (digits.trailing_zeros() / 8) as usize;
+        }
+        (rest, count) = (behind, count + 8);
+    }
+    count + rest.iter().position(u8::is_ascii_digit).unwrap_or(rest.len())
 }
 
 /// Whether what is before or behind this is likely more than what stands beside it.
@@ -381,13 +399,16 @@ impl Mail {
             }
             let at = memchr::memchr(b'@', rest);
             let (before, later) = rest.split_at_checked(at.unwrap_or(rest.len())).unwrap_or((rest, &[]));
-            let length = before.iter().rev().take_while(|byte| is_of_local(**byte)).count();
-            if length < before.len() {
+            // No more than tells that there are too many.
+            let looked = before.len().saturating_sub(MAIL_BYTES_MAX + 1);
+            let newest = before.get(looked..).unwrap_or_default();
+            let begins = newest.iter().rposition(|byte| !is_of_local(*byte));
+            if begins.is_some() || looked > 0 {
                 self.local.clear();
             }
-            let newest = before.get(before.len() - length..).unwrap_or_default();
-            let room = room(&self.local);
-            self.local.extend(newest.iter().take(room));
+            let newest = newest.get(begins.map_or(0, |at| at + 1)..).unwrap_or_default();
+            let room = room(&self.local).min(newest.len());
+            self.local.extend_from_slice(newest.get(..room).unwrap_or_default());
             self.domain = at.map(|_| Vec::new());
             rest = later.get(1..).unwrap_or_default();
         }

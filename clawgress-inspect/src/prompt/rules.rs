@@ -116,10 +116,11 @@ pub(super) struct Place {
     pub(super) rule: u16,
     /// Number of the step among all steps of all patterns.
     pub(super) step: u32,
-    pub(super) is_first: bool,
+    /// Of the step before.
+    pub(super) before: u32,
+    /// How many words behind that it is at most; of a first step any number.
+    pub(super) words_max: u32,
     pub(super) is_last: bool,
-    /// Words that may stand before it, behind the step before.
-    pub(super) gap: u32,
 }
 
 /// Rules that can be looked for.
@@ -129,8 +130,13 @@ pub struct Rules {
     weights: Weights,
     rules: Vec<Rule>,
     places: HashMap<u64, Vec<Place>, BuildHasherDefault<Same>>,
+    /// A bit for each word of all patterns, and few others: most words of a text stand in none.
+    known: Box<[u64; KNOWN]>,
     steps: usize,
 }
+
+/// Numbers of 64 bits each that words are known by: 4 KiB, which is little beside the patterns, and much for their words.
+const KNOWN: usize = 512;
 
 /// Numbers that are even already.
 #[derive(Clone, Copy, Debug, Default)]
@@ -191,6 +197,7 @@ impl Rules {
             weights: file.provenance,
             rules: Vec::with_capacity(file.rule.len()),
             places: HashMap::default(),
+            known: Box::new([0; KNOWN]),
             steps: 0,
         };
         let (mut ids, mut patterns) = (BTreeSet::new(), 0);
@@ -243,6 +250,10 @@ impl Rules {
     }
 
     pub(super) fn places(&self, word: u64) -> &[Place] {
+        let (at, bit) = known(word);
+        if self.known.get(at).is_none_or(|bits| bits & bit == 0) {
+            return &[];
+        }
         self.places.get(&word).map_or(&[], Vec::as_slice)
     }
 
@@ -318,15 +329,24 @@ impl Rules {
             let step = u32::try_from(self.steps).map_err(|_| "too many steps".to_owned())?;
             self.steps += 1;
             for word in words {
+                let (at, bit) = known(word);
+                self.known.get_mut(at).into_iter().for_each(|bits| *bits |= bit);
                 let places = self.places.entry(word).or_default();
                 if places.len() >= PLACES_MAX {
                     return Err(format!(
                         "one of its words stands in more than {PLACES_MAX} places of all patterns"
                     ));
                 }
-                places.push(Place { rule, step, is_first: n == 0, is_last: n == last, gap });
+                let (before, words_max) = if n == 0 { (step, u32::MAX) } else { (step - 1, gap + 1) };
+                places.push(Place { rule, step, before, words_max, is_last: n == last });
             }
         }
         Ok(())
     }
+}
+
+/// Where a word's bit is, and the bit.
+fn known(word: u64) -> (usize, u64) {
+    let mixed = word ^ word >> 32;
+    (mixed as usize >> 6 & (KNOWN - 1), 1 << (mixed & 63))
 }

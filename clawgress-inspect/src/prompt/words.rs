@@ -77,20 +77,27 @@ impl Default for Words {
 const BLANK: u8 = 0;
 const MARK: u8 = 1;
 const NOTHING: u8 = 2;
+/// The first byte of what is not ASCII.
+const WIDE: u8 = 3;
+/// The least that is a letter.
+const LETTER: u8 = b'0';
 
 /// ASCII, folded: letters and digits as they are in lowercase, all else below that.
-const PLAIN: [u8; 128] = plain();
+const PLAIN: [u8; 256] = plain();
 
 #[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
-const fn plain() -> [u8; 128] {
-    let mut all = [BLANK; 128];
-    let mut byte: u8 = 0;
-    while byte < 128 {
-        all[byte as usize] = match byte {
-            b'0'..=b'9' | b'a'..=b'z' => byte,
-            b'A'..=b'Z' => byte + 32,
+const fn plain() -> [u8; 256] {
+    let mut all = [BLANK; 256];
+    let mut byte: usize = 0;
+    while byte < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+        let letter = byte as u8;
+        all[byte] = match letter {
+            b'0'..=b'9' | b'a'..=b'z' => letter,
+            b'A'..=b'Z' => letter + 32,
             b'<' | b'[' | b'|' | b'#' => MARK,
             b'\'' => NOTHING,
+            0x80.. => WIDE,
             _ => BLANK,
         };
         byte += 1;
@@ -98,26 +105,67 @@ const fn plain() -> [u8; 128] {
     all
 }
 
+fn folded(byte: u8) -> u8 {
+    PLAIN.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
 impl Words {
     /// Reads what comes next of a text; `word` is told of each word that ended, and `tag` of what tags stand for.
     pub fn push(&mut self, text: &str, word: &mut impl FnMut(u64), tag: &mut impl FnMut(u8)) {
-        for c in text.chars() {
-            let folded = match u8::try_from(u32::from(c)).ok().and_then(|b| PLAIN.get(usize::from(b))) {
-                Some(letter @ b'0'..) => {
-                    if self.is_calm() {
-                        self.letter(*letter);
-                        self.has_ascii = true;
-                        continue;
-                    }
-                    Folded::Letter(*letter, false)
+        let (mut rest, mut is_calm) = (text.as_bytes(), self.is_calm());
+        while let Some((&byte, behind)) = rest.split_first() {
+            let plain = folded(byte);
+            if plain == WIDE || !is_calm {
+                let at = text.len() - rest.len();
+                let Some(c) = text.get(at..).and_then(|text| text.chars().next()) else { return };
+                let folded = match plain {
+                    LETTER.. => Folded::Letter(plain, false),
+                    MARK => Folded::Mark(byte),
+                    NOTHING => Folded::Nothing,
+                    BLANK => Folded::Blank,
+                    _ => self.fold(c),
+                };
+                self.character(c, folded, word, tag);
+                is_calm = self.is_calm();
+                rest = rest.get(c.len_utf8()..).unwrap_or_default();
+                continue;
+            }
+            // Most of a text: nothing but letters of ASCII, and what is between them.
+            rest = match plain {
+                LETTER.. => self.letters(rest),
+                MARK => {
+                    self.mark(byte, word);
+                    behind
                 }
-                Some(&MARK) => Folded::Mark(u8::try_from(u32::from(c)).unwrap_or_default()),
-                Some(&NOTHING) => Folded::Nothing,
-                Some(_) => Folded::Blank,
-                None => self.fold(c),
+                NOTHING => behind,
+                _ => {
+                    self.end(word);
+                    behind
+                }
             };
-            self.character(c, folded, word, tag);
         }
+    }
+
+    /// Takes the letters of ASCII that come next; what is left.
+    fn letters<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let Words { mut hash, mut shorter, mut last, .. } = *self;
+        let mut count = 0;
+        let room = LETTERS_MAX.saturating_sub(self.letters) as usize;
+        for byte in bytes {
+            let letter = folded(*byte);
+            if letter < LETTER {
+                break;
+            }
+            if count < room {
+                shorter = hash;
+                hash = (hash ^ u64::from(letter)).wrapping_mul(PRIME);
+            }
+            last = letter;
+            count += 1;
+        }
+        (self.hash, self.shorter, self.last, self.has_ascii) = (hash, shorter, last, true);
+        self.letters = self.letters.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        bytes.get(count..).unwrap_or_default()
     }
 
     /// Ends a text.
@@ -183,18 +231,20 @@ impl Words {
                     self.more(u64::from(u32::from(lower)), 0);
                 }
             }
-            Folded::Mark(mark) => {
-                // Of some in a row, one is told.
-                if self.last != mark {
-                    self.end(word);
-                    word(mark_word(mark));
-                }
-                self.last = mark;
-            }
+            Folded::Mark(mark) => self.mark(mark, word),
             Folded::Nothing => {}
             Folded::Blank => self.end(word),
         }
         self.calm();
+    }
+
+    /// A mark: of some in a row, one is told.
+    fn mark(&mut self, mark: u8, word: &mut impl FnMut(u64)) {
+        if self.last != mark {
+            self.end(word);
+            word(mark_word(mark));
+        }
+        self.last = mark;
     }
 
     fn tag(&mut self, byte: u8, tag: &mut impl FnMut(u8)) {
@@ -223,13 +273,18 @@ impl Words {
     }
 
     fn end(&mut self, word: &mut impl FnMut(u64)) {
-        if self.letters > 0 {
-            let is_plural = self.last == b's' && (ENDING_MIN..=LETTERS_MAX).contains(&self.letters);
-            word(if is_plural { self.shorter } else { self.hash });
-            self.odd.mixed += u32::from(self.has_ascii && self.has_lookalike && self.letters > 2);
-        }
-        (self.hash, self.shorter, self.letters, self.last) = (BASIS, BASIS, 0, 0);
-        (self.has_ascii, self.has_lookalike) = (false, false);
+        self.last = match self.letters {
+            // There is none since the last one ended.
+            0 => 0,
+            letters => {
+                let is_plural = self.last == b's' && (ENDING_MIN..=LETTERS_MAX).contains(&letters);
+                word(if is_plural { self.shorter } else { self.hash });
+                self.odd.mixed += u32::from(self.has_ascii && self.has_lookalike && letters > 2);
+                (self.hash, self.shorter, self.letters) = (BASIS, BASIS, 0);
+                (self.has_ascii, self.has_lookalike) = (false, false);
+                0
+            }
+        };
     }
 }
 

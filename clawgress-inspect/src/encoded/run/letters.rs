@@ -67,30 +67,18 @@ pub(super) fn broken_escape(block: &[u8], is_last: bool) -> Option<usize> {
 }
 
 /// Where the first run begins that is long enough, or may come to be behind the end; else the end. Looks at few of the bytes
-/// of ordinary text: a run that is long enough has a letter at each place that is tried.
+/// of ordinary text: of each place where one may begin, at no more than the end of the shortest.
 pub(super) fn start(bytes: &[u8]) -> usize {
     let mut at = 0;
-    loop {
-        let tried = at + RUN_BYTES_MIN - 1;
-        let Some(byte) = bytes.get(tried) else {
-            // What is left is short: the letters that it ends in, if it does in some.
-            let tail = bytes.get(at..).unwrap_or_default();
-            return bytes.len() - tail.iter().rev().take_while(|b| is_letter(**b)).count();
-        };
-        if !is_letter(*byte) {
-            at = tried + 1;
-            continue;
+    while let Some(shortest) = bytes.get(at..at + RUN_BYTES_MIN) {
+        match shortest.iter().rposition(|b| !is_letter(*b)) {
+            Some(last) => at += last + 1,
+            None => return at,
         }
-        let before = bytes.get(at..tried).unwrap_or_default();
-        let begins = tried - before.iter().rev().take_while(|b| is_letter(**b)).count();
-        let needed = RUN_BYTES_MIN - (tried - begins);
-        let behind = bytes.get(tried..).unwrap_or_default();
-        let letters = behind.iter().take(needed).take_while(|b| is_letter(**b)).count();
-        if letters == needed || tried + letters == bytes.len() {
-            return begins;
-        }
-        at = tried + letters + 1;
     }
+    // What is left is short: the letters that it ends in, if it does in some.
+    let tail = bytes.get(at..).unwrap_or_default();
+    bytes.len() - tail.iter().rev().take_while(|b| is_letter(**b)).count()
 }
 
 /// What the letters of a block most likely are.

@@ -1,0 +1,88 @@
+//! Fields of a document, one after the other: those that are too short to hold anything are not looked into. Must never take one for
+//! short by the pieces that it comes in.
+
+use super::layer::{Layer, Place};
+use super::{Tally, Unreadable};
+
+/// Longest field that can't hold anything that is looked for, bytes. A private key's first line has 27, a run 32, a list of
+/// addresses more; the link of an image carries 20 behind a notation of four.
+const SHORT_BYTES_MAX: usize = 23;
+/// Digits that a field has fewer of where it is no number that is looked for: those of telephones have eight.
+const DIGITS_MIN: usize = 8;
+
+/// What looks at one field after the other.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    layer: Option<Box<Layer>>,
+    /// Whether it has the field at hand.
+    is_open: bool,
+    /// The field at hand, as long as it is short.
+    short: [u8; SHORT_BYTES_MAX],
+    count: usize,
+}
+
+// === impl Fields ===
+
+impl Fields {
+    /// The next field begins.
+    pub(super) fn begin(&mut self, is_own: bool, place: Place, tally: &Tally) {
+        (self.is_open, self.count) = (false, 0);
+        // All that is heard is, however short.
+        if is_own && tally.hears() {
+            self.open(is_own, place);
+        }
+    }
+
+    /// Some of it.
+    pub(super) fn push(
+        &mut self,
+        bytes: &[u8],
+        is_own: bool,
+        place: Place,
+        tally: &mut Tally,
+    ) -> Result<(), Unreadable> {
+        if !self.is_open {
+            if self.count == 0 && is_dull(bytes) {
+                self.short.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                self.count = bytes.len();
+                tally.looked_bytes += self.count as u64;
+                return Ok(());
+            }
+            let (short, count) = (self.short, self.count);
+            // Counted again by who looks at it.
+            tally.looked_bytes -= count as u64;
+            self.open(is_own, place).push(short.get(..count).unwrap_or_default(), tally)?;
+        }
+        self.layer.as_mut().map_or(Ok(()), |layer| layer.push(bytes, tally))
+    }
+
+    /// It ends.
+    pub(super) fn end(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        match &mut self.layer {
+            Some(layer) if self.is_open => layer.finish(tally),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.layer.as_ref().map_or(0, |layer| layer.memory_bytes())
+    }
+
+    /// Has it looked into.
+    fn open(&mut self, is_own: bool, place: Place) -> &mut Layer {
+        self.is_open = true;
+        match &mut self.layer {
+            Some(layer) => layer.again(),
+            layer => *layer = Some(Box::new(Layer::of_document(place, is_own))),
+        }
+        self.layer.get_or_insert_with(|| Box::new(Layer::of_document(place, is_own)))
+    }
+}
+
+/// Whether nothing that is looked for is in a field that is this: not even a document, which begins like one.
+fn is_dull(bytes: &[u8]) -> bool {
+    let is_plain = |first: &u8| first.is_ascii_graphic() && !matches!(first, b'{' | b'[' | b'"');
+    bytes.len() <= SHORT_BYTES_MAX
+        && bytes.first().is_some_and(is_plain)
+        && (bytes.len() < DIGITS_MIN || bytes.iter().filter(|b| b.is_ascii_digit()).count() < DIGITS_MIN)
+}
