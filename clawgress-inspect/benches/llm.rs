@@ -3,31 +3,27 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark stops at what it does not expect")]
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clawgress_inspect::llm::answer::{Editor, Following, Format, Reader};
 use clawgress_inspect::llm::change::{Wanted, changed};
 use clawgress_inspect::llm::rename::Renamer;
-use clawgress_inspect::llm::{Surface, Target, route};
+use clawgress_inspect::llm::{Provenance, Surface, Target, route};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
+use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+#[path = "bodies/chat.rs"]
+mod chat;
 
 /// Bytes that the proxy looks at without letting others run.
 const LOOK_BYTES: usize = 2048;
 /// Events of one stream.
 const EVENTS: u64 = 1000;
 
-/// A chat request of about so many bytes, with a tool.
-fn chat(bytes: usize) -> Vec<u8> {
-    let mut body = br#"{"model":"gpt-5-mini","stream":true,"tools":[{"type":"function","function":{"name":"search","description":"Finds reports.","parameters":{"type":"object","properties":{"q":{"type":"string"}}}}}],"messages":["#.to_vec();
-    let turn = r#"{"role":"user","content":"Please read the report below - all of it - and tell me \"what changed\"\nsince last week: revenue \u2013 costs \u2013 people. Then write a summary."},"#;
-    while body.len() < bytes {
-        body.extend_from_slice(turn.as_bytes());
-    }
-    body.pop();
-    body.extend_from_slice(b"]}");
-    body
-}
+/// The tool of a chat request.
+const TOOL: &str = r#""tools":[{"type":"function","function":{"name":"search","description":"Finds reports.","parameters":{"type":"object","properties":{"q":{"type":"string"}}}}}],"#;
 
 fn read(body: &[u8]) -> u64 {
     let claims = Claims::new(&[b"application/json"], &[]);
@@ -40,7 +36,7 @@ fn read(body: &[u8]) -> u64 {
 fn requests(c: &mut Criterion) {
     let mut group = c.benchmark_group("request");
     for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
-        let body = chat(size);
+        let body = chat::sentences(size, TOOL);
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function(name, |b| b.iter(|| read(black_box(&body))));
     }
@@ -57,12 +53,9 @@ fn requests(c: &mut Criterion) {
     group.finish();
 }
 
-const CALL: &str = "data: {\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"find\",\"arguments\":\"\"}}]},\"finish_reason\":null}]}\n\n";
-const PART: &str = "data: {\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":{\"name\":null,\"arguments\":\"word \"}}]},\"finish_reason\":null}]}\n\n";
-
 /// What the tool of a chat request is called otherwise.
 fn renamed() -> clawgress_inspect::llm::rename::Renamed {
-    let (body, surface) = (chat(1), Surface::ChatCompletions);
+    let (body, surface) = (chat::sentences(1, TOOL), Surface::ChatCompletions);
     let claims = Claims::new(&[b"application/json"], &[]);
     let mut inspector = Inspector::of_call(claims, Limits::default(), Some(surface));
     inspector.push(&body).and_then(|()| inspector.finish()).unwrap();
@@ -77,43 +70,71 @@ fn renamed() -> clawgress_inspect::llm::rename::Renamed {
     changed(&body, surface, inspector.call().unwrap().call(), &wanted).unwrap().renamed.unwrap()
 }
 
+/// All that the proxy does with events where a policy asks for findings: what is counted, said and asked for, and detectors on the
+/// bytes and on what they say.
+fn everything(event: &str, rules: &Arc<Rules>) -> usize {
+    let reader = Reader::new(Format::EventStream).keeping_texts();
+    let mut reader = reader.following_calls(1 << 20, Following::Held, true);
+    let mut all = Inspector::new(Claims::new(&[b"text/event-stream"], &[]), Limits::default());
+    let said = Inspector::new(Claims::new(&[], &[]), Limits::default());
+    let mut said = said.hearing(rules, Provenance::Model);
+    (0..EVENTS)
+        .map(|_| {
+            reader.push(black_box(event.as_bytes()));
+            let [text, _] = reader.take_texts();
+            all.push(event.as_bytes()).and_then(|()| said.push(&text)).unwrap();
+            let assessed = said.assessment().map_or(0, |assessment| assessment.findings().count());
+            all.findings_count() + said.findings_count() + assessed + reader.take_calls().unwrap().len()
+        })
+        .sum()
+}
+
 fn answers(c: &mut Criterion) {
-    let event = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"gpt-5-mini\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}],\"usage\":null}\n\n";
     let mut group = c.benchmark_group("event");
     group.throughput(Throughput::Elements(EVENTS));
     group.bench_function("read, of 1000", |b| {
         b.iter(|| {
             let mut reader = Reader::new(Format::EventStream);
             for _ in 0..EVENTS {
-                reader.push(black_box(event.as_bytes()));
+                reader.push(black_box(chat::CHAT.as_bytes()));
             }
             reader.finish()
         });
     });
-    group.bench_function("with its calls and texts, of 1000", |b| {
-        b.iter(|| {
-            let reader = Reader::new(Format::EventStream).keeping_texts();
-            let mut reader = reader.following_calls(1 << 20, Following::Held, true);
-            let mut said = 0;
-            for _ in 0..EVENTS {
-                reader.push(black_box(event.as_bytes()));
-                said += reader.take_texts()[0].len() + reader.take_calls().unwrap().len();
-            }
-            said
+    for (name, event) in [
+        ("with its calls and texts, of 1000", chat::CHAT),
+        ("of Anthropic's with its calls and texts, of 1000", chat::MESSAGES),
+        ("of the Responses API with its calls and texts, of 1000", chat::RESPONSES),
+    ] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let reader = Reader::new(Format::EventStream).keeping_texts();
+                let mut reader = reader.following_calls(1 << 20, Following::Held, true);
+                let mut said = 0;
+                for _ in 0..EVENTS {
+                    reader.push(black_box(event.as_bytes()));
+                    said += reader.take_texts()[0].len() + reader.take_calls().unwrap().len();
+                }
+                said
+            });
         });
+    }
+    let rules = Arc::new(Rules::parse(BUILT_IN).unwrap());
+    group.bench_function("with all that is looked for in it, of 1000", |b| {
+        b.iter(|| everything(chat::CHAT, &rules));
     });
     group.bench_function("a part of a call, of 1000", |b| {
         b.iter(|| {
             let reader = Reader::new(Format::EventStream).keeping_texts();
             let mut reader = reader.following_calls(1 << 20, Following::Held, true);
             for _ in 0..EVENTS {
-                reader.push(black_box(PART.as_bytes()));
+                reader.push(black_box(chat::PART.as_bytes()));
             }
             reader.waits()
         });
     });
     let renamed = renamed();
-    for (name, event) in [("renamed, of 1000", event), ("a call's name renamed, of 1000", CALL)] {
+    for (name, event) in [("renamed, of 1000", chat::CHAT), ("a call's name renamed, of 1000", chat::CALL)] {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let mut renamer = Renamer::new(renamed.clone(), Format::EventStream, 1 << 20).unwrap();
@@ -129,7 +150,7 @@ fn answers(c: &mut Criterion) {
             let mut editor = Editor::default();
             (0..EVENTS).for_each(|_| {
                 out.clear();
-                editor.push(black_box(event.as_bytes()), &mut out);
+                editor.push(black_box(chat::CHAT.as_bytes()), &mut out);
             });
             out.len()
         });

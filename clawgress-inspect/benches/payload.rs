@@ -13,20 +13,11 @@ use clawgress_inspect::prompt::{BUILT_IN, Detector, Rules};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compress, Compression, FlushCompress};
 
+#[path = "bodies/chat.rs"]
+mod chat;
+
 /// Bytes that the proxy reads at once.
 const READ_BYTES: usize = 16 * 1024;
-
-/// A chat request of about so many bytes.
-fn chat(bytes: usize) -> Vec<u8> {
-    let mut body = br#"{"model":"gpt-5-mini","stream":true,"messages":["#.to_vec();
-    let turn = r#"{"role":"user","content":"Please read the report below - all of it - and tell me \"what changed\"\nsince last week: revenue \u2013 costs \u2013 people. Then write a summary."},"#;
-    while body.len() < bytes {
-        body.extend_from_slice(turn.as_bytes());
-    }
-    body.pop();
-    body.extend_from_slice(b"]}");
-    body
-}
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len() + 1024);
@@ -60,10 +51,15 @@ fn look_at_all(body: &[u8], rules: &Arc<Rules>) -> u32 {
 fn calls(c: &mut Criterion) {
     let rules = Arc::new(Rules::parse(BUILT_IN).unwrap());
     for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
-        let body = chat(size);
+        let body = chat::sentences(size, "");
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function("everything", |b| b.iter(|| look_at_all(black_box(&body), &rules)));
+        let agent = chat::agent(size);
+        group.throughput(Throughput::Bytes(agent.len() as u64));
+        group
+            .bench_function("everything, of an agent", |b| b.iter(|| look_at_all(black_box(&agent), &rules)));
+        group.throughput(Throughput::Bytes(body.len() as u64));
         let text = String::from_utf8(body).unwrap();
         group.bench_function("prompt rules", |b| {
             b.iter(|| {
@@ -78,7 +74,7 @@ fn calls(c: &mut Criterion) {
 
 fn bodies(c: &mut Criterion) {
     for (size, name) in [(4 * 1024, "4 KiB"), (1024 * 1024, "1 MiB")] {
-        let plain = chat(size);
+        let plain = chat::sentences(size, "");
         let mut group = c.benchmark_group(name);
         group.throughput(Throughput::Bytes(plain.len() as u64));
         for (coding, body) in [
