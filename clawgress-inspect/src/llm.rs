@@ -20,12 +20,12 @@ mod text;
 pub mod vocabulary;
 
 pub use attachment::Attachments;
-pub use call::{Call, CallError, Choice, Shape};
+pub use call::{Call, CallError, Choice, Shape, Signs};
 pub use estimate::Estimator;
 pub use form::Field;
 pub use model::ModelName;
 pub use request::Request;
-pub use route::{Route, Server, Surface, Target, route};
+pub use route::{Route, Server, Surface, Target, route, tells};
 pub use text::{BLOCK_BYTES, PENDING_BYTES_MAX, Texts};
 
 /// Who says a text, as the request has it.

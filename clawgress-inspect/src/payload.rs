@@ -23,6 +23,7 @@ mod opening;
 mod personal;
 
 pub use coding::Coding;
+pub(crate) use disguise::CODES_MAX;
 pub use finding::Finding;
 use json::{Event, JsonError};
 use layer::Layer;

@@ -6,6 +6,7 @@
 //! a run's block, nor say that a prompt is safe.
 
 mod fold;
+mod inside;
 pub mod rules;
 mod words;
 
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use inside::{Layer, Place, Shared, of_run};
 pub use rules::{BUILT_IN, Rules, RulesError};
 use words::{Odd, Words};
 
@@ -65,8 +67,8 @@ pub struct Detector {
     plain: Stream,
     /// What tags stand for.
     tags: Option<Box<Stream>>,
-    decoded: Option<Box<Stream>>,
-    runs: Keep,
+    /// What runs of letters stand for.
+    inside: Inside,
     steps: u64,
 }
 
@@ -82,13 +84,18 @@ struct Stream {
     before: Odd,
 }
 
-/// A detector of runs. A copy begins anew: whoever copies has its texts whole.
+/// A detector of runs, and of what is in them. A copy begins anew: whoever copies has its texts whole.
 #[derive(Debug, Default)]
-struct Keep(Runs);
+struct Inside {
+    runs: Runs,
+    layer: Option<Box<Layer>>,
+    /// Bytes that packed files came to.
+    unpacked: u64,
+}
 
-impl Clone for Keep {
-    fn clone(&self) -> Keep {
-        Keep::default()
+impl Clone for Inside {
+    fn clone(&self) -> Inside {
+        Inside::default()
     }
 }
 
@@ -114,8 +121,7 @@ impl Detector {
             signs: BTreeMap::new(),
             plain: Stream::new(rules),
             tags: None,
-            decoded: None,
-            runs: Keep::default(),
+            inside: Inside::default(),
             steps: 0,
         }
     }
@@ -131,8 +137,10 @@ impl Detector {
         self.matched.clear();
         self.signs.clear();
         self.plain.again();
-        (self.tags, self.decoded, self.steps) = (None, None, 0);
-        self.runs.0.clear();
+        (self.tags, self.steps) = (None, 0);
+        self.inside.layer = None;
+        self.inside.unpacked = 0;
+        self.inside.runs.clear();
     }
 
     /// Looks at the next piece of a text.
@@ -186,43 +194,36 @@ impl Detector {
         self.steps
     }
 
+    /// Bytes that packed files in its texts came to.
+    #[must_use]
+    pub fn unpacked_bytes(&self) -> u64 {
+        self.inside.unpacked
+    }
+
     /// Bytes of memory that it may take.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let streams = 1 + usize::from(self.tags.is_some()) + usize::from(self.decoded.is_some());
-        streams * self.shared.steps() * size_of::<u32>() + crate::encoded::run::MEMORY_BYTES
+        let streams = 1 + usize::from(self.tags.is_some());
+        let inside = self.inside.layer.as_ref().map_or(0, |layer| layer.memory_bytes(&self.shared));
+        streams * self.shared.steps() * size_of::<u32>() + crate::encoded::run::MEMORY_BYTES + inside
     }
 
     /// Decodes what is in other clothes, and looks at it: an order that nobody is meant to see is no accident.
     fn encoded(&mut self, provenance: Provenance, text: &str, ends: bool) {
-        let Detector { shared, matched, signs, decoded, runs, steps, .. } = self;
+        let Detector { shared, matched, signs, inside, steps, .. } = self;
+        let Inside { runs, layer, unpacked } = inside;
+        let mut hit = |rule: u16| {
+            note(matched, rule, shared.weight(usize::from(rule), provenance));
+            note(signs, ENCODED_INSTRUCTION, shared.weighed(ENCODED_WEIGHT, provenance));
+        };
+        let mut all = Shared { rules: shared, hit: &mut hit, unpacked, steps };
         let mut sink = |event: Event<'_>| {
-            match event {
-                Event::Begin(_) | Event::Run(_) => {}
-                Event::Piece(bytes) => {
-                    let decoded = decoded.get_or_insert_with(|| Box::new(Stream::new(shared)));
-                    let mut hit = |rule: u16| {
-                        note(matched, rule, shared.weight(usize::from(rule), provenance));
-                        note(signs, ENCODED_INSTRUCTION, shared.weighed(ENCODED_WEIGHT, provenance));
-                    };
-                    let text = String::from_utf8_lossy(bytes);
-                    *steps += decoded.push(&text, shared, &mut hit, &mut |_| {});
-                }
-                Event::End => {
-                    if let Some(decoded) = decoded {
-                        let mut hit = |rule: u16| {
-                            note(matched, rule, shared.weight(usize::from(rule), provenance));
-                            note(signs, ENCODED_INSTRUCTION, shared.weighed(ENCODED_WEIGHT, provenance));
-                        };
-                        *steps += decoded.finish(shared, &mut hit);
-                    }
-                }
-            }
+            of_run(event, layer, Place::default(), &mut all);
             Ok::<(), Infallible>(())
         };
-        let Ok(()) = runs.0.push(text.as_bytes(), &mut sink);
+        let Ok(()) = runs.push(text.as_bytes(), &mut sink);
         if ends {
-            let Ok(()) = runs.0.finish(&mut sink);
+            let Ok(()) = runs.finish(&mut sink);
         }
     }
 

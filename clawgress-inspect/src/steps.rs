@@ -165,6 +165,53 @@ mod tests {
         is_linear("blanks", |n| vec![b' '; n * 8], rename, 4);
     }
 
+    /// Names and types that come again and again, in a call and in its answer.
+    #[test]
+    fn renames_among_duplicates_take_steps_in_proportion_to_their_bytes() {
+        let pairs = |n: usize| vec![r#""type":"x","role":"y","name":"b","tools":1"#; n].join(",");
+        let call = |n: usize| {
+            let part = pairs(n);
+            format!(r#"{{"model":"m","tools":[{{{part}}}],"messages":[{{"content":[{{{part}}}]}}]}}"#)
+                .into_bytes()
+        };
+        let rename = |body: &[u8]| {
+            let _ = renamed(body, &[("b", "a")]);
+        };
+        is_linear("a call", call, rename, 64);
+        let body = br#"{"model":"m","messages":[],"tools":[{"name":"b"}]}"#;
+        let (_, names) = renamed(body, &[("b", "a")]).expect("read").expect("renamed");
+        let answer = |n: usize| {
+            let part = pairs(n);
+            format!(r#"{{"name":"a","content":[{{{part}}}],"choices":[{{"message":{{{part}}}}}]}}"#)
+                .into_bytes()
+        };
+        let back = |bytes: &[u8]| {
+            let mut renamer = Renamer::new(names.clone(), Format::Json, 64 << 20).expect("a form");
+            let _ = renamer.push(bytes, true);
+        };
+        is_linear("an answer", answer, back, 64);
+    }
+
+    #[test]
+    fn personal_data_take_steps_in_proportion_to_their_bytes() {
+        let look = |bytes: &[u8]| {
+            let mut inspector = Inspector::new(Claims::new(&[b"text/plain"], &[]), Limits::default());
+            let _ = inspector.push(bytes).and_then(|()| inspector.finish());
+        };
+        let texts: [(&str, Body); 7] = [
+            ("digits", |n| b"4".repeat(n * 8)),
+            ("groups", |n| b"4111 1111 1111 1111 ".repeat(n)),
+            ("short groups", |n| b"1 2-3 4-".repeat(n)),
+            ("signs", |n| b"+1 (2) 3.4 ".repeat(n)),
+            ("accounts", |n| b"DE89 3704 0044 0532 0130 00 ".repeat(n)),
+            ("addresses", |n| b"a@b.example ".repeat(n)),
+            ("marks", |n| b"@".repeat(n * 8)),
+        ];
+        for (what, make) in texts {
+            is_linear(what, make, look, 64);
+        }
+    }
+
     #[test]
     fn values_take_steps_in_proportion_to_their_bytes() {
         let parse = |bytes: &[u8]| {

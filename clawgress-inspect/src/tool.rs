@@ -37,6 +37,8 @@ const VALUE_BYTES_TOLD: usize = 4096;
 const STATELESS: &str = "2026-07-28";
 /// What a request that is made again says to what its server asked for (`resultType` of `input_required`).
 const RESPONSES: &str = "inputResponses";
+/// What every message may have besides, for the protocol's own use.
+const META: &str = "_meta";
 /// The one version that has batches.
 const BATCHES: &str = "2025-03-26";
 /// Versions there are. A later one is read like the last of these.
@@ -81,7 +83,7 @@ pub struct Message {
     pub is_notification: bool,
     /// The tool, prompt or resource that it is about.
     pub name: Option<String>,
-    /// What the tool is called with.
+    /// What the tool or prompt is called with; of other methods what they say (`params`).
     pub arguments: Option<Value>,
     /// What the client answers to what its server asked for (sampling, elicitation, roots): a result, an error, or of the stateless era
     /// what a request that is made again says (`inputResponses`).
@@ -140,7 +142,7 @@ fn read_value(value: &Value, head: &Head<'_>) -> Result<Vec<Message>, ToolError>
     }
     let messages = match value {
         Value::Array(all) => {
-            let is_plain = head.method.is_none() && head.params.is_empty();
+            let is_plain = head.method.is_none() && head.name.is_none() && head.params.is_empty();
             let may = head.version.is_none_or(|version| version == BATCHES) && is_plain;
             if !may || all.is_empty() || all.len() > BATCH_MAX {
                 return Err(ToolError::Batch);
@@ -320,11 +322,11 @@ fn message(value: &Value) -> Result<Message, ToolError> {
 
 /// What a message is about: its tool, prompt or resource, and the arguments.
 fn about(method: &str, params: &Value) -> Result<(Option<String>, Option<Value>), ToolError> {
-    spelled(params, &["name", "arguments", "uri", "taskId", "_meta", RESPONSES])?;
+    spelled(params, &["name", "arguments", "uri", "taskId", META, RESPONSES])?;
     let key = match method {
         "tools/call" | "prompts/get" => "name",
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",
-        _ => return Ok((None, None)),
+        _ => return Ok((None, said(params))),
     };
     let name = match params.member(key) {
         // A resource may be anywhere, in any letters.
@@ -337,7 +339,17 @@ fn about(method: &str, params: &Value) -> Result<(Option<String>, Option<Value>)
     if !matches!(arguments, None | Some(Value::Object(_))) {
         return Err(ToolError::Message("its `arguments` are no object"));
     }
-    Ok((name, arguments.cloned()))
+    let arguments = if key == "uri" { said(params) } else { arguments.cloned() };
+    Ok((name, arguments))
+}
+
+/// What a message says that has no arguments of a tool or prompt: its `params`, but for what is told beside them and what is of
+/// the protocol; `None` if there is nothing else.
+fn said(params: &Value) -> Option<Value> {
+    let Value::Object(members) = params else { return Some(params.clone()) };
+    let is_own = |(name, _): &&(String, Value)| !matches!(name.as_str(), META | RESPONSES);
+    let own: Vec<_> = members.iter().filter(is_own).cloned().collect();
+    (!own.is_empty()).then_some(Value::Object(own))
 }
 
 fn protocol(method: &str) -> Protocol {

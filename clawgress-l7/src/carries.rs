@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn piece(n: u64) -> [Piece; 1] {
-        [Piece { key: n, bytes: 1000 }]
+        [Piece { key: n, bytes: 1000, untold: 0 }]
     }
 
     #[test]

@@ -112,7 +112,8 @@ fn input(tokenizer: &Tokenizer, surface: Surface, body: &[u8]) -> Option<u64> {
     let mut tokens = 0;
     let call = each_text(body, &mut |text| tokens += tokenizer.count(text) as u64)?;
     // How others are shown is not told by whom they are shown.
-    let is_text = call.tools.is_empty() && call.attachments.count == 0 && !call.is_partial;
+    let is_bare = call.tools.is_empty() && !call.has_definitions && call.attachments.count == 0;
+    let is_text = is_bare && !call.is_partial;
     is_text.then(|| tokens + around(&call, surface))
 }
 

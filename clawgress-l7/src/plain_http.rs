@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::llm::answer::Counted;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode, Version};
 use pingora_core::server::configuration::ServerConf;
@@ -447,6 +448,7 @@ impl ProxyHttp for App {
                 Coming::of(said, memory, is_call, is_edited)
             };
             let follows = context.back.as_ref().and_then(Back::follows);
+            let answer = answer.map(|answer| answer.counted_by(Counted::of(Counted::FIELDS.map(text))));
             let answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
             context.answer = answer.map(|answer| match follows {
                 Some(follows) => answer.following_calls(follows),

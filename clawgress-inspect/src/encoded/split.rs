@@ -22,6 +22,9 @@ const PIECES_MIN: u32 = 8;
 const BYTES_MAX: u64 = 2048;
 /// A request that carries more than this is found as what it is.
 const PIECE_BYTES_MAX: usize = 1024;
+/// Bytes of what no finding tells of by itself (credentials, which have to be data), where they are much however few requests they
+/// came in: keys, tokens and sessions are less, and stay the same for longer.
+const UNTOLD_BYTES_MAX: u64 = 16 * 1024;
 
 /// Something that a request carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub struct Piece {
     pub key: u64,
     /// Its bytes.
     pub bytes: usize,
+    /// Of them, those that are no finding by themselves, however many they are.
+    pub untold: usize,
 }
 
 /// What one agent's requests carried.
@@ -44,7 +49,7 @@ pub struct Window {
 /// What went to one destination, by slots.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
-    slots: [(i64, u32, u64); SLOTS],
+    slots: [(i64, u32, u64, u64); SLOTS],
 }
 
 // === impl Piece ===
@@ -53,13 +58,23 @@ impl Piece {
     /// A value, of which so many bytes are data.
     #[must_use]
     pub fn of(value: &[u8], bytes: usize) -> Piece {
-        Piece { key: hash(&value), bytes }
+        Piece { key: hash(&value), bytes, untold: 0 }
     }
 
     /// Both as one.
     #[must_use]
     pub fn and(self, other: Piece) -> Piece {
-        Piece { key: hash(&(self.key, other.key)), bytes: self.bytes.saturating_add(other.bytes) }
+        Piece {
+            key: hash(&(self.key, other.key)),
+            bytes: self.bytes.saturating_add(other.bytes),
+            untold: self.untold.saturating_add(other.untold),
+        }
+    }
+
+    /// The same where it is no finding by itself.
+    #[must_use]
+    pub fn untold(self) -> Piece {
+        Piece { untold: self.bytes, ..self }
     }
 }
 
@@ -79,10 +94,13 @@ impl Window {
         for piece in pieces {
             let place = hash(&(key, piece.key));
             if !self.known.contains(&place) {
-                news.insert(place, piece.bytes);
+                news.insert(place, (piece.bytes, piece.untold));
             }
         }
-        let bytes = news.values().copied().fold(0, usize::saturating_add);
+        let sum = |all: (usize, usize), one: &(usize, usize)| {
+            (all.0.saturating_add(one.0), all.1.saturating_add(one.1))
+        };
+        let (bytes, untold) = news.values().fold((0, 0), sum);
         if bytes == 0 {
             return false;
         }
@@ -94,12 +112,13 @@ impl Window {
             }
         }
         let counted = self.destinations.entry(key).or_default();
-        let bytes = bytes.min(PIECE_BYTES_MAX) as u64;
-        let (before, sum) = counted.within(slot);
-        let is_much = before.saturating_add(1) >= PIECES_MIN && sum.saturating_add(bytes) > BYTES_MAX;
+        let (bytes, untold) = (bytes.min(PIECE_BYTES_MAX) as u64, untold as u64);
+        let (before, sum, sum_untold) = counted.within(slot);
+        let is_much = before.saturating_add(1) >= PIECES_MIN && sum.saturating_add(bytes) > BYTES_MAX
+            || untold > 0 && sum_untold.saturating_add(untold) > UNTOLD_BYTES_MAX;
         if !is_much {
             // What is found may be refused: it counts, and is news, whenever it is sent again.
-            counted.add(slot, bytes);
+            counted.add(slot, bytes, untold);
             news.into_keys().for_each(|place| self.learn(place));
         }
         is_much
@@ -121,19 +140,23 @@ impl Window {
 // === impl Counted ===
 
 impl Counted {
-    fn add(&mut self, slot: i64, bytes: u64) {
+    fn add(&mut self, slot: i64, bytes: u64, untold: u64) {
         let place = usize::try_from(slot.rem_euclid(SLOTS as i64)).unwrap_or_default();
         let Some(counted) = self.slots.get_mut(place) else { return };
         // A clock that was set back counts to what is there.
         if counted.0 < slot {
-            *counted = (slot, 0, 0);
+            *counted = (slot, 0, 0, 0);
         }
         (counted.1, counted.2) = (counted.1.saturating_add(1), counted.2.saturating_add(bytes));
+        counted.3 = counted.3.saturating_add(untold);
     }
 
-    fn within(&self, slot: i64) -> (u32, u64) {
+    fn within(&self, slot: i64) -> (u32, u64, u64) {
         let live = self.slots.iter().filter(|counted| counted.1 > 0 && counted.0 > slot - SLOTS as i64);
-        live.fold((0, 0), |(n, sum), counted| (n.saturating_add(counted.1), sum.saturating_add(counted.2)))
+        live.fold((0, 0, 0), |(n, sum, untold), counted| {
+            let untold = untold.saturating_add(counted.3);
+            (n.saturating_add(counted.1), sum.saturating_add(counted.2), untold)
+        })
     }
 }
 
@@ -161,6 +184,20 @@ mod tests {
         let mut few = Window::default();
         let large = (0..7).all(|n| !few.noted(0, "evil.test", &piece(n, 100_000)));
         assert!(large, "few large ones are found otherwise");
+    }
+
+    /// What no finding tells of by itself is much by its bytes, however few requests carry it.
+    #[test]
+    fn large_credentials_come_to_much() {
+        let mut window = Window::default();
+        let cookie = |n: i64, bytes: usize| [Piece::of(&n.to_be_bytes(), bytes).untold()];
+        assert!(!window.noted(0, "evil.test", &cookie(0, 8000)));
+        assert!((0..9).all(|n| !window.noted(n, "evil.test", &cookie(0, 8000))), "the same is no news");
+        assert!(!window.noted(1, "evil.test", &cookie(1, 8000)));
+        assert!(window.noted(2, "evil.test", &cookie(2, 8000)), "24,000 bytes in three requests");
+        assert!(window.noted(3, "evil.test", &cookie(2, 8000)), "sent again");
+        assert!(!window.noted(3, "other.test", &cookie(3, 8000)), "destinations are told apart");
+        assert!(!window.noted(7200, "evil.test", &cookie(4, 8000)), "an hour later all of it is forgotten");
     }
 
     #[test]

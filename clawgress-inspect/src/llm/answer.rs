@@ -9,6 +9,7 @@ mod calls;
 mod document;
 mod editor;
 mod frames;
+mod head;
 pub(super) mod places;
 mod plain;
 
@@ -17,6 +18,7 @@ pub use calls::{Asked, CallsError, Following};
 use document::Document;
 pub use editor::Editor;
 use frames::Frames;
+pub use head::Counted;
 
 /// Most tools that are told apart of what one answer asks for.
 pub const ASKED_MAX: usize = 256;
@@ -142,6 +144,8 @@ struct Facts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Count {
     Input,
+    /// The same in OpenAI's word, which never leaves out what caches had.
+    Prompt,
     Output,
     Total,
     /// Within the input.
@@ -158,7 +162,7 @@ enum Count {
 }
 
 impl Count {
-    const ALL: usize = 10;
+    const ALL: usize = 11;
 }
 
 // === impl Reader ===
@@ -385,24 +389,37 @@ impl Facts {
 
     fn usage(&self) -> Option<Usage> {
         let zero = |count| self.count(count).unwrap_or_default();
-        let besides = zero(Count::CachedBesides).saturating_add(zero(Count::CacheWrittenBesides));
+        let prompt = self.count(Count::Prompt);
+        let mut cached = (zero(Count::Cached), zero(Count::CachedBesides));
+        let mut written = (zero(Count::CacheWritten), zero(Count::CacheWrittenBesides));
+        if prompt.is_some() {
+            // Gateways that speak for Anthropic in OpenAI's words say within it what caches had, by either name.
+            cached = (cached.0.max(cached.1), 0);
+            written = (written.0.max(written.1), 0);
+        }
         // Embeddings have no output, and tell the total besides, or alone, or the input alone.
         let of_vectors = || self.count(Count::Total).filter(|_| self.has_vectors);
-        let input = self.count(Count::Input).or_else(of_vectors)?;
-        let rest = || match self.count(Count::Total) {
-            Some(total) => Some(total.saturating_sub(input)),
-            None => self.has_vectors.then_some(0),
-        };
-        let (output, thoughts) = match self.count(Count::Output) {
-            Some(output) => (output, zero(Count::Thoughts)),
-            None => (rest()?, 0),
+        let input = prompt.or(self.count(Count::Input)).or_else(of_vectors)?;
+        let besides = cached.1.saturating_add(written.1).saturating_add(zero(Count::ToolPrompt));
+        let input = input.saturating_add(besides);
+        let rest = self.count(Count::Total).map(|total| total.saturating_sub(input));
+        let reasoning = zero(Count::Reasoning).saturating_add(zero(Count::Thoughts));
+        let output = match self.count(Count::Output) {
+            Some(output) => {
+                // More of it than of what it should be within: it is counted besides, as xAI does.
+                let is_within = zero(Count::Reasoning) <= output;
+                let within = if is_within { 0 } else { zero(Count::Reasoning) };
+                let output = output.saturating_add(within).saturating_add(zero(Count::Thoughts));
+                output.max(rest.unwrap_or_default())
+            }
+            None => rest.or(self.has_vectors.then_some(0))?,
         };
         Some(Usage {
-            input: input.saturating_add(besides).saturating_add(zero(Count::ToolPrompt)),
-            output: output.saturating_add(thoughts),
-            cached: zero(Count::Cached).saturating_add(zero(Count::CachedBesides)),
-            cache_written: zero(Count::CacheWritten).saturating_add(zero(Count::CacheWrittenBesides)),
-            reasoning: zero(Count::Reasoning).saturating_add(zero(Count::Thoughts)),
+            input,
+            output,
+            cached: cached.0.saturating_add(cached.1),
+            cache_written: written.0.saturating_add(written.1),
+            reasoning,
         })
     }
 

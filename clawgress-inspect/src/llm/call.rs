@@ -1,6 +1,6 @@
 //! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
 
-use super::{Attachments, Surface};
+use super::{Attachments, Role, Surface};
 
 /// Why what a request asks for can't be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +67,8 @@ pub struct Call {
     pub texts: u32,
     /// Names of the tools that are offered, each once, in order of the first; of those without a name their type.
     pub tools: Vec<String>,
+    /// Whether the model is shown definitions besides: of what its answer is to look like.
+    pub has_definitions: bool,
     /// What is to be done about them.
     pub tool_choice: Choice,
     /// What is attached.
@@ -92,15 +94,27 @@ pub struct Shape {
     pub messages_field: bool,
     /// As above.
     pub contents_field: bool,
-    /// `input` or `inputs`.
+    /// `input`.
     pub input: bool,
+    /// `inputs`; and whether it is one text, with parameters that only models take.
+    pub inputs: bool,
+    pub inputs_text: bool,
+    pub parameters: bool,
     /// `prompt`.
     pub prompt: bool,
     /// Another single text, which others than calls have as well.
     pub text: bool,
     /// Any field that only model calls have: a cap, tools, a sampling parameter.
     pub tuned: bool,
+    /// A cap that one server alone has, which runs one model and is told none: `n_predict` of llama.cpp.
+    pub capped: bool,
+    /// What tells one dialect from others that have the same fields.
+    pub signs: Signs,
 }
+
+/// What only some dialects have of those whose requests have `messages`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signs(u16);
 
 // === impl Call ===
 
@@ -121,28 +135,130 @@ impl Shape {
     /// Whether it looks like a call of a model, whoever it goes to.
     #[must_use]
     pub fn is_call(self, has_model: bool) -> bool {
+        let is_bare = self.prompt && self.capped || self.inputs_text && self.parameters;
         self.contents
             || self.messages && (has_model || self.tuned)
-            || has_model && (self.input || self.prompt || self.text && self.tuned)
+            || has_model && (self.input || self.inputs || self.prompt || self.text && self.tuned)
+            || is_bare
+    }
+
+    /// Whether it has what a call has at a path that [tells](super::route::tells) so, though it names no model.
+    #[must_use]
+    pub fn is_call_there(self) -> bool {
+        self.messages || self.contents_field || self.input || self.inputs || self.prompt
     }
 
     /// Whether it has the fields of other surfaces, and not those of this one.
     #[must_use]
     pub fn differs(self, surface: Surface) -> bool {
-        let has_any = self.messages_field || self.contents_field || self.input || self.prompt || self.text;
+        let has_any = self.messages_field || self.contents_field || self.has_single();
         let is_own = match surface {
             Surface::ChatCompletions | Surface::Messages | Surface::OllamaChat => self.messages_field,
             Surface::Responses => self.input || self.prompt,
-            Surface::Completions | Surface::OllamaGenerate | Surface::Images | Surface::Rerank => {
-                self.prompt || self.text
-            }
+            // Of TGI, and of the first models at Cohere.
+            Surface::Completions => self.prompt || self.text || self.inputs,
+            Surface::OllamaGenerate | Surface::Images | Surface::Rerank => self.prompt || self.text,
             Surface::GenerateContent => self.contents_field,
             Surface::Converse => self.messages_field,
             Surface::CohereChat => self.messages_field || self.prompt || self.text,
-            Surface::Embeddings => self.input || self.prompt || self.text,
-            Surface::Moderations | Surface::Audio => self.input || self.prompt || self.text,
+            Surface::Embeddings | Surface::Moderations | Surface::Audio => self.has_single(),
             _ => true,
         };
-        has_any && !is_own
+        has_any && !is_own || self.signs.0 & Signs::strange_to(surface).0 != 0
+    }
+
+    fn has_single(self) -> bool {
+        self.input || self.inputs || self.prompt || self.text
+    }
+}
+
+// === impl Signs ===
+
+impl Signs {
+    /// A role besides the user's and the model's: others have the system's prompt and tools' answers elsewhere.
+    pub(super) const ROLES: Signs = Signs(1);
+    /// What only OpenAI's chat has at its root.
+    pub(super) const OPENAI: Signs = Signs(1 << 1);
+    /// A tool inside of what says that it is a function; and calls of tools beside the text.
+    pub(super) const FUNCTIONS: Signs = Signs(1 << 2);
+    /// Parts as OpenAI has them: `image_url`.
+    pub(super) const OPENAI_PARTS: Signs = Signs(1 << 3);
+    /// Tools and parts as Anthropic has them: `input_schema`, `tool_use`.
+    pub(super) const ANTHROPIC: Signs = Signs(1 << 4);
+    /// What only Bedrock's Converse has: `inferenceConfig`, `toolUse`.
+    pub(super) const CONVERSE: Signs = Signs(1 << 5);
+    /// Parts that do not say what they are.
+    pub(super) const UNTYPED: Signs = Signs(1 << 6);
+    /// Parts that do.
+    pub(super) const TYPED: Signs = Signs(1 << 7);
+    /// A message that is one text.
+    pub(super) const PLAIN: Signs = Signs(1 << 8);
+    /// What Converse has elsewhere, at the root: tools, a cap.
+    pub(super) const FLAT: Signs = Signs(1 << 9);
+
+    pub(super) fn add(&mut self, sign: Signs) {
+        self.0 |= sign.0;
+    }
+
+    /// Of who says a message.
+    pub(super) fn of_role(role: Role) -> Signs {
+        if matches!(role, Role::System | Role::Tool) { Signs::ROLES } else { Signs::default() }
+    }
+
+    /// Of a member of the request.
+    pub(super) fn of_root(name: &str) -> Signs {
+        match name {
+            "max_completion_tokens"
+            | "n"
+            | "stream_options"
+            | "response_format"
+            | "frequency_penalty"
+            | "presence_penalty"
+            | "logit_bias"
+            | "parallel_tool_calls" => Signs::OPENAI,
+            "anthropic_version" => Signs::ANTHROPIC,
+            "inferenceConfig" | "additionalModelRequestFields" => Signs::CONVERSE,
+            "tools" | "max_tokens" => Signs::FLAT,
+            _ => Signs::default(),
+        }
+    }
+
+    /// Of what a part of a message says that it is.
+    pub(super) fn of_part(kind: &str) -> Signs {
+        match kind {
+            "image_url" | "input_audio" | "input_text" | "input_image" => Signs::OPENAI_PARTS,
+            "tool_use" | "tool_result" => Signs::ANTHROPIC,
+            _ => Signs::default(),
+        }
+    }
+
+    fn all(signs: &[Signs]) -> Signs {
+        Signs(signs.iter().fold(0, |all, sign| all | sign.0))
+    }
+
+    /// Those that no request to this surface has.
+    fn strange_to(surface: Surface) -> Signs {
+        use Signs as S;
+        match surface {
+            Surface::ChatCompletions => S::all(&[S::ANTHROPIC, S::CONVERSE]),
+            Surface::Messages => {
+                S::all(&[S::ROLES, S::OPENAI, S::FUNCTIONS, S::OPENAI_PARTS, S::CONVERSE, S::UNTYPED])
+            }
+            // Its messages are one text each.
+            Surface::OllamaChat => {
+                S::all(&[S::OPENAI, S::OPENAI_PARTS, S::ANTHROPIC, S::CONVERSE, S::UNTYPED, S::TYPED])
+            }
+            Surface::Converse => S::all(&[
+                S::ROLES,
+                S::OPENAI,
+                S::FUNCTIONS,
+                S::OPENAI_PARTS,
+                S::ANTHROPIC,
+                S::TYPED,
+                S::PLAIN,
+                S::FLAT,
+            ]),
+            _ => S::default(),
+        }
     }
 }

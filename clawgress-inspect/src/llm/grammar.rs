@@ -66,6 +66,12 @@ pub(super) enum Node {
     Requests,
     /// A prompt: text, or the name of one that the server has.
     Prompt,
+    /// What an answer is to look like, which a model is shown: a schema, with what it is called.
+    Format,
+    /// What holds that; or a text by the same name.
+    Output,
+    /// What an image is made of: texts, and other images.
+    Drawing,
     StoredPrompt,
 }
 
@@ -101,6 +107,63 @@ const UNSHOWN: [&str; 28] = [
     "tool_name",
     "tool_use_id",
     "videoMetadata",
+];
+
+/// What requests have at their root that a model is shown, by names that mean it in one dialect alone. In any letters: who takes it
+/// so, shows it.
+const ASIDE: [(&str, Node); 37] = [
+    // Of llama.cpp.
+    ("n_predict", N::Cap),
+    ("input_prefix", N::Say(Role::User)),
+    ("input_suffix", N::Say(Role::User)),
+    ("input_extra", N::Documents),
+    ("response_format", N::Format),
+    ("output_format", N::Format),
+    // Of Ollama.
+    ("format", N::Every(Provenance::ToolDefinition)),
+    ("output_config", N::Output),
+    ("outputConfig", N::Every(Provenance::ToolDefinition)),
+    // Of vLLM, llama.cpp and TGI: what holds an answer to a form stands for what says so.
+    ("guided_json", N::Every(Provenance::ToolDefinition)),
+    ("guided_choice", N::Every(Provenance::ToolDefinition)),
+    ("guided_regex", N::Every(Provenance::ToolDefinition)),
+    ("guided_grammar", N::Every(Provenance::ToolDefinition)),
+    ("structured_outputs", N::Every(Provenance::ToolDefinition)),
+    ("json_schema", N::Every(Provenance::ToolDefinition)),
+    ("grammar", N::Every(Provenance::ToolDefinition)),
+    ("chat_template", N::Say(Role::System)),
+    ("chat_template_kwargs", N::Every(Provenance::ToolDefinition)),
+    // Of Bedrock, put into a prompt that the server has.
+    ("promptVariables", N::Every(Provenance::User)),
+    // Of models that draw.
+    ("text_prompts", N::Drawing),
+    ("textToImageParams", N::Drawing),
+    ("imageVariationParams", N::Drawing),
+    ("inPaintingParams", N::Drawing),
+    ("outPaintingParams", N::Drawing),
+    ("colorGuidedGenerationParams", N::Drawing),
+    ("backgroundRemovalParams", N::Drawing),
+    ("textToVideoParams", N::Drawing),
+    ("negative_prompt", N::Say(Role::User)),
+    ("inputImage", N::Blob),
+    ("input_image", N::Blob),
+    ("init_image", N::Blob),
+    ("mask", N::Blob),
+    ("mask_image", N::Blob),
+    ("image_prompt", N::Blob),
+    ("control_image", N::Blob),
+    ("style_image", N::Blob),
+    ("input_images", N::Blob),
+];
+
+/// The same of what configures an answer.
+const ASIDE_CONFIG: [&str; 6] = [
+    "responseSchema",
+    "response_schema",
+    "responseJsonSchema",
+    "response_json_schema",
+    "_responseJsonSchema",
+    "grammar",
 ];
 
 // === impl Node ===
@@ -166,6 +229,13 @@ impl Node {
                 Key::Variables => N::Every(Provenance::User),
                 _ => N::Skip,
             },
+            N::Format if key == Key::Type => N::Skip,
+            N::Format => N::Every(Provenance::ToolDefinition),
+            N::Drawing => match key {
+                Key::Text => N::Content(Some(Provenance::User)),
+                Key::Image | Key::Blobs => N::Blob,
+                _ => N::Skip,
+            },
             N::Every(from) => N::Every(from),
             _ => N::Skip,
         }
@@ -180,8 +250,30 @@ impl Node {
             // What tools answer has whatever shape it has, and is shown.
             N::Part(Some(from)) | N::Every(from) => N::Every(from),
             N::Document => N::Every(Provenance::Retrieved),
+            N::Root => {
+                let known = ASIDE.iter().find(|(aside, _)| name.eq_ignore_ascii_case(aside));
+                known.map_or(N::Skip, |(_, node)| *node)
+            }
+            N::Config if ASIDE_CONFIG.iter().any(|aside| name.eq_ignore_ascii_case(aside)) => {
+                N::Every(Provenance::ToolDefinition)
+            }
+            // Of TGI.
+            N::Config if name.eq_ignore_ascii_case("max_new_tokens") => N::Cap,
+            N::Output if name.eq_ignore_ascii_case("format") => N::Format,
+            N::Format if name == "strict" => N::Skip,
+            N::Format => N::Every(Provenance::ToolDefinition),
+            N::Drawing => match name {
+                "negativeText" | "maskPrompt" | "negative_text" => N::Content(Some(Provenance::User)),
+                "maskImage" | "referenceImage" | "conditionImage" => N::Blob,
+                _ => N::Skip,
+            },
             _ => N::Skip,
         }
+    }
+
+    /// Whether what stands here is in none of a request's messages: beside them, or in what configures their answer.
+    pub(super) fn is_aside(self) -> bool {
+        matches!(self, N::Root | N::Config | N::Output | N::Format)
     }
 
     /// What an object, or an array, at this place is.
@@ -221,6 +313,12 @@ fn root(key: Key) -> Node {
         Key::Input | Key::Inputs => N::Input,
         Key::Suffix | Key::Query | Key::Texts | Key::InputText | Key::Message => N::Say(Role::User),
         Key::Content => N::Say(Role::User),
+        // How an answer is to look; or a text.
+        Key::Text => N::Output,
+        // Of Ollama the tokens of a conversation so far, of others what a question is about.
+        Key::Context => N::Say(Role::Unknown),
+        Key::Title => N::Content(Some(Provenance::Retrieved)),
+        Key::ImageUrl => N::Link,
         Key::Prompt => N::Prompt,
         Key::Prediction => N::Say(Role::Assistant),
         Key::System | Key::SystemInstruction | Key::Instructions | Key::Preamble | Key::Template => {

@@ -24,6 +24,18 @@ pub(super) const TUNING: [&str; 11] = [
     "stop_sequences",
 ];
 
+/// What only models take besides, in parameters of a request that names none: as TGI has them.
+pub(super) const PARAMETERS: [&str; 8] = [
+    "max_new_tokens",
+    "do_sample",
+    "return_full_text",
+    "repetition_penalty",
+    "typical_p",
+    "decoder_input_details",
+    "best_of",
+    "watermark",
+];
+
 /// What names further models, at gateways of many: of them all, none is the one that is asked.
 pub(super) const OTHERS: [&str; 7] = [
     "models",

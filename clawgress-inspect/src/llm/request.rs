@@ -7,12 +7,14 @@
 use std::collections::HashSet;
 
 use super::attachment::Attachment;
-use super::call::{Call, CallError};
+use super::call::{Call, CallError, Signs};
 use super::estimate::Estimator;
 use super::grammar::Node;
-use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS, TUNING};
+use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS};
 use super::{Field, Piece, Provenance, Role, Texts};
 use crate::payload::json::{DEPTH_MAX, Event, Kind};
+use shape::{shape_of_other, signs_of};
+use values::{most, name, truth};
 
 /// Longest name of a model or tool, bytes: beyond it, what is asked for can't be judged.
 pub const NAME_BYTES_MAX: usize = 256;
@@ -236,6 +238,7 @@ impl Request {
         self.call.is_partial |= place == Node::Remote;
         let node = place.opened(is_object);
         let outer = self.frames.last().map_or(Role::Unknown, |frame| frame.role);
+        let defines = self.defines(place);
         let says = match (place, node) {
             (_, Node::Message) => Some(None),
             (Node::Say(role), _) => Some(Some(role)),
@@ -243,6 +246,8 @@ impl Request {
             // Not of the message before it.
             (Node::Documents, _) if self.frames.len() == 1 => Some(Some(Role::User)),
             (Node::Tools | Node::ToolConfig, _) if self.frames.len() == 1 => Some(Some(Role::System)),
+            (Node::Drawing, _) if self.frames.len() == 1 => Some(Some(Role::User)),
+            _ if defines => Some(Some(Role::System)),
             _ => None,
         };
         if let Some(role) = says {
@@ -261,6 +266,14 @@ impl Request {
         }
         self.frames.push(Frame { node, is_object, keys: 0, offered: self.offered, role });
         error.map_or(Ok(()), Err)
+    }
+
+    /// Whether what begins here is a definition beside the messages, and notes it.
+    fn defines(&mut self, place: Node) -> bool {
+        let is_aside = self.frames.last().is_some_and(|frame| frame.node.is_aside());
+        let defines = place == Node::Every(Provenance::ToolDefinition) && is_aside;
+        self.call.has_definitions |= defines;
+        defines
     }
 
     /// How many of the open objects hold the attachment at hand.
@@ -290,6 +303,7 @@ impl Request {
                 self.call.attachments.add(&attachment);
             }
             Node::Tool if frame.is_object => return self.tool_ends(frame),
+            Node::Part(None) if frame.is_object => self.shape_of_part(frame),
             _ => {}
         }
         Ok(())
@@ -309,13 +323,27 @@ impl Request {
         }
         self.scalar = match (place, kind) {
             _ if self.every.is_some() => Scalar::Within,
-            (Node::Content(from), Kind::Text) => self.begin_text(from),
-            (Node::Every(from), Kind::Text) => self.begin_text(Some(from)),
+            (Node::Content(from), Kind::Text) => {
+                let is_message = self.frames.last().is_some_and(|frame| frame.node == Node::Message);
+                self.call.shape.signs.add(if is_message { Signs::PLAIN } else { Signs::default() });
+                self.begin_text(from)
+            }
+            (Node::Every(from), Kind::Text) => {
+                if self.defines(place) {
+                    self.texts.message(Some(Role::System), sink);
+                }
+                self.begin_text(Some(from))
+            }
+            (Node::Output, Kind::Text) => {
+                self.texts.message(Some(Role::User), sink);
+                self.begin_text(None)
+            }
             (Node::Say(role), Kind::Text) => {
                 self.texts.message(Some(role), sink);
                 self.begin_text(None)
             }
             (Node::Prompt | Node::Input, Kind::Text) => {
+                self.call.shape.inputs_text |= self.call.shape.inputs && self.frames.len() == 1;
                 self.texts.message(Some(Role::User), sink);
                 self.begin_text(None)
             }
@@ -436,6 +464,7 @@ impl Request {
 
     /// A name, and where its value is.
     fn key(&mut self) -> Result<(), CallError> {
+        let is_root = self.frames.len() == 1;
         let Some(frame) = self.frames.last_mut() else { return Ok(()) };
         let name = if self.is_too_long { "" } else { std::str::from_utf8(&self.buffer).unwrap_or_default() };
         let exact = Key::exact(name);
@@ -448,16 +477,11 @@ impl Request {
                 let name = if name.is_empty() { UNNAMED } else { name }.to_owned();
                 return self.perhaps_tool(name);
             }
-            if self.frames.len() == 1
-                && let Some(tool) = ROOT_TOOLS.iter().find(|tool| name.eq_ignore_ascii_case(tool))
-            {
+            if is_root && let Some(tool) = ROOT_TOOLS.iter().find(|tool| name.eq_ignore_ascii_case(tool)) {
                 return self.offer((*tool).to_owned());
             }
-            self.call.has_others |=
-                self.frames.len() == 1 && OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other));
-            if self.frames.len() == 1 && TUNING.contains(&name) {
-                self.call.shape.tuned = true;
-            }
+            self.call.has_others |= is_root && OTHERS.iter().any(|other| name.eq_ignore_ascii_case(other));
+            shape_of_other(&mut self.call.shape, frame.node, is_root, name);
             return Ok(());
         };
         self.next = frame.node.member(key);
@@ -465,19 +489,11 @@ impl Request {
             error = error.or(Some(CallError::Twice));
         }
         frame.keys |= key.bit();
-        let (node, is_root) = (frame.node, self.frames.len() == 1);
-        let shape = &mut self.call.shape;
-        shape.input |= is_root && self.next == Node::Input;
-        shape.prompt |= is_root && (self.next == Node::Prompt || key == Key::InputText);
-        shape.text |= is_root && self.next == Node::Say(Role::User);
-        shape.tuned |= is_root
-            && matches!(self.next, Node::Cap | Node::Copies | Node::Stream | Node::Config | Node::ToolConfig);
-        shape.messages_field |= is_root && matches!(key, Key::Messages | Key::ChatHistory);
-        shape.contents_field |= is_root && key == Key::Contents;
-        shape.contents |= node == Node::Message && key == Key::Parts;
-        self.call.has_stream_options |= is_root && key == Key::StreamOptions;
-        if self.next == Node::Builtin {
-            let name = name.to_owned();
+        let node = frame.node;
+        let signs = signs_of(node, is_root, key, name);
+        let builtin = (self.next == Node::Builtin).then(|| name.to_owned());
+        self.shape_of(node, key, signs);
+        if let Some(name) = builtin {
             self.offer(name)?;
         }
         error.map_or(Ok(()), Err)
@@ -506,9 +522,11 @@ impl Request {
             (Node::RoleName, Kind::Text, text) => {
                 let role = Role::named(text.unwrap_or_default());
                 self.call.shape.messages |= role != Role::Unknown;
+                self.call.shape.signs.add(Signs::of_role(role));
                 self.is_by(role, sink);
             }
             (node, ..) if node.is_scalar() => return Err(CallError::Type),
+            (Node::TypeName, Kind::Text, Some(kind)) => self.call.shape.signs.add(Signs::of_part(kind)),
             (Node::ItemType, Kind::Text, Some(kind)) => {
                 self.call.is_partial |= kind == "item_reference";
                 match kind {
@@ -559,37 +577,9 @@ impl Request {
     }
 }
 
-/// A name that asks for what it says, and nothing that is written like it.
-fn name(text: Option<&str>) -> Result<String, CallError> {
-    let is_plain = |text: &&str| !text.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER);
-    text.filter(is_plain).map(str::to_owned).ok_or(CallError::Name)
-}
-
-fn truth(word: Option<&str>) -> Result<bool, CallError> {
-    match word {
-        Some("true") => Ok(true),
-        Some("false") => Ok(false),
-        _ => Err(CallError::Type),
-    }
-}
-
-/// How many tokens a number allows: what is none, or negative, allows any.
-fn most(word: &str) -> u64 {
-    if let Ok(count) = word.parse() {
-        return count;
-    }
-    match word.parse::<f64>() {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "saturates, and is positive"
-        )]
-        Ok(count) if count >= 0.0 => count.ceil() as u64,
-        _ => u64::MAX,
-    }
-}
-
+mod shape;
 mod tools;
+mod values;
 
 #[cfg(test)]
 mod tests;

@@ -296,6 +296,33 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
     Some(route)
 }
 
+/// Whether a path is one that only servers of models have, whoever they are: what is sent there in a call's shape is a call, also
+/// where it names no model, since a server may run but one.
+#[must_use]
+pub fn tells(path: &str) -> bool {
+    let lower: Vec<String> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .map(|s| decode(s).to_ascii_lowercase())
+        .collect();
+    let words: Vec<&str> = lower.iter().map(String::as_str).collect();
+    if let Some((_, verb)) = words.last().and_then(|last| last.rsplit_once(':')) {
+        return matches!(
+            verb,
+            "generatecontent" | "streamgeneratecontent" | "counttokens" | "rawpredict" | "streamrawpredict"
+        );
+    }
+    matches!(
+        words[..],
+        [.., "chat", "completions"]
+            | [.., "v1", "completions" | "messages" | "responses" | "embeddings" | "rerank"]
+            | [.., "v1", "messages", "count_tokens"]
+            | [.., "completion" | "completions" | "infill"]
+            | [.., "generate" | "generate_stream"]
+            | [.., "model", _, "converse" | "converse-stream" | "invoke" | "invoke-with-response-stream"]
+    )
+}
+
 /// What a path says of the model in other places than its end.
 enum InPath {
     Nothing,
@@ -372,6 +399,8 @@ fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
         [.., "threads", _, "messages"] => (Surface::Other, None),
         [.., "chat", "completions"] => (Surface::ChatCompletions, None),
         [.., "completions"] | [.., "complete"] => (Surface::Completions, None),
+        // Of llama.cpp.
+        [.., "completion"] | [.., "infill"] => (Surface::Completions, None),
         [.., "responses", "input_tokens"] => (Surface::CountTokens, None),
         [.., "responses"] | [.., "responses", "compact"] => (Surface::Responses, None),
         [.., "api", "embeddings" | "embed"] => (Surface::Embeddings, stream(false)),
@@ -391,7 +420,9 @@ fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
         [.., "api", "chat"] => (Surface::OllamaChat, None),
         [.., "api", "generate"] => (Surface::OllamaGenerate, None),
         [.., "v1" | "v2", "chat"] => (Surface::CohereChat, None),
-        [.., "v1", "generate"] => (Surface::Completions, None),
+        // Of the first models at Cohere, and of TGI.
+        [.., "v1", "generate"] | [.., "generate"] => (Surface::Completions, None),
+        [.., "generate_stream"] => (Surface::Completions, stream(true)),
         [.., "rerank"] => (Surface::Rerank, stream(false)),
         _ => (Surface::Other, None),
     };

@@ -7,7 +7,7 @@ use crate::encoded::link::Found;
 use crate::encoded::{Code, Links, Piece, Run, Runs, run};
 
 /// Codes inside one another that are taken off.
-pub(super) const CODES_MAX: u8 = 4;
+pub(crate) const CODES_MAX: u8 = 4;
 /// Shortest text that is told, bytes, and the least entropy of the letters it stands in, hundredths of a bit: lines of one
 /// letter stand for text, too.
 const TEXT_BYTES_MIN: u64 = 16;
@@ -88,7 +88,7 @@ fn of_run(
             // What is inside it comes with it.
             if run.is_whole && place.codes == 0 && tally.pieces.len() < PIECES_MAX && is_text(&run) {
                 let bytes = usize::try_from(run.letters).unwrap_or(usize::MAX);
-                tally.pieces.push(Piece { key: run.key ^ run.letters, bytes });
+                tally.pieces.push(Piece { key: run.key ^ run.letters, bytes, untold: 0 });
             }
             Ok(())
         }

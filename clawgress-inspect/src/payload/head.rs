@@ -115,7 +115,7 @@ impl Head<'_> {
         for (name, value) in fields {
             let is_credential = CREDENTIALS.iter().any(|known| name.eq_ignore_ascii_case(known));
             let carried = header_by(value, &mut |value, carried| {
-                carries.notes(value, carried.bytes());
+                carries.notes_of(value, carried.bytes(), is_credential);
                 if is_credential && carried.bytes() >= CREDENTIAL_BYTES_MIN && holds_key(value, limits) {
                     carries.findings.insert(Finding::PrivateKey.name());
                 }
@@ -197,10 +197,15 @@ impl Carried {
 
 impl Carries {
     fn notes(&mut self, value: &[u8], bytes: usize) {
+        self.notes_of(value, bytes, false);
+    }
+
+    fn notes_of(&mut self, value: &[u8], bytes: usize, is_credential: bool) {
         if bytes == 0 {
             return;
         }
         let piece = Piece::of(value, bytes);
+        let piece = if is_credential { piece.untold() } else { piece };
         let is_full = self.pieces.len() >= PIECES_MAX;
         match self.pieces.last_mut().filter(|_| is_full) {
             // All that are more are one, which is news where one of them is.

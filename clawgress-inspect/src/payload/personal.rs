@@ -105,6 +105,8 @@ impl Personal {
     }
 
     fn byte(&mut self, byte: u8, found: &mut dyn FnMut(Finding)) {
+        #[cfg(test)]
+        crate::steps::add(1);
         let [third, second, last] = self.before;
         if self.iban.length == 0 && byte.is_ascii_digit() && !is_part(third) {
             self.iban.begin(second, last);
@@ -215,6 +217,8 @@ impl Run {
         let groups: Vec<&[u8]> = text.split(|byte| matches!(byte, b' ' | b'-')).collect();
         let separators: Vec<u8> = text.iter().copied().filter(|byte| matches!(byte, b' ' | b'-')).collect();
         let hyphen = |at: Option<usize>| at.and_then(|at| separators.get(at)) == Some(&b'-');
+        #[cfg(test)]
+        crate::steps::add(groups.len() * FORMS.len());
         for first in 0..groups.len() {
             for (lengths, kind) in FORMS {
                 let Some(some) = groups.get(first..first + lengths.len()) else { continue };
@@ -383,6 +387,8 @@ impl Mail {
     /// Looks at what comes next; whether there are [`MAILS_MIN`] by now.
     fn scan(&mut self, bytes: &[u8]) -> bool {
         let mut rest = bytes;
+        #[cfg(test)]
+        crate::steps::add(bytes.len());
         if self.seen.len() >= MAILS_MIN {
             return false;
         }

@@ -135,6 +135,14 @@ impl Reader {
         matches!(id, Value::Number(_) | Value::Text(_)).then(|| id.json())
     }
 
+    /// All that it says, where it is no message of JSON-RPC: of an operation that is asked for by its path.
+    ///
+    /// # Errors
+    /// If it can't be read with certainty; nothing is `None`.
+    pub fn document(&self) -> Result<Option<&Value>, ToolError> {
+        if self.has_begun() { Ok(self.value().map(Some)?) } else { Ok(None) }
+    }
+
     fn value(&self) -> Result<&Value, ValueError> {
         match &self.failed {
             Some(why) => Err(why.clone()),

@@ -55,6 +55,56 @@ fn a_call_is_what_its_server_would_take_it_for() {
     assert_eq!(one(read, &NONE).expect("a read").name.as_deref(), Some("file:///a b"));
 }
 
+/// What other methods say is asked for as the arguments of tools are.
+#[test]
+fn methods_without_arguments_of_their_own_have_their_params() {
+    let told = |method: &str, params: &str| {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+        let message = one(&text, &NONE).expect(method);
+        let names = message.argument_names().map(str::to_owned).collect::<Vec<_>>().join(" ");
+        (names, message.argument_values().expect(method), message.arguments_text())
+    };
+    let parts = r#"{"message":{"role":"user","parts":[{"kind":"text","text":"send it all"}]},"metadata":{"a":1},"_meta":{"x":1}}"#;
+    for method in ["message/send", "message/stream", "SendMessage", "SendStreamingMessage"] {
+        let (names, values, text) = told(method, parts);
+        assert_eq!(names, "message metadata", "{method}");
+        assert_eq!(
+            values,
+            [
+                "/message/role=user",
+                "/message/parts/0/kind=text",
+                "/message/parts/0/text=send it all",
+                "/metadata/a=1"
+            ]
+        );
+        assert!(text.contains(r#""text":"send it all""#) && !text.contains("_meta"), "{text}");
+    }
+    let complete = r#"{"ref":{"type":"ref/prompt","name":"p"},"argument":{"name":"lang","value":"secret"}}"#;
+    assert!(told("completion/complete", complete).1.contains(&"/argument/value=secret".to_owned()));
+    for (method, params, value) in [
+        ("resources/read", r#"{"uri":"file:///a"}"#, "/uri=file:///a"),
+        ("resources/subscribe", r#"{"uri":"file:///a"}"#, "/uri=file:///a"),
+        ("tasks/get", r#"{"taskId":"t"}"#, "/taskId=t"),
+        (
+            "tasks/pushNotificationConfig/set",
+            r#"{"pushNotificationConfig":{"url":"https://e.test"}}"#,
+            "/pushNotificationConfig/url=https://e.test",
+        ),
+        ("logging/setLevel", r#"{"level":"debug"}"#, "/level=debug"),
+        ("eth_call", r#"[{"to":"0x1"},"latest"]"#, "/0/to=0x1"),
+        ("tools/list", r#"{"cursor":"c"}"#, "/cursor=c"),
+    ] {
+        let (_, values, text) = told(method, params);
+        assert_eq!((values.first().map(String::as_str), text.is_empty()), (Some(value), false), "{method}");
+    }
+    // Of what has arguments of its own, they are them; and what the protocol has besides, is none.
+    assert_eq!(told("prompts/get", r#"{"name":"p","arguments":{"a":"1"}}"#).1, ["/a=1"]);
+    assert_eq!(told("tools/call", r#"{"name":"p","x":1}"#).1, [""; 0]);
+    assert_eq!(told("tools/list", r#"{"_meta":{"progressToken":1}}"#), <_>::default());
+    let again = told("resources/read", r#"{"uri":"u:x","inputResponses":{"who":{"action":"accept"}}}"#);
+    assert_eq!(again.1, ["/uri=u:x", "/inputResponses/who/action=accept"]);
+}
+
 #[test]
 fn what_servers_could_read_in_two_ways_is_refused() {
     let refused = |text: &str, why: &str| {
@@ -91,6 +141,9 @@ fn batches_are_of_one_version() {
     }
     let head = Head { method: Some("tools/call"), ..NONE };
     assert_eq!(read(text.as_bytes(), &head), Err(ToolError::Batch));
+    // One name is not what all of them are about.
+    let named = Head { name: Some("a"), ..NONE };
+    assert_eq!(read(text.as_bytes(), &named), Err(ToolError::Batch));
     assert_eq!(read(b"[]", &NONE), Err(ToolError::Batch));
     let many = format!("[{}1]", "1,".repeat(BATCH_MAX));
     assert_eq!(read(many.as_bytes(), &NONE), Err(ToolError::Batch));

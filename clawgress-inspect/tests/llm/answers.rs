@@ -69,9 +69,9 @@ const ROWS: &[Row] = &[
     ("bedrock_count_tokens_answer.json", "", None, "", "", ""),
     ("azure_chat_answer.sse", "gpt-4o-2024-08-06", Some([8, 2, 0, 0, 0]), "", "stop", ""),
     ("azure_error_answer.json", "", None, "", "", "content_filter"),
-    // Vectors of these are billed by their letters, or by what no answer says.
+    // Vectors of these are billed by what no answer says.
     ("gemini_embed_answer.json", "", None, "", "", ""),
-    ("vertex_predict_answer.json", "", None, "", "", ""),
+    ("vertex_predict_answer.json", "", Some([4, 0, 0, 0, 0]), "", "", ""),
     ("gemini_cloudcode_answer.sse", "gemini-2.5-pro", Some([20, 13, 0, 0, 4]), "list_directory", "STOP", ""),
     ("bedrock_invoke_titan_answer.json", "", Some([5, 9, 0, 0, 0]), "", "FINISH", ""),
     ("bedrock_invoke_llama_answer.json", "", Some([5, 6, 0, 0, 0]), "", "stop", ""),

@@ -27,7 +27,11 @@ fn call(name: &str) -> Call {
 
 /// Texts with who says them and where they come from.
 fn texts(name: &str) -> Vec<(Role, Provenance, String)> {
-    let body = golden(name);
+    texts_of(&golden(name))
+}
+
+fn texts_of(body: &[u8]) -> Vec<(Role, Provenance, String)> {
+    let name = String::from_utf8_lossy(body).into_owned();
     let (mut json, mut request, mut all) = (Json::new(false), Request::default(), Vec::new());
     let mut sink = |piece: &Piece<'_>| {
         if piece.begins {
@@ -35,8 +39,8 @@ fn texts(name: &str) -> Vec<(Role, Provenance, String)> {
         }
         all.last_mut().expect("begun").2.push_str(piece.text);
     };
-    json.push::<Unreadable>(&body, &mut |event| request.event(event, &mut sink).map_err(Unreadable::Call))
-        .expect(name);
+    json.push::<Unreadable>(body, &mut |event| request.event(event, &mut sink).map_err(Unreadable::Call))
+        .expect(&name);
     request.finish(&mut sink);
     all
 }
@@ -215,6 +219,131 @@ fn who_says_what_and_where_it_comes_from() {
     has("cohere_chat_v1.json", R::Assistant, P::Model, "Hello");
     has("cohere_rerank.json", R::User, P::Retrieved, "Carson City");
     has("ollama_generate.json", R::System, P::Instructions, "Be a poet.");
+}
+
+/// No request is strange to the surface that it is of.
+#[test]
+fn requests_fit_their_surfaces() {
+    for (begins, surface) in [
+        ("openai_chat", Surface::ChatCompletions),
+        ("azure_chat", Surface::ChatCompletions),
+        ("mistral_chat", Surface::ChatCompletions),
+        ("groq_chat", Surface::ChatCompletions),
+        ("deepseek_chat", Surface::ChatCompletions),
+        ("vllm_chat", Surface::ChatCompletions),
+        ("anthropic_messages", Surface::Messages),
+        ("ollama_chat", Surface::OllamaChat),
+        ("bedrock_converse", Surface::Converse),
+        ("openai_responses", Surface::Responses),
+        ("openai_completions", Surface::Completions),
+        ("mistral_fim", Surface::Completions),
+        ("gemini_generate", Surface::GenerateContent),
+        ("cohere_chat", Surface::CohereChat),
+        ("ollama_generate", Surface::OllamaGenerate),
+        ("cohere_rerank", Surface::Rerank),
+        ("openai_embeddings", Surface::Embeddings),
+        ("cohere_embed", Surface::Embeddings),
+    ] {
+        let all: Vec<_> = names(false).into_iter().filter(|name| name.starts_with(begins)).collect();
+        assert!(!all.is_empty(), "{begins}");
+        for name in all {
+            let shape = call(&name).shape;
+            assert!(!shape.differs(surface), "{name}: {shape:?}");
+        }
+    }
+    assert!(call("openai_chat.json").shape.differs(Surface::Messages), "has what Anthropic's never have");
+    assert!(call("anthropic_messages.json").shape.differs(Surface::ChatCompletions));
+}
+
+/// What a model is shown beside its messages is told, counted and heard.
+#[test]
+fn what_stands_beside_messages_is_shown_too() {
+    use Provenance as P;
+    use Role as R;
+    let schema = r#"{"type":"object","properties":{"a":{"type":"string","description":"SHOWN"}}}"#;
+    let (definition, user) = ((R::System, P::ToolDefinition), (R::User, P::User));
+    for (body, (role, from)) in [
+        (
+            format!(
+                r#"{{"messages":[{{"role":"user","content":"hi"}}],"response_format":{{"type":"json_schema","json_schema":{{"name":"x","schema":{schema}}}}}}}"#
+            ),
+            definition,
+        ),
+        (
+            r#"{"response_format":{"type":"json_schema","json_schema":{"name":"x","description":"SHOWN"}}}"#
+                .to_owned(),
+            definition,
+        ),
+        (format!(r#"{{"response_format":{{"type":"json_object","schema":{schema}}}}}"#), definition),
+        (
+            format!(
+                r#"{{"input":"hi","text":{{"format":{{"type":"json_schema","name":"x","schema":{schema}}}}}}}"#
+            ),
+            definition,
+        ),
+        (
+            r#"{"input":"hi","text":{"format":{"type":"json_schema","description":"SHOWN"}}}"#.to_owned(),
+            definition,
+        ),
+        (
+            format!(r#"{{"output_config":{{"format":{{"type":"json_schema","schema":{schema}}}}}}}"#),
+            definition,
+        ),
+        (format!(r#"{{"contents":[],"generationConfig":{{"responseSchema":{schema}}}}}"#), definition),
+        (format!(r#"{{"contents":[],"generation_config":{{"response_json_schema":{schema}}}}}"#), definition),
+        (format!(r#"{{"messages":[],"format":{schema}}}"#), definition),
+        (format!(r#"{{"messages":[],"Format":{schema}}}"#), definition),
+        (format!(r#"{{"prompt":"x","guided_json":{schema}}}"#), definition),
+        (r#"{"prompt":"x","guided_choice":["yes","SHOWN"]}"#.to_owned(), definition),
+        (r#"{"prompt":"x","grammar":"root ::= \"SHOWN\""}"#.to_owned(), definition),
+        (r#"{"messages":[],"chat_template":"{{ SHOWN }}"}"#.to_owned(), (R::System, P::Instructions)),
+        (r#"{"messages":[],"documents":[{"title":"t","text":"SHOWN"}]}"#.to_owned(), (R::User, P::Retrieved)),
+        (r#"{"text":"SHOWN"}"#.to_owned(), user),
+        (
+            r#"{"taskType":"TEXT_IMAGE","textToImageParams":{"text":"SHOWN","negativeText":"x"}}"#.to_owned(),
+            user,
+        ),
+        (r#"{"inPaintingParams":{"text":"x","negativeText":"SHOWN","image":"aGk="}}"#.to_owned(), user),
+        (r#"{"text_prompts":[{"text":"a","weight":1},{"text":"SHOWN","weight":0.5}]}"#.to_owned(), user),
+        (r#"{"prompt":"x","negative_prompt":"SHOWN"}"#.to_owned(), user),
+    ] {
+        let all = texts_of(body.as_bytes());
+        let found =
+            all.iter().find(|text| text.2.contains("SHOWN")).unwrap_or_else(|| panic!("{body}: {all:?}"));
+        assert_eq!((found.0, found.1), (role, from), "{body}");
+    }
+}
+
+/// The same is counted, and what is no text of it is told.
+#[test]
+fn what_stands_beside_messages_counts_too() {
+    let schema = r#"{"type":"object","properties":{"a":{"type":"string","description":"SHOWN"}}}"#;
+    let read = |body: &str| {
+        inspect_as(Surface::ChatCompletions, b"application/json", &[body.as_bytes()]).expect(body)
+    };
+    let plain = read(r#"{"messages":[{"role":"user","content":"hi"}]}"#);
+    let formed = read(&format!(
+        r#"{{"messages":[{{"role":"user","content":"hi"}}],"response_format":{{"type":"json_schema","json_schema":{{"name":"x","schema":{schema}}}}}}}"#
+    ));
+    assert!(formed.tokens_estimated > plain.tokens_estimated + 15, "{formed:?}");
+    assert_eq!(
+        (plain.has_definitions, formed.has_definitions, formed.messages),
+        (false, true, plain.messages)
+    );
+    assert_eq!(formed.tools, [""; 0]);
+    let object =
+        read(r#"{"messages":[{"role":"user","content":"hi"}],"response_format":{"type":"json_object"}}"#);
+    assert_eq!((object.tokens_estimated, object.has_definitions), (plain.tokens_estimated, false));
+    // A conversation so far, as the numbers of its tokens.
+    let context = read(r#"{"model":"m","prompt":"x","context":[1,2,3,4,5]}"#);
+    assert_eq!(context.tokens_estimated, read(r#"{"model":"m","prompt":"x"}"#).tokens_estimated + 5);
+    for body in [
+        r#"{"inputText":"x","inputImage":"iVBORw0KGgoAAAANSUhEUgAA"}"#,
+        r#"{"inPaintingParams":{"text":"x","image":"iVBORw0KGgoAAAANSUhEUgAA"}}"#,
+        r#"{"prompt":"x","init_image":"iVBORw0KGgoAAAANSUhEUgAA"}"#,
+    ] {
+        assert_eq!(read(body).attachments.images, 1, "{body}");
+    }
 }
 
 #[test]

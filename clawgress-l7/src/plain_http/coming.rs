@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clawgress_inspect::llm::answer::{
-    Answer, Asked, CallsError, Editor, Following, Format, Progress, Reader,
+    Answer, Asked, CallsError, Counted, Editor, Following, Format, Progress, Reader,
 };
 use clawgress_inspect::payload::Coding;
 use clawgress_inspect::payload::coding::{Caps, Decoder};
@@ -41,6 +41,8 @@ pub struct Coming {
     /// How calls are put together, and whether texts are kept.
     follows: Option<Follows>,
     keeps: bool,
+    /// What its head counts.
+    head: Counted,
 }
 
 /// How the calls that a model asks for are put together.
@@ -108,7 +110,15 @@ impl Coming {
         let is_edited = is_edited && format == Format::EventStream && decoder.is_none();
         let editor = is_edited.then(Box::default);
         let reader = Reader::new(format);
-        Some(Coming { reader, decoder, editor, is_whole: false, sniffs: false, follows: None, keeps: false })
+        let (is_whole, sniffs, follows, keeps) = (false, false, None, false);
+        let head = Counted::default();
+        Some(Coming { reader, decoder, editor, is_whole, sniffs, follows, keeps, head })
+    }
+
+    /// Has it count what its head does, where it counts nothing itself.
+    #[must_use]
+    pub fn counted_by(self, head: Counted) -> Coming {
+        Coming { head, ..self }
     }
 
     /// Has it keep the texts of the answer until they are taken.
@@ -200,7 +210,9 @@ impl Coming {
     /// What there was.
     #[must_use]
     pub fn finish(self) -> Answer {
-        if self.is_whole { self.reader.finish() } else { self.reader.cut() }
+        let mut answer = if self.is_whole { self.reader.finish() } else { self.reader.cut() };
+        self.head.add_to(&mut answer);
+        answer
     }
 
     /// Notes that it has ended, by what follows its body.

@@ -192,7 +192,7 @@ impl Body {
 
     fn finish_call(&mut self, gateway: &Gateway) -> Result<(), DropReason> {
         let Some((calling, call)) = self.as_call() else { return Ok(()) };
-        if calling.is_read() || call.is_call() {
+        if calling.takes(call) {
             if call.error().is_some() && calling.need.decided != Look::Nothing {
                 // It goes to nobody who is listed, and can't be known.
                 return Err(DropReason::ContentUnreadable);
@@ -243,9 +243,9 @@ impl Body {
 
     /// Whether it is one by what was read, of which policy asks.
     fn is_call_so_far(&self) -> bool {
-        let calls_model = self.as_call().is_some_and(|(calling, call)| {
-            calling.need.decided != Look::Nothing && (calling.is_read() || call.is_call())
-        });
+        let calls_model = self
+            .as_call()
+            .is_some_and(|(calling, call)| calling.need.decided != Look::Nothing && calling.takes(call));
         calls_model || self.as_messages().is_some_and(|(addressed, reader)| addressed.judges(reader))
     }
 

@@ -14,7 +14,7 @@ use clawgress_inspect::http1;
 use clawgress_inspect::llm::answer::{Answer, Usage};
 use clawgress_inspect::llm::realtime::Dialect;
 use clawgress_inspect::llm::vocabulary::Vocabulary;
-use clawgress_inspect::llm::{self, Call, Choice, ModelName, Route, Server, Surface};
+use clawgress_inspect::llm::{self, Call, Choice, ModelName, Request, Route, Server, Surface};
 use clawgress_inspect::price::{BUILT_IN as BUILT_IN_PRICES, Cost, Day, Prices};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_policy::content::ModelCall;
@@ -100,6 +100,8 @@ pub struct Facts {
 pub struct Calling {
     /// Where it goes, if that is to a provider or a server that is named.
     pub route: Option<Route>,
+    /// Whether its path is one that only servers of models have.
+    is_told: bool,
     /// Who needs to know.
     pub need: PayloadNeed,
     /// What models cost, and today.
@@ -168,6 +170,7 @@ impl Calls {
         let route = self.route(admitted, is_upgrade, has_body);
         (route.is_some() || has_body).then(|| Calling {
             route,
+            is_told: llm::tells(&admitted.path),
             need,
             prices: self.prices.now(),
             day: day_of(now),
@@ -268,6 +271,12 @@ impl Calling {
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.surface_read().is_some()
+    }
+
+    /// Whether it is one of a call by where it goes, or by what was read of it.
+    #[must_use]
+    pub fn takes(&self, call: &Request) -> bool {
+        self.is_read() || call.is_call() || self.is_told && call.call().shape.is_call_there()
     }
 
     /// What its body is read for, if it is one of a call that is known.
@@ -452,6 +461,10 @@ impl Facts {
     /// What an answer cost: by the provider's count, or estimated where it told none or did not end.
     #[must_use]
     pub fn tokens(&self, answer: Answer, is_success: bool) -> Option<TokenUsage> {
+        // What only counts, uses none: what it tells is not its own.
+        if self.surface == Surface::CountTokens.name() {
+            return None;
+        }
         let estimated = answer.output_estimated;
         let (is_partial, is_queued) = (answer.is_partial, answer.is_queued);
         let model = answer.model.clone().or_else(|| (!self.model.is_empty()).then(|| self.model.clone()));

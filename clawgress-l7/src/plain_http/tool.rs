@@ -10,7 +10,7 @@ use clawgress_api::ToolFacts;
 use clawgress_api::config::{self, Content, UNLISTED};
 use clawgress_inspect::http1;
 use clawgress_inspect::tool::{
-    CARD, Head, Message, PARAM, Protocol, Reader, Rest, ToolError, has_heads, rest,
+    CARD, Head, Message, PARAM, Protocol, Reader, Rest, ToolError, Value, argument_values, has_heads, rest,
 };
 use clawgress_policy::content::ToolCall;
 use clawgress_policy::{Look, Operation, PayloadNeed};
@@ -325,7 +325,7 @@ impl Addressed {
         // What its path asks for, has any body, unless that is a message besides.
         let is_bare = self.rest.is_some() && !reader.is_like() && !reader.is_doubtful();
         if let Some(messages) = self.bare(found).filter(|_| is_bare) {
-            return Ok(Some(messages));
+            return messages.saying(reader.document()?).map(Some);
         }
         let messages = reader.read(&self.head.head())?;
         if !self.is_meant() && messages.iter().all(|message| message.protocol == Protocol::Other) {
@@ -334,7 +334,9 @@ impl Addressed {
         let is_batch = messages.len() > 1;
         let facts = |message: Message| self.facts(message, catalog, found);
         let mut all = messages.into_iter().map(facts).collect::<Result<Vec<_>, _>>()?;
-        all.extend(self.bare(found).into_iter().flat_map(|bare| bare.all));
+        if let Some(bare) = self.bare(found) {
+            all.extend(bare.saying(reader.document()?)?.all);
+        }
         Ok(Some(Messages { addressed: self.clone(), all, is_batch }))
     }
 
@@ -400,6 +402,16 @@ impl Addressed {
 // === impl Messages ===
 
 impl Messages {
+    /// Has them say this, as the arguments of what a path asks for.
+    fn saying(mut self, document: Option<&Value>) -> Result<Messages, ToolError> {
+        let Some(document) = document else { return Ok(self) };
+        for facts in &mut self.all {
+            facts.argument_names = document.members().iter().map(|(name, _)| name.clone()).collect();
+            (facts.values, facts.arguments) = (argument_values(document)?, document.canonical());
+        }
+        Ok(self)
+    }
+
     /// What policy is asked, of each; and whether all is known that it may ask.
     pub fn operations<'a>(&'a self, admitted: &'a Admitted) -> impl Iterator<Item = (Operation<'a>, bool)> {
         self.all.iter().map(|facts| {

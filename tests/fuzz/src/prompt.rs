@@ -29,7 +29,7 @@ pub fn prompt_text(data: &[u8]) {
     let assessment = at_once.assess();
     assert_eq!(assessment, in_pieces.assess());
     assert!(assessment.score <= 100 && (provenance != Provenance::Instructions || assessment.score == 0));
-    assert!(at_once.steps() <= 400 * (text.len() as u64 + 1));
+    assert!(at_once.steps() <= 400 * (text.len() as u64 + at_once.unpacked_bytes() + 1));
 }
 
 /// Rules are used or refused, never anything else; those that are used find something or nothing.

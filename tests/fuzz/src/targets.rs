@@ -29,6 +29,8 @@ mod llm;
 mod payload;
 #[path = "prompt.rs"]
 mod prompt;
+#[path = "streams.rs"]
+mod streams;
 #[path = "tool.rs"]
 mod tool;
 #[path = "web_socket.rs"]
@@ -45,6 +47,7 @@ pub use llm::{llm_answer, llm_calls, llm_request};
 
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 pub use prompt::{prompt_rules, prompt_text};
+pub use streams::{hearing, llm_rename, split_window, tool_events};
 pub use tool::{tool_list, tool_message};
 pub use web_socket::web_socket;
 
@@ -62,6 +65,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("dns_message", dns_message),
     ("dns_watch", dns_watch),
     ("encoded", encoded),
+    ("hearing", hearing),
     ("host", host),
     ("http1", http1),
     ("http2", http2),
@@ -71,6 +75,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("llm_calls", llm_calls),
     ("llm_change", llm_change),
     ("llm_realtime", llm_realtime),
+    ("llm_rename", llm_rename),
     ("llm_request", llm_request),
     ("llm_route", llm_route),
     ("payload_body", payload_body),
@@ -88,6 +93,8 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("socks5", socks5),
     ("spiffe_bundle", spiffe_bundle),
     ("spiffe_id", spiffe_id),
+    ("split_window", split_window),
+    ("tool_events", tool_events),
     ("tool_head", tool_head),
     ("tool_list", tool_list),
     ("tool_message", tool_message),

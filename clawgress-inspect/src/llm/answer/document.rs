@@ -4,7 +4,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::places::{is_call, is_calls, is_turn, is_wrap};
+mod grammar;
+
+pub(super) use grammar::is_over;
+use grammar::{is_repeat, number};
+
+use super::places::is_call;
 use super::plain::{PLAIN_BYTES_MAX, Plain};
 use super::{Count, Facts};
 use crate::llm::Estimator;
@@ -31,6 +36,8 @@ enum Node {
     /// What counts of usage are made of.
     Details,
     Count(Count),
+    /// What is counted of each of many answers: together.
+    Sum(Count),
     Model,
     Finish,
     Error,
@@ -48,6 +55,9 @@ enum Node {
     Vectors,
     /// What may hold some.
     Items,
+    /// Of Vertex: answers to many, and what is counted of each.
+    Predictions,
+    Statistics,
     /// What is said of an answer: among others, what is billed.
     Meta,
     /// Answers that count themselves.
@@ -375,8 +385,8 @@ impl State {
                 self.inner = Some(Box::new(inner));
                 Scalar::Packed
             }
-            (Node::Count(count), Kind::Word) => Scalar::Keep(Node::Count(count)),
-            (Node::Skip | Node::Count(_) | Node::Usage | Node::Top(_), _) => Scalar::Skip,
+            (node @ (Node::Count(_) | Node::Sum(_)), Kind::Word) => Scalar::Keep(node),
+            (Node::Skip | Node::Count(_) | Node::Sum(_) | Node::Usage | Node::Top(_), _) => Scalar::Skip,
             (node, Kind::Text) => Scalar::Keep(node),
             _ => Scalar::Skip,
         };
@@ -504,6 +514,12 @@ impl State {
                     *slot = Some(number);
                 }
             }
+            (Node::Sum(count), Some(text)) => {
+                if let (Some(number), Some(slot)) = (number(text), self.facts.counts.get_mut(count as usize))
+                {
+                    *slot = Some(slot.unwrap_or_default().saturating_add(number));
+                }
+            }
             (Node::Done, Some("true")) => self.facts.is_over = true,
             (Node::Name, None) => self.facts.has_more_tools = true,
             (_, Some("") | None) => {}
@@ -535,142 +551,4 @@ impl State {
             _ => {}
         }
     }
-}
-
-// === impl Node ===
-
-impl Node {
-    fn member(self, name: &str) -> Node {
-        match self {
-            Node::Top(more) => top(name, more),
-            Node::Turn => turn(name),
-            Node::Call => match name {
-                "name" => Node::Name,
-                "function" | "custom" => Node::Call,
-                "arguments" | "args" | "input" | "parameters" => Node::Arguments,
-                _ => Node::Skip,
-            },
-            Node::Items if name == "embedding" => Node::Vectors,
-            Node::Meta if name == "billed_units" => Node::Usage,
-            Node::Results if name == "tokenCount" => Node::Count(Count::Output),
-            Node::Results => turn(name),
-            Node::Usage => usage(name),
-            Node::Details => match name {
-                "cached_tokens" => Node::Count(Count::Cached),
-                "cache_write_tokens" => Node::Count(Count::CacheWritten),
-                "reasoning_tokens" => Node::Count(Count::Reasoning),
-                _ => Node::Skip,
-            },
-            Node::Error => match name {
-                "type" | "code" | "status" => Node::ErrorKind,
-                _ => Node::Skip,
-            },
-            _ => Node::Skip,
-        }
-    }
-}
-
-fn top(name: &str, more: u8) -> Node {
-    match name {
-        "model" | "modelVersion" => Node::Model,
-        "usage" | "usageMetadata" | "amazon-bedrock-invocationMetrics" => Node::Usage,
-        // What wraps a document; or the text itself, of Ollama.
-        name if more > 0 && is_wrap(name) => Node::Top(more - 1),
-        "results" => Node::Results,
-        "error" => Node::Error,
-        "bytes" => Node::Packed,
-        "done" => Node::Done,
-        "status" => Node::Status,
-        "embedding" | "embeddings" => Node::Vectors,
-        "data" => Node::Items,
-        // What was asked, where an answer says it again.
-        "input" => Node::Skip,
-        "meta" => Node::Meta,
-        // Of Cohere's first version, whose type has a name of its own.
-        "event_type" => Node::Type,
-        // Of Ollama, Titan and Llama.
-        "prompt_eval_count" | "inputTextTokenCount" | "prompt_token_count" => Node::Count(Count::Input),
-        "eval_count" | "generation_token_count" => Node::Count(Count::Output),
-        name => turn(name),
-    }
-}
-
-fn turn(name: &str) -> Node {
-    match name {
-        name if is_turn(name) => Node::Turn,
-        name if is_calls(name) => Node::Call,
-        "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
-        "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
-        "reasoning_content" | "reasoning" | "refusal" => Node::Text,
-        "name" => Node::Name,
-        "type" => Node::Type,
-        "finish_reason" | "finishReason" | "stop_reason" | "stopReason" | "done_reason"
-        | "completionReason" => Node::Finish,
-        _ => Node::Skip,
-    }
-}
-
-fn usage(name: &str) -> Node {
-    Node::Count(match name {
-        "prompt_tokens" | "input_tokens" | "promptTokenCount" | "inputTokens" | "inputTokenCount" => {
-            Count::Input
-        }
-        "completion_tokens"
-        | "output_tokens"
-        | "candidatesTokenCount"
-        | "outputTokens"
-        | "outputTokenCount" => Count::Output,
-        "total_tokens" | "totalTokens" | "totalTokenCount" => Count::Total,
-        "cached_tokens" | "cachedContentTokenCount" | "prompt_cache_hit_tokens" => Count::Cached,
-        "cache_write_tokens" => Count::CacheWritten,
-        "cache_read_input_tokens" | "cacheReadInputTokens" | "cacheReadInputTokenCount" => {
-            Count::CachedBesides
-        }
-        "cache_creation_input_tokens" | "cacheWriteInputTokens" | "cacheWriteInputTokenCount" => {
-            Count::CacheWrittenBesides
-        }
-        "toolUsePromptTokenCount" => Count::ToolPrompt,
-        "reasoning_tokens" => Count::Reasoning,
-        "thoughtsTokenCount" => Count::Thoughts,
-        // What Cohere bills; and what else is said of counts.
-        "billed_units" => return Node::Usage,
-        "prompt_tokens_details"
-        | "input_tokens_details"
-        | "completion_tokens_details"
-        | "output_tokens_details"
-        // Of realtime conversations.
-        | "input_token_details"
-        | "output_token_details" => {
-            return Node::Details;
-        }
-        _ => return Node::Skip,
-    })
-}
-
-/// Whether events of this type say again what others have said in parts: of the Responses API all but those.
-fn is_repeat(kind: &str) -> bool {
-    kind.starts_with("response.") && !kind.ends_with(".delta") || kind == "transcript.text.done"
-}
-
-/// Whether an answer is over behind an event of this type.
-pub(super) fn is_over(kind: &str) -> bool {
-    matches!(
-        kind,
-        "response.completed"
-            | "response.incomplete"
-            | "response.failed"
-            | "message_stop"
-            | "transcript.text.done"
-            | "message-end"
-            | "stream-end"
-    )
-}
-
-/// A count: a whole number, as JSON has it.
-fn number(text: &str) -> Option<u64> {
-    // Cohere's are floating.
-    let whole = text.strip_suffix(".0").unwrap_or(text);
-    let is_plain = !whole.is_empty() && whole.bytes().all(|b| b.is_ascii_digit());
-    let has_zeros = whole.len() > 1 && whole.starts_with('0');
-    whole.parse().ok().filter(|_| is_plain && !has_zeros)
 }

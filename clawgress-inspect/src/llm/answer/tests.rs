@@ -154,11 +154,77 @@ fn vectors_cost_what_was_read() {
         let usage = read(Format::Json, body.as_bytes()).usage;
         assert_eq!(usage, Some(Usage { input, ..Usage::default() }), "{body}");
     }
+    // Of many, each counts.
+    let many = r#"{"predictions":[{"embeddings":{"values":[0.1],"statistics":{"token_count":4.0}}},{"embeddings":{"statistics":{"token_count":3},"values":[0.1]}}]}"#;
+    assert_eq!(read(Format::Json, many.as_bytes()).usage.map(|u| (u.input, u.output)), Some((7, 0)));
     let chat = r#"{"text":"hi","meta":{"billed_units":{"input_tokens":3,"output_tokens":4},"tokens":{"input_tokens":70,"output_tokens":4}}}"#;
     assert_eq!(read(Format::Json, chat.as_bytes()).usage.map(|u| (u.input, u.output)), Some((3, 4)));
     let stream = b"{\"event_type\":\"text-generation\",\"text\":\"hi\"}\n{\"event_type\":\"stream-end\",\"response\":{\"meta\":{\"billed_units\":{\"input_tokens\":3,\"output_tokens\":4}}}}\n";
     let answer = read(Format::Lines, stream);
     assert_eq!((answer.usage.map(|u| (u.input, u.output)), answer.is_partial), (Some((3, 4)), false));
+}
+
+/// Input, output, cached, written to a cache, reasoning: as the providers bill them.
+#[test]
+fn counts_that_stand_elsewhere_are_counted_once() {
+    for (usage, want) in [
+        // xAI counts reasoning besides, and in the total.
+        (
+            r#"{"prompt_tokens":12,"completion_tokens":1,"total_tokens":399,"completion_tokens_details":{"reasoning_tokens":386}}"#,
+            [12, 387, 0, 0, 386],
+        ),
+        (
+            r#"{"prompt_tokens":12,"completion_tokens":400,"total_tokens":798,"completion_tokens_details":{"reasoning_tokens":386}}"#,
+            [12, 786, 0, 0, 386],
+        ),
+        // Without a total, more than all of it can't be within it.
+        (r#"{"prompt_tokens":12,"completion_tokens":1,"reasoning_tokens":386}"#, [12, 387, 0, 0, 386]),
+        // Perplexity's total is of the two alone.
+        (
+            r#"{"prompt_tokens":33,"completion_tokens":7163,"total_tokens":7196,"reasoning_tokens":73997}"#,
+            [33, 81160, 0, 0, 73997],
+        ),
+        // What gateways say in OpenAI's words of Anthropic's caches is within the prompt.
+        (
+            r#"{"prompt_tokens":1110,"completion_tokens":25,"total_tokens":1135,"prompt_tokens_details":{"cached_tokens":1000},"cache_creation_input_tokens":100,"cache_read_input_tokens":1000}"#,
+            [1110, 25, 1000, 100, 0],
+        ),
+        (
+            r#"{"input_tokens":10,"output_tokens":25,"cache_creation_input_tokens":100,"cache_read_input_tokens":1000}"#,
+            [1110, 25, 1000, 100, 0],
+        ),
+        // What tools of Gemini's found is of the input, also where no candidate is counted.
+        (
+            r#"{"promptTokenCount":8,"toolUsePromptTokenCount":20,"thoughtsTokenCount":7,"totalTokenCount":35}"#,
+            [28, 7, 0, 0, 7],
+        ),
+        (r#"{"prompt_tokens":5,"completion_tokens":3,"total_tokens":4}"#, [5, 3, 0, 0, 0]),
+    ] {
+        let key = if usage.contains("TokenCount") { "usageMetadata" } else { "usage" };
+        let document = format!("{{\"{key}\":{usage}}}");
+        let stream = format!("data: {{\"choices\":[],\"{key}\":{usage}}}\n\ndata: [DONE]\n\n");
+        for (format, body) in [(Format::Json, document), (Format::EventStream, stream)] {
+            let found = read(format, body.as_bytes()).usage.expect(&body);
+            let found = [found.input, found.output, found.cached, found.cache_written, found.reasoning];
+            assert_eq!(found, want, "{body}");
+        }
+    }
+}
+
+/// llama.cpp's own surface, and TGI's.
+#[test]
+fn servers_of_one_model_are_read() {
+    let whole = r#"{"index":0,"content":"some words","tokens_predicted":5,"tokens_evaluated":9,"model":"m.gguf","stop":true,"stop_type":"limit"}"#;
+    let answer = read(Format::Json, whole.as_bytes());
+    assert_eq!(answer.usage.map(|u| (u.input, u.output)), Some((9, 5)));
+    assert_eq!(answer.finish.as_deref(), Some("limit"));
+    let chunk =
+        r#"{"index":0,"content":"some words","tokens_predicted":2,"tokens_evaluated":9,"stop":false}"#;
+    let stream = format!("data: {chunk}\n\ndata: {whole}\n\n");
+    let answer = read(Format::EventStream, stream.as_bytes());
+    assert_eq!((answer.usage.map(|u| (u.input, u.output)), answer.is_partial), (Some((9, 5)), false));
+    let tgi = read(Format::Json, br#"[{"generated_text":"some ordinary words that it says"}]"#);
+    assert_eq!((tgi.usage, tgi.output_estimated > 4), (None, true));
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl Walk<'_> {
             }
             b'{' if !matches!(place, P::Name | P::ProvidersName) => {
                 let members = splice::members(text, at)?;
-                let said = Said { text, members: &members, of: self.of };
+                let said = Said::of(text, &members, self.of);
                 for member in &members {
                     if let Some(place) = said.place(place, &member.name) {
                         self.value(&member.value, place, depth + 1)?;
@@ -110,25 +110,79 @@ fn is_providers_tool(kind: &str) -> bool {
     !matches!(kind, "function" | "custom")
 }
 
-/// An object, by what it says of itself.
-struct Said<'a> {
-    text: &'a [u8],
-    members: &'a [Member],
+/// An object, by what it says of itself: all of it is looked at once, however often it says anything.
+#[derive(Clone, Copy, Debug)]
+struct Said {
     of: Of,
+    /// Whether it is a call of a tool by its type.
+    is_call: bool,
+    /// Whether it is by a tool.
+    answers: bool,
+    is_result: bool,
+    is_reference: bool,
+    is_event: bool,
+    is_providers: bool,
+    /// Of [`OBJECTS`], those that are something else at least once.
+    scalars: u16,
 }
 
-impl Said<'_> {
-    /// Whether it says any of these of itself, however often it says anything.
-    fn is(&self, name: &str, is: impl Fn(&str) -> bool) -> bool {
-        self.members.iter().filter(|member| member.name == name).any(|member| {
-            let value = self.text.get(member.value.clone()).map(Value::parse);
-            value.is_some_and(|value| value.is_ok_and(|value| value.text().is_some_and(&is)))
-        })
+/// What counts only where it is an object or an array.
+const OBJECTS: [&str; 10] = [
+    "function",
+    "custom",
+    "toolSpec",
+    "functionDeclarations",
+    "function_declarations",
+    "tools",
+    "tool",
+    "allowed_tools",
+    "functionCallingConfig",
+    "function_calling_config",
+];
+
+impl Said {
+    fn of(text: &[u8], members: &[Member], of: Of) -> Said {
+        #[cfg(test)]
+        crate::steps::add(members.len());
+        let mut said = Said {
+            of,
+            is_call: false,
+            answers: false,
+            is_result: false,
+            is_reference: false,
+            is_event: false,
+            is_providers: false,
+            scalars: 0,
+        };
+        for Member { name, value, .. } in members {
+            match name.as_str() {
+                "type" | "role" => {
+                    let value = text.get(value.clone()).and_then(|value| Value::parse(value).ok());
+                    if let Some(is) = value.as_ref().and_then(Value::text) {
+                        said.is(name, is);
+                    }
+                }
+                name => {
+                    let is_object = matches!(text.get(value.start), Some(b'{' | b'['));
+                    let known = OBJECTS.iter().position(|object| *object == name);
+                    said.scalars |= known.filter(|_| !is_object).map_or(0, |at| 1 << at);
+                }
+            }
+        }
+        said
     }
 
-    /// Whether it is a call of a tool by its type.
-    fn is_call(&self) -> bool {
-        self.is("type", |kind| is_call(kind) && !is_providers_call(kind))
+    fn is(&mut self, name: &str, is: &str) {
+        if name == "role" {
+            self.answers |= matches!(is, "tool" | "function");
+            return;
+        }
+        self.is_call |= is_call(is) && !is_providers_call(is);
+        self.is_result |= is.starts_with("tool_") && is.ends_with("result");
+        self.is_reference |= is == "tool_reference";
+        self.is_event |=
+            is.starts_with("function.call") || is.starts_with("response.function_call_arguments");
+        self.is_providers |= is_providers_tool(is);
     }
 
     fn place(&self, outer: Place, name: &str) -> Option<Place> {
@@ -143,7 +197,7 @@ impl Said<'_> {
                 _ if is_calls(name) => Some(P::Call),
                 _ if outer == P::Root && is_wrap(name) => Some(P::Root),
                 "results" if outer == P::Root => Some(P::Part),
-                "name" => self.is_call().then_some(P::Name),
+                "name" => self.is_call.then_some(P::Name),
                 _ => None,
             },
             _ => None,
@@ -160,21 +214,15 @@ impl Said<'_> {
                 "message" => Some(P::Message),
                 "tool_results" => Some(P::Answered),
                 // Of a tool that answers, and of items of the Responses API.
-                "name" | "tool_name" => {
-                    let answers = || self.is("role", |role| matches!(role, "tool" | "function"));
-                    (self.is_call() || answers()).then_some(P::Name)
-                }
+                "name" | "tool_name" => (self.is_call || self.answers).then_some(P::Name),
                 _ => None,
             },
             P::Part => match name {
-                "name" => self.is_call().then_some(P::Name),
+                "name" => self.is_call.then_some(P::Name),
                 "toolUse" | "functionCall" | "function_call" | "functionResponse" | "function_response" => {
                     Some(P::Call)
                 }
-                "content" | "tool_references" => {
-                    let is_result = |kind: &str| kind.starts_with("tool_") && kind.ends_with("result");
-                    self.is("type", is_result).then_some(P::References)
-                }
+                "content" | "tool_references" => self.is_result.then_some(P::References),
                 _ => None,
             },
             P::Call => match name {
@@ -183,7 +231,7 @@ impl Said<'_> {
                 _ => None,
             },
             P::Tool => match name {
-                "name" if self.is("type", is_providers_tool) => Some(P::ProvidersName),
+                "name" if self.is_providers => Some(P::ProvidersName),
                 "name" => Some(P::Name),
                 "function"
                 | "custom"
@@ -213,17 +261,17 @@ impl Said<'_> {
             P::Answered => (name == "call").then_some(P::Call),
             P::References => match name {
                 "content" | "tool_references" => Some(P::References),
-                "tool_name" => self.is("type", |kind| kind == "tool_reference").then_some(P::Name),
+                "tool_name" => self.is_reference.then_some(P::Name),
                 _ => None,
             },
             P::Name | P::ProvidersName => None,
         }
     }
 
-    /// Whether the member of this name is an object or an array.
+    /// Whether the member of this name is an object or an array, each of them.
     fn is_object(&self, name: &str) -> bool {
-        let mut all = self.members.iter().filter(|member| member.name == name);
-        all.all(|member| matches!(self.text.get(member.value.start), Some(b'{' | b'[')))
+        let known = OBJECTS.iter().position(|object| *object == name);
+        known.is_some_and(|at| self.scalars & (1 << at) == 0)
     }
 
     fn of_root(&self, name: &str) -> Option<Place> {
@@ -246,12 +294,7 @@ impl Said<'_> {
             | "generateContentRequest"
             | "additionalModelRequestFields"
             | "contentBlockStart" => P::Root,
-            "name" => {
-                let is_event = |kind: &str| {
-                    kind.starts_with("function.call") || kind.starts_with("response.function_call_arguments")
-                };
-                return self.is("type", is_event).then_some(P::Name);
-            }
+            "name" => return self.is_event.then_some(P::Name),
             _ => return None,
         })
     }

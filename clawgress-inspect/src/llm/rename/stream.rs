@@ -126,8 +126,10 @@ impl Renamer {
     fn changed(&mut self, part: Vec<u8>, manner: Manner) -> Result<Vec<u8>, RenameError> {
         #[cfg(test)]
         crate::steps::add(part.len());
+        // Events are text, whether they name a tool or not: what is refused must not depend on how they come.
+        let is_text = manner != Manner::Events || std::str::from_utf8(&part).is_ok();
         if !may_name(&part) {
-            return Ok(part);
+            return if is_text { Ok(part) } else { Err(RenameError::Form) };
         }
         let other = match manner {
             Manner::Document => self.document(&part, false)?,

@@ -290,6 +290,13 @@ fn what_can_not_be_changed_back_does_not_go_on() {
     assert_eq!(read(Format::Json, &[deep.as_bytes()]), Err(RenameError::Form));
     let large = format!("data: {}", "x".repeat(5000));
     assert_eq!(read(Format::EventStream, &[large.as_bytes()]), Err(RenameError::TooLarge));
+    // Whatever an event names that is no text, in any pieces.
+    let (odd, named) = (&b"data: \xff\n\n"[..], &b"data: {\"name\":\"x\"}\n\n"[..]);
+    for pieces in [&[odd, named][..], &[named, odd], &[&[odd, named].concat()]] {
+        let mut renamer = Renamer::new(renamed(), Format::EventStream, 4096).expect("a form");
+        let read = pieces.iter().try_for_each(|piece| renamer.push(piece, false).map(drop));
+        assert_eq!(read.and_then(|()| renamer.push(b"", true).map(drop)), Err(RenameError::Form));
+    }
     assert!(Renamer::new(renamed(), Format::Amazon, 4096).is_none());
 }
 

@@ -298,6 +298,10 @@ fn calls_are_known_by_their_shape() {
         r#"{"model":"m","input":"x"}"#,
         r#"{"prompt":"x","model":"m"}"#,
         r#"{"messages":[{"role":"user","content":[{"text":"x"}]}],"inferenceConfig":{}}"#,
+        // Of servers that run one model, and are told none.
+        r#"{"prompt":"x","n_predict":64}"#,
+        r#"{"prompt":["x",12,"y"],"n_predict":-1}"#,
+        r#"{"inputs":"x","parameters":{"max_new_tokens":20}}"#,
     ] {
         assert!(is_call(body), "{body}");
     }
@@ -311,15 +315,96 @@ fn calls_are_known_by_their_shape() {
         r#"{"car":{"model":"m","input":"x"}}"#,
         r#"{"model":"m","content":"x"}"#,
         r#"{"model":"m","message":"x","query":"y","texts":["z"]}"#,
+        r#"{"prompt":"x"}"#,
+        r#"{"ref":"main","inputs":{"name":"x"},"parameters":{"temperature":1}}"#,
+        r#"{"inputs":"x","parameters":{"name":"n"}}"#,
     ] {
         assert!(!is_call(body), "{body}");
     }
+    // Where only models are, less will do.
+    for (path, body) in [
+        ("/v1/chat/completions", r#"{"messages":[{"role":"user","content":"x"}]}"#),
+        ("/completion", r#"{"prompt":"x"}"#),
+        ("/generate", r#"{"inputs":"x"}"#),
+        ("/x/v1/Responses", r#"{"input":"x"}"#),
+        ("/v1/messages", r#"{"messages":[{"content":"x","role":"user"}]}"#),
+        ("/models/m:generateContent", r#"{"contents":[]}"#),
+        ("/model/m/converse", r#"{"messages":[{"role":"user","content":[{"text":"x"}]}]}"#),
+    ] {
+        assert!(crate::llm::tells(path) && takes(body).shape.is_call_there(), "{path} {body}");
+    }
+    for path in ["/", "/api/chat", "/v1/files", "/v2/messages", "/messages", "/v1/models", "/v1/jobs:run"] {
+        assert!(!crate::llm::tells(path), "{path}");
+    }
+    assert!(!takes(r#"{"messages":["x"],"text":"y"}"#).shape.is_call_there());
+    let predict = takes(r#"{"prompt":"x","n_predict":64}"#);
+    assert_eq!(predict.tokens_max, Some(64));
+    assert_eq!(takes(r#"{"inputs":"x","parameters":{"max_new_tokens":20}}"#).tokens_max, Some(20));
+}
+
+/// A body of one dialect at the surface of another, where both have `messages`.
+#[test]
+fn dialects_of_messages_are_told_apart() {
+    use crate::llm::Surface as S;
+    const ALL: [S; 4] = [S::ChatCompletions, S::Messages, S::OllamaChat, S::Converse];
+    let check = |body: &str, fits: &[S]| {
+        let shape = takes(body).shape;
+        for surface in ALL {
+            assert_eq!(!shape.differs(surface), fits.contains(&surface), "{surface:?}: {body}");
+        }
+    };
+    check(r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#, &ALL[..3]);
+    check(
+        r#"{"model":"m","messages":[{"role":"system","content":"x"}]}"#,
+        &[S::ChatCompletions, S::OllamaChat],
+    );
+    check(
+        r#"{"model":"m","max_completion_tokens":9,"messages":[{"role":"user","content":"x"}]}"#,
+        &[S::ChatCompletions],
+    );
+    check(r#"{"model":"m","n":2,"messages":[{"role":"user","content":"x"}]}"#, &[S::ChatCompletions]);
+    check(
+        r#"{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}"#,
+        &[S::ChatCompletions, S::OllamaChat],
+    );
+    check(
+        r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"https://a.test/i"}}]}]}"#,
+        &[S::ChatCompletions],
+    );
+    check(
+        r#"{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"x"}],"tools":[{"name":"f","input_schema":{"type":"object"}}]}"#,
+        &[S::Messages],
+    );
+    check(
+        r#"{"max_tokens":9,"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":{}}]}]}"#,
+        &[S::Messages],
+    );
+    check(
+        r#"{"model":"m","max_tokens":9,"system":"s","thinking":{"type":"enabled"},"messages":[{"role":"user","content":[{"type":"text","text":"x"}]}]}"#,
+        &[S::ChatCompletions, S::Messages],
+    );
+    check(
+        r#"{"messages":[{"role":"user","content":[{"text":"x"}]}],"inferenceConfig":{"maxTokens":9},"system":[{"text":"s"}]}"#,
+        &[S::Converse],
+    );
+    check(
+        r#"{"messages":[{"role":"user","content":[{"toolResult":{"toolUseId":"t","content":[{"text":"x"}]}}]}]}"#,
+        &[S::Converse],
+    );
 }
 
 #[test]
 fn steps_grow_with_the_length_alone() {
     type Make = fn(usize) -> String;
-    let shapes: [(&str, Make); 9] = [
+    let shapes: [(&str, Make); 13] = [
+        ("a huge number", |n| format!(r#"{{"max_tokens":{}}}"#, "9".repeat(n))),
+        ("huge numbers", |n| {
+            format!(r#"{{"input":[{}1]}}"#, format!("{},", "9".repeat(300)).repeat(n / 301))
+        }),
+        ("exponents", |n| format!(r#"{{"n":1e{}}}"#, "9".repeat(n))),
+        ("lone surrogates", |n| {
+            format!(r#"{{"messages":[{{"role":"user","content":"{}"}}]}}"#, r"\ud800x\udc00".repeat(n / 13))
+        }),
         ("one letter", |n| format!(r#"{{"messages":[{{"content":"{}","role":"user"}}]}}"#, "a".repeat(n))),
         ("elements", |n| format!(r#"{{"input":[{}1]}}"#, "1,".repeat(n / 2))),
         ("objects", |n| format!(r#"{{"messages":[{}{{}}]}}"#, "{},".repeat(n / 3))),

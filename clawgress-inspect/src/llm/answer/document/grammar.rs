@@ -1,0 +1,153 @@
+//! Where in an answer what stands, in all dialects at once. Must never take for the provider's what the model says.
+
+use super::Node;
+use crate::llm::answer::Count;
+use crate::llm::answer::places::{is_calls, is_turn, is_wrap};
+
+// === impl Node ===
+
+impl Node {
+    pub(super) fn member(self, name: &str) -> Node {
+        match self {
+            Node::Top(more) => top(name, more),
+            Node::Turn => turn(name),
+            Node::Call => match name {
+                "name" => Node::Name,
+                "function" | "custom" => Node::Call,
+                "arguments" | "args" | "input" | "parameters" => Node::Arguments,
+                _ => Node::Skip,
+            },
+            Node::Items if name == "embedding" => Node::Vectors,
+            Node::Predictions if name == "embeddings" => Node::Predictions,
+            Node::Predictions if name == "values" => Node::Vectors,
+            Node::Predictions if name == "statistics" => Node::Statistics,
+            Node::Statistics if name == "token_count" => Node::Sum(Count::Input),
+            Node::Meta if name == "billed_units" => Node::Usage,
+            Node::Results if name == "tokenCount" => Node::Count(Count::Output),
+            Node::Results => turn(name),
+            Node::Usage => usage(name),
+            Node::Details => match name {
+                "cached_tokens" => Node::Count(Count::Cached),
+                "cache_write_tokens" => Node::Count(Count::CacheWritten),
+                "reasoning_tokens" => Node::Count(Count::Reasoning),
+                _ => Node::Skip,
+            },
+            Node::Error => match name {
+                "type" | "code" | "status" => Node::ErrorKind,
+                _ => Node::Skip,
+            },
+            _ => Node::Skip,
+        }
+    }
+}
+
+fn top(name: &str, more: u8) -> Node {
+    match name {
+        "model" | "modelVersion" => Node::Model,
+        "usage" | "usageMetadata" | "amazon-bedrock-invocationMetrics" => Node::Usage,
+        // What wraps a document; or the text itself, of Ollama.
+        name if more > 0 && is_wrap(name) => Node::Top(more - 1),
+        "results" => Node::Results,
+        "error" => Node::Error,
+        "bytes" => Node::Packed,
+        "done" => Node::Done,
+        "status" => Node::Status,
+        "embedding" | "embeddings" => Node::Vectors,
+        "data" => Node::Items,
+        "predictions" => Node::Predictions,
+        // What was asked, where an answer says it again.
+        "input" => Node::Skip,
+        "meta" => Node::Meta,
+        // Of Cohere's first version, whose type has a name of its own.
+        "event_type" => Node::Type,
+        // Of Ollama, Titan and Llama.
+        "prompt_eval_count" | "inputTextTokenCount" | "prompt_token_count" => Node::Count(Count::Input),
+        "eval_count" | "generation_token_count" => Node::Count(Count::Output),
+        // Of llama.cpp's own surface.
+        "tokens_evaluated" => Node::Count(Count::Input),
+        "tokens_predicted" => Node::Count(Count::Output),
+        "stop_type" => Node::Finish,
+        // Of TGI.
+        "generated_text" => Node::Text,
+        name => turn(name),
+    }
+}
+
+fn turn(name: &str) -> Node {
+    match name {
+        name if is_turn(name) => Node::Turn,
+        name if is_calls(name) => Node::Call,
+        "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
+        "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
+        "reasoning_content" | "reasoning" | "refusal" => Node::Text,
+        "name" => Node::Name,
+        "type" => Node::Type,
+        "finish_reason" | "finishReason" | "stop_reason" | "stopReason" | "done_reason"
+        | "completionReason" => Node::Finish,
+        _ => Node::Skip,
+    }
+}
+
+fn usage(name: &str) -> Node {
+    Node::Count(match name {
+        "prompt_tokens" => Count::Prompt,
+        "input_tokens" | "promptTokenCount" | "inputTokens" | "inputTokenCount" => Count::Input,
+        "completion_tokens"
+        | "output_tokens"
+        | "candidatesTokenCount"
+        | "outputTokens"
+        | "outputTokenCount" => Count::Output,
+        "total_tokens" | "totalTokens" | "totalTokenCount" => Count::Total,
+        "cached_tokens" | "cachedContentTokenCount" | "prompt_cache_hit_tokens" => Count::Cached,
+        "cache_write_tokens" => Count::CacheWritten,
+        "cache_read_input_tokens" | "cacheReadInputTokens" | "cacheReadInputTokenCount" => {
+            Count::CachedBesides
+        }
+        "cache_creation_input_tokens" | "cacheWriteInputTokens" | "cacheWriteInputTokenCount" => {
+            Count::CacheWrittenBesides
+        }
+        "toolUsePromptTokenCount" => Count::ToolPrompt,
+        "reasoning_tokens" => Count::Reasoning,
+        "thoughtsTokenCount" => Count::Thoughts,
+        // What Cohere bills; and what else is said of counts.
+        "billed_units" => return Node::Usage,
+        "prompt_tokens_details"
+        | "input_tokens_details"
+        | "completion_tokens_details"
+        | "output_tokens_details"
+        // Of realtime conversations.
+        | "input_token_details"
+        | "output_token_details" => {
+            return Node::Details;
+        }
+        _ => return Node::Skip,
+    })
+}
+
+/// Whether events of this type say again what others have said in parts: of the Responses API all but those.
+pub(super) fn is_repeat(kind: &str) -> bool {
+    kind.starts_with("response.") && !kind.ends_with(".delta") || kind == "transcript.text.done"
+}
+
+/// Whether an answer is over behind an event of this type.
+pub(in super::super) fn is_over(kind: &str) -> bool {
+    matches!(
+        kind,
+        "response.completed"
+            | "response.incomplete"
+            | "response.failed"
+            | "message_stop"
+            | "transcript.text.done"
+            | "message-end"
+            | "stream-end"
+    )
+}
+
+/// A count: a whole number, as JSON has it.
+pub(super) fn number(text: &str) -> Option<u64> {
+    // Cohere's are floating.
+    let whole = text.strip_suffix(".0").unwrap_or(text);
+    let is_plain = !whole.is_empty() && whole.bytes().all(|b| b.is_ascii_digit());
+    let has_zeros = whole.len() > 1 && whole.starts_with('0');
+    whole.parse().ok().filter(|_| is_plain && !has_zeros)
+}

@@ -1,0 +1,3 @@
+//! Fuzz target `hearing`; what it asserts stands in `streams.rs`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| clawgress_fuzz::hearing(data));
