@@ -1,6 +1,7 @@
 //! `clawgress-l7`: reads the configuration, gives up the right to ever gain privileges, and serves.
 #![forbid(unsafe_code)]
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,19 +21,25 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[command(version, about)]
 struct Arguments {
     /// Configuration file
-    #[arg(long, default_value = config::PATH, value_name = "FILE")]
+    #[arg(long, env = "CLAWGRESS_CONFIG", default_value = config::PATH, value_name = "FILE")]
     config: PathBuf,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env()
+    let filter = EnvFilter::try_from_env("CLAWGRESS_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let stderr = std::io::stderr();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr.is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     match start(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            // The last line is for whoever reads the journal; it must not depend on the log filter.
+            let _ = writeln!(std::io::stderr(), "clawgress-l7: {error:#}");
             ExitCode::FAILURE
         }
     }

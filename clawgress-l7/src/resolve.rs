@@ -19,7 +19,7 @@ use hickory_resolver::{ResolverBuilder, TokioResolver};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::{limit, roots};
+use crate::{limit, roots, tls};
 
 use self::known::Known;
 
@@ -290,7 +290,7 @@ fn server(DnsServer { address, transport }: &DnsServer) -> NameServerConfig {
 /// TLS to servers that prove their names by the system's authorities and those in `files`.
 fn proven_by(files: &[PathBuf]) -> anyhow::Result<rustls::ClientConfig> {
     let roots = roots::store(files).context("`resolver_roots` in [l7] can't be used")?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = tls::provider();
     let config =
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())

@@ -282,7 +282,7 @@ fn instance() -> anyhow::Result<String> {
 /// If a part can't be started.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     // Before any connector of Pingora's is made: it would install another provider.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = tls::provider().as_ref().clone().install_default();
     let instance = instance()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);

@@ -4,6 +4,7 @@ mod check;
 mod install;
 mod java;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use clawgress_api::InterceptionStatus;
 use clawgress_api::proto::Empty;
+use serde::Serialize;
 use tonic::Code;
 
 use crate::client::Client;
@@ -56,6 +58,13 @@ pub enum Verb {
     Check(Check),
 }
 
+/// What `export` prints as JSON.
+#[derive(Serialize)]
+struct Exported<'a> {
+    /// PEM.
+    certificate: &'a str,
+}
+
 #[derive(Args)]
 pub struct Env {
     /// Where the files go; made if it is not there.
@@ -83,10 +92,14 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
         Verb::Check(_) | Verb::Uninstall => Ok(()),
         Verb::Show if output == Output::Json => output::json(&status),
         Verb::Show => show(&status),
+        Verb::Export if output == Output::Json => output::json(&Exported { certificate: own(&status) }),
         Verb::Export => output::line(own(&status).trim_end()),
         Verb::Env(Env { directory }) => {
             let mut all = variables(&directory, own(&status))?;
             all.extend(java_variable(&directory)?);
+            if output == Output::Json {
+                return output::json(&all.into_iter().collect::<BTreeMap<_, _>>());
+            }
             for (name, value) in all {
                 let value = value.replace('\'', r"'\''");
                 output::line(&format!("export {name}='{value}'"))?;

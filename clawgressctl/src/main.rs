@@ -29,7 +29,7 @@ mod trust_domain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use clawgress_api::identity::GroupKind;
 
 use self::client::Client;
@@ -122,7 +122,7 @@ enum Verb {
     Drops(live::Arguments),
     /// Shows rate limits and how much of each is left.
     Limits(live::Arguments),
-    /// Prints counters as OpenMetrics text.
+    /// Prints counters as OpenMetrics text, or as JSON.
     Metrics,
     /// Runs a command as an agent, governed by its cgroup and the local proxy.
     Run(run::Arguments),
@@ -133,8 +133,27 @@ enum Verb {
     RunChild(run::child::Arguments),
 }
 
+// === impl Verb ===
+
+impl Verb {
+    /// The name of a verb whose output has a form of its own: a script's, or what a command prints.
+    fn prints_its_own(&self) -> Option<&'static str> {
+        match self {
+            Verb::Run(_) => Some("run"),
+            Verb::Completion(_) => Some("completion"),
+            _ => None,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let (Output::Json, Some(own)) = (cli.output, cli.verb.prints_its_own()) {
+        let told = format!(
+            "`--output json` has no meaning with `{own}`: what is printed is not clawgressctl's to form"
+        );
+        Cli::command().error(clap::error::ErrorKind::ArgumentConflict, told).exit();
+    }
     match start(cli) {
         Ok(code) => code,
         Err(failure) => {
@@ -176,7 +195,7 @@ fn start(cli: Cli) -> Result<ExitCode, Failure> {
             Verb::Flows(arguments) => live::flows(&client, output, arguments).await?,
             Verb::Drops(arguments) => live::drops(&client, output, arguments).await?,
             Verb::Limits(arguments) => live::limits(&client, output, arguments).await?,
-            Verb::Metrics => metrics::print(&client).await?,
+            Verb::Metrics => metrics::print(&client, output).await?,
             Verb::Run(arguments) => return run::run(&client, arguments).await,
             Verb::Completion(_) | Verb::RunChild(_) => {}
         }

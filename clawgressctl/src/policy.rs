@@ -123,7 +123,7 @@ pub async fn run(client: &Client, output: Output, arguments: Arguments) -> Resul
     let owner = &whose.owner()?;
     match verb {
         Verb::Check { files, accept, node } => {
-            check::run(client, output, &files.read(owner)?.accepting(accept.findings), node).await
+            check::run(client, output, &files.read_parts(owner)?.accepting(accept.findings), node).await
         }
         Verb::Test(arguments) => test::run(client, output, owner, arguments).await,
         Verb::Diff(arguments) => diff::run(client, output, owner, arguments).await,
@@ -230,7 +230,9 @@ async fn named(
     }
     let path = PathBuf::from(name);
     if path.is_dir() {
-        Written::from_directory(owner, &path)
+        let written = Written::from_directory(owner, &path)?;
+        written.check_parts()?;
+        Ok(written)
     } else {
         Written::from_files(owner, &path, sets.map(PathBuf::as_path))
     }

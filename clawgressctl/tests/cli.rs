@@ -7,6 +7,8 @@ mod datapath;
 mod group_verbs;
 #[path = "cli/input.rs"]
 mod input;
+#[path = "cli/json.rs"]
+mod json;
 #[path = "cli/keys.rs"]
 mod key_verbs;
 #[path = "cli/live.rs"]

@@ -302,7 +302,10 @@ impl Drop for Lab {
             exec::show_logs(self.dir());
         }
         self.world = None;
+        let panicked = exec::panicked(self.dir());
         self.record.destroy();
+        // Whatever bytes came to them: none of the programs may panic, and a task that did would be missed by nobody.
+        assert!(std::thread::panicking() || panicked.is_empty(), "a program panicked: {panicked:#?}");
     }
 }
 

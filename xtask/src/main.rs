@@ -47,6 +47,9 @@ enum Task {
         /// Govern the agents behind this interface too (as root)
         #[arg(long, value_name = "IFACE")]
         transparent: Option<String>,
+        /// Govern commands of this machine: what `clawgressctl run` starts (as root)
+        #[arg(long, conflicts_with = "transparent")]
+        local: bool,
         /// Where state is kept [default: ~/.local/share/clawgress]
         #[arg(long, value_name = "DIR")]
         dir: Option<std::path::PathBuf>,
@@ -118,7 +121,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Build { release } => task::build(release),
         Task::Test => task::test(),
         Task::Demo { keep } => task::demo(keep),
-        Task::Up { transparent, dir, rest } => task::up(transparent, dir, rest),
+        Task::Up { transparent, local, dir, rest } => task::up(transparent, local, dir, rest),
         Task::Lab { command } => task::lab(&command),
         Task::Bench { rest } => task::bench(&rest),
         Task::FuzzDatapath { minutes, seed } => task::fuzz_datapath(minutes, seed),

@@ -67,13 +67,21 @@ pub fn demo(keep: bool) -> anyhow::Result<()> {
 }
 
 /// The gateway on this machine.
-pub fn up(transparent: Option<String>, dir: Option<PathBuf>, rest: Vec<String>) -> anyhow::Result<()> {
+pub fn up(
+    transparent: Option<String>,
+    local: bool,
+    dir: Option<PathBuf>,
+    rest: Vec<String>,
+) -> anyhow::Result<()> {
     setup::run(Scope::Build)?;
     compile(false)?;
     let mut command = Command::new(directory(false).join("clawgress-up"));
     command.env("CLAWGRESS_GEO_DIR", cache::geo()?);
     if let Some(interface) = transparent {
         command.arg("--transparent").arg(interface);
+    }
+    if local {
+        command.arg("--local");
     }
     if let Some(dir) = dir {
         command.arg("--dir").arg(dir);

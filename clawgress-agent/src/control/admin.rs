@@ -287,10 +287,15 @@ impl Admin for Service {
 impl Control {
     /// Waits until the planes that are there run the live generation, or have refused, or are too slow.
     pub(super) async fn settled(&self) {
+        self.settled_within(SETTLE_TIME_MAX).await;
+    }
+
+    /// The same, where they are too slow only after so long.
+    pub(super) async fn settled_within(&self, time: Duration) {
         let generation = self.governor.live().model.generation;
         let planes =
             async { tokio::join!(self.runs.link.settled(generation), self.workers.settled(generation)) };
-        let _ = tokio::time::timeout(SETTLE_TIME_MAX, planes).await;
+        let _ = tokio::time::timeout(time, planes).await;
     }
 
     /// Whether both planes run `generation` or a later one.

@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -25,7 +25,10 @@ use rcgen::{
     PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, PrivateKeyDer, ServerName,
+    SignatureVerificationAlgorithm, UnixTime,
+};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
@@ -56,6 +59,9 @@ const NOBODY: &str = "clawgress.invalid";
 /// What an `ECPrivateKey` of P-256 is around its scalar (RFC 5915 section 3).
 const SEC1_BEFORE: [u8; 7] = [0x30, 0x31, 0x02, 0x01, 0x01, 0x04, 0x20];
 const SEC1_AFTER: [u8; 12] = [0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+
+/// Ways to verify signatures.
+type Algorithms<'a> = &'a [&'a dyn SignatureVerificationAlgorithm];
 
 /// The authority.
 pub struct Authority {
@@ -119,8 +125,37 @@ pub enum MintError {
     Unsound(String),
 }
 
+/// A way to verify signatures, taken for granted: what is looked at was signed here a moment ago, and everything above it verified
+/// when the authority was opened. All else that a client looks at is looked at (names, constraints, usage, times).
+#[derive(Debug)]
+struct Granted(&'static dyn SignatureVerificationAlgorithm);
+
+static GRANTED: LazyLock<Vec<Granted>> =
+    LazyLock::new(|| webpki::ALL_VERIFICATION_ALGS.iter().copied().map(Granted).collect());
+
 /// A public key as `rcgen` takes it.
 struct Point<'a>(&'a [u8]);
+
+// === impl Granted ===
+
+impl SignatureVerificationAlgorithm for Granted {
+    fn verify_signature(
+        &self,
+        _key: &[u8],
+        _message: &[u8],
+        _signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        Ok(())
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.0.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.0.signature_alg_id()
+    }
+}
 
 // === impl Point ===
 
@@ -200,10 +235,11 @@ impl Authority {
         if self.intercept.excludes(host) {
             return Err(MintError::Excluded);
         }
-        self.sign(&parsed, point)
+        let granted: Vec<_> = GRANTED.iter().map(|g| g as &dyn SignatureVerificationAlgorithm).collect();
+        self.sign(&parsed, point, &granted)
     }
 
-    fn sign(&self, host: &Host, point: &[u8]) -> Result<Leaf, MintError> {
+    fn sign(&self, host: &Host, point: &[u8], algorithms: Algorithms<'_>) -> Result<Leaf, MintError> {
         let is_point = point.len() == POINT_BYTES && point.first() == Some(&POINT_UNCOMPRESSED);
         if !is_point || ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).is_err() {
             return Err(MintError::Key);
@@ -227,15 +263,21 @@ impl Authority {
         params.serial_number = Some(serial().map_err(|e| MintError::Unsound(e.to_string()))?);
         valid(&mut params, from_s, until_s);
         let leaf = params.signed_by(&Point(point), &self.issuer).map_err(unsound)?.der().clone();
-        self.verify(&leaf, host, now_s)?;
+        self.verify(&leaf, host, now_s, algorithms)?;
         let mut chain = vec![leaf];
         // The root is the client's to have (RFC 8446 section 4.4.2).
         chain.extend(self.chain.iter().filter(|certificate| !is_root(certificate)).cloned());
         Ok(Leaf { chain, not_after_s: until_s })
     }
 
-    /// Verifies a leaf as a client does that trusts the last certificate of the chain.
-    fn verify(&self, leaf: &CertificateDer<'_>, host: &Host, now_s: i64) -> Result<(), MintError> {
+    /// Verifies a leaf as a client does that trusts the last certificate of the chain and verifies signatures so.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        host: &Host,
+        now_s: i64,
+        algorithms: Algorithms<'_>,
+    ) -> Result<(), MintError> {
         let unsound = |e: webpki::Error| match e {
             webpki::Error::NameConstraintViolation => MintError::Constrained,
             other => MintError::Unsound(other.to_string()),
@@ -244,7 +286,6 @@ impl Authority {
         let anchor = anchor_from_trusted_cert(top).map_err(unsound)?;
         let end = EndEntityCert::try_from(leaf).map_err(unsound)?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now_s).unwrap_or(0)));
-        let algorithms = webpki::ALL_VERIFICATION_ALGS;
         let anchors = [anchor];
         end.verify_for_usage(algorithms, &anchors, between, time, KeyUsage::server_auth(), None, None)
             .map_err(unsound)?;
@@ -257,7 +298,7 @@ impl Authority {
     fn try_out(&self) -> Result<(), String> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| e.to_string())?;
         let nobody = Host::parse(NOBODY).map_err(|e| e.to_string())?;
-        match self.sign(&nobody, key.der_bytes()) {
+        match self.sign(&nobody, key.der_bytes(), webpki::ALL_VERIFICATION_ALGS) {
             Ok(_) | Err(MintError::Constrained) => Ok(()),
             Err(why) => Err(format!(
                 "what it signs does not lead to its last certificate ({why}): put the authority's own certificate first, and each after the one that it signed"

@@ -60,27 +60,34 @@ impl Lab {
 
     /// The same, with these lines in `[l7]`.
     pub fn with_l7(l7: &str) -> Lab {
-        Lab::make(l7, "", "", LEASE)
+        Lab::make(l7, Some(""), "", LEASE)
     }
 
     /// The same, with more in the configuration: of the agents' interface, and at the end.
     pub fn with(agents: &str, more: &str) -> Lab {
-        Lab::make("", agents, more, LEASE)
+        Lab::make("", Some(agents), more, LEASE)
     }
 
     /// The same, with these lines in `[l7]`, of the agents' interface, and in `[datapath]`.
     pub fn leased(l7: &str, agents: &str, datapath: &str) -> Lab {
-        Lab::make(l7, agents, "", datapath)
+        Lab::make(l7, Some(agents), "", datapath)
     }
 
-    fn make(l7: &str, agents: &str, more: &str, datapath: &str) -> Lab {
+    /// The same, where no agents are behind any interface: it governs what runs on it.
+    pub fn local() -> Lab {
+        Lab::make("", None, "", LEASE)
+    }
+
+    fn make(l7: &str, agents: Option<&str>, more: &str, datapath: &str) -> Lab {
+        let agents = agents.map(|more| format!("[[interface]]\nname = \"ga\"\nrole = \"agents\"\n{more}"));
+        let agents = agents.unwrap_or_default();
         let name = format!("cd{}x{}", std::process::id(), LABS.fetch_add(1, Ordering::SeqCst));
         let directory = tempfile::tempdir().expect("directory");
         let text = format!(
             "[node]\nname = \"gw\"\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n\
              [datapath]\nmode = \"kernel\"\nbpffs = \"{0}/bpf/claw\"\n{datapath}\
              [proxy]\nlisten = [\"10.77.0.1:{PROXY_PORT}\", \"[fd77::1]:{PROXY_PORT}\"]\n[l7]\n{l7}\n\
-             [[interface]]\nname = \"ga\"\nrole = \"agents\"\n{agents}\
+             {agents}\
              [[interface]]\nname = \"gu\"\nrole = \"uplink\"\n{more}",
             directory.path().display()
         );

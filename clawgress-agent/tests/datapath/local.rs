@@ -78,6 +78,34 @@ async fn an_open_connection_ends_with_its_permission() {
     assert_eq!(puppet.tell("talk('c')"), "timeout", "nobody's socket");
 }
 
+/// A laptop has no agents behind it: its own commands are governed all the same, and everything else of it is left alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_agents_behind_it_governs_its_own() {
+    let mut lab = Lab::local();
+    lab.start().await;
+    lab.apply(1, tables(), vec![agent(1, &[])]).await;
+    let workload = open_workload(&lab, 1, "job").await;
+    let _servers = DIRECT.map(|a| Server::start(&lab, at(a)));
+    let _denied = Server::start(&lab, at("192.0.2.5"));
+    let mut puppet = Puppet::new(&lab, &workload.path);
+    for to in DIRECT {
+        assert_eq!(puppet.tell(&format!("dial('a', '{to}', {PORT}, 10)")), "ok", "{to}");
+        assert_eq!(puppet.tell("talk('a', wait=10)"), "hello");
+    }
+    assert_eq!(puppet.tell(&format!("dial('b', '192.0.2.5', {PORT})")), "EPERM");
+    // Whoever is in no workload is nobody's business.
+    let word = lab.inside(Place::Gateway, || {
+        let address = SocketAddr::from((IpAddr::from([192, 0, 2, 5]), PORT));
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+        stream.write_all(b"hello")?;
+        let mut word = [0; 5];
+        stream.read_exact(&mut word).map(|()| word)
+    });
+    assert_eq!(&word.expect("an exchange"), b"hello");
+    lab.apply(2, nothing(), vec![agent(1, &[])]).await;
+    assert_eq!(puppet.tell("talk('a')"), "timeout", "permitted no longer");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_flow_has_a_decision_and_an_outcome() {
     let mut lab = Lab::new();

@@ -72,9 +72,13 @@ impl Node {
 
     /// A node with a kernel plane on `lo`, not started.
     pub fn kernel() -> Self {
-        Node::with("[datapath]\nmode = \"kernel\"\n[[interface]]\nname = \"lo\"\nrole = \"agents\"\n", |_| {
-            String::new()
-        })
+        Node::kernel_configured(String::new())
+    }
+
+    /// As [`Node::kernel`], with more configuration.
+    pub fn kernel_configured(more: String) -> Self {
+        let datapath = "[datapath]\nmode = \"kernel\"\n[[interface]]\nname = \"lo\"\nrole = \"agents\"\n";
+        Node::with(datapath, |_| more)
     }
 
     fn with(datapath: &str, more: impl FnOnce(&Path) -> String) -> Self {

@@ -85,10 +85,12 @@ fn check_node(node: &Node) -> Result<(), Refused> {
 
 fn check_interfaces(config: &Config) -> Result<(), Refused> {
     let Config { interfaces, datapath, .. } = config;
-    if datapath.mode == DatapathMode::Kernel && config.agents_interfaces().next().is_none() {
+    if datapath.mode == DatapathMode::Kernel && interfaces.is_empty() {
         return Err((
             "mode",
-            "`mode = \"kernel\"` needs at least one [[interface]] with `role = \"agents\"`".into(),
+            "`mode = \"kernel\"` needs at least one [[interface]]: with `role = \"agents\"` for each that agents are behind, \
+             or, where commands of this machine alone are governed, the way out with `role = \"uplink\"`"
+                .into(),
         ));
     }
     if datapath.mode == DatapathMode::None && !interfaces.is_empty() {

@@ -11,14 +11,15 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
-use crate::limit;
+use crate::{limit, tls};
 
 /// The client of the keys role, and what it got from it.
 #[derive(Debug)]
@@ -81,13 +82,14 @@ impl Leaves {
     }
 
     async fn mint(&self, host: &Host) -> Result<Known, String> {
-        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|e| e.to_string())?;
-        let request = MintRequest { host: host.to_string(), public_key: key.public_key().as_ref().to_vec() };
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|e| e.to_string())?;
+        let request = MintRequest { host: host.to_string(), public_key: pair.public_key().as_ref().to_vec() };
         let minted =
             self.client.clone().mint(request).await.map_err(|e| e.message().to_owned())?.into_inner();
         let chain = minted.chain.into_iter().map(CertificateDer::from).collect();
-        let pkcs8 = key.to_pkcs8v1().map_err(|e| e.to_string())?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec()));
+        let pkcs8 = pair.to_pkcs8v1().map_err(|e| e.to_string())?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_ref()));
+        let key = any_ecdsa_type(&key).map_err(|e| e.to_string())?;
         let config = Arc::new(config(chain, key).map_err(|e| e.to_string())?);
         Ok(Known { config, not_after_s: minted.not_after_s })
     }
@@ -97,12 +99,14 @@ impl Leaves {
 /// in, nor the same one past what is judged at its next hello.
 fn config(
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    key: Arc<dyn SigningKey>,
 ) -> Result<ServerConfig, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+    let mut config = ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(Arc::new(certified));
+    config.ignore_client_order = true;
     config.alpn_protocols = super::ALPN.map(|name| name.as_bytes().to_vec()).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -138,6 +142,7 @@ mod tests {
     fn the_cache_is_bounded_and_ends_before_its_certificates_do() {
         let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("certificate");
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+        let key = any_ecdsa_type(&key).expect("key");
         let config = Arc::new(config(vec![made.cert.der().clone()], key).expect("config"));
         let known = |not_after_s| Known { config: Arc::clone(&config), not_after_s };
         let host = |n: usize| Host::parse(&format!("h{n}.test")).expect("host");

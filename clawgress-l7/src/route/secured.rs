@@ -11,7 +11,6 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use pingora_core::protocols::l4::stream::Stream;
 use rustls::ClientConfig;
-use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::{TcpStream, UnixStream};
@@ -20,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{limit, roots, tunnel};
+use crate::{limit, roots, tls, tunnel};
 
 /// Bytes that are carried at once.
 const CARRY_BYTES: usize = 16 * 1024;
@@ -57,7 +56,7 @@ impl Secured {
     pub fn new(name: &str, files: &[PathBuf]) -> Result<Secured> {
         let name = ServerName::try_from(name.to_owned()).context("`tls` is no name of a server")?;
         let roots = roots::store(files).context("`roots` can't be used")?;
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        let config = ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();

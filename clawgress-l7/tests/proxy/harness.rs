@@ -362,6 +362,7 @@ fn key_record(secret: &hmac::Key, text: &str, agent: &str) -> ApiKeyRecord {
 
 impl Gateway {
     pub async fn start(options: Options) -> Gateway {
+        note_panics();
         let directory = tempfile::tempdir().expect("directory");
         let dns = Dns::start(ZONE).await;
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"the node's secret");
@@ -596,8 +597,27 @@ impl Gateway {
     }
 }
 
+/// Where the proxy panicked, in whichever test: its tasks run in this process, and one that panics is missed by nobody.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Has panics noted, but for those of tests and of the peers that they bring.
+fn note_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if let Some(place) = panic.location().filter(|place| !place.file().contains("tests/")) {
+                PANICS.lock().push(place.to_string());
+            }
+            before(panic);
+        }));
+    });
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
+        let panics = PANICS.lock().clone();
+        assert!(std::thread::panicking() || panics.is_empty(), "the proxy panicked: {panics:?}");
         if let Some(run) = &self.run {
             run.abort();
         }

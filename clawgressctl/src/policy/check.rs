@@ -4,7 +4,7 @@ use clawgress_api::PolicyCheck;
 use clawgress_policy::lint::{self, Certainty, Finding};
 use serde::Serialize;
 
-use super::files::Written;
+use super::files::{Placed, Written};
 use super::new_policy;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -12,12 +12,19 @@ use crate::output::{self, Output};
 
 /// What is printed as JSON of what is refused.
 #[derive(Serialize)]
-struct Refused<'a> {
-    findings: &'a [Finding],
+struct Refused {
+    findings: Vec<Placed>,
 }
 
 /// Checks, here or on the node.
 pub async fn run(client: &Client, output: Output, written: &Written, node: bool) -> Result<(), Failure> {
+    if output == Output::Json {
+        let wrong = written.wrong();
+        if !wrong.is_empty() {
+            output::json(&Refused { findings: wrong })?;
+        }
+    }
+    written.check_parts()?;
     let (check, left_out) =
         if node { (on_node(client, output, written).await?, "") } else { here(output, written)? };
     match output {
@@ -42,7 +49,7 @@ pub async fn on_node(
     let answer = admin.check_policy(new_policy(written, String::new(), None)?).await;
     if let (Output::Json, Some(problems)) = (output, Written::problems(&answer)) {
         let findings: Vec<Finding> = problems.into_iter().map(Finding::from).collect();
-        output::json(&Refused { findings: &findings })?;
+        output::json(&Refused { findings: written.placed(findings) })?;
     }
     client.document(written.explained(answer)?)
 }
@@ -53,7 +60,7 @@ fn here(output: Output, written: &Written) -> Result<(PolicyCheck<Finding>, &'st
     let (outline, findings) = lint::examine(&written.owner, &written.bundle, &written.accepted);
     let Some(outline) = outline else {
         if output == Output::Json {
-            output::json(&Refused { findings: &findings })?;
+            output::json(&Refused { findings: written.placed(findings.clone()) })?;
         }
         let proven = findings.iter().filter(|finding| finding.severity == Certainty::Error);
         return Err(written.refused(&proven.map(Finding::problem).collect::<Vec<_>>()));

@@ -9,6 +9,7 @@ use clawgress_api::identity::PolicyOwner;
 use clawgress_policy::lint::{Accepted, Certainty, FINDINGS_MAX, Finding};
 use clawgress_policy::study::caret;
 use clawgress_policy::{NamedSets, PolicyBundle, PolicyInForceRef, PolicyProblem, PolicySet, Surroundings};
+use serde::Serialize;
 use tonic::{Response, Status as CallStatus};
 
 use crate::failure::Failure;
@@ -47,6 +48,16 @@ pub struct Written {
     sets: Vec<(PathBuf, String)>,
 }
 
+/// A finding in the file it is in.
+#[derive(Debug, Serialize)]
+pub struct Placed {
+    /// The file of its lines; absent where it is at no place of the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
+    #[serde(flatten)]
+    finding: Finding,
+}
+
 /// A file of Cedar text.
 struct Part {
     path: PathBuf,
@@ -58,8 +69,15 @@ struct Part {
 // === impl Files ===
 
 impl Files {
-    /// Reads what is named.
+    /// Reads what is named; refuses what can't be read as policy by itself.
     pub fn read(&self, owner: &PolicyOwner) -> Result<Written, Failure> {
+        let written = self.read_parts(owner)?;
+        written.check_parts()?;
+        Ok(written)
+    }
+
+    /// Reads what is named, of which [`Written::check_parts`] has still to be asked.
+    pub fn read_parts(&self, owner: &PolicyOwner) -> Result<Written, Failure> {
         match (&self.from, &self.file) {
             (Some(dir), _) => Written::from_directory(owner, dir),
             (None, Some(file)) => Written::from_files(owner, file, self.sets.as_deref()),
@@ -138,24 +156,31 @@ impl Written {
         }
         let title = dir.display().to_string();
         let (owner, accepted) = (owner.clone(), Vec::new());
-        let written = Written { owner, bundle, title, accepted, parts, sets: read };
-        written.check_parts()?;
-        Ok(written)
+        Ok(Written { owner, bundle, title, accepted, parts, sets: read })
     }
 
     /// Checks each file alone, where there are several: text that doesn't end would spoil the next one's places.
-    fn check_parts(&self) -> Result<(), Failure> {
-        if self.parts.len() < 2 {
-            return Ok(());
-        }
-        let mut told = Vec::new();
-        for part in &self.parts {
-            let bundle = PolicyBundle { text: part.text.clone(), sets: self.bundle.sets.clone() };
-            if let Err(errors) = PolicySet::check(&self.owner, &bundle) {
-                told.extend(errors.problems.iter().map(|p| part.told(p)));
-            }
-        }
+    pub fn check_parts(&self) -> Result<(), Failure> {
+        let told: Vec<String> = self.wrong_parts().map(|(part, problem)| part.told(&problem)).collect();
         if told.is_empty() { Ok(()) } else { Err(failure(&told)) }
+    }
+
+    /// What [`Written::check_parts`] refuses.
+    pub fn wrong(&self) -> Vec<Placed> {
+        let place = |(part, problem): (&Part, PolicyProblem)| Placed {
+            file: Some(part.path.clone()),
+            finding: Finding::from(problem),
+        };
+        self.wrong_parts().map(place).collect()
+    }
+
+    fn wrong_parts(&self) -> impl Iterator<Item = (&Part, PolicyProblem)> {
+        let several = if self.parts.len() < 2 { &[] } else { self.parts.as_slice() };
+        several.iter().flat_map(|part| {
+            let bundle = PolicyBundle { text: part.text.clone(), sets: self.bundle.sets.clone() };
+            let wrong = PolicySet::check(&self.owner, &bundle).err();
+            wrong.into_iter().flat_map(|errors| errors.problems).map(move |problem| (part, problem))
+        })
     }
 
     /// The failure that tells problems of the whole text, each in its file.
@@ -185,6 +210,19 @@ impl Written {
             Some(input::told(path, text, Some(input::place(text, set + at.unwrap_or(0))), &problem.message))
         });
         found.unwrap_or_else(|| format!("{}: {}", self.title, output::clean(&problem.to_string())))
+    }
+
+    /// Findings of the whole text, each by the lines of its file.
+    pub fn placed(&self, findings: Vec<Finding>) -> Vec<Placed> {
+        let place = |mut finding: Finding| {
+            let part = self.parts.iter().rev().find(|part| Some(part.first_line) <= finding.line);
+            let before = part.map_or(0, |part| part.first_line - 1);
+            for line in [&mut finding.line, &mut finding.end_line].into_iter().flatten() {
+                *line = line.saturating_sub(before);
+            }
+            Placed { file: part.map(|part| part.path.clone()), finding }
+        };
+        findings.into_iter().map(place).collect()
     }
 
     /// Where a line of the whole text is, as `file:line`.

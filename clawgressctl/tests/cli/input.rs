@@ -80,7 +80,7 @@ async fn what_is_wrong_with_a_file_is_told_with_its_place() {
 }
 
 /// An authority's certificate, whose key nobody has.
-const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\n\
+pub const AUTHORITY: &str = "-----BEGIN CERTIFICATE-----\n\
     MIIBbjCCARWgAwIBAgIUKnDKN5T4K6Y2jmQruOmmkC7gHqkwCgYIKoZIzj0EAwIw\n\
     DTELMAkGA1UEAwwCY2EwHhcNMjYxMTI2MjMxNTQ0WhcNMzYxMTIzMjMxNTQ0WjAN\n\
     MQswCQYDVQQDDAJjYTBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABAECP0rqV3P1\n\

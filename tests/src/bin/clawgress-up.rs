@@ -1,5 +1,5 @@
 //! `cargo xtask up`: the gateway on this machine, for real use. Without privileges it is an explicit
-//! proxy in two processes; with `--transparent IFACE`, as root, it also governs the subnet behind that
+//! proxy in two processes; with `--local`, as root, it also governs commands of this machine, and with `--transparent IFACE` the subnet behind that
 //! interface, each role a process of its own.
 //!
 //! Owns one directory, and takes nothing but what it started away again. Must never change a file the
@@ -22,7 +22,7 @@ use clap::Parser;
 use clawgress_api::Status;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::layout::Layout;
+use crate::layout::{Governs, Layout};
 use crate::process::Processes;
 
 /// Time for all processes to serve.
@@ -36,6 +36,9 @@ struct Args {
     /// Govern the agents behind this interface too (as root)
     #[arg(long, value_name = "IFACE")]
     transparent: Option<String>,
+    /// Govern commands of this machine: what `clawgressctl run` starts (as root)
+    #[arg(long, conflicts_with = "transparent")]
+    local: bool,
     /// Where everything is kept [default: ~/.local/share/clawgress, or /var/lib/clawgress-up for root]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -58,7 +61,12 @@ async fn main() -> ExitCode {
 async fn run(args: &Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let layout = Layout::prepare(args.dir.clone(), args.transparent.as_deref(), args.listen)?;
+    let governs = match &args.transparent {
+        Some(interface) => Governs::Behind(interface.clone()),
+        None if args.local => Governs::Local,
+        None => Governs::Nothing,
+    };
+    let layout = Layout::prepare(args.dir.clone(), governs, args.listen)?;
     let mut processes = Processes::start(&layout)?;
     let served = tokio::select! {
         _ = interrupt.recv() => Ok(()),
@@ -146,7 +154,11 @@ fn explain(layout: &Layout, status: &Status, key: Option<&str>) {
         }
         None => println!("\nanother agent: {ctl} agent create NAME --team {}", layout::TEAM),
     }
-    if let Some(interface) = &layout.transparent {
+    if layout.governs != Governs::Nothing {
+        println!("\na command of this machine, governed whether it knows of proxies or not:");
+        println!("  {ctl} run --agent {} -- COMMAND", layout::AGENT);
+    }
+    if let Governs::Behind(interface) = &layout.governs {
         println!("\nan agent behind {interface}, known by its address:");
         println!("  {ctl} agent create NAME --team {} --source {interface}=ADDRESS,MAC", layout::TEAM);
     }

@@ -275,6 +275,18 @@ fn tail(log: &Path) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
+/// Where programs panicked, by their logs.
+pub(super) fn panicked(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for log in fs::read_dir(dir.join("logs")).into_iter().flatten().filter_map(Result::ok) {
+        let text = fs::read(log.path()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|line| line.starts_with("thread '") && line.contains("panicked at"));
+        found.extend(lines.map(|line| format!("{}: {line}", log.file_name().display())));
+    }
+    found
+}
+
 #[expect(clippy::print_stderr, reason = "a failed test shows what the processes said")]
 pub(super) fn show_logs(dir: &Path) {
     for entry in fs::read_dir(dir.join("logs")).into_iter().flatten().filter_map(Result::ok) {

@@ -117,7 +117,7 @@ fn give(from: &Path, to: &Path) {
 }
 
 impl Setting {
-    fn new() -> Setting {
+    pub fn new() -> Setting {
         Setting::with(|_| String::new())
     }
 

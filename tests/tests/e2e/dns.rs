@@ -31,7 +31,7 @@ fn resolving(more: &str) -> Site {
     with_policy(site(), more)
 }
 
-fn with_policy(mut site: Site, more: &str) -> Site {
+pub fn with_policy(mut site: Site, more: &str) -> Site {
     let steered = POLICY.replace(
         "action in [Action::\"connect\", Action::\"direct\"], resource in NetworkSet::\"dns\"",
         "action == Action::\"connect\", resource in NetworkSet::\"dns\"",

@@ -30,6 +30,7 @@ mod dns_tunnels;
 mod faults;
 mod floods;
 mod geo;
+mod hostile;
 mod interception;
 mod interfaces;
 mod kernel;

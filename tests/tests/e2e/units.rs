@@ -57,5 +57,11 @@ fn every_role_works_as_its_unit_has_it_run() {
     site.gateway.lab.wait("both workers", SOON, both).unwrap();
     site.gateway.stop(Role::L7, SOON).unwrap();
     site.gateway.launch(Role::L7).unwrap();
+    // Control, back, knows which workers there were: it can see what it tells this machine's boots apart by.
+    site.gateway.kill(Role::Control).unwrap();
+    site.gateway.launch(Role::Control).unwrap();
+    site.gateway.ready().unwrap();
+    let warnings = admin(&site).status().unwrap().warnings;
+    assert!(!warnings.iter().any(|w| w.contains("workers.json")), "{warnings:?}");
     finish(site);
 }

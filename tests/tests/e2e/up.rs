@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clawgress_e2e::lab::{Daemon, Forbidden, Host, Lab, Output, program};
@@ -98,21 +99,64 @@ fn without_privileges_it_is_an_explicit_proxy() {
     assert_eq!(lab.forbidden().unwrap(), Forbidden::default());
 }
 
+/// There is one such gateway on a machine: its cgroups are those of the machine.
+static GOVERNS: Mutex<()> = Mutex::new(());
+
+/// It uses the machine's own directories; in a mount namespace of its own these are the lab's.
+fn own_directories(command: &str) -> String {
+    format!(
+        "mkdir -p /run/clawgress && mount -t tmpfs lab /run/clawgress && mount -t bpf lab /sys/fs/bpf && exec {command}"
+    )
+}
+
+/// A laptop, with nobody behind it: what `run` starts is governed, whether it knows of the proxy or not.
+#[test]
+fn with_local_it_governs_commands_of_this_machine() {
+    let _alone = GOVERNS.lock().unwrap_or_else(PoisonError::into_inner);
+    let lab = Lab::builder().start().unwrap();
+    let dir = lab.dir().join("home");
+    edited(&dir);
+    let up = program("clawgress-up").unwrap();
+    let script = own_directories(&format!("{} --local --dir {}", up.display(), dir.display()));
+    let mut daemon = lab.spawn(Host::Gateway, "up", &["sh", "-c", &script]).unwrap();
+    let log = said(&lab, &mut daemon, "Ctrl-C drains and stops");
+    assert!(!log.contains("no kernel plane") && log.contains("run --agent me -- COMMAND"), "{log}");
+    let (target, ctl) = (daemon.pid().to_string(), dir.join("bin/clawgressctl"));
+    let config = format!("CLAWGRESS_CONFIG={}", dir.join("clawgress.toml").display());
+    let ca = lab.ca();
+    let run = |words: &[&str]| {
+        let before = ["nsenter", "-t", &target, "--mount", "--", "env", &config, ctl.to_str().unwrap()];
+        let curl = ["curl", "-sS", "--fail", "--max-time", "5", "--cacert", ca.to_str().unwrap()];
+        let run = ["run", "--agent", "me", "--user", "nobody", "--"];
+        lab.run(Host::Gateway, &[&before[..], &run, &curl, words].concat()).unwrap()
+    };
+    let first = run(&["https://api.allowed.test/"]);
+    if !first.ok() {
+        let before = ["nsenter", "-t", &target, "--mount", "--", "env", &config, ctl.to_str().unwrap()];
+        let dropped = lab.run(Host::Gateway, &[&before[..], &["drops"]].concat()).unwrap();
+        panic!("{first:?}: {dropped:?}");
+    }
+    let here = "api.allowed.test:443:203.0.113.10";
+    run(&["--noproxy", "*", "--resolve", here, "https://api.allowed.test/"]).check().unwrap();
+    assert!(!run(&["https://secret.denied.test/"]).ok());
+    assert!(!run(&["--noproxy", "*", "-k", "https://203.0.113.10/"]).ok(), "it names no host");
+    assert!(!run(&["--noproxy", "*", "-k", "https://198.51.100.66/"]).ok());
+    // Whatever else runs here is left alone.
+    curl(&lab, Host::Gateway, &["--resolve", here, "https://api.allowed.test/"]).check().unwrap();
+    assert!(daemon.stop_by(Signal::SIGINT, Duration::from_secs(45)).unwrap().success());
+    assert_eq!(lab.forbidden().unwrap(), Forbidden::default());
+}
+
 /// As README.md has it: the policy that comes with it, and a host that this internet has on its list.
 #[test]
 fn with_an_interface_it_governs_what_is_behind_it() {
+    let _alone = GOVERNS.lock().unwrap_or_else(PoisonError::into_inner);
     let lab = Lab::builder().start().unwrap();
     let dir = lab.dir().join("home");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("sets.toml"), "hosts = { allowed = [\"api.allowed.test\"] }\n").unwrap();
     let up = program("clawgress-up").unwrap();
-    // It uses the machine's own directories; in a mount namespace of its own these are the lab's.
-    let script = format!(
-        "mkdir -p /run/clawgress && mount -t tmpfs lab /run/clawgress && mount -t bpf lab /sys/fs/bpf && \
-         exec {} --transparent agents0 --dir {}",
-        up.display(),
-        dir.display()
-    );
+    let script = own_directories(&format!("{} --transparent agents0 --dir {}", up.display(), dir.display()));
     let mut daemon = lab.spawn(Host::Gateway, "up", &["sh", "-c", &script]).unwrap();
     let log = said(&lab, &mut daemon, "Ctrl-C drains and stops");
     let anonymous = curl(&lab, Host::Known, &["https://api.allowed.test/"]);

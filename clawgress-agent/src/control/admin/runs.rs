@@ -1,6 +1,7 @@
 //! Runs of local commands: opened, held while their holder is there, closed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clawgress_api::proto::{Empty, Name, NewRun};
 use tokio::sync::mpsc;
@@ -13,6 +14,10 @@ use crate::control::model::Refusal;
 
 /// SHA-256 in hexadecimal digits.
 const HASH_DIGITS: usize = 64;
+
+/// Longest wait for the planes to know a run before its command is started: one that begins earlier is nobody to them, and what it
+/// tries first is denied.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Opens a run.
 pub(super) async fn open(control: &Arc<Control>, request: Request<NewRun>) -> Answer {
@@ -28,7 +33,7 @@ pub(super) async fn open(control: &Arc<Control>, request: Request<NewRun>) -> An
     document(
         &detached(async move {
             let session = control.runs.open(&id, executable.as_deref(), &by).await?;
-            control.settled().await;
+            control.settled_within(SETTLE_TIME_MAX).await;
             Ok(session)
         })
         .await?,

@@ -77,8 +77,19 @@ pub struct Layout {
     programs: PathBuf,
     /// Each role is a process and a user of its own.
     pub apart: bool,
-    /// The agents' interface.
-    pub transparent: Option<String>,
+    /// What is governed beside the proxy.
+    pub governs: Governs,
+}
+
+/// What is governed beside the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Governs {
+    /// Nothing: there is no kernel plane.
+    Nothing,
+    /// Commands of this machine (`clawgressctl run`).
+    Local,
+    /// Those, and the agents behind an interface.
+    Behind(String),
 }
 
 impl Layout {
@@ -86,13 +97,12 @@ impl Layout {
     ///
     /// # Errors
     /// With the remedy.
-    pub fn prepare(
-        dir: Option<PathBuf>,
-        transparent: Option<&str>,
-        listen: SocketAddr,
-    ) -> anyhow::Result<Layout> {
+    pub fn prepare(dir: Option<PathBuf>, governs: Governs, listen: SocketAddr) -> anyhow::Result<Layout> {
         let root = nix::unistd::geteuid().is_root();
-        ensure!(root || transparent.is_none(), "`--transparent` loads kernel programs: run it as root");
+        ensure!(
+            root || governs == Governs::Nothing,
+            "`--transparent` and `--local` load kernel programs: run it as root"
+        );
         let dir = match dir {
             Some(dir) => std::path::absolute(dir)?,
             None if root => PathBuf::from(ROOT_DIR),
@@ -101,7 +111,7 @@ impl Layout {
         let run = if root { PathBuf::from(ROOT_RUN) } else { dir.join("run") };
         let own = program("clawgress-agent")?.parent().map(Path::to_owned).context("no directory")?;
         let programs = if root { dir.join("bin") } else { own.clone() };
-        let layout = Layout { dir, run, programs, apart: root, transparent: transparent.map(str::to_owned) };
+        let layout = Layout { dir, run, programs, apart: root, governs };
         layout.directories()?;
         if root {
             // A build below somebody's home is out of reach for users without privileges.
@@ -174,7 +184,7 @@ impl Layout {
     /// The cgroup L7 runs in, where the kernel plane judges its sockets.
     #[must_use]
     pub fn proxy_cgroup(&self) -> Option<PathBuf> {
-        let mount = self.transparent.as_ref().and(cgroup_mount())?;
+        let mount = cgroup_mount().filter(|_| self.governs != Governs::Nothing)?;
         self.apart.then(|| mount.join("clawgress-l7").join("up"))
     }
 
@@ -223,17 +233,17 @@ impl Layout {
     }
 
     fn configuration(&self, listen: SocketAddr) -> anyhow::Result<String> {
-        let (mode, interfaces, listen) = match &self.transparent {
-            None => ("none", String::new(), vec![listen]),
-            Some(agents) => {
+        let table = |name: &str, role| format!("[[interface]]\nname = \"{name}\"\nrole = \"{role}\"\n\n");
+        let (mode, interfaces, listen) = match &self.governs {
+            Governs::Nothing => ("none", String::new(), vec![listen]),
+            Governs::Local => ("kernel", table(&uplink()?, "uplink"), vec![listen]),
+            Governs::Behind(agents) => {
                 let uplink = uplink()?;
                 if uplink == *agents {
                     bail!("`{agents}` is also the way out; agents need an interface of their own");
                 }
                 let listen =
                     addresses(agents)?.into_iter().map(|ip| SocketAddr::new(ip, PROXY_PORT)).collect();
-                let table =
-                    |name: &str, role| format!("[[interface]]\nname = \"{name}\"\nrole = \"{role}\"\n\n");
                 ("kernel", table(agents, "agents") + &table(&uplink, "uplink"), listen)
             }
         };

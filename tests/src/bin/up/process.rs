@@ -10,7 +10,7 @@ use clawgress_e2e::lab::{Role, enter, mount_bpffs, privileges};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::layout::Layout;
+use crate::layout::{Governs, Layout};
 
 /// Longer than L7 gives the connections it drains.
 const STOP_MAX: Duration = Duration::from_secs(40);
@@ -26,7 +26,7 @@ impl Processes {
     /// If one can't be started.
     pub fn start(layout: &Layout) -> anyhow::Result<Processes> {
         let mut processes = Processes(Vec::new());
-        if layout.transparent.is_some() {
+        if layout.governs != Governs::Nothing {
             mount_bpffs()?;
         }
         if layout.apart {
