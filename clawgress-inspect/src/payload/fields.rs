@@ -25,6 +25,7 @@ pub(super) struct Fields {
 
 impl Fields {
     /// The next field begins.
+    #[inline]
     pub(super) fn begin(&mut self, is_own: bool, place: Place, tally: &Tally) {
         (self.is_open, self.count) = (false, 0);
         // All that is heard is, however short.
@@ -34,6 +35,7 @@ impl Fields {
     }
 
     /// Some of it.
+    #[inline]
     pub(super) fn push(
         &mut self,
         bytes: &[u8],
@@ -57,6 +59,7 @@ impl Fields {
     }
 
     /// It ends.
+    #[inline]
     pub(super) fn end(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         match &mut self.layer {
             Some(layer) if self.is_open => layer.finish(tally),

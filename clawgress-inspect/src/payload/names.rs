@@ -23,6 +23,7 @@ pub(super) struct Names {
 
 impl Names {
     /// Whether a name or id becomes too long here.
+    #[inline]
     pub(super) fn watch(&mut self, event: Event<'_>) -> bool {
         match event {
             Event::Begin(kind) => {
