@@ -19,9 +19,9 @@ mod owners;
 mod tests;
 
 /// Most buckets that are not full: every agent of a node under ten limits, and [what others find](owners).
-pub const BUCKETS_MAX: usize = 112_500;
+pub const BUCKETS_MAX: usize = 129_024;
 /// Most reservations at once that are not settled: each worker has one for each of its buckets that are in use.
-pub const RESERVATIONS_MAX: usize = 112_500;
+pub const RESERVATIONS_MAX: usize = 129_024;
 /// Most reservations that are settled and remembered, so that a late repetition is known for what it is: the last ones.
 const SETTLED_MAX: usize = 25_000;
 /// Most buckets of one reservation: each limit that applies to a request.

@@ -114,8 +114,8 @@ fn what_is_out_of_bounds_is_refused() {
 fn full_tables_refuse_and_recover() {
     let mut ledger = Ledger::default();
     let one = |limit: u64| [scope(limit, MINUTE, 1, 1)];
-    // One tenant alone may have eight ninths.
-    for limit in 0..BUCKETS_MAX as u64 * 8 / 9 {
+    // One tenant alone may have seven ninths.
+    for limit in 0..BUCKETS_MAX as u64 * 7 / 9 {
         granted(ledger.reserve(limit.into(), &one(limit), SECOND * 9, SECOND));
     }
     assert_eq!(ledger.reserve(1 << 64, &one(1 << 60), SECOND, SECOND), Err(QuotaError::Full));
