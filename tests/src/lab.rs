@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 pub use exec::{Daemon, Output, finish};
-pub use gateway::{BEHIND, Gateway, GatewayOptions, Role, cgroup_mount, enter, mount_bpffs, privileges};
+pub use gateway::{
+    BEHIND, Gateway, GatewayOptions, Role, cgroup_mount, descriptors, enter, mount_bpffs, privileges,
+};
 pub use record::kept;
 
 use crate::plan;

@@ -40,6 +40,10 @@ pub enum Role {
     L7,
     /// Another `clawgress-l7`, where a test wants two.
     L7Beside,
+    /// And where it wants more.
+    L7Third,
+    /// See [`Role::L7Third`].
+    L7Fourth,
 }
 
 impl Role {
@@ -55,6 +59,8 @@ impl Role {
             Role::Control => "control",
             Role::L7 => "l7",
             Role::L7Beside => "l7-beside",
+            Role::L7Third => "l7-third",
+            Role::L7Fourth => "l7-fourth",
         }
     }
 
@@ -62,7 +68,7 @@ impl Role {
     #[must_use]
     pub fn unit(self) -> PathBuf {
         let name = match self {
-            Role::L7Beside => "clawgress-l7@.service".to_owned(),
+            Role::L7Beside | Role::L7Third | Role::L7Fourth => "clawgress-l7@.service".to_owned(),
             role => format!("clawgress-{}.service", role.name()),
         };
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd").join(name)
@@ -75,9 +81,14 @@ impl Role {
         match self {
             Role::Keys => Some("bin"),
             Role::Control => Some("daemon"),
-            Role::L7 | Role::L7Beside => Some("nobody"),
+            Role::L7 | Role::L7Beside | Role::L7Third | Role::L7Fourth => Some("nobody"),
             Role::Datapath => None,
         }
+    }
+
+    /// Whether it is a `clawgress-l7`.
+    fn is_l7(self) -> bool {
+        matches!(self, Role::L7 | Role::L7Beside | Role::L7Third | Role::L7Fourth)
     }
 }
 
@@ -90,6 +101,8 @@ pub struct GatewayOptions {
     pub connections_max: Option<usize>,
     /// Whether each role is held to what its shipped unit says of the process: system calls, mask, sight of `/proc`.
     pub units: bool,
+    /// Descriptors that each process may have; what the running one may have if absent.
+    pub descriptors_max: Option<usize>,
     /// Where programs are taken from; beside the running one if absent.
     pub programs: Option<PathBuf>,
     /// More of the datapath's table.
@@ -160,12 +173,15 @@ impl Gateway {
     /// # Errors
     /// If it can't be started.
     pub fn launch(&mut self, role: Role) -> anyhow::Result<()> {
-        let is_l7 = matches!(role, Role::L7 | Role::L7Beside);
+        let is_l7 = role.is_l7();
         let program = self.program(if is_l7 { "clawgress-l7" } else { "clawgress-agent" })?;
         let mut argv = match self.proxy_cgroup() {
             Some(cgroup) if is_l7 => enter(&cgroup)?,
             _ => Vec::new(),
         };
+        if let Some(most) = self.options.descriptors_max {
+            argv.extend(descriptors(most));
+        }
         argv.extend(self.sandbox("mount", role)?);
         argv.extend(privileges(role, self.lab.is_kept()));
         argv.extend(self.sandbox("enter", role)?);
@@ -390,6 +406,12 @@ pub fn privileges(role: Role, kept: bool) -> Vec<String> {
         words.extend(["--pdeathsig".to_owned(), "KILL".to_owned()]);
     }
     words
+}
+
+/// The words before a program that may have so many descriptors. More than the running one may have at most takes root.
+#[must_use]
+pub fn descriptors(most: usize) -> [String; 2] {
+    ["prlimit".to_owned(), format!("--nofile={most}:")]
 }
 
 fn own(dir: &Path, mode: u32, user: Option<&str>) -> anyhow::Result<()> {

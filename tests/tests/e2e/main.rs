@@ -47,6 +47,7 @@ mod proxy;
 mod quarantine;
 mod registry;
 mod replays;
+mod scale;
 mod shared;
 mod signals;
 mod slow;
