@@ -18,6 +18,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session, http_proxy};
+use tokio::task::coop;
 use tokio::time::Instant;
 
 use crate::decide::Ruling;
@@ -492,7 +493,9 @@ impl ProxyHttp for App {
     ) -> Result<Option<Duration>> {
         self.still_allowed(context)?;
         if context.conversation.is_some() {
-            return self.receive_messages(body, end, context).map(|()| None);
+            self.receive_messages(body, end, context)?;
+            // Of what came besides, Pingora would have all judged before it waits for anything: where much was, others run first.
+            return Ok((!coop::has_budget_remaining()).then_some(Duration::ZERO));
         }
         self.rename(body, end, context)?;
         let bytes = body.as_deref().unwrap_or_default();

@@ -5,6 +5,7 @@ use std::time::Instant;
 use clawgress_api::RecordKind;
 use clawgress_ebpf_common::DropReason;
 use http::Request;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use crate::client::Client;
@@ -141,4 +142,44 @@ async fn nobody_is_dialled_for_what_waited_when_its_key_went() {
     };
     let denied = || gateway.control.records().into_iter().filter(is_denied).count();
     crate::http2::until("denials of all three", || denied() == 3).await;
+}
+
+/// A server of two addresses. While the way to the first is tried, which is through a parent proxy, policy takes the second away:
+/// who was judged by the first is not sent to the second when that fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_way_is_judged_when_it_is_taken() {
+    let second = Upstream::http("127.1.0.2").await;
+    // It refuses when it is let to.
+    let parent = Upstream::start("127.1.0.9", None, |mut stream, seen| async move {
+        let events = seen.events.as_ref().expect("events");
+        events.acquire().await.expect("open").forget();
+        let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").await;
+    })
+    .await;
+    let more = format!(
+        "[[parent]]\nname = \"corp\"\naddress = \"{}\"\n[[route]]\nparent = \"corp\"\nnetworks = [\"127.1.0.1/32\"]\n",
+        parent.address
+    );
+    let gateway = Gateway::start(Options { more, ..Options::default() }).await;
+    let host = format!("two.allowed.test:{}", second.address.port());
+    let request = format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web());
+    let ask = async |policy: &str| {
+        assert_eq!(gateway.publish_policy(POLICY).await, "");
+        let (mut client, before) = (gateway.client().await, parent.connections());
+        client.send(&request).await;
+        crate::http2::until("the first way", || parent.connections() == before + 1).await;
+        assert_eq!(gateway.publish_policy(policy).await, "");
+        // For what waits to be judged under it, by the way that it takes.
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        parent.next_event();
+        client.answer().await
+    };
+    let gone = r#"@id("gone") forbid (principal, action == Action::"connect", resource) when { context.ip == ip("127.1.0.2") };"#;
+    let answer = ask(&format!("{POLICY}{gone}")).await;
+    // Told so, or cut.
+    assert!(answer.status == 0 || answer.reason() == "policy_forbidden", "{answer:?}");
+    assert_eq!(second.connections(), 0);
+    // One that the change says nothing of goes on.
+    assert_eq!(ask(&format!("{POLICY}// Of another time.\n")).await.status, 200);
+    assert_eq!(second.connections(), 1);
 }

@@ -20,6 +20,8 @@ const OPENING: &[u8] = b"GET /chat HTTP/1.1\r\nHost: a.test\r\nConnection: Upgra
 const KEY: &[u8] = b"-----BEGIN PRIVATE KEY-----";
 /// Many times what is looked at without letting others run.
 const LONG: usize = 512 * 1024;
+/// Messages of a letter that a server can say in a record of TLS.
+const LETTERS: usize = 16 * 1024 / 3;
 
 /// A WebSocket that was opened, of which each side is read.
 struct Opened {
@@ -108,16 +110,37 @@ async fn others_run_while_what_a_client_says_is_looked_at() {
     assert!(ran.get() >= LONG / 4096, "{}", ran.get());
 }
 
+/// However little each says: nobody waits for more than one of them.
+#[tokio::test]
+async fn others_run_between_messages_of_a_letter() {
+    let mut opened = Opened::new().await;
+    let (bytes, ran) = (said(Sender::Client, 0x81, b"x").repeat(LETTERS), Cell::new(0));
+    let others = async {
+        loop {
+            ran.set(ran.get() + 1);
+            yield_now().await;
+        }
+    };
+    tokio::select! {
+        heard = opened.hear(Sender::Client, &bytes) => assert!(heard.is_ok_and(|out| out == bytes)),
+        () = others => {}
+    }
+    assert!(ran.get() >= LETTERS, "{}", ran.get());
+    assert_eq!(opened.conversation.client.bytes, LETTERS as u64, "each was judged");
+}
+
 /// Pingora's filter of answers can't wait: what is looked at there is taken off what the task may do at once.
 #[tokio::test]
 async fn what_a_server_says_has_others_run_soon() {
-    let mut opened = Opened::new().await;
-    let bytes = said(Sender::Server, 0x81, &vec![b'x'; LONG]);
-    yield_now().await;
-    assert!(coop::has_budget_remaining());
-    let heard = opened.hear(Sender::Server, &bytes).now_or_never().expect("nothing is waited for");
-    assert!(heard.is_ok_and(|out| out == bytes));
-    assert!(!coop::has_budget_remaining());
+    let letters = said(Sender::Server, 0x81, b"x").repeat(LETTERS);
+    for bytes in [said(Sender::Server, 0x81, &vec![b'x'; LONG]), letters] {
+        let mut opened = Opened::new().await;
+        yield_now().await;
+        assert!(coop::has_budget_remaining());
+        let heard = opened.hear(Sender::Server, &bytes).now_or_never().expect("nothing is waited for");
+        assert!(heard.is_ok_and(|out| out == bytes));
+        assert!(!coop::has_budget_remaining());
+    }
 }
 
 /// What looks at messages looks at one after another, in the middle of which others may come.
