@@ -48,8 +48,9 @@ except urllib.error.HTTPError as answer:
     print(answer.code)";
 const REQUESTS: &str = "import requests, sys; print(requests.get(sys.argv[1], timeout=10).status_code)";
 const HTTPX: &str = "import httpx, sys; print(httpx.get(sys.argv[1], timeout=10).status_code)";
-const RUBY: &str = "require 'net/http'; u = URI(ARGV[0])
-puts Net::HTTP.start(u.host, u.port, use_ssl: true, open_timeout: 10) { |c| c.get(u.request_uri).code }";
+/// By itself, `Net::HTTP` takes `http_proxy` for whatever it asks.
+const RUBY: &str = "require 'net/http'; u = URI(ARGV[0]); via = u.find_proxy
+puts Net::HTTP.start(u.host, u.port, via&.host, via&.port, via&.user, via&.password, use_ssl: true, open_timeout: 10) { |c| c.get(u.request_uri).code }";
 /// Node's own `fetch` takes no proxy from variables in most of its versions.
 const NODE: &str = "const http = require('http'), https = require('https');
 const url = new URL(process.argv[1]), via = process.env.HTTPS_PROXY && new URL(process.env.HTTPS_PROXY);

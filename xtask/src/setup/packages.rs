@@ -48,6 +48,7 @@ const PROGRAMS: &[Program] = &[
     program("busybox", "busybox-static", Scope::Lab, "is the first process of a virtual machine"),
     program("qemu-system-x86_64", "qemu-system-x86", Scope::Lab, "runs older kernels, emulated"),
     program("node", "nodejs", Scope::Lab, "is a client, and runs the tests' OpenID provider"),
+    program("ruby", "ruby", Scope::Lab, "is a client"),
     program("npm", "npm", Scope::Lab, "installs that provider, and is a client"),
 ];
 
