@@ -15,6 +15,8 @@ const POLICY: &str = r#"
 when { ["SendMessage", "GetTask", "GetAgentCard"].contains(context.tool.method) };
 @id("no-keys") forbid (principal, action == Action::"tool", resource)
 when { context.findings.contains("private_key") };
+@id("no-secrets") forbid (principal, action == Action::"tool", resource)
+when { context.tool.values.contains("/message/parts/0/text=a secret") };
 "#;
 
 struct Site {
@@ -65,6 +67,8 @@ async fn operations_are_judged_by_their_paths() {
     let site = Site::start().await;
     let hello = r#"{"message":{"role":"ROLE_USER","messageId":"m","parts":[{"text":"hello"}]}}"#;
     let key = hello.replace("hello", "-----BEGIN PRIVATE KEY-----");
+    let secret = hello.replace("hello", "a secret");
+    let called = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"SendMessage","params":{secret}}}"#);
     let rpc = r#"{"jsonrpc":"2.0","id":1,"method":"CancelTask","params":{"id":"t"}}"#;
     let versioned = "A2A-Version: 1.0\r\n";
     for (n, (method, path, fields, body, told, reason)) in [
@@ -84,6 +88,16 @@ async fn operations_are_judged_by_their_paths() {
         ("POST", "/a2a/tasks/t-1:cancel", "", "", Some(("planner", "CancelTask")), Some("policy_denied")),
         ("GET", "/a2a/v1/card", "", "", Some(("planner", "GetExtendedAgentCard")), Some("policy_denied")),
         ("POST", "/a2a/message:send", "", &key, Some(("planner", "SendMessage")), Some("policy_forbidden")),
+        // What it says, by its path or as JSON-RPC.
+        (
+            "POST",
+            "/a2a/message:send",
+            "",
+            &secret,
+            Some(("planner", "SendMessage")),
+            Some("policy_forbidden"),
+        ),
+        ("POST", "/a2a", "", &called, Some(("planner", "SendMessage")), Some("policy_forbidden")),
         // A message of JSON-RPC besides is one.
         ("POST", "/a2a/message:send", "", rpc, Some(("planner", "CancelTask")), Some("policy_denied")),
         // To nobody who is listed.
@@ -103,7 +117,7 @@ async fn operations_are_judged_by_their_paths() {
             assert_eq!(answer.status, 200, "{method} {path} {answer:?}");
             continue;
         };
-        let status = if body == rpc { 200 } else { 403 };
+        let status = if body == rpc || body == called { 200 } else { 403 };
         assert_eq!((answer.status, answer.reason()), (status, reason), "{method} {path}");
         assert_eq!(record.action.as_deref(), Some("tool"));
     }

@@ -351,6 +351,9 @@ async fn calls_to_who_is_not_listed_are_known_by_their_shape() {
         ("/relay", chat("gpt-5-mini", "")),
         ("/relay", r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#.to_owned()),
         ("/relay", r#"{"input":"Hi","model":"m"}"#.to_owned()),
+        // Of servers that run one model, and are told none.
+        (CHAT, r#"{"messages":[{"role":"user","content":"Hi"}]}"#.to_owned()),
+        ("/relay", r#"{"prompt":"Hi","n_predict":64}"#.to_owned()),
     ] {
         let answer = site.ask(path, "", body.as_bytes()).await;
         assert_eq!(answer.reason(), "policy_denied", "{body}");
@@ -474,16 +477,20 @@ async fn each_answer_has_its_cost_or_none_that_is_known() {
     let outcome = site.record(RecordKind::Outcome, 1).await;
     let tokens = outcome.tokens.expect("estimated");
     assert_eq!(outcome.cost, cost(true, tokens.input * 3_000 + tokens.output * 12_000 + 100_000));
+    // What only counts, uses none.
+    let counted = site.ask("/v1/messages/count_tokens", "", chat("gpt-5-mini", "").as_bytes()).await;
+    let outcome = site.record(RecordKind::Outcome, 2).await;
+    assert_eq!((counted.status, outcome.tokens, outcome.cost), (200, None, None));
     // Of a model whose price nobody knows, policy may ask before.
     assert_eq!(site.ask(CHAT, "", chat("other", "").as_bytes()).await.reason(), "policy_denied");
     let facts =
-        site.record(RecordKind::Decision, 2).await.attributes.and_then(|read| read.llm).expect("told");
+        site.record(RecordKind::Decision, 3).await.attributes.and_then(|read| read.llm).expect("told");
     assert!(facts.unpriced);
     let open = policy.replace(" unless { context.llm.unpriced }", "");
     site.gateway.publish_policy(&open).await;
     assert_eq!(site.ask(CHAT, "", chat("other", "").as_bytes()).await.status, 200);
     // Its server says that it was another, whose price is known.
-    assert!(matches!(site.record(RecordKind::Outcome, 3).await.cost, Some(CallCost::Priced { .. })));
+    assert!(matches!(site.record(RecordKind::Outcome, 4).await.cost, Some(CallCost::Priced { .. })));
     let unknown = Site::start(POLICY, true, "").await;
     assert_eq!(unknown.ask(CHAT, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
     assert_eq!(unknown.record(RecordKind::Outcome, 0).await.cost, Some(CallCost::Unpriced));
