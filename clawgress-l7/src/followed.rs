@@ -45,7 +45,7 @@ struct Seen {
 
 // === impl Followed ===
 
-impl<T> Followed<T> {
+impl<T: Send + Sync + 'static> Followed<T> {
     /// What `file` says, or comes with the program where there is none.
     ///
     /// # Errors
@@ -72,7 +72,8 @@ impl<T> Followed<T> {
         Arc::clone(&self.live.load().value)
     }
 
-    /// Reads the file again whenever it changes, for ever.
+    /// Reads the file again whenever it changes, for ever. It is looked at, read and made use of on threads that may block:
+    /// nobody who is served waits for that.
     pub async fn follow(&self) {
         let Some(file) = &self.file else { return };
         let mut looks = tokio::time::interval(limit::TLS_FILES_LOOK);
@@ -80,11 +81,22 @@ impl<T> Followed<T> {
         let mut refused = None;
         loop {
             looks.tick().await;
-            let seen = Seen::of(file);
-            if seen == self.live.load().seen || refused == Some(seen) {
-                continue;
-            }
-            match Live::read(self.what, self.setting, Some(file), self.make) {
+            let known = self.live.load().seen;
+            let (what, setting, make, path) = (self.what, self.setting, self.make, file.clone());
+            let look = tokio::task::spawn_blocking(move || {
+                let seen = Seen::of(&path);
+                let is_news = seen != known && refused != Some(seen);
+                is_news.then(|| (seen, Live::read(what, setting, Some(&path), make)))
+            });
+            let (seen, read) = match look.await {
+                Ok(Some(looked)) => looked,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!("the {what} can't be looked at: {error}");
+                    continue;
+                }
+            };
+            match read {
                 Ok(live) => {
                     refused = None;
                     self.live.store(Arc::new(live));
@@ -141,7 +153,10 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
+    use std::thread::ThreadId;
     use std::time::Duration;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -174,6 +189,33 @@ mod tests {
             tokio::time::sleep(limit::TLS_FILES_LOOK + Duration::from_millis(1)).await;
             assert_eq!(*followed.now(), want, "{written:?}");
         }
+        following.abort();
+    }
+
+    /// Threads that made something of a file.
+    static MADE_ON: Mutex<Vec<ThreadId>> = Mutex::new(Vec::new());
+
+    fn noted(text: Option<&str>) -> Result<u32> {
+        MADE_ON.lock().push(std::thread::current().id());
+        number(text)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_serves_makes_nothing_of_files() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("numbers");
+        std::fs::write(&file, "1").expect("written");
+        let followed = Arc::new(Followed::new("numbers", "numbers", Some(&file), noted).expect("sound"));
+        MADE_ON.lock().clear();
+        let following = tokio::spawn({
+            let followed = Arc::clone(&followed);
+            async move { followed.follow().await }
+        });
+        std::fs::write(&file, "22").expect("written");
+        tokio::time::sleep(limit::TLS_FILES_LOOK + Duration::from_millis(1)).await;
+        assert_eq!(*followed.now(), 22);
+        let own = std::thread::current().id();
+        assert!(!MADE_ON.lock().is_empty() && MADE_ON.lock().iter().all(|thread| *thread != own));
         following.abort();
     }
 }
