@@ -142,6 +142,11 @@ fn resident_bytes() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use clawgress_inspect::llm::Estimator;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn wait(counting: &Counting) -> Option<u64> {
@@ -201,5 +206,84 @@ mod tests {
         let (first, second) = (count(1), count(1));
         assert_eq!((first.so_far(), second.so_far()), (CountedTokens::Unknown, CountedTokens::Unknown));
         assert_eq!((counter.dropped(), counter.shared.bytes.load(Ordering::Relaxed)), (2, 1));
+    }
+
+    /// What the estimate of a text is to its count.
+    fn ratio(text: &str) -> f64 {
+        let mut estimator = Estimator::bare();
+        estimator.push(text.as_bytes());
+        estimator.end();
+        let counted = u32::try_from(bpe_openai::o200k_base().count(text)).expect("few");
+        f64::from(u32::try_from(estimator.tokens()).expect("few")) / f64::from(counted.max(1))
+    }
+
+    /// Texts of up to 4 KiB of all files of this kind below a directory.
+    fn texts(directory: &Path, kind: &str, all: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                texts(&path, kind, all);
+            } else if path.extension().is_some_and(|extension| extension == kind) {
+                let text = std::fs::read_to_string(&path).expect("text");
+                let mut rest = &text[..];
+                while !rest.is_empty() {
+                    let at = (0..=rest.len().min(4096)).rev().find(|at| rest.is_char_boundary(*at));
+                    let (text, behind) = rest.split_at(at.expect("0 is one"));
+                    all.push(text.to_owned());
+                    rest = behind;
+                }
+            }
+        }
+    }
+
+    /// As docs/llm.md has it, of this repository's own texts: from the first to the last percentile.
+    #[test]
+    fn the_estimate_is_as_near_as_the_docs_say() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository");
+        for (directory, kind, least, most) in [
+            ("docs", "md", 0.78, 1.14),
+            ("clawgress-inspect/src", "rs", 0.78, 1.14),
+            ("xtask", "py", 0.78, 1.14),
+        ] {
+            let mut all = Vec::new();
+            texts(&root.join(directory), kind, &mut all);
+            let mut ratios: Vec<f64> = all.iter().map(|text| ratio(text)).collect();
+            ratios.sort_by(f64::total_cmp);
+            let at = |percent: usize| ratios[(ratios.len() - 1) * percent / 100];
+            assert!(
+                at(1) >= least && at(99) <= most,
+                "{directory}: {} to {} of {}",
+                at(1),
+                at(99),
+                ratios.len()
+            );
+            assert!((0.9..=1.1).contains(&at(50)), "{directory}: {} in the middle", at(50));
+        }
+        for text in [
+            "جميع الناس يولدون أحرارا متساوين في الكرامة والحقوق وقد وهبوا عقلا وضميرا وعليهم أن يعامل بعضهم بعضا بروح الإخاء",
+            "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+            "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de conscience.",
+            "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt.",
+            "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+            "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+            "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 이성과 양심을 부여받았다.",
+            "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью.",
+            "Todos los seres humanos nacen libres e iguales en dignidad y derechos y están dotados de razón y conciencia.",
+        ] {
+            let ratio = ratio(text);
+            assert!((0.78..=1.25).contains(&ratio), "{ratio}: {text}");
+        }
+    }
+
+    proptest! {
+        /// Data that are no words come to no more than three times what is estimated.
+        #[test]
+        fn data_come_to_three_times_the_estimate(bytes in proptest::collection::vec(any::<u8>(), 100..3000)) {
+            let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes);
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            for text in [base64, hex] {
+                prop_assert!(ratio(&text) * 3.0 >= 1.0, "{} {}", ratio(&text), text);
+            }
+        }
     }
 }
